@@ -75,7 +75,7 @@ impl Slot {
         let wanted = async {
             loop {
                 let event = self.events.next().await.unwrap();
-                if event.nsid == Some(self.nsid) && what(&event.what) {
+                if event.nsid == Some(self.nsid) && what(&event.kind) {
                     return;
                 }
             }
@@ -90,7 +90,7 @@ impl Slot {
         let wanted = async {
             loop {
                 let event = self.events.next().await.unwrap();
-                if let (Some(_), What::Rules { generation }) = (event.nsid, event.what) {
+                if let (Some(_), What::Rules { generation }) = (event.nsid, event.kind) {
                     return generation;
                 }
             }
@@ -121,7 +121,7 @@ fn a_link_deleted_inside_is_heard_with_its_name_and_so_is_our_end_of_it() {
         let mut heard = Vec::new();
         let both = async {
             while heard.len() < 2 {
-                let Event { nsid, what } = slot.events.next().await.unwrap();
+                let Event { nsid, kind: what } = slot.events.next().await.unwrap();
                 if let What::Link(link) = what
                     && link.deleted
                 {
@@ -206,13 +206,13 @@ fn a_look_covers_the_rules_that_were_committed_before_it_and_none_that_came_afte
         let mut slot = Slot::make().await;
         let backend = Backend::detect().unwrap();
         slot.run("iptables -A FORWARD -j DROP");
-        let look = || backend.read_dated(&[TableName::Filter]);
+        let look = || backend.read_with_generation(&[TableName::Filter]);
         let (_, seen) = slot.ns.run_here(look).unwrap();
         let seen = seen.expect("there are rules");
         // The builtin chains and the rule, in one transaction or in two.
         let mut committed = vec![slot.hears_of_rules().await];
         while let Ok(event) = tokio::time::timeout(QUIET, slot.events.next()).await {
-            if let What::Rules { generation } = event.unwrap().what {
+            if let What::Rules { generation } = event.unwrap().kind {
                 committed.push(generation);
             }
         }
@@ -236,7 +236,7 @@ fn a_permanent_neighbour_lost_is_heard_and_arp_is_not() {
             "ARP must have happened"
         );
         while let Ok(event) = tokio::time::timeout(QUIET, slot.events.next()).await {
-            assert!(!matches!(event.unwrap().what, What::Neigh { .. }));
+            assert!(!matches!(event.unwrap().kind, What::Neigh { .. }));
         }
         slot.run("ip neigh replace 10.9.0.7 lladdr 02:00:00:00:00:07 dev up0 nud permanent");
         slot.hears(|what| matches!(what, What::Neigh { .. })).await;
@@ -260,12 +260,12 @@ fn changes_in_our_own_namespace_are_heard_without_a_number() {
             .unwrap();
         assert_eq!(first.nsid, None);
         assert!(
-            matches!(first.what, What::Link(_) | What::Netconf { .. }),
+            matches!(first.kind, What::Link(_) | What::Netconf { .. }),
             "{first:?}"
         );
         kernel::run("nft add table ip t");
         let rules = async {
-            let heard = |event: &Event| (event.nsid, matches!(event.what, What::Rules { .. }));
+            let heard = |event: &Event| (event.nsid, matches!(event.kind, What::Rules { .. }));
             while heard(&events.next().await.unwrap()) != (None, true) {}
         };
         tokio::time::timeout(SOON, rules)
@@ -285,7 +285,7 @@ fn more_than_we_could_hear_is_an_overrun_and_then_we_hear_again() {
                echo \"route add 10.9.$i.$j dev lo\"; echo \"route del 10.9.$i.$j dev lo\"; j=$((j+1));
              done; i=$((i+1)); done > /run/batch; ip -batch /run/batch",
         );
-        let overrun = async { while events.next().await.unwrap().what != What::Overrun {} };
+        let overrun = async { while events.next().await.unwrap().kind != What::Overrun {} };
         tokio::time::timeout(SOON, overrun)
             .await
             .expect("no overrun");

@@ -12,8 +12,8 @@ use proptest::prelude::*;
 use proptest::sample::subsequence;
 use proptest::test_runner::TestRunner;
 use slicectl::host::iptables::{
-    Backend, Edit, Flavour, Input, Lock, Tool, builtin_chains, ipv6_sealed, restore, restore_whole,
-    seal_ipv6,
+    Backend, Edit, Flavour, Input, Lock, Tool, block_ipv6, builtin_chains, ipv6_sealed, restore,
+    restore_tables,
 };
 use slicectl::host::netns::Netns;
 use slicectl::host::rule::{
@@ -62,7 +62,7 @@ impl World {
             symlink(multi, tools.path().join(name)).unwrap();
         }
         let backend = Backend::detect_in(tools.path().as_os_str()).unwrap();
-        assert_eq!(backend.flavour, flavour);
+        assert_eq!(backend.kind, flavour);
         Self { backend, tools }
     }
 
@@ -168,7 +168,7 @@ fn the_hosts_edits() -> Vec<Edit> {
     cttimeout::set("tria", &[(1, 5), (3, 7440)].into()).unwrap();
     let ours = |table, from: &str, text| Edit {
         chains: vec![Chain::user("SLICE-abcde", rules(text))],
-        on_top: vec![(from.to_owned(), rule("-j SLICE-abcde"))],
+        insert_top: vec![(from.to_owned(), rule("-j SLICE-abcde"))],
         ..Edit::of(table)
     };
     vec![
@@ -229,7 +229,7 @@ fn whole_tables_are_written_into_nothing_over_something_and_after_a_failure() {
     on_both(|world| {
         let write = |ruleset: &Ruleset| {
             let lock = world.lock();
-            restore_whole(&world.backend, ruleset, Lock::Private(&lock))
+            restore_tables(&world.backend, ruleset, Lock::Private(&lock))
         };
         let nonsense = vec![Rule::Foreign("whatever".into())];
         let bad = filter(vec![Chain::builtin("FORWARD", Policy::Drop, nonsense)]);
@@ -240,7 +240,7 @@ fn whole_tables_are_written_into_nothing_over_something_and_after_a_failure() {
         }
     });
     on_both(|world| {
-        restore_whole(&world.backend, &a_vms_rules(), Lock::Private(&world.lock())).unwrap();
+        restore_tables(&world.backend, &a_vms_rules(), Lock::Private(&world.lock())).unwrap();
         assert_equal(&world.read(), &a_vms_rules());
         let tools = world.tools.path().display();
         let saved = output(&format!("{tools}/iptables-save"));
@@ -268,7 +268,7 @@ fn the_hosts_chains_are_read_back_equal_and_foreign_ones_stay() {
         for edit in &edits {
             let ours = found.chain(edit.table, "SLICE-abcde").unwrap();
             assert_eq!(ours, &edit.chains[0]);
-            let (from, jump) = &edit.on_top[0];
+            let (from, jump) = &edit.insert_top[0];
             assert_eq!(&found.rules(edit.table, from)[0], jump);
         }
         let forward = found.chain(TableName::Filter, "FORWARD").unwrap();
@@ -296,7 +296,7 @@ fn an_edit_moves_our_jump_to_the_top_and_takes_our_chains_away() {
         let second = ("FORWARD".to_owned(), rule("-i eth7 -j DROP"));
         let to_the_top = Edit {
             remove: vec![jump.clone()],
-            on_top: vec![jump, second],
+            insert_top: vec![jump, second],
             ..Edit::of(TableName::Filter)
         };
         world.restore(&Input::edits(&[to_the_top])).unwrap();
@@ -308,8 +308,8 @@ fn an_edit_moves_our_jump_to_the_top_and_takes_our_chains_away() {
         let mut undo: Vec<Edit> = the_hosts_edits()
             .into_iter()
             .map(|edit| Edit {
-                gone: vec!["SLICE-abcde".into(), "SLICE-never-there".into()],
-                remove: edit.on_top,
+                delete: vec!["SLICE-abcde".into(), "SLICE-never-there".into()],
+                remove: edit.insert_top,
                 ..Edit::of(edit.table)
             })
             .collect();
@@ -679,7 +679,7 @@ fn ipv6_is_sealed_whatever_stood_there_and_stays_so() {
     on_both(|world| {
         assert!(!ipv6_sealed().unwrap());
         assert!(ipv6_passes());
-        seal_ipv6().unwrap();
+        block_ipv6().unwrap();
         assert!(ipv6_sealed().unwrap());
         assert!(!ipv6_passes());
         let seen = output("ip6tables-nft -S");
@@ -695,7 +695,7 @@ fn ipv6_is_sealed_whatever_stood_there_and_stays_so() {
         ] {
             run(breaking);
             assert!(!ipv6_sealed().unwrap(), "{breaking}");
-            seal_ipv6().unwrap();
+            block_ipv6().unwrap();
             assert!(ipv6_sealed().unwrap(), "{breaking}");
         }
         assert!(!ipv6_passes());

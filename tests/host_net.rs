@@ -33,7 +33,7 @@ fn prepare(_: &Netns) -> Result<(), Error> {
         state: Some(State::Up),
         ..Change::default()
     };
-    link::set_here("lo", &change)
+    link::set_blocking("lo", &change)
 }
 
 fn end(name: &str, mac: [u8; 6]) -> VethEnd {
@@ -260,7 +260,7 @@ fn addresses_routes_and_neighbours_are_read_back_as_they_were_added() {
         };
         addr::add(&inside, own).await.unwrap();
         assert_eq!(kind(addr::add(&inside, own).await), Some(Kind::Exists));
-        assert_eq!(addr::list(&inside, Of::Link(index)).await.unwrap(), [own]);
+        assert_eq!(addr::list(&inside, Of::Index(index)).await.unwrap(), [own]);
         assert_eq!(
             addr::list(&inside, Of::All).await.unwrap().len(),
             2,
@@ -351,7 +351,7 @@ fn a_tap_outlives_its_maker_is_owned_and_labelled_and_can_be_opened_either_way()
             "{tun:?}"
         );
 
-        for framing in [Framing::Bare, Framing::VnetHdr] {
+        for framing in [Framing::Plain, Framing::VnetHdr] {
             let guest = ns
                 .run(move || guest_stack::attach("tap0", framing))
                 .await
@@ -363,7 +363,7 @@ fn a_tap_outlives_its_maker_is_owned_and_labelled_and_can_be_opened_either_way()
             drop(guest);
         }
         assert_eq!(
-            kind(ns.run(|| tap::attach("tap9", Framing::Bare)).await),
+            kind(ns.run(|| tap::attach("tap9", Framing::Plain)).await),
             Some(Kind::Absent)
         );
     });

@@ -167,7 +167,7 @@ fn become_a_vm() -> (Guest, Sniffer, UdpSocket) {
     let sniffer = Sniffer::listen(&uplink.path(), mac(&beyond));
     let here = std::path::Path::new("/proc/thread-self/ns/net");
     (
-        Guest::attach(here, Framing::Bare, GUEST_MAC, GUEST),
+        Guest::attach(here, Framing::Plain, GUEST_MAC, GUEST),
         sniffer,
         aside,
     )

@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use slicectl::reconcile::disk::Disks;
-use slicectl::reconcile::firewall::Firewall;
-use slicectl::reconcile::firewall::port::Gate;
-use slicectl::reconcile::firewall::redirect::Redirect;
-use slicectl::reconcile::ground::Ground;
-use slicectl::reconcile::net::Net;
-use slicectl::reconcile::net::cni::Attach;
-use slicectl::reconcile::net::port::Port;
+use slicectl::reconcile::firewall::IsolatedFirewall;
+use slicectl::reconcile::firewall::port::BridgeFirewall;
+use slicectl::reconcile::firewall::redirect::CniFirewall;
+use slicectl::reconcile::ground::HostNetwork;
+use slicectl::reconcile::net::IsolatedNet;
+use slicectl::reconcile::net::cni::CniNet;
+use slicectl::reconcile::net::port::BridgeNet;
 use slicectl::reconcile::vmm::Vmm;
 use slicectl::reconcile::{Conflict, Reconcile, group};
 
@@ -28,27 +28,27 @@ enum Verdict<A> {
 
 #[test]
 fn every_net_plan_is_the_one_on_disk() {
-    check("net", Net::plan, 25);
+    check("net", IsolatedNet::plan, 25);
 }
 
 #[test]
 fn every_firewall_plan_is_the_one_on_disk() {
-    check("firewall", Firewall::plan, 10);
+    check("firewall", IsolatedFirewall::plan, 10);
 }
 
 #[test]
 fn every_ground_plan_is_the_one_on_disk() {
-    check("ground", Ground::plan, 45);
+    check("ground", HostNetwork::plan, 45);
 }
 
 #[test]
 fn every_port_plan_is_the_one_on_disk() {
-    check("port", Port::plan, 40);
+    check("port", BridgeNet::plan, 40);
 }
 
 #[test]
 fn every_gate_plan_is_the_one_on_disk() {
-    check("gate", Gate::plan, 21);
+    check("gate", BridgeFirewall::plan, 21);
 }
 
 #[test]
@@ -72,12 +72,12 @@ fn every_disk_plan_is_the_one_on_disk() {
 
 #[test]
 fn every_cni_plan_is_the_one_on_disk() {
-    check("cni", Attach::plan, 43);
+    check("cni", CniNet::plan, 43);
 }
 
 #[test]
 fn every_redirect_plan_is_the_one_on_disk() {
-    check("redirect", Redirect::plan, 14);
+    check("redirect", CniFirewall::plan, 14);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! One interface of one container on one network: what a caller gives with ADD, DEL and CHECK.
+//! One interface of one container on one network: the parameters of ADD, DEL and CHECK.
 //! Out of scope: the network.
 
 use std::path::PathBuf;
@@ -8,30 +8,30 @@ use serde_json::{Map, Value};
 
 use super::{Error, names};
 
-/// The attachment parameters of the spec's section 3. `(container_id, ifname)` is its key.
+/// The attachment parameters (spec, section 3). `(container_id, ifname)` is the key of an attachment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
-    /// Whose attachment it is: a letter or digit, then letters, digits, `_`, `.` and `-`.
+    /// The id of the container: a letter or digit, then letters, digits, `_`, `.` and `-`.
     pub container_id: String,
-    /// The path of the network namespace. DEL goes without when it is gone.
+    /// The path of the network namespace. `None` for a DEL after the namespace was removed.
     pub netns: Option<PathBuf>,
-    /// The interface to make inside, at most 15 bytes.
+    /// The interface to create in the namespace, at most 15 bytes.
     pub ifname: String,
-    /// `CNI_ARGS`: seen by every plugin.
+    /// `CNI_ARGS`: every plugin receives them.
     #[serde(default)]
     pub args: Vec<(String, String)>,
-    /// `runtimeConfig`, capability by capability: each is seen by the plugins that declare it.
+    /// `runtimeConfig` by capability: a plugin receives those that it declares.
     #[serde(default)]
     pub capability_args: Map<String, Value>,
 }
 
-/// The key of an attachment that is still wanted, for GC.
+/// The key of an attachment that is in use, for GC.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Valid {
-    /// As it was given to ADD.
+    /// As passed to ADD.
     #[serde(rename = "containerID")]
     pub container_id: String,
-    /// As it was given to ADD.
+    /// As passed to ADD.
     pub ifname: String,
 }
 
@@ -45,7 +45,7 @@ impl From<&Attachment> for Valid {
 }
 
 impl Attachment {
-    /// Without arguments.
+    /// An attachment without arguments.
     pub fn new(
         container_id: impl Into<String>,
         netns: impl Into<PathBuf>,
@@ -59,7 +59,7 @@ impl Attachment {
         }
     }
 
-    /// Whether it is in the spec's character sets and lengths.
+    /// Checks the character sets and lengths that the spec defines.
     pub(super) fn check(&self) -> Result<(), Error> {
         names::container(&self.container_id)?;
         names::interface(&self.ifname)?;

@@ -1,16 +1,16 @@
-//! What was added, in libcni's own format and place (libcni, `cachedInfo`).
-//! Out of scope: when it is written and removed.
+//! Records of attachments, in the format of libcni's cache (libcni, `cachedInfo`).
+//! Out of scope: when a record is written and removed.
 //!
-//! We read what other runtimes wrote, and `cnitool` reads what we wrote when its cache is our folder. That is a folder of our own
-//! within libcni's: `GCNetworkList` of libcni does DEL of every record of the network in its cache that its caller does not
-//! list, and nobody but us lists ours.
+//! We read the records of other runtimes, and `cnitool` reads ours if its cache is our directory. Ours is a separate directory within
+//! libcni's: `GCNetworkList` of libcni calls DEL for every record of the network in its cache that its caller does not list, and no
+//! other runtime lists ours.
 //!
-//! Between the plugins of an ADD, what has been done so far is noted in the same form in a folder of our own beside theirs: a
-//! plugin such as `firewall` finds what it made by the `prevResult` alone, so the DEL after a crash needs one.
+//! Between the plugins of an ADD, the result so far is recorded in the same format in a directory of its own: a plugin such as
+//! `firewall` finds the rules that it created only by `prevResult`, so a DEL after a crash needs one.
 //!
-//! # Why
-//! A record is written beside the folder and moved into it, so nobody reads half of one. It is not synced to the disk: what it
-//! describes does not outlive a power cut either, and a DEL does without a record that does not read.
+//! # Atomic writes
+//! A record is written outside its directory and then renamed into it, so a reader never sees a partial record. It is not synced to
+//! the disk: a power failure also removes the attachment that it describes, and DEL works without a readable record.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -29,23 +29,23 @@ use super::{Attachment, CniResult, Error, Network, Version};
 
 const KIND: &str = "cniCacheV1";
 
-/// Where records are.
+/// The directory of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shelf {
-    /// Of an ADD of ours that succeeded.
+    /// A successful ADD of ours.
     Results,
-    /// Of an ADD that another runtime made, or a version of ours that kept its records there.
+    /// An ADD of another runtime, or of an old version of ours, which kept its records there.
     Libcni,
-    /// Of an ADD under way, or one that failed or was cut short: ours.
+    /// An ADD of ours that is in progress, failed or was interrupted.
     Unfinished,
-    /// Of an attachment that was given up: plugins failed to release it, and its interface is removed.
+    /// An abandoned attachment: plugins failed to release it, and its interface is removed.
     Abandoned,
 }
 
-/// Where the record of an ADD that succeeded may be; the first goes.
+/// Where the record of a successful ADD may be, in order of precedence.
 pub(super) const ADDED: [Shelf; 2] = [Shelf::Results, Shelf::Libcni];
 
-/// Everything that may be remembered of an attachment.
+/// All directories in which an attachment may have a record, in order of precedence.
 pub(super) const ALL: [Shelf; 4] = [
     Shelf::Results,
     Shelf::Libcni,
@@ -64,16 +64,16 @@ impl Shelf {
     }
 }
 
-/// What was remembered of an ADD.
+/// The record of an ADD.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cached {
     /// The name of the network.
     pub network: String,
-    /// As ADD was given it. An older libcni does not write `netns`.
+    /// The parameters of the ADD. Old versions of libcni do not write `netns`.
     pub attachment: Attachment,
-    /// The configuration that ADD used, as text.
+    /// The configuration that ADD used, as JSON text.
     config: String,
-    /// The final result, as text.
+    /// The final result, as JSON text.
     result: String,
     path: PathBuf,
 }
@@ -84,12 +84,12 @@ impl Cached {
         Network::parse(&self.path, &self.config).map_err(|error| self.damaged(&error.to_string()))
     }
 
-    /// The final result, brought to a version.
+    /// The final result, converted to a version of the spec.
     pub fn result(&self, version: Version) -> Result<CniResult, Error> {
         CniResult::parse(&self.result, version).map_err(|why| self.damaged(&why))
     }
 
-    /// `a-b` + `c` and `a` + `b-c` share a file name.
+    /// Whether the record belongs to this attachment. `a-b` + `c` and `a` + `b-c` have the same file name.
     fn is_of(&self, network: &str, attachment: &Attachment) -> bool {
         self.network == network
             && self.attachment.container_id == attachment.container_id
@@ -101,13 +101,13 @@ impl Cached {
     }
 }
 
-/// The JSON of libcni.
+/// The JSON format of libcni.
 #[derive(Serialize, Deserialize)]
 struct Record {
     kind: String,
     #[serde(rename = "containerId")]
     container_id: String,
-    /// Base64, as Go writes bytes.
+    /// Base64, as Go encodes bytes.
     config: String,
     #[serde(rename = "ifName")]
     ifname: String,
@@ -127,7 +127,7 @@ struct Record {
     result: Option<Box<RawValue>>,
 }
 
-/// Writes the record of an ADD, all at once.
+/// Writes the record of an ADD atomically.
 pub(super) fn write(
     folder: &Path,
     shelf: Shelf,
@@ -151,7 +151,7 @@ pub(super) fn write(
     let wrap = |error| Error::io("write", &path, error);
     let bytes = serde_json::to_vec(&record).map_err(|error| wrap(error.into()))?;
     make_shelf(folder, shelf)?;
-    // Not on the shelf: after a crash it would pass there for a record.
+    // Not in the directory of records: after a crash it would be read as one.
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let draft = folder.join(format!(".result-{}-{count}", std::process::id()));
     let written = create(&draft, &bytes).and_then(|()| fs::rename(&draft, &path));
@@ -167,7 +167,7 @@ fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
     options.open(path)?.write_all(bytes)
 }
 
-/// The record of an attachment; `None` when there is none.
+/// Reads the record of an attachment; `None` if there is none.
 pub(super) fn read(
     folder: &Path,
     shelf: Shelf,
@@ -180,12 +180,12 @@ pub(super) fn read(
     };
     match cached.is_of(network, attachment) {
         true => Ok(Some(cached)),
-        false => Err(damaged(&path, "it is that of another attachment")),
+        false => Err(damaged(&path, "it belongs to another attachment")),
     }
 }
 
-/// The records on a shelf, sorted by file name; other runtimes' too. What cannot be read is passed over, and so is, unread, what
-/// is not `wanted` by its file name.
+/// The records in a directory whose file names are `wanted`, sorted by file name, including those of other runtimes. Unreadable records
+/// are skipped.
 pub(super) fn list(
     folder: &Path,
     shelf: Shelf,
@@ -209,14 +209,14 @@ pub(super) fn list(
     let read = |path: &PathBuf| match open(path) {
         Ok(cached) => cached,
         Err(error) => {
-            tracing::debug!(%error, "passed over a CNI record");
+            tracing::debug!(%error, "skipped an unreadable CNI cache record");
             None
         }
     };
     Ok(paths.iter().filter_map(read).collect())
 }
 
-/// Removes the record of an attachment, if there is one, readable or not. Another's stays.
+/// Removes the record of an attachment if there is one, readable or not. A record of another attachment is kept.
 pub(super) fn remove(
     folder: &Path,
     shelf: Shelf,
@@ -237,12 +237,12 @@ pub(super) fn remove(
     }
 }
 
-/// Moves a record of ours from libcni's cache into our own.
+/// Moves a record of ours from libcni's cache into our own cache.
 pub(super) fn bring_home(folder: &Path, cached: &Cached) -> Result<(), Error> {
     let home = path(folder, Shelf::Results, &cached.network, &cached.attachment);
     make_shelf(folder, Shelf::Results)?;
     match fs::rename(&cached.path, &home) {
-        // It was moved or removed meanwhile.
+        // It was moved or removed in the meantime.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         moved => moved.map_err(|error| Error::io("move", &cached.path, error)),
     }
@@ -274,7 +274,10 @@ fn open(path: &Path) -> Result<Option<Cached>, Error> {
     let record: Record =
         serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
     if record.kind != KIND {
-        return Err(damaged(format!("its kind is `{}`", record.kind)));
+        return Err(damaged(format!(
+            "found kind `{}`, expected `cniCacheV1`",
+            record.kind
+        )));
     }
     let config = BASE64_STANDARD
         .decode(&record.config)

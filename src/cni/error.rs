@@ -1,5 +1,5 @@
-//! What goes wrong between a network configuration and an answer, for a person to read.
-//! Out of scope: what to do about it.
+//! Errors of this module, with messages for users.
+//! Out of scope: how a caller handles them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,166 +8,166 @@ use std::time::Duration;
 use super::invoke::Command;
 use super::json;
 
-/// The code of a configuration with a key that the plugin does not support (spec, section 5, Error).
+/// Error code: the configuration has a key that the plugin does not support (spec, section 5, Error).
 pub const UNSUPPORTED_FIELD: u64 = 2;
-/// The code of a plugin that does not know the container, and so has nothing to clean up (spec, section 5, Error).
+/// Error code: the plugin does not know the container, so there is nothing to clean up (spec, section 5, Error).
 pub const UNKNOWN_CONTAINER: u64 = 3;
-/// The code of a configuration that the plugin cannot use (spec, section 5, Error).
+/// Error code: invalid network configuration (spec, section 5, Error).
 pub const INVALID_CONFIG: u64 = 7;
-/// The code of "try again later" (spec, section 5, Error).
+/// Error code: try again later (spec, section 5, Error).
 pub const TRY_AGAIN: u64 = 11;
-/// Of STATUS: the plugin cannot serve ADD.
+/// Error code of STATUS: the plugin cannot serve ADD.
 pub const NOT_AVAILABLE: u64 = 50;
-/// Of STATUS: nor may the containers that there are be able to talk.
+/// Error code of STATUS: in addition, existing containers may have limited connectivity.
 pub const LIMITED: u64 = 51;
 
-/// Everything that this room fails with.
+/// The errors of this module.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No file of the folder describes a network of that name.
+    /// No file in the configuration directory describes a network of that name.
     #[error(
-        "no CNI network is called `{network}`: searched {}, found {}{}",
+        "CNI network `{network}` not found: searched {}, found {}{}",
         .searched.display(), listed(.found, "no network"), besides(.unreadable)
     )]
     NoSuchNetwork {
-        /// The name that was looked for.
+        /// The requested name.
         network: String,
-        /// The folder that was searched.
+        /// The directory that was searched.
         searched: PathBuf,
-        /// The names that are there, sorted.
+        /// The names of the configured networks, sorted.
         found: Vec<String>,
         /// Files that could not be read, each with the reason.
         unreadable: Vec<String>,
     },
-    /// A configuration is not what the spec says that it must be.
+    /// A configuration does not conform to the spec.
     #[error("{}: expected {expected}, found {found}", .path.display())]
     BadConfig {
         /// The file.
         path: PathBuf,
-        /// What stands there: `` `plugins[1].type` = 7 ``.
+        /// The invalid value: `` `plugins[1].type` = 7 ``.
         found: String,
-        /// What should stand there.
+        /// A description of a valid value.
         expected: String,
     },
-    /// A name or an argument of the caller does not fit the protocol.
-    #[error("{what} `{value}` {why}")]
+    /// A name or an argument of the caller does not conform to the spec.
+    #[error("invalid {what} `{value}`: {why}")]
     BadArgument {
         /// `container id`, `interface name`, `CNI argument`, …
         what: &'static str,
-        /// What was given.
+        /// The invalid value.
         value: String,
-        /// The rule that it breaks.
+        /// The rule that the value violates: `must not be empty`.
         why: &'static str,
     },
-    /// The plugin's program is in none of the folders.
-    #[error("CNI plugin `{plugin}` was not found in {}", listed(&shown(.searched), "no folder: CNI_PATH is empty"))]
+    /// No directory contains the program of the plugin.
+    #[error("CNI plugin `{plugin}` not found in {}", listed(&shown(.searched), "any directory: CNI_PATH is empty"))]
     NoSuchPlugin {
-        /// Its name, the `type` in the configuration.
+        /// The name of the plugin: `type` in the configuration.
         plugin: String,
-        /// The folders, in order.
+        /// The directories, in search order.
         searched: Vec<PathBuf>,
     },
-    /// No version of the spec is common to both sides.
-    #[error("{what} speaks CNI {}, but {} is needed", listed(.found, "without a version, which means 0.1.0"), listed(.expected, "none"))]
+    /// A configuration or a plugin supports none of the expected versions of the spec.
+    #[error("{what} supports no usable version of CNI: found {}, expected one of {}", listed(.found, "none, which means 0.1.0"), listed(.expected, "none"))]
     UnsupportedVersion {
-        /// A file, or a plugin.
+        /// The path of a file, or a plugin.
         what: String,
-        /// Its versions.
+        /// The versions that it supports.
         found: Vec<String>,
-        /// The versions that would have done.
+        /// The versions of which one is required.
         expected: Vec<String>,
     },
-    /// The plugins of the network cannot meet what the VM requests.
+    /// The plugins of the network cannot provide what the VM requests.
     #[error("{0}")]
     Unmet(String),
-    /// The plugin said why it failed.
+    /// The plugin failed and returned an error object.
     #[error(transparent)]
     Plugin(Failure),
-    /// The plugin said that the trouble will pass: code 11, for STATUS also 50 and 51.
+    /// The plugin failed temporarily: code 11, for STATUS also 50 and 51.
     #[error("{0}; try again later")]
     TryAgain(Failure),
-    /// The plugin's answer is not what the spec says that it must be.
-    #[error("CNI plugin `{plugin}` answered {command} with garbage ({why}): {excerpt}")]
+    /// The output of the plugin does not conform to the spec.
+    #[error("CNI plugin `{plugin}` returned invalid output for {command} ({why}): {excerpt}")]
     Garbage {
-        /// Its name.
+        /// The name of the plugin.
         plugin: String,
-        /// What it was asked.
+        /// The operation.
         command: Command,
-        /// What is wrong with the answer.
+        /// What is invalid in the output.
         why: String,
-        /// The beginning of the answer, or of what it wrote to standard error when there was no answer.
+        /// The beginning of the output.
         excerpt: String,
     },
-    /// The plugin did not end in time. It and what it had started are dead.
+    /// The plugin exceeded its deadline. It was killed together with the processes that it had started.
     #[error("CNI plugin `{plugin}` did not finish {command} within {after:?} and was killed")]
     Deadline {
-        /// Its name.
+        /// The name of the plugin.
         plugin: String,
-        /// What it was asked.
+        /// The operation.
         command: Command,
         /// The deadline.
         after: Duration,
     },
-    /// ADD, while the last ADD of this attachment was not followed by a DEL (spec, section 2, ADD).
+    /// ADD of an attachment that was added before and not deleted since (spec, section 2, ADD).
     #[error(
-        "interface {ifname} of container {container_id} was added to network `{network}` before and not deleted since"
+        "interface {ifname} of container {container_id} is already attached to network `{network}`: it was added and not deleted since"
     )]
     AddedBefore {
         /// The network.
         network: String,
-        /// Whose attachment it is.
+        /// The id of the container.
         container_id: String,
-        /// Its interface.
+        /// The name of the interface.
         ifname: String,
     },
-    /// CHECK of what was never added, or deleted since (spec, section 2, CHECK).
+    /// CHECK of an attachment that was never added, or was deleted since (spec, section 2, CHECK).
     #[error(
-        "interface {ifname} of container {container_id} was never added to network `{network}`"
+        "interface {ifname} of container {container_id} is not attached to network `{network}`: no ADD is recorded"
     )]
     NeverAdded {
         /// The network.
         network: String,
-        /// Whose attachment it is.
+        /// The id of the container.
         container_id: String,
-        /// Its interface.
+        /// The name of the interface.
         ifname: String,
     },
-    /// What we, or another user of libcni's cache, remembered of an ADD cannot be understood.
-    #[error("the record {} of a CNI attachment is damaged: {why}", .path.display())]
+    /// A record of an ADD, written by us or by another user of libcni's cache, is invalid.
+    #[error("the CNI cache record {} is damaged: {why}", .path.display())]
     DamagedCache {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is invalid in it.
         why: String,
     },
-    /// The system refused something.
+    /// A system call failed.
     #[error("cannot {doing} {}", .path.display())]
     Io {
-        /// A verb: `read`, `start`.
+        /// The operation as a verb: `read`, `start`.
         doing: &'static str,
         /// The file or program.
         path: PathBuf,
-        /// The refusal.
+        /// The error of the system call.
         #[source]
         source: io::Error,
     },
 }
 
-/// A plugin's own words: the error object of the spec's section 5.
+/// The error object of a plugin (spec, section 5, Error).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("CNI plugin `{plugin}` failed {command} with code {code}: {}{}", json::ends(.msg), aside(.details))]
 pub struct Failure {
     /// The name of the plugin.
     pub plugin: String,
-    /// What it was asked.
+    /// The operation.
     pub command: Command,
-    /// 0 when it gave none; below 100 the codes of the spec; from 100 on the plugin's own.
+    /// 0 if it is missing; codes below 100 are defined by the spec, codes from 100 on by the plugin.
     pub code: u64,
-    /// The short message; may be ours when it gave none.
+    /// The short message; ours if the plugin wrote none.
     pub msg: String,
-    /// The longer message or, without one, the last of what it wrote to standard error. May be empty.
+    /// The long message or, without one, the end of standard error. May be empty.
     pub details: String,
-    /// The version of the spec that it wrote the error in; empty when it did not say.
+    /// `cniVersion` of the error object; empty if it is missing.
     pub version: String,
 }
 
@@ -192,14 +192,14 @@ impl Error {
         }
     }
 
-    /// A configuration that cannot even be read.
+    /// A configuration that cannot be parsed.
     pub(super) fn not_a(path: &Path, expected: &str, why: &dyn std::error::Error) -> Self {
-        Self::bad_config(path, format!("something else ({why})"), expected)
+        Self::bad_config(path, format!("invalid data ({why})"), expected)
     }
 
     /// Whether a DEL that failed with this error may succeed if it is repeated at once. The bridge and ptp plugins up to 1.5 delete the
-    /// interface, then fail if the iptables chain that they remove next is gone, and succeed if there is no interface any more. It is no
-    /// use to repeat DEL of a plugin that answered "try again later" (code 11), does not terminate, or is not installed.
+    /// interface, then fail if the iptables chain that they remove next is gone, and succeed if the interface does not exist. A DEL
+    /// should not be repeated at once if the plugin returned code 11 (try again later), does not terminate, or is not installed.
     pub fn may_be_done_now(&self) -> bool {
         matches!(self, Self::Plugin(_) | Self::Garbage { .. })
     }
@@ -209,7 +209,7 @@ impl Error {
         matches!(self, Self::Deadline { plugin, .. } if plugin == name)
     }
 
-    /// The code of a plugin that gave one.
+    /// The code of the plugin's error object.
     pub fn code(&self) -> Option<u64> {
         match self {
             Self::Plugin(failure) | Self::TryAgain(failure) => Some(failure.code),

@@ -1,4 +1,4 @@
-//! Finding the file that describes a network, and what the drop-in folder beside it adds; finding a plugin's program.
+//! Finds the file that describes a network, with its drop-in directory, and the program of a plugin.
 //! Out of scope: the content of the files.
 
 use std::ffi::OsStr;
@@ -10,10 +10,8 @@ use super::json;
 use super::network::{Fields, object};
 use super::{Error, Network, names};
 
-/// The first file of the folder, sorted by name, that has the name: of the lists (`.conflist`) and then, for they are
-/// deprecated, of the single plugins (`.conf`, `.json`).
-///
-/// A file that cannot be read at all is no reason to do without a network that another file describes.
+/// Returns the first file, sorted by file name, that describes the network: of the lists (`.conflist`), then of the single plugins
+/// (`.conf`, `.json`), which are deprecated. A file that cannot be read is skipped.
 pub(super) fn network(folder: &Path, network: &str) -> Result<Network, Error> {
     names::network(network)?;
     let mut found = Vec::new();
@@ -28,7 +26,7 @@ pub(super) fn network(folder: &Path, network: &str) -> Result<Network, Error> {
             Ok((name, text)) if name == network => return shape.load(&path, &text),
             Ok((name, _)) => found.push(name),
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "a CNI configuration cannot be read");
+                tracing::warn!(path = %path.display(), %error, "cannot read a CNI configuration");
                 unreadable.push(whole(&error));
             }
         }
@@ -43,7 +41,7 @@ pub(super) fn network(folder: &Path, network: &str) -> Result<Network, Error> {
     })
 }
 
-/// The names that the folder's files have, sorted. A file that cannot be read is an error.
+/// The names of the networks in the directory, sorted. A file that cannot be read is an error.
 pub(super) fn names(folder: &Path) -> Result<Vec<String>, Error> {
     let files = files(folder, &["conflist", "conf", "json"])?;
     let names = files.iter().map(|path| Ok(peek(path)?.0));
@@ -53,7 +51,7 @@ pub(super) fn names(folder: &Path) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-/// The program of a plugin: the first regular file of that name.
+/// The program of a plugin: the first regular file with its name.
 pub(super) fn program(folders: &[PathBuf], plugin: &str) -> Result<PathBuf, Error> {
     let candidates = folders.iter().map(|folder| folder.join(plugin));
     let mut programs = candidates.filter(|path| path.is_file() && names::is_plugin(plugin));
@@ -63,12 +61,12 @@ pub(super) fn program(folders: &[PathBuf], plugin: &str) -> Result<PathBuf, Erro
     })
 }
 
-/// What a file holds; in the order in which they are tried.
+/// The format of a file, in order of precedence.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Shape {
     /// A configuration list.
     List,
-    /// One plugin's configuration with the name of a network in it, as before 1.0.0.
+    /// The configuration of one plugin with the name of the network, as before version 1.0.0 of the spec.
     Single,
 }
 
@@ -88,8 +86,8 @@ impl Shape {
     }
 }
 
-/// A list's text with the plugins of `FOLDER/NAME/*.conf` at its end. They are in it for good: whoever reads the text later
-/// must not add them again, so it says `loadOnlyInlinedPlugins`.
+/// Appends the plugins of `DIRECTORY/NAME/*.conf` to a list. `loadOnlyInlinedPlugins` is set, so that a later reader of the text does
+/// not append them again.
 fn with_drop_ins(path: &Path, text: &str) -> Result<String, Error> {
     let mut object = object(path, text)?;
     let fields = Fields {
@@ -115,7 +113,7 @@ fn with_drop_ins(path: &Path, text: &str) -> Result<String, Error> {
     Ok(json::text(&object))
 }
 
-/// A single plugin's text as a list of one.
+/// Converts the configuration of a single plugin to a list with one plugin.
 fn listed(path: &Path, text: &str) -> Result<String, Error> {
     let plugin = object(path, text)?;
     let kept = ["name", "cniVersion"];
@@ -127,7 +125,7 @@ fn listed(path: &Path, text: &str) -> Result<String, Error> {
     Ok(json::text(&list))
 }
 
-/// A file's network name and text.
+/// The network name in a file, and the text of the file.
 fn peek(path: &Path) -> Result<(String, String), Error> {
     let text = read(path)?;
     let object = object(path, &text)?;
@@ -141,14 +139,14 @@ fn peek(path: &Path) -> Result<(String, String), Error> {
 fn read(path: &Path) -> Result<String, Error> {
     let bytes = fs::read(path).map_err(|error| Error::io("read", path, error))?;
     let text = String::from_utf8(bytes).map_err(|error| Error::not_a(path, "UTF-8", &error))?;
-    // Editors on Windows write a byte order mark at the beginning, which is not valid JSON.
+    // Editors on Windows write a byte order mark, which is not valid JSON.
     Ok(match text.strip_prefix('\u{feff}') {
         Some(text) => text.to_owned(),
         None => text,
     })
 }
 
-/// The files with one of the extensions, sorted; none when the folder is absent.
+/// The files with one of the extensions, sorted; empty if the directory does not exist.
 fn files(folder: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>, Error> {
     let wrap = |error| Error::io("list", folder, error);
     let entries = match fs::read_dir(folder) {
@@ -168,7 +166,7 @@ fn files(folder: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>, Error> {
     Ok(files)
 }
 
-/// An error with its cause, in one line.
+/// The message of an error and of its source, on one line.
 fn whole(error: &Error) -> String {
     match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),

@@ -1,8 +1,8 @@
-//! Reservations of the `host-local` IPAM plugin that a crash left behind.
-//! Out of scope: which containers are gone.
+//! Stale reservations of the `host-local` IPAM plugin, which remain after a crash.
+//! Out of scope: which containers exist.
 //!
-//! There is one file per address, named after it, in a folder per network; in it the container id and the interface name
-//! (containernetworking/plugins, `plugins/ipam/host-local/backend/disk`).
+//! A reservation is a file in the directory of the network. Its name is the address; it contains the container id and the interface
+//! name (containernetworking/plugins, `plugins/ipam/host-local/backend/disk`).
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -15,19 +15,19 @@ use rustix::io::Errno;
 
 use super::{Error, Network, Plugin, Runtime};
 
-/// Where `host-local` keeps its folders, unless `ipam.dataDir` says otherwise.
+/// The default of `ipam.dataDir`.
 const FOLDER: &str = "/var/lib/cni/networks";
 
-/// How much of a reservation is read, in bytes: a container id and an interface name.
+/// At most this many bytes of a reservation are read: it contains a container id and an interface name.
 const LONGEST_RESERVATION: u64 = 4096;
-/// How long its lock is waited for.
+/// How long to wait for the lock of `host-local`.
 const LOCK_DEADLINE: Duration = Duration::from_secs(10);
 const LOCK_STEP: Duration = Duration::from_millis(5);
 
 impl Runtime {
-    /// Removes the reservations in a network whose container is stale, and returns their files. Who is stale is `judged` under
-    /// the lock of `host-local`, once for all that is reserved in a folder and after it was read. The judge must say no to every
-    /// container that is not the caller's. Waits while `host-local` holds its lock, for 10 s at most.
+    /// Removes the reservations of stale containers in a network, and returns their files. `judged` is called once per directory,
+    /// under the lock of `host-local` and after the reservations were read; it returns a predicate for stale containers, which must be
+    /// false for every container that is not the caller's. Waits for the lock of `host-local` for 10 s at most.
     pub async fn sweep_host_local<J: Fn(&str) -> bool>(
         &self,
         network: &Network,
@@ -66,15 +66,15 @@ fn folders(network: &Network) -> impl Iterator<Item = PathBuf> + '_ {
     })
 }
 
-/// All reservations in a folder, which stay as they are until this is dropped.
+/// All reservations in a directory. The lock of `host-local` is held until this is dropped.
 struct Reserved {
     _lock: File,
-    /// Files with the container that holds each.
+    /// The files, each with the id of its container.
     all: Vec<(PathBuf, String)>,
 }
 
 impl Reserved {
-    /// On a thread of its own: `host-local` keeps its lock for as long as a plugin may take. None: no such folder.
+    /// Runs on a blocking thread: `host-local` may hold its lock for the deadline of a plugin. `None`: the directory does not exist.
     async fn wait_for(folder: &Path) -> Result<Option<Self>, Error> {
         let its = folder.to_owned();
         match tokio::task::spawn_blocking(move || Self::read(&its)).await {
@@ -119,7 +119,7 @@ impl Reserved {
     }
 }
 
-/// The lock that `host-local` takes for every operation; held until the file is closed.
+/// Takes the lock that `host-local` takes for every operation. It is held until the file is closed.
 fn lock(folder: &Path) -> Result<File, Error> {
     let path = folder.join("lock");
     let mut options = File::options();
@@ -129,7 +129,8 @@ fn lock(folder: &Path) -> Result<File, Error> {
     Ok(file)
 }
 
-/// A plugin holds the lock for as long as it looks for an address. Whoever holds it longer is not waited for: the sweep is tried again.
+/// A plugin holds the lock while it searches for a free address. If a process holds it longer than [`LOCK_DEADLINE`], the sweep fails
+/// and is retried by the caller.
 fn lock_in_time(file: &File) -> io::Result<()> {
     let mut waited = Duration::ZERO;
     loop {
@@ -137,7 +138,10 @@ fn lock_in_time(file: &File) -> io::Result<()> {
             Ok(()) => return Ok(()),
             Err(Errno::WOULDBLOCK) if waited < LOCK_DEADLINE => {}
             Err(Errno::WOULDBLOCK) => {
-                let why = format!("somebody has held it for {} s", LOCK_DEADLINE.as_secs());
+                let why = format!(
+                    "another process has held the lock for {} s",
+                    LOCK_DEADLINE.as_secs()
+                );
                 return Err(io::Error::new(io::ErrorKind::TimedOut, why));
             }
             Err(error) => return Err(error.into()),
@@ -147,12 +151,12 @@ fn lock_in_time(file: &File) -> io::Result<()> {
     }
 }
 
-/// The container that holds a reservation; `None` for files that are none, such as `last_reserved_ip.0` and `lock`. Old
-/// versions wrote the container id alone.
+/// The id of the container that owns a reservation; `None` for other files, such as `last_reserved_ip.0` and `lock`. Old versions
+/// write only the container id.
 fn holder(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
     name.parse::<IpAddr>().ok()?;
-    // The folder belongs to the plugin: another kind of file would block the reader (FIFO) or not end.
+    // The directory belongs to the plugin: a read of another kind of file may block (FIFO) or not end.
     let is_file = fs::symlink_metadata(path).ok()?.is_file();
     let file = is_file.then(|| fs::File::open(path).ok()).flatten()?;
     let mut text = String::new();

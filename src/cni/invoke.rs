@@ -1,5 +1,5 @@
-//! Starting a plugin, writing its input, reading its output, and the deadline (spec, section 2).
-//! Out of scope: the content of its input; the meaning of its output.
+//! Starts a plugin, writes its input, reads its output and enforces the deadline (spec, section 2).
+//! Out of scope: the content of the input; the meaning of the output.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -17,44 +17,44 @@ use super::error::{Failure, LIMITED, NOT_AVAILABLE, TRY_AGAIN};
 use super::{Error, json};
 use crate::clock;
 
-/// An answer is some kilobytes long. What is beyond this is read, so that the plugin does not hang, and forgotten.
+/// The output of a plugin has some kilobytes. Bytes beyond this limit are read, so that the plugin does not block, and discarded.
 const OUTPUT_LIMIT: usize = 1 << 20;
 
-/// How much of the end of standard error is kept.
+/// The last bytes of standard error that are kept.
 const ERROR_LIMIT: usize = 4 << 10;
 
-/// For the pipes of a plugin that has ended to close.
+/// How long to read from the pipes after the plugin has exited.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// Between two looks whether a plugin has ended that keeps its pipes open.
+/// The interval of checks whether a plugin that keeps its pipes open has exited.
 const END_STEP: Duration = Duration::from_millis(20);
 
-/// For a plugin that was killed to be dead.
+/// How long to wait for the exit of a plugin that was killed.
 const DEATH: Duration = Duration::from_secs(2);
 
-/// A plugin that is being replaced at this moment cannot be started (ETXTBSY); it can be shortly after.
+/// A plugin that is open for writing cannot be started (ETXTBSY): it is being replaced, and the start is retried.
 const BUSY_TRIES: u32 = 10;
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a plugin is asked (spec, section 2, CNI operations).
+/// An operation of a plugin (spec, section 2, CNI operations).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Attach.
+    /// Attach a container to a network.
     Add,
-    /// Detach.
+    /// Detach a container from a network.
     Del,
-    /// Is the attachment as it should be?
+    /// Check that an attachment is as ADD created it.
     Check,
-    /// Forget all attachments but these.
+    /// Remove the resources of all attachments that are not in a list.
     Gc,
-    /// Could you serve an ADD?
+    /// Report whether the plugin can serve an ADD.
     Status,
-    /// Which versions of the spec do you speak?
+    /// Report the supported versions of the spec.
     Version,
 }
 
 impl Command {
-    /// As it is written in `CNI_COMMAND`.
+    /// The value of `CNI_COMMAND`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Add => "ADD",
@@ -66,7 +66,7 @@ impl Command {
         }
     }
 
-    /// Whether a plugin that fails so will do it when asked again (spec, section 5, Error; section 2, STATUS).
+    /// Whether an error code is temporary (spec, section 5, Error; section 2, STATUS).
     fn may_pass(self, code: u64) -> bool {
         match self {
             Self::Status => matches!(code, TRY_AGAIN | NOT_AVAILABLE | LIMITED),
@@ -81,12 +81,12 @@ impl fmt::Display for Command {
     }
 }
 
-/// One start of one plugin.
+/// One call of one plugin.
 pub(super) struct Call<'a> {
     pub plugin: &'a str,
     pub program: &'a Path,
     pub command: Command,
-    /// Beside what is inherited.
+    /// In addition to what is inherited.
     pub environment: Vec<(&'static str, OsString)>,
     pub stdin: String,
     pub deadline: Duration,
@@ -94,14 +94,16 @@ pub(super) struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Its standard output, if it succeeded. Whatever comes of it, the plugin has ended and is reaped, except when this
-    /// future is dropped: then it is killed, and reaped in a moment.
+    /// Returns the standard output of a plugin that succeeded. In every case the plugin has exited and was reaped, unless it sleeps
+    /// uninterruptibly past its deadline. If this future is dropped, the plugin is killed, and reaped later.
     pub(super) async fn run(self) -> Result<String, Error> {
         let began = clock::monotonic();
         let mut running = Running::of(self.start().await?);
         let heard = running.hear(self.stdin.as_bytes());
         let heard = match tokio::time::timeout(self.deadline, heard).await {
-            Ok(heard) => heard.map_err(|error| Error::io("talk to", self.program, error))?,
+            Ok(heard) => {
+                heard.map_err(|error| Error::io("communicate with", self.program, error))?
+            }
             Err(_) => {
                 running.end().await;
                 return Err(Error::Deadline {
@@ -137,7 +139,7 @@ impl Call<'_> {
         }
     }
 
-    /// It runs already, but counts no descriptors in its first microseconds.
+    /// Sets RLIMIT_NOFILE of a running child: it does not read the limit in its first microseconds.
     fn limit_files(&self, child: &Child) {
         let pid = child.id().and_then(|id| i32::try_from(id).ok());
         if let (Some((soft, hard)), Some(pid)) = (self.file_limit, pid.and_then(Pid::from_raw)) {
@@ -145,12 +147,12 @@ impl Call<'_> {
                 current: Some(soft),
                 maximum: Some(hard),
             };
-            // One that has ended needs no limit.
+            // ESRCH: the plugin has exited.
             let _ = rustix::process::prlimit(Some(pid), Resource::Nofile, limit);
         }
     }
 
-    /// In a process group of its own: what the plugin starts, such as the plugins that it delegates to, can be killed with it.
+    /// The plugin gets a process group of its own, so that its children, such as plugins that it delegates to, are killed with it.
     fn prepare(&self) -> process::Command {
         let mut command = process::Command::new(self.program);
         for (key, _) in std::env::vars_os() {
@@ -174,25 +176,25 @@ impl Call<'_> {
         match (stdout, heard.status.success()) {
             (Ok(stdout), true) if whole => Ok(stdout),
             (Ok(stdout), false) if whole => Err(self.failure(&stdout, stderr, heard.status)),
-            (Ok(stdout), _) => Err(self.garbage("it is longer than 1 MiB", &stdout)),
+            (Ok(stdout), _) => Err(self.garbage("longer than 1 MiB", &stdout)),
             (Err(error), _) => {
                 let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
-                Err(self.garbage("it is no UTF-8", &text))
+                Err(self.garbage("invalid UTF-8", &text))
             }
         }
     }
 
-    /// The error object that should be on standard output.
+    /// Parses the error object, which the plugin writes to standard output.
     fn failure(&self, stdout: &str, stderr: String, status: ExitStatus) -> Error {
         let said = match stdout.trim() {
             "" => Said {
-                msg: format!("it said nothing ({status})"),
+                msg: format!("the plugin wrote no error object ({status})"),
                 ..Said::default()
             },
             text => match serde_json::from_str::<Said>(text) {
                 Ok(said) => said,
                 Err(error) => {
-                    return self.garbage(&format!("it failed, {status}, and {error}"), text);
+                    return self.garbage(&format!("{status}, invalid error object: {error}"), text);
                 }
             },
         };
@@ -213,7 +215,7 @@ impl Call<'_> {
         }
     }
 
-    /// An answer that is none.
+    /// The error for invalid output.
     pub(super) fn garbage(&self, why: &str, answer: &str) -> Error {
         garbage(self.plugin, self.command, why, answer)
     }
@@ -235,7 +237,7 @@ fn go_first_no_more(child: &Child) {
     }
 }
 
-/// An answer that is none.
+/// The error for invalid output.
 pub(super) fn garbage(plugin: &str, command: Command, why: &str, answer: &str) -> Error {
     Error::Garbage {
         plugin: plugin.to_owned(),
@@ -245,7 +247,7 @@ pub(super) fn garbage(plugin: &str, command: Command, why: &str, answer: &str) -
     }
 }
 
-/// The error object (spec, section 5, Error). All is optional: a bad report of an error is a report, too.
+/// The error object (spec, section 5, Error). All keys are optional: an incomplete error object is reported, too.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Said {
@@ -256,14 +258,14 @@ struct Said {
     details: String,
 }
 
-/// What came of it.
+/// The exit status and the output of a plugin.
 struct Heard {
     status: ExitStatus,
     stdout: Kept,
     stderr: Kept,
 }
 
-/// A child, killed with its group unless it was reaped.
+/// A running plugin. On drop, its process group is killed unless it was reaped.
 struct Running {
     child: Child,
     group: Option<Pid>,
@@ -280,13 +282,13 @@ impl Running {
         }
     }
 
-    /// Reaps it last: until then its process id, which is its group's, can be no other's. What the plugin has started may hold its
-    /// pipes open after its end: they are read until its end, and [`LINGER`] longer.
+    /// Writes the input, reads the output, then reaps the plugin: until then its process id, which is that of its group, is not reused.
+    /// Children of the plugin may keep its pipes open: they are read for at most [`LINGER`] after the plugin has exited.
     async fn hear(&mut self, stdin: &[u8]) -> io::Result<Heard> {
         let input = self.child.stdin.take();
         let feed = async {
             if let Some(mut input) = input {
-                // A plugin need not read what it has no use for.
+                // EPIPE: a plugin is not required to read its input.
                 let _ = input.write_all(stdin).await;
             }
         };
@@ -321,7 +323,7 @@ impl Running {
         })
     }
 
-    /// Comes back when it has ended; does not reap it.
+    /// Waits until the plugin has exited, without reaping it.
     async fn ended(group: Option<Pid>) {
         let Some(pid) = group else { return };
         let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
@@ -330,7 +332,7 @@ impl Running {
         }
     }
 
-    /// Past its deadline. One that sleeps uninterruptibly in the kernel dies when that lets it, and is reaped by the runtime then.
+    /// Kills a plugin that has exceeded its deadline. If it sleeps uninterruptibly, it exits later and is reaped by the tokio runtime.
     async fn end(&mut self) {
         self.kill();
         let dead = tokio::time::timeout(DEATH, self.child.wait()).await;
@@ -353,18 +355,18 @@ impl Drop for Running {
     }
 }
 
-/// Which end of a stream is worth keeping.
+/// Which bytes of a stream are kept.
 #[derive(Clone, Copy)]
 enum Keep {
     Head(usize),
     Tail(usize),
 }
 
-/// What was kept of a stream.
+/// The kept bytes of a stream.
 #[derive(Default)]
 struct Kept {
     bytes: Vec<u8>,
-    /// How many bytes there were.
+    /// The total number of bytes in the stream.
     seen: usize,
 }
 

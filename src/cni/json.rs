@@ -1,9 +1,9 @@
-//! JSON objects whose unknown parts stay as they were written.
-//! Out of scope: what any key means.
+//! JSON objects whose values keep their original text.
+//! Out of scope: the meaning of keys.
 //!
 //! # Why
-//! A configuration is passed on to plugins whose keys we do not know. `serde_json::Value` would turn a number that is neither
-//! an `i64`, a `u64` nor an exact `f64` into another; raw text cannot.
+//! A configuration is passed on to plugins whose keys we do not know. `serde_json::Value` changes a number that is neither an `i64`,
+//! a `u64` nor an exact `f64`; raw text does not.
 
 use std::collections::BTreeMap;
 
@@ -11,24 +11,24 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-/// How much of a stranger's text we repeat, in characters.
+/// The length of an excerpt of foreign text in a message, in characters.
 const EXCERPT: usize = 200;
 
-/// An object, each value as it was written. A key that was written twice has its last value, as for Go's decoder.
+/// An object with the raw text of each value. A duplicate key has its last value, as in Go's decoder.
 pub(super) type Object = BTreeMap<String, Box<RawValue>>;
 
-/// Any value of ours as raw text.
+/// Serializes a value.
 pub(super) fn raw(value: &(impl Serialize + ?Sized)) -> Box<RawValue> {
-    // Only maps with keys that are no strings fail, and nobody here has one.
+    // Only a map whose keys are not strings fails, and no caller has one.
     serde_json::value::to_raw_value(value).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
-/// The object's text.
+/// The text of an object.
 pub(super) fn text(object: &Object) -> String {
     raw(object).get().to_owned()
 }
 
-/// A value of the object; `None` when it is absent or `null`; the text that stands there when it is of another type.
+/// A value of an object; `None` if it is absent or `null`. The error is an excerpt of a value that has another type.
 pub(super) fn get<T: DeserializeOwned>(object: &Object, key: &str) -> Result<Option<T>, String> {
     let Some(value) = object.get(key) else {
         return Ok(None);
@@ -36,7 +36,7 @@ pub(super) fn get<T: DeserializeOwned>(object: &Object, key: &str) -> Result<Opt
     serde_json::from_str(value.get()).map_err(|_| format!("`{key}` = {}", excerpt(value.get())))
 }
 
-/// The beginning of a text and, of a long one, its end, on one line.
+/// The text on one line; only the beginning and the end of a long text.
 pub(super) fn ends(text: &str) -> String {
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let count = words.chars().count();
@@ -49,7 +49,7 @@ pub(super) fn ends(text: &str) -> String {
     }
 }
 
-/// The beginning of a text, on one line.
+/// The beginning of a text, on one line; `(empty)` for an empty text.
 pub(super) fn excerpt(text: &str) -> String {
     let mut words = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match words.char_indices().nth(EXCERPT) {
@@ -57,7 +57,7 @@ pub(super) fn excerpt(text: &str) -> String {
             words.truncate(at);
             words + "…"
         }
-        None if words.is_empty() => "nothing".to_owned(),
+        None if words.is_empty() => "(empty)".to_owned(),
         None => words,
     }
 }

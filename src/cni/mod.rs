@@ -1,23 +1,23 @@
-//! CALLS: a CNI runtime according to the spec, for configurations of 0.3.0, 0.3.1, 0.4.0, 1.0.0 and 1.1.0.
-//! Out of scope: the owners of the containers; what a result is used for; the host.
+//! A CNI runtime according to the spec, for configurations of versions 0.3.0, 0.3.1, 0.4.0, 1.0.0 and 1.1.0.
+//! Out of scope: the owners of the containers; how a result is used; the host.
 //!
-//! The text is <https://github.com/containernetworking/cni/blob/main/SPEC.md>, the habits are libcni's: the places of files,
-//! the cache, the environment.
+//! The spec is <https://github.com/containernetworking/cni/blob/main/SPEC.md>. The paths of files, the cache and the environment are
+//! those of libcni.
 //!
-//! # The life of an attachment
-//! 1. [`Runtime::find`] reads the network's configuration, [`Runtime::negotiate`] settles the version that all its plugins
-//!    speak. The caller keeps the [`Network`] (it is serialised whole) *before* he goes on.
-//! 2. [`Runtime::add`]. When it fails, or the caller dies in it, something may be left, and no result of it in the cache:
-//!    [`Runtime::del`] with the kept network. [`Runtime::add_or_undo`] does so at once.
+//! # Lifecycle of an attachment
+//! 1. [`Runtime::find`] reads the configuration of a network, and [`Runtime::negotiate`] selects the version that all its plugins
+//!    support. The caller must store the [`Network`], which is serialized completely, *before* the next step.
+//! 2. [`Runtime::add`]. After an error or a crash, resources may exist without a result in the cache: call [`Runtime::del`] with the
+//!    stored network. [`Runtime::add_or_undo`] does this.
 //! 3. [`Runtime::check`] at any time.
-//! 4. [`Runtime::del`], again and again until it succeeds. While there is a record of the ADD, it goes by this. Where it does not
-//!    succeed, [`Runtime::abandon`].
+//! 4. [`Runtime::del`], repeated until it succeeds. It uses the record of the ADD, if there is one. If it does not succeed,
+//!    [`Runtime::abandon`].
 //!
-//! Keep the namespace until DEL has succeeded: the bridge and ptp plugins find their masquerade rules by the addresses on the
-//! interface inside. Where it is gone they succeed and leave these rules, which bear the name of a chain that is made of the
-//! network's name and the container's id: whoever uses this module removes them.
+//! Keep the namespace until DEL has succeeded: the bridge and ptp plugins find their masquerade rules by the addresses of the
+//! interface in the namespace. Without the namespace they succeed without removing these rules, which contain the name of a chain that
+//! is derived from the network name and the container id: the caller of this module must remove them.
 //!
-//! After a crash: DEL before ADD; then [`Runtime::sweep_host_local`], for no official plugin implements GC.
+//! After a crash: DEL before ADD; then [`Runtime::sweep_host_local`], because no official plugin implements GC.
 
 mod attachment;
 mod cache;
@@ -55,28 +55,28 @@ pub use result::{CniResult, Dns, Interface, Ip, Route};
 pub use turns::RepairTurn;
 pub use version::Version;
 
-/// Where configurations are, unless `SLICE_CNI_CONF_DIR` says otherwise.
+/// The default directory of configurations (`SLICE_CNI_CONF_DIR`).
 pub const CONF_DIR: &str = "/etc/cni/net.d";
-/// Where plugins are, unless `CNI_PATH` says otherwise.
+/// The default directories of plugins (`CNI_PATH`).
 pub const BIN_DIRS: &str = "/opt/cni/bin:/usr/lib/cni";
-/// Where libcni's cache is, unless `SLICE_CNI_CACHE_DIR` says otherwise.
+/// The default directory of libcni's cache (`SLICE_CNI_CACHE_DIR`).
 pub const CACHE_DIR: &str = "/var/lib/cni";
-/// How long a plugin may take.
+/// The default deadline of a plugin.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Finds networks and runs their plugins, in the network namespace of the calling process. Cheap to clone; all clones take
-/// turns with each other: one operation at a time per container, GC alone, and as many repairs at a time as there are processors.
+/// Finds networks and runs their plugins, in the network namespace of the calling process. Cheap to clone. All clones share their
+/// locks: one operation at a time per container, GC exclusively, and as many repairs at a time as there are processors.
 #[derive(Clone, Debug)]
 pub struct Runtime {
-    /// The folder of network configurations.
+    /// The directory of network configurations.
     pub conf_dir: PathBuf,
-    /// The folders of plugins, the first goes first.
+    /// The directories of plugins, in search order.
     pub bin_dirs: Vec<PathBuf>,
-    /// The folder of libcni's cache, with its records in `results` below it and ours in `slice`.
+    /// The directory of libcni's cache: libcni's records are in `results`, ours in `slice`.
     pub cache_dir: PathBuf,
-    /// How long one plugin may take for one operation.
+    /// The deadline of one call of a plugin.
     pub deadline: Duration,
-    /// RLIMIT_NOFILE of plugins, soft and hard; none: ours.
+    /// RLIMIT_NOFILE of plugins, soft and hard; `None`: inherited.
     pub file_limit: Option<(u64, u64)>,
     turns: Arc<turns::Turns>,
     probed: Arc<probe::Probed>,
@@ -84,7 +84,7 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// With the usual places.
+    /// A runtime with the default directories.
     pub fn new() -> Self {
         Self {
             conf_dir: CONF_DIR.into(),
@@ -98,8 +98,8 @@ impl Runtime {
         }
     }
 
-    /// With the places that `SLICE_CNI_CONF_DIR`, `CNI_PATH` and `SLICE_CNI_CACHE_DIR` name, and the usual ones for those
-    /// that are unset or empty.
+    /// A runtime with the directories in `SLICE_CNI_CONF_DIR`, `CNI_PATH` and `SLICE_CNI_CACHE_DIR`, and the default for each variable
+    /// that is unset or empty.
     pub fn from_env() -> Self {
         let set = |key: &str| env::var_os(key).filter(|value| !value.is_empty());
         let mut this = Self::new();
@@ -118,28 +118,28 @@ impl Runtime {
         this
     }
 
-    /// Waits for a turn to repair an attachment: to detach a guest that runs and to attach it again.
+    /// Waits for a permit to repair an attachment: to detach and attach a running guest. `None`: other repairs have not ended in time,
+    /// and the repair should start without a permit.
     ///
     /// # Why
-    /// From the first DEL to the end of the ADD a guest has no network. Plugins that run at the same time share the processors, so the
-    /// repair of every VM at once, after a flush of all rules, would disconnect each of them for as long as all repairs take. `None`:
-    /// others have not ended in time, and the repair is not to wait for them any longer.
+    /// From the first DEL to the end of the ADD a guest has no network. Plugins that run at the same time share the processors, so a
+    /// concurrent repair of all VMs, after a flush of all rules, would disconnect each of them for the duration of all repairs.
     pub async fn repair_turn(&self) -> Option<RepairTurn> {
         self.turns.repair().await
     }
 
-    /// Reads the configuration of a network. Of several files with its name the first goes, sorted by file name, lists
-    /// (`.conflist`) before single plugins (`.conf`, `.json`).
+    /// Reads the configuration of a network. If several files describe it, the first is used, sorted by file name, lists (`.conflist`)
+    /// before single plugins (`.conf`, `.json`).
     pub fn find(&self, network: &str) -> Result<Network, Error> {
         find::network(&self.conf_dir, network)
     }
 
-    /// The names of all networks that are configured, sorted.
+    /// The names of all configured networks, sorted.
     pub fn networks(&self) -> Result<Vec<String>, Error> {
         find::names(&self.conf_dir)
     }
 
-    /// Why plugins of a network cannot be run, a line each; none: all are there.
+    /// The missing plugins of a network, one message each; empty if all are installed.
     pub fn lacking(&self, network: &Network) -> Vec<String> {
         let plugins = network.plugins.iter();
         let missing =
@@ -147,7 +147,7 @@ impl Runtime {
         missing.map(|error| error.to_string()).collect()
     }
 
-    /// `CNI_PATH`.
+    /// The value of `CNI_PATH`.
     fn search_path(&self) -> OsString {
         request::search_path(&self.bin_dirs)
     }

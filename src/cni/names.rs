@@ -1,20 +1,20 @@
-//! The character sets and lengths of the spec: network names, container ids, interface and plugin names, arguments.
+//! The character sets and lengths that the spec defines: network names, container ids, interface and plugin names, arguments.
 //! Out of scope: which names are in use.
 
 use super::Error;
 
-/// IFNAMSIZ without the closing NUL, in bytes.
+/// IFNAMSIZ without the terminating NUL, in bytes.
 const LONGEST_INTERFACE: usize = 15;
 
 const WORD: &str =
-    "must start with a letter or digit and go on with letters, digits, `_`, `.` or `-`";
+    "must start with a letter or a digit and contain only letters, digits, `_`, `.` and `-`";
 
-/// A network's name (spec, section 1).
+/// Checks the name of a network (spec, section 1).
 pub(super) fn network(name: &str) -> Result<(), Error> {
     word("network name", name)
 }
 
-/// A container's id (spec, section 2, `CNI_CONTAINERID`).
+/// Checks the id of a container (spec, section 2, `CNI_CONTAINERID`).
 pub(super) fn container(id: &str) -> Result<(), Error> {
     word("container id", id)
 }
@@ -25,33 +25,37 @@ fn word(what: &'static str, value: &str) -> Result<(), Error> {
     good.then_some(()).ok_or(bad(what, value, WORD))
 }
 
-/// An interface's name: what Linux takes (`dev_valid_name` in `net/core/dev.c`).
+/// Checks the name of an interface as Linux does (`dev_valid_name` in `net/core/dev.c`).
 pub(super) fn interface(name: &str) -> Result<(), Error> {
     let why = match name {
         "" => "must not be empty",
-        "." | ".." => "names a folder",
-        _ if name.len() > LONGEST_INTERFACE => "is longer than 15 bytes",
+        "." | ".." => "must not be `.` or `..`",
+        _ if name.len() > LONGEST_INTERFACE => "must not be longer than 15 bytes",
         _ if name.contains(|c: char| matches!(c, '/' | ':' | '\0') || c.is_whitespace()) => {
-            "must have no `/`, no `:` and no white space"
+            "must not contain `/`, `:` or white space"
         }
         _ => return Ok(()),
     };
     Err(bad("interface name", name, why))
 }
 
-/// A plugin's name is that of a file.
+/// Whether a name is a valid name of a plugin: it is the name of a file.
 pub(super) fn is_plugin(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && !name.contains(['/', '\\', '\0'])
 }
 
-/// One pair of `CNI_ARGS`: `KEY=VALUE;KEY=VALUE` has no quoting.
+/// Checks a pair of `CNI_ARGS`. The format is `KEY=VALUE;KEY=VALUE`, without quoting.
 pub(super) fn argument(key: &str, value: &str) -> Result<(), Error> {
     let what = "CNI argument";
     if key.is_empty() || key.contains(['=', ';', '\0']) {
-        return Err(bad(what, key, "must be a key without `=` and `;`"));
+        return Err(bad(
+            what,
+            key,
+            "the key must not be empty or contain `=`, `;` or NUL",
+        ));
     }
     match value.contains([';', '\0']) {
-        true => Err(bad(what, value, "must be a value without `;`")),
+        true => Err(bad(what, value, "the value must not contain `;` or NUL")),
         false => Ok(()),
     }
 }
@@ -69,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_ascii_and_start_with_a_letter_or_digit() {
+    fn names_and_ids_are_ascii_and_start_with_a_letter_or_a_digit() {
         for good in ["a", "0", "a.b_c-D", "9-", "a..b"] {
             assert!(container(good).is_ok() && network(good).is_ok(), "{good}");
         }
@@ -79,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn interfaces_are_named_as_linux_allows() {
+    fn interface_names_are_checked_as_linux_does() {
         for good in ["eth0", "a", "exactly15bytes_", "...", "ä"] {
             assert!(interface(good).is_ok(), "{good}");
         }
@@ -100,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn plugins_are_file_names() {
+    fn plugin_names_are_file_names() {
         assert!(is_plugin("bridge") && is_plugin("tc-redirect-tap"));
         for bad in ["", ".", "..", "../sh", "a/b", r"a\b", "a\0b"] {
             assert!(!is_plugin(bad), "{bad:?}");
@@ -108,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_cannot_smuggle_others() {
+    fn an_argument_cannot_contain_another_argument() {
         assert!(argument("K8S_POD_NAME", "a=b").is_ok());
         for (key, value) in [
             ("", "v"),

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use super::json::{self, Object};
 use super::{Error, Version, names};
 
-/// A valid network configuration. It is serialised completely, so that DEL can use it after the file was changed or removed.
+/// A valid network configuration. It is serialized completely, so that DEL can use it after the file was changed or removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Kept", into = "Kept")]
 pub struct Network {
@@ -20,7 +20,7 @@ pub struct Network {
     pub name: String,
     /// The version that its plugins are called with: the highest of [`versions`](Self::versions).
     pub cni_version: Version,
-    /// All versions that it declares (`cniVersion`, `cniVersions`) and that we support, sorted.
+    /// The versions that it declares (`cniVersion`, `cniVersions`) and that we support, sorted.
     pub versions: Vec<Version>,
     /// CHECK must not be called.
     pub disable_check: bool,
@@ -28,9 +28,9 @@ pub struct Network {
     pub disable_gc: bool,
     /// In the order of ADD; never empty.
     pub plugins: Vec<Plugin>,
-    /// Where it was read.
+    /// The file from which it was read.
     pub path: PathBuf,
-    /// The whole list, plugins from the drop-in folder included.
+    /// The text of the list, including plugins from the drop-in directory.
     config: String,
 }
 
@@ -39,9 +39,9 @@ pub struct Network {
 pub struct Plugin {
     /// The name of its program: `type` in JSON.
     pub name: String,
-    /// The capabilities that the configuration declares to be supported.
+    /// The capabilities that the configuration declares as supported.
     pub capabilities: BTreeSet<String>,
-    /// As it was written.
+    /// The text of the configuration.
     config: String,
 }
 
@@ -143,7 +143,7 @@ impl Network {
         all.map(String::as_str).collect()
     }
 
-    /// Whether this address can be requested from its IPAM plugin (`IP` of `CNI_ARGS`). An address outside its subnets must not be
+    /// Whether an address can be requested from its IPAM plugin (`IP` of `CNI_ARGS`). An address outside its subnets must not be
     /// requested: the bridge plugin up to 1.5 creates the bridge before it calls IPAM. If IPAM refuses the address, the new bridge loses
     /// its only port, and further ADDs fail ("could not set bridge's mac").
     pub fn can_be_asked_for(&self, address: IpAddr) -> bool {
@@ -191,10 +191,10 @@ impl Plugin {
         let name = name.ok_or_else(|| bad("no `type`".to_owned(), "a plugin's name"))?;
         if !names::is_plugin(&name) {
             let found = format!("`type` = \"{}\"", json::excerpt(&name));
-            return Err(bad(found, "the name of a file, without `/` and `\\`"));
+            return Err(bad(found, "a file name without `/` and `\\`"));
         }
         let declared: Option<BTreeMap<String, bool>> = json::get(&object, "capabilities")
-            .map_err(|found| bad(found, "an object of true and false"))?;
+            .map_err(|found| bad(found, "an object with boolean values"))?;
         let declared = declared.unwrap_or_default().into_iter();
         Ok(Self {
             name,
@@ -205,14 +205,14 @@ impl Plugin {
         })
     }
 
-    /// What was written, key by key.
+    /// The configuration as an object.
     pub(super) fn object(&self) -> Object {
-        // It was read once.
+        // `parse` has succeeded with this text.
         serde_json::from_str(&self.config).unwrap_or_default()
     }
 
-    /// The folder below which `host-local` keeps a folder of reservations per network, if this plugin delegates to it. Empty
-    /// when the configuration leaves it to the default.
+    /// `ipam.dataDir`, below which `host-local` keeps a directory of reservations per network, if this plugin delegates to it. Empty if
+    /// the configuration does not set it.
     pub(super) fn host_local(&self) -> Option<PathBuf> {
         let ipam = self.ipam();
         (ipam.r#type == "host-local").then_some(ipam.data_dir)
@@ -241,12 +241,12 @@ impl From<Network> for Kept {
     }
 }
 
-/// The text of a list and what is written in it.
+/// Parses a text as a JSON object.
 pub(super) fn object(path: &Path, text: &str) -> Result<Object, Error> {
     serde_json::from_str(text).map_err(|error| Error::not_a(path, "a JSON object", &error))
 }
 
-/// The keys of a list, each checked.
+/// Reads the keys of a list, with checks.
 pub(super) struct Fields<'a> {
     pub path: &'a Path,
     pub object: &'a Object,
@@ -258,7 +258,7 @@ impl Fields<'_> {
         name.ok_or_else(|| Error::bad_config(self.path, "no `name`", "a network name"))
     }
 
-    /// `true`, `false`, or these as strings, which libcni takes, too.
+    /// A boolean, or a string with a boolean, which libcni accepts, too.
     pub(super) fn flag(&self, key: &str) -> Result<bool, Error> {
         #[derive(Deserialize)]
         #[serde(untagged)]
@@ -281,7 +281,7 @@ impl Fields<'_> {
         }
     }
 
-    /// The plugins as they are written; `None` without the key, which leaves them all to the drop-in folder.
+    /// The text of each plugin; `None` if the key is absent: then all plugins are in the drop-in directory.
     pub(super) fn raw_plugins(&self) -> Result<Option<Vec<Box<RawValue>>>, Error> {
         let plugins: Option<Vec<Box<RawValue>>> = self.get("plugins", "a list of plugins")?;
         if plugins.as_ref().is_some_and(Vec::is_empty) {
@@ -295,7 +295,7 @@ impl Fields<'_> {
             return Err(Error::bad_config(
                 self.path,
                 "no `plugins`",
-                "plugins, as `loadOnlyInlinedPlugins` is true",
+                "`plugins`, because `loadOnlyInlinedPlugins` is true",
             ));
         }
         Ok(plugins)

@@ -1,5 +1,5 @@
-//! ADD, CHECK, GC and STATUS of a whole chain (spec, section 3), and what is remembered of them.
-//! Out of scope: one plugin's call; DEL (`removal`).
+//! ADD, CHECK, GC and STATUS of a chain of plugins (spec, section 3), and the cache of results.
+//! Out of scope: the call of one plugin; DEL (`removal`).
 
 use super::cache::Shelf;
 use super::invoke::{Call, Command, garbage};
@@ -10,23 +10,24 @@ use super::{
 use std::collections::BTreeSet;
 use std::io;
 
-/// What came of an operation that not every configuration knows or wants.
+/// The outcome of an operation that not every configuration supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Every plugin was asked, and none complained.
+    /// All plugins succeeded.
     Done,
-    /// Nobody was asked: the configuration forbids it (`disableCheck`, `disableGC`).
+    /// No plugin was called: the configuration disables the operation (`disableCheck`, `disableGC`).
     Disabled,
-    /// Nobody was asked: the configuration's version does not know the operation.
+    /// No plugin was called: the version of the configuration does not define the operation.
     Unknown,
 }
 
 impl Runtime {
-    /// Attaches: ADD of every plugin in order, each told the result of the one before. The final result is remembered in the
-    /// cache, and returned.
+    /// Attaches: calls ADD of every plugin in order, each with the result of the previous one. The final result is written to the cache
+    /// and returned.
     ///
-    /// On an error nothing is undone: a DEL must follow, and [`add_or_undo`](Self::add_or_undo) sees to it. What has been
-    /// added and not deleted since cannot be added: [`Error::AddedBefore`].
+    /// # Errors
+    /// After an error the caller must call DEL, as [`add_or_undo`](Self::add_or_undo) does. [`Error::AddedBefore`]: the attachment was
+    /// added and not deleted since.
     pub async fn add(
         &self,
         network: &Network,
@@ -37,7 +38,7 @@ impl Runtime {
             return Err(Error::BadArgument {
                 what: "network namespace",
                 value: String::new(),
-                why: "must be given",
+                why: "must not be empty",
             });
         }
         let _turn = self.turns.container(&attachment.container_id).await;
@@ -73,7 +74,8 @@ impl Runtime {
         Ok(result)
     }
 
-    /// [`add`](Self::add), and when that fails [`del`](Self::del) at once. Returns the error of the ADD; an error of the DEL is logged, and the caller has to DEL again.
+    /// Calls [`add`](Self::add) and, if that fails, [`del`](Self::del). Returns the error of the ADD. An error of the DEL is logged; then
+    /// the caller must call DEL again.
     pub async fn add_or_undo(
         &self,
         network: &Network,
@@ -97,8 +99,7 @@ impl Runtime {
         Err(error)
     }
 
-    /// Asks every plugin in order, up to the first that complains, whether the attachment is as ADD made it; with what the
-    /// cache remembers of the ADD.
+    /// Calls CHECK of every plugin in order, up to the first that fails, with the cache's record of the ADD.
     pub async fn check(
         &self,
         network: &Network,
@@ -117,7 +118,7 @@ impl Runtime {
         Ok(Outcome::Done)
     }
 
-    /// What plugins are given at CHECK; `Err`: why no plugin is called.
+    /// Returns the input of CHECK. The inner `Err` is the reason why no plugin is called.
     fn for_check(
         &self,
         network: &Network,
@@ -142,9 +143,9 @@ impl Runtime {
         }))
     }
 
-    /// Calls CHECK of every plugin except the `excused`, with the cache's record of the ADD. Returns all failures. None: no plugin was
+    /// Calls CHECK of every plugin except the `excused`, with the cache's record of the ADD. Returns all failures. `None`: no plugin was
     /// called, because the configuration disables CHECK (as it was at the ADD, or as given), or its version does not define CHECK. A plugin
-    /// that answers "try again later" (code 11) has not checked anything, which is not a failure.
+    /// that returns code 11 (try again later) has not checked anything, which is not a failure.
     pub async fn complaints(
         &self,
         network: &Network,
@@ -164,7 +165,7 @@ impl Runtime {
                 Ok(_) => {}
                 Err(Error::Plugin(failure)) => complaints.push(failure),
                 Err(Error::TryAgain(failure)) => {
-                    tracing::debug!(%failure, "a CNI plugin could not look");
+                    tracing::debug!(%failure, "a CNI plugin did not perform CHECK");
                 }
                 Err(error) => return Err(error),
             }
@@ -172,12 +173,11 @@ impl Runtime {
         Ok(Some(complaints))
     }
 
-    /// Has every plugin forget all attachments of the network but these. Waits for operations under way and holds back new
-    /// ones. An error stops nothing; all are returned.
+    /// Calls GC of every plugin, which removes all attachments of the network that are not `valid`. Waits for operations in progress and
+    /// blocks new ones. It calls every plugin, even if others fail, and returns all errors. GC is not a substitute for DEL.
     ///
-    /// `valid` must name *every* attachment of the network, those of other runtimes on this host too: see
-    /// [`attachments`](Self::attachments). It is asked when no operation of ours is under way any more: what was added while
-    /// this waited is among them. Not a substitute for DEL.
+    /// `valid` must return *every* attachment of the network, including those of other runtimes on this host: see
+    /// [`attachments`](Self::attachments). It is called after the wait, so it includes attachments that were added during it.
     pub async fn gc(
         &self,
         network: &Network,
@@ -191,7 +191,7 @@ impl Runtime {
         }
         let Some(_turn) = self.turns.alone(self.deadline).await else {
             let why = io::Error::from(io::ErrorKind::TimedOut);
-            let doing = "find a moment in which nothing else is done with the networks of";
+            let doing = "get exclusive access to the networks of";
             return Err(vec![Error::io(doing, &self.conf_dir, why)]);
         };
         let valid = valid().map_err(|error| vec![error])?;
@@ -206,7 +206,7 @@ impl Runtime {
         }
     }
 
-    /// Asks every plugin in order, up to the first that says no, whether it could serve an ADD.
+    /// Calls STATUS of every plugin in order, up to the first that fails: whether the plugins can serve an ADD.
     pub async fn status(&self, network: &Network) -> Result<Outcome, Error> {
         if !network.cni_version.has_gc_and_status() {
             return Ok(Outcome::Unknown);
@@ -218,7 +218,7 @@ impl Runtime {
         Ok(Outcome::Done)
     }
 
-    /// What the cache remembers of an attachment that was added; by its container id and interface name.
+    /// The cache's record of an attachment that was added, by its container id and interface name.
     pub fn cached(&self, network: &str, attachment: &Attachment) -> Result<Option<Cached>, Error> {
         for shelf in cache::ADDED {
             let found = cache::read(&self.cache_dir, shelf, network, attachment)?;
@@ -229,12 +229,12 @@ impl Runtime {
         Ok(None)
     }
 
-    /// Everything that is remembered, in our cache and in the one that other runtimes on this host use.
+    /// All attachments in our cache and in the cache that other runtimes on this host use.
     pub fn attachments(&self) -> Result<Vec<Cached>, Error> {
         self.added(|_| true)
     }
 
-    /// The same of one container, without reading what is of others.
+    /// The attachments of one container. The records of others are not read.
     pub fn attachments_of(&self, container_id: &str) -> Result<Vec<Cached>, Error> {
         let mut found = self.added(|file| file.contains(container_id))?;
         found.retain(|cached| cached.attachment.container_id == container_id);
@@ -249,7 +249,7 @@ impl Runtime {
         Ok(found)
     }
 
-    /// Moves the records of containers that are ours from the cache that other runtimes use into our own.
+    /// Moves the records of our containers from the cache that other runtimes use into our own.
     pub fn bring_home(&self, is_ours: impl Fn(&str) -> bool) -> Result<(), Error> {
         let found = cache::list(&self.cache_dir, Shelf::Libcni, |_| true)?;
         let mut ours = found
@@ -258,17 +258,17 @@ impl Runtime {
         ours.try_for_each(|cached| cache::bring_home(&self.cache_dir, cached))
     }
 
-    /// What is remembered of ADDs of ours that are under way, or were cut short; with the result so far.
+    /// The records of our ADDs that are in progress or were interrupted, with the result so far.
     pub fn unfinished(&self) -> Result<Vec<Cached>, Error> {
         cache::list(&self.cache_dir, Shelf::Unfinished, |_| true)
     }
 
-    /// What plugins could not be made to take back, each with the plugins that failed.
+    /// The records of abandoned attachments, each with the plugins that failed to release it.
     pub fn abandoned(&self) -> Result<Vec<Cached>, Error> {
         cache::list(&self.cache_dir, Shelf::Abandoned, |_| true)
     }
 
-    /// Removes what the cache remembers of an attachment, and nothing else. [`del`](Self::del) does so by itself.
+    /// Removes the cache's records of an attachment, without calling a plugin. [`del`](Self::del) does this.
     pub fn forget(&self, network: &str, attachment: &Attachment) -> Result<(), Error> {
         cache::ALL
             .into_iter()
@@ -295,7 +295,7 @@ impl Runtime {
     }
 }
 
-/// What the cache has of an ADD, as CHECK is given it.
+/// The input of CHECK, from the cache's record of the ADD.
 struct Added {
     network: Network,
     attachment: Attachment,
@@ -311,7 +311,7 @@ impl Added {
     }
 }
 
-/// The network and the parameters of the ADD, as far as they are remembered.
+/// The network and the parameters of the ADD from its record, or the given ones.
 pub(super) fn remembered(
     network: &Network,
     attachment: &Attachment,
@@ -321,11 +321,11 @@ pub(super) fn remembered(
         return (network.clone(), attachment.clone());
     };
     let network = cached.config().unwrap_or_else(|error| {
-        tracing::warn!(%error, "using the CNI configuration at hand");
+        tracing::warn!(%error, "cannot use the CNI configuration in the cache record; using the current one");
         network.clone()
     });
     let attachment = Attachment {
-        // The caller knows whether the namespace is still there.
+        // The caller knows whether the namespace exists.
         netns: attachment.netns.clone(),
         ..cached.attachment.clone()
     };

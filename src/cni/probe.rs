@@ -1,5 +1,5 @@
-//! Which versions of the spec a plugin speaks (VERSION), and which one all plugins of a network do.
-//! Out of scope: which ones a configuration allows.
+//! Which versions of the spec a plugin supports (VERSION), and the highest one that all plugins of a network support.
+//! Out of scope: which versions a configuration declares.
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::invoke::{Call, Command, garbage};
 use super::{Error, Network, Runtime, Version, find};
 
-/// What was learnt of programs, until they change.
+/// The supported versions of plugins by program, with the modification time of the program.
 #[derive(Debug, Default)]
 pub(super) struct Probed(Mutex<HashMap<PathBuf, (SystemTime, Vec<String>)>>);
 
@@ -23,11 +23,12 @@ struct Answer {
 }
 
 impl Runtime {
-    /// The versions that a plugin says to support, as it says them. Asked once, until its program changes.
+    /// The versions that a plugin supports, as it reports them. Cached until the program of the plugin changes.
     pub async fn version(&self, plugin: &str) -> Result<Vec<String>, Error> {
         let program = find::program(&self.bin_dirs, plugin)?;
         let changed = fs::metadata(&program).and_then(|about| about.modified());
-        let changed = changed.map_err(|error| Error::io("examine", &program, error))?;
+        let changed =
+            changed.map_err(|error| Error::io("read the attributes of", &program, error))?;
         if let Some((then, versions)) = self.probed.lock().get(&program)
             && *then == changed
         {
@@ -55,8 +56,11 @@ impl Runtime {
         Ok(versions)
     }
 
-    /// The network with the highest version that it and every one of its plugins speak (spec, section 1, Version
-    /// considerations), for good. Fails when there is none, or a plugin is not there: to be asked before the first ADD.
+    /// Returns the network with only the highest version that it and all its plugins support (spec, section 1, Version considerations).
+    /// It must be called before the first ADD.
+    ///
+    /// # Errors
+    /// There is no such version, or a plugin is not installed.
     pub async fn negotiate(&self, network: &Network) -> Result<Network, Error> {
         let mut common = network.versions.clone();
         for plugin in &network.plugins {

@@ -1,5 +1,5 @@
-//! DEL of a whole chain (spec, section 3), and giving up an attachment if DEL fails.
-//! Out of scope: the call of one plugin; what plugins leave behind.
+//! DEL of a chain of plugins (spec, section 3), and abandoning an attachment if DEL fails.
+//! Out of scope: the call of one plugin; resources that plugins do not remove.
 
 use super::cache::Shelf;
 use super::error::UNKNOWN_CONTAINER;
@@ -85,14 +85,14 @@ impl Runtime {
         let asked = self.ask(&recalled.network, plugin, Command::Del, about);
         match asked.await {
             Err(error) if error.code() == Some(UNKNOWN_CONTAINER) => {
-                tracing::debug!(%error, "there is nothing to take back");
+                tracing::debug!(%error, "the CNI plugin does not know the container: nothing to release");
                 Ok(())
             }
             asked => asked.map(drop),
         }
     }
 
-    /// Returns the input of DEL.
+    /// Returns the input of DEL: the record of the ADD, or the parameters.
     fn recall_all(&self, network: &Network, attachment: &Attachment) -> Result<Recalled, Error> {
         let mut cached = None;
         for shelf in cache::ALL {
@@ -105,7 +105,9 @@ impl Runtime {
         let result = result.and_then(|cached| {
             let result = cached.result(network.cni_version);
             result
-                .inspect_err(|error| tracing::warn!(%error, "deleting without the CNI result"))
+                .inspect_err(
+                    |error| tracing::warn!(%error, "calling CNI DEL without the result of the ADD"),
+                )
                 .ok()
         });
         Ok(Recalled {
@@ -124,7 +126,7 @@ impl Runtime {
     ) -> Result<Option<Cached>, Error> {
         match cache::read(&self.cache_dir, shelf, &network.name, attachment) {
             Err(error @ Error::DamagedCache { .. }) => {
-                tracing::warn!(%error, "deleting without what was remembered of the CNI ADD");
+                tracing::warn!(%error, "calling CNI DEL without the cache record of the ADD");
                 Ok(None)
             }
             other => other,

@@ -1,5 +1,5 @@
-//! What a plugin hears: its standard input and its environment, derived from the configuration (spec, section 3).
-//! Out of scope: starting it.
+//! The standard input and the environment of a plugin, derived from the configuration (spec, section 3).
+//! Out of scope: starting the plugin.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,14 +12,14 @@ use super::json;
 use super::network::{Network, Plugin};
 use super::result::CniResult;
 
-/// Reserved for us: what a configuration says there is not passed on.
+/// The prefix of keys that are reserved for the runtime: those in a configuration are not passed on.
 const RESERVED: &str = "cni.dev/";
 
-/// The list of attachments that GC must spare. The text of spec 1.1.0 as it was tagged calls it otherwise than the text since;
-/// to a plugin of either reading, silence would mean that no attachment is valid.
+/// The keys of the list of valid attachments for GC. The tagged text of spec 1.1.0 and the current text use different keys. If the key
+/// that a plugin reads is missing, the plugin removes all attachments.
 const VALID: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 
-/// What is asked about.
+/// The subject of an operation.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum About<'a> {
     /// ADD, DEL, CHECK.
@@ -33,7 +33,7 @@ pub(super) enum About<'a> {
     Network,
 }
 
-/// The request configuration for standard input.
+/// The execution configuration, which the plugin reads from standard input.
 pub(super) fn stdin(network: &Network, plugin: &Plugin, about: About<'_>) -> String {
     let mut object = plugin.object();
     object.retain(|key, _| !key.starts_with(RESERVED) && key != "prevResult");
@@ -68,8 +68,8 @@ pub(super) fn stdin(network: &Network, plugin: &Plugin, about: About<'_>) -> Str
     json::text(&object)
 }
 
-/// The environment beside what is inherited (spec, section 2, Parameters). Without an attachment there is nothing to say of
-/// one; with one all is said, be it empty.
+/// The environment in addition to what is inherited (spec, section 2, Parameters). The variables of an attachment are all set, even if
+/// they are empty, or all absent if the operation has no attachment.
 pub(super) fn environment(
     command: Command,
     about: About<'_>,

@@ -1,5 +1,5 @@
-//! What a plugin answers to ADD, of any version of the spec, as one type; and the text itself, for the next plugin.
-//! Out of scope: what is done with it.
+//! The result of ADD of all versions of the spec as one type, and as text for the next plugin.
+//! Out of scope: how a result is used.
 
 use std::net::IpAddr;
 
@@ -10,19 +10,19 @@ use serde_json::value::RawValue;
 use super::Version;
 use super::json::{self, Object};
 
-/// The result of an ADD (spec, section 5, ADD Success). Keys that we do not know are in [`raw`](Self::raw).
+/// The result of an ADD (spec, section 5, ADD Success). Unknown keys are in [`raw`](Self::raw).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Kept", into = "Kept")]
 pub struct CniResult {
-    /// The version that it is written in.
+    /// The version of the spec in which it is written.
     pub cni_version: Version,
-    /// All interfaces that were made, on the host's side, too.
+    /// All interfaces that were created, including those on the host.
     pub interfaces: Vec<Interface>,
     /// All addresses that were assigned.
     pub ips: Vec<Ip>,
-    /// All routes that were made.
+    /// All routes that were added.
     pub routes: Vec<Route>,
-    /// For the resolver inside.
+    /// DNS settings of the container.
     pub dns: Dns,
     raw: String,
 }
@@ -39,10 +39,10 @@ pub struct Interface {
     /// In bytes, since 1.1.0.
     #[serde(deserialize_with = "positive")]
     pub mtu: Option<u32>,
-    /// The path of the namespace that it is in; `None` on the host.
+    /// The path of its network namespace; `None` on the host.
     #[serde(deserialize_with = "filled")]
     pub sandbox: Option<String>,
-    /// A socket that is this interface, since 1.1.0.
+    /// The path of the socket that is this interface, since 1.1.0.
     #[serde(rename = "socketPath", deserialize_with = "filled")]
     pub socket_path: Option<String>,
     /// The PCI device that is this interface, since 1.1.0.
@@ -59,7 +59,7 @@ pub struct Ip {
     /// The gateway of its subnet.
     #[serde(default, deserialize_with = "address")]
     pub gateway: Option<IpAddr>,
-    /// Where it is among the interfaces of the result.
+    /// The index of its interface in `interfaces`.
     #[serde(default)]
     pub interface: Option<usize>,
 }
@@ -70,16 +70,16 @@ pub struct Route {
     /// Its destination.
     #[serde(deserialize_with = "cidr")]
     pub dst: IpNetwork,
-    /// The next hop; without one the gateway of the address.
+    /// The next hop; `None`: the gateway of the address.
     #[serde(default, deserialize_with = "address")]
     pub gw: Option<IpAddr>,
-    /// Along the path, in bytes, since 1.1.0.
+    /// The path MTU, in bytes, since 1.1.0.
     #[serde(default, deserialize_with = "positive")]
     pub mtu: Option<u32>,
-    /// The segment size to advertise, in bytes, since 1.1.0.
+    /// The maximum segment size to advertise, in bytes, since 1.1.0.
     #[serde(default, deserialize_with = "positive")]
     pub advmss: Option<u32>,
-    /// Lower goes first, since 1.1.0.
+    /// The priority: a lower value takes precedence, since 1.1.0.
     #[serde(default, deserialize_with = "positive")]
     pub priority: Option<u32>,
     /// The routing table, since 1.1.0.
@@ -90,25 +90,25 @@ pub struct Route {
     pub scope: Option<u32>,
 }
 
-/// The resolver's part of a result.
+/// The DNS settings of a result.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Dns {
-    /// Addresses, the first goes first.
+    /// Addresses of name servers, in order of preference.
     #[serde(deserialize_with = "nullable")]
     pub nameservers: Vec<String>,
     /// The local domain.
     #[serde(deserialize_with = "filled")]
     pub domain: Option<String>,
-    /// Domains to search.
+    /// Search domains.
     #[serde(deserialize_with = "nullable")]
     pub search: Vec<String>,
-    /// For the resolver.
+    /// Options of the resolver.
     #[serde(deserialize_with = "nullable")]
     pub options: Vec<String>,
 }
 
-/// As a plugin writes it.
+/// The JSON format of a result.
 #[derive(Deserialize)]
 #[serde(default)]
 #[derive(Default)]
@@ -123,15 +123,15 @@ struct Written {
     dns: Dns,
 }
 
-/// What is kept of a result; the rest is read from it again.
+/// The serialized fields of a result; the others are parsed from them.
 #[derive(Serialize, Deserialize)]
 struct Kept {
     raw: String,
 }
 
 impl CniResult {
-    /// Reads what a plugin wrote and brings it to the version that was asked for. A result that names no version has that
-    /// one. Otherwise the text stays as it is. The error says what is wrong.
+    /// Parses the output of a plugin and converts it to the requested version. A result without a version has the requested one. Other
+    /// keys are not changed. The error is a message.
     pub fn parse(text: &str, asked: Version) -> Result<Self, String> {
         let mut object: Object = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let named: Option<String> = json::get(&object, "cniVersion")?;
@@ -141,7 +141,7 @@ impl CniResult {
             }
             Some(named) => {
                 let named = Version::parse(&named)
-                    .ok_or_else(|| format!("a result of CNI version {}", json::excerpt(&named)))?;
+                    .ok_or_else(|| format!("unknown CNI version {}", json::excerpt(&named)))?;
                 if named != asked {
                     convert(&mut object, asked)?;
                 }
@@ -159,12 +159,12 @@ impl CniResult {
         })
     }
 
-    /// The whole as JSON text: the `prevResult` of the next plugin.
+    /// The result as JSON text: `prevResult` of the next plugin.
     pub fn raw(&self) -> &str {
         &self.raw
     }
 
-    /// The interface that an address is on, when the result says it.
+    /// The interface of an address, if the result specifies it.
     pub fn interface_of(&self, ip: &Ip) -> Option<&Interface> {
         self.interfaces.get(ip.interface?)
     }
@@ -189,18 +189,19 @@ impl From<CniResult> for Kept {
 }
 
 impl CniResult {
-    /// Reads a result in the version that it names.
+    /// Parses a result in the version that it specifies.
     fn parse_as_named(text: &str) -> Result<Self, String> {
         let object: Object = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let named: Option<String> = json::get(&object, "cniVersion")?;
         let named = named.unwrap_or_default();
-        let version = Version::parse(&named).ok_or_else(|| format!("CNI version `{named}`"))?;
+        let version =
+            Version::parse(&named).ok_or_else(|| format!("unknown CNI version `{named}`"))?;
         Self::parse(text, version)
     }
 }
 
-/// Between the versions one thing was taken away: until 0.4.0 every address names its family. What was added later, a plugin
-/// that does not know it passes over.
+/// Converts a result to another version. Only one key was removed between the versions: up to 0.4.0 every address has its family.
+/// Plugins ignore keys that were added in a later version.
 fn convert(object: &mut Object, to: Version) -> Result<(), String> {
     object.insert("cniVersion".to_owned(), json::raw(&to));
     let ips: Option<Vec<Object>> = json::get(object, "ips")?;
@@ -225,20 +226,20 @@ fn convert(object: &mut Object, to: Version) -> Result<(), String> {
     Ok(())
 }
 
-/// `null` is as good as nothing: Go writes it for an empty list.
+/// `null` is the default value: Go writes it for an empty list.
 fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     from: D,
 ) -> Result<T, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
-/// An empty string is as good as nothing, as in Go.
+/// An empty string is `None`, as in Go.
 fn filled<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     let text: Option<String> = Option::deserialize(from)?;
     Ok(text.filter(|text| !text.is_empty()))
 }
 
-/// Zero is as good as nothing, as in Go.
+/// Zero is `None`, as in Go.
 fn positive<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
     let number: Option<u32> = Option::deserialize(from)?;
     Ok(number.filter(|number| *number > 0))
@@ -249,13 +250,13 @@ fn address<'de, D: Deserializer<'de>>(from: D) -> Result<Option<IpAddr>, D::Erro
     filled(from)?.map(parse).transpose()
 }
 
-/// With its prefix, always: a bare address is an error here.
+/// An address with a prefix length. An address without one is an error.
 fn cidr<'de, D: Deserializer<'de>>(from: D) -> Result<IpNetwork, D::Error> {
     let text = String::deserialize(from)?;
     let whole = text.parse().ok().filter(|_| text.contains('/'));
     whole.ok_or_else(|| {
         de::Error::custom(format!(
-            "`{}` is no address with a prefix",
+            "invalid address `{}`: expected an IP address with a prefix length",
             json::excerpt(&text)
         ))
     })

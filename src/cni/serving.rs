@@ -11,15 +11,15 @@ use crate::clock;
 /// How long a STATUS success is cached. A failure is not cached, so that a VM does not wait once the network can serve an ADD.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// The last STATUS of networks, by the digest of the network.
+/// The last STATUS of each network, by the digest of its configuration.
 #[derive(Debug, Default)]
 pub(super) struct Serving(Mutex<HashMap<String, Last>>);
 
 #[derive(Debug)]
 enum Last {
-    /// When it succeeded.
+    /// The time of a success.
     Success(Instant),
-    /// The plugin's error: limited connectivity (code 51).
+    /// The error of the plugin: limited connectivity (code 51).
     Limited(String),
 }
 
@@ -56,7 +56,7 @@ impl Runtime {
     /// Why attached containers may have limited connectivity, as the last STATUS reported it (code 51).
     pub fn limited(&self, network: &Network) -> Option<String> {
         let all = self.last_status();
-        // A digest costs more than the look at an empty table.
+        // A digest costs more than this check, and the table is usually empty.
         let is_limited = |last: &Last| matches!(last, Last::Limited(_));
         if !all.values().any(is_limited) {
             return None;

@@ -1,7 +1,7 @@
-//! Who may run now: one operation at a time for a container, any number for different containers, GC alone, and a few repairs.
+//! Mutual exclusion of operations: one at a time per container, GC exclusively, and a limited number of repairs.
 //! Out of scope: the operations.
 //!
-//! The rule is in the spec's section 3, Lifecycle & Ordering. That of repairs is ours.
+//! The spec defines the rule (section 3, Lifecycle & Ordering), except for the limit of repairs.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -12,13 +12,13 @@ use tokio::sync::{
     self, OwnedMutexGuard, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, OwnedSemaphorePermit,
 };
 
-/// Between two looks whether nothing runs.
+/// The interval of attempts to get exclusive access.
 const STEP: Duration = Duration::from_millis(20);
 
-/// How long a repair waits for others. A plugin may hang for its whole deadline.
+/// How long a repair waits for other repairs. A plugin may hang until its deadline.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The turns of one runtime.
+/// The locks of a runtime.
 #[derive(Debug)]
 pub(super) struct Turns {
     all: Arc<sync::RwLock<()>>,
@@ -26,7 +26,7 @@ pub(super) struct Turns {
     repairs: Arc<sync::Semaphore>,
 }
 
-/// A turn to repair an attachment, until dropped.
+/// A permit to repair an attachment, until dropped.
 #[derive(Debug)]
 pub struct RepairTurn {
     _permit: OwnedSemaphorePermit,
@@ -34,7 +34,7 @@ pub struct RepairTurn {
 
 impl Default for Turns {
     fn default() -> Self {
-        // One of two may hang.
+        // At least two, because one may hang.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             all: Arc::default(),
@@ -44,14 +44,14 @@ impl Default for Turns {
     }
 }
 
-/// A container's turn, until dropped.
+/// The lock of a container, until dropped.
 pub(super) struct Turn {
     _all: OwnedRwLockReadGuard<()>,
     _container: OwnedMutexGuard<()>,
 }
 
 impl Turns {
-    /// Waits for the turn of a container.
+    /// Waits for the lock of a container.
     pub(super) async fn container(&self, id: &str) -> Turn {
         let all = Arc::clone(&self.all).read_owned().await;
         let lock = self.lock_of(id);
@@ -61,15 +61,16 @@ impl Turns {
         }
     }
 
-    /// Waits until fewer repairs than processors are under way. None: they are not done within [`PATIENCE`], and one more has to do.
+    /// Waits until fewer repairs than processors are in progress. `None`: [`PATIENCE`] has passed, and the repair should start without
+    /// a permit.
     pub(super) async fn repair(&self) -> Option<RepairTurn> {
         let turn = Arc::clone(&self.repairs).acquire_owned();
         let turn = tokio::time::timeout(PATIENCE, turn).await.ok()?;
         turn.ok().map(|permit| RepairTurn { _permit: permit })
     }
 
-    /// Waits until nothing runs, and keeps it so. It does not queue: a waiting writer would keep all others from running for as long
-    /// as one plugin hangs. None: there was no such moment within `patience`.
+    /// Waits for exclusive access. It polls, because a queued writer would block all other operations while one plugin hangs. `None`:
+    /// `patience` has passed.
     pub(super) async fn alone(&self, patience: Duration) -> Option<OwnedRwLockWriteGuard<()>> {
         let since = clock::monotonic();
         loop {
@@ -88,7 +89,7 @@ impl Turns {
             .containers
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        // As many as there are operations under way.
+        // One lock remains per operation in progress.
         containers.retain(|_, lock| lock.strong_count() > 0);
         if let Some(lock) = containers.get(id).and_then(Weak::upgrade) {
             return lock;
@@ -104,7 +105,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_repair_waits_for_others_but_not_for_those_that_hang() {
+    async fn a_repair_waits_for_others_for_a_limited_time() {
         let turns = Turns::default();
         let mut held = Vec::new();
         for _ in 0..turns.repairs.available_permits() {

@@ -1,11 +1,11 @@
-//! The versions of the CNI specification that we speak, and what came with which.
-//! Out of scope: which of them a configuration asks for.
+//! The supported versions of the CNI specification, and the features of each.
+//! Out of scope: which version a configuration requests.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A version of the specification. They are ordered: a later one is greater.
+/// A version of the specification. A later version is greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Version {
     /// Chains of plugins and results with interfaces.
@@ -17,16 +17,16 @@ pub enum Version {
     /// CHECK, and `prevResult` on DEL.
     #[serde(rename = "0.4.0")]
     V0_4_0,
-    /// No `version` in the `ips` of a result any more.
+    /// `ips` of a result have no `version`.
     #[serde(rename = "1.0.0")]
     V1_0_0,
-    /// GC, STATUS, `cniVersions`, more about interfaces and routes.
+    /// GC, STATUS, `cniVersions`, more keys of interfaces and routes.
     #[serde(rename = "1.1.0")]
     V1_1_0,
 }
 
 impl Version {
-    /// All that we speak, the oldest first.
+    /// All supported versions, the oldest first.
     pub const ALL: [Self; 5] = [
         Self::V0_3_0,
         Self::V0_3_1,
@@ -35,10 +35,10 @@ impl Version {
         Self::V1_1_0,
     ];
 
-    /// The newest that we speak.
+    /// The latest supported version.
     pub const LATEST: Self = Self::V1_1_0;
 
-    /// As it is written in JSON: `1.0.0`.
+    /// As in JSON: `1.0.0`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::V0_3_0 => "0.3.0",
@@ -49,24 +49,24 @@ impl Version {
         }
     }
 
-    /// `None` for every other, be it well-formed or not.
+    /// Parses a version; `None` if it is not supported.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL
             .into_iter()
             .find(|version| version.as_str() == text)
     }
 
-    /// Whether a plugin knows CHECK, and expects a `prevResult` on DEL.
+    /// Whether the version defines CHECK, and `prevResult` of DEL.
     pub fn has_check(self) -> bool {
         self >= Self::V0_4_0
     }
 
-    /// Whether every entry of a result's `ips` says `"version": "4"` or `"6"`.
+    /// Whether every entry of `ips` of a result has `"version": "4"` or `"6"`.
     pub fn names_family(self) -> bool {
         self < Self::V1_0_0
     }
 
-    /// Whether a plugin knows GC and STATUS.
+    /// Whether the version defines GC and STATUS.
     pub fn has_gc_and_status(self) -> bool {
         self >= Self::V1_1_0
     }

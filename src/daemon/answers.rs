@@ -328,7 +328,9 @@ impl Backend for Answers {
         let fail = |error: host::Error| Refusal::Failed(format!("{error}: {}", error.source));
         let desired = self.engine.ground_desired();
         let hands = self.engine.ground();
-        let guarded = ground::guarded(&hands, &desired).await.map_err(fail)?;
+        let guarded = ground::routed_ranges(&hands, &desired)
+            .await
+            .map_err(fail)?;
         let links = self.engine.our_links(&desired).await.map_err(fail)?;
         Ok(doctor::examine(&doctor::Host {
             home: self.engine.hands.home.clone(),
@@ -394,7 +396,7 @@ impl Backend for Answers {
     }
 
     fn exhausted(&self, error: &io::Error) {
-        crate::host::error::note_exhaustion(error);
+        crate::host::error::record_exhaustion(error);
     }
 
     async fn version(&self) -> Server {

@@ -48,7 +48,7 @@ pub(super) fn close_state(dir: &Path) -> Result<(), Error> {
 /// Creates and restricts the run directory and its entries; returns its canonical path.
 pub(super) fn run(dir: &Path) -> Result<RunDir, Error> {
     let run_dir = RunDir(usable(dir, 0o755)?);
-    private::open_dir(&run_dir.0)?;
+    private::shared_dir(&run_dir.0)?;
     private::dir(&run_dir.netns_dir(), |_| false)?;
     let vms = run_dir.vm_dirs();
     private::dir(&vms, |_| false)?;
@@ -99,7 +99,7 @@ fn usable(dir: &Path, mode: u32) -> Result<PathBuf, Error> {
     if std::fs::symlink_metadata(dir).is_err() {
         match mode {
             0o700 => private::dir(dir, |_| false)?,
-            _ => private::open_dir(dir)?,
+            _ => private::shared_dir(dir)?,
         }
     }
     dir.canonicalize().map_err(|source| Error::Folder {

@@ -319,7 +319,7 @@ fn in_use(dirs: &Dirs<'_>, id: &Instance, claim: &Path) -> Error {
     let theirs = holder(claim);
     let process = File::open(claim).ok().and_then(|file| {
         let holders = holders::of(&file);
-        let holder = holders.iter().find(|holder| holder.locks)?;
+        let holder = holders.iter().find(|holder| holder.has_lock)?;
         Some(format!("process {} ({})", holder.pid, holder.name))
     });
     let process = process.unwrap_or_else(|| "a process that cannot be seen from here".into());

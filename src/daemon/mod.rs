@@ -206,7 +206,7 @@ impl Daemon {
 }
 
 async fn run(args: Args) -> Result<bool, Error> {
-    if let Err(error) = cpu::go_first_with_our_session() {
+    if let Err(error) = cpu::set_session_priority() {
         debug!(%error, "cannot set the autogroup nice value of the session");
     }
     let budget = share_descriptors(args.concurrency.into());
@@ -259,7 +259,7 @@ fn share_descriptors(width: usize) -> Budget {
 /// Reports exhausted file descriptors, at most once per [`EXHAUSTION_PAUSE`].
 async fn tell_exhaustion(engine: Arc<Engine>) {
     loop {
-        let error = host::error::exhaustion().await;
+        let error = host::error::exhausted().await;
         warn!(%error, "file descriptors exhausted");
         let message = format!("{error}: raise LimitNOFILE= of sliced.service, or fs.file-max");
         let events = engine.store.events();

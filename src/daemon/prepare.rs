@@ -79,7 +79,7 @@ impl Daemon {
         if store.read_only().is_none() {
             folders::close_state(&state_dir)?;
         }
-        let netlink = home.netlink_for(askers())?;
+        let netlink = home.netlink_pool(askers())?;
         // There may be many links; the run directory is read concurrently.
         let links = tokio::spawn({
             let netlink = netlink.clone();
@@ -101,7 +101,7 @@ impl Daemon {
                 netlink,
                 home,
                 backend: Backend {
-                    deadline: filter_deadline,
+                    timeout: filter_deadline,
                     ..backend
                 },
                 boot_id,

@@ -63,6 +63,6 @@ async fn lan_address(netlink: &Handle) -> Result<Option<Ipv4Addr>, host::Error> 
     let Some((_, link)) = best else {
         return Ok(None);
     };
-    let addresses = addr::list(netlink, addr::Of::Link(link)).await?;
+    let addresses = addr::list(netlink, addr::Of::Index(link)).await?;
     Ok(addresses.first().map(|addr| addr.net.ip()))
 }

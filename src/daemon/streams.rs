@@ -198,7 +198,7 @@ fn log_from(
 /// Offset of the last `lines` lines of a log. An unterminated last line counts. At most the last [`LOG_LIMIT`] bytes are read.
 async fn start_of_last(path: &Path, lines: usize) -> io::Result<u64> {
     // The VMM may have replaced the file, e.g. by a FIFO.
-    let mut file = match fs::open_plain(path) {
+    let mut file = match fs::open_regular(path) {
         Ok(file) => tokio::fs::File::from_std(file),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         Err(error) => return Err(error),
@@ -226,7 +226,7 @@ fn start_in(text: &[u8], lines: usize) -> usize {
 
 async fn read_on(path: &Path, at: u64) -> io::Result<(Bytes, u64)> {
     // The VMM may have replaced the file, e.g. by a FIFO.
-    let mut file = match fs::open_plain(path) {
+    let mut file = match fs::open_regular(path) {
         Ok(file) => tokio::fs::File::from_std(file),
         // The VMM has not started yet, or is being restarted.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Bytes::new(), 0)),

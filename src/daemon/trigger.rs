@@ -208,7 +208,7 @@ impl Trigger {
     }
 
     fn take_in(&mut self, event: Event, gathered: &mut Gathered) {
-        if event.what == What::Overrun {
+        if event.kind == What::Overrun {
             gathered.everything = true;
             return;
         }
@@ -217,7 +217,7 @@ impl Trigger {
                 let Some(uid) = self.by_nsid.get(&nsid).copied() else {
                     return;
                 };
-                match event.what {
+                match event.kind {
                     What::Rules { generation } => {
                         gathered.rules.insert(nsid, (uid, generation));
                     }
@@ -226,7 +226,7 @@ impl Trigger {
                     }
                 }
             }
-            None => self.take_in_from_home(event.what, gathered),
+            None => self.take_in_from_home(event.kind, gathered),
         }
     }
 

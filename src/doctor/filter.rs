@@ -51,10 +51,10 @@ pub(super) async fn look(cx: &Host) -> Seen {
 /// Reads a back end directly, without a program.
 fn read(flavour: Flavour) -> Result<Ruleset, String> {
     let backend = Backend {
-        flavour,
+        kind: flavour,
         restore_program: Default::default(),
         version: String::new(),
-        deadline: DEADLINE,
+        timeout: DEADLINE,
     };
     backend.read(&TABLES).map_err(|e| words(&e))
 }
@@ -75,9 +75,9 @@ fn judge_back_end(seen: &Seen) -> Check {
             );
         }
     };
-    let found = format!("{} ({})", restore.version, word(restore.flavour));
+    let found = format!("{} ({})", restore.version, word(restore.kind));
     match &seen.tool {
-        Ok(tool) if spoken(tool) != restore.flavour => warn(
+        Ok(tool) if spoken(tool) != restore.kind => warn(
             BACK_END,
             format!(
                 "{}, but {tool}: the two commands write to different back ends",
@@ -86,7 +86,7 @@ fn judge_back_end(seen: &Seen) -> Check {
             format!(
                 "Point both to one: `update-alternatives --set iptables /usr/sbin/iptables-{0}` (its slave is iptables-restore), \
                  then restart sliced.",
-                word(restore.flavour)
+                word(restore.kind)
             ),
         ),
         Ok(_) => ok(BACK_END, found),
@@ -124,7 +124,7 @@ fn judge_mixing(seen: &Seen) -> Check {
 
 /// A packet that the other back end drops cannot be accepted by our rules.
 fn closed(seen: &Seen, nft: &Ruleset, legacy: &Ruleset) -> String {
-    let other = match seen.restore.as_ref().map(|restore| restore.flavour) {
+    let other = match seen.restore.as_ref().map(|restore| restore.kind) {
         Ok(Flavour::Nft) => legacy,
         Ok(Flavour::Legacy) => nft,
         Err(_) => return String::new(),
@@ -171,10 +171,10 @@ mod tests {
     fn seen(nft: Ruleset, legacy: Ruleset) -> Seen {
         Seen {
             restore: Ok(Backend {
-                flavour: Flavour::Nft,
+                kind: Flavour::Nft,
                 restore_program: "/usr/sbin/iptables-restore".into(),
                 version: "iptables-restore v1.8.9 (nf_tables)".into(),
-                deadline: DEADLINE,
+                timeout: DEADLINE,
             }),
             tool: Ok("iptables v1.8.9 (nf_tables)".into()),
             nft: Ok(nft),

@@ -125,7 +125,7 @@ fn judge_rp_filter(all: Option<&str>, default: Option<&str>) -> Check {
 
 /// Evaluates the chain in the back end that we use. `ours` is the name prefix of our chains.
 fn judge_chain(seen: &Seen, ours: &str) -> Check {
-    let ruleset = match seen.restore.as_ref().map(|restore| restore.flavour) {
+    let ruleset = match seen.restore.as_ref().map(|restore| restore.kind) {
         Ok(Flavour::Legacy) => &seen.legacy,
         Ok(Flavour::Nft) | Err(_) => &seen.nft,
     };
@@ -181,7 +181,7 @@ fn networks_that_are_not_opened(cx: &Host) -> Vec<String> {
 
 /// Our jump in FORWARD does not match VMs in cni mode: the plugins configure their network.
 fn judge_networks(seen: &Seen, unopened: &[String]) -> Option<Check> {
-    let ruleset = match seen.restore.as_ref().map(|restore| restore.flavour) {
+    let ruleset = match seen.restore.as_ref().map(|restore| restore.kind) {
         Ok(Flavour::Legacy) => seen.legacy.as_ref(),
         Ok(Flavour::Nft) | Err(_) => seen.nft.as_ref(),
     };

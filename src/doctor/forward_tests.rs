@@ -20,10 +20,10 @@ fn seen(policy: Policy, forward: Vec<Rule>, chains: &[&str]) -> Seen {
     all.extend(users);
     Seen {
         restore: Ok(Backend {
-            flavour: Flavour::Nft,
+            kind: Flavour::Nft,
             restore_program: "/usr/sbin/iptables-restore".into(),
             version: "v1.8.9 (nf_tables)".into(),
-            deadline: crate::host::iptables::DEADLINE,
+            timeout: crate::host::iptables::DEADLINE,
         }),
         tool: Ok("v1.8.9 (nf_tables)".into()),
         nft: Ok(Ruleset::new([Table {

@@ -118,7 +118,7 @@ fn judge(name: &str, fates: &[(Example, Fate)], remedy: &str) -> Check {
 
 fn remedy(manager: Manager, links: &OurLinks) -> String {
     let file = manager.file(&links.veth_prefix);
-    let (file, text) = (file.display(), manager.text(links).replace('\n', "\\n"));
+    let (file, text) = (file.display(), manager.content(links).replace('\n', "\\n"));
     let (kept, reload) = match manager {
         Manager::Networkd => ("/etc/systemd/network/05-slice.network", "networkctl reload"),
         Manager::NetworkManager => (
@@ -240,8 +240,8 @@ mod tests {
             ("enp3s0", Kind::Veth),
             ("t0", Kind::Tap),
         ];
-        let networkd = Manager::Networkd.text(&links());
-        let nm = Manager::NetworkManager.text(&links());
+        let networkd = Manager::Networkd.content(&links());
+        let nm = Manager::NetworkManager.content(&links());
         for (name, kind) in ours {
             let link = example(name, kind);
             let said = networkd::verdict(&networkd, &link);

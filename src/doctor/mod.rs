@@ -26,7 +26,7 @@ use crate::cni::Runtime;
 use crate::host::netns::Netns;
 use crate::host::{Error, process};
 use crate::owner::Instance;
-use crate::reconcile::ground::drops::Guarded;
+use crate::reconcile::ground::drops::RoutedRange;
 use crate::reconcile::ground::unmanaged::OurLinks;
 
 pub use place::lacking;
@@ -56,7 +56,7 @@ pub struct Host {
     /// The directories of CNI networks and plugins.
     pub cni: Runtime,
     /// Ranges that the host forwards, with the links on which their packets arrive.
-    pub guarded: Vec<Guarded>,
+    pub guarded: Vec<RoutedRange>,
     /// Links that network managers must not manage.
     pub links: OurLinks,
 }

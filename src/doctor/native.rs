@@ -13,7 +13,7 @@ use crate::api::view::Check;
 use crate::host::iptables::foreign::BaseChain;
 use crate::host::iptables::{Backend, Flavour};
 use crate::host::{Error, link, route};
-use crate::reconcile::ground::drops::{self, Found, Guarded, Links};
+use crate::reconcile::ground::drops::{self, Found, Links, RoutedRange};
 
 const OTHERS: &str = "other forward filters";
 /// A public address: the route to it is the default route. No packet is sent to it.
@@ -27,14 +27,14 @@ pub(super) async fn check(cx: &Host) -> Check {
 }
 
 /// The ranges to check. On a host without isolated VMs, a range of isolated mode is added.
-fn asked(cx: &Host) -> Vec<Guarded> {
+fn asked(cx: &Host) -> Vec<RoutedRange> {
     let mut asked = cx.guarded.clone();
-    let is_veth = |guarded: &Guarded| matches!(guarded.links, Links::Veths(_));
+    let is_veth = |guarded: &RoutedRange| matches!(guarded.links, Links::Isolated(_));
     if !asked.iter().any(is_veth)
         && let Ok(range) = "169.254.100.0/22".parse()
     {
-        asked.push(Guarded {
-            links: Links::Veths(cx.instance.link_prefix()),
+        asked.push(RoutedRange {
+            links: Links::Isolated(cx.instance.link_prefix()),
             range,
         });
     }
@@ -47,9 +47,9 @@ async fn look(cx: &Host) -> Result<Found, Error> {
         Some((index, _)) => link::at(&netlink, index).await?,
         None => None,
     };
-    let flavour = Backend::detect().map_or(Flavour::Nft, |found| found.flavour);
+    let flavour = Backend::detect().map_or(Flavour::Nft, |found| found.kind);
     let chains = Default::default();
-    drops::look(
+    drops::evaluate(
         &cx.home,
         &netlink,
         &chains,
@@ -60,7 +60,7 @@ async fn look(cx: &Host) -> Result<Found, Error> {
     .await
 }
 
-fn judge(found: &Found, asked: &[Guarded]) -> Check {
+fn judge(found: &Found, asked: &[RoutedRange]) -> Check {
     let chains: Vec<String> = found.chains.iter().map(BaseChain::to_string).collect();
     if chains.is_empty() {
         return ok(
@@ -68,16 +68,16 @@ fn judge(found: &Found, asked: &[Guarded]) -> Check {
             "no nf_tables chains other than those of iptables at the forward hook",
         );
     }
-    let mut by_chain: BTreeMap<&BaseChain, Vec<&Guarded>> = BTreeMap::new();
+    let mut by_chain: BTreeMap<&BaseChain, Vec<&RoutedRange>> = BTreeMap::new();
     // The check of CNI networks covers the chain of iptables.
     let foreign = found
         .dropped
         .iter()
-        .filter(|dropped| !dropped.by.is_own_forward());
+        .filter(|dropped| !dropped.chain.is_iptables_forward());
     for dropped in foreign {
-        let of = by_chain.entry(&dropped.by).or_default();
-        if !of.contains(&&dropped.of) {
-            of.push(&dropped.of);
+        let of = by_chain.entry(&dropped.chain).or_default();
+        if !of.contains(&&dropped.range) {
+            of.push(&dropped.range);
         }
     }
     if by_chain.is_empty() {
@@ -102,13 +102,13 @@ fn judge(found: &Found, asked: &[Guarded]) -> Check {
     )
 }
 
-fn names<'g>(guarded: impl IntoIterator<Item = &'g Guarded>) -> String {
-    let mut names: Vec<String> = guarded.into_iter().map(Guarded::to_string).collect();
+fn names<'g>(guarded: impl IntoIterator<Item = &'g RoutedRange>) -> String {
+    let mut names: Vec<String> = guarded.into_iter().map(RoutedRange::to_string).collect();
     names.dedup();
     names.join(", ")
 }
 
-fn remedy(chain: &BaseChain, of: &[&Guarded]) -> String {
+fn remedy(chain: &BaseChain, of: &[&RoutedRange]) -> String {
     if chain.table == "firewalld" {
         let commands: String = zoned(of)
             .iter()
@@ -131,13 +131,13 @@ fn remedy(chain: &BaseChain, of: &[&Guarded]) -> String {
 }
 
 /// Options for links and for sources: firewall-cmd accepts only one kind per command.
-fn zoned(of: &[&Guarded]) -> Vec<String> {
+fn zoned(of: &[&RoutedRange]) -> Vec<String> {
     let (mut links, mut sources) = (String::new(), String::new());
     for guarded in of {
         let (to, word) = match &guarded.links {
-            Links::Veths(prefix) => (&mut links, format!(" --add-interface={prefix}+")),
+            Links::Isolated(prefix) => (&mut links, format!(" --add-interface={prefix}+")),
             Links::Bridge(name) => (&mut links, format!(" --add-interface={name}")),
-            Links::OfPlugin => (&mut sources, format!(" --add-source={}", guarded.range)),
+            Links::Cni => (&mut sources, format!(" --add-source={}", guarded.range)),
         };
         if !to.contains(&word) {
             to.push_str(&word);
@@ -148,14 +148,14 @@ fn zoned(of: &[&Guarded]) -> Vec<String> {
     words
 }
 
-fn inserted(chain: &BaseChain, guarded: &Guarded) -> Vec<String> {
+fn inserted(chain: &BaseChain, guarded: &RoutedRange) -> Vec<String> {
     let (from, to) = match &guarded.links {
-        Links::Veths(prefix) => (
+        Links::Isolated(prefix) => (
             format!("iifname \"{prefix}*\""),
             format!("oifname \"{prefix}*\""),
         ),
         Links::Bridge(name) => (format!("iifname \"{name}\""), format!("oifname \"{name}\"")),
-        Links::OfPlugin => (
+        Links::Cni => (
             format!("ip saddr {}", guarded.range),
             format!("ip daddr {}", guarded.range),
         ),
@@ -180,23 +180,23 @@ mod tests {
         }
     }
 
-    fn everybody() -> Vec<Guarded> {
-        let guarded = |links, range: &str| Guarded {
+    fn everybody() -> Vec<RoutedRange> {
+        let guarded = |links, range: &str| RoutedRange {
             links,
             range: range.parse().unwrap(),
         };
         vec![
-            guarded(Links::Veths("slabcde".into()), "169.254.100.0/22"),
+            guarded(Links::Isolated("slabcde".into()), "169.254.100.0/22"),
             guarded(Links::Bridge("slbr0".into()), "10.55.0.0/24"),
-            guarded(Links::OfPlugin, "10.88.0.0/16"),
+            guarded(Links::Cni, "10.88.0.0/16"),
         ]
     }
 
-    fn found(table: &str, dropped: &[Guarded]) -> Found {
-        let drop = |of: &Guarded| Dropped {
-            by: chain(table),
-            of: of.clone(),
-            answers: false,
+    fn found(table: &str, dropped: &[RoutedRange]) -> Found {
+        let drop = |of: &RoutedRange| Dropped {
+            chain: chain(table),
+            range: of.clone(),
+            replies_only: false,
         };
         Found {
             chains: vec![chain(table)],

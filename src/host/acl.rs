@@ -15,7 +15,7 @@ const NAME: &str = "system.posix_acl_access";
 const VERSION: u32 = 2;
 const READ_WRITE: u16 = 6;
 /// The kernel's maximum attribute size, in bytes.
-const LONGEST: usize = 64 << 10;
+const MAX_SIZE: usize = 64 << 10;
 
 const OWNER: u16 = 0x01;
 const USER: u16 = 0x02;
@@ -27,12 +27,12 @@ const OTHERS: u16 = 0x20;
 struct Entry {
     tag: u16,
     id: u32,
-    may: u16,
+    permissions: u16,
 }
 
 /// The attribute; `None`: the file has only mode bits.
 pub fn get(file: impl AsFd) -> io::Result<Option<Vec<u8>>> {
-    let mut bytes = vec![0; LONGEST];
+    let mut bytes = vec![0; MAX_SIZE];
     match rustix::fs::fgetxattr(file, NAME, &mut bytes[..]) {
         Ok(length) => {
             bytes.truncate(length);
@@ -44,7 +44,7 @@ pub fn get(file: impl AsFd) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// Restores the attribute returned by [`get`].
-pub fn put_back(file: impl AsFd, before: Option<&[u8]>) -> io::Result<()> {
+pub fn restore(file: impl AsFd, before: Option<&[u8]>) -> io::Result<()> {
     match before {
         Some(bytes) => Ok(rustix::fs::fsetxattr(
             file,
@@ -60,7 +60,7 @@ pub fn put_back(file: impl AsFd, before: Option<&[u8]>) -> io::Result<()> {
 }
 
 /// Whether the attribute has an entry for this user.
-pub fn names(attribute: Option<&[u8]>, user: u32) -> bool {
+pub fn has_user(attribute: Option<&[u8]>, user: u32) -> bool {
     let entries = attribute.and_then(parse).unwrap_or_default();
     entries
         .iter()
@@ -68,12 +68,12 @@ pub fn names(attribute: Option<&[u8]>, user: u32) -> bool {
 }
 
 /// Grants one more user read and write access to the file, given its current mode and attribute.
-pub fn let_in(file: impl AsFd, mode: u32, attribute: Option<&[u8]>, user: u32) -> io::Result<()> {
+pub fn grant(file: impl AsFd, mode: u32, attribute: Option<&[u8]>, user: u32) -> io::Result<()> {
     let entries = match attribute {
         Some(bytes) => parse(bytes).ok_or(io::ErrorKind::InvalidData)?,
-        None => of_mode(mode),
+        None => from_mode(mode),
     };
-    let bytes = write(&with(entries, user));
+    let bytes = write(&with_user(entries, user));
     Ok(rustix::fs::fsetxattr(
         file,
         NAME,
@@ -82,41 +82,41 @@ pub fn let_in(file: impl AsFd, mode: u32, attribute: Option<&[u8]>, user: u32) -
     )?)
 }
 
-fn of_mode(mode: u32) -> Vec<Entry> {
+fn from_mode(mode: u32) -> Vec<Entry> {
     let entry = |tag, shift: u32| Entry {
         tag,
         id: u32::MAX,
-        may: (mode >> shift & 7) as u16,
+        permissions: (mode >> shift & 7) as u16,
     };
     vec![entry(OWNER, 6), entry(GROUP, 3), entry(OTHERS, 0)]
 }
 
 /// Adds the user's entry, and a mask that does not limit it. A wider mask would enable permissions of other entries that the old
 /// one masked, so those entries are first reduced to the old mask.
-fn with(mut entries: Vec<Entry>, user: u32) -> Vec<Entry> {
+fn with_user(mut entries: Vec<Entry>, user: u32) -> Vec<Entry> {
     let mask = entries
         .iter()
         .find(|entry| entry.tag == MASK)
-        .map_or(7, |mask| mask.may);
+        .map_or(7, |mask| mask.permissions);
     entries.retain(|entry| entry.tag != MASK && (entry.tag, entry.id) != (USER, user));
     for entry in &mut entries {
         if ![OWNER, OTHERS].contains(&entry.tag) {
-            entry.may &= mask;
+            entry.permissions &= mask;
         }
     }
     entries.push(Entry {
         tag: USER,
         id: user,
-        may: READ_WRITE,
+        permissions: READ_WRITE,
     });
-    let bounded = entries
+    let masked = entries
         .iter()
         .filter(|entry| ![OWNER, OTHERS].contains(&entry.tag));
-    let all = bounded.fold(0, |all, entry| all | entry.may);
+    let all = masked.fold(0, |all, entry| all | entry.permissions);
     entries.push(Entry {
         tag: MASK,
         id: u32::MAX,
-        may: all,
+        permissions: all,
     });
     entries.sort_unstable();
     entries
@@ -131,7 +131,7 @@ fn parse(bytes: &[u8]) -> Option<Vec<Entry>> {
         let short = |at: usize| Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
         Some(Entry {
             tag: short(0)?,
-            may: short(2)?,
+            permissions: short(2)?,
             id: u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?),
         })
     };
@@ -142,7 +142,7 @@ fn write(entries: &[Entry]) -> Vec<u8> {
     let mut bytes = VERSION.to_le_bytes().to_vec();
     for entry in entries {
         bytes.extend(entry.tag.to_le_bytes());
-        bytes.extend(entry.may.to_le_bytes());
+        bytes.extend(entry.permissions.to_le_bytes());
         bytes.extend(entry.id.to_le_bytes());
     }
     bytes
@@ -154,20 +154,24 @@ mod tests {
 
     #[test]
     fn only_the_added_user_gains_permissions() {
-        let simple = with(of_mode(0o640), 70_000);
-        let may = |entries: &[Entry], tag, id| {
+        let simple = with_user(from_mode(0o640), 70_000);
+        let permissions_of = |entries: &[Entry], tag, id| {
             let found = entries
                 .iter()
                 .find(|entry| (entry.tag, entry.id) == (tag, id));
-            found.map(|entry| entry.may)
+            found.map(|entry| entry.permissions)
         };
         let none = u32::MAX;
-        assert_eq!(may(&simple, USER, 70_000), Some(6));
-        assert_eq!(may(&simple, GROUP, none), Some(4));
-        assert_eq!(may(&simple, MASK, none), Some(6));
-        assert_eq!(may(&simple, OTHERS, none), Some(0));
+        assert_eq!(permissions_of(&simple, USER, 70_000), Some(6));
+        assert_eq!(permissions_of(&simple, GROUP, none), Some(4));
+        assert_eq!(permissions_of(&simple, MASK, none), Some(6));
+        assert_eq!(permissions_of(&simple, OTHERS, none), Some(0));
         // A mask that limits another user's entry.
-        let entry = |tag, id, may| Entry { tag, id, may };
+        let entry = |tag, id, may| Entry {
+            tag,
+            id,
+            permissions: may,
+        };
         let masked = vec![
             entry(OWNER, none, 6),
             entry(USER, 4321, 7),
@@ -177,11 +181,15 @@ mod tests {
         ];
         let bytes = write(&masked);
         assert_eq!(parse(&bytes), Some(masked.clone()));
-        let wider = with(masked, 70_000);
-        assert_eq!(may(&wider, USER, 4321), Some(4), "not more than before");
-        assert_eq!(may(&wider, GROUP, none), Some(4));
-        assert_eq!(with(wider.clone(), 70_000), wider, "idempotent");
-        assert!(names(Some(&write(&wider)), 70_000) && !names(Some(&bytes), 70_000));
+        let wider = with_user(masked, 70_000);
+        assert_eq!(
+            permissions_of(&wider, USER, 4321),
+            Some(4),
+            "not more than before"
+        );
+        assert_eq!(permissions_of(&wider, GROUP, none), Some(4));
+        assert_eq!(with_user(wider.clone(), 70_000), wider, "idempotent");
+        assert!(has_user(Some(&write(&wider)), 70_000) && !has_user(Some(&bytes), 70_000));
         assert_eq!(parse(b""), None);
         assert_eq!(parse(&bytes[..9]), None);
     }

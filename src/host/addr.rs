@@ -27,47 +27,49 @@ pub enum Of {
     /// All links.
     All,
     /// The link with this index.
-    Link(u32),
+    Index(u32),
 }
 
 /// The IPv4 addresses of one link or of all links.
-pub async fn list(handle: &Handle, of: Of) -> Result<Vec<Addr>, Error> {
+pub async fn list(handle: &Handle, links: Of) -> Result<Vec<Addr>, Error> {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet;
-    let answer = match of {
+    let response = match links {
         Of::All => {
-            let question = RouteNetlinkMessage::GetAddress(message);
-            handle.dump(question).await
+            let request = RouteNetlinkMessage::GetAddress(message);
+            handle.dump(request).await
         }
-        Of::Link(index) => {
+        Of::Index(index) => {
             message.header.index = index;
             let question = RouteNetlinkMessage::GetAddress(message);
-            handle.dump_of_one(question).await
+            handle.dump_single_link(question).await
         }
     };
-    let answer = answer.map_err(|e| Error::io("list", "addresses", e))?;
+    let answer = response.map_err(|e| Error::io("list", "addresses", e))?;
     answer.into_iter().map(read).collect()
 }
 
 /// The addresses of a link, of both families, including tentative ones (duplicate address detection).
-pub async fn held(handle: &Handle, index: u32) -> Result<BTreeSet<IpAddr>, Error> {
-    let mut held = BTreeSet::new();
+pub async fn list_all_of(handle: &Handle, index: u32) -> Result<BTreeSet<IpAddr>, Error> {
+    let mut found = BTreeSet::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut message = AddressMessage::default();
         message.header.family = family;
         message.header.index = index;
-        let answer = handle
-            .dump_of_one(RouteNetlinkMessage::GetAddress(message))
+        let response = handle
+            .dump_single_link(RouteNetlinkMessage::GetAddress(message))
             .await
             .map_err(|e| Error::io("list", "addresses", e))?;
-        for part in answer {
+        for part in response {
             let RouteNetlinkMessage::NewAddress(message) = part else {
                 return Err(netlink::unexpected("list", "addresses"));
             };
-            held.insert(own(&message).ok_or_else(|| netlink::unexpected("list", "addresses"))?);
+            found.insert(
+                local_address(&message).ok_or_else(|| netlink::unexpected("list", "addresses"))?,
+            );
         }
     }
-    Ok(held)
+    Ok(found)
 }
 
 /// Adds an address, without a broadcast address. `Exists` if the link has it.
@@ -111,12 +113,12 @@ fn scope(ip: Ipv4Addr) -> AddressScope {
     }
 }
 
-fn read(answer: RouteNetlinkMessage) -> Result<Addr, Error> {
+fn read(response: RouteNetlinkMessage) -> Result<Addr, Error> {
     let fail = || netlink::unexpected("list", "addresses");
-    let RouteNetlinkMessage::NewAddress(message) = answer else {
+    let RouteNetlinkMessage::NewAddress(message) = response else {
         return Err(fail());
     };
-    let Some(IpAddr::V4(local)) = own(&message) else {
+    let Some(IpAddr::V4(local)) = local_address(&message) else {
         return Err(fail());
     };
     let net = Ipv4Network::new(local, message.header.prefix_len);
@@ -127,9 +129,9 @@ fn read(answer: RouteNetlinkMessage) -> Result<Addr, Error> {
 }
 
 /// LOCAL is the link's address; ADDRESS is the peer's on a point-to-point link, and the only attribute on other IPv6 links.
-fn own(message: &AddressMessage) -> Option<IpAddr> {
-    let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
-        message.attributes.iter().find_map(wanted)
+fn local_address(message: &AddressMessage) -> Option<IpAddr> {
+    let find = |extract: fn(&AddressAttribute) -> Option<IpAddr>| {
+        message.attributes.iter().find_map(extract)
     };
     find(|a| match a {
         AddressAttribute::Local(ip) => Some(*ip),

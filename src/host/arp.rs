@@ -12,7 +12,7 @@ const ETH_P_ARP: u16 = 0x0806;
 
 /// The sender of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Asker {
+pub struct Sender {
     /// Its MAC.
     pub mac: [u8; 6],
     /// Its address.
@@ -23,7 +23,7 @@ pub struct Asker {
 ///
 /// The owner of `target` replies to the sender and stores the sender's MAC; if the sender had another MAC for the target, it stores
 /// the new one (`arp_process` updates an existing entry even without a request of its own).
-pub fn ask(link: &str, asker: Asker, target: Ipv4Addr) -> Result<(), Error> {
+pub fn send_request(link: &str, sender: Sender, target: Ipv4Addr) -> Result<(), Error> {
     let fail = |error| Error::io("send an ARP request on", link, error);
     let name =
         std::ffi::CString::new(link).map_err(|_| fail(io::ErrorKind::InvalidInput.into()))?;
@@ -42,13 +42,13 @@ pub fn ask(link: &str, asker: Asker, target: Ipv4Addr) -> Result<(), Error> {
     // SAFETY: it was opened just now and has no other owner.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     // SAFETY: all zeros is a valid sockaddr_ll.
-    let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    to.sll_family = libc::AF_PACKET.try_into().unwrap_or_default();
-    to.sll_protocol = ETH_P_ARP.to_be();
-    to.sll_ifindex = index;
-    to.sll_halen = 6;
-    to.sll_addr[..6].fill(0xff);
-    let frame = question(asker, target);
+    let mut destination: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    destination.sll_family = libc::AF_PACKET.try_into().unwrap_or_default();
+    destination.sll_protocol = ETH_P_ARP.to_be();
+    destination.sll_ifindex = index;
+    destination.sll_halen = 6;
+    destination.sll_addr[..6].fill(0xff);
+    let frame = request_frame(sender, target);
     let length = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).unwrap_or_default();
     // SAFETY: both pointers are to values of the lengths given, which live until the call returns.
     let sent = unsafe {
@@ -57,7 +57,7 @@ pub fn ask(link: &str, asker: Asker, target: Ipv4Addr) -> Result<(), Error> {
             frame.as_ptr().cast(),
             frame.len(),
             0,
-            (&raw const to).cast(),
+            (&raw const destination).cast(),
             length,
         )
     };
@@ -68,13 +68,13 @@ pub fn ask(link: &str, asker: Asker, target: Ipv4Addr) -> Result<(), Error> {
 }
 
 /// An Ethernet frame with an ARP request for IPv4 (RFC 826).
-fn question(asker: Asker, target: Ipv4Addr) -> Vec<u8> {
+fn request_frame(sender: Sender, target: Ipv4Addr) -> Vec<u8> {
     let mut frame = vec![0xff; 6];
-    frame.extend(asker.mac);
+    frame.extend(sender.mac);
     frame.extend(ETH_P_ARP.to_be_bytes());
     frame.extend([0, 1, 8, 0, 6, 4, 0, 1]);
-    frame.extend(asker.mac);
-    frame.extend(asker.ip.octets());
+    frame.extend(sender.mac);
+    frame.extend(sender.ip.octets());
     frame.extend([0; 6]);
     frame.extend(target.octets());
     frame

@@ -18,21 +18,21 @@ use tokio::sync::Notify;
 use super::{Error, Kind};
 
 /// Threads that may be abandoned at the same time.
-const MOST_LEFT: usize = 64;
+const MAX_ABANDONED: usize = 64;
 
-static LEFT: AtomicUsize = AtomicUsize::new(0);
+static ABANDONED: AtomicUsize = AtomicUsize::new(0);
 
 /// The number of running or abandoned operations by key, for keys with a concurrency limit.
-static KEYS: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
+static RUNNING: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
 
 /// Concurrent lookups of the same files: many VMs start with the same kernel.
-pub const SAME_FILES: usize = 4;
+pub const MAX_SAME_FILES: usize = 4;
 
 /// An operation has returned.
 static RELEASED: Notify = Notify::const_new();
 
 /// The timeout for checking a file that a user specified.
-pub const FILE_DEADLINE: Duration = Duration::from_secs(10);
+pub const FILE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// As [`within`], with at most `most` concurrent operations per key: another one waits until an earlier one has returned, and is refused
 /// after `deadline`. Otherwise retries of a hanging operation would exhaust the threads that all other operations need.
@@ -40,23 +40,23 @@ pub const FILE_DEADLINE: Duration = Duration::from_secs(10);
 /// # Errors
 /// As [`within`]; or the earlier operations have not returned.
 pub async fn limited<T: Send + 'static>(
-    most: usize,
+    max: usize,
     key: String,
     deadline: Duration,
-    doing: &'static str,
-    thing: impl Into<String>,
+    operation: &'static str,
+    object: impl Into<String>,
     act: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let thing = thing.into();
-    let Ok(claim) = tokio::time::timeout(deadline, Claim::wait(&key, most)).await else {
-        let why = "earlier operations on it are still blocked in the kernel";
+    let thing = object.into();
+    let Ok(permit) = tokio::time::timeout(deadline, Claim::acquire(&key, max)).await else {
+        let reason = "earlier operations on it are still blocked in the kernel";
         return Err(Error {
             kind: Kind::Busy,
-            ..Error::other(doing, thing, why)
+            ..Error::other(operation, thing, reason)
         });
     };
-    within(deadline, doing, thing, move || {
-        let _claim = claim;
+    within(deadline, operation, thing, move || {
+        let _permit = permit;
         act()
     })
     .await
@@ -67,65 +67,65 @@ struct Claim(String);
 
 impl Claim {
     /// Waits for a free slot.
-    async fn wait(key: &str, most: usize) -> Self {
+    async fn acquire(key: &str, most: usize) -> Self {
         loop {
             // Enabled before the attempt, so that a release between the two is not missed.
             let mut released = pin!(RELEASED.notified());
             released.as_mut().enable();
-            if let Some(claim) = Self::take(key, most) {
+            if let Some(claim) = Self::try_acquire(key, most) {
                 return claim;
             }
             released.await;
         }
     }
 
-    fn take(key: &str, most: usize) -> Option<Self> {
-        let mut keys = keys();
-        let taken = keys.entry(key.to_owned()).or_default();
-        if *taken >= most {
+    fn try_acquire(key: &str, most: usize) -> Option<Self> {
+        let mut running = running();
+        let count = running.entry(key.to_owned()).or_default();
+        if *count >= most {
             return None;
         }
-        *taken += 1;
+        *count += 1;
         Some(Self(key.to_owned()))
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if let Entry::Occupied(mut taken) = keys().entry(std::mem::take(&mut self.0)) {
-            *taken.get_mut() -= 1;
-            if *taken.get() == 0 {
-                taken.remove();
+        if let Entry::Occupied(mut count) = running().entry(std::mem::take(&mut self.0)) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
             }
         }
         RELEASED.notify_waiters();
     }
 }
 
-fn keys() -> MutexGuard<'static, BTreeMap<String, usize>> {
-    KEYS.lock().unwrap_or_else(PoisonError::into_inner)
+fn running() -> MutexGuard<'static, BTreeMap<String, usize>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The caller that waits for a thread. If dropped before the thread has returned, the thread is abandoned.
-struct Waiter(Arc<AtomicBool>);
+struct WaiterGuard(Arc<AtomicBool>);
 
-impl Drop for Waiter {
+impl Drop for WaiterGuard {
     fn drop(&mut self) {
         // Counted before the flag is set; the count is reverted if the thread has already returned.
-        LEFT.fetch_add(1, Ordering::Relaxed);
+        ABANDONED.fetch_add(1, Ordering::Relaxed);
         if self.0.swap(true, Ordering::AcqRel) {
-            LEFT.fetch_sub(1, Ordering::Relaxed);
+            ABANDONED.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
 
 /// The thread. Dropped when it has returned or panicked, or never started because the runtime shut down first.
-struct Thread(Arc<AtomicBool>);
+struct ThreadGuard(Arc<AtomicBool>);
 
-impl Drop for Thread {
+impl Drop for ThreadGuard {
     fn drop(&mut self) {
         if self.0.swap(true, Ordering::AcqRel) {
-            LEFT.fetch_sub(1, Ordering::Relaxed);
+            ABANDONED.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -136,41 +136,41 @@ impl Drop for Thread {
 /// The errors of `act`; a timeout (`act` continues in the background); or too many abandoned threads.
 pub async fn within<T: Send + 'static>(
     deadline: Duration,
-    doing: &'static str,
-    thing: impl Into<String>,
+    operation: &'static str,
+    object: impl Into<String>,
     act: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let thing = thing.into();
-    if LEFT.load(Ordering::Relaxed) >= MOST_LEFT {
+    let thing = object.into();
+    if ABANDONED.load(Ordering::Relaxed) >= MAX_ABANDONED {
         return Err(Error {
             kind: Kind::Busy,
             ..Error::other(
-                doing,
+                operation,
                 thing,
-                format!("{MOST_LEFT} earlier operations are still blocked in the kernel"),
+                format!("{MAX_ABANDONED} earlier operations are still blocked in the kernel"),
             )
         });
     }
-    let left = Arc::new(AtomicBool::new(false));
-    let _waiter = Waiter(Arc::clone(&left));
+    let settled = Arc::new(AtomicBool::new(false));
+    let _waiter = WaiterGuard(Arc::clone(&settled));
     let thread = tokio::task::spawn_blocking({
-        let coming = Thread(left);
+        let guard = ThreadGuard(settled);
         move || {
-            let _coming = coming;
+            let _guard = guard;
             act()
         }
     });
     match tokio::time::timeout(deadline, thread).await {
-        Ok(Ok(done)) => done,
+        Ok(Ok(result)) => result,
         Ok(Err(failed)) => match failed.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            Err(cancelled) => Err(Error::other(doing, thing, cancelled)),
+            Err(cancelled) => Err(Error::other(operation, thing, cancelled)),
         },
         Err(_) => {
             let deadline = humantime::format_duration(deadline);
             let why = format!("the kernel did not answer within {deadline}");
-            let why = std::io::Error::new(std::io::ErrorKind::TimedOut, why);
-            Err(Error::io(doing, thing, why))
+            let reason = std::io::Error::new(std::io::ErrorKind::TimedOut, why);
+            Err(Error::io(operation, thing, reason))
         }
     }
 }
@@ -184,17 +184,17 @@ mod tests {
     #[tokio::test]
     async fn an_operation_that_times_out_is_abandoned_and_counted_until_it_returns() {
         let short = Duration::from_millis(20);
-        let before = LEFT.load(Ordering::Relaxed);
+        let before = ABANDONED.load(Ordering::Relaxed);
         let (stop, stopped) = channel::<()>();
-        let hang = move || {
+        let block = move || {
             let _ = stopped.recv();
             Ok(())
         };
-        let error = within(short, "stat", "it", hang).await.unwrap_err();
+        let error = within(short, "stat", "it", block).await.unwrap_err();
         assert_eq!(error.source.kind(), std::io::ErrorKind::TimedOut, "{error}");
-        assert_eq!(LEFT.load(Ordering::Relaxed), before + 1);
+        assert_eq!(ABANDONED.load(Ordering::Relaxed), before + 1);
         drop(stop);
-        while LEFT.load(Ordering::Relaxed) != before {
+        while ABANDONED.load(Ordering::Relaxed) != before {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let done = within(short, "stat", "it", || Ok(7)).await;
@@ -205,7 +205,7 @@ mod tests {
     }
 
     async fn a_dropped_waiter_abandons_its_thread() {
-        let before = LEFT.load(Ordering::Relaxed);
+        let before = ABANDONED.load(Ordering::Relaxed);
         let (stop, stopped) = channel::<()>();
         let waiting = within(Duration::MAX, "copy", "it", move || {
             let _ = stopped.recv();
@@ -213,41 +213,41 @@ mod tests {
         });
         let dropped = tokio::time::timeout(Duration::from_millis(20), waiting).await;
         assert!(dropped.is_err());
-        assert_eq!(LEFT.load(Ordering::Relaxed), before + 1);
+        assert_eq!(ABANDONED.load(Ordering::Relaxed), before + 1);
         drop(stop);
-        while LEFT.load(Ordering::Relaxed) != before {
+        while ABANDONED.load(Ordering::Relaxed) != before {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
     async fn an_operation_that_never_started_or_panicked_is_not_counted() {
-        let before = LEFT.load(Ordering::Relaxed);
+        let before = ABANDONED.load(Ordering::Relaxed);
         std::thread::spawn(|| {
-            let small = tokio::runtime::Builder::new_current_thread()
+            let runtime = tokio::runtime::Builder::new_current_thread()
                 .max_blocking_threads(1)
                 .enable_time()
                 .build()
                 .unwrap();
-            small.block_on(async {
+            runtime.block_on(async {
                 let (stop, stopped) = channel::<()>();
-                let takes_the_thread = tokio::task::spawn_blocking(move || stopped.recv());
+                let running = tokio::task::spawn_blocking(move || stopped.recv());
                 let queued = within(Duration::MAX, "stat", "it", || Ok(()));
                 let dropped = tokio::time::timeout(Duration::from_millis(20), queued).await;
                 assert!(dropped.is_err());
-                small_runtime_ends(takes_the_thread, stop);
+                small_runtime_ends(running, stop);
             });
-            small.shutdown_background();
+            runtime.shutdown_background();
         })
         .join()
         .unwrap();
         let panics = tokio::spawn(within(Duration::MAX, "stat", "it", || {
-            if LEFT.load(Ordering::Relaxed) < usize::MAX {
+            if ABANDONED.load(Ordering::Relaxed) < usize::MAX {
                 panic!("as a test");
             }
             Ok(())
         }));
         assert!(panics.await.is_err());
-        while LEFT.load(Ordering::Relaxed) != before {
+        while ABANDONED.load(Ordering::Relaxed) != before {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
@@ -266,39 +266,39 @@ mod tests {
 
     async fn a_hanging_operation_is_not_started_again_until_it_returns() {
         let short = Duration::from_millis(20);
-        let before = LEFT.load(Ordering::Relaxed);
+        let before = ABANDONED.load(Ordering::Relaxed);
         let (stop, stopped) = std::sync::mpsc::sync_channel::<()>(0);
         let stopped = Arc::new(Mutex::new(stopped));
-        for _ in 0..SAME_FILES {
+        for _ in 0..MAX_SAME_FILES {
             let stopped = Arc::clone(&stopped);
-            let hang = move || {
+            let block = move || {
                 let _ = stopped.lock().unwrap().recv();
                 Ok(())
             };
-            let first = limited(SAME_FILES, "a".into(), short, "stat", "it", hang).await;
+            let first = limited(MAX_SAME_FILES, "a".into(), short, "stat", "it", block).await;
             assert_eq!(
                 first.unwrap_err().source.kind(),
                 std::io::ErrorKind::TimedOut
             );
         }
         for _ in 0..3 {
-            let again = limited(SAME_FILES, "a".into(), short, "stat", "it", || Ok(())).await;
-            assert_eq!(again.unwrap_err().kind, Kind::Busy);
+            let retry = limited(MAX_SAME_FILES, "a".into(), short, "stat", "it", || Ok(())).await;
+            assert_eq!(retry.unwrap_err().kind, Kind::Busy);
         }
         assert_eq!(
-            LEFT.load(Ordering::Relaxed),
-            before + SAME_FILES,
+            ABANDONED.load(Ordering::Relaxed),
+            before + MAX_SAME_FILES,
             "the number of threads does not depend on the number of attempts"
         );
-        let other = limited(SAME_FILES, "b".into(), short, "stat", "it", || Ok(7)).await;
+        let other = limited(MAX_SAME_FILES, "b".into(), short, "stat", "it", || Ok(7)).await;
         assert_eq!(other.unwrap(), 7);
         drop(stop);
-        while LEFT.load(Ordering::Relaxed) != before {
+        while ABANDONED.load(Ordering::Relaxed) != before {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let again = limited(SAME_FILES, "a".into(), short, "stat", "it", || Ok(7)).await;
+        let again = limited(MAX_SAME_FILES, "a".into(), short, "stat", "it", || Ok(7)).await;
         assert_eq!(again.unwrap(), 7);
-        let running = Claim::wait("b", 1).await;
+        let running = Claim::acquire("b", 1).await;
         let second = limited(1, "b".into(), short, "copy", "it", || Ok(())).await;
         assert_eq!(second.unwrap_err().kind, Kind::Busy);
         drop(running);
@@ -306,21 +306,21 @@ mod tests {
 
     #[tokio::test]
     async fn lookups_of_the_same_files_wait_for_each_other_and_all_succeed() {
-        let looks = (0..100).map(|n| {
+        let lookups = (0..100).map(|n| {
             let pause = move || {
                 std::thread::sleep(Duration::from_millis(1));
                 Ok(n)
             };
             limited(
-                SAME_FILES,
+                MAX_SAME_FILES,
                 "same".into(),
-                FILE_DEADLINE,
+                FILE_TIMEOUT,
                 "stat",
                 "it",
                 pause,
             )
         });
-        let found = futures::future::join_all(looks).await;
+        let found = futures::future::join_all(lookups).await;
         let found: Vec<_> = found.into_iter().map(Result::unwrap).collect();
         assert_eq!(found, (0..100).collect::<Vec<_>>());
     }

@@ -60,7 +60,7 @@ pub struct Port {
     pub unicast_flood: bool,
     /// Protocol messages received here do not affect the bridge: the port never becomes the root port of a spanning tree
     /// (`IFLA_BRPORT_PROTECT`, "root block") nor a multicast router port (`IFLA_BRPORT_MULTICAST_ROUTER` 0).
-    pub guarded: bool,
+    pub protected: bool,
 }
 
 impl Default for Port {
@@ -70,7 +70,7 @@ impl Default for Port {
             isolated: false,
             learning: true,
             unicast_flood: true,
-            guarded: false,
+            protected: false,
         }
     }
 }
@@ -85,7 +85,7 @@ impl BridgeInfo {
                 InfoBridge::VlanFiltering(filtering) => info.vlan_filtering = *filtering,
                 InfoBridge::MulticastSnooping(snooping) => info.snooping = *snooping,
                 InfoBridge::GroupFwdMask(mask) => info.group_fwd_mask = *mask,
-                InfoBridge::FdbMaxLearned(most) => info.max_learned = Some(*most),
+                InfoBridge::FdbMaxLearned(max) => info.max_learned = Some(*max),
                 _ => {}
             }
         }
@@ -111,7 +111,7 @@ impl Port {
                 _ => {}
             }
         }
-        port.guarded = root_block && !router;
+        port.protected = root_block && !router;
         port
     }
 }
@@ -148,16 +148,18 @@ pub async fn create(handle: &Handle, birth: &Birth) -> Result<(), Error> {
         .change(RouteNetlinkMessage::NewLink(born), flags)
         .await
         .map_err(fail)?;
-    let mut grown = named(&birth.name);
-    grown.attributes.push(LinkAttribute::Mtu(birth.mtu));
+    let mut update = named(&birth.name);
+    update.attributes.push(LinkAttribute::Mtu(birth.mtu));
     // Not possible on creation either: the kernel passes only changes of a link to the protocol families (`do_setlink`).
     if link::has_ipv6() {
         let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
         let families = vec![AfSpecUnspec::Inet6(vec![none])];
-        grown.attributes.push(LinkAttribute::AfSpecUnspec(families));
+        update
+            .attributes
+            .push(LinkAttribute::AfSpecUnspec(families));
     }
     handle
-        .change(RouteNetlinkMessage::SetLink(grown), 0)
+        .change(RouteNetlinkMessage::SetLink(update), 0)
         .await
         .map_err(fail)
 }
@@ -165,30 +167,30 @@ pub async fn create(handle: &Handle, birth: &Birth) -> Result<(), Error> {
 /// Disables the spanning tree, the forward delay, VLAN filtering and snooping of a bridge, as in [`create`], disables the forwarding of
 /// link-local frames, and limits the number of learned addresses.
 pub async fn calm(handle: &Handle, index: u32, found: BridgeInfo) -> Result<(), Error> {
-    let calm = LinkAttribute::LinkInfo(vec![
+    let stp_off = LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Bridge),
         LinkInfo::Data(InfoData::Bridge(vec![
             // In a first message: the kernel refuses a delay of 0 while STP is on, and evaluates the delay before the STP state.
             InfoBridge::StpState(BridgeStpState::Disabled),
         ])),
     ]);
-    let mut rest = vec![
+    let mut settings = vec![
         InfoBridge::ForwardDelay(0),
         InfoBridge::GroupFwdMask(0),
         InfoBridge::MulticastSnooping(false),
         InfoBridge::FdbMaxLearned(MAX_LEARNED),
     ];
     // With it, a port passes only the VLANs of its list. Only if it is on: a kernel built without it refuses the attribute.
-    rest.extend(
+    settings.extend(
         found
             .vlan_filtering
             .then_some(InfoBridge::VlanFiltering(false)),
     );
-    let delay = LinkAttribute::LinkInfo(vec![
+    let other_settings = LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Bridge),
-        LinkInfo::Data(InfoData::Bridge(rest)),
+        LinkInfo::Data(InfoData::Bridge(settings)),
     ]);
-    for attribute in [calm, delay] {
+    for attribute in [stp_off, other_settings] {
         let mut message = LinkMessage::default();
         message.header.index = index;
         message.attributes.push(attribute);
@@ -211,8 +213,8 @@ pub async fn set_port(handle: &Handle, index: u32, port: Port) -> Result<(), Err
             InfoBridgePort::Isolated(port.isolated),
             InfoBridgePort::Learning(port.learning),
             InfoBridgePort::UnicastFlood(port.unicast_flood),
-            InfoBridgePort::Protect(port.guarded),
-            InfoBridgePort::MulticastRouter(match port.guarded {
+            InfoBridgePort::Protect(port.protected),
+            InfoBridgePort::MulticastRouter(match port.protected {
                 true => BridgeMulticastRouterType::Disabled,
                 false => BridgeMulticastRouterType::TempQuery,
             }),

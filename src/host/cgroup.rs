@@ -25,33 +25,33 @@ pub struct Limits {
 }
 
 /// The daemon's leaf group.
-const LEAF: &str = "sliced";
+const LEAF_NAME: &str = "sliced";
 /// Its CPU weight; a VMM has 100 (cgroup-v2.rst, `cpu.weight`).
-const WEIGHT: &str = "1000";
+const CPU_WEIGHT: &str = "1000";
 /// The name prefix of every group that the daemon creates.
-const PREFIX: &str = "vm-";
+const NAME_PREFIX: &str = "vm-";
 /// Microseconds: the kernel's own default period of `cpu.max`.
-const PERIOD: u64 = 100_000;
+const CPU_PERIOD: u64 = 100_000;
 
 /// The group in which the VMMs' groups are created, or the reason why there is none. The search is repeated until it succeeds, because
 /// the obstacle may disappear (a VMM of an earlier daemon in this group); the call that finds the group enables the controllers.
 pub fn base() -> Result<&'static Path, String> {
     static BASE: OnceLock<PathBuf> = OnceLock::new();
-    found_once(&BASE, || {
+    get_or_try_init(&BASE, || {
         let text = |path| fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
         let base = find(&text("/proc/self/cgroup")?, &text("/proc/self/mountinfo")?)?;
-        share_out(&base)?;
+        enable_controllers(&base)?;
         Ok(base)
     })
 }
 
-fn found_once(
-    known: &OnceLock<PathBuf>,
-    look: impl FnOnce() -> Result<PathBuf, String>,
+fn get_or_try_init(
+    cache: &OnceLock<PathBuf>,
+    search: impl FnOnce() -> Result<PathBuf, String>,
 ) -> Result<&Path, String> {
-    match known.get() {
+    match cache.get() {
         Some(base) => Ok(base),
-        None => look().map(|base| known.get_or_init(|| base).as_path()),
+        None => search().map(|base| cache.get_or_init(|| base).as_path()),
     }
 }
 
@@ -64,10 +64,10 @@ fn find(own: &str, mounts: &str) -> Result<PathBuf, String> {
     let parent = Path::new(own)
         .strip_prefix("/")
         .ok()
-        .filter(|path| path.file_name().is_some_and(|name| name == LEAF))
+        .filter(|path| path.file_name().is_some_and(|name| name == LEAF_NAME))
         .and_then(Path::parent)
         .ok_or_else(|| {
-            format!("sliced runs in control group {own}, expected its own leaf group {LEAF} (systemd 254 or later)")
+            format!("sliced runs in control group {own}, expected its own leaf group {LEAF_NAME} (systemd 254 or later)")
         })?;
     let mounted = mounts.lines().find_map(|line| {
         let (mount, kind) = line.split_once(" - ")?;
@@ -81,22 +81,22 @@ fn find(own: &str, mounts: &str) -> Result<PathBuf, String> {
 }
 
 /// Enables the controllers for the groups in `base`.
-fn share_out(base: &Path) -> Result<(), String> {
+fn enable_controllers(base: &Path) -> Result<(), String> {
     let file = |name: &str| base.join(name);
-    let say = |error: io::Error| format!("{}: {error}", base.display());
-    let there = fs::read_to_string(file("cgroup.controllers")).map_err(say)?;
-    let wanted = ["cpu", "memory", "pids"];
-    let missing = wanted.map(|name| !there.split_whitespace().any(|there| there == name));
+    let message = |error: io::Error| format!("{}: {error}", base.display());
+    let there = fs::read_to_string(file("cgroup.controllers")).map_err(message)?;
+    let required = ["cpu", "memory", "pids"];
+    let missing = required.map(|name| !there.split_whitespace().any(|there| there == name));
     if let Some(at) = missing.iter().position(|missing| *missing) {
-        let name = wanted[at];
+        let name = required[at];
         return Err(format!(
             "the controller {name} is not available in {}",
             base.display()
         ));
     }
-    fs::write(file("cgroup.subtree_control"), "+cpu +memory +pids").map_err(say)?;
+    fs::write(file("cgroup.subtree_control"), "+cpu +memory +pids").map_err(message)?;
     // Nice values have no effect between groups: without a weight the daemon gets as much of a busy host as one of its guests.
-    if let Err(error) = fs::write(file(LEAF).join("cpu.weight"), WEIGHT) {
+    if let Err(error) = fs::write(file(LEAF_NAME).join("cpu.weight"), CPU_WEIGHT) {
         tracing::debug!(%error, "cannot set the daemon's CPU weight");
     }
     Ok(())
@@ -104,15 +104,15 @@ fn share_out(base: &Path) -> Result<(), String> {
 
 /// Creates a group in `base` if it does not exist, and sets its limits; returns its path.
 pub fn make(base: &Path, name: &str, limits: &Limits) -> Result<PathBuf, Error> {
-    let group = base.join(format!("{PREFIX}{name}"));
+    let group = base.join(format!("{NAME_PREFIX}{name}"));
     let fail = |error| Error::io("create control group", group.display().to_string(), error);
     match fs::create_dir(&group) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(fail(error)),
         Ok(()) | Err(_) => {}
     }
-    let cpu = limits.cpu_millis.saturating_mul(PERIOD / 1000);
+    let cpu = limits.cpu_millis.saturating_mul(CPU_PERIOD / 1000);
     for (file, value) in [
-        ("cpu.max", format!("{cpu} {PERIOD}")),
+        ("cpu.max", format!("{cpu} {CPU_PERIOD}")),
         ("memory.max", limits.memory.to_string()),
         ("memory.oom.group", "1".to_owned()),
         ("pids.max", limits.pids.to_string()),
@@ -129,7 +129,9 @@ pub fn make(base: &Path, name: &str, limits: &Limits) -> Result<PathBuf, Error> 
 /// Kills all processes of a group in `base` (cgroup-v2.rst, `cgroup.kill`, Linux 5.14). Best effort.
 pub fn kill(base: &Path, name: &str) {
     // Never creates the file: it exists only if the kernel supports it.
-    let file = base.join(format!("{PREFIX}{name}")).join("cgroup.kill");
+    let file = base
+        .join(format!("{NAME_PREFIX}{name}"))
+        .join("cgroup.kill");
     let opened = fs::OpenOptions::new().write(true).open(&file);
     if let Err(error) = opened.and_then(|mut file| io::Write::write_all(&mut file, b"1")) {
         tracing::debug!(group = name, %error, "cannot kill a control group");
@@ -140,22 +142,22 @@ pub fn kill(base: &Path, name: &str) {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Member {
     /// The group of this name in [`base`].
-    Ours(String),
+    Managed(String),
     /// A group with our name prefix under another parent: of another daemon, or of this one when it ran in another group.
-    Another,
+    OtherDaemon,
     /// Any other group.
-    Elsewhere,
+    Unmanaged,
 }
 
 /// Classifies a process's group, as `/proc/<pid>/cgroup` shows it. `own` is the daemon's.
 pub fn member(own: &str, group: &str) -> Member {
     let (above, name) = group.rsplit_once('/').unwrap_or(("", group));
-    let Some(name) = name.strip_prefix(PREFIX) else {
-        return Member::Elsewhere;
+    let Some(name) = name.strip_prefix(NAME_PREFIX) else {
+        return Member::Unmanaged;
     };
     match own.rsplit_once('/') {
-        Some((parent, LEAF)) if parent == above => Member::Ours(name.to_owned()),
-        Some(_) | None => Member::Another,
+        Some((parent, LEAF_NAME)) if parent == above => Member::Managed(name.to_owned()),
+        Some(_) | None => Member::OtherDaemon,
     }
 }
 
@@ -171,7 +173,7 @@ pub fn own() -> &'static str {
 
 /// Removes a group in `base`. It is not an error if it does not exist or still has processes.
 pub fn remove(base: &Path, name: &str) -> Result<(), Error> {
-    let group = base.join(format!("{PREFIX}{name}"));
+    let group = base.join(format!("{NAME_PREFIX}{name}"));
     let removed = fs::remove_dir(&group);
     match removed.map_err(|e| Error::io("remove control group", group.display().to_string(), e)) {
         Err(error) if !matches!(error.kind, Kind::Absent | Kind::Busy) => Err(error),
@@ -183,7 +185,7 @@ pub fn remove(base: &Path, name: &str) -> Result<(), Error> {
 pub fn sweep(base: &Path) {
     let names = fs::read_dir(base).into_iter().flatten().flatten();
     for name in names.filter_map(|entry| entry.file_name().into_string().ok()) {
-        if let Some(name) = name.strip_prefix(PREFIX)
+        if let Some(name) = name.strip_prefix(NAME_PREFIX)
             && let Err(error) = remove(base, name)
         {
             tracing::debug!(%error, "cannot remove a control group");
@@ -235,10 +237,10 @@ mod tests {
             pids: 9,
         };
         assert_eq!(make(base.path(), "a", &limits).unwrap(), group);
-        let said = |file| fs::read_to_string(group.join(file)).ok();
-        assert_eq!(said("cpu.max").as_deref(), Some("150000 100000"));
-        assert_eq!(said("memory.max").as_deref(), Some("1073741824"));
-        assert_eq!(said("pids.max"), None);
+        let read = |file| fs::read_to_string(group.join(file)).ok();
+        assert_eq!(read("cpu.max").as_deref(), Some("150000 100000"));
+        assert_eq!(read("memory.max").as_deref(), Some("1073741824"));
+        assert_eq!(read("pids.max"), None);
     }
 
     #[test]
@@ -255,32 +257,32 @@ mod tests {
 
     #[test]
     fn only_siblings_of_the_daemons_leaf_are_managed() {
-        let ours = |name: &str| Member::Ours(name.to_owned());
+        let managed = |name: &str| Member::Managed(name.to_owned());
         for (own, group, expected) in [
             (
                 "/s/sliced.service/sliced",
                 "/s/sliced.service/vm-a",
-                ours("a"),
+                managed("a"),
             ),
             (
                 "/s/sliced.service/sliced",
                 "/s/other.service/vm-a",
-                Member::Another,
+                Member::OtherDaemon,
             ),
             (
                 "/s/sliced.service/sliced",
                 "/s/sliced.service/vm-a/vm-b",
-                Member::Another,
+                Member::OtherDaemon,
             ),
             (
                 "/s/sliced.service/sliced",
                 "/s/sliced.service/sliced",
-                Member::Elsewhere,
+                Member::Unmanaged,
             ),
-            ("/s/sliced.service", "/s/vm-a", Member::Another),
-            ("/sliced", "/vm-a", ours("a")),
-            ("", "/vm-a", Member::Another),
-            ("/", "/user.slice", Member::Elsewhere),
+            ("/s/sliced.service", "/s/vm-a", Member::OtherDaemon),
+            ("/sliced", "/vm-a", managed("a")),
+            ("", "/vm-a", Member::OtherDaemon),
+            ("/", "/user.slice", Member::Unmanaged),
         ] {
             assert_eq!(member(own, group), expected, "{own} {group}");
         }
@@ -288,24 +290,28 @@ mod tests {
 
     #[test]
     fn a_failed_search_is_repeated() {
-        let known = OnceLock::new();
-        let busy = found_once(&known, || Err("busy".to_owned()));
+        let cache = OnceLock::new();
+        let busy = get_or_try_init(&cache, || Err("busy".to_owned()));
         assert_eq!(busy, Err("busy".to_owned()));
         let base = Path::new("/base");
-        assert_eq!(found_once(&known, || Ok(base.to_owned())), Ok(base));
-        let again = found_once(&known, || panic!("already found"));
-        assert_eq!(again, Ok(base));
+        assert_eq!(get_or_try_init(&cache, || Ok(base.to_owned())), Ok(base));
+        let second = get_or_try_init(&cache, || panic!("already found"));
+        assert_eq!(second, Ok(base));
     }
 
     #[test]
     fn missing_controllers_are_named() {
         let base = tempfile::tempdir().unwrap();
         fs::write(base.path().join("cgroup.controllers"), "cpu hugetlb pids\n").unwrap();
-        assert!(share_out(base.path()).unwrap_err().contains("memory"));
+        assert!(
+            enable_controllers(base.path())
+                .unwrap_err()
+                .contains("memory")
+        );
         fs::write(base.path().join("cgroup.controllers"), "cpu memory pids\n").unwrap();
-        share_out(base.path()).unwrap();
-        fs::create_dir(base.path().join(LEAF)).unwrap();
-        share_out(base.path()).unwrap();
+        enable_controllers(base.path()).unwrap();
+        fs::create_dir(base.path().join(LEAF_NAME)).unwrap();
+        enable_controllers(base.path()).unwrap();
         let weight = fs::read_to_string(base.path().join("sliced/cpu.weight"));
         assert_eq!(weight.unwrap(), "1000");
     }

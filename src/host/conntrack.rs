@@ -40,18 +40,18 @@ pub struct Flow {
     /// another ID.
     pub id: u32,
     /// The source address of replies: differs from `dst` if the destination was translated.
-    pub answers: Ipv4Addr,
+    pub reply_src: Ipv4Addr,
     tuple: Vec<u8>,
     zone: Option<Vec<u8>>,
 }
 
 /// The number of flows in this namespace. Cheap, whereas [`list`] walks a hash table that all namespaces share.
 pub fn count() -> Result<u32, Error> {
-    count_over(&mut Netfilter::open()?)
+    count_with(&mut Netfilter::open()?)
 }
 
 /// The same, over a socket that was opened in the namespace.
-pub fn count_over(netfilter: &mut Netfilter) -> Result<u32, Error> {
+pub fn count_with(netfilter: &mut Netfilter) -> Result<u32, Error> {
     let stats = stats(netfilter)?;
     let count = attr(&stats, GLOBAL_ENTRIES).and_then(be32);
     count.ok_or_else(|| {
@@ -74,8 +74,8 @@ pub fn max() -> Option<u32> {
 
 /// One message; the cost of a path below /proc/sys/net grows with the number of namespaces (`proc_sys_compare`).
 fn stats(netfilter: &mut Netfilter) -> Result<Vec<u8>, Error> {
-    let answer = netfilter.get(Message::new(GET_STATS, 0, libc::AF_UNSPEC as u8));
-    answer.map_err(|e| Error::io("count", "tracked flows", e))
+    let response = netfilter.get(Message::new(GET_STATS, 0, libc::AF_UNSPEC as u8));
+    response.map_err(|e| Error::io("count", "tracked flows", e))
 }
 
 /// This namespace's IPv4 flows. Flows that begin or end meanwhile may be missing.
@@ -88,25 +88,25 @@ pub fn list() -> Result<Vec<Flow>, Error> {
 
 /// This namespace's flows with one of the addresses as an endpoint, before or after the host's address translation. One walk over
 /// the table, independent of the number of addresses.
-pub fn list_of(addresses: &BTreeSet<Ipv4Addr>) -> Result<Vec<Flow>, Error> {
+pub fn list_by_addresses(addresses: &BTreeSet<Ipv4Addr>) -> Result<Vec<Flow>, Error> {
     let mut flows = Vec::new();
     if count()? == 0 {
         return Ok(flows);
     }
-    let is_of = |flow: &Flow| {
-        [flow.src, flow.dst, flow.answers]
+    let has_address = |flow: &Flow| {
+        [flow.src, flow.dst, flow.reply_src]
             .iter()
             .any(|end| addresses.contains(end))
     };
     let query = Message::new(GET, 0, libc::AF_INET as u8);
     Netfilter::open()?.dump("tracked flows", query, |entry| {
-        flows.extend(flow(entry).filter(is_of));
+        flows.extend(flow(entry).filter(has_address));
     })?;
     Ok(flows)
 }
 
 /// Deletes the flows in the calling thread's namespace with the same tuples as these from another one. A missing flow is not an error.
-pub fn delete_same_ends(flows: &[Flow]) -> Result<(), Error> {
+pub fn delete_same_tuples(flows: &[Flow]) -> Result<(), Error> {
     let mut socket = Netfilter::open()?;
     flows.iter().try_for_each(|flow| {
         let message =
@@ -120,10 +120,10 @@ pub fn delete(flows: &[Flow]) -> Result<(), Error> {
     let mut socket = Netfilter::open()?;
     flows
         .iter()
-        .try_for_each(|flow| delete_over(&mut socket, flow))
+        .try_for_each(|flow| delete_with(&mut socket, flow))
 }
 
-fn delete_over(socket: &mut Netfilter, flow: &Flow) -> Result<(), Error> {
+fn delete_with(socket: &mut Netfilter, flow: &Flow) -> Result<(), Error> {
     let mut message = Message::new(DELETE, 0, libc::AF_INET as u8)
         .attr(TUPLE_ORIG | NESTED, &flow.tuple)
         .attr(ID, &flow.id.to_be_bytes());
@@ -142,8 +142,8 @@ fn failed(flow: &Flow, error: std::io::Error) -> Error {
         dport,
         ..
     } = flow;
-    let thing = format!("the flow {src}:{sport} to {dst}:{dport} of protocol {protocol}");
-    Error::io("delete", thing, error)
+    let object = format!("the flow {src}:{sport} to {dst}:{dport} of protocol {protocol}");
+    Error::io("delete", object, error)
 }
 
 fn flow(entry: &[u8]) -> Option<Flow> {
@@ -159,7 +159,7 @@ fn flow(entry: &[u8]) -> Option<Flow> {
         protocol: *attr(protocol, 1)?.first()?,
         src: address(ip, 1)?,
         dst: address(ip, 2)?,
-        answers: address(reply, 1)?,
+        reply_src: address(reply, 1)?,
         sport: port(2).unwrap_or(0),
         dport: port(3).unwrap_or(0),
         id: u32::from_be_bytes(attr(entry, ID)?.try_into().ok()?),

@@ -9,14 +9,14 @@ use rustix::process::{getpid, getpriority_process, getsid};
 /// within its session only: next to hundreds of VMMs, each in its own session, the daemon would get too little. So the daemon's session
 /// gets the daemon's nice value. The session of a shell that started the daemon is not changed. Needs CAP_SYS_NICE; has no effect where
 /// control groups distribute processor time (systemd).
-pub fn go_first_with_our_session() -> io::Result<()> {
+pub fn set_session_priority() -> io::Result<()> {
     let nice = getpriority_process(None)?;
     if nice >= 0 || getsid(None)? != getpid() {
         return Ok(());
     }
     match std::fs::write("/proc/self/autogroup", nice.to_string()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        told => told,
+        result => result,
     }
 }
 
@@ -31,8 +31,8 @@ pub fn tsc_khz() -> Option<u32> {
         };
         // SAFETY: the pointer is to a local; RDTSC exists on every x86-64 processor, and Linux lets user space use it.
         let (answer, ticks) = unsafe {
-            let answer = libc::clock_gettime(libc::CLOCK_MONOTONIC_RAW, &raw mut time);
-            (answer, core::arch::x86_64::_rdtsc())
+            let status = libc::clock_gettime(libc::CLOCK_MONOTONIC_RAW, &raw mut time);
+            (status, core::arch::x86_64::_rdtsc())
         };
         let nanoseconds = i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec);
         (answer == 0).then_some((ticks, nanoseconds))

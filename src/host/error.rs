@@ -7,21 +7,21 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use tokio::sync::Notify;
 
 /// The last errno that reported descriptor exhaustion; 0: none yet.
-static EXHAUSTED: AtomicI32 = AtomicI32::new(0);
-static EXHAUSTION: Notify = Notify::const_new();
+static LAST_ERRNO: AtomicI32 = AtomicI32::new(0);
+static NOTIFY: Notify = Notify::const_new();
 
 /// Records an errno that reports exhausted file descriptors: of the process (EMFILE) or of the host (ENFILE).
-pub fn note_exhaustion(error: &io::Error) {
+pub fn record_exhaustion(error: &io::Error) {
     if let Some(errno @ (libc::EMFILE | libc::ENFILE)) = error.raw_os_error() {
-        EXHAUSTED.store(errno, Ordering::Relaxed);
-        EXHAUSTION.notify_one();
+        LAST_ERRNO.store(errno, Ordering::Relaxed);
+        NOTIFY.notify_one();
     }
 }
 
 /// Waits until descriptors have been exhausted since the last return; returns the kernel's error.
-pub async fn exhaustion() -> io::Error {
-    EXHAUSTION.notified().await;
-    io::Error::from_raw_os_error(EXHAUSTED.load(Ordering::Relaxed))
+pub async fn exhausted() -> io::Error {
+    NOTIFY.notified().await;
+    io::Error::from_raw_os_error(LAST_ERRNO.load(Ordering::Relaxed))
 }
 
 /// The five error classes that a caller may act on.
@@ -41,12 +41,12 @@ pub enum Kind {
 
 /// The operation, its object and the kernel's error.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {doing} {thing}")]
+#[error("cannot {operation} {object}")]
 pub struct Error {
     /// A verb: `create`, `read`, `list the addresses of`.
-    pub doing: &'static str,
+    pub operation: &'static str,
     /// The object's name or path.
-    pub thing: String,
+    pub object: String,
     /// The normalised error.
     pub kind: Kind,
     /// The error itself.
@@ -56,11 +56,11 @@ pub struct Error {
 
 impl Error {
     /// Wraps an I/O error.
-    pub fn io(doing: &'static str, thing: impl Into<String>, source: io::Error) -> Self {
-        note_exhaustion(&source);
+    pub fn io(operation: &'static str, object: impl Into<String>, source: io::Error) -> Self {
+        record_exhaustion(&source);
         Self {
-            doing,
-            thing: thing.into(),
+            operation,
+            object: object.into(),
             kind: Kind::of(&source),
             source,
         }
@@ -73,8 +73,8 @@ impl Error {
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
         Self {
-            doing,
-            thing: thing.into(),
+            operation: doing,
+            object: thing.into(),
             kind: Kind::Other,
             source: io::Error::other(source),
         }
@@ -140,7 +140,7 @@ mod tests {
                 "it",
                 io::Error::from_raw_os_error(libc::ENOENT),
             ));
-            assert_eq!(exhaustion().await.raw_os_error(), Some(errno));
+            assert_eq!(exhausted().await.raw_os_error(), Some(errno));
         }
     }
 }

@@ -35,10 +35,10 @@ const NFTABLES_GROUP: [libc::c_int; 1] = [7];
 const NEW_GENERATION: u16 = 10 << 8 | 15;
 
 /// Receive buffer for events while the daemon is busy: some thousand links created at once.
-const BACKLOG: libc::c_int = 16 << 20;
+const RECEIVE_BUFFER: libc::c_int = 16 << 20;
 
 /// Messages come in datagrams of at most 32 KiB.
-const DATAGRAM: usize = 64 * 1024;
+const MAX_DATAGRAM: usize = 64 * 1024;
 
 /// `struct nlmsghdr`.
 const HEADER: usize = 16;
@@ -49,7 +49,7 @@ pub struct Event {
     /// The namespace's ID in the listening namespace; `None` for the listening namespace itself.
     pub nsid: Option<i32>,
     /// The changed object.
-    pub what: What,
+    pub kind: What,
 }
 
 /// What changed.
@@ -127,7 +127,7 @@ pub struct Events {
     route: AsyncFd<Listener>,
     rules: AsyncFd<Listener>,
     buffer: Vec<u8>,
-    waiting: VecDeque<Event>,
+    pending: VecDeque<Event>,
 }
 
 impl Events {
@@ -140,7 +140,7 @@ impl Events {
     fn open() -> io::Result<Self> {
         let route = Listener::open(libc::NETLINK_ROUTE, &ROUTE_GROUPS)?;
         let rules = Listener::open(libc::NETLINK_NETFILTER, &NFTABLES_GROUP)?;
-        rules.keep_only(NEW_GENERATION)?;
+        rules.filter_by_type(NEW_GENERATION)?;
         let register = |listener| {
             // SAFETY: a listener owns its descriptor, always returns the same one, and closes it only when dropped.
             unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }
@@ -148,15 +148,15 @@ impl Events {
         Ok(Self {
             route: register(route)?,
             rules: register(rules)?,
-            buffer: vec![0; DATAGRAM],
-            waiting: VecDeque::new(),
+            buffer: vec![0; MAX_DATAGRAM],
+            pending: VecDeque::new(),
         })
     }
 
     /// Waits for the next event. Cancel safe.
     pub async fn next(&mut self) -> Result<Event, Error> {
         loop {
-            if let Some(event) = self.waiting.pop_front() {
+            if let Some(event) = self.pending.pop_front() {
                 return Ok(event);
             }
             let source = tokio::select! {
@@ -166,7 +166,7 @@ impl Events {
             let fail = |e| Error::io("receive", "kernel events", e);
             let mut ready = source.map_err(fail)?;
             match ready.try_io(|listener| listener.get_ref().hear(&mut self.buffer)) {
-                Ok(heard) => self.waiting.extend(heard.map_err(fail)?),
+                Ok(heard) => self.pending.extend(heard.map_err(fail)?),
                 Err(_would_block) => {}
             }
         }
@@ -203,14 +203,10 @@ impl Listener {
         let socket = unsafe { OwnedFd::from_raw_fd(number) };
         let this = Self { socket, protocol };
         // RCVBUFFORCE exceeds the limit but needs CAP_NET_ADMIN; otherwise as much as the limit allows.
-        this.option(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &BACKLOG)
-            .or_else(|_| this.option(libc::SOL_SOCKET, libc::SO_RCVBUF, &BACKLOG))?;
-        let everywhere: libc::c_int = 1;
-        this.option(
-            libc::SOL_NETLINK,
-            libc::NETLINK_LISTEN_ALL_NSID,
-            &everywhere,
-        )?;
+        this.option(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &RECEIVE_BUFFER)
+            .or_else(|_| this.option(libc::SOL_SOCKET, libc::SO_RCVBUF, &RECEIVE_BUFFER))?;
+        let enabled: libc::c_int = 1;
+        this.option(libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID, &enabled)?;
         // Before joining: bind leaves all groups except those in the address.
         this.bind()?;
         for group in groups {
@@ -234,7 +230,7 @@ impl Listener {
 
     /// Makes the kernel discard all datagrams that do not begin with a message of this type, so that a new rule set causes one
     /// wake-up and not one for each rule.
-    fn keep_only(&self, kind: u16) -> io::Result<()> {
+    fn filter_by_type(&self, kind: u16) -> io::Result<()> {
         let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
             code: code as u16,
             jt,
@@ -242,10 +238,10 @@ impl Listener {
             k,
         };
         // The filter reads in network byte order, netlink writes in native byte order.
-        let wanted = u32::from(u16::from_be_bytes(kind.to_ne_bytes()));
+        let expected = u32::from(u16::from_be_bytes(kind.to_ne_bytes()));
         let mut steps = [
             step(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, 4),
-            step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, wanted),
+            step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, expected),
             step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
             step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
         ];
@@ -259,7 +255,7 @@ impl Listener {
     fn option<T>(&self, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
         let length = size_of::<T>() as libc::socklen_t;
         // SAFETY: `value` is a T that lives through the call, and `length` is its size.
-        let answer = unsafe {
+        let status = unsafe {
             libc::setsockopt(
                 self.as_raw_fd(),
                 level,
@@ -268,7 +264,7 @@ impl Listener {
                 length,
             )
         };
-        match answer {
+        match status {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
@@ -279,14 +275,14 @@ impl Listener {
         let overrun = || {
             vec![Event {
                 nsid: None,
-                what: What::Overrun,
+                kind: What::Overrun,
             }]
         };
         match self.receive(buffer) {
-            Ok(Datagram::Whole { length, nsid }) => {
+            Ok(Datagram::Complete { length, nsid }) => {
                 Ok(read_all(self.protocol, &buffer[..length], nsid))
             }
-            Ok(Datagram::Cut) => Ok(overrun()),
+            Ok(Datagram::Truncated) => Ok(overrun()),
             Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => Ok(overrun()),
             Err(e) => Err(e),
         }
@@ -309,9 +305,9 @@ impl Listener {
         let length = unsafe { libc::recvmsg(self.as_raw_fd(), &raw mut message, 0) };
         let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
         if message.msg_flags & libc::MSG_TRUNC != 0 {
-            return Ok(Datagram::Cut);
+            return Ok(Datagram::Truncated);
         }
-        Ok(Datagram::Whole {
+        Ok(Datagram::Complete {
             length,
             nsid: nsid(&message),
         })
@@ -319,8 +315,8 @@ impl Listener {
 }
 
 enum Datagram {
-    Whole { length: usize, nsid: Option<i32> },
-    Cut,
+    Complete { length: usize, nsid: Option<i32> },
+    Truncated,
 }
 
 /// The ID of the sender's namespace; the kernel sends none for the receiving namespace.
@@ -345,11 +341,11 @@ fn read_all(protocol: libc::c_int, mut bytes: &[u8], nsid: Option<i32>) -> Vec<E
     let mut events: Vec<Event> = Vec::new();
     while let Some((message, rest)) = split(bytes) {
         bytes = rest;
-        let what = match protocol {
+        let kind = match protocol {
             libc::NETLINK_NETFILTER => read::generation(message),
             _ => read::change(message),
         };
-        let event = what.map(|what| Event { nsid, what });
+        let event = kind.map(|what| Event { nsid, kind: what });
         if event.as_ref() != events.last() {
             events.extend(event);
         }

@@ -20,7 +20,7 @@ pub struct Entry {
     /// Only on bridges with VLAN filtering.
     pub vlan: Option<u16>,
     /// Its origin and lifetime.
-    pub sort: Sort,
+    pub kind: Sort,
 }
 
 /// Types of entries.
@@ -44,7 +44,7 @@ impl Entry {
             port,
             mac,
             vlan: None,
-            sort: Sort::Sticky,
+            kind: Sort::Sticky,
         }
     }
 }
@@ -54,8 +54,8 @@ impl Entry {
 pub async fn list(handle: &Handle, port: u32) -> Result<Vec<Entry>, Error> {
     let mut message = blank();
     message.header.ifindex = port;
-    let answer = handle
-        .dump_of_one(RouteNetlinkMessage::GetNeighbour(message))
+    let response = handle
+        .dump_single_link(RouteNetlinkMessage::GetNeighbour(message))
         .await
         .map_err(|e| {
             Error::io(
@@ -65,7 +65,7 @@ pub async fn list(handle: &Handle, port: u32) -> Result<Vec<Entry>, Error> {
             )
         })?;
     let mut entries = Vec::new();
-    for part in answer {
+    for part in response {
         let RouteNetlinkMessage::NewNeighbour(message) = part else {
             return Err(netlink::unexpected("list", "forwarding entries"));
         };
@@ -84,11 +84,11 @@ pub async fn get(handle: &Handle, bridge: u32, mac: [u8; 6]) -> Result<Option<En
         NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
         NeighbourAttribute::Controller(bridge),
     ];
-    let answer = handle
+    let response = handle
         .get(RouteNetlinkMessage::GetNeighbour(message))
         .await
         .map_err(|e| Error::io("get forwarding entry", text(mac), e));
-    match netlink::absent_is_none(answer)? {
+    match netlink::absent_is_none(response)? {
         None => Ok(None),
         Some(Some(RouteNetlinkMessage::NewNeighbour(message))) => read(&message)
             .map(Some)
@@ -127,12 +127,12 @@ fn to_message(entry: Entry) -> NeighbourMessage {
     message.header.ifindex = entry.port;
     // NTF_MASTER: the table of the port's bridge, not of the port device itself.
     message.header.flags = NeighbourFlags::Controller;
-    message.header.state = match entry.sort {
+    message.header.state = match entry.kind {
         Sort::Local => NeighbourState::Permanent,
         Sort::Static | Sort::Sticky => NeighbourState::Noarp,
         Sort::Learned => NeighbourState::Reachable,
     };
-    if entry.sort == Sort::Sticky {
+    if entry.kind == Sort::Sticky {
         message.header.flags |= NeighbourFlags::Sticky;
     }
     message.attributes = vec![NeighbourAttribute::LinkLayerAddress(entry.mac.to_vec())];
@@ -157,7 +157,7 @@ fn read(message: &NeighbourMessage) -> Option<Entry> {
         port: message.header.ifindex,
         mac: mac?,
         vlan,
-        sort: match message.header.state {
+        kind: match message.header.state {
             NeighbourState::Permanent => Sort::Local,
             NeighbourState::Noarp if sticky => Sort::Sticky,
             NeighbourState::Noarp => Sort::Static,

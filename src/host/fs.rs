@@ -36,23 +36,23 @@ pub enum Dir {
 /// Writes `path` atomically: a temporary file in the same directory, then a rename, so that no reader sees a partial file.
 /// `mode` is the file's permissions, e.g. `0o600`.
 pub fn write(path: &Path, bytes: &[u8], mode: u32, durability: Durability) -> Result<(), Error> {
-    let draft = draft_of(path);
-    let written = write_draft(&draft, bytes, mode, durability)
-        .and_then(|()| fs::rename(&draft, path))
+    let temp = temp_path(path);
+    let written = write_temp(&temp, bytes, mode, durability)
+        .and_then(|()| fs::rename(&temp, path))
         .and_then(|()| match durability {
             Durability::Process => Ok(()),
             Durability::Disk => File::open(parent(path))?.sync_all(),
         });
     written.map_err(|error| {
         // The draft is not needed any more; the first error is the one to return.
-        let _ = fs::remove_file(&draft);
+        let _ = fs::remove_file(&temp);
         Error::io("write", shown(path), error)
     })
 }
 
-fn write_draft(draft: &Path, bytes: &[u8], mode: u32, durability: Durability) -> io::Result<()> {
+fn write_temp(temp: &Path, bytes: &[u8], mode: u32, durability: Durability) -> io::Result<()> {
     // Left by a crash, or created by another user who may write here: it must not become the new file.
-    match fs::remove_file(draft) {
+    match fs::remove_file(temp) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
@@ -61,7 +61,7 @@ fn write_draft(draft: &Path, bytes: &[u8], mode: u32, durability: Durability) ->
         .create_new(true)
         .mode(mode)
         .custom_flags(libc::O_NOFOLLOW)
-        .open(draft)?;
+        .open(temp)?;
     file.write_all(bytes)?;
     match durability {
         Durability::Process => Ok(()),
@@ -70,7 +70,7 @@ fn write_draft(draft: &Path, bytes: &[u8], mode: u32, durability: Durability) ->
 }
 
 /// `.<name>.new` in the same directory, so that the rename stays within one file system.
-fn draft_of(path: &Path) -> PathBuf {
+fn temp_path(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.new"))
 }
@@ -108,7 +108,7 @@ pub fn read_text(path: &Path) -> Result<Option<String>, Error> {
 /// this read another file or block: see [`open_plain`].
 pub fn tail(path: &Path, limit: u64) -> Result<Option<String>, Error> {
     let read_end = || -> io::Result<Vec<u8>> {
-        let mut file = open_plain(path)?;
+        let mut file = open_regular(path)?;
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(limit)))?;
         let mut bytes = Vec::new();
@@ -122,7 +122,7 @@ pub fn tail(path: &Path, limit: u64) -> Result<Option<String>, Error> {
 }
 
 /// Opens a file in a directory that others may write to: does not follow symbolic links, and fails unless it is a regular file.
-pub fn open_plain(path: &Path) -> io::Result<File> {
+pub fn open_regular(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
@@ -135,7 +135,7 @@ pub fn open_plain(path: &Path) -> io::Result<File> {
 
 /// Creates a FIFO that only root can open, in place of an existing file, and opens it for reading and writing: while it is open, no
 /// reader gets end-of-file and no writer is without a reader (fifo(7)).
-pub fn make_pipe(path: &Path) -> io::Result<File> {
+pub fn create_fifo(path: &Path) -> io::Result<File> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -194,7 +194,7 @@ pub fn remove(path: &Path) -> Result<(), Error> {
 
 /// Removes a file of the daemon, even if removal was prevented: mounts on it are detached (processes that use them keep them), and the
 /// immutable and append-only attributes (`chattr +i`, `+a`) are cleared. It is not an error if the file does not exist.
-pub fn remove_ours(path: &Path) -> Result<(), Error> {
+pub fn force_remove(path: &Path) -> Result<(), Error> {
     match remove(path) {
         Err(error) if matches!(error.kind, Kind::Busy | Kind::Denied) => {
             free(path)?;
@@ -205,7 +205,7 @@ pub fn remove_ours(path: &Path) -> Result<(), Error> {
 }
 
 /// The same for a directory, as [`remove_empty_dir`].
-pub fn remove_our_empty_dir(path: &Path) -> Result<(), Error> {
+pub fn force_remove_empty_dir(path: &Path) -> Result<(), Error> {
     match remove_empty_dir(path) {
         Err(error) if matches!(error.kind, Kind::Busy | Kind::Denied) => {
             free(path)?;
@@ -228,7 +228,7 @@ pub fn free(path: &Path) -> Result<(), Error> {
         }
     }
     for path in [parent(path), path] {
-        match make_changeable(path) {
+        match clear_immutable(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
             Ok(()) | Err(_) => {}
         }
@@ -237,15 +237,15 @@ pub fn free(path: &Path) -> Result<(), Error> {
 }
 
 /// Clears the attributes of ioctl_iflags(2) that prevent changes to a file or directory.
-fn make_changeable(path: &Path) -> io::Result<()> {
+fn clear_immutable(path: &Path) -> io::Result<()> {
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path)?;
-    let fixed = IFlags::IMMUTABLE | IFlags::APPEND;
+    let immutable = IFlags::IMMUTABLE | IFlags::APPEND;
     match rustix::fs::ioctl_getflags(&file) {
-        Ok(flags) if flags.intersects(fixed) => {
-            rustix::fs::ioctl_setflags(&file, flags.difference(fixed))?;
+        Ok(flags) if flags.intersects(immutable) => {
+            rustix::fs::ioctl_setflags(&file, flags.difference(immutable))?;
             Ok(())
         }
         // Not every file system supports these attributes.
@@ -254,8 +254,8 @@ fn make_changeable(path: &Path) -> io::Result<()> {
 }
 
 /// Removes the temporary file that a crash in [`write`] of this file may have left.
-pub fn remove_draft(path: &Path) -> Result<(), Error> {
-    remove(&draft_of(path))
+pub fn remove_temp(path: &Path) -> Result<(), Error> {
+    remove(&temp_path(path))
 }
 
 /// Removes a directory if it is empty. It is not an error if it is not empty or does not exist.
@@ -273,8 +273,8 @@ pub fn remove_empty_dir(path: &Path) -> Result<(), Error> {
 pub fn boot_id() -> Result<&'static str, Error> {
     const PATH: &str = "/proc/sys/kernel/random/boot_id";
     static BOOT_ID: OnceLock<String> = OnceLock::new();
-    if let Some(known) = BOOT_ID.get() {
-        return Ok(known);
+    if let Some(cached) = BOOT_ID.get() {
+        return Ok(cached);
     }
     let text = fs::read_to_string(PATH).map_err(|error| Error::io("read", PATH, error))?;
     Ok(BOOT_ID.get_or_init(|| text.trim().to_owned()))
@@ -339,8 +339,8 @@ mod tests {
         )
         .unwrap();
         assert!(tail(&path, 9).is_err(), "a pipe");
-        let draft = dir.path().join(".a.new");
-        fs::hard_link(&secret, &draft).unwrap();
+        let temp = dir.path().join(".a.new");
+        fs::hard_link(&secret, &temp).unwrap();
         write(&dir.path().join("a"), b"ours", 0o600, Durability::Process).unwrap();
         assert_eq!(
             fs::read(&secret).unwrap(),

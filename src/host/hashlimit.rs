@@ -11,24 +11,24 @@ use super::{Error, fs};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bucket {
     credit: u64,
-    most: u64,
+    max_credit: u64,
     cost: u64,
 }
 
 impl Bucket {
     /// The number of tokens that are currently missing.
     pub fn missing(&self) -> f64 {
-        self.most.saturating_sub(self.credit) as f64 / self.cost.max(1) as f64
+        self.max_credit.saturating_sub(self.credit) as f64 / self.cost.max(1) as f64
     }
 
     /// A bucket with `tokens` missing.
     #[cfg(test)]
     pub(crate) fn lacking(tokens: f64) -> Self {
         const COST: u64 = 1000;
-        let most = 1_000_000 * COST;
+        let max_credit = 1_000_000 * COST;
         Self {
-            credit: most - (tokens * COST as f64) as u64,
-            most,
+            credit: max_credit - (tokens * COST as f64) as u64,
+            max_credit,
             cost: COST,
         }
     }
@@ -47,11 +47,18 @@ pub fn buckets(table: &str) -> Result<HashMap<Ipv4Addr, Bucket>, Error> {
 
 /// `dl_seq_print` (xt_hashlimit.c): seconds until it expires, source and destination with ports, credit, maximum credit, cost.
 fn bucket(line: &str) -> Option<(Ipv4Addr, Bucket)> {
-    let mut words = line.split_whitespace().skip(1);
-    let source = words.next()?.split_once(':')?.0.parse().ok()?;
-    let mut number = || words.next()?.parse().ok();
-    let (credit, most, cost) = (number()?, number()?, number()?);
-    Some((source, Bucket { credit, most, cost }))
+    let mut fields = line.split_whitespace().skip(1);
+    let source = fields.next()?.split_once(':')?.0.parse().ok()?;
+    let mut number = || fields.next()?.parse().ok();
+    let (credit, max_credit, cost) = (number()?, number()?, number()?);
+    Some((
+        source,
+        Bucket {
+            credit,
+            max_credit,
+            cost,
+        },
+    ))
 }
 
 #[cfg(test)]

@@ -18,11 +18,11 @@ pub struct Holder {
     /// Its name, without control characters.
     pub name: String,
     /// It has the file open for writing.
-    pub writes: bool,
+    pub writable: bool,
     /// It holds a lock on it, of any kind.
-    pub locks: bool,
+    pub has_lock: bool,
     /// It holds an exclusive lock.
-    pub exclusive: bool,
+    pub has_exclusive_lock: bool,
     /// Its user; `None`: its user IDs differ.
     pub user: Option<u32>,
     /// A `sliced` daemon has started and confined it.
@@ -44,7 +44,7 @@ impl Holder {
             return true;
         };
         let mode = found.mode();
-        let of_group = || {
+        let in_group = || {
             let status = fs::read_to_string(format!("/proc/{}/status", self.pid));
             let status = status.unwrap_or_default();
             let lines = status.lines();
@@ -56,12 +56,13 @@ impl Holder {
                 .flat_map(str::split_ascii_whitespace)
                 .any(|gid| gid.parse() == Ok(found.gid()))
         };
-        let listed = rustix::fs::fgetxattr(file, "system.posix_acl_access", &mut [0_u8; 0]).is_ok();
+        let has_acl =
+            rustix::fs::fgetxattr(file, "system.posix_acl_access", &mut [0_u8; 0]).is_ok();
         user == 0
-            || listed
+            || has_acl
             || mode & 0o002 != 0
             || (user == found.uid())
-            || (mode & 0o020 != 0 && of_group())
+            || (mode & 0o020 != 0 && in_group())
     }
 
     /// How long it has run; `None`: it has ended.
@@ -90,22 +91,23 @@ pub fn of(file: &File) -> Vec<Holder> {
     let Ok(processes) = fs::read_dir("/proc") else {
         return Vec::new();
     };
-    let wanted = (wanted.dev(), wanted.ino());
+    let target = (wanted.dev(), wanted.ino());
     let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter_map(|pid: u32| holder(pid, wanted, file.as_raw_fd()))
+    pids.filter_map(|pid: u32| holder(pid, target, file.as_raw_fd()))
         .collect()
 }
 
 /// `None` for a process that does not have it open or has ended meanwhile.
-fn holder(pid: u32, wanted: (u64, u64), asking: i32) -> Option<Holder> {
-    let (mut open, mut writes, mut locks, mut exclusive) = (false, false, false, false);
+fn holder(pid: u32, target: (u64, u64), own_fd: i32) -> Option<Holder> {
+    let (mut open, mut writable, mut has_lock, mut has_exclusive_lock) =
+        (false, false, false, false);
     for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
         let fd = entry.file_name().to_string_lossy().into_owned();
-        if pid == std::process::id() && fd == asking.to_string() {
+        if pid == std::process::id() && fd == own_fd.to_string() {
             continue;
         }
         let same =
-            fs::metadata(entry.path()).is_ok_and(|found| (found.dev(), found.ino()) == wanted);
+            fs::metadata(entry.path()).is_ok_and(|found| (found.dev(), found.ino()) == target);
         if !same {
             continue;
         }
@@ -113,9 +115,9 @@ fn holder(pid: u32, wanted: (u64, u64), asking: i32) -> Option<Holder> {
         let lines = info.lines().filter_map(|line| line.strip_prefix("lock:"));
         let lines: Vec<&str> = lines.filter(|line| !line.contains("LEASE")).collect();
         open = true;
-        writes |= is_for_writing(&info);
-        locks |= !lines.is_empty();
-        exclusive |= lines.iter().any(|line| line.contains(" WRITE "));
+        writable |= is_open_for_writing(&info);
+        has_lock |= !lines.is_empty();
+        has_exclusive_lock |= lines.iter().any(|line| line.contains(" WRITE "));
     }
     open.then(|| {
         let identity = Identity::of(pid).ok().flatten();
@@ -123,9 +125,9 @@ fn holder(pid: u32, wanted: (u64, u64), asking: i32) -> Option<Holder> {
         Holder {
             pid,
             name: name(pid),
-            writes,
-            locks,
-            exclusive,
+            writable,
+            has_lock,
+            has_exclusive_lock,
             user: process::user_of(pid),
             confined: origin.is_some_and(|origin| origin.root.is_ours()),
         }
@@ -138,7 +140,7 @@ fn name(pid: u32) -> String {
 }
 
 /// `flags:` in `/proc/<pid>/fdinfo/<fd>` is octal; the lowest two bits are the access mode (proc_pid_fdinfo(5)).
-fn is_for_writing(info: &str) -> bool {
+fn is_open_for_writing(info: &str) -> bool {
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
     let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
     flags.is_some_and(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)

@@ -33,13 +33,13 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 pub use refusal::Refusal;
-use refusal::{expected, kernel, open_to_others, shown};
+use refusal::{expected, kernel, shown, writable_by_others};
 
 /// The maximum number of links followed for one path (as in path_resolution(7)).
-const MOST_LINKS: u32 = 40;
+const MAX_LINKS: u32 = 40;
 /// Mode bits: writable by group or others, writable by others, set-uid or set-gid, sticky.
-const OTHERS_WRITE: u32 = 0o022;
-const EVERYBODY_WRITES: u32 = 0o002;
+const GROUP_OR_OTHERS_WRITE: u32 = 0o022;
+const WORLD_WRITABLE: u32 = 0o002;
 const SET_ID: u32 = 0o6000;
 const STICKY: u32 = 0o1000;
 
@@ -51,21 +51,21 @@ pub enum Kind {
     /// To be read or written as data.
     Image,
     /// A file that the daemon created, in its own directory.
-    Ours,
+    Internal,
 }
 
 /// A file whose path has been resolved once.
 #[derive(Debug)]
 pub struct Named {
     fd: OwnedFd,
-    real: PathBuf,
+    real_path: PathBuf,
     stat: Stat,
 }
 
 impl Named {
     /// Its real path, without symbolic links.
     pub fn real(&self) -> &Path {
-        &self.real
+        &self.real_path
     }
 
     /// Its owner: user and group.
@@ -99,7 +99,7 @@ impl Named {
 
     /// Opens this file for reading.
     pub fn open(&self) -> io::Result<File> {
-        let path = self.through_proc();
+        let path = self.proc_path();
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         Ok(File::from(rustix::fs::openat(
             CWD,
@@ -110,13 +110,13 @@ impl Named {
     }
 
     /// A path that refers to this file in this process while this value exists.
-    pub fn through_proc(&self) -> PathBuf {
+    pub fn proc_path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.fd.as_raw_fd()).into()
     }
 
     /// Its current metadata; the mode and the owner may have changed.
     pub fn metadata(&self) -> io::Result<std::fs::Metadata> {
-        std::fs::metadata(self.through_proc())
+        std::fs::metadata(self.proc_path())
     }
 }
 
@@ -128,47 +128,47 @@ impl AsFd for Named {
 
 /// Opens `path`, which must be below `dir`; the target of a program's links may be below any of `dirs`.
 pub fn open(path: &Path, dir: &Path, dirs: &[PathBuf], kind: Kind) -> Result<Named, Refusal> {
-    let mut walk = Walk::new(kind)?;
-    walk.follow(dir, Part::Above)?;
-    walk.check_allowed_dir()?;
-    let rest = path.strip_prefix(dir).map_err(|_| Refusal::NotAccepted {
+    let mut resolver = Walk::new(kind)?;
+    resolver.follow(dir, Part::AllowedDir)?;
+    resolver.check_allowed_dir()?;
+    let relative = path.strip_prefix(dir).map_err(|_| Refusal::NotAccepted {
         path: path.to_owned(),
         found: "a path outside".to_owned(),
         expected: "a path below an allowed directory",
     })?;
-    walk.follow(
-        rest,
-        Part::Below {
+    resolver.follow(
+        relative,
+        Part::BelowAllowedDir {
             in_dev: dir.starts_with("/dev"),
         },
     )?;
-    walk.finish(dirs)
+    resolver.finish(dirs)
 }
 
 /// Checks that a directory exists and that only root can change it or the path to it.
 pub fn check_directory(dir: &Path) -> Result<(), Refusal> {
-    let mut walk = Walk::new(Kind::Image)?;
-    walk.follow(dir, Part::Above)?;
-    walk.check_allowed_dir()
+    let mut resolver = Walk::new(Kind::Image)?;
+    resolver.follow(dir, Part::AllowedDir)?;
+    resolver.check_allowed_dir()
 }
 
 /// The part of a path that is being resolved.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Part {
     /// Up to and including the allowed directory.
-    Above,
+    AllowedDir,
     /// Below it.
-    Below { in_dev: bool },
+    BelowAllowedDir { in_dev: bool },
 }
 
 struct Walk {
     kind: Kind,
     /// User IDs that count as root.
-    roots: [u32; 2],
+    root_uids: [u32; 2],
     /// The current position: the descriptors of all directories from `/` on, needed for `..` in a link.
     dirs: Vec<(OwnedFd, Stat, OsString)>,
     /// The last component, if it is not a directory.
-    end: Option<(OwnedFd, Stat, OsString)>,
+    file: Option<(OwnedFd, Stat, OsString)>,
     links: u32,
     followed_below: bool,
 }
@@ -185,9 +185,9 @@ impl Walk {
         let (fd, stat) = open().map_err(|error| kernel(root, error))?;
         Ok(Self {
             kind,
-            roots: [0, stat.st_uid],
+            root_uids: [0, stat.st_uid],
             dirs: vec![(fd, stat, OsString::from("/"))],
-            end: None,
+            file: None,
             links: 0,
             followed_below: false,
         })
@@ -195,14 +195,14 @@ impl Walk {
 
     /// The path of the current position.
     fn here(&self) -> PathBuf {
-        let names = self.dirs.iter().chain(&self.end).map(|(_, _, name)| name);
+        let names = self.dirs.iter().chain(&self.file).map(|(_, _, name)| name);
         names.collect()
     }
 
     fn follow(&mut self, path: &Path, part: Part) -> Result<(), Refusal> {
-        let mut rest: VecDeque<OsString> = names(path);
-        while let Some(name) = rest.pop_front() {
-            if self.end.is_some() {
+        let mut pending: VecDeque<OsString> = names(path);
+        while let Some(name) = pending.pop_front() {
+            if self.file.is_some() {
                 return Err(self.not_accepted("a file", "a directory"));
             }
             if name == OsStr::new("..") {
@@ -212,7 +212,7 @@ impl Walk {
                 }
                 continue;
             }
-            self.step(name, part, &mut rest)?;
+            self.step(name, part, &mut pending)?;
         }
         Ok(())
     }
@@ -221,7 +221,7 @@ impl Walk {
         &mut self,
         name: OsString,
         part: Part,
-        rest: &mut VecDeque<OsString>,
+        pending: &mut VecDeque<OsString>,
     ) -> Result<(), Refusal> {
         let (fd, stat) = self.look(&name)?;
         match FileType::from_raw_mode(stat.st_mode) {
@@ -234,20 +234,20 @@ impl Walk {
                     self.dirs.truncate(1);
                 }
                 for name in names(&target).into_iter().rev() {
-                    rest.push_front(name);
+                    pending.push_front(name);
                 }
                 Ok(())
             }
             FileType::Directory => {
                 self.dirs.push((fd, stat, name));
                 match part {
-                    Part::Above => self.check_above(),
+                    Part::AllowedDir => self.check_parent(),
                     // The file's owner is not known before the end of the path.
-                    Part::Below { .. } => Ok(()),
+                    Part::BelowAllowedDir { .. } => Ok(()),
                 }
             }
             _ => {
-                self.end = Some((fd, stat, name));
+                self.file = Some((fd, stat, name));
                 Ok(())
             }
         }
@@ -261,8 +261,8 @@ impl Walk {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = || -> Result<_, Errno> {
             // Not RESOLVE_NO_SYMLINKS: with O_PATH and O_NOFOLLOW the link itself is opened, and its owner is checked.
-            let how = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-            let fd = match rustix::fs::openat2(dir, name, flags, Mode::empty(), how) {
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+            let fd = match rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve) {
                 // Linux before 5.6, or a seccomp filter that does not allow it. For one component, openat is equally safe.
                 Err(Errno::NOSYS | Errno::PERM) => {
                     rustix::fs::openat(dir, name, flags, Mode::empty())?
@@ -278,23 +278,25 @@ impl Walk {
         })
     }
 
-    fn is_roots(&self, stat: &Stat) -> bool {
-        self.roots.contains(&stat.st_uid)
+    fn is_owned_by_root(&self, stat: &Stat) -> bool {
+        self.root_uids.contains(&stat.st_uid)
     }
 
     /// A followed link determines the target: the link and its directory must be writable by root only.
     fn check_link(&mut self, name: &OsStr, link: &Stat, part: Part) -> Result<(), Refusal> {
-        let firm = self.loose_dir(|dir| self.is_roots(dir)).is_none();
+        let trusted = self
+            .untrusted_dir(|dir| self.is_owned_by_root(dir))
+            .is_none();
         let followed = match (part, self.kind) {
-            (Part::Above, _) | (Part::Below { .. }, Kind::Program) => true,
-            (Part::Below { in_dev }, Kind::Image) => in_dev,
-            (Part::Below { .. }, Kind::Ours) => false,
+            (Part::AllowedDir, _) | (Part::BelowAllowedDir { .. }, Kind::Program) => true,
+            (Part::BelowAllowedDir { in_dev }, Kind::Image) => in_dev,
+            (Part::BelowAllowedDir { .. }, Kind::Internal) => false,
         };
         self.links += 1;
-        if part != Part::Above {
+        if part != Part::AllowedDir {
             self.followed_below = true;
         }
-        if followed && firm && self.is_roots(link) && self.links <= MOST_LINKS {
+        if followed && trusted && self.is_owned_by_root(link) && self.links <= MAX_LINKS {
             return Ok(());
         }
         Err(Refusal::NotAccepted {
@@ -310,7 +312,7 @@ impl Walk {
     }
 
     /// Only root may be able to replace the next component; in a sticky directory other users cannot replace entries of root.
-    fn check_above(&self) -> Result<(), Refusal> {
+    fn check_parent(&self) -> Result<(), Refusal> {
         let parent = self
             .dirs
             .len()
@@ -319,38 +321,40 @@ impl Walk {
         let (Some((_, dir, _)), Some((_, next, _))) = (parent, self.dirs.last()) else {
             return Ok(());
         };
-        let sticky = dir.st_mode & STICKY != 0 && self.is_roots(next);
-        match self.is_roots(dir) && (dir.st_mode & OTHERS_WRITE == 0 || sticky) {
+        let sticky = dir.st_mode & STICKY != 0 && self.is_owned_by_root(next);
+        match self.is_owned_by_root(dir) && (dir.st_mode & GROUP_OR_OTHERS_WRITE == 0 || sticky) {
             true => Ok(()),
             false => {
                 let above = self.here();
                 let above = above.parent().unwrap_or(Path::new("/"));
-                Err(open_to_others(above, dir))
+                Err(writable_by_others(above, dir))
             }
         }
     }
 
     fn check_allowed_dir(&self) -> Result<(), Refusal> {
-        match (&self.end, self.dirs.last()) {
-            (None, Some((_, dir, _))) if self.is_roots(dir) && dir.st_mode & OTHERS_WRITE == 0 => {
+        match (&self.file, self.dirs.last()) {
+            (None, Some((_, dir, _)))
+                if self.is_owned_by_root(dir) && dir.st_mode & GROUP_OR_OTHERS_WRITE == 0 =>
+            {
                 Ok(())
             }
-            (None, Some((_, dir, _))) => Err(open_to_others(&self.here(), dir)),
+            (None, Some((_, dir, _))) => Err(writable_by_others(&self.here(), dir)),
             _ => Err(self.not_accepted("a file", "a directory")),
         }
     }
 
     fn finish(self, dirs: &[PathBuf]) -> Result<Named, Refusal> {
         let real = self.here();
-        let Some((_, stat, _)) = &self.end else {
+        let Some((_, stat, _)) = &self.file else {
             return Err(self.not_accepted("a directory", expected(self.kind)));
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
-        let fits = matches!(
+        let acceptable = matches!(
             (kind, self.kind),
             (FileType::RegularFile, _) | (FileType::BlockDevice, Kind::Image)
         );
-        if !fits
+        if !acceptable
             || (self.followed_below && self.kind == Kind::Image && kind != FileType::BlockDevice)
         {
             return Err(self.not_accepted(shown(kind), expected(self.kind)));
@@ -361,9 +365,9 @@ impl Walk {
         }
         // Links of root must not lead outside: a program must be below an allowed directory, a device below /dev.
         let allowed = match self.kind {
-            Kind::Ours => true,
+            Kind::Internal => true,
             Kind::Image if self.followed_below => real.starts_with("/dev"),
-            Kind::Image | Kind::Program => dirs.iter().any(|dir| lies_below(&real, dir)),
+            Kind::Image | Kind::Program => dirs.iter().any(|dir| is_below(&real, dir)),
         };
         if !allowed {
             return Err(self.not_accepted(
@@ -371,9 +375,13 @@ impl Walk {
                 expected(self.kind),
             ));
         }
-        let Self { end, .. } = self;
+        let Self { file: end, .. } = self;
         match end {
-            Some((fd, stat, _)) => Ok(Named { fd, real, stat }),
+            Some((fd, stat, _)) => Ok(Named {
+                fd,
+                real_path: real,
+                stat,
+            }),
             None => Err(Refusal::Absent(real)),
         }
     }
@@ -382,21 +390,22 @@ impl Walk {
     /// directory only.
     fn check_dirs(&self, file: &Stat) -> Result<(), Refusal> {
         let owner = |dir: &Stat| self.kind == Kind::Image && dir.st_uid == file.st_uid;
-        match self.loose_dir(|dir| self.is_roots(dir) || owner(dir)) {
+        match self.untrusted_dir(|dir| self.is_owned_by_root(dir) || owner(dir)) {
             None => Ok(()),
-            Some((path, dir)) => Err(open_to_others(&path, &dir)),
+            Some((path, dir)) => Err(writable_by_others(&path, &dir)),
         }
     }
 
     /// The first directory on the path with an owner that `fits` rejects, or that others can write. A sticky one is accepted if the next
     /// component is a directory owned by root, because other users cannot replace it.
-    fn loose_dir(&self, fits: impl Fn(&Stat) -> bool) -> Option<(PathBuf, Stat)> {
+    fn untrusted_dir(&self, is_acceptable: impl Fn(&Stat) -> bool) -> Option<(PathBuf, Stat)> {
         let mut path = PathBuf::new();
         let following = self.dirs.iter().skip(1).map(|(_, next, _)| Some(next));
         for ((_, dir, name), next) in self.dirs.iter().zip(following.chain([None])) {
             path.push(name);
-            let sticky = dir.st_mode & STICKY != 0 && next.is_some_and(|next| self.is_roots(next));
-            if !(fits(dir) && (dir.st_mode & OTHERS_WRITE == 0 || sticky)) {
+            let sticky =
+                dir.st_mode & STICKY != 0 && next.is_some_and(|next| self.is_owned_by_root(next));
+            if !(is_acceptable(dir) && (dir.st_mode & GROUP_OR_OTHERS_WRITE == 0 || sticky)) {
                 return Some((path, *dir));
             }
         }
@@ -405,28 +414,32 @@ impl Walk {
 
     fn check_file(&self, file: &Stat) -> Result<(), Refusal> {
         let refuse = |found: &str, expected| Err(self.not_accepted(found, expected));
-        if self.kind == Kind::Ours {
+        if self.kind == Kind::Internal {
             return Ok(());
         }
         if file.st_mode & SET_ID != 0 {
             return refuse("a set-user-ID or set-group-ID file", expected(self.kind));
         }
         match self.kind {
-            Kind::Program if !self.is_roots(file) || file.st_mode & OTHERS_WRITE != 0 => refuse(
-                "a file that users other than root can write",
-                expected(self.kind),
-            ),
+            Kind::Program
+                if !self.is_owned_by_root(file) || file.st_mode & GROUP_OR_OTHERS_WRITE != 0 =>
+            {
+                refuse(
+                    "a file that users other than root can write",
+                    expected(self.kind),
+                )
+            }
             Kind::Program if file.st_mode & 0o111 == 0 => {
                 refuse("a file that is not executable", expected(self.kind))
             }
-            Kind::Image if file.st_mode & EVERYBODY_WRITES != 0 => {
+            Kind::Image if file.st_mode & WORLD_WRITABLE != 0 => {
                 refuse("a world-writable file", expected(self.kind))
             }
             // Its other links may be outside the allowed directories.
             Kind::Image if file.st_nlink > 1 => {
                 refuse("a file with several hard links", expected(self.kind))
             }
-            Kind::Program | Kind::Image | Kind::Ours => Ok(()),
+            Kind::Program | Kind::Image | Kind::Internal => Ok(()),
         }
     }
 
@@ -440,7 +453,7 @@ impl Walk {
 }
 
 /// Compares real paths: `/bin` may be a link to `/usr/bin`.
-fn lies_below(real: &Path, dir: &Path) -> bool {
+fn is_below(real: &Path, dir: &Path) -> bool {
     real.starts_with(dir) || dir.canonicalize().is_ok_and(|dir| real.starts_with(dir))
 }
 

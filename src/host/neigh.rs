@@ -34,12 +34,12 @@ async fn dump(
 ) -> Result<Vec<Neigh>, Error> {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Inet;
-    let answer = handle
+    let response = handle
         .dump(RouteNetlinkMessage::GetNeighbour(message))
         .await
         .map_err(|e| Error::io("list", "neighbours", e))?;
     let mut neighbours = Vec::new();
-    for part in answer {
+    for part in response {
         let RouteNetlinkMessage::NewNeighbour(message) = part else {
             return Err(netlink::unexpected("list", "neighbours"));
         };
@@ -49,12 +49,12 @@ async fn dump(
 }
 
 /// All resolved IPv4 neighbours of all links, permanent or not.
-pub async fn list_seen(handle: &Handle) -> Result<Vec<Neigh>, Error> {
-    let seen = |message: &NeighbourMessage| match message.header.state {
+pub async fn list_resolved(handle: &Handle) -> Result<Vec<Neigh>, Error> {
+    let resolved = |message: &NeighbourMessage| match message.header.state {
         NeighbourState::None | NeighbourState::Incomplete | NeighbourState::Failed => None,
         _ => address(message),
     };
-    dump(handle, seen).await
+    dump(handle, resolved).await
 }
 
 /// The permanent IPv4 neighbour with this address on a link. One request, independent of the number of neighbours.
@@ -65,11 +65,11 @@ pub async fn get(handle: &Handle, index: u32, ip: Ipv4Addr) -> Result<Option<Nei
     message
         .attributes
         .push(NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)));
-    let answer = handle
+    let response = handle
         .get(RouteNetlinkMessage::GetNeighbour(message))
         .await
         .map_err(|e| Error::io("get neighbour", ip.to_string(), e));
-    match netlink::absent_is_none(answer)? {
+    match netlink::absent_is_none(response)? {
         None => Ok(None),
         Some(Some(RouteNetlinkMessage::NewNeighbour(message))) => Ok(read(&message)),
         Some(_) => Err(netlink::unexpected("get neighbour", ip.to_string())),

@@ -33,16 +33,16 @@ use self::at_once::AtOnce;
 use super::{Error, Kind};
 
 /// The number of attempts of a dump that is interrupted by changes, before it fails with `Busy`.
-const DUMP_ROUNDS: usize = 50;
+const DUMP_ATTEMPTS: usize = 50;
 
 /// The pause between two attempts: while hundreds of links are being created, most dumps are interrupted.
 const DUMP_PAUSE: Duration = Duration::from_millis(2);
 
 /// The poll interval for a response that was not available immediately.
-const LATE: Duration = Duration::from_millis(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The maximum number of polls: about 5 s.
-const LATEST: usize = 5000;
+const MAX_POLLS: usize = 5000;
 
 /// The receive buffer, in bytes: the kernel never sends more than 32 KiB in one datagram (`netlink(7)`, `NLMSG_GOODSIZE`).
 const ANSWER: usize = 64 * 1024;
@@ -50,16 +50,16 @@ const ANSWER: usize = 64 * 1024;
 /// An rtnetlink handle for one namespace. Cheap to clone; its sockets close with the last clone.
 #[derive(Clone)]
 pub struct Handle {
-    lines: Arc<[Mutex<Line>]>,
+    sockets: Arc<[Mutex<Line>]>,
 }
 
 /// A socket, for one request at a time. The kernel supports one dump at a time per socket, and returns EBUSY for a second one
 /// (`__netlink_dump_start`).
 struct Line {
-    asker: rtnetlink::Handle,
+    handle: rtnetlink::Handle,
     connection: Connection,
     /// The last response was read completely, so that the next message belongs to the next request.
-    sound: bool,
+    in_sync: bool,
 }
 
 type Connection = rtnetlink::proto::Connection<RouteNetlinkMessage, AtOnce>;
@@ -75,7 +75,7 @@ impl Handle {
     pub(super) fn open(sockets: NonZeroUsize) -> io::Result<Self> {
         let lines = (0..sockets.get()).map(|_| Line::open().map(Mutex::new));
         Ok(Self {
-            lines: lines.collect::<io::Result<_>>()?,
+            sockets: lines.collect::<io::Result<_>>()?,
         })
     }
 
@@ -106,7 +106,7 @@ impl Handle {
         &self,
         message: RouteNetlinkMessage,
     ) -> io::Result<Vec<RouteNetlinkMessage>> {
-        for _ in 0..DUMP_ROUNDS {
+        for _ in 0..DUMP_ATTEMPTS {
             match self.ask(message.clone(), NLM_F_DUMP).await {
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {
                     tokio::time::sleep(DUMP_PAUSE).await;
@@ -119,11 +119,11 @@ impl Handle {
 
     /// Requests all objects of a type on one link: they fit in one datagram, so that the response is consistent even if
     /// other links change meanwhile. (The kernel has one counter for all changes of a type, `inet_base_seq`.)
-    pub(super) async fn dump_of_one(
+    pub(super) async fn dump_single_link(
         &self,
         message: RouteNetlinkMessage,
     ) -> io::Result<Vec<RouteNetlinkMessage>> {
-        let (answer, _) = self.ask_for_all(message, NLM_F_DUMP).await?;
+        let (answer, _) = self.request(message, NLM_F_DUMP).await?;
         Ok(answer)
     }
 
@@ -132,33 +132,37 @@ impl Handle {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> io::Result<Vec<RouteNetlinkMessage>> {
-        match self.ask_for_all(message, flags).await? {
-            (answer, Wholeness::OneMoment) => Ok(answer),
-            (_, Wholeness::Torn) => Err(io::Error::from_raw_os_error(libc::EINTR)),
+        match self.request(message, flags).await? {
+            (answer, Consistency::Consistent) => Ok(answer),
+            (_, Consistency::Inconsistent) => Err(io::Error::from_raw_os_error(libc::EINTR)),
         }
     }
 
     /// A socket that is not in use; if there is none, waits for the first one.
-    async fn free_line(&self) -> MutexGuard<'_, Line> {
-        match self.lines.iter().find_map(|line| line.try_lock().ok()) {
+    async fn idle_socket(&self) -> MutexGuard<'_, Line> {
+        match self
+            .sockets
+            .iter()
+            .find_map(|socket| socket.try_lock().ok())
+        {
             Some(free) => free,
-            None => self.lines[0].lock().await,
+            None => self.sockets[0].lock().await,
         }
     }
 
-    async fn ask_for_all(
+    async fn request(
         &self,
         message: RouteNetlinkMessage,
         flags: u16,
-    ) -> io::Result<(Vec<RouteNetlinkMessage>, Wholeness)> {
+    ) -> io::Result<(Vec<RouteNetlinkMessage>, Consistency)> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
-        let mut line = self.free_line().await;
-        line.ready()?;
-        line.sound = false;
-        let answer = line.ask(request).await;
-        line.sound = answer.is_ok();
-        answer?
+        let mut socket = self.idle_socket().await;
+        socket.ready()?;
+        socket.in_sync = false;
+        let response = socket.ask(request).await;
+        socket.in_sync = response.is_ok();
+        response?
     }
 }
 
@@ -174,15 +178,15 @@ impl Line {
         connection.set_forward_done(true);
         connection.set_forward_ack(true);
         Self {
-            asker,
+            handle: asker,
             connection,
-            sound: true,
+            in_sync: true,
         }
     }
 
     /// Resets the socket after a response that was incomplete or not read to the end.
     fn ready(&mut self) -> io::Result<()> {
-        if !self.sound {
+        if !self.in_sync {
             *self = Self::over(self.connection.socket_mut().anew()?);
         }
         Ok(())
@@ -191,25 +195,29 @@ impl Line {
     /// The kernel's response, which may be an error. Fails if it is incomplete.
     async fn ask(&mut self, request: NetlinkMessage<RouteNetlinkMessage>) -> io::Result<Answer> {
         let Self {
-            asker, connection, ..
+            handle: asker,
+            connection,
+            ..
         } = self;
-        let mut answers = asker
+        let mut responses = asker
             .request(request)
             .map_err(|_| broken("the netlink connection is closed"))?;
         let mut answer = Vec::new();
-        let mut whole = Wholeness::OneMoment;
-        while let Some(part) = next(connection, &mut answers).await? {
+        let mut consistency = Consistency::Consistent;
+        while let Some(part) = next(connection, &mut responses).await? {
             if part.header.flags & NLM_F_DUMP_INTR != 0 {
-                whole = Wholeness::Torn;
+                consistency = Consistency::Inconsistent;
             }
             match part.payload {
                 NetlinkPayload::InnerMessage(inner) => answer.push(inner),
-                NetlinkPayload::Done(done) if done.code == 0 => return Ok(Ok((answer, whole))),
+                NetlinkPayload::Done(done) if done.code == 0 => {
+                    return Ok(Ok((answer, consistency)));
+                }
                 NetlinkPayload::Done(done) => {
                     return Ok(Err(io::Error::from_raw_os_error(done.code.abs())));
                 }
                 NetlinkPayload::Error(ack) if ack.code.is_none() => {
-                    return Ok(Ok((answer, whole)));
+                    return Ok(Ok((answer, consistency)));
                 }
                 NetlinkPayload::Error(error) => return Ok(Err(error.to_io())),
                 _ => return Err(broken("a part of the kernel's response was lost")),
@@ -222,22 +230,22 @@ impl Line {
 }
 
 /// The requested objects, or the kernel's error.
-type Answer = io::Result<(Vec<RouteNetlinkMessage>, Wholeness)>;
+type Answer = io::Result<(Vec<RouteNetlinkMessage>, Consistency)>;
 
 /// The next message of a response. `None`: the connection is closed.
 async fn next<T>(
     connection: &mut Connection,
-    answers: &mut (impl Stream<Item = T> + Unpin),
+    responses: &mut (impl Stream<Item = T> + Unpin),
 ) -> io::Result<Option<T>> {
-    for _ in 0..LATEST {
-        if let Some(part) = answers.next().now_or_never() {
+    for _ in 0..MAX_POLLS {
+        if let Some(part) = responses.next().now_or_never() {
             return Ok(part);
         }
         drive(connection).await;
-        match answers.next().now_or_never() {
+        match responses.next().now_or_never() {
             Some(part) => return Ok(part),
             None if connection.should_shut_down() => return Ok(None),
-            None => tokio::time::sleep(LATE).await,
+            None => tokio::time::sleep(POLL_INTERVAL).await,
         }
     }
     Err(io::ErrorKind::TimedOut.into())
@@ -258,14 +266,14 @@ async fn drive(connection: &mut Connection) {
 
 /// Whether a response of several datagrams is a consistent snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wholeness {
-    OneMoment,
+enum Consistency {
+    Consistent,
     /// Objects changed during the dump (`NLM_F_DUMP_INTR`).
-    Torn,
+    Inconsistent,
 }
 
 /// Requests a change over a new socket in the calling thread's namespace, without a runtime. Blocks.
-pub(super) fn change_here(message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+pub(super) fn change_blocking(message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
     let mut request = NetlinkMessage::from(message);
     request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
     request.finalize();
@@ -275,7 +283,11 @@ pub(super) fn change_here(message: RouteNetlinkMessage, flags: u16) -> io::Resul
     let socket = Socket::new(NETLINK_ROUTE)?;
     // SAFETY: the socket owns its descriptor, which is open as long as it lives.
     let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
-    rustix::net::sockopt::set_socket_timeout(fd, Timeout::Recv, Some(LATE * LATEST as u32))?;
+    rustix::net::sockopt::set_socket_timeout(
+        fd,
+        Timeout::Recv,
+        Some(POLL_INTERVAL * MAX_POLLS as u32),
+    )?;
     socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
     let mut buffer = bytes::BytesMut::with_capacity(ANSWER);
     socket.recv(&mut buffer, 0)?;
@@ -290,10 +302,10 @@ pub(super) fn change_here(message: RouteNetlinkMessage, flags: u16) -> io::Resul
 }
 
 /// The error for a response with an unexpected message type.
-pub(super) fn unexpected(doing: &'static str, thing: impl Into<String>) -> Error {
+pub(super) fn unexpected(operation: &'static str, object: impl Into<String>) -> Error {
     Error::other(
-        doing,
-        thing,
+        operation,
+        object,
         "unexpected message type in the kernel's response",
     )
 }
@@ -307,8 +319,8 @@ pub(super) fn absent_is_none<T>(result: Result<T, Error>) -> Result<Option<T>, E
     }
 }
 
-fn broken(why: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::BrokenPipe, why)
+fn broken(message: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, message)
 }
 
 #[cfg(test)]
@@ -323,8 +335,8 @@ mod tests {
         RouteNetlinkMessage::GetLink(message)
     }
 
-    async fn set_room(handle: &Handle, bytes: i32) {
-        let mut line = handle.lines[0].lock().await;
+    async fn set_receive_buffer(handle: &Handle, bytes: i32) {
+        let mut line = handle.sockets[0].lock().await;
         let socket = line.connection.socket_mut().socket_ref();
         socket.set_rx_buf_sz(bytes).expect("a size");
     }
@@ -335,11 +347,11 @@ mod tests {
         handle.get(loopback()).await.expect("an answer");
         for _ in 0..2 {
             // The kernel's minimum size holds the response, but not its ACK.
-            set_room(&handle, 1).await;
-            let asked = tokio::time::timeout(Duration::from_secs(2), handle.get(loopback()));
-            let lost = asked.await.expect("it ends");
+            set_receive_buffer(&handle, 1).await;
+            let response = tokio::time::timeout(Duration::from_secs(2), handle.get(loopback()));
+            let lost = response.await.expect("it ends");
             lost.expect_err("a part was lost");
-            set_room(&handle, ANSWER as i32).await;
+            set_receive_buffer(&handle, ANSWER as i32).await;
             let found = handle.get(loopback()).await.expect("an answer");
             assert!(found.is_some());
         }

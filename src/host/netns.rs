@@ -21,7 +21,7 @@ use super::netlink::Handle;
 use super::{Error, Kind, private, sysctl};
 
 /// The calling thread's namespace; `/proc/self` would be the main thread's.
-const MINE: &str = "/proc/thread-self/ns/net";
+const CURRENT_NETNS: &str = "/proc/thread-self/ns/net";
 
 /// `NSFS_MAGIC` of `include/uapi/linux/magic.h`.
 const NSFS: i64 = 0x6e73_6673;
@@ -31,7 +31,7 @@ const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
 
 /// The timeout for operations that wait for the kernel's locks (`pernet_ops_rwsem`, RTNL): long, because hundreds of namespaces may be
 /// created and removed at once.
-const LOCK_DEADLINE: Duration = Duration::from_secs(60);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An open network namespace: it exists at least as long as this value. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -45,8 +45,8 @@ pub struct Netns {
 impl Netns {
     /// The calling THREAD's namespace.
     pub fn current() -> Result<Self, Error> {
-        let file = File::open(MINE).and_then(|file| Self::of(file, MINE));
-        file.map_err(|e| Error::io("open", MINE, e))
+        let file = File::open(CURRENT_NETNS).and_then(|file| Self::of(file, CURRENT_NETNS));
+        file.map_err(|e| Error::io("open", CURRENT_NETNS, e))
     }
 
     /// The namespace mounted at `path`. `Absent` when the file does not exist or no namespace is mounted on it.
@@ -61,8 +61,8 @@ impl Netns {
             .map_err(fail)?;
         if !is_nsfs(&file).map_err(fail)? {
             return Err(Error {
-                doing: "open",
-                thing: name,
+                operation: "open",
+                object: name,
                 kind: Kind::Absent,
                 source: io::Error::other("no namespace is mounted on it"),
             });
@@ -88,11 +88,11 @@ impl Netns {
         if Inside::is(self) {
             return act();
         }
-        let way_back = WayBack::remember()?;
+        let restore = RestoreGuard::remember()?;
         enter(self.as_fd()).map_err(|e| Error::io("enter", &*self.name, e))?;
-        let _inside = Inside::of(self);
+        let _guard = Inside::of(self);
         let result = act();
-        drop(way_back);
+        drop(restore);
         result
     }
 
@@ -102,7 +102,7 @@ impl Netns {
         act: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let this = self.clone();
-        within(LOCK_DEADLINE, "enter", &*self.name, move || {
+        within(LOCK_TIMEOUT, "enter", &*self.name, move || {
             this.run_here(act)
         })
         .await
@@ -115,8 +115,8 @@ impl Netns {
         act: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let this = self.clone();
-        let patience = deadline + LOCK_DEADLINE;
-        within(patience, "enter", &*self.name, move || this.run_here(act)).await
+        let timeout = deadline + LOCK_TIMEOUT;
+        within(timeout, "enter", &*self.name, move || this.run_here(act)).await
     }
 
     /// Reads a key such as `net.ipv4.ip_forward`, without the newline. `Absent` when this kernel does not have it.
@@ -144,20 +144,20 @@ impl Netns {
     /// An rtnetlink handle for the namespace, for one request at a time. It holds a socket, which keeps the namespace in existence: do not
     /// keep it longer than needed.
     pub fn netlink(&self) -> Result<Handle, Error> {
-        self.netlink_for(NonZeroUsize::MIN)
+        self.netlink_pool(NonZeroUsize::MIN)
     }
 
     /// The same for several concurrent requests: each has its own socket.
-    pub fn netlink_for(&self, askers: NonZeroUsize) -> Result<Handle, Error> {
+    pub fn netlink_pool(&self, concurrency: NonZeroUsize) -> Result<Handle, Error> {
         self.run_here(|| {
             let fail = |e| Error::io("open a netlink socket in", &*self.name, e);
-            Handle::open(askers).map_err(fail)
+            Handle::open(concurrency).map_err(fail)
         })
     }
 
     fn of(file: File, name: &str) -> io::Result<Self> {
         Ok(Self {
-            sysctls: sysctls_of(file.metadata()?.ino()),
+            sysctls: cached_sysctls(file.metadata()?.ino()),
             file: Arc::new(file),
             name: name.into(),
         })
@@ -179,10 +179,10 @@ pub async fn create(
 ) -> Result<Netns, Error> {
     let path = path.to_owned();
     within(
-        LOCK_DEADLINE,
+        LOCK_TIMEOUT,
         "create",
         path.display().to_string(),
-        move || create_here(&path, prepare),
+        move || create_blocking(&path, prepare),
     )
     .await
 }
@@ -191,25 +191,27 @@ pub async fn create(
 pub async fn delete(path: &Path) -> Result<(), Error> {
     let path = path.to_owned();
     within(
-        LOCK_DEADLINE,
+        LOCK_TIMEOUT,
         "delete",
         path.display().to_string(),
-        move || delete_here(&path).map_err(|e| Error::io("delete", path.display().to_string(), e)),
+        move || {
+            delete_blocking(&path).map_err(|e| Error::io("delete", path.display().to_string(), e))
+        },
     )
     .await
 }
 
 /// Creates a namespace that is mounted nowhere: it ends with its last `Netns`.
 pub async fn unnamed() -> Result<Netns, Error> {
-    let name = "an unnamed network namespace";
-    within(LOCK_DEADLINE, "create", name, move || {
-        let fail = |e| Error::io("create", name, e);
-        let way_back = WayBack::remember()?;
+    let object = "an unnamed network namespace";
+    within(LOCK_TIMEOUT, "create", object, move || {
+        let fail = |e| Error::io("create", object, e);
+        let restore = RestoreGuard::remember()?;
         // SAFETY: CLONE_NEWNET changes this thread's network namespace and nothing that other threads share.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
             .map_err(|e| fail(e.into()))?;
-        let opened = File::open(MINE).and_then(|file| Netns::of(file, name));
-        drop(way_back);
+        let opened = File::open(CURRENT_NETNS).and_then(|file| Netns::of(file, object));
+        drop(restore);
         opened.map_err(fail)
     })
     .await
@@ -230,7 +232,7 @@ pub fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(paths)
 }
 
-fn create_here(
+fn create_blocking(
     path: &Path,
     prepare: impl FnOnce(&Netns) -> Result<(), Error>,
 ) -> Result<Netns, Error> {
@@ -241,51 +243,51 @@ fn create_here(
         super::fs::make_dir(dir, 0o700)?;
     }
     // The lock on the regular file below the mount excludes a concurrent creation; a crash releases it.
-    let _place = lock_place(path).map_err(fail)?;
-    open_place(path).map_err(fail)?;
+    let _mount_point = lock_mount_point(path).map_err(fail)?;
+    open_mount_point(path).map_err(fail)?;
 
-    let way_back = WayBack::remember()?;
+    let restore = RestoreGuard::remember()?;
     // SAFETY: CLONE_NEWNET changes this thread's network namespace and nothing that other threads share.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.map_err(|e| fail(e.into()))?;
-    let opened = File::open(MINE).and_then(|file| Netns::of(file, &name));
-    let made = opened.map_err(fail).and_then(|netns| {
-        let _inside = Inside::of(&netns);
+    let opened = File::open(CURRENT_NETNS).and_then(|file| Netns::of(file, &name));
+    let created = opened.map_err(fail).and_then(|netns| {
+        let _guard = Inside::of(&netns);
         prepare(&netns)?;
-        rustix::mount::mount_bind(MINE, path).map_err(|e| fail(e.into()))?;
+        rustix::mount::mount_bind(CURRENT_NETNS, path).map_err(|e| fail(e.into()))?;
         Ok(netns)
     });
-    drop(way_back);
-    if made.is_err() {
+    drop(restore);
+    if created.is_err() {
         // Best effort: a regular file without a mount is not treated as a namespace.
         let _ = fs::remove_file(path);
     }
-    made
+    created
 }
 
 /// The regular file to mount on, locked. If an unprivileged process holds a lock (taken while it could still open the file), the file is
 /// created again.
-fn lock_place(path: &Path) -> io::Result<File> {
+fn lock_mount_point(path: &Path) -> io::Result<File> {
     let lock = || -> io::Result<(File, io::Result<()>)> {
-        let place = open_place(path)?;
+        let place = open_mount_point(path)?;
         let locked = rustix::fs::flock(&place, FlockOperation::NonBlockingLockExclusive);
         Ok((place, locked.map_err(io::Error::from)))
     };
-    let (place, locked) = lock()?;
+    let (file, locked) = lock()?;
     match locked {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            if private::is_held(&place) {
+            if private::is_held_by_privileged(&file) {
                 return Err(error);
             }
             fs::remove_file(path)?;
             let (place, locked) = lock()?;
             locked.map(|()| place)
         }
-        locked => locked.map(|()| place),
+        locked => locked.map(|()| file),
     }
 }
 
 /// The regular file to mount on; `AlreadyExists` when a namespace is mounted on it.
-fn open_place(path: &Path) -> io::Result<File> {
+fn open_mount_point(path: &Path) -> io::Result<File> {
     let place = OpenOptions::new()
         .read(true)
         .write(true)
@@ -297,12 +299,12 @@ fn open_place(path: &Path) -> io::Result<File> {
     match place {
         // A mounted namespace can't be opened for writing.
         Err(e) if Netns::open(path).is_ok() => Err(io::Error::new(io::ErrorKind::AlreadyExists, e)),
-        Ok(place) if is_nsfs(&place)? => Err(io::ErrorKind::AlreadyExists.into()),
+        Ok(file) if is_nsfs(&file)? => Err(io::ErrorKind::AlreadyExists.into()),
         other => other,
     }
 }
 
-fn delete_here(path: &Path) -> io::Result<()> {
+fn delete_blocking(path: &Path) -> io::Result<()> {
     // There may be several mounts on top of each other; EINVAL: none is left.
     loop {
         match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
@@ -311,20 +313,20 @@ fn delete_here(path: &Path) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    super::fs::remove_ours(path).map_err(|error| error.source)
+    super::fs::force_remove(path).map_err(|error| error.source)
 }
 
 /// The sysctl directories of a namespace, shared by all its handles. While a handle is open, the inode number refers to this namespace
 /// only.
-fn sysctls_of(inode: u64) -> Arc<sysctl::Dirs> {
-    static KNOWN: Mutex<BTreeMap<u64, Weak<sysctl::Dirs>>> = Mutex::new(BTreeMap::new());
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(found) = known.get(&inode).and_then(Weak::upgrade) {
+fn cached_sysctls(inode: u64) -> Arc<sysctl::Dirs> {
+    static CACHE: Mutex<BTreeMap<u64, Weak<sysctl::Dirs>>> = Mutex::new(BTreeMap::new());
+    let mut cache = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(found) = cache.get(&inode).and_then(Weak::upgrade) {
         return found;
     }
-    known.retain(|_, dirs| dirs.strong_count() > 0);
+    cache.retain(|_, dirs| dirs.strong_count() > 0);
     let dirs = Arc::new(sysctl::Dirs::of(inode));
-    known.insert(inode, Arc::downgrade(&dirs));
+    cache.insert(inode, Arc::downgrade(&dirs));
     dirs
 }
 
@@ -344,8 +346,8 @@ impl Inside {
     /// Whether the thread is already in this namespace, so that it need not be entered.
     fn is(netns: &Netns) -> bool {
         ENTERED.with_borrow(|entered| {
-            let here = entered.last();
-            here.is_some_and(|here| Arc::ptr_eq(here, &netns.file))
+            let current = entered.last();
+            current.is_some_and(|here| Arc::ptr_eq(here, &netns.file))
         })
     }
 
@@ -362,21 +364,21 @@ impl Drop for Inside {
 }
 
 /// Returns the thread to its previous namespace on drop, also on panic.
-struct WayBack(Arc<File>);
+struct RestoreGuard(Arc<File>);
 
-impl WayBack {
+impl RestoreGuard {
     fn remember() -> Result<Self, Error> {
         match ENTERED.with_borrow(|entered| entered.last().cloned()) {
-            Some(here) => Ok(Self(here)),
-            None => match File::open(MINE) {
+            Some(current) => Ok(Self(current)),
+            None => match File::open(CURRENT_NETNS) {
                 Ok(file) => Ok(Self(Arc::new(file))),
-                Err(error) => Err(Error::io("open", MINE, error)),
+                Err(error) => Err(Error::io("open", CURRENT_NETNS, error)),
             },
         }
     }
 }
 
-impl Drop for WayBack {
+impl Drop for RestoreGuard {
     fn drop(&mut self) {
         if let Err(error) = enter(self.0.as_fd()) {
             // A pool thread that stays in a VM's namespace would run the operations of another VM, or of the host, there.

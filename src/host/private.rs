@@ -18,53 +18,53 @@ use super::holders::{self, Holder};
 /// Permissions of group and others.
 const OTHERS: u32 = 0o077;
 /// Write permission of group and others.
-const WRITE: u32 = 0o022;
+const OTHERS_WRITE: u32 = 0o022;
 
 /// A directory that only the daemon can access, mode 0700; created if it does not exist. Access by others to an existing one is removed;
 /// if they could write in it, files of other users are removed from it, except names for which `spared` returns true.
 ///
 /// # Errors
 /// It is not a directory, is a symbolic link, or belongs to another user.
-pub fn dir(path: &Path, spared: impl Fn(&str) -> bool) -> Result<(), Error> {
-    let close = || -> io::Result<()> {
+pub fn dir(path: &Path, keep: impl Fn(&str) -> bool) -> Result<(), Error> {
+    let restrict = || -> io::Result<()> {
         make(path, 0o700)?;
-        let open = open_ours(path)?;
-        let mode = open.metadata()?.mode() & 0o7777;
+        let handle = open_owned_dir(path)?;
+        let mode = handle.metadata()?.mode() & 0o7777;
         if mode & OTHERS != 0 {
-            open.set_permissions(fs::Permissions::from_mode(0o700))?;
+            handle.set_permissions(fs::Permissions::from_mode(0o700))?;
             tracing::info!(path = %path.display(), "directory was accessible to other users; mode set to 0700");
         }
-        match mode & WRITE {
+        match mode & OTHERS_WRITE {
             0 => Ok(()),
-            _ => remove_foreign(path, spared),
+            _ => remove_foreign_files(path, keep),
         }
     };
-    close().map_err(|error| Error::io("use as a private directory", shown(path), error))
+    restrict().map_err(|error| Error::io("use as a private directory", shown(path), error))
 }
 
 /// A directory that others may traverse but not write in, mode 0755 at most.
 ///
 /// # Errors
 /// As [`dir`]; also for a world-writable sticky directory (`/tmp`), which is not taken over.
-pub fn open_dir(path: &Path) -> Result<(), Error> {
-    let settle = || -> io::Result<()> {
+pub fn shared_dir(path: &Path) -> Result<(), Error> {
+    let restrict = || -> io::Result<()> {
         make(path, 0o755)?;
-        let open = open_ours(path)?;
-        let mode = open.metadata()?.mode() & 0o7777;
-        if mode & 0o1000 != 0 && mode & WRITE != 0 {
-            let why = "it is a shared world-writable directory; use a dedicated directory";
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        let handle = open_owned_dir(path)?;
+        let mode = handle.metadata()?.mode() & 0o7777;
+        if mode & 0o1000 != 0 && mode & OTHERS_WRITE != 0 {
+            let reason = "it is a shared world-writable directory; use a dedicated directory";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
         }
-        let wanted = (mode & !WRITE) | 0o711;
-        if mode != wanted {
-            open.set_permissions(fs::Permissions::from_mode(wanted))?;
+        let desired = (mode & !OTHERS_WRITE) | 0o711;
+        if mode != desired {
+            handle.set_permissions(fs::Permissions::from_mode(desired))?;
         }
-        match mode & WRITE {
+        match mode & OTHERS_WRITE {
             0 => Ok(()),
-            _ => remove_foreign(path, |_| false),
+            _ => remove_foreign_files(path, |_| false),
         }
     };
-    settle().map_err(|error| Error::io("use as a private directory", shown(path), error))
+    restrict().map_err(|error| Error::io("use as a private directory", shown(path), error))
 }
 
 /// Takes the lock on a file in a private directory ([`dir`]); creates the file if it does not exist. `None`: a privileged process holds it
@@ -72,18 +72,18 @@ pub fn open_dir(path: &Path) -> Result<(), Error> {
 /// waits.
 pub fn try_lock(path: &Path) -> Result<Option<File>, Error> {
     /// Another process may replace the file at the same time.
-    const TRIES: u32 = 8;
+    const MAX_ATTEMPTS: u32 = 8;
     let take = || -> io::Result<Option<File>> {
-        for _ in 0..TRIES {
-            let Some(file) = open_plain(path)? else {
+        for _ in 0..MAX_ATTEMPTS {
+            let Some(file) = open_lock_file(path)? else {
                 // Not created by the daemon, although in its directory.
                 remove(path)?;
                 continue;
             };
             match file.try_lock() {
-                Ok(()) if is_at(&file, path) => return Ok(Some(file)),
+                Ok(()) if is_same_file(&file, path) => return Ok(Some(file)),
                 Ok(()) => {}
-                Err(TryLockError::WouldBlock) if is_held(&file) => return Ok(None),
+                Err(TryLockError::WouldBlock) if is_held_by_privileged(&file) => return Ok(None),
                 Err(TryLockError::WouldBlock) => {
                     tracing::warn!(path = %path.display(), "an unprivileged process holds the lock; replacing the file");
                     remove(path)?;
@@ -104,12 +104,14 @@ pub async fn lock(path: &Path, deadline: Duration) -> Result<File, Error> {
     /// The pause between two attempts.
     const STEP: Duration = Duration::from_millis(1);
     /// To find the owner of a lock, every process is examined.
-    const LOOK_EVERY: u32 = 64;
+    const CHECK_HOLDERS_EVERY: u32 = 64;
     let take = async {
         for attempt in 1_u32.. {
-            let taken = match attempt % LOOK_EVERY {
+            let taken = match attempt % CHECK_HOLDERS_EVERY {
                 0 => try_lock(path)?,
-                _ => lock_at_once(path).map_err(|error| Error::io("lock", shown(path), error))?,
+                _ => {
+                    lock_nonblocking(path).map_err(|error| Error::io("lock", shown(path), error))?
+                }
             };
             if let Some(file) = taken {
                 return Ok(file);
@@ -131,13 +133,13 @@ pub async fn lock(path: &Path, deadline: Duration) -> Result<File, Error> {
 }
 
 /// `None`: it is locked.
-fn lock_at_once(path: &Path) -> io::Result<Option<File>> {
-    let Some(file) = open_plain(path)? else {
+fn lock_nonblocking(path: &Path) -> io::Result<Option<File>> {
+    let Some(file) = open_lock_file(path)? else {
         remove(path)?;
         return Ok(None);
     };
     match file.try_lock() {
-        Ok(()) => Ok(Some(file).filter(|file| is_at(file, path))),
+        Ok(()) => Ok(Some(file).filter(|file| is_same_file(file, path))),
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error),
     }
@@ -149,7 +151,7 @@ fn lock_at_once(path: &Path) -> io::Result<Option<File>> {
 /// It cannot be read.
 pub fn read_text(path: &Path) -> Result<Option<String>, Error> {
     let read = || -> io::Result<Option<String>> {
-        let mut file = match open_plain_with(path, false) {
+        let mut file = match open_regular(path, false) {
             Ok(Some(file)) => file,
             Ok(None) => {
                 remove(path)?;
@@ -168,7 +170,7 @@ pub fn read_text(path: &Path) -> Result<Option<String>, Error> {
 /// Frees a file of the daemon, which another program is about to lock, from locks of unprivileged processes, by replacing it with a copy.
 /// A file that is not locked, does not exist or is locked by a privileged process is not changed.
 pub fn free(path: &Path) -> Result<(), Error> {
-    let free = || -> io::Result<()> {
+    let replace = || -> io::Result<()> {
         let file = match OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
@@ -178,49 +180,49 @@ pub fn free(path: &Path) -> Result<(), Error> {
             other => other?,
         };
         match file.try_lock() {
-            Err(TryLockError::WouldBlock) if !is_held(&file) => {}
+            Err(TryLockError::WouldBlock) if !is_held_by_privileged(&file) => {}
             Err(TryLockError::Error(error)) => return Err(error),
             Ok(()) | Err(TryLockError::WouldBlock) => return Ok(()),
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let draft = path.with_file_name(format!(".{name}.unlocked"));
-        remove(&draft)?;
+        let temp = path.with_file_name(format!(".{name}.unlocked"));
+        remove(&temp)?;
         let mut copy = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(&draft)?;
+            .open(&temp)?;
         io::copy(&mut &file, &mut copy)?;
         copy.sync_all()?;
-        fs::rename(&draft, path)?;
+        fs::rename(&temp, path)?;
         File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
         tracing::warn!(path = %path.display(), "an unprivileged process held the lock; the file was replaced by a copy");
         Ok(())
     };
-    free().map_err(|error| Error::io("remove an unprivileged lock from", shown(path), error))
+    replace().map_err(|error| Error::io("remove an unprivileged lock from", shown(path), error))
 }
 
 /// Whether a privileged process holds the lock that could not be taken. A process that is not visible counts as privileged.
-pub fn is_held(file: &File) -> bool {
+pub fn is_held_by_privileged(file: &File) -> bool {
     let locked: Vec<Holder> = holders::of(file)
         .into_iter()
-        .filter(|holder| holder.locks)
+        .filter(|holder| holder.has_lock)
         .collect();
     locked.is_empty() || locked.iter().any(Holder::is_privileged)
 }
 
 /// Creates a directory with exactly this mode, independent of the umask, and its parents with mode 0755.
 fn make(path: &Path, mode: u32) -> io::Result<()> {
-    let make = || DirBuilder::new().mode(mode).create(path);
-    let made = match (make(), path.parent()) {
-        (Err(error), Some(above)) if error.kind() == io::ErrorKind::NotFound => {
+    let create = || DirBuilder::new().mode(mode).create(path);
+    let made = match (create(), path.parent()) {
+        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o755)
-                .create(above)?;
-            make()
+                .create(parent)?;
+            create()
         }
-        (made, _) => made,
+        (created, _) => created,
     };
     match made {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -229,7 +231,7 @@ fn make(path: &Path, mode: u32) -> io::Result<()> {
     }
 }
 
-fn open_ours(path: &Path) -> io::Result<File> {
+fn open_owned_dir(path: &Path) -> io::Result<File> {
     let dir = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
@@ -238,18 +240,18 @@ fn open_ours(path: &Path) -> io::Result<File> {
     match owner == us() {
         true => Ok(dir),
         false => {
-            let why = format!("it belongs to user {owner}");
-            Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+            let reason = format!("it belongs to user {owner}");
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, reason))
         }
     }
 }
 
 /// Creates the file if it does not exist. `None`: the path exists but was not created by the daemon.
-fn open_plain(path: &Path) -> io::Result<Option<File>> {
-    open_plain_with(path, true)
+fn open_lock_file(path: &Path) -> io::Result<Option<File>> {
+    open_regular(path, true)
 }
 
-fn open_plain_with(path: &Path, create: bool) -> io::Result<Option<File>> {
+fn open_regular(path: &Path, create: bool) -> io::Result<Option<File>> {
     let opened = OpenOptions::new()
         .read(true)
         .write(true)
@@ -281,11 +283,11 @@ fn open_plain_with(path: &Path, create: bool) -> io::Result<Option<File>> {
     Ok(Some(file))
 }
 
-fn is_at(file: &File, path: &Path) -> bool {
-    let (Ok(file), Ok(at)) = (file.metadata(), fs::symlink_metadata(path)) else {
+fn is_same_file(file: &File, path: &Path) -> bool {
+    let (Ok(file), Ok(current)) = (file.metadata(), fs::symlink_metadata(path)) else {
         return false;
     };
-    (file.dev(), file.ino()) == (at.dev(), at.ino())
+    (file.dev(), file.ino()) == (current.dev(), current.ino())
 }
 
 /// Removes symbolic links, does not follow them.
@@ -302,12 +304,12 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 /// Removes files of other users from a directory in which they could write.
-fn remove_foreign(path: &Path, spared: impl Fn(&str) -> bool) -> io::Result<()> {
+fn remove_foreign_files(path: &Path, keep: impl Fn(&str) -> bool) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         let name = entry.file_name();
-        let ours = fs::symlink_metadata(entry.path()).is_ok_and(|found| found.uid() == us());
-        if ours || name.to_str().is_some_and(&spared) {
+        let owned = fs::symlink_metadata(entry.path()).is_ok_and(|found| found.uid() == us());
+        if owned || name.to_str().is_some_and(&keep) {
             continue;
         }
         tracing::warn!(path = %entry.path().display(), "removing a file of another user from a private directory");

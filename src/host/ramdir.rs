@@ -11,13 +11,13 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use super::Error;
 
 /// The inode limit of one such file system: files, directories, links, sockets.
-const FILES: u32 = 256;
+const MAX_INODES: u32 = 256;
 /// The maximum number of stacked mounts that [`unmount`] removes; repeated crashes may leave several.
-const MOST_LAYERS: u32 = 8;
+const MAX_STACKED: u32 = 8;
 
 /// Mounts a tmpfs over `dir`, owned by `user` and its group: mode 0700, at most `bytes`; nodev, noexec, nosuid.
 pub fn mount(dir: &Path, bytes: u64, user: u32) -> Result<(), Error> {
-    let options = format!("size={bytes},nr_inodes={FILES},mode=0700,uid={user},gid={user}");
+    let options = format!("size={bytes},nr_inodes={MAX_INODES},mode=0700,uid={user},gid={user}");
     let mount = || -> io::Result<()> {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         let options = CString::new(options)?;
@@ -29,18 +29,18 @@ pub fn mount(dir: &Path, bytes: u64, user: u32) -> Result<(), Error> {
 
 /// Whether something is mounted on `dir`; `false` if `dir` does not exist.
 pub fn is_mounted(dir: &Path) -> Result<bool, Error> {
-    let look = |path: &Path| match std::fs::symlink_metadata(path) {
+    let device = |path: &Path| match std::fs::symlink_metadata(path) {
         Ok(found) => Ok(Some(found.dev())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("stat", path.display().to_string(), error)),
     };
-    let above = dir.parent().unwrap_or(Path::new("/"));
-    Ok(look(dir)?.is_some_and(|dev| look(above).is_ok_and(|above| above != Some(dev))))
+    let parent = dir.parent().unwrap_or(Path::new("/"));
+    Ok(device(dir)?.is_some_and(|dev| device(parent).is_ok_and(|above| above != Some(dev))))
 }
 
 /// Unmounts it with all its files; processes that still use it keep it. It is not an error if nothing is mounted.
 pub fn unmount(dir: &Path) -> Result<(), Error> {
-    for _ in 0..MOST_LAYERS {
+    for _ in 0..MAX_STACKED {
         if !is_mounted(dir)? {
             return Ok(());
         }

@@ -61,7 +61,7 @@ impl Route {
     /// A default route with [`PROTOCOL`] through a next hop that is on `link` independent of the link's addresses.
     pub fn default_via(gateway: Ipv4Addr, link: u32) -> Self {
         Self {
-            dst: EVERYWHERE,
+            dst: DEFAULT,
             gateway: Some(gateway),
             link: Some(link),
             scope: Scope::Global,
@@ -85,7 +85,7 @@ impl Route {
     }
 }
 
-const EVERYWHERE: Ipv4Network = Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).unwrap();
+const DEFAULT: Ipv4Network = Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).unwrap();
 
 /// Looks up the route of packets to `ip`: the link, and the next hop if there is one. `None`: unreachable.
 /// One request, independent of the number of routes.
@@ -96,25 +96,25 @@ pub async fn lookup(
     let message = question(ip);
     match handle.get(RouteNetlinkMessage::GetRoute(message)).await {
         Ok(Some(RouteNetlinkMessage::NewRoute(found))) => {
-            let mut way = (0, None);
+            let mut next = (0, None);
             for attribute in found.attributes {
                 match attribute {
-                    RouteAttribute::Oif(index) => way.0 = index,
-                    RouteAttribute::Gateway(RouteAddress::Inet(via)) => way.1 = Some(via),
+                    RouteAttribute::Oif(index) => next.0 = index,
+                    RouteAttribute::Gateway(RouteAddress::Inet(via)) => next.1 = Some(via),
                     _ => {}
                 }
             }
-            Ok(Some(way))
+            Ok(Some(next))
         }
         Ok(_) => Err(netlink::unexpected("look up the route to", ip.to_string())),
-        Err(e) if is_refusal(&e) => Ok(None),
+        Err(e) if is_unreachable(&e) => Ok(None),
         Err(e) => Err(Error::io("look up the route to", ip.to_string(), e)),
     }
 }
 
 /// The route that the kernel selects for packets to an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Winner {
+pub struct MatchedRoute {
     /// The destination.
     pub dst: Ipv4Network,
     /// The table.
@@ -124,7 +124,7 @@ pub struct Winner {
 }
 
 /// The route and table that match packets to `ip` (`RTM_F_FIB_MATCH`). `None`: no route matches.
-pub async fn winner(handle: &Handle, ip: Ipv4Addr) -> Result<Option<Winner>, Error> {
+pub async fn match_route(handle: &Handle, ip: Ipv4Addr) -> Result<Option<MatchedRoute>, Error> {
     let mut message = question(ip);
     // Without LookupTable the kernel always returns the main table (`inet_rtm_getroute`).
     message.header.flags = RouteFlags::FibMatch | RouteFlags::LookupTable;
@@ -139,11 +139,11 @@ pub async fn winner(handle: &Handle, ip: Ipv4Addr) -> Result<Option<Winner>, Err
                     _ => None,
                 });
             let table = tables.unwrap_or_else(|| u32::from(found.header.table));
-            Ok(Some(Winner { dst, table, link }))
+            Ok(Some(MatchedRoute { dst, table, link }))
         }
         Ok(_) => Err(netlink::unexpected("look up the route to", ip.to_string())),
         // No route, or an unreachable, prohibit or blackhole route.
-        Err(e) if is_refusal(&e) => Ok(None),
+        Err(e) if is_unreachable(&e) => Ok(None),
         Err(e) => Err(Error::io("look up the route to", ip.to_string(), e)),
     }
 }
@@ -184,7 +184,7 @@ pub async fn lookup_inbound(
         }
         Ok(_) => Err(netlink::unexpected("look up the route to", ip.to_string())),
         Err(e) => match e.raw_os_error() {
-            Some(number) if is_refusal(&e) => Ok(Inbound::Refused(number)),
+            Some(number) if is_unreachable(&e) => Ok(Inbound::Refused(number)),
             _ => Err(Error::io("look up the route to", ip.to_string(), e)),
         },
     }
@@ -201,7 +201,7 @@ fn question(ip: Ipv4Addr) -> RouteMessage {
 }
 
 /// The errors of routes and rules of type unreachable, prohibit and blackhole, and of a link that does not forward.
-fn is_refusal(error: &std::io::Error) -> bool {
+fn is_unreachable(error: &std::io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL | libc::EXDEV)
@@ -213,12 +213,12 @@ pub async fn list(handle: &Handle) -> Result<Vec<Route>, Error> {
     let mut message = RouteMessage::default();
     message.header.address_family = AddressFamily::Inet;
     message.header.table = RouteHeader::RT_TABLE_MAIN;
-    let answer = handle
+    let response = handle
         .dump(RouteNetlinkMessage::GetRoute(message))
         .await
         .map_err(|e| Error::io("list", "routes", e))?;
     let mut routes = Vec::new();
-    for part in answer {
+    for part in response {
         let RouteNetlinkMessage::NewRoute(message) = part else {
             return Err(netlink::unexpected("list", "routes"));
         };

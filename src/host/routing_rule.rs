@@ -22,12 +22,12 @@ pub const LOCAL: u32 = 255;
 pub async fn list(handle: &Handle) -> Result<Vec<RoutingRule>, Error> {
     let mut message = RuleMessage::default();
     message.header.family = AddressFamily::Inet;
-    let answer = handle
+    let response = handle
         .dump(RouteNetlinkMessage::GetRule(message))
         .await
         .map_err(|e| Error::io("list", "routing rules", e))?;
     let mut rules = Vec::new();
-    for part in answer {
+    for part in response {
         match part {
             RouteNetlinkMessage::NewRule(message) => rules.push(read(&message)),
             _ => return Err(netlink::unexpected("list", "routing rules")),
@@ -73,18 +73,18 @@ fn to_message(rule: &RoutingRule) -> RuleMessage {
 }
 
 fn read(message: &RuleMessage) -> RoutingRule {
-    let asks = message.header.action == RuleAction::ToTable;
+    let looks_up_table = message.header.action == RuleAction::ToTable;
     let mut rule = RoutingRule {
         priority: 0,
         to: None,
-        table: asks.then(|| u32::from(message.header.table)),
+        table: looks_up_table.then(|| u32::from(message.header.table)),
         protocol: 0,
-        narrowed: message.header.src_len > 0 || message.header.tos > 0,
+        has_other_conditions: message.header.src_len > 0 || message.header.tos > 0,
     };
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(priority) => rule.priority = *priority,
-            RuleAttribute::Table(table) if asks => rule.table = Some(*table),
+            RuleAttribute::Table(table) if looks_up_table => rule.table = Some(*table),
             RuleAttribute::Protocol(protocol) => rule.protocol = (*protocol).into(),
             RuleAttribute::Destination(IpAddr::V4(ip)) => {
                 rule.to = Ipv4Network::new(*ip, message.header.dst_len).ok();
@@ -94,7 +94,7 @@ fn read(message: &RuleMessage) -> RoutingRule {
             | RuleAttribute::FwMark(_)
             | RuleAttribute::UidRange(_)
             | RuleAttribute::L3MDev(_)
-            | RuleAttribute::IpProtocol(_) => rule.narrowed = true,
+            | RuleAttribute::IpProtocol(_) => rule.has_other_conditions = true,
             _ => {}
         }
     }

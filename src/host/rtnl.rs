@@ -10,22 +10,22 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Settings that are written under RTNL (`net/ipv4/devinet.c`, `net/ipv6/addrconf.c`).
-const SETTINGS: [&str; 3] = ["forwarding", "ip_forward", "disable_ipv6"];
+const LOCKED_SYSCTLS: [&str; 3] = ["forwarding", "ip_forward", "disable_ipv6"];
 
 /// Only one thread of this process at a time holds the guard and takes RTNL for a change. Hold it for one system call.
 pub(super) fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The guard, if writing this setting takes RTNL.
-pub(super) fn turn_for_setting(name: &str) -> Option<MutexGuard<'static, ()>> {
-    SETTINGS.contains(&name).then(turn)
+pub(super) fn lock_for_sysctl(name: &str) -> Option<MutexGuard<'static, ()>> {
+    LOCKED_SYSCTLS.contains(&name).then(turn)
 }
 
 /// The guard, if the first message of an rtnetlink datagram requests a change: message types come in groups of four, NEW, DEL, GET and
 /// SET (`rtnetlink_rcv_msg`).
-pub(super) fn turn_for_messages(datagram: &[u8]) -> Option<MutexGuard<'static, ()>> {
+pub(super) fn lock_for_messages(datagram: &[u8]) -> Option<MutexGuard<'static, ()>> {
     const GET: u8 = 2;
     let kind = datagram.get(4..6)?;
     let changes = u16::from_ne_bytes([kind[0], kind[1]]) & 3 != u16::from(GET);
@@ -34,7 +34,7 @@ pub(super) fn turn_for_messages(datagram: &[u8]) -> Option<MutexGuard<'static, (
 
 #[cfg(test)]
 mod tests {
-    use super::{turn_for_messages, turn_for_setting};
+    use super::{lock_for_messages, lock_for_sysctl};
 
     fn message(kind: u16) -> Vec<u8> {
         [&16_u32.to_ne_bytes()[..], &kind.to_ne_bytes()[..], &[0; 10]].concat()
@@ -42,7 +42,7 @@ mod tests {
 
     #[test]
     fn changes_take_the_lock_and_queries_do_not() {
-        for (kind, takes) in [
+        for (kind, locks) in [
             (libc::RTM_NEWLINK, true),
             (libc::RTM_DELLINK, true),
             (libc::RTM_GETLINK, false),
@@ -53,10 +53,10 @@ mod tests {
             (libc::RTM_GETROUTE, false),
             (libc::RTM_GETNEIGH, false),
         ] {
-            assert_eq!(turn_for_messages(&message(kind)).is_some(), takes, "{kind}");
+            assert_eq!(lock_for_messages(&message(kind)).is_some(), locks, "{kind}");
         }
-        assert!(turn_for_messages(&[]).is_none());
-        assert!(turn_for_setting("forwarding").is_some());
-        assert!(turn_for_setting("rp_filter").is_none());
+        assert!(lock_for_messages(&[]).is_none());
+        assert!(lock_for_sysctl("forwarding").is_some());
+        assert!(lock_for_sysctl("rp_filter").is_none());
     }
 }

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use generation::Generation;
 pub use limit::{ConnLimit, Distinct, Rate, Side, SourceRate};
-pub use parse::NotARule;
+pub use parse::ParseRuleError;
 pub use routing::RoutingRule;
 pub use ruleset::{Chain, Policy, Ruleset, Table, TableName};
 
@@ -119,7 +119,7 @@ pub struct Match {
     /// `-m hashlimit`, packets per second per source.
     pub source_rate: Option<SourceRate>,
     /// `-m hashlimit`, number of distinct destinations. Excludes `source_rate`.
-    pub distinct: Option<Distinct>,
+    pub destination_limit: Option<Distinct>,
     /// `--mac-source`.
     pub mac_source: Option<Test<[u8; 6]>>,
     /// `-m addrtype --dst-type`: any of these; empty: no condition.
@@ -246,7 +246,7 @@ pub enum Reject {
 impl Match {
     /// `-i link`; a trailing `+` matches any suffix, `+` alone sets no condition.
     pub fn in_if(mut self, link: impl Into<String>) -> Self {
-        self.in_if = Some(Test::Is(link.into())).filter(|test| !is_any_link(test));
+        self.in_if = Some(Test::Is(link.into())).filter(|test| !matches_any_link(test));
         self
     }
 
@@ -258,7 +258,7 @@ impl Match {
 
     /// `-o link`.
     pub fn out_if(mut self, link: impl Into<String>) -> Self {
-        self.out_if = Some(Test::Is(link.into())).filter(|test| !is_any_link(test));
+        self.out_if = Some(Test::Is(link.into())).filter(|test| !matches_any_link(test));
         self
     }
 
@@ -270,7 +270,7 @@ impl Match {
 
     /// `-s network`; its host bits are cleared, as in iptables; /0 sets no condition.
     pub fn src(mut self, network: Ipv4Network) -> Self {
-        self.src = Some(Test::Is(canonical(network))).filter(|test| !is_any_network(test));
+        self.src = Some(Test::Is(canonical(network))).filter(|test| !matches_any_network(test));
         self
     }
 
@@ -282,7 +282,7 @@ impl Match {
 
     /// `-d network`; like [`Match::src`].
     pub fn dst(mut self, network: Ipv4Network) -> Self {
-        self.dst = Some(Test::Is(canonical(network))).filter(|test| !is_any_network(test));
+        self.dst = Some(Test::Is(canonical(network))).filter(|test| !matches_any_network(test));
         self
     }
 
@@ -355,7 +355,7 @@ impl Match {
 
     /// `-m hashlimit --hashlimit-mode dstip --hashlimit-htable-max N`.
     pub fn distinct(mut self, distinct: Distinct) -> Self {
-        self.distinct = Some(distinct);
+        self.destination_limit = Some(distinct);
         self
     }
 
@@ -421,11 +421,11 @@ fn canonical(network: Ipv4Network) -> Ipv4Network {
     Ipv4Network::new(network.network(), network.prefix()).unwrap_or(network)
 }
 
-fn is_any_link(test: &Test<String>) -> bool {
+fn matches_any_link(test: &Test<String>) -> bool {
     matches!(test, Test::Is(link) if link == "+")
 }
 
-fn is_any_network(test: &Test<Ipv4Network>) -> bool {
+fn matches_any_network(test: &Test<Ipv4Network>) -> bool {
     matches!(test, Test::Is(network) if network.prefix() == 0)
 }
 

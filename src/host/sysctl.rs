@@ -32,14 +32,14 @@ pub fn write(key: &str, value: &str) -> Result<(), Error> {
     path(key)
         .and_then(|path| fs::OpenOptions::new().write(true).open(path))
         .and_then(|mut file| {
-            let _turn = rtnl::turn_for_setting(name_of(key));
+            let _guard = rtnl::lock_for_sysctl(last_component(key));
             file.write_all(value.as_bytes())
         })
         .map_err(|e| Error::io("write sysctl", key, e))
 }
 
 /// The last part of a key.
-fn name_of(key: &str) -> &str {
+fn last_component(key: &str) -> &str {
     key.rsplit(['.', '/']).next().unwrap_or(key)
 }
 
@@ -61,7 +61,7 @@ pub fn write_many(values: &[(&str, &str)]) -> Result<(), Error> {
 pub(super) struct Dirs {
     /// The namespace's inode number; `None`: the calling thread's, for one operation.
     namespace: Option<u64>,
-    known: Mutex<Vec<(PathBuf, OwnedFd)>>,
+    dirs: Mutex<Vec<(PathBuf, OwnedFd)>>,
 }
 
 impl Dirs {
@@ -95,12 +95,12 @@ impl Dirs {
         let mut value = Vec::with_capacity(64);
         let file = self.open(key, OFlags::RDONLY)?;
         loop {
-            let (room, read) = (
+            let (capacity, read) = (
                 value.capacity() - value.len(),
                 rustix::io::read(&file, rustix::buffer::spare_capacity(&mut value))?,
             );
             // A handler writes its whole value if the buffer has space for it, and the next read returns the end (`do_proc_dointvec`).
-            if read < room {
+            if read < capacity {
                 break;
             }
             value.reserve(64);
@@ -111,7 +111,7 @@ impl Dirs {
 
     pub(super) fn write(&self, key: &str, value: &str) -> io::Result<()> {
         let mut file = fs::File::from(self.open(key, OFlags::WRONLY)?);
-        let _turn = rtnl::turn_for_setting(name_of(key));
+        let _guard = rtnl::lock_for_sysctl(last_component(key));
         file.write_all(value.as_bytes())
     }
 
@@ -121,9 +121,9 @@ impl Dirs {
         let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = match known.iter().position(|(known, _)| known == dir) {
-            Some(at) => at,
+        let mut dirs = self.dirs.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = match dirs.iter().position(|(known, _)| known == dir) {
+            Some(index) => index,
             None => {
                 let opened = match self.namespace {
                     Some(namespace) => mounts::open_dir(namespace, dir)?,
@@ -132,16 +132,11 @@ impl Dirs {
                         rustix::fs::open(dir, flags, Mode::empty())?
                     }
                 };
-                known.push((dir.to_owned(), opened));
-                known.len() - 1
+                dirs.push((dir.to_owned(), opened));
+                dirs.len() - 1
             }
         };
-        Ok(rustix::fs::openat(
-            &known[at].1,
-            name,
-            flags,
-            Mode::empty(),
-        )?)
+        Ok(rustix::fs::openat(&dirs[at].1, name, flags, Mode::empty())?)
     }
 }
 

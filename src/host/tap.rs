@@ -66,7 +66,7 @@ pub struct TunInfo {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     /// Plain Ethernet frames.
-    Bare,
+    Plain,
     /// Ten bytes of `virtio_net_hdr` first, as VMMs require.
     VnetHdr,
 }
@@ -109,7 +109,7 @@ pub fn create(name: &str, owner: Owner, change: &link::Change) -> Result<(), Err
     if let Some(gid) = owner.gid {
         control(&device, libc::TUNSETGROUP, gid).map_err(fail)?;
     }
-    link::set_here(name, change)?;
+    link::set_blocking(name, change)?;
     control(&device, libc::TUNSETPERSIST, 1).map_err(fail)
 }
 
@@ -123,7 +123,7 @@ pub fn attach(name: &str, framing: Framing) -> Result<File, Error> {
     rustix::net::netdevice::name_to_index(&socket, name).map_err(|e| fail(e.into()))?;
     let device = open().map_err(fail)?;
     let flags = match framing {
-        Framing::Bare => libc::IFF_TAP | libc::IFF_NO_PI,
+        Framing::Plain => libc::IFF_TAP | libc::IFF_NO_PI,
         Framing::VnetHdr => libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR,
     };
     attach_to(&device, name, flags).map_err(fail)?;
@@ -150,26 +150,26 @@ fn attach_to(device: &File, name: &str, flags: libc::c_int) -> io::Result<()> {
     }
     // The flags are 16 bits; the highest, TUN_EXCL, is the sign.
     request.ifr_ifru.ifru_flags = (flags as u16).cast_signed();
-    let _turn = rtnl::turn();
+    let _guard = rtnl::turn();
     // SAFETY: TUNSETIFF reads and writes one ifreq, which lives until the call is over.
-    let answer = unsafe {
+    let status = unsafe {
         libc::ioctl(
             device.as_raw_fd(),
             libc::TUNSETIFF as libc::Ioctl,
             &mut request,
         )
     };
-    to_result(answer)
+    check(status)
 }
 
 /// The TUN ioctls that take a number by value.
 fn control(device: &File, request: libc::Ioctl, value: u32) -> io::Result<()> {
     // SAFETY: these requests take their argument by value and touch no memory of ours.
-    to_result(unsafe { libc::ioctl(device.as_raw_fd(), request, libc::c_ulong::from(value)) })
+    check(unsafe { libc::ioctl(device.as_raw_fd(), request, libc::c_ulong::from(value)) })
 }
 
-fn to_result(answer: libc::c_int) -> io::Result<()> {
-    match answer {
+fn check(status: libc::c_int) -> io::Result<()> {
+    match status {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }

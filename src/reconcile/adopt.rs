@@ -1,10 +1,10 @@
-//! What a daemon whose state is lost finds in the run directory, and puts back into the store.
+//! Adoption: a daemon that has lost its state restores the objects of VMs from the run directory.
 //! Out of scope: resources that no object references and no record describes ([`super::orphans`]).
 //!
-//! # What there is
-//! The journal has all that was acknowledged in this boot. Each VM's record has that VM: it is written before the
-//! rules that follow from it, so it is never older than the policy in the kernel. Where they differ the higher generation of
-//! the VM is the newer one. What a deletion has left is listed in its tombstone, and is not adopted.
+//! # Sources
+//! The journal contains every change that was acknowledged in this boot. The record of a VM contains that VM: it is written before the
+//! rules that are compiled from it, so it is never older than the policy in the kernel. If they differ, the one with the higher
+//! generation of the VM is newer. A VM with a tombstone was deleted; what is left of it on the host is not adopted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -28,15 +28,15 @@ use crate::api::vm::Vm;
 use crate::host::{self, fs};
 use crate::store::{self, Pool, Txn, World};
 
-/// So many VMs are named in an event.
+/// Maximum number of VMs named in an event.
 const NAMED: usize = 8;
 
-/// So many VMs are put back in one transaction.
+/// Maximum number of VMs restored in one transaction.
 const AT_ONCE: usize = 64;
 
 impl Engine {
-    /// Puts back what the store does not have: what the journal knows, then every VM whose record of this boot is newer. What comes
-    /// from the host is adopted even while nothing can be written.
+    /// Restores what the store does not have: the contents of the journal, then every VM whose record of this boot is newer. VMs are
+    /// adopted even while the store cannot be written to disk. Returns the number of adopted VMs.
     ///
     /// # Errors
     /// The run directory cannot be listed, or the store cannot be written.
@@ -89,7 +89,7 @@ impl Engine {
         Ok(adopted.len())
     }
 
-    /// A whole world, into a store that has nothing; in parts, because a batch of the database has a size.
+    /// Writes a whole world into an empty store, in several transactions, because the size of a database batch is limited.
     async fn put_back(&self, world: &World) -> Result<(), store::Error> {
         self.store
             .recall(|txn| {
@@ -110,7 +110,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Puts a VM back whose object was lost while the daemon ran.
+    /// Restores a VM whose object was lost while the daemon was running.
     ///
     /// # Errors
     /// The store cannot be written.
@@ -118,16 +118,17 @@ impl Engine {
         let (uid, name) = (record.vm.meta.uid, record.vm.meta.name.clone());
         let adopted = self.store.recall(|txn| adopt_one(txn, record, now));
         if adopted.await? {
-            let message = "it has a record of this boot and no tombstone: its object was lost, and is adopted from the record";
+            let message = "the VM has a record of this boot and no tombstone: its object was lost and is restored from the record";
             let events = self.store.events();
             let object = format!("vm/{name}");
             events.note(now, EventType::Warning, &object, "Adopted", message);
-            warn!(vm = %name, %uid, "adopted again");
+            warn!(vm = %name, %uid, "adopted from its record");
         }
         Ok(())
     }
 
-    /// The newest last is the first to tell what its group is to be; those of VMs made on demand come after all that are counted.
+    /// The records of this boot, newest first, because the newest one determines the spec of its group. Records of VMs made on demand
+    /// come last.
     fn records_of_this_boot(&self) -> Result<Vec<Record>, host::Error> {
         let mut records = Vec::new();
         for dir in subdirectories(&self.run_dir.vm_dirs())? {
@@ -135,10 +136,10 @@ impl Engine {
                 Found::Record(record) => records.push((written_at(&dir), *record)),
                 Found::None => {}
                 Found::EarlierBoot => {
-                    info!(path = %dir.display(), "a record of an earlier boot");
+                    info!(path = %dir.display(), "ignoring a record of an earlier boot");
                 }
                 Found::Unreadable(why) => {
-                    warn!(path = %dir.display(), why, "a record cannot be read; what it tells of stays as it is");
+                    warn!(path = %dir.display(), why, "cannot read a record; the resources of its VM are kept");
                 }
             }
         }
@@ -149,7 +150,8 @@ impl Engine {
         Ok(records.into_iter().map(|(_, record)| record).collect())
     }
 
-    /// After a reboot nothing of what the rungs have built is there; leases and objects stay.
+    /// Resets the stages of all VMs after a reboot: what they created on the host is gone, leases and objects remain. Returns whether
+    /// the host was rebooted.
     ///
     /// # Errors
     /// The store cannot be written.
@@ -187,7 +189,7 @@ impl Engine {
                                 let mark = ProcessMark::of(txn.world().page(uid, rung));
                                 mark.after_a_reboot().text()
                             }
-                            // A lease has no MAC: plugins are asked for the address and the MAC that the guest had.
+                            // A lease has no MAC: plugins are requested to assign the previous address and MAC of the guest.
                             Rung::Net if plugged => {
                                 let page = txn.world().page(uid, rung);
                                 page.and_then(|page| page.mark.clone())
@@ -197,7 +199,7 @@ impl Engine {
                         txn.set_mark(uid, rung, mark)?;
                     }
                 }
-                // No VM climbs before the ground has been looked at: its bridges are gone.
+                // No VM is brought up before the host network was observed: the bridges are gone.
                 if let Some(mut ground) = txn.world().ground().cloned() {
                     ground.condition.status = Status::Unknown;
                     ground.condition.reason = Reason::Waiting;
@@ -217,20 +219,20 @@ pub enum AdoptError {
     /// Their records cannot be read.
     #[error(transparent)]
     Host(#[from] host::Error),
-    /// They cannot be written down.
+    /// They cannot be stored.
     #[error(transparent)]
     Store(#[from] store::Error),
 }
 
-/// What is in the place of a VM's record.
+/// The result of reading a VM's record.
 pub(super) enum Found {
-    /// Nothing.
+    /// There is no record.
     None,
-    /// One of an earlier boot: nothing of it is left.
+    /// A record of an earlier boot: nothing of the VM is left on the host.
     EarlierBoot,
-    /// A VM of this boot.
+    /// A record of this boot.
     Record(Box<Record>),
-    /// Something that cannot be understood, and why: that it is no VM's is not known.
+    /// A record that cannot be decoded, with the error. Its VM may exist.
     Unreadable(String),
 }
 
@@ -283,7 +285,7 @@ fn put_groups(txn: &mut Txn<'_>, world: &World) -> Result<(), store::Error> {
     }
 }
 
-/// With all that is known of it.
+/// Stores a VM with the user of its VMM and the status of its stages.
 fn put_vm(txn: &mut Txn<'_>, world: &World, vm: &Vm) -> Result<(), store::Error> {
     let uid = vm.meta.uid;
     txn.put_vm(vm.clone())?;
@@ -298,8 +300,8 @@ fn put_vm(txn: &mut Txn<'_>, world: &World, vm: &Vm) -> Result<(), store::Error>
     Ok(())
 }
 
-/// The VM as it was, every stage acquired: what is on the host will be looked at before anything is believed of it. False: the store has it,
-/// and no older.
+/// Stores the VM of a record with every stage acquired, so that each stage is observed before its status is reported. Returns false if
+/// the store has the VM in the same or a newer generation, or another VM with the same index.
 fn adopt_one(txn: &mut Txn<'_>, record: Record, now: Timestamp) -> Result<bool, store::Error> {
     let Record {
         origin,
@@ -315,7 +317,7 @@ fn adopt_one(txn: &mut Txn<'_>, record: Record, now: Timestamp) -> Result<bool, 
         return Ok(false);
     }
     let is_newer = before.is_some();
-    // Its place is another VM's by now: that one came later.
+    // Another VM has the index by now, and is newer.
     let taken = txn
         .world()
         .vms_of(&vm.group)
@@ -341,7 +343,7 @@ fn adopt_one(txn: &mut Txn<'_>, record: Record, now: Timestamp) -> Result<bool, 
         orders: BTreeMap::new(),
     });
     if is_newer && group.spec.template != template {
-        // The group's change was lost together with its VM's.
+        // The change of the group was lost together with the change of its VM.
         group.spec.template = template;
         group.meta.generation += 1;
     }

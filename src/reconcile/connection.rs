@@ -1,5 +1,5 @@
-//! How a guest is connected, where that follows from its identity and its address. Pure.
-//! Out of scope: CNI mode, where the plugins' result specifies it.
+//! The connection of a guest, computed from its identity and its address. Pure.
+//! Out of scope: CNI mode, where the result of the plugins specifies the connection.
 
 use crate::api::lease::Address;
 use crate::api::meta::Uid;
@@ -8,7 +8,7 @@ use crate::owner::{self, Instance, RunDir, TAP};
 
 use super::net::MTU;
 
-/// An isolated VM.
+/// The connection of an isolated VM.
 pub fn isolated(instance: &Instance, run_dir: &RunDir, uid: Uid, block: Block) -> Connection {
     let names = owner::vm_names(instance, uid);
     Connection {
@@ -27,7 +27,7 @@ pub fn isolated(instance: &Instance, run_dir: &RunDir, uid: Uid, block: Block) -
     }
 }
 
-/// A VM on a bridge, by its TAP and the bridge's MTU.
+/// The connection of a VM on a bridge, with its TAP and the MTU of the bridge.
 pub fn bridged(
     instance: &Instance,
     uid: Uid,

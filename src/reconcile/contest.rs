@@ -1,5 +1,5 @@
 //! Detection of conflicting writers: the same stage is repaired again and again on a converged spec.
-//! Out of scope: what is done about it.
+//! Out of scope: the response to a conflict.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use crate::api::meta::Uid;
 use crate::api::rung::Rung;
 
-/// So many repairs within [`WINDOW`] indicate a conflicting writer.
+/// This number of repairs within [`WINDOW`] indicates a conflicting writer.
 const MANY: usize = 6;
 /// How long a repair is remembered.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Without a repair for so long, the conflict is over.
+/// A conflict is over after this time without a repair.
 pub const CALM: Duration = Duration::from_secs(10);
 
 /// Recent repairs. An object that is not repaired costs nothing.
@@ -22,7 +22,7 @@ pub struct Contests {
 }
 
 impl Contests {
-    /// Counts a repair; the number within the window, once it indicates a conflicting writer.
+    /// Counts a repair. Returns the number of repairs within the window if it indicates a conflicting writer.
     pub fn count(&self, uid: Uid, rung: Rung, now: Instant) -> Option<usize> {
         let mut repairs = self.repairs.lock().unwrap_or_else(PoisonError::into_inner);
         let of_rung = repairs.entry(uid).or_default().entry(rung).or_default();
@@ -31,7 +31,7 @@ impl Contests {
         (of_rung.len() >= MANY).then_some(of_rung.len())
     }
 
-    /// The number of repairs within the window, while the conflict lasts: it is over once nothing was repaired for [`CALM`].
+    /// Returns the number of repairs within the window while the conflict lasts. It is over when nothing was repaired for [`CALM`].
     pub fn lasts(&self, uid: Uid, rung: Rung, now: Instant) -> Option<usize> {
         let repairs = self.repairs.lock().unwrap_or_else(PoisonError::into_inner);
         let of_rung = repairs.get(&uid)?.get(&rung)?;
@@ -41,7 +41,7 @@ impl Contests {
         (count >= MANY && is_recent).then_some(count)
     }
 
-    /// The object is gone.
+    /// Removes the history of an object that is gone.
     pub fn forget(&self, uid: Uid) {
         let mut repairs = self.repairs.lock().unwrap_or_else(PoisonError::into_inner);
         repairs.remove(&uid);

@@ -1,5 +1,5 @@
-//! Which rule decides about a packet that a VM sends, and which line of the YAML that rule came from. Pure.
-//! Out of scope: what the host's addresses are (an argument), output for people.
+//! Finds the rule that decides about a packet that a VM sends, and the line of the YAML that the rule was compiled from. Pure.
+//! Out of scope: reading the addresses of the host (an argument), output for users.
 
 use std::net::Ipv4Addr;
 
@@ -17,29 +17,29 @@ use super::firewall::rules::POLICY;
 use super::ground::apart;
 use super::translation::{self, Fate, Incoming};
 
-/// What the packet meets.
+/// Everything on the path of the packet.
 pub struct Way<'a> {
     /// The VM.
     pub vm: &'a Vm,
-    /// Its block.
+    /// The block of the VM.
     pub block: Block,
-    /// Its lists.
+    /// The policy of the VM.
     pub policy: &'a Policy,
-    /// Its rules.
+    /// The rules of the VM.
     pub ruleset: &'a Ruleset,
-    /// Whose chains stand on the host.
+    /// The instance that owns the chains on the host.
     pub instance: &'a Instance,
-    /// The host's own addresses.
+    /// The addresses of the host.
     pub host_addresses: &'a [Ipv4Addr],
-    /// Subnets of VMs in other modes, of every daemon.
+    /// Subnets of VMs in other modes, of all daemons on the host.
     pub closed: &'a [Ipv4Network],
-    /// The link of a VM, of whichever daemon, over which the host would send it.
+    /// The link of a VM of any daemon that the host would forward the packet to.
     pub neighbour: Option<&'a str>,
-    /// What the host sends elsewhere than was said.
+    /// The destination NAT rules of the host.
     pub translations: &'a [Translations],
 }
 
-/// Judges a packet that leaves the VM with its own source address and MAC. `text` is the packet as it is to be shown.
+/// Evaluates a packet that leaves the VM with the VM's source address and MAC. `text` is the displayed form of the packet.
 pub fn explain(way: &Way<'_>, packet: &Packet, text: String) -> Explanation {
     let policy = way.policy;
     let (verdict, place, rule, entry) = match packet.destination == way.block.gateway() {
@@ -59,7 +59,7 @@ pub fn explain(way: &Way<'_>, packet: &Packet, text: String) -> Explanation {
 type Decision = (Verdict, String, String, String);
 
 fn to_gateway(way: &Way<'_>, packet: &Packet) -> Decision {
-    let entry = "the VM's own gateway answers ping, and nothing else".to_owned();
+    let entry = "the gateway of the VM accepts ping only".to_owned();
     let place = "namespace INPUT".to_owned();
     match packet.transport {
         None => {
@@ -98,7 +98,7 @@ fn onwards(way: &Way<'_>, policy: &Policy, packet: &Packet) -> Decision {
     }
 }
 
-/// The namespace lets it go, but what the host then sends elsewhere is dropped, or goes over another VM's link.
+/// For a packet that the namespace accepts: the host drops it if it translates the destination, or if the route leads to another VM.
 fn unless_translated(way: &Way<'_>, packet: &Packet, found: Decision) -> Decision {
     let link = owner::vm_names(way.instance, way.vm.meta.uid).host_link;
     let incoming = Incoming {
@@ -117,7 +117,7 @@ fn unless_translated(way: &Way<'_>, packet: &Packet, found: Decision) -> Decisio
         (Fate::Translated { rule, place }, _) => dropped(
             format!("-A {chain} -i {ours} -m conntrack --ctstate DNAT -j DROP"),
             format!(
-                "the host translates the destination ({place}: {rule}), which the lists were not asked about"
+                "the host translates the destination ({place}: {rule}), and allow and drop were evaluated for the original one"
             ),
         ),
         (_, Some(link)) => dropped(
@@ -126,20 +126,20 @@ fn unless_translated(way: &Way<'_>, packet: &Packet, found: Decision) -> Decisio
                 link_group::ANY,
                 link_group::MASK
             ),
-            format!("{link} leads to other VMs, which isolated VMs do not reach"),
+            format!("{link} leads to other VMs, which isolated VMs cannot reach"),
         ),
         (Fate::Untouched, None) => found,
         (Fate::Unknown(count), None) => {
             let (verdict, place, rule, entry) = found;
             let but = format!(
-                "{entry}, unless the host translates the destination: {count} of its nat rules are not understood here, and what they translate is dropped ({chain})"
+                "{entry}, unless the host translates the destination: {count} of its nat rules cannot be decoded, and packets that they translate are dropped ({chain})"
             );
             (verdict, place, rule, but)
         }
     }
 }
 
-/// The namespace lets it go, the host's own rules have the last word.
+/// For a packet to the host itself that the namespace accepts: the rules of the host decide.
 fn at_the_host(way: &Way<'_>, policy: &Policy, packet: &Packet) -> Decision {
     let chain = way.instance.chain("RAW");
     let place = format!("host raw {chain}");
@@ -156,7 +156,7 @@ fn at_the_host(way: &Way<'_>, policy: &Policy, packet: &Packet) -> Decision {
             Verdict::Deny,
             place,
             format!("-A {chain} -m addrtype --dst-type LOCAL -j DROP"),
-            "an address of the host itself: only an `allow` of that one address with a port opens it"
+            "an address of the host itself: only an `allow` entry with this single address and a port allows it"
                 .to_owned(),
         ),
     }
@@ -169,7 +169,7 @@ fn among_other_vms(way: &Way<'_>, packet: &Packet) -> Option<Ipv4Network> {
         .copied()
 }
 
-/// The namespace lets it go, but no isolated VM reaches VMs of other modes.
+/// For a packet to a VM of another mode that the namespace accepts: the host drops it.
 fn to_other_vms(way: &Way<'_>, packet: &Packet) -> Decision {
     let chain = way.instance.chain("OUT");
     let subnet = among_other_vms(way, packet).map(|subnet| subnet.to_string());
@@ -178,11 +178,11 @@ fn to_other_vms(way: &Way<'_>, packet: &Packet) -> Decision {
         Verdict::Deny,
         format!("host FORWARD {chain}"),
         format!("-A {chain} to {subnet} -j DROP"),
-        format!("{subnet} has VMs on a bridge or a CNI network, which isolated VMs do not reach"),
+        format!("{subnet} has VMs on a bridge or a CNI network, which isolated VMs cannot reach"),
     )
 }
 
-/// The rule of the lists that decides, found as the kernel finds it: the first that matches.
+/// The rule of the policy that decides: as in the kernel, the first one that matches.
 fn rule_of(ruleset: &Ruleset, packet: &Packet) -> String {
     let rules = ruleset.rules(TableName::Filter, POLICY);
     match rules.iter().find(|rule| matches(rule, packet)) {
@@ -191,7 +191,7 @@ fn rule_of(ruleset: &Ruleset, packet: &Packet) -> String {
     }
 }
 
-/// Whether a rule of the lists matches: destination, protocol and port are all that they ask for.
+/// Whether a rule of the policy matches. These rules only match destination, protocol and port.
 fn matches(rule: &Rule, packet: &Packet) -> bool {
     let Rule::Known { when, .. } = rule else {
         return false;

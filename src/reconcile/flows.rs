@@ -1,9 +1,9 @@
-//! The host's connection tracking entries of VMs that have gone: deleted together, for as many VMs as wait at the same time.
-//! Out of scope: which VMs; the entries in a VM's own namespace, which end with it.
+//! Deletes the host's connection tracking entries of VMs that are gone, in one pass for all VMs that wait at the same time.
+//! Out of scope: which VMs; the entries in the namespace of a VM, which are deleted with the namespace.
 //!
 //! # Why
-//! The kernel has no index by address: to find one VM's entries is to walk the table of all. So one walk serves every VM that waits
-//! when it begins; those that come meanwhile are served by the next.
+//! The kernel has no index by address: to find the entries of one VM, the whole table must be dumped. Therefore one dump serves all VMs
+//! that wait when it starts; VMs that arrive during a dump are served by the next one.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -14,10 +14,10 @@ use tokio::sync::oneshot;
 use crate::host::netns::Netns;
 use crate::host::{Error, conntrack};
 
-/// What the walk came to, for each of those who wait.
+/// The result of a pass, for each waiting caller.
 type Outcome = Result<(), Arc<Error>>;
 
-/// Deletes entries by address.
+/// Deletes entries by address. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Flows(Arc<Mutex<Queue>>);
 
@@ -28,10 +28,10 @@ struct Queue {
 }
 
 impl Flows {
-    /// Deletes the entries of `home` that begin or end at this address.
+    /// Deletes the entries of `home` with this address as source or destination.
     ///
     /// # Errors
-    /// The table could not be walked, or an entry not be deleted.
+    /// The table cannot be dumped, or an entry cannot be deleted.
     pub async fn forget(&self, home: &Netns, address: Ipv4Addr) -> Outcome {
         let (sender, receiver) = oneshot::channel();
         let first = {
@@ -40,10 +40,10 @@ impl Flows {
             !std::mem::replace(&mut queue.walking, true)
         };
         if first {
-            // A task of its own: whoever came first may give up while others wait.
+            // A separate task: the first caller may be cancelled while others wait.
             tokio::spawn(self.clone().walk(home.clone()));
         }
-        let ended = || Arc::new(Error::other("delete", "tracked flows", "the walk ended"));
+        let ended = || Arc::new(Error::other("delete", "tracked flows", "the task ended"));
         receiver.await.unwrap_or_else(|_| Err(ended()))
     }
 
@@ -58,10 +58,10 @@ impl Flows {
                 std::mem::take(&mut queue.waiting)
             };
             let addresses: BTreeSet<Ipv4Addr> = waiting.iter().map(|(ip, _)| *ip).collect();
-            let sweep = move || conntrack::delete(&conntrack::list_of(&addresses)?);
+            let sweep = move || conntrack::delete(&conntrack::list_by_addresses(&addresses)?);
             let outcome = home.run(sweep).await.map_err(Arc::new);
             for (_, sender) in waiting {
-                // Whoever has given up needs no answer.
+                // A caller that was cancelled does not receive it.
                 let _ = sender.send(outcome.clone());
             }
         }

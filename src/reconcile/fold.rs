@@ -1,5 +1,5 @@
-//! Builds objects as the API returns them, from the store alone. Pure. Nothing of it is stored.
-//! Out of scope: output for people, the host.
+//! Builds objects as the API returns them, from the store only. Pure. The results are not stored.
+//! Out of scope: output for users, the host.
 
 mod condition;
 mod of_host;
@@ -30,21 +30,21 @@ use super::life::{End, ProcessMark};
 use super::net::MTU;
 use super::{connection, vmm};
 
-/// What keeps a group from what it wants, beside its VMs.
+/// What blocks a group, in addition to its VMs.
 #[derive(Clone, Debug, Default)]
 pub struct Trouble {
-    /// What is wrong with the manifest it came from.
+    /// The problems of its manifest.
     pub problems: Vec<String>,
-    /// What else hinders it.
+    /// The reason why it cannot converge.
     pub hindrance: Option<Hindrance>,
 }
 
-/// The daemon whose world it is.
+/// The daemon that owns the objects.
 #[derive(Clone, Debug)]
 pub struct House {
-    /// Names are made from it.
+    /// Part of the names of host resources.
     pub instance: Instance,
-    /// Paths are made from it.
+    /// The base of the paths.
     pub run_dir: RunDir,
 }
 
@@ -76,7 +76,7 @@ fn route((network, next_hop): &(Ipv4Network, Option<Ipv4Addr>)) -> String {
 }
 
 impl House {
-    /// A VM as answered.
+    /// The view of a VM.
     pub fn vm(&self, world: &World, vm: &Vm) -> VmView {
         let uid = vm.meta.uid;
         let lease = world.lease(&vm.meta.name);
@@ -119,7 +119,7 @@ impl House {
                 network: self.network(vm, lease, &pages),
                 firewall: firewall(vm, page(&pages, Rung::Firewall)),
                 vmm: self.vmm(vm, page(&pages, Rung::Vmm), world.vmm_id(vm.meta.uid)),
-                // That it is there is for the host to say.
+                // Whether it exists is not known to the store.
                 disk: None,
                 warnings: [
                     vm.spec.network.warnings(),
@@ -154,7 +154,7 @@ impl House {
         })
     }
 
-    /// What the Net rung's page remembers, or what follows from the lease before it has converged.
+    /// The connection in the checkpoint of the Net stage, or, before the stage has converged, the one computed from the lease.
     fn connection(
         &self,
         vm: &Vm,
@@ -191,7 +191,7 @@ impl House {
         });
         let uid = vm.meta.uid;
         let dir = match (user, process) {
-            // Started by an earlier sliced.
+            // Started by an earlier version.
             (None, Some(_)) => self.run_dir.vm_dir(uid),
             (Some(_), _) | (None, None) => self.run_dir.vmm_dir(uid),
         };
@@ -211,7 +211,7 @@ impl House {
         }
     }
 
-    /// A group as answered.
+    /// The view of a group.
     pub fn group(&self, world: &World, group: &HostGroup, trouble: &Trouble) -> GroupView {
         let problems = &trouble.problems;
         let hindrance = trouble.hindrance.as_ref();
@@ -226,7 +226,7 @@ impl House {
         let ready_count = u32::try_from(ready_count.count()).unwrap_or(u32::MAX);
         let current = u32::try_from(vms.len()).unwrap_or(u32::MAX);
         let desired = u32::try_from(group.size()).unwrap_or(u32::MAX);
-        // One that is paused or down because it is to be keeps nobody waiting.
+        // A VM that is paused or stopped as requested is settled.
         let not_settled = vms.iter().find(|vm| !world.is_settled(vm));
         // A known cause is reported before one that is not known yet.
         let unobserved = vms.iter().find(|vm| !world.is_observed(vm));
@@ -238,15 +238,17 @@ impl House {
             && not_settled.is_none();
         let message = match (ready, not_settled) {
             (true, _) if ready_count < desired => {
-                format!("{ready_count} of {desired} VMs are up, the rest as it is to be")
+                format!(
+                    "{ready_count} of {desired} VMs are Ready, the others are paused or stopped as requested"
+                )
             }
             (true, _) => String::new(),
             (false, None) => match hindrance {
                 Some(hindrance) => hindrance.words(),
                 None if updated < current => {
-                    format!("{updated} of {desired} VMs are as wanted now")
+                    format!("{updated} of {desired} VMs are up to date")
                 }
-                None => format!("{current} of {desired} VMs are there"),
+                None => format!("{current} of {desired} VMs exist"),
             },
             (false, Some(vm)) => format!(
                 "{ready_count} of {desired} VMs are Ready; {}: {}",
@@ -304,7 +306,10 @@ impl House {
                 &Condition {
                     status: Status::False,
                     reason: Reason::ManifestInvalid,
-                    message: format!("its last good edition stands: {}", problems.join("; ")),
+                    message: format!(
+                        "the last valid version stays in effect: {}",
+                        problems.join("; ")
+                    ),
                     since,
                     observed_generation: group.meta.generation,
                 },
@@ -328,7 +333,7 @@ impl House {
         }
     }
 
-    /// A lease as answered.
+    /// The view of a lease.
     pub fn lease(&self, lease: &Lease) -> LeaseView {
         LeaseView {
             metadata: MetaView {
@@ -356,7 +361,7 @@ fn page<'w>(pages: &Pages<'w>, wanted: Rung) -> Option<&'w RungPage> {
         .and_then(|(_, page)| *page)
 }
 
-/// What a VM's process is doing.
+/// The state of a VM's process.
 fn state(vm: &Vm, page: Option<&RungPage>, mark: &ProcessMark) -> VmmState {
     if vm.spec.hypervisor == Hypervisor::None {
         return VmmState::None;
@@ -416,13 +421,16 @@ fn meta(meta: &Meta) -> MetaView {
     }
 }
 
-/// That no change is accepted now: what is there stays as it is, and is still looked after.
+/// The condition while the store cannot be written: changes are refused, existing objects are still reconciled.
 pub fn not_writable(meta: &Meta, read_only: &ReadOnly) -> ConditionView {
     ConditionView {
         kind: "Writable".to_owned(),
         status: Status::False,
         reason: Reason::StateNotWritable,
-        message: format!("{}: changes are refused until there is room", read_only.why),
+        message: format!(
+            "{}: changes are refused until the state can be written again",
+            read_only.why
+        ),
         since: read_only.since,
         observed_generation: meta.generation,
     }

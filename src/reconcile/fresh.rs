@@ -1,12 +1,12 @@
-//! What was read a moment ago, for all who ask in that moment.
-//! Out of scope: what is read.
+//! A cached value with a maximum age.
+//! Out of scope: reading the value.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
-/// The last answer, and when it was asked for. Those who ask while it is read wait for it.
+/// The last value, and when reading it started. Callers that arrive during a read wait for its result.
 #[derive(Debug)]
 pub struct Fresh<T>(Mutex<Option<(Instant, Arc<T>)>>);
 
@@ -17,10 +17,10 @@ impl<T> Default for Fresh<T> {
 }
 
 impl<T> Fresh<T> {
-    /// The answer, if it is not older than `age`; else it is read again. And when it was asked for.
+    /// Returns the cached value if it is younger than `age`, otherwise reads it again; and when reading it started.
     ///
     /// # Errors
-    /// Of `read`; the next one reads again.
+    /// The error of `read`. It is not cached.
     pub async fn get<E>(
         &self,
         age: Duration,
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn it_is_read_once_for_all_who_ask_in_a_moment_and_again_afterwards() {
+    async fn a_value_is_read_once_within_its_age_and_again_afterwards() {
         let fresh = Fresh::default();
         let (start, age) = (Instant::now(), Duration::from_millis(100));
         for (at, given, expected) in [

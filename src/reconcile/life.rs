@@ -1,4 +1,4 @@
-//! What is remembered of a VM's VMM, and what follows from how it ended. Pure.
+//! The recorded state of a VM's VMM, and the power decision that follows from its exit. Pure.
 //! Out of scope: observing whether it runs (the Vmm stage), storing it (the engine).
 
 use serde::{Deserialize, Serialize};
@@ -11,16 +11,16 @@ use crate::api::view::ExitView;
 use crate::api::vm::{Hypervisor, Power};
 use crate::host::process::{Exit, Identity};
 
-/// The Vmm rung's mark.
+/// The checkpoint of the Vmm stage.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessMark {
-    /// The one that was started last, until it is known to have ended.
+    /// The process that was started last, until it is known to have ended.
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
     pub process: Option<Started>,
-    /// How the last one that ended did.
+    /// The exit of the last process that ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_end: Option<End>,
-    /// How often it was started again because it had ended of itself.
+    /// The number of restarts after the process had ended by itself.
     #[serde(default)]
     pub restarts: u32,
 }
@@ -28,54 +28,54 @@ pub struct ProcessMark {
 /// A process that was started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
-    /// Which.
+    /// The process.
     pub identity: Identity,
-    /// When.
+    /// When it was started.
     pub started_at: Timestamp,
-    /// By what it is confined, for people.
+    /// What confines it, as text for users.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confined_by: Option<String>,
 }
 
-/// How a process ended.
+/// The exit of a process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
-    /// Which.
+    /// The process.
     pub process: Identity,
-    /// How.
+    /// Its exit status or signal.
     pub exit: Exit,
-    /// When that was seen.
+    /// When the exit was observed.
     pub at: Timestamp,
-    /// Why, in words.
+    /// The reason, as text for users. Stored and compared with [`STOPPED`].
     pub why: String,
     /// The last lines of its console.
     #[serde(default)]
     pub said: Vec<String>,
-    /// Nothing follows from it any more: it was we who stopped it, or the VM was started since, or somebody wants it to be.
+    /// The exit is handled: sliced stopped the process, the VM was started since, or a start was requested.
     #[serde(default)]
     pub answered: bool,
 }
 
-/// What is to become of a VM now.
+/// What to do with a VM's process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It runs.
+    /// Start it, or leave it running.
     Run,
-    /// It is down.
+    /// Stop it, or leave it stopped, with reason and message of the condition.
     Down(Reason, String),
-    /// It goes down, and then runs again.
+    /// Stop it, then start it.
     Again,
 }
 
 impl ProcessMark {
-    /// What the page remembers; a mark that cannot be understood says nothing.
+    /// Decodes the checkpoint of a stage status. A checkpoint that cannot be decoded counts as empty.
     pub fn of(page: Option<&RungPage>) -> Self {
         let mark = page.and_then(|page| page.mark.as_deref());
         mark.and_then(|mark| serde_json::from_str(mark).ok())
             .unwrap_or_default()
     }
 
-    /// As the page keeps it.
+    /// Encodes the checkpoint for the stage status. None if it is empty.
     pub fn text(&self) -> Option<String> {
         if *self == Self::default() {
             return None;
@@ -83,7 +83,7 @@ impl ProcessMark {
         serde_json::to_string(self).ok()
     }
 
-    /// This process runs.
+    /// Records that this process runs.
     pub fn runs(&mut self, started: Started) {
         if self.process.as_ref().map(|known| &known.identity) == Some(&started.identity) {
             return;
@@ -95,20 +95,20 @@ impl ProcessMark {
         }
     }
 
-    /// The process has ended.
+    /// Records that the process has ended.
     pub fn ended(&mut self, end: End) {
         self.process = None;
         self.last_end = Some(end);
     }
 
-    /// Somebody wants it to run, whatever the last end was.
+    /// Marks the last exit as handled: a start was requested.
     pub fn answer(&mut self) {
         if let Some(end) = &mut self.last_end {
             end.answered = true;
         }
     }
 
-    /// Nothing of an earlier boot runs; what had ended in it has ended.
+    /// The checkpoint after a reboot: no process runs; the last exit remains.
     #[must_use]
     pub fn after_a_reboot(self) -> Self {
         Self {
@@ -117,17 +117,17 @@ impl ProcessMark {
         }
     }
 
-    /// What is to become of the VM.
+    /// Decides what to do with the VM's process.
     pub fn verdict(&self, power: Power, restart: Restart) -> Verdict {
         match power {
             Power::Stopped => {
-                let message = "by slicectl vm stop; slicectl vm start starts it";
+                let message = "stopped by slicectl vm stop; start it with slicectl vm start";
                 return Verdict::Down(Reason::Stopped, message.to_owned());
             }
             Power::Restarting => return Verdict::Again,
             Power::Running | Power::Paused => {}
         }
-        // A process that nobody has seen end is for the rung to find.
+        // An exit that was not observed yet is found by the stage.
         let end = self.last_end.as_ref().filter(|_| self.process.is_none());
         match end {
             Some(end) if !end.answered && !starts_again(restart, end.exit) => Verdict::Down(
@@ -142,7 +142,7 @@ impl ProcessMark {
     }
 }
 
-/// An end that nobody saw may have been any: a VM that must not be down is started again for it.
+/// Whether the restart policy starts the VM again. An exit with unknown status counts as a failure.
 fn starts_again(restart: Restart, exit: Exit) -> bool {
     match (restart, exit) {
         (Restart::Always, _) => true,
@@ -153,16 +153,16 @@ fn starts_again(restart: Restart, exit: Exit) -> bool {
 }
 
 impl End {
-    /// `it exited with status 0: the guest powered off`.
+    /// The exit as a sentence, e.g. `it exited with status 0: the guest powered off`.
     pub fn words(&self) -> String {
         match (self.exit, self.why.as_str()) {
-            // With which status is nobody's worry then.
+            // The status of a requested stop does not matter.
             (Exit::Unknown, STOPPED) => STOPPED.to_owned(),
             (exit, why) => format!("it {exit}: {why}"),
         }
     }
 
-    /// As answered.
+    /// The view of the exit.
     pub fn view(&self) -> ExitView {
         let (status, signal) = match self.exit {
             Exit::Code(code) => (Some(code), None),
@@ -180,10 +180,10 @@ impl End {
     }
 }
 
-/// By us, as somebody wanted.
+/// The reason of a requested stop. It is stored with the exit and compared: do not change it.
 const STOPPED: &str = "it was stopped";
 
-/// What an exit means, by what each VMM exits with.
+/// The meaning of an exit, by the exit statuses of each VMM.
 pub fn why(hypervisor: Hypervisor, exit: Exit, stopped: bool) -> String {
     if stopped {
         return STOPPED.to_owned();
@@ -193,7 +193,7 @@ pub fn why(hypervisor: Hypervisor, exit: Exit, stopped: bool) -> String {
             "the guest powered off or rebooted".to_owned()
         }
         (Exit::Code(0), Hypervisor::Firecracker) => {
-            "the guest rebooted, its way of powering off".to_owned()
+            "the guest rebooted (a Firecracker guest powers off this way)".to_owned()
         }
         (Exit::Code(0), Hypervisor::CloudHypervisor) => "the guest powered off".to_owned(),
         (Exit::Code(1), Hypervisor::Qemu) => {
@@ -201,13 +201,13 @@ pub fn why(hypervisor: Hypervisor, exit: Exit, stopped: bool) -> String {
         }
         (Exit::Code(_), _) => "the VMM failed".to_owned(),
         (Exit::Signal(libc::SIGKILL), _) => {
-            "somebody killed it, or it wanted too much memory".to_owned()
+            "killed by SIGKILL (possibly the OOM killer)".to_owned()
         }
         (Exit::Signal(libc::SIGTERM | libc::SIGINT | libc::SIGHUP), _) => {
-            "somebody terminated it".to_owned()
+            "another program terminated it".to_owned()
         }
         (Exit::Signal(_), _) => "the VMM crashed".to_owned(),
-        (Exit::Unknown, _) => "sliced was not there to see it".to_owned(),
+        (Exit::Unknown, _) => "sliced was not running at that time".to_owned(),
     }
 }
 
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn the_policy_decides_by_the_status_and_an_unknown_end_is_a_failure() {
+    fn the_restart_policy_decides_by_the_exit_status_and_an_unknown_exit_is_a_failure() {
         use Exit::{Code, Signal, Unknown};
         use Restart::{Always, Never, OnFailure};
         let down =
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_person_says_comes_before_the_policy() {
+    fn a_requested_power_state_takes_precedence_over_the_restart_policy() {
         let mark = ended(Exit::Code(0));
         let verdict = mark.verdict(Power::Stopped, Restart::Always);
         assert!(matches!(verdict, Verdict::Down(Reason::Stopped, _)));
@@ -288,19 +288,19 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_answered_once_and_only_answers_to_ends_of_its_own_are_counted() {
+    fn an_exit_is_handled_once_and_only_restarts_after_unrequested_exits_are_counted() {
         let mut mark = ended(Exit::Code(1));
         mark.runs(started(2));
         mark.runs(started(2));
         assert_eq!(mark.restarts, 1);
-        // The next end is judged anew.
+        // The next exit is evaluated again.
         let mut again = mark.clone();
         again.ended(end(Exit::Code(1)));
         assert!(matches!(
             again.verdict(Power::Running, Restart::Never),
             Verdict::Down(Reason::Failed, _)
         ));
-        // One that we brought about is not counted.
+        // A requested stop is not counted.
         mark.ended(End {
             answered: true,
             ..end(Exit::Code(0))
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_stopped_while_nobody_looked_was_stopped_and_no_more_is_said() {
+    fn the_message_of_a_requested_stop_has_no_unknown_status() {
         let stopped = |exit| End {
             why: why(Hypervisor::Qemu, exit, true),
             ..end(exit)
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_that_was_done_stays_down_over_a_reboot_and_one_that_ran_runs_again() {
+    fn a_vm_that_had_exited_stays_stopped_after_a_reboot_and_one_that_ran_is_started() {
         let done = ended(Exit::Code(0)).after_a_reboot();
         assert!(matches!(
             done.verdict(Power::Running, Restart::Never),
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_of_an_earlier_sliced_is_understood() {
+    fn a_checkpoint_of_an_earlier_version_is_decoded() {
         let old =
             r#"{"identity":{"pid":1,"start":7,"boot":"b"},"started_at":"1970-01-01T00:00:00Z"}"#;
         let read: ProcessMark = serde_json::from_str(old).unwrap();
@@ -345,7 +345,7 @@ mod tests {
         for mark in [ended(Exit::Signal(9)), read, ProcessMark::default()] {
             let text = mark.text();
             let again = text.map(|text| serde_json::from_str::<ProcessMark>(&text).unwrap());
-            // What says nothing is not kept.
+            // An empty checkpoint is not stored.
             assert_eq!(again.unwrap_or_default(), mark);
         }
     }

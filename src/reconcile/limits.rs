@@ -1,8 +1,8 @@
-//! How much of the host's connection tracking table one VM may take. Pure.
+//! The share of the host's connection tracking table that one VM may use. Pure.
 //! Out of scope: the rules that enforce it ([`super::firewall::rules`], [`super::ground::limits`]).
 //!
-//! # The sizes
-//! With `M` for the host's `nf_conntrack_max`, a VM has `N = M / 512` connections, unless its group says otherwise (`max_connections`):
+//! # Sizes
+//! With `M` for the host's `nf_conntrack_max`, a VM has `N = M / 512` connections, unless its group specifies `max_connections`:
 //!
 //! | entries of one VM | at most | enforced by |
 //! |---|---|---|
@@ -11,31 +11,30 @@
 //! | half-open: TCP without an answer, for 5 s | `3/4 N` | a rate of `N / 20` a second after a burst of `N / 2`, for 5 s |
 //! | closed: TCP after FIN or RST, for 5 s; `connlimit` does not count these (`already_closed`, nf_conncount.c) | `3/4 N` | the same rate |
 //!
-//! So a VM has `7/4 N` entries at the very most, and 256 of them `7/8 M`.
+//! So a VM has at most `7/4 N` entries, and 256 VMs have at most `7/8 M`.
 
 use std::collections::BTreeMap;
 
 use crate::host::rule::Rate;
 
-/// Seconds by the number of the state.
+/// Timeouts in seconds, by the number of the TCP state.
 pub type Timeouts = BTreeMap<u16, u32>;
 
-/// When the host's table has no limit, or its size cannot be read: what a table of 262,144 entries gives.
+/// The limit if the host's table is unlimited or its size cannot be read: that of a table of 262,144 entries.
 const FALLBACK: u32 = 512;
 
-/// A table for 256 VMs, of which the open connections take half.
+/// The table is divided for 256 VMs, whose open connections use half of it.
 const SHARE: u32 = 512;
 
-/// Seconds for which an entry of TCP lives that is half-open or closed ([`TIMEOUTS`]).
+/// Timeout in seconds of a TCP entry that is half-open or closed ([`TIMEOUTS`]).
 pub const BRIEF: u32 = 5;
 
-/// Seconds that an entry of a TCP connection lives after its last packet, by the state that packet left it in: the sysctl's name
-/// after `nf_conntrack_tcp_timeout_`, the number of the attribute in a timeout policy
-/// (`enum ctattr_timeout_tcp`, linux/netfilter/nfnetlink_cttimeout.h), seconds.
+/// Timeouts of TCP entries after the last packet, by state: the suffix of the sysctl `nf_conntrack_tcp_timeout_*`, the number of the
+/// attribute in a timeout policy (`enum ctattr_timeout_tcp`, linux/netfilter/nfnetlink_cttimeout.h), seconds.
 pub const TIMEOUTS: [(&str, u16, u32); 11] = [
     ("syn_sent", 1, BRIEF),
     ("syn_recv", 2, BRIEF),
-    // RFC 5382, REQ-5: at least 2 hours and 4 minutes, where the kernel's default is five days.
+    // RFC 5382, REQ-5: at least 2 hours and 4 minutes; the kernel's default is five days.
     ("established", 3, 7440),
     ("fin_wait", 4, 30),
     ("close_wait", 5, 60),
@@ -47,23 +46,23 @@ pub const TIMEOUTS: [(&str, u16, u32); 11] = [
     ("unacknowledged", 11, 60),
 ];
 
-/// [`TIMEOUTS`] as the kernel takes them.
+/// [`TIMEOUTS`] in the form of a timeout policy.
 pub fn timeouts() -> Timeouts {
     let of = |(_, state, seconds): (&str, u16, u32)| (state, seconds);
     TIMEOUTS.into_iter().map(of).collect()
 }
 
-/// How many connections a VM may have at a time.
+/// The number of connections that a VM may have at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Limit(u32);
 
 impl Limit {
-    /// What a group asks for.
+    /// The limit that a group specifies.
     pub fn of(max_connections: u32) -> Self {
         Self(max_connections)
     }
 
-    /// A VM's share of a table with room for `table` entries.
+    /// The default limit, with a table of `table` entries.
     pub fn share(table: Option<u32>) -> Self {
         match table {
             None | Some(0) => Self(FALLBACK),
@@ -71,36 +70,36 @@ impl Limit {
         }
     }
 
-    /// Open connections.
+    /// The limit of open connections.
     pub fn all(self) -> u32 {
         self.0
     }
 
-    /// Of these, of protocols other than TCP.
+    /// The limit of open connections of protocols other than TCP, which is part of [`Limit::all`].
     pub fn other_protocols(self) -> u32 {
         self.0 / 2
     }
 
-    /// How fast new ones come.
+    /// The limit of the rate of new connections.
     pub fn new_rate(self) -> Rate {
         Rate::at_most(self.0 / (4 * BRIEF), self.0 / 2)
     }
 
-    /// All entries that a VM can ever have in a table at a time: open ones, and those of TCP that are closed.
+    /// The maximum number of entries that a VM can have in a table: open connections, and closed TCP connections.
     pub fn most_entries(self) -> u32 {
         let rate = self.new_rate();
         self.0 + rate.burst() + rate.per_second() * BRIEF
     }
 }
 
-/// What speaks against so many VMs with so many connections each on a host with such a table.
+/// Returns a warning if VMs with this limit can fill the host's table.
 pub fn objection(vms: u32, max_connections: u32, table: Option<u32>) -> Option<String> {
     let table = table.filter(|table| *table > 0)?;
     let wanted = u64::from(vms) * u64::from(max_connections);
     (wanted > u64::from(table)).then(|| {
         format!(
             "network.max_connections: {vms} VMs with {max_connections} connections each may have {wanted}, and the host's table \
-             has room for {table} (net.netfilter.nf_conntrack_max): the group can fill it"
+             has {table} entries (net.netfilter.nf_conntrack_max): the group can fill it"
         )
     })
 }
@@ -110,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_group_that_can_fill_the_table_is_warned_of() {
+    fn a_group_that_can_fill_the_table_causes_a_warning() {
         for (vms, most, table, warned) in [
             (256, 1024, Some(262_144), false),
             (257, 1024, Some(262_144), true),

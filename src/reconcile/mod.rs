@@ -1,9 +1,9 @@
-//! DECIDES: desired, observe, plan, act, observe again, until the plan is empty.
-//! Out of scope: waiting, output for people.
+//! The reconcile loop: desired state, observe, plan, act, observe again, until the plan is empty.
+//! Out of scope: waiting, output for users.
 //!
-//! From the one loop fall out: `diff` (print the plan), verification (the next, empty, plan), events (each action taken),
-//! drift (a plan that is not empty on a converged generation), garbage collection (desired is nothing), adoption after a
-//! restart (the first look sees what is there), crash tests (stop before any action).
+//! This loop also provides: `diff` (print the plan), verification (the next plan is empty), events (each action that was carried out),
+//! drift detection (a plan that is not empty for a converged generation), garbage collection (empty desired state), adoption after a
+//! restart (the first observation finds what exists), crash tests (stop before any action).
 
 pub mod adopt;
 pub mod connection;
@@ -36,50 +36,51 @@ use std::time::Duration;
 use crate::host;
 use crate::host::process::Identity;
 
-/// Rounds of looking and acting before we own up to not converging.
+/// The number of rounds of observing and acting after which a loop reports that it does not converge.
 const ROUNDS: usize = 3;
 
-/// One rung, or the ground: how it is looked at, what is to be done, how it is done.
+/// One stage of a VM, or the host network.
 pub trait Reconcile: Sync {
-    /// What ought to be; nothing, too, is a thing to want.
+    /// The desired state. It may be empty: then everything is removed.
     type Desired: Sync;
-    /// What is.
+    /// The actual state.
     type Observed: Send + Sync;
-    /// One step, in words a person reads.
+    /// One step of a plan. Its text is displayed to users.
     type Action: Display + Clone + Send + Sync;
 
-    /// Pure: no I/O, no clock. Empty means converged, and nothing else does.
+    /// Computes the steps from the actual to the desired state. Pure: no I/O, no clock. The plan is empty if and only if the state is
+    /// converged.
     ///
     /// # Errors
-    /// Something foreign stands in the way.
+    /// An object that is not ours is in the way.
     fn plan(
         desired: &Self::Desired,
         observed: &Self::Observed,
     ) -> Result<Vec<Self::Action>, Conflict>;
 
-    /// That this step is not ours to take: it comes by itself, or is taken elsewhere. The loop ends there, and whoever runs it
-    /// looks again when it has come.
+    /// Returns what to wait for if this step happens by itself or is carried out elsewhere. The loop ends there, and its caller observes
+    /// again when the step has happened.
     fn waits(_: &Self::Action) -> Option<Wait> {
         None
     }
 
-    /// Whether the rung above stands on what this step makes: until it is taken, nothing can be foreseen there.
+    /// Whether the next stage depends on the result of this step: a preview cannot compute the plan of that stage.
     fn is_footing(_: &Self::Action) -> bool {
         false
     }
 
-    /// The program that takes this step, and how long it may: told while it runs. None: no program does.
+    /// The program that carries out this step and its deadline, which are reported while it runs. None: the step runs no program.
     fn program(&self, _: &Self::Action) -> Option<Program> {
         None
     }
 
-    /// Looks. What cannot be seen is an error, never "absent".
+    /// Reads the actual state. A failure to read is an error, never "absent".
     fn observe(
         &self,
         desired: &Self::Desired,
     ) -> impl Future<Output = Result<Self::Observed, host::Error>> + Send;
 
-    /// Takes one step. Absent on delete and present on create are success: the next look decides.
+    /// Carries out one step. Absent on delete and present on create are success: the next observation decides.
     fn act(
         &self,
         desired: &Self::Desired,
@@ -87,41 +88,41 @@ pub trait Reconcile: Sync {
     ) -> impl Future<Output = Result<(), host::Error>> + Send;
 }
 
-/// A program that takes a step, and its deadline.
+/// A program that carries out a step, and its deadline.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
-    /// As people know it.
+    /// The name that is displayed.
     pub name: &'static str,
-    /// Then it is killed.
+    /// The program is killed after this time.
     pub deadline: Duration,
 }
 
-/// What is waited for without anybody standing by.
+/// What a loop waits for without occupying a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// This process ends; after so long it is helped along.
+    /// The exit of this process; after this time the stage observes again and may kill it.
     End(Identity, Duration),
-    /// How a process ended is written down and judged: look again at once.
+    /// The exit of a process is recorded and evaluated: observe again at once.
     Judgement,
 }
 
-/// A foreign thing in our way. It is never touched.
+/// An object that is not ours is in the way. It is never changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{thing} is not ours: {remedy}")]
 pub struct Conflict {
-    /// What stands there.
+    /// The object.
     pub thing: String,
-    /// What a person can do about it.
+    /// What the user can do about it.
     pub remedy: String,
 }
 
-/// Why a loop ended before its plan was empty.
+/// The reason why a loop ended before its plan was empty.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Something foreign stands in the way.
+    /// An object that is not ours is in the way.
     #[error(transparent)]
     Conflict(#[from] Conflict),
-    /// Looking failed.
+    /// The actual state could not be read.
     #[error("{}", chain(.0))]
     Observe(host::Error),
     /// A step failed.
@@ -129,19 +130,19 @@ pub enum Error {
     Act {
         /// The step.
         action: String,
-        /// How.
+        /// The cause.
         source: host::Error,
     },
-    /// The next step comes by itself.
-    #[error("waits: {step}")]
+    /// The next step happens by itself.
+    #[error("waiting: {step}")]
     Waits {
         /// The step.
         step: String,
-        /// What for.
+        /// What to wait for.
         wait: Wait,
     },
-    /// Steps were taken, and the plan did not become empty.
-    #[error("still to do after {ROUNDS} rounds: {}", .0.join("; "))]
+    /// Steps were carried out, and the plan did not become empty.
+    #[error("not converged after {ROUNDS} rounds, remaining steps: {}", .0.join("; "))]
     NotConverging(Vec<String>),
 }
 
@@ -169,23 +170,23 @@ fn chain(error: &host::Error) -> String {
     text
 }
 
-/// Asked before every step. A test answers with an error to stand for a crash or a failure at exactly that step.
+/// Called before every step. A test returns an error to simulate a crash or a failure at exactly that step.
 pub type Probe = Arc<dyn Fn(&str) -> Result<(), host::Error> + Send + Sync>;
 
-/// A probe that never objects.
+/// A probe that never returns an error.
 pub fn unprobed() -> Probe {
     Arc::new(|_| Ok(()))
 }
 
-/// How a loop ended, and what it did on the way.
+/// The result of a loop and the steps that it carried out.
 pub struct Convergence<O> {
-    /// The steps taken, in words.
+    /// The steps that were carried out, as text.
     pub taken: Vec<String>,
-    /// The last look, whose plan was empty; or why there is none.
+    /// The last observation, for which the plan was empty; or an error.
     pub result: Result<O, Error>,
 }
 
-/// The loop.
+/// Runs the loop.
 pub async fn converge<R: Reconcile>(
     reconciler: &R,
     desired: &R::Desired,
@@ -217,7 +218,7 @@ async fn rounds<R: Reconcile>(
             let text = action.to_string();
             match R::waits(action) {
                 None => {}
-                // What was done before it may have brought it about.
+                // The steps before it may have caused it.
                 Some(_) if at > 0 => break,
                 Some(wait) => return Err(Error::Waits { step: text, wait }),
             }
@@ -239,17 +240,17 @@ async fn rounds<R: Reconcile>(
     Err(Error::NotConverging(left))
 }
 
-/// The plan alone, what the loop would do first, and the look that it was made from.
+/// Returns the plan that the loop would carry out first, and the observation it was computed from, without carrying it out.
 ///
 /// # Errors
-/// As the loop's, without having touched anything.
+/// Those of the loop; nothing was changed.
 pub async fn diff<R: Reconcile>(
     reconciler: &R,
     desired: &R::Desired,
 ) -> Result<(Vec<R::Action>, R::Observed), Error> {
     let observed = reconciler.observe(desired).await.map_err(Error::Observe)?;
     let mut plan = R::plan(desired, &observed)?;
-    // What comes by itself is no step of ours.
+    // A step that happens by itself is not carried out.
     plan.retain(|action| R::waits(action).is_none());
     Ok((plan, observed))
 }

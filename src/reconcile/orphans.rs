@@ -1,10 +1,10 @@
-//! What on the host carries our label and has no object: which of it may be removed.
-//! Out of scope: removing it ([`super::engine`]).
+//! Finds orphans, resources on the host that carry our label and have no object, and decides which of them may be removed.
+//! Out of scope: removing them ([`super::engine`]).
 //!
 //! # Why
-//! That an object is missing may mean that it was deleted, or that the database has lost it. Where there is a record of this
-//! boot (the VM's own in the run directory, or its disk's) nothing is removed without the deletion's tombstone
-//! ([`Store::has_tombstone`](crate::store::Store::has_tombstone)): the VM is put back into the store.
+//! An object may be missing because it was deleted, or because the database has lost it. If a record of this boot exists (that of the
+//! VM in the run directory, or that of its disk), nothing is removed without the tombstone of a deletion
+//! ([`Store::has_tombstone`](crate::store::Store::has_tombstone)): the VM is restored in the store.
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
@@ -25,37 +25,37 @@ use crate::host::{self, Kind, fs, link, netns};
 use crate::owner::{self, Label, Owner};
 use crate::store::World;
 
-/// The host's links, once they are listed.
+/// The links of the host, when they are listed.
 pub type Links<'a> = BoxFuture<'a, Result<Vec<Link>, host::Error>>;
 
-/// What is to become of something that carries a label and has no object.
+/// What to do with an orphan.
 #[derive(Debug)]
 pub enum Verdict {
-    /// It may be removed.
+    /// Remove it.
     Remove,
-    /// It is a VM whose object was lost.
+    /// Adopt it: it is a VM whose object was lost.
     Adopt(Box<Record>),
-    /// It stays as it is, and why.
+    /// Leave it unchanged, with the reason.
     Keep(String),
 }
 
-/// What was found that has no object.
+/// The orphans that were found.
 #[derive(Debug, Default)]
 pub struct Orphans {
-    /// What may be removed.
+    /// Orphans that may be removed.
     pub removable: Vec<Label>,
-    /// VMs that were put back into the store.
+    /// VMs that were restored in the store.
     pub adopted: Vec<Label>,
-    /// What stays, and why.
+    /// Orphans that are left unchanged, with the reason.
     pub kept: Vec<(Label, String)>,
 }
 
 impl Engine {
-    /// Every VM's label that something on the host carries: links, namespaces, run directories, processes.
-    /// A namespace or directory that by its name is a known VM's is not opened: its VM's own run looks at it.
+    /// The labels of VMs on links, namespaces, run directories, processes and disks of the host.
+    /// A namespace or directory with the name of a known VM is not opened: it is observed when that VM is reconciled.
     ///
     /// # Errors
-    /// What cannot be looked at is not taken for empty.
+    /// A failure to observe is not treated as absence.
     async fn claimed(&self, links: Links<'_>) -> Result<BTreeSet<Label>, host::Error> {
         let known: HashSet<String> = self.store.read(|world| {
             let names = |vm: &Vm| {
@@ -78,7 +78,7 @@ impl Engine {
             }
             let inside = match Netns::open(&path) {
                 Ok(netns) => netns.netlink()?,
-                // An empty file that a crash left; whoever builds there next uses it.
+                // An empty file that a crash left behind; the next namespace with this name is mounted on it.
                 Err(error) if error.kind == Kind::Absent => continue,
                 Err(error) => return Err(error),
             };
@@ -97,7 +97,7 @@ impl Engine {
         self.processes.rung.note_users(users);
         let running = self.processes.rung.claimed(&self.instance).await?;
         let told: HashSet<Uid> = labels.iter().map(owner::uid_of).collect();
-        // What else is left of the VM may tell its name where its process does not.
+        // Other resources of the VM may have its name where its process does not.
         labels.extend(
             running
                 .into_iter()
@@ -112,7 +112,7 @@ impl Engine {
         Ok(labels)
     }
 
-    /// What is claimed and has no object.
+    /// The labels on the host that have no object.
     async fn unreferenced(&self, links: Links<'_>) -> Result<Vec<Label>, host::Error> {
         let claimed = self.claimed(links).await?;
         Ok(self.store.read(|world| {
@@ -120,17 +120,17 @@ impl Engine {
             orphans.filter(|label| is_orphan(world, label)).collect()
         }))
     }
-    /// What no object has. VMs whose objects were lost are adopted on the way.
+    /// Returns the orphans. VMs whose objects were lost are adopted.
     ///
     /// # Errors
-    /// What cannot be looked at is not taken for empty.
+    /// A failure to observe is not treated as absence.
     pub async fn orphans(&self, now: Timestamp) -> Result<Orphans, host::Error> {
         let links = Box::pin(link::list(&self.hands.netlink));
         self.orphans_beside(links, now).await
     }
 
-    /// The same, with the host's links that somebody else lists meanwhile. They must be listed after the store was opened: until
-    /// then another daemon may make some.
+    /// As [`orphans`](Self::orphans), with links that the caller lists. They must be listed after the store was opened: before that
+    /// another daemon may create some.
     ///
     /// # Errors
     /// As [`orphans`](Self::orphans).
@@ -156,10 +156,10 @@ impl Engine {
         Ok(found)
     }
 
-    /// What is to become of what carries this label, which has no object.
+    /// Decides what to do with the orphan that carries this label.
     ///
     /// # Errors
-    /// What cannot be looked at is not taken for empty.
+    /// A failure to observe is not treated as absence.
     pub fn judge_orphan(&self, label: &Label) -> Result<Verdict, host::Error> {
         let uid = owner::uid_of(label);
         if self.store.has_tombstone(uid) {
@@ -176,7 +176,7 @@ impl Engine {
                 return Ok(match taken {
                     None => Verdict::Adopt(record),
                     Some(other) => Verdict::Keep(format!(
-                        "it has a record of this boot and no tombstone, and its place is vm/{other}'s: stop it by hand if it is not wanted"
+                        "it has a record of this boot and no tombstone, and vm/{other} has its index: stop it manually if it is not needed"
                     )),
                 });
             }
@@ -189,13 +189,13 @@ impl Engine {
         }
         match disk::is_of_boot(self.processes.disk_dir(), label, boot)? {
             true => Ok(Verdict::Keep(
-                "its disk was made or used in this boot, and there is no tombstone: it is removed after the next boot".to_owned(),
+                "its disk was created or used in this boot, and there is no tombstone: it is removed after the next boot".to_owned(),
             )),
             false => Ok(Verdict::Remove),
         }
     }
 
-    /// VMs that have no object and must not be taken for deleted.
+    /// VMs without an object that must not be treated as deleted.
     pub(super) fn protected(&self) -> BTreeSet<Uid> {
         let dirs = subdirectories(&self.run_dir.vm_dirs()).unwrap_or_default();
         let uid = |dir: &std::path::PathBuf| dir.file_name()?.to_str()?.parse::<Uid>().ok();
@@ -220,7 +220,7 @@ impl Engine {
     }
 }
 
-/// Whether no object describes what bears this label; [`Engine::judge_orphan`] says what follows from that.
+/// Whether no object has this label; [`Engine::judge_orphan`] decides what follows.
 pub(super) fn is_orphan(world: &World, label: &Label) -> bool {
     match &label.owner {
         Owner::Vm { uid, .. } => world.vm(*uid).is_none(),
@@ -228,7 +228,8 @@ pub(super) fn is_orphan(world: &World, label: &Label) -> bool {
     }
 }
 
-/// Of whom the record in a run directory tells, whatever boot it is of; one that cannot be read in full may still tell that.
+/// Reads the metadata of the VM from the record in a run directory, of any boot. It may be readable in a record that cannot be fully
+/// decoded.
 fn record_meta(dir: &Path) -> Result<Option<Meta>, host::Error> {
     #[derive(serde::Deserialize)]
     struct Of {

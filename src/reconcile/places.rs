@@ -1,5 +1,5 @@
-//! Which files of the host a VM may use: opened once, by the rules of the daemon's settings, and used through their descriptors.
-//! Out of scope: following a path safely ([`crate::host::named`]); which settings there are ([`crate::api::allowed`]).
+//! Opens the host files that a VM may use, according to the daemon's settings. They are opened once and used through their descriptors.
+//! Out of scope: safe path resolution ([`crate::host::named`]); the settings ([`crate::api::allowed`]).
 
 use std::path::{Path, PathBuf};
 
@@ -8,41 +8,41 @@ use crate::api::allowed::{Allowed, Purpose};
 use crate::api::storage::Storage;
 use crate::api::vm::VmSpec;
 use crate::host;
-use crate::host::blocking::{self, FILE_DEADLINE, SAME_FILES};
+use crate::host::blocking::{self, FILE_TIMEOUT, MAX_SAME_FILES};
 use crate::host::named::{self, Kind, Named, Refusal};
 
-/// The directories that are allowed, and the daemon's own.
+/// The allowed directories, and that of the daemon's disks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Places {
-    /// Below which directories programs and images may lie.
+    /// The directories for programs and images.
     pub allowed: Allowed,
-    /// `<state>/disks`: the VMs' own disks.
+    /// `<state>/disks`: the disks that the daemon creates for VMs.
     pub disk_dir: PathBuf,
 }
 
-/// Why a file is not used. For people.
+/// The reason why a file is not used, as text for users.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotUsed {
     /// Its path is not below an allowed directory.
     #[error("{0}")]
     Outside(String),
-    /// What is there is not accepted.
+    /// The file is not accepted.
     #[error(transparent)]
     Refused(#[from] Refusal),
 }
 
 impl NotUsed {
-    /// Nothing is there.
+    /// The file does not exist.
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Refused(refusal) if refusal.is_absent())
     }
 
-    /// The same as an error of what we were doing.
+    /// Converts this to an error of the operation `doing`.
     pub fn when(self, doing: &'static str, path: &Path) -> host::Error {
         let shown = path.display().to_string();
         match self.is_absent() {
             true => {
-                let why = std::io::Error::new(std::io::ErrorKind::NotFound, "it is not there");
+                let why = std::io::Error::new(std::io::ErrorKind::NotFound, "not found");
                 host::Error::io(doing, shown, why)
             }
             false => host::Error::other(doing, shown, self),
@@ -51,7 +51,7 @@ impl NotUsed {
 }
 
 impl Places {
-    /// Opens what a manifest has named.
+    /// Opens a file that a manifest names.
     pub fn open(&self, purpose: Purpose, path: &Path) -> Result<Named, NotUsed> {
         let dir = self
             .allowed
@@ -64,17 +64,17 @@ impl Places {
         Ok(named::open(path, dir, self.allowed.of(purpose), kind)?)
     }
 
-    /// Opens a disk that we have made.
+    /// Opens a disk that the daemon created.
     pub fn open_own(&self, disk: &Path) -> Result<Named, NotUsed> {
-        Ok(named::open(disk, &self.disk_dir, &[], Kind::Ours)?)
+        Ok(named::open(disk, &self.disk_dir, &[], Kind::Internal)?)
     }
 
-    /// Whether this is the place of a disk that we make.
+    /// Whether this is the path of a disk that the daemon creates.
     pub fn is_own(&self, disk: &Path) -> bool {
         !self.disk_dir.as_os_str().is_empty() && disk.parent() == Some(&self.disk_dir)
     }
 
-    /// Why a VM with this spec would not be started now, by its paths alone: the settings may have changed while it runs.
+    /// Returns a note if the settings no longer allow the paths of a running VM, so that it could not be started again.
     pub fn not_again(&self, spec: &VmSpec) -> Option<String> {
         let programs = spec.life.program.iter().chain(&spec.life.jailer);
         let programs = programs.map(|path| (Purpose::Program, path));
@@ -89,13 +89,13 @@ impl Places {
         let why = programs
             .chain(images)
             .find_map(|(purpose, path)| self.allowed.check(purpose, path).err())?;
-        Some(format!("runs on, and is not started again: {why}"))
+        Some(format!("keeps running, but is not started again: {why}"))
     }
 
-    /// Whether these are files that a VM may boot from.
+    /// Checks that a VM may boot from these files.
     ///
     /// # Errors
-    /// Which is not, and why. For people.
+    /// The file that cannot be used and the reason, as text for users.
     pub async fn are_there(&self, files: [Option<&Path>; 2]) -> Result<(), String> {
         let files: Vec<PathBuf> = files.into_iter().flatten().map(Path::to_owned).collect();
         let places = self.clone();
@@ -103,10 +103,10 @@ impl Places {
         off_thread(key, move || all_there(&places, &files)).await
     }
 
-    /// Whether a VMM's user may use them as they are.
+    /// Checks that the user of a VMM may use these files.
     ///
     /// # Errors
-    /// Which it may not, and why. For people.
+    /// The file that cannot be used and the reason, as text for users.
     pub async fn all_readable(&self, files: Vec<Disk>) -> Result<(), String> {
         let places = self.clone();
         let key = format!("use of {files:?}");
@@ -118,19 +118,19 @@ impl Places {
 }
 
 fn no_file(path: &Path) -> String {
-    format!("{} is no file on this host", path.display())
+    format!("{} is not a file on this host", path.display())
 }
 
-/// A look at files that a user named; one at a time with the same key.
+/// Inspects files that a user named, on a thread that may block; one call at a time with the same key.
 pub(super) async fn off_thread<T: Send + 'static>(
     key: String,
     look: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
     let looked = blocking::limited(
-        SAME_FILES,
+        MAX_SAME_FILES,
         key,
-        FILE_DEADLINE,
-        "look at",
+        FILE_TIMEOUT,
+        "inspect",
         "the files of the VM",
         || Ok(look()),
     );
@@ -153,14 +153,15 @@ fn all_there(places: &Places, files: &[PathBuf]) -> Result<(), String> {
     })
 }
 
-/// What is written is shown to the VMM as its own, and of a block device it gets a node; what is only read stays its owner's.
+/// A file that the VMM writes is owned by the VMM's user, and a block device gets a node with this owner. A file that the VMM only reads
+/// keeps its owner, so its mode must allow all users to read it.
 fn readable(places: &Places, file: &Disk) -> Result<(), String> {
     let named = places.open(Purpose::Image, &file.path);
     let named = named.map_err(|why| why.to_string())?;
     let everybody = named.mode() & 0o004 != 0;
     match file.access {
         Access::ReadOnly if !everybody && named.device().is_none() => Err(format!(
-            "{0} cannot be read by the user of its own that every VMM runs as: chmod o+r {0}",
+            "{0}: permission denied for the user that the VMM runs as (each VMM has its own): chmod o+r {0}",
             file.path.display()
         )),
         Access::ReadOnly | Access::ReadWrite => Ok(()),

@@ -1,4 +1,4 @@
-//! The VMMs of all VMs: what this host can do for one, and who is notified when one ends.
+//! The VMMs of all VMs: preflight checks, the desired process, and notification when a process ends.
 //! Out of scope: starting and stopping (the Vmm stage).
 
 use std::collections::HashMap;
@@ -29,9 +29,9 @@ use crate::runtime::controller::Waker;
 
 const KVM: &str = "/dev/kvm";
 
-/// One for the daemon.
+/// The VMMs of a daemon.
 pub struct Processes {
-    /// The rung.
+    /// The reconciler of the Vmm stage.
     pub rung: Vmm,
     run_dir: RunDir,
     disk_dir: PathBuf,
@@ -48,7 +48,7 @@ struct Watch {
 }
 
 impl Processes {
-    /// None is known yet. Their disks lie in `disk_dir`, what manifests name lies below what is `allowed`.
+    /// Creates an empty set. `disk_dir` contains the disks of the VMs, `allowed` the directories of files that manifests name.
     pub fn new(run_dir: RunDir, disk_dir: PathBuf, allowed: Allowed, waker: Waker<Key>) -> Self {
         let places = Places {
             allowed,
@@ -66,7 +66,7 @@ impl Processes {
         }
     }
 
-    /// The same, for VMMs whose users are given out of this range.
+    /// Sets the range from which VMMs get their users.
     pub fn with_users(self, range: IdRange) -> Self {
         Self {
             rung: self.rung.with_users(range),
@@ -74,10 +74,10 @@ impl Processes {
         }
     }
 
-    /// What is to run for a VM.
+    /// Returns the desired process of a VM.
     ///
     /// # Errors
-    /// Why this host cannot run it, in words.
+    /// The reason why this host cannot run it, as text for users.
     pub async fn desired(
         &self,
         spec: &VmSpec,
@@ -100,7 +100,7 @@ impl Processes {
             sys: user.map_or(Sys::Host, |_| Sys::Own),
             confined_by: ConfinedBy::default(),
         };
-        // One from before there were users for VMMs is wanted as it is until it ends.
+        // A process of a version without users for VMMs is kept unchanged until it ends.
         if let (None, Some(argv)) = (user, self.running_argv(nothing.uid)) {
             return Ok(Desired {
                 want: Some(Launch::kept(argv, &slot)),
@@ -117,14 +117,14 @@ impl Processes {
             vmm::recipe(spec, &slot, &program, &machine).map_err(|unfit| unfit.to_string())?;
         let confined = user.map(|user| confined(spec, &slot, user));
         if !runs {
-            // Its own disk is still to be made.
+            // The VM's own disk is created later.
             let own = disks.own.disk();
             let files = confined.iter().flat_map(|confined| &confined.files);
             let files = files.filter(|file| file.path != own).cloned();
             self.all_readable(files).await?;
         }
         if let (None, Some(launch)) = (&confined, &mut want) {
-            // It has ended since it was decided that it needs no user: the next look gives it one.
+            // The process has ended since it was decided that it needs no user: the next run assigns one.
             launch.only_kept = true;
         }
         Ok(Desired {
@@ -135,11 +135,10 @@ impl Processes {
         })
     }
 
-    /// Whether this host could run that, were it to be started in the place of a VM that stands; connected like that one, if
-    /// it is known how.
+    /// Preflight check: whether this host could run this spec in place of an existing VM, with the connection of that VM, if it is known.
     ///
     /// # Errors
-    /// What is in the way, in words.
+    /// The reason why it could not, as text for users.
     pub async fn fits(
         &self,
         spec: &VmSpec,
@@ -171,7 +170,7 @@ impl Processes {
             .await
     }
 
-    /// With what it would be started now, on what.
+    /// The program and the machine with which a VM would be started now.
     async fn fresh(&self, spec: &VmSpec, kernel: &Path) -> Result<(Program, Machine), String> {
         let named = spec.life.program.as_deref();
         let program = self.programs.get(spec.hypervisor, named).await?;
@@ -181,7 +180,8 @@ impl Processes {
         Ok((program, machine))
     }
 
-    /// With what it is run, on what. What runs goes on as what it was started as, whatever has been installed, moved or removed since.
+    /// The program and the machine of a VM. A running VM keeps those it was started with, even if programs were installed, moved or removed
+    /// since.
     async fn found(
         &self,
         spec: &VmSpec,
@@ -211,7 +211,7 @@ impl Processes {
         Ok((program, machine))
     }
 
-    /// What is to confine it. What runs is confined as it was started.
+    /// The confinement of a VM. A running VM keeps the one it was started with.
     async fn confinement(
         &self,
         spec: &VmSpec,
@@ -228,7 +228,7 @@ impl Processes {
         }
     }
 
-    /// What would confine it, were it started now: nobody but Firecracker has a jailer.
+    /// The confinement with which a VM would be started now. Only Firecracker has a jailer.
     async fn fresh_confinement(
         &self,
         spec: &VmSpec,
@@ -243,7 +243,7 @@ impl Processes {
         }
     }
 
-    /// It runs, and how is in its own words: a program that was upgraded or removed since is not tried for it.
+    /// The machine of a running VM, read from its command line: the program may have been upgraded or removed since.
     async fn machine_of_what_runs(
         &self,
         hypervisor: Hypervisor,
@@ -259,12 +259,12 @@ impl Processes {
         }
         match self.running_argv(uid) {
             Some(argv) => Ok(vmm::machine_of(&argv)),
-            // It has just ended.
+            // The process has just ended.
             None => self.machine(hypervisor, program).await,
         }
     }
 
-    /// QEMU runs guests with or without KVM; the others with it, or not at all.
+    /// The machine of a new VM. QEMU runs guests with or without KVM; the other VMMs need KVM.
     async fn machine(&self, hypervisor: Hypervisor, qemu: &Program) -> Result<Machine, String> {
         if hypervisor != Hypervisor::Qemu {
             return match Path::new(KVM).exists() {
@@ -273,7 +273,7 @@ impl Processes {
                     tsc_khz: None,
                 }),
                 false => Err(format!(
-                    "hypervisor {hypervisor} needs {KVM}, which is not there: switch virtualisation on, or use hypervisor qemu"
+                    "hypervisor {hypervisor} needs {KVM}, which was not found: enable virtualization in the firmware or use hypervisor qemu"
                 )),
             };
         }
@@ -282,7 +282,7 @@ impl Processes {
         machine.map_err(|error| format!("{error}: {}", error.source))
     }
 
-    /// Where programs and images may lie.
+    /// The directories of programs and images.
     pub fn places(&self) -> &Places {
         &self.places
     }
@@ -295,15 +295,15 @@ impl Processes {
         self.places.all_readable(files.collect()).await
     }
 
-    /// What an earlier daemon, or an earlier boot, has left changed of users' files. A disk that cannot be given back is no reason
-    /// not to start.
+    /// Restores owners of users' files that an earlier daemon or an earlier boot left changed. A file that cannot be restored does not keep
+    /// the daemon from starting.
     pub fn recover_owners(&self) {
         if let Err(error) = vmm::recover_owners(&self.run_dir, &self.disk_dir) {
-            warn!(%error, source = %error.source, "owners of disks that an earlier version has changed are not recorded");
+            warn!(%error, source = %error.source, "cannot restore the owners of disks that an earlier version has changed");
         }
     }
 
-    /// Nothing may run.
+    /// The empty desired state: no process.
     pub fn nothing(&self, label: &Label) -> Desired {
         let uid = owner::uid_of(label);
         Desired {
@@ -321,10 +321,10 @@ impl Processes {
         }
     }
 
-    /// Which disks a VM is to have.
+    /// Returns the disks of a VM.
     ///
     /// # Errors
-    /// Why it cannot have them, in words.
+    /// The reason why it cannot have them, as text for users.
     pub async fn disks(
         &self,
         storage: &Storage,
@@ -340,7 +340,7 @@ impl Processes {
             .await
     }
 
-    /// On a thread that may block: an image may lie on a file system whose server does not answer.
+    /// Runs `look` on a thread that may block: an image may be on a file system whose server does not respond.
     async fn of_storage(
         &self,
         storage: &Storage,
@@ -384,7 +384,7 @@ impl Processes {
         })
     }
 
-    /// No disk is wanted any more. None: the label is no VM's.
+    /// The desired state without a disk. None: the label is not that of a VM.
     pub fn no_disk(&self, label: &Label) -> Option<disk::Desired> {
         let Owner::Vm { name, .. } = &label.owner else {
             return None;
@@ -405,7 +405,7 @@ impl Processes {
         &self.disk_dir
     }
 
-    /// Whether a VMM runs for this VM, by its record. One whose record is just being written does, too.
+    /// Whether a VMM runs for this VM, by its record. It also counts as running if the record cannot be read, e.g. while it is written.
     pub fn runs(&self, uid: Uid) -> bool {
         match process::read_record(&self.run_dir.vm_dir(uid).join(vmm::RECORD)) {
             Ok(Record::Of(identity)) => {
@@ -416,7 +416,7 @@ impl Processes {
         }
     }
 
-    /// What confines the VMM that runs for this VM, for people. None: none runs, or as root.
+    /// What confines the VMM that runs for this VM, as text for users. None: no VMM runs, or it runs as root.
     pub fn confined_by(&self, uid: Uid) -> Option<String> {
         let found = vmm::confined_by(&self.run_dir.vmm_dir(uid)).ok().flatten();
         found.map(|by| by.to_string())
@@ -432,7 +432,7 @@ impl Processes {
         (!argv.is_empty()).then_some(argv)
     }
 
-    /// Tells the VM's key when this process ends. Watching the one that is watched already changes nothing.
+    /// Enqueues the VM's key when this process ends. Has no effect if the process is watched already.
     pub fn watch(&self, uid: Uid, identity: Option<&Identity>) {
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(identity) = identity else {
@@ -443,7 +443,7 @@ impl Processes {
         self.watch_for(Key::Vm(uid), uid, identity);
     }
 
-    /// The same, and tells this key: of a VM that is no object any more, it is another.
+    /// As [`Self::watch`], with this key: that of an orphan is not the key of a VM.
     pub fn watch_for(&self, key: Key, uid: Uid, identity: &Identity) {
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
         if watches.get(&uid).is_some_and(|w| w.identity == *identity) {
@@ -456,7 +456,7 @@ impl Processes {
         );
         let task = tokio::spawn(async move {
             if let Err(error) = vmm::watch(&watched, &dir).await {
-                debug!(%uid, %error, "a VMM cannot be watched");
+                debug!(%uid, %error, "cannot watch a VMM");
             }
             waker.nudge(key);
         });
@@ -483,7 +483,7 @@ fn confined(spec: &VmSpec, slot: &Slot, user: u32) -> Confined {
     }
 }
 
-/// What a VMM opens beside its own things.
+/// The files of users that a VMM opens.
 fn opened<'a>(spec: &'a VmSpec, disks: &'a [Disk]) -> impl Iterator<Item = Disk> + 'a {
     let read = |path: &PathBuf| Disk {
         path: path.clone(),

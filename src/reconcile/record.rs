@@ -1,5 +1,5 @@
-//! The record in a VM's run directory, with which a daemon that has lost its state can adopt the VM.
-//! Out of scope: writing it (the Net stage), reading it back into the store ([`super::adopt`]).
+//! The record in a VM's run directory, from which a daemon that has lost its state adopts the VM.
+//! Out of scope: writing it (the Net stage), restoring it to the store ([`super::adopt`]).
 
 use serde::{Deserialize, Serialize};
 
@@ -7,14 +7,14 @@ use crate::api::host_group::{Origin, UpdatePolicy};
 use crate::api::lease::Lease;
 use crate::api::vm::Vm;
 
-/// One VM, whole.
+/// Everything that is needed to restore a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// The boot it was written in (`/proc/sys/kernel/random/boot_id`); another one means that nothing of it is left.
+    /// The boot it was written in (`/proc/sys/kernel/random/boot_id`). After another boot nothing of the VM is left on the host.
     pub boot_id: String,
-    /// Where its group came from.
+    /// The origin of its group.
     pub origin: Origin,
-    /// How its group is updated.
+    /// The update policy of its group.
     pub update: UpdatePolicy,
     /// The VM.
     pub vm: Vm,

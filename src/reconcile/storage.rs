@@ -1,5 +1,5 @@
-//! Which disks a VM gets on this host, in which order, or why it cannot have them.
-//! Out of scope: making its own ([`super::disk`]); holding them ([`crate::host::image`]).
+//! Determines the disks of a VM on this host and their order.
+//! Out of scope: creating the VM's own disk ([`super::disk`]); locking disks ([`crate::host::image`]).
 
 use std::path::{Path, PathBuf};
 
@@ -17,31 +17,31 @@ use crate::owner::Label;
 /// The disks of one VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disks {
-    /// Its own, to be made.
+    /// The VM's own disk, which is created from the image.
     pub own: disk::Desired,
-    /// All of them: the first is the root disk, if there is one.
+    /// All disks. The first one is the root disk, if there is one.
     pub all: Vec<Disk>,
 }
 
-/// Whose disks, and where this daemon keeps its own.
+/// The VM that owns the disks, and the daemon's directories.
 #[derive(Clone, Copy, Debug)]
 pub struct Whose<'a> {
     /// `<state>/disks`.
     pub dir: &'a Path,
-    /// Which boot of the host this is.
+    /// The boot ID of the host.
     pub boot: &'a str,
     /// The VM's name.
     pub name: &'a Name,
     /// The VM's label.
     pub label: &'a Label,
-    /// The process that uses them now.
+    /// The process that uses the disks now.
     pub user: Option<u32>,
-    /// Where images may lie.
+    /// The directories of images.
     pub places: &'a Places,
 }
 
 impl Whose<'_> {
-    /// No disk is wanted any more.
+    /// The desired state without a disk.
     pub fn nothing(&self) -> disk::Desired {
         disk::Desired {
             label: self.label.clone(),
@@ -54,19 +54,19 @@ impl Whose<'_> {
     }
 }
 
-/// What of `storage` is made and used. What a VMM has already is not judged again: it goes on with what it has opened.
+/// Returns the disks of a VM. Disks that a running VMM has opened are not checked again.
 ///
 /// # Errors
-/// A file is not there, or is not what it should be; in words that name it.
+/// A file is missing or not usable, as text for users that names the file.
 pub fn disks(storage: &Storage, whose: &Whose<'_>) -> Result<Disks, String> {
     let lying = |own: &disk::Desired| look_at_ours(&own.disk());
     choose(storage, whose, lying)
 }
 
-/// The same for a VM that is to replace the one that has the disks now: what goes with that one is not there then.
+/// The same for a VM that is to replace the one that has the disks now: a disk that is deleted with that VM does not count.
 ///
 /// # Errors
-/// As [`disks`]; or the disk that stays is none that it could take over.
+/// Those of [`disks`]; or the kept disk cannot be used by the new VM.
 pub fn anew(storage: &Storage, whose: &Whose<'_>) -> Result<Disks, String> {
     let kept = disk::kept(&whose.nothing()).map_err(|error| error.to_string())?;
     let lying = |own: &disk::Desired| match kept.disk {
@@ -105,7 +105,7 @@ fn choose(
         if all.contains(&disk) {
             let shown = disk.path.display();
             return Err(format!(
-                "{shown} is a block device, and the VM's image already: found it in disks, too"
+                "duplicate disk {shown}: it is a block device, and both the VM's image and in disks"
             ));
         }
         all.push(disk);
@@ -113,7 +113,7 @@ fn choose(
     Ok(Disks { own, all })
 }
 
-/// Of one that the guest writes to, what is in it is the guest's affair.
+/// Checks an additional disk. The contents of a disk that the guest writes are not checked.
 fn judge(places: &Places, path: &Path, access: Access) -> Result<(), String> {
     let named = open(places, path)?;
     match (look(&named, path)?, access) {
@@ -139,13 +139,13 @@ fn root(
     own: &disk::Desired,
     lying: impl FnOnce(&disk::Desired) -> Result<Found, String>,
 ) -> Result<(Option<Want>, Disk), String> {
-    // In use, it is looked at by its name and not opened: whatever the settings have become, what runs goes on.
+    // A disk in use is inspected by its name and not opened: a running VM continues even if the settings no longer allow the path.
     if own.user.is_some() {
         return root_in_use(storage, image, own, lying);
     }
     let named = match places.open(Purpose::Image, image) {
         Ok(named) => Some(named),
-        // Once the disk is made, its image may go.
+        // Once the disk exists, its image may be removed.
         Err(why) if why.is_absent() => None,
         Err(why) => return Err(why.to_string()),
     };
@@ -156,7 +156,7 @@ fn root(
     if found == Found::Device {
         return device(storage, image);
     }
-    // Once the disk is made, its image may change or go.
+    // Once the disk exists, its image may change or be removed.
     let edition = match (found, lying(own)?) {
         (Found::File(edition), Found::Absent) => match &named {
             Some(named) => Some(fitting(storage, named, image, edition)?),
@@ -190,7 +190,7 @@ fn device(storage: &Storage, image: &Path) -> Result<(Option<Want>, Disk), Strin
     if storage.size_bytes.is_some() || storage.persistent {
         let shown = image.display();
         return Err(format!(
-            "the image {shown} is a block device, which is used as it is, read-only: found storage_size or persistent, expected neither"
+            "the image {shown} is a block device, used directly and read-only: storage_size and persistent have no effect with it"
         ));
     }
     let root = Disk {
@@ -234,7 +234,7 @@ fn fitting(
             Bytes(length)
         )),
         None if length == 0 => Err(format!(
-            "the image {shown} is empty; say with storage_size how large a blank disk is to be"
+            "the image {shown} is empty: specify the size of the blank disk with storage_size"
         )),
         Some(_) | None => Ok(edition),
     }
@@ -253,21 +253,21 @@ fn raw(named: &Named, path: &Path) -> Result<(), String> {
 }
 
 fn look(named: &Named, path: &Path) -> Result<Found, String> {
-    image::look_at_named(named, path).map_err(|error| format!("{error}: {}", error.source))
+    image::inspect_file(named, path).map_err(|error| format!("{error}: {}", error.source))
 }
 
 fn look_at_ours(path: &Path) -> Result<Found, String> {
-    image::look_at_ours(path).map_err(|error| format!("{error}: {}", error.source))
+    image::inspect_nofollow(path).map_err(|error| format!("{error}: {}", error.source))
 }
 
 fn not_there(path: &Path) -> String {
     let shown = path.display();
-    format!("{shown} is not there, expected a raw image or a block device")
+    format!("{shown} not found, expected a raw image or a block device")
 }
 
-/// Where a VM's own disk lies, if it is to have one and it is there.
+/// The path of a VM's own disk, if the spec has one and the disk exists.
 pub fn lying(storage: &Storage, dir: &Path, name: &Name) -> Option<PathBuf> {
     storage.image.as_ref()?;
     let path = disk::disk_path(dir, name);
-    matches!(image::look_at_ours(&path), Ok(Found::File(_))).then_some(path)
+    matches!(image::inspect_nofollow(&path), Ok(Found::File(_))).then_some(path)
 }

@@ -1,5 +1,5 @@
-//! Whether the host sends a packet elsewhere than its sender said, as far as the rules that were read tell. Pure.
-//! Out of scope: what is done with such a packet ([`super::ground::apart`]).
+//! Determines whether destination NAT rules of the host, as far as they could be read, redirect a packet. Pure.
+//! Out of scope: dropping such a packet ([`super::ground::apart`]).
 
 use std::net::Ipv4Addr;
 
@@ -8,39 +8,39 @@ use crate::host::iptables::Translations;
 use crate::host::rule::{AddrType, Chain, CtState, LinkGroup, Match, Protocol, Rule, Target, Test};
 use crate::owner::link_group;
 
-/// As deep as jumps are followed; the kernel allows as many (`NFT_JUMP_STACK_SIZE`).
+/// The maximum depth of jumps, as in the kernel (`NFT_JUMP_STACK_SIZE`).
 const DEEPEST: usize = 16;
 
-/// A packet of a VM as it comes in at the host.
+/// A packet of a VM that arrives at the host.
 #[derive(Clone, Copy, Debug)]
 pub struct Incoming<'a> {
     /// The packet.
     pub packet: &'a Packet,
     /// The VM's address.
     pub source: Ipv4Addr,
-    /// The host's end of its veth.
+    /// The host end of its veth.
     pub link: &'a str,
-    /// The host's own addresses.
+    /// The addresses of the host.
     pub host_addresses: &'a [Ipv4Addr],
 }
 
-/// What the rules say.
+/// The effect of the rules on a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It goes where it was sent.
+    /// Its destination is unchanged.
     Untouched,
-    /// This rule sends it elsewhere.
+    /// This rule changes its destination.
     Translated {
         /// The rule.
         rule: String,
         /// Its table and chain.
         place: String,
     },
-    /// So many rules were met that are of shapes not known here.
+    /// No decoded rule changes its destination, but this number of rules on its path could not be decoded.
     Unknown(usize),
 }
 
-/// The fate of a packet.
+/// Evaluates the rules for a packet.
 pub fn fate(tables: &[Translations], incoming: Incoming<'_>) -> Fate {
     let mut unknown = 0;
     for table in tables {
@@ -69,7 +69,7 @@ struct Walk<'a> {
     unknown: usize,
 }
 
-/// How a chain ended.
+/// The result of a chain.
 enum Step {
     Translated { rule: String, chain: String },
     Ended,
@@ -145,7 +145,7 @@ impl Walk<'_> {
             && when.in_group.as_ref().is_none_or(group)
             && when.out_group.is_none()
             && when.mac_source.is_none()
-            // Limits are for those who exceed them.
+            // Rules with limits match only packets beyond the limit.
             && when.connlimit.is_none()
             && when.source_rate.is_none()
     }

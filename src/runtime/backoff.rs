@@ -1,14 +1,15 @@
-//! How long a key that failed is left alone.
-//! Out of scope: jitter. One host has no herd to thunder.
+//! The delay before a key that failed is run again.
+//! Out of scope: jitter. There is one client, so retries do not arrive in bursts.
 
 use std::time::Duration;
 
-/// After the first failure.
+/// The delay after the first failure.
 pub const FIRST: Duration = Duration::from_millis(500);
-/// After many.
+/// The longest delay.
 pub const LONGEST: Duration = Duration::from_secs(60);
 
-/// The wait after so many failures in a row (from 1): doubles from [`FIRST`] to [`LONGEST`]. There is no last try.
+/// The delay after this number of consecutive failures (at least 1): it doubles from [`FIRST`] to [`LONGEST`]. The number of retries is
+/// not limited.
 pub fn after(failures: u32) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
     (FIRST * 2u32.pow(doublings)).min(LONGEST)

@@ -1,14 +1,14 @@
-//! Runs keys as they fall due: as tasks, so many at once, none cancelled half way.
+//! Runs keys when they are due: each run is a task, the number of concurrent runs is limited, and no run is cancelled.
 //! Out of scope: what a run does.
 //!
-//! # Why some runs stand aside
-//! A run that waits for somebody else's process to come up works on nothing meanwhile, and its place is of more use to another key.
-//! Those that stand aside are bounded, too: what they wait for competes for the same processors.
+//! # Why runs that wait release their worker
+//! A run that waits for another process to start does no work meanwhile, so another key uses its worker. The number of such runs is
+//! limited, too: the processes that they wait for compete for the same CPUs.
 //!
 //! # Why slow runs release their worker
-//! A run that takes longer than [`SLOW`] most likely hangs: in a program, in the kernel, in a file system whose server is gone. Its
-//! deadline ends it, but until then it is not to keep other keys from being run. It competes for nothing, so there may be more of
-//! those; they are bounded by what they hold open.
+//! A run that takes longer than [`SLOW`] most likely hangs: in a program, in the kernel, or in a file system whose server is gone. Its
+//! deadline ends it, but until then it must not prevent other keys from running. It uses no CPU, so the limit is higher: it bounds the
+//! resources that these runs keep open.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -28,63 +28,63 @@ use crate::clock;
 /// A wake-up for a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wake<K> {
-    /// The world moved.
+    /// The state of the host changed.
     Nudge(K),
-    /// The intent moved.
+    /// The desired state changed.
     Renew(K),
-    /// Nothing is known to have moved: look at the key when there is time.
+    /// No change is known: run the key in the bulk lane.
     Sweep(K),
 }
 
-/// Where wake-ups go in. Cheap to clone.
+/// Enqueues keys. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Waker<K> {
     wakes: mpsc::UnboundedSender<Wake<K>>,
 }
 
 impl<K> Waker<K> {
-    /// The world moved: look at the key.
+    /// Enqueues a key because the state of the host changed. A backoff is kept.
     pub fn nudge(&self, key: K) {
-        // A controller that has stopped needs no wake-up.
+        // Sending fails only if the controller has stopped.
         let _ = self.wakes.send(Wake::Nudge(key));
     }
 
-    /// Nothing is known to have moved: look at the key when there is time.
+    /// Enqueues a key in the bulk lane: no change is known.
     pub fn sweep(&self, key: K) {
         let _ = self.wakes.send(Wake::Sweep(key));
     }
 
-    /// The intent moved: forget failures, look now.
+    /// Enqueues a key because its desired state changed: its failures are reset, and it runs at once.
     pub fn renew(&self, key: K) {
         let _ = self.wakes.send(Wake::Renew(key));
     }
 }
 
-/// How many times as many runs may stand aside as run at once.
+/// The limit of waiting runs without a worker, as a multiple of the number of workers.
 pub const ASIDE: usize = 3;
 
-/// A run that takes longer releases its worker.
+/// A run that takes longer than this releases its worker.
 pub const SLOW: Duration = Duration::from_millis(500);
 
-/// The same for a key that has failed: most likely it hangs again.
+/// The same for a key whose last run failed: it most likely hangs again.
 const SLOW_AGAIN: Duration = Duration::from_millis(100);
 
-/// How many slow runs may have released their workers at the same time, unless somebody says otherwise.
+/// The default limit of slow runs without a worker.
 pub const SLOW_RUNS: usize = 256;
 
 tokio::task_local! {
     static RUN: Arc<Run>;
 }
 
-/// A run under way.
+/// A run in progress.
 #[derive(Debug)]
 struct Run {
     places: Arc<Places>,
-    /// It counts no more among those that have a worker.
+    /// The run has released its worker.
     released: AtomicBool,
 }
 
-/// The runs that have released their workers.
+/// Counts the runs that have released their workers.
 #[derive(Debug, Default)]
 struct Places {
     aside: Sort,
@@ -93,7 +93,7 @@ struct Places {
     changed: Notify,
 }
 
-/// So many of a sort.
+/// The number of runs released for one reason, and its limit.
 #[derive(Debug, Default)]
 struct Sort {
     taken: AtomicUsize,
@@ -121,15 +121,15 @@ impl Places {
 /// Why a run releases its worker.
 #[derive(Clone, Copy, Debug)]
 enum Why {
-    /// It waits for somebody else's process.
+    /// It waits for another process.
     Aside,
-    /// It takes long.
+    /// It takes longer than [`SLOW`].
     Slow,
-    /// What it waits for is bounded elsewhere.
+    /// It waits for an operation whose number is limited elsewhere.
     Outside,
 }
 
-/// Waits without taking up one of the places that runs share. Outside of a run, and where too many do so already, it is a plain wait.
+/// Waits without occupying a worker. Outside of a run, or if the limit ([`ASIDE`]) is reached, the worker is not released.
 pub async fn stand_aside<W: Future>(wait: W) -> W::Output {
     let released = Released::of_this_run(Why::Aside).or_else(Released::in_name);
     let done = wait.await;
@@ -137,7 +137,7 @@ pub async fn stand_aside<W: Future>(wait: W) -> W::Output {
     done
 }
 
-/// Waits without a worker, however many do: for what is bounded elsewhere, such as copies of images.
+/// Waits without occupying a worker and without a limit: for operations whose number is limited elsewhere, such as copies of images.
 pub async fn without_worker<W: Future>(wait: W) -> W::Output {
     let released = Released::of_this_run(Why::Outside);
     let done = wait.await;
@@ -145,7 +145,7 @@ pub async fn without_worker<W: Future>(wait: W) -> W::Output {
     done
 }
 
-/// Runs to its end, without a worker once it is slow.
+/// Completes a run. It releases its worker after `patience`.
 async fn hand_over<R: Future>(run: R, patience: Duration) -> R::Output {
     let mut run = Box::pin(run);
     loop {
@@ -154,17 +154,17 @@ async fn hand_over<R: Future>(run: R, patience: Duration) -> R::Output {
             done = &mut run => return done,
             () = tokio::time::sleep(patience) => {}
         }
-        // It may wait without one already.
+        // The run may have released its worker already.
         if let Some(_released) = Released::of_this_run(Why::Slow) {
             return run.await;
         }
     }
 }
 
-/// A run without a worker, until this is dropped.
+/// A guard: the run has no worker until this is dropped.
 struct Released {
     run: Arc<Run>,
-    /// None: it has one, and is not to be taken for a slow one either.
+    /// `None`: the run keeps its worker, and must not be treated as slow either.
     why: Option<Why>,
 }
 
@@ -190,7 +190,8 @@ impl Released {
         })
     }
 
-    /// Those that wait for processes are bounded: one too many keeps its worker, however long it takes.
+    /// Marks the run as released without releasing its worker: over the limit, a run that waits for a process keeps its worker until it
+    /// ends.
     fn in_name() -> Option<Self> {
         let run = RUN.try_with(Arc::clone).ok()?;
         let first = !run.released.swap(true, Ordering::Relaxed);
@@ -218,7 +219,7 @@ impl Places {
     }
 }
 
-/// The loop.
+/// The run loop.
 pub struct Controller<K> {
     queue: Queue<K>,
     wakes: mpsc::UnboundedReceiver<Wake<K>>,
@@ -228,7 +229,7 @@ pub struct Controller<K> {
     lane: Box<dyn Fn(&K) -> Lane + Send>,
 }
 
-/// A controller that runs `width` keys at once, its waker, and whether nothing is due or running.
+/// Returns a controller with `width` workers, its waker, and a watch that is true while no key is due or running.
 pub fn controller<K>(width: usize) -> (Controller<K>, Waker<K>, watch::Receiver<bool>) {
     let (wakes, inbox) = mpsc::unbounded_channel();
     let (idle, is_idle) = watch::channel(false);
@@ -244,23 +245,23 @@ pub fn controller<K>(width: usize) -> (Controller<K>, Waker<K>, watch::Receiver<
 }
 
 impl<K: Clone + Debug + Eq + Hash + Send + 'static> Controller<K> {
-    /// The same, running so many keys at once.
+    /// Sets the number of workers.
     pub fn with_width(self, width: usize) -> Self {
         Self { width, ..self }
     }
 
-    /// The same, with so many slow runs beside.
+    /// Sets the limit of slow runs without a worker.
     pub fn with_slow(self, slow: usize) -> Self {
         Self { slow, ..self }
     }
 
-    /// The same, where `lane` determines the lane in which a woken key is looked at.
+    /// Sets the function that determines the lane of a key.
     pub fn with_lanes(self, lane: impl Fn(&K) -> Lane + Send + 'static) -> Self {
         let lane = Box::new(lane);
         Self { lane, ..self }
     }
 
-    /// Until `stop` completes: then no new run starts, and the ones under way are finished.
+    /// Runs keys until `stop` completes. Then no new run starts, and runs in progress are completed.
     pub async fn run<F, R>(mut self, run: F, stop: impl Future<Output = ()>)
     where
         F: Fn(K, u32) -> R,
@@ -282,7 +283,7 @@ impl<K: Clone + Debug + Eq + Hash + Send + 'static> Controller<K> {
             while !full(&runs)
                 && let Some(key) = self.queue.take(now)
             {
-                trace!(?key, "look");
+                trace!(?key, "run");
                 let failures = self.queue.failures(&key);
                 let this = Arc::new(Run {
                     places: Arc::clone(&places),
@@ -333,7 +334,7 @@ impl<K: Clone + Debug + Eq + Hash + Send + 'static> Controller<K> {
         let (id, outcome) = match ended {
             Ok((id, outcome)) => (id, outcome),
             Err(error) => {
-                error!(%error, "a run panicked; its key backs off");
+                error!(%error, "a run panicked; it is retried with a backoff");
                 (error.id(), Outcome::Failed)
             }
         };

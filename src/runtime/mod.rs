@@ -1,5 +1,5 @@
-//! WAITS: which key is looked at next, and when.
-//! Out of scope: what a key means, what is done for it.
+//! The work queue: which key runs next, and when.
+//! Out of scope: what a key means, and what its run does.
 
 pub mod backoff;
 pub mod controller;

@@ -1,15 +1,18 @@
-//! Which key is looked at next. Pure: time is an argument.
+//! The queue of keys. Pure: time is an argument.
 //! Out of scope: tasks, timers.
 //!
-//! # Laws
-//! One run per key at a time. Every nudge is followed by a look that starts after it. A nudge (the world moved) does not
-//! clear a backoff, a renewal (the intent moved) does. Failures grow only when a full backoff has passed. Success forgets.
-//! An idle key costs no memory. There is no last try.
+//! # Properties
+//! - There is at most one run per key at a time.
+//! - Each enqueue is followed by a run that starts after it.
+//! - `nudge` (the state of the host changed) does not end a backoff; `renew` (the desired state changed) does.
+//! - The failure count grows only after a complete backoff. A successful run resets it.
+//! - An idle key uses no memory.
+//! - The number of retries is not limited.
 //!
 //! # Lanes
-//! A look in the prompt lane goes before all looks in the bulk lane, but after [`PROMPT_IN_A_ROW`] prompt looks one bulk look is
-//! given if any is due: neither lane starves, however long the other is. Within a lane, the key that is due first goes first. A key
-//! that is due in the bulk lane moves to the prompt lane when it is woken there, and never the other way.
+//! Keys in the prompt lane run before keys in the bulk lane, but after [`PROMPT_IN_A_ROW`] prompt runs one bulk key runs if any is due,
+//! so that neither lane starves. Within a lane, the key that has been due longest runs first. A key that is due in the bulk lane moves to
+//! the prompt lane when it is enqueued there, never the other way.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -17,32 +20,33 @@ use std::time::{Duration, Instant};
 
 use super::backoff;
 
-/// How a run ended.
+/// The result of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The plan is empty.
     Converged,
-    /// Nothing failed; look again after so long, or sooner when nudged.
+    /// Nothing failed: run again after this delay, or sooner when the key is enqueued.
     After(Duration),
-    /// What was begun comes to its end by itself, and tells: look then, or after so long. Not idle meanwhile.
+    /// An operation was started that completes by itself and then enqueues the key: run then, or after this delay. The queue is not idle
+    /// meanwhile.
     Awaits(Duration),
-    /// Something failed: back off.
+    /// The run failed: back off.
     Failed,
-    /// Leave it alone for so long whatever the world does; only a new intent is heard.
+    /// Do not run before this delay has passed, even if the state of the host changes; only a change of the desired state ends it.
     Shun(Duration),
 }
 
-/// How urgent a look is.
+/// The priority of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
-    /// One of many that may take their time.
+    /// Low priority: one of many.
     Bulk,
-    /// Before those.
+    /// High priority: before the bulk lane.
     #[default]
     Prompt,
 }
 
-/// So many looks of the prompt lane are given before one of the bulk lane.
+/// The number of consecutive prompt runs before a bulk run.
 pub const PROMPT_IN_A_ROW: u32 = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,15 +57,15 @@ enum State {
     Running {
         again: Again,
     },
-    /// `After`: a nudge ends it.
+    /// After `After`. Ends when the key is enqueued.
     Resting {
         until: (Instant, u64),
     },
-    /// `Awaits`: a nudge ends it, too.
+    /// After `Awaits`. Ends when the key is enqueued.
     Awaiting {
         until: (Instant, u64),
     },
-    /// `Failed` or `Shun`: only time or a renewal ends it.
+    /// After `Failed` or `Shun`. Ends only after the delay or with `renew`.
     BackingOff {
         until: (Instant, u64),
     },
@@ -78,17 +82,17 @@ enum Again {
 struct Entry {
     state: State,
     failures: u32,
-    /// Of the look that is due, or of the last wake-up.
+    /// The lane of the run that is due, or of the last enqueue.
     lane: Lane,
 }
 
-/// The queue.
+/// The work queue.
 #[derive(Debug)]
 pub struct Queue<K> {
     entries: HashMap<K, Entry>,
     prompt: BTreeMap<u64, K>,
     bulk: BTreeMap<u64, K>,
-    /// Prompt looks since the last bulk one, while one is due.
+    /// Prompt runs since the last bulk run, while a bulk key is due.
     in_a_row: u32,
     timers: BTreeMap<(Instant, u64), K>,
     ticket: u64,
@@ -108,22 +112,22 @@ impl<K> Default for Queue<K> {
 }
 
 impl<K: Clone + Eq + Hash> Queue<K> {
-    /// The world moved: look at the key. A key that backs off stays where it is, but a look will come.
+    /// Enqueues a key because the state of the host changed. A key in backoff keeps its backoff and runs after it.
     pub fn nudge(&mut self, key: K) {
         self.nudge_in(Lane::Prompt, key);
     }
 
-    /// The same, in that lane.
+    /// As [`Queue::nudge`], in the given lane.
     pub fn nudge_in(&mut self, lane: Lane, key: K) {
         self.wake(key, Again::Nudged, lane);
     }
 
-    /// The intent moved: failures are forgotten, look now.
+    /// Enqueues a key because its desired state changed: its failures are reset, and it runs at once.
     pub fn renew(&mut self, key: K) {
         self.renew_in(Lane::Prompt, key);
     }
 
-    /// The same, in that lane.
+    /// As [`Queue::renew`], in the given lane.
     pub fn renew_in(&mut self, lane: Lane, key: K) {
         self.wake(key, Again::Renewed, lane);
     }
@@ -133,7 +137,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
             self.make_ready(key, 0, lane);
             return;
         };
-        // What waits, or is owed to a run under way, keeps the better lane.
+        // A key that is due, in backoff, or to be run again keeps the higher lane.
         let is_owed = match entry.state {
             State::Ready { .. } | State::BackingOff { .. } => true,
             State::Running { again } => again != Again::No,
@@ -167,7 +171,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         }
     }
 
-    /// The next key to look at, if one is due. It runs until [`Queue::done`].
+    /// Returns the next key to run, if one is due. It is running until [`Queue::done`].
     pub fn take(&mut self, now: Instant) -> Option<K> {
         while let Some((&timer, _)) = self.timers.first_key_value().filter(|(at, _)| at.0 <= now) {
             if let Some(key) = self.timers.remove(&timer) {
@@ -200,7 +204,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         Some(key)
     }
 
-    /// The run of a key ended.
+    /// Records that the run of a key has ended.
     pub fn done(&mut self, key: K, now: Instant, outcome: Outcome) {
         let Some(entry) = self.entries.get(&key).copied() else {
             return;
@@ -221,7 +225,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
                 let until = self.timer(key.clone(), now + wait);
                 self.set(key, State::Resting { until }, 0, lane);
             }
-            // Nothing has come out well yet.
+            // The operation has not succeeded yet, so failures are kept.
             (Outcome::Awaits(_), Again::Nudged | Again::Renewed) => {
                 self.make_ready(key, entry.failures, lane);
             }
@@ -241,7 +245,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         }
     }
 
-    /// When [`Queue::take`] will have something, if nobody wakes a key before.
+    /// The time at which [`Queue::take`] returns a key, if no key is enqueued before.
     pub fn next_due(&self, now: Instant) -> Option<Instant> {
         match self.prompt.is_empty() && self.bulk.is_empty() {
             false => Some(now),
@@ -249,12 +253,12 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         }
     }
 
-    /// How often a key has failed in a row.
+    /// The number of consecutive failures of a key.
     pub fn failures(&self, key: &K) -> u32 {
         self.entries.get(key).map_or(0, |entry| entry.failures)
     }
 
-    /// Nothing is due, nothing runs.
+    /// No key is due or running.
     pub fn is_idle(&self) -> bool {
         self.entries.values().all(|entry| {
             matches!(
@@ -264,12 +268,12 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         })
     }
 
-    /// Keys that are known at all: not idle.
+    /// The number of keys that are not idle: due, running or waiting.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// No key is known.
+    /// No key is due, running or waiting.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

@@ -1,10 +1,10 @@
-//! Where a batch goes, in this order: tombstones, the journal in the run directory, the database.
-//! Out of scope: what follows from a batch that was refused.
+//! Writes a batch to the files of the store, in this order: tombstones, the journal in the run directory, the database.
+//! Out of scope: the handling of a batch that was refused.
 //!
 //! # Why
-//! The tombstone must be there when the database says that a VM goes (see [`super::tombstones`]). The journal comes before the
-//! database because an acknowledged change must be in both, and an append in memory can be cut off again where a synced
-//! database cannot.
+//! The tombstone must exist when the database records the deletion of a VM (see [`super::tombstones`]). The journal is written before
+//! the database because an acknowledged change must be in both, and an append to a tmpfs can be truncated again, but a batch in a
+//! synced database cannot be removed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,36 +21,36 @@ use super::witness::Witnesses;
 use super::writer::Failure;
 use crate::api::meta::Uid;
 
-/// What is written at once: each key with its last value.
+/// The content of one write: each key with its last value.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Batch {
     pub(super) entries: Entries,
-    /// VMs that are to be removed from now on.
+    /// VMs whose removal is requested by this batch.
     pub(super) condemned: Vec<Uid>,
     /// VMs whose removal is complete.
     pub(super) buried: Vec<Uid>,
-    /// What was lost is back: from now on the journal is kept.
+    /// Lost state has been restored: the journal is written from now on.
     pub(super) begins: bool,
-    /// Part of it only restricts: it is not tried on a full disk, where sled may never return.
+    /// The batch contains a restriction: free space is checked first, because on a full disk sled may never return.
     pub(super) restricts: bool,
-    /// It is for the reserve, not for the database.
+    /// The batch is for the reserve, not for the database.
     pub(super) to_reserve: bool,
 }
 
-/// The files behind a store.
+/// The files of a store.
 pub(super) struct Backing {
     /// The state directory.
     dir: PathBuf,
     seal: Option<RunCopy>,
-    /// None: it could not be written, and is opened again before the next write.
+    /// `None`: it could not be written, and is opened again before the next write.
     database: Option<Database>,
     journal: Option<Journal>,
-    /// While the state that was lost is put back, the journal is what it is put back from.
+    /// Whether the journal is written. While lost state is restored, it is restored from the journal.
     keeps_journal: bool,
     tombstones: Tombstones,
-    /// None: no daemon's.
+    /// `None`: the store is not opened by a daemon.
     reserve: Option<Reserve>,
-    /// A batch was refused: the next one is tried only when there is room for more than that.
+    /// The last batch was refused: the next one is attempted only if there is enough free space.
     was_refused: bool,
 }
 
@@ -74,12 +74,12 @@ impl Backing {
         }
     }
 
-    /// With space reserved for changes that only restrict.
+    /// Sets the reserve, the space for changes that only restrict.
     pub(super) fn with_reserve(self, reserve: Option<Reserve>) -> Self {
         Self { reserve, ..self }
     }
 
-    /// Whether the journal is written from now on.
+    /// Enables the journal from now on, if `keeps` is true.
     pub(super) fn journal_from_now(&mut self, keeps: bool) {
         self.keeps_journal |= keeps;
     }
@@ -121,7 +121,7 @@ impl Backing {
             None => self.reopen()?,
         };
         let written = self.write_all(&mut database, batch);
-        // sled 0.34 refuses everything after an error of its file; a new instance finds what became durable.
+        // sled 0.34 refuses all operations after an I/O error; a new instance reads what became durable.
         if !matches!(written, Err(Refused::ByTheDatabase(_))) {
             self.database = Some(database);
         }
@@ -148,9 +148,9 @@ impl Backing {
             }
             Err(_) => batch.condemned.clone(),
         };
-        // What is left in the files is of uids that are never used again.
+        // Lines that remain in the files belong to uids that are never used again.
         if let Err(why) = self.tombstones.withdraw(&served) {
-            tracing::warn!(%why, "cannot take tombstones back");
+            tracing::warn!(%why, "cannot withdraw tombstones");
         }
         written
     }
@@ -181,7 +181,7 @@ impl Backing {
         }
     }
 
-    /// Opens again a database that could not be written, once there is room. One that turns out damaged is filled from the journal.
+    /// Opens a database again that could not be written, once there is free space. A damaged one is replaced and restored from the journal.
     fn reopen(&mut self) -> Result<Database, Failure> {
         self.probe().map_err(Failure::Refused)?;
         let witnesses = Witnesses {
@@ -197,7 +197,7 @@ impl Backing {
         let known = match self.journal.as_ref().map(Journal::read) {
             Some(Ok(Some(known))) => known,
             Some(Err(why)) => {
-                tracing::error!(%why, "a damaged database cannot be filled again");
+                tracing::error!(%why, "cannot restore a damaged database from the journal");
                 BTreeMap::new()
             }
             Some(Ok(None)) | None => BTreeMap::new(),
@@ -215,15 +215,15 @@ impl Backing {
         self.dir.join("db")
     }
 
-    /// Its removal left something, or it was never looked at: the tombstone is what lets that be removed.
+    /// Whether a VM has a run directory: its removal is incomplete, and needs the tombstone.
     fn has_run_dir(&self, uid: Uid) -> bool {
         self.tombstones.has_run_dir(uid)
     }
 
-    /// Whether there is room for a change.
+    /// Checks whether there is free space for a change.
     ///
     /// # Errors
-    /// In words that name the file.
+    /// A message that names the file.
     pub(super) fn probe(&self) -> Result<(), String> {
         readonly::probe(&self.dir)
             .map_err(|error| format!("{}: {error}", self.path().display()))?;
@@ -231,15 +231,15 @@ impl Backing {
     }
 }
 
-/// By whom a batch was refused.
+/// What refused a batch.
 enum Refused {
-    /// By something before the database.
+    /// The tombstones or the journal, before the database was written.
     Before(String),
-    /// By the database.
+    /// The database.
     ByTheDatabase(Failure),
 }
 
-/// What the database has, for the journal.
+/// The content of the database, for the journal.
 fn content(database: &Database) -> Result<BTreeMap<String, Vec<u8>>, String> {
     let mut all = BTreeMap::new();
     for (key, value) in database.content()? {
@@ -251,7 +251,7 @@ fn content(database: &Database) -> Result<BTreeMap<String, Vec<u8>>, String> {
 }
 
 impl Batch {
-    /// It asks for nothing.
+    /// Whether the batch contains nothing to write.
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
             && self.condemned.is_empty()
@@ -260,7 +260,7 @@ impl Batch {
     }
 }
 
-/// What these batches come to.
+/// Merges batches, in order.
 pub(super) fn joined<'b>(batches: impl IntoIterator<Item = &'b Batch>) -> Batch {
     let mut all = Batch::default();
     for batch in batches {

@@ -1,4 +1,4 @@
-//! Opens a store: the database or a copy of it, and what the run directory knows beside it.
+//! Opens a store: the database or a copy of it, and the files of the run directory.
 //! Out of scope: opening the database itself ([`super::open`], [`super::readonly`]).
 
 use std::path::Path;
@@ -16,22 +16,22 @@ use super::{Beginning, Error, Recalled, Store, load, readonly, writer};
 use crate::api::meta::Name;
 
 impl Store {
-    /// Groups that were restricted while the database could not be written: their VMs may not be up to that yet.
+    /// Groups that were restricted while the database could not be written: the restriction may not be applied to their VMs yet.
     pub fn restricted(&self) -> &[Name] {
         &self.shared.restricted
     }
 
-    /// Opens, or creates, the database in `dir`. One that is not what was acknowledged is set aside, never overwritten; one
-    /// that cannot be read, or that another version wrote, is refused and left as it is.
+    /// Opens or creates the database in `dir`. A database that is not what was acknowledged is set aside, never overwritten; one
+    /// that cannot be read, or that another version wrote, is refused and not changed.
     ///
     /// # Errors
-    /// [`Error::Open`] when another daemon holds it, or the folder cannot be used.
+    /// [`Error::Open`] if another daemon uses it, or the directory cannot be used.
     pub fn open(dir: &Path) -> Result<(Self, Opened), Error> {
         Self::open_with(dir, None)
     }
 
-    /// The same, with a copy of the seal that is good for one boot: with it even a state directory that was replaced as a
-    /// whole by an older one is noticed.
+    /// As [`Store::open`], with a copy of the integrity record that is valid for one boot: it also detects a state directory that was
+    /// replaced as a whole with an older one.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -40,8 +40,8 @@ impl Store {
         Ok((store, opened))
     }
 
-    /// The same for a daemon, with all that the run directory knows. A database that cannot be written because its disk is full
-    /// or read-only is opened all the same: see [`Store::read_only`].
+    /// As [`Store::open_with`], for a daemon: uses all files of the run directory. A database that cannot be written because its
+    /// disk is full or read-only is opened, too: see [`Store::read_only`].
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -79,7 +79,7 @@ impl Store {
             why,
         } = readonly::open(dir, seal, &witnesses, recallable)?;
         let unknown = world.unknown.fields().into_iter().map(|field| {
-            format!("{field} was stored by a newer version; it is kept, and has no effect")
+            format!("{field} was stored by a newer version; it is kept, but has no effect")
         });
         let mut notes: Vec<String> = notes.into_iter().chain(unknown).collect();
         let mut world = world;
@@ -120,7 +120,7 @@ impl Store {
             why = match backing.write(&Batch::default()) {
                 Ok(()) => None,
                 Err(Failure::Refused(why) | Failure::Unknown(why)) => Some(why),
-                Err(Failure::Silent) => Some("it does not answer".into()),
+                Err(Failure::Silent) => Some("the database does not answer".into()),
             };
         }
         let write = move |batch: Batch| backing.write(&batch);
@@ -137,7 +137,7 @@ impl Store {
     }
 }
 
-/// The number of the reserve that the state has, wherever it comes from.
+/// The number of the reserve that the state contains, whether it comes from the database or from the journal.
 fn taken_over(world: &World, recalled: &Recalled) -> u64 {
     let recalled = match recalled {
         Recalled::World(world) => world.reserve_taken,
@@ -154,19 +154,17 @@ fn restricted(reserve: &Reserve) -> Vec<Name> {
         .collect()
 }
 
-/// Puts into a state what was only in the reserve.
+/// Adds the entries of the reserve to a state.
 fn put_restrictions(world: &mut World, reserve: &Reserve, notes: &mut Vec<String>) {
     for (key, value) in reserve.entries() {
         let Some(value) = value else { continue };
         if let Err(why) = load::take_in(world, key, value) {
-            notes.push(format!(
-                "what the reserve has of {key} cannot be understood: {why}"
-            ));
+            notes.push(format!("cannot decode {key} in the reserve: {why}"));
         }
     }
 }
 
-/// The same where the state is restored from the run directory.
+/// As [`put_restrictions`], for a state that is restored from the run directory.
 fn recall_restrictions(recalled: &mut Recalled, reserve: &Reserve, notes: &mut Vec<String>) {
     if reserve.entries().is_empty() {
         return;

@@ -1,24 +1,24 @@
-//! A file of one line that carries a checksum of itself: a changed bit does not make it another valid line.
-//! Out of scope: what the line states.
+//! A file of one line with a checksum: a changed bit does not produce another valid line.
+//! Out of scope: the meaning of the line.
 //!
 //! # Why
-//! A flipped bit turns one instance id, or one format number, into another that parses as well.
+//! Without a checksum, a flipped bit turns an instance id or a format number into another valid one.
 
-/// How many hexadecimal digits of the digest are written.
+/// The number of hexadecimal digits of the digest in the file.
 const DIGITS: usize = 16;
 
 /// The content of such a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Line<'t> {
-    /// The checksum is right.
+    /// The checksum matches.
     Checked(&'t str),
-    /// There is no checksum: an earlier version, or a person, wrote it.
+    /// There is no checksum: an earlier version or a user wrote the line.
     Unchecked(&'t str),
     /// Anything else.
     Damaged,
 }
 
-/// `text`, which has no line feed, with its checksum.
+/// Returns `text`, which must not contain a line feed, with its checksum and a line feed.
 pub fn write(text: &str) -> String {
     format!("{text} {}\n", digest(text))
 }
@@ -49,7 +49,7 @@ mod tests {
     use super::{Line, read, write};
 
     #[test]
-    fn what_was_written_is_read_and_a_line_of_before_is_recognised() {
+    fn a_written_line_is_read_back_and_a_line_of_an_earlier_version_is_recognised() {
         let written = write("slicectl instance abcde");
         assert_eq!(read(&written), Line::Checked("slicectl instance abcde"));
         let before = read("slicectl instance abcde\n");
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn no_changed_bit_no_cut_and_no_zeroed_byte_makes_another_checked_line() {
+    fn no_changed_bit_no_truncation_and_no_zeroed_byte_gives_another_checked_line() {
         let written = write("slicectl state format 2");
         let mut damaged: Vec<Vec<u8>> = (0..written.len() * 8)
             .map(|bit| {

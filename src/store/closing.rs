@@ -1,4 +1,4 @@
-//! Changes that only restrict: what may be kept in the reserve while the database cannot be written.
+//! Changes that only restrict: these can be stored in the reserve while the database cannot be written.
 //! Out of scope: the reserve.
 
 use crate::api::host_group::{HostGroup, HostGroupSpec};
@@ -6,7 +6,7 @@ use crate::api::meta::Meta;
 use crate::api::policy::Entry;
 use crate::api::vm::{Vm, VmSpec};
 
-/// Whether a group becomes another only in that its VMs may send less.
+/// Whether a change of a group only restricts what its VMs may send.
 pub(super) fn closes_only(before: &HostGroup, after: &HostGroup) -> bool {
     let same = HostGroup {
         meta: Meta {
@@ -23,7 +23,7 @@ pub(super) fn closes_only(before: &HostGroup, after: &HostGroup) -> bool {
     old != new && same == *after && new.network.is_no_looser_than(&old.network)
 }
 
-/// The same of a VM, and of what it remembers of its group.
+/// As [`closes_only`], for a VM and its copy of the group's settings.
 pub(super) fn vm_closes_only(before: &Vm, after: &Vm) -> bool {
     let same = Vm {
         meta: Meta {
@@ -48,7 +48,7 @@ fn spec_of(spec: &VmSpec, after: &VmSpec) -> VmSpec {
     }
 }
 
-/// What a group's VMs made on demand may open of the host.
+/// The host openings that the VMs made on demand of a group request.
 pub(super) fn openings(group: &HostGroup) -> impl Iterator<Item = Entry> + '_ {
     let orders = group.orders.values();
     orders.flat_map(|order| order.ask.host_openings())

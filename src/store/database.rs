@@ -1,9 +1,9 @@
-//! The open database: a batch is on the disk, and sealed, before anybody is told of it.
-//! Out of scope: opening, and what is concluded from what was found.
+//! The open database: a batch and its position in the integrity record are on the disk before the batch is acknowledged.
+//! Out of scope: opening, and comparing it with what was acknowledged.
 //!
 //! # Why
-//! A batch is written in three steps, each on the disk before the next: the log, the seal, then the answers. A power failure
-//! between the first two leaves a database that is one batch ahead of its seal, and nobody was told of that batch.
+//! A batch is completed in three steps, each durable before the next: the log, the integrity record, the acknowledgement. A power
+//! failure between the first two leaves a database that is one batch ahead of its record, and that batch was not acknowledged.
 
 use std::collections::BTreeMap;
 
@@ -15,32 +15,32 @@ use super::seal::Seal;
 use super::sync::Written;
 use super::writer::Failure;
 
-/// What is written at once: each key with its last value; none removes it.
+/// The content of one write: each key with its last value; `None` removes the key.
 pub(super) type Batch = BTreeMap<String, Option<Vec<u8>>>;
 
-/// The database with all that belongs to it.
+/// The database with its files and integrity records.
 pub(super) struct Database {
     raw: Raw,
     written: Written,
     seals: Seals,
-    /// The position that was acknowledged last.
+    /// The last acknowledged position.
     mark: Mark,
-    /// The highest number that was given to a batch.
+    /// The highest number that was assigned to a batch.
     tried: u64,
-    /// Since a batch failed: what was acknowledged of the keys that it may have changed. The next batch writes them again.
+    /// After a failed batch: the acknowledged values of the keys that it may have changed. The next batch writes them again.
     unsure: Batch,
 }
 
-/// The two copies of the seal.
+/// The two copies of the integrity record.
 pub(super) struct Seals {
     /// On the state disk.
     pub disk: Seal,
-    /// In the run directory; none where that has no room for it.
+    /// In the run directory. `None`: it cannot be written there.
     pub run: Option<Seal>,
 }
 
 impl Database {
-    /// One whose position is `mark`, and sealed.
+    /// A database at position `mark`, which is in its integrity records.
     pub fn new(raw: Raw, written: Written, seals: Seals, mark: Mark) -> Self {
         Self {
             raw,
@@ -52,7 +52,7 @@ impl Database {
         }
     }
 
-    /// Which position the next batch gets.
+    /// The position that the next batch gets.
     pub fn next(&self) -> Position {
         Position {
             id: self.mark.id,
@@ -60,10 +60,10 @@ impl Database {
         }
     }
 
-    /// Writes a batch and seals it. On a full disk sled 0.34 may lose a wake-up, and then this never returns.
+    /// Writes a batch and its integrity record. On a full disk sled 0.34 may lose a wake-up, and then this never returns.
     ///
     /// # Errors
-    /// [`Failure::Refused`]: nothing of it counts. [`Failure::Unknown`]: what is on the disk is not known.
+    /// [`Failure::Refused`]: the batch has no effect. [`Failure::Unknown`]: what is on the disk is not known.
     pub fn write(&mut self, batch: Batch) -> Result<(), Failure> {
         let mut batch = batch;
         let acknowledged = self.acknowledged(&batch)?;
@@ -86,7 +86,7 @@ impl Database {
                 None => log.remove(key.as_bytes()),
             }
         }
-        // A number that a failed batch had may be in the log.
+        // The number of a failed batch may be in the log, so it is not used again.
         self.tried += 1;
         let mark = self.mark.next(self.tried, content);
         log.insert(MARK_KEY, &mark.encode()[..]);
@@ -95,7 +95,7 @@ impl Database {
             .apply_batch(log)
             .and_then(|()| self.raw.flush())
             .map_err(|error| Failure::Refused(error.to_string()))?;
-        // After a failed fsync the kernel takes the pages for clean: asked again it would say yes to what is on no disk.
+        // After a failed fsync the kernel marks the pages clean: a second fsync would succeed although the data is not on the disk.
         self.written
             .sync()
             .map_err(|error| Failure::Unknown(format!("fdatasync of the log: {error}")))?;
@@ -105,7 +105,7 @@ impl Database {
         Ok(())
     }
 
-    /// Writes a batch that changes nothing: whether that can be done.
+    /// Writes a batch that changes nothing, to check whether the database can be written.
     ///
     /// # Errors
     /// As [`Database::write`].
@@ -114,15 +114,15 @@ impl Database {
         self.write(Batch::from([(FORMAT_KEY.to_owned(), Some(format))]))
     }
 
-    /// Everything in it.
+    /// All keys and values.
     ///
     /// # Errors
-    /// In words.
+    /// The message of sled.
     pub fn content(&self) -> Result<Vec<Pair>, String> {
         disk::content(&self.raw).map_err(|error| error.to_string())
     }
 
-    /// What is acknowledged of the keys of a batch, and of those that are unsure.
+    /// The acknowledged values of the keys of a batch and of the keys in `unsure`.
     fn acknowledged(&self, batch: &Batch) -> Result<Batch, Failure> {
         let mut found = self.unsure.clone();
         for key in batch.keys() {
@@ -140,15 +140,15 @@ impl Seals {
     fn write(&mut self, mark: &Mark) -> Result<(), Failure> {
         self.disk
             .write(mark)
-            .map_err(|error| Failure::Refused(format!("the seal: {error}")))?;
-        self.disk
-            .sync()
-            .map_err(|error| Failure::Unknown(format!("fdatasync of the seal: {error}")))?;
-        // It is one batch behind at worst, or useless: the one on the disk is what counts.
+            .map_err(|error| Failure::Refused(format!("integrity record: {error}")))?;
+        self.disk.sync().map_err(|error| {
+            Failure::Unknown(format!("fdatasync of the integrity record: {error}"))
+        })?;
+        // The copy may be one batch behind, or unusable: only the record on the disk is required.
         if let Some(run) = &mut self.run
             && let Err(error) = run.write(mark)
         {
-            tracing::warn!(%error, "the run directory's copy of the state's seal is not kept any more");
+            tracing::warn!(%error, "cannot write the copy of the integrity record in the run directory; it is no longer updated");
             self.run = None;
         }
         Ok(())

@@ -1,9 +1,9 @@
 //! A store whose disk cannot be written: observations stay in memory, changes are refused, and it recovers by itself.
-//! Out of scope: trying the disk (the writer); opening a database that cannot be written ([`super::readonly`]).
+//! Out of scope: retrying the write (the writer); opening a database that cannot be written ([`super::readonly`]).
 //!
 //! # Why
-//! What runs must stay enforced and repaired, and a repair writes what it found. That is an observation
-//! ([`Kind::Observation`]): after a crash it is found again. A change that somebody asked for, or that lets a stage touch the host
+//! The rules of running VMs must stay enforced and repaired, and a repair writes what it observed. That is an observation
+//! ([`Kind::Observation`]): it is made again after a crash. A change that was requested, or that allows a stage to change the host
 //! for the first time, is an intent, and is acknowledged only when it is on stable storage.
 
 use std::collections::BTreeMap;
@@ -18,19 +18,19 @@ use crate::api::event::EventType;
 use crate::api::meta::Timestamp;
 use crate::clock;
 
-/// Why a store accepts no change.
+/// The read-only state of a store: why no change is accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadOnly {
-    /// The path, and what the system says.
+    /// The path and the error of the system.
     pub why: String,
     /// Since when.
     pub since: Timestamp,
 }
 
-/// While nothing can be written.
+/// The state of the store while nothing can be written.
 pub(super) struct Degraded {
     now: ReadOnly,
-    /// What the database must be told first: each key as the world has it.
+    /// What must be written to the database first: each key with its value in the world.
     pending: Entries,
 }
 
@@ -47,16 +47,16 @@ impl Degraded {
 }
 
 impl Shared {
-    /// Why nothing can be written, if that is so.
+    /// The reason why nothing can be written, if so.
     pub(super) fn read_only(&self) -> Option<ReadOnly> {
         lock(&self.degraded).as_ref().map(|it| it.now.clone())
     }
 
-    /// Takes an observation into memory alone, if nothing can be written now. To be called with the world locked.
+    /// Keeps an observation in memory only, if nothing can be written now. Returns whether it did. The world must be locked.
     pub(super) fn keep(&self, world: &World, commit: &Commit) -> bool {
         let mut degraded = lock(&self.degraded);
         match degraded.as_mut() {
-            // What it follows from may not be durable yet: then it takes its turn behind that.
+            // The change that it follows from may not be durable yet: then it is queued behind that change.
             Some(now)
                 if commit.kind == Kind::Observation
                     || (commit.kind == Kind::Consequence && self.progress.pending().is_none()) =>
@@ -68,7 +68,7 @@ impl Shared {
         }
     }
 
-    /// What is to be written before anything else.
+    /// What must be written before anything else.
     pub(super) fn pending(&self) -> Option<Batch> {
         let degraded = lock(&self.degraded);
         degraded.as_ref().map(|now| Batch {
@@ -77,8 +77,8 @@ impl Shared {
         })
     }
 
-    /// What was pending is written, with a batch after it whose values for the same keys are the newer ones. False: there is more by
-    /// now.
+    /// Records that the pending entries were written, together with a batch whose values for the same keys are newer. Returns false if
+    /// there are more pending entries by now.
     pub(super) fn recovered(&self, was_pending: &Batch) -> bool {
         let _world = lock(&self.world);
         let mut degraded = lock(&self.degraded);
@@ -97,12 +97,12 @@ impl Shared {
             "StateWritable",
             "changes are accepted again",
         );
-        // What was refused meanwhile is tried again.
+        // Changes that were refused meanwhile are retried.
         let _ = self.changes.send(Change::Everything);
         true
     }
 
-    /// What of a batch had to be is in the reserve, and memory remembers the rest until the database can be written.
+    /// Records that the restrictions of a batch are in the reserve. The rest is kept in memory until the database can be written.
     pub(super) fn reserved(&self, batch: Vec<Commit>, why: &str) {
         let _world = lock(&self.world);
         let mut degraded = lock(&self.degraded);
@@ -123,10 +123,10 @@ impl Shared {
         }
     }
 
-    /// A batch did not become durable: the world goes back to what the disk says.
+    /// Rolls back a batch that did not become durable: the world returns to the state on the disk.
     pub(super) fn refused(&self, batch: Vec<Commit>, behind: &Receiver<Commit>, why: &str) {
         let mut world = lock(&self.world);
-        // What queued behind the failed batch was built on it. Nothing more can queue while the world is locked.
+        // Changes that are queued behind the failed batch depend on it. Nothing more can be queued while the world is locked.
         let commits: Vec<Commit> = batch.into_iter().chain(behind.try_iter()).collect();
         let all = joined(commits.iter().map(|commit| &commit.batch));
         self.settle_taken_back(&commits);
@@ -141,7 +141,7 @@ impl Shared {
         let is_news = degraded.as_ref().is_none_or(|it| it.now.why != why);
         let it = degraded.get_or_insert_with(|| Degraded::new(String::new()));
         why.clone_into(&mut it.now.why);
-        // Part of it may have reached the disk all the same.
+        // Part of the batch may have reached the disk nevertheless.
         note(&mut it.pending, &world, &all);
         drop(degraded);
         if is_news {
@@ -151,7 +151,7 @@ impl Shared {
 
     pub(super) fn tell_degraded(&self, why: &str) {
         let message = format!(
-            "{why}; what runs stays enforced and repaired, changes are refused until it can be written"
+            "{why}; running VMs are still enforced and repaired, but changes are refused until the state can be written"
         );
         self.note_event(EventType::Warning, "StateNotWritable", &message);
     }
@@ -162,7 +162,7 @@ impl Shared {
     }
 }
 
-/// The keys of a batch, as the world has them.
+/// Adds the keys of a batch, with their values in the world, to the pending entries.
 fn note(pending: &mut Entries, world: &World, batch: &Batch) {
     for key in batch.entries.keys() {
         pending.insert(key.clone(), keys::encode(world, key));

@@ -1,5 +1,5 @@
-//! sled: opening it, everything in it, and which of its failures are damage.
-//! Out of scope: what the keys mean; writing ([`super::database`]).
+//! sled: opening a database, reading its content, and classifying errors as damage or as failures of the system.
+//! Out of scope: the meaning of keys; writing ([`super::database`]).
 
 use std::any::Any;
 use std::fs::File;
@@ -8,14 +8,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long a database that somebody is just closing is waited for.
+/// How long to wait for a database that another process is closing.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 const LOCK_POLL: Duration = Duration::from_millis(50);
 
-/// Bytes of a segment of the log, in databases that are created from now on.
+/// Bytes of a segment of the log, in new databases.
 ///
-/// sled reuses a segment once what was in it has been written elsewhere twice a segment's length ago. Nothing that was
-/// acknowledged may be overwritten before its copy is synced, so a batch stays far below two segments.
+/// sled reuses a segment once its content was copied elsewhere, at least two segment lengths of log earlier. Acknowledged data must
+/// not be overwritten before its copy is synced, so a batch must be much smaller than two segments.
 const SEGMENT: usize = 2 << 20;
 
 /// The database.
@@ -30,10 +30,10 @@ pub(super) enum OpenError {
     /// Another process has it open.
     #[error("another sliced is using it; give each daemon its own --state-dir")]
     Held,
-    /// It may be healthy: the system could not read it, or this program does not know it.
+    /// It may be undamaged: the system could not read it, or this program does not support its format.
     #[error("{0}")]
     Refused(String),
-    /// It is not what was written.
+    /// Its content is not what was written.
     #[error("{0}")]
     Damaged(String),
 }
@@ -44,7 +44,7 @@ impl From<io::Error> for OpenError {
     }
 }
 
-/// Opens or creates it. sled says "would block" of a lock that is held, in its own words inside an I/O error.
+/// Opens or creates a database. If the lock is held, sled returns an I/O error with a message of its own, not `WouldBlock`.
 pub(super) fn open(path: &Path) -> Result<Raw, OpenError> {
     let segment = segment_size(path)?;
     let deadline = Instant::now_for_lock() + LOCK_PATIENCE;
@@ -71,7 +71,7 @@ pub(super) fn open(path: &Path) -> Result<Raw, OpenError> {
     }
 }
 
-/// Everything in it.
+/// All keys and values.
 pub(super) fn content(db: &Raw) -> Result<Vec<Pair>, OpenError> {
     let read = AssertUnwindSafe(|| {
         db.iter()
@@ -85,7 +85,7 @@ pub(super) fn content(db: &Raw) -> Result<Vec<Pair>, OpenError> {
     }
 }
 
-/// Has nobody else open the database while its files are read without sled.
+/// Locks the database against other processes while its files are read without sled.
 pub(super) fn lock(path: &Path) -> Result<File, OpenError> {
     let file = File::open(path.join("db"))?;
     let deadline = Instant::now_for_lock() + LOCK_PATIENCE;
@@ -103,7 +103,7 @@ pub(super) fn lock(path: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// The segment size is a property of a database: sled refuses one that was created with another.
+/// The segment size of an existing database: sled refuses to open it with another one.
 fn segment_size(path: &Path) -> Result<usize, OpenError> {
     let text = match std::fs::read(path.join("conf")) {
         Ok(text) => text,
@@ -114,7 +114,7 @@ fn segment_size(path: &Path) -> Result<usize, OpenError> {
     let size = text
         .lines()
         .find_map(|line| line.strip_prefix("segment_size: ")?.parse().ok());
-    // sled panics over a size that is out of its range.
+    // sled panics if the size is out of range.
     let sound = |size: &usize| size.is_power_of_two() && (64 << 10..=16 << 20).contains(size);
     Ok(size.filter(sound).unwrap_or(SEGMENT))
 }
@@ -128,7 +128,7 @@ fn classify(error: &sled::Error) -> OpenError {
     }
 }
 
-/// sled 0.34 asserts on some damaged files, and on some I/O errors.
+/// Classifies a panic: sled 0.34 panics on some damaged files and on some I/O errors.
 fn classify_panic(panic: &(dyn Any + Send)) -> OpenError {
     let text = panic
         .downcast_ref::<String>()
@@ -141,7 +141,8 @@ fn classify_panic(panic: &(dyn Any + Send)) -> OpenError {
     }
 }
 
-/// Whether this is the system's error and no consequence of damage. sled passes some on as text alone: `Os { code: 5, ... }`.
+/// Whether an error comes from the system and is not a consequence of damage. sled returns some errors only as text:
+/// `Os { code: 5, ... }`.
 fn is_systems(code: Option<i32>, text: &str) -> bool {
     let said = || {
         let (_, after) = text.split_once("code: ")?;
@@ -150,13 +151,13 @@ fn is_systems(code: Option<i32>, text: &str) -> bool {
     };
     match code.or_else(said) {
         None => false,
-        // A pointer in the log that leads nowhere: to a file of a large value that is gone, or beyond what a file can hold.
+        // An invalid pointer in the log: to a missing file of a large value, or beyond the maximum file size.
         Some(libc::ENOENT | libc::EINVAL | libc::EFBIG | libc::EOVERFLOW) => false,
         Some(_) => true,
     }
 }
 
-/// Waiting for a lock is real time, whatever a test does with tokio's clock.
+/// The wait for a lock uses real time, even if a test has paused tokio's clock.
 trait LockClock {
     fn now_for_lock() -> Instant;
 }
@@ -175,7 +176,7 @@ mod tests {
     use super::{OpenError, classify, classify_panic};
 
     #[test]
-    fn an_io_error_is_no_damage_however_sled_passes_it_on() {
+    fn an_io_error_is_not_damage_in_whatever_form_sled_returns_it() {
         let errors = [
             libc::EIO,
             libc::EACCES,
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_damage_makes_of_pointers_and_lengths_is_damage() {
+    fn errors_caused_by_damaged_pointers_and_lengths_are_damage() {
         for code in [libc::ENOENT, libc::EINVAL, libc::EFBIG] {
             let classified = classify(&sled::Error::Io(io::Error::from_raw_os_error(code)));
             assert!(matches!(classified, OpenError::Damaged(_)), "{classified}");

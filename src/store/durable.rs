@@ -1,5 +1,5 @@
-//! Waiting for the disk: for a transaction of one's own, or for those of others whose changes were read.
-//! Out of scope: how far the disk is ([`super::progress`]).
+//! Waiting for the disk: for the caller's own transaction, or for transactions of other callers whose changes were read.
+//! Out of scope: which commits are on the disk ([`super::progress`]).
 
 use tokio::sync::oneshot;
 
@@ -8,7 +8,7 @@ use super::progress::Number;
 use super::txn::Kind;
 use super::{Awaited, Change, Commit, Error, Shared, Store, Txn, World, closed, lock, taken_back};
 
-/// Tells that a transaction is on the disk, or that it was taken back. By default, of nothing that must be waited for.
+/// Resolves when a transaction is on the disk or was rolled back. The default value has nothing to wait for.
 #[derive(Default)]
 pub struct Durable(pub(super) Awaits);
 
@@ -17,14 +17,14 @@ pub struct Durable(pub(super) Awaits);
 pub(super) enum Awaits {
     #[default]
     Nothing,
-    /// A transaction of one's own.
+    /// The caller's own transaction.
     Told(oneshot::Receiver<Result<(), Error>>),
-    /// One that somebody else made, and whose changes were seen.
+    /// A transaction of another caller, whose changes were read.
     Seen(Store, Number),
 }
 
 impl Durable {
-    /// To wait for both: what was begun later is on the disk no earlier.
+    /// Combines two handles into one that waits for both: `later` was queued after this one, so it is not on the disk earlier.
     #[must_use]
     pub fn followed_by(self, later: Self) -> Self {
         match later.0 {
@@ -33,10 +33,10 @@ impl Durable {
         }
     }
 
-    /// Waits until it is on the disk.
+    /// Waits until the transaction is on the disk.
     ///
     /// # Errors
-    /// [`Error::Write`] or [`Error::Stuck`]: it was taken back.
+    /// [`Error::Write`] or [`Error::Stuck`]: the transaction was rolled back.
     pub async fn wait(self) -> Result<(), Error> {
         match self.0 {
             Awaits::Nothing => Ok(()),
@@ -47,8 +47,8 @@ impl Durable {
 }
 
 impl Store {
-    /// As [`Store::read`], but what is found is on the disk: to be answered to a client, whom no power failure may make a
-    /// liar of. Where the disk refuses, the world has gone back to what is on it, but for what was found out meanwhile.
+    /// As [`Store::read`], but the result is on the disk, so that a response to a client remains true after a power failure. If the disk
+    /// refuses the changes, the world is rolled back to what is on the disk, except for observations.
     pub async fn read_durable<T>(&self, look: impl Fn(&World) -> T) -> T {
         for _ in 0..3 {
             let (found, seen) = {
@@ -62,8 +62,8 @@ impl Store {
         self.read(look)
     }
 
-    /// As [`Store::begin`], of a transaction that reads nothing but these: where it changes nothing, changes of others are not waited for,
-    /// which a full disk may refuse.
+    /// As [`Store::begin`], for a transaction that reads only the objects in `about`: if it changes nothing, it does not wait for pending
+    /// changes of other objects, which a full disk may refuse.
     ///
     /// # Errors
     /// As [`Store::begin`].
@@ -75,19 +75,20 @@ impl Store {
         self.queue(&Awaited::Of(about), change)
     }
 
-    /// To wait for what is being written about these: nothing is done on the host by what is only in memory.
+    /// Returns a handle to wait for pending changes of these objects: the host must not be changed on the basis of state that is only in
+    /// memory.
     pub fn durable(&self, about: &[Change]) -> Durable {
         self.seen(self.shared.progress.pending_of(about))
     }
 
-    /// To wait for the commit of this number.
+    /// Returns a handle to wait for the commit with this number.
     pub(super) fn seen(&self, number: Option<Number>) -> Durable {
         Durable(number.map_or(Awaits::Nothing, |number| Awaits::Seen(self.clone(), number)))
     }
 }
 
 impl Shared {
-    /// Waits until a commit is on the disk; a batch that nobody waits for hurries now.
+    /// Waits until a commit is on the disk; makes the writer flush at once.
     async fn settled(&self, number: Number) -> Result<(), Error> {
         let (told, _nobody_listens) = oneshot::channel();
         let hurry = Commit {
@@ -99,7 +100,7 @@ impl Shared {
             told: Some(told),
         };
         if let Some(queue) = lock(&self.queue).as_ref() {
-            // A writer that has ended has settled everything.
+            // Sending fails only if the writer has ended, and then every commit is settled.
             let _ = queue.send(hurry);
         }
         match self.progress.settled(number).await {

@@ -1,5 +1,5 @@
-//! What happened, newest last: a ring in memory, the same thing in a row counted instead of repeated.
-//! Out of scope: what is reported as an event. Events end with the daemon; conditions are what lasts.
+//! Events, newest last: a ring buffer in memory. A repeated event is counted instead of added again.
+//! Out of scope: what is reported as an event. Events are lost when the daemon stops; conditions are stored.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -9,10 +9,10 @@ use tokio::sync::broadcast;
 use crate::api::event::{Event, EventType};
 use crate::api::meta::Timestamp;
 
-/// As many are kept.
+/// The number of events that are kept.
 const KEPT: usize = 2000;
 
-/// The ring. Cheap to clone.
+/// The ring buffer. Cheap to clone.
 #[derive(Clone)]
 pub struct Events {
     ring: Arc<Mutex<VecDeque<Event>>>,
@@ -30,14 +30,14 @@ impl Default for Events {
 }
 
 impl Events {
-    /// Notes that something happened.
+    /// Records an event.
     pub fn note(&self, now: Timestamp, kind: EventType, object: &str, reason: &str, message: &str) {
         let event = {
             let mut ring = self.ring.lock().unwrap_or_else(|p| p.into_inner());
             let same = |e: &Event| {
                 e.object == object && e.reason == reason && e.message == message && e.kind == kind
             };
-            // Not only the last one: several objects that fail in turn would never be counted.
+            // More than the last event is compared: otherwise events of several objects that fail alternately would not be counted.
             let count = match ring.iter().rev().take(64).position(same) {
                 None => 1,
                 Some(back) => {
@@ -59,17 +59,17 @@ impl Events {
             ring.push_back(event.clone());
             event
         };
-        // No listener is no error.
+        // Sending fails only if there is no receiver.
         let _ = self.told.send(event);
     }
 
-    /// All that are kept, oldest first.
+    /// All events that are kept, oldest first.
     pub fn all(&self) -> Vec<Event> {
         let ring = self.ring.lock().unwrap_or_else(|p| p.into_inner());
         ring.iter().cloned().collect()
     }
 
-    /// From now on.
+    /// Subscribes to new events.
     pub fn watch(&self) -> broadcast::Receiver<Event> {
         self.told.subscribe()
     }

@@ -1,4 +1,4 @@
-//! The seal's copies on the state disk and in the run directory: found, and brought up to date once the database is known.
+//! The copies of the integrity record on the state disk and in the run directory: reads them, and updates them once the database is open.
 //! Out of scope: the comparison ([`super::verify`]).
 
 use std::io;
@@ -11,33 +11,33 @@ use super::mark::Mark;
 use super::seal::{Found, RunCopy, Scope, Seal};
 use super::verify::Evidence;
 
-/// What was found.
+/// The copies that were found.
 pub(super) struct Copies {
     disk: Option<(Seal, Found)>,
     run: Option<(Seal, Found)>,
-    /// The format file is there, or was damaged.
+    /// The content of the format file.
     format: Said,
 }
 
 impl Copies {
-    /// Reads them. The run directory's copy is of use where it can be read, and nothing depends on that.
+    /// Reads both copies. The copy in the run directory is optional: a read failure is only logged.
     ///
     /// # Errors
-    /// The state disk cannot be read.
+    /// The copy on the state disk cannot be read.
     pub fn find(seal: &Path, run: Option<&RunCopy>, format: Said) -> Result<Self, OpenError> {
         let disk = Seal::find(seal, Scope::ALWAYS)
             .map_err(|error| OpenError::Refused(format!("{}: {error}", seal.display())))?;
         let run = run.and_then(|run| {
             let found = Seal::find(&run.path, Scope::boot(&run.boot_id));
             found.unwrap_or_else(|error| {
-                tracing::warn!(path = %run.path.display(), %error, "cannot read the copy of the state's seal");
+                tracing::warn!(path = %run.path.display(), %error, "cannot read the copy of the integrity record");
                 None
             })
         });
         Ok(Self { disk, run, format })
     }
 
-    /// What they say.
+    /// The positions in the copies.
     pub fn evidence(&self) -> Evidence {
         let best = |copy: &Option<(Seal, Found)>| copy.as_ref().and_then(|(_, found)| found.best());
         let run = best(&self.run);
@@ -48,10 +48,10 @@ impl Copies {
         }
     }
 
-    /// Has both say `mark`, and notes which did not say what they should have.
+    /// Writes `mark` to both copies, and adds a note for each copy that differed from what was expected.
     ///
     /// # Errors
-    /// The state disk's cannot be written.
+    /// The copy on the state disk cannot be written.
     pub fn establish(
         self,
         place: &Path,
@@ -62,21 +62,24 @@ impl Copies {
         let newest = self.evidence().newest().ok().flatten();
         let disk = match self.disk {
             None => {
-                // A first seal is no repair.
+                // Creating the first record is not a repair.
                 if newest.is_some() || self.format != Said::Nothing {
-                    notes.push(format!("{} was gone and is written again", place.display()));
+                    notes.push(format!(
+                        "{} was missing and was written again",
+                        place.display()
+                    ));
                 }
                 Seal::create(place, Scope::ALWAYS, mark)?
             }
             Some((mut seal, found)) => {
                 if found.is_damaged() {
                     notes.push(format!(
-                        "a copy in {} was damaged and is written again",
+                        "a copy in {} was damaged and was written again",
                         place.display()
                     ));
                 } else if found.best() != newest {
                     notes.push(format!(
-                        "{} was older than the database and is written again",
+                        "{} was older than the database and was written again",
                         place.display()
                     ));
                 }
@@ -97,7 +100,7 @@ impl Copies {
             written
                 .map_err(|error| {
                     notes.push(format!(
-                        "{}: {error}; an older state disk would be noticed by its own seal alone",
+                        "{}: {error}; an outdated state disk can be detected only by its own integrity record",
                         copy.path.display()
                     ));
                 })
@@ -117,7 +120,7 @@ fn establish_run(
         Some((mut seal, found)) if found.best().is_some_and(|best| best.id == mark.id) => {
             if found.is_damaged() {
                 notes.push(format!(
-                    "a copy in {} was damaged and is written again",
+                    "a copy in {} was damaged and was written again",
                     copy.path.display()
                 ));
             }
@@ -128,7 +131,7 @@ fn establish_run(
         }
         Some((_, found)) if found.best().is_none() && !found.is_of_another_boot() => {
             notes.push(format!(
-                "{} was damaged and is written again",
+                "{} was damaged and was written again",
                 copy.path.display()
             ));
             Seal::create(&copy.path, Scope::boot(&copy.boot_id), mark)

@@ -1,8 +1,8 @@
-//! Which layout the state directory has, in a plain file that is read before the database is opened.
+//! The layout of the state directory, in a plain file that is read before the database is opened.
 //! Out of scope: the layouts.
 //!
 //! # Why
-//! Opening a database with sled rewrites files of it. A daemon that does not know the layout must leave every byte as it is.
+//! Opening a database with sled rewrites files. A daemon that does not know the layout must not change a single byte.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -12,30 +12,30 @@ use super::sync;
 
 /// The layout that this program writes.
 pub(super) const FORMAT: u32 = 2;
-/// The one before, which had neither a seal nor this file. It is converted once.
+/// The previous layout, without an integrity record and without this file. It is converted once.
 pub(super) const UNSEALED: u32 = 1;
 
 const BEFORE: &str = "slicectl state format ";
 
-/// What the file says.
+/// The content of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Said {
-    /// There is none.
+    /// There is no file.
     Nothing,
-    /// The one that we write.
+    /// The format that this program writes.
     Ours,
     /// The same, without a checksum: an earlier version wrote it.
     OursUnchecked,
-    /// Another one.
+    /// Another format.
     Other(u32),
-    /// No sentence of ours.
+    /// Not a format line.
     Nonsense,
 }
 
-/// Reads it.
+/// Reads the file.
 ///
 /// # Errors
-/// It cannot be read.
+/// The file cannot be read.
 pub(super) fn read(path: &Path) -> std::io::Result<Said> {
     let text = match std::fs::read(path) {
         Ok(text) => text,
@@ -62,19 +62,19 @@ pub(super) fn read(path: &Path) -> std::io::Result<Said> {
     })
 }
 
-/// Writes it.
+/// Writes the file.
 ///
 /// # Errors
-/// It cannot be written.
+/// The file cannot be written.
 pub(super) fn write(path: &Path) -> std::io::Result<()> {
     let line = checked_line::write(&format!("{BEFORE}{FORMAT}"));
     sync::replace(path, line.as_bytes()).map(drop)
 }
 
-/// Why a layout is not read, and what to do.
+/// The message for a layout that is not supported, with the remedy.
 pub(super) fn refusal(found: impl std::fmt::Display) -> String {
     format!(
-        "its format is {found}, and this sliced reads format {FORMAT} (and converts {UNSEALED}); nothing was changed: start the sliced that wrote it, or give this one another --state-dir"
+        "its format is {found}, but this sliced supports only format {FORMAT} (and converts format {UNSEALED}); nothing was changed: start the version of sliced that wrote it, or give this one another --state-dir"
     )
 }
 
@@ -83,8 +83,8 @@ mod tests {
     use super::{Said, read, write};
 
     #[test]
-    fn the_file_says_a_format_or_is_recognised_as_damaged() {
-        let dir = tempfile::tempdir().expect("a folder");
+    fn the_file_contains_a_format_or_is_recognised_as_damaged() {
+        let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("format");
         assert_eq!(read(&path).expect("readable"), Said::Nothing);
         write(&path).expect("written");

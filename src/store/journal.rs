@@ -1,12 +1,12 @@
-//! The journal: a copy, in the run directory and for this boot, of every batch, written before the state disk has it.
-//! Out of scope: the database; records of single VMs, which are what is left when this file is damaged, too.
+//! The journal: a copy of every batch of this boot, in the run directory, written before the batch is written to the state disk.
+//! Out of scope: the database; records of single VMs, which are used if this file is damaged, too.
 //!
 //! # Format
-//! One line a batch: 64 hexadecimal digits, a blank, JSON. The digits are the BLAKE3 hash of the line before, so that
-//! no line can be missing from the middle, and of the JSON. The first line names the format and the boot. A last line that is not
-//! whole is of a daemon that was killed while it wrote it: that batch was not acknowledged.
-//! Under the key of the database's mark each batch has its position: which database, and the number that the batch has there. So a
-//! database that is older than the journal is detected even if the run directory's copy of the seal is missing.
+//! One line per batch: 64 hexadecimal digits, a space, JSON. The digits are the BLAKE3 hash of the hash of the previous line and of the
+//! JSON, so a line that is missing from the middle is detected. The first line contains the format and the boot id. An incomplete last
+//! line is from a daemon that was killed during the write: that batch was not acknowledged.
+//! Each batch contains its position (the database id and the batch number) under the key of the database's position record. So a
+//! database that is older than the journal is detected even if the run directory has no copy of the integrity record.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -27,14 +27,14 @@ pub const JOURNAL: &str = "state.journal";
 
 const FORMAT: u32 = 1;
 
-/// It is written anew when it is this long, and [`GROWTH`] times as long as when it was last.
+/// Bytes: the file is rewritten when it is longer than this and [`GROWTH`] times as long as after the last rewrite.
 const LONG: u64 = 4 << 20;
 const GROWTH: u64 = 4;
 
-/// Keys with their values; `None` removes one.
+/// Keys with their values; `None` removes the key.
 pub(super) type Entries = BTreeMap<String, Option<Vec<u8>>>;
 
-/// So much must be free in the run directory, too.
+/// Bytes that must be free in the run directory.
 const ROOM: usize = 64 << 10;
 
 #[derive(Serialize, Deserialize)]
@@ -47,28 +47,28 @@ struct Header {
 pub(super) struct Journal {
     path: PathBuf,
     boot: String,
-    /// None: what is in the file is not known to be what the database says.
+    /// `None`: the file may differ from the database, and is rewritten with the next batch.
     open: Option<Open>,
 }
 
 pub(super) struct Open {
     file: File,
     length: u64,
-    /// After it was last written anew.
+    /// The length after the last rewrite.
     started: u64,
     last: blake3::Hash,
 }
 
 /// An append that the database has not confirmed.
 pub(super) enum Pending {
-    /// To be cut off again: where to, and the line before.
+    /// A line was appended. Contains the length and the hash of the previous line, for the rollback.
     Appended(u64, blake3::Hash),
-    /// A whole new file, beside the old one.
+    /// A new file was written next to the old one.
     Draft(Open),
 }
 
 impl Journal {
-    /// The journal of this boot in that directory.
+    /// The journal of this boot in a directory.
     pub(super) fn new(run_dir: &Path, boot: &str) -> Self {
         Self {
             path: run_dir.join(JOURNAL),
@@ -77,10 +77,10 @@ impl Journal {
         }
     }
 
-    /// What an earlier daemon of this boot has written: every key with its last value. `None`: there is none of this boot.
+    /// Reads every key with its last value, as written by an earlier daemon of this boot. `None`: there is no journal of this boot.
     ///
     /// # Errors
-    /// It cannot be read, or is damaged.
+    /// The file cannot be read, or is damaged.
     pub(super) fn read(&self) -> Result<Option<BTreeMap<String, Vec<u8>>>, String> {
         Ok(self.replay()?.map(|(all, _)| all))
     }
@@ -88,13 +88,16 @@ impl Journal {
     /// The position of the last batch. `None`: there is no journal of this boot, or an earlier version wrote it.
     ///
     /// # Errors
-    /// It cannot be read, or is damaged.
+    /// The file cannot be read, or is damaged.
     pub(super) fn position(&self) -> Result<Option<Position>, String> {
         Ok(self.replay()?.and_then(|(_, position)| position))
     }
 
-    /// Every key with its last value, and the position of the last batch.
-    #[allow(clippy::type_complexity, reason = "both of its callers take one half")]
+    /// Reads every key with its last value, and the position of the last batch.
+    #[allow(
+        clippy::type_complexity,
+        reason = "each of the two callers uses one half"
+    )]
     fn replay(&self) -> Result<Option<(BTreeMap<String, Vec<u8>>, Option<Position>)>, String> {
         let fail = |why: &dyn std::fmt::Display| format!("{}: {why}", self.path.display());
         let text = match fs::read(&self.path) {
@@ -108,7 +111,10 @@ impl Journal {
         let header = header.ok_or_else(|| fail(&"its first line is damaged"))?;
         let header: Header = serde_json::from_slice(header).map_err(|e| fail(&e))?;
         if header.format != FORMAT {
-            return Err(fail(&format!("its format is {}", header.format)));
+            return Err(fail(&format!(
+                "its format is {}, which is not supported",
+                header.format
+            )));
         }
         if header.boot != self.boot {
             return Ok(None);
@@ -135,7 +141,7 @@ impl Journal {
         Ok(Some((all, position)))
     }
 
-    /// The same as a world.
+    /// Reads the journal into a world.
     pub(super) fn recall(&self) -> Recalled {
         let all = match self.read() {
             Ok(Some(all)) => all,
@@ -152,7 +158,7 @@ impl Journal {
         }
     }
 
-    /// Whether a file can be written beside it.
+    /// Checks whether a file can be written next to the journal.
     pub(super) fn probe(&self) -> Result<(), String> {
         let probe = self.path.with_extension("probe");
         let written = fs::write(&probe, [0; ROOM]);
@@ -160,7 +166,7 @@ impl Journal {
         written.map_err(|error| self.refusal(&error))
     }
 
-    /// Writes the batch that gets this position. `whole` returns the content of the database, for a file that must be rewritten.
+    /// Writes a batch with its position. `whole` returns the content of the database; it is called if the file must be rewritten.
     ///
     /// # Errors
     /// A message; the file is unchanged.
@@ -196,7 +202,7 @@ impl Journal {
         }
     }
 
-    /// The database has it, too.
+    /// Completes an append after the database has the batch.
     ///
     /// # Errors
     /// A message: the new file cannot replace the old one.
@@ -209,7 +215,7 @@ impl Journal {
         Ok(())
     }
 
-    /// The database does not have it.
+    /// Undoes an append after the database refused the batch.
     pub(super) fn roll_back(&mut self, pending: Pending) {
         match pending {
             Pending::Draft(_) => {
@@ -278,7 +284,7 @@ impl Open {
     }
 }
 
-/// Values are JSON already, and so text.
+/// Encodes a batch. Values are JSON and therefore UTF-8.
 fn text(entries: &Entries, position: Position) -> Vec<u8> {
     let mut entries: BTreeMap<&str, Option<Cow<'_, str>>> = entries
         .iter()
@@ -298,13 +304,13 @@ fn link(last: &blake3::Hash, json: &[u8]) -> blake3::Hash {
     hasher.finalize()
 }
 
-/// A line's JSON, if it is whole and follows `last`.
+/// The JSON of a line, if the line is complete and follows `last`.
 fn unwrap<'l>(line: &'l [u8], last: &mut blake3::Hash) -> Option<&'l [u8]> {
     let line = line.strip_suffix(b"\n")?;
     let (hash, json) = line.split_at_checked(64)?;
     let json = json.strip_prefix(b" ")?;
     let expected = link(last, json);
-    // Byte for byte: a hash has more than one spelling in digits of both cases.
+    // Compared byte by byte: the digits must be lower case.
     if hash != expected.to_hex().as_bytes() {
         return None;
     }
@@ -338,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn it_says_what_was_written_last_for_each_key_and_nothing_that_was_rolled_back() {
+    fn it_contains_the_last_value_of_each_key_and_nothing_that_was_rolled_back() {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::new(dir.path(), "boot");
         assert_eq!(shown(&journal), Ok(None));
@@ -356,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_last_line_is_left_out_and_every_other_damage_is_told() {
+    fn a_torn_last_line_is_ignored_and_any_other_damage_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::new(dir.path(), "boot");
         for n in 0..5 {
@@ -389,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn the_position_is_that_of_the_last_whole_line_that_was_not_rolled_back() {
+    fn the_position_is_that_of_the_last_complete_line_that_was_not_rolled_back() {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::new(dir.path(), "boot");
         assert_eq!(journal.position(), Ok(None));
@@ -409,11 +415,15 @@ mod tests {
         assert_eq!(journal.position(), Ok(Some(at(4))), "a torn line");
         assert_eq!(Journal::new(dir.path(), "other").position(), Ok(None));
         let expected = vec![("a".to_owned(), "1".to_owned())];
-        assert_eq!(shown(&journal), Ok(Some(expected)), "no part of the state");
+        assert_eq!(
+            shown(&journal),
+            Ok(Some(expected)),
+            "the position is not part of the state"
+        );
     }
 
     #[test]
-    fn it_is_written_anew_before_it_grows_without_end() {
+    fn it_is_rewritten_before_it_grows_without_limit() {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::new(dir.path(), "boot");
         let value = "x".repeat(1 << 20);

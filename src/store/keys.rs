@@ -1,4 +1,4 @@
-//! What the world says for a key of the database.
+//! Encodes the value that the world has for a key of the database.
 //! Out of scope: reading the database into a world ([`super::load`]).
 
 use super::load::RECOVERY_KEY;
@@ -6,7 +6,7 @@ use super::world::World;
 use crate::api::meta::{Name, Uid};
 use crate::api::rung::Rung;
 
-/// The value of a key as the world has it now; `None`: there is no such object.
+/// The encoded value of a key in the world. `None`: the object does not exist.
 pub(super) fn encode(world: &World, key: &str) -> Option<Vec<u8>> {
     let (kind, id) = key.split_once('/').unwrap_or((key, ""));
     let name = || id.parse::<Name>().ok();
@@ -35,7 +35,7 @@ struct Bytes<'w> {
 }
 
 impl Bytes<'_> {
-    /// With what a newer version has stored in the object.
+    /// Encodes the object with the fields that a newer version has stored in it.
     fn of<T: serde::Serialize>(&self, value: &T) -> Option<Vec<u8>> {
         self.world.unknown.encode(self.key, value).ok()
     }
@@ -48,10 +48,10 @@ mod tests {
     use crate::store::load;
 
     #[test]
-    fn what_is_encoded_is_read_back_as_the_same_world() {
+    fn an_encoded_world_is_read_back_unchanged() {
         let group = br#"{"meta":{"name":"web","uid":"11111111-2222-4333-8444-555555555555","generation":2,"created_at":"1970-01-01T00:00:00Z","deleting":false},"origin":{"from":"apply"},"spec":{"count":3,"update":"rolling","template":{"hypervisor":"none","vcpu":1,"ram_bytes":1,"network":{"mode":"isolated","policy":{"allow":[],"drop":[]},"tap_owner":{"uid":0}}}}}"#;
         let Ok(parsed) = serde_json::from_slice::<HostGroup>(group) else {
-            panic!("the sample is a group");
+            panic!("the sample is not a group");
         };
         let pairs = vec![
             (
@@ -65,8 +65,8 @@ mod tests {
         ];
         let world = load::world(&pairs).expect("a world");
         let encoded = pairs.iter().map(|(key, _)| {
-            let text = std::str::from_utf8(key).expect("a text");
-            (key.clone(), encode(&world, text).expect("it is there"))
+            let text = std::str::from_utf8(key).expect("UTF-8");
+            (key.clone(), encode(&world, text).expect("it exists"))
         });
         let again = load::world(&encoded.collect::<Vec<_>>()).expect("a world");
         assert_eq!(again.groups, world.groups);

@@ -14,14 +14,14 @@ use crate::api::network::NetworkSpec;
 use crate::api::rung::{LADDER, Rung, RungPage};
 use crate::api::vm::Vm;
 
-/// Whether a stage may be acquired.
+/// The result of acquiring a stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Gate {
-    /// The stage is acquired, durably: continue.
+    /// The stage is acquired: continue when the transaction is durable.
     Open(Box<Vm>),
-    /// The stage below, or the host network, is not Ready at this generation. The VM is enqueued when it is.
+    /// The previous stage or the host network is not Ready at this generation, with a message. The VM is enqueued when it is.
     Closed(String),
-    /// The VM is gone or being deleted.
+    /// The VM does not exist or is being deleted.
     Gone,
 }
 
@@ -33,19 +33,19 @@ impl World {
                 .page(vm.meta.uid, *below)
                 .is_some_and(|page| page.condition.is_true_at(vm.meta.generation));
             if !ready {
-                return Err(format!("waits for {below}"));
+                return Err(format!("waiting for {below}"));
             }
         }
-        // The namespace is where the host's rules begin to matter.
+        // From the namespace on, a VM depends on the rules of the host.
         match rung {
             Rung::Net | Rung::Firewall if !self.ground_carries(vm, rung) => {
                 let found = self.ground.as_ref().map(|ground| &ground.condition);
                 let cause = found.filter(|found| found.status != Status::True);
                 Err(match cause.map(|found| found.message.as_str()) {
                     Some(cause) if !cause.is_empty() => {
-                        format!("waits for the host's rules: {cause}")
+                        format!("waiting for the host network: {cause}")
                     }
-                    Some(_) | None => "waits for the host's rules".into(),
+                    Some(_) | None => "waiting for the host network".into(),
                 })
             }
             _ => Ok(()),
@@ -55,7 +55,7 @@ impl World {
     fn ground_carries(&self, vm: &Vm, rung: Rung) -> bool {
         match (&vm.spec.network, rung) {
             (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_), Rung::Net) => {}
-            // Where a chain of plugins has put a VM is known when they have.
+            // The subnet of a VM in CNI mode is known only after the plugins have run.
             (NetworkSpec::Cni(_), Rung::Firewall) => {}
             (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_) | NetworkSpec::Cni(_), _) => {
                 return true;
@@ -72,7 +72,7 @@ impl World {
 }
 
 impl Txn<'_> {
-    /// Takes a rung of a VM, if its gate is open.
+    /// Acquires a stage of a VM, if its preconditions hold.
     ///
     /// # Errors
     /// [`Error::Write`].
@@ -83,7 +83,7 @@ impl Txn<'_> {
         let page = self.world().page(uid, rung).cloned();
         let mut page = page.unwrap_or_else(|| RungPage::blank(now));
         if let Err(why) = self.world().below_is_ready(&vm, rung) {
-            // A rung that was Ready keeps its word; one that never was says what it waits for.
+            // A stage that is Ready stays Ready; otherwise its condition describes what it waits for.
             if page.condition.status != Status::True {
                 let found = (Status::Unknown, Reason::Waiting, why.clone());
                 self.set_condition(uid, rung, found, vm.meta.generation, now)?;
@@ -97,7 +97,7 @@ impl Txn<'_> {
         Ok(Gate::Open(Box::new(vm)))
     }
 
-    /// Holds a rung whatever stands before it: for a VM that was found standing on the host.
+    /// Acquires a stage without checking preconditions: for a VM that exists on the host and is adopted.
     ///
     /// # Errors
     /// [`Error::Write`].
@@ -107,7 +107,7 @@ impl Txn<'_> {
         self.put_page(uid, rung, RungPage { held: true, ..page })
     }
 
-    /// Writes what a rung found of a VM. `since` moves only when the status does.
+    /// Writes the condition of a stage of a VM. `since` changes only if the status changes.
     ///
     /// # Errors
     /// [`Error::Write`].
@@ -139,7 +139,7 @@ impl Txn<'_> {
         self.put_page(uid, rung, page)
     }
 
-    /// Writes what a rung wants to remember of the state it converged to.
+    /// Writes the checkpoint of a stage: what it records about the converged state.
     ///
     /// # Errors
     /// [`Error::Write`].
@@ -150,8 +150,8 @@ impl Txn<'_> {
         }
     }
 
-    /// Leaves a rung of a VM that is being deleted; the VM goes with its last rung.
-    /// Refused (false) while a rung above is held.
+    /// Releases a stage of a VM that is being deleted; the VM is removed with its last stage.
+    /// Returns false, and changes nothing, while a later stage is acquired.
     ///
     /// # Errors
     /// [`Error::Write`].
@@ -186,7 +186,7 @@ impl Txn<'_> {
         Ok(true)
     }
 
-    /// Removes a VM that is being deleted and that nothing holds.
+    /// Removes a VM that is being deleted and has no acquired stage.
     ///
     /// # Errors
     /// [`Error::Write`].

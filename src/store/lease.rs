@@ -1,4 +1,4 @@
-//! Who gets which address: the lease of a VM's name, taken in one transaction.
+//! Address leases: each VM name gets its address in one transaction.
 //! Out of scope: where a group's addresses come from (its reconciler chooses the [`Pool`]).
 
 use std::net::Ipv4Addr;
@@ -15,7 +15,7 @@ use crate::api::network::{Addresses, Block, BridgeSpec, NetworkSpec};
 use crate::api::rung::Rung;
 use crate::api::vm::Vm;
 
-/// Why a name has no address.
+/// Why a VM name gets no address.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
     /// All /30s are taken.
@@ -24,39 +24,39 @@ pub enum LeaseError {
     /// All addresses of a bridge are taken.
     #[error("no free address is left in {0}")]
     NoAddress(String),
-    /// The VM's own address of the list is somebody's.
+    /// The VM's address in the list is leased to another VM.
     #[error("{0} is already leased to {1}")]
     Taken(Ipv4Addr, String),
     /// The list is shorter than the group.
-    #[error("`addresses` has none for VM {0}")]
+    #[error("`addresses` has no entry for VM {0}")]
     NotListed(u32),
-    /// What the list has beyond the group's count is taken.
+    /// All addresses in the list beyond the group's count are taken.
     #[error(
-        "`addresses` lists {listed}, and none is left for a VM made on demand: the first {counted} are for the VMs that `count` makes"
+        "`addresses` lists {listed}, and none is left for a VM made on demand: the first {counted} are reserved for the VMs of `count`"
     )]
     ListUsedUp {
-        /// How many addresses it has.
+        /// The number of addresses in the list.
         listed: usize,
-        /// How many of them are not for VMs made on demand.
+        /// The number of addresses that are reserved for the VMs of `count`.
         counted: usize,
     },
-    /// The group has chosen no range yet.
+    /// The group has no range yet.
     #[error("the group has no range yet")]
     NoPool,
-    /// It could not be written.
+    /// The lease could not be written.
     #[error(transparent)]
     Store(#[from] Error),
 }
 
 impl Txn<'_> {
-    /// Gives a VM's name its address: the one it has if the group still gives it, else the next free one. In CNI mode the
-    /// plugins give it: none before they did.
+    /// Leases an address to a VM's name: its current one if it is still valid for the group, else the next free one. In CNI mode the
+    /// plugins assign the address: `None` until they have.
     ///
     /// # Errors
     /// [`LeaseError`].
     pub fn lease(&mut self, vm: &Vm, now: Timestamp) -> Result<Option<Lease>, LeaseError> {
         let world = self.world();
-        // Under a VM that stands, a lease never moves, whatever the group says now.
+        // The lease of a VM whose Net stage is acquired never changes, even if the group has changed.
         let standing = world.page(vm.meta.uid, Rung::Net);
         let standing = standing.is_some_and(|page| page.held);
         if let NetworkSpec::Cni(spec) = &vm.spec.network {
@@ -89,7 +89,7 @@ impl Txn<'_> {
                 Address::Bridged {
                     ip: world.free_address(vm, bridge, &pool, gateway)?,
                     bridge: bridge.bridge.clone(),
-                    gateway: net.expect("it was a prefix length before"),
+                    gateway: net.expect("a valid prefix length"),
                 }
             }
             (NetworkSpec::Bridge(_) | NetworkSpec::Cni(_), _) => return Err(LeaseError::NoPool),
@@ -105,7 +105,7 @@ impl Txn<'_> {
     }
 }
 
-/// Whether a VM of a group with this pool may have, or go on having, this address.
+/// Whether an address is valid for a VM of a group with this pool.
 pub fn gives(pool: &Pool, index: u32, network: &NetworkSpec, address: &Address) -> bool {
     match (network, address) {
         (NetworkSpec::Isolated(_), Address::Block { pool: range, .. }) => *range == pool.range,
@@ -128,8 +128,8 @@ pub fn gives(pool: &Pool, index: u32, network: &NetworkSpec, address: &Address) 
 }
 
 impl World {
-    /// The next free block of a range after the last one leased, round the range once. A block that was just given back
-    /// is the last to be leased again, so that late packets to its old VM reach no new one.
+    /// The next free block of a range after the last one leased, with wrap-around. A block that was just released is the last to be
+    /// leased again, so that late packets to its old VM do not reach a new one.
     fn free_block(&self, pool: &Pool) -> Result<Block, LeaseError> {
         let first = u32::from(pool.range.network());
         let last = u32::from(pool.range.broadcast());
@@ -144,8 +144,8 @@ impl World {
             .ok_or(LeaseError::NoBlock(pool.range))
     }
 
-    /// As [`World::free_block`], for one address of a bridge's subnet: not its first, its last, or its gateway, and none that
-    /// another group on the bridge has listed for a VM of its own.
+    /// As [`World::free_block`], for one address of a bridge's subnet: not the first, the last, or the gateway, and none that a group
+    /// on the bridge lists for its VMs.
     fn free_address(
         &self,
         vm: &Vm,
@@ -169,7 +169,7 @@ impl World {
             Addresses::Listed(listed) => {
                 let place = vm.index.saturating_sub(1) as usize;
                 let ip = listed.get(place).ok_or(LeaseError::NotListed(vm.index))?;
-                // Its own old lease, of another bridge perhaps, is no obstacle.
+                // The VM's own previous lease, even on another bridge, does not block the address.
                 let own = self.lease(&vm.meta.name).map(|lease| lease.address.ip());
                 return match self.bridged.contains(ip) && own != Some(*ip) {
                     true => Err(LeaseError::Taken(*ip, self.holder(*ip))),
@@ -200,7 +200,7 @@ impl World {
             })
     }
 
-    /// Who has an address of a bridge, in words.
+    /// The VM that has an address of a bridge, for messages.
     fn holder(&self, ip: Ipv4Addr) -> String {
         let bridged = |lease: &&Lease| {
             lease.address.ip() == ip && matches!(lease.address, Address::Bridged { .. })

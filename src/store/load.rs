@@ -1,4 +1,4 @@
-//! From keys and values to the world.
+//! Decodes the keys and values of the database into the world.
 //! Out of scope: whether they are what was written.
 
 use serde::Serialize;
@@ -12,23 +12,23 @@ use crate::api::lease::Lease;
 use crate::api::meta::Uid;
 use crate::api::vm::Vm;
 
-/// The layout, inside the database.
+/// The format number, inside the database.
 pub(super) const FORMAT_KEY: &str = "format";
-/// The database's own mark: part of every batch, and of no digest.
+/// The database's own position record: part of every batch, and not part of the content digest.
 pub(super) const MARK_KEY: &str = "seal";
-/// There while the state of the database that was set aside is not yet taken over.
+/// Exists until the state of a database that was set aside is recovered.
 pub(super) const RECOVERY_KEY: &str = "recovery";
-/// Which number of the reserve ([`super::reserve`]) is in the database.
+/// The number of the reserve ([`super::reserve`]) up to which its entries are in the database.
 pub(super) const RESERVE_KEY: &str = "reserve";
 
-/// All of it.
+/// Decodes all pairs.
 ///
 /// # Errors
-/// Which key cannot be understood, and why.
+/// A message with the key that cannot be decoded, and the reason.
 pub(super) fn world(pairs: &[Pair]) -> Result<World, String> {
     let mut world = World::default();
     for (key, value) in pairs {
-        let key = std::str::from_utf8(key).map_err(|_| "a key is no text".to_owned())?;
+        let key = std::str::from_utf8(key).map_err(|_| "a key is not valid UTF-8".to_owned())?;
         take_in(&mut world, key, value).map_err(|e| format!("{key}: {e}"))?;
     }
     Ok(world)
@@ -64,7 +64,9 @@ pub(super) fn take_in(world: &mut World, key: &str, value: &[u8]) -> Result<(), 
             world.note_lease(lease);
         }
         "page" => {
-            let (uid, rung) = id.split_once('/').ok_or("no rung")?;
+            let (uid, rung) = id
+                .split_once('/')
+                .ok_or("the name of the stage is missing")?;
             let uid: Uid = uid.parse().map_err(|e| format!("{e}"))?;
             let rung =
                 serde_json::from_value(Value::String(rung.into())).map_err(|e| e.to_string())?;
@@ -77,7 +79,7 @@ pub(super) fn take_in(world: &mut World, key: &str, value: &[u8]) -> Result<(), 
             world.note_vmm_id(uid, id);
         }
         "ground" => world.ground = Some(json(unknown, key, value)?),
-        other => return Err(format!("{other:?} is no kind of this program")),
+        other => return Err(format!("unknown kind {other:?}")),
     }
     Ok(())
 }

@@ -1,31 +1,31 @@
-//! Where the database is: a number that grows with every batch, a digest of the whole content and a chain over all batches.
-//! Out of scope: where marks are stored ([`super::seal`], and the database itself).
+//! The log position of a database: a number that grows with every batch, a digest of the whole content and a hash chain over all batches.
+//! Out of scope: where positions are stored ([`super::seal`], and the database itself).
 //!
 //! # Why
 //! sled 0.34 recovers to the last position of its log that it can read and reports nothing, so a damaged database looks like
-//! an older one. The position is therefore compared with marks that are kept outside the log, and the content with its digest.
+//! an older one. The position is therefore compared with records outside the log, and the content with its digest.
 
 use std::fmt;
 
-/// Bytes of an encoded mark.
+/// Bytes of an encoded position.
 pub(super) const LENGTH: usize = 72;
 
-/// One position of one database.
+/// A position in the log of a database, with digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark {
-    /// Which database: chosen at random when it is created.
+    /// The id of the database: chosen at random when it is created.
     pub id: [u8; 16],
-    /// Grows with every batch that is tried; a batch that failed leaves a gap.
+    /// Grows with every batch that is attempted; a failed batch leaves a gap.
     pub seq: u64,
-    /// The chain's value before this batch.
+    /// The value of the chain before this batch.
     pub before: u128,
-    /// Of all keys and values after this batch.
+    /// The digest of all keys and values after this batch.
     pub content: Content,
-    /// The chain's value: everything above, hashed. It verifies an encoded mark as well.
+    /// The value of the chain: the hash of all fields above. It also verifies an encoded position.
     pub chain: u128,
 }
 
-/// Which batch of which database: a [`Mark`] without its digests.
+/// The database id and the batch number: a [`Mark`] without digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Position {
     /// [`Mark::id`].
@@ -35,7 +35,7 @@ pub(super) struct Position {
 }
 
 impl Position {
-    /// Out of its text. None: that is no position.
+    /// Parses the text form. `None`: the text is not a valid position.
     pub fn parse(text: &str) -> Option<Self> {
         let (id, seq) = text.split_once(' ')?;
         let (id, seq) = (u128::from_str_radix(id, 16).ok()?, seq.parse().ok()?);
@@ -54,7 +54,7 @@ impl fmt::Display for Position {
 }
 
 impl Mark {
-    /// Of a database before its first batch, with what is in it then: nothing, unless it is one that is converted.
+    /// The position before the first batch. `content` is empty, unless the database is converted from an earlier format.
     pub fn first(id: [u8; 16], content: Content) -> Self {
         Self::linked(id, 0, 0, content)
     }
@@ -64,7 +64,7 @@ impl Mark {
         Self::linked(self.id, seq, self.chain, content)
     }
 
-    /// Whether this is what one batch made of `earlier`.
+    /// Whether this position is exactly one batch after `earlier`.
     pub fn follows(&self, earlier: &Self) -> bool {
         self.id == earlier.id && self.seq > earlier.seq && self.before == earlier.chain
     }
@@ -84,7 +84,7 @@ impl Mark {
         }
     }
 
-    /// As it is stored.
+    /// Encodes the position for storage.
     pub fn encode(&self) -> [u8; LENGTH] {
         let mut bytes = [0; LENGTH];
         bytes[..16].copy_from_slice(&self.id);
@@ -95,7 +95,7 @@ impl Mark {
         bytes
     }
 
-    /// None: this is no mark, or one that is damaged.
+    /// Decodes a stored position. `None`: the bytes are not a position, or are damaged.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; LENGTH] = bytes.try_into().ok()?;
         let number = |from: usize| {
@@ -113,18 +113,18 @@ impl Mark {
     }
 }
 
-/// A digest of a set of keys with their values, whatever their order: the sum of the hash of each. A batch changes it by what
-/// it writes alone, and a load computes it over everything.
+/// A digest of a set of keys with their values that does not depend on their order: the sum of the hashes of all pairs. A batch
+/// updates it with the pairs that it changes; when the database is opened, it is computed over all pairs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Content(u128);
 
 impl Content {
-    /// A key appears with this value.
+    /// Adds a key with its new value.
     pub fn add(&mut self, key: &[u8], value: &[u8]) {
         self.0 = self.0.wrapping_add(hash(key, value));
     }
 
-    /// A key that had this value disappears, or gets another one.
+    /// Removes a key with its old value.
     pub fn remove(&mut self, key: &[u8], value: &[u8]) {
         self.0 = self.0.wrapping_sub(hash(key, value));
     }
@@ -138,7 +138,7 @@ fn hash(key: &[u8], value: &[u8]) -> u128 {
     short(&hasher)
 }
 
-/// The first half of a hash: it is held against accidents, not against an adversary, who would be root.
+/// The first half of a hash. It protects against accidents, not against an adversary, who would need to be root.
 pub(super) fn short(hasher: &blake3::Hasher) -> u128 {
     let mut half = [0; 16];
     half.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
@@ -150,7 +150,7 @@ mod tests {
     use super::{Content, Mark, Position};
 
     #[test]
-    fn a_mark_is_read_back_and_any_flipped_bit_is_noticed() {
+    fn a_position_with_digests_is_read_back_and_any_flipped_bit_is_detected() {
         let mut content = Content::default();
         content.add(b"key", b"value");
         let mark = Mark::first([7; 16], Content::default()).next(3, content);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_depends_on_content_and_not_on_the_way_to_it() {
+    fn a_digest_depends_on_the_content_and_not_on_the_order_of_changes() {
         let mut straight = Content::default();
         straight.add(b"a", b"1");
         straight.add(b"b", b"2");
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_is_read_back_and_nothing_else_is() {
+    fn a_position_is_parsed_and_any_other_text_is_refused() {
         for (id, seq) in [([0; 16], 0), ([7; 16], 12), ([255; 16], u64::MAX)] {
             let position = Position { id, seq };
             assert_eq!(Position::parse(&position.to_string()), Some(position));
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_follows_its_predecessor_alone() {
+    fn a_position_follows_only_its_predecessor() {
         let first = Mark::first([7; 16], Content::default());
         let second = first.next(1, Content::default());
         let other = first.next(2, Content::default());

@@ -1,18 +1,17 @@
-//! REMEMBERS: the only door to the database, and what is told to those who wait for a change.
-//! Out of scope: the kernel, decisions; what a transaction does is a pure function over the [`World`].
+//! The store: the only access to the database, and notifications of changes.
+//! Out of scope: the kernel, decisions. What a transaction does is a pure function over the [`World`].
 //!
 //! # Why
-//! All state is small (a VM is about 2 kB) and read far more often than written, so reads are served from memory and the
-//! database is a durable log under it. Writers queue their change, one thread has what has queued written as one batch and
-//! flushed once: 256 VMs that climb together pay for a handful of flushes, not for a thousand.
+//! All state is small (a VM is about 2 kB) and is read far more often than written, so reads are served from memory and the
+//! database is a durable log. Writers queue their changes, and one thread writes everything that is queued as one batch
+//! and flushes it once: 256 VMs that are brought up together cost a few flushes instead of a thousand.
 //!
-//! A database that cannot be written (its disk is full, or read-only) makes the store read-only until it can be:
-//! what is found out is kept in memory, what is asked for is refused ([`Store::read_only`]). One that does not answer
-//! makes the store stuck, for good: nothing may be touched that is not remembered, so all it still does is to say so at once
-//! ([`Store::stuck`]).
+//! If the database cannot be written (its disk is full or read-only), the store is read-only until it can: observations are kept in
+//! memory, and requested changes are refused ([`Store::read_only`]). If the database does not answer, the store is permanently stuck:
+//! the host must not be changed without a durable record, so every change fails at once ([`Store::stuck`]).
 //!
-//! During a boot of the host two more files stand beside the database, in the run directory: a copy of it
-//! (`state.journal`), and which VMs are being deleted (`tombstones`, also on the state disk).
+//! During a boot of the host the run directory contains two more files: a copy of the database (`state.journal`), and the
+//! list of VMs that are being deleted (`tombstones`, also on the state disk).
 
 mod backing;
 mod begin;
@@ -77,48 +76,49 @@ use tombstones::Known;
 use txn::Kind;
 use writer::{Disk, Failure};
 
-/// Room for watchers that are slow; one that falls further behind is told to look at everything.
+/// The number of changes that are buffered for a slow watcher; one that falls further behind must read everything again.
 const WATCH_BACKLOG: usize = 4096;
 
-/// Why nothing can be remembered.
+/// Why nothing can be stored.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The database cannot be opened at all.
+    /// The database cannot be opened.
     #[error("cannot open the state database {path}: {why}")]
     Open {
-        /// Its folder.
+        /// Its directory.
         path: String,
-        /// What was found, and what to do.
+        /// The cause and the remedy.
         why: String,
     },
-    /// A change could not be made durable, and was taken back.
+    /// A change could not be made durable, and was rolled back.
     #[error("cannot write the state: {0}")]
     Write(String),
-    /// The database has fallen silent. Whether the change became durable is known only to who opens it anew.
-    #[error("the state database does not answer; sliced must be started anew")]
+    /// The database does not answer. Whether the change became durable is known only after it is opened again.
+    #[error("the state database does not answer; restart sliced")]
     Stuck,
 }
 
-/// What a committed transaction touched.
+/// A change made by a committed transaction.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Change {
     /// A group was written or removed.
     Group(Name),
-    /// A VM's own object was written or removed.
+    /// A VM object was written or removed.
     Vm(Uid),
-    /// A rung's page of a VM was written.
+    /// The status of a stage of a VM was written.
     Page(Uid),
-    /// All of a VM was observed for the first time by this process, or a stage of it in vain: nothing that is stored has changed.
+    /// All stages of a VM were observed for the first time by this process, or the observation of a stage failed. Nothing that is stored
+    /// has changed.
     Observed(Uid),
     /// A lease was written or removed.
     Lease(Name),
-    /// What the host's own rules must carry.
+    /// The host requirements: what the rules and bridges of the host must provide.
     Ground,
-    /// What was refused may be accepted now: everything is to be looked at.
+    /// Changes that were refused may be accepted now: everything must be read again.
     Everything,
 }
 
-/// What a store begins with.
+/// The initial state of a store.
 #[derive(Default)]
 struct Beginning {
     world: World,
@@ -128,13 +128,13 @@ struct Beginning {
     restricted: Vec<Name>,
 }
 
-/// What the run directory knows of a database that is gone.
+/// The state that the run directory contains of a database that is lost.
 pub enum Recalled {
-    /// The database is as it was left.
+    /// Nothing to recover: the database is intact, or there is no journal of this boot.
     Nothing,
-    /// All that was acknowledged in this boot.
+    /// Everything that was acknowledged in this boot.
     World(Box<World>),
-    /// There is no copy, or it cannot be read, and why.
+    /// The journal cannot be read, with the reason.
     Unreadable(String),
 }
 
@@ -148,41 +148,41 @@ struct Shared {
     world: Mutex<World>,
     queue: Mutex<Option<std::sync::mpsc::Sender<Commit>>>,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
-    /// Cancelled when the disk falls silent, and then the queue is gone.
+    /// Cancelled when the database does not answer; then `queue` is `None`.
     stuck: CancellationToken,
     changes: broadcast::Sender<Change>,
     events: Events,
     degraded: Mutex<Option<Degraded>>,
     tombstones: Known,
     progress: Progress,
-    /// What was noticed on opening.
+    /// Notes made when the store was opened.
     notes: Vec<String>,
-    /// Groups of which the reserve had entries that the database lacked.
+    /// Groups for which the reserve had entries that the database did not have.
     restricted: Vec<Name>,
 }
 
-/// One transaction on its way to the disk.
+/// A transaction that is queued for the disk.
 struct Commit {
-    /// 0: it changes nothing, and is there to have the others hurry.
+    /// 0: it changes nothing and only makes the writer flush at once.
     number: Number,
     batch: Batch,
     kind: Kind,
     undo: Vec<txn::Undo>,
     changes: Vec<Change>,
-    /// Who waits for it.
+    /// Receives the result, if a caller waits for it.
     told: Option<oneshot::Sender<Result<(), Error>>>,
 }
 
-/// Whether somebody waits until a transaction is on the disk.
+/// Whether the caller waits until a transaction is on the disk.
 enum Awaited<'a> {
     Yes,
-    /// And, where it changes nothing, until what was changed about these is.
+    /// As `Yes`; a transaction that changes nothing waits only for pending changes of these objects.
     Of(&'a [Change]),
     No,
 }
 
 impl Store {
-    /// A store of this world whose changes `write` makes durable, each within `patience`.
+    /// Creates a store with this content. `write` makes a batch durable within `patience`.
     #[cfg(test)]
     fn over(
         world: World,
@@ -228,30 +228,30 @@ impl Store {
         Ok(Self { shared })
     }
 
-    /// Why no change is accepted now; `None`: changes are accepted.
+    /// The reason why no change is accepted now. `None`: changes are accepted.
     pub fn read_only(&self) -> Option<ReadOnly> {
         self.shared.read_only()
     }
 
-    /// Whether a VM's deletion is proved: nothing of a VM that runs is removed without.
+    /// Whether a VM has a tombstone, which proves its deletion: nothing of a running VM is removed without it.
     pub fn has_tombstone(&self, uid: Uid) -> bool {
         self.shared.tombstones.contains(uid)
     }
 
-    /// Every VM with a tombstone.
+    /// All VMs with a tombstone.
     pub fn tombstones(&self) -> Vec<Uid> {
         self.shared.tombstones.all()
     }
 
-    /// Looks at the world. Keep it short: writers wait meanwhile.
+    /// Reads the world. `look` must be short: writers wait meanwhile.
     pub fn read<T>(&self, look: impl FnOnce(&World) -> T) -> T {
         look(&lock(&self.shared.world))
     }
 
-    /// Changes the world in one transaction: all of it or, if `change` fails, none of it. Durable when this returns.
+    /// Changes the world in one transaction; if `change` fails, nothing changes. The transaction is durable when this returns.
     ///
     /// # Errors
-    /// What `change` said, [`Error::Write`] or [`Error::Stuck`].
+    /// The error of `change`, [`Error::Write`] or [`Error::Stuck`].
     pub async fn write<T, E: From<Error>>(
         &self,
         change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
@@ -261,10 +261,10 @@ impl Store {
         Ok(value)
     }
 
-    /// As [`Store::write`], but lets the caller look at the host while the disk works. It must wait before it touches it.
+    /// As [`Store::write`], but the caller can read the host's state during the disk write. It must wait before it changes the host.
     ///
     /// # Errors
-    /// What `change` said, [`Error::Write`] when the database is closed, [`Error::Stuck`] when it does not answer.
+    /// The error of `change`, [`Error::Write`] if the database is closed, [`Error::Stuck`] if it does not answer.
     pub fn begin<T, E: From<Error>>(
         &self,
         change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
@@ -272,11 +272,11 @@ impl Store {
         self.queue(&Awaited::Yes, change)
     }
 
-    /// As [`Store::write`], but does not wait: durable soon, and after all that was written before. For what was found out and
-    /// would be found out again after a crash; never for what must be remembered before the host is touched.
+    /// As [`Store::write`], but does not wait: the change becomes durable soon, after all earlier changes. For observations, which are
+    /// made again after a crash; never for what must be durable before the host is changed.
     ///
     /// # Errors
-    /// What `change` said, [`Error::Write`] when the database is closed, [`Error::Stuck`] when it does not answer.
+    /// The error of `change`, [`Error::Write`] if the database is closed, [`Error::Stuck`] if it does not answer.
     pub fn write_behind<T, E: From<Error>>(
         &self,
         change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
@@ -285,7 +285,7 @@ impl Store {
         Ok(value)
     }
 
-    /// As [`Store::write`], of what the host was found to have: while nothing can be written, memory alone remembers it.
+    /// As [`Store::write`], for observations of the host: while nothing can be written, they are kept in memory only.
     ///
     /// # Errors
     /// As [`Store::write`].
@@ -301,7 +301,7 @@ impl Store {
         self.write(observed).await
     }
 
-    /// Changes the world, and has it written.
+    /// Changes the world and queues the change for the disk.
     fn queue<T, E: From<Error>>(
         &self,
         awaited: &Awaited<'_>,
@@ -357,7 +357,7 @@ impl Store {
         }
         let number = self.shared.progress.made(&changes);
         commit.number = number;
-        // Queued under the world's lock: commits reach the disk in the order they were made.
+        // Queued while the world is locked: commits reach the disk in the order in which they were made.
         let unsent = match lock(&self.shared.queue).as_ref() {
             Some(queue) => queue.send(commit).err().map(|unsent| unsent.0),
             None => Some(commit),
@@ -372,18 +372,18 @@ impl Store {
         Ok((value, Durable(durable)))
     }
 
-    /// Changes from now on. A lagging receiver must look at everything.
+    /// Subscribes to changes. A receiver that lags must read everything again.
     pub fn watch(&self) -> broadcast::Receiver<Change> {
         self.shared.changes.subscribe()
     }
 
-    /// What was noticed on opening, and needs nobody to decide anything.
+    /// Notes made when the store was opened; they need no decision by the user.
     pub fn notes(&self) -> &[String] {
         &self.shared.notes
     }
 
-    /// What could be recovered of a database that was set aside is in this one now: from the next start on it is an existing
-    /// one.
+    /// Records that everything that could be recovered of a database that was set aside is in this one: the next start reports
+    /// [`Opened::Existing`].
     ///
     /// # Errors
     /// [`Error::Write`] or [`Error::Stuck`].
@@ -391,37 +391,38 @@ impl Store {
         self.recall(|txn| txn.end_recovery()).await
     }
 
-    /// What happened, for people.
+    /// The events for users.
     pub fn events(&self) -> &Events {
         &self.shared.events
     }
 
-    /// Resolves when the database has fallen silent, at once if it has already. From then on every change is refused with
-    /// [`Error::Stuck`], and only a new process can go on.
+    /// Resolves when the database does not answer, at once if that is so already. From then on every change fails with
+    /// [`Error::Stuck`], and the process must be restarted.
     pub async fn stuck(&self) {
         self.shared.stuck.cancelled().await;
     }
 
-    /// Closes the database: waits for what is queued and gives its lock free. One that does not answer is left as it is.
+    /// Closes the database: waits until all queued changes are written and releases its lock. A database that does not answer is not
+    /// closed.
     pub fn close(&self) {
         lock(&self.shared.queue).take();
         if let Some(writer) = lock(&self.shared.writer).take()
             && writer.join().is_err()
         {
-            tracing::error!("the store's writer panicked");
+            tracing::error!("the writer thread of the store panicked");
         }
     }
 }
 
 fn taken_back() -> Error {
-    Error::Write("the change was taken back; see the log".into())
+    Error::Write("the change was rolled back; see the log".into())
 }
 
 fn closed() -> Error {
     Error::Write("the database is closed".into())
 }
 
-/// A panic elsewhere leaves the data whole: every change is made by complete steps.
+/// Locks a mutex, also a poisoned one: every change consists of complete steps, so a panic leaves the data consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()

@@ -1,9 +1,9 @@
-//! Opening: the format first, then the database, then whether it is what was acknowledged. One that is not is set aside.
+//! Opens the database: checks the format, opens it, and compares it with what was acknowledged. A database that differs is set aside.
 //! Out of scope: the comparison itself ([`super::verify`]), sled ([`super::disk`]).
 //!
 //! # Why
-//! Damage and a failure to read are different things. A damaged database is moved away as it is and a new one is created;
-//! where the system fails to read, or another version wrote, nothing is changed at all.
+//! Damage and a failure to read are different. A damaged database is moved away unchanged and a new one is created. If the system
+//! cannot read it, or another version wrote it, nothing is changed.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -23,28 +23,28 @@ use super::witness::Witnesses;
 use super::world::{Recovery, World};
 use super::writer::Failure;
 
-/// What was found on opening.
+/// What was found when the database was opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Opened {
-    /// Nothing was there.
+    /// There was no database.
     Fresh,
-    /// What an earlier run wrote.
+    /// A database that an earlier run wrote.
     Existing,
-    /// Something damaged, now under another name. The same is told each time until [`super::Store::recovered`].
+    /// A damaged database, which was renamed. Each start reports it until [`super::Store::recovered`].
     SetAside {
         /// Where it is now.
         path: PathBuf,
-        /// In what it was not what was acknowledged.
+        /// How it differed from what was acknowledged.
         why: String,
     },
 }
 
-/// An open database with what was in it.
+/// An open database with its content.
 pub(super) struct Open {
     pub database: Database,
     pub world: World,
     pub opened: Opened,
-    /// What somebody should know, though it needed no decision.
+    /// Notes for the user; they need no decision.
     pub notes: Vec<String>,
 }
 
@@ -61,7 +61,7 @@ struct Place<'a> {
 /// Opens or creates the database in `dir`.
 ///
 /// # Errors
-/// [`Error::Open`]: nothing was changed, unless it says that a damaged one was to be set aside.
+/// [`Error::Open`]: nothing was changed, unless the message says that setting aside a damaged database failed.
 pub(super) fn open(
     dir: &Path,
     run: Option<&RunCopy>,
@@ -85,18 +85,21 @@ pub(super) fn open(
         Err(OpenError::Damaged(why)) => {
             let path = place
                 .set_aside()
-                .map_err(|error| refuse(format!("{why}; setting it aside: {error}")))?;
+                .map_err(|error| refuse(format!("{why}; it cannot be set aside: {error}")))?;
             let recovery = Recovery { path, why };
-            place
-                .begin_anew(&recovery)
-                .map_err(|error| refuse(format!("{}; creating a new one: {error}", recovery.why)))
+            place.begin_anew(&recovery).map_err(|error| {
+                refuse(format!(
+                    "{}; a new one cannot be created: {error}",
+                    recovery.why
+                ))
+            })
         }
         Err(error @ (OpenError::Held | OpenError::Refused(_))) => Err(refuse(error.to_string())),
     }
 }
 
 impl Place<'_> {
-    /// Opens what is there, if it is what was acknowledged.
+    /// Opens the existing database if it is what was acknowledged, or creates the first one.
     fn open(&self) -> Result<Open, OpenError> {
         let said = format::read(&self.format)
             .map_err(|error| OpenError::Refused(format!("{}: {error}", self.format.display())))?;
@@ -128,7 +131,7 @@ impl Place<'_> {
         let mut notes = Vec::new();
         if said == Said::Nonsense || (said == Said::Nothing && inside.mark.is_some()) {
             notes.push(format!(
-                "{} was gone or damaged and is written again",
+                "{} was missing or damaged and was written again",
                 self.format.display()
             ));
         }
@@ -145,7 +148,7 @@ impl Place<'_> {
         let mut database = self.take(raw, copies, mark, &mut notes)?;
         match said {
             Said::Ours => {}
-            // It is read all the same.
+            // Adds the checksum. A failure does not matter: the file can be read without it.
             Said::OursUnchecked => drop(format::write(&self.format)),
             Said::Nothing | Said::Nonsense | Said::Other(_) => format::write(&self.format)?,
         }
@@ -168,7 +171,7 @@ impl Place<'_> {
         })
     }
 
-    /// A new database in the place of one that was set aside.
+    /// Creates a new database in place of one that was set aside.
     fn begin_anew(&self, recovery: &Recovery) -> Result<Open, OpenError> {
         let raw = disk::open(&self.db)?;
         let copies = Copies::find(&self.seal, None, Said::Nothing)?;
@@ -192,7 +195,7 @@ impl Place<'_> {
         })
     }
 
-    /// Has the database and its seals on the disk, all of them at `mark`.
+    /// Writes the database and its integrity records to the disk, all of them at position `mark`.
     fn take(
         &self,
         raw: Raw,
@@ -200,14 +203,14 @@ impl Place<'_> {
         mark: Mark,
         notes: &mut Vec<String>,
     ) -> Result<Database, OpenError> {
-        // sled has repaired and rewritten files of it, or created them.
+        // Opening it with sled has repaired, rewritten or created files.
         let written = Written::of(&self.db)?;
         let seals = copies.establish(&self.seal, self.run, &mark, notes)?;
         Ok(Database::new(raw, written, seals, mark))
     }
 
-    /// A database without any seal is of format 1, or of another program. Which one is found out with a copy: sled rewrites
-    /// what it opens.
+    /// Checks a database without an integrity record: it has format 1, or belongs to another program. The check opens a copy, because
+    /// sled rewrites files when it opens them.
     fn look_without_touching(&self) -> Result<(), OpenError> {
         let _locked = match disk::lock(&self.db) {
             Err(OpenError::Refused(_)) if !self.db.join("db").exists() => return Ok(()),
@@ -225,7 +228,7 @@ impl Place<'_> {
         looked
     }
 
-    /// Moves the database with its seal away, in whatever state they are.
+    /// Moves the database and its integrity record away, in whatever state they are.
     fn set_aside(&self) -> io::Result<PathBuf> {
         let aside = (1..)
             .map(|n| self.dir.join(format!("db.corrupt-{n}")))
@@ -248,7 +251,7 @@ impl Place<'_> {
     }
 }
 
-/// The first batch of a database: what says that it is one of ours.
+/// Writes the first batch of a database: it identifies the database as one of this program.
 fn commit(database: &mut Database, recovery: Option<&Recovery>) -> Result<(), OpenError> {
     let format = FORMAT.to_string().into_bytes();
     let mut batch = Batch::from([(FORMAT_KEY.to_owned(), Some(format))]);
@@ -259,12 +262,12 @@ fn commit(database: &mut Database, recovery: Option<&Recovery>) -> Result<(), Op
     database.write(batch).map_err(|failure| {
         OpenError::Refused(match failure {
             Failure::Refused(why) | Failure::Unknown(why) => why,
-            Failure::Silent => "it does not answer".into(),
+            Failure::Silent => "the database does not answer".into(),
         })
     })
 }
 
-/// Everything in it, and what that comes to. One of another format is refused before anything else is concluded.
+/// Reads the whole content and computes its digest. A database of another format is refused first.
 fn look_inside(raw: &Raw) -> Result<(Inside, Vec<Pair>), OpenError> {
     let mut pairs = disk::content(raw)?;
     let value = |of: &str| {
@@ -282,13 +285,17 @@ fn look_inside(raw: &Raw) -> Result<(Inside, Vec<Pair>), OpenError> {
             }
         }
         None if pairs.is_empty() => {}
-        None => return Err(OpenError::Damaged("it has no format mark".into())),
+        None => return Err(OpenError::Damaged("it has no format number".into())),
     }
     let mark = value(MARK_KEY);
     let mark = match mark {
         None => None,
         Some(bytes) => match Mark::decode(&bytes) {
-            None => return Err(OpenError::Damaged("its own mark is damaged".into())),
+            None => {
+                return Err(OpenError::Damaged(
+                    "its own position record is damaged".into(),
+                ));
+            }
             mark => mark,
         },
     };
@@ -306,10 +313,10 @@ fn look_inside(raw: &Raw) -> Result<(Inside, Vec<Pair>), OpenError> {
     Ok((inside, pairs))
 }
 
-/// The database is what was written, so this is no damage.
+/// The database is what was written, so content that cannot be decoded is not damage.
 fn not_understood(why: String) -> OpenError {
     OpenError::Refused(format!(
-        "{why}; the database is undamaged and left as it is: start the sliced that wrote it"
+        "{why}; the database is undamaged and was not changed: start the version of sliced that wrote it"
     ))
 }
 

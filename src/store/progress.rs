@@ -1,9 +1,9 @@
-//! How far the disk is behind the world: which changes are not on it yet, and which were taken back.
+//! The progress of the disk: which changes are not on it yet, and which were rolled back.
 //! Out of scope: the changes themselves.
 //!
 //! # Why
-//! The world shows a change before it is on the disk. Who answers a client, or changes the host, by what it has read there
-//! waits until the disk has it: otherwise a power failure takes back what was answered or done.
+//! A change is visible in the world before it is on the disk. Code that answers a client, or changes the host, based on what it has
+//! read waits until the change is on the disk: otherwise a power failure reverts what was answered or done.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
@@ -12,25 +12,25 @@ use tokio::sync::watch;
 
 use super::{Change, lock};
 
-/// As many failures are remembered; who waits for something older is told that it failed.
+/// The number of failures that are kept; a wait for an older commit returns failure.
 const FAILURES: usize = 256;
 
-/// The number of a commit, in the order they were made.
+/// The number of a commit, in the order in which commits are made.
 pub(super) type Number = u64;
 
-/// All commits so far.
+/// The state of all commits.
 pub(super) struct Progress {
     state: Mutex<State>,
-    /// Up to here every commit is on the disk or taken back.
+    /// Every commit up to this number is on the disk or rolled back.
     settled: watch::Sender<Number>,
 }
 
 #[derive(Default)]
 struct State {
     made: Number,
-    /// The last commit that changed each, as long as it is not settled.
+    /// The last commit that changed each object, until it is settled.
     pending: HashMap<Change, Number>,
-    /// First and last of those that were taken back together.
+    /// The first and last commit of each group that was rolled back.
     failed: VecDeque<(Number, Number)>,
 }
 
@@ -44,7 +44,7 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// A commit is made. Its number.
+    /// Records a new commit and returns its number.
     pub fn made(&self, changes: &[Change]) -> Number {
         let mut state = lock(&self.state);
         state.made += 1;
@@ -55,12 +55,12 @@ impl Progress {
         number
     }
 
-    /// All up to this one are on the disk.
+    /// Records that all commits up to this one are on the disk.
     pub fn written(&self, last: Number) {
         self.settle(&mut lock(&self.state), last);
     }
 
-    /// These were taken back; all before them are settled already.
+    /// Records that these commits were rolled back; all earlier ones are settled already.
     pub fn taken_back(&self, first: Number, last: Number) {
         let mut state = lock(&self.state);
         if state.failed.len() == FAILURES {
@@ -79,13 +79,13 @@ impl Progress {
         });
     }
 
-    /// The last commit that is not settled; none: all are.
+    /// The last commit, if it is not settled. `None`: all commits are settled.
     pub fn pending(&self) -> Option<Number> {
         let made = lock(&self.state).made;
         (*self.settled.borrow() < made).then_some(made)
     }
 
-    /// The last of those that changed one of these.
+    /// The last unsettled commit that changed one of these objects.
     pub fn pending_of(&self, changes: &[Change]) -> Option<Number> {
         let state = lock(&self.state);
         let pending = changes
@@ -94,10 +94,10 @@ impl Progress {
         pending.max().copied()
     }
 
-    /// Waits until a commit is settled. False: it was taken back.
+    /// Waits until a commit is settled. Returns false if it was rolled back.
     pub async fn settled(&self, number: Number) -> bool {
         let mut settled = self.settled.subscribe();
-        // It lives as long as we.
+        // The sender is a field of `self`, so it is not dropped meanwhile.
         let _ = settled.wait_for(|settled| *settled >= number).await;
         let state = lock(&self.state);
         let forgotten = state.failed.len() == FAILURES
@@ -117,7 +117,7 @@ mod tests {
     use crate::store::Change;
 
     #[tokio::test]
-    async fn each_waits_for_its_own_changes_and_learns_of_their_failure_alone() {
+    async fn a_wait_concerns_only_the_given_changes_and_their_failure() {
         let progress = Progress::default();
         let (one, other) = (Change::Vm(Uid::random()), Change::Vm(Uid::random()));
         assert_eq!(progress.pending(), None);
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_failed_too_long_ago_to_be_remembered_has_failed() {
+    async fn a_commit_older_than_all_recorded_failures_counts_as_failed() {
         let progress = Progress::default();
         for _ in 0..=FAILURES {
             let number = progress.made(&[]);

@@ -2,9 +2,9 @@
 //! Out of scope: the store over it ([`super::degraded`]).
 //!
 //! # Why
-//! sled writes when it opens. On a full disk it fails in the middle of that, and on a read-only one at the beginning. The
-//! copy is in a file system of its own (tmpfs), so that a full run directory does not matter either; it is mounted nowhere and reached
-//! through its descriptor alone, so that it is gone with us.
+//! sled writes when it opens a database. On a full disk this fails halfway, and on a read-only disk at the start. The copy is in a
+//! separate tmpfs, so that a full run directory does not matter either. The tmpfs is not mounted and is accessed only through its
+//! descriptor, so the kernel removes it when the process ends.
 
 use std::fs::{self, File};
 use std::io;
@@ -21,22 +21,22 @@ use super::seal::RunCopy;
 use super::witness::Witnesses;
 use super::world::World;
 
-/// So much must be free before the database is opened: sled preallocates, and does not expect to fail in the middle.
+/// Bytes that must be free before the database is opened: sled preallocates, and does not handle a failure halfway.
 const ROOM: u64 = 1 << 20;
 
-/// What was found.
+/// The opened database, or a copy of it.
 pub(super) struct Found {
-    /// None: it cannot be written.
+    /// `None`: it cannot be written.
     pub(super) database: Option<Database>,
     pub(super) world: World,
     pub(super) opened: Opened,
     pub(super) notes: Vec<String>,
-    /// Why it cannot be written.
+    /// The reason why it cannot be written.
     pub(super) why: Option<String>,
 }
 
-/// Opens the database in `dir`, or a copy of it. Where there is none and none can be made, a daemon can begin only with what
-/// the run directory has (`recallable`).
+/// Opens the database in `dir`, or a copy of it. If there is none and none can be created, a daemon can start only with the state in
+/// the run directory (`recallable`).
 ///
 /// # Errors
 /// [`Error::Open`].
@@ -58,7 +58,7 @@ pub(super) fn open(
                     why: None,
                 });
             }
-            // sled says it in words of its own, or not at all.
+            // The error of sled may not contain the cause, so the disk is checked again.
             Err(error) => no_room(dir).ok_or(error)?,
         },
     };
@@ -70,7 +70,7 @@ pub(super) fn open(
         });
     }
     let why = format!("{}: {why}", path.display());
-    tracing::error!(%why, "the state database cannot be written; it is read from a copy");
+    tracing::error!(%why, "the state database cannot be written; a copy of it is used");
     let found = match has_database(dir) {
         false => Found {
             database: None,
@@ -81,7 +81,7 @@ pub(super) fn open(
         },
         true => from_a_copy(dir, seal, witnesses).map_err(|error| Error::Open {
             path: path.display().to_string(),
-            why: format!("it cannot be written ({why}), and cannot be read: {error}"),
+            why: format!("it cannot be written ({why}) and cannot be read: {error}"),
         })?,
     };
     Ok(Found {
@@ -90,20 +90,20 @@ pub(super) fn open(
     })
 }
 
-/// Why nothing can be written in this directory, if that is because its disk takes no more.
+/// The reason why nothing can be written in this directory, if the disk is full or read-only.
 fn no_room(dir: &Path) -> Option<io::Error> {
     let tried = fs::create_dir_all(dir).and_then(|()| probe(dir));
     tried.err().filter(is_no_room)
 }
 
-/// Whether files can be written in this directory, and not only short ones.
+/// Checks whether files of [`ROOM`] bytes can be written in this directory.
 pub(super) fn probe(dir: &Path) -> io::Result<()> {
     let path = dir.join(".room");
     let try_it = || -> io::Result<()> {
         let file = File::create(&path)?;
         let mode = rustix::fs::FallocateFlags::empty();
         match rustix::fs::fallocate(&file, mode, 0, ROOM) {
-            // Not every file system can promise room.
+            // Not every file system supports preallocation.
             Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
             other => other.map_err(io::Error::from),
         }
@@ -115,7 +115,7 @@ pub(super) fn probe(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Nothing is wrong with what is there: it is the disk that takes no more.
+/// Whether the disk is full or read-only, so that the existing files may be intact.
 fn is_no_room(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -125,7 +125,7 @@ fn is_no_room(error: &io::Error) -> bool {
     )
 }
 
-/// Anything that tells of a database that is, or was, here.
+/// Whether there is a file that shows that a database exists or existed here.
 fn has_database(dir: &Path) -> bool {
     ["db", "seal", "format"]
         .iter()
@@ -143,12 +143,12 @@ fn from_a_copy(
         Err(OpenError::Refused(_)) if !dir.join("db/db").exists() => None,
         Err(error) => return Err(error.to_string()),
     };
-    let memory = memory().map_err(|error| format!("a tmpfs: {error}"))?;
+    let memory = memory().map_err(|error| format!("cannot create a tmpfs: {error}"))?;
     let copy = Path::new("/proc/self/fd").join(memory.as_raw_fd().to_string());
     let state = copy.join("state");
     fs::create_dir(&state).map_err(words)?;
     copy_all(dir, &state).map_err(words)?;
-    // What opening writes goes to copies, all of it.
+    // Opening writes only to copies.
     let seal = match seal {
         Some(seal) => {
             let path = copy.join("state.seal");
@@ -165,7 +165,7 @@ fn from_a_copy(
     };
     let open = open::open(&state, seal.as_ref(), witnesses).map_err(|error| error.to_string())?;
     let opened = match open.opened {
-        // The database itself is set aside when that can be written.
+        // The database itself is set aside once the disk can be written.
         Opened::SetAside { why, .. } => Opened::SetAside {
             path: dir.join("db"),
             why,
@@ -182,7 +182,7 @@ fn from_a_copy(
     })
 }
 
-/// A new tmpfs that is mounted nowhere.
+/// Creates a tmpfs that is not mounted.
 fn memory() -> io::Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(&context)?;
@@ -196,7 +196,7 @@ fn memory() -> io::Result<OwnedFd> {
     )?)
 }
 
-/// Files and directories that the database is made of: disks of VMs and what was set aside are none.
+/// Copies the files and directories of the database, without the disks of VMs and databases that were set aside.
 fn copy_all(from: &Path, to: &Path) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;

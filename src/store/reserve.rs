@@ -1,14 +1,14 @@
-//! Space reserved for restrictions: a change that only restricts is accepted on a full disk, too.
+//! The reserve: space for restrictions, so that a change that only restricts is accepted on a full disk, too.
 //! Out of scope: which changes only restrict ([`NetworkSpec::is_no_looser_than`](crate::api::network::NetworkSpec::is_no_looser_than)).
 //!
 //! # Why
 //! A tightened policy must not wait until disk space is freed, and the host is changed only after the intent is on stable storage. So a
-//! file of zeros is written in advance, and such a change overwrites a part of it: that needs no additional block.
+//! file of zeros is written in advance, and such a change overwrites a part of it, which needs no additional block.
 //!
 //! # Format
-//! Two slots, used in turn, so that a torn write leaves the one before. Each is a number, the length of what follows, the BLAKE3 hash of all
-//! that, and JSON: every key with its value that the database does not have yet. The database notes the number that it has taken over
-//! ([`RESERVE_KEY`]) in the batch that does so.
+//! Two slots, used alternately, so that a torn write does not affect the previous one. Each contains a number, the length of the JSON,
+//! the BLAKE3 hash of all three, and JSON: every key with its value that the database does not have yet. The database records the
+//! number up to which it has the entries ([`RESERVE_KEY`]) in the batch that adds them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -23,29 +23,29 @@ use super::sync;
 /// The file's name, in the state directory.
 pub const RESERVE: &str = "reserve";
 
-/// Bytes of a slot: some groups with the longest lists.
+/// Bytes of a slot: enough for several groups with the longest lists.
 const SLOT: u64 = 512 << 10;
 const HEADER: usize = 8 + 8 + 32;
 /// Bytes: it is created only if this much space remains free.
 const ROOM: u64 = 4 << 20;
 
-/// What is in the reserve and not in the database.
+/// The reserve: entries that are not in the database.
 pub(super) struct Reserve {
     /// `None`: no space is reserved, or it cannot be written.
     file: Option<File>,
     path: PathBuf,
-    /// Of the newest slot.
+    /// The number of the newest slot.
     number: u64,
-    /// What the database has taken over.
+    /// The number up to which the database has the entries.
     taken: u64,
-    /// Everything after that.
+    /// All entries after `taken`.
     entries: Entries,
-    /// The part of it that is still to be put into the database; the rest is put back with the state that was lost.
+    /// The entries that must still be written to the database; the others are written when lost state is restored.
     due: Entries,
 }
 
 impl Reserve {
-    /// Reads the file in `dir`, and makes it if `make`. `taken`: the number that the database has taken over.
+    /// Reads the file in `dir`, and creates it if `make` is true. `taken`: the number up to which the database has the entries.
     pub(super) fn open(dir: &Path, taken: u64, make: bool) -> Self {
         let path = dir.join(RESERVE);
         let (number, entries) = match read(&path) {
@@ -53,7 +53,7 @@ impl Reserve {
             Ok(Some((number, _))) => (number, Entries::new()),
             Ok(None) => (0, Entries::new()),
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "cannot read what is kept in the reserve");
+                tracing::warn!(path = %path.display(), %error, "cannot read the reserve");
                 (0, Entries::new())
             }
         };
@@ -66,7 +66,7 @@ impl Reserve {
             other => other,
         };
         let file = file.and_then(|file| whole(file, &path)).inspect_err(|error| {
-            tracing::warn!(path = %path.display(), %error, "no space is reserved: on a full disk a tightened policy is refused, too");
+            tracing::warn!(path = %path.display(), %error, "no space is reserved: on a full disk, tightened policies are refused, too");
         });
         Self {
             file: file.ok(),
@@ -78,17 +78,17 @@ impl Reserve {
         }
     }
 
-    /// What a state without these entries lacks, each key with its value.
+    /// The entries that are not in the database.
     pub(super) fn entries(&self) -> &Entries {
         &self.entries
     }
 
-    /// Has the entries put into the database with the next batch.
+    /// Marks all entries to be written to the database with the next batch.
     pub(super) fn all_are_due(&mut self) {
         self.due.clone_from(&self.entries);
     }
 
-    /// Adds to a batch for the database what is still to be put there; the batch's own entries are newer.
+    /// Adds the due entries to a batch for the database; the batch's own entries are newer.
     pub(super) fn join(&self, entries: &mut Entries) {
         if self.number == self.taken {
             return;
@@ -100,7 +100,7 @@ impl Reserve {
         entries.insert(RESERVE_KEY.to_owned(), Some(number));
     }
 
-    /// The database has a batch that was [joined](Self::join).
+    /// Records that the database has a batch that was [joined](Self::join).
     pub(super) fn is_taken_over(&mut self) {
         if self.number == self.taken {
             return;
@@ -108,7 +108,7 @@ impl Reserve {
         self.taken = self.number;
         self.entries.clear();
         self.due.clear();
-        // Whoever finds the file beside another database must not take it for newer.
+        // If another database is put in place, the file must not be treated as newer than it.
         for number in [self.number.saturating_sub(1), self.number] {
             if let Err(error) = self.put(number, &Entries::new()) {
                 tracing::warn!(path = %self.path.display(), %error, "cannot empty the reserve");
@@ -116,7 +116,7 @@ impl Reserve {
         }
     }
 
-    /// Makes a batch durable.
+    /// Makes a batch durable in the reserve.
     ///
     /// # Errors
     /// A message that names the file.
@@ -157,7 +157,7 @@ impl Reserve {
     }
 }
 
-/// The newest slot that is whole. A file without one has no entries: none was ever written, or none acknowledged.
+/// The newest intact slot. A file without one has no entries: none were written, or none were acknowledged.
 fn read(path: &Path) -> io::Result<Option<(u64, Entries)>> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
@@ -191,7 +191,7 @@ fn digest(head: &[u8], json: &[u8]) -> blake3::Hash {
     hasher.finalize()
 }
 
-/// Of zeros that are really written: where only space was allocated, a write may still need a block for the file's map.
+/// Creates the file and writes zeros: if space were only allocated, a later write could still need a block for the extent tree.
 fn create(dir: &Path, path: &Path) -> io::Result<File> {
     let found = rustix::fs::statvfs(dir)?;
     if found.f_bavail.saturating_mul(found.f_frsize) < 2 * SLOT + ROOM {
@@ -201,12 +201,12 @@ fn create(dir: &Path, path: &Path) -> io::Result<File> {
     sync::replace(path, &zeros)
 }
 
-/// A file of another length does not have the reserved space, or not all of it.
+/// Checks the length: a file of another length does not have the reserved space, or not all of it.
 fn whole(file: File, path: &Path) -> io::Result<File> {
     match file.metadata()?.len() == 2 * SLOT {
         true => Ok(file),
         false => Err(io::Error::other(format!(
-            "{} has another length: remove it",
+            "{} has an unexpected length; remove it",
             path.display()
         ))),
     }
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_back_until_the_database_has_taken_it_over() {
+    fn entries_are_read_back_until_the_database_has_them() {
         let dir = tempfile::tempdir().unwrap();
         let mut reserve = Reserve::open(dir.path(), 0, true);
         reserve.write(&entries(&[("group/a", "1")])).unwrap();
@@ -245,7 +245,7 @@ mod tests {
         reserve.join(&mut batch);
         assert!(batch.is_empty());
         assert!(Reserve::open(dir.path(), 3, true).entries().is_empty());
-        // Numbers go on where they were.
+        // Numbers continue.
         let mut again = Reserve::open(dir.path(), 3, true);
         again.write(&entries(&[("group/c", "1")])).unwrap();
         assert_eq!(
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_slot_leaves_the_one_before() {
+    fn a_damaged_slot_does_not_affect_the_previous_one() {
         let dir = tempfile::tempdir().unwrap();
         let mut reserve = Reserve::open(dir.path(), 0, true);
         reserve.write(&entries(&[("group/a", "1")])).unwrap();

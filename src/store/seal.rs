@@ -1,9 +1,9 @@
-//! The seal: which position of the database was acknowledged last, kept outside the database in a small file of two slots.
-//! Out of scope: what is concluded from it ([`super::verify`]).
+//! The integrity record: the last acknowledged position of the database, stored outside it in a small file of two slots (`seal`).
+//! Out of scope: the comparison with the database ([`super::verify`]).
 //!
 //! # Why
-//! The two slots are written in turn and in place: a write that is torn by a power failure leaves the other slot as it was,
-//! and a full disk needs no new block for it.
+//! The two slots are written alternately and in place: a write that is torn by a power failure does not affect the other slot,
+//! and on a full disk no new block is needed.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -14,20 +14,20 @@ use super::mark::{LENGTH, Mark, short};
 use super::sync;
 
 const MAGIC: &[u8; 8] = b"SLSEAL02";
-/// A slot has a block of its own, so that writing one can tear the other on no disk.
+/// The offset of the second slot. Each slot is in a separate block, so that a torn write of one cannot damage the other.
 const DISTANCE: u64 = 4096;
-/// Bytes of a slot: magic, scope, mark, checksum.
+/// Bytes of a slot: magic, scope, position, checksum.
 const SLOT: usize = 8 + 16 + LENGTH + 16;
 
-/// What the seal holds for: everywhere, or this boot of this host alone.
+/// The scope in which a record is valid: always, or only in this boot of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Scope(u128);
 
 impl Scope {
-    /// The state disk's.
+    /// The scope of the record on the state disk.
     pub const ALWAYS: Self = Self(0);
 
-    /// The run directory's.
+    /// The scope of the record in the run directory.
     pub fn boot(boot_id: &str) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("slicectl store: boot id");
         hasher.update(boot_id.as_bytes());
@@ -35,23 +35,23 @@ impl Scope {
     }
 }
 
-/// What was found in one slot.
+/// The content of one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Slot {
     Valid(Mark),
-    /// Whole, of another boot.
+    /// Intact, but of another boot.
     OtherScope,
     Damaged,
 }
 
-/// What was found of a seal.
+/// The content of an integrity record.
 #[derive(Debug)]
 pub(super) struct Found {
     slots: [Slot; 2],
 }
 
 impl Found {
-    /// The newest mark.
+    /// The newest position.
     pub fn best(&self) -> Option<Mark> {
         let marks = self.slots.iter().filter_map(|slot| match slot {
             Slot::Valid(mark) => Some(*mark),
@@ -60,31 +60,31 @@ impl Found {
         marks.max_by_key(|mark| mark.seq)
     }
 
-    /// At least one of its copies is not what was written.
+    /// At least one slot is not what was written.
     pub fn is_damaged(&self) -> bool {
         self.slots.contains(&Slot::Damaged)
     }
 
-    /// Of another boot, and whole: it says nothing.
+    /// Intact and of another boot: it contains no information about this one.
     pub fn is_of_another_boot(&self) -> bool {
         self.slots == [Slot::OtherScope; 2]
     }
 }
 
-/// A seal that can be written.
+/// An integrity record that can be written.
 #[derive(Debug)]
 pub(super) struct Seal {
     file: File,
     scope: Scope,
-    /// The slot that holds the newest mark.
+    /// The slot with the newest position.
     last: u64,
 }
 
 impl Seal {
-    /// Reads one. None: there is no such file.
+    /// Opens and reads a record. `None`: the file does not exist.
     ///
     /// # Errors
-    /// It cannot be read. That is no damage.
+    /// The file cannot be read. This is not damage.
     pub fn find(path: &Path, scope: Scope) -> io::Result<Option<(Self, Found)>> {
         let mut options = File::options();
         options.read(true).write(true);
@@ -104,10 +104,10 @@ impl Seal {
         Ok(Some((seal, found)))
     }
 
-    /// Puts a new one in the place of whatever is there, in one step, both slots alike.
+    /// Creates a record or atomically replaces the existing file; both slots have the same content.
     ///
     /// # Errors
-    /// It cannot be written; what was there is there still.
+    /// The file cannot be written; an existing file is unchanged.
     pub fn create(path: &Path, scope: Scope, mark: &Mark) -> io::Result<Self> {
         let mut whole = vec![0; DISTANCE as usize * 2];
         let slot = encode(scope, mark);
@@ -122,10 +122,10 @@ impl Seal {
         })
     }
 
-    /// Writes a mark beside the newest one. Not on the disk before [`Seal::sync`].
+    /// Writes a position into the slot that does not have the newest one. It is durable only after [`Seal::sync`].
     ///
     /// # Errors
-    /// It cannot be written. The newest mark is untouched.
+    /// The file cannot be written. The newest position is unchanged.
     pub fn write(&mut self, mark: &Mark) -> io::Result<()> {
         let slot = 1 - self.last;
         let bytes = encode(self.scope, mark);
@@ -134,10 +134,10 @@ impl Seal {
         Ok(())
     }
 
-    /// Has it written to the disk.
+    /// Flushes the file to the disk.
     ///
     /// # Errors
-    /// Nobody can tell what is on the disk.
+    /// What is on the disk is not known.
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
     }
@@ -179,12 +179,12 @@ fn read(file: &File, scope: Scope, slot: u64) -> io::Result<Slot> {
     })
 }
 
-/// Where the run directory's copy is kept, and for which boot.
+/// The copy of the integrity record in the run directory.
 #[derive(Clone, Debug)]
 pub struct RunCopy {
     /// The file.
     pub path: PathBuf,
-    /// Of the kernel that runs.
+    /// The boot id of the running kernel.
     pub boot_id: String,
 }
 
@@ -194,8 +194,8 @@ mod tests {
     use crate::store::mark::{Content, Mark};
 
     #[test]
-    fn a_seal_keeps_its_newest_mark_whichever_slot_is_damaged_next() {
-        let dir = tempfile::tempdir().expect("a folder");
+    fn a_record_keeps_its_newest_position_whichever_slot_is_damaged_next() {
+        let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("seal");
         let mut mark = Mark::first([1; 16], Content::default());
         let mut seal = Seal::create(&path, Scope::ALWAYS, &mark).expect("created");
@@ -205,14 +205,14 @@ mod tests {
             seal.write(&mark).expect("written");
             let bytes = std::fs::read(&path).expect("read");
             for start in [0, DISTANCE as usize] {
-                // Another eighth of the bits each time.
+                // A different eighth of the bits in each iteration.
                 for bit in (seq as usize..SLOT * 8).step_by(8) {
                     let mut damaged = bytes.clone();
                     damaged[start + bit / 8] ^= 1 << (bit % 8);
                     std::fs::write(&path, damaged).expect("damaged");
                     let (_, found) = Seal::find(&path, Scope::ALWAYS)
                         .expect("readable")
-                        .expect("there");
+                        .expect("it exists");
                     assert!(
                         found.best() == Some(mark) || found.best() == Some(before),
                         "{found:?}"
@@ -225,21 +225,21 @@ mod tests {
             }
             std::fs::write(&path, bytes).expect("restored");
             let again = Seal::find(&path, Scope::ALWAYS).expect("readable");
-            let (again, found) = again.expect("there");
+            let (again, found) = again.expect("it exists");
             assert_eq!(found.best(), Some(mark));
             seal = again;
         }
     }
 
     #[test]
-    fn a_seal_of_another_boot_says_nothing() {
-        let dir = tempfile::tempdir().expect("a folder");
+    fn a_record_of_another_boot_is_ignored() {
+        let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("seal");
         let mark = Mark::first([1; 16], Content::default());
         Seal::create(&path, Scope::boot("yesterday"), &mark).expect("created");
         let (_, found) = Seal::find(&path, Scope::boot("today"))
             .expect("readable")
-            .expect("there");
+            .expect("it exists");
         assert!(found.is_of_another_boot() && found.best().is_none());
         let none = Seal::find(&dir.path().join("none"), Scope::ALWAYS);
         assert!(none.expect("no error").is_none());

@@ -1,10 +1,10 @@
-//! Stable storage: files, the directories that name them, and both together.
-//! Out of scope: what is in them.
+//! Writes files, directory entries and directory trees to stable storage.
+//! Out of scope: their content.
 //!
 //! # Why
 //! A file's content is on the disk after `fdatasync`, its name only after an `fsync` of the directory. sled 0.34 does neither
-//! on Linux: its flush is `sync_file_range`, which writes pages but neither the file's size nor its extents, and does not
-//! empty the disk's own cache; so everything it has written is synced here once more.
+//! on Linux: its flush is `sync_file_range`, which writes pages, but neither the file's size nor its extents, and does not flush
+//! the disk's write cache. So everything that sled has written is synced here again.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -13,7 +13,7 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// Has a directory's entries written to the disk.
+/// Flushes a directory's entries to the disk.
 pub(super) fn dir(path: &Path) -> io::Result<()> {
     let mut options = File::options();
     options
@@ -22,7 +22,7 @@ pub(super) fn dir(path: &Path) -> io::Result<()> {
     options.open(path)?.sync_all()
 }
 
-/// Makes a directory with all that lead to it; each one that is new is in its parent on the disk.
+/// Creates a directory and its missing ancestors; the entry of each new directory is on the disk when this returns.
 pub(super) fn make_dir(path: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = path
         .ancestors()
@@ -38,7 +38,7 @@ pub(super) fn make_dir(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Has a directory and everything in it written to the disk.
+/// Flushes a directory and everything in it to the disk.
 pub(super) fn tree(path: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(path)? {
         let entry = entry?;
@@ -52,13 +52,13 @@ pub(super) fn tree(path: &Path) -> io::Result<()> {
     dir(path)
 }
 
-/// Replaces a file in one step: a reader, or a boot after a power failure, sees the old content or the new one. Returns it
+/// Replaces a file atomically: a reader, or a boot after a power failure, sees either the old or the new content. Returns the file,
 /// open for reading and writing.
 pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<File> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new = path.with_file_name(name);
-    // Left behind by one that was interrupted.
+    // An interrupted call may have left the file.
     match std::fs::remove_file(&new) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -83,17 +83,17 @@ pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<File> {
     }
 }
 
-/// The files that sled writes to while it runs, by descriptors of our own.
+/// The files that sled writes while the database is open, with separate descriptors.
 #[derive(Debug)]
 pub(super) struct Written {
     log: File,
-    /// Where values are that are too large for the log, each in a file that is written once.
+    /// The directory of values that are too large for the log; each is in a file that is written once.
     blobs: PathBuf,
     synced: HashSet<OsString>,
 }
 
 impl Written {
-    /// Of the database in `path`. Everything there is on the disk when this returns.
+    /// Opens the files of the database in `path`. Everything in it is on the disk when this returns.
     pub fn of(path: &Path) -> io::Result<Self> {
         tree(path)?;
         if let Some(parent) = path.parent() {
@@ -108,14 +108,14 @@ impl Written {
         })
     }
 
-    /// Has everything that was written since the last time written to the disk.
+    /// Flushes everything that was written since the last call to the disk.
     pub fn sync(&mut self) -> io::Result<()> {
         let found = names(&self.blobs)?;
         if !found.is_subset(&self.synced) {
             for name in found.difference(&self.synced) {
                 match File::open(self.blobs.join(name)) {
                     Ok(blob) => blob.sync_data()?,
-                    // sled removes those that it has replaced.
+                    // sled removes files that it has replaced.
                     Err(error) if error.kind() == ErrorKind::NotFound => {}
                     Err(error) => return Err(error),
                 }

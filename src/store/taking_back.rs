@@ -1,4 +1,4 @@
-//! What becomes of changes that the disk did not take.
+//! Rolls back changes that the disk did not accept.
 //! Out of scope: writing them ([`super::writer`]).
 
 use std::sync::mpsc::Receiver;
@@ -7,7 +7,7 @@ use super::world::World;
 use super::{Change, Commit, Error, Shared, closed, lock};
 
 impl Shared {
-    /// Why nothing can be queued.
+    /// The error if nothing can be queued.
     pub(super) fn no_more(&self) -> Error {
         match self.stuck.is_cancelled() {
             true => Error::Stuck,
@@ -17,12 +17,12 @@ impl Shared {
 
     pub(super) fn tell(&self, changes: Vec<Change>) {
         for change in changes {
-            // No watcher is no error.
+            // Sending fails only if there is no watcher.
             let _ = self.changes.send(change);
         }
     }
 
-    /// The disk has fallen silent with this batch: it is taken back, and nothing can be queued any more.
+    /// The disk did not answer for this batch: the batch and everything queued is rolled back, and nothing can be queued any more.
     pub(super) fn silent(&self, batch: Vec<Commit>, behind: &Receiver<Commit>) {
         let mut world = lock(&self.world);
         self.stuck.cancel();
@@ -38,7 +38,7 @@ impl Shared {
         }
     }
 
-    /// Nobody waits for these any more.
+    /// Records these commits as rolled back, which ends all waits for them.
     pub(super) fn settle_taken_back(&self, commits: &[Commit]) {
         let numbers = || {
             commits
@@ -51,11 +51,11 @@ impl Shared {
         }
     }
 
-    /// The world goes back to what it was before a commit that was the last one.
+    /// Rolls back the most recent commit in the world.
     pub(super) fn take_back(&self, commit: Commit, world: &mut World) {
         for change in commit.undo(world) {
             if let Change::Page(uid) = change {
-                // Its writer may not have waited for the disk, and may rely on what was taken back.
+                // The writer of the stage status may not have waited for the disk, and may rely on what was rolled back.
                 let _ = self.changes.send(Change::Vm(uid));
             }
             let _ = self.changes.send(change);
@@ -64,14 +64,14 @@ impl Shared {
 }
 
 impl Commit {
-    /// Of keys and values.
+    /// The size of all keys and values.
     pub(super) fn bytes(&self) -> usize {
         let value = |value: &Option<Vec<u8>>| value.as_ref().map_or(0, Vec::len);
         let writes = self.batch.entries.iter();
         writes.map(|(key, of)| key.len() + value(of)).sum()
     }
 
-    /// Takes its steps back, the last first. What they had changed.
+    /// Undoes the steps of the commit in reverse order. Returns the changes that it had made.
     pub(super) fn undo(self, world: &mut World) -> Vec<Change> {
         for undo in self.undo.into_iter().rev() {
             undo(world);

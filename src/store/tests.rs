@@ -1,4 +1,4 @@
-//! The store over a disk that says no, or nothing at all.
+//! The store on a disk that refuses writes, or does not answer.
 //! Out of scope: a real disk (`tests/store.rs`, `tests/store_full.rs`).
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::api::vm::{Hypervisor, Vm, VmSpec};
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
-/// Longer than any test: who waits for so long hangs.
+/// Longer than any test takes: a wait of this length is a hang.
 const LONG: Duration = Duration::from_secs(30);
 
 fn group(name: &str) -> HostGroup {
@@ -50,7 +50,7 @@ fn group(name: &str) -> HostGroup {
     }
 }
 
-/// A group with a VM that holds its first rung.
+/// Writes a group with a VM whose first stage is acquired.
 fn put_vm(txn: &mut Txn<'_>) -> Result<Uid, Error> {
     let group = group("fleet");
     let name = HostGroup::vm_name(&group.meta.name, 1).expect("a name");
@@ -73,7 +73,7 @@ fn mark(world: &World, uid: Uid) -> Option<String> {
     world.page(uid, Rung::Lease)?.mark.clone()
 }
 
-/// A store whose disk says nothing until what is returned with it is dropped.
+/// A store whose disk does not answer until the returned sender is dropped.
 fn over_a_silent_disk() -> (Store, Sender<()>) {
     let (hold, held) = channel::<()>();
     let write = move |_| {
@@ -85,11 +85,13 @@ fn over_a_silent_disk() -> (Store, Sender<()>) {
 }
 
 async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LONG, what).await.expect("it hangs")
+    tokio::time::timeout(LONG, what)
+        .await
+        .expect("it does not complete")
 }
 
 #[tokio::test]
-async fn a_vm_whose_page_was_taken_back_is_told_of_though_nobody_waited() {
+async fn a_vm_whose_stage_status_was_rolled_back_is_reported_though_no_caller_waited() {
     let full = Arc::new(AtomicBool::new(false));
     let write = {
         let full = full.clone();
@@ -105,7 +107,7 @@ async fn a_vm_whose_page_was_taken_back_is_told_of_though_nobody_waited() {
     store
         .write_behind(|txn| txn.set_mark(uid, Rung::Lease, Some("new".into())))
         .unwrap_or_else(|e: Error| panic!("{e}"));
-    // A page wakes nobody by itself, and nothing else than taking it back tells of the VM.
+    // A stage status alone enqueues nothing; only the rollback reports the VM.
     while soon(changes.recv()).await != Ok(Change::Vm(uid)) {}
     assert_eq!(store.read(|world| mark(world, uid)), None);
     // The disk has room again, and the store goes on.
@@ -117,7 +119,7 @@ async fn a_vm_whose_page_was_taken_back_is_told_of_though_nobody_waited() {
 }
 
 #[tokio::test]
-async fn a_disk_that_does_not_answer_makes_nobody_wait_for_ever() {
+async fn a_disk_that_does_not_answer_makes_no_caller_wait_for_ever() {
     let (store, _hold) = over_a_silent_disk();
     let first = store.write(put_vm);
     let behind = store.write(|txn| txn.put_group(group("behind")));
@@ -126,26 +128,26 @@ async fn a_disk_that_does_not_answer_makes_nobody_wait_for_ever() {
     assert!(matches!(behind, Err(Error::Stuck)), "{behind:?}");
     soon(store.stuck()).await;
     store.read(|world| {
-        assert_eq!(world.vms().count(), 0, "the change was not taken back");
+        assert_eq!(world.vms().count(), 0, "the change was not rolled back");
         assert_eq!(world.groups().count(), 0);
     });
     let mut changes = store.watch();
     let later = store.begin(|txn| txn.put_group(group("later")));
-    let refused = later.map(drop).expect_err("it can be remembered nowhere");
+    let refused = later.map(drop).expect_err("it cannot be stored");
     assert_eq!(
         Error::to_string(&refused),
-        "the state database does not answer; sliced must be started anew"
+        "the state database does not answer; restart sliced"
     );
     assert_eq!(store.read(|world| world.groups().count()), 0);
     assert!(changes.try_recv().is_err(), "nothing changed");
-    // The disk is silent still.
+    // The disk still does not answer.
     soon(close(&store)).await;
     let later = store.write_behind(|txn| txn.put_group(group("later")));
     assert!(matches!(later, Err(Error::Stuck)), "{later:?}");
 }
 
 #[tokio::test]
-async fn a_disk_whose_thread_panicked_is_one_that_does_not_answer() {
+async fn a_disk_whose_thread_panicked_counts_as_one_that_does_not_answer() {
     let write = |_| panic!("as sled does over some damage");
     let store = Store::over(World::default(), write, LONG).expect("a store");
     let told = soon(store.write(|txn| txn.put_group(group("fleet")))).await;
@@ -155,7 +157,7 @@ async fn a_disk_whose_thread_panicked_is_one_that_does_not_answer() {
 }
 
 #[tokio::test]
-async fn a_database_that_does_not_close_is_left_behind() {
+async fn a_database_that_does_not_close_is_abandoned() {
     struct Slow(Arc<AtomicBool>, std::sync::mpsc::Receiver<()>);
     impl Drop for Slow {
         fn drop(&mut self) {
@@ -175,7 +177,7 @@ async fn a_database_that_does_not_close_is_left_behind() {
         .await
         .unwrap_or_else(|e: Error| panic!("{e}"));
     soon(close(&store)).await;
-    assert!(!closed.load(Ordering::SeqCst), "it is closing still");
+    assert!(!closed.load(Ordering::SeqCst), "it is still closing");
 }
 
 #[tokio::test]
@@ -187,7 +189,7 @@ async fn a_change_to_a_closed_store_is_refused_and_leaves_no_trace() {
     assert_eq!(store.read(|world| world.groups().count()), 0);
 }
 
-/// A store whose disk takes a batch for each token that is sent, and says so.
+/// A store whose disk completes one batch for each result that is sent.
 fn over_a_slow_disk() -> (Store, Sender<Result<(), Failure>>) {
     let (allow, allowed) = channel();
     let write = move |_| allowed.recv().unwrap_or(Ok(()));
@@ -195,14 +197,14 @@ fn over_a_slow_disk() -> (Store, Sender<Result<(), Failure>>) {
     (store.expect("a store"), allow)
 }
 
-/// Still not there after a moment.
+/// Asserts that a future is not complete after a moment.
 async fn waits<T>(what: &mut (impl Future<Output = T> + Unpin)) {
     let early = tokio::time::timeout(Duration::from_millis(40), what).await;
     assert!(early.is_err(), "it did not wait for the disk");
 }
 
 #[tokio::test]
-async fn what_others_have_written_is_answered_and_acted_on_when_the_disk_has_it() {
+async fn changes_of_other_writers_are_returned_and_acted_on_when_the_disk_has_them() {
     let (store, allow) = over_a_slow_disk();
     let (uid, first) = store.begin(put_vm).map_err(|e: Error| e).expect("begun");
     let same = store.write(|txn| match txn.world().vm(uid) {
@@ -213,7 +215,7 @@ async fn what_others_have_written_is_answered_and_acted_on_when_the_disk_has_it(
     let mut read = Box::pin(store.read_durable(|world| world.vms().count()));
     let mut act = Box::pin(store.durable(&[Change::Vm(uid)]).wait());
     let other = store.durable(&[Change::Vm(Uid::random())]).wait();
-    soon(other).await.expect("nothing is written about it");
+    soon(other).await.expect("nothing is pending for it");
     waits(&mut same).await;
     waits(&mut read).await;
     waits(&mut act).await;
@@ -222,7 +224,7 @@ async fn what_others_have_written_is_answered_and_acted_on_when_the_disk_has_it(
     assert_eq!(soon(read).await, 1);
     soon(act).await.expect("it is on the disk");
     soon(first.wait()).await.expect("it is on the disk");
-    // Nothing is under way: nobody waits, and the disk is asked for nothing.
+    // Nothing is pending: no caller waits, and nothing is sent to the disk.
     soon(store.write(|_| Ok::<_, Error>(())))
         .await
         .expect("there");
@@ -233,7 +235,7 @@ async fn what_others_have_written_is_answered_and_acted_on_when_the_disk_has_it(
 }
 
 #[tokio::test]
-async fn what_was_taken_back_is_neither_answered_nor_acted_on() {
+async fn changes_that_were_rolled_back_are_neither_returned_nor_acted_on() {
     let (store, allow) = over_a_slow_disk();
     let (uid, _) = store.begin(put_vm).map_err(|e: Error| e).expect("begun");
     let same = store.write(|_| Ok::<_, Error>(()));
@@ -249,11 +251,14 @@ async fn what_was_taken_back_is_neither_answered_nor_acted_on() {
     let (same, read, act, ()) = soon(async { tokio::join!(same, read, act, refuse) }).await;
     assert!(matches!(same, Err(Error::Write(_))), "{same:?}");
     assert!(matches!(act, Err(Error::Write(_))), "{act:?}");
-    assert_eq!(read, 0, "it went back to what is on the disk");
+    assert_eq!(
+        read, 0,
+        "the world was rolled back to the content of the disk"
+    );
 }
 
 #[tokio::test]
-async fn a_disk_that_lost_what_it_had_taken_is_asked_for_nothing_more() {
+async fn a_disk_that_lost_accepted_data_gets_no_more_batches() {
     let (store, allow) = over_a_slow_disk();
     allow
         .send(Err(Failure::Unknown("EIO".into())))
@@ -261,7 +266,7 @@ async fn a_disk_that_lost_what_it_had_taken_is_asked_for_nothing_more() {
     let told = soon(store.write(put_vm)).await;
     assert!(matches!(told, Err(Error::Stuck)), "{told:?}");
     soon(store.stuck()).await;
-    // Asked again the kernel would say yes.
+    // A second fdatasync would succeed, although the data is lost.
     allow.send(Ok(())).ok();
     let again = soon(store.write(put_vm)).await;
     assert!(matches!(again, Err(Error::Stuck)), "{again:?}");

@@ -1,16 +1,17 @@
-//! Which VMs are to be removed: a file on the state disk and one in the run directory, written before the database says so.
-//! Out of scope: removing anything.
+//! Tombstones: the VMs that are being deleted, in a file on the state disk and one in the run directory. They are written before the
+//! database records the deletion.
+//! Out of scope: the removal itself.
 //!
 //! # Why
-//! A VM whose object is missing from the database was deleted, or the database is damaged. What it has on the host may be removed
-//! only in the first case, so that case must be proved by something that does not go with the database.
+//! If the object of a VM is missing from the database, the VM was deleted, or the database is damaged. The VM's host objects may be
+//! removed only in the first case, so that case must be proved by something that is not lost together with the database.
 //!
 //! # Order
-//! The tombstone first, then the database, then the answer, then the host. A crash between the first two leaves a
-//! tombstone of a VM that the database has: nobody was told that it is deleted, and the tombstone is withdrawn at the next start.
-//! In the other order a crash would leave a VM that is being removed without the proof that this was asked for.
-//! A tombstone is withdrawn when the removal is complete, and all of them when the host was restarted: nothing of the VMs of an
-//! earlier boot is left.
+//! The order is: tombstone, database, response, host. A crash between the first two leaves a tombstone of a VM that exists in the
+//! database: the deletion was not acknowledged, and the tombstone is withdrawn at the next start. In the opposite order a crash would
+//! leave a VM that is being removed without proof that this was requested.
+//! A tombstone is withdrawn when the removal is complete. All tombstones are withdrawn after a reboot of the host, because no objects of
+//! VMs of an earlier boot exist.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -24,10 +25,10 @@ use crate::api::meta::Uid;
 /// The file's name, in the state directory and in the run directory.
 pub const TOMBSTONES: &str = "tombstones";
 
-/// The files are written anew when they have so many lines more than there are tombstones.
+/// The files are rewritten when they have this many more lines than there are tombstones.
 const WASTE: usize = 512;
 
-/// The tombstones of this boot. Cheap to clone: readers see what the writer has made durable.
+/// The durable tombstones of this boot. Cheap to clone; all clones share the same set.
 #[derive(Clone, Default)]
 pub(super) struct Known(Arc<Mutex<BTreeSet<Uid>>>);
 
@@ -48,7 +49,7 @@ impl Known {
 /// The files, written by the one thread that writes the database.
 pub(super) struct Tombstones {
     boot: String,
-    /// On the state disk, then in the run directory, if there is one.
+    /// The file on the state disk, then the file in the run directory, if there is one.
     paths: Vec<PathBuf>,
     run_dir: Option<PathBuf>,
     known: Known,
@@ -56,10 +57,10 @@ pub(super) struct Tombstones {
 }
 
 impl Tombstones {
-    /// Reads both files. What one of them has lost the other one tells.
+    /// Reads both files. A tombstone counts if it is in one of them.
     ///
     /// # Errors
-    /// One cannot be read. Lines that are damaged are no tombstones.
+    /// A file cannot be read. Damaged lines are ignored.
     pub(super) fn read(state_dir: &Path, run_dir: Option<&Path>, boot: &str) -> io::Result<Self> {
         let mut paths = vec![state_dir.join(TOMBSTONES)];
         paths.extend(run_dir.map(|dir| dir.join(TOMBSTONES)));
@@ -86,10 +87,10 @@ impl Tombstones {
         self.known.clone()
     }
 
-    /// Writes tombstones: durable when it returns.
+    /// Writes tombstones; they are durable when this returns.
     ///
     /// # Errors
-    /// In words; they may be in one of the files, and count for nothing.
+    /// A message that names the file. The tombstones may be in one of the files, but have no effect.
     pub(super) fn put(&mut self, uids: &[Uid]) -> Result<(), String> {
         let new: Vec<Uid> = uids
             .iter()
@@ -108,10 +109,10 @@ impl Tombstones {
         Ok(())
     }
 
-    /// Takes tombstones back: they prove nothing any more when it returns.
+    /// Withdraws tombstones; they have no effect when this returns.
     ///
     /// # Errors
-    /// In words.
+    /// A message that names the file.
     pub(super) fn withdraw(&mut self, uids: &[Uid]) -> Result<(), String> {
         let (before, left) = {
             let mut known = self.known.lock();
@@ -119,7 +120,7 @@ impl Tombstones {
             known.retain(|uid| !uids.contains(uid));
             (before, known.len())
         };
-        // A file with lines of VMs that are gone says nothing wrong: uids are never used again.
+        // Lines of removed VMs may remain in the file: uids are never used again.
         let wasteful = self.lines > left + WASTE || (left == 0 && self.lines > 0);
         match before != left && wasteful {
             true => self.rewrite(),
@@ -127,11 +128,11 @@ impl Tombstones {
         }
     }
 
-    /// Takes back what proves nothing any more: a VM lives (its `deleting` is false) after all, or it has no object and no run
-    /// directory, and so its removal is complete; and what an earlier boot has left. The files say it when this returns.
+    /// Withdraws tombstones that are no longer needed: of VMs whose deletion was not recorded (`deleting` is false), of VMs without an
+    /// object and a run directory (their removal is complete), and those of an earlier boot. The files are updated when this returns.
     ///
     /// # Errors
-    /// In words.
+    /// A message that names the file.
     pub(super) fn withdraw_useless(
         &mut self,
         deleting: impl Fn(Uid) -> Option<bool>,
@@ -149,7 +150,7 @@ impl Tombstones {
         }
     }
 
-    /// Whether something of a VM is in the run directory.
+    /// Whether a VM has a directory in the run directory.
     pub(super) fn has_run_dir(&self, uid: Uid) -> bool {
         let dir = self.run_dir.as_ref();
         dir.is_some_and(|dir| dir.join("vm").join(uid.to_string()).exists())
@@ -186,7 +187,7 @@ fn append(path: &Path, text: &str) -> io::Result<()> {
         .mode(0o600)
         .open(path)?;
     let length = file.metadata()?.len();
-    // Whatever a crash has left of a line before ends here.
+    // The line feed ends an incomplete line that a crash may have left.
     let text = if length == 0 {
         text.to_owned()
     } else {
@@ -196,7 +197,7 @@ fn append(path: &Path, text: &str) -> io::Result<()> {
         .write_all(text.as_bytes())
         .and_then(|()| file.sync_data());
     if written.is_err() {
-        // Half a line would spoil the next one.
+        // An incomplete line would damage the next one.
         let _ = file.set_len(length);
         return written;
     }
@@ -239,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn either_file_is_enough_and_another_boot_or_a_damaged_line_proves_nothing() {
+    fn either_file_is_sufficient_and_lines_of_another_boot_or_damaged_lines_are_ignored() {
         let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let read = |boot: &str| {
             Tombstones::read(dirs[0].path(), Some(dirs[1].path()), boot)
@@ -269,18 +270,18 @@ mod tests {
     }
 
     #[test]
-    fn the_files_are_gone_when_every_removal_is_complete() {
+    fn the_files_are_removed_when_every_removal_is_complete() {
         let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let mut tombs = Tombstones::read(dirs[0].path(), Some(dirs[1].path()), "one").unwrap();
         let uids = [Uid::random(), Uid::random(), Uid::random()];
         tombs.put(&uids).unwrap();
         tombs.withdraw(&uids[..1]).unwrap();
         assert_eq!(tombs.known().all().len(), 2);
-        // One lives, one is still being deleted.
+        // One is not being deleted, one still is.
         let deleting = |uid| Some(uid == uids[2]);
         tombs.withdraw_useless(deleting).unwrap();
         assert_eq!(tombs.known().all(), [uids[2]]);
-        // What has no object is still needed as long as something of it is there.
+        // The tombstone of a VM without an object is needed while its run directory exists.
         let left = dirs[1].path().join("vm").join(uids[2].to_string());
         fs::create_dir_all(&left).unwrap();
         tombs.withdraw_useless(|_| None).unwrap();

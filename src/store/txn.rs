@@ -1,5 +1,5 @@
-//! One transaction over the world: every step is written down twice, for the disk and for taking it back.
-//! Out of scope: what the steps mean.
+//! A transaction over the world: every step is recorded twice, as a write for the disk and as an undo function for a rollback.
+//! Out of scope: the meaning of the steps.
 
 use super::closing::{closes_only, openings, vm_closes_only};
 use super::load::RECOVERY_KEY;
@@ -13,13 +13,13 @@ use crate::api::rung::{Rung, RungPage};
 use crate::api::vm::Vm;
 use crate::api::vmm_ids::IdRange;
 
-/// A database key and its new value; none removes it.
+/// A database key and its new value; `None` removes the key.
 pub(super) type Write = (String, Option<Vec<u8>>);
 
-/// Takes one step back.
+/// Undoes one step.
 pub(super) type Undo = Box<dyn FnOnce(&mut World) + Send>;
 
-/// A change in the making. Reads go through [`Txn::world`] and see the steps already made.
+/// A transaction in progress. Reads use [`Txn::world`] and see the steps that were already made.
 pub struct Txn<'w> {
     world: &'w mut World,
     writes: Vec<Write>,
@@ -31,17 +31,17 @@ pub struct Txn<'w> {
     begins: bool,
 }
 
-/// Whether a transaction decides something.
+/// The kind of a transaction, which determines when it is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
-    /// It reports what was found. After a crash it would be found again, so memory keeps it while nothing can be written.
+    /// It records an observation. The observation is made again after a crash, so it is kept in memory while nothing can be written.
     Observation,
-    /// It gives a VM what its group specifies already, and only restricts. It follows again from the group after a crash.
+    /// It applies the group's spec to a VM, and only restricts. It is derived from the group again after a crash.
     Consequence,
     /// It specifies the desired state of existing groups, and only restricts: on a full disk the reserve has space for it
     /// ([`super::reserve`]).
     Restriction,
-    /// It specifies the desired state, or that a stage may touch the host: acknowledged only when it is on stable storage.
+    /// It specifies the desired state, or allows a stage to change the host: acknowledged only when it is on stable storage.
     Intent,
 }
 
@@ -51,11 +51,11 @@ pub(super) struct Finished {
     pub(super) undo: Vec<Undo>,
     pub(super) changes: Vec<Change>,
     pub(super) kind: Kind,
-    /// VMs that are to be removed from now on.
+    /// VMs whose removal is requested by this transaction.
     pub(super) condemned: Vec<Uid>,
     /// VMs whose removal is complete.
     pub(super) buried: Vec<Uid>,
-    /// What was lost is back: from now on the journal is kept.
+    /// Lost state has been restored: the journal is written from now on.
     pub(super) begins: bool,
 }
 
@@ -73,7 +73,7 @@ impl<'w> Txn<'w> {
         }
     }
 
-    /// The world as this transaction has made it.
+    /// The world with the steps of this transaction.
     pub fn world(&self) -> &World {
         self.world
     }
@@ -93,7 +93,7 @@ impl<'w> Txn<'w> {
         });
         let before = self.world.groups.insert(name.clone(), group);
         let changes = std::iter::once(Change::Group(name.clone()));
-        // A VM more or less is nothing to the ground.
+        // The host requirements do not depend on the number of VMs.
         self.note(
             changes.chain(news.then_some(Change::Ground)),
             move |world| restore(&mut world.groups, name, before),
@@ -118,7 +118,7 @@ impl<'w> Txn<'w> {
         Ok(())
     }
 
-    /// Writes where a group's addresses come from.
+    /// Writes the pool of a group.
     pub fn put_pool(&mut self, group: &Name, pool: Pool) -> Result<(), Error> {
         self.write(format!("pool/{group}"), Some(&pool))?;
         let before = self.world.pools.insert(group.clone(), pool);
@@ -130,7 +130,7 @@ impl<'w> Txn<'w> {
         Ok(())
     }
 
-    /// Forgets where a group's addresses came from: it has a mode now in which others give them.
+    /// Removes the pool of a group that is now in CNI mode, in which plugins assign the addresses.
     pub fn remove_pool(&mut self, group: &Name) -> Result<(), Error> {
         if self.world.pool(group).is_none() {
             return Ok(());
@@ -176,7 +176,7 @@ impl<'w> Txn<'w> {
         Ok(())
     }
 
-    /// Removes a VM and its pages.
+    /// Removes a VM and the status of its stages.
     pub fn remove_vm(&mut self, uid: Uid) -> Result<(), Error> {
         let Some(vm) = self.world.vms.remove(&uid) else {
             return Ok(());
@@ -222,8 +222,8 @@ impl<'w> Txn<'w> {
         Ok(())
     }
 
-    /// Gives a VM the user that its VMM runs as, and that nobody else has: the one it has, else the next free one. `in_use`: the
-    /// host knows of such a user. None: the range is used up.
+    /// Assigns a unique user id to the VMM of a VM: its current one, else the next free one. `in_use`: whether the id is used on the
+    /// host. `None`: the range is exhausted.
     ///
     /// # Errors
     /// [`Error::Write`].
@@ -249,7 +249,7 @@ impl<'w> Txn<'w> {
         Ok(Some(id))
     }
 
-    /// Writes which user a VM's VMM runs as. Whoever asks for it is the one who needs to know: nobody is woken.
+    /// Writes the user id of a VM's VMM. No change is reported: only the caller needs the id.
     pub fn put_vmm_id(&mut self, uid: Uid, id: u32) -> Result<(), Error> {
         self.write(format!("vmm-id/{uid}"), Some(&id))?;
         let before = self.world.forget_vmm_id(uid);
@@ -269,10 +269,10 @@ impl<'w> Txn<'w> {
         let (name, address) = (lease.name.clone(), lease.address.clone());
         self.write(format!("lease/{name}"), Some(&lease))?;
         let range = address.range();
-        // Taken back with the lease: a transaction that runs again leases the same address.
+        // Rolled back with the lease: a transaction that is repeated leases the same address.
         let cursor = self.world.cursors.insert(range, address.ip());
         let before = self.world.take_lease(&name);
-        // A subnet that plugins gave its first address in is news to the ground; ranges of ours come with their group.
+        // The first address that plugins assign in a subnet changes the host requirements; other ranges change with their group.
         let news = matches!(address, Address::Plugged { .. })
             && !self.world.plugged.contains_key(&address.range());
         self.world.note_lease(lease);
@@ -293,19 +293,19 @@ impl<'w> Txn<'w> {
         Ok(())
     }
 
-    /// Gives a lease back.
+    /// Releases a lease.
     pub fn remove_lease(&mut self, name: &Name) -> Result<(), Error> {
         let Some(lease) = self.world.take_lease(name) else {
             return Ok(());
         };
         self.write::<()>(format!("lease/{name}"), None)?;
-        // The last lease of a pool that no group has any more takes the pool off the ground.
+        // The last lease of a pool without a group removes the pool from the host requirements.
         let changes = [Change::Lease(name.clone()), Change::Ground];
         self.note(changes, move |world| world.note_lease(lease));
         Ok(())
     }
 
-    /// A stage was observed by this process.
+    /// Records that this process has observed a stage.
     pub(super) fn is_observed(&mut self, uid: Uid, rung: Rung, status: Status) {
         if self.world.observed(uid, rung) {
             let change = self.world.completes(uid, status);
@@ -314,7 +314,7 @@ impl<'w> Txn<'w> {
         }
     }
 
-    /// Writes a rung's page about a VM.
+    /// Writes the status of a stage of a VM.
     pub fn put_page(&mut self, uid: Uid, rung: Rung, page: RungPage) -> Result<(), Error> {
         if self.world.page(uid, rung) == Some(&page) {
             return Ok(());
@@ -338,7 +338,7 @@ impl<'w> Txn<'w> {
         Ok(())
     }
 
-    /// Writes the ground's page.
+    /// Writes the status of the host network.
     pub fn put_ground(&mut self, ground: Ground) -> Result<(), Error> {
         if self.world.ground.as_ref() == Some(&ground) {
             return Ok(());
@@ -356,7 +356,7 @@ impl<'w> Txn<'w> {
         };
         let is_news = self.world.ground.as_ref().map(told).unwrap_or_default() != told(&ground);
         let before = self.world.ground.replace(ground);
-        // Whether VMs and groups are Ready depends on it.
+        // The readiness of VMs and groups depends on it.
         let vms = self.world.vms.keys().map(|uid| Change::Vm(*uid));
         let groups = self.world.groups.keys().cloned().map(Change::Group);
         let changes: Vec<Change> = match is_news {
@@ -367,7 +367,7 @@ impl<'w> Txn<'w> {
         Ok(())
     }
 
-    /// The removal of a VM that has no object is complete: its tombstone has served.
+    /// Records that the removal of a VM without an object is complete, so that its tombstone is withdrawn.
     ///
     /// # Errors
     /// [`Error::Write`].
@@ -376,7 +376,7 @@ impl<'w> Txn<'w> {
         Ok(())
     }
 
-    /// What it writes was found on the host, and would be found again.
+    /// Marks the transaction as an observation: its content was found on the host and would be found again.
     pub(super) fn is_observation(&mut self) {
         self.kind = Kind::Observation;
     }
@@ -386,7 +386,7 @@ impl<'w> Txn<'w> {
         self.world.unknown.extend(&world.unknown);
     }
 
-    /// What could be recovered of a database that was set aside is in this one now.
+    /// Records that everything that could be recovered of a database that was set aside is in this one.
     ///
     /// # Errors
     /// [`Error::Write`].

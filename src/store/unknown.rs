@@ -1,42 +1,42 @@
-//! Fields of stored objects that this program does not know: a newer version of it wrote them. They are kept.
-//! Out of scope: the fields that it knows.
+//! Fields of stored objects that this version does not know, because a newer version wrote them. They are kept.
+//! Out of scope: known fields.
 
 use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// What stored objects have beyond what we read of them, by database key.
+/// The unknown fields of stored objects, by database key.
 #[derive(Debug, Default)]
 pub(super) struct Unknown(HashMap<String, Fields>);
 
-/// The unknown of one object.
+/// The unknown fields of one object.
 pub(super) type Fields = BTreeMap<String, Field>;
 
-/// Of one field.
+/// An unknown field, or a known field with unknown content.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Field {
-    /// We do not know the field.
+    /// The field is not known.
     Whole(Value),
-    /// We know it; there is something in it that we do not know.
+    /// The field is known, and contains unknown fields.
     Inside(Fields),
 }
 
 impl Unknown {
-    /// The same of other objects, too.
+    /// Adds the unknown fields of other objects.
     pub fn extend(&mut self, other: &Self) {
         let others = other.0.iter();
         self.0
             .extend(others.map(|(key, fields)| (key.clone(), fields.clone())));
     }
 
-    /// Compares what is stored with what we would write in its place.
+    /// Compares a stored object with what this version would write, and records the unknown fields.
     ///
     /// # Errors
-    /// There is something that cannot be kept.
+    /// There is an unknown field that cannot be kept.
     pub fn note<T: Serialize>(&mut self, key: &str, stored: &[u8], read: &T) -> Result<(), String> {
         let rewritten = serde_json::to_vec(read).map_err(|e| e.to_string())?;
-        // As good as always.
+        // The usual case.
         if rewritten == stored {
             return Ok(());
         }
@@ -49,11 +49,10 @@ impl Unknown {
         Ok(())
     }
 
-    /// The object as it is to be stored: with the fields that it had and that we do not know, wherever what they are part of
-    /// is there still.
+    /// Encodes an object for storage, with its unknown fields if the object or field that contained them still exists.
     ///
     /// # Errors
-    /// It cannot be encoded.
+    /// The object cannot be encoded.
     pub fn encode<T: Serialize>(&self, key: &str, value: &T) -> serde_json::Result<Vec<u8>> {
         let Some(fields) = self.0.get(key) else {
             return serde_json::to_vec(value);
@@ -65,17 +64,17 @@ impl Unknown {
         serde_json::to_vec(&value)
     }
 
-    /// Nothing of this object is to be kept any more.
+    /// Removes and returns the unknown fields of an object.
     pub fn forget(&mut self, key: &str) -> Option<Fields> {
         self.0.remove(key)
     }
 
-    /// Takes that back.
+    /// Undoes [`Unknown::forget`].
     pub fn restore(&mut self, key: String, fields: Fields) {
         self.0.insert(key, fields);
     }
 
-    /// Each with its object, for people.
+    /// Describes each unknown field with its object, for users.
     pub fn fields(&self) -> Vec<String> {
         let mut all = Vec::new();
         for (key, fields) in &self.0 {
@@ -86,15 +85,15 @@ impl Unknown {
     }
 }
 
-/// The part of `stored` that is not in `rewritten`; empty: there is no such part. What a list has at one place and we would
-/// not write belongs to an element that may move, and could only be guessed at later.
+/// The part of `stored` that is not in `rewritten`. Unknown fields of a list element are an error: the element may move, so they could
+/// not be assigned to it later.
 fn beyond(stored: &Value, rewritten: &Value, path: &str) -> Result<Fields, String> {
     let mut found = Fields::new();
     match (stored, rewritten) {
         (Value::Object(stored), Value::Object(rewritten)) => {
             for (field, value) in stored {
                 match rewritten.get(field) {
-                    // Absent and null are one.
+                    // Absent and null are equivalent.
                     None if value.is_null() => {}
                     None => {
                         found.insert(field.clone(), Field::Whole(value.clone()));
@@ -113,7 +112,7 @@ fn beyond(stored: &Value, rewritten: &Value, path: &str) -> Result<Fields, Strin
                 let path = format!("{path}[{n}]");
                 if let Some((field, _)) = beyond(stored, rewritten, &path)?.first_key_value() {
                     return Err(format!(
-                        "this sliced does not know {}.{field}, and cannot keep it in a list; start the sliced that wrote it",
+                        "unknown field {}.{field}, which cannot be kept because it is in a list; start the version of sliced that wrote it",
                         path.trim_start_matches('.'),
                     ));
                 }
@@ -131,7 +130,7 @@ fn merge(object: &mut Map<String, Value>, fields: &Fields) {
             (None, Field::Whole(value)) => {
                 object.insert(name.clone(), value.clone());
             }
-            // What it was part of is gone, or has become ours to write.
+            // The containing field no longer exists, or this version writes the field itself.
             (Some(_) | None, _) => {}
         }
     }
@@ -153,7 +152,7 @@ mod tests {
 
     use super::Unknown;
 
-    /// As stored objects are.
+    /// An example of a stored object.
     #[derive(Clone, Default, Serialize, Deserialize)]
     struct Known {
         name: String,
@@ -189,7 +188,7 @@ mod tests {
         }
     }
 
-    /// What becomes of a stored object that is read, changed and written.
+    /// Reads, changes and writes a stored object.
     fn rewritten(stored: &Value, change: impl FnOnce(&mut Known)) -> Result<Value, String> {
         let bytes = serde_json::to_vec(stored).expect("JSON");
         let mut known: Known = serde_json::from_slice(&bytes).expect("readable");
@@ -201,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_kept_wherever_its_place_is_kept() {
+    fn unknown_fields_are_kept_while_their_container_exists() {
         for (stored, after) in [
             (json!({"name": "a"}), json!({"name": "b", "inner": null})),
             (
@@ -220,7 +219,7 @@ mod tests {
                 json!({"name": "a", "kind": {"Left": {"at": 1, "new": [{}]}}}),
                 json!({"name": "b", "inner": null, "kind": {"Left": {"at": 1, "new": [{}]}}}),
             ),
-            // Written by a version that wrote what this one leaves out.
+            // Written by a version that wrote fields which this one omits.
             (
                 json!({"name": "a", "inner": null, "list": []}),
                 json!({"name": "b", "inner": null, "list": []}),
@@ -232,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_part_of_something_that_is_gone_goes_with_it() {
+    fn unknown_fields_are_removed_with_their_container() {
         let left = json!({"name": "a", "kind": {"Left": {"at": 1, "new": 2}}});
         let found = rewritten(&left, |known| known.kind = Kind::Right { at: 3 });
         let after = json!({"name": "a", "inner": null, "kind": {"Right": {"at": 3}}});
@@ -245,18 +244,18 @@ mod tests {
         let list = json!({"name": "a", "list": []});
         let found = rewritten(&list, |known| known.list.push(Inner { size: 4 }));
         let after = json!({"name": "a", "inner": null, "list": [{"size": 4}]});
-        assert_eq!(found, Ok(after), "ours is what counts");
+        assert_eq!(found, Ok(after), "the known value is used");
     }
 
     #[test]
-    fn what_is_not_known_inside_a_list_is_refused_by_name() {
+    fn an_unknown_field_in_a_list_is_refused_with_its_path() {
         let stored = json!({"name": "a", "list": [{"size": 1}, {"size": 2, "new": 3}]});
         let refused = rewritten(&stored, |_| {}).expect_err("it cannot be kept");
         assert!(refused.contains("list[1].new"), "{refused}");
     }
 
     #[test]
-    fn each_unknown_field_is_named_with_its_object() {
+    fn each_unknown_field_is_listed_with_its_object() {
         let stored = json!({"name": "a", "new": 1, "inner": {"size": 1, "other": {"deep": 1}}});
         let bytes = serde_json::to_vec(&stored).expect("JSON");
         let known: Known = serde_json::from_slice(&bytes).expect("readable");

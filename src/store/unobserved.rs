@@ -1,9 +1,9 @@
-//! Which stages this process has not observed yet: what is stored of them was observed by an earlier one.
-//! Out of scope: what is answered of them ([`crate::reconcile::fold`]).
+//! The stages that this process has not observed yet: their stored conditions were observed by an earlier process.
+//! Out of scope: the status that is computed from it ([`crate::reconcile::fold`]).
 //!
 //! # Why
-//! A stored condition reports what was true when it was written. Between two lives of the daemon anything may have changed on the host,
-//! so until a stage was observed again its condition is not known. This is a fact about the process and is never stored.
+//! A stored condition reports what was true when it was written. While the daemon was not running, anything may have changed on the host,
+//! so the condition of a stage is Unknown until the stage is observed again. This is a property of the process and is never stored.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -14,7 +14,7 @@ use crate::api::meta::{Timestamp, Uid};
 use crate::api::rung::Rung;
 use crate::api::vm::Vm;
 
-/// Stages by VM, and since when they are to be observed.
+/// The unobserved stages by VM, and the time since when they are unobserved.
 #[derive(Default)]
 pub(super) struct Unobserved {
     since: Option<Timestamp>,
@@ -22,20 +22,20 @@ pub(super) struct Unobserved {
 }
 
 impl World {
-    /// Since when this process has not observed a stage of a VM. None: it has, or nothing is stored of it.
+    /// The time since when a stage of a VM is unobserved. `None`: this process has observed it, or nothing is stored about it.
     pub fn unobserved_since(&self, vm: &Vm, rung: Rung) -> Option<Timestamp> {
         let stages = self.unobserved.stages.get(&vm.meta.uid)?;
         let unknown = !vm.meta.deleting && stages.contains(&rung);
         self.unobserved.since.filter(|_| unknown)
     }
 
-    /// Whether every stage of a VM of which something is stored was observed by this process. One that is being deleted has no
-    /// readiness to observe.
+    /// Whether this process has observed all stages of a VM that have a stored condition. Always true for a VM that is being deleted, whose
+    /// readiness does not matter.
     pub fn is_observed(&self, vm: &Vm) -> bool {
         vm.meta.deleting || !self.unobserved.stages.contains_key(&vm.meta.uid)
     }
 
-    /// A stage was observed. False: it had been before.
+    /// Records that a stage was observed. Returns false if it had been observed before.
     pub(super) fn observed(&mut self, uid: Uid, rung: Rung) -> bool {
         let Some(stages) = self.unobserved.stages.get_mut(&uid) else {
             return false;
@@ -47,20 +47,20 @@ impl World {
         news
     }
 
-    /// What was observed could not be written.
+    /// Undoes [`World::observed`]: the observation could not be written.
     pub(super) fn not_observed(&mut self, uid: Uid, rung: Rung) {
         self.unobserved.stages.entry(uid).or_default().insert(rung);
     }
 
-    /// Whether a watch is to be notified of an observation that changes nothing that is stored: once for each VM, or there would be
-    /// more notifications after a restart than fit into the backlog; and of each failure.
+    /// Whether watchers are notified of an observation that changes nothing that is stored: once per VM, because otherwise a restart would
+    /// cause more notifications than fit into the backlog, and for each failure.
     pub(super) fn completes(&self, uid: Uid, status: Status) -> bool {
         status != Status::True || !self.unobserved.stages.contains_key(&uid)
     }
 }
 
 impl Store {
-    /// From now on every stored True or False is unknown until its stage is observed.
+    /// Makes every stored True or False condition Unknown until its stage is observed.
     pub fn begin_observation(&self, now: Timestamp) {
         let mut world = lock(&self.shared.world);
         let decided = |uid: &Uid| {

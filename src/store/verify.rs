@@ -1,73 +1,75 @@
-//! Whether a database is what was acknowledged, by the marks that are kept outside it.
-//! Out of scope: reading any of it. Pure.
+//! Decides whether a database is what was acknowledged, by comparing it with the positions that are stored outside it. Pure.
+//! Out of scope: reading them.
 
 use super::mark::{Content, Mark};
 
 /// What was found outside the database.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Evidence {
-    /// The newest mark on the state disk.
+    /// The newest position on the state disk.
     pub disk: Option<Mark>,
-    /// The newest mark of this boot, in the run directory.
+    /// The newest position of this boot, in the run directory.
     pub run: Option<Mark>,
-    /// There is, or was, a seal: a database of format 2 has existed here.
+    /// There is, or was, an integrity record: a database of format 2 has existed here.
     pub sealed: bool,
 }
 
 /// What was found in the database.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Inside {
-    /// Its own mark.
+    /// Its own position record.
     pub mark: Option<Mark>,
-    /// The digest of what is in it.
+    /// The digest of its content.
     pub content: Content,
-    /// There is nothing in it at all.
+    /// It contains no keys.
     pub empty: bool,
 }
 
-/// What it is.
+/// The result of the comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Exactly what was acknowledged last, or one batch more that nobody was told of.
+    /// The database is exactly what was acknowledged last, or has one more batch that was not acknowledged.
     Whole(Mark),
-    /// It has never had a batch of format 2: its creation, or its conversion, is to be begun (none) or finished.
+    /// The database has never had a batch of format 2: its creation or conversion must be started (`None`) or completed.
     Begin(Option<Mark>),
 }
 
 impl Evidence {
-    /// The newest mark.
+    /// The newest position.
     ///
     /// # Errors
-    /// The two are of different databases.
+    /// The two positions belong to different databases.
     pub fn newest(&self) -> Result<Option<Mark>, String> {
         match (self.disk, self.run) {
             (Some(disk), Some(run)) if disk.id != run.id => Err(
-                "it is not the database that was used last in this boot: the state directory was exchanged"
+                "it is not the database that was used last in this boot: the state directory was replaced"
                     .into(),
             ),
             (disk, run) => Ok(disk.into_iter().chain(run).max_by_key(|mark| mark.seq)),
         }
     }
 
-    /// Why it matters that there is no database; none: there has been nothing in it.
+    /// Why a missing database is a loss. `None`: it never had any content.
     pub fn loss(&self) -> Option<String> {
         match self.newest() {
             Err(why) => Some(why),
             Ok(Some(mark)) if mark.seq == 0 => None,
             Ok(Some(mark)) => Some(format!(
-                "its files are gone; change {} was acknowledged",
+                "its files are missing, although change {} was acknowledged",
                 mark.seq
             )),
-            Ok(None) if self.sealed => Some("its files are gone, its seal is damaged".into()),
+            Ok(None) if self.sealed => {
+                Some("its files are missing and its integrity record is damaged".into())
+            }
             Ok(None) => None,
         }
     }
 }
 
-/// Compares them.
+/// Compares a database with the evidence outside it.
 ///
 /// # Errors
-/// In what it is not what was acknowledged.
+/// A message that describes how the database differs from what was acknowledged.
 pub(super) fn verify(evidence: &Evidence, inside: &Inside) -> Result<Verdict, String> {
     let newest = evidence.newest()?;
     let Some(mark) = inside.mark else {
@@ -76,36 +78,38 @@ pub(super) fn verify(evidence: &Evidence, inside: &Inside) -> Result<Verdict, St
                 Ok(Verdict::Begin(Some(mark)))
             }
             Some(mark) if inside.empty => Err(format!(
-                "it is empty, and change {} was acknowledged",
+                "it is empty, although change {} was acknowledged",
                 mark.seq
             )),
             Some(mark) => Err(format!(
                 "it is older than change {}, which was acknowledged",
                 mark.seq
             )),
-            None if evidence.sealed => Err("it has no seal that can be read".into()),
+            None if evidence.sealed => Err("it has no readable integrity record".into()),
             None => Ok(Verdict::Begin(None)),
         };
     };
     if mark.content != inside.content {
         return Err(format!(
-            "its content is not that of change {}, at which it says it is",
+            "its content does not match its recorded position, change {}",
             mark.seq
         ));
     }
     match newest {
         None => Err(format!(
-            "its seal is gone or damaged: whether change {} is the last that was acknowledged cannot be told",
+            "its integrity record is missing or damaged, so it is not known whether change {} is the last that was acknowledged",
             mark.seq
         )),
         Some(newest) if newest == mark || mark.follows(&newest) => Ok(Verdict::Whole(mark)),
-        Some(newest) if newest.id != mark.id => Err("it is not the database of its seal".into()),
+        Some(newest) if newest.id != mark.id => {
+            Err("its integrity record belongs to another database".into())
+        }
         Some(newest) if newest.seq > mark.seq => Err(format!(
-            "it ends at change {}, and change {} was acknowledged",
+            "it ends at change {}, but change {} was acknowledged",
             mark.seq, newest.seq
         )),
         Some(newest) => Err(format!(
-            "its change {} does not follow change {}, which its seal names",
+            "its change {} does not follow change {} of its integrity record",
             mark.seq, newest.seq
         )),
     }
@@ -122,7 +126,7 @@ mod tests {
         content
     }
 
-    /// A history: marks 0 to 5 of one database.
+    /// Positions 0 to 5 of one database.
     fn history(id: u8) -> Vec<Mark> {
         let mut marks = vec![Mark::first([id; 16], Content::default())];
         for seq in 1..6 {
@@ -158,20 +162,20 @@ mod tests {
                     evidence(Some(*sealed), None),
                     evidence(None, Some(*sealed)),
                     evidence(Some(*sealed), Some(*sealed)),
-                    // The run directory's is written last.
+                    // The record in the run directory is written last.
                     evidence(Some(*sealed), Some(marks[m.saturating_sub(1)])),
-                    // The seal alone was replaced by an older one.
+                    // Only the record on the state disk was replaced with an older one.
                     evidence(Some(marks[m / 2]), Some(*sealed)),
                 ] {
                     let found = verify(&evidence, &at(*inside));
-                    assert_eq!(found.is_ok(), expected, "{n} sealed at {m}: {found:?}");
+                    assert_eq!(found.is_ok(), expected, "{n} recorded at {m}: {found:?}");
                 }
             }
         }
     }
 
     #[test]
-    fn a_database_that_is_not_the_sealed_one_is_damaged_whatever_it_says() {
+    fn a_database_that_differs_from_its_integrity_record_is_damaged_whatever_it_contains() {
         let (ours, other) = (history(1), history(2));
         let forged = Inside {
             content: content(9),
@@ -202,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_never_been_written_is_begun() {
+    fn a_database_without_a_batch_is_created() {
         let none = Inside {
             mark: None,
             content: Content::default(),
@@ -223,15 +227,15 @@ mod tests {
         };
         let begun = Mark::first([1; 16], content(7));
         let found = verify(&evidence(Some(begun), None), &unsealed);
-        assert_eq!(found, Ok(Verdict::Begin(Some(begun))), "of format 1");
+        assert_eq!(found, Ok(Verdict::Begin(Some(begun))), "format 1");
     }
 
     #[test]
-    fn a_database_that_is_gone_is_a_loss_once_something_was_acknowledged() {
+    fn a_missing_database_is_a_loss_once_something_was_acknowledged() {
         let marks = history(1);
         assert!(evidence(Some(marks[1]), None).loss().is_some());
         assert!(evidence(None, Some(marks[5])).loss().is_some());
-        assert!(evidence(None, None).loss().is_some(), "a damaged seal");
+        assert!(evidence(None, None).loss().is_some(), "a damaged record");
         assert_eq!(evidence(Some(marks[0]), None).loss(), None);
     }
 }

@@ -1,5 +1,5 @@
-//! The world as remembered: every object, every rung's page, who has which block.
-//! Out of scope: how it is changed ([`super::Txn`]), how it reaches the disk.
+//! The world: the state in memory, with all objects, the status of all stages, and indexes of addresses.
+//! Out of scope: changing it ([`super::Txn`]), writing it to the disk.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
@@ -21,52 +21,52 @@ use crate::api::vm::Vm;
 use super::unknown::Unknown;
 use super::unobserved::Unobserved;
 
-/// Everything, in memory.
+/// All state, in memory.
 #[derive(Default)]
 pub struct World {
     pub(super) groups: BTreeMap<Name, HostGroup>,
     pub(super) pools: BTreeMap<Name, Pool>,
     pub(super) vms: HashMap<Uid, Vm>,
     pub(super) by_group: BTreeMap<Name, BTreeMap<u32, Uid>>,
-    /// VMs made on demand: their names tell neither group nor place.
+    /// VMs made on demand: their names do not contain the group and the index.
     pub(super) on_demand: HashMap<Name, Uid>,
     pub(super) leases: BTreeMap<Name, Lease>,
     pub(super) leases_by_group: BTreeMap<Name, BTreeSet<Name>>,
     pub(super) blocks: BTreeSet<Block>,
     /// Leased addresses of bridges.
     pub(super) bridged: BTreeSet<Ipv4Addr>,
-    /// How many VMs have an address of a CNI network's subnet.
+    /// The number of VMs with an address in each subnet of a CNI network.
     pub(super) plugged: HashMap<Ipv4Network, usize>,
-    /// The address leased last from each range; only a hint, so not on the disk.
+    /// The address that was leased last from each range; only a hint, so it is not stored.
     pub(super) cursors: HashMap<Ipv4Network, Ipv4Addr>,
     pub(super) pages: HashMap<Uid, BTreeMap<Rung, RungPage>>,
     pub(super) ground: Option<Ground>,
-    /// The users that VMMs run as.
+    /// The user ids of the VMMs.
     pub(super) vmm_ids: HashMap<Uid, u32>,
-    /// The same, the other way round.
+    /// The VM of each user id.
     pub(super) ids_taken: BTreeMap<u32, Uid>,
-    /// The id given last; only a hint, so not on the disk.
+    /// The user id that was assigned last; only a hint, so it is not stored.
     pub(super) id_cursor: Option<u32>,
-    /// The database was set aside, and its state is not yet taken over.
+    /// Set while the state of a database that was set aside is not recovered yet.
     pub(super) recovery: Option<Recovery>,
-    /// Which number of the reserve the database has taken over.
+    /// The number of the reserve up to which the database has the entries.
     pub(super) reserve_taken: u64,
-    /// What a newer version has stored in objects.
+    /// The fields that a newer version has stored in objects.
     pub(super) unknown: Unknown,
     /// Stages that this process has not observed yet.
     pub(super) unobserved: Unobserved,
 }
 
-/// A database that was set aside, until everything that can be recovered is.
+/// A database that was set aside, until its state is recovered as far as possible.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Recovery {
-    /// Where it is now.
+    /// Its new path.
     pub path: PathBuf,
-    /// Why it was set aside, in one sentence.
+    /// The reason, in one sentence.
     pub why: String,
 }
 
-/// Where a group's addresses come from. Chosen once, kept while a VM lives.
+/// The source of a group's addresses. Chosen once, and kept while a VM of the group exists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pool {
     /// The range, or a bridge's subnet.
@@ -74,32 +74,32 @@ pub struct Pool {
     /// The host's address on the bridge, in bridge mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<Ipv4Addr>,
-    /// What of it the host or its neighbours use themselves: /30s of a range, single addresses of a subnet.
+    /// The parts that the host or its neighbours use themselves: /30s of a range, single addresses of a subnet.
     pub in_use: BTreeSet<Ipv4Network>,
 }
 
 /// The status of the host network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ground {
-    /// What was last found.
+    /// The result of the last observation.
     pub condition: Condition,
-    /// What the host's rules and bridges were last read back to carry, and will go on carrying.
+    /// The requirements that the host's rules and bridges met when they were last read back, and will continue to meet.
     pub carries: Footing,
-    /// What they carried before it, and may still be there: it is being taken away.
+    /// Requirements that are no longer needed and whose rules and bridges may still exist: they are being removed.
     #[serde(default, skip_serializing_if = "Footing::is_default")]
     pub leaves: Footing,
-    /// In which boot.
+    /// The boot of the observation.
     pub boot_id: String,
-    /// Why the rules that restrict VMs are not known to be in force; meanwhile nothing is forwarded for VMs. None: they were read back.
+    /// Why the rules that restrict VMs are not known to be in force; meanwhile nothing is forwarded for VMs. `None`: they were read back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unenforced: Option<Condition>,
-    /// A conflicting writer reverts what is repaired with netlink messages. Repairs go on, and packets are lost meanwhile.
+    /// A conflicting writer reverts what is repaired with netlink messages. Repairs continue, and packets are lost meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contested: Option<Contest>,
-    /// What of the host, not ours to change, keeps VMs' packets from passing, each with its remedy.
+    /// Settings of the host that block packets of VMs and that we must not change, each with its remedy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// Foreign chains that drop packets of the VMs of a range: the range, and the message.
+    /// Foreign chains that drop packets of VMs: the range of the VMs, and the message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drops: Vec<(Ipv4Network, String)>,
 }
@@ -113,7 +113,7 @@ pub struct Contest {
     pub bridges: BTreeSet<String>,
 }
 
-/// What of the host network keeps a VM from being Ready.
+/// A fault of the host network that keeps a VM from being Ready.
 #[derive(Clone, Copy, Debug)]
 pub enum HostFault<'w> {
     /// The rules that restrict it are not known to be in force: its forwarding is disabled.
@@ -123,13 +123,13 @@ pub enum HostFault<'w> {
 }
 
 impl Ground {
-    /// It was found to carry just this, and nothing is left of what it carried before.
+    /// Whether the host network is converged: it meets exactly these requirements, and nothing of earlier ones is left.
     pub fn is_firm(&self, footing: &Footing) -> bool {
         let found = self.condition.status == Status::True;
         found && self.carries == *footing && self.leaves.is_default()
     }
 
-    /// The same, no longer saying that it carries what is beyond this footing. None: it says no such thing.
+    /// Returns a status whose `carries` is limited to these requirements; the rest is in `leaves`. `None`: nothing would change.
     pub fn let_go(&self, footing: &Footing) -> Option<Self> {
         let carries = self.carries.within(footing);
         (carries != self.carries).then(|| Self {
@@ -140,37 +140,37 @@ impl Ground {
     }
 }
 
-/// What the ground must carry: a function of the groups and the leases.
+/// The host requirements: what the rules and bridges of the host must provide. A function of the groups and the leases.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Footing {
-    /// Every pool that a living isolated VM, or a group that wants one, has addresses in.
+    /// All pools with addresses of existing isolated VMs, or of groups of such VMs.
     pub pools: BTreeSet<Ipv4Network>,
-    /// `allow` entries that may name the host itself, with the pool they are opened to.
+    /// `allow` entries that may contain addresses of the host itself, with the pool to which they are opened.
     pub openings: BTreeSet<(Ipv4Network, String)>,
-    /// Every bridge that a living VM, or a group that wants one, is on, with the host's addresses on it: one, and the old one
-    /// too while VMs that know it are replaced.
+    /// All bridges of existing VMs and of groups, with the host's addresses on each: one, and also the previous one while VMs that use
+    /// it are being replaced.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub bridges: BTreeMap<String, BTreeSet<Ipv4Network>>,
-    /// Subnets in which CNI plugins have given addresses to VMs: isolated VMs do not reach these.
+    /// Subnets in which CNI plugins have assigned addresses to VMs: isolated VMs cannot reach these.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub plugged: BTreeSet<Ipv4Network>,
-    /// `max_connections` of the groups, by the pool or the bridge's subnet: the smallest where several share a subnet.
+    /// `max_connections` of the groups, by the pool or the bridge's subnet: the smallest value if several groups share a subnet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub max_connections: BTreeMap<Ipv4Network, u32>,
 }
 
 impl Footing {
-    /// There is to be nothing of ours.
+    /// Whether no rules and bridges of ours are required.
     pub fn is_empty(&self) -> bool {
         self.pools.is_empty() && self.bridges.is_empty()
     }
 
-    /// It says nothing.
+    /// Whether there are no requirements at all.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 
-    /// What of it is in another one, too.
+    /// The intersection with other requirements.
     fn within(&self, other: &Self) -> Self {
         let mut bridges = self.bridges.clone();
         bridges.retain(|bridge, gateways| {
@@ -183,12 +183,12 @@ impl Footing {
             openings: &self.openings & &other.openings,
             bridges,
             plugged: &self.plugged & &other.plugged,
-            // A limit is not carried for anybody: it is written again with the rules.
+            // No VM depends on a limit to be connected: limits are written again with the rules.
             max_connections: self.max_connections.clone(),
         }
     }
 
-    /// What was carried before on bridges, too, and may still be there.
+    /// Adds the bridge addresses of earlier requirements, which may still exist.
     #[must_use]
     pub fn and_bridges_of(mut self, before: &Self) -> Self {
         for (bridge, gateways) in &before.bridges {
@@ -199,7 +199,7 @@ impl Footing {
         self
     }
 
-    /// Whether it carries who has this address.
+    /// Whether the requirements include those of a VM with this address.
     pub fn carries(&self, address: &Address) -> bool {
         match address {
             Address::Block { pool, .. } => self.pools.contains(pool),
@@ -236,7 +236,7 @@ impl Footing {
 }
 
 impl World {
-    /// Takes a lease in, of a name that has none.
+    /// Adds the lease of a name that has none.
     pub(super) fn note_lease(&mut self, lease: Lease) {
         self.occupy(&lease.address);
         let names = self.leases_by_group.entry(lease.group.clone()).or_default();
@@ -244,7 +244,7 @@ impl World {
         self.leases.insert(lease.name.clone(), lease);
     }
 
-    /// Takes a lease out.
+    /// Removes and returns the lease of a name.
     pub(super) fn take_lease(&mut self, name: &Name) -> Option<Lease> {
         let lease = self.leases.remove(name)?;
         self.free(&lease.address);
@@ -293,12 +293,12 @@ impl World {
         self.groups.get(name)
     }
 
-    /// Where a group's addresses come from.
+    /// The pool of a group.
     pub fn pool(&self, group: &Name) -> Option<&Pool> {
         self.pools.get(group)
     }
 
-    /// Every chosen range by group.
+    /// All pools by group.
     pub fn pools(&self) -> impl Iterator<Item = (&Name, &Pool)> {
         self.pools.iter()
     }
@@ -325,7 +325,7 @@ impl World {
             .filter_map(|uid| self.vms.get(uid))
     }
 
-    /// A VM by its name. That of one that is counted tells its group, which is what stands before the last `-`.
+    /// A VM by its name. The name of a VM of `count` contains the group: the part before the last `-`.
     pub fn vm_named(&self, name: &Name) -> Option<&Vm> {
         if let Some(uid) = self.on_demand.get(name) {
             return self.vms.get(uid);
@@ -350,7 +350,7 @@ impl World {
             .filter_map(|name| self.leases.get(name))
     }
 
-    /// The order for a VM of this name, with its group and its place.
+    /// The order for a VM of this name, with its group and its index.
     pub fn order(&self, name: &Name) -> Option<(&HostGroup, u32, &Order)> {
         self.groups.values().find_map(|group| {
             let mut orders = group.orders.iter();
@@ -364,19 +364,19 @@ impl World {
         self.leases.get(name)
     }
 
-    /// A rung's page about a VM.
+    /// The status of a stage of a VM.
     pub fn page(&self, uid: Uid, rung: Rung) -> Option<&RungPage> {
         self.pages.get(&uid)?.get(&rung)
     }
 
-    /// Whether any rung of a VM may have something on the host.
+    /// Whether any stage of a VM is acquired, and so may have objects on the host.
     pub fn is_held(&self, uid: Uid) -> bool {
         LADDER
             .iter()
             .any(|rung| self.page(uid, *rung).is_some_and(|page| page.held))
     }
 
-    /// Every rung is Ready at this edition of the VM.
+    /// Whether all stages are Ready at the VM's current generation.
     pub fn is_ready(&self, vm: &Vm) -> bool {
         !vm.meta.deleting
             && self.host_fault(vm).is_none()
@@ -386,8 +386,8 @@ impl World {
             })
     }
 
-    /// What of the host network keeps a VM from being Ready. A VM that a chain of plugins connects is restricted by the plugins'
-    /// rules.
+    /// The fault of the host network that keeps a VM from being Ready. None for a VM in CNI mode, which is restricted by the rules of
+    /// the plugins.
     pub fn host_fault(&self, vm: &Vm) -> Option<HostFault<'_>> {
         let bridge = match &vm.spec.network {
             NetworkSpec::Isolated(_) => None,
@@ -403,7 +403,7 @@ impl World {
         unenforced.or(contest.map(|contest| HostFault::Contested(&contest.condition)))
     }
 
-    /// Every rung is Ready at this edition of the VM, but that its VMM may be paused or down where it is to be.
+    /// As [`World::is_ready`], but the VMM may also be paused or stopped, if that is the desired state.
     pub fn is_settled(&self, vm: &Vm) -> bool {
         !vm.meta.deleting
             && self.host_fault(vm).is_none()
@@ -413,12 +413,12 @@ impl World {
             })
     }
 
-    /// The user that a VM's VMM runs as; none before its first start, and for one that was started by a daemon which knew of none.
+    /// The user id of a VM's VMM. `None` before its first start, and for a VMM that was started by a version without VMM users.
     pub fn vmm_id(&self, uid: Uid) -> Option<u32> {
         self.vmm_ids.get(&uid).copied()
     }
 
-    /// Which VM has which user for its VMM.
+    /// The VM of each VMM user id.
     pub fn vmm_users(&self) -> HashMap<u32, Uid> {
         let users = self.vmm_ids.iter();
         users.map(|(uid, user)| (*user, *uid)).collect()
@@ -440,7 +440,7 @@ impl World {
         self.ground.as_ref()
     }
 
-    /// What the ground must carry now.
+    /// The current host requirements.
     pub fn footing(&self) -> Footing {
         let mut footing = Footing::default();
         for (name, pool) in &self.pools {
@@ -453,7 +453,7 @@ impl World {
                 }
                 (NetworkSpec::Bridge(bridge), Some(gateway)) => {
                     let gateway = Ipv4Network::new(gateway, pool.range.prefix());
-                    let gateway = gateway.expect("it was a prefix length before");
+                    let gateway = gateway.expect("a valid prefix length");
                     footing.bridge(&bridge.bridge, gateway);
                 }
                 (NetworkSpec::Bridge(_) | NetworkSpec::Cni(_), _) => {}

@@ -1,10 +1,10 @@
-//! The two threads under the store: one gathers what has queued, the other waits for the disk, so that the first need not.
-//! Out of scope: how a batch is written; what is done about one that was not.
+//! The two threads of the store: one collects queued commits into batches, the other writes them and waits for the disk.
+//! Out of scope: how a batch is written; how a failed batch is handled.
 //!
 //! # Why
-//! A flush may never return: the disk hangs, or sled has lost a wake-up. Whoever waits for it cannot be called back, so a
-//! thread is spent on that alone, and is left behind when it does not answer. There is no way on in this process then: sled
-//! holds its locks, and what came of the batch is known only to who opens the database anew.
+//! A flush may never return: the disk hangs, or sled has lost a wake-up. A thread that waits for it cannot be cancelled, so a separate
+//! thread does this, and is abandoned if it does not answer. The process cannot continue then: sled holds its locks, and the result of
+//! the batch is known only after the database is opened again.
 
 use std::io;
 use std::sync::Weak;
@@ -16,29 +16,30 @@ use super::backing::{Batch, joined};
 use super::txn::Kind;
 use super::{Commit, Shared};
 
-/// As many commits as go into one flush.
+/// The maximum number of commits in one flush.
 const BATCH: usize = 512;
 
-/// As many bytes of keys and values: what sled makes of them must stay far below two segments of its log.
+/// The maximum number of bytes of keys and values in one flush: what sled writes for them must be much smaller than two segments of its
+/// log.
 const BYTES: usize = 512 << 10;
 
-/// How long what nobody waits for waits for company.
+/// How long a batch without a waiting caller waits for more commits.
 const COMPANY: Duration = Duration::from_millis(10);
 
-/// How long a change waits for others that comes so soon after a batch that several waited for: each batch costs two `fdatasync`, and one
-/// more change in it costs next to nothing. A change that comes alone is written at once.
+/// How long a commit waits for others if it arrives within this time after a batch with several waiting callers: each batch costs two
+/// `fdatasync` calls, and one more commit in it costs almost nothing. A single commit is written at once.
 const SIBLINGS: Duration = Duration::from_millis(1);
 
-/// After a write that failed, before the next is tried: a disk that was full is full a moment later.
+/// The delay after a failed write: a full disk is usually still full immediately afterwards.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Between two tries of a disk that could not be written, while nobody asks for a change.
+/// The retry interval of a disk that could not be written, while no change is requested.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// A disk that takes longer than this over a batch is taken to be silent for ever.
+/// The timeout of a batch: a disk that takes longer is treated as one that never answers.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The thread that waits for the disk. One batch at a time is with it.
+/// The handle of the thread that writes to the disk, one batch at a time.
 pub(super) struct Disk {
     batches: SyncSender<Batch>,
     answers: Receiver<Result<(), Failure>>,
@@ -49,16 +50,16 @@ pub(super) struct Disk {
 /// Why a batch is not known to be durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// The disk says no; it may say yes the next time.
+    /// The disk refused the batch; the next one may succeed.
     Refused(String),
-    /// It has failed in a way that leaves open what is on it; only who opens it anew can tell. Nothing more is asked of it.
+    /// The write failed in a way that leaves the content of the disk unknown until the database is opened again. No more batches are sent.
     Unknown(String),
-    /// It has not answered in time, and nothing more is asked of it.
+    /// The disk did not answer in time. No more batches are sent.
     Silent,
 }
 
 impl Disk {
-    /// `write` makes a batch durable. It is dropped on the thread that it ran on, once nothing more comes.
+    /// Starts the thread. `write` makes a batch durable; it is dropped on that thread when there are no more batches.
     pub(super) fn start(
         mut write: impl FnMut(Batch) -> Result<(), Failure> + Send + 'static,
         patience: Duration,
@@ -68,11 +69,11 @@ impl Disk {
         let thread = Builder::new().name("store-disk".into()).spawn(move || {
             while let Ok(batch) = asked.recv() {
                 if answer.send(write(batch)).is_err() {
-                    // Too late.
+                    // The timeout has expired.
                     return;
                 }
             }
-            // It may hold the database, and giving that free may take for ever, too: `end` waits for the answers' end.
+            // Dropping `write` may close the database, which may also never return. `end` waits until `answer` is dropped.
             drop(write);
             drop(answer);
         })?;
@@ -85,7 +86,7 @@ impl Disk {
     }
 
     fn write(&self, batch: Batch) -> Result<(), Failure> {
-        // A thread that has panicked answers no more than one that hangs.
+        // A thread that has panicked is treated as one that hangs.
         self.batches.send(batch).map_err(|_| Failure::Silent)?;
         match self.answers.recv_timeout(self.patience) {
             Ok(answer) => answer,
@@ -93,7 +94,7 @@ impl Disk {
         }
     }
 
-    /// Waits until the database is given free.
+    /// Waits until the database is closed.
     fn end(self) {
         let Self {
             batches,
@@ -104,19 +105,21 @@ impl Disk {
         drop(batches);
         match answers.recv_timeout(patience) {
             Ok(_) | Err(RecvTimeoutError::Timeout) => {
-                tracing::error!("the state database does not close; it is left behind");
+                tracing::error!(
+                    "the state database does not close in time; its thread is abandoned"
+                );
             }
             Err(RecvTimeoutError::Disconnected) => {
                 if thread.join().is_err() {
-                    tracing::error!("the state database's thread panicked");
+                    tracing::error!("the thread of the state database panicked");
                 }
             }
         }
     }
 }
 
-/// Until every sender is gone: has what has queued written as one batch, and tells everyone. Ends early when the disk falls
-/// silent, or leaves open what is on it.
+/// Writes queued commits in batches and reports the results, until all senders are dropped. Ends early if the disk does not answer,
+/// or its content is unknown.
 pub(super) fn write_commits(disk: Disk, commits: &Receiver<Commit>, shared: &Weak<Shared>) {
     let mut crowded = false;
     while let Some(batch) = next(commits, shared, crowded) {
@@ -124,13 +127,13 @@ pub(super) fn write_commits(disk: Disk, commits: &Receiver<Commit>, shared: &Wea
         let Some(shared) = shared.upgrade() else {
             break;
         };
-        // What could not be written before goes first.
+        // Entries that could not be written before come first.
         let pending = shared.pending();
         let parts = pending
             .iter()
             .chain(batch.iter().map(|commit| &commit.batch));
         let all = joined(parts);
-        // One that has nothing to write is there only to be told that all before it is on the disk.
+        // A batch with nothing to write only confirms that all earlier commits are on the disk.
         let written = match all.is_empty() && pending.is_none() {
             true => Ok(()),
             false => disk.write(all.clone()),
@@ -138,10 +141,10 @@ pub(super) fn write_commits(disk: Disk, commits: &Receiver<Commit>, shared: &Wea
         match written {
             Ok(()) => {
                 let last = batch.iter().map(|commit| commit.number).max();
-                // 0 settles nothing.
+                // Number 0 settles nothing.
                 shared.progress.written(last.unwrap_or_default());
                 for told in batch.into_iter().filter_map(|commit| commit.told) {
-                    // Whoever asked may have been cancelled; the change stands.
+                    // The caller may have been cancelled; the change remains.
                     let _ = told.send(Ok(()));
                 }
                 if let Some(pending) = &pending {
@@ -151,25 +154,25 @@ pub(super) fn write_commits(disk: Disk, commits: &Receiver<Commit>, shared: &Wea
             Err(Failure::Refused(error))
                 if is_reservable(&batch) && disk.write(for_the_reserve(&batch)).is_ok() =>
             {
-                tracing::warn!(%error, "a change that only closes is kept in the reserve");
+                tracing::warn!(%error, "cannot write the state; a change that only restricts is stored in the reserve");
                 shared.reserved(batch, &error);
             }
             Err(Failure::Refused(error)) => {
                 if !batch.is_empty() {
-                    tracing::error!(%error, "cannot write the state; the changes are taken back");
+                    tracing::error!(%error, "cannot write the state; the changes are rolled back");
                 }
                 shared.refused(batch, commits, &error);
                 drop(shared);
-                // Everyone concerned tries again at once.
+                // The callers retry at once.
                 std::thread::sleep(PAUSE);
             }
             Err(Failure::Unknown(error)) => {
-                tracing::error!(%error, "what of the last changes is on the state disk is not known; the changes are taken back");
+                tracing::error!(%error, "it is not known which of the last changes are on the state disk; the changes are rolled back");
                 return shared.silent(batch, commits);
             }
             Err(Failure::Silent) => {
-                tracing::error!(patience = ?disk.patience, "the state database does not answer; the changes are taken back");
-                // The thread is left behind: it cannot be called back.
+                tracing::error!(patience = ?disk.patience, "the state database does not answer; the changes are rolled back");
+                // The thread is abandoned: it cannot be cancelled.
                 return shared.silent(batch, commits);
             }
         }
@@ -177,15 +180,15 @@ pub(super) fn write_commits(disk: Disk, commits: &Receiver<Commit>, shared: &Wea
     disk.end();
 }
 
-/// What is to be written next; nothing, to try again a disk that could not be written. `None`: no sender is left.
+/// Returns the next commits to write; an empty list to retry a disk that could not be written. `None`: all senders are dropped.
 fn next(commits: &Receiver<Commit>, shared: &Weak<Shared>, crowded: bool) -> Option<Vec<Commit>> {
-    // Only this thread finds out that nothing can be written.
+    // Only this thread changes whether the store is degraded.
     let degraded = shared.upgrade().is_some_and(|s| s.read_only().is_some());
     if !degraded {
         return match commits.recv_timeout(SIBLINGS) {
             Ok(first) => Some(gather(first, commits, crowded)),
             Err(RecvTimeoutError::Disconnected) => None,
-            // The crowd is over.
+            // No commit followed the last batch immediately.
             Err(RecvTimeoutError::Timeout) => {
                 let first = commits.recv().ok()?;
                 Some(gather(first, commits, false))
@@ -193,7 +196,7 @@ fn next(commits: &Receiver<Commit>, shared: &Weak<Shared>, crowded: bool) -> Opt
         };
     }
     match commits.recv_timeout(RETRY) {
-        // Alone: other commits are refused.
+        // Written alone: other commits are refused.
         Ok(first) if first.kind == Kind::Restriction => Some(vec![first]),
         Ok(first) => Some(gather(first, commits, crowded)),
         Err(RecvTimeoutError::Disconnected) => None,
@@ -201,13 +204,13 @@ fn next(commits: &Receiver<Commit>, shared: &Weak<Shared>, crowded: bool) -> Opt
     }
 }
 
-/// Whether all of a batch that must be durable now only restricts.
+/// Whether the reserve can make a batch durable: it contains restrictions or their consequences, and no intent.
 fn is_reservable(batch: &[Commit]) -> bool {
     let any = |kind| batch.iter().any(|commit| commit.kind == kind);
     (any(Kind::Restriction) || any(Kind::Consequence)) && !any(Kind::Intent)
 }
 
-/// What the reserve is to keep of it: the rest follows from that, or would be found again.
+/// The part of a batch for the reserve: the rest is derived from it, or would be observed again.
 fn for_the_reserve(batch: &[Commit]) -> Batch {
     let restrictions = batch
         .iter()
@@ -222,13 +225,13 @@ fn for_the_reserve(batch: &[Commit]) -> Batch {
     }
 }
 
-/// As many as somebody waits for.
+/// The number of commits with a waiting caller.
 fn waited_for(batch: &[Commit]) -> usize {
     batch.iter().filter(|commit| commit.told.is_some()).count()
 }
 
-/// What has queued. As long as nobody waits for any of it, it waits a moment for a change that somebody waits for; where several were
-/// waited for just now, it waits for the next ones.
+/// Collects the queued commits into a batch. If no caller waits for any of them, it waits briefly for more; after a batch with several
+/// waiting callers (`crowded`), it waits for the next ones.
 fn gather(first: Commit, commits: &Receiver<Commit>, crowded: bool) -> Vec<Commit> {
     let mut bytes = first.bytes();
     let mut batch = vec![first];

@@ -9,9 +9,9 @@ use slicectl::host::Handle;
 use slicectl::host::iptables::Backend;
 use slicectl::host::netns::Netns;
 use slicectl::owner::{self, Instance};
-use slicectl::reconcile::firewall::port::{self as gate, Filter, Gate, Pass};
-use slicectl::reconcile::ground::{self, Ground};
-use slicectl::reconcile::net::port::{self, Port, Remains, Slot};
+use slicectl::reconcile::firewall::port::{self as gate, AllowedFrames, BridgeFirewall, Filter};
+use slicectl::reconcile::ground::{self, HostNetwork};
+use slicectl::reconcile::net::port::{self, BridgeNet, Location, Slot};
 use slicectl::reconcile::{Reconcile, converge, diff, unprobed};
 use slicectl::store::Footing;
 
@@ -34,7 +34,7 @@ pub struct Host {
 #[derive(Clone)]
 pub struct Wish {
     pub port: port::Desired,
-    pub pass: Pass,
+    pub pass: AllowedFrames,
 }
 
 impl Host {
@@ -74,30 +74,30 @@ impl Host {
                 run_dir: "/run/slice".into(),
                 tap: format!("vmtap{number}"),
                 slot: Some(slot),
-                remains: None,
+                last_location: None,
             },
-            pass: Pass::Only(Filter {
+            pass: AllowedFrames::Only(Filter {
                 mac,
                 ip,
-                apart: None,
+                isolation: None,
             }),
         }
     }
 
     /// The steps that were taken.
     pub async fn ground(&mut self, footing: Footing) -> Vec<String> {
-        let hands = Ground {
+        let hands = HostNetwork {
             home: self.home.clone(),
             netlink: self.netlink.clone(),
             backend: self.backend.clone(),
-            scope: ground::Scope::Whole,
+            scope: ground::Scope::All,
             forward_chains: Default::default(),
-            touched: Default::default(),
+            touched_bridges: Default::default(),
         };
         let desired = ground::Desired {
             instance: self.instance.clone(),
-            footing: footing.clone(),
-            before: std::mem::replace(&mut self.before, footing),
+            requirements: footing.clone(),
+            previous: std::mem::replace(&mut self.before, footing),
         };
         firm(&hands, &desired).await
     }
@@ -144,7 +144,7 @@ impl Host {
         let slot = wish.port.slot.as_ref().unwrap();
         let nothing = port::Desired {
             slot: None,
-            remains: Some(Remains {
+            last_location: Some(Location {
                 bridge: slot.bridge.clone(),
                 ip: slot.ip,
             }),
@@ -154,12 +154,12 @@ impl Host {
         taken
     }
 
-    fn port_hands(&self) -> Port {
-        Port::new(self.home.clone(), self.netlink.clone())
+    fn port_hands(&self) -> BridgeNet {
+        BridgeNet::new(self.home.clone(), self.netlink.clone())
     }
 
-    fn gate_hands(&self) -> Gate {
-        Gate {
+    fn gate_hands(&self) -> BridgeFirewall {
+        BridgeFirewall {
             netlink: self.netlink.clone(),
         }
     }
@@ -185,12 +185,12 @@ pub fn footing(bridge: &str, gateways: &[&str]) -> Footing {
     }
 }
 
-fn gate_of(wish: &Wish, pass: Option<Pass>) -> gate::Desired {
+fn gate_of(wish: &Wish, pass: Option<AllowedFrames>) -> gate::Desired {
     gate::Desired {
         label: wish.port.label.clone(),
         tap: wish.port.tap.clone(),
-        pass,
-        before: None,
+        allowed: pass,
+        last_verified: None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use slicectl::host::Error;
 use slicectl::host::netns::Netns;
-use slicectl::reconcile::firewall::port::Pass;
+use slicectl::reconcile::firewall::port::AllowedFrames;
 use slicectl::store::Footing;
 
 use crate::host::{GATEWAY, Host, footing};
@@ -216,7 +216,7 @@ fn a_filter_taken_away_shuts_the_gate_and_a_toggle_does_not() {
         own(3);
         assert_eq!(first([2, 3]), Some(3));
 
-        one.pass = Pass::Any;
+        one.pass = AllowedFrames::Any;
         one.slot().antispoof = false;
         assert_eq!(
             host.port(&one).await,

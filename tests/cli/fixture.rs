@@ -313,7 +313,7 @@ impl Backend for World {
             Err(_) => Applied::Created,
             Ok(Object::Vm(vm)) if vm.on_demand.as_ref() == Some(&ask) => Applied::Unchanged,
             Ok(_) => {
-                let why = format!("vm/{name} is there already, made for another order");
+                let why = format!("vm/{name} already exists with other settings");
                 return Err(Refusal::Conflict(vec![why]));
             }
         };

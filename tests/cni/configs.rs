@@ -190,10 +190,10 @@ fn what_is_wrong_is_said_with_the_file_and_what_was_expected() {
         "`plugins[1]`: no `type`",
     );
     case("plugins", json!([{"type": "../sh"}]), "../sh");
-    case("plugins", json!([{"type": ""}]), "the name of a file");
+    case("plugins", json!([{"type": ""}]), "a file name");
     case("plugins", json!([{"type": 1}]), "`type` = 1");
     let yes = json!([{"type": "one", "capabilities": {"mac": "yes"}}]);
-    case("plugins", yes, "an object of true and false");
+    case("plugins", yes, "an object with boolean values");
     for (config, says) in cases {
         let error = parse(&config).unwrap_err();
         assert!(matches!(error, Error::BadConfig { .. }), "{error:?}");

@@ -5,14 +5,14 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use slicectl::api::cni::CniOptions;
-use slicectl::reconcile::net::cni::{Keep, Want};
+use slicectl::reconcile::net::cni::{DataPath, GuestIdentity};
 
 use crate::ground::{Ground, ping};
 use crate::support::kernel;
 use crate::support::plugs::plugin_dirs;
 
-pub fn want(ground: &mut Ground) -> &mut Want {
-    ground.desired.want.as_mut().unwrap()
+pub fn want(ground: &mut Ground) -> &mut DataPath {
+    ground.desired.data_path.as_mut().unwrap()
 }
 
 pub fn options(text: &Value) -> CniOptions {
@@ -44,7 +44,7 @@ fn are_had(dir: &Path) {
         kernel::private(async {
             let mut ground = Ground::with_plugins(dir);
             ground.configure("1.0.0", &bridge(&ground, &capabilities));
-            want(&mut ground).asked = options(&asked);
+            want(&mut ground).requested = options(&asked);
             let (connection, _) = ground.up().await.unwrap();
             assert_eq!(
                 connection.ip,
@@ -67,7 +67,7 @@ fn are_had(dir: &Path) {
         let plugin = json!({"type": "bridge", "bridge": "cni0", "capabilities": {"ips": true},
                             "ipam": {"type": "static"}});
         ground.configure("1.0.0", &json!([plugin]));
-        want(&mut ground).asked = options(&json!({"ips": ["10.77.0.7/24", "10.79.0.7/24"]}));
+        want(&mut ground).requested = options(&json!({"ips": ["10.77.0.7/24", "10.79.0.7/24"]}));
         let (connection, _) = ground.up().await.unwrap();
         assert_eq!(connection.ip, std::net::Ipv4Addr::new(10, 77, 0, 7));
         assert_eq!(connection.addresses, ["10.79.0.7/24".parse().unwrap()]);
@@ -101,7 +101,7 @@ fn what_the_plugins_do_not_give_is_no_attachment_and_says_so() {
             let mut ground = Ground::new();
             plugin["ipam"] = ground.ipam("10.77.0.0/24");
             ground.configure("1.0.0", &json!([plugin]));
-            want(&mut ground).asked = options(&asked);
+            want(&mut ground).requested = options(&asked);
             let error = ground.up().await.unwrap_err().to_string();
             assert!(error.contains(expected), "{expected} is not in {error}");
             let left = ground.left();
@@ -162,7 +162,7 @@ fn what_no_plugin_declares_is_refused_with_the_plugins_name_before_anything_is_m
             chain.extend(more.as_array().unwrap().clone());
             ground.configure("1.0.0", &plugins);
             let before = ground.left();
-            want(&mut ground).asked = options(asked);
+            want(&mut ground).requested = options(asked);
             let error = ground.up().await.unwrap_err();
             assert!(error.waits_for_a_change(), "{error}");
             let error = error.to_string();
@@ -194,7 +194,7 @@ fn reach_the_plugins(dir: &Path) {
             json!({"type": "bandwidth", "capabilities": {"bandwidth": true}}),
         ]);
         ground.configure("1.0.0", &plugins);
-        want(&mut ground).asked = options(&json!({
+        want(&mut ground).requested = options(&json!({
             "port_mappings": [{"host_port": 8080, "guest_port": 80},
                               {"host_port": 8053, "guest_port": 53, "protocol": "udp", "host_ip": "127.0.0.1"}],
             "bandwidth": {"ingress_rate": 8_000_000, "ingress_burst": 1_600_000},
@@ -232,7 +232,7 @@ fn what_a_guest_had_is_had_again_where_the_plugins_can_and_any_other_where_they_
 }
 
 fn is_had_again(dir: &Path) {
-    let keep = |ip: [u8; 4]| Keep {
+    let keep = |ip: [u8; 4]| GuestIdentity {
         ip: ip.into(),
         mac: "02:00:00:00:00:77".to_owned().try_into().unwrap(),
     };
@@ -274,7 +274,7 @@ fn is_had_again(dir: &Path) {
             let mut ground = Ground::with_plugins(dir);
             let plugins = chain(&ground);
             ground.configure("1.0.0", &plugins);
-            want(&mut ground).keep = Some(keep(had));
+            want(&mut ground).identity = Some(keep(had));
             let (connection, _) = ground.up().await.unwrap_or_else(|e| panic!("{name}: {e}"));
             assert_eq!(connection.ip.octets(), has, "{name}");
             assert_eq!(connection.mac == keep(had).mac, keeps_mac, "{name}");
@@ -286,13 +286,13 @@ fn is_had_again(dir: &Path) {
         let mut ground = Ground::bridge();
         std::fs::create_dir_all(ground.path("data/net")).unwrap();
         std::fs::write(ground.path("data/net/10.77.0.50"), "somebody\r\neth0").unwrap();
-        want(&mut ground).keep = Some(keep([10, 77, 0, 50]));
+        want(&mut ground).identity = Some(keep([10, 77, 0, 50]));
         let (connection, _) = ground.up().await.unwrap();
         assert_ne!(connection.ip.octets(), [10, 77, 0, 50]);
         ping(&connection);
         // An address in the spec is requested even if another container has it.
         ground.down().await.unwrap();
-        want(&mut ground).asked = options(&json!({"ips": ["10.77.0.50"]}));
+        want(&mut ground).requested = options(&json!({"ips": ["10.77.0.50"]}));
         let error = ground.up().await.unwrap_err().to_string();
         assert!(error.contains("10.77.0.50"), "{error}");
         ground.down().await.unwrap();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use slicectl::api::meta::Uid;
 use slicectl::reconcile::converge;
-use slicectl::reconcile::net::cni::{Attach, Checking, Swept, sweep};
+use slicectl::reconcile::net::cni::{CheckMode, CniNet, Swept, sweep};
 
 use crate::ground::{Ground, NETWORK, crash_before, instance, ping};
 use crate::support::kernel::{self, Canaries};
@@ -78,7 +78,7 @@ fn a_sweep_takes_what_nobody_wants_and_spares_the_living_and_strangers() {
         let lost: Uid = "00000000-0000-4000-8000-000000000001".parse().unwrap();
         let mut second = first.clone();
         second.label = instance().vm_label(&"web-2".parse().unwrap(), lost);
-        let hands = Attach::new(ground.runtime.clone(), Checking::Never);
+        let hands = CniNet::new(ground.runtime.clone(), CheckMode::Never);
         let done = converge(&hands, &second, &slicectl::reconcile::unprobed()).await;
         done.result.unwrap();
         drop(hands);

@@ -16,8 +16,8 @@ use slicectl::cni::Runtime;
 use slicectl::host::Error as HostError;
 use slicectl::host::tap::Framing;
 use slicectl::owner::{Instance, TAP};
-use slicectl::reconcile::firewall::redirect::{self, Join, Redirect};
-use slicectl::reconcile::net::cni::{Attach, Checking, Desired, IFNAME, Observed, Want};
+use slicectl::reconcile::firewall::redirect::{self, CniFirewall, TapLink};
+use slicectl::reconcile::net::cni::{CheckMode, CniNet, DataPath, Desired, IFNAME, Observed};
 use slicectl::reconcile::{Error, Probe, Reconcile, converge, unprobed};
 use tempfile::TempDir;
 
@@ -53,11 +53,11 @@ impl Ground {
             run_dir: "/run/slice".into(),
             network: Some(NETWORK.to_owned()),
             forced: false,
-            want: Some(Want {
+            data_path: Some(DataPath {
                 tap_owner: TapOwner::default(),
                 record: "{}".to_owned(),
-                keep: None,
-                asked: CniOptions::default(),
+                identity: None,
+                requested: CniOptions::default(),
             }),
         };
         Self {
@@ -135,29 +135,29 @@ impl Ground {
 
     /// Like `up`, without CHECK and STATUS.
     pub async fn up_unasked(&self) -> Result<(Connection, Vec<String>), Error> {
-        self.up_as(Checking::Never, &unprobed()).await
+        self.up_as(CheckMode::Never, &unprobed()).await
     }
 
     pub async fn up_with(&self, probe: &Probe) -> Result<(Connection, Vec<String>), Error> {
-        self.up_as(Checking::Once, probe).await
+        self.up_as(CheckMode::Once, probe).await
     }
 
     async fn up_as(
         &self,
-        checking: Checking,
+        checking: CheckMode,
         probe: &Probe,
     ) -> Result<(Connection, Vec<String>), Error> {
         let hands = self.hands_as(checking);
         let net = converge(&hands, &self.desired, probe).await;
         let seen: Observed = net.result?;
-        let want = self.desired.want.as_ref().expect("a desired VM");
+        let want = self.desired.data_path.as_ref().expect("a desired VM");
         let connection = seen.connection_for(want).expect("converged, so connected");
-        let join = match seen.chain_made_the_tap() {
-            true => Join::Chains,
-            false => Join::Ours(IFNAME.to_owned()),
+        let join = match seen.chain_created_tap() {
+            true => TapLink::Chain,
+            false => TapLink::Redirect(IFNAME.to_owned()),
         };
         let gate = self.gate(&connection.tap, Some(join));
-        let firewall = converge(&Redirect, &gate, probe).await;
+        let firewall = converge(&CniFirewall, &gate, probe).await;
         firewall.result?;
         Ok((connection, [net.taken, firewall.taken].concat()))
     }
@@ -167,10 +167,10 @@ impl Ground {
     }
 
     pub async fn down_with(&self, probe: &Probe) -> Result<Vec<String>, Error> {
-        let firewall = converge(&Redirect, &self.gate(TAP, None), probe).await;
+        let firewall = converge(&CniFirewall, &self.gate(TAP, None), probe).await;
         firewall.result?;
         let nothing = Desired {
-            want: None,
+            data_path: None,
             ..self.desired.clone()
         };
         let net = converge(&self.hands(), &nothing, probe).await;
@@ -178,13 +178,13 @@ impl Ground {
         Ok([firewall.taken, net.taken].concat())
     }
 
-    fn hands(&self) -> Attach {
-        self.hands_as(Checking::Once)
+    fn hands(&self) -> CniNet {
+        self.hands_as(CheckMode::Once)
     }
 
-    fn hands_as(&self, checking: Checking) -> Attach {
+    fn hands_as(&self, checking: CheckMode) -> CniNet {
         let told = Arc::clone(&self.told);
-        Attach::new(self.runtime.clone(), checking).telling(Arc::new(move |notice| {
+        CniNet::new(self.runtime.clone(), checking).with_notices(Arc::new(move |notice| {
             let line = format!("{}: {}", notice.reason, notice.message);
             told.lock().expect("no panic before").push(line);
         }))
@@ -206,21 +206,21 @@ impl Ground {
     }
 
     pub async fn look(&self) -> Observed {
-        self.look_and(Checking::Once).await
+        self.look_and(CheckMode::Once).await
     }
 
     /// With or without the plugins' CHECK and STATUS.
-    pub async fn look_and(&self, checking: Checking) -> Observed {
-        let hands = Attach::new(self.runtime.clone(), checking);
+    pub async fn look_and(&self, checking: CheckMode) -> Observed {
+        let hands = CniNet::new(self.runtime.clone(), checking);
         hands.observe(&self.desired).await.expect("a look")
     }
 
-    fn gate(&self, tap: &str, join: Option<Join>) -> redirect::Desired {
+    fn gate(&self, tap: &str, join: Option<TapLink>) -> redirect::Desired {
         redirect::Desired {
             label: self.desired.label.clone(),
             netns: self.netns(),
             tap: tap.to_owned(),
-            join,
+            tap_link: join,
         }
     }
 

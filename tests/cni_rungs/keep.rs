@@ -2,7 +2,7 @@
 //! Out of scope: whether its VMM runs on (`tests/daemon`).
 
 use serde_json::{Value, json};
-use slicectl::reconcile::net::cni::Keep;
+use slicectl::reconcile::net::cni::GuestIdentity;
 
 use crate::ground::{Ground, ping};
 use crate::support::kernel;
@@ -164,7 +164,7 @@ fn a_repair_gives_the_guest_the_address_and_the_mac_that_it_had() {
             std::fs::write(ground.path("data/net/last_reserved_ip.0"), "10.77.0.99").unwrap();
             ground.up().await.unwrap();
             let mut desired = ground.desired.clone();
-            desired.want.as_mut().unwrap().keep = Some(Keep {
+            desired.data_path.as_mut().unwrap().identity = Some(GuestIdentity {
                 ip: connection.ip,
                 mac: connection.mac,
             });
@@ -216,7 +216,7 @@ fn rules_that_only_a_check_or_our_own_look_misses_are_made_anew_and_the_plugins_
                 let (connection, _) = ground.up().await.unwrap();
                 ground.up().await.unwrap();
                 let mut desired = ground.desired.clone();
-                desired.want.as_mut().unwrap().keep = Some(Keep {
+                desired.data_path.as_mut().unwrap().identity = Some(GuestIdentity {
                     ip: connection.ip,
                     mac: connection.mac,
                 });
@@ -247,7 +247,7 @@ fn an_address_that_is_refused_is_given_up_and_that_is_told_before_the_guest_has_
                 ground.runtime.bin_dirs[1] = dir.clone();
                 let (connection, _) = ground.up().await.unwrap();
                 let mut desired = ground.desired.clone();
-                desired.want.as_mut().unwrap().keep = Some(Keep {
+                desired.data_path.as_mut().unwrap().identity = Some(GuestIdentity {
                     ip: connection.ip,
                     mac: connection.mac,
                 });
@@ -330,7 +330,7 @@ fn a_repair_is_not_disturbed_by_the_veth_of_a_lost_namespace_that_still_has_a_us
         }
         let (connection, _) = ground.up().await.unwrap();
         let mut desired = ground.desired.clone();
-        desired.want.as_mut().unwrap().keep = Some(Keep {
+        desired.data_path.as_mut().unwrap().identity = Some(GuestIdentity {
             ip: connection.ip,
             mac: connection.mac,
         });

@@ -53,7 +53,7 @@ fn the_tap_belongs_to_whom_it_is_to_belong() {
     kernel::private(async {
         let mut ground = Ground::bridge();
         let owner = |uid, gid| TapOwner { uid, gid };
-        ground.desired.want.as_mut().unwrap().tap_owner = owner(54_321, Some(54_322));
+        ground.desired.data_path.as_mut().unwrap().tap_owner = owner(54_321, Some(54_322));
         ground.up().await.unwrap();
         let tap = ground.inside("ip -d link show tap0");
         assert!(tap.contains("user 54321 group 54322"), "{tap}");
@@ -61,7 +61,7 @@ fn the_tap_belongs_to_whom_it_is_to_belong() {
             tap.contains("persist on") && tap.contains("vnet_hdr on"),
             "{tap}"
         );
-        ground.desired.want.as_mut().unwrap().tap_owner = owner(54_323, None);
+        ground.desired.data_path.as_mut().unwrap().tap_owner = owner(54_323, None);
         let (connection, _) = ground.up().await.unwrap();
         assert!(ground.inside("ip -d link show tap0").contains("user 54323"));
         ping(&connection);

@@ -2,7 +2,7 @@
 //! Out of scope: requests that the real plugins can meet (`asked`).
 
 use serde_json::{Value, json};
-use slicectl::reconcile::net::cni::{Checking, Keep};
+use slicectl::reconcile::net::cni::{CheckMode, GuestIdentity};
 
 use crate::asked::{options, want};
 use crate::ground::{Ground, ping};
@@ -85,7 +85,7 @@ fn a_vm_that_is_attached_is_told_of_limits_and_of_nothing_else() {
                 "{command} {code}"
             );
             // The report of the last STATUS is the one of a look that does not call it.
-            for checking in [Checking::Once, Checking::Never] {
+            for checking in [CheckMode::Once, CheckMode::Never] {
                 let seen = ground.look_and(checking).await;
                 let message = seen.limited.unwrap_or_default();
                 assert_eq!(
@@ -152,7 +152,7 @@ fn a_kept_address_that_is_refused_with_any_code_is_replaced_by_another() {
             plugins[0]["type"] = json!("refusing");
             ground.configure("1.0.0", &json!([plugins[0]]));
             std::fs::write(ground.path("fail"), code.to_string()).unwrap();
-            want(&mut ground).keep = Some(Keep {
+            want(&mut ground).identity = Some(GuestIdentity {
                 ip: [10, 77, 0, 50].into(),
                 mac: "02:00:00:00:00:50".to_owned().try_into().unwrap(),
             });
@@ -185,7 +185,7 @@ fn a_requested_mac_is_compared_with_the_interface_where_the_result_has_none() {
         ground.plugin("silent", SILENT);
         let plugins = json!([{"type": "silent", "ipam": ground.ipam("10.77.0.0/24")}]);
         ground.configure("1.0.0", &plugins);
-        want(&mut ground).asked = options(&json!({"mac": "02:00:00:00:00:77"}));
+        want(&mut ground).requested = options(&json!({"mac": "02:00:00:00:00:77"}));
         let error = ground.up().await.unwrap_err();
         assert!(error.waits_for_a_change(), "{error}");
         let error = error.to_string();

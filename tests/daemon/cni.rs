@@ -311,7 +311,7 @@ fn a_tap_is_opened_with_and_without_vnet_headers_and_that_is_no_drift() {
     inhabited(|house, plugs| {
         plugs.ptp("10.78.0.0/24");
         house.apply(&pod(1));
-        for framing in [Framing::Bare, Framing::VnetHdr] {
+        for framing in [Framing::Plain, Framing::VnetHdr] {
             let found = house.get("vm pod-1");
             let network = &found["status"]["network"];
             let text = |key: &str| network[key].as_str().expect(key);

@@ -24,7 +24,7 @@ enum End {
 }
 
 fn entries(address: Ipv4Addr) -> usize {
-    let flows = conntrack::list_of(&BTreeSet::from([address]));
+    let flows = conntrack::list_by_addresses(&BTreeSet::from([address]));
     flows.expect("the table").len()
 }
 

@@ -217,12 +217,12 @@ fn the_tap_is_opened_by_its_owner_with_and_without_vnet_headers_and_by_no_one_el
         let place = house.place("sandbox-1");
         // As udev has it everywhere: who may open which TAP is the TAP's own affair.
         run("mknod -m 666 /run/tun c 10 200; mount --bind /run/tun /dev/net/tun");
-        for framing in [Framing::Bare, Framing::VnetHdr] {
+        for framing in [Framing::Plain, Framing::VnetHdr] {
             let tap = open_tap(&place.netns, 65534, framing).expect("the owner may");
             house.stays(Duration::from_millis(500), || house.messages("", "Drift"));
             drop(tap);
         }
-        let error = open_tap(&place.netns, 12345, Framing::Bare).expect_err("nobody else may");
+        let error = open_tap(&place.netns, 12345, Framing::Plain).expect_err("nobody else may");
         assert_eq!(error.kind, Kind::Denied);
         assert_eq!(house.messages("", "Drift"), [""; 0]);
     });

@@ -105,7 +105,7 @@ fn what_is_no_image_is_a_condition_that_names_it_before_anything_is_made() {
             (
                 shown(&nothing),
                 "vcpu: 1",
-                format!("{} is not there", shown(&nothing)),
+                format!("{} not found", shown(&nothing)),
             ),
             (
                 shown(&folder),

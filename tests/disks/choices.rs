@@ -99,7 +99,7 @@ fn a_block_device_is_used_as_it_is_and_read_only() {
         },
     ] {
         let words = choose(dir.path(), &storage).unwrap_err();
-        assert!(words.contains("used as it is, read-only"), "{words}");
+        assert!(words.contains("used directly and read-only"), "{words}");
     }
 }
 
@@ -134,7 +134,7 @@ fn the_root_disk_comes_first_and_further_ones_in_their_order() {
     fs::remove_file(&paths[2]).unwrap();
     let words = choose(dir.path(), &storage).unwrap_err();
     assert!(
-        words.contains(&format!("{} is not there", paths[2].display())),
+        words.contains(&format!("{} not found", paths[2].display())),
         "{words}"
     );
 }
@@ -203,5 +203,5 @@ fn a_device_is_not_image_and_further_disk_of_one_vm() {
         ..from(&node)
     };
     let why = choose(dir.path(), &storage).unwrap_err();
-    assert!(why.contains("image already"), "{why}");
+    assert!(why.contains("duplicate disk"), "{why}");
 }

@@ -55,7 +55,7 @@ fn without_room_nothing_half_copied_stays_and_with_room_it_heals() {
         fs::write(&image, vec![1; 6 << 20]).unwrap();
         let desired = some_vm(&dir, &image, 0, true);
         let words = meet(&desired).await.unwrap_err();
-        assert!(words.contains("it needs 6 MiB, and "), "{words}");
+        assert!(words.contains("needs 6 MiB, "), "{words}");
         assert!(
             words.contains(&desired.disk().display().to_string()),
             "{words}"
@@ -89,11 +89,11 @@ fn room_that_runs_out_half_way_leaves_nothing_either() {
         let (draft, to) = (dir.join("draft"), dir.join("to"));
         let from = named(&image);
         let what = Copy {
-            from: &from,
-            called: &image,
-            draft: &draft,
-            to: &to,
-            at_least: 0,
+            image: &from,
+            display_path: &image,
+            temp: &draft,
+            target: &to,
+            min_size: 0,
         };
         let done = std::thread::scope(|scope| {
             let eater = scope.spawn(eater);
@@ -205,7 +205,7 @@ async fn an_image_that_is_none_is_refused_with_its_path_and_leaves_no_disk() {
     let (dir, image) = (home.path().join("disks"), home.path().join("image"));
     let desired = some_vm(&dir, &image, 0, false);
     for (content, why) in [
-        (None, "it is not there"),
+        (None, "not found"),
         (Some("QED\0"), "a QED image"),
         (Some("BZh9"), "compressed with bzip2"),
     ] {
@@ -274,11 +274,11 @@ async fn a_copy_that_is_not_wanted_any_more_ends_and_leaves_nothing() {
     progress.stop.store(true, Ordering::Relaxed);
     let from = named(&image);
     let what = Copy {
-        from: &from,
-        called: &image,
-        draft: &draft,
-        to: &to,
-        at_least: 0,
+        image: &from,
+        display_path: &image,
+        temp: &draft,
+        target: &to,
+        min_size: 0,
     };
     match image::copy(&what, &progress) {
         Ok(how) => assert_eq!(
@@ -288,7 +288,7 @@ async fn a_copy_that_is_not_wanted_any_more_ends_and_leaves_nothing() {
         ),
         Err(error) => {
             assert!(
-                error.source.to_string().contains("not wanted"),
+                error.source.to_string().contains("no longer required"),
                 "{}",
                 error.source
             );
@@ -305,11 +305,11 @@ fn a_copy_shares_its_blocks_where_the_file_system_can() {
     let (draft, to) = (home.path().join("draft"), home.path().join("to"));
     let from = named(&image);
     let what = Copy {
-        from: &from,
-        called: &image,
-        draft: &draft,
-        to: &to,
-        at_least: 9 * MIB,
+        image: &from,
+        display_path: &image,
+        temp: &draft,
+        target: &to,
+        min_size: 9 * MIB,
     };
     let how = image::copy(&what, &Progress::default()).unwrap();
     match how {

@@ -39,7 +39,7 @@ fn a_program_is_put_read_back_replaced_and_deleted() {
             let [filter] = filters.as_slice() else {
                 panic!("{} filters", filters.len());
             };
-            assert!(filter.what == What::Program(program));
+            assert!(filter.action == What::Program(program));
             assert_eq!(
                 (
                     filter.priority,
@@ -87,7 +87,7 @@ fn strangers_filters_are_told_from_ours_and_survive() {
         let strangers = tc::list(&handle, index).await.unwrap();
         let told: Vec<_> = strangers
             .iter()
-            .map(|f| (f.priority, f.chain, f.protocol, f.what.clone()))
+            .map(|f| (f.priority, f.chain, f.protocol, f.action.clone()))
             .collect();
         assert_eq!(
             told,

@@ -162,7 +162,7 @@ fn a_tap_is_a_port_from_birth_and_its_settings_read_back_equal() {
                     isolated,
                     learning,
                     unicast_flood,
-                    guarded: isolated != learning,
+                    protected: isolated != learning,
                 })
             })
         });
@@ -201,7 +201,7 @@ fn forwarding_entries_are_made_listed_found_and_deleted() {
         let got = fdb::get(&handle, master, GUEST).await.unwrap();
         assert_eq!(got, Some(entry));
         let of_a = fdb::list(&handle, a.index).await.unwrap();
-        let lasting: Vec<_> = of_a.iter().filter(|e| e.sort != Sort::Local).collect();
+        let lasting: Vec<_> = of_a.iter().filter(|e| e.kind != Sort::Local).collect();
         assert_eq!(lasting, [&entry]);
         assert!(of_a.iter().all(|e| e.port == a.index), "{of_a:?}");
         let of_b = fdb::list(&handle, b.index).await.unwrap();
@@ -214,7 +214,7 @@ fn forwarding_entries_are_made_listed_found_and_deleted() {
 
         // In place of what was there.
         let elsewhere = Entry {
-            sort: Sort::Static,
+            kind: Sort::Static,
             ..Entry::sticky(b.index, GUEST)
         };
         fdb::replace(&handle, elsewhere).await.unwrap();
@@ -246,7 +246,7 @@ fn a_sticky_entry_is_not_stolen_by_a_port_that_learns_and_a_static_one_is() {
         let lie = ethernet(BROADCAST, GUEST, TALK, &[1; 46]);
         for (sort, owner) in [(Sort::Sticky, vm.index), (Sort::Static, thief.index)] {
             let entry = Entry {
-                sort,
+                kind: sort,
                 ..Entry::sticky(vm.index, GUEST)
             };
             fdb::replace(&handle, entry).await.unwrap();

@@ -25,7 +25,7 @@ fn frames_go_both_ways_between_a_veth_and_a_tap_and_nowhere_else() {
             let [filter] = filters.as_slice() else {
                 panic!("{filters:?}");
             };
-            assert_eq!(filter.what, tc::What::Redirect(to));
+            assert_eq!(filter.action, tc::What::Redirect(to));
             assert_eq!(
                 (filter.priority, filter.number(), filter.chain),
                 (tc::PRIORITY, tc::NUMBER, 0)
@@ -90,7 +90,7 @@ fn a_redirect_is_known_for_one_whoever_made_it() {
         let [filter] = filters.as_slice() else {
             panic!("{filters:?}");
         };
-        assert_eq!(filter.what, tc::What::Redirect(b.index));
+        assert_eq!(filter.action, tc::What::Redirect(b.index));
         assert_ne!(
             (filter.priority, filter.number()),
             (tc::PRIORITY, tc::NUMBER)
@@ -105,7 +105,7 @@ fn a_redirect_is_known_for_one_whoever_made_it() {
         let filters = tc::list(&handle, a.index).await.unwrap();
         let what: Vec<_> = filters
             .iter()
-            .map(|f| (f.priority, f.what.clone()))
+            .map(|f| (f.priority, f.action.clone()))
             .collect();
         let other = || tc::What::Other("u32".into());
         assert_eq!(what, [(5, other()), (6, other())]);
@@ -113,7 +113,7 @@ fn a_redirect_is_known_for_one_whoever_made_it() {
         // Ours goes on an `ingress` of a stranger's as well.
         tc::add_redirect(&handle, a.index, b.index).await.unwrap();
         let filters = tc::list(&handle, a.index).await.unwrap();
-        assert_eq!(filters[0].what, tc::What::Redirect(b.index));
+        assert_eq!(filters[0].action, tc::What::Redirect(b.index));
         assert_eq!(filters[0].number(), tc::NUMBER);
         assert_eq!(filters.len(), 3);
     });
@@ -133,7 +133,7 @@ fn a_redirect_goes_with_the_link_it_leads_to() {
         let [filter] = filters.as_slice() else {
             panic!("{filters:?}");
         };
-        assert_ne!(filter.what, tc::What::Redirect(b.index));
+        assert_ne!(filter.action, tc::What::Redirect(b.index));
         assert_eq!(filter.number(), tc::NUMBER);
         tc::delete(&handle, a.index, filter).await.unwrap();
         assert_eq!(tc::list(&handle, a.index).await.unwrap(), []);

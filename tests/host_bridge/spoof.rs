@@ -30,7 +30,7 @@ async fn guard(handle: &Handle, guest: &Wire) {
         .unwrap();
     let filters = tc::list(handle, guest.index).await.unwrap();
     assert_eq!(filters.len(), 1);
-    assert_eq!(filters[0].what, What::Program(program));
+    assert_eq!(filters[0].action, What::Program(program));
 }
 
 /// A frame that passes, to know by that all before it have come or never will.

@@ -73,7 +73,7 @@ impl Wire {
         let owner = Owner { uid: 0, gid: None };
         let born = Change { master, ..up() };
         tap::create(name, owner, &born).unwrap();
-        let tap = guest_stack::attach(name, Framing::Bare).unwrap();
+        let tap = guest_stack::attach(name, Framing::Plain).unwrap();
         let index = index(handle, name).await;
         let this = Self { index, tap };
         this.until_it_carries(handle, name).await;

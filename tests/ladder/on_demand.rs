@@ -186,7 +186,7 @@ fn the_same_order_again_changes_nothing_and_another_of_that_name_is_refused() {
         let (_, again) = place.add(Some("ci"), ask.clone()).await.unwrap();
         assert_eq!(again, Added::Unchanged);
         let why = place.refused("ci", Ask::default()).await;
-        assert!(why.contains("made for another order"), "{why}");
+        assert!(why.contains("already exists with other settings"), "{why}");
         for counted in ["web-1", "other-65536"] {
             let why = place.refused(counted, Ask::default()).await;
             assert!(why.contains("ends in a number"), "{why}");

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use slicectl::reconcile::net::NetnsSeen;
 use slicectl::reconcile::net::cni::{
-    Action, Added, AddedSeen, Attach, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen,
+    Action, Added, AddedSeen, CniNet, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen,
     Observed, Tap,
 };
 use slicectl::reconcile::{Conflict, Reconcile};
@@ -45,7 +45,7 @@ proptest! {
 
     #[test]
     fn deletion_leaves_nothing_of_an_attachment_and_all_that_is_a_strangers(world in anyones(), forced in any::<bool>()) {
-        let nothing = Desired { want: None, forced, ..wanted() };
+        let nothing = Desired { data_path: None, forced, ..wanted() };
         model::deletion::<CniModel>(&nothing, world)?;
     }
 
@@ -81,9 +81,9 @@ impl CniModel {
                 found.mac == eth().mac && found.addresses.is_superset(&eth().addresses)
             });
         let remembered =
-            matches!(&world.added, AddedSeen::Remembered(added) if added.result == result());
+            matches!(&world.added, AddedSeen::Recorded(added) if added.result == result());
         let adding = matches!(&world.intent, IntentSeen::Written(intent) if intent.adding);
-        eth_is_right && remembered && world.complaint.is_none() && failed(world) == 0 && !adding
+        eth_is_right && remembered && world.check_failure.is_none() && failed(world) == 0 && !adding
     }
 }
 
@@ -93,13 +93,13 @@ impl Model for CniModel {
     type Action = Action;
 
     fn plan(desired: &Desired, world: &Observed) -> Result<Vec<Action>, Conflict> {
-        Attach::plan(desired, world)
+        CniNet::plan(desired, world)
     }
 
     fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
         match action {
             Action::WriteRecord => {
-                world.record = desired.want.as_ref().map(|want| want.record.clone());
+                world.record = desired.data_path.as_ref().map(|want| want.record.clone());
                 world.dir = true;
             }
             Action::Detach(basis) | Action::Abandon(basis) => {
@@ -119,13 +119,13 @@ impl Model for CniModel {
                     assert!(basis.addresses_lost, "rules would be left");
                 }
                 let gives_up = matches!(action, Action::Abandon(_));
-                let tries = match desired.forced && desired.want.is_none() {
+                let tries = match desired.forced && desired.data_path.is_none() {
                     true => 1,
                     false => 5,
                 };
                 assert_eq!(gives_up, failed(world) >= tries, "given up when it is time");
                 world.added = AddedSeen::Absent;
-                world.complaint = None;
+                world.check_failure = None;
             }
             Action::Forget(network) => {
                 assert_eq!(network, "net");
@@ -155,7 +155,7 @@ impl Model for CniModel {
                 world.intent = IntentSeen::Written(intent.clone());
             }
             Action::Attach => attach(desired, world),
-            Action::RaiseEth => inside(desired, world).eth.as_mut().expect("eth0").up = true,
+            Action::SetEthUp => inside(desired, world).eth.as_mut().expect("eth0").up = true,
             Action::DeleteTap => inside(desired, world).tap = None,
             Action::CreateTap(owner, mtu) => {
                 let tap = &mut inside(desired, world).tap;
@@ -167,7 +167,7 @@ impl Model for CniModel {
                 });
             }
             Action::SetTapMtu(mtu) => tap(desired, world).mtu = *mtu,
-            Action::StripIpv6 => tap(desired, world).ipv6_off = true,
+            Action::DisableIpv6 => tap(desired, world).ipv6_off = true,
             Action::UnlinkHandle => {
                 let handle = world.handle.take();
                 assert_eq!(handle, Some(desired.netns()), "that handle is a stranger's");
@@ -216,7 +216,7 @@ impl Model for CniModel {
     }
 
     fn is_as_wanted(desired: &Desired, world: &Observed) -> bool {
-        let Some(want) = &desired.want else {
+        let Some(want) = &desired.data_path else {
             return Self::ours(desired, world).is_empty();
         };
         let Some(Inside {
@@ -250,10 +250,10 @@ fn failed(world: &Observed) -> u32 {
 /// What the plugins made elsewhere, they find by the addresses.
 fn knows_its_addresses(world: &Observed, eth: Option<&Eth>) -> bool {
     match &world.added {
-        AddedSeen::Remembered(added) if added.result == result() => {
+        AddedSeen::Recorded(added) if added.result == result() => {
             eth.is_some_and(|found| found.addresses.is_superset(&self::eth().addresses))
         }
-        AddedSeen::Remembered(_) | AddedSeen::Absent | AddedSeen::Damaged => true,
+        AddedSeen::Recorded(_) | AddedSeen::Absent | AddedSeen::Damaged => true,
     }
 }
 
@@ -273,7 +273,7 @@ fn attach(desired: &Desired, world: &mut Observed) {
     assert!(place.is_none(), "no DEL before ADD");
     *place = Some(eth());
     assert_eq!(eth().mtu, MTU);
-    world.added = AddedSeen::Remembered(Box::new(added));
+    world.added = AddedSeen::Recorded(Box::new(added));
 }
 
 fn is_ours(desired: &Desired, world: &Observed) -> bool {

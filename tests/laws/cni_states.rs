@@ -9,7 +9,8 @@ use slicectl::cni::{CniResult, Network, Version};
 use slicectl::owner::Instance;
 use slicectl::reconcile::net::NetnsSeen;
 use slicectl::reconcile::net::cni::{
-    Added, AddedSeen, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen, Observed, Tap, Want,
+    Added, AddedSeen, ConflistSeen, DataPath, Desired, Eth, Inside, Intent, IntentSeen, Observed,
+    Tap,
 };
 
 pub const MTU: u32 = 1450;
@@ -23,14 +24,14 @@ pub fn wanted() -> Desired {
         run_dir: "/run/slice".into(),
         network: Some("net".to_owned()),
         forced: false,
-        want: Some(Want {
+        data_path: Some(DataPath {
             tap_owner: TapOwner {
                 uid: 1000,
                 gid: None,
             },
             record: "{}".to_owned(),
-            keep: None,
-            asked: Default::default(),
+            identity: None,
+            requested: Default::default(),
         }),
     }
 }
@@ -72,7 +73,7 @@ fn intent() -> Intent {
 }
 
 fn remembered(result: CniResult) -> AddedSeen {
-    AddedSeen::Remembered(Box::new(Added {
+    AddedSeen::Recorded(Box::new(Added {
         network: network("10.7.0.0/16"),
         attachment: wanted().attachment(),
         result,
@@ -101,7 +102,7 @@ pub fn converged(desired: &Desired) -> Observed {
             eth: Some(eth()),
             tap: Some(tap(Some(1000))),
         }),
-        complaint: None,
+        check_failure: None,
         limited: None,
     }
 }
@@ -169,7 +170,7 @@ prop_compose! {
         let desired = wanted();
         let traced = intent != IntentSeen::Absent || added != AddedSeen::Absent;
         let inside = inside.map(|inside| Inside { eth: inside.eth.filter(|_| traced), ..inside });
-        let asked = matches!(added, AddedSeen::Remembered(_))
+        let asked = matches!(added, AddedSeen::Recorded(_))
             && inside.as_ref().is_some_and(|inside| inside.eth.is_some());
         Observed {
             dir: dir || record.is_some() || intent != IntentSeen::Absent,
@@ -186,7 +187,7 @@ prop_compose! {
             intent,
             added,
             inside,
-            complaint: complaint.filter(|_| asked),
+            check_failure: complaint.filter(|_| asked),
             limited: None,
         }
     }
@@ -203,7 +204,7 @@ prop_compose! {
         if let Some(alias) = netns {
             world.netns = NetnsSeen::Present(alias);
             world.inside = None;
-            world.complaint = None;
+            world.check_failure = None;
         }
         if let Some(handle) = handle {
             world.handle = Some(handle.into());

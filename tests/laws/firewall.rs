@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use slicectl::api::network::{Block, Mac};
 use slicectl::api::policy::{Entry, Policy};
 use slicectl::host::rule::{Chain, Policy as ChainPolicy, Rule, Ruleset, Table, TableName, Target};
-use slicectl::reconcile::firewall::{Action, Desired, Firewall, Observed, Rules, rules};
+use slicectl::reconcile::firewall::{Action, Desired, IsolatedFirewall, Observed, Rules, rules};
 use slicectl::reconcile::limits::Limit;
 use slicectl::reconcile::{Conflict, Reconcile};
 
@@ -46,8 +46,8 @@ proptest! {
     #[test]
     fn only_a_look_that_found_rules_and_seal_standing_opens_the_gate((desired, world) in case()) {
         let plan = FirewallModel::plan(&desired, &world).unwrap();
-        let found = world.seen.ruleset == desired.rules.unwrap().ruleset && world.seen.ipv6_sealed;
-        prop_assert!(found || !plan.contains(&Action::OpenGate));
+        let found = world.seen.ruleset == desired.rules.unwrap().ruleset && world.seen.ipv6_blocked;
+        prop_assert!(found || !plan.contains(&Action::EnableForwarding));
     }
 
     #[test]
@@ -57,17 +57,17 @@ proptest! {
             .iter()
             .any(|chain| world.seen.ruleset.policy(TableName::Filter, chain) != ChainPolicy::Drop);
         let plan = FirewallModel::plan(&desired, &world).unwrap();
-        let shuts = plan.iter().position(|action| *action == Action::ShutGate);
-        prop_assert_eq!(shuts, (world.seen.gate_open && !standing && fails_open).then_some(0));
+        let shuts = plan.iter().position(|action| *action == Action::DisableForwarding);
+        prop_assert_eq!(shuts, (world.seen.forwarding && !standing && fails_open).then_some(0));
     }
 
     #[test]
     fn whatever_is_done_the_gate_is_never_opened_on_wrong_rules((desired, mut world) in case()) {
         for _ in 0..4 {
             for action in FirewallModel::plan(&desired, &world).unwrap() {
-                let before = world.seen.gate_open;
+                let before = world.seen.forwarding;
                 FirewallModel::apply(&desired, &mut world, &action);
-                let opened = world.seen.gate_open && !before;
+                let opened = world.seen.forwarding && !before;
                 prop_assert!(!opened || world.seen.ruleset == desired.rules.as_ref().unwrap().ruleset);
             }
         }
@@ -77,7 +77,7 @@ proptest! {
     fn a_live_change_does_not_shut_the_gate(from in policy(), to in policy()) {
         let standing = converged(&wanted(&from));
         let plan = FirewallModel::plan(&wanted(&to), &standing).unwrap();
-        prop_assert!(!plan.contains(&Action::ShutGate));
+        prop_assert!(!plan.contains(&Action::DisableForwarding));
     }
 }
 
@@ -87,21 +87,21 @@ impl Model for FirewallModel {
     type Action = Action;
 
     fn plan(desired: &Desired, world: &World) -> Result<Vec<Action>, Conflict> {
-        Firewall::plan(desired, &look(desired, world))
+        IsolatedFirewall::plan(desired, &look(desired, world))
     }
 
     fn apply(desired: &Desired, world: &mut World, action: &Action) {
         let rules = desired.rules.as_ref();
         match action {
-            Action::ShutGate => world.seen.gate_open = false,
-            Action::OpenGate => world.seen.gate_open = true,
-            Action::SealIpv6 => world.seen.ipv6_sealed = true,
+            Action::DisableForwarding => world.seen.forwarding = false,
+            Action::EnableForwarding => world.seen.forwarding = true,
+            Action::BlockIpv6 => world.seen.ipv6_blocked = true,
             Action::CommitRules { digest } => {
                 let rules = rules.expect("rules to commit");
                 assert_eq!(*digest, rules.digest);
                 world.seen.ruleset = rules.ruleset.clone();
             }
-            Action::CutFlows(count) => {
+            Action::DeleteFlows(count) => {
                 assert_eq!(*count, world.forbidden);
                 world.forbidden = 0;
             }
@@ -113,18 +113,19 @@ impl Model for FirewallModel {
     }
 
     fn ours(_: &Desired, world: &World) -> Vec<String> {
-        let open = world.seen.gate_open.then(|| "an open gate".to_owned());
+        let open = world.seen.forwarding.then(|| "an open gate".to_owned());
         open.into_iter().collect()
     }
 
     fn is_as_wanted(desired: &Desired, world: &World) -> bool {
         match &desired.rules {
-            None => !world.seen.gate_open,
+            None => !world.seen.forwarding,
             Some(rules) => {
-                world.seen.gate_open
-                    && world.seen.ipv6_sealed
+                world.seen.forwarding
+                    && world.seen.ipv6_blocked
                     && world.seen.ruleset == rules.ruleset
-                    && (world.forbidden == 0 || rules.judged.as_ref() == Some(&rules.digest))
+                    && (world.forbidden == 0
+                        || rules.checked_against.as_ref() == Some(&rules.digest))
             }
         }
     }
@@ -133,7 +134,7 @@ impl Model for FirewallModel {
 /// As [`Firewall::observe`] looks.
 fn look(desired: &Desired, world: &World) -> Observed {
     let judge = desired.rules.as_ref().is_some_and(|rules| {
-        world.seen.ruleset == rules.ruleset && rules.judged.as_ref() != Some(&rules.digest)
+        world.seen.ruleset == rules.ruleset && rules.checked_against.as_ref() != Some(&rules.digest)
     });
     Observed {
         forbidden_flows: if judge { world.forbidden } else { 0 },
@@ -151,7 +152,7 @@ pub fn wanted(policy: &Policy) -> Desired {
         rules: Some(Rules {
             digest: rules::digest(&ruleset),
             ruleset,
-            judged: None,
+            checked_against: None,
             policy: policy.clone(),
             guest: block.guest(),
             limit: 512,
@@ -164,8 +165,8 @@ pub fn converged(desired: &Desired) -> World {
     let seen = Observed {
         netns: true,
         ruleset: desired.rules.as_ref().unwrap().ruleset.clone(),
-        ipv6_sealed: true,
-        gate_open: true,
+        ipv6_blocked: true,
+        forwarding: true,
         generation: None,
         refused: None,
         forbidden_flows: 0,
@@ -230,12 +231,12 @@ fn case() -> impl Strategy<Value = (Desired, World)> {
             let mut desired = wanted(&policy);
             let ruleset = meddled(&desired, &wanted(&other), how, at);
             let rules = desired.rules.as_mut().unwrap();
-            rules.judged = judged.then(|| rules.digest.clone());
+            rules.checked_against = judged.then(|| rules.digest.clone());
             let seen = Observed {
                 netns: true,
                 ruleset,
-                ipv6_sealed: sealed,
-                gate_open: open,
+                ipv6_blocked: sealed,
+                forwarding: open,
                 generation: None,
                 refused: None,
                 forbidden_flows: 0,

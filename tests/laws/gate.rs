@@ -4,8 +4,10 @@
 use proptest::prelude::*;
 use slicectl::api::network::Mac;
 use slicectl::owner::{Instance, Label};
-use slicectl::reconcile::firewall::antispoof::Apart;
-use slicectl::reconcile::firewall::port::{Action, Desired, Filter, Gate, Observed, Pass, TapSeen};
+use slicectl::reconcile::firewall::antispoof::PortIsolation;
+use slicectl::reconcile::firewall::port::{
+    Action, AllowedFrames, BridgeFirewall, Desired, Filter, Observed, TapSeen,
+};
 use slicectl::reconcile::{Conflict, Reconcile};
 
 use crate::model::{self, Model};
@@ -18,7 +20,7 @@ proptest! {
         let program = program_of(&pass);
         let desired = wanted(Some(pass));
         let tap = Some(TapSeen { alias: Some(label().to_string()), up: true });
-        model::rest::<GateModel>(&desired, &Observed { tap, program, in_the_way: None })?;
+        model::rest::<GateModel>(&desired, &Observed { tap, program, foreign_filter: None })?;
     }
 
     #[test]
@@ -43,7 +45,7 @@ proptest! {
 
     #[test]
     fn a_gate_is_open_only_while_its_filter_stands(filter in filter(), world in anyones()) {
-        let desired = wanted(Some(Pass::Only(filter.clone())));
+        let desired = wanted(Some(AllowedFrames::Only(filter.clone())));
         let mut world = world;
         let ours = world.tap.as_ref().is_some_and(|tap| tap.alias == Some(label().to_string()));
         for _ in 0..4 {
@@ -53,14 +55,14 @@ proptest! {
             }
         }
         let open = world.tap.as_ref().is_some_and(|tap| tap.up);
-        let stands = world.program == Some(Pass::Only(filter).digest());
+        let stands = world.program == Some(AllowedFrames::Only(filter).digest());
         prop_assert!(!ours || !open || stands, "{world:?}");
     }
 
     #[test]
     fn an_open_gate_is_not_shut_when_the_filter_is_given_up(world in ours()) {
-        let plan = GateModel::plan(&wanted(Some(Pass::Any)), &world).unwrap();
-        prop_assert!(!plan.contains(&Action::ShutGate));
+        let plan = GateModel::plan(&wanted(Some(AllowedFrames::Any)), &world).unwrap();
+        prop_assert!(!plan.contains(&Action::DisableForwarding));
     }
 }
 
@@ -70,16 +72,16 @@ impl Model for GateModel {
     type Action = Action;
 
     fn plan(desired: &Desired, world: &Observed) -> Result<Vec<Action>, Conflict> {
-        Gate::plan(desired, world)
+        BridgeFirewall::plan(desired, world)
     }
 
     fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
         let tap = world.tap.as_mut().expect("a TAP");
         assert_eq!(tap.alias, Some(label().to_string()), "a stranger's");
         match action {
-            Action::ShutGate => tap.up = false,
-            Action::OpenGate => {
-                let wanted = desired.pass.as_ref().and_then(program_of);
+            Action::DisableForwarding => tap.up = false,
+            Action::EnableForwarding => {
+                let wanted = desired.allowed.as_ref().and_then(program_of);
                 assert!(
                     wanted.is_none() || world.program == wanted,
                     "opened unfiltered"
@@ -88,7 +90,7 @@ impl Model for GateModel {
             }
             Action::SetFilter { digest } => {
                 assert!(!tap.up, "a filter is set while frames pass");
-                assert_eq!(world.in_the_way, None, "the kernel refuses");
+                assert_eq!(world.foreign_filter, None, "the kernel refuses");
                 world.program = Some(digest.clone());
             }
             Action::RemoveFilter => assert!(world.program.take().is_some()),
@@ -96,7 +98,7 @@ impl Model for GateModel {
     }
 
     fn foreign(_: &Desired, world: &Observed) -> Vec<String> {
-        let mut foreign: Vec<String> = world.in_the_way.iter().cloned().collect();
+        let mut foreign: Vec<String> = world.foreign_filter.iter().cloned().collect();
         let tap = world.tap.as_ref();
         let strange = tap.filter(|tap| tap.alias != Some(label().to_string()));
         foreign.extend(strange.map(|tap| format!("{tap:?} {:?}", world.program)));
@@ -110,7 +112,7 @@ impl Model for GateModel {
     }
 
     fn is_as_wanted(desired: &Desired, world: &Observed) -> bool {
-        let filtered = match &desired.pass {
+        let filtered = match &desired.allowed {
             None => return Self::ours(desired, world).is_empty(),
             Some(pass) => world.program == program_of(pass),
         };
@@ -124,17 +126,17 @@ fn label() -> Label {
     instance.vm_label(&"web-1".parse().unwrap(), uid)
 }
 
-fn wanted(pass: Option<Pass>) -> Desired {
+fn wanted(pass: Option<AllowedFrames>) -> Desired {
     Desired {
         label: label(),
         tap: "vmtap0".into(),
-        pass,
-        before: None,
+        allowed: pass,
+        last_verified: None,
     }
 }
 
 /// The name of the program that must stand.
-fn program_of(pass: &Pass) -> Option<String> {
+fn program_of(pass: &AllowedFrames) -> Option<String> {
     pass.program().map(|_| pass.digest())
 }
 
@@ -142,38 +144,38 @@ fn filter() -> impl Strategy<Value = Filter> {
     let filter = |last| Filter {
         mac: Mac([2, 0, 0, 0, 0, last]),
         ip: [192, 168, 137, last].into(),
-        apart: None,
+        isolation: None,
     };
     (2_u8..4).prop_map(filter)
 }
 
-fn pass() -> impl Strategy<Value = Pass> {
-    let apart = Apart {
+fn pass() -> impl Strategy<Value = AllowedFrames> {
+    let apart = PortIsolation {
         bridge: Mac([2, 0, 0, 0, 0, 0xbb]),
         port: Mac([0xfe, 0xff, 0, 0, 0, 1]),
         subnet: "192.168.137.0/24".parse().unwrap(),
         gateway: [192, 168, 137, 1].into(),
-        hosts: [[192, 168, 137, 1].into()].into(),
+        host_addresses: [[192, 168, 137, 1].into()].into(),
     };
-    let alone = Just(Pass::Apart(apart.clone()));
+    let alone = Just(AllowedFrames::Apart(apart.clone()));
     let both = filter().prop_map(move |filter| {
-        Pass::Only(Filter {
-            apart: Some(apart.clone()),
+        AllowedFrames::Only(Filter {
+            isolation: Some(apart.clone()),
             ..filter
         })
     });
-    prop_oneof![1 => Just(Pass::Any), 2 => filter().prop_map(Pass::Only), 1 => both, 1 => alone]
+    prop_oneof![1 => Just(AllowedFrames::Any), 2 => filter().prop_map(AllowedFrames::Only), 1 => both, 1 => alone]
 }
 
 fn world(alias: impl Strategy<Value = Option<String>>) -> impl Strategy<Value = Observed> {
     let program = prop_oneof![
         Just("0123456789ab".to_owned()),
-        filter().prop_map(|filter| Pass::Only(filter).digest())
+        filter().prop_map(|filter| AllowedFrames::Only(filter).digest())
     ];
     (alias, any::<bool>(), prop::option::of(program)).prop_map(|(alias, up, program)| Observed {
         tap: Some(TapSeen { alias, up }),
         program,
-        in_the_way: None,
+        foreign_filter: None,
     })
 }
 
@@ -188,7 +190,7 @@ fn anyones() -> impl Strategy<Value = Observed> {
         // They cannot stand beside each other.
         true => Observed {
             program: None,
-            in_the_way: Some("a filter of kind u32 at priority 1".into()),
+            foreign_filter: Some("a filter of kind u32 at priority 1".into()),
             ..world
         },
         false => world,

@@ -7,8 +7,8 @@ use slicectl::host::routing_rule::RoutingRule;
 use slicectl::host::rule::{Chain, Policy as ChainPolicy, Rule, Ruleset, Table, TableName, Target};
 use slicectl::owner::Instance;
 use slicectl::reconcile::ground::limits::Limits;
-use slicectl::reconcile::ground::rules::{self, Carried, Placed, Side, Standing};
-use slicectl::reconcile::ground::{Action, Commit, Desired, Ground, Jump, Observed};
+use slicectl::reconcile::ground::rules::{self, BridgeKind, BridgeSubnet, RuleInput, TableChain};
+use slicectl::reconcile::ground::{Action, Commit, Desired, HostNetwork, Jump, Observed};
 use slicectl::reconcile::limits::{Limit, TIMEOUTS};
 use slicectl::reconcile::{Conflict, Reconcile};
 use slicectl::store::Footing;
@@ -54,7 +54,7 @@ proptest! {
 
     #[test]
     fn deletion_leaves_nothing_of_the_ground_and_all_rules_of_strangers((desired, world) in case(true)) {
-        let nothing = Desired { before: desired.footing.clone(), footing: Footing::default(), ..desired };
+        let nothing = Desired { previous: desired.requirements.clone(), requirements: Footing::default(), ..desired };
         model::deletion::<GroundModel>(&nothing, world)?;
     }
 
@@ -71,16 +71,18 @@ impl Model for GroundModel {
     type Action = Action;
 
     fn plan(desired: &Desired, world: &Observed) -> Result<Vec<Action>, Conflict> {
-        Ground::plan(desired, world)
+        HostNetwork::plan(desired, world)
     }
 
     fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
         match action {
             Action::AddRoutingRule(priority, to) => {
-                world.routing.push(RoutingRule::by_main(*priority, *to));
+                world
+                    .routing
+                    .push(RoutingRule::via_main_table(*priority, *to));
             }
             Action::RemoveRoutingRule(priority, to) => {
-                let gone = RoutingRule::by_main(*priority, *to);
+                let gone = RoutingRule::via_main_table(*priority, *to);
                 world.routing.retain(|rule| *rule != gone);
             }
             Action::EnableForwarding => world.forwarding = true,
@@ -98,7 +100,7 @@ impl Model for GroundModel {
             | Action::ConfigureBridge(_)
             | Action::AddGateway(..)
             | Action::RemoveGateway(..)
-            | Action::RaiseBridge(_)
+            | Action::SetBridgeUp(_)
             | Action::DeleteBridge(_) => bridges::apply(desired, world, action),
         }
     }
@@ -152,7 +154,7 @@ impl Model for GroundModel {
     }
 
     fn is_as_wanted(desired: &Desired, world: &Observed) -> bool {
-        if desired.footing.is_empty() {
+        if desired.requirements.is_empty() {
             return Self::ours(desired, world).is_empty();
         }
         let prefix = desired.instance.chain("");
@@ -165,7 +167,7 @@ impl Model for GroundModel {
             .iter()
             .all(|(table, chain)| world.ruleset.chain(*table, &chain.name) == Some(chain));
         let is_wanted = |table: TableName, chain: &Chain| {
-            let same = |(at, wanted): &&Placed| *at == table && wanted.name == chain.name;
+            let same = |(at, wanted): &&TableChain| *at == table && wanted.name == chain.name;
             wanted.iter().any(|placed| same(&placed))
         };
         let none_else = world.ruleset.tables().iter().all(|table| {
@@ -185,7 +187,7 @@ impl Model for GroundModel {
                 rules[others..].split_at(jump.rules.len().min(rules.len() - others));
             first == jump.rules && !rest.iter().any(|rule| jumps_to_us(&prefix, rule))
         });
-        let limited = world.timeouts == (!desired.footing.is_empty()).then(timeouts);
+        let limited = world.timeouts == (!desired.requirements.is_empty()).then(timeouts);
         world.forwarding
             && limited
             && written
@@ -198,12 +200,12 @@ impl Model for GroundModel {
 fn apply_commit(desired: &Desired, world: &mut Observed, commit: &Commit) {
     let prefix = desired.instance.chain("");
     let mut tables = Tables::of(&world.ruleset);
-    for (table, chain) in &commit.write {
+    for (table, chain) in &commit.write_chains {
         let place = tables.chain(*table, &chain.name);
         assert!(is_ours(desired, place), "{} is a stranger's", chain.name);
         *place = chain.clone();
     }
-    for (table, chain, rule) in &commit.unjump {
+    for (table, chain, rule) in &commit.remove_jumps {
         assert!(jumps_to_us(&prefix, rule), "not our jump: {rule}");
         let rules = &mut tables.chain(*table, chain).rules;
         let at = rules
@@ -212,12 +214,12 @@ fn apply_commit(desired: &Desired, world: &mut Observed, commit: &Commit) {
             .expect("the rule to remove");
         rules.remove(at);
     }
-    for jump in &commit.jump {
+    for jump in &commit.insert_jumps {
         assert!(jump.rules.iter().all(|rule| jumps_to_us(&prefix, rule)));
         let rules = &mut tables.chain(jump.table, &jump.chain).rules;
         rules.splice(0..0, jump.rules.iter().cloned());
     }
-    for (table, name) in &commit.remove {
+    for (table, name) in &commit.remove_chains {
         assert!(
             is_ours(desired, tables.chain(*table, name)),
             "{name} is a stranger's"
@@ -297,12 +299,12 @@ fn neighbour() -> Rule {
 pub fn wanted(footing: Footing, before: Footing) -> Desired {
     Desired {
         instance: Instance::of("/state".as_ref()),
-        footing,
-        before,
+        requirements: footing,
+        previous: before,
     }
 }
 
-fn our_chains(desired: &Desired, world: &Observed) -> Vec<Placed> {
+fn our_chains(desired: &Desired, world: &Observed) -> Vec<TableChain> {
     with_carried(desired, world, rules::chains)
 }
 
@@ -310,37 +312,39 @@ fn our_jumps(desired: &Desired, world: &Observed, docker: bool) -> Vec<Jump> {
     with_carried(desired, world, |carried| rules::jumps(carried, docker))
 }
 
-fn with_carried<T>(desired: &Desired, world: &Observed, of: impl Fn(&Carried<'_>) -> T) -> T {
+fn with_carried<T>(desired: &Desired, world: &Observed, of: impl Fn(&RuleInput<'_>) -> T) -> T {
     let openings: Vec<_> = desired
-        .footing
+        .requirements
         .openings
         .iter()
         .map(|(pool, entry)| (*pool, entry.parse().unwrap()))
         .collect();
     let mut sides = Vec::new();
-    for (bridge, gateways) in &desired.footing.bridges {
+    for (bridge, gateways) in &desired.requirements.bridges {
         for gateway in gateways {
             let standing = match world.bridges.get(bridge) {
-                None => Some(Standing::Ours),
-                Some(seen) if bridges::is_ours(desired, bridge, seen) => Some(Standing::Ours),
-                Some(seen) if !seen.bridge => None,
-                Some(seen) if seen.addresses.contains(gateway) => Some(Standing::Hosted),
-                Some(_) => Some(Standing::Joined),
+                None => Some(BridgeKind::Managed),
+                Some(seen) if bridges::is_ours(desired, bridge, seen) => Some(BridgeKind::Managed),
+                Some(seen) if !seen.is_bridge => None,
+                Some(seen) if seen.addresses.contains(gateway) => {
+                    Some(BridgeKind::UnmanagedLocalGateway)
+                }
+                Some(_) => Some(BridgeKind::UnmanagedRemoteGateway),
             };
-            sides.extend(standing.map(|standing| Side {
+            sides.extend(standing.map(|standing| BridgeSubnet {
                 bridge: bridge.clone(),
                 subnet: subnet(*gateway),
-                standing,
+                kind: standing,
             }));
         }
     }
-    of(&Carried {
+    of(&RuleInput {
         instance: &desired.instance,
-        pools: &desired.footing.pools,
-        openings: &openings,
-        sides: &sides,
-        plugged: &desired.footing.plugged,
-        max_connections: &desired.footing.max_connections,
+        pools: &desired.requirements.pools,
+        host_ports: &openings,
+        bridge_subnets: &sides,
+        cni_subnets: &desired.requirements.plugged,
+        max_connections: &desired.requirements.max_connections,
         limits: &Limits {
             share: Limit::share(world.conntrack_max),
             on_link: world.on_link.clone(),
@@ -403,7 +407,7 @@ pub fn converged(desired: &Desired, docker: bool) -> Observed {
     let mut world = Observed {
         forwarding: true,
         bridges: bridges::converged(desired),
-        timeouts: (!desired.footing.is_empty()).then(timeouts),
+        timeouts: (!desired.requirements.is_empty()).then(timeouts),
         ..bare(docker)
     };
     let mut tables = Tables::of(&world.ruleset);
@@ -415,7 +419,7 @@ pub fn converged(desired: &Desired, docker: bool) -> Observed {
         let rules = &mut tables.chain(jump.table, &jump.chain).rules;
         rules.splice(0..0, jump.rules);
     }
-    if !desired.footing.is_empty() {
+    if !desired.requirements.is_empty() {
         world.ruleset = tables.ruleset();
     }
     world

@@ -48,7 +48,7 @@ pub fn act() -> impl Strategy<Value = Act> {
 }
 
 pub fn meddle(desired: &Desired, world: &mut Observed, at: usize, how: &Act) {
-    let names: Vec<_> = desired.footing.bridges.keys().cloned().collect();
+    let names: Vec<_> = desired.requirements.bridges.keys().cloned().collect();
     if let Act::LeaveOneOfOurs = how {
         let left = BridgeSeen {
             alias: None,
@@ -61,15 +61,15 @@ pub fn meddle(desired: &Desired, world: &mut Observed, at: usize, how: &Act) {
         return;
     };
     let stranger = BridgeSeen {
-        bridge: !matches!(how, Act::PutOtherLink),
+        is_bridge: !matches!(how, Act::PutOtherLink),
         // Only bridges are ever labelled so.
         alias: matches!(how, Act::PutOtherLink).then(|| label(desired)),
         mac: STRANGE,
         mtu: 9000,
         up: false,
-        calm: false,
+        configured: false,
         addresses: match how {
-            Act::Replace { hosted: true } => desired.footing.bridges[name].clone(),
+            Act::Replace { hosted: true } => desired.requirements.bridges[name].clone(),
             _ => Default::default(),
         },
     };
@@ -88,7 +88,7 @@ pub fn meddle(desired: &Desired, world: &mut Observed, at: usize, how: &Act) {
         Act::TakeLabel => seen.alias = None,
         Act::ChangeMac => seen.mac = STRANGE,
         Act::ChangeMtu => seen.mtu = 1400,
-        Act::StartTree => seen.calm = false,
+        Act::StartTree => seen.configured = false,
         Act::FlushAddresses => seen.addresses.clear(),
         Act::AddAddress => drop(seen.addresses.insert("203.0.113.1/24".parse().unwrap())),
         Act::Delete | Act::LeaveOneOfOurs | Act::Replace { .. } | Act::PutOtherLink => {}
@@ -108,7 +108,7 @@ pub fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
         }
         Action::ConfigureBridge(name) => {
             let seen = ours_mut(desired, world, name);
-            (seen.mac, seen.mtu, seen.calm) =
+            (seen.mac, seen.mtu, seen.configured) =
                 (owner::bridge_mac(&desired.instance, name), 1500, true);
         }
         Action::AddGateway(name, address) => {
@@ -116,7 +116,7 @@ pub fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
             assert!(fresh, "{address} is there");
         }
         Action::RemoveGateway(name, address) => {
-            let wanted = desired.footing.bridges.get(name).cloned();
+            let wanted = desired.requirements.bridges.get(name).cloned();
             let seen = ours_mut(desired, world, name);
             assert!(seen.addresses.remove(address), "{address} is not there");
             // With a first address the kernel takes away the others of its subnet.
@@ -124,7 +124,7 @@ pub fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
             seen.addresses
                 .retain(|other| subnet(*other) != subnet(*address) || !wanted.contains(other));
         }
-        Action::RaiseBridge(name) => ours_mut(desired, world, name).up = true,
+        Action::SetBridgeUp(name) => ours_mut(desired, world, name).up = true,
         Action::DeleteBridge(owned) => {
             ours_mut(desired, world, owned.thing());
             world.bridges.remove(owned.thing());
@@ -150,8 +150,8 @@ pub fn foreign(desired: &Desired, world: &Observed) -> Vec<String> {
     for (name, seen) in &world.bridges {
         if !is_ours(desired, name, seen) {
             foreign.push(format!("{name} {seen:?}"));
-        } else if desired.footing.bridges.contains_key(name) {
-            let footings = [&desired.footing, &desired.before];
+        } else if desired.requirements.bridges.contains_key(name) {
+            let footings = [&desired.requirements, &desired.previous];
             let known = |address: &&_| {
                 let carried = footings
                     .iter()
@@ -172,16 +172,16 @@ pub fn ours(desired: &Desired, world: &Observed) -> Vec<String> {
 }
 
 pub fn are_as_wanted(desired: &Desired, world: &Observed) -> bool {
-    let wanted = &desired.footing.bridges;
+    let wanted = &desired.requirements.bridges;
     let kept = wanted.iter().all(|(name, gateways)| {
         let Some(seen) = world.bridges.get(name) else {
             return false;
         };
-        let before = desired.before.bridges.get(name).into_iter().flatten();
+        let before = desired.previous.bridges.get(name).into_iter().flatten();
         let mut stale = before.filter(|address| !gateways.contains(*address));
         let right = seen.alias == Some(label(desired))
             && seen.mac == owner::bridge_mac(&desired.instance, name)
-            && (seen.mtu, seen.up, seen.calm) == (1500, true, true)
+            && (seen.mtu, seen.up, seen.configured) == (1500, true, true)
             && gateways.is_subset(&seen.addresses)
             && !stale.any(|address| seen.addresses.contains(address));
         right || !is_ours(desired, name, seen)
@@ -191,7 +191,7 @@ pub fn are_as_wanted(desired: &Desired, world: &Observed) -> bool {
 }
 
 pub fn converged(desired: &Desired) -> BTreeMap<String, BridgeSeen> {
-    let bridges = desired.footing.bridges.iter();
+    let bridges = desired.requirements.bridges.iter();
     let made = bridges.map(|(name, gateways)| {
         let bridge = BridgeSeen {
             alias: Some(label(desired)),
@@ -206,17 +206,17 @@ pub fn converged(desired: &Desired) -> BTreeMap<String, BridgeSeen> {
 
 pub fn is_ours(desired: &Desired, name: &str, seen: &BridgeSeen) -> bool {
     let by_birth = seen.alias.is_none() && seen.mac == owner::bridge_mac(&desired.instance, name);
-    seen.bridge && (by_birth || seen.alias == Some(label(desired)))
+    seen.is_bridge && (by_birth || seen.alias == Some(label(desired)))
 }
 
 fn born(desired: &Desired, name: &str) -> BridgeSeen {
     BridgeSeen {
-        bridge: true,
+        is_bridge: true,
         alias: None,
         mac: owner::bridge_mac(&desired.instance, name),
         mtu: 1500,
         up: false,
-        calm: true,
+        configured: true,
         addresses: Default::default(),
     }
 }

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnetwork::Ipv4Network;
 use proptest::prelude::*;
 use slicectl::reconcile::net::{
-    Action, Desired, HostLink, Inside, MTU, NEXT_HOP, Net, NetnsSeen, Observed, Side, TapSeen,
-    Uplink,
+    Action, Desired, HostLink, Inside, IsolatedNet, MTU, NEXT_HOP, NetnsSeen, Observed, Side,
+    TapSeen, Uplink,
 };
 use slicectl::reconcile::{Conflict, Reconcile};
 
@@ -57,7 +57,7 @@ proptest! {
         let plan = NetModel::plan(&wanted(), &world).unwrap();
         let inside = world.inside.clone().unwrap_or_default();
         if inside.tap.is_some_and(|tap| tap.owner == Some(slot().tap_owner)) {
-            prop_assert!(!plan.iter().any(|action| matches!(action, Action::CreateTap(_) | Action::DeleteInside(Side::Tap))));
+            prop_assert!(!plan.iter().any(|action| matches!(action, Action::CreateTap(_) | Action::DeleteNetnsLink(Side::Tap))));
         }
         if pair(world.host_link.as_ref(), inside.uplink.as_ref()) {
             prop_assert!(!plan.iter().any(|action| matches!(action, Action::CreateVeth | Action::DeleteHostLink(_))));
@@ -71,7 +71,7 @@ impl Model for NetModel {
     type Action = Action;
 
     fn plan(desired: &Desired, world: &Observed) -> Result<Vec<Action>, Conflict> {
-        Net::plan(desired, world)
+        IsolatedNet::plan(desired, world)
     }
 
     fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
@@ -90,15 +90,15 @@ impl Model for NetModel {
                 assert_eq!(world.handle, None, "its place is taken");
                 world.handle = Some(desired.netns());
             }
-            Action::Settle(keys) => inside(world)
-                .strayed
+            Action::SetSysctls(keys) => inside(world)
+                .drifted
                 .retain(|key, value| keys.get(key) != Some(value)),
-            Action::DeleteInside(Side::Tap) => inside(world).tap = None,
-            Action::DeleteInside(Side::Uplink) => {
+            Action::DeleteNetnsLink(Side::Tap) => inside(world).tap = None,
+            Action::DeleteNetnsLink(Side::Uplink) => {
                 delete_peer_of_uplink(world);
                 delete_uplink(world);
             }
-            Action::DeleteInside(Side::Host) => panic!("the host's end is not inside"),
+            Action::DeleteNetnsLink(Side::Host) => panic!("the host's end is not inside"),
             Action::DeleteHostLink(link) => {
                 assert_eq!(*link.thing(), names.host_link);
                 assert!(
@@ -122,18 +122,18 @@ impl Model for NetModel {
                     neighbours: BTreeMap::new(),
                     routes: BTreeSet::new(),
                     program: None,
-                    port: false,
+                    has_master: false,
                 });
             }
             Action::SetTapFilter { digest } => tap(world).program = Some(digest.clone()),
             Action::CreateVeth => create_veth(desired, world),
             Action::LabelHostLink => {
                 let host = host(desired, world);
-                (host.alias, host.bare) = (Some(desired.label.to_string()), true);
+                (host.alias, host.configured) = (Some(desired.label.to_string()), true);
             }
-            Action::Release(Side::Host) => host(desired, world).port = false,
-            Action::Release(Side::Tap) => tap(world).port = false,
-            Action::Release(Side::Uplink) => uplink(world).port = false,
+            Action::ClearMaster(Side::Host) => host(desired, world).has_master = false,
+            Action::ClearMaster(Side::Tap) => tap(world).has_master = false,
+            Action::ClearMaster(Side::Uplink) => uplink(world).has_master = false,
             Action::Configure(side) => configure(desired, world, *side),
             Action::AddAddress(side, address) => add_address(desired, world, *side, *address),
             Action::AddNeighbour(side, ip, mac) => {
@@ -233,12 +233,12 @@ impl Model for NetModel {
         world.dir
             && world.record.as_ref() == Some(&slot.record)
             && world.handle == Some(desired.netns())
-            && inside.strayed.is_empty()
+            && inside.drifted.is_empty()
             && inside.default_via == Some(NEXT_HOP)
             && pair(Some(host), Some(uplink))
             && host.alias == Some(desired.label.to_string())
             && (host.up, host.mtu, host.mac) == (true, MTU, names.host_mac)
-            && host.bare
+            && host.configured
             && host.routed
             && host.addresses.contains(&gateway)
             && host.neighbours.get(&guest) == Some(&names.uplink_mac)
@@ -326,9 +326,9 @@ fn create_veth(desired: &Desired, world: &mut Observed) {
         addresses: BTreeSet::new(),
         neighbours: BTreeMap::new(),
         routed: false,
-        taken: None,
-        bare: false,
-        port: false,
+        route_conflict: None,
+        configured: false,
+        has_master: false,
     });
     inside(world).uplink = Some(Uplink {
         index: 3,
@@ -337,7 +337,7 @@ fn create_veth(desired: &Desired, world: &mut Observed) {
         up: false,
         mtu: MTU,
         neighbours: BTreeMap::new(),
-        port: false,
+        has_master: false,
     });
 }
 

@@ -61,9 +61,9 @@ pub fn converged(desired: &Desired, index: u32) -> Observed {
             addresses: [gateway(slot.block)].into(),
             neighbours: [(slot.block.guest(), names.uplink_mac)].into(),
             routed: true,
-            taken: None,
-            bare: true,
-            port: false,
+            route_conflict: None,
+            configured: true,
+            has_master: false,
         }),
         inside: Some(Inside {
             tap: Some(TapSeen {
@@ -75,7 +75,7 @@ pub fn converged(desired: &Desired, index: u32) -> Observed {
                 neighbours: [(slot.block.guest(), names.guest_mac)].into(),
                 routes: [slot.block.network()].into(),
                 program: Some(program()),
-                port: false,
+                has_master: false,
             }),
             uplink: Some(Uplink {
                 index,
@@ -84,10 +84,10 @@ pub fn converged(desired: &Desired, index: u32) -> Observed {
                 up: true,
                 mtu: MTU,
                 neighbours: [(NEXT_HOP, names.host_mac)].into(),
-                port: false,
+                has_master: false,
             }),
             default_via: Some(NEXT_HOP),
-            strayed: BTreeMap::new(),
+            drifted: BTreeMap::new(),
         }),
     }
 }
@@ -137,11 +137,11 @@ pub fn host_link(indices: impl Strategy<Value = Option<u32>>) -> impl Strategy<V
                 up,
                 mtu,
                 routed: routed && up,
-                taken: None,
-                port: mtu != MTU && bare,
+                route_conflict: None,
+                has_master: mtu != MTU && bare,
                 addresses,
                 neighbours,
-                bare,
+                configured: bare,
             },
         )
 }
@@ -173,7 +173,7 @@ pub fn tap_seen() -> impl Strategy<Value = TapSeen> {
     )
         .prop_map(
             |(owner, mac, [up, routed], mtu, addresses, neighbours, program)| TapSeen {
-                port: mtu != MTU && routed,
+                has_master: mtu != MTU && routed,
                 program,
                 owner,
                 mac,
@@ -209,7 +209,7 @@ pub fn uplink_seen() -> impl Strategy<Value = (Uplink, Option<Ipv4Addr>)> {
                 up,
                 mtu,
                 neighbours,
-                port: false,
+                has_master: false,
             };
             (uplink, (up && routed).then_some(NEXT_HOP))
         })
@@ -231,7 +231,7 @@ pub fn inside_seen() -> impl Strategy<Value = Inside> {
                 tap,
                 uplink,
                 default_via,
-                strayed: strayed.into_iter().collect(),
+                drifted: strayed.into_iter().collect(),
             }
         })
 }

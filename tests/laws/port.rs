@@ -6,7 +6,7 @@ use proptest::strategy::ValueTree;
 use slicectl::api::network::{Mac, TapOwner};
 use slicectl::owner::{self, Instance};
 use slicectl::reconcile::net::port::{
-    Action, BridgeSeen, Desired, Entry, Observed, Port, Remains, Slot, TapSeen,
+    Action, BridgeNet, BridgeSeen, Desired, Entry, Location, Observed, Slot, TapSeen,
 };
 use slicectl::reconcile::{Conflict, Reconcile};
 
@@ -40,7 +40,7 @@ proptest! {
     #[test]
     fn a_stranger_in_the_ports_way_is_a_conflict(desired in wanted(), world in anyones()) {
         let tap = world.tap.as_ref().is_some_and(|tap| !is_ours(&desired, tap));
-        let bridge = world.bridge.as_ref().is_some_and(|bridge| !bridge.bridge);
+        let bridge = world.bridge.as_ref().is_some_and(|bridge| !bridge.is_bridge);
         let foreign = tap || bridge || is_strange_pin(&desired, &world);
         prop_assert_eq!(PortModel::plan(&desired, &world).is_err(), foreign);
     }
@@ -72,7 +72,7 @@ impl Model for PortModel {
     type Action = Action;
 
     fn plan(desired: &Desired, world: &Observed) -> Result<Vec<Action>, Conflict> {
-        Port::plan(desired, world)
+        BridgeNet::plan(desired, world)
     }
 
     fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
@@ -105,14 +105,14 @@ impl Model for PortModel {
                     isolated: false,
                     learning: true,
                     unicast_flood: true,
-                    bare: true,
+                    configured: true,
                     guarded: false,
                 });
             }
             Action::Configure => {
                 let mtu = world.bridge.as_ref().expect("a bridge").mtu;
                 let tap = ours_mut(desired, world);
-                (tap.mac, tap.mtu, tap.bare) = (names.port_mac, mtu, true);
+                (tap.mac, tap.mtu, tap.configured) = (names.port_mac, mtu, true);
             }
             Action::Enslave => {
                 let tap = ours_mut(desired, world);
@@ -133,11 +133,11 @@ impl Model for PortModel {
             }
             Action::PinNeighbour => {
                 assert!(!is_strange_pin(desired, world), "a stranger's neighbour");
-                world.pinned = Some(names.guest_mac);
+                world.neighbour = Some(names.guest_mac);
             }
             Action::UnpinNeighbour(remains) => {
-                assert_eq!(Some(remains), desired.remains.as_ref());
-                assert_eq!(world.pinned.take(), Some(names.guest_mac));
+                assert_eq!(Some(remains), desired.last_location.as_ref());
+                assert_eq!(world.neighbour.take(), Some(names.guest_mac));
             }
             Action::RemoveRunDir => (world.dir, world.record) = (false, None),
         }
@@ -148,7 +148,7 @@ impl Model for PortModel {
         let mut foreign = vec![format!("{:?}", world.bridge)];
         foreign.extend(tap.map(|tap| format!("{tap:?}")));
         if is_strange_pin(desired, world) {
-            foreign.push(format!("{:?}", world.pinned));
+            foreign.push(format!("{:?}", world.neighbour));
         }
         foreign
     }
@@ -156,7 +156,7 @@ impl Model for PortModel {
     fn ours(desired: &Desired, world: &Observed) -> Vec<String> {
         let tap = world.tap.as_ref().filter(|tap| is_ours(desired, tap));
         let mut ours: Vec<String> = tap.map(|tap| format!("{tap:?}")).into_iter().collect();
-        if world.pinned == Some(desired.names().guest_mac) {
+        if world.neighbour == Some(desired.names().guest_mac) {
             ours.push("neighbour".into());
         }
         if world.dir || world.record.is_some() {
@@ -175,11 +175,11 @@ impl Model for PortModel {
             is_ours(desired, tap)
                 && tap.owner == Some(slot.tap_owner)
                 && (tap.mac, tap.mtu) == (names.port_mac, bridge.mtu)
-                && (tap.enslaved, tap.bare, tap.guarded) == (true, true, true)
+                && (tap.enslaved, tap.configured, tap.guarded) == (true, true, true)
                 && (tap.isolated, tap.learning) == (slot.isolated, !slot.antispoof)
                 && tap.unicast_flood != slot.antispoof
         });
-        let told = (world.entry, world.pinned) == (Some(Entry::Sticky), Some(names.guest_mac));
+        let told = (world.entry, world.neighbour) == (Some(Entry::Sticky), Some(names.guest_mac));
         tap && told && world.dir && world.record.as_ref() == Some(&slot.record)
     }
 }
@@ -203,7 +203,7 @@ fn forget_port(world: &mut Observed) {
 
 /// Another MAC for the VM's address, on a bridge that is not ours.
 fn is_strange_pin(desired: &Desired, world: &Observed) -> bool {
-    let pinned = world.pinned;
+    let pinned = world.neighbour;
     !bridge_is_ours(desired, world) && pinned.is_some_and(|mac| mac != desired.names().guest_mac)
 }
 
@@ -223,7 +223,7 @@ fn nothing(desired: &Desired) -> Desired {
     let slot = slot(desired);
     Desired {
         slot: None,
-        remains: Some(Remains {
+        last_location: Some(Location {
             bridge: slot.bridge.clone(),
             ip: slot.ip,
         }),
@@ -250,7 +250,7 @@ fn wanted() -> impl Strategy<Value = Desired> {
                 antispoof,
                 record: "{}".into(),
             }),
-            remains: None,
+            last_location: None,
         }
     })
 }
@@ -273,11 +273,11 @@ fn bridge() -> impl Strategy<Value = BridgeSeen> {
         Just((Some("uplink".to_owned()), STRANGE)),
     ];
     (whose, prop_oneof![Just(1500), Just(9000)]).prop_map(|((alias, mac), mtu)| BridgeSeen {
-        bridge: true,
+        is_bridge: true,
         alias,
         mac,
         mtu,
-        hosts: Default::default(),
+        host_addresses: Default::default(),
     })
 }
 
@@ -295,13 +295,13 @@ fn converged(desired: &Desired, bridge: BridgeSeen) -> Observed {
             isolated: slot.isolated,
             learning: !slot.antispoof,
             unicast_flood: !slot.antispoof,
-            bare: true,
+            configured: true,
             guarded: true,
         }),
         bridge: Some(bridge),
         entry: Some(Entry::Sticky),
-        pinned: Some(desired.names().guest_mac),
-        taken: None,
+        neighbour: Some(desired.names().guest_mac),
+        route_conflict: None,
         renamed: None,
     }
 }
@@ -327,7 +327,7 @@ fn tap(alias: impl Strategy<Value = Option<String>>) -> impl Strategy<Value = Ta
                 isolated,
                 learning,
                 unicast_flood,
-                bare,
+                configured: bare,
                 guarded,
             }
         })
@@ -359,8 +359,8 @@ fn world(
                 tap,
                 bridge: Some(bridge),
                 entry: entry.filter(|entry| leads || *entry == Entry::Other),
-                pinned,
-                taken: None,
+                neighbour: pinned,
+                route_conflict: None,
             }
         })
 }
@@ -384,6 +384,9 @@ fn anyones() -> impl Strategy<Value = Observed> {
         None,
     ];
     let bridge = (bridge(), prop::bool::weighted(0.9));
-    let bridge = bridge.prop_map(|(seen, bridge)| BridgeSeen { bridge, ..seen });
+    let bridge = bridge.prop_map(|(seen, bridge)| BridgeSeen {
+        is_bridge: bridge,
+        ..seen
+    });
     world(tap(prop::sample::select(aliases)), bridge)
 }

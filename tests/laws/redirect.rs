@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use slicectl::owner::Instance;
 use slicectl::reconcile::firewall::redirect::{
-    Action, Desired, End, Filter, Join, Observed, Redirect, Way,
+    Action, CniFirewall, Desired, Direction, End, Filter, Observed, TapLink,
 };
 use slicectl::reconcile::{Conflict, Reconcile};
 
@@ -21,7 +21,7 @@ fn wanted() -> Desired {
         label: Instance::of("/state".as_ref()).vm_label(&"web-1".parse().unwrap(), uid),
         netns: "/run/slice/netns/slice-abc".into(),
         tap: "tap0".to_owned(),
-        join: Some(Join::Ours("eth0".to_owned())),
+        tap_link: Some(TapLink::Redirect("eth0".to_owned())),
     }
 }
 
@@ -81,7 +81,7 @@ proptest! {
 
     #[test]
     fn deletion_shuts_the_gate_of_a_redirect(world in anyones()) {
-        let nothing = Desired { join: None, ..wanted() };
+        let nothing = Desired { tap_link: None, ..wanted() };
         model::deletion::<RedirectModel>(&nothing, world)?;
     }
 
@@ -89,17 +89,17 @@ proptest! {
     fn the_gate_opens_only_after_a_look_that_found_both_redirects(world in ours()) {
         let standing = RedirectModel::is_joined(&world);
         let plan = RedirectModel::plan(&wanted(), &world).unwrap();
-        prop_assert!(standing || !plan.contains(&Action::OpenGate));
+        prop_assert!(standing || !plan.contains(&Action::EnableForwarding));
         let up = world.tap.as_ref().is_some_and(|tap| tap.up);
-        prop_assert_eq!(!standing && up, plan.first() == Some(&Action::ShutGate));
+        prop_assert_eq!(!standing && up, plan.first() == Some(&Action::DisableForwarding));
     }
 
     #[test]
     fn the_chains_own_redirect_is_left_alone(world in ours()) {
-        let desired = Desired { join: Some(Join::Chains), ..wanted() };
+        let desired = Desired { tap_link: Some(TapLink::Chain), ..wanted() };
         let up = world.tap.as_ref().is_some_and(|tap| tap.up);
         let plan = RedirectModel::plan(&desired, &world).unwrap();
-        prop_assert_eq!(plan, if up { vec![] } else { vec![Action::OpenGate] });
+        prop_assert_eq!(plan, if up { vec![] } else { vec![Action::EnableForwarding] });
     }
 }
 
@@ -120,7 +120,7 @@ impl Model for RedirectModel {
     type Action = Action;
 
     fn plan(desired: &Desired, world: &Observed) -> Result<Vec<Action>, Conflict> {
-        Redirect::plan(desired, world)
+        CniFirewall::plan(desired, world)
     }
 
     fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
@@ -130,13 +130,15 @@ impl Model for RedirectModel {
         );
         let (eth, tap) = (world.eth.as_mut().unwrap(), world.tap.as_mut().unwrap());
         let (from, to) = match action {
-            Action::Redirect(Way::Out) | Action::Unredirect(Way::Out) => (&mut tap.filter, ETH),
+            Action::Redirect(Direction::Out) | Action::RemoveRedirect(Direction::Out) => {
+                (&mut tap.filter, ETH)
+            }
             _ => (&mut eth.filter, TAP),
         };
         match action {
-            Action::ShutGate => tap.up = false,
-            Action::OpenGate => tap.up = true,
-            Action::Unredirect(_) => *from = Filter::Absent,
+            Action::DisableForwarding => tap.up = false,
+            Action::EnableForwarding => tap.up = true,
+            Action::RemoveRedirect(_) => *from = Filter::Absent,
             Action::Redirect(_) => {
                 assert_eq!(*from, Filter::Absent, "its place is taken");
                 *from = Filter::To(to);
@@ -160,7 +162,7 @@ impl Model for RedirectModel {
     }
 
     fn is_as_wanted(desired: &Desired, world: &Observed) -> bool {
-        match desired.join {
+        match desired.tap_link {
             None => Self::ours(desired, world).is_empty(),
             Some(_) => Self::is_joined(world) && !Self::ours(desired, world).is_empty(),
         }

@@ -51,8 +51,8 @@ fn answers_come_back_and_the_internet_sees_the_uplinks_address() {
     lab(|lab| {
         lab.apply(2, "allow: []");
         assert_conversation(lab, &lab.guest(1, Framing::VnetHdr));
-        assert_conversation(lab, &lab.guest(2, Framing::Bare));
-        let guest = lab.guest(1, Framing::Bare);
+        assert_conversation(lab, &lab.guest(2, Framing::Plain));
+        let guest = lab.guest(1, Framing::Plain);
         let id = lab.probe(&guest, LAN, Udp(1));
         lab.lan.sniffer.wait_for(id);
         assert_eq!(lab.lan.sniffer.seen(id).unwrap().source, HOST);

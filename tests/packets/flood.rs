@@ -125,7 +125,7 @@ fn most() -> usize {
 
 /// The entries of the host's table that are this address's.
 fn entries(ip: Ipv4Addr) -> usize {
-    conntrack::list_of(&BTreeSet::from([ip]))
+    conntrack::list_by_addresses(&BTreeSet::from([ip]))
         .expect("the table")
         .len()
 }
@@ -217,7 +217,7 @@ fn table_of_floods(lab: &Lab, name: &str, attach: impl Fn(usize) -> Guest) {
     drop(found);
     lab.house.ctl("delete hg sandbox --wait=20s");
     let started = Instant::now();
-    while !conntrack::list_of(&addresses).unwrap().is_empty() {
+    while !conntrack::list_by_addresses(&addresses).unwrap().is_empty() {
         assert!(started.elapsed() < Duration::from_secs(5), "entries stay");
         std::thread::sleep(Duration::from_millis(50));
     }

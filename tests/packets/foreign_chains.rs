@@ -150,7 +150,7 @@ fn a_foreign_chain_is_told_of_to_those_whose_packets_it_drops() {
     lab(|lab| {
         lab.apply(1, "allow: []");
         lab.apply_bridge("web", 1, WEB);
-        let guests = [lab.guest(1, Framing::Bare), lab.port("web-1")];
+        let guests = [lab.guest(1, Framing::Plain), lab.port("web-1")];
         let objects = [["vm sandbox-1", "hg sandbox"], ["vm web-1", "hg web"]];
         for (beside, policy, rules, drops) in CASES {
             let rules = rules.replace("; ", "\n");
@@ -206,7 +206,7 @@ fn a_foreign_chain_is_told_of_to_those_whose_packets_it_drops() {
 fn a_policy_of_the_other_back_end_is_told_of_at_the_next_look() {
     lab(|lab| {
         lab.apply(1, "allow: []");
-        let guest = lab.guest(1, Framing::Bare);
+        let guest = lab.guest(1, Framing::Plain);
         run("iptables-legacy -P FORWARD DROP");
         assert!(!answered(lab, &guest, INTERNET));
         // ip_tables sends no events of its changes: events of other changes lead to the next look.
@@ -232,7 +232,7 @@ fn the_remedy_of_doctor_opens_a_native_chain_for_every_mode() {
     lab(|lab| {
         lab.apply(1, "allow: []");
         lab.apply_bridge("web", 1, WEB);
-        let guests = [lab.guest(1, Framing::Bare), lab.port("web-1")];
+        let guests = [lab.guest(1, Framing::Plain), lab.port("web-1")];
         run("nft 'table inet mine { chain forward { type filter hook forward priority 5; policy drop; }; }'
              nft 'table ip other { chain f { type filter hook forward priority 9; iifname != lo drop; }; }'");
         let check = || {

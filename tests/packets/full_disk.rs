@@ -144,7 +144,7 @@ fn tightened_while(full: Full) {
             house.save("open.yaml", &open("drop: []"));
             house.apply(&web("antispoof: false"));
             house.ctl("wait hg/listed hg/open hg/web --for ready --timeout 30s");
-            let guests = ["listed-1", "open-1"].map(|vm| lab.guest_of(vm, Framing::Bare));
+            let guests = ["listed-1", "open-1"].map(|vm| lab.guest_of(vm, Framing::Plain));
             let [listed_guest, open_guest] = &guests;
             let (one, two) = (lab.port("web-1"), lab.port("web-2"));
             assert!(

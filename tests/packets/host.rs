@@ -34,7 +34,7 @@ fn the_host_is_closed_on_each_of_its_addresses_published_ports_included() {
     lab(|lab| {
         let _servers = servers();
         lab.apply(2, "allow: []");
-        let guest = lab.guest(1, Framing::Bare);
+        let guest = lab.guest(1, Framing::Plain);
         // The host's end of the other VM's veth, too.
         let other = lab.house.place("sandbox-2").gateway.parse().unwrap();
         let ids: Vec<u32> = ADDRESSES

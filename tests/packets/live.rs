@@ -127,7 +127,7 @@ fn an_opening_on_the_host_is_closed_live() {
             .set_read_timeout(Some(Duration::from_secs(5)))
             .unwrap();
         lab.apply(1, "allow: [\"192.168.222.1:3128\"]");
-        let guest = lab.guest(1, Framing::Bare);
+        let guest = lab.guest(1, Framing::Plain);
         lab.probe(&guest, to, Kind::Udp(3128));
         let (_, peer) = server.recv_from(&mut [0; 100]).expect("it is open");
         lab.apply(1, "allow: [\"203.0.113.0/24\"]");

@@ -57,7 +57,7 @@ fn answered(lab: &Lab, guest: &Guest, to: Ipv4Addr) -> bool {
 fn both(lab: &Lab) -> [Guest; 2] {
     lab.apply(1, "allow: []");
     lab.apply_bridge("web", 1, WEB);
-    [lab.guest(1, Framing::Bare), lab.port("web-1")]
+    [lab.guest(1, Framing::Plain), lab.port("web-1")]
 }
 
 fn check(lab: &Lab, name: &str) -> Value {

@@ -26,7 +26,7 @@ fn assert_undisturbed(lab: &Lab, guest: &Guest) {
 fn another_vm_is_not_reached_by_its_address_nor_by_its_gateway() {
     lab(|lab| {
         lab.apply(2, "allow: [\"0.0.0.0/0\"]");
-        let (one, two) = (lab.guest(1, Framing::VnetHdr), lab.guest(2, Framing::Bare));
+        let (one, two) = (lab.guest(1, Framing::VnetHdr), lab.guest(2, Framing::Plain));
         for to in [two.ip, two.gateway] {
             for kind in [Tcp(80), Udp(53), Ping] {
                 lab.probe(&one, to, kind);

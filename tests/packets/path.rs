@@ -21,7 +21,7 @@ const WEB: &str = "bridge: brvm0\ntap_prefix: vmtap\ngateway: 192.168.137.1/24";
 fn both(lab: &Lab) -> (Guest, Guest) {
     lab.apply(2, "allow: []");
     lab.apply_bridge("web", 2, WEB);
-    (lab.guest(1, Framing::Bare), lab.port("web-1"))
+    (lab.guest(1, Framing::Plain), lab.port("web-1"))
 }
 
 fn reaches(lab: &Lab, guest: &Guest, to: Ipv4Addr) -> bool {
@@ -49,7 +49,7 @@ fn a_veth_that_is_made_a_port_reaches_nothing_of_the_host_and_is_freed() {
     lab(|lab| {
         let _tcp = TcpListener::bind("0.0.0.0:22").unwrap();
         lab.apply(1, "allow: []");
-        let guest = lab.guest(1, Framing::Bare);
+        let guest = lab.guest(1, Framing::Plain);
         let link = lab.house.place("sandbox-1").link;
         run("ip link add br0 type bridge; ip link set br0 up; ip addr add 10.99.0.1/24 dev br0
              ip link add br2 type bridge; ip link set br2 up
@@ -194,7 +194,7 @@ fn settings_that_a_namespace_inherits_are_put_right() {
                 });
             }
         }
-        let guest = lab.guest(1, Framing::Bare);
+        let guest = lab.guest(1, Framing::Plain);
         assert_eq!(guest.resolve(INTERNET), None, "nobody answers for others");
         assert!(answered(lab, &guest, INTERNET));
     });
@@ -674,7 +674,7 @@ fn of_what_a_conflicting_writer_undoes_with_netlink_few_packets_are_lost() {
             ("port-1", "ip link set port0 nomaster".to_owned()),
         ];
         let guest = |vm: &str| match vm.strip_prefix("sandbox-") {
-            Some(n) => lab.guest(n.parse().unwrap(), Framing::Bare),
+            Some(n) => lab.guest(n.parse().unwrap(), Framing::Plain),
             None => lab.port(vm),
         };
         let guests: Vec<Guest> = cases.iter().map(|(vm, _)| guest(vm)).collect();

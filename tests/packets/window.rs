@@ -97,7 +97,7 @@ fn the_uid() -> Option<Uid> {
 /// On a bridge, to its gateway and to everybody.
 fn attach_to_port(instance: &Instance) -> Option<Attached> {
     let names = vm_names(instance, the_uid()?);
-    let tap = tap::attach("vmtap0", Framing::Bare).ok()?;
+    let tap = tap::attach("vmtap0", Framing::Plain).ok()?;
     let all = [GATEWAY_MAC, frames::BROADCAST];
     let salvos = all.map(|to| salvo(to, names.guest_mac.0, BRIDGED));
     Some((tap, salvos.concat()))
@@ -107,7 +107,9 @@ fn attach_in_namespace(instance: &Instance) -> Option<Attached> {
     let uid = the_uid()?;
     let names = vm_names(instance, uid);
     let netns = Netns::open(&Path::new(RUN).join("netns").join(&names.netns)).ok()?;
-    let tap = netns.run_here(|| tap::attach("tap0", Framing::Bare)).ok()?;
+    let tap = netns
+        .run_here(|| tap::attach("tap0", Framing::Plain))
+        .ok()?;
     // A group of one in a /22 of its own: whichever block it has, the record says.
     let record = std::fs::read_to_string(
         Path::new(RUN)

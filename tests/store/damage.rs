@@ -249,17 +249,17 @@ async fn each_copy_of_the_seal_may_be_lost_and_the_loss_is_reported() {
         (
             "the seal",
             Box::new(|| fs::remove_file(state("seal")).unwrap()),
-            Some("seal was gone"),
+            Some("seal was missing"),
         ),
         (
             "the format",
             Box::new(|| fs::remove_file(state("format")).unwrap()),
-            Some("format was gone"),
+            Some("format was missing"),
         ),
         (
             "its words",
             Box::new(|| fs::write(state("format"), "2").unwrap()),
-            Some("format was gone"),
+            Some("format was missing"),
         ),
         (
             "the run copy",
@@ -495,7 +495,7 @@ async fn a_state_that_is_gone_is_not_taken_for_a_new_one() {
             panic!("{gone}: {opened:?}");
         };
         assert!(
-            why.contains("gone") && why.contains("was acknowledged"),
+            why.contains("missing") && why.contains("was acknowledged"),
             "{gone}: {why}"
         );
         store.close();

@@ -81,8 +81,8 @@ impl Guest {
     /// Opens a TAP of this namespace and asks nobody anything.
     pub fn plug(tap: &str, mac: [u8; 6], ip: Ipv4Addr, gateway: Ipv4Addr) -> Self {
         Self {
-            tap: attach(tap, Framing::Bare).expect("the TAP"),
-            framing: Framing::Bare,
+            tap: attach(tap, Framing::Plain).expect("the TAP"),
+            framing: Framing::Plain,
             mac,
             ip,
             gateway,
@@ -113,7 +113,7 @@ impl Guest {
     /// One frame as it is. A TAP that is down takes none (EIO): while a VM's path is made anew, its gate is still shut.
     pub fn send(&self, frame: &[u8]) {
         let head: &[u8] = match self.framing {
-            Framing::Bare => &[],
+            Framing::Plain => &[],
             Framing::VnetHdr => &[0; 10],
         };
         let whole = [head, frame].concat();
@@ -218,7 +218,7 @@ impl Guest {
         match (&self.tap).read(&mut buffer) {
             Ok(length) => {
                 let head = match self.framing {
-                    Framing::Bare => 0,
+                    Framing::Plain => 0,
                     Framing::VnetHdr => 10,
                 };
                 Some(buffer[head..length].to_vec())

@@ -30,8 +30,8 @@ impl Sniffer {
         let open = || {
             let every = Protocol::from_raw(std::num::NonZero::new(all).expect("not 0"));
             let fail = |e: rustix::io::Errno| Error {
-                doing: "listen",
-                thing: "all links".into(),
+                operation: "listen",
+                object: "all links".into(),
                 kind: Kind::Other,
                 source: e.into(),
             };

@@ -54,7 +54,7 @@ fn a_running_vm_goes_on_until_what_is_to_replace_it_can_run_and_it_is_said_why()
             house.messages("hg/sandbox", "NotReplaced").pop()
         });
         for words in [
-            "sandbox-1 and 1 more go on as they were",
+            "sandbox-1 and 1 more are not replaced",
             missing.to_str().unwrap(),
         ] {
             assert!(told.contains(words), "{told}");
@@ -126,7 +126,7 @@ fn no_file_that_a_vm_boots_from_is_found_missing_after_it_was_taken_down_for_it(
             ),
             (
                 format!("{image}\n      qemu_bin: /bin/sh"),
-                "tells no version",
+                "contains no version",
             ),
         ];
         for (lines, why) in &bad {

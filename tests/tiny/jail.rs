@@ -166,7 +166,7 @@ fn a_jailer_that_cannot_be_used_is_told_of_where_it_was_named_and_passed_over_wh
         is_up(&house, 1);
         let by = confined_by(&house);
         assert!(
-            by.starts_with("sliced, not its jailer: ") && by.contains("1.9"),
+            by.starts_with("sliced, not the jailer: ") && by.contains("1.9"),
             "{by}"
         );
 
@@ -178,7 +178,7 @@ fn a_jailer_that_cannot_be_used_is_told_of_where_it_was_named_and_passed_over_wh
             let conditions = status["conditions"].as_array()?.clone();
             let mut messages = conditions.iter().filter_map(|c| c["message"].as_str());
             messages
-                .find(|m| m.contains("both must be of one release"))
+                .find(|m| m.contains("both must be of the same release"))
                 .map(str::to_owned)
         });
         assert!(told.contains("jailer-1.9"), "{told}");

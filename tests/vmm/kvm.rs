@@ -163,7 +163,7 @@ async fn who_is_asked_something_answers_in_time_or_ends_with_all_that_it_has_sta
     let programs = Programs::new(places(&[dir.path()]));
     let begin = Instant::now();
     let why = programs.get(Hypervisor::Qemu, Some(&script)).await;
-    assert!(why.unwrap_err().contains("tells no version"));
+    assert!(why.unwrap_err().contains("contains no version"));
     assert!(begin.elapsed() < Duration::from_secs(6));
     let lives = || {
         let all = std::fs::read_dir("/proc").unwrap().flatten();

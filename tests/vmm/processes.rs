@@ -479,7 +479,7 @@ async fn a_vmm_that_cannot_run_says_why() {
         .unwrap_err();
     assert_eq!(
         error.source.to_string(),
-        "it exited with status 3 and said: no such kernel"
+        "it exited with status 3; last output: no such kernel"
     );
     let observed = rung.observe(&desired).await.unwrap();
     assert_eq!(

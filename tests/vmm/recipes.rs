@@ -271,18 +271,18 @@ fn what_a_version_cannot_do_safely_is_refused_in_words() {
             "cloud-hypervisor 37.0 is too old: 38.0",
         ),
         (case(Qemu, 6, 2), "qemu 6.2 is too old: 7.2"),
-        (many, "firecracker runs at most 32 vcpus"),
+        (many, "firecracker supports at most 32 vcpus"),
         (case(CloudHypervisor, 50, 0).disks(&[ROOT]), "51.0 or newer"),
         (case(CloudHypervisor, 48, 0), "49.0 or newer"),
         (
             case(CloudHypervisor, 53, 0).disks(&[("/srv/a,b.img", Access::ReadOnly)]),
-            "cannot take the path",
+            "does not support the path",
         ),
         (
             case(Firecracker, 1, 17)
                 .routes(60)
                 .cmdline(&"x".repeat(600)),
-            "2047 is the most",
+            "expected at most 2047",
         ),
     ];
     for (case, words) in cases {

@@ -55,7 +55,7 @@ pub(super) fn change(message: &[u8]) -> Option<What> {
             Some(What::Route { index, dst })
         }
         rtm::NEWRULE | rtm::DELRULE => Some(What::RoutingRule),
-        rtm::NEWNEIGH | rtm::DELNEIGH => is_told(message)?.then_some(What::Neigh {
+        rtm::NEWNEIGH | rtm::DELNEIGH => is_configured(message)?.then_some(What::Neigh {
             index: index(message)?,
             ip: neighbour(message),
         }),
@@ -155,16 +155,16 @@ fn read_link(message: &[u8]) -> What {
 
 /// Whether a program configured this neighbour, rather than ARP or a learning bridge. An entry that is being
 /// deleted is no longer permanent, but the message has the netlink port of the requester, which is 0 for changes made by the kernel.
-fn is_told(message: &[u8]) -> Option<bool> {
-    let asker = u32::from_ne_bytes(message.get(12..16)?.try_into().ok()?);
+fn is_configured(message: &[u8]) -> Option<bool> {
+    let requester = u32::from_ne_bytes(message.get(12..16)?.try_into().ok()?);
     // `struct ndmsg` of `include/uapi/linux/neighbour.h`.
     let body = message.get(HEADER..)?;
     let family = i32::from(*body.first()?);
     let state = u16::from_ne_bytes(body.get(8..10)?.try_into().ok()?);
     // `NUD_PERMANENT` and, for a bridge's static entries, `NUD_NOARP`.
-    let lasting = match family {
+    let permanent = match family {
         libc::AF_BRIDGE => 0x80 | 0x40,
         _ => 0x80,
     };
-    Some(asker != 0 || state & lasting != 0)
+    Some(requester != 0 || state & permanent != 0)
 }

@@ -10,29 +10,29 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::fs::{CWD, RenameFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::hold::{Use, hold_named};
-use super::{Edition, SECTOR, open_ours};
+use super::hold::{Use, lock_file};
+use super::{Edition, SECTOR, open_nofollow};
 use crate::host::Error;
 use crate::host::named::Named;
 
 /// Bytes copied between two checks of [`Progress::stop`].
 const STEP: u64 = 8 << 20;
 /// Bytes copied between two flushes: a single one at the end could take long without reporting progress.
-const FLUSH_STEP: u64 = 64 << 20;
+const FLUSH_INTERVAL: u64 = 64 << 20;
 
 /// Source and destination of a copy.
 #[derive(Clone, Copy, Debug)]
 pub struct Copy<'a> {
     /// The image.
-    pub from: &'a Named,
+    pub image: &'a Named,
     /// The image's path in errors.
-    pub called: &'a Path,
+    pub display_path: &'a Path,
     /// The path of the incomplete copy; in the same directory as `to`.
-    pub draft: &'a Path,
+    pub temp: &'a Path,
     /// The path of the copy. It must not exist.
-    pub to: &'a Path,
+    pub target: &'a Path,
     /// The minimum size of the copy, in bytes.
-    pub at_least: u64,
+    pub min_size: u64,
 }
 
 /// How a copy was made.
@@ -59,28 +59,32 @@ pub struct Progress {
 ///
 /// # Errors
 /// Among others: the image is being written to, there is not enough space, [`Progress::stop`] was set.
-pub fn copy(what: &Copy<'_>, progress: &Progress) -> Result<How, Error> {
-    let image = hold_named(what.from, what.called, Use::Read)?;
-    let done = fill(what, &image, progress).and_then(|how| {
+pub fn copy(request: &Copy<'_>, progress: &Progress) -> Result<How, Error> {
+    let image = lock_file(request.image, request.display_path, Use::Read)?;
+    let result = fill(request, &image, progress).and_then(|method| {
         // The caller may have given up waiting, and another copy to the same path may be running.
         if progress.stop.load(Ordering::Relaxed) {
             return Err(io::Error::other("cancelled: it is no longer required"));
         }
-        publish(what)?;
-        Ok(how)
+        publish(request)?;
+        Ok(method)
     });
-    done.map_err(|error| {
+    result.map_err(|error| {
         // The first error is the one to return.
-        let _ = std::fs::remove_file(what.draft);
-        let doing = format!("{} to {}", what.called.display(), what.to.display());
-        Error::io("copy", doing, error)
+        let _ = std::fs::remove_file(request.temp);
+        let object = format!(
+            "{} to {}",
+            request.display_path.display(),
+            request.target.display()
+        );
+        Error::io("copy", object, error)
     })
 }
 
 /// Extends a shorter file to `bytes` with a hole. The caller holds its lock.
 pub fn grow(path: &Path, bytes: u64) -> Result<(), Error> {
     let grow = || -> io::Result<()> {
-        let file = open_ours(path, OpenOptions::new().write(true))?;
+        let file = open_nofollow(path, OpenOptions::new().write(true))?;
         if file.metadata()?.len() < bytes {
             file.set_len(bytes)?;
             file.sync_all()?;
@@ -90,51 +94,57 @@ pub fn grow(path: &Path, bytes: u64) -> Result<(), Error> {
     grow().map_err(|error| Error::io("grow", path.display().to_string(), error))
 }
 
-fn fill(what: &Copy<'_>, image: &File, progress: &Progress) -> io::Result<How> {
+fn fill(request: &Copy<'_>, image: &File, progress: &Progress) -> io::Result<How> {
     let before = image.metadata()?;
-    let draft = open_ours(
-        what.draft,
+    let temp = open_nofollow(
+        request.temp,
         OpenOptions::new().write(true).create_new(true).mode(0o600),
     )?;
-    let how = match rustix::fs::ioctl_ficlone(&draft, image) {
+    let method = match rustix::fs::ioctl_ficlone(&temp, image) {
         Ok(()) => How::Shared,
         Err(Errno::NOSPC) => return Err(Errno::NOSPC.into()),
         Err(Errno::DQUOT) => return Err(Errno::DQUOT.into()),
         // EOPNOTSUPP, EXDEV, EINVAL and other errors of file systems that cannot share blocks.
         Err(_) => {
             let bytes = before.blocks().saturating_mul(512).min(before.len());
-            make_sure_of_room(what, &draft, bytes)?;
+            check_free_space(request, &temp, bytes)?;
             progress.total.store(bytes, Ordering::Relaxed);
-            How::Copied(copy_data(image, &draft, before.len(), progress)?)
+            How::Copied(copy_data(image, &temp, before.len(), progress)?)
         }
     };
-    let length = before.len().max(what.at_least).next_multiple_of(SECTOR);
-    draft.set_len(length)?;
-    draft.sync_all()?;
+    let length = before.len().max(request.min_size).next_multiple_of(SECTOR);
+    temp.set_len(length)?;
+    temp.sync_all()?;
     if Edition::of(&image.metadata()?) != Edition::of(&before) {
         return Err(io::Error::other("the image was modified during the copy"));
     }
-    Ok(how)
+    Ok(method)
 }
 
-fn publish(what: &Copy<'_>) -> io::Result<()> {
-    rustix::fs::renameat_with(CWD, what.draft, CWD, what.to, RenameFlags::NOREPLACE)?;
-    let dir = what.to.parent().unwrap_or(Path::new("/"));
+fn publish(request: &Copy<'_>) -> io::Result<()> {
+    rustix::fs::renameat_with(
+        CWD,
+        request.temp,
+        CWD,
+        request.target,
+        RenameFlags::NOREPLACE,
+    )?;
+    let dir = request.target.parent().unwrap_or(Path::new("/"));
     File::open(dir)?.sync_all()
 }
 
 /// Checks the free space before copying.
-fn make_sure_of_room(what: &Copy<'_>, draft: &File, bytes: u64) -> io::Result<()> {
+fn check_free_space(request: &Copy<'_>, draft: &File, bytes: u64) -> io::Result<()> {
     let space = rustix::fs::fstatvfs(draft)?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);
     if free >= bytes {
         return Ok(());
     }
-    let dir = what.to.parent().unwrap_or(Path::new("/")).display();
+    let dir = request.target.parent().unwrap_or(Path::new("/")).display();
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     let (needs, has) = (mib(bytes), free >> 20);
-    let why = format!("not enough space: needs {needs} MiB, {dir} has {has} MiB free");
-    Err(io::Error::new(io::ErrorKind::StorageFull, why))
+    let reason = format!("not enough space: needs {needs} MiB, {dir} has {has} MiB free");
+    Err(io::Error::new(io::ErrorKind::StorageFull, reason))
 }
 
 /// Copies the data between holes (`lseek(2)`, SEEK_DATA). A file system without support for holes reports the whole file as data.
@@ -153,10 +163,10 @@ fn copy_data(from: &File, to: &File, length: u64, progress: &Progress) -> io::Re
             if progress.stop.load(Ordering::Relaxed) {
                 return Err(io::Error::other("cancelled: it is no longer required"));
             }
-            let step = copy_some(from, to, at, (hole - at).min(STEP))?;
-            at += step;
-            copied += step;
-            if copied - flushed >= FLUSH_STEP {
+            let copied_now = copy_chunk(from, to, at, (hole - at).min(STEP))?;
+            at += copied_now;
+            copied += copied_now;
+            if copied - flushed >= FLUSH_INTERVAL {
                 to.sync_data()?;
                 flushed = copied;
             }
@@ -167,17 +177,17 @@ fn copy_data(from: &File, to: &File, length: u64, progress: &Progress) -> io::Re
 }
 
 /// Copies at least one byte; in the kernel if the file systems support it (`copy_file_range(2)`).
-fn copy_some(from: &File, to: &File, at: u64, most: u64) -> io::Result<u64> {
+fn copy_chunk(from: &File, to: &File, at: u64, most: u64) -> io::Result<u64> {
     let (mut source, mut target) = (at, at);
-    let most = usize::try_from(most).unwrap_or(usize::MAX);
-    match rustix::fs::copy_file_range(from, Some(&mut source), to, Some(&mut target), most) {
+    let limit = usize::try_from(most).unwrap_or(usize::MAX);
+    match rustix::fs::copy_file_range(from, Some(&mut source), to, Some(&mut target), limit) {
         Ok(copied @ 1..) => return Ok(copied as u64),
         Err(Errno::NOSPC) => return Err(Errno::NOSPC.into()),
         Err(Errno::DQUOT) => return Err(Errno::DQUOT.into()),
         // Not supported between these two files; read and write report any other error.
         Ok(0) | Err(_) => {}
     }
-    let mut buffer = vec![0; most.min(1 << 20)];
+    let mut buffer = vec![0; limit.min(1 << 20)];
     let read = from.read_at(&mut buffer, at)?;
     if read == 0 {
         return Err(io::Error::other("the image was truncated during the copy"));

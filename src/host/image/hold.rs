@@ -25,7 +25,7 @@ use crate::host::named::Named;
 use crate::host::{Error, Kind};
 
 /// The pauses between attempts to lock an image.
-const PAUSES: [Duration; 4] = [
+const RETRY_DELAYS: [Duration; 4] = [
     Duration::from_millis(5),
     Duration::from_millis(10),
     Duration::from_millis(20),
@@ -45,26 +45,26 @@ pub enum Use {
 ///
 /// # Errors
 /// [`Kind::Busy`]: another process uses it; the error names the process if it can be identified.
-pub fn hold(path: &Path, how: Use) -> Result<File, Error> {
-    take(open(path), path, how)
+pub fn hold(path: &Path, access: Use) -> Result<File, Error> {
+    take(open(path), path, access)
 }
 
 /// The same for an opened file; `path` is its path in errors.
-pub fn hold_named(named: &Named, path: &Path, how: Use) -> Result<File, Error> {
-    take(open(&named.through_proc()), path, how)
+pub fn lock_file(named: &Named, path: &Path, access: Use) -> Result<File, Error> {
+    take(open(&named.proc_path()), path, access)
 }
 
-fn take(opened: io::Result<File>, path: &Path, how: Use) -> Result<File, Error> {
-    let doing = match how {
+fn take(opened: io::Result<File>, path: &Path, access: Use) -> Result<File, Error> {
+    let operation = match access {
         Use::Read => "read",
         Use::Write => "lock for writing",
     };
-    let fail = |error| Error::io(doing, path.display().to_string(), error);
-    let busy = |why: String| Error {
-        doing,
-        thing: path.display().to_string(),
+    let fail = |error| Error::io(operation, path.display().to_string(), error);
+    let busy = |reason: String| Error {
+        operation,
+        object: path.display().to_string(),
         kind: Kind::Busy,
-        source: io::Error::other(why),
+        source: io::Error::other(reason),
     };
     let file = match opened {
         // The kernel breaks the lease after `/proc/sys/fs/lease-break-time`, so that a later attempt succeeds.
@@ -76,14 +76,14 @@ fn take(opened: io::Result<File>, path: &Path, how: Use) -> Result<File, Error> 
         opened => opened.map_err(fail)?,
     };
     // A child of this or another daemon shares every open file until exec closes them, which takes a moment.
-    for pause in PAUSES {
-        match is_free(&file, how) {
+    for pause in RETRY_DELAYS {
+        match is_free(&file, access) {
             Ok(true) => return Ok(file),
             Ok(false) => std::thread::sleep(pause),
             Err(error) => return Err(fail(error)),
         }
     }
-    match is_free(&file, how) {
+    match is_free(&file, access) {
         Ok(true) => Ok(file),
         Ok(false) => Err(busy(in_use(&file))),
         Err(error) => Err(fail(error)),
@@ -106,8 +106,8 @@ fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-fn is_free(file: &File, how: Use) -> io::Result<bool> {
-    let lock = match how {
+fn is_free(file: &File, access: Use) -> io::Result<bool> {
+    let lock = match access {
         Use::Read => FlockOperation::NonBlockingLockShared,
         Use::Write => FlockOperation::NonBlockingLockExclusive,
     };
@@ -119,44 +119,42 @@ fn is_free(file: &File, how: Use) -> io::Result<bool> {
     if is_written(file)? {
         return Ok(false);
     }
-    let contested = !locked || has_range_locks(file, how)?;
+    let conflict = !locked || has_range_locks(file, access)?;
     // A process whose attempt to lock it failed may still have it open.
-    if !contested && (how == Use::Read || is_alone(file)?) {
+    if !conflict && (access == Use::Read || is_sole_opener(file)?) {
         return Ok(true);
     }
     let holders = holders::of(file);
     // If no process holds the lock, its descriptor is in a queued message (unix(7), SCM_RIGHTS), where a jailed VMM keeps its own.
-    if contested && !holders.iter().any(|holder| holder.locks) {
+    if conflict && !holders.iter().any(|holder| holder.has_lock) {
         return Ok(false);
     }
-    Ok(!holders
-        .iter()
-        .any(|holder| is_in_the_way(holder, file, how)))
+    Ok(!holders.iter().any(|holder| conflicts(holder, file, access)))
 }
 
 /// Whether a process that has the image open could be a second writer, or a reader of an image that is written to. A lock of a process
 /// that may only read the image is ignored: `flock(2)` does not require write permission, and such a lock could be held indefinitely.
-fn is_in_the_way(holder: &Holder, file: &File, how: Use) -> bool {
+fn conflicts(holder: &Holder, file: &File, access: Use) -> bool {
     /// The time since its start in which a VMM may not have opened the disk that it has locked.
-    const YOUNG: Duration = Duration::from_secs(30);
-    let root = holder.user.is_none_or(|user| user == 0);
-    let may_write = || root || holder.may_write(file);
-    match how {
-        Use::Write => holder.writes || holder.confined || (holder.locks && may_write()),
+    const STARTUP: Duration = Duration::from_secs(30);
+    let is_root = holder.user.is_none_or(|user| user == 0);
+    let may_write = || is_root || holder.may_write(file);
+    match access {
+        Use::Write => holder.writable || holder.confined || (holder.has_lock && may_write()),
         // A guest that has escaped from its VMM can turn the VMM's shared lock into an exclusive one.
         Use::Read => {
-            let of_a_vmm = || {
-                let device = || file.metadata().is_ok_and(|found| !found.is_file());
-                holder.confined && (device() || holder.age().is_some_and(|age| age < YOUNG))
+            let is_vmm = || {
+                let is_device = || file.metadata().is_ok_and(|found| !found.is_file());
+                holder.confined && (is_device() || holder.age().is_some_and(|age| age < STARTUP))
             };
-            holder.writes || (holder.exclusive && (may_write() || of_a_vmm()))
+            holder.writable || (holder.has_exclusive_lock && (may_write() || is_vmm()))
         }
     }
 }
 
 /// Whether no other process has it open: then a write lease is granted (fcntl(2), F_SETLEASE). Always true for a device, which has no
 /// leases.
-fn is_alone(file: &File) -> io::Result<bool> {
+fn is_sole_opener(file: &File) -> io::Result<bool> {
     if !file.metadata()?.is_file() {
         return Ok(true);
     }
@@ -171,8 +169,8 @@ fn is_alone(file: &File) -> io::Result<bool> {
 }
 
 /// Whether a range lock conflicts with a lock on the whole file.
-fn has_range_locks(file: &File, how: Use) -> io::Result<bool> {
-    let kind = match how {
+fn has_range_locks(file: &File, access: Use) -> io::Result<bool> {
+    let kind = match access {
         Use::Read => libc::F_RDLCK,
         Use::Write => libc::F_WRLCK,
     };
@@ -181,8 +179,8 @@ fn has_range_locks(file: &File, how: Use) -> io::Result<bool> {
     lock.l_type = kind as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
     // SAFETY: the descriptor is open, the struct is ours and lives through the call.
-    let asked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) };
-    match asked {
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) };
+    match result {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(lock.l_type != libc::F_UNLCK as libc::c_short),
     }
@@ -214,7 +212,7 @@ pub fn is_written(file: &File) -> io::Result<bool> {
             // A file system without leases (NFS, overlayfs), or a file of another user without the capability CAP_LEASE:
             // scan /proc, which is slow.
             Some(libc::EINVAL | libc::EACCES) => {
-                Ok(holders::of(file).iter().any(|holder| holder.writes))
+                Ok(holders::of(file).iter().any(|holder| holder.writable))
             }
             _ => Err(error),
         };
@@ -230,14 +228,14 @@ fn in_use(file: &File) -> String {
     let all: Vec<Holder> = holders::of(file);
     let own = std::process::id();
     let others = || all.iter().filter(|holder| holder.pid != own);
-    let some: [fn(&Holder) -> bool; 3] = [
-        |holder| holder.writes,
-        |holder| holder.locks && holder.is_privileged(),
-        |holder| holder.locks,
+    let filters: [fn(&Holder) -> bool; 3] = [
+        |holder| holder.writable,
+        |holder| holder.has_lock && holder.is_privileged(),
+        |holder| holder.has_lock,
     ];
-    let first = some.into_iter().find(|of_those| others().any(of_those));
+    let first = filters.into_iter().find(|of_those| others().any(of_those));
     match first {
-        Some(of_those) => holders::named(others().filter(|holder| of_those(holder))),
+        Some(filter) => holders::named(others().filter(|holder| filter(holder))),
         None => holders::named(others()),
     }
 }

@@ -19,7 +19,7 @@ use super::error::absent_is_none;
 use super::named::Named;
 
 pub use copy::{Copy, How, Progress, copy, grow};
-pub use hold::{Use, hold, hold_named, is_written};
+pub use hold::{Use, hold, is_written, lock_file};
 
 /// The sector size in bytes; every VMM counts the size of a disk in sectors.
 pub const SECTOR: u64 = 512;
@@ -61,18 +61,18 @@ pub fn look(path: &Path) -> Result<Found, Error> {
 }
 
 /// The same for an opened file; `path` is its path in errors.
-pub fn look_at_named(named: &Named, path: &Path) -> Result<Found, Error> {
+pub fn inspect_file(named: &Named, path: &Path) -> Result<Found, Error> {
     judge(path, named.metadata())
 }
 
 /// The same for a path in a directory of the daemon, without following a symbolic link.
-pub fn look_at_ours(path: &Path) -> Result<Found, Error> {
+pub fn inspect_nofollow(path: &Path) -> Result<Found, Error> {
     judge(path, std::fs::symlink_metadata(path))
 }
 
 fn judge(path: &Path, looked: io::Result<std::fs::Metadata>) -> Result<Found, Error> {
-    let looked = looked.map_err(|error| Error::io("stat", path.display().to_string(), error));
-    let Some(found) = absent_is_none(looked)? else {
+    let metadata = looked.map_err(|error| Error::io("stat", path.display().to_string(), error));
+    let Some(found) = absent_is_none(metadata)? else {
         return Ok(Found::Absent);
     };
     let kind = found.file_type();
@@ -100,17 +100,17 @@ pub fn length(file: &File) -> Result<u64, Error> {
 /// A VMM configured with `raw` shows a guest such a file's header instead of a disk; in a VMM that probes the format, a
 /// guest can write another header and so make the VMM open any file of the host.
 pub fn format(named: &Named, path: &Path) -> Result<Option<&'static str>, Error> {
-    let mut start = Vec::new();
+    let mut header = Vec::new();
     // Does not wait for a lease that the file's owner holds.
     let read = named
         .open()
-        .and_then(|file| file.take(128).read_to_end(&mut start));
+        .and_then(|file| file.take(128).read_to_end(&mut header));
     read.map_err(|error| Error::io("read", path.display().to_string(), error))?;
-    Ok(known_format(&start))
+    Ok(format_of(&header))
 }
 
 /// Magic numbers from the specifications of the formats; of compressed files from `file(1)`.
-fn known_format(start: &[u8]) -> Option<&'static str> {
+fn format_of(header: &[u8]) -> Option<&'static str> {
     const VDI: [u8; 4] = 0xbeda_107f_u32.to_le_bytes();
     let magics: [(usize, &[u8], &str); 13] = [
         (0, b"QFI\xfb", "a qcow2 image"),
@@ -131,13 +131,16 @@ fn known_format(start: &[u8]) -> Option<&'static str> {
         (0, b"BZh", "compressed with bzip2"),
         (0, b"PK\x03\x04", "a zip archive"),
     ];
-    let is = |at: usize, magic: &[u8]| start.get(at..).is_some_and(|rest| rest.starts_with(magic));
-    let found = magics.into_iter().find(|(at, magic, _)| is(*at, magic));
+    let has_magic =
+        |at: usize, magic: &[u8]| header.get(at..).is_some_and(|rest| rest.starts_with(magic));
+    let found = magics
+        .into_iter()
+        .find(|(at, magic, _)| has_magic(*at, magic));
     found.map(|(_, _, name)| name)
 }
 
 /// Opens a file of the daemon, without following a symbolic link.
-fn open_ours(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+fn open_nofollow(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     options.custom_flags(libc::O_NOFOLLOW).open(path)
 }
@@ -148,13 +151,13 @@ mod tests {
 
     #[test]
     fn an_image_that_is_not_raw_is_detected_by_its_first_bytes() {
-        assert_eq!(known_format(b"QFI\xfb\0\0\0\x03"), Some("a qcow2 image"));
+        assert_eq!(format_of(b"QFI\xfb\0\0\0\x03"), Some("a qcow2 image"));
         let mut vdi = vec![b'<'; 0x40];
         vdi.extend(0xbeda_107f_u32.to_le_bytes());
-        assert_eq!(known_format(&vdi), Some("a VDI image"));
-        assert_eq!(known_format(b""), None);
-        assert_eq!(known_format(&[0; 128]), None);
-        assert_eq!(known_format(b"LUKS\xba\xbe"), None, "raw, with any content");
+        assert_eq!(format_of(&vdi), Some("a VDI image"));
+        assert_eq!(format_of(b""), None);
+        assert_eq!(format_of(&[0; 128]), None);
+        assert_eq!(format_of(b"LUKS\xba\xbe"), None, "raw, with any content");
     }
 
     #[test]

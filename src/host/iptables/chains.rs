@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::host::{Error, process};
 
 /// The timeout for the lock of the legacy back end, in seconds.
-const LOCK_SECONDS: &str = "5";
+const LOCK_TIMEOUT_SECONDS: &str = "5";
 
 /// The program that created the chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,10 +52,10 @@ pub fn remove_nat_chain(
         text.push('\n');
     }
     text.push_str(&format!("-X {chain}\nCOMMIT\n"));
-    let done = run(family, "-restore", &["--noflush"], Some(&text), deadline)?;
-    done.map(|_| true).ok_or_else(|| {
-        let why = "iptables-restore failed: the rules were changed meanwhile, or other rules jump to the chain";
-        Error::other("remove chain", chain, why)
+    let output = run(family, "-restore", &["--noflush"], Some(&text), deadline)?;
+    output.map(|_| true).ok_or_else(|| {
+        let reason = "iptables-restore failed: the rules were changed meanwhile, or other rules jump to the chain";
+        Error::other("remove chain", chain, reason)
     })
 }
 
@@ -72,15 +72,15 @@ pub fn has_nat_chain(
 }
 
 fn jumps_to(rule: &str, chain: &str) -> bool {
-    let mut words = rule.split_whitespace();
-    rule.starts_with("-A ") && words.any(|word| word == "-j") && words.next() == Some(chain)
+    let mut tokens = rule.split_whitespace();
+    rule.starts_with("-A ") && tokens.any(|word| word == "-j") && tokens.next() == Some(chain)
 }
 
 /// Its output; `None`: it failed, or the program does not exist.
 fn run(
     family: Family,
     suffix: &str,
-    words: &[&str],
+    args: &[&str],
     input: Option<&str>,
     deadline: Duration,
 ) -> Result<Option<String>, Error> {
@@ -88,8 +88,8 @@ fn run(
     let fail = |error| Error::io("run", program.clone(), error);
     let mut command = Command::new(&program);
     command
-        .args(["-w", LOCK_SECONDS])
-        .args(words)
+        .args(["-w", LOCK_TIMEOUT_SECONDS])
+        .args(args)
         .env("LC_ALL", "C")
         .stdout(Stdio::piped())
         .stderr(Stdio::null());

@@ -30,22 +30,22 @@ pub fn complete(when: Match, then: Option<Target>) -> Result<Rule, Unknown> {
 
 /// The display text of a foreign rule. Built only when needed, because most rules are supported.
 #[derive(Default)]
-pub struct Sketch {
-    words: Vec<String>,
+pub struct ForeignText {
+    parts: Vec<String>,
     digest: blake3::Hasher,
 }
 
-impl Sketch {
+impl ForeignText {
     /// Adds a part of the rule; `bytes` distinguish two foreign rules.
-    pub fn piece(&mut self, words: impl Into<String>, bytes: &[u8]) {
-        self.words.push(words.into());
+    pub fn add(&mut self, part: impl Into<String>, bytes: &[u8]) {
+        self.parts.push(part.into());
         self.digest.update(bytes);
     }
 
     /// The rule.
     pub fn foreign(self) -> Rule {
         let digest = self.digest.finalize().to_hex();
-        Rule::Foreign(format!("[{}] #{}", self.words.join("] ["), &digest[..8]))
+        Rule::Foreign(format!("[{}] #{}", self.parts.join("] ["), &digest[..8]))
     }
 }
 
@@ -115,12 +115,12 @@ pub fn network(address: [u8; 4], mask: [u8; 4]) -> Result<Ipv4Network, Unknown> 
 }
 
 /// A link name that is compared completely or as a prefix. A complete name that ends in `+` cannot be written.
-pub fn link(name: &[u8], exact: Exact) -> Result<String, Unknown> {
+pub fn link(name: &[u8], name_match: Exact) -> Result<String, Unknown> {
     let name = std::str::from_utf8(name).map_err(|_| Unknown)?;
-    match exact {
-        Exact::Whole if !name.ends_with('+') => Ok(name.to_owned()),
-        Exact::Beginning => Ok(format!("{name}+")),
-        Exact::Whole => Err(Unknown),
+    match name_match {
+        Exact::Full if !name.ends_with('+') => Ok(name.to_owned()),
+        Exact::Prefix => Ok(format!("{name}+")),
+        Exact::Full => Err(Unknown),
     }
 }
 
@@ -128,9 +128,9 @@ pub fn link(name: &[u8], exact: Exact) -> Result<String, Unknown> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exact {
     /// All of it.
-    Whole,
+    Full,
     /// A prefix.
-    Beginning,
+    Prefix,
 }
 
 /// An x_tables match.
@@ -165,8 +165,8 @@ fn mac(draft: &mut Match, info: &[u8]) -> Decoded {
 
 /// The states (`XT_CONNTRACK_STATE_*`) that `-m conntrack --ctstate` of revision 3 matches; `None`: it has other conditions, too.
 pub fn conntrack_states(info: &[u8]) -> Option<u32> {
-    let [asked, inverted, mask, _] = conntrack_masks(info).ok()?;
-    (asked & !STATE_ALIAS == STATE && inverted == 0).then_some(u32::from(mask))
+    let [flags, inverted, mask, _] = conntrack_masks(info).ok()?;
+    (flags & !STATE_ALIAS == STATE && inverted == 0).then_some(u32::from(mask))
 }
 
 /// `XT_CONNTRACK_STATE`, and the flag of a rule that was written as `-m state`, which has no effect on matching.

@@ -5,7 +5,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::decode::{self, Decoded, Exact, Inverted, Sketch, Unknown, array, once, test};
+use super::decode::{self, Decoded, Exact, ForeignText, Inverted, Unknown, array, once, test};
 use super::netlink::{attr, attrs, be32, text};
 use crate::host::rule::{Match, Protocol, Reject, Rule, Target};
 
@@ -35,17 +35,17 @@ struct Register {
 #[derive(Default)]
 struct Machine {
     when: Match,
-    then: Option<Target>,
+    target: Option<Target>,
     registers: Vec<Register>,
     constants: Vec<(u32, Vec<u8>)>,
 }
 
 /// Decodes the attributes of an `NFT_MSG_NEWRULE`.
 pub fn rule(attributes: &[u8]) -> Rule {
-    let mut machine = Machine::default();
-    machine
+    let mut decoder = Machine::default();
+    decoder
         .run(attributes)
-        .and_then(|()| decode::complete(machine.when, machine.then))
+        .and_then(|()| decode::complete(decoder.when, decoder.target))
         .unwrap_or_else(|Unknown| foreign(attributes))
 }
 
@@ -57,18 +57,18 @@ pub fn packets(attributes: &[u8]) -> u64 {
 }
 
 fn foreign(attributes: &[u8]) -> Rule {
-    let mut sketch = Sketch::default();
+    let mut sketch = ForeignText::default();
     for (name, data) in expressions(attributes).filter(|(name, _)| name != "counter") {
         match name.as_str() {
             "match" | "target" => {
                 let extension = attr(data, 1).map(text).unwrap_or_default();
-                sketch.piece(format!("{name} {extension}"), data);
+                sketch.add(format!("{name} {extension}"), data);
             }
-            _ => sketch.piece(name, data),
+            _ => sketch.add(name, data),
         }
     }
     if let Some(comment) = attr(attributes, RULE_USERDATA).and_then(userdata_comment) {
-        sketch.piece("comment", comment.as_bytes());
+        sketch.add("comment", comment.as_bytes());
     }
     sketch.foreign()
 }
@@ -107,7 +107,7 @@ impl Machine {
     }
 
     fn step(&mut self, name: &str, data: &[u8]) -> Decoded {
-        if self.then.is_some() {
+        if self.target.is_some() {
             return Err(Unknown);
         }
         let number = |kind| attr(data, kind).and_then(be32).ok_or(Unknown);
@@ -143,9 +143,9 @@ impl Machine {
             // `NFT_NAT_DNAT`.
             "nat" if number(1)? == 1 => {
                 let then = self.dnat(data);
-                once(&mut self.then, then)
+                once(&mut self.target, then)
             }
-            "redir" => once(&mut self.then, Target::Translate("REDIRECT".to_owned())),
+            "redir" => once(&mut self.target, Target::Translate("REDIRECT".to_owned())),
             "limit" => super::limits::nft_limit(&mut self.when, data),
             "match" => {
                 let name = attr(data, 1).map(text).ok_or(Unknown)?;
@@ -157,8 +157,8 @@ impl Machine {
                 )
             }
             _ => {
-                let then = verdict(name, data)?;
-                once(&mut self.then, then)
+                let target = verdict(name, data)?;
+                once(&mut self.target, target)
             }
         }
     }
@@ -332,8 +332,8 @@ fn first(value: &[u8]) -> Result<u8, Unknown> {
 /// A value with a NUL is compared completely, otherwise as a prefix.
 fn link(value: &[u8]) -> Result<String, Unknown> {
     match value.iter().position(|byte| *byte == 0) {
-        Some(end) => decode::link(&value[..end], Exact::Whole),
-        None => decode::link(value, Exact::Beginning),
+        Some(end) => decode::link(&value[..end], Exact::Full),
+        None => decode::link(value, Exact::Prefix),
     }
 }
 

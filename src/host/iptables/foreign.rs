@@ -35,9 +35,9 @@ pub struct Probe {
     /// Its destination.
     pub dst: Ipv4Addr,
     /// It is a reply in an established connection, not the first packet.
-    pub answers: bool,
+    pub is_reply: bool,
     /// A CNI plugin connects the VM: no rule of sliced in the iptables chain accepts its packets.
-    pub of_plugin: bool,
+    pub uses_cni: bool,
 }
 
 /// A link, as rules match it.
@@ -62,7 +62,7 @@ pub struct BaseChain {
 
 impl BaseChain {
     /// The chain FORWARD of `filter` that iptables-nft writes to.
-    pub(super) fn own_forward() -> Self {
+    pub(super) fn iptables_forward() -> Self {
         Self {
             family: "ip".to_owned(),
             table: "filter".to_owned(),
@@ -71,8 +71,8 @@ impl BaseChain {
     }
 
     /// Whether this is the chain FORWARD of iptables-nft.
-    pub fn is_own_forward(&self) -> bool {
-        *self == Self::own_forward()
+    pub fn is_iptables_forward(&self) -> bool {
+        *self == Self::iptables_forward()
     }
 }
 
@@ -101,22 +101,22 @@ pub struct ForwardChains(Mutex<Option<(Vec<TableState>, Vec<BaseChain>)>>);
 impl ForwardChains {
     /// Evaluates the probes in the calling thread's namespace. Chains that iptables of this `flavour` writes to are not evaluated.
     pub fn ask(&self, flavour: Flavour, probes: &[Probe]) -> Result<Verdicts, Error> {
-        let (found, _) = nft::consistent(&mut Netfilter::open()?, |netfilter| {
+        let (found, _) = nft::read_consistently(&mut Netfilter::open()?, |netfilter| {
             let chains = self.list(netfilter, flavour)?;
             let mut verdicts = Verdicts {
                 chains,
                 drops: vec![Vec::new(); probes.len()],
             };
             for base in &verdicts.chains {
-                let mut walk = Walk::new(netfilter, base);
+                let mut evaluation = Walk::new(netfilter, base);
                 for (probe, drops) in probes.iter().zip(&mut verdicts.drops) {
-                    if walk.fate(probe)? == Fate::Dropped {
+                    if evaluation.fate(probe)? == Fate::Dropped {
                         drops.push(base.clone());
                     }
                 }
             }
             if flavour == Flavour::Nft {
-                ask_own(netfilter, probes, &mut verdicts.drops)?;
+                evaluate_own_chain(netfilter, probes, &mut verdicts.drops)?;
             }
             Ok(verdicts)
         })?;
@@ -125,9 +125,9 @@ impl ForwardChains {
 
     fn list(&self, netfilter: &mut Netfilter, flavour: Flavour) -> Result<Vec<BaseChain>, Error> {
         let tables = tables(netfilter)?;
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, chains)) = &*known
-            && *of == tables
+        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((cached_tables, chains)) = &*cache
+            && *cached_tables == tables
         {
             return Ok(chains.clone());
         }
@@ -136,43 +136,40 @@ impl ForwardChains {
             // A family without chains costs nothing.
             let query = Message::new(GETCHAIN, 0, family);
             netfilter.dump("packet filter chains", query, |attributes| {
-                let is_on = |base: &BaseChain| {
+                let in_active_table = |base: &BaseChain| {
                     let mut tables = tables.iter();
                     tables.any(|(of, name, ..)| *of == family && *name == base.table)
                 };
                 if let Some(base) = base_chain(attributes, word)
                     && !is_iptables(&base, flavour)
-                    && is_on(&base)
+                    && in_active_table(&base)
                 {
                     chains.push(base);
                 }
             })?;
         }
-        *known = Some((tables, chains.clone()));
+        *cache = Some((tables, chains.clone()));
         Ok(chains)
     }
 }
 
 /// Evaluates packets of VMs that a CNI plugin connects in the FORWARD chain of iptables, if its policy is DROP (set by docker and ufw).
-fn ask_own(
+fn evaluate_own_chain(
     netfilter: &mut Netfilter,
     probes: &[Probe],
     drops: &mut [Vec<BaseChain>],
 ) -> Result<(), Error> {
-    if !probes.iter().any(|probe| probe.of_plugin) {
+    if !probes.iter().any(|probe| probe.uses_cni) {
         return Ok(());
     }
-    let base = BaseChain::own_forward();
-    let mut walk = Walk::new(netfilter, &base);
-    if !walk.drops_by_policy()? {
+    let base = BaseChain::iptables_forward();
+    let mut evaluation = Walk::new(netfilter, &base);
+    if !evaluation.drops_by_policy()? {
         return Ok(());
     }
-    let of_plugin = probes
-        .iter()
-        .zip(drops)
-        .filter(|(probe, _)| probe.of_plugin);
-    for (probe, drops) in of_plugin {
-        if walk.fate(probe)? == Fate::Dropped {
+    let cni_probes = probes.iter().zip(drops).filter(|(probe, _)| probe.uses_cni);
+    for (probe, drops) in cni_probes {
+        if evaluation.fate(probe)? == Fate::Dropped {
             drops.push(base.clone());
         }
     }
@@ -205,17 +202,17 @@ fn tables(netfilter: &mut Netfilter) -> Result<Vec<TableState>, Error> {
 fn base_chain(attributes: &[u8], family: &str) -> Option<BaseChain> {
     let hook = attr(attributes, 4)?;
     let at_forward = attr(hook, 1).and_then(be32) == Some(FORWARD);
-    let named = |kind| attr(attributes, kind).map(text).unwrap_or_default();
-    (at_forward && named(7) == "filter").then(|| BaseChain {
+    let string = |kind| attr(attributes, kind).map(text).unwrap_or_default();
+    (at_forward && string(7) == "filter").then(|| BaseChain {
         family: family.to_owned(),
-        table: named(1),
-        chain: named(3),
+        table: string(1),
+        chain: string(3),
     })
 }
 
 /// A chain to which iptables-nft writes the rules of sliced: its jumps come first there.
 fn is_iptables(base: &BaseChain, flavour: Flavour) -> bool {
     let tables = ["filter", "mangle", "security"];
-    let is = base.family == "ip" && base.chain == "FORWARD";
-    is && flavour == Flavour::Nft && tables.contains(&base.table.as_str())
+    let is_forward = base.family == "ip" && base.chain == "FORWARD";
+    is_forward && flavour == Flavour::Nft && tables.contains(&base.table.as_str())
 }

@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use ipnetwork::Ipv4Network;
 
-use super::decode::{self, Decoded, Exact, Inverted, Sketch, Unknown, array, test};
+use super::decode::{self, Decoded, Exact, ForeignText, Inverted, Unknown, array, test};
 use super::netlink::text;
 use crate::host::Error;
 use crate::host::rule::{Chain, Match, Policy, Rule, Ruleset, Table, TableName, Target, Test};
@@ -84,18 +84,18 @@ fn table(socket: &OwnedFd, name: TableName) -> Result<Table, Error> {
 }
 
 fn fetch(socket: &OwnedFd, name: TableName) -> io::Result<(Vec<u8>, Vec<u8>)> {
-    let mut named = [0; 32];
+    let mut table_name = [0; 32];
     let text = name.to_string();
-    named[..text.len()].copy_from_slice(text.as_bytes());
+    table_name[..text.len()].copy_from_slice(text.as_bytes());
     let mut attempt = 0;
     loop {
         attempt += 1;
         let mut info = vec![0; INFO];
-        info[..32].copy_from_slice(&named);
+        info[..32].copy_from_slice(&table_name);
         ask(socket, GET_INFO, &mut info)?;
         let size: [u8; 4] = array(&info, INFO - 4).map_err(|Unknown| io::ErrorKind::InvalidData)?;
         let mut blob = vec![0; ENTRIES + u32::from_ne_bytes(size) as usize];
-        blob[..32].copy_from_slice(&named);
+        blob[..32].copy_from_slice(&table_name);
         blob[32..36].copy_from_slice(&size);
         match ask(socket, GET_ENTRIES, &mut blob) {
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && attempt < ATTEMPTS => {}
@@ -107,7 +107,7 @@ fn fetch(socket: &OwnedFd, name: TableName) -> io::Result<(Vec<u8>, Vec<u8>)> {
 fn ask(socket: &OwnedFd, option: libc::c_int, buffer: &mut [u8]) -> io::Result<()> {
     let mut length = buffer.len() as libc::socklen_t;
     // SAFETY: the pointer and the length describe `buffer`, which outlives the call.
-    let outcome = unsafe {
+    let status = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
             libc::SOL_IP,
@@ -116,7 +116,7 @@ fn ask(socket: &OwnedFd, option: libc::c_int, buffer: &mut [u8]) -> io::Result<(
             &mut length,
         )
     };
-    match outcome {
+    match status {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
@@ -128,23 +128,23 @@ pub fn counted(chain: &str) -> Result<Vec<(Rule, u64)>, Error> {
     let fail = |e| Error::io("read the table", name.to_string(), e);
     let socket = raw_socket()?;
     let (_, blob) = fetch(&socket, name).map_err(fail)?;
-    let nonsense = |Unknown| fail(io::ErrorKind::InvalidData.into());
-    count(&blob, chain).map_err(nonsense)
+    let malformed = |Unknown| fail(io::ErrorKind::InvalidData.into());
+    count(&blob, chain).map_err(malformed)
 }
 
 fn count(blob: &[u8], chain: &str) -> Result<Vec<(Rule, u64)>, Unknown> {
     let entries = entries(blob)?;
     let names = user_chains(&entries)?;
     let mut inside = false;
-    let mut counted = Vec::new();
+    let mut counters = Vec::new();
     for entry in &entries {
         match entry.error_name()? {
             Some(name) => inside = name == chain,
-            None if inside => counted.push((entry.rule(&names), entry.packets()?)),
+            None if inside => counters.push((entry.rule(&names), entry.packets()?)),
             None => {}
         }
     }
-    Ok(counted)
+    Ok(counters)
 }
 
 /// An entry and its offset.
@@ -256,16 +256,16 @@ impl Entry<'_> {
     }
 
     fn foreign(&self) -> Rule {
-        let mut sketch = Sketch::default();
-        sketch.piece("ip", self.bytes.get(..84).unwrap_or(&[]));
+        let mut sketch = ForeignText::default();
+        sketch.add("ip", self.bytes.get(..84).unwrap_or(&[]));
         for (name, _, data) in self.extensions().map_while(Result::ok) {
-            sketch.piece(format!("match {name}"), data);
+            sketch.add(format!("match {name}"), data);
         }
         match self.target() {
             // The offset of a jump changes with other rules.
-            Ok((name, ..)) if name.is_empty() => sketch.piece("verdict", &[]),
-            Ok((name, _, data)) => sketch.piece(format!("target {name}"), data),
-            Err(Unknown) => sketch.piece("no target", &[]),
+            Ok((name, ..)) if name.is_empty() => sketch.add("verdict", &[]),
+            Ok((name, _, data)) => sketch.add(format!("target {name}"), data),
+            Err(Unknown) => sketch.add("no target", &[]),
         }
         sketch.foreign()
     }
@@ -365,8 +365,8 @@ fn link(
     let compared = &name[..covered];
     let name = match compared.iter().position(|byte| *byte == 0) {
         None if covered == 0 && inverted == Inverted::No => return Ok(None),
-        None => decode::link(compared, Exact::Beginning)?,
-        Some(end) if end + 1 == covered => decode::link(&compared[..end], Exact::Whole)?,
+        None => decode::link(compared, Exact::Prefix)?,
+        Some(end) if end + 1 == covered => decode::link(&compared[..end], Exact::Full)?,
         Some(_) => return Err(Unknown),
     };
     Ok(Some(test(name, inverted)))

@@ -11,7 +11,7 @@ use crate::host::rule::{ConnLimit, Distinct, Match, Rate, Side, SourceRate};
 pub fn connlimit(draft: &mut Match, info: &[u8]) -> Decoded {
     let mask = u32::from_be_bytes(array(info, 0)?);
     let above = u32::from_ne_bytes(array(info, 16)?);
-    let of = match u32::from_ne_bytes(array(info, 20)?) {
+    let side = match u32::from_ne_bytes(array(info, 20)?) {
         0 => Side::Source,
         2 => Side::Destination,
         _ => return Err(Unknown),
@@ -21,7 +21,14 @@ pub fn connlimit(draft: &mut Match, info: &[u8]) -> Decoded {
         return Err(Unknown);
     }
     let prefix = prefix as u8;
-    once(&mut draft.connlimit, ConnLimit { above, prefix, of })
+    once(
+        &mut draft.connlimit,
+        ConnLimit {
+            above,
+            prefix,
+            side,
+        },
+    )
 }
 
 /// `struct xt_rateinfo { u32 avg; u32 burst; ... }`, `XT_LIMIT_SCALE` divided by the rate.
@@ -65,7 +72,7 @@ pub fn hashlimit(draft: &mut Match, info: &[u8]) -> Decoded {
     let wide = |at| array(info, CONFIG + at).map(u64::from_ne_bytes);
     let number = |at| array(info, CONFIG + at).map(u32::from_ne_bytes);
     let (average, burst) = (wide(0)?, wide(8)?);
-    let (mode, size, most) = (number(16)?, number(20)?, number(24)?);
+    let (mode, size, max) = (number(16)?, number(20)?, number(24)?);
     let (every, expire, interval) = (number(28)?, number(32)?, number(36)?);
     let [source_mask, destination_mask] = array(info, CONFIG + 40)?;
     let per_second = SCALE.checked_div(average).ok_or(Unknown)?;
@@ -76,7 +83,7 @@ pub fn hashlimit(draft: &mut Match, info: &[u8]) -> Decoded {
     let rate = Rate::exactly(per_second as u32, burst).ok_or(Unknown)?;
     match (mode, destination_mask) {
         (mode, 32) if mode == BY_SOURCE | ABOVE => {
-            if (size, most) != (SourceRate::SIZE, 0) {
+            if (size, max) != (SourceRate::SIZE, 0) {
                 return Err(Unknown);
             }
             let found = SourceRate {
@@ -89,10 +96,10 @@ pub fn hashlimit(draft: &mut Match, info: &[u8]) -> Decoded {
         }
         (BY_DESTINATION, 32) => {
             let fixed = (rate.per_second(), burst, expire, source_mask);
-            if fixed != (Distinct::RATE, Distinct::BURST, Distinct::EXPIRE, 32) || size != most {
+            if fixed != (Distinct::RATE, Distinct::BURST, Distinct::EXPIRE, 32) || size != max {
                 return Err(Unknown);
             }
-            once(&mut draft.distinct, Distinct { name, most })
+            once(&mut draft.destination_limit, Distinct { name, max })
         }
         _ => Err(Unknown),
     }

@@ -14,11 +14,11 @@ pub(super) enum Step {
     /// Evaluation continues with the next expression.
     Next,
     /// The same, but it is unknown whether the rule matches.
-    Unsure,
+    Unknown,
     /// The rule does not match.
     NoMatch,
     /// The rule's verdict.
-    End(Verdict),
+    Verdict(Verdict),
 }
 
 /// The verdict for a packet that matches.
@@ -37,13 +37,13 @@ pub(super) struct Set {
     intervals: bool,
     concatenated: bool,
     elements: Vec<Element>,
-    otherwise: Option<Element>,
+    catch_all: Option<Element>,
 }
 
 #[derive(Clone)]
 struct Element {
     key: Vec<u8>,
-    ends: bool,
+    is_interval_end: bool,
     verdict: Option<Verdict>,
 }
 
@@ -57,7 +57,7 @@ impl Set {
             intervals: flags & INTERVAL != 0,
             concatenated: flags & CONCAT != 0,
             elements: Vec::new(),
-            otherwise: None,
+            catch_all: None,
         }
     }
 
@@ -70,13 +70,13 @@ impl Set {
         let flags = attr(element, 3).and_then(be32).unwrap_or(0);
         let found = Element {
             key: value(element, 1).unwrap_or_default().to_vec(),
-            ends: flags & 1 != 0,
+            is_interval_end: flags & 1 != 0,
             verdict: attr(element, 2).and_then(verdict),
         };
         match flags & 2 {
             0 => self.elements.push(found),
             // `NFT_SET_ELEM_CATCHALL`.
-            _ => self.otherwise = Some(found),
+            _ => self.catch_all = Some(found),
         }
     }
 
@@ -87,7 +87,7 @@ impl Set {
 
     /// Each element begins an interval, which ends before the next element.
     fn find(&self, key: &[u8]) -> Option<&Element> {
-        let long = |element: &&Element| key.len() >= element.key.len();
+        let fits = |element: &&Element| key.len() >= element.key.len();
         let found = match self.intervals {
             true => {
                 let at = self.elements.partition_point(|element| {
@@ -96,12 +96,12 @@ impl Set {
                 at.checked_sub(1).and_then(|at| self.elements.get(at))
             }
             false => {
-                let is = |element: &&Element| key.starts_with(&element.key);
-                self.elements.iter().filter(long).find(is)
+                let matches = |element: &&Element| key.starts_with(&element.key);
+                self.elements.iter().filter(fits).find(matches)
             }
         };
-        let found = found.filter(|element| !element.ends);
-        found.or(self.otherwise.as_ref())
+        let found = found.filter(|element| !element.is_interval_end);
+        found.or(self.catch_all.as_ref())
     }
 }
 
@@ -110,7 +110,7 @@ pub(super) struct Machine<'p> {
     probe: &'p Probe,
     /// The result of a comparison with the VM's address is unknown, because plugins write a rule for each address and the probe has only
     /// one.
-    any_address: bool,
+    address_unknown: bool,
     /// By the number of the first four bytes; `None`: the value is unknown.
     registers: HashMap<u32, Option<Vec<u8>>>,
 }
@@ -125,10 +125,10 @@ const TO_PORT: u16 = 443;
 
 impl<'p> Machine<'p> {
     /// `own`: the rule is in the FORWARD chain of iptables itself.
-    pub(super) fn new(probe: &'p Probe, own: bool) -> Self {
+    pub(super) fn new(probe: &'p Probe, in_own_chain: bool) -> Self {
         Self {
             probe,
-            any_address: own && probe.of_plugin,
+            address_unknown: in_own_chain && probe.uses_cni,
             registers: HashMap::new(),
         }
     }
@@ -156,7 +156,7 @@ impl<'p> Machine<'p> {
             }
             "byteorder" => self.load(data, 2, None),
             "immediate" => match attr(data, 2).and_then(verdict) {
-                Some(found) => Step::End(found),
+                Some(found) => Step::Verdict(found),
                 None => {
                     let constant = value(data, 2).map(<[u8]>::to_vec);
                     self.load(data, 1, constant)
@@ -165,7 +165,7 @@ impl<'p> Machine<'p> {
             "cmp" => matched(self.compare(data)),
             "range" => matched(self.range(data)),
             "lookup" => self.lookup(data, set),
-            "reject" => Step::End(Verdict::Drop),
+            "reject" => Step::Verdict(Verdict::Drop),
             // A single packet never exceeds a limit.
             "limit" => match number(data, 5).unwrap_or(0) & 1 {
                 0 => Step::Next,
@@ -173,14 +173,14 @@ impl<'p> Machine<'p> {
             },
             "counter" | "log" | "objref" | "last" | "flow_offload" | "notrack" => Step::Next,
             "target" => match attr(data, 1).map(text).as_deref() {
-                Some("REJECT") => Step::End(Verdict::Drop),
+                Some("REJECT") => Step::Verdict(Verdict::Drop),
                 Some(_) | None => Step::Next,
             },
             "match" => self.extension(data),
-            "queue" => Step::End(Verdict::Accept),
+            "queue" => Step::Verdict(Verdict::Accept),
             _ => {
                 self.registers.clear();
-                Step::Unsure
+                Step::Unknown
             }
         }
     }
@@ -194,13 +194,13 @@ impl<'p> Machine<'p> {
                 let states = attr(data, 3).and_then(decode::conntrack_states);
                 matched(states.map(|states| states & self.state() != 0))
             }
-            _ => Step::Unsure,
+            _ => Step::Unknown,
         }
     }
 
     /// A state is a bit: established 2, new 8 (`NF_CT_STATE_BIT`, `XT_CONNTRACK_STATE_BIT`).
     fn state(&self) -> u32 {
-        if self.probe.answers { 2 } else { 8 }
+        if self.probe.is_reply { 2 } else { 8 }
     }
 
     fn load(&mut self, data: &[u8], kind: u16, loaded: Option<Vec<u8>>) -> Step {
@@ -244,7 +244,7 @@ impl<'p> Machine<'p> {
 
     /// `enum nft_ct_keys`.
     fn conntrack(&self, key: u32) -> Option<Vec<u8>> {
-        let answers = self.probe.answers;
+        let answers = self.probe.is_reply;
         let number = |number: u32| Some(number.to_ne_bytes().to_vec());
         match key {
             0 => number(self.state()),
@@ -264,9 +264,9 @@ impl<'p> Machine<'p> {
             _ => return None,
         };
         let (offset, length) = (number(data, 3)? as usize, number(data, 4)? as usize);
-        if self.any_address && number(data, 2) == Some(1) {
-            let of_vm = if self.probe.answers { DST } else { SRC };
-            if offset < of_vm.end && of_vm.start < offset.saturating_add(length) {
+        if self.address_unknown && number(data, 2) == Some(1) {
+            let vm_address = if self.probe.is_reply { DST } else { SRC };
+            if offset < vm_address.end && vm_address.start < offset.saturating_add(length) {
                 return None;
             }
         }
@@ -285,7 +285,7 @@ impl<'p> Machine<'p> {
     }
 
     fn tcp_header(&self) -> [u8; 20] {
-        let (from, to, flags) = match self.probe.answers {
+        let (from, to, flags) = match self.probe.is_reply {
             false => (FROM_PORT, TO_PORT, 0x02),
             true => (TO_PORT, FROM_PORT, 0x12),
         };
@@ -337,11 +337,11 @@ impl<'p> Machine<'p> {
         let known = set.filter(|set| !set.concatenated);
         let (Some(set), Some(key)) = (known, self.get(data, 2)) else {
             self.load(data, 3, None);
-            return Step::Unsure;
+            return Step::Unknown;
         };
         match (set.find(key), attr(data, 3).is_some()) {
             (Some(element), true) => match element.verdict.clone() {
-                Some(verdict) => Step::End(verdict),
+                Some(verdict) => Step::Verdict(verdict),
                 None => self.load(data, 3, None),
             },
             (None, true) => Step::NoMatch,
@@ -354,7 +354,7 @@ fn matched(found: Option<bool>) -> Step {
     match found {
         Some(true) => Step::Next,
         Some(false) => Step::NoMatch,
-        None => Step::Unsure,
+        None => Step::Unknown,
     }
 }
 

@@ -34,8 +34,8 @@ use super::rule::{Generation, Policy, Ruleset, TableName};
 
 pub use chains::{Family, has_nat_chain, remove_nat_chain};
 pub use netlink::Netfilter;
-pub use restore::{Edit, Input, Lock, restore, restore_whole};
-pub use seal::{ipv6_sealed, ipv6_sealed_over, seal_ipv6};
+pub use restore::{Edit, Input, Lock, restore, restore_tables};
+pub use seal::{block_ipv6, ipv6_sealed, is_ipv6_blocked_with};
 pub use translations::Translations;
 
 /// The kernel back end that `iptables` writes to.
@@ -51,21 +51,21 @@ pub enum Flavour {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
     /// The kernel back end.
-    pub flavour: Flavour,
+    pub kind: Flavour,
     /// The absolute path of the program.
     pub restore_program: PathBuf,
     /// Its version output: `iptables-restore v1.8.9 (nf_tables)`.
     pub version: String,
     /// The timeout of a commit. After it the program is killed and the kernel keeps the previous rules: a commit is one netlink
     /// transaction.
-    pub deadline: Duration,
+    pub timeout: Duration,
 }
 
 /// The default timeout of a commit.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// The timeout of `--version`.
-const VERSION_DEADLINE: Duration = Duration::from_secs(5);
+const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Backend {
     /// Finds it in `PATH`.
@@ -86,34 +86,35 @@ impl Backend {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
-        let ended = process::run(&mut command, VERSION_DEADLINE)
+        let output = process::run(&mut command, VERSION_TIMEOUT)
             .map_err(|e| Error::io("run", restore_program.display().to_string(), e))?;
-        let version = String::from_utf8_lossy(&ended.stdout).trim().to_owned();
+        let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         // Before 1.8 there was only the legacy back end, and the version does not mention it.
-        let flavour = match version.contains("nf_tables") {
+        let kind = match version.contains("nf_tables") {
             true => Flavour::Nft,
             false => Flavour::Legacy,
         };
         Ok(Self {
-            flavour,
+            kind,
             restore_program,
             version,
-            deadline: DEADLINE,
+            timeout: DEADLINE,
         })
     }
 
     /// Reads complete tables from the kernel, including foreign rules.
     pub fn read(&self, tables: &[TableName]) -> Result<Ruleset, Error> {
-        self.read_dated(tables).map(|(ruleset, _)| ruleset)
+        self.read_with_generation(tables)
+            .map(|(ruleset, _)| ruleset)
     }
 
     /// Reads the chains with these names that exist; of a builtin chain the first rules, at least 256. With nf_tables the cost is
     /// independent of other chains and rules; `ip_tables` returns complete tables only.
-    pub fn read_named(&self, wanted: &[(TableName, String)]) -> Result<Ruleset, Error> {
-        match self.flavour {
-            Flavour::Nft => nft::read_named(wanted),
+    pub fn read_named(&self, chains: &[(TableName, String)]) -> Result<Ruleset, Error> {
+        match self.kind {
+            Flavour::Nft => nft::read_named(chains),
             Flavour::Legacy => {
-                let tables: BTreeSet<TableName> = wanted.iter().map(|(table, _)| *table).collect();
+                let tables: BTreeSet<TableName> = chains.iter().map(|(table, _)| *table).collect();
                 legacy::read(&Vec::from_iter(tables))
             }
         }
@@ -121,31 +122,34 @@ impl Backend {
 
     /// The number of packets that the rules with this comment in a user-defined chain of `filter` have matched.
     pub fn matched(&self, chain: &str, comment: &str) -> Result<u64, Error> {
-        let counted = match self.flavour {
+        let counters = match self.kind {
             Flavour::Nft => nft::counted(chain)?,
             Flavour::Legacy => legacy::counted(chain)?,
         };
-        let ours = counted
+        let matching = counters
             .iter()
             .filter(|(rule, _)| rule.comment() == Some(comment));
-        Ok(ours.map(|(_, packets)| packets).sum())
+        Ok(matching.map(|(_, packets)| packets).sum())
     }
 
     /// [`read`](Self::read), and the generation that was read. `None`: the back end has no generations.
-    pub fn read_dated(&self, tables: &[TableName]) -> Result<(Ruleset, Option<Generation>), Error> {
-        match self.flavour {
+    pub fn read_with_generation(
+        &self,
+        tables: &[TableName],
+    ) -> Result<(Ruleset, Option<Generation>), Error> {
+        match self.kind {
             Flavour::Nft => nft::read(&mut Netfilter::open()?, tables),
             Flavour::Legacy => legacy::read(tables).map(|ruleset| (ruleset, None)),
         }
     }
 
     /// The same, over a socket that was opened in the calling thread's namespace.
-    pub fn read_over(
+    pub fn read_with(
         &self,
         netfilter: &mut Netfilter,
         tables: &[TableName],
     ) -> Result<(Ruleset, Option<Generation>), Error> {
-        match self.flavour {
+        match self.kind {
             Flavour::Nft => nft::read(netfilter, tables),
             Flavour::Legacy => legacy::read(tables).map(|ruleset| (ruleset, None)),
         }
@@ -216,6 +220,6 @@ impl Tool {
 }
 
 /// Converts the crate's errors to text, because they are not `Send`.
-fn failed(doing: &'static str, thing: &str, error: &dyn std::error::Error) -> Error {
-    Error::other(doing, thing, error.to_string())
+fn failed(operation: &'static str, object: &str, error: &dyn std::error::Error) -> Error {
+    Error::other(operation, object, error.to_string())
 }

@@ -45,7 +45,7 @@ const GENERIC_HEADER: usize = 4;
 /// In bytes: the kernel fills dump messages up to the reader's buffer size, at most 32 KiB (`netlink_dump`).
 const BUFFER: usize = 32 * 1024;
 /// The kernel responds within the send call, so that a timeout only occurs if the response was lost (ENOBUFS, a full receive buffer).
-const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A message under construction.
 pub struct Message(Vec<u8>);
@@ -147,7 +147,7 @@ impl Netfilter {
             // SAFETY: the socket owns its descriptor, which is open as long as it lives.
             let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
             for timeout in [Timeout::Recv, Timeout::Send] {
-                rustix::net::sockopt::set_socket_timeout(fd, timeout, Some(ANSWER_DEADLINE))?;
+                rustix::net::sockopt::set_socket_timeout(fd, timeout, Some(RESPONSE_TIMEOUT))?;
             }
             // Also binds it (`netlink_connect`).
             socket.connect(&SocketAddr::new(0, 0))?;
@@ -164,11 +164,11 @@ impl Netfilter {
     /// during the dump and may be inconsistent.
     pub fn dump(
         &mut self,
-        thing: &'static str,
+        object: &'static str,
         message: Message,
         mut each: impl FnMut(&[u8]),
     ) -> Result<(), Error> {
-        self.dump_until(thing, message, |attributes| {
+        self.dump_until(object, message, |attributes| {
             each(attributes);
             ControlFlow::Continue(())
         })
@@ -178,18 +178,18 @@ impl Netfilter {
     /// other dump on the same socket before: a new socket is opened.
     pub fn dump_until(
         &mut self,
-        thing: &'static str,
+        object: &'static str,
         message: Message,
         mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Result<(), Error> {
-        let mut enough = false;
+        let mut stopped = false;
         let listed = self.list(message, |body| {
             let found = each(body.get(GENERIC_HEADER..).unwrap_or(&[]));
-            enough = found.is_break();
+            stopped = found.is_break();
             found
         });
-        listed.map_err(|e| Error::io("list", thing, e))?;
-        if enough {
+        listed.map_err(|e| Error::io("list", object, e))?;
+        if stopped {
             self.socket = Self::open()?.socket;
         }
         Ok(())
@@ -225,7 +225,7 @@ impl Netfilter {
     pub fn request(&mut self, mut message: Message) -> io::Result<()> {
         self.sequence += 1;
         self.send(message.seal(ACK, self.sequence))?;
-        self.verdict_on(self.sequence)
+        self.wait_for_ack(self.sequence)
     }
 
     /// Requests one object and returns its attributes.
@@ -256,8 +256,10 @@ impl Netfilter {
     pub fn generation(&mut self) -> io::Result<u32> {
         let id = self.base_seq()?;
         self.sequence += 2;
-        let mut bytes = fence(BATCH_BEGIN).seal(0, self.sequence - 1).to_vec();
-        bytes.extend(fence(BATCH_END).seal(0, self.sequence));
+        let mut bytes = batch_marker(BATCH_BEGIN)
+            .seal(0, self.sequence - 1)
+            .to_vec();
+        bytes.extend(batch_marker(BATCH_END).seal(0, self.sequence));
         // The batch is processed when this returns. The kernel sends no response.
         self.send(&bytes)?;
         Ok(id)
@@ -265,15 +267,15 @@ impl Netfilter {
 
     /// The current `base_seq`, independent of a commit in progress.
     pub fn base_seq(&mut self) -> io::Result<u32> {
-        let answer = self.get(Message::new(GETGEN, 0, libc::AF_UNSPEC as u8))?;
-        let id = attr(&answer, 1).and_then(be32);
+        let response = self.get(Message::new(GETGEN, 0, libc::AF_UNSPEC as u8))?;
+        let id = attr(&response, 1).and_then(be32);
         id.ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     /// Requests several changes as one transaction (nf_tables only), and waits for the response.
     pub fn batch(&mut self, messages: Vec<Message>) -> io::Result<()> {
         self.sequence += 1;
-        let mut bytes = fence(BATCH_BEGIN).seal(0, self.sequence).to_vec();
+        let mut bytes = batch_marker(BATCH_BEGIN).seal(0, self.sequence).to_vec();
         let last = self.sequence + messages.len() as u32;
         for mut message in messages {
             self.sequence += 1;
@@ -281,13 +283,13 @@ impl Netfilter {
             bytes.extend(message.seal(flags, self.sequence));
         }
         self.sequence += 1;
-        bytes.extend(fence(BATCH_END).seal(0, self.sequence));
+        bytes.extend(batch_marker(BATCH_END).seal(0, self.sequence));
         self.send(&bytes)?;
-        self.verdict_on(last)
+        self.wait_for_ack(last)
     }
 
     /// Returns the first error, or the response to message `sequence`.
-    fn verdict_on(&mut self, sequence: u32) -> io::Result<()> {
+    fn wait_for_ack(&mut self, sequence: u32) -> io::Result<()> {
         loop {
             for (header, body) in self.receive()? {
                 if header.kind == ERROR {
@@ -319,7 +321,7 @@ impl Netfilter {
 }
 
 /// The message that begins or ends a batch.
-fn fence(kind: u16) -> Message {
+fn batch_marker(kind: u16) -> Message {
     let mut message = Message::new(kind, 0, libc::AF_UNSPEC as u8);
     // The subsystem the batch is for, big-endian, in nfgenmsg's res_id.
     message.0[HEADER + 2..].copy_from_slice(&(NFTABLES >> 8).to_be_bytes());

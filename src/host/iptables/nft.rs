@@ -21,7 +21,7 @@ pub fn read(
     netfilter: &mut Netfilter,
     tables: &[TableName],
 ) -> Result<(Ruleset, Option<Generation>), Error> {
-    let (tables, generation) = consistent(netfilter, |netfilter| {
+    let (tables, generation) = read_consistently(netfilter, |netfilter| {
         read_once(netfilter, libc::AF_INET as u8, tables)
     })?;
     Ok((Ruleset::new(tables), Some(Generation::of_id(generation))))
@@ -29,9 +29,9 @@ pub fn read(
 
 /// The existing chains with these names, of family `ip`; of a builtin one the first [`FIRST_RULES`] rules. The cost does not
 /// depend on the rest of the tables.
-pub fn read_named(wanted: &[(TableName, String)]) -> Result<Ruleset, Error> {
-    let (tables, _) = consistent(&mut Netfilter::open()?, |netfilter| {
-        read_named_once(netfilter, wanted)
+pub fn read_named(names: &[(TableName, String)]) -> Result<Ruleset, Error> {
+    let (tables, _) = read_consistently(&mut Netfilter::open()?, |netfilter| {
+        read_named_once(netfilter, names)
     })?;
     Ok(Ruleset::new(tables))
 }
@@ -41,12 +41,12 @@ const FIRST_RULES: usize = 256;
 
 fn read_named_once(
     netfilter: &mut Netfilter,
-    wanted: &[(TableName, String)],
+    names: &[(TableName, String)],
 ) -> Result<Vec<Table>, Error> {
     let family = libc::AF_INET as u8;
     let dormant = dormant_tables(netfilter, family)?;
     let mut tables: Vec<Table> = Vec::new();
-    for (name, chain) in wanted {
+    for (name, chain) in names {
         let in_table = name.to_string();
         let query = Message::new(GETCHAIN, 0, family)
             .text(1, &in_table)
@@ -56,22 +56,22 @@ fn read_named_once(
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(Error::io("read", format!("chain {chain}"), error)),
         };
-        let most = found.policy.map_or(usize::MAX, |_| FIRST_RULES);
+        let limit = found.policy.map_or(usize::MAX, |_| FIRST_RULES);
         let query = Message::new(GETRULE, 0, family)
             .text(1, &in_table)
             .text(2, chain);
         netfilter.dump_until("packet filter rules", query, |rule| {
-            let is = |kind, name: &str| attr(rule, kind).map(text).as_deref() == Some(name);
-            if is(1, &in_table) && is(2, chain) {
+            let has_name = |kind, name: &str| attr(rule, kind).map(text).as_deref() == Some(name);
+            if has_name(1, &in_table) && has_name(2, chain) {
                 found.rules.push(expr::rule(rule));
             }
-            match found.rules.len() < most {
+            match found.rules.len() < limit {
                 true => ControlFlow::Continue(()),
                 false => ControlFlow::Break(()),
             }
         })?;
         if dormant.contains(&in_table) {
-            found.rules.insert(0, asleep());
+            found.rules.insert(0, dormant_rule());
         }
         match tables.iter_mut().find(|table| table.name == *name) {
             Some(table) => table.chains.push(found),
@@ -85,32 +85,32 @@ fn read_named_once(
 }
 
 /// The rule that is inserted at the top of every chain of a dormant table.
-fn asleep() -> Rule {
+fn dormant_rule() -> Rule {
     Rule::Foreign("the table is dormant".into())
 }
 
 /// The number of packets that each rule of a chain of `filter` has matched.
 pub fn counted(chain: &str) -> Result<Vec<(Rule, u64)>, Error> {
     let read = |netfilter: &mut Netfilter| {
-        let mut counted = Vec::new();
+        let mut counters = Vec::new();
         let query = Message::new(GETRULE, 0, libc::AF_INET as u8)
             .text(1, &TableName::Filter.to_string())
             .text(2, chain);
         netfilter.dump("packet filter rules", query, |rule| {
-            let of = |kind| attr(rule, kind).map(text);
+            let string = |kind| attr(rule, kind).map(text);
             // The kernel does not filter by chain if there is no table with this name.
-            if of(2).as_deref() == Some(chain) {
-                counted.push((expr::rule(rule), expr::packets(rule)));
+            if string(2).as_deref() == Some(chain) {
+                counters.push((expr::rule(rule), expr::packets(rule)));
             }
         })?;
-        Ok(counted)
+        Ok(counters)
     };
-    consistent(&mut Netfilter::open()?, read).map(|(counted, _)| counted)
+    read_consistently(&mut Netfilter::open()?, read).map(|(counted, _)| counted)
 }
 
 /// [`read`], in family `ip6`.
 pub fn read_ipv6(netfilter: &mut Netfilter, tables: &[TableName]) -> Result<Ruleset, Error> {
-    let (tables, _) = consistent(netfilter, |netfilter| {
+    let (tables, _) = read_consistently(netfilter, |netfilter| {
         read_once(netfilter, libc::AF_INET6 as u8, tables)
     })?;
     Ok(Ruleset::new(tables))
@@ -126,11 +126,11 @@ pub fn tables(family: u8) -> Result<Vec<String>, Error> {
         })?;
         Ok(names)
     };
-    consistent(&mut Netfilter::open()?, read).map(|(names, _)| names)
+    read_consistently(&mut Netfilter::open()?, read).map(|(names, _)| names)
 }
 
 /// The result of `read` at one generation, and that generation. [`Busy`](Kind::Busy): there was a commit during each attempt.
-pub(super) fn consistent<T>(
+pub(super) fn read_consistently<T>(
     netfilter: &mut Netfilter,
     mut read: impl FnMut(&mut Netfilter) -> Result<T, Error>,
 ) -> Result<(T, u32), Error> {
@@ -160,17 +160,17 @@ fn read_once(
         let name = table.name.to_string();
         let query = Message::new(GETRULE, 0, family).text(1, &name);
         netfilter.dump("packet filter rules", query, |rule| {
-            let of = |kind| attr(rule, kind).map(text);
-            let chain =
-                of(2).and_then(|chain| table.chains.iter_mut().find(|found| found.name == chain));
+            let string = |kind| attr(rule, kind).map(text);
+            let chain = string(2)
+                .and_then(|chain| table.chains.iter_mut().find(|found| found.name == chain));
             // A chain that was created between the two dumps is ignored; the generation check detects it.
-            if let Some(chain) = chain.filter(|_| of(1).as_ref() == Some(&name)) {
+            if let Some(chain) = chain.filter(|_| string(1).as_ref() == Some(&name)) {
                 chain.rules.push(expr::rule(rule));
             }
         })?;
         if dormant.contains(&name) {
             for chain in &mut table.chains {
-                chain.rules.insert(0, asleep());
+                chain.rules.insert(0, dormant_rule());
             }
         }
     }

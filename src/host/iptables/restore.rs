@@ -7,16 +7,16 @@ use std::io::{self, Seek as _, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::seal::{Begun, begin};
+use super::seal::{Created, begin};
 use super::{Backend, Flavour};
 use crate::host::rule::{Chain, Rule, Ruleset, TableName};
 use crate::host::{Error, Kind, process};
 
 /// How long `iptables-restore` waits for the lock of the legacy back end, in seconds.
-const LOCK_SECONDS: &str = "5";
+const LOCK_TIMEOUT_SECONDS: &str = "5";
 
 /// The maximum length of the program's output in an error, in characters.
-const MOST_SAID: usize = 4 << 10;
+const MAX_OUTPUT: usize = 4 << 10;
 
 /// What `iptables-restore` reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,11 +42,11 @@ pub struct Edit {
     /// Chains to replace with exactly these rules; created if they do not exist.
     pub chains: Vec<Chain>,
     /// Chains to delete, whether or not they exist. Rules that jump to them must be in `remove` or in a chain of this edit.
-    pub gone: Vec<String>,
+    pub delete: Vec<String>,
     /// Rules to remove from a chain: chain, rule. Removes the first equal one; if there is none, the whole edit fails.
     pub remove: Vec<(String, Rule)>,
     /// Rules to insert at the top of a chain: chain, rule. In this order, the first one at the top.
-    pub on_top: Vec<(String, Rule)>,
+    pub insert_top: Vec<(String, Rule)>,
 }
 
 impl Edit {
@@ -55,9 +55,9 @@ impl Edit {
         Self {
             table,
             chains: Vec::new(),
-            gone: Vec::new(),
+            delete: Vec::new(),
             remove: Vec::new(),
-            on_top: Vec::new(),
+            insert_top: Vec::new(),
         }
     }
 }
@@ -87,7 +87,7 @@ impl Input {
     }
 
     /// Fills tables that contain only their builtin chains, with the desired policies.
-    fn into_begun(ruleset: &Ruleset) -> Self {
+    fn into_created_tables(ruleset: &Ruleset) -> Self {
         let mut text = String::new();
         for table in ruleset.tables() {
             line(&mut text, format_args!("*{}", table.name));
@@ -110,17 +110,17 @@ impl Input {
             line(&mut text, format_args!("*{}", edit.table));
             // Declaring a chain flushes or creates it.
             let kept = edit.chains.iter().map(|chain| chain.name.as_str());
-            for name in kept.chain(edit.gone.iter().map(String::as_str)) {
+            for name in kept.chain(edit.delete.iter().map(String::as_str)) {
                 line(&mut text, format_args!(":{name} - [0:0]"));
             }
             for (chain, rule) in &edit.remove {
                 line(&mut text, format_args!("-D {chain} {rule}"));
             }
             append(&mut text, &edit.chains);
-            for (chain, rule) in edit.on_top.iter().rev() {
+            for (chain, rule) in edit.insert_top.iter().rev() {
                 line(&mut text, format_args!("-I {chain} 1 {rule}"));
             }
-            for name in &edit.gone {
+            for name in &edit.delete {
                 line(&mut text, format_args!("-X {name}"));
             }
             line(&mut text, format_args!("COMMIT"));
@@ -166,14 +166,14 @@ pub enum Lock<'a> {
 /// `iptables-nft-restore` sets a policy by updating a chain, and the old state is freed after an RCU grace period, which
 /// the kernel waits for when the tool's socket closes (`nft_rcv_nl_event`). A chain that is created with its policy needs
 /// no update. So if there is no table yet, the builtin chains are created over netlink with their policies before the rules.
-pub fn restore_whole(backend: &Backend, ruleset: &Ruleset, lock: Lock) -> Result<(), Error> {
-    let begun = match backend.flavour {
+pub fn restore_tables(backend: &Backend, ruleset: &Ruleset, lock: Lock) -> Result<(), Error> {
+    let created = match backend.kind {
         Flavour::Nft => begin(ruleset)?,
-        Flavour::Legacy => Begun::Before,
+        Flavour::Legacy => Created::Existed,
     };
-    let input = match begun {
-        Begun::Now => Input::into_begun(ruleset),
-        Begun::Before => Input::whole_tables(ruleset),
+    let input = match created {
+        Created::Now => Input::into_created_tables(ruleset),
+        Created::Existed => Input::whole_tables(ruleset),
     };
     restore(backend, &input, lock)
 }
@@ -184,12 +184,14 @@ pub fn restore_whole(backend: &Backend, ruleset: &Ruleset, lock: Lock) -> Result
 pub fn restore(backend: &Backend, input: &Input, lock: Lock) -> Result<(), Error> {
     let error = |e| Error::io("run", backend.restore_program.display().to_string(), e);
     let mut command = Command::new(&backend.restore_program);
-    command.args(["-w", LOCK_SECONDS]).env("LC_ALL", "C");
+    command
+        .args(["-w", LOCK_TIMEOUT_SECONDS])
+        .env("LC_ALL", "C");
     match input.scope {
         Scope::WholeTables => {}
         Scope::OnlyNamedChains => drop(command.arg("--noflush")),
     }
-    match (backend.flavour, lock) {
+    match (backend.kind, lock) {
         (Flavour::Legacy, Lock::Private(path)) => drop(command.env("XTABLES_LOCKFILE", path)),
         (Flavour::Legacy, Lock::Shared) | (Flavour::Nft, _) => {}
     }
@@ -199,7 +201,7 @@ pub fn restore(backend: &Backend, input: &Input, lock: Lock) -> Result<(), Error
                 .stdin(file)
                 .stdout(Stdio::null())
                 .stderr(Stdio::piped());
-            process::run(&mut command, backend.deadline)
+            process::run(&mut command, backend.timeout)
         })
         .map_err(error)?;
     match ended.status.success() {
@@ -226,25 +228,25 @@ fn failed(backend: &Backend, input: &Input, status: std::process::ExitStatus, sa
     /// `RESOURCE_PROBLEM` of xtables.h: the lock is held, or memory allocation failed.
     const RESOURCE_PROBLEM: i32 = 4;
     // Limit the length of the message.
-    let said: String = said.chars().take(MOST_SAID).collect();
-    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    let about = offending_line(&said, &input.text)
+    let said: String = said.chars().take(MAX_OUTPUT).collect();
+    let output = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    let context = offending_line(&output, &input.text)
         .map(|line| format!(" (line: {line})"))
         .unwrap_or_default();
     let mut error = Error::other(
         "commit packet filter rules with",
         backend.restore_program.display().to_string(),
-        format!("{status}: {said}{about}"),
+        format!("{status}: {output}{context}"),
     );
-    if status.code() == Some(RESOURCE_PROBLEM) && said.contains("lock") {
+    if status.code() == Some(RESOURCE_PROBLEM) && output.contains("lock") {
         error.kind = Kind::Busy;
     }
     error
 }
 
 /// Both back ends report `line 7` or `line: 7`.
-fn offending_line<'a>(said: &str, text: &'a str) -> Option<&'a str> {
-    let number = said.split("line").skip(1).find_map(|rest| {
+fn offending_line<'a>(output: &str, text: &'a str) -> Option<&'a str> {
+    let number = output.split("line").skip(1).find_map(|rest| {
         let rest = rest.trim_start_matches([':', ' ']);
         let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
         digits.parse::<usize>().ok()

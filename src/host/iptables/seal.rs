@@ -19,7 +19,7 @@ const DELRULE: u16 = NFTABLES | 8;
 
 /// Blocks IPv6, in one transaction. Also repairs changes: sets the policies to DROP and removes rules. A builtin chain
 /// with another hook is an error.
-pub fn seal_ipv6() -> Result<(), Error> {
+pub fn block_ipv6() -> Result<(), Error> {
     let family = libc::AF_INET6 as u8;
     let table = TableName::Filter;
     let chains = builtin_chains(table);
@@ -39,15 +39,15 @@ pub fn seal_ipv6() -> Result<(), Error> {
 
 /// The result of [`begin`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Begun {
+pub enum Created {
     /// The tables did not exist and were created with their builtin chains and policies, without rules.
     Now,
     /// One of them already existed: nothing was changed.
-    Before,
+    Existed,
 }
 
 /// Creates the tables of `ruleset` in nf_tables, without rules, unless one of them exists.
-pub fn begin(ruleset: &Ruleset) -> Result<Begun, Error> {
+pub fn begin(ruleset: &Ruleset) -> Result<Created, Error> {
     let family = libc::AF_INET as u8;
     let mut batch = Vec::new();
     for table in ruleset.tables() {
@@ -59,18 +59,18 @@ pub fn begin(ruleset: &Ruleset) -> Result<Begun, Error> {
         );
     }
     // Checked first, because the kernel's error takes an RCU grace period (`__nf_tables_abort`): 8 ms.
-    let standing = nft::tables(family)?;
+    let existing = nft::tables(family)?;
     if ruleset
         .tables()
         .iter()
-        .any(|table| standing.contains(&table.name.to_string()))
+        .any(|table| existing.contains(&table.name.to_string()))
     {
-        return Ok(Begun::Before);
+        return Ok(Created::Existed);
     }
-    let outcome = commit(batch).map_err(|e| Error::io("create", "packet filter tables", e));
-    match outcome {
-        Ok(()) => Ok(Begun::Now),
-        Err(error) if error.kind == Kind::Exists => Ok(Begun::Before),
+    let result = commit(batch).map_err(|e| Error::io("create", "packet filter tables", e));
+    match result {
+        Ok(()) => Ok(Created::Now),
+        Err(error) if error.kind == Kind::Exists => Ok(Created::Existed),
         Err(error) => Err(error),
     }
 }
@@ -116,11 +116,11 @@ fn new_chain(family: u8, table: TableName, chain: &str, policy: Policy) -> Messa
 
 /// Whether IPv6 is blocked: every builtin chain has its hook, policy DROP and no rules.
 pub fn ipv6_sealed() -> Result<bool, Error> {
-    ipv6_sealed_over(&mut Netfilter::open()?)
+    is_ipv6_blocked_with(&mut Netfilter::open()?)
 }
 
 /// The same, over a socket that was opened in the calling thread's namespace.
-pub fn ipv6_sealed_over(netfilter: &mut Netfilter) -> Result<bool, Error> {
+pub fn is_ipv6_blocked_with(netfilter: &mut Netfilter) -> Result<bool, Error> {
     let ruleset = nft::read_ipv6(netfilter, &[TableName::Filter])?;
     Ok(builtin_chains(TableName::Filter).iter().all(|name| {
         ruleset

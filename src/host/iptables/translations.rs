@@ -16,7 +16,7 @@ const FAMILIES: [(u8, &str); 2] = [(2, "ip"), (1, "inet")];
 const PREROUTING: u32 = 0;
 
 /// `NF_IP_PRI_NAT_DST`, the hook priority of iptables.
-const IPTABLES: i32 = -100;
+const IPTABLES_PRIORITY: i32 = -100;
 
 /// A table with a nat chain at the hook `prerouting`.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,14 +34,14 @@ pub struct Translations {
 impl Backend {
     /// Reads all of them, in order of priority.
     pub fn translations(&self) -> Result<Vec<Translations>, Error> {
-        let mut found = match self.flavour {
+        let mut found = match self.kind {
             Flavour::Nft => read_nft()?,
             Flavour::Legacy => {
                 let tables = legacy::read(&[TableName::Nat])?;
                 let of_iptables = tables.tables().iter().map(|table| Translations {
                     table: "ip nat".to_owned(),
                     entry: "PREROUTING".to_owned(),
-                    priority: IPTABLES,
+                    priority: IPTABLES_PRIORITY,
                     chains: table.chains.clone(),
                 });
                 // A kernel with ip_tables only has no other tables.
@@ -57,18 +57,18 @@ impl Backend {
 fn read_nft() -> Result<Vec<Translations>, Error> {
     let read = |netfilter: &mut Netfilter| {
         let mut found = Vec::new();
-        for (family, word) in FAMILIES {
-            found.extend(read_family(netfilter, family, word)?);
+        for (family, name) in FAMILIES {
+            found.extend(read_family(netfilter, family, name)?);
         }
         Ok(found)
     };
-    nft::consistent(&mut Netfilter::open()?, read).map(|(found, _)| found)
+    nft::read_consistently(&mut Netfilter::open()?, read).map(|(found, _)| found)
 }
 
 fn read_family(
     netfilter: &mut Netfilter,
     family: u8,
-    word: &str,
+    family_name: &str,
 ) -> Result<Vec<Translations>, Error> {
     let mut all: Vec<(String, Chain)> = Vec::new();
     let mut hooked: Vec<(String, String, i32)> = Vec::new();
@@ -91,23 +91,23 @@ fn read_family(
     }
     let query = Message::new(GETRULE, 0, family);
     netfilter.dump("packet filter rules", query, |rule| {
-        let of = |kind| attr(rule, kind).map(text).unwrap_or_default();
-        let (table, chain) = (of(1), of(2));
-        let place = all
+        let string = |kind| attr(rule, kind).map(text).unwrap_or_default();
+        let (table, chain) = (string(1), string(2));
+        let slot = all
             .iter_mut()
             .find(|(found, known)| *found == table && known.name == chain);
-        if let Some((_, chain)) = place {
+        if let Some((_, chain)) = slot {
             chain.rules.push(expr::rule(rule));
         }
     })?;
-    let whole = |(table, entry, priority): (String, String, i32)| {
+    let to_table = |(table, entry, priority): (String, String, i32)| {
         let own = all.iter().filter(|(of, _)| *of == table);
         Translations {
             chains: own.map(|(_, chain)| chain.clone()).collect(),
-            table: format!("{word} {table}"),
+            table: format!("{family_name} {table}"),
             entry,
             priority,
         }
     };
-    Ok(hooked.into_iter().map(whole).collect())
+    Ok(hooked.into_iter().map(to_table).collect())
 }

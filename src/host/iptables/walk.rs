@@ -22,7 +22,7 @@ const GETSETELEM: u16 = NFTABLES | 13;
 const MOST: usize = 1024;
 
 /// The kernel's limit of nested jumps (`NFT_JUMP_STACK_SIZE`).
-const DEEPEST: usize = 16;
+const MAX_DEPTH: usize = 16;
 
 /// The result for a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ enum End {
     Dropped,
     /// No verdict: evaluation continues in the calling chain.
     Returned,
-    TooMuch,
+    LimitExceeded,
 }
 
 /// One base chain and the cached rules and sets of its table.
@@ -94,32 +94,32 @@ impl<'n> Walk<'n> {
             End::Dropped => Fate::Dropped,
             End::Returned if policy == Some(0) => Fate::Dropped,
             End::Returned => Fate::Passes,
-            End::TooMuch => Fate::Unknown,
+            End::LimitExceeded => Fate::Unknown,
         })
     }
 
     fn chain(&mut self, name: &str, probe: &Probe, depth: usize) -> Result<End, Error> {
-        if depth > DEEPEST || !self.read_chain(name)? {
-            return Ok(End::TooMuch);
+        if depth > MAX_DEPTH || !self.read_chain(name)? {
+            return Ok(End::LimitExceeded);
         }
         let rules = self.rules.get(name).cloned().unwrap_or_default();
         for rule in &rules {
-            let (sure, verdict) = self.rule(rule, probe)?;
-            let (next, goes) = match verdict {
+            let (certain, verdict) = self.rule(rule, probe)?;
+            let (next, is_goto) = match verdict {
                 Verdict::Continue => continue,
                 Verdict::Accept => return Ok(End::Accepted),
-                Verdict::Drop if sure => return Ok(End::Dropped),
+                Verdict::Drop if certain => return Ok(End::Dropped),
                 Verdict::Drop => continue,
-                Verdict::Return if sure => return Ok(End::Returned),
+                Verdict::Return if certain => return Ok(End::Returned),
                 Verdict::Return => continue,
                 Verdict::Jump(next) => (next, false),
                 Verdict::Goto(next) => (next, true),
             };
             match self.chain(&next, probe, depth + 1)? {
                 End::Accepted => return Ok(End::Accepted),
-                End::Dropped if sure => return Ok(End::Dropped),
-                End::TooMuch => return Ok(End::TooMuch),
-                End::Returned if goes && sure => return Ok(End::Returned),
+                End::Dropped if certain => return Ok(End::Dropped),
+                End::LimitExceeded => return Ok(End::LimitExceeded),
+                End::Returned if is_goto && certain => return Ok(End::Returned),
                 End::Dropped | End::Returned => {}
             }
         }
@@ -128,8 +128,8 @@ impl<'n> Walk<'n> {
 
     /// The verdict of a rule, and whether it is certain that it matches.
     fn rule(&mut self, rule: &[u8], probe: &Probe) -> Result<(bool, Verdict), Error> {
-        let mut machine = Machine::new(probe, self.base.is_own_forward());
-        let mut sure = true;
+        let mut evaluator = Machine::new(probe, self.base.is_iptables_forward());
+        let mut certain = true;
         let expressions = attrs(attr(rule, 4).unwrap_or(&[]));
         for (_, expression) in expressions {
             let name = attr(expression, 1).map(text).unwrap_or_default();
@@ -141,14 +141,14 @@ impl<'n> Walk<'n> {
                 },
                 _ => None,
             };
-            match machine.step(&name, data, set) {
+            match evaluator.step(&name, data, set) {
                 Step::Next => {}
-                Step::Unsure => sure = false,
+                Step::Unknown => certain = false,
                 Step::NoMatch => return Ok((true, Verdict::Continue)),
-                Step::End(verdict) => return Ok((sure, verdict)),
+                Step::Verdict(verdict) => return Ok((certain, verdict)),
             }
         }
-        Ok((sure, Verdict::Continue))
+        Ok((certain, Verdict::Continue))
     }
 
     /// Reads a chain unless it is cached; false: it has too many rules.
@@ -160,19 +160,19 @@ impl<'n> Walk<'n> {
             .text(1, &self.base.table)
             .text(2, name);
         let mut rules = Vec::new();
-        let most = MOST.saturating_sub(self.read);
+        let limit = MOST.saturating_sub(self.read);
         self.netfilter
             .dump_until("packet filter rules", query, |rule| {
                 if attr(rule, 2).map(text).as_deref() == Some(name) {
                     rules.push(rule.to_vec());
                 }
-                match rules.len() <= most {
+                match rules.len() <= limit {
                     true => ControlFlow::Continue(()),
                     false => ControlFlow::Break(()),
                 }
             })?;
         self.read += rules.len();
-        let fits = rules.len() <= most;
+        let fits = rules.len() <= limit;
         if fits {
             self.rules.insert(name.to_owned(), rules);
         }
@@ -198,7 +198,7 @@ impl<'n> Walk<'n> {
         };
         let flags = attr(&about, 3).and_then(be32).unwrap_or(0);
         let mut set = Set::new(flags);
-        let most = MOST.saturating_sub(self.read);
+        let limit = MOST.saturating_sub(self.read);
         let query = Message::new(GETSETELEM, 0, self.family)
             .text(1, table)
             .text(2, name);
@@ -207,12 +207,12 @@ impl<'n> Walk<'n> {
                 for (_, element) in attrs(attr(attributes, 3).unwrap_or(&[])) {
                     set.push(element);
                 }
-                match set.len() <= most {
+                match set.len() <= limit {
                     true => ControlFlow::Continue(()),
                     false => ControlFlow::Break(()),
                 }
             })?;
         self.read += set.len();
-        Ok((set.len() <= most).then(|| set.sorted()))
+        Ok((set.len() <= limit).then(|| set.sorted()))
     }
 }

@@ -41,7 +41,7 @@ pub(super) fn expected(kind: Kind) -> &'static str {
     match kind {
         Kind::Program => "an executable file that only root can write",
         Kind::Image => "a regular file without other hard links, or a block device",
-        Kind::Ours => "a regular file",
+        Kind::Internal => "a regular file",
     }
 }
 
@@ -58,7 +58,7 @@ pub(super) fn shown(kind: FileType) -> &'static str {
     }
 }
 
-pub(super) fn open_to_others(path: &Path, stat: &Stat) -> Refusal {
+pub(super) fn writable_by_others(path: &Path, stat: &Stat) -> Refusal {
     Refusal::NotAccepted {
         path: path.to_owned(),
         found: format!(

@@ -23,7 +23,7 @@ use crate::host::rtnl;
 pub(super) struct AtOnce {
     socket: Socket,
     /// The last response was read completely.
-    answered: AtomicBool,
+    response_complete: AtomicBool,
 }
 
 thread_local! {
@@ -35,24 +35,25 @@ impl AtOnce {
     fn over(socket: Socket) -> Self {
         Self {
             socket,
-            answered: AtomicBool::new(false),
+            response_complete: AtomicBool::new(false),
         }
     }
 
     /// Sends a request and marks its response as outstanding.
     fn ask<T>(&self, send: impl FnOnce(&Socket) -> io::Result<T>) -> Poll<io::Result<T>> {
-        self.answered.store(false, Ordering::Relaxed);
+        self.response_complete.store(false, Ordering::Relaxed);
         there(send(&self.socket))
     }
 
     fn receive(&self, buffer: &mut impl BufMut) -> Poll<io::Result<SocketAddr>> {
-        if self.answered.load(Ordering::Relaxed) {
+        if self.response_complete.load(Ordering::Relaxed) {
             return Poll::Pending;
         }
         there(DATAGRAM.with_borrow_mut(|datagram| {
             datagram.clear();
             let (_, from) = self.socket.recv_from(datagram, 0)?;
-            self.answered.store(ends(datagram), Ordering::Relaxed);
+            self.response_complete
+                .store(ends(datagram), Ordering::Relaxed);
             buffer.put_slice(datagram);
             Ok(from)
         }))
@@ -61,17 +62,17 @@ impl AtOnce {
     /// The same socket for a new connection; discards unread messages.
     pub(super) fn anew(&self) -> io::Result<Self> {
         // SAFETY: a socket owns its descriptor, which is open as long as it lives.
-        let ours = unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) };
-        let copy = ours.try_clone_to_owned()?;
+        let borrowed = unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) };
+        let copy = borrowed.try_clone_to_owned()?;
         // SAFETY: the descriptor is a netlink socket and has no other owner.
-        let anew = Self::over(unsafe { Socket::from_raw_fd(copy.into_raw_fd()) });
+        let socket = Self::over(unsafe { Socket::from_raw_fd(copy.into_raw_fd()) });
         let mut rest = Vec::with_capacity(super::ANSWER);
         loop {
             rest.clear();
-            match anew.socket.recv(&mut rest, 0) {
+            match socket.socket.recv(&mut rest, 0) {
                 Ok(_) => {}
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(anew),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(socket),
                 Err(error) => return Err(error),
             }
         }
@@ -96,7 +97,7 @@ impl AsyncSocket for AtOnce {
 
     fn poll_send(&self, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.ask(|socket| {
-            let _turn = rtnl::turn_for_messages(bytes);
+            let _guard = rtnl::lock_for_messages(bytes);
             socket.send(bytes, 0)
         })
     }
@@ -108,7 +109,7 @@ impl AsyncSocket for AtOnce {
         to: &SocketAddr,
     ) -> Poll<io::Result<usize>> {
         self.ask(|socket| {
-            let _turn = rtnl::turn_for_messages(bytes);
+            let _guard = rtnl::lock_for_messages(bytes);
             socket.send_to(bytes, to, 0)
         })
     }

@@ -1,15 +1,17 @@
-//! Showing one part of a file system in another place, between fork and exec.
-//! Out of scope: what a confined process is shown.
+//! Bind mounts and other mounts between fork and exec.
+//! Out of scope: what a confined process sees.
 
 use std::ffi::CStr;
 use std::io;
 
 use super::spawn::check;
 
+/// Bind-mounts a file or directory without the mounts below it.
+///
 /// # Safety
-/// Only system calls; to be called between fork and exec.
+/// Makes only system calls; must be called between fork and exec.
 pub(super) unsafe fn bind_alone(from: &CStr, to: &CStr, flags: libc::c_ulong) -> io::Result<()> {
-    // SAFETY: as of this function.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe {
         mount(Some(from), to, None, libc::MS_BIND, None)?;
         let flags = flags | libc::MS_REMOUNT | libc::MS_BIND;
@@ -17,12 +19,12 @@ pub(super) unsafe fn bind_alone(from: &CStr, to: &CStr, flags: libc::c_ulong) ->
     }
 }
 
-/// With what is mounted below. Linux before 5.12 cannot make all of that read-only at once: there it is not shown.
+/// Bind-mounts a directory and all mounts below it. Linux before 5.12 cannot make all of them read-only at once: there they are omitted.
 ///
 /// # Safety
-/// Only system calls; to be called between fork and exec.
+/// Makes only system calls; must be called between fork and exec.
 pub(super) unsafe fn bind_all(from: &CStr, to: &CStr, flags: libc::c_ulong) -> io::Result<()> {
-    // SAFETY: as of this function; the struct is a local and its length is passed.
+    // SAFETY: the caller upholds the contract of this function; the struct is a local and its length is passed.
     unsafe {
         mount(Some(from), to, None, libc::MS_BIND | libc::MS_REC, None)?;
         let mut attributes = std::mem::zeroed::<libc::mount_attr>();
@@ -45,7 +47,7 @@ pub(super) unsafe fn bind_all(from: &CStr, to: &CStr, flags: libc::c_ulong) -> i
     }
 }
 
-/// The same flags as mount_setattr(2) calls them.
+/// Converts `MS_*` flags to the `MOUNT_ATTR_*` attributes of mount_setattr(2).
 pub(super) fn attributes_of(flags: libc::c_ulong) -> u64 {
     let pairs = [
         (libc::MS_RDONLY, libc::MOUNT_ATTR_RDONLY),
@@ -60,7 +62,7 @@ pub(super) fn attributes_of(flags: libc::c_ulong) -> u64 {
 /// mount(2).
 ///
 /// # Safety
-/// Only a system call; to be called between fork and exec.
+/// Makes only a system call; must be called between fork and exec.
 pub(super) unsafe fn mount(
     from: Option<&CStr>,
     to: &CStr,
@@ -81,7 +83,7 @@ pub(super) unsafe fn mount(
     })
 }
 
-/// For system calls by their number.
+/// Like `check`, for the result of syscall(2).
 pub(super) fn check_long(answer: libc::c_long) -> io::Result<()> {
     match answer {
         0 => Ok(()),

@@ -1,9 +1,9 @@
-//! What a running process reports about itself through `/proc`, and finding processes by it.
-//! Out of scope: the owner of a process. A process may report anything: what it cannot forge is in [`super::Origin`].
+//! Reads what a running process reports about itself in `/proc`, and finds processes by it.
+//! Out of scope: the owner of a process. A process can forge what is read here; what it cannot forge is in [`super::Origin`].
 //!
-//! # Marks
-//! Variables of the environment that [`super::spawn`] started it with. A jailer clears that: a jailed process has the same variables in the
-//! source of its root file system (`super::jail`), one per line. These are read if the environment does not contain the variable.
+//! # Environment marks
+//! A mark is an environment variable that [`super::spawn`] sets. A jailer clears the environment: a jailed process has the same variables
+//! in the source of its root file system (`super::jail`), one per line. They are read there if the environment is empty.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -13,36 +13,36 @@ use std::path::Path;
 use super::Identity;
 use crate::host::{Error, Kind};
 
-/// In the environment of every process that [`super::spawn`] starts: the number of our mount namespace. A confined one has another
-/// of its own.
+/// Set in the environment of every process that [`super::spawn`] starts: the inode number of the daemon's mount namespace. A confined
+/// process has a mount namespace of its own.
 pub(super) const MOUNTS_VAR: &str = "SLICE_MOUNTS";
 
-/// Bytes: more than the environment of any VMM.
+/// Buffer size in bytes: more than the command line of any VMM.
 const AT_ONCE: usize = 32 << 10;
 
-/// A process that bears the mark that was asked for.
+/// A process that has the requested mark.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// Which.
+    /// The process.
     pub identity: Identity,
-    /// Its value.
+    /// The value of the mark.
     pub value: String,
 }
 
-/// A process' hold on a TAP.
+/// The TAP that a process has open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TapSlot {
     /// It has not opened `/dev/net/tun`.
     None,
     /// It is attached to the link of this name.
     Attached(String),
-    /// It was attached, and the link is gone: no packet will ever pass again.
+    /// It was attached, and the link was deleted: the descriptor cannot pass packets any more.
     Orphaned,
 }
 
-/// All live processes of this host that bear this mark. This host is whoever shares
-/// our mount namespace, or was started from it: two hosts in namespaces of one machine may keep their state under the same path and so have the
-/// same name, but not the same mounts. One pass over `/proc`, about 10 µs a process.
+/// Returns all live processes of this host that have this mark. A process is of this host if it is in the daemon's mount namespace or was
+/// started from it: two hosts in namespaces of one machine may have their state at the same path, and so the same name, but not the
+/// same mounts. One pass over `/proc`, about 10 µs per process.
 pub fn find(variable: &str) -> Result<Vec<Found>, Error> {
     let our_mounts = our_mounts()?;
     let wrap = |error| Error::io("list the processes in", "/proc", error);
@@ -52,7 +52,7 @@ pub fn find(variable: &str) -> Result<Vec<Found>, Error> {
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        // One that ends while we look is not there; one that is not ours to read carries no mark of ours.
+        // A process that ends during the pass is skipped, and so is one that cannot be read: it is not one of this host's.
         let Ok(Some(value)) = env_var(pid, variable) else {
             continue;
         };
@@ -70,20 +70,20 @@ pub fn find(variable: &str) -> Result<Vec<Found>, Error> {
     Ok(found)
 }
 
-/// The number of our own mount namespace.
+/// The inode number of the daemon's mount namespace.
 pub(super) fn our_mounts() -> Result<u64, Error> {
     mounts_of("thread-self")
 }
 
-/// The number of a process' mount namespace.
+/// The inode number of a process' mount namespace.
 fn mounts_of(process: &str) -> Result<u64, Error> {
     let path = format!("/proc/{process}/ns/mnt");
-    let found = fs::metadata(&path).map_err(|error| Error::io("look at", path, error))?;
+    let found = fs::metadata(&path).map_err(|error| Error::io("stat", path, error))?;
     Ok(found.ino())
 }
 
-/// The value of `variable` in the environment that the process was started with, or on the root of its jail; `None` if unset or the
-/// process is gone.
+/// The value of `variable` in the environment that the process was started with, or in the source of the root of its jail. `None` if it
+/// is unset or the process has ended.
 pub fn env_var(pid: u32, variable: &str) -> Result<Option<String>, Error> {
     let Some(environ) = read(pid, "environ")? else {
         return Ok(None);
@@ -95,23 +95,23 @@ pub fn env_var(pid: u32, variable: &str) -> Result<Option<String>, Error> {
         Some(String::from_utf8_lossy(value).into_owned())
     };
     let told = environ.split(|byte| *byte == 0).find_map(value);
-    // Few have no environment at all: the kernel's own, which have no words either, and what is in a jail.
+    // Few processes have an empty environment: kernel threads, whose command line is empty too, and jailed processes.
     if told.is_some() || environ.iter().any(|byte| *byte != 0) || argv(pid)?.is_empty() {
         return Ok(told);
     }
-    // Its mounts cannot be read any more when it is about to end (EINVAL).
+    // The mounts of a process that is exiting cannot be read (EINVAL).
     let mounts = read(pid, "mountinfo").ok().flatten().unwrap_or_default();
     let root = root_source(&mounts).unwrap_or_default();
     Ok(root.split(|byte| *byte == b'\n').find_map(value))
 }
 
-/// What a root file system is to be called, so that [`env_var`] finds this in it.
+/// The source of a root file system from which [`env_var`] reads these variables.
 pub(super) fn marks(env: &[(&str, &str)]) -> String {
     let lines = env.iter().map(|(name, value)| format!("{name}={value}"));
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Of the topmost mount at `/` (proc_pid_mountinfo(5)): six fields, some more, a dash, then its type, then its source.
+/// The source of the topmost mount at `/`. In proc_pid_mountinfo(5): six fields, optional fields, a dash, the type, the source.
 pub(super) fn root_source(mountinfo: &[u8]) -> Option<Vec<u8>> {
     let lines = mountinfo.split(|byte| *byte == b'\n');
     let mut fields = lines.map(|line| line.split(|byte| *byte == b' '));
@@ -120,7 +120,7 @@ pub(super) fn root_source(mountinfo: &[u8]) -> Option<Vec<u8>> {
     Some(plain(source))
 }
 
-/// Blanks, line ends and backslashes are shown as `\` and three octal digits.
+/// Decodes a mountinfo field: the kernel writes blanks, line ends and backslashes as `\` and three octal digits.
 fn plain(shown: &[u8]) -> Vec<u8> {
     let mut plain = Vec::new();
     let mut rest = shown;
@@ -141,7 +141,7 @@ fn plain(shown: &[u8]) -> Vec<u8> {
     plain
 }
 
-/// The program and arguments that the process was started with; empty if it is gone.
+/// The program and arguments that the process was started with; empty if it has ended.
 pub fn argv(pid: u32) -> Result<Vec<String>, Error> {
     let line = words(pid)?;
     let line = line.strip_suffix(&[0]).unwrap_or(&line);
@@ -154,7 +154,7 @@ pub fn argv(pid: u32) -> Result<Vec<String>, Error> {
         .collect())
 }
 
-/// Whether the process lives in the network namespace that is mounted at `netns`. `false` if either is gone.
+/// Whether the process is in the network namespace that is mounted at `netns`. `false` if either does not exist.
 pub fn shares_netns(pid: u32, netns: &Path) -> Result<bool, Error> {
     let own = format!("/proc/{pid}/ns/net");
     let inode = |path: &Path| match fs::metadata(path) {
@@ -162,7 +162,7 @@ pub fn shares_netns(pid: u32, netns: &Path) -> Result<bool, Error> {
         Err(error) => match Kind::of(&error) {
             Kind::Absent => Ok(None),
             Kind::Exists | Kind::Busy | Kind::Denied | Kind::Other => Err(Error::io(
-                "look at namespace",
+                "stat the namespace",
                 path.display().to_string(),
                 error,
             )),
@@ -172,8 +172,8 @@ pub fn shares_netns(pid: u32, netns: &Path) -> Result<bool, Error> {
     Ok(own.is_some() && own == wanted)
 }
 
-/// Which TAP the process holds: the `iff:` line of a tun descriptor in `/proc/<pid>/fdinfo` (drivers/net/tun.c,
-/// `tun_chr_show_fdinfo`), which is empty once the device was unregistered.
+/// The TAP that the process has open: the `iff:` line of a tun descriptor in `/proc/<pid>/fdinfo` (drivers/net/tun.c,
+/// `tun_chr_show_fdinfo`). The line is empty after the device was unregistered.
 pub fn tap_slot(pid: u32) -> Result<TapSlot, Error> {
     let dir = format!("/proc/{pid}/fd");
     let descriptors = match fs::read_dir(&dir) {
@@ -190,7 +190,7 @@ pub fn tap_slot(pid: u32) -> Result<TapSlot, Error> {
             "/proc/{pid}/fdinfo/{}",
             descriptor.file_name().to_string_lossy()
         );
-        // Closed since: not a hold.
+        // Closed since.
         let Ok(info) = fs::read_to_string(info) else {
             continue;
         };
@@ -204,8 +204,8 @@ pub fn tap_slot(pid: u32) -> Result<TapSlot, Error> {
     Ok(TapSlot::None)
 }
 
-/// What one call reads is of one moment: between two the process may become another program (exec), whose words would cut off, or
-/// follow, those of the one before.
+/// Reads `/proc/<pid>/cmdline` with one read(2), which is atomic: between two calls the process may execute another program, and parts of
+/// two command lines would be mixed.
 fn words(pid: u32) -> Result<Vec<u8>, Error> {
     let path = format!("/proc/{pid}/cmdline");
     let read_once = || -> io::Result<Vec<u8>> {
@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_root_is_called_is_read_off_the_topmost_mount_at_slash() {
+    fn the_source_of_the_topmost_root_mount_is_read() {
         let mounts = b"30 1 0:1 / / rw - ext4 /dev/vda rw\n\
             31 30 0:2 / / rw,nosuid master:3 - tmpfs A=1\\012B=two\\040words\\134 rw,size=1m\n\
             32 31 0:3 / /proc rw - proc proc rw\n";

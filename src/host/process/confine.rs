@@ -1,14 +1,14 @@
-//! What a confined process sees and may do: a user of its own, no capabilities, a file system with next to nothing in it.
-//! Out of scope: being born ([`super::spawn`]); which user, which files.
+//! Confines a process: a user of its own, no capabilities, a minimal file system.
+//! Out of scope: starting the process ([`super::spawn`]); which user and which files it gets.
 //!
 //! # How
-//! All that takes memory is prepared before the fork, as a list of steps with their paths; the child carries it out by system
-//! calls alone. The new root is a small tmpfs, built over `/sys`, of which nothing of the host's is needed (a fresh one that shows the
-//! process' own network namespace comes in its place), and entered by pivot_root(2); so no other mount of the host is
-//! kept alive by the process, above all no network namespace of another VM.
+//! Everything that allocates memory is prepared before the fork, as a list of steps with their paths; the child executes them with system
+//! calls only. The new root is a small tmpfs, mounted over `/sys`, because nothing of the host's `/sys` is needed (a new sysfs, of the
+//! process' own network namespace, replaces it), and entered with pivot_root(2). So the process keeps no other mount of the host alive, in
+//! particular no network namespace of another VM.
 //!
-//! # Why devices are made and not bound
-//! A node belongs to somebody: `/dev/kvm` is root's or a group's on most hosts. Nodes of its own belong to the process' user.
+//! # Why devices are created and not bind-mounted
+//! A device node has an owner: `/dev/kvm` belongs to root or to a group on most hosts. The created nodes belong to the user of the process.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::fs;
@@ -27,43 +27,43 @@ use super::spawn::check;
 use super::step::{Below, Step, c_string};
 use crate::host::named::Named;
 
-/// How a process is confined.
+/// The confinement of a process.
 #[derive(Clone, Copy, Debug)]
 pub struct Confine<'a> {
     /// Its user, and its group of the same number.
     pub user: u32,
-    /// Its working directory, the only place where it may make files; made, and given to the user, by whoever asks.
+    /// Its working directory, the only one where it may create files. The caller creates it and makes the user its owner.
     pub home: &'a Path,
-    /// Further files and block devices that it sees, at their own paths.
+    /// Further files and block devices that it sees, at the same paths as on the host.
     pub reach: &'a [Reach<'a>],
     /// Whether it has `/dev/kvm`.
     pub kvm: bool,
-    /// A control group (version 2) that it is put into.
+    /// The control group (version 2) that it joins.
     pub cgroup: Option<&'a Path>,
-    /// The jailer that takes over at the end; none: it becomes its user and the program at once.
+    /// The jailer that continues the confinement. `None`: the process becomes its user and executes the program.
     pub jail: Option<Jail<'a>>,
 }
 
-/// One thing of the host's that a confined process sees.
+/// A file, directory or block device of the host that a confined process sees.
 #[derive(Clone, Copy, Debug)]
 pub struct Reach<'a> {
-    /// Where it is.
+    /// Its path.
     pub path: &'a Path,
-    /// Whether it may be written. That its user may read or write it is for others to see to, except with block devices.
+    /// Whether it is mounted writable. The caller gives the user access to it, except to block devices.
     pub writable: bool,
-    /// The file itself, where somebody else has named it: then it is shown from this descriptor, and its path is not followed again.
+    /// The opened file, if an unprivileged user specified the path: it is mounted from this descriptor and the path is not resolved again.
     pub named: Option<&'a Named>,
-    /// Shown as another's; only with `named`.
+    /// The ID mapping of the mount; only with `named`.
     pub map: Option<IdMap>,
 }
 
-/// Where programs and their libraries are. What of it a host does not have is left out.
+/// Directories of programs and their libraries. Those that do not exist on the host are skipped.
 const SYSTEM: [&str; 9] = [
     "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix", "/gnu",
 ];
-/// Files that the loader of programs reads.
+/// Files that the dynamic linker reads.
 const LOADER: [&str; 1] = ["/etc/ld.so.cache"];
-/// Character devices that every process has (Documentation/admin-guide/devices.txt).
+/// Character devices of every confined process (Documentation/admin-guide/devices.txt).
 const DEVICES: [(&str, u32, u32); 5] = [
     ("/dev/null", 1, 3),
     ("/dev/zero", 1, 5),
@@ -71,30 +71,30 @@ const DEVICES: [(&str, u32, u32); 5] = [
     ("/dev/urandom", 1, 9),
     ("/dev/net/tun", 10, 200),
 ];
-/// Where the new root is built.
+/// The mount point of the new root during its construction.
 const BUILD: &str = "/sys";
-/// Of a VMM: its guest's disks and sockets, no more.
+/// Descriptors that a VMM may open: the disks and sockets of its guest.
 const OPEN_FILES: u64 = 4096;
-/// Threads of one user: 255 processors and what serves them.
+/// Threads of one user: those of 255 vCPUs and of the VMM itself.
 const THREADS: u64 = 1024;
-/// Bytes of memory that may be locked, the kernel's own default.
+/// Bytes of memory that may be locked (the kernel's default).
 const LOCKED: u64 = 8 << 20;
 
-/// The steps of one confinement, ready to be taken by a child.
+/// The prepared steps of one confinement, for the child to execute.
 pub(super) struct Cell {
     user: u32,
     cgroup: Option<RawFd>,
-    /// Where paths begin while the new root is built.
+    /// The directory to which paths are relative during the construction of the new root.
     root: PathBuf,
     pub(super) steps: Vec<Step>,
     pub(super) home: CString,
     filter: Vec<libc::sock_filter>,
-    /// The source of the new root: what the process is known by, where it cannot write.
+    /// The source of the new root, which identifies the process and which the process cannot change.
     marks: CString,
     end: End,
 }
 
-/// What comes last.
+/// The last step of the confinement.
 #[derive(Clone, Copy)]
 enum End {
     User,
@@ -104,8 +104,8 @@ enum End {
 pub(super) const LOCKED_DOWN: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
 
 impl Cell {
-    /// `cgroup` is the opened `cgroup.procs` of the wanted group; it stays open until the birth is over.
-    /// `marks` is what the process is known by ([`super::Origin`]).
+    /// `cgroup` is the opened `cgroup.procs` of the desired group; it stays open until the process has started.
+    /// `marks` identifies the process ([`super::Origin`]).
     pub(super) fn prepare(
         what: &Confine<'_>,
         cgroup: Option<RawFd>,
@@ -132,7 +132,7 @@ impl Cell {
         Ok(cell)
     }
 
-    /// For a program that is asked something and has no home, no network and no files of its own.
+    /// The confinement of a [`Query`]: no home, no network and no files of its own.
     pub(super) fn for_query(what: &Query<'_>, user: u32) -> io::Result<Self> {
         let mut cell = Self {
             user,
@@ -179,7 +179,7 @@ impl Cell {
             let number = libc::makedev(major, minor);
             self.device(Path::new(path), libc::S_IFCHR | 0o600, number)?;
         }
-        // Which number it has is found out by the kernel when it is loaded.
+        // The kernel assigns the device number when the module is loaded.
         if let (true, Ok(found)) = (kvm, fs::metadata("/dev/kvm")) {
             self.device(Path::new("/dev/kvm"), libc::S_IFCHR | 0o600, found.rdev())?;
         }
@@ -198,7 +198,7 @@ impl Cell {
         self.bind(what.home, libc::MS_NOEXEC, Below::Nothing)
     }
 
-    /// From now on paths begin there.
+    /// Makes later paths relative to this directory.
     pub(super) fn go_below(&mut self, root: &Path) {
         self.root.extend(root.components().skip(1));
     }
@@ -211,7 +211,8 @@ impl Cell {
             };
             return self.show_named(named, path, reach, libc::MS_RDONLY);
         }
-        // Where programs are it is seen already, or stands behind a link that leads out of there: then it is shown where that leads.
+        // A path in a system directory is visible already, unless it is a link to a target outside: then the target is mounted at its
+        // own path.
         let real = fs::canonicalize(reach.path)?;
         match (is_system(reach.path), is_system(&real), reach.writable) {
             (true, true, false) => Ok(()),
@@ -226,7 +227,7 @@ impl Cell {
         }
     }
 
-    /// `read`: how a file is mounted that may not be written.
+    /// Mounts a file at its own path. `read`: the mount flags of a file that is not writable.
     pub(super) fn show_at(&mut self, reach: &Reach<'_>, read: libc::c_ulong) -> io::Result<()> {
         if let Some(named) = reach.named {
             return self.show_named(named, reach.path, reach, read);
@@ -243,7 +244,7 @@ impl Cell {
         self.bind(reach.path, flags, Below::Nothing)
     }
 
-    /// From the descriptor: what the path leads to by now is of no account.
+    /// Mounts a file from its descriptor; the path is not resolved again.
     fn show_named(
         &mut self,
         named: &Named,
@@ -292,7 +293,7 @@ impl Cell {
         Ok(())
     }
 
-    /// A file system of this kind, with this word as its source.
+    /// Mounts a new file system of this type, with this source.
     pub(super) fn fresh(
         &mut self,
         (kind, source): (&str, &str),
@@ -312,7 +313,7 @@ impl Cell {
         Ok(())
     }
 
-    /// Where `path` comes to stand while the new root is built; the directories above it are made.
+    /// The location of `path` during the construction of the new root. Adds steps that create the directories above it.
     pub(super) fn place(&mut self, path: &Path) -> io::Result<CString> {
         let plain =
             |part: &Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
@@ -331,12 +332,12 @@ impl Cell {
         c_string(&at)
     }
 
-    /// Becomes confined. On an error the child must end.
+    /// Confines the calling process. On an error the child must exit.
     ///
     /// # Safety
-    /// Only system calls; to be called between fork and exec.
+    /// Makes only system calls; must be called between fork and exec.
     pub(super) unsafe fn enter(&self) -> io::Result<()> {
-        // SAFETY: as of this function.
+        // SAFETY: the caller upholds the contract of this function.
         unsafe {
             told(c"join the control group", self.join())?;
             told(c"build a file system", self.build())?;
@@ -346,7 +347,7 @@ impl Cell {
                 End::User => told(c"become the user", self.become_user()),
                 End::Jailer => told(c"drop capabilities", keep_what_a_jailer_needs()),
             }?;
-            told(c"forbid controls of the TAP", controls::forbid())
+            told(c"forbid ioctls of the TAP", controls::forbid())
         }
     }
 
@@ -354,7 +355,7 @@ impl Cell {
         let Some(procs) = self.cgroup else {
             return Ok(());
         };
-        // SAFETY: the descriptor is open, the text is ours. "0" is whoever writes it (cgroup-v2.rst).
+        // SAFETY: the descriptor is open, the text is static. "0" is the writing process (cgroup-v2.rst).
         match unsafe { libc::write(procs, c"0".as_ptr().cast(), 1) } {
             1 => Ok(()),
             _ => Err(io::Error::last_os_error()),
@@ -363,7 +364,7 @@ impl Cell {
 
     unsafe fn build(&self) -> io::Result<()> {
         let build = c"/sys".as_ptr();
-        // SAFETY: plain system calls; every pointer is to a C string of `self` or of the program.
+        // SAFETY: plain system calls; every pointer is to a C string of `self` or to a static one.
         unsafe {
             check(libc::unshare(libc::CLONE_NEWNS))?;
             mount(None, c"/", None, libc::MS_REC | libc::MS_PRIVATE, None)?;
@@ -384,9 +385,9 @@ impl Cell {
         Ok(())
     }
 
-    /// The old root is stacked on the new one for a moment, and let go (pivot_root(2), "pivot_root(".", ".")").
+    /// Stacks the old root on the new one and unmounts it (pivot_root(2), "pivot_root(".", ".")").
     unsafe fn pivot(&self) -> io::Result<()> {
-        // SAFETY: as in `build`.
+        // SAFETY: plain system calls; every pointer is to a static C string.
         unsafe {
             check(libc::chdir(c"/sys".as_ptr()))?;
             let dot = c".".as_ptr();
@@ -407,7 +408,7 @@ impl Cell {
 
     unsafe fn become_user(&self) -> io::Result<()> {
         let user = libc::c_long::from(self.user);
-        // SAFETY: plain system calls. The raw ones: libc's own would tell all threads of a process that has no others.
+        // SAFETY: plain system calls. They are raw because those of libc signal all threads, and this process has no others.
         unsafe {
             drop_bounding(0)?;
             let none = std::ptr::null::<libc::gid_t>();
@@ -428,16 +429,16 @@ impl Cell {
     }
 }
 
-/// All capabilities that can be gained, but for this set.
+/// Drops all capabilities but this set from the bounding set.
 ///
 /// # Safety
-/// Only system calls; to be called between fork and exec.
+/// Makes only system calls; must be called between fork and exec.
 pub(super) unsafe fn drop_bounding(kept: u64) -> io::Result<()> {
     for capability in (0..64).filter(|capability| kept & 1 << capability == 0) {
         // SAFETY: a plain system call.
         if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
             match io::Error::last_os_error() {
-                // The last one that this kernel knows was before.
+                // This kernel has no capability with this number or a higher one.
                 error if error.raw_os_error() == Some(libc::EINVAL) => break,
                 error => return Err(error),
             }
@@ -446,7 +447,7 @@ pub(super) unsafe fn drop_bounding(kept: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a path leads to where programs are.
+/// Whether a path is below one of the system directories.
 pub(super) fn is_system(path: &Path) -> bool {
     SYSTEM.iter().any(|system| path.starts_with(system))
 }
@@ -467,7 +468,7 @@ unsafe fn limit() -> io::Result<()> {
     Ok(())
 }
 
-/// A parent is told a number alone; which step it was comes to stand in the log.
+/// Writes the failed step to the log: the parent receives only the errno.
 unsafe fn told(doing: &CStr, done: io::Result<()>) -> io::Result<()> {
     if done.is_err() {
         for words in [c"confinement: cannot ", doing, c"\n"] {

@@ -1,13 +1,14 @@
-//! Controls of a TAP that a confined process must not use, though it has the TAP open.
-//! Out of scope: what else a confined process may do ([`super::confine`]).
+//! A seccomp filter that forbids ioctls of a TAP to a confined process that has the TAP open.
+//! Out of scope: other restrictions of a confined process ([`super::confine`]).
 //!
 //! # Why
-//! Whoever holds a TAP's descriptor changes its MAC without any capability (`SIOCSIFHWADDR` of `__tun_chr_ioctl`, drivers/net/tun.c). On
-//! a bridge the port's MAC is the host's own: the bridge then drops its entry for that MAC, be it a neighbour's or a router's, and hands
-//! their frames to the host (`fdb_add_local`, net/bridge/br_fdb.c). No VMM needs this, nor to give the TAP away or to make it vanish.
+//! A process with a TAP's descriptor can change its MAC without any capability (`SIOCSIFHWADDR` of `__tun_chr_ioctl`,
+//! drivers/net/tun.c). On a bridge the MAC of a port is a local address: the bridge then drops its entry for that MAC, which may be
+//! another VM's or a router's, and delivers their frames to the host (`fdb_add_local`, net/bridge/br_fdb.c). No VMM needs this, nor a
+//! change of the TAP's owner or persistence.
 //!
-//! The filter is classic BPF over `struct seccomp_data` (linux/seccomp.h). It answers EPERM, as the kernel does where a capability is
-//! missing. The system calls of other architectures, x32 among them, name these controls otherwise: they do not exist for the process.
+//! The filter is classic BPF over `struct seccomp_data` (linux/seccomp.h). It returns EPERM, as the kernel does if a capability is
+//! missing. The system calls of other architectures and of x32 have other numbers: all of them return ENOSYS.
 
 use std::io;
 
@@ -28,10 +29,10 @@ const NATIVE: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 const NATIVE: u32 = 0xc000_00b7;
 
-/// `__X32_SYSCALL_BIT`; no number of another architecture's is as high.
+/// `__X32_SYSCALL_BIT`; native system call numbers are below it.
 const X32: u32 = 0x4000_0000;
 
-/// Where things are in `struct seccomp_data`. Of the second argument the kernel reads the lower half.
+/// Offsets in `struct seccomp_data`. The kernel uses the lower half of ioctl's second argument.
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const REQUEST: u32 = 24;
@@ -51,7 +52,7 @@ const fn insn(code: u32, jt: usize, jf: usize, k: u32) -> libc::sock_filter {
     }
 }
 
-/// Behind the tests stand three answers: allowed, no such call, not permitted.
+/// The tests are followed by three return instructions: allowed, no such call, not permitted.
 const fn filter() -> [libc::sock_filter; LENGTH] {
     const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
     const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
@@ -72,17 +73,17 @@ const fn filter() -> [libc::sock_filter; LENGTH] {
         all[at] = insn(EQUAL, DENIED - at - 1, 0, FORBIDDEN[at - 6]);
         at += 1;
     }
-    // The place between the tests and the answers.
+    // Between the tests and the return instructions.
     all[at] = insn(libc::BPF_JMP | libc::BPF_JA, 0, 0, 0);
     all[ALLOWED] = insn(ANSWER, 0, 0, ALLOW);
     all[NO_CALL] = insn(ANSWER, 0, 0, NO_SUCH_CALL);
     all
 }
 
-/// From here on, and for whatever is executed.
+/// Installs the filter for this process and every program that it executes.
 ///
 /// # Safety
-/// Only system calls; to be called between fork and exec, after `PR_SET_NO_NEW_PRIVS`.
+/// Makes only system calls; must be called between fork and exec, after `PR_SET_NO_NEW_PRIVS`.
 pub(super) unsafe fn forbid() -> io::Result<()> {
     static FILTER: [libc::sock_filter; LENGTH] = filter();
     let program = libc::sock_fprog {

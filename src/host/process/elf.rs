@@ -1,22 +1,22 @@
-//! Whether a program needs anything beside itself.
+//! Detects whether a program is statically linked.
 //! Out of scope: running it.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 
-/// A segment that names the loader (elf(5)).
+/// The type of the segment that names the dynamic linker (elf(5)).
 const PT_INTERP: u32 = 3;
-/// No program has more segments.
+/// Maximum number of segments that is accepted.
 const MOST_SEGMENTS: u16 = 256;
 
-/// Whether this is a 64-bit ELF program that is linked statically: one that needs no loader and no libraries (elf(5)).
+/// Whether this is a 64-bit ELF program that is statically linked: it needs no dynamic linker and no libraries (elf(5)).
 pub fn is_static(mut file: &File) -> io::Result<bool> {
     let mut header = [0_u8; 64];
     match file.read_exact(&mut header) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
         read => read?,
     }
-    // Two bytes of this are the class, 64 bits, and the order of bytes.
+    // Bytes 4 and 5 are the class (64 bits) and the byte order (little-endian).
     if !header.starts_with(b"\x7fELF\x02\x01") {
         return Ok(false);
     }
@@ -43,13 +43,13 @@ mod tests {
 
     #[test]
     fn a_program_with_a_loader_and_a_script_are_not_static() {
-        // Of this test, which is linked as everything of a Rust toolchain is by default.
+        // The test binary: the Rust toolchain links dynamically by default.
         assert!(!is_static(&File::open("/proc/self/exe").unwrap()).unwrap());
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("program");
         for bytes in [
             &b""[..],
-            b"#!/bin/sh\necho words that are longer than the header of a program is\n",
+            b"#!/bin/sh\necho a text that is longer than the header of a program is\n",
         ] {
             std::fs::write(&path, bytes).unwrap();
             assert!(!is_static(&File::open(&path).unwrap()).unwrap());

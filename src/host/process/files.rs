@@ -1,19 +1,19 @@
-//! How many descriptors we may have open, and how many what we start may.
-//! Out of scope: how they are shared out.
+//! The limit on open file descriptors (RLIMIT_NOFILE) of the daemon and of the programs that it starts.
+//! Out of scope: how the daemon distributes its descriptors.
 //!
 //! # Why
-//! The soft limit of RLIMIT_NOFILE is 1024 on most hosts for the sake of programs that use select(2). The daemon does not, and
-//! needs more; its children get what the daemon was started with.
+//! The soft limit is 1024 on most hosts because of programs that use select(2). The daemon does not use it and needs more; its children
+//! get the limit that the daemon was started with.
 
 use std::io;
 use std::sync::OnceLock;
 
 static ORIGINAL: OnceLock<libc::rlimit> = OnceLock::new();
 
-/// Raises our soft limit to the hard one, once, and returns it.
+/// Raises the daemon's soft limit to the hard limit, and returns it.
 ///
 /// # Errors
-/// The kernel's; then the limit is as before.
+/// The kernel's; the limit is unchanged then.
 pub fn raise_file_limit() -> io::Result<u64> {
     let before = get()?;
     let original = *ORIGINAL.get_or_init(|| before);
@@ -21,39 +21,39 @@ pub fn raise_file_limit() -> io::Result<u64> {
         rlim_cur: original.rlim_max,
         rlim_max: original.rlim_max,
     };
-    // SAFETY: a plain system call; the struct lives through it.
+    // SAFETY: a plain system call; the struct outlives it.
     match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } {
         0 => Ok(raised.rlim_cur),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// How many descriptors we may have open now.
+/// The current soft limit.
 pub fn file_limit() -> io::Result<u64> {
     get().map(|limit| limit.rlim_cur)
 }
 
-/// What a child is to get: the soft and the hard limit that we were started with. None: ours is not raised.
+/// The limit for children: the soft and hard limit that the daemon was started with. `None`: the limit was not raised.
 pub fn original_file_limit() -> Option<(u64, u64)> {
     ORIGINAL.get().map(|limit| (limit.rlim_cur, limit.rlim_max))
 }
 
-/// The same, as setrlimit(2) takes it.
+/// The same as [`original_file_limit`], as an argument of setrlimit(2).
 pub(super) fn original() -> Option<libc::rlimit> {
     ORIGINAL.get().copied()
 }
 
-/// Gives a child that runs already the limit that we were started with.
+/// Sets the limit of a running child to the one that the daemon was started with.
 ///
 /// # Why not before its exec
-/// That takes code between fork and exec, for which the standard library forks, page tables and all, where it would call
-/// posix_spawn(3). No program counts its descriptors in its first microseconds.
+/// That requires code between fork and exec: the standard library then uses fork(2), which copies the page tables, instead of
+/// posix_spawn(3). No program reads its limit in its first microseconds.
 pub(super) fn restore_in(pid: u32) {
     let (Some(original), Ok(pid)) = (original(), libc::pid_t::try_from(pid)) else {
         return;
     };
-    // SAFETY: a plain system call on a child that is not reaped yet; the struct lives through it. A child that ended already
-    // needs no limit.
+    // SAFETY: a plain system call on a child that is not reaped yet; the struct outlives it. An error of a child that has already ended
+    // is ignored.
     unsafe {
         libc::prlimit(
             pid,
@@ -69,7 +69,7 @@ fn get() -> io::Result<libc::rlimit> {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: a plain system call; the struct lives through it.
+    // SAFETY: a plain system call; the struct outlives it.
     match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } {
         0 => Ok(limit),
         _ => Err(io::Error::last_os_error()),

@@ -1,23 +1,23 @@
-//! System calls that a confined process is refused (EPERM): those that change whose a file is and who may use it.
-//! Out of scope: what a VMM refuses itself further (QEMU's `-sandbox`, the filters of Firecracker and Cloud Hypervisor).
+//! A seccomp filter that denies (EPERM) a confined process the system calls that change the owner, mode, ACL or attributes of a file.
+//! Out of scope: the filters that VMMs install themselves (QEMU's `-sandbox`, those of Firecracker and Cloud Hypervisor).
 //!
 //! # Why
-//! A user's disk is shown to a VMM as its own (`mounts`), and an owner may change a file's mode and its extended attributes, ACLs
-//! among them. That is the user's to do. No VMM needs it. System calls of other architectures (int 0x80, x32) are refused as a
-//! whole: their numbers are others.
+//! In the mount of a VMM, a user's disk belongs to the VMM's user (`mounts`), and an owner may change a file's mode and extended
+//! attributes, including ACLs. Only the disk's owner on the host should do that, and no VMM needs it. All system calls of other
+//! architectures (int 0x80) and of x32 are denied: their numbers differ.
 
 use std::io;
 
-/// `include/uapi/linux/audit.h`: the machine's number, 64 bits, little-endian.
+/// `include/uapi/linux/audit.h`: the ELF machine number, 64 bits, little-endian.
 #[cfg(target_arch = "x86_64")]
 const ARCHITECTURE: u32 = 62 | 0x8000_0000 | 0x4000_0000;
 #[cfg(target_arch = "aarch64")]
 const ARCHITECTURE: u32 = 183 | 0x8000_0000 | 0x4000_0000;
 
-/// Of the x32 ABI (`__X32_SYSCALL_BIT`).
+/// The flag of the x32 ABI (`__X32_SYSCALL_BIT`).
 const OTHER_ABI: u32 = 0x4000_0000;
 
-/// Numbers that the libc crate does not have yet, the same everywhere: fchmodat2, setxattrat, removexattrat, file_setattr.
+/// Numbers that the libc crate does not have yet, the same on every architecture: fchmodat2, setxattrat, removexattrat, file_setattr.
 const NEWER: [libc::c_long; 4] = [452, 463, 466, 469];
 #[cfg(target_arch = "x86_64")]
 const OLDER: [libc::c_long; 3] = [libc::SYS_chmod, libc::SYS_chown, libc::SYS_lchown];
@@ -36,7 +36,7 @@ const REFUSED: [libc::c_long; 10] = [
     libc::SYS_fremovexattr,
 ];
 
-/// A program of classic BPF (seccomp(2)), made before the fork.
+/// The classic BPF program (seccomp(2)), built before the fork.
 pub(super) fn program() -> Vec<libc::sock_filter> {
     let code = |code: u32| code as u16;
     let (load, equal, above, end) = (
@@ -51,7 +51,7 @@ pub(super) fn program() -> Vec<libc::sock_filter> {
         .filter_map(|&number| u32::try_from(number).ok())
         .collect();
     let count = refused.len() as u8;
-    // `struct seccomp_data`: the number is at 0, the architecture at 4. Jumps are counted from the next step.
+    // `struct seccomp_data`: the number is at offset 0, the architecture at 4. Jumps are relative to the next instruction.
     let mut steps = vec![
         step(load, 0, 0, 4),
         step(equal, 0, count + 3, ARCHITECTURE),
@@ -73,16 +73,16 @@ pub(super) fn program() -> Vec<libc::sock_filter> {
     steps
 }
 
-/// For ever, for this process and all that it starts.
+/// Installs the filter permanently for this process and everything that it starts.
 ///
 /// # Safety
-/// Only a system call; to be called between fork and exec, after no_new_privs is set.
+/// Makes only a system call; must be called between fork and exec, after no_new_privs is set.
 pub(super) unsafe fn install(program: &[libc::sock_filter]) -> io::Result<()> {
     let program = libc::sock_fprog {
         len: program.len() as u16,
         filter: program.as_ptr().cast_mut(),
     };
-    // SAFETY: the pointer is to a local that points to the caller's steps; the kernel copies them.
+    // SAFETY: the pointer is to a local that points to the caller's instructions; the kernel copies them.
     let done = unsafe {
         libc::prctl(
             libc::PR_SET_SECCOMP,

@@ -1,9 +1,9 @@
-//! The short-lived programs that run now: started here, so that each can be ended with all that it has started.
-//! Out of scope: reading their output ([`super::run`]); processes that outlive us.
+//! Short-lived helper programs: starts them and kills each with all of its descendants.
+//! Out of scope: reading their output ([`super::run`]); processes that outlive the daemon.
 //!
 //! # Why an environment variable
-//! Each program leads a process group of its own, and the group is killed. A process that it has started may have left the group
-//! (setsid(2)) and is found by its environment only: each program is started with a unique value of `SLICE_HELPER`.
+//! Each program leads a process group of its own, and the group is killed. A descendant may have left the group (setsid(2)) and can only be
+//! found by its environment: each program is started with a unique value of `SLICE_HELPER`.
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,19 +15,19 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::files;
 
-/// In the environment of every short-lived program.
+/// The environment variable of every helper program.
 const MARK: &str = "SLICE_HELPER";
 
-/// Passes over `/proc` in which what a program has started is looked for: it may start more meanwhile.
+/// Maximum number of passes over `/proc` in search of descendants: they may start more processes during a pass.
 const PASSES: usize = 4;
 
-/// Whether the daemon ends: then nothing is started any more.
+/// Whether the daemon is shutting down: then no helper is started any more.
 static ENDING: RwLock<bool> = RwLock::new(false);
 
-/// Process ids of programs that have not been reaped, and their marks.
+/// The PIDs of helpers that have not been reaped, and their marks.
 static RUNNING: LazyLock<Mutex<HashMap<u32, String>>> = LazyLock::new(Mutex::default);
 
-/// What no other process has in its mark.
+/// The prefix of this process' marks, unique on this host.
 static OURS: LazyLock<String> = LazyLock::new(|| {
     let boot = crate::host::fs::boot_id().unwrap_or_default();
     format!("{boot}/{}", std::process::id())
@@ -35,31 +35,31 @@ static OURS: LazyLock<String> = LazyLock::new(|| {
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-/// A program that has been started and not reaped, in a process group of its own.
+/// A helper program that was started and has not been reaped, in a process group of its own.
 #[derive(Debug)]
 pub(super) struct Helper {
     pid: u32,
     mark: String,
 }
 
-/// A mark for the next program: variable and value of its environment.
+/// Returns a mark for the next helper: name and value of the environment variable.
 pub(super) fn mark() -> (&'static str, String) {
     let next = NEXT.fetch_add(1, Ordering::Relaxed);
     (MARK, format!("{}/{next}/", *OURS))
 }
 
 impl Helper {
-    /// Starts one; `start` answers its process id. From here to [`Helper::forget`] it is known, and nothing may reap it.
+    /// Starts a helper; `start` returns its PID. Until [`Helper::forget`] it is registered and must not be reaped.
     ///
     /// # Errors
-    /// `start`'s; or the daemon ends.
+    /// Those of `start`; or the daemon is shutting down.
     pub(super) fn start<T>(
         mark: String,
         start: impl FnOnce() -> io::Result<(u32, T)>,
     ) -> io::Result<(Self, T)> {
         let ending = ENDING.read().unwrap_or_else(PoisonError::into_inner);
         if *ending {
-            return Err(io::Error::other("the daemon ends"));
+            return Err(io::Error::other("the daemon is shutting down"));
         }
         let (pid, started) = start()?;
         running().insert(pid, mark.clone());
@@ -67,22 +67,22 @@ impl Helper {
         Ok((Self { pid, mark }, started))
     }
 
-    /// SIGKILL to its process group, itself included. A stopped process (SIGSTOP) dies of it, too.
+    /// Sends SIGKILL to its process group, including itself. SIGKILL ends a stopped process (SIGSTOP), too.
     pub(super) fn kill_group(&self) {
         kill_group(self.pid);
     }
 
-    /// SIGKILL to what it has started and has left its group.
+    /// Sends SIGKILL to its descendants that have left the group.
     pub(super) fn kill_escaped(&self) {
         kill_marked(&self.mark);
     }
 
-    /// It may be reaped now.
+    /// Unregisters the helper: it may be reaped now.
     pub(super) fn forget(self) {}
 }
 
 impl Drop for Helper {
-    /// Known no more; what is not dead is killed before, as long as its number cannot be another's.
+    /// Kills what is left of the group while its PID cannot be reused yet, then unregisters the helper.
     fn drop(&mut self) {
         let mut running = running();
         kill_group(self.pid);
@@ -90,11 +90,11 @@ impl Drop for Helper {
     }
 }
 
-/// Kills all short-lived programs with what they have started, and lets none be started any more. For the daemon's end.
+/// Kills all helpers and their descendants, and prevents further starts. Called when the daemon shuts down.
 pub fn end_helpers() {
     *ENDING.write().unwrap_or_else(PoisonError::into_inner) = true;
     running().keys().for_each(|pid| kill_group(*pid));
-    // One that ended well may have left something behind, too.
+    // A helper that has exited may have left descendants.
     if NEXT.load(Ordering::Relaxed) > 0 {
         kill_marked(&format!("{}/", *OURS));
     }
@@ -106,12 +106,12 @@ fn running() -> MutexGuard<'static, HashMap<u32, String>> {
 
 fn kill_group(pid: u32) {
     if let Some(group) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        // ESRCH: nobody is in it any more.
+        // ESRCH: the group is empty.
         let _ = rustix::process::kill_process_group(group, Signal::KILL);
     }
 }
 
-/// Every process whose mark begins so.
+/// Kills every process with this prefix of its mark.
 fn kill_marked(mark: &str) {
     for _ in 0..PASSES {
         let killed = marked(mark)
@@ -140,7 +140,7 @@ fn bears(pid: i32, mark: &str) -> bool {
         .any(|entry| entry.starts_with(wanted.as_bytes()))
 }
 
-/// Held before it is looked at again: what is killed is what bears the mark.
+/// Opens a pidfd first and checks the mark second, so the process that is killed is the one that has the mark.
 fn kill_one(pid: i32, mark: &str) -> bool {
     let Some(pid) = Pid::from_raw(pid) else {
         return false;
@@ -148,7 +148,7 @@ fn kill_one(pid: i32, mark: &str) -> bool {
     let Ok(held) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
         return false;
     };
-    // A zombie has no environment any more, so that it is not found again.
+    // A zombie has no environment, so it is not found again.
     bears(pid.as_raw_nonzero().get(), mark)
         && rustix::process::pidfd_send_signal(&held, Signal::KILL).is_ok()
 }

@@ -1,5 +1,5 @@
-//! Which process: pid, start time and boot, and the record of it that a newborn writes about itself.
-//! Out of scope: whether it still runs.
+//! Identifies a process by PID, start time and boot ID, and reads the process record that a new child writes about itself.
+//! Out of scope: whether the process still runs.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -15,29 +15,29 @@ use serde::{Deserialize, Serialize};
 use crate::host::fs::{self, Durability};
 use crate::host::{Error, Kind};
 
-/// Tells one process from every other there ever was on this machine.
+/// Identifies a process uniquely on this host, across reboots and PID reuse.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Identity {
-    /// The number that may be reused.
+    /// The PID, which the kernel may reuse.
     pub pid: u32,
-    /// When it was started: clock ticks (100 Hz) since boot.
+    /// The start time in clock ticks (100 Hz) since boot.
     pub start: u64,
-    /// Which boot: `/proc/sys/kernel/random/boot_id`.
+    /// The boot ID: `/proc/sys/kernel/random/boot_id`.
     pub boot: String,
 }
 
-/// What a record says.
+/// The content of a process record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
-    /// There is none, or it cannot be understood.
+    /// The record does not exist or is invalid.
     None,
-    /// A start was attempted and the child died before it could become the program.
+    /// A start was attempted, and the child ended before its exec.
     Unborn,
-    /// This one was started.
+    /// This process was started.
     Of(Identity),
 }
 
-/// The part of `/proc/<pid>/stat` (proc_pid_stat(5)) that we need.
+/// The required fields of `/proc/<pid>/stat` (proc_pid_stat(5)).
 pub(super) struct Stat {
     pub(super) pid: u32,
     pub(super) start: u64,
@@ -46,7 +46,7 @@ pub(super) struct Stat {
 }
 
 impl Identity {
-    /// The process that has this pid now, or `None` if none has.
+    /// The process that has this PID now; `None` if there is none.
     pub fn of(pid: u32) -> Result<Option<Self>, Error> {
         let boot = fs::boot_id()?.to_owned();
         Ok(stat_of(pid)?
@@ -58,9 +58,9 @@ impl Identity {
             }))
     }
 
-    /// How long ago it was started, to a hundredth of a second.
+    /// The time since its start, with a resolution of 10 ms.
     pub fn age(&self) -> Result<std::time::Duration, Error> {
-        // USER_HZ is 100 on every architecture of ours (proc_pid_stat(5)).
+        // USER_HZ is 100 on every supported architecture (proc_pid_stat(5)).
         let born = Duration::from_millis(self.start.saturating_mul(10));
         Ok(uptime()?.saturating_sub(born))
     }
@@ -70,7 +70,7 @@ impl Identity {
     }
 }
 
-/// Since the boot, sleep included, to a hundredth of a second: a clock that nobody sets (proc_uptime(5)).
+/// The time since boot, suspend included, with a resolution of 10 ms. This clock cannot be set (proc_uptime(5)).
 pub fn uptime() -> Result<Duration, Error> {
     const UPTIME: &str = "/proc/uptime";
     let text = fs::read_text(Path::new(UPTIME))?.unwrap_or_default();
@@ -88,12 +88,12 @@ impl fmt::Display for Identity {
 }
 
 impl Stat {
-    /// Ended, and not yet reaped.
+    /// Whether it has ended and has not been reaped.
     pub(super) fn is_dead(&self) -> bool {
         matches!(self.state, 'Z' | 'X' | 'x')
     }
 
-    /// The command's name is in brackets and may itself hold brackets and blanks: the last bracket counts.
+    /// The command name is in parentheses and may contain parentheses and blanks: it ends at the last parenthesis.
     fn parse(line: &str) -> Option<Self> {
         let (before, after) = line.rsplit_once(')')?;
         let mut fields = after.split_ascii_whitespace();
@@ -116,15 +116,15 @@ pub(super) fn stat_of(pid: u32) -> Result<Option<Stat>, Error> {
     Ok(fs::read_text(Path::new(&path))?.and_then(|line| Stat::parse(&line)))
 }
 
-/// The text of a record: the boot id, written before the birth, then what `/proc/self/stat` told the newborn.
+/// The first line of a record: the boot ID, written before the fork. The child appends its `/proc/self/stat`.
 pub(super) fn header(boot: &str) -> String {
     format!("{boot}\n")
 }
 
-/// Reads the record that [`super::spawn`] or [`write_record`] left at `path`.
+/// Reads the record that [`super::spawn`] or [`write_record`] wrote to `path`.
 ///
-/// [`Kind::Busy`] while a birth is under way: the parent takes a lock on the record, the newborn inherits it and lets go of it
-/// by becoming the program. So a parent that is killed in between does not leave a moment in which its child cannot be seen.
+/// Returns [`Kind::Busy`] during a start: the parent locks the record, the child inherits the lock and releases it with its exec. So
+/// even if the parent is killed during the start, there is no time at which its child cannot be found.
 pub fn read_record(path: &Path) -> Result<Record, Error> {
     let shown = || path.display().to_string();
     let wrap = |error| Error::io("read the process record", shown(), error);
@@ -143,8 +143,8 @@ pub fn read_record(path: &Path) -> Result<Record, Error> {
     Ok(parse_record(&String::from_utf8_lossy(&text)))
 }
 
-/// A file that nobody but us can have written: ours, of one name, and closed to the writing of others. `None`: it is another's. A pipe is
-/// not waited for, a symbolic link not followed.
+/// Opens a file that only the daemon's user can have written: it is the owner, there is one link, and no other user may write. `None`: the
+/// file is another one. Opening a pipe does not block, and a symbolic link is not followed.
 fn open_roots(path: &Path) -> io::Result<Option<File>> {
     let opened = OpenOptions::new()
         .read(true)
@@ -180,7 +180,7 @@ fn parse_record(text: &str) -> Record {
     }
 }
 
-/// Writes anew the record of a process that was found without one.
+/// Writes the record of a process that was found without one.
 pub fn write_record(path: &Path, identity: &Identity) -> Result<(), Error> {
     let filler = "0 ".repeat(18);
     let text = format!(
@@ -210,14 +210,14 @@ mod tests {
     }
 
     #[test]
-    fn we_find_ourselves() {
+    fn the_test_process_is_found() {
         let me = Identity::of(std::process::id()).unwrap().unwrap();
         assert_eq!(me.pid, std::process::id());
         assert!(me.start > 0);
     }
 
     #[test]
-    fn a_record_written_anew_reads_back() {
+    fn a_written_record_is_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("process");
         assert_eq!(read_record(&path).unwrap(), Record::None);
@@ -234,7 +234,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_record_makes_us_panic(text in ".*\n?.*") {
+        fn no_record_content_panics(text in ".*\n?.*") {
             parse_record(&text);
         }
     }

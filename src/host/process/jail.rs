@@ -1,19 +1,19 @@
-//! What Firecracker's jailer finds when it is started in our confinement, so that it goes on where we end.
-//! Out of scope: its command line (`crate::reconcile::vmm`); what a process that confines itself in no further way sees (`confine`).
+//! The file system and capabilities of Firecracker's jailer, which continues the confinement.
+//! Out of scope: its command line (`crate::reconcile::vmm`); the file system of a process without a jailer (`confine`).
 //!
 //! # How
-//! The new root holds what the jailer needs: the host's programs, itself, the program that it is to start. In it stands the jail, a
-//! small file system in memory in which all that the program is to see is shown already, at the paths that it has outside. The jailer
-//! makes devices there, moves its root there (taking what is mounted below along and leaving all else behind) and becomes the user.
-//! Nothing of the host's programs, `/proc` or `/sys` is left in the jail.
+//! The new root contains what the jailer needs: the host's programs, the jailer, and the program that it starts. The jail is a small tmpfs
+//! in it, in which everything that the program may see is already mounted, at the same paths as on the host. The jailer creates devices
+//! there, makes it its root (the mounts below move with it, all others are detached) and becomes the user.
+//! The jail contains nothing of the host's programs, `/proc` or `/sys`.
 //!
-//! # What it may still do
-//! The jailer needs some capabilities; more than those its bounding set does not hold. It leaves that set as it is, where our own way
-//! empties it: of no use to a process without capabilities that cannot gain any (no_new_privs).
+//! # Remaining capabilities
+//! The bounding set contains only the capabilities that the jailer needs. The jailer does not empty that set, in contrast to `confine`; it
+//! is of no use to a process without capabilities that cannot gain any (no_new_privs).
 //!
-//! # Why the root's source
-//! The jailer clears its environment, by which a process is found (`census`). So the file system that becomes the root bears the same words
-//! as its source, where only who may mount can put them: `/proc/<pid>/mountinfo` shows them.
+//! # Why the source of the root contains the marks
+//! The jailer clears its environment, by which a process is found (`census`). So the file system that becomes the root has the same
+//! variables in its source, which `/proc/<pid>/mountinfo` shows and only a process that may mount can set.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -25,32 +25,32 @@ use super::spawn::check;
 use super::step::{Below, Step, c_string};
 use crate::host::named::Named;
 
-/// A process that is put in a jail by Firecracker's jailer: [`super::Spawn::argv`] is the jailer's.
+/// A process in a jail of Firecracker's jailer: [`super::Spawn::argv`] is the command line of the jailer.
 #[derive(Clone, Copy, Debug)]
 pub struct Jail<'a> {
-    /// What becomes its root: a path that has no meaning but to the jailer. There is nothing.
+    /// The directory that becomes its root. The path has a meaning to the jailer only and does not exist on the host.
     pub root: &'a Path,
     /// The jailer.
     pub tool: &'a Named,
     /// The program that it copies into the jail.
     pub program: &'a Named,
-    /// Where the home is seen in the jail.
+    /// The path of the home in the jail.
     pub home: &'a Path,
-    /// Its standard error.
+    /// The standard error of the process.
     pub errors: BorrowedFd<'a>,
 }
 
-/// Bytes and names: a copied program apart, nothing but mount points, devices and the program's pid are made in a jail.
+/// Size and inode limits of the jail: it contains mount points, devices and the program's PID file. The copied program is mounted.
 const JAIL_ROOM: &str = "mode=0755,size=1m,nr_inodes=8k";
-/// Where the program's copy comes to lie: the one place of a jail of which something can be executed.
+/// The directory of the program's copy: the only executable file of a jail is in it.
 const COPY: &str = "/copy";
 
-/// `include/uapi/linux/capability.h`: CHOWN, DAC_OVERRIDE (it has given the jail to the user, and makes devices there), SETGID, SETUID,
-/// SYS_ADMIN (unshare, mount, pivot_root), MKNOD.
+/// `include/uapi/linux/capability.h`: CHOWN, DAC_OVERRIDE (the jailer creates devices in the jail, whose owner is the user by then),
+/// SETGID, SETUID, SYS_ADMIN (unshare, mount, pivot_root), MKNOD.
 const NEEDED: [u32; 6] = [0, 1, 6, 7, 21, 27];
 
 impl Cell {
-    /// The jail, and beside it what the jailer needs. `marks`: what is told of it.
+    /// Adds the jail and the files that the jailer needs. `marks` identifies the process.
     pub(super) fn add_jail(
         &mut self,
         what: &Confine<'_>,
@@ -80,7 +80,7 @@ impl Cell {
         for reach in what.reach {
             self.show_at(reach, libc::MS_RDONLY | libc::MS_NOEXEC)?;
         }
-        // Last: whatever else were to stand there, the jailer writes to its own.
+        // Last: the jailer writes to this file, even if another one is mounted at the same path.
         let name = Path::new("/").join(jail.program.real().file_name().unwrap_or_default());
         let to = self.place(&name)?;
         self.steps.push(Step::File(to.clone(), 0o600));
@@ -94,10 +94,10 @@ impl Cell {
         Ok(())
     }
 
-    /// The jailer writes to the copy, which must be one that can be run: older ones keep the mode that it has.
+    /// The file that the jailer writes the program to. It is executable from the start: older jailers do not change its mode.
     fn add_room_for_the_copy(&mut self, jail: &Jail<'_>) -> io::Result<std::ffi::CString> {
         let bytes = jail.program.metadata()?.len();
-        // With what a last page leaves empty, and the directory.
+        // Plus the unused part of the last page, and the directory.
         let room = format!("mode=0700,size={},nr_inodes=4", bytes + (64 << 10));
         self.fresh(("tmpfs", "slice"), Path::new(COPY), LOCKED_DOWN, &room)?;
         let copy = self.place(&Path::new(COPY).join("program"))?;
@@ -106,10 +106,10 @@ impl Cell {
     }
 }
 
-/// Nothing but what the jailer needs, and never more.
+/// Reduces the capabilities to those that the jailer needs, permanently.
 ///
 /// # Safety
-/// Only system calls; to be called between fork and exec.
+/// Makes only system calls; must be called between fork and exec.
 pub(super) unsafe fn keep_what_a_jailer_needs() -> io::Result<()> {
     let needed = NEEDED.iter().fold(0_u32, |all, one| all | 1 << one);
     // SAFETY: plain system calls on memory of this function.
@@ -117,7 +117,7 @@ pub(super) unsafe fn keep_what_a_jailer_needs() -> io::Result<()> {
         drop_bounding(u64::from(needed))?;
         let none = std::ptr::null::<libc::gid_t>();
         check_long(libc::syscall(libc::SYS_setgroups, 0_usize, none))?;
-        // Effective, permitted, inheritable: of the lower 32, then of the upper (capset(2)).
+        // Effective, permitted, inheritable: the lower 32 bits, then the upper 32 (capset(2)).
         let header = [0x2008_0522_u32, 0];
         let sets = [needed, needed, 0, 0, 0, 0];
         check_long(libc::syscall(

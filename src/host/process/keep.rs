@@ -1,14 +1,15 @@
-//! Files that stay open in a process which closes all its descriptors but the standard three.
+//! Keeps files open in a process that closes all its descriptors but the standard three.
 //! Out of scope: which files; why (`crate::host::image`).
 //!
 //! # How
-//! Firecracker's jailer closes whatever it was born with (`close_inherited_fds` in its `src/jailer/src/main.rs`) but its input, its
-//! output and its standard error. So its standard error is one end of a pair of Unix sockets, and the files are sent to that end
-//! (`SCM_RIGHTS`, unix(7)) and never received: what lies unread in a socket is open as long as the socket is, and the socket as long as
-//! the last process that has it. The kernel alone sees to that: neither our end nor a crash of ours takes part.
+//! Firecracker's jailer closes all inherited descriptors (`close_inherited_fds` in its `src/jailer/src/main.rs`) but its standard input,
+//! output and error. So its standard error is one end of a pair of Unix sockets, and the files are sent to that end (`SCM_RIGHTS`, unix(7))
+//! and never received: a file in the receive queue of a socket stays open until the socket is closed, that is until the last process
+//! that has it ends. The kernel does this alone: neither the daemon's end nor a crash of the daemon matters.
 //!
-//! The other end lies there with them, so that somebody could always read what the process writes: else a complaint would end it
-//! (EPIPE). Nobody reads once it is started, and a full buffer refuses (it does not block): a VMM's own words go to its output.
+//! The other end is sent with them, so that the socket always has a reader: without one, a message of the process would end it (EPIPE).
+//! After the start the socket is not read, and a write to a full buffer fails (it does not block): a VMM writes its messages to its
+//! standard output.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -21,24 +22,24 @@ use rustix::net::{
 
 use crate::host::Error;
 
-/// Of one message: half of what the kernel takes (SCM_MAX_FD, 253).
+/// Files per message: about half of the kernel's limit (SCM_MAX_FD, 253).
 const FILES_A_MESSAGE: usize = 120;
-/// Bytes of what is said before a start has failed.
+/// Maximum number of bytes that [`Words::read`] returns.
 const MOST_WORDS: usize = 16 << 10;
 
-/// What a process is to keep, before it is born. As long as this value lives we keep it, too.
+/// Files for a process that has not been started yet. The daemon keeps them open, too, while this value exists.
 #[derive(Debug)]
 pub struct Keep {
     its: OwnedFd,
     ours: OwnedFd,
 }
 
-/// What a process that keeps something has said so far.
+/// The standard error of a process that was started with a [`Keep`].
 #[derive(Debug)]
 pub struct Words(OwnedFd);
 
 impl Keep {
-    /// All of these, until whoever has [`Keep::standard_error`] as its own has ended.
+    /// Keeps these files open until every process with [`Keep::standard_error`] as its standard error has ended.
     pub fn of(files: &[BorrowedFd<'_>]) -> Result<Self, Error> {
         let make = || -> io::Result<Self> {
             let (its, ours) = rustix::net::socketpair(
@@ -53,29 +54,29 @@ impl Keep {
             }
             Ok(Self { its, ours })
         };
-        make().map_err(|error| Error::io("keep open for a process", "its files", error))
+        make().map_err(|error| Error::io("keep files open in", "a new process", error))
     }
 
-    /// What the process is to be born with.
+    /// The standard error to start the process with.
     pub fn standard_error(&self) -> BorrowedFd<'_> {
         self.its.as_fd()
     }
 
-    /// The process is born, or will not be: it alone keeps the files now.
+    /// Closes the daemon's copies after the start, or after its failure: only the process keeps the files open now.
     pub fn let_go(self) -> Words {
         Words(self.ours)
     }
 }
 
 impl Words {
-    /// All of it that has not been read before, 16 KiB at most.
+    /// Reads the output that has not been read before, at most 16 KiB. Does not block.
     pub fn read(&self) -> Vec<u8> {
         let mut said = Vec::new();
         let mut buffer = [0_u8; 1024];
         while said.len() < MOST_WORDS {
             match rustix::io::read(&self.0, &mut buffer) {
                 Err(Errno::INTR) => {}
-                // Its end; nothing more as yet; or its end was closed with what it kept unread (ECONNRESET).
+                // End of file; no output yet (EAGAIN); or the other end was closed with unread data (ECONNRESET).
                 Ok(0) | Err(_) => break,
                 Ok(length) => said.extend_from_slice(&buffer[..length]),
             }
@@ -90,7 +91,7 @@ fn send(through: &OwnedFd, files: &[BorrowedFd<'_>]) -> io::Result<()> {
     if !control.push(SendAncillaryMessage::ScmRights(files)) {
         return Err(io::Error::other("too many files in one message"));
     }
-    // A message without a byte is none.
+    // Ancillary data needs at least one byte of data.
     rustix::net::sendmsg(
         through,
         &[IoSlice::new(&[0])],
@@ -115,11 +116,11 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_lives_as_long_as_a_process_that_has_closed_it_and_no_longer() {
+    fn a_lock_is_kept_until_a_process_that_has_closed_the_file_ends() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let held = File::open(file.path()).unwrap();
         rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive).unwrap();
-        // More than one message takes.
+        // More than fit in one message.
         let many: Vec<File> = (0..300).map(|_| held.try_clone().unwrap()).collect();
         let fds: Vec<BorrowedFd<'_>> = many.iter().map(AsFd::as_fd).collect();
         let keep = Keep::of(&fds).unwrap();
@@ -139,19 +140,19 @@ mod tests {
         assert_eq!(words.read(), b"words\n");
         drop(words);
         let other = File::open(file.path()).unwrap();
-        assert!(!is_free(&other), "it lives");
+        assert!(!is_free(&other), "the process runs");
         child.kill().unwrap();
         child.wait().unwrap();
         // A child that another test has forked meanwhile has a copy of every descriptor until its exec (O_CLOEXEC).
         let deadline = Instant::now() + Duration::from_secs(10);
         while !is_free(&other) {
-            assert!(Instant::now() < deadline, "it has ended");
+            assert!(Instant::now() < deadline, "the process has ended");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
     #[test]
-    fn whoever_keeps_something_may_complain_without_end() {
+    fn unread_output_of_a_process_does_not_block_or_end_it() {
         let keep = Keep::of(&[]).unwrap();
         let errors = keep.standard_error().try_clone_to_owned().unwrap();
         drop(keep.let_go());
@@ -159,6 +160,6 @@ mod tests {
         for _ in 0..10_000 {
             last = rustix::io::write(&errors, &[b'x'; 1024]);
         }
-        assert_eq!(last, Err(Errno::AGAIN), "neither blocks nor breaks");
+        assert_eq!(last, Err(Errno::AGAIN), "no block, no EPIPE");
     }
 }

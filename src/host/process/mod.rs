@@ -1,9 +1,9 @@
-//! Processes: start, find again, signal, wait.
+//! Processes: start, find, signal, wait.
 //! Out of scope: the desired state.
 //!
-//! # Why a pid is never enough
-//! Pids are reused. A process is named by pid, start time (`/proc/<pid>/stat`, field 22, in clock ticks since boot) and boot id.
-//! It is held by a pidfd: opened first, checked second, so what was checked is what a signal later goes to.
+//! # Why a PID is not enough
+//! PIDs are reused. A process is identified by PID, start time (`/proc/<pid>/stat`, field 22, in clock ticks since boot) and boot ID.
+//! It is accessed through a pidfd, which is opened first and checked second: a later signal is sent to the process that was checked.
 
 mod bind;
 mod census;
@@ -58,7 +58,7 @@ pub enum Exit {
     Code(i32),
     /// Killed by this signal.
     Signal(i32),
-    /// Only a parent is notified how, and we are not (or no longer) the parent.
+    /// Not known: only the parent receives the exit status, and the daemon is not (or no longer) the parent.
     Unknown,
 }
 
@@ -67,21 +67,21 @@ impl std::fmt::Display for Exit {
         match self {
             Self::Code(code) => write!(f, "exited with status {code}"),
             Self::Signal(signal) => write!(f, "was killed by signal {signal}"),
-            Self::Unknown => f.write_str("ended, how is not known"),
+            Self::Unknown => f.write_str("ended with unknown status"),
         }
     }
 }
 
-/// What became of a process.
+/// The state of a process.
 #[derive(Debug)]
 pub enum Life {
     /// It runs.
     Alive(Process),
-    /// It does not; its pid may belong to another by now.
+    /// It has ended; its PID may have been reused.
     Ended(Exit),
 }
 
-/// Asking nicely, and not.
+/// The signal that stops a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
     /// SIGTERM.
@@ -90,14 +90,14 @@ pub enum Stop {
     Kill,
 }
 
-/// A process that was alive when we looked, held so that its pid cannot come to mean another.
+/// A process that was alive when it was opened. The pidfd never refers to another process.
 #[derive(Debug)]
 pub struct Process {
     identity: Identity,
     pidfd: OwnedFd,
 }
 
-/// Looks whether `identity` still runs. A zombie does not; if it is our child, its exit status is read but it is not reaped.
+/// Opens the process if it still runs. A zombie has ended; if it is a child of the daemon, its exit status is read but it is not reaped.
 pub fn look(identity: &Identity) -> Result<Life, Error> {
     let wrap =
         |error: rustix::io::Errno| Error::io("open process", identity.to_string(), error.into());
@@ -109,7 +109,7 @@ pub fn look(identity: &Identity) -> Result<Life, Error> {
     };
     let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
         Ok(pidfd) => pidfd,
-        // EINVAL, and since Linux 6.15 ENOENT: a thread of some process has that number now, and it is no process.
+        // EINVAL, and since Linux 6.15 ENOENT: the number is the ID of a thread now, not of a process.
         Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {
             return Ok(Life::Ended(Exit::Unknown));
         }
@@ -129,20 +129,20 @@ pub fn look(identity: &Identity) -> Result<Life, Error> {
     }
 }
 
-/// To the last thread: the first one is dead before it when it was faster, and until then the process holds what it holds and has no exit
-/// status (pidfd_open(2), "becomes readable").
+/// Whether all threads have ended. If the first thread ends before the others, the process keeps its resources and has no exit status until
+/// the last one ends (pidfd_open(2), "becomes readable").
 fn has_ended(pidfd: &OwnedFd) -> bool {
     let mut watched = [PollFd::new(pidfd, PollFlags::IN)];
     let now = rustix::event::Timespec::default();
     rustix::event::poll(&mut watched, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
-/// Lets the kernel forget a child of ours that has ended. No error if it still runs, or is no child of ours.
+/// Reaps a child of the daemon that has ended. Does nothing if it still runs or is not a child of the daemon.
 pub fn reap(identity: &Identity) -> Result<(), Error> {
     let (Life::Ended(_), Some(pid)) = (look(identity)?, identity.as_pid()) else {
         return Ok(());
     };
-    // As long as the zombie is not reaped its pid stays its own, so the start time decides whether this is the one.
+    // The PID of a zombie is not reused until it is reaped, so the start time identifies it.
     if identity::stat_of(identity.pid)?.is_some_and(|stat| stat.start == identity.start)
         && let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)
     {
@@ -155,7 +155,7 @@ fn exit_of(pidfd: &OwnedFd, how: WaitIdOptions) -> Exit {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | how;
     let told: Result<Option<WaitIdStatus>, _> =
         rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), options);
-    // ECHILD: not our child; nobody can tell us.
+    // ECHILD: not a child of the daemon.
     let Ok(Some(status)) = told else {
         return Exit::Unknown;
     };
@@ -167,12 +167,12 @@ fn exit_of(pidfd: &OwnedFd, how: WaitIdOptions) -> Exit {
 }
 
 impl Process {
-    /// Which one it is.
+    /// The identity of the process.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// Sends a signal to this very process. One that has ended is no error.
+    /// Sends the signal to this process. Not an error if it has ended.
     pub fn stop(&self, how: Stop) -> Result<(), Error> {
         let signal = match how {
             Stop::Terminate => Signal::TERM,
@@ -188,14 +188,14 @@ impl Process {
         }
     }
 
-    /// Comes back when the process has ended. Does not reap it: whoever looks next still learns how it ended.
-    /// One waiter at a time: another takes its own hold with [`look`].
+    /// Waits until the process has ended. Does not reap it: the next [`look`] still returns its exit status.
+    /// One waiter at a time: a second one opens the process itself with [`look`].
     pub async fn ended(&self) -> Result<(), Error> {
         let wait = async || -> io::Result<()> {
-            // SAFETY: the borrowed descriptor stays open, and the same, as long as `self` does.
+            // SAFETY: the borrowed descriptor stays open as long as `self` exists.
             let watched =
                 unsafe { AsyncFd::register_with_interest(self.pidfd.as_fd(), Interest::READABLE) }?;
-            // A pidfd becomes readable once, for ever (pidfd_open(2)).
+            // A pidfd stays readable once it is readable (pidfd_open(2)).
             watched.readable().await?.retain_ready();
             Ok(())
         };
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_that_a_thread_has_now_is_no_process() {
+    fn a_thread_id_is_not_a_process() {
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         let (tell, told) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -241,7 +241,7 @@ mod tests {
         let mut stack = vec![0_u64; 8 << 10];
         let top = stack.as_mut_ptr_range().end;
         let thread = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
-        // SAFETY: after the fork only system calls are made, on a stack that was made before and that nobody else uses.
+        // SAFETY: after the fork only system calls are made, on a stack that was allocated before and is not used otherwise.
         let pid = unsafe {
             let pid = libc::fork();
             if pid == 0 {
@@ -269,7 +269,7 @@ mod tests {
             boot: crate::host::fs::boot_id().unwrap().to_owned(),
         };
         let Life::Alive(process) = look(&identity).unwrap() else {
-            panic!("its second thread lives");
+            panic!("its second thread runs");
         };
         process.stop(Stop::Kill).unwrap();
         let exit = loop {

@@ -1,14 +1,14 @@
-//! A mount of a file that is open, made before a process is born and put into its file system between fork and exec.
+//! A mount of an open file, created before the fork and attached to the file system of a process between fork and exec.
 //! Out of scope: which files.
 //!
 //! # How
-//! open_tree(2) with `OPEN_TREE_CLONE` makes a detached mount of what a descriptor leads to: no path is followed again. While it is
-//! detached, mount_setattr(2) makes it read-only and, where the file belongs to somebody else than the process' user, id-mapped: in
-//! this mount alone the owner is shown as the user, and what the user writes is the owner's on disk. The file itself, its owner, its
-//! mode and its ACL stay as they are. The mapping is that of a user namespace, which is made by a child that ends at once.
+//! open_tree(2) with `OPEN_TREE_CLONE` creates a detached mount of an open file: the path is not resolved again. While the mount is
+//! detached, mount_setattr(2) makes it read-only and, if the file belongs to another user than the process, ID-mapped: in this mount
+//! only, the file belongs to the user of the process, and what this user writes belongs to the owner on disk. Owner, mode and ACL of the
+//! file do not change. The mapping is that of a user namespace, which a short-lived child creates.
 //!
-//! # Where it does not work
-//! Linux before 5.12, and file systems that cannot map ids (overlayfs before 6.x, NFS, FUSE): EINVAL. Then an ACL entry has to do.
+//! # Limitations
+//! Linux before 5.12, and file systems that cannot map IDs (overlayfs before 6.x, NFS, FUSE), return EINVAL. An ACL entry is used instead.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -17,21 +17,21 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use super::spawn::check;
 
-/// `include/uapi/linux/mount.h`; the libc crate has it under another name on some targets.
+/// `include/uapi/linux/mount.h`; the libc crate uses another name on some targets.
 const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 0x4;
 const OPEN_TREE_CLONE: libc::c_uint = 1;
 const OPEN_TREE_CLOEXEC: libc::c_uint = libc::O_CLOEXEC as libc::c_uint;
 
-/// Somebody's file, to be shown as another's.
+/// An ID mapping of one owner to one user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdMap {
     /// User and group on disk.
     pub owner: (u32, u32),
-    /// The user, and group of the same number, that it is shown as.
+    /// The user, and group of the same number, that owns the file in the mount.
     pub shown_as: u32,
 }
 
-/// A detached mount of what `file` leads to, with `MOUNT_ATTR_*` attributes.
+/// Creates a detached mount of an open file, with `MOUNT_ATTR_*` attributes.
 pub(super) fn detached(
     file: BorrowedFd<'_>,
     attributes: u64,
@@ -42,10 +42,10 @@ pub(super) fn detached(
     let fd = unsafe { libc::syscall(libc::SYS_open_tree, file.as_raw_fd(), c"".as_ptr(), flags) };
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
     check(fd)?;
-    // SAFETY: it is ours and nobody else's.
+    // SAFETY: the descriptor was just created and has no other owner.
     let mount = unsafe { OwnedFd::from_raw_fd(fd) };
     let namespace = map.map(user_namespace).transpose()?;
-    // SAFETY: plain old data, for which all zeroes is a value.
+    // SAFETY: plain old data, for which all zeroes is a valid value.
     let mut set = unsafe { std::mem::zeroed::<libc::mount_attr>() };
     set.attr_set = attributes;
     set.propagation = libc::MS_PRIVATE;
@@ -53,7 +53,7 @@ pub(super) fn detached(
         set.attr_set |= libc::MOUNT_ATTR_IDMAP;
         set.userns_fd = namespace.as_raw_fd() as u64;
     }
-    // SAFETY: the descriptor is open, the path is a C string, the struct is ours and its length is passed.
+    // SAFETY: the descriptor is open, the path is a C string, the struct is a local and its length is passed.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -70,7 +70,7 @@ pub(super) fn detached(
     }
 }
 
-/// Whether what `file` leads to can be shown as another's; false: neither this kernel nor its file system can.
+/// Whether an ID-mapped mount of the file can be created. `false`: the kernel or the file system does not support it.
 pub fn can_be_mapped(file: BorrowedFd<'_>, map: IdMap) -> io::Result<bool> {
     match detached(file, 0, Some(map)) {
         Ok(_) => Ok(true),
@@ -81,10 +81,10 @@ pub fn can_be_mapped(file: BorrowedFd<'_>, map: IdMap) -> io::Result<bool> {
     }
 }
 
-/// Puts a detached mount at a path.
+/// Attaches a detached mount at a path.
 ///
 /// # Safety
-/// Only a system call; to be called between fork and exec.
+/// Makes only a system call; must be called between fork and exec.
 pub(super) unsafe fn attach(mount: RawFd, to: &CStr) -> io::Result<()> {
     // SAFETY: both paths are C strings, the descriptor is open.
     let done = unsafe {
@@ -103,18 +103,18 @@ pub(super) unsafe fn attach(mount: RawFd, to: &CStr) -> io::Result<()> {
     }
 }
 
-/// A user namespace in which the owner is the user. A child makes it and waits until we have read its descriptor: only a process in
-/// a namespace gives it a name (user_namespaces(7)).
+/// Creates a user namespace with this mapping. A child creates it and waits until the parent has opened it: a namespace can only be opened
+/// through a process in it (user_namespaces(7)).
 fn user_namespace(map: IdMap) -> io::Result<OwnedFd> {
     let (mut ready, its_ready) = io::pipe()?;
     let (its_go, mut go) = io::pipe()?;
     let (its_ready_fd, its_go_fd) = (its_ready.as_raw_fd(), its_go.as_raw_fd());
     let (ours, our_go) = (ready.as_raw_fd(), go.as_raw_fd());
-    // SAFETY: the child makes system calls alone, on memory and descriptors from before.
+    // SAFETY: the child makes only system calls, on memory and descriptors from before the fork.
     let pid = unsafe {
         let pid = libc::fork();
         if pid == 0 {
-            // Else it would keep itself waiting.
+            // Otherwise the child would wait for its own descriptor of the pipe.
             libc::close(ours);
             libc::close(our_go);
             let mut byte = [u8::from(libc::unshare(libc::CLONE_NEWUSER) != 0)];
@@ -144,11 +144,11 @@ fn user_namespace(map: IdMap) -> io::Result<OwnedFd> {
         write("gid_map", format!("{group} {shown} 1\n"))?;
         Ok(OwnedFd::from(File::open(format!("/proc/{pid}/ns/user"))?))
     })();
-    // It ends when it reads this, or when the pipe is closed.
+    // The child ends when it reads this, or when the pipe is closed.
     let _ = go.write_all(&[0]);
     drop(go);
     let mut status = 0;
-    // SAFETY: the pointer is to a local; the child is ours and not waited for by anybody else.
+    // SAFETY: the pointer is to a local; no other code waits for this child.
     while unsafe { libc::waitpid(pid, &raw mut status, 0) } < 0
         && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
     {}
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn in_a_mapped_mount_a_file_is_shown_as_anothers_and_on_disk_it_is_not() {
+    fn the_owner_differs_in_a_mapped_mount_but_not_on_disk() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         std::fs::write(&path, "x").unwrap();

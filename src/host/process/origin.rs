@@ -1,16 +1,16 @@
-//! Where a process comes from, as root alone can have arranged it: its user, its control group, the file system that it was started in.
+//! The properties of a process that only root can set: its user, its control group, its root file system.
 //! Out of scope: the owner of a process.
 //!
 //! # Why not its environment
-//! `/proc/<pid>/environ` and `/proc/<pid>/cmdline` show the memory of the process (proc_pid_environ(5)): whoever may start a process may
-//! write into them what he likes, and so may a guest that has taken over its VMM. What is read here the process cannot change:
+//! `/proc/<pid>/environ` and `/proc/<pid>/cmdline` show memory of the process (proc_pid_environ(5)): any user can start a process with any
+//! content of them, and so can a guest that has compromised its VMM. A process cannot change what is read here:
 //!
-//! - its user: only a process with CAP_SETUID becomes another (setuid(2));
-//! - its control group: to move a process takes write access to the group that it moves to and to one above both (cgroup-v2.rst,
+//! - its user: changing it requires CAP_SETUID (setuid(2));
+//! - its control group: moving a process requires write access to the destination group and to a common ancestor (cgroup-v2.rst,
 //!   "Delegation Containment");
-//! - the source of its root file system (`/proc/<pid>/mountinfo`), which [`super::spawn`] sets to the marks of the process. To mount takes
-//!   CAP_SYS_ADMIN in the user namespace that owns the mount namespace (mount_namespaces(7)). So it counts only in our own user namespace:
-//!   anybody may be root in a new one.
+//! - the source of its root file system (`/proc/<pid>/mountinfo`), which [`super::spawn`] sets to the marks of the process. Mounting
+//!   requires CAP_SYS_ADMIN in the user namespace that owns the mount namespace (mount_namespaces(7)). So the source is accepted only in
+//!   the daemon's user namespace: any user can be root in a new one.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -21,33 +21,33 @@ use super::identity::stat_of;
 use super::{Identity, Life, look};
 use crate::host::{Error, fs as files};
 
-/// A live process of one user who is not root.
+/// A live process whose four user IDs are the same and not root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// Its pid, start time and boot.
+    /// Its PID, start time and boot ID.
     pub identity: Identity,
-    /// Its parent's pid.
+    /// Its parent's PID.
     pub parent: u32,
     /// Its real, effective, saved and file system user.
     pub user: u32,
-    /// Its control group of version 2, from the root of all that we see.
+    /// The path of its control group (version 2), relative to the visible root of the hierarchy.
     pub cgroup: Option<String>,
-    /// The file system that it was started in.
+    /// The origin of its root file system.
     pub root: Root,
 }
 
-/// The root file system of a process.
+/// The origin of the root file system of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Root {
-    /// Made by [`super::spawn`] on this host, with these marks.
+    /// Created by [`super::spawn`] on this host, with these marks.
     Marked(Vec<(String, String)>),
-    /// Made by an earlier version of [`super::spawn`], which left no marks there, or on another host that shares our processes.
+    /// Created by an earlier version of [`super::spawn`], without marks, or on another host that shares the PID namespace.
     Unmarked,
-    /// Not made by us.
+    /// Not created by `spawn`.
     Foreign,
 }
 
-/// What a root file system is called that [`super::spawn`] of an earlier version made.
+/// The source of a root file system that an earlier version of [`super::spawn`] created.
 const UNMARKED: &[u8] = b"slice";
 
 impl Root {
@@ -60,7 +60,7 @@ impl Root {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// Whether root made it for a process that is to be confined.
+    /// Whether `spawn` created it for a confined process.
     pub fn is_ours(&self) -> bool {
         match self {
             Self::Marked(_) | Self::Unmarked => true,
@@ -69,7 +69,7 @@ impl Root {
     }
 }
 
-/// All live processes that [`super::spawn`] has confined, and all others of users that are `wanted`. One pass over `/proc`.
+/// Returns all live processes that [`super::spawn`] has confined, and all others whose user is `wanted`. One pass over `/proc`.
 pub fn origins(wanted: impl Fn(u32) -> bool) -> Result<Vec<Origin>, Error> {
     let mounts = our_mounts()?;
     let wrap = |error| Error::io("list the processes in", "/proc", error);
@@ -88,7 +88,7 @@ pub fn origins(wanted: impl Fn(u32) -> bool) -> Result<Vec<Origin>, Error> {
     Ok(found)
 }
 
-/// Where this process comes from; `None`: it has ended, or is root's or of several users.
+/// The origin of this process. `None`: it has ended, it is root's, or its user IDs differ.
 pub fn origin(identity: &Identity) -> Result<Option<Origin>, Error> {
     let Some(user) = user_of(identity.pid).filter(|user| *user != 0) else {
         return Ok(None);
@@ -97,7 +97,7 @@ pub fn origin(identity: &Identity) -> Result<Option<Origin>, Error> {
     Ok(found.filter(|found| found.identity == *identity))
 }
 
-/// All that is read between two looks at the start time of a pid is of one process.
+/// Reads the start time before and after everything else, so all of it is of the same process.
 fn look_at(
     pid: u32,
     user: u32,
@@ -116,7 +116,7 @@ fn look_at(
         start: stat.start,
         boot: files::boot_id()?.to_owned(),
     };
-    // One whose first thread is dead is alive as long as another thread is.
+    // A process whose first thread has ended is alive while another thread is.
     let Life::Alive(_held) = look(&identity)? else {
         return Ok(None);
     };
@@ -132,7 +132,7 @@ fn look_at(
     Ok(unchanged.then_some(origin))
 }
 
-/// The user of a process, if all four of its ids are the same (`Uid:` in proc_pid_status(5)).
+/// The user of a process, if all four of its user IDs are the same (`Uid:` in proc_pid_status(5)).
 pub fn user_of(pid: u32) -> Option<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let ids = text.lines().find_map(|line| line.strip_prefix("Uid:"))?;
@@ -143,7 +143,7 @@ pub fn user_of(pid: u32) -> Option<u32> {
     ids.all(|id| id == Some(first)).then_some(first)
 }
 
-/// The line of version 2 in `/proc/<pid>/cgroup` (cgroups(7)).
+/// The version 2 line of `/proc/<pid>/cgroup` (cgroups(7)).
 fn cgroup_of(pid: u32) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let group = text.lines().find_map(|line| line.strip_prefix("0::"))?;
@@ -151,7 +151,7 @@ fn cgroup_of(pid: u32) -> Option<String> {
     Some(group.to_owned())
 }
 
-/// A process whose first thread is dead shows its mounts through the others alone.
+/// The mounts of a process whose first thread has ended can be read only through its other threads.
 fn root_of(pid: u32, ours: u64) -> Root {
     let first = root_of_task(&PathBuf::from(format!("/proc/{pid}")), ours);
     if let Some(root) = first {
@@ -164,14 +164,14 @@ fn root_of(pid: u32, ours: u64) -> Root {
         .unwrap_or(Root::Foreign)
 }
 
-/// `None`: it cannot be seen.
+/// `None`: it cannot be read.
 fn root_of_task(task: &Path, ours: u64) -> Option<Root> {
     let namespace = |process: &Path, kind: &str| {
         let found = fs::metadata(process.join("ns").join(kind)).ok()?;
         Some((found.dev(), found.ino()))
     };
     let (_, mounts) = namespace(task, "mnt")?;
-    // Nearly every process of the host: there our marks cannot be.
+    // True of nearly every process of the host. The root of the daemon's mount namespace has no marks.
     if mounts == ours {
         return Some(Root::Foreign);
     }
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_root_that_spawn_has_made_on_this_host_has_marks() {
+    fn only_a_root_created_by_spawn_on_this_host_has_marks() {
         for (source, expected) in [
             (&b"slice"[..], Root::Unmarked),
             (b"SLICE_MOUNTS=8\nSLICE_LABEL=x", Root::Unmarked),
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_process_is_not_confined() {
+    fn the_test_process_is_not_confined() {
         let pid = std::process::id();
         let known = user_of(pid);
         assert_eq!(known, Some(rustix::process::geteuid().as_raw()));

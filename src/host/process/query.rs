@@ -1,11 +1,11 @@
-//! Running a program that is asked something, confined: its version, or whether it can use KVM.
-//! Out of scope: programs that outlive us.
+//! Runs a program to query it, confined: for its version, or for whether it can use KVM.
+//! Out of scope: programs that outlive the daemon.
 //!
 //! # How
-//! The program is executed from the descriptor that was opened for it, in a file system with the host's programs and next to nothing
-//! else, as a user that nobody else is, without capabilities and without a way to gain any, in network, process and IPC namespaces
-//! of its own, with limits on memory, processor time, processes and files. It writes to a pipe, of which a bounded part is read. When
-//! it has answered, or has not in time, the first process of its process namespace is killed, and with it everything it has started.
+//! The program is executed from its descriptor, in a minimal file system with the host's programs, as a user of its own, without
+//! capabilities and without a way to gain any, in network, PID and IPC namespaces of its own, with limits on memory, CPU time,
+//! processes and files. It writes to a pipe, of which a bounded part is read. When it has written the output, or at the deadline, the init
+//! process of its PID namespace is killed, and with it everything it has started.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -25,10 +25,10 @@ use super::spawn::check;
 use crate::host::Error;
 use crate::host::named::Named;
 
-/// Its user and group: the id before the first that VMMs run as by default, which nobody gives out for the same reasons
+/// User and group of the program: the ID before the first default ID of VMMs, unused on hosts for the same reasons
 /// (`crate::api::vmm_ids`).
 pub const USER: u32 = 0x7800_0000 - 1;
-/// Bytes of memory that it may map: more than any VMM with a guest of a few MiB, QEMU's translation cache included.
+/// Bytes of memory that it may map: more than any VMM with a guest of a few MiB needs, including QEMU's translation cache.
 const MEMORY: u64 = 4 << 30;
 /// Seconds of processor time.
 const CPU: u64 = 10;
@@ -37,29 +37,29 @@ const THREADS: u64 = 64;
 /// Open files.
 const FILES: u64 = 256;
 
-/// What is asked.
+/// The program to run, its arguments and its environment.
 #[derive(Clone, Copy, Debug)]
 pub struct Query<'a> {
-    /// Who.
+    /// The program.
     pub program: &'a Named,
-    /// What is said to it, without its own name.
+    /// Its arguments, without its name.
     pub words: &'a [&'a str],
-    /// Directories that were installed with it and that it sees.
+    /// Directories that were installed with it, mounted read-only.
     pub beside: &'a [PathBuf],
-    /// A file that is its standard input, and that it may open again as `/proc/self/fd/0`. None: its standard input is empty.
+    /// The content of its standard input, which it may open again as `/proc/self/fd/0`. `None`: its standard input is empty.
     pub input: Option<&'a [u8]>,
     /// Whether it has `/dev/kvm`.
     pub kvm: bool,
 }
 
-/// Asks. Comes back when `enough` says so of the standard output, when the program ends, or at the deadline.
+/// Runs the query. Returns when `enough` is true of the standard output, when the program ends, or at the deadline.
 pub async fn query(
     what: &Query<'_>,
     deadline: Duration,
     enough: impl Fn(&str) -> bool,
 ) -> Result<Outcome, Error> {
     let shown = what.program.real().display().to_string();
-    let wrap = |error| Error::io("ask", &shown, error);
+    let wrap = |error| Error::io("query", &shown, error);
     let cell = Cell::for_query(what, USER).map_err(wrap)?;
     let program = what.program.real();
     let mut command = std::process::Command::new(program);
@@ -78,7 +78,7 @@ pub async fn query(
     listen_to(Command::from(command), &shown, deadline, enough).await
 }
 
-/// Nobody can write to it any more, whoever has it (memfd_create(2)).
+/// A sealed file in memory: no process can write to it (memfd_create(2)).
 fn in_memory(bytes: &[u8]) -> io::Result<File> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let mut file = File::from(rustix::fs::memfd_create("slice-input", flags)?);
@@ -88,8 +88,8 @@ fn in_memory(bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// A process enters a new process namespace only by being born in it, so there are two: the first one waits for the second and dies
-/// with it, and the second with the first.
+/// Only a child of the calling process is in the new PID namespace, so there are two processes: the first waits for the second and ends
+/// with it, and the second is killed when the first ends.
 fn in_the_child(cell: &Cell, host: &CString) -> io::Result<()> {
     // SAFETY: plain system calls on memory from before the fork.
     unsafe {
@@ -104,7 +104,7 @@ fn in_the_child(cell: &Cell, host: &CString) -> io::Result<()> {
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
         check(libc::sethostname(host.as_ptr(), host.count_bytes()))?;
         cell.enter()?;
-        // Becoming another user has undone it.
+        // The change of the user has reset it.
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
         for (which, limit) in [
             (libc::RLIMIT_AS, MEMORY),
@@ -131,8 +131,8 @@ fn in_the_child(cell: &Cell, host: &CString) -> io::Result<()> {
     }
 }
 
-/// It holds nothing, lest whoever reads our pipes waits for it; it ends as the other one does, and the other one with it: a process
-/// namespace does not outlive its first process.
+/// Waits for the child and exits with its status. Closes all descriptors, so that the reader of the pipes does not wait for this
+/// process. When this process is killed, so is the child, which is the init of the PID namespace, and with it all processes in that namespace.
 unsafe fn wait_for(child: libc::pid_t) -> ! {
     // SAFETY: plain system calls; the pointer is to a local.
     unsafe {

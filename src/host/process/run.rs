@@ -1,9 +1,9 @@
-//! Running a short-lived program: bounded in time and in what it says, and dead with all that it has started when this returns.
-//! Out of scope: programs that outlive us; which programs run now ([`super::helpers`]).
+//! Runs a short-lived program with bounded time and output. It and all its descendants have ended when this returns.
+//! Out of scope: programs that outlive the daemon; the set of running programs ([`super::helpers`]).
 //!
-//! # Why a pipe's end is not waited for
-//! What a program has started may hold its standard output or error open long after it has ended. Its end is its pidfd's, not its
-//! pipes'.
+//! # Why the end of a pipe is not awaited
+//! A descendant may keep the program's standard output or error open long after the program has ended. So the end is detected with a
+//! pidfd, not with the pipes.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,12 +19,12 @@ use tokio::io::AsyncReadExt;
 use super::helpers::{self, Helper};
 use crate::host::Error;
 
-/// What came of it.
+/// The result of [`run_until`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// Standard output, at most 1 MiB.
     pub output: String,
-    /// Whether the caller had heard enough, as opposed to the program's end or the deadline.
+    /// Whether `enough` was true, in contrast to the program's end or the deadline.
     pub heard: bool,
 }
 
@@ -33,28 +33,28 @@ pub struct Outcome {
 pub struct Ended {
     /// The exit status, or the signal that ended it.
     pub status: ExitStatus,
-    /// What it wrote to standard output, if that was piped: at most [`OUTPUT_LIMIT`], the rest was read and forgotten.
+    /// Standard output, if it was a pipe: at most [`OUTPUT_LIMIT`] bytes, the rest was discarded.
     pub stdout: Vec<u8>,
-    /// The same of standard error.
+    /// Standard error, with the same limit.
     pub stderr: Vec<u8>,
 }
 
-/// Bytes that are kept of a stream.
+/// Maximum number of bytes that are kept of a stream.
 pub const OUTPUT_LIMIT: usize = 1 << 20;
 
-/// For what SIGKILL killed to be dead. What is not dead by then sleeps uninterruptibly in the kernel, and dies when that lets it.
+/// Deadline for processes to end after SIGKILL. A process that has not ended by then is in uninterruptible sleep and ends after it.
 const DEATH: Duration = Duration::from_secs(2);
-/// For the pipes of a group that was killed to close.
+/// Deadline for the pipes of a killed process group to close.
 const CLOSING: Duration = Duration::from_millis(100);
 
-/// Children that could not be killed in time: reaped by who comes later.
+/// Children that did not end in time after SIGKILL: later calls reap them.
 static LEFT: Mutex<Vec<Child>> = Mutex::new(Vec::new());
 
-/// Runs a program to its end or to the deadline, in the calling thread's namespaces. Blocks. Whatever comes of it, nothing that the
-/// program has started lives on.
+/// Runs a program until it ends or the deadline passes, in the calling thread's namespaces. Blocks. In every case the descendants of
+/// the program are killed.
 ///
 /// # Errors
-/// It cannot be started; or [`io::ErrorKind::TimedOut`]: it was killed at the deadline.
+/// The program cannot be started; or [`io::ErrorKind::TimedOut`]: it was killed at the deadline.
 pub fn run(command: &mut Command, deadline: Duration) -> io::Result<Ended> {
     let until = Instant::now() + deadline;
     reap_the_left();
@@ -88,16 +88,16 @@ fn overdue(deadline: Duration, stderr: &[u8]) -> io::Error {
     let said = String::from_utf8_lossy(&stderr[stderr.len().saturating_sub(300)..]);
     let said = match said.trim() {
         "" => String::new(),
-        said => format!("; its last words: {said}"),
+        said => format!("; last output: {said}"),
     };
     let deadline = humantime::format_duration(deadline);
     let why = format!(
-        "it did not end within its deadline of {deadline}, and was killed with its process group{said}"
+        "it did not end within its deadline of {deadline} and was killed with its process group{said}"
     );
     io::Error::new(io::ErrorKind::TimedOut, why)
 }
 
-/// A child, and its place among those that run. Killed and left to be reaped when it is dropped half way.
+/// A running child and its registration. If it is dropped before it was reaped, it is killed and reaped by a later call.
 struct Running {
     child: Option<Child>,
     helper: Option<Helper>,
@@ -122,7 +122,8 @@ impl Running {
         ])
     }
 
-    /// Its group; and what has left the group, where there is a sign of any: it ran until the deadline, or a pipe of its is open yet.
+    /// Kills the process group. If the program ran until the deadline, or one of its pipes is still open, also kills the descendants that
+    /// have left the group.
     fn kill(&self, streams: &mut [Stream; 2], in_time: bool) -> io::Result<()> {
         let Some(helper) = &self.helper else {
             return Ok(());
@@ -141,7 +142,7 @@ impl Running {
         if !dead {
             return Err(io::Error::new(
                 io::ErrorKind::TimedOut,
-                "it was killed and is not dead yet: it sleeps in the kernel",
+                "it was killed but has not ended: it is in uninterruptible sleep in the kernel",
             ));
         }
         if let Some(helper) = self.helper.take() {
@@ -170,7 +171,7 @@ fn reap_the_left() {
     left.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
 }
 
-/// One of its pipes, never waited for.
+/// A non-blocking pipe of the program, and the output read from it.
 struct Stream {
     pipe: Option<OwnedFd>,
     kept: Vec<u8>,
@@ -191,7 +192,7 @@ impl Stream {
         self.pipe.is_some()
     }
 
-    /// What is there now, but no more than a pipe holds: a writer without end must not keep us.
+    /// Reads the available output, at most the capacity of a pipe: an endless writer must not keep this call busy.
     fn read(&mut self) {
         let mut buffer = [0_u8; 16 << 10];
         for _ in 0..8 {
@@ -232,7 +233,7 @@ fn hear(pidfd: &OwnedFd, streams: &mut [Stream; 2], until: Instant) -> io::Resul
     }
 }
 
-/// Reads until all pipes are closed (true) or that moment has come.
+/// Reads until all pipes are closed (true) or the deadline has passed.
 fn hear_out(streams: &mut [Stream; 2], until: Instant) -> io::Result<bool> {
     loop {
         streams.iter_mut().for_each(Stream::read);
@@ -249,7 +250,7 @@ fn hear_out(streams: &mut [Stream; 2], until: Instant) -> io::Result<bool> {
     }
 }
 
-/// Whether one of them was ready in time.
+/// Waits until one of the descriptors is ready (true) or the time has passed.
 fn wait_for(watched: &mut [PollFd<'_>], time: Duration) -> io::Result<bool> {
     let time = Timespec {
         tv_sec: time.as_secs().try_into().unwrap_or(i64::MAX),
@@ -262,8 +263,8 @@ fn wait_for(watched: &mut [PollFd<'_>], time: Duration) -> io::Result<bool> {
     }
 }
 
-/// Runs a program until `enough` says so of its standard output, until it ends, or until the deadline. It is dead and reaped
-/// when this returns, with its process group. Standard error is thrown away: let the program write to standard output.
+/// Runs a program until `enough` is true of its standard output, until it ends, or until the deadline. The program is killed with its
+/// process group and reaped when this returns. Standard error is discarded: the program should write to standard output.
 pub async fn run_until(
     argv: &[&str],
     deadline: Duration,
@@ -277,7 +278,7 @@ pub async fn run_until(
     listen_to(command, program, deadline, enough).await
 }
 
-/// The same for a command that is configured except for its output.
+/// Like [`run_until`], for a command that is configured except for its output.
 pub(super) async fn listen_to(
     mut command: tokio::process::Command,
     program: &str,
@@ -296,7 +297,7 @@ pub(super) async fn listen_to(
         let child = command.spawn()?;
         Ok((child.id().unwrap_or_default(), child))
     };
-    // Dropped in this order: its group is killed before it can be reaped.
+    // The drop order matters: the group is killed before the child can be reaped.
     let (mut child, helper);
     (helper, child) = Helper::start(mark, start).map_err(wrap)?;
     let mut outcome = Outcome {
@@ -315,7 +316,7 @@ pub(super) async fn listen_to(
                 }
             }
         };
-        // Past the deadline: what was heard by then is the answer.
+        // After the deadline, the result is the output until then.
         overdue = tokio::time::timeout(deadline, listen).await.is_err();
     }
     helper.kill_group();
@@ -323,7 +324,7 @@ pub(super) async fn listen_to(
         helper.kill_escaped();
     }
     drop(helper);
-    // ESRCH and the like: it has ended by itself, and was reaped. One that sleeps in the kernel is reaped by the runtime later.
+    // An error such as ESRCH: it has ended by itself and was reaped. A process in uninterruptible sleep is reaped by tokio later.
     let _ = tokio::time::timeout(DEATH, child.kill()).await;
     Ok(outcome)
 }

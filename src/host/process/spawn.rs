@@ -1,16 +1,16 @@
-//! Starting a process that outlives us and cannot be lost.
+//! Starts a process that outlives the daemon and that can be found again after any crash.
 //! Out of scope: which program, and its configuration.
 //!
 //! # Why the child writes its own record
-//! Between the fork and the moment a parent has noted the pid, the parent may be killed. So the child notes itself, before it
-//! becomes the program, in a file that was opened (and locked, see [`super::read_record`]) before the fork.
+//! The parent may be killed between the fork and its recording of the PID. So the child records itself, before its exec, in a file that
+//! was opened (and locked, see [`super::read_record`]) before the fork.
 //!
 //! # Why the log is bounded by the kernel
-//! A guest can write to its serial line for ever, also while no daemon is alive to look, and the run directory is memory. A pump
-//! process would be one more thing to lose. So the child gets `RLIMIT_FSIZE` with SIGXFSZ ignored and blocked: a write beyond the limit
-//! fails with EFBIG, a VMM drops those bytes and runs on. All writers append (O_APPEND), so whoever truncates
-//! the file lets them write again. The limit holds for every file the process makes grow: a disk image is to be made
-//! at its full size beforehand and to be counted in `file_limit`.
+//! A guest can write to its serial line without end, also while no daemon runs, and the run directory is in memory. A process that copies
+//! the output would be one more process to supervise. So the child gets `RLIMIT_FSIZE` with SIGXFSZ ignored and blocked: a write beyond the
+//! limit fails with EFBIG; a VMM drops those bytes and keeps running. All writers append (O_APPEND), so they can write again after the
+//! file is truncated. The limit applies to every file that the process extends: a disk image must be created with its full size
+//! beforehand and must be included in `file_limit`.
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -31,38 +31,38 @@ use super::{Identity, read_record};
 use crate::host::named::Named;
 use crate::host::{Error, fs};
 
-/// What to start, and where.
+/// A program to start and its environment.
 #[derive(Clone, Copy, Debug)]
 pub struct Spawn<'a> {
     /// The program and its arguments.
     pub argv: &'a [String],
-    /// Its whole environment, beside `PATH`.
+    /// Its whole environment, in addition to `PATH`.
     pub env: &'a [(&'a str, &'a str)],
     /// Its working directory.
     pub cwd: &'a Path,
-    /// The network namespace it lives in, as a path.
+    /// The path of its network namespace.
     pub netns: &'a Path,
-    /// A link that must be in that namespace, or nothing is started ([`crate::host::Kind::Absent`]).
+    /// A link that must exist in that namespace; otherwise the start fails with [`crate::host::Kind::Absent`].
     pub needs_link: &'a str,
-    /// A named pipe, made anew, that is its standard input: whoever opens it writes to the process. None: nobody does.
+    /// The path of a new FIFO that is its standard input. `None`: standard input is `/dev/null`.
     pub input: Option<&'a Path>,
-    /// Where its standard output and error are appended.
+    /// The file to which its standard output and error are appended.
     pub log: &'a Path,
-    /// No file may grow beyond this many bytes by its hand.
+    /// The maximum size in bytes of every file that it writes.
     pub file_limit: u64,
-    /// Where it is noted which process it became.
+    /// The path of its process record.
     pub record: &'a Path,
-    /// Files that stay open in it, though it knows nothing of them: locks on them live as long as it does.
+    /// Files that stay open in it, so that locks on them are held until it ends. The program does not use them.
     pub inherits: &'a [BorrowedFd<'a>],
-    /// The program's file, where somebody else has named it; it must be shown to the process at its real path. None: the one that
-    /// the first word leads to.
+    /// The opened program, if an unprivileged user specified its path; the process must see it at its real path. `None`: the program of
+    /// the first argument.
     pub program: Option<&'a Named>,
-    /// How it is confined; none: it is a process like us, for trials.
+    /// Its confinement. `None`: it runs with the daemon's privileges, for tests.
     pub confine: Option<Confine<'a>>,
 }
 
-/// Starts a process: a session of its own, no terminal, nothing inherited but what is said, not bound to our life.
-/// [`crate::host::Kind::Busy`] if another birth with the same record is under way. Blocks until the program runs.
+/// Starts a process in a session of its own, without a terminal, with only the specified descriptors. It outlives the daemon.
+/// Blocks until its exec. Fails with [`crate::host::Kind::Busy`] if another start with the same record is in progress.
 pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
     let program = what.argv.first().cloned().unwrap_or_default();
     let start = || -> io::Result<()> {
@@ -70,7 +70,7 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
         let record = open_record(what.record)?;
         let log = open_log(what.log)?;
         let input = match what.input {
-            Some(path) => Stdio::from(fs::make_pipe(path)?),
+            Some(path) => Stdio::from(fs::create_fifo(path)?),
             None => Stdio::null(),
         };
         let procs = match what.confine.and_then(|confine| confine.cgroup) {
@@ -123,7 +123,7 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
         // no allocation, no lock, no panic.
         unsafe { command.pre_exec(move || birth.in_the_child()) };
         let started = command.spawn().map(drop);
-        // Closing it is not enough: a child that is being born beside this one has inherited it and lets go at its exec.
+        // Closing it is not enough: another child that is being started concurrently has inherited it and keeps it until its exec.
         rustix::fs::flock(&record, FlockOperation::Unlock)?;
         started
     };
@@ -133,13 +133,12 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
         Record::None | Record::Unborn => Err(Error::other(
             "start",
             program,
-            "its record was removed meanwhile",
+            "its process record was removed during the start",
         )),
     }
 }
 
-/// Links on the way to a program may lead through places that a confined process does not see. It is called by its name all the
-/// same.
+/// Resolves the links of the program's path, which a confined process may not see. `argv[0]` is not changed.
 fn file_of(program: &str) -> PathBuf {
     let path = Path::new(program);
     match path.is_absolute() {
@@ -148,13 +147,13 @@ fn file_of(program: &str) -> PathBuf {
     }
 }
 
-/// What the child needs between fork and exec.
+/// The data that the child needs between fork and exec.
 struct Birth {
     netns: RawFd,
     record: RawFd,
     link: CString,
     file_limit: u64,
-    /// How many descriptors it may have; none: as many as we.
+    /// Its limit on open descriptors. `None`: that of the daemon.
     files: Option<libc::rlimit>,
     inherits: Vec<RawFd>,
     cell: Option<Cell>,
@@ -165,11 +164,11 @@ impl Birth {
         // SAFETY: plain system calls; every pointer is to memory of this function or of `self`.
         unsafe {
             check(libc::setsid())?;
-            // Our allocator disables huge pages (`no_thp`) for the whole process. That persists across exec, and the memory of a guest
-            // should have them. In a kernel without huge pages there is nothing to enable again.
+            // The daemon's allocator disables huge pages (`no_thp`) for the whole process. That persists across exec, and the memory of a
+            // guest should use them. On a kernel without huge pages the error is ignored.
             libc::prctl(libc::PR_SET_THP_DISABLE, 0, 0, 0, 0);
             check(libc::setns(self.netns, libc::CLONE_NEWNET))?;
-            // A VMM that runs as root would make the TAP itself, without address, rules or label.
+            // A VMM that runs as root would create a missing TAP, without address, rules or label.
             if libc::if_nametoindex(self.link.as_ptr()) == 0 {
                 return Err(io::Error::from_raw_os_error(libc::ENODEV));
             }
@@ -186,8 +185,8 @@ impl Birth {
             if libc::signal(libc::SIGXFSZ, libc::SIG_IGN) == libc::SIG_ERR {
                 return Err(io::Error::last_os_error());
             }
-            // Firecracker sets a handler of its own for it, which ends the process: blocked, no handler runs and the write
-            // fails all the same.
+            // Firecracker sets a handler for SIGXFSZ that ends the process. While the signal is blocked the handler does not run, and the
+            // write still fails.
             let mut full = std::mem::zeroed::<libc::sigset_t>();
             check(libc::sigemptyset(&raw mut full))?;
             check(libc::sigaddset(&raw mut full, libc::SIGXFSZ))?;
@@ -205,7 +204,7 @@ impl Birth {
             if let Some(cell) = &self.cell {
                 cell.enter()?;
             }
-            // Everything but the standard three, and what it is to hold, closes itself at exec, whoever opened it.
+            // All descriptors but the standard three and the inherited ones are closed at exec.
             check(libc::close_range(
                 3,
                 u32::MAX,
@@ -218,11 +217,13 @@ impl Birth {
         }
     }
 
+    /// Appends `/proc/self/stat` to the process record.
+    ///
     /// # Safety
-    /// Only system calls; to be called between fork and exec.
+    /// Makes only system calls; must be called between fork and exec.
     unsafe fn note_ourselves(&self) -> io::Result<()> {
         let mut stat = [0_u8; 1024];
-        // SAFETY: the path is a C string, the buffer is ours and its length is passed.
+        // SAFETY: the path is a C string, the buffer is a local and its length is passed.
         unsafe {
             let fd = libc::open(
                 c"/proc/self/stat".as_ptr(),
@@ -242,10 +243,10 @@ impl Birth {
     }
 }
 
-/// The daemon may be spared when memory is short (`OOMScoreAdjust=`); what it starts is killed before it.
+/// Resets the OOM score adjustment. The daemon may have a lower one (`OOMScoreAdjust=`); the processes that it starts must not inherit it.
 ///
 /// # Safety
-/// Only system calls; to be called between fork and exec.
+/// Makes only system calls; must be called between fork and exec.
 unsafe fn protect_no_more() -> io::Result<()> {
     // SAFETY: path and text are C strings.
     unsafe {
@@ -261,10 +262,10 @@ unsafe fn protect_no_more() -> io::Result<()> {
     }
 }
 
-/// The daemon may go before everybody else where processors are short (`Nice=`); until here this was its work.
+/// Resets a negative nice value (`Nice=` of the daemon), which the start itself may use but the program must not inherit.
 ///
 /// # Safety
-/// Only system calls; to be called between fork and exec.
+/// Makes only system calls; must be called between fork and exec.
 unsafe fn go_first_no_more() -> io::Result<()> {
     // SAFETY: plain system calls.
     unsafe {
@@ -283,8 +284,8 @@ pub(super) fn check(answer: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// The record, locked, holding only which boot this is. The lock goes when we take it away or, should we be killed, when the
-/// child becomes the program.
+/// Opens and locks the record and writes only the boot ID. The lock is released explicitly or, if the daemon is killed, by the exec of
+/// the child.
 fn open_record(path: &Path) -> io::Result<File> {
     let mut file = OpenOptions::new()
         .read(true)
@@ -300,8 +301,8 @@ fn open_record(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// What stands there may be of a confined process' making: a symbolic link is not followed, a pipe not waited for, and what is no
-/// plain file of one name is put away.
+/// Opens the log. A confined process may have replaced it: a symbolic link is not followed, opening a FIFO does not block, and anything but
+/// a regular file with one link is removed.
 fn open_log(path: &Path) -> io::Result<File> {
     let open = || {
         OpenOptions::new()

@@ -1,4 +1,4 @@
-//! One step of building a confined process' file system, taken between fork and exec.
+//! One step in the construction of a confined process' file system, executed between fork and exec.
 //! Out of scope: which steps (`confine`, `jail`).
 
 use std::ffi::CString;
@@ -20,7 +20,7 @@ pub(super) enum Step {
         flags: libc::c_ulong,
         below: Below,
     },
-    /// A mount that is made already.
+    /// A detached mount.
     Attach {
         mount: OwnedFd,
         to: CString,
@@ -39,18 +39,20 @@ pub(super) enum Step {
     },
 }
 
-/// What is mounted below a place that is shown.
+/// Whether a bind mount includes the mounts below it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Below {
-    /// Is not seen.
+    /// It does not.
     Nothing,
-    /// Is seen with it: `/usr/local` may be a file system of its own.
+    /// It does: `/usr/local` may be a file system of its own.
     All,
 }
 
 impl Step {
+    /// Executes the step. Created device nodes belong to `user`.
+    ///
     /// # Safety
-    /// Only system calls; to be called between fork and exec.
+    /// Makes only system calls; must be called between fork and exec.
     pub(super) unsafe fn take(&self, user: u32) -> io::Result<()> {
         // SAFETY: plain system calls; every pointer is to a C string of `self`.
         unsafe {

@@ -1,5 +1,5 @@
-//! The processes of one user, all together.
-//! Out of scope: the owner of the user.
+//! All processes of one user.
+//! Out of scope: which VM the user is assigned to.
 
 use std::fs;
 use std::path::Path;
@@ -8,11 +8,11 @@ use std::time::Duration;
 use super::{Identity, Life, Stop, look};
 use crate::host::Error;
 
-/// Passes over `/proc`, and the rest between two of them: 2 s in all.
+/// Maximum number of passes over `/proc` and the delay between two passes: 2 s in total.
 const PASSES: u32 = 400;
 const REST: Duration = Duration::from_millis(5);
 
-/// Whether any process of this host runs as this user; cheap where none does (getpriority(2), PRIO_USER).
+/// Whether any process of this host runs as this user. Cheap if there is none (getpriority(2), PRIO_USER).
 pub fn user_lives(user: u32) -> bool {
     let user = rustix::process::Uid::from_raw(user);
     !matches!(
@@ -21,8 +21,8 @@ pub fn user_lives(user: u32) -> bool {
     )
 }
 
-/// Kills every process of a user that exists for one purpose only, but for those that `spared` says are another's. Blocks until they
-/// have ended, 2 s at most; what is left then is an error that names one. Zombies are their parents' business.
+/// Kills every process of a user that is used for one purpose only, except those for which `spared` is true. Blocks until they have
+/// ended, at most 2 s; the error then names one that still runs. Zombies are left to their parents.
 pub fn kill_user(user: u32, spared: impl Fn(u32) -> bool) -> Result<(), Error> {
     let mut left = None;
     for _ in 0..PASSES {
@@ -39,7 +39,7 @@ pub fn kill_user(user: u32, spared: impl Fn(u32) -> bool) -> Result<(), Error> {
                 continue;
             };
             if let Life::Alive(process) = look(&identity)?
-                // Held now: whose it is is asked of this very one.
+                // Checked again after the pidfd is open: the PID may have been reused.
                 && runs_as(pid, user)
             {
                 process.stop(Stop::Kill)?;
@@ -55,7 +55,7 @@ pub fn kill_user(user: u32, spared: impl Fn(u32) -> bool) -> Result<(), Error> {
     Err(Error::other(
         "stop",
         format!("the processes of user {user}"),
-        format!("process {pid} goes on"),
+        format!("process {pid} still runs after SIGKILL"),
     ))
 }
 
@@ -66,7 +66,8 @@ fn pids_of(user: u32) -> Result<Vec<u32>, Error> {
     Ok(pids.filter(|pid| runs_as(*pid, user)).collect())
 }
 
-/// `Uid:` in `/proc/<pid>/status`, the real one (proc_pid_status(5)): the directory's owner is root's for whoever cannot be traced.
+/// Compares the real user ID of `Uid:` in `/proc/<pid>/status` (proc_pid_status(5)): the directory of a process that cannot be traced
+/// belongs to root.
 fn runs_as(pid: u32, user: u32) -> bool {
     let path = format!("/proc/{pid}/status");
     let text = fs::read_to_string(Path::new(&path)).unwrap_or_default();

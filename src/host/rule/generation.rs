@@ -30,7 +30,7 @@ mod tests {
 
     #[test]
     fn a_generation_covers_itself_and_earlier_ones_also_after_wraparound() {
-        for (seen, other, covers) in [
+        for (generation, other, covers) in [
             (5, 5, true),
             (5, 4, true),
             (5, 6, false),
@@ -38,9 +38,9 @@ mod tests {
             (u16::MAX, 2, false),
         ] {
             assert_eq!(
-                Generation(seen).covers(Generation(other)),
+                Generation(generation).covers(Generation(other)),
                 covers,
-                "{seen} {other}"
+                "{generation} {other}"
             );
         }
     }

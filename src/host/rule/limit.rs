@@ -31,7 +31,7 @@ pub struct ConnLimit {
     /// The prefix length of the key, in bits.
     pub prefix: u8,
     /// The address that is counted.
-    pub of: Side,
+    pub side: Side,
 }
 
 /// A rate that `XT_LIMIT_SCALE`, `XT_HASHLIMIT_SCALE_v2` and the nf_tables expression `limit` represent exactly.
@@ -43,14 +43,17 @@ pub struct Rate {
 
 impl Rate {
     /// Packets per second that divide 10,000: x_tables stores 10,000 divided by the rate.
-    const EXACT: [u32; 25] = [
+    const EXACT_RATES: [u32; 25] = [
         1, 2, 4, 5, 8, 10, 16, 20, 25, 40, 50, 80, 100, 125, 200, 250, 400, 500, 625, 1000, 1250,
         2000, 2500, 5000, 10_000,
     ];
 
     /// The highest exact rate not above `per_second`, at least 1; `burst` is clamped to 1 to 10,000 packets.
     pub fn at_most(per_second: u32, burst: u32) -> Self {
-        let exact = Self::EXACT.iter().rev().find(|rate| **rate <= per_second);
+        let exact = Self::EXACT_RATES
+            .iter()
+            .rev()
+            .find(|rate| **rate <= per_second);
         Self {
             per_second: exact.copied().unwrap_or(1),
             burst: burst.clamp(1, 10_000),
@@ -93,7 +96,7 @@ pub struct Distinct {
     /// The name of the kernel's table.
     pub name: String,
     /// The maximum number of destinations.
-    pub most: u32,
+    pub max: u32,
 }
 
 impl SourceRate {
@@ -115,7 +118,7 @@ impl Distinct {
 
 impl fmt::Display for ConnLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let side = match self.of {
+        let side = match self.side {
             Side::Source => "saddr",
             Side::Destination => "daddr",
         };
@@ -158,7 +161,7 @@ impl fmt::Display for SourceRate {
 
 impl fmt::Display for Distinct {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, most } = self;
+        let Self { name, max: most } = self;
         write!(
             f,
             "-m hashlimit --hashlimit-upto {}/sec --hashlimit-burst {} --hashlimit-mode dstip --hashlimit-name {name} \
@@ -200,20 +203,20 @@ impl HashOptions {
                 self.0.insert("above".to_owned(), above);
             }
             None => {
-                when.distinct = Some(Distinct {
+                when.destination_limit = Some(Distinct {
                     name: name.clone(),
-                    most: number(self.0.get("htable-max").cloned()),
+                    max: number(self.0.get("htable-max").cloned()),
                 });
             }
         }
         self.0.insert("name".to_owned(), name);
         // The formatted match must have exactly the options that were parsed.
-        let written = when.clone().then(Target::Return).to_string();
-        let words: Vec<&str> = written.split_whitespace().collect();
+        let formatted = when.clone().then(Target::Return).to_string();
+        let tokens: Vec<&str> = formatted.split_whitespace().collect();
         let same = self.0.iter().all(|(option, value)| {
             let flag = format!("--hashlimit-{option}");
-            let at = words.iter().position(|word| *word == flag);
-            at.is_some_and(|at| words.get(at + 1) == Some(&value.as_str()))
+            let at = tokens.iter().position(|word| *word == flag);
+            at.is_some_and(|at| tokens.get(at + 1) == Some(&value.as_str()))
         });
         match same {
             true => Ok(when),
@@ -231,7 +234,7 @@ mod tests {
         for (asked, given) in [(0, 1), (1, 1), (3, 2), (25, 25), (26, 25), (99_999, 10_000)] {
             assert_eq!(Rate::at_most(asked, 5).per_second(), given, "{asked}");
         }
-        for rate in Rate::EXACT {
+        for rate in Rate::EXACT_RATES {
             assert_eq!(10_000 / (10_000 / rate), rate);
             assert_eq!(1_000_000 / (1_000_000 / rate), rate);
         }

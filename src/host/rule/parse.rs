@@ -12,31 +12,31 @@ use super::{
 
 /// A text that is not a supported rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unsupported rule \"{text}\": {why}")]
-pub struct NotARule {
+#[error("unsupported rule \"{text}\": {reason}")]
+pub struct ParseRuleError {
     text: String,
-    why: String,
+    reason: String,
 }
 
 impl FromStr for Rule {
-    type Err = NotARule;
+    type Err = ParseRuleError;
 
-    fn from_str(text: &str) -> Result<Self, NotARule> {
+    fn from_str(text: &str) -> Result<Self, ParseRuleError> {
         if let Some(foreign) = text.strip_prefix(FOREIGN) {
             return Ok(Self::Foreign(foreign.to_owned()));
         }
         words(text)
             .and_then(|words| rule(words.into_iter()))
-            .map_err(|why| NotARule {
+            .map_err(|why| ParseRuleError {
                 text: text.to_owned(),
-                why,
+                reason: why,
             })
     }
 }
 
 impl TryFrom<String> for Rule {
-    type Error = NotARule;
-    fn try_from(text: String) -> Result<Self, NotARule> {
+    type Error = ParseRuleError;
+    fn try_from(text: String) -> Result<Self, ParseRuleError> {
         text.parse()
     }
 }
@@ -49,39 +49,39 @@ impl From<Rule> for String {
 
 type Words = std::vec::IntoIter<String>;
 
-fn rule(mut words: Words) -> Result<Rule, String> {
+fn rule(mut tokens: Words) -> Result<Rule, String> {
     let mut when = Match::default();
     let mut hash = HashOptions::default();
-    while let Some(word) = words.next() {
-        if let Some(option) = word.strip_prefix("--hashlimit-") {
-            hash.take(option, next(&mut words, &word)?);
+    while let Some(token) = tokens.next() {
+        if let Some(option) = token.strip_prefix("--hashlimit-") {
+            hash.take(option, next(&mut tokens, &token)?);
             continue;
         }
-        match word.as_str() {
-            "-j" => return Ok(hash.finish(when)?.then(target(words)?)),
+        match token.as_str() {
+            "-j" => return Ok(hash.finish(when)?.then(target(tokens)?)),
             "!" => {
-                let flag = next(&mut words, "!")?;
-                when = negated(when, &flag, next(&mut words, &flag)?)?;
+                let flag = next(&mut tokens, "!")?;
+                when = parse_inverted_option(when, &flag, next(&mut tokens, &flag)?)?;
             }
-            flag => when = plain(when, flag, &mut words)?,
+            flag => when = plain(when, flag, &mut tokens)?,
         }
     }
     Err("no target (-j)".into())
 }
 
-fn plain(mut when: Match, flag: &str, words: &mut Words) -> Result<Match, String> {
+fn plain(mut when: Match, flag: &str, tokens: &mut Words) -> Result<Match, String> {
     if let "--connlimit-saddr" | "--connlimit-daddr" = flag {
         let limit = when
             .connlimit
             .as_mut()
             .ok_or("--connlimit-above must come first")?;
-        limit.of = match flag {
+        limit.side = match flag {
             "--connlimit-saddr" => Side::Source,
             _ => Side::Destination,
         };
         return Ok(when);
     }
-    let value = next(words, flag)?;
+    let value = next(tokens, flag)?;
     Ok(match flag {
         "-i" => when.in_if(value),
         "-o" => when.out_if(value),
@@ -103,7 +103,7 @@ fn plain(mut when: Match, flag: &str, words: &mut Words) -> Result<Match, String
             when
         }
         "--tcp-flags" => {
-            let compare = next(words, flag)?;
+            let compare = next(tokens, flag)?;
             when.tcp_flags = match (value.as_str(), compare.as_str()) {
                 ("SYN,RST", "SYN") => Some(TcpFlags::Syn),
                 _ => return Err(format!("unsupported --tcp-flags {value} {compare}")),
@@ -114,7 +114,7 @@ fn plain(mut when: Match, flag: &str, words: &mut Words) -> Result<Match, String
         "--connlimit-above" => when.connlimit(ConnLimit {
             above: number(&value)?,
             prefix: 32,
-            of: Side::Source,
+            side: Side::Source,
         }),
         "--connlimit-mask" => {
             let limit = when
@@ -145,7 +145,7 @@ fn plain(mut when: Match, flag: &str, words: &mut Words) -> Result<Match, String
     })
 }
 
-fn negated(when: Match, flag: &str, value: String) -> Result<Match, String> {
+fn parse_inverted_option(when: Match, flag: &str, value: String) -> Result<Match, String> {
     Ok(match flag {
         "-i" => when.not_in_if(value),
         "-o" => when.not_out_if(value),
@@ -159,8 +159,8 @@ fn negated(when: Match, flag: &str, value: String) -> Result<Match, String> {
 
 fn target(words: Words) -> Result<Target, String> {
     let words: Vec<String> = words.collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    Ok(match words.as_slice() {
+    let tokens: Vec<&str> = words.iter().map(String::as_str).collect();
+    Ok(match tokens.as_slice() {
         ["ACCEPT"] => Target::Accept,
         ["DROP"] => Target::Drop,
         ["RETURN"] => Target::Return,
@@ -171,14 +171,14 @@ fn target(words: Words) -> Result<Target, String> {
         ["REJECT", "--reject-with", "icmp-admin-prohibited"] => {
             Target::Reject(Reject::IcmpAdminProhibited)
         }
-        ["DNAT" | "REDIRECT" | "NETMAP", ..] => Target::Translate(words.join(" ")),
+        ["DNAT" | "REDIRECT" | "NETMAP", ..] => Target::Translate(tokens.join(" ")),
         [chain] if !chain.is_empty() => Target::Jump((*chain).to_owned()),
         other => return Err(format!("unsupported target {}", other.join(" "))),
     })
 }
 
-fn next(words: &mut Words, flag: &str) -> Result<String, String> {
-    words
+fn next(tokens: &mut Words, flag: &str) -> Result<String, String> {
+    tokens
         .next()
         .ok_or_else(|| format!("missing value after {flag}"))
 }
@@ -187,10 +187,9 @@ fn known<T>(value: Option<T>, word: &str) -> Result<T, String> {
     value.ok_or_else(|| format!("unsupported value {word}"))
 }
 
-fn set<T>(words: &str, of_word: fn(&str) -> Option<T>) -> Result<Vec<T>, String> {
-    words
-        .split(',')
-        .map(|word| known(of_word(word), word))
+fn set<T>(list: &str, parse: fn(&str) -> Option<T>) -> Result<Vec<T>, String> {
+    list.split(',')
+        .map(|word| known(parse(word), word))
         .collect()
 }
 
@@ -214,8 +213,9 @@ fn group(text: &str) -> Result<LinkGroup, String> {
         None => Ok(LinkGroup::only(bits(text)?)),
         Some((value, mask)) => {
             let group = LinkGroup::under(bits(value)?, bits(mask)?);
-            let fits = bits(value)? == group.value && group.mask != 0;
-            fits.then_some(group)
+            let valid = bits(value)? == group.value && group.mask != 0;
+            valid
+                .then_some(group)
                 .ok_or_else(|| format!("invalid group {text}: the value has bits outside the mask"))
         }
     }
@@ -238,34 +238,34 @@ fn mac(text: &str) -> Result<[u8; 6], String> {
 
 /// Splits at spaces outside double quotes; a backslash in quotes escapes the next character.
 fn words(text: &str) -> Result<Vec<String>, String> {
-    let mut words = Vec::new();
+    let mut tokens = Vec::new();
     let mut chars = text.chars().peekable();
     while let Some(&c) = chars.peek() {
         match c {
             ' ' => drop(chars.next()),
             '"' => {
                 chars.next();
-                words.push(quoted(&mut chars)?);
+                tokens.push(quoted(&mut chars)?);
             }
             _ => {
-                let mut word = String::new();
+                let mut token = String::new();
                 while let Some(c) = chars.next_if(|c| *c != ' ') {
-                    word.push(c);
+                    token.push(c);
                 }
-                words.push(word);
+                tokens.push(token);
             }
         }
     }
-    Ok(words)
+    Ok(tokens)
 }
 
 fn quoted(chars: &mut impl Iterator<Item = char>) -> Result<String, String> {
-    let mut word = String::new();
+    let mut token = String::new();
     while let Some(c) = chars.next() {
         match c {
-            '"' => return Ok(word),
-            '\\' => word.extend(chars.next()),
-            c => word.push(c),
+            '"' => return Ok(token),
+            '\\' => token.extend(chars.next()),
+            c => token.push(c),
         }
     }
     Err("unterminated quote".into())

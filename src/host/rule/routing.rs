@@ -20,18 +20,18 @@ pub struct RoutingRule {
     /// The originator; [`crate::host::route::PROTOCOL`] for sliced, 2 for the kernel.
     pub protocol: u8,
     /// It has conditions in addition to `to`.
-    pub narrowed: bool,
+    pub has_other_conditions: bool,
 }
 
 impl RoutingRule {
     /// A rule of sliced: packets to this network are routed by the main table.
-    pub fn by_main(priority: u32, to: Ipv4Network) -> Self {
+    pub fn via_main_table(priority: u32, to: Ipv4Network) -> Self {
         Self {
             priority,
             to: Some(to),
             table: Some(MAIN_TABLE),
             protocol: PROTOCOL,
-            narrowed: false,
+            has_other_conditions: false,
         }
     }
 

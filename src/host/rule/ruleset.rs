@@ -76,7 +76,7 @@ impl Chain {
     }
 
     /// An empty builtin chain with policy ACCEPT is equivalent to no chain.
-    fn is_nothing(&self) -> bool {
+    fn is_default(&self) -> bool {
         self.policy == Some(Policy::Accept) && self.rules.is_empty()
     }
 }
@@ -121,7 +121,7 @@ impl Ruleset {
             }
         }
         for table in &mut merged {
-            table.chains.retain(|chain| !chain.is_nothing());
+            table.chains.retain(|chain| !chain.is_default());
             table.chains.sort_by(|a, b| a.name.cmp(&b.name));
         }
         merged.retain(|table| !table.chains.is_empty());

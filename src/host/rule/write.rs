@@ -55,7 +55,7 @@ impl fmt::Display for Match {
         shown(f, &self.connlimit)?;
         shown(f, &self.rate)?;
         shown(f, &self.source_rate)?;
-        shown(f, &self.distinct)?;
+        shown(f, &self.destination_limit)?;
         if self.in_group.is_some() || self.out_group.is_some() {
             f.write_str("-m devgroup ")?;
         }

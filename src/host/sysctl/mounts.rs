@@ -18,29 +18,28 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 /// The maximum number of mounts. Each uses one descriptor and is created when the first namespace needs it.
 pub const MOUNTS: usize = 32;
 
-static KNOWN: [OnceLock<OwnedFd>; MOUNTS] = [const { OnceLock::new() }; MOUNTS];
+static CACHE: [OnceLock<OwnedFd>; MOUNTS] = [const { OnceLock::new() }; MOUNTS];
 
 /// Opens a directory below /proc/sys for the calling thread's namespace, whose inode number is `namespace`.
 pub(super) fn open_dir(namespace: u64, dir: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let own = mount(namespace).and_then(|mount| {
+    let opened = mount(namespace).and_then(|mount| {
         let below = dir.strip_prefix("/proc").map_err(io::Error::other)?;
         Ok(rustix::fs::openat(mount, below, flags, Mode::empty())?)
     });
     // Where procfs cannot be mounted (an older kernel, a sandbox), the shared /proc gives the same result, but more slowly.
-    own.or_else(|_| Ok(rustix::fs::open(dir, flags, Mode::empty())?))
+    opened.or_else(|_| Ok(rustix::fs::open(dir, flags, Mode::empty())?))
 }
 
 /// Returns the same mount for a namespace each time.
 fn mount(namespace: u64) -> io::Result<BorrowedFd<'static>> {
-    let known = &KNOWN[(namespace % MOUNTS as u64) as usize];
-    if known.get().is_none() {
-        let made = make()?;
+    let slot = &CACHE[(namespace % MOUNTS as u64) as usize];
+    if slot.get().is_none() {
+        let created = make()?;
         // If another thread was faster, its mount is used and this one is dropped.
-        known.get_or_init(|| made);
+        slot.get_or_init(|| created);
     }
-    known
-        .get()
+    slot.get()
         .map(AsFd::as_fd)
         .ok_or_else(|| io::ErrorKind::NotFound.into())
 }

@@ -70,7 +70,7 @@ pub struct Filter {
     /// Identifies a filter among those of its priority; for `u32`, the upper 12 bits are the number of its table.
     pub handle: u32,
     /// The action.
-    pub what: What,
+    pub action: What,
 }
 
 /// The action of a filter.
@@ -87,7 +87,7 @@ pub enum What {
 impl Filter {
     /// [`NUMBER`] for a filter of sliced, in any table.
     pub fn number(&self) -> u32 {
-        match &self.what {
+        match &self.action {
             What::Redirect(_) => self.handle & 0xfff,
             What::Other(kind) if kind == "u32" => self.handle & 0xfff,
             What::Program(_) | What::Other(_) => self.handle,
@@ -100,22 +100,22 @@ impl Filter {
 /// Not for every observation: the kernel multicasts the response to all listeners of `RTNLGRP_TC`. Use [`list`] to check whether a filter
 /// exists; [`add_hook`] reports if there is already a hook.
 pub async fn hook(handle: &Handle, index: u32) -> Result<Option<Hook>, Error> {
-    let thing = || format!("with index {index}");
-    let doing = "get the ingress qdisc of link";
-    let mut question = write::hook(index);
+    let object = || format!("with index {index}");
+    let operation = "get the ingress qdisc of link";
+    let mut request = write::hook(index);
     // Any qdisc: the default that replaces a deleted one has no handle.
-    question.header.handle = TcHandle::UNSPEC;
-    let answer = handle
-        .get_echoed(RouteNetlinkMessage::GetQueueDiscipline(question))
+    request.header.handle = TcHandle::UNSPEC;
+    let response = handle
+        .get_echoed(RouteNetlinkMessage::GetQueueDiscipline(request))
         .await;
-    let found = match answer {
+    let found = match response {
         Ok(Some(RouteNetlinkMessage::NewQueueDiscipline(found))) => found,
         // It had one that was deleted.
         Ok(None) => return Ok(None),
-        Ok(Some(_)) => return Err(netlink::unexpected(doing, thing())),
+        Ok(Some(_)) => return Err(netlink::unexpected(operation, object())),
         // For a link that does not exist the error is ENODEV.
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
-        Err(e) => return Err(Error::io(doing, thing(), e)),
+        Err(e) => return Err(Error::io(operation, object(), e)),
     };
     let kind = found.attributes.iter().find_map(|a| match a {
         TcAttribute::Kind(kind) => Some(kind.as_str()),
@@ -124,7 +124,7 @@ pub async fn hook(handle: &Handle, index: u32) -> Result<Option<Hook>, Error> {
     match kind {
         Some("clsact") => Ok(Some(Hook::Clsact)),
         Some("ingress") => Ok(Some(Hook::Ingress)),
-        _ => Err(netlink::unexpected(doing, thing())),
+        _ => Err(netlink::unexpected(operation, object())),
     }
 }
 
@@ -132,29 +132,30 @@ pub async fn hook(handle: &Handle, index: u32) -> Result<Option<Hook>, Error> {
 pub async fn add_hook(handle: &Handle, index: u32) -> Result<(), Error> {
     let mut message = write::hook(index);
     message.attributes.push(TcAttribute::Kind("clsact".into()));
-    let made = handle
+    let result = handle
         .change(
             RouteNetlinkMessage::NewQueueDiscipline(message),
             NLM_F_CREATE | NLM_F_EXCL,
         )
         .await;
-    made.map_err(|e| match Kind::of(&e) {
-        // The error if there is an `ingress` qdisc.
-        _ if e.raw_os_error() == Some(libc::EINVAL) => io_exists(),
-        _ => e,
-    })
-    .map_err(|e| Error::io("add clsact to link", format!("with index {index}"), e))
+    result
+        .map_err(|e| match Kind::of(&e) {
+            // The error if there is an `ingress` qdisc.
+            _ if e.raw_os_error() == Some(libc::EINVAL) => already_exists(),
+            _ => e,
+        })
+        .map_err(|e| Error::io("add clsact to link", format!("with index {index}"), e))
 }
 
 /// The ingress filters of a link, in evaluation order. Also empty if the link does not exist: check the link, or its [`hook`],
 /// first.
 pub async fn list(handle: &Handle, index: u32) -> Result<Vec<Filter>, Error> {
-    let answer = handle
+    let response = handle
         .dump(RouteNetlinkMessage::GetTrafficFilter(write::ingress(index)))
         .await
         .map_err(|e| Error::io("list the filters of link", format!("with index {index}"), e))?;
     let mut filters = Vec::new();
-    for part in answer {
+    for part in response {
         let RouteNetlinkMessage::NewTrafficFilter(message) = part else {
             return Err(netlink::unexpected("list", "filters"));
         };
@@ -193,7 +194,7 @@ pub async fn add_redirect(handle: &Handle, index: u32, to: u32) -> Result<(), Er
         .await
         .map_err(|e| match e.raw_os_error() {
             // The error of `u32` if the handle is in use (`idr_alloc_u32`).
-            Some(libc::ENOSPC) => io_exists(),
+            Some(libc::ENOSPC) => already_exists(),
             _ => e,
         })
         .map_err(|e| Error::io("redirect link", format!("with index {index}"), e))
@@ -208,6 +209,6 @@ pub async fn delete(handle: &Handle, index: u32, filter: &Filter) -> Result<(), 
         .map_err(|e| Error::io("delete a filter of link", format!("with index {index}"), e))
 }
 
-fn io_exists() -> std::io::Error {
+fn already_exists() -> std::io::Error {
     std::io::Error::from_raw_os_error(libc::EEXIST)
 }

@@ -35,7 +35,7 @@ pub(super) fn filter(message: TcMessage) -> Option<Filter> {
     if handle == 0 || is_table {
         return None;
     }
-    let what = match kind.as_str() {
+    let action = match kind.as_str() {
         "bpf" => program(&options).map(What::Program),
         "u32" => redirect(&options).map(What::Redirect),
         _ => None,
@@ -46,7 +46,7 @@ pub(super) fn filter(message: TcMessage) -> Option<Filter> {
         protocol: u16::from_be(info as u16),
         chain,
         handle,
-        what: what.unwrap_or(What::Other(kind)),
+        action: action.unwrap_or(What::Other(kind)),
     })
 }
 
@@ -81,11 +81,11 @@ fn insn(bytes: &[u8]) -> Insn {
 /// The target link, if the filter redirects every frame and has no other action.
 fn redirect(options: &[TcOption]) -> Option<u32> {
     let mut to = None;
-    let mut everything = false;
+    let mut matches_all = false;
     for option in options {
         match option {
             TcOption::U32(TcFilterU32Option::Selector(selector)) => {
-                everything = selector.flags == TcU32SelectorFlags::Terminal
+                matches_all = selector.flags == TcU32SelectorFlags::Terminal
                     && selector.keys.iter().all(|key| key.mask == 0);
             }
             TcOption::U32(TcFilterU32Option::Action(actions)) => match actions.as_slice() {
@@ -102,7 +102,7 @@ fn redirect(options: &[TcOption]) -> Option<u32> {
             _ => {}
         }
     }
-    to.filter(|_| everything)
+    to.filter(|_| matches_all)
 }
 
 fn mirred(action: &TcAction) -> Option<u32> {
@@ -111,11 +111,11 @@ fn mirred(action: &TcAction) -> Option<u32> {
         _ => None,
     })?;
     options.iter().find_map(|option| match option {
-        TcActionOption::Mirror(TcActionMirrorOption::Parms(there))
-            if there.eaction == TcMirrorActionType::EgressRedir
-                && there.generic.action == TcActionType::Stolen =>
+        TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror))
+            if mirror.eaction == TcMirrorActionType::EgressRedir
+                && mirror.generic.action == TcActionType::Stolen =>
         {
-            Some(there.ifindex)
+            Some(mirror.ifindex)
         }
         _ => None,
     })

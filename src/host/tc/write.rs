@@ -11,7 +11,7 @@ use netlink_packet_route::tc::{
 use super::{Filter, Insn, NUMBER, PRIORITY, What, read};
 
 /// `ETH_P_ALL` of `include/uapi/linux/if_ether.h`.
-const EVERY_PROTOCOL: u16 = 3;
+const ETH_P_ALL: u16 = 3;
 
 /// The position of `clsact` and `ingress`.
 pub(super) fn hook(index: u32) -> TcMessage {
@@ -43,7 +43,7 @@ pub(super) fn program(index: u32, program: &[Insn]) -> TcMessage {
         TcFilterBpfOption::Other(DefaultNla::new(read::BPF_OPS, code)),
         TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
     ];
-    of_ours(
+    filter(
         index,
         "bpf",
         options.into_iter().map(TcOption::Bpf).collect(),
@@ -52,24 +52,24 @@ pub(super) fn program(index: u32, program: &[Insn]) -> TcMessage {
 
 pub(super) fn redirect(index: u32, to: u32) -> TcMessage {
     // No key: with one, `u32` does not match frames that are too short for it.
-    let mut everything = TcU32Selector::default();
-    everything.flags = TcU32SelectorFlags::Terminal;
-    let mut there = TcMirror::default();
-    there.eaction = TcMirrorActionType::EgressRedir;
-    there.generic.action = TcActionType::Stolen;
-    there.ifindex = to;
+    let mut selector = TcU32Selector::default();
+    selector.flags = TcU32SelectorFlags::Terminal;
+    let mut mirror = TcMirror::default();
+    mirror.eaction = TcMirrorActionType::EgressRedir;
+    mirror.generic.action = TcActionType::Stolen;
+    mirror.ifindex = to;
     let mut action = TcAction::default();
     action.attributes = vec![
         TcActionAttribute::Kind("mirred".into()),
         TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(
-            there,
+            mirror,
         ))]),
     ];
     let options = vec![
-        TcFilterU32Option::Selector(everything),
+        TcFilterU32Option::Selector(selector),
         TcFilterU32Option::Action(vec![action]),
     ];
-    of_ours(
+    filter(
         index,
         "u32",
         options.into_iter().map(TcOption::U32).collect(),
@@ -81,7 +81,7 @@ pub(super) fn position(index: u32, filter: &Filter) -> TcMessage {
     let mut message = ingress(index);
     message.header.handle = filter.handle.into();
     message.header.info = info(filter.priority, filter.protocol);
-    let kind = match &filter.what {
+    let kind = match &filter.action {
         What::Program(_) => "bpf",
         What::Redirect(_) => "u32",
         What::Other(kind) => kind,
@@ -93,10 +93,10 @@ pub(super) fn position(index: u32, filter: &Filter) -> TcMessage {
     message
 }
 
-fn of_ours(index: u32, kind: &str, options: Vec<TcOption>) -> TcMessage {
+fn filter(index: u32, kind: &str, options: Vec<TcOption>) -> TcMessage {
     let mut message = ingress(index);
     message.header.handle = NUMBER.into();
-    message.header.info = info(PRIORITY, EVERY_PROTOCOL);
+    message.header.info = info(PRIORITY, ETH_P_ALL);
     message.attributes = vec![
         TcAttribute::Kind(kind.to_owned()),
         TcAttribute::Options(options),

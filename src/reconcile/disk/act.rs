@@ -46,7 +46,7 @@ pub(super) async fn act(
                 Err(error) if error.kind == Kind::Absent => return Ok(()),
                 Err(error) => return Err(error),
             };
-            fs::remove_ours(disk)
+            fs::force_remove(disk)
         }
         Action::Note(record) => note(desired, record),
         Action::Copy {
@@ -63,8 +63,8 @@ pub(super) async fn act(
             image::grow(disk, *to)
         }
         Action::Forget => {
-            fs::remove_draft(&desired.record())?;
-            fs::remove_ours(&desired.record())
+            fs::remove_temp(&desired.record())?;
+            fs::force_remove(&desired.record())
         }
     }
 }
@@ -97,11 +97,11 @@ async fn copy(
             .map_err(|why| why.when("copy", &image))?;
         fit(&named, &image)?;
         let what = Copy {
-            from: &named,
-            called: &image,
-            draft: &draft,
-            to: &to,
-            at_least,
+            image: &named,
+            display_path: &image,
+            temp: &draft,
+            target: &to,
+            min_size: at_least,
         };
         image::copy(&what, &progress)
     };
@@ -137,7 +137,7 @@ async fn stalled(progress: &Progress) {
 /// What an image is may have changed since it was asked for.
 fn fit(named: &Named, path: &std::path::Path) -> Result<(), Error> {
     let shown = || path.display().to_string();
-    match image::look_at_named(named, path)? {
+    match image::inspect_file(named, path)? {
         Found::File(_) => {}
         Found::Absent => return Err(Error::other("copy", shown(), "it is not there")),
         Found::Device => return Err(Error::other("copy", shown(), "it is a block device")),

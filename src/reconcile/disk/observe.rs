@@ -11,12 +11,12 @@ use crate::host::{Error, fs};
 use crate::owner::{Label, Owner};
 
 pub(super) fn observe(desired: &Desired) -> Result<Observed, Error> {
-    let disk = match image::look_at_ours(&desired.disk())? {
+    let disk = match image::inspect_nofollow(&desired.disk())? {
         Found::Absent => Lies::Absent,
         Found::File(edition) => Lies::File(edition.length),
         Found::Device | Found::Other(_) => Lies::Foreign,
     };
-    let draft = image::look_at_ours(&desired.draft())? != Found::Absent;
+    let draft = image::inspect_nofollow(&desired.draft())? != Found::Absent;
     let record = read(&desired.record())?;
     Ok(Observed {
         disk,

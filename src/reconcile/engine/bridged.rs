@@ -11,12 +11,12 @@ use crate::api::rung::Rung;
 use crate::api::vm::Vm;
 use crate::owner;
 use crate::reconcile::Reconcile;
-use crate::reconcile::firewall::antispoof::Apart;
-use crate::reconcile::firewall::port::{self as filter, Gate, Pass};
-use crate::reconcile::net::port::{self, BridgeSeen, Port};
+use crate::reconcile::firewall::antispoof::PortIsolation;
+use crate::reconcile::firewall::port::{self as filter, AllowedFrames, BridgeFirewall};
+use crate::reconcile::net::port::{self, BridgeNet, BridgeSeen};
 use crate::reconcile::{connection, net};
 
-/// Whether the bridge is ours.
+/// Whether sliced manages the bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Managed {
     Yes,
@@ -24,7 +24,7 @@ enum Managed {
 }
 
 impl Engine {
-    /// Up the two rungs.
+    /// Converges the Net and Firewall stages.
     pub(super) async fn connect_bridged<A: Ascent>(
         &self,
         vm: &Vm,
@@ -50,12 +50,12 @@ impl Engine {
                 antispoof: spec.antispoof,
                 record,
             }),
-            remains: None,
+            last_location: None,
         };
         let hands = self.port();
         let (seen, unrecorded) = match ascent.meet(Rung::Net, &hands, &desired).await {
             Ok(seen) => (seen, None),
-            // As in isolated mode: a full run directory does not delay what closes.
+            // As in isolated mode: a full run directory does not delay rules that restrict the VM.
             Err(stop) if hands.lacks_record() && self.held(uid).contains(&Rung::Firewall) => {
                 match hands.observe(&desired).await {
                     Ok(seen) => (seen, Some(stop)),
@@ -65,7 +65,7 @@ impl Engine {
             Err(stop) => return Err(stop),
         };
         let mtu = seen.bridge.as_ref().map_or(net::MTU, |bridge| bridge.mtu);
-        // One that is not there yet is made by us.
+        // sliced creates a bridge that does not exist.
         let managed = match &seen.bridge {
             Some(bridge) if !desired.is_managed(bridge) => Managed::No,
             Some(_) | None => Managed::Yes,
@@ -81,15 +81,15 @@ impl Engine {
         let desired = filter::Desired {
             label,
             tap,
-            pass: Some(pass),
-            before: self.mark(uid, Rung::Firewall),
+            allowed: Some(pass),
+            last_verified: self.mark(uid, Rung::Firewall),
         };
-        let is_new = desired.before.is_none();
+        let is_new = desired.last_verified.is_none();
         let hands = self.gate();
         ascent.meet(Rung::Firewall, &hands, &desired).await?;
         let ready = ascent.ready(Rung::Firewall, ready).await;
         if let Err(error) = self.look_at_refused(vm, address.ip(), is_new).await {
-            debug!(vm = %vm.meta.name, %error, "cannot count what it was refused");
+            debug!(vm = %vm.meta.name, %error, "cannot count its refused packets");
         }
         if let Some(stop) = unrecorded {
             return Err(stop);
@@ -98,7 +98,7 @@ impl Engine {
         Ok(connected)
     }
 
-    /// What of a bridge VM's frames may pass.
+    /// The frames of a bridge VM that may pass.
     fn pass(
         &self,
         vm: &Vm,
@@ -106,38 +106,38 @@ impl Engine {
         address: &Address,
         managed: Managed,
         bridge: Option<BridgeSeen>,
-    ) -> Pass {
+    ) -> AllowedFrames {
         let names = owner::vm_names(&self.instance, vm.meta.uid);
         let apart = bridge
             .zip(address.gateway())
             .filter(|_| spec.isolate_ports)
-            .map(|(bridge, gateway)| Apart {
+            .map(|(bridge, gateway)| PortIsolation {
                 bridge: bridge.mac,
                 port: names.port_mac,
                 subnet: address.range(),
                 gateway,
-                hosts: bridge.hosts,
+                host_addresses: bridge.host_addresses,
             });
         match (spec.antispoof, apart) {
-            (false, apart) if managed == Managed::No => Pass::Unmanaged(apart),
-            (true, apart) => Pass::Only(filter::Filter {
+            (false, apart) if managed == Managed::No => AllowedFrames::Unmanaged(apart),
+            (true, apart) => AllowedFrames::Only(filter::Filter {
                 mac: names.guest_mac,
                 ip: address.ip(),
-                apart,
+                isolation: apart,
             }),
-            (false, Some(apart)) => Pass::Apart(apart),
-            (false, None) => Pass::Any,
+            (false, Some(apart)) => AllowedFrames::Apart(apart),
+            (false, None) => AllowedFrames::Any,
         }
     }
 
-    /// Hands for the Net rung in bridge mode.
-    pub(super) fn port(&self) -> Port {
-        Port::new(self.hands.home.clone(), self.hands.netlink.clone())
+    /// The reconciler of the Net stage in bridge mode.
+    pub(super) fn port(&self) -> BridgeNet {
+        BridgeNet::new(self.hands.home.clone(), self.hands.netlink.clone())
     }
 
-    /// Hands for the Firewall rung in bridge mode.
-    pub(super) fn gate(&self) -> Gate {
-        Gate {
+    /// The reconciler of the Firewall stage in bridge mode.
+    pub(super) fn gate(&self) -> BridgeFirewall {
+        BridgeFirewall {
             netlink: self.hands.netlink.clone(),
         }
     }

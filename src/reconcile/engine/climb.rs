@@ -30,12 +30,12 @@ use crate::runtime::controller::without_worker;
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Durable, Gate, LeaseError};
 
-/// A VM with its lease, if it has one that is ours to give; or why it goes no further.
+/// A VM with its lease, which CNI plugins assign in CNI mode; or the outcome if it cannot continue.
 type Leased = Result<(Vm, Option<Lease>), Outcome>;
 
-/// Why the transaction of a lease was rolled back.
+/// The reason why the transaction of a lease was rolled back.
 enum NoLease {
-    /// This must be claimed on the host before.
+    /// These claims must be made on the host first.
     Unclaimed(Vec<Claim>),
     Store(store::Error),
 }
@@ -46,15 +46,15 @@ impl From<store::Error> for NoLease {
     }
 }
 
-/// Between two words about a copy under way.
+/// Interval at which the progress of a copy is reported.
 const COPY_WORDS: Duration = Duration::from_secs(2);
-/// What is pending while they are looked at.
+/// The pending step while the files of a VM are observed.
 const FILES: &str = "observe the files that the VM names";
-/// Between two looks whether a copy under way is still wanted.
+/// Interval between checks whether a running copy is still required.
 const COPY_STEP: Duration = Duration::from_millis(250);
 
 impl Engine {
-    /// Up: each rung is taken, converged, written down together with the taking of the next.
+    /// Brings a VM up: each stage is acquired and converged, and its result is stored together with the acquisition of the next one.
     pub(super) async fn climb(&self, vm: &Vm, failures: u32) -> Result<Outcome, store::Error> {
         let (leased, taken) = self.take_claimed_lease(vm.meta.uid).await?;
         let (vm, lease) = match leased {
@@ -73,27 +73,27 @@ impl Engine {
             Err(stop) => Err(stop),
         };
         match climbed {
-            // Looks again when the conflict may be over.
+            // Observe again when the conflict may be over.
             Ok(Outcome::Converged) if climbing.contested.is_some() => Ok(Outcome::After(CALM)),
             Ok(outcome) | Err(Stop::Outcome(outcome)) => Ok(outcome),
             Err(Stop::Store(error)) => Err(error),
         }
     }
 
-    /// Up the two middle rungs, in the VM's mode. None: what it would be connected by is not there.
+    /// Converges the Net and Firewall stages in the VM's mode. None: there is no lease of this mode, or the plugins returned no connection.
     pub(super) async fn connect<A: Ascent>(
         &self,
         vm: &Vm,
         lease: Option<Lease>,
         ascent: &mut A,
     ) -> Result<Option<Connection>, A::Stop> {
-        // What plugins gave is remembered in their own cache.
+        // The CNI cache has the addresses that plugins assigned.
         let kept = lease.clone();
         let kept = kept.filter(|lease| !matches!(lease.address, Address::Plugged { .. }));
         let record = self.record(vm, kept);
         let address = lease.map(|lease| lease.address);
         match (&vm.spec.network, address) {
-            // On the heap each: the stack of a worker would have to hold all three.
+            // Each on the heap: otherwise the stack of a worker would have to hold all three.
             (NetworkSpec::Isolated(_), Some(Address::Block { block, .. })) => {
                 let connecting = self.connect_isolated(vm, block, record, ascent);
                 Box::pin(connecting).await.map(Some)
@@ -105,12 +105,12 @@ impl Engine {
             (NetworkSpec::Cni(spec), _) => {
                 Box::pin(self.connect_plugged(vm, spec, record, ascent)).await
             }
-            // A lease of another mode under a VM that stands: it waits to be replaced.
+            // An existing VM with a lease of another mode waits for its replacement.
             (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_), _) => Ok(None),
         }
     }
 
-    /// What is to run for a VM that is connected so, or why it cannot, in words.
+    /// Returns the desired process of a VM with this connection, or the reason why it cannot run, as text for users.
     pub(super) async fn process(
         &self,
         vm: &Vm,
@@ -125,7 +125,7 @@ impl Engine {
         Ok(self.living(vm, desired.await?))
     }
 
-    /// Which disks a VM is to have, or why it cannot, in words.
+    /// Returns the desired disks of a VM, or the reason why it cannot have them, as text for users.
     pub(super) async fn disks(&self, vm: &Vm) -> Result<Disks, String> {
         let label = self.instance.vm_label(&vm.meta.name, vm.meta.uid);
         self.processes
@@ -133,7 +133,7 @@ impl Engine {
             .await
     }
 
-    /// As [`Self::take_lease`], with the address claimed on the host. It is in most cases: by the group, when it chose it.
+    /// As [`Self::take_lease`], after claiming the address on the host. In most cases the group has claimed it already, when it chose it.
     async fn take_claimed_lease(&self, uid: Uid) -> Result<(Leased, Durable), store::Error> {
         let mut unclaimed = None;
         let mut awaited = Vec::new();
@@ -149,7 +149,8 @@ impl Engine {
         }
     }
 
-    /// Both transactions of the Lease stage in one: its actual state is the store itself. `unclaimed`: why no address can be claimed.
+    /// Acquires and converges the Lease stage in one transaction: its actual state is the store itself. `unclaimed` is the error if no
+    /// address can be claimed.
     fn take_lease(
         &self,
         uid: Uid,
@@ -187,12 +188,12 @@ impl Engine {
                     };
                     let found = (Status::False, reason, error.to_string());
                     txn.set_condition(uid, Rung::Lease, found, generation, now)?;
-                    // A range that comes is laid into the ground.
+                    // A new range changes the host requirements, which enqueues the VM.
                     self.turn_away(uid);
                     return Ok(Err(Outcome::After(SLOW)));
                 }
             };
-            // A VM that exists keeps its address, and its rules are kept up, whatever others claim.
+            // A VM that exists keeps its address, and its rules are maintained, whatever other daemons claim.
             let exists = txn
                 .world()
                 .page(uid, Rung::Net)
@@ -205,10 +206,7 @@ impl Engine {
                 }
             }
             if wants_user && !self.give_user(txn, uid)? {
-                let why = format!(
-                    "no user is left for its VMM in {} (--vmm-ids)",
-                    self.vmm_ids
-                );
+                let why = format!("no free user for its VMM in {} (--vmm-ids)", self.vmm_ids);
                 let found = (Status::False, Reason::RangeExhausted, why);
                 txn.set_condition(uid, Rung::Lease, found, generation, now)?;
                 return Ok(Err(Outcome::After(SLOW)));
@@ -226,7 +224,7 @@ impl Engine {
         })
     }
 
-    /// Whether a VM is to be given a user for its VMM. One that runs without, from before there were any, is left alone until it ends.
+    /// Whether a VM needs a user for its VMM. A VMM that an earlier version started without a user is left unchanged until it ends.
     fn wants_user(&self, uid: Uid) -> bool {
         let without = self.store.read(|world| {
             let vm = world.vm(uid)?;
@@ -236,14 +234,15 @@ impl Engine {
         without == Some(true) && !self.processes.runs(uid)
     }
 
-    /// False: none is left. One that something on this host runs as is passed over: another daemon may have the same range.
+    /// Assigns a user to a VMM. Returns false if none is free. A user that runs a process on this host is skipped: another daemon may have
+    /// the same range.
     fn give_user(&self, txn: &mut store::Txn<'_>, uid: Uid) -> Result<bool, store::Error> {
         let start = self.vmm_ids.start(self.instance.as_str());
         let given = txn.give_vmm_id(uid, &self.vmm_ids, start, user_lives)?;
         Ok(given.is_some())
     }
 
-    /// Who may open a VM's TAP: its VMM, or whoever brings one.
+    /// The user that may open a VM's TAP: that of its VMM, or the configured one if the user starts the VMM.
     pub(super) fn tap_owner(&self, vm: &Vm) -> TapOwner {
         match self.store.read(|world| world.vmm_id(vm.meta.uid)) {
             Some(uid) => TapOwner { uid, gid: None },
@@ -251,10 +250,10 @@ impl Engine {
         }
     }
 
-    /// Says, every so often, how far the copy under way has come. Comes back only when that cannot be written down.
+    /// Reports the progress of a copy periodically. Returns only if the progress cannot be stored.
     async fn tell_of_copy(&self, vm: &Vm, progress: &Progress) -> store::Error {
         let began = stamp();
-        // Since when it has come no further, once that is reported.
+        // The time of the last progress, once a stalled copy is reported.
         let (mut told, mut stuck) = (0, None);
         loop {
             tokio::time::sleep(COPY_WORDS).await;
@@ -281,7 +280,7 @@ impl Engine {
         }
     }
 
-    /// Comes back when this edition of the VM is not wanted any more: another run of its key follows then.
+    /// Returns when this version of the VM is no longer desired. Another run of its key follows.
     async fn changed(&self, vm: &Vm) {
         let same = || {
             self.store.read(|world| {
@@ -294,7 +293,7 @@ impl Engine {
         }
     }
 
-    /// What a daemon that has lost its state reads to adopt the VM.
+    /// The record from which a daemon that has lost its state adopts the VM.
     fn record(&self, vm: &Vm, lease: Option<Lease>) -> String {
         let (origin, update) = self.store.read(|world| match world.group(&vm.group) {
             Some(group) => (group.origin.clone(), group.spec.update),
@@ -317,7 +316,7 @@ fn stamp() -> String {
 }
 
 impl Climbing<'_> {
-    /// The last rung. A VMM that ends again and again backs off with its key.
+    /// Converges the Vmm stage. The backoff of the key also applies to a VMM that exits repeatedly.
     async fn run_process(
         &mut self,
         connection: &Connection,
@@ -344,14 +343,14 @@ impl Climbing<'_> {
         let remark = self.make_disk(&disks.own).await?;
         let hands = &engine.processes.rung;
         let observed = self.meet(Rung::Vmm, hands, &desired).await?;
-        debug!(vm = %vm.meta.name, failures, "process is as wanted");
+        debug!(vm = %vm.meta.name, failures, "process is converged");
         let process = observed.process();
         let mark = process.and_then(|identity| engine.running_mark(vm.meta.uid, identity));
         engine.processes.watch(vm.meta.uid, process);
         if vm.power == Power::Paused && process.is_some() {
             return self.held(mark).await;
         }
-        // A failure to observe is no evidence; the process was seen a moment ago.
+        // An error is ignored: the process was observed just before.
         let copied = process.and_then(|it| vmm::uses_another_disk(&desired, it.pid).ok().flatten());
         self.ready(
             Rung::Vmm,
@@ -374,14 +373,14 @@ impl Climbing<'_> {
         Ok(Outcome::Converged)
     }
 
-    /// Only a new spec, or a host that has changed, can help.
+    /// Reports a VM that this host cannot run. Only a new spec or a change of the host can help.
     async fn unfit(&self, why: String) -> Result<Outcome, Stop> {
         let found = (Status::False, Reason::Invalid, why);
         self.engine.set_condition(self.vm, Rung::Vmm, found).await?;
         Ok(Outcome::After(SLOW))
     }
 
-    /// The VM's own disk, if it is to have one: there before its VMM starts. What is to be said of it, if it is there.
+    /// Creates the VM's own disk, if it has one, before its VMM starts. Returns a note about an existing disk.
     async fn make_disk(&mut self, desired: &disk::Desired) -> Result<Option<String>, Stop> {
         if desired.want.is_none() {
             return Ok(None);
@@ -393,7 +392,7 @@ impl Climbing<'_> {
         };
         let progress = hands.progress.clone();
         let made = Box::pin(self.meet(Rung::Vmm, &hands, desired));
-        // A copy may take long; how many are made at once is bounded there.
+        // A copy may take long. The number of concurrent copies is limited in `disk`.
         without_worker(async {
             tokio::select! {
                 made = made => Ok(disk::remark(desired, &made?)),

@@ -1,8 +1,8 @@
-//! The connections of a VM: its limit, what it has of it, what it was refused beyond it.
+//! The connections of a VM: its limit, the number in use, and packets that were refused beyond the limit.
 //! Out of scope: the rules that enforce the limit.
 //!
-//! Nothing is asked of the kernel for this alone, except for whoever asks for the counters: an event is noted by a look that
-//! happens anyway.
+//! The kernel is not queried for this alone, except when a client requests the counters: events are recorded by observations that
+//! happen anyway.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -21,22 +21,22 @@ use crate::owner;
 use crate::reconcile::firewall;
 use crate::reconcile::limits::Limit;
 
-/// The host's table of connections is walked at most this often for those who ask for counters.
+/// The minimum interval between two dumps of the host's connection tracking table for requests of counters.
 const FRESH: Duration = Duration::from_millis(200);
 
 impl Engine {
-    /// Reports an isolated guest that has run into its limit since the last look: so many packets had been dropped by then.
+    /// Reports an isolated guest that has exceeded its limit since the last observation. `dropped` is the counter of its rules.
     pub(super) fn note_dropped(&self, vm: &Vm, dropped: u64) {
         let before = {
             let mut seen = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
             seen.insert(vm.meta.uid, dropped).unwrap_or(0)
         };
-        // Rules that were written again count from 0.
+        // The counters of rules that were written again start at 0.
         self.note_refused(vm, dropped.checked_sub(before).unwrap_or(dropped));
     }
 
-    /// The same of a guest on a bridge, which is new if it has not been connected before. What was refused in all, since this
-    /// process has first looked.
+    /// The same for a guest on a bridge; `is_new` if it was never connected before. Returns the number of packets refused since this
+    /// process has first observed it.
     pub(super) async fn look_at_refused(
         &self,
         vm: &Vm,
@@ -45,7 +45,7 @@ impl Engine {
     ) -> Result<u64, Error> {
         let of = (vm.meta.uid, address, is_new);
         let refused = self.refused_on_a_bridge(of).await?;
-        self.note_refused(vm, refused.more);
+        self.note_refused(vm, refused.new);
         Ok(refused.total)
     }
 
@@ -61,13 +61,13 @@ impl Engine {
         self.note(EventType::Warning, &object, "ConnectionLimit", &message);
     }
 
-    /// How many connections a VM may have.
+    /// The maximum number of connections of a VM.
     pub(super) fn limit(&self, vm: &Vm) -> Limit {
         let own = vm.spec.network.max_connections().map(Limit::of);
         own.unwrap_or_else(|| Limit::share(self.conntrack_max()))
     }
 
-    /// `nf_conntrack_max`, as the host had it when it was last looked at. When that changes, all VMs are looked at again.
+    /// `nf_conntrack_max` of the last observation of the host. When it changes, all VMs are enqueued.
     fn conntrack_max(&self) -> Option<u32> {
         let sized = self.sized.lock().unwrap_or_else(PoisonError::into_inner);
         let known = sized.as_ref().map(|(max, ..)| *max);
@@ -75,8 +75,7 @@ impl Engine {
         known.unwrap_or_else(conntrack::max)
     }
 
-    /// What a VM's connections come to, by name, as counters: a question to the kernel. None of a VM on a CNI network, which has no
-    /// limit.
+    /// Returns counters about a VM's connections, by name; queries the kernel. None for a VM on a CNI network, which has no limit.
     pub async fn connections(&self, vm: &Vm) -> Vec<(String, u64)> {
         let asked = match &vm.spec.network {
             NetworkSpec::Isolated(_) => self.isolated_connections(vm).map(Some),
@@ -108,7 +107,7 @@ impl Engine {
         })
     }
 
-    /// None: it has no address.
+    /// None: the VM has no address.
     async fn bridged_connections(&self, vm: &Vm) -> Result<Option<(u32, u64)>, Error> {
         let leased = self.store.read(|world| world.lease(&vm.meta.name).cloned());
         let Some(address) = leased.map(|lease| lease.address.ip()) else {
@@ -120,11 +119,11 @@ impl Engine {
     }
 }
 
-/// How many entries of the calling thread's namespace each address has that begin or end at it.
+/// Counts the connection tracking entries of the calling thread's namespace by address; an entry counts for its source and destination.
 pub(super) fn entries() -> Result<HashMap<Ipv4Addr, u32>, Error> {
     let mut entries = HashMap::new();
     for flow in conntrack::list()? {
-        let mut ends = vec![flow.src, flow.dst, flow.answers];
+        let mut ends = vec![flow.src, flow.dst, flow.reply_src];
         ends.sort_unstable();
         ends.dedup();
         for end in ends {

@@ -1,5 +1,5 @@
 //! Tears a VM down: the same plans as for bringing it up, with empty desired state.
-//! Out of scope: bringing up; what no object references ([`super::stray`]).
+//! Out of scope: bringing up; orphans ([`super::stray`]).
 
 use std::net::Ipv4Addr;
 
@@ -17,37 +17,37 @@ use crate::api::vm::Vm;
 use crate::clock;
 use crate::host::fs;
 use crate::owner::{self, Label, Owner};
-use crate::reconcile::net::port::{self, Remains};
+use crate::reconcile::net::port::{self, Location};
 use crate::reconcile::record::Record;
 use crate::reconcile::{Convergence, Reconcile, disk, firewall, net, storage, vmm};
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Change};
 
-/// What a VM may have on the host, as far as its mode tells.
+/// The resources that a VM may have on the host, according to its mode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// A namespace of its own, and a veth.
+    /// A namespace and a veth.
     Isolated,
     /// A TAP on a bridge.
     Bridged {
         tap: String,
-        /// The bridge, and the VM's address on it, where known.
+        /// The bridge, and the VM's address on it, if known.
         place: Option<(String, std::net::Ipv4Addr)>,
     },
-    /// A namespace of its own, and what the plugins made.
+    /// A namespace and the resources that plugins created.
     Plugged,
 }
 
-/// Why a rung is not empty yet.
+/// The reason why a stage is not torn down yet.
 pub(super) struct Stuck {
-    /// Status, reason and words for its condition.
+    /// Status, reason and message for its condition.
     pub(super) found: (Status, Reason, String),
-    /// When to look again.
+    /// When to try again.
     pub(super) outcome: Outcome,
 }
 
 impl Engine {
-    /// Down: from the top, each rung's desired is nothing.
+    /// Tears a VM down: each stage, from the last to the first, is converged to an empty desired state and released.
     pub(super) async fn descend(&self, vm: &Vm) -> Result<Outcome, store::Error> {
         let uid = vm.meta.uid;
         let label = self.instance.vm_label(&vm.meta.name, uid);
@@ -65,19 +65,19 @@ impl Engine {
         Ok(Outcome::Converged)
     }
 
-    /// What people have written into a VM is never removed by us; so it is said where it lies.
+    /// Reports the path of a persistent disk, which is not removed with its VM.
     fn tell_what_is_kept(&self, vm: &Vm) {
         let name = &vm.meta.name;
         let storage = &vm.spec.storage;
         let disk = storage::lying(storage, self.processes.disk_dir(), name);
         if let Some(disk) = disk.filter(|_| storage.persistent) {
-            let message = format!("the persistent disk stays: {}", disk.display());
+            let message = format!("the persistent disk is kept: {}", disk.display());
             let object = format!("vm/{name}");
             self.note(EventType::Normal, &object, "DiskKept", &message);
         }
     }
 
-    /// Which rungs a VM has taken, from below.
+    /// The stages that a VM has acquired, in the order of the pipeline.
     pub(super) fn held(&self, uid: Uid) -> Vec<Rung> {
         self.store.read(|world| {
             let held = |rung: &Rung| world.page(uid, *rung).is_some_and(|page| page.held);
@@ -85,7 +85,7 @@ impl Engine {
         })
     }
 
-    /// What a VM may have on the host.
+    /// The resources that a VM may have on the host.
     pub(super) fn standing(&self, vm: &Vm) -> Standing {
         match &vm.spec.network {
             NetworkSpec::Isolated(_) => Standing::Isolated,
@@ -111,13 +111,13 @@ impl Engine {
     ) -> Result<(), Stuck> {
         let uid = owner::uid_of(label);
         match rung {
-            // Nobody is to be told of its end.
+            // Its exit needs no notification.
             Rung::Vmm => self.processes.watch(uid, None),
-            // Nothing is left that its plugins could be asked about.
+            // A new attachment is checked by its plugins again.
             Rung::Net => self.check_again(uid),
             Rung::Lease | Rung::Firewall => {}
         }
-        // The record goes with the namespace.
+        // The record is removed together with the namespace.
         let address = match rung {
             Rung::Net => self.address_of(label),
             Rung::Lease | Rung::Firewall | Rung::Vmm => None,
@@ -128,13 +128,13 @@ impl Engine {
         };
         self.empty(rung, label, standing, &mut emptying).await?;
         match address {
-            // Nothing comes from the VM any more that would make an entry.
+            // The VM cannot send packets any more, so no new entry is created.
             Some(address) => self.forget_flows(address).await,
             None => Ok(()),
         }
     }
 
-    /// Deletes what the host's connection tracking knows of this address.
+    /// Deletes the host's connection tracking entries of this address.
     pub(super) async fn forget_flows(&self, address: Ipv4Addr) -> Result<(), Stuck> {
         let done = self.flows.forget(&self.hands.home, address).await;
         done.map_err(|error| {
@@ -146,7 +146,7 @@ impl Engine {
         })
     }
 
-    /// The address of the VM that the label is of, by its lease or by its record.
+    /// The address of the VM with this label, from its lease or its record.
     fn address_of(&self, label: &Label) -> Option<Ipv4Addr> {
         let uid = owner::uid_of(label);
         let leased = self.store.read(|world| {
@@ -162,7 +162,7 @@ impl Engine {
         })
     }
 
-    /// Of that rung, nothing is wanted.
+    /// Converges a stage to the empty desired state.
     pub(super) async fn empty<M: Meet>(
         &self,
         rung: Rung,
@@ -214,7 +214,7 @@ impl Engine {
                     run_dir: self.run_dir.0.clone(),
                     tap: tap.clone(),
                     slot: None,
-                    remains: place.clone().map(|(bridge, ip)| Remains { bridge, ip }),
+                    last_location: place.clone().map(|(bridge, ip)| Location { bridge, ip }),
                 };
                 meet.meet(Rung::Net, &self.port(), &desired).await.map(drop)
             }
@@ -242,8 +242,8 @@ impl Engine {
                 let desired = firewall::port::Desired {
                     label: label.clone(),
                     tap: tap.clone(),
-                    pass: None,
-                    before: None,
+                    allowed: None,
+                    last_verified: None,
                 };
                 let hands = self.gate();
                 meet.meet(Rung::Firewall, &hands, &desired).await.map(drop)
@@ -253,7 +253,7 @@ impl Engine {
     }
 }
 
-/// What bears a label, on its way off the host.
+/// Tears down the resources with a label.
 struct Emptying<'a> {
     engine: &'a Engine,
     label: &'a Label,
@@ -274,7 +274,7 @@ impl Meet for Emptying<'_> {
         };
         let done = self.engine.converge(reconciler, desired, &about).await;
         let Convergence { taken, result } = done;
-        debug!(label = %self.label, %rung, ?taken, "taken down");
+        debug!(label = %self.label, %rung, ?taken, "torn down");
         match &result {
             Ok(_) => {}
             Err(error) => {

@@ -1,10 +1,10 @@
-//! Packets that the host's rules restrict are forwarded only while these rules are known to be in place.
-//! Out of scope: which rules those are ([`crate::reconcile::ground`]); how a VM's forwarding is opened again (its own run).
+//! Forwards packets that the host's rules restrict only while these rules are known to be in place.
+//! Out of scope: the rules ([`crate::reconcile::ground`]); enabling a VM's forwarding again (the run of the VM).
 //!
 //! # Why
-//! The rules of a namespace and of a TAP restrict one VM, but what a VM may reach of the host and of other VMs is up to the host's
-//! rules. When these cannot be committed, read or kept, each VM's forwarding is switched off at its own side: `ip_forward` of the
-//! namespace, or the TAP. The namespace's own rules and the guest stay as they are, and its run opens what it finds verified.
+//! The rules of a namespace and of a TAP restrict one VM, but the host's rules determine what a VM may reach on the host and on other
+//! VMs. When these cannot be committed, read or maintained, forwarding is disabled for each VM: `ip_forward` of its namespace, or the
+//! TAP. The namespace's own rules and the guest stay unchanged, and the run of the VM enables forwarding when the rules are verified.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -26,7 +26,7 @@ use crate::store::Footing;
 /// Namespaces and TAPs for which forwarding is disabled at the same time.
 const AT_ONCE: usize = 16;
 
-/// How long a step for the host's rules may take before we check whether they are still in place.
+/// How long a step for the host's rules may take before it is verified that the rules are in place.
 const UNSURE: Duration = Duration::from_millis(250);
 
 /// Whether the host's rules are known to be in place.
@@ -78,7 +78,7 @@ impl Enforcement {
 }
 
 impl Engine {
-    /// The host's rules meet these requirements: VMs with disabled forwarding are looked at again.
+    /// Records that the host's rules meet these requirements, and enqueues VMs with disabled forwarding.
     pub(super) fn enforced(&self, footing: &Footing, seen: ground::Observed) {
         if self.enforcement.verify(footing, seen) {
             for vm in self.restricted() {
@@ -114,8 +114,8 @@ impl Engine {
     /// Observes whether the rules are in place for the requirements that were met before.
     pub(super) async fn still_enforces(&self, desired: &ground::Desired) -> bool {
         // Read again after an error: a read that coincides with another writer's change may fail once.
-        let hands = ground::Ground {
-            scope: ground::Scope::Glance,
+        let hands = ground::HostNetwork {
+            scope: ground::Scope::NamedOnly,
             ..self.ground()
         };
         let seen = match hands.observe(desired).await {
@@ -132,7 +132,7 @@ impl Engine {
             return false;
         };
         let before = ground::Desired {
-            footing,
+            requirements: footing,
             ..desired.clone()
         };
         // The desired rules depend on the host, too: a new network of the host does not invalidate the rules that are in place.
@@ -140,7 +140,7 @@ impl Engine {
         ground::enforces(&before, &ground::Observed { ruleset, ..host })
     }
 
-    /// Nothing is forwarded any more for VMs that the host's rules restrict.
+    /// Disables forwarding for all VMs that the host's rules restrict.
     pub(super) async fn shut_restricted(&self) {
         self.enforcement.lose();
         let all = futures::stream::iter(self.restricted());
@@ -183,8 +183,8 @@ impl Engine {
                 let desired = filter::Desired {
                     label,
                     tap: spec.tap(vm.index),
-                    pass: None,
-                    before: None,
+                    allowed: None,
+                    last_verified: None,
                 };
                 let done = self.converge(&self.gate(), &desired, &[]).await;
                 done.result.map(drop)

@@ -1,9 +1,9 @@
-//! The ground's run: what it is to carry no more is said before it is taken away, and whoever was turned away is called back.
-//! Out of scope: what the host's rules and bridges are ([`crate::reconcile::ground`]).
+//! Runs the host network: stores which requirements it no longer meets before it removes anything, and enqueues VMs that wait for it.
+//! Out of scope: the host's rules and bridges themselves ([`crate::reconcile::ground`]).
 //!
 //! # Why
-//! A group may go and come again while the ground is at work. Were its page to say until the end of the run that it carries the
-//! group's bridge, new VMs would be plugged into the bridge that is being deleted, and run beside its successor.
+//! A group may be deleted and created again during a run. If the stored status listed the group's bridge until the end of the run, new
+//! VMs would be attached to the bridge that is being deleted, and would not be on the bridge that replaces it.
 
 use std::collections::BTreeSet;
 use std::sync::PoisonError;
@@ -24,14 +24,14 @@ use crate::host::{self, link};
 use crate::owner;
 use crate::reconcile::contest::CALM;
 use crate::reconcile::ground::unmanaged::{self, OurLinks};
-use crate::reconcile::ground::{self, Ground, Scope};
+use crate::reconcile::ground::{self, HostNetwork, Scope};
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Change, Contest, Footing};
 
-/// The host's rules take longer: that is told.
+/// Work on the host's rules that takes longer is reported.
 const SLOW_STEP: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// What was found of the ground.
+/// Status, reason and message of the host network's condition.
 type Found = (Status, Reason, String);
 
 impl Engine {
@@ -47,15 +47,15 @@ impl Engine {
         });
         let desired = ground::Desired {
             instance: self.instance.clone(),
-            footing,
-            before: carried.unwrap_or_default(),
+            requirements: footing,
+            previous: carried.unwrap_or_default(),
         };
         self.keep_unmanaged(&desired).await;
         let scope = match self.whole_tables.swap(false, Ordering::Relaxed) {
-            true => Scope::Whole,
+            true => Scope::All,
             false => Scope::Named,
         };
-        let hands = Ground {
+        let hands = HostNetwork {
             scope,
             ..self.ground()
         };
@@ -66,10 +66,10 @@ impl Engine {
             .await;
         if done.result.is_err() {
             self.whole_tables
-                .fetch_or(scope == Scope::Whole, Ordering::Relaxed);
+                .fetch_or(scope == Scope::All, Ordering::Relaxed);
         }
         let mut found = describe(&done.result);
-        // What follows from another size of the host's tables or another network of its links is no repair.
+        // Steps after a change of the host's table sizes or of its links' networks are not repairs.
         let resized = self.is_resized(done.result.as_ref().ok());
         let seen = done.result.as_ref().ok().cloned();
         let warnings = seen.as_ref().map(|seen| seen.warnings.clone());
@@ -79,7 +79,7 @@ impl Engine {
             .as_ref()
             .is_some_and(|taken| taken.iter().any(|step| ground::restricts(step)));
         let contested = drift.and_then(|taken| self.tell_of_ground_drift(&taken, of_rules));
-        // What netlink messages repair is repaired as often as it is reverted, so that few packets are lost.
+        // Repairs by netlink messages are made as often as they are reverted, so that few packets are lost.
         let (contested, contest) = match of_rules || found.0 != Status::True {
             true => (contested, None),
             false => {
@@ -98,8 +98,8 @@ impl Engine {
             self.note(EventType::Warning, "ground", &found.1.to_string(), &found.2);
         }
         let is_firm = found.0 == Status::True;
-        let footing = desired.footing.clone();
-        // Contested rules are left alone for a while, so they are not known to be in place.
+        let footing = desired.requirements.clone();
+        // Contested rules are not repaired during the delay, so they are not known to be in place.
         let is_lost = !is_firm
             && (found.1 == Reason::Contested && of_rules || !self.still_enforces(&desired).await);
         if is_lost {
@@ -135,17 +135,20 @@ impl Engine {
         }
         self.look_at_dependents(&hands);
         self.look_for_plugin_rules().await;
-        // VMs that wait report why.
+        // VMs that wait report the new message.
         if (is_firm && !was_firm) || is_news {
             self.call_back();
         }
         Ok(outcome)
     }
 
-    /// The kernel forgets permanent neighbours and entries of a bridge with its last address, with its MAC, and when it goes down: VMs on
-    /// a bridge that was repaired are looked at again, after it was.
-    fn look_at_dependents(&self, hands: &Ground) {
-        let touched = hands.touched.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Enqueues the VMs on a bridge that was repaired. The kernel deletes permanent neighbour and forwarding entries of a bridge when its
+    /// last address is removed, its MAC changes, or it is set down.
+    fn look_at_dependents(&self, hands: &HostNetwork) {
+        let touched = hands
+            .touched_bridges
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if touched.is_empty() {
             return;
         }
@@ -162,7 +165,7 @@ impl Engine {
         }
     }
 
-    /// Network managers are configured to ignore our links before these are made.
+    /// Configures network managers to ignore our links before these are created.
     async fn keep_unmanaged(&self, desired: &ground::Desired) {
         let links = self.our_links(desired).await;
         let written = match links {
@@ -179,12 +182,12 @@ impl Engine {
         }
     }
 
-    /// The links of ours that there are, or are to be.
+    /// Our links that exist or are desired.
     pub async fn our_links(&self, desired: &ground::Desired) -> Result<OurLinks, host::Error> {
         let mut bridges = BTreeSet::new();
-        for name in desired.footing.bridges.keys() {
+        for name in desired.requirements.bridges.keys() {
             let found = link::get(&self.hands.netlink, name).await?;
-            if found.is_none_or(|found| ground::is_ours(desired, &found)) {
+            if found.is_none_or(|found| ground::is_managed(desired, &found)) {
                 bridges.insert(name.clone());
             }
         }
@@ -204,16 +207,16 @@ impl Engine {
         })
     }
 
-    /// What the host's rules and bridges are to be.
+    /// The desired state of the host's rules and bridges.
     pub fn ground_desired(&self) -> ground::Desired {
         ground::Desired {
             instance: self.instance.clone(),
-            footing: self.store.read(crate::store::World::footing),
-            before: Footing::default(),
+            requirements: self.store.read(crate::store::World::footing),
+            previous: Footing::default(),
         }
     }
 
-    /// Whether the limits were made for other tables or networks of the host's than when it was last looked at.
+    /// Whether table sizes, networks, foreign bridges or foreign routing rules of the host differ from the previous observation.
     fn is_resized(&self, seen: Option<&ground::Observed>) -> bool {
         let Some(seen) = seen else {
             return false;
@@ -229,7 +232,7 @@ impl Engine {
         before.is_some() && before != *sized
     }
 
-    /// What is done for the host takes long: an event tells since when. Its page stays, or no VM could be repaired meanwhile.
+    /// Records an event if work on the host network takes long. Its stored status stays, or no VM could be repaired meanwhile.
     async fn told_slow<T>(&self, work: impl Future<Output = T>) -> T {
         let since = clock::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let mut work = Box::pin(work);
@@ -238,16 +241,16 @@ impl Engine {
             done = &mut work => return done,
             () = tokio::time::sleep(SLOW_STEP) => {}
         }
-        let deadline = humantime::format_duration(self.hands.backend.deadline);
+        let deadline = humantime::format_duration(self.hands.backend.timeout);
         let message = format!(
-            "the host's rules and bridges have been worked on since {since}; iptables-restore has a deadline of {deadline}"
+            "reconciling the host's rules and bridges since {since}; the deadline of iptables-restore is {deadline}"
         );
         self.note(EventType::Warning, "ground", "Pending", &message);
         work.await
     }
 
-    /// What the ground must carry, and its page, which from now on says of nothing else that it carries it. A VM that was let on
-    /// before has a lease by which it is still carried; one that comes later is turned away.
+    /// Returns the requirements and the stored status, after requirements that are no longer needed were removed from the status. A VM
+    /// that was admitted before has a lease, which is a requirement; a later VM waits.
     async fn let_go(&self) -> Result<(Footing, Option<store::Ground>), store::Error> {
         let (footing, page) = self
             .store
@@ -270,10 +273,10 @@ impl Engine {
         .await
     }
 
-    /// The condition, if a conflicting writer keeps reverting the repairs.
+    /// Records a drift event. Returns the condition if a conflicting writer reverts the repairs.
     fn tell_of_ground_drift(&self, taken: &[String], of_rules: bool) -> Option<Found> {
         let steps = taken.join("; ");
-        let repaired = format!("repaired: {steps}");
+        let repaired = format!("differed from the desired state; restored: {steps}");
         self.note(EventType::Warning, "ground", "Drift", &repaired);
         let rung = match of_rules {
             true => Rung::Firewall,
@@ -281,14 +284,14 @@ impl Engine {
         };
         self.contests
             .count(self.ground_uid(), rung, clock::monotonic())?;
-        let why = format!("repaired again and again: a conflicting writer reverts: {steps}");
+        let why = format!("repaired repeatedly: a conflicting writer reverts: {steps}");
         Some((Status::False, Reason::Contested, why))
     }
 
-    /// The conflict about what netlink messages repair, until it is over: a new one, or the one that was known.
+    /// The conflict about state that is repaired by netlink messages, until it is over: a new one, or the stored one.
     fn contest(
         &self,
-        hands: &Ground,
+        hands: &HostNetwork,
         found: Option<Found>,
         known: Option<Contest>,
     ) -> Option<Contest> {
@@ -298,7 +301,10 @@ impl Engine {
         if known.is_none() {
             self.note(EventType::Warning, "ground", &reason.to_string(), &message);
         }
-        let touched = hands.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        let touched = hands
+            .touched_bridges
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let of_all = touched.contains(&None);
         let bridges = touched.iter().flatten().filter(|_| !of_all).cloned();
         let bridges: BTreeSet<String> = bridges.collect();
@@ -328,7 +334,7 @@ impl Engine {
         owner::uid_of(&self.instance.ground_label())
     }
 
-    /// Whether a conflicting writer reverts what netlink messages repair of this.
+    /// Whether a conflicting writer reverts repairs that are made for this key by netlink messages.
     pub fn is_contested(&self, key: &Key) -> bool {
         let uid = match key {
             Key::Ground => self.ground_uid(),
@@ -357,11 +363,11 @@ impl Engine {
                 since,
                 observed_generation: 0,
             },
-            carries: desired.footing,
+            carries: desired.requirements,
             leaves: match status {
                 Status::True => Footing::default(),
-                // What could not be taken away is ours to take away the next time.
-                Status::False | Status::Unknown => desired.before,
+                // The next run removes what could not be removed now.
+                Status::False | Status::Unknown => desired.previous,
             },
             boot_id: self.hands.boot_id.clone(),
             unenforced: None,
@@ -371,8 +377,9 @@ impl Engine {
         }
     }
 
-    /// The ground does not carry this VM, or it has no address that it could. To be told within the transaction that found it so: the
-    /// one that makes the ground firm comes before it or after it, and is followed by [`Engine::call_back`].
+    /// Records that this VM waits for the host network: its requirements are not met, or it has no address. Call this within the
+    /// transaction that found this: then a transaction that stores the host network as converged cannot come between, and
+    /// [`Engine::call_back`] after it enqueues the VM.
     pub(super) fn turn_away(&self, uid: Uid) {
         let turned_away = self.turned_away.lock();
         turned_away
@@ -388,15 +395,15 @@ impl Engine {
         }
     }
 
-    /// Hands for the ground.
-    pub fn ground(&self) -> Ground {
-        Ground {
+    /// The reconciler of the host network.
+    pub fn ground(&self) -> HostNetwork {
+        HostNetwork {
             home: self.hands.home.clone(),
             netlink: self.hands.netlink.clone(),
             backend: self.hands.backend.clone(),
             scope: Scope::Named,
             forward_chains: self.forward_chains.clone(),
-            touched: Default::default(),
+            touched_bridges: Default::default(),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! A group's run: its VMs and leases, what keeps it from what it wants, and whether replacements could run.
-//! Out of scope: which VMs a group has ([`super::super::group`]); what becomes of one (`climb`, `descend`).
+//! Runs a group: its VMs and leases, why it is blocked, and preflight checks of replacements.
+//! Out of scope: which VMs a group has ([`super::super::group`]); their bring-up and teardown (`climb`, `descend`).
 
 use std::sync::PoisonError;
 
@@ -19,15 +19,15 @@ use crate::runtime::queue::Outcome;
 use crate::store;
 
 impl Engine {
-    /// Applies a group's spec to its VMs before any of them is looked at.
+    /// Applies a group's spec to its VMs before any of them is run.
     pub async fn give_to_vms(&self, group: &Name) {
         if let Err(error) = self.run_group(group).await {
             warn!(%group, %error, "the spec of a restricted group is not applied to its VMs yet");
         }
     }
 
-    /// Claims on the host what groups have chosen in an earlier run, before any group chooses again; `whole`: the state is what that
-    /// run left.
+    /// Claims on the host the ranges that groups chose in an earlier run of the daemon, before any group chooses one. `whole`: the state
+    /// is complete, so that claims of no group can be released.
     pub async fn hold_claims(&self, whole: bool) -> Result<(), group::Error> {
         let links = link::list(&self.hands.netlink).await?;
         self.claims.reap(&links).await?;
@@ -79,7 +79,7 @@ impl Engine {
         })
     }
 
-    /// Says what hinders a group, if that is news, and remembers whether it waits for its VMs.
+    /// Records an event if the group is blocked for a new reason, and stores whether it waits for its VMs.
     fn group_rests(&self, name: &Name, waits: Waits, hindrance: Option<Hindrance>) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         match waits {
@@ -112,7 +112,7 @@ impl Engine {
         waiting.contains(group)
     }
 
-    /// What keeps a group from what it wants, beside its VMs.
+    /// Why a group is blocked, apart from the state of its VMs.
     pub fn hindrance(&self, group: &Name) -> Option<Hindrance> {
         let hindrances = self
             .hindrances
@@ -121,7 +121,7 @@ impl Engine {
         hindrances.get(group).cloned()
     }
 
-    /// Why a VM is not replaced, if it would be.
+    /// Why a VM that should be replaced is not. None: it should not be, or nothing blocks it.
     pub fn why_not_replaced(&self, vm: &Vm) -> Option<String> {
         let hindrances = self
             .hindrances
@@ -131,10 +131,10 @@ impl Engine {
         why.map(str::to_owned)
     }
 
-    /// Whether this host could run `wanted` in the place of a VM that stands.
+    /// Checks whether this host can run `wanted` in place of an existing VM.
     ///
     /// # Errors
-    /// What is in the way, in words.
+    /// A message for users: why it cannot.
     pub async fn fits(&self, vm: &Vm, wanted: &VmSpec) -> Result<(), String> {
         let uid = vm.meta.uid;
         let reason = self.store.read(|world| {
@@ -142,7 +142,7 @@ impl Engine {
             page.map(|page| page.condition.reason)
         });
         if reason == Some(Reason::Invalid) {
-            // What stands is no better.
+            // The existing VM cannot run either.
             return Ok(());
         }
         let label = self.instance.vm_label(&vm.meta.name, uid);
@@ -155,7 +155,7 @@ impl Engine {
     }
 }
 
-/// Whether a group is to be looked at when one of its VMs becomes Ready or goes.
+/// Whether a group is enqueued when one of its VMs becomes Ready or is removed.
 #[derive(Clone, Copy)]
 enum Waits {
     Yes,

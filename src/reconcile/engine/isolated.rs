@@ -1,5 +1,5 @@
-//! The two middle rungs of an isolated VM: its namespace, and the rules and the gate in it.
-//! Out of scope: the lease below them and the VMM above, which are the same in every mode.
+//! The Net and Firewall stages of an isolated VM: its namespace, and the rules and the forwarding switch in it.
+//! Out of scope: the Lease and Vmm stages, which are the same in every mode.
 
 use super::Engine;
 use super::step::{Ascent, Ready};
@@ -10,7 +10,7 @@ use crate::owner;
 use crate::reconcile::{connection, firewall, net};
 
 impl Engine {
-    /// Up the two rungs.
+    /// Handles the Net and Firewall stages.
     pub(super) async fn connect_isolated<A: Ascent>(
         &self,
         vm: &Vm,
@@ -30,8 +30,8 @@ impl Engine {
         };
         let hands = self.net();
         let met = ascent.meet(Rung::Net, &hands, &desired).await;
-        if hands.made_netns() {
-            // A new one counts its generations from the start.
+        if hands.created_netns() {
+            // The rule generations of a new namespace start again.
             self.seen_rules.forget(uid);
         }
         let unrecorded = match met {
@@ -39,7 +39,7 @@ impl Engine {
                 ascent.ready(Rung::Net, Ready::default()).await?;
                 None
             }
-            // A full run directory does not delay what closes. Rules replace rules: the slot had some before.
+            // A full run directory does not delay restrictions. The Firewall stage is acquired, so these rules only replace earlier ones.
             Err(stop) if hands.lacks_record() && self.held(uid).contains(&Rung::Firewall) => {
                 Some(stop)
             }
@@ -74,7 +74,7 @@ impl Engine {
         ))
     }
 
-    /// The rules that an isolated VM wants.
+    /// The desired rules of an isolated VM.
     pub fn rules(&self, vm: &Vm, block: Block, judged: Option<String>) -> firewall::Rules {
         let policy = vm.spec.network.policy().cloned().unwrap_or_default();
         let guest_mac = owner::vm_names(&self.instance, vm.meta.uid).guest_mac;
@@ -83,7 +83,7 @@ impl Engine {
         firewall::Rules {
             digest: firewall::rules::digest(&ruleset),
             ruleset,
-            judged,
+            checked_against: judged,
             policy,
             guest: block.guest(),
             limit: limit.all(),

@@ -1,5 +1,5 @@
-//! A VM's VMM over time: how it ended is written down, what is to become of it follows, and it goes down and stays down.
-//! Out of scope: what follows from what ([`super::super::life`]); starting it (`climb`).
+//! The lifecycle of a VM's VMM: stores how it ended, applies the resulting power decision, and stops it.
+//! Out of scope: the power decision ([`super::super::life`]); starting the VMM (`climb`).
 
 use std::time::Duration;
 
@@ -22,23 +22,23 @@ use crate::reconcile::{Error, Wait};
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Txn};
 
-/// Of what a VMM said before it ended.
+/// Number of lines of a VMM's log that are stored when it has ended.
 const LAST_LINES: usize = 5;
 
 impl Engine {
-    /// What is remembered of a VM's VMM.
+    /// The checkpoint of a VM's Vmm stage.
     pub(super) fn process_mark(&self, uid: Uid) -> ProcessMark {
         self.store
             .read(|world| ProcessMark::of(world.page(uid, Rung::Vmm)))
     }
 
-    /// What is to become of a VM.
+    /// The power decision for a VM: run, stay stopped, or restart.
     pub(super) fn verdict(&self, vm: &Vm) -> Verdict {
         let verdict = self
             .process_mark(vm.meta.uid)
             .verdict(vm.power, vm.spec.life.restart);
         match (&verdict, vm.power) {
-            // It was started, and there was no time to write that down.
+            // It was started, and the daemon ended before that was stored.
             (Verdict::Down(..), Power::Running | Power::Paused)
                 if self.processes.runs(vm.meta.uid) =>
             {
@@ -48,8 +48,8 @@ impl Engine {
         }
     }
 
-    /// Once for each stop: the host forgets the connections of a guest that has ended. A failure is tried again by the VM's next
-    /// look; what it leaves is bounded by the VM's limit.
+    /// Deletes the host's connection tracking entries of a guest that has ended, once for each stop. The VM's next run retries a failure;
+    /// the number of remaining entries is bounded by the VM's limit.
     async fn forget_flows_at_rest(&self, vm: &Vm, verdict: &Verdict) {
         let uid = vm.meta.uid;
         let (address, noted) = self.store.read(|world| {
@@ -72,7 +72,7 @@ impl Engine {
         }
     }
 
-    /// What is to be of the process of a VM that is down.
+    /// The desired process of a VM that is stopped: none.
     pub(super) fn at_rest(&self, vm: &Vm) -> vmm::Desired {
         let label = self.instance.vm_label(&vm.meta.name, vm.meta.uid);
         let nothing = vmm::Desired {
@@ -82,7 +82,7 @@ impl Engine {
         self.living(vm, nothing)
     }
 
-    /// The same, with what a VM's life adds.
+    /// Adds the grace period, the desired guest state and the last evaluated exit to a desired process.
     pub(super) fn living(&self, vm: &Vm, desired: vmm::Desired) -> vmm::Desired {
         let mark = self.process_mark(vm.meta.uid);
         let settled = self.store.read(|world| {
@@ -91,7 +91,7 @@ impl Engine {
         });
         let guest = match vm.power {
             Power::Paused => Guest::Paused,
-            // It may have been held before.
+            // It may have been paused before.
             Power::Running if mark.process.is_some() && !settled => Guest::Running,
             Power::Running | Power::Stopped | Power::Restarting => Guest::Any,
         };
@@ -109,7 +109,7 @@ impl Engine {
             .read(|world| world.vm(uid).is_some_and(|vm| vm.meta.forced))
     }
 
-    /// How long the guest of a VM that goes is waited for.
+    /// How long to wait for the guest of a VM that is deleted to power down.
     pub(super) fn grace(&self, uid: Uid) -> Grace {
         let life = self
             .store
@@ -117,8 +117,8 @@ impl Engine {
         life.unwrap_or_default().graceful_shutdown
     }
 
-    /// If the VMM has ended, and that is news: how, on the disk before anything follows from it. Words, if it ended of itself
-    /// before it was ever seen to run.
+    /// If the VMM has ended and this is not stored yet, stores how it ended, before any action that depends on it. Returns a message if
+    /// the VMM failed at startup: it ended by itself before it was observed to run.
     pub(super) async fn note_end(&self, vm: &Vm) -> Result<Option<String>, store::Error> {
         if vm.spec.hypervisor == Hypervisor::None {
             return Ok(None);
@@ -128,7 +128,7 @@ impl Engine {
         let nothing = self.processes.nothing(&label);
         let mark = self.process_mark(uid);
         let known = mark.process.as_ref().map(|started| &started.identity);
-        // What cannot be seen here cannot be seen by the rung either, which says so.
+        // If this cannot be observed, the stage cannot be observed either, and reports the error.
         let Ok(Some(ended)) = vmm::ended(&nothing, known) else {
             return Ok(None);
         };
@@ -145,7 +145,7 @@ impl Engine {
             answered: ended.stopped,
             process: ended.process,
         };
-        debug!(vm = %vm.meta.name, exit = %end.exit, "a VMM has ended");
+        debug!(vm = %vm.meta.name, exit = %end.exit, "VMM ended");
         let (words, exit) = (end.words(), end.exit);
         self.write(|txn| remember(txn, uid, |mark| mark.ended(end)))
             .await?;
@@ -157,7 +157,7 @@ impl Engine {
         Ok(stillborn.then_some(words))
     }
 
-    /// What the page is to remember while this process runs; the moment of the start is kept while the process is the same.
+    /// The checkpoint while this process runs. The start time is kept while the process is the same.
     pub(super) fn running_mark(&self, uid: Uid, identity: &Identity) -> Option<String> {
         let mut mark = self.process_mark(uid);
         mark.runs(Started {
@@ -168,7 +168,7 @@ impl Engine {
         mark.text()
     }
 
-    /// When to look again, if a loop ended with something that comes by itself; whoever it is for is told when it has.
+    /// If a loop waits for a process, returns when to run the key again, and enqueues the key when the process has ended.
     pub(super) fn awaits(&self, key: Key, uid: Uid, error: &Error) -> Option<Outcome> {
         match error {
             Error::Waits { wait, .. } => Some(match wait {
@@ -185,7 +185,7 @@ impl Engine {
         }
     }
 
-    /// Who looks after what bears a label.
+    /// The key that manages the resources with this label.
     pub(super) fn key_of(&self, label: &Label) -> Key {
         let uid = owner::uid_of(label);
         match self.store.read(|world| world.vm(uid).is_some()) {
@@ -196,7 +196,7 @@ impl Engine {
 }
 
 impl Climbing<'_> {
-    /// It ended as soon as it was started: it is to be started again, but not at once.
+    /// Handles a VMM that failed at startup: it is started again after a delay.
     pub(super) async fn stillborn(&mut self, words: String) -> Result<Outcome, Stop> {
         let (engine, vm) = (self.engine, self.vm);
         let count = engine
@@ -205,7 +205,7 @@ impl Climbing<'_> {
         let (reason, message, outcome) = match count {
             Some(count) => (
                 Reason::CrashLoop,
-                format!("{count} times in a minute: {words}"),
+                format!("failed {count} times in a minute: {words}"),
                 Outcome::Shun(SLOW),
             ),
             None => (Reason::ActionFailed, words, Outcome::Failed),
@@ -215,7 +215,7 @@ impl Climbing<'_> {
         Ok(outcome)
     }
 
-    /// Down, with everything else in its place.
+    /// Stops the VMM and keeps the other stages.
     pub(super) async fn rest(&mut self, verdict: Verdict) -> Result<Outcome, Stop> {
         let (engine, vm) = (self.engine, self.vm);
         let uid = vm.meta.uid;
@@ -235,11 +235,11 @@ impl Climbing<'_> {
         Ok(Outcome::Converged)
     }
 
-    /// Its process runs and its guest is held.
+    /// Reports that the VM is paused: its process runs and its vCPUs are stopped.
     pub(super) async fn held(&mut self, mark: Option<String>) -> Result<Outcome, Stop> {
         let (engine, vm) = (self.engine, self.vm);
         let (uid, generation, now) = (vm.meta.uid, vm.meta.generation, clock::now());
-        let message = "by slicectl vm pause; slicectl vm resume lets it go on";
+        let message = "paused by slicectl vm pause; continue it with slicectl vm resume";
         let found = (Status::False, Reason::Paused, message.to_owned());
         engine
             .write(|txn| {
@@ -254,7 +254,7 @@ impl Climbing<'_> {
     }
 }
 
-/// Nothing runs any more: the restart becomes a start, unless somebody wants something else by now.
+/// The VMM has stopped: turns the requested restart into a start, unless another request was stored meanwhile.
 fn run_again(txn: &mut Txn<'_>, vm: &Vm) -> Result<(), store::Error> {
     let Some(mut now) = txn.world().vm(vm.meta.uid).cloned() else {
         return Ok(());
@@ -268,7 +268,7 @@ fn run_again(txn: &mut Txn<'_>, vm: &Vm) -> Result<(), store::Error> {
     txn.put_vm(now)
 }
 
-/// Changes what is remembered of a VM's VMM.
+/// Changes the checkpoint of a VM's Vmm stage.
 ///
 /// # Errors
 /// [`store::Error::Write`].

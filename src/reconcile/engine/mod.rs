@@ -1,10 +1,9 @@
-//! What is done for a key: the ground, a group, a VM up or down its ladder, a stray that no object wants.
-//! Out of scope: when ([`crate::runtime`]).
+//! Runs a key: the host network, a group, a VM (bring-up or teardown of its stages), or an orphan.
+//! Out of scope: when a key is run ([`crate::runtime`]).
 //!
 //! # Why
-//! A VM is one key, not one key a rung: its rungs depend on each other, so their runs would only wait for one another, and
-//! a run that climbs the whole ladder enters the VM's namespace once. Each rung still has its own plan, its own page, and
-//! is taken in its own transaction.
+//! A VM is one key, not one key per stage: its stages depend on each other, so separate runs would wait for each other, and a run of the
+//! whole pipeline enters the VM's namespace once. Each stage still has its own plan and status, and is acquired in its own transaction.
 
 mod bridged;
 mod climb;
@@ -34,12 +33,12 @@ use tracing::{debug, warn};
 
 use super::Probe;
 use super::contest::Contests;
-use super::firewall::Firewall;
+use super::firewall::IsolatedFirewall;
 use super::flows::Flows;
 use super::fresh::Fresh;
 use super::ground::{Refusals, Refused};
 use super::group::{Claims, Hindrance};
-use super::net::Net;
+use super::net::IsolatedNet;
 use super::processes::Processes;
 use crate::api::condition::{Reason, Status};
 use crate::api::event::EventType;
@@ -68,91 +67,91 @@ pub use preview::Preview;
 pub use seen_rules::SeenRules;
 pub use stray::Removals;
 
-/// What can be looked at.
+/// What a run reconciles.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Key {
-    /// The host's own rules.
+    /// The host's rules and bridges.
     Ground,
     /// A group.
     Group(Name),
     /// A VM.
     Vm(Uid),
-    /// Something on the host with our label on it that no object wants.
+    /// Resources on the host that carry our label and that no object references.
     Stray(Label),
 }
 
-/// The host, as far as the engine needs it.
+/// Access to the host's kernel interfaces.
 #[derive(Clone)]
 pub struct HostHands {
-    /// The namespace that the daemon was started in.
+    /// The network namespace that the daemon was started in.
     pub home: Netns,
-    /// Sockets in it.
+    /// Netlink sockets in it.
     pub netlink: Handle,
-    /// Which kernel interface the host's iptables speaks.
+    /// The kernel interface that the host's iptables uses (legacy or nf_tables).
     pub backend: Backend,
     /// `/proc/sys/kernel/random/boot_id`.
     pub boot_id: String,
 }
 
-/// What an engine is made of.
+/// Reconciles keys. It holds the store, the host context and what was observed in earlier runs.
 pub struct Engine {
-    /// Whose things.
+    /// The instance that owns the resources.
     pub instance: Instance,
-    /// Where what lives as long as the host is up is kept.
+    /// The directory for state that is valid until the host reboots.
     pub run_dir: RunDir,
-    /// What is remembered.
+    /// Persistent state.
     pub store: Store,
-    /// The host.
+    /// Kernel interfaces of the host.
     pub hands: HostHands,
-    /// The VMMs.
+    /// VMM processes.
     pub processes: Processes,
-    /// Ranges claimed on this host.
+    /// Address ranges claimed on this host.
     pub claims: Claims,
-    /// Wakes keys.
+    /// Enqueues keys.
     pub waker: Waker<Key>,
-    /// Asked before each step.
+    /// Called before each step.
     pub probe: Probe,
     /// Repairs that conflicting writers revert.
     pub contests: Contests,
-    /// What keeps groups from what they want, beside their VMs.
+    /// Why groups are blocked, apart from the state of their VMs.
     pub hindrances: Mutex<HashMap<Name, Hindrance>>,
-    /// Steps taken on the host so far.
+    /// Number of steps carried out on the host so far.
     pub steps: AtomicU64,
-    /// Groups that wait for one of their VMs.
+    /// Groups that are enqueued when the readiness of one of their VMs changes.
     pub waiting: Mutex<HashSet<Name>>,
     /// Runs the plugins of CNI networks.
     pub cni: Runtime,
-    /// CNI VMs whose plugins have been asked, since the start or the last resync, whether all is as they made it.
+    /// CNI VMs for which CHECK was called since the start or the last resync.
     pub checked: Mutex<HashSet<Uid>>,
-    /// Chains that CNI plugins made and that had rules when they were looked for last.
+    /// Chains of CNI plugins that had rules at the last observation.
     pub plugin_rules: Mutex<HashSet<(TableName, String)>>,
-    /// The users that VMMs run as.
+    /// User IDs that VMMs run as.
     pub vmm_ids: IdRange,
-    /// Which rules of the isolated VMs have been looked at.
+    /// Generations of the isolated VMs' rules that were verified.
     pub seen_rules: SeenRules,
-    /// Packets beyond its limit of connections that each VM's rules had dropped when they were looked at.
+    /// Number of packets beyond the connection limit that each isolated VM's rules had dropped at the last observation.
     pub refused: Mutex<HashMap<Uid, u64>>,
-    /// What VMs on bridges were refused.
+    /// Number of packets beyond the connection limit that were dropped for bridge VMs.
     pub refusals: Refusals,
-    /// How many entries of the host's connection tracking table each address has.
+    /// Number of entries in the host's connection tracking table, by address.
     pub entries: Fresh<HashMap<Ipv4Addr, u32>>,
-    /// What of the host its rules were made for.
+    /// Host properties that the rules were computed from.
     pub sized: Mutex<Option<Sized>>,
-    /// The foreign chains that forwarded packets come to.
+    /// Foreign chains that forwarded packets traverse.
     pub forward_chains: Arc<ForwardChains>,
-    /// The host's tables are to be read whole at the next look: at the start, and at every resync.
+    /// The next observation reads the host's tables completely: at the start and at every resync.
     pub whole_tables: AtomicBool,
     /// The requirements that the host's rules last met when they were read back, and whether they are known to be in place.
     pub enforcement: Enforcement,
     /// Deletes the host's connection tracking entries of VMs that are gone.
     pub flows: Flows,
-    /// VMs that the ground did not carry when they were looked at.
+    /// VMs whose requirements the host network did not meet when they were run.
     pub turned_away: Mutex<HashSet<Uid>>,
-    /// Who waits for the removal of orphans.
+    /// Requests that wait for the removal of orphans.
     pub removals: Removals,
 }
 
-/// The size of the host's connection tracking table, the networks of its links, and the bridges and routing rules that are others'.
+/// The size of the host's connection tracking table, the networks of its links, foreign bridges, and foreign routing rules.
 type Sized = (
     Option<u32>,
     BTreeSet<Ipv4Network>,
@@ -160,24 +159,24 @@ type Sized = (
     Vec<RoutingRule>,
 );
 
-/// The link of the host namespace that tells of a VM.
+/// The link in the host namespace that belongs to a VM.
 pub struct HostLink {
     /// Its name.
     pub link: String,
-    /// It was made already.
+    /// It has been created.
     pub stands: bool,
 }
 
-/// Looks again at what cannot be helped by trying harder.
+/// Delay before the next run when a retry with backoff would not help.
 const SLOW: Duration = Duration::from_secs(30);
 
-/// A VM that has had its lease for less is one that is built.
+/// A VM whose lease is younger counts as being created.
 const YOUNG: Duration = Duration::from_secs(3);
 
-/// The same for the ground: every VM stands on it.
+/// As [`SLOW`], for the host network, which every VM depends on.
 const GROUND_SLOW: Duration = Duration::from_secs(5);
 
-/// How a VM stands, as far as others wait for it.
+/// The readiness of a VM, which its group may wait for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Standing {
     ready: bool,
@@ -194,7 +193,7 @@ impl Standing {
 }
 
 impl Engine {
-    /// One run for one key.
+    /// Runs one key. `failures`: number of failed runs before this one, without a success between.
     pub async fn run(self: Arc<Self>, key: Key, failures: u32) -> Outcome {
         let outcome = match &key {
             Key::Ground => Box::pin(self.run_ground()).await,
@@ -203,12 +202,12 @@ impl Engine {
             Key::Stray(label) => Box::pin(self.run_stray(label)).await,
         };
         outcome.unwrap_or_else(|error| {
-            warn!(?key, %error, "cannot remember what was done");
+            warn!(?key, %error, "failed to persist state");
             Outcome::Failed
         })
     }
 
-    /// Every key that an object stands for: something may have happened anywhere.
+    /// Enqueues the keys of all objects: any of them may have changed.
     pub fn nudge_everything(&self) {
         self.whole_tables.store(true, Ordering::Relaxed);
         for key in self.keys() {
@@ -216,7 +215,7 @@ impl Engine {
         }
     }
 
-    /// The same, where nothing is known to have happened: whatever has goes first.
+    /// Enqueues the keys of all objects at low priority: no change is known.
     pub fn sweep_everything(&self) {
         self.whole_tables.store(true, Ordering::Relaxed);
         for key in self.keys() {
@@ -224,9 +223,9 @@ impl Engine {
         }
     }
 
-    /// In which lane a key is looked at: what is there already, and is repaired or gets another policy, does not wait for thousands of
-    /// others that are built for the first time or deleted. The kernel reports what was done for a VM in several messages: as long as
-    /// these may come, its looks are those of a VM that is built, or each message would have a look of its own before the next VM.
+    /// The lane of a key. Existing VMs, which are repaired or get another policy, do not wait for thousands of others that are created
+    /// or deleted. The kernel reports the creation of a VM in several messages: while these may arrive, the VM stays in the bulk lane,
+    /// or each message would cause a run of this VM before the next VM is created.
     pub fn lane(&self, key: &Key) -> Lane {
         let now = clock::now();
         let is_bulk = self.store.read(|world| match key {
@@ -234,7 +233,7 @@ impl Engine {
             Key::Stray(_) => true,
             Key::Group(name) => world.vms_of(name).next().is_none(),
             Key::Vm(uid) => world.vm(*uid).is_none_or(|vm| {
-                // What was noted when the stage was last True; in each mode one of the two has it.
+                // The checkpoint from when the stage was last True. In each mode one of the two stages has one.
                 let noted = |rung| {
                     world
                         .page(*uid, rung)
@@ -251,7 +250,7 @@ impl Engine {
         }
     }
 
-    /// The same, and backoffs are over: what failed may succeed now.
+    /// Enqueues the keys of all objects and resets their backoff: what failed may succeed now.
     pub fn renew_everything(&self) {
         self.whole_tables.store(true, Ordering::Relaxed);
         for key in self.keys() {
@@ -269,7 +268,7 @@ impl Engine {
         })
     }
 
-    /// Every VM is Ready or down as it is to be, every group has the VMs it wants, and the ground is firm.
+    /// Whether every VM is Ready or stopped as specified, every group has its VMs, and the host network is converged.
     pub fn all_ready(&self) -> bool {
         self.store.read(|world| {
             let firm = world.ground();
@@ -284,7 +283,7 @@ impl Engine {
         })
     }
 
-    /// By which link of the host namespace a VM is to be known; none when there is no such VM.
+    /// The link in the host namespace that belongs to a VM. None: there is no such VM.
     pub fn host_link(&self, uid: Uid) -> Option<HostLink> {
         self.store.read(|world| {
             let vm = world.vm(uid)?;
@@ -313,7 +312,7 @@ impl Engine {
         let Some(vm) = self.store.read(|world| world.vm(uid).cloned()) else {
             self.contests.forget(uid);
             self.seen_rules.forget(uid);
-            self.refusals.forget(uid);
+            self.refusals.remove(uid);
             self.enforcement.forget(uid);
             let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
             refused.remove(&uid);
@@ -330,7 +329,7 @@ impl Engine {
         if after.is_some_and(|after| after.ready) && !before.ready {
             debug!(vm = %vm.meta.name, "ready");
             let object = format!("vm/{}", vm.meta.name);
-            self.note(EventType::Normal, &object, "Ready", "every rung is Ready");
+            self.note(EventType::Normal, &object, "Ready", "VM is ready");
         }
         if after != Some(before) && self.group_waits(&vm.group) {
             self.waker.nudge(Key::Group(vm.group.clone()));
@@ -338,7 +337,7 @@ impl Engine {
         Ok(outcome)
     }
 
-    /// What was noted of a VM's rung when it was last Ready.
+    /// The checkpoint of a VM's stage, stored when the stage was last Ready.
     fn mark(&self, uid: Uid, rung: Rung) -> Option<String> {
         self.store
             .read(|world| world.page(uid, rung).and_then(|page| page.mark.clone()))
@@ -368,27 +367,27 @@ impl Engine {
         events.note(clock::now(), kind, object, reason, message);
     }
 
-    /// What a VM on a bridge was refused since the last look.
+    /// Number of packets beyond the connection limit that were dropped for a bridge VM, in all and since the last call.
     async fn refused_on_a_bridge(&self, vm: (Uid, Ipv4Addr, bool)) -> Result<Refused, Error> {
         let (home, now) = (&self.hands.home, clock::monotonic());
-        self.refusals.look(home, &self.instance, vm, now).await
+        self.refusals.observe(home, &self.instance, vm, now).await
     }
 
-    /// How many entries of the host's connection tracking table each address has, or had so long ago.
+    /// Number of entries in the host's connection tracking table, by address. The result may be as old as `age`.
     async fn host_entries(&self, age: Duration) -> Result<Arc<HashMap<Ipv4Addr, u32>>, Error> {
         let read = async || self.hands.home.run(connections::entries).await;
         let found = self.entries.get(age, clock::monotonic(), read).await;
         Ok(found?.1)
     }
 
-    /// Hands for the Net rung in isolated mode, for one run.
-    fn net(&self) -> Net {
-        Net::new(self.hands.home.clone(), self.hands.netlink.clone())
+    /// The reconciler of the Net stage in isolated mode, for one run.
+    fn net(&self) -> IsolatedNet {
+        IsolatedNet::new(self.hands.home.clone(), self.hands.netlink.clone())
     }
 
-    /// Hands for the Firewall rung in isolated mode.
-    fn firewall(&self) -> Firewall {
-        Firewall {
+    /// The reconciler of the Firewall stage in isolated mode.
+    fn firewall(&self) -> IsolatedFirewall {
+        IsolatedFirewall {
             backend: self.hands.backend.clone(),
             home: self.hands.home.clone(),
         }

@@ -2,9 +2,9 @@
 //! Out of scope: what is reported when the step has ended.
 //!
 //! # Why
-//! The condition of a stage states what was observed last. While a commit hangs, the rules of the new generation have not been
-//! read back, and of drift that is being repaired the old answer is known to be wrong. So a step that takes longer than a moment makes
-//! the condition Unknown. In that moment nothing is written: hundreds of VMs are set up in less.
+//! The condition of a stage states what was observed last. While a commit hangs, the rules of the new generation have not been read back,
+//! and while drift is being repaired, the stored condition is known to be wrong. So a step that takes longer than [`MOMENT`] makes the
+//! condition Unknown. Shorter steps are not stored: hundreds of VMs are created in this time.
 
 use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
@@ -22,7 +22,7 @@ use crate::store;
 /// A step that takes longer is reported.
 const MOMENT: Duration = Duration::from_secs(1);
 
-/// A step under way.
+/// A step in progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Step {
     text: String,
@@ -30,7 +30,7 @@ struct Step {
     program: Option<Program>,
 }
 
-/// The step that a run takes now. None: it observes.
+/// The step that a run carries out now. None: the run observes.
 #[derive(Debug, Default)]
 pub(super) struct Current(Mutex<Option<Step>>);
 
@@ -70,7 +70,7 @@ impl Step {
 }
 
 impl Engine {
-    /// Waits for an observation of what may lie on a file system that does not answer, and reports that it is pending.
+    /// Waits for an observation of files, whose file system may not respond, and reports that it is pending.
     pub(super) async fn pending<T>(
         &self,
         vm: &Vm,
@@ -105,7 +105,7 @@ impl Engine {
     ) -> Convergence<O> {
         match rung {
             Rung::Net | Rung::Firewall => {}
-            // What a VMM or a copy does meanwhile is reported where it is waited for.
+            // The progress of a VMM or of a copy is reported by the code that waits for it.
             Rung::Lease | Rung::Vmm => return work.await,
         }
         let began = clock::now();
@@ -117,7 +117,7 @@ impl Engine {
                 () = tokio::time::sleep(MOMENT) => {}
             }
             let step = current.step().unwrap_or_else(|| Step {
-                text: "observe what there is".to_owned(),
+                text: "observe the actual state".to_owned(),
                 since: began,
                 program: None,
             });
@@ -125,14 +125,14 @@ impl Engine {
                 continue;
             }
             let found = (Status::Unknown, Reason::Waiting, step.message());
-            // The loop goes on meanwhile: it is not to be dropped half way, nor held up by the disk.
+            // The loop continues meanwhile: it must be neither cancelled nor delayed by the disk.
             let write = self.set_condition(vm, rung, found);
             tokio::select! {
                 biased;
                 done = &mut work => return done,
                 written = write => match written {
                     Ok(()) => told = Some(step),
-                    Err(error) => tracing::warn!(vm = %vm.meta.name, %rung, %error, "a pending step is not written down"),
+                    Err(error) => tracing::warn!(vm = %vm.meta.name, %rung, %error, "failed to store the condition for a pending step"),
                 },
             }
         }

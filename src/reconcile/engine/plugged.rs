@@ -1,5 +1,5 @@
-//! The two middle rungs of a CNI VM: what the plugins make, and the redirect and the gate between it and the TAP.
-//! Out of scope: the lease below and the VMM above; how plugins are run.
+//! The Net and Firewall stages of a CNI VM: its attachment, and the redirect and the forwarding switch between attachment and TAP.
+//! Out of scope: the Lease and Vmm stages; how plugins are run.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
@@ -18,17 +18,16 @@ use crate::api::rung::Rung;
 use crate::api::vm::Vm;
 use crate::clock;
 use crate::owner::{self, Label, Owner, TAP};
-use crate::reconcile::firewall::redirect::{self, Join, Redirect};
+use crate::reconcile::firewall::redirect::{self, CniFirewall, TapLink};
 use crate::reconcile::net::cni::{
-    self, Attach, Checking, Desired, IFNAME, Keep, Notice, Tell, Want,
+    self, CheckMode, CniNet, DataPath, Desired, GuestIdentity, IFNAME, Notice, NoticeHandler,
 };
 
-/// Of the condition of a VM whose network's configuration is another one than it was connected by.
-const CHANGED: &str =
-    "the network's configuration has changed since; this VM keeps what it was given";
+/// The message for a VM whose network was reconfigured after the VM was attached.
+const CHANGED: &str = "the network's configuration has changed; this VM keeps its attachment with the earlier configuration";
 
 impl Engine {
-    /// None: the plugins' result tells of no connection.
+    /// Handles the Net and Firewall stages. None: the plugins' result contains no connection.
     pub(super) async fn connect_plugged<A: Ascent>(
         &self,
         vm: &Vm,
@@ -41,7 +40,7 @@ impl Engine {
         let before = || {
             // A lease that an earlier version wrote has no MAC.
             let known = self.known_connection(uid)?;
-            Some(Keep {
+            Some(GuestIdentity {
                 ip: known.ip,
                 mac: known.mac,
             })
@@ -53,28 +52,28 @@ impl Engine {
             run_dir: self.run_dir.0.clone(),
             network: Some(spec.network_name.clone()),
             forced: false,
-            want: Some(Want {
+            data_path: Some(DataPath {
                 tap_owner: self.tap_owner(vm),
                 record,
-                keep,
-                asked: CniOptions {
+                identity: keep,
+                requested: CniOptions {
                     ips: spec.cni.ips_of(vm.index).to_vec(),
                     ..spec.cni.clone()
                 },
             }),
         };
-        let hands = Attach::new(self.cni.clone(), ascent.checking());
-        let hands = hands.telling(self.teller(&label));
+        let hands = CniNet::new(self.cni.clone(), ascent.checking());
+        let hands = hands.with_notices(self.teller(&label));
         let seen = ascent.meet(Rung::Net, &hands, &desired).await;
         if seen.is_err() || hands.has_added() {
             self.check_again(uid);
         }
         if hands.has_added() {
-            // Not before it is Ready: it starts every plugin once more.
+            // CHECK runs every plugin again, so it is called in a later run, not before the VM is Ready.
             self.waker.sweep(Key::Vm(uid));
         }
         let seen = seen?;
-        let connected = desired.want.as_ref();
+        let connected = desired.data_path.as_ref();
         let Some(connected) = connected.and_then(|want| seen.connection_for(want)) else {
             return Ok(None);
         };
@@ -85,15 +84,15 @@ impl Engine {
             address: plugged(spec, &connected),
             ..Ready::connected(&connected)
         };
-        let join = match seen.chain_made_the_tap() {
-            true => Join::Chains,
-            false => Join::Ours(IFNAME.to_owned()),
+        let join = match seen.chain_created_tap() {
+            true => TapLink::Chain,
+            false => TapLink::Redirect(IFNAME.to_owned()),
         };
         let desired = redirect::Desired {
             label,
             netns: desired.netns(),
             tap: connected.tap.clone(),
-            join: Some(join),
+            tap_link: Some(join),
         };
         // A guest that was attached again has no network until the redirect is in place. The intent of both stages is stored already, so
         // the redirect does not wait until the disk has the new status.
@@ -103,7 +102,7 @@ impl Engine {
         if let Some(ready) = ready.take_if(|_| !is_repair) {
             ascent.ready(Rung::Net, ready).await?;
         }
-        ascent.meet(Rung::Firewall, &Redirect, &desired).await?;
+        ascent.meet(Rung::Firewall, &CniFirewall, &desired).await?;
         if hands.has_added() && was_known {
             cni::announce(desired.netns.clone(), &connected);
         }
@@ -116,7 +115,7 @@ impl Engine {
 
     /// Returns the last address and MAC of a VM of this name in this network. It may be an earlier VM: the one before a reboot, or the
     /// one that this VM replaces.
-    fn kept(&self, vm: &Vm, spec: &CniSpec) -> Option<Keep> {
+    fn kept(&self, vm: &Vm, spec: &CniSpec) -> Option<GuestIdentity> {
         self.store
             .read(|world| match world.lease(&vm.meta.name)?.address {
                 Address::Plugged {
@@ -124,7 +123,7 @@ impl Engine {
                     plugged,
                     mac: Some(mac),
                     ..
-                } if *network == spec.network_name => Some(Keep {
+                } if *network == spec.network_name => Some(GuestIdentity {
                     ip: plugged.ip(),
                     mac,
                 }),
@@ -132,16 +131,16 @@ impl Engine {
             })
     }
 
-    /// Once after the start and after each resync the plugins are asked, too.
-    pub(super) fn checking(&self, uid: Uid) -> Checking {
+    /// Whether this run calls CHECK: the first one after the start and after each resync does.
+    pub(super) fn checking(&self, uid: Uid) -> CheckMode {
         let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
         match checked.insert(uid) {
-            true => Checking::Once,
-            false => Checking::Never,
+            true => CheckMode::Once,
+            false => CheckMode::Never,
         }
     }
 
-    /// From the next look at each VM on.
+    /// Calls CHECK in the next run of each VM.
     pub fn ask_plugins_again(&self) {
         let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
         checked.clear();
@@ -166,20 +165,21 @@ impl Engine {
             self.store
                 .read(|world| world.vms().map(|vm| vm.meta.uid).collect::<BTreeSet<_>>())
         };
-        // What was lost is not what was deleted.
+        // A VM whose state was lost is not a deleted VM: its attachment is kept.
         let living = || &known() | &self.protected();
         let swept = cni::sweep(&self.cni, &self.instance, &living, &networks).await;
         for failure in &swept.failures {
             warn!(
                 failure,
-                "plugins could not be asked to let go of what nothing wants"
+                "CNI plugins failed to release an orphaned attachment"
             );
             self.note(EventType::Warning, "ground", "DetachFailed", failure);
         }
         let count = swept.detached.len() + swept.reservations.len();
         if count > 0 {
-            info!(count, "plugins let go of what nothing wants");
-            let message = format!("CNI plugins let go of {count} things that no VM has");
+            info!(count, "CNI plugins released orphaned attachments");
+            let message =
+                format!("CNI plugins released {count} attachments and reservations without a VM");
             self.note(EventType::Normal, "ground", "GarbageCollected", &message);
         }
         swept.kept
@@ -207,10 +207,10 @@ impl Engine {
             run_dir: self.run_dir.0.clone(),
             network: self.network_of(owner::uid_of(label)),
             forced: self.is_forced(owner::uid_of(label)),
-            want: None,
+            data_path: None,
         };
-        let hands = Attach::new(self.cni.clone(), Checking::Never);
-        let hands = hands.telling(self.teller(label));
+        let hands = CniNet::new(self.cni.clone(), CheckMode::Never);
+        let hands = hands.with_notices(self.teller(label));
         meet.meet(Rung::Net, &hands, &desired).await.map(drop)
     }
 
@@ -231,26 +231,26 @@ impl Engine {
             label: label.clone(),
             netns: self.run_dir.netns(&owner::names_of(label)),
             tap: self.known_tap(uid).unwrap_or_else(|| TAP.to_owned()),
-            join: None,
+            tap_link: None,
         };
-        meet.meet(Rung::Firewall, &Redirect, &desired)
+        meet.meet(Rung::Firewall, &CniFirewall, &desired)
             .await
             .map(drop)
     }
 
-    /// A chain of plugins may have given the TAP a name of its own.
+    /// The TAP's name, which a plugin chain may have chosen.
     fn known_tap(&self, uid: Uid) -> Option<String> {
         self.known_connection(uid).map(|known| known.tap)
     }
 
-    /// How the guest was connected when it was last Ready.
+    /// The guest's connection when its Net stage was last Ready.
     fn known_connection(&self, uid: Uid) -> Option<Connection> {
         let mark = self.mark(uid, Rung::Net)?;
         serde_json::from_str(&mark).ok()
     }
 
     /// Records an event for each notice about the VM's attachment.
-    fn teller(&self, label: &Label) -> Tell {
+    fn teller(&self, label: &Label) -> NoticeHandler {
         let store = self.store.clone();
         let object = match &label.owner {
             Owner::Vm { name, .. } => format!("vm/{name}"),
@@ -263,7 +263,7 @@ impl Engine {
     }
 }
 
-/// What the plugins gave, to be noted as a lease.
+/// The address that the plugins assigned, to be stored as a lease.
 fn plugged(spec: &CniSpec, connected: &Connection) -> Option<Address> {
     let plugged = Ipv4Network::new(connected.ip, connected.prefix_len).ok()?;
     Some(Address::Plugged {

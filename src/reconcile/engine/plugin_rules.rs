@@ -43,7 +43,7 @@ impl Engine {
         let now = match read {
             Ok(rules) => filled(&rules, &wanted),
             Err(error) => {
-                warn!(%error, "cannot look for the rules of CNI plugins");
+                warn!(%error, "cannot read the rules of CNI plugins");
                 return;
             }
         };
@@ -52,7 +52,7 @@ impl Engine {
         if !is_lost(still_asked, &now) {
             return;
         }
-        info!("rules of CNI plugins are gone: the plugins are asked about every VM");
+        info!("rules of CNI plugins are gone: calling CHECK for every VM");
         for uid in all {
             self.check_again(uid);
             self.waker.nudge(Key::Vm(uid));

@@ -2,8 +2,8 @@
 //! Out of scope: the desired state of a stage; which VMs are changed or removed ([`super::super::group`]).
 //!
 //! # Why
-//! A plan is made from one look. What only the look after a step can find is not known yet, such as flows to
-//! delete once new rules are in place.
+//! A plan is computed from one observation. Steps that depend on an observation after an earlier step are not known yet, such as deleting
+//! flows when new rules are in place.
 
 use super::Engine;
 use super::step::{Ascent, Meet, Ready};
@@ -12,33 +12,33 @@ use crate::api::network::Connection;
 use crate::api::rung::{LADDER, Rung};
 use crate::api::vm::Vm;
 use crate::reconcile::life::Verdict;
-use crate::reconcile::net::cni::Checking;
+use crate::reconcile::net::cni::CheckMode;
 use crate::reconcile::{Reconcile, diff, disk};
 
-/// What would be done for a VM.
+/// The steps that would be carried out for a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Preview {
-    /// The steps, in the order in which they would be taken.
+    /// The steps, in order.
     pub steps: Vec<String>,
-    /// Why no more of them can be told.
+    /// Why further steps cannot be computed.
     pub stuck: Option<String>,
 }
 
 impl Engine {
-    /// For a VM that was changed to this, while it goes on.
+    /// Previews the update of a VM to this spec, without a replacement.
     pub async fn preview_change(&self, vm: &Vm) -> Preview {
         let lease = self.store.read(|world| world.lease(&vm.meta.name).cloned());
         let mut looking = Looking::at(self, vm.meta.uid);
         match self.connect(vm, lease, &mut looking).await {
             Err(Halt) => {}
             Ok(None) if looking.awaits_footing => {}
-            Ok(None) => looking.stuck("what it would be connected by is not there".to_owned()),
+            Ok(None) => looking.stuck("no lease or CNI result to connect it with".to_owned()),
             Ok(Some(connection)) => self.preview_process(vm, &connection, &mut looking).await,
         }
         looking.preview
     }
 
-    /// The last rung: its disk first.
+    /// Previews the Vmm stage, the VM's disk first.
     async fn preview_process(&self, vm: &Vm, connection: &Connection, looking: &mut Looking) {
         match self.verdict(vm) {
             Verdict::Run => {}
@@ -67,7 +67,7 @@ impl Engine {
             .await;
     }
 
-    /// For a VM that is to be removed, from the top.
+    /// Previews the removal of a VM, from the last stage to the first.
     pub async fn preview_removal(&self, vm: &Vm) -> Preview {
         let label = self.instance.vm_label(&vm.meta.name, vm.meta.uid);
         let standing = self.standing(vm);
@@ -82,15 +82,15 @@ impl Engine {
     }
 }
 
-/// One who looks and touches nothing.
+/// A pass that observes and plans, and changes nothing.
 struct Looking {
     held: Vec<Rung>,
-    /// A step makes what the next rung stands on.
+    /// The next stage depends on the result of a planned step.
     awaits_footing: bool,
     preview: Preview,
 }
 
-/// There is nothing more to be told.
+/// The preview ends here.
 struct Halt;
 
 impl Looking {
@@ -132,12 +132,12 @@ impl Meet for Looking {
 }
 
 impl Ascent for Looking {
-    /// To ask the plugins is to run them.
-    fn checking(&self) -> Checking {
-        Checking::Never
+    /// CHECK would run the plugins.
+    fn checking(&self) -> CheckMode {
+        CheckMode::Never
     }
 
-    /// What would be done at a rung that the VM has not come to yet hangs on what is done below it.
+    /// The plan of a stage that is not acquired yet depends on the steps of the stages before it.
     async fn ready(&mut self, rung: Rung, _: Ready) -> Result<(), Halt> {
         let next = LADDER.into_iter().find(|next| *next > rung);
         let held = next.is_none_or(|next| self.held.contains(&next));

@@ -1,9 +1,9 @@
-//! Which rules of each isolated VM the last look saw: what happened before it is no news.
-//! Out of scope: the look.
+//! The generation of each isolated VM's rules at the last observation: events about earlier generations are ignored.
+//! Out of scope: the observation.
 //!
 //! # Why
-//! Each commit of ours makes an event, and the look that follows the commit has seen what it left behind. A second look would
-//! be a third of what a change of the policy costs.
+//! Each commit of ours causes an event, and the observation after the commit has already verified its result. A second observation would
+//! account for a third of the cost of a policy change.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,23 +11,23 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::api::meta::Uid;
 use crate::host::rule::Generation;
 
-/// By VM, the generation of the rules that were found right.
+/// The generation of the verified rules, by VM.
 #[derive(Debug, Default)]
 pub struct SeenRules(Mutex<HashMap<Uid, Generation>>);
 
 impl SeenRules {
-    /// A look found the rules right.
+    /// Records that an observation found the rules to be correct.
     pub fn note(&self, uid: Uid, generation: Generation) {
         self.seen().insert(uid, generation);
     }
 
-    /// Whether a look has seen what the transaction left behind that ended in `generation`.
+    /// Whether the last observation includes the transaction that ended in `generation`.
     pub fn covers(&self, uid: Uid, generation: Generation) -> bool {
         let seen = self.seen();
         seen.get(&uid).is_some_and(|seen| seen.covers(generation))
     }
 
-    /// The VM is no more.
+    /// Removes a VM that is gone.
     pub fn forget(&self, uid: Uid) {
         self.seen().remove(&uid);
     }

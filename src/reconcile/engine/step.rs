@@ -19,17 +19,17 @@ use crate::api::vm::{Hypervisor, Vm};
 use crate::clock;
 use crate::host;
 use crate::host::rule::Generation;
-use crate::reconcile::net::cni::Checking;
+use crate::reconcile::net::cni::CheckMode;
 use crate::reconcile::{Conflict, Convergence, Error, Program, Reconcile, Wait, converge};
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Change, Durable, Gate, Txn};
 
-/// How what is wanted of a rung is met: on the way up, on the way down, or by telling what would be done.
+/// What a pass over the stages does with a stage: converges it (bring-up, teardown) or computes its plan (preview).
 pub(super) trait Meet: Send {
-    /// Why it goes no further.
+    /// Why the pass ends here.
     type Stop: Send;
 
-    /// As it is once it is met.
+    /// Handles one stage and returns its observed state.
     fn meet<R: Reconcile>(
         &mut self,
         rung: Rung,
@@ -38,12 +38,12 @@ pub(super) trait Meet: Send {
     ) -> impl Future<Output = Result<R::Observed, Self::Stop>> + Send;
 }
 
-/// The way up, where a rung is written down once it is met.
+/// A pass from the first stage to the last, in which the result of each stage is stored (bring-up) or evaluated (preview).
 pub(super) trait Ascent: Meet {
-    /// How plugins are looked at.
-    fn checking(&self) -> Checking;
+    /// Whether CNI plugins are called with CHECK.
+    fn checking(&self) -> CheckMode;
 
-    /// A rung is Ready, and the next one can be taken.
+    /// Called when a stage is Ready, before the next one is handled.
     fn ready(
         &mut self,
         rung: Rung,
@@ -51,16 +51,16 @@ pub(super) trait Ascent: Meet {
     ) -> impl Future<Output = Result<(), Self::Stop>> + Send;
 }
 
-/// What is to be remembered of a rung that is Ready.
+/// The result of a stage that is Ready.
 #[derive(Default)]
 pub(super) struct Ready {
-    /// For its page; none: what is there stays.
+    /// The new checkpoint. None: the stored one is kept.
     pub(super) mark: Option<String>,
-    /// For its condition.
+    /// The message of the stage's condition.
     pub(super) message: Cow<'static, str>,
-    /// What plugins gave, to be noted as the VM's lease.
+    /// The address that CNI plugins assigned, to be stored as the VM's lease.
     pub(super) address: Option<Address>,
-    /// Which rules of an isolated VM were found right.
+    /// The generation of an isolated VM's rules that was verified.
     pub(super) rules: Option<Generation>,
 }
 
@@ -80,21 +80,21 @@ impl Ready {
     }
 }
 
-/// A VM on its way up.
+/// The bring-up of a VM.
 pub(super) struct Climbing<'a> {
     pub(super) engine: &'a Engine,
     pub(super) vm: &'a Vm,
-    /// Of the transaction that took the next rung.
+    /// Completes when the transaction that acquired the next stage is on disk.
     pub(super) taken: Durable,
-    /// Somebody keeps undoing what the Net stage does, which goes on nevertheless.
+    /// The message about a conflicting writer that reverts repairs of the Net stage. The stage continues to repair.
     pub(super) contested: Option<String>,
 }
 
-/// A stage whose intent was written a moment ago: it is observed while the disk works, and changed when the disk has it.
+/// A stage whose acquisition may not be on disk yet: it is observed meanwhile, and changed only when the acquisition is on disk.
 struct Taken<'a, R> {
     rung: &'a R,
     durable: Mutex<Durable>,
-    /// Where the action under way is noted, for its condition.
+    /// Records the action in progress, for the condition.
     current: Option<&'a Current>,
 }
 
@@ -123,7 +123,7 @@ impl<R: Reconcile> Reconcile for Taken<'_, R> {
         let durable =
             std::mem::take(&mut *self.durable.lock().unwrap_or_else(PoisonError::into_inner));
         let written = durable.wait().await;
-        written.map_err(|error| host::Error::other("take", "the rung", error))?;
+        written.map_err(|error| host::Error::other("acquire", "the stage", error))?;
         let Some(current) = self.current else {
             return self.rung.act(desired, action).await;
         };
@@ -134,11 +134,11 @@ impl<R: Reconcile> Reconcile for Taken<'_, R> {
     }
 }
 
-/// Why a VM comes no further up now.
+/// Why a bring-up ends before the last stage is Ready.
 pub(super) enum Stop {
-    /// The condition says it.
+    /// The stage is not Ready; its condition contains the reason.
     Outcome(Outcome),
-    /// It could not be written down.
+    /// The store failed.
     Store(store::Error),
 }
 
@@ -151,7 +151,7 @@ impl From<store::Error> for Stop {
 impl Meet for Climbing<'_> {
     type Stop = Stop;
 
-    /// A rung's loop, its events and, if it failed, its condition.
+    /// Converges a stage, records its events and, if it failed, its condition.
     async fn meet<R: Reconcile>(
         &mut self,
         rung: Rung,
@@ -173,10 +173,10 @@ impl Meet for Climbing<'_> {
             durable: Mutex::new(std::mem::take(&mut self.taken)),
         };
         let about = about(vm.meta.uid, &vm.meta.name);
-        // On the heap: futures that hold each other by value grow, and are moved, with each that is put around.
+        // On the heap: a future contains the futures that it awaits, and would be moved with all of them.
         let work = Box::pin(engine.converge(&reconciler, desired, &about));
         let Convergence { taken, result } = engine.told_of(vm, rung, &current, work).await;
-        // What no step waited for, the next one waits for.
+        // If no step has waited for the disk, the next stage does.
         self.taken = reconciler
             .durable
             .into_inner()
@@ -185,7 +185,7 @@ impl Meet for Climbing<'_> {
         if !taken.is_empty() {
             debug!(vm = %vm.meta.name, %rung, ?taken, "acted");
         }
-        // Of the Net stage, too: to disable forwarding is to enable `accept_redirects` (`inet_forward_change`).
+        // Also in the Net stage: when forwarding is disabled, the kernel enables `accept_redirects` (`inet_forward_change`).
         let was_shut = engine.enforcement.is_shut(vm.meta.uid);
         if rung == Rung::Firewall && result.is_ok() {
             engine.enforcement.forget(vm.meta.uid);
@@ -200,7 +200,7 @@ impl Meet for Climbing<'_> {
         let awaited = engine.awaits(Key::Vm(vm.meta.uid), vm.meta.uid, error);
         match (&awaited, error) {
             (None, _) => engine.note(EventType::Warning, &object, &found.1.to_string(), &found.2),
-            // It is looked at again at once, and what is said of it then is meant.
+            // The VM is run again at once, and that run sets the condition.
             (
                 Some(outcome),
                 Error::Waits {
@@ -213,7 +213,7 @@ impl Meet for Climbing<'_> {
             (Some(_), _) => {}
         }
         engine.set_condition(vm, rung, found).await?;
-        // What is in the way goes by itself, and that is an event.
+        // No event may report that the foreign object is gone, so the VM is run again after a fixed delay.
         let in_the_way = matches!(error, Error::Conflict(_)) && rung == Rung::Net;
         let otherwise = match in_the_way {
             true => Outcome::After(GROUND_SLOW),
@@ -226,7 +226,7 @@ impl Meet for Climbing<'_> {
 }
 
 impl Climbing<'_> {
-    /// Stops if a conflicting writer keeps reverting the repairs.
+    /// Records a drift event. Ends the bring-up if a conflicting writer reverts the repairs.
     async fn tell_of_drift(
         &mut self,
         rung: Rung,
@@ -235,7 +235,7 @@ impl Climbing<'_> {
     ) -> Result<(), Stop> {
         let (engine, vm) = (self.engine, self.vm);
         let steps = taken.join("; ");
-        let message = format!("{rung} repaired: {steps}");
+        let message = format!("{rung} differed from the desired state; restored: {steps}");
         engine.note(EventType::Warning, object, "Drift", &message);
         let Some(count) = engine.contests.count(vm.meta.uid, rung, clock::monotonic()) else {
             return Ok(());
@@ -243,7 +243,7 @@ impl Climbing<'_> {
         let (reason, message) = match rung {
             Rung::Vmm => (
                 Reason::CrashLoop,
-                format!("{count} times in a minute: {steps}"),
+                format!("failed {count} times in a minute: {steps}"),
             ),
             Rung::Lease | Rung::Net | Rung::Firewall => (
                 Reason::Contested,
@@ -254,12 +254,12 @@ impl Climbing<'_> {
         };
         engine.note(EventType::Warning, object, &reason.to_string(), &message);
         if rung == Rung::Net && vm.spec.network.mode() != Mode::Cni {
-            // Netlink messages: cheap enough to go on with as often as events are gathered, so that few packets are lost.
+            // Repairs by netlink messages are cheap, so they continue at the rate of event batches, and few packets are lost.
             self.contested = Some(message);
             return Ok(());
         }
         if rung == Rung::Firewall {
-            // The rules are left alone for a while, so they are not known to be in place.
+            // The rules are not repaired during the delay, so they are not known to be in place.
             engine.shut(vm).await;
         }
         let found = (Status::False, reason, message);
@@ -269,7 +269,7 @@ impl Climbing<'_> {
 }
 
 impl Ascent for Climbing<'_> {
-    fn checking(&self) -> Checking {
+    fn checking(&self) -> CheckMode {
         self.engine.checking(self.vm.meta.uid)
     }
 
@@ -278,7 +278,9 @@ impl Ascent for Climbing<'_> {
         if rung == Rung::Net {
             let count = engine.contests.lasts(vm.meta.uid, rung, clock::monotonic());
             let lasting = count.map(|count| {
-                format!("repaired {count} times in a minute: a conflicting writer reverts it")
+                format!(
+                    "repaired {count} times in a minute: a conflicting writer reverts the repairs"
+                )
             });
             self.contested = self.contested.take().or(lasting);
             let next_is_held = engine.store.read(|world| {
@@ -290,7 +292,7 @@ impl Ascent for Climbing<'_> {
                 return Ok(engine.set_condition(vm, rung, found).await?);
             }
         }
-        // The host's rules were lost while this VM's forwarding was being opened.
+        // The host's rules were lost while forwarding was being enabled for this VM.
         if rung == Rung::Firewall && self.engine.enforcement.is_lost() {
             self.engine.shut(self.vm).await;
         }
@@ -301,15 +303,15 @@ impl Ascent for Climbing<'_> {
         self.taken = std::mem::take(&mut self.taken).followed_by(taken);
         match open {
             true => Ok(()),
-            // It was changed or deleted meanwhile, or the ground must be laid first.
+            // The VM was changed or deleted meanwhile, or the host network does not meet its requirements yet.
             false => Err(Stop::Outcome(Outcome::Converged)),
         }
     }
 }
 
 impl Engine {
-    /// The loop, with its steps counted. No step is taken before what `about` says was changed is on the disk: what is desired was
-    /// read from memory, and another task may have written it a moment ago.
+    /// Runs the loop and counts its steps. No step is carried out before the changes of the objects in `about` are on disk: the desired
+    /// state was read from memory, and another task may have changed it just before.
     pub(super) async fn converge<R: Reconcile>(
         &self,
         reconciler: &R,
@@ -328,7 +330,7 @@ impl Engine {
         done
     }
 
-    /// Writes that a rung is Ready and takes the next one, in one transaction. False: the next one cannot be taken.
+    /// Stores that a stage is Ready and acquires the next one, in one transaction. False: the next one cannot be acquired.
     fn ready_and_take(
         &self,
         vm: &Vm,
@@ -372,7 +374,7 @@ impl Engine {
             Some(rung) if rung < Rung::Vmm || !nothing_to_run => {
                 self.store.begin_about(&about(uid, &vm.meta.name), change)
             }
-            // The host will not be touched.
+            // No change of the host follows.
             Some(_) | None => {
                 let open = self.store.write_behind(change)?;
                 Ok((open, Durable::default()))
@@ -381,7 +383,7 @@ impl Engine {
     }
 }
 
-/// What a VM's desired state is read from.
+/// The stored objects that a VM's desired state is computed from.
 pub(super) fn about(uid: Uid, name: &Name) -> [Change; 3] {
     [
         Change::Vm(uid),
@@ -390,7 +392,7 @@ pub(super) fn about(uid: Uid, name: &Name) -> [Change; 3] {
     ]
 }
 
-/// An ended loop as a condition.
+/// The condition for the result of a loop.
 pub(super) fn describe<O>(result: &Result<O, Error>) -> (Status, Reason, String) {
     match result {
         Ok(_) => (Status::True, Reason::Converged, String::new()),
@@ -402,7 +404,7 @@ pub(super) fn describe<O>(result: &Result<O, Error>) -> (Status, Reason, String)
                 Error::Act { .. } => (Status::False, Reason::ActionFailed),
                 Error::NotConverging(_) => (Status::False, Reason::NotConverging),
                 Error::Waits { .. } => {
-                    let message = "the guest was asked to power down".to_owned();
+                    let message = "waiting for the guest to power down".to_owned();
                     return (Status::False, Reason::Stopping, message);
                 }
             };

@@ -1,4 +1,4 @@
-//! What no object wants, off the host: all that bears the label, from the top.
+//! Removes orphans: all resources that carry the label of no object, from the last stage to the first.
 //! Out of scope: finding such labels ([`super::super::adopt`]).
 
 use std::collections::HashMap;
@@ -22,14 +22,14 @@ use crate::reconcile::orphans::{Verdict, is_orphan};
 use crate::runtime::queue::Outcome;
 use crate::store;
 
-/// How long whoever asks for a removal waits for its end: a guest's grace, SIGTERM, SIGKILL and the rest of its stages.
+/// How long a request waits for a removal: a guest's grace period, SIGTERM, SIGKILL and the teardown of the other stages.
 const PATIENCE: Duration = Duration::from_secs(45);
 
-/// Who waits for the removal of what.
+/// Requests that wait for the removal of orphans, by label.
 #[derive(Default)]
 pub struct Removals(Mutex<HashMap<Label, Vec<oneshot::Sender<Removed>>>>);
 
-/// How a removal ended: or why it has not.
+/// The result of a removal, or why the orphan remains.
 type Removed = Result<(), String>;
 
 impl Removals {
@@ -43,17 +43,17 @@ impl Removals {
     fn answer(&self, label: &Label, removed: &Removed) {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for answer in waiting.remove(label).into_iter().flatten() {
-            // Whoever has asked may have left.
+            // The receiver may be gone.
             let _ = answer.send(removed.clone());
         }
     }
 }
 
 impl Engine {
-    /// Removes orphans and looks whether they are gone: each with the reason why it is not.
+    /// Removes orphans and checks that they are gone. Returns for each orphan why it remains, if it does.
     ///
     /// # Errors
-    /// The host cannot be looked at afterwards.
+    /// The host cannot be observed afterwards.
     pub async fn remove_orphans(
         &self,
         orphans: &[Label],
@@ -69,15 +69,15 @@ impl Engine {
             let removed = match (left.contains(label), told) {
                 (false, _) => Ok(()),
                 (true, Ok(Ok(Err(why)))) => Err(why),
-                (true, Ok(_)) => Err("it was removed and is there again".to_owned()),
-                (true, Err(_)) => Err("its removal is still under way".to_owned()),
+                (true, Ok(_)) => Err("it was removed and exists again".to_owned()),
+                (true, Err(_)) => Err("its removal is still in progress".to_owned()),
             };
             (label.clone(), removed)
         };
         Ok(orphans.iter().zip(told).map(removed).collect())
     }
 
-    /// Something of ours that no object wants: all of it, from the top.
+    /// Adopts, keeps or removes the resources with this label, if no object references it.
     pub(super) async fn run_stray(&self, label: &Label) -> Result<Outcome, store::Error> {
         if !self.store.read(|world| is_orphan(world, label)) {
             self.removals.answer(label, &Ok(()));
@@ -105,15 +105,15 @@ impl Engine {
         }
         let (outcome, removed) = match self.take_down_orphan(label).await {
             Ok(()) => {
-                info!(%label, "removed what nothing wants");
-                let message = "removed what no object wants";
+                info!(%label, "removed an orphan");
+                let message = "removed: no object references it";
                 self.note(EventType::Normal, &object, "GarbageCollected", message);
                 (Outcome::Converged, Ok(()))
             }
             Err(stuck) => {
                 let (_, reason, message) = stuck.found;
                 if stuck.outcome != Outcome::Failed {
-                    // It comes to its end by itself, and is looked at again then.
+                    // A process is ending. The orphan is run again when it has ended.
                     return Ok(stuck.outcome);
                 }
                 self.note(EventType::Warning, &object, &reason.to_string(), &message);
@@ -147,7 +147,8 @@ impl Engine {
         Ok(())
     }
 
-    /// In which modes something may stand: no object is left to tell. The plugins come before the namespace that they worked in.
+    /// The modes in which resources with this label may exist: there is no object that specifies one. CNI comes before isolated mode, so
+    /// that plugins are called with DEL before the namespace is removed.
     async fn standings(&self, label: &Label) -> Result<Vec<Standing>, host::Error> {
         let text = label.to_string();
         let mut standings = Vec::new();
@@ -167,8 +168,8 @@ impl Engine {
         Ok(standings)
     }
 
-    /// On which bridge the host knows the VM's MAC, and by which address: the entry outlives the TAP, and would keep the address
-    /// from everybody else.
+    /// The bridge and the address of the host's neighbour entry for the VM's MAC. The entry outlives the TAP, and no other VM could use
+    /// the address.
     async fn pinned(
         &self,
         label: &Label,
@@ -185,13 +186,13 @@ impl Engine {
             }))
     }
 
-    /// Plugins were asked for it, or are remembered to have been.
+    /// Whether plugins were called with ADD for it: by our intent file or by libcni's cache.
     fn is_plugged(&self, label: &Label) -> Result<bool, host::Error> {
         let uid = owner::uid_of(label);
         if fs::read_text(&self.run_dir.vm_dir(uid).join(INTENT))?.is_some() {
             return Ok(true);
         }
-        let fail = |error| host::Error::other("list", "what the CNI cache knows of", error);
+        let fail = |error| host::Error::other("list", "attachments in the CNI cache", error);
         let container = label.instance.container_id(uid);
         let remembered = self.cni.attachments_of(&container).map_err(fail)?;
         Ok(!remembered.is_empty())

@@ -49,7 +49,7 @@ use crate::host::tc::Insn;
 
 pub use isolated::program_isolated;
 
-use self::assemble::Line::{At, Do, Exits, Test};
+use self::assemble::Line::{At, Do, Returns, Test};
 use self::assemble::To::{Drop, Next, Part, Pass};
 use self::assemble::{Line, assemble, op};
 
@@ -60,8 +60,8 @@ enum Label {
     Host,
     HostIpv6,
     /// The instructions after the host's IPv6 address of this index.
-    Past(usize),
-    Judge,
+    After(usize),
+    Check,
     Reserved,
     Ipv4,
     Tagged,
@@ -132,12 +132,12 @@ const IPV6_DESTINATION: u32 = PAYLOAD + 24;
 const BEHIND_IPV6: u32 = PAYLOAD + 40;
 
 /// The maximum number of the host's addresses of each family in a program; further addresses cannot be reached.
-const MOST_IPV4: usize = 32;
-const MOST_IPV6: usize = 8;
+const MAX_IPV4: usize = 32;
+const MAX_IPV6: usize = 8;
 
 /// The addresses that a program needs to isolate a port also from neighbours that the host would forward to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Apart {
+pub struct PortIsolation {
     /// The bridge's MAC, at which the host receives frames.
     pub bridge: Mac,
     /// The TAP's MAC, at which the host receives frames, too.
@@ -148,14 +148,15 @@ pub struct Apart {
     pub gateway: Ipv4Addr,
     /// The host's own addresses on the bridge.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub hosts: BTreeSet<IpAddr>,
+    #[serde(rename = "hosts")]
+    pub host_addresses: BTreeSet<IpAddr>,
 }
 
 /// The program for a VM's TAP that prevents spoofed addresses, and isolates the port if requested. It returns `PASS` or `DROP` of
 /// [`crate::host::tc`].
-pub fn program(mac: Mac, ip: Ipv4Addr, apart: Option<&Apart>) -> Vec<Insn> {
+pub fn program(mac: Mac, ip: Ipv4Addr, isolation: Option<&PortIsolation>) -> Vec<Insn> {
     let lines = [
-        apart.map(not_by_the_host).unwrap_or_default(),
+        isolation.map(isolate_from_host).unwrap_or_default(),
         ethernet(mac),
         ipv4(ip),
         arp(mac, ip),
@@ -167,8 +168,8 @@ pub fn program(mac: Mac, ip: Ipv4Addr, apart: Option<&Apart>) -> Vec<Insn> {
 /// The program for a VM's TAP that may send from any address, on an unmanaged bridge: all frames pass except those that configure others,
 /// including the host, and those that could hide such frames. On a managed bridge the host's own settings prevent this. The port is
 /// isolated if requested.
-pub fn program_unmanaged(apart: Option<&Apart>) -> Vec<Insn> {
-    let mut lines = apart.map(not_by_the_host).unwrap_or_default();
+pub fn program_unmanaged(isolation: Option<&PortIsolation>) -> Vec<Insn> {
+    let mut lines = isolation.map(isolate_from_host).unwrap_or_default();
     lines.extend(at_least(PAYLOAD));
     // Spanning trees, LLDP and similar protocols, and the registration of VLANs and groups (IEEE 802.1Q tables 8-1 and 10-1).
     lines.extend(not_to_bridges(0xffc0));
@@ -184,7 +185,7 @@ pub fn program_unmanaged(apart: Option<&Apart>) -> Vec<Insn> {
     lines.extend(ipv4_upper(Tag::None));
     lines.extend(ipv6::any());
     // After two tags, IPv4 is checked, other protocols that configure nothing pass, and a third tag is dropped.
-    lines.extend([Exits, At(Label::Tagged)]);
+    lines.extend([Returns, At(Label::Tagged)]);
     lines.extend(at_least(PAYLOAD + 4));
     lines.push(Do(op::LOAD_HALF, ETHERTYPE + 4));
     lines.extend(TAGS.map(|tag| Test(op::EQUAL, tag, Drop, Next)));
@@ -198,8 +199,8 @@ pub fn program_unmanaged(apart: Option<&Apart>) -> Vec<Insn> {
 }
 
 /// The program for a VM's TAP that may send from any address, but is isolated.
-pub fn program_apart(apart: &Apart) -> Vec<Insn> {
-    let mut lines = not_by_the_host(apart);
+pub fn program_isolated_port(isolation: &PortIsolation) -> Vec<Insn> {
+    let mut lines = isolate_from_host(isolation);
     lines.push(Test(op::AT_LEAST, 0, Pass, Pass));
     assemble(&lines)
 }
@@ -216,63 +217,74 @@ pub fn digest(program: &[Insn]) -> String {
 }
 
 /// Frames that are not for the host, and those that the host may receive, go on to the following checks.
-fn not_by_the_host(apart: &Apart) -> Vec<Line<Label>> {
-    let (bridge, port) = (halves(apart.bridge), halves(apart.port));
-    let on = Part(Label::Judge);
+fn isolate_from_host(isolation: &PortIsolation) -> Vec<Line<Label>> {
+    let (bridge, port) = (halves(isolation.bridge), halves(isolation.port));
+    let next_check = Part(Label::Check);
     let mut lines = vec![
         Do(op::LOAD_LENGTH, 0),
-        Test(op::AT_LEAST, PAYLOAD, Next, on),
+        Test(op::AT_LEAST, PAYLOAD, Next, next_check),
         Do(op::LOAD_WORD, 0),
         Test(op::EQUAL, bridge.0, Next, Part(Label::Port)),
         Do(op::LOAD_HALF, 4),
         Test(op::EQUAL, bridge.1, Part(Label::Host), Next),
         At(Label::Port),
         Do(op::LOAD_WORD, 0),
-        Test(op::EQUAL, port.0, Next, on),
+        Test(op::EQUAL, port.0, Next, next_check),
         Do(op::LOAD_HALF, 4),
-        Test(op::EQUAL, port.1, Next, on),
+        Test(op::EQUAL, port.1, Next, next_check),
         At(Label::Host),
         Do(op::LOAD_HALF, ETHERTYPE),
-        Test(op::EQUAL, ARP, on, Next),
+        Test(op::EQUAL, ARP, next_check, Next),
         Test(op::EQUAL, IPV6, Part(Label::HostIpv6), Next),
         Test(op::EQUAL, IPV4, Next, Drop),
     ];
-    lines.extend(ipv4_to_the_host(apart));
-    lines.extend(ipv6_to_the_host(apart));
-    lines.extend([Exits, At(Label::Judge)]);
+    lines.extend(ipv4_to_the_host(isolation));
+    lines.extend(ipv6_to_the_host(isolation));
+    lines.extend([Returns, At(Label::Check)]);
     lines
 }
 
-fn ipv4_to_the_host(apart: &Apart) -> Vec<Line<Label>> {
-    let on = Part(Label::Judge);
-    let own = apart.hosts.iter().filter_map(|host| match host {
-        IpAddr::V4(host) => Some(*host),
-        IpAddr::V6(_) => None,
-    });
+fn ipv4_to_the_host(isolation: &PortIsolation) -> Vec<Line<Label>> {
+    let next_check = Part(Label::Check);
+    let own = isolation
+        .host_addresses
+        .iter()
+        .filter_map(|host| match host {
+            IpAddr::V4(host) => Some(*host),
+            IpAddr::V6(_) => None,
+        });
     let mut lines = at_least(PAYLOAD + 20);
     lines.extend([
         Do(op::LOAD_BYTE, PAYLOAD),
         Test(op::EQUAL, 0x45, Next, Drop),
         Do(op::LOAD_WORD, IPV4_DESTINATION),
-        Test(op::EQUAL, apart.gateway.to_bits(), on, Next),
+        Test(op::EQUAL, isolation.gateway.to_bits(), next_check, Next),
     ]);
-    let own = own.filter(|host| apart.subnet.contains(*host));
+    let own = own.filter(|host| isolation.subnet.contains(*host));
     lines.extend(
-        own.take(MOST_IPV4)
-            .map(|host| Test(op::EQUAL, host.to_bits(), on, Next)),
+        own.take(MAX_IPV4)
+            .map(|host| Test(op::EQUAL, host.to_bits(), next_check, Next)),
     );
     lines.extend([
-        Do(op::AND, apart.subnet.mask().to_bits()),
-        Test(op::EQUAL, apart.subnet.network().to_bits(), Drop, on),
+        Do(op::AND, isolation.subnet.mask().to_bits()),
+        Test(
+            op::EQUAL,
+            isolation.subnet.network().to_bits(),
+            Drop,
+            next_check,
+        ),
     ]);
     lines
 }
 
-fn ipv6_to_the_host(apart: &Apart) -> Vec<Line<Label>> {
-    let own = apart.hosts.iter().filter_map(|host| match host {
-        IpAddr::V4(_) => None,
-        IpAddr::V6(host) => Some(*host),
-    });
+fn ipv6_to_the_host(isolation: &PortIsolation) -> Vec<Line<Label>> {
+    let own = isolation
+        .host_addresses
+        .iter()
+        .filter_map(|host| match host {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(host) => Some(*host),
+        });
     let mut lines = vec![At(Label::HostIpv6)];
     lines.extend(at_least(BEHIND_IPV6));
     lines.extend([
@@ -280,8 +292,8 @@ fn ipv6_to_the_host(apart: &Apart) -> Vec<Line<Label>> {
         Test(op::EQUAL, HOP_BY_HOP, Drop, Next),
     ]);
     lines.extend(EXTENSIONS.map(|number| Test(op::EQUAL, number, Drop, Next)));
-    for (number, host) in own.take(MOST_IPV6).enumerate() {
-        lines.extend(unless_it_is(host, Label::Past(number)));
+    for (number, host) in own.take(MAX_IPV6).enumerate() {
+        lines.extend(match_ipv6_destination(host, Label::After(number)));
     }
     lines.push(Test(op::AT_LEAST, 0, Drop, Drop));
     lines
@@ -289,13 +301,13 @@ fn ipv6_to_the_host(apart: &Apart) -> Vec<Line<Label>> {
 
 /// Jumps to [`Label::Judge`] if the destination is that address, otherwise to `past`, after these lines. The last word is compared first,
 /// because it differs the most.
-fn unless_it_is(host: Ipv6Addr, past: Label) -> Vec<Line<Label>> {
+fn match_ipv6_destination(host: Ipv6Addr, past: Label) -> Vec<Line<Label>> {
     let bits = host.to_bits();
     let mut lines = Vec::new();
     for (at, shift) in [(12, 0), (8, 32), (4, 64), (0, 96)] {
         let word = (bits >> shift & u128::from(u32::MAX)) as u32;
         let then = match at {
-            0 => Part(Label::Judge),
+            0 => Part(Label::Check),
             _ => Next,
         };
         lines.push(Do(op::LOAD_WORD, IPV6_DESTINATION + at));

@@ -17,14 +17,14 @@ use crate::host::netns::Netns;
 pub use plan::{Action, Desired, Observed, Rules};
 
 /// The reconciler of the Firewall stage in isolated mode.
-pub struct Firewall {
+pub struct IsolatedFirewall {
     /// Which kernel interface the host's iptables speaks.
     pub backend: Backend,
     /// The host's own namespace, which also tracks the VM's flows.
     pub home: Netns,
 }
 
-impl Reconcile for Firewall {
+impl Reconcile for IsolatedFirewall {
     type Desired = Desired;
     type Observed = Observed;
     type Action = Action;
@@ -37,9 +37,12 @@ impl Reconcile for Firewall {
         match action {
             Action::CommitRules { .. } => Some(Program {
                 name: "iptables-restore",
-                deadline: self.backend.deadline,
+                deadline: self.backend.timeout,
             }),
-            Action::ShutGate | Action::OpenGate | Action::SealIpv6 | Action::CutFlows(_) => None,
+            Action::DisableForwarding
+            | Action::EnableForwarding
+            | Action::BlockIpv6
+            | Action::DeleteFlows(_) => None,
         }
     }
 

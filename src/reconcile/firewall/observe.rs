@@ -2,7 +2,7 @@
 //! Out of scope: what is desired.
 
 use super::plan::{Desired, Observed, Rules};
-use super::{Firewall, rules};
+use super::{IsolatedFirewall, rules};
 use crate::api::policy::{Packet, Protocol, Verdict};
 use crate::host::conntrack::{self, Flow};
 use crate::host::iptables::Netfilter;
@@ -11,10 +11,10 @@ use crate::host::rule::TableName;
 use crate::host::{self, Kind, iptables};
 
 /// The forwarding switch: the same as `net.ipv4.ip_forward` (net/ipv4/devinet.c), in a directory that is open already.
-pub(super) const GATE: &str = "net.ipv4.conf.all.forwarding";
+pub(super) const FORWARDING: &str = "net.ipv4.conf.all.forwarding";
 
 pub(super) async fn observe(
-    firewall: &Firewall,
+    firewall: &IsolatedFirewall,
     desired: &Desired,
 ) -> Result<Observed, host::Error> {
     let netns = match Netns::open(&desired.netns) {
@@ -25,12 +25,12 @@ pub(super) async fn observe(
         }
         Err(error) => return Err(error),
     };
-    let (seen, flows) = netns.run_here(|| look(firewall, &netns, desired))?;
+    let (seen, flows) = netns.run_here(|| observe_rules(firewall, &netns, desired))?;
     let forbidden_flows = match &desired.rules {
         // Listing even a few flows traverses the flows of all namespaces. The flows may have been checked against these rules already.
         Some(rules)
             if rules.ruleset == seen.ruleset
-                && rules.judged.as_ref() != Some(&rules.digest)
+                && rules.checked_against.as_ref() != Some(&rules.digest)
                 && flows > 0 =>
         {
             let rules = rules.clone();
@@ -45,34 +45,34 @@ pub(super) async fn observe(
 }
 
 /// Observes all except which flows are forbidden; also returns how many flows exist after the rules were read.
-fn look(
-    firewall: &Firewall,
+fn observe_rules(
+    firewall: &IsolatedFirewall,
     netns: &Netns,
     desired: &Desired,
 ) -> Result<(Observed, u32), host::Error> {
-    let gate = Observed {
+    let observed = Observed {
         netns: true,
-        gate_open: netns.read_sysctl(GATE)? == "1",
+        forwarding: netns.read_sysctl(FORWARDING)? == "1",
         ..Observed::default()
     };
     let Some(rules) = &desired.rules else {
-        return Ok((gate, 0));
+        return Ok((observed, 0));
     };
     let mut netfilter = Netfilter::open()?;
     let (ruleset, generation) = firewall
         .backend
-        .read_over(&mut netfilter, &[TableName::Filter])?;
-    let flows = conntrack::count_over(&mut netfilter)?;
+        .read_with(&mut netfilter, &[TableName::Filter])?;
+    let flows = conntrack::count_with(&mut netfilter)?;
     let refused = match flows >= rules.limit / 2 {
         true => Some(firewall.backend.matched(rules::ALLOW, rules::LIMIT)?),
         false => None,
     };
     let seen = Observed {
-        ipv6_sealed: iptables::ipv6_sealed_over(&mut netfilter)?,
+        ipv6_blocked: iptables::is_ipv6_blocked_with(&mut netfilter)?,
         ruleset,
         generation,
         refused,
-        ..gate
+        ..observed
     };
     Ok((seen, flows))
 }

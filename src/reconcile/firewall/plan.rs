@@ -27,7 +27,8 @@ pub struct Rules {
     /// Their digest.
     pub digest: String,
     /// The digest of the rules against which the tracked flows were last checked.
-    pub judged: Option<String>,
+    #[serde(rename = "judged")]
+    pub checked_against: Option<String>,
     /// Decides which flows may continue.
     pub policy: crate::api::policy::Policy,
     /// The address of the guest that the flows belong to.
@@ -45,9 +46,11 @@ pub struct Observed {
     /// Its filter table.
     pub ruleset: Ruleset,
     /// Whether IPv6 is blocked.
-    pub ipv6_sealed: bool,
+    #[serde(rename = "ipv6_sealed")]
+    pub ipv6_blocked: bool,
     /// `net.ipv4.ip_forward`.
-    pub gate_open: bool,
+    #[serde(rename = "gate_open")]
+    pub forwarding: bool,
     /// Packets that exceeded the limit of connections; `None` if not read, because the VM has few.
     #[serde(skip)]
     pub refused: Option<u64>,
@@ -62,62 +65,66 @@ pub struct Observed {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
     /// Turn forwarding off.
-    ShutGate,
+    #[serde(rename = "ShutGate")]
+    DisableForwarding,
     /// Write all rules in one transaction.
     CommitRules {
         /// Their digest.
         digest: String,
     },
     /// Policy DROP on every IPv6 chain.
-    SealIpv6,
+    #[serde(rename = "SealIpv6")]
+    BlockIpv6,
     /// Delete flows that began under other rules and are now forbidden.
-    CutFlows(usize),
+    #[serde(rename = "CutFlows")]
+    DeleteFlows(usize),
     /// Turn forwarding on.
-    OpenGate,
+    #[serde(rename = "OpenGate")]
+    EnableForwarding,
 }
 
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ShutGate => f.write_str("turn forwarding off (ip_forward=0)"),
+            Self::DisableForwarding => f.write_str("turn forwarding off (ip_forward=0)"),
             Self::CommitRules { digest } => write!(f, "commit rules {digest}"),
-            Self::SealIpv6 => f.write_str("block IPv6"),
-            Self::CutFlows(count) => write!(f, "delete {count} flows that are now denied"),
-            Self::OpenGate => f.write_str("turn forwarding on (ip_forward=1)"),
+            Self::BlockIpv6 => f.write_str("block IPv6"),
+            Self::DeleteFlows(count) => write!(f, "delete {count} flows that are now denied"),
+            Self::EnableForwarding => f.write_str("turn forwarding on (ip_forward=1)"),
         }
     }
 }
 
 pub(super) fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let Some(rules) = &desired.rules else {
-        return match observed.gate_open {
-            true => vec![Action::ShutGate],
+        return match observed.forwarding {
+            true => vec![Action::DisableForwarding],
             false => vec![],
         };
     };
     let mut plan = Vec::new();
-    let standing = observed.ruleset == rules.ruleset;
-    if !standing {
+    let in_place = observed.ruleset == rules.ruleset;
+    if !in_place {
         // With policy DROP a missing rule lets nothing through; the allowed flows must continue during a live change.
         let fails_open = ["INPUT", "FORWARD"]
             .iter()
             .any(|chain| observed.ruleset.policy(TableName::Filter, chain) != Policy::Drop);
-        if observed.gate_open && fails_open {
-            plan.push(Action::ShutGate);
+        if observed.forwarding && fails_open {
+            plan.push(Action::DisableForwarding);
         }
         plan.push(Action::CommitRules {
             digest: rules.digest.clone(),
         });
     }
-    if !observed.ipv6_sealed {
-        plan.push(Action::SealIpv6);
+    if !observed.ipv6_blocked {
+        plan.push(Action::BlockIpv6);
     }
-    if standing && observed.forbidden_flows > 0 {
-        plan.push(Action::CutFlows(observed.forbidden_flows));
+    if in_place && observed.forbidden_flows > 0 {
+        plan.push(Action::DeleteFlows(observed.forbidden_flows));
     }
     // Forwarding is turned on only after an observation that found the rules in place.
-    if standing && observed.ipv6_sealed && !observed.gate_open {
-        plan.push(Action::OpenGate);
+    if in_place && observed.ipv6_blocked && !observed.forwarding {
+        plan.push(Action::EnableForwarding);
     }
     plan
 }

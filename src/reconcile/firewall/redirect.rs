@@ -16,13 +16,13 @@ use crate::host::{Error, Kind, link};
 
 use super::super::{Conflict, Reconcile};
 
-pub use plan::{Action, Desired, End, Filter, Join, Observed, Way};
+pub use plan::{Action, Desired, Direction, End, Filter, Observed, TapLink};
 
 /// The reconciler of the Firewall stage in CNI mode.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Redirect;
+pub struct CniFirewall;
 
-impl Reconcile for Redirect {
+impl Reconcile for CniFirewall {
     type Desired = Desired;
     type Observed = Observed;
     type Action = Action;
@@ -35,7 +35,7 @@ impl Reconcile for Redirect {
         let netns = match Netns::open(&desired.netns) {
             Ok(netns) => netns,
             // Nothing is desired. Otherwise the stage below has to create the namespace.
-            Err(error) if error.kind == Kind::Absent && desired.join.is_none() => {
+            Err(error) if error.kind == Kind::Absent && desired.tap_link.is_none() => {
                 return Ok(Observed::default());
             }
             Err(error) => return Err(error),
@@ -47,13 +47,15 @@ impl Reconcile for Redirect {
             netns: Some(label),
             ..Observed::default()
         };
-        match &desired.join {
+        match &desired.tap_link {
             None => {
                 let tap = link::get(&netlink, &desired.tap).await?;
-                observed.tap = tap.map(|tap| bare(&tap));
+                observed.tap = tap.map(|tap| without_filter(&tap));
             }
-            Some(Join::Chains) => observed.tap = Some(bare(&find(&netlink, &desired.tap).await?)),
-            Some(Join::Ours(eth)) => {
+            Some(TapLink::Chain) => {
+                observed.tap = Some(without_filter(&find(&netlink, &desired.tap).await?))
+            }
+            Some(TapLink::Redirect(eth)) => {
                 observed.eth = Some(end(&netlink, eth).await?);
                 observed.tap = Some(end(&netlink, &desired.tap).await?);
             }
@@ -64,7 +66,9 @@ impl Reconcile for Redirect {
     async fn act(&self, desired: &Desired, action: &Action) -> Result<(), Error> {
         match act(desired, action).await {
             // Without its namespace or its link, forwarding is off.
-            Err(error) if error.kind == Kind::Absent && *action == Action::ShutGate => Ok(()),
+            Err(error) if error.kind == Kind::Absent && *action == Action::DisableForwarding => {
+                Ok(())
+            }
             done => done,
         }
     }
@@ -73,20 +77,20 @@ impl Reconcile for Redirect {
 async fn act(desired: &Desired, action: &Action) -> Result<(), Error> {
     let netlink = Netns::open(&desired.netns)?.netlink()?;
     let tap = find(&netlink, &desired.tap).await?.index;
-    let ends = async |way: Way| -> Result<Option<(u32, u32)>, Error> {
-        let Some(Join::Ours(eth)) = &desired.join else {
+    let ends = async |direction: Direction| -> Result<Option<(u32, u32)>, Error> {
+        let Some(TapLink::Redirect(eth)) = &desired.tap_link else {
             return Ok(None);
         };
         let eth = find(&netlink, eth).await?.index;
-        Ok(Some(match way {
-            Way::In => (eth, tap),
-            Way::Out => (tap, eth),
+        Ok(Some(match direction {
+            Direction::In => (eth, tap),
+            Direction::Out => (tap, eth),
         }))
     };
     match action {
-        Action::ShutGate => set(&netlink, tap, State::Down).await,
-        Action::OpenGate => set(&netlink, tap, State::Up).await,
-        Action::Unredirect(way) => match ends(*way).await? {
+        Action::DisableForwarding => set(&netlink, tap, State::Down).await,
+        Action::EnableForwarding => set(&netlink, tap, State::Up).await,
+        Action::RemoveRedirect(way) => match ends(*way).await? {
             Some((from, _)) => unredirect(&netlink, from).await,
             None => Ok(()),
         },
@@ -119,12 +123,12 @@ async fn unredirect(netlink: &Handle, index: u32) -> Result<(), Error> {
 async fn find(netlink: &Handle, name: &str) -> Result<Link, Error> {
     let found = link::get(netlink, name).await?;
     found.ok_or_else(|| {
-        let gone = std::io::Error::from_raw_os_error(libc::ENODEV);
-        Error::io("find link", name, gone)
+        let not_found = std::io::Error::from_raw_os_error(libc::ENODEV);
+        Error::io("find link", name, not_found)
     })
 }
 
-fn bare(link: &Link) -> End {
+fn without_filter(link: &Link) -> End {
     End {
         index: link.index,
         up: link.up,
@@ -138,7 +142,7 @@ async fn end(netlink: &Handle, name: &str) -> Result<End, Error> {
     let mut ours = filters.into_iter().filter(is_ours);
     let filter = match (ours.next(), ours.next()) {
         (None, _) => Filter::Absent,
-        (Some(only), None) => match only.what {
+        (Some(only), None) => match only.action {
             What::Redirect(to) => Filter::To(to),
             What::Program(_) | What::Other(_) => Filter::Wrong,
         },
@@ -146,7 +150,7 @@ async fn end(netlink: &Handle, name: &str) -> Result<End, Error> {
     };
     Ok(End {
         filter,
-        ..bare(&link)
+        ..without_filter(&link)
     })
 }
 

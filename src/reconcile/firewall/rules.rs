@@ -89,21 +89,21 @@ fn forward(block: Block, guest_mac: Mac) -> Vec<Rule> {
 /// The ordered list of decisions; each rule's comment is the YAML entry that it was compiled from.
 fn lists(policy: &Policy) -> Vec<Rule> {
     let mut rules = Vec::new();
-    let opened: Vec<Ipv4Addr> = match policy.allow_metadata {
+    let exempt: Vec<Ipv4Addr> = match policy.allow_metadata {
         true => METADATA.to_vec(),
         false => Vec::new(),
     };
     // The opened addresses are exempt from the reserved ranges but not from the lists, so the lists are evaluated for them first.
-    for address in &opened {
+    for address in &exempt {
         rules.extend(entries(policy, Some(*address)));
-        rules.push(by_default(policy, Some(*address)));
+        rules.push(default_rule(policy, Some(*address)));
     }
     for network in policy::reserved() {
         let comment = Origin::Reserved(network).to_string();
         rules.push(Rule::when().dst(network).comment(comment).jump(DENY));
     }
     rules.extend(entries(policy, None));
-    rules.push(by_default(policy, None));
+    rules.push(default_rule(policy, None));
     rules
 }
 
@@ -125,13 +125,13 @@ fn entries(policy: &Policy, only: Option<Ipv4Addr>) -> Vec<Rule> {
     });
     allow
         .chain(drop)
-        .filter_map(|(entry, origin, target)| Some((narrow(entry, only)?, origin, target)))
+        .filter_map(|(entry, origin, target)| Some((restrict(entry, only)?, origin, target)))
         .flat_map(|(entry, origin, target)| matching(entry, &origin, &target))
         .collect()
 }
 
 /// The entry restricted to one address; `None` if it does not contain the address.
-fn narrow(entry: Entry, only: Option<Ipv4Addr>) -> Option<Entry> {
+fn restrict(entry: Entry, only: Option<Ipv4Addr>) -> Option<Entry> {
     match only {
         None => Some(entry),
         Some(address) => entry.network.contains(address).then(|| Entry {
@@ -166,7 +166,7 @@ fn matching(entry: Entry, origin: &Origin, target: &Target) -> Vec<Rule> {
         .collect()
 }
 
-fn by_default(policy: &Policy, only: Option<Ipv4Addr>) -> Rule {
+fn default_rule(policy: &Policy, only: Option<Ipv4Addr>) -> Rule {
     let rule = match only {
         None => Rule::when(),
         Some(address) => Rule::when().dst(host(address)),
@@ -184,7 +184,7 @@ fn allow(limit: Limit) -> Vec<Rule> {
     let open = |above| ConnLimit {
         above,
         prefix: 32,
-        of: Side::Source,
+        side: Side::Source,
     };
     let new = || Rule::when().unconfirmed();
     let too_many = |rule: Match| rule.comment(LIMIT).then(Target::Drop);

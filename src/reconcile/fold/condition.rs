@@ -1,4 +1,4 @@
-//! Conditions as they are answered: what is known of each stage, and what follows for a VM and its group.
+//! Conditions as the API returns them: those of the stages, and those of a VM and its group that are computed from them.
 //! Out of scope: the other fields of an object.
 
 use super::of_host::{HOST_NETWORK, of_host};
@@ -9,7 +9,7 @@ use crate::api::view::ConditionView;
 use crate::api::vm::Vm;
 use crate::store::{HostFault, World};
 
-/// What is known of each stage; nothing of one that has not begun.
+/// The condition of each stage; none for a stage that was never acquired.
 pub(super) type Known = [(Rung, Option<Condition>); 4];
 
 pub(super) fn known(world: &World, vm: &Vm) -> Known {
@@ -20,7 +20,7 @@ pub(super) fn known(world: &World, vm: &Vm) -> Known {
             Some(since) => Condition {
                 status: Status::Unknown,
                 reason: Reason::NotObserved,
-                message: "sliced has not observed it since its start".to_owned(),
+                message: "not observed since sliced was started".to_owned(),
                 since,
                 observed_generation: 0,
             },
@@ -82,7 +82,7 @@ fn blocking(meta: &Meta, known: &Known) -> (Reason, String) {
         .find(|(_, condition)| !condition.as_ref().is_some_and(is_true));
     match not_ready {
         None => (Reason::Converged, String::new()),
-        Some((rung, None)) => (Reason::Waiting, format!("{rung} has not begun")),
+        Some((rung, None)) => (Reason::Waiting, format!("{rung} has not started")),
         Some((rung, Some(condition))) => {
             let reason = match condition.status {
                 Status::True => Reason::Converging,
@@ -98,7 +98,7 @@ pub(super) fn why_not(world: &World, vm: &Vm) -> String {
     format!("{} {}", condition.reason, condition.message)
 }
 
-/// An observation of an older generation is no statement about this one.
+/// Replaces True for an older generation by Unknown: it says nothing about the current generation.
 pub(super) fn of_generation(condition: &Condition, generation: u64) -> Condition {
     let observed = condition.observed_generation;
     match condition.status == Status::True && observed != generation {
@@ -106,7 +106,7 @@ pub(super) fn of_generation(condition: &Condition, generation: u64) -> Condition
             status: Status::Unknown,
             reason: Reason::Waiting,
             message: format!(
-                "generation {generation} has not been observed yet; it was True of generation {observed}"
+                "generation {generation} has not been observed yet; generation {observed} was True"
             ),
             ..condition.clone()
         },

@@ -1,5 +1,5 @@
-//! What VMs and groups report of the host: rules that are not known to be in place, and what keeps their packets from passing.
-//! Out of scope: finding it (`reconcile::ground`).
+//! Conditions of the host that VMs and groups report: rules that are not known to be in place, and obstacles to their packets.
+//! Out of scope: observing the host (`reconcile::ground`).
 
 use ipnetwork::Ipv4Network;
 
@@ -11,10 +11,10 @@ use crate::store::{HostFault, World};
 
 use super::{fold, known, shown};
 
-/// The type of the condition about what VMs need of the host.
+/// The type of the condition about the host network of a VM.
 pub(super) const HOST_NETWORK: &str = "HostNetwork";
 
-/// The host's rules restrict the VM, and are not known to be in place.
+/// The condition while the host's rules that restrict the VM are not known to be in place.
 pub(super) fn of_host(found: &Condition, generation: u64) -> Condition {
     Condition {
         status: Status::False,
@@ -27,7 +27,7 @@ pub(super) fn of_host(found: &Condition, generation: u64) -> Condition {
     }
 }
 
-/// What of the host keeps a VM's packets from passing.
+/// Returns warnings about rules and settings of the host that keep packets of the VM from passing.
 pub(super) fn host_warnings(world: &World, vm: &Vm) -> Vec<String> {
     let Some(ground) = world.ground() else {
         return Vec::new();
@@ -43,7 +43,7 @@ pub(super) fn host_warnings(world: &World, vm: &Vm) -> Vec<String> {
     of_all.into_iter().chain(of_range).collect()
 }
 
-/// The same, and a conflicting writer, as a condition; none when there is neither.
+/// Returns a condition with these warnings and a conflicting writer; none if there is neither.
 pub(super) fn host_condition(world: &World, vm: &Vm, warnings: &[String]) -> Option<ConditionView> {
     let ground = world.ground()?;
     let contest = match world.host_fault(vm) {
@@ -65,7 +65,7 @@ pub(super) fn host_condition(world: &World, vm: &Vm, warnings: &[String]) -> Opt
     Some(shown(HOST_NETWORK.into(), &found))
 }
 
-/// What keeps a VM from being Ready is the group's reason when waiting does not help.
+/// The reason of a group for a VM that is not Ready: the VM's own reason if waiting does not help.
 pub(super) fn group_reason(world: &World, vm: &Vm) -> Reason {
     let reason = fold(&vm.meta, false, &known(world, vm), world.host_fault(vm)).reason;
     match reason {

@@ -1,5 +1,4 @@
-//! Isolates isolated VMs from every other VM on the host, including those of other daemons, and from destinations that the host translates
-//! to. Pure.
+//! Rules that isolate a VM from every other VM on the host and from destinations that the host translates to. Pure.
 //! Out of scope: the other rules of the host ([`super::rules`]).
 //!
 //! # Why
@@ -14,7 +13,7 @@
 //!   REDIRECT, NETMAP, a published port, a service address) was evaluated for another destination, so it is dropped. Replies to masqueraded
 //!   packets are not affected: only the source of such a flow is translated.
 
-use super::rules::{Carried, Side, Standing, push_once};
+use super::rules::{BridgeKind, BridgeSubnet, RuleInput, push_once};
 use crate::host::rule::{CtState, LinkGroup, Match, Rule, Target};
 use crate::owner::link_group;
 
@@ -22,12 +21,12 @@ use crate::owner::link_group;
 pub const ROLE: &str = "APART";
 
 /// All rules of the chain.
-pub(super) fn rules(carried: &Carried<'_>) -> Vec<Rule> {
+pub(super) fn rules(input: &RuleInput<'_>) -> Vec<Rule> {
     let any = LinkGroup::under(link_group::ANY, link_group::MASK);
     let drop = |when: Match| when.then(Target::Drop);
     let mut rules = Vec::new();
-    if !carried.pools.is_empty() {
-        let ours = carried.instance.link_wildcard();
+    if !input.pools.is_empty() {
+        let ours = input.instance.link_wildcard();
         rules.extend([
             drop(Rule::when().in_if(&ours).out_group(any)),
             drop(Rule::when().out_if(&ours).in_group(any)),
@@ -35,21 +34,23 @@ pub(super) fn rules(carried: &Carried<'_>) -> Vec<Rule> {
         ]);
     }
     let isolated = LinkGroup::only(link_group::ISOLATED);
-    for Side {
+    for BridgeSubnet {
         bridge,
         subnet,
-        standing,
-    } in carried.sides
+        kind: standing,
+    } in input.bridge_subnets
     {
         let (to, from) = (Rule::when().out_if(bridge), Rule::when().in_if(bridge));
         let (to, from) = match standing {
-            Standing::Ours => (to, from),
-            Standing::Hosted | Standing::Joined => (to.dst(*subnet), from.src(*subnet)),
+            BridgeKind::Managed => (to, from),
+            BridgeKind::UnmanagedLocalGateway | BridgeKind::UnmanagedRemoteGateway => {
+                (to.dst(*subnet), from.src(*subnet))
+            }
         };
         push_once(&mut rules, drop(to.in_group(isolated)));
         push_once(&mut rules, drop(from.out_group(isolated)));
     }
-    for subnet in carried.plugged {
+    for subnet in input.cni_subnets {
         rules.push(drop(Rule::when().dst(*subnet).in_group(isolated)));
         rules.push(drop(Rule::when().src(*subnet).out_group(isolated)));
     }

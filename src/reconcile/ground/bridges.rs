@@ -11,7 +11,7 @@ use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
 use super::plan::{Action, Desired, Observed};
-use super::rules::{Side, Standing};
+use super::rules::{BridgeKind, BridgeSubnet};
 use crate::api::lease::subnet;
 use crate::api::network::Mac;
 use crate::owner::{self, Owned};
@@ -21,7 +21,8 @@ use crate::reconcile::net::MTU;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BridgeSeen {
     /// It is a bridge.
-    pub bridge: bool,
+    #[serde(rename = "bridge")]
+    pub is_bridge: bool,
     /// Its label.
     #[serde(default)]
     pub alias: Option<String>,
@@ -33,7 +34,8 @@ pub struct BridgeSeen {
     pub up: bool,
     /// STP, VLAN filtering and multicast snooping are off, the forward delay is zero, it is in its group, and the host accepts no
     /// configuration on it ([`crate::reconcile::net::host_links`]).
-    pub calm: bool,
+    #[serde(rename = "calm")]
+    pub configured: bool,
     /// IPv4 addresses of the host on it.
     #[serde(default)]
     pub addresses: BTreeSet<Ipv4Network>,
@@ -44,24 +46,24 @@ impl BridgeSeen {
     pub fn owned(&self, desired: &Desired, name: &str) -> Option<Owned<String>> {
         let label = desired.instance.ground_label();
         let claimed = label.claim_bridge(name, self.alias.as_deref(), self.mac);
-        claimed.filter(|_| self.bridge)
+        claimed.filter(|_| self.is_bridge)
     }
 }
 
 pub(super) fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
-    let wanted = &desired.footing.bridges;
+    let required = &desired.requirements.bridges;
     let mut plan = Vec::new();
-    for (name, gateways) in wanted {
+    for (name, gateways) in required {
         match observed.bridges.get(name) {
-            None => make(name, gateways, &mut plan),
+            None => plan_creation(name, gateways, &mut plan),
             Some(seen) if seen.owned(desired, name).is_some() => {
-                keep(desired, name, seen, &mut plan);
+                plan_changes(desired, name, seen, &mut plan);
             }
             Some(_) => {}
         }
     }
-    let unwanted = observed.bridges.iter();
-    let unwanted = unwanted.filter(|(name, _)| !wanted.contains_key(*name));
+    let unneeded = observed.bridges.iter();
+    let unwanted = unneeded.filter(|(name, _)| !required.contains_key(*name));
     plan.extend(
         unwanted
             .filter_map(|(name, seen)| seen.owned(desired, name))
@@ -70,56 +72,57 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
     plan
 }
 
-fn make(name: &str, gateways: &BTreeSet<Ipv4Network>, plan: &mut Vec<Action>) {
+fn plan_creation(name: &str, gateways: &BTreeSet<Ipv4Network>, plan: &mut Vec<Action>) {
     plan.push(Action::CreateBridge(name.to_owned()));
     plan.push(Action::LabelBridge(name.to_owned()));
     let add = |gateway: &Ipv4Network| Action::AddGateway(name.to_owned(), *gateway);
     plan.extend(gateways.iter().map(add));
-    plan.push(Action::RaiseBridge(name.to_owned()));
+    plan.push(Action::SetBridgeUp(name.to_owned()));
 }
 
-fn keep(desired: &Desired, name: &str, seen: &BridgeSeen, plan: &mut Vec<Action>) {
+fn plan_changes(desired: &Desired, name: &str, seen: &BridgeSeen, plan: &mut Vec<Action>) {
     let bridge = || name.to_owned();
     if seen.alias.is_none() {
         plan.push(Action::LabelBridge(bridge()));
     }
     let mac = owner::bridge_mac(&desired.instance, name);
-    if seen.mac != mac || seen.mtu != MTU || !seen.calm {
+    if seen.mac != mac || seen.mtu != MTU || !seen.configured {
         plan.push(Action::ConfigureBridge(bridge()));
     }
-    let gateways = desired.footing.bridges.get(name);
-    let is_wanted = |address: &&Ipv4Network| gateways.is_some_and(|all| all.contains(*address));
+    let gateways = desired.requirements.bridges.get(name);
+    let is_required = |address: &&Ipv4Network| gateways.is_some_and(|all| all.contains(*address));
     // An address that was never specified was added by another program.
-    let before = desired.before.bridges.get(name).into_iter().flatten();
-    let stale = before.filter(|address| !is_wanted(address) && seen.addresses.contains(*address));
+    let previous = desired.previous.bridges.get(name).into_iter().flatten();
+    let stale =
+        previous.filter(|address| !is_required(address) && seen.addresses.contains(*address));
     plan.extend(stale.map(|address| Action::RemoveGateway(bridge(), *address)));
     let missing = gateways.into_iter().flatten();
     let missing = missing.filter(|address| !seen.addresses.contains(*address));
     plan.extend(missing.map(|address| Action::AddGateway(bridge(), *address)));
     if !seen.up {
-        plan.push(Action::RaiseBridge(bridge()));
+        plan.push(Action::SetBridgeUp(bridge()));
     }
 }
 
 /// What the rules need to know of each subnet on a bridge.
-pub(super) fn sides(desired: &Desired, observed: &Observed) -> Vec<Side> {
+pub(super) fn bridge_subnets(desired: &Desired, observed: &Observed) -> Vec<BridgeSubnet> {
     let mut sides = Vec::new();
-    for (name, gateways) in &desired.footing.bridges {
+    for (name, gateways) in &desired.requirements.bridges {
         let seen = observed.bridges.get(name);
-        if seen.is_some_and(|seen| !seen.bridge) {
+        if seen.is_some_and(|seen| !seen.is_bridge) {
             continue;
         }
-        sides.extend(gateways.iter().map(|gateway| Side {
+        sides.extend(gateways.iter().map(|gateway| BridgeSubnet {
             bridge: name.clone(),
             subnet: subnet(*gateway),
-            standing: match seen {
+            kind: match seen {
                 Some(seen) if seen.owned(desired, name).is_none() => {
                     match seen.addresses.contains(gateway) {
-                        true => Standing::Hosted,
-                        false => Standing::Joined,
+                        true => BridgeKind::UnmanagedLocalGateway,
+                        false => BridgeKind::UnmanagedRemoteGateway,
                     }
                 }
-                Some(_) | None => Standing::Ours,
+                Some(_) | None => BridgeKind::Managed,
             },
         }));
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bridges;
 use super::plan::{Desired, Observed};
-use super::rules::Standing;
+use super::rules::BridgeKind;
 use crate::host::iptables::Flavour;
 use crate::host::iptables::foreign::{BaseChain, ForwardChains, Link, Probe, Verdicts};
 use crate::host::netlink::Handle;
@@ -18,7 +18,7 @@ use crate::host::{self, link, route};
 
 /// A range of VM addresses, and the host's links that carry their packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Guarded {
+pub struct RoutedRange {
     /// The links.
     pub links: Links,
     /// The range.
@@ -29,19 +29,19 @@ pub struct Guarded {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Links {
     /// The host's ends of isolated VMs' veths: the prefix of their names.
-    Veths(String),
+    Isolated(String),
     /// A bridge that the host routes for.
     Bridge(String),
     /// Links that a CNI plugin has created; they are identified by their subnet.
-    OfPlugin,
+    Cni,
 }
 
-impl std::fmt::Display for Guarded {
+impl std::fmt::Display for RoutedRange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.links {
-            Links::Veths(prefix) => write!(f, "{prefix}*"),
+            Links::Isolated(prefix) => write!(f, "{prefix}*"),
             Links::Bridge(name) => f.write_str(name),
-            Links::OfPlugin => write!(f, "{}", self.range),
+            Links::Cni => write!(f, "{}", self.range),
         }
     }
 }
@@ -59,11 +59,11 @@ pub struct HostDrop {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dropped {
     /// The chain.
-    pub by: BaseChain,
+    pub chain: BaseChain,
     /// The VMs that send or receive these packets.
-    pub of: Guarded,
+    pub range: RoutedRange,
     /// Only replies are dropped.
-    pub answers: bool,
+    pub replies_only: bool,
 }
 
 /// The result of an evaluation.
@@ -76,19 +76,19 @@ pub struct Found {
 }
 
 /// A public address that no rule is likely to contain. Nothing is sent to it.
-const ANYWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 114, 9);
+const PUBLIC_ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 114, 9);
 
 /// Evaluates every foreign chain for every range. `uplink` is the link of the default route.
-pub async fn look(
+pub async fn evaluate(
     home: &Netns,
     netlink: &Handle,
     chains: &Arc<ForwardChains>,
     flavour: Flavour,
-    guarded: Vec<Guarded>,
+    guarded: Vec<RoutedRange>,
     uplink: Option<&link::Link>,
 ) -> Result<Found, host::Error> {
     let uplink = match uplink {
-        Some(uplink) => named(uplink),
+        Some(uplink) => probe_link(uplink),
         // Without a default route: a name that no rule matches.
         None => Link {
             name: "?".to_owned(),
@@ -96,79 +96,79 @@ pub async fn look(
         },
     };
     let mut probes = Vec::new();
-    let mut asked = Vec::new();
+    let mut evaluated = Vec::new();
     for of in guarded {
-        let Some(link) = example(netlink, &of).await? else {
+        let Some(link) = example_link(netlink, &of).await? else {
             continue;
         };
         let src = of.range.nth(2).unwrap_or(of.range.ip());
-        let of_plugin = of.links == Links::OfPlugin;
-        let first = Probe {
+        let of_plugin = of.links == Links::Cni;
+        let outgoing = Probe {
             in_if: link.clone(),
             out_if: uplink.clone(),
             src,
-            dst: ANYWHERE,
-            answers: false,
-            of_plugin,
+            dst: PUBLIC_ADDRESS,
+            is_reply: false,
+            uses_cni: of_plugin,
         };
-        let answer = Probe {
+        let reply = Probe {
             in_if: uplink.clone(),
             out_if: link,
-            src: ANYWHERE,
+            src: PUBLIC_ADDRESS,
             dst: src,
-            answers: true,
-            of_plugin,
+            is_reply: true,
+            uses_cni: of_plugin,
         };
-        probes.extend([first, answer]);
-        asked.push(of);
+        probes.extend([outgoing, reply]);
+        evaluated.push(of);
     }
     let chains = chains.clone();
-    let ask = home.run(move || chains.ask(flavour, &probes));
-    Ok(sort(asked, ask.await?))
+    let evaluate = home.run(move || chains.ask(flavour, &probes));
+    Ok(collect(evaluated, evaluate.await?))
 }
 
 /// If outgoing packets are dropped, dropped replies are not reported in addition.
-fn sort(asked: Vec<Guarded>, verdicts: Verdicts) -> Found {
+fn collect(evaluated: Vec<RoutedRange>, results: Verdicts) -> Found {
     let mut dropped = Vec::new();
-    for (of, drops) in asked.into_iter().zip(verdicts.drops.chunks(2)) {
-        let (first, answers) = (&drops[0], &drops[1]);
+    for (of, drops) in evaluated.into_iter().zip(results.drops.chunks(2)) {
+        let (outgoing, answers) = (&drops[0], &drops[1]);
         let drop = |by: &BaseChain, answers| Dropped {
-            by: by.clone(),
-            of: of.clone(),
-            answers,
+            chain: by.clone(),
+            range: of.clone(),
+            replies_only: answers,
         };
-        dropped.extend(first.iter().map(|by| drop(by, false)));
-        let only = answers.iter().filter(|by| !first.contains(by));
+        dropped.extend(outgoing.iter().map(|by| drop(by, false)));
+        let only = answers.iter().filter(|by| !outgoing.contains(by));
         dropped.extend(only.map(|by| drop(by, true)));
     }
     Found {
-        chains: verdicts.chains,
+        chains: results.chains,
         dropped,
     }
 }
 
 /// Returns a link of these VMs; `None` if no such link exists now.
-async fn example(netlink: &Handle, of: &Guarded) -> Result<Option<Link>, host::Error> {
+async fn example_link(netlink: &Handle, of: &RoutedRange) -> Result<Option<Link>, host::Error> {
     let found = match &of.links {
-        Links::Veths(prefix) => {
+        Links::Isolated(prefix) => {
             return Ok(Some(Link {
                 name: format!("{prefix}aaaaaaaa"),
                 index: None,
             }));
         }
         Links::Bridge(name) => link::get(netlink, name).await?,
-        Links::OfPlugin => {
-            let inside = of.range.nth(2).unwrap_or(of.range.ip());
-            match route::lookup(netlink, inside).await? {
+        Links::Cni => {
+            let address = of.range.nth(2).unwrap_or(of.range.ip());
+            match route::lookup(netlink, address).await? {
                 Some((index, None)) => link::at(netlink, index).await?,
                 Some((_, Some(_))) | None => None,
             }
         }
     };
-    Ok(found.as_ref().map(named))
+    Ok(found.as_ref().map(probe_link))
 }
 
-fn named(link: &link::Link) -> Link {
+fn probe_link(link: &link::Link) -> Link {
     Link {
         name: link.name.clone(),
         index: Some(link.index),
@@ -176,34 +176,43 @@ fn named(link: &link::Link) -> Link {
 }
 
 /// The ranges that the host routes for.
-pub(super) fn guarded(desired: &Desired, observed: &Observed) -> Vec<Guarded> {
-    let veths = || Links::Veths(desired.instance.link_prefix());
-    let pools = desired.footing.pools.iter().map(|pool| Guarded {
+pub(super) fn routed_ranges(desired: &Desired, observed: &Observed) -> Vec<RoutedRange> {
+    let veths = || Links::Isolated(desired.instance.link_prefix());
+    let pools = desired.requirements.pools.iter().map(|pool| RoutedRange {
         links: veths(),
         range: *pool,
     });
-    let sides = bridges::sides(desired, observed).into_iter();
+    let bridge_subnets = bridges::bridge_subnets(desired, observed).into_iter();
     // The gateway of the other subnets is another machine.
-    let routed = sides.filter(|side| side.standing != Standing::Joined);
-    let routed = routed.map(|side| Guarded {
+    let routed = bridge_subnets
+        .filter(|bridge_subnet| bridge_subnet.kind != BridgeKind::UnmanagedRemoteGateway);
+    let routed = routed.map(|side| RoutedRange {
         links: Links::Bridge(side.bridge),
         range: side.subnet,
     });
-    let plugged = desired.footing.plugged.iter().map(|range| Guarded {
-        links: Links::OfPlugin,
-        range: *range,
-    });
-    pools.chain(routed).chain(plugged).collect()
+    let cni_subnets = desired
+        .requirements
+        .plugged
+        .iter()
+        .map(|range| RoutedRange {
+            links: Links::Cni,
+            range: *range,
+        });
+    pools.chain(routed).chain(cni_subnets).collect()
 }
 
 /// The messages that VMs and groups report.
-pub(super) fn told(found: &Found) -> Vec<HostDrop> {
-    let tell = |Dropped { by, of, answers }: &Dropped| {
+pub(super) fn host_drops(found: &Found) -> Vec<HostDrop> {
+    let to_host_drop = |Dropped {
+                            chain: by,
+                            range: of,
+                            replies_only: answers,
+                        }: &Dropped| {
         let what = match answers {
             false => "packets from",
             true => "replies to",
         };
-        let remedy = match by.is_own_forward() {
+        let remedy = match by.is_iptables_forward() {
             false => "`slicectl doctor` shows the command that accepts them",
             true => {
                 "no plugin of their CNI network accepts them there; `slicectl doctor` shows the remedy"
@@ -214,5 +223,5 @@ pub(super) fn told(found: &Found) -> Vec<HostDrop> {
             message: format!("{by}, which is not ours, drops {what} {of}: {remedy}"),
         }
     };
-    found.dropped.iter().map(tell).collect()
+    found.dropped.iter().map(to_host_drop).collect()
 }

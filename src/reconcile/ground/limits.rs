@@ -22,7 +22,7 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 
 use super::refusals;
-use super::rules::{Carried, Side, Standing};
+use super::rules::{BridgeKind, BridgeSubnet, RuleInput};
 use crate::api::lease::subnet;
 use crate::host::conntrack::Flow;
 use crate::host::rule::{
@@ -57,52 +57,58 @@ pub fn timeouts_name(instance: &Instance) -> String {
 }
 
 /// `raw`: entries for packets from VMs are created with our timeouts.
-pub(super) fn timeouts(carried: &Carried<'_>) -> Vec<Rule> {
-    let policy = Target::Timeout(timeouts_name(carried.instance));
+pub(super) fn timeouts(input: &RuleInput<'_>) -> Vec<Rule> {
+    let policy = Target::Timeout(timeouts_name(input.instance));
     vec![Rule::when().protocol(Protocol::Tcp).then(policy)]
 }
 
 /// `mangle`: packets from VMs.
-pub(super) fn from_vms(carried: &Carried<'_>) -> Vec<Rule> {
+pub(super) fn from_vms(input: &RuleInput<'_>) -> Vec<Rule> {
     let known = [CtState::Established, CtState::Related];
     let mut rules = vec![Rule::when().ctstate(known).then(Target::Return)];
-    rules.push(Rule::when().jump(carried.instance.chain("NEAR")));
-    for sources in sources(carried) {
-        rules.extend(sources.open(carried));
+    rules.push(Rule::when().jump(input.instance.chain("NEAR")));
+    for sources in sources(input) {
+        rules.extend(sources.limit_rules(input));
     }
-    let odd = carried.instance.chain("ODD");
-    let to_odd = |bridge: &str| Rule::when().in_if(bridge).jump(&odd);
-    rules.extend(ours(carried.sides).into_iter().map(to_odd));
+    let unknown = input.instance.chain("ODD");
+    let to_unknown = |bridge: &str| Rule::when().in_if(bridge).jump(&unknown);
+    rules.extend(
+        managed_bridges(input.bridge_subnets)
+            .into_iter()
+            .map(to_unknown),
+    );
     // iptables has no match for "not TCP".
     let tcp = Rule::when().unconfirmed().protocol(Protocol::Tcp);
     rules.push(tcp.then(Target::Return));
     let others = |sources: Sources<'_>| {
         let limit = sources.connlimit(sources.limit.other_protocols());
-        let refuse = sources.refuse(carried);
-        sources.new_entries().connlimit(limit).then(refuse)
+        let target = sources.drop_target(input);
+        sources.new_entries().connlimit(limit).then(target)
     };
-    rules.extend(sources(carried).into_iter().map(others));
+    rules.extend(sources(input).into_iter().map(others));
     rules
 }
 
 /// `mangle`: packets from VMs, by whether the destination is on a link of the host. This is a separate chain because the networks of the
 /// host change, and a counter restarts when its rule is written again.
-pub(super) fn by_destination(carried: &Carried<'_>) -> Vec<Rule> {
-    let lan = carried.instance.chain("LAN");
+pub(super) fn by_destination(input: &RuleInput<'_>) -> Vec<Rule> {
+    let lan = input.instance.chain("LAN");
     let to_lan = |network: &Ipv4Network| Rule::when().dst(*network).jump(&lan);
-    let networks = carried.limits.on_link.iter().map(to_lan);
+    let networks = input.limits.on_link.iter().map(to_lan);
     networks
         .chain([Rule::when().then(Target::Return)])
         .collect()
 }
 
 /// `mangle`: packets from managed bridges with a source in none of their subnets; such sources count as one.
-pub(super) fn odd_sources(carried: &Carried<'_>) -> Vec<Rule> {
-    let bridges = ours(carried.sides);
+pub(super) fn unknown_sources(input: &RuleInput<'_>) -> Vec<Rule> {
+    let bridges = managed_bridges(input.bridge_subnets);
     let mut rules = Vec::new();
-    for side in carried.sides {
-        if bridges.contains(side.bridge.as_str()) {
-            let known = Rule::when().in_if(&side.bridge).src(side.subnet);
+    for bridge_subnet in input.bridge_subnets {
+        if bridges.contains(bridge_subnet.bridge.as_str()) {
+            let known = Rule::when()
+                .in_if(&bridge_subnet.bridge)
+                .src(bridge_subnet.subnet);
             rules.push(known.then(Target::Return));
         }
     }
@@ -110,27 +116,27 @@ pub(super) fn odd_sources(carried: &Carried<'_>) -> Vec<Rule> {
         let sources = Sources {
             bridge: Some(bridge),
             network: None,
-            limit: carried.limits.share,
+            limit: input.limits.share,
             prefix: 0,
         };
-        rules.extend(sources.open(carried));
+        rules.extend(sources.limit_rules(input));
     }
     rules
 }
 
 /// `mangle`: packets from VMs to a destination on a link of the host.
-pub(super) fn to_neighbours(carried: &Carried<'_>) -> Vec<Rule> {
-    if carried.limits.on_link.is_empty() {
+pub(super) fn to_neighbours(input: &RuleInput<'_>) -> Vec<Rule> {
+    if input.limits.on_link.is_empty() {
         return Vec::new();
     }
-    let sources = sources(carried);
-    let most = NEIGHBOURS / u32::try_from(sources.len().max(1)).unwrap_or(NEIGHBOURS);
+    let sources = sources(input);
+    let maximum = NEIGHBOURS / u32::try_from(sources.len().max(1)).unwrap_or(NEIGHBOURS);
     let bounded = |sources: &Sources<'_>| {
         let network = sources.network.map(|network| network.network());
         let network = network.unwrap_or(Ipv4Addr::UNSPECIFIED);
         let distinct = Distinct {
-            name: format!("{}-{most}-{network}", carried.instance.link_prefix()),
-            most: most.max(FEWEST_NEIGHBOURS),
+            name: format!("{}-{maximum}-{network}", input.instance.link_prefix()),
+            max: maximum.max(FEWEST_NEIGHBOURS),
         };
         let unanswered = sources.packets().ctstate([CtState::New]);
         unanswered.distinct(distinct).then(Target::Return)
@@ -140,28 +146,28 @@ pub(super) fn to_neighbours(carried: &Carried<'_>) -> Vec<Rule> {
 
 /// `mangle`: packets that exceed the limit of a VM on a bridge. Both rules drop; the first takes a token from the source's bucket, which
 /// counts the packet.
-pub(super) fn refused(carried: &Carried<'_>) -> Vec<Rule> {
-    if carried.sides.is_empty() {
+pub(super) fn refused(input: &RuleInput<'_>) -> Vec<Rule> {
+    if input.bridge_subnets.is_empty() {
         return Vec::new();
     }
-    let counted = Rule::when().source_rate(refusals::bucket(carried.instance));
+    let counted = Rule::when().source_rate(refusals::bucket(input.instance));
     let drop = |when: Match| when.then(Target::Drop);
     vec![drop(counted), drop(Rule::when())]
 }
 
 /// `mangle`: connections that others open to VMs on bridges. Isolated VMs receive only replies.
-pub(super) fn to_vms(carried: &Carried<'_>) -> Vec<Rule> {
+pub(super) fn to_vms(input: &RuleInput<'_>) -> Vec<Rule> {
     let mut rules = Vec::new();
-    for side in carried.sides {
+    for bridge_subnet in input.bridge_subnets {
         let limit = ConnLimit {
-            above: limit_of(carried, side.subnet).all(),
+            above: limit_of(input, bridge_subnet.subnet).all(),
             prefix: 32,
-            of: End::Destination,
+            side: End::Destination,
         };
-        let new = Rule::when().dst(side.subnet).unconfirmed();
+        let new = Rule::when().dst(bridge_subnet.subnet).unconfirmed();
         let rule = new
-            .not_in_if(&side.bridge)
-            .out_if(&side.bridge)
+            .not_in_if(&bridge_subnet.bridge)
+            .out_if(&bridge_subnet.bridge)
             .connlimit(limit);
         rules.push(rule.then(Target::Drop));
     }
@@ -196,20 +202,20 @@ impl Sources<'_> {
     }
 
     /// Limits the number of open connections and the rate of new ones.
-    fn open(&self, carried: &Carried<'_>) -> [Rule; 2] {
-        let rate = self.rate(carried);
+    fn limit_rules(&self, input: &RuleInput<'_>) -> [Rule; 2] {
+        let rate = self.rate(input);
         let open = self.connlimit(self.limit.all());
-        let refuse = self.refuse(carried);
+        let target = self.drop_target(input);
         [
-            self.new_entries().connlimit(open).then(refuse.clone()),
-            self.new_entries().source_rate(rate).then(refuse),
+            self.new_entries().connlimit(open).then(target.clone()),
+            self.new_entries().source_rate(rate).then(target),
         ]
     }
 
     /// Dropped packets of VMs on a bridge are counted per source.
-    fn refuse(&self, carried: &Carried<'_>) -> Target {
+    fn drop_target(&self, input: &RuleInput<'_>) -> Target {
         match (self.bridge, self.network) {
-            (Some(_), Some(_)) => Target::Jump(carried.instance.chain(REFUSED)),
+            (Some(_), Some(_)) => Target::Jump(input.instance.chain(REFUSED)),
             _ => Target::Drop,
         }
     }
@@ -218,13 +224,13 @@ impl Sources<'_> {
         ConnLimit {
             above,
             prefix: self.prefix,
-            of: End::Source,
+            side: End::Source,
         }
     }
 
-    fn rate(&self, carried: &Carried<'_>) -> SourceRate {
+    fn rate(&self, input: &RuleInput<'_>) -> SourceRate {
         let (links, prefix, rate) = (
-            carried.instance.link_prefix(),
+            input.instance.link_prefix(),
             self.prefix,
             self.limit.new_rate(),
         );
@@ -238,25 +244,27 @@ impl Sources<'_> {
     }
 }
 
-fn sources<'a>(carried: &'a Carried<'_>) -> Vec<Sources<'a>> {
-    let pools = carried.pools.iter().map(|pool| Sources {
+fn sources<'a>(input: &'a RuleInput<'_>) -> Vec<Sources<'a>> {
+    let pools = input.pools.iter().map(|pool| Sources {
         bridge: None,
         network: Some(*pool),
-        limit: limit_of(carried, *pool),
+        limit: limit_of(input, *pool),
         prefix: 30,
     });
-    let sides = carried.sides.iter().map(|side| Sources {
-        bridge: Some(&side.bridge),
-        network: Some(side.subnet),
-        limit: limit_of(carried, side.subnet),
+    let bridge_subnets = input.bridge_subnets.iter().map(|bridge_subnet| Sources {
+        bridge: Some(&bridge_subnet.bridge),
+        network: Some(bridge_subnet.subnet),
+        limit: limit_of(input, bridge_subnet.subnet),
         prefix: 32,
     });
-    pools.chain(sides).collect()
+    pools.chain(bridge_subnets).collect()
 }
 
 /// Managed bridges: all packets from them are from VMs, whatever their source.
-fn ours(sides: &[Side]) -> BTreeSet<&str> {
-    let ours = sides.iter().filter(|side| side.standing == Standing::Ours);
+fn managed_bridges(bridge_subnets: &[BridgeSubnet]) -> BTreeSet<&str> {
+    let ours = bridge_subnets
+        .iter()
+        .filter(|bridge_subnet| bridge_subnet.kind == BridgeKind::Managed);
     ours.map(|side| side.bridge.as_str()).collect()
 }
 
@@ -276,8 +284,8 @@ pub(super) fn excess(footing: &Footing, share: Limit, flows: Vec<Flow>) -> Vec<F
         *counts.entry(key).or_default() += 1;
     }
     let is_over = |(range, address): (Ipv4Network, u32)| {
-        let own = footing.max_connections.get(&range);
-        let limit = own.map_or(share, |most| Limit::of(*most));
+        let specified = footing.max_connections.get(&range);
+        let limit = specified.map_or(share, |maximum| Limit::of(*maximum));
         counts
             .get(&(range, address))
             .is_some_and(|count| *count > limit.all())
@@ -287,7 +295,7 @@ pub(super) fn excess(footing: &Footing, share: Limit, flows: Vec<Flow>) -> Vec<F
     over
 }
 
-fn limit_of(carried: &Carried<'_>, network: Ipv4Network) -> Limit {
-    let own = carried.max_connections.get(&network);
-    own.map_or(carried.limits.share, |most| Limit::of(*most))
+fn limit_of(input: &RuleInput<'_>, network: Ipv4Network) -> Limit {
+    let specified = input.max_connections.get(&network);
+    specified.map_or(input.limits.share, |maximum| Limit::of(*maximum))
 }

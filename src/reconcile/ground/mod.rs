@@ -28,7 +28,7 @@ pub use plan::{Action, Commit, Desired, Jump, Observed};
 pub use refusals::{Refusals, Refused};
 
 /// The reconciler of the host network.
-pub struct Ground {
+pub struct HostNetwork {
     /// The namespace that the daemon was started in.
     pub home: Netns,
     /// A socket in it.
@@ -40,18 +40,18 @@ pub struct Ground {
     /// The foreign chains that forwarded packets pass.
     pub forward_chains: Arc<ForwardChains>,
     /// The bridges that actions were executed for. What depends on them is observed again. `None`: the action concerns all bridges.
-    pub touched: Arc<Mutex<BTreeSet<Option<String>>>>,
+    pub touched_bridges: Arc<Mutex<BTreeSet<Option<String>>>>,
 }
 
 /// How much of the host's tables is read. Other programs may have tens of thousands of rules there, which change all the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// All of them. Jumps to our chains are also searched for in the chains of other programs.
-    Whole,
+    All,
     /// Our chains and the chains that contain our jumps. If a change is needed there, everything is read first.
     Named,
     /// The same, but never everything: no change is to be made, and the observation must be fast.
-    Glance,
+    NamedOnly,
 }
 
 /// Whether the rules that restrict VMs are as desired, whatever else remains to be done.
@@ -60,16 +60,16 @@ pub fn enforces(desired: &Desired, observed: &Observed) -> bool {
 }
 
 /// Whether a link with a bridge's name is a managed bridge.
-pub fn is_ours(desired: &Desired, link: &Link) -> bool {
-    observe::look(link).owned(desired, &link.name).is_some()
+pub fn is_managed(desired: &Desired, link: &Link) -> bool {
+    observe::describe(link).owned(desired, &link.name).is_some()
 }
 
 /// Observes the bridges and returns the ranges that the host routes for.
-pub async fn guarded(
-    hands: &Ground,
+pub async fn routed_ranges(
+    host_network: &HostNetwork,
     desired: &Desired,
-) -> Result<Vec<drops::Guarded>, host::Error> {
-    observe::guarded(hands, desired).await
+) -> Result<Vec<drops::RoutedRange>, host::Error> {
+    observe::routed_ranges(host_network, desired).await
 }
 
 /// Whether a step, given by its message, changes the rules that restrict VMs.
@@ -77,7 +77,7 @@ pub fn restricts(step: &str) -> bool {
     plan::restricts(step)
 }
 
-impl Reconcile for Ground {
+impl Reconcile for HostNetwork {
     type Desired = Desired;
     type Observed = Observed;
     type Action = Action;
@@ -92,7 +92,10 @@ impl Reconcile for Ground {
 
     async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
         {
-            let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut touched = self
+                .touched_bridges
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             touched.insert(action.bridge().map(str::to_owned));
         }
         act::act(self, desired, action).await

@@ -10,7 +10,7 @@ use tracing::debug;
 use super::bridges::BridgeSeen;
 use super::limits::timeouts_name;
 use super::plan::{Desired, Observed};
-use super::{Ground, Scope, drops, plan, rules};
+use super::{HostNetwork, Scope, drops, plan, rules};
 use crate::api::lease::subnet;
 use crate::api::network::{Block, Mac};
 use crate::host::iptables::{Flavour, builtin_chains, legacy_drops_forwarded};
@@ -24,28 +24,31 @@ use crate::reconcile::net::host_links;
 /// The host's forwarding switch. We turn it on but never off, because other programs may need it.
 pub(super) const FORWARDING: &str = "net.ipv4.ip_forward";
 
-pub(super) async fn observe(ground: &Ground, desired: &Desired) -> Result<Observed, host::Error> {
-    let backend = ground.backend.clone();
-    let bridges = observe_bridges(ground, desired).await?;
-    let listed = link::list_bridges(&ground.netlink).await?;
-    let on_link = observe_on_link(ground, &listed).await?;
-    let uplink = observe_uplink(ground).await?;
-    let foreign = foreign(&listed, uplink.as_ref());
+pub(super) async fn observe(
+    host_network: &HostNetwork,
+    desired: &Desired,
+) -> Result<Observed, host::Error> {
+    let backend = host_network.backend.clone();
+    let bridges = observe_bridges(host_network, desired).await?;
+    let listed = link::list_bridges(&host_network.netlink).await?;
+    let on_link = observe_on_link(host_network, &listed).await?;
+    let uplink = observe_uplink(host_network).await?;
+    let foreign = foreign_bridges(&listed, uplink.as_ref());
     let warnings = match &uplink {
-        Some(uplink) => warnings(ground, uplink).await?,
+        Some(uplink) => warnings(host_network, uplink).await?,
         None => Vec::new(),
     };
-    let routing = routing_rule::list(&ground.netlink).await?;
+    let routing = routing_rule::list(&host_network.netlink).await?;
     let policy = timeouts_name(&desired.instance);
-    let named = places(&desired.instance);
-    let scope = ground.scope;
-    let mut observed = ground
+    let named = named_chains(&desired.instance);
+    let scope = host_network.scope;
+    let mut observed = host_network
         .home
         .run(move || {
             Ok(Observed {
                 ruleset: match scope {
-                    Scope::Whole => Ruleset::default(),
-                    Scope::Named | Scope::Glance => backend.read_named(&named)?,
+                    Scope::All => Ruleset::default(),
+                    Scope::Named | Scope::NamedOnly => backend.read_named(&named)?,
                 },
                 forwarding: sysctl::read(FORWARDING)? == "1",
                 bridges,
@@ -60,32 +63,32 @@ pub(super) async fn observe(ground: &Ground, desired: &Desired) -> Result<Observ
         })
         .await?;
     let reads_all = match scope {
-        Scope::Whole => true,
-        Scope::Named => !plan::is_settled(desired, &observed),
-        Scope::Glance => false,
+        Scope::All => true,
+        Scope::Named => !plan::needs_no_change(desired, &observed),
+        Scope::NamedOnly => false,
     };
     if reads_all {
-        let backend = ground.backend.clone();
-        let read = ground.home.run(move || backend.read(&TABLES));
+        let backend = host_network.backend.clone();
+        let read = host_network.home.run(move || backend.read(&TABLES));
         observed.ruleset = read.await?;
     }
-    observed.drops = observe_drops(ground, desired, &observed, uplink.as_ref()).await;
+    observed.drops = observe_drops(host_network, desired, &observed, uplink.as_ref()).await;
     Ok(observed)
 }
 
 /// A kernel without nf_tables has no foreign chains there. Any other error does not block the host's rules.
 async fn observe_drops(
-    ground: &Ground,
+    host_network: &HostNetwork,
     desired: &Desired,
     observed: &Observed,
     uplink: Option<&Link>,
 ) -> Option<Vec<drops::HostDrop>> {
-    let guarded = drops::guarded(desired, observed);
-    let chains = &ground.forward_chains;
-    let flavour = ground.backend.flavour;
-    let found = drops::look(
-        &ground.home,
-        &ground.netlink,
+    let guarded = drops::routed_ranges(desired, observed);
+    let chains = &host_network.forward_chains;
+    let flavour = host_network.backend.kind;
+    let found = drops::evaluate(
+        &host_network.home,
+        &host_network.netlink,
         chains,
         flavour,
         guarded,
@@ -95,23 +98,23 @@ async fn observe_drops(
     found
         .inspect_err(|error| debug!(%error, "cannot read foreign chains"))
         .ok()
-        .map(|found| drops::told(&found))
+        .map(|found| drops::host_drops(&found))
 }
 
-pub(super) async fn guarded(
-    ground: &Ground,
+pub(super) async fn routed_ranges(
+    host_network: &HostNetwork,
     desired: &Desired,
-) -> Result<Vec<drops::Guarded>, host::Error> {
+) -> Result<Vec<drops::RoutedRange>, host::Error> {
     let observed = Observed {
-        bridges: observe_bridges(ground, desired).await?,
+        bridges: observe_bridges(host_network, desired).await?,
         ..Observed::default()
     };
-    Ok(drops::guarded(desired, &observed))
+    Ok(drops::routed_ranges(desired, &observed))
 }
 
 /// Where our rules are if nothing has drifted: our chains, and the chains that contain our jumps. A jump of ours in another chain is found
 /// when whole tables are read.
-fn places(instance: &Instance) -> Vec<(TableName, String)> {
+fn named_chains(instance: &Instance) -> Vec<(TableName, String)> {
     let mut places = Vec::new();
     for table in TABLES {
         let builtin = builtin_chains(table).iter();
@@ -144,10 +147,10 @@ fn observe_timeouts(name: &str) -> Result<Option<Timeouts>, host::Error> {
 /// The link of an isolated VM has its own /30 without other hosts; a small subnet of VMs on a bridge of this or another daemon limits its
 /// neighbours by its size.
 async fn observe_on_link(
-    ground: &Ground,
+    host_network: &HostNetwork,
     bridges: &[Link],
 ) -> Result<BTreeSet<Ipv4Network>, host::Error> {
-    let addresses = addr::list(&ground.netlink, addr::Of::All).await?;
+    let addresses = addr::list(&host_network.netlink, addr::Of::All).await?;
     let counts = |net: &Ipv4Network| {
         let is_block = net.prefix() == Block::PREFIX_LEN && net.ip().is_link_local();
         let is_private = net.ip().is_private() || net.ip().is_link_local();
@@ -163,21 +166,21 @@ async fn observe_on_link(
 }
 
 /// A public address, which is reached by the host's default route. Nothing is sent to it.
-const ANYWHERE: Ipv4Addr = Ipv4Addr::new(1, 1, 1, 1);
+const PUBLIC_ADDRESS: Ipv4Addr = Ipv4Addr::new(1, 1, 1, 1);
 
 /// Another public address.
-const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
+const OTHER_PUBLIC_ADDRESS: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
 
 /// The link of the host's default route, if there is one.
-async fn observe_uplink(ground: &Ground) -> Result<Option<Link>, host::Error> {
-    match route::lookup(&ground.netlink, ANYWHERE).await? {
-        Some((index, _)) => link::at(&ground.netlink, index).await,
+async fn observe_uplink(host_network: &HostNetwork) -> Result<Option<Link>, host::Error> {
+    match route::lookup(&host_network.netlink, PUBLIC_ADDRESS).await? {
+        Some((index, _)) => link::at(&host_network.netlink, index).await,
         None => Ok(None),
     }
 }
 
 /// Bridges of other programs. The host's uplink may be a bridge, too: destinations behind it are the internet and not neighbours.
-fn foreign(bridges: &[Link], uplink: Option<&Link>) -> BTreeSet<String> {
+fn foreign_bridges(bridges: &[Link], uplink: Option<&Link>) -> BTreeSet<String> {
     let uplink = uplink.map(|uplink| uplink.index);
     let foreign = bridges
         .iter()
@@ -186,7 +189,7 @@ fn foreign(bridges: &[Link], uplink: Option<&Link>) -> BTreeSet<String> {
 }
 
 /// Conditions that keep replies from the internet from reaching VMs. The link does not belong to us, so it is not changed.
-async fn warnings(ground: &Ground, uplink: &Link) -> Result<Vec<String>, host::Error> {
+async fn warnings(host_network: &HostNetwork, uplink: &Link) -> Result<Vec<String>, host::Error> {
     let name = &uplink.name;
     if uplink.ipv4.is_some_and(|ipv4| ipv4.forwarding == 0) {
         return Ok(vec![format!(
@@ -194,15 +197,23 @@ async fn warnings(ground: &Ground, uplink: &Link) -> Result<Vec<String>, host::E
         )]);
     }
     // The route back to the source is validated first, whatever the destination.
-    let asked = route::lookup_inbound(&ground.netlink, ANYWHERE, ELSEWHERE, uplink.index).await?;
-    let mut warnings = match asked {
+    let result = route::lookup_inbound(
+        &host_network.netlink,
+        PUBLIC_ADDRESS,
+        OTHER_PUBLIC_ADDRESS,
+        uplink.index,
+    )
+    .await?;
+    let mut warnings = match result {
         route::Inbound::Refused(libc::EXDEV) => vec![format!(
             "rp_filter drops replies that arrive on {name}, the link of the default route: sysctl -w net.ipv4.conf.{name}.rp_filter=2"
         )],
         route::Inbound::Refused(_) | route::Inbound::To(_) => Vec::new(),
     };
     // A packet that iptables-legacy drops is not accepted by a rule in nf_tables. The reverse case is a foreign chain.
-    if ground.backend.flavour == Flavour::Nft && ground.home.run(legacy_drops_forwarded).await? {
+    if host_network.backend.kind == Flavour::Nft
+        && host_network.home.run(legacy_drops_forwarded).await?
+    {
         warnings.push(
             "FORWARD of iptables-legacy has policy DROP, and sliced writes to nf_tables: iptables-legacy -P FORWARD ACCEPT"
                 .to_owned(),
@@ -212,15 +223,15 @@ async fn warnings(ground: &Ground, uplink: &Link) -> Result<Vec<String>, host::E
 }
 
 async fn observe_bridges(
-    ground: &Ground,
+    host_network: &HostNetwork,
     desired: &Desired,
 ) -> Result<BTreeMap<String, BridgeSeen>, host::Error> {
     let mut seen = BTreeMap::new();
-    for bridge in link::list_bridges(&ground.netlink).await? {
-        let wanted = desired.footing.bridges.contains_key(&bridge.name);
-        let mut found = look(&bridge);
-        if wanted || found.owned(desired, &bridge.name).is_some() {
-            let addresses = addr::list(&ground.netlink, addr::Of::Link(bridge.index)).await;
+    for bridge in link::list_bridges(&host_network.netlink).await? {
+        let is_required = desired.requirements.bridges.contains_key(&bridge.name);
+        let mut found = describe(&bridge);
+        if is_required || found.owned(desired, &bridge.name).is_some() {
+            let addresses = addr::list(&host_network.netlink, addr::Of::Index(bridge.index)).await;
             // The kernel reports that the link was removed after it was listed.
             let Some(addresses) = host::error::absent_is_none(addresses)? else {
                 continue;
@@ -229,25 +240,25 @@ async fn observe_bridges(
             seen.insert(bridge.name, found);
         }
     }
-    for name in desired.footing.bridges.keys() {
+    for name in desired.requirements.bridges.keys() {
         if !seen.contains_key(name)
-            && let Some(other) = link::get(&ground.netlink, name).await?
+            && let Some(other) = link::get(&host_network.netlink, name).await?
         {
-            seen.insert(name.clone(), look(&other));
+            seen.insert(name.clone(), describe(&other));
         }
     }
     Ok(seen)
 }
 
-pub(super) fn look(link: &Link) -> BridgeSeen {
+pub(super) fn describe(link: &Link) -> BridgeSeen {
     let info = link.bridge.unwrap_or_default();
     BridgeSeen {
-        bridge: link.bridge.is_some(),
+        is_bridge: link.bridge.is_some(),
         alias: link.alias.clone(),
         mac: Mac(link.mac.unwrap_or_default()),
         mtu: link.mtu,
         up: link.up,
-        calm: (info.stp, info.forward_delay) == (false, 0)
+        configured: (info.stp, info.forward_delay) == (false, 0)
             && (info.snooping, info.vlan_filtering, info.group_fwd_mask) == (false, false, 0)
             && info
                 .max_learned

@@ -11,7 +11,7 @@ use super::super::Conflict;
 use super::bridges::{self, BridgeSeen};
 use super::drops::HostDrop;
 use super::limits::{self, Limits};
-use super::rules::{self, Carried, Standing};
+use super::rules::{self, BridgeKind, RuleInput};
 use crate::host::rule::{Chain, RoutingRule, Rule, Ruleset, TableName, Target};
 use crate::owner::{Instance, Owned};
 use crate::reconcile::limits::{Limit, Timeouts, timeouts};
@@ -23,10 +23,12 @@ pub struct Desired {
     /// The owner.
     pub instance: Instance,
     /// What the rules and bridges must serve. Without a pool and a bridge nothing of ours is to exist.
-    pub footing: Footing,
+    #[serde(rename = "footing")]
+    pub requirements: Footing,
     /// The previous requirements. Their addresses may be removed from managed bridges.
     #[serde(default)]
-    pub before: Footing,
+    #[serde(rename = "before")]
+    pub previous: Footing,
 }
 
 /// The observed state.
@@ -95,7 +97,8 @@ pub enum Action {
     /// Remove an address that was ours.
     RemoveGateway(String, Ipv4Network),
     /// Set it up.
-    RaiseBridge(String),
+    #[serde(rename = "RaiseBridge")]
+    SetBridgeUp(String),
     /// Remove it.
     DeleteBridge(Owned<String>),
 }
@@ -109,7 +112,7 @@ impl Action {
             | Self::ConfigureBridge(bridge)
             | Self::AddGateway(bridge, _)
             | Self::RemoveGateway(bridge, _)
-            | Self::RaiseBridge(bridge) => Some(bridge),
+            | Self::SetBridgeUp(bridge) => Some(bridge),
             Self::DeleteBridge(bridge) => Some(bridge.thing()),
             Self::Commit(_)
             | Self::SetTimeouts
@@ -125,13 +128,17 @@ impl Action {
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct Commit {
     /// Our chains, to be written as a whole.
-    pub write: Vec<(TableName, Chain)>,
+    #[serde(rename = "write")]
+    pub write_chains: Vec<(TableName, Chain)>,
     /// Our jumps to remove: table, chain, rule.
-    pub unjump: Vec<(TableName, String, Rule)>,
+    #[serde(rename = "unjump")]
+    pub remove_jumps: Vec<(TableName, String, Rule)>,
     /// Jumps to insert at the beginning of a chain.
-    pub jump: Vec<Jump>,
+    #[serde(rename = "jump")]
+    pub insert_jumps: Vec<Jump>,
     /// Our chains to remove.
-    pub remove: Vec<(TableName, String)>,
+    #[serde(rename = "remove")]
+    pub remove_chains: Vec<(TableName, String)>,
 }
 
 impl fmt::Display for Action {
@@ -155,29 +162,35 @@ impl fmt::Display for Action {
             Self::RemoveGateway(bridge, address) => {
                 write!(f, "remove address {address} from {bridge}")
             }
-            Self::RaiseBridge(bridge) => write!(f, "set bridge {bridge} up"),
+            Self::SetBridgeUp(bridge) => write!(f, "set bridge {bridge} up"),
             Self::DeleteBridge(bridge) => write!(f, "delete bridge {}", bridge.thing()),
             Self::Commit(commit) => {
                 let mut parts = Vec::new();
                 let names = |chains: &mut dyn Iterator<Item = String>| {
                     chains.collect::<Vec<_>>().join(", ")
                 };
-                if !commit.write.is_empty() {
-                    let chains = &mut commit.write.iter().map(|(t, c)| format!("{t} {}", c.name));
+                if !commit.write_chains.is_empty() {
+                    let chains = &mut commit
+                        .write_chains
+                        .iter()
+                        .map(|(t, c)| format!("{t} {}", c.name));
                     parts.push(format!("write host chains {}", names(chains)));
                 }
-                if !commit.jump.is_empty() {
+                if !commit.insert_jumps.is_empty() {
                     let chains = &mut commit
-                        .jump
+                        .insert_jumps
                         .iter()
                         .map(|j| format!("{} {}", j.table, j.chain));
                     parts.push(format!("put our jumps first in {}", names(chains)));
-                } else if !commit.unjump.is_empty() {
-                    let chains = &mut commit.unjump.iter().map(|(t, c, _)| format!("{t} {c}"));
+                } else if !commit.remove_jumps.is_empty() {
+                    let chains = &mut commit
+                        .remove_jumps
+                        .iter()
+                        .map(|(t, c, _)| format!("{t} {c}"));
                     parts.push(format!("remove our jumps from {}", names(chains)));
                 }
-                if !commit.remove.is_empty() {
-                    let chains = &mut commit.remove.iter().map(|(t, c)| format!("{t} {c}"));
+                if !commit.remove_chains.is_empty() {
+                    let chains = &mut commit.remove_chains.iter().map(|(t, c)| format!("{t} {c}"));
                     parts.push(format!("remove host chains {}", names(chains)));
                 }
                 f.write_str(&parts.join("; "))
@@ -188,25 +201,25 @@ impl fmt::Display for Action {
 
 pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
     let mut commit = Commit::default();
-    match desired.footing.is_empty() {
-        true => plan_nothing(desired, observed, &mut commit),
+    match desired.requirements.is_empty() {
+        true => plan_removal(desired, observed, &mut commit),
         false => plan_chains(desired, observed, &mut commit)?,
     }
     let mut plan = Vec::new();
-    let wanted = (!desired.footing.is_empty()).then(timeouts);
-    let has_timeouts = observed.timeouts == wanted;
+    let required = (!desired.requirements.is_empty()).then(timeouts);
+    let has_timeouts = observed.timeouts == required;
     // Rules refer to the timeouts, so the timeouts are set before the rules and removed after them.
-    if wanted.is_some() && !has_timeouts {
+    if required.is_some() && !has_timeouts {
         plan.push(Action::SetTimeouts);
     }
-    let refers = wanted.is_none() && stays_referred_to(desired, observed, &commit);
+    let refers = required.is_none() && is_still_referenced(desired, observed, &commit);
     if commit != Commit::default() {
         plan.push(Action::Commit(commit));
     }
-    if wanted.is_none() && !has_timeouts && !refers {
+    if required.is_none() && !has_timeouts && !refers {
         plan.push(Action::RemoveTimeouts);
     }
-    if !desired.footing.is_empty() && !observed.forwarding {
+    if !desired.requirements.is_empty() && !observed.forwarding {
         plan.push(Action::EnableForwarding);
     }
     plan_routing(desired, observed, &mut plan);
@@ -234,24 +247,24 @@ fn plan_routing(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) 
         .routing
         .iter()
         .any(|rule| !rule.is_ours() && rule.priority > 0 && rule.priority < MAIN_PRIORITY);
-    let subnets = bridges::sides(desired, observed);
+    let subnets = bridges::bridge_subnets(desired, observed);
     let subnets = subnets
         .iter()
-        .filter(|side| side.standing != Standing::Joined);
-    let pools = desired.footing.pools.iter().copied();
+        .filter(|bridge_subnet| bridge_subnet.kind != BridgeKind::UnmanagedRemoteGateway);
+    let pools = desired.requirements.pools.iter().copied();
     let ranges: BTreeSet<Ipv4Network> = pools.chain(subnets.map(|side| side.subnet)).collect();
-    let wanted = match others {
+    let required = match others {
         true => ranges,
         false => BTreeSet::new(),
     };
     let ours = observed.routing.iter().filter_map(|rule| {
         let to = rule.to?;
-        (*rule == RoutingRule::by_main(priority, to)).then_some(to)
+        (*rule == RoutingRule::via_main_table(priority, to)).then_some(to)
     });
     let ours: BTreeSet<Ipv4Network> = ours.collect();
-    let missing = wanted.difference(&ours);
+    let missing = required.difference(&ours);
     plan.extend(missing.map(|to| Action::AddRoutingRule(priority, *to)));
-    let stale = ours.difference(&wanted);
+    let stale = ours.difference(&required);
     plan.extend(stale.map(|to| Action::RemoveRoutingRule(priority, *to)));
 }
 
@@ -272,38 +285,45 @@ pub(super) fn restricts(step: &str) -> bool {
         "remove host chains",
     ]
     .iter()
-    .any(|beginning| step.starts_with(beginning))
+    .any(|prefix| step.starts_with(prefix))
 }
 
 /// Whether our chains and the jumps into them need no change.
 pub(super) fn enforces(desired: &Desired, observed: &Observed) -> bool {
     let mut commit = Commit::default();
-    match desired.footing.is_empty() {
+    match desired.requirements.is_empty() {
         true => true,
         false => plan_chains(desired, observed, &mut commit).is_ok() && commit == Commit::default(),
     }
 }
 
 /// Whether what was read of the host's tables needs no change, and nothing else depends on the rest of the tables.
-pub(super) fn is_settled(desired: &Desired, observed: &Observed) -> bool {
+pub(super) fn needs_no_change(desired: &Desired, observed: &Observed) -> bool {
     let mut commit = Commit::default();
-    match desired.footing.is_empty() {
-        true => plan_nothing(desired, observed, &mut commit),
+    match desired.requirements.is_empty() {
+        true => plan_removal(desired, observed, &mut commit),
         false if plan_chains(desired, observed, &mut commit).is_err() => return false,
         false => {}
     }
     // A rule that still refers to the timeouts may be in any chain.
-    let is_bare = desired.footing.is_empty() && observed.timeouts.is_some();
+    let is_bare = desired.requirements.is_empty() && observed.timeouts.is_some();
     commit == Commit::default() && !is_bare
 }
 
 /// Whether a chain that remains because it is not ours refers to the timeouts: the kernel keeps them in that case.
-fn stays_referred_to(desired: &Desired, observed: &Observed, commit: &Commit) -> bool {
+fn is_still_referenced(desired: &Desired, observed: &Observed, commit: &Commit) -> bool {
     let policy = Target::Timeout(limits::timeouts_name(&desired.instance));
     let refers = |rule: &Rule| matches!(rule, Rule::Known { then, .. } if *then == policy);
     observed.ruleset.tables().iter().any(|table| {
-        let goes = |name: &str| commit.remove.contains(&(table.name, name.to_owned()));
-        let mut stay = table.chains.iter().filter(|chain| !goes(&chain.name));
+        let is_unneeded = |name: &str| {
+            commit
+                .remove_chains
+                .contains(&(table.name, name.to_owned()))
+        };
+        let mut stay = table
+            .chains
+            .iter()
+            .filter(|chain| !is_unneeded(&chain.name));
         stay.any(|chain| chain.rules.iter().any(refers))
     })
 }
@@ -314,26 +334,26 @@ fn plan_chains(
     commit: &mut Commit,
 ) -> Result<(), Conflict> {
     let openings: Vec<_> = desired
-        .footing
+        .requirements
         .openings
         .iter()
         .filter_map(|(pool, entry)| Some((*pool, entry.parse().ok()?)))
         .collect();
-    let carried = Carried {
+    let input = RuleInput {
         instance: &desired.instance,
-        pools: &desired.footing.pools,
-        openings: &openings,
-        sides: &bridges::sides(desired, observed),
-        plugged: &desired.footing.plugged,
-        max_connections: &desired.footing.max_connections,
+        pools: &desired.requirements.pools,
+        host_ports: &openings,
+        bridge_subnets: &bridges::bridge_subnets(desired, observed),
+        cni_subnets: &desired.requirements.plugged,
+        max_connections: &desired.requirements.max_connections,
         limits: &Limits {
             share: Limit::share(observed.conntrack_max),
             on_link: observed.on_link.clone(),
         },
         foreign: &observed.foreign,
     };
-    let wanted = rules::chains(&carried);
-    for (table, chain) in &wanted {
+    let required = rules::chains(&input);
+    for (table, chain) in &required {
         let seen = observed.ruleset.chain(*table, &chain.name);
         if let Some(seen) = seen.filter(|seen| !is_ours(&desired.instance, seen)) {
             return Err(Conflict {
@@ -342,16 +362,16 @@ fn plan_chains(
             });
         }
         if seen != Some(chain) {
-            commit.write.push((*table, chain.clone()));
+            commit.write_chains.push((*table, chain.clone()));
         }
     }
     let docker = observed
         .ruleset
         .chain(TableName::Filter, rules::DOCKER_USER);
-    let jumps = rules::jumps(&carried, docker.is_some());
-    sweep(desired, observed, commit, |table, chain| {
-        let keeps = |(at, kept): &rules::Placed| *at == table && kept.name == chain;
-        wanted.iter().any(keeps)
+    let jumps = rules::jumps(&input, docker.is_some());
+    remove_stale(desired, observed, commit, |table, chain| {
+        let keeps = |(at, kept): &rules::TableChain| *at == table && kept.name == chain;
+        required.iter().any(keeps)
     });
     for jump in jumps {
         plan_jump(desired, observed, jump, commit);
@@ -362,49 +382,49 @@ fn plan_chains(
 /// Puts a jump first in its chain, and removes it from all other places in the chain.
 fn plan_jump(desired: &Desired, observed: &Observed, jump: Jump, commit: &mut Commit) {
     let prefix = desired.instance.chain("");
-    let standing = observed.ruleset.rules(jump.table, &jump.chain);
-    let gone = |rule: &&Rule| {
-        let place = (jump.table, jump.chain.clone(), (*rule).clone());
-        commit.unjump.contains(&place)
+    let present = observed.ruleset.rules(jump.table, &jump.chain);
+    let is_removed = |rule: &&Rule| {
+        let location = (jump.table, jump.chain.clone(), (*rule).clone());
+        commit.remove_jumps.contains(&location)
     };
-    let left: Vec<&Rule> = standing.iter().filter(|rule| !gone(rule)).collect();
-    let strangers = |rule: &Rule| {
+    let remaining: Vec<&Rule> = present.iter().filter(|rule| !is_removed(rule)).collect();
+    let is_foreign = |rule: &Rule| {
         let target = rule.jump().unwrap_or_default();
         let seen = observed.ruleset.chain(jump.table, target);
         seen.is_some_and(|chain| !is_ours(&desired.instance, chain))
     };
-    let ours = left
+    let ours = remaining
         .iter()
-        .filter(|rule| jumps_into(&prefix, rule) && !strangers(rule));
+        .filter(|rule| jumps_into(&prefix, rule) && !is_foreign(rule));
     // Another daemon's jumps concern its own links. Two daemons that both insist on the first place would never converge.
-    let others = left
+    let others = remaining
         .iter()
-        .take_while(|rule| leads_to_another(&desired.instance, rule))
+        .take_while(|rule| leads_to_other_instance(&desired.instance, rule))
         .count();
-    let first = left[others..].iter().copied();
+    let first = remaining[others..].iter().copied();
     if first.take(jump.rules.len()).eq(&jump.rules) && ours.clone().count() == jump.rules.len() {
         return;
     }
     let place = |rule: &&Rule| (jump.table, jump.chain.clone(), (*rule).clone());
     let stale: Vec<_> = ours.map(place).collect();
-    commit.unjump.extend(stale);
-    commit.jump.push(jump);
+    commit.remove_jumps.extend(stale);
+    commit.insert_jumps.push(jump);
 }
 
-fn plan_nothing(desired: &Desired, observed: &Observed, commit: &mut Commit) {
-    sweep(desired, observed, commit, |_, _| false);
+fn plan_removal(desired: &Desired, observed: &Observed, commit: &mut Commit) {
+    remove_stale(desired, observed, commit, |_, _| false);
 }
 
 /// Removes every chain of ours that is not kept, and every jump to it. A foreign chain with one of our names keeps the jumps that lead to
 /// it: they belong to its owner.
-fn sweep(
+fn remove_stale(
     desired: &Desired,
     observed: &Observed,
     commit: &mut Commit,
     is_kept: impl Fn(TableName, &str) -> bool,
 ) {
     let prefix = desired.instance.chain("");
-    let goes = |table: TableName, target: &str| {
+    let is_unneeded = |table: TableName, target: &str| {
         let seen = observed.ruleset.chain(table, target);
         let ours = seen.is_none_or(|chain| is_ours(&desired.instance, chain));
         ours && !is_kept(table, target)
@@ -412,13 +432,16 @@ fn sweep(
     for table in observed.ruleset.tables() {
         for chain in &table.chains {
             let jumps = chain.rules.iter().filter(|rule| jumps_into(&prefix, rule));
-            let stale = jumps.filter(|rule| rule.jump().is_some_and(|to| goes(table.name, to)));
-            let place = |rule: &Rule| (table.name, chain.name.clone(), rule.clone());
+            let stale =
+                jumps.filter(|rule| rule.jump().is_some_and(|to| is_unneeded(table.name, to)));
+            let location = |rule: &Rule| (table.name, chain.name.clone(), rule.clone());
             // A chain of ours is written again or removed as a whole.
             let whole = chain.name.starts_with(&prefix) && is_ours(&desired.instance, chain);
-            commit.unjump.extend(stale.filter(|_| !whole).map(place));
-            if chain.name.starts_with(&prefix) && goes(table.name, &chain.name) {
-                commit.remove.push((table.name, chain.name.clone()));
+            commit
+                .remove_jumps
+                .extend(stale.filter(|_| !whole).map(location));
+            if chain.name.starts_with(&prefix) && is_unneeded(table.name, &chain.name) {
+                commit.remove_chains.push((table.name, chain.name.clone()));
             }
         }
     }
@@ -434,7 +457,7 @@ fn is_ours(instance: &Instance, chain: &Chain) -> bool {
     }
 }
 
-fn leads_to_another(instance: &Instance, rule: &Rule) -> bool {
+fn leads_to_other_instance(instance: &Instance, rule: &Rule) -> bool {
     let target = rule.jump().and_then(Instance::of_chain);
     target.is_some_and(|other| other != *instance)
 }

@@ -21,13 +21,13 @@ use crate::owner::Instance;
 use crate::reconcile::fresh::Fresh;
 
 /// How long a bucket is kept after the last packet.
-const KEPT: Duration = Duration::from_secs(3600);
+const BUCKET_TTL: Duration = Duration::from_secs(3600);
 
 /// The maximum number of tokens that x_tables keeps.
-const TOKENS: u32 = 10_000;
+const MAX_TOKENS: u32 = 10_000;
 
 /// The minimum interval between two reads of the kernel's table, for any number of VMs.
-const FRESH: Duration = Duration::from_millis(100);
+const MAX_AGE: Duration = Duration::from_millis(100);
 
 type Buckets = HashMap<Ipv4Addr, Bucket>;
 
@@ -35,9 +35,9 @@ type Buckets = HashMap<Ipv4Addr, Bucket>;
 pub(super) fn bucket(instance: &Instance) -> SourceRate {
     SourceRate {
         name: format!("{}-refused", instance.link_prefix()),
-        rate: Rate::at_most(1, TOKENS),
+        rate: Rate::at_most(1, MAX_TOKENS),
         prefix: 32,
-        expire: KEPT.as_millis() as u32,
+        expire: BUCKET_TTL.as_millis() as u32,
     }
 }
 
@@ -54,7 +54,7 @@ struct Count {
     total: u64,
     /// Tokens that were missing at the last observation.
     missing: f64,
-    looked: Option<Instant>,
+    observed_at: Option<Instant>,
 }
 
 /// The result of an observation.
@@ -63,7 +63,7 @@ pub struct Refused {
     /// Since the first observation of this process.
     pub total: u64,
     /// Since the previous observation.
-    pub more: u64,
+    pub new: u64,
 }
 
 impl Refusals {
@@ -71,7 +71,7 @@ impl Refusals {
     ///
     /// # Errors
     /// The kernel's table cannot be read.
-    pub async fn look(
+    pub async fn observe(
         &self,
         home: &Netns,
         instance: &Instance,
@@ -82,18 +82,18 @@ impl Refusals {
             let name = bucket(instance).name;
             home.run(move || hashlimit::buckets(&name)).await
         };
-        let (read, buckets) = self.table.get(FRESH, now, read).await?;
+        let (read, buckets) = self.table.get(MAX_AGE, now, read).await?;
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(uid).or_default();
-        let more = count.look(buckets.get(&address), is_new, read);
+        let new_refusals = count.observe(buckets.get(&address), is_new, read);
         Ok(Refused {
             total: count.total,
-            more,
+            new: new_refusals,
         })
     }
 
     /// Removes the count of a VM that does not exist any more.
-    pub fn forget(&self, uid: Uid) {
+    pub fn remove(&self, uid: Uid) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         counts.remove(&uid);
     }
@@ -101,23 +101,23 @@ impl Refusals {
 
 impl Count {
     /// Returns how many more packets were refused.
-    fn look(&mut self, bucket: Option<&Bucket>, is_new: bool, now: Instant) -> u64 {
+    fn observe(&mut self, bucket: Option<&Bucket>, is_new: bool, now: Instant) -> u64 {
         let missing = bucket.map_or(0.0, Bucket::missing);
-        let more = match (self.looked, bucket) {
+        let new_refusals = match (self.observed_at, bucket) {
             (_, None) => 0,
             (None, Some(_)) if is_new => 0,
             // The bucket exists, so a packet was refused.
             (None, Some(_)) => (missing.round() as u64).max(1),
             (Some(then), Some(_)) => {
-                let back = now.saturating_duration_since(then).as_secs_f64();
-                let still = (self.missing - back).max(0.0);
-                (missing - still).round().max(0.0) as u64
+                let refilled = now.saturating_duration_since(then).as_secs_f64();
+                let remaining = (self.missing - refilled).max(0.0);
+                (missing - remaining).round().max(0.0) as u64
             }
         };
-        self.total += more;
+        self.total += new_refusals;
         self.missing = missing;
-        self.looked = Some(now);
-        more
+        self.observed_at = Some(now);
+        new_refusals
     }
 }
 
@@ -130,7 +130,7 @@ mod tests {
         let start = Instant::now();
         let mut count = Count::default();
         // Seconds after the start, tokens missing (none: no bucket), how many more.
-        for (at, missing, more) in [
+        for (at, missing, new_refusals) in [
             (0, None, 0),
             (1, Some(320.0), 320),
             (1, Some(320.0), 0),
@@ -145,17 +145,27 @@ mod tests {
         ] {
             let bucket = missing.map(Bucket::lacking);
             let now = start + Duration::from_secs(at);
-            assert_eq!(count.look(bucket.as_ref(), false, now), more, "at {at} s");
+            assert_eq!(
+                count.observe(bucket.as_ref(), false, now),
+                new_refusals,
+                "at {at} s"
+            );
         }
         assert_eq!(count.total, 320 + 5 + 40 + 9961 + 1 + 2);
         // A bucket that is nearly full again shows that a packet was refused.
-        let mut late = Count::default();
-        assert_eq!(late.look(Some(&Bucket::lacking(0.0)), false, start), 1);
-        assert_eq!(late.look(Some(&Bucket::lacking(0.0)), false, start), 0);
+        let mut almost_full = Count::default();
+        assert_eq!(
+            almost_full.observe(Some(&Bucket::lacking(0.0)), false, start),
+            1
+        );
+        assert_eq!(
+            almost_full.observe(Some(&Bucket::lacking(0.0)), false, start),
+            0
+        );
         // Packets that another VM with the address was refused are not counted for the new VM.
         let mut new = Count::default();
-        assert_eq!(new.look(Some(&Bucket::lacking(300.0)), true, start), 0);
+        assert_eq!(new.observe(Some(&Bucket::lacking(300.0)), true, start), 0);
         let later = start + Duration::from_secs(10);
-        assert_eq!(new.look(Some(&Bucket::lacking(295.0)), false, later), 5);
+        assert_eq!(new.observe(Some(&Bucket::lacking(295.0)), false, later), 5);
     }
 }

@@ -22,20 +22,20 @@ use crate::host::rule::{AddrType, Chain, CtState, Match, Protocol, Rule, TableNa
 use crate::owner::Instance;
 
 /// A chain of ours and its table.
-pub type Placed = (TableName, Chain);
+pub type TableChain = (TableName, Chain);
 
 /// The input for the chains.
-pub struct Carried<'a> {
+pub struct RuleInput<'a> {
     /// The owner.
     pub instance: &'a Instance,
     /// The ranges from which VMs get their addresses.
     pub pools: &'a BTreeSet<Ipv4Network>,
     /// An address and its ports on the host that are open to a pool.
-    pub openings: &'a [(Ipv4Network, Entry)],
+    pub host_ports: &'a [(Ipv4Network, Entry)],
     /// Subnets on bridges, by the bridges' names.
-    pub sides: &'a [Side],
+    pub bridge_subnets: &'a [BridgeSubnet],
     /// Subnets of CNI networks.
-    pub plugged: &'a BTreeSet<Ipv4Network>,
+    pub cni_subnets: &'a BTreeSet<Ipv4Network>,
     /// The maximum number of connections of a VM, by pool or subnet, if specified.
     pub max_connections: &'a BTreeMap<Ipv4Network, u32>,
     /// Limits that keep VMs from filling the host's tables.
@@ -46,24 +46,24 @@ pub struct Carried<'a> {
 
 /// A subnet on a bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Side {
+pub struct BridgeSubnet {
     /// The bridge's name.
     pub bridge: String,
     /// The VMs' subnet.
     pub subnet: Ipv4Network,
     /// The role of this host for the subnet.
-    pub standing: Standing,
+    pub kind: BridgeKind,
 }
 
 /// The role of this host for a subnet on a bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum BridgeKind {
     /// The bridge is managed: only VMs are on it, and the host is their gateway.
-    Ours,
+    Managed,
     /// The bridge is unmanaged, and the host is the subnet's gateway.
-    Hosted,
+    UnmanagedLocalGateway,
     /// The bridge is unmanaged, and so is the gateway.
-    Joined,
+    UnmanagedRemoteGateway,
 }
 
 /// Every place where a chain of ours may exist: its table and its role.
@@ -91,30 +91,30 @@ pub(super) const PLACES: [(TableName, &str); 17] = [
 pub(super) const DOCKER_USER: &str = "DOCKER-USER";
 
 /// All our chains. Every rule in them has our label.
-pub fn chains(carried: &Carried<'_>) -> Vec<Placed> {
-    let label = carried.instance.ground_label().to_string();
-    let isolated = |rules: Vec<Rule>| match carried.pools.is_empty() {
+pub fn chains(input: &RuleInput<'_>) -> Vec<TableChain> {
+    let label = input.instance.ground_label().to_string();
+    let isolated = |rules: Vec<Rule>| match input.pools.is_empty() {
         true => Vec::new(),
         false => rules,
     };
     let mut chains = vec![
-        (TableName::Raw, "RAW", isolated(raw(carried))),
-        (TableName::Raw, "CT", limits::timeouts(carried)),
-        (TableName::Raw, "SRC", isolated(astray(carried))),
-        (TableName::Mangle, "MSS", mss(carried)),
-        (TableName::Mangle, "LIMIT", limits::from_vms(carried)),
-        (TableName::Mangle, "NEAR", limits::by_destination(carried)),
-        (TableName::Mangle, "ODD", limits::odd_sources(carried)),
-        (TableName::Mangle, "LAN", limits::to_neighbours(carried)),
-        (TableName::Mangle, limits::REFUSED, limits::refused(carried)),
-        (TableName::Mangle, "LIMITIN", limits::to_vms(carried)),
-        (TableName::Mangle, apart::ROLE, apart::rules(carried)),
-        (TableName::Nat, "NAT", nat(carried)),
-        (TableName::Filter, "OUT", isolated(out(carried))),
-        (TableName::Filter, "IN", isolated(back_in())),
-        (TableName::Filter, "HOST", isolated(to_host(carried))),
-        (TableName::Filter, "SRC", isolated(astray(carried))),
-        (TableName::Filter, "BR", over_bridges(carried)),
+        (TableName::Raw, "RAW", isolated(raw(input))),
+        (TableName::Raw, "CT", limits::timeouts(input)),
+        (TableName::Raw, "SRC", isolated(spoofed_sources(input))),
+        (TableName::Mangle, "MSS", mss(input)),
+        (TableName::Mangle, "LIMIT", limits::from_vms(input)),
+        (TableName::Mangle, "NEAR", limits::by_destination(input)),
+        (TableName::Mangle, "ODD", limits::unknown_sources(input)),
+        (TableName::Mangle, "LAN", limits::to_neighbours(input)),
+        (TableName::Mangle, limits::REFUSED, limits::refused(input)),
+        (TableName::Mangle, "LIMITIN", limits::to_vms(input)),
+        (TableName::Mangle, apart::ROLE, apart::rules(input)),
+        (TableName::Nat, "NAT", nat(input)),
+        (TableName::Filter, "OUT", isolated(from_isolated(input))),
+        (TableName::Filter, "IN", isolated(to_isolated())),
+        (TableName::Filter, "HOST", isolated(to_host(input))),
+        (TableName::Filter, "SRC", isolated(spoofed_sources(input))),
+        (TableName::Filter, "BR", bridge_forward(input)),
     ];
     chains.retain(|(_, _, rules)| !rules.is_empty());
     chains
@@ -126,14 +126,14 @@ pub fn chains(carried: &Carried<'_>) -> Vec<Placed> {
                     when.comment = Some(label.clone());
                 }
             }
-            (table, Chain::user(carried.instance.chain(role), rules))
+            (table, Chain::user(input.instance.chain(role), rules))
         })
         .collect()
 }
 
 /// The jumps into our chains; each must be first in its chain.
-pub fn jumps(carried: &Carried<'_>, docker_user: bool) -> Vec<Jump> {
-    let instance = carried.instance;
+pub fn jumps(input: &RuleInput<'_>, docker_user: bool) -> Vec<Jump> {
+    let instance = input.instance;
     let ours = instance.link_wildcard();
     let from = |role: &str| Rule::when().in_if(&ours).jump(instance.chain(role));
     let to = |role: &str| Rule::when().out_if(&ours).jump(instance.chain(role));
@@ -144,11 +144,15 @@ pub fn jumps(carried: &Carried<'_>, docker_user: bool) -> Vec<Jump> {
         rules,
     };
     let forward = || vec![from("OUT"), to("IN"), all("BR")];
-    let bridges: BTreeSet<&str> = carried.sides.iter().map(|s| s.bridge.as_str()).collect();
+    let bridges: BTreeSet<&str> = input
+        .bridge_subnets
+        .iter()
+        .map(|s| s.bridge.as_str())
+        .collect();
     // Once for each link that carries packets of VMs.
     let from_each = |role: &str| {
         let on_bridge = |bridge: &&str| Rule::when().in_if(*bridge).jump(instance.chain(role));
-        let isolated = (!carried.pools.is_empty()).then(|| from(role));
+        let isolated = (!input.pools.is_empty()).then(|| from(role));
         let rules = isolated.into_iter();
         rules
             .chain(bridges.iter().map(on_bridge))
@@ -157,21 +161,21 @@ pub fn jumps(carried: &Carried<'_>, docker_user: bool) -> Vec<Jump> {
     // A packet that arrives at a port of a bridge enters the host as the bridge's packet.
     let not_from = |role: &str| Rule::when().not_in_if(&ours).jump(instance.chain(role));
     let mut mss = vec![from("MSS"), to("MSS")];
-    if carried.pools.is_empty() {
+    if input.pools.is_empty() {
         mss.clear();
     }
-    for bridge in routed_bridges(carried.sides) {
+    for bridge in routed_bridges(input.bridge_subnets) {
         let (out, back) = (Rule::when().in_if(bridge), Rule::when().out_if(bridge));
         let pair = [out.not_out_if(bridge), back.not_in_if(bridge)];
         mss.extend(pair.map(|rule| rule.jump(instance.chain("MSS"))));
     }
-    let marks = [vec![all(apart::ROLE)], mss, vec![all("LIMITIN")]].concat();
+    let forward_rules = [vec![all(apart::ROLE)], mss, vec![all("LIMITIN")]].concat();
     let mut raw = vec![from("RAW"), not_from("SRC")];
     raw.extend(from_each("CT"));
     let mut jumps = vec![
         jump(TableName::Raw, "PREROUTING", raw),
         jump(TableName::Mangle, "PREROUTING", from_each("LIMIT")),
-        jump(TableName::Mangle, "FORWARD", marks),
+        jump(TableName::Mangle, "FORWARD", forward_rules),
         jump(TableName::Nat, "POSTROUTING", vec![all("NAT")]),
         jump(
             TableName::Filter,
@@ -183,27 +187,28 @@ pub fn jumps(carried: &Carried<'_>, docker_user: bool) -> Vec<Jump> {
     if docker_user {
         jumps.push(jump(TableName::Filter, DOCKER_USER, forward()));
     }
-    let made = chains(carried);
+    let written = chains(input);
     for jump in &mut jumps {
-        let leads = |rule: &Rule| made.iter().any(|(_, to)| rule.jump() == Some(&to.name));
-        jump.rules.retain(leads);
+        let leads_to_written =
+            |rule: &Rule| written.iter().any(|(_, to)| rule.jump() == Some(&to.name));
+        jump.rules.retain(leads_to_written);
     }
     jumps.retain(|jump| !jump.rules.is_empty());
     jumps
 }
 
 /// Before any DNAT: drops packets from our VMs to any address of the host, or from a source that is not ours.
-fn raw(carried: &Carried<'_>) -> Vec<Rule> {
-    let opened = openings(carried, &Target::Return);
-    let local = [AddrType::Local, AddrType::Broadcast]
+fn raw(input: &RuleInput<'_>) -> Vec<Rule> {
+    let host_ports = host_port_rules(input, &Target::Return);
+    let local_addresses = [AddrType::Local, AddrType::Broadcast]
         .map(|kind| Rule::when().dst_type([kind]).then(Target::Drop));
-    let sources = carried
+    let sources = input
         .pools
         .iter()
         .map(|pool| Rule::when().src(*pool).then(Target::Return));
-    opened
+    host_ports
         .into_iter()
-        .chain(local)
+        .chain(local_addresses)
         .chain(sources)
         .chain([Rule::when().then(Target::Drop)])
         .collect()
@@ -211,24 +216,24 @@ fn raw(carried: &Carried<'_>) -> Vec<Rule> {
 
 /// Drops packets that have an isolated VM's address but did not arrive on a link of ours: another program has made such a link a port of a
 /// bridge, or has taken it over otherwise. Packets that the host sends to itself arrive on `lo`.
-fn astray(carried: &Carried<'_>) -> Vec<Rule> {
+fn spoofed_sources(input: &RuleInput<'_>) -> Vec<Rule> {
     let drop = |pool: &Ipv4Network| Rule::when().src(*pool).then(Target::Drop);
     [Rule::when().in_if("lo").then(Target::Return)]
         .into_iter()
-        .chain(carried.pools.iter().map(drop))
+        .chain(input.pools.iter().map(drop))
         .collect()
 }
 
 /// Only packets that `raw` has passed arrive here.
-fn to_host(carried: &Carried<'_>) -> Vec<Rule> {
-    let mut rules = openings(carried, &Target::Accept);
+fn to_host(input: &RuleInput<'_>) -> Vec<Rule> {
+    let mut rules = host_port_rules(input, &Target::Accept);
     rules.push(Rule::when().then(Target::Drop));
     rules
 }
 
-fn openings(carried: &Carried<'_>, target: &Target) -> Vec<Rule> {
+fn host_port_rules(input: &RuleInput<'_>, target: &Target) -> Vec<Rule> {
     let mut rules = Vec::new();
-    for (pool, entry) in carried.openings {
+    for (pool, entry) in input.host_ports {
         let Some(ports) = entry.ports else {
             continue;
         };
@@ -249,21 +254,23 @@ fn openings(carried: &Carried<'_>, target: &Target) -> Vec<Rule> {
 }
 
 /// Packets from our isolated VMs: not to each other, not to VMs on bridges or CNI networks, and none that cannot be masqueraded.
-fn out(carried: &Carried<'_>) -> Vec<Rule> {
-    let to_isolated = Rule::when().out_if(carried.instance.link_wildcard());
+fn from_isolated(input: &RuleInput<'_>) -> Vec<Rule> {
+    let to_isolated = Rule::when().out_if(input.instance.link_wildcard());
     let mut rules = vec![to_isolated.then(Target::Drop)];
-    for side in carried.sides {
-        let to_side = Rule::when().out_if(&side.bridge);
-        let rule = match side.standing {
-            Standing::Ours => to_side,
-            Standing::Hosted | Standing::Joined => to_side.dst(side.subnet),
+    for bridge_subnet in input.bridge_subnets {
+        let to_side = Rule::when().out_if(&bridge_subnet.bridge);
+        let rule = match bridge_subnet.kind {
+            BridgeKind::Managed => to_side,
+            BridgeKind::UnmanagedLocalGateway | BridgeKind::UnmanagedRemoteGateway => {
+                to_side.dst(bridge_subnet.subnet)
+            }
         };
         push_once(&mut rules, rule.then(Target::Drop));
     }
-    let to_plugged = |subnet: &Ipv4Network| Rule::when().dst(*subnet).then(Target::Drop);
-    rules.extend(carried.plugged.iter().map(to_plugged));
+    let to_cni = |subnet: &Ipv4Network| Rule::when().dst(*subnet).then(Target::Drop);
+    rules.extend(input.cni_subnets.iter().map(to_cni));
     rules.push(Rule::when().ctstate(NOT_TRANSLATED).then(Target::Drop));
-    rules.extend(to_foreign(carried, &Rule::when()));
+    rules.extend(to_foreign(input, &Rule::when()));
     rules.push(Rule::when().then(Target::Accept));
     rules
 }
@@ -273,24 +280,28 @@ const NOT_TRANSLATED: [CtState; 2] = [CtState::Invalid, CtState::Untracked];
 
 /// Behind an unmanaged bridge of this host, such as Docker's, are the containers of its owner. The owner's rules, which are evaluated after
 /// ours, decide who may reach them.
-fn to_foreign(carried: &Carried<'_>, from: &Match) -> Vec<Rule> {
-    let leave = |bridge: &String| from.clone().out_if(bridge).then(Target::Return);
-    let sides = carried.sides;
-    let other = carried.foreign.iter();
-    let other = other.filter(|name| sides.iter().all(|side| side.bridge != **name));
-    other.map(leave).collect()
+fn to_foreign(input: &RuleInput<'_>, from: &Match) -> Vec<Rule> {
+    let return_to_owner = |bridge: &String| from.clone().out_if(bridge).then(Target::Return);
+    let bridge_subnets = input.bridge_subnets;
+    let foreign = input.foreign.iter();
+    let other = foreign.filter(|name| {
+        bridge_subnets
+            .iter()
+            .all(|bridge_subnet| bridge_subnet.bridge != **name)
+    });
+    other.map(return_to_owner).collect()
 }
 
 /// Bridges that this host routes for.
-fn routed_bridges(sides: &[Side]) -> BTreeSet<&str> {
-    let routed = sides
+fn routed_bridges(bridge_subnets: &[BridgeSubnet]) -> BTreeSet<&str> {
+    let routed = bridge_subnets
         .iter()
-        .filter(|side| side.standing != Standing::Joined);
+        .filter(|bridge_subnet| bridge_subnet.kind != BridgeKind::UnmanagedRemoteGateway);
     routed.map(|side| side.bridge.as_str()).collect()
 }
 
 /// Packets to our VMs: only replies.
-fn back_in() -> Vec<Rule> {
+fn to_isolated() -> Vec<Rule> {
     vec![
         Rule::when()
             .ctstate([CtState::Established, CtState::Related])
@@ -300,23 +311,23 @@ fn back_in() -> Vec<Rule> {
 }
 
 /// Packets from and to VMs on bridges, whatever the policy of the host's chain; Docker sets it to DROP.
-fn over_bridges(carried: &Carried<'_>) -> Vec<Rule> {
+fn bridge_forward(input: &RuleInput<'_>) -> Vec<Rule> {
     let mut rules = Vec::new();
-    for Side {
+    for BridgeSubnet {
         bridge,
         subnet,
-        standing,
-    } in carried.sides
+        kind: standing,
+    } in input.bridge_subnets
     {
         let (from, to) = (
             Rule::when().in_if(bridge).src(*subnet),
             Rule::when().out_if(bridge).dst(*subnet),
         );
         let routed = match standing {
-            Standing::Ours => Some(Rule::when().in_if(bridge)),
-            Standing::Hosted => Some(from.clone()),
+            BridgeKind::Managed => Some(Rule::when().in_if(bridge)),
+            BridgeKind::UnmanagedLocalGateway => Some(from.clone()),
             // Nothing is translated there.
-            Standing::Joined => None,
+            BridgeKind::UnmanagedRemoteGateway => None,
         };
         if let Some(routed) = routed {
             let leaving = routed.clone().not_out_if(bridge);
@@ -324,14 +335,14 @@ fn over_bridges(carried: &Carried<'_>) -> Vec<Rule> {
                 &mut rules,
                 leaving.ctstate(NOT_TRANSLATED).then(Target::Drop),
             );
-            for rule in to_foreign(carried, &routed) {
+            for rule in to_foreign(input, &routed) {
                 push_once(&mut rules, rule);
             }
         }
         let pair = match standing {
-            Standing::Ours => [Rule::when().in_if(bridge), Rule::when().out_if(bridge)],
-            Standing::Hosted => [from, to],
-            Standing::Joined => [from.out_if(bridge), to.in_if(bridge)],
+            BridgeKind::Managed => [Rule::when().in_if(bridge), Rule::when().out_if(bridge)],
+            BridgeKind::UnmanagedLocalGateway => [from, to],
+            BridgeKind::UnmanagedRemoteGateway => [from.out_if(bridge), to.in_if(bridge)],
         };
         for rule in pair {
             push_once(&mut rules, rule.then(Target::Accept));
@@ -340,22 +351,25 @@ fn over_bridges(carried: &Carried<'_>) -> Vec<Rule> {
     rules
 }
 
-fn nat(carried: &Carried<'_>) -> Vec<Rule> {
-    let wildcard = carried.instance.link_wildcard();
-    let masquerade = |subnet: Ipv4Network, but: &str| {
+fn nat(input: &RuleInput<'_>) -> Vec<Rule> {
+    let wildcard = input.instance.link_wildcard();
+    let masquerade = |subnet: Ipv4Network, excluded_link: &str| {
         Rule::when()
             .src(subnet)
-            .not_out_if(but)
+            .not_out_if(excluded_link)
             .then(Target::Masquerade)
     };
-    let pools = carried.pools.iter();
+    let pools = input.pools.iter();
     let mut rules: Vec<Rule> = pools.map(|pool| masquerade(*pool, &wildcard)).collect();
-    for side in carried.sides {
-        match side.standing {
-            Standing::Ours | Standing::Hosted => {
-                push_once(&mut rules, masquerade(side.subnet, &side.bridge));
+    for bridge_subnet in input.bridge_subnets {
+        match bridge_subnet.kind {
+            BridgeKind::Managed | BridgeKind::UnmanagedLocalGateway => {
+                push_once(
+                    &mut rules,
+                    masquerade(bridge_subnet.subnet, &bridge_subnet.bridge),
+                );
             }
-            Standing::Joined => {}
+            BridgeKind::UnmanagedRemoteGateway => {}
         }
     }
     rules
@@ -368,8 +382,8 @@ pub(super) fn push_once(rules: &mut Vec<Rule>, rule: Rule) {
     }
 }
 
-fn mss(carried: &Carried<'_>) -> Vec<Rule> {
-    match carried.pools.is_empty() && routed_bridges(carried.sides).is_empty() {
+fn mss(input: &RuleInput<'_>) -> Vec<Rule> {
+    match input.pools.is_empty() && routed_bridges(input.bridge_subnets).is_empty() {
         true => Vec::new(),
         false => vec![Rule::when().tcp_syn().then(Target::ClampMss)],
     }

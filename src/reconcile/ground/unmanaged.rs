@@ -17,7 +17,7 @@ const NETWORKD_RUN: &str = "/run/systemd/network";
 const NM_RUN: &str = "/run/NetworkManager/conf.d";
 
 /// How long a network manager may take to reload its files.
-const PATIENCE: Duration = Duration::from_millis(800);
+const RELOAD_TIMEOUT: Duration = Duration::from_millis(800);
 
 /// Our links, by their present or future names.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -54,7 +54,7 @@ impl Manager {
     }
 
     /// The content of the file.
-    pub fn text(self, links: &OurLinks) -> String {
+    pub fn content(self, links: &OurLinks) -> String {
         match self {
             Self::Networkd => networkd_text(links),
             Self::NetworkManager => nm_text(links),
@@ -94,7 +94,7 @@ fn networkd_text(links: &OurLinks) -> String {
 }
 
 /// Kinds of links that are never TAPs.
-const NO_TAPS: [&str; 6] = ["ethernet", "wifi", "bridge", "bond", "vlan", "veth"];
+const NON_TAP_KINDS: [&str; 6] = ["ethernet", "wifi", "bridge", "bond", "vlan", "veth"];
 
 /// A snippet (NetworkManager.conf(5)). The sections have unique names: `unmanaged-devices` in `[keyfile]` would replace the value of
 /// another file. Its patterns have no digit class: `except:` keeps a short prefix from matching the host's own links.
@@ -110,8 +110,10 @@ fn nm_text(links: &OurLinks) -> String {
     if !links.tap_prefixes.is_empty() {
         let taps = links.tap_prefixes.iter();
         let taps = taps.map(|prefix| format!("interface-name:{prefix}*"));
-        let but = NO_TAPS.iter().map(|kind| format!("except:type:{kind}"));
-        let specs: Vec<String> = taps.chain(but).collect();
+        let exceptions = NON_TAP_KINDS
+            .iter()
+            .map(|kind| format!("except:type:{kind}"));
+        let specs: Vec<String> = taps.chain(exceptions).collect();
         let specs = specs.join(";");
         text.push_str(&format!(
             "\n[device-{prefix}-taps]\nmatch-device={specs}\nmanaged=0\n"
@@ -125,7 +127,7 @@ pub async fn write_unmanaged(home: &Netns, links: &OurLinks) -> Result<Vec<PathB
     let mut written = Vec::new();
     for manager in Manager::ALL {
         let path = manager.file(&links.veth_prefix);
-        if !write(&path, &manager.text(links))? {
+        if !write(&path, &manager.content(links))? {
             continue;
         }
         written.push(path);
@@ -150,7 +152,7 @@ fn write(path: &Path, text: &str) -> Result<bool, Error> {
 
 /// A program that does not answer reads the file at its next start; doctor and this message describe the remedy until then.
 async fn reload(manager: Manager) {
-    let outcome = process::run_until(manager.reload(), PATIENCE, |_| false).await;
+    let outcome = process::run_until(manager.reload(), RELOAD_TIMEOUT, |_| false).await;
     if let Err(error) = outcome {
         tracing::warn!(
             command = manager.reload().join(" "),

@@ -1,5 +1,5 @@
-//! Transactions that choose addresses: each is committed only if all that it chose is claimed on the host already.
-//! Out of scope: the choice ([`super::range`]), the claims' files ([`super::claims`]).
+//! Transactions that choose addresses. They are committed only if everything that they chose is already claimed on the host.
+//! Out of scope: the choice ([`super::range`]), the files of the claims ([`super::claims`]).
 
 use super::claim;
 use super::claims::Claims;
@@ -9,16 +9,16 @@ use crate::api::meta::Name;
 use crate::host;
 use crate::store::{self, Store, Txn, World};
 
-/// More than there are ranges to be refused.
+/// More than the number of ranges that can be refused.
 const MOST_ATTEMPTS: usize = 256;
 
-/// Why a transaction was rolled back.
+/// The reason why a transaction was rolled back.
 pub(super) enum Stop<E> {
-    /// It needs a choice, and the host was not observed for it.
+    /// It needs a choice, and the host was not observed for it yet.
     LookFirst,
-    /// These must be claimed before.
+    /// These claims must be made first.
     Claim(Vec<claim::Claim>),
-    /// It cannot be done.
+    /// It failed.
     Failed(E),
 }
 
@@ -28,8 +28,8 @@ impl<E: From<store::Error>> From<store::Error> for Stop<E> {
     }
 }
 
-/// Runs a transaction about a group until it is committed with everything claimed that it chose, or fails. Each time that it was rolled
-/// back something was done for it: the host was observed, or a claim was made or found to be another daemon's.
+/// Runs a transaction of a group until it is committed, with claims for everything that it chose, or fails. After each rollback the host
+/// is observed, or a claim is made or found to belong to another daemon, before the next attempt.
 pub(super) async fn choosing<T, E: From<super::Error> + From<store::Error>>(
     store: &Store,
     claims: &Claims,
@@ -56,7 +56,7 @@ pub(super) async fn choosing<T, E: From<super::Error> + From<store::Error>>(
         };
         match claims.hold(lacking.clone()).await {
             Ok(held) => awaited.push(held),
-            // Another daemon was faster, or is gone for good: with its claims known, another choice may be possible.
+            // Another daemon claimed it first, or is gone permanently: once its claims are known, another choice may be possible.
             Err(super::Error::Range(RangeError::Claimed { .. }))
                 if refused.as_ref() != Some(&lacking) =>
             {
@@ -66,12 +66,12 @@ pub(super) async fn choosing<T, E: From<super::Error> + From<store::Error>>(
             Err(error) => return Err(error.into()),
         }
     }
-    let why = "what is free changes faster than it can be claimed";
+    let why = "the free addresses change faster than they can be claimed";
     let error = host::Error::other("choose the addresses of hostgroup", group.as_str(), why);
     Err(super::Error::from(error).into())
 }
 
-/// The first part of such a transaction: the choice.
+/// The first part of such a transaction: makes the choice.
 pub(super) fn choose<E: From<super::Error> + From<store::Error>>(
     txn: &mut Txn<'_>,
     seen: &Seen,
@@ -90,7 +90,7 @@ pub(super) fn choose<E: From<super::Error> + From<store::Error>>(
     Ok(())
 }
 
-/// The last part: nothing is stored that is not claimed.
+/// The last part: nothing is stored that is not claimed on the host.
 pub(super) fn claimed<E>(world: &World, claims: &Claims, group: &Name) -> Result<(), Stop<E>> {
     let lacking = claims.lacking(claim::of_group(world, group));
     match lacking.is_empty() {

@@ -1,5 +1,5 @@
-//! What a daemon may not share with another one on its host: ranges, subnets and addresses of bridges.
-//! Out of scope: how a claim is held on the host ([`super::claims`]).
+//! Claims: ranges, subnets and bridge addresses that only one daemon on a host may use.
+//! Out of scope: storing claims on the host ([`super::claims`]).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,30 +14,30 @@ use crate::api::network::NetworkSpec;
 use crate::api::pool;
 use crate::store::{Pool, World};
 
-/// One thing that a group has chosen.
+/// A resource that a group has chosen.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Claim {
     /// An isolated group's range.
     Range(Ipv4Network),
-    /// A gateway and the subnet around it. Daemons that use the same bridge share its subnet, but no address of it.
+    /// A gateway and its subnet. Daemons that use the same bridge share the subnet, but no address in it.
     Gateway {
         /// Its bridge.
         bridge: String,
-        /// With the subnet's prefix length.
+        /// The gateway, with the prefix length of the subnet.
         gateway: Ipv4Network,
     },
     /// A VM's address on a bridge.
     Address {
         /// Its bridge.
         bridge: String,
-        /// The VM's.
+        /// The address of the VM.
         ip: Ipv4Addr,
     },
 }
 
 impl Claim {
-    /// Whether two daemons cannot have both.
+    /// Whether two daemons must not have these claims at the same time.
     pub fn conflicts(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Address { bridge, ip }, Self::Gateway { bridge: b, gateway })
@@ -52,7 +52,7 @@ impl Claim {
         }
     }
 
-    /// All addresses that it is about.
+    /// All addresses of the claim.
     pub fn network(&self) -> Ipv4Network {
         match self {
             Self::Range(range) => *range,
@@ -61,7 +61,7 @@ impl Claim {
         }
     }
 
-    /// The field of the manifest that it comes from.
+    /// The manifest field that the claim comes from.
     pub(super) fn field(&self) -> &'static str {
         match self {
             Self::Range(_) => "range",
@@ -83,7 +83,7 @@ impl fmt::Display for Claim {
     }
 }
 
-/// All that a daemon has to hold: what its groups have chosen and what its VMs have addresses from.
+/// All claims that a daemon needs: the choices of its groups and the addresses of its VMs.
 pub fn needed(world: &World) -> BTreeSet<Claim> {
     let pools = world.pools();
     let pools = pools.filter_map(|(group, pool)| of_pool(world, group, pool));
@@ -91,8 +91,8 @@ pub fn needed(world: &World) -> BTreeSet<Claim> {
     pools.chain(leases).collect()
 }
 
-/// What must be held for a group before its choice may be stored. Addresses of an earlier choice, which running VMs still have, are
-/// claimed already; that somebody took them does not keep the group from leaving them.
+/// The claims that a group needs before its choice may be stored. Addresses of an earlier choice, which running VMs still have, are not
+/// included: they are claimed already, and a conflict about them must not keep the group from giving them up.
 pub(super) fn of_group(world: &World, name: &Name) -> BTreeSet<Claim> {
     let Some(pool) = world.pool(name) else {
         return BTreeSet::new();
@@ -103,8 +103,8 @@ pub(super) fn of_group(world: &World, name: &Name) -> BTreeSet<Claim> {
     pool.chain(leases.flat_map(of_address)).collect()
 }
 
-/// A group that was switched to another mode has a pool of the earlier mode until it is reconciled: what VMs still have of it is known
-/// by their leases.
+/// The claim of a pool. None if the pool is of another mode: a group that was switched to another mode keeps the old pool until it is
+/// reconciled, and the claims of its VMs then follow from their leases.
 fn of_pool(world: &World, group: &Name, pool: &Pool) -> Option<Claim> {
     let network = world.group(group).map(|group| &group.spec.template.network);
     match (network, pool.gateway) {
@@ -117,7 +117,7 @@ fn of_pool(world: &World, group: &Name, pool: &Pool) -> Option<Claim> {
     }
 }
 
-/// What must be held for a VM's address. Those of CNI networks are their plugins'.
+/// The claims for a VM's address. None for a CNI network, whose plugins manage its addresses.
 pub fn of_address(address: &Address) -> Vec<Claim> {
     match address {
         Address::Block { pool, .. } => vec![Claim::Range(*pool)],
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_conflict_where_two_daemons_would_give_one_address_twice() {
+    fn claims_conflict_if_two_daemons_could_assign_the_same_address() {
         let table = [
             ("169.254.100.0/22", "169.254.100.0/22", true),
             ("169.254.100.0/22", "169.254.102.0/29", true),

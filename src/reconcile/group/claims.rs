@@ -1,19 +1,19 @@
-//! Claims on the host: what each daemon has chosen, in one file a daemon, which all daemons of the host read before they choose.
-//! Out of scope: what is claimed ([`super::claim`]), the choice ([`super::range`], [`super::subnet`]).
+//! Stores the claims of the daemons of a host, in one file per daemon, which all daemons read before they choose.
+//! Out of scope: the claims themselves ([`super::claim`]), the choice ([`super::range`], [`super::subnet`]).
 //!
-//! | file in `/run/slice-ranges` | what it is |
+//! | file in `/run/slice-ranges` | content |
 //! |---|---|
-//! | `<instance>.json` | the claims of one daemon; replaced by `rename(2)`, so it is always whole |
+//! | `<instance>.json` | the claims of one daemon; replaced by `rename(2)`, so it is always complete |
 //! | `<instance>.lock` | locked while that daemon runs |
-//! | `lock` | locked while one of the files is read and changed |
+//! | `lock` | locked while the files are read and changed |
 //!
 //! # Why
-//! A claim is in force from before its choice is stored until after its removal is stored: also while its daemon is down, because the VMs
-//! run on. So it is a file and not a lock, which ends with its process. It ends with the boot (`/run` is a tmpfs) or when nothing
-//! can come back for it: its daemon does not run, has neither state nor a copy of it, and no link on the host has its label.
+//! A claim is valid from before its choice is stored until after its removal is stored, also while its daemon is down, because the VMs
+//! keep running. Therefore it is a file and not a lock, which ends with its process. A claim ends with the boot (`/run` is a tmpfs), or
+//! when its daemon cannot return: it does not run, has neither state nor a copy of the state, and no link on the host has its label.
 //!
-//! No file is touched under the world's lock. A transaction is committed only if all that it chose is held already
-//! ([`Claims::lacking`]); if not, it is rolled back, the claim is made, and it runs again.
+//! No file is accessed under the lock of the store's world. A transaction is committed only if everything that it chose is already claimed
+//! ([`Claims::lacking`]); otherwise it is rolled back, the claim is made, and the transaction runs again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -30,10 +30,10 @@ use crate::host::{self, fs, private};
 use crate::owner::{Instance, Label};
 use crate::store::{self, JOURNAL, Store, World};
 
-/// Where all daemons of a host see each other's claims.
+/// The directory of the claims of all daemons of a host.
 pub const CLAIMS_DIR: &str = "/run/slice-ranges";
 
-/// Another daemon has the directory's lock for the time of a few system calls.
+/// Timeout for the lock of the directory. Other daemons hold it for a few system calls only.
 const LOCK_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The daemon that owns the claims.
@@ -41,15 +41,15 @@ const LOCK_DEADLINE: Duration = Duration::from_secs(5);
 pub struct ClaimOwner {
     /// The daemon.
     pub instance: Instance,
-    /// Where its state is.
+    /// Its state directory.
     pub state_dir: PathBuf,
-    /// Where the copy of its state is.
+    /// Its run directory, with the copy of its state.
     pub run_dir: PathBuf,
-    /// When the host was booted that the claims are about.
+    /// The boot ID of the host when the claims were made.
     pub boot_id: String,
 }
 
-/// A daemon's file.
+/// The file of a daemon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct ClaimFile {
     #[serde(flatten)]
@@ -62,19 +62,19 @@ pub struct Claims {
     dir: PathBuf,
     owner: ClaimOwner,
     held: Mutex<Held>,
-    /// One access of this process to the files at a time.
+    /// Serializes access of this process to the files.
     files: tokio::sync::Mutex<Files>,
 }
 
-/// What is known to be in our file.
+/// The known content of our file.
 #[derive(Default)]
 struct Held {
-    /// With the number of the last time that somebody relied on each.
+    /// The claims, each with the sequence number of its last use by a transaction.
     claims: BTreeMap<Claim, u64>,
     last: u64,
-    /// Claimed for transactions that have not run yet.
+    /// Claims for transactions that have not run yet, with their number.
     awaited: BTreeMap<Claim, usize>,
-    /// Claims of an earlier run that has lost its state: VMs that are not in the store may use them.
+    /// Claims of an earlier run whose state is lost: VMs that are not in the store may use them.
     kept: BTreeSet<Claim>,
 }
 
@@ -86,7 +86,7 @@ struct Files {
 }
 
 impl Claims {
-    /// Claims in `dir`, which all daemons of the host share.
+    /// Creates the claims of a daemon in `dir`, which all daemons of the host share.
     pub fn new(dir: &Path, owner: ClaimOwner) -> Self {
         Self {
             dir: dir.to_owned(),
@@ -96,7 +96,8 @@ impl Claims {
         }
     }
 
-    /// Those of `wanted` that are not held. Only of what is held may a choice be stored, and in the transaction that asked.
+    /// Returns those of `wanted` that are not claimed. A choice may be stored only if all of it is claimed, in the transaction that calls
+    /// this.
     pub fn lacking(&self, wanted: BTreeSet<Claim>) -> Vec<Claim> {
         let mut held = self.held();
         held.last += 1;
@@ -111,10 +112,10 @@ impl Claims {
         wanted.into_iter().filter(lacking).collect()
     }
 
-    /// Claims all of `wanted`, or none. They are not released before the answer is dropped.
+    /// Claims all of `wanted`, or none. They are not released before the returned guard is dropped.
     ///
     /// # Errors
-    /// [`RangeError::Claimed`], or the files cannot be used.
+    /// [`RangeError::Claimed`], or the files cannot be read or written.
     pub async fn hold(&self, wanted: Vec<Claim>) -> Result<Awaited<'_>, super::Error> {
         let awaited = Awaited::new(self, wanted);
         self.locked(|claims| {
@@ -128,7 +129,7 @@ impl Claims {
         Ok(awaited)
     }
 
-    /// Claims what this daemon has stored, as far as nobody else has it. For its start.
+    /// Claims what this daemon has stored, except what another daemon has claimed. Called at startup.
     ///
     /// # Errors
     /// The files cannot be used.
@@ -138,7 +139,7 @@ impl Claims {
             let free = |claim: &Claim| match claims.check(claim, &others) {
                 Ok(()) => true,
                 Err(error) => {
-                    tracing::warn!(%claim, %error, "what is stored cannot be claimed");
+                    tracing::warn!(%claim, %error, "cannot claim a stored address or range");
                     false
                 }
             };
@@ -147,14 +148,14 @@ impl Claims {
         .await
     }
 
-    /// What was claimed in an earlier run stays claimed until the next start, whether it is stored or not: the state is lost.
+    /// Keeps everything that was claimed in an earlier run until the next start, stored or not, because the state is lost.
     pub fn keep_all(&self) {
         let mut held = self.held();
         held.kept = held.claims.keys().cloned().collect();
     }
 
-    /// Gives up what is needed no more, once it is on the disk that it is not: a removal that the disk refuses is taken back, and the
-    /// claim must not have been given up meanwhile. What cannot be given up now is by the next call.
+    /// Releases claims that are no longer needed, after their removal from the store is on disk: a removal that cannot be written is rolled
+    /// back, and the claim must not be released meanwhile. What cannot be released now is released by a later call.
     pub async fn release_unused(&self, store: &Store) {
         let unused = store.read(|world| self.unused(world));
         if unused.is_empty() {
@@ -163,7 +164,7 @@ impl Claims {
         if store.read_only().is_some() {
             return;
         }
-        // Changes nothing, and waits for all that was changed before.
+        // Changes nothing, and waits until all earlier changes are on disk.
         let settled = store.write(|_| Ok::<_, store::Error>(())).await;
         if settled.is_err() || store.read_only().is_some() {
             return;
@@ -175,7 +176,7 @@ impl Claims {
         }
     }
 
-    /// Writes our file again if somebody has removed it: we rely on what was in it.
+    /// Writes our file again if another program has removed it: we rely on its content.
     async fn restore(&self) {
         let path = self.path(&self.owner.instance, "json");
         if self.held().claims.is_empty() || path.exists() {
@@ -183,13 +184,15 @@ impl Claims {
         }
         match self.locked(|claims| claims.add([])).await {
             Ok(()) => {
-                tracing::warn!(path = %shown(&path), "our claims were gone and are made again")
+                tracing::warn!(path = %shown(&path), "the file with our claims was removed and is written again")
             }
-            Err(error) => tracing::warn!(%error, "our claims are gone and cannot be made again"),
+            Err(error) => {
+                tracing::warn!(%error, "the file with our claims was removed and cannot be written")
+            }
         }
     }
 
-    /// What other daemons have claimed.
+    /// The claims of other daemons.
     ///
     /// # Errors
     /// A file cannot be read.
@@ -198,12 +201,12 @@ impl Claims {
         Ok(others.flat_map(|other| other.claims).collect())
     }
 
-    /// Removes the claims of daemons that nothing can come back from; `links` are the host's.
+    /// Removes the claims of daemons that cannot return. `links` are those of the host.
     ///
     /// # Errors
     /// The files cannot be used.
     pub async fn reap(&self, links: &[Link]) -> Result<(), super::Error> {
-        // Nobody else is the usual case.
+        // Usually there is no other daemon.
         if self.others()?.is_empty() {
             return Ok(());
         }
@@ -216,7 +219,7 @@ impl Claims {
             for other in claims.others()? {
                 if claims.is_abandoned(&other.owner, &labelled)? {
                     let instance = &other.owner.instance;
-                    tracing::info!(%instance, "the claims of a daemon that is gone are removed");
+                    tracing::info!(%instance, "removing the claims of a daemon that is gone");
                     claims.remove(instance)?;
                 }
             }
@@ -236,7 +239,7 @@ impl Claims {
             .collect()
     }
 
-    /// Forgets those that nobody has relied on since they were seen to be unused.
+    /// Removes claims that no transaction has used since they were found to be unused.
     fn forget(&self, unused: &[(Claim, u64)], needed: &BTreeSet<Claim>) {
         let mut held = self.held();
         for (claim, relied) in unused {
@@ -260,14 +263,15 @@ impl Claims {
         private::dir(&self.dir, |_| false)?;
         let lock = private::lock(&self.dir.join("lock"), LOCK_DEADLINE).await?;
         let done = self.load(&mut files).and_then(|()| act(self));
-        // A child between fork and exec has a copy of the descriptor, and closing ours alone would leave the lock to it (`flock(2)`).
+        // A child between fork and exec has a copy of the descriptor, and would keep the lock if we only closed ours (`flock(2)`).
         if let Err(error) = lock.unlock() {
-            tracing::warn!(%error, "the directory of claims cannot be unlocked");
+            tracing::warn!(%error, "cannot unlock the directory of claims");
         }
         done
     }
 
-    /// What an earlier run of ours claimed, by whatever name: who has our state or run directory now was we.
+    /// Loads the claims of earlier runs of this daemon, under any instance name: a daemon with our state or run directory that does not run
+    /// is an earlier run.
     fn load(&self, files: &mut Files) -> Result<(), super::Error> {
         if files.alive.is_none() {
             files.alive = private::try_lock(&self.path(&self.owner.instance, "lock"))?;
@@ -296,7 +300,7 @@ impl Claims {
         Ok(())
     }
 
-    /// Our file has these, too; then we know that it does.
+    /// Adds claims to our file, then to the known content.
     fn add(&self, more: impl IntoIterator<Item = Claim>) -> Result<(), super::Error> {
         let more: BTreeSet<Claim> = more.into_iter().collect();
         let held = self.held().claims.keys().cloned().collect::<BTreeSet<_>>();
@@ -305,7 +309,7 @@ impl Claims {
             claims: held.union(&more).cloned().collect(),
         };
         let path = self.path(&self.owner.instance, "json");
-        // What somebody else put in its place is not written to.
+        // A file that another user has created at this path is not overwritten.
         private::read_text(&path)?;
         match file.claims.is_empty() {
             true => fs::remove(&path)?,
@@ -336,18 +340,18 @@ impl Claims {
         .into())
     }
 
-    /// Our own file, if it is of this boot. What is in it is also known from the state, so that one that cannot be read is no obstacle.
+    /// The claims in our file, if it is of this boot. They are also known from the state, so a file that cannot be read is ignored.
     fn own(&self) -> Option<BTreeSet<Claim>> {
         match self.file(&self.path(&self.owner.instance, "json")) {
             Ok(file) => file.map(|file| file.claims),
             Err(error) => {
-                tracing::warn!(%error, "our own claims are made again from the state");
+                tracing::warn!(%error, "cannot read the file with our claims; writing it again from the state");
                 None
             }
         }
     }
 
-    /// The files of all other daemons. One that cannot be understood may claim anything.
+    /// The files of all other daemons. A file that cannot be decoded is an error, because it may claim anything.
     fn others(&self) -> Result<Vec<ClaimFile>, host::Error> {
         let fs::Dir::Present(names) = fs::look_at_dir(&self.dir)? else {
             return Ok(Vec::new());
@@ -363,19 +367,20 @@ impl Claims {
             .collect()
     }
 
-    /// `None`: there is none of this boot.
+    /// `None`: there is no file of this boot.
     fn file(&self, path: &Path) -> Result<Option<ClaimFile>, host::Error> {
         let Some(text) = private::read_text(path)? else {
             return Ok(None);
         };
         let file: ClaimFile = serde_json::from_str(&text).map_err(|error| {
-            let why = format!("{error}; if its sliced is gone for good, remove the file");
-            host::Error::other("understand the claims in", shown(path), why)
+            let why =
+                format!("{error}; if the sliced that wrote it is no longer used, remove the file");
+            host::Error::other("decode the claims in", shown(path), why)
         })?;
         Ok(Some(file).filter(|file| file.owner.boot_id == self.owner.boot_id))
     }
 
-    /// Whether nothing can come back that has these claims. What cannot be looked at may.
+    /// Whether the daemon with these claims cannot return. If its files cannot be inspected, it may return.
     fn is_abandoned(
         &self,
         owner: &ClaimOwner,
@@ -391,13 +396,13 @@ impl Claims {
             && !self.runs(&owner.instance)?)
     }
 
-    /// Whether a daemon runs: nobody else has its lock.
+    /// Whether a daemon runs: it holds its lock.
     fn runs(&self, instance: &Instance) -> Result<bool, host::Error> {
         let Some(file) = private::try_lock(&self.path(instance, "lock"))? else {
             return Ok(true);
         };
         if let Err(error) = file.unlock() {
-            tracing::warn!(%error, "a lock cannot be released");
+            tracing::warn!(%error, "cannot release a lock");
         }
         Ok(false)
     }
@@ -412,7 +417,7 @@ impl Claims {
     }
 }
 
-/// Claims that a transaction is about to rely on.
+/// Claims that a transaction is about to use. They are not released while this exists.
 pub struct Awaited<'c> {
     claims: &'c Claims,
     wanted: Vec<Claim>,

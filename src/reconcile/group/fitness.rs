@@ -1,5 +1,5 @@
-//! Whether what is to replace VMs could run: asked before the VMs that stand are taken down.
-//! Out of scope: finding out (`processes`), which VMs are to be replaced (`plan`).
+//! Preflight checks: whether the replacement of a VM could run, before the existing VM is torn down.
+//! Out of scope: the checks themselves (`processes`), which VMs are replaced (`plan`).
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,7 +9,7 @@ use crate::api::meta::{Name, Uid};
 use crate::api::vm::{Vm, VmSpec};
 use crate::store::World;
 
-/// What has been found out, in one run: by VM, of what it is to be replaced by.
+/// The results of the preflight checks of one run, by VM.
 #[derive(Debug, Default)]
 pub struct Fitness {
     known: HashMap<Uid, Judgement>,
@@ -21,24 +21,24 @@ struct Judgement {
     found: Result<(), String>,
 }
 
-/// Could this host run that in the place of a VM?
+/// A preflight check to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// The one that stands.
+    /// The existing VM.
     pub vm: Vm,
-    /// What it is to be replaced by.
+    /// The spec of its replacement.
     pub wanted: VmSpec,
 }
 
 impl Fitness {
-    /// Takes an answer in: nothing is in the way, or what is, in words.
+    /// Records a result: it could run, or the reason why it could not, as text for users.
     pub fn note(&mut self, question: Question, found: Result<(), String>) {
         let wanted = question.wanted;
         let judgement = Judgement { wanted, found };
         self.known.insert(question.vm.meta.uid, judgement);
     }
 
-    /// What must be known before this plan may be carried out.
+    /// Returns a check whose result is needed before this plan may be carried out.
     pub fn asks(&self, world: &World, desired: &Desired, plan: &[Action]) -> Option<Question> {
         let going = plan.iter().filter_map(|action| match action {
             Action::Delete { uid } => world.vm(*uid),
@@ -56,7 +56,7 @@ impl Fitness {
             })
     }
 
-    /// Why a VM cannot become that, if it cannot.
+    /// The reason why a VM cannot be replaced with this spec, if there is one.
     pub fn unfit(&self, uid: Uid, wanted: &VmSpec) -> Option<&str> {
         self.of(uid, wanted)?
             .found
@@ -70,17 +70,17 @@ impl Fitness {
     }
 }
 
-/// What keeps a group from what it wants, beside its VMs.
+/// What blocks a group, in addition to its VMs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hindrance {
-    /// It has no addresses, and why.
+    /// It has no addresses, with the reason.
     NoRange(String),
-    /// VMs that go on as they are, and why each is not replaced.
+    /// VMs that are left unchanged, each with the reason why it is not replaced.
     Unfit(BTreeMap<Name, String>),
 }
 
 impl Hindrance {
-    /// One word.
+    /// The reason for the condition of the group.
     pub fn reason(&self) -> Reason {
         match self {
             Self::NoRange(_) => Reason::Conflict,
@@ -88,22 +88,22 @@ impl Hindrance {
         }
     }
 
-    /// For people.
+    /// The message, as text for users.
     pub fn words(&self) -> String {
         match self {
             Self::NoRange(why) => why.clone(),
             Self::Unfit(held) => match held.first_key_value() {
                 None => String::new(),
-                Some((vm, why)) if held.len() == 1 => format!("{vm} goes on as it was: {why}"),
+                Some((vm, why)) if held.len() == 1 => format!("{vm} is not replaced: {why}"),
                 Some((vm, why)) => {
                     let more = held.len() - 1;
-                    format!("{vm} and {more} more go on as they were: {why}")
+                    format!("{vm} and {more} more are not replaced: {why}")
                 }
             },
         }
     }
 
-    /// Why this VM is not replaced, if it is one of those.
+    /// The reason why this VM is not replaced, if there is one.
     pub fn of_vm(&self, name: &Name) -> Option<&str> {
         match self {
             Self::NoRange(_) => None,

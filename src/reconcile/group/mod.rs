@@ -1,4 +1,4 @@
-//! A group's reconciler. Its actual state is the store: it writes VMs and leases, and touches nothing on the host.
+//! The reconciler of groups. Its actual state is the store: it writes VMs and leases, and changes nothing on the host.
 //! Out of scope: bringing up a VM (the pipeline of stages).
 
 mod choosing;
@@ -30,34 +30,34 @@ pub use range::{HostUse, RangeError};
 
 use choosing::{Stop, choose, choosing, claimed, living};
 
-/// How far a group has come.
+/// The progress of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// Nothing is left to do.
     Done,
-    /// Waits for one of its VMs: look again when one becomes Ready or goes.
+    /// It waits for its VMs: reconcile it again when one becomes Ready or is removed.
     Waiting,
-    /// These VMs are not replaced, and why: nothing but another manifest or a changed host can help.
+    /// These VMs are not replaced, each with the reason: only another manifest or a change of the host can help.
     Held(BTreeMap<Name, String>),
-    /// This must be known first; nothing was done.
+    /// The result of this preflight check is needed first; nothing was changed.
     Asks(Box<Question>),
 }
 
-/// Why a group cannot go on.
+/// The reason why a group cannot be reconciled.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Its addresses.
+    /// It has no addresses.
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// Looking at the host's addresses failed.
+    /// The addresses of the host could not be read.
     #[error(transparent)]
     Observe(#[from] host::Error),
-    /// It could not be written.
+    /// The store cannot be written.
     #[error(transparent)]
     Store(#[from] store::Error),
 }
 
-/// Brings a group's VMs and leases in line with it, in one transaction; by what is known of the fitness of replacements.
+/// Reconciles the VMs and leases of a group in one transaction, with the results of the preflight checks of replacements.
 ///
 /// # Errors
 /// [`Error`]; then nothing has changed.
@@ -77,7 +77,7 @@ pub async fn reconcile(
     Ok(progress)
 }
 
-/// One transaction: the choice of addresses, the VMs and their leases. None of it is committed before all of it is claimed.
+/// The transaction: the choice of addresses, the VMs and their leases. It is committed only if all addresses are claimed.
 fn choose_and_plan(
     txn: &mut Txn<'_>,
     claims: &Claims,
@@ -127,7 +127,7 @@ fn desired(world: &World, name: &Name) -> Desired {
     }
 }
 
-/// What a group is to be when it has this spec.
+/// The desired state of a group with this spec.
 pub fn becoming(world: &World, name: &Name, spec: &HostGroupSpec) -> Desired {
     let living = world.group(name).filter(|group| !group.meta.deleting);
     Desired {
@@ -138,7 +138,7 @@ pub fn becoming(world: &World, name: &Name, spec: &HostGroupSpec) -> Desired {
     }
 }
 
-/// VMs that stay as they are, and why each is not replaced.
+/// VMs that are left unchanged, each with the reason why it is not replaced.
 pub fn held(
     world: &World,
     name: &Name,
@@ -154,7 +154,7 @@ pub fn held(
         .collect()
 }
 
-/// What is stored of a group, judged by what it is to be, and by what could run.
+/// The stored state of a group, compared with its desired state, and with the results of the preflight checks.
 pub fn observed(world: &World, name: &Name, desired: &Desired, fitness: &Fitness) -> Observed {
     let pool = world.pool(name);
     let template = desired.template.as_ref().map(|spec| &spec.network);
@@ -207,7 +207,7 @@ fn carry_out(
                 Some(order) => Some(order.name.clone()),
                 None => HostGroup::vm_name(group, *index),
             };
-            // The manifest's check leaves no such name; a group of another making waits for a better one.
+            // The validation of manifests refuses such a name.
             let Some(name) = name else { return Ok(()) };
             let ask = order.as_ref().map(|order| order.ask.clone());
             let vm = Vm {
@@ -219,10 +219,10 @@ fn carry_out(
                 on_demand: ask.and_then(|ask| on_demand::of(txn.world(), group, ask)),
             };
             txn.put_vm(vm.clone())?;
-            // Here and not first on the ladder, so that blocks go in the order of the VMs' numbers.
+            // Here and not in the Lease stage, so that blocks are assigned in the order of the VM indexes.
             match txn.lease(&vm, now) {
                 Err(LeaseError::Store(error)) => Err(error),
-                // The Lease rung says so, and tries again.
+                // The Lease stage reports the error and retries.
                 Ok(_) | Err(_) => Ok(()),
             }
         }

@@ -1,10 +1,10 @@
-//! VMs made on demand: ordered from a group, and cancelled. Each in one transaction.
-//! Out of scope: how they are changed and replaced with their group ([`super::plan`]); the host.
+//! Adds VMs on demand to a group, and removes them, each in one transaction.
+//! Out of scope: changing and replacing them together with their group ([`super::plan`]); the host.
 //!
 //! # Why
-//! What is wanted is the order, not the VM: the order stands in the group from the moment it is answered, so that a crash, a
-//! replacement or a restart finds it, and it goes with the group. The VM itself is made in the same transaction, so that
-//! whoever is told its name finds it, and is told at once when no address is left.
+//! The desired state is an entry of the group, not the VM: the entry is stored before the request is acknowledged, so that it survives a
+//! crash, a replacement or a restart, and is deleted with the group. The VM itself is created in the same transaction, so that it exists
+//! when the response has its name, and the request is refused if no address is free.
 
 use std::collections::BTreeSet;
 
@@ -20,35 +20,35 @@ use crate::api::on_demand::{Ask, OnDemand, Order};
 use crate::api::validate::objection_to_requests;
 use crate::store::{self, LeaseError, Store, Txn, World};
 
-/// Characters of names that are made up: none that reads like another, no vowel that makes a word, and a letter to begin with.
+/// Characters of generated names: none that looks like another one, and no vowels, so that no words arise. The first is a letter.
 const LETTERS: &[u8; 20] = b"bcdfghjkmnpqrstvwxyz";
 const LETTERS_AND_DIGITS: &[u8; 28] = b"bcdfghjkmnpqrstvwxyz23456789";
 
-/// What has become of an order.
+/// The result of a request for a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Added {
-    /// It is new.
+    /// The VM was created.
     Created,
-    /// There is just such a VM of this name already.
+    /// A VM with this name and the same settings exists.
     Unchanged,
 }
 
-/// Why there is no such VM.
+/// The reason why a VM was not added.
 #[derive(Debug, thiserror::Error)]
 pub enum AddError {
-    /// No group of this name, or none that lives.
-    #[error("the group is not there")]
+    /// There is no group with this name, or it is being deleted.
+    #[error("group not found")]
     NoGroup,
-    /// The order makes no sense; one cause each.
-    #[error("the order is invalid: {}", .0.join("; "))]
+    /// The request is invalid, with one message per problem.
+    #[error("invalid request: {}", .0.join("; "))]
     Invalid(Vec<String>),
-    /// Something is in its way.
+    /// It conflicts with existing objects.
     #[error("{0}")]
     Conflict(String),
-    /// The group's addresses.
+    /// The group has no addresses.
     #[error(transparent)]
     Group(#[from] super::Error),
-    /// It could not be written.
+    /// The store cannot be written.
     #[error(transparent)]
     Store(#[from] store::Error),
 }
@@ -59,18 +59,18 @@ impl From<AddError> for Stop<AddError> {
     }
 }
 
-/// What has become of a VM that was to be removed.
+/// The result of a request to remove a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Removed {
-    /// It goes, or is already on its way.
+    /// It is being deleted.
     Going,
-    /// It is one of so many that its group counts, and would come again.
+    /// It is one of the VMs that `count` of its group requires, and would be created again; with the group and its `count`.
     Counted(Name, u32),
-    /// There is none.
+    /// There is no such VM.
     Absent,
 }
 
-/// Orders a VM from a group. Made up is a name that is not given.
+/// Adds a VM to a group. A name is generated if none is given.
 ///
 /// # Errors
 /// [`AddError`]; then nothing has changed.
@@ -124,10 +124,10 @@ fn add_in(
     Ok((order.name, Added::Created))
 }
 
-/// Takes an order back, and its VM down.
+/// Removes the entry of a VM on demand, and deletes the VM.
 ///
 /// # Errors
-/// The store's.
+/// Those of the store.
 pub fn remove(txn: &mut Txn<'_>, name: &Name) -> Result<Removed, store::Error> {
     let ordered = txn.world().order(name);
     let ordered = ordered.map(|(group, place, _)| (group.clone(), place));
@@ -159,7 +159,7 @@ pub fn remove(txn: &mut Txn<'_>, name: &Name) -> Result<Removed, store::Error> {
     }
 }
 
-/// What a VM of this group, made for this ask, knows of both.
+/// What a VM on demand stores in addition to its spec.
 pub(super) fn of(world: &World, group: &Name, ask: Ask) -> Option<Box<OnDemand>> {
     let template = world.group(group)?.spec.template.clone();
     Some(Box::new(OnDemand { ask, template }))
@@ -170,7 +170,7 @@ fn living<'w>(world: &'w World, group: &Name) -> Result<&'w HostGroup, AddError>
     found.ok_or(AddError::NoGroup)
 }
 
-/// An order that stands already: the same again is no error.
+/// Handles a request for an existing entry: the same request again is not an error.
 fn met_again(
     world: &World,
     group: &HostGroup,
@@ -182,13 +182,13 @@ fn met_again(
     };
     if owner.meta.name != group.meta.name {
         let owner = &owner.meta.name;
-        let why = format!("vm/{name} is there already: it belongs to hostgroup/{owner}");
+        let why = format!("vm/{name} already exists: it belongs to hostgroup/{owner}");
         return Err(AddError::Conflict(why));
     }
     match order.ask == *ask {
         true => Ok(Some(Added::Unchanged)),
         false => Err(AddError::Conflict(format!(
-            "vm/{name} is there already, made for another order: delete it first (`slicectl vm delete {name}`), or take another name"
+            "vm/{name} already exists with other settings: delete it first (`slicectl vm delete {name}`), or use another name"
         ))),
     }
 }
@@ -199,14 +199,14 @@ fn free_name(world: &World, group: &Name, asked: Option<Name>) -> Result<Name, A
     };
     if HostGroup::is_counted_name(&name) {
         let why = format!(
-            "\"{name}\" ends in a number, as the VMs that a group counts do: take another name"
+            "invalid name \"{name}\": it ends in a number, which is reserved for the VMs that `count` of a group creates; use another name"
         );
         return Err(AddError::Invalid(vec![why]));
     }
     match world.vm_named(&name) {
         None => Ok(name),
         Some(_) => Err(AddError::Conflict(format!(
-            "vm/{name} is still being removed: wait for it (`slicectl wait vm/{name} --for deleted`), or take another name"
+            "vm/{name} is still being removed: wait for it (`slicectl wait vm/{name} --for deleted`), or use another name"
         ))),
     }
 }
@@ -221,7 +221,7 @@ fn made_up(world: &World, group: &Name) -> Result<Name, AddError> {
             more.map(|byte| LETTERS_AND_DIGITS[usize::from(*byte) % LETTERS_AND_DIGITS.len()]);
         let tail: String = std::iter::once(first).chain(more).map(char::from).collect();
         let name = Name::new(format!("{group}-{tail}")).map_err(|error| {
-            let why = format!("no name can be made up, {error}: give it one");
+            let why = format!("cannot generate a name ({error}): specify one");
             AddError::Invalid(vec![why])
         })?;
         if world.vm_named(&name).is_none() && world.order(&name).is_none() {
@@ -230,7 +230,7 @@ fn made_up(world: &World, group: &Name) -> Result<Name, AddError> {
     }
 }
 
-/// Where in its group it will stand, if it can; `who` is what a refusal calls it, that has no name yet perhaps.
+/// Returns the index of the new VM in its group. `who` is its name in error messages.
 fn place(world: &World, group: &HostGroup, order: &Order, who: &str) -> Result<u32, AddError> {
     let standing: BTreeSet<u32> = world.vms_of(&group.meta.name).map(|vm| vm.index).collect();
     let place = group.free_place(|place| standing.contains(&place));
@@ -242,8 +242,8 @@ fn place(world: &World, group: &HostGroup, order: &Order, who: &str) -> Result<u
         .map(|(_, why)| format!("{who} {why}"))
         .collect();
     if template.storage.has_writable_disk() && group.size() > 0 {
-        let why = "the group has a disk that VMs write to, which one VM at most may have";
-        causes.push(format!("{who} is one too many: {why}"));
+        let why = "the group has a writable disk, which at most one VM may have";
+        causes.push(format!("{who} exceeds the limit of the group: {why}"));
     }
     if !causes.is_empty() {
         return Err(AddError::Invalid(causes));
@@ -270,7 +270,7 @@ fn check_bridge(world: &World, bridge: &BridgeSpec, tap: &str) -> Result<(), Str
         let name = &group.meta.name;
         if other.bridge == tap || tap_number(&other.tap_prefix, tap).is_some() {
             return Err(format!(
-                "its TAP would be called \"{tap}\", as a bridge or TAP of hostgroup/{name}: another `tap_prefix` helps"
+                "its TAP would have the name \"{tap}\", which a bridge or TAP of hostgroup/{name} has: use another `tap_prefix`"
             ));
         }
     }
@@ -283,7 +283,8 @@ fn check_bridge(world: &World, bridge: &BridgeSpec, tap: &str) -> Result<(), Str
     }
 }
 
-/// A range that is used up is told at once. What the group has not chosen yet, or plugins will say, is waited for.
+/// Refuses the request if the range has no free address. An address that the group has not chosen yet, or that plugins will assign, is
+/// waited for.
 fn has_address(txn: &mut Txn<'_>, name: &Name, now: Timestamp) -> Result<(), AddError> {
     let Some(vm) = txn.world().vm_named(name).cloned() else {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Which VMs a group makes, changes, replaces and removes. Pure.
+//! Plans which VMs of a group are created, changed, replaced and removed. Pure.
 //! Out of scope: ranges.
 
 use std::borrow::Cow;
@@ -13,27 +13,27 @@ use crate::api::meta::{Name, Uid};
 use crate::api::on_demand::Order;
 use crate::api::vm::VmSpec;
 
-/// What ought to be. The default is nothing.
+/// The desired state of a group. The default is empty.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct Desired {
-    /// So many VMs.
+    /// The number of VMs.
     pub count: u32,
-    /// How changes reach them.
+    /// How they are updated.
     pub update: UpdatePolicy,
-    /// Each of them; none: the group is to go.
+    /// The spec of each VM. None: the group is deleted.
     pub template: Option<VmSpec>,
-    /// VMs beside them, made on demand, by their place.
+    /// VMs on demand, in addition to these, by index.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub orders: BTreeMap<u32, Order>,
 }
 
 impl Desired {
-    /// The places of all VMs that are to be.
+    /// The indexes of all desired VMs.
     fn places(&self) -> impl Iterator<Item = u32> + '_ {
         (1..=self.count).chain(self.orders.keys().copied())
     }
 
-    /// What the VM in this place is to be; none: there is to be none.
+    /// The desired spec of the VM with this index. None: no VM is desired.
     pub(super) fn spec(&self, index: u32) -> Option<Cow<'_, VmSpec>> {
         let template = self.template.as_ref()?;
         match self.orders.get(&index) {
@@ -43,13 +43,13 @@ impl Desired {
         }
     }
 
-    /// Whether there is to be a VM in this place.
+    /// Whether a VM with this index is desired.
     pub fn wants(&self, index: u32) -> bool {
         self.spec(index).is_some()
     }
 }
 
-/// What is.
+/// The stored state of a group.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Observed {
     /// The group's name.
@@ -65,31 +65,31 @@ pub struct Observed {
 /// One VM of the group.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Member {
-    /// Which.
+    /// Its uid.
     pub uid: Uid,
-    /// What it runs.
+    /// Its current spec.
     pub spec: VmSpec,
-    /// Its address is no longer one that the group gives it: it is replaced, and that gives it another.
+    /// The group no longer assigns its address: it is replaced, and the replacement gets another address.
     #[serde(default)]
     pub misplaced: bool,
-    /// What it is to be replaced by could not run here: it goes on as it is.
+    /// Its replacement could not run on this host: it is left unchanged.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub held: bool,
-    /// On its way out.
+    /// It is being deleted.
     pub deleting: bool,
-    /// At its newest generation; or paused or down, where it is to be.
+    /// It is Ready at its newest generation, or paused or stopped as requested.
     pub ready: bool,
-    /// None: it is one of those that are counted.
+    /// None: it is one of the VMs that `count` requires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_demand: Option<Box<Extra>>,
 }
 
-/// A VM of the group that was made on demand.
+/// A VM on demand.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Extra {
     /// Its name.
     pub name: Name,
-    /// What it was made of.
+    /// The template that its spec was computed from.
     pub template: VmSpec,
 }
 
@@ -98,7 +98,7 @@ impl Member {
         self.misplaced || !self.spec.changes_live_to(wanted)
     }
 
-    /// Its spec, and what it tells of its group, are as they ought to be.
+    /// Whether its spec and the template that it stores are as desired.
     fn is_current(&self, wanted: &VmSpec, template: &VmSpec) -> bool {
         let extra = self.on_demand.as_ref();
         self.spec == *wanted && extra.is_none_or(|extra| extra.template == *template)
@@ -108,34 +108,34 @@ impl Member {
 /// One step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Action {
-    /// A new VM.
+    /// Create a VM.
     Create {
         /// Its index.
         index: u32,
-        /// What it is to be.
+        /// Its spec.
         spec: Box<VmSpec>,
-        /// None: it is one of those that are counted.
+        /// None: it is one of the VMs that `count` requires.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         order: Option<Box<Order>>,
     },
-    /// A change that the running VM does not notice.
+    /// Change the spec of a VM without restarting it.
     Update {
-        /// Which.
+        /// The VM.
         uid: Uid,
-        /// What it becomes.
+        /// The new spec.
         spec: Box<VmSpec>,
     },
-    /// Take a VM down.
+    /// Delete a VM.
     Delete {
-        /// Which.
+        /// The VM.
         uid: Uid,
     },
-    /// Give a block back.
+    /// Release a lease.
     Release {
-        /// Whose.
+        /// The name of the VM that had it.
         lease: Name,
     },
-    /// Forget the group.
+    /// Remove the group object.
     RemoveGroup,
 }
 
@@ -156,7 +156,7 @@ impl fmt::Display for Action {
     }
 }
 
-/// What is to be done next. Replacements come one at a time, so one plan does not finish a rolling update.
+/// Returns the next steps. VMs are replaced one at a time, so one plan does not complete a rolling update.
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let mut plan = Vec::new();
     for (index, member) in &observed.members {
@@ -196,7 +196,7 @@ fn plan_members(desired: &Desired, template: &VmSpec, observed: &Observed, plan:
     plan.extend(replacement(desired, template, observed));
 }
 
-/// The next VM to replace: one of the group is down at a time. A VM that is not Ready anyway goes first.
+/// The next VM to replace: at most one VM of the group is replaced at a time. A VM that is not Ready is replaced first.
 fn replacement(desired: &Desired, template: &VmSpec, observed: &Observed) -> Option<Action> {
     match desired.update {
         UpdatePolicy::OnDelete => return None,
@@ -241,7 +241,7 @@ fn plan_leases(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
     }
 }
 
-/// Whether the group waits for one of its VMs once the plan is carried out.
+/// Whether the group waits for one of its VMs after the plan is carried out.
 pub(super) fn progress(desired: &Desired, observed: &Observed, plan: &[Action]) -> Progress {
     let outdated = |(index, member): (&u32, &Member)| {
         let wanted = desired.spec(*index);

@@ -1,4 +1,4 @@
-//! Where a group's addresses come from: as written, or derived from its name and kept.
+//! Chooses the addresses of a group: as specified, or derived from its name and then kept.
 //! Out of scope: the arithmetic of the address plan (`api::pool`), blocks of single VMs (the Lease stage).
 
 use std::collections::BTreeSet;
@@ -19,10 +19,10 @@ use super::claim::Claim;
 use super::claims::Claims;
 use super::subnet;
 
-/// Why a group has no range.
+/// The reason why a group has no range.
 #[derive(Debug, thiserror::Error)]
 pub enum RangeError {
-    /// Another daemon on this host has it.
+    /// Another daemon on this host has claimed it.
     #[error(
         "{claim} is claimed by another sliced on this host (state directory {state_dir}{}); choose another `{}`",
         if *.running { "" } else { ", which does not run now" },
@@ -36,57 +36,55 @@ pub enum RangeError {
         /// Whether that daemon runs.
         running: bool,
     },
-    /// Another group has leases there.
-    #[error(
-        "range {range} overlaps {theirs}, which hostgroup/{other} has addresses from; choose another `range`"
-    )]
+    /// It overlaps the range of another group.
+    #[error("range {range} overlaps {theirs} of hostgroup/{other}; choose another `range`")]
     Taken {
-        /// As wanted.
+        /// The requested range.
         range: Ipv4Network,
-        /// What it overlaps.
+        /// The network that it overlaps.
         theirs: Ipv4Network,
-        /// Whose that is.
+        /// The other group.
         other: Name,
     },
-    /// The host is at home there.
+    /// It overlaps a subnet of the host.
     #[error(
-        "the subnet {range} of the gateway overlaps {theirs} on the host's {link}; choose another `gateway`"
+        "the subnet {range} of the gateway overlaps {theirs} of the host's link {link}; choose another `gateway`"
     )]
     OfTheHost {
-        /// As wanted.
+        /// The requested range.
         range: Ipv4Network,
-        /// What it overlaps.
+        /// The network that it overlaps.
         theirs: Ipv4Network,
-        /// The link that has it.
+        /// The link with this subnet.
         link: String,
     },
-    /// Two groups on one bridge must agree.
+    /// Another group on the same bridge has another gateway.
     #[error(
-        "hostgroup/{other} has {theirs} as the gateway on bridge {bridge}; write the same `gateway`, or another `bridge`"
+        "hostgroup/{other} has {theirs} as the gateway of bridge {bridge}; use the same `gateway`, or another `bridge`"
     )]
     OtherGateway {
-        /// Both groups'.
+        /// The bridge of both groups.
         bridge: String,
-        /// The other's.
+        /// The gateway of the other group.
         theirs: Ipv4Network,
-        /// Whose that is.
+        /// The other group.
         other: Name,
     },
     /// Every range that could be derived is in use.
-    #[error("every range that could be derived from the group's name is in use; write a `range`")]
+    #[error("every range that could be derived from the group's name is in use; specify a `range`")]
     NoneLeft,
 }
 
-/// What this host uses of 169.254.0.0/16 itself.
+/// Observes what the host itself uses of 169.254.0.0/16.
 pub struct HostUse<'a> {
     /// A socket in the host namespace.
     pub netlink: &'a Handle,
-    /// Our own links do not count.
+    /// Links of this instance are ignored.
     pub instance: &'a Instance,
 }
 
 impl HostUse<'_> {
-    /// Addresses and routes of links that are not ours, longer than /16. One look for a whole group.
+    /// Addresses and routes of links that are not ours, with prefixes longer than /16. One observation for a whole group.
     async fn look(&self, links: Vec<Link>) -> Result<Vec<Ipv4Network>, host::Error> {
         let prefix = self.instance.link_prefix();
         let ours: BTreeSet<u32> = links
@@ -112,39 +110,39 @@ impl HostUse<'_> {
     }
 }
 
-/// What was observed before a choice is made.
+/// Observations that a choice is based on.
 #[derive(Default)]
 pub(super) struct Seen {
     host: SeenHost,
-    /// What other daemons have claimed.
+    /// The claims of other daemons.
     foreign: Vec<Claim>,
 }
 
-/// What the host uses.
+/// Networks that the host uses.
 #[derive(Default)]
 enum SeenHost {
-    /// It was not observed.
+    /// The host was not observed.
     #[default]
     Nothing,
-    /// Of 169.254.0.0/16.
+    /// Parts of 169.254.0.0/16.
     Isolated(Vec<Ipv4Network>),
-    /// Beside the bridge of this name.
+    /// Networks outside the bridge with this name.
     Bridge(String, subnet::Seen),
 }
 
-/// What a transaction finds out about a group's addresses.
+/// The decision of a transaction about the addresses of a group.
 pub(super) enum Choice {
-    /// What is stored stays.
+    /// The stored choice is kept.
     Keep,
-    /// These are to be stored.
+    /// This choice is stored.
     Take(Pool),
-    /// What is stored is to be forgotten: others give the addresses.
+    /// The stored choice is removed: CNI plugins assign the addresses.
     Forget,
     /// The host must be observed before a choice can be made.
     LookFirst,
 }
 
-/// Observes the host and the other daemons' claims for a group's choice: that takes too long for a transaction.
+/// Observes the host and the claims of other daemons for a group's choice. Runs before the transaction, because it takes too long for one.
 pub(super) async fn look(
     claims: &Claims,
     host_use: &HostUse<'_>,
@@ -165,7 +163,7 @@ pub(super) async fn look(
     Ok(Seen { host, foreign })
 }
 
-/// Whether the stored choice is what the spec asks for, and as many VMs as `wanted` have an address from it.
+/// Whether the stored choice meets the spec, and `wanted` VMs have an address from it.
 fn stands(world: &World, group: &HostGroup, wanted: usize) -> bool {
     match &group.spec.template.network {
         NetworkSpec::Isolated(isolated) => {
@@ -177,14 +175,14 @@ fn stands(world: &World, group: &HostGroup, wanted: usize) -> bool {
     }
 }
 
-/// The stored range of an isolated group, if its spec does not ask for another.
+/// The stored range of an isolated group, if its spec does not specify another one.
 fn kept(world: &World, name: &Name, spec: Option<Ipv4Network>) -> Option<Ipv4Network> {
     let pool = world.pool(name).filter(|pool| pool.gateway.is_none())?;
     Some(pool.range).filter(|range| spec.is_none_or(|spec| spec == *range))
 }
 
-/// Chooses a group's addresses if it has none, or if its spec now specifies others. Runs inside the transaction that stores the choice: no
-/// other group can choose, and nothing is released, between the two.
+/// Chooses a group's addresses if it has none, or if its spec now specifies others. Runs inside the transaction that stores the choice:
+/// between the two no other group can choose, and nothing is released.
 pub(super) fn choose(
     world: &World,
     seen: &Seen,
@@ -261,7 +259,7 @@ fn isolated_range(
     pool::derive(name, is_taken).ok_or(RangeError::NoneLeft)
 }
 
-/// The blocks of `range` that `used` touches.
+/// The blocks of `range` that `used` overlaps.
 fn blocks_of(range: Ipv4Network, used: Ipv4Network) -> Vec<Block> {
     let first = u32::from(range.network()).max(u32::from(used.network()) & !3);
     let last = u32::from(range.broadcast()).min(u32::from(used.broadcast()));

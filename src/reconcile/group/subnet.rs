@@ -1,5 +1,5 @@
-//! A bridge's subnet: as written, or derived from the group's name and kept.
-//! Out of scope: isolated mode's ranges (`range`), which VM has which address (the store).
+//! Chooses the subnet of a bridge group: as specified, or derived from the group's name and then kept.
+//! Out of scope: ranges of isolated groups (`range`), the addresses of the VMs (the store).
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -18,14 +18,14 @@ use crate::host::netlink::Handle;
 use crate::host::{self, addr, neigh, route};
 use crate::store::{Pool, World};
 
-/// A gateway on a bridge, and whose group it is.
+/// The gateway of another group.
 struct Other {
     group: Name,
     bridge: String,
     gateway: Ipv4Network,
 }
 
-/// Whether the stored gateway is what the spec asks for, and as many VMs as `wanted` have an address by it.
+/// Whether the stored gateway meets the spec, and `wanted` VMs have an address in its subnet.
 pub(super) fn stands(world: &World, group: &HostGroup, spec: &BridgeSpec, wanted: usize) -> bool {
     let name = &group.meta.name;
     let Some(kept) = kept(world, name, spec) else {
@@ -42,8 +42,8 @@ fn kept(world: &World, name: &Name, spec: &BridgeSpec) -> Option<Ipv4Network> {
     Some(stored).filter(|kept| spec.gateway.is_none_or(|wanted| wanted == *kept))
 }
 
-/// Chooses a group's gateway, and reports which addresses of its subnet are in use: by the host, by its neighbours, and by other daemons
-/// that use the same bridge.
+/// Chooses a group's gateway. The result includes the addresses of its subnet that the host, its neighbours, or other daemons on the same
+/// bridge use.
 pub(super) fn choose(
     world: &World,
     foreign: &[Claim],
@@ -53,7 +53,7 @@ pub(super) fn choose(
 ) -> Result<Pool, RangeError> {
     let name = &group.meta.name;
     let others = others(world, name);
-    // Whoever shares a bridge shares its gateway.
+    // Groups that share a bridge share its gateway.
     let shared = others.iter().find(|other| other.bridge == spec.bridge);
     let gateway = match (kept(world, name, spec).or(spec.gateway), shared) {
         (Some(gateway), _) => {
@@ -143,8 +143,8 @@ fn check(
     }
 }
 
-/// 192.168.100.1/24 to 192.168.250.1/24 (RFC 1918), the first by the hash of the group's name, then the next ones past what is
-/// taken: home routers and other programs' bridges have lower numbers.
+/// Derives a gateway from the group's name: 192.168.100.1/24 to 192.168.250.1/24 (RFC 1918), starting with the hash of the name, the first
+/// one that is free. Home routers and bridges of other programs use lower numbers.
 fn derive(
     foreign: &[Claim],
     name: &Name,
@@ -174,13 +174,13 @@ fn derive(
         .ok_or(RangeError::NoneLeft)
 }
 
-/// What the host has of IPv4.
+/// IPv4 networks and addresses of the host.
 pub(super) struct Seen {
     /// Subnets of links other than the bridge.
     elsewhere: Vec<(Ipv4Network, String)>,
-    /// Where the host routes to, the default route apart.
+    /// Destinations of the host's routes, except the default route.
     routes: Vec<Ipv4Network>,
-    /// Addresses of the host, and those at which a neighbour was seen.
+    /// Addresses of the host and of its neighbours.
     hosts: Vec<Ipv4Addr>,
 }
 
@@ -195,7 +195,7 @@ impl Seen {
         let own = links.iter().find(|link| link.name == bridge);
         let own = own.map(|link| link.index);
         let routes = route::list(netlink).await?;
-        let neighbours = neigh::list_seen(netlink).await?;
+        let neighbours = neigh::list_resolved(netlink).await?;
         let elsewhere = addresses
             .iter()
             .filter(|addr| Some(addr.index) != own)

@@ -34,9 +34,11 @@ pub enum Action {
     /// Make it visible to `ip netns`.
     LinkHandle,
     /// Correct the namespace's settings.
-    Settle(BTreeMap<String, String>),
+    #[serde(rename = "Settle")]
+    SetSysctls(BTreeMap<String, String>),
     /// Remove a link in the namespace that is not as specified; everything in the namespace is ours.
-    DeleteInside(Side),
+    #[serde(rename = "DeleteInside")]
+    DeleteNetnsLink(Side),
     /// Remove the veth.
     DeleteHostLink(Owned<String>),
     /// Create the TAP.
@@ -51,7 +53,8 @@ pub enum Action {
     /// Label the host's end, set its group, and turn IPv6 off on it.
     LabelHostLink,
     /// Remove a link from the bridge or VRF that another program made it a port of.
-    Release(Side),
+    #[serde(rename = "Release")]
+    ClearMaster(Side),
     /// Set MAC and MTU, bring the link up.
     Configure(Side),
     /// Give a link an address.
@@ -82,20 +85,20 @@ impl fmt::Display for Side {
 
 impl Action {
     /// Whether a link may have another index afterwards, or may be removed.
-    pub(super) fn changes_names(&self) -> bool {
+    pub(super) fn changes_indexes(&self) -> bool {
         match self {
             Self::CreateNetns
             | Self::CreateTap(_)
             | Self::CreateVeth
-            | Self::DeleteInside(_)
+            | Self::DeleteNetnsLink(_)
             | Self::DeleteHostLink(_)
             | Self::DeleteNetns(_) => true,
             Self::WriteRecord
             | Self::LinkHandle
-            | Self::Settle(_)
+            | Self::SetSysctls(_)
             | Self::SetTapFilter { .. }
             | Self::LabelHostLink
-            | Self::Release(_)
+            | Self::ClearMaster(_)
             | Self::Configure(_)
             | Self::AddAddress(..)
             | Self::AddNeighbour(..)
@@ -113,17 +116,17 @@ impl fmt::Display for Action {
             Self::WriteRecord => f.write_str("write the VM's record"),
             Self::CreateNetns => f.write_str("create the namespace"),
             Self::LinkHandle => f.write_str("make the namespace visible to ip netns"),
-            Self::Settle(keys) => {
+            Self::SetSysctls(keys) => {
                 let keys: Vec<&str> = keys.keys().map(String::as_str).collect();
                 write!(f, "set {}", keys.join(", "))
             }
-            Self::DeleteInside(side) => write!(f, "delete the wrong {side}"),
+            Self::DeleteNetnsLink(side) => write!(f, "delete the wrong {side}"),
             Self::DeleteHostLink(link) => write!(f, "delete link {}", link.thing()),
             Self::CreateTap(owner) => write!(f, "create {TAP} for uid {owner}"),
             Self::SetTapFilter { digest } => write!(f, "set filter {digest} on {TAP}"),
             Self::CreateVeth => f.write_str("create the veth"),
             Self::LabelHostLink => write!(f, "label {}", Side::Host),
-            Self::Release(side) => {
+            Self::ClearMaster(side) => {
                 write!(f, "detach {side} from its foreign master (nomaster)")
             }
             Self::Configure(side) => write!(f, "configure {side} and bring it up"),

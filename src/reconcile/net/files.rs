@@ -18,7 +18,7 @@ pub(super) struct Seen {
 
 pub(super) fn observe(dir: &Path) -> Result<Seen, Error> {
     let record = fs::read_text(&dir.join(RECORD))?;
-    let is_there = match fs::look_at_dir(dir)? {
+    let exists = match fs::look_at_dir(dir)? {
         // If it contains only foreign files, everything of ours is removed.
         fs::Dir::Present(names) => {
             names.is_empty() || names.iter().any(|name| is_ours(name)) || ramdir::is_mounted(dir)?
@@ -27,7 +27,7 @@ pub(super) fn observe(dir: &Path) -> Result<Seen, Error> {
     };
     Ok(Seen {
         record,
-        dir: is_there,
+        dir: exists,
     })
 }
 
@@ -57,11 +57,11 @@ pub(super) fn remove(dir: &Path) -> Result<(), Error> {
 }
 
 fn remove_all(dir: &Path) -> Result<(), Error> {
-    fs::remove_ours(&dir.join(LOCK))?;
+    fs::force_remove(&dir.join(LOCK))?;
     let record = dir.join(RECORD);
-    fs::remove_draft(&record)?;
-    fs::remove_ours(&record)?;
-    fs::remove_our_empty_dir(dir)
+    fs::remove_temp(&record)?;
+    fs::force_remove(&record)?;
+    fs::force_remove_empty_dir(dir)
 }
 
 fn is_ours(name: &str) -> bool {
@@ -69,12 +69,12 @@ fn is_ours(name: &str) -> bool {
         || name == LOCK
         || name
             .strip_prefix('.')
-            .is_some_and(|draft| draft.starts_with(RECORD))
+            .is_some_and(|temporary| temporary.starts_with(RECORD))
 }
 
 /// Removes the empty file below a namespace's mount. A crash just before mounting or just after unmounting leaves it. A mounted file is
 /// busy, and stays.
-pub(super) fn remove_vacant(path: &Path) -> Result<(), Error> {
+pub(super) fn remove_empty_file(path: &Path) -> Result<(), Error> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if found.is_file() && found.len() == 0 => match fs::remove(path) {
             Err(error) if error.kind == Kind::Busy => Ok(()),

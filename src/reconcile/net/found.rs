@@ -14,9 +14,9 @@ use crate::host::{self, Error};
 
 /// Names to indexes. The names must differ if links of several namespaces are cached.
 #[derive(Default)]
-pub(super) struct Found(Mutex<BTreeMap<String, u32>>);
+pub(super) struct LinkIndexes(Mutex<BTreeMap<String, u32>>);
 
-impl Found {
+impl LinkIndexes {
     /// Returns the index of the link of this name. A link that is not cached must pass `check`.
     pub async fn index(
         &self,
@@ -34,7 +34,7 @@ impl Found {
     }
 
     /// Clears the cache, after a change or before an observation.
-    pub fn forget(&self) {
+    pub fn clear(&self) {
         self.indexes().clear();
     }
 
@@ -45,7 +45,7 @@ impl Found {
 
 /// Returns the link of this name, which must exist.
 pub(super) async fn get(netlink: &Handle, name: &str) -> Result<Link, host::Error> {
-    let gone = std::io::Error::from_raw_os_error(libc::ENODEV);
+    let not_found = std::io::Error::from_raw_os_error(libc::ENODEV);
     let found = link::get(netlink, name).await?;
-    found.ok_or_else(|| Error::io("find link", name, gone))
+    found.ok_or_else(|| Error::io("find link", name, not_found))
 }

@@ -17,8 +17,8 @@ mod settings;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use self::found::Found;
-use self::place::Door;
+use self::found::LinkIndexes;
+use self::place::NetnsSession;
 use super::{Conflict, Reconcile};
 use crate::host;
 use crate::host::netlink::Handle;
@@ -41,35 +41,35 @@ pub const RECORD: &str = "record.json";
 pub const LOCK: &str = "xtables.lock";
 
 /// The reconciler of the Net stage in isolated mode, for one run and one VM.
-pub struct Net {
+pub struct IsolatedNet {
     /// The namespace that the daemon was started in.
     pub home: Netns,
     /// Sockets in it.
     pub netlink: Handle,
-    door: Door,
-    found: Found,
-    seen: Mutex<Option<Observed>>,
-    made_netns: AtomicBool,
+    session: NetnsSession,
+    link_indexes: LinkIndexes,
+    last_observation: Mutex<Option<Observed>>,
+    created_netns: AtomicBool,
     lacks_record: AtomicBool,
 }
 
-impl Net {
+impl IsolatedNet {
     /// Creates the reconciler for one run.
     pub fn new(home: Netns, netlink: Handle) -> Self {
         Self {
             home,
             netlink,
-            door: Door::default(),
-            found: Found::default(),
-            seen: Mutex::new(None),
-            made_netns: AtomicBool::new(false),
+            session: NetnsSession::default(),
+            link_indexes: LinkIndexes::default(),
+            last_observation: Mutex::new(None),
+            created_netns: AtomicBool::new(false),
             lacks_record: AtomicBool::new(false),
         }
     }
 
     /// Whether a namespace was created in this run. What was known of an earlier one is then obsolete.
-    pub fn made_netns(&self) -> bool {
-        self.made_netns.load(Ordering::Relaxed)
+    pub fn created_netns(&self) -> bool {
+        self.created_netns.load(Ordering::Relaxed)
     }
 
     /// Whether the only failure is that the VM's record could not be written, which does not affect the data path.
@@ -77,12 +77,14 @@ impl Net {
         self.lacks_record.load(Ordering::Relaxed)
     }
 
-    fn seen(&self) -> std::sync::MutexGuard<'_, Option<Observed>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn last_observation(&self) -> std::sync::MutexGuard<'_, Option<Observed>> {
+        self.last_observation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Reconcile for Net {
+impl Reconcile for IsolatedNet {
     type Desired = Desired;
     type Observed = Observed;
     type Action = Action;
@@ -99,15 +101,15 @@ impl Reconcile for Net {
     }
 
     async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
-        let seen = self.seen().take();
+        let seen = self.last_observation().take();
         let seen = match seen {
-            Some(seen) => observe::record_again(desired, seen)?,
+            Some(seen) => observe::with_current_record(desired, seen)?,
             None => {
-                self.found.forget();
+                self.link_indexes.clear();
                 observe::observe(self, desired).await?
             }
         };
-        *self.seen() = Some(seen.clone());
+        *self.last_observation() = Some(seen.clone());
         Ok(seen)
     }
 
@@ -115,18 +117,18 @@ impl Reconcile for Net {
         // A record is a file and no kernel object: the rest of the last observation is still valid. Every change of a policy writes a
         // record, so this halves the cost of such a change.
         if *action != Action::WriteRecord {
-            self.seen().take();
+            self.last_observation().take();
         }
-        if action.changes_names() {
-            self.found.forget();
+        if action.changes_indexes() {
+            self.link_indexes.clear();
         }
         if *action == Action::CreateNetns {
-            self.made_netns.store(true, Ordering::Relaxed);
+            self.created_netns.store(true, Ordering::Relaxed);
         }
-        let done = act::act(self, desired, action).await;
+        let result = act::act(self, desired, action).await;
         if *action == Action::WriteRecord {
-            self.lacks_record.store(done.is_err(), Ordering::Relaxed);
+            self.lacks_record.store(result.is_err(), Ordering::Relaxed);
         }
-        done
+        result
     }
 }

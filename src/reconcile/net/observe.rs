@@ -8,7 +8,7 @@ use ipnetwork::Ipv4Network;
 
 use super::place::Seen;
 use super::plan::{Desired, HostLink, Inside, NetnsSeen, Observed, TapSeen, Uplink};
-use super::{NEXT_HOP, Net, host_links, routed, settings};
+use super::{IsolatedNet, NEXT_HOP, host_links, routed, settings};
 use crate::api::network::{Block, Mac, TapOwner};
 use crate::host::link::Link;
 use crate::host::netlink::Handle;
@@ -19,18 +19,18 @@ use crate::host::{self, Kind, addr, link, neigh, route, sysctl};
 use crate::owner::{TAP, UPLINK};
 use crate::reconcile::firewall::{antispoof, port};
 
-pub(super) async fn observe(net: &Net, desired: &Desired) -> Result<Observed, host::Error> {
-    let place = desired.place();
+pub(super) async fn observe(net: &IsolatedNet, desired: &Desired) -> Result<Observed, host::Error> {
+    let place = desired.paths();
     let Seen {
         record,
         dir,
         handle,
-    } = place.look()?;
+    } = place.observe()?;
     let host_link = observe_host_link(net, desired).await?;
     let (netns, inside) = match place.open()? {
         None => (NetnsSeen::Absent, None),
         Some(netns) => {
-            let inside = net.door.enter(netns).await?;
+            let inside = net.session.enter(netns).await?;
             let lo = link::get(&inside.netlink, "lo").await?;
             let alias = lo.and_then(|lo| lo.alias);
             let ours = desired.label.claim((), alias.as_deref()).is_some();
@@ -52,12 +52,15 @@ pub(super) async fn observe(net: &Net, desired: &Desired) -> Result<Observed, ho
 }
 
 /// Returns the last observation of this run, with the present record.
-pub(super) fn record_again(desired: &Desired, seen: Observed) -> Result<Observed, host::Error> {
+pub(super) fn with_current_record(
+    desired: &Desired,
+    seen: Observed,
+) -> Result<Observed, host::Error> {
     let Seen {
         record,
         dir,
         handle,
-    } = desired.place().look()?;
+    } = desired.paths().observe()?;
     Ok(Observed {
         record,
         dir,
@@ -67,29 +70,32 @@ pub(super) fn record_again(desired: &Desired, seen: Observed) -> Result<Observed
 }
 
 /// The host's forwarding switch, which sets `forwarding` of every link.
-const SWITCH: &str = "net.ipv4.ip_forward";
+const FORWARDING_SWITCH: &str = "net.ipv4.ip_forward";
 
-async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLink>, host::Error> {
+async fn observe_host_link(
+    net: &IsolatedNet,
+    desired: &Desired,
+) -> Result<Option<HostLink>, host::Error> {
     let name = desired.names().host_link;
     let Some(mut seen) = link::get(&net.netlink, &name).await? else {
         return Ok(None);
     };
     // Turned off together with all links: the host network's reconciler restores it on all of them.
     if let Some(ipv4) = seen.ipv4.as_mut().filter(|ipv4| ipv4.forwarding == 0)
-        && net.home.run_here(|| sysctl::read(SWITCH))? == "0"
+        && net.home.run_here(|| sysctl::read(FORWARDING_SWITCH))? == "0"
     {
         ipv4.forwarding = 1;
     }
     let guest = desired.slot.as_ref().map(|slot| slot.block.guest());
-    let neighbours = pinned(&net.netlink, seen.index, guest).await?;
+    let neighbours = permanent_neighbour(&net.netlink, seen.index, guest).await?;
     let routed = match guest {
         Some(guest) => routed::is_routed(&net.netlink, guest, seen.index).await?,
         None => false,
     };
     // A link that is down has no route yet.
-    let taken = match guest {
+    let route_conflict = match guest {
         Some(guest) if seen.up && !routed => {
-            routed::taken(&net.netlink, guest, seen.index, Block::PREFIX_LEN).await?
+            routed::route_conflict(&net.netlink, guest, seen.index, Block::PREFIX_LEN).await?
         }
         Some(_) | None => None,
     };
@@ -101,8 +107,8 @@ async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLi
     };
     Ok(Some(HostLink {
         addresses,
-        bare: host_links::is_veth(&seen),
-        port: seen.master.is_some(),
+        configured: host_links::is_veth(&seen),
+        has_master: seen.master.is_some(),
         alias: seen.alias,
         mac: mac(seen.mac),
         index: seen.index,
@@ -111,7 +117,7 @@ async fn observe_host_link(net: &Net, desired: &Desired) -> Result<Option<HostLi
         mtu: seen.mtu,
         neighbours,
         routed,
-        taken,
+        route_conflict,
     }))
 }
 
@@ -124,7 +130,7 @@ async fn observe_inside(
     // the link drops every packet (`linkwatch_sync_dev` in `rtnl_getlink`; otherwise that may take a second).
     let tap = link::get(netlink, TAP).await?;
     let uplink = link::get(netlink, UPLINK).await?;
-    let strayed = settings::strayed(netns, &[tap.as_ref(), uplink.as_ref()])?;
+    let drifted = settings::drifted(netns, &[tap.as_ref(), uplink.as_ref()])?;
     let guest = desired.slot.as_ref().map(|slot| slot.block.guest());
     let routes = route::list(netlink).await?;
     let default_via = routes
@@ -140,14 +146,14 @@ async fn observe_inside(
             up: tap.up,
             mtu: tap.mtu,
             addresses: addresses(netlink, tap.index).await?,
-            neighbours: pinned(netlink, tap.index, guest).await?,
+            neighbours: permanent_neighbour(netlink, tap.index, guest).await?,
             routes: routes
                 .iter()
                 .filter(|r| r.link == Some(tap.index) && r.gateway.is_none())
                 .map(|r| r.dst)
                 .collect(),
             program: program(netlink, tap.index).await?,
-            port: tap.master.is_some(),
+            has_master: tap.master.is_some(),
         }),
     };
     let uplink = match uplink {
@@ -158,21 +164,21 @@ async fn observe_inside(
             mac: mac(up.mac),
             up: up.up,
             mtu: up.mtu,
-            neighbours: pinned(netlink, up.index, Some(NEXT_HOP)).await?,
-            port: up.master.is_some(),
+            neighbours: permanent_neighbour(netlink, up.index, Some(NEXT_HOP)).await?,
+            has_master: up.master.is_some(),
         }),
     };
     Ok(Inside {
         tap,
         uplink,
         default_via,
-        strayed,
+        drifted,
     })
 }
 
 /// Returns the permanent neighbour with this address. This is not a dump: the kernel keeps the neighbours of all namespaces in one table
 /// (`neigh_table`), and a dump traverses all of it.
-async fn pinned(
+async fn permanent_neighbour(
     netlink: &Handle,
     index: u32,
     ip: Option<Ipv4Addr>,
@@ -191,7 +197,7 @@ async fn pinned(
 async fn program(netlink: &Handle, index: u32) -> Result<Option<String>, host::Error> {
     let filters = tc::list(netlink, index).await?;
     match filters.as_slice() {
-        [only] if port::is_ours(only) => match &only.what {
+        [only] if port::is_ours(only) => match &only.action {
             What::Program(program) => Ok(Some(antispoof::digest(program))),
             What::Redirect(_) | What::Other(_) => Ok(None),
         },
@@ -202,8 +208,9 @@ async fn program(netlink: &Handle, index: u32) -> Result<Option<String>, host::E
 /// Who may open the TAP, if it is the kind of TAP that we create.
 pub(super) fn tap_owner(link: &Link) -> Option<TapOwner> {
     let tun = link.tun.as_ref()?;
-    let sound = tun.layer == Layer::Tap && tun.persist && !tun.packet_info && !tun.multi_queue;
-    sound.then(|| TapOwner {
+    let is_supported =
+        tun.layer == Layer::Tap && tun.persist && !tun.packet_info && !tun.multi_queue;
+    is_supported.then(|| TapOwner {
         uid: tun.owner.unwrap_or(0),
         gid: tun.group,
     })
@@ -213,7 +220,7 @@ pub(super) async fn addresses(
     netlink: &Handle,
     index: u32,
 ) -> Result<BTreeSet<Ipv4Network>, host::Error> {
-    let found = addr::list(netlink, addr::Of::Link(index)).await?;
+    let found = addr::list(netlink, addr::Of::Index(index)).await?;
     Ok(found.into_iter().map(|addr| addr.net).collect())
 }
 

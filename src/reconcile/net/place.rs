@@ -16,14 +16,14 @@ use crate::owner::{self, Label, RunDir, VmNames};
 
 /// The owner and the directory.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place<'a> {
+pub(super) struct VmPaths<'a> {
     pub label: &'a Label,
     pub run_dir: &'a Path,
 }
 
 /// The parts of the namespace that are missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Gaps {
+pub(super) struct Missing {
     pub netns: bool,
     pub handle: bool,
 }
@@ -38,16 +38,16 @@ pub(super) struct Seen {
 
 /// The VM's namespace, entered once per run.
 #[derive(Clone)]
-pub(super) struct Room {
+pub(super) struct EnteredNetns {
     pub netns: Netns,
     pub netlink: Handle,
 }
 
 /// Keeps a netlink socket in a namespace for a run.
 #[derive(Default)]
-pub(super) struct Door(Mutex<Option<Room>>);
+pub(super) struct NetnsSession(Mutex<Option<EnteredNetns>>);
 
-impl Place<'_> {
+impl VmPaths<'_> {
     pub fn names(&self) -> VmNames {
         owner::names_of(self.label)
     }
@@ -69,8 +69,12 @@ impl Place<'_> {
     }
 
     /// Returns what is missing of the namespace; a conflict if a foreign namespace has its path.
-    pub fn gaps(&self, netns: &NetnsSeen, handle: Option<&PathBuf>) -> Result<Gaps, Conflict> {
-        let absent = match netns {
+    pub fn missing(
+        &self,
+        netns: &NetnsSeen,
+        handle: Option<&PathBuf>,
+    ) -> Result<Missing, Conflict> {
+        let netns_missing = match netns {
             NetnsSeen::Absent => true,
             NetnsSeen::Present(alias) => {
                 let path = self.netns();
@@ -83,7 +87,7 @@ impl Place<'_> {
                 false
             }
         };
-        let unseen = match handle {
+        let handle_missing = match handle {
             None => true,
             Some(target) if *target == self.netns() => false,
             Some(target) => {
@@ -97,13 +101,13 @@ impl Place<'_> {
                 return Err(Conflict { thing, remedy });
             }
         };
-        Ok(Gaps {
-            netns: absent,
-            handle: unseen,
+        Ok(Missing {
+            netns: netns_missing,
+            handle: handle_missing,
         })
     }
 
-    pub fn look(&self) -> Result<Seen, Error> {
+    pub fn observe(&self) -> Result<Seen, Error> {
         let files::Seen { record, dir } = files::observe(&self.vm_dir())?;
         Ok(Seen {
             record,
@@ -125,20 +129,20 @@ impl Place<'_> {
     /// namespace exists already.
     pub async fn create_netns(
         &self,
-        settle: fn(&Netns) -> Result<(), Error>,
+        configure: fn(&Netns) -> Result<(), Error>,
     ) -> Result<Option<Netns>, Error> {
         let label = self.label.to_string();
-        let made = netns::create(&self.netns(), move |netns| {
-            settle(netns)?;
-            let labelled = Change {
+        let created = netns::create(&self.netns(), move |netns| {
+            configure(netns)?;
+            let attributes = Change {
                 alias: Some(label),
                 state: Some(State::Up),
                 ..Change::default()
             };
-            link::set_here("lo", &labelled)
+            link::set_blocking("lo", &attributes)
         })
         .await;
-        match made {
+        match created {
             Ok(netns) => Ok(Some(netns)),
             Err(error) if error.kind == Kind::Exists => Ok(None),
             Err(error) => Err(error),
@@ -150,46 +154,46 @@ impl Place<'_> {
         if let Some(dir) = handle.parent() {
             fs::make_dir(dir, 0o755)?;
         }
-        let made = std::os::unix::fs::symlink(self.netns(), &handle)
+        let created = std::os::unix::fs::symlink(self.netns(), &handle)
             .map_err(|e| Error::io("create", handle.display().to_string(), e));
-        exists_is_done(made)
+        exists_is_done(created)
     }
 
     /// Removes the run directory, and the file below the mount of a namespace.
     pub fn remove_dir(&self) -> Result<(), Error> {
-        files::remove_vacant(&self.netns())?;
+        files::remove_empty_file(&self.netns())?;
         files::remove(&self.vm_dir())
     }
 }
 
-impl Door {
+impl NetnsSession {
     /// Enters a namespace and keeps it open. If it is entered already, nothing changes.
-    pub async fn enter(&self, netns: Netns) -> Result<Room, Error> {
-        let known = self.room().take();
-        let room = match known {
+    pub async fn enter(&self, netns: Netns) -> Result<EnteredNetns, Error> {
+        let previous = self.entered().take();
+        let entered = match previous {
             Some(room) if room.netns.inode()? == netns.inode()? => room,
-            _ => Room {
+            _ => EnteredNetns {
                 netlink: netns.netlink()?,
                 netns,
             },
         };
-        *self.room() = Some(room.clone());
-        Ok(room)
+        *self.entered() = Some(entered.clone());
+        Ok(entered)
     }
 
     /// `Absent` if no namespace was entered.
-    pub fn inside(&self) -> Result<Room, Error> {
-        let gone = std::io::Error::from_raw_os_error(libc::ENOENT);
-        let room = self.room().clone();
-        room.ok_or_else(|| Error::io("enter", "the VM's namespace", gone))
+    pub fn inside(&self) -> Result<EnteredNetns, Error> {
+        let not_found = std::io::Error::from_raw_os_error(libc::ENOENT);
+        let entered = self.entered().clone();
+        entered.ok_or_else(|| Error::io("enter", "the VM's namespace", not_found))
     }
 
     /// Closes the namespace: a socket in it would keep it alive.
-    pub fn leave(&self) {
-        self.room().take();
+    pub fn close(&self) {
+        self.entered().take();
     }
 
-    fn room(&self) -> MutexGuard<'_, Option<Room>> {
+    fn entered(&self) -> MutexGuard<'_, Option<EnteredNetns>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -9,8 +9,8 @@ use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
 use super::super::Conflict;
-use super::place::Place;
-use super::routed::Taken;
+use super::place::VmPaths;
+use super::routed::RouteConflict;
 use super::{Action, MTU, NEXT_HOP, Side};
 use crate::api::network::{Block, Mac, TapOwner};
 use crate::host::tc::Insn;
@@ -90,12 +90,15 @@ pub struct HostLink {
     pub routed: bool,
     /// The route or rule that takes the guest's packets instead.
     #[serde(default)]
-    pub taken: Option<Taken>,
+    #[serde(rename = "taken")]
+    pub route_conflict: Option<RouteConflict>,
     /// It is in the group of isolated VMs' links, IPv6 is off on it, and packets that arrive on it are forwarded ([`super::host_links`]).
-    pub bare: bool,
+    #[serde(rename = "bare")]
+    pub configured: bool,
     /// It has a master: its packets enter the host as the master's packets, which rules about our links do not match.
     #[serde(default)]
-    pub port: bool,
+    #[serde(rename = "port")]
+    pub has_master: bool,
 }
 
 /// The content of the namespace.
@@ -109,7 +112,8 @@ pub struct Inside {
     /// Next hop of the default route over `up0`.
     pub default_via: Option<Ipv4Addr>,
     /// Settings that differ from ours: key to the value that it should have.
-    pub strayed: BTreeMap<String, String>,
+    #[serde(rename = "strayed")]
+    pub drifted: BTreeMap<String, String>,
 }
 
 /// A link named `tap0`.
@@ -134,7 +138,8 @@ pub struct TapSeen {
     pub program: Option<String>,
     /// It has a master.
     #[serde(default)]
-    pub port: bool,
+    #[serde(rename = "port")]
+    pub has_master: bool,
 }
 
 /// A link named `up0`.
@@ -154,32 +159,33 @@ pub struct Uplink {
     pub neighbours: BTreeMap<Ipv4Addr, Mac>,
     /// It has a master.
     #[serde(default)]
-    pub port: bool,
+    #[serde(rename = "port")]
+    pub has_master: bool,
 }
 
 impl Desired {
     /// The VM's names.
     pub fn names(&self) -> VmNames {
-        self.place().names()
+        self.paths().names()
     }
 
     /// Where its namespace is mounted.
     pub fn netns(&self) -> PathBuf {
-        self.place().netns()
+        self.paths().netns()
     }
 
     /// Where `ip netns` finds it.
     pub fn handle(&self) -> PathBuf {
-        self.place().handle()
+        self.paths().handle()
     }
 
     /// Its run directory.
     pub fn vm_dir(&self) -> PathBuf {
-        self.place().vm_dir()
+        self.paths().vm_dir()
     }
 
-    pub(super) fn place(&self) -> Place<'_> {
-        Place {
+    pub(super) fn paths(&self) -> VmPaths<'_> {
+        VmPaths {
             label: &self.label,
             run_dir: &self.run_dir,
         }
@@ -221,10 +227,10 @@ fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Acti
     let exists = observed.record.is_some() && observed.inside.is_some();
     plan.extend(record.clone().filter(|_| !exists));
     plan_netns(desired, observed, &mut plan)?;
-    let blank = Inside::default();
-    let inside = observed.inside.as_ref().unwrap_or(&blank);
-    if !inside.strayed.is_empty() {
-        plan.push(Action::Settle(inside.strayed.clone()));
+    let empty = Inside::default();
+    let inside = observed.inside.as_ref().unwrap_or(&empty);
+    if !inside.drifted.is_empty() {
+        plan.push(Action::SetSysctls(inside.drifted.clone()));
     }
     plan_tap(desired, slot, inside.tap.as_ref(), &mut plan);
     plan_veth(
@@ -239,9 +245,9 @@ fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Acti
     match observed
         .host_link
         .as_ref()
-        .and_then(|link| link.taken.as_ref())
+        .and_then(|link| link.route_conflict.as_ref())
     {
-        Some(taken) if plan.is_empty() => Err(taken.conflict(slot.block.guest())),
+        Some(route_conflict) if plan.is_empty() => Err(route_conflict.conflict(slot.block.guest())),
         Some(_) | None => Ok(plan),
     }
 }
@@ -251,35 +257,35 @@ fn plan_netns(
     observed: &Observed,
     plan: &mut Vec<Action>,
 ) -> Result<(), Conflict> {
-    let place = desired.place();
-    let gaps = place.gaps(&observed.netns, observed.handle.as_ref())?;
-    plan.extend(gaps.netns.then_some(Action::CreateNetns));
-    plan.extend(gaps.handle.then_some(Action::LinkHandle));
+    let paths = desired.paths();
+    let missing = paths.missing(&observed.netns, observed.handle.as_ref())?;
+    plan.extend(missing.netns.then_some(Action::CreateNetns));
+    plan.extend(missing.handle.then_some(Action::LinkHandle));
     Ok(())
 }
 
 fn plan_tap(desired: &Desired, slot: &Slot, seen: Option<&TapSeen>, plan: &mut Vec<Action>) {
     let names = desired.names();
-    let right = |tap: &&TapSeen| tap.owner == Some(slot.tap_owner);
-    let kept = seen.filter(right);
+    let matches = |tap: &&TapSeen| tap.owner == Some(slot.tap_owner);
+    let kept = seen.filter(matches);
     if kept.is_none() {
         if seen.is_some() {
-            plan.push(Action::DeleteInside(Side::Tap));
+            plan.push(Action::DeleteNetnsLink(Side::Tap));
         }
         plan.push(Action::CreateTap(slot.tap_owner));
     }
-    if kept.is_some_and(|tap| tap.port) {
-        plan.push(Action::Release(Side::Tap));
+    if kept.is_some_and(|tap| tap.has_master) {
+        plan.push(Action::ClearMaster(Side::Tap));
     }
     // Before the TAP is up: no neighbour is learned from a guest.
-    let digest = antispoof::digest(&program(slot, &names));
+    let digest = antispoof::digest(&filter_program(slot, &names));
     if kept.and_then(|tap| tap.program.as_ref()) != Some(&digest) {
         plan.push(Action::SetTapFilter { digest });
     }
     if !kept.is_some_and(|tap| tap.up && tap.mtu == MTU && tap.mac == names.tap_mac) {
         plan.push(Action::Configure(Side::Tap));
     }
-    let gateway = on_link(slot.block);
+    let gateway = gateway_network(slot.block);
     if !kept.is_some_and(|tap| tap.addresses.contains(&gateway)) {
         plan.push(Action::AddAddress(Side::Tap, gateway));
     }
@@ -295,7 +301,7 @@ fn plan_tap(desired: &Desired, slot: &Slot, seen: Option<&TapSeen>, plan: &mut V
 }
 
 /// The program that filters the guest's frames.
-pub(super) fn program(slot: &Slot, names: &VmNames) -> Vec<Insn> {
+pub(super) fn filter_program(slot: &Slot, names: &VmNames) -> Vec<Insn> {
     let (guest, gateway) = (slot.block.guest(), slot.block.gateway());
     antispoof::program_isolated(names.guest_mac, guest, gateway)
 }
@@ -325,7 +331,7 @@ fn plan_veth(
     if pair.is_none() {
         plan.extend(owned.map(Action::DeleteHostLink));
         if uplink.is_some() {
-            plan.push(Action::DeleteInside(Side::Uplink));
+            plan.push(Action::DeleteNetnsLink(Side::Uplink));
         }
         plan.push(Action::CreateVeth);
     }
@@ -344,22 +350,22 @@ fn plan_host_end(
     plan: &mut Vec<Action>,
 ) {
     // First: while it has a master, the guest's packets do not appear to come from it.
-    if host.is_some_and(|host| host.port) {
-        plan.push(Action::Release(Side::Host));
+    if host.is_some_and(|host| host.has_master) {
+        plan.push(Action::ClearMaster(Side::Host));
     }
     let label = desired.label.to_string();
-    if !host.is_some_and(|host| host.alias.as_ref() == Some(&label) && host.bare) {
+    if !host.is_some_and(|host| host.alias.as_ref() == Some(&label) && host.configured) {
         plan.push(Action::LabelHostLink);
     }
     if !host.is_some_and(|host| host.up && host.mtu == MTU && host.mac == names.host_mac) {
         plan.push(Action::Configure(Side::Host));
     }
-    let gateway = on_link(slot.block);
+    let gateway = gateway_network(slot.block);
     if !host.is_some_and(|host| host.addresses.contains(&gateway)) {
         plan.push(Action::AddAddress(Side::Host, gateway));
     }
-    let is_taken = host.is_some_and(|host| host.taken.is_some());
-    if !is_taken
+    let has_route_conflict = host.is_some_and(|host| host.route_conflict.is_some());
+    if !has_route_conflict
         && host.is_some_and(|host| host.up && host.addresses.contains(&gateway) && !host.routed)
     {
         plan.push(Action::AddBlockRoute(Side::Host, slot.block));
@@ -376,8 +382,8 @@ fn plan_uplink(
     names: &VmNames,
     plan: &mut Vec<Action>,
 ) {
-    if uplink.is_some_and(|up| up.port) {
-        plan.push(Action::Release(Side::Uplink));
+    if uplink.is_some_and(|up| up.has_master) {
+        plan.push(Action::ClearMaster(Side::Uplink));
     }
     if !uplink.is_some_and(|up| up.up && up.mtu == MTU && up.mac == names.uplink_mac) {
         plan.push(Action::Configure(Side::Uplink));
@@ -399,6 +405,6 @@ fn owned_host_link(desired: &Desired, link: Option<&HostLink>) -> Option<Owned<S
 }
 
 /// The gateway's address with the block's prefix.
-fn on_link(block: Block) -> Ipv4Network {
+fn gateway_network(block: Block) -> Ipv4Network {
     Ipv4Network::new(block.gateway(), Block::PREFIX_LEN).expect("30 is a prefix length")
 }

@@ -19,14 +19,14 @@ const MAIN_PRIORITY: u32 = 32766;
 
 /// The route or rule that takes packets to a VM's address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Taken {
+pub struct RouteConflict {
     /// The route or rule.
     pub by: String,
     /// How the user can remove it.
     pub remedy: String,
 }
 
-impl Taken {
+impl RouteConflict {
     /// The conflict that it causes for this VM.
     pub fn conflict(&self, ip: Ipv4Addr) -> Conflict {
         Conflict {
@@ -47,28 +47,28 @@ pub(super) async fn is_routed(
 
 /// Returns what takes packets to `ip` that a route of at least this prefix length in the main table is to send over a link. `None`: nothing
 /// takes them, our route is missing.
-pub(super) async fn taken(
+pub(super) async fn route_conflict(
     netlink: &Handle,
     ip: Ipv4Addr,
     index: u32,
     prefix: u8,
-) -> Result<Option<Taken>, host::Error> {
-    let winner = route::winner(netlink, ip).await?;
-    let is_narrow = |found: &route::Winner| found.dst.prefix() >= prefix;
-    match &winner {
-        Some(found) if found.table == MAIN && !is_narrow(found) => return Ok(None),
+) -> Result<Option<RouteConflict>, host::Error> {
+    let best_route = route::match_route(netlink, ip).await?;
+    let is_specific = |found: &route::MatchedRoute| found.dst.prefix() >= prefix;
+    match &best_route {
+        Some(found) if found.table == MAIN && !is_specific(found) => return Ok(None),
         Some(found) if found.table == MAIN && found.link == Some(index) => return Ok(None),
         Some(_) | None => {}
     }
     let rules = routing_rule::list(netlink).await?;
-    let concerns = |rule: &&RoutingRule| {
+    let applies = |rule: &&RoutingRule| {
         let to = rule.to.is_none_or(|to| to.contains(ip));
         to && rule.priority < MAIN_PRIORITY && rule.priority > 0
     };
-    let rules = rules.iter().filter(concerns);
-    let Some(found) = winner else {
-        let refusing = rules.clone().find(|rule| rule.table.is_none());
-        return Ok(refusing.map(|rule| Taken {
+    let rules = rules.iter().filter(applies);
+    let Some(found) = best_route else {
+        let unreachable_rule = rules.clone().find(|rule| rule.table.is_none());
+        return Ok(unreachable_rule.map(|rule| RouteConflict {
             by: format!("routing rule {}", rule.priority),
             remedy: format!("remove it: ip rule del pref {}", rule.priority),
         }));
@@ -80,18 +80,18 @@ pub(super) async fn taken(
     let name = name.unwrap_or_else(|| "no link".to_owned());
     let dst = found.dst;
     Ok(Some(match found.table {
-        MAIN => Taken {
+        MAIN => RouteConflict {
             by: format!("route {dst} on {name}"),
             remedy: format!("remove it: ip route del {dst} dev {name}"),
         },
-        LOCAL => Taken {
+        LOCAL => RouteConflict {
             by: format!("address {ip} on {name}"),
             remedy: format!("remove it: ip addr del {ip} dev {name}"),
         },
         table => {
             let rule = rules.clone().find(|rule| rule.table == Some(table));
             let rule = rule.map_or(0, |rule| rule.priority);
-            Taken {
+            RouteConflict {
                 by: format!("routing rule {rule} (lookup {table}) with route {dst} on {name}"),
                 remedy: format!(
                     "remove it, or give it a priority above 100: ip rule del pref {rule}"

@@ -51,7 +51,7 @@ const INHERITED: usize = 14;
 
 /// The forwarding switch of [`crate::reconcile::firewall`]. A write sets `forwarding` of every link, and only the link's own value has an
 /// effect.
-const GATE: &str = "net.ipv4.conf.all.forwarding";
+const FORWARDING: &str = "net.ipv4.conf.all.forwarding";
 
 /// Reads a setting.
 type Value = fn(&Ipv4) -> i32;
@@ -59,7 +59,7 @@ type Value = fn(&Ipv4) -> i32;
 /// A link's own values, all 0, of settings that the kernel combines with `all` or reads from the link alone (`IN_DEV_ORCONF`,
 /// `IN_DEV_MAXCONF`, `IN_DEV_ANDCONF` in linux/inetdevice.h). They are read with the link, so that `default` matters only if a link is to
 /// be created.
-const OF_A_LINK: [(&str, Value); 12] = [
+const LINK_SETTINGS: [(&str, Value); 12] = [
     ("accept_redirects", |ipv4| ipv4.accept_redirects),
     ("send_redirects", |ipv4| ipv4.send_redirects),
     ("accept_source_route", |ipv4| ipv4.accept_source_route),
@@ -75,7 +75,7 @@ const OF_A_LINK: [(&str, Value); 12] = [
 ];
 
 /// Whether a key belongs to a single link.
-pub(super) fn is_of_a_link(key: &str) -> bool {
+pub(super) fn is_link_setting(key: &str) -> bool {
     let link = key
         .strip_prefix("net.ipv4.conf.")
         .or(key.strip_prefix("net.ipv6.conf."));
@@ -99,28 +99,28 @@ pub(super) fn write_all(netns: &Netns) -> Result<(), Error> {
 }
 
 /// Returns the settings that differ, with the value that they should have; also those of each of our links if `all` does not decide.
-pub(super) fn strayed(
+pub(super) fn drifted(
     netns: &Netns,
     links: &[Option<&Link>],
 ) -> Result<BTreeMap<String, String>, Error> {
     let complete = links.iter().all(Option::is_some);
-    let of_new_links = |key: &str| key.contains(".conf.default.");
+    let is_default = |key: &str| key.contains(".conf.default.");
     let settings = SETTINGS
         .iter()
-        .filter(|(key, _)| !(complete && of_new_links(key)));
+        .filter(|(key, _)| !(complete && is_default(key)));
     let mut keys: Vec<&str> = settings.clone().map(|(key, _)| *key).collect();
-    keys.push(GATE);
-    let look = || Ok((netns.read_sysctls(&keys)?, cttimeout::defaults()?));
-    let (mut found, timeouts) = netns.run_here(look)?;
-    let gate = found.pop().flatten();
-    let differ = settings
+    keys.push(FORWARDING);
+    let read = || Ok((netns.read_sysctls(&keys)?, cttimeout::defaults()?));
+    let (mut found, timeouts) = netns.run_here(read)?;
+    let forwarding = found.pop().flatten();
+    let differences = settings
         .zip(found)
         .filter(|((_, value), found)| found.as_ref().is_some_and(|found| found != value));
-    let mut strayed: BTreeMap<String, String> = differ
+    let mut drifted: BTreeMap<String, String> = differences
         .map(|((key, value), _)| ((*key).to_owned(), (*value).to_owned()))
         .collect();
     for link in links.iter().flatten() {
-        strayed.extend(of_a_link(link, gate.as_deref()));
+        drifted.extend(link_differences(link, forwarding.as_deref()));
     }
     for (state, attribute, seconds) in limits::TIMEOUTS {
         // There is no sysctl for simultaneous open.
@@ -130,34 +130,34 @@ pub(super) fn strayed(
                 .is_some_and(|found| *found != seconds)
         {
             let key = format!("net.netfilter.nf_conntrack_tcp_timeout_{state}");
-            strayed.insert(key, seconds.to_string());
+            drifted.insert(key, seconds.to_string());
         }
     }
-    Ok(strayed)
+    Ok(drifted)
 }
 
 /// A link's own settings that differ. `gate`: the namespace's forwarding switch.
-fn of_a_link(link: &Link, gate: Option<&str>) -> BTreeMap<String, String> {
-    let mut differ = BTreeMap::new();
-    let mut note = |family: &str, key: &str, right: &str| {
+fn link_differences(link: &Link, gate: Option<&str>) -> BTreeMap<String, String> {
+    let mut differences = BTreeMap::new();
+    let mut add = |family: &str, key: &str, expected: &str| {
         let key = format!("net.{family}.conf.{}.{key}", link.name);
-        differ.insert(key, right.to_owned());
+        differences.insert(key, expected.to_owned());
     };
     if let Some(ipv4) = link.ipv4 {
-        for (key, value) in OF_A_LINK {
+        for (key, value) in LINK_SETTINGS {
             if value(&ipv4) != 0 {
-                note("ipv4", key, "0");
+                add("ipv4", key, "0");
             }
         }
         if let Some(gate) = gate.filter(|gate| *gate != ipv4.forwarding.to_string()) {
-            note("ipv4", "forwarding", gate);
+            add("ipv4", "forwarding", gate);
         }
     }
     // The kernel reads the link's value alone (`ipv6_rcv`); `all` is copied to the links when it is written.
     if link.ipv6.is_some_and(|ipv6| !ipv6.disabled) {
-        note("ipv6", "disable_ipv6", "1");
+        add("ipv6", "disable_ipv6", "1");
     }
-    differ
+    differences
 }
 
 #[cfg(test)]
@@ -165,11 +165,11 @@ mod tests {
     use super::*;
     use crate::host::link::Ipv6;
 
-    type Break = fn(&mut Ipv4);
+    type Mutation = fn(&mut Ipv4);
 
     #[test]
     fn each_wrong_setting_of_a_link_is_detected() {
-        let right = Link {
+        let expected = Link {
             name: "tap0".into(),
             ipv4: Some(Ipv4 {
                 forwarding: 1,
@@ -178,13 +178,13 @@ mod tests {
             ipv6: Some(Ipv6 {
                 disabled: true,
                 configurable: true,
-                bare: false,
+                no_autogenerated_address: false,
             }),
             ..Link::default()
         };
-        assert!(of_a_link(&right, Some("1")).is_empty());
-        assert_eq!(of_a_link(&right, Some("0")).len(), 1);
-        let changes: [(&str, Break); 13] = [
+        assert!(link_differences(&expected, Some("1")).is_empty());
+        assert_eq!(link_differences(&expected, Some("0")).len(), 1);
+        let changes: [(&str, Mutation); 13] = [
             ("forwarding", |ipv4| ipv4.forwarding = 0),
             ("accept_redirects", |ipv4| ipv4.accept_redirects = 1),
             ("send_redirects", |ipv4| ipv4.send_redirects = 1),
@@ -200,14 +200,14 @@ mod tests {
             ("log_martians", |ipv4| ipv4.log_martians = 1),
         ];
         for (key, change) in changes {
-            let mut link = right.clone();
+            let mut link = expected.clone();
             change(link.ipv4.as_mut().expect("IPv4"));
-            let found: Vec<String> = of_a_link(&link, Some("1")).into_keys().collect();
+            let found: Vec<String> = link_differences(&link, Some("1")).into_keys().collect();
             assert_eq!(found, [format!("net.ipv4.conf.tap0.{key}")]);
         }
-        let mut link = right;
+        let mut link = expected;
         link.ipv6.as_mut().expect("IPv6").disabled = false;
-        let found: Vec<String> = of_a_link(&link, Some("1")).into_keys().collect();
+        let found: Vec<String> = link_differences(&link, Some("1")).into_keys().collect();
         assert_eq!(found, ["net.ipv6.conf.tap0.disable_ipv6"]);
     }
 }

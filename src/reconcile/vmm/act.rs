@@ -1,5 +1,5 @@
-//! Takes one step of a plan.
-//! Out of scope: which, and whether.
+//! Runs one action of a plan.
+//! Out of scope: which actions are run, and when.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -20,23 +20,23 @@ use crate::host::{Error, Kind, fs, ramdir};
 use crate::reconcile::places::Places;
 use crate::runtime::controller::stand_aside;
 
-/// For the VMM to obey SIGTERM.
+/// Deadline for a VMM to end after SIGTERM.
 const TERM_DEADLINE: Duration = Duration::from_secs(2);
-/// For the kernel to clear away what SIGKILL killed.
+/// Deadline for the kernel to end a process after SIGKILL.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
-/// For the kernel to execute a program: it may lie on a file system whose server does not answer.
+/// Deadline for executing a program, which may be on a file system whose server does not respond.
 const SPAWN_DEADLINE: Duration = Duration::from_secs(30);
-/// The same, once its control group is killed.
+/// Deadline for the process to end after its control group is killed.
 const CGROUP_DEADLINE: Duration = Duration::from_secs(1);
-/// For a new VMM to answer on its control socket, or to give up.
+/// Deadline for a new VMM to respond on its control socket, or to fail.
 const START_DEADLINE: Duration = Duration::from_secs(3);
-/// Of what a VMM said before it gave up.
+/// Number of lines of a VMM's output that are reported after a failed start.
 const LAST_LINES: usize = 3;
-/// How often, and how far apart, a disk is tried: a child that is being born beside us has inherited what we held for another VM,
-/// until it becomes its program.
+/// Number of attempts to lock a disk, and the delay between two. A child that is being spawned concurrently has inherited the locks that
+/// this process holds for another VM, until its exec.
 const HOLD_TRIES: u32 = 4;
 const HOLD_STEP: Duration = Duration::from_millis(15);
-/// How often is looked whether its socket is there; each rest is twice the one before.
+/// First and longest interval between checks for the control socket; each interval is twice the previous one.
 const FIRST_STEP: Duration = Duration::from_millis(1);
 const LAST_STEP: Duration = Duration::from_millis(8);
 
@@ -60,7 +60,7 @@ pub(super) async fn act(
         }
         Action::Terminate(process) => terminate(desired, process.thing(), is_given).await,
         Action::Kill(process) => kill(desired, process.thing(), is_given).await,
-        // They come by themselves: see `waits`.
+        // These need no action here: see `waits`.
         Action::PoweredDown { .. } | Action::Judge => Ok(()),
         Action::Launch { .. } => match &desired.want {
             Some(launch) => start(places, desired, launch).await,
@@ -71,7 +71,7 @@ pub(super) async fn act(
     }
 }
 
-/// A guest that does not listen has its time all the same; one whose VMM does not answer is not waited for.
+/// Requests a power-down. A guest that ignores the request still gets its grace period; a guest whose VMM does not respond gets none.
 async fn ask(desired: &Desired, identity: &Identity) -> Result<(), Error> {
     let Life::Alive(_held) = process::look(identity)? else {
         return Ok(());
@@ -82,7 +82,7 @@ async fn ask(desired: &Desired, identity: &Identity) -> Result<(), Error> {
         Some(control) => match control.power_down(&desired.dir, identity.pid).await {
             Ok(()) => Asked::AtMs(ending::now_ms()?),
             Err(error) => {
-                tracing::debug!(pid = identity.pid, %error, "a VMM does not take orders");
+                tracing::debug!(pid = identity.pid, %error, "a VMM does not accept a power-down request");
                 Asked::Not
             }
         },
@@ -91,7 +91,7 @@ async fn ask(desired: &Desired, identity: &Identity) -> Result<(), Error> {
 }
 
 fn control(desired: &Desired, identity: &Identity) -> Result<(Control, u32), Error> {
-    let silent = || Error::other("ask", "the VMM", "it has no control socket");
+    let silent = || Error::other("connect to", "the VMM", "it has no control socket");
     let control = Control::in_dir(&desired.dir).ok_or_else(silent)?;
     Ok((control, identity.pid))
 }
@@ -109,7 +109,7 @@ async fn terminate(
     }
 }
 
-/// As which of the users that are given to VMs it runs. A user of anybody else's is nothing to end processes by.
+/// The user of the process, if it is one that is assigned to VMs. Processes of any other user must not be killed by user.
 fn user_of(
     desired: &Desired,
     identity: &Identity,
@@ -120,7 +120,7 @@ fn user_of(
     Ok(user.filter(|user| own == Some(*user) || is_given(*user)))
 }
 
-/// Whether it has ended in time.
+/// Sends the signal and waits. Returns whether the process has ended before the deadline.
 async fn signal(identity: &Identity, how: Stop, deadline: Duration) -> Result<bool, Error> {
     let Life::Alive(process) = process::look(identity)? else {
         return Ok(true);
@@ -129,22 +129,22 @@ async fn signal(identity: &Identity, how: Stop, deadline: Duration) -> Result<bo
     wait(&process, deadline).await
 }
 
-/// By its pid, then with its control group.
+/// Kills the process by its pid, then its control group.
 async fn kill(
     desired: &Desired,
     identity: &Identity,
     is_given: impl Fn(u32) -> bool,
 ) -> Result<(), Error> {
-    // In a forced deletion nothing was noted before. The end of such a VM is not evaluated, so a full disk does not prevent it.
+    // In a forced deletion no stop was recorded before. The exit of such a VM is not evaluated, so a full disk does not prevent it.
     if let Err(error) = ending::note_once(desired, identity) {
-        tracing::warn!(pid = identity.pid, %error, "cannot note that a VMM is stopped");
+        tracing::warn!(pid = identity.pid, %error, "cannot record that a VMM is stopped");
     }
     let user = user_of(desired, identity, is_given)?;
     if !signal(identity, Stop::Kill, KILL_DEADLINE).await? {
         confine::kill_cgroup(desired);
         if !signal(identity, Stop::Kill, CGROUP_DEADLINE).await? {
             let deadline = humantime::format_duration(KILL_DEADLINE + CGROUP_DEADLINE);
-            let why = format!("it goes on {deadline} after SIGKILL");
+            let why = format!("it still runs {deadline} after SIGKILL");
             return Err(Error::other(
                 "stop",
                 format!("process {}", identity.pid),
@@ -154,13 +154,13 @@ async fn kill(
     }
     leave_none(desired, user).await?;
     match process::read_record(&desired.record()) {
-        // How it ended is still to be told; it is reaped with what it leaves.
+        // Its exit status is read later; it is reaped when its files are removed.
         Ok(Record::Of(recorded)) if recorded == *identity => Ok(()),
         _ => process::reap(identity),
     }
 }
 
-/// Whether it ended in time.
+/// Waits for the process. Returns whether it has ended before the deadline.
 async fn wait(process: &Process, deadline: Duration) -> Result<bool, Error> {
     match tokio::time::timeout(deadline, process.ended()).await {
         Ok(ended) => ended.map(|()| true),
@@ -170,15 +170,14 @@ async fn wait(process: &Process, deadline: Duration) -> Result<bool, Error> {
 
 async fn start(places: &Places, desired: &Desired, launch: &Launch) -> Result<(), Error> {
     if launch.only_kept {
-        let why =
-            "it has ended, and is from before VMMs had users of their own: it is given one first";
+        let why = "an earlier version started it without a user of its own: a user must be assigned first";
         return Err(Error::other("start", "the VMM again", why));
     }
     forget_the_last(desired).await?;
     fs::remove(&desired.stopping())?;
     confine::make_home(desired)?;
     if let Err(error) = watch::rotate(&desired.dir) {
-        // What stands in the way is of the last VMM's making.
+        // The obstacle was created by the previous VMM.
         tracing::debug!(%error, "a VMM's log cannot be rotated");
     }
     for file in &launch.files {
@@ -187,7 +186,7 @@ async fn start(places: &Places, desired: &Desired, launch: &Launch) -> Result<()
     }
     for pipe in &launch.pipes {
         let path = desired.dir.join(pipe);
-        let made = fs::make_pipe(&path).map(drop);
+        let made = fs::create_fifo(&path).map(drop);
         made.map_err(|error| Error::io("make", path.display().to_string(), error))?;
     }
     let (identity, words) = spawn(places.clone(), desired.clone(), launch.clone()).await?;
@@ -204,12 +203,12 @@ async fn start(places: &Places, desired: &Desired, launch: &Launch) -> Result<()
             ending::add_words(&desired.dir, words.as_ref());
             Err(stillborn(desired, &identity)?)
         }
-        // Past the deadline it is slow, not dead: whether it runs is for the next look.
+        // After the deadline it is slow, not dead: the next observation finds out whether it runs.
         _ = up => Ok(()),
     }
 }
 
-/// The socket that it makes says which VMM it is.
+/// The name of the socket that appears identifies the kind of VMM.
 async fn wait_until_up(desired: &Desired, pid: u32) {
     let mut rest = FIRST_STEP;
     loop {
@@ -221,8 +220,8 @@ async fn wait_until_up(desired: &Desired, pid: u32) {
     }
 }
 
-/// The disks are held by the VMM from before it is the VMM until it ends; by us only while we start it.
-/// What it says on its standard error comes beside its log where a jailer starts it.
+/// The child holds the locks of the disks from before its exec until it ends; this process holds them only during the start.
+/// Where a jailer starts the VMM, its standard error is returned instead of being written to its log.
 async fn spawn(
     places: Places,
     desired: Desired,
@@ -233,7 +232,7 @@ async fn spawn(
             confine::give_back(&noted);
         }
         owners::give_back(&places.disk_dir, &desired.uid.to_string())?;
-        // From here on only these descriptors are used, and none of these paths is followed again.
+        // From here on only these descriptors are used; no path is resolved again.
         let opened = match &desired.confined {
             Some(confined) => Some(Opened::of(&places, confined, &launch)?),
             None => None,
@@ -310,7 +309,7 @@ fn hold(disks: &[Disk], opened: Option<&Opened>) -> Result<Vec<(Access, File)>, 
     disks.iter().map(hold).collect()
 }
 
-/// The kernel knows one limit for all files of a process: room for its log, and for every disk that it writes to.
+/// The kernel has one limit for all files of a process: it must cover its log and every disk that it writes to.
 fn file_limit(held: &[(Access, File)]) -> Result<u64, Error> {
     let mut limit = LOG_LIMIT;
     for (access, file) in held {
@@ -322,21 +321,21 @@ fn file_limit(held: &[(Access, File)]) -> Result<u64, Error> {
     Ok(limit)
 }
 
-/// It ended before it was up: its own words are the reason.
+/// The error for a VMM that ended during its start, with its last output as the reason.
 fn stillborn(desired: &Desired, identity: &Identity) -> Result<Error, Error> {
     let how = match process::look(identity)? {
         Life::Ended(exit) => exit.to_string(),
-        Life::Alive(_) => "does not run properly".to_owned(),
+        Life::Alive(_) => "failed".to_owned(),
     };
-    // The reason, and what followed from it.
+    // Several lines: the first may contain the cause, the following its effects.
     let said = match ending::last_lines(&desired.dir, LAST_LINES) {
-        none if none.is_empty() => "nothing".to_owned(),
+        none if none.is_empty() => "none".to_owned(),
         last => last.join("; "),
     };
     Ok(Error::other(
         "start",
         "the VMM",
-        format!("it {how} and said: {said}"),
+        format!("it {how}; last output: {said}"),
     ))
 }
 
@@ -344,7 +343,7 @@ async fn remove(places: &Places, desired: &Desired, names: &[String]) -> Result<
     forget_the_last(desired).await?;
     fs::remove(&desired.stopping())?;
     fs::remove(&desired.input())?;
-    // Where they stood before the run directory was the VMM's own.
+    // Their location in versions before the run directory belonged to the VMM.
     for name in [CONSOLE, CONSOLE_OLD, Control::Qmp.socket()] {
         fs::remove(&desired.dir.with_file_name(name))?;
     }
@@ -354,7 +353,7 @@ async fn remove(places: &Places, desired: &Desired, names: &[String]) -> Result<
     }
 }
 
-/// The note goes last: it tells whoever comes after a crash what is left to be done.
+/// The note is removed last: after a crash it contains what is still to be cleaned up.
 fn remove_all(places: &Places, desired: &Desired, names: &[String]) -> Result<(), Error> {
     if let Some(noted) = Note::read(desired)? {
         confine::give_back(&noted);
@@ -362,12 +361,12 @@ fn remove_all(places: &Places, desired: &Desired, names: &[String]) -> Result<()
     owners::give_back(&places.disk_dir, &desired.uid.to_string())?;
     confine::clear_home(desired)?;
     remove_inside(desired, names)?;
-    fs::remove_draft(&desired.record())?;
+    fs::remove_temp(&desired.record())?;
     fs::remove(&desired.record())?;
     Note::remove(desired)
 }
 
-/// A VM that is down and may come back keeps its user, its disks and what it was told.
+/// A VM that is stopped and may start again keeps its user, its disks and the record of how it was started.
 fn remove_around_the_log(desired: &Desired, names: &[String]) -> Result<(), Error> {
     if names.iter().any(|name| name == STRAY) {
         confine::clear_around_the_log(desired)?;
@@ -383,14 +382,14 @@ fn remove_inside(desired: &Desired, names: &[String]) -> Result<(), Error> {
 }
 
 fn remove_dir(desired: &Desired) -> Result<(), Error> {
-    // What a crash left that came before everything else.
-    fs::remove_draft(&desired.record())?;
+    // Files that a crash during a start has left.
+    fs::remove_temp(&desired.record())?;
     Note::remove(desired)?;
     ramdir::unmount(&desired.dir)?;
     fs::remove_empty_dir(&desired.dir)
 }
 
-/// Reaps the process on record, if it was our child and has ended; ends what it has started; and takes away the sockets that it left.
+/// Reaps the recorded process if it was a child of this process and has ended; kills the processes that it started; removes its sockets.
 async fn forget_the_last(desired: &Desired) -> Result<(), Error> {
     if let Record::Of(identity) = process::read_record(&desired.record())? {
         process::reap(&identity)?;
@@ -402,12 +401,12 @@ async fn forget_the_last(desired: &Desired) -> Result<(), Error> {
     left.try_for_each(|path| confine::remove_strange(&path))
 }
 
-/// What a VMM of this user has started ends with it, also where no note tells which user that was. Root's processes are not a VM's.
+/// Kills all processes of this user. Does nothing without a user or for root, whose processes do not belong to a VM.
 async fn leave_none(desired: &Desired, user: Option<u32>) -> Result<(), Error> {
     let Some(user) = user.filter(|user| *user != 0 && process::user_lives(*user)) else {
         return Ok(());
     };
     let desired = desired.clone();
     let leave_none = move || confine::leave_none(&desired, user);
-    within(KILL_DEADLINE, "stop", "what a VMM has started", leave_none).await
+    within(KILL_DEADLINE, "stop", "the processes of a VMM", leave_none).await
 }

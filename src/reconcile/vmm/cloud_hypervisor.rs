@@ -1,13 +1,13 @@
 //! Cloud Hypervisor 38 and newer. Pure.
 //! Out of scope: other VMMs; starting it.
 //!
-//! # Why these words
+//! # Why these arguments
 //! - With a kernel on its command line it boots at once, and ends with the reason if it cannot.
 //! - `num_queues=2` is one pair, one for each direction: our TAPs have a single queue.
-//! - `--serial tty` is its standard output, the console file; a file of its own it would truncate at every reboot of the guest.
-//! - No `mtu=`: it would set the TAP's, and a guest is told the TAP's own anyway.
-//! - `image_type` since 51. Before that the format is guessed: a guest could make its raw disk one that has a file of
-//!   the host behind it.
+//! - `--serial tty` is its standard output, the console file; it would truncate a separate file at every reboot of the guest.
+//! - No `mtu=`: it would set the MTU of the TAP, and a guest gets the MTU of the TAP anyway.
+//! - `image_type` since 51. Before that the format is guessed: a guest could turn its raw disk into an image whose backing file is a
+//!   file of the host.
 
 use std::path::Path;
 
@@ -16,11 +16,11 @@ use super::recipe::{Access, Disk, Launch, Slot, Sys, Unfit};
 use super::{Control, Program, VSOCK, Version};
 use crate::api::vm::VmSpec;
 
-/// The first that is told a disk's format.
+/// The first version with a parameter for a disk's format.
 const TOLD_FORMATS: Version = Version::new(51, 0);
-/// The first that leaves a TAP's addresses alone unless asked. Before, it did so only with one that it found in `/sys`.
+/// The first version that assigns no address to a TAP unless configured to. Earlier ones do so unless they find the TAP in `/sys`.
 const NO_OWN_ADDRESS: Version = Version::new(49, 0);
-/// Its own limit (`MAX_SUPPORTED_CPUS` of old).
+/// Its limit (formerly `MAX_SUPPORTED_CPUS`).
 const MOST_VCPUS: u32 = 254;
 
 pub(super) fn recipe(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<Launch, Unfit> {
@@ -63,7 +63,7 @@ pub(super) fn recipe(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<La
     say("--serial", "tty".to_owned());
     say("--console", "off".to_owned());
     say("--vsock", format!("cid=3,socket={VSOCK}"));
-    // One option, many values.
+    // One option with several values.
     if !slot.disks.is_empty() {
         argv.push("--disk".to_owned());
     }
@@ -86,7 +86,7 @@ fn disk_words(spec: &VmSpec, disk: &Disk, version: Version) -> Result<String, Un
     }
 }
 
-/// Its option lists know quotes and brackets, and no way to write them.
+/// Its option lists use quotes and brackets as syntax and cannot escape them.
 fn plain(spec: &VmSpec, path: &Path) -> Result<String, Unfit> {
     let text = path.display().to_string();
     match text.contains([',', '"', '[', ']']) {

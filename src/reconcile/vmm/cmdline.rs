@@ -1,4 +1,4 @@
-//! The kernel's command line. Pure.
+//! The kernel command line. Pure.
 //! Out of scope: how it is passed to the VMM; arguments that only one VMM requires.
 //!
 //! - `ip=` is the kernel's own format (Documentation/admin-guide/nfs/nfsroot.rst); kernels without IP_PNP leave it to the init.
@@ -6,7 +6,7 @@
 //!   init reads the others, one parameter each, in this order: `slice.address=ADDRESS/LEN`, then `slice.route=NETWORK[,NEXT HOP]`.
 //!   A `slice.route` replaces a route to the same network; without a next hop the network is on the link.
 //! - `slice.mtu=BYTES` is for the guest's init, too, where its network card does not report it.
-//! - `root=` is set by us for every VMM, so that a user's own wins with every VMM.
+//! - `root=` is set here for every VMM, so that a `root=` of the user takes precedence with every VMM.
 
 use std::net::Ipv4Addr;
 
@@ -15,21 +15,21 @@ use ipnetwork::Ipv4Network;
 use super::recipe::{Access, Slot, Unfit};
 use crate::api::vm::VmSpec;
 
-/// Bytes. A kernel takes as many on x86 (`COMMAND_LINE_SIZE` less the end), and so does Firecracker.
+/// Maximum length in bytes, of the kernel on x86 (`COMMAND_LINE_SIZE` without the terminating NUL) and of Firecracker.
 const LONGEST: usize = 2047;
 
 /// The number of name servers that `ip=` can contain.
 pub const NAME_SERVERS: usize = 2;
 
-/// What one VMM adds to what all of them say.
+/// The part of the command line that depends on the VMM.
 pub(super) struct Own {
-    /// Its words.
+    /// Its parameters.
     pub words: String,
-    /// Bytes that the VMM itself will append.
+    /// Bytes that the VMM itself appends.
     pub reserved: usize,
 }
 
-/// All of it; the user's words last, so that they win where the kernel takes the last one.
+/// The complete command line. The user's parameters are last, because the kernel uses the last value of most parameters.
 pub(super) fn command_line(spec: &VmSpec, slot: &Slot, own: &Own) -> Result<String, Unfit> {
     let user = spec.life.cmdline.as_deref();
     let mut line = format!(
@@ -65,7 +65,7 @@ pub(super) fn command_line(spec: &VmSpec, slot: &Slot, own: &Own) -> Result<Stri
 fn address(spec: &VmSpec, slot: &Slot) -> String {
     let connection = &slot.connection;
     let text = |address: Option<&Ipv4Addr>| address.map(ToString::to_string).unwrap_or_default();
-    // The user's own name servers win over the network's.
+    // The user's name servers take precedence over the network's.
     let servers = match spec.dns_servers.as_slice() {
         [] => &connection.dns,
         _ => &spec.dns_servers,
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn masks() {
+    fn a_netmask_has_as_many_bits_as_the_prefix() {
         assert_eq!(netmask(30), Ipv4Addr::new(255, 255, 255, 252));
         assert_eq!(netmask(0), Ipv4Addr::UNSPECIFIED);
         assert_eq!(netmask(32), Ipv4Addr::BROADCAST);

@@ -1,5 +1,5 @@
-//! What a VMM may have of the host: its run directory, the files of its VM, its share of processor and memory.
-//! Out of scope: which user it is (the store), how a process is confined ([`crate::host::process`]).
+//! The host resources of a VMM: its run directory, the files of its VM, its limits of processor time and memory.
+//! Out of scope: which user it has (the store), how a process is confined ([`crate::host::process`]).
 
 use std::fs::OpenOptions;
 use std::io;
@@ -15,15 +15,16 @@ use crate::host::named::Named;
 use crate::host::process::{self, Identity};
 use crate::host::{Error, fs, ramdir};
 
-/// Of a VMM for itself: QEMU's code and tables, a translation cache, the page cache of its disks as far as it cannot be let go.
+/// Memory of the VMM itself in bytes: QEMU's code and tables, a translation cache, the part of the page cache of its disks that cannot be
+/// reclaimed.
 const MEMORY_OVERHEAD: u64 = 256 << 20;
-/// Of a VMM for itself, in thousandths of a processor: it moves packets and blocks while the guest computes.
+/// Processor time of the VMM itself, in thousandths of a processor: it processes packets and blocks while the guest runs.
 const CPU_OVERHEAD: u64 = 500;
-/// Threads.
+/// Maximum number of threads.
 const PIDS: u64 = 1024;
 
-/// Makes a run directory that is fit for a start. Of what a confined VMM before has made, only its logs stay: nothing of it is in the
-/// way of the next.
+/// Prepares the run directory for a start. Of the files of a previous confined VMM only the logs stay, so that none is in the way of the
+/// next one.
 pub(super) fn make_home(desired: &Desired) -> Result<(), Error> {
     let dir = &desired.dir;
     fs::make_dir(dir, 0o700)?;
@@ -39,7 +40,7 @@ pub(super) fn make_home(desired: &Desired) -> Result<(), Error> {
     }
 }
 
-/// Takes away what a confined VMM has made. Of another's run directory, nothing.
+/// Removes all files of a confined VMM. A run directory of root is not changed.
 pub(super) fn clear_home(desired: &Desired) -> Result<(), Error> {
     let dir = &desired.dir;
     if ramdir::is_mounted(dir)? {
@@ -51,7 +52,7 @@ pub(super) fn clear_home(desired: &Desired) -> Result<(), Error> {
     }
 }
 
-/// The same, but for its logs.
+/// Like [`clear_home`], but keeps the logs.
 pub(super) fn clear_around_the_log(desired: &Desired) -> Result<(), Error> {
     match owner(&desired.dir)? {
         None | Some(0) => Ok(()),
@@ -59,16 +60,16 @@ pub(super) fn clear_around_the_log(desired: &Desired) -> Result<(), Error> {
     }
 }
 
-/// Who may write in the run directory: the VMM's user. Root, if that is what it runs as. None: it is not there.
+/// The owner of the run directory: the VMM's user, or root for a VMM that runs as root. `None`: it does not exist.
 pub(super) fn owner(dir: &Path) -> Result<Option<u32>, Error> {
     match std::fs::symlink_metadata(dir) {
         Ok(found) => Ok(Some(found.uid())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io("look at", dir.display().to_string(), error)),
+        Err(error) => Err(Error::io("stat", dir.display().to_string(), error)),
     }
 }
 
-/// Empties a directory, but for plain files of these names.
+/// Empties a directory, except for regular files with these names.
 fn clear(dir: &Path, kept: &[&str]) -> Result<(), Error> {
     let fail = |error| Error::io("clear", dir.display().to_string(), error);
     for entry in std::fs::read_dir(dir).map_err(fail)? {
@@ -82,41 +83,41 @@ fn clear(dir: &Path, kept: &[&str]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Gives the run directory with what is in it to the VMM's user.
+/// Changes the owner of the run directory and its contents to the VMM's user.
 pub(super) fn give(desired: &Desired) -> Result<(), Error> {
     let Some(confined) = &desired.confined else {
         return Ok(());
     };
     let (dir, user) = (&desired.dir, confined.user);
     give_contents(dir, user)?;
-    let fail = |error| Error::io("give to a VMM", dir.display().to_string(), error);
+    let fail = |error| Error::io("change the owner of", dir.display().to_string(), error);
     hand_over(dir, (user, user, 0o700)).map_err(fail)
 }
 
-/// Gives a disk that we have made to the VMM's user.
+/// Changes the owner of a disk that this daemon has created to the VMM's user.
 pub(super) fn give_own_disk(disk: &Named, path: &Path, user: u32) -> Result<(), Error> {
     let give = || -> io::Result<()> {
         let file = disk.open()?;
         rustix::fs::fchown(&file, Some(Uid::from_raw(user)), Some(Gid::from_raw(user)))?;
         Ok(rustix::fs::fchmod(&file, 0o600.into())?)
     };
-    give().map_err(|error| Error::io("give to a VMM", path.display().to_string(), error))
+    give().map_err(|error| Error::io("change the owner of", path.display().to_string(), error))
 }
 
-/// Gives back what the VMM's user still has of others' files, from an earlier version's note.
+/// Restores the owners of users' files that an earlier version has given to the VMM's user, according to its note.
 pub(super) fn give_back(noted: &Note) {
     let Some(user) = noted.user else { return };
     for given in &noted.given {
         if let Err(error) = owners::restore(given, user) {
-            tracing::warn!(path = %given.path.display(), %error, "a disk is not given back to its owner");
+            tracing::warn!(path = %given.path.display(), %error, "cannot restore the owner of a disk");
         }
     }
 }
 
-/// What was written for it before the start, its configuration for one, is its own: it could not read it otherwise. A file of
-/// several names may be somebody's elsewhere, and what is neither plain nor a pipe is of no use to it.
+/// Files that were written for the VMM before the start, e.g. its configuration, must belong to its user: it could not read them
+/// otherwise. A file with several hard links may belong to another directory, and the VMM uses nothing but regular files and pipes.
 fn give_contents(dir: &Path, user: u32) -> Result<(), Error> {
-    let fail = |error| Error::io("give to a VMM", dir.display().to_string(), error);
+    let fail = |error| Error::io("change the owner of", dir.display().to_string(), error);
     for entry in std::fs::read_dir(dir).map_err(fail)? {
         let entry = entry.map_err(fail)?;
         let found = entry.metadata().map_err(fail)?;
@@ -128,7 +129,7 @@ fn give_contents(dir: &Path, user: u32) -> Result<(), Error> {
     Ok(())
 }
 
-/// To this user and group, with this mode. Where the VMM may have put a link, none is followed.
+/// Sets user, group and mode. Symbolic links are not followed, because the VMM may have created them.
 fn hand_over(path: &Path, (user, group, mode): (u32, u32, u32)) -> io::Result<()> {
     let file = OpenOptions::new()
         .read(true)
@@ -138,9 +139,9 @@ fn hand_over(path: &Path, (user, group, mode): (u32, u32, u32)) -> io::Result<()
     Ok(rustix::fs::fchmod(&file, mode.into())?)
 }
 
-/// What a program may need that was installed with it: `/opt/qemu/lib` and `/opt/qemu/share/qemu` of
-/// `/opt/qemu/bin/qemu-system-x86_64`. Most are where every program of the host is, and all of that is seen anyway. `real`: where the
-/// program is, in directories of root's alone.
+/// Directories that were installed with a program and that it may need: `/opt/qemu/lib` and `/opt/qemu/share/qemu` for
+/// `/opt/qemu/bin/qemu-system-x86_64`. The system directories of the host are visible to every VMM anyway. `real`: the resolved path of
+/// the program, whose directories only root can write to.
 pub(super) fn installed(real: &Path) -> Vec<PathBuf> {
     const WITH_IT: [&str; 4] = ["lib", "lib64", "libexec", "share/qemu"];
     let bin = real
@@ -154,12 +155,12 @@ pub(super) fn installed(real: &Path) -> Vec<PathBuf> {
     beside.filter(|path| path.is_dir()).collect()
 }
 
-/// QEMU that translates needs none; the others know nothing else.
+/// Whether the VMM needs `/dev/kvm`. Only QEMU runs without it, with TCG.
 pub(super) fn wants_kvm(launch: &Launch) -> bool {
     !launch.argv.iter().any(|word| word.starts_with("tcg"))
 }
 
-/// Where the controllers are there; a limit that cannot be set keeps no VM from starting.
+/// The control group of the VM, if the controllers are available. A limit that cannot be set does not prevent the start.
 pub(super) fn cgroup(desired: &Desired) -> Option<PathBuf> {
     let confined = desired.confined.as_ref()?;
     let made = cgroup::make(
@@ -170,7 +171,7 @@ pub(super) fn cgroup(desired: &Desired) -> Option<PathBuf> {
     match made {
         Ok(group) => Some(group),
         Err(error) => {
-            tracing::warn!(%error, source = %error.source, "a VMM is started without limits");
+            tracing::warn!(%error, source = %error.source, "no control group: a VMM is started without limits");
             None
         }
     }
@@ -185,12 +186,12 @@ fn limits(confined: &Confined) -> Limits {
     }
 }
 
-/// Whatever a confined VMM has started ends with it: a child of it would go on holding TAP and disks. Blocks until all have ended.
+/// Kills all processes that a confined VMM has started: a child would keep the TAP and disks open. Blocks until all have ended.
 pub(super) fn leave_none(desired: &Desired, user: u32) -> Result<(), Error> {
     kill_cgroup(desired);
     let own = desired.label.to_string();
-    // The user is this VM's alone; but should one day another VM's VMM run as it, that one lives. What its environment says does not
-    // count: a process of this VM could claim to be another's, and stay.
+    // The user belongs to this VM only; but if a VMM of another VM should run as it, that one is not killed. The environment is not
+    // used: a process of this VM could claim there to belong to another VM, and survive.
     let another = |pid| {
         let origin = Identity::of(pid).and_then(|found| match found {
             Some(identity) => process::origin(&identity),
@@ -203,22 +204,22 @@ pub(super) fn leave_none(desired: &Desired, user: u32) -> Result<(), Error> {
     process::kill_user(user, another)
 }
 
-/// Everything in the VM's control group.
+/// Kills all processes in the VM's control group.
 pub(super) fn kill_cgroup(desired: &Desired) {
     if let Ok(base) = cgroup::base() {
         cgroup::kill(base, &desired.uid.to_string());
     }
 }
 
-/// Nobody lives there any more; if somebody does, it stays until the next sweep.
+/// Removes the VM's control group. One that still contains processes stays until the next cleanup.
 pub(super) fn leave_cgroup(desired: &Desired) {
     let removed = cgroup::base().map(|base| cgroup::remove(base, &desired.uid.to_string()));
     if let Ok(Err(error)) = removed {
-        tracing::debug!(%error, "a control group stays");
+        tracing::debug!(%error, "cannot remove a control group");
     }
 }
 
-/// Removes what a VMM may have put in the place of a file of ours, whatever it is. Links are removed, not followed.
+/// Removes a file or directory that a VMM may have created at a path of this daemon. Links are removed, not followed.
 pub(super) fn remove_strange(path: &Path) -> Result<(), Error> {
     let is_dir = std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
     if !is_dir {
@@ -233,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_vm_has_what_it_was_promised_and_its_vmm_some_more() {
+    fn limits_include_the_overhead_of_the_vmm() {
         let confined = Confined {
             user: 70_000,
             vcpu: 2,
@@ -246,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_installed_with_a_program_is_seen_with_it_and_nothing_else() {
+    fn installed_finds_the_directories_installed_with_a_program_and_no_others() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
         let opt = root.join("opt/qemu");
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_in_the_place_of_a_log_is_removed_and_what_a_link_points_to_is_not() {
+    fn a_directory_in_place_of_a_log_is_removed_without_following_links() {
         let dir = tempfile::tempdir().unwrap();
         let (log, other) = (dir.path().join("console.log"), dir.path().join("other"));
         std::fs::create_dir_all(log.join("deep")).unwrap();

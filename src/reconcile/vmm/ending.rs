@@ -1,5 +1,5 @@
-//! How a VMM ended, its last words, and the note that it was we who stopped it.
-//! Out of scope: what follows from it.
+//! How a VMM ended, its last output, and the record that this daemon stopped it.
+//! Out of scope: evaluating the exit.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -15,21 +15,21 @@ use crate::host::{Error, Kind, fs};
 /// A process that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
-    /// Which.
+    /// Its identity.
     pub process: Identity,
-    /// How.
+    /// How it ended.
     pub exit: Exit,
-    /// It was we who stopped it.
+    /// This daemon stopped it.
     pub stopped: bool,
 }
 
-/// The process that the record names or, if there is no record, `known`: if it has ended. It is not reaped, so that whoever cannot
-/// write down how it ended learns it the next time. What ran in an earlier boot has not ended, it has never been.
+/// The process that the record names or, if there is no record, `known`, if it has ended. It is not reaped, so that a caller that fails
+/// to store how it ended can call again. A process of an earlier boot is not returned.
 pub fn ended(desired: &Desired, known: Option<&Identity>) -> Result<Option<Ended>, Error> {
     let recorded = match process::read_record(&desired.record()) {
         Ok(Record::Of(identity)) => Some(identity),
         Ok(Record::None | Record::Unborn) => None,
-        // A birth under way.
+        // A start is in progress.
         Err(error) if error.kind == Kind::Busy => return Ok(None),
         Err(error) => return Err(error),
     };
@@ -49,8 +49,8 @@ pub fn ended(desired: &Desired, known: Option<&Identity>) -> Result<Option<Ended
     }
 }
 
-/// What a VMM said before it gave up, and not in its log: it is added there, for people. The log is the VMM's, which may have put
-/// anything in its place.
+/// Appends output of a VMM that failed, which is not in its log yet, to the log, for users. The log belongs to the VMM, which may have
+/// replaced it by anything.
 pub(super) fn add_words(dir: &Path, words: Option<&Words>) {
     let said = words.map(Words::read).unwrap_or_default();
     let add = || -> io::Result<()> {
@@ -60,23 +60,23 @@ pub(super) fn add_words(dir: &Path, words: Option<&Words>) {
             .open(dir.join(CONSOLE))?;
         match log.metadata()?.is_file() {
             true => log.write_all(&said),
-            false => Err(io::Error::other("it is no plain file")),
+            false => Err(io::Error::other("it is not a regular file")),
         }
     };
     if let (false, Err(error)) = (said.is_empty(), add()) {
-        tracing::debug!(%error, "a VMM's last words cannot be added to its log");
+        tracing::debug!(%error, "cannot append a VMM's last output to its log");
     }
 }
 
-/// How far a stop has come.
+/// Progress of the power-down request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Asked {
-    /// Its guest is just being asked; after a crash it is not known whether it was.
+    /// The request is being sent; after a crash it is unknown whether it was.
     Asking,
-    /// Its guest was asked so long after the boot.
+    /// The request was sent at this time, in milliseconds since the boot.
     AtMs(u64),
-    /// Its guest cannot be asked, or was not to be.
+    /// The request cannot be sent, or is not wanted.
     Not,
 }
 
@@ -86,7 +86,7 @@ struct Stopping {
     asked: Asked,
 }
 
-/// Notes that we stop this process: before anything is done to it.
+/// Records that this daemon stops the process. Called before any action on it.
 pub(super) fn note(desired: &Desired, process: &Identity, asked: Asked) -> Result<(), Error> {
     let path = desired.stopping();
     let stopping = Stopping {
@@ -96,13 +96,13 @@ pub(super) fn note(desired: &Desired, process: &Identity, asked: Asked) -> Resul
     let fail = |error| Error::other("write", path.display().to_string(), error);
     let text = serde_json::to_vec(&stopping).map_err(fail)?;
     match fs::write(&path, &text, 0o600, fs::Durability::Process) {
-        // A process without a run directory is stopped all the same; who has stopped it is nowhere to be told.
+        // A process without a run directory is stopped, too; there is no place for the record.
         Err(error) if error.kind == Kind::Absent => Ok(()),
         written => written,
     }
 }
 
-/// The same, unless it is noted already.
+/// Like [`note`] without a power-down request, unless a stop of this process is recorded already.
 pub(super) fn note_once(desired: &Desired, process: &Identity) -> Result<(), Error> {
     match read(desired)?.is_some_and(|known| known.process == *process) {
         true => Ok(()),
@@ -110,7 +110,7 @@ pub(super) fn note_once(desired: &Desired, process: &Identity) -> Result<(), Err
     }
 }
 
-/// How many milliseconds ago the guest of this process was asked to power down. One that cannot be asked has had its time.
+/// Milliseconds since the guest of this process was requested to power down; `u64::MAX` if no request could be sent.
 pub(super) fn asked_ms(desired: &Desired, process: &Identity) -> Result<Option<u64>, Error> {
     let stopping = read(desired)?.filter(|stopping| stopping.process == *process);
     Ok(match stopping.map(|stopping| stopping.asked) {
@@ -125,16 +125,16 @@ pub(super) fn now_ms() -> Result<u64, Error> {
     Ok(u64::try_from(process::uptime()?.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// A note that cannot be understood is none.
+/// The record of the stop; `None` if there is none or it is invalid.
 fn read(desired: &Desired) -> Result<Option<Stopping>, Error> {
     let text = fs::read_text(&desired.stopping())?;
     Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
 }
 
-/// The last lines in the run directory's console that say something, at most 200 characters each. A guest wrote them: nothing that
-/// could steer a terminal is left in them.
+/// The last non-empty lines of the console in the run directory, at most 200 characters each. They are guest output: control characters
+/// are removed.
 pub fn last_lines(dir: &Path, count: usize) -> Vec<String> {
-    // What stands there is of the VMM's making: words that cannot be read are none.
+    // The VMM may have replaced the file: one that cannot be read counts as empty.
     let tail = fs::tail(&dir.join(CONSOLE), 4096);
     let tail = tail.ok().flatten().unwrap_or_default();
     let lines = tail.lines().map(str::trim).filter(|line| !line.is_empty());

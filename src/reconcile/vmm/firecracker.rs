@@ -1,19 +1,18 @@
 //! Firecracker 1.10 and newer. Pure.
 //! Out of scope: other VMMs; starting it.
 //!
-//! # Why these words
-//! - One spawn does all: `--config-file` together with `--api-sock` boots at once and leaves the API for later. There is no
-//!   half-configured VM that a crash of ours could leave.
-//! - It answers a field that it does not know with an error, so a field is said only to a version that has it
+//! # Why these arguments
+//! - A single spawn is sufficient: `--config-file` together with `--api-sock` boots at once and keeps the API available. A crash of the
+//!   daemon cannot leave a half-configured VM.
+//! - It rejects a configuration with an unknown field, so a field is written only for a version that has it
 //!   (`src/firecracker/swagger/firecracker.yaml` at each release's tag).
-//! - No disk is its root device: it would append a `root=` of its own, behind the user's. Drives become `/dev/vda`, … in their order.
-//! - Log and serial console both go to its standard output, the console file: with a path of their own they would be
-//!   overwritten from their start by every run. Metrics go into a pipe: their file could not be rotated, a pipe is bounded, and a
-//!   full one it does without.
-//! - `--level Error`: what it warns of is of no use to whoever reads the guest's last words (each order through its API makes it
-//!   warn of a spurious notification), and would crowd these out. Why it fails it tells as errors.
-//! - `reboot=k`: to reset through the keyboard controller is the only way in which a guest ends Firecracker.
-//! - `pci=off` it appends itself since 1.13; twice does no harm.
+//! - No disk is its root device: it would append its own `root=` after the user's. Drives become `/dev/vda`, … in their order.
+//! - Log and serial console both go to its standard output, the console file: with separate paths they would be overwritten from the
+//!   start by every run. Metrics go into a pipe: a file could not be rotated; a pipe is bounded, and a full one is skipped.
+//! - `--level Error`: its warnings do not help a user who reads the last output of the guest (each API request causes a warning about a
+//!   spurious notification), and would displace that output. The reasons of failures are logged as errors.
+//! - `reboot=k`: a reset through the keyboard controller is the only way in which a guest can end Firecracker.
+//! - It appends `pci=off` itself since 1.13; a duplicate is harmless.
 
 use std::path::PathBuf;
 
@@ -26,15 +25,15 @@ use super::{CONFIG, Control, METRICS, Program, VSOCK, Version};
 use crate::api::network::Mac;
 use crate::api::vm::VmSpec;
 
-/// The first that tells a guest the MTU.
+/// The first version that reports the MTU to the guest.
 const TELLS_MTU: Version = Version::new(1, 16);
-/// Its own limit (`MAX_SUPPORTED_VCPUS`).
+/// Its limit (`MAX_SUPPORTED_VCPUS`).
 const MOST_VCPUS: u32 = 32;
-/// Bytes; what a guest takes for granted.
+/// Bytes; the default of a guest.
 const ETHERNET_MTU: u32 = 1500;
-/// What it appends for each device, at most: ` virtio_mmio.device=4K@0xc0001000:10`.
+/// Maximum number of bytes that it appends to the command line for each device: ` virtio_mmio.device=4K@0xc0001000:10`.
 const DEVICE_WORDS: usize = 40;
-/// What it appends in any case: ` pci=off`.
+/// Bytes that it always appends: ` pci=off`.
 const OTHER_WORDS: usize = 8;
 /// Network card, entropy, vsock.
 const OTHER_DEVICES: usize = 3;
@@ -71,7 +70,7 @@ pub(super) fn recipe(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<La
 struct Config {
     machine_config: MachineConfig,
     boot_source: BootSource,
-    /// Must be there even if empty.
+    /// Required even if empty.
     drives: Vec<Drive>,
     network_interfaces: [NetworkInterface; 1],
     vsock: Vsock,
@@ -104,7 +103,7 @@ struct Drive {
 
 #[derive(Serialize)]
 enum CacheType {
-    /// A guest's flush is a flush. The default ignores it.
+    /// A flush of the guest is executed. The default ignores it.
     Writeback,
 }
 
@@ -119,7 +118,7 @@ struct NetworkInterface {
 
 #[derive(Serialize)]
 struct Vsock {
-    /// The guest's side of the socket; of no meaning outside it.
+    /// The address of the guest; it has no meaning on the host.
     guest_cid: u32,
     uds_path: String,
 }

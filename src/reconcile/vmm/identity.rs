@@ -1,14 +1,15 @@
-//! Determines the owner of a process from what only root can have set up.
-//! Out of scope: reading it ([`crate::host::process::Origin`]); the process on record, which belongs to the VM in any case.
+//! Determines the owner of a process from properties that only root can set.
+//! Out of scope: reading them ([`crate::host::process::Origin`]); the recorded process, which always belongs to the VM.
 //!
-//! # In which order
+//! # Order of evaluation
 //! 1. The labels on the root file system that the process was started in: they name daemon and VM.
-//! 2. Its control group beside the daemon's own: it names the VM.
-//! 3. Its user, where that is the VM's and no other VM's.
-//! 4. Its environment, for a process that an earlier version has started, which left no labels: only together with a user out of the
-//!    range that we assign, and only if nothing above contradicts it.
+//! 2. Its control group next to the daemon's: it names the VM.
+//! 3. Its user, if that is assigned to this VM and to no other.
+//! 4. Its environment, for a process that was started by an earlier version, which left no labels: only together with a user of the range
+//!    that is assigned to VMs, and only if nothing above contradicts it.
 //!
-//! A process of a user that we give to no VM is nobody's: somebody may have entered a VMM's namespaces. A process of root is nobody's unless its record names it: a shell in which somebody has exported our variables is not a VMM.
+//! A process of any other user has no owner: a user of the host may have entered a VMM's namespaces. A process of root has no owner unless
+//! the record names it: a shell with exported `SLICE_` variables is not a VMM.
 
 use std::collections::HashMap;
 
@@ -19,29 +20,29 @@ use crate::host::cgroup::Member;
 use crate::host::process::{Origin, Root};
 use crate::owner::{self, Label};
 
-/// Which VM has which user, as far as it is known.
+/// The known assignments of users to VMs.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Users {
-    /// Out of which they are given.
+    /// The range that users are assigned from.
     pub(super) range: IdRange,
-    /// By user.
+    /// The VM of each user.
     pub(super) of: HashMap<u32, Uid>,
 }
 
 impl Users {
-    /// Whether VMMs are given this user.
+    /// Whether this user may be assigned to a VMM.
     pub(super) fn are_given(&self, user: u32) -> bool {
         self.range.contains(user) || self.of.contains_key(&user)
     }
 }
 
-/// What identifies a process of one user who is not root.
+/// The properties that identify a process of a user other than root.
 pub(super) struct Evidence {
     /// Its user.
     pub(super) user: u32,
     /// The label on its root file system, if there is one.
     pub(super) marked: Option<Label>,
-    /// Whether an earlier version has made its root file system.
+    /// Whether its root file system was created by an earlier version.
     pub(super) unmarked: bool,
     /// Its control group.
     pub(super) group: Member,
@@ -52,16 +53,16 @@ pub(super) struct Evidence {
 /// The owner of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Owner {
-    /// Of the VM that this label names.
+    /// The VM that this label names.
     Of(Label),
-    /// Of this VM of ours, whose name is not known.
+    /// A VM of this daemon with this UID, whose name is unknown.
     OfUid(Uid),
-    /// Nobody's, as far as can be seen.
+    /// No owner can be determined.
     Unknown,
 }
 
 impl Evidence {
-    /// `told`: reads the environment, where it is needed.
+    /// `told` reads the label from the environment of a process; it is called only if required.
     pub(super) fn of(
         origin: &Origin,
         group: impl Fn(&str) -> Member,
@@ -78,7 +79,7 @@ impl Evidence {
             user: origin.user,
             marked,
             unmarked,
-            group: origin.cgroup.as_deref().map_or(Member::Elsewhere, group),
+            group: origin.cgroup.as_deref().map_or(Member::Unmanaged, group),
             told,
         }
     }
@@ -91,7 +92,7 @@ impl Evidence {
             return Owner::Of(label);
         }
         match self.group {
-            Member::Ours(name) => {
+            Member::Managed(name) => {
                 if let Ok(uid) = name.parse() {
                     return match self.told {
                         Some(told) if owner::uid_of(&told) == uid => Owner::Of(told),
@@ -99,8 +100,8 @@ impl Evidence {
                     };
                 }
             }
-            Member::Another => return Owner::Unknown,
-            Member::Elsewhere => {}
+            Member::OtherDaemon => return Owner::Unknown,
+            Member::Unmanaged => {}
         }
         let known = users.of.get(&self.user);
         match (known, self.told.filter(|_| self.unmarked)) {
@@ -130,52 +131,52 @@ mod tests {
         (label, uid)
     }
 
-    /// Every source of identity, and every way in which a VMM that a guest has taken over may lie.
+    /// Every source of identity, and every way in which a compromised VMM can forge one.
     #[test]
-    fn a_process_is_whose_root_has_made_it_whatever_it_says() {
+    fn the_owner_of_a_process_is_determined_by_properties_that_only_root_can_set() {
         let ((a, a_uid), (b, b_uid), (c, c_uid)) = (vm('1'), vm('2'), vm('3'));
         let theirs = label("slice/zzzzz/vm/other@44444444-4444-4444-8444-444444444444");
-        let ours = |uid: Uid| Member::Ours(uid.to_string());
+        let ours = |uid: Uid| Member::Managed(uid.to_string());
         let known = Users {
             range: IdRange::default(),
             of: HashMap::from([(A, a_uid), (B, b_uid)]),
         };
         let lost = Users::default();
-        let nothing = || Member::Elsewhere;
-        // What is seen: user, marks, made by an earlier version, group, environment. What is known. Whose it is.
+        let nothing = || Member::Unmanaged;
+        // Evidence: user, label, created by an earlier version, group, environment. Known users. Expected owner.
         let cases = [
             (
-                "marks",
+                "label",
                 (A, Some(&a), false, nothing(), None),
                 &lost,
                 Owner::Of(a.clone()),
             ),
             (
-                "marks against the environment",
+                "label contradicts the environment",
                 (A, Some(&a), false, nothing(), Some(&b)),
                 &known,
                 Owner::Of(a.clone()),
             ),
             (
-                "marks against a group",
-                (A, Some(&a), false, Member::Another, None),
+                "label contradicts a group",
+                (A, Some(&a), false, Member::OtherDaemon, None),
                 &known,
                 Owner::Of(a.clone()),
             ),
             (
-                "another daemon's marks",
+                "label of another daemon",
                 (A, Some(&theirs), false, nothing(), Some(&a)),
                 &known,
                 Owner::Of(theirs.clone()),
             ),
             (
-                "another daemon's marks, nothing known",
+                "label of another daemon, nothing known",
                 (C, Some(&theirs), false, nothing(), Some(&a)),
                 &lost,
                 Owner::Of(theirs.clone()),
             ),
             (
-                "marks, entered by somebody",
+                "label, namespaces entered by another user",
                 (1000, Some(&a), false, nothing(), Some(&a)),
                 &known,
                 Owner::Unknown,
@@ -187,7 +188,7 @@ mod tests {
                 Owner::OfUid(a_uid),
             ),
             (
-                "a group against the environment",
+                "a group contradicts the environment",
                 (C, None, true, ours(a_uid), Some(&b)),
                 &known,
                 Owner::OfUid(a_uid),
@@ -200,7 +201,7 @@ mod tests {
             ),
             (
                 "a group of another daemon",
-                (C, None, true, Member::Another, Some(&a)),
+                (C, None, true, Member::OtherDaemon, Some(&a)),
                 &lost,
                 Owner::Unknown,
             ),
@@ -217,43 +218,43 @@ mod tests {
                 Owner::OfUid(b_uid),
             ),
             (
-                "a known user that claims a VM that is none",
+                "a known user that claims a VM that does not exist",
                 (B, None, true, nothing(), Some(&c)),
                 &known,
                 Owner::OfUid(b_uid),
             ),
             (
-                "a known user that tells the truth",
+                "a known user with a correct label in the environment",
                 (A, None, true, nothing(), Some(&a)),
                 &known,
                 Owner::Of(a.clone()),
             ),
             (
-                "an earlier version's, nothing known",
+                "process of an earlier version, nothing known",
                 (C, None, true, nothing(), Some(&c)),
                 &lost,
                 Owner::Of(c.clone()),
             ),
             (
-                "the same words without our root",
+                "the same environment with another root file system",
                 (C, None, false, nothing(), Some(&c)),
                 &lost,
                 Owner::Unknown,
             ),
             (
-                "a stranger with our words",
+                "another user with our label in the environment",
                 (1000, None, false, nothing(), Some(&a)),
                 &known,
                 Owner::Unknown,
             ),
             (
-                "a stranger in a root called like ours",
+                "another user in a root file system with our source",
                 (1000, None, true, nothing(), Some(&a)),
                 &known,
                 Owner::Unknown,
             ),
             (
-                "silence",
+                "no label",
                 (C, None, true, nothing(), None),
                 &lost,
                 Owner::Unknown,
@@ -272,6 +273,6 @@ mod tests {
         assert_ne!(c_uid, a_uid);
     }
 
-    /// Given, but not known.
+    /// In the range, but not known.
     const C: u32 = 2_013_265_999;
 }

@@ -1,13 +1,13 @@
-//! Firecracker's command line when its jailer starts it, and the jailer's own. Pure.
-//! Out of scope: whether there is a jailer that can be used (`program`); what it finds when it is started (`crate::host::process::Jail`).
+//! Command line of Firecracker when its jailer starts it, and of the jailer. Pure.
+//! Out of scope: whether a usable jailer exists (`program`); the environment it is started in (`crate::host::process::Jail`).
 //!
-//! # Why these words
-//! - The jailer runs in what we have confined already: network namespace, control group, session and limits are set, a root with next to
-//!   nothing in it is entered. So it is told neither `--netns` nor `--cgroup`, `--daemonize` or `--new-pid-ns`: the process that we
-//!   started becomes Firecracker, with the pid that is on record.
-//! - It gives Firecracker `--id` and three times of its own, and `/` for a working directory: so what else it is told names the run
-//!   directory, which is shown in the jail under a short name. Paths of Unix sockets have 107 bytes at most.
-//! - `fsize` is set by the jailer alone: the program's copy, which it makes before, may be longer than any file of a VMM.
+//! # Why these arguments
+//! - The jailer is started confined: network namespace, control group, session and limits are set, and its root file system is nearly
+//!   empty. So `--netns`, `--cgroup`, `--daemonize` and `--new-pid-ns` are not passed: the process that the daemon started becomes
+//!   Firecracker and keeps the recorded pid.
+//! - It passes `--id` and three times to Firecracker, and sets `/` as working directory: so all other arguments contain the path of the run
+//!   directory, which has a short name in the jail. Paths of Unix sockets have 107 bytes at most.
+//! - `fsize` is set by the jailer only: the copy of the program, which it makes before, may be larger than any file of a VMM.
 //!
 //! Sources: docs/jailer.md and src/jailer/src/env.rs of Firecracker 1.10 to 1.17.
 
@@ -16,29 +16,29 @@ use std::path::{Path, PathBuf};
 use super::recipe::{ConfinedBy, Launch};
 use super::version::Program;
 
-/// Where the run directory is seen in a jail.
+/// Path of the run directory in a jail.
 pub(super) const HOME: &str = "/vmm";
-/// `--chroot-base-dir`, of no meaning outside of the process that is told.
+/// `--chroot-base-dir`; it exists only in the mount namespace of the jailer.
 const BASE: &str = "/jail";
-/// What the jailer adds, each with a value.
+/// Options that the jailer adds, each with a value.
 const TIMES: [&str; 3] = [
     "--start-time-us",
     "--start-time-cpu-us",
     "--parent-cpu-time-us",
 ];
-/// The same for every VMM, see [`crate::host::process::Confine`].
+/// The limit of every VMM, see [`crate::host::process::Confine`].
 const OPEN_FILES: u64 = 4096;
 
-/// Of a process that is to be put in a jail.
+/// How a process is started in a jail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Jailed {
     /// The jailer's command line.
     pub(super) argv: Vec<String>,
-    /// Where the jailer makes the jail.
+    /// The directory that becomes the root of the jail.
     pub(super) root: PathBuf,
 }
 
-/// How a VMM names something in its run directory, which is its working directory unless it is in a jail.
+/// The path by which a VMM opens a file in its run directory, which is its working directory unless it is in a jail.
 pub(super) fn seen(confined_by: &ConfinedBy, name: &str) -> String {
     match confined_by {
         ConfinedBy::Sliced { .. } => name.to_owned(),
@@ -46,7 +46,8 @@ pub(super) fn seen(confined_by: &ConfinedBy, name: &str) -> String {
     }
 }
 
-/// `program`: what is to be started, where it really is. No file may grow beyond `file_limit` bytes by its hand.
+/// The command line of the jailer. `program`: the resolved path of the program to start. The process cannot make a file larger than
+/// `file_limit` bytes.
 pub(super) fn jailed(
     jailer: &Program,
     launch: &Launch,
@@ -81,8 +82,8 @@ fn without_id(words: &[String]) -> (String, Vec<String>) {
     }
 }
 
-/// What a process was told, if it is, or is about to become, a Firecracker in a jail: as `launch` would say it. Else, its words as they
-/// are.
+/// The arguments of a process, in the form of `launch` if the process is, or is about to become, a Firecracker in a jail; otherwise
+/// unchanged.
 pub(super) fn told(argv: Vec<String>, launch: Option<&Launch>) -> Vec<String> {
     let Some((launch, words)) = launch.zip(argv.get(1..)) else {
         return argv;
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jailer_is_told_what_we_have_not_done_ourselves_and_firecracker_what_it_always_is() {
+    fn a_jailer_gets_its_options_and_the_arguments_of_firecracker() {
         let jailer = Program {
             path: "/opt/bin/jailer".into(),
             version: Version::new(1, 17),
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_jailer_adds_is_taken_away_again_and_nothing_else_is() {
+    fn only_the_arguments_that_a_jailer_adds_are_removed() {
         let launch = launch();
         let jailed = "/firecracker-v1.17 --id vm-1 --start-time-us 1 --start-time-cpu-us 2 --parent-cpu-time-us 3 \
             --api-sock /vmm/firecracker.sock";

@@ -1,4 +1,4 @@
-//! What Firecracker's jailer needs to be started in our confinement.
+//! Resources that Firecracker's jailer needs to be started confined.
 //! Out of scope: its command line (`jailer`), the mounts and capabilities ([`crate::host::process::Jail`]).
 
 use std::os::fd::BorrowedFd;
@@ -11,7 +11,7 @@ use crate::host::Error;
 use crate::host::named::Named;
 use crate::host::process::{Jail, Keep, Words};
 
-/// All of it, for one start.
+/// The resources for one start.
 pub(super) struct Jailing<'a> {
     jailed: Jailed,
     tool: &'a Named,
@@ -21,7 +21,7 @@ pub(super) struct Jailing<'a> {
 }
 
 impl<'a> Jailing<'a> {
-    /// The disks, `held`, are held by the VMM through its standard error. None: no jailer starts this one.
+    /// The locks of the disks, `held`, are held by the VMM through its standard error. `None`: this VMM is not started by a jailer.
     pub(super) fn of(
         desired: &Desired,
         launch: &Launch,
@@ -40,18 +40,18 @@ impl<'a> Jailing<'a> {
         let program = &opened.program;
         let copy = program
             .metadata()
-            .map_err(|error| Error::io("look at", program.real().display().to_string(), error))?;
+            .map_err(|error| Error::io("stat", program.real().display().to_string(), error))?;
         Ok(Some(Self {
             jailed: jailer::jailed(jailer, launch, program.real(), confined.user, file_limit),
             tool,
             program,
-            // The jailer itself sets it as it is meant, when it has made its copy.
+            // The jailer sets the final limit after it has copied the program.
             file_limit: file_limit.max(copy.len()),
             keep: Keep::of(held)?,
         }))
     }
 
-    /// The jailer's own file.
+    /// The file of the jailer.
     pub(super) fn tool(&self) -> &'a Named {
         self.tool
     }
@@ -70,12 +70,12 @@ impl<'a> Jailing<'a> {
         &self.jailed.argv
     }
 
-    /// Until the jailer sets another.
+    /// The limit that applies until the jailer sets the final one.
     pub(super) fn file_limit(&self) -> u64 {
         self.file_limit
     }
 
-    /// It is started, or could not be.
+    /// Releases the resources after the start has succeeded or failed. Returns the standard error of the process.
     pub(super) fn let_go(self) -> Words {
         self.keep.let_go()
     }

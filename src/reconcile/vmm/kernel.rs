@@ -1,23 +1,23 @@
-//! A kernel of our own: what KVM is tried with. Pure.
+//! A minimal kernel for testing KVM. Pure.
 //! Out of scope: booting it (`machine`).
 //!
 //! # What it does
-//! It switches to 64-bit mode with paging, as Linux does, and does what a processor does and KVM's instruction emulator does not
-//! (arch/x86/kvm/emulate.c): an exception with a return by IRETQ, an SSE2 addition, CMPXCHG16B. Where KVM has no help of the hardware
-//! the guest is emulated and fails here, as Linux would. From a number in its image it computes an answer by these instructions and
-//! writes it to the first serial port: a program that does not run it cannot know the answer.
+//! It switches to 64-bit mode with paging, as Linux does, and executes what a processor supports and KVM's instruction emulator does not
+//! (arch/x86/kvm/emulate.c): an exception with a return by IRETQ, an SSE2 addition, CMPXCHG16B. Where KVM has no hardware support the guest
+//! is emulated and fails here, as Linux would. With these instructions it computes a result from a number in its image and writes it to
+//! the first serial port: a program that does not execute it cannot produce the result.
 //!
-//! # Its form
-//! An ELF file with one segment and the note that names the entry of the PVH boot protocol (Xen, docs/misc/pvh.pandoc): 32-bit
-//! protected mode, no paging. QEMU boots it without firmware of its own.
+//! # Format
+//! An ELF file with one segment and the note that contains the entry point of the PVH boot protocol (Xen, docs/misc/pvh.pandoc): 32-bit
+//! protected mode, no paging. QEMU boots it without firmware.
 
-/// Where it is loaded.
+/// Load address.
 const BASE: u64 = 0x20_1000;
 /// ELF header and two program headers (elf(5)).
 const HEADERS: u64 = 64 + 2 * 56;
 /// `XEN_ELFNOTE_PHYS32_ENTRY`.
 const ENTRY_NOTE: u32 = 18;
-/// What the answer is mixed with.
+/// Constant in the computation of the result.
 const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Page tables are made at 0x300000 (one to one, 1 GiB), the stack is below 0x310000.
@@ -91,18 +91,18 @@ const CODE: [u8; CODE_BYTES] = [
     0x48, 0xcf, // iretq
 ];
 const CODE_BYTES: usize = 265;
-/// The data's place: the code is filled up to a multiple of 16 bytes.
+/// Address of the data: the code is padded to a multiple of 16 bytes.
 const DATA: u64 = BASE + 272;
 
-/// What to boot, and what it says then.
+/// An image and the output that is expected when it boots.
 pub(super) struct Trial {
     /// An ELF file.
     pub(super) image: Vec<u8>,
-    /// One line, without its end.
+    /// The expected line, without a line break.
     pub(super) answer: String,
 }
 
-/// For this number, which nobody can know beforehand.
+/// The image for this number, which must be random.
 pub(super) fn trial(number: u64) -> Trial {
     let answer = (number.wrapping_add(number) ^ MIX).wrapping_add(1);
     Trial {
@@ -128,7 +128,7 @@ fn image(number: u64) -> Vec<u8> {
     longs(&mut file, &[BASE, 64, 0]);
     words(&mut file, &[0]);
     halves(&mut file, &[64, 56, 2, 0, 0, 0]);
-    // PT_LOAD, to be read, written and executed; PT_NOTE.
+    // PT_LOAD, readable, writable and executable; PT_NOTE.
     words(&mut file, &[1, 7]);
     let length = segment.len() as u64;
     longs(&mut file, &[start, BASE, BASE, length, length, 1]);
@@ -138,18 +138,18 @@ fn image(number: u64) -> Vec<u8> {
     [file, note, segment].concat()
 }
 
-/// In this order: the cell that is exchanged, the number, digits, descriptors of segments and of the exception, and where they are.
+/// Code, then data: operand of CMPXCHG16B, number, digits, segment descriptors, pointers to the descriptor tables, exception gates.
 fn segment(number: u64) -> Vec<u8> {
     let mut bytes = CODE.to_vec();
     bytes.resize(272, 0);
     longs(&mut bytes, &[0, 0, number]);
     bytes.extend(b"0123456789abcdef");
-    // None; 64-bit code; data.
+    // Null descriptor; 64-bit code; data.
     longs(
         &mut bytes,
         &[0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff],
     );
-    // Limit and address of those, and of the gates.
+    // Limit and address of the segment descriptors, then of the gates.
     halves(&mut bytes, &[23]);
     words(&mut bytes, &[(DATA + 40) as u32]);
     halves(&mut bytes, &[63]);
@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_number_has_an_answer_of_its_own_that_is_not_in_the_image() {
+    fn each_number_has_a_different_answer_that_is_not_in_the_image() {
         let [one, other] = [1, 0x1122_3344_5566_7788].map(trial);
         assert_eq!(other.answer, "bc731f31d5869306");
         assert_ne!(one.answer, other.answer);

@@ -1,11 +1,11 @@
-//! What this host can do for a VMM: found out once a boot for each program, remembered in the run directory.
-//! Out of scope: what is made of it (`qemu`).
+//! Capabilities of this host for a VMM: determined once per boot and program, cached in the run directory.
+//! Out of scope: how they are used (`qemu`).
 //!
-//! # Why KVM is tried by booting
-//! `/dev/kvm` opens on hosts whose KVM cannot run an ordinary kernel (nested without hardware help, para-virtual only). So a kernel of
-//! our own is booted (`kernel`) by the program in question, which is confined ([`process::query`]), and must give the answer that
-//! follows from a random number. Nothing that a manifest names but the program takes part, and a program's result is for that file
-//! alone, as long as it is not written to or replaced: neither a manifest's kernel nor another manifest's program decides.
+//! # Why KVM is tested by booting
+//! `/dev/kvm` can be opened on hosts whose KVM cannot run an ordinary kernel (nested without hardware support, para-virtual only). So a
+//! minimal kernel (`kernel`) is booted by the program in question, which is confined ([`process::query`]), and must print the result
+//! computed from a random number. Of a manifest only the program is used, and a result is valid only for that file, until it is written to
+//! or replaced: neither the kernel of a manifest nor the program of another manifest has an influence.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -21,54 +21,54 @@ use crate::host::named::Named;
 use crate::host::process::{self, Query};
 use crate::host::{Error, cpu};
 
-/// How guest code is run.
+/// How guest code is executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Accel {
     /// By the processor.
     Kvm,
-    /// By translation, anywhere, some ten times slower.
+    /// By translation; available on every host, about ten times slower.
     Tcg,
 }
 
-/// What a recipe needs to know of the host. The same for a whole boot, so that command lines can be compared.
+/// The properties of the host that a recipe depends on. They are constant until the next boot, so that command lines can be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
-    /// How guest code is run.
+    /// How guest code is executed.
     pub accel: Accel,
-    /// The time-stamp counter's rate, in kHz.
+    /// Rate of the time-stamp counter in kHz.
     pub tsc_khz: Option<u32>,
 }
 
-/// What has been found out in this boot.
+/// The results of this boot.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Known {
     boot: String,
-    /// The time-stamp counter's rate; none: not measured yet.
+    /// Rate of the time-stamp counter in kHz; `None`: not measured yet.
     tsc_khz: Option<Option<u32>>,
-    /// For each program, by [`key`].
+    /// The result for each program, by [`key`].
     programs: HashMap<String, Accel>,
 }
 
-/// The file in the run directory that remembers the answers.
+/// The cache file in the run directory.
 const KNOWN: &str = "kvm.json";
-/// Programs that are remembered: a host has a few, and each upgrade brings one more.
+/// Maximum number of cached programs: a host has a few, and each upgrade adds one.
 const MOST: usize = 64;
-/// A processor gets there in some 0.1 s.
+/// Deadline for the boot, which takes about 0.1 s on a processor.
 const DEADLINE: Duration = Duration::from_secs(3);
-/// What QEMU says of a guest that KVM cannot go on with.
+/// QEMU's message for a guest that KVM cannot continue.
 const STUCK: &str = "KVM internal error";
 const KVM: &str = "/dev/kvm";
 
-/// Finds out what machines there are; one for the daemon.
+/// Determines and caches [`Machine`]s; one per daemon.
 #[derive(Debug, Default)]
 pub struct Machines {
-    /// None: not read yet. Held while a program is tried: two at once would only slow each other down.
+    /// `None`: not read yet. Locked during a test: two concurrent ones would only slow each other down.
     known: Mutex<Option<Known>>,
 }
 
 impl Machines {
-    /// What this program can do on this host: found out, or remembered in `<run_dir>/kvm.json` from earlier in this boot.
+    /// The capabilities of this host with this program: tested, or read from `<run_dir>/kvm.json` if tested in this boot.
     pub async fn machine(&self, run_dir: &Path, qemu: &Named) -> Result<Machine, Error> {
         let boot = fs::boot_id()?;
         let path = run_dir.join(KNOWN);
@@ -95,20 +95,20 @@ impl Machines {
                 .ok()
                 .flatten(),
         };
-        tracing::info!(program = %qemu.real().display(), ?accel, "tried whether a guest runs with KVM");
+        tracing::info!(program = %qemu.real().display(), ?accel, "tested whether the program can use KVM");
         if known.programs.len() >= MOST {
             known.programs.clear();
         }
         known.programs.insert(key, accel);
         known.tsc_khz = Some(tsc_khz);
         let text =
-            serde_json::to_vec(known).map_err(|error| Error::other("describe", KNOWN, error))?;
+            serde_json::to_vec(known).map_err(|error| Error::other("encode", KNOWN, error))?;
         fs::write(&path, &text, 0o600, Durability::Process)?;
         Ok(Machine { accel, tsc_khz })
     }
 }
 
-/// Nothing of another boot, and nothing that cannot be understood.
+/// The cached results; empty if they are of another boot or invalid.
 fn remembered(path: &Path, boot: &str) -> Result<Known, Error> {
     let bytes = fs::read(path)?;
     let known = bytes.and_then(|bytes| serde_json::from_slice::<Known>(&bytes).ok());
@@ -120,7 +120,7 @@ fn remembered(path: &Path, boot: &str) -> Result<Known, Error> {
         }))
 }
 
-/// The file: its device, inode, length and times.
+/// Key of a program: device, inode, length and times of its file.
 fn key(program: &Named) -> String {
     program.stamp().map(|part| part.to_string()).join("-")
 }
@@ -129,11 +129,11 @@ async fn kvm_runs(qemu: &Named) -> bool {
     Path::new(KVM).exists() && boots(qemu, Accel::Kvm).await
 }
 
-/// Whether this program boots our kernel so, with the right answer, within 3 s.
+/// Whether this program boots the test kernel with this accelerator and prints the expected result within 3 s.
 pub async fn boots(qemu: &Named, accel: Accel) -> bool {
     let (_, number) = Uuid::new_v4().as_u64_pair();
     let trial = kernel::trial(number);
-    // Its standard input, which it opens anew.
+    // Its standard input, which it opens again.
     let mut words = vec!["-M", "microvm", "-m", "16M", "-kernel", "/proc/self/fd/0"];
     for (option, value) in qemu::accelerator(accel) {
         words.extend([option, value]);
@@ -158,15 +158,15 @@ pub async fn boots(qemu: &Named, accel: Accel) -> bool {
     };
     match process::query(&query, DEADLINE, enough).await {
         Ok(outcome) => outcome.output.lines().any(is_answer),
-        // No QEMU: the start says so.
+        // Without QEMU, the start of the VM reports an error.
         Err(error) => {
-            tracing::debug!(%error, source = %error.source, "a program cannot be tried");
+            tracing::debug!(%error, source = %error.source, "cannot test whether a program can use KVM");
             false
         }
     }
 }
 
-/// What was found out in this boot, for people: of how many programs, and how many run guests with KVM.
+/// The number of programs that were tested in this boot, and how many of them run guests with KVM.
 pub fn tried(run_dir: &Path) -> Option<(usize, usize)> {
     let known = remembered(&run_dir.join(KNOWN), fs::boot_id().ok()?).ok()?;
     let with_kvm = known

@@ -1,43 +1,43 @@
-//! The Vmm rung: the process that runs a VM.
-//! Out of scope: what the VM is connected to; how often a dead one is started again.
+//! The Vmm stage: the process that runs a VM.
+//! Out of scope: the network of the VM; how often a VMM that has ended is restarted.
 //!
-//! | file | what it does |
+//! | file | content |
 //! |---|---|
-//! | `recipe`, `qemu`, `firecracker`, `cloud_hypervisor`, `cmdline`, `version` | pure: a VM's spec to a command line |
-//! | `jailer` | pure: from Firecracker's command line to that of its jailer, and back |
-//! | `jailing` | what a jailer needs to be started |
-//! | `program` | finds the VMMs' programs and their versions |
-//! | `machine` | what this host can do: KVM or not, TSC rate |
-//! | `kernel` | pure: a kernel of our own, by which KVM is tried |
+//! | `recipe`, `qemu`, `firecracker`, `cloud_hypervisor`, `cmdline`, `version` | pure: the spec of a VM to a command line |
+//! | `jailer` | pure: the command line of Firecracker to that of its jailer, and back |
+//! | `jailing` | resources for starting a jailer |
+//! | `program` | finds the programs of the VMMs and their versions |
+//! | `machine` | capabilities of this host: KVM or not, TSC rate |
+//! | `kernel` | pure: a minimal kernel for testing KVM |
 //! | `plan` | pure |
-//! | `observe` | looks at the run directory and at `/proc` |
-//! | `identity` | pure: whose a process is |
+//! | `observe` | reads the run directory and `/proc` |
+//! | `identity` | pure: the owner of a process |
 //! | `act` | starts and stops |
-//! | `control` | talks with a VMM |
-//! | `confine` | what a VMM may have of the host |
-//! | `opened` | everything of the host's that a VMM is started with, opened once |
+//! | `control` | client of a VMM's control socket |
+//! | `confine` | the host resources of a VMM |
+//! | `opened` | all host files that a VMM is started with, opened once |
 //! | `owners` | owners of users' files that an earlier version has changed |
-//! | `watch` | comes back when a VMM has ended; keeps its log short meanwhile |
-//! | `ending` | how one ended; that we asked it to |
+//! | `watch` | waits for the end of a VMM; meanwhile rotates its log |
+//! | `ending` | how a VMM ended; the record of a stop |
 //!
 //! # The run directory, `<run>/vm/<uid>/vmm/`
-//! It belongs to the VMM's own user, who can write there and nowhere else: what is found in it is of a stranger's making.
-//! Beside it, out of the VMM's reach, stand `process`: which process was started, see [`crate::host::process::read_record`]; and
-//! `launch.json`: what was said to it (`note`); `console.in`: a pipe to its serial input; and `stopping`: which one we stop, and
-//! since when (`ending`).
+//! It belongs to the VMM's user, which can write there and nowhere else: its contents are untrusted.
+//! Next to it, inaccessible to the VMM, are `process`: the process that was started, see [`crate::host::process::read_record`];
+//! `launch.json`: how it was started (`note`); `console.in`: a pipe to its serial input; and `stopping`: the process that is being stopped,
+//! and since when (`ending`).
 //!
-//! | name | what |
+//! | name | content |
 //! |---|---|
-//! | `console.log` | the guest's serial output and the VMM's own; at most [`LOG_LIMIT`] |
-//! | `console.log.1` | what was there before; at most [`LOG_LIMIT`] |
+//! | `console.log` | serial output of the guest and messages of the VMM; at most [`LOG_LIMIT`] |
+//! | `console.log.1` | the log before the last rotation; at most [`LOG_LIMIT`] |
 //! | `vm.json` | Firecracker's configuration |
-//! | `metrics` | the pipe that Firecracker writes its metrics into; read when somebody asks |
+//! | `metrics` | the pipe that Firecracker writes its metrics into; read on request |
 //! | `qmp.sock`, `firecracker.sock`, `cloud-hypervisor.sock` | the VMM's control socket |
 //! | `vsock.sock` | the host's side of the guest's vsock (Firecracker, Cloud Hypervisor) |
 //! | `agent.sock` | the host's side of the guest's virtio-serial port `org.slicectl.agent.0` (QEMU) |
 //!
-//! Of a VMM with a user of its own all of it is the VMM's, whatever it is: the directory is a small file system in memory, so that no
-//! more than [`HOME_BYTES`] can pile up in it, and goes with everything in it. Else, anything more is not ours.
+//! For a VMM with a user of its own the directory is a small file system in memory that holds at most [`HOME_BYTES`]; everything in it
+//! belongs to the VMM and is removed with it. Otherwise files with other names are foreign and are not removed.
 
 mod act;
 mod cloud_hypervisor;
@@ -93,19 +93,19 @@ pub use recipe::{Access, ConfinedBy, Disk, Launch, NewFile, Slot, Sys, Unfit, re
 pub use version::{Program, Version};
 pub use watch::{rotate, watch};
 
-/// Where the newborn notes itself.
+/// The process record, which the child writes before its exec.
 pub const RECORD: &str = "process";
-/// What was said to the VMM; beside the run directory, too.
+/// How the VMM was started; next to the run directory, too.
 pub const NOTE: &str = "launch.json";
-/// A pipe to the guest's serial input; beside the run directory, too.
+/// A pipe to the guest's serial input; next to the run directory, too.
 pub const INPUT: &str = "console.in";
-/// Which process we stop, and since when.
+/// The process that is being stopped, and since when.
 pub const STOPPING: &str = "stopping";
 /// Serial output of the guest and messages of the VMM.
 pub const CONSOLE: &str = "console.log";
 /// The console before the last rotation.
 pub const CONSOLE_OLD: &str = "console.log.1";
-/// What Firecracker reads when it starts.
+/// The configuration that Firecracker reads when it starts.
 pub const CONFIG: &str = "vm.json";
 /// The pipe that Firecracker writes its metrics into.
 pub const METRICS: &str = "metrics";
@@ -113,9 +113,9 @@ pub const METRICS: &str = "metrics";
 pub const VSOCK: &str = "vsock.sock";
 /// The host's side of a guest's virtio-serial port.
 pub const AGENT: &str = "agent.sock";
-/// A lock that Cloud Hypervisor holds beside its control socket since 53, and leaves.
+/// A lock file that Cloud Hypervisor creates next to its control socket since version 53 and does not remove.
 const CONTROL_LOCK: &str = "cloud-hypervisor.sock.lock";
-/// What a VMM makes while it runs and may leave: of no use to the next one, which fails if it is there.
+/// Files that a VMM creates and may not remove. The next one fails if they exist.
 const SOCKETS: [&str; 6] = [
     Control::Qmp.socket(),
     Control::Firecracker.socket(),
@@ -124,7 +124,7 @@ const SOCKETS: [&str; 6] = [
     VSOCK,
     AGENT,
 ];
-/// Every name in a run directory that is ours to remove.
+/// Every name in a run directory that this daemon may remove.
 pub const OURS: [&str; 14] = [
     AGENT,
     Control::CloudHypervisor.socket(),
@@ -142,13 +142,13 @@ pub const OURS: [&str; 14] = [
     VSOCK,
 ];
 
-/// Bytes. The kernel lets no file of a VMM grow beyond this; with the rotated one a VM has at most twice as much, 4 MiB.
+/// Maximum size of a log in bytes, enforced by the kernel; with the rotated one a VM has at most twice as much, 4 MiB.
 pub const LOG_LIMIT: u64 = 2 << 20;
 
-/// Whatever else a VMM with a user of its own has made in its run directory.
-const STRAY: &str = "what else the VMM has made";
+/// Stands for all other files that a VMM with a user of its own has created in its run directory.
+const STRAY: &str = "other files of the VMM";
 
-/// Bytes of a confined VMM's run directory: two logs, one of them possibly longer than it should be, configuration and sockets.
+/// Size of a confined VMM's run directory in bytes: two logs, one of which may exceed its limit, configuration and sockets.
 pub const HOME_BYTES: u64 = 8 << 20;
 
 /// The variable in a VMM's environment that holds its label.
@@ -156,8 +156,8 @@ pub const LABEL_VAR: &str = "SLICE_LABEL";
 /// The variable in a VMM's environment that holds its run directory.
 pub const RUN_DIR_VAR: &str = "SLICE_RUN_DIR";
 
-/// Whether what is typed at the VM's serial port reaches the guest. Cloud Hypervisor reads a terminal only, or a socket before
-/// which output is lost.
+/// Whether the serial port of the VM accepts input. Cloud Hypervisor reads only from a terminal, or from a socket that loses output
+/// until a client connects.
 pub const fn takes_input(hypervisor: Hypervisor) -> bool {
     match hypervisor {
         Hypervisor::Qemu | Hypervisor::Firecracker => true,
@@ -165,21 +165,21 @@ pub const fn takes_input(hypervisor: Hypervisor) -> bool {
     }
 }
 
-/// The rung.
+/// The reconciler of the stage.
 #[derive(Debug, Default)]
 pub struct Vmm {
-    /// VMs of which the last look saw a process: should its record be lost, it is worth a look through `/proc`.
+    /// VMs with a process in the last observation: if its record is lost, `/proc` is searched for it.
     seen: Mutex<HashSet<Uid>>,
-    /// Set once all of `/proc` has been looked through: whatever was there before us has been seen.
+    /// Set once all of `/proc` has been searched: every process from before the start of the daemon is known.
     surveyed: OnceCell<()>,
     /// Which files of the host a VMM may be started with.
     places: Places,
-    /// Whose which user is.
+    /// The assignments of users to VMs.
     users: Mutex<identity::Users>,
 }
 
 impl Vmm {
-    /// One that has seen nothing yet.
+    /// Creates a reconciler that has observed nothing yet.
     pub fn new(places: Places) -> Self {
         Self {
             places,
@@ -188,141 +188,141 @@ impl Vmm {
     }
 }
 
-/// What is to run for one VM.
+/// The desired state of one VM's VMM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Desired {
-    /// Whose it is.
+    /// The label of the VM.
     pub label: Label,
-    /// The same, shorter.
+    /// The UID of the VM.
     pub uid: Uid,
     /// The run directory.
     pub dir: PathBuf,
-    /// None: nothing may run.
+    /// How the VMM is started; `None`: none may run.
     pub want: Option<Launch>,
-    /// What it holds while it runs, so that nobody else writes to it.
+    /// Disks that it locks while it runs, so that no other program writes to them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<Disk>,
-    /// How it is confined; none: it runs as we do.
+    /// How it is confined; `None`: it runs with the privileges of the daemon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confined: Option<Confined>,
-    /// How long a guest that was asked to power down is waited for.
+    /// How long a guest has time to power down.
     #[serde(default, skip_serializing_if = "Grace::is_default")]
     pub grace: Grace,
-    /// A process that is to stop is killed at once; its guest is not asked.
+    /// A process that must stop is killed at once, without a power-down request to its guest.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub forced: bool,
-    /// What stays where nothing may run.
+    /// What is kept when no VMM may run.
     #[serde(default, skip_serializing_if = "Left::is_default")]
     pub left: Left,
-    /// What the guest is to do.
+    /// The desired state of the guest.
     #[serde(default, skip_serializing_if = "Guest::is_default")]
     pub guest: Guest,
-    /// Which ends may be answered with a start.
+    /// After which exits the VMM may be started again.
     #[serde(default, skip_serializing_if = "Judged::is_default")]
     pub judged: Judged,
 }
 
-/// What stays of a VMM that may not run.
+/// What is kept of a VMM that may not run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Left {
-    /// Nothing: the VM goes.
+    /// Nothing: the VM is deleted.
     #[default]
     Nothing,
-    /// Its log, and which process it was: the VM is only down.
+    /// Its log and its process record: the VM is only stopped.
     Log,
 }
 
 impl Left {
-    /// Nothing stays.
+    /// Nothing is kept.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// What a guest is to do while its VMM runs.
+/// The desired state of a guest while its VMM runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Guest {
-    /// What it does; its VMM is not asked.
+    /// Any; its state is not queried.
     #[default]
     Any,
-    /// To run: one that is held goes on.
+    /// Running: a paused guest is resumed.
     Running,
-    /// To be held.
+    /// Paused.
     Paused,
 }
 
 impl Guest {
-    /// It may do what it does.
+    /// Any state is accepted.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// Which ends may be answered with a start.
+/// After which exits the VMM may be started again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Judged {
-    /// Every one.
+    /// Every exit.
     #[default]
     All,
-    /// The end of this process alone, if it has ended: another one is to be written down and judged before it is forgotten.
+    /// Only the exit of this process: any other must be stored and evaluated before its record is removed.
     Of(Option<Identity>),
 }
 
 impl Judged {
-    /// Every end.
+    /// After every exit.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// What a VMM may have of the host. Not compared with what runs: one that was started with less in its way goes on until it ends.
+/// The host resources of a VMM. Not compared with a running VMM: one that was started with fewer restrictions keeps running until it ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confined {
     /// Its user and group.
     pub user: u32,
-    /// The VM's processors.
+    /// Number of processors of the VM.
     pub vcpu: u32,
-    /// The VM's memory.
+    /// Memory of the VM in bytes.
     pub ram_bytes: u64,
-    /// Files and block devices that it opens outside of its run directory.
+    /// Files and block devices that it opens outside its run directory.
     pub files: Vec<Disk>,
 }
 
 impl Desired {
-    /// Where the newborn notes itself: beside the run directory.
+    /// Path of the process record, next to the run directory.
     pub fn record(&self) -> PathBuf {
         self.dir.with_file_name(RECORD)
     }
 
-    /// Where what is typed goes in.
+    /// Path of the pipe to the serial input.
     pub(super) fn input(&self) -> PathBuf {
         self.dir.with_file_name(INPUT)
     }
 
-    /// Where is noted that we stop it.
+    /// Path of the record of a stop.
     fn stopping(&self) -> PathBuf {
         self.dir.with_file_name(STOPPING)
     }
 }
 
-/// What there is.
+/// The observed state of one VM's VMM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observed {
     /// The run directory.
     pub dir: RunDir,
-    /// What runs under our label; more than one is one too many.
+    /// The processes that belong to the VM; at most one is kept.
     #[serde(default)]
     pub running: Vec<Running>,
-    /// The VMM that the record names has ended, like this.
+    /// How the recorded process ended, if it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Exit>,
-    /// Which that was.
+    /// The identity of the recorded process, if it has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_as: Option<Identity>,
-    /// The last line in the console, for people. Empty while a VMM runs.
+    /// The last line of the console, for users. Empty while a VMM runs.
     #[serde(default)]
     pub last_words: String,
 }
@@ -331,90 +331,90 @@ pub struct Observed {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RunDir {
-    /// Nothing there.
+    /// It does not exist.
     Absent,
-    /// There it is.
+    /// It exists.
     Present {
-        /// Names out of [`OURS`], sorted; and a word for whatever else a VMM's own user has made.
+        /// Names in [`OURS`], sorted; and a placeholder for all other files that a VMM with a user of its own has created.
         ours: Vec<String>,
-        /// Names that are not ours.
+        /// Other names.
         others: Vec<String>,
     },
-    /// Something that is no directory.
+    /// The path is not a directory.
     Foreign,
 }
 
-/// One process.
+/// A process of the VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Running {
-    /// Which, and that it is the VM's.
+    /// Its identity, verified to belong to the VM.
     pub process: Owned<Identity>,
-    /// What it was started with.
+    /// The arguments it was started with.
     pub argv: Vec<String>,
-    /// Whether its record names it.
+    /// Whether the record names it.
     pub recorded: bool,
-    /// Its hold on the VM's network.
+    /// Its attachment to the VM's network.
     pub plug: Plug,
-    /// Whether it has a control socket to ask through.
+    /// Whether it has a control socket.
     pub polite: bool,
-    /// Files that it was to read, and that do not say what is wanted: it was started for something else.
+    /// Configuration files whose content differs from what it has read: it was started with another spec.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stale: Vec<String>,
-    /// How long ago its guest was asked to power down, in milliseconds.
+    /// Milliseconds since its guest was requested to power down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked_ms: Option<u64>,
-    /// What its guest does, where it was asked.
+    /// The state of its guest, if it was queried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestState>,
 }
 
-/// A process' hold on the VM's network.
+/// The attachment of a process to the VM's network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Plug {
-    /// In the namespace, and on the TAP (or not yet: it is just starting).
+    /// It is in the VM's namespace and attached to the TAP, or is still starting.
     In,
-    /// The TAP it held is gone; a new one of the same name is another.
+    /// The TAP it was attached to is gone. It is not attached to a new one with the same name.
     TapGone,
-    /// Its namespace is not the VM's any more.
+    /// It is not in the VM's current namespace.
     Elsewhere,
 }
 
-/// One step.
+/// An action of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Makes the run directory.
+    /// Creates the run directory.
     CreateRunDir,
-    /// Notes a running process whose record is lost.
+    /// Writes the record of a running process whose record is lost.
     Record(Owned<Identity>),
-    /// Asks the guest to power down.
+    /// Requests the guest to power down.
     AskToPowerDown(Owned<Identity>),
-    /// The guest has powered down, or has had its time. Nobody takes this step.
+    /// Waits until the process has ended or the time is over. Not executed as an action, see [`Reconcile::waits`].
     PoweredDown {
-        /// Whose.
+        /// The process that is waited for.
         process: Owned<Identity>,
-        /// What it has left.
+        /// The remaining time in milliseconds.
         left_ms: u64,
     },
-    /// Holds the guest.
+    /// Pauses the guest.
     Pause(Owned<Identity>),
-    /// Lets it go on.
+    /// Resumes the guest.
     Resume(Owned<Identity>),
-    /// How the process ended is written down and judged. Taken elsewhere.
+    /// The exit of the process is stored and evaluated, by another component.
     Judge,
-    /// SIGTERM, and waits 2 s at most.
+    /// Sends SIGTERM and waits 2 s at most.
     Terminate(Owned<Identity>),
-    /// SIGKILL, and waits.
+    /// Sends SIGKILL and waits.
     Kill(Owned<Identity>),
     /// Starts the VMM.
     Launch {
-        /// How the one before ended, if there was one.
+        /// How the previous one ended, if there was one.
         after: Option<Exit>,
     },
-    /// Removes these files of ours from the run directory.
+    /// Removes these files from the run directory.
     RemoveFiles(Vec<String>),
-    /// Removes the run directory, unless something foreign is in it.
+    /// Removes the run directory, unless it contains foreign files.
     RemoveRunDir,
 }
 
@@ -422,20 +422,25 @@ impl std::fmt::Display for Action {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::CreateRunDir => f.write_str("create the run directory"),
-            Self::Record(process) => write!(f, "note the running VMM, pid {}", process.thing().pid),
+            Self::Record(process) => {
+                write!(f, "record the running VMM, pid {}", process.thing().pid)
+            }
             Self::AskToPowerDown(process) => write!(
                 f,
-                "ask the guest to power down, pid {}",
+                "request the guest to power down, pid {}",
                 process.thing().pid
             ),
             Self::PoweredDown { process, left_ms } => {
                 let left = humantime::format_duration(Duration::from_millis(*left_ms));
                 let pid = process.thing().pid;
-                write!(f, "wait {left} at most until it has, pid {pid}")
+                write!(
+                    f,
+                    "wait up to {left} for the guest to power down, pid {pid}"
+                )
             }
             Self::Pause(process) => write!(f, "pause the guest, pid {}", process.thing().pid),
             Self::Resume(process) => write!(f, "resume the guest, pid {}", process.thing().pid),
-            Self::Judge => f.write_str("note how the VMM ended"),
+            Self::Judge => f.write_str("record how the VMM ended"),
             Self::Terminate(process) => write!(f, "terminate the VMM, pid {}", process.thing().pid),
             Self::Kill(process) => write!(
                 f,

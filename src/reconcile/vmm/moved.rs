@@ -1,5 +1,5 @@
-//! A VMM that was started while the state directory, and so the VM's own disk, had another path: it is still what is desired.
-//! Out of scope: where disks lie ([`crate::reconcile::disk`]).
+//! A VMM that was started when the state directory, and so the VM's own disk, had another path still matches the desired state.
+//! Out of scope: the paths of disks ([`crate::reconcile::disk`]).
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -10,15 +10,15 @@ use super::{Desired, jailer};
 use crate::host::{Error, process};
 use crate::owner::Owner;
 
-/// The disk of the VM's own, below `<state>/disks`.
+/// The VM's own disk, below `<state>/disks`.
 pub(super) struct OwnDisk {
     path: String,
-    /// What its path ends with, whatever the state directory is.
+    /// The end of its path, which does not depend on the state directory.
     end: String,
 }
 
 impl OwnDisk {
-    /// None: it has no disk of its own, or no path that can be an argument.
+    /// `None`: the VM has no disk of its own, or the path is not valid UTF-8.
     pub(super) fn of(desired: &Desired) -> Option<Self> {
         let Owner::Vm { name, .. } = &desired.label.owner else {
             return None;
@@ -38,7 +38,7 @@ impl OwnDisk {
         (is_path && path != self.path).then_some(path)
     }
 
-    /// The arguments that a VMM was started with, as they would be now.
+    /// The arguments that a VMM was started with, with the current path of the disk.
     pub(super) fn argv_now(&self, launch: &Launch, told: Vec<String>) -> Vec<String> {
         if launch.argv.len() != told.len() {
             return told;
@@ -50,7 +50,7 @@ impl OwnDisk {
         launch.argv.iter().zip(told).map(now).collect()
     }
 
-    /// Whether a VMM has read this file, but for the disk's path.
+    /// Whether a VMM has read this file, apart from the path of the disk.
     pub(super) fn is_file(&self, desired: &NewFile, told: &NewFile) -> bool {
         desired.name == told.name && self.before(&desired.text, &told.text).is_some()
     }
@@ -68,7 +68,7 @@ impl OwnDisk {
 /// The message for a VMM that does not use the disk below the state directory any more: that disk is a copy, made while the VMM ran.
 ///
 /// # Errors
-/// The process cannot be looked at.
+/// The state of the process cannot be read.
 pub fn uses_another_disk(desired: &Desired, pid: u32) -> Result<Option<String>, Error> {
     let (Some(own), Some(launch)) = (OwnDisk::of(desired), &desired.want) else {
         return Ok(None);
@@ -78,7 +78,7 @@ pub fn uses_another_disk(desired: &Desired, pid: u32) -> Result<Option<String>, 
     let Some(old) = own.place_of(launch, &argv, noted.as_ref()) else {
         return Ok(None);
     };
-    // As the process sees it, which has a root of its own.
+    // The path in the root file system of the process.
     let seen = Path::new("/proc").join(pid.to_string()).join("root");
     let seen = seen.join(old.strip_prefix("/").unwrap_or(&old));
     let id = |path: &Path| {

@@ -1,9 +1,9 @@
-//! How a VMM was started, noted where it cannot write.
+//! Record of how a VMM was started, in a place where the VMM cannot write.
 //! Out of scope: which process it became ([`crate::host::process::read_record`]).
 //!
 //! # Why
-//! The run directory is the VMM's: whatever is found there it may have written, or be waiting for us to open. What was said to it
-//! is therefore remembered beside it, and never read back from it.
+//! The run directory belongs to the VMM, which may have replaced any file in it. So what the VMM was started with is recorded next to the
+//! run directory and never read back from it.
 
 use std::path::{Path, PathBuf};
 
@@ -15,31 +15,31 @@ use crate::host;
 use crate::host::fs::{self, Durability};
 use crate::host::process::{self, Identity, Life, Record};
 
-/// What was said to a VMM.
+/// How a VMM was started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Note {
-    /// What runs, and as which version of it.
+    /// Its program and version.
     #[serde(default)]
     pub(super) program: Option<Program>,
-    /// As whom; none: as we do.
+    /// Its user; `None`: the user of the daemon.
     #[serde(default)]
     pub(super) user: Option<u32>,
     /// What confines it.
     #[serde(default)]
     pub(super) confined_by: ConfinedBy,
-    /// What it read when it started.
+    /// The files that it read when it started.
     #[serde(default)]
     files: Vec<NewFile>,
-    /// What an earlier version gave it of others' files, as it was before (`owners`).
+    /// Users' files whose owner an earlier version has changed to its user, with the previous attributes (`owners`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) given: Vec<Given>,
 }
 
-/// A file that belongs to a VMM's user as long as the VM is there.
+/// A file that belongs to a VMM's user as long as the VM exists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Given {
     pub(super) path: PathBuf,
-    /// Whose it was.
+    /// The previous owner.
     pub(super) user: u32,
     pub(super) group: u32,
     pub(super) mode: u32,
@@ -48,14 +48,14 @@ pub(super) struct Given {
     pub(super) change: Change,
 }
 
-/// What was done to a file so that a VMM may use it.
+/// How a file was changed so that a VMM can use it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Change {
-    /// It was given to the VMM's user, by a version before this one.
+    /// An earlier version changed its owner to the VMM's user.
     #[default]
     Owner,
-    /// The VMM's user was added to its ACL, which was this attribute before.
+    /// The VMM's user was added to its ACL. Contains the previous extended attribute.
     Acl(Option<Vec<u8>>),
 }
 
@@ -80,7 +80,7 @@ impl Note {
         }
     }
 
-    /// None: there is none, or none that can be understood.
+    /// `None`: there is none, or it is invalid.
     pub(super) fn read(desired: &Desired) -> Result<Option<Self>, host::Error> {
         read(&desired.dir)
     }
@@ -92,7 +92,7 @@ impl Note {
         fs::write(&path, &text, 0o600, Durability::Process)
     }
 
-    /// Which files of `launch` are not what it has read.
+    /// The names of those files of `launch` that differ from what the VMM has read.
     pub(super) fn stale(
         noted: Option<&Self>,
         launch: &Launch,
@@ -108,7 +108,7 @@ impl Note {
         stale.map(|file| file.name.clone()).collect()
     }
 
-    /// What it has read.
+    /// The files that the VMM has read.
     pub(super) fn files(&self) -> &[NewFile] {
         &self.files
     }
@@ -119,12 +119,12 @@ impl Note {
 
     pub(super) fn remove(desired: &Desired) -> Result<(), host::Error> {
         let path = path(&desired.dir);
-        fs::remove_draft(&path)?;
+        fs::remove_temp(&path)?;
         fs::remove(&path)
     }
 }
 
-/// The process that the record beside `dir` names, if it runs.
+/// The process that the record next to `dir` names, if it runs.
 pub fn running(dir: &Path) -> Result<Option<Identity>, host::Error> {
     let Record::Of(identity) = process::read_record(&dir.with_file_name(RECORD))? else {
         return Ok(None);
@@ -135,14 +135,14 @@ pub fn running(dir: &Path) -> Result<Option<Identity>, host::Error> {
     })
 }
 
-/// As which program, in which version, the VMM in `dir` was started, if one runs there. As long as it does its recipe is made for
-/// the same: to upgrade a package restarts no VM.
+/// Program and version of the VMM that runs in `dir`, if any. While it runs, its recipe is computed for this version: upgrading a package
+/// restarts no VM.
 pub fn started_as(dir: &Path) -> Result<Option<Program>, host::Error> {
     Ok(of_what_runs(dir)?.and_then(|note| note.program))
 }
 
-/// What confines the VMM in `dir`, if one runs there as a user of its own. A jailer that is installed later is for those that are started
-/// later.
+/// What confines the VMM that runs in `dir` as a user of its own, if any. A jailer that is installed later applies only to VMMs that are
+/// started later.
 pub fn confined_by(dir: &Path) -> Result<Option<ConfinedBy>, host::Error> {
     let confined = of_what_runs(dir)?.filter(|note| note.user.is_some());
     Ok(confined.map(|note| note.confined_by))
@@ -151,7 +151,7 @@ pub fn confined_by(dir: &Path) -> Result<Option<ConfinedBy>, host::Error> {
 fn of_what_runs(dir: &Path) -> Result<Option<Note>, host::Error> {
     let runs = match running(dir) {
         Ok(found) => found.is_some(),
-        // A birth under way: the note has been written.
+        // A start is in progress: the note has been written.
         Err(error) if error.kind == host::Kind::Busy => true,
         Err(error) => return Err(error),
     };

@@ -1,5 +1,5 @@
-//! Looks at a VM's run directory, and through `/proc` at its process.
-//! Out of scope: judging what is found.
+//! Observes a VM's run directory and, through `/proc`, its process.
+//! Out of scope: evaluating the observation.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{MutexGuard, PoisonError};
@@ -20,29 +20,29 @@ use crate::host::process::{self, Exit, Identity, Life, Origin, Record, TapSlot};
 use crate::host::{Error, Kind, cgroup, fs};
 use crate::owner::{self, Instance, Label};
 
-/// How long a look waits for a birth under way: a busy machine is slow to load a VMM.
+/// How long an observation waits for a start in progress: a busy machine is slow to load a VMM.
 const BIRTH_PATIENCE: Duration = Duration::from_secs(5);
-/// Between two looks at it; each rest is twice the one before.
+/// First and longest interval between checks of it; each interval is twice the previous one.
 const FIRST_STEP: Duration = Duration::from_millis(1);
 const LAST_STEP: Duration = Duration::from_millis(16);
-/// For a process that has closed its control socket to end.
+/// Deadline for a process to end after it has closed its control socket.
 const ENDING: Duration = Duration::from_millis(100);
-/// How often a process is asked, each time a little later, that says nothing, or looks like one that has lost its TAP.
+/// Number of attempts to read the arguments or the TAP of a process that is being executed.
 const MOMENTS: u32 = 10;
 
 impl Vmm {
-    /// For VMMs whose users are given out of this range.
+    /// Sets the range that users are assigned from.
     pub fn with_users(self, range: IdRange) -> Self {
         self.users().range = range;
         self
     }
 
-    /// Which VM has which user, as the store has it.
+    /// Sets the assignments of users to VMs, from the store.
     pub fn note_users(&self, of: HashMap<u32, Uid>) {
         self.users().of = of;
     }
 
-    /// Every VM of this daemon that has a live VMM, wanted or not. One pass over `/proc`. Of root's processes none: see [`super::identity`].
+    /// Every VM of this daemon with a live VMM, desired or not. One pass over `/proc`. Ignores processes of root, see [`super::identity`].
     pub async fn claimed(&self, instance: &Instance) -> Result<Vec<Label>, Error> {
         let mut labels = self.survey(instance).await?;
         labels.retain(|label| label.instance == *instance);
@@ -62,19 +62,19 @@ impl Vmm {
             self.lock().insert(uid);
             match owner {
                 Belongs::Of(label) => labels.push(label),
-                // Its object, if there is one, has the name.
+                // The object of the VM, if there is one, contains the name.
                 Belongs::OfUid(uid) if !known.contains(&uid) => {
                     labels.extend(nameless(instance, uid));
                 }
                 Belongs::OfUid(_) | Belongs::Unknown => {}
             }
         }
-        // Another one was as fast.
+        // A concurrent call may have set it.
         let _ = self.surveyed.set(());
         Ok(labels)
     }
 
-    /// Out of which VMMs are given their users.
+    /// The range that users are assigned from.
     pub(super) fn user_range(&self) -> IdRange {
         self.users().range
     }
@@ -83,9 +83,9 @@ impl Vmm {
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a process of the VM may run that its record does not name. A record that names one, or an attempt, is sound: the newborn
-    /// notes itself before it is anything else. Without one, files of a VMM tell of it, or what was seen last. To walk all
-    /// of `/proc` once is enough for all VMs that have neither.
+    /// Whether a process of the VM may run that the record does not name. A record of a process, or of a failed start, is reliable: the
+    /// child writes it before anything else. Without a record, files of a VMM or the last observation indicate a process. For all VMs with
+    /// neither, a single pass over `/proc` is sufficient.
     async fn may_be_lost(
         &self,
         desired: &Desired,
@@ -106,7 +106,7 @@ impl Vmm {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashSet<Uid>> {
-        // A set of uids is whole whatever its last user died of.
+        // A panic cannot leave a set of UIDs in an inconsistent state.
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -132,7 +132,7 @@ pub(super) async fn observe(rung: &Vmm, desired: &Desired) -> Result<Observed, E
         true => rung.lock().remove(&desired.uid),
         false => rung.lock().insert(desired.uid),
     };
-    // A VMM that is replaced or removed need not report the state of its guest: it may be unable to.
+    // A VMM that will be replaced or removed is not queried for the state of its guest: it may be unable to respond.
     let kept = desired.want.as_ref();
     let kept = kept.and_then(|launch| fitting(launch, &running));
     let kept = kept.map(|kept| kept.process.thing().clone());
@@ -171,7 +171,7 @@ async fn ends(identity: &Identity) -> Result<bool, Error> {
     })
 }
 
-/// What the guest does, where it matters.
+/// The state of the guest, if the desired state depends on it.
 async fn guest(desired: &Desired, running: &Running) -> Result<Option<GuestState>, Error> {
     match (desired.guest, &desired.want) {
         (Guest::Any, _) | (_, None) => return Ok(None),
@@ -179,13 +179,14 @@ async fn guest(desired: &Desired, running: &Running) -> Result<Option<GuestState
     }
     let pid = running.process.thing().pid;
     match Control::in_dir(&desired.dir) {
-        // It is just starting.
+        // It is still starting.
         None => Ok(None),
         Some(control) => control.state(&desired.dir, pid).await.map(Some),
     }
 }
 
-/// What of ours stands beside the run directory. The note of a stop goes with the record, and is named only without one.
+/// The files of this daemon next to the run directory. The record of a stop is removed with the process record, and is listed only if there
+/// is no process record.
 fn beside(desired: &Desired) -> Result<Vec<String>, Error> {
     let mut beside = Vec::new();
     if Note::is_there(desired) {
@@ -215,7 +216,7 @@ fn look_at_dir(desired: &Desired) -> Result<RunDir, Error> {
         fs::Dir::Present(names) => {
             let (mut ours, mut others): (Vec<_>, Vec<_>) =
                 names.into_iter().partition(|name| is_ours(name));
-            // Where its own user may write all is its, and goes as one: its names are not to be told.
+            // In a directory that belongs to a VMM's user all files are removed together, and their names are not shown.
             if !others.is_empty() && confine::owner(&desired.dir)?.is_some_and(|user| user != 0) {
                 others.clear();
                 ours.push(STRAY.to_owned());
@@ -228,7 +229,7 @@ fn look_at_dir(desired: &Desired) -> Result<RunDir, Error> {
     })
 }
 
-/// Or what a crash has left of writing it.
+/// Whether it is a name in [`OURS`], or a draft of such a file that a crash has left.
 fn is_ours(name: &str) -> bool {
     let draft = name
         .strip_prefix('.')
@@ -253,21 +254,21 @@ async fn patient_record(desired: &Desired) -> Result<Record, Error> {
 /// Whether a record can be relied on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Trail {
-    /// It names a process, or an attempt at one, that has ended or runs.
+    /// It names a process, running or not, or a failed start.
     Sound,
-    /// There is none.
+    /// There is no record.
     Lost,
 }
 
 struct Followed {
     running: Option<Running>,
     ended: Option<Exit>,
-    /// Which process that was, if it was in this boot.
+    /// The identity of the process that has ended, if it ran in this boot.
     ended_as: Option<Identity>,
     trail: Trail,
 }
 
-/// What became of the process on record.
+/// The state of the recorded process.
 async fn follow(desired: &Desired, record: Record) -> Result<Followed, Error> {
     let nothing = |trail| Followed {
         running: None,
@@ -289,11 +290,11 @@ async fn follow(desired: &Desired, record: Record) -> Result<Followed, Error> {
                 ..nothing(Trail::Sound)
             })
         }
-        // Root wrote the record, and a process cannot change its start time: it is the VM's, whatever it has become since.
+        // Root wrote the record, and a process cannot change its start time: it belongs to the VM, whatever it has executed since.
         Life::Alive(process) => {
             let argv = argv(identity.pid).await?;
             let running = describe(desired, identity, argv, Recorded::Yes).await?;
-            // `process` is held until here: what was described is what was looked at.
+            // `process` is held until here, so that the pid is not reused meanwhile.
             drop(process);
             Ok(Followed {
                 running,
@@ -303,7 +304,7 @@ async fn follow(desired: &Desired, record: Record) -> Result<Followed, Error> {
     }
 }
 
-/// The VM's processes without one that a record names. What one of them has started belongs to it and ends with it.
+/// The processes of the VM when there is no record. Their children are not listed: they are killed together with their parents.
 async fn unrecorded(desired: &Desired, mut users: Users) -> Result<Vec<Running>, Error> {
     let noted = Note::read(desired)?.and_then(|noted| noted.user);
     let user = desired.confined.as_ref().map(|confined| confined.user);
@@ -329,10 +330,11 @@ async fn unrecorded(desired: &Desired, mut users: Users) -> Result<Vec<Running>,
     Ok(running)
 }
 
-/// To read the environment of a process takes its lock on its memory, which one that sleeps in the kernel may hold.
+/// Deadline for reading `/proc`: reading the environment of a process takes its mmap lock, which a process that sleeps in the kernel may
+/// hold.
 const CENSUS_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Every process that may be a VMM, and whose it is.
+/// Every process that may be a VMM, with its owner.
 async fn census(users: Users) -> Result<Vec<(Origin, Belongs)>, Error> {
     let look = move || {
         let wanted = |user: u32| users.are_given(user);
@@ -348,7 +350,7 @@ async fn census(users: Users) -> Result<Vec<(Origin, Belongs)>, Error> {
     within(CENSUS_DEADLINE, "list the processes in", "/proc", look).await
 }
 
-/// Of a VM of which nothing but its processes is left, and these do not tell its name.
+/// The label of a VM of which only processes exist, and whose name is unknown.
 fn nameless(instance: &Instance, uid: Uid) -> Option<Label> {
     let name = "unknown".parse().ok()?;
     Some(instance.vm_label(&name, uid))
@@ -360,7 +362,7 @@ enum Recorded {
     No,
 }
 
-/// What a process was started with, as it says. In the middle of an exec it says nothing.
+/// The arguments of a process, as it reports them. They are empty during an exec.
 async fn argv(pid: u32) -> Result<Vec<String>, Error> {
     let mut tries = 1;
     loop {
@@ -396,7 +398,7 @@ async fn describe(
     }))
 }
 
-/// What a process was started with, as it would be if it were started now from the same spec.
+/// The arguments of a process, as they would be if it were started now from the same spec.
 fn told(desired: &Desired, argv: Vec<String>) -> Vec<String> {
     let argv = jailer::told(argv, desired.want.as_ref());
     match OwnDisk::of(desired).zip(desired.want.as_ref()) {
@@ -419,7 +421,7 @@ fn stale(desired: &Desired) -> Result<Vec<String>, Error> {
     }
 }
 
-/// Between the opening of its TAP's device and its attachment it looks as if the TAP had gone: for a moment only.
+/// The attachment of a process. Between opening the tun device and attaching it, the TAP briefly appears to be gone.
 async fn plug(desired: &Desired, pid: u32) -> Result<Plug, Error> {
     let Some(launch) = &desired.want else {
         return Ok(Plug::In);

@@ -1,4 +1,4 @@
-//! Everything of the host's that one VMM is started with, opened once: its program, its boot files, its disks.
+//! All host files that one VMM is started with, opened once: its program, its boot files, its disks.
 //! Out of scope: which files those are (`recipe`), which are allowed ([`crate::reconcile::places`]).
 
 use std::fs::File;
@@ -18,13 +18,13 @@ use crate::host::process::{self, IdMap, Reach};
 use crate::host::{Error, Kind};
 use crate::reconcile::places::Places;
 
-/// The descriptors.
+/// The open files of one VMM.
 pub(super) struct Opened {
     /// Boot files and disks.
     files: Vec<OpenedFile>,
     /// The VMM's program.
     pub(super) program: Named,
-    /// The jailer, where one starts it.
+    /// The jailer, if one starts the VMM.
     pub(super) jailer: Option<Named>,
 }
 
@@ -35,7 +35,7 @@ struct OpenedFile {
 }
 
 impl Opened {
-    /// Opens all of it and changes nothing.
+    /// Opens all files without changing any.
     pub(super) fn of(places: &Places, confined: &Confined, launch: &Launch) -> Result<Self, Error> {
         let program = launch.argv.first().map(Path::new).unwrap_or(Path::new(""));
         let open = |path: &Path| {
@@ -55,8 +55,8 @@ impl Opened {
         })
     }
 
-    /// Once the disks are held: gives those that we have made to the VMM's user. Files of others stay as they are, but for the ACL of
-    /// those that cannot be shown otherwise.
+    /// Called when the disks are locked: changes the owner of disks that this daemon has created to the VMM's user. Users' files are not
+    /// changed, except for the ACL of those that the user can access in no other way.
     pub(super) fn give(&self, places: &Places, uid: Uid, user: u32) -> Result<(), Error> {
         let shown = |how| self.files.iter().filter(move |file| file.shown == how);
         for file in shown(Shown::Own) {
@@ -68,19 +68,19 @@ impl Opened {
         add_to_acls(places, &uid.to_string(), user, &by_acl)
     }
 
-    /// Takes this disk.
+    /// Locks this disk.
     pub(super) fn hold(&self, disk: &Disk, how: Use) -> Result<File, Error> {
         match self.files.iter().find(|file| file.disk == *disk) {
-            Some(file) => image::hold_named(&file.named, &disk.path, how),
+            Some(file) => image::lock_file(&file.named, &disk.path, how),
             None => Err(Error::other(
-                "take",
+                "lock",
                 disk.path.display().to_string(),
                 "it is not among the files of the VM",
             )),
         }
     }
 
-    /// What a VMM sees beside its run directory: the VM's files, and what was installed with its program.
+    /// What is visible to a VMM in addition to its run directory: the files of the VM, and `beside`, which was installed with its program.
     pub(super) fn reach<'a>(&'a self, beside: &'a [PathBuf]) -> Vec<Reach<'a>> {
         let files = self.files.iter().map(|file| Reach {
             path: &file.disk.path,
@@ -104,7 +104,7 @@ impl Opened {
             map: None,
         };
         match self.jailer {
-            // The jailer sees the program, what it starts does not see anything else.
+            // The program is visible to the jailer, which needs nothing else; the jail contains only the files of the VM.
             Some(_) => files.collect(),
             None => files.chain(beside).chain([program]).collect(),
         }
@@ -131,23 +131,23 @@ impl OpenedFile {
     }
 }
 
-/// How a VMM's user comes to use a file.
+/// How a VMM's user gets access to a file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shown {
-    /// It may already.
+    /// The user has access already.
     AsItIs,
-    /// We have made it, and give it to the user.
+    /// This daemon created the file, and changes its owner to the user.
     Own,
-    /// Through a mount that shows it as the user's.
+    /// Through an id-mapped mount, in which the user is the owner.
     As(IdMap),
     /// By an entry in its ACL.
     ByAcl,
 }
 
-/// What is only read must be readable as it is; of a block device a VMM gets a node of its own.
+/// A file that is only read must be readable without changes; for a block device a VMM gets its own device node.
 fn shown(named: &Named, disk: &Disk, user: u32) -> Result<Shown, Error> {
     let path = || disk.path.display().to_string();
-    let fail = |error| Error::io("look at", path(), error);
+    let fail = |error| Error::io("stat", path(), error);
     let found = named.metadata().map_err(fail)?;
     let owner = (found.uid(), found.gid());
     if disk.access == Access::ReadOnly || named.device().is_some() || owner.0 == user {
@@ -158,7 +158,10 @@ fn shown(named: &Named, disk: &Disk, user: u32) -> Result<Shown, Error> {
         shown_as: user,
     };
     if named.mode() & 0o600 != 0o600 {
-        let why = format!("its owner may not read and write it: chmod u+rw {}", path());
+        let why = format!(
+            "its owner has no read and write permission: chmod u+rw {}",
+            path()
+        );
         return Err(Error::other("use", path(), why));
     }
     match process::can_be_mapped(named.as_fd(), map).map_err(fail)? {
@@ -167,7 +170,7 @@ fn shown(named: &Named, disk: &Disk, user: u32) -> Result<Shown, Error> {
     }
 }
 
-/// What the files were whose ACLs are about to be changed; on the state disk before they are.
+/// Adds the user to the ACLs of the files. The previous attributes are recorded on the state disk before that.
 fn add_to_acls(
     places: &Places,
     uid: &str,
@@ -175,12 +178,12 @@ fn add_to_acls(
     files: &[(&Disk, &Named)],
 ) -> Result<(), Error> {
     let fail = |path: &Path, error: io::Error| Error {
-        doing: "add the VMM's user to the ACL of",
-        thing: path.display().to_string(),
+        operation: "add the VMM's user to the ACL of",
+        object: path.display().to_string(),
         kind: Kind::of(&error),
         source: match error.raw_os_error() {
             Some(libc::EOPNOTSUPP) => io::Error::other(
-                "its file system has neither ACLs nor mounts that map owners: put it on ext4, xfs or btrfs, or give it to root's `image`",
+                "its file system supports neither ACLs nor id-mapped mounts: move it to ext4, xfs or btrfs, or use it as `image`",
             ),
             _ => error,
         },
@@ -208,7 +211,7 @@ fn add_to_acls(
     }
     owners::record(&places.disk_dir, uid, user, &given)?;
     for (path, file, mode, before) in open {
-        let added = acl::let_in(&file, mode, before.as_deref(), user);
+        let added = acl::grant(&file, mode, before.as_deref(), user);
         added.map_err(|error| fail(path, error))?;
     }
     Ok(())

@@ -1,11 +1,12 @@
-//! What users' files were before they were changed for a VMM, and the way back.
-//! Out of scope: changing them. Where the file system allows it a user's file is shown to a VMM through an id-mapped mount and stays as
-//! it is; elsewhere its ACL gets an entry (`opened`).
+//! Previous owners and ACLs of users' files that were changed for a VMM, and restoring them.
+//! Out of scope: changing the files. If the file system supports it, a VMM accesses a user's file through an id-mapped mount and the file
+//! is not changed; otherwise an entry is added to its ACL (`opened`).
 //!
 //! # Why
-//! Until 0.1 a disk that a guest writes to was given to the VMM's user; whose it was is in the note beside the run directory, which is
-//! memory and does not survive a reboot. A daemon that finds such notes copies them to the state disk, `<state>/disks/.owners/<uid>`,
-//! where an ACL is recorded, too, before it is changed; and gives the files back when their VM starts again, is deleted, or has not survived a reboot.
+//! Until 0.1 the owner of a disk that a guest writes to was changed to the VMM's user; the previous owner is in the note next to the run
+//! directory, which is memory and does not survive a reboot. A daemon that finds such notes copies them to the state disk,
+//! `<state>/disks/.owners/<uid>`, where an ACL is recorded, too, before it is changed. It restores the files when their VM starts again, is
+//! deleted, or has not survived a reboot.
 
 use std::fs::File;
 use std::io;
@@ -25,13 +26,13 @@ use crate::host::process::{self, Life, Record};
 use crate::host::{Error, Kind};
 use crate::owner::RunDir;
 
-/// Below the disk directory.
+/// Directory of the records, below the disk directory.
 const DIR: &str = ".owners";
 
-/// Of one VM.
+/// The record of one VM.
 #[derive(Debug, Serialize, Deserialize)]
 struct Owners {
-    /// Who has them now.
+    /// The VMM's user.
     user: u32,
     given: Vec<Given>,
 }
@@ -40,7 +41,7 @@ fn path(disk_dir: &Path, uid: &str) -> PathBuf {
     disk_dir.join(DIR).join(uid)
 }
 
-/// Copies what notes of an earlier version tell to the state disk, and gives back what belongs to VMs that do not run.
+/// Copies the records in notes of an earlier version to the state disk, and restores the files of VMs that do not run.
 pub fn recover(run_dir: &RunDir, disk_dir: &Path) -> Result<(), Error> {
     if disk_dir.as_os_str().is_empty() {
         return Ok(());
@@ -58,7 +59,7 @@ pub fn recover(run_dir: &RunDir, disk_dir: &Path) -> Result<(), Error> {
     for uid in recorded {
         let runs = match uid.parse::<Uid>() {
             Ok(known) => runs(&run_dir.vm_dir(known).join(RECORD)),
-            // A half-written one, or none of ours.
+            // An incomplete or foreign file.
             Err(_) => continue,
         };
         if !runs {
@@ -68,7 +69,7 @@ pub fn recover(run_dir: &RunDir, disk_dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// One that cannot be looked at may run.
+/// Whether the recorded process runs. One whose state cannot be read counts as running.
 fn runs(record: &Path) -> bool {
     match process::read_record(record) {
         Ok(Record::Of(identity)) => !matches!(process::look(&identity), Ok(Life::Ended(_))),
@@ -84,10 +85,10 @@ fn keep(disk_dir: &Path, uid: &str, note: &Note) -> Result<(), Error> {
     }
 }
 
-/// Puts on the state disk what files were before they are changed.
+/// Records the previous attributes of files on the state disk before they are changed.
 pub(super) fn record(disk_dir: &Path, uid: &str, user: u32, given: &[Given]) -> Result<(), Error> {
     let path = path(disk_dir, uid);
-    // The older record is the truer one: it was made before anything else was.
+    // An existing record is kept: it contains the attributes from before the first change.
     if fs::read(&path)?.is_some() {
         return Ok(());
     }
@@ -102,8 +103,8 @@ pub(super) fn record(disk_dir: &Path, uid: &str, user: u32, given: &[Given]) -> 
     fs::write(&path, &text, 0o600, Durability::Disk)
 }
 
-/// Gives back what a VM's user has of others' files, as far as the user still has it. What cannot be given back stays on record, is
-/// reported and is no reason for a VM to stay.
+/// Restores the users' files that were changed for a VM, unless they have been changed since. A file that cannot be restored stays recorded
+/// and is reported, but does not prevent the removal of the VM.
 pub(super) fn give_back(disk_dir: &Path, uid: &str) -> Result<(), Error> {
     if disk_dir.as_os_str().is_empty() {
         return Ok(());
@@ -115,7 +116,7 @@ pub(super) fn give_back(disk_dir: &Path, uid: &str) -> Result<(), Error> {
     let owners: Owners = match serde_json::from_slice(&text) {
         Ok(owners) => owners,
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "the record of a disk's owner cannot be read and stays");
+            tracing::warn!(path = %path.display(), %error, "cannot decode the record of a disk's owner, it is kept");
             return Ok(());
         }
     };
@@ -123,7 +124,7 @@ pub(super) fn give_back(disk_dir: &Path, uid: &str) -> Result<(), Error> {
     for given in &owners.given {
         if let Err(error) = restore(given, owners.user) {
             left = true;
-            tracing::warn!(path = %given.path.display(), %error, source = %error.source, "a disk is not given back to its owner");
+            tracing::warn!(path = %given.path.display(), %error, source = %error.source, "cannot restore the owner of a disk");
         }
     }
     match left {
@@ -132,10 +133,16 @@ pub(super) fn give_back(disk_dir: &Path, uid: &str) -> Result<(), Error> {
     }
 }
 
-/// Only a regular file that this VM's user owns, or whose ACL names it: nobody but us has ever brought that about outside of its run
-/// directory.
+/// Restores a regular file if this VM's user owns it or its ACL names the user: outside its run directory only this daemon can have caused
+/// that.
 pub(super) fn restore(given: &Given, user: u32) -> Result<(), Error> {
-    let wrap = |error| Error::io("give back", given.path.display().to_string(), error);
+    let wrap = |error| {
+        Error::io(
+            "restore the owner of",
+            given.path.display().to_string(),
+            error,
+        )
+    };
     let open = |path: &Path, flags| {
         let fd = rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
         fd.map_err(|error| wrap(error.into()))
@@ -153,7 +160,7 @@ pub(super) fn restore(given: &Given, user: u32) -> Result<(), Error> {
     let file = File::from(open(&this, OFlags::RDONLY | OFlags::NONBLOCK)?);
     let changed = match &given.change {
         Change::Owner => is.uid() == user,
-        Change::Acl(_) => acl::names(acl::get(&file).map_err(wrap)?.as_deref(), user),
+        Change::Acl(_) => acl::has_user(acl::get(&file).map_err(wrap)?.as_deref(), user),
     };
     match changed {
         true => put_back(&file, given).map_err(wrap),
@@ -167,7 +174,7 @@ fn put_back(file: &File, given: &Given) -> io::Result<()> {
             let (owner, group) = (Owner::from_raw(given.user), Gid::from_raw(given.group));
             rustix::fs::fchown(file, Some(owner), Some(group))?;
         }
-        Change::Acl(before) => acl::put_back(file, before.as_deref())?,
+        Change::Acl(before) => acl::restore(file, before.as_deref())?,
     }
     rustix::fs::fchmod(file, given.mode.into())?;
     file.sync_all()

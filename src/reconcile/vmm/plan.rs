@@ -1,5 +1,5 @@
-//! From what runs to what is to run. Pure.
-//! Out of scope: looking, acting, how often; whether a VM that has ended may run again.
+//! Computes the actions from the observed to the desired state. Pure.
+//! Out of scope: observing, acting, retrying; whether a VM that has ended may be started again.
 
 use super::{
     Action, CONSOLE, CONSOLE_OLD, Desired, Guest, GuestState, Judged, Launch, Left, NOTE, Observed,
@@ -41,7 +41,7 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
     Ok(actions)
 }
 
-/// The one to keep: started exactly as wanted and still on its wire; of several, the one on record.
+/// The process to keep: started exactly as desired and still attached to its network; of several, the recorded one.
 pub(super) fn fitting<'a>(launch: &Launch, running: &'a [Running]) -> Option<&'a Running> {
     let fits = |running: &&Running| match running.plug {
         Plug::In => running.argv == launch.argv && running.stale.is_empty(),
@@ -51,8 +51,8 @@ pub(super) fn fitting<'a>(launch: &Launch, running: &'a [Running]) -> Option<&'a
     recorded.or_else(|| running.iter().find(fits))
 }
 
-/// A guest is asked once and has its time; each further step waits for its own deadline. None is anything to do once the process
-/// has ended.
+/// Stops a process: a single power-down request and the grace period, then signals with their own deadlines. Each action does nothing
+/// once the process has ended.
 fn stop(running: &Running, grace: Grace) -> Vec<Action> {
     let process = || running.process.clone();
     let grace = u64::try_from(grace.get().as_millis()).unwrap_or(u64::MAX);
@@ -93,7 +93,7 @@ fn run(desired: &Desired, kept: Option<&Running>, observed: &Observed) -> Vec<Ac
     record.into_iter().chain(guest).collect()
 }
 
-/// Before what remains of a process is cleared away: to be known how it ended, it must be looked at first.
+/// How a process ended must be stored before its files are removed.
 fn judge(desired: &Desired, observed: &Observed) -> Option<Action> {
     let Judged::Of(known) = &desired.judged else {
         return None;
@@ -109,8 +109,8 @@ fn clear(ours: &[String], others: &[String]) -> Vec<Action> {
     files.into_iter().chain(dir).collect()
 }
 
-/// Which process it was and what it was told stay, too: a daemon that has lost its state is not to take the VM for one that never
-/// ran, nor a disk that was given to it for its user's own.
+/// The process record and the note are kept, too: a daemon that has lost its state needs them to know that the VM has run, and which users'
+/// files were changed for it.
 fn clear_all_but_the_log(ours: &[String]) -> Option<Action> {
     let stays = |name: &&String| [CONSOLE, CONSOLE_OLD, NOTE, RECORD].contains(&name.as_str());
     let rest: Vec<String> = ours.iter().filter(|name| !stays(name)).cloned().collect();
@@ -120,9 +120,6 @@ fn clear_all_but_the_log(ours: &[String]) -> Option<Action> {
 fn foreign(desired: &Desired) -> Conflict {
     Conflict {
         thing: desired.dir.display().to_string(),
-        remedy: format!(
-            "it is no directory of ours: move {} away",
-            desired.dir.display()
-        ),
+        remedy: format!("it is not a directory: move {} away", desired.dir.display()),
     }
 }

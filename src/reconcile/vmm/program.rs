@@ -1,5 +1,5 @@
-//! Finds the VMMs' programs, and asks for their versions.
-//! Out of scope: which version knows what (the recipes).
+//! Finds the programs of the VMMs and their versions.
+//! Out of scope: the features of each version (the recipes).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -13,31 +13,31 @@ use crate::host::named::Named;
 use crate::host::process::{self, Query};
 use crate::reconcile::places::Places;
 
-/// For a program to tell its version.
+/// Deadline for a program to print its version.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Programs that are remembered: a host has a few, and each upgrade brings one more.
+/// Maximum number of cached programs: a host has a few, and each upgrade adds one.
 const MOST: usize = 256;
 
-/// What is known of one kind of program.
+/// A kind of program.
 struct Kind {
     /// Its usual name.
     name: &'static str,
     /// The manifest's key that names it.
     key: &'static str,
-    /// How to come by it.
+    /// How to install it.
     install: &'static str,
 }
 
 const JAILER: Kind = Kind {
     name: "jailer",
     key: "jailer_bin",
-    install: "take the one of the same release as firecracker and put it there",
+    install: "download the one of the same release as firecracker to that place",
 };
-/// Since this version a jailer starts programs of any name; before, of one with `firecracker` in it.
+/// Since this version a jailer starts programs with any name; earlier ones require a name that contains `firecracker`.
 const ANY_NAME: Version = Version::new(1, 13);
 
-/// `None` where nothing is run.
+/// `None` for a hypervisor without a program.
 fn kind(hypervisor: Hypervisor) -> Option<Kind> {
     match hypervisor {
         Hypervisor::None => None,
@@ -49,23 +49,23 @@ fn kind(hypervisor: Hypervisor) -> Option<Kind> {
         Hypervisor::Firecracker => Some(Kind {
             name: "firecracker",
             key: "firecracker_bin",
-            install: "take a release from https://github.com/firecracker-microvm/firecracker/releases and put it there",
+            install: "download a release from https://github.com/firecracker-microvm/firecracker/releases to that place",
         }),
         Hypervisor::CloudHypervisor => Some(Kind {
             name: "cloud-hypervisor",
             key: "cloud_hypervisor_bin",
-            install: "take a release from https://github.com/cloud-hypervisor/cloud-hypervisor/releases and put it there",
+            install: "download a release from https://github.com/cloud-hypervisor/cloud-hypervisor/releases to that place",
         }),
     }
 }
 
-/// The programs that have been asked.
+/// Finds programs and caches their versions.
 #[derive(Debug, Default)]
 pub struct Programs {
     places: Places,
-    /// By the file: its device, inode, length and times.
+    /// Version of each file, identified by device, inode, length and times.
     known: Mutex<HashMap<Stamp, Version>>,
-    /// Whether they need libraries.
+    /// Whether each file is linked statically.
     linked: Mutex<HashMap<Stamp, bool>>,
 }
 
@@ -73,7 +73,7 @@ pub struct Programs {
 type Stamp = [i128; 5];
 
 impl Programs {
-    /// None has been asked yet.
+    /// Creates an empty cache.
     pub fn new(places: Places) -> Self {
         Self {
             places,
@@ -84,17 +84,16 @@ impl Programs {
     /// Opens a program that was found before.
     ///
     /// # Errors
-    /// It is gone, or not allowed any more. For people.
+    /// It does not exist or is not allowed any more. For users.
     pub fn open(&self, program: &Program) -> Result<Named, String> {
         let opened = self.places.open(Purpose::Program, &program.path);
         opened.map_err(|why| why.to_string())
     }
 
-    /// The program of `hypervisor`: the one named, else the one in `PATH`. Asked for its version once as long as its file
-    /// stays the same.
+    /// The program of `hypervisor`: `named`, else the one in `PATH`. Its version is queried only once until its file changes.
     ///
     /// # Errors
-    /// What was looked for and where, and how to come by it; or what is wrong with it. For people.
+    /// Which program was not found, where it was searched and how to install it; or why it cannot be used. For users.
     pub async fn get(
         &self,
         hypervisor: Hypervisor,
@@ -110,10 +109,10 @@ impl Programs {
         self.asked(path, &file).await
     }
 
-    /// What is to confine this Firecracker: the jailer that is named, else the one in `PATH`, if it can be used; else ourselves.
+    /// What confines this Firecracker: the jailer `named`, else a usable one in `PATH`, else this daemon.
     ///
     /// # Errors
-    /// Why the one that is named cannot be used. For people.
+    /// Why `named` cannot be used. For users.
     pub async fn confinement(
         &self,
         named: Option<&Path>,
@@ -135,13 +134,13 @@ impl Programs {
         }
     }
 
-    /// Whether this jailer can start this program; else why not.
+    /// Checks whether this jailer can start this program.
     fn fits(&self, jailer: &Program, firecracker: &Program) -> Result<(), String> {
         let shown = jailer.path.display();
         let program = firecracker.path.display();
         if jailer.version != firecracker.version {
             return Err(format!(
-                "{shown} is of version {}, {program} of {}: both must be of one release",
+                "{shown} has version {}, {program} has version {}: both must be of the same release",
                 jailer.version, firecracker.version
             ));
         }
@@ -150,7 +149,7 @@ impl Programs {
         let name = real.file_name().unwrap_or_default().to_string_lossy();
         if jailer.version < ANY_NAME && !name.contains("firecracker") {
             return Err(format!(
-                "{shown} {} starts no program whose name has no `firecracker` in it: rename {}",
+                "{shown} {} starts only programs whose name contains `firecracker`: rename {}",
                 jailer.version,
                 real.display()
             ));
@@ -158,13 +157,13 @@ impl Programs {
         match self.is_static(&file)? {
             true => Ok(()),
             false => Err(format!(
-                "{program} is linked dynamically, and there are no libraries in a jail: take a release, which is static"
+                "{program} is linked dynamically, but a jail contains no libraries: use an official release, which is linked statically"
             )),
         }
     }
 
     fn is_static(&self, program: &Named) -> Result<bool, String> {
-        // Each entry is true by itself, whatever its last user died of.
+        // Entries are independent, so a panic cannot leave them in an inconsistent state.
         let lock = || self.linked.lock().unwrap_or_else(PoisonError::into_inner);
         let known = lock().get(&program.stamp()).copied();
         if let Some(is_static) = known {
@@ -193,11 +192,11 @@ impl Programs {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Stamp, Version>> {
-        // Each entry is true by itself, whatever its last user died of.
+        // Entries are independent, so a panic cannot leave them in an inconsistent state.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `None`: none is named, and none is there.
+    /// `None`: `named` is `None`, and there is none in `places`.
     fn find(
         &self,
         kind: &Kind,
@@ -210,7 +209,7 @@ impl Programs {
             return match open(path) {
                 Ok(file) => Ok(Some((path.to_owned(), file))),
                 Err(why) if why.is_absent() => Err(format!(
-                    "`{key}` names {}, and there is no program: correct it, or {install}",
+                    "`{key}`: {} not found: correct the path, or {install}",
                     path.display()
                 )),
                 Err(why) => Err(format!("`{key}`: {why}")),
@@ -221,7 +220,7 @@ impl Programs {
         for path in places.map(|place| place.join(name)) {
             match open(&path) {
                 Ok(file) => return Ok(Some((path, file))),
-                // What is there and is not accepted is said only if nothing else is found.
+                // A program that is refused is reported only if no other is found.
                 Err(why) if path.exists() => refused = refused.or(Some(why.to_string())),
                 Err(_) => {}
             }
@@ -235,7 +234,7 @@ fn places() -> String {
     places.to_string_lossy().into_owned()
 }
 
-/// Confined, as everything that a manifest may name.
+/// Queries the version. The program is confined, because a manifest may specify any.
 async fn ask(path: &Path, file: &Named) -> Result<Version, String> {
     let shown = path.display().to_string();
     let beside = confine::installed(file.real());
@@ -254,7 +253,7 @@ async fn ask(path: &Path, file: &Named) -> Result<Version, String> {
     Version::said(&said).ok_or_else(|| {
         let first = said.lines().next().unwrap_or_default().chars();
         let first: String = first.take(80).collect();
-        format!("`{shown} --version` says {first:?}, which tells no version")
+        format!("`{shown} --version` printed {first:?}, which contains no version")
     })
 }
 
@@ -265,7 +264,7 @@ mod tests {
 
     use super::*;
 
-    /// Where tests put programs.
+    /// Allows programs in `dir`.
     fn programs(dir: &Path) -> Programs {
         let mut places = Places::default();
         places.allowed.programs.push(dir.to_owned());
@@ -273,10 +272,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_missing_program_is_told_with_where_it_was_looked_for_and_how_to_come_by_it() {
+    async fn the_error_for_a_missing_program_contains_the_searched_path_and_how_to_install_it() {
         let dir = tempfile::tempdir().unwrap();
         let programs = programs(dir.path());
-        // No machine of ours has it in its PATH.
+        // It is not in the PATH of a test machine.
         let why = programs.get(Hypervisor::CloudHypervisor, None).await;
         let why = why.unwrap_err();
         for word in [places().as_str(), "releases", "cloud_hypervisor_bin"] {
@@ -292,7 +291,7 @@ mod tests {
         let path = dir.path().join("firecracker");
         fs::write(&path, "#!/bin/sh\n").unwrap();
         let why = look(None).unwrap_err();
-        assert!(why.contains("cannot be executed"), "{why}");
+        assert!(why.contains("not executable"), "{why}");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         assert_eq!(look(None).unwrap().unwrap(), path);
         let why = look(Some(&dir.path().join("nowhere"))).unwrap_err();
@@ -303,7 +302,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_jailer_that_was_named_must_do_and_one_that_is_only_there_is_passed_over() {
+    async fn a_named_jailer_must_be_usable_and_an_unusable_one_in_path_is_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let [fc, jailer] = ["firecracker", "jailer"].map(|name| dir.path().join(name));
         let programs = programs(dir.path());
@@ -345,7 +344,7 @@ mod tests {
     };
 
     #[tokio::test]
-    async fn a_program_is_asked_again_when_its_file_is_another() {
+    async fn the_version_is_queried_again_when_the_file_has_changed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fc");
         let programs = programs(dir.path());
@@ -359,7 +358,7 @@ mod tests {
         assert!(why.unwrap_err().contains("nonsense"));
     }
 
-    /// By another process: what this one holds open for writing, any child of it may hold, too, and then it cannot be run.
+    /// Another process writes the file: a child of this one could inherit a writable descriptor, and the exec would fail with ETXTBSY.
     fn make(path: &Path, says: &str) {
         let script = "printf '#!/bin/sh\\necho %s\\n' \"$1\" >\"$0\" && chmod 755 \"$0\"";
         let made = std::process::Command::new("sh")

@@ -1,15 +1,15 @@
 //! QEMU's machines `microvm` and `q35`. Pure.
 //! Out of scope: other VMMs; starting it.
 //!
-//! # Why these words
+//! # Why these arguments
 //! - `microvm` has virtio over MMIO only and boots in about two seconds even without KVM. ACPI stays on: Debian's kernel
-//!   needs it, and the power button is the polite way to stop.
-//! - `tsc_early_khz`: without KVM the guest may hang calibrating its clock, so it is told the rate.
-//! - `reboot=t`: a `microvm` is reset by a triple fault alone (docs/system/i386/microvm.rst); Linux tries everything else first, and
-//!   hangs. A `q35` is reset by what Linux tries first.
-//! - `pvpanic`: the guest's kernel says that it has panicked (docs/specs/pvpanic.rst). QEMU then ends with 1 at once, which is a
-//!   failure, as a reset or a power-off is not.
-//! - `script=no`: the TAP is there, with all that belongs to it. That it is there is checked by whoever starts this.
+//!   needs it, and the power button is used for a graceful stop.
+//! - `tsc_early_khz`: without KVM the guest may hang while calibrating its clock, so the rate is passed.
+//! - `reboot=t`: a `microvm` can be reset only by a triple fault (docs/system/i386/microvm.rst); Linux tries all other methods first and
+//!   hangs. A `q35` is reset by the first method of Linux.
+//! - `pvpanic`: the guest kernel reports a panic (docs/specs/pvpanic.rst). QEMU then exits with status 1 at once, which is a failure,
+//!   unlike a reset or a power-off.
+//! - `script=no`: the TAP exists and is configured. Its existence is checked when the process is started.
 
 use super::cmdline::{self, Own};
 use super::recipe::{Access, Disk, Launch, Slot, Unfit};
@@ -18,10 +18,10 @@ use crate::api::life::Board;
 use crate::api::network::Connection;
 use crate::api::vm::VmSpec;
 
-/// Which system calls are refused to it: those of nobody, of another user, of a starter of programs, of a scheduler.
+/// Refused system calls: obsolete ones, those that change the user, start programs or change scheduling.
 pub(super) const SANDBOX: &str =
     "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
-/// Bytes, IEEE 802.3; what a virtio network card without `host_mtu` has.
+/// Bytes, IEEE 802.3; the MTU of a virtio network card without `host_mtu`.
 const ETHERNET_MTU: u32 = 1500;
 
 pub(super) fn recipe(
@@ -49,8 +49,8 @@ pub(super) fn recipe(
     say("-m", format!("{}M", spec.ram_bytes >> 20));
     say("-sandbox", SANDBOX.to_owned());
     say("-display", "none".to_owned());
-    // Its standard input and output: a pipe, and the console file, which is appended to, so that a rotated log does not become a
-    // hole of its old length. Signals are ours to send.
+    // Its standard input and output: a pipe, and the console file, which is opened for appending, so that the log does not become sparse
+    // when it is truncated. Input cannot cause signals.
     say("-chardev", "stdio,id=console,signal=off".to_owned());
     say("-serial", "chardev:console".to_owned());
     // Relative to the run directory: a socket's path holds 107 bytes at most (unix(7)).
@@ -87,7 +87,7 @@ pub(super) fn recipe(
     Ok(Launch::new(argv, slot))
 }
 
-/// KASLR costs a translated guest a second, and hides nothing from a guest that is alone.
+/// KASLR delays the boot of a translated guest by a second.
 fn command_line(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<String, Unfit> {
     let mut words = "nokaslr".to_owned();
     if let (Accel::Tcg, Some(khz)) = (machine.accel, machine.tsc_khz) {
@@ -101,7 +101,7 @@ fn command_line(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<String,
     cmdline::command_line(spec, slot, &Own { words, reserved })
 }
 
-/// In their order: Linux finds the first one first (`/dev/vda`).
+/// The disks in their order: Linux names the first one `/dev/vda`.
 fn disks(disks: &[Disk], bus: &str) -> impl Iterator<Item = [String; 2]> {
     disks.iter().enumerate().map(move |(place, disk)| {
         let path = escape(&disk.path.display().to_string());
@@ -124,7 +124,7 @@ pub(super) fn accelerator(accel: Accel) -> [(&'static str, &'static str); 2] {
     }
 }
 
-/// On which machine this one runs, by what it was told.
+/// The [`Machine`] that a running QEMU was started for, according to its arguments.
 pub fn machine_of(argv: &[String]) -> Machine {
     let after = |option: &str| {
         let at = argv.iter().position(|word| word == option)?;
@@ -135,7 +135,7 @@ pub fn machine_of(argv: &[String]) -> Machine {
         Some(_) | None => Accel::Kvm,
     };
     let line = after("-append").map_or("", String::as_str);
-    // Behind our own first word: elsewhere it is the user's.
+    // It follows the first parameter that this module adds: elsewhere it is a parameter of the user.
     let mut words = line
         .split(' ')
         .skip_while(|word| *word != "nokaslr")
@@ -149,8 +149,7 @@ pub fn machine_of(argv: &[String]) -> Machine {
     }
 }
 
-/// The MTU is said only where it is not what a guest takes for granted. A card on PCI would bring a ROM to boot from, which is in
-/// another package.
+/// The MTU is set only if it is not the default of a guest. `romfile=` disables the boot ROM of a PCI card, which is in another package.
 fn network_card(connection: &Connection, board: Board) -> String {
     let mac = connection.mac;
     let card = match board {
@@ -163,7 +162,7 @@ fn network_card(connection: &Connection, board: Board) -> String {
     }
 }
 
-/// In QEMU's option lists a comma is written twice.
+/// A comma in QEMU's option lists is escaped by doubling it.
 fn escape(value: &str) -> String {
     value.replace(',', ",,")
 }
@@ -173,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_comma_in_a_path_starts_no_option() {
+    fn a_comma_in_a_path_does_not_start_an_option() {
         assert_eq!(escape("/run/a,append=off"), "/run/a,,append=off");
     }
 }

@@ -1,5 +1,5 @@
-//! From a VM's spec to a command line. Pure.
-//! Out of scope: whether it runs; each VMM's own syntax (`qemu`).
+//! Translates a VM's spec into a command line. Pure.
+//! Out of scope: whether the VMM runs; the syntax of each VMM (`qemu`).
 
 use std::path::{Path, PathBuf};
 
@@ -10,19 +10,19 @@ use crate::api::meta::Name;
 use crate::api::network::Connection;
 use crate::api::vm::{Hypervisor, VmSpec};
 
-/// What a VM is connected to, and where its VMM keeps its things.
+/// The resources of a VM: its connection, its disks and its run directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slot {
     /// The VM's name, and the guest's host name.
     pub name: Name,
     /// The run directory.
     pub dir: PathBuf,
-    /// How it is connected.
+    /// Its network connection.
     pub connection: Connection,
-    /// Its disks, in their order: the first is the root disk.
+    /// Its disks in their order: the first is the root disk.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<Disk>,
-    /// Whose `/sys` its VMM sees.
+    /// The `/sys` that is visible to its VMM.
     #[serde(default)]
     pub sys: Sys,
     /// What confines its VMM.
@@ -34,18 +34,18 @@ pub struct Slot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ConfinedBy {
-    /// Ourselves.
+    /// The daemon only.
     Sliced {
-        /// Why not a jailer, where there is one.
+        /// Why an existing jailer is not used.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         why: Option<String>,
     },
-    /// Firecracker's jailer, within what we do ourselves.
+    /// Firecracker's jailer, within the confinement of the daemon.
     Jailer(Program),
 }
 
 impl ConfinedBy {
-    /// We do it, and nobody else is there.
+    /// The daemon, and there is no jailer.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
@@ -62,23 +62,23 @@ impl std::fmt::Display for ConfinedBy {
         match self {
             Self::Jailer(jailer) => write!(f, "jailer {}", jailer.version),
             Self::Sliced { why: None } => f.write_str("sliced"),
-            Self::Sliced { why: Some(why) } => write!(f, "sliced, not its jailer: {why}"),
+            Self::Sliced { why: Some(why) } => write!(f, "sliced, not the jailer: {why}"),
         }
     }
 }
 
-/// Whose `/sys` a VMM sees: that of the network namespace it was mounted in.
+/// The `/sys` that is visible to a VMM. It shows the network namespace that it was mounted in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Sys {
-    /// The host's: the VM's links are not in it.
+    /// The host's, which does not contain the VM's links.
     #[default]
     Host,
-    /// A fresh one, as every confined VMM has it.
+    /// A new one, which every confined VMM has.
     Own,
 }
 
-/// A disk that is there to be opened.
+/// A disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     /// A raw image or a block device.
@@ -87,13 +87,13 @@ pub struct Disk {
     pub access: Access,
 }
 
-/// What a guest may do with a disk.
+/// The access of a guest to a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Access {
-    /// Read it.
+    /// The guest can read the disk.
     ReadOnly,
-    /// Read and write it.
+    /// The guest can read and write the disk.
     ReadWrite,
 }
 
@@ -102,21 +102,21 @@ pub enum Access {
 pub struct Launch {
     /// The program and its arguments.
     pub argv: Vec<String>,
-    /// The network namespace it is to live in; none: the daemon's own.
+    /// The network namespace that it is started in; `None`: the daemon's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns: Option<PathBuf>,
-    /// The TAP that must be there first.
+    /// The TAP that must exist before the start.
     pub tap: String,
-    /// Written into the run directory before the start.
+    /// Files that are written into the run directory before the start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<NewFile>,
-    /// Named pipes that are made there, each one of [`super::OURS`].
+    /// Named pipes that are created in the run directory, each one of [`super::OURS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pipes: Vec<String>,
-    /// For which version of its program; none: nobody has asked.
+    /// The version of the program that the arguments are for; `None`: unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<Version>,
-    /// Such a one is kept while it runs, and never started: it is from before VMMs had users of their own.
+    /// Kept while it runs, but never started: it was started by a version in which VMMs had no users of their own.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub only_kept: bool,
     /// What confines it.
@@ -129,12 +129,12 @@ pub struct Launch {
 pub struct NewFile {
     /// One of [`super::OURS`].
     pub name: String,
-    /// All of it.
+    /// Its content.
     pub text: String,
 }
 
 impl Launch {
-    /// In its slot's place; without files.
+    /// A launch with the network of `slot`, without files.
     pub(super) fn new(argv: Vec<String>, slot: &Slot) -> Self {
         Self {
             argv,
@@ -148,7 +148,7 @@ impl Launch {
         }
     }
 
-    /// What runs already and is to go on so; never to be started.
+    /// A launch for a VMM that runs already and is kept; it is never started.
     pub fn kept(argv: Vec<String>, slot: &Slot) -> Self {
         Self {
             only_kept: true,
@@ -156,7 +156,7 @@ impl Launch {
         }
     }
 
-    /// The namespace as a path. The daemon's main thread never leaves the one that it was started in.
+    /// The path of the namespace. The main thread of the daemon never leaves the namespace that it was started in.
     pub fn netns(&self) -> &Path {
         let own = Path::new("/proc/self/ns/net");
         self.netns.as_deref().unwrap_or(own)
@@ -164,7 +164,7 @@ impl Launch {
 }
 
 impl Slot {
-    /// What a VM boots from.
+    /// The kernel of the VM.
     pub(super) fn kernel<'a>(&self, spec: &'a VmSpec) -> Result<&'a Path, Unfit> {
         spec.kernel_file
             .as_deref()
@@ -172,59 +172,59 @@ impl Slot {
     }
 }
 
-/// Why a spec cannot be carried out.
+/// Why a spec cannot be run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
-    /// A VMM boots nothing from nothing.
+    /// The spec contains no kernel.
     #[error("hypervisor {0} needs a `kernel_file`")]
     NoKernel(Hypervisor),
-    /// The program is older than anything that was tried.
+    /// The program is older than the oldest supported version.
     #[error("{hypervisor} {found} is too old: {least} or newer is needed")]
     TooOld {
-        /// Whose program.
+        /// The hypervisor of the program.
         hypervisor: Hypervisor,
         /// Its version.
         found: Version,
-        /// What would do.
+        /// The oldest supported version.
         least: Version,
     },
-    /// The kernel's command line has no room for all of it.
+    /// The kernel command line is too long.
     #[error(
-        "the kernel's command line has {bytes} bytes, 2047 is the most: shorten `cmdline`, or give the network fewer routes"
+        "the kernel command line has {bytes} bytes, expected at most 2047: shorten `cmdline`, or remove routes from the network"
     )]
     LongLine {
-        /// With what the VMM appends.
+        /// Length, including what the VMM appends.
         bytes: usize,
     },
-    /// More processors than this VMM has.
-    #[error("{hypervisor} runs at most {most} vcpus")]
+    /// More processors than this VMM supports.
+    #[error("{hypervisor} supports at most {most} vcpus")]
     Processors {
-        /// Which.
+        /// The hypervisor.
         hypervisor: Hypervisor,
-        /// How many.
+        /// Its maximum.
         most: u32,
     },
-    /// A path that this VMM's options cannot carry.
-    #[error("{hypervisor} cannot take the path {path:?}: it has one of , \" [ ] in it")]
+    /// A path that cannot be passed to this VMM.
+    #[error("{hypervisor} does not support the path {path:?}: it contains one of , \" [ ]")]
     Path {
-        /// Which.
+        /// The hypervisor.
         hypervisor: Hypervisor,
-        /// What.
+        /// The path.
         path: PathBuf,
     },
-    /// A guest could turn its disk into a window on the host's files.
+    /// A guest could get access to files of the host through its disk.
     #[error(
-        "cloud-hypervisor {0} guesses a disk's format from what the guest wrote to it: 51.0 or newer is needed for a disk that is not read-only"
+        "cloud-hypervisor {0} guesses the format of a disk from its content, which the guest controls: a writable disk needs 51.0 or newer"
     )]
     GuessedFormat(Version),
-    /// This VMM would put an address of its own on the TAP.
+    /// This VMM would assign its own address to the TAP.
     #[error(
-        "cloud-hypervisor {0} puts an address of its own on a TAP that it does not see in /sys: 49.0 or newer is needed in a network namespace"
+        "cloud-hypervisor {0} assigns its own address to a TAP that is not in its /sys: a network namespace needs 49.0 or newer"
     )]
     OwnAddress(Version),
 }
 
-/// How to run `spec` in `slot` with `program` on `machine`; `None` when nothing is to be run.
+/// How to run `spec` in `slot` with `program` on `machine`; `None` for hypervisor `none`.
 pub fn recipe(
     spec: &VmSpec,
     slot: &Slot,

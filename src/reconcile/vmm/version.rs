@@ -1,5 +1,5 @@
 //! A VMM's program and its version. Pure.
-//! Out of scope: finding it, asking it (`program`).
+//! Out of scope: finding and running it (`program`).
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,13 +12,13 @@ use crate::api::vm::Hypervisor;
 /// A program that runs VMs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program {
-    /// Absolute.
+    /// Absolute path.
     pub path: PathBuf,
-    /// What it says it is.
+    /// The version that it reports.
     pub version: Version,
 }
 
-/// Major and minor: what decides which words a VMM knows.
+/// Major and minor version, which determine the arguments of a VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Version {
     major: u32,
@@ -31,7 +31,7 @@ impl Version {
         Self { major, minor }
     }
 
-    /// The oldest that is run.
+    /// The oldest supported version.
     pub const fn least(hypervisor: Hypervisor) -> Option<Self> {
         match hypervisor {
             Hypervisor::None => None,
@@ -41,7 +41,7 @@ impl Version {
         }
     }
 
-    /// Out of what a program says to `--version`: the first word of the first line that is a number, or `v` and a number.
+    /// Parses the output of `--version`: the first word of the first line that is a version, optionally with the prefix `v`.
     pub fn said(output: &str) -> Option<Self> {
         let words = output.lines().next()?.split_whitespace();
         words.map(str::parse).find_map(Result::ok)
@@ -54,15 +54,15 @@ impl fmt::Display for Version {
     }
 }
 
-/// No version.
+/// The text is not a valid version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("that is no version")]
+#[error("invalid version")]
 pub struct NoVersion;
 
 impl FromStr for Version {
     type Err = NoVersion;
 
-    /// `v53.0-246-gae44c29`, `1.17.0-dev`, `7.2.22`: all but the first two numbers is passed over.
+    /// Parses e.g. `v53.0-246-gae44c29`, `1.17.0-dev`, `7.2.22`; everything after the first two numbers is ignored.
     fn from_str(text: &str) -> Result<Self, NoVersion> {
         let text = text.trim();
         let mut numbers = text.strip_prefix('v').unwrap_or(text).splitn(3, '.');
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_each_of_them_says() {
+    fn versions_are_parsed_from_the_output_of_each_program() {
         for (said, version) in [
             ("Firecracker v1.17.0-dev\n\n2026 [x] exit\n", (1, 17)),
             ("Firecracker v1.10.1\n", (1, 10)),
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_comes_after_nine() {
+    fn versions_are_ordered_numerically() {
         assert!(Version::new(1, 10) > Version::new(1, 9));
     }
 }

@@ -1,5 +1,5 @@
-//! Comes back when a VMM has ended; keeps its log short meanwhile.
-//! Out of scope: what happens then.
+//! Waits for the end of a VMM; meanwhile rotates its log.
+//! Out of scope: evaluating the exit.
 
 use std::fs::OpenOptions;
 use std::io::{Read, Seek, SeekFrom};
@@ -11,11 +11,10 @@ use super::{CONSOLE, CONSOLE_OLD, LOG_LIMIT};
 use crate::host::process::{self, Identity, Life};
 use crate::host::{Error, fs};
 
-/// How often a log's length is looked at.
+/// Interval between checks of a log's length.
 const LOG_STEP: Duration = Duration::from_secs(30);
 
-/// Comes back when this process has ended (at once, if it has already). Meanwhile the log in `dir` is rotated when it is half full.
-/// Safe to drop at any moment.
+/// Returns when this process has ended. Meanwhile the log in `dir` is rotated when it is half full. Cancel safe.
 pub async fn watch(identity: &Identity, dir: &Path) -> Result<(), Error> {
     let Life::Alive(process) = process::look(identity)? else {
         return Ok(());
@@ -26,7 +25,7 @@ pub async fn watch(identity: &Identity, dir: &Path) -> Result<(), Error> {
         match tokio::time::timeout(LOG_STEP, &mut ended).await {
             Ok(result) => return result,
             Err(_) => {
-                // One from before VMMs had directories of their own has its log in the one above.
+                // A VMM that was started by an earlier version has its log in the parent directory.
                 for dir in [Some(dir), dir.parent()].into_iter().flatten() {
                     if let Err(error) = rotate(dir) {
                         tracing::debug!(%error, "a VMM's log cannot be rotated");
@@ -37,8 +36,8 @@ pub async fn watch(identity: &Identity, dir: &Path) -> Result<(), Error> {
     }
 }
 
-/// Moves a log that is more than half full aside: the end of its text to `console.log.1`, then it is emptied. Its writers append, so they
-/// go on at its start. What is written between copy and truncation is lost: the price of a log without a pump.
+/// Rotates a log that is more than half full: the end of its text is copied to `console.log.1`, then the log is truncated. Its writers
+/// append, so they continue at its start. Output between copy and truncation is lost; no process copies the output.
 pub fn rotate(dir: &Path) -> Result<(), Error> {
     let path = dir.join(CONSOLE);
     let wrap = |error| Error::io("rotate", path.display().to_string(), error);
@@ -51,13 +50,13 @@ pub fn rotate(dir: &Path) -> Result<(), Error> {
     let keep = || fs::write(&old, &text, 0o640, fs::Durability::Process);
     let kept = keep();
     empty(&path).map_err(wrap)?;
-    // It may have filled its directory: now there is room.
+    // The log may have filled the directory, which has free space now.
     kept.or_else(|_| keep())
 }
 
-/// A log can be longer than its limit where the VMM may make longer files, its disks.
+/// The last [`LOG_LIMIT`] bytes. A log can be longer than its limit if the VMM has disks, which may be larger.
 fn end_of(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut file = fs::open_plain(path)?;
+    let mut file = fs::open_regular(path)?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(LOG_LIMIT)))?;
     let mut text = Vec::new();
@@ -78,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_a_log_that_is_too_long_the_end_is_kept() {
+    fn rotating_a_log_that_is_too_long_keeps_its_end() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join(CONSOLE);
         let mut text = vec![b'a'; 3 << 20];

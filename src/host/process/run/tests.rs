@@ -1,5 +1,5 @@
-//! Programs that do not end, in all the ways that they do it.
-//! Out of scope: who runs them.
+//! Programs that do not end, or leave descendants, in various ways.
+//! Out of scope: the callers.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use super::*;
 
 const SHORT: Duration = Duration::from_millis(400);
 
-/// Writes the pid of whoever runs it, then does what it is told.
+/// A shell that appends its PID to the file `pids` and then executes `what`.
 fn script(dir: &Path, what: &str) -> Command {
     let mut command = Command::new("sh");
     let pids = dir.join("pids").display().to_string();
@@ -23,7 +23,7 @@ fn script(dir: &Path, what: &str) -> Command {
     command
 }
 
-/// Processes noted in `pids` that live, zombies not among them.
+/// The processes in the file `pids` that are alive, without zombies.
 fn living(dir: &Path) -> Vec<String> {
     let pids = fs::read_to_string(dir.join("pids")).unwrap_or_default();
     let lives = |pid: &&str| {
@@ -41,8 +41,8 @@ fn living(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn whatever_a_program_does_it_ends_in_time_and_leaves_nobody() {
-    // What it does; whether it ends by itself, and with which status.
+fn every_program_ends_in_time_and_leaves_no_process() {
+    // The script; its exit status if it ends by itself.
     let table: [(&str, Option<i32>); 12] = [
         ("exit 3", Some(3)),
         ("echo out; echo err >&2", Some(0)),
@@ -50,7 +50,7 @@ fn whatever_a_program_does_it_ends_in_time_and_leaves_nobody() {
             "trap '' TERM INT HUP; sleep 60 & note $!; wait; sleep 60",
             None,
         ),
-        // Standard output and error held open by a child that goes on.
+        // A child that keeps running keeps standard output and error open.
         ("sleep 60 & note $!", Some(0)),
         ("(trap '' TERM; sleep 60) & note $!; exit 5", Some(5)),
         ("setsid sleep 60 & note $!", Some(0)),
@@ -82,7 +82,7 @@ fn whatever_a_program_does_it_ends_in_time_and_leaves_nobody() {
             (ended, _) => panic!("{what}: {ended:?}"),
         }
         assert!(took < Duration::from_secs(5), "{what}: {took:?}");
-        // The kernel may still be clearing away what was killed.
+        // The kernel may still be ending the killed processes.
         let until = Instant::now() + Duration::from_secs(2);
         while !living(dir.path()).is_empty() {
             assert!(Instant::now() < until, "{what}: {:?}", living(dir.path()));
@@ -92,7 +92,7 @@ fn whatever_a_program_does_it_ends_in_time_and_leaves_nobody() {
 }
 
 #[tokio::test]
-async fn a_program_that_is_listened_to_is_dead_with_its_group_afterwards() {
+async fn run_until_leaves_no_process_of_the_group() {
     for what in [
         "echo yes; sleep 60 & note $!; wait",
         "sleep 60 & note $!; wait",

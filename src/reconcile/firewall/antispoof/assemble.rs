@@ -35,7 +35,7 @@ pub(super) mod op {
     /// Whether A > X.
     pub const MORE_THAN_X: u16 = 0x2d;
     /// Return k.
-    pub const ANSWER: u16 = 0x06;
+    pub const RETURN: u16 = 0x06;
 
     /// For [`LOAD_WORD`]: whether the frame's metadata contains a VLAN tag, where the kernel keeps the outermost one (`SKF_AD_OFF +
     /// SKF_AD_VLAN_TAG_PRESENT` of `include/uapi/linux/filter.h`).
@@ -65,7 +65,7 @@ pub(super) enum Line<L> {
     /// A test and its operand; where execution continues if it holds, and if not.
     Test(u16, u32, To<L>, To<L>),
     /// Both return instructions, closer than those at the end. The line before it must jump.
-    Exits,
+    Returns,
 }
 
 /// Assembles a listing, and appends the two return instructions.
@@ -76,13 +76,13 @@ pub(super) fn assemble<L: Copy + PartialEq>(lines: &[Line<L>]) -> Vec<Insn> {
     let size = |line: &Line<L>| match line {
         Line::At(_) => 0,
         Line::Do(..) | Line::Test(..) => 1,
-        Line::Exits => 2,
+        Line::Returns => 2,
     };
     let length: usize = lines.iter().map(size).sum();
     let mut exits = Vec::new();
     let mut at = 0;
     for line in lines {
-        if *line == Line::Exits {
+        if *line == Line::Returns {
             exits.push(at);
         }
         at += size(line);
@@ -114,7 +114,7 @@ pub(super) fn assemble<L: Copy + PartialEq>(lines: &[Line<L>]) -> Vec<Insn> {
         let from = program.len();
         match *line {
             Line::At(_) => {}
-            Line::Exits => program.extend([insn(op::ANSWER, PASS), insn(op::ANSWER, DROP)]),
+            Line::Returns => program.extend([insn(op::RETURN, PASS), insn(op::RETURN, DROP)]),
             Line::Do(code, k) => program.push(insn(code, k)),
             Line::Test(code, k, then, otherwise) => program.push(Insn {
                 jt: skip(from, then),
@@ -123,7 +123,7 @@ pub(super) fn assemble<L: Copy + PartialEq>(lines: &[Line<L>]) -> Vec<Insn> {
             }),
         }
     }
-    program.extend([insn(op::ANSWER, PASS), insn(op::ANSWER, DROP)]);
+    program.extend([insn(op::RETURN, PASS), insn(op::RETURN, DROP)]);
     program
 }
 

@@ -18,7 +18,7 @@
 //!
 //! A guest that forms its addresses in another way (RFC 7217, RFC 8981) cannot be resolved by its neighbours under `antispoof`.
 
-use super::assemble::Line::{At, Do, Exits, Test};
+use super::assemble::Line::{At, Do, Returns, Test};
 use super::assemble::To::{Drop, Next, Part, Pass};
 use super::assemble::{Line, op};
 use super::{
@@ -306,7 +306,7 @@ fn neighbour(mac: Mac, id: [u32; 2]) -> Vec<Line<All>> {
     ));
     lines.push(at(Label::RouterMac));
     lines.extend(is_mac(ROUTER_OPTION + 2, mac));
-    lines.extend([Test(op::AT_LEAST, 0, Pass, Pass), Exits]);
+    lines.extend([Test(op::AT_LEAST, 0, Pass, Pass), Returns]);
     lines
 }
 

@@ -64,7 +64,7 @@ fn interpret(program: &[Insn], frame: &Frame) -> u32 {
                 at += jump(a > x);
                 continue;
             }
-            op::ANSWER => return k,
+            op::RETURN => return k,
             _ => panic!("instruction {code:#x}"),
         };
         // A load beyond the end.
@@ -81,10 +81,10 @@ fn passes(bytes: &[u8]) -> bool {
         bytes: bytes.to_vec(),
         tag: 0,
     };
-    judge(&frame) == PASS
+    evaluate(&frame) == PASS
 }
 
-fn judge(frame: &Frame) -> u32 {
+fn evaluate(frame: &Frame) -> u32 {
     let answer = interpret(&program(MAC, IP, None), frame);
     assert_ne!(answer, ACCEPT, "it read beyond the end of {frame:?}");
     let expected = if frame.tag == 0 && passable(&frame.bytes) == Some(true) {
@@ -97,7 +97,7 @@ fn judge(frame: &Frame) -> u32 {
 }
 
 /// Bytes with a meaning in some field.
-fn telling() -> impl Strategy<Value = u8> {
+fn meaningful_byte() -> impl Strategy<Value = u8> {
     const TOLD: [u8; 37] = [
         0, 1, 2, 4, 5, 6, 7, 8, 9, 14, 16, 17, 24, 32, 43, 44, 51, 58, 60, 67, 68, 131, 133, 134,
         135, 136, 137, 143, 0x44, 0x45, 0x46, 0x4f, 0x50, 0x60, 0x81, 0x86, 0x88,
@@ -107,7 +107,8 @@ fn telling() -> impl Strategy<Value = u8> {
 
 fn frames() -> impl Strategy<Value = Frame> {
     let seed = proptest::sample::select(seeds());
-    let changes = proptest::collection::vec((any::<prop::sample::Index>(), telling()), 0..4);
+    let changes =
+        proptest::collection::vec((any::<prop::sample::Index>(), meaningful_byte()), 0..4);
     // Few of these: all tagged frames are dropped at once.
     let tag = prop_oneof![15 => Just(0u32), 1 => Just(1u32)];
     let cut = prop_oneof![3 => Just(usize::MAX), 1 => 0usize..80];
@@ -132,7 +133,7 @@ proptest! {
 
     #[test]
     fn the_program_and_the_oracle_agree_on_every_frame(frame in frames()) {
-        judge(&frame);
+        evaluate(&frame);
     }
 }
 
@@ -144,7 +145,7 @@ fn the_frames_of_the_property_test_pass_and_are_dropped_about_equally_often() {
     let mut passed = 0;
     for _ in 0..2000 {
         let frame = frames().new_tree(&mut runner).unwrap().current();
-        passed += usize::from(judge(&frame) == PASS);
+        passed += usize::from(evaluate(&frame) == PASS);
     }
     assert!((400..1600).contains(&passed), "{passed} of 2000 passed");
 }
@@ -157,7 +158,7 @@ fn a_truncated_frame_never_passes_because_it_is_short() {
                 bytes: seed[..length].to_vec(),
                 tag: 0,
             };
-            judge(&cut);
+            evaluate(&cut);
         }
     }
     for length in 0..54 {
@@ -249,7 +250,7 @@ fn vlan_tags_and_protocols_of_switches_are_dropped() {
         bytes: honest.clone(),
         tag: 1,
     };
-    assert_eq!(judge(&tagged), DROP);
+    assert_eq!(evaluate(&tagged), DROP);
     for kind in [
         0x8100, 0x88a8, 0x9100, 0x88cc, 0x888e, 0x8863, 0x8864, 0x0026, 0x8035,
     ] {
@@ -261,5 +262,5 @@ fn vlan_tags_and_protocols_of_switches_are_dropped() {
 fn the_program_is_short_and_ends_with_a_return() {
     let program = program(MAC, IP, None);
     assert!(program.len() < 256, "{} instructions", program.len());
-    assert_eq!(program.last().map(|insn| insn.code), Some(op::ANSWER));
+    assert_eq!(program.last().map(|insn| insn.code), Some(op::RETURN));
 }

@@ -10,15 +10,15 @@ use crate::host::netlink::Handle;
 use crate::reconcile::{Conflict, Reconcile};
 
 pub(crate) use observe::is_ours;
-pub use plan::{Action, Desired, Filter, Observed, Pass, TapSeen};
+pub use plan::{Action, AllowedFrames, Desired, Filter, Observed, TapSeen};
 
 /// The reconciler of the Firewall stage in bridge mode.
-pub struct Gate {
+pub struct BridgeFirewall {
     /// Sockets in the host namespace.
     pub netlink: Handle,
 }
 
-impl Reconcile for Gate {
+impl Reconcile for BridgeFirewall {
     type Desired = Desired;
     type Observed = Observed;
     type Action = Action;

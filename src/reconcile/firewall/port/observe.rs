@@ -1,7 +1,7 @@
 //! Observes the filter at a VM's TAP and whether the TAP is up.
 //! Out of scope: what is desired.
 
-use super::Gate;
+use super::BridgeFirewall;
 use super::plan::{Desired, Observed, TapSeen};
 use crate::host::tc::{self, Filter, What};
 use crate::host::{self, link};
@@ -10,10 +10,13 @@ use crate::reconcile::firewall::antispoof;
 /// `ETH_P_ALL` of `include/uapi/linux/if_ether.h`: our program filters every frame.
 const EVERY_PROTOCOL: u16 = 3;
 
-pub(super) async fn observe(gate: &Gate, desired: &Desired) -> Result<Observed, host::Error> {
-    let Some(tap) = link::get(&gate.netlink, &desired.tap).await? else {
+pub(super) async fn observe(
+    firewall: &BridgeFirewall,
+    desired: &Desired,
+) -> Result<Observed, host::Error> {
+    let Some(tap) = link::get(&firewall.netlink, &desired.tap).await? else {
         // Forwarding is to be off: a missing TAP is equivalent. Otherwise the stage below has to create it.
-        return match desired.pass {
+        return match desired.allowed {
             None => Ok(Observed::default()),
             Some(_) => Err(host::Error::io(
                 "find link",
@@ -26,16 +29,18 @@ pub(super) async fn observe(gate: &Gate, desired: &Desired) -> Result<Observed, 
         alias: tap.alias,
         up: tap.up,
     };
-    let filters = match desired.pass {
+    let filters = match desired.allowed {
         None => Vec::new(),
-        Some(_) => tc::list(&gate.netlink, tap.index).await?,
+        Some(_) => tc::list(&firewall.netlink, tap.index).await?,
     };
     let ours = filters.iter().find(|filter| is_ours(filter));
-    let in_the_way = filters.iter().find(|filter| is_in_the_way(filter));
+    let foreign_filter = filters
+        .iter()
+        .find(|filter| is_foreign_at_our_priority(filter));
     Ok(Observed {
         tap: Some(seen),
         program: ours.map(name),
-        in_the_way: in_the_way.map(describe),
+        foreign_filter: foreign_filter.map(describe),
     })
 }
 
@@ -44,18 +49,18 @@ pub(crate) fn is_ours(filter: &Filter) -> bool {
     let place = (filter.priority, filter.protocol, filter.chain);
     place == (tc::PRIORITY, EVERY_PROTOCOL, 0)
         && filter.number() == tc::NUMBER
-        && matches!(filter.what, What::Program(_))
+        && matches!(filter.action, What::Program(_))
 }
 
 /// All filters of one priority have the same kind and protocol (`tcf_chain_tp_find`, net/sched/cls_api.c).
-fn is_in_the_way(filter: &Filter) -> bool {
+fn is_foreign_at_our_priority(filter: &Filter) -> bool {
     let at_our_priority = filter.priority == tc::PRIORITY && filter.chain == 0;
-    let beside = filter.protocol == EVERY_PROTOCOL && kind(filter) == "bpf";
-    at_our_priority && !beside
+    let can_coexist = filter.protocol == EVERY_PROTOCOL && kind(filter) == "bpf";
+    at_our_priority && !can_coexist
 }
 
 fn name(filter: &Filter) -> String {
-    match &filter.what {
+    match &filter.action {
         What::Program(program) => antispoof::digest(program),
         What::Redirect(_) | What::Other(_) => kind(filter).to_owned(),
     }
@@ -66,7 +71,7 @@ fn describe(filter: &Filter) -> String {
 }
 
 fn kind(filter: &Filter) -> &str {
-    match &filter.what {
+    match &filter.action {
         What::Program(_) => "bpf",
         What::Redirect(_) => "u32",
         What::Other(kind) => kind,

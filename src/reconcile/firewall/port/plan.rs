@@ -10,7 +10,7 @@ use crate::api::network::Mac;
 use crate::host::tc::Insn;
 use crate::owner::Label;
 use crate::reconcile::Conflict;
-use crate::reconcile::firewall::antispoof::{self, Apart};
+use crate::reconcile::firewall::antispoof::{self, PortIsolation};
 
 /// The desired state of one VM's TAP.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,24 +21,26 @@ pub struct Desired {
     pub tap: String,
     /// Which frames may pass. `None`: forwarding is turned off, and nothing else is changed.
     #[serde(default)]
-    pub pass: Option<Pass>,
+    #[serde(rename = "pass")]
+    pub allowed: Option<AllowedFrames>,
     /// The digest of the filter that was last verified ([`Pass::digest`]), if any.
     #[serde(default)]
-    pub before: Option<String>,
+    #[serde(rename = "before")]
+    pub last_verified: Option<String>,
 }
 
 /// Which of the guest's frames may pass.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Pass {
+pub enum AllowedFrames {
     /// All of them.
     Any,
     /// Those that [`antispoof::program`] passes.
     Only(Filter),
     /// All except those that reach a neighbour through the host ([`antispoof::program_apart`]).
-    Apart(Apart),
+    Apart(PortIsolation),
     /// All except those that configure others, on an unmanaged bridge ([`antispoof::program_unmanaged`]); the port may be isolated, too.
-    Unmanaged(Option<Apart>),
+    Unmanaged(Option<PortIsolation>),
 }
 
 /// The input for the filter.
@@ -50,7 +52,8 @@ pub struct Filter {
     pub ip: Ipv4Addr,
     /// Isolates the port from its neighbours, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub apart: Option<Apart>,
+    #[serde(rename = "apart")]
+    pub isolation: Option<PortIsolation>,
 }
 
 /// The observed state.
@@ -62,7 +65,8 @@ pub struct Observed {
     /// The digest of our program that is attached to it.
     pub program: Option<String>,
     /// A foreign filter in the place of our program that prevents attaching it.
-    pub in_the_way: Option<String>,
+    #[serde(rename = "in_the_way")]
+    pub foreign_filter: Option<String>,
 }
 
 /// A link with the TAP's name.
@@ -78,7 +82,8 @@ pub struct TapSeen {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
     /// Turn forwarding off in both directions (TAP down).
-    ShutGate,
+    #[serde(rename = "ShutGate")]
+    DisableForwarding,
     /// Attach the program to the TAP's ingress, and replace the present one.
     SetFilter {
         /// Its digest.
@@ -87,21 +92,22 @@ pub enum Action {
     /// Remove our program.
     RemoveFilter,
     /// Turn forwarding on (TAP up).
-    OpenGate,
+    #[serde(rename = "OpenGate")]
+    EnableForwarding,
 }
 
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ShutGate => f.write_str("turn forwarding off (TAP down)"),
+            Self::DisableForwarding => f.write_str("turn forwarding off (TAP down)"),
             Self::SetFilter { digest } => write!(f, "set filter {digest} on the TAP"),
             Self::RemoveFilter => f.write_str("remove the filter from the TAP"),
-            Self::OpenGate => f.write_str("turn forwarding on (TAP up)"),
+            Self::EnableForwarding => f.write_str("turn forwarding on (TAP up)"),
         }
     }
 }
 
-impl Pass {
+impl AllowedFrames {
     /// Its digest, for the stage status.
     pub fn digest(&self) -> String {
         self.program()
@@ -112,18 +118,20 @@ impl Pass {
     pub fn program(&self) -> Option<Vec<Insn>> {
         match self {
             Self::Any => None,
-            Self::Only(Filter { mac, ip, apart }) => {
-                Some(antispoof::program(*mac, *ip, apart.as_ref()))
-            }
-            Self::Apart(apart) => Some(antispoof::program_apart(apart)),
+            Self::Only(Filter {
+                mac,
+                ip,
+                isolation: apart,
+            }) => Some(antispoof::program(*mac, *ip, apart.as_ref())),
+            Self::Apart(apart) => Some(antispoof::program_isolated_port(apart)),
             Self::Unmanaged(apart) => Some(antispoof::program_unmanaged(apart.as_ref())),
         }
     }
 }
 
 pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
-    let (Some(tap), Some(pass)) = (&observed.tap, &desired.pass) else {
-        return Ok(without_one(desired, observed));
+    let (Some(tap), Some(allowed)) = (&observed.tap, &desired.allowed) else {
+        return Ok(plan_without_tap(desired, observed));
     };
     if !is_ours(desired, tap) {
         return Err(Conflict {
@@ -134,20 +142,22 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
             ),
         });
     }
-    match pass {
-        Pass::Any => Ok(unfiltered(tap, observed)),
-        Pass::Only(_) | Pass::Apart(_) | Pass::Unmanaged(_) => {
-            filtered(desired, pass, tap, observed)
+    match allowed {
+        AllowedFrames::Any => Ok(plan_unfiltered(tap, observed)),
+        AllowedFrames::Only(_) | AllowedFrames::Apart(_) | AllowedFrames::Unmanaged(_) => {
+            plan_filtered(desired, allowed, tap, observed)
         }
     }
 }
 
 /// Without a TAP, forwarding cannot be turned off. If it should be on, the TAP is missing, and the observation has failed before.
-fn without_one(desired: &Desired, observed: &Observed) -> Vec<Action> {
-    let open = |tap: &&TapSeen| tap.up && is_ours(desired, tap);
-    match desired.pass {
-        Some(_) => vec![Action::OpenGate],
-        None if observed.tap.as_ref().is_some_and(|tap| open(&tap)) => vec![Action::ShutGate],
+fn plan_without_tap(desired: &Desired, observed: &Observed) -> Vec<Action> {
+    let is_on = |tap: &&TapSeen| tap.up && is_ours(desired, tap);
+    match desired.allowed {
+        Some(_) => vec![Action::EnableForwarding],
+        None if observed.tap.as_ref().is_some_and(|tap| is_on(&tap)) => {
+            vec![Action::DisableForwarding]
+        }
         None => vec![],
     }
 }
@@ -156,47 +166,47 @@ fn is_ours(desired: &Desired, tap: &TapSeen) -> bool {
     desired.label.claim((), tap.alias.as_deref()).is_some()
 }
 
-fn unfiltered(tap: &TapSeen, observed: &Observed) -> Vec<Action> {
+fn plan_unfiltered(tap: &TapSeen, observed: &Observed) -> Vec<Action> {
     let mut plan = Vec::new();
     if observed.program.is_some() {
         plan.push(Action::RemoveFilter);
     }
     if !tap.up {
-        plan.push(Action::OpenGate);
+        plan.push(Action::EnableForwarding);
     }
     plan
 }
 
-fn filtered(
+fn plan_filtered(
     desired: &Desired,
-    pass: &Pass,
+    allowed: &AllowedFrames,
     tap: &TapSeen,
     observed: &Observed,
 ) -> Result<Vec<Action>, Conflict> {
-    let digest = pass.digest();
+    let digest = allowed.digest();
     // Forwarding is turned on only after an observation that found the filter in place.
-    let standing = observed.program.as_ref() == Some(&digest);
+    let in_place = observed.program.as_ref() == Some(&digest);
     let mut plan = Vec::new();
-    match (standing, tap.up) {
+    match (in_place, tap.up) {
         (true, true) => {}
-        (true, false) => plan.push(Action::OpenGate),
+        (true, false) => plan.push(Action::EnableForwarding),
         (false, up) => {
             // If the state is as last verified, the spec has changed and not the host: the new filter replaces the old one at once, and
             // flows that both allow continue. Meanwhile nothing passes that did not pass before.
             let seen = observed
                 .program
                 .clone()
-                .unwrap_or_else(|| Pass::Any.digest());
-            let is_live = desired.before.as_ref() == Some(&seen);
-            if up && !(is_live && observed.in_the_way.is_none()) {
-                plan.push(Action::ShutGate);
+                .unwrap_or_else(|| AllowedFrames::Any.digest());
+            let is_live = desired.last_verified.as_ref() == Some(&seen);
+            if up && !(is_live && observed.foreign_filter.is_none()) {
+                plan.push(Action::DisableForwarding);
             }
-            if let Some(stranger) = &observed.in_the_way {
+            if let Some(foreign_filter) = &observed.foreign_filter {
                 // Fail closed: forwarding is turned off first, and the next plan reports the foreign filter.
                 return match up {
                     true => Ok(plan),
                     false => Err(Conflict {
-                        thing: format!("{stranger} on {}", desired.tap),
+                        thing: format!("{foreign_filter} on {}", desired.tap),
                         remedy: format!(
                             "remove it: tc filter del dev {} ingress prio 1",
                             desired.tap

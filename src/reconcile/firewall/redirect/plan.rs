@@ -19,16 +19,19 @@ pub struct Desired {
     /// The TAP. It is the forwarding switch: while it is down, nothing passes.
     pub tap: String,
     /// How it is connected. `None`: forwarding is turned off, and nothing else is changed.
-    pub join: Option<Join>,
+    #[serde(rename = "join")]
+    pub tap_link: Option<TapLink>,
 }
 
 /// How the TAP is connected to the plugins' interface.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Join {
+pub enum TapLink {
     /// By us, to the interface of this name: packets that arrive on one leave by the other.
-    Ours(String),
+    #[serde(rename = "Ours")]
+    Redirect(String),
     /// By a plugin of the chain.
-    Chains,
+    #[serde(rename = "Chains")]
+    Chain,
 }
 
 /// The observed state of the namespace.
@@ -69,7 +72,7 @@ pub enum Filter {
 /// The direction of a redirect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Way {
+pub enum Direction {
     /// From the network to the guest.
     In,
     /// From the guest to the network.
@@ -80,16 +83,19 @@ pub enum Way {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
     /// Turn forwarding off.
-    ShutGate,
+    #[serde(rename = "ShutGate")]
+    DisableForwarding,
     /// Remove our filter of this direction, which is not as specified.
-    Unredirect(Way),
+    #[serde(rename = "Unredirect")]
+    RemoveRedirect(Direction),
     /// Redirect in this direction.
-    Redirect(Way),
+    Redirect(Direction),
     /// Turn forwarding on.
-    OpenGate,
+    #[serde(rename = "OpenGate")]
+    EnableForwarding,
 }
 
-impl fmt::Display for Way {
+impl fmt::Display for Direction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::In => "to the guest",
@@ -101,10 +107,10 @@ impl fmt::Display for Way {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ShutGate => f.write_str("turn forwarding off (TAP down)"),
-            Self::Unredirect(way) => write!(f, "remove the wrong redirect {way}"),
+            Self::DisableForwarding => f.write_str("turn forwarding off (TAP down)"),
+            Self::RemoveRedirect(direction) => write!(f, "remove the wrong redirect {direction}"),
             Self::Redirect(way) => write!(f, "redirect {way}"),
-            Self::OpenGate => f.write_str("turn forwarding on (TAP up)"),
+            Self::EnableForwarding => f.write_str("turn forwarding on (TAP up)"),
         }
     }
 }
@@ -112,10 +118,10 @@ impl fmt::Display for Action {
 pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
     let ours = desired.label.claim((), observed.netns.as_deref()).is_some();
     let up = observed.tap.as_ref().is_some_and(|tap| tap.up);
-    let Some(join) = &desired.join else {
+    let Some(join) = &desired.tap_link else {
         // Without a namespace, forwarding is off; a foreign namespace has no forwarding switch of ours.
         return Ok(match ours && up {
-            true => vec![Action::ShutGate],
+            true => vec![Action::DisableForwarding],
             false => vec![],
         });
     };
@@ -127,14 +133,14 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
         });
     }
     let mut plan = match join {
-        Join::Ours(_) => filters(observed),
-        Join::Chains => Vec::new(),
+        TapLink::Redirect(_) => filters(observed),
+        TapLink::Chain => Vec::new(),
     };
-    let standing = plan.is_empty();
-    match (standing, up) {
+    let in_place = plan.is_empty();
+    match (in_place, up) {
         // Forwarding is turned on only after an observation that found both redirects.
-        (true, false) => plan.push(Action::OpenGate),
-        (false, true) => plan.insert(0, Action::ShutGate),
+        (true, false) => plan.push(Action::EnableForwarding),
+        (false, true) => plan.insert(0, Action::DisableForwarding),
         (true, true) | (false, false) => {}
     }
     Ok(plan)
@@ -142,19 +148,19 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
 
 fn filters(observed: &Observed) -> Vec<Action> {
     let index = |end: &Option<End>| end.as_ref().map(|end| end.index);
-    let ways = [
-        (Way::In, &observed.eth, index(&observed.tap)),
-        (Way::Out, &observed.tap, index(&observed.eth)),
+    let directions = [
+        (Direction::In, &observed.eth, index(&observed.tap)),
+        (Direction::Out, &observed.tap, index(&observed.eth)),
     ];
     let mut plan = Vec::new();
-    for (way, from, to) in ways {
+    for (direction, from, to) in directions {
         let filter = from.as_ref().map(|end| end.filter).unwrap_or_default();
         match filter {
             Filter::To(found) if Some(found) == to => continue,
-            Filter::To(_) | Filter::Wrong => plan.push(Action::Unredirect(way)),
+            Filter::To(_) | Filter::Wrong => plan.push(Action::RemoveRedirect(direction)),
             Filter::Absent => {}
         }
-        plan.push(Action::Redirect(way));
+        plan.push(Action::Redirect(direction));
     }
     plan
 }

@@ -5,11 +5,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::super::files;
-use super::plan::{Action, Basis};
+use super::plan::{Action, DelInput};
 use super::routes::{MAX_ROUTES, Route};
-use super::state::{Desired, Intent, Keep};
+use super::state::{Desired, GuestIdentity, Intent};
 use super::{
-    Attach, IFNAME, INTENT, detach, fault, guest, not_found, observe, one_line, request,
+    CniNet, IFNAME, INTENT, detach, guest, host_error, not_found, observe, one_line, request,
     waits_for_a_change,
 };
 use crate::api::network::TapOwner;
@@ -24,80 +24,80 @@ use crate::owner::TAP;
 /// How long the kernel may need to clean up a network namespace (`cleanup_net`).
 const CLEANUP: Duration = Duration::from_millis(300);
 
-pub(super) async fn act(attach: &Attach, desired: &Desired, action: &Action) -> Result<(), Error> {
+pub(super) async fn act(cni_net: &CniNet, desired: &Desired, action: &Action) -> Result<(), Error> {
     match action {
-        Action::WriteRecord => match &desired.want {
-            Some(want) => files::write_record(&desired.vm_dir(), &want.record),
+        Action::WriteRecord => match &desired.data_path {
+            Some(data_path) => files::write_record(&desired.vm_dir(), &data_path.record),
             None => Ok(()),
         },
         Action::Detach(basis) => {
-            if desired.want.is_some() {
-                attach.await_repair().await;
+            if desired.data_path.is_some() {
+                cni_net.await_repair().await;
             }
-            detach::detach(attach, desired, basis).await
+            detach::detach(cni_net, desired, basis).await
         }
-        Action::Abandon(basis) => detach::abandon(attach, desired, basis).await,
-        Action::Forget(network) => attach
+        Action::Abandon(basis) => detach::abandon(cni_net, desired, basis).await,
+        Action::Forget(network) => cni_net
             .runtime
             .forget(network, &desired.attachment())
-            .map_err(|error| fault("remove the cache record of", network, error)),
+            .map_err(|error| host_error("remove the cache record of", network, error)),
         Action::RemoveIntent => fs::remove(&desired.vm_dir().join(INTENT)),
         Action::CreateNetns => {
             // The plugins configure its content.
-            match desired.place().create_netns(|_| Ok(())).await? {
-                Some(netns) => attach.door.enter(netns).await.map(drop),
+            match desired.paths().create_netns(|_| Ok(())).await? {
+                Some(netns) => cni_net.session.enter(netns).await.map(drop),
                 None => Ok(()),
             }
         }
-        Action::LinkHandle => desired.place().link_handle(),
-        Action::WriteIntent => write_new_intent(attach, desired).await,
+        Action::LinkHandle => desired.paths().link_handle(),
+        Action::WriteIntent => write_new_intent(cni_net, desired).await,
         Action::RestoreIntent(intent) => {
-            let routes = observe::routes(&attach.door.inside()?).await?;
+            let routes = observe::routes(&cni_net.session.inside()?).await?;
             let intent = Intent {
                 routes,
                 ..(**intent).clone()
             };
             write_intent(desired, &intent)
         }
-        Action::Attach => add(attach, desired).await,
-        Action::RaiseEth => {
+        Action::Attach => add(cni_net, desired).await,
+        Action::SetEthUp => {
             let up = Change {
                 state: Some(State::Up),
                 ..Change::default()
             };
-            change(attach, IFNAME, up).await
+            change(cni_net, IFNAME, up).await
         }
-        Action::DeleteTap => delete_tap(attach).await,
-        Action::CreateTap(owner, mtu) => create_tap(attach, desired, *owner, *mtu).await,
+        Action::DeleteTap => delete_tap(cni_net).await,
+        Action::CreateTap(owner, mtu) => create_tap(cni_net, desired, *owner, *mtu).await,
         Action::SetTapMtu(mtu) => {
             let mtu = Change {
                 mtu: Some(*mtu),
                 ..Change::default()
             };
-            change(attach, TAP, mtu).await
+            change(cni_net, TAP, mtu).await
         }
-        Action::StripIpv6 => {
-            let bare = Change {
-                ipv6_addresses: Some(Ipv6Addresses::Bare),
+        Action::DisableIpv6 => {
+            let no_ipv6 = Change {
+                ipv6_addresses: Some(Ipv6Addresses::None),
                 ..Change::default()
             };
-            change(attach, TAP, bare).await
+            change(cni_net, TAP, no_ipv6).await
         }
         Action::UnlinkHandle => fs::remove(&desired.handle()),
         Action::DeleteNetns(owned) => {
-            attach.door.leave();
+            cni_net.session.close();
             absent_is_done(netns::delete(owned.thing()).await)
         }
         Action::RemoveRunDir => {
-            fs::remove_draft(&desired.vm_dir().join(INTENT))?;
-            desired.place().remove_dir()
+            fs::remove_temp(&desired.vm_dir().join(INTENT))?;
+            desired.paths().remove_dir()
         }
     }
 }
 
 /// Reads the configuration again, because the plan does not contain the one that was observed. STATUS is called before anything is
 /// created, because the plugins may be unable to serve an ADD.
-async fn write_new_intent(attach: &Attach, desired: &Desired) -> Result<(), Error> {
+async fn write_new_intent(cni_net: &CniNet, desired: &Desired) -> Result<(), Error> {
     let Some(name) = &desired.network else {
         return Err(Error::other(
             "find",
@@ -105,28 +105,28 @@ async fn write_new_intent(attach: &Attach, desired: &Desired) -> Result<(), Erro
             "its name is not known",
         ));
     };
-    let found = attach.runtime.find(name);
+    let found = cni_net.runtime.find(name);
     let found = found.map_err(|error| not_found(name, error))?;
-    let network = attach.runtime.negotiate(&found).await;
-    let network = network.map_err(|error| fault("use", name, error))?;
-    let taken = keeps_anothers(attach, desired, &network);
-    let attachment = request::attachment(desired, &network, taken);
-    let attachment = attachment.map_err(|error| fault("use", name, error))?;
-    let serves = attach.runtime.serves(&network).await;
-    serves.map_err(|error| fault("attach to", name, error))?;
+    let network = cni_net.runtime.negotiate(&found).await;
+    let network = network.map_err(|error| host_error("use", name, error))?;
+    let is_taken = is_address_taken(cni_net, desired, &network);
+    let attachment = request::attachment(desired, &network, is_taken);
+    let attachment = attachment.map_err(|error| host_error("use", name, error))?;
+    let status = cni_net.runtime.serves(&network).await;
+    status.map_err(|error| host_error("attach to", name, error))?;
     write_intent(desired, &Intent::new(found.digest(), network, attachment))
 }
 
 /// Whether another container has the address that the guest had. A request for it would fail, and the failure can be permanent: the
 /// bridge plugin up to 1.5 cannot use a bridge that it has created for an ADD that then failed ("could not set bridge's mac").
-fn keeps_anothers(attach: &Attach, desired: &Desired, network: &Network) -> bool {
-    others_holder(attach, desired, network).is_some()
+fn is_address_taken(cni_net: &CniNet, desired: &Desired, network: &Network) -> bool {
+    other_holder(cni_net, desired, network).is_some()
 }
 
 /// The other container that has the address that the guest had.
-fn others_holder(attach: &Attach, desired: &Desired, network: &Network) -> Option<String> {
-    let keep = desired.want.as_ref()?.keep?;
-    let holder = attach.runtime.holder_of(network, keep.ip.into())?;
+fn other_holder(cni_net: &CniNet, desired: &Desired, network: &Network) -> Option<String> {
+    let keep = desired.data_path.as_ref()?.identity?;
+    let holder = cni_net.runtime.holder_of(network, keep.ip.into())?;
     (holder != desired.attachment().container_id).then_some(holder)
 }
 
@@ -153,88 +153,88 @@ pub(super) fn write_intent(desired: &Desired, intent: &Intent) -> Result<(), Err
 /// ADD is then run without both: a guest that is restarted with another address is better than a guest without a network. Before that,
 /// ADD is retried once after [`CLEANUP`]: when a namespace has lost its last user, its interface keeps the MAC until the kernel runs
 /// `cleanup_net`, and a second macvlan with the same MAC is refused.
-async fn add(attach: &Attach, desired: &Desired) -> Result<(), Error> {
+async fn add(cni_net: &CniNet, desired: &Desired) -> Result<(), Error> {
     let mut intent = read_intent(desired)?;
     // A new attachment needs no CHECK in this run.
-    attach.check.store(false, Ordering::Relaxed);
+    cni_net.check_pending.store(false, Ordering::Relaxed);
     let is_preference = |(key, _): &(String, String)| {
-        let want = desired.want.as_ref();
-        want.is_some_and(|want| request::is_preference(want, key))
+        let data_path = desired.data_path.as_ref();
+        data_path.is_some_and(|want| request::is_preference(want, key))
     };
-    let may_pass_later = |added: &Result<CniResult, Failed>| match added {
-        Err(Failed::Refused(refusal)) => !refusal.waits_for_a_change(),
-        Ok(_) | Err(Failed::Otherwise(_)) => false,
+    let may_pass_later = |added: &Result<CniResult, AddError>| match added {
+        Err(AddError::Refused(refusal)) => !refusal.waits_for_a_change(),
+        Ok(_) | Err(AddError::Other(_)) => false,
     };
-    let mut why = None;
-    let mut added = add_once(attach, desired, &mut intent).await;
+    let mut reason = None;
+    let mut added = add_once(cni_net, desired, &mut intent).await;
     if intent.attachment.args.iter().any(is_preference) {
         if may_pass_later(&added) {
             tokio::time::sleep(CLEANUP).await;
             write_intent(desired, &intent)?;
-            added = add_once(attach, desired, &mut intent).await;
+            added = add_once(cni_net, desired, &mut intent).await;
         }
-        if let Err(Failed::Refused(refusal)) = &added {
-            why = Some(one_line(refusal));
+        if let Err(AddError::Refused(refusal)) = &added {
+            reason = Some(one_line(refusal));
             let args = &mut intent.attachment.args;
             args.retain(|argument| !is_preference(argument));
             write_intent(desired, &intent)?;
-            added = add_once(attach, desired, &mut intent).await;
+            added = add_once(cni_net, desired, &mut intent).await;
         }
     }
     match added {
         Ok(result) => {
-            tell_change(attach, desired, &intent, &result, why.as_deref());
+            report_address_change(cni_net, desired, &intent, &result, reason.as_deref());
             Ok(())
         }
-        Err(Failed::Refused(error)) => Err(fault("attach to", &intent.network.name, error)),
-        Err(Failed::Otherwise(error)) => Err(error),
+        Err(AddError::Refused(error)) => Err(host_error("attach to", &intent.network.name, error)),
+        Err(AddError::Other(error)) => Err(error),
     }
 }
 
 /// Why an ADD failed.
-enum Failed {
+enum AddError {
     /// A plugin returned an error, and the ADD was undone. An ADD with other arguments may succeed.
     Refused(CniError),
-    Otherwise(Error),
+    Other(Error),
 }
 
-impl From<Error> for Failed {
+impl From<Error> for AddError {
     fn from(error: Error) -> Self {
-        Self::Otherwise(error)
+        Self::Other(error)
     }
 }
 
 async fn add_once(
-    attach: &Attach,
+    cni_net: &CniNet,
     desired: &Desired,
     intent: &mut Intent,
-) -> Result<CniResult, Failed> {
+) -> Result<CniResult, AddError> {
     let (network, attachment) = (&intent.network, &intent.attachment);
-    let failed = match attach.runtime.add(network, attachment).await {
-        Ok(result) => match look_at_what_was_added(attach, desired, intent, &result).await {
+    let failed = match cni_net.runtime.add(network, attachment).await {
+        Ok(result) => match check_added(cni_net, desired, intent, &result).await {
             Ok(routes) => {
-                attach.added.store(true, Ordering::Relaxed);
+                cni_net.added.store(true, Ordering::Relaxed);
                 intent.routes = routes;
                 intent.adding = false;
                 write_intent(desired, intent)?;
                 return Ok(result);
             }
-            Err(error) => Failed::Otherwise(error),
+            Err(error) => AddError::Other(error),
         },
         // There is an attachment already: no plugin was run, and there is nothing to undo.
         Err(error @ CniError::AddedBefore { .. }) => {
-            return Err(fault("attach to", &network.name, error).into());
+            return Err(host_error("attach to", &network.name, error).into());
         }
-        Err(error @ CniError::Plugin(_)) => Failed::Refused(error),
-        Err(error) => fault("attach to", &network.name, error).into(),
+        Err(error @ CniError::Plugin(_)) => AddError::Refused(error),
+        Err(error) => host_error("attach to", &network.name, error).into(),
     };
     // A partial attachment is undone at once and not after the backoff. If this fails, too, the intent on the disk records it.
-    let basis = Basis {
+    let basis = DelInput {
         network: network.clone(),
         attachment: attachment.clone(),
         addresses_lost: true,
     };
-    match detach::release(&attach.runtime, &basis).await {
+    match detach::release(&cni_net.runtime, &basis).await {
         Ok(()) => {
             fs::remove(&desired.vm_dir().join(INTENT))?;
             Err(failed)
@@ -242,23 +242,23 @@ async fn add_once(
         Err(error) => {
             tracing::warn!(network = network.name, %error, "cannot undo a CNI ADD that failed");
             let failed = match failed {
-                Failed::Refused(error) => fault("attach to", &network.name, error),
-                Failed::Otherwise(error) => error,
+                AddError::Refused(error) => host_error("attach to", &network.name, error),
+                AddError::Other(error) => error,
             };
-            let why = failed.source.get_ref().map(ToString::to_string);
+            let reason = failed.source.get_ref().map(ToString::to_string);
             // The DEL has to be repeated, whether or not the ADD waits for a change.
-            let failed = match (waits_for_a_change(&failed), &why) {
+            let failed = match (waits_for_a_change(&failed), &reason) {
                 (true, Some(why)) => {
                     let network = format!("CNI network `{}`", network.name);
                     Error::other("attach to", network, why.clone())
                 }
                 (true, None) | (false, _) => failed,
             };
-            let noted = Intent {
-                add_failed: why,
+            let failed_intent = Intent {
+                add_failed: reason,
                 ..intent.clone()
             };
-            write_intent(desired, &noted)?;
+            write_intent(desired, &failed_intent)?;
             Err(failed.into())
         }
     }
@@ -266,8 +266,8 @@ async fn add_once(
 
 /// Checks the result before it is used: a guest must be able to use it, it must contain what was requested, and the interface must agree
 /// with it. Another ADD would not change any of these. Returns the routes that the plugins created.
-async fn look_at_what_was_added(
-    attach: &Attach,
+async fn check_added(
+    cni_net: &CniNet,
     desired: &Desired,
     Intent {
         network,
@@ -276,43 +276,46 @@ async fn look_at_what_was_added(
     }: &Intent,
     result: &CniResult,
 ) -> Result<Option<Vec<Route>>, Error> {
-    let cannot = |why: String| Error::other("use", format!("CNI network `{}`", network.name), why);
-    if let Some(why) = guest::unfit(result, attachment) {
-        return Err(cannot(why));
+    let unusable =
+        |reason: String| Error::other("use", format!("CNI network `{}`", network.name), reason);
+    if let Some(why) = guest::invalid_reason(result, attachment) {
+        return Err(unusable(why));
     }
-    let want = desired.want.as_ref();
-    let room = attach.door.inside()?;
-    let inside = observe::look_inside(&room, guest::tap(result, attachment)).await?;
-    if let Some(why) = want.and_then(|want| request::unmet(want, result, attachment, &inside)) {
-        return Err(fault("use", &network.name, CniError::Unmet(why)));
+    let data_path = desired.data_path.as_ref();
+    let entered = cni_net.session.inside()?;
+    let inside = observe::observe_inside(&entered, guest::tap(result, attachment)).await?;
+    if let Some(why) = data_path.and_then(|want| request::unmet(want, result, attachment, &inside))
+    {
+        return Err(host_error("use", &network.name, CniError::Unmet(why)));
     }
     if let Some(why) = guest::disagreement(result, attachment, &inside) {
-        return Err(cannot(why));
+        return Err(unusable(why));
     }
-    let routes = observe::routes(&room).await?;
+    let routes = observe::routes(&entered).await?;
     match routes.as_ref().map_or(0, Vec::len) {
         ..=MAX_ROUTES => Ok(routes),
-        many => Err(cannot(format!(
+        many => Err(unusable(format!(
             "the plugins created {many} routes for {IFNAME}, the maximum is {MAX_ROUTES}"
         ))),
     }
 }
 
 /// Reports that the guest gets another address, before the guest is restarted with it.
-fn tell_change(
-    attach: &Attach,
+fn report_address_change(
+    cni_net: &CniNet,
     desired: &Desired,
     intent: &Intent,
     result: &CniResult,
-    why: Option<&str>,
+    reason: Option<&str>,
 ) {
-    let Some(Keep { ip, .. }) = desired.want.as_ref().and_then(|want| want.keep) else {
+    let Some(GuestIdentity { ip, .. }) = desired.data_path.as_ref().and_then(|want| want.identity)
+    else {
         return;
     };
     let given = guest::addresses(result, &intent.attachment);
     if let Some((given, _)) = given.first().filter(|(given, _)| given.ip() != ip) {
-        let why = why.map(str::to_owned).or_else(|| {
-            let holder = others_holder(attach, desired, &intent.network)?;
+        let why = reason.map(str::to_owned).or_else(|| {
+            let holder = other_holder(cni_net, desired, &intent.network)?;
             Some(format!("{ip} is not available: {holder} has it"))
         });
         let why = why.map_or_else(String::new, |why| format!(": {why}"));
@@ -321,12 +324,12 @@ fn tell_change(
             intent.network.name,
             given.ip()
         );
-        attach.tell("AddressChanged", message);
+        cni_net.notify("AddressChanged", message);
     }
 }
 
 async fn create_tap(
-    attach: &Attach,
+    cni_net: &CniNet,
     desired: &Desired,
     owner: TapOwner,
     mtu: u32,
@@ -335,26 +338,26 @@ async fn create_tap(
         uid: owner.uid,
         gid: owner.gid,
     };
-    let born = Change {
-        mac: Some(desired.place().names().tap_mac.0),
+    let attributes = Change {
+        mac: Some(desired.paths().names().tap_mac.0),
         mtu: Some(mtu),
-        ipv6_addresses: Some(Ipv6Addresses::Bare),
+        ipv6_addresses: Some(Ipv6Addresses::None),
         ..Change::default()
     };
-    let create = move || tap::create(TAP, owner, &born);
-    exists_is_done(attach.door.inside()?.netns.run_here(create))
+    let create = move || tap::create(TAP, owner, &attributes);
+    exists_is_done(cni_net.session.inside()?.netns.run_here(create))
 }
 
-async fn delete_tap(attach: &Attach) -> Result<(), Error> {
-    let netlink = attach.door.inside()?.netlink;
+async fn delete_tap(cni_net: &CniNet) -> Result<(), Error> {
+    let netlink = cni_net.session.inside()?.netlink;
     match link::get(&netlink, TAP).await? {
         None => Ok(()),
         Some(found) => absent_is_done(link::delete(&netlink, found.index).await),
     }
 }
 
-async fn change(attach: &Attach, name: &str, change: Change) -> Result<(), Error> {
-    let netlink = attach.door.inside()?.netlink;
+async fn change(cni_net: &CniNet, name: &str, change: Change) -> Result<(), Error> {
+    let netlink = cni_net.session.inside()?.netlink;
     let index = find(&netlink, name).await?;
     link::set(&netlink, index, &change).await
 }
@@ -362,7 +365,7 @@ async fn change(attach: &Attach, name: &str, change: Change) -> Result<(), Error
 async fn find(netlink: &Handle, name: &str) -> Result<u32, Error> {
     let found = link::get(netlink, name).await?;
     found.map(|found| found.index).ok_or_else(|| {
-        let gone = std::io::Error::from_raw_os_error(libc::ENODEV);
-        Error::io("find link", name, gone)
+        let not_found = std::io::Error::from_raw_os_error(libc::ENODEV);
+        Error::io("find link", name, not_found)
     })
 }

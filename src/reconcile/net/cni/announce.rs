@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::IFNAME;
 use crate::api::network::Connection;
-use crate::host::arp::{self, Asker};
+use crate::host::arp::{self, Sender};
 use crate::host::netns::Netns;
 
 /// The pause before each request. A kernel ignores a reply if it has changed the entry less than a second ago (`locktime`).
@@ -29,7 +29,7 @@ pub fn announce(netns: PathBuf, connected: &Connection) {
     let Some(gateway) = connected.gateway else {
         return;
     };
-    let asker = Asker {
+    let sender = Sender {
         mac: connected.mac.0,
         ip: connected.ip,
     };
@@ -37,11 +37,15 @@ pub fn announce(netns: PathBuf, connected: &Connection) {
         for pause in PAUSES {
             tokio::time::sleep(pause).await;
             // Opened for each request, so that a namespace that is deleted meanwhile is not kept alive.
-            let asked = match Netns::open(&netns) {
-                Ok(netns) => netns.run(move || arp::ask(IFNAME, asker, gateway)).await,
+            let result = match Netns::open(&netns) {
+                Ok(netns) => {
+                    netns
+                        .run(move || arp::send_request(IFNAME, sender, gateway))
+                        .await
+                }
                 Err(error) => Err(error),
             };
-            if let Err(error) = asked {
+            if let Err(error) = result {
                 tracing::debug!(%error, "cannot announce a guest to its gateway");
                 return;
             }

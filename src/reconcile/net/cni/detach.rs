@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 
 use super::act::{read_intent, write_intent};
-use super::plan::Basis;
+use super::plan::DelInput;
 use super::state::{Desired, Intent};
-use super::{Attach, IFNAME, fault, guest, one_line, residue};
+use super::{CniNet, IFNAME, guest, host_error, one_line, residue};
 use crate::api::network::Mac;
 use crate::cni::{Attachment, Error as CniError, Runtime};
 use crate::host::error::absent_is_done;
@@ -15,12 +15,16 @@ use crate::host::link::Change;
 use crate::host::netns::{self, Netns};
 use crate::host::{Error, link, tap};
 
-pub(super) async fn detach(attach: &Attach, desired: &Desired, basis: &Basis) -> Result<(), Error> {
-    let Err(failed) = release(&attach.runtime, basis).await else {
+pub(super) async fn detach(
+    cni_net: &CniNet,
+    desired: &Desired,
+    del_input: &DelInput,
+) -> Result<(), Error> {
+    let Err(failed) = release(&cni_net.runtime, del_input).await else {
         return Ok(());
     };
     let noted = read_intent(desired).ok();
-    if let Err(error) = note_failure(desired, basis) {
+    if let Err(error) = count_failure(desired, del_input) {
         tracing::warn!(%error, "cannot record that a CNI DEL has failed");
     }
     if desired.tries() == 1 {
@@ -28,18 +32,18 @@ pub(super) async fn detach(attach: &Attach, desired: &Desired, basis: &Basis) ->
         let cause = failed.source.into_inner();
         let cause = cause.and_then(|cause| cause.downcast::<CniError>().ok());
         let hung = cause.filter(|cause| matches!(**cause, CniError::Deadline { .. }));
-        return give_up(attach, desired, basis, hung.map(|cause| *cause)).await;
+        return give_up(cni_net, desired, del_input, hung.map(|cause| *cause)).await;
     }
     // The failure that requires the DEL is what the user has to fix.
     match noted.and_then(|intent| intent.add_failed) {
         None => Err(failed),
-        Some(why) => {
+        Some(reason) => {
             let cause = failed.source.get_ref();
             let cause = cause.and_then(|cause| cause.downcast_ref::<CniError>());
             let cause = cause.map_or_else(|| failed.source.to_string(), one_line);
-            let network = format!("CNI network `{}`", basis.network.name);
-            let words = format!("{cause}; the attachment is removed because {why}");
-            Err(Error::other("detach from", network, words))
+            let network = format!("CNI network `{}`", del_input.network.name);
+            let messages = format!("{cause}; the attachment is removed because {reason}");
+            Err(Error::other("detach from", network, messages))
         }
     }
 }
@@ -50,13 +54,13 @@ pub(super) async fn detach(attach: &Attach, desired: &Desired, basis: &Basis) ->
 /// When a plugin fails, DEL of the chain is run again at once, as the callers of libcni do ([`crate::cni::Error::may_be_done_now`]). If the
 /// interface is gone, a temporary link of the same name replaces it for the second DEL, because `sbr` up to 1.5 fails without one. The
 /// link has no addresses: other plugins would look for the rules of these addresses, and fail if the rules are gone, too.
-pub(super) async fn release(runtime: &Runtime, basis: &Basis) -> Result<(), Error> {
-    let Basis {
+pub(super) async fn release(runtime: &Runtime, del_input: &DelInput) -> Result<(), Error> {
+    let DelInput {
         network,
         attachment,
         addresses_lost,
-    } = basis;
-    let failed = |error| fault("detach from", &network.name, error);
+    } = del_input;
+    let failed = |error| host_error("detach from", &network.name, error);
     let again = match runtime.release(network, attachment).await {
         Ok(()) => false,
         Err(error) if error.may_be_done_now() => {
@@ -67,21 +71,23 @@ pub(super) async fn release(runtime: &Runtime, basis: &Basis) -> Result<(), Erro
     };
     if again {
         let stand_in = stand_in(attachment).await?;
-        let attachment = stand_in.as_ref().map_or(attachment, |(_, its)| its);
+        let attachment = stand_in
+            .as_ref()
+            .map_or(attachment, |(_, stand_in_attachment)| stand_in_attachment);
         let released = runtime.release(network, attachment).await;
         released.map_err(failed)?;
     }
     if *addresses_lost || again {
         residue::remove(&network.name, attachment).await?;
     }
-    remove_veth(host_end(runtime, basis)).await?;
+    remove_veth(host_end(runtime, del_input)).await?;
     runtime.forget(&network.name, attachment).map_err(failed)
 }
 
 /// The host's end of the veth, as the result of the ADD has it.
-fn host_end(runtime: &Runtime, basis: &Basis) -> Option<(String, Mac)> {
-    let cached = runtime.cached(&basis.network.name, &basis.attachment);
-    let result = cached.ok()??.result(basis.network.cni_version).ok()?;
+fn host_end(runtime: &Runtime, del_input: &DelInput) -> Option<(String, Mac)> {
+    let cached = runtime.cached(&del_input.network.name, &del_input.attachment);
+    let result = cached.ok()??.result(del_input.network.cni_version).ok()?;
     guest::host_end(&result)
 }
 
@@ -114,9 +120,9 @@ async fn stand_in(attachment: &Attachment) -> Result<Option<(Netns, Attachment)>
         }
     }
     let netns = netns::unnamed().await?;
-    let nobody = tap::Owner { uid: 0, gid: None };
+    let owner = tap::Owner { uid: 0, gid: None };
     let name = attachment.ifname.clone();
-    netns.run_here(move || tap::create(&name, nobody, &Change::default()))?;
+    netns.run_here(move || tap::create(&name, owner, &Change::default()))?;
     let stand_in = Attachment {
         netns: Some(path_of(&netns)),
         ..attachment.clone()
@@ -131,22 +137,22 @@ pub(super) fn path_of(netns: &Netns) -> PathBuf {
 }
 
 /// Counts a failed DEL in the intent: the attachment is incomplete from now on, and the number of tries is limited.
-fn note_failure(desired: &Desired, basis: &Basis) -> Result<(), Error> {
-    let noted = read_intent(desired).unwrap_or_else(|_| {
-        let (network, attachment) = (basis.network.clone(), basis.attachment.clone());
+fn count_failure(desired: &Desired, del_input: &DelInput) -> Result<(), Error> {
+    let intent = read_intent(desired).unwrap_or_else(|_| {
+        let (network, attachment) = (del_input.network.clone(), del_input.attachment.clone());
         Intent::new(network.digest(), network, attachment)
     });
-    let failed = noted.failed.saturating_add(1);
-    write_intent(desired, &Intent { failed, ..noted })
+    let failed = intent.failed.saturating_add(1);
+    write_intent(desired, &Intent { failed, ..intent })
 }
 
 /// Gives up an attachment after DEL has failed [often enough](Desired::tries).
 pub(super) async fn abandon(
-    attach: &Attach,
+    cni_net: &CniNet,
     desired: &Desired,
-    basis: &Basis,
+    del_input: &DelInput,
 ) -> Result<(), Error> {
-    give_up(attach, desired, basis, None).await
+    give_up(cni_net, desired, del_input, None).await
 }
 
 /// Gives up an attachment whichever plugins fail; the one that has `hung` in DEL a moment ago is not called again. What these have not
@@ -156,31 +162,34 @@ pub(super) async fn abandon(
 /// assigned to another container only if no interface has it any more, and if the firewall rules for it are removed or apply to the next
 /// container as well. So, when the attachment is not desired any more, its reservation stays until the plugins have released it.
 async fn give_up(
-    attach: &Attach,
+    cni_net: &CniNet,
     desired: &Desired,
-    basis: &Basis,
+    del_input: &DelInput,
     hung: Option<CniError>,
 ) -> Result<(), Error> {
-    let (network, attachment) = (&basis.network, &basis.attachment);
-    let failed = |error| fault("give up", &network.name, error);
-    let host_end = host_end(&attach.runtime, basis);
-    let abandoned = attach.runtime.abandon(network, attachment, hung).await;
+    let (network, attachment) = (&del_input.network, &del_input.attachment);
+    let failed = |error| host_error("give up", &network.name, error);
+    let host_end = host_end(&cni_net.runtime, del_input);
+    let abandoned = cni_net.runtime.abandon(network, attachment, hung).await;
     let errors = abandoned.map_err(failed)?;
     residue::remove(&network.name, attachment).await?;
     remove_veth(host_end).await?;
     if attachment.netns.is_some() {
-        let netlink = attach.door.inside()?.netlink;
+        let netlink = cni_net.session.inside()?.netlink;
         if let Some(eth) = link::get(&netlink, IFNAME).await? {
             absent_is_done(link::delete(&netlink, eth.index).await)?;
         }
     }
-    if desired.want.is_some() {
-        let its = || |container: &str| container == attachment.container_id;
-        let released = attach.runtime.sweep_host_local(network, its).await;
+    if desired.data_path.is_some() {
+        let is_this_container = || |container: &str| container == attachment.container_id;
+        let released = cni_net
+            .runtime
+            .sweep_host_local(network, is_this_container)
+            .await;
         released.map_err(failed)?;
     }
     if !errors.is_empty() {
-        let words: Vec<String> = errors.iter().map(one_line).collect();
+        let messages: Vec<String> = errors.iter().map(one_line).collect();
         let when = match desired.tries() {
             1 => "at once, as the forced deletion requires".to_owned(),
             tries => format!("after {tries} tries"),
@@ -189,9 +198,9 @@ async fn give_up(
             "CNI network {} could not be detached {when}: {}; its interface is removed; \
              sliced at each resync and slicectl gc run DEL of these plugins again",
             network.name,
-            words.join("; ")
+            messages.join("; ")
         );
-        attach.tell("DetachFailed", message);
+        cni_net.notify("DetachFailed", message);
     }
     Ok(())
 }

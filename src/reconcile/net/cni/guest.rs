@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network};
 
-use super::routes::{MAX_ROUTES, Route, Ways, ways};
+use super::routes::{GuestRoutes, MAX_ROUTES, Route, guest_routes};
 use super::state::{Eth, Inside};
 use crate::api::network::{Connection, Mac};
 use crate::cni::{Attachment, CniResult, Interface, Ip};
@@ -20,7 +20,7 @@ use crate::owner::TAP;
 const MAX_LISTED: usize = 64;
 
 /// The maximum length of a plugin's text in a warning, in characters.
-const LONGEST_TEXT: usize = 80;
+const MAX_TEXT: usize = 80;
 
 /// The main table (`RT_TABLE_MAIN`), or a table that the result does not specify.
 const MAIN: [u32; 2] = [0, 254];
@@ -35,7 +35,7 @@ pub(super) struct Expected {
 }
 
 /// Returns why a guest cannot use a result.
-pub(super) fn unfit(result: &CniResult, attachment: &Attachment) -> Option<String> {
+pub(super) fn invalid_reason(result: &CniResult, attachment: &Attachment) -> Option<String> {
     let dns = &result.dns;
     let counts = [
         ("interfaces", result.interfaces.len(), MAX_LISTED),
@@ -51,10 +51,11 @@ pub(super) fn unfit(result: &CniResult, attachment: &Attachment) -> Option<Strin
         ));
     }
     let addresses = addresses(result, attachment);
-    let is_hosts = |ip: Ipv4Addr| !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast());
+    let is_host_address =
+        |ip: Ipv4Addr| !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast());
     if let Some((address, _)) = addresses
         .iter()
-        .find(|(address, _)| !is_hosts(address.ip()))
+        .find(|(address, _)| !is_host_address(address.ip()))
     {
         return Some(format!(
             "the result assigns {address}, which is not the address of a host"
@@ -70,8 +71,8 @@ pub(super) fn unfit(result: &CniResult, attachment: &Attachment) -> Option<Strin
 }
 
 /// The TAP that the chain created itself.
-pub(super) fn chains_tap<'r>(result: &'r CniResult, attachment: &Attachment) -> Option<&'r str> {
-    let guest = pseudo(result, attachment)?.1;
+pub(super) fn chain_tap<'r>(result: &'r CniResult, attachment: &Attachment) -> Option<&'r str> {
+    let guest = guest_interface(result, attachment)?.1;
     let tap = |found: &&Interface| found.name == guest.name && is_inside(found, attachment);
     let tap = result.interfaces.iter().find(tap)?;
     Some(&tap.name)
@@ -79,7 +80,7 @@ pub(super) fn chains_tap<'r>(result: &'r CniResult, attachment: &Attachment) -> 
 
 /// The TAP, whether the chain or sliced creates it.
 pub(super) fn tap<'r>(result: &'r CniResult, attachment: &Attachment) -> &'r str {
-    chains_tap(result, attachment).unwrap_or(TAP)
+    chain_tap(result, attachment).unwrap_or(TAP)
 }
 
 /// What the result requires of the plugins' interface in the namespace.
@@ -118,7 +119,7 @@ pub(super) fn disagreement(
             eth.mac
         ));
     }
-    let words = |addresses: Vec<&Ipv4Network>| match addresses.as_slice() {
+    let list = |addresses: Vec<&Ipv4Network>| match addresses.as_slice() {
         [] => "none".to_owned(),
         some => some
             .iter()
@@ -126,15 +127,15 @@ pub(super) fn disagreement(
             .collect::<Vec<_>>()
             .join(", "),
     };
-    let lacking: Vec<&Ipv4Network> = expected.addresses.difference(&eth.addresses).collect();
-    if !lacking.is_empty() {
+    let missing: Vec<&Ipv4Network> = expected.addresses.difference(&eth.addresses).collect();
+    if !missing.is_empty() {
         return Some(format!(
             "the result assigns {} to {ifname}, which has {}",
-            words(lacking),
-            words(eth.addresses.iter().collect())
+            list(missing),
+            list(eth.addresses.iter().collect())
         ));
     }
-    let tap = chains_tap(result, attachment).filter(|_| inside.tap.is_none());
+    let tap = chain_tap(result, attachment).filter(|_| inside.tap.is_none());
     tap.map(|tap| format!("the result lists {tap}, which does not exist"))
 }
 
@@ -144,26 +145,29 @@ pub(super) fn connection(
     result: &CniResult,
     attachment: &Attachment,
     eth: &Eth,
-    made: Option<&[Route]>,
+    created_routes: Option<&[Route]>,
 ) -> Option<Connection> {
-    let mut given = addresses(result, attachment);
-    let (ip, gateway) = *given.first()?;
-    let further = given.split_off(1).into_iter().map(|(address, _)| address);
+    let mut assigned = addresses(result, attachment);
+    let (ip, gateway) = *assigned.first()?;
+    let further = assigned
+        .split_off(1)
+        .into_iter()
+        .map(|(address, _)| address);
     let addresses: Vec<Ipv4Network> = further.filter(|further| further.ip() != ip.ip()).collect();
     let all = [&[ip], addresses.as_slice()].concat();
-    let routes = match made {
+    let routes = match created_routes {
         Some(made) if eth.addresses.contains(&ip) && !made.is_empty() => {
-            with_a_default(made.to_vec(), gateway)
+            with_default_route(made.to_vec(), gateway)
         }
-        Some(_) | None => with_a_default(told(result, gateway), gateway),
+        Some(_) | None => with_default_route(result_routes(result, gateway), gateway),
     };
-    let Ways { gateway, routes } = ways(&all, &routes);
-    let pseudo = pseudo(result, attachment).and_then(|(_, guest)| mac(guest));
+    let GuestRoutes { gateway, routes } = guest_routes(&all, &routes);
+    let guest_mac = guest_interface(result, attachment).and_then(|(_, guest)| mac(guest));
     Some(Connection {
         netns: attachment.netns.clone(),
         tap: tap(result, attachment).to_owned(),
         host_link: host_link(result),
-        mac: pseudo.unwrap_or(eth.mac),
+        mac: guest_mac.unwrap_or(eth.mac),
         ip: ip.ip(),
         prefix_len: ip.prefix(),
         warnings: warnings(result, attachment, ip, gateway, &routes),
@@ -177,7 +181,7 @@ pub(super) fn connection(
 
 /// Returns the guest's MAC if the result contains it.
 pub(super) fn mac_of(result: &CniResult, attachment: &Attachment) -> Option<Mac> {
-    let guest = pseudo(result, attachment).or_else(|| eth(result, attachment));
+    let guest = guest_interface(result, attachment).or_else(|| eth(result, attachment));
     guest.and_then(|(_, guest)| mac(guest))
 }
 
@@ -203,8 +207,8 @@ fn host_interface(result: &CniResult) -> Option<&Interface> {
 }
 
 /// Returns the routes of the result as plugins add them: a route without a next hop uses the gateway (spec, section 5).
-fn told(result: &CniResult, gateway: Option<Ipv4Addr>) -> Vec<Route> {
-    let in_main = result.routes.iter().filter(|route| is_in_main(route));
+fn result_routes(result: &CniResult, gateway: Option<Ipv4Addr>) -> Vec<Route> {
+    let in_main = result.routes.iter().filter(|route| is_in_main_table(route));
     in_main
         .filter_map(|route| {
             let dst = v4(route.dst)?;
@@ -215,7 +219,7 @@ fn told(result: &CniResult, gateway: Option<Ipv4Addr>) -> Vec<Route> {
 }
 
 /// Adds a default route through the result's gateway if there is no default route: some plugins do not add it themselves.
-fn with_a_default(mut routes: Vec<Route>, gateway: Option<Ipv4Addr>) -> Vec<Route> {
+fn with_default_route(mut routes: Vec<Route>, gateway: Option<Ipv4Addr>) -> Vec<Route> {
     let is_default = |(dst, _): &Route| dst.prefix() == 0;
     let everywhere = Ipv4Network::new(Ipv4Addr::UNSPECIFIED, 0).ok();
     if let (Some(gateway), Some(everywhere), false) =
@@ -226,7 +230,7 @@ fn with_a_default(mut routes: Vec<Route>, gateway: Option<Ipv4Addr>) -> Vec<Rout
     routes
 }
 
-fn is_in_main(route: &crate::cni::Route) -> bool {
+fn is_in_main_table(route: &crate::cni::Route) -> bool {
     route.table.is_none_or(|table| MAIN.contains(&table))
 }
 
@@ -257,7 +261,7 @@ fn addresses_left_out<'r>(
     attachment: &Attachment,
 ) -> impl Iterator<Item = String> + 'r {
     let eth = eth(result, attachment);
-    let guest = pseudo(result, attachment).or(eth);
+    let guest = guest_interface(result, attachment).or(eth);
     let own = [guest, eth].map(|its| its.map(|(at, _)| at));
     result.ips.iter().filter_map(move |found| {
         let on = found
@@ -268,7 +272,10 @@ fn addresses_left_out<'r>(
             (IpNetwork::V4(address), Some((at, on)))
                 if on.sandbox.is_some() && !own.contains(&Some(at)) =>
             {
-                Some(format!("the address {address} of {}", shown(&on.name)))
+                Some(format!(
+                    "the address {address} of {}",
+                    abbreviated(&on.name)
+                ))
             }
             (IpNetwork::V4(_), _) => None,
         }
@@ -281,7 +288,7 @@ fn left_out_of_route(route: &crate::cni::Route) -> Vec<String> {
         ("advmss", route.advmss),
         ("priority", route.priority),
     ];
-    match (route.dst, is_in_main(route)) {
+    match (route.dst, is_in_main_table(route)) {
         (IpNetwork::V6(dst), _) => vec![format!("the IPv6 route to {dst}")],
         (dst, false) => {
             let table = route.table.unwrap_or_default();
@@ -305,18 +312,18 @@ fn dns_left_out(dns: &crate::cni::Dns) -> impl Iterator<Item = String> + '_ {
     ];
     texts.into_iter().flat_map(|(what, all)| {
         all.into_iter()
-            .map(move |text| format!("the {what} {}", shown(text)))
+            .map(move |text| format!("the {what} {}", abbreviated(text)))
     })
 }
 
 /// The beginning of a plugin's text, without control characters.
-fn shown(text: &str) -> String {
+fn abbreviated(text: &str) -> String {
     let escaped: String = text
         .chars()
-        .take(LONGEST_TEXT)
+        .take(MAX_TEXT)
         .flat_map(char::escape_debug)
         .collect();
-    match text.chars().nth(LONGEST_TEXT) {
+    match text.chars().nth(MAX_TEXT) {
         Some(_) => escaped + "…",
         None => escaped,
     }
@@ -327,7 +334,7 @@ pub(super) fn addresses(
     result: &CniResult,
     attachment: &Attachment,
 ) -> Vec<(Ipv4Network, Option<Ipv4Addr>)> {
-    let guest = pseudo(result, attachment).or_else(|| eth(result, attachment));
+    let guest = guest_interface(result, attachment).or_else(|| eth(result, attachment));
     let is_its = |ip: &&Ip| match (ip.interface, guest) {
         (Some(index), Some((its, _))) => index == its,
         (Some(_), None) => false,
@@ -356,7 +363,10 @@ fn eth<'r>(result: &'r CniResult, attachment: &Attachment) -> Option<(usize, &'r
 }
 
 /// The guest's own interface, if the chain created the TAP.
-fn pseudo<'r>(result: &'r CniResult, attachment: &Attachment) -> Option<(usize, &'r Interface)> {
+fn guest_interface<'r>(
+    result: &'r CniResult,
+    attachment: &Attachment,
+) -> Option<(usize, &'r Interface)> {
     let is_it =
         |found: &Interface| found.sandbox.as_deref() == Some(attachment.container_id.as_str());
     let mut all = result.interfaces.iter().enumerate();

@@ -26,16 +26,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::{Conflict, Reconcile};
-use super::place::Door;
+use super::place::NetnsSession;
 use crate::cni::{self, Network, RepairTurn, Runtime};
 use crate::host;
 
 pub use announce::announce;
-pub use plan::{Action, Basis};
+pub use plan::{Action, DelInput};
 pub use residue::masquerade_chain;
 pub use state::{
-    Added, AddedSeen, Baseline, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen, Keep,
-    Observed, Tap, Want,
+    Added, AddedSeen, Baseline, ConflistSeen, DataPath, Desired, Eth, GuestIdentity, Inside,
+    Intent, IntentSeen, Observed, Tap,
 };
 pub use sweep::{Swept, sweep};
 
@@ -49,20 +49,20 @@ pub const INTENT: &str = "cni.json";
 const TAP_PLUGIN: &str = "tc-redirect-tap";
 
 /// The reconciler of the Net stage in CNI mode, for one run and one VM.
-pub struct Attach {
+pub struct CniNet {
     runtime: Runtime,
-    door: Door,
+    session: NetnsSession,
     /// CHECK has to be called in this run, and has not been called yet.
-    check: AtomicBool,
+    check_pending: AtomicBool,
     /// An ADD has succeeded in this run.
     added: AtomicBool,
     /// The guest is being attached again. The turn ends with this run's Firewall stage, which reconnects the guest.
     repair: Mutex<Option<RepairTurn>>,
-    tell: Option<Tell>,
+    on_notice: Option<NoticeHandler>,
 }
 
 /// Receives each notice at once, before the next step is executed.
-pub type Tell = Arc<dyn Fn(Notice) + Send + Sync>;
+pub type NoticeHandler = Arc<dyn Fn(Notice) + Send + Sync>;
 
 /// What is reported about an attachment in addition to the executed steps.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,31 +75,31 @@ pub struct Notice {
 
 /// Whether a run calls CHECK, which starts every plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Checking {
+pub enum CheckMode {
     /// At the first observation that finds a completed ADD.
     Once,
     /// The plugins are not called to observe.
     Never,
 }
 
-impl Attach {
+impl CniNet {
     /// Creates the reconciler for one run.
-    pub fn new(runtime: Runtime, checking: Checking) -> Self {
+    pub fn new(runtime: Runtime, checking: CheckMode) -> Self {
         Self {
             runtime,
-            door: Door::default(),
-            check: AtomicBool::new(checking == Checking::Once),
+            session: NetnsSession::default(),
+            check_pending: AtomicBool::new(checking == CheckMode::Once),
             added: AtomicBool::new(false),
             repair: Mutex::default(),
-            tell: None,
+            on_notice: None,
         }
     }
 
     /// Sets the function that receives notices.
     #[must_use]
-    pub fn telling(self, tell: Tell) -> Self {
+    pub fn with_notices(self, on_notice: NoticeHandler) -> Self {
         Self {
-            tell: Some(tell),
+            on_notice: Some(on_notice),
             ..self
         }
     }
@@ -111,23 +111,23 @@ impl Attach {
 
     /// Waits until this VM's attachment may be repaired.
     async fn await_repair(&self) {
-        let held = || self.repair.lock().unwrap_or_else(PoisonError::into_inner);
-        if held().is_some() {
+        let repair_slot = || self.repair.lock().unwrap_or_else(PoisonError::into_inner);
+        if repair_slot().is_some() {
             return;
         }
         let turn = self.runtime.repair_turn().await;
-        *held() = turn;
+        *repair_slot() = turn;
     }
 
-    fn tell(&self, reason: &'static str, message: String) {
+    fn notify(&self, reason: &'static str, message: String) {
         tracing::debug!(reason, message);
-        if let Some(tell) = &self.tell {
-            tell(Notice { reason, message });
+        if let Some(on_notice) = &self.on_notice {
+            on_notice(Notice { reason, message });
         }
     }
 }
 
-impl Reconcile for Attach {
+impl Reconcile for CniNet {
     type Desired = Desired;
     type Observed = Observed;
     type Action = Action;
@@ -153,21 +153,21 @@ impl Reconcile for Attach {
 }
 
 /// Whether a plugin of the chain makes the TAP.
-fn tap_plugin(network: &Network) -> bool {
+fn has_tap_plugin(network: &Network) -> bool {
     let mut plugins = network.plugins.iter();
     plugins.any(|plugin| plugin.name == TAP_PLUGIN)
 }
 
 /// Converts an error of the `cni` module to one of the `host` module.
-fn fault(doing: &'static str, network: &str, error: cni::Error) -> host::Error {
-    host::Error::other(doing, format!("CNI network `{network}`"), error)
+fn host_error(operation: &'static str, network: &str, error: cni::Error) -> host::Error {
+    host::Error::other(operation, format!("CNI network `{network}`"), error)
 }
 
 /// Returns the error for a network that is not found, or for a configuration file that cannot be used.
 fn not_found(network: &str, error: cni::Error) -> host::Error {
     match error {
-        cni::Error::NoSuchNetwork { .. } => fault("find", network, error),
-        error => fault("use", network, error),
+        cni::Error::NoSuchNetwork { .. } => host_error("find", network, error),
+        error => host_error("use", network, error),
     }
 }
 

@@ -5,40 +5,40 @@ use std::sync::atomic::Ordering;
 
 use super::super::NetnsSeen;
 use super::super::observe::{addresses, mac, tap_owner};
-use super::super::place::{Room, Seen};
+use super::super::place::{EnteredNetns, Seen};
 use super::routes::Route;
 use super::state::{
     Added, AddedSeen, Baseline, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen, Observed,
     Tap,
 };
-use super::{Attach, IFNAME, INTENT, act, fault, guest, one_line, residue};
+use super::{CniNet, IFNAME, INTENT, act, guest, host_error, one_line, residue};
 use crate::cni::{Cached, Error, Failure};
 use crate::host::{self, fs, link, route};
 use crate::owner::TAP;
 
-pub(super) async fn observe(attach: &Attach, desired: &Desired) -> Result<Observed, host::Error> {
-    let place = desired.place();
+pub(super) async fn observe(cni_net: &CniNet, desired: &Desired) -> Result<Observed, host::Error> {
+    let place = desired.paths();
     let Seen {
         record,
         dir,
         handle,
-    } = place.look()?;
-    let intent = look_at_intent(desired)?;
-    let added = look_at_cache(attach, desired, &intent)?;
-    let conflist = look_at_conflist(attach, desired, &intent, &added);
+    } = place.observe()?;
+    let intent = observe_intent(desired)?;
+    let added = observe_cache(cni_net, desired, &intent)?;
+    let conflist = observe_conflist(cni_net, desired, &intent, &added);
     let tap = match &added {
-        AddedSeen::Remembered(added) => guest::tap(&added.result, &added.attachment),
+        AddedSeen::Recorded(added) => guest::tap(&added.result, &added.attachment),
         AddedSeen::Absent | AddedSeen::Damaged => TAP,
     };
     let (netns, inside) = match place.open()? {
         None => (NetnsSeen::Absent, None),
         Some(netns) => {
-            let room = attach.door.enter(netns).await?;
-            let lo = link::get(&room.netlink, "lo").await?;
+            let entered = cni_net.session.enter(netns).await?;
+            let lo = link::get(&entered.netlink, "lo").await?;
             let alias = lo.and_then(|lo| lo.alias);
             let ours = desired.label.claim((), alias.as_deref()).is_some();
             let inside = match ours {
-                true => Some(look_inside(&room, tap).await?),
+                true => Some(observe_inside(&entered, tap).await?),
                 false => None,
             };
             (NetnsSeen::Present(alias), inside)
@@ -53,15 +53,15 @@ pub(super) async fn observe(attach: &Attach, desired: &Desired) -> Result<Observ
         intent,
         added,
         inside,
-        complaint: None,
+        check_failure: None,
         limited: None,
     };
-    observed.limited = limited(attach, desired, &observed).await;
-    observed.complaint = check(attach, desired, &observed).await?;
+    observed.limited = limited(cni_net, desired, &observed).await;
+    observed.check_failure = check(cni_net, desired, &observed).await?;
     Ok(observed)
 }
 
-fn look_at_intent(desired: &Desired) -> Result<IntentSeen, host::Error> {
+fn observe_intent(desired: &Desired) -> Result<IntentSeen, host::Error> {
     let Some(bytes) = fs::read(&desired.vm_dir().join(INTENT))? else {
         return Ok(IntentSeen::Absent);
     };
@@ -72,12 +72,12 @@ fn look_at_intent(desired: &Desired) -> Result<IntentSeen, host::Error> {
 }
 
 /// Reads the record by the network's name if that is known, because the list of all records is long on a host with many VMs.
-fn look_at_cache(
-    attach: &Attach,
+fn observe_cache(
+    cni_net: &CniNet,
     desired: &Desired,
     intent: &IntentSeen,
 ) -> Result<AddedSeen, host::Error> {
-    let runtime = &attach.runtime;
+    let runtime = &cni_net.runtime;
     let attachment = desired.attachment();
     let network = match intent {
         IntentSeen::Written(intent) => Some(&intent.network.name),
@@ -85,10 +85,12 @@ fn look_at_cache(
     };
     let found = match network {
         Some(network) => runtime.cached(network, &attachment),
-        None => runtime.attachments_of(&attachment.container_id).map(|its| {
-            let mut its = its.into_iter();
-            its.find(|found| found.attachment.ifname == attachment.ifname)
-        }),
+        None => runtime
+            .attachments_of(&attachment.container_id)
+            .map(|records| {
+                let mut its = records.into_iter();
+                its.find(|found| found.attachment.ifname == attachment.ifname)
+            }),
     };
     match found {
         Ok(None) => Ok(AddedSeen::Absent),
@@ -96,7 +98,7 @@ fn look_at_cache(
         Err(Error::DamagedCache { .. }) => Ok(AddedSeen::Damaged),
         Err(error) => {
             let network = network.map_or("", String::as_str);
-            Err(fault("read the cache record of", network, error))
+            Err(host_error("read the cache record of", network, error))
         }
     }
 }
@@ -110,81 +112,88 @@ fn read_cached(cached: &Cached) -> AddedSeen {
         })
     });
     match added {
-        Ok(added) => AddedSeen::Remembered(Box::new(added)),
+        Ok(added) => AddedSeen::Recorded(Box::new(added)),
         Err(_) => AddedSeen::Damaged,
     }
 }
 
-fn look_at_conflist(
-    attach: &Attach,
+fn observe_conflist(
+    cni_net: &CniNet,
     desired: &Desired,
     intent: &IntentSeen,
     added: &AddedSeen,
 ) -> ConflistSeen {
-    let nothing_else_to_go_by = match (intent, added) {
-        (IntentSeen::Written(_), _) | (_, AddedSeen::Remembered(_)) => false,
+    let is_needed_for_del = match (intent, added) {
+        (IntentSeen::Written(_), _) | (_, AddedSeen::Recorded(_)) => false,
         (IntentSeen::Absent, AddedSeen::Absent) => false,
         (IntentSeen::Absent | IntentSeen::Damaged, AddedSeen::Absent | AddedSeen::Damaged) => true,
     };
     let Some(network) = &desired.network else {
-        return ConflistSeen::Unasked;
+        return ConflistSeen::NotRead;
     };
-    if desired.want.is_none() && !nothing_else_to_go_by {
-        return ConflistSeen::Unasked;
+    if desired.data_path.is_none() && !is_needed_for_del {
+        return ConflistSeen::NotRead;
     }
-    match attach.runtime.find(network) {
+    match cni_net.runtime.find(network) {
         Ok(network) => ConflistSeen::Found(Box::new(network)),
         Err(error) => ConflistSeen::Unusable(one_line(&error)),
     }
 }
 
-pub(super) async fn look_inside(room: &Room, tap: &str) -> Result<Inside, host::Error> {
-    let eth = match link::get(&room.netlink, IFNAME).await? {
+pub(super) async fn observe_inside(
+    entered: &EnteredNetns,
+    tap: &str,
+) -> Result<Inside, host::Error> {
+    let eth = match link::get(&entered.netlink, IFNAME).await? {
         None => None,
         Some(eth) => Some(Eth {
             mac: mac(eth.mac),
             veth: eth.kind.as_deref() == Some("veth"),
             up: eth.up,
             mtu: eth.mtu,
-            addresses: addresses(&room.netlink, eth.index).await?,
+            addresses: addresses(&entered.netlink, eth.index).await?,
         }),
     };
-    let tap = match link::get(&room.netlink, tap).await? {
+    let tap = match link::get(&entered.netlink, tap).await? {
         None => None,
         Some(found) => Some(Tap {
             owner: tap_owner(&found),
             mtu: found.mtu,
-            ipv6_off: found.ipv6.is_none_or(|ipv6| ipv6.bare || ipv6.disabled),
+            ipv6_off: found
+                .ipv6
+                .is_none_or(|ipv6| ipv6.no_autogenerated_address || ipv6.disabled),
         }),
     };
     Ok(Inside { eth, tap })
 }
 
 /// Returns the routes of the plugins' interface in the main table, in the order in which the kernel lists them.
-pub(super) async fn routes(room: &Room) -> Result<Option<Vec<Route>>, host::Error> {
-    let Some(eth) = link::get(&room.netlink, IFNAME).await? else {
+pub(super) async fn routes(entered: &EnteredNetns) -> Result<Option<Vec<Route>>, host::Error> {
+    let Some(eth) = link::get(&entered.netlink, IFNAME).await? else {
         return Ok(None);
     };
-    let routes = route::list(&room.netlink).await?;
-    let its = routes
+    let routes = route::list(&entered.netlink).await?;
+    let records = routes
         .into_iter()
         .filter(|route| route.link == Some(eth.index));
-    Ok(Some(its.map(|route| (route.dst, route.gateway)).collect()))
+    Ok(Some(
+        records.map(|route| (route.dst, route.gateway)).collect(),
+    ))
 }
 
 /// Calls STATUS together with CHECK: an attached VM may have limited connectivity (code 51).
-async fn limited(attach: &Attach, desired: &Desired, observed: &Observed) -> Option<String> {
-    let AddedSeen::Remembered(added) = &observed.added else {
+async fn limited(cni_net: &CniNet, desired: &Desired, observed: &Observed) -> Option<String> {
+    let AddedSeen::Recorded(added) = &observed.added else {
         return None;
     };
-    desired.want.as_ref()?;
-    if attach.check.load(Ordering::Relaxed)
-        && let Err(error) = attach.runtime.serves(&added.network).await
+    desired.data_path.as_ref()?;
+    if cni_net.check_pending.load(Ordering::Relaxed)
+        && let Err(error) = cni_net.runtime.serves(&added.network).await
     {
         // An attached VM does not need an ADD.
         tracing::debug!(%error, network = added.network.name, "CNI STATUS failed");
     }
-    attach.runtime.limited(&added.network)
+    cni_net.runtime.limited(&added.network)
 }
 
 /// Calls CHECK, if this run has not done so yet and the VM is attached. Returns why the attachment has to be repaired.
@@ -194,17 +203,20 @@ async fn limited(attach: &Attach, desired: &Desired, observed: &Observed) -> Opt
 /// To attach such a VM again would interrupt its network and would not help. The first CHECK after an ADD therefore yields the baseline of
 /// an intact attachment. It is stored in the intent, where the next daemon finds it; only a failure at a later CHECK means damage.
 async fn check(
-    attach: &Attach,
+    cni_net: &CniNet,
     desired: &Desired,
     observed: &Observed,
 ) -> Result<Option<String>, host::Error> {
-    let (AddedSeen::Remembered(added), IntentSeen::Written(intent)) =
+    let (AddedSeen::Recorded(added), IntentSeen::Written(intent)) =
         (&observed.added, &observed.intent)
     else {
         return Ok(None);
     };
     let eth = observed.inside.as_ref().and_then(|seen| seen.eth.as_ref());
-    if desired.want.is_none() || eth.is_none() || !attach.check.swap(false, Ordering::Relaxed) {
+    if desired.data_path.is_none()
+        || eth.is_none()
+        || !cni_net.check_pending.swap(false, Ordering::Relaxed)
+    {
         return Ok(None);
     }
     let mut network = added.network.clone();
@@ -213,16 +225,17 @@ async fn check(
     }
     let baseline = intent.baseline.clone().unwrap_or_default();
     let excused = baseline.excused.keys().cloned().collect();
-    let asked = attach
+    let checked = cni_net
         .runtime
         .complaints(&network, &added.attachment, &excused)
         .await;
-    let Some(complaints) = asked.map_err(|error| fault("check", &network.name, error))? else {
+    let Some(complaints) = checked.map_err(|error| host_error("check", &network.name, error))?
+    else {
         return Ok(None);
     };
     let masqueraded = residue::masquerades(&network.name, &added.attachment).await?;
     if intent.baseline.is_none() {
-        return note_baseline(attach, desired, intent, &complaints, masqueraded).map(|()| None);
+        return store_baseline(cni_net, desired, intent, &complaints, masqueraded).map(|()| None);
     }
     let mut causes: Vec<String> = complaints.iter().map(ToString::to_string).collect();
     if baseline.masqueraded && !masqueraded {
@@ -232,12 +245,12 @@ async fn check(
         return Ok(None);
     }
     let causes = causes.join("; ");
-    attach.tell("CheckFailed", format!("{causes}; the VM is attached again"));
+    cni_net.notify("CheckFailed", format!("{causes}; the VM is attached again"));
     Ok(Some(causes))
 }
 
-fn note_baseline(
-    attach: &Attach,
+fn store_baseline(
+    cni_net: &CniNet,
     desired: &Desired,
     intent: &Intent,
     complaints: &[Failure],
@@ -254,11 +267,11 @@ fn note_baseline(
         let message = format!(
             "{message}; this is the first CHECK after ADD, so CHECK of `{plugin}` is ignored"
         );
-        attach.tell("CheckIgnored", message);
+        cni_net.notify("CheckIgnored", message);
     }
-    let noted = Intent {
+    let updated = Intent {
         baseline: Some(baseline),
         ..intent.clone()
     };
-    act::write_intent(desired, &noted)
+    act::write_intent(desired, &updated)
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::super::super::Conflict;
 use super::super::NetnsSeen;
 use super::state::{
-    Added, AddedSeen, ConflistSeen, Desired, Eth, Intent, IntentSeen, Observed, Tap, Want,
+    Added, AddedSeen, ConflistSeen, DataPath, Desired, Eth, Intent, IntentSeen, Observed, Tap,
 };
 use super::{IFNAME, guest};
 use crate::api::network::TapOwner;
@@ -18,7 +18,7 @@ use crate::owner::{Owned, TAP};
 
 /// The input of a DEL.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Basis {
+pub struct DelInput {
     /// The configuration.
     pub network: Network,
     /// The container; without a namespace if that does not exist any more.
@@ -35,10 +35,10 @@ pub enum Action {
     /// Write the record.
     WriteRecord,
     /// DEL of every plugin; it also removes the cache's record.
-    Detach(Box<Basis>),
+    Detach(Box<DelInput>),
     /// DEL of every plugin, even if some fail, for the last time: what is left of the attachment is removed if it certainly belongs to it,
     /// and what the plugins have not released is recorded for the sweep.
-    Abandon(Box<Basis>),
+    Abandon(Box<DelInput>),
     /// Remove a cache record that cannot be read and without which there is no input for DEL.
     Forget(String),
     /// Remove the intent.
@@ -54,7 +54,8 @@ pub enum Action {
     /// ADD of every plugin. If it fails, it is undone at once.
     Attach,
     /// Set the plugins' interface up.
-    RaiseEth,
+    #[serde(rename = "RaiseEth")]
+    SetEthUp,
     /// Remove the link with the TAP's name; everything in the namespace is ours.
     DeleteTap,
     /// Create the TAP with the MTU of the plugins' interface.
@@ -62,7 +63,8 @@ pub enum Action {
     /// Set this MTU on the TAP.
     SetTapMtu(u32),
     /// Keep the kernel from assigning IPv6 addresses to the TAP: the namespace itself does not communicate with the guest.
-    StripIpv6,
+    #[serde(rename = "StripIpv6")]
+    DisableIpv6,
     /// Remove the namespace's name.
     UnlinkHandle,
     /// Remove the namespace.
@@ -92,11 +94,11 @@ impl fmt::Display for Action {
             Self::WriteIntent => f.write_str("write the intent"),
             Self::RestoreIntent(_) => f.write_str("write the intent again"),
             Self::Attach => f.write_str("attach to the CNI network"),
-            Self::RaiseEth => write!(f, "bring {IFNAME} up"),
+            Self::SetEthUp => write!(f, "bring {IFNAME} up"),
             Self::DeleteTap => write!(f, "delete the wrong {TAP}"),
             Self::CreateTap(owner, mtu) => write!(f, "create {TAP} for uid {owner}, MTU {mtu}"),
             Self::SetTapMtu(mtu) => write!(f, "set the MTU of {TAP} to {mtu}"),
-            Self::StripIpv6 => write!(f, "turn IPv6 address generation off on {TAP}"),
+            Self::DisableIpv6 => write!(f, "turn IPv6 address generation off on {TAP}"),
             Self::UnlinkHandle => f.write_str("hide the namespace from ip netns"),
             Self::DeleteNetns(path) => write!(f, "delete namespace {}", path.thing().display()),
             Self::RemoveRunDir => f.write_str("remove the VM's run directory"),
@@ -105,9 +107,9 @@ impl fmt::Display for Action {
 }
 
 pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
-    match &desired.want {
+    match &desired.data_path {
         None => Ok(teardown(desired, observed)),
-        Some(want) => build(desired, want, observed),
+        Some(data_path) => build(desired, data_path, observed),
     }
 }
 
@@ -124,29 +126,33 @@ fn teardown(desired: &Desired, observed: &Observed) -> Vec<Action> {
     plan
 }
 
-fn build(desired: &Desired, want: &Want, observed: &Observed) -> Result<Vec<Action>, Conflict> {
-    let gaps = desired
-        .place()
-        .gaps(&observed.netns, observed.handle.as_ref())?;
+fn build(
+    desired: &Desired,
+    data_path: &DataPath,
+    observed: &Observed,
+) -> Result<Vec<Action>, Conflict> {
+    let missing = desired
+        .paths()
+        .missing(&observed.netns, observed.handle.as_ref())?;
     let mut plan = Vec::new();
-    if observed.record.as_ref() != Some(&want.record) {
+    if observed.record.as_ref() != Some(&data_path.record) {
         plan.push(Action::WriteRecord);
     }
-    let standing = standing(observed);
-    if standing.is_none() {
+    let intact = intact_attachment(observed);
+    if intact.is_none() {
         undo(desired, observed, &mut plan);
         let tap = observed.inside.as_ref().and_then(|seen| seen.tap.as_ref());
-        if tap.is_some() && makes_a_tap(&observed.conflist) {
+        if tap.is_some() && creates_tap(&observed.conflist) {
             plan.push(Action::DeleteTap);
         }
     }
-    if standing.is_none() {
+    if intact.is_none() {
         // First, because it may find that the VM cannot be attached.
         plan.push(Action::WriteIntent);
     }
-    plan.extend(gaps.netns.then_some(Action::CreateNetns));
-    plan.extend(gaps.handle.then_some(Action::LinkHandle));
-    let Some((added, eth, tap)) = standing else {
+    plan.extend(missing.netns.then_some(Action::CreateNetns));
+    plan.extend(missing.handle.then_some(Action::LinkHandle));
+    let Some((added, eth, tap)) = intact else {
         plan.push(Action::Attach);
         // The TAP gets the MTU of an interface that has not been observed yet.
         return Ok(plan);
@@ -160,60 +166,60 @@ fn build(desired: &Desired, want: &Want, observed: &Observed) -> Result<Vec<Acti
         plan.push(Action::RestoreIntent(Box::new(intent)));
     }
     if !eth.up {
-        plan.push(Action::RaiseEth);
+        plan.push(Action::SetEthUp);
     }
-    if guest::chains_tap(&added.result, &added.attachment).is_none() {
-        plan_tap(want, eth, tap, &mut plan);
+    if guest::chain_tap(&added.result, &added.attachment).is_none() {
+        plan_tap(data_path, eth, tap, &mut plan);
     }
     Ok(plan)
 }
 
-fn plan_tap(want: &Want, eth: &Eth, seen: Option<&Tap>, plan: &mut Vec<Action>) {
-    let kept = seen.filter(|tap| tap.owner == Some(want.tap_owner));
+fn plan_tap(data_path: &DataPath, eth: &Eth, seen: Option<&Tap>, plan: &mut Vec<Action>) {
+    let kept = seen.filter(|tap| tap.owner == Some(data_path.tap_owner));
     match kept {
         Some(tap) if tap.mtu == eth.mtu => {}
         Some(_) => plan.push(Action::SetTapMtu(eth.mtu)),
         None => {
             plan.extend(seen.map(|_| Action::DeleteTap));
-            plan.push(Action::CreateTap(want.tap_owner, eth.mtu));
+            plan.push(Action::CreateTap(data_path.tap_owner, eth.mtu));
         }
     }
     // A new TAP is created without IPv6.
     if kept.is_some_and(|tap| !tap.ipv6_off) {
-        plan.push(Action::StripIpv6);
+        plan.push(Action::DisableIpv6);
     }
 }
 
 /// Returns the ADD, if it was completed and its result is unchanged.
-fn standing(observed: &Observed) -> Option<(&Added, &Eth, Option<&Tap>)> {
-    let added = observed.remembered()?;
+fn intact_attachment(observed: &Observed) -> Option<(&Added, &Eth, Option<&Tap>)> {
+    let added = observed.recorded()?;
     let inside = observed.inside.as_ref()?;
     let eth = inside.eth.as_ref()?;
     let (result, attachment) = (&added.result, &added.attachment);
     // An attachment is incomplete after a DEL has begun, even if it looks complete.
-    let sound = observed.complaint.is_none()
+    let is_intact = observed.check_failure.is_none()
         && observed.failed() == 0
         && !observed.adding()
-        && guest::unfit(result, attachment).is_none()
+        && guest::invalid_reason(result, attachment).is_none()
         && guest::disagreement(result, attachment, inside).is_none();
-    sound.then_some((added, eth, inside.tap.as_ref()))
+    is_intact.then_some((added, eth, inside.tap.as_ref()))
 }
 
 /// DEL of a complete or an interrupted ADD.
 fn undo(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
-    let noted = observed.intent != IntentSeen::Absent;
-    let cached = observed.added != AddedSeen::Absent;
-    if noted || cached {
-        match basis(desired, observed) {
+    let has_intent = observed.intent != IntentSeen::Absent;
+    let has_record = observed.added != AddedSeen::Absent;
+    if has_intent || has_record {
+        match del_input(desired, observed) {
             Some(basis) => plan.push(match observed.failed() < desired.tries() {
                 true => Action::Detach(Box::new(basis)),
                 false => Action::Abandon(Box::new(basis)),
             }),
-            None if cached => plan.extend(desired.network.clone().map(Action::Forget)),
+            None if has_record => plan.extend(desired.network.clone().map(Action::Forget)),
             None => {}
         }
     }
-    if noted {
+    if has_intent {
         plan.push(Action::RemoveIntent);
     }
 }
@@ -221,24 +227,24 @@ fn undo(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
 /// Whether addresses that ADD assigned are missing on the plugins' interface, or are not known.
 fn addresses_lost(observed: &Observed) -> bool {
     let eth = observed.inside.as_ref().and_then(|seen| seen.eth.as_ref());
-    let (Some(added), Some(eth)) = (observed.remembered(), eth) else {
+    let (Some(added), Some(eth)) = (observed.recorded(), eth) else {
         return true;
     };
-    let given = guest::expected(&added.result, &added.attachment).addresses;
-    !given.is_subset(&eth.addresses)
+    let assigned = guest::expected(&added.result, &added.attachment).addresses;
+    !assigned.is_subset(&eth.addresses)
 }
 
 /// The input of ADD or, if that is lost, the input that ADD would have now.
-fn basis(desired: &Desired, observed: &Observed) -> Option<Basis> {
+fn del_input(desired: &Desired, observed: &Observed) -> Option<DelInput> {
     // A foreign namespace at our path does not concern the plugins.
     let netns = owned_netns(desired, observed).map(|netns| netns.thing().clone());
     let (network, attachment) = match (&observed.intent, &observed.added, &observed.conflist) {
         (IntentSeen::Written(intent), _, _) => (&intent.network, intent.attachment.clone()),
-        (_, AddedSeen::Remembered(added), _) => (&added.network, added.attachment.clone()),
+        (_, AddedSeen::Recorded(added), _) => (&added.network, added.attachment.clone()),
         (_, _, ConflistSeen::Found(network)) => (&**network, desired.attachment()),
-        (_, _, ConflistSeen::Unasked | ConflistSeen::Unusable(_)) => return None,
+        (_, _, ConflistSeen::NotRead | ConflistSeen::Unusable(_)) => return None,
     };
-    Some(Basis {
+    Some(DelInput {
         network: network.clone(),
         attachment: Attachment {
             netns,
@@ -256,9 +262,9 @@ fn owned_netns(desired: &Desired, observed: &Observed) -> Option<Owned<PathBuf>>
 }
 
 /// A plugin that creates a TAP requires that its name is not in use.
-fn makes_a_tap(conflist: &ConflistSeen) -> bool {
+fn creates_tap(conflist: &ConflistSeen) -> bool {
     match conflist {
-        ConflistSeen::Found(network) => super::tap_plugin(network),
-        ConflistSeen::Unasked | ConflistSeen::Unusable(_) => false,
+        ConflistSeen::Found(network) => super::has_tap_plugin(network),
+        ConflistSeen::NotRead | ConflistSeen::Unusable(_) => false,
     }
 }

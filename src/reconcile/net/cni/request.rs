@@ -8,8 +8,8 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
 
-use super::state::{Desired, Inside, Keep, Want};
-use super::{guest, tap_plugin};
+use super::state::{DataPath, Desired, GuestIdentity, Inside};
+use super::{guest, has_tap_plugin};
 use crate::api::cni::{CniOptions, PortMapping};
 use crate::cni::{Attachment, CniResult, Error, Network};
 use crate::owner::TAP;
@@ -45,17 +45,17 @@ const ALIASES: Capability = Capability {
 pub(super) fn attachment(
     desired: &Desired,
     network: &Network,
-    taken: bool,
+    is_taken: bool,
 ) -> Result<Attachment, Error> {
     let mut attachment = desired.attachment();
-    if let Some(want) = &desired.want {
-        attachment.capability_args = capabilities(&want.asked, network)?;
-        attachment.args = arguments(want, network, taken);
+    if let Some(data_path) = &desired.data_path {
+        attachment.capability_args = capabilities(&data_path.requested, network)?;
+        attachment.args = arguments(data_path, network, is_taken);
     }
     Ok(attachment)
 }
 
-fn capabilities(asked: &CniOptions, network: &Network) -> Result<Map<String, Value>, Error> {
+fn capabilities(requested: &CniOptions, network: &Network) -> Result<Map<String, Value>, Error> {
     let declared = network.capabilities();
     let mut all = Map::new();
     let mut require =
@@ -66,11 +66,11 @@ fn capabilities(asked: &CniOptions, network: &Network) -> Result<Map<String, Val
             }
             false => Err(undeclared(capability, network)),
         };
-    if !asked.port_mappings.is_empty() {
-        let mappings = asked.port_mappings.iter().map(port_mapping).collect();
+    if !requested.port_mappings.is_empty() {
+        let mappings = requested.port_mappings.iter().map(port_mapping).collect();
         require(&PORT_MAPPINGS, mappings)?;
     }
-    if let Some(limits) = &asked.bandwidth {
+    if let Some(limits) = &requested.bandwidth {
         // The plugin treats a rate of 0 as no limit.
         let bits = |bits: Option<u64>| bits.unwrap_or_default();
         let limits = json!({
@@ -81,14 +81,14 @@ fn capabilities(asked: &CniOptions, network: &Network) -> Result<Map<String, Val
         });
         require(&BANDWIDTH, limits)?;
     }
-    if !asked.aliases.is_empty() {
-        require(&ALIASES, json!(asked.aliases))?;
+    if !requested.aliases.is_empty() {
+        require(&ALIASES, json!(requested.aliases))?;
     }
     // If the capability is not declared, the argument may have the same effect: host-local, bridge and macvlan support both.
-    if declared.contains("ips") && !asked.ips.is_empty() {
-        all.insert("ips".to_owned(), json!(asked.ips));
+    if declared.contains("ips") && !requested.ips.is_empty() {
+        all.insert("ips".to_owned(), json!(requested.ips));
     }
-    if let Some(mac) = asked.mac.filter(|_| declared.contains("mac")) {
+    if let Some(mac) = requested.mac.filter(|_| declared.contains("mac")) {
         all.insert("mac".to_owned(), json!(mac));
     }
     Ok(all)
@@ -127,31 +127,33 @@ fn undeclared(capability: &Capability, network: &Network) -> Error {
 
 /// Returns `CNI_ARGS`: the name and the owner of the TAP for `tc-redirect-tap`, and the arguments of the VM's spec and the guest's
 /// address and MAC for every plugin. `IgnoreUnknown` is set because without it a plugin may reject arguments that it does not know.
-fn arguments(want: &Want, network: &Network, taken: bool) -> Vec<(String, String)> {
+fn arguments(data_path: &DataPath, network: &Network, is_taken: bool) -> Vec<(String, String)> {
     let mut arguments = Vec::new();
-    let mut argue = |key: &str, value: String| arguments.push((key.to_owned(), value));
-    if tap_plugin(network) {
-        argue("TC_REDIRECT_TAP_NAME", TAP.to_owned());
-        argue("TC_REDIRECT_TAP_UID", want.tap_owner.uid.to_string());
-        if let Some(gid) = want.tap_owner.gid {
-            argue("TC_REDIRECT_TAP_GID", gid.to_string());
+    let mut add = |key: &str, value: String| arguments.push((key.to_owned(), value));
+    if has_tap_plugin(network) {
+        add("TC_REDIRECT_TAP_NAME", TAP.to_owned());
+        add("TC_REDIRECT_TAP_UID", data_path.tap_owner.uid.to_string());
+        if let Some(gid) = data_path.tap_owner.gid {
+            add("TC_REDIRECT_TAP_GID", gid.to_string());
         }
     }
-    for (key, value) in &want.asked.args {
-        argue(key, value.clone());
+    for (key, value) in &data_path.requested.args {
+        add(key, value.clone());
     }
     let declared = network.capabilities();
-    match (want.asked.ips.first(), want.keep) {
+    match (data_path.requested.ips.first(), data_path.identity) {
         // Without the capability: plugins read one address from the argument.
-        (Some(asked), _) if !declared.contains("ips") => argue("IP", asked.to_string()),
-        (None, Some(Keep { ip, .. })) if !taken && network.can_be_asked_for(IpAddr::V4(ip)) => {
-            argue("IP", ip.to_string());
+        (Some(asked), _) if !declared.contains("ips") => add("IP", asked.to_string()),
+        (None, Some(GuestIdentity { ip, .. }))
+            if !is_taken && network.can_be_asked_for(IpAddr::V4(ip)) =>
+        {
+            add("IP", ip.to_string());
         }
         (Some(_), _) | (None, _) => {}
     }
-    match (want.asked.mac, want.keep) {
-        (Some(mac), _) if !declared.contains("mac") => argue("MAC", mac.to_string()),
-        (None, Some(Keep { mac, .. })) => argue("MAC", mac.to_string()),
+    match (data_path.requested.mac, data_path.identity) {
+        (Some(mac), _) if !declared.contains("mac") => add("MAC", mac.to_string()),
+        (None, Some(GuestIdentity { mac, .. })) => add("MAC", mac.to_string()),
         (Some(_), _) | (None, None) => {}
     }
     if !arguments.is_empty() {
@@ -161,35 +163,35 @@ fn arguments(want: &Want, network: &Network, taken: bool) -> Vec<(String, String
 }
 
 /// Whether an argument only requests what the guest had before. Without it the guest has another identity on the network, but runs.
-pub(super) fn is_preference(want: &Want, key: &str) -> bool {
+pub(super) fn is_preference(data_path: &DataPath, key: &str) -> bool {
     match key {
-        "IP" => want.asked.ips.is_empty(),
-        "MAC" => want.asked.mac.is_none(),
+        "IP" => data_path.requested.ips.is_empty(),
+        "MAC" => data_path.requested.mac.is_none(),
         _ => false,
     }
 }
 
 /// Describes the first requested address or MAC that is not in the result.
 pub(super) fn unmet(
-    want: &Want,
+    data_path: &DataPath,
     result: &CniResult,
     attachment: &Attachment,
     inside: &Inside,
 ) -> Option<String> {
-    let asked = &want.asked;
+    let asked = &data_path.requested;
     let given: BTreeSet<_> = guest::addresses(result, attachment)
         .into_iter()
         .map(|(address, _)| address.ip())
         .collect();
-    let words = |given: Vec<String>| match given.is_empty() {
+    let list = |given: Vec<String>| match given.is_empty() {
         true => "none".to_owned(),
         false => given.join(", "),
     };
-    if let Some(lacking) = asked.ips.iter().find(|asked| !given.contains(&asked.ip)) {
-        let given = words(given.iter().map(ToString::to_string).collect());
+    if let Some(missing) = asked.ips.iter().find(|asked| !given.contains(&asked.ip)) {
+        let given = list(given.iter().map(ToString::to_string).collect());
         return Some(format!(
             "cni.ips requests {}, but the plugins assigned {given}: the IPAM plugin ignores requested addresses",
-            lacking.ip
+            missing.ip
         ));
     }
     // A result need not contain the MAC.
@@ -197,7 +199,7 @@ pub(super) fn unmet(
     let given = guest::mac_of(result, attachment).or_else(of_eth);
     let other = asked.mac.filter(|asked| given != Some(*asked));
     other.map(|asked| {
-        let given = words(given.iter().map(ToString::to_string).collect());
+        let given = list(given.iter().map(ToString::to_string).collect());
         format!(
             "cni.mac requests {asked}, but the plugins assigned {given}: every plugin of the network ignores a requested MAC"
         )

@@ -9,7 +9,7 @@ use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
 use super::super::NetnsSeen;
-use super::super::place::Place;
+use super::super::place::VmPaths;
 use super::routes::Route;
 use super::{IFNAME, guest};
 use crate::api::cni::CniOptions;
@@ -18,7 +18,7 @@ use crate::cni::{Attachment, CniResult, Network};
 use crate::owner::{self, Label};
 
 /// After how many failures of DEL an attachment is given up, unless its removal is [forced](Desired::forced).
-const TRIES: u32 = 5;
+const MAX_DELS: u32 = 5;
 
 /// The desired state for one VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,27 +33,30 @@ pub struct Desired {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub forced: bool,
     /// The data path. None: it is to be removed.
-    pub want: Option<Want>,
+    #[serde(rename = "want")]
+    pub data_path: Option<DataPath>,
 }
 
 /// A data path.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Want {
+pub struct DataPath {
     /// Who may open the TAP.
     pub tap_owner: TapOwner,
     /// What a daemon that has lost its state reads to adopt the VM.
     pub record: String,
     /// The guest's current or last identity, which is requested from the plugins. None: it was never connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub keep: Option<Keep>,
+    #[serde(rename = "keep")]
+    pub identity: Option<GuestIdentity>,
     /// What the VM requests from the plugins; `ips` contains only the addresses of this VM.
     #[serde(default, skip_serializing_if = "CniOptions::is_default")]
-    pub asked: CniOptions,
+    #[serde(rename = "asked")]
+    pub requested: CniOptions,
 }
 
 /// The identity of a guest on its network. If either changes, the guest has to be restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Keep {
+pub struct GuestIdentity {
     /// Its address.
     pub ip: Ipv4Addr,
     /// Its MAC.
@@ -142,7 +145,8 @@ pub struct Observed {
     /// The content of the namespace, if it is ours.
     pub inside: Option<Inside>,
     /// What CHECK found to differ from the state after the ADD.
-    pub complaint: Option<String>,
+    #[serde(rename = "complaint")]
+    pub check_failure: Option<String>,
     /// Why attached containers may have limited connectivity, as reported by STATUS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limited: Option<String>,
@@ -153,7 +157,8 @@ pub struct Observed {
 pub enum ConflistSeen {
     /// It was not needed.
     #[default]
-    Unasked,
+    #[serde(rename = "Unasked")]
+    NotRead,
     /// It exists.
     Found(Box<Network>),
     /// It does not exist or cannot be used; contains the error.
@@ -181,7 +186,8 @@ pub enum AddedSeen {
     /// It cannot be decoded.
     Damaged,
     /// It exists.
-    Remembered(Box<Added>),
+    #[serde(rename = "Remembered")]
+    Recorded(Box<Added>),
 }
 
 /// A successful ADD, as recorded in the cache.
@@ -235,29 +241,29 @@ pub struct Tap {
 impl Desired {
     /// The number of failures of DEL after which the attachment is given up.
     pub(super) fn tries(&self) -> u32 {
-        match self.forced && self.want.is_none() {
+        match self.forced && self.data_path.is_none() {
             true => 1,
-            false => TRIES,
+            false => MAX_DELS,
         }
     }
 
     /// Where its namespace is mounted.
     pub fn netns(&self) -> PathBuf {
-        self.place().netns()
+        self.paths().netns()
     }
 
     /// Where `ip netns` finds it.
     pub fn handle(&self) -> PathBuf {
-        self.place().handle()
+        self.paths().handle()
     }
 
     /// Its run directory.
     pub fn vm_dir(&self) -> PathBuf {
-        self.place().vm_dir()
+        self.paths().vm_dir()
     }
 
-    pub(in super::super) fn place(&self) -> Place<'_> {
-        Place {
+    pub(in super::super) fn paths(&self) -> VmPaths<'_> {
+        VmPaths {
             label: &self.label,
             run_dir: &self.run_dir,
         }
@@ -274,24 +280,24 @@ impl Observed {
     /// How the guest is connected. `None` until the plan is empty.
     pub fn connection(&self) -> Option<Connection> {
         let eth = self.inside.as_ref()?.eth.as_ref()?;
-        let added = self.remembered()?;
-        let made = match &self.intent {
+        let added = self.recorded()?;
+        let created = match &self.intent {
             IntentSeen::Written(intent) => intent.routes.as_deref(),
             IntentSeen::Absent | IntentSeen::Damaged => None,
         };
-        guest::connection(&added.result, &added.attachment, eth, made)
+        guest::connection(&added.result, &added.attachment, eth, created)
     }
 
     /// The same for a guest that keeps its MAC while it keeps its address. Some plugins (ptp) do not support a requested MAC; on a veth the
     /// guest's MAC may differ from the interface's, because the guest answers ARP requests for the address.
-    pub fn connection_for(&self, want: &Want) -> Option<Connection> {
+    pub fn connection_for(&self, data_path: &DataPath) -> Option<Connection> {
         let eth = self.inside.as_ref()?.eth.as_ref()?;
         let mut connection = self.connection()?;
-        if let Some(keep) = want.keep
-            && want.asked.mac.is_none()
+        if let Some(keep) = data_path.identity
+            && data_path.requested.mac.is_none()
             && eth.veth
             && keep.ip == connection.ip
-            && !self.chain_made_the_tap()
+            && !self.chain_created_tap()
         {
             connection.mac = keep.mac;
         }
@@ -315,9 +321,9 @@ impl Observed {
     }
 
     /// Whether the chain created the TAP itself and connected it to its interface: then no redirect is needed.
-    pub fn chain_made_the_tap(&self) -> bool {
-        self.remembered()
-            .is_some_and(|added| guest::chains_tap(&added.result, &added.attachment).is_some())
+    pub fn chain_created_tap(&self) -> bool {
+        self.recorded()
+            .is_some_and(|added| guest::chain_tap(&added.result, &added.attachment).is_some())
     }
 
     /// Whether the network's configuration has changed or was removed since ADD; this VM keeps what ADD assigned.
@@ -329,14 +335,14 @@ impl Observed {
                 intent.digest != now && intent.network.digest() != now
             }
             (IntentSeen::Written(_), ConflistSeen::Unusable(_)) => true,
-            (IntentSeen::Written(_), ConflistSeen::Unasked) => false,
+            (IntentSeen::Written(_), ConflistSeen::NotRead) => false,
             (IntentSeen::Absent | IntentSeen::Damaged, _) => false,
         }
     }
 
-    pub(super) fn remembered(&self) -> Option<&Added> {
+    pub(super) fn recorded(&self) -> Option<&Added> {
         match &self.added {
-            AddedSeen::Remembered(added) => Some(added),
+            AddedSeen::Recorded(added) => Some(added),
             AddedSeen::Absent | AddedSeen::Damaged => None,
         }
     }

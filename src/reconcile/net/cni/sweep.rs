@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::detach::{path_of, release};
-use super::{Basis, IFNAME, one_line};
+use super::{DelInput, IFNAME, one_line};
 use crate::api::meta::Uid;
 use crate::cni::{self, Attachment, Cached, Network, Runtime, Valid};
 use crate::host::link;
@@ -36,7 +36,7 @@ pub struct Swept {
 pub async fn sweep(
     runtime: &Runtime,
     instance: &Instance,
-    living: &(impl Fn() -> BTreeSet<Uid> + Sync),
+    existing_vms: &(impl Fn() -> BTreeSet<Uid> + Sync),
     networks: &[String],
 ) -> Swept {
     let stale = |living: &BTreeSet<Uid>, container: &str| {
@@ -44,46 +44,48 @@ pub async fn sweep(
         uid.is_some_and(|uid| !living.contains(&uid))
     };
     let mut swept = Swept::default();
-    let mut left: BTreeMap<String, Network> = BTreeMap::new();
+    let mut networks_with_leftovers: BTreeMap<String, Network> = BTreeMap::new();
     let is_ours = |container: &str| instance.uid_of_container(container).is_some();
-    note(runtime.bring_home(is_ours), &mut swept);
-    let shelves = [
+    record_error(runtime.bring_home(is_ours), &mut swept);
+    let lists = [
         runtime.attachments(),
         runtime.unfinished(),
         runtime.abandoned(),
     ];
-    let remembered = shelves.map(|shelf| note(shelf, &mut swept).unwrap_or_default());
-    let alive = living();
-    let mut remembered = remembered.concat();
-    remembered.retain(|cached| stale(&alive, &cached.attachment.container_id));
+    let recorded = lists.map(|list| record_error(list, &mut swept).unwrap_or_default());
+    let existing = existing_vms();
+    let mut remembered = recorded.concat();
+    remembered.retain(|cached| stale(&existing, &cached.attachment.container_id));
     for cached in remembered {
         if let Some(network) = detach(runtime, &cached, &mut swept).await {
-            left.insert(network.name.clone(), network);
+            networks_with_leftovers.insert(network.name.clone(), network);
         }
     }
-    for network in left.values() {
-        let ours = || {
-            let living = living().into_iter();
+    for network in networks_with_leftovers.values() {
+        let existing_containers = || {
+            let living = existing_vms().into_iter();
             living.map(|uid| instance.container_id(uid)).collect()
         };
-        collect(runtime, network, ours, &mut swept).await;
+        collect(runtime, network, existing_containers, &mut swept).await;
     }
     for name in networks {
         if let Ok(network) = runtime.find(name) {
-            left.entry(name.clone()).or_insert(network);
+            networks_with_leftovers
+                .entry(name.clone())
+                .or_insert(network);
         }
     }
     let Some(attached) = remembered_containers(runtime, &mut swept) else {
         return swept;
     };
     let attached = &attached;
-    let judged = || {
-        let alive = living();
+    let is_removable = || {
+        let alive = existing_vms();
         move |container: &str| stale(&alive, container) && !attached.contains(container)
     };
-    for network in left.values() {
-        let removed = runtime.sweep_host_local(network, judged).await;
-        let removed = note(removed, &mut swept).unwrap_or_default();
+    for network in networks_with_leftovers.values() {
+        let removed = runtime.sweep_host_local(network, is_removable).await;
+        let removed = record_error(removed, &mut swept).unwrap_or_default();
         swept.reservations.extend(removed);
     }
     swept
@@ -91,23 +93,23 @@ pub async fn sweep(
 
 /// Returns every container that is recorded in the cache; `None` if the cache cannot be read.
 fn remembered_containers(runtime: &Runtime, swept: &mut Swept) -> Option<BTreeSet<String>> {
-    let finished = note(runtime.attachments(), swept)?;
-    let unfinished = note(runtime.unfinished(), swept)?;
-    let abandoned = note(runtime.abandoned(), swept)?;
+    let finished = record_error(runtime.attachments(), swept)?;
+    let unfinished = record_error(runtime.unfinished(), swept)?;
+    let abandoned = record_error(runtime.abandoned(), swept)?;
     let all = finished.into_iter().chain(unfinished).chain(abandoned);
     Some(all.map(|cached| cached.attachment.container_id).collect())
 }
 
-fn note<T>(result: Result<T, cni::Error>, swept: &mut Swept) -> Option<T> {
+fn record_error<T>(result: Result<T, cni::Error>, swept: &mut Swept) -> Option<T> {
     let failed = |error| swept.failures.push(one_line(&error));
     result.map_err(failed).ok()
 }
 
 /// Returns the network that the container was or should be detached from.
 async fn detach(runtime: &Runtime, cached: &Cached, swept: &mut Swept) -> Option<Network> {
-    let network = note(cached.config(), swept)?;
-    let netns = still_there(&cached.attachment).await;
-    let basis = Basis {
+    let network = record_error(cached.config(), swept)?;
+    let netns = owned_netns(&cached.attachment).await;
+    let del_input = DelInput {
         network: network.clone(),
         attachment: Attachment {
             netns: netns.as_ref().map(path_of),
@@ -115,25 +117,25 @@ async fn detach(runtime: &Runtime, cached: &Cached, swept: &mut Swept) -> Option
         },
         addresses_lost: true,
     };
-    match release(runtime, &basis).await {
-        Ok(()) => swept.detached.push(basis.attachment.container_id),
+    match release(runtime, &del_input).await {
+        Ok(()) => swept.detached.push(del_input.attachment.container_id),
         Err(error) => {
-            let why = format!("{error}: {}", error.source);
-            swept.failures.push(why.clone());
-            swept.kept.push((basis.attachment.container_id, why));
+            let reason = format!("{error}: {}", error.source);
+            swept.failures.push(reason.clone());
+            swept.kept.push((del_input.attachment.container_id, reason));
         }
     }
     Some(network)
 }
 
 /// Returns the VM's namespace. A foreign namespace at its path does not concern the plugins.
-async fn still_there(attachment: &Attachment) -> Option<Netns> {
+async fn owned_netns(attachment: &Attachment) -> Option<Netns> {
     let netns = Netns::open(attachment.netns.as_ref()?).ok()?;
     let netlink = netns.netlink().ok()?;
     let lo = link::get(&netlink, "lo").await.ok()??;
     let label: Label = lo.alias?.parse().ok()?;
-    let its = label.instance.container_id(owner::uid_of(&label));
-    (its == attachment.container_id).then_some(netns)
+    let container_id = label.instance.container_id(owner::uid_of(&label));
+    (container_id == attachment.container_id).then_some(netns)
 }
 
 /// Runs GC of the plugins, with the existing VMs and the attachments recorded by any runtime as valid. If these cannot be read, GC is not
@@ -141,16 +143,16 @@ async fn still_there(attachment: &Attachment) -> Option<Netns> {
 async fn collect(
     runtime: &Runtime,
     network: &Network,
-    wanted: impl FnOnce() -> Vec<String>,
+    existing: impl FnOnce() -> Vec<String>,
     swept: &mut Swept,
 ) {
     let valid = || {
-        let remembered = runtime.attachments()?;
-        let of_network = remembered
+        let recorded = runtime.attachments()?;
+        let of_network = recorded
             .into_iter()
             .filter(|cached| cached.network == network.name)
             .map(|cached| Valid::from(&cached.attachment));
-        let wanted = wanted().into_iter().map(|container_id| Valid {
+        let wanted = existing().into_iter().map(|container_id| Valid {
             container_id,
             ifname: IFNAME.to_owned(),
         });

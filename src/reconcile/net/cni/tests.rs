@@ -3,8 +3,8 @@
 
 mod bounds;
 
-use super::guest::{chains_tap, connection, disagreement, expected};
-use super::routes::{Route, ways};
+use super::guest::{chain_tap, connection, disagreement, expected};
+use super::routes::{Route, guest_routes};
 use super::state::{Eth, Inside};
 use crate::api::network::Connection;
 use crate::cni::{Attachment, CniResult, Version};
@@ -69,7 +69,7 @@ fn routes(words: &[&str]) -> Vec<Route> {
 fn a_result_of_the_bridge_plugin_is_read_in_every_version() {
     for version in Version::ALL {
         let found = connected(&bridge(version));
-        let wanted = Connection {
+        let expected_value = Connection {
             netns: Some(NETNS.into()),
             tap: "tap0".to_owned(),
             host_link: Some("veth123".to_owned()),
@@ -92,7 +92,7 @@ fn a_result_of_the_bridge_plugin_is_read_in_every_version() {
                 })
                 .to_vec(),
         };
-        assert_eq!(found, wanted, "{version}");
+        assert_eq!(found, expected_value, "{version}");
         let expected = expected(&bridge(version), &attachment());
         assert_eq!(expected.mac, Some(eth().mac));
         assert_eq!(expected.addresses, eth().addresses);
@@ -137,7 +137,7 @@ fn a_chain_that_creates_a_tap_also_lists_the_guests_interface() {
     );
     for version in [Version::V0_3_1, Version::V0_4_0, Version::V1_0_0] {
         let result = result(version, &text);
-        assert_eq!(chains_tap(&result, &attachment()), Some("tap7"));
+        assert_eq!(chain_tap(&result, &attachment()), Some("tap7"));
         let found = connected(&result);
         assert_eq!(found.tap, "tap7");
         assert_eq!(found.mac.to_string(), "02:00:00:00:00:aa");
@@ -156,7 +156,7 @@ fn an_interface_of_another_sandbox_is_not_the_tap_of_the_chain() {
                  "ips": [{{"address": "10.22.0.5/16"}}]}}"#
         );
         let result = result(Version::V1_0_0, &text);
-        assert_eq!(chains_tap(&result, &attachment()), None, "{sandbox}");
+        assert_eq!(chain_tap(&result, &attachment()), None, "{sandbox}");
         assert_eq!(connected(&result).tap, "tap0");
     }
 }
@@ -266,13 +266,13 @@ fn a_guest_gets_the_routes_of_its_namespace() {
             &["10.9.0.0/16 via 10.1.0.7"],
         ),
     ];
-    for (addresses, made, gateway, wanted) in cases {
+    for (addresses, made, gateway, expected_value) in cases {
         let addresses: Vec<_> = addresses.iter().map(|a| a.parse().unwrap()).collect();
-        let found = ways(&addresses, &routes(made));
+        let found = guest_routes(&addresses, &routes(made));
         let gateway = gateway.map(|gateway| gateway.parse().unwrap());
         assert_eq!(
             (found.gateway, &found.routes),
-            (gateway, &routes(wanted)),
+            (gateway, &routes(expected_value)),
             "{made:?}"
         );
         assert!(can_be_made(&addresses, &found.routes), "{:?}", found.routes);
@@ -334,7 +334,7 @@ fn a_warning_lists_what_is_not_passed_to_the_guest() {
         found.routes,
         routes(&["10.9.0.0/16 via 10.22.0.2", "10.6.0.0/16 via 10.22.0.2"])
     );
-    let wanted = [
+    let expected_value = [
         "the IPv6 address fd00::5/64",
         "the address 10.24.0.5/16 of net1",
         "the IPv6 route to ::/0",
@@ -346,7 +346,7 @@ fn a_warning_lists_what_is_not_passed_to_the_guest() {
         "the DNS search domain y.example",
         "the DNS option ndots:5",
     ];
-    let wanted = wanted
+    let wanted = expected_value
         .map(|what| format!("the CNI network provides {what}, which is not passed to the guest"));
     assert_eq!(found.warnings, wanted);
 }
@@ -354,7 +354,7 @@ fn a_warning_lists_what_is_not_passed_to_the_guest() {
 #[test]
 fn the_host_link_is_the_guests_and_not_one_of_a_later_plugin() {
     let eth0 = format!(r#"{{"name": "eth0", "sandbox": "{NETNS}"}}"#);
-    for (before, after, wanted) in [
+    for (before, after, expected_value) in [
         // bridge, without and with bandwidth.
         (vec!["cni0", "veth1"], vec![], Some("veth1")),
         (vec!["cni0", "veth1"], vec!["bwp1"], Some("veth1")),
@@ -375,7 +375,7 @@ fn the_host_link_is_the_guests_and_not_one_of_a_later_plugin() {
             all.join(", ")
         );
         let found = connected(&result(Version::V1_0_0, &text));
-        assert_eq!(found.host_link.as_deref(), wanted, "{text}");
+        assert_eq!(found.host_link.as_deref(), expected_value, "{text}");
     }
     // Calico lists only its end on the host.
     let text = r#"{"interfaces": [{"name": "cali1"}], "ips": [{"address": "10.22.0.5/32"}]}"#;
@@ -412,8 +412,8 @@ fn a_difference_between_the_result_and_the_interface_is_described() {
         ),
         (Some(no_address), "10.22.0.5/16 to eth0, which has none"),
     ] {
-        let why = of(eth).expect(words);
-        assert!(why.contains(words), "{why}");
+        let reason = of(eth).expect(words);
+        assert!(reason.contains(words), "{reason}");
     }
     // An address that the result does not list is accepted.
     let more = Eth {

@@ -1,5 +1,4 @@
-//! The Net stage in bridge mode: a VM's record, its TAP as a port of a bridge, the bridge's entry for its MAC, and the host's neighbour
-//! entry for its address.
+//! The Net stage in bridge mode: a VM's record, its TAP on a bridge, forwarding and neighbour entries.
 //! Out of scope: the bridge itself (host network); the filter, and the forwarding switch, which is the TAP's link state (Firewall stage).
 //!
 //! # Why
@@ -18,31 +17,31 @@ mod plan;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::found::Found;
+use super::found::LinkIndexes;
 use crate::host;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
 use crate::reconcile::{Conflict, Reconcile};
 
-pub use plan::{Action, BridgeSeen, Desired, Entry, Observed, Remains, Slot, TapSeen};
+pub use plan::{Action, BridgeSeen, Desired, Entry, Location, Observed, Slot, TapSeen};
 
 /// The reconciler of the Net stage in bridge mode, for one run and one VM.
-pub struct Port {
+pub struct BridgeNet {
     /// The namespace that the daemon was started in.
     pub home: Netns,
     /// Sockets in it.
     pub netlink: Handle,
-    found: Found,
+    link_indexes: LinkIndexes,
     lacks_record: AtomicBool,
 }
 
-impl Port {
+impl BridgeNet {
     /// Creates the reconciler for one run.
     pub fn new(home: Netns, netlink: Handle) -> Self {
         Self {
             home,
             netlink,
-            found: Found::default(),
+            link_indexes: LinkIndexes::default(),
             lacks_record: AtomicBool::new(false),
         }
     }
@@ -53,7 +52,7 @@ impl Port {
     }
 }
 
-impl Reconcile for Port {
+impl Reconcile for BridgeNet {
     type Desired = Desired;
     type Observed = Observed;
     type Action = Action;
@@ -67,15 +66,15 @@ impl Reconcile for Port {
     }
 
     async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
-        self.found.forget();
+        self.link_indexes.clear();
         observe::observe(self, desired).await
     }
 
     async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
-        let done = act::act(self, desired, action).await;
+        let result = act::act(self, desired, action).await;
         if *action == Action::WriteRecord {
-            self.lacks_record.store(done.is_err(), Ordering::Relaxed);
+            self.lacks_record.store(result.is_err(), Ordering::Relaxed);
         }
-        done
+        result
     }
 }

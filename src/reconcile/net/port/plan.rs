@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::network::{Mac, TapOwner};
 use crate::owner::{self, Label, Owned, Owner, RunDir, VmNames};
 use crate::reconcile::Conflict;
-use crate::reconcile::net::routed::Taken;
+use crate::reconcile::net::routed::RouteConflict;
 
 /// The desired state for one VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,7 +27,8 @@ pub struct Desired {
     pub slot: Option<Slot>,
     /// The VM's last known location, if the port is to be removed.
     #[serde(default)]
-    pub remains: Option<Remains>,
+    #[serde(rename = "remains")]
+    pub last_location: Option<Location>,
 }
 
 /// A port.
@@ -49,7 +50,7 @@ pub struct Slot {
 
 /// The last known location of a VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Remains {
+pub struct Location {
     /// The bridge.
     pub bridge: String,
     /// The VM's address.
@@ -74,9 +75,11 @@ pub struct Observed {
     /// The bridge's forwarding entry for the guest's MAC.
     pub entry: Option<Entry>,
     /// The permanent neighbour of the VM's address on the bridge.
-    pub pinned: Option<Mac>,
+    #[serde(rename = "pinned")]
+    pub neighbour: Option<Mac>,
     /// The route or rule that takes packets to the VM's address from the bridge, if this host is the subnet's gateway.
-    pub taken: Option<Taken>,
+    #[serde(rename = "taken")]
+    pub route_conflict: Option<RouteConflict>,
 }
 
 /// A link with the TAP's name.
@@ -99,7 +102,8 @@ pub struct TapSeen {
     /// Frames to unknown destinations are flooded to this port.
     pub unicast_flood: bool,
     /// It is in the group of ports, and the host accepts no configuration on it ([`crate::reconcile::net::host_links`]).
-    pub bare: bool,
+    #[serde(rename = "bare")]
+    pub configured: bool,
     /// Frames from this port change neither the bridge's spanning tree nor its multicast routers.
     #[serde(default)]
     pub guarded: bool,
@@ -109,7 +113,8 @@ pub struct TapSeen {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BridgeSeen {
     /// It is a bridge.
-    pub bridge: bool,
+    #[serde(rename = "bridge")]
+    pub is_bridge: bool,
     /// Its label.
     pub alias: Option<String>,
     /// Its MAC.
@@ -118,7 +123,8 @@ pub struct BridgeSeen {
     pub mtu: u32,
     /// The host's addresses on it; read only for a port that is to be isolated.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub hosts: BTreeSet<IpAddr>,
+    #[serde(rename = "hosts")]
+    pub host_addresses: BTreeSet<IpAddr>,
 }
 
 /// A forwarding entry.
@@ -153,7 +159,7 @@ pub enum Action {
     /// Add the host's neighbour entry for the guest.
     PinNeighbour,
     /// Remove the guest's neighbour entry on that bridge.
-    UnpinNeighbour(Remains),
+    UnpinNeighbour(Location),
     /// Remove the VM's run directory.
     RemoveRunDir,
 }
@@ -170,8 +176,8 @@ impl fmt::Display for Action {
             Self::SetPort => f.write_str("set isolation, learning and flooding of the port"),
             Self::PinMac => f.write_str("pin the guest's MAC to the port"),
             Self::PinNeighbour => f.write_str("pin the guest's MAC on the bridge"),
-            Self::UnpinNeighbour(remains) => {
-                write!(f, "unpin neighbour {} on {}", remains.ip, remains.bridge)
+            Self::UnpinNeighbour(location) => {
+                write!(f, "unpin neighbour {} on {}", location.ip, location.bridge)
             }
             Self::RemoveRunDir => f.write_str("remove the VM's run directory"),
         }
@@ -192,16 +198,16 @@ impl Desired {
     /// Whether this daemon manages that bridge.
     pub fn is_managed(&self, bridge: &BridgeSeen) -> bool {
         let slot = self.slot.as_ref();
-        slot.is_some_and(|slot| is_ours(self, slot, bridge))
+        slot.is_some_and(|slot| is_managed_bridge(self, slot, bridge))
     }
 
     /// The VM's desired location, or its last known one.
-    pub fn place(&self) -> Option<Remains> {
-        let place = self.slot.as_ref().map(|slot| Remains {
+    pub fn location(&self) -> Option<Location> {
+        let location = self.slot.as_ref().map(|slot| Location {
             bridge: slot.bridge.clone(),
             ip: slot.ip,
         });
-        place.or_else(|| self.remains.clone())
+        location.or_else(|| self.last_location.clone())
     }
 }
 
@@ -218,10 +224,10 @@ fn teardown(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let tap = tap.and_then(|tap| owned(desired, tap));
     plan.extend(renamed(desired, observed).or(tap).map(Action::DeleteTap));
     // The MAC belongs to this VM alone: another VM that now has the address has another neighbour entry.
-    if let Some(remains) = &desired.remains
-        && observed.pinned == Some(desired.names().guest_mac)
+    if let Some(location) = &desired.last_location
+        && observed.neighbour == Some(desired.names().guest_mac)
     {
-        plan.push(Action::UnpinNeighbour(remains.clone()));
+        plan.push(Action::UnpinNeighbour(location.clone()));
     }
     if observed.dir {
         plan.push(Action::RemoveRunDir);
@@ -230,7 +236,7 @@ fn teardown(desired: &Desired, observed: &Observed) -> Vec<Action> {
 }
 
 fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Action>, Conflict> {
-    let bridge = the_bridge(slot, observed)?;
+    let bridge = usable_bridge(slot, observed)?;
     let mut plan = Vec::new();
     plan.extend(renamed(desired, observed).map(Action::RenameTap));
     let record = (observed.record.as_ref() != Some(&slot.record)).then_some(Action::WriteRecord);
@@ -240,8 +246,8 @@ fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Acti
     let kept = plan_tap(desired, slot, bridge, observed.tap.as_ref(), &mut plan)?;
     let enslaved = kept.is_some_and(|tap| tap.enslaved);
     // A new TAP is created as a port of a managed bridge, which has a MAC of its own whatever the MACs of its ports.
-    let born_enslaved = kept.is_none() && is_ours(desired, slot, bridge);
-    if !enslaved && !born_enslaved {
+    let created_enslaved = kept.is_none() && is_managed_bridge(desired, slot, bridge);
+    if !enslaved && !created_enslaved {
         plan.push(Action::Enslave);
     }
     // A new port has the kernel's default flags, and its entries were removed with the old one.
@@ -251,17 +257,17 @@ fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Acti
     if !enslaved || observed.entry != Some(Entry::Sticky) {
         plan.push(Action::PinMac);
     }
-    plan_neighbour(desired, slot, bridge, observed.pinned, &mut plan)?;
+    plan_neighbour(desired, slot, bridge, observed.neighbour, &mut plan)?;
     plan.extend(record.filter(|_| exists));
     // Last: what belongs to us is repaired whatever other programs do.
-    match &observed.taken {
+    match &observed.route_conflict {
         Some(taken) if plan.is_empty() => Err(taken.conflict(slot.ip)),
         Some(_) | None => Ok(plan),
     }
 }
 
-fn the_bridge<'a>(slot: &Slot, observed: &'a Observed) -> Result<&'a BridgeSeen, Conflict> {
-    let usable = observed.bridge.as_ref().filter(|seen| seen.bridge);
+fn usable_bridge<'a>(slot: &Slot, observed: &'a Observed) -> Result<&'a BridgeSeen, Conflict> {
+    let usable = observed.bridge.as_ref().filter(|seen| seen.is_bridge);
     usable.ok_or_else(|| Conflict {
         thing: format!("link {}", slot.bridge),
         remedy: format!(
@@ -281,7 +287,7 @@ fn plan_tap<'a>(
 ) -> Result<Option<&'a TapSeen>, Conflict> {
     let mut kept = None;
     if let Some(tap) = seen {
-        let ours = owned(desired, tap).ok_or_else(|| stranger(desired, tap))?;
+        let ours = owned(desired, tap).ok_or_else(|| foreign_tap(desired, tap))?;
         match tap.owner == Some(slot.tap_owner) {
             true => kept = Some(tap),
             false => plan.push(Action::DeleteTap(ours)),
@@ -289,7 +295,9 @@ fn plan_tap<'a>(
     }
     match kept {
         None => plan.push(Action::CreateTap(slot.tap_owner)),
-        Some(tap) if tap.mac != desired.names().port_mac || tap.mtu != bridge.mtu || !tap.bare => {
+        Some(tap)
+            if tap.mac != desired.names().port_mac || tap.mtu != bridge.mtu || !tap.configured =>
+        {
             plan.push(Action::Configure);
         }
         Some(_) => {}
@@ -308,7 +316,7 @@ fn plan_neighbour(
     match pinned {
         Some(mac) if mac == guest => Ok(()),
         // On an unmanaged bridge the entry is foreign: two machines have the same address.
-        Some(mac) if !is_ours(desired, slot, bridge) => Err(Conflict {
+        Some(mac) if !is_managed_bridge(desired, slot, bridge) => Err(Conflict {
             thing: format!("the permanent neighbour {} at {mac}", slot.ip),
             remedy: format!(
                 "remove it: ip neigh del {} dev {}; or exclude that address from the group",
@@ -323,10 +331,10 @@ fn plan_neighbour(
 }
 
 /// Whether this daemon manages the bridge.
-pub(super) fn is_ours(desired: &Desired, slot: &Slot, bridge: &BridgeSeen) -> bool {
-    let ground = desired.label.instance.ground_label();
+pub(super) fn is_managed_bridge(desired: &Desired, slot: &Slot, bridge: &BridgeSeen) -> bool {
+    let host_label = desired.label.instance.ground_label();
     let alias = bridge.alias.as_deref();
-    let claimed = ground.claim_bridge(&slot.bridge, alias, bridge.mac);
+    let claimed = host_label.claim_bridge(&slot.bridge, alias, bridge.mac);
     claimed.is_some()
 }
 
@@ -352,9 +360,9 @@ fn renamed(desired: &Desired, observed: &Observed) -> Option<Owned<String>> {
     desired.label.claim(name, alias)
 }
 
-fn stranger(desired: &Desired, tap: &TapSeen) -> Conflict {
+fn foreign_tap(desired: &Desired, tap: &TapSeen) -> Conflict {
     let label: Option<Label> = tap.alias.as_deref().and_then(|alias| alias.parse().ok());
-    let whose = label.and_then(|label| match label.owner {
+    let owner_message = label.and_then(|label| match label.owner {
         Owner::Vm { name, .. } => Some(format!(
             "it belongs to VM {name}: choose another tap_prefix"
         )),
@@ -368,6 +376,6 @@ fn stranger(desired: &Desired, tap: &TapSeen) -> Conflict {
     };
     Conflict {
         thing: format!("link {}", desired.tap),
-        remedy: whose.unwrap_or_else(rename),
+        remedy: owner_message.unwrap_or_else(rename),
     }
 }

@@ -1,5 +1,5 @@
-//! Talking with a running VMM through its control socket: one way for all of them.
-//! Out of scope: when, and what follows.
+//! Client of the control socket of a running VMM, with one interface for all VMMs.
+//! Out of scope: when requests are sent; reactions to responses.
 //!
 //! | VMM | socket | protocol |
 //! |---|---|---|
@@ -7,8 +7,8 @@
 //! | Firecracker | `firecracker.sock` | HTTP (`rest`) |
 //! | Cloud Hypervisor | `cloud-hypervisor.sock` | HTTP (`rest`) |
 //!
-//! Every order is bounded by [`DEADLINE`], and goes to the process that is meant: a socket that another one listens on by now
-//! is not asked.
+//! Every request is bounded by [`DEADLINE`] and is sent only to the intended process: a socket on which another process listens is an
+//! error.
 
 mod pipe;
 mod qmp;
@@ -28,13 +28,13 @@ use crate::api::metrics::Counters;
 use crate::api::vm::Hypervisor;
 use crate::host::Error;
 
-/// For one order and its answer. QEMU serves one client at a time: another one there makes us wait.
+/// Deadline for a request and its response. QEMU serves one client at a time: another client delays the request.
 const DEADLINE: Duration = Duration::from_secs(1);
-/// Between two attempts at a VMM that is starting; each rest is twice the one before.
+/// First and longest interval between attempts while a VMM starts; each interval is twice the previous one.
 const FIRST_RETRY: Duration = Duration::from_millis(1);
 const LAST_RETRY: Duration = Duration::from_millis(8);
 
-/// How a VMM is talked with. Each has a socket name of its own, so a run directory tells which it is.
+/// The control protocol of a VMM. Each has a different socket name, so the run directory identifies the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
     /// QEMU's machine protocol.
@@ -45,7 +45,7 @@ pub enum Control {
     CloudHypervisor,
 }
 
-/// What a guest is doing, as its VMM says.
+/// The state of a guest, as its VMM reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GuestState {
@@ -53,13 +53,13 @@ pub enum GuestState {
     Starting,
     /// Running.
     Running,
-    /// Held; its devices, too.
+    /// Paused, including its devices.
     Paused,
-    /// It has ended, and the VMM has not (yet).
+    /// It has ended, and the VMM has not yet.
     Ended,
 }
 
-/// What a guest can be told.
+/// A request to a VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
     PowerDown,
@@ -68,10 +68,10 @@ enum Order {
 }
 
 impl Control {
-    /// Every one.
+    /// All protocols.
     pub const ALL: [Self; 3] = [Self::Qmp, Self::Firecracker, Self::CloudHypervisor];
 
-    /// The one of this hypervisor.
+    /// The protocol of this hypervisor.
     pub fn of(hypervisor: Hypervisor) -> Option<Self> {
         match hypervisor {
             Hypervisor::None => None,
@@ -81,7 +81,7 @@ impl Control {
         }
     }
 
-    /// The one whose socket is in this run directory.
+    /// The protocol whose socket is in this run directory.
     pub fn in_dir(dir: &Path) -> Option<Self> {
         let there = |control: &Self| dir.join(control.socket()).exists();
         Self::ALL.into_iter().find(there)
@@ -96,8 +96,8 @@ impl Control {
         }
     }
 
-    /// Asks the guest that process `pid` runs to power down: the power button, or Ctrl-Alt-Del where there is none. A paused
-    /// guest is resumed first, it would not hear. Returns when the VMM has taken the order, not when the guest is down.
+    /// Requests the guest of process `pid` to power down, with the power button or, without one, with Ctrl-Alt-Del. A paused guest is
+    /// resumed first, because it could not react. Returns when the VMM has accepted the request, not when the guest is down.
     pub async fn power_down(self, dir: &Path, pid: u32) -> Result<(), Error> {
         if self.state(dir, pid).await? == GuestState::Paused {
             self.resume(dir, pid).await?;
@@ -105,7 +105,7 @@ impl Control {
         self.order(dir, pid, Order::PowerDown).await
     }
 
-    /// Holds the guest. One that is held already is no error.
+    /// Pauses the guest. It is no error if it is paused already.
     pub async fn pause(self, dir: &Path, pid: u32) -> Result<(), Error> {
         match self.state(dir, pid).await? {
             GuestState::Paused => Ok(()),
@@ -113,7 +113,7 @@ impl Control {
         }
     }
 
-    /// Lets the guest go on. One that runs already is no error.
+    /// Resumes the guest. It is no error if it runs already.
     pub async fn resume(self, dir: &Path, pid: u32) -> Result<(), Error> {
         match self.state(dir, pid).await? {
             GuestState::Running => Ok(()),
@@ -121,7 +121,7 @@ impl Control {
         }
     }
 
-    /// What the guest is doing.
+    /// The state of the guest.
     pub async fn state(self, dir: &Path, pid: u32) -> Result<GuestState, Error> {
         let ask = async || match self {
             Self::Qmp => qmp::state(connect(&self.path(dir), pid).await?).await,
@@ -135,7 +135,7 @@ impl Control {
         self.bounded(dir, ask()).await
     }
 
-    /// What the VMM has counted.
+    /// The counters of the VMM.
     pub async fn metrics(self, dir: &Path, pid: u32) -> Result<Counters, Error> {
         let ask = async || {
             let connect = || async { connect(&self.path(dir), pid).await };
@@ -146,7 +146,7 @@ impl Control {
                     let lines = pipe::Lines::open(&dir.join(METRICS))?;
                     rest::firecracker_flush(stream).await?;
                     let mut counters = rest::counters(&lines.next().await?)?;
-                    // When it was told is no count.
+                    // The time of the report is not a counter.
                     counters.remove("utc_timestamp_ms");
                     Ok(counters)
                 }
@@ -156,10 +156,10 @@ impl Control {
         self.bounded(dir, ask()).await
     }
 
-    /// Comes back when process `pid` runs its guest. Never, if it does not: bound it.
+    /// Returns when process `pid` runs its guest. If it never does, this never returns: use a timeout.
     pub async fn wait_until_up(self, dir: &Path, pid: u32) {
         match self {
-            // Asked before, it would panic instead of telling what is wrong with its configuration.
+            // A request before that would cause a panic, instead of an error message about its configuration.
             Self::Firecracker => wait_for_thread(pid, "fc_vcpu").await,
             Self::Qmp | Self::CloudHypervisor => {}
         }
@@ -193,7 +193,13 @@ impl Control {
         let answered = tokio::time::timeout(DEADLINE, talk).await;
         answered
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-            .map_err(|error| Error::io("ask through", self.path(dir).display().to_string(), error))
+            .map_err(|error| {
+                Error::io(
+                    "send a request to",
+                    self.path(dir).display().to_string(),
+                    error,
+                )
+            })
     }
 
     fn path(self, dir: &Path) -> std::path::PathBuf {
@@ -201,7 +207,7 @@ impl Control {
     }
 }
 
-/// Comes back when process `pid` has a thread whose name starts so (proc(5), `comm`).
+/// Returns when process `pid` has a thread whose name starts with `name` (proc(5), `comm`).
 async fn wait_for_thread(pid: u32, name: &str) {
     let there = || {
         let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
@@ -218,22 +224,22 @@ async fn wait_for_thread(pid: u32, name: &str) {
     }
 }
 
-/// Connects to this very process (unix(7), SO_PEERCRED), and to no socket elsewhere: the VMM may have put a link in its place.
+/// Connects to the socket of process `pid` (unix(7), SO_PEERCRED). Symbolic links, which the VMM may have created, are not followed.
 async fn connect(socket: &Path, pid: u32) -> io::Result<UnixStream> {
-    // Through a descriptor of its own: what was looked at is what is connected to, and a socket's path holds 107 bytes at most.
+    // Connects through a descriptor, so that the checked file is used, and because the path of a socket has at most 107 bytes.
     let found = std::fs::OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
         .open(socket)?;
     if !found.metadata()?.file_type().is_socket() {
-        return Err(io::Error::other("it is no socket"));
+        return Err(io::Error::other("it is not a socket"));
     }
     let path = Path::new("/proc/self/fd").join(found.as_raw_fd().to_string());
     let stream = UnixStream::connect(path).await?;
     let peer = stream.peer_cred()?.pid();
     match peer.and_then(|peer| u32::try_from(peer).ok()) == Some(pid) {
         true => Ok(stream),
-        false => Err(io::Error::other("another process listens there")),
+        false => Err(io::Error::other("another process listens on it")),
     }
 }
 
@@ -243,7 +249,7 @@ mod tests {
 
     use super::*;
 
-    /// What a socket does that does not behave: says nothing, drips, never ends, says too much, closes half way.
+    /// Misbehaves as a server: sends nothing, sends slowly, never ends, sends too much, closes early.
     async fn misbehave(mut stream: UnixStream, how: &str) {
         let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n";
         let endless = vec![b'9'; 64 << 10];
@@ -275,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_does_not_behave_costs_a_second_and_no_memory() {
+    async fn a_misbehaving_server_causes_an_error_within_the_deadline() {
         let hows = [
             "nothing",
             "drip",
@@ -307,7 +313,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_is_connected_to_where_it_stands_and_through_no_link() {
+    async fn a_socket_is_not_connected_to_through_a_symbolic_link() {
         let dir = tempfile::tempdir().unwrap();
         let (far, near) = (dir.path().join("far"), dir.path().join("near"));
         let heard = tokio::net::UnixListener::bind(&far).unwrap();
@@ -317,7 +323,7 @@ mod tests {
         heard.accept().await.unwrap();
         assert!(connect(&near, us).await.is_err(), "through a link");
         let nobody = tokio::time::timeout(Duration::from_millis(50), heard.accept()).await;
-        assert!(nobody.is_err(), "not even knocked at");
+        assert!(nobody.is_err(), "no connection attempt");
         std::fs::write(dir.path().join("file"), "").unwrap();
         assert!(connect(&dir.path().join("file"), us).await.is_err());
     }

@@ -1,12 +1,12 @@
-//! The pipe that Firecracker writes its metrics into, a line at a time.
-//! Out of scope: asking it to.
+//! The pipe that Firecracker writes its metrics into, one line per report.
+//! Out of scope: requesting a report.
 //!
 //! # Why
-//! A file would grow without bound, and Firecracker writes to it from its start to its end: it cannot be rotated. A pipe holds
-//! 64 KiB. Nobody reads it until somebody asks; what does not fit Firecracker drops, and goes on.
+//! A file would grow without bound, and cannot be rotated because Firecracker keeps it open. A pipe holds 64 KiB. It is read only on
+//! request; Firecracker drops what does not fit and continues.
 //!
-//! The pipe lies where the VMM may put anything, and the VMM may write anything into it, without end: it is opened as a pipe or not
-//! at all, nothing here blocks, and of what comes no more is read than a pipe can hold.
+//! The VMM may replace the pipe by any file, and may write any amount of any data into it: only a pipe is opened, no operation here blocks,
+//! and at most the capacity of a pipe is read.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -16,10 +16,9 @@ use std::path::Path;
 use serde_json::Value;
 use tokio::net::unix::pipe::Receiver;
 
-/// Bytes: the most that a pipe of a process without rights holds (`/proc/sys/fs/pipe-max-size`).
+/// Maximum capacity of a pipe of an unprivileged process in bytes (`/proc/sys/fs/pipe-max-size`).
 const MOST: usize = 1 << 20;
-/// With what a line begins (`FirecrackerMetrics`). When the pipe has been full, the rest of a line that was cut off stands before
-/// the next.
+/// Start of a line (`FirecrackerMetrics`). If the pipe was full, an incomplete line without a line break precedes the next one.
 const BEGINNING: &[u8] = b"{\"utc_timestamp_ms\":";
 
 pub(super) struct Lines {
@@ -27,7 +26,7 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// What stands there must be a pipe. What has been written into it so far is thrown away.
+    /// Opens the pipe and discards its contents. Any other kind of file is an error.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let opened = OpenOptions::new()
             .read(true)
@@ -36,12 +35,12 @@ impl Lines {
         let file = opened.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => io::Error::new(
                 error.kind(),
-                "it was started without a pipe for its metrics: restart the VM",
+                "the VMM was started without a metrics pipe: restart the VM",
             ),
             _ => error,
         })?;
         if !file.metadata()?.file_type().is_fifo() {
-            return Err(io::Error::other("where its metrics should be is no pipe"));
+            return Err(io::Error::other("the metrics file is not a pipe"));
         }
         drain(&file)?;
         Ok(Self {
@@ -49,7 +48,7 @@ impl Lines {
         })
     }
 
-    /// The next line. Waits for it: bound it.
+    /// Waits for the next line. Use a timeout.
     pub(super) async fn next(&self) -> io::Result<Value> {
         let (mut buffer, mut line) = ([0; 4096], Vec::new());
         while line.len() <= MOST {
@@ -89,7 +88,7 @@ fn read(line: &[u8]) -> io::Result<Value> {
 }
 
 fn endless() -> io::Error {
-    io::Error::other("it writes metrics without end")
+    io::Error::other("the metrics exceed the capacity of a pipe")
 }
 
 #[cfg(test)]
@@ -98,18 +97,18 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::host::fs::make_pipe;
+    use crate::host::fs::create_fifo;
 
-    /// A pipe that a VMM holds and has written this into, read from here.
+    /// A pipe with the VMM's end, into which this was written, and the reading end.
     fn pipe(dir: &tempfile::TempDir, said: &[u8]) -> (File, Lines) {
         let path = dir.path().join("metrics");
-        let mut theirs = make_pipe(&path).unwrap();
+        let mut theirs = create_fifo(&path).unwrap();
         theirs.write_all(said).unwrap();
         (theirs, Lines::open(&path).unwrap())
     }
 
     #[tokio::test]
-    async fn what_comes_after_the_question_is_the_answer_even_behind_a_line_that_was_cut_off() {
+    async fn a_line_is_read_even_after_an_incomplete_line() {
         let dir = tempfile::tempdir().unwrap();
         let old = b"{\"utc_timestamp_ms\":1,\"old\":1}\n{\"utc_time";
         let (mut theirs, ours) = pipe(&dir, old);
@@ -129,7 +128,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_writes_without_end_is_not_listened_to_without_end() {
+    async fn endless_output_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let (mut theirs, ours) = pipe(&dir, b"");
         let writer = std::thread::spawn(move || while theirs.write_all(&[b'x'; 4096]).is_ok() {});
@@ -140,18 +139,18 @@ mod tests {
                 .unwrap()
                 .unwrap_err()
                 .to_string()
-                .contains("without end")
+                .contains("exceed the capacity")
         );
-        // It blocks now, or holds both ends: it ends with the process.
+        // The thread may block; it ends with the test process.
         drop(writer);
     }
 
     #[tokio::test]
-    async fn nothing_but_a_pipe_is_read() {
+    async fn only_a_pipe_is_opened() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         std::fs::write(path("file"), "{}\n").unwrap();
-        drop(make_pipe(&path("pipe")).unwrap());
+        drop(create_fifo(&path("pipe")).unwrap());
         std::os::unix::fs::symlink(path("pipe"), path("link")).unwrap();
         for name in ["file", "link", "none", ".", "/dev/zero"] {
             assert!(Lines::open(&path(name)).is_err(), "{name}");

@@ -1,4 +1,4 @@
-//! The commands of QEMU's machine protocol that we use (docs/interop/qmp-spec.txt).
+//! The commands of QEMU's machine protocol that the daemon uses (docs/interop/qmp-spec.txt).
 //! Out of scope: connecting, deadlines, when to send them.
 
 use std::io;
@@ -10,10 +10,10 @@ use tokio::net::UnixStream;
 use super::{GuestState, Order};
 use crate::api::metrics::{self, Counters};
 
-/// Bytes of one line. The greeting and most answers are far shorter, counters the longest; whoever says more is no QEMU.
+/// Maximum length of a line in bytes. The greeting and most responses are much shorter, those with counters are the longest.
 const LONGEST_LINE: u64 = 256 << 10;
 
-/// What QEMU says its machine is doing. It greets before the machine is made, from a thread of its own, but obeys only after.
+/// The state of the machine. QEMU sends the greeting before the machine is created, from another thread, but executes commands only after.
 pub(super) async fn state(stream: UnixStream) -> io::Result<GuestState> {
     let mut monitor = Monitor::open(stream).await?;
     let answer = monitor.order("query-status").await?;
@@ -35,7 +35,7 @@ pub(super) async fn order(stream: UnixStream, order: Order) -> io::Result<()> {
     Monitor::open(stream).await?.order(command).await.map(drop)
 }
 
-/// Of its block devices each counts by itself; of the rest only KVM does, and only what this host's has.
+/// Counters of each block device and of KVM; QEMU has no others. Those of KVM depend on the kernel of the host.
 pub(super) async fn metrics(stream: UnixStream) -> io::Result<Counters> {
     let mut monitor = Monitor::open(stream).await?;
     let mut counters = Counters::new();
@@ -78,7 +78,7 @@ struct Monitor {
 }
 
 impl Monitor {
-    /// Hears the greeting and is let in.
+    /// Reads the greeting and leaves the negotiation mode.
     async fn open(stream: UnixStream) -> io::Result<Self> {
         let mut monitor = Self {
             stream: BufReader::new(stream),
@@ -88,7 +88,7 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// Says one command and waits for its answer; events in between are passed over.
+    /// Sends a command and waits for its response; events are ignored.
     async fn order(&mut self, command: &str) -> io::Result<Value> {
         self.order_with(command, None).await
     }

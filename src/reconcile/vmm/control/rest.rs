@@ -1,7 +1,7 @@
-//! The few requests to the HTTP APIs of Firecracker and Cloud Hypervisor that we make.
-//! Out of scope: connecting, deadlines, when to make them.
+//! The requests to the HTTP APIs of Firecracker and Cloud Hypervisor that the daemon uses.
+//! Out of scope: connecting, deadlines, when to send them.
 //!
-//! Their words: `src/firecracker/swagger/firecracker.yaml`, `vmm/src/api/openapi/cloud-hypervisor.yaml` of their sources.
+//! Specifications: `src/firecracker/swagger/firecracker.yaml`, `vmm/src/api/openapi/cloud-hypervisor.yaml` in their sources.
 
 use std::io;
 
@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{GuestState, Order};
 use crate::api::metrics::{self, Counters};
 
-/// Bytes of an answer. `vm.info` tells the whole configuration; whoever says more is none of them.
+/// Maximum size of a response in bytes. The largest is `vm.info`, which contains the whole configuration.
 const LONGEST_ANSWER: usize = 256 << 10;
 
 #[derive(Deserialize)]
@@ -48,7 +48,7 @@ pub(super) async fn firecracker_order(stream: UnixStream, order: Order) -> io::R
     ask(stream, method, path, Some(body)).await.map(drop)
 }
 
-/// `Created` is before the boot, and after the guest's end where the process stays; we boot with the process.
+/// `Created` is the state before the boot, and after the end of the guest if the process stays; here the process boots at its start.
 pub(super) async fn cloud_hypervisor_state(stream: UnixStream) -> io::Result<GuestState> {
     let answer = ask(stream, Method::GET, "/api/v1/vm.info", None).await?;
     Ok(match read_state(&answer)?.as_str() {
@@ -68,7 +68,7 @@ pub(super) async fn cloud_hypervisor_order(stream: UnixStream, order: Order) -> 
     ask(stream, Method::PUT, path, None).await.map(drop)
 }
 
-/// Its metrics are written, by it, elsewhere.
+/// Makes Firecracker write its metrics into the pipe.
 pub(super) async fn firecracker_flush(stream: UnixStream) -> io::Result<()> {
     let body = r#"{"action_type":"FlushMetrics"}"#;
     ask(stream, Method::PUT, "/actions", Some(body))
@@ -86,7 +86,7 @@ pub(super) fn counters(told: &Value) -> io::Result<Counters> {
     metrics::collect(&mut counters, "", told);
     match told.is_object() {
         true => Ok(counters),
-        false => Err(io::Error::other("what it tells are no counters")),
+        false => Err(io::Error::other("the response contains no counters")),
     }
 }
 
@@ -94,7 +94,7 @@ fn read_state(answer: &[u8]) -> io::Result<String> {
     Ok(serde_json::from_slice::<Info>(answer)?.state)
 }
 
-/// One request on a connection of its own. An answer that is no success is an error, with what it says.
+/// Sends a request on a new connection. A response with another status than success is an error that contains its body.
 async fn ask(
     stream: UnixStream,
     method: Method,
@@ -113,7 +113,7 @@ async fn ask(
     }
     let body = Full::new(Bytes::from_static(json.unwrap_or_default().as_bytes()));
     let request = request.body(body).map_err(io::Error::other)?;
-    // The connection moves only while it is polled.
+    // The connection makes progress only while it is polled.
     let _driver = AbortOnDropHandle::new(tokio::spawn(connection));
     let answer = sender
         .send_request(request)

@@ -12,20 +12,20 @@ const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 137, 5);
 const BEYOND: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 const HOST6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 5);
 
-fn apart() -> Apart {
-    Apart {
+fn apart() -> PortIsolation {
+    PortIsolation {
         bridge: BRIDGE,
         port: PORT,
         subnet: "192.168.137.0/24".parse().unwrap(),
         gateway: GATEWAY,
-        hosts: [HOST.into(), HOST6.into()].into(),
+        host_addresses: [HOST.into(), HOST6.into()].into(),
     }
 }
 
-fn both(apart: &Apart) -> [Vec<Insn>; 3] {
+fn both(apart: &PortIsolation) -> [Vec<Insn>; 3] {
     [
         program(MAC, IP, Some(apart)),
-        program_apart(apart),
+        program_isolated_port(apart),
         program_unmanaged(Some(apart)),
     ]
 }
@@ -51,42 +51,42 @@ fn to(mac: Mac, mut bytes: Vec<u8>) -> Frame {
 fn an_isolated_port_reaches_the_host_and_other_networks_but_no_neighbour_by_either_mac() {
     let neighbours_mac = Mac([2, 0, 0, 0, 0, 9]);
     for program in both(&apart()) {
-        let judge = |mac, frame| interpret(&program, &to(mac, frame));
+        let evaluate = |mac, frame| interpret(&program, &to(mac, frame));
         for mac in [BRIDGE, PORT] {
-            assert_eq!(judge(mac, ipv4(NEIGHBOUR)), DROP);
-            assert_eq!(judge(mac, ipv4([192, 168, 137, 255].into())), DROP);
+            assert_eq!(evaluate(mac, ipv4(NEIGHBOUR)), DROP);
+            assert_eq!(evaluate(mac, ipv4([192, 168, 137, 255].into())), DROP);
             for reached in [GATEWAY, HOST, BEYOND] {
-                assert_eq!(judge(mac, ipv4(reached)), PASS, "{reached}");
+                assert_eq!(evaluate(mac, ipv4(reached)), PASS, "{reached}");
             }
-            assert_eq!(judge(mac, ipv6(58, HOST6)), PASS);
+            assert_eq!(evaluate(mac, ipv6(58, HOST6)), PASS);
             for bit in 0..128 {
                 let other = Ipv6Addr::from_bits(HOST6.to_bits() ^ 1 << bit);
-                assert_eq!(judge(mac, ipv6(58, other)), DROP, "{other}");
+                assert_eq!(evaluate(mac, ipv6(58, other)), DROP, "{other}");
             }
-            assert_eq!(judge(mac, arp_frame(1, oracle::MAC, IP)), PASS);
+            assert_eq!(evaluate(mac, arp_frame(1, oracle::MAC, IP)), PASS);
         }
-        let beside = judge(neighbours_mac, ipv4(NEIGHBOUR));
-        assert_eq!(beside, PASS, "the bridge decides");
+        let to_neighbour = evaluate(neighbours_mac, ipv4(NEIGHBOUR));
+        assert_eq!(to_neighbour, PASS, "the bridge decides");
     }
 }
 
 #[test]
 fn frames_that_could_hide_a_bypass_do_not_pass_to_the_host() {
     for program in both(&apart()) {
-        let judge = |frame| interpret(&program, &to(BRIDGE, frame));
+        let evaluate = |frame| interpret(&program, &to(BRIDGE, frame));
         for tag in [0x8100, 0x88a8, 0x9100, 0x8847] {
             let hidden = [&[0, 0, 8, 0], &ipv4(GATEWAY)[14..]].concat();
-            assert_eq!(judge(ethernet_frame(tag, &hidden)), DROP, "{tag:#x}");
+            assert_eq!(evaluate(ethernet_frame(tag, &hidden)), DROP, "{tag:#x}");
         }
         let mut routed = ipv4_frame(1, 0, 8, &[8, 0, 0, 0]);
         routed[30..34].copy_from_slice(&GATEWAY.octets());
-        assert_eq!(judge(routed), DROP, "options");
+        assert_eq!(evaluate(routed), DROP, "options");
         for next in EXTENSIONS.into_iter().chain([0]) {
-            assert_eq!(judge(ipv6(next as u8, HOST6)), DROP, "{next}");
+            assert_eq!(evaluate(ipv6(next as u8, HOST6)), DROP, "{next}");
         }
         for whole in [ipv4(GATEWAY), ipv6(58, HOST6)] {
             for length in 15..whole.len() {
-                let answer = judge(whole[..length].to_vec());
+                let answer = evaluate(whole[..length].to_vec());
                 assert_ne!(answer, ACCEPT, "it read beyond the end");
             }
         }
@@ -97,15 +97,15 @@ fn frames_that_could_hide_a_bypass_do_not_pass_to_the_host() {
 fn a_program_for_many_host_addresses_has_a_bounded_length_and_drops_the_addresses_beyond() {
     let many4 = (2..=250).map(|last| IpAddr::from([192, 168, 137, last]));
     let many6 = (1..=200).map(|last| IpAddr::from(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last)));
-    let apart = Apart {
-        hosts: many4.chain(many6).collect(),
+    let apart = PortIsolation {
+        host_addresses: many4.chain(many6).collect(),
         ..apart()
     };
     for program in both(&apart) {
         assert!(program.len() <= LONGEST, "{} instructions", program.len());
-        let judge = |frame| interpret(&program, &to(BRIDGE, frame));
-        assert_eq!(judge(ipv4([192, 168, 137, 2].into())), PASS);
-        assert_eq!(judge(ipv4([192, 168, 137, 250].into())), DROP);
+        let evaluate = |frame| interpret(&program, &to(BRIDGE, frame));
+        assert_eq!(evaluate(ipv4([192, 168, 137, 2].into())), PASS);
+        assert_eq!(evaluate(ipv4([192, 168, 137, 250].into())), DROP);
     }
 }
 
@@ -115,7 +115,7 @@ proptest! {
         prop_assume!([BRIDGE, PORT].iter().all(|mac| !frame.bytes.starts_with(&mac.0)));
         let with = interpret(&program(MAC, IP, Some(&apart())), &frame);
         prop_assert_eq!(with, interpret(&program(MAC, IP, None), &frame));
-        prop_assert_eq!(interpret(&program_apart(&apart()), &frame), PASS);
+        prop_assert_eq!(interpret(&program_isolated_port(&apart()), &frame), PASS);
     }
 
     #[test]
@@ -124,6 +124,6 @@ proptest! {
         let frame = Frame { tag: frame.tag, ..to(if host { BRIDGE } else { PORT }, frame.bytes) };
         let with = interpret(&program(MAC, IP, Some(&apart())), &frame);
         prop_assert!(with == DROP || with == interpret(&program(MAC, IP, None), &frame));
-        prop_assert_ne!(interpret(&program_apart(&apart()), &frame), ACCEPT);
+        prop_assert_ne!(interpret(&program_isolated_port(&apart()), &frame), ACCEPT);
     }
 }

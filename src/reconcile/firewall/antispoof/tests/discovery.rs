@@ -149,9 +149,9 @@ fn neighbour_discovery_passes_about_the_vms_own_addresses_and_mac_only() {
             false,
         ),
     ];
-    for (name, source, message, may) in &cases {
+    for (name, source, message, expected) in &cases {
         let frame = ipv6_from(*source, 58, message);
-        assert_eq!(passes(&frame), *may, "{name}");
+        assert_eq!(passes(&frame), *expected, "{name}");
         for length in 54..frame.len() {
             assert!(!passes(&frame[..length]), "{name}, {length} bytes");
         }
@@ -168,8 +168,8 @@ fn neighbour_discovery_passes_about_the_vms_own_addresses_and_mac_only() {
 fn messages_of_routers_queriers_and_servers_are_dropped_in_both_families() {
     for kind in 0..=255 {
         let own = ipv6_frame(58, &discovery(kind, LINK_LOCAL, &[]));
-        let may = matches!(kind, 1..=4 | 128 | 129 | 135 | 136);
-        assert_eq!(passes(&own), may, "ICMPv6 {kind}");
+        let expected = matches!(kind, 1..=4 | 128 | 129 | 135 | 136);
+        assert_eq!(passes(&own), expected, "ICMPv6 {kind}");
         let report = [58, 0, 5, 2, 0, 0, 1, 0, kind, 0, 0, 0];
         let member = matches!(kind, 131 | 132 | 143);
         assert_eq!(passes(&ipv6_frame(0, &report)), member, "MLD {kind}");

@@ -60,7 +60,7 @@ fn ipv6(payload: &[u8]) -> Option<bool> {
     let source = &header[8..24];
     let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
     let link_local = source[0] == 0xfe && source[1] & 0xc0 == 0x80;
-    let nobody = source == [0; 16];
+    let unspecified = source == [0; 16];
     if header[0] >> 4 != 6 || source[0] == 0xff || (link_local && source != LINK_LOCAL) {
         return Some(false);
     }
@@ -71,8 +71,8 @@ fn ipv6(payload: &[u8]) -> Option<bool> {
         _ => Some(false),
     };
     let of_mac = |kind: u8| [&[kind, 1][..], &MAC].concat();
-    Some(match (header[6], nobody) {
-        (0, _) if nobody || link_local => {
+    Some(match (header[6], unspecified) {
+        (0, _) if unspecified || link_local => {
             let whole = rest.get(..12)?;
             whole[..6] == [58, 0, 5, 2, 0, 0] && matches!(whole[8], 131 | 132 | 143)
         }

@@ -1,7 +1,7 @@
 //! Results that no guest can use, and the parts of a hostile result that are printed in warnings.
 //! Out of scope: results of the real plugins (the parent module).
 
-use super::super::guest::unfit;
+use super::super::guest::invalid_reason;
 use super::*;
 
 #[test]
@@ -12,11 +12,14 @@ fn a_result_without_an_ipv4_address_of_the_guest_is_invalid() {
     );
     for text in ["{}", r#"{"ips": [{"address": "fd00::5/64"}]}"#, &elsewhere] {
         let result = result(Version::V1_0_0, text);
-        let why = unfit(&result, &attachment()).expect("a reason");
+        let why = invalid_reason(&result, &attachment()).expect("a reason");
         assert!(why.contains("no IPv4 address"), "{why}");
         assert_eq!(connection(&result, &attachment(), &eth(), None), None);
     }
-    assert_eq!(unfit(&bridge(Version::V1_0_0), &attachment()), None);
+    assert_eq!(
+        invalid_reason(&bridge(Version::V1_0_0), &attachment()),
+        None
+    );
 }
 
 #[test]
@@ -71,8 +74,8 @@ fn a_result_that_is_too_long_or_assigns_no_host_address_is_invalid() {
     ];
     for (text, expected) in cases {
         let result = result(Version::V1_0_0, &text);
-        let why = unfit(&result, &attachment()).unwrap_or_default();
-        assert!(why.contains(expected), "{expected}: {why}");
+        let reason = invalid_reason(&result, &attachment()).unwrap_or_default();
+        assert!(reason.contains(expected), "{expected}: {reason}");
     }
 }
 
@@ -94,6 +97,6 @@ fn a_plugins_text_in_a_warning_is_short_and_has_no_control_characters() {
 #[test]
 fn of_routes_to_one_destination_the_guest_gets_the_one_with_the_lowest_metric() {
     let made = ["10.9.0.0/16 via 10.22.0.7", "10.9.0.0/16 via 10.22.0.8"].map(route);
-    let routes = ways(&["10.22.0.5/16".parse().unwrap()], &made).routes;
+    let routes = guest_routes(&["10.22.0.5/16".parse().unwrap()], &made).routes;
     assert_eq!(routes, [route("10.9.0.0/16 via 10.22.0.7")]);
 }
