@@ -82,7 +82,7 @@ impl Instance {
     }
 
     /// The daemon that owns the chain with this name; `None` for other chains.
-    pub fn of_chain(name: &str) -> Option<Self> {
+    pub fn from_chain(name: &str) -> Option<Self> {
         let (instance, _) = name.strip_prefix("SLICE-")?.split_once('-')?;
         is_instance(instance).then(|| Self(instance.to_owned()))
     }
@@ -93,7 +93,7 @@ impl Instance {
     }
 
     /// The VM with this CNI container id; `None` if the container does not belong to this daemon.
-    pub fn uid_of_container(&self, container_id: &str) -> Option<Uid> {
+    pub fn uid_from_container_id(&self, container_id: &str) -> Option<Uid> {
         let uid = container_id.strip_prefix(&format!("slice-{}-", self.0))?;
         let uid = uid.parse().ok()?;
         // `Uid::from_str` accepts several formats of a uid, but a container id has only one.
@@ -101,7 +101,7 @@ impl Instance {
     }
 
     /// The label of objects that belong to no VM.
-    pub fn ground_label(&self) -> Label {
+    pub fn host_network_label(&self) -> Label {
         Label {
             instance: self.clone(),
             owner: Owner::Ground,
@@ -164,18 +164,18 @@ impl fmt::Display for Label {
 /// The error for a text that is not a label.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a slice label")]
-pub struct NotALabel(String);
+pub struct InvalidLabel(String);
 
 impl FromStr for Label {
-    type Err = NotALabel;
-    fn from_str(text: &str) -> Result<Self, NotALabel> {
-        parse_label(text).ok_or_else(|| NotALabel(text.to_owned()))
+    type Err = InvalidLabel;
+    fn from_str(text: &str) -> Result<Self, InvalidLabel> {
+        parse_label(text).ok_or_else(|| InvalidLabel(text.to_owned()))
     }
 }
 
 fn parse_label(text: &str) -> Option<Label> {
     let (instance, owner) = text.strip_prefix("slice/")?.split_once('/')?;
-    let sound = is_instance(instance);
+    let is_valid = is_instance(instance);
     let owner = match owner {
         "ground" => Owner::Ground,
         vm => {
@@ -186,7 +186,7 @@ fn parse_label(text: &str) -> Option<Label> {
             }
         }
     };
-    sound.then(|| Label {
+    is_valid.then(|| Label {
         instance: Instance(instance.to_owned()),
         owner,
     })
@@ -197,8 +197,8 @@ fn is_instance(text: &str) -> bool {
 }
 
 impl TryFrom<String> for Label {
-    type Error = NotALabel;
-    fn try_from(text: String) -> Result<Self, NotALabel> {
+    type Error = InvalidLabel;
+    fn try_from(text: String) -> Result<Self, InvalidLabel> {
         text.parse()
     }
 }
@@ -231,9 +231,9 @@ impl<T> Owned<T> {
 
 impl Label {
     /// Claims `thing` if `found`, the label read from it, equals `self`.
-    pub fn claim<T>(&self, thing: T, found: Option<&str>) -> Option<Owned<T>> {
+    pub fn claim<T>(&self, object: T, found: Option<&str>) -> Option<Owned<T>> {
         (found == Some(self.to_string().as_str())).then(|| Owned {
-            thing,
+            thing: object,
             label: self.clone(),
         })
     }
@@ -254,7 +254,7 @@ impl Label {
     pub fn claim_link(&self, name: &str, alias: Option<&str>, mac: Mac) -> Option<Owned<String>> {
         match alias {
             Some(_) => self.claim(name.to_owned(), alias),
-            None => (mac == birthmark(name)).then(|| Owned {
+            None => (mac == initial_mac(name)).then(|| Owned {
                 thing: name.to_owned(),
                 label: self.clone(),
             }),
@@ -263,7 +263,7 @@ impl Label {
 }
 
 /// The MAC with which a veth end in the host namespace is created: a function of its name, see [`Label::claim_link`].
-pub fn birthmark(host_link: &str) -> Mac {
+pub fn initial_mac(host_link: &str) -> Mac {
     mac("birthmark", host_link.as_bytes())
 }
 
@@ -298,7 +298,7 @@ pub fn vm_names(instance: &Instance, uid: Uid) -> VmNames {
     let id = uid.0.as_bytes();
     let host_link = format!("{}{}", instance.link_prefix(), hash("host-link", id, 8));
     VmNames {
-        host_mac: birthmark(&host_link),
+        host_mac: initial_mac(&host_link),
         host_link,
         uplink_mac: mac("uplink", id),
         tap_mac: mac("tap", id),
@@ -352,7 +352,7 @@ impl RunDir {
     }
 
     /// The copy of the state's integrity record for the current boot.
-    pub fn state_seal(&self) -> PathBuf {
+    pub fn integrity_record(&self) -> PathBuf {
         self.0.join("state.seal")
     }
 

@@ -179,8 +179,8 @@ fn a_groups_word_on_its_end_goes_before_that_of_config_and_a_change_of_it_is_liv
     let said = |spec: &VmSpec| (spec.life.restart, spec.life.graceful_shutdown.to_string());
     assert_eq!(said(&of_config), (Restart::OnFailure, "1m 30s".into()));
     assert_eq!(said(&own), (Restart::Never, "0s".into()));
-    assert!(own.changes_live_to(&of_config) && of_config.changes_live_to(&own));
-    assert!(!own.changes_live_to(&spec(", cmdline: quiet")));
+    assert!(own.can_change_live_to(&of_config) && of_config.can_change_live_to(&own));
+    assert!(!own.can_change_live_to(&spec(", cmdline: quiet")));
     let none = spec(", hypervisor: none");
     assert_eq!(said(&none), (Restart::Always, "3s".into()));
 }

@@ -77,10 +77,10 @@ impl Allowed {
 
     /// The longest of the directories that contain `path`, without access to the file system; `None` if no directory contains it.
     pub fn directory_of(&self, purpose: Purpose, path: &Path) -> Option<&Path> {
-        let below = |dir: &&PathBuf| path.starts_with(dir) && path != dir.as_path();
-        let dirs = self.of(purpose).iter().filter(|_| is_straight(path));
+        let contains = |dir: &&PathBuf| path.starts_with(dir) && path != dir.as_path();
+        let dirs = self.of(purpose).iter().filter(|_| is_normalized(path));
         let longest = dirs
-            .filter(below)
+            .filter(contains)
             .max_by_key(|dir| dir.components().count());
         longest.map(PathBuf::as_path)
     }
@@ -102,19 +102,19 @@ impl Allowed {
 
     /// The problems of a draft with paths that are not allowed.
     pub fn objections(&self, draft: &Draft) -> Vec<Problem> {
-        let named = named(&draft.spec).into_iter();
-        let refused = named.filter_map(|(field, purpose, path)| {
-            let why = self.check(purpose, &path).err()?;
-            Some(draft.problem(&field, why))
+        let paths = named(&draft.spec).into_iter();
+        let refused = paths.filter_map(|(field, purpose, path)| {
+            let message = self.check(purpose, &path).err()?;
+            Some(draft.problem(&field, message))
         });
         refused.collect()
     }
 }
 
 /// Whether a path is absolute, without `.` and `..`.
-pub fn is_straight(path: &Path) -> bool {
-    let plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
-    path.is_absolute() && path.components().all(plain)
+pub fn is_normalized(path: &Path) -> bool {
+    let is_normal = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
+    path.is_absolute() && path.components().all(is_normal)
 }
 
 /// Every host path that a group's VMs use, with its field.
@@ -158,7 +158,7 @@ pub fn directories(text: &str) -> Result<Vec<PathBuf>, String> {
 pub fn directory(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     let plain = !text.contains(char::is_control) && path.parent().is_some();
-    match is_straight(&path) && plain {
+    match is_normalized(&path) && plain {
         true => Ok(path.components().collect()),
         false => Err(format!(
             "found {text:?}, expected the absolute path of a directory other than /, without \"..\""
@@ -196,10 +196,12 @@ mod tests {
         ] {
             assert_eq!(dir(outside), None, "{outside}");
         }
-        let why = allowed.check(Purpose::Program, Path::new("/tmp/x.sh"));
-        let why = why.unwrap_err();
+        let result = allowed.check(Purpose::Program, Path::new("/tmp/x.sh"));
+        let message = result.unwrap_err();
         assert!(
-            why.contains("/tmp/x.sh") && why.contains("/usr/bin") && why.contains("`programs`")
+            message.contains("/tmp/x.sh")
+                && message.contains("/usr/bin")
+                && message.contains("`programs`")
         );
     }
 

@@ -15,14 +15,14 @@ use super::network::Mac;
 pub use text::parse_bits;
 
 /// The maximum number of port mappings, of aliases and of arguments of a VM, and of addresses of a VM made on demand.
-pub const MAX_ASKED: usize = 64;
+pub const MAX_REQUESTED: usize = 64;
 
 /// The maximum length of an argument's key, and of its value, in bytes.
-const LONGEST_ARGUMENT: usize = 1024;
+const MAX_ARGUMENT_LEN: usize = 1024;
 
 /// The maximum length of all arguments in bytes: `CNI_ARGS` is one string of the environment, which the kernel limits to 128 KiB
 /// (`MAX_ARG_STRLEN`, `execve(2)`).
-const ALL_ARGUMENTS: usize = 65_536;
+const MAX_ARGUMENTS_LEN: usize = 65_536;
 
 /// Arguments that only `sliced` sets.
 const RESERVED_ARGUMENTS: [(&str, &str); 3] = [
@@ -59,7 +59,7 @@ pub struct CniOptions {
     /// The requested addresses. For a group: one for each VM that `count` covers, in order of index. For a VM made on demand: all
     /// addresses of this VM. Capability `ips`, or the argument `IP`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub ips: Vec<AskedIp>,
+    pub ips: Vec<RequestedIp>,
     /// The requested MAC of the VM's interface: capability `mac`, or the argument `MAC`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
@@ -117,7 +117,7 @@ pub struct Bandwidth {
 /// An address that a VM requests: `A.B.C.D`, or `A.B.C.D/LEN` for an IPAM plugin that has no subnet of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct AskedIp {
+pub struct RequestedIp {
     /// The address.
     pub ip: Ipv4Addr,
     /// The prefix length, if one is requested.
@@ -131,23 +131,23 @@ impl CniOptions {
     }
 
     /// The addresses that the VM with this index requests; the first index is 1.
-    pub fn ips_of(&self, index: u32) -> &[AskedIp] {
-        let place = index.saturating_sub(1) as usize;
+    pub fn ips_of(&self, index: u32) -> &[RequestedIp] {
+        let position = index.saturating_sub(1) as usize;
         match index > MAX_COUNT {
             true => &self.ips,
-            false => self.ips.get(place).map_or(&[], std::slice::from_ref),
+            false => self.ips.get(position).map_or(&[], std::slice::from_ref),
         }
     }
 
     /// Whether the requests of the VM with this index allow this address.
     pub fn allow(&self, index: u32, ip: Ipv4Addr) -> bool {
-        let asked = self.ips_of(index);
-        asked.is_empty() || asked.iter().any(|request| request.ip == ip)
+        let requested = self.ips_of(index);
+        requested.is_empty() || requested.iter().any(|request| request.ip == ip)
     }
 
     /// The options of a VM made on demand with the options `own`, in a group with the options `self`. Port mappings, addresses and a
     /// MAC belong to a single VM and are never inherited from the group.
-    pub fn of_one(&self, own: &Self) -> Self {
+    pub fn with_overrides(&self, own: &Self) -> Self {
         let own = own.clone();
         Self {
             port_mappings: own.port_mappings,
@@ -174,12 +174,12 @@ impl CniOptions {
             ("args", self.args.len()),
         ];
         for (field, count) in counts {
-            if count > MAX_ASKED {
-                let message = format!("found {count} entries, expected at most {MAX_ASKED}");
+            if count > MAX_REQUESTED {
+                let message = format!("found {count} entries, expected at most {MAX_REQUESTED}");
                 found.push((field.to_owned(), message));
             }
         }
-        self.object_to_ports(&mut found);
+        self.check_ports(&mut found);
         if let Some(bandwidth) = &self.bandwidth {
             bandwidth.objections(&mut found);
         }
@@ -193,32 +193,32 @@ impl CniOptions {
             }
         }
         let length: usize = self.args.iter().map(|(k, v)| k.len() + v.len() + 2).sum();
-        if length > ALL_ARGUMENTS {
-            let message = format!("found {length} bytes, expected at most {ALL_ARGUMENTS}");
+        if length > MAX_ARGUMENTS_LEN {
+            let message = format!("found {length} bytes, expected at most {MAX_ARGUMENTS_LEN}");
             found.push(("args".to_owned(), message));
         }
         for (key, value) in &self.args {
-            if let Some(why) = argument_objection(key, value) {
+            if let Some(why) = argument_problem(key, value) {
                 found.push((format!("args.{}", shown(key)), why));
             }
         }
         let mut ips = BTreeSet::new();
-        for (at, asked) in self.ips.iter().enumerate() {
-            if !ips.insert(asked.ip) {
+        for (at, requested) in self.ips.iter().enumerate() {
+            if !ips.insert(requested.ip) {
                 found.push((
                     format!("ips[{at}]"),
-                    format!("{} is listed twice", asked.ip),
+                    format!("{} is listed twice", requested.ip),
                 ));
             }
         }
-        if let Some(mac) = self.mac.filter(|mac| !is_a_stations(*mac)) {
+        if let Some(mac) = self.mac.filter(|mac| !is_valid_mac(*mac)) {
             let message = format!("found \"{mac}\", expected a unicast MAC that is not all zeros");
             found.push(("mac".to_owned(), message));
         }
         found
     }
 
-    fn object_to_ports(&self, found: &mut Vec<(String, String)>) {
+    fn check_ports(&self, found: &mut Vec<(String, String)>) {
         for (at, mapping) in self.port_mappings.iter().enumerate() {
             let field = format!("port_mappings[{at}]");
             for (key, port) in [
@@ -230,14 +230,14 @@ impl CniOptions {
                     found.push((format!("{field}.{key}"), message));
                 }
             }
-            if let Some(ip) = mapping.host_ip.filter(|ip| !is_an_address_of_a_host(*ip)) {
+            if let Some(ip) = mapping.host_ip.filter(|ip| !is_host_address(*ip)) {
                 let message = format!("found {ip}, expected a unicast address of the host");
                 found.push((format!("{field}.host_ip"), message));
             }
             let earlier = self.port_mappings.iter().take(at);
             if earlier
                 .clone()
-                .any(|earlier| earlier.is_the_port_of(mapping))
+                .any(|earlier| earlier.conflicts_with(mapping))
             {
                 let message = format!(
                     "host port {}/{} is already mapped",
@@ -251,7 +251,7 @@ impl CniOptions {
 
 impl PortMapping {
     /// Whether both mappings match the same packet to the host.
-    pub fn is_the_port_of(&self, other: &Self) -> bool {
+    pub fn conflicts_with(&self, other: &Self) -> bool {
         // The portmap plugin treats 0.0.0.0 as any address.
         let specific = |mapping: &Self| mapping.host_ip.filter(|ip| !ip.is_unspecified());
         let shared = match (specific(self), specific(other)) {
@@ -264,30 +264,34 @@ impl PortMapping {
 
 impl Bandwidth {
     fn objections(&self, found: &mut Vec<(String, String)>) {
-        let ways = [
+        let directions = [
             ("ingress", self.ingress_rate, self.ingress_burst),
             ("egress", self.egress_rate, self.egress_burst),
         ];
-        for (way, rate, burst) in ways {
-            let mut object = |key: &str, message: String| {
-                found.push((format!("bandwidth.{way}_{key}"), message));
+        for (direction, rate, burst) in directions {
+            let mut report = |key: &str, message: String| {
+                found.push((format!("bandwidth.{direction}_{key}"), message));
             };
             match (rate, burst) {
-                (Some(_), None) => object("burst", format!("is missing, {way}_rate requires it")),
-                (None, Some(_)) => object("rate", format!("is missing, {way}_burst requires it")),
+                (Some(_), None) => {
+                    report("burst", format!("is missing, {direction}_rate requires it"))
+                }
+                (None, Some(_)) => {
+                    report("rate", format!("is missing, {direction}_burst requires it"))
+                }
                 (None, None) | (Some(_), Some(_)) => {}
             }
             let (least, most) = (RATES.start(), RATES.end());
             if let Some(rate) = rate.filter(|rate| !RATES.contains(rate)) {
                 let message = format!("found {rate}, expected {least} to {most} bits per second");
-                object("rate", message);
+                report("rate", message);
             }
             let (least, most) = (BURSTS.start(), BURSTS.end());
             if let Some(burst) = burst.filter(|burst| !BURSTS.contains(burst)) {
                 let message = format!(
                     "found {burst}, expected {least} to {most} bits: the largest packet must fit"
                 );
-                object("burst", message);
+                report("burst", message);
             }
         }
         if *self == Self::default() {
@@ -298,24 +302,24 @@ impl Bandwidth {
 }
 
 /// Why an argument is invalid, if it is: the format `KEY=VALUE;KEY=VALUE` has no quoting.
-fn argument_objection(key: &str, value: &str) -> Option<String> {
+fn argument_problem(key: &str, value: &str) -> Option<String> {
     let reserved = RESERVED_ARGUMENTS.iter().find(|(name, _)| *name == key);
-    if let Some((_, why)) = reserved {
-        return Some((*why).to_owned());
+    if let Some((_, message)) = reserved {
+        return Some((*message).to_owned());
     }
     if key.starts_with(TAP_ARGUMENTS) {
         return Some("is set by sliced, which configures the TAP".to_owned());
     }
-    let good = |text: &str| {
-        text.len() <= LONGEST_ARGUMENT && !text.contains(|c: char| c == ';' || c.is_control())
+    let is_valid = |text: &str| {
+        text.len() <= MAX_ARGUMENT_LEN && !text.contains(|c: char| c == ';' || c.is_control())
     };
     // Plugins split a pair at every `=` and refuse one with two of them (`LoadArgs` of libcni).
-    let good = |text: &str| !text.contains('=') && good(text);
+    let good = |text: &str| !text.contains('=') && is_valid(text);
     match !key.is_empty() && good(key) && good(value) {
         true => None,
         false => Some(format!(
             "found \"{}\": \"{}\", expected a key and a value without \"=\", \";\" and control characters, each of at most \
-             {LONGEST_ARGUMENT} bytes",
+             {MAX_ARGUMENT_LEN} bytes",
             shown(key),
             shown(value)
         )),
@@ -337,12 +341,12 @@ fn shown(text: &str) -> String {
 }
 
 /// Whether a packet to this address can be delivered to one host.
-fn is_an_address_of_a_host(ip: Ipv4Addr) -> bool {
+fn is_host_address(ip: Ipv4Addr) -> bool {
     !ip.is_multicast() && !ip.is_broadcast()
 }
 
 /// Whether the MAC is a unicast address (I/G bit, IEEE 802) and not all zeros.
-fn is_a_stations(mac: Mac) -> bool {
+fn is_valid_mac(mac: Mac) -> bool {
     mac.0[0] & 1 == 0 && mac.0 != [0; 6]
 }
 
@@ -352,7 +356,7 @@ mod tests {
 
     #[test]
     fn the_number_and_the_length_of_arguments_are_limited() {
-        let long = "v".repeat(LONGEST_ARGUMENT);
+        let long = "v".repeat(MAX_ARGUMENT_LEN);
         let args = |count: usize, value: &str| CniOptions {
             args: (0..count)
                 .map(|n| (format!("K{n}"), value.to_owned()))
@@ -360,12 +364,12 @@ mod tests {
             ..CniOptions::default()
         };
         for (options, expected) in [
-            (args(MAX_ASKED, "v"), None),
+            (args(MAX_REQUESTED, "v"), None),
             (args(63, &long), None),
-            (args(MAX_ASKED, &long), Some("args: found ")),
-            (args(MAX_ASKED + 1, "v"), Some("args: found 65 entries")),
+            (args(MAX_REQUESTED, &long), Some("args: found ")),
+            (args(MAX_REQUESTED + 1, "v"), Some("args: found 65 entries")),
             (
-                args(1, &"v".repeat(LONGEST_ARGUMENT + 1)),
+                args(1, &"v".repeat(MAX_ARGUMENT_LEN + 1)),
                 Some("args.K0: found "),
             ),
         ] {

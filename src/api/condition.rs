@@ -90,7 +90,7 @@ impl Condition {
     /// Whether the desired state is reached for this generation of the spec: the status is `True`, or the VM is paused or stopped as
     /// requested.
     pub fn is_settled_at(&self, generation: u64) -> bool {
-        let meant = match self.reason {
+        let as_requested = match self.reason {
             Reason::Paused | Reason::Stopped => true,
             Reason::Converged
             | Reason::Waiting
@@ -110,6 +110,6 @@ impl Condition {
             | Reason::ManifestInvalid
             | Reason::StateNotWritable => false,
         };
-        (self.status == Status::True || meant) && self.observed_generation == generation
+        (self.status == Status::True || as_requested) && self.observed_generation == generation
     }
 }

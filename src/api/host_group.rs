@@ -116,8 +116,8 @@ impl HostGroup {
     }
 
     /// The index for the next VM made on demand; `taken` returns whether a VM has an index.
-    pub fn free_place(&self, taken: impl Fn(u32) -> bool) -> Option<u32> {
-        let mut places = (MAX_COUNT + 1)..=(2 * MAX_COUNT);
-        places.find(|place| !self.orders.contains_key(place) && !taken(*place))
+    pub fn free_index(&self, taken: impl Fn(u32) -> bool) -> Option<u32> {
+        let mut indexes = (MAX_COUNT + 1)..=(2 * MAX_COUNT);
+        indexes.find(|index| !self.orders.contains_key(index) && !taken(*index))
     }
 }

@@ -96,21 +96,21 @@ impl fmt::Display for Grace {
 /// The error for a text that is not a valid [`Grace`]; its message is the expected format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a time from 0s to 10m, such as 5s")]
-pub struct InvalidGrace;
+pub struct InvalidGracePeriod;
 
 impl FromStr for Grace {
-    type Err = InvalidGrace;
-    fn from_str(text: &str) -> Result<Self, InvalidGrace> {
-        let time = humantime::parse_duration(text).map_err(|_| InvalidGrace)?;
+    type Err = InvalidGracePeriod;
+    fn from_str(text: &str) -> Result<Self, InvalidGracePeriod> {
+        let time = humantime::parse_duration(text).map_err(|_| InvalidGracePeriod)?;
         (time <= Self::MAX)
             .then_some(Self(time))
-            .ok_or(InvalidGrace)
+            .ok_or(InvalidGracePeriod)
     }
 }
 
 impl TryFrom<String> for Grace {
-    type Error = InvalidGrace;
-    fn try_from(text: String) -> Result<Self, InvalidGrace> {
+    type Error = InvalidGracePeriod;
+    fn try_from(text: String) -> Result<Self, InvalidGracePeriod> {
         text.parse()
     }
 }
@@ -149,7 +149,7 @@ impl Life {
         *self == Self::default()
     }
     /// Copies the settings from `other` that can change while the VMM runs.
-    pub fn change_live_to(&mut self, other: &Self) {
+    pub fn apply_live_changes(&mut self, other: &Self) {
         self.restart = other.restart;
         self.graceful_shutdown = other.graceful_shutdown;
     }

@@ -12,14 +12,14 @@ use super::meta::Name;
 /// The maximum length of a link's name in bytes: IFNAMSIZ without the final NUL (kernel, `include/uapi/linux/if.h`).
 pub const LONGEST: usize = 15;
 /// The maximum length of a TAP's name with its number: one less than the kernel's limit, for programs that append a character.
-pub const LONGEST_TAP: usize = 14;
+pub const MAX_TAP_LEN: usize = 14;
 /// The maximum number of ports of a bridge (kernel, `net/bridge/br_private.h`: `BR_PORT_BITS` is 10, and port 0 is not used).
 pub const MAX_PORTS: u32 = 1023;
 
 /// Prefixes of names that match `80-container-*.network` and `80-vm-*.network` of systemd-networkd, which assigns addresses to such links.
-const READDRESSED: [&str; 5] = ["ve-", "vb-", "vt-", "vz-", "ns-"];
+const NETWORKD_PREFIXES: [&str; 5] = ["ve-", "vb-", "vt-", "vz-", "ns-"];
 /// Names that the kernel reserves: `all` and `default` in `/proc/sys/net/ipv4/conf` (`sysctl_dev_name_is_allowed`), and `lo`.
-const KEPT: [&str; 3] = ["all", "default", "lo"];
+const RESERVED: [&str; 3] = ["all", "default", "lo"];
 
 /// The reason why a text is not a valid name of a bridge, or prefix of TAP names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,7 +39,7 @@ pub enum Unfit {
     #[error(
         "systemd-networkd assigns addresses to links whose names start with ve-, vb-, vt-, vz- or ns-"
     )]
-    Readdressed,
+    ManagedByNetworkd,
     /// The name is one of [`KEPT`].
     #[error("the kernel reserves this name")]
     Kept,
@@ -53,16 +53,21 @@ pub enum Unfit {
 /// # Errors
 /// The reason why it is not.
 pub fn check(name: &str) -> Result<(), Unfit> {
-    let follows = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    let is_valid_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     if name.is_empty() {
         Err(Unfit::Empty)
-    } else if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(follows) {
+    } else if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        || !name.chars().all(is_valid_char)
+    {
         Err(Unfit::Characters)
     } else if name.len() > LONGEST {
         Err(Unfit::TooLong)
-    } else if READDRESSED.iter().any(|lead| name.starts_with(lead)) {
-        Err(Unfit::Readdressed)
-    } else if KEPT.contains(&name) {
+    } else if NETWORKD_PREFIXES
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+    {
+        Err(Unfit::ManagedByNetworkd)
+    } else if RESERVED.contains(&name) {
         Err(Unfit::Kept)
     } else if is_ours(name) {
         Err(Unfit::Ours)
@@ -79,18 +84,18 @@ fn is_ours(name: &str) -> bool {
 
 /// The derived bridge name of a group: `br-web`, or for a long name `br-`, its first 5 characters, `_` and its hash.
 pub fn bridge_of(group: &Name) -> String {
-    let whole = format!("br-{group}");
-    match whole.len() <= LONGEST {
-        true => whole,
+    let name = format!("br-{group}");
+    match name.len() <= LONGEST {
+        true => name,
         false => format!("br-{}_{}", cut(group, 5), hash("bridge", group)),
     }
 }
 
 /// The derived TAP prefix of a group: `t-web-`, or for a long name `t_`, its first 2 characters and its hash.
 pub fn tap_prefix_of(group: &Name) -> String {
-    let room = LONGEST_TAP - (MAX_PORTS - 1).to_string().len();
+    let max_len = MAX_TAP_LEN - (MAX_PORTS - 1).to_string().len();
     let whole = format!("t-{group}-");
-    match whole.len() <= room {
+    match whole.len() <= max_len {
         true => whole,
         false => format!("t_{}{}", cut(group, 2), hash("tap prefix", group)),
     }
@@ -151,7 +156,7 @@ mod tests {
             prop_assert_eq!(check(&bridge), Ok(()));
             prop_assert_eq!(check(&prefix), Ok(()));
             let last = format!("{prefix}{}", MAX_PORTS - 1);
-            prop_assert!(last.len() <= LONGEST_TAP, "{}", last);
+            prop_assert!(last.len() <= MAX_TAP_LEN, "{}", last);
             prop_assert!(!bridge.starts_with("sl") && !prefix.starts_with("sl"));
             prop_assert_eq!((bridge_of(&group), tap_prefix_of(&group)), (bridge, prefix));
         }
@@ -229,7 +234,7 @@ mod tests {
         ] {
             assert_eq!(check(good), Ok(()), "{good}");
         }
-        for (bad, why) in [
+        for (bad, reason) in [
             ("", Unfit::Empty),
             ("sixteen_bytes_xx", Unfit::TooLong),
             (".", Unfit::Characters),
@@ -241,13 +246,13 @@ mod tests {
             ("br+", Unfit::Characters),
             ("bür", Unfit::Characters),
             ("-br", Unfit::Characters),
-            ("ve-1", Unfit::Readdressed),
-            ("ns-", Unfit::Readdressed),
+            ("ve-1", Unfit::ManagedByNetworkd),
+            ("ns-", Unfit::ManagedByNetworkd),
             ("lo", Unfit::Kept),
             ("all", Unfit::Kept),
             ("slabcdefghijklm", Unfit::Ours),
         ] {
-            assert_eq!(check(bad), Err(why), "{bad:?}");
+            assert_eq!(check(bad), Err(reason), "{bad:?}");
         }
     }
 }

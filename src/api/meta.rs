@@ -29,7 +29,7 @@ impl Name {
     /// The text is not a valid label.
     pub fn new(text: impl Into<String>) -> Result<Self, InvalidName> {
         let found = text.into();
-        let why = match found.as_bytes() {
+        let reason = match found.as_bytes() {
             [] => Some("it is empty"),
             bytes if bytes.len() > 63 => Some("it is longer than 63 characters"),
             bytes
@@ -42,7 +42,7 @@ impl Name {
             [b'-', ..] | [.., b'-'] => Some("it must start and end with a letter or a digit"),
             _ => None,
         };
-        match why {
+        match reason {
             None => Ok(Self(found)),
             Some(why) => Err(InvalidName { found, why }),
         }

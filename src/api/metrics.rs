@@ -36,22 +36,22 @@ pub enum Since {
     Start,
     /// The last query, at most a minute ago: the VMM resets its counters every minute and on each query.
     #[serde(rename = "last-asked")]
-    LastAsked,
+    LastQuery,
 }
 
 impl Since {
     /// The counting period of this hypervisor.
     pub fn of(hypervisor: Hypervisor) -> Self {
         match hypervisor {
-            Hypervisor::Firecracker => Self::LastAsked,
+            Hypervisor::Firecracker => Self::LastQuery,
             Hypervisor::None | Hypervisor::Qemu | Hypervisor::CloudHypervisor => Self::Start,
         }
     }
 }
 
 /// Adds every number in `told` to `counters`, with its path below `name`. Lists and other values are skipped.
-pub fn collect(counters: &mut Counters, name: &str, told: &Value) {
-    match told {
+pub fn collect(counters: &mut Counters, name: &str, value: &Value) {
+    match value {
         Value::Number(number) => {
             counters.insert(name.to_owned(), number.clone());
         }
@@ -73,11 +73,11 @@ mod tests {
 
     #[test]
     fn numbers_are_collected_with_the_path_of_their_objects() {
-        let told = serde_json::json!({
+        let value = serde_json::json!({
             "at": 7, "net": { "rx": { "bytes": 1 }, "up": true, "name": "x" }, "list": [1, 2], "part": null,
         });
         let mut counters = Counters::new();
-        collect(&mut counters, "", &told);
+        collect(&mut counters, "", &value);
         let found: Vec<(String, String)> = counters
             .into_iter()
             .map(|(name, count)| (name, count.to_string()))

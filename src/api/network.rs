@@ -184,8 +184,8 @@ impl NetworkSpec {
 
     /// Whether a change from `before` to this network allows a running VM no additional traffic. A sufficient test: `false` does not
     /// prove that it does.
-    pub fn is_no_looser_than(&self, before: &Self) -> bool {
-        let fewer = |now: Option<u32>, before: Option<u32>| {
+    pub fn is_at_most_as_permissive_as(&self, before: &Self) -> bool {
+        let is_not_increased = |now: Option<u32>, before: Option<u32>| {
             now == before || now.zip(before).is_some_and(|(now, before)| now <= before)
         };
         match (self, before) {
@@ -196,8 +196,8 @@ impl NetworkSpec {
                     ..before.clone()
                 };
                 same == *now
-                    && fewer(now.max_connections, before.max_connections)
-                    && now.policy.is_no_looser_than(&before.policy)
+                    && is_not_increased(now.max_connections, before.max_connections)
+                    && now.policy.is_at_most_as_permissive_as(&before.policy)
             }
             (Self::Bridge(now), Self::Bridge(before)) => {
                 let same = BridgeSpec {
@@ -207,7 +207,7 @@ impl NetworkSpec {
                     ..before.clone()
                 };
                 same == *now
-                    && fewer(now.max_connections, before.max_connections)
+                    && is_not_increased(now.max_connections, before.max_connections)
                     && (now.antispoof || !before.antispoof)
                     && (now.isolate_ports || !before.isolate_ports)
             }
@@ -218,7 +218,7 @@ impl NetworkSpec {
 
     /// Copies from `other` the settings that can change while the VM runs. The addresses of a group are one of them: the group's
     /// reconciler replaces a VM whose address is no longer allowed.
-    pub fn change_live_to(&mut self, other: &Self) {
+    pub fn apply_live_changes(&mut self, other: &Self) {
         match (self, other) {
             (Self::Isolated(isolated), Self::Isolated(other)) => {
                 isolated.policy = other.policy.clone();

@@ -3,9 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::cni::{CniOptions, MAX_ASKED};
-use super::link_name::LONGEST_TAP;
-use super::manifest::{entry_objection, list_objection};
+use super::cni::{CniOptions, MAX_REQUESTED};
+use super::link_name::MAX_TAP_LEN;
+use super::manifest::{entry_problem, list_problem};
 use super::meta::Name;
 use super::network::NetworkSpec;
 use super::policy::Entry;
@@ -89,7 +89,7 @@ pub struct NewVm {
 }
 
 /// A problem of a request: the field of the group that it conflicts with, and the predicate of a sentence with the VM as subject.
-pub type Objection = (&'static str, String);
+pub type RequestProblem = (&'static str, String);
 
 impl NewVm {
     /// The name and the settings.
@@ -104,7 +104,7 @@ impl NewVm {
             tags,
             cni,
         } = self;
-        let ask = Ask {
+        let overrides = Ask {
             vcpu,
             ram_bytes,
             allow,
@@ -113,7 +113,7 @@ impl NewVm {
             tags,
             cni,
         };
-        (name, ask)
+        (name, overrides)
     }
 }
 
@@ -133,21 +133,21 @@ impl Ask {
                     isolated.policy.drop.clone_from(drop);
                 }
             }
-            NetworkSpec::Cni(cni) => cni.cni = cni.cni.of_one(&self.cni),
+            NetworkSpec::Cni(cni) => cni.cni = cni.cni.with_overrides(&self.cni),
             NetworkSpec::Bridge(_) => {}
         }
         spec
     }
 
     /// The VM's own `allow` entries that may allow access to the host itself.
-    pub fn host_openings(&self) -> impl Iterator<Item = Entry> + '_ {
+    pub fn host_access_entries(&self) -> impl Iterator<Item = Entry> + '_ {
         let own = self.allow.iter().flatten().copied();
-        own.filter(Entry::may_open_the_host)
+        own.filter(Entry::may_allow_host_access)
     }
 
     /// The problems of such a VM in a group with this template. Without problems, [`Ask::spec`] is a spec that a manifest can
     /// specify.
-    pub fn objections(&self, template: &VmSpec) -> Vec<Objection> {
+    pub fn objections(&self, template: &VmSpec) -> Vec<RequestProblem> {
         let mut found = Vec::new();
         match self.vcpu {
             Some(0) => found.push(("vcpu", "requests 0 vcpu, expected at least 1".to_owned())),
@@ -158,9 +158,9 @@ impl Ask {
             }
             Some(_) | None => {}
         }
-        found.extend(self.ram_objection(template.ram_bytes));
-        self.object_to_lists(&template.network, &mut found);
-        self.object_to_options(&template.network, &mut found);
+        found.extend(self.ram_problem(template.ram_bytes));
+        self.check_lists(&template.network, &mut found);
+        self.check_cni_options(&template.network, &mut found);
         if self.persistent && template.storage.image.is_none() {
             let message = "requests a persistent disk, and the group has no `image`";
             found.push(("persistent", message.to_owned()));
@@ -172,7 +172,7 @@ impl Ask {
         found
     }
 
-    fn ram_objection(&self, most: u64) -> Option<Objection> {
+    fn ram_problem(&self, most: u64) -> Option<RequestProblem> {
         let ram = self.ram_bytes?;
         let message = if ram == 0 || !ram.is_multiple_of(MIB) {
             format!("requests {ram} bytes of memory, expected a whole number of MiB")
@@ -185,7 +185,7 @@ impl Ask {
         Some(("ram_mb", message))
     }
 
-    fn object_to_options(&self, network: &NetworkSpec, found: &mut Vec<Objection>) {
+    fn check_cni_options(&self, network: &NetworkSpec, found: &mut Vec<RequestProblem>) {
         if self.cni.is_default() {
             return;
         }
@@ -198,16 +198,16 @@ impl Ask {
         }
         if let NetworkSpec::Cni(spec) = network {
             let own = &self.cni.port_mappings;
-            let mut of_group = spec.cni.port_mappings.iter();
-            let taken = of_group.find(|port| own.iter().any(|own| own.is_the_port_of(port)));
+            let mut group_ports = spec.cni.port_mappings.iter();
+            let taken = group_ports.find(|port| own.iter().any(|own| own.conflicts_with(port)));
             found.extend(taken.map(|port| {
                 let message = format!("has a port mapping that conflicts with {port} of its group");
                 ("cni", message)
             }));
         }
         let ips = self.cni.ips.len();
-        if ips > MAX_ASKED {
-            let message = format!("requests {ips} addresses, expected at most {MAX_ASKED}");
+        if ips > MAX_REQUESTED {
+            let message = format!("requests {ips} addresses, expected at most {MAX_REQUESTED}");
             found.push(("cni", message));
         }
         for (field, why) in self.cni.objections() {
@@ -215,7 +215,7 @@ impl Ask {
         }
     }
 
-    fn object_to_lists(&self, network: &NetworkSpec, found: &mut Vec<Objection>) {
+    fn check_lists(&self, network: &NetworkSpec, found: &mut Vec<RequestProblem>) {
         let lists = [("allow", &self.allow), ("drop", &self.drop)];
         let lists = lists.map(|(key, list)| list.as_ref().map(|list| (key, list)));
         for (key, list) in lists.into_iter().flatten() {
@@ -226,12 +226,12 @@ impl Ask {
                 found.push(("network.mode", message));
                 continue;
             };
-            if let Some(why) = list_objection(list.len()) {
+            if let Some(why) = list_problem(list.len()) {
                 found.push(("network", format!("has an invalid list {key}: {why}")));
             }
             if key == "allow" {
                 for (at, entry) in list.iter().enumerate() {
-                    if let Some(why) = entry_objection(entry, policy.allow_metadata) {
+                    if let Some(why) = entry_problem(entry, policy.allow_metadata) {
                         found.push(("network", format!("cannot have allow[{at}]: {why}")));
                     }
                 }
@@ -242,13 +242,13 @@ impl Ask {
 
 impl Order {
     /// The problems of this VM with this index in a group with this template.
-    pub fn objections(&self, index: u32, template: &VmSpec) -> Vec<Objection> {
+    pub fn objections(&self, index: u32, template: &VmSpec) -> Vec<RequestProblem> {
         let mut found = self.ask.objections(template);
         if let NetworkSpec::Bridge(bridge) = &template.network {
             let tap = bridge.tap(index);
-            if tap.len() > LONGEST_TAP {
+            if tap.len() > MAX_TAP_LEN {
                 let message = format!(
-                    "would have the TAP \"{tap}\" with {} characters, expected at most {LONGEST_TAP}; use a shorter `tap_prefix`",
+                    "would have the TAP \"{tap}\" with {} characters, expected at most {MAX_TAP_LEN}; use a shorter `tap_prefix`",
                     tap.len()
                 );
                 found.push(("network.tap_prefix", message));

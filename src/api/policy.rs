@@ -111,9 +111,9 @@ impl FromStr for Entry {
     type Err = InvalidEntry;
 
     fn from_str(text: &str) -> Result<Self, InvalidEntry> {
-        parse_entry(text).map_err(|why| InvalidEntry {
+        parse_entry(text).map_err(|reason| InvalidEntry {
             found: text.to_owned(),
-            why,
+            why: reason,
         })
     }
 }
@@ -233,7 +233,7 @@ impl Entry {
     }
 
     /// Whether both may match the same packet.
-    fn meets(&self, other: &Self) -> bool {
+    fn overlaps(&self, other: &Self) -> bool {
         let network =
             self.network.is_subnet_of(other.network) || other.network.is_subnet_of(self.network);
         let ports = match (self.ports, other.ports) {
@@ -248,7 +248,7 @@ impl Entry {
     }
 
     /// Whether the entry is a single address with ports: only such an entry can allow access to the host itself.
-    pub fn may_open_the_host(&self) -> bool {
+    pub fn may_allow_host_access(&self) -> bool {
         self.network.prefix() == 32 && self.ports.is_some()
     }
 
@@ -355,10 +355,10 @@ impl Policy {
 
     /// The range because of which `destination` is denied before the lists are evaluated, if it is.
     pub fn reserved(&self, destination: Ipv4Addr) -> Option<Ipv4Network> {
-        let opened = self.allow_metadata && METADATA.contains(&destination);
+        let is_allowed_metadata = self.allow_metadata && METADATA.contains(&destination);
         reserved()
             .find(|network| network.contains(destination))
-            .filter(|_| !opened)
+            .filter(|_| !is_allowed_metadata)
     }
 
     /// Evaluates the policy for a packet from the VM's TAP with the VM's own source address and MAC.
@@ -405,26 +405,29 @@ impl Policy {
 
     /// Whether `before` also passes every packet that this policy passes. A sufficient test: `false` may also mean that a comparison of
     /// single entries cannot decide it.
-    pub fn is_no_looser_than(&self, before: &Self) -> bool {
+    pub fn is_at_most_as_permissive_as(&self, before: &Self) -> bool {
         let metadata = before.allow_metadata || !self.allow_metadata;
         let passes = Verdict::Allow;
-        let passed = |entry: &Entry| {
+        let is_allowed = |entry: &Entry| {
             let listed = before.allow.iter().any(|allow| allow.covers(entry));
             let by_default = before.default_verdict() == passes
-                && !before.drop.iter().any(|drop| drop.meets(entry));
+                && !before.drop.iter().any(|drop| drop.overlaps(entry));
             listed || by_default
         };
-        let closed = |drop: &Entry| {
+        let is_denied = |drop: &Entry| {
             let covers = |entry: &Entry| entry.covers(drop);
             self.drop.iter().any(covers) || before.allow.iter().any(covers)
         };
         let default = self.default_verdict() != passes
-            || (before.default_verdict() == passes && before.drop.iter().all(closed));
-        metadata && self.allow.iter().all(passed) && default
+            || (before.default_verdict() == passes && before.drop.iter().all(is_denied));
+        metadata && self.allow.iter().all(is_allowed) && default
     }
 
     /// The `allow` entries for which [`Entry::may_open_the_host`] is true.
-    pub fn host_openings(&self) -> impl Iterator<Item = Entry> + '_ {
-        self.allow.iter().copied().filter(Entry::may_open_the_host)
+    pub fn host_access_entries(&self) -> impl Iterator<Item = Entry> + '_ {
+        self.allow
+            .iter()
+            .copied()
+            .filter(Entry::may_allow_host_access)
     }
 }

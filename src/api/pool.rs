@@ -26,7 +26,7 @@ pub fn link_local() -> Ipv4Network {
 }
 
 /// Whether the /22 with this index (0 to 63) is reserved.
-pub fn reserved_index(index: u8) -> bool {
+pub fn is_reserved_index(index: u8) -> bool {
     RESERVED_INDICES.contains(&index)
 }
 
@@ -46,7 +46,7 @@ pub fn reserved_within(range: Ipv4Network) -> Option<Ipv4Network> {
 /// The /22 for a group without a range: the one that the hash of its name selects or, if that is taken, the next free one in order.
 /// `None` if all 56 are taken. A pure function of its arguments.
 pub fn derive(group: &Name, taken: impl Fn(Ipv4Network) -> bool) -> Option<Ipv4Network> {
-    let usable: Vec<u8> = (0..64).filter(|&index| !reserved_index(index)).collect();
+    let usable: Vec<u8> = (0..64).filter(|&index| !is_reserved_index(index)).collect();
     let digest = blake3::derive_key("slicectl pool of a host group", group.as_str().as_bytes());
     let first = u64::from_le_bytes(digest[..8].try_into().expect("8 of 32 bytes")) % USABLE;
     usable
@@ -84,7 +84,7 @@ fn network(address: Ipv4Addr, prefix: u8) -> Ipv4Network {
 }
 
 /// The /22s that overlap a range.
-pub fn slash_22s(range: Ipv4Network) -> impl Iterator<Item = Ipv4Network> {
+pub fn overlapping_pools(range: Ipv4Network) -> impl Iterator<Item = Ipv4Network> {
     let size = 1u32 << (32 - PREFIX_LEN);
     let first = u32::from(range.network()) & !(size - 1);
     (first..=u32::from(range.broadcast()))
@@ -111,7 +111,7 @@ mod tests {
             taken in proptest::collection::hash_set(0_u8..64, 0..64),
         ) {
             let is_taken = |range: Ipv4Network| taken.contains(&(range.network().octets()[2] >> 2));
-            let free = (0..64).filter(|i| !reserved_index(*i) && !taken.contains(i)).count();
+            let free = (0..64).filter(|i| !is_reserved_index(*i) && !taken.contains(i)).count();
             match derive(&name, is_taken) {
                 None => prop_assert_eq!(free, 0),
                 Some(range) => {

@@ -56,7 +56,7 @@ pub struct RungPage {
 
 impl RungPage {
     /// The status of a stage that was never acquired.
-    pub fn blank(now: Timestamp) -> Self {
+    pub fn initial(now: Timestamp) -> Self {
         Self {
             held: false,
             condition: Condition {

@@ -20,12 +20,12 @@ pub struct Storage {
     pub persistent: bool,
     /// Additional disks, used in place.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub disks: Vec<FurtherDisk>,
+    pub disks: Vec<AdditionalDisk>,
 }
 
 /// An additional disk: a raw file or a block device, used in place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FurtherDisk {
+pub struct AdditionalDisk {
     /// The path of the file or device.
     pub path: PathBuf,
     /// The guest may not write to it, so any number of VMs may use it.
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn bytes_are_displayed_with_a_unit() {
-        let said = [0, 1023, 1024, 1536, 10 << 30, u64::MAX].map(|n| Bytes(n).to_string());
+        let displayed = [0, 1023, 1024, 1536, 10 << 30, u64::MAX].map(|n| Bytes(n).to_string());
         let expected = [
             "0 bytes",
             "1023 bytes",
@@ -77,6 +77,6 @@ mod tests {
             "10 GiB",
             "16777215.9 TiB",
         ];
-        assert_eq!(said, expected);
+        assert_eq!(displayed, expected);
     }
 }

@@ -21,7 +21,7 @@ pub const MAX_TAGS: usize = 64;
 /// The maximum length of a name, and of a value.
 const LONGEST: usize = 63;
 /// The maximum length of a prefix (RFC 1123).
-const LONGEST_PREFIX: usize = 253;
+const MAX_PREFIX_LEN: usize = 253;
 
 /// The key of a tag: `team` or `example.com/team`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -43,11 +43,11 @@ pub struct InvalidTag {
 }
 
 impl InvalidTag {
-    fn new(found: &str, expected: &'static str, why: impl Into<String>) -> Self {
+    fn new(found: &str, expected: &'static str, reason: impl Into<String>) -> Self {
         Self {
             found: found.to_owned(),
             expected,
-            why: why.into(),
+            why: reason.into(),
         }
     }
 }
@@ -58,7 +58,8 @@ impl FromStr for TagKey {
         let name = match text.split_once('/') {
             None => text,
             Some((prefix, name)) => {
-                check_prefix(prefix).map_err(|why| InvalidTag::new(text, "a tag's key", why))?;
+                check_prefix(prefix)
+                    .map_err(|reason| InvalidTag::new(text, "a tag's key", reason))?;
                 name
             }
         };
@@ -74,14 +75,14 @@ impl FromStr for TagKey {
 impl FromStr for TagValue {
     type Err = InvalidTag;
     fn from_str(text: &str) -> Result<Self, InvalidTag> {
-        word(text).map_err(|why| InvalidTag::new(text, "a tag's value", why))?;
+        word(text).map_err(|reason| InvalidTag::new(text, "a tag's value", reason))?;
         Ok(Self(text.to_owned()))
     }
 }
 
 fn check_prefix(prefix: &str) -> Result<(), String> {
-    if prefix.len() > LONGEST_PREFIX {
-        return Err(format!("its prefix is longer than {LONGEST_PREFIX}"));
+    if prefix.len() > MAX_PREFIX_LEN {
+        return Err(format!("its prefix is longer than {MAX_PREFIX_LEN}"));
     }
     prefix.split('.').try_for_each(|label| {
         let checked = Name::new(label);
@@ -124,9 +125,9 @@ pub struct Selector(Vec<Term>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Term {
     Is(TagKey, TagValue),
-    IsNot(TagKey, TagValue),
+    NotEquals(TagKey, TagValue),
     Has(TagKey),
-    HasNot(TagKey),
+    NotExists(TagKey),
 }
 
 impl Selector {
@@ -134,9 +135,9 @@ impl Selector {
     pub fn selects(&self, tags: &Tags) -> bool {
         self.0.iter().all(|term| match term {
             Term::Is(key, value) => tags.get(key) == Some(value),
-            Term::IsNot(key, value) => tags.get(key) != Some(value),
+            Term::NotEquals(key, value) => tags.get(key) != Some(value),
             Term::Has(key) => tags.contains_key(key),
-            Term::HasNot(key) => !tags.contains_key(key),
+            Term::NotExists(key) => !tags.contains_key(key),
         })
     }
 }
@@ -146,13 +147,13 @@ impl FromStr for Selector {
     fn from_str(text: &str) -> Result<Self, InvalidTag> {
         text.split(',')
             .map(|term| match (term.split_once("!="), term.split_once('=')) {
-                (Some((key, value)), _) => Ok(Term::IsNot(key.parse()?, value.parse()?)),
+                (Some((key, value)), _) => Ok(Term::NotEquals(key.parse()?, value.parse()?)),
                 (None, Some((key, value))) => {
                     let value = value.strip_prefix('=').unwrap_or(value);
                     Ok(Term::Is(key.parse()?, value.parse()?))
                 }
                 (None, None) => match term.strip_prefix('!') {
-                    Some(key) => Ok(Term::HasNot(key.parse()?)),
+                    Some(key) => Ok(Term::NotExists(key.parse()?)),
                     None => Ok(Term::Has(term.parse()?)),
                 },
             })
@@ -203,7 +204,7 @@ mod tests {
         ] {
             assert!(parse(good).is_ok(), "{good}");
         }
-        for (bad, why) in [
+        for (bad, message) in [
             ("env", "no `=`"),
             ("=x", "it is empty"),
             ("-env=x", "start and end"),
@@ -218,7 +219,7 @@ mod tests {
             (&format!("a={long}x"), "longer than 63"),
         ] {
             let error = parse(bad).unwrap_err().to_string();
-            assert!(error.contains(why), "{bad}: {error}");
+            assert!(error.contains(message), "{bad}: {error}");
         }
     }
 

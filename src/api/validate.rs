@@ -25,7 +25,7 @@ use capacity::Total;
 use cni::Requested;
 
 pub use capacity::{MAX_GROUPS, MAX_ISOLATED, MAX_RULES, MAX_VMS};
-pub use cni::objection_to_requests;
+pub use cni::request_conflict;
 
 /// A draft, and the origin that the group would have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,26 +43,26 @@ pub fn conflicts(
     standing: &[&HostGroup],
     claims: &[Claim],
 ) -> Vec<(usize, Problem)> {
-    let mut ground = Ground::default();
+    let mut used = Ground::default();
     for group in standing {
-        ground.take(&group.meta.name, &group.spec, Place::Stored(&group.origin));
-        ground.total.add(&group.spec, group.orders.len());
-        ground.requested.extend(cni::of_orders(group));
+        used.take(&group.meta.name, &group.spec, Place::Stored(&group.origin));
+        used.total.add(&group.spec, group.orders.len());
+        used.requested.extend(cni::on_demand_requests(group));
     }
-    let living = stored.iter().filter(|group| !group.meta.deleting);
-    let stored: HashMap<&Name, &HostGroup> = living.map(|g| (&g.meta.name, g)).collect();
+    let existing = stored.iter().filter(|group| !group.meta.deleting);
+    let stored: HashMap<&Name, &HostGroup> = existing.map(|g| (&g.meta.name, g)).collect();
     let changed = |claim: &Claim| stored.get(&claim.draft.name).copied();
     for group in claims.iter().filter_map(changed) {
-        ground.requested.extend(cni::of_orders(group));
+        used.requested.extend(cni::on_demand_requests(group));
     }
     let mut refused = Vec::new();
     for (index, claim) in claims.iter().enumerate() {
         let draft = claim.draft;
         let on_demand = changed(claim).map_or(0, |group| group.orders.len());
-        let problems = ground.objections(draft, on_demand);
+        let problems = used.objections(draft, on_demand);
         if problems.is_empty() {
-            ground.take(&draft.name, &draft.spec, Place::Written(&draft.at));
-            ground.total.add(&draft.spec, on_demand);
+            used.take(&draft.name, &draft.spec, Place::Written(&draft.at));
+            used.total.add(&draft.spec, on_demand);
         }
         refused.extend(problems.into_iter().map(|problem| (index, problem)));
     }
@@ -84,7 +84,7 @@ pub fn by_precedence<'a>(stored: &[HostGroup], mut claims: Vec<Claim<'a>>) -> Ve
 
 /// The problems of `claims` with VMs made on demand, each with the index of its claim: such VMs are not changed, so a changed group must
 /// still allow them.
-pub fn objections_of_orders(stored: &[HostGroup], claims: &[Claim]) -> Vec<(usize, Problem)> {
+pub fn on_demand_problems(stored: &[HostGroup], claims: &[Claim]) -> Vec<(usize, Problem)> {
     let stored: HashMap<&Name, &HostGroup> = stored.iter().map(|g| (&g.meta.name, g)).collect();
     let mut refused = Vec::new();
     for (index, Claim { draft, .. }) in claims.iter().enumerate() {
@@ -92,9 +92,9 @@ pub fn objections_of_orders(stored: &[HostGroup], claims: &[Claim]) -> Vec<(usiz
             continue;
         };
         let template = &draft.spec.template;
-        for (place, order) in &group.orders {
-            for (field, why) in order.objections(*place, template) {
-                let message = format!("vm/{}, made on demand, {why}", order.name);
+        for (vm_index, entry) in &group.orders {
+            for (field, predicate) in entry.objections(*vm_index, template) {
+                let message = format!("vm/{}, made on demand, {predicate}", entry.name);
                 refused.push((index, draft.problem(field, message)));
             }
         }
@@ -114,25 +114,25 @@ pub fn objections_of_orders(stored: &[HostGroup], claims: &[Claim]) -> Vec<(usiz
 /// # Errors
 /// All problems.
 pub fn check_apply(stored: &[HostGroup], drafts: &[Draft]) -> Result<(), Vec<Problem>> {
-    let brings = |group: &HostGroup| drafts.iter().any(|draft| draft.name == group.meta.name);
-    let standing: Vec<&HostGroup> = stored
+    let replaces = |group: &HostGroup| drafts.iter().any(|draft| draft.name == group.meta.name);
+    let fixed: Vec<&HostGroup> = stored
         .iter()
         .filter(|group| !group.meta.deleting)
-        .filter(|group| group.origin != Origin::Apply || !brings(group))
+        .filter(|group| group.origin != Origin::Apply || !replaces(group))
         .collect();
     let claim = |draft| Claim {
         draft,
         origin: Origin::Apply,
     };
     let claims = by_precedence(stored, drafts.iter().map(claim).collect());
-    let living: Vec<HostGroup> = stored
+    let existing: Vec<HostGroup> = stored
         .iter()
         .filter(|group| !group.meta.deleting)
         .cloned()
         .collect();
-    let problems: Vec<Problem> = conflicts(stored, &standing, &claims)
+    let problems: Vec<Problem> = conflicts(stored, &fixed, &claims)
         .into_iter()
-        .chain(objections_of_orders(&living, &claims))
+        .chain(on_demand_problems(&existing, &claims))
         .map(|(_, problem)| problem)
         .collect();
     match problems.is_empty() {
@@ -169,18 +169,18 @@ struct Ground<'a> {
 }
 
 impl<'a> Ground<'a> {
-    fn take(&mut self, name: &'a Name, spec: &'a HostGroupSpec, place: Place<'a>) {
-        self.names.insert(name, place);
-        match footprint(spec) {
-            Footprint::Range(range) => self.ranges.push((range, name, place)),
+    fn take(&mut self, name: &'a Name, spec: &'a HostGroupSpec, definition: Place<'a>) {
+        self.names.insert(name, definition);
+        match group_resources(spec) {
+            Footprint::Range(range) => self.ranges.push((range, name, definition)),
             Footprint::Bridge(spec, count) => self.bridged.push(Bridged {
                 name,
-                place,
+                place: definition,
                 spec,
                 count,
             }),
             Footprint::Cni(spec) => {
-                let requested = cni::of_group(name, spec, Some(place));
+                let requested = cni::group_requests(name, spec, Some(definition));
                 self.requested.extend(requested);
             }
             Footprint::None => {}
@@ -189,20 +189,20 @@ impl<'a> Ground<'a> {
 
     /// The problems of a draft. `on_demand` is the number of VMs made on demand in the group.
     fn objections(&self, draft: &Draft, on_demand: usize) -> Vec<Problem> {
-        if let Some(place) = self.names.get(&draft.name) {
+        if let Some(definition) = self.names.get(&draft.name) {
             return vec![Problem {
                 at: draft.at.clone(),
                 field: format!("{}.name", draft.field),
-                message: twice(&draft.name, *place),
+                message: twice(&draft.name, *definition),
             }];
         }
-        if let Some(problem) = self.total.objection(draft, on_demand) {
+        if let Some(problem) = self.total.exceeded_limit(draft, on_demand) {
             return vec![problem];
         }
-        match footprint(&draft.spec) {
+        match group_resources(&draft.spec) {
             Footprint::Range(range) => self.overlap(draft, range).into_iter().collect(),
             Footprint::Bridge(spec, _) => bridges::objections(&self.bridged, draft, spec),
-            Footprint::Cni(spec) => cni::objection(&self.requested, draft, spec)
+            Footprint::Cni(spec) => cni::conflict(&self.requested, draft, spec)
                 .into_iter()
                 .collect(),
             Footprint::None => Vec::new(),
@@ -211,18 +211,18 @@ impl<'a> Ground<'a> {
 
     /// The first overlap only: a wide range may overlap thousands of others.
     fn overlap(&self, draft: &Draft, range: Ipv4Network) -> Option<Problem> {
-        let (taken, name, place) = self
+        let (taken, name, definition) = self
             .ranges
             .iter()
             .find(|(taken, ..)| pool::overlaps(*taken, range))?;
-        let place = place.describe();
-        let message = format!("{range} overlaps {taken} of group \"{name}\" {place}");
+        let description = definition.describe();
+        let message = format!("{range} overlaps {taken} of group \"{name}\" {description}");
         Some(draft.problem("network.range", message))
     }
 }
 
-fn twice(name: &Name, place: Place) -> String {
-    match place {
+fn twice(name: &Name, definition: Place) -> String {
+    match definition {
         Place::Stored(Origin::Apply) => format!(
             "group \"{name}\" was created by slicectl apply; run `slicectl delete hostgroup/{name}` first, or change it with apply"
         ),
@@ -245,7 +245,7 @@ enum Footprint<'a> {
     Cni(&'a CniSpec),
 }
 
-fn footprint(spec: &HostGroupSpec) -> Footprint<'_> {
+fn group_resources(spec: &HostGroupSpec) -> Footprint<'_> {
     match &spec.template.network {
         NetworkSpec::Isolated(isolated) => isolated.range.map_or(Footprint::None, Footprint::Range),
         NetworkSpec::Bridge(bridge) => Footprint::Bridge(bridge, spec.count),
@@ -256,7 +256,7 @@ fn footprint(spec: &HostGroupSpec) -> Footprint<'_> {
 
 /// Whether a changed spec claims the same resources as the previous one.
 fn keeps(before: &HostGroupSpec, after: &HostGroupSpec) -> bool {
-    match (footprint(before), footprint(after)) {
+    match (group_resources(before), group_resources(after)) {
         (Footprint::None, Footprint::None) => true,
         (Footprint::Range(a), Footprint::Range(b)) => a == b,
         (Footprint::Cni(a), Footprint::Cni(b)) => {

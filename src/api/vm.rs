@@ -86,7 +86,7 @@ pub enum PowerVerb {
 /// The error for a text that is not a valid [`PowerVerb`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown command \"{0}\": expected pause, resume, restart, stop or start")]
-pub struct UnknownVerb(String);
+pub struct UnknownCommand(String);
 
 impl fmt::Display for PowerVerb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -101,15 +101,15 @@ impl fmt::Display for PowerVerb {
 }
 
 impl FromStr for PowerVerb {
-    type Err = UnknownVerb;
-    fn from_str(text: &str) -> Result<Self, UnknownVerb> {
+    type Err = UnknownCommand;
+    fn from_str(text: &str) -> Result<Self, UnknownCommand> {
         match text {
             "pause" => Ok(Self::Pause),
             "resume" => Ok(Self::Resume),
             "restart" => Ok(Self::Restart),
             "stop" => Ok(Self::Stop),
             "start" => Ok(Self::Start),
-            _ => Err(UnknownVerb(text.to_owned())),
+            _ => Err(UnknownCommand(text.to_owned())),
         }
     }
 }
@@ -145,10 +145,10 @@ pub struct VmSpec {
 impl VmSpec {
     /// Whether a running VM with the spec `self` can be changed to `other` without a replacement: they differ only in settings that can
     /// change live.
-    pub fn changes_live_to(&self, other: &Self) -> bool {
+    pub fn can_change_live_to(&self, other: &Self) -> bool {
         let mut probe = self.clone();
-        probe.network.change_live_to(&other.network);
-        probe.life.change_live_to(&other.life);
+        probe.network.apply_live_changes(&other.network);
+        probe.life.apply_live_changes(&other.life);
         probe == *other
     }
 }

@@ -18,7 +18,7 @@ pub struct IdRange {
 }
 
 /// The lowest valid id: lower ids belong to system users.
-const LOWEST: u32 = 1000;
+const MIN_ID: u32 = 1000;
 /// The id of `nobody`, and the id that 16-bit programs interpret as "no user".
 const NOBODY: [u32; 2] = [65534, 65535];
 /// The distance between the start ids of daemons. A daemon that needs more ids continues beyond it.
@@ -87,9 +87,9 @@ impl FromStr for IdRange {
         let (first, last) = text.split_once('-').ok_or_else(shape)?;
         let number = |text: &str| text.trim().parse::<u32>().map_err(|_| shape());
         let (first, last) = (number(first)?, number(last)?);
-        if first < LOWEST || last == u32::MAX || first > last {
+        if first < MIN_ID || last == u32::MAX || first > last {
             return Err(format!(
-                "invalid range of user ids `{text}`: the first must be at least {LOWEST}, the last at least the first and below {}",
+                "invalid range of user ids `{text}`: the first must be at least {MIN_ID}, the last at least the first and below {}",
                 u32::MAX
             ));
         }
@@ -110,8 +110,8 @@ mod tests {
         let range: IdRange = "65530-65540".parse().unwrap();
         assert_eq!(range.to_string(), "65530-65540");
         assert_eq!(range.next_free(65534, |_| false), Some(65536), "nobody");
-        for wrong in ["0-10", "5", "9000-8000", "1000-4294967295", "a-b", ""] {
-            assert!(wrong.parse::<IdRange>().is_err(), "{wrong}");
+        for invalid in ["0-10", "5", "9000-8000", "1000-4294967295", "a-b", ""] {
+            assert!(invalid.parse::<IdRange>().is_err(), "{invalid}");
         }
         assert_eq!(
             IdRange::default().to_string().parse::<IdRange>(),
@@ -139,21 +139,21 @@ mod tests {
             let range: IdRange = format!("70000-{}", 69_999 + length).parse().unwrap();
             let mut next = range.start(&instance);
             prop_assert!(range.contains(next));
-            let mut living: Vec<u32> = Vec::new();
+            let mut assigned: Vec<u32> = Vec::new();
             for step in steps {
                 match step {
-                    Some(which) if which < living.len() => {
-                        living.remove(which);
+                    Some(which) if which < assigned.len() => {
+                        assigned.remove(which);
                     }
                     Some(_) => {}
-                    None => match range.next_free(next, |id| living.contains(&id)) {
+                    None => match range.next_free(next, |id| assigned.contains(&id)) {
                         Some(id) => {
                             prop_assert!(range.contains(id));
-                            prop_assert!(!living.contains(&id));
-                            living.push(id);
+                            prop_assert!(!assigned.contains(&id));
+                            assigned.push(id);
                             next = id.saturating_add(1);
                         }
-                        None => prop_assert_eq!(living.len(), length as usize),
+                        None => prop_assert_eq!(assigned.len(), length as usize),
                     },
                 }
             }

@@ -11,19 +11,19 @@ pub fn age(then: Timestamp, now: Timestamp) -> String {
 /// The format of Kubernetes' `duration.HumanDuration`: two units while the second one is significant.
 fn short(seconds: i64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    let two = |big: i64, unit: char, small: i64, sub: char| match small {
-        0 => format!("{big}{unit}"),
-        _ => format!("{big}{unit}{small}{sub}"),
+    let two_units = |large: i64, unit: char, small: i64, small_unit: char| match small {
+        0 => format!("{large}{unit}"),
+        _ => format!("{large}{unit}{small}{small_unit}"),
     };
     match () {
         () if seconds < 120 => format!("{seconds}s"),
-        () if minutes < 10 => two(minutes, 'm', seconds % 60, 's'),
+        () if minutes < 10 => two_units(minutes, 'm', seconds % 60, 's'),
         () if minutes < 180 => format!("{minutes}m"),
-        () if hours < 8 => two(hours, 'h', minutes % 60, 'm'),
+        () if hours < 8 => two_units(hours, 'h', minutes % 60, 'm'),
         () if hours < 48 => format!("{hours}h"),
-        () if days < 8 => two(days, 'd', hours % 24, 'h'),
+        () if days < 8 => two_units(days, 'd', hours % 24, 'h'),
         () if days < 730 => format!("{days}d"),
-        () if days < 8 * 365 => two(days / 365, 'y', days % 365, 'd'),
+        () if days < 8 * 365 => two_units(days / 365, 'y', days % 365, 'd'),
         () => format!("{}y", days / 365),
     }
 }

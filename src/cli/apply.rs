@@ -19,23 +19,23 @@ pub async fn apply(client: &Client, args: ApplyArgs) -> Result<(), Failure> {
     for result in &results {
         result.warnings.iter().for_each(|text| warn(text));
     }
-    let mark = match effect {
+    let suffix = match effect {
         Effect::Commit => "",
         Effect::DryRun => " (dry run)",
     };
     let lines: String = results
         .iter()
-        .map(|result| format!("{}{mark}\n", line(result)))
+        .map(|result| format!("{}{suffix}\n", line(result)))
         .collect();
     print::out(&lines)?;
     match args.wait {
         None => Ok(()),
-        Some(limit) => {
-            let (gone, there): (Vec<_>, Vec<_>) = results
+        Some(timeout) => {
+            let (deleted, existing): (Vec<_>, Vec<_>) = results
                 .iter()
                 .partition(|result| result.applied == Applied::Deleted);
-            wait::until(client, &groups(&there), Goal::Ready, limit).await?;
-            wait::until(client, &groups(&gone), Goal::Deleted, limit).await
+            wait::until(client, &groups(&existing), Goal::Ready, timeout).await?;
+            wait::until(client, &groups(&deleted), Goal::Deleted, timeout).await
         }
     }
 }
@@ -48,14 +48,14 @@ pub async fn diff(client: &Client, args: DiffArgs) -> Result<(), Failure> {
         group.warnings.iter().for_each(|text| warn(text));
     }
     print::answer(args.output, &result, differences)?;
-    let stuck: Vec<String> = result
+    let failures: Vec<String> = result
         .stuck
         .iter()
-        .map(|(object, why)| format!("{object}: cannot determine the actions: {why}"))
+        .map(|(object, reason)| format!("{object}: cannot determine the actions: {reason}"))
         .collect();
-    match stuck.is_empty() {
+    match failures.is_empty() {
         true => Ok(()),
-        false => Err(Failure::Failed(stuck)),
+        false => Err(Failure::Failed(failures)),
     }
 }
 
@@ -77,13 +77,13 @@ fn differences(result: &DiffResult) -> String {
 }
 
 fn line(result: &ApplyResult) -> String {
-    let word = match result.applied {
+    let action = match result.applied {
         Applied::Created => "created",
         Applied::Configured => "configured",
         Applied::Unchanged => "unchanged",
         Applied::Deleted => "deleted",
     };
-    format!("{}/{} {word}", Kind::HostGroup, result.name)
+    format!("{}/{} {action}", Kind::HostGroup, result.name)
 }
 
 fn groups(results: &[&ApplyResult]) -> Vec<Target> {

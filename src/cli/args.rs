@@ -18,7 +18,7 @@ use crate::wire::packet;
 
 /// Declare and inspect the microVMs that sliced runs on this host
 #[derive(Debug, Parser)]
-#[command(name = "slicectl", version, disable_help_subcommand = true, after_help = TOUR)]
+#[command(name = "slicectl", version, disable_help_subcommand = true, after_help = QUICK_START)]
 pub struct Args {
     /// Path of the sliced socket
     #[arg(
@@ -31,10 +31,10 @@ pub struct Args {
     pub socket: PathBuf,
     /// The command.
     #[command(subcommand)]
-    pub verb: Verb,
+    pub verb: Command,
 }
 
-const TOUR: &str = "\
+const QUICK_START: &str = "\
 Kinds are hostgroup (hg), vm and lease, singular or plural, as KIND NAME or KIND/NAME.
 Exit status: 0 success, 1 failure or timeout, 2 usage error.
 
@@ -46,7 +46,7 @@ Quick start:
 
 /// The commands.
 #[derive(Debug, Subcommand)]
-pub enum Verb {
+pub enum Command {
     /// Apply configuration from files, directories or stdin
     Apply(ApplyArgs),
     /// Show what apply would change
@@ -61,7 +61,7 @@ pub enum Verb {
     Wait(WaitArgs),
     /// Create and delete VMs on demand; pause, resume, restart, stop and start VMs
     #[command(subcommand)]
-    Vm(super::vm::VmVerb),
+    Vm(super::vm::VmCommand),
     /// Show recent events
     Events(EventsArgs),
     /// Print the output of a VM's guest and VMM
@@ -79,7 +79,7 @@ pub enum Verb {
     /// Print the YAML of a new host group
     New(Box<NewArgs>),
     /// Print a shell completion script
-    #[command(after_help = COMPLETION)]
+    #[command(after_help = COMPLETION_EXAMPLES)]
     Completion {
         /// The shell
         shell: Shell,
@@ -381,7 +381,7 @@ pub struct RouteArgs {
     pub output: Format,
 }
 
-const COMPLETION: &str = "\
+const COMPLETION_EXAMPLES: &str = "\
 Examples:
   slicectl completion bash > /etc/bash_completion.d/slicectl
   slicectl completion zsh > ~/.zfunc/_slicectl

@@ -8,7 +8,7 @@ use super::failure::{Failure, note};
 use super::paint::{Colours, one_line};
 use super::print::{self, Format};
 use super::table::{Field, Table};
-use crate::api::view::{Check, CheckVerdict, Leftover, Server};
+use crate::api::view::{Check, CheckVerdict, Leftover, ServerInfo};
 use crate::wire::{Client, Effect};
 
 /// `doctor`: fails if a check fails.
@@ -31,14 +31,14 @@ fn findings(checks: &[Check]) -> String {
         .iter()
         .map(|check| {
             vec![
-                Field::toned(check.verdict.to_string(), check.verdict),
+                Field::with_severity(check.verdict.to_string(), check.verdict),
                 Field::from(&check.name),
                 Field::from(&check.found),
             ]
         })
         .collect();
     let header = vec!["RESULT", "CHECK", "FOUND"];
-    let mut text = Table::new(header, Colours::of_stdout()).draw(rows);
+    let mut text = Table::new(header, Colours::for_stdout()).draw(rows);
     let remedies: String = checks
         .iter()
         .filter(|check| !check.remedy.is_empty())
@@ -62,37 +62,37 @@ pub async fn gc(client: &Client, args: GcArgs) -> Result<(), Failure> {
         note("no orphaned resources found");
         return Ok(());
     }
-    let remaining: Vec<String> = leftovers.iter().filter_map(remaining).collect();
-    if remaining.len() < leftovers.len() || args.output != Format::Table {
+    let removal_errors: Vec<String> = leftovers.iter().filter_map(removal_error).collect();
+    if removal_errors.len() < leftovers.len() || args.output != Format::Table {
         print::answer(args.output, &leftovers, |leftovers| {
             removals(leftovers, effect)
         })?;
     }
-    match remaining.is_empty() {
+    match removal_errors.is_empty() {
         true => Ok(()),
-        false => Err(Failure::Failed(remaining)),
+        false => Err(Failure::Failed(removal_errors)),
     }
 }
 
 /// The error message for a resource that could not be removed.
-fn remaining(leftover: &Leftover) -> Option<String> {
-    let why = leftover.still_there.as_ref()?;
-    Some(format!("{} still exists: {why}", leftover.owner))
+fn removal_error(leftover: &Leftover) -> Option<String> {
+    let reason = leftover.error.as_ref()?;
+    Some(format!("{} still exists: {reason}", leftover.owner))
 }
 
 fn removals(leftovers: &[Leftover], effect: Effect) -> String {
     let (kept, removed): (Vec<&Leftover>, Vec<&Leftover>) = leftovers
         .iter()
-        .filter(|leftover| leftover.still_there.is_none())
+        .filter(|leftover| leftover.error.is_none())
         .partition(|leftover| leftover.kept.is_some());
     let kept: String = kept
         .iter()
         .map(|leftover| {
-            let why = leftover.kept.as_deref().unwrap_or_default();
+            let reason = leftover.kept.as_deref().unwrap_or_default();
             format!(
                 "{} is not removed: {}\n",
                 one_line(&leftover.owner),
-                one_line(why)
+                one_line(reason)
             )
         })
         .collect();
@@ -107,13 +107,13 @@ fn removals(leftovers: &[Leftover], effect: Effect) -> String {
         Effect::Commit => vec!["REMOVED", "OWNER"],
         Effect::DryRun => vec!["WOULD REMOVE", "OWNER"],
     };
-    Table::new(header, Colours::of_stdout()).draw(rows) + &kept
+    Table::new(header, Colours::for_stdout()).draw(rows) + &kept
 }
 
 #[derive(Serialize)]
 struct Versions {
     client: &'static str,
-    server: Option<Server>,
+    server: Option<ServerInfo>,
 }
 
 /// `version`: prints the client's version even if no daemon responds, and fails then.

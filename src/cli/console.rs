@@ -19,25 +19,25 @@ const DETACH: u8 = 0x1d;
 /// `console VM [-n NUMBER]`. Ends at the detach key, at the end of the input, or when the daemon stops.
 pub async fn console(client: &Client, args: ConsoleArgs) -> Result<(), Failure> {
     // Reports errors before the terminal is in raw mode.
-    client.type_in(&args.vm, Bytes::new()).await?;
+    client.write_console(&args.vm, Bytes::new()).await?;
     let output = client.logs(&args.vm, Some(args.lines), Span::Follow);
     let mut output = Box::pin(output.await?);
-    let terminal = Raw::enter()?;
-    if terminal.is_some() {
+    let raw_mode = Raw::enter()?;
+    if raw_mode.is_some() {
         note(&format!("connected to {}; Ctrl-] detaches\r", args.vm));
     }
-    let mut typed = typed();
-    let ended = loop {
+    let mut keys_read = read_keys();
+    let message = loop {
         tokio::select! {
             said = output.next() => match said {
                 Some(bytes) => print::bytes(&bytes?)?,
                 None => break "\r\nconnection closed by sliced",
             },
-            keys = typed.recv() => match keys {
+            keys = keys_read.recv() => match keys {
                 Some(keys) => {
-                    let (keys, left) = before_detach(&keys);
-                    client.type_in(&args.vm, Bytes::copy_from_slice(keys)).await?;
-                    if left {
+                    let (keys, is_detached) = before_detach(&keys);
+                    client.write_console(&args.vm, Bytes::copy_from_slice(keys)).await?;
+                    if is_detached {
                         break "\r\ndetached";
                     }
                 }
@@ -45,9 +45,9 @@ pub async fn console(client: &Client, args: ConsoleArgs) -> Result<(), Failure> 
             },
         }
     };
-    if terminal.is_some() {
-        drop(terminal);
-        note(ended);
+    if raw_mode.is_some() {
+        drop(raw_mode);
+        note(message);
     }
     Ok(())
 }
@@ -61,17 +61,17 @@ fn before_detach(keys: &[u8]) -> (&[u8], bool) {
 }
 
 /// Reads standard input in a separate thread, since a blocking read of a terminal cannot be cancelled.
-fn typed() -> mpsc::Receiver<Vec<u8>> {
-    let (tell, typed) = mpsc::channel(16);
+fn read_keys() -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel(16);
     std::thread::spawn(move || {
         let mut buffer = [0; 1024];
         while let Ok(read @ 1..) = io::stdin().lock().read(&mut buffer) {
-            if tell.blocking_send(buffer[..read].to_vec()).is_err() {
+            if sender.blocking_send(buffer[..read].to_vec()).is_err() {
                 break;
             }
         }
     });
-    typed
+    receiver
 }
 
 /// Standard input in raw mode (termios(3)) until dropped.
@@ -84,11 +84,11 @@ impl Raw {
             return Ok(None);
         }
         let failed = |error| Failure::one(format!("cannot set the terminal to raw mode: {error}"));
-        let before = tcgetattr(io::stdin()).map_err(failed)?;
-        let mut raw = before.clone();
+        let original = tcgetattr(io::stdin()).map_err(failed)?;
+        let mut raw = original.clone();
         raw.make_raw();
         tcsetattr(io::stdin(), OptionalActions::Now, &raw).map_err(failed)?;
-        Ok(Some(Self(before)))
+        Ok(Some(Self(original)))
     }
 }
 

@@ -14,40 +14,40 @@ pub async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
         true => target::targets(&args.targets)?,
         false => named(client, &args).await?,
     };
-    let (how, deleted) = match args.force {
+    let (deletion, result) = match args.force {
         true => (Deletion::Forced, "force deleted"),
         false => (Deletion::Graceful, "deleted"),
     };
-    let mut problems = Vec::new();
-    let mut going = Vec::new();
+    let mut errors = Vec::new();
+    let mut deleting = Vec::new();
     for target in targets {
-        let along = made_on_demand(client, &target).await;
-        match client.delete(target.kind, &target.name, how).await {
+        let on_demand_vms = count_on_demand(client, &target).await;
+        match client.delete(target.kind, &target.name, deletion).await {
             Ok(()) => {
-                let along = match along {
+                let suffix = match on_demand_vms {
                     0 => String::new(),
                     1 => ", and its VM created on demand".to_owned(),
                     vms => format!(", and its {vms} VMs created on demand"),
                 };
-                print::out(&format!("{target} {deleted}{along}\n"))?;
-                going.push(target);
+                print::out(&format!("{target} {result}{suffix}\n"))?;
+                deleting.push(target);
             }
             Err(error) if error.is_not_found() && args.ignore_not_found => {}
-            Err(error) => problems.extend(error.causes()),
+            Err(error) => errors.extend(error.causes()),
         }
     }
-    if let Some(limit) = args.wait {
-        wait::until(client, &going, Goal::Deleted, limit).await?;
+    if let Some(timeout) = args.wait {
+        wait::until(client, &deleting, Goal::Deleted, timeout).await?;
     }
-    match problems.is_empty() {
+    match errors.is_empty() {
         true => Ok(()),
-        false => Err(Failure::Failed(problems)),
+        false => Err(Failure::Failed(errors)),
     }
 }
 
 /// Number of VMs that are deleted with the group and that no manifest recreates; 0 if the group cannot be read, since the deletion
 /// reports that error.
-async fn made_on_demand(client: &Client, target: &Target) -> u32 {
+async fn count_on_demand(client: &Client, target: &Target) -> u32 {
     match target.kind {
         Kind::Vm | Kind::Lease => return 0,
         Kind::HostGroup => {}

@@ -28,31 +28,31 @@ use crate::wire::Client;
 /// `describe KIND/NAME…`.
 pub async fn describe(client: &Client, args: DescribeArgs) -> Result<(), Failure> {
     let targets = target::targets(&args.targets)?;
-    let (objects, problems) = fetch(client, &targets).await?;
+    let (objects, errors) = fetch(client, &targets).await?;
     for (index, object) in objects.iter().enumerate() {
         let target = Target {
             kind: object.kind(),
             name: object.metadata().name.clone(),
         };
-        let happened = events::of(client, &target).await?;
+        let events = events::of(client, &target).await?;
         let gap = if index == 0 { "" } else { "\n\n" };
-        print::out(&format!("{gap}{}", page(object, &happened)))?;
+        print::out(&format!("{gap}{}", page(object, &events)))?;
     }
-    match problems.is_empty() {
+    match errors.is_empty() {
         true => Ok(()),
-        false => Err(Failure::Failed(problems)),
+        false => Err(Failure::Failed(errors)),
     }
 }
 
-fn page(object: &Object, happened: &[Event]) -> String {
-    let mut page = Page::default();
+fn page(object: &Object, events: &[Event]) -> String {
+    let mut description = Page::default();
     match object {
-        Object::HostGroup(group) => page.group(group),
-        Object::Vm(vm) => page.vm(vm),
-        Object::Lease(lease) => page.lease(lease),
+        Object::HostGroup(group) => description.group(group),
+        Object::Vm(vm) => description.vm(vm),
+        Object::Lease(lease) => description.lease(lease),
     }
-    page.events(happened);
-    page.text
+    description.events(events);
+    description.text
 }
 
 /// Lines of `key: value` under headings.
@@ -92,8 +92,8 @@ impl Page {
     }
 
     /// A table under a heading, or `<none>` on the line of the heading.
-    fn table(&mut self, title: &str, drawn: Option<String>) {
-        match drawn {
+    fn table(&mut self, title: &str, table: Option<String>) {
+        match table {
             None => self.line(title, "<none>"),
             Some(drawn) => {
                 self.text.push_str(&format!("{title}:\n"));
@@ -116,8 +116,11 @@ impl Page {
         if let Some(generation) = metadata.generation {
             self.line("Generation", generation);
         }
-        let old = age(metadata.created_at, clock::now());
-        self.line("Created", format!("{} ({old} ago)", metadata.created_at));
+        let age_text = age(metadata.created_at, clock::now());
+        self.line(
+            "Created",
+            format!("{} ({age_text} ago)", metadata.created_at),
+        );
         if metadata.deleting {
             self.line("Deleting", "yes");
         }
@@ -130,9 +133,9 @@ impl Page {
         let status = &group.status;
         self.metadata("HostGroup", &group.metadata);
         self.line("Origin", &group.origin);
-        self.section("Spec", |page| {
-            page.line("Count", group.spec.count);
-            page.spec(&group.spec.template);
+        self.section("Spec", |description| {
+            description.line("Count", group.spec.count);
+            description.spec(&group.spec.template);
         });
         self.section("Status", |page| {
             page.maybe("Range", status.range);
@@ -154,10 +157,10 @@ impl Page {
 
     fn vm(&mut self, vm: &VmView) {
         self.metadata("Vm", &vm.metadata);
-        if let Some(ask) = &vm.on_demand {
-            self.ask(ask);
+        if let Some(overrides) = &vm.on_demand {
+            self.overrides(overrides);
         }
-        self.section("Spec", |page| page.spec(&vm.spec));
+        self.section("Spec", |description| description.spec(&vm.spec));
         match &vm.status.network {
             None => self.line("Network", "<none>"),
             Some(network) => self.section("Network", |page| page.network(network)),
@@ -177,40 +180,40 @@ impl Page {
             page.vmm(&vm.status.vmm);
         });
         if let Some(disk) = &vm.status.disk {
-            let kept = match vm.spec.storage.persistent {
+            let retention = match vm.spec.storage.persistent {
                 true => "kept when the VM is deleted",
                 false => "deleted with the VM",
             };
-            self.line("Disk", format!("{} ({kept})", disk.display()));
+            self.line("Disk", format!("{} ({retention})", disk.display()));
         }
         self.conditions(&vm.status.conditions);
         self.warnings(&vm.status.warnings);
     }
 
-    fn ask(&mut self, ask: &Ask) {
-        let own = [
-            ("vcpu", ask.vcpu.is_some()),
-            ("memory", ask.ram_bytes.is_some()),
-            ("allow", ask.allow.is_some()),
-            ("drop", ask.drop.is_some()),
-            ("a persistent disk", ask.persistent),
-            ("port mappings", !ask.cni.port_mappings.is_empty()),
-            ("bandwidth", ask.cni.bandwidth.is_some()),
-            ("aliases", !ask.cni.aliases.is_empty()),
-            ("CNI arguments", !ask.cni.args.is_empty()),
-            ("address", !ask.cni.ips.is_empty()),
-            ("MAC", ask.cni.mac.is_some()),
+    fn overrides(&mut self, on_demand: &Ask) {
+        let own_fields = [
+            ("vcpu", on_demand.vcpu.is_some()),
+            ("memory", on_demand.ram_bytes.is_some()),
+            ("allow", on_demand.allow.is_some()),
+            ("drop", on_demand.drop.is_some()),
+            ("a persistent disk", on_demand.persistent),
+            ("port mappings", !on_demand.cni.port_mappings.is_empty()),
+            ("bandwidth", on_demand.cni.bandwidth.is_some()),
+            ("aliases", !on_demand.cni.aliases.is_empty()),
+            ("CNI arguments", !on_demand.cni.args.is_empty()),
+            ("address", !on_demand.cni.ips.is_empty()),
+            ("MAC", on_demand.cni.mac.is_some()),
         ];
-        let own: Vec<&str> = own
+        let own: Vec<&str> = own_fields
             .into_iter()
-            .filter_map(|(what, said)| said.then_some(what))
+            .filter_map(|(name, is_set)| is_set.then_some(name))
             .collect();
-        let own = match own.as_slice() {
+        let description = match own.as_slice() {
             [] => "yes".to_owned(),
             own => format!("yes, with own {}", own.join(", ")),
         };
-        self.line("On demand", own);
-        let tags: Vec<String> = ask
+        self.line("On demand", description);
+        let tags: Vec<String> = on_demand
             .tags
             .iter()
             .map(|(key, value)| format!("{key}={value}"))
@@ -290,18 +293,18 @@ impl Page {
         }
     }
 
-    fn cni_options(&mut self, asked: &CniOptions) {
-        let args = asked
+    fn cni_options(&mut self, options: &CniOptions) {
+        let args = options
             .args
             .iter()
             .map(|(key, value)| format!("{key}={value}"));
         let args: Vec<String> = args.collect();
-        self.given("Port mappings", some(&asked.port_mappings));
-        self.given("Bandwidth", asked.bandwidth);
-        self.given("Aliases", some(&asked.aliases));
+        self.given("Port mappings", some(&options.port_mappings));
+        self.given("Bandwidth", options.bandwidth);
+        self.given("Aliases", some(&options.aliases));
         self.given("CNI arguments", some(&args));
-        self.given("Requested IPs", some(&asked.ips));
-        self.given("Requested MAC", asked.mac);
+        self.given("Requested IPs", some(&options.ips));
+        self.given("Requested MAC", options.mac);
     }
 
     /// Printed only for VMs without a VMM of ours: our VMMs open the TAP with their own user id.
@@ -365,18 +368,18 @@ impl Page {
                 | VmmState::None,
             ) => {}
         }
-        if let Some(by) = &vmm.confined_by {
-            self.line("Confined by", by);
+        if let Some(method) = &vmm.confined_by {
+            self.line("Confined by", method);
         }
         self.maybe("Started", vmm.started_at);
         if vmm.restarts > 0 {
             self.line("Restarts", vmm.restarts);
         }
         if let Some(exit) = &vmm.last_exit {
-            let old = age(exit.at, clock::now());
-            self.line("Last exit", format!("{} ({old} ago)", exit.reason));
-            for said in &exit.said {
-                self.line("Output", said);
+            let age_text = age(exit.at, clock::now());
+            self.line("Last exit", format!("{} ({age_text} ago)", exit.reason));
+            for line in &exit.said {
+                self.line("Output", line);
             }
         }
         self.maybe("API socket", vmm.api_socket.as_ref().map(|p| p.display()));
@@ -387,31 +390,32 @@ impl Page {
         let now = clock::now();
         let rows: Vec<Vec<Field>> = conditions
             .iter()
-            .map(|found| {
+            .map(|condition| {
                 vec![
-                    (&found.kind).into(),
-                    Field::toned(format!("{:?}", found.status), found.status),
-                    found.reason.into(),
-                    age(found.since, now).into(),
-                    (&found.message).into(),
+                    (&condition.kind).into(),
+                    Field::with_severity(format!("{:?}", condition.status), condition.status),
+                    condition.reason.into(),
+                    age(condition.since, now).into(),
+                    (&condition.message).into(),
                 ]
             })
             .collect();
         let header = vec!["TYPE", "STATUS", "REASON", "SINCE", "MESSAGE"];
-        let drawn = (!rows.is_empty()).then(|| Table::new(header, Colours::of_stdout()).draw(rows));
-        self.table("Conditions", drawn);
+        let table =
+            (!rows.is_empty()).then(|| Table::new(header, Colours::for_stdout()).draw(rows));
+        self.table("Conditions", table);
     }
 
     fn warnings(&mut self, warnings: &[String]) {
         for warning in warnings {
-            let warning = Colours::of_stdout().paint(Tone::Fair, &one_line(warning));
+            let warning = Colours::for_stdout().paint(Tone::Warning, &one_line(warning));
             self.text.push_str(&format!("Warning: {warning}\n"));
         }
     }
 
-    fn events(&mut self, happened: &[Event]) {
-        let recent = &happened[happened.len().saturating_sub(20)..];
-        let drawn = (!recent.is_empty()).then(|| events::listing(recent));
+    fn events(&mut self, recent_events: &[Event]) {
+        let last_events = &recent_events[recent_events.len().saturating_sub(20)..];
+        let drawn = (!last_events.is_empty()).then(|| events::listing(last_events));
         self.table("Events", drawn);
     }
 }
@@ -440,8 +444,8 @@ fn list(items: &[impl ToString]) -> String {
     match items {
         [] => "<none>".to_owned(),
         items => {
-            let words: Vec<String> = items.iter().map(ToString::to_string).collect();
-            words.join(", ")
+            let texts: Vec<String> = items.iter().map(ToString::to_string).collect();
+            texts.join(", ")
         }
     }
 }

@@ -38,8 +38,8 @@ pub async fn events(client: &Client, args: EventsArgs) -> Result<(), Failure> {
 }
 
 /// The object as events name it: `vm/x` for every spelling of the target.
-fn object(words: &[String]) -> Result<Option<String>, Failure> {
-    match words {
+fn object(args: &[String]) -> Result<Option<String>, Failure> {
+    match args {
         [] => Ok(None),
         [word] if word == "ground" || word.starts_with("manifest/") => Ok(Some(word.clone())),
         words => match target::targets(words)?.as_slice() {
@@ -84,13 +84,13 @@ async fn each(
 
 fn header() -> Table {
     let titles = vec!["LAST SEEN", "TYPE", "REASON", "OBJECT", "COUNT", "MESSAGE"];
-    Table::new(titles, Colours::of_stdout())
+    Table::new(titles, Colours::for_stdout())
 }
 
 fn row(event: &Event) -> Vec<Field> {
     vec![
         age(event.time, clock::now()).into(),
-        Field::toned(event.kind.to_string(), event.kind),
+        Field::with_severity(event.kind.to_string(), event.kind),
         (&event.reason).into(),
         (&event.object).into(),
         event.count.into(),

@@ -15,7 +15,7 @@ pub enum Failure {
     /// Failure or timeout, exit status 1. One entry per cause.
     Failed(Vec<String>),
     /// The command has already printed the error, exit status 1.
-    Told,
+    Reported,
     /// The reader of standard output has closed the pipe (`| head`), exit status 0.
     PipeClosed,
 }
@@ -28,19 +28,19 @@ impl Failure {
 
     /// Prints the causes and returns the exit status.
     pub fn report(self) -> ExitCode {
-        let (causes, code) = match self {
+        let (causes, exit_code) = match self {
             Self::Usage(cause) => (
                 vec![cause, "try 'slicectl --help'".to_owned()],
                 ExitCode::from(2),
             ),
             Self::Failed(causes) => (causes, ExitCode::from(1)),
-            Self::Told => (Vec::new(), ExitCode::from(1)),
+            Self::Reported => (Vec::new(), ExitCode::from(1)),
             Self::PipeClosed => (Vec::new(), ExitCode::SUCCESS),
         };
         for cause in causes {
             say("error", &cause);
         }
-        code
+        exit_code
     }
 }
 
@@ -55,8 +55,8 @@ pub fn note(text: &str) {
 }
 
 /// Write errors are ignored: there is no other output for them.
-fn say(weight: &str, text: &str) {
-    let _ = writeln!(io::stderr(), "{weight}: {}", one_line(text.trim_end()));
+fn say(severity: &str, text: &str) {
+    let _ = writeln!(io::stderr(), "{severity}: {}", one_line(text.trim_end()));
 }
 
 impl From<ClientError> for Failure {

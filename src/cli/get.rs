@@ -7,7 +7,7 @@ use futures::stream::{self, BoxStream};
 use super::args::{GetArgs, Output};
 use super::failure::{self, Failure};
 use super::paint::{Colours, Tone};
-use super::rows::{self, Breadth, STATUS};
+use super::rows::{self, Columns, STATUS};
 use super::table::{Field, Table};
 use super::target::{self, Selection, Target};
 use super::{print, yaml};
@@ -42,7 +42,7 @@ pub async fn get(client: &Client, args: GetArgs) -> Result<(), Failure> {
 fn is_selected(selector: Option<&Selector>, object: &Object) -> bool {
     selector.is_none_or(|selector| match object {
         Object::Vm(vm) => match &vm.on_demand {
-            Some(ask) => selector.selects(&ask.tags),
+            Some(on_demand) => selector.selects(&on_demand.tags),
             None => selector.selects(&Tags::new()),
         },
         Object::HostGroup(_) | Object::Lease(_) => false,
@@ -71,16 +71,16 @@ async fn once(
             show(items, more, output)
         }
         Selection::Some(targets) => {
-            let (items, problems) = fetch(client, targets).await?;
+            let (items, errors) = fetch(client, targets).await?;
             match (items.as_slice(), output) {
                 ([], _) => {}
                 ([one], Output::Json) if targets.len() == 1 => print::json(one)?,
                 ([one], Output::Yaml) if targets.len() == 1 => print::out(&yaml::document(one)?)?,
                 _ => show(items, 0, output)?,
             }
-            match problems.is_empty() {
+            match errors.is_empty() {
                 true => Ok(()),
-                false => Err(Failure::Failed(problems)),
+                false => Err(Failure::Failed(errors)),
             }
         }
     }
@@ -91,15 +91,15 @@ pub async fn fetch(
     client: &Client,
     targets: &[Target],
 ) -> Result<(Vec<Object>, Vec<String>), Failure> {
-    let (mut items, mut problems) = (Vec::new(), Vec::new());
+    let (mut items, mut errors) = (Vec::new(), Vec::new());
     for target in targets {
         match client.get(target.kind, Some(&target.name)).await {
             Ok(list) => items.extend(list.items),
-            Err(error) if error.is_not_found() => problems.extend(error.causes()),
+            Err(error) if error.is_not_found() => errors.extend(error.causes()),
             Err(error) => return Err(error.into()),
         }
     }
-    Ok((items, problems))
+    Ok((items, errors))
 }
 
 fn show(items: Vec<Object>, more: usize, output: Output) -> Result<(), Failure> {
@@ -113,23 +113,23 @@ fn show(items: Vec<Object>, more: usize, output: Output) -> Result<(), Failure> 
                 .collect();
             print::out(&names)
         }
-        Output::Table => print::out(&tables(&items, Breadth::Narrow)),
-        Output::Wide => print::out(&tables(&items, Breadth::Wide)),
+        Output::Table => print::out(&tables(&items, Columns::Narrow)),
+        Output::Wide => print::out(&tables(&items, Columns::Wide)),
     }
 }
 
 /// One table per run of objects of the same kind.
-fn tables(items: &[Object], breadth: Breadth) -> String {
+fn tables(items: &[Object], breadth: Columns) -> String {
     let now = clock::now();
-    let drawn: Vec<String> = items
+    let tables: Vec<String> = items
         .chunk_by(|one, next| one.kind() == next.kind())
-        .map(|same| {
-            let header = rows::header(same[0].kind(), breadth);
-            let rows = same.iter().map(|o| rows::row(o, breadth, now)).collect();
-            Table::new(header, Colours::of_stdout()).draw(rows)
+        .map(|run| {
+            let header = rows::header(run[0].kind(), breadth);
+            let rows = run.iter().map(|o| rows::row(o, breadth, now)).collect();
+            Table::new(header, Colours::for_stdout()).draw(rows)
         })
         .collect();
-    drawn.join("\n")
+    tables.join("\n")
 }
 
 type Changes = BoxStream<'static, Result<Change, ClientError>>;
@@ -143,18 +143,18 @@ async fn watch(
     let (kind, changes, watched) = open(client, selection).await?;
     let selector = selector.cloned();
     // Tags never change, so the selection of an object does not change either.
-    let meant = move |change: &Result<Change, ClientError>| match change {
+    let is_match = move |change: &Result<Change, ClientError>| match change {
         Ok(Change::Added { object } | Change::Modified { object } | Change::Deleted { object }) => {
             is_selected(selector.as_ref(), object)
         }
         Ok(Change::Synced) | Err(_) => true,
     };
     let changes = changes
-        .filter(move |change| std::future::ready(meant(change)))
+        .filter(move |change| std::future::ready(is_match(change)))
         .boxed();
     match output {
-        Output::Table => stream_rows(kind, changes, watched, Breadth::Narrow).await?,
-        Output::Wide => stream_rows(kind, changes, watched, Breadth::Wide).await?,
+        Output::Table => stream_rows(kind, changes, watched, Columns::Narrow).await?,
+        Output::Wide => stream_rows(kind, changes, watched, Columns::Wide).await?,
         Output::Json | Output::Yaml | Output::Name => stream_values(changes, output).await?,
     }
     Err(Failure::one("connection closed by sliced"))
@@ -184,28 +184,28 @@ async fn stream_rows(
     kind: Kind,
     mut changes: Changes,
     mut unsynced: usize,
-    breadth: Breadth,
+    breadth: Columns,
 ) -> Result<(), Failure> {
     let titles = rows::header(kind, breadth);
     let status = titles.iter().position(|title| *title == STATUS);
-    let mut table = Table::new(titles, Colours::of_stdout());
-    let mut held = Vec::new();
+    let mut table = Table::new(titles, Colours::for_stdout());
+    let mut pending_rows = Vec::new();
     while let Some(change) = changes.next().await {
         match change? {
             Change::Synced => unsynced = unsynced.saturating_sub(1),
             Change::Added { object } | Change::Modified { object } => {
-                held.push(rows::row(&object, breadth, clock::now()));
+                pending_rows.push(rows::row(&object, breadth, clock::now()));
             }
             Change::Deleted { object } => {
                 let mut row = rows::row(&object, breadth, clock::now());
                 if let Some(status) = status {
-                    row[status] = Field::toned("Deleted", Tone::Bad);
+                    row[status] = Field::with_severity("Deleted", Tone::Error);
                 }
-                held.push(row);
+                pending_rows.push(row);
             }
         }
-        if unsynced == 0 && !held.is_empty() {
-            print::out(&table.draw(std::mem::take(&mut held)))?;
+        if unsynced == 0 && !pending_rows.is_empty() {
+            print::out(&table.draw(std::mem::take(&mut pending_rows)))?;
         }
     }
     Ok(())

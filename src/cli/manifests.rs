@@ -13,13 +13,13 @@ use crate::wire::limits::MANIFEST_LIMIT;
 pub fn read_all(files: &[PathBuf]) -> Result<Vec<Source>, Failure> {
     let mut sources = Vec::new();
     for file in files {
-        let cannot = |error| Failure::one(format!("cannot read {}: {error}", file.display()));
+        let read_error = |error| Failure::one(format!("cannot read {}: {error}", file.display()));
         if file.as_os_str() == "-" {
-            sources.push(source("stdin", io::stdin().lock()).map_err(cannot)?);
+            sources.push(source("stdin", io::stdin().lock()).map_err(read_error)?);
         } else if file.is_dir() {
-            sources.extend(folder(file).map_err(cannot)?);
+            sources.extend(read_directory(file).map_err(read_error)?);
         } else {
-            sources.push(manifest(file).map_err(cannot)?);
+            sources.push(manifest(file).map_err(read_error)?);
         }
     }
     match sources.is_empty() {
@@ -28,14 +28,14 @@ pub fn read_all(files: &[PathBuf]) -> Result<Vec<Source>, Failure> {
     }
 }
 
-fn folder(folder: &Path) -> io::Result<Vec<Source>> {
+fn read_directory(dir: &Path) -> io::Result<Vec<Source>> {
     let mut paths = Vec::new();
-    for entry in fs::read_dir(folder)? {
+    for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        let yaml = path
+        let is_yaml = path
             .extension()
-            .is_some_and(|end| end == "yaml" || end == "yml");
-        if yaml && path.is_file() {
+            .is_some_and(|extension| extension == "yaml" || extension == "yml");
+        if is_yaml && path.is_file() {
             paths.push(path);
         }
     }
@@ -48,10 +48,10 @@ fn manifest(path: &Path) -> io::Result<Source> {
 }
 
 /// Reads at most one byte more than the limit, which is enough to detect that it is exceeded.
-fn source(name: &str, from: impl Read) -> io::Result<Source> {
+fn source(name: &str, reader: impl Read) -> io::Result<Source> {
     let mut text = String::new();
-    let most = MANIFEST_LIMIT as u64 + 1;
-    from.take(most).read_to_string(&mut text)?;
+    let limit = MANIFEST_LIMIT as u64 + 1;
+    reader.take(limit).read_to_string(&mut text)?;
     match text.len() > MANIFEST_LIMIT {
         false => Ok(Source {
             name: name.to_owned(),

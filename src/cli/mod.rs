@@ -29,7 +29,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use self::args::{Args, Verb};
+use self::args::{Args, Command};
 use self::failure::Failure;
 use crate::wire::Client;
 
@@ -39,11 +39,11 @@ pub fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    let outcome = match runtime {
+    let result = match runtime {
         Ok(runtime) => runtime.block_on(run(args)),
         Err(error) => Err(Failure::one(format!("cannot start: {error}"))),
     };
-    match outcome {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
@@ -52,22 +52,22 @@ pub fn main() -> ExitCode {
 async fn run(args: Args) -> Result<(), Failure> {
     let client = Client::new(&args.socket);
     match args.verb {
-        Verb::Apply(verb) => apply::apply(&client, verb).await,
-        Verb::Diff(verb) => apply::diff(&client, verb).await,
-        Verb::Get(verb) => get::get(&client, verb).await,
-        Verb::Describe(verb) => describe::describe(&client, verb).await,
-        Verb::Delete(verb) => delete::delete(&client, verb).await,
-        Verb::Wait(verb) => wait::wait(&client, verb).await,
-        Verb::Vm(verb) => vm::vm(&client, verb).await,
-        Verb::Events(verb) => events::events(&client, verb).await,
-        Verb::Logs(verb) => events::logs(&client, verb).await,
-        Verb::Console(verb) => console::console(&client, verb).await,
-        Verb::Gc(verb) => check::gc(&client, verb).await,
-        Verb::Doctor(verb) => check::doctor(&client, verb).await,
-        Verb::Explain(verb) => verdict::explain(&client, verb).await,
-        Verb::Route(verb) => route::route(&client, verb).await,
-        Verb::New(verb) => new::new(*verb),
-        Verb::Completion { shell } => args::completion(shell),
-        Verb::Version(verb) => check::version(&client, verb).await,
+        Command::Apply(verb) => apply::apply(&client, verb).await,
+        Command::Diff(verb) => apply::diff(&client, verb).await,
+        Command::Get(verb) => get::get(&client, verb).await,
+        Command::Describe(verb) => describe::describe(&client, verb).await,
+        Command::Delete(verb) => delete::delete(&client, verb).await,
+        Command::Wait(verb) => wait::wait(&client, verb).await,
+        Command::Vm(verb) => vm::vm(&client, verb).await,
+        Command::Events(verb) => events::events(&client, verb).await,
+        Command::Logs(verb) => events::logs(&client, verb).await,
+        Command::Console(verb) => console::console(&client, verb).await,
+        Command::Gc(verb) => check::gc(&client, verb).await,
+        Command::Doctor(verb) => check::doctor(&client, verb).await,
+        Command::Explain(verb) => verdict::explain(&client, verb).await,
+        Command::Route(verb) => route::route(&client, verb).await,
+        Command::New(verb) => new::new(*verb),
+        Command::Completion { shell } => args::completion(shell),
+        Command::Version(verb) => check::version(&client, verb).await,
     }
 }

@@ -13,32 +13,32 @@ use crate::api::view::CheckVerdict;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tone {
     /// No severity, no colour.
-    Plain,
+    Neutral,
     /// As desired: green.
     Good,
     /// In progress, or a warning: yellow.
-    Fair,
+    Warning,
     /// An error: red.
-    Bad,
+    Error,
 }
 
 impl Tone {
     /// The colour of table cells.
     pub fn color(self) -> Option<Color> {
         match self {
-            Self::Plain => None,
+            Self::Neutral => None,
             Self::Good => Some(Color::Green),
-            Self::Fair => Some(Color::Yellow),
-            Self::Bad => Some(Color::Red),
+            Self::Warning => Some(Color::Yellow),
+            Self::Error => Some(Color::Red),
         }
     }
 
     fn sgr(self) -> Option<u8> {
         match self {
-            Self::Plain => None,
+            Self::Neutral => None,
             Self::Good => Some(32),
-            Self::Fair => Some(33),
-            Self::Bad => Some(31),
+            Self::Warning => Some(33),
+            Self::Error => Some(31),
         }
     }
 }
@@ -47,8 +47,8 @@ impl From<Status> for Tone {
     fn from(status: Status) -> Self {
         match status {
             Status::True => Self::Good,
-            Status::False => Self::Bad,
-            Status::Unknown => Self::Fair,
+            Status::False => Self::Error,
+            Status::Unknown => Self::Warning,
         }
     }
 }
@@ -56,8 +56,8 @@ impl From<Status> for Tone {
 impl From<EventType> for Tone {
     fn from(kind: EventType) -> Self {
         match kind {
-            EventType::Normal => Self::Plain,
-            EventType::Warning => Self::Fair,
+            EventType::Normal => Self::Neutral,
+            EventType::Warning => Self::Warning,
         }
     }
 }
@@ -66,8 +66,8 @@ impl From<CheckVerdict> for Tone {
     fn from(verdict: CheckVerdict) -> Self {
         match verdict {
             CheckVerdict::Ok => Self::Good,
-            CheckVerdict::Warn => Self::Fair,
-            CheckVerdict::Fail => Self::Bad,
+            CheckVerdict::Warn => Self::Warning,
+            CheckVerdict::Fail => Self::Error,
         }
     }
 }
@@ -78,23 +78,23 @@ pub enum Colours {
     /// Standard output is a terminal that shows colours, and the user has not disabled them.
     Seen,
     /// Plain text.
-    Unseen,
+    Disabled,
 }
 
 impl Colours {
     /// The setting for standard output: coloured on a terminal that is not `dumb`, with `NO_COLOR` unset or empty (no-color.org).
-    pub fn of_stdout() -> Self {
-        let objected = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        match std::io::stdout().is_terminal() && !objected && !dumb {
+    pub fn for_stdout() -> Self {
+        let is_disabled = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        match std::io::stdout().is_terminal() && !is_disabled && !is_dumb {
             true => Self::Seen,
-            false => Self::Unseen,
+            false => Self::Disabled,
         }
     }
 
     /// `text` in the colour of `tone` (ECMA-48 SGR).
-    pub fn paint(self, tone: Tone, text: &str) -> String {
-        match (self, tone.sgr()) {
+    pub fn paint(self, severity: Tone, text: &str) -> String {
+        match (self, severity.sgr()) {
             (Self::Seen, Some(code)) => format!("\u{1b}[{code}m{text}\u{1b}[0m"),
             _ => text.to_owned(),
         }

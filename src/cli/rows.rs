@@ -12,7 +12,7 @@ use crate::api::view::{
 
 /// The set of columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Breadth {
+pub enum Columns {
     /// Columns that fit a terminal.
     Narrow,
     /// All columns (`-o wide`).
@@ -23,7 +23,7 @@ pub enum Breadth {
 pub const STATUS: &str = "STATUS";
 
 /// The column titles of a kind.
-pub fn header(kind: Kind, breadth: Breadth) -> Vec<&'static str> {
+pub fn header(kind: Kind, columns: Columns) -> Vec<&'static str> {
     let (narrow, wide): (&[&str], &[&str]) = match kind {
         Kind::HostGroup => (
             &["NAME", "READY", STATUS, "UPDATED", "DESIRED", "AGE"],
@@ -44,20 +44,20 @@ pub fn header(kind: Kind, breadth: Breadth) -> Vec<&'static str> {
         ),
         Kind::Lease => (&["NAME", "GROUP", STATUS, "IP", "BLOCK", "AGE"], &["RANGE"]),
     };
-    match breadth {
-        Breadth::Narrow => narrow.to_vec(),
-        Breadth::Wide => [narrow, wide].concat(),
+    match columns {
+        Columns::Narrow => narrow.to_vec(),
+        Columns::Wide => [narrow, wide].concat(),
     }
 }
 
 /// The row of an object, with the columns of [`header`].
-pub fn row(object: &Object, breadth: Breadth, now: Timestamp) -> Vec<Field> {
+pub fn row(object: &Object, columns: Columns, now: Timestamp) -> Vec<Field> {
     let (mut narrow, wide) = match object {
         Object::HostGroup(group) => group_row(group, now),
         Object::Vm(vm) => vm_row(vm, now),
         Object::Lease(lease) => lease_row(lease, now),
     };
-    if breadth == Breadth::Wide {
+    if columns == Columns::Wide {
         narrow.extend(wide);
     }
     narrow
@@ -66,13 +66,16 @@ pub fn row(object: &Object, breadth: Breadth, now: Timestamp) -> Vec<Field> {
 fn group_row(group: &GroupView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
     let status = &group.status;
     let template = &group.spec.template;
-    let tone = match status.ready {
+    let severity = match status.ready {
         true => Tone::Good,
-        false => Tone::Fair,
+        false => Tone::Warning,
     };
     let narrow = vec![
         (&group.metadata.name).into(),
-        Field::toned(format!("{}/{}", status.ready_count, status.desired), tone),
+        Field::with_severity(
+            format!("{}/{}", status.ready_count, status.desired),
+            severity,
+        ),
         standing(&group.metadata, &status.conditions, "Ready"),
         status.updated.into(),
         status.desired.into(),
@@ -91,7 +94,7 @@ fn group_row(group: &GroupView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
 fn vm_row(vm: &VmView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
     let network = vm.status.network.as_ref();
     let ready = ready(&vm.status.conditions);
-    let up = match vm.status.vmm.state {
+    let ready_status = match vm.status.vmm.state {
         VmmState::None => "Prepared",
         VmmState::Starting
         | VmmState::Running
@@ -103,8 +106,8 @@ fn vm_row(vm: &VmView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
     let narrow = vec![
         (&vm.metadata.name).into(),
         Field::maybe(vm.metadata.group.as_ref()),
-        Field::toned(format!("{ready:?}"), ready),
-        standing(&vm.metadata, &vm.status.conditions, up),
+        Field::with_severity(format!("{ready:?}"), ready),
+        standing(&vm.metadata, &vm.status.conditions, ready_status),
         Field::maybe(network.map(|network| network.ip)),
         vm.spec.hypervisor.into(),
         Field::maybe(vm.status.vmm.pid),
@@ -124,8 +127,8 @@ fn vm_row(vm: &VmView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
 
 fn lease_row(lease: &LeaseView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
     let status = match lease.metadata.deleting {
-        true => Field::toned("Terminating", Tone::Fair),
-        false => Field::toned("Bound", Tone::Good),
+        true => Field::with_severity("Terminating", Tone::Warning),
+        false => Field::with_severity("Bound", Tone::Good),
     };
     let narrow = vec![
         (&lease.metadata.name).into(),
@@ -139,14 +142,14 @@ fn lease_row(lease: &LeaseView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
 }
 
 /// The status of an object: the reason of the first condition that is not True, or `up`.
-fn standing(metadata: &MetaView, conditions: &[ConditionView], up: &str) -> Field {
+fn standing(metadata: &MetaView, conditions: &[ConditionView], ready_status: &str) -> Field {
     if metadata.deleting {
-        return Field::toned("Terminating", Tone::Fair);
+        return Field::with_severity("Terminating", Tone::Warning);
     }
     match missing(conditions) {
-        None => Field::toned(up, Tone::Good),
-        Some(found) if found.kind == "Ready" => {
-            Field::toned(found.reason.to_string(), tone(found.reason))
+        None => Field::with_severity(ready_status, Tone::Good),
+        Some(condition) if condition.kind == "Ready" => {
+            Field::with_severity(condition.reason.to_string(), severity(condition.reason))
         }
         // These reasons need no condition type before them.
         Some(found)
@@ -155,11 +158,11 @@ fn standing(metadata: &MetaView, conditions: &[ConditionView], up: &str) -> Fiel
                 Reason::Paused | Reason::Stopping | Reason::Stopped | Reason::Failed
             ) =>
         {
-            Field::toned(found.reason.to_string(), tone(found.reason))
+            Field::with_severity(found.reason.to_string(), severity(found.reason))
         }
-        Some(found) => Field::toned(
+        Some(found) => Field::with_severity(
             format!("{}:{}", found.kind, found.reason),
-            tone(found.reason),
+            severity(found.reason),
         ),
     }
 }
@@ -178,7 +181,7 @@ fn ready(conditions: &[ConditionView]) -> Status {
         .map_or(Status::Unknown, |condition| condition.status)
 }
 
-fn tone(reason: Reason) -> Tone {
+fn severity(reason: Reason) -> Tone {
     match reason {
         Reason::Converged => Tone::Good,
         Reason::Waiting
@@ -187,7 +190,7 @@ fn tone(reason: Reason) -> Tone {
         | Reason::Terminating
         | Reason::Paused
         | Reason::Stopping
-        | Reason::Stopped => Tone::Fair,
+        | Reason::Stopped => Tone::Warning,
         Reason::Conflict
         | Reason::Contested
         | Reason::NotConverging
@@ -198,7 +201,7 @@ fn tone(reason: Reason) -> Tone {
         | Reason::CrashLoop
         | Reason::Failed
         | Reason::ManifestInvalid
-        | Reason::StateNotWritable => Tone::Bad,
+        | Reason::StateNotWritable => Tone::Error,
     }
 }
 

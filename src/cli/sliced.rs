@@ -22,7 +22,7 @@ pub enum LogFormat {
 
 /// Run the microVMs and networks of this host as host groups specify them
 #[derive(Clone, Debug, Parser)]
-#[command(name = "sliced", version, after_help = EXAMPLES)]
+#[command(name = "sliced", version, after_help = AFTER_HELP)]
 pub struct Args {
     /// Directory of manifests (*.yaml and *.yml, without subdirectories)
     #[arg(
@@ -58,20 +58,20 @@ pub struct Args {
     #[arg(long, env = "SLICE_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
     /// Interval between full reconciliations
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = at_least_a_second)]
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_interval)]
     pub resync: Duration,
     /// Delete a group when its file, or the group in it, has been missing for this time. If omitted: `removal_grace:` of the
     /// settings file, else 2s
-    #[arg(long, env = "SLICE_REMOVAL_GRACE", value_name = "TIME", value_parser = removal_grace)]
+    #[arg(long, env = "SLICE_REMOVAL_GRACE", value_name = "TIME", value_parser = parse_removal_grace)]
     pub removal_grace: Option<Duration>,
     /// Number of VMs that are reconciled concurrently. May exceed the number of cores: most of the time is waiting
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
     /// Timeout of one CNI plugin call; then the plugin is killed and its changes are undone
-    #[arg(long, env = "SLICE_CNI_DEADLINE", value_name = "TIME", default_value = "1m", value_parser = at_least_a_second)]
+    #[arg(long, env = "SLICE_CNI_DEADLINE", value_name = "TIME", default_value = "1m", value_parser = parse_interval)]
     pub cni_deadline: Duration,
     /// Timeout of iptables-restore; then it is killed and the rules in the kernel stay unchanged
-    #[arg(long, env = "SLICE_FILTER_DEADLINE", value_name = "TIME", default_value = "30s", value_parser = at_least_a_second)]
+    #[arg(long, env = "SLICE_FILTER_DEADLINE", value_name = "TIME", default_value = "30s", value_parser = parse_interval)]
     pub filter_deadline: Duration,
     /// Range of user ids for VMMs, one per VM, with the same group id; reserved: must not be assigned to other users of this host
     #[arg(
@@ -114,7 +114,7 @@ impl std::str::FromStr for Directories {
     }
 }
 
-const EXAMPLES: &str = "\
+const AFTER_HELP: &str = "\
 Environment:
   SLICE_CNI_CONF_DIR   directory of CNI network configurations [default: /etc/cni/net.d]
   CNI_PATH             directories of CNI plugins [default: /opt/cni/bin:/usr/lib/cni]
@@ -130,7 +130,7 @@ Examples:
   # In a script: converge once, exit 0 if converged
   sliced --once";
 
-fn at_least_a_second(text: &str) -> Result<Duration, String> {
+fn parse_interval(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|e| e.to_string())?;
     match time >= Duration::from_secs(1) {
         true => Ok(time),
@@ -138,7 +138,7 @@ fn at_least_a_second(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn removal_grace(text: &str) -> Result<Duration, String> {
+fn parse_removal_grace(text: &str) -> Result<Duration, String> {
     settings::grace(text)
 }
 

@@ -11,30 +11,30 @@ use super::paint::{Colours, Tone, one_line};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
     text: String,
-    tone: Tone,
+    severity: Tone,
 }
 
 impl Field {
     /// A text with a severity.
-    pub fn toned(text: impl Into<String>, tone: impl Into<Tone>) -> Self {
+    pub fn with_severity(text: impl Into<String>, severity: impl Into<Tone>) -> Self {
         Self {
             text: text.into(),
-            tone: tone.into(),
+            severity: severity.into(),
         }
     }
 
     /// The value, or `<none>`.
     pub fn maybe(value: Option<impl ToString>) -> Self {
         match value {
-            Some(value) => Self::toned(value.to_string(), Tone::Plain),
-            None => Self::toned("<none>", Tone::Plain),
+            Some(value) => Self::with_severity(value.to_string(), Tone::Neutral),
+            None => Self::with_severity("<none>", Tone::Neutral),
         }
     }
 }
 
 impl<T: ToString> From<T> for Field {
     fn from(value: T) -> Self {
-        Self::toned(value.to_string(), Tone::Plain)
+        Self::with_severity(value.to_string(), Tone::Neutral)
     }
 }
 
@@ -43,57 +43,63 @@ impl<T: ToString> From<T> for Field {
 pub struct Table {
     header: Option<Vec<&'static str>>,
     widths: Vec<u16>,
-    colours: Colours,
+    colors: Colours,
 }
 
 impl Table {
     /// A table whose header is drawn before the first rows.
-    pub fn new(header: Vec<&'static str>, colours: Colours) -> Self {
+    pub fn new(header: Vec<&'static str>, colors: Colours) -> Self {
         Self {
             widths: vec![0; header.len()],
             header: Some(header),
-            colours,
+            colors,
         }
     }
 
     /// Formats rows as lines of text; columns are at least as wide as in all earlier rows.
     pub fn draw(&mut self, rows: Vec<Vec<Field>>) -> String {
-        let mut grid = Grid::new();
-        grid.load_style(presets::NOTHING)
+        let mut table = Grid::new();
+        table
+            .load_style(presets::NOTHING)
             .set_content_arrangement(ContentArrangement::Disabled);
-        match self.colours {
-            Colours::Seen => grid.enforce_styling(),
-            Colours::Unseen => grid.force_no_tty(),
+        match self.colors {
+            Colours::Seen => table.enforce_styling(),
+            Colours::Disabled => table.force_no_tty(),
         };
         if let Some(header) = self.header.take() {
-            grid.set_header(header.into_iter().map(|text| self.title(text)));
+            table.set_header(header.into_iter().map(|text| self.title(text)));
         }
         for row in rows {
-            grid.add_row(row.into_iter().map(|field| self.cell(field)));
+            table.add_row(row.into_iter().map(|field| self.cell(field)));
         }
-        let known = self.widths.iter();
-        for (column, &width) in grid.column_iter_mut().zip(known) {
+        let min_widths = self.widths.iter();
+        for (column, &width) in table.column_iter_mut().zip(min_widths) {
             column.set_padding((0, 3));
             column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width + 3)));
         }
-        for (known, content) in self.widths.iter_mut().zip(grid.column_max_content_widths()) {
+        for (known, content) in self
+            .widths
+            .iter_mut()
+            .zip(table.column_max_content_widths())
+        {
             *known = content.max(*known);
         }
-        grid.lines()
+        table
+            .lines()
             .map(|line| format!("{}\n", line.trim_end()))
             .collect()
     }
 
     fn title(&self, text: &'static str) -> Cell {
-        match self.colours {
+        match self.colors {
             Colours::Seen => Cell::new(text).add_attribute(Attribute::Bold),
-            Colours::Unseen => Cell::new(text),
+            Colours::Disabled => Cell::new(text),
         }
     }
 
     fn cell(&self, field: Field) -> Cell {
         let cell = Cell::new(one_line(&field.text));
-        match (self.colours, field.tone.color()) {
+        match (self.colors, field.severity.color()) {
             (Colours::Seen, Some(color)) => cell.fg(color),
             _ => cell,
         }
@@ -106,7 +112,7 @@ mod tests {
 
     #[test]
     fn later_rows_are_aligned_with_earlier_ones() {
-        let mut table = Table::new(vec!["NAME", "STATUS"], Colours::Unseen);
+        let mut table = Table::new(vec!["NAME", "STATUS"], Colours::Disabled);
         let first = table.draw(vec![vec!["a-long-name".into(), "x".into()]]);
         let later = table.draw(vec![vec!["b".into(), "y".into()]]);
         assert_eq!(first, "NAME          STATUS\na-long-name   x\n");
@@ -115,7 +121,7 @@ mod tests {
 
     #[test]
     fn control_characters_are_replaced() {
-        let mut table = Table::new(vec!["A"], Colours::Unseen);
+        let mut table = Table::new(vec!["A"], Colours::Disabled);
         assert_eq!(
             table.draw(vec![vec!["x\n\u{1b}[31my".into()]]),
             "A\nx  [31my\n"
@@ -126,19 +132,19 @@ mod tests {
     fn colours_do_not_shift_columns() {
         let rows = || {
             vec![
-                vec![Field::toned("ok", Tone::Good), "1".into()],
-                vec![Field::toned("failed", Tone::Bad), "2".into()],
+                vec![Field::with_severity("ok", Tone::Good), "1".into()],
+                vec![Field::with_severity("failed", Tone::Error), "2".into()],
             ]
         };
-        let bare = Table::new(vec!["S", "N"], Colours::Unseen).draw(rows());
-        let seen = Table::new(vec!["S", "N"], Colours::Seen).draw(rows());
-        assert!(seen.contains("\u{1b}["));
+        let plain = Table::new(vec!["S", "N"], Colours::Disabled).draw(rows());
+        let colored = Table::new(vec!["S", "N"], Colours::Seen).draw(rows());
+        assert!(colored.contains("\u{1b}["));
         let mut stripped = String::new();
-        let mut inside = false;
-        for c in seen.chars() {
-            match (inside, c) {
-                (_, '\u{1b}') => inside = true,
-                (true, 'm') => inside = false,
+        let mut in_escape = false;
+        for c in colored.chars() {
+            match (in_escape, c) {
+                (_, '\u{1b}') => in_escape = true,
+                (true, 'm') => in_escape = false,
                 (true, _) => {}
                 (false, c) => stripped.push(c),
             }
@@ -147,6 +153,6 @@ mod tests {
             .lines()
             .map(|l| format!("{}\n", l.trim_end()))
             .collect();
-        assert_eq!(trimmed, bare);
+        assert_eq!(trimmed, plain);
     }
 }

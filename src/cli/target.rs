@@ -46,30 +46,30 @@ pub enum Selection {
 }
 
 /// Parses `KIND`, `KIND NAME…` or `KIND/NAME…`.
-pub fn selection(words: &[String]) -> Result<Selection, Failure> {
-    let usage = |error: String| Failure::Usage(error);
-    match words {
-        [] => Err(usage(
+pub fn selection(args: &[String]) -> Result<Selection, Failure> {
+    let usage_error = |error: String| Failure::Usage(error);
+    match args {
+        [] => Err(usage_error(
             "expected a kind (hostgroup, vm, lease) or KIND/NAME".into(),
         )),
         words if words.iter().any(|word| word.contains('/')) => words
             .iter()
-            .map(|word| word.parse().map_err(usage))
+            .map(|word| word.parse().map_err(usage_error))
             .collect::<Result<_, _>>()
             .map(Selection::Some),
         [kind] => kind
             .parse()
             .map(Selection::All)
-            .map_err(|e| usage(format!("{e}"))),
+            .map_err(|e| usage_error(format!("{e}"))),
         [kind, names @ ..] => {
-            let kind: Kind = kind.parse().map_err(|e| usage(format!("{e}")))?;
-            let named = |name: &String| {
-                let name = name.parse().map_err(|e| usage(format!("{e}")))?;
+            let kind: Kind = kind.parse().map_err(|e| usage_error(format!("{e}")))?;
+            let target = |name: &String| {
+                let name = name.parse().map_err(|e| usage_error(format!("{e}")))?;
                 Ok(Target { kind, name })
             };
             names
                 .iter()
-                .map(named)
+                .map(target)
                 .collect::<Result<_, _>>()
                 .map(Selection::Some)
         }
@@ -77,8 +77,8 @@ pub fn selection(words: &[String]) -> Result<Selection, Failure> {
 }
 
 /// The same as [`selection`], for commands that require names.
-pub fn targets(words: &[String]) -> Result<Vec<Target>, Failure> {
-    match selection(words)? {
+pub fn targets(args: &[String]) -> Result<Vec<Target>, Failure> {
+    match selection(args)? {
         Selection::Some(targets) => Ok(targets),
         Selection::All(kind) => Err(Failure::Usage(format!(
             "missing name of the {kind}: expected `{kind} NAME` or `{kind}/NAME`"
@@ -96,14 +96,14 @@ pub fn group(text: &str) -> Result<Name, String> {
     of_kind(text, Kind::HostGroup, "host group")
 }
 
-fn of_kind(text: &str, kind: Kind, words: &str) -> Result<Name, String> {
+fn of_kind(text: &str, kind: Kind, noun: &str) -> Result<Name, String> {
     if !text.contains('/') {
         return text.parse().map_err(|e| format!("{e}"));
     }
     let target: Target = text.parse()?;
     match target.kind == kind {
         true => Ok(target.name),
-        false => Err(format!("`{target}` is not a {words}")),
+        false => Err(format!("`{target}` is not a {noun}")),
     }
 }
 
@@ -133,8 +133,8 @@ mod tests {
     #[test]
     fn an_invalid_target_is_a_usage_error() {
         for text in ["", "pod", "vm/", "vm/A", "vm a_b", "vm/a hg", "/x"] {
-            let outcome = selection(&words(text));
-            assert!(matches!(outcome, Err(Failure::Usage(_))), "{text}");
+            let result = selection(&words(text));
+            assert!(matches!(result, Err(Failure::Usage(_))), "{text}");
         }
     }
 }

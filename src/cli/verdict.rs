@@ -12,21 +12,21 @@ use crate::wire::Client;
 /// `explain VM DST[:PORT[/PROTO]]`.
 pub async fn explain(client: &Client, args: ExplainArgs) -> Result<(), Failure> {
     let explanation = client.explain(&args.vm, &args.packet).await?;
-    print::answer(args.output, &explanation, sentence)
+    print::answer(args.output, &explanation, format_explanation)
 }
 
-fn sentence(found: &Explanation) -> String {
-    let (tone, word) = match found.verdict {
+fn format_explanation(explanation: &Explanation) -> String {
+    let (severity, result) = match explanation.verdict {
         Verdict::Allow => (Tone::Good, "allowed"),
-        Verdict::Deny => (Tone::Bad, "denied"),
+        Verdict::Deny => (Tone::Error, "denied"),
     };
     format!(
         "{} -> {}: {}\n  entry  {}\n  rule   {}\n  place  {}\n",
-        found.vm,
-        one_line(&found.packet),
-        Colours::of_stdout().paint(tone, word),
-        one_line(&found.entry),
-        one_line(&found.rule),
-        one_line(&found.place),
+        explanation.vm,
+        one_line(&explanation.packet),
+        Colours::for_stdout().paint(severity, result),
+        one_line(&explanation.entry),
+        one_line(&explanation.rule),
+        one_line(&explanation.place),
     )
 }

@@ -13,7 +13,7 @@ use super::print::Format;
 use super::table::{Field, Table};
 use super::target::Target;
 use super::{get, print, wait};
-use crate::api::cni::{AskedIp, Bandwidth, CniOptions, PortMapping};
+use crate::api::cni::{Bandwidth, CniOptions, PortMapping, RequestedIp};
 use crate::api::meta::Name;
 use crate::api::metrics::{Metrics, Since};
 use crate::api::network::Mac;
@@ -26,11 +26,11 @@ use crate::wire::Client;
 
 /// The commands for single VMs.
 #[derive(Debug, Subcommand)]
-pub enum VmVerb {
+pub enum VmCommand {
     /// Create a VM on demand, in addition to the `count` of its group
     Add(Box<AddArgs>),
     /// Delete a VM that was created on demand
-    Delete(RemoveArgs),
+    Delete(DeleteArgs),
     /// Pause VMs
     Pause(PowerArgs),
     /// Resume paused VMs
@@ -141,11 +141,11 @@ pub struct AddArgs {
     #[arg(long = "alias", value_name = "NAME")]
     pub aliases: Vec<Name>,
     /// CNI: an argument for the plugins (CNI_ARGS); may be repeated
-    #[arg(long = "cni-arg", value_name = "KEY=VALUE", value_parser = cni_argument)]
+    #[arg(long = "cni-arg", value_name = "KEY=VALUE", value_parser = parse_cni_arg)]
     pub cni_args: Vec<(String, String)>,
     /// CNI: request an address, A.B.C.D or A.B.C.D/LEN; may be repeated
     #[arg(long = "ip", value_name = "IP")]
-    pub ips: Vec<AskedIp>,
+    pub ips: Vec<RequestedIp>,
     /// CNI: request a MAC
     #[arg(long, value_name = "MAC", value_parser = mac)]
     pub mac: Option<Mac>,
@@ -166,7 +166,7 @@ A VM that the `count` of its group includes is refused: lower `count`, or recrea
 Examples:
   slicectl vm delete ci --wait
   slicectl get vms -l job=42 -o name | xargs slicectl vm delete")]
-pub struct RemoveArgs {
+pub struct DeleteArgs {
     /// The VMs
     #[arg(value_name = "VM", value_parser = super::target::vm, required = true)]
     pub vms: Vec<Name>,
@@ -177,16 +177,16 @@ pub struct RemoveArgs {
 }
 
 /// `vm …`.
-pub async fn vm(client: &Client, verb: VmVerb) -> Result<(), Failure> {
-    match verb {
-        VmVerb::Add(args) => add(client, *args).await,
-        VmVerb::Delete(args) => delete(client, args).await,
-        VmVerb::Pause(args) => power(client, args, PowerVerb::Pause).await,
-        VmVerb::Resume(args) => power(client, args, PowerVerb::Resume).await,
-        VmVerb::Restart(args) => power(client, args, PowerVerb::Restart).await,
-        VmVerb::Stop(args) => power(client, args, PowerVerb::Stop).await,
-        VmVerb::Start(args) => power(client, args, PowerVerb::Start).await,
-        VmVerb::Metrics(args) => {
+pub async fn vm(client: &Client, command: VmCommand) -> Result<(), Failure> {
+    match command {
+        VmCommand::Add(args) => add(client, *args).await,
+        VmCommand::Delete(args) => delete(client, args).await,
+        VmCommand::Pause(args) => power(client, args, PowerVerb::Pause).await,
+        VmCommand::Resume(args) => power(client, args, PowerVerb::Resume).await,
+        VmCommand::Restart(args) => power(client, args, PowerVerb::Restart).await,
+        VmCommand::Stop(args) => power(client, args, PowerVerb::Stop).await,
+        VmCommand::Start(args) => power(client, args, PowerVerb::Start).await,
+        VmCommand::Metrics(args) => {
             let metrics = client.metrics(&args.vm).await?;
             print::answer(args.output, &metrics, counted)
         }
@@ -201,10 +201,10 @@ fn counted(metrics: &Metrics) -> String {
         .collect();
     let since = match metrics.since {
         Since::Start => "its start",
-        Since::LastAsked => "the counters were last read, at most a minute ago",
+        Since::LastQuery => "the counters were last read, at most a minute ago",
     };
     let hypervisor = metrics.hypervisor;
-    let counted_by = match (&metrics.vmm_error, hypervisor) {
+    let source = match (&metrics.vmm_error, hypervisor) {
         (Some(why), _) => format!("Counted by the kernel only: {why}."),
         (None, Hypervisor::None) => "Counted by the kernel: the VM has no VMM.".to_owned(),
         (None, _) => format!("Counted by {hypervisor} since {since}."),
@@ -212,50 +212,50 @@ fn counted(metrics: &Metrics) -> String {
     match rows.is_empty() {
         true => format!("All counters of {hypervisor} are 0 since {since}.\n"),
         false => {
-            let mut table = Table::new(vec!["COUNTER", "COUNT"], Colours::of_stdout());
-            format!("{}\n{counted_by}\n", table.draw(rows))
+            let mut table = Table::new(vec!["COUNTER", "COUNT"], Colours::for_stdout());
+            format!("{}\n{source}\n", table.draw(rows))
         }
     }
 }
 
 /// Continues after a failure, and fails at the end.
-async fn power(client: &Client, args: PowerArgs, verb: PowerVerb) -> Result<(), Failure> {
-    let (done, goal) = match verb {
+async fn power(client: &Client, args: PowerArgs, action: PowerVerb) -> Result<(), Failure> {
+    let (result, goal) = match action {
         PowerVerb::Pause => ("paused", Goal::Paused),
         PowerVerb::Resume => ("resumed", Goal::Ready),
         PowerVerb::Restart => ("restarted", Goal::Ready),
         PowerVerb::Stop => ("stopped", Goal::Stopped),
         PowerVerb::Start => ("started", Goal::Ready),
     };
-    let mut problems = Vec::new();
-    let mut told = Vec::new();
+    let mut errors = Vec::new();
+    let mut targets = Vec::new();
     for name in args.vms {
-        match client.power(&name, verb).await {
+        match client.power(&name, action).await {
             Ok(applied) => {
-                let word = match applied {
+                let text = match applied {
                     Applied::Unchanged => "unchanged",
-                    Applied::Created | Applied::Configured | Applied::Deleted => done,
+                    Applied::Created | Applied::Configured | Applied::Deleted => result,
                 };
                 let target = Target {
                     kind: Kind::Vm,
                     name,
                 };
-                print::out(&format!("{target} {word}\n"))?;
-                told.push(target);
+                print::out(&format!("{target} {text}\n"))?;
+                targets.push(target);
             }
-            Err(error) => problems.extend(error.causes()),
+            Err(error) => errors.extend(error.causes()),
         }
     }
-    if let Some(limit) = args.wait {
-        wait::until(client, &told, goal, limit).await?;
+    if let Some(timeout) = args.wait {
+        wait::until(client, &targets, goal, timeout).await?;
     }
-    match problems.is_empty() {
+    match errors.is_empty() {
         true => Ok(()),
-        false => Err(Failure::Failed(problems)),
+        false => Err(Failure::Failed(errors)),
     }
 }
 
-fn cni_argument(text: &str) -> Result<(String, String), String> {
+fn parse_cni_arg(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
     let (key, value) =
         pair.ok_or_else(|| format!("invalid argument `{text}`: expected KEY=VALUE"))?;
@@ -269,19 +269,19 @@ fn mac(text: &str) -> Result<Mac, String> {
 async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
     let mut tags = tag::Tags::new();
     for (key, value) in args.tags {
-        if let Some(before) = tags.insert(key.clone(), value) {
-            let usage = format!("duplicate --tag {key}, first with \"{before}\"");
+        if let Some(previous) = tags.insert(key.clone(), value) {
+            let usage = format!("duplicate --tag {key}, first with \"{previous}\"");
             return Err(Failure::Usage(usage));
         }
     }
-    let mut arguments = BTreeMap::new();
+    let mut cni_args = BTreeMap::new();
     for (key, value) in args.cni_args {
-        if arguments.contains_key(&key) {
+        if cni_args.contains_key(&key) {
             return Err(Failure::Usage(format!("duplicate --cni-arg {key}")));
         }
-        arguments.insert(key, value);
+        cni_args.insert(key, value);
     }
-    let wanted = NewVm {
+    let request = NewVm {
         name: args.name,
         vcpu: args.vcpu,
         ram_bytes: args.ram.map(|mib| mib.saturating_mul(1 << 20)),
@@ -293,12 +293,12 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
             port_mappings: args.port_mappings,
             bandwidth: args.bandwidth,
             aliases: args.aliases,
-            args: arguments,
+            args: cni_args,
             ips: args.ips,
             mac: args.mac,
         },
     };
-    let result = client.add_vm(&args.group, &wanted).await?;
+    let result = client.add_vm(&args.group, &request).await?;
     result.warnings.iter().for_each(|text| warn(text));
     let target = Target {
         kind: Kind::Vm,
@@ -310,8 +310,8 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
         Answer::Json => {}
     }
     let targets = [target];
-    if let Some(limit) = args.wait {
-        wait::until(client, &targets, Goal::Ready, limit).await?;
+    if let Some(timeout) = args.wait {
+        wait::until(client, &targets, Goal::Ready, timeout).await?;
     }
     match args.output {
         Answer::Table | Answer::Name => Ok(()),
@@ -323,26 +323,26 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
 }
 
 /// Continues after a failure, and fails at the end.
-async fn delete(client: &Client, args: RemoveArgs) -> Result<(), Failure> {
-    let mut problems = Vec::new();
-    let mut going = Vec::new();
+async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
+    let mut errors = Vec::new();
+    let mut deleting = Vec::new();
     for name in args.vms {
         let kind = Kind::Vm;
         match client.remove_vm(&name).await {
             Ok(()) => {
                 let target = Target { kind, name };
                 print::out(&format!("{target} deleted\n"))?;
-                going.push(target);
+                deleting.push(target);
             }
-            Err(error) => problems.extend(error.causes()),
+            Err(error) => errors.extend(error.causes()),
         }
     }
-    if let Some(limit) = args.wait {
-        wait::until(client, &going, Goal::Deleted, limit).await?;
+    if let Some(timeout) = args.wait {
+        wait::until(client, &deleting, Goal::Deleted, timeout).await?;
     }
-    match problems.is_empty() {
+    match errors.is_empty() {
         true => Ok(()),
-        false => Err(Failure::Failed(problems)),
+        false => Err(Failure::Failed(errors)),
     }
 }
 
@@ -363,6 +363,6 @@ fn entry(text: &str) -> Result<Option<Entry>, String> {
     }
 }
 
-fn entries(written: Vec<Option<Entry>>) -> Vec<Entry> {
-    written.into_iter().flatten().collect()
+fn entries(entries: Vec<Option<Entry>>) -> Vec<Entry> {
+    entries.into_iter().flatten().collect()
 }

@@ -20,14 +20,14 @@ use crate::wire::Client;
 use crate::wire::client::ClientError;
 
 /// Interval of attempts to reopen a watch after the daemon has closed it.
-const REOPEN: Duration = Duration::from_millis(250);
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// `wait KIND/NAME… --for ready|stopped|paused|deleted`.
 pub async fn wait(client: &Client, args: WaitArgs) -> Result<(), Failure> {
     let targets = target::targets(&args.targets)?;
     let goal = args.goal;
-    let no_vm = targets.iter().find(|target| target.kind != Kind::Vm);
-    if let (Goal::Stopped | Goal::Paused, Some(target)) = (goal, no_vm) {
+    let other_kind = targets.iter().find(|target| target.kind != Kind::Vm);
+    if let (Goal::Stopped | Goal::Paused, Some(target)) = (goal, other_kind) {
         let usage = format!(
             "--for {} is valid for VMs only, not for {target}",
             word(goal)
@@ -35,8 +35,8 @@ pub async fn wait(client: &Client, args: WaitArgs) -> Result<(), Failure> {
         return Err(Failure::Usage(usage));
     }
     until(client, &targets, goal, args.timeout).await?;
-    let word = word(goal);
-    let lines: String = targets.iter().map(|t| format!("{t} {word}\n")).collect();
+    let text = word(goal);
+    let lines: String = targets.iter().map(|t| format!("{t} {text}\n")).collect();
     print::out(&lines)
 }
 
@@ -66,9 +66,9 @@ pub async fn until(
     let outcome = tokio::time::timeout(limit, all).await;
     watches
         .iter()
-        .for_each(|watch| watch.bar.finish_and_clear());
+        .for_each(|watch| watch.spinner.finish_and_clear());
     match outcome {
-        Ok(done) => done.map(drop),
+        Ok(result) => result.map(drop),
         Err(_) => {
             let mut causes = Vec::new();
             for watch in &watches {
@@ -86,7 +86,7 @@ struct Watch<'a> {
     target: &'a Target,
     goal: Goal,
     seen: RefCell<Seen>,
-    bar: ProgressBar,
+    spinner: ProgressBar,
 }
 
 /// The state that a watch has reported so far.
@@ -99,7 +99,7 @@ struct Seen {
 }
 
 impl Seen {
-    fn take_in(&mut self, change: Change) {
+    fn apply(&mut self, change: Change) {
         match change {
             Change::Synced => self.synced = true,
             Change::Deleted { .. } => self.object = None,
@@ -134,7 +134,7 @@ impl<'a> Watch<'a> {
             target,
             goal,
             seen: RefCell::default(),
-            bar,
+            spinner: bar,
         }
     }
 
@@ -142,12 +142,12 @@ impl<'a> Watch<'a> {
         let mut changes = self.open(client).await?;
         loop {
             while let Some(Ok(change)) = changes.next().await {
-                self.seen.borrow_mut().take_in(change);
+                self.seen.borrow_mut().apply(change);
                 if self.seen.borrow().reaches(self.goal) {
-                    self.bar.finish_and_clear();
+                    self.spinner.finish_and_clear();
                     return Ok(());
                 }
-                self.bar.set_message(self.progress());
+                self.spinner.set_message(self.progress());
             }
             changes = self.reopen(client).await?;
         }
@@ -169,14 +169,14 @@ impl<'a> Watch<'a> {
     ) -> Result<BoxStream<'static, Result<Change, ClientError>>, ClientError> {
         let first = self.seen.borrow().first;
         loop {
-            self.bar.set_message("reconnecting to sliced");
-            tokio::time::sleep(REOPEN).await;
+            self.spinner.set_message("reconnecting to sliced");
+            tokio::time::sleep(RETRY_INTERVAL).await;
             self.seen.replace(Seen {
                 first,
                 ..Seen::default()
             });
             match self.open(client).await {
-                Err(ClientError::Unreachable { .. } | ClientError::Broken { .. }) => {}
+                Err(ClientError::Unreachable { .. } | ClientError::ConnectionFailed { .. }) => {}
                 other => return other,
             }
         }
@@ -198,11 +198,11 @@ impl<'a> Watch<'a> {
     }
 
     /// Why the target has not reached the goal, one entry per cause; empty if it has.
-    async fn missing(&self, client: &Client, limit: Duration) -> Vec<String> {
-        let (target, limit) = (self.target, humantime::format_duration(limit));
+    async fn missing(&self, client: &Client, timeout: Duration) -> Vec<String> {
+        let (target, limit) = (self.target, humantime::format_duration(timeout));
         let (object, reached, synced) = {
-            let seen = self.seen.borrow();
-            (seen.object.clone(), seen.reaches(self.goal), seen.synced)
+            let state = self.seen.borrow();
+            (state.object.clone(), state.reaches(self.goal), state.synced)
         };
         let Some(object) = object else {
             return match (reached, synced) {
@@ -218,17 +218,17 @@ impl<'a> Watch<'a> {
         match (reached, self.goal) {
             (true, _) => Vec::new(),
             (false, Goal::Deleted) => {
-                let held = held(&object);
+                let finalizers = held(&object);
                 let mut causes = vec![format!(
-                    "timed out after {limit}: {target} still exists, {held}"
+                    "timed out after {limit}: {target} still exists, {finalizers}"
                 )];
                 causes.extend(holders(client, target, &object).await);
                 causes
             }
             (false, Goal::Ready | Goal::Stopped | Goal::Paused) => {
-                let word = word(self.goal);
-                let mut causes = vec![format!("timed out after {limit}: {target} is not {word}")];
-                causes.extend(shortcomings(client, &object).await);
+                let text = word(self.goal);
+                let mut causes = vec![format!("timed out after {limit}: {target} is not {text}")];
+                causes.extend(not_ready_reasons(client, &object).await);
                 causes
             }
         }
@@ -248,9 +248,9 @@ fn is_in(object: &Object, state: VmmState) -> bool {
     let Object::Vm(vm) = object else {
         return false;
     };
-    let seen = vm.status.conditions.iter().find(|c| c.kind == "Vmm");
-    let seen = seen.map(|condition| condition.observed_generation);
-    !vm.metadata.deleting && vm.status.vmm.state == state && seen == vm.metadata.generation
+    let vmm_condition = vm.status.conditions.iter().find(|c| c.kind == "Vmm");
+    let generation = vmm_condition.map(|condition| condition.observed_generation);
+    !vm.metadata.deleting && vm.status.vmm.state == state && generation == vm.metadata.generation
 }
 
 fn held(object: &Object) -> String {
@@ -269,8 +269,8 @@ async fn holders(client: &Client, target: &Target, object: &Object) -> Vec<Strin
     let group = match object {
         Object::Vm(vm) if vm.metadata.deleting => {
             let name = &vm.metadata.name;
-            let why = why_held(vm, target).map(|why| format!("vm/{name}: {why}"));
-            return why.into_iter().collect();
+            let reason = blocked_reason(vm, target).map(|why| format!("vm/{name}: {why}"));
+            return reason.into_iter().collect();
         }
         Object::Vm(_) | Object::Lease(_) => return Vec::new(),
         Object::HostGroup(group) => &group.metadata.name,
@@ -279,10 +279,10 @@ async fn holders(client: &Client, target: &Target, object: &Object) -> Vec<Strin
         Ok(list) => list.items,
         Err(error) => return error.causes(),
     };
-    let holder = |object: &Object| match object {
+    let blocker = |object: &Object| match object {
         Object::Vm(vm) if vm.metadata.group.as_ref() == Some(group) && vm.metadata.deleting => {
             let stages = vm.metadata.finalizers.join(", ");
-            let why = why_held(vm, target).map_or_else(String::new, |why| format!(": {why}"));
+            let why = blocked_reason(vm, target).map_or_else(String::new, |why| format!(": {why}"));
             Some(format!(
                 "vm/{} has finalizers {stages}{why}",
                 vm.metadata.name
@@ -290,36 +290,38 @@ async fn holders(client: &Client, target: &Target, object: &Object) -> Vec<Strin
         }
         Object::Vm(_) | Object::HostGroup(_) | Object::Lease(_) => None,
     };
-    vms.iter().filter_map(holder).collect()
+    vms.iter().filter_map(blocker).collect()
 }
 
 /// What the deletion of a VM waits for; if a forced deletion of the target skips this wait, with the command for it.
-fn why_held(vm: &VmView, target: &Target) -> Option<String> {
-    let found = waits_for(vm)?;
-    let is_forceable = match found.reason {
+fn blocked_reason(vm: &VmView, target: &Target) -> Option<String> {
+    let blocking = blocking_condition(vm)?;
+    let is_forceable = match blocking.reason {
         Reason::Stopping => true,
-        Reason::ActionFailed => found.message.starts_with(DETACH),
+        Reason::ActionFailed => blocking.message.starts_with(DETACH),
         _ => false,
     };
-    let why = condition(found);
+    let reason = condition(blocking);
     Some(match is_forceable {
-        true => format!("{why}; `slicectl delete {target} --force` skips this wait"),
-        false => why,
+        true => format!("{reason}; `slicectl delete {target} --force` skips this wait"),
+        false => reason,
     })
 }
 
 /// The condition of the highest stage that a VM has acquired, which is released first.
-fn waits_for(vm: &VmView) -> Option<&ConditionView> {
-    let highest = vm.metadata.finalizers.last()?;
-    let highest = highest.rsplit('/').next()?;
+fn blocking_condition(vm: &VmView) -> Option<&ConditionView> {
+    let stage = vm.metadata.finalizers.last()?;
+    let highest = stage.rsplit('/').next()?;
     let mut conditions = vm.status.conditions.iter();
-    conditions.find(|it| it.kind.eq_ignore_ascii_case(highest) && !it.message.is_empty())
+    conditions.find(|condition| {
+        condition.kind.eq_ignore_ascii_case(highest) && !condition.message.is_empty()
+    })
 }
 
 /// The condition of each VM that is not ready; for a group whose VMs are all ready, its own.
-async fn shortcomings(client: &Client, object: &Object) -> Vec<String> {
+async fn not_ready_reasons(client: &Client, object: &Object) -> Vec<String> {
     match object {
-        Object::Vm(vm) => vec![shortcoming(vm)],
+        Object::Vm(vm) => vec![not_ready_reason(vm)],
         Object::Lease(_) => Vec::new(),
         Object::HostGroup(group) => {
             let name = &group.metadata.name;
@@ -334,38 +336,43 @@ async fn shortcomings(client: &Client, object: &Object) -> Vec<String> {
                     Object::HostGroup(_) | Object::Lease(_) => None,
                 })
                 .filter(|vm| vm.metadata.group.as_ref() == Some(name) && !vm.status.ready)
-                .map(|vm| shortcoming(vm))
+                .map(|vm| not_ready_reason(vm))
                 .collect();
             if causes.is_empty() {
                 // The condition may be newer than the last change of the watch.
-                let now = client.get(Kind::HostGroup, Some(name)).await;
-                let now = now.map(|list| list.items).unwrap_or_default();
+                let current = client.get(Kind::HostGroup, Some(name)).await;
+                let now = current.map(|list| list.items).unwrap_or_default();
                 let group = now.iter().find_map(|object| match object {
                     Object::HostGroup(group) => Some(group),
                     Object::Vm(_) | Object::Lease(_) => None,
                 });
                 let conditions = group.map(|group| &group.status.conditions);
-                let own = conditions.and_then(|conditions| rows::missing(conditions));
-                causes.extend(own.map(|found| format!("hostgroup/{name}: {}", condition(found))));
+                let own_condition = conditions.and_then(|conditions| rows::missing(conditions));
+                causes.extend(
+                    own_condition.map(|found| format!("hostgroup/{name}: {}", condition(found))),
+                );
             }
             causes
         }
     }
 }
 
-fn shortcoming(vm: &VmView) -> String {
-    let what = rows::missing(&vm.status.conditions).map_or_else(
+fn not_ready_reason(vm: &VmView) -> String {
+    let reason = rows::missing(&vm.status.conditions).map_or_else(
         || "its latest generation is not observed yet".to_owned(),
         condition,
     );
-    format!("vm/{}: {what}", vm.metadata.name)
+    format!("vm/{}: {reason}", vm.metadata.name)
 }
 
 /// `Firewall is False (Conflict): chain … is not ours`.
-fn condition(found: &ConditionView) -> String {
-    let head = format!("{} is {:?} ({})", found.kind, found.status, found.reason);
-    match found.message.is_empty() {
-        true => head,
-        false => format!("{head}: {}", found.message),
+fn condition(condition: &ConditionView) -> String {
+    let summary = format!(
+        "{} is {:?} ({})",
+        condition.kind, condition.status, condition.reason
+    );
+    match condition.message.is_empty() {
+        true => summary,
+        false => format!("{summary}: {}", condition.message),
     }
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 pub(super) use self::failure::Failure;
-use self::sources::{off_thread, parse_all, shortened};
+use self::sources::{off_thread, parse_all, truncated};
 use super::deletion;
 use super::drafts::store_draft;
 use super::intake_loop::IntakeLoop;
@@ -30,7 +30,7 @@ use crate::api::policy::Packet;
 use crate::api::validate;
 use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List,
-    NewVmResult, Object, Reach, Server, Source,
+    NewVmResult, Object, Reach, ServerInfo, Source,
 };
 use crate::api::vm::{PowerVerb, Vm};
 use crate::cli::sliced::Args;
@@ -47,7 +47,7 @@ use crate::store::{self, Txn};
 use crate::wire::{Backend, Deletion, Effect, Refusal, Span, packet};
 
 /// State shared by the handlers of all connections.
-pub struct Answers {
+pub struct AppState {
     pub(super) engine: Arc<Engine>,
     pub(super) intake: Arc<IntakeLoop>,
     house: House,
@@ -56,7 +56,7 @@ pub struct Answers {
     started_at: Timestamp,
 }
 
-impl Answers {
+impl AppState {
     /// Creates the state for a daemon that was started with `args`.
     pub fn new(engine: Arc<Engine>, intake: Arc<IntakeLoop>, args: &Args) -> Self {
         Self {
@@ -98,36 +98,36 @@ impl Answers {
         let allowed = self.engine.processes.places().allowed.clone();
         off_thread(move || {
             let drafts = parse_all(sources)?;
-            let outside = drafts.iter().flat_map(|draft| allowed.objections(draft));
-            let outside: Vec<_> = outside.collect();
+            let objections = drafts.iter().flat_map(|draft| allowed.objections(draft));
+            let outside: Vec<_> = objections.collect();
             if !outside.is_empty() {
-                return Err(Refusal::Invalid(shortened(&outside)));
+                return Err(Refusal::Invalid(truncated(&outside)));
             }
             match validate::check_apply(&stored, &drafts) {
                 Ok(()) => Ok(drafts),
-                Err(problems) => Err(Refusal::Conflict(shortened(&problems))),
+                Err(problems) => Err(Refusal::Conflict(truncated(&problems))),
             }
         })
         .await
     }
 }
 
-impl Backend for Answers {
+impl Backend for AppState {
     async fn apply(
         &self,
         sources: Vec<Source>,
         effect: Effect,
     ) -> Result<Vec<ApplyResult>, Refusal> {
         let drafts = self.checked(sources).await?;
-        let mut tries = restrictions::TRIES;
+        let mut tries = restrictions::RETRIES;
         if effect == Effect::DryRun {
-            return Ok(self.thought_through(&drafts));
+            return Ok(self.dry_run(&drafts));
         }
         let change = |txn: &mut Txn<'_>| {
             // Checked again within the transaction, which no other change can interleave with.
-            let standing: Vec<HostGroup> = txn.world().groups().cloned().collect();
-            if let Err(problems) = validate::check_apply(&standing, &drafts) {
-                return Err(Failure::Refused(Refusal::Conflict(shortened(&problems))));
+            let current: Vec<HostGroup> = txn.world().groups().cloned().collect();
+            if let Err(problems) = validate::check_apply(&current, &drafts) {
+                return Err(Failure::Refused(Refusal::Conflict(truncated(&problems))));
             }
             let mut results = Vec::new();
             for draft in &drafts {
@@ -149,18 +149,24 @@ impl Backend for Answers {
             }
         };
         restrictions::warn(store, &mut results);
-        for done in results.iter().filter(|r| r.applied != Applied::Unchanged) {
-            let object = format!("hostgroup/{}", done.name);
+        for result in results.iter().filter(|r| r.applied != Applied::Unchanged) {
+            let object = format!("hostgroup/{}", result.name);
             let events = self.engine.store.events();
-            let by = "by slicectl apply";
-            events.note(clock::now(), EventType::Normal, &object, "Configured", by);
+            let message = "by slicectl apply";
+            events.note(
+                clock::now(),
+                EventType::Normal,
+                &object,
+                "Configured",
+                message,
+            );
         }
         Ok(results)
     }
 
     async fn diff(&self, sources: Vec<Source>) -> Result<DiffResult, Refusal> {
         let drafts = self.checked(sources).await?;
-        let groups = self.thought_through(&drafts);
+        let groups = self.dry_run(&drafts);
         let mut result = DiffResult {
             groups,
             ..DiffResult::default()
@@ -171,7 +177,9 @@ impl Backend for Answers {
             if !preview.steps.is_empty() {
                 result.actions.insert(object.clone(), preview.steps);
             }
-            result.stuck.extend(preview.stuck.map(|why| (object, why)));
+            result
+                .stuck
+                .extend(preview.stuck.map(|reason| (object, reason)));
         }
         Ok(result)
     }
@@ -213,20 +221,20 @@ impl Backend for Answers {
         }
         if how == Deletion::Forced {
             let events = store.events();
-            let by = "by slicectl delete --force";
+            let message = "by slicectl delete --force";
             events.note(
                 clock::now(),
                 EventType::Normal,
                 &reference,
                 "ForceDeleted",
-                by,
+                message,
             );
         }
         Ok(())
     }
 
-    async fn add_vm(&self, group: Name, wanted: NewVm) -> Result<NewVmResult, Refusal> {
-        orders::add(&self.engine, group, wanted).await
+    async fn add_vm(&self, group: Name, request: NewVm) -> Result<NewVmResult, Refusal> {
+        orders::add(&self.engine, group, request).await
     }
 
     async fn remove_vm(&self, vm: Name) -> Result<(), Refusal> {
@@ -267,7 +275,7 @@ impl Backend for Answers {
         }
     }
 
-    async fn type_in(&self, vm: Name, keys: Bytes) -> Result<(), Refusal> {
+    async fn write_console(&self, vm: Name, keys: Bytes) -> Result<(), Refusal> {
         let found = self.engine.store.read(|world| {
             let vm = world.vm_named(&vm)?;
             Some((vm.meta.uid, vm.spec.hypervisor))
@@ -281,7 +289,7 @@ impl Backend for Answers {
             }
             Some((uid, _)) => {
                 let pipe = self.engine.run_dir.vm_dir(uid).join(vmm::INPUT);
-                console::type_in(&pipe, vm.as_str(), &keys)
+                console::write_input(&pipe, vm.as_str(), &keys)
             }
         }
     }
@@ -289,9 +297,9 @@ impl Backend for Answers {
     async fn gc(&self, effect: Effect) -> Result<Vec<Leftover>, Refusal> {
         let fail = |error: host::Error| Refusal::Failed(format!("{error}: {}", error.source));
         let orphans = self.engine.orphans(clock::now()).await.map_err(fail)?;
-        let again = "it has a record of this boot and no tombstone: it will be adopted as a VM";
+        let reason = "it has a record of this boot and no tombstone: it will be adopted as a VM";
         let adopted = orphans.adopted.iter();
-        let adopted = adopted.map(|label| leftover(label, None).kept(again));
+        let adopted = adopted.map(|label| leftover(label, None).kept(reason));
         let kept = orphans.kept.iter();
         let kept = kept.map(|(label, why)| leftover(label, None).kept(why));
         let kept: Vec<Leftover> = adopted.chain(kept).collect();
@@ -304,15 +312,15 @@ impl Backend for Answers {
         }
         let abandoned = self.engine.abandoned_by_plugins();
         let refused = self.engine.sweep_plugins().await;
-        let why = |container: &String| {
+        let error_of = |container: &String| {
             let mut refused = refused.iter();
             refused
-                .find(|(its, _)| its == container)
+                .find(|(name, _)| name == container)
                 .map(|(_, why)| why.clone())
         };
         let attachments = abandoned.into_iter();
         let attachments = attachments.map(|container| {
-            let why = why(&container);
+            let why = error_of(&container);
             attachment(container, why)
         });
         let removed = self.engine.remove_orphans(removable).await.map_err(fail)?;
@@ -327,8 +335,8 @@ impl Backend for Answers {
     async fn doctor(&self) -> Result<Vec<Check>, Refusal> {
         let fail = |error: host::Error| Refusal::Failed(format!("{error}: {}", error.source));
         let desired = self.engine.ground_desired();
-        let hands = self.engine.ground();
-        let guarded = ground::routed_ranges(&hands, &desired)
+        let host_network = self.engine.ground();
+        let guarded = ground::routed_ranges(&host_network, &desired)
             .await
             .map_err(fail)?;
         let links = self.engine.our_links(&desired).await.map_err(fail)?;
@@ -348,7 +356,7 @@ impl Backend for Answers {
         .await)
     }
 
-    async fn explain(&self, vm: Name, asked: Packet) -> Result<Explanation, Refusal> {
+    async fn explain(&self, vm: Name, request: Packet) -> Result<Explanation, Refusal> {
         let known = self.engine.store.read(|world| {
             let vm = world.vm_named(&vm)?;
             Some((vm.clone(), world.lease(&vm.meta.name).cloned()))
@@ -357,7 +365,7 @@ impl Backend for Answers {
             return Err(Refusal::NotFound(format!("vm/{vm}")));
         };
         if found.spec.network.policy().is_none() {
-            return Err(unlisted(&found));
+            return Err(has_no_policy(&found));
         }
         let Some(lease) = lease else {
             return Err(Refusal::Conflict(vec![format!("vm/{vm} has no lease yet")]));
@@ -368,16 +376,16 @@ impl Backend for Answers {
         let host_addresses: Vec<_> = addresses.iter().map(|addr| addr.net.ip()).collect();
         let (Some(policy), Some(block)) = (found.spec.network.policy(), lease.address.block())
         else {
-            return Err(unlisted(&found));
+            return Err(has_no_policy(&found));
         };
         let rules = self.engine.rules(&found, block, None);
-        let footing = self.engine.store.read(store::World::footing);
-        let bridged = footing.bridges.values().flatten().map(|net| subnet(*net));
-        let host = onward::look(&self.engine, asked.destination).await;
+        let network = self.engine.store.read(store::World::footing);
+        let bridge_subnets = network.bridges.values().flatten().map(|net| subnet(*net));
+        let host = onward::look(&self.engine, request.destination).await;
         let host = host.map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
-        let closed = bridged.chain(footing.plugged.iter().copied());
-        let closed: Vec<_> = closed.chain(host.closed).collect();
-        let way = Way {
+        let blocked = bridge_subnets.chain(network.plugged.iter().copied());
+        let closed: Vec<_> = blocked.chain(host.closed).collect();
+        let context = Way {
             neighbour: host.neighbour.as_deref(),
             translations: &host.translations,
             closed: &closed,
@@ -388,19 +396,19 @@ impl Backend for Answers {
             instance: &self.engine.instance,
             host_addresses: &host_addresses,
         };
-        Ok(explain::explain(&way, &asked, packet::text(&asked)))
+        Ok(explain::explain(&context, &request, packet::text(&request)))
     }
 
     async fn route(&self, group: Name) -> Result<Reach, Refusal> {
         reach::of(&self.engine, group).await
     }
 
-    fn exhausted(&self, error: &io::Error) {
+    fn accept_failed(&self, error: &io::Error) {
         crate::host::error::record_exhaustion(error);
     }
 
-    async fn version(&self) -> Server {
-        Server {
+    async fn version(&self) -> ServerInfo {
+        ServerInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             started_at: self.started_at,
@@ -411,14 +419,14 @@ impl Backend for Answers {
     }
 }
 
-impl Answers {
-    fn thought_through(&self, drafts: &[Draft]) -> Vec<ApplyResult> {
+impl AppState {
+    fn dry_run(&self, drafts: &[Draft]) -> Vec<ApplyResult> {
         self.engine.store.read(|world| {
             drafts
                 .iter()
                 .map(|draft| {
-                    let standing = world.group(&draft.name).filter(|g| !g.meta.deleting);
-                    let applied = match standing {
+                    let current = world.group(&draft.name).filter(|g| !g.meta.deleting);
+                    let applied = match current {
                         None => Applied::Created,
                         Some(group) if group.spec == draft.spec => Applied::Unchanged,
                         Some(_) => Applied::Configured,
@@ -438,7 +446,7 @@ fn result(draft: &Draft, applied: Applied) -> ApplyResult {
     }
 }
 
-fn unlisted(vm: &Vm) -> Refusal {
+fn has_no_policy(vm: &Vm) -> Refusal {
     let mode = vm.spec.network.mode();
     Refusal::Conflict(vec![format!(
         "vm/{} is in {mode} mode, which has no allow and drop lists: they need mode: isolated",
@@ -447,20 +455,20 @@ fn unlisted(vm: &Vm) -> Refusal {
 }
 
 /// An attachment that plugins failed to release, for a container that no longer exists.
-fn attachment(container: String, still_there: Option<String>) -> Leftover {
+fn attachment(container: String, error: Option<String>) -> Leftover {
     Leftover {
         thing: "CNI attachment that plugins failed to release".to_owned(),
         owner: container,
         kept: None,
-        still_there,
+        error,
     }
 }
 
-fn leftover(label: &Label, still_there: Option<String>) -> Leftover {
+fn leftover(label: &Label, error: Option<String>) -> Leftover {
     Leftover {
         kept: None,
         thing: "links, namespace, run directory and process".to_owned(),
-        still_there,
+        error,
         owner: match &label.owner {
             Owner::Ground => "ground".to_owned(),
             Owner::Vm { name, uid } => format!("vm/{name}@{uid}"),

@@ -11,13 +11,13 @@ use crate::runtime::controller::{ASIDE, SLOW_RUNS};
 /// Sockets of the host's namespace, watches, the database, standard streams, mounts of procfs, and a reserve.
 const BASE: u64 = 128 + sysctl::MOUNTS as u64;
 /// Per connection: its socket, and descriptors opened while a request is handled.
-const CONNECTION: u64 = 4;
+const PER_CONNECTION: u64 = 4;
 /// Per run, worst case: sockets and handles of a namespace, pipes and pidfd of a program, files and locks of a VMM that is started.
 const RUN: u64 = 16;
 /// Maximum number of connections.
-const CONNECTIONS: u64 = 256;
+const MAX_CONNECTIONS: u64 = 256;
 /// Minimum number of connections.
-const FEWEST: u64 = 16;
+const MIN_CONNECTIONS: u64 = 16;
 
 /// The share of each consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,12 +32,12 @@ pub struct Budget {
 
 impl Budget {
     /// Divides `limit` descriptors, with `width` keys reconciled concurrently.
-    pub fn of(limit: u64, width: usize) -> Self {
-        let connections = (limit / 16).clamp(FEWEST, CONNECTIONS);
-        let rest = limit.saturating_sub(BASE + connections * CONNECTION);
+    pub fn of(limit: u64, concurrency: usize) -> Self {
+        let connections = (limit / 16).clamp(MIN_CONNECTIONS, MAX_CONNECTIONS);
+        let rest = limit.saturating_sub(BASE + connections * PER_CONNECTION);
         // The other half is for descriptors that are held as long as a VMM runs.
         let runs = usize::try_from(rest / 2 / RUN).unwrap_or(usize::MAX);
-        let workers = width.saturating_mul(1 + ASIDE);
+        let workers = concurrency.saturating_mul(1 + ASIDE);
         Self {
             connections: usize::try_from(connections).unwrap_or(usize::MAX),
             slow: runs.saturating_sub(workers).min(SLOW_RUNS),
@@ -46,9 +46,9 @@ impl Budget {
     }
 
     /// Whether `limit` is too low even without slow runs.
-    pub fn is_short(&self, limit: u64, width: usize) -> bool {
-        let connections = self.connections as u64 * CONNECTION;
-        limit < BASE + connections + width as u64 * RUN
+    pub fn is_insufficient(&self, limit: u64, concurrency: usize) -> bool {
+        let connections = self.connections as u64 * PER_CONNECTION;
+        limit < BASE + connections + concurrency as u64 * RUN
     }
 }
 
@@ -61,7 +61,7 @@ mod tests {
         for limit in [256, 512, 1024, 4096, 20_000, 524_288, u64::MAX] {
             for width in [1, 16, 256] {
                 let budget = Budget::of(limit, width);
-                let api = budget.connections as u64 * CONNECTION;
+                let api = budget.connections as u64 * PER_CONNECTION;
                 assert!(api <= limit / 4, "{limit}: {budget:?}");
                 let slow = budget.slow as u64 * RUN;
                 if slow > 0 {
@@ -73,7 +73,7 @@ mod tests {
         }
         assert_eq!(Budget::of(524_288, 16).connections, 256);
         assert_eq!(Budget::of(524_288, 16).slow, SLOW_RUNS);
-        assert!(Budget::of(256, 16).is_short(256, 16));
-        assert!(!Budget::of(1024, 16).is_short(1024, 16));
+        assert!(Budget::of(256, 16).is_insufficient(256, 16));
+        assert!(!Budget::of(1024, 16).is_insufficient(1024, 16));
     }
 }

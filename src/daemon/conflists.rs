@@ -26,13 +26,13 @@ pub async fn run(engine: &Engine) {
         if let Err(error) = watch.changed().await {
             warn!(%error, "cannot renew the watch of the CNI configuration directory");
         }
-        let plugged = engine.store.read(|world| {
-            let plugged = world
+        let cni_vms = engine.store.read(|world| {
+            let vms = world
                 .vms()
                 .filter(|vm| matches!(vm.spec.network, NetworkSpec::Cni(_)));
-            plugged.map(|vm| vm.meta.uid).collect::<Vec<_>>()
+            vms.map(|vm| vm.meta.uid).collect::<Vec<_>>()
         });
-        for uid in plugged {
+        for uid in cni_vms {
             engine.waker.renew(Key::Vm(uid));
         }
     }

@@ -10,8 +10,8 @@ use crate::wire::Refusal;
 
 /// Writes `keys` to the pipe. With empty `keys`, only checks whether a process reads the pipe. Up to `PIPE_BUF` bytes are written
 /// atomically (pipe(7)); a partial write of more is reported as an error.
-pub(super) fn type_in(pipe: &Path, vm: &str, keys: &[u8]) -> Result<(), Refusal> {
-    let refuse = |why: &str| Refusal::Conflict(vec![format!("vm/{vm} {why}")]);
+pub(super) fn write_input(pipe: &Path, vm: &str, keys: &[u8]) -> Result<(), Refusal> {
+    let refuse = |message: &str| Refusal::Conflict(vec![format!("vm/{vm} {message}")]);
     let opened = OpenOptions::new()
         .write(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)

@@ -26,8 +26,8 @@ pub(super) fn delete(
         Kind::HostGroup => delete_host_group(txn, intake, name, how),
         Kind::Vm => Ok(delete_vm(txn, name, how)?),
         Kind::Lease => {
-            let why = format!("{kind}/{name} is deleted with its VM: delete vm/{name}");
-            Err(Failure::Refused(Refusal::Conflict(vec![why])))
+            let message = format!("{kind}/{name} is deleted with its VM: delete vm/{name}");
+            Err(Failure::Refused(Refusal::Conflict(vec![message])))
         }
     }
 }
@@ -44,19 +44,19 @@ fn delete_host_group(
         && !group.meta.deleting
         // If the file does not exist, the group cannot be removed by editing it.
         && !group.adopted
-        && !intake.is_without_file(group)
+        && !intake.has_no_file(group)
     {
-        let why = format!(
+        let message = format!(
             "hostgroup/{name} is defined in {}: remove it there",
             path.display()
         );
-        return Err(Failure::Refused(Refusal::Conflict(vec![why])));
+        return Err(Failure::Refused(Refusal::Conflict(vec![message])));
     }
-    let is_there = delete_group(txn, name)?;
-    if is_there && how == Deletion::Forced {
+    let exists = delete_group(txn, name)?;
+    if exists && how == Deletion::Forced {
         force_group(txn, name)?;
     }
-    Ok(is_there)
+    Ok(exists)
 }
 
 /// Forces the deletion of the group's VMs, some of which may already be deleting, in the same transaction; and of the group, for VMs that
@@ -73,14 +73,14 @@ fn force_group(txn: &mut Txn<'_>, name: &Name) -> Result<(), store::Error> {
 
 fn delete_vm(txn: &mut Txn<'_>, name: &Name, how: Deletion) -> Result<bool, store::Error> {
     let uid = txn.world().vm_named(name).map(|vm| vm.meta.uid);
-    let is_there = match txn.world().order(name).is_some() {
+    let exists = match txn.world().order(name).is_some() {
         true => group::remove(txn, name)? == Removed::Going,
         false => uid.is_some(),
     };
     if let Some(uid) = uid {
         delete_instance(txn, uid, how)?;
     }
-    Ok(is_there)
+    Ok(exists)
 }
 
 /// A VM that has acquired no stage is removed at once.

@@ -13,7 +13,7 @@ use crate::reconcile::engine::{Engine, Preview};
 use crate::reconcile::group::{self, Fitness};
 
 /// Maximum number of VMs in one response.
-const MOST: usize = 2048;
+const MAX_PREVIEWS: usize = 2048;
 
 /// The actions that would be taken.
 #[derive(Default)]
@@ -28,8 +28,8 @@ pub struct Found {
 pub async fn of(engine: &Engine, drafts: &[Draft]) -> Found {
     let mut found = Found::default();
     for draft in drafts {
-        let room = MOST.saturating_sub(found.previews.len());
-        let (previews, more) = of_group(engine, draft, room).await;
+        let remaining = MAX_PREVIEWS.saturating_sub(found.previews.len());
+        let (previews, more) = of_group(engine, draft, remaining).await;
         // A later preview of a VM replaces an earlier one: a VM that is changed and then removed is only removed.
         found.previews.extend(previews);
         found.more += more;
@@ -37,18 +37,18 @@ pub async fn of(engine: &Engine, drafts: &[Draft]) -> Found {
     found
 }
 
-async fn of_group(engine: &Engine, draft: &Draft, room: usize) -> (Vec<(String, Preview)>, usize) {
-    let Foreseen {
+async fn of_group(engine: &Engine, draft: &Draft, limit: usize) -> (Vec<(String, Preview)>, usize) {
+    let GroupPreview {
         desired,
         plan,
         vms,
         update_before,
         held,
-    } = foresee(engine, draft).await;
+    } = preview_group(engine, draft).await;
     let mut found = Vec::new();
     let mut more = 0;
     for (name, why) in held {
-        if found.len() >= room {
+        if found.len() >= limit {
             more += 1;
             continue;
         }
@@ -61,7 +61,7 @@ async fn of_group(engine: &Engine, draft: &Draft, room: usize) -> (Vec<(String, 
     if update_before.is_some_and(|before| before != desired.update) {
         // The record of each VM contains the update policy.
         for vm in vms.iter().filter(|vm| !vm.meta.deleting) {
-            if found.len() >= room {
+            if found.len() >= limit {
                 more += 1;
                 continue;
             }
@@ -70,7 +70,7 @@ async fn of_group(engine: &Engine, draft: &Draft, room: usize) -> (Vec<(String, 
         }
     }
     for action in plan {
-        if found.len() >= room {
+        if found.len() >= limit {
             more += match action {
                 group::Action::Create { .. }
                 | group::Action::Update { .. }
@@ -81,10 +81,10 @@ async fn of_group(engine: &Engine, draft: &Draft, room: usize) -> (Vec<(String, 
         }
         match action {
             group::Action::Create { index, spec, order } => {
-                let counted = || HostGroup::vm_name(&draft.name, index);
-                if let Some(name) = order.map(|order| order.name).or_else(counted) {
+                let indexed_name = || HostGroup::vm_name(&draft.name, index);
+                if let Some(name) = order.map(|order| order.name).or_else(indexed_name) {
                     let preview = Preview {
-                        steps: creation(&spec),
+                        steps: creation_steps(&spec),
                         stuck: None,
                     };
                     found.push((format!("vm/{name}"), preview));
@@ -109,7 +109,7 @@ async fn of_group(engine: &Engine, draft: &Draft, room: usize) -> (Vec<(String, 
 }
 
 /// The next plan of a group.
-struct Foreseen {
+struct GroupPreview {
     desired: group::Desired,
     plan: Vec<group::Action>,
     vms: Vec<Vm>,
@@ -118,17 +118,17 @@ struct Foreseen {
     held: BTreeMap<Name, String>,
 }
 
-async fn foresee(engine: &Engine, draft: &Draft) -> Foreseen {
-    let mut fitness = Fitness::default();
+async fn preview_group(engine: &Engine, draft: &Draft) -> GroupPreview {
+    let mut preflight = Fitness::default();
     loop {
-        let (foreseen, question) = engine.store.read(|world| {
+        let (preview, check) = engine.store.read(|world| {
             let name = &draft.name;
             let desired = group::becoming(world, name, &draft.spec);
-            let observed = group::observed(world, name, &desired, &fitness);
+            let observed = group::observed(world, name, &desired, &preflight);
             let plan = group::plan(&desired, &observed);
-            let question = fitness.asks(world, &desired, &plan);
-            let foreseen = Foreseen {
-                held: group::held(world, name, &desired, &fitness),
+            let question = preflight.asks(world, &desired, &plan);
+            let foreseen = GroupPreview {
+                held: group::held(world, name, &desired, &preflight),
                 vms: world.vms_of(name).cloned().collect(),
                 update_before: world.group(name).map(|group| group.spec.update),
                 desired,
@@ -136,15 +136,15 @@ async fn foresee(engine: &Engine, draft: &Draft) -> Foreseen {
             };
             (foreseen, question)
         });
-        let Some(question) = question else {
-            return foreseen;
+        let Some(question) = check else {
+            return preview;
         };
         let found = engine.fits(&question.vm, &question.wanted).await;
-        fitness.note(question, found);
+        preflight.note(question, found);
     }
 }
 
-fn creation(spec: &VmSpec) -> Vec<String> {
+fn creation_steps(spec: &VmSpec) -> Vec<String> {
     let mut steps: Vec<String> = match &spec.network {
         NetworkSpec::Isolated(_) => vec![
             "lease a /30".to_owned(),
@@ -179,8 +179,8 @@ async fn update(engine: &Engine, vm: &Vm, spec: VmSpec) -> Preview {
 async fn removal(engine: &Engine, vm: &Vm, group: &group::Desired) -> Preview {
     let mut preview = engine.preview_removal(vm).await;
     if group.wants(vm.index) {
-        let anew = "create it again: this change cannot be applied live".to_owned();
-        preview.steps.push(anew);
+        let recreate = "create it again: this change cannot be applied live".to_owned();
+        preview.steps.push(recreate);
     }
     preview
 }

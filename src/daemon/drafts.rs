@@ -21,8 +21,8 @@ pub fn store_draft(
     origin: &Origin,
     seen_in: Option<&DirectoryId>,
 ) -> Result<Applied, store::Error> {
-    let living = txn.world().group(&draft.name).cloned();
-    let (group, applied) = match living.filter(|group| !group.meta.deleting) {
+    let existing = txn.world().group(&draft.name).cloned();
+    let (group, applied) = match existing.filter(|group| !group.meta.deleting) {
         None => {
             let group = HostGroup {
                 meta: Meta::new(draft.name.clone(), clock::now()),
@@ -42,7 +42,7 @@ pub fn store_draft(
                 group.meta.generation += 1;
             }
             if group.spec.update != draft.spec.update || group.origin != *origin {
-                renew_records(txn, &draft.name)?;
+                bump_vm_generations(txn, &draft.name)?;
             }
             group.spec = draft.spec.clone();
             group.origin = origin.clone();
@@ -56,7 +56,7 @@ pub fn store_draft(
 }
 
 /// The record of each VM contains data of its group. With a new generation, rewriting it counts as a change of the spec, not as drift.
-fn renew_records(txn: &mut Txn<'_>, group: &Name) -> Result<(), store::Error> {
+fn bump_vm_generations(txn: &mut Txn<'_>, group: &Name) -> Result<(), store::Error> {
     let vms: Vec<Vm> = txn.world().vms_of(group).cloned().collect();
     for mut vm in vms {
         vm.meta.generation += 1;

@@ -31,16 +31,16 @@ pub(super) fn state(dir: &Path) -> Result<PathBuf, Error> {
             "the state directory contains other files: its mode is left unchanged, and only our entries in it are restricted"
         );
     }
-    close_state(&dir)?;
+    restrict_state(&dir)?;
     let locked = dir.join("db/db");
     private::free(&locked)?;
     Ok(dir)
 }
 
 /// Restricts the entries of the state directory that exist.
-pub(super) fn close_state(dir: &Path) -> Result<(), Error> {
+pub(super) fn restrict_state(dir: &Path) -> Result<(), Error> {
     for name in ["db", "disks"] {
-        close_if_there(&dir.join(name))?;
+        restrict_if_exists(&dir.join(name))?;
     }
     Ok(())
 }
@@ -60,11 +60,11 @@ pub(super) fn run(dir: &Path) -> Result<RunDir, Error> {
             }
         }
     }
-    close_if_there(Path::new(CLAIMS_DIR))?;
+    restrict_if_exists(Path::new(CLAIMS_DIR))?;
     Ok(run_dir)
 }
 
-fn close_if_there(dir: &Path) -> Result<(), Error> {
+fn restrict_if_exists(dir: &Path) -> Result<(), Error> {
     match fs::look_at_dir(dir)? {
         fs::Dir::Absent => Ok(()),
         fs::Dir::Present(_) | fs::Dir::NotADirectory => Ok(private::dir(dir, |_| false)?),
@@ -77,7 +77,7 @@ fn is_ours(dir: &Path) -> Result<bool, Error> {
         return Ok(true);
     };
     // The file layout of the database.
-    let used = dir.join("db/conf").is_file() && dir.join("db/db").is_file();
+    let has_database = dir.join("db/conf").is_file() && dir.join("db/db").is_file();
     let known = |name: &String| {
         let names = [
             "disks",
@@ -91,7 +91,7 @@ fn is_ours(dir: &Path) -> Result<bool, Error> {
         ];
         names.contains(&name.as_str()) || name.starts_with("db")
     };
-    Ok(used || names.iter().all(known))
+    Ok(has_database || names.iter().all(known))
 }
 
 /// Creates the directory if it does not exist; returns its canonical path.

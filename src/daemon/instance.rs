@@ -37,11 +37,11 @@ pub(super) const FILE: &str = "instance";
 /// Directory of the claims of all daemons of this host.
 const CLAIMS: &str = "/run/slice-instances";
 
-const BEFORE: &str = "slicectl instance ";
+const PREFIX: &str = "slicectl instance ";
 
 /// How long to wait for the claim of a daemon that is exiting: a child between fork and exec holds the lock a little longer.
 const PATIENCE: Duration = Duration::from_secs(2);
-const STEP: Duration = Duration::from_millis(50);
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A daemon's directories.
 pub(super) struct Dirs<'a> {
@@ -79,8 +79,8 @@ enum Stored {
 pub(super) async fn claim(dirs: &Dirs<'_>, home: &Netns) -> Result<Claimed, Error> {
     let mut notes = Vec::new();
     let stored = stored(&dirs.state.join(FILE))?;
-    let this_boots = of_this_boot(dirs)?;
-    let (instance, lock) = match (&stored, this_boots) {
+    let run_copy = read_run_copy(dirs)?;
+    let (instance, lock) = match (&stored, run_copy) {
         (Stored::Id(id) | Stored::Unchecked(id), of_run) => {
             if let Some(other) = of_run.filter(|other| other != id) {
                 refuse_foreign_vms(dirs, &other)?;
@@ -97,7 +97,7 @@ pub(super) async fn claim(dirs: &Dirs<'_>, home: &Netns) -> Result<Claimed, Erro
         }
         (missing, None) => {
             let derived = Instance::of(dirs.state);
-            match on_the_host(dirs, home, &derived).await? {
+            match from_labels(dirs, home, &derived).await? {
                 Some(id) => {
                     if id != derived {
                         notes.push(format!(
@@ -144,11 +144,11 @@ fn stored(path: &Path) -> Result<Stored, Error> {
 }
 
 fn text(id: &Instance) -> String {
-    checked_line::write(&format!("{BEFORE}{id}"))
+    checked_line::write(&format!("{PREFIX}{id}"))
 }
 
 fn parse(text: &str) -> Stored {
-    let id = |line: &str| Instance::parse(line.strip_prefix(BEFORE)?);
+    let id = |line: &str| Instance::parse(line.strip_prefix(PREFIX)?);
     match checked_line::read(text) {
         Line::Checked(line) => id(line).map_or(Stored::Damaged, Stored::Id),
         Line::Unchecked(line) => id(line).map_or(Stored::Damaged, Stored::Unchecked),
@@ -157,13 +157,13 @@ fn parse(text: &str) -> Stored {
 }
 
 /// The id of this boot in the run directory. One of an earlier boot, in a run directory that is not a tmpfs, is ignored.
-fn of_this_boot(dirs: &Dirs<'_>) -> Result<Option<Instance>, Error> {
+fn read_run_copy(dirs: &Dirs<'_>) -> Result<Option<Instance>, Error> {
     let text = fs::read_text(&dirs.run.0.join(FILE))?;
     Ok(text.and_then(|text| {
         let (id, boot) = text.split_once("\nboot ")?;
-        let same = boot.strip_suffix('\n')? == dirs.boot_id;
+        let is_current = boot.strip_suffix('\n')? == dirs.boot_id;
         match parse(&format!("{id}\n")) {
-            Stored::Id(id) | Stored::Unchecked(id) => Some(id).filter(|_| same),
+            Stored::Id(id) | Stored::Unchecked(id) => Some(id).filter(|_| is_current),
             Stored::Absent | Stored::Damaged => None,
         }
     }))
@@ -190,29 +190,29 @@ fn vms_of(dirs: &Dirs<'_>) -> Result<Vec<String>, Error> {
 
 /// Whether the state directory has neither a database nor a file that indicates an earlier one.
 fn is_fresh(state: &Path) -> bool {
-    let there = |name: &str| std::fs::symlink_metadata(state.join(name)).is_ok();
-    !["db", "seal", "format", "disks"].into_iter().any(there)
+    let exists = |name: &str| std::fs::symlink_metadata(state.join(name)).is_ok();
+    !["db", "seal", "format", "disks"].into_iter().any(exists)
 }
 
 /// The id in the labels of our VMs' links, namespaces and disks, for a state directory without a stored id.
-async fn on_the_host(
+async fn from_labels(
     dirs: &Dirs<'_>,
     home: &Netns,
     derived: &Instance,
 ) -> Result<Option<Instance>, Error> {
     let ours: BTreeSet<String> = vms_of(dirs)?.into_iter().collect();
     let mut labels: Vec<Label> = disk::claimed(&dirs.state.join("disks"), &Default::default())?;
-    let mut note = |alias: Option<String>| {
+    let mut add_label = |alias: Option<String>| {
         let label = alias.and_then(|alias| alias.parse::<Label>().ok());
         labels.extend(label.filter(|label| ours.contains(&owner::uid_of(label).to_string())));
     };
     if !ours.is_empty() {
         for link in link::list(&home.netlink()?).await? {
-            note(link.alias);
+            add_label(link.alias);
         }
         for path in netns::list(&dirs.run.netns_dir())? {
             match Netns::open(&path) {
-                Ok(inside) => note(
+                Ok(inside) => add_label(
                     link::get(&inside.netlink()?, "lo")
                         .await?
                         .and_then(|lo| lo.alias),
@@ -234,7 +234,7 @@ async fn on_the_host(
     match (ids.next(), ids.next()) {
         (first, None) => Ok(first),
         (Some(one), Some(other)) => Err(Error::Host(format!(
-            "objects on this host for the VMs of {} carry several instance ids ({one}, {other}); write the correct one to {}: `echo '{BEFORE}{one}' > {}`",
+            "objects on this host for the VMs of {} carry several instance ids ({one}, {other}); write the correct one to {}: `echo '{PREFIX}{one}' > {}`",
             dirs.state.display(),
             at(dirs),
             at(dirs)
@@ -248,9 +248,10 @@ async fn on_the_host(
 fn first(dirs: &Dirs<'_>, derived: Instance) -> Result<(Instance, File), Error> {
     let mut id = derived;
     loop {
-        let path = claim_of(&id);
-        let theirs = || holder(&path).is_some_and(|dir| is_anothers(&dir, dirs.state, &id));
-        if !theirs()
+        let path = claim_path(&id);
+        let is_taken =
+            || holder(&path).is_some_and(|dir| is_stored_elsewhere(&dir, dirs.state, &id));
+        if !is_taken()
             && let Some(lock) = try_lock(dirs, &path)?
         {
             return Ok((id, lock));
@@ -261,17 +262,17 @@ fn first(dirs: &Dirs<'_>, derived: Instance) -> Result<(Instance, File), Error> 
 }
 
 /// Whether another state directory has stored this id.
-fn is_anothers(dir: &Path, ours: &Path, id: &Instance) -> bool {
-    !is_same(dir, ours)
+fn is_stored_elsewhere(dir: &Path, ours: &Path, id: &Instance) -> bool {
+    !is_same_dir(dir, ours)
         && matches!(stored(&dir.join(FILE)), Ok(Stored::Id(theirs) | Stored::Unchecked(theirs)) if theirs == *id)
 }
 
-fn is_same(one: &Path, other: &Path) -> bool {
+fn is_same_dir(one: &Path, other: &Path) -> bool {
     let id = |dir: &Path| std::fs::metadata(dir).map(|found| (found.dev(), found.ino()));
     matches!((id(one), id(other)), (Ok(one), Ok(other)) if one == other)
 }
 
-fn claim_of(id: &Instance) -> PathBuf {
+fn claim_path(id: &Instance) -> PathBuf {
     Path::new(CLAIMS).join(id.as_str())
 }
 
@@ -288,14 +289,14 @@ fn try_lock(dirs: &Dirs<'_>, path: &Path) -> Result<Option<File>, Error> {
         return Ok(None);
     };
     // Read by a daemon that finds the claim locked. A full /run leaves it empty.
-    let words = format!("state {}\n", dirs.state.display());
-    let mut before = String::new();
-    let _ = lock.read_to_string(&mut before);
-    if before != words {
+    let content = format!("state {}\n", dirs.state.display());
+    let mut previous = String::new();
+    let _ = lock.read_to_string(&mut previous);
+    if previous != content {
         let written = lock
             .set_len(0)
             .and_then(|()| lock.rewind())
-            .and_then(|()| lock.write_all(words.as_bytes()));
+            .and_then(|()| lock.write_all(content.as_bytes()));
         if let Err(error) = written {
             warn!(path = %path.display(), %error, "cannot record the owner of the instance id");
         }
@@ -304,27 +305,27 @@ fn try_lock(dirs: &Dirs<'_>, path: &Path) -> Result<Option<File>, Error> {
 }
 
 async fn lock(dirs: &Dirs<'_>, id: &Instance) -> Result<File, Error> {
-    let path = claim_of(id);
-    let tries = PATIENCE.as_millis() / STEP.as_millis();
+    let path = claim_path(id);
+    let tries = PATIENCE.as_millis() / RETRY_INTERVAL.as_millis();
     for _ in 0..tries {
         if let Some(lock) = try_lock(dirs, &path)? {
             return Ok(lock);
         }
-        tokio::time::sleep(STEP).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
     Err(in_use(dirs, id, &path))
 }
 
 fn in_use(dirs: &Dirs<'_>, id: &Instance, claim: &Path) -> Error {
-    let theirs = holder(claim);
+    let holder_dir = holder(claim);
     let process = File::open(claim).ok().and_then(|file| {
         let holders = holders::of(&file);
         let holder = holders.iter().find(|holder| holder.has_lock)?;
         Some(format!("process {} ({})", holder.pid, holder.name))
     });
     let process = process.unwrap_or_else(|| "a process that cannot be seen from here".into());
-    match theirs {
-        Some(theirs) if !is_same(&theirs, dirs.state) => Error::Host(format!(
+    match holder_dir {
+        Some(theirs) if !is_same_dir(&theirs, dirs.state) => Error::Host(format!(
             "the state directory {} is a copy of {}, which {process} is using; both contain the same VMs (instance {id}): stop the other sliced, or use a separate state directory",
             dirs.state.display(),
             theirs.display()
@@ -351,11 +352,11 @@ fn store(dirs: &Dirs<'_>, id: &Instance, notes: &mut Vec<String>) {
 
 fn copy_to_run(dirs: &Dirs<'_>, id: &Instance) {
     let path = dirs.run.0.join(FILE);
-    let wanted = format!("{}boot {}\n", text(id), dirs.boot_id);
-    if matches!(fs::read_text(&path), Ok(Some(text)) if text == wanted) {
+    let content = format!("{}boot {}\n", text(id), dirs.boot_id);
+    if matches!(fs::read_text(&path), Ok(Some(text)) if text == content) {
         return;
     }
-    if let Err(error) = fs::write(&path, wanted.as_bytes(), 0o600, Durability::Process) {
+    if let Err(error) = fs::write(&path, content.as_bytes(), 0o600, Durability::Process) {
         warn!(path = %path.display(), %error, "cannot keep a copy of the instance id");
     }
 }

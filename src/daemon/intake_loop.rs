@@ -24,24 +24,24 @@ use crate::api::meta::Name;
 use crate::api::view::Applied;
 use crate::clock;
 use crate::host::mounts::Mounts;
-use crate::intake::{self, Folder, Intake, Watch};
+use crate::intake::{self, Intake, ManifestDir, Watch};
 use crate::reconcile::engine::Engine;
 use crate::store;
 
 /// Interval between attempts to read or watch a directory that fails, and between polls of a directory that reports no changes.
-const PAUSE: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Deadline for reading the directory, which may be on a file system whose server does not respond.
 const READ_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Delay after a change of the mount table. Many file systems are mounted at once (e.g. namespaces of VMs); one check covers all.
-const MOUNTS_SETTLE: Duration = Duration::from_millis(100);
+const MOUNT_DEBOUNCE: Duration = Duration::from_millis(100);
 
 /// The directory with the result of a read. `Ok(None)`: the directory is unchanged.
-type Reading = (Folder, Result<Option<Intake>, intake::Error>);
+type ReadOutcome = (ManifestDir, Result<Option<Intake>, intake::Error>);
 
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether an unchanged directory is read.
@@ -64,7 +64,7 @@ struct Findings {
 
 /// When the directory is read or polled without a notification.
 #[derive(Clone, Copy, Default)]
-struct Pace {
+struct Schedule {
     /// Time of the next read.
     again: Option<Instant>,
     /// Whether it is polled every [`PAUSE`].
@@ -76,11 +76,11 @@ pub struct IntakeLoop {
     engine: Arc<Engine>,
     dir: PathBuf,
     grace: Duration,
-    folder: Mutex<Option<Folder>>,
+    folder: Mutex<Option<ManifestDir>>,
     /// A read that has not returned yet. It owns the [`Folder`].
-    hanging: Mutex<Option<JoinHandle<Reading>>>,
+    hanging: Mutex<Option<JoinHandle<ReadOutcome>>>,
     findings: Mutex<Findings>,
-    pace: Mutex<Pace>,
+    schedule: Mutex<Schedule>,
 }
 
 impl IntakeLoop {
@@ -91,12 +91,12 @@ impl IntakeLoop {
         let allowed = engine.processes.places().allowed.clone();
         Self {
             engine,
-            folder: Mutex::new(Some(Folder::new(&dir, allowed, grace))),
+            folder: Mutex::new(Some(ManifestDir::new(&dir, allowed, grace))),
             hanging: Mutex::default(),
             dir,
             grace,
             findings: Mutex::default(),
-            pace: Mutex::default(),
+            schedule: Mutex::default(),
         }
     }
 
@@ -113,23 +113,23 @@ impl IntakeLoop {
     }
 
     /// Whether a group cannot be removed by editing its file, because the file is missing or unreadable.
-    pub fn is_without_file(&self, group: &HostGroup) -> bool {
+    pub fn has_no_file(&self, group: &HostGroup) -> bool {
         let findings = lock(&self.findings);
         findings.kept.contains_key(&group.meta.name) || findings.unreadable.is_some()
     }
 
     /// Whether no file has problems.
-    pub fn is_sound(&self) -> bool {
+    pub fn has_no_problems(&self) -> bool {
         lock(&self.findings).problems.is_empty()
     }
 
     /// Reads until no further read is scheduled.
-    pub async fn read_to_the_end(&self) {
-        let end = clock::monotonic() + 2 * self.grace + PAUSE;
+    pub async fn read_until_settled(&self) {
+        let end = clock::monotonic() + 2 * self.grace + POLL_INTERVAL;
         self.read(Read::Always).await;
         loop {
-            let again = lock(&self.pace).again;
-            let Some(again) = again.filter(|again| *again <= end) else {
+            let next_read = lock(&self.schedule).again;
+            let Some(again) = next_read.filter(|again| *again <= end) else {
                 return;
             };
             tokio::time::sleep_until(again.into()).await;
@@ -146,20 +146,20 @@ impl IntakeLoop {
         let mut ticks = tokio::time::interval(resync);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.tick().await;
-        let mut could_watch = true;
+        let mut was_watched = true;
         loop {
             // The watch is set up before the read, so that no change after the read is missed.
             let at = self.directory().await;
             let mut watch = match Watch::new(&self.dir).await {
                 Ok(watch) => Some(watch),
                 Err(error) => {
-                    if could_watch {
+                    if was_watched {
                         warn!(%error, "cannot watch the manifest directory; polling it every 2 s");
                     }
                     None
                 }
             };
-            could_watch = watch.is_some();
+            was_watched = watch.is_some();
             self.read(Read::Always).await;
             self.follow(&mut watch, at, &mounts, &mut ticks).await;
         }
@@ -174,11 +174,11 @@ impl IntakeLoop {
         ticks: &mut tokio::time::Interval,
     ) {
         loop {
-            let (again, polled) = {
-                let pace = lock(&self.pace);
-                (pace.again, pace.polled || watch.is_none())
+            let (next_read, polled) = {
+                let schedule = lock(&self.schedule);
+                (schedule.again, schedule.polled || watch.is_none())
             };
-            let next_poll = polled.then(|| clock::monotonic() + PAUSE);
+            let next_poll = polled.then(|| clock::monotonic() + POLL_INTERVAL);
             tokio::select! {
                 changed = changed(watch) => {
                     if let Err(error) = changed {
@@ -188,8 +188,8 @@ impl IntakeLoop {
                     self.read(Read::Always).await;
                 }
                 () = mounts.changed() => {
-                    tokio::time::sleep(MOUNTS_SETTLE).await;
-                    if self.is_elsewhere(&at).await {
+                    tokio::time::sleep(MOUNT_DEBOUNCE).await;
+                    if self.was_replaced(&at).await {
                         return;
                     }
                     // The mount may cover one of its files.
@@ -201,10 +201,10 @@ impl IntakeLoop {
                     }
                     self.read(Read::Always).await;
                 }
-                () = at_last(again) => self.read(Read::Always).await,
-                () = at_last(next_poll) => {
+                () = sleep_until(next_read) => self.read(Read::Always).await,
+                () = sleep_until(next_poll) => {
                     // Where the inotify limit was reached, a watch may be available by now.
-                    if !self.is_hanging() && (watch.is_none() || self.is_elsewhere(&at).await) {
+                    if !self.is_hanging() && (watch.is_none() || self.was_replaced(&at).await) {
                         *watch = Watch::new(&self.dir).await.ok();
                         if watch.is_some() {
                             return;
@@ -222,7 +222,7 @@ impl IntakeLoop {
     }
 
     /// Whether the path resolves to another directory than `at`.
-    async fn is_elsewhere(&self, at: &Option<DirectoryId>) -> bool {
+    async fn was_replaced(&self, at: &Option<DirectoryId>) -> bool {
         !self.is_hanging() && self.directory().await != *at
     }
 
@@ -232,8 +232,8 @@ impl IntakeLoop {
             return None;
         }
         let dir = self.dir.clone();
-        let asked = tokio::task::spawn_blocking(move || intake::id(&dir).ok());
-        let answer = tokio::time::timeout(PAUSE, asked).await;
+        let id = tokio::task::spawn_blocking(move || intake::id(&dir).ok());
+        let answer = tokio::time::timeout(POLL_INTERVAL, id).await;
         answer.ok()?.ok()?
     }
 
@@ -243,13 +243,13 @@ impl IntakeLoop {
             .engine
             .store
             .read(|world| world.groups().cloned().collect());
-        let soon = Pace {
-            again: Some(clock::monotonic() + PAUSE),
+        let schedule = Schedule {
+            again: Some(clock::monotonic() + POLL_INTERVAL),
             polled: true,
         };
         let Some(mut folder) = self.folder().await else {
-            self.cannot_read("reading a file in it does not return".to_owned());
-            *lock(&self.pace) = soon;
+            self.report_unreadable("reading a file in it does not return".to_owned());
+            *lock(&self.schedule) = schedule;
             return;
         };
         let mut reading = tokio::task::spawn_blocking(move || {
@@ -271,24 +271,24 @@ impl IntakeLoop {
             }
             Err(_) => {
                 *lock(&self.hanging) = Some(reading);
-                *lock(&self.pace) = soon;
+                *lock(&self.schedule) = schedule;
                 return;
             }
         };
         match intake {
             Ok(Some(intake)) => {
-                *lock(&self.pace) = Pace {
+                *lock(&self.schedule) = Schedule {
                     again: intake.again,
                     polled: intake.is_silent,
                 };
-                self.carry_out(intake).await;
+                self.store_changes(intake).await;
             }
             Ok(None) => {}
             Err(error) => {
-                let why = format!("{error}: {}", error.source);
-                self.cannot_read(why);
+                let message = format!("{error}: {}", error.source);
+                self.report_unreadable(message);
                 // The change that makes it readable again (a mode, a server) may not be reported.
-                *lock(&self.pace) = Pace {
+                *lock(&self.schedule) = Schedule {
                     again: None,
                     polled: true,
                 };
@@ -296,18 +296,18 @@ impl IntakeLoop {
         }
     }
 
-    fn new_folder(&self) -> Folder {
+    fn new_folder(&self) -> ManifestDir {
         let allowed = self.engine.processes.places().allowed.clone();
-        Folder::new(&self.dir, allowed, self.grace)
+        ManifestDir::new(&self.dir, allowed, self.grace)
     }
 
     /// Takes the [`Folder`] for a read. `None` if the previous read has not returned.
-    async fn folder(&self) -> Option<Folder> {
+    async fn folder(&self) -> Option<ManifestDir> {
         let hanging = lock(&self.hanging).take();
         let Some(mut hanging) = hanging else {
             return lock(&self.folder).take();
         };
-        match tokio::time::timeout(PAUSE, &mut hanging).await {
+        match tokio::time::timeout(POLL_INTERVAL, &mut hanging).await {
             // Its result is outdated.
             Ok(Ok((folder, _))) => Some(folder),
             Ok(Err(_)) => Some(self.new_folder()),
@@ -319,8 +319,8 @@ impl IntakeLoop {
     }
 
     /// Reports, once, that the directory cannot be read. No group is changed then.
-    fn cannot_read(&self, why: String) {
-        let why = format!("{why}: nothing is changed or deleted until it can be read");
+    fn report_unreadable(&self, message: String) {
+        let why = format!("{message}: nothing is changed or deleted until it can be read");
         let before = lock(&self.findings).unreadable.replace(why.clone());
         if before.as_ref() != Some(&why) {
             warn!(%why, "cannot read the manifest directory");
@@ -329,8 +329,8 @@ impl IntakeLoop {
         }
     }
 
-    async fn carry_out(&self, intake: Intake) {
-        self.tell_findings(&intake);
+    async fn store_changes(&self, intake: Intake) {
+        self.report_findings(&intake);
         let seen_in = intake.directory.as_ref();
         let stored = self
             .engine
@@ -353,10 +353,10 @@ impl IntakeLoop {
             .await;
         if let Err(error) = stored {
             warn!(%error, "cannot store the manifests of the manifest directory");
-            self.carry_out_what_closes(&intake).await;
+            self.store_restrictions(&intake).await;
             // The directory has not changed, so that no notification triggers the retry.
-            let soon = clock::monotonic() + PAUSE;
-            lock(&self.pace).again.get_or_insert(soon);
+            let retry_at = clock::monotonic() + POLL_INTERVAL;
+            lock(&self.schedule).again.get_or_insert(retry_at);
             return;
         }
         for (draft, origin) in &intake.upserts {
@@ -366,18 +366,18 @@ impl IntakeLoop {
         }
         for name in &intake.deletions {
             info!(group = %name, "group removed: no file defines it");
-            let why = "no file defines it";
-            self.note_group(EventType::Normal, name, "Deleted", why);
+            let message = "no file defines it";
+            self.note_group(EventType::Normal, name, "Deleted", message);
         }
     }
 
     /// If the changes cannot be stored together, stores each change that only restricts its group, in a transaction of its own.
-    async fn carry_out_what_closes(&self, intake: &Intake) {
+    async fn store_restrictions(&self, intake: &Intake) {
         let store = &self.engine.store;
         let seen_in = intake.directory.as_ref();
         for (draft, origin) in &intake.upserts {
-            for _ in 0..restrictions::TRIES {
-                if !restrictions::closes(store, draft, Some(origin)) {
+            for _ in 0..restrictions::RETRIES {
+                if !restrictions::only_restricts(store, draft, Some(origin)) {
                     break;
                 }
                 let stored = store
@@ -399,7 +399,7 @@ impl IntakeLoop {
     }
 
     /// Reports findings that the previous read did not have.
-    fn tell_findings(&self, intake: &Intake) {
+    fn report_findings(&self, intake: &Intake) {
         let lines = |problems: &Vec<_>| problems.iter().map(ToString::to_string).collect();
         let problems = intake.problems.iter();
         let kept = intake.kept.iter();
@@ -433,19 +433,19 @@ impl IntakeLoop {
             }
         }
         for path in now.others.iter().filter(|p| !findings.others.contains(p)) {
-            let why = "not a manifest: only *.yaml and *.yml in lower case are read";
-            warn!(path = %path.display(), "{why}");
+            let message = "not a manifest: only *.yaml and *.yml in lower case are read";
+            warn!(path = %path.display(), "{message}");
             self.note(
                 EventType::Warning,
                 &manifest_object(path),
                 "NotAManifest",
-                why,
+                message,
             );
         }
-        for (name, why) in &now.kept {
-            if findings.kept.get(name) != Some(why) {
-                warn!(group = %name, %why, "group kept without a file");
-                self.note_group(EventType::Warning, name, "KeptWithoutFile", why);
+        for (name, reason) in &now.kept {
+            if findings.kept.get(name) != Some(reason) {
+                warn!(group = %name, %reason, "group kept without a file");
+                self.note_group(EventType::Warning, name, "KeptWithoutFile", reason);
             }
         }
         *findings = now;
@@ -469,7 +469,7 @@ async fn changed(watch: &mut Option<Watch>) -> Result<(), intake::WatchError> {
 }
 
 /// Sleeps until `at`; for ever if it is `None`.
-async fn at_last(at: Option<Instant>) {
+async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,

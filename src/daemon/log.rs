@@ -15,8 +15,8 @@ use std::time::Duration;
 const QUEUE: usize = 4096;
 
 /// How long the daemon waits at its end for unwritten lines.
-const LAST_LINES: Duration = Duration::from_secs(1);
-const STEP: Duration = Duration::from_millis(5);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Sends lines to the writer thread. Cheap to clone.
 #[derive(Clone)]
@@ -24,9 +24,9 @@ pub(super) struct Log {
     lines: SyncSender<Vec<u8>>,
 }
 
-static WAITING: AtomicU64 = AtomicU64::new(0);
-static LOST: AtomicU64 = AtomicU64::new(0);
-static THREAD: Mutex<Option<Log>> = Mutex::new(None);
+static QUEUED: AtomicU64 = AtomicU64::new(0);
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+static WRITER: Mutex<Option<Log>> = Mutex::new(None);
 
 impl Log {
     /// The log of this process. Its thread is started once.
@@ -51,12 +51,12 @@ impl Log {
 impl Write for Log {
     /// Queues one complete line; drops it if the queue is full.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        WAITING.fetch_add(1, Ordering::AcqRel);
+        QUEUED.fetch_add(1, Ordering::AcqRel);
         match self.lines.try_send(line.to_vec()) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                WAITING.fetch_sub(1, Ordering::AcqRel);
-                LOST.fetch_add(1, Ordering::Relaxed);
+                QUEUED.fetch_sub(1, Ordering::AcqRel);
+                DROPPED.fetch_add(1, Ordering::Relaxed);
             }
         }
         Ok(line.len())
@@ -69,28 +69,29 @@ impl Write for Log {
 
 /// Waits up to [`LAST_LINES`] for queued lines, at the end of the process.
 pub(super) fn end() {
-    let steps = LAST_LINES.as_millis() / STEP.as_millis();
+    let steps = FLUSH_TIMEOUT.as_millis() / POLL_INTERVAL.as_millis();
     for _ in 0..steps {
-        if WAITING.load(Ordering::Acquire) == 0 {
+        if QUEUED.load(Ordering::Acquire) == 0 {
             return;
         }
-        std::thread::sleep(STEP);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
 fn write_all(lines: &Receiver<Vec<u8>>) {
     let mut stderr = io::stderr();
     for line in lines {
-        let lost = LOST.swap(0, Ordering::Relaxed);
-        let mut put = |text: &[u8]| stderr.write_all(text).is_ok();
-        let noted = lost == 0 || put(format!("{lost} log lines could not be written\n").as_bytes());
-        if !noted || !put(&line) {
-            LOST.fetch_add(if noted { 1 } else { lost + 1 }, Ordering::Relaxed);
+        let lost = DROPPED.swap(0, Ordering::Relaxed);
+        let mut write = |text: &[u8]| stderr.write_all(text).is_ok();
+        let noted =
+            lost == 0 || write(format!("{lost} log lines could not be written\n").as_bytes());
+        if !noted || !write(&line) {
+            DROPPED.fetch_add(if noted { 1 } else { lost + 1 }, Ordering::Relaxed);
         }
-        WAITING.fetch_sub(1, Ordering::AcqRel);
+        QUEUED.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 fn lock() -> MutexGuard<'static, Option<Log>> {
-    THREAD.lock().unwrap_or_else(PoisonError::into_inner)
+    WRITER.lock().unwrap_or_else(PoisonError::into_inner)
 }

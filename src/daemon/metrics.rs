@@ -10,17 +10,17 @@ use crate::reconcile::vmm::Control;
 use crate::wire::Refusal;
 
 /// Reads the counters of the kernel and the VMM. If the VMM does not respond, only those of the kernel are returned.
-pub async fn ask(engine: &Engine, house: &House, name: Name) -> Result<Metrics, Refusal> {
+pub async fn ask(engine: &Engine, status_builder: &House, name: Name) -> Result<Metrics, Refusal> {
     let found: Result<_, Refusal> = engine.store.read(|world| {
         let vm = world.vm_named(&name).ok_or_else(|| {
             let names = world.vms().map(|vm| &vm.meta.name);
             not_found("vm", &name, nearest(&name, names))
         })?;
-        Ok((vm.clone(), house.vm(world, vm).status.vmm))
+        Ok((vm.clone(), status_builder.vm(world, vm).status.vmm))
     });
     let (vm, vmm) = found?;
     let uid = vm.meta.uid;
-    let refuse = |why: &str| Err(Refusal::Conflict(vec![format!("vm/{name} {why}")]));
+    let refuse = |message: &str| Err(Refusal::Conflict(vec![format!("vm/{name} {message}")]));
     let metrics = |counters: Counters, vmm_error| Metrics {
         vm: name.clone(),
         hypervisor: vmm.hypervisor,
@@ -28,12 +28,14 @@ pub async fn ask(engine: &Engine, house: &House, name: Name) -> Result<Metrics, 
         counters,
         vmm_error,
     };
-    let ours = async || -> Counters {
-        let ours = engine.connections(&vm).await.into_iter();
-        ours.map(|(name, count)| (name, count.into())).collect()
+    let kernel_counters = async || -> Counters {
+        let connections = engine.connections(&vm).await.into_iter();
+        connections
+            .map(|(name, count)| (name, count.into()))
+            .collect()
     };
     let Some(control) = Control::of(vmm.hypervisor) else {
-        return match ours().await {
+        return match kernel_counters().await {
             ours if ours.is_empty() => refuse("has no metrics: hypervisor is none"),
             ours => Ok(metrics(ours, None)),
         };
@@ -44,7 +46,7 @@ pub async fn ask(engine: &Engine, house: &House, name: Name) -> Result<Metrics, 
     };
     match control.metrics(dir, pid).await {
         Ok(mut counters) => {
-            counters.extend(ours().await);
+            counters.extend(kernel_counters().await);
             Ok(metrics(counters, None))
         }
         Err(_) if !engine.processes.runs(uid) => refuse("is not running: no metrics"),
@@ -53,7 +55,7 @@ pub async fn ask(engine: &Engine, house: &House, name: Name) -> Result<Metrics, 
                 "cannot read the metrics of its VMM: {error}: {}",
                 error.source
             );
-            match ours().await {
+            match kernel_counters().await {
                 ours if ours.is_empty() => Err(Refusal::Failed(format!("vm/{name}: {why}"))),
                 ours => Ok(metrics(ours, Some(why))),
             }

@@ -50,14 +50,14 @@ use crate::{clock, cni};
 
 pub use settings::Settings;
 
-use answers::Answers;
+use answers::AppState;
 use budget::Budget;
 use intake_loop::IntakeLoop;
 use trigger::Trigger;
-use wakes::{converged, quiet, resync, tell_when_quiet, wake_by_changes};
+use wakes::{converged, enqueue_by_changes, log_initial_sync, quiet, resync};
 
 /// Number of keys that are reconciled concurrently. More than the cores: a run waits for the kernel's locks and the disk.
-const WIDTH: usize = 16;
+const DEFAULT_CONCURRENCY: usize = 16;
 
 /// An error that ends the daemon with exit status 1.
 #[derive(Debug, thiserror::Error)]
@@ -111,12 +111,12 @@ pub fn main(args: Args) -> ExitCode {
         }
     };
     log_to_stderr(&args, log);
-    let status = run_to_the_end(args);
+    let status = run_to_completion(args);
     log::end();
     status
 }
 
-fn run_to_the_end(args: Args) -> ExitCode {
+fn run_to_completion(args: Args) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_keep_alive(IDLE_THREADS)
@@ -128,12 +128,12 @@ fn run_to_the_end(args: Args) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let ended = runtime.block_on(run(args));
+    let result = runtime.block_on(run(args));
     // Helper programs that hang must not outlive the daemon, and threads that wait for them would delay its end.
     process::end_helpers();
     // Threads that wait for a guest to power down are abandoned.
     runtime.shutdown_timeout(Duration::from_millis(200));
-    match ended {
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -169,18 +169,18 @@ pub struct Daemon {
 
 impl Daemon {
     /// Sets the number of keys that are reconciled concurrently, and the number of slow ones that run in addition.
-    fn with_width(self, width: usize, slow: usize) -> Self {
+    fn with_concurrency(self, concurrency: usize, slow: usize) -> Self {
         Self {
-            controller: self.controller.with_width(width).with_slow(slow),
+            controller: self.controller.with_width(concurrency).with_slow(slow),
             ..self
         }
     }
 
     /// Reconciles until no key is due, for at most `patience`. Returns whether everything is Ready.
-    pub async fn settle(self, patience: Duration) -> bool {
+    pub async fn settle(self, timeout: Duration) -> bool {
         let (engine, idle) = (self.engine.clone(), self.idle.clone());
         let settled = self
-            .run_until(tokio::time::timeout(patience, quiet(idle)))
+            .run_until(tokio::time::timeout(timeout, quiet(idle)))
             .await;
         settled.is_ok() && engine.all_ready()
     }
@@ -188,20 +188,20 @@ impl Daemon {
     /// Reconciles keys that are due until `end` completes, then waits for the runs in progress.
     pub async fn run_until<T>(self, end: impl Future<Output = T>) -> T {
         let stop = CancellationToken::new();
-        let changes = tokio::spawn(wake_by_changes(self.engine.clone(), self.changes));
+        let changes = tokio::spawn(enqueue_by_changes(self.engine.clone(), self.changes));
         let run = move |key, failures| self.engine.clone().run(key, failures);
         let stopped = stop.clone();
         let running = tokio::spawn(
             self.controller
                 .run(run, async move { stopped.cancelled().await }),
         );
-        let ended = end.await;
+        let output = end.await;
         stop.cancel();
         if let Err(error) = running.await {
             error!(%error, "the controller panicked");
         }
         changes.abort();
-        ended
+        output
     }
 }
 
@@ -209,7 +209,7 @@ async fn run(args: Args) -> Result<bool, Error> {
     if let Err(error) = cpu::set_session_priority() {
         debug!(%error, "cannot set the autogroup nice value of the session");
     }
-    let budget = share_descriptors(args.concurrency.into());
+    let budget = allocate_descriptors(args.concurrency.into());
     let mut cni = cni::Runtime::from_env();
     cni.deadline = args.cni_deadline;
     cni.file_limit = process::original_file_limit();
@@ -222,16 +222,16 @@ async fn run(args: Args) -> Result<bool, Error> {
         filter_deadline: args.filter_deadline,
     };
     let daemon = Daemon::prepare_with(state, run, unprobed(), settings).await?;
-    let daemon = daemon.with_width(args.concurrency.into(), budget.slow);
+    let daemon = daemon.with_concurrency(args.concurrency.into(), budget.slow);
     let engine = daemon.engine.clone();
     let intake = IntakeLoop::new(&args.config_dir, read.removal_grace, engine.clone());
     if args.once {
-        intake.read_to_the_end().await;
+        intake.read_until_settled().await;
         let idle = daemon.idle.clone();
         let converged = async { Ok(converged(&engine, idle).await) };
-        let converged = daemon.run_until(or_stuck(&engine, converged)).await?;
+        let converged = daemon.run_until(or_store_stuck(&engine, converged)).await?;
         engine.store.close();
-        return Ok(converged && intake.is_sound());
+        return Ok(converged && intake.has_no_problems());
     }
     serve(args, daemon, intake, budget).await?;
     engine.store.close();
@@ -239,14 +239,14 @@ async fn run(args: Args) -> Result<bool, Error> {
 }
 
 /// Raises the soft limit of file descriptors and divides it among the consumers.
-fn share_descriptors(width: usize) -> Budget {
+fn allocate_descriptors(width: usize) -> Budget {
     let limit = process::raise_file_limit().or_else(|error| {
         warn!(%error, "cannot raise the open file limit");
         process::file_limit()
     });
     let limit = limit.unwrap_or(1024);
     let budget = Budget::of(limit, width);
-    if budget.is_short(limit, width) {
+    if budget.is_insufficient(limit, width) {
         warn!(
             limit,
             "the open file limit (LimitNOFILE=) is too low for --concurrency"
@@ -257,7 +257,7 @@ fn share_descriptors(width: usize) -> Budget {
 }
 
 /// Reports exhausted file descriptors, at most once per [`EXHAUSTION_PAUSE`].
-async fn tell_exhaustion(engine: Arc<Engine>) {
+async fn report_exhaustion(engine: Arc<Engine>) {
     loop {
         let error = host::error::exhausted().await;
         warn!(%error, "file descriptors exhausted");
@@ -284,11 +284,11 @@ async fn serve(
     let engine = daemon.engine.clone();
     let stop = CancellationToken::new();
     let intake = Arc::new(intake);
-    let door = Door::open(&engine.run_dir.socket(), &args.socket_group)
+    let listener = Door::open(&engine.run_dir.socket(), &args.socket_group)
         .map_err(|error| Error::Door(error.to_string()))?;
-    let answers = Answers::new(engine.clone(), intake.clone(), &args);
+    let state = AppState::new(engine.clone(), intake.clone(), &args);
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(wake_by_changes(engine.clone(), daemon.changes));
+    tasks.spawn(enqueue_by_changes(engine.clone(), daemon.changes));
     tasks.spawn(resync(engine.clone(), args.resync));
     tasks.spawn({
         let (engine, resync) = (engine.clone(), args.resync);
@@ -311,10 +311,10 @@ async fn serve(
             engine.sweep_plugins().await;
         }
     });
-    tasks.spawn(tell_when_quiet(engine.clone(), daemon.idle));
-    tasks.spawn(tell_exhaustion(engine.clone()));
+    tasks.spawn(log_initial_sync(engine.clone(), daemon.idle));
+    tasks.spawn(report_exhaustion(engine.clone()));
     let limits = Limits::of(budget.connections);
-    let wire = wire::serve_within(door, answers, stop.clone(), limits);
+    let wire = wire::serve_with_limits(listener, state, stop.clone(), limits);
     let mut wire = tokio::spawn(wire);
     let run = {
         let engine = engine.clone();
@@ -329,7 +329,7 @@ async fn serve(
     // Fails if the daemon does not run under systemd, which is not an error.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     info!(socket = %engine.run_dir.socket().display(), "ready");
-    let ending = or_stuck(&engine, terminated()).await;
+    let result = or_store_stuck(&engine, termination_signal()).await;
     info!("shutting down; VMs keep running");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
@@ -345,12 +345,12 @@ async fn serve(
         controller.abort();
         wire.abort();
     }
-    ending
+    result
 }
 
 /// Waits for `end`, or for the store to stop responding: then no state can be persisted and the host must not be changed, so the daemon
 /// exits and its supervisor restarts it.
-async fn or_stuck<T>(
+async fn or_store_stuck<T>(
     engine: &Engine,
     end: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
@@ -360,7 +360,7 @@ async fn or_stuck<T>(
     }
 }
 
-async fn terminated() -> Result<(), Error> {
+async fn termination_signal() -> Result<(), Error> {
     let fail =
         |error: std::io::Error| Error::Host(format!("cannot install signal handlers: {error}"));
     let mut term = signal(SignalKind::terminate()).map_err(fail)?;

@@ -20,11 +20,11 @@ pub(super) fn objects(
     kind: Kind,
     name: Option<&Name>,
 ) -> Vec<Object> {
-    let wanted = |found: &Name| name.is_none_or(|name| name == found);
+    let matches = |found: &Name| name.is_none_or(|name| name == found);
     match kind {
         Kind::HostGroup => world
             .groups()
-            .filter(|group| wanted(&group.meta.name))
+            .filter(|group| matches(&group.meta.name))
             .map(|found| group(house, engine, intake, world, found))
             .collect(),
         Kind::Vm => match name {
@@ -36,14 +36,14 @@ pub(super) fn objects(
         .collect(),
         Kind::Lease => world
             .leases()
-            .filter(|lease| wanted(&lease.name))
+            .filter(|lease| matches(&lease.name))
             .map(|lease| Object::Lease(house.lease(lease)))
             .collect(),
     }
 }
 
 /// Approximate maximum size of one response, in bytes.
-const MOST: usize = 64 << 20;
+const MAX_RESPONSE_BYTES: usize = 64 << 20;
 
 /// As [`objects`], limited to the size of a response; also returns the number of objects that were left out.
 pub(super) fn bounded(
@@ -58,11 +58,11 @@ pub(super) fn bounded(
         (Kind::Vm, None) => world.vms().count(),
         _ => return (objects(house, engine, intake, world, kind, name), 0),
     };
-    let mut room = MOST;
+    let mut remaining = MAX_RESPONSE_BYTES;
     let fits = |found: &&Vm| {
-        let weight = weight(found);
-        let fits = weight <= room;
-        room = room.saturating_sub(weight);
+        let size = approximate_size(found);
+        let fits = size <= remaining;
+        remaining = remaining.saturating_sub(size);
         fits
     };
     let shown = world.vms().take_while(fits);
@@ -72,12 +72,12 @@ pub(super) fn bounded(
 }
 
 /// Approximate size of a VM as JSON, in bytes. Its lists occur in its spec and in its status.
-fn weight(vm: &Vm) -> usize {
-    const REST: usize = 3 << 10;
-    const ENTRY: usize = 2 * 24;
+fn approximate_size(vm: &Vm) -> usize {
+    const BASE: usize = 3 << 10;
+    const PER_ENTRY: usize = 2 * 24;
     let policy = vm.spec.network.policy();
     let entries = policy.map_or(0, |policy| policy.allow.len() + policy.drop.len());
-    REST + entries * ENTRY
+    BASE + entries * PER_ENTRY
 }
 
 fn group(
@@ -92,10 +92,10 @@ fn group(
         hindrance: engine.hindrance(&group.meta.name),
     };
     let mut view = house.group(world, group, &trouble);
-    let most = group.spec.template.network.max_connections();
-    let objection = most
+    let max = group.spec.template.network.max_connections();
+    let warning = max
         .and_then(|most| limits::objection(group.spec.count, most, crate::host::conntrack::max()));
-    view.status.warnings.extend(objection);
+    view.status.warnings.extend(warning);
     let read_only = engine.store.read_only();
     let condition = read_only.map(|why| fold::not_writable(&group.meta, &why));
     view.status.conditions.extend(condition);
@@ -106,9 +106,9 @@ fn vm(house: &House, engine: &Engine, world: &World, vm: &Vm) -> Object {
     let mut view = house.vm(world, vm);
     let disks = engine.processes.disk_dir();
     view.status.disk = storage::lying(&vm.spec.storage, disks, &vm.meta.name);
-    let why = engine.why_not_replaced(vm);
-    let held = why.map(|why| format!("not replaced although its group has changed: {why}"));
-    view.status.warnings.extend(held);
+    let reason = engine.why_not_replaced(vm);
+    let warning = reason.map(|why| format!("not replaced although its group has changed: {why}"));
+    view.status.warnings.extend(warning);
     let read_only = engine.store.read_only();
     let condition = read_only.map(|why| fold::not_writable(&vm.meta, &why));
     view.status.conditions.extend(condition);

@@ -12,7 +12,7 @@ use crate::store;
 use crate::wire::Refusal;
 
 /// Adds a VM to a group on demand.
-pub async fn add(engine: &Engine, group: Name, wanted: NewVm) -> Result<NewVmResult, Refusal> {
+pub async fn add(engine: &Engine, group: Name, request: NewVm) -> Result<NewVmResult, Refusal> {
     let host_use = HostUse {
         netlink: &engine.hands.netlink,
         instance: &engine.instance,
@@ -23,7 +23,7 @@ pub async fn add(engine: &Engine, group: Name, wanted: NewVm) -> Result<NewVmRes
         &engine.claims,
         &host_use,
         &group,
-        wanted.split(),
+        request.split(),
         now,
     )
     .await;
@@ -62,10 +62,10 @@ pub async fn remove(engine: &Engine, name: Name) -> Result<(), Refusal> {
             "vm/{name} is one of the {count} VMs that hostgroup/{group} keeps (`count`) and would be created again: lower `count`, which removes the highest index first; `slicectl delete vm/{name}` replaces it"
         )])),
         Removed::Absent => {
-            let near = engine
+            let suggestion = engine
                 .store
                 .read(|world| nearest(&name, world.vms().map(|vm| &vm.meta.name)));
-            Err(not_found("vm", &name, near))
+            Err(not_found("vm", &name, suggestion))
         }
     }
 }
@@ -73,11 +73,11 @@ pub async fn remove(engine: &Engine, name: Name) -> Result<(), Refusal> {
 fn refusal(engine: &Engine, group: &Name, error: AddError) -> Refusal {
     match error {
         AddError::NoGroup => {
-            let near = engine.store.read(|world| {
-                let living = world.groups().filter(|group| !group.meta.deleting);
-                nearest(group, living.map(|group| &group.meta.name))
+            let suggestion = engine.store.read(|world| {
+                let existing = world.groups().filter(|group| !group.meta.deleting);
+                nearest(group, existing.map(|group| &group.meta.name))
             });
-            not_found("hostgroup", group, near)
+            not_found("hostgroup", group, suggestion)
         }
         AddError::Invalid(causes) => Refusal::Invalid(causes),
         AddError::Conflict(cause) => Refusal::Conflict(vec![cause]),
@@ -93,11 +93,11 @@ fn refusal(engine: &Engine, group: &Name, error: AddError) -> Refusal {
     }
 }
 
-pub(super) fn not_found(kind: &str, name: &Name, near: Option<Name>) -> Refusal {
+pub(super) fn not_found(kind: &str, name: &Name, suggestion: Option<Name>) -> Refusal {
     let reference = format!("{kind}/{name}");
-    match near {
+    match suggestion {
         None => Refusal::NotFound(reference),
-        Some(near) => Refusal::NotFoundBut(reference, format!("{kind}/{near}")),
+        Some(near) => Refusal::NotFoundWithSuggestion(reference, format!("{kind}/{near}")),
     }
 }
 

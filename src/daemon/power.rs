@@ -17,11 +17,11 @@ use crate::wire::Refusal;
 
 /// Stores the desired power state. The change enqueues the VM's key and resets its backoff.
 pub async fn tell(engine: &Engine, name: Name, verb: PowerVerb) -> Result<Applied, Refusal> {
-    let told = engine.store.write(|txn| {
+    let stored = engine.store.write(|txn| {
         let Some(mut vm) = txn.world().vm_named(&name).cloned() else {
             let names = txn.world().vms().map(|vm| &vm.meta.name);
-            let near = nearest(&name, names);
-            return Err(Failure::Refused(not_found("vm", &name, near)));
+            let suggestion = nearest(&name, names);
+            return Err(Failure::Refused(not_found("vm", &name, suggestion)));
         };
         let Some(power) = wanted(txn.world(), &vm, verb).map_err(refused)? else {
             return Ok((vm.meta.uid, Applied::Unchanged));
@@ -35,7 +35,7 @@ pub async fn tell(engine: &Engine, name: Name, verb: PowerVerb) -> Result<Applie
         txn.put_vm(vm)?;
         Ok((uid, Applied::Configured))
     });
-    let (uid, applied) = told.await?;
+    let (uid, applied) = stored.await?;
     if applied == Applied::Configured {
         match verb {
             // Earlier conflicts no longer delay its repair.
@@ -50,8 +50,8 @@ pub async fn tell(engine: &Engine, name: Name, verb: PowerVerb) -> Result<Applie
     Ok(applied)
 }
 
-fn refused(why: String) -> Failure {
-    Failure::Refused(Refusal::Conflict(vec![why]))
+fn refused(message: String) -> Failure {
+    Failure::Refused(Refusal::Conflict(vec![message]))
 }
 
 /// The power state to store; `None` if it does not change.
@@ -66,7 +66,7 @@ fn wanted(world: &World, vm: &Vm, verb: PowerVerb) -> Result<Option<Power>, Stri
     let reason = world
         .page(vm.meta.uid, Rung::Vmm)
         .map(|page| page.condition.reason);
-    let down = matches!(reason, Some(Reason::Stopped | Reason::Failed));
+    let is_down = matches!(reason, Some(Reason::Stopped | Reason::Failed));
     match (verb, vm.power) {
         (PowerVerb::Pause | PowerVerb::Resume, Power::Stopped) => Err(format!(
             "vm/{name} is stopped: start it with slicectl vm start {name}"
@@ -74,10 +74,10 @@ fn wanted(world: &World, vm: &Vm, verb: PowerVerb) -> Result<Option<Power>, Stri
         (PowerVerb::Pause | PowerVerb::Resume, Power::Restarting) => {
             Err(format!("vm/{name} is restarting"))
         }
-        (PowerVerb::Pause | PowerVerb::Resume, _) if down => Err(format!(
+        (PowerVerb::Pause | PowerVerb::Resume, _) if is_down => Err(format!(
             "vm/{name} is not running: start it with slicectl vm start {name}"
         )),
-        (PowerVerb::Start, Power::Paused) if !down => Err(format!(
+        (PowerVerb::Start, Power::Paused) if !is_down => Err(format!(
             "vm/{name} is paused: resume it with slicectl vm resume {name}"
         )),
         (PowerVerb::Pause, Power::Paused)

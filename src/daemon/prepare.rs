@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tracing::{error, info, warn};
 
 use super::settings::Settings;
-use super::{Daemon, Error, WIDTH, folders, instance, take_over};
+use super::{DEFAULT_CONCURRENCY, Daemon, Error, folders, instance, take_over};
 use crate::clock;
 use crate::host::iptables::Backend;
 use crate::host::netns::Netns;
@@ -22,7 +22,7 @@ use crate::runtime::controller::controller;
 use crate::store::{Opened, Recalled, RunCopy, Store};
 
 /// Number of netlink sockets: one per thread of the runtime, and one for a request whose response is late.
-fn askers() -> NonZeroUsize {
+fn netlink_sockets() -> NonZeroUsize {
     let threads = std::thread::available_parallelism();
     threads.map_or(NonZeroUsize::MIN, |threads| threads.saturating_add(1))
 }
@@ -60,7 +60,7 @@ impl Daemon {
         let state_dir = folders::state(state_dir)?;
         let run_dir = folders::run(run_dir)?;
         let home = Netns::current()?;
-        let (controller, waker, idle) = controller(WIDTH);
+        let (controller, waker, idle) = controller(DEFAULT_CONCURRENCY);
         let boot_id = fs::boot_id()?.to_owned();
         let dirs = instance::Dirs {
             state: &state_dir,
@@ -68,18 +68,18 @@ impl Daemon {
             boot_id: &boot_id,
         };
         let claimed = instance::claim(&dirs, &home).await?;
-        let seal = RunCopy {
-            path: run_dir.state_seal(),
+        let run_copy = RunCopy {
+            path: run_dir.integrity_record(),
             boot_id: boot_id.clone(),
         };
         // Runs a process that prints its version, while the database is read.
         let backend = tokio::task::spawn_blocking(Backend::detect);
-        let (store, opened, recalled) = Store::open_in(&state_dir, &run_dir.0, &seal)?;
+        let (store, opened, recalled) = Store::open_in(&state_dir, &run_dir.0, &run_copy)?;
         // On a read-only disk permissions cannot be changed; they were restricted while it was writable.
         if store.read_only().is_none() {
-            folders::close_state(&state_dir)?;
+            folders::restrict_state(&state_dir)?;
         }
-        let netlink = home.netlink_pool(askers())?;
+        let netlink = home.netlink_pool(netlink_sockets())?;
         // There may be many links; the run directory is read concurrently.
         let links = tokio::spawn({
             let netlink = netlink.clone();
@@ -146,9 +146,9 @@ impl Daemon {
         engine.processes.recover_owners();
         // Subscribed before the first change: a change without a receiver enqueues nothing.
         let changes = engine.store.watch();
-        let whole = opened == Opened::Existing || matches!(recalled, Recalled::World(_));
+        let is_complete = opened == Opened::Existing || matches!(recalled, Recalled::World(_));
         take_over::take_over(&engine, opened, recalled).await?;
-        if let Err(error) = engine.hold_claims(whole).await {
+        if let Err(error) = engine.hold_claims(is_complete).await {
             // Each group reports the error when it needs a claim.
             error!(%error, "cannot claim the stored ranges and users on this host");
         }

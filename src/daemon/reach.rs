@@ -23,8 +23,8 @@ pub(super) async fn of(engine: &Engine, group: Name) -> Result<Reach, Refusal> {
     };
     let bridge = bridge_of(&found).map_err(|why| Refusal::Conflict(vec![why]))?;
     let Some(subnet) = subnet else {
-        let why = format!("hostgroup/{group} has no subnet yet: see slicectl describe");
-        return Err(Refusal::Conflict(vec![why]));
+        let message = format!("hostgroup/{group} has no subnet yet: see slicectl describe");
+        return Err(Refusal::Conflict(vec![message]));
     };
     let host = lan_address(&engine.hands.netlink)
         .await

@@ -26,7 +26,7 @@ pub enum Removed {
 }
 
 /// Size of the read buffer in bytes: some hundred events.
-const BUFFER: usize = 16 * 1024;
+const BUFFER_SIZE: usize = 16 * 1024;
 
 /// A stream of removals from the three directories.
 pub struct Removals(EventStream<Vec<u8>>);
@@ -39,20 +39,20 @@ impl Removals {
     pub fn watch(run_dir: &RunDir) -> io::Result<Self> {
         let handles = crate::owner::ip_netns_path("");
         let inotify = Inotify::init()?;
-        let gone = WatchMask::DELETE
+        let mask = WatchMask::DELETE
             | WatchMask::MOVED_FROM
             | WatchMask::DELETE_SELF
             | WatchMask::MOVE_SELF
             | WatchMask::ONLYDIR;
-        let own = [run_dir.netns_dir(), run_dir.vm_dirs()];
-        for dir in &own {
+        let own_dirs = [run_dir.netns_dir(), run_dir.vm_dirs()];
+        for dir in &own_dirs {
             private::dir(dir, |_| false).map_err(|error| error.source)?;
         }
         std::fs::create_dir_all(&handles)?;
-        for dir in own.into_iter().chain([handles]) {
-            inotify.watches().add(&dir, gone)?;
+        for dir in own_dirs.into_iter().chain([handles]) {
+            inotify.watches().add(&dir, mask)?;
         }
-        inotify.into_event_stream(vec![0; BUFFER]).map(Self)
+        inotify.into_event_stream(vec![0; BUFFER_SIZE]).map(Self)
     }
 
     /// Waits for the next removal. Cancel safe.
@@ -66,10 +66,10 @@ impl Removals {
 
 /// An event without the name of an entry is about a directory, or about an overflow of the queue.
 fn removed<S: AsRef<std::ffi::OsStr>>(event: &Event<S>) -> Removed {
-    let gone = event
+    let is_removal = event
         .mask
         .intersects(EventMask::DELETE | EventMask::MOVED_FROM);
-    match event.name.as_ref().filter(|_| gone) {
+    match event.name.as_ref().filter(|_| is_removal) {
         Some(name) => Removed::Entry(name.as_ref().to_string_lossy().into_owned()),
         None => Removed::Unknown,
     }

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::answers::Answers;
+use super::answers::AppState;
 use super::objects::objects;
 use crate::api::event::Event;
 use crate::api::meta::Name;
@@ -24,29 +24,29 @@ use crate::store::{self, Events};
 use crate::wire::Span;
 
 /// Minimum time for which changes are collected: bringing up one VM causes a dozen.
-const GATHER: Duration = Duration::from_millis(1);
+const MIN_PAUSE: Duration = Duration::from_millis(1);
 
 /// A watch collects changes for this multiple of the time that computing all objects takes, which bounds its CPU use.
-const REST: u32 = 20;
+const PAUSE_FACTOR: u32 = 20;
 
 /// Minimum and maximum interval for polling a log that is followed; there is no notification of writes by the guest. After a write the
 /// interval is short, because more output is likely (boot, or an interactive console).
-const LOG_STEPS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(250)];
+const POLL_INTERVALS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(250)];
 
 /// Sends all current objects, then every change.
 pub(super) async fn watch(
-    answers: &Answers,
+    answers: &AppState,
     changes: Receiver<store::Change>,
     kind: Kind,
     name: Option<Name>,
 ) -> BoxStream<'static, Change> {
-    let (house, intake, engine) = (
+    let (status_builder, intake, engine) = (
         answers.house(),
         answers.intake.clone(),
         answers.engine.clone(),
     );
-    let look = move || {
-        let (house, intake) = (house.clone(), intake.clone());
+    let snapshot = move || {
+        let (house, intake) = (status_builder.clone(), intake.clone());
         let (engine, name) = (engine.clone(), name.clone());
         async move {
             let store = engine.store.clone();
@@ -61,8 +61,8 @@ pub(super) async fn watch(
             (named.collect::<BTreeMap<Name, Object>>(), took)
         }
     };
-    let (known, took) = look().await;
-    let pause = rest_after(took);
+    let (known, took) = snapshot().await;
+    let pause = pause_after(took);
     let first: Vec<Change> = known
         .values()
         .cloned()
@@ -71,13 +71,13 @@ pub(super) async fn watch(
         .collect();
     let start = (changes, known, pause);
     let later = stream::unfold(start, move |(mut changes, known, mut pause)| {
-        let look = look.clone();
+        let look = snapshot.clone();
         async move {
             loop {
                 wait(&mut changes, pause).await?;
-                let (now, took) = look().await;
+                let (now, duration) = look().await;
                 let told = differences(&known, &now);
-                pause = rest_after(took);
+                pause = pause_after(duration);
                 if !told.is_empty() {
                     return Some((stream::iter(told), (changes, now, pause)));
                 }
@@ -87,8 +87,8 @@ pub(super) async fn watch(
     stream::iter(first).chain(later.flatten()).boxed()
 }
 
-fn rest_after(took: Duration) -> Duration {
-    GATHER.max(took * REST)
+fn pause_after(duration: Duration) -> Duration {
+    MIN_PAUSE.max(duration * PAUSE_FACTOR)
 }
 
 /// Waits for a change, then for `pause`, and discards further changes. `None`: the daemon ends.
@@ -107,13 +107,13 @@ async fn wait(changes: &mut Receiver<store::Change>, pause: Duration) -> Option<
 }
 
 fn differences(before: &BTreeMap<Name, Object>, now: &BTreeMap<Name, Object>) -> Vec<Change> {
-    let gone = before
+    let deleted = before
         .iter()
         .filter(|(name, _)| !now.contains_key(*name))
         .map(|(_, object)| Change::Deleted {
             object: object.clone(),
         });
-    let there = now
+    let added_or_modified = now
         .iter()
         .filter_map(|(name, object)| match before.get(name) {
             None => Some(Change::Added {
@@ -124,7 +124,7 @@ fn differences(before: &BTreeMap<Name, Object>, now: &BTreeMap<Name, Object>) ->
             }),
             Some(_) => None,
         });
-    gone.chain(there).collect()
+    deleted.chain(added_or_modified).collect()
 }
 
 /// Sends events of one object, or of all.
@@ -140,8 +140,8 @@ pub(super) fn events(
         Span::Once => known.boxed(),
         Span::Follow => known.chain(stream::unfold(later, next_event)).boxed(),
     };
-    let wanted = move |event: &Event| object.as_ref().is_none_or(|o| *o == event.object);
-    all.filter(move |event| futures::future::ready(wanted(event)))
+    let matches = move |event: &Event| object.as_ref().is_none_or(|o| *o == event.object);
+    all.filter(move |event| futures::future::ready(matches(event)))
         .boxed()
 }
 
@@ -163,7 +163,7 @@ pub(super) fn log(
 ) -> BoxStream<'static, io::Result<Bytes>> {
     stream::once(async move {
         let at = match lines {
-            Some(lines) => start_of_last(&path, lines).await?,
+            Some(lines) => last_lines_offset(&path, lines).await?,
             None => 0,
         };
         Ok::<_, io::Error>(log_from(path, at, span))
@@ -179,16 +179,16 @@ fn log_from(
 ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
     stream::try_unfold((path, at), move |(path, at)| async move {
         let mut at = at;
-        let [mut step, longest] = LOG_STEPS;
+        let [mut interval, max] = POLL_INTERVALS;
         loop {
-            let (bytes, end) = read_on(&path, at).await?;
+            let (bytes, end) = read_from(&path, at).await?;
             match (bytes.is_empty(), span) {
                 (false, _) => return Ok(Some((bytes, (path, end)))),
                 (true, Span::Once) => return Ok(None),
                 (true, Span::Follow) => {
                     at = end;
-                    tokio::time::sleep(step).await;
-                    step = longest.min(step * 2);
+                    tokio::time::sleep(interval).await;
+                    interval = max.min(interval * 2);
                 }
             }
         }
@@ -196,7 +196,7 @@ fn log_from(
 }
 
 /// Offset of the last `lines` lines of a log. An unterminated last line counts. At most the last [`LOG_LIMIT`] bytes are read.
-async fn start_of_last(path: &Path, lines: usize) -> io::Result<u64> {
+async fn last_lines_offset(path: &Path, lines: usize) -> io::Result<u64> {
     // The VMM may have replaced the file, e.g. by a FIFO.
     let mut file = match fs::open_regular(path) {
         Ok(file) => tokio::fs::File::from_std(file),
@@ -208,10 +208,10 @@ async fn start_of_last(path: &Path, lines: usize) -> io::Result<u64> {
     file.seek(SeekFrom::Start(start)).await?;
     let mut text = Vec::new();
     file.take(LOG_LIMIT).read_to_end(&mut text).await?;
-    Ok(start + start_in(&text, lines) as u64)
+    Ok(start + last_lines_start(&text, lines) as u64)
 }
 
-fn start_in(text: &[u8], lines: usize) -> usize {
+fn last_lines_start(text: &[u8], lines: usize) -> usize {
     let Some(before) = lines.checked_sub(1) else {
         return text.len();
     };
@@ -224,7 +224,7 @@ fn start_in(text: &[u8], lines: usize) -> usize {
     ends.map(|(at, _)| at + 1).nth(before).unwrap_or(0)
 }
 
-async fn read_on(path: &Path, at: u64) -> io::Result<(Bytes, u64)> {
+async fn read_from(path: &Path, at: u64) -> io::Result<(Bytes, u64)> {
     // The VMM may have replaced the file, e.g. by a FIFO.
     let mut file = match fs::open_regular(path) {
         Ok(file) => tokio::fs::File::from_std(file),
@@ -244,25 +244,25 @@ async fn read_on(path: &Path, at: u64) -> io::Result<(Bytes, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{start_in, start_of_last};
+    use super::{last_lines_offset, last_lines_start};
 
     #[tokio::test]
     async fn a_log_that_is_not_a_regular_file_is_refused_without_blocking() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
-        assert_eq!(start_of_last(&path, 2).await.unwrap(), 0);
+        assert_eq!(last_lines_offset(&path, 2).await.unwrap(), 0);
         let made = std::process::Command::new("mkfifo").arg(&path).status();
         assert!(made.unwrap().success());
-        assert!(start_of_last(&path, 2).await.is_err(), "a pipe");
+        assert!(last_lines_offset(&path, 2).await.is_err(), "a pipe");
         std::fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
         assert!(
-            start_of_last(&path, 2).await.is_err(),
+            last_lines_offset(&path, 2).await.is_err(),
             "a link to an endless file"
         );
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "a\nb\nc\n").unwrap();
-        assert_eq!(start_of_last(&path, 2).await.unwrap(), 2);
+        assert_eq!(last_lines_offset(&path, 2).await.unwrap(), 2);
     }
 
     #[test]
@@ -275,7 +275,7 @@ mod tests {
             ("", 3, ""),
             ("\n\n\n", 1, "\n"),
         ] {
-            let start = start_in(text.as_bytes(), lines);
+            let start = last_lines_start(text.as_bytes(), lines);
             assert_eq!(&text[start..], rest, "{lines} of {text:?}");
         }
     }

@@ -31,23 +31,23 @@ use crate::reconcile::engine::{Engine, Key};
 use crate::store::Change;
 
 /// How long events are collected that are likely caused by our own actions. Also the maximum for a burst of drift events.
-const GATHER: Duration = Duration::from_millis(600);
+const COALESCE: Duration = Duration::from_millis(600);
 
 /// How long events are collected about objects that were at rest (drift). Each further event restarts the time, so a burst causes one
 /// observation.
-const DRIFT: Duration = Duration::from_millis(50);
+const DRIFT_COALESCE: Duration = Duration::from_millis(50);
 
 /// Between two observations of an object that a conflicting writer changes: each is repaired at once, at a bounded rate.
-const CONTESTED: Duration = Duration::from_millis(20);
+const CONFLICT_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Time after our last change until an object counts as at rest: events of our own actions have been read by then.
-const REST: Duration = Duration::from_millis(500);
+const REST_TIME: Duration = Duration::from_millis(500);
 
 /// All addresses.
-const EVERYWHERE: Ipv4Network = Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).unwrap();
+const ALL_ADDRESSES: Ipv4Network = Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).unwrap();
 
 /// Delay before the event stream is reopened after a failure.
-const PAUSE: Duration = Duration::from_secs(1);
+const REOPEN_DELAY: Duration = Duration::from_secs(1);
 
 /// State for mapping events to keys.
 pub struct Trigger {
@@ -66,7 +66,7 @@ pub struct Trigger {
     /// Index of the last observed master of each VM's link.
     masters: HashMap<Uid, Option<u32>>,
     /// Timer for renewing the watches of directories.
-    renewals: tokio::time::Interval,
+    renew_timer: tokio::time::Interval,
     activity: Activity,
 }
 
@@ -101,7 +101,7 @@ impl Trigger {
             bridges: HashMap::new(),
             foreign: HashMap::new(),
             masters: HashMap::new(),
-            renewals,
+            renew_timer: renewals,
             activity: Activity::default(),
         }
     }
@@ -113,7 +113,7 @@ impl Trigger {
         let mut missed = Gathered::default();
         while let Err(error) = self.listen(engine, &mut changes, missed).await {
             warn!(%error, "cannot receive kernel events; reopening the socket");
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(REOPEN_DELAY).await;
             missed = Gathered {
                 everything: true,
                 ..Gathered::default()
@@ -129,22 +129,22 @@ impl Trigger {
     ) -> Result<(), Error> {
         let mut events = engine.hands.home.run(Events::listen).await?;
         let mut removals = watch_removals(engine);
-        self.learn(engine).await?;
-        let mut slow = Window::holding(missed, GATHER);
+        self.rebuild(engine).await?;
+        let mut own = Window::with_content(missed, COALESCE);
         let mut drift = Window::default();
-        let mut hasty = Window::default();
+        let mut conflicts = Window::default();
         loop {
-            let mut news = Gathered::default();
+            let mut pending = Gathered::default();
             tokio::select! {
-                event = events.next() => self.take_in(event?, &mut news),
+                event = events.next() => self.map_event(event?, &mut pending),
                 removed = next_removal(&mut removals) => {
                     if removed == Removed::Unknown {
                         removals = watch_removals(engine);
                     }
-                    self.take_in_removal(removed, &mut news);
+                    self.map_removal(removed, &mut pending);
                 }
                 // A parent directory that was moved or mounted over is not reported.
-                _ = self.renewals.tick() => removals = watch_removals(engine),
+                _ = self.renew_timer.tick() => removals = watch_removals(engine),
                 // As in `wake_by_changes`: a backlog is processed without a yield after each 128 changes.
                 change = tokio::task::unconstrained(changes.recv()) => {
                     self.activity.note(&change);
@@ -153,32 +153,32 @@ impl Trigger {
                     }
                     self.follow(engine, change).await?;
                 }
-                () = slow.over() => slow.take().tell(engine),
-                () = hasty.over() => {
-                    let found = hasty.take();
-                    self.activity.note_told(found.vms());
+                () = own.over() => own.take().tell(engine),
+                () = conflicts.over() => {
+                    let found = conflicts.take();
+                    self.activity.record_enqueued(found.vms());
                     found.tell(engine);
                 }
                 () = drift.over() => {
                     let found = drift.take();
                     // Events caused by the repair itself are collected for longer.
-                    self.activity.note_told(found.vms());
+                    self.activity.record_enqueued(found.vms());
                     found.tell(engine);
                 }
             }
-            if news.urgent {
+            if pending.urgent {
                 // Until it is repaired, a VM is cut off.
-                news.merge(slow.take());
-                news.merge(drift.take());
-                std::mem::take(&mut news).tell(engine);
+                pending.merge(own.take());
+                pending.merge(drift.take());
+                std::mem::take(&mut pending).tell(engine);
             }
-            if let Some(delay) = self.activity.contested(&news, engine) {
-                hasty.add(std::mem::take(&mut news), delay);
+            if let Some(delay) = self.activity.contested(&pending, engine) {
+                conflicts.add(std::mem::take(&mut pending), delay);
             }
-            if news.is_something() {
-                match self.activity.is_at_rest(&news) {
-                    true => drift.add_and_extend(news, DRIFT, GATHER),
-                    false => slow.add(news, GATHER),
+            if pending.has_content() {
+                match self.activity.is_at_rest(&pending) {
+                    true => drift.add_and_extend(pending, DRIFT_COALESCE, COALESCE),
+                    false => own.add(pending, COALESCE),
                 }
             }
         }
@@ -193,21 +193,21 @@ impl Trigger {
         match change {
             // A stage status may name the link by which a chain of plugins has connected a VM.
             Ok(Change::Vm(uid) | Change::Page(uid)) => {
-                if let Some(link) = self.learn_one(engine, uid)
+                if let Some(link) = self.update_vm(engine, uid)
                     && let Some(link) = link::get(&engine.hands.netlink, &link).await?
                 {
                     self.place(uid, link.index, link.peer_nsid, link.mac);
                 }
                 Ok(())
             }
-            Ok(Change::Ground) => self.learn_bridges(engine).await,
+            Ok(Change::Ground) => self.update_bridges(engine).await,
             Ok(Change::Group(_) | Change::Observed(_) | Change::Lease(_) | Change::Everything)
             | Err(RecvError::Closed) => Ok(()),
-            Err(RecvError::Lagged(_)) => self.learn(engine).await,
+            Err(RecvError::Lagged(_)) => self.rebuild(engine).await,
         }
     }
 
-    fn take_in(&mut self, event: Event, gathered: &mut Gathered) {
+    fn map_event(&mut self, event: Event, gathered: &mut Gathered) {
         if event.kind == What::Overrun {
             gathered.everything = true;
             return;
@@ -226,35 +226,35 @@ impl Trigger {
                     }
                 }
             }
-            None => self.take_in_from_home(event.kind, gathered),
+            None => self.map_host_event(event.kind, gathered),
         }
     }
 
-    fn take_in_from_home(&mut self, what: What, gathered: &mut Gathered) {
+    fn map_host_event(&mut self, what: What, gathered: &mut Gathered) {
         match what {
             What::Link(link) if self.bridges.contains_key(&link.name) => {
-                self.take_in_bridge(link, gathered);
+                self.map_bridge(link, gathered);
             }
             What::Link(link) => {
-                self.take_in_foreign(&link, gathered);
+                self.map_other_bridge(&link, gathered);
                 let Some(uid) = self.by_link.get(&link.name).copied() else {
                     // It may be a link of ours that was renamed.
                     gathered.keys.extend(self.on_link(Some(link.index)));
                     return;
                 };
                 match link.deleted {
-                    true => self.displace(uid),
+                    true => self.clear_link(uid),
                     false => {
                         let before = self.places.get(&uid).and_then(|place| place.mac);
                         if before.is_some_and(|before| Some(before) != link.mac) {
-                            self.moved_to(link.mac, gathered);
+                            self.mac_changed(link.mac, gathered);
                         }
                         // A packet filter knows a port by its master: until this is undone, rules about the link do not match.
                         let before = self.masters.get(&uid).copied().flatten();
-                        let stranger = link
+                        let is_foreign = link
                             .master
                             .is_some_and(|index| self.bridge_at(index).is_none());
-                        gathered.urgent |= stranger && before != link.master;
+                        gathered.urgent |= is_foreign && before != link.master;
                         self.masters.insert(uid, link.master);
                         self.place(uid, link.index, link.peer_nsid, link.mac);
                     }
@@ -266,7 +266,7 @@ impl Trigger {
                 gathered.configured.insert(key);
             }
             What::Netconf { index: None } => {
-                gathered.switched = true;
+                gathered.all_configured = true;
                 gathered.keys.insert(Key::Ground);
             }
             What::Rules { .. } => {
@@ -302,27 +302,27 @@ impl Trigger {
             }
             What::RoutingRule => {
                 gathered.keys.insert(Key::Ground);
-                gathered.route(EVERYWHERE);
+                gathered.route(ALL_ADDRESSES);
             }
             What::Overrun => {}
         }
     }
 
     /// Rules of the host name other bridges, so they are written again when one is created or deleted.
-    fn take_in_foreign(&mut self, link: &LinkChange, gathered: &mut Gathered) {
-        let news = match (link.bridge, link.deleted) {
+    fn map_other_bridge(&mut self, link: &LinkChange, gathered: &mut Gathered) {
+        let changed = match (link.bridge, link.deleted) {
             (true, false) => {
                 self.foreign.insert(link.index, link.name.clone()).as_ref() != Some(&link.name)
             }
             (_, true) => self.foreign.remove(&link.index).is_some(),
             (false, false) => false,
         };
-        if news {
+        if changed {
             gathered.keys.insert(Key::Ground);
         }
     }
 
-    fn take_in_bridge(&mut self, link: LinkChange, gathered: &mut Gathered) {
+    fn map_bridge(&mut self, link: LinkChange, gathered: &mut Gathered) {
         gathered.keys.insert(Key::Ground);
         let now = (!link.deleted).then_some(Bridge {
             index: link.index,
@@ -336,7 +336,7 @@ impl Trigger {
         }
     }
 
-    fn take_in_removal(&self, removed: Removed, gathered: &mut Gathered) {
+    fn map_removal(&self, removed: Removed, gathered: &mut Gathered) {
         match removed {
             Removed::Unknown => gathered.everything = true,
             Removed::Entry(name) => {
@@ -356,14 +356,14 @@ impl Trigger {
     }
 
     fn bridge_at(&self, index: u32) -> Option<&String> {
-        let stands = |bridge: &Option<Bridge>| bridge.is_some_and(|b| b.index == index);
-        let found = self.bridges.iter().find(|(_, bridge)| stands(bridge));
+        let has_index = |bridge: &Option<Bridge>| bridge.is_some_and(|b| b.index == index);
+        let found = self.bridges.iter().find(|(_, bridge)| has_index(bridge));
         found.map(|(name, _)| name)
     }
 
     /// A process with a TAP open can change its MAC to that of another port or of the bridge itself, which cuts off the other until it is
     /// repaired.
-    fn moved_to(&self, mac: Option<[u8; 6]>, gathered: &mut Gathered) {
+    fn mac_changed(&self, mac: Option<[u8; 6]>, gathered: &mut Gathered) {
         let Some(mac) = mac else { return };
         let other = self.by_mac.get(&mac).copied();
         gathered.keys.extend(other.map(Key::Vm));

@@ -12,7 +12,7 @@ use crate::reconcile::engine::{Engine, Key};
 use crate::store::Change;
 
 /// How long `--once` waits for another action before it gives up.
-const ONCE_PATIENCE: Duration = Duration::from_secs(5);
+const ONCE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Waits until everything is Ready. Returns `false` after [`ONCE_PATIENCE`] without an action, which allows keys in backoff a few retries.
 pub(super) async fn converged(engine: &Engine, idle: watch::Receiver<bool>) -> bool {
@@ -22,11 +22,11 @@ pub(super) async fn converged(engine: &Engine, idle: watch::Receiver<bool>) -> b
         if engine.all_ready() {
             return true;
         }
-        let taken = engine.steps.load(std::sync::atomic::Ordering::Relaxed);
+        let actions = engine.steps.load(std::sync::atomic::Ordering::Relaxed);
         let now = clock::monotonic();
-        if taken != steps {
-            (steps, since) = (taken, now);
-        } else if now.saturating_duration_since(since) > ONCE_PATIENCE {
+        if actions != steps {
+            (steps, since) = (actions, now);
+        } else if now.saturating_duration_since(since) > ONCE_TIMEOUT {
             return false;
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -47,7 +47,7 @@ pub(super) async fn quiet(mut idle: watch::Receiver<bool>) {
 }
 
 /// Logs once how long the initial sync took and how many actions it executed.
-pub(super) async fn tell_when_quiet(engine: Arc<Engine>, idle: watch::Receiver<bool>) {
+pub(super) async fn log_initial_sync(engine: Arc<Engine>, idle: watch::Receiver<bool>) {
     let began = clock::monotonic();
     quiet(idle).await;
     info!(
@@ -66,7 +66,7 @@ pub(super) async fn tell_when_quiet(engine: Arc<Engine>, idle: watch::Receiver<b
 /// A task of tokio yields after 128 messages (`tokio::task::coop`). While thousands of VMs are created every worker executes system
 /// calls, and the task is polled again only after a tenth of a second: a change behind 4,000 others was enqueued after three seconds. A
 /// message costs a microsecond and the backlog is bounded (`WATCH_BACKLOG`), so all of it is processed at once.
-pub(super) async fn wake_by_changes(engine: Arc<Engine>, changes: broadcast::Receiver<Change>) {
+pub(super) async fn enqueue_by_changes(engine: Arc<Engine>, changes: broadcast::Receiver<Change>) {
     tokio::task::unconstrained(enqueue_changed(engine, changes)).await;
 }
 

@@ -9,12 +9,12 @@ use crate::api::view::Check;
 use crate::host::named::{self, Refusal};
 
 pub(super) fn checks(cx: &Host) -> Vec<Check> {
-    let look = |purpose| {
+    let check = |purpose| {
         let dirs = cx.allowed.of(purpose).iter();
-        let looked = dirs.map(|dir| (dir.clone(), named::check_directory(dir)));
-        judge(purpose, &looked.collect::<Vec<_>>())
+        let observed = dirs.map(|dir| (dir.clone(), named::check_directory(dir)));
+        judge(purpose, &observed.collect::<Vec<_>>())
     };
-    [Purpose::Program, Purpose::Image].map(look).to_vec()
+    [Purpose::Program, Purpose::Image].map(check).to_vec()
 }
 
 fn name(purpose: Purpose) -> &'static str {
@@ -25,31 +25,31 @@ fn name(purpose: Purpose) -> &'static str {
 }
 
 /// Missing directories are accepted as long as one exists.
-fn judge(purpose: Purpose, looked: &[(PathBuf, Result<(), Refusal>)]) -> Check {
+fn judge(purpose: Purpose, observed: &[(PathBuf, Result<(), Refusal>)]) -> Check {
     let (name, setting) = (name(purpose), purpose.setting());
-    let mut unfit = looked.iter().filter_map(|(_, look)| look.as_ref().err());
-    let refused = unfit.find(|refusal| !refusal.is_absent());
+    let mut refusals = observed.iter().filter_map(|(_, look)| look.as_ref().err());
+    let refused = refusals.find(|refusal| !refusal.is_absent());
     if let Some(refusal) = refused {
         let remedy = format!(
             "Nothing below it is used: chown root and chmod go-w it and its parent directories, or remove it from `{setting}:` in /etc/slice/sliced.yaml (--{setting})."
         );
         return warn(name, refusal.to_string(), remedy);
     }
-    let there = looked.iter().filter(|(_, look)| look.is_ok());
-    let there: Vec<String> = there.map(|(dir, _)| dir.display().to_string()).collect();
+    let existing = observed.iter().filter(|(_, look)| look.is_ok());
+    let there: Vec<String> = existing.map(|(dir, _)| dir.display().to_string()).collect();
     if !there.is_empty() {
         return ok(
             name,
             format!("{}, writable by root alone", there.join(", ")),
         );
     }
-    let all = Allowed::default();
-    let dirs = match looked.is_empty() {
-        true => all.of(purpose).to_vec(),
-        false => looked.iter().map(|(dir, _)| dir.clone()).collect(),
+    let defaults = Allowed::default();
+    let dirs = match observed.is_empty() {
+        true => defaults.of(purpose).to_vec(),
+        false => observed.iter().map(|(dir, _)| dir.clone()).collect(),
     };
     let first = dirs.first().cloned().unwrap_or_default();
-    let found = match looked.is_empty() {
+    let found = match observed.is_empty() {
         true => format!("`{setting}:` is empty: manifests cannot name any"),
         false => format!("{} does not exist", first.display()),
     };
@@ -75,14 +75,17 @@ mod tests {
             expected: "a directory that only root can write",
         };
         let loose = (PathBuf::from("/srv/images"), Err(loose));
-        let of = |looked: &[_]| judge(Purpose::Image, looked);
-        assert_eq!(of(&[fine("/a"), absent("/b")]).verdict, CheckVerdict::Ok);
-        let check = of(&[fine("/a"), loose]);
+        let evaluate_images = |looked: &[_]| judge(Purpose::Image, looked);
+        assert_eq!(
+            evaluate_images(&[fine("/a"), absent("/b")]).verdict,
+            CheckVerdict::Ok
+        );
+        let check = evaluate_images(&[fine("/a"), loose]);
         assert_eq!(check.verdict, CheckVerdict::Warn);
         assert!(check.found.contains("user 1000") && check.remedy.contains("--images"));
-        let none = of(&[absent("/b")]);
+        let none = evaluate_images(&[absent("/b")]);
         assert_eq!(none.verdict, CheckVerdict::Warn);
         assert!(none.found.contains("/b does not exist"));
-        assert!(of(&[]).found.contains("`images:` is empty"));
+        assert!(evaluate_images(&[]).found.contains("`images:` is empty"));
     }
 }

@@ -17,23 +17,23 @@ const ABANDONED: &str = "CNI attachments not released";
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The deadline of STATUS of all plugins of one network.
-const ALL_PLUGINS: Duration = Duration::from_secs(15);
+const NETWORK_DEADLINE: Duration = Duration::from_secs(15);
 
 /// How many networks are examined at the same time.
-const AT_ONCE: usize = 16;
+const CONCURRENCY: usize = 16;
 
 pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     let networks = cx.cni.networks();
     let networks = networks.map_err(|error| words(&error));
     let mut checks = vec![judge(&cx.cni, &networks).await];
-    checks.extend(judge_gc(&cx.cni, &networks));
-    checks.extend(judge_abandoned(cx));
+    checks.extend(evaluate_gc(&cx.cni, &networks));
+    checks.extend(evaluate_abandoned(cx));
     checks
 }
 
 /// Other runtimes do not see our attachments: when they run GC on a network (CNI 1.1.0 or later), its plugins remove every attachment
 /// that is not listed, including ours.
-fn judge_gc(runtime: &Runtime, networks: &Result<Vec<String>, String>) -> Option<Check> {
+fn evaluate_gc(runtime: &Runtime, networks: &Result<Vec<String>, String>) -> Option<Check> {
     let names = networks.as_ref().ok()?.iter();
     let found = names.filter_map(|name| runtime.find(name).ok());
     let is_exposed = |network: &Network| {
@@ -53,11 +53,11 @@ fn judge_gc(runtime: &Runtime, networks: &Result<Vec<String>, String>) -> Option
 }
 
 /// Attachments that plugins failed to release.
-fn judge_abandoned(cx: &Host) -> Option<Check> {
+fn evaluate_abandoned(cx: &Host) -> Option<Check> {
     let abandoned = cx.cni.abandoned().ok()?;
     let ours = abandoned.iter().filter(|it| {
         cx.instance
-            .uid_of_container(&it.attachment.container_id)
+            .uid_from_container_id(&it.attachment.container_id)
             .is_some()
     });
     let names: Vec<String> = ours
@@ -80,22 +80,22 @@ async fn judge(runtime: &Runtime, networks: &Result<Vec<String>, String>) -> Che
             return ok(CNI, found);
         }
         Ok(names) => names,
-        Err(why) => {
+        Err(error) => {
             let remedy = "Fix the file; networks in other files still work.";
-            return warn(CNI, why.clone(), remedy);
+            return warn(CNI, error.clone(), remedy);
         }
     };
     let examined =
         stream::iter(names.clone()).map(|name| async move { examine(runtime, &name).await });
-    let examined: Vec<Fit> = examined.buffered(AT_ONCE).collect().await;
+    let examined: Vec<NetworkStatus> = examined.buffered(CONCURRENCY).collect().await;
     let (mut lacking, mut unable) = (Vec::new(), Vec::new());
     for network in examined {
         lacking.extend(network.lacking);
-        unable.extend(network.unable);
+        unable.extend(network.status_error);
     }
     let found = names.join(", ");
-    let but = [lacking.as_slice(), unable.as_slice()].concat();
-    let but = format!("{found}, but: {}", but.join("; "));
+    let problems = [lacking.as_slice(), unable.as_slice()].concat();
+    let but = format!("{found}, but: {}", problems.join("; "));
     match (lacking.is_empty(), unable.is_empty()) {
         (true, true) => ok(CNI, format!("{found}, with their plugins")),
         (false, _) => warn(
@@ -113,40 +113,40 @@ async fn judge(runtime: &Runtime, networks: &Result<Vec<String>, String>) -> Che
 
 /// Why a network cannot be used.
 #[derive(Default)]
-struct Fit {
+struct NetworkStatus {
     /// Plugins that are not installed, or why the configuration cannot be used.
     lacking: Vec<String>,
     /// The error of STATUS.
-    unable: Option<String>,
+    status_error: Option<String>,
 }
 
-async fn examine(runtime: &Runtime, name: &str) -> Fit {
+async fn examine(runtime: &Runtime, name: &str) -> NetworkStatus {
     let network = match runtime.find(name) {
         Ok(network) => network,
         Err(error) => {
-            return Fit {
+            return NetworkStatus {
                 lacking: vec![words(&error)],
-                ..Fit::default()
+                ..NetworkStatus::default()
             };
         }
     };
     let lacking = runtime.lacking(&network);
     if !lacking.is_empty() {
-        return Fit {
+        return NetworkStatus {
             lacking,
-            ..Fit::default()
+            ..NetworkStatus::default()
         };
     }
-    let unable = match tokio::time::timeout(ALL_PLUGINS, status(runtime, &network)).await {
+    let unable = match tokio::time::timeout(NETWORK_DEADLINE, status(runtime, &network)).await {
         Ok(status) => status.err().map(|error| words(&error)),
         Err(_) => Some(format!(
             "the plugins of {name} did not answer STATUS within {}",
-            humantime::format_duration(ALL_PLUGINS)
+            humantime::format_duration(NETWORK_DEADLINE)
         )),
     };
-    Fit {
+    NetworkStatus {
         lacking: Vec::new(),
-        unable,
+        status_error: unable,
     }
 }
 
@@ -288,7 +288,7 @@ esac
                 r#"{{"cniVersion": "{version}", "disableGC": {disabled}, "name": "net", "plugins": [{{"type": "bridge"}}]}}"#
             );
             std::fs::write(dir.path().join("10-net.conflist"), list).unwrap();
-            let check = judge_gc(&runtime, &runtime.networks().map_err(|e| words(&e)));
+            let check = evaluate_gc(&runtime, &runtime.networks().map_err(|e| words(&e)));
             assert_eq!(check.is_some(), is_told, "{version} {disabled}");
         }
     }

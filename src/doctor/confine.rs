@@ -16,10 +16,10 @@ type Run = (String, u64, u64);
 
 pub(super) fn checks(cx: &Host) -> Vec<Check> {
     let users = match look() {
-        Ok((mapped, others)) => judge_users(&cx.vmm_ids, &mapped, &others),
+        Ok((mapped, others)) => evaluate_users(&cx.vmm_ids, &mapped, &others),
         Err(error) => unseen(USERS, &words(&error)),
     };
-    vec![users, judge_limits(cgroup::base())]
+    vec![users, evaluate_limits(cgroup::base())]
 }
 
 /// The ids that are mapped in this user namespace, and those that are assigned to other users.
@@ -66,23 +66,23 @@ fn single(path: &str, text: &str) -> Vec<Run> {
     text.lines().filter_map(run).collect()
 }
 
-fn judge_users(ids: &IdRange, mapped: &[Run], others: &[Run]) -> Check {
-    let holds = |(_, first, length): &&Run| {
+fn evaluate_users(ids: &IdRange, mapped: &[Run], others: &[Run]) -> Check {
+    let contains = |(_, first, length): &&Run| {
         ids.ends()
             .all(|id| (*first..first.saturating_add(*length)).contains(&u64::from(id)))
     };
-    let meets = |(_, first, length): &&Run| {
+    let overlaps = |(_, first, length): &&Run| {
         let mut ends = ids.ends().map(u64::from);
         let (low, high) = (ends.next().unwrap_or(0), ends.next().unwrap_or(0));
         *first <= high && low < first.saturating_add(*length)
     };
-    let elsewhere = "Specify an unused range: `sliced --vmm-ids FIRST-LAST`.";
-    if !mapped.iter().any(|run| holds(&run)) {
+    let remedy = "Specify an unused range: `sliced --vmm-ids FIRST-LAST`.";
+    if !mapped.iter().any(|run| contains(&run)) {
         let found = format!("{ids} are not all mapped in the user namespace of sliced");
-        return warn(USERS, found, elsewhere);
+        return warn(USERS, found, remedy);
     }
-    match others.iter().find(meets) {
-        Some((whose, _, _)) => warn(USERS, format!("{ids} overlap with {whose}"), elsewhere),
+    match others.iter().find(overlaps) {
+        Some((owner, _, _)) => warn(USERS, format!("{ids} overlap with {owner}"), remedy),
         None => ok(
             USERS,
             format!(
@@ -92,12 +92,12 @@ fn judge_users(ids: &IdRange, mapped: &[Run], others: &[Run]) -> Check {
     }
 }
 
-fn judge_limits(base: Result<&Path, String>) -> Check {
+fn evaluate_limits(base: Result<&Path, String>) -> Check {
     match base {
         Ok(base) => ok(LIMITS, format!("control groups below {}", base.display())),
-        Err(why) => warn(
+        Err(error) => warn(
             LIMITS,
-            format!("CPU and memory of VMs are not limited: {why}"),
+            format!("CPU and memory of VMs are not limited: {error}"),
             "Run sliced from its unit under systemd 254 or later with cgroup v2; everything else works without it.",
         ),
     }
@@ -112,29 +112,32 @@ mod tests {
     fn ids_that_are_assigned_or_not_mapped_are_warnings() {
         let ids: IdRange = "70000-70099".parse().unwrap();
         let whole = mapped("         0          0 4294967295\n");
-        assert_eq!(judge_users(&ids, &whole, &[]).verdict, CheckVerdict::Ok);
+        assert_eq!(evaluate_users(&ids, &whole, &[]).verdict, CheckVerdict::Ok);
         let rootless = mapped("0 1000 1\n1 100000 65536\n");
         assert!(
-            judge_users(&ids, &rootless, &[])
+            evaluate_users(&ids, &rootless, &[])
                 .found
                 .contains("namespace")
         );
         let subuid = subordinate("/etc/subuid", "ann:70099:65536\n");
-        let check = judge_users(&ids, &whole, &subuid);
+        let check = evaluate_users(&ids, &whole, &subuid);
         assert_eq!(check.verdict, CheckVerdict::Warn);
         assert!(check.found.contains("ann in /etc/subuid"));
         let passwd = single(
             "/etc/passwd",
             "bob:x:70050:100:,,,:/home/bob:/bin/sh\nnonsense\n",
         );
-        assert!(judge_users(&ids, &whole, &passwd).found.contains("bob"));
+        assert!(evaluate_users(&ids, &whole, &passwd).found.contains("bob"));
         let before = subordinate("/etc/subuid", "ann:4464:65536\n");
-        assert_eq!(judge_users(&ids, &whole, &before).verdict, CheckVerdict::Ok);
+        assert_eq!(
+            evaluate_users(&ids, &whole, &before).verdict,
+            CheckVerdict::Ok
+        );
     }
 
     #[test]
     fn missing_limits_are_a_warning_that_names_the_reason() {
-        let check = judge_limits(Err("no control groups of version 2".to_owned()));
+        let check = evaluate_limits(Err("no control groups of version 2".to_owned()));
         assert_eq!(check.verdict, CheckVerdict::Warn);
         assert!(check.found.ends_with("no control groups of version 2"));
     }

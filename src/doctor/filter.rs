@@ -42,7 +42,9 @@ pub(super) async fn look(cx: &Host) -> Seen {
     });
     Seen {
         restore,
-        tool: tool.map(|said| said.trim().into()).map_err(|e| words(&e)),
+        tool: tool
+            .map(|output| output.trim().into())
+            .map_err(|e| words(&e)),
         nft,
         legacy,
     }
@@ -59,25 +61,25 @@ fn read(flavour: Flavour) -> Result<Ruleset, String> {
     backend.read(&TABLES).map_err(|e| words(&e))
 }
 
-pub(super) fn judge(seen: &Seen) -> Vec<Check> {
-    vec![judge_back_end(seen), judge_mixing(seen)]
+pub(super) fn judge(observed: &Seen) -> Vec<Check> {
+    vec![evaluate_back_end(observed), evaluate_mixing(observed)]
 }
 
-fn judge_back_end(seen: &Seen) -> Check {
-    let restore = match &seen.restore {
+fn evaluate_back_end(observed: &Seen) -> Check {
+    let restore = match &observed.restore {
         Ok(restore) => restore,
-        Err(why) => {
+        Err(error) => {
             let remedy = "Install iptables: `apt-get install iptables`.";
             return fail(
                 BACK_END,
-                format!("iptables-restore cannot be used: {why}"),
+                format!("iptables-restore cannot be used: {error}"),
                 remedy,
             );
         }
     };
     let found = format!("{} ({})", restore.version, word(restore.kind));
-    match &seen.tool {
-        Ok(tool) if spoken(tool) != restore.kind => warn(
+    match &observed.tool {
+        Ok(tool) if flavour_of(tool) != restore.kind => warn(
             BACK_END,
             format!(
                 "{}, but {tool}: the two commands write to different back ends",
@@ -98,8 +100,8 @@ fn judge_back_end(seen: &Seen) -> Check {
     }
 }
 
-fn judge_mixing(seen: &Seen) -> Check {
-    let (nft, legacy) = match (&seen.nft, &seen.legacy) {
+fn evaluate_mixing(observed: &Seen) -> Check {
+    let (nft, legacy) = match (&observed.nft, &observed.legacy) {
         (Ok(nft), Ok(legacy)) => (nft, legacy),
         // If one of the back ends is not in the kernel, rules cannot be mixed.
         (Ok(_), Err(_)) => return ok(MIXING, "only nf_tables can be read"),
@@ -114,7 +116,7 @@ fn judge_mixing(seen: &Seen) -> Check {
             MIXING,
             format!(
                 "rules in both: nf_tables has {in_nft}, ip_tables has {in_legacy}; a packet must pass both{}",
-                closed(seen, nft, legacy)
+                closed(observed, nft, legacy)
             ),
             "Find the program that uses the other back end (`iptables-nft-save`, `iptables-legacy-save`), switch it to the same back \
              end, and remove its remaining rules.",
@@ -123,8 +125,8 @@ fn judge_mixing(seen: &Seen) -> Check {
 }
 
 /// A packet that the other back end drops cannot be accepted by our rules.
-fn closed(seen: &Seen, nft: &Ruleset, legacy: &Ruleset) -> String {
-    let other = match seen.restore.as_ref().map(|restore| restore.kind) {
+fn closed(observed: &Seen, nft: &Ruleset, legacy: &Ruleset) -> String {
+    let other = match observed.restore.as_ref().map(|restore| restore.kind) {
         Ok(Flavour::Nft) => legacy,
         Ok(Flavour::Legacy) => nft,
         Err(_) => return String::new(),
@@ -148,7 +150,7 @@ fn tables(ruleset: &Ruleset) -> String {
 }
 
 /// Versions before 1.8 have only the legacy back end and do not name it.
-fn spoken(version: &str) -> Flavour {
+fn flavour_of(version: &str) -> Flavour {
     match version.contains("nf_tables") {
         true => Flavour::Nft,
         false => Flavour::Legacy,

@@ -11,13 +11,13 @@ use crate::host::link::{self, Link};
 use crate::host::rule::{Policy, Rule, Ruleset, TableName};
 use crate::host::{route, sysctl};
 
-const SWITCH: &str = "ip_forward";
+const IP_FORWARD: &str = "ip_forward";
 const UPLINK: &str = "uplink forwarding";
 /// A public address: the route to it is the default route. No packet is sent to it.
-const ANYWHERE: Ipv4Addr = Ipv4Addr::new(1, 1, 1, 1);
+const PUBLIC_ADDRESS: Ipv4Addr = Ipv4Addr::new(1, 1, 1, 1);
 const CHAIN: &str = "FORWARD chain";
 const NETWORKS: &str = "CNI networks and FORWARD";
-const BRIDGED: &str = "bridge-nf-call-iptables";
+const BRIDGE_NF: &str = "bridge-nf-call-iptables";
 const RP_FILTER: &str = "rp_filter";
 
 const KEYS: [&str; 4] = [
@@ -27,35 +27,35 @@ const KEYS: [&str; 4] = [
     "net.ipv4.conf.default.rp_filter",
 ];
 
-pub(super) async fn checks(cx: &Host, seen: &Seen) -> Vec<Check> {
+pub(super) async fn checks(cx: &Host, observed: &Seen) -> Vec<Check> {
     let mut checks = match cx.home.run(|| sysctl::read_many(&KEYS)).await {
         Ok(values) => {
             let value = |index: usize| values.get(index).and_then(Option::as_deref);
             vec![
-                judge_switch(value(0)),
-                judge_bridged(value(1)),
-                judge_rp_filter(value(2), value(3)),
+                evaluate_ip_forward(value(0)),
+                evaluate_bridge_nf(value(1)),
+                evaluate_rp_filter(value(2), value(3)),
             ]
         }
-        Err(error) => vec![unseen(SWITCH, &words(&error))],
+        Err(error) => vec![unseen(IP_FORWARD, &words(&error))],
     };
     checks.push(uplink(cx).await);
-    checks.push(judge_chain(seen, &cx.instance.chain("")));
-    checks.extend(judge_networks(seen, &networks_that_are_not_opened(cx)));
+    checks.push(evaluate_chain(observed, &cx.instance.chain("")));
+    checks.extend(evaluate_networks(observed, &networks_without_firewall(cx)));
     checks
 }
 
-fn judge_switch(ip_forward: Option<&str>) -> Check {
+fn evaluate_ip_forward(ip_forward: Option<&str>) -> Check {
     match ip_forward {
-        Some("1") => ok(SWITCH, "on"),
+        Some("1") => ok(IP_FORWARD, "on"),
         Some(_) => warn(
-            SWITCH,
+            IP_FORWARD,
             "off: VMs reach only their gateway",
             "sliced turns it on with the first VM; if it is off again, find the program that turns it off, and keep it on: \
              `echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-slice.conf && sysctl --system`.",
         ),
         None => fail(
-            SWITCH,
+            IP_FORWARD,
             "not supported by this kernel",
             "Use a kernel with IPv4 (CONFIG_INET), and mount /proc/sys.",
         ),
@@ -66,7 +66,7 @@ fn judge_switch(ip_forward: Option<&str>) -> Check {
 async fn uplink(cx: &Host) -> Check {
     let asked = async {
         let netlink = cx.home.netlink()?;
-        match route::lookup(&netlink, ANYWHERE).await? {
+        match route::lookup(&netlink, PUBLIC_ADDRESS).await? {
             Some((index, _)) => link::at(&netlink, index).await,
             None => Ok(None),
         }
@@ -76,12 +76,12 @@ async fn uplink(cx: &Host) -> Check {
             UPLINK,
             "no default route: VMs reach only networks of the host",
         ),
-        Ok(Some(found)) => judge_uplink(&found),
+        Ok(Some(found)) => evaluate_uplink(&found),
         Err(error) => unseen(UPLINK, &words(&error)),
     }
 }
 
-fn judge_uplink(found: &Link) -> Check {
+fn evaluate_uplink(found: &Link) -> Check {
     let name = &found.name;
     match found.ipv4 {
         Some(ipv4) if ipv4.forwarding == 0 => warn(
@@ -97,7 +97,7 @@ fn judge_uplink(found: &Link) -> Check {
 }
 
 /// Our rules match only links of ours that are not ports of a bridge.
-fn judge_bridged(value: Option<&str>) -> Check {
+fn evaluate_bridge_nf(value: Option<&str>) -> Check {
     let found = match value {
         Some("1") => {
             "on: bridged packets also traverse FORWARD, where the rules of isolated VMs do not match them"
@@ -105,18 +105,18 @@ fn judge_bridged(value: Option<&str>) -> Check {
         Some(_) => "off: bridged packets do not traverse iptables",
         None => "br_netfilter is not loaded: bridged packets do not traverse iptables",
     };
-    ok(BRIDGED, found)
+    ok(BRIDGE_NF, found)
 }
 
 /// Strict (1) and loose (2) both accept a VM's packets: the route to their source uses the link on which they arrive.
-fn judge_rp_filter(all: Option<&str>, default: Option<&str>) -> Check {
-    let word = |value| match value {
+fn evaluate_rp_filter(all: Option<&str>, default: Option<&str>) -> Check {
+    let name = |value| match value {
         Some("0") => "off",
         Some("1") => "strict",
         Some("2") => "loose",
         Some(_) | None => "unknown",
     };
-    let (all, default) = (word(all), word(default));
+    let (all, default) = (name(all), name(default));
     ok(
         RP_FILTER,
         format!("all {all}, default {default}: VMs' packets pass with any of them"),
@@ -124,18 +124,18 @@ fn judge_rp_filter(all: Option<&str>, default: Option<&str>) -> Check {
 }
 
 /// Evaluates the chain in the back end that we use. `ours` is the name prefix of our chains.
-fn judge_chain(seen: &Seen, ours: &str) -> Check {
-    let ruleset = match seen.restore.as_ref().map(|restore| restore.kind) {
-        Ok(Flavour::Legacy) => &seen.legacy,
-        Ok(Flavour::Nft) | Err(_) => &seen.nft,
+fn evaluate_chain(observed: &Seen, ours: &str) -> Check {
+    let ruleset = match observed.restore.as_ref().map(|restore| restore.kind) {
+        Ok(Flavour::Legacy) => &observed.legacy,
+        Ok(Flavour::Nft) | Err(_) => &observed.nft,
     };
     let ruleset = match ruleset {
         Ok(ruleset) => ruleset,
-        Err(why) => return unseen(CHAIN, why),
+        Err(error) => return unseen(CHAIN, error),
     };
     let rules = ruleset.rules(TableName::Filter, "FORWARD");
     let policy = ruleset.policy(TableName::Filter, "FORWARD");
-    let others = company(ruleset);
+    let others = other_programs(ruleset);
     let first = rules.iter().position(|rule| jumps_to(rule, ours));
     let strangers = rules.iter().take(first.unwrap_or(0));
     let strangers = strangers.filter(|rule| !jumps_to(rule, "SLICE-")).count();
@@ -167,7 +167,7 @@ fn judge_chain(seen: &Seen, ours: &str) -> Check {
 }
 
 /// CNI networks whose packets traverse FORWARD and that have no plugin which accepts them there.
-fn networks_that_are_not_opened(cx: &Host) -> Vec<String> {
+fn networks_without_firewall(cx: &Host) -> Vec<String> {
     let names = cx.cni.networks().unwrap_or_default();
     let networks = names.iter().filter_map(|name| cx.cni.find(name).ok());
     networks
@@ -180,14 +180,14 @@ fn networks_that_are_not_opened(cx: &Host) -> Vec<String> {
 }
 
 /// Our jump in FORWARD does not match VMs in cni mode: the plugins configure their network.
-fn judge_networks(seen: &Seen, unopened: &[String]) -> Option<Check> {
-    let ruleset = match seen.restore.as_ref().map(|restore| restore.kind) {
-        Ok(Flavour::Legacy) => seen.legacy.as_ref(),
-        Ok(Flavour::Nft) | Err(_) => seen.nft.as_ref(),
+fn evaluate_networks(observed: &Seen, networks: &[String]) -> Option<Check> {
+    let ruleset = match observed.restore.as_ref().map(|restore| restore.kind) {
+        Ok(Flavour::Legacy) => observed.legacy.as_ref(),
+        Ok(Flavour::Nft) | Err(_) => observed.nft.as_ref(),
     };
     let policy = ruleset.ok()?.policy(TableName::Filter, "FORWARD");
-    let names = unopened.join(", ");
-    (policy == Policy::Drop && !unopened.is_empty()).then(|| {
+    let names = networks.join(", ");
+    (policy == Policy::Drop && !networks.is_empty()).then(|| {
         warn(
             NETWORKS,
             format!("policy {policy}, and no plugin of {names} accepts forwarded packets: VMs there reach nothing beyond this host"),
@@ -197,7 +197,7 @@ fn judge_networks(seen: &Seen, unopened: &[String]) -> Option<Check> {
 }
 
 /// Other programs with chains in the filter table, recognised by the names of their chains.
-fn company(ruleset: &Ruleset) -> String {
+fn other_programs(ruleset: &Ruleset) -> String {
     let chains = ruleset.chains(TableName::Filter);
     let known = [
         ("DOCKER", "docker"),
@@ -210,7 +210,7 @@ fn company(ruleset: &Ruleset) -> String {
     let found: Vec<_> = known
         .iter()
         .filter(|(prefix, _)| chains.iter().any(|chain| chain.name.starts_with(prefix)))
-        .map(|(_, who)| *who)
+        .map(|(_, program)| *program)
         .collect();
     match found.is_empty() {
         true => String::new(),

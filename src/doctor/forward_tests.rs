@@ -36,17 +36,17 @@ fn seen(policy: Policy, forward: Vec<Rule>, chains: &[&str]) -> Seen {
 
 #[test]
 fn forwarding_that_is_off_is_a_warning_with_the_command_that_turns_it_on() {
-    assert_eq!(judge_switch(Some("1")).verdict, CheckVerdict::Ok);
-    let off = judge_switch(Some("0"));
+    assert_eq!(evaluate_ip_forward(Some("1")).verdict, CheckVerdict::Ok);
+    let off = evaluate_ip_forward(Some("0"));
     assert_eq!(off.verdict, CheckVerdict::Warn);
     assert!(off.remedy.contains("net.ipv4.ip_forward=1"));
-    assert_eq!(judge_switch(None).verdict, CheckVerdict::Fail);
+    assert_eq!(evaluate_ip_forward(None).verdict, CheckVerdict::Fail);
 }
 
 #[test]
 fn docker_with_policy_drop_is_named_and_is_ok_while_our_jump_is_first() {
     let forward = vec![jump("SLICE-abcde-FWD"), jump("DOCKER-USER")];
-    let check = judge_chain(
+    let check = evaluate_chain(
         &seen(Policy::Drop, forward, &["DOCKER-USER", "DOCKER"]),
         OURS,
     );
@@ -61,17 +61,17 @@ fn docker_with_policy_drop_is_named_and_is_ok_while_our_jump_is_first() {
 fn a_foreign_rule_above_our_jump_is_a_warning_and_the_jump_of_another_daemon_is_not() {
     let ours = jump("SLICE-abcde-FWD");
     let after_docker = vec![jump("DOCKER-USER"), ours.clone()];
-    let check = judge_chain(&seen(Policy::Accept, after_docker, &["DOCKER-USER"]), OURS);
+    let check = evaluate_chain(&seen(Policy::Accept, after_docker, &["DOCKER-USER"]), OURS);
     assert_eq!(check.verdict, CheckVerdict::Warn);
     let after_another = vec![jump("SLICE-zzzzz-FWD"), ours];
-    let check = judge_chain(&seen(Policy::Accept, after_another, &[]), OURS);
+    let check = evaluate_chain(&seen(Policy::Accept, after_another, &[]), OURS);
     assert_eq!(check.verdict, CheckVerdict::Ok);
 }
 
 #[test]
 fn all_programs_with_chains_are_named() {
     let chains = ["DOCKER", "ufw-before-forward", "LIBVIRT_FWO"];
-    let check = judge_chain(&seen(Policy::Drop, Vec::new(), &chains), OURS);
+    let check = evaluate_chain(&seen(Policy::Drop, Vec::new(), &chains), OURS);
     assert!(
         check.found.contains("chains of docker and ufw and libvirt"),
         "{}",
@@ -82,10 +82,10 @@ fn all_programs_with_chains_are_named() {
 #[test]
 fn bridged_packets_and_reverse_path_filters_are_always_ok() {
     for value in [Some("0"), Some("1"), None] {
-        assert_eq!(judge_bridged(value).verdict, CheckVerdict::Ok);
+        assert_eq!(evaluate_bridge_nf(value).verdict, CheckVerdict::Ok);
     }
     assert_eq!(
-        judge_rp_filter(Some("1"), Some("2")).found,
+        evaluate_rp_filter(Some("1"), Some("2")).found,
         "all strict, default loose: VMs' packets pass with any of them"
     );
 }
@@ -93,13 +93,13 @@ fn bridged_packets_and_reverse_path_filters_are_always_ok() {
 #[test]
 fn a_cni_network_without_firewall_plugin_is_named_if_forward_drops() {
     let networks = ["slicer".to_owned(), "other".to_owned()];
-    for (policy, unopened, is_told) in [
+    for (policy, unopened, is_reported) in [
         (Policy::Drop, &networks[..], true),
         (Policy::Drop, &networks[..0], false),
         (Policy::Accept, &networks[..], false),
     ] {
-        let check = judge_networks(&seen(policy, vec![], &["DOCKER-USER"]), unopened);
-        assert_eq!(check.is_some(), is_told, "{policy} {unopened:?}");
+        let check = evaluate_networks(&seen(policy, vec![], &["DOCKER-USER"]), unopened);
+        assert_eq!(check.is_some(), is_reported, "{policy} {unopened:?}");
         if let Some(check) = check {
             assert_eq!(check.verdict, CheckVerdict::Warn);
             assert!(check.found.contains("slicer, other"), "{}", check.found);

@@ -13,7 +13,7 @@ use crate::host::{conntrack, sysctl};
 
 const NAMESPACES: &str = "network namespaces";
 const TUN: &str = "/dev/net/tun";
-const FLOWS: &str = "connection tracking";
+const CONNTRACK: &str = "connection tracking";
 const IPV6: &str = "IPv6";
 /// Required by bridge mode.
 const BRIDGES: &str = "bridges";
@@ -22,7 +22,7 @@ const FILTERS: &str = "traffic filters";
 
 /// Prints one line per feature: `FEATURE yes` or `FEATURE no REASON`. Commits all rules in one process first; only if that fails, each
 /// rule separately, to find the missing features. `-w 1`: wait a second for the lock of the legacy back end.
-const TRIAL: &str = r#"
+const SCRIPT: &str = r#"
 echo 'namespace yes'
 try() {
     feature=$1; shift
@@ -152,17 +152,17 @@ const FEATURES: [(&str, &str, &str); 19] = [
 ];
 
 pub(super) async fn checks(cx: &Host) -> Vec<Check> {
-    let trial = ["unshare", "--net", "sh", "-c", TRIAL];
-    let (trial, here) = tokio::join!(ask(&trial), cx.home.run(|| Ok(look_here())));
+    let trial = ["unshare", "--net", "sh", "-c", SCRIPT];
+    let (trial, observed) = tokio::join!(ask(&trial), cx.home.run(|| Ok(observe())));
     let mut checks = match trial {
-        Ok(said) => judge_trial(&said),
+        Ok(output) => evaluate_trial(&output),
         Err(error) => vec![unseen(NAMESPACES, &words(&error))],
     };
-    match here {
+    match observed {
         Ok(here) => checks.extend([
-            judge_tun(&here.tun),
-            judge_flows(&here.flows),
-            judge_ipv6(here.ipv6),
+            evaluate_tun(&here.tun),
+            evaluate_conntrack(&here.flows),
+            evaluate_ipv6(here.ipv6),
         ]),
         Err(error) => checks.push(unseen(TUN, &words(&error))),
     }
@@ -170,7 +170,7 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
 }
 
 /// Observations that need no temporary namespace.
-struct Here {
+struct Observed {
     tun: Result<(), String>,
     flows: Result<u32, String>,
     ipv6: Protocol,
@@ -182,10 +182,10 @@ enum Protocol {
     Absent,
 }
 
-fn look_here() -> Here {
+fn observe() -> Observed {
     // Opening does not create a link: that needs TUNSETIFF.
     let tun = OpenOptions::new().read(true).write(true).open(TUN);
-    Here {
+    Observed {
         tun: tun.map(drop).map_err(|e| e.to_string()),
         flows: conntrack::count().map_err(|e| words(&e)),
         ipv6: match sysctl::read("net.ipv6.conf.all.disable_ipv6") {
@@ -195,40 +195,42 @@ fn look_here() -> Here {
     }
 }
 
-fn judge_trial(said: &str) -> Vec<Check> {
-    let answer = |feature: &str| {
-        said.lines().find_map(|line| {
+fn evaluate_trial(output: &str) -> Vec<Check> {
+    let result_of = |feature: &str| {
+        output.lines().find_map(|line| {
             let (name, rest) = line.split_once(' ')?;
             (name == feature).then_some(rest)
         })
     };
-    if answer("namespace") != Some("yes") {
+    if result_of("namespace") != Some("yes") {
         let remedy = "Run sliced as root (CAP_SYS_ADMIN) on a kernel with CONFIG_NET_NS, outside of a container that blocks unshare(2).";
         return vec![fail(NAMESPACES, "cannot create one", remedy)];
     }
-    let mut checks = vec![match answer("setting") {
+    let mut checks = vec![match result_of("setting") {
         None | Some("yes") => ok(NAMESPACES, "a network namespace was created"),
-        Some(said) => unwritable(said),
+        Some(message) => settings_not_writable(message),
     }];
     for name in ["veth links", "TAP links", BRIDGES, FILTERS, "netfilter"] {
         let parts = FEATURES.iter().filter(|(_, check, _)| *check == name);
         let parts: Vec<_> = parts
-            .map(|(feature, _, option)| (*feature, *option, answer(feature)))
+            .map(|(feature, _, option)| (*feature, *option, result_of(feature)))
             .collect();
-        checks.push(judge_parts(name, &parts));
+        checks.push(evaluate_features(name, &parts));
     }
     checks
 }
 
 /// In a container, `/proc/sys` is usually read-only, also for the settings of new namespaces.
-fn unwritable(said: &str) -> Check {
+fn settings_not_writable(message: &str) -> Check {
     // The shell's message begins with its name and the line number.
-    let why = said.split_once("create ").map_or(said, |(_, why)| why);
+    let reason = message
+        .split_once("create ")
+        .map_or(message, |(_, why)| why);
     fail(
         NAMESPACES,
         format!(
             "cannot write settings in a new namespace: {}",
-            why.trim_start_matches("no ")
+            reason.trim_start_matches("no ")
         ),
         "Make /proc/sys writable for sliced: start it outside of a container, or with `--privileged` or `--security-opt \
          systempaths=unconfined`, and without ProtectKernelTunables= in its unit.",
@@ -236,8 +238,8 @@ fn unwritable(said: &str) -> Check {
 }
 
 /// Evaluates a check from its parts: feature, kernel option, result.
-fn judge_parts(name: &str, parts: &[(&str, &str, Option<&str>)]) -> Check {
-    let failed = |part: &&(&str, &str, Option<&str>)| part.2.is_some_and(|said| said != "yes");
+fn evaluate_features(name: &str, parts: &[(&str, &str, Option<&str>)]) -> Check {
+    let failed = |part: &&(&str, &str, Option<&str>)| part.2.is_some_and(|result| result != "yes");
     let missing: Vec<_> = parts.iter().filter(failed).collect();
     let tried: Vec<_> = parts
         .iter()
@@ -247,10 +249,10 @@ fn judge_parts(name: &str, parts: &[(&str, &str, Option<&str>)]) -> Check {
     if let Some((feature, _, said)) = missing.first() {
         let names: Vec<_> = missing.iter().map(|part| part.0).collect();
         let options: Vec<_> = missing.iter().map(|part| part.1).collect();
-        let said = said.unwrap_or_default().trim_start_matches("no ");
+        let message = said.unwrap_or_default().trim_start_matches("no ");
         return fail(
             name,
-            format!("does not work: {} ({feature}: {said})", names.join(", ")),
+            format!("does not work: {} ({feature}: {message})", names.join(", ")),
             format!(
                 "Use a kernel with {}, or load the module.",
                 options.join(", ")
@@ -271,29 +273,29 @@ fn judge_parts(name: &str, parts: &[(&str, &str, Option<&str>)]) -> Check {
     ok(name, format!("works: {}", tried.join(", ")))
 }
 
-fn judge_tun(opened: &Result<(), String>) -> Check {
+fn evaluate_tun(opened: &Result<(), String>) -> Check {
     match opened {
         Ok(()) => ok(TUN, "opens"),
-        Err(why) => fail(
+        Err(error) => fail(
             TUN,
-            format!("cannot be opened: {why}"),
+            format!("cannot be opened: {error}"),
             "Load the driver: `modprobe tun`; where the file is missing: `mkdir -p /dev/net && mknod /dev/net/tun c 10 200`.",
         ),
     }
 }
 
-fn judge_flows(count: &Result<u32, String>) -> Check {
+fn evaluate_conntrack(count: &Result<u32, String>) -> Check {
     match count {
-        Ok(count) => ok(FLOWS, format!("on, {count} flows")),
-        Err(why) => fail(
-            FLOWS,
-            format!("missing: {why}"),
+        Ok(count) => ok(CONNTRACK, format!("on, {count} flows")),
+        Err(error) => fail(
+            CONNTRACK,
+            format!("missing: {error}"),
             "Load it: `modprobe nf_conntrack nf_conntrack_netlink`; without it no replies reach VMs.",
         ),
     }
 }
 
-fn judge_ipv6(protocol: Protocol) -> Check {
+fn evaluate_ipv6(protocol: Protocol) -> Check {
     match protocol {
         Protocol::Present => ok(IPV6, "supported; disabled and blocked in VMs' namespaces"),
         Protocol::Absent => ok(IPV6, "not supported by the kernel: nothing to block"),
@@ -305,20 +307,20 @@ mod tests {
     use super::*;
     use crate::api::view::CheckVerdict;
 
-    fn all_but(broken: &str, said: &str) -> String {
-        let words = FEATURES.map(|(feature, _, _)| match feature == broken {
-            true => format!("{feature} {said}"),
+    fn all_but(broken: &str, result: &str) -> String {
+        let lines = FEATURES.map(|(feature, _, _)| match feature == broken {
+            true => format!("{feature} {result}"),
             false => format!("{feature} yes"),
         });
-        format!("namespace yes\n{}\n", words.join("\n"))
+        format!("namespace yes\n{}\n", lines.join("\n"))
     }
 
     #[test]
     fn every_feature_is_tried() {
         for (feature, _, _) in FEATURES {
             assert!(
-                TRIAL.contains(&format!("try {feature} "))
-                    || TRIAL.contains(&format!("commit {feature} ")),
+                SCRIPT.contains(&format!("try {feature} "))
+                    || SCRIPT.contains(&format!("commit {feature} ")),
                 "{feature}"
             );
         }
@@ -326,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_kernel_with_all_features_is_ok() {
-        let checks = judge_trial(&all_but("", ""));
+        let checks = evaluate_trial(&all_but("", ""));
         assert!(
             checks.iter().all(|check| check.verdict == CheckVerdict::Ok),
             "{checks:?}"
@@ -335,7 +337,7 @@ mod tests {
 
     #[test]
     fn a_missing_match_is_named_with_the_error_and_its_module() {
-        let checks = judge_trial(&all_but(
+        let checks = evaluate_trial(&all_but(
             "addrtype",
             "no Extension addrtype revision 0 not supported",
         ));
@@ -353,7 +355,7 @@ mod tests {
 
     #[test]
     fn features_that_were_not_tried_are_not_reported_as_missing() {
-        let checks = judge_trial("namespace yes\nveth yes\ntap yes\nbridge yes\n");
+        let checks = evaluate_trial("namespace yes\nveth yes\ntap yes\nbridge yes\n");
         let verdicts: Vec<_> = checks.iter().map(|check| check.verdict).collect();
         use CheckVerdict::{Ok, Warn};
         assert_eq!(verdicts, [Ok, Ok, Ok, Ok, Warn, Warn]);
@@ -361,12 +363,12 @@ mod tests {
 
     #[test]
     fn settings_that_cannot_be_written_are_a_failure() {
-        let said = "no sh: 8: cannot create /proc/sys/net/ipv4/ip_forward: Read-only file system";
-        let told = all_but("", "").replace(
+        let result = "no sh: 8: cannot create /proc/sys/net/ipv4/ip_forward: Read-only file system";
+        let output = all_but("", "").replace(
             "namespace yes\n",
-            &format!("namespace yes\nsetting {said}\n"),
+            &format!("namespace yes\nsetting {result}\n"),
         );
-        let checks = judge_trial(&told);
+        let checks = evaluate_trial(&output);
         assert_eq!(checks[0].verdict, CheckVerdict::Fail);
         assert!(
             checks[0]
@@ -384,19 +386,19 @@ mod tests {
 
     #[test]
     fn without_namespaces_nothing_else_is_reported() {
-        let checks = judge_trial("");
+        let checks = evaluate_trial("");
         assert_eq!(checks.len(), 1);
         assert_eq!(checks[0].verdict, CheckVerdict::Fail);
     }
 
     #[test]
     fn devices_that_cannot_be_opened_come_with_the_command_that_loads_them() {
-        let check = judge_tun(&Err("No such file or directory".into()));
+        let check = evaluate_tun(&Err("No such file or directory".into()));
         assert_eq!(check.verdict, CheckVerdict::Fail);
         assert!(check.remedy.contains("modprobe tun"));
-        let check = judge_flows(&Err("entity not found".into()));
+        let check = evaluate_conntrack(&Err("entity not found".into()));
         assert_eq!(check.verdict, CheckVerdict::Fail);
-        assert_eq!(judge_flows(&Ok(3)).verdict, CheckVerdict::Ok);
-        assert_eq!(judge_ipv6(Protocol::Absent).verdict, CheckVerdict::Ok);
+        assert_eq!(evaluate_conntrack(&Ok(3)).verdict, CheckVerdict::Ok);
+        assert_eq!(evaluate_ipv6(Protocol::Absent).verdict, CheckVerdict::Ok);
     }
 }

@@ -12,17 +12,17 @@ const NEIGHBOURS: &str = "neighbour table";
 const INOTIFY: &str = "inotify";
 const FLOWS: &str = "connection tracking limit";
 const FILES: &str = "open files";
-const SHARES: &str = "connections per VM";
+const CONNECTIONS: &str = "connections per VM";
 
 /// The kernel's default for gc_thresh3. A lower value was configured.
-const NEIGHBOURS_WANTED: u64 = 1024;
-const FLOWS_WANTED: u64 = 16384;
+const MIN_NEIGHBOURS: u64 = 1024;
+const MIN_FLOWS: u64 = 16384;
 /// The daemon needs one instance; other programs use some.
-const INSTANCES_WANTED: u64 = 64;
+const MIN_INSTANCES: u64 = 64;
 /// The manifest directory and the targets of its symbolic links.
-const WATCHES_WANTED: u64 = 1024;
+const MIN_WATCHES: u64 = 1024;
 /// For a thousand VMs: two descriptors per VM and some hundred for the daemon itself.
-const FILES_WANTED: u64 = 4096;
+const MIN_FILES: u64 = 4096;
 
 const KEYS: [&str; 5] = [
     "net.ipv4.neigh.default.gc_thresh3",
@@ -33,17 +33,17 @@ const KEYS: [&str; 5] = [
 ];
 
 pub(super) async fn checks(cx: &Host) -> Vec<Check> {
-    let looked = cx.home.run(|| Ok((read()?, neighbours()))).await;
-    let mut checks = match looked {
+    let observed = cx.home.run(|| Ok((read()?, neighbours()))).await;
+    let mut checks = match observed {
         Ok(([thresh, instances, watches, max, count], entries)) => vec![
-            judge_neighbours(thresh, entries),
-            judge_inotify(instances, watches),
-            judge_flows(max, count),
-            judge_shares(max, cttimeout::get("slice-doctor").err()),
+            evaluate_neighbours(thresh, entries),
+            evaluate_inotify(instances, watches),
+            evaluate_flows(max, count),
+            evaluate_connections(max, cttimeout::get("slice-doctor").err()),
         ],
         Err(error) => vec![unseen(NEIGHBOURS, &words(&error))],
     };
-    checks.push(judge_files(
+    checks.push(evaluate_files(
         rustix::process::getrlimit(Resource::Nofile).current,
     ));
     checks
@@ -64,7 +64,7 @@ fn neighbours() -> Option<u64> {
     u64::from_str_radix(entries, 16).ok()
 }
 
-fn judge_neighbours(thresh: Option<u64>, entries: Option<u64>) -> Check {
+fn evaluate_neighbours(thresh: Option<u64>, entries: Option<u64>) -> Check {
     let remedy = "Raise it: `sysctl -w net.ipv4.neigh.default.gc_thresh3=8192 net.ipv4.neigh.default.gc_thresh2=4096`, and in \
                   /etc/sysctl.d.";
     match (thresh, entries.unwrap_or(0)) {
@@ -80,7 +80,7 @@ fn judge_neighbours(thresh: Option<u64>, entries: Option<u64>) -> Check {
             format!("{entries} of {limit} entries are in use"),
             remedy,
         ),
-        (Some(limit), entries) if limit < NEIGHBOURS_WANTED => warn(
+        (Some(limit), entries) if limit < MIN_NEIGHBOURS => warn(
             NEIGHBOURS,
             format!("at most {limit} entries ({entries} in use); each active guest needs one"),
             remedy,
@@ -92,11 +92,11 @@ fn judge_neighbours(thresh: Option<u64>, entries: Option<u64>) -> Check {
     }
 }
 
-fn judge_inotify(instances: Option<u64>, watches: Option<u64>) -> Check {
+fn evaluate_inotify(instances: Option<u64>, watches: Option<u64>) -> Check {
     match (instances, watches) {
         (Some(instances), Some(watches)) => {
             let found = format!("{instances} instances and {watches} watches per user");
-            match instances >= INSTANCES_WANTED && watches >= WATCHES_WANTED {
+            match instances >= MIN_INSTANCES && watches >= MIN_WATCHES {
                 true => ok(INOTIFY, found),
                 false => warn(
                     INOTIFY,
@@ -113,7 +113,7 @@ fn judge_inotify(instances: Option<u64>, watches: Option<u64>) -> Check {
     }
 }
 
-fn judge_flows(max: Option<u64>, count: Option<u64>) -> Check {
+fn evaluate_flows(max: Option<u64>, count: Option<u64>) -> Check {
     let remedy =
         "Raise it: `sysctl -w net.netfilter.nf_conntrack_max=262144`, and in /etc/sysctl.d.";
     match (max, count.unwrap_or(0)) {
@@ -123,7 +123,7 @@ fn judge_flows(max: Option<u64>, count: Option<u64>) -> Check {
             format!("{count} of {max} flows: the kernel drops new flows when the limit is reached"),
             remedy,
         ),
-        (Some(max), count) if max < FLOWS_WANTED => warn(
+        (Some(max), count) if max < MIN_FLOWS => warn(
             FLOWS,
             format!("{count} of {max} flows: the limit is low, and all VMs share it"),
             remedy,
@@ -133,11 +133,11 @@ fn judge_flows(max: Option<u64>, count: Option<u64>) -> Check {
 }
 
 /// The default of `max_connections`, and whether the kernel supports timeout policies, which the rules of a VM need.
-fn judge_shares(max: Option<u64>, error: Option<Error>) -> Check {
+fn evaluate_connections(max: Option<u64>, error: Option<Error>) -> Check {
     let limit = Limit::share(max.and_then(|max| u32::try_from(max).ok()));
     match error {
         None => ok(
-            SHARES,
+            CONNECTIONS,
             format!(
                 "{} by default (max_connections), at most {} entries per VM in the host's table",
                 limit.all(),
@@ -145,7 +145,7 @@ fn judge_shares(max: Option<u64>, error: Option<Error>) -> Check {
             ),
         ),
         Some(error) => fail(
-            SHARES,
+            CONNECTIONS,
             format!(
                 "the kernel does not support timeout policies for connection tracking: {}",
                 words(&error)
@@ -157,11 +157,11 @@ fn judge_shares(max: Option<u64>, error: Option<Error>) -> Check {
 }
 
 /// `None`: no limit.
-fn judge_files(limit: Option<u64>) -> Check {
+fn evaluate_files(limit: Option<u64>) -> Check {
     match limit {
-        Some(limit) if limit < FILES_WANTED => warn(
+        Some(limit) if limit < MIN_FILES => warn(
             FILES,
-            format!("sliced can open {limit} files; a thousand VMs need {FILES_WANTED}"),
+            format!("sliced can open {limit} files; a thousand VMs need {MIN_FILES}"),
             "Raise the limit: `LimitNOFILE=65536` in the unit, or `ulimit -n 65536`.",
         ),
         Some(limit) => ok(FILES, format!("sliced can open {limit}")),
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_neighbour_table_that_is_small_or_nearly_full_is_a_warning() {
-        let verdict = |limit, entries| judge_neighbours(limit, entries).verdict;
+        let verdict = |limit, entries| evaluate_neighbours(limit, entries).verdict;
         assert_eq!(verdict(Some(1024), Some(7)), Ok);
         assert_eq!(verdict(Some(128), Some(7)), Warn);
         assert_eq!(verdict(Some(4096), Some(3072)), Warn);
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn low_inotify_limits_are_a_warning() {
-        let verdict = |instances, watches| judge_inotify(instances, watches).verdict;
+        let verdict = |instances, watches| evaluate_inotify(instances, watches).verdict;
         assert_eq!(verdict(Some(128), Some(8192)), Ok);
         assert_eq!(verdict(Some(8), Some(8192)), Warn);
         assert_eq!(verdict(Some(128), Some(10)), Warn);
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_flow_table_that_is_small_or_nearly_full_is_a_warning() {
-        let verdict = |max, count| judge_flows(max, count).verdict;
+        let verdict = |max, count| evaluate_flows(max, count).verdict;
         assert_eq!(verdict(Some(262_144), Some(12)), Ok);
         assert_eq!(verdict(Some(262_144), Some(262_000)), Warn);
         assert_eq!(verdict(Some(1024), None), Warn);
@@ -204,17 +204,17 @@ mod tests {
 
     #[test]
     fn the_limit_per_vm_is_reported_and_a_kernel_without_timeout_policies_fails() {
-        let found = judge_shares(Some(262_144), None);
+        let found = evaluate_connections(Some(262_144), None);
         assert_eq!(found.verdict, Ok);
         assert!(found.found.contains("512 by default"), "{}", found.found);
         let error = Error::io("look", "at it", std::io::ErrorKind::InvalidInput.into());
-        assert_eq!(judge_shares(None, Some(error)).verdict, Fail);
+        assert_eq!(evaluate_connections(None, Some(error)).verdict, Fail);
     }
 
     #[test]
     fn a_low_open_file_limit_is_a_warning() {
-        assert_eq!(judge_files(Some(1024)).verdict, Warn);
-        assert_eq!(judge_files(Some(65536)).verdict, Ok);
-        assert_eq!(judge_files(None).verdict, Ok);
+        assert_eq!(evaluate_files(Some(1024)).verdict, Warn);
+        assert_eq!(evaluate_files(Some(65536)).verdict, Ok);
+        assert_eq!(evaluate_files(None).verdict, Ok);
     }
 }

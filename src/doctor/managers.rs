@@ -36,9 +36,9 @@ enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Fate {
     /// It leaves the link unmanaged, because of this file or because no file matches.
-    LeftAlone(Option<PathBuf>),
+    Unmanaged(Option<PathBuf>),
     /// It configures the link, because of this file or by default.
-    Captured(Option<PathBuf>),
+    Managed(Option<PathBuf>),
 }
 
 pub(super) async fn checks(cx: &Host) -> Vec<Check> {
@@ -52,14 +52,14 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
             Ok(false) => return ok(name, "not running"),
             Ok(true) => {}
         }
-        let fates = examples(&cx.links).into_iter().map(|example| {
-            let fate = match manager {
+        let effects = examples(&cx.links).into_iter().map(|example| {
+            let effect = match manager {
                 Manager::Networkd => networkd::fate(&example),
                 Manager::NetworkManager => nm::fate(&example),
             };
-            fate.map(|fate| (example, fate))
+            effect.map(|fate| (example, fate))
         });
-        match fates.collect::<Result<Vec<_>, Error>>() {
+        match effects.collect::<Result<Vec<_>, Error>>() {
             Ok(fates) => judge(name, &fates, &remedy(manager, &cx.links)),
             Err(error) => unseen(name, &words(&error)),
         }
@@ -84,15 +84,15 @@ fn examples(links: &OurLinks) -> Vec<Example> {
     [veth].into_iter().chain(bridges).chain(taps).collect()
 }
 
-fn judge(name: &str, fates: &[(Example, Fate)], remedy: &str) -> Check {
-    let captured = fates.iter().find_map(|(_, fate)| match fate {
-        Fate::Captured(file) => Some(file),
-        Fate::LeftAlone(_) => None,
+fn judge(name: &str, effects: &[(Example, Fate)], remedy: &str) -> Check {
+    let managed_by = effects.iter().find_map(|(_, fate)| match fate {
+        Fate::Managed(file) => Some(file),
+        Fate::Unmanaged(_) => None,
     });
-    let Some(by) = captured else {
-        let file = fates.iter().find_map(|(_, fate)| match fate {
-            Fate::LeftAlone(file) => file.clone(),
-            Fate::Captured(_) => None,
+    let Some(by) = managed_by else {
+        let file = effects.iter().find_map(|(_, fate)| match fate {
+            Fate::Unmanaged(file) => file.clone(),
+            Fate::Managed(_) => None,
         });
         return match file {
             Some(file) => ok(
@@ -102,16 +102,19 @@ fn judge(name: &str, fates: &[(Example, Fate)], remedy: &str) -> Check {
             None => ok(name, "running; none of its files matches our links"),
         };
     };
-    let taken = fates
+    let managed = effects
         .iter()
-        .filter(|(_, fate)| matches!(fate, Fate::Captured(_)));
-    let taken: Vec<&str> = taken.map(|(example, _)| example.name.as_str()).collect();
-    let by = by
+        .filter(|(_, fate)| matches!(fate, Fate::Managed(_)));
+    let taken: Vec<&str> = managed.map(|(example, _)| example.name.as_str()).collect();
+    let source = by
         .as_ref()
         .map_or("its defaults".into(), |file| file.display().to_string());
     warn(
         name,
-        format!("running; would manage {} because of {by}", taken.join(", ")),
+        format!(
+            "running; would manage {} because of {source}",
+            taken.join(", ")
+        ),
         remedy,
     )
 }
@@ -119,7 +122,7 @@ fn judge(name: &str, fates: &[(Example, Fate)], remedy: &str) -> Check {
 fn remedy(manager: Manager, links: &OurLinks) -> String {
     let file = manager.file(&links.veth_prefix);
     let (file, text) = (file.display(), manager.content(links).replace('\n', "\\n"));
-    let (kept, reload) = match manager {
+    let (permanent_file, reload) = match manager {
         Manager::Networkd => ("/etc/systemd/network/05-slice.network", "networkctl reload"),
         Manager::NetworkManager => (
             "/etc/NetworkManager/conf.d/90-slice.conf",
@@ -127,18 +130,18 @@ fn remedy(manager: Manager, links: &OurLinks) -> String {
         ),
     };
     format!(
-        "Restart sliced, which writes {file}; to make it permanent: `printf '%b' \"{text}\" > {kept} && {reload}`."
+        "Restart sliced, which writes {file}; to make it permanent: `printf '%b' \"{text}\" > {permanent_file} && {reload}`."
     )
 }
 
 /// The files with this suffix in several directories, by name. Of files with the same name, that of the earlier directory is used.
-fn files(dirs: &[&str], ending: &str) -> Result<BTreeMap<String, PathBuf>, Error> {
+fn files(dirs: &[&str], suffix: &str) -> Result<BTreeMap<String, PathBuf>, Error> {
     let mut found = BTreeMap::new();
     for dir in dirs {
         let Dir::Present(names) = fs::look_at_dir(Path::new(dir))? else {
             continue;
         };
-        for name in names.into_iter().filter(|name| name.ends_with(ending)) {
+        for name in names.into_iter().filter(|name| name.ends_with(suffix)) {
             let path = Path::new(dir).join(&name);
             found.entry(name).or_insert(path);
         }
@@ -186,7 +189,7 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
 }
 
 fn in_set(set: &[u8], c: u8) -> bool {
-    let (mut set, wanted) = match set {
+    let (mut set, expected) = match set {
         [b'!' | b'^', rest @ ..] => (rest, false),
         _ => (set, true),
     };
@@ -197,7 +200,7 @@ fn in_set(set: &[u8], c: u8) -> bool {
             _ => (found || *first == c, rest),
         };
     }
-    found == wanted
+    found == expected
 }
 
 #[cfg(test)]
@@ -244,14 +247,14 @@ mod tests {
         let nm = Manager::NetworkManager.content(&links());
         for (name, kind) in ours {
             let link = example(name, kind);
-            let said = networkd::verdict(&networkd, &link);
-            assert_eq!(said, Some(networkd::Says::LeaveAlone), "{name}");
-            assert!(nm::leaves_alone(&nm, &link), "{name}: {nm}");
+            let found = networkd::verdict(&networkd, &link);
+            assert_eq!(found, Some(networkd::Setting::Unmanaged), "{name}");
+            assert!(nm::is_unmanaged(&nm, &link), "{name}: {nm}");
         }
         for (name, kind) in others {
             let link = example(name, kind);
             assert_eq!(networkd::verdict(&networkd, &link), None, "{name}");
-            assert!(!nm::leaves_alone(&nm, &link), "{name}");
+            assert!(!nm::is_unmanaged(&nm, &link), "{name}");
         }
     }
 
@@ -261,9 +264,9 @@ mod tests {
         let fates = [
             (
                 example("slabcdeaaaaaaaa", Kind::Veth),
-                Fate::LeftAlone(None),
+                Fate::Unmanaged(None),
             ),
-            (example("tp0", Kind::Tap), Fate::Captured(file)),
+            (example("tp0", Kind::Tap), Fate::Managed(file)),
         ];
         let check = judge(NETWORKD, &fates, &remedy(Manager::Networkd, &links()));
         assert_eq!(check.verdict, CheckVerdict::Warn);

@@ -104,9 +104,9 @@ fn fail(name: &str, found: impl Into<String>, remedy: impl Into<String>) -> Chec
 }
 
 /// The check could not be performed.
-fn unseen(name: &str, why: &str) -> Check {
+fn unseen(name: &str, reason: &str) -> Check {
     let remedy = "Run sliced as root in the host's own namespaces, then run slicectl doctor again.";
-    warn(name, format!("cannot check: {why}"), remedy)
+    warn(name, format!("cannot check: {reason}"), remedy)
 }
 
 fn check(name: &str, verdict: CheckVerdict, found: String, remedy: String) -> Check {
@@ -126,12 +126,12 @@ async fn ask(argv: &[&str]) -> Result<String, Error> {
 
 /// An error and its causes, as one line.
 fn words(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
+    let mut message = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        words.push_str(": ");
-        words.push_str(&cause.to_string());
+        message.push_str(": ");
+        message.push_str(&cause.to_string());
         source = cause.source();
     }
-    words
+    message
 }

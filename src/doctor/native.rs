@@ -17,7 +17,7 @@ use crate::reconcile::ground::drops::{self, Found, Links, RoutedRange};
 
 const OTHERS: &str = "other forward filters";
 /// A public address: the route to it is the default route. No packet is sent to it.
-const ANYWHERE: std::net::Ipv4Addr = std::net::Ipv4Addr::new(1, 1, 1, 1);
+const PUBLIC_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(1, 1, 1, 1);
 
 pub(super) async fn check(cx: &Host) -> Check {
     match look(cx).await {
@@ -28,22 +28,22 @@ pub(super) async fn check(cx: &Host) -> Check {
 
 /// The ranges to check. On a host without isolated VMs, a range of isolated mode is added.
 fn asked(cx: &Host) -> Vec<RoutedRange> {
-    let mut asked = cx.guarded.clone();
+    let mut ranges = cx.guarded.clone();
     let is_veth = |guarded: &RoutedRange| matches!(guarded.links, Links::Isolated(_));
-    if !asked.iter().any(is_veth)
+    if !ranges.iter().any(is_veth)
         && let Ok(range) = "169.254.100.0/22".parse()
     {
-        asked.push(RoutedRange {
+        ranges.push(RoutedRange {
             links: Links::Isolated(cx.instance.link_prefix()),
             range,
         });
     }
-    asked
+    ranges
 }
 
 async fn look(cx: &Host) -> Result<Found, Error> {
     let netlink = cx.home.netlink()?;
-    let uplink = match route::lookup(&netlink, ANYWHERE).await? {
+    let uplink = match route::lookup(&netlink, PUBLIC_ADDRESS).await? {
         Some((index, _)) => link::at(&netlink, index).await?,
         None => None,
     };
@@ -60,7 +60,7 @@ async fn look(cx: &Host) -> Result<Found, Error> {
     .await
 }
 
-fn judge(found: &Found, asked: &[RoutedRange]) -> Check {
+fn judge(found: &Found, ranges: &[RoutedRange]) -> Check {
     let chains: Vec<String> = found.chains.iter().map(BaseChain::to_string).collect();
     if chains.is_empty() {
         return ok(
@@ -81,10 +81,10 @@ fn judge(found: &Found, asked: &[RoutedRange]) -> Check {
         }
     }
     if by_chain.is_empty() {
-        let found = format!("{}: accept packets of {}", chains.join(", "), names(asked));
+        let found = format!("{}: accept packets of {}", chains.join(", "), names(ranges));
         return ok(OTHERS, found);
     }
-    let told: Vec<String> = by_chain
+    let messages: Vec<String> = by_chain
         .iter()
         .map(|(chain, of)| format!("{chain} drops packets of {}", names(of.iter().copied())))
         .collect();
@@ -96,7 +96,7 @@ fn judge(found: &Found, asked: &[RoutedRange]) -> Check {
         OTHERS,
         format!(
             "{}: a packet must pass every chain at this hook",
-            told.join(", ")
+            messages.join(", ")
         ),
         remedies.join(" "),
     )
@@ -108,9 +108,9 @@ fn names<'g>(guarded: impl IntoIterator<Item = &'g RoutedRange>) -> String {
     names.join(", ")
 }
 
-fn remedy(chain: &BaseChain, of: &[&RoutedRange]) -> String {
+fn remedy(chain: &BaseChain, dropped: &[&RoutedRange]) -> String {
     if chain.table == "firewalld" {
-        let commands: String = zoned(of)
+        let commands: String = firewalld_options(dropped)
             .iter()
             .map(|words| format!("firewall-cmd --permanent --zone=trusted{words} && "))
             .collect();
@@ -119,7 +119,10 @@ fn remedy(chain: &BaseChain, of: &[&RoutedRange]) -> String {
         );
     }
     let mut rules: Vec<String> = Vec::new();
-    for rule in of.iter().flat_map(|guarded| inserted(chain, guarded)) {
+    for rule in dropped
+        .iter()
+        .flat_map(|guarded| nft_commands(chain, guarded))
+    {
         if !rules.contains(&rule) {
             rules.push(rule);
         }
@@ -131,16 +134,16 @@ fn remedy(chain: &BaseChain, of: &[&RoutedRange]) -> String {
 }
 
 /// Options for links and for sources: firewall-cmd accepts only one kind per command.
-fn zoned(of: &[&RoutedRange]) -> Vec<String> {
+fn firewalld_options(dropped: &[&RoutedRange]) -> Vec<String> {
     let (mut links, mut sources) = (String::new(), String::new());
-    for guarded in of {
-        let (to, word) = match &guarded.links {
+    for guarded in dropped {
+        let (options, option) = match &guarded.links {
             Links::Isolated(prefix) => (&mut links, format!(" --add-interface={prefix}+")),
             Links::Bridge(name) => (&mut links, format!(" --add-interface={name}")),
             Links::Cni => (&mut sources, format!(" --add-source={}", guarded.range)),
         };
-        if !to.contains(&word) {
-            to.push_str(&word);
+        if !options.contains(&option) {
+            options.push_str(&option);
         }
     }
     let mut words = vec![links, sources];
@@ -148,7 +151,7 @@ fn zoned(of: &[&RoutedRange]) -> Vec<String> {
     words
 }
 
-fn inserted(chain: &BaseChain, guarded: &RoutedRange) -> Vec<String> {
+fn nft_commands(chain: &BaseChain, guarded: &RoutedRange) -> Vec<String> {
     let (from, to) = match &guarded.links {
         Links::Isolated(prefix) => (
             format!("iifname \"{prefix}*\""),
@@ -180,7 +183,7 @@ mod tests {
         }
     }
 
-    fn everybody() -> Vec<RoutedRange> {
+    fn all_modes() -> Vec<RoutedRange> {
         let guarded = |links, range: &str| RoutedRange {
             links,
             range: range.parse().unwrap(),
@@ -206,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_dropping_chain_is_a_warning_with_rules_for_the_links_of_every_mode() {
-        let check = judge(&found("mine", &everybody()), &everybody());
+        let check = judge(&found("mine", &all_modes()), &all_modes());
         assert_eq!(check.verdict, CheckVerdict::Warn);
         for rule in [
             "nft insert rule inet mine forward iifname \"slabcde*\" accept",
@@ -219,7 +222,7 @@ mod tests {
 
     #[test]
     fn firewalld_gets_commands_only_for_links_that_it_drops() {
-        let all = everybody();
+        let all = all_modes();
         let remedy = judge(&found("firewalld", &all), &all).remedy;
         assert!(remedy.contains(
             "--zone=trusted --add-interface=slabcde+ --add-interface=slbr0 && firewall-cmd --permanent --zone=trusted --add-source=10.88.0.0/16 && firewall-cmd --reload`"
@@ -240,7 +243,7 @@ mod tests {
 
     #[test]
     fn no_chains_are_ok() {
-        let check = judge(&Found::default(), &everybody());
+        let check = judge(&Found::default(), &all_modes());
         assert_eq!(check.verdict, CheckVerdict::Ok);
     }
 }

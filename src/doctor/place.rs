@@ -11,14 +11,14 @@ use crate::api::view::Check;
 use crate::host::fs::{self, Dir};
 use crate::host::{Error, addr, link, route};
 
-const RIGHTS: &str = "capabilities";
-const FOLDER: &str = "manifest directory";
+const CAPABILITIES: &str = "capabilities";
+const MANIFESTS: &str = "manifest directory";
 const STATE: &str = "state";
-const SEEN_BY: &str = "visibility of namespaces";
+const VISIBILITY: &str = "visibility of namespaces";
 const ADDRESSES: &str = "free ranges of 169.254.0.0/16";
 
 /// Bits of linux/capability.h, with the purpose of each.
-const NEEDED: [(u32, &str); 2] = [
+const REQUIRED: [(u32, &str); 2] = [
     (12, "CAP_NET_ADMIN (links and rules)"),
     (21, "CAP_SYS_ADMIN (namespaces)"),
 ];
@@ -42,17 +42,23 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     let capabilities = fs::read_text(Path::new("/proc/thread-self/status"));
     let capabilities = capabilities.map(|text| effective(&text.unwrap_or_default()));
     let rights = match capabilities {
-        Ok(Some(bits)) => judge_rights(bits),
-        Ok(None) => unseen(RIGHTS, "/proc/thread-self/status has no CapEff"),
-        Err(error) => unseen(RIGHTS, &words(&error)),
+        Ok(Some(bits)) => evaluate_capabilities(bits),
+        Ok(None) => unseen(CAPABILITIES, "/proc/thread-self/status has no CapEff"),
+        Err(error) => unseen(CAPABILITIES, &words(&error)),
     };
-    let folder = judge_folder(&cx.config_dir, fs::look_at_dir(&resolved(&cx.config_dir)));
+    let folder = evaluate_manifest_dir(&cx.config_dir, fs::look_at_dir(&resolved(&cx.config_dir)));
     let ranges = match taken(cx).await {
-        Ok(taken) => judge_ranges(&taken),
+        Ok(taken) => evaluate_ranges(&taken),
         Err(error) => unseen(ADDRESSES, &words(&error)),
     };
-    let state = judge_state(&cx.state_dir, cx.read_only.as_deref());
-    vec![rights, folder, state, judge_seen(&mounts()), ranges]
+    let state = evaluate_state(&cx.state_dir, cx.read_only.as_deref());
+    vec![
+        rights,
+        folder,
+        state,
+        evaluate_visibility(&mounts()),
+        ranges,
+    ]
 }
 
 /// The directory may be a symbolic link, which `look_at_dir` does not follow.
@@ -68,8 +74,10 @@ fn effective(status: &str) -> Option<u64> {
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
-fn missing(bits: u64, wanted: &[(u32, &'static str)]) -> Vec<&'static str> {
-    let absent = wanted.iter().filter(|(bit, _)| bits & (1 << bit) == 0);
+fn missing(bits: u64, capabilities: &[(u32, &'static str)]) -> Vec<&'static str> {
+    let absent = capabilities
+        .iter()
+        .filter(|(bit, _)| bits & (1 << bit) == 0);
     absent.map(|(_, name)| *name).collect()
 }
 
@@ -77,22 +85,26 @@ fn missing(bits: u64, wanted: &[(u32, &'static str)]) -> Vec<&'static str> {
 pub fn lacking() -> Vec<&'static str> {
     let status = fs::read_text(Path::new("/proc/thread-self/status"));
     let bits = status.ok().flatten().and_then(|status| effective(&status));
-    bits.map_or_else(Vec::new, |bits| missing(bits, &NEEDED))
+    bits.map_or_else(Vec::new, |bits| missing(bits, &REQUIRED))
 }
 
-fn judge_rights(bits: u64) -> Check {
+fn evaluate_capabilities(bits: u64) -> Check {
     let remedy = "Run sliced as root, or add these to AmbientCapabilities= of its unit.";
     match (
-        missing(bits, &NEEDED).as_slice(),
+        missing(bits, &REQUIRED).as_slice(),
         missing(bits, &USEFUL).as_slice(),
     ) {
-        ([], []) => ok(RIGHTS, "all present"),
-        ([], some) => warn(RIGHTS, format!("missing {}", some.join(", ")), remedy),
-        (needed, _) => fail(RIGHTS, format!("missing {}", needed.join(", ")), remedy),
+        ([], []) => ok(CAPABILITIES, "all present"),
+        ([], some) => warn(CAPABILITIES, format!("missing {}", some.join(", ")), remedy),
+        (needed, _) => fail(
+            CAPABILITIES,
+            format!("missing {}", needed.join(", ")),
+            remedy,
+        ),
     }
 }
 
-fn judge_folder(path: &Path, found: Result<Dir, Error>) -> Check {
+fn evaluate_manifest_dir(path: &Path, found: Result<Dir, Error>) -> Check {
     let at = path.display();
     match found {
         Ok(Dir::Present(names)) => {
@@ -100,28 +112,28 @@ fn judge_folder(path: &Path, found: Result<Dir, Error>) -> Check {
                 .iter()
                 .filter(|name| name.ends_with(".yaml") || name.ends_with(".yml"))
                 .count();
-            ok(FOLDER, format!("{at}: {manifests} manifest(s)"))
+            ok(MANIFESTS, format!("{at}: {manifests} manifest(s)"))
         }
         Ok(Dir::Absent) => warn(
-            FOLDER,
+            MANIFESTS,
             format!("{at} does not exist: groups can only be created with `slicectl apply`"),
             format!("Create it: `mkdir -p {at}`."),
         ),
         Ok(Dir::NotADirectory) => fail(
-            FOLDER,
+            MANIFESTS,
             format!("{at} is not a directory"),
             "Specify a directory with `--config-dir`.",
         ),
-        Err(error) => unseen(FOLDER, &words(&error)),
+        Err(error) => unseen(MANIFESTS, &words(&error)),
     }
 }
 
-fn judge_state(dir: &Path, read_only: Option<&str>) -> Check {
+fn evaluate_state(dir: &Path, read_only: Option<&str>) -> Check {
     match read_only {
         None => ok(STATE, format!("{}: writable", dir.display())),
-        Some(why) => fail(
+        Some(reason) => fail(
             STATE,
-            format!("{why}: changes are refused; existing VMs are still enforced and repaired"),
+            format!("{reason}: changes are refused; existing VMs are still enforced and repaired"),
             "Free space on that file system, or make it writable; sliced then continues by itself.",
         ),
     }
@@ -130,7 +142,7 @@ fn judge_state(dir: &Path, read_only: Option<&str>) -> Check {
 /// The mount namespace of the daemon: that of the host (process 1), another, or unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mounts {
-    Machines,
+    Host,
     Own,
     Unknown,
 }
@@ -138,22 +150,25 @@ enum Mounts {
 fn mounts() -> Mounts {
     let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/mnt"));
     match (of("1"), of("thread-self")) {
-        (Ok(first), Ok(ours)) if first == ours => Mounts::Machines,
+        (Ok(first), Ok(ours)) if first == ours => Mounts::Host,
         (Ok(_), Ok(_)) => Mounts::Own,
         _ => Mounts::Unknown,
     }
 }
 
 /// The name of a network namespace is a bind mount, which is visible only in our mount namespace.
-fn judge_seen(mounts: &Mounts) -> Check {
+fn evaluate_visibility(mounts: &Mounts) -> Check {
     match mounts {
-        Mounts::Machines => ok(SEEN_BY, "all processes of the host, also with `ip netns`"),
+        Mounts::Host => ok(
+            VISIBILITY,
+            "all processes of the host, also with `ip netns`",
+        ),
         Mounts::Unknown => ok(
-            SEEN_BY,
+            VISIBILITY,
             "processes in our mount namespace; cannot determine whether it is that of the host",
         ),
         Mounts::Own => warn(
-            SEEN_BY,
+            VISIBILITY,
             "only processes in our mount namespace, which is not that of the host",
             "To make them visible to `ip netns` of the host, start sliced outside of a container, and from a unit without \
              PrivateTmp=, ProtectSystem= and similar settings.",
@@ -166,7 +181,7 @@ async fn taken(cx: &Host) -> Result<Vec<Ipv4Network>, Error> {
     let netlink = cx.home.netlink()?;
     let prefix = cx.instance.link_prefix();
     let links = link::list(&netlink).await?;
-    let ours = |index: u32| {
+    let is_ours = |index: u32| {
         links
             .iter()
             .any(|link| link.index == index && link.name.starts_with(&prefix))
@@ -175,11 +190,11 @@ async fn taken(cx: &Host) -> Result<Vec<Ipv4Network>, Error> {
     let routes = route::list(&netlink).await?;
     let addresses = addresses
         .into_iter()
-        .filter(|addr| !ours(addr.index))
+        .filter(|addr| !is_ours(addr.index))
         .map(|addr| addr.net);
     let routes = routes
         .into_iter()
-        .filter(|route| !route.link.is_some_and(ours))
+        .filter(|route| !route.link.is_some_and(is_ours))
         .map(|route| route.dst);
     Ok(addresses
         .chain(routes)
@@ -187,14 +202,14 @@ async fn taken(cx: &Host) -> Result<Vec<Ipv4Network>, Error> {
         .collect())
 }
 
-fn judge_ranges(taken: &[Ipv4Network]) -> Check {
+fn evaluate_ranges(in_use: &[Ipv4Network]) -> Check {
     let usable: Vec<Ipv4Network> = (0..64)
-        .filter(|index| !pool::reserved_index(*index))
+        .filter(|index| !pool::is_reserved_index(*index))
         .map(pool::pool)
         .collect();
     let free = usable
         .iter()
-        .filter(|range| !taken.iter().any(|net| pool::overlaps(**range, *net)))
+        .filter(|range| !in_use.iter().any(|net| pool::overlaps(**range, *net)))
         .count();
     let found = format!("{free} of {} /22s are free", usable.len());
     match free {
@@ -219,9 +234,9 @@ mod tests {
 
     #[test]
     fn missing_capabilities_are_named() {
-        assert_eq!(judge_rights(u64::MAX).verdict, Fine);
-        assert_eq!(judge_rights(0).verdict, Fail);
-        let check = judge_rights(!(1 << 13));
+        assert_eq!(evaluate_capabilities(u64::MAX).verdict, Fine);
+        assert_eq!(evaluate_capabilities(0).verdict, Fail);
+        let check = evaluate_capabilities(!(1 << 13));
         assert_eq!(check.verdict, Warn);
         assert!(check.found.contains("CAP_NET_RAW"));
         assert_eq!(
@@ -234,34 +249,34 @@ mod tests {
     #[test]
     fn manifests_are_counted_and_a_missing_directory_comes_with_the_command_that_creates_it() {
         let names = ["a.yaml", "b.yml", "c.yaml.bak"].map(Into::into);
-        let check = judge_folder(Path::new("/etc/s"), Ok(Dir::Present(names.into())));
+        let check = evaluate_manifest_dir(Path::new("/etc/s"), Ok(Dir::Present(names.into())));
         assert_eq!(check.found, "/etc/s: 2 manifest(s)");
-        let check = judge_folder(Path::new("/etc/s"), Ok(Dir::Absent));
+        let check = evaluate_manifest_dir(Path::new("/etc/s"), Ok(Dir::Absent));
         assert_eq!(
             (check.verdict, check.remedy.as_str()),
             (Warn, "Create it: `mkdir -p /etc/s`.")
         );
         assert_eq!(
-            judge_folder(Path::new("/etc/s"), Ok(Dir::NotADirectory)).verdict,
+            evaluate_manifest_dir(Path::new("/etc/s"), Ok(Dir::NotADirectory)).verdict,
             Fail
         );
     }
 
     #[test]
     fn a_separate_mount_namespace_is_a_warning() {
-        assert_eq!(judge_seen(&Mounts::Machines).verdict, Fine);
-        assert_eq!(judge_seen(&Mounts::Own).verdict, Warn);
-        assert_eq!(judge_seen(&Mounts::Unknown).verdict, Fine);
+        assert_eq!(evaluate_visibility(&Mounts::Host).verdict, Fine);
+        assert_eq!(evaluate_visibility(&Mounts::Own).verdict, Warn);
+        assert_eq!(evaluate_visibility(&Mounts::Unknown).verdict, Fine);
     }
 
     #[test]
     fn ranges_in_use_are_not_free() {
         let net = |text: &str| text.parse::<Ipv4Network>().unwrap();
-        assert_eq!(judge_ranges(&[]).found, "56 of 56 /22s are free");
-        let one = judge_ranges(&[net("169.254.100.7/30"), net("10.0.0.0/8")]);
+        assert_eq!(evaluate_ranges(&[]).found, "56 of 56 /22s are free");
+        let one = evaluate_ranges(&[net("169.254.100.7/30"), net("10.0.0.0/8")]);
         assert_eq!(one.found, "55 of 56 /22s are free");
         assert_eq!(
-            judge_ranges(&[
+            evaluate_ranges(&[
                 net("169.254.0.0/17"),
                 net("169.254.128.0/18"),
                 net("169.254.192.0/19")
@@ -270,7 +285,7 @@ mod tests {
             Warn
         );
         assert_eq!(
-            judge_ranges(&[net("169.254.0.0/17"), net("169.254.128.0/17")]).verdict,
+            evaluate_ranges(&[net("169.254.0.0/17"), net("169.254.128.0/17")]).verdict,
             Fail
         );
     }

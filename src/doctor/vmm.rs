@@ -33,22 +33,22 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     let mut checks = Vec::new();
     for (hypervisor, program) in &found {
         if let (Hypervisor::Firecracker, Ok(program)) = (hypervisor, program) {
-            checks.push(judge_jailer(programs.confinement(None, program).await));
+            checks.push(evaluate_jailer(programs.confinement(None, program).await));
         }
     }
-    checks.splice(0..0, judge_programs(found));
-    checks.push(judge_kvm(&device, tried));
+    checks.splice(0..0, evaluate_programs(found));
+    checks.push(evaluate_kvm(&device, tried));
     checks
 }
 
 /// One is enough. Without any, only groups with `hypervisor: none` work.
-fn judge_programs(found: Vec<(Hypervisor, Result<Program, String>)>) -> Vec<Check> {
+fn evaluate_programs(found: Vec<(Hypervisor, Result<Program, String>)>) -> Vec<Check> {
     let any = found.iter().any(|(_, program)| program.is_ok());
-    let judge = |(hypervisor, program): (Hypervisor, Result<Program, String>)| {
+    let evaluate = |(hypervisor, program): (Hypervisor, Result<Program, String>)| {
         let name = hypervisor.to_string();
         match program.and_then(|program| match old(hypervisor, &program) {
             None => Ok(program),
-            Some(why) => Err(why),
+            Some(error) => Err(error),
         }) {
             Ok(program) => ok(
                 &name,
@@ -62,11 +62,11 @@ fn judge_programs(found: Vec<(Hypervisor, Result<Program, String>)>) -> Vec<Chec
             ),
         }
     };
-    found.into_iter().map(judge).collect()
+    found.into_iter().map(evaluate).collect()
 }
 
 /// Firecracker is confined with or without the jailer.
-fn judge_jailer(found: Result<ConfinedBy, String>) -> Check {
+fn evaluate_jailer(found: Result<ConfinedBy, String>) -> Check {
     const JAILER: &str = "jailer";
     match found {
         Ok(ConfinedBy::Jailer(Program { path, version })) => ok(
@@ -85,16 +85,16 @@ fn judge_jailer(found: Result<ConfinedBy, String>) -> Check {
 }
 
 fn old(hypervisor: Hypervisor, program: &Program) -> Option<String> {
-    let least = Version::least(hypervisor).filter(|least| program.version < *least)?;
+    let minimum = Version::least(hypervisor).filter(|least| program.version < *least)?;
     let path = program.path.display();
     Some(format!(
-        "{} at {path} is too old, expected at least {least}",
+        "{} at {path} is too old, expected at least {minimum}",
         program.version
     ))
 }
 
 /// `tried`: the number of QEMU programs that were probed in this boot, and how many of them ran a guest with KVM.
-fn judge_kvm(device: &Result<(), String>, tried: Option<(usize, usize)>) -> Check {
+fn evaluate_kvm(device: &Result<(), String>, tried: Option<(usize, usize)>) -> Check {
     match (device, tried) {
         (_, Some((all, with_kvm))) if all == with_kvm => {
             ok(KVM, "works: a guest kernel was booted")
@@ -134,14 +134,14 @@ mod tests {
             path: "/usr/bin/jailer".into(),
             version: Version::new(1, 17),
         };
-        let of = |why: Option<&str>| {
+        let evaluate_sliced = |why: Option<&str>| {
             let why = why.map(str::to_owned);
-            judge_jailer(Ok(ConfinedBy::Sliced { why }))
+            evaluate_jailer(Ok(ConfinedBy::Sliced { why }))
         };
-        let used = judge_jailer(Ok(ConfinedBy::Jailer(jailer)));
+        let used = evaluate_jailer(Ok(ConfinedBy::Jailer(jailer)));
         assert!(used.found.contains("1.17 at /usr/bin/jailer"));
-        assert_eq!(of(None).verdict, CheckVerdict::Ok);
-        let unusable = of(Some("it is of 1.9"));
+        assert_eq!(evaluate_sliced(None).verdict, CheckVerdict::Ok);
+        let unusable = evaluate_sliced(Some("it is of 1.9"));
         assert_eq!(unusable.verdict, CheckVerdict::Warn);
         assert!(unusable.found.contains("it is of 1.9"));
     }
@@ -149,16 +149,16 @@ mod tests {
     #[test]
     fn a_device_that_can_be_opened_is_not_reported_as_working() {
         let open = Ok(());
-        assert!(judge_kvm(&open, None).found.contains("not probed"));
-        assert_eq!(judge_kvm(&open, Some((2, 2))).verdict, CheckVerdict::Ok);
-        let mixed = judge_kvm(&open, Some((2, 1)));
+        assert!(evaluate_kvm(&open, None).found.contains("not probed"));
+        assert_eq!(evaluate_kvm(&open, Some((2, 2))).verdict, CheckVerdict::Ok);
+        let mixed = evaluate_kvm(&open, Some((2, 1)));
         assert_eq!(mixed.verdict, CheckVerdict::Warn);
         assert!(mixed.found.contains("others do not"));
-        let broken = judge_kvm(&open, Some((1, 0)));
+        let broken = evaluate_kvm(&open, Some((1, 0)));
         assert_eq!(broken.verdict, CheckVerdict::Warn);
         assert!(broken.found.contains("no guest kernel booted"));
         assert_eq!(
-            judge_kvm(&Err("no such file".into()), None).verdict,
+            evaluate_kvm(&Err("no such file".into()), None).verdict,
             CheckVerdict::Warn
         );
     }
@@ -170,7 +170,7 @@ mod tests {
             version: Version::new(major, minor),
         };
         let missing = || Err("the program is not in /usr/bin".to_owned());
-        let some = judge_programs(vec![
+        let some = evaluate_programs(vec![
             (Hypervisor::Qemu, missing()),
             (Hypervisor::Firecracker, Ok(program(1, 15))),
             (Hypervisor::CloudHypervisor, Ok(program(37, 0))),
@@ -184,7 +184,7 @@ mod tests {
             "{}",
             some[2].found
         );
-        let none = judge_programs(vec![(Hypervisor::Qemu, missing())]);
+        let none = evaluate_programs(vec![(Hypervisor::Qemu, missing())]);
         assert_eq!(none[0].verdict, CheckVerdict::Warn);
         assert!(none[0].found.contains("not in /usr/bin"));
     }

@@ -13,12 +13,12 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
-use super::folder::{is_manifest, resembles_a_manifest};
+use super::folder::{is_manifest, resembles_manifest};
 use crate::api::host_group::DirectoryId;
 
 /// Types (`statfs(2)`) of file systems whose files can change without an inotify event: network file systems, FUSE, and overlayfs, which
 /// does not report writes to its lower directories.
-const SILENT: [u32; 17] = [
+const POLLED_FILE_SYSTEMS: [u32; 17] = [
     0x6969,      // NFS
     0x6573_5546, // FUSE, virtiofs
     0xff53_4d42, // CIFS
@@ -41,9 +41,9 @@ const SILENT: [u32; 17] = [
 /// Whether the file system of this file may change without an inotify event.
 pub fn is_silent(file: &File) -> bool {
     // If statfs(2) fails, the directory is polled.
-    rustix::fs::fstatfs(file).map_or(true, |found| {
+    rustix::fs::fstatfs(file).map_or(true, |statfs| {
         // The magic numbers have 32 bits, the field may have 64.
-        SILENT.contains(&(found.f_type as u32))
+        POLLED_FILE_SYSTEMS.contains(&(statfs.f_type as u32))
     })
 }
 
@@ -52,21 +52,21 @@ pub fn is_silent(file: &File) -> bool {
 /// # Errors
 /// There is no directory at the path, or statx(2) fails.
 pub fn id(dir: &Path) -> io::Result<DirectoryId> {
-    let asked = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
-    let found = rustix::fs::statx(CWD, dir, AtFlags::empty(), asked)?;
-    if found.stx_mode & libc::S_IFMT as u16 != libc::S_IFDIR as u16 {
+    let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+    let stat = rustix::fs::statx(CWD, dir, AtFlags::empty(), mask)?;
+    if stat.stx_mode & libc::S_IFMT as u16 != libc::S_IFDIR as u16 {
         return Err(io::Error::from(rustix::io::Errno::NOTDIR));
     }
-    let has_birth = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::BTIME);
+    let has_btime = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
     let nanoseconds = |time: &rustix::fs::StatxTimestamp| {
         time.tv_sec
             .saturating_mul(1_000_000_000)
             .saturating_add(time.tv_nsec.into())
     };
     Ok(DirectoryId {
-        device: rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor),
-        inode: found.stx_ino,
-        born: has_birth.then(|| nanoseconds(&found.stx_btime)),
+        device: rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor),
+        inode: stat.stx_ino,
+        born: has_btime.then(|| nanoseconds(&stat.stx_btime)),
     })
 }
 
@@ -88,25 +88,25 @@ struct Inode {
 /// # Errors
 /// The directory cannot be listed.
 pub fn stamp(dir: &Path) -> io::Result<Stamp> {
-    let mut found = vec![(OsString::new(), inode(dir))];
+    let mut entries = vec![(OsString::new(), inode(dir))];
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
-        if is_manifest(&name) || resembles_a_manifest(&name) {
+        if is_manifest(&name) || resembles_manifest(&name) {
             let inode = inode(&dir.join(&name));
-            found.push((name, inode));
+            entries.push((name, inode));
         }
     }
-    found.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(Stamp(found))
+    entries.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(Stamp(entries))
 }
 
 fn inode(path: &Path) -> Option<Inode> {
-    let found = fs::metadata(path).ok()?;
+    let stat = fs::metadata(path).ok()?;
     Some(Inode {
-        place: (found.dev(), found.ino()),
-        mode: found.mode(),
-        size: found.size(),
-        modified: (found.mtime(), found.mtime_nsec()),
-        changed: (found.ctime(), found.ctime_nsec()),
+        place: (stat.dev(), stat.ino()),
+        mode: stat.mode(),
+        size: stat.size(),
+        modified: (stat.mtime(), stat.mtime_nsec()),
+        changed: (stat.ctime(), stat.ctime_nsec()),
     })
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::folder::FileReading;
-use super::{Intake, Look, Memory, missing};
+use super::{Input, Intake, Memory, missing};
 use crate::api::allowed::Allowed;
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::manifest::{self, Draft, Location, Place, Problem, Source};
@@ -17,7 +17,7 @@ pub(super) struct Files<'l> {
     sound: BTreeMap<PathBuf, Vec<Draft>>,
     broken: BTreeMap<PathBuf, Vec<Problem>>,
     /// Files that are open for writing and changed within the grace period: they are parsed later.
-    unsettled: BTreeSet<PathBuf>,
+    changing: BTreeSet<PathBuf>,
     /// Files that are open for writing.
     written: BTreeSet<PathBuf>,
     /// The text of each readable file.
@@ -26,7 +26,7 @@ pub(super) struct Files<'l> {
 
 impl<'l> Files<'l> {
     pub(super) fn parse(
-        look: &Look<'l>,
+        look: &Input<'l>,
         stored: &[HostGroup],
         memory: &mut Memory,
         intake: &mut Intake,
@@ -34,7 +34,7 @@ impl<'l> Files<'l> {
         let mut files = Self {
             sound: BTreeMap::new(),
             broken: BTreeMap::new(),
-            unsettled: BTreeSet::new(),
+            changing: BTreeSet::new(),
             written: BTreeSet::new(),
             texts: HashMap::new(),
         };
@@ -68,7 +68,7 @@ impl<'l> Files<'l> {
 
     fn take(
         &mut self,
-        look: &Look<'_>,
+        look: &Input<'_>,
         stored: &[HostGroup],
         memory: &mut Memory,
         intake: &mut Intake,
@@ -82,17 +82,17 @@ impl<'l> Files<'l> {
             if *text != source.text {
                 (*text, *since) = (source.text.clone(), look.now);
             }
-            let until = *since + look.grace;
-            let known = memory.texts.get(path) == Some(&source.text);
-            if look.now < until && !known {
-                self.unsettled.insert(path.clone());
-                intake.look_again(until);
+            let settled_at = *since + look.grace;
+            let is_accepted = memory.texts.get(path) == Some(&source.text);
+            if look.now < settled_at && !is_accepted {
+                self.changing.insert(path.clone());
+                intake.schedule_read(settled_at);
                 return;
             }
         }
-        let before = memory.texts.get(path);
+        let previous = memory.texts.get(path);
         let drafts = parse(source, look.allowed).and_then(|drafts| {
-            match cut_off(source, before, path, &drafts, stored) {
+            match truncation(source, previous, path, &drafts, stored) {
                 Some(problem) => Err(vec![problem]),
                 None => Ok(drafts),
             }
@@ -110,24 +110,24 @@ impl<'l> Files<'l> {
 
     /// Moves files that conflict with others to the broken ones. The stored groups of such a file are kept, which may cause another
     /// conflict. The loop ends, since every round removes a file.
-    pub(super) fn settle_conflicts(&mut self, stored: &[HostGroup], look: &Look<'_>) {
+    pub(super) fn remove_conflicts(&mut self, stored: &[HostGroup], input: &Input<'_>) {
         loop {
-            let named = self.names();
-            let stays = |group: &&HostGroup| {
+            let names = self.names();
+            let is_kept = |group: &&HostGroup| {
                 self.holds(group)
-                    || !named.contains(&group.meta.name)
-                        && missing::reason(look, stored, self, group).is_some()
+                    || !names.contains(&group.meta.name)
+                        && missing::reason(input, stored, self, group).is_some()
             };
-            let standing: Vec<&HostGroup> = stored.iter().filter(stays).collect();
+            let kept: Vec<&HostGroup> = stored.iter().filter(is_kept).collect();
             let claim = |(draft, path): (_, &PathBuf)| Claim {
                 draft,
                 origin: Origin::File(path.clone()),
             };
             let claims =
                 validate::by_precedence(stored, self.claims().into_iter().map(claim).collect());
-            let refused: Vec<(Origin, Problem)> = validate::conflicts(stored, &standing, &claims)
+            let refused: Vec<(Origin, Problem)> = validate::conflicts(stored, &kept, &claims)
                 .into_iter()
-                .chain(validate::objections_of_orders(stored, &claims))
+                .chain(validate::on_demand_problems(stored, &claims))
                 .map(|(index, problem)| (claims[index].origin.clone(), problem))
                 .collect();
             if refused.is_empty() {
@@ -146,7 +146,7 @@ impl<'l> Files<'l> {
     pub(super) fn holds(&self, group: &HostGroup) -> bool {
         match &group.origin {
             Origin::Apply => true,
-            Origin::File(path) => self.broken.contains_key(path) || self.unsettled.contains(path),
+            Origin::File(path) => self.broken.contains_key(path) || self.changing.contains(path),
         }
     }
 
@@ -156,23 +156,23 @@ impl<'l> Files<'l> {
     }
 
     /// Whether the file specifies an empty list of groups. A file without the list is broken.
-    pub(super) fn says_none(&self, path: &Path) -> bool {
+    pub(super) fn is_empty_list(&self, path: &Path) -> bool {
         self.sound.get(path).is_some_and(Vec::is_empty)
     }
 
     /// A file that is not parsed and may define the group: it contains the name of the group, or it cannot be read and is not the file of
     /// another group.
-    pub(super) fn may_hide(&self, name: &Name, stored: &[HostGroup]) -> Option<&PathBuf> {
-        let is_home = |path: &Path| {
+    pub(super) fn may_define(&self, name: &Name, stored: &[HostGroup]) -> Option<&PathBuf> {
+        let is_origin = |path: &Path| {
             let mut origins = stored.iter().map(|group| &group.origin);
             origins.any(|origin| matches!(origin, Origin::File(home) if home == path))
         };
-        let unknown = self.broken.keys().chain(&self.unsettled);
-        let hides = |path: &&PathBuf| match self.texts.get(path.as_path()) {
+        let unparsed = self.broken.keys().chain(&self.changing);
+        let may_define = |path: &&PathBuf| match self.texts.get(path.as_path()) {
             Some(text) => text.contains(name.as_str()),
-            None => !is_home(path),
+            None => !is_origin(path),
         };
-        unknown.into_iter().find(hides)
+        unparsed.into_iter().find(may_define)
     }
 
     pub(super) fn sound(&self) -> &BTreeMap<PathBuf, Vec<Draft>> {
@@ -208,7 +208,7 @@ fn parse(source: &Source, allowed: &Allowed) -> Result<Vec<Draft>, Vec<Problem>>
 
 /// A problem if the text seems to be truncated: it ends within a line of the text that was last accepted from the file. If the file
 /// was not read before in this process, its last line must end with a line feed before groups are removed or made smaller.
-fn cut_off(
+fn truncation(
     source: &Source,
     before: Option<&String>,
     path: &Path,
@@ -220,13 +220,13 @@ fn cut_off(
     if text.ends_with(['\n', ']', '}']) {
         return None;
     }
-    let is_cut = match before {
-        Some(before) => before
+    let is_truncated = match before {
+        Some(previous) => previous
             .strip_prefix(text.as_str())
             .is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['\n', '\r'])),
-        None => takes_away(path, drafts, stored),
+        None => removes_groups(path, drafts, stored),
     };
-    is_cut.then(|| {
+    is_truncated.then(|| {
         let line = text.lines().count().max(1);
         let column = text.lines().last().map_or(0, |last| last.chars().count()) + 1;
         Problem {
@@ -239,9 +239,9 @@ fn cut_off(
 }
 
 /// Whether the file defines fewer groups than are stored from it, or groups with a lower count.
-fn takes_away(path: &Path, drafts: &[Draft], stored: &[HostGroup]) -> bool {
-    let own = |group: &&HostGroup| matches!(&group.origin, Origin::File(home) if home == path);
-    stored.iter().filter(own).any(|group| {
+fn removes_groups(path: &Path, drafts: &[Draft], stored: &[HostGroup]) -> bool {
+    let is_own = |group: &&HostGroup| matches!(&group.origin, Origin::File(origin_path) if origin_path == path);
+    stored.iter().filter(is_own).any(|group| {
         let draft = drafts.iter().find(|draft| draft.name == group.meta.name);
         draft.is_none_or(|draft| draft.spec.count < group.spec.count)
     })

@@ -75,20 +75,20 @@ pub struct Error {
 ///
 /// # Errors
 /// The directory cannot be listed completely, or it was replaced by another directory meanwhile.
-pub fn read_folder(dir: &Path) -> Result<Listing, Error> {
-    let failed = |source| Error {
+pub fn read_directory(dir: &Path) -> Result<Listing, Error> {
+    let list_error = |source| Error {
         path: dir.to_owned(),
         source,
     };
-    let id = directory::id(dir).map_err(failed)?;
-    let stamp = directory::stamp(dir).map_err(failed)?;
-    let mut is_silent = directory::is_silent(&File::open(dir).map_err(failed)?);
+    let id = directory::id(dir).map_err(list_error)?;
+    let stamp = directory::stamp(dir).map_err(list_error)?;
+    let mut needs_polling = directory::is_silent(&File::open(dir).map_err(list_error)?);
     let (mut paths, mut others) = (Vec::new(), Vec::new());
-    for entry in fs::read_dir(dir).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
+    for entry in fs::read_dir(dir).map_err(list_error)? {
+        let name = entry.map_err(list_error)?.file_name();
         if is_manifest(&name) {
             paths.push(dir.join(name));
-        } else if resembles_a_manifest(&name) {
+        } else if resembles_manifest(&name) {
             others.push(dir.join(name));
         }
     }
@@ -96,20 +96,20 @@ pub fn read_folder(dir: &Path) -> Result<Listing, Error> {
     others.sort();
     let mut files = Vec::new();
     for path in paths {
-        if let Some((reading, silent)) = read_file(path) {
-            files.push(reading);
-            is_silent |= silent;
+        if let Some((result, polled)) = read_file(path) {
+            files.push(result);
+            needs_polling |= polled;
         }
     }
-    if directory::id(dir).map_err(failed)? != id {
-        let why = "it was replaced by another directory while it was read";
-        return Err(failed(io::Error::other(why)));
+    if directory::id(dir).map_err(list_error)? != id {
+        let message = "it was replaced by another directory while it was read";
+        return Err(list_error(io::Error::other(message)));
     }
     Ok(Listing {
         id,
         files,
         others,
-        is_silent,
+        is_silent: needs_polling,
         stamp,
     })
 }
@@ -123,7 +123,7 @@ pub fn is_manifest(name: &OsStr) -> bool {
 }
 
 /// Whether a file of this name may be mistaken for a manifest: upper case letters in the suffix, or JSON, which is valid YAML.
-pub fn resembles_a_manifest(name: &OsStr) -> bool {
+pub fn resembles_manifest(name: &OsStr) -> bool {
     let lower = name.as_bytes().to_ascii_lowercase();
     let json = lower.ends_with(b".json") && !lower.starts_with(b".") && !lower.starts_with(b"#");
     !is_manifest(name) && (json || is_manifest(OsStr::from_bytes(&lower)))
@@ -132,17 +132,17 @@ pub fn resembles_a_manifest(name: &OsStr) -> bool {
 /// Reads a file. Also returns whether it is on a file system that does not report all changes; `None` if the file does not exist.
 fn read_file(path: PathBuf) -> Option<(FileReading, bool)> {
     match read_text(&path) {
-        Ok(read) => {
+        Ok(contents) => {
             let name = path.display().to_string();
-            let reading = FileReading::Readable {
+            let result = FileReading::Readable {
                 path,
                 source: Source {
                     name,
-                    text: read.text,
+                    text: contents.text,
                 },
-                is_written: read.is_written,
+                is_written: contents.is_written,
             };
-            Some((reading, read.is_silent))
+            Some((result, contents.is_silent))
         }
         // Removed since the listing. A dangling link still exists: its target is being replaced, or not mounted.
         Err(error)
@@ -154,12 +154,12 @@ fn read_file(path: PathBuf) -> Option<(FileReading, bool)> {
         }
         // The file system of a link's target is unknown, so a change that makes it readable may not be reported.
         Err(error) => {
-            let linked = fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink());
+            let is_link = fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink());
             let reading = FileReading::Unreadable {
                 path,
                 error: error.to_string(),
             };
-            Some((reading, linked))
+            Some((reading, is_link))
         }
     }
 }
@@ -185,7 +185,7 @@ fn read_text(path: &Path) -> io::Result<Contents> {
     if !kind.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
-    let is_silent = directory::is_silent(&file);
+    let needs_polling = directory::is_silent(&file);
     let mut bytes = Vec::new();
     // One byte more than the limit, so that the parser detects a file that is too long.
     (&mut file)
@@ -200,6 +200,6 @@ fn read_text(path: &Path) -> io::Result<Contents> {
     Ok(Contents {
         text,
         is_written,
-        is_silent,
+        is_silent: needs_polling,
     })
 }

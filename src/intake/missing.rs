@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::files::Files;
-use super::{Intake, Look, Memory};
+use super::{Input, Intake, Memory};
 use crate::api::host_group::{HostGroup, Origin};
 
 /// Why a group that no file defines is kept.
@@ -18,7 +18,7 @@ pub enum Kept {
     /// A process has its file open for writing.
     Written(PathBuf),
     /// An invalid or unreadable file may define it.
-    Hidden(PathBuf),
+    MaybeDefinedIn(PathBuf),
     /// A file with a similar name exists that is not a manifest.
     Renamed(PathBuf),
 }
@@ -39,7 +39,7 @@ impl fmt::Display for Kept {
                 "a process has {} open for writing: nothing is removed until it is closed",
                 path.display()
             ),
-            Self::Hidden(path) => write!(
+            Self::MaybeDefinedIn(path) => write!(
                 f,
                 "no file defines it, but {} is invalid or unreadable and may define it: it is kept until that file is corrected or removed",
                 path.display()
@@ -55,29 +55,29 @@ impl fmt::Display for Kept {
 
 /// Decides for each group that no file defines whether it is kept, is in its grace period, or is deleted.
 pub(super) fn plan(
-    look: &Look<'_>,
+    look: &Input<'_>,
     stored: &[HostGroup],
     files: &Files<'_>,
     memory: &mut Memory,
     intake: &mut Intake,
 ) {
-    let named = files.names();
+    let names = files.names();
     let mut missing = std::mem::take(&mut memory.missing);
     for group in stored {
         let name = &group.meta.name;
-        if named.contains(name) || files.holds(group) {
+        if names.contains(name) || files.holds(group) {
             continue;
         }
-        if let Some(why) = reason(look, stored, files, group) {
-            intake.kept.insert(name.clone(), why);
+        if let Some(reason) = reason(look, stored, files, group) {
+            intake.kept.insert(name.clone(), reason);
             continue;
         }
-        let before = missing.remove(name);
-        let since = before.unwrap_or(look.now);
-        let until = since + look.grace;
-        match before.is_some() && look.now >= until {
+        let missing_since = missing.remove(name);
+        let since = missing_since.unwrap_or(look.now);
+        let deadline = since + look.grace;
+        match missing_since.is_some() && look.now >= deadline {
             true => intake.deletions.push(name.clone()),
-            false => intake.look_again(until),
+            false => intake.schedule_read(deadline),
         }
         // If the caller cannot store the deletion, it is due at the next read.
         memory.missing.insert(name.clone(), since);
@@ -86,7 +86,7 @@ pub(super) fn plan(
 
 /// Why a group that no file defines is kept. `None` means that its removal is requested.
 pub(super) fn reason(
-    look: &Look<'_>,
+    look: &Input<'_>,
     stored: &[HostGroup],
     files: &Files<'_>,
     group: &HostGroup,
@@ -97,7 +97,7 @@ pub(super) fn reason(
     if files.is_written(path) {
         return Some(Kept::Written(path.clone()));
     }
-    if files.says_none(path) {
+    if files.is_empty_list(path) {
         return None;
     }
     if group.adopted {
@@ -107,12 +107,12 @@ pub(super) fn reason(
         let dir = path.parent().unwrap_or(path).to_owned();
         return Some(Kept::OtherDirectory(dir));
     }
-    if let Some(hiding) = files.may_hide(&group.meta.name, stored) {
-        return Some(Kept::Hidden(hiding.clone()));
+    if let Some(hiding) = files.may_define(&group.meta.name, stored) {
+        return Some(Kept::MaybeDefinedIn(hiding.clone()));
     }
-    let renamed = look.listing.others.iter().find(|other| {
+    let renamed = look.listing.others.iter().find(|candidate| {
         let stem = |path: &Path| path.file_stem().map(std::ffi::OsStr::to_ascii_lowercase);
-        !look.listing.files.iter().any(|file| file.path() == path) && stem(other) == stem(path)
+        !look.listing.files.iter().any(|file| file.path() == path) && stem(candidate) == stem(path)
     });
     renamed.cloned().map(Kept::Renamed)
 }

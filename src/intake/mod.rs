@@ -24,7 +24,7 @@ use crate::api::manifest::{Draft, Problem};
 use crate::api::meta::Name;
 
 pub use directory::{Stamp, id};
-pub use folder::{Error, FileReading, Listing, is_manifest, read_folder};
+pub use folder::{Error, FileReading, Listing, is_manifest, read_directory};
 pub use missing::Kept;
 pub use watch::{Watch, WatchError};
 
@@ -60,8 +60,8 @@ pub struct Intake {
 
 impl Intake {
     /// Schedules another read at `at` or earlier.
-    fn look_again(&mut self, at: Instant) {
-        self.again = Some(self.again.map_or(at, |before| before.min(at)));
+    fn schedule_read(&mut self, at: Instant) {
+        self.again = Some(self.again.map_or(at, |other| other.min(at)));
     }
 }
 
@@ -78,7 +78,7 @@ pub struct Memory {
 
 /// The manifest directory and the results of earlier reads.
 #[derive(Debug)]
-pub struct Folder {
+pub struct ManifestDir {
     dir: PathBuf,
     allowed: Allowed,
     grace: Duration,
@@ -86,7 +86,7 @@ pub struct Folder {
     stamp: Option<Stamp>,
 }
 
-impl Folder {
+impl ManifestDir {
     /// The directory at `dir`; a group must be missing for `grace` before it is deleted. `dir` is part of the origin of groups, so it must
     /// be spelled the same way after a restart.
     pub fn new(dir: impl Into<PathBuf>, allowed: Allowed, grace: Duration) -> Self {
@@ -111,15 +111,15 @@ impl Folder {
     /// The directory cannot be listed.
     pub fn read(&mut self, stored: &[HostGroup], now: Instant) -> Result<Intake, Error> {
         self.stamp = None;
-        let listing = read_folder(&self.dir).inspect_err(|_| self.memory.missing.clear())?;
-        let look = Look {
+        let listing = read_directory(&self.dir).inspect_err(|_| self.memory.missing.clear())?;
+        let input = Input {
             stored,
             listing: &listing,
             allowed: &self.allowed,
             now,
             grace: self.grace,
         };
-        let intake = plan(&look, &mut self.memory);
+        let intake = plan(&input, &mut self.memory);
         self.stamp = Some(listing.stamp);
         Ok(intake)
     }
@@ -133,7 +133,7 @@ impl Folder {
 
 /// The input of [`plan`].
 #[derive(Clone, Copy, Debug)]
-pub struct Look<'a> {
+pub struct Input<'a> {
     /// All groups of the store.
     pub stored: &'a [HostGroup],
     /// The content of the directory.
@@ -147,43 +147,43 @@ pub struct Look<'a> {
 }
 
 /// Determines the changes to the store from the listing, the stored groups and earlier reads. Pure.
-pub fn plan(look: &Look<'_>, memory: &mut Memory) -> Intake {
-    let living = |group: &&HostGroup| !group.meta.deleting;
-    let stored: Vec<HostGroup> = look.stored.iter().filter(living).cloned().collect();
+pub fn plan(input: &Input<'_>, history: &mut Memory) -> Intake {
+    let is_live = |group: &&HostGroup| !group.meta.deleting;
+    let stored: Vec<HostGroup> = input.stored.iter().filter(is_live).cloned().collect();
     let mut intake = Intake {
-        directory: Some(look.listing.id.clone()),
-        others: look.listing.others.clone(),
-        is_silent: look.listing.is_silent,
+        directory: Some(input.listing.id.clone()),
+        others: input.listing.others.clone(),
+        is_silent: input.listing.is_silent,
         ..Intake::default()
     };
-    let mut files = Files::parse(look, &stored, memory, &mut intake);
-    files.settle_conflicts(&stored, look);
+    let mut files = Files::parse(input, &stored, history, &mut intake);
+    files.remove_conflicts(&stored, input);
     let claims = files.claims();
     let by_name: HashMap<&Name, &HostGroup> = stored.iter().map(|g| (&g.meta.name, g)).collect();
     for (draft, path) in &claims {
         let origin = Origin::File((*path).clone());
-        let before = by_name.get(&draft.name);
+        let stored_group = by_name.get(&draft.name);
         let mut draft = (*draft).clone();
         // The file may be incomplete: the count is not lowered until the writer has closed it.
-        if let Some(group) = before
+        if let Some(group) = stored_group
             && draft.spec.count < group.spec.count
             && files.is_written(path)
         {
             draft.spec.count = group.spec.count;
-            let why = Kept::Written((*path).clone());
-            intake.kept.insert(draft.name.clone(), why);
+            let reason = Kept::Written((*path).clone());
+            intake.kept.insert(draft.name.clone(), reason);
         }
-        let is_same = before.is_some_and(|group| {
+        let is_same = stored_group.is_some_and(|group| {
             group.spec == draft.spec && group.origin == origin && !group.adopted
         });
-        let was_here = before.is_some_and(|g| g.seen_in.as_ref() == Some(&look.listing.id));
-        match (is_same, was_here) {
+        let seen_here = stored_group.is_some_and(|g| g.seen_in.as_ref() == Some(&input.listing.id));
+        match (is_same, seen_here) {
             (true, true) => {}
             (true, false) => intake.seen.push(draft.name),
             (false, _) => intake.upserts.push((draft, origin)),
         }
     }
-    missing::plan(look, &stored, &files, memory, &mut intake);
+    missing::plan(input, &stored, &files, history, &mut intake);
     for (path, drafts) in files.sound() {
         let warnings: Vec<String> = drafts.iter().flat_map(|d| d.warnings.clone()).collect();
         if !warnings.is_empty() {

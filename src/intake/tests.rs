@@ -48,29 +48,29 @@ fn listing(readings: &[FileReading]) -> Listing {
 
 /// A plan at a time `after` the first one.
 fn at(stored: &[HostGroup], listing: &Listing, memory: &mut Memory, after: Duration) -> Intake {
-    static BEGIN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
-    let look = Look {
+    static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+    let input = Input {
         stored,
         listing,
         allowed: &Allowed::default(),
-        now: *BEGIN + after,
+        now: *START + after,
         grace: REMOVAL_GRACE,
     };
-    plan(&look, memory)
+    plan(&input, memory)
 }
 
-fn first(stored: &[HostGroup], readings: &[FileReading]) -> Intake {
+fn first(stored: &[HostGroup], files: &[FileReading]) -> Intake {
     at(
         stored,
-        &listing(readings),
+        &listing(files),
         &mut Memory::default(),
         Duration::ZERO,
     )
 }
 
 /// The groups of these files, as if they had been stored.
-fn stored(readings: &[FileReading]) -> Vec<HostGroup> {
-    let intake = first(&[], readings);
+fn stored(files: &[FileReading]) -> Vec<HostGroup> {
+    let intake = first(&[], files);
     assert_eq!(intake.problems, Vec::new());
     intake.upserts.into_iter().map(as_stored).collect()
 }
@@ -87,21 +87,21 @@ fn as_stored((draft, origin): (Draft, Origin)) -> HostGroup {
 }
 
 /// Plans at the start, within and after the grace period; returns the last plan.
-fn twice(stored: &[HostGroup], readings: &[FileReading]) -> Intake {
-    twice_of(stored, &listing(readings))
+fn twice(stored: &[HostGroup], files: &[FileReading]) -> Intake {
+    plan_listing_after_grace(stored, &listing(files))
 }
 
-fn twice_of(stored: &[HostGroup], listing: &Listing) -> Intake {
-    let mut memory = Memory::default();
-    let first = at(stored, listing, &mut memory, Duration::ZERO);
+fn plan_listing_after_grace(stored: &[HostGroup], listing: &Listing) -> Intake {
+    let mut history = Memory::default();
+    let first = at(stored, listing, &mut history, Duration::ZERO);
     assert_eq!(first.deletions, Vec::new(), "one read deletes nothing");
-    let early = at(stored, listing, &mut memory, REMOVAL_GRACE / 2);
+    let early = at(stored, listing, &mut history, REMOVAL_GRACE / 2);
     assert_eq!(
         early.deletions,
         Vec::new(),
         "nothing is deleted within the grace period"
     );
-    at(stored, listing, &mut memory, REMOVAL_GRACE)
+    at(stored, listing, &mut history, REMOVAL_GRACE)
 }
 
 /// The result of a read without changes.
@@ -123,13 +123,13 @@ fn said(intake: &Intake) -> Vec<String> {
 
 #[test]
 fn what_is_stored_already_is_not_repeated() {
-    let readings = [
+    let files = [
         file("a.yaml", group("a", "")),
         file("b.yaml", group("b", "")),
     ];
-    let stored = stored(&readings);
+    let stored = stored(&files);
     assert_eq!(stored.len(), 2);
-    assert_eq!(first(&stored, &readings), nothing());
+    assert_eq!(first(&stored, &files), nothing());
 }
 
 #[test]
@@ -167,8 +167,8 @@ fn groups_of_an_invalid_or_unreadable_file_are_kept_and_the_reason_is_reported()
 
 #[test]
 fn an_invalid_file_does_not_affect_a_valid_one() {
-    let readings = [file("a.yaml", "config: 1"), file("b.yaml", group("b", ""))];
-    let intake = twice(&[], &readings);
+    let files = [file("a.yaml", "config: 1"), file("b.yaml", group("b", ""))];
+    let intake = twice(&[], &files);
     assert_eq!(intake.upserts.len(), 1);
     assert_eq!(intake.problems.len(), 1);
 }
@@ -186,11 +186,11 @@ fn a_group_that_moves_between_files_is_never_deleted() {
 #[test]
 fn a_group_in_two_files_keeps_its_origin() {
     let before = stored(&[file("b.yaml", group("a", ""))]);
-    let readings = [
+    let files = [
         file("a.yaml", group("a", ", drop: [10.0.0.0/8]")),
         file("b.yaml", group("a", "")),
     ];
-    let intake = twice(&before, &readings);
+    let intake = twice(&before, &files);
     assert_eq!((intake.upserts.len(), intake.deletions.len()), (0, 0));
     assert_eq!(intake.problems[0].0, PathBuf::from("a.yaml"));
     assert!(
@@ -203,8 +203,8 @@ fn a_group_in_two_files_keeps_its_origin() {
 #[test]
 fn a_group_copied_from_an_invalid_file_keeps_its_origin() {
     let before = stored(&[file("a.yaml", group("a", ""))]);
-    let readings = [file("a.yaml", "config: 1"), file("b.yaml", group("a", ""))];
-    let intake = twice(&before, &readings);
+    let files = [file("a.yaml", "config: 1"), file("b.yaml", group("a", ""))];
+    let intake = twice(&before, &files);
     assert_eq!((intake.upserts.len(), intake.deletions.len()), (0, 0));
     assert_eq!(intake.problems.len(), 2);
     assert!(
@@ -237,12 +237,12 @@ fn overlapping_ranges_refuse_the_last_file_and_all_files_that_depend_on_it() {
         file("2.yaml", group("two", b)),
     ]);
     // `two` requests the range of `one` and is refused, so it keeps its range, which `three` requests.
-    let readings = [
+    let files = [
         file("1.yaml", group("one", a)),
         file("2.yaml", group("two", a)),
         file("3.yaml", group("three", b)),
     ];
-    let intake = twice(&before, &readings);
+    let intake = twice(&before, &files);
     assert_eq!((intake.upserts.len(), intake.deletions.len()), (0, 0));
     let paths: Vec<_> = intake
         .problems
@@ -295,7 +295,7 @@ fn only_manifests_directly_in_the_directory_are_read_in_order_without_blocking()
     );
     fs::write(at("GROUPS.YAML"), "").unwrap();
     fs::write(at("b.json"), "").unwrap();
-    let listing = read_folder(dir.path()).unwrap();
+    let listing = read_directory(dir.path()).unwrap();
     assert_eq!(listing.others, [at("GROUPS.YAML"), at("b.json")]);
     let read = listing.files;
     let readable = |reading: &FileReading| matches!(reading, FileReading::Readable { .. });
@@ -322,7 +322,7 @@ fn a_directory_that_cannot_be_listed_is_an_error_and_deletes_nothing() {
     let conf = dir.path().join("conf");
     fs::create_dir(&conf).unwrap();
     fs::write(conf.join("a.yaml"), group("a", "")).unwrap();
-    let mut folder = Folder::new(&conf, Allowed::default(), REMOVAL_GRACE);
+    let mut folder = ManifestDir::new(&conf, Allowed::default(), REMOVAL_GRACE);
     let read = folder.read(&[], Instant::now()).unwrap();
     let seen_in = read.directory.clone();
     let before: Vec<HostGroup> = read.upserts.into_iter().map(as_stored).collect();
@@ -353,7 +353,7 @@ fn a_file_that_is_open_for_writing_is_detected() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("a.yaml");
     fs::write(&path, group("a", "")).unwrap();
-    let written = || match &read_folder(dir.path()).unwrap().files[..] {
+    let written = || match &read_directory(dir.path()).unwrap().files[..] {
         [FileReading::Readable { is_written, .. }] => *is_written,
         other => panic!("{other:?}"),
     };

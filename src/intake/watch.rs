@@ -20,18 +20,18 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::folder::{is_manifest, resembles_a_manifest};
+use super::folder::{is_manifest, resembles_manifest};
 
 /// A save is complete after this time without events.
-const QUIET: Duration = Duration::from_millis(60);
+const SETTLE_TIME: Duration = Duration::from_millis(60);
 /// Maximum wait for the end of a save.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Timeout for resolving the path; then the directory is read with the old watcher in place.
-const WALK_DEADLINE: Duration = Duration::from_secs(10);
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The number of links that the kernel follows (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 /// Number of immediate attempts to watch a path that changes meanwhile.
-const MAX_TRIES: u32 = 8;
+const MAX_ATTEMPTS: u32 = 8;
 
 /// The directory cannot be watched: the inotify limits are exhausted, or the path cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -45,41 +45,41 @@ pub struct WatchError {
 }
 
 /// Selects the files of a directory to watch, by their names.
-pub type Wanted = fn(&OsStr) -> bool;
+pub type NameFilter = fn(&OsStr) -> bool;
 
 /// Notifications for a directory, which need not exist.
 pub struct Watch {
     dir: PathBuf,
-    wanted: Wanted,
+    wanted: NameFilter,
     woken: Arc<Notify>,
     /// A notification that [`Watch::changed`] has not returned yet, so that dropping its future loses no notification.
     pending: bool,
     /// Owns its thread and its watches. `None` until the path has been resolved once.
     _watcher: Option<RecommendedWatcher>,
     /// The creation of a new watcher in progress.
-    arming: Option<JoinHandle<Result<RecommendedWatcher, WatchError>>>,
+    new_watcher: Option<JoinHandle<Result<RecommendedWatcher, WatchError>>>,
 }
 
 impl Watch {
     /// Watches the manifests in a directory, see [`Watch::of`].
     pub async fn new(dir: &Path) -> Result<Self, WatchError> {
-        Self::of(dir, |name| is_manifest(name) || resembles_a_manifest(name)).await
+        Self::of(dir, |name| is_manifest(name) || resembles_manifest(name)).await
     }
 
     /// Starts watching. Later changes cause a notification; existing files do not.
     /// A relative `dir` is relative to the current directory.
-    pub async fn of(dir: &Path, wanted: Wanted) -> Result<Self, WatchError> {
+    pub async fn of(dir: &Path, filter: NameFilter) -> Result<Self, WatchError> {
         let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
-        let woken = Arc::new(Notify::new());
+        let notify = Arc::new(Notify::new());
         let mut watch = Self {
             dir,
-            wanted,
-            woken,
+            wanted: filter,
+            woken: notify,
             pending: false,
             _watcher: None,
-            arming: None,
+            new_watcher: None,
         };
-        watch.arm().await?;
+        watch.replace_watcher().await?;
         Ok(watch)
     }
 
@@ -90,71 +90,75 @@ impl Watch {
             self.woken.notified().await;
             self.pending = true;
         }
-        let quiet = async { while timeout(QUIET, self.woken.notified()).await.is_ok() {} };
+        let settled = async { while timeout(SETTLE_TIME, self.woken.notified()).await.is_ok() {} };
         // After the timeout, the directory is read during the save.
-        let _ = timeout(PATIENCE, quiet).await;
+        let _ = timeout(PATIENCE, settled).await;
         self.pending = false;
         // Before the caller reads, so that every change after the read causes another notification.
-        self.arm().await
+        self.replace_watcher().await
     }
 
     /// Replaces the watcher. If the path cannot be resolved in time, the old watcher stays, and the next call continues to wait.
-    async fn arm(&mut self) -> Result<(), WatchError> {
-        let arming = self.arming.get_or_insert_with(|| {
-            let (dir, wanted) = (self.dir.clone(), self.wanted);
-            let woken = Arc::clone(&self.woken);
-            tokio::task::spawn_blocking(move || arm(&dir, wanted, &woken))
+    async fn replace_watcher(&mut self) -> Result<(), WatchError> {
+        let arming = self.new_watcher.get_or_insert_with(|| {
+            let (dir, filter) = (self.dir.clone(), self.wanted);
+            let notify = Arc::clone(&self.woken);
+            tokio::task::spawn_blocking(move || create_watcher(&dir, filter, &notify))
         });
-        let Ok(armed) = timeout(WALK_DEADLINE, arming).await else {
+        let Ok(result) = timeout(RESOLVE_TIMEOUT, arming).await else {
             self.pending = true;
             return Ok(());
         };
-        self.arming = None;
+        self.new_watcher = None;
         let failed = |error: tokio::task::JoinError| WatchError {
             path: self.dir.clone(),
             source: notify::Error::generic(&error.to_string()),
         };
-        self._watcher = Some(armed.map_err(failed)??);
+        self._watcher = Some(result.map_err(failed)??);
         Ok(())
     }
 }
 
 /// Creates a watcher for the current targets of the path.
-fn arm(dir: &Path, wanted: Wanted, woken: &Arc<Notify>) -> Result<RecommendedWatcher, WatchError> {
+fn create_watcher(
+    dir: &Path,
+    filter: NameFilter,
+    notify: &Arc<Notify>,
+) -> Result<RecommendedWatcher, WatchError> {
     let failed = |source| WatchError {
         path: dir.to_owned(),
         source,
     };
-    let mut targets = Targets::of(dir, wanted);
-    let mut tries = 0;
+    let mut targets = Targets::of(dir, filter);
+    let mut attempts = 0;
     loop {
-        tries += 1;
-        let concern = targets.clone();
-        let waker = Arc::clone(woken);
-        let told = move |event: notify::Result<Event>| {
+        attempts += 1;
+        let filter_targets = targets.clone();
+        let waker = Arc::clone(notify);
+        let handler = move |event: notify::Result<Event>| {
             // After an error, events may be missing.
-            if event.map_or(true, |event| concern.concerned_by(&event, wanted)) {
+            if event.map_or(true, |event| filter_targets.is_relevant(&event, filter)) {
                 waker.notify_one();
             }
         };
-        let mut watcher = RecommendedWatcher::new(told, Config::default()).map_err(failed)?;
-        let mut gone = false;
+        let mut watcher = RecommendedWatcher::new(handler, Config::default()).map_err(failed)?;
+        let mut is_changed = false;
         for place in targets.places() {
             match watcher.watch(place, RecursiveMode::NonRecursive) {
                 Ok(()) => {}
                 // Removed since the path was resolved: the result below differs then.
-                Err(error) if is_absent(&error) => gone = true,
+                Err(error) if is_absent(&error) => is_changed = true,
                 Err(error) => return Err(failed(error)),
             }
         }
         // Resolves the path again, to detect changes between the first resolution and the watch.
-        let now = Targets::of(dir, wanted);
-        if now == targets && !gone {
+        let now = Targets::of(dir, filter);
+        if now == targets && !is_changed {
             return Ok(watcher);
         }
-        if tries == MAX_TRIES {
+        if attempts == MAX_ATTEMPTS {
             // Links keep changing. The notification causes another attempt.
-            woken.notify_one();
+            notify.notify_one();
             return Ok(watcher);
         }
         targets = now;
@@ -180,15 +184,15 @@ struct Targets {
 
 impl Targets {
     /// Resolves the path of the directory and the symbolic links in it.
-    fn of(dir: &Path, wanted: Wanted) -> Self {
+    fn of(dir: &Path, filter: NameFilter) -> Self {
         let mut targets = Self::default();
         let Some(folder) = targets.walk(dir) else {
             return targets;
         };
         if let Ok(entries) = std::fs::read_dir(&folder) {
             for entry in entries.flatten() {
-                let link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
-                if link && wanted(&entry.file_name()) {
+                let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
+                if is_link && filter(&entry.file_name()) {
                     targets.walk(&entry.path());
                 }
             }
@@ -200,21 +204,21 @@ impl Targets {
     /// Resolves `path` and adds every link on it and its end. Returns `None` if it does not exist: then its first missing component
     /// is added.
     fn walk(&mut self, path: &Path) -> Option<PathBuf> {
-        let mut left: Vec<PathBuf> = parts(path);
-        let mut here = PathBuf::from("/");
+        let mut components: Vec<PathBuf> = parts(path);
+        let mut resolved = PathBuf::from("/");
         let mut links = 0;
-        while let Some(part) = left.pop() {
+        while let Some(part) = components.pop() {
             if part == Path::new("..") {
-                here.pop();
+                resolved.pop();
                 continue;
             }
-            let next = here.join(&part);
+            let next = resolved.join(&part);
             let Ok(kind) = std::fs::symlink_metadata(&next).map(|meta| meta.file_type()) else {
                 self.exact.insert(next);
                 return None;
             };
             if !kind.is_symlink() {
-                here = next;
+                resolved = next;
                 continue;
             }
             self.exact.insert(next.clone());
@@ -224,12 +228,12 @@ impl Targets {
                 return None;
             }
             if target.is_absolute() {
-                here = PathBuf::from("/");
+                resolved = PathBuf::from("/");
             }
-            left.extend(parts(&target));
+            components.extend(parts(&target));
         }
-        self.exact.insert(here.clone());
-        Some(here)
+        self.exact.insert(resolved.clone());
+        Some(resolved)
     }
 
     /// The directories to watch: the resolved directory, and the parent of each exact path.
@@ -238,7 +242,7 @@ impl Targets {
         self.folder.as_deref().into_iter().chain(parents).collect()
     }
 
-    fn concerned_by(&self, event: &Event, wanted: Wanted) -> bool {
+    fn is_relevant(&self, event: &Event, filter: NameFilter) -> bool {
         if event.need_rescan() {
             return true;
         }
@@ -253,11 +257,11 @@ impl Targets {
             | EventKind::Other => {}
         }
         event.paths.iter().any(|path| {
-            let inside = path.parent() == self.folder.as_deref() && self.folder.is_some();
+            let in_directory = path.parent() == self.folder.as_deref() && self.folder.is_some();
             self.exact.contains(path)
                 // A watched directory was itself removed.
                 || self.places().contains(path.as_path())
-                || inside && path.file_name().is_some_and(wanted)
+                || in_directory && path.file_name().is_some_and(filter)
         })
     }
 }

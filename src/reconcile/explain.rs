@@ -144,7 +144,7 @@ fn at_the_host(way: &Way<'_>, policy: &Policy, packet: &Packet) -> Decision {
     let chain = way.instance.chain("RAW");
     let place = format!("host raw {chain}");
     let opening = policy
-        .host_openings()
+        .host_access_entries()
         .find(|entry: &Entry| entry.matches(packet));
     match opening {
         Some(entry) => {

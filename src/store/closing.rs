@@ -20,7 +20,7 @@ pub(super) fn closes_only(before: &HostGroup, after: &HostGroup) -> bool {
         ..before.clone()
     };
     let (old, new) = (&before.spec.template, &after.spec.template);
-    old != new && same == *after && new.network.is_no_looser_than(&old.network)
+    old != new && same == *after && new.network.is_at_most_as_permissive_as(&old.network)
 }
 
 /// As [`closes_only`], for a VM and its copy of the group's settings.
@@ -37,7 +37,10 @@ pub(super) fn vm_closes_only(before: &Vm, after: &Vm) -> bool {
     before.spec.network != after.spec.network
         && same == *after
         && before.on_demand.is_some() == after.on_demand.is_some()
-        && after.spec.network.is_no_looser_than(&before.spec.network)
+        && after
+            .spec
+            .network
+            .is_at_most_as_permissive_as(&before.spec.network)
 }
 
 /// `spec` with the network of `after`.
@@ -51,5 +54,5 @@ fn spec_of(spec: &VmSpec, after: &VmSpec) -> VmSpec {
 /// The host openings that the VMs made on demand of a group request.
 pub(super) fn openings(group: &HostGroup) -> impl Iterator<Item = Entry> + '_ {
     let orders = group.orders.values();
-    orders.flat_map(|order| order.ask.host_openings())
+    orders.flat_map(|order| order.ask.host_access_entries())
 }

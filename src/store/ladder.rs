@@ -81,7 +81,7 @@ impl Txn<'_> {
             return Ok(Gate::Gone);
         };
         let page = self.world().page(uid, rung).cloned();
-        let mut page = page.unwrap_or_else(|| RungPage::blank(now));
+        let mut page = page.unwrap_or_else(|| RungPage::initial(now));
         if let Err(why) = self.world().below_is_ready(&vm, rung) {
             // A stage that is Ready stays Ready; otherwise its condition describes what it waits for.
             if page.condition.status != Status::True {
@@ -103,7 +103,7 @@ impl Txn<'_> {
     /// [`Error::Write`].
     pub fn hold_rung(&mut self, uid: Uid, rung: Rung, now: Timestamp) -> Result<(), Error> {
         let page = self.world().page(uid, rung).cloned();
-        let page = page.unwrap_or_else(|| RungPage::blank(now));
+        let page = page.unwrap_or_else(|| RungPage::initial(now));
         self.put_page(uid, rung, RungPage { held: true, ..page })
     }
 
@@ -123,7 +123,7 @@ impl Txn<'_> {
             return Ok(());
         }
         let page = self.world().page(uid, rung).cloned();
-        let mut page = page.unwrap_or_else(|| RungPage::blank(now));
+        let mut page = page.unwrap_or_else(|| RungPage::initial(now));
         let since = match page.condition.status == status {
             true => page.condition.since,
             false => now,

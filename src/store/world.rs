@@ -463,9 +463,9 @@ impl World {
                 *limit = most.min(*limit);
             }
             let policy = group.spec.template.network.policy();
-            let openings = policy.into_iter().flat_map(Policy::host_openings);
+            let openings = policy.into_iter().flat_map(Policy::host_access_entries);
             let orders = group.orders.values();
-            let openings = openings.chain(orders.flat_map(|order| order.ask.host_openings()));
+            let openings = openings.chain(orders.flat_map(|order| order.ask.host_access_entries()));
             footing
                 .openings
                 .extend(openings.map(|entry: Entry| (pool.range, entry.to_string())));

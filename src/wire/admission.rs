@@ -14,19 +14,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::connections::{Connection, Connections, User};
 use super::door::Peer;
-use super::guarded::Tracked;
+use super::guarded::TrackedBody;
 use super::limits::{
-    ANSWERS_LIMIT, BODIES_LIMIT, BODY_LIMIT, Limits, SMALL_ANSWER, SMALL_BODY_LIMIT,
+    BODIES_LIMIT, BODY_LIMIT, Limits, RESPONSES_LIMIT, SMALL_BODY_LIMIT, SMALL_RESPONSE,
 };
 use super::problem::problem;
 use crate::clock;
 
 /// Interval of checks whether the limit of [`ANSWERS_LIMIT`] permits another response.
-const ANSWER_STEP: std::time::Duration = std::time::Duration::from_millis(10);
+const RETRY_INTERVAL: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// The peer of a connection, attached to each of its requests.
 #[derive(Clone, Debug)]
-pub(super) struct Caller {
+pub(super) struct Client {
     pub(super) peer: Peer,
     pub(super) user: User,
     pub(super) connection: Arc<Connection>,
@@ -37,13 +37,13 @@ pub(super) struct Caller {
 pub(super) struct Room {
     limits: Limits,
     connections: Arc<Connections>,
-    privileged: Share,
-    others: Share,
+    privileged: Quota,
+    others: Quota,
     streams: std::sync::Mutex<Vec<User>>,
 }
 
 #[derive(Debug)]
-struct Share {
+struct Quota {
     heavy: Arc<Semaphore>,
     lists: Arc<Semaphore>,
     /// One permit per KiB of request bodies.
@@ -52,14 +52,14 @@ struct Share {
     answers: Arc<Semaphore>,
 }
 
-impl Share {
+impl Quota {
     fn of(limits: &Limits) -> Self {
         let semaphore = |count| Arc::new(Semaphore::new(count));
         Self {
             heavy: semaphore(limits.heavy),
             lists: semaphore(limits.lists),
             bodies: semaphore(BODIES_LIMIT >> 10),
-            answers: semaphore(ANSWERS_LIMIT >> 10),
+            answers: semaphore(RESPONSES_LIMIT >> 10),
         }
     }
 }
@@ -68,14 +68,14 @@ impl Room {
     pub(super) fn new(limits: Limits, connections: Arc<Connections>) -> Self {
         Self {
             connections,
-            privileged: Share::of(&limits),
-            others: Share::of(&limits),
+            privileged: Quota::of(&limits),
+            others: Quota::of(&limits),
             streams: std::sync::Mutex::default(),
             limits,
         }
     }
 
-    fn share(&self, user: User) -> &Share {
+    fn share(&self, user: User) -> &Quota {
         match user {
             User::Privileged => &self.privileged,
             User::Of(_) => &self.others,
@@ -88,19 +88,19 @@ impl Room {
     /// A limit is reached; the message specifies which one.
     fn stream(self: &Arc<Self>, user: User) -> Result<Stream, String> {
         let mut streams = self.streams.lock().unwrap_or_else(|p| p.into_inner());
-        let (all, mine) = (
+        let (total, by_user) = (
             streams.len(),
-            streams.iter().filter(|of| **of == user).count(),
+            streams.iter().filter(|other| **other == user).count(),
         );
         let most = self.limits.streams;
         // Half of the streams are reserved for privileged users.
-        let full = match user {
-            User::Privileged => all >= most,
-            User::Of(_) => mine >= most / 4 || all >= most / 2,
+        let is_full = match user {
+            User::Privileged => total >= most,
+            User::Of(_) => by_user >= most / 4 || total >= most / 2,
         };
-        if full {
+        if is_full {
             return Err(format!(
-                "the limit of streams is reached: {all} are open, {mine} of them by this user"
+                "the limit of streams is reached: {total} are open, {by_user} of them by this user"
             ));
         }
         streams.push(user);
@@ -135,38 +135,38 @@ enum Weight {
     /// Lists objects.
     List,
     /// Is a stream (`follow=true`).
-    Follows,
+    Stream,
 }
 
 fn weight(request: &Request) -> Weight {
     let path = request.uri().path();
     let query = request.uri().query().unwrap_or_default();
-    let follows = query.split('&').any(|pair| pair == "follow=true");
-    let reads = request.method() == Method::GET;
+    let is_stream = query.split('&').any(|pair| pair == "follow=true");
+    let is_get = request.method() == Method::GET;
     match path.strip_prefix("/v1/").unwrap_or_default() {
         "apply" | "diff" | "names" | "gc" | "doctor" => Weight::Heavy,
-        _ if follows && reads => Weight::Follows,
-        rest if rest.starts_with("objects/") && reads => Weight::List,
+        _ if is_stream && is_get => Weight::Stream,
+        rest if rest.starts_with("objects/") && is_get => Weight::List,
         _ => Weight::Light,
     }
 }
 
 pub(super) async fn admit(
     State(room): State<Arc<Room>>,
-    ConnectInfo(caller): ConnectInfo<Caller>,
+    ConnectInfo(caller): ConnectInfo<Client>,
     request: Request,
     next: Next,
 ) -> Response {
     let connection = Arc::clone(&caller.connection);
     let weight = weight(&request);
-    let answer = work(&room, &caller, weight, request, next).await;
-    let (answer, held, permits) = match answer {
+    let result = work(&room, &caller, weight, request, next).await;
+    let (response, stream_permit, permits) = match result {
         Ok((answer, Held { stream, permits })) => (answer, stream, permits),
         Err(refusal) => (refusal, None, Vec::new()),
     };
-    let follows = held.is_some() && answer.status().is_success();
-    connection.answers(clock::monotonic(), follows, permits);
-    answer.map(|body| Body::new(Tracked::new(body, connection, held)))
+    let is_stream = stream_permit.is_some() && response.status().is_success();
+    connection.answers(clock::monotonic(), is_stream, permits);
+    response.map(|body| Body::new(TrackedBody::new(body, connection, stream_permit)))
 }
 
 /// Permits held until the response has been sent.
@@ -178,13 +178,13 @@ struct Held {
 
 async fn work(
     room: &Arc<Room>,
-    caller: &Caller,
+    caller: &Client,
     weight: Weight,
     request: Request,
     next: Next,
 ) -> Result<(Response, Held), Response> {
     let peer = &caller.peer;
-    if !peer.admitted {
+    if !peer.is_permitted {
         tracing::warn!(
             uid = peer.uid,
             pid = peer.pid,
@@ -198,42 +198,43 @@ async fn work(
     }
     let (request, body) = whole(room, caller, request).await?;
     caller.connection.works();
-    let share = room.share(caller.user);
-    let mut held = Held::default();
-    let working = match weight {
+    let quota = room.share(caller.user);
+    let mut acquired = Held::default();
+    let turn_permit = match weight {
         Weight::Heavy => {
-            Some(turn(room, &share.heavy, "read manifests or inspect the host").await?)
+            Some(turn(room, &quota.heavy, "read manifests or inspect the host").await?)
         }
-        Weight::List => Some(turn(room, &share.lists, "list objects").await?),
-        Weight::Follows => {
-            held.stream = Some(room.stream(caller.user).map_err(busy)?);
+        Weight::List => Some(turn(room, &quota.lists, "list objects").await?),
+        Weight::Stream => {
+            acquired.stream = Some(room.stream(caller.user).map_err(busy)?);
             None
         }
         Weight::Light => None,
     };
-    let answer = next.run(request).await;
-    drop((working, body));
-    let length = hyper::body::Body::size_hint(answer.body()).lower();
-    held.permits
-        .extend(for_answer(room, caller.user, length).await?);
-    Ok((answer, held))
+    let response = next.run(request).await;
+    drop((turn_permit, body));
+    let length = hyper::body::Body::size_hint(response.body()).lower();
+    acquired
+        .permits
+        .extend(acquire_response_permit(room, caller.user, length).await?);
+    Ok((response, acquired))
 }
 
 /// Permits for a response of this length, until the client has read it. `None` if the response is too small to be counted.
-async fn for_answer(
+async fn acquire_response_permit(
     room: &Room,
     user: User,
     length: u64,
 ) -> Result<Option<OwnedSemaphorePermit>, Response> {
     let length = usize::try_from(length).unwrap_or(usize::MAX);
-    if length < SMALL_ANSWER {
+    if length < SMALL_RESPONSE {
         return Ok(None);
     }
     let answers = &room.share(user).answers;
-    let needs = u32::try_from(length.min(ANSWERS_LIMIT) >> 10).unwrap_or(u32::MAX);
-    let since = clock::monotonic();
+    let permits = u32::try_from(length.min(RESPONSES_LIMIT) >> 10).unwrap_or(u32::MAX);
+    let start = clock::monotonic();
     loop {
-        if let Ok(permit) = Arc::clone(answers).try_acquire_many_owned(needs) {
+        if let Ok(permit) = Arc::clone(answers).try_acquire_many_owned(permits) {
             return Ok(Some(permit));
         }
         let now = clock::monotonic();
@@ -243,11 +244,11 @@ async fn for_answer(
         {
             continue;
         }
-        if now.saturating_duration_since(since) > room.limits.turn {
-            let why = "too many large responses are being sent; try again";
-            return Err(busy(why.to_owned()));
+        if now.saturating_duration_since(start) > room.limits.turn {
+            let reason = "too many large responses are being sent; try again";
+            return Err(busy(reason.to_owned()));
         }
-        tokio::time::sleep(ANSWER_STEP).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
 
@@ -256,8 +257,8 @@ async fn turn(
     semaphore: &Arc<Semaphore>,
     what: &str,
 ) -> Result<OwnedSemaphorePermit, Response> {
-    let turn = Arc::clone(semaphore).acquire_owned();
-    match tokio::time::timeout(room.limits.turn, turn).await {
+    let acquire = Arc::clone(semaphore).acquire_owned();
+    match tokio::time::timeout(room.limits.turn, acquire).await {
         Ok(Ok(permit)) => Ok(permit),
         Ok(Err(_)) | Err(_) => Err(busy(format!(
             "too many requests {what} at the same time; try again"
@@ -268,7 +269,7 @@ async fn turn(
 /// Reads the request's body into memory. Also returns the permits for its size.
 async fn whole(
     room: &Room,
-    caller: &Caller,
+    caller: &Client,
     request: Request,
 ) -> Result<(Request, Vec<OwnedSemaphorePermit>), Response> {
     if matches!(
@@ -277,20 +278,20 @@ async fn whole(
     ) {
         return Ok((request, Vec::new()));
     }
-    let most = match request.uri().path() {
+    let limit = match request.uri().path() {
         "/v1/apply" | "/v1/diff" | "/v1/names" => BODY_LIMIT,
         _ => SMALL_BODY_LIMIT,
     };
     let too_large = || {
-        let error = format!("the request body is larger than {most} bytes");
+        let error = format!("the request body is larger than {limit} bytes");
         problem(StatusCode::PAYLOAD_TOO_LARGE, error, Vec::new())
     };
-    let announced = request.headers().get(header::CONTENT_LENGTH);
-    let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > most as u64) {
+    let content_length = request.headers().get(header::CONTENT_LENGTH);
+    let announced = content_length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > limit as u64) {
         return Err(too_large());
     }
-    caller.connection.awaits_body(clock::monotonic());
+    caller.connection.start_body(clock::monotonic());
     let bodies = &room.share(caller.user).bodies;
     let (parts, body) = request.into_parts();
     let (mut stream, mut bytes, mut held) = (body.into_data_stream(), BytesMut::new(), Vec::new());
@@ -299,17 +300,17 @@ async fn whole(
             let error = format!("cannot read the request body: {error}");
             problem(StatusCode::BAD_REQUEST, error, Vec::new())
         })?;
-        if bytes.len() + chunk.len() > most {
+        if bytes.len() + chunk.len() > limit {
             return Err(too_large());
         }
         // Permits for the received bytes, not for the announced length: a client that sends nothing takes none.
-        let needs = (bytes.len() + chunk.len()).div_ceil(1024) - bytes.len().div_ceil(1024);
-        let needs = u32::try_from(needs).unwrap_or(u32::MAX);
+        let permits = (bytes.len() + chunk.len()).div_ceil(1024) - bytes.len().div_ceil(1024);
+        let needs = u32::try_from(permits).unwrap_or(u32::MAX);
         match Arc::clone(bodies).try_acquire_many_owned(needs) {
             Ok(permit) => held.push(permit),
             Err(_) => {
-                let why = "too many large requests are being received; try again";
-                return Err(busy(why.to_owned()));
+                let reason = "too many large requests are being received; try again";
+                return Err(busy(reason.to_owned()));
             }
         }
         bytes.extend_from_slice(&chunk);
@@ -319,8 +320,10 @@ async fn whole(
 }
 
 fn busy(error: String) -> Response {
-    let mut answer = problem(StatusCode::SERVICE_UNAVAILABLE, error, Vec::new());
-    let later = header::HeaderValue::from_static("1");
-    answer.headers_mut().insert(header::RETRY_AFTER, later);
-    answer
+    let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, error, Vec::new());
+    let retry_after = header::HeaderValue::from_static("1");
+    response
+        .headers_mut()
+        .insert(header::RETRY_AFTER, retry_after);
+    response
 }

@@ -14,7 +14,7 @@ use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List,
-    NewVmResult, Reach, Server, Source,
+    NewVmResult, Reach, ServerInfo, Source,
 };
 use crate::api::vm::PowerVerb;
 
@@ -53,7 +53,7 @@ pub enum Refusal {
     NotFound(String),
     /// 404, with a similar object that exists.
     #[error("{0} not found; did you mean {1}?")]
-    NotFoundBut(String, String),
+    NotFoundWithSuggestion(String, String),
     /// 422: the request is invalid; one entry per cause, with file and line if there is one.
     #[error("invalid request")]
     Invalid(Vec<String>),
@@ -149,7 +149,11 @@ pub trait Backend: Send + Sync + 'static {
     ) -> impl Future<Output = Result<BoxStream<'static, io::Result<Bytes>>, Refusal>> + Send;
 
     /// Writes to the VM's serial port; an empty write checks whether that is possible.
-    fn type_in(&self, vm: Name, keys: Bytes) -> impl Future<Output = Result<(), Refusal>> + Send;
+    fn write_console(
+        &self,
+        vm: Name,
+        keys: Bytes,
+    ) -> impl Future<Output = Result<(), Refusal>> + Send;
 
     /// Removes orphaned host resources; with [`Effect::DryRun`] only lists them.
     fn gc(&self, effect: Effect) -> impl Future<Output = Result<Vec<Leftover>, Refusal>> + Send;
@@ -168,8 +172,8 @@ pub trait Backend: Send + Sync + 'static {
     fn route(&self, group: Name) -> impl Future<Output = Result<Reach, Refusal>> + Send;
 
     /// Called when accept(2) has failed, which is due to a lack of descriptors or memory.
-    fn exhausted(&self, _: &io::Error) {}
+    fn accept_failed(&self, _: &io::Error) {}
 
     /// The version and directories of the daemon.
-    fn version(&self) -> impl Future<Output = Server> + Send;
+    fn version(&self) -> impl Future<Output = ServerInfo> + Send;
 }

@@ -26,7 +26,7 @@ use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List,
-    NewVmResult, Problem, Reach, Server, Source,
+    NewVmResult, Problem, Reach, ServerInfo, Source,
 };
 use crate::api::vm::PowerVerb;
 
@@ -34,8 +34,8 @@ use crate::api::vm::PowerVerb;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Number and interval of connect attempts while the backlog of the socket is full: 5 s.
-const BACKLOG_TRIES: u32 = 500;
-const BACKLOG_PAUSE: Duration = Duration::from_millis(10);
+const BACKLOG_ATTEMPTS: u32 = 500;
+const BACKLOG_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Sends requests to the daemon that listens on a socket.
 #[derive(Clone, Debug)]
@@ -56,10 +56,10 @@ pub enum ClientError {
     },
     /// The user may not connect to the socket.
     #[error("permission denied: {} is accessible to root and members of the socket's group", .0.display())]
-    Denied(PathBuf),
+    PermissionDenied(PathBuf),
     /// The connection was closed, or the response is invalid.
     #[error("connection to sliced at {} failed: {why}", socket.display())]
-    Broken {
+    ConnectionFailed {
         /// Path of the socket.
         socket: PathBuf,
         /// The error.
@@ -128,7 +128,7 @@ impl Client {
 
     /// See [`super::Backend::get`].
     pub async fn get(&self, kind: Kind, name: Option<&Name>) -> Result<List> {
-        self.json(Method::GET, &object_path(kind, name), NOTHING)
+        self.json(Method::GET, &object_path(kind, name), NO_BODY)
             .await
     }
 
@@ -143,33 +143,33 @@ impl Client {
     }
 
     /// See [`super::Backend::delete`].
-    pub async fn delete(&self, kind: Kind, name: &Name, how: Deletion) -> Result<()> {
-        let forced = how == Deletion::Forced;
-        let path = format!("{}?force={forced}", object_path(kind, Some(name)));
-        self.ask(Method::DELETE, &path, NOTHING).await.map(drop)
+    pub async fn delete(&self, kind: Kind, name: &Name, deletion: Deletion) -> Result<()> {
+        let is_forced = deletion == Deletion::Forced;
+        let path = format!("{}?force={is_forced}", object_path(kind, Some(name)));
+        self.ask(Method::DELETE, &path, NO_BODY).await.map(drop)
     }
 
     /// See [`super::Backend::add_vm`].
-    pub async fn add_vm(&self, group: &Name, wanted: &NewVm) -> Result<NewVmResult> {
+    pub async fn add_vm(&self, group: &Name, request: &NewVm) -> Result<NewVmResult> {
         let path = format!("/v1/groups/{group}/vms");
-        self.json(Method::POST, &path, Some(wanted)).await
+        self.json(Method::POST, &path, Some(request)).await
     }
 
     /// See [`super::Backend::remove_vm`].
     pub async fn remove_vm(&self, vm: &Name) -> Result<()> {
         let path = format!("/v1/vms/{vm}");
-        self.ask(Method::DELETE, &path, NOTHING).await.map(drop)
+        self.ask(Method::DELETE, &path, NO_BODY).await.map(drop)
     }
 
     /// See [`super::Backend::power`].
     pub async fn power(&self, vm: &Name, verb: PowerVerb) -> Result<Applied> {
         let path = format!("/v1/vms/{vm}/{verb}");
-        self.json(Method::POST, &path, NOTHING).await
+        self.json(Method::POST, &path, NO_BODY).await
     }
 
     /// See [`super::Backend::metrics`].
     pub async fn metrics(&self, vm: &Name) -> Result<Metrics> {
-        self.json(Method::GET, &format!("/v1/metrics/{vm}"), NOTHING)
+        self.json(Method::GET, &format!("/v1/metrics/{vm}"), NO_BODY)
             .await
     }
 
@@ -182,7 +182,7 @@ impl Client {
         let mut path = format!("/v1/events?follow={}", span == Span::Follow);
         if let Some(object) = object {
             path.push_str("&object=");
-            path.push_str(&escaped(object));
+            path.push_str(&percent_encode(object));
         }
         self.lines(&path).await
     }
@@ -198,45 +198,46 @@ impl Client {
         if let Some(lines) = lines {
             path.push_str(&format!("&lines={lines}"));
         }
-        let answer = self.ask(Method::GET, &path, NOTHING).await?;
-        Ok(chunks(self.socket.clone(), answer.into_body()))
+        let response = self.ask(Method::GET, &path, NO_BODY).await?;
+        Ok(chunks(self.socket.clone(), response.into_body()))
     }
 
     /// See [`super::Backend::type_in`].
-    pub async fn type_in(&self, vm: &Name, keys: Bytes) -> Result<()> {
+    pub async fn write_console(&self, vm: &Name, keys: Bytes) -> Result<()> {
         let path = format!("/v1/console/{vm}");
-        let kind = "application/octet-stream";
-        self.ask_with(Method::POST, &path, kind, keys).await?;
+        let content_type = "application/octet-stream";
+        self.request_with_type(Method::POST, &path, content_type, keys)
+            .await?;
         Ok(())
     }
 
     /// See [`super::Backend::gc`].
     pub async fn gc(&self, effect: Effect) -> Result<Vec<Leftover>> {
         let path = format!("/v1/gc?dry_run={}", effect == Effect::DryRun);
-        self.json(Method::POST, &path, NOTHING).await
+        self.json(Method::POST, &path, NO_BODY).await
     }
 
     /// See [`super::Backend::doctor`].
     pub async fn doctor(&self) -> Result<Vec<Check>> {
-        self.json(Method::GET, "/v1/doctor", NOTHING).await
+        self.json(Method::GET, "/v1/doctor", NO_BODY).await
     }
 
     /// See [`super::Backend::explain`].
     pub async fn explain(&self, vm: &Name, packet: &Packet) -> Result<Explanation> {
-        let packet = escaped(&packet::text(packet));
+        let packet = percent_encode(&packet::text(packet));
         let path = format!("/v1/explain/{vm}?packet={packet}");
-        self.json(Method::GET, &path, NOTHING).await
+        self.json(Method::GET, &path, NO_BODY).await
     }
 
     /// See [`super::Backend::route`].
     pub async fn route(&self, group: &Name) -> Result<Reach> {
         let path = format!("/v1/route/{group}");
-        self.json(Method::GET, &path, NOTHING).await
+        self.json(Method::GET, &path, NO_BODY).await
     }
 
     /// See [`super::Backend::version`].
-    pub async fn version(&self) -> Result<Server> {
-        self.json(Method::GET, "/v1/version", NOTHING).await
+    pub async fn version(&self) -> Result<ServerInfo> {
+        self.json(Method::GET, "/v1/version", NO_BODY).await
     }
 
     async fn json<T: DeserializeOwned>(
@@ -245,8 +246,8 @@ impl Client {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T> {
-        let answer = self.ask(method, path, body).await?;
-        let body = answer.into_body().collect().await;
+        let response = self.ask(method, path, body).await?;
+        let body = response.into_body().collect().await;
         let body = body.map_err(|error| self.broken(error))?.to_bytes();
         serde_json::from_slice(&body).map_err(|error| self.broken(error))
     }
@@ -255,12 +256,12 @@ impl Client {
         &self,
         path: &str,
     ) -> Result<BoxStream<'static, Result<T>>> {
-        let answer = self.ask(Method::GET, path, NOTHING).await?;
+        let response = self.ask(Method::GET, path, NO_BODY).await?;
         let socket = self.socket.clone();
-        let lines = split_lines(chunks(socket.clone(), answer.into_body()).boxed());
+        let lines = split_lines(chunks(socket.clone(), response.into_body()).boxed());
         Ok(lines
             .map(move |line| {
-                serde_json::from_slice(&line?).map_err(|error| ClientError::Broken {
+                serde_json::from_slice(&line?).map_err(|error| ClientError::ConnectionFailed {
                     socket: socket.clone(),
                     why: error.to_string(),
                 })
@@ -278,20 +279,20 @@ impl Client {
             None => Vec::new(),
             Some(body) => serde_json::to_vec(body).map_err(|error| self.broken(error))?,
         };
-        self.ask_with(method, path, "application/json", body.into())
+        self.request_with_type(method, path, "application/json", body.into())
             .await
     }
 
-    async fn ask_with(
+    async fn request_with_type(
         &self,
         method: Method,
         path: &str,
         kind: &str,
         body: Bytes,
     ) -> Result<Response<Incoming>> {
-        let sent = self.send(method, path, kind, body);
-        let asked = tokio::time::timeout(PATIENCE, sent).await;
-        let answer = asked
+        let sending = self.send(method, path, kind, body);
+        let result = tokio::time::timeout(PATIENCE, sending).await;
+        let answer = result
             .map_err(|_| self.broken(format!("no response within {} s", PATIENCE.as_secs())))??;
         if answer.status().is_success() {
             return Ok(answer);
@@ -333,12 +334,12 @@ impl Client {
                 tracing::debug!(%error, "connection closed with an error");
             }
         });
-        let answer = sender.send_request(request).await;
-        answer.map_err(|error| self.broken(error))
+        let response = sender.send_request(request).await;
+        response.map_err(|error| self.broken(error))
     }
 
     async fn connect(&self) -> Result<UnixStream> {
-        let mut tries = 0;
+        let mut attempts = 0;
         loop {
             let source = match UnixStream::connect(&self.socket).await {
                 Ok(stream) => return Ok(stream),
@@ -346,12 +347,14 @@ impl Client {
             };
             return Err(match source.kind() {
                 // EAGAIN: the backlog of the socket is full (unix(7)).
-                io::ErrorKind::WouldBlock if tries < BACKLOG_TRIES => {
-                    tries += 1;
-                    tokio::time::sleep(BACKLOG_PAUSE).await;
+                io::ErrorKind::WouldBlock if attempts < BACKLOG_ATTEMPTS => {
+                    attempts += 1;
+                    tokio::time::sleep(BACKLOG_INTERVAL).await;
                     continue;
                 }
-                io::ErrorKind::PermissionDenied => ClientError::Denied(self.socket.clone()),
+                io::ErrorKind::PermissionDenied => {
+                    ClientError::PermissionDenied(self.socket.clone())
+                }
                 _ => ClientError::Unreachable {
                     socket: self.socket.clone(),
                     source,
@@ -360,16 +363,16 @@ impl Client {
         }
     }
 
-    fn broken(&self, why: impl ToString) -> ClientError {
-        ClientError::Broken {
+    fn broken(&self, reason: impl ToString) -> ClientError {
+        ClientError::ConnectionFailed {
             socket: self.socket.clone(),
-            why: why.to_string(),
+            why: reason.to_string(),
         }
     }
 }
 
 /// A request without a body.
-const NOTHING: Option<&()> = None;
+const NO_BODY: Option<&()> = None;
 
 fn object_path(kind: Kind, name: Option<&Name>) -> String {
     match name {
@@ -379,7 +382,7 @@ fn object_path(kind: Kind, name: Option<&Name>) -> String {
 }
 
 /// Percent-encodes all but the unreserved characters (RFC 3986, section 2.1).
-fn escaped(text: &str) -> String {
+fn percent_encode(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
@@ -394,7 +397,7 @@ fn chunks(socket: PathBuf, body: Incoming) -> impl Stream<Item = Result<Bytes>> 
     BodyStream::new(body).filter_map(move |frame| {
         let chunk = match frame {
             Ok(frame) => frame.into_data().ok().map(Ok),
-            Err(error) => Some(Err(ClientError::Broken {
+            Err(error) => Some(Err(ClientError::ConnectionFailed {
                 socket: socket.clone(),
                 why: error.to_string(),
             })),
@@ -409,9 +412,9 @@ fn split_lines(
 ) -> impl Stream<Item = Result<BytesMut>> + Send {
     stream::unfold((chunks, BytesMut::new()), |(mut chunks, mut rest)| async {
         loop {
-            if let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
-                let mut line = rest.split_to(end + 1);
-                line.truncate(end);
+            if let Some(newline) = rest.iter().position(|&byte| byte == b'\n') {
+                let mut line = rest.split_to(newline + 1);
+                line.truncate(newline);
                 return Some((Ok(line), (chunks, rest)));
             }
             match chunks.next().await {

@@ -16,21 +16,21 @@ use super::limits::Limits;
 use crate::clock;
 
 /// A connection whose peer has read nothing for this time may be evicted in favour of a response to another peer.
-const BLOCKED: Duration = Duration::from_millis(50);
+const EVICTION_DELAY: Duration = Duration::from_millis(50);
 
 /// The phase of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// Waits for a request head since `since`, with the deadline `until`.
-    Head { since: Instant, until: Instant },
+    ReceivingHead { since: Instant, until: Instant },
     /// Waits for a request body.
-    Body { since: Instant, until: Instant },
+    ReceivingBody { since: Instant, until: Instant },
     /// A request is in progress.
     Working,
     /// A response is being sent, with the deadline `until`.
-    Answering { until: Instant },
+    Responding { until: Instant },
     /// A stream is being sent.
-    Following,
+    Streaming,
 }
 
 /// One connection.
@@ -48,7 +48,7 @@ struct State {
     /// Since when writes are blocked because the peer does not read.
     blocked: Option<Instant>,
     /// Deadline for the peer to read the response that is being written.
-    answer_until: Option<Instant>,
+    response_deadline: Option<Instant>,
     /// Held until the response has been written.
     permits: Vec<OwnedSemaphorePermit>,
 }
@@ -58,12 +58,12 @@ impl Connection {
         Self {
             limits,
             state: Mutex::new(State {
-                phase: Phase::Head {
+                phase: Phase::ReceivingHead {
                     since: now,
                     until: now + limits.head,
                 },
                 blocked: None,
-                answer_until: None,
+                response_deadline: None,
                 permits: Vec::new(),
             }),
             changed: Notify::new(),
@@ -84,21 +84,26 @@ impl Connection {
         self.enter(Phase::Working);
     }
 
-    pub(super) fn awaits_body(&self, now: Instant) {
+    pub(super) fn start_body(&self, now: Instant) {
         let until = now + self.limits.body;
-        self.enter(Phase::Body { since: now, until });
+        self.enter(Phase::ReceivingBody { since: now, until });
     }
 
     /// A response starts; `held` is released when it has been written.
-    pub(super) fn answers(&self, now: Instant, follows: bool, held: Vec<OwnedSemaphorePermit>) {
+    pub(super) fn answers(
+        &self,
+        now: Instant,
+        is_stream: bool,
+        permits: Vec<OwnedSemaphorePermit>,
+    ) {
         let until = now + self.limits.response;
         let mut state = self.state();
-        state.permits.extend(held);
-        state.phase = match follows {
-            true => Phase::Following,
-            false => Phase::Answering { until },
+        state.permits.extend(permits);
+        state.phase = match is_stream {
+            true => Phase::Streaming,
+            false => Phase::Responding { until },
         };
-        state.answer_until = (!follows).then_some(until);
+        state.response_deadline = (!is_stream).then_some(until);
         drop(state);
         self.changed.notify_one();
     }
@@ -106,11 +111,11 @@ impl Connection {
     /// The complete response has been passed to the writer.
     pub(super) fn answered(&self, now: Instant) {
         let until = now + self.limits.idle;
-        self.enter(Phase::Head { since: now, until });
+        self.enter(Phase::ReceivingHead { since: now, until });
     }
 
     /// A write is blocked because the peer does not read.
-    pub(super) fn is_blocked(&self, now: Instant) {
+    pub(super) fn write_blocked(&self, now: Instant) {
         let mut state = self.state();
         if state.blocked.is_none() {
             state.blocked = Some(now);
@@ -120,13 +125,13 @@ impl Connection {
     }
 
     /// A write has made progress.
-    pub(super) fn moves(&self, now: Instant) {
+    pub(super) fn write_progressed(&self, now: Instant) {
         let mut state = self.state();
         state.blocked = None;
         // The peer is still reading a long response: the idle timeout starts later.
-        let answering = state.answer_until.is_some();
-        if let Phase::Head { since, until } = &mut state.phase
-            && answering
+        let is_responding = state.response_deadline.is_some();
+        if let Phase::ReceivingHead { since, until } = &mut state.phase
+            && is_responding
         {
             *since = now;
             *until = now + self.limits.idle;
@@ -134,27 +139,27 @@ impl Connection {
     }
 
     /// All data has been written.
-    pub(super) fn is_flushed(&self) {
+    pub(super) fn write_flushed(&self) {
         let mut state = self.state();
         state.blocked = None;
-        if matches!(state.phase, Phase::Head { .. }) {
-            state.answer_until = None;
+        if matches!(state.phase, Phase::ReceivingHead { .. }) {
+            state.response_deadline = None;
             state.permits.clear();
         }
     }
 
     /// Since when the connection has waited for its peer; `None` if it does not wait.
-    fn waits_since(&self) -> Option<Instant> {
+    fn waiting_since(&self) -> Option<Instant> {
         let state = self.state();
         let phase = match state.phase {
-            Phase::Head { since, .. } | Phase::Body { since, .. } => Some(since),
-            Phase::Working | Phase::Answering { .. } | Phase::Following => None,
+            Phase::ReceivingHead { since, .. } | Phase::ReceivingBody { since, .. } => Some(since),
+            Phase::Working | Phase::Responding { .. } | Phase::Streaming => None,
         };
         state.blocked.or(phase)
     }
 
     /// Since when writes are blocked, if the connection holds permits for its response.
-    fn blocked_with_answer(&self) -> Option<Instant> {
+    fn blocked_with_permits_since(&self) -> Option<Instant> {
         let state = self.state();
         state.blocked.filter(|_| !state.permits.is_empty())
     }
@@ -162,32 +167,32 @@ impl Connection {
     fn deadline(&self) -> Option<Instant> {
         let state = self.state();
         let phase = match state.phase {
-            Phase::Head { until, .. } | Phase::Body { until, .. } | Phase::Answering { until } => {
-                Some(until)
-            }
-            Phase::Working | Phase::Following => None,
+            Phase::ReceivingHead { until, .. }
+            | Phase::ReceivingBody { until, .. }
+            | Phase::Responding { until } => Some(until),
+            Phase::Working | Phase::Streaming => None,
         };
         let blocked = state.blocked.map(|since| since + self.limits.write);
-        [phase, blocked, state.answer_until]
+        [phase, blocked, state.response_deadline]
             .into_iter()
             .flatten()
             .min()
     }
 
     /// Returns when the connection must be closed: a deadline has passed, or it is evicted.
-    pub(super) async fn must_close(&self) {
+    pub(super) async fn wait_for_close(&self) {
         loop {
             let changed = self.changed.notified();
-            let overdue = async {
+            let deadline_passed = async {
                 match self.deadline() {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
                 () = self.closed.cancelled() => return,
                 () = changed => {}
-                () = overdue => {
+                () = deadline_passed => {
                     let now = clock::monotonic();
                     if self.deadline().is_some_and(|at| at <= now) {
                         return;
@@ -248,7 +253,7 @@ impl Connections {
     /// A limit is reached and no connection can be evicted; the message specifies the limit.
     pub(super) fn admit(self: &Arc<Self>, user: User, now: Instant) -> Result<Place, String> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        self.make_room(&mut open, user)?;
+        self.evict_if_full(&mut open, user)?;
         let id = open.next;
         open.next += 1;
         let connection = Arc::new(Connection::new(self.limits, now));
@@ -270,9 +275,9 @@ impl Connections {
     pub(super) fn evict_blocked(&self, privileged: bool, now: Instant) -> bool {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let blocked = open.all.iter().filter_map(|(id, entry)| {
-            let same = (entry.user == User::Privileged) == privileged;
-            let since = entry.connection.blocked_with_answer()?;
-            (same && since + BLOCKED <= now).then_some((since, *id))
+            let same_class = (entry.user == User::Privileged) == privileged;
+            let since = entry.connection.blocked_with_permits_since()?;
+            (same_class && since + EVICTION_DELAY <= now).then_some((since, *id))
         });
         let Some((_, id)) = blocked.min() else {
             return false;
@@ -284,27 +289,27 @@ impl Connections {
         true
     }
 
-    fn make_room(&self, open: &mut Open, user: User) -> Result<(), String> {
+    fn evict_if_full(&self, open: &mut Open, user: User) -> Result<(), String> {
         let limits = &self.limits;
-        let (mine, others) = (open.of(user), open.all.len() - open.of(User::Privileged));
+        let (by_user, others) = (open.of(user), open.all.len() - open.of(User::Privileged));
         match user {
-            User::Of(uid) if mine >= limits.per_user => open.evict(&[user]).ok_or_else(|| {
-                format!("user {uid} has {mine} connections, which is the limit per user")
+            User::Of(uid) if by_user >= limits.per_user => open.evict(&[user]).ok_or_else(|| {
+                format!("user {uid} has {by_user} connections, which is the limit per user")
             }),
             User::Of(_) if others >= limits.connections - limits.reserved => {
                 // Evicts from the user with most connections, if that has more than this one.
-                let most = open.most();
-                let most = most.filter(|(other, count)| *other != user && *count > mine);
-                let from = most.map_or(user, |(other, _)| other);
-                open.evict(&[from]).ok_or_else(|| full(others))
+                let top_user = open.most();
+                let most = top_user.filter(|(other, count)| *other != user && *count > by_user);
+                let user_to_evict = most.map_or(user, |(other, _)| other);
+                open.evict(&[user_to_evict]).ok_or_else(|| full(others))
             }
             User::Of(_) | User::Privileged if open.all.len() >= limits.connections => {
-                let anybody = open.users();
-                let from = match user {
-                    User::Privileged => anybody,
+                let all_users = open.users();
+                let users = match user {
+                    User::Privileged => all_users,
                     User::Of(_) => vec![user],
                 };
-                open.evict(&from).ok_or_else(|| full(open.all.len()))
+                open.evict(&users).ok_or_else(|| full(open.all.len()))
             }
             User::Of(_) | User::Privileged => Ok(()),
         }
@@ -338,11 +343,11 @@ impl Open {
     }
 
     /// Closes the connection that has waited longest for its peer, of the first of these users that has one.
-    fn evict(&mut self, from: &[User]) -> Option<()> {
-        let longest = from.iter().find_map(|user| {
-            let theirs = self.all.iter().filter(|(_, entry)| entry.user == *user);
+    fn evict(&mut self, users: &[User]) -> Option<()> {
+        let longest = users.iter().find_map(|user| {
+            let of_user = self.all.iter().filter(|(_, entry)| entry.user == *user);
             let waiting =
-                theirs.filter_map(|(id, entry)| Some((entry.connection.waits_since()?, *id)));
+                of_user.filter_map(|(id, entry)| Some((entry.connection.waiting_since()?, *id)));
             waiting.min()
         });
         let (_, id) = longest?;
@@ -439,28 +444,28 @@ mod tests {
         assert_eq!(connection.deadline(), Some(now + limits.head));
         connection.works();
         assert_eq!(connection.deadline(), None);
-        connection.awaits_body(now);
+        connection.start_body(now);
         assert_eq!(connection.deadline(), Some(now + limits.body));
         connection.answers(now, true, Vec::new());
         assert_eq!(
-            (connection.deadline(), connection.waits_since()),
+            (connection.deadline(), connection.waiting_since()),
             (None, None)
         );
-        connection.is_blocked(now);
+        connection.write_blocked(now);
         assert_eq!(connection.deadline(), Some(now + limits.write));
-        assert_eq!(connection.waits_since(), Some(now));
-        connection.moves(now);
+        assert_eq!(connection.waiting_since(), Some(now));
+        connection.write_progressed(now);
         assert_eq!(connection.deadline(), None);
         connection.answers(now, false, Vec::new());
         connection.answered(now);
         let later = now + Duration::from_secs(100);
-        connection.moves(later);
+        connection.write_progressed(later);
         assert_eq!(
             connection.deadline(),
             Some(now + limits.response),
             "a slow reader"
         );
-        connection.is_flushed();
+        connection.write_flushed();
         assert_eq!(connection.deadline(), Some(later + limits.idle));
     }
 }

@@ -26,7 +26,7 @@ pub struct Door {
 /// The operation on the socket that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {doing} the socket {}", path.display())]
-pub struct DoorError {
+pub struct ListenerError {
     doing: &'static str,
     path: PathBuf,
     #[source]
@@ -41,41 +41,41 @@ pub struct Peer {
     /// Process id, if the process is visible in our PID namespace.
     pub pid: Option<i32>,
     /// Whether the peer is root, our own user, or a member of the socket's group.
-    pub admitted: bool,
+    pub is_permitted: bool,
 }
 
 impl Door {
     /// Binds `path` with mode 0660 and the given group, or our own group if that does not exist. Replaces the socket of a
     /// daemon that has exited; any other file at `path` is an error. Must run in a tokio runtime.
-    pub fn open(path: &Path, group: &str) -> Result<Self, DoorError> {
-        let fail = |doing| {
-            move |source| DoorError {
+    pub fn open(path: &Path, group: &str) -> Result<Self, ListenerError> {
+        let socket_error = |doing| {
+            move |source| ListenerError {
                 doing,
                 path: path.to_owned(),
                 source,
             }
         };
-        ensure_free(path).map_err(fail("create"))?;
-        let cradle = cradle(path);
-        match fs::remove_file(&cradle) {
+        ensure_free(path).map_err(socket_error("create"))?;
+        let temporary = temporary_path(path);
+        match fs::remove_file(&temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(fail("replace")(error));
+                return Err(socket_error("replace")(error));
             }
             _ => {}
         }
-        let bound = UnixListener::bind(&cradle).or_else(|error| match error.kind() {
+        let bound = UnixListener::bind(&temporary).or_else(|error| match error.kind() {
             // The directory has no space for one more file. No process listens on the old socket, so its file is removed.
             io::ErrorKind::StorageFull => {
                 fs::remove_file(path)?;
-                UnixListener::bind(&cradle)
+                UnixListener::bind(&temporary)
             }
             _ => Err(error),
         });
-        let listener = bound.map_err(fail("bind"))?;
-        let opened = dress(&cradle, group)
-            .map_err(fail("set the mode and group of"))
+        let listener = bound.map_err(socket_error("bind"))?;
+        let opened = set_group_and_mode(&temporary, group)
+            .map_err(socket_error("set the mode and group of"))
             .and_then(|meta| {
-                fs::rename(&cradle, path).map_err(fail("rename"))?;
+                fs::rename(&temporary, path).map_err(socket_error("rename"))?;
                 Ok(meta)
             });
         match opened {
@@ -86,7 +86,7 @@ impl Door {
                 group: meta.gid(),
             }),
             Err(error) => {
-                let _ = fs::remove_file(&cradle);
+                let _ = fs::remove_file(&temporary);
                 Err(error)
             }
         }
@@ -112,7 +112,7 @@ impl Door {
             Ok(cred) => Peer {
                 uid: cred.uid(),
                 pid: cred.pid(),
-                admitted: cred.uid() == 0
+                is_permitted: cred.uid() == 0
                     || cred.uid() == rustix::process::geteuid().as_raw()
                     || cred.gid() == self.group
                     || cred
@@ -123,7 +123,7 @@ impl Door {
             Err(_) => Peer {
                 uid: u32::MAX,
                 pid: None,
-                admitted: false,
+                is_permitted: false,
             },
         }
     }
@@ -131,8 +131,8 @@ impl Door {
 
 impl Drop for Door {
     fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode);
-        if ours {
+        let is_ours = fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode);
+        if is_ours {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -151,8 +151,8 @@ fn ensure_free(path: &Path) -> io::Result<()> {
         other => other?,
     };
     if !meta.file_type().is_socket() {
-        let what = "the file exists and is not a socket";
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
+        let message = "the file exists and is not a socket";
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
     }
     match StdStream::connect(path) {
         Err(error)
@@ -171,7 +171,7 @@ fn ensure_free(path: &Path) -> io::Result<()> {
     }
 }
 
-fn cradle(path: &Path) -> PathBuf {
+fn temporary_path(path: &Path) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(format!(".{}", std::process::id()));
@@ -180,7 +180,7 @@ fn cradle(path: &Path) -> PathBuf {
 
 /// Sets the group before the mode, so that no other group gets the rights meant for this one. If the group cannot be set (we are neither
 /// root nor a member, or it is not mapped in our user namespace), fewer users have access, so this is not an error.
-fn dress(path: &Path, group: &str) -> io::Result<fs::Metadata> {
+fn set_group_and_mode(path: &Path, group: &str) -> io::Result<fs::Metadata> {
     match group_id(group) {
         Some(gid) => {
             if let Err(error) = chown(path, None, Some(gid)) {
@@ -214,16 +214,17 @@ fn has_group(pid: i32, uid: u32, gid: u32) -> bool {
     let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
         return false;
     };
-    let numbers = |key: &str| -> Vec<u32> {
+    let ids = |key: &str| -> Vec<u32> {
         status
             .lines()
             .find_map(|line| line.strip_prefix(key))
-            .map(|rest| {
-                rest.split_whitespace()
+            .map(|values| {
+                values
+                    .split_whitespace()
                     .filter_map(|n| n.parse().ok())
                     .collect()
             })
             .unwrap_or_default()
     };
-    numbers("Uid:").contains(&uid) && numbers("Groups:").contains(&gid)
+    ids("Uid:").contains(&uid) && ids("Groups:").contains(&gid)
 }

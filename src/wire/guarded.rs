@@ -26,13 +26,13 @@ impl Guarded {
         Self { stream, connection }
     }
 
-    fn note<T>(&self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        match &written {
-            Poll::Pending => self.connection.is_blocked(clock::monotonic()),
-            Poll::Ready(Ok(_)) => self.connection.moves(clock::monotonic()),
+    fn note<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match &result {
+            Poll::Pending => self.connection.write_blocked(clock::monotonic()),
+            Poll::Ready(Ok(_)) => self.connection.write_progressed(clock::monotonic()),
             Poll::Ready(Err(_)) => {}
         }
-        written
+        result
     }
 }
 
@@ -52,8 +52,8 @@ impl AsyncWrite for Guarded {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.note(written)
+        let result = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.note(result)
     }
 
     fn poll_write_vectored(
@@ -61,8 +61,8 @@ impl AsyncWrite for Guarded {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.note(written)
+        let result = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.note(result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -71,11 +71,11 @@ impl AsyncWrite for Guarded {
 
     /// hyper calls this when it has written all data.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.stream).poll_flush(context);
-        if flushed.is_ready() {
-            self.connection.is_flushed();
+        let result = Pin::new(&mut self.stream).poll_flush(context);
+        if result.is_ready() {
+            self.connection.write_flushed();
         }
-        flushed
+        result
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -84,24 +84,24 @@ impl AsyncWrite for Guarded {
 }
 
 /// A response body; reports its end when dropped.
-pub(super) struct Tracked {
+pub(super) struct TrackedBody {
     body: Body,
     connection: Arc<Connection>,
     /// Held until the end of the body.
-    _held: Box<dyn Send>,
+    _guard: Box<dyn Send>,
 }
 
-impl Tracked {
-    pub(super) fn new(body: Body, connection: Arc<Connection>, held: impl Send + 'static) -> Self {
+impl TrackedBody {
+    pub(super) fn new(body: Body, connection: Arc<Connection>, guard: impl Send + 'static) -> Self {
         Self {
             body,
             connection,
-            _held: Box::new(held),
+            _guard: Box::new(guard),
         }
     }
 }
 
-impl hyper::body::Body for Tracked {
+impl hyper::body::Body for TrackedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -121,7 +121,7 @@ impl hyper::body::Body for Tracked {
     }
 }
 
-impl Drop for Tracked {
+impl Drop for TrackedBody {
     fn drop(&mut self) {
         self.connection.answered(clock::monotonic());
     }

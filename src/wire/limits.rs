@@ -23,9 +23,9 @@ pub const SMALL_BODY_LIMIT: usize = 64 << 10;
 pub const BODIES_LIMIT: usize = 2 * BODY_LIMIT;
 
 /// Maximum total size of the responses that clients have not read yet, in bytes; once for privileged users and once for all others.
-pub const ANSWERS_LIMIT: usize = 64 << 20;
+pub const RESPONSES_LIMIT: usize = 64 << 20;
 /// Responses below this size, in bytes, are not counted.
-pub const SMALL_ANSWER: usize = 64 << 10;
+pub const SMALL_RESPONSE: usize = 64 << 10;
 
 /// Limits of one server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

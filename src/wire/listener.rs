@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::admission::{Caller, Room};
+use super::admission::{Client, Room};
 use super::backend::Backend;
 use super::connections::{Connections, Place, User};
 use super::door::{Door, Peer};
@@ -27,17 +27,21 @@ use crate::api::view::Problem;
 use crate::clock;
 
 /// How long requests may continue after the stop, so that the daemon stops within 2 s.
-const GRACE: Duration = Duration::from_millis(500);
+const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pause after a failed accept(2), which is due to a lack of descriptors or memory.
-const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// Serves until `stop` is cancelled; then streams end, and other requests have half a second to complete.
-pub async fn serve<B: Backend>(door: Door, backend: B, stop: CancellationToken) -> io::Result<()> {
-    serve_within(door, backend, stop, Limits::default()).await
+pub async fn serve<B: Backend>(
+    listener: Door,
+    backend: B,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    serve_with_limits(listener, backend, stop, Limits::default()).await
 }
 
 /// The same as [`serve`] with other limits.
-pub async fn serve_within<B: Backend>(
+pub async fn serve_with_limits<B: Backend>(
     door: Door,
     backend: B,
     stop: CancellationToken,
@@ -48,57 +52,63 @@ pub async fn serve_within<B: Backend>(
         stop: stop.clone(),
     });
     let connections = Arc::new(Connections::new(limits));
-    let room = Arc::new(Room::new(limits, Arc::clone(&connections)));
-    let app = router(Arc::clone(&shared), room);
+    let admission = Arc::new(Room::new(limits, Arc::clone(&connections)));
+    let app = router(Arc::clone(&shared), admission);
     let mut tasks = JoinSet::new();
     // An evicted connection holds its socket until its task has run: this bounds their number.
-    let most = limits.connections + limits.connections / 8 + 1;
+    let max_tasks = limits.connections + limits.connections / 8 + 1;
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = tasks.join_next() => continue,
-            accepted = door.accept(), if tasks.len() < most => accepted,
+            accepted = door.accept(), if tasks.len() < max_tasks => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
-                if let Some(caller) = take_in(&connections, &stream, peer) {
-                    let (place, caller) = caller;
-                    tasks.spawn(talk(stream, place, caller, app.clone(), stop.clone()));
+                if let Some(caller) = admit(&connections, &stream, peer) {
+                    let (registration, caller) = caller;
+                    tasks.spawn(serve_connection(
+                        stream,
+                        registration,
+                        caller,
+                        app.clone(),
+                        stop.clone(),
+                    ));
                 }
             }
             Err(error) => {
-                shared.backend.exhausted(&error);
+                shared.backend.accept_failed(&error);
                 tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }
     // Closes the listening socket, so that no client waits for an accept(2).
     drop(door);
-    let ended = async { while tasks.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(GRACE, ended).await;
+    let all_ended = async { while tasks.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(STOP_TIMEOUT, all_ended).await;
     Ok(())
 }
 
 /// Admits the connection, or sends the peer a 503 response.
-fn take_in(
+fn admit(
     connections: &Arc<Connections>,
     stream: &UnixStream,
     peer: Peer,
-) -> Option<(Place, Caller)> {
+) -> Option<(Place, Client)> {
     let user = match peer.is_privileged() {
         true => User::Privileged,
         false => User::Of(peer.uid),
     };
     match connections.admit(user, clock::monotonic()) {
-        Ok(place) => {
-            let connection = Arc::clone(&place.connection);
-            let caller = Caller {
+        Ok(registration) => {
+            let connection = Arc::clone(&registration.connection);
+            let caller = Client {
                 peer,
                 user,
                 connection,
             };
-            Some((place, caller))
+            Some((registration, caller))
         }
         Err(error) => {
             tracing::debug!(uid = peer.uid, %error, "refused a connection");
@@ -107,22 +117,22 @@ fn take_in(
                 problems: Vec::new(),
             });
             let body = body.unwrap_or_default();
-            let answer = format!(
+            let response = format!(
                 "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
                 body.len()
             );
             // Best effort: if the socket buffer is full, the peer receives no response.
-            let _ = stream.try_write(answer.as_bytes());
+            let _ = stream.try_write(response.as_bytes());
             None
         }
     }
 }
 
 /// Serves a connection until it ends.
-async fn talk(
+async fn serve_connection(
     stream: UnixStream,
     place: Place,
-    caller: Caller,
+    caller: Client,
     app: Router,
     stop: CancellationToken,
 ) {
@@ -133,25 +143,25 @@ async fn talk(
         request.extensions_mut().insert(ConnectInfo(caller.clone()));
         TowerToHyperService::new(app.clone()).call(request)
     });
-    let talking = http1::Builder::new()
+    let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .max_buf_size(HEAD_LIMIT)
         .serve_connection(io, service);
-    tokio::pin!(talking);
-    let mut stopping = false;
+    tokio::pin!(serving);
+    let mut is_stopping = false;
     loop {
         tokio::select! {
-            talked = &mut talking => {
-                if let Err(error) = talked {
+            result = &mut serving => {
+                if let Err(error) = result {
                     tracing::debug!(%error, "connection closed with an error");
                 }
                 break;
             }
-            () = connection.must_close() => break,
-            () = stop.cancelled(), if !stopping => {
-                stopping = true;
-                talking.as_mut().graceful_shutdown();
+            () = connection.wait_for_close() => break,
+            () = stop.cancelled(), if !is_stopping => {
+                is_stopping = true;
+                serving.as_mut().graceful_shutdown();
             }
         }
     }

@@ -37,4 +37,4 @@ pub mod server;
 pub use backend::{Backend, Deletion, Effect, Refusal, Span};
 pub use client::Client;
 pub use door::Door;
-pub use listener::{serve, serve_within};
+pub use listener::{serve, serve_with_limits};

@@ -42,10 +42,10 @@ pub(super) struct Shared<B> {
     pub(super) stop: CancellationToken,
 }
 
-type Hall<B> = State<Arc<Shared<B>>>;
+type AppState<B> = State<Arc<Shared<B>>>;
 
 /// The routes of the API.
-pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, room: Arc<Room>) -> Router {
+pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Room>) -> Router {
     Router::new()
         .route("/v1/version", get(version::<B>))
         .route("/v1/apply", post(apply::<B>))
@@ -62,7 +62,7 @@ pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, room: Arc<Room>) -> Rou
         .route("/v1/metrics/{vm}", get(metrics::<B>))
         .route("/v1/events", get(events::<B>))
         .route("/v1/logs/{vm}", get(logs::<B>))
-        .route("/v1/console/{vm}", post(type_in::<B>))
+        .route("/v1/console/{vm}", post(write_console::<B>))
         .route("/v1/gc", post(gc::<B>))
         .route("/v1/doctor", get(doctor::<B>))
         .route("/v1/explain/{vm}", get(explain::<B>))
@@ -70,52 +70,49 @@ pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, room: Arc<Room>) -> Rou
         .fallback(nowhere)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(middleware::from_fn_with_state(room, admit))
+        .layer(middleware::from_fn_with_state(admission, admit))
         .with_state(shared)
 }
 
-async fn version<B: Backend>(State(hall): Hall<B>) -> Response {
+async fn version<B: Backend>(State(hall): AppState<B>) -> Response {
     Json(hall.backend.version().await).into_response()
 }
 
 async fn apply<B: Backend>(
-    State(hall): Hall<B>,
-    Asked(Query(rehearsal)): Asked<Query<Rehearsal>>,
+    State(hall): AppState<B>,
+    Asked(Query(query)): Asked<Query<DryRunQuery>>,
     Asked(Json(body)): Asked<Json<Sources>>,
 ) -> Result<Response, Refused> {
-    let results = hall
-        .backend
-        .apply(bounded(body)?, rehearsal.effect())
-        .await?;
+    let results = hall.backend.apply(bounded(body)?, query.effect()).await?;
     Ok(Json(results).into_response())
 }
 
 async fn diff<B: Backend>(
-    State(hall): Hall<B>,
+    State(hall): AppState<B>,
     Asked(Json(body)): Asked<Json<Sources>>,
 ) -> Result<Response, Refused> {
     Ok(Json(hall.backend.diff(bounded(body)?).await?).into_response())
 }
 
 async fn names<B: Backend>(
-    State(hall): Hall<B>,
+    State(hall): AppState<B>,
     Asked(Json(body)): Asked<Json<Sources>>,
 ) -> Result<Response, Refused> {
     Ok(Json(hall.backend.names(bounded(body)?).await?).into_response())
 }
 
 async fn objects<B: Backend>(
-    State(hall): Hall<B>,
+    State(hall): AppState<B>,
     Asked(Path(kind)): Asked<Path<String>>,
-    Asked(Query(length)): Asked<Query<Length>>,
+    Asked(Query(length)): Asked<Query<FollowQuery>>,
 ) -> Result<Response, Refused> {
     look(&hall, &kind, None, length).await
 }
 
 async fn object<B: Backend>(
-    State(hall): Hall<B>,
+    State(hall): AppState<B>,
     Asked(Path((kind, name))): Asked<Path<(String, String)>>,
-    Asked(Query(length)): Asked<Query<Length>>,
+    Asked(Query(length)): Asked<Query<FollowQuery>>,
 ) -> Result<Response, Refused> {
     look(&hall, &kind, Some(&name), length).await
 }
@@ -124,7 +121,7 @@ async fn look<B: Backend>(
     hall: &Shared<B>,
     kind: &str,
     name: Option<&str>,
-    length: Length,
+    length: FollowQuery,
 ) -> Result<Response, Refused> {
     let kind = read::<Kind>(kind)?;
     let name = name.map(read::<Name>).transpose()?;
@@ -135,17 +132,19 @@ async fn look<B: Backend>(
 }
 
 async fn delete<B: Backend>(
-    State(hall): Hall<B>,
+    State(hall): AppState<B>,
     Asked(Path((kind, name))): Asked<Path<(String, String)>>,
-    Asked(Query(force)): Asked<Query<Force>>,
+    Asked(Query(force)): Asked<Query<ForceQuery>>,
 ) -> Result<StatusCode, Refused> {
-    let how = force.deletion();
-    hall.backend.delete(read(&kind)?, read(&name)?, how).await?;
+    let deletion = force.deletion();
+    hall.backend
+        .delete(read(&kind)?, read(&name)?, deletion)
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 async fn add_vm<B: Backend>(
-    State(hall): Hall<B>,
+    State(hall): AppState<B>,
     Asked(Path(group)): Asked<Path<String>>,
     Asked(Json(wanted)): Asked<Json<NewVm>>,
 ) -> Result<Response, Refused> {
@@ -158,7 +157,7 @@ async fn add_vm<B: Backend>(
 }
 
 async fn remove_vm<B: Backend>(
-    State(hall): Hall<B>,
+    State(hall): AppState<B>,
     Asked(Path(vm)): Asked<Path<String>>,
 ) -> Result<StatusCode, Refused> {
     hall.backend.remove_vm(read(&vm)?).await?;
@@ -166,7 +165,7 @@ async fn remove_vm<B: Backend>(
 }
 
 async fn power<B: Backend>(
-    State(hall): Hall<B>,
+    State(hall): AppState<B>,
     Asked(Path((vm, verb))): Asked<Path<(String, String)>>,
 ) -> Result<Response, Refused> {
     let verb = read::<PowerVerb>(&verb)?;
@@ -174,65 +173,66 @@ async fn power<B: Backend>(
 }
 
 async fn metrics<B: Backend>(
-    State(hall): Hall<B>,
+    State(hall): AppState<B>,
     Asked(Path(vm)): Asked<Path<String>>,
 ) -> Result<Response, Refused> {
     Ok(Json(hall.backend.metrics(read(&vm)?).await?).into_response())
 }
 
 async fn events<B: Backend>(
-    State(hall): Hall<B>,
-    Asked(Query(wanted)): Asked<Query<Wanted>>,
-    Asked(Query(length)): Asked<Query<Length>>,
+    State(hall): AppState<B>,
+    Asked(Query(wanted)): Asked<Query<ObjectQuery>>,
+    Asked(Query(length)): Asked<Query<FollowQuery>>,
 ) -> Result<Response, Refused> {
     let events = hall.backend.events(wanted.object, length.span()).await?;
     Ok(lines(&hall, events))
 }
 
 async fn logs<B: Backend>(
-    State(hall): Hall<B>,
+    State(hall): AppState<B>,
     Asked(Path(vm)): Asked<Path<String>>,
     Asked(Query(end)): Asked<Query<End>>,
-    Asked(Query(length)): Asked<Query<Length>>,
+    Asked(Query(length)): Asked<Query<FollowQuery>>,
 ) -> Result<Response, Refused> {
     let bytes = hall.backend.logs(read(&vm)?, end.lines, length.span());
     let bytes = bytes.await?;
     let bytes = bytes.take_until(hall.stop.clone().cancelled_owned());
-    let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
-    Ok((kind, Body::from_stream(bytes)).into_response())
+    let content_type = [(header::CONTENT_TYPE, "application/octet-stream")];
+    Ok((content_type, Body::from_stream(bytes)).into_response())
 }
 
-async fn type_in<B: Backend>(
-    State(hall): Hall<B>,
+async fn write_console<B: Backend>(
+    State(hall): AppState<B>,
     Asked(Path(vm)): Asked<Path<String>>,
     keys: Bytes,
 ) -> Result<StatusCode, Refused> {
-    hall.backend.type_in(read(&vm)?, keys).await?;
+    hall.backend.write_console(read(&vm)?, keys).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 async fn gc<B: Backend>(
-    State(hall): Hall<B>,
-    Asked(Query(rehearsal)): Asked<Query<Rehearsal>>,
+    State(hall): AppState<B>,
+    Asked(Query(rehearsal)): Asked<Query<DryRunQuery>>,
 ) -> Result<Response, Refused> {
     Ok(Json(hall.backend.gc(rehearsal.effect()).await?).into_response())
 }
 
-async fn doctor<B: Backend>(State(hall): Hall<B>) -> Result<Response, Refused> {
+async fn doctor<B: Backend>(State(hall): AppState<B>) -> Result<Response, Refused> {
     Ok(Json(hall.backend.doctor().await?).into_response())
 }
 
 async fn explain<B: Backend>(
-    State(hall): Hall<B>,
+    State(hall): AppState<B>,
     Asked(Path(vm)): Asked<Path<String>>,
-    Asked(Query(question)): Asked<Query<Question>>,
+    Asked(Query(question)): Asked<Query<PacketQuery>>,
 ) -> Result<Response, Refused> {
-    let packet = packet::parse(&question.packet).map_err(|why| Refusal::Invalid(vec![why]))?;
+    let packet =
+        packet::parse(&question.packet).map_err(|reason| Refusal::Invalid(vec![reason]))?;
     Ok(Json(hall.backend.explain(read(&vm)?, packet).await?).into_response())
 }
 
 async fn route<B: Backend>(
-    State(hall): Hall<B>,
+    State(hall): AppState<B>,
     Asked(Path(group)): Asked<Path<String>>,
 ) -> Result<Response, Refused> {
     Ok(Json(hall.backend.route(read(&group)?).await?).into_response())
@@ -253,12 +253,12 @@ async fn wrong_method(request: Request) -> Response {
 }
 
 #[derive(Debug, Deserialize)]
-struct Rehearsal {
+struct DryRunQuery {
     #[serde(default)]
     dry_run: bool,
 }
 
-impl Rehearsal {
+impl DryRunQuery {
     fn effect(&self) -> Effect {
         match self.dry_run {
             true => Effect::DryRun,
@@ -268,12 +268,12 @@ impl Rehearsal {
 }
 
 #[derive(Debug, Deserialize)]
-struct Force {
+struct ForceQuery {
     #[serde(default)]
     force: bool,
 }
 
-impl Force {
+impl ForceQuery {
     fn deletion(&self) -> Deletion {
         match self.force {
             true => Deletion::Forced,
@@ -283,12 +283,12 @@ impl Force {
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
-struct Length {
+struct FollowQuery {
     #[serde(default)]
     follow: bool,
 }
 
-impl Length {
+impl FollowQuery {
     fn span(self) -> Span {
         match self.follow {
             true => Span::Follow,
@@ -304,13 +304,13 @@ struct End {
 }
 
 #[derive(Debug, Deserialize)]
-struct Wanted {
+struct ObjectQuery {
     #[serde(default)]
     object: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Question {
+struct PacketQuery {
     packet: String,
 }
 
@@ -325,9 +325,9 @@ where
 fn bounded(body: Sources) -> Result<Vec<Source>, Refusal> {
     let found = body.sources.len();
     if found > SOURCES_LIMIT {
-        let why =
+        let reason =
             format!("found {found} manifests in one request, expected at most {SOURCES_LIMIT}");
-        return Err(Refusal::Invalid(vec![why]));
+        return Err(Refusal::Invalid(vec![reason]));
     }
     for Source { name, text } in &body.sources {
         if name.len() > SOURCE_NAME_LIMIT {
@@ -353,12 +353,12 @@ fn lines<B, T: Serialize + Send + 'static>(
     hall: &Shared<B>,
     items: impl Stream<Item = T> + Send + 'static,
 ) -> Response {
-    let lines = items
+    let body = items
         .take_until(hall.stop.clone().cancelled_owned())
         .filter_map(|item| async move { line(&item) })
         .map(Ok::<_, Infallible>);
-    let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
-    (kind, Body::from_stream(lines)).into_response()
+    let content_type = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    (content_type, Body::from_stream(body)).into_response()
 }
 
 fn line(item: &impl Serialize) -> Option<Bytes> {
@@ -417,7 +417,7 @@ impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let error = self.0.to_string();
         match self.0 {
-            Refusal::NotFound(_) | Refusal::NotFoundBut(..) => {
+            Refusal::NotFound(_) | Refusal::NotFoundWithSuggestion(..) => {
                 problem(StatusCode::NOT_FOUND, error, Vec::new())
             }
             Refusal::Invalid(problems) => {

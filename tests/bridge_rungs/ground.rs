@@ -60,7 +60,7 @@ fn a_bridge_of_ours_is_made_kept_readdressed_and_removed() {
         assert_eq!(link["mtu"], 1500);
         assert_eq!(
             link["ifalias"],
-            host.instance.ground_label().to_string().as_str()
+            host.instance.host_network_label().to_string().as_str()
         );
         let info = &link["linkinfo"]["info_data"];
         assert_eq!(

@@ -305,7 +305,10 @@ impl Backend for World {
     async fn add_vm(&self, group: Name, wanted: NewVm) -> Result<NewVmResult, Refusal> {
         if self.find(Kind::HostGroup, &group).is_err() {
             let missing = format!("hostgroup/{group}");
-            return Err(Refusal::NotFoundBut(missing, "hostgroup/sandbox".into()));
+            return Err(Refusal::NotFoundWithSuggestion(
+                missing,
+                "hostgroup/sandbox".into(),
+            ));
         }
         let (name, ask) = wanted.split();
         let name = name.unwrap_or_else(|| world::name("sandbox-x7k2p"));
@@ -429,7 +432,7 @@ impl Backend for World {
             .boxed())
     }
 
-    async fn type_in(&self, vm: Name, _: Bytes) -> Result<(), Refusal> {
+    async fn write_console(&self, vm: Name, _: Bytes) -> Result<(), Refusal> {
         self.find(Kind::Vm, &vm)?;
         Err(Refusal::Conflict(vec![format!("vm/{vm} is not running")]))
     }
@@ -502,8 +505,8 @@ impl Backend for World {
         })
     }
 
-    async fn version(&self) -> Server {
-        Server {
+    async fn version(&self) -> ServerInfo {
+        ServerInfo {
             version: "9.9.9-test".into(),
             pid: 4242,
             started_at: world::created(),

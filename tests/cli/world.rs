@@ -449,13 +449,13 @@ pub fn leftovers() -> Vec<Leftover> {
             kept: None,
             thing: "link slabcdeaaaaaa77".into(),
             owner: "vm/gone-1@00000000-0000-4000-8000-000000000077".into(),
-            still_there: None,
+            error: None,
         },
         Leftover {
             kept: None,
             thing: "chain SLICE-abcde-OLD".into(),
             owner: "ground".into(),
-            still_there: None,
+            error: None,
         },
     ]
 }

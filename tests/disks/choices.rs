@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode};
 use slicectl::api::meta::{Name, Uid};
-use slicectl::api::storage::{FurtherDisk, Storage};
+use slicectl::api::storage::{AdditionalDisk, Storage};
 use slicectl::owner::Instance;
 use slicectl::reconcile::places::Places;
 use slicectl::reconcile::storage::{Disks, Whose, disks};
@@ -110,7 +110,7 @@ fn the_root_disk_comes_first_and_further_ones_in_their_order() {
     for path in &paths {
         fs::write(path, "raw").unwrap();
     }
-    let further = |path: &Path, read_only| FurtherDisk {
+    let further = |path: &Path, read_only| AdditionalDisk {
         path: path.to_owned(),
         read_only,
     };
@@ -145,7 +145,7 @@ fn what_a_guest_has_written_to_its_disk_and_what_a_vmm_has_open_is_not_judged() 
     let path = dir.path().join("disk");
     fs::write(&path, b"\x1f\x8b by the guest").unwrap();
     let with = |path: &Path, read_only| Storage {
-        disks: vec![FurtherDisk {
+        disks: vec![AdditionalDisk {
             path: path.to_owned(),
             read_only,
         }],
@@ -196,7 +196,7 @@ fn a_device_is_not_image_and_further_disk_of_one_vm() {
     let mode = Mode::from_raw_mode(0o600);
     rustix::fs::mknodat(CWD, &node, FileType::BlockDevice, mode, device).unwrap();
     let storage = Storage {
-        disks: vec![FurtherDisk {
+        disks: vec![AdditionalDisk {
             path: node.clone(),
             read_only: true,
         }],

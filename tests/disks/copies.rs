@@ -176,7 +176,7 @@ async fn a_persistent_disk_outlives_its_vm_grows_and_is_never_removed() {
 
     let careless = some_vm(&dir, &image, 0, false);
     let words = meet(&careless).await.unwrap_err();
-    assert!(words.contains("say `persistent: true`"), "{words}");
+    assert!(words.contains("set `persistent: true`"), "{words}");
     meet(&gone(&careless)).await.unwrap();
     meet(&gone(&first)).await.unwrap();
     assert!(
@@ -193,7 +193,7 @@ async fn a_file_that_nobody_noted_is_used_by_a_persistent_vm_and_spared_by_anoth
     fs::create_dir(&dir).unwrap();
     fs::write(desired.disk(), "restored from a backup").unwrap();
     let words = meet(&desired).await.unwrap_err();
-    assert!(words.contains("nothing tells whose it is"), "{words}");
+    assert!(words.contains("it has no disk record"), "{words}");
     meet(&gone(&desired)).await.unwrap();
     meet(&some_vm(&dir, &image, 0, true)).await.unwrap();
     assert_eq!(fs::read(desired.disk()).unwrap(), b"restored from a backup");

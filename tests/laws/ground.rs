@@ -276,7 +276,7 @@ impl Tables {
 }
 
 fn is_ours(desired: &Desired, chain: &Chain) -> bool {
-    let label = desired.instance.ground_label().to_string();
+    let label = desired.instance.host_network_label().to_string();
     chain
         .rules
         .first()

@@ -222,5 +222,5 @@ fn born(desired: &Desired, name: &str) -> BridgeSeen {
 }
 
 fn label(desired: &Desired) -> String {
-    desired.instance.ground_label().to_string()
+    desired.instance.host_network_label().to_string()
 }

@@ -211,7 +211,7 @@ fn bridge_is_ours(desired: &Desired, world: &Observed) -> bool {
     let instance = &desired.label.instance;
     world.bridge.as_ref().is_some_and(|bridge| {
         let by_birth = bridge.alias.is_none() && bridge.mac == owner::bridge_mac(instance, "brvm0");
-        by_birth || bridge.alias == Some(instance.ground_label().to_string())
+        by_birth || bridge.alias == Some(instance.host_network_label().to_string())
     })
 }
 
@@ -264,7 +264,7 @@ fn one() -> Desired {
 
 fn bridge() -> impl Strategy<Value = BridgeSeen> {
     let instance = Instance::of("/state".as_ref());
-    let label = instance.ground_label().to_string();
+    let label = instance.host_network_label().to_string();
     let born = owner::bridge_mac(&instance, "brvm0");
     let whose = prop_oneof![
         Just((Some(label), born)),

@@ -69,7 +69,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
     #[test]
     fn what_is_taken_for_a_restriction_lets_no_packet_pass_that_did_not(before in any_policy(), now in any_policy()) {
-        if now.is_no_looser_than(&before) {
+        if now.is_at_most_as_permissive_as(&before) {
             for packet in packets() {
                 let passes = |policy: &Policy| policy.judge(&packet).0 == Verdict::Allow;
                 prop_assert!(!passes(&now) || passes(&before), "{packet:?}");
@@ -79,11 +79,11 @@ proptest! {
 
     #[test]
     fn a_policy_is_no_looser_than_itself_nor_with_one_drop_more(before in any_policy(), more in entry()) {
-        prop_assert!(before.is_no_looser_than(&before));
+        prop_assert!(before.is_at_most_as_permissive_as(&before));
         let now = Policy { drop: [before.drop.clone(), vec![more]].concat(), ..before.clone() };
         // One that only lists what is allowed allows the rest once it has a drop list.
         let same_default = now.default_verdict() == before.default_verdict();
-        prop_assert_eq!(now.is_no_looser_than(&before), same_default);
+        prop_assert_eq!(now.is_at_most_as_permissive_as(&before), same_default);
     }
 }
 
@@ -127,7 +127,7 @@ fn what_users_do_to_close_is_taken_for_a_restriction_and_what_opens_is_not() {
         ),
     ] {
         assert_eq!(
-            now.is_no_looser_than(&before),
+            now.is_at_most_as_permissive_as(&before),
             closes,
             "{before:?} to {now:?}"
         );

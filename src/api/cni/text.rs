@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use ipnetwork::Ipv4Network;
 
-use super::{AskedIp, Bandwidth, PortMapping, Transport, shown};
+use super::{Bandwidth, PortMapping, RequestedIp, Transport, shown};
 
 impl fmt::Display for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -64,7 +64,7 @@ impl FromStr for PortMapping {
     }
 }
 
-impl fmt::Display for AskedIp {
+impl fmt::Display for RequestedIp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.prefix_len {
             None => write!(f, "{}", self.ip),
@@ -73,45 +73,45 @@ impl fmt::Display for AskedIp {
     }
 }
 
-impl FromStr for AskedIp {
+impl FromStr for RequestedIp {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         const EXPECTED: &str = "a unicast IPv4 address, A.B.C.D or A.B.C.D/LEN";
-        let wrong = || format!("found \"{}\", expected {EXPECTED}", shown(text));
-        let asked = match text.contains('/') {
+        let invalid = || format!("found \"{}\", expected {EXPECTED}", shown(text));
+        let requested = match text.contains('/') {
             false => Self {
-                ip: text.parse().map_err(|_| wrong())?,
+                ip: text.parse().map_err(|_| invalid())?,
                 prefix_len: None,
             },
             true => {
-                let net: Ipv4Network = text.parse().map_err(|_| wrong())?;
+                let net: Ipv4Network = text.parse().map_err(|_| invalid())?;
                 Self {
                     ip: net.ip(),
                     prefix_len: Some(net.prefix()),
                 }
             }
         };
-        let ip = asked.ip;
-        let nobodys =
+        let ip = requested.ip;
+        let is_special =
             ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast();
         // A /31 (RFC 3021) and a /32 have neither.
-        let of_subnet = |prefix: u8| {
+        let is_subnet_edge = |prefix: u8| {
             let subnet = Ipv4Network::new(ip, prefix).ok();
             subnet.is_some_and(|net| prefix < 31 && (ip == net.network() || ip == net.broadcast()))
         };
-        match nobodys
-            || asked
+        match is_special
+            || requested
                 .prefix_len
-                .is_some_and(|prefix| prefix == 0 || of_subnet(prefix))
+                .is_some_and(|prefix| prefix == 0 || is_subnet_edge(prefix))
         {
-            true => Err(wrong()),
-            false => Ok(asked),
+            true => Err(invalid()),
+            false => Ok(requested),
         }
     }
 }
 
-impl TryFrom<String> for AskedIp {
+impl TryFrom<String> for RequestedIp {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
@@ -119,9 +119,9 @@ impl TryFrom<String> for AskedIp {
     }
 }
 
-impl From<AskedIp> for String {
-    fn from(asked: AskedIp) -> Self {
-        asked.to_string()
+impl From<RequestedIp> for String {
+    fn from(requested: RequestedIp) -> Self {
+        requested.to_string()
     }
 }
 
@@ -137,8 +137,8 @@ pub fn parse_bits(text: &str) -> Result<u64, String> {
         Some((at, 'G')) => (&text[..at], 1_000_000_000),
         _ => (text, 1),
     };
-    let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-    let number = digits.parse::<u64>().ok().filter(|_| plain);
+    let is_decimal = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let number = digits.parse::<u64>().ok().filter(|_| is_decimal);
     number
         .and_then(|number| number.checked_mul(unit))
         .ok_or_else(wrong)
@@ -181,7 +181,7 @@ impl fmt::Display for Bandwidth {
         let limits = limits
             .into_iter()
             .filter_map(|(key, bits)| Some((key, bits?)));
-        let words: Vec<String> = limits.map(|(key, bits)| format!("{key}={bits}")).collect();
-        f.write_str(&words.join(","))
+        let pairs: Vec<String> = limits.map(|(key, bits)| format!("{key}={bits}")).collect();
+        f.write_str(&pairs.join(","))
     }
 }

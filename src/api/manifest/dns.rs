@@ -20,12 +20,12 @@ pub fn read<'n>(reader: &mut Reader, group: &Section<'n>) -> Vec<(Field<'n>, Ipv
         return Vec::new();
     };
     let items = reader.list(field, EXPECTED);
-    if let Some(third) = items.get(MAX_DNS_SERVERS) {
+    if let Some(excess) = items.get(MAX_DNS_SERVERS) {
         let message = format!(
             "found {} servers, expected at most {MAX_DNS_SERVERS}: the kernel parameter ip= supports no more",
             items.len()
         );
-        reader.refuse(third, message);
+        reader.refuse(excess, message);
     }
     items
         .into_iter()
@@ -49,19 +49,19 @@ pub fn check(
     let policy = network.policy();
     let mut warnings = Vec::new();
     for (field, address) in servers {
-        if let Some(range) = unreachable(*address, policy) {
-            let why = match policy.is_some() && METADATA.contains(address) {
+        if let Some(range) = unreachable_range(*address, policy) {
+            let remedy = match policy.is_some() && METADATA.contains(address) {
                 true => "allow_metadata: true allows it".to_owned(),
                 false => "use a server outside that range".to_owned(),
             };
             let message =
-                format!("\"{address}\": the VM cannot reach it: {range} is reserved; {why}");
+                format!("\"{address}\": the VM cannot reach it: {range} is reserved; {remedy}");
             reader.refuse(field, message);
         } else if let Some(why) = policy.and_then(|policy| closed(*address, policy)) {
             let at = reader.location(field.node.at);
-            let list = format!("{}.network", group.path);
+            let network_path = format!("{}.network", group.path);
             warnings.push(format!(
-                "{at}: {}: the VM cannot reach \"{address}\": {list}.{why}",
+                "{at}: {}: the VM cannot reach \"{address}\": {network_path}.{why}",
                 field.path
             ));
         }
@@ -71,16 +71,16 @@ pub fn check(
 
 /// The reserved range that contains an unusable server. Link-local addresses and those of metadata services are denied by the policy
 /// of isolated mode only; the other ranges are loopback, multicast or unassigned in every mode.
-fn unreachable(address: Ipv4Addr, policy: Option<&Policy>) -> Option<Ipv4Network> {
+fn unreachable_range(address: Ipv4Addr, policy: Option<&Policy>) -> Option<Ipv4Network> {
     if let Some(policy) = policy {
         return policy.reserved(address);
     }
-    let is_own = |range: &Ipv4Network| {
+    let is_never_routed = |range: &Ipv4Network| {
         let first = range.network();
         range.contains(address)
             && (first.is_loopback() || first.is_multicast() || matches!(first.octets()[0], 0 | 240))
     };
-    policy::reserved().find(is_own)
+    policy::reserved().find(is_never_routed)
 }
 
 /// The reason why the policy denies DNS queries to `address` over UDP or TCP, if it does.

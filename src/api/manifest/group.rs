@@ -70,7 +70,7 @@ const DEFAULT_VCPU: u32 = 2;
 const DEFAULT_RAM: u64 = 4 * GIB;
 /// The settings that a group may inherit from `config:` or override.
 #[derive(Clone, Default)]
-struct Boot {
+struct BootFields {
     hypervisor: Option<Hypervisor>,
     kernel_file: Option<PathBuf>,
     initrd_file: Option<PathBuf>,
@@ -94,7 +94,7 @@ pub fn read_document(reader: &mut Reader, root: &Field) -> Vec<Draft> {
     let Some(config) = reader.section(config, &CONFIG_KEYS) else {
         return Vec::new();
     };
-    let boot = read_boot(reader, &config, Boot::default());
+    let boot = read_boot(reader, &config, BootFields::default());
     let network_name = config
         .get("network_name")
         .map(|field| network::read_network_name(reader, field));
@@ -111,7 +111,7 @@ pub fn read_document(reader: &mut Reader, root: &Field) -> Vec<Draft> {
     }
     let inherited = Inherited {
         boot,
-        places: places(reader, &config, &PATHS),
+        places: places(reader, &config, &PATH_FIELDS),
     };
     groups
         .iter()
@@ -119,13 +119,13 @@ pub fn read_document(reader: &mut Reader, root: &Field) -> Vec<Draft> {
         .collect()
 }
 
-fn read_boot(reader: &mut Reader, section: &Section, default: Boot) -> Boot {
+fn read_boot(reader: &mut Reader, section: &Section, default: BootFields) -> BootFields {
     let root = storage::read_root(reader, section, default.root);
     let hypervisor = section
         .get("hypervisor")
         .and_then(|field| read_hypervisor(reader, field));
     let mut path = |key| section.get(key).and_then(|field| reader.path(field));
-    Boot {
+    BootFields {
         hypervisor: hypervisor.or(default.hypervisor),
         kernel_file: path("kernel_file").or(default.kernel_file),
         initrd_file: path("initrd_file").or(default.initrd_file),
@@ -135,13 +135,13 @@ fn read_boot(reader: &mut Reader, section: &Section, default: Boot) -> Boot {
 }
 
 fn read_hypervisor(reader: &mut Reader, field: &Field) -> Option<Hypervisor> {
-    const WORDS: [(&str, Hypervisor); 4] = [
+    const CHOICES: [(&str, Hypervisor); 4] = [
         ("qemu", Hypervisor::Qemu),
         ("none", Hypervisor::None),
         ("firecracker", Hypervisor::Firecracker),
         ("cloud-hypervisor", Hypervisor::CloudHypervisor),
     ];
-    reader.word(field, &WORDS)
+    reader.word(field, &CHOICES)
 }
 
 fn read_group(
@@ -165,19 +165,19 @@ fn read_group(
     let dns_servers = dns::read(reader, &group);
     let boot = read_boot(reader, &group, inherited.boot.clone());
     let update = group.get("update").and_then(|field| {
-        let words = [
+        let choices = [
             ("rolling", UpdatePolicy::Rolling),
             ("on-delete", UpdatePolicy::OnDelete),
         ];
-        reader.word(field, &words)
+        reader.word(field, &choices)
     });
-    let whose = network::Whose {
+    let info = network::Whose {
         name: name.as_ref(),
         count,
     };
-    let network = network::read(reader, &group, &whose, network_name);
+    let network = network::read(reader, &group, &info, network_name);
     let hypervisor = choose_hypervisor(reader, &group, &boot);
-    let life = life::choose(reader, &group, hypervisor, boot.start);
+    let lifecycle = life::choose(reader, &group, hypervisor, boot.start);
     let storage = storage::read(reader, &group, boot.root, count);
     let (name, network) = (name?, network?);
     check_count(reader, &group, &name, count, &network.spec);
@@ -199,7 +199,7 @@ fn read_group(
     Some(Draft {
         at: reader.location(at("name")),
         field: group.path.clone(),
-        places: inherited.and(places(reader, &group, &PLACED)),
+        places: inherited.and(places(reader, &group, &LOCATED_FIELDS)),
         warnings: warnings.collect(),
         name,
         spec: HostGroupSpec {
@@ -216,7 +216,7 @@ fn read_group(
                     .map(|(_, address)| address)
                     .collect(),
                 storage,
-                life,
+                life: lifecycle,
                 network: network.spec,
             },
         },
@@ -232,8 +232,8 @@ fn read_name(reader: &mut Reader, group: &Section) -> Option<Name> {
     match Name::new(text) {
         Ok(name) => Some(name),
         Err(error) => {
-            let why = error.why();
-            let expected = format!("an RFC 1123 label of at most 63 characters: {why}");
+            let reason = error.why();
+            let expected = format!("an RFC 1123 label of at most 63 characters: {reason}");
             reader.unexpected(field, &expected);
             None
         }
@@ -256,8 +256,8 @@ fn read_ram(reader: &mut Reader, group: &Section) -> u64 {
             return DEFAULT_RAM;
         }
     };
-    let least = MIB.div_ceil(unit).max(1);
-    let Some(amount) = reader.whole(field, least..=MAX_RAM / unit) else {
+    let minimum = MIB.div_ceil(unit).max(1);
+    let Some(amount) = reader.whole(field, minimum..=MAX_RAM / unit) else {
         return DEFAULT_RAM;
     };
     let bytes = amount * unit;
@@ -270,7 +270,7 @@ fn read_ram(reader: &mut Reader, group: &Section) -> u64 {
 }
 
 /// The hypervisor of the group. The default is QEMU if there is a kernel, else none: the user starts the VMM.
-fn choose_hypervisor(reader: &mut Reader, group: &Section, boot: &Boot) -> Hypervisor {
+fn choose_hypervisor(reader: &mut Reader, group: &Section, boot: &BootFields) -> Hypervisor {
     let chosen = boot.hypervisor.unwrap_or(match boot.kernel_file {
         Some(_) => Hypervisor::Qemu,
         None => Hypervisor::None,
@@ -335,7 +335,7 @@ fn check_count(
 
 /// The settings of `config:` that groups inherit.
 struct Inherited {
-    boot: Boot,
+    boot: BootFields,
     /// The locations of its file paths.
     places: BTreeMap<String, Location>,
 }
@@ -343,14 +343,14 @@ struct Inherited {
 impl Inherited {
     /// Adds the locations of the group, which take precedence.
     fn and(&self, own: BTreeMap<String, Location>) -> BTreeMap<String, Location> {
-        let mut places = self.places.clone();
-        places.extend(own);
-        places
+        let mut locations = self.places.clone();
+        locations.extend(own);
+        locations
     }
 }
 
 /// Fields whose value is a file on the host.
-const PATHS: [&str; 7] = [
+const PATH_FIELDS: [&str; 7] = [
     "kernel_file",
     "initrd_file",
     "image",
@@ -361,9 +361,19 @@ const PATHS: [&str; 7] = [
 ];
 
 /// Fields that may conflict with other groups, with VMs made on demand, or with the daemon's settings.
-const PLACED: [&str; 12] = [
-    "count", "vcpu", "ram_mb", "disks", "cni", PATHS[0], PATHS[1], PATHS[2], PATHS[3], PATHS[4],
-    PATHS[5], PATHS[6],
+const LOCATED_FIELDS: [&str; 12] = [
+    "count",
+    "vcpu",
+    "ram_mb",
+    "disks",
+    "cni",
+    PATH_FIELDS[0],
+    PATH_FIELDS[1],
+    PATH_FIELDS[2],
+    PATH_FIELDS[3],
+    PATH_FIELDS[4],
+    PATH_FIELDS[5],
+    PATH_FIELDS[6],
 ];
 
 /// The locations of the fields `keys`, the paths of disks and the fields of the network.

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::super::life::{Board, Grace, InvalidGrace, Life, MAX_CMDLINE, Restart};
+use super::super::life::{Board, Grace, InvalidGracePeriod, Life, MAX_CMDLINE, Restart};
 use super::super::vm::Hypervisor;
 use super::section::{Field, Reader, Section};
 use super::yaml::Value;
@@ -34,17 +34,17 @@ pub struct Start {
 pub fn read(reader: &mut Reader, section: &Section, default: Start) -> Start {
     let mut programs = default.programs;
     for (program, (key, _)) in programs.iter_mut().zip(PROGRAMS) {
-        let named = section.get(key).and_then(|field| reader.path(field));
-        *program = named.or(program.take());
+        let value = section.get(key).and_then(|field| reader.path(field));
+        *program = value.or(program.take());
     }
     let jailer = section.get(JAILER).and_then(|field| reader.path(field));
     let cmdline = section
         .get("cmdline")
         .and_then(|field| read_cmdline(reader, field));
-    let boards = [("microvm", Board::Microvm), ("q35", Board::Q35)];
+    let machines = [("microvm", Board::Microvm), ("q35", Board::Q35)];
     let board = section
         .get("machine")
-        .and_then(|field| reader.word(field, &boards));
+        .and_then(|field| reader.word(field, &machines));
     let policies = [
         ("always", Restart::Always),
         ("on-failure", Restart::OnFailure),
@@ -70,7 +70,7 @@ fn read_grace(reader: &mut Reader, field: &Field) -> Option<Grace> {
     let grace = match &field.node.value {
         Value::Text(text) => text.parse(),
         // A number without a unit is ambiguous: 5 could be seconds or minutes.
-        _ => Err(InvalidGrace),
+        _ => Err(InvalidGracePeriod),
     };
     grace
         .map_err(|error| reader.unexpected(field, &error.to_string()))
@@ -102,41 +102,41 @@ fn read_cmdline(reader: &mut Reader, field: &Field) -> Option<String> {
 
 /// Selects the settings for a VM of this group. A setting of the group that its hypervisor does not support is refused; a setting of
 /// `config:` applies to the groups that support it.
-pub fn choose(reader: &mut Reader, group: &Section, hypervisor: Hypervisor, start: Start) -> Life {
-    let others = [
+pub fn choose(reader: &mut Reader, group: &Section, hypervisor: Hypervisor, fields: Start) -> Life {
+    let other_keys = [
         ("machine", Hypervisor::Qemu),
         (JAILER, Hypervisor::Firecracker),
     ];
-    for (key, whose) in PROGRAMS.into_iter().chain(others) {
+    for (key, whose) in PROGRAMS.into_iter().chain(other_keys) {
         if let Some(field) = group.get(key).filter(|_| whose != hypervisor) {
             let message = format!("has no effect with hypervisor \"{hypervisor}\"");
-            reader.refuse_whole(field, message);
+            reader.refuse_and_discard_others(field, message);
         }
     }
     if hypervisor == Hypervisor::None {
         for key in ["cmdline", "restart", "graceful_shutdown"] {
             if let Some(field) = group.get(key) {
-                reader.refuse_whole(field, "has no effect with hypervisor \"none\"");
+                reader.refuse_and_discard_others(field, "has no effect with hypervisor \"none\"");
             }
         }
         return Life::default();
     }
-    let mut programs = start.programs.into_iter().zip(PROGRAMS);
-    let own = programs.find(|(_, (_, whose))| *whose == hypervisor);
+    let mut programs = fields.programs.into_iter().zip(PROGRAMS);
+    let selected = programs.find(|(_, (_, required))| *required == hypervisor);
     Life {
-        program: own.and_then(|(program, _)| program),
-        jailer: start
+        program: selected.and_then(|(program, _)| program),
+        jailer: fields
             .jailer
             .filter(|_| hypervisor == Hypervisor::Firecracker),
         // An empty value in a group overrides that of `config:`.
-        cmdline: start.cmdline.filter(|words| !words.is_empty()),
+        cmdline: fields.cmdline.filter(|words| !words.is_empty()),
         board: match hypervisor {
-            Hypervisor::Qemu => start.board.unwrap_or_default(),
+            Hypervisor::Qemu => fields.board.unwrap_or_default(),
             Hypervisor::None | Hypervisor::Firecracker | Hypervisor::CloudHypervisor => {
                 Board::default()
             }
         },
-        restart: start.restart.unwrap_or_default(),
-        graceful_shutdown: start.graceful_shutdown.unwrap_or_default(),
+        restart: fields.restart.unwrap_or_default(),
+        graceful_shutdown: fields.graceful_shutdown.unwrap_or_default(),
     }
 }

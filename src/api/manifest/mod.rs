@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use super::host_group::HostGroupSpec;
 use super::meta::Name;
 
-pub use network::{entry_objection, list_objection};
+pub use network::{entry_problem, list_problem};
 pub use problem::{Location, Place, Problem};
 pub use yaml::{MAX_BYTES, MAX_DEPTH, MAX_VALUES};
 
@@ -85,11 +85,11 @@ pub fn parse(source: &Source) -> Result<Vec<Draft>, Vec<Problem>> {
 ///
 /// # Errors
 /// All problems of the manifest.
-pub fn parse_some(source: &Source) -> Result<Vec<Draft>, Vec<Problem>> {
+pub fn parse_nonempty(source: &Source) -> Result<Vec<Draft>, Vec<Problem>> {
     read(source, Groups::AtLeastOne)
 }
 
-fn read(source: &Source, number: Groups) -> Result<Vec<Draft>, Vec<Problem>> {
+fn read(source: &Source, required: Groups) -> Result<Vec<Draft>, Vec<Problem>> {
     let documents = yaml::read(&source.text).map_err(|fault| {
         vec![Problem {
             at: Location::new(&source.name, fault.at),
@@ -115,7 +115,8 @@ fn read(source: &Source, number: Groups) -> Result<Vec<Draft>, Vec<Problem>> {
         };
         let problems = reader.problem_count();
         let groups = group::read_document(&mut reader, &root);
-        if groups.is_empty() && number == Groups::AtLeastOne && reader.problem_count() == problems {
+        if groups.is_empty() && required == Groups::AtLeastOne && reader.problem_count() == problems
+        {
             let at = document.member("config").member("host_groups").at;
             let message =
                 "found no groups, expected at least one; `slicectl delete` removes groups";

@@ -30,11 +30,11 @@ pub struct Location {
 
 impl Location {
     /// `place` in `file`.
-    pub fn new(file: &str, place: Place) -> Self {
+    pub fn new(file: &str, position: Place) -> Self {
         Self {
             file: file.to_owned(),
-            line: place.line,
-            column: place.column,
+            line: position.line,
+            column: position.column,
         }
     }
 }
@@ -91,13 +91,13 @@ impl Problem {
         };
         let number = number.to_string();
         // Tabs are kept, so that the caret is below its character at any tab width.
-        let lead: String = line
+        let indent: String = line
             .chars()
             .take(column.saturating_sub(1))
             .map(|c| if c == '\t' { '\t' } else { ' ' })
             .collect();
         let gutter = " ".repeat(number.len());
-        Some(format!(" {number} | {line}\n {gutter} | {lead}^"))
+        Some(format!(" {number} | {line}\n {gutter} | {indent}^"))
     }
 }
 
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn a_problem_is_one_line_and_a_problem_of_a_file_has_no_field() {
         assert_eq!(problem(3, 4).to_string(), "a.yaml:3:4: config: is odd");
-        let whole = Problem::of_file("a.yaml", "cannot be read");
-        assert_eq!(whole.to_string(), "a.yaml:1:1: cannot be read");
+        let problem = Problem::of_file("a.yaml", "cannot be read");
+        assert_eq!(problem.to_string(), "a.yaml:1:1: cannot be read");
     }
 }

@@ -34,7 +34,7 @@ impl<'a> Section<'a> {
     }
 
     /// An empty mapping in place of a missing field, with the position of this section.
-    pub fn nested(&self, key: &str) -> Self {
+    pub fn empty_subsection(&self, key: &str) -> Self {
         Self {
             path: format!("{}.{key}", self.path),
             at: self.at,
@@ -47,14 +47,14 @@ impl<'a> Section<'a> {
 const MAX_PROBLEMS: usize = 200;
 
 /// The first [`MAX_PROBLEMS`], followed by the number of the others.
-fn shorten(mut problems: Vec<Problem>) -> Vec<Problem> {
-    let more = problems.len().saturating_sub(MAX_PROBLEMS);
+fn limit_problems(mut problems: Vec<Problem>) -> Vec<Problem> {
+    let omitted = problems.len().saturating_sub(MAX_PROBLEMS);
     problems.truncate(MAX_PROBLEMS);
-    if let (Some(last), true) = (problems.last(), more > 0) {
+    if let (Some(last), true) = (problems.last(), omitted > 0) {
         problems.push(Problem {
             at: last.at.clone(),
             field: String::new(),
-            message: format!("and {more} more problems"),
+            message: format!("and {omitted} more problems"),
         });
     }
     problems
@@ -79,7 +79,7 @@ impl<'a> Reader<'a> {
         self.problems.sort_by_key(|p| (p.at.line, p.at.column));
         // A section may be read twice. Uses of an alias are kept: they have the same position, but another path.
         self.problems.dedup();
-        shorten(self.problems)
+        limit_problems(self.problems)
     }
 
     pub fn problem_count(&self) -> usize {
@@ -103,7 +103,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Refuses a field that must not be set, and removes the problems of its value, which are irrelevant then.
-    pub fn refuse_whole(&mut self, field: &Field, message: impl Into<String>) {
+    pub fn refuse_and_discard_others(&mut self, field: &Field, message: impl Into<String>) {
         self.problems.retain(|problem| problem.field != field.path);
         self.refuse(field, message);
     }
@@ -122,7 +122,7 @@ impl<'a> Reader<'a> {
             return None;
         };
         let mut fields: Vec<(&str, Field)> = Vec::new();
-        let mut lines: Vec<(&str, usize)> = Vec::new();
+        let mut first_lines: Vec<(&str, usize)> = Vec::new();
         for member in members {
             let path = match field.path.is_empty() {
                 true => member.key.clone(),
@@ -130,15 +130,15 @@ impl<'a> Reader<'a> {
             };
             if !known.contains(&member.key.as_str()) {
                 let message = unknown_key(&member.key, known);
-                self.refuse_at(member.key_at, &field.path, message);
+                self.refuse_at(member.key_position, &field.path, message);
                 continue;
             }
-            if let Some((_, line)) = lines.iter().find(|(key, _)| *key == member.key) {
+            if let Some((_, line)) = first_lines.iter().find(|(key, _)| *key == member.key) {
                 let message = format!("duplicate key, first on line {line}");
-                self.refuse_at(member.key_at, &path, message);
+                self.refuse_at(member.key_position, &path, message);
                 continue;
             }
-            lines.push((&member.key, member.key_at.line));
+            first_lines.push((&member.key, member.key_position.line));
             let node = &member.value;
             fields.push((&member.key, Field { path, node }));
         }
@@ -194,20 +194,21 @@ impl<'a> Reader<'a> {
     }
 
     /// One of `words`; `None` if it was refused.
-    pub fn word<T: Copy>(&mut self, field: &Field, words: &[(&str, T)]) -> Option<T> {
-        let all: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+    pub fn word<T: Copy>(&mut self, field: &Field, choices: &[(&str, T)]) -> Option<T> {
+        let names: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
         // YAML reads a plain `null` or `~` as null, never as a text.
         let found = match &field.node.value {
-            Value::Text(text) => words.iter().find(|(word, _)| word == text),
+            Value::Text(text) => choices.iter().find(|(word, _)| word == text),
             _ => None,
         };
         if found.is_none() {
-            let near = match &field.node.value {
-                Value::Text(text) => near_miss(text, &all),
+            let suggestion = match &field.node.value {
+                Value::Text(text) => closest(text, &names),
                 _ => None,
             };
-            let hint = near.map_or(String::new(), |word| format!("; did you mean \"{word}\"?"));
-            self.unexpected(field, &format!("{}{hint}", all.join(" or ")));
+            let hint =
+                suggestion.map_or(String::new(), |word| format!("; did you mean \"{word}\"?"));
+            self.unexpected(field, &format!("{}{hint}", names.join(" or ")));
         }
         found.map(|(_, value)| *value)
     }
@@ -215,15 +216,15 @@ impl<'a> Reader<'a> {
     /// An absolute path. Whether the file exists is not checked.
     pub fn path(&mut self, field: &Field) -> Option<PathBuf> {
         const EXPECTED: &str = "the absolute path of a file";
-        const STRAIGHT: &str = "the absolute path of a file, without \"..\"";
+        const EXPECTED_WITHOUT_DOT_DOT: &str = "the absolute path of a file, without \"..\"";
         let text = self.text(field, EXPECTED)?;
         // A NUL cannot be part of a VMM's command line, and a line end cannot be shown on one line.
         let is_plain = !text.ends_with('/') && !text.contains(char::is_control);
         // A VMM opens its files by the same paths in a file system that lacks most directories, so `..` may not resolve.
-        let is_straight = !text.split('/').any(|part| part == "..");
-        let expected = match (text.starts_with('/') && is_plain, is_straight) {
+        let has_no_dot_dot = !text.split('/').any(|part| part == "..");
+        let expected = match (text.starts_with('/') && is_plain, has_no_dot_dot) {
             (true, true) => return Some(PathBuf::from(text)),
-            (true, false) => STRAIGHT,
+            (true, false) => EXPECTED_WITHOUT_DOT_DOT,
             (false, _) => EXPECTED,
         };
         self.unexpected(field, expected);
@@ -235,26 +236,29 @@ fn unknown_key(key: &str, known: &[&str]) -> String {
     if key == "<<" {
         return "merge keys are not supported; use an alias for the whole value".to_owned();
     }
-    let shown = Value::Text(key.to_owned());
-    match near_miss(key, known) {
-        Some(near) => format!("unknown key {shown}; did you mean \"{near}\"?"),
-        None => format!("unknown key {shown}, expected one of {}", known.join(", ")),
+    let displayed = Value::Text(key.to_owned());
+    match closest(key, known) {
+        Some(suggestion) => format!("unknown key {displayed}; did you mean \"{suggestion}\"?"),
+        None => format!(
+            "unknown key {displayed}, expected one of {}",
+            known.join(", ")
+        ),
     }
 }
 
 /// The known word closest to `found`: one that starts with it, or that differs in at most a third of its characters.
-fn near_miss<'k>(found: &str, known: &[&'k str]) -> Option<&'k str> {
+fn closest<'k>(found: &str, known: &[&'k str]) -> Option<&'k str> {
     // No known word is half as long, and the cost of the distance is the product of the lengths.
     const LONGEST: usize = 40;
-    let plain = |text: &str| text.replace('-', "_").to_ascii_lowercase();
-    let found = plain(&found.chars().take(LONGEST).collect::<String>());
+    let normalize = |text: &str| text.replace('-', "_").to_ascii_lowercase();
+    let found = normalize(&found.chars().take(LONGEST).collect::<String>());
     let distance = |word: &str| match found.len() >= 3 && word.starts_with(&found) {
         true => 0,
         false => strsim::damerau_levenshtein(&found, word),
     };
     known
         .iter()
-        .map(|word| (distance(&plain(word)), *word))
+        .map(|word| (distance(&normalize(word)), *word))
         .filter(|(distance, word)| *distance <= word.len().max(found.len()).div_ceil(3))
         .min()
         .map(|(_, word)| word)

@@ -13,9 +13,9 @@ use super::yaml::{self, Value};
 const KEYS: [&str; 3] = ["programs", "images", "removal_grace"];
 
 /// The minimum removal grace: programs that save a file in several steps need time between them.
-pub const LEAST_GRACE: Duration = Duration::from_millis(150);
+pub const MIN_REMOVAL_GRACE: Duration = Duration::from_millis(150);
 /// The maximum removal grace.
-const LONGEST_GRACE: Duration = Duration::from_secs(24 * 3600);
+const MAX_REMOVAL_GRACE: Duration = Duration::from_secs(24 * 3600);
 
 /// Parses a removal grace in humantime format, such as `2s`.
 ///
@@ -23,7 +23,7 @@ const LONGEST_GRACE: Duration = Duration::from_secs(24 * 3600);
 /// The text is not a valid time, or the time is not from 150ms to 1day.
 pub fn grace(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    match (LEAST_GRACE..=LONGEST_GRACE).contains(&time) {
+    match (MIN_REMOVAL_GRACE..=MAX_REMOVAL_GRACE).contains(&time) {
         true => Ok(time),
         false => Err("it must be from 150ms to 1day".to_owned()),
     }
@@ -75,11 +75,11 @@ pub fn parse(source: &Source) -> Result<Settings, Vec<Problem>> {
         settings.removal_grace = section.get("removal_grace").and_then(|field| {
             const EXPECTED: &str = "a time such as 2s";
             let text = reader.text(field, EXPECTED)?;
-            let read = grace(text);
-            if let Err(why) = &read {
+            let result = grace(text);
+            if let Err(why) = &result {
                 reader.unexpected(field, &format!("{EXPECTED} ({why})"));
             }
-            read.ok()
+            result.ok()
         });
     }
     let problems = reader.into_problems();
@@ -100,7 +100,7 @@ fn directories(reader: &mut Reader, section: &Section, key: &str) -> Option<Vec<
         };
         match directory(text) {
             Ok(dir) => dirs.push(dir),
-            Err(why) => reader.refuse(item, why),
+            Err(message) => reader.refuse(item, message),
         }
     }
     Some(dirs)
@@ -160,8 +160,8 @@ mod tests {
             ("[", "sliced.yaml:"),
             ("images: []\n---\nimages: []\n", "expected one"),
         ] {
-            let why = parsed(text).unwrap_err();
-            assert!(why.contains(place), "{text}: {why}");
+            let message = parsed(text).unwrap_err();
+            assert!(message.contains(place), "{text}: {message}");
         }
     }
 }

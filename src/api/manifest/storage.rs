@@ -3,11 +3,11 @@
 
 use std::path::PathBuf;
 
-use super::super::storage::{FurtherDisk, Storage};
+use super::super::storage::{AdditionalDisk, Storage};
 use super::section::{Field, Reader, Section};
 use super::yaml::Value;
 
-const SIZE: &str = "a size such as \"10G\" or \"512M\" (G is GiB), at most 16T";
+const EXPECTED_SIZE: &str = "a size such as \"10G\" or \"512M\" (G is GiB), at most 16T";
 /// 16 TiB, the largest file of ext4 with blocks of 4 KiB.
 const MAX_SIZE: u64 = 16 << 40;
 
@@ -45,7 +45,7 @@ pub fn read(reader: &mut Reader, group: &Section, root: Root, count: u32) -> Sto
             }
         }
     }
-    let disks = read_further(reader, group, &root, count);
+    let disks = read_disks(reader, group, &root, count);
     match root.image {
         None => Storage {
             disks,
@@ -60,41 +60,46 @@ pub fn read(reader: &mut Reader, group: &Section, root: Root, count: u32) -> Sto
     }
 }
 
-fn read_further(reader: &mut Reader, group: &Section, root: &Root, count: u32) -> Vec<FurtherDisk> {
+fn read_disks(
+    reader: &mut Reader,
+    group: &Section,
+    root: &Root,
+    count: u32,
+) -> Vec<AdditionalDisk> {
     let Some(field) = group.get("disks") else {
         return Vec::new();
     };
     let items = reader.list(field, "a list of disks, each with a path");
-    let mut disks: Vec<FurtherDisk> = Vec::new();
+    let mut disks: Vec<AdditionalDisk> = Vec::new();
     for item in &items {
         let Some(section) = reader.section(item, &["path", "read_only"]) else {
             continue;
         };
-        let Some(at) = section.get("path") else {
+        let Some(path_field) = section.get("path") else {
             reader.refuse_at(section.at, &format!("{}.path", section.path), "is missing");
             continue;
         };
-        let flag = section.get("read_only");
-        let read_only = flag.map_or(Some(true), |flag| reader.flag(flag));
-        let (Some(path), Some(read_only)) = (reader.path(at), read_only) else {
+        let read_only_field = section.get("read_only");
+        let read_only = read_only_field.map_or(Some(true), |flag| reader.flag(flag));
+        let (Some(path), Some(read_only)) = (reader.path(path_field), read_only) else {
             continue;
         };
         if disks.iter().any(|disk| disk.path == path) {
-            reader.refuse(at, "duplicate disk");
+            reader.refuse(path_field, "duplicate disk");
         }
-        if let (Some(flag), false) = (flag, read_only) {
-            check_writer(reader, flag, &path, root, count);
+        if let (Some(flag), false) = (read_only_field, read_only) {
+            check_writable(reader, flag, &path, root, count);
         }
-        disks.push(FurtherDisk { path, read_only });
+        disks.push(AdditionalDisk { path, read_only });
     }
     disks
 }
 
 /// Refuses a writable disk that more than one VM would use: two writers corrupt the file system.
-fn check_writer(reader: &mut Reader, flag: &Field, path: &PathBuf, root: &Root, count: u32) {
+fn check_writable(reader: &mut Reader, field: &Field, path: &PathBuf, root: &Root, count: u32) {
     if root.image.as_ref() == Some(path) {
         reader.refuse(
-            flag,
+            field,
             "found false, expected true: the path is also the image, from which disks are created",
         );
     }
@@ -102,7 +107,7 @@ fn check_writer(reader: &mut Reader, flag: &Field, path: &PathBuf, root: &Root, 
         let message = format!(
             "found false, expected true, or count: 1: at most one VM may write to a disk, and the group has {count}"
         );
-        reader.refuse(flag, message);
+        reader.refuse(field, message);
     }
 }
 
@@ -112,7 +117,7 @@ fn read_size(reader: &mut Reader, field: &Field) -> Option<u64> {
         _ => None,
     };
     if size.is_none() {
-        reader.unexpected(field, SIZE);
+        reader.unexpected(field, EXPECTED_SIZE);
     }
     size
 }

@@ -61,7 +61,7 @@ impl Node {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Member {
     pub key: String,
-    pub key_at: Place,
+    pub key_position: Place,
     pub value: Node,
 }
 
@@ -83,17 +83,17 @@ pub fn read(text: &str) -> Result<Vec<Node>, Fault> {
     }
     check_brackets(text)?;
     tags::check(text)?;
-    let mut left = MAX_VALUES;
+    let mut remaining = MAX_VALUES;
     serde_yaml::Deserializer::from_str(text)
         .map(|document| {
             let mut root = None;
-            let taker = Taker {
+            let visitor = NodeVisitor {
                 into: &mut root,
-                left: &mut left,
+                left: &mut remaining,
                 depth: 0,
                 near: Place::START,
             };
-            let result = taker.deserialize(document);
+            let result = visitor.deserialize(document);
             taken(result, root).map_err(|error| fault(&error))
         })
         .collect()
@@ -130,31 +130,34 @@ fn check_brackets(text: &str) -> Result<(), Fault> {
 
 /// Converts an error and removes the position from its message, because a [`Fault`] contains the position.
 fn fault(error: &serde_yaml::Error) -> Fault {
-    let place = error.location().map_or(Place::START, |location| Place {
+    let position = error.location().map_or(Place::START, |location| Place {
         line: location.line(),
         column: location.column(),
     });
     let text = error.to_string();
-    let spoken = format!(" at line {} column {}", place.line, place.column);
-    let text = text.replacen(&spoken, "", 1);
+    let position_text = format!(" at line {} column {}", position.line, position.column);
+    let text = text.replacen(&position_text, "", 1);
     // `serde_yaml` prefixes the message with a path, in another format than that of problems.
-    let message = match text.find(TOO_MUCH) {
-        Some(start) => text[start + TOO_MUCH.len()..].to_owned(),
+    let message = match text.find(FINAL_ERROR) {
+        Some(start) => text[start + FINAL_ERROR.len()..].to_owned(),
         // The limit of `serde_yaml` for the expansion of aliases; this error has no position.
         None if text == "repetition limit exceeded" => {
             "the aliases of the file expand to too many values".to_owned()
         }
         None => format!("invalid YAML: {text}"),
     };
-    Fault { at: place, message }
+    Fault {
+        at: position,
+        message,
+    }
 }
 
 /// The prefix of errors of this reader that are final, in contrast to the errors that return a scalar.
-const TOO_MUCH: &str = "refused: ";
+const FINAL_ERROR: &str = "refused: ";
 
 /// Stores one value in `into`. Returns `Ok` for a list or mapping, an error with `into` set for a scalar, and an error with `into`
 /// unset for an invalid value.
-struct Taker<'a> {
+struct NodeVisitor<'a> {
     into: &'a mut Option<Node>,
     left: &'a mut usize,
     depth: usize,
@@ -163,10 +166,10 @@ struct Taker<'a> {
 }
 
 /// Distinguishes a scalar from an error, and parses the position of the scalar from its error.
-fn taken<E: fmt::Display>(result: Result<(), E>, into: Option<Node>) -> Result<Node, E> {
-    match (result, into) {
+fn taken<E: fmt::Display>(result: Result<(), E>, output: Option<Node>) -> Result<Node, E> {
+    match (result, output) {
         (Err(error), Some(node)) => Ok(Node {
-            at: place_in(&error.to_string()).unwrap_or(Place::START),
+            at: position_in(&error.to_string()).unwrap_or(Place::START),
             ..node
         }),
         (Err(error), None) => Err(error),
@@ -180,7 +183,7 @@ fn taken<E: fmt::Display>(result: Result<(), E>, into: Option<Node>) -> Result<N
 
 /// The position in the message of an error, `… at line 3 column 7`: a visitor has no other access to it because the error is a generic
 /// `de::Error`. `None` for the first character of a text, for which the message is `… at position 0`.
-fn place_in(error: &str) -> Option<Place> {
+fn position_in(error: &str) -> Option<Place> {
     let (_, tail) = error.rsplit_once(" at line ")?;
     let (line, column) = tail.split_once(" column ")?;
     Some(Place {
@@ -189,7 +192,7 @@ fn place_in(error: &str) -> Option<Place> {
     })
 }
 
-impl Taker<'_> {
+impl NodeVisitor<'_> {
     fn scalar<E: de::Error>(self, value: Value) -> Result<(), E> {
         self.count()?;
         *self.into = Some(Node {
@@ -202,19 +205,19 @@ impl Taker<'_> {
     fn count<E: de::Error>(&self) -> Result<(), E> {
         match *self.left {
             0 => Err(E::custom(format_args!(
-                "{TOO_MUCH}the file has more than {MAX_VALUES} values (each use of an alias counts)"
+                "{FINAL_ERROR}the file has more than {MAX_VALUES} values (each use of an alias counts)"
             ))),
             _ => Ok(()),
         }
     }
 
-    fn inner<'b>(&'b mut self, into: &'b mut Option<Node>, near: Place) -> Taker<'b> {
+    fn inner<'b>(&'b mut self, output: &'b mut Option<Node>, fallback: Place) -> NodeVisitor<'b> {
         *self.left = self.left.saturating_sub(1);
-        Taker {
-            into,
+        NodeVisitor {
+            into: output,
             left: self.left,
             depth: self.depth + 1,
-            near,
+            near: fallback,
         }
     }
 
@@ -223,20 +226,20 @@ impl Taker<'_> {
         match self.depth < MAX_DEPTH {
             true => Ok(()),
             false => Err(E::custom(format_args!(
-                "{TOO_MUCH}lists and mappings are nested more than {MAX_DEPTH} levels deep"
+                "{FINAL_ERROR}lists and mappings are nested more than {MAX_DEPTH} levels deep"
             ))),
         }
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Taker<'_> {
+impl<'de> DeserializeSeed<'de> for NodeVisitor<'_> {
     type Value = ();
     fn deserialize<D: de::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Taker<'_> {
+impl<'de> Visitor<'de> for NodeVisitor<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -273,7 +276,7 @@ impl<'de> Visitor<'de> for Taker<'_> {
     fn visit_enum<A: EnumAccess<'de>>(self, access: A) -> Result<(), A::Error> {
         let (tag, _) = access.variant_seed(std::marker::PhantomData::<Tag>)?;
         Err(de::Error::custom(format_args!(
-            "{TOO_MUCH}found the tag !{}, expected a plain value",
+            "{FINAL_ERROR}found the tag !{}, expected a plain value",
             tag.0.escape_debug()
         )))
     }
@@ -282,8 +285,8 @@ impl<'de> Visitor<'de> for Taker<'_> {
         self.enter()?;
         let mut items = Vec::new();
         loop {
-            let (mut slot, near) = (None, self.near);
-            let result = match access.next_element_seed(self.inner(&mut slot, near)) {
+            let (mut slot, fallback) = (None, self.near);
+            let result = match access.next_element_seed(self.inner(&mut slot, fallback)) {
                 Ok(None) => break,
                 Ok(Some(())) => Ok(()),
                 Err(error) => Err(error),
@@ -302,8 +305,8 @@ impl<'de> Visitor<'de> for Taker<'_> {
         self.enter()?;
         let mut members: Vec<Member> = Vec::new();
         loop {
-            let (mut slot, near) = (None, self.near);
-            let result = match access.next_key_seed(self.inner(&mut slot, near)) {
+            let (mut slot, fallback) = (None, self.near);
+            let result = match access.next_key_seed(self.inner(&mut slot, fallback)) {
                 Ok(None) => break,
                 Ok(Some(())) => Ok(()),
                 Err(error) => Err(error),
@@ -316,12 +319,14 @@ impl<'de> Visitor<'de> for Taker<'_> {
                 value.at = key.at;
             }
             members.push(Member {
-                key_at: key.at,
+                key_position: key.at,
                 key: key.value.as_key(),
                 value,
             });
         }
-        let at = members.first().map_or(self.near, |member| member.key_at);
+        let at = members
+            .first()
+            .map_or(self.near, |member| member.key_position);
         *self.into = Some(Node {
             at,
             value: Value::Map(members),
@@ -383,18 +388,18 @@ mod agreement {
             text in "([\\[\\]{}:,&*!|>'\"%@`?~#a-c0-2 \n\t.-]|- |: |\n  ){0,60}"
         ) {
             let Ok(all) = read(&text) else { return Ok(()) };
-            for (ours, document) in all.iter().zip(serde_yaml::Deserializer::from_str(&text)) {
+            for (actual, document) in all.iter().zip(serde_yaml::Deserializer::from_str(&text)) {
                 // `serde_yaml::Value` refuses duplicate keys, which this reader keeps.
-                if let Ok(theirs) = serde_yaml::Value::deserialize(document) {
-                    prop_assert!(same(&ours.value, &theirs), "{ours:?} {theirs:?}");
+                if let Ok(reference) = serde_yaml::Value::deserialize(document) {
+                    prop_assert!(same(&actual.value, &reference), "{actual:?} {reference:?}");
                 }
             }
         }
     }
 
-    fn same(ours: &Value, theirs: &serde_yaml::Value) -> bool {
+    fn same(actual: &Value, reference: &serde_yaml::Value) -> bool {
         use serde_yaml::Value as Theirs;
-        match (ours, theirs) {
+        match (actual, reference) {
             (Value::Null, Theirs::Null) => true,
             (Value::Bool(a), Theirs::Bool(b)) => a == b,
             (Value::Int(a), Theirs::Number(b)) => b.to_string() == a.to_string(),

@@ -20,27 +20,27 @@ pub(super) struct Bridged<'a> {
 }
 
 /// The bridge group that is checked.
-struct Comer<'a> {
+struct Candidate<'a> {
     spec: &'a BridgeSpec,
     count: u32,
 }
 
 /// A field and the message of its problem.
-type Objection = (&'static str, String);
+type Conflict = (&'static str, String);
 
 /// The problems of `draft`, a group with the network `spec`, with the existing groups `there`: the first of each kind.
-pub(super) fn objections(there: &[Bridged], draft: &Draft, spec: &BridgeSpec) -> Vec<Problem> {
-    let comer = Comer {
+pub(super) fn objections(existing: &[Bridged], draft: &Draft, spec: &BridgeSpec) -> Vec<Problem> {
+    let candidate = Candidate {
         spec,
         count: draft.spec.count,
     };
-    let checks: [fn(&Comer, &Bridged) -> Option<Objection>; 5] =
+    let checks: [fn(&Candidate, &Bridged) -> Option<Conflict>; 5] =
         [taps, bridge_and_tap, gateways, subnets, addresses];
     let found = checks
         .iter()
-        .filter_map(|check| there.iter().find_map(|other| check(&comer, other)));
+        .filter_map(|check| existing.iter().find_map(|other| check(&candidate, other)));
     found
-        .chain(ports(there, &comer))
+        .chain(ports(existing, &candidate))
         .map(|(field, message)| draft.problem(field, message))
         .collect()
 }
@@ -50,66 +50,66 @@ impl Bridged<'_> {
         format!("group \"{}\" {}", self.name, self.place.describe())
     }
 
-    fn shares_bridge(&self, comer: &Comer) -> bool {
-        self.spec.bridge == comer.spec.bridge
+    fn shares_bridge(&self, candidate: &Candidate) -> bool {
+        self.spec.bridge == candidate.spec.bridge
     }
 }
 
-fn taps(comer: &Comer, other: &Bridged) -> Option<Objection> {
-    let (ours, theirs) = (&comer.spec.tap_prefix, &other.spec.tap_prefix);
-    let who = other.describe();
+fn taps(candidate: &Candidate, other: &Bridged) -> Option<Conflict> {
+    let (ours, theirs) = (&candidate.spec.tap_prefix, &other.spec.tap_prefix);
+    let owner = other.describe();
     if ours == theirs {
         return Some((
             "network.tap_prefix",
-            format!("\"{ours}\" is already the prefix of {who}"),
+            format!("\"{ours}\" is already the prefix of {owner}"),
         ));
     }
-    let tap = shared_tap((ours, comer.count), (theirs, other.count))?;
+    let tap = shared_tap((ours, candidate.count), (theirs, other.count))?;
     let message = format!(
-        "a TAP would have the name \"{tap}\", as one of the {} TAPs of {who} with the prefix \"{theirs}\"",
+        "a TAP would have the name \"{tap}\", as one of the {} TAPs of {owner} with the prefix \"{theirs}\"",
         other.count
     );
     Some(("network.tap_prefix", message))
 }
 
-fn bridge_and_tap(comer: &Comer, other: &Bridged) -> Option<Objection> {
-    let (ours, theirs) = (comer.spec, other.spec);
-    let who = other.describe();
+fn bridge_and_tap(candidate: &Candidate, other: &Bridged) -> Option<Conflict> {
+    let (ours, theirs) = (candidate.spec, other.spec);
+    let owner = other.describe();
     let is_tap = |spec: &BridgeSpec, count, name: &str| {
         tap_number(&spec.tap_prefix, name).is_some_and(|number| number < count)
     };
     if is_tap(theirs, other.count, &ours.bridge) {
-        let message = format!("\"{}\" is a TAP of {who}", ours.bridge);
+        let message = format!("\"{}\" is a TAP of {owner}", ours.bridge);
         return Some(("network.bridge", message));
     }
-    is_tap(ours, comer.count, &theirs.bridge).then(|| {
+    is_tap(ours, candidate.count, &theirs.bridge).then(|| {
         let message = format!(
-            "a TAP would have the name \"{}\", as the bridge of {who}",
+            "a TAP would have the name \"{}\", as the bridge of {owner}",
             theirs.bridge
         );
         ("network.tap_prefix", message)
     })
 }
 
-fn gateways(comer: &Comer, other: &Bridged) -> Option<Objection> {
-    let (ours, theirs) = (comer.spec.gateway?, other.spec.gateway?);
-    (other.shares_bridge(comer) && ours != theirs).then(|| {
+fn gateways(candidate: &Candidate, other: &Bridged) -> Option<Conflict> {
+    let (ours, theirs) = (candidate.spec.gateway?, other.spec.gateway?);
+    (other.shares_bridge(candidate) && ours != theirs).then(|| {
         let message = format!(
             "{ours} differs from {theirs} of {} on bridge \"{}\"; all groups on a bridge must have the same gateway",
             other.describe(),
-            comer.spec.bridge
+            candidate.spec.bridge
         );
         ("network.gateway", message)
     })
 }
 
-fn subnets(comer: &Comer, other: &Bridged) -> Option<Objection> {
-    let ours = subnet(comer.spec.gateway?);
+fn subnets(candidate: &Candidate, other: &Bridged) -> Option<Conflict> {
+    let ours = subnet(candidate.spec.gateway?);
     let theirs = subnet(other.spec.gateway?);
-    (!other.shares_bridge(comer) && pool::overlaps(ours, theirs)).then(|| {
+    (!other.shares_bridge(candidate) && pool::overlaps(ours, theirs)).then(|| {
         let message = format!(
             "{ours} of bridge \"{}\" overlaps {theirs} of bridge \"{}\" of {}",
-            comer.spec.bridge,
+            candidate.spec.bridge,
             other.spec.bridge,
             other.describe()
         );
@@ -117,12 +117,12 @@ fn subnets(comer: &Comer, other: &Bridged) -> Option<Objection> {
     })
 }
 
-fn addresses(comer: &Comer, other: &Bridged) -> Option<Objection> {
-    if !other.shares_bridge(comer) {
+fn addresses(candidate: &Candidate, other: &Bridged) -> Option<Conflict> {
+    if !other.shares_bridge(candidate) {
         return None;
     }
-    let ip = shared_address(&comer.spec.addresses, &other.spec.addresses)?;
-    let field = match comer.spec.addresses {
+    let ip = shared_address(&candidate.spec.addresses, &other.spec.addresses)?;
+    let field = match candidate.spec.addresses {
         Addresses::Listed(_) => "network.addresses",
         Addresses::Range(..) | Addresses::Any => "network.range",
     };
@@ -132,15 +132,15 @@ fn addresses(comer: &Comer, other: &Bridged) -> Option<Objection> {
 
 /// The first address that both specify. [`Addresses::Any`] shares none: such a group uses addresses that no other group specifies.
 fn shared_address(a: &Addresses, b: &Addresses) -> Option<Ipv4Addr> {
-    let within = |listed: &[Ipv4Addr], others: &dyn Fn(&Ipv4Addr) -> bool| {
+    let find_listed = |listed: &[Ipv4Addr], others: &dyn Fn(&Ipv4Addr) -> bool| {
         listed.iter().copied().find(|ip| others(ip))
     };
     match (a, b) {
         (Addresses::Any, _) | (_, Addresses::Any) => None,
-        (Addresses::Listed(a), Addresses::Listed(b)) => within(a, &|ip| b.contains(ip)),
+        (Addresses::Listed(a), Addresses::Listed(b)) => find_listed(a, &|ip| b.contains(ip)),
         (Addresses::Listed(listed), Addresses::Range(first, last))
         | (Addresses::Range(first, last), Addresses::Listed(listed)) => {
-            within(listed, &|ip| (first..=last).contains(&ip))
+            find_listed(listed, &|ip| (first..=last).contains(&ip))
         }
         (Addresses::Range(a, b), Addresses::Range(c, d)) => {
             let (first, last) = (*a.max(c), *b.min(d));
@@ -149,12 +149,15 @@ fn shared_address(a: &Addresses, b: &Addresses) -> Option<Ipv4Addr> {
     }
 }
 
-fn ports(there: &[Bridged], comer: &Comer) -> Option<Objection> {
-    let sharing: Vec<&Bridged> = there.iter().filter(|o| o.shares_bridge(comer)).collect();
+fn ports(existing: &[Bridged], candidate: &Candidate) -> Option<Conflict> {
+    let sharing: Vec<&Bridged> = existing
+        .iter()
+        .filter(|o| o.shares_bridge(candidate))
+        .collect();
     let taken: u64 = sharing.iter().map(|other| u64::from(other.count)).sum();
-    let all = taken + u64::from(comer.count);
+    let total = taken + u64::from(candidate.count);
     // A group without VMs does not exceed the limit.
-    if all <= u64::from(MAX_PORTS) || comer.count == 0 || sharing.is_empty() {
+    if total <= u64::from(MAX_PORTS) || candidate.count == 0 || sharing.is_empty() {
         return None;
     }
     let others: Vec<String> = sharing
@@ -167,9 +170,9 @@ fn ports(there: &[Bridged], comer: &Comer) -> Option<Objection> {
         false => "",
     };
     let message = format!(
-        "bridge \"{}\" would have {all} ports, {} in addition to {}{more}; expected at most {MAX_PORTS}",
-        comer.spec.bridge,
-        comer.count,
+        "bridge \"{}\" would have {total} ports, {} in addition to {}{more}; expected at most {MAX_PORTS}",
+        candidate.spec.bridge,
+        candidate.count,
         others.join(", ")
     );
     Some(("count", message))

@@ -41,7 +41,7 @@ impl Total {
         if let NetworkSpec::Isolated(isolated) = &spec.template.network {
             self.isolated += vms;
             match isolated.range {
-                Some(range) => self.named.extend(pool::slash_22s(range)),
+                Some(range) => self.named.extend(pool::overlapping_pools(range)),
                 None if vms > 0 => self.derived += 1,
                 None => {}
             }
@@ -50,29 +50,29 @@ impl Total {
     }
 
     /// The limit that another group would exceed, if any.
-    pub(super) fn objection(&self, draft: &Draft, on_demand: usize) -> Option<Problem> {
+    pub(super) fn exceeded_limit(&self, draft: &Draft, on_demand: usize) -> Option<Problem> {
         let mut all = Self {
             named: self.named.clone(),
             ..*self
         };
         all.add(&draft.spec, on_demand);
-        let beside = |others: u64| match others {
+        let elsewhere = |others: u64| match others {
             0 => String::new(),
             others => format!(", {others} of them in other groups"),
         };
         let too_many = |field: &str, what: &str, (found, others): (u64, u64), most: u64| {
-            let beside = beside(others);
+            let elsewhere_text = elsewhere(others);
             let message =
-                format!("found {found} {what}{beside}, expected at most {most} on a host");
+                format!("found {found} {what}{elsewhere_text}, expected at most {most} on a host");
             Some(draft.problem(field, message))
         };
-        let nothing = draft.spec.count == 0;
+        let is_empty = draft.spec.count == 0;
         if all.groups > MAX_GROUPS {
             let counts = (all.groups as u64, self.groups as u64);
             return too_many("name", "groups", counts, MAX_GROUPS as u64);
         }
         // A group without VMs does not exceed the other limits.
-        if nothing {
+        if is_empty {
             return None;
         }
         if all.isolated > MAX_ISOLATED && all.isolated > self.isolated {

@@ -28,7 +28,7 @@ enum Request<'a> {
 impl Request<'_> {
     fn conflicts(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Port(one), Self::Port(other)) => one.is_the_port_of(other),
+            (Self::Port(one), Self::Port(other)) => one.conflicts_with(other),
             (Self::Ip(one, ip), Self::Ip(other, taken)) => (one, ip) == (other, taken),
             (Self::Mac(one, mac), Self::Mac(other, taken)) => (one, mac) == (other, taken),
             (Self::Port(_) | Self::Ip(..) | Self::Mac(..), _) => false,
@@ -72,13 +72,13 @@ impl Requested<'_> {
 }
 
 /// The requests of the VMs that a group's `count` covers.
-pub(super) fn of_group<'a>(
+pub(super) fn group_requests<'a>(
     group: &'a Name,
     spec: &'a CniSpec,
     place: Option<Place<'a>>,
 ) -> impl Iterator<Item = Requested<'a>> {
-    requests(&spec.network_name, &spec.cni).map(move |what| Requested {
-        what,
+    requests(&spec.network_name, &spec.cni).map(move |request| Requested {
+        what: request,
         group,
         vm: None,
         place,
@@ -86,13 +86,13 @@ pub(super) fn of_group<'a>(
 }
 
 /// The requests of the group's VMs that were made on demand.
-pub(super) fn of_orders(group: &HostGroup) -> impl Iterator<Item = Requested<'_>> {
+pub(super) fn on_demand_requests(group: &HostGroup) -> impl Iterator<Item = Requested<'_>> {
     let network = cni(&group.spec.template.network);
     let entries = group.orders.values().map(move |entry| (entry, network));
     entries.flat_map(|(entry, network)| {
         let network = network.map_or("", |spec| &spec.network_name);
-        requests(network, &entry.ask.cni).map(|what| Requested {
-            what,
+        requests(network, &entry.ask.cni).map(|request| Requested {
+            what: request,
             group: &group.meta.name,
             vm: Some(&entry.name),
             place: None,
@@ -102,30 +102,30 @@ pub(super) fn of_orders(group: &HostGroup) -> impl Iterator<Item = Requested<'_>
 
 /// The first conflict of `draft` with existing requests, if any. VMs made on demand in the same group are not compared:
 /// [`objections_of_orders`](super::objections_of_orders) does that.
-pub(super) fn objection(taken: &[Requested], draft: &Draft, spec: &CniSpec) -> Option<Problem> {
-    let message = requests(&spec.network_name, &spec.cni).find_map(|what| {
-        let others = taken.iter().filter(|other| *other.group != draft.name);
-        first_conflict(others, &what)
+pub(super) fn conflict(existing: &[Requested], draft: &Draft, spec: &CniSpec) -> Option<Problem> {
+    let message = requests(&spec.network_name, &spec.cni).find_map(|request| {
+        let others = existing.iter().filter(|other| *other.group != draft.name);
+        first_conflict(others, &request)
     })?;
     Some(draft.problem("cni", message))
 }
 
 /// The first conflict of the requests of a VM made on demand, in a group with `network`, with all groups and all other such VMs.
-pub fn objection_to_requests<'a>(
+pub fn request_conflict<'a>(
     groups: impl Iterator<Item = &'a HostGroup>,
     network: &NetworkSpec,
     options: &CniOptions,
 ) -> Option<String> {
     let network = &cni(network)?.network_name;
     let in_force = groups.filter(|group| !group.meta.deleting);
-    let taken: Vec<Requested> = in_force
+    let existing: Vec<Requested> = in_force
         .flat_map(|group| {
             let spec = cni(&group.spec.template.network).filter(|_| group.spec.count > 0);
-            let own = spec.map(|spec| of_group(&group.meta.name, spec, None));
-            own.into_iter().flatten().chain(of_orders(group))
+            let own = spec.map(|spec| group_requests(&group.meta.name, spec, None));
+            own.into_iter().flatten().chain(on_demand_requests(group))
         })
         .collect();
-    requests(network, options).find_map(|what| first_conflict(taken.iter(), &what))
+    requests(network, options).find_map(|request| first_conflict(existing.iter(), &request))
 }
 
 fn first_conflict<'a>(
@@ -139,7 +139,7 @@ fn first_conflict<'a>(
 fn requests<'a>(network: &'a str, options: &'a CniOptions) -> impl Iterator<Item = Request<'a>> {
     let ports = options.port_mappings.iter().map(Request::Port);
     let ips = options.ips.iter();
-    let ips = ips.map(move |asked| Request::Ip(network, asked.ip));
+    let ips = ips.map(move |requested| Request::Ip(network, requested.ip));
     let mac = options.mac.map(|mac| Request::Mac(network, mac));
     ports.chain(ips).chain(mac)
 }

@@ -83,12 +83,12 @@ fn an_existing_group_wins_over_a_new_one_in_an_earlier_file() {
 
 #[test]
 fn apply_to_a_group_of_a_file_is_refused_with_the_path_of_the_file() {
-    let mine = drafts("-", &[("web", None), ("other", None)]);
+    let applied = drafts("-", &[("web", None), ("other", None)]);
     let running = [stored(
         Origin::File("/etc/slice/groups.d/web.yaml".into()),
-        &mine[0],
+        &applied[0],
     )];
-    let problems = check_apply(&running, &mine).unwrap_err();
+    let problems = check_apply(&running, &applied).unwrap_err();
     assert_eq!(problems.len(), 1);
     assert_eq!(
         problems[0].to_string(),
@@ -264,13 +264,13 @@ proptest! {
 /// The CNI group `group`, with a VM made on demand with the options `own`.
 fn with_one_on_demand(group: &Draft, own: &str) -> HostGroup {
     let ask: NewVm = serde_json::from_str(own).expect("a request");
-    let (_, ask) = ask.split();
-    let order = Order {
+    let (_, overrides) = ask.split();
+    let entry = Order {
         name: Name::try_from("own".to_owned()).unwrap(),
-        ask,
+        ask: overrides,
     };
     HostGroup {
-        orders: [(MAX_COUNT + 1, order)].into(),
+        orders: [(MAX_COUNT + 1, entry)].into(),
         ..stored(Origin::Apply, group)
     }
 }
@@ -322,13 +322,13 @@ fn a_group_cannot_request_resources_of_a_vm_made_on_demand() {
         let both = [pod.clone(), web.clone()].concat();
         for (claimed, unchanged) in [(&both, true), (&web, false)] {
             let claims = by_precedence(&running, claimed.iter().map(claim).collect());
-            let standing: Vec<&HostGroup> = running.iter().filter(|_| !unchanged).collect();
-            let found = words(&conflicts(&running, &standing, &claims));
+            let fixed: Vec<&HostGroup> = running.iter().filter(|_| !unchanged).collect();
+            let found = words(&conflicts(&running, &fixed, &claims));
             match refusal {
                 None => assert_eq!(found, [""; 0], "{network}: {options}"),
-                Some(why) => {
+                Some(message) => {
                     assert_eq!(found.len(), 1, "{network}: {options}: {found:?}");
-                    assert!(found[0].contains(why), "{found:?}");
+                    assert!(found[0].contains(message), "{found:?}");
                 }
             }
         }
@@ -350,7 +350,7 @@ fn the_number_of_addresses_of_a_vm_made_on_demand_is_limited() {
         let found = ask.split().1.objections(template);
         let is_refused = found
             .iter()
-            .any(|(_, why)| why.contains("expected at most 64"));
+            .any(|(_, message)| message.contains("expected at most 64"));
         assert_eq!(is_refused, refused, "{count}: {found:?}");
     }
 }

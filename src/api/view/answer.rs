@@ -119,15 +119,16 @@ pub struct Leftover {
     pub kept: Option<String>,
     /// Why it could not be removed; `None` if it was removed or is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub still_there: Option<String>,
+    #[serde(rename = "still_there")]
+    pub error: Option<String>,
 }
 
 impl Leftover {
     /// The same orphan, kept for the reason `why`.
     #[must_use]
-    pub fn kept(self, why: &str) -> Self {
+    pub fn kept(self, reason: &str) -> Self {
         Self {
-            kept: Some(why.to_owned()),
+            kept: Some(reason.to_owned()),
             ..self
         }
     }
@@ -183,7 +184,7 @@ pub struct Reach {
 
 /// Information about the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Server {
+pub struct ServerInfo {
     /// The version, `CARGO_PKG_VERSION`.
     pub version: String,
     /// The pid.

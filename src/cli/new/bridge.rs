@@ -46,30 +46,30 @@ fn names(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
         ),
         None => {
             let derived = yaml::scalar(&link_name::bridge_of(&args.name))?;
-            let why = format!("default: {derived}, derived from the group's name");
-            text.note(4, "# bridge: brvm0", &why);
+            let comment = format!("default: {derived}, derived from the group's name");
+            text.note(4, "# bridge: brvm0", &comment);
         }
     }
     let prefix = match &args.tap_prefix {
         Some(prefix) => prefix.clone(),
         None => link_name::tap_prefix_of(&args.name),
     };
-    let taps = match args.count() {
+    let tap_names = match args.count() {
         0 | 1 => format!("TAP {prefix}0"),
         count => format!("TAPs {prefix}0 to {prefix}{}", count - 1),
     };
     match &args.tap_prefix {
         Some(prefix) => {
             let prefix = format!("tap_prefix: {}", yaml::scalar(prefix)?);
-            text.note(4, &prefix, &taps);
+            text.note(4, &prefix, &tap_names);
         }
-        None => text.note(4, "# tap_prefix: vmtap", &format!("default: {taps}")),
+        None => text.note(4, "# tap_prefix: vmtap", &format!("default: {tap_names}")),
     }
     Ok(())
 }
 
 fn addresses(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
-    let free = match args.gateway {
+    let comment = match args.gateway {
         Some(_) => {
             "Default: any free address of the gateway's subnet. To restrict it, set one of these:"
         }
@@ -79,7 +79,7 @@ fn addresses(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
     };
     match (&args.range, args.addresses.as_slice()) {
         (None, []) => {
-            text.line(4, &format!("# {free}"));
+            text.line(4, &format!("# {comment}"));
             text.line(4, "# addresses: [192.168.137.2/24, 192.168.137.3/24]");
             text.line(4, "# range: 192.168.137.20-192.168.137.80");
         }
@@ -88,7 +88,8 @@ fn addresses(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
             text.note(4, &range, "range of the VMs' addresses");
         }
         (None, listed) => {
-            let listed: Result<Vec<String>, Failure> = listed.iter().map(|ip| quoted(ip)).collect();
+            let listed: Result<Vec<String>, Failure> =
+                listed.iter().map(|ip| flow_scalar(ip)).collect();
             let listed = format!("addresses: [{}]", listed?.join(", "));
             text.note(4, &listed, "one for each VM, in order");
         }
@@ -97,9 +98,9 @@ fn addresses(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
 }
 
 /// A scalar in a flow sequence, in which commas and brackets need quotes as well.
-fn quoted(text: &str) -> Result<String, Failure> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '/');
-    match text.starts_with(|c: char| c.is_ascii_digit()) && text.chars().all(plain) {
+fn flow_scalar(text: &str) -> Result<String, Failure> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '/');
+    match text.starts_with(|c: char| c.is_ascii_digit()) && text.chars().all(is_plain) {
         true => yaml::scalar(text),
         false => serde_json::to_string(text).map_err(|error| Failure::one(error.to_string())),
     }

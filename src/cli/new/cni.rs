@@ -7,11 +7,11 @@ use super::text::Text;
 use super::{NewArgs, tap_owner};
 
 /// The name of the network configuration that `make install` writes to /etc/cni/net.d.
-const SHIPPED: &str = "slicer";
+const DEFAULT_NETWORK: &str = "slicer";
 
 /// `network_name:`, for all groups of the file.
 pub fn network_name(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
-    let name = yaml::scalar(args.network_name.as_deref().unwrap_or(SHIPPED))?;
+    let name = yaml::scalar(args.network_name.as_deref().unwrap_or(DEFAULT_NETWORK))?;
     let comment = "a network of /etc/cni/net.d; groups may override it";
     text.note(1, &format!("network_name: {name}"), comment);
     Ok(())

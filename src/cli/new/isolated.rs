@@ -5,14 +5,14 @@ use ipnetwork::Ipv4Network;
 
 use super::super::failure::{self, Failure};
 use super::text::Text;
-use super::{Denial, NewArgs, tap_owner};
+use super::{NewArgs, OnDenyArg, tap_owner};
 use crate::api::policy::{Entry, OnDeny, Policy, reserved};
 
 /// `network:` with its range and lists.
 pub fn network(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
-    if let Some((entry, closed)) = closed(&args.allow) {
+    if let Some((entry, reserved_range)) = closed(&args.allow) {
         return Err(Failure::Usage(format!(
-            "invalid --allow {entry}: {closed} is always denied"
+            "invalid --allow {entry}: {reserved_range} is always denied"
         )));
     }
     text.line(4, "mode: isolated");
@@ -28,12 +28,12 @@ pub fn network(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
         allow: args.allow.clone(),
         drop: args.drop.clone(),
         on_deny: match args.on_deny {
-            None | Some(Denial::Drop) => OnDeny::Drop,
-            Some(Denial::Reject) => OnDeny::Reject,
+            None | Some(OnDenyArg::Drop) => OnDeny::Drop,
+            Some(OnDenyArg::Reject) => OnDeny::Reject,
         },
         allow_metadata: false,
     };
-    text.line(4, &format!("# {}", in_words(&policy)));
+    text.line(4, &format!("# {}", describe_policy(&policy)));
     match policy.allow.as_slice() {
         [] => text.line(4, "# allow: [\"192.168.222.1:3128\", \"1.1.1.1:53/udp\"]"),
         allow => text.line(4, &format!("allow: {}", flow(allow))),
@@ -62,7 +62,7 @@ fn closed(allow: &[Entry]) -> Option<(Entry, Ipv4Network)> {
 }
 
 /// Describes the effect of the lists.
-fn in_words(policy: &Policy) -> &'static str {
+fn describe_policy(policy: &Policy) -> &'static str {
     match (policy.allow.is_empty(), policy.drop.is_empty()) {
         (true, true) => {
             "Without allow and drop, all destinations are allowed except reserved ones."
@@ -83,19 +83,20 @@ fn flow(entries: &[Entry]) -> String {
 
 /// Parses a network of 169.254.0.0/16 that contains more than one /30.
 fn range(text: &str) -> Result<Ipv4Network, Failure> {
-    let wrong = |why: String| Err(Failure::Usage(format!("invalid --range {text}: {why}")));
+    let usage_error =
+        |reason: String| Err(Failure::Usage(format!("invalid --range {text}: {reason}")));
     let range: Ipv4Network = match text.parse() {
         Ok(range) => range,
-        Err(error) => return wrong(error.to_string()),
+        Err(error) => return usage_error(error.to_string()),
     };
     let link_local = range.ip().octets()[..2] == [169, 254];
     if !link_local || !(16..=29).contains(&range.prefix()) {
-        return wrong("expected a /16 to /29 of 169.254.0.0/16".to_owned());
+        return usage_error("expected a /16 to /29 of 169.254.0.0/16".to_owned());
     }
     let network = range.network();
     match network == range.ip() {
         true => Ok(range),
-        false => wrong(format!(
+        false => usage_error(format!(
             "host bits are set, expected {network}/{}",
             range.prefix()
         )),

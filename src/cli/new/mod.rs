@@ -32,15 +32,15 @@ pub enum Net {
 
 impl Net {
     fn option(&self) -> String {
-        let word = self.to_possible_value();
-        let word = word.as_ref().map_or("", |word| word.get_name());
+        let value = self.to_possible_value();
+        let word = value.as_ref().map_or("", |word| word.get_name());
         format!("--net={word}")
     }
 }
 
 /// Response to denied packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Denial {
+pub enum OnDenyArg {
     /// No response
     Drop,
     /// A TCP reset, or ICMP "administratively prohibited"
@@ -90,7 +90,7 @@ pub struct NewArgs {
     pub drop: Vec<Entry>,
     /// isolated: response to denied packets; drop if omitted
     #[arg(long, value_enum)]
-    pub on_deny: Option<Denial>,
+    pub on_deny: Option<OnDenyArg>,
     /// User and group that may open the TAP
     #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
     pub tap_owner: Option<TapOwner>,
@@ -153,28 +153,28 @@ impl NewArgs {
 
 /// `new NAME --net=…`.
 pub fn new(args: NewArgs) -> Result<(), Failure> {
-    let usage = |text: &str| Err(Failure::Usage(text.to_owned()));
+    let usage_error = |text: &str| Err(Failure::Usage(text.to_owned()));
     foreign(&args)?;
     if args.dns.len() > 2 {
-        return usage("too many --dns: expected at most two name servers");
+        return usage_error("too many --dns: expected at most two name servers");
     }
-    let runs = args.hypervisor.is_some_and(|vmm| vmm != Vmm::None);
-    if runs && args.kernel_file.is_none() {
-        return usage("a --hypervisor other than none requires --kernel-file");
+    let has_vmm = args.hypervisor.is_some_and(|vmm| vmm != Vmm::None);
+    if has_vmm && args.kernel_file.is_none() {
+        return usage_error("a --hypervisor other than none requires --kernel-file");
     }
     let text = group(&args)?;
-    read_back(&text)?;
+    validate(&text)?;
     print::out(&text)
 }
 
 /// Refuses options of other modes.
 fn foreign(args: &NewArgs) -> Result<(), Failure> {
-    const LISTS: &[Net] = &[Net::Isolated];
+    const ISOLATED: &[Net] = &[Net::Isolated];
     const BRIDGE: &[Net] = &[Net::Bridge];
-    let given = [
-        ("--allow", !args.allow.is_empty(), LISTS, ""),
-        ("--drop", !args.drop.is_empty(), LISTS, ""),
-        ("--on-deny", args.on_deny.is_some(), LISTS, ""),
+    let options = [
+        ("--allow", !args.allow.is_empty(), ISOLATED, ""),
+        ("--drop", !args.drop.is_empty(), ISOLATED, ""),
+        ("--on-deny", args.on_deny.is_some(), ISOLATED, ""),
         (
             "--range",
             args.range.is_some(),
@@ -199,21 +199,21 @@ fn foreign(args: &NewArgs) -> Result<(), Failure> {
             "",
         ),
     ];
-    let foreign = given
+    let mismatch = options
         .into_iter()
-        .find(|(_, given, modes, _)| *given && !modes.contains(&args.net));
-    match foreign {
+        .find(|(_, is_given, modes, _)| *is_given && !modes.contains(&args.net));
+    match mismatch {
         None => Ok(()),
-        Some((option, _, modes, more)) => {
+        Some((option, _, modes, hint)) => {
             let modes: Vec<String> = modes.iter().map(Net::option).collect();
-            let text = format!("{option} requires {}{more}", modes.join(" or "));
+            let text = format!("{option} requires {}{hint}", modes.join(" or "));
             Err(Failure::Usage(text))
         }
     }
 }
 
 /// Parses the generated text with the parser of the daemon, so that only valid manifests are printed.
-fn read_back(text: &str) -> Result<(), Failure> {
+fn validate(text: &str) -> Result<(), Failure> {
     let source = Source {
         name: "new".to_owned(),
         text: text.to_owned(),
@@ -221,13 +221,13 @@ fn read_back(text: &str) -> Result<(), Failure> {
     let Err(problems) = manifest::parse(&source) else {
         return Ok(());
     };
-    let said = problems.iter().map(|problem| {
+    let messages = problems.iter().map(|problem| {
         let field = problem.field.rsplit('.').next().unwrap_or_default();
         // `addresses[2]` comes from `--addresses`.
         let option = field.split('[').next().unwrap_or_default();
         format!("--{}: {}", option.replace('_', "-"), problem.message)
     });
-    Err(Failure::Usage(said.collect::<Vec<_>>().join("; ")))
+    Err(Failure::Usage(messages.collect::<Vec<_>>().join("; ")))
 }
 
 fn group(args: &NewArgs) -> Result<String, Failure> {
@@ -271,11 +271,11 @@ fn size(text: &mut Text, args: &NewArgs) {
 }
 
 fn memory(text: &mut Text, args: &NewArgs) {
-    const ONE: &str = "one of ram_mb, ram_gb or ram_bytes";
+    const ONE_OF: &str = "one of ram_mb, ram_gb or ram_bytes";
     match (args.ram_mb, args.ram_gb) {
-        (Some(mib), _) => text.note(3, &format!("ram_mb: {mib}"), ONE),
-        (None, Some(gib)) => text.note(3, &format!("ram_gb: {gib}"), ONE),
-        (None, None) => text.note(3, "# ram_gb: 8", &format!("{ONE}; default: 4 GiB")),
+        (Some(mib), _) => text.note(3, &format!("ram_mb: {mib}"), ONE_OF),
+        (None, Some(gib)) => text.note(3, &format!("ram_gb: {gib}"), ONE_OF),
+        (None, None) => text.note(3, "# ram_gb: 8", &format!("{ONE_OF}; default: 4 GiB")),
     }
 }
 
@@ -294,18 +294,18 @@ fn dns(text: &mut Text, args: &NewArgs) {
 }
 
 fn boot(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
-    const NONE: &str = "you start the VMM yourself";
+    const NO_VMM: &str = "you start the VMM yourself";
     match (args.hypervisor, &args.kernel_file) {
         (Some(Vmm::Qemu), _) => text.line(1, "hypervisor: qemu"),
         (Some(Vmm::Firecracker), _) => text.line(1, "hypervisor: firecracker"),
         (Some(Vmm::CloudHypervisor), _) => text.line(1, "hypervisor: cloud-hypervisor"),
-        (Some(Vmm::None), _) => text.note(1, "hypervisor: none", NONE),
+        (Some(Vmm::None), _) => text.note(1, "hypervisor: none", NO_VMM),
         (None, Some(_)) => {
-            let why = format!("or cloud-hypervisor, none ({NONE}); default: qemu");
-            text.note(1, "# hypervisor: firecracker", &why);
+            let comment = format!("or cloud-hypervisor, none ({NO_VMM}); default: qemu");
+            text.note(1, "# hypervisor: firecracker", &comment);
         }
         (None, None) => {
-            let why = format!("or firecracker, cloud-hypervisor; default: none, {NONE}");
+            let why = format!("or firecracker, cloud-hypervisor; default: none, {NO_VMM}");
             text.note(1, "# hypervisor: qemu", &why);
         }
     }

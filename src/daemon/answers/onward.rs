@@ -13,7 +13,7 @@ use crate::reconcile::engine::Engine;
 use crate::reconcile::ground::apart;
 
 /// The observed state of the host.
-pub(super) struct Onward {
+pub(super) struct HostState {
     /// Subnets that daemons of this host block for isolated VMs.
     pub closed: Vec<Ipv4Network>,
     /// The VM's link that the route to the destination uses.
@@ -22,13 +22,13 @@ pub(super) struct Onward {
     pub translations: Vec<Translations>,
 }
 
-pub(super) async fn look(engine: &Engine, destination: Ipv4Addr) -> Result<Onward, Error> {
-    let hands = &engine.hands;
-    let backend = hands.backend.clone();
+pub(super) async fn look(engine: &Engine, destination: Ipv4Addr) -> Result<HostState, Error> {
+    let host = &engine.hands;
+    let backend = host.backend.clone();
     let read = move || Ok((backend.translations()?, backend.read(&[TableName::Mangle])?));
-    let (translations, mangle) = hands.home.run(read).await?;
+    let (translations, mangle) = host.home.run(read).await?;
     let of_a_daemon =
-        |name: &str| Instance::of_chain(name).is_some_and(|of| of.chain(apart::ROLE) == name);
+        |name: &str| Instance::from_chain(name).is_some_and(|of| of.chain(apart::ROLE) == name);
     let chains = mangle.tables().iter().flat_map(|table| &table.chains);
     let rules = chains
         .filter(|chain| of_a_daemon(&chain.name))
@@ -41,16 +41,16 @@ pub(super) async fn look(engine: &Engine, destination: Ipv4Addr) -> Result<Onwar
         Rule::Foreign(_) => None,
     });
     let closed = closed.collect();
-    let over = route::lookup(&hands.netlink, destination).await?;
-    let neighbour = match over {
+    let route = route::lookup(&host.netlink, destination).await?;
+    let neighbour = match route {
         Some((index, _)) => {
-            let links = link::list(&hands.netlink).await?;
+            let links = link::list(&host.netlink).await?;
             let found = links.into_iter().find(|link| link.index == index);
             found.filter(|link| link.group & link_group::MASK == link_group::ANY)
         }
         None => None,
     };
-    Ok(Onward {
+    Ok(HostState {
         closed,
         neighbour: neighbour.map(|link| link.name),
         translations,

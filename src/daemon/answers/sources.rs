@@ -10,18 +10,18 @@ pub(super) fn parse_all(sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
     let mut drafts = Vec::new();
     let mut problems = Vec::new();
     for Source { name, text } in sources {
-        match manifest::parse_some(&manifest::Source { name, text }) {
+        match manifest::parse_nonempty(&manifest::Source { name, text }) {
             Ok(parsed) => drafts.extend(parsed),
             Err(found) => problems.extend(found.iter().map(ToString::to_string)),
         }
         // The parser enforces the limit for each file; this enforces it for all files together.
-        if let Some(beyond) = drafts.get(validate::MAX_GROUPS) {
+        if let Some(first_excess) = drafts.get(validate::MAX_GROUPS) {
             let found = drafts.len();
-            let most = validate::MAX_GROUPS;
-            let message = format!("found {found} groups so far, expected at most {most} on a host");
-            problems.push(beyond.problem("name", message).to_string());
+            let max = validate::MAX_GROUPS;
+            let message = format!("found {found} groups so far, expected at most {max} on a host");
+            problems.push(first_excess.problem("name", message).to_string());
         }
-        if problems.len() > MOST_PROBLEMS || drafts.len() > validate::MAX_GROUPS {
+        if problems.len() > MAX_PROBLEMS || drafts.len() > validate::MAX_GROUPS {
             break;
         }
     }
@@ -32,12 +32,12 @@ pub(super) fn parse_all(sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
 }
 
 /// Number of problems after which no further manifest is parsed.
-const MOST_PROBLEMS: usize = 200;
+const MAX_PROBLEMS: usize = 200;
 
-pub(super) fn shortened(problems: &[manifest::Problem]) -> Vec<String> {
-    let more = problems.len().saturating_sub(MOST_PROBLEMS);
+pub(super) fn truncated(problems: &[manifest::Problem]) -> Vec<String> {
+    let more = problems.len().saturating_sub(MAX_PROBLEMS);
     let more = (more > 0).then(|| format!("and {more} more problems"));
-    let first = problems.iter().take(MOST_PROBLEMS);
+    let first = problems.iter().take(MAX_PROBLEMS);
     first.map(ToString::to_string).chain(more).collect()
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::gathered::Gathered;
-use super::{CONTESTED, REST};
+use super::{CONFLICT_INTERVAL, REST_TIME};
 use crate::api::meta::Uid;
 use crate::clock;
 use crate::reconcile::engine::{Engine, Key};
@@ -37,15 +37,15 @@ impl Activity {
             Ok(_) | Err(_) => None,
         };
         match vm {
-            Some(_) => self.note_told(std::iter::once(vm)),
+            Some(_) => self.record_enqueued(std::iter::once(vm)),
             None => self.last = Some(clock::monotonic()),
         }
     }
 
     /// Records that VMs are enqueued for observation; `None` is the host.
-    pub(super) fn note_told(&mut self, vms: impl Iterator<Item = Option<Uid>>) {
+    pub(super) fn record_enqueued(&mut self, vms: impl Iterator<Item = Option<Uid>>) {
         /// Number of entries above which expired ones are removed.
-        const MANY: usize = 1024;
+        const SWEEP_THRESHOLD: usize = 1024;
         let now = clock::monotonic();
         for vm in vms {
             self.last = Some(now);
@@ -54,20 +54,20 @@ impl Activity {
                 None => self.host = Some(now),
             }
         }
-        if self.vms.len() > MANY {
-            let rested = |at: &Instant| now.saturating_duration_since(*at) >= REST;
-            self.vms.retain(|_, at| !rested(at));
+        if self.vms.len() > SWEEP_THRESHOLD {
+            let is_expired = |at: &Instant| now.saturating_duration_since(*at) >= REST_TIME;
+            self.vms.retain(|_, at| !is_expired(at));
         }
     }
 
     /// How long to wait before the events are enqueued, if a conflicting writer changes every object that they are about.
-    pub(super) fn contested(&self, news: &Gathered, engine: &Engine) -> Option<Duration> {
-        if news.everything || !news.is_something() {
+    pub(super) fn contested(&self, pending: &Gathered, engine: &Engine) -> Option<Duration> {
+        if pending.everything || !pending.has_content() {
             return None;
         }
         let now = clock::monotonic();
         let mut longest = Duration::ZERO;
-        for vm in news.vms() {
+        for vm in pending.vms() {
             let (key, last) = match vm {
                 Some(uid) => (Key::Vm(uid), self.vms.get(&uid)),
                 // Not `last`: repairs of VMs with conflicting writers would delay the host.
@@ -77,21 +77,23 @@ impl Activity {
                 return None;
             }
             let age = last.map(|at| now.saturating_duration_since(*at));
-            longest = longest.max(age.map_or(Duration::ZERO, |age| CONTESTED.saturating_sub(age)));
+            longest = longest
+                .max(age.map_or(Duration::ZERO, |age| CONFLICT_INTERVAL.saturating_sub(age)));
         }
         Some(longest)
     }
 
     /// Whether every object that the events are about is at rest: not changed by us within [`REST`].
-    pub(super) fn is_at_rest(&self, news: &Gathered) -> bool {
+    pub(super) fn is_at_rest(&self, pending: &Gathered) -> bool {
         let now = clock::monotonic();
-        let rested =
-            |at: Option<&Instant>| at.is_none_or(|at| now.saturating_duration_since(*at) >= REST);
-        let mut vms = news.vms();
-        !news.everything
+        let is_at_rest = |at: Option<&Instant>| {
+            at.is_none_or(|at| now.saturating_duration_since(*at) >= REST_TIME)
+        };
+        let mut vms = pending.vms();
+        !pending.everything
             && vms.all(|vm| match vm {
-                Some(uid) => rested(self.vms.get(&uid)),
-                None => rested(self.last.as_ref()),
+                Some(uid) => is_at_rest(self.vms.get(&uid)),
+                None => is_at_rest(self.last.as_ref()),
             })
     }
 }

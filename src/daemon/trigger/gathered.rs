@@ -14,7 +14,7 @@ use crate::reconcile::engine::{Engine, Key};
 use crate::store::World;
 
 /// Maximum number of routes that are distinguished within one window.
-const MOST_ROUTES: usize = 64;
+const MAX_ROUTES: usize = 64;
 
 /// What to enqueue.
 #[derive(Default)]
@@ -33,7 +33,7 @@ pub(super) struct Gathered {
     pub(super) configured: HashSet<Key>,
     /// A setting of all links changed. The kernel then sets that of each link (`inet_forward_change`), also when the
     /// repair of the host network restores it.
-    pub(super) switched: bool,
+    pub(super) all_configured: bool,
     /// A TAP has the MAC of another port, which is cut off: the keys are enqueued at once.
     pub(super) urgent: bool,
     /// All objects.
@@ -47,11 +47,15 @@ impl Gathered {
             engine.nudge_everything();
             return;
         }
-        let news =
+        let is_new =
             |(uid, generation): &(Uid, Generation)| !engine.seen_rules.covers(*uid, *generation);
-        let by_rules = self.rules.values().copied().filter(news);
+        let by_rules = self.rules.values().copied().filter(is_new);
         let by_rules = by_rules.map(|(uid, _)| Key::Vm(uid));
-        let configured = self.configured.iter().filter(|_| !self.switched).cloned();
+        let configured = self
+            .configured
+            .iter()
+            .filter(|_| !self.all_configured)
+            .cloned();
         let on_bridges = self.on_bridges(engine).into_iter();
         let on_bridges = on_bridges.map(Key::Vm);
         let keys: HashSet<Key> = by_rules
@@ -76,7 +80,7 @@ impl Gathered {
             .into_iter()
             .for_each(|network| self.route(network));
         self.configured.extend(other.configured);
-        self.switched |= other.switched;
+        self.all_configured |= other.all_configured;
         self.urgent |= other.urgent;
         self.everything |= other.everything;
     }
@@ -101,7 +105,7 @@ impl Gathered {
 
     /// Adds a network. Above [`MOST_ROUTES`], networks are merged into /8s: a routing daemon may add thousands.
     pub(super) fn route(&mut self, dst: Ipv4Network) {
-        if self.routed.len() < MOST_ROUTES {
+        if self.routed.len() < MAX_ROUTES {
             self.routed.insert(dst);
         } else if self
             .routed
@@ -130,7 +134,7 @@ impl Gathered {
         })
     }
 
-    pub(super) fn is_something(&self) -> bool {
+    pub(super) fn has_content(&self) -> bool {
         let nothing = self.keys.is_empty()
             && self.rules.is_empty()
             && self.moved.is_empty()
@@ -145,7 +149,7 @@ impl Gathered {
         if self.moved.is_empty() && self.addressed.is_empty() {
             return Vec::new();
         }
-        let concerned = |vm: &&Vm| match &vm.spec.network {
+        let is_affected = |vm: &&Vm| match &vm.spec.network {
             NetworkSpec::Bridge(spec) => {
                 let addressed = spec.isolate_ports && self.addressed.contains(&spec.bridge);
                 addressed || self.moved.contains(&spec.bridge)
@@ -156,7 +160,7 @@ impl Gathered {
         store.read(|world| {
             world
                 .vms()
-                .filter(concerned)
+                .filter(is_affected)
                 .map(|vm| vm.meta.uid)
                 .collect()
         })

@@ -15,11 +15,11 @@ impl Trigger {
     /// Records the index of a VM's host link, and the id that the namespace of its peer has here. Not every message about a link
     /// contains that id.
     pub(super) fn place(&mut self, uid: Uid, index: u32, nsid: Option<i32>, mac: Option<[u8; 6]>) {
-        let Some(place) = self.places.get(&uid) else {
+        let Some(entry) = self.places.get(&uid) else {
             return;
         };
-        let nsid = nsid.or(place.nsid);
-        self.displace(uid);
+        let nsid = nsid.or(entry.nsid);
+        self.clear_link(uid);
         self.by_index.insert(index, uid);
         if let Some(nsid) = nsid {
             self.by_nsid.insert(nsid, uid);
@@ -30,22 +30,22 @@ impl Trigger {
     }
 
     /// Removes the index and the namespace id of a VM's link: the kernel reuses them.
-    pub(super) fn displace(&mut self, uid: Uid) {
-        let Some(place) = self.places.get_mut(&uid) else {
+    pub(super) fn clear_link(&mut self, uid: Uid) {
+        let Some(entry) = self.places.get_mut(&uid) else {
             return;
         };
-        let (index, nsid) = (place.index.take(), place.nsid.take());
-        place.mac = None;
+        let (index, nsid) = (entry.index.take(), entry.nsid.take());
+        entry.mac = None;
         if let Some(index) = index {
-            remove_of(&mut self.by_index, index, uid);
+            remove_if_mapped(&mut self.by_index, index, uid);
         }
         if let Some(nsid) = nsid {
-            remove_of(&mut self.by_nsid, nsid, uid);
+            remove_if_mapped(&mut self.by_nsid, nsid, uid);
         }
     }
 
     /// Rebuilds the mapping for all VMs from the store and the current links.
-    pub(super) async fn learn(&mut self, engine: &Engine) -> Result<(), Error> {
+    pub(super) async fn rebuild(&mut self, engine: &Engine) -> Result<(), Error> {
         let uids: Vec<Uid> = engine
             .store
             .read(|world| world.vms().map(|vm| vm.meta.uid).collect());
@@ -57,7 +57,7 @@ impl Trigger {
         self.places.clear();
         self.bridges = bridges_of(engine).map(|name| (name, None)).collect();
         for uid in uids {
-            let _all_are_looked_for_below = self.learn_one(engine, uid);
+            let _looked_up_below = self.update_vm(engine, uid);
         }
         self.foreign.clear();
         for link in link::list(&engine.hands.netlink).await? {
@@ -75,7 +75,7 @@ impl Trigger {
     }
 
     /// Updates the bridges to which VMs are connected. For a bridge that existed before its first VM there is no event, so it is looked up.
-    pub(super) async fn learn_bridges(&mut self, engine: &Engine) -> Result<(), Error> {
+    pub(super) async fn update_bridges(&mut self, engine: &Engine) -> Result<(), Error> {
         let mut known = std::mem::take(&mut self.bridges);
         for name in bridges_of(engine) {
             let bridge = match known.remove(&name).flatten() {
@@ -91,7 +91,7 @@ impl Trigger {
     }
 
     /// Updates the mapping for one VM. Returns its link if it is new in the mapping and may already exist.
-    pub(super) fn learn_one(&mut self, engine: &Engine, uid: Uid) -> Option<String> {
+    pub(super) fn update_vm(&mut self, engine: &Engine, uid: Uid) -> Option<String> {
         let Some(connected) = engine.host_link(uid) else {
             let names = owner::vm_names(&self.instance, uid);
             self.by_entry.remove(&names.netns);
@@ -114,18 +114,18 @@ impl Trigger {
         self.by_entry.insert(names.netns, uid);
         self.by_entry.insert(uid.to_string(), uid);
         self.by_link.insert(link.clone(), uid);
-        let place = Place {
+        let entry = Place {
             link: link.clone(),
             index: None,
             nsid: None,
             mac: None,
         };
-        self.places.insert(uid, place);
+        self.places.insert(uid, entry);
         connected.stands.then_some(link)
     }
 
     fn forget(&mut self, uid: Uid) {
-        self.displace(uid);
+        self.clear_link(uid);
         self.masters.remove(&uid);
         if let Some(place) = self.places.remove(&uid) {
             self.by_link.remove(&place.link);
@@ -143,12 +143,12 @@ impl Bridge {
 }
 
 fn bridges_of(engine: &Engine) -> impl Iterator<Item = String> + use<> {
-    let footing = engine.store.read(crate::store::World::footing);
-    footing.bridges.into_keys()
+    let network = engine.store.read(crate::store::World::footing);
+    network.bridges.into_keys()
 }
 
 /// Removes `number` if it is mapped to this VM.
-fn remove_of<K: Eq + Hash>(numbers: &mut HashMap<K, Uid>, number: K, uid: Uid) {
+fn remove_if_mapped<K: Eq + Hash>(numbers: &mut HashMap<K, Uid>, number: K, uid: Uid) {
     if numbers.get(&number) == Some(&uid) {
         numbers.remove(&number);
     }

@@ -16,28 +16,28 @@ pub(super) struct Window {
 
 impl Window {
     /// Creates a window with initial content.
-    pub(super) fn holding(gathered: Gathered, length: Duration) -> Self {
+    pub(super) fn with_content(gathered: Gathered, length: Duration) -> Self {
         let mut window = Self::default();
-        if gathered.is_something() {
+        if gathered.has_content() {
             window.add(gathered, length);
         }
         window
     }
 
     /// Adds events. The first addition opens the window for `length`.
-    pub(super) fn add(&mut self, news: Gathered, length: Duration) {
+    pub(super) fn add(&mut self, pending: Gathered, length: Duration) {
         let now = clock::monotonic();
-        self.gathered.merge(news);
+        self.gathered.merge(pending);
         self.began.get_or_insert(now);
         self.until.get_or_insert(now + length);
     }
 
     /// Adds events. Each addition extends the window to `length` from now, up to `longest` in total.
-    pub(super) fn add_and_extend(&mut self, news: Gathered, length: Duration, longest: Duration) {
+    pub(super) fn add_and_extend(&mut self, pending: Gathered, length: Duration, max: Duration) {
         let now = clock::monotonic();
-        self.gathered.merge(news);
+        self.gathered.merge(pending);
         let began = *self.began.get_or_insert(now);
-        self.until = Some((now + length).min(began + longest));
+        self.until = Some((now + length).min(began + max));
     }
 
     /// Waits until the window ends. Never returns while it is empty.
@@ -68,24 +68,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_burst_is_one_window_of_bounded_length() {
         let (step, length, longest) = (5, 30, 600);
-        let of = Duration::from_millis;
+        let millis = Duration::from_millis;
         for (events, expected) in [(1, length), (10, 9 * step + length), (1000, longest)] {
             let mut window = Window::default();
             let begin = clock::monotonic();
-            let end = begin + of(events * step);
+            let end = begin + millis(events * step);
             loop {
                 if clock::monotonic() < end {
-                    window.add_and_extend(news(), of(length), of(longest));
+                    window.add_and_extend(news(), millis(length), millis(longest));
                 }
-                let next = tokio::time::sleep(of(step));
+                let next = tokio::time::sleep(millis(step));
                 tokio::select! {
                     biased;
                     () = window.over() => break,
                     () = next => {}
                 }
             }
-            assert!(window.take().is_something());
-            assert!(!window.take().is_something());
+            assert!(window.take().has_content());
+            assert!(!window.take().has_content());
             let found = clock::monotonic().duration_since(begin).as_millis() as u64;
             assert!(found.abs_diff(expected) <= step, "{events}: {found} ms");
         }

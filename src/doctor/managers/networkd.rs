@@ -17,11 +17,11 @@ const DIRS: [&str; 5] = [
 
 /// The effect of a file that matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Says {
+pub(super) enum Setting {
     /// `Unmanaged=yes`.
-    LeaveAlone,
+    Unmanaged,
     /// Anything else.
-    SetUp,
+    Managed,
 }
 
 /// The first file that matches, by name, decides (systemd.network(5)).
@@ -29,11 +29,11 @@ pub(super) fn fate(link: &Example) -> Result<Fate, Error> {
     for path in files(&DIRS, ".network")?.into_values() {
         match verdict(&read(&path)?, link) {
             None => {}
-            Some(Says::LeaveAlone) => return Ok(Fate::LeftAlone(Some(path))),
-            Some(Says::SetUp) => return Ok(Fate::Captured(Some(path))),
+            Some(Setting::Unmanaged) => return Ok(Fate::Unmanaged(Some(path))),
+            Some(Setting::Managed) => return Ok(Fate::Managed(Some(path))),
         }
     }
-    Ok(Fate::LeftAlone(None))
+    Ok(Fate::Unmanaged(None))
 }
 
 /// A file that was removed, or is masked by a link to /dev/null, is empty.
@@ -47,7 +47,7 @@ fn read(path: &Path) -> Result<String, Error> {
 }
 
 /// The effect of a file on a link; `None` if it does not match.
-pub(super) fn verdict(text: &str, link: &Example) -> Option<Says> {
+pub(super) fn verdict(text: &str, link: &Example) -> Option<Setting> {
     let conditions = settings(text).filter(|(section, _, _)| *section == "Match");
     // Several assignments of a key form one list; an empty assignment resets it.
     let mut lists: Vec<(&str, String)> = Vec::new();
@@ -63,14 +63,14 @@ pub(super) fn verdict(text: &str, link: &Example) -> Option<Says> {
         return None;
     }
     // udev's type and the kernel's kind.
-    let (sort, kind) = match link.kind {
+    let (udev_type, kind) = match link.kind {
         Kind::Veth => ("ether", "veth"),
         Kind::Bridge => ("bridge", "bridge"),
         Kind::Tap => ("ether", "tun"),
     };
     let matches = lists.iter().all(|(key, value)| match *key {
         "Name" => one_of(value, &[&link.name]),
-        "Type" => one_of(value, &[sort]),
+        "Type" => one_of(value, &[udev_type]),
         "Kind" | "Driver" => one_of(value, &[kind]),
         // Other conditions (hardware, host, architecture…) do not match links of ours.
         _ => false,
@@ -82,16 +82,16 @@ pub(super) fn verdict(text: &str, link: &Example) -> Option<Says> {
     };
     matches.then(|| {
         if unmanaged() {
-            Says::LeaveAlone
+            Setting::Unmanaged
         } else {
-            Says::SetUp
+            Setting::Managed
         }
     })
 }
 
 /// Patterns separated by blanks; a `!` before the first inverts the result.
 fn one_of(patterns: &str, names: &[&str]) -> bool {
-    let (patterns, wanted) = match patterns.strip_prefix('!') {
+    let (patterns, expected) = match patterns.strip_prefix('!') {
         Some(rest) => (rest, false),
         None => (patterns, true),
     };
@@ -100,14 +100,14 @@ fn one_of(patterns: &str, names: &[&str]) -> bool {
             .iter()
             .any(|name| glob(pattern.as_bytes(), name.as_bytes()))
     });
-    hit == wanted
+    hit == expected
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn says(text: &str) -> Option<Says> {
+    fn says(text: &str) -> Option<Setting> {
         let name = "slabcdeaaaaaaaa".to_owned();
         let kind = Kind::Veth;
         verdict(text, &Example { name, kind })
@@ -115,37 +115,43 @@ mod tests {
 
     #[test]
     fn bridges_and_taps_are_matched_by_their_kinds() {
-        let says = |text: &str, name: &str, kind| {
+        let setting = |text: &str, name: &str, kind| {
             let name = name.to_owned();
             verdict(text, &Example { name, kind })
         };
         let all = "[Match]\nName=!lo uplink0 lan0 docker0\n[Network]\nDHCP=ipv4\n";
-        assert_eq!(says(all, "slbr0", Kind::Bridge), Some(Says::SetUp));
-        assert_eq!(says(all, "tp0", Kind::Tap), Some(Says::SetUp));
+        assert_eq!(setting(all, "slbr0", Kind::Bridge), Some(Setting::Managed));
+        assert_eq!(setting(all, "tp0", Kind::Tap), Some(Setting::Managed));
         let bridges = "[Match]\nKind=bridge\n[Network]\nDHCP=ipv4\n";
-        assert_eq!(says(bridges, "slbr0", Kind::Bridge), Some(Says::SetUp));
-        assert_eq!(says(bridges, "tp0", Kind::Tap), None);
+        assert_eq!(
+            setting(bridges, "slbr0", Kind::Bridge),
+            Some(Setting::Managed)
+        );
+        assert_eq!(setting(bridges, "tp0", Kind::Tap), None);
         let two = "[Match]\nName=br9\nName=slbr*\n[Link]\nUnmanaged=yes\n";
-        assert_eq!(says(two, "slbr0", Kind::Bridge), Some(Says::LeaveAlone));
+        assert_eq!(
+            setting(two, "slbr0", Kind::Bridge),
+            Some(Setting::Unmanaged)
+        );
     }
 
     #[test]
     fn a_file_for_all_links_manages_ours() {
         assert_eq!(
             says("[Match]\nName=*\n[Network]\nDHCP=yes\n"),
-            Some(Says::SetUp)
+            Some(Setting::Managed)
         );
         assert_eq!(
             says("[Match]\nType=ether\n[Network]\nDHCP=yes\n"),
-            Some(Says::SetUp)
+            Some(Setting::Managed)
         );
         assert_eq!(
             says("[Match]\nKind=veth\n[Network]\nDHCP=yes\n"),
-            Some(Says::SetUp)
+            Some(Setting::Managed)
         );
         assert_eq!(
             says("[Match]\nName=!eth* en*\n[Network]\nDHCP=yes\n"),
-            Some(Says::SetUp)
+            Some(Setting::Managed)
         );
     }
 
@@ -167,11 +173,11 @@ mod tests {
     fn unmanaged_counts_in_its_section_only() {
         assert_eq!(
             says("[Match]\nName=sl*\n[Link]\nUnmanaged=yes\n"),
-            Some(Says::LeaveAlone)
+            Some(Setting::Unmanaged)
         );
         assert_eq!(
             says("[Match]\nName=sl*\n[Network]\nUnmanaged=yes\n"),
-            Some(Says::SetUp)
+            Some(Setting::Managed)
         );
     }
 }

@@ -21,13 +21,13 @@ pub(super) fn fate(link: &Example) -> Result<Fate, Error> {
     let (own, others): (Vec<PathBuf>, Vec<PathBuf>) =
         snippets.partition(|path| path.starts_with("/etc"));
     let order = others.into_iter().chain([MAIN.into()]).chain(own);
-    let mut fate = Fate::Captured(None);
+    let mut fate = Fate::Managed(None);
     for path in order {
         let text = fs::read_text(&path)?.unwrap_or_default();
-        if leaves_alone(&text, link) {
-            fate = Fate::LeftAlone(Some(path));
+        if is_unmanaged(&text, link) {
+            fate = Fate::Unmanaged(Some(path));
         } else if takes(&text, link) {
-            fate = Fate::Captured(Some(path));
+            fate = Fate::Managed(Some(path));
         }
     }
     Ok(fate)
@@ -35,29 +35,35 @@ pub(super) fn fate(link: &Example) -> Result<Fate, Error> {
 
 /// A `[device…]` section with `managed=1` that matches.
 fn takes(text: &str, link: &Example) -> bool {
-    let of = |wanted: &str, key: &str| {
+    let value_of = |wanted_section: &str, key: &str| {
         settings(text)
-            .find(|(section, name, _)| *section == wanted && *name == key)
+            .find(|(section, name, _)| *section == wanted_section && *name == key)
             .map(|(_, _, value)| value)
     };
     settings(text).any(|(section, _, _)| {
         section.starts_with("device")
-            && matches!(of(section, "managed"), Some("1" | "true" | "yes" | "on"))
-            && of(section, "match-device").is_none_or(|specs| names(specs, link))
+            && matches!(
+                value_of(section, "managed"),
+                Some("1" | "true" | "yes" | "on")
+            )
+            && value_of(section, "match-device").is_none_or(|specs| names(specs, link))
     })
 }
 
 /// `unmanaged-devices=` of `[keyfile]`, or a `[device…]` section with `managed=0` that matches.
-pub(super) fn leaves_alone(text: &str, link: &Example) -> bool {
-    let of = |wanted: &str, key: &str| {
+pub(super) fn is_unmanaged(text: &str, link: &Example) -> bool {
+    let value_of = |wanted: &str, key: &str| {
         settings(text)
             .find(|(section, name, _)| *section == wanted && *name == key)
             .map(|(_, _, value)| value)
     };
     let device = |section: &str| {
         section.starts_with("device")
-            && matches!(of(section, "managed"), Some("0" | "false" | "no" | "off"))
-            && of(section, "match-device").is_none_or(|specs| names(specs, link))
+            && matches!(
+                value_of(section, "managed"),
+                Some("0" | "false" | "no" | "off")
+            )
+            && value_of(section, "match-device").is_none_or(|specs| names(specs, link))
     };
     settings(text).any(|(section, key, value)| match (section, key) {
         ("keyfile", "unmanaged-devices") => names(value, link),
@@ -106,7 +112,7 @@ mod tests {
     fn left(text: &str) -> bool {
         let name = "slabcdeaaaaaaaa".to_owned();
         let kind = Kind::Veth;
-        leaves_alone(text, &Example { name, kind })
+        is_unmanaged(text, &Example { name, kind })
     }
 
     #[test]

@@ -131,8 +131,8 @@ fn in_the_child(cell: &Cell, host: &CString) -> io::Result<()> {
     }
 }
 
-/// Waits for the child and exits with its status. Closes all descriptors, so that the reader of the pipes does not wait for this
-/// process. When this process is killed, so is the child, which is the init of the PID namespace, and with it all processes in that namespace.
+/// Waits for the child and exits with its status. Closes all descriptors, so that the reader of the pipes does not wait for this process.
+/// When this process is killed, so is the child, which is the init of the PID namespace, and with it all processes in the namespace.
 unsafe fn wait_for(child: libc::pid_t) -> ! {
     // SAFETY: plain system calls; the pointer is to a local.
     unsafe {

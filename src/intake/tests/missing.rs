@@ -48,14 +48,17 @@ fn a_file_without_a_list_of_groups_deletes_nothing_and_an_empty_list_deletes() {
 fn a_group_that_is_missing_for_less_than_the_grace_period_is_not_deleted() {
     let full = [file("a.yaml", group("a", ""))];
     let before = stored(&full);
-    let (mut memory, half) = (Memory::default(), REMOVAL_GRACE / 2);
-    let (gone, back) = (listing(&[]), listing(&full));
+    let (mut history, half_grace) = (Memory::default(), REMOVAL_GRACE / 2);
+    let (empty, full_listing) = (listing(&[]), listing(&full));
     // Missing, present, and missing again: the grace period starts again.
-    for (reading, folder) in [&gone, &back, &gone, &gone].into_iter().enumerate() {
-        let intake = at(&before, folder, &mut memory, half * reading as u32);
-        assert_eq!(names(&intake.deletions), [""; 0], "reading {reading}");
+    for (index, listing) in [&empty, &full_listing, &empty, &empty]
+        .into_iter()
+        .enumerate()
+    {
+        let intake = at(&before, listing, &mut history, half_grace * index as u32);
+        assert_eq!(names(&intake.deletions), [""; 0], "reading {index}");
     }
-    let intake = at(&before, &gone, &mut memory, half * 4);
+    let intake = at(&before, &empty, &mut history, half_grace * 4);
     assert_eq!(names(&intake.deletions), ["a"]);
 }
 
@@ -77,22 +80,25 @@ fn nothing_is_deleted_because_of_another_directory() {
         other(|id| id.born = Some(4)),
         other(|id| id.born = None),
     ] {
-        for left in [&[][..], &files[1..]] {
+        for remaining in [&[][..], &files[1..]] {
             let listing = Listing {
                 id: id.clone(),
-                ..listing(left)
+                ..listing(remaining)
             };
-            let intake = twice_of(&before, &listing);
+            let intake = plan_listing_after_grace(&before, &listing);
             assert_eq!(names(&intake.deletions), [""; 0], "{id:?}");
-            assert_eq!(intake.kept.len(), 2 - left.len());
-            assert_eq!(intake.seen.len(), left.len());
+            assert_eq!(intake.kept.len(), 2 - remaining.len());
+            assert_eq!(intake.seen.len(), remaining.len());
             // A file with an empty list of groups deletes.
             let none = file("a.yaml", "config: {host_groups: []}\n");
             let listing = Listing {
-                files: [&[none][..], left].concat(),
+                files: [&[none][..], remaining].concat(),
                 ..listing
             };
-            assert_eq!(names(&twice_of(&before, &listing).deletions), ["a"]);
+            assert_eq!(
+                names(&plan_listing_after_grace(&before, &listing).deletions),
+                ["a"]
+            );
         }
     }
     // Stored by a version that did not record directories.
@@ -109,46 +115,54 @@ fn a_file_that_is_truncated_within_a_line_removes_nothing() {
             "    - name: {name}\n      network: {{mode: isolated, drop: [10.0.0.0/8]}}\n      count: {count}\n"
         )
     };
-    let whole = format!(
+    let complete = format!(
         "config:\n  host_groups:\n{}{}",
         one("first", 12),
         one("second", 34)
     );
-    let before = stored(&[file("a.yaml", whole.as_str())]);
-    let mut cuts = 0;
-    for length in 0..whole.len() {
-        let cut = &whole[..length];
+    let before = stored(&[file("a.yaml", complete.as_str())]);
+    let mut truncations = 0;
+    for length in 0..complete.len() {
+        let truncated = &complete[..length];
         // A file truncated at the end of a line cannot be distinguished from an edit.
-        if cut.ends_with('\n') || whole[length..].starts_with('\n') {
+        if truncated.ends_with('\n') || complete[length..].starts_with('\n') {
             continue;
         }
-        cuts += 1;
-        for known in [true, false] {
-            let mut memory = Memory::default();
-            if known {
+        truncations += 1;
+        for is_known in [true, false] {
+            let mut history = Memory::default();
+            if is_known {
                 at(
                     &before,
-                    &listing(&[file("a.yaml", whole.as_str())]),
-                    &mut memory,
+                    &listing(&[file("a.yaml", complete.as_str())]),
+                    &mut history,
                     Duration::ZERO,
                 );
             }
             for after in 1..4 {
-                let listing = listing(&[file("a.yaml", cut)]);
-                let intake = at(&before, &listing, &mut memory, REMOVAL_GRACE * after);
-                assert_eq!(names(&intake.deletions), [""; 0], "{known} {cut:?}");
+                let listing = listing(&[file("a.yaml", truncated)]);
+                let intake = at(&before, &listing, &mut history, REMOVAL_GRACE * after);
+                assert_eq!(
+                    names(&intake.deletions),
+                    [""; 0],
+                    "{is_known} {truncated:?}"
+                );
                 let counts = intake.upserts.iter().map(|(draft, _)| draft.spec.count);
-                assert_eq!(counts.min().unwrap_or(99).min(12), 12, "{known} {cut:?}");
+                assert_eq!(
+                    counts.min().unwrap_or(99).min(12),
+                    12,
+                    "{is_known} {truncated:?}"
+                );
             }
         }
     }
-    assert!(cuts > 100, "{cuts}");
+    assert!(truncations > 100, "{truncations}");
     // The last group is removed, without a line feed at the end: an edit.
-    let shorter = whole[..whole.len() - one("second", 34).len()].trim_end();
+    let shorter = complete[..complete.len() - one("second", 34).len()].trim_end();
     let mut memory = Memory::default();
     at(
         &before,
-        &listing(&[file("a.yaml", whole.as_str())]),
+        &listing(&[file("a.yaml", complete.as_str())]),
         &mut memory,
         Duration::ZERO,
     );
@@ -165,8 +179,8 @@ fn a_file_that_is_open_for_writing_removes_nothing() {
         format!("    - {{name: {name}, count: {count}, network: {{mode: isolated}}}}\n")
     };
     let head = "config:\n  host_groups:\n";
-    let whole = format!("{head}{}{}", group("a", 2), group("b", 2));
-    let before = stored(&[file("a.yaml", whole.as_str())]);
+    let complete = format!("{head}{}{}", group("a", 2), group("b", 2));
+    let before = stored(&[file("a.yaml", complete.as_str())]);
     let open = |text: &str| {
         let FileReading::Readable { path, source, .. } = file("a.yaml", text) else {
             unreachable!()
@@ -183,7 +197,7 @@ fn a_file_that_is_open_for_writing_removes_nothing() {
         (format!("{head}{}", group("a", 2)), 0),
         (format!("{head}{}{}", group("a", 1), group("b", 2)), 0),
         (format!("{head}{}{}", group("a", 3), group("b", 2)), 1),
-        (format!("{whole}{}", group("c", 1)), 1),
+        (format!("{complete}{}", group("c", 1)), 1),
         (format!("{head}  []\n"), 0),
     ] {
         let mut memory = Memory::default();
@@ -233,7 +247,7 @@ fn a_group_that_may_have_moved_within_the_directory_is_not_deleted() {
             others: vec![other.into()],
             ..listing(&[b()])
         };
-        let intake = twice_of(&before, &listing);
+        let intake = plan_listing_after_grace(&before, &listing);
         assert_eq!(names(&intake.deletions).contains(&"a"), deleted, "{other}");
     }
 }
@@ -246,6 +260,6 @@ fn the_range_of_a_kept_group_stays_reserved() {
         id: DirectoryId { inode: 9, ..here() },
         ..listing(&[file("b.yaml", group("b", range))])
     };
-    let intake = twice_of(&before, &listing);
+    let intake = plan_listing_after_grace(&before, &listing);
     assert_eq!((intake.upserts.len(), intake.problems.len()), (0, 1));
 }

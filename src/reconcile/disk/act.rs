@@ -1,5 +1,5 @@
-//! Takes one step of a plan.
-//! Out of scope: which, and whether.
+//! Executes one action of a plan.
+//! Out of scope: which actions are executed, and when.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,10 +18,10 @@ use crate::host::named::Named;
 use crate::host::{Error, Kind};
 use crate::reconcile::places::Places;
 
-/// Copies at the same time: more would share the disk, not speed it up.
+/// Maximum number of concurrent copies: more would not increase the throughput.
 static COPIES: Semaphore = Semaphore::const_new(8);
 
-/// A copy may take as long as it makes progress; without any for so long, it fails.
+/// A copy fails after this time without progress.
 const STALL: Duration = Duration::from_secs(60);
 
 pub(super) async fn act(
@@ -33,7 +33,7 @@ pub(super) async fn act(
     match action {
         Action::RemoveDraft => fs::remove(&desired.draft()),
         Action::RemoveDisk(disk) => {
-            // Held while it goes: whoever runs on it must end first.
+            // Locked during the removal: a VMM that uses the disk must end first.
             let held = match image::hold(disk, Use::Write) {
                 Err(error) if error.kind == Kind::Denied => {
                     fs::free(disk)?;
@@ -69,7 +69,7 @@ pub(super) async fn act(
     }
 }
 
-/// Others may pass through the directory to a disk that they are given, and not list it.
+/// Writes the disk record, and creates the disk directory, which only root can list.
 fn note(desired: &Desired, record: &Record) -> Result<(), Error> {
     fs::make_dir(&desired.dir, 0o700)?;
     let path = desired.record();
@@ -88,7 +88,7 @@ async fn copy(
 ) -> Result<(), Error> {
     let _stop = StopWhenDropped(progress.clone());
     let (watched, shown) = (progress.clone(), image.display().to_string());
-    // Whoever stops waiting gives it back: a copy that hangs holds up no copy of another VM.
+    // The permit is released when this future is dropped: a copy that hangs does not block the copies of other VMs.
     let _turn = COPIES.acquire().await;
     let key = format!("copy {} to {}", image.display(), draft.display());
     let copy = move || {
@@ -109,19 +109,19 @@ async fn copy(
         how = blocking::limited(1, key, Duration::MAX, "copy", "an image", copy) => how?,
         () = stalled(&watched) => {
             let stall = humantime::format_duration(STALL);
-            let why = format!("nothing was copied for {stall}");
+            let why = format!("no progress for {stall}");
             let why = io::Error::new(io::ErrorKind::TimedOut, why);
             return Err(Error::io("copy", shown, why));
         }
     };
     match how {
-        How::Shared => tracing::debug!("made a disk that shares its image's blocks"),
-        How::Copied(bytes) => tracing::debug!(bytes, "made a disk by copying"),
+        How::Shared => tracing::debug!("created a disk that shares blocks with its image"),
+        How::Copied(bytes) => tracing::debug!(bytes, "created a disk by copying its image"),
     }
     Ok(())
 }
 
-/// Comes back when the copy has made no progress for [`STALL`].
+/// Returns when the copy has made no progress for [`STALL`].
 async fn stalled(progress: &Progress) {
     let mut done = None;
     loop {
@@ -134,25 +134,25 @@ async fn stalled(progress: &Progress) {
     }
 }
 
-/// What an image is may have changed since it was asked for.
+/// Checks the type and format of the image again: both may have changed since the manifest was applied.
 fn fit(named: &Named, path: &std::path::Path) -> Result<(), Error> {
     let shown = || path.display().to_string();
     match image::inspect_file(named, path)? {
         Found::File(_) => {}
-        Found::Absent => return Err(Error::other("copy", shown(), "it is not there")),
+        Found::Absent => return Err(Error::other("copy", shown(), "not found")),
         Found::Device => return Err(Error::other("copy", shown(), "it is a block device")),
         Found::Other(what) => return Err(Error::other("copy", shown(), format!("it is {what}"))),
     }
     match image::format(named, path)? {
         None => Ok(()),
         Some(format) => {
-            let why = format!("it is {format}, and only raw images are used");
+            let why = format!("it is {format}, expected a raw image");
             Err(Error::other("copy", shown(), why))
         }
     }
 }
 
-/// A thread cannot be dropped; it can be told.
+/// Stops the copying thread when the future is dropped.
 struct StopWhenDropped(Arc<Progress>);
 
 impl Drop for StopWhenDropped {

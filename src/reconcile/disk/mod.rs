@@ -1,17 +1,17 @@
-//! A VM's own disk: a copy of an image, part of the Vmm rung. It is there before the VMM starts, and goes after it has ended.
-//! Out of scope: disks that are used where they lie; who holds a disk while it is used ([`crate::host::image`]).
+//! A VM's own disk: a copy of an image, part of the Vmm stage. It is created before the VMM starts and removed after the VMM has ended.
+//! Out of scope: disks that are used without a copy; locks on disks ([`crate::host::image`]).
 //!
 //! # The disk directory, `<state>/disks/`
-//! | name | what |
+//! | name | content |
 //! |---|---|
 //! | `<vm>.img` | the disk |
-//! | `<vm>.json` | a [`Record`]: whose it is, what of, and whether it is kept. Written before the disk is |
-//! | `.<vm>.img.new` | a disk that is being made |
+//! | `<vm>.json` | a [`Record`]: the disk's owner, its image, and whether it is persistent. Written before the disk |
+//! | `.<vm>.img.new` | a disk during its creation |
 //!
-//! # What is kept
-//! A disk that is not persistent belongs to one VM (its uid) and one boot of the host. A persistent one belongs to the VM's
-//! name: what replaces the VM takes it over, and it stays when the VM is deleted. Nothing here ever removes a disk whose record says
-//! that it is persistent, nor one without a record.
+//! # Persistent disks
+//! A disk that is not persistent belongs to one VM (its uid) and one boot of the host. A persistent disk belongs to the VM's name: the
+//! VM's replacement uses it again, and it remains when the VM is deleted. This module never removes a disk whose record is persistent, nor
+//! a disk without a record.
 
 mod act;
 mod observe;
@@ -33,125 +33,125 @@ use crate::owner::Label;
 pub use observe::{claimed, is_of_boot, kept};
 pub use plan::remark;
 
-/// Hands for one run.
+/// The state of one reconciliation of a disk.
 #[derive(Debug, Default)]
 pub struct Disks {
-    /// How far a copy under way has come.
+    /// The progress of a running copy.
     pub progress: Arc<Progress>,
-    /// Where images may lie.
+    /// The allowed directories of images.
     pub places: Places,
 }
 
-/// What disk a VM is to have.
+/// The desired disk of a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Desired {
-    /// Whose.
+    /// The label of the VM.
     pub label: Label,
     /// `<state>/disks`.
     pub dir: PathBuf,
     /// The VM's name.
     pub name: Name,
-    /// Which boot of the host this is.
+    /// The boot ID of the host.
     pub boot: String,
-    /// The process that uses it now.
+    /// The PID of the process that uses the disk now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<u32>,
-    /// None: no disk of its own.
+    /// The disk's spec. `None`: the VM has no disk of its own.
     pub want: Option<Want>,
 }
 
-/// A disk that is to be.
+/// The spec of a disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Want {
-    /// What it is made of.
+    /// The path of its image.
     pub image: PathBuf,
-    /// Which edition of it is there; none: it is not there any more.
+    /// The edition of the image. `None`: the image does not exist any more.
     #[serde(default)]
     pub edition: Option<Edition>,
-    /// So many bytes at least; 0: as many as the image.
+    /// The minimum size in bytes. 0: the size of the image.
     #[serde(default)]
     pub at_least: u64,
-    /// It outlives the VM.
+    /// Whether the disk is kept when the VM is deleted.
     #[serde(default)]
     pub persistent: bool,
 }
 
-/// What there is.
+/// The actual state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observed {
-    /// At the disk's place.
+    /// What exists at the disk's path.
     pub disk: Lies,
-    /// A disk that was being made when we were killed.
+    /// Whether a partial copy exists: the daemon ended during the creation.
     #[serde(default)]
     pub draft: bool,
-    /// Whose it is; none: there is no record, or none that can be understood.
+    /// The disk record. `None`: it does not exist or cannot be parsed.
     #[serde(default)]
     pub record: Option<Record>,
 }
 
-/// What lies at the disk's place.
+/// What exists at the disk's path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Lies {
     /// Nothing.
     Absent,
-    /// A file of so many bytes.
+    /// A regular file of this size in bytes.
     File(u64),
-    /// Something else.
+    /// Any other type of file.
     Foreign,
 }
 
-/// Whose a disk is, what it was made of, and whether it is kept.
+/// The disk record: the disk's owner, its image, and whether it is persistent. Stored as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Whose: of a persistent disk, the VM's that had it last.
+    /// The VM that owns the disk; for a persistent disk, the last VM that used it.
     pub label: Label,
-    /// It outlives the VM.
+    /// Whether the disk is kept when the VM is deleted.
     pub persistent: bool,
-    /// In which boot of the host it was made or taken over.
+    /// The boot ID of the host when the disk was created or adopted.
     pub boot: String,
-    /// What it was made of; none: it was here before us.
+    /// The image that it was created from. `None`: it already existed.
     pub image: Option<PathBuf>,
-    /// Which edition of that.
+    /// The edition of the image.
     pub edition: Option<Edition>,
 }
 
-/// One step.
+/// An action on a disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Removes a half-made disk.
+    /// Removes a partial copy.
     RemoveDraft,
-    /// Removes a disk that nobody uses.
+    /// Removes an unused disk.
     RemoveDisk(PathBuf),
-    /// Notes whose the disk is.
+    /// Writes the disk record.
     Note(Record),
-    /// Makes the disk, of this size at least.
+    /// Creates the disk by copying its image.
     Copy {
-        /// From this.
+        /// The path of the image.
         image: PathBuf,
-        /// Here.
+        /// The path of the disk.
         to: PathBuf,
-        /// Bytes.
+        /// The minimum size in bytes.
         at_least: u64,
     },
-    /// Makes the disk longer.
+    /// Extends the disk.
     Grow {
-        /// This one.
+        /// The path of the disk.
         disk: PathBuf,
-        /// To so many bytes.
+        /// The new size in bytes.
         to: u64,
     },
-    /// Removes the record of a disk that is gone.
+    /// Removes the record of a disk that does not exist any more.
     Forget,
 }
 
 impl std::fmt::Display for Action {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::RemoveDraft => f.write_str("remove the half-made disk"),
+            Self::RemoveDraft => f.write_str("remove the partial copy of the disk"),
             Self::RemoveDisk(disk) => write!(f, "remove the disk {}", disk.display()),
-            Self::Note(_) => f.write_str("note whose the disk is"),
+            Self::Note(_) => f.write_str("write the disk record"),
             Self::Copy { image, to, .. } => write!(
                 f,
                 "copy the image {} to the disk {}",
@@ -161,13 +161,13 @@ impl std::fmt::Display for Action {
             Self::Grow { disk, to } => {
                 write!(f, "grow the disk {} to {}", disk.display(), Bytes(*to))
             }
-            Self::Forget => f.write_str("remove the note on the disk"),
+            Self::Forget => f.write_str("remove the disk record"),
         }
     }
 }
 
 impl Desired {
-    /// Where the disk lies.
+    /// The path of the disk.
     pub fn disk(&self) -> PathBuf {
         disk_path(&self.dir, &self.name)
     }
@@ -181,7 +181,7 @@ impl Desired {
     }
 }
 
-/// Where the disk of the VM of that name lies.
+/// The path of the disk of a VM with this name.
 pub fn disk_path(dir: &Path, name: &Name) -> PathBuf {
     dir.join(format!("{name}.img"))
 }

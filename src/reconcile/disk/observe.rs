@@ -1,5 +1,5 @@
-//! Looks into the disk directory.
-//! Out of scope: judging what is found.
+//! Reads the disk directory.
+//! Out of scope: decisions based on its content.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -25,7 +25,7 @@ pub(super) fn observe(desired: &Desired) -> Result<Observed, Error> {
     })
 }
 
-/// What stays of a VM's disk when the VM goes.
+/// The part of a VM's disk that remains when the VM is deleted.
 pub fn kept(desired: &Desired) -> Result<Observed, Error> {
     let now = observe(desired)?;
     Ok(match &now.record {
@@ -38,14 +38,14 @@ pub fn kept(desired: &Desired) -> Result<Observed, Error> {
     })
 }
 
-/// Of every disk that goes with its VM: whose it is. The VMs of these names look after theirs by themselves.
+/// The owners of all disks that are not persistent, except those of VMs with one of these names: these VMs exist and manage their disks.
 pub fn claimed(dir: &Path, named: &HashSet<Name>) -> Result<Vec<Label>, Error> {
     let fs::Dir::Present(names) = fs::look_at_dir(dir)? else {
         return Ok(Vec::new());
     };
     let mut labels = Vec::new();
     for name in names {
-        // A name that is no VM's, such as a draft's, is none of ours.
+        // Skip names that are not of a VM, such as those of partial copies.
         let vm = name
             .strip_suffix(".json")
             .and_then(|vm| vm.parse::<Name>().ok());
@@ -57,7 +57,7 @@ pub fn claimed(dir: &Path, named: &HashSet<Name>) -> Result<Vec<Label>, Error> {
     Ok(labels)
 }
 
-/// Whether this label's disk, or the note on it, is of this boot of the host.
+/// Whether the record of this VM's disk is of this boot of the host.
 pub fn is_of_boot(dir: &Path, label: &Label, boot: &str) -> Result<bool, Error> {
     let Owner::Vm { name, .. } = &label.owner else {
         return Ok(false);

@@ -1,5 +1,5 @@
-//! From the disk that is there to the one that is to be. Pure.
-//! Out of scope: looking, copying.
+//! Computes the actions from the actual disk to the desired disk. Pure.
+//! Out of scope: observation, copying.
 
 use super::{Action, Desired, Lies, Observed, Record, Want};
 use crate::reconcile::Conflict;
@@ -11,7 +11,7 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
     }
 }
 
-/// Why a kept disk is not what its image would give now, if it is not.
+/// A note for users if a persistent disk differs from what its image would create now.
 pub fn remark(desired: &Desired, observed: &Observed) -> Option<String> {
     let (want, record) = (desired.want.as_ref()?, observed.record.as_ref()?);
     let (made_of, edition) = (record.image.as_ref()?, record.edition.as_ref()?);
@@ -22,11 +22,11 @@ pub fn remark(desired: &Desired, observed: &Observed) -> Option<String> {
     } else if *made_of != want.image {
         let made_of = made_of.display();
         Some(format!(
-            "the persistent disk {disk} stays as it is: it was made from {made_of}"
+            "the persistent disk {disk} is kept unchanged: it was created from {made_of}"
         ))
     } else if want.edition.is_some_and(|now| now != *edition) {
         Some(format!(
-            "the persistent disk {disk} stays as it is: its image has changed since"
+            "the persistent disk {disk} is kept unchanged: its image has changed since"
         ))
     } else {
         None
@@ -41,13 +41,15 @@ fn build(desired: &Desired, want: &Want, observed: &Observed) -> Result<Vec<Acti
             None => {
                 return Err(foreign(
                     desired,
-                    "it is none of ours, and its place is needed",
+                    "a file at the path of its partial copy has no disk record; move it away",
                 ));
             }
         }
     }
     match (&observed.disk, &observed.record) {
-        (Lies::Foreign, _) => return Err(foreign(desired, "it is no file")),
+        (Lies::Foreign, _) => {
+            return Err(foreign(desired, "it is not a regular file; move it away"));
+        }
         (Lies::File(length), None) if want.persistent => {
             actions.push(Action::Note(found(desired)));
             actions.extend(grow(desired, want, *length));
@@ -55,13 +57,13 @@ fn build(desired: &Desired, want: &Want, observed: &Observed) -> Result<Vec<Acti
         (Lies::File(_), None) => {
             return Err(foreign(
                 desired,
-                "nothing tells whose it is, and this VM's disk is not persistent",
+                "it has no disk record, and this VM's disk is not persistent; set `persistent: true` to use it, or move it away",
             ));
         }
         (Lies::File(_), Some(record)) if record.persistent && !want.persistent => {
             return Err(foreign(
                 desired,
-                "it was kept as a persistent disk, and this VM's is not; say `persistent: true`",
+                "it is a persistent disk, and this VM's disk is not; set `persistent: true` to use it, or move it away",
             ));
         }
         (Lies::File(length), Some(record)) if is_ours(desired, record) => {
@@ -80,7 +82,7 @@ fn build(desired: &Desired, want: &Want, observed: &Observed) -> Result<Vec<Acti
     Ok(actions)
 }
 
-/// A persistent disk is its name's, another this VM's in this boot.
+/// A persistent disk belongs to the VM's name, another one to this VM in this boot.
 fn is_ours(desired: &Desired, record: &Record) -> bool {
     record.persistent || (record.label == desired.label && record.boot == desired.boot)
 }
@@ -104,7 +106,7 @@ fn make(desired: &Desired, want: &Want, observed: &Observed) -> impl Iterator<It
         .chain([copy])
 }
 
-/// What it was made of stays noted.
+/// Changes the owner in the record; its image and edition are kept.
 fn take_over(desired: &Desired, want: &Want, record: &Record) -> Option<Action> {
     let taken = Record {
         label: desired.label.clone(),
@@ -114,7 +116,7 @@ fn take_over(desired: &Desired, want: &Want, record: &Record) -> Option<Action> 
     (taken != *record).then_some(Action::Note(taken))
 }
 
-/// A disk that somebody put there to be used.
+/// The record of a disk that a user has put there.
 fn found(desired: &Desired) -> Record {
     Record {
         label: desired.label.clone(),
@@ -125,7 +127,7 @@ fn found(desired: &Desired) -> Record {
     }
 }
 
-/// Never shorter: there may be something at its end.
+/// A disk is never truncated: there may be data at its end.
 fn grow(desired: &Desired, want: &Want, length: u64) -> Option<Action> {
     (length < want.at_least).then(|| Action::Grow {
         disk: desired.disk(),
@@ -133,7 +135,7 @@ fn grow(desired: &Desired, want: &Want, length: u64) -> Option<Action> {
     })
 }
 
-/// Nothing is wanted: what is this VM's and not to be kept goes, its record last.
+/// No disk is desired: removes a disk that belongs to this VM and is not persistent, and then its record.
 fn clear(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let Some(record) = observed.record.as_ref() else {
         return Vec::new();
@@ -153,11 +155,11 @@ fn clear(desired: &Desired, observed: &Observed) -> Vec<Action> {
     draft.into_iter().chain(disk).chain(forget).collect()
 }
 
-/// A new one would hide that what the guest writes now is lost with its VMM.
+/// The disk was removed during its use. A new disk would hide that the data is lost when the VMM ends.
 fn removed(desired: &Desired, pid: u32) -> Conflict {
     let disk = desired.disk().display().to_string();
     let remedy = format!(
-        "it was removed while the VM runs on it: stop the guest's writing and copy it back from /proc/{pid}/fd (`ls -l` there shows which), or stop the VM and lose it"
+        "it was removed while the VM uses it: stop all writes in the guest and copy it back from /proc/{pid}/fd (`ls -l` shows the descriptor), or stop the VM and lose the data"
     );
     Conflict {
         thing: disk,
@@ -168,6 +170,6 @@ fn removed(desired: &Desired, pid: u32) -> Conflict {
 fn foreign(desired: &Desired, why: &str) -> Conflict {
     Conflict {
         thing: desired.disk().display().to_string(),
-        remedy: format!("{why}; or move it away"),
+        remedy: why.to_owned(),
     }
 }

@@ -331,7 +331,7 @@ impl Engine {
     }
 
     fn ground_uid(&self) -> Uid {
-        owner::uid_of(&self.instance.ground_label())
+        owner::uid_of(&self.instance.host_network_label())
     }
 
     /// Whether a conflicting writer reverts repairs that are made for this key by netlink messages.

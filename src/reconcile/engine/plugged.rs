@@ -190,7 +190,7 @@ impl Engine {
         let abandoned = self.cni.abandoned().unwrap_or_default();
         let containers = abandoned.into_iter().map(|it| it.attachment.container_id);
         let is_nobodys = |container: &String| {
-            let uid = self.instance.uid_of_container(container);
+            let uid = self.instance.uid_from_container_id(container);
             uid.is_some_and(|uid| self.store.read(|world| world.vm(uid).is_none()))
         };
         containers.filter(is_nobodys).collect()

@@ -77,7 +77,7 @@ pub(super) async fn act(
         Action::CreateBridge(name) => create_bridge(host_network, desired, name).await,
         Action::LabelBridge(name) => {
             let label = Change {
-                alias: Some(desired.instance.ground_label().to_string()),
+                alias: Some(desired.instance.host_network_label().to_string()),
                 ..Change::default()
             };
             change_bridge(host_network, desired, name, label).await

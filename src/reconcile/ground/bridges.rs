@@ -44,7 +44,7 @@ pub struct BridgeSeen {
 impl BridgeSeen {
     /// Proof of ownership, if the bridge is managed by this daemon.
     pub fn owned(&self, desired: &Desired, name: &str) -> Option<Owned<String>> {
-        let label = desired.instance.ground_label();
+        let label = desired.instance.host_network_label();
         let claimed = label.claim_bridge(name, self.alias.as_deref(), self.mac);
         claimed.filter(|_| self.is_bridge)
     }

@@ -450,7 +450,7 @@ fn remove_stale(
 /// A chain is ours if its first rule has our label. Every rule of ours has it, so that the next rule identifies the chain when a program
 /// deletes rules. A chain that another program has flushed contains nothing foreign.
 fn is_ours(instance: &Instance, chain: &Chain) -> bool {
-    let label = instance.ground_label();
+    let label = instance.host_network_label();
     match chain.rules.first() {
         None => true,
         Some(first) => label.claim((), first.comment()).is_some(),
@@ -458,7 +458,7 @@ fn is_ours(instance: &Instance, chain: &Chain) -> bool {
 }
 
 fn leads_to_other_instance(instance: &Instance, rule: &Rule) -> bool {
-    let target = rule.jump().and_then(Instance::of_chain);
+    let target = rule.jump().and_then(Instance::from_chain);
     target.is_some_and(|other| other != *instance)
 }
 

@@ -92,7 +92,7 @@ pub(super) const DOCKER_USER: &str = "DOCKER-USER";
 
 /// All our chains. Every rule in them has our label.
 pub fn chains(input: &RuleInput<'_>) -> Vec<TableChain> {
-    let label = input.instance.ground_label().to_string();
+    let label = input.instance.host_network_label().to_string();
     let isolated = |rules: Vec<Rule>| match input.pools.is_empty() {
         true => Vec::new(),
         false => rules,

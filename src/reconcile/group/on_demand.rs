@@ -17,7 +17,7 @@ use crate::api::link_name::{MAX_PORTS, tap_number};
 use crate::api::meta::{Name, Timestamp};
 use crate::api::network::{BridgeSpec, NetworkSpec};
 use crate::api::on_demand::{Ask, OnDemand, Order};
-use crate::api::validate::objection_to_requests;
+use crate::api::validate::request_conflict;
 use crate::store::{self, LeaseError, Store, Txn, World};
 
 /// Characters of generated names: none that looks like another one, and no vowels, so that no words arise. The first is a letter.
@@ -233,7 +233,7 @@ fn made_up(world: &World, group: &Name) -> Result<Name, AddError> {
 /// Returns the index of the new VM in its group. `who` is its name in error messages.
 fn place(world: &World, group: &HostGroup, order: &Order, who: &str) -> Result<u32, AddError> {
     let standing: BTreeSet<u32> = world.vms_of(&group.meta.name).map(|vm| vm.index).collect();
-    let place = group.free_place(|place| standing.contains(&place));
+    let place = group.free_index(|place| standing.contains(&place));
     let place = place.ok_or_else(|| AddError::Conflict("the group is full".to_owned()))?;
     let template = &group.spec.template;
     let mut causes: Vec<String> = order
@@ -248,7 +248,7 @@ fn place(world: &World, group: &HostGroup, order: &Order, who: &str) -> Result<u
     if !causes.is_empty() {
         return Err(AddError::Invalid(causes));
     }
-    let refused = objection_to_requests(world.groups(), &template.network, &order.ask.cni);
+    let refused = request_conflict(world.groups(), &template.network, &order.ask.cni);
     if let Some(why) = refused {
         return Err(AddError::Conflict(format!("{who} cannot be added: {why}")));
     }

@@ -95,7 +95,7 @@ pub struct Extra {
 
 impl Member {
     fn is_outdated(&self, wanted: &VmSpec) -> bool {
-        self.misplaced || !self.spec.changes_live_to(wanted)
+        self.misplaced || !self.spec.can_change_live_to(wanted)
     }
 
     /// Whether its spec and the template that it stores are as desired.
@@ -186,7 +186,7 @@ fn plan_members(desired: &Desired, template: &VmSpec, observed: &Observed, plan:
                 order: desired.orders.get(&index).cloned().map(Box::new),
             }),
             Some(member) if member.deleting || member.is_current(&wanted, template) => {}
-            Some(member) if member.spec.changes_live_to(&wanted) => plan.push(Action::Update {
+            Some(member) if member.spec.can_change_live_to(&wanted) => plan.push(Action::Update {
                 uid: member.uid,
                 spec: Box::new(wanted.into_owned()),
             }),

@@ -8,32 +8,32 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 
 use super::super::super::lease::subnet;
-use super::super::super::link_name::{self, LONGEST_TAP, MAX_PORTS};
+use super::super::super::link_name::{self, MAX_PORTS, MAX_TAP_LEN};
 use super::super::super::network::{Addresses, BridgeSpec, NetworkSpec};
 use super::super::section::{Field, Reader, Section};
 use super::{Network, Room, Whose, read_max_connections, read_tap_owner, refuse_lists};
 
-pub fn read(reader: &mut Reader, network: &Section, whose: &Whose) -> Option<Network> {
+pub fn read(reader: &mut Reader, network: &Section, info: &Whose) -> Option<Network> {
     refuse_lists(reader, network, "bridge");
     let bridge = network
         .get("bridge")
         .map(|field| read_link_name(reader, field, "the name of a bridge, such as brvm0"));
     let prefix = network
         .get("tap_prefix")
-        .map(|field| read_tap_prefix(reader, field, whose.count));
+        .map(|field| read_tap_prefix(reader, field, info.count));
     let gateway = network
         .get("gateway")
         .map(|field| subnet::read_gateway(reader, field));
     let addresses = read_addresses(reader, network, gateway);
     let mut flag = |key, default| {
-        let said = network.get(key).and_then(|field| reader.flag(field));
-        said.unwrap_or(default)
+        let value = network.get(key).and_then(|field| reader.flag(field));
+        value.unwrap_or(default)
     };
     let (antispoof, isolate_ports) = (flag("antispoof", true), flag("isolate_ports", false));
     let tap_owner = read_tap_owner(reader, network);
     let max_connections = read_max_connections(reader, network);
     // Nothing can be derived without a name; the missing name has been reported.
-    let group = whose.name?;
+    let group = info.name?;
     let spec = BridgeSpec {
         bridge: bridge.map_or_else(|| link_name::bridge_of(group), str::to_owned),
         tap_prefix: prefix.map_or_else(|| link_name::tap_prefix_of(group), str::to_owned),
@@ -44,7 +44,7 @@ pub fn read(reader: &mut Reader, network: &Section, whose: &Whose) -> Option<Net
         max_connections,
         tap_owner,
     };
-    check_not_a_tap(reader, network, &spec, whose.count);
+    check_not_a_tap(reader, network, &spec, info.count);
     Some(Network {
         warnings: Vec::new(),
         spec: NetworkSpec::Bridge(spec),
@@ -56,8 +56,8 @@ fn read_link_name<'n>(reader: &mut Reader, field: &Field<'n>, expected: &str) ->
     let Some(text) = reader.text(field, expected) else {
         return "";
     };
-    if let Err(why) = link_name::check(text) {
-        reader.unexpected(field, &format!("{expected} ({why})"));
+    if let Err(reason) = link_name::check(text) {
+        reader.unexpected(field, &format!("{expected} ({reason})"));
     }
     text
 }
@@ -65,9 +65,9 @@ fn read_link_name<'n>(reader: &mut Reader, field: &Field<'n>, expected: &str) ->
 fn read_tap_prefix<'n>(reader: &mut Reader, field: &Field<'n>, count: u32) -> &'n str {
     let prefix = read_link_name(reader, field, "a prefix of TAP names, such as vmtap");
     let last = format!("{prefix}{}", count.saturating_sub(1));
-    if last.len() > LONGEST_TAP {
+    if last.len() > MAX_TAP_LEN {
         let message = format!(
-            "the name of the last TAP, \"{last}\", would have {} characters, expected at most {LONGEST_TAP}",
+            "the name of the last TAP, \"{last}\", would have {} characters, expected at most {MAX_TAP_LEN}",
             last.len()
         );
         // A prefix that is invalid by itself has been refused already.
@@ -126,7 +126,7 @@ fn read_addresses(
 /// The maximum number of VMs of the group.
 pub fn room(spec: &BridgeSpec) -> Room {
     let gateway = spec.gateway;
-    let (vms, why) = match &spec.addresses {
+    let (vms, reason) = match &spec.addresses {
         Addresses::Listed(listed) => (listed.len(), format!("addresses lists {}", listed.len())),
         Addresses::Range(first, last) => {
             let vms = in_range(*first, *last, gateway);
@@ -148,15 +148,15 @@ pub fn room(spec: &BridgeSpec) -> Room {
         },
         false => Room {
             vms: vms as u32,
-            why,
+            why: reason,
         },
     }
 }
 
 fn in_range(first: Ipv4Addr, last: Ipv4Addr, gateway: Option<Ipv4Network>) -> usize {
     let all = (u32::from(last) - u32::from(first)) as usize + 1;
-    let own = gateway.is_some_and(|gateway| (first..=last).contains(&gateway.ip()));
-    all - usize::from(own)
+    let contains_gateway = gateway.is_some_and(|gateway| (first..=last).contains(&gateway.ip()));
+    all - usize::from(contains_gateway)
 }
 
 /// The number of addresses without network, broadcast and gateway; a prefix is 8 to 30.

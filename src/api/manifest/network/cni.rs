@@ -7,7 +7,7 @@ use super::super::section::{Field, Reader, Section};
 use super::{BRIDGE_KEYS, Network, Room, Whose, cni_options, read_tap_owner, refuse_lists};
 
 /// The spec sets no limit, but the name is part of a file name (`<name>-<container>-<interface>` in libcni's cache).
-const LONGEST_NAME: usize = 128;
+const MAX_NAME_LEN: usize = 128;
 
 /// Reads `network:` of mode cni, which is empty if only `network_name` is given, and `cni:`, the requests to the plugins. The
 /// plugins decide the rest.
@@ -53,11 +53,11 @@ pub fn read_name(reader: &mut Reader, field: &Field) -> String {
     let Some(name) = reader.text(field, EXPECTED) else {
         return String::new();
     };
-    let follows = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
-    let sound = name.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && name.chars().all(follows)
-        && name.len() <= LONGEST_NAME;
-    if !sound {
+    let is_valid_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    let is_valid = name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(is_valid_char)
+        && name.len() <= MAX_NAME_LEN;
+    if !is_valid {
         reader.unexpected(field, EXPECTED);
     }
     name.to_owned()

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::super::super::cni::{
-    AskedIp, Bandwidth, CniOptions, PortMapping, Transport, parse_bits,
+    Bandwidth, CniOptions, PortMapping, RequestedIp, Transport, parse_bits,
 };
 use super::super::super::meta::Name;
 use super::super::super::network::Mac;
@@ -76,20 +76,20 @@ pub fn read(reader: &mut Reader, field: &Field, count: u32) -> CniOptions {
 }
 
 fn refuse(reader: &mut Reader, field: &Field, options: &CniOptions) {
-    let mut places = HashMap::new();
-    note_places("", field.node, &mut places);
+    let mut positions = HashMap::new();
+    collect_positions("", field.node, &mut positions);
     for (path, message) in options.objections() {
         // The location of a missing field is the section that lacks it.
         let around = path.rsplit_once('.').map_or("", |(parent, _)| parent);
-        let place = places.get(&path).or_else(|| places.get(around));
-        let at = place.copied().unwrap_or(field.node.at);
+        let position = positions.get(&path).or_else(|| positions.get(around));
+        let at = position.copied().unwrap_or(field.node.at);
         reader.refuse_at(at, &format!("{}.{path}", field.path), message);
     }
 }
 
 /// Collects the location of every node below this one, by its relative path.
-fn note_places(path: &str, node: &Node, places: &mut HashMap<String, Place>) {
-    places.insert(path.to_owned(), node.at);
+fn collect_positions(path: &str, node: &Node, positions: &mut HashMap<String, Place>) {
+    positions.insert(path.to_owned(), node.at);
     match &node.value {
         Value::Map(members) => {
             for member in members {
@@ -97,12 +97,12 @@ fn note_places(path: &str, node: &Node, places: &mut HashMap<String, Place>) {
                     true => member.key.clone(),
                     false => format!("{path}.{}", member.key),
                 };
-                note_places(&path, &member.value, places);
+                collect_positions(&path, &member.value, positions);
             }
         }
         Value::List(items) => {
             for (at, item) in items.iter().enumerate() {
-                note_places(&format!("{path}[{at}]"), item, places);
+                collect_positions(&format!("{path}[{at}]"), item, positions);
             }
         }
         _ => {}
@@ -205,26 +205,26 @@ fn read_args(reader: &mut Reader, field: &Field) -> BTreeMap<String, String> {
     };
     let mut args = BTreeMap::new();
     for member in members {
-        let its = Field {
+        let argument = Field {
             path: format!("{}.{}", field.path, member.key),
             node: &member.value,
         };
-        let Some(value) = reader.text(&its, "a string; a number needs quotes") else {
+        let Some(value) = reader.text(&argument, "a string; a number needs quotes") else {
             continue;
         };
         if args.insert(member.key.clone(), value.to_owned()).is_some() {
-            reader.refuse_at(member.key_at, &its.path, "duplicate key");
+            reader.refuse_at(member.key_position, &argument.path, "duplicate key");
         }
     }
     args
 }
 
-fn read_ip(reader: &mut Reader, field: &Field) -> Option<AskedIp> {
+fn read_ip(reader: &mut Reader, field: &Field) -> Option<RequestedIp> {
     let text = reader.text(field, "a unicast IPv4 address, A.B.C.D or A.B.C.D/LEN")?;
     match text.parse() {
-        Ok(asked) => Some(asked),
-        Err(why) => {
-            reader.refuse(field, why);
+        Ok(ip) => Some(ip),
+        Err(message) => {
+            reader.refuse(field, message);
             None
         }
     }

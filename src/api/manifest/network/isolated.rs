@@ -29,12 +29,12 @@ pub fn read(reader: &mut Reader, network: &Section) -> Network {
         .and_then(|field| reader.flag(field))
         .unwrap_or_default();
     let on_deny = network.get("on_deny").and_then(|field| {
-        let words = [("drop", OnDeny::Drop), ("reject", OnDeny::Reject)];
-        reader.word(field, &words)
+        let choices = [("drop", OnDeny::Drop), ("reject", OnDeny::Reject)];
+        reader.word(field, &choices)
     });
     let allow = read_entries(reader, network, "allow", &mut warnings);
     for (field, entry) in &allow {
-        if let Some(message) = entry_objection(entry, allow_metadata) {
+        if let Some(message) = entry_problem(entry, allow_metadata) {
             reader.refuse(field, message);
         }
     }
@@ -68,7 +68,7 @@ fn read_entries<'n>(
         return Vec::new();
     };
     let items = reader.list(field, EXPECTED);
-    if let Some(message) = list_objection(items.len()) {
+    if let Some(message) = list_problem(items.len()) {
         reader.refuse(field, message);
         return Vec::new();
     }
@@ -93,13 +93,13 @@ fn read_entries<'n>(
 }
 
 /// The reason why a list with this number of entries is invalid, if it is.
-pub fn list_objection(entries: usize) -> Option<String> {
+pub fn list_problem(entries: usize) -> Option<String> {
     (entries > MAX_ENTRIES)
         .then(|| format!("found {entries} entries, expected at most {MAX_ENTRIES}"))
 }
 
 /// The reason why an entry of `allow` is invalid, if it is.
-pub fn entry_objection(entry: &Entry, allow_metadata: bool) -> Option<String> {
+pub fn entry_problem(entry: &Entry, allow_metadata: bool) -> Option<String> {
     let is_metadata = METADATA
         .iter()
         .any(|&address| entry.network.contains(address));
@@ -107,11 +107,11 @@ pub fn entry_objection(entry: &Entry, allow_metadata: bool) -> Option<String> {
         true => "is a metadata service, which is denied by default; allow_metadata: true allows it",
         false => "is a reserved destination, which no list can allow",
     };
-    shut(entry.network, allow_metadata).then(|| format!("\"{entry}\" {message}"))
+    is_denied(entry.network, allow_metadata).then(|| format!("\"{entry}\" {message}"))
 }
 
 /// Whether every address of `network` is denied before the lists are evaluated.
-fn shut(network: Ipv4Network, allow_metadata: bool) -> bool {
+fn is_denied(network: Ipv4Network, allow_metadata: bool) -> bool {
     if allow_metadata && METADATA.iter().any(|&address| network.contains(address)) {
         return false;
     }
@@ -120,8 +120,11 @@ fn shut(network: Ipv4Network, allow_metadata: bool) -> bool {
     }
     // Two reserved ranges may be adjacent (224.0.0.0/4 and 240.0.0.0/4): check the halves.
     policy::reserved().any(|reserved| reserved.is_subnet_of(network))
-        && halves(network)
-            .is_some_and(|halves| halves.into_iter().all(|half| shut(half, allow_metadata)))
+        && halves(network).is_some_and(|halves| {
+            halves
+                .into_iter()
+                .all(|half| is_denied(half, allow_metadata))
+        })
 }
 
 fn halves(network: Ipv4Network) -> Option<[Ipv4Network; 2]> {
@@ -165,7 +168,7 @@ fn read_range(reader: &mut Reader, field: &Field) -> Option<Ipv4Network> {
 
 /// The maximum number of VMs of the range.
 pub fn room(range: Option<Ipv4Network>) -> Room {
-    let (range, words) = match range {
+    let (range, description) = match range {
         Some(range) => (range, range.to_string()),
         None => {
             let words = format!("the derived range, a /{},", pool::PREFIX_LEN);
@@ -175,6 +178,6 @@ pub fn room(range: Option<Ipv4Network>) -> Room {
     let vms = pool::capacity(range);
     Room {
         vms,
-        why: format!("{words} has {vms} /30 blocks"),
+        why: format!("{description} has {vms} /30 blocks"),
     }
 }

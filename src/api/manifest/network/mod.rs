@@ -21,7 +21,7 @@ use super::section::{Field, Reader, Section};
 use super::yaml::Value;
 
 pub use cni::read_name as read_network_name;
-pub use isolated::{entry_objection, list_objection};
+pub use isolated::{entry_problem, list_problem};
 
 const KEYS: [&str; 14] = [
     "mode",
@@ -49,7 +49,7 @@ const BRIDGE_KEYS: [&str; 6] = [
     "isolate_ports",
 ];
 /// Keys of isolated mode only.
-const LIST_KEYS: [&str; 4] = ["allow", "drop", "on_deny", "allow_metadata"];
+const ISOLATED_KEYS: [&str; 4] = ["allow", "drop", "on_deny", "allow_metadata"];
 
 /// The result of reading a network section.
 pub struct Network {
@@ -88,15 +88,15 @@ pub fn read(
     let own = group.get("network_name");
     let own_name = own.map(|field| read_network_name(reader, field));
     let name = own_name.as_deref().or(default_name);
-    let asked = group.get("cni");
+    let options = group.get("cni");
     let Some(field) = group.get("network") else {
         // An empty section with the position of the group.
-        let nothing = group.nested("network");
+        let empty = group.empty_subsection("network");
         return match name {
-            Some(name) => Some(cni::read(reader, &nothing, asked, whose, name)),
+            Some(name) => Some(cni::read(reader, &empty, options, whose, name)),
             None => {
-                refuse_options(reader, asked);
-                bridge::read(reader, &nothing, whose)
+                refuse_options(reader, options);
+                bridge::read(reader, &empty, whose)
             }
         };
     };
@@ -107,12 +107,12 @@ pub fn read(
         reader.refuse(own, message);
     }
     if let Mode::Isolated | Mode::Bridge = mode {
-        refuse_options(reader, asked);
+        refuse_options(reader, options);
     }
     match (mode, name) {
         (Mode::Isolated, _) => Some(isolated::read(reader, &network)),
         (Mode::Bridge, _) => bridge::read(reader, &network, whose),
-        (Mode::Cni, Some(name)) => Some(cni::read(reader, &network, asked, whose, name)),
+        (Mode::Cni, Some(name)) => Some(cni::read(reader, &network, options, whose, name)),
         (Mode::Cni, None) => {
             let path = format!("{}.network_name", group.path);
             let message = "is missing: mode cni requires it; set it here or under config";
@@ -123,7 +123,7 @@ pub fn read(
 }
 
 fn read_mode(reader: &mut Reader, field: &Field, network: &Section) -> Option<Mode> {
-    const WORDS: [(&str, Mode); 3] = [
+    const CHOICES: [(&str, Mode); 3] = [
         ("isolated", Mode::Isolated),
         ("bridge", Mode::Bridge),
         ("cni", Mode::Cni),
@@ -135,7 +135,7 @@ fn read_mode(reader: &mut Reader, field: &Field, network: &Section) -> Option<Mo
             _ => Some(Mode::Bridge),
         };
     };
-    reader.word(mode, &WORDS)
+    reader.word(mode, &CHOICES)
 }
 
 /// The maximum number of VMs of the network; `None` if only the limits of the group apply.
@@ -148,8 +148,8 @@ pub fn room(spec: &NetworkSpec) -> Option<Room> {
 }
 
 /// Refuses `cni:` of a group that is not in CNI mode.
-fn refuse_options(reader: &mut Reader, asked: Option<&Field>) {
-    if let Some(field) = asked {
+fn refuse_options(reader: &mut Reader, options: Option<&Field>) {
+    if let Some(field) = options {
         let message = "is valid in CNI mode only: set network_name, here or under config, and no other mode in network:";
         reader.refuse(field, message);
     }
@@ -161,7 +161,7 @@ fn refuse_lists(reader: &mut Reader, network: &Section, mode: &str) {
         true => ", the default",
         false => "",
     };
-    for field in LIST_KEYS.iter().filter_map(|key| network.get(key)) {
+    for field in ISOLATED_KEYS.iter().filter_map(|key| network.get(key)) {
         let message = format!("needs mode: isolated (this group is {mode}{default})");
         reader.refuse(field, message);
     }

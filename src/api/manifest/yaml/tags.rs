@@ -37,13 +37,13 @@ pub fn check(text: &str) -> Result<(), Fault> {
                 line: span.start.line(),
                 column: span.start.col() + 1,
             };
-            let shown: String = shown(tag).chars().take(80).collect();
+            let displayed: String = shown(tag).chars().take(80).collect();
             let message = format!(
                 "found the tag {}, expected a plain value",
-                shown.escape_debug()
+                displayed.escape_debug()
             );
             return Err(Fault {
-                at: place_of(text, at),
+                at: tag_position(text, at),
                 message,
             });
         }
@@ -52,8 +52,8 @@ pub fn check(text: &str) -> Result<(), Fault> {
 }
 
 fn is_known(tag: &Tag) -> bool {
-    let whole = format!("{}{}", tag.handle, tag.suffix);
-    let core = whole.strip_prefix(CORE).or(whole.strip_prefix("!!"));
+    let tag_uri = format!("{}{}", tag.handle, tag.suffix);
+    let core = tag_uri.strip_prefix(CORE).or(tag_uri.strip_prefix("!!"));
     core.is_some_and(|name| KNOWN.contains(&name))
 }
 
@@ -66,7 +66,7 @@ fn shown(tag: &Tag) -> String {
 }
 
 /// The position of the tag: the parser reports the position of the value after it, which may be on a later line.
-fn place_of(text: &str, value: Place) -> Place {
+fn tag_position(text: &str, value: Place) -> Place {
     let lines: Vec<&str> = text.lines().take(value.line).collect();
     for (number, line) in lines.iter().enumerate().rev() {
         let end = match number + 1 == value.line {
@@ -77,8 +77,8 @@ fn place_of(text: &str, value: Place) -> Place {
             false => line.len(),
         };
         if let Some(at) = line[..end].rfind('!') {
-            let word = line[..at].rfind(|c: char| c.is_whitespace() || "[{,".contains(c));
-            let start = word.map_or(0, |before| before + 1);
+            let separator = line[..at].rfind(|c: char| c.is_whitespace() || "[{,".contains(c));
+            let start = separator.map_or(0, |before| before + 1);
             let column = line[..start].chars().count() + 1;
             let is_tag = line[start..].starts_with('!');
             let line = number + 1;

@@ -56,16 +56,16 @@ fn duplicate_keys_and_documents_are_kept() {
     assert_eq!(all.len(), 3);
     assert!(matches!(&all[0].value, Value::Map(members) if members.len() == 2));
     assert_eq!(all[1].value, Value::Null);
-    assert_eq!(member(&all[2], "b").key_at, place(5, 1));
+    assert_eq!(member(&all[2], "b").key_position, place(5, 1));
     assert_eq!(read("").unwrap()[0].value, Value::Null);
     assert_eq!(read("# only a comment\n").unwrap()[0].value, Value::Null);
 }
 
 #[test]
 fn texts_above_the_limits_are_refused_quickly_with_a_clear_message() {
-    let mut laughs = "a: &a [x, x, x, x, x, x, x, x, x]\n".to_owned();
+    let mut bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n".to_owned();
     for (this, last) in ('b'..='i').zip('a'..) {
-        laughs += &format!(
+        bomb += &format!(
             "{this}: &{this} [*{last}, *{last}, *{last}, *{last}, *{last}, *{last}, *{last}, *{last}]\n"
         );
     }
@@ -75,7 +75,7 @@ fn texts_above_the_limits_are_refused_quickly_with_a_clear_message() {
         ("- ".repeat(MAX_BYTES / 2), "deep"),
         ("? ".repeat(MAX_BYTES / 2), "deep"),
         (format!("{}{}", "[".repeat(40), "]".repeat(40)), "deep"),
-        (laughs, "aliases"),
+        (bomb, "aliases"),
         (
             format!(
                 "a: &a [{}]\nb: [{}]\n",
@@ -88,9 +88,9 @@ fn texts_above_the_limits_are_refused_quickly_with_a_clear_message() {
         ("a: &a [*a]\n".to_owned(), "deep"),
         ("a: !secret b\n".to_owned(), "tag !secret"),
     ];
-    for (text, word) in cases {
+    for (text, expected) in cases {
         let fault = read(&text).unwrap_err();
-        assert!(fault.message.contains(word), "{}", fault.message);
+        assert!(fault.message.contains(expected), "{}", fault.message);
         assert!(!fault.message.contains("refused:"), "{}", fault.message);
     }
 }

@@ -40,12 +40,12 @@ pub async fn sweep(
     networks: &[String],
 ) -> Swept {
     let stale = |living: &BTreeSet<Uid>, container: &str| {
-        let uid = instance.uid_of_container(container);
+        let uid = instance.uid_from_container_id(container);
         uid.is_some_and(|uid| !living.contains(&uid))
     };
     let mut swept = Swept::default();
     let mut networks_with_leftovers: BTreeMap<String, Network> = BTreeMap::new();
-    let is_ours = |container: &str| instance.uid_of_container(container).is_some();
+    let is_ours = |container: &str| instance.uid_from_container_id(container).is_some();
     record_error(runtime.bring_home(is_ours), &mut swept);
     let lists = [
         runtime.attachments(),

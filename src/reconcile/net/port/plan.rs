@@ -332,7 +332,7 @@ fn plan_neighbour(
 
 /// Whether this daemon manages the bridge.
 pub(super) fn is_managed_bridge(desired: &Desired, slot: &Slot, bridge: &BridgeSeen) -> bool {
-    let host_label = desired.label.instance.ground_label();
+    let host_label = desired.label.instance.host_network_label();
     let alias = bridge.alias.as_deref();
     let claimed = host_label.claim_bridge(&slot.bridge, alias, bridge.mac);
     claimed.is_some()

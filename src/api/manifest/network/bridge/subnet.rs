@@ -15,7 +15,7 @@ use super::super::super::section::{Field, Reader};
 const PREFIXES: RangeInclusive<u8> = 8..=30;
 
 /// Ranges without unicast addresses for a gateway: RFC 1122 section 3.2.1.3, RFC 3927, RFC 5771, RFC 1112 section 4.
-const UNFIT: [(Ipv4Addr, u8, &str); 5] = [
+const NON_UNICAST: [(Ipv4Addr, u8, &str); 5] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8, "\"this network\""),
     (Ipv4Addr::new(127, 0, 0, 0), 8, "loopback"),
     (Ipv4Addr::new(169, 254, 0, 0), 16, "link-local"),
@@ -37,14 +37,14 @@ pub fn read_gateway(reader: &mut Reader, field: &Field) -> Option<Ipv4Network> {
         reader.unexpected(field, &format!("a prefix length from /{least} to /{most}"));
         return None;
     }
-    let unfit = UNFIT.iter().find(|(address, prefix, _)| {
+    let non_unicast = NON_UNICAST.iter().find(|(address, prefix, _)| {
         Ipv4Network::new(*address, *prefix).is_ok_and(|net| net.contains(gateway.ip()))
     });
-    if let Some((.., what)) = unfit {
-        reader.unexpected(field, &format!("a unicast address, not a {what} address"));
+    if let Some((.., kind)) = non_unicast {
+        reader.unexpected(field, &format!("a unicast address, not a {kind} address"));
         return None;
     }
-    if let Some(what) = edge(gateway.ip(), gateway) {
+    if let Some(what) = reserved_address(gateway.ip(), gateway) {
         reader.unexpected(
             field,
             &format!(
@@ -95,10 +95,10 @@ fn read_address(reader: &mut Reader, item: &Field, gateway: Ipv4Network) -> Opti
         reader.unexpected(item, &expected);
         return None;
     };
-    match objection(ip, gateway) {
+    match address_problem(ip, gateway) {
         None => Some(ip),
-        Some(why) => {
-            reader.refuse(item, why);
+        Some(message) => {
+            reader.refuse(item, message);
             None
         }
     }
@@ -119,12 +119,12 @@ pub fn read_range(reader: &mut Reader, field: &Field, gateway: Ipv4Network) -> A
         return Addresses::Any;
     };
     // The range may contain the gateway, which is never assigned to a VM.
-    let outside = [first, last]
+    let problem = [first, last]
         .into_iter()
         .filter(|end| *end != gateway.ip())
-        .find_map(|end| objection(end, gateway));
-    match outside {
-        Some(why) => reader.refuse(field, why),
+        .find_map(|end| address_problem(end, gateway));
+    match problem {
+        Some(message) => reader.refuse(field, message),
         None if first > last => reader.unexpected(field, "the lower address first"),
         None => {}
     }
@@ -133,7 +133,7 @@ pub fn read_range(reader: &mut Reader, field: &Field, gateway: Ipv4Network) -> A
 }
 
 /// The reason why no VM can have this address with this gateway, if there is one.
-fn objection(ip: Ipv4Addr, gateway: Ipv4Network) -> Option<String> {
+fn address_problem(ip: Ipv4Addr, gateway: Ipv4Network) -> Option<String> {
     let net = subnet(gateway);
     if !net.contains(ip) {
         return Some(format!("{ip} is outside {net}, the gateway's subnet"));
@@ -141,10 +141,10 @@ fn objection(ip: Ipv4Addr, gateway: Ipv4Network) -> Option<String> {
     if ip == gateway.ip() {
         return Some(format!("{ip} is the address of the gateway"));
     }
-    edge(ip, net).map(|what| format!("{ip} is the {what} of {net}"))
+    reserved_address(ip, net).map(|kind| format!("{ip} is the {kind} of {net}"))
 }
 
-fn edge(ip: Ipv4Addr, net: Ipv4Network) -> Option<&'static str> {
+fn reserved_address(ip: Ipv4Addr, net: Ipv4Network) -> Option<&'static str> {
     if ip == net.network() {
         Some("network address")
     } else if ip == net.broadcast() {
