@@ -1,8 +1,8 @@
-# slicectl. `make help` lists what can be made.
+# slicectl. `make help` lists the targets.
 PREFIX ?= /usr/local
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 SHAREDIR = $(DESTDIR)$(PREFIX)/share
-# Where units of the administrator are; packages want $(PREFIX)/lib/systemd/system.
+# The directory of the administrator's units; packages use $(PREFIX)/lib/systemd/system.
 UNITDIR ?= /etc/systemd/system
 SYSCONFDIR ?= /etc
 TARGET = $(or $(CARGO_TARGET_DIR),target)
@@ -12,13 +12,13 @@ CARGO ?= cargo
 
 help:
 	@echo 'make build      release binaries in $(TARGET)/release'
-	@echo 'make test       all tests; as root installs what they need'
-	@echo 'make soak       long fuzzing, with seeds printed: 2,000 damages, 100 concurrent applies'
-	@echo 'make lint       format, clippy, and cargo deny where it is installed'
-	@echo 'make demo       six guests in a private lab, judged line by line; KEEP=1 leaves it up'
-	@echo 'make bench      ratios against shell scripts, against the floor and against the plugins alone'
+	@echo 'make test       all tests; as root, also installs their dependencies'
+	@echo 'make soak       long fuzzing, prints its seeds: 2,000 corrupted databases, 100 concurrent applies'
+	@echo 'make lint       format, clippy, and cargo deny if it is installed'
+	@echo 'make demo       six guests in a private lab, one PASS or FAIL line per check; KEEP=1 keeps the lab'
+	@echo 'make bench      ratios to shell scripts, to the minimal kernel cost and to the CNI plugins alone'
 	@echo 'make install    binaries, unit, completions, examples; PREFIX=$(PREFIX) DESTDIR='
-	@echo 'make uninstall  takes them away; configuration and state stay'
+	@echo 'make uninstall  removes them; keeps configuration and state'
 
 build:
 	$(CARGO) build --locked --release
@@ -26,7 +26,7 @@ build:
 test:
 	tests/run.sh
 
-# As tests/run.sh, with more accidents.
+# Like tests/run.sh, with more iterations.
 soak:
 	tests/soak.sh
 
@@ -34,7 +34,7 @@ lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check; \
-	else echo 'lint: cargo-deny is not installed: licences and advisories were not checked'; fi
+	else echo 'lint: cargo-deny is not installed: skipped licences and advisories'; fi
 
 demo:
 	KEEP='$(KEEP)' examples/demo/run.sh
@@ -42,7 +42,7 @@ demo:
 bench: build
 	benches/run.sh
 
-# Needs no cargo when it was built before: `make build && sudo make install`.
+# Needs no cargo if the binaries exist: `make build && sudo make install`.
 $(TARGET)/release/sliced $(TARGET)/release/slicectl:
 	$(CARGO) build --locked --release
 
@@ -61,12 +61,12 @@ install: $(TARGET)/release/sliced $(TARGET)/release/slicectl
 	chmod -R u=rwX,go=rX $(SHAREDIR)/slicectl
 	install -d -m 755 $(DESTDIR)$(SYSCONFDIR)/cni/net.d
 	@if [ -e $(DESTDIR)$(SYSCONFDIR)/cni/net.d/51-slicer.conflist ]; \
-	then echo '$(SYSCONFDIR)/cni/net.d/51-slicer.conflist is there already and stays as it is'; \
+	then echo '$(SYSCONFDIR)/cni/net.d/51-slicer.conflist already exists and is not changed'; \
 	else install -m 644 manifests/cni/51-slicer.conflist $(DESTDIR)$(SYSCONFDIR)/cni/net.d/51-slicer.conflist; fi
-	@echo 'Installed. Host groups go to $(SYSCONFDIR)/slice/groups.d, see $(PREFIX)/share/slicectl/manifests;'
-	@echo 'start with: systemctl daemon-reload && systemctl enable --now sliced && slicectl doctor'
+	@echo 'Installed. Put manifests into $(SYSCONFDIR)/slice/groups.d; examples are in $(PREFIX)/share/slicectl/manifests.'
+	@echo 'To start: systemctl daemon-reload && systemctl enable --now sliced && slicectl doctor'
 
-# Configuration, the CNI network among it, state and running VMs stay.
+# Keeps the configuration (including the CNI network), the state and running VMs.
 uninstall:
 	rm -f $(BINDIR)/sliced $(BINDIR)/slicectl $(DESTDIR)$(UNITDIR)/sliced.service
 	rm -f $(SHAREDIR)/bash-completion/completions/slicectl $(SHAREDIR)/zsh/site-functions/_slicectl

@@ -1,4 +1,4 @@
-# What the benches share: a private host, a daemon in it, numbers and verdicts. Sourced from the project's folder.
+# Shared by the benchmarks: a private host, a daemon in it, measurements and their evaluation. Sourced from the repository root.
 # shellcheck shell=bash
 
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
@@ -18,8 +18,8 @@ now() { date +%s%N; }
 since() { echo $((($(now) - $1) / 1000)); } # microseconds
 per() { awk "BEGIN { printf \"%.2f\", $1 / $2 }"; }
 
-begin() { # starts sliced as manifests/systemd/sliced.service does, waits for its socket
-  # One at a time the plugins' own time is told, too.
+begin() { # starts sliced like manifests/systemd/sliced.service, waits for its socket
+  # With a concurrency of 1, the time of the plugins is logged, too.
   SLICE_LOG=info$([ "${CONCURRENCY:-16}" != 1 ] || echo ,slicectl::cni=debug) setsid nice -n -10 sliced --concurrency "${CONCURRENCY:-16}" 2>"$work/log" &
   daemon=$!
   for ((i = 0; i < 200; i++)); do
@@ -30,16 +30,16 @@ begin() { # starts sliced as manifests/systemd/sliced.service does, waits for it
   return 1
 }
 
-# The median of what was said of it.
+# The median of the values with this name.
 of() { awk -v key="$2" '$1 == key { print $2 }' <<<"$1" | sort -n | awk '{ all[NR] = $1 } END { print all[int((NR + 1) / 2)] }'; }
 
 say() { # NAME VALUE BOUND TEST
   local word=ok
   awk "BEGIN { exit !($2 $4 $3) }" || { word=MISSED; failed=1; }
-  printf '%-58s %10s   wanted %s %-8s %s\n' "$1" "$2" "$4" "$3" "$word"
+  printf '%-58s %10s   bound %s %-8s  %s\n' "$1" "$2" "$4" "$3" "$word"
 }
 
-# These machines are noisy: what is compared is run by turns, and of each the median of several runs counts.
+# The machines are noisy: commands to compare run alternately, and the median of several runs is used.
 by_turns() { # TIMES COMMAND...; a command prints `name value` lines
   local times=$1 turn command
   shift

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Speed of the three modes, as ratios taken in one run: these numbers are compared with what the kernel and a careful script need on the same
-# machine in the same minutes. Everything happens in network and mount namespaces of its own.
-#   benches/run.sh [SLOTS]     256 unless told
+# Speed of the three modes, as ratios to the kernel's minimum and to a shell script, measured in the same run on the same machine.
+# Everything runs in network and mount namespaces of its own.
+#   benches/run.sh [SLOTS]     default: 256
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . benches/lib.sh
@@ -74,14 +74,14 @@ life() { # GROUPS SLOTS
   wait "$daemon"
 }
 
-# Builds a group and takes it away again; prints microseconds a slot.
+# Creates a group and prints the microseconds per slot.
 price() { # MODE SLOTS [GROUPS] [CONCURRENCY]
   local built
   built=$(MODE=$1 CONCURRENCY=${4:-16} fresh bash -euc "life ${3:-1} $2")
   per "$(of "$built" build)" "$2"
 }
 
-# The same one slot at a time, without what the plugin has spent meanwhile.
+# The same with a concurrency of 1, without the time of the plugins.
 beside_plugins() { # SLOTS GROUPS
   local built
   built=$(MODE=cni CONCURRENCY=1 fresh bash -euc "life $2 $1")
@@ -101,7 +101,7 @@ by_hand() { # SCRIPT
   echo "hand $(per "$(since "$t")" "$by_hand_slots")"
 }
 
-# A chain of plugins as `sliced` reads it, and each plugin's part as the plugin does.
+# Writes the plugin list that `sliced` reads, and the configuration of each plugin.
 chain() {
   mkdir -p "$work/cni" "$work/bin"
   local head='"cniVersion": "1.0.0", "name": "bench"'
@@ -118,7 +118,7 @@ by_hand_cni() { # SLOTS
 }
 
 # Milliseconds of CPU per change by another program among 29,000 rules of its own, as Kubernetes has them. The interval between changes is
-# longer than the window in which sliced gathers them.
+# longer than the window in which sliced combines them.
 beside_foreign_rules() {
   export SLICE_CONFIG_DIR=/run/groups.d SLICE_STATE_DIR=$(mktemp -d "$work/state.XXXXXX") SLICE_RUN_DIR=/run/slice
   export SLICE_SOCKET=/run/slice/sliced.sock
@@ -156,45 +156,45 @@ by_hand_slots=$((slots < 64 ? slots : 64))
 built=$(by_turns 3 "by_hand by-hand.sh" ours_isolated)
 hand=$(of "$built" hand) ours=$(of "$built" ours)
 floor=$(awk "BEGIN { printf \"%.2f\", $(fresh "$work/floor" "$slots") * 1000 / $slots }")
-printf 'microseconds a slot: by hand %s, floor %s, ours %s\n\n' "$hand" "$floor" "$ours"
-say "build: times faster than ip(8) and iptables(8) by hand" "$(per "$hand" "$ours")" 8 '>='
-say "build: ratio to the kernel's own price" "$(per "$ours" "$floor")" 3 '<='
+printf 'microseconds per slot: shell script %s, kernel minimum %s, sliced %s\n\n' "$hand" "$floor" "$ours"
+say "create: times faster than a script of ip(8), iptables(8)" "$(per "$hand" "$ours")" 8 '>='
+say "create: ratio to the kernel's minimum" "$(per "$ours" "$floor")" 3 '<='
 
 whole=$(fresh bash -euc "life 1 $slots whole")
 say "policy change on all, seconds" "$(per "$(of "$whole" policy)" 1000000)" 1 '<='
-say "restart: adopted and quiet, seconds" "$(per "$(of "$whole" adopt)" 1000)" 0.5 '<='
-say "restart: actions taken" "$(of "$whole" actions)" 0 '=='
-say "delete: ratio to the building" "$(per "$(of "$whole" delete)" "$(of "$whole" build)")" 1 '<='
-say "delete: things left over" "$(of "$whole" left)" 0 '=='
-say "at rest: % of a core over 10 s" "$(per "$(of "$whole" rest)" 10)" 0.2 '<'
-say "at rest: MB resident" "$(per "$(of "$whole" resident)" 1024)" 64 '<'
+say "restart: initial sync done, seconds" "$(per "$(of "$whole" adopt)" 1000)" 0.5 '<='
+say "restart: actions executed" "$(of "$whole" actions)" 0 '=='
+say "delete: ratio to create" "$(per "$(of "$whole" delete)" "$(of "$whole" build)")" 1 '<='
+say "delete: objects left" "$(of "$whole" left)" 0 '=='
+say "idle: % of a core over 10 s" "$(per "$(of "$whole" rest)" 10)" 0.2 '<'
+say "idle: MB resident" "$(per "$(of "$whole" resident)" 1024)" 64 '<'
 
 few=$(of "$(by_turns 3 few_isolated)" few)
 many=$(price isolated 1000 4)
-printf '\nmicroseconds a slot: 16 slots %s, 1000 slots in four groups %s\n' "$few" "$many"
-say "1000 slots: ratio of the price of a slot to that at 16" "$(per "$many" "$few")" 1.5 '<='
+printf '\nmicroseconds per slot: 16 slots %s, 1000 slots in four groups %s\n' "$few" "$many"
+say "1000 slots: ratio of the time per slot to that of 16" "$(per "$many" "$few")" 1.5 '<='
 large=$(fresh bash -euc "life 4 1024 whole")
-say "1024 slots in four groups, restart: adopted and quiet, seconds" "$(per "$(of "$large" adopt)" 1000)" 0.5 '<='
-say "1024 slots in four groups, restart: actions taken" "$(of "$large" actions)" 0 '=='
+say "1024 slots in four groups, restart: sync done, seconds" "$(per "$(of "$large" adopt)" 1000)" 0.5 '<='
+say "1024 slots in four groups, restart: actions executed" "$(of "$large" actions)" 0 '=='
 one=$(fresh bash -euc "life 1 1")
 say "host rules for 1 slot" "$(of "$one" rules)" "$(of "$whole" rules)" '=='
 
 foreign=$(fresh bash -euc beside_foreign_rules)
-say "29,000 foreign rules: ms of CPU for a foreign change" "$(per "$(of "$foreign" each)" 20)" 5 '<'
+say "29,000 foreign rules: ms of CPU per foreign change" "$(per "$(of "$foreign" each)" 20)" 5 '<'
 
 built=$(by_turns 3 "by_hand by-hand-bridge.sh" ours_on_bridge few_on_bridge)
 hand=$(of "$built" hand) ours=$(of "$built" ours) few=$(of "$built" few)
 many=$(price bridge 1000 4)
-printf '\nbridge, microseconds a slot: by hand %s, ours %s; 16 slots %s, 1000 slots in four groups %s\n' \
+printf '\nbridge, microseconds per slot: shell script %s, sliced %s; 16 slots %s, 1000 slots in four groups %s\n' \
   "$hand" "$ours" "$few" "$many"
-say "bridge: times faster than by hand" "$(per "$hand" "$ours")" 8 '>='
-say "bridge: 1000 slots, ratio of the price of a slot to that at 16" "$(per "$many" "$few")" 1.5 '<='
+say "bridge: times faster than a script" "$(per "$hand" "$ours")" 8 '>='
+say "bridge: 1000 slots, ratio of time per slot to that of 16" "$(per "$many" "$few")" 1.5 '<='
 
 echo
 benches/vmm.sh || failed=1
 
 [ -x /usr/lib/cni/bridge ] || [ -x /opt/cni/bin/bridge ] || {
-  echo 'CNI is left out: there are no plugins here (apt-get install containernetworking-plugins)'
+  echo 'CNI skipped: plugins not found (apt-get install containernetworking-plugins)'
   exit 1
 }
 chain
@@ -206,7 +206,7 @@ loop_of_plugins() {
   echo "loop $(per "$(since "$t")" "$cni_slots")"
 }
 eight_at_a_time() { echo "eight $(price cni "$cni_slots" 1 8)"; }
-# The plugins' own time, from the making of the process to its end, is taken beside ours, in the same run.
+# The plugins' own time, from the start of the process to its end, is measured in the same run as that of sliced.
 one_at_a_time() {
   local built
   built=$(MODE=cni CONCURRENCY=1 fresh bash -euc "life 1 $cni_slots")
@@ -216,20 +216,20 @@ one_at_a_time() {
 }
 built=$(by_turns 5 loop_of_plugins eight_at_a_time one_at_a_time)
 loop=$(of "$built" loop) eight=$(of "$built" eight)
-printf '\nCNI, microseconds a slot: a loop of the plugins %s, ours eight at a time %s, one at a time %s, %s of them the plugins\n' \
+printf '\nCNI, microseconds per slot: loop of the plugins %s, sliced with concurrency 8 %s, with concurrency 1 %s, of which plugins %s\n' \
   "$loop" "$eight" "$(of "$built" one)" "$(of "$built" plugins)"
-say "CNI: beyond the plugins' own time, one at a time, %" "$(of "$built" overhead)" 15 '<='
-say "CNI: eight at a time, times faster than the loop" "$(per "$loop" "$eight")" 1 '>='
+say "CNI: overhead over the plugins' time, concurrency 1, %" "$(of "$built" overhead)" 15 '<='
+say "CNI: concurrency 8, times faster than the loop" "$(per "$loop" "$eight")" 1 '>='
 
-# Debian's plugins list every rule and every reservation that there is: beside them nothing of ours could be seen to grow.
+# Debian's plugins list all existing rules and reservations: their growing time would hide a growth of that of sliced.
 cc -O2 -static -o "$work/bin/flat" benches/yardsticks/flat.c
 echo '{"cniVersion": "1.0.0", "name": "bench", "plugins": [{"type": "flat"}]}' >"$work/cni/bench.conflist"
 export CNI_PATH=$work/bin
 few_own=$(of "$(by_turns 5 few_beside_plugin)" few) many_own=$(beside_plugins 1000 4)
 few_each=$(of "$(by_turns 5 few_with_plugin)" few) many_each=$(price cni 1000 4 8)
-printf '\nCNI with a plugin that does not slow down, microseconds a slot:\n'
-printf '  beside the plugin, one at a time: 16 slots %s, 1000 slots in four groups %s\n' "$few_own" "$many_own"
-printf '  with the plugin, eight at a time: 16 slots %s, 1000 slots in four groups %s\n' "$few_each" "$many_each"
-say "CNI: 1000 slots, ratio of our own price of a slot to that at 16" "$(per "$many_own" "$few_own")" 1.5 '<='
-say "CNI: the same with the plugin, eight at a time" "$(per "$many_each" "$few_each")" 1.5 '<='
+printf '\nCNI with a plugin of constant time, microseconds per slot:\n'
+printf '  without the plugin, concurrency 1: 16 slots %s, 1000 slots in four groups %s\n' "$few_own" "$many_own"
+printf '  with the plugin, concurrency 8: 16 slots %s, 1000 slots in four groups %s\n' "$few_each" "$many_each"
+say "CNI: 1000 slots, ratio of own time per slot to that of 16" "$(per "$many_own" "$few_own")" 1.5 '<='
+say "CNI: the same with the plugin, concurrency 8" "$(per "$many_each" "$few_each")" 1.5 '<='
 exit "$failed"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Speed with real VMs: tiny guests (tests/guest) in QEMU, against a shell loop that runs the same command lines.
-#   benches/vmm.sh [VMS]     32 unless told
+# Speed with real VMs: tiny guests (tests/guest) in QEMU, compared with a shell loop that runs the same command lines.
+#   benches/vmm.sh [VMS]     default: 32
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . benches/lib.sh
@@ -9,7 +9,7 @@ vms=${1:-32}
 gateway=10.64.0.1/22
 
 command -v qemu-system-x86_64 >/dev/null || {
-  echo 'VMs are left out: there is no QEMU here (apt-get install qemu-system-x86)'
+  echo 'VMs skipped: QEMU not found (apt-get install qemu-system-x86)'
   exit 1
 }
 tests/guest/build.sh "$work" && cc -O2 -static -o "$work/instant" benches/yardsticks/instant.c
@@ -19,7 +19,7 @@ guests() { # COUNT
     network: {bridge: bench0, tap_prefix: b-, gateway: $gateway}}]}"
 }
 
-# Until so many guests have said that their gateway answers.
+# Waits until this number of guests have reported that their gateway responds.
 all_ready() { # COUNT
   local i
   for ((i = 0; i < 3000; i++)); do
@@ -30,25 +30,25 @@ all_ready() { # COUNT
   return 1
 }
 
-# A machine that is a VM itself gives memory that was freed back to its host a while later, and pays for the next use of it. Both
-# sides start when that is over: else whoever comes sooner after the other's end has the warmer memory, a third of its time.
+# A machine that is itself a VM returns freed memory to its host after a while, and the next use of that memory is slower. Both sides wait
+# for this: otherwise the side that starts sooner after the end of the other one saves up to a third of its time.
 cool_down() { sleep 4; }
 
-settle() { # a private host's daemon, its folders
+settle() { # starts the daemon of a private host, with its directories
   export SLICE_CONFIG_DIR=/run/groups.d SLICE_STATE_DIR=$(mktemp -d "$work/state.XXXXXX") SLICE_RUN_DIR=/run/slice
   export SLICE_SOCKET=/run/slice/sliced.sock SLICE_IMAGES=$work
   mkdir -p /run/groups.d
   begin
 }
 
-# VMMs outlive the daemon: the groups are taken away before it goes.
+# VMMs outlive the daemon: the groups are deleted before it ends.
 leave() {
   slicectl delete hostgroup/bench --wait=60s >/dev/null
   kill "$daemon"
   wait "$daemon"
 }
 
-# What another one needs to start the same VMs by hand.
+# Saves what a script needs to start the same VMs.
 remember() {
   local pid vm
   rm -rf "$work/vms"
@@ -61,10 +61,10 @@ remember() {
   done
 }
 
-# From apply to all ready, then a new daemon for those that run.
+# Measures from apply until all VMs are ready, then the adoption by a new daemon.
 many() {
   settle
-  # Whether KVM works is found out once a boot, with the first VM.
+  # Whether KVM works is checked once per boot, with the first VM.
   guests 1 >"$work/m.yaml"
   slicectl apply -f "$work/m.yaml" --wait=60s >/dev/null
   slicectl delete hostgroup/bench --wait=60s >/dev/null
@@ -89,10 +89,10 @@ many() {
   leave
 }
 
-# Microseconds that the daemon has run, and those that it has waited for a processor (sched-stats.rst).
+# Microseconds for which the daemon has run (1) or has waited on a run queue (2), see sched-stats.rst.
 processor() { cat /proc/"$daemon"/task/*/schedstat | awk -v field="$1" '{ all += $field } END { printf "%d", all / 1000 }'; }
 
-# One VM more, twenty-one times, with a VMM that takes no time: from slicectl's start to its end.
+# Adds one VM, twenty-one times, with a VMM that starts instantly: from the start of slicectl to its end.
 one_more() {
   mount --bind "$work/instant" "$(readlink -f "$(command -v qemu-system-x86_64)")"
   settle
@@ -102,7 +102,7 @@ one_more() {
     guests "$count" >"$work/m.yaml"
     t=$(now)
     slicectl apply -f "$work/m.yaml" --wait=10s >/dev/null
-    # The first one makes the bridge, too.
+    # The first one creates the bridge, too.
     [ "$count" = 1 ] || echo "one $(since "$t")"
     echo "ran $(($(processor 1) - ran))"
     echo "waited $(($(processor 2) - waited))"
@@ -122,17 +122,17 @@ export -f guests all_ready cool_down settle leave remember many one_more process
 
 built=$(by_turns 5 ours hand)
 hand=$(of "$built" hand) ours=$(of "$built" ours)
-printf '%s VMs, milliseconds from apply to every guest reaching its gateway: by hand %s, ours %s\n' \
+printf '%s VMs, milliseconds from apply until every guest reaches its gateway: shell script %s, sliced %s\n' \
   "$vms" "$(per "$hand" 1000)" "$(per "$ours" 1000)"
-say "VMs: ratio to a shell loop on TAPs that are there" "$(per "$ours" "$hand")" 1.25 '<='
-say "VMs: adopted and quiet, seconds" "$(per "$(of "$built" adopt)" 1000)" 0.3 '<='
-say "VMs: actions taken" "$(of "$built" actions)" 0 '=='
+say "VMs: ratio to a shell loop on existing TAPs" "$(per "$ours" "$hand")" 1.25 '<='
+say "VMs: restart: initial sync done, seconds" "$(per "$(of "$built" adopt)" 1000)" 0.3 '<='
+say "VMs: restart: actions executed" "$(of "$built" actions)" 0 '=='
 
 built=$(fresh bash -euc one_more)
-printf '\none VM more, milliseconds, with a VMM that takes no time: %s, of them %s to start slicectl\n' \
+printf '\none additional VM, milliseconds, with a VMM that starts instantly: %s, of which %s to start slicectl\n' \
   "$(per "$(of "$built" one)" 1000)" "$(per "$(of "$built" slicectl)" 1000)"
-printf '  all threads of the daemon: %s on a processor, %s in the queue for one\n' \
+printf '  all threads of the daemon: %s running, %s on a run queue\n' \
   "$(per "$(of "$built" ran)" 1000)" "$(per "$(of "$built" waited)" 1000)"
-say "VM: our share of a start without slicectl's own, p50, ms" \
+say "VM: start without the time of slicectl, p50, ms" \
   "$(per "$(($(of "$built" one) - $(of "$built" slicectl)))" 1000)" 15 '<'
 exit "$failed"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What a careful operator's script does for a VM on a bridge today: ip(8), bridge(8) and iptables(8), a command at a
-# time. Runs in the calling shell's network namespace: only ever start it in a throw-away one. benches/run.sh does.
+# The script of a careful operator for VMs on a bridge: ip(8), bridge(8) and iptables(8), one command at a time.
+# Runs in the calling shell's network namespace: start it only in a temporary one, as benches/run.sh does.
 set -euo pipefail
 
-slots=${1:?how many slots}
+slots=${1:?number of slots}
 net=192.168.137
 
 sysctl -qw net.ipv4.ip_forward=1
@@ -19,7 +19,7 @@ for ((slot = 0; slot < slots; slot++)); do
   ip tuntap add "$tap" mode tap vnet_hdr
   ip link set "$tap" master handbr
   bridge fdb add "$mac" dev "$tap" master static
-  # A VM may send as itself only: its address and MAC in IPv4, and nothing of the other way round.
+  # A VM may send only with its own address and MAC in IPv4.
   iptables -A FORWARD -m physdev --physdev-in "$tap" ! -s "$address" -j DROP
   iptables -A FORWARD -m physdev --physdev-in "$tap" -m mac ! --mac-source "$mac" -j DROP
   iptables -A INPUT -m physdev --physdev-in "$tap" ! -s "$address" -j DROP

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What `cnitool add` does in a loop: for each slot a namespace, and the plugins of the chain one after the other, each fed with
-# the result of the one before. Prints the microseconds that the plugins alone have taken, of all slots together.
-# Runs in the calling shell's network namespace: only ever start it in a throw-away one. benches/run.sh does.
+# A loop of `cnitool add`: for each slot a namespace, and the plugins of the list one after the other, each with the result of the
+# previous one. Prints the total microseconds of the plugins alone for all slots.
+# Runs in the calling shell's network namespace: start it only in a temporary one, as benches/run.sh does.
 #
 #   by-hand-cni.sh SLOTS FIRST CONF...   a file for each plugin, without prevResult; FIRST is the number of the first slot
 set -euo pipefail
 
-slots=${1:?how many slots} first=${2:?number of the first}
+slots=${1:?number of slots} first=${2:?number of the first slot}
 shift 2
 export CNI_COMMAND=ADD CNI_IFNAME=eth0 CNI_PATH=${CNI_PATH:-/opt/cni/bin:/usr/lib/cni}
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What a plain shell loop does to start VMs: the very same command lines as `sliced` ran, on TAPs that are there already.
-# Prints microseconds from the first start until every guest has said that its gateway answers.
-# Runs in the calling shell's namespaces: only ever start it in throw-away ones. benches/vmm.sh does.
+# A shell loop that starts VMs with the command lines that `sliced` has run, on existing TAPs.
+# Prints the microseconds from the first start until every guest has reported that its gateway responds.
+# Runs in the calling shell's namespaces: start it only in temporary ones, as benches/vmm.sh does.
 set -euo pipefail
 
-vms=${1:?a folder for each VM: argv, dir, tap}
+vms=${1:?directory with a subdirectory per VM: argv, dir, tap}
 gateway=${2:?the address of the bridge}
 
 ip link add hand0 type bridge

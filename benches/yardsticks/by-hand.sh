@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What a careful operator's script does for an isolated VM today: ip(8), sysctl(8) and iptables(8), a command at a time.
-# Runs in the calling shell's network namespace: only ever start it in a throw-away one. benches/run.sh does.
+# The script of a careful operator for isolated VMs: ip(8), sysctl(8) and iptables(8), one command at a time.
+# Runs in the calling shell's network namespace: start it only in a temporary one, as benches/run.sh does.
 set -euo pipefail
 
-slots=${1:?how many slots}
+slots=${1:?number of slots}
 uplink=eth9
 
 in_slot() { ip netns exec "$1" sh -euc "$2"; }

@@ -1,7 +1,7 @@
-// A CNI plugin whose own price does not grow with the number of attachments, as Debian's do: theirs list every rule and every
-// reservation that there is. ADD makes a veth with its end inside called CNI_IFNAME, with the next address of 10.99.0.0/16,
-// and DEL takes it away. Speaks 1.0.0. How many were made is in /run/flat.
-// Only ever start it in a throw-away network and mount namespace: benches/run.sh does.
+// A CNI plugin whose time does not grow with the number of attachments, in contrast to Debian's plugins, which list all existing
+// rules and reservations. ADD creates a veth whose inner end is named CNI_IFNAME, with the next address of 10.99.0.0/16; DEL deletes
+// it. Implements CNI 1.0.0. The number of attachments created so far is in /run/flat.
+// Start it only in temporary network and mount namespaces, as benches/run.sh does.
 #include "netlink.h"
 
 #include <stdint.h>
@@ -13,7 +13,7 @@ static const char *told(const char *key) {
   return value;
 }
 
-// The next attachment's number.
+// Returns the number of the next attachment.
 static uint64_t count(void) {
   uint64_t made = 0;
   int file = open("/run/flat", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
@@ -25,7 +25,7 @@ static uint64_t count(void) {
   return made;
 }
 
-// With IPv6 the kernel walks a list of all links for each that comes up.
+// With IPv6, the kernel iterates over all links when a link is set up.
 static void without_ipv6(const char *link) {
   char path[64];
   snprintf(path, sizeof path, "/proc/sys/net/ipv6/conf/%s/disable_ipv6", link);
@@ -55,7 +55,7 @@ static void add(void) {
          outside, ifname, netns, ip);
 }
 
-// Good when there is nothing.
+// Not an error if the attachment does not exist.
 static void del(void) {
   const char *netns = getenv("CNI_NETNS");
   int far = netns ? open(netns, O_RDONLY | O_CLOEXEC) : -1;

@@ -1,7 +1,6 @@
-// The kernel's own price of an isolated slot, one after the other in one thread, with nothing around it: a namespace that is
-// mounted, a persistent TAP, a veth made with its far end in place, addresses, links up, ip_forward, and one
-// iptables-restore. Nobody can be much cheaper. Prints milliseconds.
-// Only ever start it in a throw-away network and mount namespace: benches/run.sh does.
+// The minimal time that the kernel needs for isolated slots, sequentially in one thread: a mounted namespace, a persistent TAP, a veth
+// whose peer is created in its namespace, addresses, links up, ip_forward, and one iptables-restore per slot. Prints milliseconds.
+// Start it only in temporary network and mount namespaces, as benches/run.sh does.
 #include "netlink.h"
 
 #include <linux/if_tun.h>

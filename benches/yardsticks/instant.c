@@ -1,5 +1,5 @@
-// A stand-in for QEMU that takes no time: tells a version, opens the TAP that its arguments name, answers on qmp.sock in its working directory,
-// and ends when asked to power down. What is left of the start of a VM is then the daemon's own share.
+// A replacement for QEMU that starts instantly: prints a version, opens the TAP of its arguments, serves qmp.sock in its working
+// directory, and ends at a power-down request. So the start time of a VM is that of the daemon alone.
 // Out of scope: a guest.
 #include <fcntl.h>
 #include <linux/if.h>
@@ -24,7 +24,7 @@ static void say(int to, const char *text) {
         perror("write");
 }
 
-// Until the other side leaves, or asks for the end.
+// Serves a client until it disconnects (0) or requests a power-down (1).
 static int serve(int client) {
     char said[4096];
     ssize_t length;

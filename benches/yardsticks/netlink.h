@@ -1,4 +1,4 @@
-// As much rtnetlink as the yardsticks need. What fails ends the program.
+// The rtnetlink functions of the benchmarks. Any failure ends the program.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -55,7 +55,7 @@ static void ask(int sock, struct request *r, const char *what) {
   must(e->error == 0, what);
 }
 
-// `inside` here, and its far end `outside` in the namespace `far`.
+// Creates a veth: `inside` in this namespace, its peer `outside` in the namespace `far`.
 static void veth(int sock, const char *inside, const char *outside, int far) {
   struct request r;
   struct ifinfomsg none = {0};

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# `make demo`: six real guests in a private lab on this machine, and everything they must not do.
+# `make demo`: runs six guests in a private lab on this machine and checks their isolation.
 #
 #   examples/demo/run.sh             installs what is missing, builds, runs, cleans up
-#   KEEP=1 examples/demo/run.sh      leaves the lab up and says how to look around
-#   BIN=DIR examples/demo/run.sh     takes sliced and slicectl from DIR, builds nothing
+#   KEEP=1 examples/demo/run.sh      keeps the lab and prints how to enter it
+#   BIN=DIR examples/demo/run.sh     uses sliced and slicectl from DIR instead of building them
 #
-# The lab is a network, mount and process namespace of its own. This machine's links, addresses, routes, firewall and
-# /run are never touched, and all of the lab ends with the process that holds it.
-# Exit status: 0 when every line says PASS, else 1.
+# The lab has network, mount and PID namespaces of its own. This machine's links, addresses, routes, firewall and /run are never
+# changed, and the whole lab ends with the process that holds its namespaces.
+# Exit status: 0 if every check passes, otherwise 1.
 set -euo pipefail
 demo=$(cd "$(dirname "$0")" && pwd)
 cd "$demo/../.."
@@ -25,7 +25,7 @@ main() {
 
 ask_for_root() {
     [ "$(id -u)" = 0 ] && return
-    echo 'The demo makes network namespaces and installs Debian packages: run it as root.' >&2
+    echo 'The demo creates network namespaces and installs Debian packages: run it as root.' >&2
     exit 1
 }
 
@@ -60,19 +60,19 @@ build() {
     examples/guest/build.sh "$guest"
 }
 
-# A process that holds the lab's namespaces, as init of its process namespace: when it ends, the kernel ends and
-# removes everything inside. Without KEEP it ends with this script, however this script ends.
+# A process that holds the lab's namespaces, as the init of its PID namespace: when it ends, the kernel kills all processes inside and
+# removes the namespaces. Without KEEP it ends with this script, in whatever way this script ends.
 open_the_lab() {
     local leash=(setpriv --pdeathsig KILL)
     if [ -n "${KEEP:-}" ]; then leash=(setsid); fi
-    # Bash, because an init must reap what others leave behind.
+    # Bash, because an init must reap orphaned processes.
     "${leash[@]}" unshare --net --mount --pid --fork --kill-child --mount-proc \
         bash -c 'trap "exit 0" TERM; while :; do sleep 1000 & wait; done' sliced-demo-lab \
         </dev/null >/dev/null 2>&1 &
     local outside=$! tries=100
     until inside=$(the_child_of "$outside") && is_bash "$inside"; do
         tries=$((tries - 1))
-        [ "$tries" -gt 0 ] || { echo 'FAIL  this kernel makes no private lab (unshare)' >&2; exit 1; }
+        [ "$tries" -gt 0 ] || { echo 'FAIL  this kernel cannot create the private lab (unshare failed)' >&2; exit 1; }
         sleep 0.05
     done
     if [ -z "${KEEP:-}" ]; then
@@ -87,7 +87,7 @@ the_child_of() { # PID
     echo "${children%% *}"
 }
 
-# unshare does all its work before it becomes bash.
+# unshare has done all its work when it executes bash.
 is_bash() { # PID
     [ "$(cat "/proc/$1/comm" 2>/dev/null)" = bash ]
 }

@@ -1,12 +1,12 @@
 # shellcheck shell=bash
 # PASS, FAIL and their evidence; waiting; reading the guests' serial consoles. Sourced by story.sh.
-# $vms: the guests. $log: where sliced logs.
+# $vms: the guests. $log: the log file of sliced.
 
 passed=0 failed=0 shown=()
 green='' red='' dim='' plain=''
 if [ -t 1 ]; then green=$'\e[32m' red=$'\e[31m' dim=$'\e[2m' plain=$'\e[0m'; fi
 
-# One line a claim, its evidence indented below it.
+# Prints one line per check, with its evidence indented below it.
 check() { # SENTENCE COMMAND...
     local sentence=$1
     shift
@@ -21,12 +21,12 @@ check() { # SENTENCE COMMAND...
     if [ ${#shown[@]} -gt 0 ]; then printf "      $dim%s$plain\n" "${shown[@]}"; fi
 }
 
-# Shown below the line of the check that is being made.
+# Adds a line below that of the current check.
 evidence() { # TEXT
     shown+=("$1")
 }
 
-# Ends the story: nothing after this would mean anything.
+# Ends the demo: later checks depend on this one.
 give_up() { # SENTENCE [FILE]
     fail "$1"
     [ -z "${2:-}" ] || sed 's/^/      /' "$2"
@@ -35,7 +35,7 @@ give_up() { # SENTENCE [FILE]
 
 fail() { # SENTENCE
     echo "${red}FAIL${plain}  $1"
-    # As it was when it first went wrong: the guests may be gone when the story ends.
+    # The logs at the time of the first failure: the guests may not exist any more when the demo ends.
     if [ "$failed" = 0 ]; then logs >/run/lab-failed.log 2>&1; fi
     failed=$((failed + 1))
 }
@@ -47,11 +47,11 @@ count() {
 }
 
 logs() {
-    echo '--- the last of the log of sliced, when the first line failed'
+    echo '--- end of the log of sliced at the first failure'
     tail -n 30 "$log"
     local vm
     for vm in $vms; do
-        echo "--- the last of the serial console of $vm"
+        echo "--- end of the serial console of $vm"
         slicectl logs "$vm" | tail -n 40
     done
     echo '--- events'
@@ -72,20 +72,20 @@ both_say() { # ANSWER PROBE...
     return "$fine"
 }
 
-# The guest's newest word on each probe is ANSWER.
+# The guest's latest result of each probe is ANSWER.
 says() { # VM ANSWER PROBE...
     local vm=$1 answer=$2 name line console fine=0
     shift 2
     console=$(serial "$vm")
     for name in "$@"; do
         line=$(grep -F " $name " <<<"$console" | tail -n 1)
-        evidence "${line:-$vm has said nothing of $name}"
+        evidence "${line:-$vm has not reported $name}"
         [ "$line" = "GUEST $vm $name $answer" ] || fine=1
     done
     return "$fine"
 }
 
-# What a guest has said of its probes on its serial console.
+# The probe results that a guest has reported on its serial console.
 serial() { # VM
     slicectl logs "$1" | tr -d '\r' | grep -oE "GUEST $1 [^ ]+ (ok|blocked)"
 }

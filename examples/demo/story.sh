@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What the demo shows, line by line. Started by run.sh inside the lab's namespaces, with sliced and slicectl in PATH.
+# The checks of the demo. Started by run.sh inside the lab's namespaces, with sliced and slicectl in PATH.
 #
-#   story.sh GUEST_DIR        the folder that examples/guest/build.sh has filled
+#   story.sh GUEST_DIR        the output directory of examples/guest/build.sh
 set -uo pipefail
 guest=${1:?usage: story.sh GUEST_DIR}
 demo=$(cd "$(dirname "$0")" && pwd)
@@ -17,12 +17,12 @@ log=/run/lab/sliced.log
 main() {
     trap 'exit 130' INT TERM
     build_the_lab >/run/lab-build.log 2>&1 || give_up 'the lab cannot be built' /run/lab-build.log
-    check 'the lab: LAN, internet, container and metadata services answer the host and the LAN' everything_answers
+    check 'the lab: LAN, internet, container and metadata services respond to the host and the LAN' everything_answers
     prepare_the_guest
     snapshot >/run/lab/before
 
     start_sliced
-    # The last packets of the check above have arrived by now; from here on, none may.
+    # By now the last packets of the check above have arrived; from here on, none may arrive.
     sleep 0.5
     baseline=$(silence)
     save_the_manifest
@@ -43,14 +43,14 @@ prepare_the_guest() {
     local group
     for group in sandbox team pods; do
         "$demo/../guest/with-probes.sh" "$guest/initrd" "$demo/probes-$group" "/run/lab/initrd-$group" ||
-            give_up 'the initial RAM file system cannot be made'
+            give_up 'cannot create the initial RAM file system'
     done
-    # Its bridge would bear a name that the witnesses of the isolated guests watch.
+    # The name of its bridge would match the links that the witnesses of the isolated guests count.
     sed 's/slicer0/brpods/' "$demo/../../manifests/cni/51-slicer.conflist" >/run/lab/cni/51-slicer.conflist
 }
 
-# The host as it is without sliced: links, addresses, rules, namespaces. The plugins' own bridge stays when their last guest
-# goes, that is their habit.
+# The state of the host without sliced: links, addresses, rules, namespaces. The plugins do not delete their bridge with their last
+# guest.
 snapshot() {
     {
         ip -o link | sed 's/^[0-9]*: //'
@@ -61,7 +61,7 @@ snapshot() {
     } | grep -v brpods
 }
 
-# Without counters, without the empty tables that a mere look makes, and without what is the plugins' own.
+# Without counters, without the empty tables that iptables-save creates, and without the plugins' own rules.
 rules_alone() {
     sed -e 's/ \[[0-9]*:[0-9]*\]$//' -e '/^#/d' -e '/^\*/d' -e '/^COMMIT/d' -e '/^:.* ACCEPT$/d' -e '/CNI-/d'
 }
@@ -69,7 +69,7 @@ rules_alone() {
 start_sliced() {
     SLICE_CNI_CONF_DIR=/run/lab/cni sliced --config-dir /run/lab/groups.d --state-dir /run/lab/state --images /run/lab >>"$log" 2>&1 &
     sliced=$!
-    eventually 10 slicectl get hg >/dev/null 2>&1 || give_up 'sliced does not answer'
+    eventually 10 slicectl get hg >/dev/null 2>&1 || give_up 'sliced does not respond'
 }
 
 save_the_manifest() {
@@ -79,9 +79,9 @@ save_the_manifest() {
         slicectl wait "hostgroup/$group" --for ready --timeout 60s >/dev/null 2>/run/lab/wait.log ||
             give_up "the guests of $group are not ready" /run/lab/wait.log
     done
-    check "manifests saved into the config folder: two isolated guests, two on a bridge and two on a CNI network run ($(since "$began"))" \
+    check "manifests saved into the config directory: two isolated guests, two on a bridge and two on a CNI network run ($(since "$began"))" \
         eventually 2 all_are_ready
-    eventually 60 every_probe_has_spoken || give_up 'the guests do not try what they should'
+    eventually 60 every_probe_has_spoken || give_up 'the guests have not reported all probes'
     pids=$(pids_of_the_guests)
 }
 
@@ -98,7 +98,7 @@ pids_of_the_guests() {
     done | paste -sd ' '
 }
 
-# Every line of `probes` has been answered on both serial consoles.
+# All guests have reported a result of every probe.
 every_probe_has_spoken() {
     local vm
     for vm in $all_vms; do
@@ -121,10 +121,10 @@ what_the_guests_do_not_reach() {
     done
     both 'do not reach a port that the host publishes for a container, 203.0.113.1:8080' blocked published
     both 'do not reach the metadata services' blocked metadata metadata-azure metadata-alibaba
-    both 'do not reach the guests on the bridge, nor those on the CNI network' blocked \
+    both 'do not reach the guests on the bridge or on the CNI network' blocked \
         team-192.168.137.2 team-192.168.137.3 pods-10.88.64.2 pods-10.88.64.3
-    both 'get no answer with a source address that is not theirs' blocked spoof-foreign spoof-neighbour
-    check 'and nothing of all that arrived anywhere: the counters at the far ends stand still' nothing_arrived
+    both 'get no response with a spoofed source address' blocked spoof-foreign spoof-neighbour
+    check 'and no packet of these has arrived: the counters at the destinations are unchanged' nothing_arrived
     for vm in $vms; do
         check "explain agrees: $vm to 192.168.1.10:80 is denied by drop[0]" \
             matches 'denied.*drop\[0\]' slicectl explain "$vm" 192.168.1.10:80
@@ -135,12 +135,12 @@ address_of() { # VM
     slicectl get vm "$1" -o json | sed -n 's/.*"ip": *"\([0-9.]*\)".*/\1/p'
 }
 
-# Those of the bridges are reached by guests of other modes only; they are tried by nobody else.
+# Without those of the bridges, which no isolated guest probes.
 addresses_of_the_host() {
     ip -4 -o addr | awk '$2 !~ /^(lo|brteam|brpods)$/ { sub("/.*", "", $4); print $4 }' | sort
 }
 
-# Which probes try an address of the host; one that no probe tries fails the check.
+# The probes of an address of the host; an address without a probe fails the check.
 probes_of() { # ADDRESS
     awk -v name="host-$1" '$2 == name || $2 == name "-http" { print $2; found = 1 }
         END { if (!found) print name "-untried" }' "$demo/probes-sandbox"
@@ -158,7 +158,7 @@ the_guests_on_the_bridge() {
     both 'on the bridge reach each other' ok vm-192.168.137.2 vm-192.168.137.3
     both 'on the bridge reach the host and the internet' ok host host-http internet internet-http
     both 'on the bridge do not reach an isolated guest' blocked sandbox
-    both 'on the bridge get no answer with a source address that is not theirs' blocked spoof-neighbour
+    both 'on the bridge get no response with a spoofed source address' blocked spoof-neighbour
     check 'a LAN machine reaches them with the route that slicectl prints' the_lan_calls_the_bridge
 }
 
@@ -181,7 +181,7 @@ the_guests_of_the_plugins() {
 
 nobody_calls_the_guests() {
     ip -n lan route add "$pool" via 192.168.1.1 2>/dev/null
-    check 'nobody calls the guests: pings from the host, the LAN and the internet stay unanswered' no_answer_from_the_guests
+    check 'the guests cannot be reached: pings from the host, the LAN and the internet get no response' no_answer_from_the_guests
 }
 
 no_answer_from_the_guests() {
@@ -202,13 +202,13 @@ a_live_change() {
     local began=$EPOCHREALTIME
     sed -i 's|drop: \[|drop: ["203.0.113.10", |' "$manifest"
     eventually 20 both_say blocked internet internet-http
-    both "lose the internet host when the file drops it ($(since "$began"))" blocked internet internet-http
-    check 'not a packet arrives there any more' the_internet_hears_nothing
-    both 'keep the port that is allowed' ok proxy
+    both "do not reach the internet host after the file drops it ($(since "$began"))" blocked internet internet-http
+    check 'no packet arrives there any more' the_internet_hears_nothing
+    both 'still reach the port that is allowed' ok proxy
     sed -i 's|drop: \["203.0.113.10", |drop: [|' "$manifest"
     eventually 20 both_say ok internet internet-http
-    both 'have it back when the file no longer does' ok internet internet-http
-    check "the guests have not noticed: the same processes ($pids), booted once" the_same_guests
+    both 'reach it again after the file no longer does' ok internet internet-http
+    check "the guests were not restarted: the same processes ($pids), booted once" the_same_guests
 }
 
 the_internet_hears_nothing() {
@@ -232,15 +232,15 @@ a_crash() {
     kill -KILL "$sliced"
     wait "$sliced" 2>/dev/null
     before=$(seen internet internet)
-    check 'sliced is killed (-9): the guests run on and reach the internet' eventually 10 more_than "$before" seen internet internet
+    check 'sliced is killed (-9): the guests keep running and reach the internet' eventually 10 more_than "$before" seen internet internet
     evidence "packets at the internet host: $before before, $(seen internet internet) now"
     local began=$EPOCHREALTIME
     start_sliced
     check "sliced starts again: the same guests are adopted ($(since "$began"))" eventually 10 adopted
     evidence "pids $(pids_of_the_guests)"
-    check 'without a rule changed, neither on the host nor in a guest'"'"'s namespace' test "$(rules_everywhere)" = "$rules"
-    both 'go on with what they do' ok internet proxy
-    check 'while nothing else has got through' nothing_arrived
+    check 'no rule has changed, on the host or in the namespace of a guest' test "$(rules_everywhere)" = "$rules"
+    both 'still reach what is allowed' ok internet proxy
+    check 'and no forbidden packet has passed' nothing_arrived
 }
 
 adopted() {
@@ -264,7 +264,7 @@ drift() {
     eventually 10 the_rules_are "$rules"
     check "iptables -F on the host and in both guests' namespaces is repaired ($(since "$began"))" the_rules_are "$rules"
     check 'and recorded' events_tell_of_drift
-    check 'and nothing has slipped through' nothing_arrived
+    check 'and no forbidden packet has passed meanwhile' nothing_arrived
 }
 
 the_rules_are() { # RULES
@@ -283,12 +283,12 @@ delete() {
     for group in sandbox team pods; do
         slicectl wait "hostgroup/$group" --for deleted --timeout 30s >/dev/null 2>/run/lab/wait.log
     done
-    check "the files removed: the guests are gone ($(since "$began"))" no_process_of_the_guests
-    check 'no link, address, route, namespace, chain or rule is left: the host is as it was before' the_host_is_as_before
+    check "the files are removed: the guests are deleted ($(since "$began"))" no_process_of_the_guests
+    check 'no link, address, route, namespace, chain or rule is left: the host is in its original state' the_host_is_as_before
     check 'no run directory is left' test -z "$(ls -A /run/slice/vm /run/slice/netns | grep -v ':$')"
     check 'no result and no reservation of a CNI plugin is left' nothing_of_the_plugins
     kill -TERM "$sliced"
-    check 'and sliced ends when it is told to' wait "$sliced"
+    check 'and sliced ends on SIGTERM' wait "$sliced"
 }
 
 no_process_of_the_guests() {
@@ -298,7 +298,7 @@ no_process_of_the_guests() {
     done
 }
 
-# What host-local keeps for itself: its lock, and which address it gave last.
+# host-local keeps its lock and the last reserved address.
 nothing_of_the_plugins() {
     find /var/lib/cni -type f ! -name lock ! -name 'last_reserved_ip*' >/run/lab/cni-left
     cat /run/lab/cni-left
@@ -316,7 +316,7 @@ same_as_before() {
 keep() {
     cat <<TEXT
 
-The lab stays. To look around, enter it:
+The lab is kept. To enter it:
 
   nsenter --target $LAB_HOLDER --net --mount --pid env PATH=${PATH%%:*}:\$PATH bash
 
@@ -327,7 +327,7 @@ and there:
   slicectl explain sandbox-1 192.168.1.10:80
   slicectl logs -f sandbox-1
   slicectl events -w
-  \$EDITOR $manifest          # a save is enough
+  \$EDITOR $manifest          # applied when the file is saved
   ip netns exec lan ping 169.254.100.2
   iptables-save; ip netns
 

@@ -1,24 +1,24 @@
 #!/bin/sh
-# Makes a small Linux guest out of Debian packages: OUTDIR/vmlinuz and OUTDIR/initrd.
+# Builds a small Linux guest from Debian packages: OUTDIR/vmlinuz and OUTDIR/initrd.
 #
 #   examples/guest/build.sh OUTDIR
 #
-# Debian's cloud kernel and busybox, nothing compiled. What is there is not made again; what is missing
-# is installed with apt-get when we are root. Boots in about 2.5 s under QEMU without KVM.
-# What the guest does then: see init, and with-probes.sh.
+# It consists of Debian's cloud kernel and busybox; nothing is compiled. Existing files are not built again; missing packages are
+# installed with apt-get if the user is root. Boots in about 2.5 s under QEMU without KVM.
+# The behaviour of the guest: see init and with-probes.sh.
 set -eu
 out=${1:?usage: build.sh OUTDIR}
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 
-# Drivers, in the order in which they need one another: virtio over MMIO and PCI, disks, the network, the power button.
+# Drivers in the order of their dependencies: virtio over MMIO and PCI, disks, the network, the power button.
 modules='virtio_ring virtio virtio_mmio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci
 virtio_blk failover net_failover virtio_net evdev button pvpanic pvpanic-mmio'
 
 need() { # PROGRAM|"" PACKAGE
     [ -n "$1" ] && command -v "$1" >/dev/null && return
-    [ "$(id -u)" = 0 ] || { echo "build.sh: $2 is missing: apt-get install $2" >&2; exit 1; }
+    [ "$(id -u)" = 0 ] || { echo "build.sh: $2 is not installed: apt-get install $2" >&2; exit 1; }
     apt-get -qq update
     DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install "$2" >/dev/null
 }
@@ -53,7 +53,7 @@ make_initrd() {
     mv "$out/initrd.new" "$out/initrd"
 }
 
-# Debian's plain busybox wants a C library, which the guest has not.
+# Debian's plain busybox needs a C library, which the guest does not have.
 static_busybox || need '' busybox-static
 need cpio cpio
 [ -d "$out/kernel" ] || fetch_kernel

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Tells a guest what to try: the base initial RAM file system with a file /probes appended.
+# Builds an initial RAM file system with probes for the guest: the base one with a file /probes appended.
 #
 #   examples/guest/with-probes.sh BASE_INITRD PROBES OUT
 #
-# One probe a line; `#` starts a comment; NAME is a word of your choice:
-#   ping  NAME ADDRESS            an echo is answered
-#   tcp   NAME ADDRESS PORT       a connection is accepted
-#   spoof NAME SOURCE ADDRESS     an echo from a source that is not the guest's is answered
-# The guest tries each about once a second and says so on its serial console whenever the answer changes:
+# One probe per line; `#` starts a comment; NAME is any word:
+#   ping  NAME ADDRESS            ok: an echo request is answered
+#   tcp   NAME ADDRESS PORT       ok: a connection is accepted
+#   spoof NAME SOURCE ADDRESS     ok: an echo request from a source address of another host is answered
+# The guest repeats each about once a second and reports on its serial console when the result changes:
 #   GUEST <hostname> <NAME> ok|blocked
 set -eu
 base=${1:?usage: with-probes.sh BASE_INITRD PROBES OUT}

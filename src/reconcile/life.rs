@@ -46,7 +46,7 @@ pub struct End {
     pub exit: Exit,
     /// When the exit was observed.
     pub at: Timestamp,
-    /// The reason, as text for users. Stored and compared with [`STOPPED`].
+    /// The reason, as text for users. Stored and compared with `STOPPED`.
     pub why: String,
     /// The last lines of its console.
     #[serde(default)]

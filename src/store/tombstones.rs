@@ -1,6 +1,7 @@
-//! Tombstones: the VMs that are being deleted, in a file on the state disk and one in the run directory. They are written before the
-//! database records the deletion.
+//! Tombstones: the VMs that are being deleted, in a file on the state disk and one in the run directory.
 //! Out of scope: the removal itself.
+//!
+//! They are written before the database records the deletion.
 //!
 //! # Why
 //! If the object of a VM is missing from the database, the VM was deleted, or the database is damaged. The VM's host objects may be

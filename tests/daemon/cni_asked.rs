@@ -178,7 +178,7 @@ fn a_vm_made_on_demand_asks_for_its_own_and_shares_nothing_that_only_one_can_hav
         assert!(
             house
                 .ctl("describe vm/own")
-                .contains("with its own port mappings")
+                .contains("with own port mappings")
         );
         assert!(run("iptables-save -t nat").contains("--to-destination 10.77.0.99:80"));
 

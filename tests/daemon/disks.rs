@@ -44,7 +44,7 @@ fn every_vm_has_a_disk_of_its_own_and_it_goes_with_its_vm() {
         let said = house.ctl("describe vm/web-2");
         let path = disk(&house, "web-2").display().to_string();
         assert!(
-            said.contains(&format!("{path} (goes with the VM)")),
+            said.contains(&format!("{path} (deleted with the VM)")),
             "{said}"
         );
         assert!(said.contains("4 MiB"), "{said}");

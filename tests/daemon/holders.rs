@@ -275,7 +275,7 @@ fn a_file_of_others_in_a_run_directory_stays_and_holds_nothing_up() {
             house.ctl("delete hostgroup/victim --wait");
             assert_eq!(fs::read_to_string(&file).unwrap(), "theirs");
             assert!(
-                house.log().contains("files that are not ours are left"),
+                house.log().contains("contains files that are not ours"),
                 "{}",
                 house.log()
             );

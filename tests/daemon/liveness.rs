@@ -403,7 +403,7 @@ fn what_exceeds_the_address_plan_is_refused_before_it_is_planned() {
             (
                 of(60, "count: 1, network: {mode: isolated}"),
                 "m.yaml:58",
-                "ranges of a /22",
+                "/22 ranges",
             ),
             (bomb.to_owned(), "m.yaml:", "alias"),
         ];

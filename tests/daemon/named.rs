@@ -333,7 +333,7 @@ fn what_a_member_has_put_into_an_allowed_directory_is_neither_read_nor_executed(
                         "cannot be executed",
                         "cannot open",
                         "does not exist",
-                        "not there",
+                        "not found",
                     ];
                     told.iter()
                         .any(|words| message.contains(words))

@@ -4,15 +4,11 @@
 //! | file | content |
 //! |---|---|
 //! | `recipe`, `qemu`, `firecracker`, `cloud_hypervisor`, `cmdline`, `version` | pure: the spec of a VM to a command line |
-//! | `jailer` | pure: the command line of Firecracker to that of its jailer, and back |
-//! | `jailing` | resources for starting a jailer |
+//! | `jailer`, `jailing` | Firecracker's command line to that of its jailer, and back (pure); what a jailer is started with |
 //! | `program` | finds the programs of the VMMs and their versions |
 //! | `machine` | capabilities of this host: KVM or not, TSC rate |
 //! | `kernel` | pure: a minimal kernel for testing KVM |
-//! | `plan` | pure |
-//! | `observe` | reads the run directory and `/proc` |
 //! | `identity` | pure: the owner of a process |
-//! | `act` | starts and stops |
 //! | `control` | client of a VMM's control socket |
 //! | `confine` | the host resources of a VMM |
 //! | `opened` | all host files that a VMM is started with, opened once |
@@ -28,8 +24,7 @@
 //!
 //! | name | content |
 //! |---|---|
-//! | `console.log` | serial output of the guest and messages of the VMM; at most [`LOG_LIMIT`] |
-//! | `console.log.1` | the log before the last rotation; at most [`LOG_LIMIT`] |
+//! | `console.log`, `console.log.1` | output of the guest and the VMM, and what was before the last rotation; each at most [`LOG_LIMIT`] |
 //! | `vm.json` | Firecracker's configuration |
 //! | `metrics` | the pipe that Firecracker writes its metrics into; read on request |
 //! | `qmp.sock`, `firecracker.sock`, `cloud-hypervisor.sock` | the VMM's control socket |
