@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use slicectl::api::life::{Board, Restart};
+use slicectl::api::life::{MachineType, Restart};
 use slicectl::api::manifest::{Draft, Problem, Source, parse};
 use slicectl::api::network::NetworkSpec;
 use slicectl::api::validate;
@@ -158,7 +158,10 @@ fn a_group_takes_the_program_of_its_own_hypervisor_and_its_words_for_the_kernel(
         said(Some("/b/ch"), Some("root=/dev/vda2  ro"))
     );
     let text = "config: {machine: q35, kernel_file: /a, host_groups: [{name: g, network: {mode: isolated}, hypervisor: HH}]}";
-    for (hypervisor, board) in [("qemu", Board::Q35), ("firecracker", Board::Microvm)] {
+    for (hypervisor, board) in [
+        ("qemu", MachineType::Q35),
+        ("firecracker", MachineType::Microvm),
+    ] {
         let life = one(&text.replace("HH", hypervisor)).spec.template.life;
         assert_eq!(life.board, board, "{hypervisor}");
     }

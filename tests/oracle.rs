@@ -17,7 +17,7 @@ use slicectl::host::iptables::{Backend, Input, Lock, restore};
 use slicectl::host::netns::Netns;
 use slicectl::host::tap::{self, Framing, Owner};
 use slicectl::owner::Instance;
-use slicectl::reconcile::explain::{Way, explain};
+use slicectl::reconcile::explain::{PacketPath, explain};
 use slicectl::reconcile::firewall::rules;
 use slicectl::reconcile::limits::Limit;
 use support::frames;
@@ -302,16 +302,16 @@ fn explained(
     packet: (u32, u8, u16),
 ) -> slicectl::api::view::Explanation {
     let instance = Instance::of("/oracle".as_ref());
-    let way = Way {
-        neighbour: None,
-        translations: &[],
+    let way = PacketPath {
+        route_to_vm: None,
+        nat_tables: &[],
         policy: vm.spec.network.policy().unwrap(),
         vm,
         block,
         ruleset,
         instance: &instance,
         host_addresses: &[],
-        closed: &[],
+        other_vm_subnets: &[],
     };
     explain(&way, &asked(packet), String::new())
 }

@@ -116,7 +116,10 @@ where
             &read(&case.join("observed.yaml")),
         ) {
             Ok(actions) => Verdict::Actions(actions),
-            Err(Conflict { thing, remedy }) => Verdict::Conflict { thing, remedy },
+            Err(Conflict {
+                object: thing,
+                remedy,
+            }) => Verdict::Conflict { thing, remedy },
         };
         // Also when it is blessed: what converged needs no action.
         if case.to_string_lossy().ends_with("converged") {

@@ -50,14 +50,14 @@ impl Purpose {
 
 /// The allowed directories.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Allowed {
+pub struct AllowedDirectories {
     /// Directories of programs.
     pub programs: Vec<PathBuf>,
     /// Directories of kernels, initrds, images and disks.
     pub images: Vec<PathBuf>,
 }
 
-impl Default for Allowed {
+impl Default for AllowedDirectories {
     fn default() -> Self {
         Self {
             programs: PROGRAMS.iter().map(PathBuf::from).collect(),
@@ -66,7 +66,7 @@ impl Default for Allowed {
     }
 }
 
-impl Allowed {
+impl AllowedDirectories {
     /// The directories for this purpose.
     pub fn of(&self, purpose: Purpose) -> &[PathBuf] {
         match purpose {
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_path_is_allowed_below_an_allowed_directory_only() {
-        let allowed = Allowed {
+        let allowed = AllowedDirectories {
             programs: vec!["/usr/bin".into()],
             images: vec!["/srv/images".into(), "/srv/images/private".into()],
         };

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::meta::{Meta, Name};
-use super::on_demand::Order;
+use super::on_demand::OnDemandEntry;
 use super::vm::VmSpec;
 
 /// A number of VMs with the same spec.
@@ -22,7 +22,7 @@ pub struct HostGroup {
     pub spec: HostGroupSpec,
     /// The VMs made on demand, in addition to those of `count`, by index. They are not part of the manifest.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub orders: BTreeMap<u32, Order>,
+    pub orders: BTreeMap<u32, OnDemandEntry>,
     /// The group was adopted from the run directory after the state was lost, and its file was not read since. A missing file is not a
     /// request to delete such a group.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 /// Settings for the start and the end of a VMM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Life {
+pub struct Lifecycle {
     /// The VMM's program, an absolute path; `None` for its default name in the daemon's `PATH`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<PathBuf>,
@@ -21,14 +21,14 @@ pub struct Life {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
     /// The machine type; QEMU only.
-    #[serde(default, skip_serializing_if = "Board::is_default")]
-    pub board: Board,
+    #[serde(default, skip_serializing_if = "MachineType::is_default")]
+    pub board: MachineType,
     /// The restart policy. Changes live.
     #[serde(default, skip_serializing_if = "Restart::is_default")]
     pub restart: Restart,
     /// How long the daemon waits for a guest that was requested to power down. Changes live.
-    #[serde(default, skip_serializing_if = "Grace::is_default")]
-    pub graceful_shutdown: Grace,
+    #[serde(default, skip_serializing_if = "GracePeriod::is_default")]
+    pub graceful_shutdown: GracePeriod,
 }
 
 /// The restart policy: what happens when a VMM exits without being stopped.
@@ -64,9 +64,9 @@ impl fmt::Display for Restart {
 /// How long the daemon waits for a guest that was requested to power down: from 0s (no request is made) to 10m, in humantime format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Grace(Duration);
+pub struct GracePeriod(Duration);
 
-impl Grace {
+impl GracePeriod {
     /// The maximum.
     pub const MAX: Duration = Duration::from_secs(600);
 
@@ -81,13 +81,13 @@ impl Grace {
     }
 }
 
-impl Default for Grace {
+impl Default for GracePeriod {
     fn default() -> Self {
         Self(Duration::from_secs(3))
     }
 }
 
-impl fmt::Display for Grace {
+impl fmt::Display for GracePeriod {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&humantime::format_duration(self.0).to_string())
     }
@@ -98,7 +98,7 @@ impl fmt::Display for Grace {
 #[error("a time from 0s to 10m, such as 5s")]
 pub struct InvalidGracePeriod;
 
-impl FromStr for Grace {
+impl FromStr for GracePeriod {
     type Err = InvalidGracePeriod;
     fn from_str(text: &str) -> Result<Self, InvalidGracePeriod> {
         let time = humantime::parse_duration(text).map_err(|_| InvalidGracePeriod)?;
@@ -108,15 +108,15 @@ impl FromStr for Grace {
     }
 }
 
-impl TryFrom<String> for Grace {
+impl TryFrom<String> for GracePeriod {
     type Error = InvalidGracePeriod;
     fn try_from(text: String) -> Result<Self, InvalidGracePeriod> {
         text.parse()
     }
 }
 
-impl From<Grace> for String {
-    fn from(grace: Grace) -> Self {
+impl From<GracePeriod> for String {
+    fn from(grace: GracePeriod) -> Self {
         grace.to_string()
     }
 }
@@ -124,7 +124,7 @@ impl From<Grace> for String {
 /// The machine type of QEMU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Board {
+pub enum MachineType {
     /// `-M microvm`: virtio over MMIO, minimal firmware, the fastest boot.
     #[default]
     Microvm,
@@ -132,7 +132,7 @@ pub enum Board {
     Q35,
 }
 
-impl Board {
+impl MachineType {
     /// Whether this is the default.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
@@ -143,7 +143,7 @@ impl Board {
 /// of the daemon and of the VMM.
 pub const MAX_CMDLINE: usize = 1024;
 
-impl Life {
+impl Lifecycle {
     /// Whether this is the default.
     pub fn is_default(&self) -> bool {
         *self == Self::default()

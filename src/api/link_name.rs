@@ -23,7 +23,7 @@ const RESERVED: [&str; 3] = ["all", "default", "lo"];
 
 /// The reason why a text is not a valid name of a bridge, or prefix of TAP names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unfit {
+pub enum InvalidLinkName {
     /// The name is empty.
     #[error("it is empty")]
     Empty,
@@ -52,25 +52,25 @@ pub enum Unfit {
 ///
 /// # Errors
 /// The reason why it is not.
-pub fn check(name: &str) -> Result<(), Unfit> {
+pub fn check(name: &str) -> Result<(), InvalidLinkName> {
     let is_valid_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     if name.is_empty() {
-        Err(Unfit::Empty)
+        Err(InvalidLinkName::Empty)
     } else if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
         || !name.chars().all(is_valid_char)
     {
-        Err(Unfit::Characters)
+        Err(InvalidLinkName::Characters)
     } else if name.len() > LONGEST {
-        Err(Unfit::TooLong)
+        Err(InvalidLinkName::TooLong)
     } else if NETWORKD_PREFIXES
         .iter()
         .any(|prefix| name.starts_with(prefix))
     {
-        Err(Unfit::ManagedByNetworkd)
+        Err(InvalidLinkName::ManagedByNetworkd)
     } else if RESERVED.contains(&name) {
-        Err(Unfit::Kept)
+        Err(InvalidLinkName::Kept)
     } else if is_ours(name) {
-        Err(Unfit::Ours)
+        Err(InvalidLinkName::Ours)
     } else {
         Ok(())
     }
@@ -235,22 +235,22 @@ mod tests {
             assert_eq!(check(good), Ok(()), "{good}");
         }
         for (bad, reason) in [
-            ("", Unfit::Empty),
-            ("sixteen_bytes_xx", Unfit::TooLong),
-            (".", Unfit::Characters),
-            ("..", Unfit::Characters),
-            ("a/b", Unfit::Characters),
-            ("a b", Unfit::Characters),
-            ("a\tb", Unfit::Characters),
-            ("br%d", Unfit::Characters),
-            ("br+", Unfit::Characters),
-            ("bür", Unfit::Characters),
-            ("-br", Unfit::Characters),
-            ("ve-1", Unfit::ManagedByNetworkd),
-            ("ns-", Unfit::ManagedByNetworkd),
-            ("lo", Unfit::Kept),
-            ("all", Unfit::Kept),
-            ("slabcdefghijklm", Unfit::Ours),
+            ("", InvalidLinkName::Empty),
+            ("sixteen_bytes_xx", InvalidLinkName::TooLong),
+            (".", InvalidLinkName::Characters),
+            ("..", InvalidLinkName::Characters),
+            ("a/b", InvalidLinkName::Characters),
+            ("a b", InvalidLinkName::Characters),
+            ("a\tb", InvalidLinkName::Characters),
+            ("br%d", InvalidLinkName::Characters),
+            ("br+", InvalidLinkName::Characters),
+            ("bür", InvalidLinkName::Characters),
+            ("-br", InvalidLinkName::Characters),
+            ("ve-1", InvalidLinkName::ManagedByNetworkd),
+            ("ns-", InvalidLinkName::ManagedByNetworkd),
+            ("lo", InvalidLinkName::Kept),
+            ("all", InvalidLinkName::Kept),
+            ("slabcdefghijklm", InvalidLinkName::Ours),
         ] {
             assert_eq!(check(bad), Err(reason), "{bad:?}");
         }

@@ -17,7 +17,7 @@ pub struct Metrics {
     /// The VMM that counts.
     pub hypervisor: Hypervisor,
     /// The start of the counting period.
-    pub since: Since,
+    pub since: CountingSince,
     /// The counters by name: the name that the VMM uses, prefixed with the names of the enclosing objects: `net_eth0.rx_bytes_count`.
     pub counters: Counters,
     /// The reason why the VMM's counters are missing; `None` if they are not, or if the VM has no VMM with counters.
@@ -31,7 +31,7 @@ pub type Counters = BTreeMap<String, Number>;
 /// The start of the counting period of a VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Since {
+pub enum CountingSince {
     /// The start of the VMM.
     Start,
     /// The last query, at most a minute ago: the VMM resets its counters every minute and on each query.
@@ -39,7 +39,7 @@ pub enum Since {
     LastQuery,
 }
 
-impl Since {
+impl CountingSince {
     /// The counting period of this hypervisor.
     pub fn of(hypervisor: Hypervisor) -> Self {
         match hypervisor {

@@ -16,7 +16,7 @@ const MIB: u64 = 1 << 20;
 
 /// The settings of one VM that override those of its group.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ask {
+pub struct VmOverrides {
     /// Virtual processors, at most the group's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpu: Option<u32>,
@@ -42,18 +42,18 @@ pub struct Ask {
 
 /// The entry of a group for a VM made on demand. The VM exists as long as its group has the entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Order {
+pub struct OnDemandEntry {
     /// The VM's name.
     pub name: Name,
     /// The settings of the VM.
-    pub ask: Ask,
+    pub ask: VmOverrides,
 }
 
 /// What a VM made on demand stores in addition to its spec, so that a daemon that lost its state can adopt it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OnDemand {
     /// The settings of the VM.
-    pub ask: Ask,
+    pub ask: VmOverrides,
     /// The template of the group from which, together with the settings, its spec was computed.
     pub template: VmSpec,
 }
@@ -93,7 +93,7 @@ pub type RequestProblem = (&'static str, String);
 
 impl NewVm {
     /// The name and the settings.
-    pub fn split(self) -> (Option<Name>, Ask) {
+    pub fn split(self) -> (Option<Name>, VmOverrides) {
         let Self {
             name,
             vcpu,
@@ -104,7 +104,7 @@ impl NewVm {
             tags,
             cni,
         } = self;
-        let overrides = Ask {
+        let overrides = VmOverrides {
             vcpu,
             ram_bytes,
             allow,
@@ -117,7 +117,7 @@ impl NewVm {
     }
 }
 
-impl Ask {
+impl VmOverrides {
     /// The VM's spec: the template of its group with these settings.
     pub fn spec(&self, template: &VmSpec) -> VmSpec {
         let mut spec = template.clone();
@@ -240,7 +240,7 @@ impl Ask {
     }
 }
 
-impl Order {
+impl OnDemandEntry {
     /// The problems of this VM with this index in a group with this template.
     pub fn objections(&self, index: u32, template: &VmSpec) -> Vec<RequestProblem> {
         let mut found = self.ask.objections(template);

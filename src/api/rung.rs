@@ -10,7 +10,7 @@ use super::meta::Timestamp;
 
 /// A stage of the pipeline of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Rung {
+pub enum Stage {
     /// The VM's address.
     Lease,
     /// The namespace, TAP, veth, addresses and routes.
@@ -22,16 +22,16 @@ pub enum Rung {
 }
 
 /// The stages in the order in which a VM is brought up; it is torn down in reverse order.
-pub const LADDER: [Rung; 4] = [Rung::Lease, Rung::Net, Rung::Firewall, Rung::Vmm];
+pub const LADDER: [Stage; 4] = [Stage::Lease, Stage::Net, Stage::Firewall, Stage::Vmm];
 
-impl Rung {
+impl Stage {
     /// The finalizer that is displayed while the stage is acquired.
     pub fn finalizer(self) -> String {
         format!("slice/{}", self.to_string().to_lowercase())
     }
 }
 
-impl fmt::Display for Rung {
+impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Lease => "Lease",
@@ -44,7 +44,7 @@ impl fmt::Display for Rung {
 
 /// The status of one stage of one VM: finalizer, condition and observed generation, in one record with one writer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RungPage {
+pub struct StageStatus {
     /// The stage is acquired: it may have objects on the host. Durable before the host is changed.
     pub held: bool,
     /// The result of the last observation.
@@ -54,7 +54,7 @@ pub struct RungPage {
     pub mark: Option<String>,
 }
 
-impl RungPage {
+impl StageStatus {
     /// The status of a stage that was never acquired.
     pub fn initial(now: Timestamp) -> Self {
         Self {

@@ -20,7 +20,7 @@ use super::manifest::{Draft, Location, Problem};
 use super::meta::Name;
 use super::network::{BridgeSpec, CniSpec, NetworkSpec};
 use super::pool;
-use bridges::Bridged;
+use bridges::BridgeGroup;
 use capacity::Total;
 use cni::Requested;
 
@@ -43,9 +43,13 @@ pub fn conflicts(
     standing: &[&HostGroup],
     claims: &[Claim],
 ) -> Vec<(usize, Problem)> {
-    let mut used = Ground::default();
+    let mut used = UsedResources::default();
     for group in standing {
-        used.take(&group.meta.name, &group.spec, Place::Stored(&group.origin));
+        used.take(
+            &group.meta.name,
+            &group.spec,
+            Definition::Stored(&group.origin),
+        );
         used.total.add(&group.spec, group.orders.len());
         used.requested.extend(cni::on_demand_requests(group));
     }
@@ -61,7 +65,7 @@ pub fn conflicts(
         let on_demand = changed(claim).map_or(0, |group| group.orders.len());
         let problems = used.objections(draft, on_demand);
         if problems.is_empty() {
-            used.take(&draft.name, &draft.spec, Place::Written(&draft.at));
+            used.take(&draft.name, &draft.spec, Definition::Written(&draft.at));
             used.total.add(&draft.spec, on_demand);
         }
         refused.extend(problems.into_iter().map(|problem| (index, problem)));
@@ -143,12 +147,12 @@ pub fn check_apply(stored: &[HostGroup], drafts: &[Draft]) -> Result<(), Vec<Pro
 
 /// The place where a group is defined, for messages.
 #[derive(Clone, Copy)]
-enum Place<'a> {
+enum Definition<'a> {
     Stored(&'a Origin),
     Written(&'a Location),
 }
 
-impl Place<'_> {
+impl Definition<'_> {
     fn describe(self) -> String {
         match self {
             Self::Stored(Origin::Apply) => "created by slicectl apply".to_owned(),
@@ -160,30 +164,30 @@ impl Place<'_> {
 
 /// The resources that are in use.
 #[derive(Default)]
-struct Ground<'a> {
-    names: HashMap<&'a Name, Place<'a>>,
-    ranges: Vec<(Ipv4Network, &'a Name, Place<'a>)>,
-    bridged: Vec<Bridged<'a>>,
+struct UsedResources<'a> {
+    names: HashMap<&'a Name, Definition<'a>>,
+    ranges: Vec<(Ipv4Network, &'a Name, Definition<'a>)>,
+    bridged: Vec<BridgeGroup<'a>>,
     requested: Vec<Requested<'a>>,
     total: Total,
 }
 
-impl<'a> Ground<'a> {
-    fn take(&mut self, name: &'a Name, spec: &'a HostGroupSpec, definition: Place<'a>) {
+impl<'a> UsedResources<'a> {
+    fn take(&mut self, name: &'a Name, spec: &'a HostGroupSpec, definition: Definition<'a>) {
         self.names.insert(name, definition);
         match group_resources(spec) {
-            Footprint::Range(range) => self.ranges.push((range, name, definition)),
-            Footprint::Bridge(spec, count) => self.bridged.push(Bridged {
+            GroupResources::Range(range) => self.ranges.push((range, name, definition)),
+            GroupResources::Bridge(spec, count) => self.bridged.push(BridgeGroup {
                 name,
                 place: definition,
                 spec,
                 count,
             }),
-            Footprint::Cni(spec) => {
+            GroupResources::Cni(spec) => {
                 let requested = cni::group_requests(name, spec, Some(definition));
                 self.requested.extend(requested);
             }
-            Footprint::None => {}
+            GroupResources::None => {}
         }
     }
 
@@ -200,12 +204,12 @@ impl<'a> Ground<'a> {
             return vec![problem];
         }
         match group_resources(&draft.spec) {
-            Footprint::Range(range) => self.overlap(draft, range).into_iter().collect(),
-            Footprint::Bridge(spec, _) => bridges::objections(&self.bridged, draft, spec),
-            Footprint::Cni(spec) => cni::conflict(&self.requested, draft, spec)
+            GroupResources::Range(range) => self.overlap(draft, range).into_iter().collect(),
+            GroupResources::Bridge(spec, _) => bridges::objections(&self.bridged, draft, spec),
+            GroupResources::Cni(spec) => cni::conflict(&self.requested, draft, spec)
                 .into_iter()
                 .collect(),
-            Footprint::None => Vec::new(),
+            GroupResources::None => Vec::new(),
         }
     }
 
@@ -221,21 +225,21 @@ impl<'a> Ground<'a> {
     }
 }
 
-fn twice(name: &Name, definition: Place) -> String {
+fn twice(name: &Name, definition: Definition) -> String {
     match definition {
-        Place::Stored(Origin::Apply) => format!(
+        Definition::Stored(Origin::Apply) => format!(
             "group \"{name}\" was created by slicectl apply; run `slicectl delete hostgroup/{name}` first, or change it with apply"
         ),
-        Place::Stored(Origin::File(path)) => format!(
+        Definition::Stored(Origin::File(path)) => format!(
             "group \"{name}\" is defined in the file {}; change it there",
             path.display()
         ),
-        Place::Written(at) => format!("group \"{name}\" is already defined at {at}"),
+        Definition::Written(at) => format!("group \"{name}\" is already defined at {at}"),
     }
 }
 
 /// The resources of a group that may conflict with other groups.
-enum Footprint<'a> {
+enum GroupResources<'a> {
     /// The resources are chosen such that they do not conflict.
     None,
     Range(Ipv4Network),
@@ -245,21 +249,23 @@ enum Footprint<'a> {
     Cni(&'a CniSpec),
 }
 
-fn group_resources(spec: &HostGroupSpec) -> Footprint<'_> {
+fn group_resources(spec: &HostGroupSpec) -> GroupResources<'_> {
     match &spec.template.network {
-        NetworkSpec::Isolated(isolated) => isolated.range.map_or(Footprint::None, Footprint::Range),
-        NetworkSpec::Bridge(bridge) => Footprint::Bridge(bridge, spec.count),
-        NetworkSpec::Cni(_) if spec.count == 0 => Footprint::None,
-        NetworkSpec::Cni(spec) => Footprint::Cni(spec),
+        NetworkSpec::Isolated(isolated) => isolated
+            .range
+            .map_or(GroupResources::None, GroupResources::Range),
+        NetworkSpec::Bridge(bridge) => GroupResources::Bridge(bridge, spec.count),
+        NetworkSpec::Cni(_) if spec.count == 0 => GroupResources::None,
+        NetworkSpec::Cni(spec) => GroupResources::Cni(spec),
     }
 }
 
 /// Whether a changed spec claims the same resources as the previous one.
 fn keeps(before: &HostGroupSpec, after: &HostGroupSpec) -> bool {
     match (group_resources(before), group_resources(after)) {
-        (Footprint::None, Footprint::None) => true,
-        (Footprint::Range(a), Footprint::Range(b)) => a == b,
-        (Footprint::Cni(a), Footprint::Cni(b)) => {
+        (GroupResources::None, GroupResources::None) => true,
+        (GroupResources::Range(a), GroupResources::Range(b)) => a == b,
+        (GroupResources::Cni(a), GroupResources::Cni(b)) => {
             let claimed = |spec: &CniSpec| {
                 let CniOptions {
                     port_mappings,
@@ -271,7 +277,7 @@ fn keeps(before: &HostGroupSpec, after: &HostGroupSpec) -> bool {
             };
             claimed(a) == claimed(b)
         }
-        (Footprint::Bridge(a, many), Footprint::Bridge(b, few)) => {
+        (GroupResources::Bridge(a, many), GroupResources::Bridge(b, few)) => {
             let claimed = |spec: &BridgeSpec| {
                 let BridgeSpec {
                     bridge,
@@ -284,9 +290,13 @@ fn keeps(before: &HostGroupSpec, after: &HostGroupSpec) -> bool {
             };
             many == few && claimed(a) == claimed(b)
         }
-        (Footprint::None | Footprint::Range(_) | Footprint::Bridge(..) | Footprint::Cni(_), _) => {
-            false
-        }
+        (
+            GroupResources::None
+            | GroupResources::Range(_)
+            | GroupResources::Bridge(..)
+            | GroupResources::Cni(_),
+            _,
+        ) => false,
     }
 }
 

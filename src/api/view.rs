@@ -12,7 +12,7 @@ use super::condition::{Reason, Status};
 use super::host_group::{HostGroupSpec, Origin};
 use super::meta::{Name, Timestamp, Uid};
 use super::network::{Block, Mac, Mode};
-use super::on_demand::Ask;
+use super::on_demand::VmOverrides;
 use super::policy::{Entry, OnDeny, Verdict};
 use super::vm::{Hypervisor, Power, VmSpec};
 
@@ -100,7 +100,7 @@ pub struct VmView {
     pub power: Power,
     /// The settings of a VM made on demand; `None` for a VM that `count` of its group covers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub on_demand: Option<Ask>,
+    pub on_demand: Option<VmOverrides>,
     /// The actual state.
     pub status: VmStatus,
 }

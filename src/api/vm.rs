@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::life::Life;
+use super::life::Lifecycle;
 use super::meta::{Meta, Name};
 use super::network::NetworkSpec;
 use super::on_demand::OnDemand;
@@ -70,7 +70,7 @@ impl fmt::Display for Power {
 /// A power command for a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum PowerVerb {
+pub enum PowerCommand {
     /// Pause the VM.
     Pause,
     /// Resume a paused VM.
@@ -88,7 +88,7 @@ pub enum PowerVerb {
 #[error("unknown command \"{0}\": expected pause, resume, restart, stop or start")]
 pub struct UnknownCommand(String);
 
-impl fmt::Display for PowerVerb {
+impl fmt::Display for PowerCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Pause => "pause",
@@ -100,7 +100,7 @@ impl fmt::Display for PowerVerb {
     }
 }
 
-impl FromStr for PowerVerb {
+impl FromStr for PowerCommand {
     type Err = UnknownCommand;
     fn from_str(text: &str) -> Result<Self, UnknownCommand> {
         match text {
@@ -136,8 +136,8 @@ pub struct VmSpec {
     #[serde(default, skip_serializing_if = "Storage::is_default")]
     pub storage: Storage,
     /// How its VMM is started and stopped.
-    #[serde(default, skip_serializing_if = "Life::is_default")]
-    pub life: Life,
+    #[serde(default, skip_serializing_if = "Lifecycle::is_default")]
+    pub life: Lifecycle,
     /// Its data path.
     pub network: NetworkSpec,
 }

@@ -5,10 +5,10 @@ use serde::Serialize;
 
 use super::args::{FormatArgs, GcArgs};
 use super::failure::{Failure, note};
-use super::paint::{Colours, one_line};
+use super::paint::{Colors, one_line};
 use super::print::{self, Format};
 use super::table::{Field, Table};
-use crate::api::view::{Check, CheckVerdict, Leftover, ServerInfo};
+use crate::api::view::{Check, CheckStatus, Orphan, ServerInfo};
 use crate::wire::{Client, Effect};
 
 /// `doctor`: fails if a check fails.
@@ -17,7 +17,7 @@ pub async fn doctor(client: &Client, args: FormatArgs) -> Result<(), Failure> {
     print::answer(args.output, &checks, |checks| findings(checks))?;
     let failed = checks
         .iter()
-        .filter(|check| check.verdict == CheckVerdict::Fail)
+        .filter(|check| check.verdict == CheckStatus::Fail)
         .count();
     match failed {
         0 => Ok(()),
@@ -38,7 +38,7 @@ fn findings(checks: &[Check]) -> String {
         })
         .collect();
     let header = vec!["RESULT", "CHECK", "FOUND"];
-    let mut text = Table::new(header, Colours::for_stdout()).draw(rows);
+    let mut text = Table::new(header, Colors::for_stdout()).draw(rows);
     let remedies: String = checks
         .iter()
         .filter(|check| !check.remedy.is_empty())
@@ -75,13 +75,13 @@ pub async fn gc(client: &Client, args: GcArgs) -> Result<(), Failure> {
 }
 
 /// The error message for a resource that could not be removed.
-fn removal_error(leftover: &Leftover) -> Option<String> {
+fn removal_error(leftover: &Orphan) -> Option<String> {
     let reason = leftover.error.as_ref()?;
     Some(format!("{} still exists: {reason}", leftover.owner))
 }
 
-fn removals(leftovers: &[Leftover], effect: Effect) -> String {
-    let (kept, removed): (Vec<&Leftover>, Vec<&Leftover>) = leftovers
+fn removals(leftovers: &[Orphan], effect: Effect) -> String {
+    let (kept, removed): (Vec<&Orphan>, Vec<&Orphan>) = leftovers
         .iter()
         .filter(|leftover| leftover.error.is_none())
         .partition(|leftover| leftover.kept.is_some());
@@ -107,7 +107,7 @@ fn removals(leftovers: &[Leftover], effect: Effect) -> String {
         Effect::Commit => vec!["REMOVED", "OWNER"],
         Effect::DryRun => vec!["WOULD REMOVE", "OWNER"],
     };
-    Table::new(header, Colours::for_stdout()).draw(rows) + &kept
+    Table::new(header, Colors::for_stdout()).draw(rows) + &kept
 }
 
 #[derive(Serialize)]

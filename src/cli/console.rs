@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::args::ConsoleArgs;
 use super::failure::{Failure, note};
 use super::print;
-use crate::wire::{Client, backend::Span};
+use crate::wire::{Client, backend::StreamMode};
 
 /// Ctrl-], as in telnet and virsh: programs in the guest rarely use it.
 const DETACH: u8 = 0x1d;
@@ -20,9 +20,9 @@ const DETACH: u8 = 0x1d;
 pub async fn console(client: &Client, args: ConsoleArgs) -> Result<(), Failure> {
     // Reports errors before the terminal is in raw mode.
     client.write_console(&args.vm, Bytes::new()).await?;
-    let output = client.logs(&args.vm, Some(args.lines), Span::Follow);
+    let output = client.logs(&args.vm, Some(args.lines), StreamMode::Follow);
     let mut output = Box::pin(output.await?);
-    let raw_mode = Raw::enter()?;
+    let raw_mode = RawMode::enter()?;
     if raw_mode.is_some() {
         note(&format!("connected to {}; Ctrl-] detaches\r", args.vm));
     }
@@ -75,9 +75,9 @@ fn read_keys() -> mpsc::Receiver<Vec<u8>> {
 }
 
 /// Standard input in raw mode (termios(3)) until dropped.
-struct Raw(Termios);
+struct RawMode(Termios);
 
-impl Raw {
+impl RawMode {
     /// Returns `None` if standard input is not a terminal.
     fn enter() -> Result<Option<Self>, Failure> {
         if !io::stdin().is_terminal() {
@@ -92,7 +92,7 @@ impl Raw {
     }
 }
 
-impl Drop for Raw {
+impl Drop for RawMode {
     fn drop(&mut self) {
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
     }

@@ -7,14 +7,14 @@ use super::age::age;
 use super::args::DescribeArgs;
 use super::failure::Failure;
 use super::get::fetch;
-use super::paint::{Colours, Tone, one_line};
+use super::paint::{Colors, Severity, one_line};
 use super::table::{Field, Table};
 use super::target::{self, Target};
 use super::{events, print, rows};
 use crate::api::cni::CniOptions;
 use crate::api::event::Event;
 use crate::api::network::{Addresses, NetworkSpec, TapOwner};
-use crate::api::on_demand::Ask;
+use crate::api::on_demand::VmOverrides;
 use crate::api::policy::Policy;
 use crate::api::storage::{Bytes, Storage};
 use crate::api::view::{
@@ -45,7 +45,7 @@ pub async fn describe(client: &Client, args: DescribeArgs) -> Result<(), Failure
 }
 
 fn page(object: &Object, events: &[Event]) -> String {
-    let mut description = Page::default();
+    let mut description = Description::default();
     match object {
         Object::HostGroup(group) => description.group(group),
         Object::Vm(vm) => description.vm(vm),
@@ -57,12 +57,12 @@ fn page(object: &Object, events: &[Event]) -> String {
 
 /// Lines of `key: value` under headings.
 #[derive(Default)]
-struct Page {
+struct Description {
     text: String,
     indent: usize,
 }
 
-impl Page {
+impl Description {
     fn line(&mut self, key: &str, value: impl Display) {
         let value = one_line(&value.to_string());
         let line = format!("{:indent$}{key}:", "", indent = self.indent);
@@ -190,7 +190,7 @@ impl Page {
         self.warnings(&vm.status.warnings);
     }
 
-    fn overrides(&mut self, on_demand: &Ask) {
+    fn overrides(&mut self, on_demand: &VmOverrides) {
         let own_fields = [
             ("vcpu", on_demand.vcpu.is_some()),
             ("memory", on_demand.ram_bytes.is_some()),
@@ -401,14 +401,13 @@ impl Page {
             })
             .collect();
         let header = vec!["TYPE", "STATUS", "REASON", "SINCE", "MESSAGE"];
-        let table =
-            (!rows.is_empty()).then(|| Table::new(header, Colours::for_stdout()).draw(rows));
+        let table = (!rows.is_empty()).then(|| Table::new(header, Colors::for_stdout()).draw(rows));
         self.table("Conditions", table);
     }
 
     fn warnings(&mut self, warnings: &[String]) {
         for warning in warnings {
-            let warning = Colours::for_stdout().paint(Tone::Warning, &one_line(warning));
+            let warning = Colors::for_stdout().paint(Severity::Warning, &one_line(warning));
             self.text.push_str(&format!("Warning: {warning}\n"));
         }
     }

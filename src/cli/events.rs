@@ -7,7 +7,7 @@ use futures::{StreamExt, TryStreamExt};
 use super::age::age;
 use super::args::{EventsArgs, LogsArgs};
 use super::failure::{Failure, note};
-use super::paint::Colours;
+use super::paint::Colors;
 use super::print::{self, Format};
 use super::table::{Field, Table};
 use super::target::{self, Target};
@@ -15,7 +15,7 @@ use super::yaml;
 use crate::api::event::Event;
 use crate::clock;
 use crate::wire::client::ClientError;
-use crate::wire::{Client, Span};
+use crate::wire::{Client, StreamMode};
 
 type Stream = BoxStream<'static, Result<Event, ClientError>>;
 
@@ -25,8 +25,8 @@ pub async fn events(client: &Client, args: EventsArgs) -> Result<(), Failure> {
     let span = span(args.watch);
     let stream = client.events(object.as_deref(), span).await?;
     match (args.output, span) {
-        (Format::Table, Span::Once) => table(stream).await,
-        (Format::Table, Span::Follow) => rows(stream).await,
+        (Format::Table, StreamMode::Once) => table(stream).await,
+        (Format::Table, StreamMode::Follow) => rows(stream).await,
         (Format::Json, _) => each(stream, |event| print::json_line(&event)).await,
         (Format::Yaml, _) => {
             each(stream, |event| {
@@ -84,7 +84,7 @@ async fn each(
 
 fn header() -> Table {
     let titles = vec!["LAST SEEN", "TYPE", "REASON", "OBJECT", "COUNT", "MESSAGE"];
-    Table::new(titles, Colours::for_stdout())
+    Table::new(titles, Colors::for_stdout())
 }
 
 fn row(event: &Event) -> Vec<Field> {
@@ -107,15 +107,15 @@ pub async fn logs(client: &Client, args: LogsArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn span(follow: bool) -> Span {
+fn span(follow: bool) -> StreamMode {
     match follow {
-        true => Span::Follow,
-        false => Span::Once,
+        true => StreamMode::Follow,
+        false => StreamMode::Once,
     }
 }
 
 /// The events of one object, oldest first.
 pub async fn of(client: &Client, target: &Target) -> Result<Vec<Event>, Failure> {
     let object = target.to_string();
-    collect(client.events(Some(&object), Span::Once).await?).await
+    collect(client.events(Some(&object), StreamMode::Once).await?).await
 }

@@ -6,7 +6,7 @@ use futures::stream::{self, BoxStream};
 
 use super::args::{GetArgs, Output};
 use super::failure::{self, Failure};
-use super::paint::{Colours, Tone};
+use super::paint::{Colors, Severity};
 use super::rows::{self, Columns, STATUS};
 use super::table::{Field, Table};
 use super::target::{self, Selection, Target};
@@ -126,7 +126,7 @@ fn tables(items: &[Object], breadth: Columns) -> String {
         .map(|run| {
             let header = rows::header(run[0].kind(), breadth);
             let rows = run.iter().map(|o| rows::row(o, breadth, now)).collect();
-            Table::new(header, Colours::for_stdout()).draw(rows)
+            Table::new(header, Colors::for_stdout()).draw(rows)
         })
         .collect();
     tables.join("\n")
@@ -188,7 +188,7 @@ async fn stream_rows(
 ) -> Result<(), Failure> {
     let titles = rows::header(kind, breadth);
     let status = titles.iter().position(|title| *title == STATUS);
-    let mut table = Table::new(titles, Colours::for_stdout());
+    let mut table = Table::new(titles, Colors::for_stdout());
     let mut pending_rows = Vec::new();
     while let Some(change) = changes.next().await {
         match change? {
@@ -199,7 +199,7 @@ async fn stream_rows(
             Change::Deleted { object } => {
                 let mut row = rows::row(&object, breadth, clock::now());
                 if let Some(status) = status {
-                    row[status] = Field::with_severity("Deleted", Tone::Error);
+                    row[status] = Field::with_severity("Deleted", Severity::Error);
                 }
                 pending_rows.push(row);
             }

@@ -7,11 +7,11 @@ use comfy_table::Color;
 
 use crate::api::condition::Status;
 use crate::api::event::EventType;
-use crate::api::view::CheckVerdict;
+use crate::api::view::CheckStatus;
 
 /// The severity of a cell, shown as its colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tone {
+pub enum Severity {
     /// No severity, no colour.
     Neutral,
     /// As desired: green.
@@ -22,7 +22,7 @@ pub enum Tone {
     Error,
 }
 
-impl Tone {
+impl Severity {
     /// The colour of table cells.
     pub fn color(self) -> Option<Color> {
         match self {
@@ -43,7 +43,7 @@ impl Tone {
     }
 }
 
-impl From<Status> for Tone {
+impl From<Status> for Severity {
     fn from(status: Status) -> Self {
         match status {
             Status::True => Self::Good,
@@ -53,7 +53,7 @@ impl From<Status> for Tone {
     }
 }
 
-impl From<EventType> for Tone {
+impl From<EventType> for Severity {
     fn from(kind: EventType) -> Self {
         match kind {
             EventType::Normal => Self::Neutral,
@@ -62,26 +62,26 @@ impl From<EventType> for Tone {
     }
 }
 
-impl From<CheckVerdict> for Tone {
-    fn from(verdict: CheckVerdict) -> Self {
+impl From<CheckStatus> for Severity {
+    fn from(verdict: CheckStatus) -> Self {
         match verdict {
-            CheckVerdict::Ok => Self::Good,
-            CheckVerdict::Warn => Self::Warning,
-            CheckVerdict::Fail => Self::Error,
+            CheckStatus::Ok => Self::Good,
+            CheckStatus::Warn => Self::Warning,
+            CheckStatus::Fail => Self::Error,
         }
     }
 }
 
 /// Whether the output is coloured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Colours {
+pub enum Colors {
     /// Standard output is a terminal that shows colours, and the user has not disabled them.
     Seen,
     /// Plain text.
     Disabled,
 }
 
-impl Colours {
+impl Colors {
     /// The setting for standard output: coloured on a terminal that is not `dumb`, with `NO_COLOR` unset or empty (no-color.org).
     pub fn for_stdout() -> Self {
         let is_disabled = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
@@ -93,7 +93,7 @@ impl Colours {
     }
 
     /// `text` in the colour of `tone` (ECMA-48 SGR).
-    pub fn paint(self, severity: Tone, text: &str) -> String {
+    pub fn paint(self, severity: Severity, text: &str) -> String {
         match (self, severity.sgr()) {
             (Self::Seen, Some(code)) => format!("\u{1b}[{code}m{text}\u{1b}[0m"),
             _ => text.to_owned(),

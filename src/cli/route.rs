@@ -4,7 +4,7 @@
 use super::args::RouteArgs;
 use super::failure::Failure;
 use super::print;
-use crate::api::view::Reach;
+use crate::api::view::RouteInfo;
 use crate::wire::Client;
 
 /// `route GROUP [--via HOST_IP]`.
@@ -19,8 +19,8 @@ pub async fn route(client: &Client, args: RouteArgs) -> Result<(), Failure> {
     print::answer(args.output, &reach, commands)
 }
 
-fn commands(reach: &Reach) -> String {
-    let Reach { group, subnet, .. } = reach;
+fn commands(reach: &RouteInfo) -> String {
+    let RouteInfo { group, subnet, .. } = reach;
     let Some(host) = reach.host else {
         return String::new();
     };

@@ -2,7 +2,7 @@
 //! Out of scope: drawing the table.
 
 use super::age::age;
-use super::paint::Tone;
+use super::paint::Severity;
 use super::table::Field;
 use crate::api::condition::{Reason, Status};
 use crate::api::meta::Timestamp;
@@ -67,8 +67,8 @@ fn group_row(group: &GroupView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
     let status = &group.status;
     let template = &group.spec.template;
     let severity = match status.ready {
-        true => Tone::Good,
-        false => Tone::Warning,
+        true => Severity::Good,
+        false => Severity::Warning,
     };
     let narrow = vec![
         (&group.metadata.name).into(),
@@ -127,8 +127,8 @@ fn vm_row(vm: &VmView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
 
 fn lease_row(lease: &LeaseView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
     let status = match lease.metadata.deleting {
-        true => Field::with_severity("Terminating", Tone::Warning),
-        false => Field::with_severity("Bound", Tone::Good),
+        true => Field::with_severity("Terminating", Severity::Warning),
+        false => Field::with_severity("Bound", Severity::Good),
     };
     let narrow = vec![
         (&lease.metadata.name).into(),
@@ -144,10 +144,10 @@ fn lease_row(lease: &LeaseView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
 /// The status of an object: the reason of the first condition that is not True, or `up`.
 fn standing(metadata: &MetaView, conditions: &[ConditionView], ready_status: &str) -> Field {
     if metadata.deleting {
-        return Field::with_severity("Terminating", Tone::Warning);
+        return Field::with_severity("Terminating", Severity::Warning);
     }
     match missing(conditions) {
-        None => Field::with_severity(ready_status, Tone::Good),
+        None => Field::with_severity(ready_status, Severity::Good),
         Some(condition) if condition.kind == "Ready" => {
             Field::with_severity(condition.reason.to_string(), severity(condition.reason))
         }
@@ -181,16 +181,16 @@ fn ready(conditions: &[ConditionView]) -> Status {
         .map_or(Status::Unknown, |condition| condition.status)
 }
 
-fn severity(reason: Reason) -> Tone {
+fn severity(reason: Reason) -> Severity {
     match reason {
-        Reason::Converged => Tone::Good,
+        Reason::Converged => Severity::Good,
         Reason::Waiting
         | Reason::NotObserved
         | Reason::Converging
         | Reason::Terminating
         | Reason::Paused
         | Reason::Stopping
-        | Reason::Stopped => Tone::Warning,
+        | Reason::Stopped => Severity::Warning,
         Reason::Conflict
         | Reason::Contested
         | Reason::NotConverging
@@ -201,7 +201,7 @@ fn severity(reason: Reason) -> Tone {
         | Reason::CrashLoop
         | Reason::Failed
         | Reason::ManifestInvalid
-        | Reason::StateNotWritable => Tone::Error,
+        | Reason::StateNotWritable => Severity::Error,
     }
 }
 

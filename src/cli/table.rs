@@ -5,18 +5,18 @@ use comfy_table::{
     Attribute, Cell, ColumnConstraint, ContentArrangement, Table as Grid, Width, presets,
 };
 
-use super::paint::{Colours, Tone, one_line};
+use super::paint::{Colors, Severity, one_line};
 
 /// Text and severity of a cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
     text: String,
-    severity: Tone,
+    severity: Severity,
 }
 
 impl Field {
     /// A text with a severity.
-    pub fn with_severity(text: impl Into<String>, severity: impl Into<Tone>) -> Self {
+    pub fn with_severity(text: impl Into<String>, severity: impl Into<Severity>) -> Self {
         Self {
             text: text.into(),
             severity: severity.into(),
@@ -26,15 +26,15 @@ impl Field {
     /// The value, or `<none>`.
     pub fn maybe(value: Option<impl ToString>) -> Self {
         match value {
-            Some(value) => Self::with_severity(value.to_string(), Tone::Neutral),
-            None => Self::with_severity("<none>", Tone::Neutral),
+            Some(value) => Self::with_severity(value.to_string(), Severity::Neutral),
+            None => Self::with_severity("<none>", Severity::Neutral),
         }
     }
 }
 
 impl<T: ToString> From<T> for Field {
     fn from(value: T) -> Self {
-        Self::with_severity(value.to_string(), Tone::Neutral)
+        Self::with_severity(value.to_string(), Severity::Neutral)
     }
 }
 
@@ -43,12 +43,12 @@ impl<T: ToString> From<T> for Field {
 pub struct Table {
     header: Option<Vec<&'static str>>,
     widths: Vec<u16>,
-    colors: Colours,
+    colors: Colors,
 }
 
 impl Table {
     /// A table whose header is drawn before the first rows.
-    pub fn new(header: Vec<&'static str>, colors: Colours) -> Self {
+    pub fn new(header: Vec<&'static str>, colors: Colors) -> Self {
         Self {
             widths: vec![0; header.len()],
             header: Some(header),
@@ -63,8 +63,8 @@ impl Table {
             .load_style(presets::NOTHING)
             .set_content_arrangement(ContentArrangement::Disabled);
         match self.colors {
-            Colours::Seen => table.enforce_styling(),
-            Colours::Disabled => table.force_no_tty(),
+            Colors::Seen => table.enforce_styling(),
+            Colors::Disabled => table.force_no_tty(),
         };
         if let Some(header) = self.header.take() {
             table.set_header(header.into_iter().map(|text| self.title(text)));
@@ -92,15 +92,15 @@ impl Table {
 
     fn title(&self, text: &'static str) -> Cell {
         match self.colors {
-            Colours::Seen => Cell::new(text).add_attribute(Attribute::Bold),
-            Colours::Disabled => Cell::new(text),
+            Colors::Seen => Cell::new(text).add_attribute(Attribute::Bold),
+            Colors::Disabled => Cell::new(text),
         }
     }
 
     fn cell(&self, field: Field) -> Cell {
         let cell = Cell::new(one_line(&field.text));
         match (self.colors, field.severity.color()) {
-            (Colours::Seen, Some(color)) => cell.fg(color),
+            (Colors::Seen, Some(color)) => cell.fg(color),
             _ => cell,
         }
     }
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn later_rows_are_aligned_with_earlier_ones() {
-        let mut table = Table::new(vec!["NAME", "STATUS"], Colours::Disabled);
+        let mut table = Table::new(vec!["NAME", "STATUS"], Colors::Disabled);
         let first = table.draw(vec![vec!["a-long-name".into(), "x".into()]]);
         let later = table.draw(vec![vec!["b".into(), "y".into()]]);
         assert_eq!(first, "NAME          STATUS\na-long-name   x\n");
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn control_characters_are_replaced() {
-        let mut table = Table::new(vec!["A"], Colours::Disabled);
+        let mut table = Table::new(vec!["A"], Colors::Disabled);
         assert_eq!(
             table.draw(vec![vec!["x\n\u{1b}[31my".into()]]),
             "A\nx  [31my\n"
@@ -132,12 +132,12 @@ mod tests {
     fn colours_do_not_shift_columns() {
         let rows = || {
             vec![
-                vec![Field::with_severity("ok", Tone::Good), "1".into()],
-                vec![Field::with_severity("failed", Tone::Error), "2".into()],
+                vec![Field::with_severity("ok", Severity::Good), "1".into()],
+                vec![Field::with_severity("failed", Severity::Error), "2".into()],
             ]
         };
-        let plain = Table::new(vec!["S", "N"], Colours::Disabled).draw(rows());
-        let colored = Table::new(vec!["S", "N"], Colours::Seen).draw(rows());
+        let plain = Table::new(vec!["S", "N"], Colors::Disabled).draw(rows());
+        let colored = Table::new(vec!["S", "N"], Colors::Seen).draw(rows());
         assert!(colored.contains("\u{1b}["));
         let mut stripped = String::new();
         let mut in_escape = false;

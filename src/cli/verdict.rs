@@ -3,7 +3,7 @@
 
 use super::args::ExplainArgs;
 use super::failure::Failure;
-use super::paint::{Colours, Tone, one_line};
+use super::paint::{Colors, Severity, one_line};
 use super::print;
 use crate::api::policy::Verdict;
 use crate::api::view::Explanation;
@@ -17,14 +17,14 @@ pub async fn explain(client: &Client, args: ExplainArgs) -> Result<(), Failure> 
 
 fn format_explanation(explanation: &Explanation) -> String {
     let (severity, result) = match explanation.verdict {
-        Verdict::Allow => (Tone::Good, "allowed"),
-        Verdict::Deny => (Tone::Error, "denied"),
+        Verdict::Allow => (Severity::Good, "allowed"),
+        Verdict::Deny => (Severity::Error, "denied"),
     };
     format!(
         "{} -> {}: {}\n  entry  {}\n  rule   {}\n  place  {}\n",
         explanation.vm,
         one_line(&explanation.packet),
-        Colours::for_stdout().paint(severity, result),
+        Colors::for_stdout().paint(severity, result),
         one_line(&explanation.entry),
         one_line(&explanation.rule),
         one_line(&explanation.place),

@@ -8,20 +8,20 @@ use clap::{Subcommand, ValueEnum};
 
 use super::args::Goal;
 use super::failure::{Failure, warn};
-use super::paint::Colours;
+use super::paint::Colors;
 use super::print::Format;
 use super::table::{Field, Table};
 use super::target::Target;
 use super::{get, print, wait};
 use crate::api::cni::{Bandwidth, CniOptions, PortMapping, RequestedIp};
 use crate::api::meta::Name;
-use crate::api::metrics::{Metrics, Since};
+use crate::api::metrics::{CountingSince, Metrics};
 use crate::api::network::Mac;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Entry;
 use crate::api::tag::{self, TagKey, TagValue};
 use crate::api::view::{Applied, Kind};
-use crate::api::vm::{Hypervisor, PowerVerb};
+use crate::api::vm::{Hypervisor, PowerCommand};
 use crate::wire::Client;
 
 /// The commands for single VMs.
@@ -85,7 +85,7 @@ pub struct PowerArgs {
 
 /// Output formats of `vm add`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, ValueEnum)]
-pub enum Answer {
+pub enum AddOutput {
     /// vm/NAME and the result
     #[default]
     Table,
@@ -155,7 +155,7 @@ pub struct AddArgs {
     pub wait: Option<Duration>,
     /// Output format
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
-    pub output: Answer,
+    pub output: AddOutput,
 }
 
 /// Arguments of `vm delete`.
@@ -181,11 +181,11 @@ pub async fn vm(client: &Client, command: VmCommand) -> Result<(), Failure> {
     match command {
         VmCommand::Add(args) => add(client, *args).await,
         VmCommand::Delete(args) => delete(client, args).await,
-        VmCommand::Pause(args) => power(client, args, PowerVerb::Pause).await,
-        VmCommand::Resume(args) => power(client, args, PowerVerb::Resume).await,
-        VmCommand::Restart(args) => power(client, args, PowerVerb::Restart).await,
-        VmCommand::Stop(args) => power(client, args, PowerVerb::Stop).await,
-        VmCommand::Start(args) => power(client, args, PowerVerb::Start).await,
+        VmCommand::Pause(args) => power(client, args, PowerCommand::Pause).await,
+        VmCommand::Resume(args) => power(client, args, PowerCommand::Resume).await,
+        VmCommand::Restart(args) => power(client, args, PowerCommand::Restart).await,
+        VmCommand::Stop(args) => power(client, args, PowerCommand::Stop).await,
+        VmCommand::Start(args) => power(client, args, PowerCommand::Start).await,
         VmCommand::Metrics(args) => {
             let metrics = client.metrics(&args.vm).await?;
             print::answer(args.output, &metrics, counted)
@@ -200,8 +200,8 @@ fn counted(metrics: &Metrics) -> String {
         .map(|(name, count)| vec![Field::from(name), Field::from(count)])
         .collect();
     let since = match metrics.since {
-        Since::Start => "its start",
-        Since::LastQuery => "the counters were last read, at most a minute ago",
+        CountingSince::Start => "its start",
+        CountingSince::LastQuery => "the counters were last read, at most a minute ago",
     };
     let hypervisor = metrics.hypervisor;
     let source = match (&metrics.vmm_error, hypervisor) {
@@ -212,20 +212,20 @@ fn counted(metrics: &Metrics) -> String {
     match rows.is_empty() {
         true => format!("All counters of {hypervisor} are 0 since {since}.\n"),
         false => {
-            let mut table = Table::new(vec!["COUNTER", "COUNT"], Colours::for_stdout());
+            let mut table = Table::new(vec!["COUNTER", "COUNT"], Colors::for_stdout());
             format!("{}\n{source}\n", table.draw(rows))
         }
     }
 }
 
 /// Continues after a failure, and fails at the end.
-async fn power(client: &Client, args: PowerArgs, action: PowerVerb) -> Result<(), Failure> {
+async fn power(client: &Client, args: PowerArgs, action: PowerCommand) -> Result<(), Failure> {
     let (result, goal) = match action {
-        PowerVerb::Pause => ("paused", Goal::Paused),
-        PowerVerb::Resume => ("resumed", Goal::Ready),
-        PowerVerb::Restart => ("restarted", Goal::Ready),
-        PowerVerb::Stop => ("stopped", Goal::Stopped),
-        PowerVerb::Start => ("started", Goal::Ready),
+        PowerCommand::Pause => ("paused", Goal::Paused),
+        PowerCommand::Resume => ("resumed", Goal::Ready),
+        PowerCommand::Restart => ("restarted", Goal::Ready),
+        PowerCommand::Stop => ("stopped", Goal::Stopped),
+        PowerCommand::Start => ("started", Goal::Ready),
     };
     let mut errors = Vec::new();
     let mut targets = Vec::new();
@@ -305,17 +305,17 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
         name: result.name,
     };
     match args.output {
-        Answer::Table => print::out(&format!("{target} {}\n", word(result.applied)))?,
-        Answer::Name => print::out(&format!("{target}\n"))?,
-        Answer::Json => {}
+        AddOutput::Table => print::out(&format!("{target} {}\n", word(result.applied)))?,
+        AddOutput::Name => print::out(&format!("{target}\n"))?,
+        AddOutput::Json => {}
     }
     let targets = [target];
     if let Some(timeout) = args.wait {
         wait::until(client, &targets, Goal::Ready, timeout).await?;
     }
     match args.output {
-        Answer::Table | Answer::Name => Ok(()),
-        Answer::Json => match get::fetch(client, &targets).await? {
+        AddOutput::Table | AddOutput::Name => Ok(()),
+        AddOutput::Json => match get::fetch(client, &targets).await? {
             (items, problems) if problems.is_empty() => items.iter().try_for_each(print::json),
             (_, problems) => Err(Failure::Failed(problems)),
         },

@@ -85,20 +85,20 @@ const DETACH: &str = "detach from CNI network";
 struct Watch<'a> {
     target: &'a Target,
     goal: Goal,
-    seen: RefCell<Seen>,
+    seen: RefCell<WatchState>,
     spinner: ProgressBar,
 }
 
 /// The state that a watch has reported so far.
 #[derive(Default)]
-struct Seen {
+struct WatchState {
     synced: bool,
     object: Option<Object>,
     /// The first uid: a different one under the same name means that the first object is deleted.
     first: Option<Uid>,
 }
 
-impl Seen {
+impl WatchState {
     fn apply(&mut self, change: Change) {
         match change {
             Change::Synced => self.synced = true,
@@ -171,9 +171,9 @@ impl<'a> Watch<'a> {
         loop {
             self.spinner.set_message("reconnecting to sliced");
             tokio::time::sleep(RETRY_INTERVAL).await;
-            self.seen.replace(Seen {
+            self.seen.replace(WatchState {
                 first,
-                ..Seen::default()
+                ..WatchState::default()
             });
             match self.open(client).await {
                 Err(ClientError::Unreachable { .. } | ClientError::ConnectionFailed { .. }) => {}

@@ -27,7 +27,7 @@ pub struct Attachment {
 
 /// The key of an attachment that is in use, for GC.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Valid {
+pub struct ValidAttachment {
     /// As passed to ADD.
     #[serde(rename = "containerID")]
     pub container_id: String,
@@ -35,7 +35,7 @@ pub struct Valid {
     pub ifname: String,
 }
 
-impl From<&Attachment> for Valid {
+impl From<&Attachment> for ValidAttachment {
     fn from(attachment: &Attachment) -> Self {
         Self {
             container_id: attachment.container_id.clone(),
@@ -61,11 +61,11 @@ impl Attachment {
 
     /// Checks the character sets and lengths that the spec defines.
     pub(super) fn check(&self) -> Result<(), Error> {
-        names::container(&self.container_id)?;
-        names::interface(&self.ifname)?;
+        names::check_container(&self.container_id)?;
+        names::check_interface(&self.ifname)?;
         self.args
             .iter()
-            .try_for_each(|(key, value)| names::argument(key, value))
+            .try_for_each(|(key, value)| names::check_argument(key, value))
     }
 
     /// The value of `CNI_ARGS`.

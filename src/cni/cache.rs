@@ -31,7 +31,7 @@ const KIND: &str = "cniCacheV1";
 
 /// The directory of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Shelf {
+pub(super) enum RecordDir {
     /// A successful ADD of ours.
     Results,
     /// An ADD of another runtime, or of an old version of ours, which kept its records there.
@@ -43,19 +43,19 @@ pub(super) enum Shelf {
 }
 
 /// Where the record of a successful ADD may be, in order of precedence.
-pub(super) const ADDED: [Shelf; 2] = [Shelf::Results, Shelf::Libcni];
+pub(super) const ADDED: [RecordDir; 2] = [RecordDir::Results, RecordDir::Libcni];
 
 /// All directories in which an attachment may have a record, in order of precedence.
-pub(super) const ALL: [Shelf; 4] = [
-    Shelf::Results,
-    Shelf::Libcni,
-    Shelf::Unfinished,
-    Shelf::Abandoned,
+pub(super) const ALL: [RecordDir; 4] = [
+    RecordDir::Results,
+    RecordDir::Libcni,
+    RecordDir::Unfinished,
+    RecordDir::Abandoned,
 ];
 
-impl Shelf {
-    fn within(self, folder: &Path) -> PathBuf {
-        folder.join(match self {
+impl RecordDir {
+    fn in_cache(self, cache_dir: &Path) -> PathBuf {
+        cache_dir.join(match self {
             Self::Results => "slice/results",
             Self::Libcni => "results",
             Self::Unfinished => "unfinished",
@@ -86,7 +86,7 @@ impl Cached {
 
     /// The final result, converted to a version of the spec.
     pub fn result(&self, version: Version) -> Result<CniResult, Error> {
-        CniResult::parse(&self.result, version).map_err(|why| self.damaged(&why))
+        CniResult::parse(&self.result, version).map_err(|reason| self.damaged(&reason))
     }
 
     /// Whether the record belongs to this attachment. `a-b` + `c` and `a` + `b-c` have the same file name.
@@ -96,8 +96,8 @@ impl Cached {
             && self.attachment.ifname == attachment.ifname
     }
 
-    fn damaged(&self, why: &str) -> Error {
-        damaged(&self.path, why)
+    fn damaged(&self, reason: &str) -> Error {
+        damaged(&self.path, reason)
     }
 }
 
@@ -129,8 +129,8 @@ struct Record {
 
 /// Writes the record of an ADD atomically.
 pub(super) fn write(
-    folder: &Path,
-    shelf: Shelf,
+    cache_dir: &Path,
+    shelf: RecordDir,
     network: &Network,
     attachment: &Attachment,
     result: &CniResult,
@@ -147,16 +147,16 @@ pub(super) fn write(
         capability_args: Some(attachment.capability_args.clone()).filter(|args| !args.is_empty()),
         result: Some(result.to_raw()),
     };
-    let path = path(folder, shelf, &network.name, attachment);
+    let path = path(cache_dir, shelf, &network.name, attachment);
     let wrap = |error| Error::io("write", &path, error);
     let bytes = serde_json::to_vec(&record).map_err(|error| wrap(error.into()))?;
-    make_shelf(folder, shelf)?;
+    create_dir(cache_dir, shelf)?;
     // Not in the directory of records: after a crash it would be read as one.
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let draft = folder.join(format!(".result-{}-{count}", std::process::id()));
-    let written = create(&draft, &bytes).and_then(|()| fs::rename(&draft, &path));
+    let temp = cache_dir.join(format!(".result-{}-{count}", std::process::id()));
+    let written = create(&temp, &bytes).and_then(|()| fs::rename(&temp, &path));
     if written.is_err() {
-        let _ = fs::remove_file(&draft);
+        let _ = fs::remove_file(&temp);
     }
     written.map_err(wrap)
 }
@@ -169,12 +169,12 @@ fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// Reads the record of an attachment; `None` if there is none.
 pub(super) fn read(
-    folder: &Path,
-    shelf: Shelf,
+    cache_dir: &Path,
+    shelf: RecordDir,
     network: &str,
     attachment: &Attachment,
 ) -> Result<Option<Cached>, Error> {
-    let path = path(folder, shelf, network, attachment);
+    let path = path(cache_dir, shelf, network, attachment);
     let Some(cached) = open(&path)? else {
         return Ok(None);
     };
@@ -184,16 +184,16 @@ pub(super) fn read(
     }
 }
 
-/// The records in a directory whose file names are `wanted`, sorted by file name, including those of other runtimes. Unreadable records
+/// The records in a directory whose file names match `filter`, sorted by file name, including those of other runtimes. Unreadable records
 /// are skipped.
 pub(super) fn list(
-    folder: &Path,
-    shelf: Shelf,
-    wanted: impl Fn(&str) -> bool,
+    cache_dir: &Path,
+    shelf: RecordDir,
+    filter: impl Fn(&str) -> bool,
 ) -> Result<Vec<Cached>, Error> {
-    let shelf = shelf.within(folder);
-    let wrap = |error| Error::io("list", &shelf, error);
-    let entries = match fs::read_dir(&shelf) {
+    let records_dir = shelf.in_cache(cache_dir);
+    let wrap = |error| Error::io("list", &records_dir, error);
+    let entries = match fs::read_dir(&records_dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(wrap(error)),
@@ -201,7 +201,7 @@ pub(super) fn list(
     let mut paths = Vec::new();
     for entry in entries {
         let entry = entry.map_err(wrap)?;
-        if wanted(&entry.file_name().to_string_lossy()) {
+        if filter(&entry.file_name().to_string_lossy()) {
             paths.push(entry.path());
         }
     }
@@ -218,12 +218,12 @@ pub(super) fn list(
 
 /// Removes the record of an attachment if there is one, readable or not. A record of another attachment is kept.
 pub(super) fn remove(
-    folder: &Path,
-    shelf: Shelf,
+    cache_dir: &Path,
+    shelf: RecordDir,
     network: &str,
     attachment: &Attachment,
 ) -> Result<(), Error> {
-    let path = path(folder, shelf, network, attachment);
+    let path = path(cache_dir, shelf, network, attachment);
     if let Ok(Some(cached)) = open(&path)
         && !cached.is_of(network, attachment)
     {
@@ -238,30 +238,35 @@ pub(super) fn remove(
 }
 
 /// Moves a record of ours from libcni's cache into our own cache.
-pub(super) fn bring_home(folder: &Path, cached: &Cached) -> Result<(), Error> {
-    let home = path(folder, Shelf::Results, &cached.network, &cached.attachment);
-    make_shelf(folder, Shelf::Results)?;
-    match fs::rename(&cached.path, &home) {
+pub(super) fn migrate_record(cache_dir: &Path, cached: &Cached) -> Result<(), Error> {
+    let destination = path(
+        cache_dir,
+        RecordDir::Results,
+        &cached.network,
+        &cached.attachment,
+    );
+    create_dir(cache_dir, RecordDir::Results)?;
+    match fs::rename(&cached.path, &destination) {
         // It was moved or removed in the meantime.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        moved => moved.map_err(|error| Error::io("move", &cached.path, error)),
+        result => result.map_err(|error| Error::io("move", &cached.path, error)),
     }
 }
 
-fn make_shelf(folder: &Path, shelf: Shelf) -> Result<(), Error> {
-    let shelf = shelf.within(folder);
+fn create_dir(cache_dir: &Path, dir: RecordDir) -> Result<(), Error> {
+    let records_dir = dir.in_cache(cache_dir);
     let mut builder = DirBuilder::new();
-    let made = builder.recursive(true).mode(0o700).create(&shelf);
-    made.map_err(|error| Error::io("create", &shelf, error))
+    let created = builder.recursive(true).mode(0o700).create(&records_dir);
+    created.map_err(|error| Error::io("create", &records_dir, error))
 }
 
-fn path(folder: &Path, shelf: Shelf, network: &str, attachment: &Attachment) -> PathBuf {
+fn path(cache_dir: &Path, dir: RecordDir, network: &str, attachment: &Attachment) -> PathBuf {
     let mut name = OsString::from(network);
     for part in [&attachment.container_id, &attachment.ifname] {
         name.push("-");
         name.push(OsStr::new(part));
     }
-    shelf.within(folder).join(name)
+    dir.in_cache(cache_dir).join(name)
 }
 
 fn open(path: &Path) -> Result<Option<Cached>, Error> {
@@ -270,7 +275,7 @@ fn open(path: &Path) -> Result<Option<Cached>, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("read", path, error)),
     };
-    let damaged = |why: String| damaged(path, &why);
+    let damaged = |reason: String| damaged(path, &reason);
     let record: Record =
         serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
     if record.kind != KIND {
@@ -300,9 +305,9 @@ fn open(path: &Path) -> Result<Option<Cached>, Error> {
     }))
 }
 
-fn damaged(path: &Path, why: &str) -> Error {
+fn damaged(path: &Path, reason: &str) -> Error {
     Error::DamagedCache {
         path: path.to_owned(),
-        why: why.to_owned(),
+        why: reason.to_owned(),
     }
 }

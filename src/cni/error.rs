@@ -27,9 +27,9 @@ pub enum Error {
     /// No file in the configuration directory describes a network of that name.
     #[error(
         "CNI network `{network}` not found: searched {}, found {}{}",
-        .searched.display(), listed(.found, "no network"), besides(.unreadable)
+        .searched.display(), join_or(.found, "no network"), unreadable_suffix(.unreadable)
     )]
-    NoSuchNetwork {
+    NetworkNotFound {
         /// The requested name.
         network: String,
         /// The directory that was searched.
@@ -41,7 +41,7 @@ pub enum Error {
     },
     /// A configuration does not conform to the spec.
     #[error("{}: expected {expected}, found {found}", .path.display())]
-    BadConfig {
+    InvalidConfig {
         /// The file.
         path: PathBuf,
         /// The invalid value: `` `plugins[1].type` = 7 ``.
@@ -51,7 +51,7 @@ pub enum Error {
     },
     /// A name or an argument of the caller does not conform to the spec.
     #[error("invalid {what} `{value}`: {why}")]
-    BadArgument {
+    InvalidArgument {
         /// `container id`, `interface name`, `CNI argument`, …
         what: &'static str,
         /// The invalid value.
@@ -60,15 +60,15 @@ pub enum Error {
         why: &'static str,
     },
     /// No directory contains the program of the plugin.
-    #[error("CNI plugin `{plugin}` not found in {}", listed(&shown(.searched), "any directory: CNI_PATH is empty"))]
-    NoSuchPlugin {
+    #[error("CNI plugin `{plugin}` not found in {}", join_or(&display_all(.searched), "any directory: CNI_PATH is empty"))]
+    PluginNotFound {
         /// The name of the plugin: `type` in the configuration.
         plugin: String,
         /// The directories, in search order.
         searched: Vec<PathBuf>,
     },
     /// A configuration or a plugin supports none of the expected versions of the spec.
-    #[error("{what} supports no usable version of CNI: found {}, expected one of {}", listed(.found, "none, which means 0.1.0"), listed(.expected, "none"))]
+    #[error("{what} supports no usable version of CNI: found {}, expected one of {}", join_or(.found, "none, which means 0.1.0"), join_or(.expected, "none"))]
     UnsupportedVersion {
         /// The path of a file, or a plugin.
         what: String,
@@ -79,7 +79,7 @@ pub enum Error {
     },
     /// The plugins of the network cannot provide what the VM requests.
     #[error("{0}")]
-    Unmet(String),
+    UnsupportedRequest(String),
     /// The plugin failed and returned an error object.
     #[error(transparent)]
     Plugin(Failure),
@@ -88,7 +88,7 @@ pub enum Error {
     TryAgain(Failure),
     /// The output of the plugin does not conform to the spec.
     #[error("CNI plugin `{plugin}` returned invalid output for {command} ({why}): {excerpt}")]
-    Garbage {
+    InvalidOutput {
         /// The name of the plugin.
         plugin: String,
         /// The operation.
@@ -112,7 +112,7 @@ pub enum Error {
     #[error(
         "interface {ifname} of container {container_id} is already attached to network `{network}`: it was added and not deleted since"
     )]
-    AddedBefore {
+    AlreadyAdded {
         /// The network.
         network: String,
         /// The id of the container.
@@ -124,7 +124,7 @@ pub enum Error {
     #[error(
         "interface {ifname} of container {container_id} is not attached to network `{network}`: no ADD is recorded"
     )]
-    NeverAdded {
+    NotAdded {
         /// The network.
         network: String,
         /// The id of the container.
@@ -141,10 +141,10 @@ pub enum Error {
         why: String,
     },
     /// A system call failed.
-    #[error("cannot {doing} {}", .path.display())]
+    #[error("cannot {operation} {}", .path.display())]
     Io {
         /// The operation as a verb: `read`, `start`.
-        doing: &'static str,
+        operation: &'static str,
         /// The file or program.
         path: PathBuf,
         /// The error of the system call.
@@ -155,7 +155,7 @@ pub enum Error {
 
 /// The error object of a plugin (spec, section 5, Error).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("CNI plugin `{plugin}` failed {command} with code {code}: {}{}", json::ends(.msg), aside(.details))]
+#[error("CNI plugin `{plugin}` failed {command} with code {code}: {}{}", json::abbreviate(.msg), in_parentheses(.details))]
 pub struct Failure {
     /// The name of the plugin.
     pub plugin: String,
@@ -172,20 +172,20 @@ pub struct Failure {
 }
 
 impl Error {
-    pub(super) fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
+    pub(super) fn io(operation: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io {
-            doing,
+            operation,
             path: path.to_owned(),
             source,
         }
     }
 
-    pub(super) fn bad_config(
+    pub(super) fn invalid_config(
         path: &Path,
         found: impl Into<String>,
         expected: impl Into<String>,
     ) -> Self {
-        Self::BadConfig {
+        Self::InvalidConfig {
             path: path.to_owned(),
             found: found.into(),
             expected: expected.into(),
@@ -193,15 +193,15 @@ impl Error {
     }
 
     /// A configuration that cannot be parsed.
-    pub(super) fn not_a(path: &Path, expected: &str, why: &dyn std::error::Error) -> Self {
-        Self::bad_config(path, format!("invalid data ({why})"), expected)
+    pub(super) fn unparsable(path: &Path, expected: &str, error: &dyn std::error::Error) -> Self {
+        Self::invalid_config(path, format!("invalid data ({error})"), expected)
     }
 
     /// Whether a DEL that failed with this error may succeed if it is repeated at once. The bridge and ptp plugins up to 1.5 delete the
     /// interface, then fail if the iptables chain that they remove next is gone, and succeed if the interface does not exist. A DEL
     /// should not be repeated at once if the plugin returned code 11 (try again later), does not terminate, or is not installed.
-    pub fn may_be_done_now(&self) -> bool {
-        matches!(self, Self::Plugin(_) | Self::Garbage { .. })
+    pub fn should_retry_now(&self) -> bool {
+        matches!(self, Self::Plugin(_) | Self::InvalidOutput { .. })
     }
 
     /// Whether the plugin of this name exceeded its deadline.
@@ -213,16 +213,16 @@ impl Error {
     pub fn code(&self) -> Option<u64> {
         match self {
             Self::Plugin(failure) | Self::TryAgain(failure) => Some(failure.code),
-            Self::NoSuchNetwork { .. }
-            | Self::BadConfig { .. }
-            | Self::BadArgument { .. }
-            | Self::NoSuchPlugin { .. }
+            Self::NetworkNotFound { .. }
+            | Self::InvalidConfig { .. }
+            | Self::InvalidArgument { .. }
+            | Self::PluginNotFound { .. }
             | Self::UnsupportedVersion { .. }
-            | Self::Unmet(_)
-            | Self::Garbage { .. }
+            | Self::UnsupportedRequest(_)
+            | Self::InvalidOutput { .. }
             | Self::Deadline { .. }
-            | Self::AddedBefore { .. }
-            | Self::NeverAdded { .. }
+            | Self::AlreadyAdded { .. }
+            | Self::NotAdded { .. }
             | Self::DamagedCache { .. }
             | Self::Io { .. } => None,
         }
@@ -231,52 +231,52 @@ impl Error {
 
 impl Error {
     /// Whether ADD fails in the same way until the network's configuration or the request changes.
-    pub fn waits_for_a_change(&self) -> bool {
+    pub fn is_permanent(&self) -> bool {
         match self {
-            Self::Unmet(_) | Self::BadConfig { .. } => true,
+            Self::UnsupportedRequest(_) | Self::InvalidConfig { .. } => true,
             Self::Plugin(failure) => {
-                let of_config = matches!(failure.code, UNSUPPORTED_FIELD | INVALID_CONFIG);
-                failure.command == Command::Add && of_config
+                let is_config_error = matches!(failure.code, UNSUPPORTED_FIELD | INVALID_CONFIG);
+                failure.command == Command::Add && is_config_error
             }
             Self::TryAgain(_)
-            | Self::NoSuchNetwork { .. }
-            | Self::BadArgument { .. }
-            | Self::NoSuchPlugin { .. }
+            | Self::NetworkNotFound { .. }
+            | Self::InvalidArgument { .. }
+            | Self::PluginNotFound { .. }
             | Self::UnsupportedVersion { .. }
-            | Self::Garbage { .. }
+            | Self::InvalidOutput { .. }
             | Self::Deadline { .. }
-            | Self::AddedBefore { .. }
-            | Self::NeverAdded { .. }
+            | Self::AlreadyAdded { .. }
+            | Self::NotAdded { .. }
             | Self::DamagedCache { .. }
             | Self::Io { .. } => false,
         }
     }
 }
 
-fn listed(items: &[String], none: &str) -> String {
+fn join_or(items: &[String], if_empty: &str) -> String {
     match items.is_empty() {
-        true => none.to_owned(),
+        true => if_empty.to_owned(),
         false => items.join(", "),
     }
 }
 
-fn shown(paths: &[PathBuf]) -> Vec<String> {
+fn display_all(paths: &[PathBuf]) -> Vec<String> {
     paths
         .iter()
         .map(|path| path.display().to_string())
         .collect()
 }
 
-fn besides(files: &[String]) -> String {
+fn unreadable_suffix(files: &[String]) -> String {
     match files.is_empty() {
         true => String::new(),
         false => format!("; could not read {}", files.join("; ")),
     }
 }
 
-fn aside(details: &str) -> String {
+fn in_parentheses(details: &str) -> String {
     match details.is_empty() {
         true => String::new(),
-        false => format!(" ({})", json::ends(details)),
+        false => format!(" ({})", json::abbreviate(details)),
     }
 }

@@ -12,39 +12,39 @@ use super::{Error, Network, names};
 
 /// Returns the first file, sorted by file name, that describes the network: of the lists (`.conflist`), then of the single plugins
 /// (`.conf`, `.json`), which are deprecated. A file that cannot be read is skipped.
-pub(super) fn network(folder: &Path, network: &str) -> Result<Network, Error> {
+pub(super) fn network(dir: &Path, network: &str) -> Result<Network, Error> {
     names::network(network)?;
     let mut found = Vec::new();
     let mut unreadable = Vec::new();
-    let mut candidates: Vec<(Shape, PathBuf)> = files(folder, &["conflist", "conf", "json"])?
+    let mut candidates: Vec<(FileFormat, PathBuf)> = files(dir, &["conflist", "conf", "json"])?
         .into_iter()
-        .map(|path| (Shape::of(&path), path))
+        .map(|path| (FileFormat::of(&path), path))
         .collect();
     candidates.sort();
-    for (shape, path) in candidates {
-        match peek(&path) {
-            Ok((name, text)) if name == network => return shape.load(&path, &text),
+    for (file_format, path) in candidates {
+        match read_name(&path) {
+            Ok((name, text)) if name == network => return file_format.load(&path, &text),
             Ok((name, _)) => found.push(name),
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "cannot read a CNI configuration");
-                unreadable.push(whole(&error));
+                unreadable.push(with_source(&error));
             }
         }
     }
     found.sort();
     found.dedup();
-    Err(Error::NoSuchNetwork {
+    Err(Error::NetworkNotFound {
         network: network.to_owned(),
-        searched: folder.to_owned(),
+        searched: dir.to_owned(),
         found,
         unreadable,
     })
 }
 
 /// The names of the networks in the directory, sorted. A file that cannot be read is an error.
-pub(super) fn names(folder: &Path) -> Result<Vec<String>, Error> {
-    let files = files(folder, &["conflist", "conf", "json"])?;
-    let names = files.iter().map(|path| Ok(peek(path)?.0));
+pub(super) fn names(dir: &Path) -> Result<Vec<String>, Error> {
+    let files = files(dir, &["conflist", "conf", "json"])?;
+    let names = files.iter().map(|path| Ok(read_name(path)?.0));
     let mut names = names.collect::<Result<Vec<_>, Error>>()?;
     names.sort();
     names.dedup();
@@ -52,25 +52,25 @@ pub(super) fn names(folder: &Path) -> Result<Vec<String>, Error> {
 }
 
 /// The program of a plugin: the first regular file with its name.
-pub(super) fn program(folders: &[PathBuf], plugin: &str) -> Result<PathBuf, Error> {
-    let candidates = folders.iter().map(|folder| folder.join(plugin));
+pub(super) fn program(dirs: &[PathBuf], plugin: &str) -> Result<PathBuf, Error> {
+    let candidates = dirs.iter().map(|dir| dir.join(plugin));
     let mut programs = candidates.filter(|path| path.is_file() && names::is_plugin(plugin));
-    programs.next().ok_or_else(|| Error::NoSuchPlugin {
+    programs.next().ok_or_else(|| Error::PluginNotFound {
         plugin: plugin.to_owned(),
-        searched: folders.to_vec(),
+        searched: dirs.to_vec(),
     })
 }
 
 /// The format of a file, in order of precedence.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Shape {
+enum FileFormat {
     /// A configuration list.
     List,
     /// The configuration of one plugin with the name of the network, as before version 1.0.0 of the spec.
     Single,
 }
 
-impl Shape {
+impl FileFormat {
     fn of(path: &Path) -> Self {
         match path.extension().is_some_and(|suffix| suffix == "conflist") {
             true => Self::List,
@@ -81,7 +81,7 @@ impl Shape {
     fn load(self, path: &Path, text: &str) -> Result<Network, Error> {
         match self {
             Self::List => Network::parse(path, &with_drop_ins(path, text)?),
-            Self::Single => Network::parse(path, &listed(path, text)?),
+            Self::Single => Network::parse(path, &single_to_list(path, text)?),
         }
     }
 }
@@ -105,8 +105,9 @@ fn with_drop_ins(path: &Path, text: &str) -> Result<String, Error> {
     for path in drop_ins {
         let plugin = read(&path)?;
         let valid = serde_json::from_str(&plugin);
-        plugins
-            .push(valid.map_err(|error| Error::not_a(&path, "a plugin's configuration", &error))?);
+        plugins.push(
+            valid.map_err(|error| Error::unparsable(&path, "a plugin's configuration", &error))?,
+        );
     }
     object.insert("plugins".to_owned(), json::raw(&plugins));
     object.insert("loadOnlyInlinedPlugins".to_owned(), json::raw(&true));
@@ -114,10 +115,10 @@ fn with_drop_ins(path: &Path, text: &str) -> Result<String, Error> {
 }
 
 /// Converts the configuration of a single plugin to a list with one plugin.
-fn listed(path: &Path, text: &str) -> Result<String, Error> {
+fn single_to_list(path: &Path, text: &str) -> Result<String, Error> {
     let plugin = object(path, text)?;
-    let kept = ["name", "cniVersion"];
-    let mut list: json::Object = kept
+    let keys = ["name", "cniVersion"];
+    let mut list: json::Object = keys
         .into_iter()
         .filter_map(|key| Some((key.to_owned(), plugin.get(key)?.clone())))
         .collect();
@@ -126,7 +127,7 @@ fn listed(path: &Path, text: &str) -> Result<String, Error> {
 }
 
 /// The network name in a file, and the text of the file.
-fn peek(path: &Path) -> Result<(String, String), Error> {
+fn read_name(path: &Path) -> Result<(String, String), Error> {
     let text = read(path)?;
     let object = object(path, &text)?;
     let fields = Fields {
@@ -138,7 +139,8 @@ fn peek(path: &Path) -> Result<(String, String), Error> {
 
 fn read(path: &Path) -> Result<String, Error> {
     let bytes = fs::read(path).map_err(|error| Error::io("read", path, error))?;
-    let text = String::from_utf8(bytes).map_err(|error| Error::not_a(path, "UTF-8", &error))?;
+    let text =
+        String::from_utf8(bytes).map_err(|error| Error::unparsable(path, "UTF-8", &error))?;
     // Editors on Windows write a byte order mark, which is not valid JSON.
     Ok(match text.strip_prefix('\u{feff}') {
         Some(text) => text.to_owned(),
@@ -147,9 +149,9 @@ fn read(path: &Path) -> Result<String, Error> {
 }
 
 /// The files with one of the extensions, sorted; empty if the directory does not exist.
-fn files(folder: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>, Error> {
-    let wrap = |error| Error::io("list", folder, error);
-    let entries = match fs::read_dir(folder) {
+fn files(dir: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>, Error> {
+    let wrap = |error| Error::io("list", dir, error);
+    let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(wrap(error)),
@@ -167,7 +169,7 @@ fn files(folder: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// The message of an error and of its source, on one line.
-fn whole(error: &Error) -> String {
+fn with_source(error: &Error) -> String {
     match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),

@@ -24,17 +24,17 @@ const OUTPUT_LIMIT: usize = 1 << 20;
 const ERROR_LIMIT: usize = 4 << 10;
 
 /// How long to read from the pipes after the plugin has exited.
-const LINGER: Duration = Duration::from_millis(500);
+const PIPE_GRACE_PERIOD: Duration = Duration::from_millis(500);
 
 /// The interval of checks whether a plugin that keeps its pipes open has exited.
-const END_STEP: Duration = Duration::from_millis(20);
+const EXIT_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long to wait for the exit of a plugin that was killed.
-const DEATH: Duration = Duration::from_secs(2);
+const KILL_DEADLINE: Duration = Duration::from_secs(2);
 
 /// A plugin that is open for writing cannot be started (ETXTBSY): it is being replaced, and the start is retried.
 const BUSY_TRIES: u32 = 10;
-const BUSY_PAUSE: Duration = Duration::from_millis(100);
+const BUSY_DELAY: Duration = Duration::from_millis(100);
 
 /// An operation of a plugin (spec, section 2, CNI operations).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl Command {
     }
 
     /// Whether an error code is temporary (spec, section 5, Error; section 2, STATUS).
-    fn may_pass(self, code: u64) -> bool {
+    fn is_temporary(self, code: u64) -> bool {
         match self {
             Self::Status => matches!(code, TRY_AGAIN | NOT_AVAILABLE | LIMITED),
             Self::Add | Self::Del | Self::Check | Self::Gc | Self::Version => code == TRY_AGAIN,
@@ -97,15 +97,15 @@ impl Call<'_> {
     /// Returns the standard output of a plugin that succeeded. In every case the plugin has exited and was reaped, unless it sleeps
     /// uninterruptibly past its deadline. If this future is dropped, the plugin is killed, and reaped later.
     pub(super) async fn run(self) -> Result<String, Error> {
-        let began = clock::monotonic();
-        let mut running = Running::of(self.start().await?);
-        let heard = running.hear(self.stdin.as_bytes());
-        let heard = match tokio::time::timeout(self.deadline, heard).await {
-            Ok(heard) => {
-                heard.map_err(|error| Error::io("communicate with", self.program, error))?
+        let start = clock::monotonic();
+        let mut running = RunningPlugin::of(self.start().await?);
+        let communication = running.communicate(self.stdin.as_bytes());
+        let output = match tokio::time::timeout(self.deadline, communication).await {
+            Ok(result) => {
+                result.map_err(|error| Error::io("communicate with", self.program, error))?
             }
             Err(_) => {
-                running.end().await;
+                running.kill_and_wait().await;
                 return Err(Error::Deadline {
                     plugin: self.plugin.to_owned(),
                     command: self.command,
@@ -113,10 +113,10 @@ impl Call<'_> {
                 });
             }
         };
-        let microseconds = clock::monotonic().duration_since(began).as_micros();
-        let stderr = heard.stderr.text();
-        tracing::debug!(plugin = self.plugin, command = %self.command, status = %heard.status, microseconds, stderr, "a CNI plugin ended");
-        self.judge(heard, stderr)
+        let microseconds = clock::monotonic().duration_since(start).as_micros();
+        let stderr = output.stderr.text();
+        tracing::debug!(plugin = self.plugin, command = %self.command, status = %output.status, microseconds, stderr, "a CNI plugin ended");
+        self.check_output(output, stderr)
     }
 
     async fn start(&self) -> Result<Child, Error> {
@@ -124,15 +124,15 @@ impl Call<'_> {
         loop {
             match self.prepare().spawn() {
                 Ok(child) => {
-                    self.limit_files(&child);
-                    go_first_no_more(&child);
+                    self.set_file_limit(&child);
+                    reset_nice(&child);
                     return Ok(child);
                 }
                 Err(error)
                     if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_TRIES =>
                 {
                     tries += 1;
-                    tokio::time::sleep(BUSY_PAUSE).await;
+                    tokio::time::sleep(BUSY_DELAY).await;
                 }
                 Err(error) => return Err(Error::io("start", self.program, error)),
             }
@@ -140,7 +140,7 @@ impl Call<'_> {
     }
 
     /// Sets RLIMIT_NOFILE of a running child: it does not read the limit in its first microseconds.
-    fn limit_files(&self, child: &Child) {
+    fn set_file_limit(&self, child: &Child) {
         let pid = child.id().and_then(|id| i32::try_from(id).ok());
         if let (Some((soft, hard)), Some(pid)) = (self.file_limit, pid.and_then(Pid::from_raw)) {
             let limit = Rlimit {
@@ -170,54 +170,55 @@ impl Call<'_> {
         command
     }
 
-    fn judge(&self, heard: Heard, stderr: String) -> Result<String, Error> {
-        let whole = heard.stdout.seen <= OUTPUT_LIMIT;
-        let stdout = String::from_utf8(heard.stdout.bytes);
-        match (stdout, heard.status.success()) {
-            (Ok(stdout), true) if whole => Ok(stdout),
-            (Ok(stdout), false) if whole => Err(self.failure(&stdout, stderr, heard.status)),
-            (Ok(stdout), _) => Err(self.garbage("longer than 1 MiB", &stdout)),
+    fn check_output(&self, output: Output, stderr: String) -> Result<String, Error> {
+        let is_complete = output.stdout.total <= OUTPUT_LIMIT;
+        let stdout = String::from_utf8(output.stdout.bytes);
+        match (stdout, output.status.success()) {
+            (Ok(stdout), true) if is_complete => Ok(stdout),
+            (Ok(stdout), false) if is_complete => Err(self.failure(&stdout, stderr, output.status)),
+            (Ok(stdout), _) => Err(self.invalid_output("longer than 1 MiB", &stdout)),
             (Err(error), _) => {
                 let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
-                Err(self.garbage("invalid UTF-8", &text))
+                Err(self.invalid_output("invalid UTF-8", &text))
             }
         }
     }
 
     /// Parses the error object, which the plugin writes to standard output.
     fn failure(&self, stdout: &str, stderr: String, status: ExitStatus) -> Error {
-        let said = match stdout.trim() {
-            "" => Said {
+        let error_object = match stdout.trim() {
+            "" => ErrorObject {
                 msg: format!("the plugin wrote no error object ({status})"),
-                ..Said::default()
+                ..ErrorObject::default()
             },
-            text => match serde_json::from_str::<Said>(text) {
+            text => match serde_json::from_str::<ErrorObject>(text) {
                 Ok(said) => said,
                 Err(error) => {
-                    return self.garbage(&format!("{status}, invalid error object: {error}"), text);
+                    return self
+                        .invalid_output(&format!("{status}, invalid error object: {error}"), text);
                 }
             },
         };
         let failure = Failure {
             plugin: self.plugin.to_owned(),
             command: self.command,
-            code: said.code,
-            msg: said.msg,
-            details: match said.details.is_empty() {
+            code: error_object.code,
+            msg: error_object.msg,
+            details: match error_object.details.is_empty() {
                 true => stderr,
-                false => said.details,
+                false => error_object.details,
             },
-            version: said.cni_version,
+            version: error_object.cni_version,
         };
-        match self.command.may_pass(failure.code) {
+        match self.command.is_temporary(failure.code) {
             true => Error::TryAgain(failure),
             false => Error::Plugin(failure),
         }
     }
 
     /// The error for invalid output.
-    pub(super) fn garbage(&self, why: &str, answer: &str) -> Error {
-        garbage(self.plugin, self.command, why, answer)
+    pub(super) fn invalid_output(&self, reason: &str, output: &str) -> Error {
+        invalid_output(self.plugin, self.command, reason, output)
     }
 }
 
@@ -225,7 +226,7 @@ impl Call<'_> {
 /// plugins do not inherit it. The value is set for the process group, because `setpriority(PRIO_PROCESS)` changes one thread, and a
 /// plugin written in Go has several threads soon after its start. It is set after exec, because a hook between fork and exec costs a
 /// copy of the daemon's page tables: the standard library uses `CLONE_VFORK` only if there is no hook.
-fn go_first_no_more(child: &Child) {
+fn reset_nice(child: &Child) {
     let group = child.id().and_then(|id| i32::try_from(id).ok());
     // `None` would mean the daemon's own process group.
     let Some(group) = group.and_then(Pid::from_raw) else {
@@ -238,19 +239,19 @@ fn go_first_no_more(child: &Child) {
 }
 
 /// The error for invalid output.
-pub(super) fn garbage(plugin: &str, command: Command, why: &str, answer: &str) -> Error {
-    Error::Garbage {
+pub(super) fn invalid_output(plugin: &str, command: Command, reason: &str, output: &str) -> Error {
+    Error::InvalidOutput {
         plugin: plugin.to_owned(),
         command,
-        why: why.to_owned(),
-        excerpt: json::excerpt(answer),
+        why: reason.to_owned(),
+        excerpt: json::excerpt(output),
     }
 }
 
 /// The error object (spec, section 5, Error). All keys are optional: an incomplete error object is reported, too.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Said {
+struct ErrorObject {
     #[serde(rename = "cniVersion")]
     cni_version: String,
     code: u64,
@@ -259,20 +260,20 @@ struct Said {
 }
 
 /// The exit status and the output of a plugin.
-struct Heard {
+struct Output {
     status: ExitStatus,
-    stdout: Kept,
-    stderr: Kept,
+    stdout: Captured,
+    stderr: Captured,
 }
 
 /// A running plugin. On drop, its process group is killed unless it was reaped.
-struct Running {
+struct RunningPlugin {
     child: Child,
     group: Option<Pid>,
     reaped: bool,
 }
 
-impl Running {
+impl RunningPlugin {
     fn of(child: Child) -> Self {
         let id = child.id().and_then(|id| i32::try_from(id).ok());
         Self {
@@ -283,40 +284,40 @@ impl Running {
     }
 
     /// Writes the input, reads the output, then reaps the plugin: until then its process id, which is that of its group, is not reused.
-    /// Children of the plugin may keep its pipes open: they are read for at most [`LINGER`] after the plugin has exited.
-    async fn hear(&mut self, stdin: &[u8]) -> io::Result<Heard> {
+    /// Children of the plugin may keep its pipes open: they are read for at most [`PIPE_GRACE_PERIOD`] after the plugin has exited.
+    async fn communicate(&mut self, stdin: &[u8]) -> io::Result<Output> {
         let input = self.child.stdin.take();
-        let feed = async {
+        let write_stdin = async {
             if let Some(mut input) = input {
                 // EPIPE: a plugin is not required to read its input.
                 let _ = input.write_all(stdin).await;
             }
         };
-        let (its_stdout, its_stderr) = (self.child.stdout.take(), self.child.stderr.take());
-        let ended = Self::ended(self.group);
-        let (mut stdout, mut stderr) = (Kept::default(), Kept::default());
+        let (stdout_pipe, stderr_pipe) = (self.child.stdout.take(), self.child.stderr.take());
+        let exit = Self::wait_for_exit(self.group);
+        let (mut stdout, mut stderr) = (Captured::default(), Captured::default());
         {
-            let talk = async {
+            let exchange = async {
                 let ((), out, err) = tokio::join!(
-                    feed,
-                    stdout.read(its_stdout, Keep::Head(OUTPUT_LIMIT)),
-                    stderr.read(its_stderr, Keep::Tail(ERROR_LIMIT))
+                    write_stdin,
+                    stdout.read(stdout_pipe, Keep::Head(OUTPUT_LIMIT)),
+                    stderr.read(stderr_pipe, Keep::Tail(ERROR_LIMIT))
                 );
                 out.and(err)
             };
-            tokio::pin!(talk);
+            tokio::pin!(exchange);
             tokio::select! {
-                talked = &mut talk => talked?,
-                () = ended => {
-                    if let Ok(talked) = tokio::time::timeout(LINGER, &mut talk).await {
-                        talked?;
+                talked = &mut exchange => talked?,
+                () = exit => {
+                    if let Ok(result) = tokio::time::timeout(PIPE_GRACE_PERIOD, &mut exchange).await {
+                        result?;
                     }
                 }
             }
         }
         let status = self.child.wait().await?;
         self.reaped = true;
-        Ok(Heard {
+        Ok(Output {
             status,
             stdout,
             stderr,
@@ -324,19 +325,19 @@ impl Running {
     }
 
     /// Waits until the plugin has exited, without reaping it.
-    async fn ended(group: Option<Pid>) {
+    async fn wait_for_exit(group: Option<Pid>) {
         let Some(pid) = group else { return };
-        let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        while matches!(rustix::process::waitid(WaitId::Pid(pid), how), Ok(None)) {
-            tokio::time::sleep(END_STEP).await;
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        while matches!(rustix::process::waitid(WaitId::Pid(pid), options), Ok(None)) {
+            tokio::time::sleep(EXIT_POLL_INTERVAL).await;
         }
     }
 
     /// Kills a plugin that has exceeded its deadline. If it sleeps uninterruptibly, it exits later and is reaped by the tokio runtime.
-    async fn end(&mut self) {
+    async fn kill_and_wait(&mut self) {
         self.kill();
-        let dead = tokio::time::timeout(DEATH, self.child.wait()).await;
-        self.reaped = dead.is_ok();
+        let exited = tokio::time::timeout(KILL_DEADLINE, self.child.wait()).await;
+        self.reaped = exited.is_ok();
     }
 
     fn kill(&self) {
@@ -347,7 +348,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningPlugin {
     fn drop(&mut self) {
         if !self.reaped {
             self.kill();
@@ -364,13 +365,13 @@ enum Keep {
 
 /// The kept bytes of a stream.
 #[derive(Default)]
-struct Kept {
+struct Captured {
     bytes: Vec<u8>,
     /// The total number of bytes in the stream.
-    seen: usize,
+    total: usize,
 }
 
-impl Kept {
+impl Captured {
     async fn read(&mut self, stream: Option<impl AsyncRead + Unpin>, keep: Keep) -> io::Result<()> {
         let Some(mut stream) = stream else {
             return Ok(());
@@ -381,7 +382,7 @@ impl Kept {
             if read == 0 {
                 return Ok(());
             }
-            self.seen = self.seen.saturating_add(read);
+            self.total = self.total.saturating_add(read);
             self.bytes.extend_from_slice(&buffer[..read]);
             match keep {
                 Keep::Head(limit) => self.bytes.truncate(limit),

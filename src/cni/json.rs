@@ -37,27 +37,27 @@ pub(super) fn get<T: DeserializeOwned>(object: &Object, key: &str) -> Result<Opt
 }
 
 /// The text on one line; only the beginning and the end of a long text.
-pub(super) fn ends(text: &str) -> String {
-    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let count = words.chars().count();
+pub(super) fn abbreviate(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let count = line.chars().count();
     match count > 2 * EXCERPT {
         true => {
-            let end: String = words.chars().skip(count - EXCERPT).collect();
-            format!("{} {end}", excerpt(&words))
+            let end: String = line.chars().skip(count - EXCERPT).collect();
+            format!("{} {end}", excerpt(&line))
         }
-        false => words,
+        false => line,
     }
 }
 
 /// The beginning of a text, on one line; `(empty)` for an empty text.
 pub(super) fn excerpt(text: &str) -> String {
-    let mut words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match words.char_indices().nth(EXCERPT) {
+    let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(EXCERPT) {
         Some((at, _)) => {
-            words.truncate(at);
-            words + "…"
+            line.truncate(at);
+            line + "…"
         }
-        None if words.is_empty() => "(empty)".to_owned(),
-        None => words,
+        None if line.is_empty() => "(empty)".to_owned(),
+        None => line,
     }
 }

@@ -43,7 +43,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use attachment::{Attachment, Valid};
+pub use attachment::{Attachment, ValidAttachment};
 pub use cache::Cached;
 pub use error::{
     Error, Failure, INVALID_CONFIG, LIMITED, NOT_AVAILABLE, TRY_AGAIN, UNKNOWN_CONTAINER,
@@ -52,7 +52,7 @@ pub use invoke::Command;
 pub use network::{Network, Plugin};
 pub use operations::Outcome;
 pub use result::{CniResult, Dns, Interface, Ip, Route};
-pub use turns::RepairTurn;
+pub use turns::RepairPermit;
 pub use version::Version;
 
 /// The default directory of configurations (`SLICE_CNI_CONF_DIR`).
@@ -78,9 +78,9 @@ pub struct Runtime {
     pub deadline: Duration,
     /// RLIMIT_NOFILE of plugins, soft and hard; `None`: inherited.
     pub file_limit: Option<(u64, u64)>,
-    turns: Arc<turns::Turns>,
-    probed: Arc<probe::Probed>,
-    serving: Arc<serving::Serving>,
+    locks: Arc<turns::Locks>,
+    version_cache: Arc<probe::VersionCache>,
+    status_cache: Arc<serving::StatusCache>,
 }
 
 impl Runtime {
@@ -92,27 +92,27 @@ impl Runtime {
             cache_dir: CACHE_DIR.into(),
             deadline: DEADLINE,
             file_limit: None,
-            turns: Arc::default(),
-            probed: Arc::default(),
-            serving: Arc::default(),
+            locks: Arc::default(),
+            version_cache: Arc::default(),
+            status_cache: Arc::default(),
         }
     }
 
     /// A runtime with the directories in `SLICE_CNI_CONF_DIR`, `CNI_PATH` and `SLICE_CNI_CACHE_DIR`, and the default for each variable
     /// that is unset or empty.
     pub fn from_env() -> Self {
-        let set = |key: &str| env::var_os(key).filter(|value| !value.is_empty());
+        let env_var = |key: &str| env::var_os(key).filter(|value| !value.is_empty());
         let mut this = Self::new();
-        if let Some(folder) = set("SLICE_CNI_CONF_DIR") {
-            this.conf_dir = folder.into();
+        if let Some(dir) = env_var("SLICE_CNI_CONF_DIR") {
+            this.conf_dir = dir.into();
         }
-        if let Some(folders) = set("CNI_PATH") {
-            let folders = env::split_paths(&folders);
-            this.bin_dirs = folders
+        if let Some(folders) = env_var("CNI_PATH") {
+            let dirs = env::split_paths(&folders);
+            this.bin_dirs = dirs
                 .filter(|folder| !folder.as_os_str().is_empty())
                 .collect();
         }
-        if let Some(folder) = set("SLICE_CNI_CACHE_DIR") {
+        if let Some(folder) = env_var("SLICE_CNI_CACHE_DIR") {
             this.cache_dir = folder.into();
         }
         this
@@ -124,8 +124,8 @@ impl Runtime {
     /// # Why
     /// From the first DEL to the end of the ADD a guest has no network. Plugins that run at the same time share the processors, so a
     /// concurrent repair of all VMs, after a flush of all rules, would disconnect each of them for the duration of all repairs.
-    pub async fn repair_turn(&self) -> Option<RepairTurn> {
-        self.turns.repair().await
+    pub async fn repair_permit(&self) -> Option<RepairPermit> {
+        self.locks.repair().await
     }
 
     /// Reads the configuration of a network. If several files describe it, the first is used, sorted by file name, lists (`.conflist`)
@@ -140,7 +140,7 @@ impl Runtime {
     }
 
     /// The missing plugins of a network, one message each; empty if all are installed.
-    pub fn lacking(&self, network: &Network) -> Vec<String> {
+    pub fn missing_plugins(&self, network: &Network) -> Vec<String> {
         let plugins = network.plugins.iter();
         let missing =
             plugins.filter_map(|plugin| find::program(&self.bin_dirs, &plugin.name).err());

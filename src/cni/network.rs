@@ -14,7 +14,7 @@ use super::{Error, Version, names};
 
 /// A valid network configuration. It is serialized completely, so that DEL can use it after the file was changed or removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Kept", into = "Kept")]
+#[serde(try_from = "Serialized", into = "Serialized")]
 pub struct Network {
     /// Its name.
     pub name: String,
@@ -47,7 +47,7 @@ pub struct Plugin {
 
 /// The serialised fields of a network; the others are parsed from them.
 #[derive(Serialize, Deserialize)]
-struct Kept {
+struct Serialized {
     path: PathBuf,
     config: String,
 }
@@ -80,7 +80,7 @@ impl Ipam {
 }
 
 /// IPAM plugins that add the `IP` of `CNI_ARGS` as a second address, or ignore it.
-const IP_MEANS_ANOTHER: [&str; 3] = ["static", "dhcp", "whereabouts"];
+const IPAM_WITHOUT_IP_REQUESTS: [&str; 3] = ["static", "dhcp", "whereabouts"];
 
 impl Network {
     /// Parses a configuration list: the text of a `.conflist`. `path` is used in messages. Keys that the spec does not define, or leaves
@@ -93,14 +93,14 @@ impl Network {
         };
         let name = field.name()?;
         names::network(&name)
-            .map_err(|error| Error::bad_config(path, error.to_string(), "a network name"))?;
+            .map_err(|error| Error::invalid_config(path, error.to_string(), "a network name"))?;
         let versions = field.versions()?;
         let Some(cni_version) = versions.last().copied() else {
             return Err(unsupported(path, field.declared_versions()?));
         };
         let plugins = field.plugins()?;
         if plugins.is_empty() {
-            return Err(Error::bad_config(path, "none", "at least one plugin"));
+            return Err(Error::invalid_config(path, "none", "at least one plugin"));
         }
         Ok(Self {
             name,
@@ -146,18 +146,18 @@ impl Network {
     /// Whether an address can be requested from its IPAM plugin (`IP` of `CNI_ARGS`). An address outside its subnets must not be
     /// requested: the bridge plugin up to 1.5 creates the bridge before it calls IPAM. If IPAM refuses the address, the new bridge loses
     /// its only port, and further ADDs fail ("could not set bridge's mac").
-    pub fn can_be_asked_for(&self, address: IpAddr) -> bool {
+    pub fn can_request(&self, address: IpAddr) -> bool {
         let ipams = self.plugins.iter().map(Plugin::ipam);
         let mut ipams = ipams.filter(|ipam| !ipam.r#type.is_empty());
         ipams.next().is_some_and(|ipam| {
             let mut subnets = ipam.subnets().peekable();
             let is_in = subnets.peek().is_none() || subnets.any(|net| net.contains(address));
-            is_in && !IP_MEANS_ANOTHER.contains(&ipam.r#type.as_str())
+            is_in && !IPAM_WITHOUT_IP_REQUESTS.contains(&ipam.r#type.as_str())
         })
     }
 
     /// The same configuration with exactly one of its [`versions`](Self::versions).
-    pub(super) fn pinned(&self, version: Version) -> Result<Self, Error> {
+    pub(super) fn with_version(&self, version: Version) -> Result<Self, Error> {
         let mut object = object(&self.path, &self.config)?;
         object.insert("cniVersion".to_owned(), json::raw(&version));
         object.remove("cniVersions");
@@ -167,34 +167,34 @@ impl Network {
 
 impl Network {
     /// The same configuration with only the plugins at these positions of the chain, in its order.
-    pub(super) fn only(&self, places: &[usize]) -> Result<Self, Error> {
+    pub(super) fn with_plugins(&self, indexes: &[usize]) -> Result<Self, Error> {
         let mut object = object(&self.path, &self.config)?;
         let plugins = self.plugins.iter().enumerate();
-        let kept: Vec<Object> = plugins
-            .filter(|(at, _)| places.contains(at))
+        let selected: Vec<Object> = plugins
+            .filter(|(index, _)| indexes.contains(index))
             .map(|(_, plugin)| plugin.object())
             .collect();
-        object.insert("plugins".to_owned(), json::raw(&kept));
+        object.insert("plugins".to_owned(), json::raw(&selected));
         Self::parse(&self.path, &json::text(&object))
     }
 }
 
 impl Plugin {
     fn parse(path: &Path, at: &str, config: &str) -> Result<Self, Error> {
-        let bad = |found: String, expected: &str| {
-            Error::bad_config(path, format!("{at}: {found}"), expected)
+        let invalid = |found: String, expected: &str| {
+            Error::invalid_config(path, format!("{at}: {found}"), expected)
         };
         let object: Object = serde_json::from_str(config)
-            .map_err(|_| bad(json::excerpt(config), "a plugin's configuration, an object"))?;
+            .map_err(|_| invalid(json::excerpt(config), "a plugin's configuration, an object"))?;
         let name: Option<String> =
-            json::get(&object, "type").map_err(|found| bad(found, "a plugin's name"))?;
-        let name = name.ok_or_else(|| bad("no `type`".to_owned(), "a plugin's name"))?;
+            json::get(&object, "type").map_err(|found| invalid(found, "a plugin's name"))?;
+        let name = name.ok_or_else(|| invalid("no `type`".to_owned(), "a plugin's name"))?;
         if !names::is_plugin(&name) {
             let found = format!("`type` = \"{}\"", json::excerpt(&name));
-            return Err(bad(found, "a file name without `/` and `\\`"));
+            return Err(invalid(found, "a file name without `/` and `\\`"));
         }
         let declared: Option<BTreeMap<String, bool>> = json::get(&object, "capabilities")
-            .map_err(|found| bad(found, "an object with boolean values"))?;
+            .map_err(|found| invalid(found, "an object with boolean values"))?;
         let declared = declared.unwrap_or_default().into_iter();
         Ok(Self {
             name,
@@ -213,7 +213,7 @@ impl Plugin {
 
     /// `ipam.dataDir`, below which `host-local` keeps a directory of reservations per network, if this plugin delegates to it. Empty if
     /// the configuration does not set it.
-    pub(super) fn host_local(&self) -> Option<PathBuf> {
+    pub(super) fn host_local_data_dir(&self) -> Option<PathBuf> {
         let ipam = self.ipam();
         (ipam.r#type == "host-local").then_some(ipam.data_dir)
     }
@@ -224,15 +224,15 @@ impl Plugin {
     }
 }
 
-impl TryFrom<Kept> for Network {
+impl TryFrom<Serialized> for Network {
     type Error = Error;
 
-    fn try_from(kept: Kept) -> Result<Self, Error> {
-        Self::parse(&kept.path, &kept.config)
+    fn try_from(serialized: Serialized) -> Result<Self, Error> {
+        Self::parse(&serialized.path, &serialized.config)
     }
 }
 
-impl From<Network> for Kept {
+impl From<Network> for Serialized {
     fn from(network: Network) -> Self {
         Self {
             path: network.path,
@@ -243,7 +243,7 @@ impl From<Network> for Kept {
 
 /// Parses a text as a JSON object.
 pub(super) fn object(path: &Path, text: &str) -> Result<Object, Error> {
-    serde_json::from_str(text).map_err(|error| Error::not_a(path, "a JSON object", &error))
+    serde_json::from_str(text).map_err(|error| Error::unparsable(path, "a JSON object", &error))
 }
 
 /// Reads the keys of a list, with checks.
@@ -255,7 +255,7 @@ pub(super) struct Fields<'a> {
 impl Fields<'_> {
     pub(super) fn name(&self) -> Result<String, Error> {
         let name = self.get("name", "a network name")?;
-        name.ok_or_else(|| Error::bad_config(self.path, "no `name`", "a network name"))
+        name.ok_or_else(|| Error::invalid_config(self.path, "no `name`", "a network name"))
     }
 
     /// A boolean, or a string with a boolean, which libcni accepts, too.
@@ -264,19 +264,19 @@ impl Fields<'_> {
         #[serde(untagged)]
         enum Flag {
             Bool(bool),
-            Word(String),
+            Text(String),
         }
-        let word = match self.get(key, "true or false")? {
+        let text = match self.get(key, "true or false")? {
             None => return Ok(false),
             Some(Flag::Bool(flag)) => return Ok(flag),
-            Some(Flag::Word(word)) => word,
+            Some(Flag::Text(word)) => word,
         };
-        match word.to_ascii_lowercase().as_str() {
+        match text.to_ascii_lowercase().as_str() {
             "true" => Ok(true),
             "false" => Ok(false),
             _ => {
-                let found = format!("`{key}` = \"{}\"", json::excerpt(&word));
-                Err(Error::bad_config(self.path, found, "true or false"))
+                let found = format!("`{key}` = \"{}\"", json::excerpt(&text));
+                Err(Error::invalid_config(self.path, found, "true or false"))
             }
         }
     }
@@ -285,14 +285,14 @@ impl Fields<'_> {
     pub(super) fn raw_plugins(&self) -> Result<Option<Vec<Box<RawValue>>>, Error> {
         let plugins: Option<Vec<Box<RawValue>>> = self.get("plugins", "a list of plugins")?;
         if plugins.as_ref().is_some_and(Vec::is_empty) {
-            return Err(Error::bad_config(
+            return Err(Error::invalid_config(
                 self.path,
                 "`plugins` = []",
                 "at least one plugin",
             ));
         }
         if plugins.is_none() && self.flag("loadOnlyInlinedPlugins")? {
-            return Err(Error::bad_config(
+            return Err(Error::invalid_config(
                 self.path,
                 "no `plugins`",
                 "`plugins`, because `loadOnlyInlinedPlugins` is true",
@@ -330,7 +330,8 @@ impl Fields<'_> {
         key: &str,
         expected: &str,
     ) -> Result<Option<T>, Error> {
-        json::get(self.object, key).map_err(|found| Error::bad_config(self.path, found, expected))
+        json::get(self.object, key)
+            .map_err(|found| Error::invalid_config(self.path, found, expected))
     }
 }
 

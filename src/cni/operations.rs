@@ -1,11 +1,12 @@
 //! ADD, CHECK, GC and STATUS of a chain of plugins (spec, section 3), and the cache of results.
-//! Out of scope: the call of one plugin; DEL (`removal`).
+//! Out of scope: the call of one plugin; DEL (`del`).
 
-use super::cache::Shelf;
-use super::invoke::{Call, Command, garbage};
-use super::request::{self, About};
+use super::cache::RecordDir;
+use super::invoke::{Call, Command, invalid_output};
+use super::request::{self, Subject};
 use super::{
-    Attachment, Cached, CniResult, Error, Failure, Network, Plugin, Runtime, Valid, cache, find,
+    Attachment, Cached, CniResult, Error, Failure, Network, Plugin, Runtime, ValidAttachment,
+    cache, find,
 };
 use std::collections::BTreeSet;
 use std::io;
@@ -18,7 +19,7 @@ pub enum Outcome {
     /// No plugin was called: the configuration disables the operation (`disableCheck`, `disableGC`).
     Disabled,
     /// No plugin was called: the version of the configuration does not define the operation.
-    Unknown,
+    Unsupported,
 }
 
 impl Runtime {
@@ -35,42 +36,44 @@ impl Runtime {
     ) -> Result<CniResult, Error> {
         attachment.check()?;
         if attachment.netns.is_none() {
-            return Err(Error::BadArgument {
+            return Err(Error::InvalidArgument {
                 what: "network namespace",
                 value: String::new(),
                 why: "must not be empty",
             });
         }
-        let _turn = self.turns.container(&attachment.container_id).await;
+        let _turn = self.locks.container(&attachment.container_id).await;
         if self.cached(&network.name, attachment)?.is_some() {
-            return Err(added_before(network, attachment));
+            return Err(already_added(network, attachment));
         }
         let mut result: Option<CniResult> = None;
         for plugin in &network.plugins {
             if let Some(result) = &result {
-                let shelf = Shelf::Unfinished;
-                cache::write(&self.cache_dir, shelf, network, attachment, result)?;
+                let dir = RecordDir::Unfinished;
+                cache::write(&self.cache_dir, dir, network, attachment, result)?;
             }
-            let about = About::Attachment {
+            let subject = Subject::Attachment {
                 attachment,
                 previous: result.as_ref(),
             };
-            let answer = self.ask(network, plugin, Command::Add, about).await?;
-            let parsed = CniResult::parse(&answer, network.cni_version);
-            let parsed =
-                parsed.map_err(|why| garbage(&plugin.name, Command::Add, &why, &answer))?;
+            let output = self
+                .call_plugin(network, plugin, Command::Add, subject)
+                .await?;
+            let parsed = CniResult::parse(&output, network.cni_version);
+            let parsed = parsed
+                .map_err(|reason| invalid_output(&plugin.name, Command::Add, &reason, &output))?;
             result = Some(parsed);
         }
         let Some(result) = result else {
-            return Err(Error::bad_config(
+            return Err(Error::invalid_config(
                 &network.path,
                 "none",
                 "at least one plugin",
             ));
         };
-        let (folder, shelf) = (&self.cache_dir, Shelf::Results);
-        cache::write(folder, shelf, network, attachment, &result)?;
-        cache::remove(folder, Shelf::Unfinished, &network.name, attachment)?;
+        let (cache_dir, shelf) = (&self.cache_dir, RecordDir::Results);
+        cache::write(cache_dir, shelf, network, attachment, &result)?;
+        cache::remove(cache_dir, RecordDir::Unfinished, &network.name, attachment)?;
         Ok(result)
     }
 
@@ -83,16 +86,16 @@ impl Runtime {
     ) -> Result<CniResult, Error> {
         let error = match self.add(network, attachment).await {
             Ok(result) => return Ok(result),
-            Err(error @ (Error::AddedBefore { .. } | Error::BadArgument { .. })) => {
+            Err(error @ (Error::AlreadyAdded { .. } | Error::InvalidArgument { .. })) => {
                 return Err(error);
             }
             Err(error) => error,
         };
-        if let Err(undoing) = self.del(network, attachment).await {
+        if let Err(del_error) = self.del(network, attachment).await {
             tracing::warn!(
                 network = network.name,
                 container = attachment.container_id,
-                error = %undoing,
+                error = %del_error,
                 "cannot undo a CNI ADD that failed"
             );
         }
@@ -106,71 +109,71 @@ impl Runtime {
         attachment: &Attachment,
     ) -> Result<Outcome, Error> {
         attachment.check()?;
-        let _turn = self.turns.container(&attachment.container_id).await;
-        let added = match self.for_check(network, attachment)? {
+        let _turn = self.locks.container(&attachment.container_id).await;
+        let input = match self.check_input(network, attachment)? {
             Ok(added) => added,
-            Err(unasked) => return Ok(unasked),
+            Err(outcome) => return Ok(outcome),
         };
-        for plugin in &added.network.plugins {
-            self.ask(&added.network, plugin, Command::Check, added.about())
+        for plugin in &input.network.plugins {
+            self.call_plugin(&input.network, plugin, Command::Check, input.subject())
                 .await?;
         }
         Ok(Outcome::Done)
     }
 
     /// Returns the input of CHECK. The inner `Err` is the reason why no plugin is called.
-    fn for_check(
+    fn check_input(
         &self,
         network: &Network,
         attachment: &Attachment,
-    ) -> Result<Result<Added, Outcome>, Error> {
+    ) -> Result<Result<CheckInput, Outcome>, Error> {
         let disabled = network.disable_check;
         let Some(cached) = self.cached(&network.name, attachment)? else {
-            return Err(never_added(network, attachment));
+            return Err(not_added(network, attachment));
         };
-        let (network, attachment) = remembered(network, attachment, Some(&cached));
+        let (network, attachment) = recorded(network, attachment, Some(&cached));
         if !network.cni_version.has_check() {
-            return Ok(Err(Outcome::Unknown));
+            return Ok(Err(Outcome::Unsupported));
         }
         if disabled || network.disable_check {
             return Ok(Err(Outcome::Disabled));
         }
         let result = cached.result(network.cni_version)?;
-        Ok(Ok(Added {
+        Ok(Ok(CheckInput {
             network,
             attachment,
             result,
         }))
     }
 
-    /// Calls CHECK of every plugin except the `excused`, with the cache's record of the ADD. Returns all failures. `None`: no plugin was
+    /// Calls CHECK of every plugin except the `ignored`, with the cache's record of the ADD. Returns all failures. `None`: no plugin was
     /// called, because the configuration disables CHECK (as it was at the ADD, or as given), or its version does not define CHECK. A plugin
     /// that returns code 11 (try again later) has not checked anything, which is not a failure.
-    pub async fn complaints(
+    pub async fn check_failures(
         &self,
         network: &Network,
         attachment: &Attachment,
-        excused: &BTreeSet<String>,
+        ignored: &BTreeSet<String>,
     ) -> Result<Option<Vec<Failure>>, Error> {
         attachment.check()?;
-        let _turn = self.turns.container(&attachment.container_id).await;
-        let Ok(added) = self.for_check(network, attachment)? else {
+        let _turn = self.locks.container(&attachment.container_id).await;
+        let Ok(input) = self.check_input(network, attachment)? else {
             return Ok(None);
         };
-        let mut complaints = Vec::new();
-        let asked = |plugin: &&Plugin| !excused.contains(&plugin.name);
-        for plugin in added.network.plugins.iter().filter(asked) {
-            let answer = self.ask(&added.network, plugin, Command::Check, added.about());
-            match answer.await {
+        let mut failures = Vec::new();
+        let is_called = |plugin: &&Plugin| !ignored.contains(&plugin.name);
+        for plugin in input.network.plugins.iter().filter(is_called) {
+            let call = self.call_plugin(&input.network, plugin, Command::Check, input.subject());
+            match call.await {
                 Ok(_) => {}
-                Err(Error::Plugin(failure)) => complaints.push(failure),
+                Err(Error::Plugin(failure)) => failures.push(failure),
                 Err(Error::TryAgain(failure)) => {
                     tracing::debug!(%failure, "a CNI plugin did not perform CHECK");
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(Some(complaints))
+        Ok(Some(failures))
     }
 
     /// Calls GC of every plugin, which removes all attachments of the network that are not `valid`. Waits for operations in progress and
@@ -181,24 +184,24 @@ impl Runtime {
     pub async fn gc(
         &self,
         network: &Network,
-        valid: impl FnOnce() -> Result<Vec<Valid>, Error>,
+        valid: impl FnOnce() -> Result<Vec<ValidAttachment>, Error>,
     ) -> Result<Outcome, Vec<Error>> {
         if !network.cni_version.has_gc_and_status() {
-            return Ok(Outcome::Unknown);
+            return Ok(Outcome::Unsupported);
         }
         if network.disable_gc {
             return Ok(Outcome::Disabled);
         }
-        let Some(_turn) = self.turns.alone(self.deadline).await else {
-            let why = io::Error::from(io::ErrorKind::TimedOut);
-            let doing = "get exclusive access to the networks of";
-            return Err(vec![Error::io(doing, &self.conf_dir, why)]);
+        let Some(_turn) = self.locks.exclusive(self.deadline).await else {
+            let source = io::Error::from(io::ErrorKind::TimedOut);
+            let operation = "get exclusive access to the networks of";
+            return Err(vec![Error::io(operation, &self.conf_dir, source)]);
         };
         let valid = valid().map_err(|error| vec![error])?;
         let mut errors = Vec::new();
         for plugin in &network.plugins {
-            let asked = self.ask(network, plugin, Command::Gc, About::Valid(&valid));
-            errors.extend(asked.await.err());
+            let call = self.call_plugin(network, plugin, Command::Gc, Subject::Valid(&valid));
+            errors.extend(call.await.err());
         }
         match errors.is_empty() {
             true => Ok(Outcome::Done),
@@ -209,10 +212,10 @@ impl Runtime {
     /// Calls STATUS of every plugin in order, up to the first that fails: whether the plugins can serve an ADD.
     pub async fn status(&self, network: &Network) -> Result<Outcome, Error> {
         if !network.cni_version.has_gc_and_status() {
-            return Ok(Outcome::Unknown);
+            return Ok(Outcome::Unsupported);
         }
         for plugin in &network.plugins {
-            self.ask(network, plugin, Command::Status, About::Network)
+            self.call_plugin(network, plugin, Command::Status, Subject::Network)
                 .await?;
         }
         Ok(Outcome::Done)
@@ -220,8 +223,8 @@ impl Runtime {
 
     /// The cache's record of an attachment that was added, by its container id and interface name.
     pub fn cached(&self, network: &str, attachment: &Attachment) -> Result<Option<Cached>, Error> {
-        for shelf in cache::ADDED {
-            let found = cache::read(&self.cache_dir, shelf, network, attachment)?;
+        for dir in cache::ADDED {
+            let found = cache::read(&self.cache_dir, dir, network, attachment)?;
             if found.is_some() {
                 return Ok(found);
             }
@@ -231,63 +234,63 @@ impl Runtime {
 
     /// All attachments in our cache and in the cache that other runtimes on this host use.
     pub fn attachments(&self) -> Result<Vec<Cached>, Error> {
-        self.added(|_| true)
+        self.list_added(|_| true)
     }
 
     /// The attachments of one container. The records of others are not read.
     pub fn attachments_of(&self, container_id: &str) -> Result<Vec<Cached>, Error> {
-        let mut found = self.added(|file| file.contains(container_id))?;
+        let mut found = self.list_added(|file| file.contains(container_id))?;
         found.retain(|cached| cached.attachment.container_id == container_id);
         Ok(found)
     }
 
-    fn added(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<Cached>, Error> {
+    fn list_added(&self, filter: impl Fn(&str) -> bool) -> Result<Vec<Cached>, Error> {
         let mut found = Vec::new();
-        for shelf in cache::ADDED {
-            found.extend(cache::list(&self.cache_dir, shelf, &wanted)?);
+        for dir in cache::ADDED {
+            found.extend(cache::list(&self.cache_dir, dir, &filter)?);
         }
         Ok(found)
     }
 
     /// Moves the records of our containers from the cache that other runtimes use into our own.
-    pub fn bring_home(&self, is_ours: impl Fn(&str) -> bool) -> Result<(), Error> {
-        let found = cache::list(&self.cache_dir, Shelf::Libcni, |_| true)?;
+    pub fn migrate_records(&self, is_ours: impl Fn(&str) -> bool) -> Result<(), Error> {
+        let found = cache::list(&self.cache_dir, RecordDir::Libcni, |_| true)?;
         let mut ours = found
             .iter()
             .filter(|cached| is_ours(&cached.attachment.container_id));
-        ours.try_for_each(|cached| cache::bring_home(&self.cache_dir, cached))
+        ours.try_for_each(|cached| cache::migrate_record(&self.cache_dir, cached))
     }
 
     /// The records of our ADDs that are in progress or were interrupted, with the result so far.
     pub fn unfinished(&self) -> Result<Vec<Cached>, Error> {
-        cache::list(&self.cache_dir, Shelf::Unfinished, |_| true)
+        cache::list(&self.cache_dir, RecordDir::Unfinished, |_| true)
     }
 
     /// The records of abandoned attachments, each with the plugins that failed to release it.
     pub fn abandoned(&self) -> Result<Vec<Cached>, Error> {
-        cache::list(&self.cache_dir, Shelf::Abandoned, |_| true)
+        cache::list(&self.cache_dir, RecordDir::Abandoned, |_| true)
     }
 
     /// Removes the cache's records of an attachment, without calling a plugin. [`del`](Self::del) does this.
-    pub fn forget(&self, network: &str, attachment: &Attachment) -> Result<(), Error> {
+    pub fn remove_records(&self, network: &str, attachment: &Attachment) -> Result<(), Error> {
         cache::ALL
             .into_iter()
             .try_for_each(|shelf| cache::remove(&self.cache_dir, shelf, network, attachment))
     }
 
-    pub(super) async fn ask(
+    pub(super) async fn call_plugin(
         &self,
         network: &Network,
         plugin: &Plugin,
         command: Command,
-        about: About<'_>,
+        subject: Subject<'_>,
     ) -> Result<String, Error> {
         let call = Call {
             plugin: &plugin.name,
             program: &find::program(&self.bin_dirs, &plugin.name)?,
             command,
-            environment: request::environment(command, about, &self.bin_dirs),
-            stdin: request::stdin(network, plugin, about),
+            environment: request::environment(command, subject, &self.bin_dirs),
+            stdin: request::stdin(network, plugin, subject),
             deadline: self.deadline,
             file_limit: self.file_limit,
         };
@@ -296,15 +299,15 @@ impl Runtime {
 }
 
 /// The input of CHECK, from the cache's record of the ADD.
-struct Added {
+struct CheckInput {
     network: Network,
     attachment: Attachment,
     result: CniResult,
 }
 
-impl Added {
-    fn about(&self) -> About<'_> {
-        About::Attachment {
+impl CheckInput {
+    fn subject(&self) -> Subject<'_> {
+        Subject::Attachment {
             attachment: &self.attachment,
             previous: Some(&self.result),
         }
@@ -312,7 +315,7 @@ impl Added {
 }
 
 /// The network and the parameters of the ADD from its record, or the given ones.
-pub(super) fn remembered(
+pub(super) fn recorded(
     network: &Network,
     attachment: &Attachment,
     cached: Option<&Cached>,
@@ -332,16 +335,16 @@ pub(super) fn remembered(
     (network, attachment)
 }
 
-fn added_before(network: &Network, attachment: &Attachment) -> Error {
-    Error::AddedBefore {
+fn already_added(network: &Network, attachment: &Attachment) -> Error {
+    Error::AlreadyAdded {
         network: network.name.clone(),
         container_id: attachment.container_id.clone(),
         ifname: attachment.ifname.clone(),
     }
 }
 
-fn never_added(network: &Network, attachment: &Attachment) -> Error {
-    Error::NeverAdded {
+fn not_added(network: &Network, attachment: &Attachment) -> Error {
+    Error::NotAdded {
         network: network.name.clone(),
         container_id: attachment.container_id.clone(),
         ifname: attachment.ifname.clone(),

@@ -9,15 +9,15 @@ use std::time::SystemTime;
 
 use serde::Deserialize;
 
-use super::invoke::{Call, Command, garbage};
+use super::invoke::{Call, Command, invalid_output};
 use super::{Error, Network, Runtime, Version, find};
 
 /// The supported versions of plugins by program, with the modification time of the program.
 #[derive(Debug, Default)]
-pub(super) struct Probed(Mutex<HashMap<PathBuf, (SystemTime, Vec<String>)>>);
+pub(super) struct VersionCache(Mutex<HashMap<PathBuf, (SystemTime, Vec<String>)>>);
 
 #[derive(Deserialize)]
-struct Answer {
+struct VersionOutput {
     #[serde(rename = "supportedVersions")]
     supported: Vec<String>,
 }
@@ -26,11 +26,11 @@ impl Runtime {
     /// The versions that a plugin supports, as it reports them. Cached until the program of the plugin changes.
     pub async fn version(&self, plugin: &str) -> Result<Vec<String>, Error> {
         let program = find::program(&self.bin_dirs, plugin)?;
-        let changed = fs::metadata(&program).and_then(|about| about.modified());
+        let modified = fs::metadata(&program).and_then(|metadata| metadata.modified());
         let changed =
-            changed.map_err(|error| Error::io("read the attributes of", &program, error))?;
-        if let Some((then, versions)) = self.probed.lock().get(&program)
-            && *then == changed
+            modified.map_err(|error| Error::io("read the attributes of", &program, error))?;
+        if let Some((cached, versions)) = self.version_cache.lock().get(&program)
+            && *cached == changed
         {
             return Ok(versions.clone());
         }
@@ -47,12 +47,12 @@ impl Runtime {
             deadline: self.deadline,
             file_limit: self.file_limit,
         };
-        let answer = call.run().await?;
-        let versions = serde_json::from_str::<Answer>(&answer)
-            .map_err(|error| garbage(plugin, command, &error.to_string(), &answer))?
+        let output = call.run().await?;
+        let versions = serde_json::from_str::<VersionOutput>(&output)
+            .map_err(|error| invalid_output(plugin, command, &error.to_string(), &output))?
             .supported;
-        let learnt = (changed, versions.clone());
-        self.probed.lock().insert(program, learnt);
+        let entry = (changed, versions.clone());
+        self.version_cache.lock().insert(program, entry);
         Ok(versions)
     }
 
@@ -64,25 +64,25 @@ impl Runtime {
     pub async fn negotiate(&self, network: &Network) -> Result<Network, Error> {
         let mut common = network.versions.clone();
         for plugin in &network.plugins {
-            let spoken = self.version(&plugin.name).await?;
+            let supported = self.version(&plugin.name).await?;
             let expected = common.iter().map(Version::to_string).collect();
-            common.retain(|version| spoken.iter().any(|text| text == version.as_str()));
+            common.retain(|version| supported.iter().any(|text| text == version.as_str()));
             if common.is_empty() {
                 return Err(Error::UnsupportedVersion {
                     what: format!("CNI plugin `{}`", plugin.name),
-                    found: spoken,
+                    found: supported,
                     expected,
                 });
             }
         }
         match common.last() {
-            Some(highest) if *highest != network.cni_version => network.pinned(*highest),
+            Some(highest) if *highest != network.cni_version => network.with_version(*highest),
             _ => Ok(network.clone()),
         }
     }
 }
 
-impl Probed {
+impl VersionCache {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, (SystemTime, Vec<String>)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,23 +1,23 @@
 //! DEL of a chain of plugins (spec, section 3), and abandoning an attachment if DEL fails.
 //! Out of scope: the call of one plugin; resources that plugins do not remove.
 
-use super::cache::Shelf;
+use super::cache::RecordDir;
 use super::error::UNKNOWN_CONTAINER;
 use super::invoke::Command;
-use super::operations::remembered;
-use super::request::About;
+use super::operations::recorded;
+use super::request::Subject;
 use super::{Attachment, Cached, CniResult, Error, Network, Plugin, Runtime, cache};
 
 impl Runtime {
     /// Detaches: calls [`release`](Self::release), a second time if that [may succeed](Error::may_be_done_now), and removes the cache's
     /// record.
     pub async fn del(&self, network: &Network, attachment: &Attachment) -> Result<(), Error> {
-        let released = match self.release(network, attachment).await {
-            Err(error) if error.may_be_done_now() => self.release(network, attachment).await,
+        let result = match self.release(network, attachment).await {
+            Err(error) if error.should_retry_now() => self.release(network, attachment).await,
             released => released,
         };
-        released?;
-        self.forget(&network.name, attachment)
+        result?;
+        self.remove_records(&network.name, attachment)
     }
 
     /// Calls DEL of every plugin in reverse order, up to the first that fails. It may be called any number of times, with and without an
@@ -29,78 +29,78 @@ impl Runtime {
     /// result.
     pub async fn release(&self, network: &Network, attachment: &Attachment) -> Result<(), Error> {
         attachment.check()?;
-        let _turn = self.turns.container(&attachment.container_id).await;
-        let recalled = self.recall_all(network, attachment)?;
-        for plugin in recalled.network.plugins.iter().rev() {
-            self.del_one(&recalled, plugin).await?;
+        let _turn = self.locks.container(&attachment.container_id).await;
+        let input = self.del_input(network, attachment)?;
+        for plugin in input.network.plugins.iter().rev() {
+            self.call_del(&input, plugin).await?;
         }
         Ok(())
     }
 
     /// Calls DEL of every plugin, even if others fail, and then treats the attachment as deleted. Returns the errors. A record is kept that
     /// contains only the plugins that failed ([`abandoned`](Self::abandoned)): what the others have released may belong to another
-    /// container when these plugins are called again. A plugin that has exceeded its deadline a moment ago with the error `hung` has
+    /// container when these plugins are called again. A plugin that has exceeded its deadline a moment ago with the error `timed_out` has
     /// failed, and is not called.
     pub async fn abandon(
         &self,
         network: &Network,
         attachment: &Attachment,
-        mut hung: Option<Error>,
+        mut timed_out: Option<Error>,
     ) -> Result<Vec<Error>, Error> {
         attachment.check()?;
-        let _turn = self.turns.container(&attachment.container_id).await;
-        let recalled = self.recall_all(network, attachment)?;
+        let _turn = self.locks.container(&attachment.container_id).await;
+        let input = self.del_input(network, attachment)?;
         let mut errors = Vec::new();
         let mut failed = Vec::new();
-        for (at, plugin) in recalled.network.plugins.iter().enumerate().rev() {
-            let released = match hung.take_if(|error| error.is_deadline_of(&plugin.name)) {
+        for (at, plugin) in input.network.plugins.iter().enumerate().rev() {
+            let released = match timed_out.take_if(|error| error.is_deadline_of(&plugin.name)) {
                 Some(error) => Err(error),
-                None => self.del_one(&recalled, plugin).await,
+                None => self.call_del(&input, plugin).await,
             };
             if let Err(error) = released {
                 errors.push(error);
                 failed.push(at);
             }
         }
-        let name = &recalled.network.name;
-        self.forget(name, attachment)?;
+        let name = &input.network.name;
+        self.remove_records(name, attachment)?;
         if !failed.is_empty() {
-            let owing = recalled.network.only(&failed)?;
-            let result = match recalled.result {
+            let remaining = input.network.with_plugins(&failed)?;
+            let result = match input.result {
                 Some(result) => result,
-                None => CniResult::parse("{}", owing.cni_version)
-                    .map_err(|why| Error::bad_config(&owing.path, why, "a result"))?,
+                None => CniResult::parse("{}", remaining.cni_version)
+                    .map_err(|reason| Error::invalid_config(&remaining.path, reason, "a result"))?,
             };
-            let (folder, shelf) = (&self.cache_dir, Shelf::Abandoned);
-            cache::write(folder, shelf, &owing, &recalled.attachment, &result)?;
+            let (cache_dir, dir) = (&self.cache_dir, RecordDir::Abandoned);
+            cache::write(cache_dir, dir, &remaining, &input.attachment, &result)?;
         }
         Ok(errors)
     }
 
-    async fn del_one(&self, recalled: &Recalled, plugin: &Plugin) -> Result<(), Error> {
-        let about = About::Attachment {
-            attachment: &recalled.attachment,
-            previous: recalled.result.as_ref(),
+    async fn call_del(&self, input: &DelInput, plugin: &Plugin) -> Result<(), Error> {
+        let subject = Subject::Attachment {
+            attachment: &input.attachment,
+            previous: input.result.as_ref(),
         };
-        let asked = self.ask(&recalled.network, plugin, Command::Del, about);
-        match asked.await {
+        let call = self.call_plugin(&input.network, plugin, Command::Del, subject);
+        match call.await {
             Err(error) if error.code() == Some(UNKNOWN_CONTAINER) => {
                 tracing::debug!(%error, "the CNI plugin does not know the container: nothing to release");
                 Ok(())
             }
-            asked => asked.map(drop),
+            result => result.map(drop),
         }
     }
 
     /// Returns the input of DEL: the record of the ADD, or the parameters.
-    fn recall_all(&self, network: &Network, attachment: &Attachment) -> Result<Recalled, Error> {
+    fn del_input(&self, network: &Network, attachment: &Attachment) -> Result<DelInput, Error> {
         let mut cached = None;
-        for shelf in cache::ALL {
+        for dir in cache::ALL {
             if cached.is_none() {
-                cached = self.recall(shelf, network, attachment)?;
+                cached = self.read_record(dir, network, attachment)?;
             }
         }
-        let (network, attachment) = remembered(network, attachment, cached.as_ref());
+        let (network, attachment) = recorded(network, attachment, cached.as_ref());
         let result = cached.filter(|_| network.cni_version.has_check());
         let result = result.and_then(|cached| {
             let result = cached.result(network.cni_version);
@@ -110,7 +110,7 @@ impl Runtime {
                 )
                 .ok()
         });
-        Ok(Recalled {
+        Ok(DelInput {
             network,
             attachment,
             result,
@@ -118,9 +118,9 @@ impl Runtime {
     }
 
     /// Reads a record for DEL, which is called without the record if that is damaged.
-    fn recall(
+    fn read_record(
         &self,
-        shelf: Shelf,
+        shelf: RecordDir,
         network: &Network,
         attachment: &Attachment,
     ) -> Result<Option<Cached>, Error> {
@@ -135,7 +135,7 @@ impl Runtime {
 }
 
 /// The input of DEL.
-struct Recalled {
+struct DelInput {
     network: Network,
     attachment: Attachment,
     result: Option<CniResult>,

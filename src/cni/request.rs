@@ -6,42 +6,42 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::attachment::{Attachment, Valid};
+use super::attachment::{Attachment, ValidAttachment};
 use super::invoke::Command;
 use super::json;
 use super::network::{Network, Plugin};
 use super::result::CniResult;
 
 /// The prefix of keys that are reserved for the runtime: those in a configuration are not passed on.
-const RESERVED: &str = "cni.dev/";
+const RESERVED_PREFIX: &str = "cni.dev/";
 
 /// The keys of the list of valid attachments for GC. The tagged text of spec 1.1.0 and the current text use different keys. If the key
 /// that a plugin reads is missing, the plugin removes all attachments.
-const VALID: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+const VALID_ATTACHMENTS_KEYS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 
 /// The subject of an operation.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum About<'a> {
+pub(super) enum Subject<'a> {
     /// ADD, DEL, CHECK.
     Attachment {
         attachment: &'a Attachment,
         previous: Option<&'a CniResult>,
     },
     /// GC.
-    Valid(&'a [Valid]),
+    Valid(&'a [ValidAttachment]),
     /// STATUS.
     Network,
 }
 
 /// The execution configuration, which the plugin reads from standard input.
-pub(super) fn stdin(network: &Network, plugin: &Plugin, about: About<'_>) -> String {
+pub(super) fn stdin(network: &Network, plugin: &Plugin, subject: Subject<'_>) -> String {
     let mut object = plugin.object();
-    object.retain(|key, _| !key.starts_with(RESERVED) && key != "prevResult");
+    object.retain(|key, _| !key.starts_with(RESERVED_PREFIX) && key != "prevResult");
     let mut insert = |key: &str, value| object.insert(key.to_owned(), value);
     insert("name", json::raw(&network.name));
     insert("cniVersion", json::raw(&network.cni_version));
-    match about {
-        About::Attachment {
+    match subject {
+        Subject::Attachment {
             attachment,
             previous,
         } => {
@@ -58,12 +58,12 @@ pub(super) fn stdin(network: &Network, plugin: &Plugin, about: About<'_>) -> Str
             }
             object.remove("capabilities");
         }
-        About::Valid(valid) => {
-            for key in VALID {
+        Subject::Valid(valid) => {
+            for key in VALID_ATTACHMENTS_KEYS {
                 insert(key, json::raw(valid));
             }
         }
-        About::Network => {}
+        Subject::Network => {}
     }
     json::text(&object)
 }
@@ -72,14 +72,14 @@ pub(super) fn stdin(network: &Network, plugin: &Plugin, about: About<'_>) -> Str
 /// they are empty, or all absent if the operation has no attachment.
 pub(super) fn environment(
     command: Command,
-    about: About<'_>,
-    folders: &[PathBuf],
+    subject: Subject<'_>,
+    dirs: &[PathBuf],
 ) -> Vec<(&'static str, OsString)> {
     let mut environment = vec![
         ("CNI_COMMAND", command.as_str().into()),
-        ("CNI_PATH", search_path(folders)),
+        ("CNI_PATH", search_path(dirs)),
     ];
-    if let About::Attachment { attachment, .. } = about {
+    if let Subject::Attachment { attachment, .. } = subject {
         let netns = attachment.netns.clone().unwrap_or_default();
         environment.extend([
             ("CNI_CONTAINERID", attachment.container_id.clone().into()),
@@ -92,7 +92,7 @@ pub(super) fn environment(
 }
 
 /// The value of `CNI_PATH`.
-pub(super) fn search_path(folders: &[PathBuf]) -> OsString {
-    let folders: Vec<OsString> = folders.iter().map(|folder| folder.into()).collect();
-    folders.join(std::ffi::OsStr::new(":"))
+pub(super) fn search_path(dirs: &[PathBuf]) -> OsString {
+    let paths: Vec<OsString> = dirs.iter().map(|dir| dir.into()).collect();
+    paths.join(std::ffi::OsStr::new(":"))
 }

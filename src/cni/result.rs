@@ -12,7 +12,7 @@ use super::json::{self, Object};
 
 /// The result of an ADD (spec, section 5, ADD Success). Unknown keys are in [`raw`](Self::raw).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Kept", into = "Kept")]
+#[serde(try_from = "Serialized", into = "Serialized")]
 pub struct CniResult {
     /// The version of the spec in which it is written.
     pub cni_version: Version,
@@ -34,19 +34,19 @@ pub struct Interface {
     /// Its name.
     pub name: String,
     /// `aa:bb:cc:dd:ee:ff`, if it has one.
-    #[serde(deserialize_with = "filled")]
+    #[serde(deserialize_with = "non_empty")]
     pub mac: Option<String>,
     /// In bytes, since 1.1.0.
-    #[serde(deserialize_with = "positive")]
+    #[serde(deserialize_with = "non_zero")]
     pub mtu: Option<u32>,
     /// The path of its network namespace; `None` on the host.
-    #[serde(deserialize_with = "filled")]
+    #[serde(deserialize_with = "non_empty")]
     pub sandbox: Option<String>,
     /// The path of the socket that is this interface, since 1.1.0.
-    #[serde(rename = "socketPath", deserialize_with = "filled")]
+    #[serde(rename = "socketPath", deserialize_with = "non_empty")]
     pub socket_path: Option<String>,
     /// The PCI device that is this interface, since 1.1.0.
-    #[serde(rename = "pciID", deserialize_with = "filled")]
+    #[serde(rename = "pciID", deserialize_with = "non_empty")]
     pub pci_id: Option<String>,
 }
 
@@ -74,13 +74,13 @@ pub struct Route {
     #[serde(default, deserialize_with = "address")]
     pub gw: Option<IpAddr>,
     /// The path MTU, in bytes, since 1.1.0.
-    #[serde(default, deserialize_with = "positive")]
+    #[serde(default, deserialize_with = "non_zero")]
     pub mtu: Option<u32>,
     /// The maximum segment size to advertise, in bytes, since 1.1.0.
-    #[serde(default, deserialize_with = "positive")]
+    #[serde(default, deserialize_with = "non_zero")]
     pub advmss: Option<u32>,
     /// The priority: a lower value takes precedence, since 1.1.0.
-    #[serde(default, deserialize_with = "positive")]
+    #[serde(default, deserialize_with = "non_zero")]
     pub priority: Option<u32>,
     /// The routing table, since 1.1.0.
     #[serde(default)]
@@ -95,16 +95,16 @@ pub struct Route {
 #[serde(default)]
 pub struct Dns {
     /// Addresses of name servers, in order of preference.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_as_default")]
     pub nameservers: Vec<String>,
     /// The local domain.
-    #[serde(deserialize_with = "filled")]
+    #[serde(deserialize_with = "non_empty")]
     pub domain: Option<String>,
     /// Search domains.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_as_default")]
     pub search: Vec<String>,
     /// Options of the resolver.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_as_default")]
     pub options: Vec<String>,
 }
 
@@ -112,49 +112,49 @@ pub struct Dns {
 #[derive(Deserialize)]
 #[serde(default)]
 #[derive(Default)]
-struct Written {
-    #[serde(deserialize_with = "nullable")]
+struct ResultFields {
+    #[serde(deserialize_with = "null_as_default")]
     interfaces: Vec<Interface>,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_as_default")]
     ips: Vec<Ip>,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_as_default")]
     routes: Vec<Route>,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "null_as_default")]
     dns: Dns,
 }
 
 /// The serialized fields of a result; the others are parsed from them.
 #[derive(Serialize, Deserialize)]
-struct Kept {
+struct Serialized {
     raw: String,
 }
 
 impl CniResult {
     /// Parses the output of a plugin and converts it to the requested version. A result without a version has the requested one. Other
     /// keys are not changed. The error is a message.
-    pub fn parse(text: &str, asked: Version) -> Result<Self, String> {
+    pub fn parse(text: &str, requested: Version) -> Result<Self, String> {
         let mut object: Object = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let named: Option<String> = json::get(&object, "cniVersion")?;
         match named.filter(|version| !version.is_empty()) {
             None => {
-                object.insert("cniVersion".to_owned(), json::raw(&asked));
+                object.insert("cniVersion".to_owned(), json::raw(&requested));
             }
             Some(named) => {
                 let named = Version::parse(&named)
                     .ok_or_else(|| format!("unknown CNI version {}", json::excerpt(&named)))?;
-                if named != asked {
-                    convert(&mut object, asked)?;
+                if named != requested {
+                    convert(&mut object, requested)?;
                 }
             }
         }
         let raw = json::text(&object);
-        let written: Written = serde_json::from_str(&raw).map_err(|error| error.to_string())?;
+        let fields: ResultFields = serde_json::from_str(&raw).map_err(|error| error.to_string())?;
         Ok(Self {
-            cni_version: asked,
-            interfaces: written.interfaces,
-            ips: written.ips,
-            routes: written.routes,
-            dns: written.dns,
+            cni_version: requested,
+            interfaces: fields.interfaces,
+            ips: fields.ips,
+            routes: fields.routes,
+            dns: fields.dns,
             raw,
         })
     }
@@ -174,15 +174,15 @@ impl CniResult {
     }
 }
 
-impl TryFrom<Kept> for CniResult {
+impl TryFrom<Serialized> for CniResult {
     type Error = String;
 
-    fn try_from(kept: Kept) -> Result<Self, String> {
-        Self::parse_as_named(&kept.raw)
+    fn try_from(serialized: Serialized) -> Result<Self, String> {
+        Self::parse_own_version(&serialized.raw)
     }
 }
 
-impl From<CniResult> for Kept {
+impl From<CniResult> for Serialized {
     fn from(result: CniResult) -> Self {
         Self { raw: result.raw }
     }
@@ -190,7 +190,7 @@ impl From<CniResult> for Kept {
 
 impl CniResult {
     /// Parses a result in the version that it specifies.
-    fn parse_as_named(text: &str) -> Result<Self, String> {
+    fn parse_own_version(text: &str) -> Result<Self, String> {
         let object: Object = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let named: Option<String> = json::get(&object, "cniVersion")?;
         let named = named.unwrap_or_default();
@@ -210,7 +210,7 @@ fn convert(object: &mut Object, to: Version) -> Result<(), String> {
     };
     for ip in &mut ips {
         let address: Option<String> = json::get(ip, "address")?;
-        match to.names_family() {
+        match to.has_ip_version() {
             true if address.unwrap_or_default().contains(':') => {
                 ip.insert("version".to_owned(), json::raw("6"));
             }
@@ -227,34 +227,34 @@ fn convert(object: &mut Object, to: Version) -> Result<(), String> {
 }
 
 /// `null` is the default value: Go writes it for an empty list.
-fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+fn null_as_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     from: D,
 ) -> Result<T, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 /// An empty string is `None`, as in Go.
-fn filled<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+fn non_empty<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     let text: Option<String> = Option::deserialize(from)?;
     Ok(text.filter(|text| !text.is_empty()))
 }
 
 /// Zero is `None`, as in Go.
-fn positive<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+fn non_zero<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
     let number: Option<u32> = Option::deserialize(from)?;
     Ok(number.filter(|number| *number > 0))
 }
 
 fn address<'de, D: Deserializer<'de>>(from: D) -> Result<Option<IpAddr>, D::Error> {
     let parse = |text: String| text.parse().map_err(de::Error::custom);
-    filled(from)?.map(parse).transpose()
+    non_empty(from)?.map(parse).transpose()
 }
 
 /// An address with a prefix length. An address without one is an error.
 fn cidr<'de, D: Deserializer<'de>>(from: D) -> Result<IpNetwork, D::Error> {
     let text = String::deserialize(from)?;
-    let whole = text.parse().ok().filter(|_| text.contains('/'));
-    whole.ok_or_else(|| {
+    let network = text.parse().ok().filter(|_| text.contains('/'));
+    network.ok_or_else(|| {
         de::Error::custom(format!(
             "invalid address `{}`: expected an IP address with a prefix length",
             json::excerpt(&text)

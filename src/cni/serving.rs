@@ -9,14 +9,14 @@ use super::{Error, LIMITED, Network, Runtime};
 use crate::clock;
 
 /// How long a STATUS success is cached. A failure is not cached, so that a VM does not wait once the network can serve an ADD.
-const FRESH: Duration = Duration::from_secs(5);
+const CACHE_DURATION: Duration = Duration::from_secs(5);
 
 /// The last STATUS of each network, by the digest of its configuration.
 #[derive(Debug, Default)]
-pub(super) struct Serving(Mutex<HashMap<String, Last>>);
+pub(super) struct StatusCache(Mutex<HashMap<String, LastStatus>>);
 
 #[derive(Debug)]
-enum Last {
+enum LastStatus {
     /// The time of a success.
     Success(Instant),
     /// The error of the plugin: limited connectivity (code 51).
@@ -28,25 +28,27 @@ impl Runtime {
     ///
     /// # Errors
     /// As of [`status`](Self::status): [`Error::TryAgain`] with the code 50 or 51 if the plugins cannot serve an ADD.
-    pub async fn serves(&self, network: &Network) -> Result<(), Error> {
+    pub async fn check_serving(&self, network: &Network) -> Result<(), Error> {
         if !network.cni_version.has_gc_and_status() {
             return Ok(());
         }
         let digest = network.digest();
-        let is_fresh = |last: &Last| match last {
-            Last::Success(then) => clock::monotonic().saturating_duration_since(*then) < FRESH,
-            Last::Limited(_) => false,
+        let is_fresh = |last: &LastStatus| match last {
+            LastStatus::Success(time) => {
+                clock::monotonic().saturating_duration_since(*time) < CACHE_DURATION
+            }
+            LastStatus::Limited(_) => false,
         };
         if self.last_status().get(&digest).is_some_and(is_fresh) {
             return Ok(());
         }
         let status = self.status(network).await;
         let mut all = self.last_status();
-        all.retain(|_, last| matches!(last, Last::Limited(_)) || is_fresh(last));
+        all.retain(|_, last| matches!(last, LastStatus::Limited(_)) || is_fresh(last));
         match &status {
-            Ok(_) => drop(all.insert(digest, Last::Success(clock::monotonic()))),
+            Ok(_) => drop(all.insert(digest, LastStatus::Success(clock::monotonic()))),
             Err(Error::TryAgain(failure)) if failure.code == LIMITED => {
-                all.insert(digest, Last::Limited(failure.to_string()));
+                all.insert(digest, LastStatus::Limited(failure.to_string()));
             }
             Err(_) => drop(all.remove(&digest)),
         }
@@ -54,21 +56,21 @@ impl Runtime {
     }
 
     /// Why attached containers may have limited connectivity, as the last STATUS reported it (code 51).
-    pub fn limited(&self, network: &Network) -> Option<String> {
+    pub fn limited_connectivity(&self, network: &Network) -> Option<String> {
         let all = self.last_status();
         // A digest costs more than this check, and the table is usually empty.
-        let is_limited = |last: &Last| matches!(last, Last::Limited(_));
+        let is_limited = |last: &LastStatus| matches!(last, LastStatus::Limited(_));
         if !all.values().any(is_limited) {
             return None;
         }
         match all.get(&network.digest())? {
-            Last::Limited(why) => Some(why.clone()),
-            Last::Success(_) => None,
+            LastStatus::Limited(why) => Some(why.clone()),
+            LastStatus::Success(_) => None,
         }
     }
 
-    fn last_status(&self) -> MutexGuard<'_, HashMap<String, Last>> {
-        self.serving
+    fn last_status(&self) -> MutexGuard<'_, HashMap<String, LastStatus>> {
+        self.status_cache
             .0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -13,14 +13,14 @@ use tokio::sync::{
 };
 
 /// The interval of attempts to get exclusive access.
-const STEP: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long a repair waits for other repairs. A plugin may hang until its deadline.
-const PATIENCE: Duration = Duration::from_secs(20);
+const REPAIR_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The locks of a runtime.
 #[derive(Debug)]
-pub(super) struct Turns {
+pub(super) struct Locks {
     all: Arc<sync::RwLock<()>>,
     containers: Mutex<HashMap<String, Weak<sync::Mutex<()>>>>,
     repairs: Arc<sync::Semaphore>,
@@ -28,11 +28,11 @@ pub(super) struct Turns {
 
 /// A permit to repair an attachment, until dropped.
 #[derive(Debug)]
-pub struct RepairTurn {
+pub struct RepairPermit {
     _permit: OwnedSemaphorePermit,
 }
 
-impl Default for Turns {
+impl Default for Locks {
     fn default() -> Self {
         // At least two, because one may hang.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -45,42 +45,42 @@ impl Default for Turns {
 }
 
 /// The lock of a container, until dropped.
-pub(super) struct Turn {
+pub(super) struct ContainerLock {
     _all: OwnedRwLockReadGuard<()>,
     _container: OwnedMutexGuard<()>,
 }
 
-impl Turns {
+impl Locks {
     /// Waits for the lock of a container.
-    pub(super) async fn container(&self, id: &str) -> Turn {
+    pub(super) async fn container(&self, id: &str) -> ContainerLock {
         let all = Arc::clone(&self.all).read_owned().await;
         let lock = self.lock_of(id);
-        Turn {
+        ContainerLock {
             _all: all,
             _container: lock.lock_owned().await,
         }
     }
 
-    /// Waits until fewer repairs than processors are in progress. `None`: [`PATIENCE`] has passed, and the repair should start without
+    /// Waits until fewer repairs than processors are in progress. `None`: [`REPAIR_TIMEOUT`] has passed, and the repair should start without
     /// a permit.
-    pub(super) async fn repair(&self) -> Option<RepairTurn> {
+    pub(super) async fn repair(&self) -> Option<RepairPermit> {
         let turn = Arc::clone(&self.repairs).acquire_owned();
-        let turn = tokio::time::timeout(PATIENCE, turn).await.ok()?;
-        turn.ok().map(|permit| RepairTurn { _permit: permit })
+        let turn = tokio::time::timeout(REPAIR_TIMEOUT, turn).await.ok()?;
+        turn.ok().map(|permit| RepairPermit { _permit: permit })
     }
 
     /// Waits for exclusive access. It polls, because a queued writer would block all other operations while one plugin hangs. `None`:
-    /// `patience` has passed.
-    pub(super) async fn alone(&self, patience: Duration) -> Option<OwnedRwLockWriteGuard<()>> {
-        let since = clock::monotonic();
+    /// `timeout` has passed.
+    pub(super) async fn exclusive(&self, timeout: Duration) -> Option<OwnedRwLockWriteGuard<()>> {
+        let start = clock::monotonic();
         loop {
-            if let Ok(turn) = Arc::clone(&self.all).try_write_owned() {
-                return Some(turn);
+            if let Ok(lock) = Arc::clone(&self.all).try_write_owned() {
+                return Some(lock);
             }
-            if clock::monotonic().saturating_duration_since(since) >= patience {
+            if clock::monotonic().saturating_duration_since(start) >= timeout {
                 return None;
             }
-            tokio::time::sleep(STEP).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -106,13 +106,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_repair_waits_for_others_for_a_limited_time() {
-        let turns = Turns::default();
-        let mut held = Vec::new();
-        for _ in 0..turns.repairs.available_permits() {
-            held.push(turns.repair().await.expect("a turn"));
+        let locks = Locks::default();
+        let mut permits = Vec::new();
+        for _ in 0..locks.repairs.available_permits() {
+            permits.push(locks.repair().await.expect("a turn"));
         }
-        assert!(turns.repair().await.is_none());
-        held.pop();
-        assert!(turns.repair().await.is_some());
+        assert!(locks.repair().await.is_none());
+        permits.pop();
+        assert!(locks.repair().await.is_some());
     }
 }

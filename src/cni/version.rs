@@ -62,7 +62,7 @@ impl Version {
     }
 
     /// Whether every entry of `ips` of a result has `"version": "4"` or `"6"`.
-    pub fn names_family(self) -> bool {
+    pub fn has_ip_version(self) -> bool {
         self < Self::V1_0_0
     }
 

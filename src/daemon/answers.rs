@@ -29,28 +29,28 @@ use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::validate;
 use crate::api::view::{
-    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List,
-    NewVmResult, Object, Reach, ServerInfo, Source,
+    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Object,
+    Orphan, RouteInfo, ServerInfo, Source,
 };
-use crate::api::vm::{PowerVerb, Vm};
+use crate::api::vm::{PowerCommand, Vm};
 use crate::cli::sliced::Args;
 use crate::clock;
 use crate::doctor;
 use crate::host::{self, addr};
 use crate::owner::{Label, Owner};
 use crate::reconcile::engine::Engine;
-use crate::reconcile::explain::{self, Way};
-use crate::reconcile::fold::House;
+use crate::reconcile::explain::{self, PacketPath};
+use crate::reconcile::fold::StatusBuilder;
 use crate::reconcile::ground;
 use crate::reconcile::vmm;
 use crate::store::{self, Txn};
-use crate::wire::{Backend, Deletion, Effect, Refusal, Span, packet};
+use crate::wire::{Backend, Deletion, Effect, Refusal, StreamMode, packet};
 
 /// State shared by the handlers of all connections.
 pub struct AppState {
     pub(super) engine: Arc<Engine>,
     pub(super) intake: Arc<IntakeLoop>,
-    house: House,
+    house: StatusBuilder,
     config_dir: PathBuf,
     state_dir: PathBuf,
     started_at: Timestamp,
@@ -60,7 +60,7 @@ impl AppState {
     /// Creates the state for a daemon that was started with `args`.
     pub fn new(engine: Arc<Engine>, intake: Arc<IntakeLoop>, args: &Args) -> Self {
         Self {
-            house: House {
+            house: StatusBuilder {
                 instance: engine.instance.clone(),
                 run_dir: engine.run_dir.clone(),
             },
@@ -82,7 +82,7 @@ impl AppState {
             .await
     }
 
-    pub(super) fn house(&self) -> House {
+    pub(super) fn house(&self) -> StatusBuilder {
         self.house.clone()
     }
 
@@ -95,7 +95,7 @@ impl AppState {
     /// Parses manifests into drafts that could be stored now.
     async fn checked(&self, sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
         let stored = self.stored();
-        let allowed = self.engine.processes.places().allowed.clone();
+        let allowed = self.engine.processes.files().allowed.clone();
         off_thread(move || {
             let drafts = parse_all(sources)?;
             let objections = drafts.iter().flat_map(|draft| allowed.objections(draft));
@@ -179,7 +179,7 @@ impl Backend for AppState {
             }
             result
                 .stuck
-                .extend(preview.stuck.map(|reason| (object, reason)));
+                .extend(preview.blocked.map(|reason| (object, reason)));
         }
         Ok(result)
     }
@@ -241,7 +241,7 @@ impl Backend for AppState {
         orders::remove(&self.engine, vm).await
     }
 
-    async fn power(&self, vm: Name, verb: PowerVerb) -> Result<Applied, Refusal> {
+    async fn power(&self, vm: Name, verb: PowerCommand) -> Result<Applied, Refusal> {
         power::tell(&self.engine, vm, verb).await
     }
 
@@ -252,7 +252,7 @@ impl Backend for AppState {
     async fn events(
         &self,
         object: Option<String>,
-        span: Span,
+        span: StreamMode,
     ) -> Result<BoxStream<'static, Event>, Refusal> {
         Ok(streams::events(self.engine.store.events(), object, span))
     }
@@ -261,7 +261,7 @@ impl Backend for AppState {
         &self,
         vm: Name,
         lines: Option<usize>,
-        span: Span,
+        span: StreamMode,
     ) -> Result<BoxStream<'static, io::Result<Bytes>>, Refusal> {
         let found = self.objects(Kind::Vm, Some(&vm)).await;
         let Some(Object::Vm(view)) = found.into_iter().next() else {
@@ -282,7 +282,7 @@ impl Backend for AppState {
         });
         match found {
             None => Err(Refusal::NotFound(format!("vm/{vm}"))),
-            Some((_, hypervisor)) if !vmm::takes_input(hypervisor) => {
+            Some((_, hypervisor)) if !vmm::supports_serial_input(hypervisor) => {
                 Err(Refusal::Conflict(vec![format!(
                     "vm/{vm} has no console input: hypervisor {hypervisor} does not support it; use `slicectl logs` for output"
                 )]))
@@ -294,7 +294,7 @@ impl Backend for AppState {
         }
     }
 
-    async fn gc(&self, effect: Effect) -> Result<Vec<Leftover>, Refusal> {
+    async fn gc(&self, effect: Effect) -> Result<Vec<Orphan>, Refusal> {
         let fail = |error: host::Error| Refusal::Failed(format!("{error}: {}", error.source));
         let orphans = self.engine.orphans(clock::now()).await.map_err(fail)?;
         let reason = "it has a record of this boot and no tombstone: it will be adopted as a VM";
@@ -302,16 +302,16 @@ impl Backend for AppState {
         let adopted = adopted.map(|label| leftover(label, None).kept(reason));
         let kept = orphans.kept.iter();
         let kept = kept.map(|(label, why)| leftover(label, None).kept(why));
-        let kept: Vec<Leftover> = adopted.chain(kept).collect();
+        let kept: Vec<Orphan> = adopted.chain(kept).collect();
         let removable = &orphans.removable;
         if effect == Effect::DryRun {
             let removed = removable.iter().map(|label| leftover(label, None));
-            let abandoned = self.engine.abandoned_by_plugins().into_iter();
+            let abandoned = self.engine.unreleased_containers().into_iter();
             let abandoned = abandoned.map(|container| attachment(container, None));
             return Ok(removed.chain(abandoned).chain(kept).collect());
         }
-        let abandoned = self.engine.abandoned_by_plugins();
-        let refused = self.engine.sweep_plugins().await;
+        let abandoned = self.engine.unreleased_containers();
+        let refused = self.engine.release_orphaned_attachments().await;
         let error_of = |container: &String| {
             let mut refused = refused.iter();
             refused
@@ -334,21 +334,21 @@ impl Backend for AppState {
 
     async fn doctor(&self) -> Result<Vec<Check>, Refusal> {
         let fail = |error: host::Error| Refusal::Failed(format!("{error}: {}", error.source));
-        let desired = self.engine.ground_desired();
+        let desired = self.engine.desired_host_network();
         let host_network = self.engine.ground();
         let guarded = ground::routed_ranges(&host_network, &desired)
             .await
             .map_err(fail)?;
         let links = self.engine.our_links(&desired).await.map_err(fail)?;
         Ok(doctor::examine(&doctor::Host {
-            home: self.engine.hands.home.clone(),
+            home: self.engine.host.host_netns.clone(),
             instance: self.engine.instance.clone(),
             run_dir: self.engine.run_dir.0.clone(),
             config_dir: self.config_dir.clone(),
             state_dir: self.state_dir.clone(),
             read_only: self.engine.store.read_only().map(|now| now.why),
             vmm_ids: self.engine.vmm_ids,
-            allowed: self.engine.processes.places().allowed.clone(),
+            allowed: self.engine.processes.files().allowed.clone(),
             cni: self.engine.cni.clone(),
             guarded,
             links,
@@ -370,7 +370,7 @@ impl Backend for AppState {
         let Some(lease) = lease else {
             return Err(Refusal::Conflict(vec![format!("vm/{vm} has no lease yet")]));
         };
-        let addresses = addr::list(&self.engine.hands.netlink, addr::Of::All)
+        let addresses = addr::list(&self.engine.host.netlink, addr::Of::All)
             .await
             .map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
         let host_addresses: Vec<_> = addresses.iter().map(|addr| addr.net.ip()).collect();
@@ -379,16 +379,16 @@ impl Backend for AppState {
             return Err(has_no_policy(&found));
         };
         let rules = self.engine.rules(&found, block, None);
-        let network = self.engine.store.read(store::World::footing);
+        let network = self.engine.store.read(store::World::host_requirements);
         let bridge_subnets = network.bridges.values().flatten().map(|net| subnet(*net));
         let host = onward::look(&self.engine, request.destination).await;
         let host = host.map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
-        let blocked = bridge_subnets.chain(network.plugged.iter().copied());
+        let blocked = bridge_subnets.chain(network.cni_subnets.iter().copied());
         let closed: Vec<_> = blocked.chain(host.closed).collect();
-        let context = Way {
-            neighbour: host.neighbour.as_deref(),
-            translations: &host.translations,
-            closed: &closed,
+        let context = PacketPath {
+            route_to_vm: host.neighbour.as_deref(),
+            nat_tables: &host.translations,
+            other_vm_subnets: &closed,
             vm: &found,
             policy,
             block,
@@ -399,7 +399,7 @@ impl Backend for AppState {
         Ok(explain::explain(&context, &request, packet::text(&request)))
     }
 
-    async fn route(&self, group: Name) -> Result<Reach, Refusal> {
+    async fn route(&self, group: Name) -> Result<RouteInfo, Refusal> {
         reach::of(&self.engine, group).await
     }
 
@@ -455,8 +455,8 @@ fn has_no_policy(vm: &Vm) -> Refusal {
 }
 
 /// An attachment that plugins failed to release, for a container that no longer exists.
-fn attachment(container: String, error: Option<String>) -> Leftover {
-    Leftover {
+fn attachment(container: String, error: Option<String>) -> Orphan {
+    Orphan {
         thing: "CNI attachment that plugins failed to release".to_owned(),
         owner: container,
         kept: None,
@@ -464,8 +464,8 @@ fn attachment(container: String, error: Option<String>) -> Leftover {
     }
 }
 
-fn leftover(label: &Label, error: Option<String>) -> Leftover {
-    Leftover {
+fn leftover(label: &Label, error: Option<String>) -> Orphan {
+    Orphan {
         kept: None,
         thing: "links, namespace, run directory and process".to_owned(),
         error,

@@ -6,7 +6,7 @@
 //! fixed, and the worst case of the engine is bounded by the number of concurrent runs.
 
 use crate::host::sysctl;
-use crate::runtime::controller::{ASIDE, SLOW_RUNS};
+use crate::runtime::controller::{MAX_SLOW_RUNS, WAITING_PER_WORKER};
 
 /// Sockets of the host's namespace, watches, the database, standard streams, mounts of procfs, and a reserve.
 const BASE: u64 = 128 + sysctl::MOUNTS as u64;
@@ -37,10 +37,10 @@ impl Budget {
         let rest = limit.saturating_sub(BASE + connections * PER_CONNECTION);
         // The other half is for descriptors that are held as long as a VMM runs.
         let runs = usize::try_from(rest / 2 / RUN).unwrap_or(usize::MAX);
-        let workers = concurrency.saturating_mul(1 + ASIDE);
+        let workers = concurrency.saturating_mul(1 + WAITING_PER_WORKER);
         Self {
             connections: usize::try_from(connections).unwrap_or(usize::MAX),
-            slow: runs.saturating_sub(workers).min(SLOW_RUNS),
+            slow: runs.saturating_sub(workers).min(MAX_SLOW_RUNS),
             vmms: rest / 2,
         }
     }
@@ -65,14 +65,14 @@ mod tests {
                 assert!(api <= limit / 4, "{limit}: {budget:?}");
                 let slow = budget.slow as u64 * RUN;
                 if slow > 0 {
-                    let workers = (width * (1 + ASIDE)) as u64 * RUN;
+                    let workers = (width * (1 + WAITING_PER_WORKER)) as u64 * RUN;
                     let all = BASE + api + workers + slow + budget.vmms;
                     assert!(all <= limit, "{limit}, {width}: {budget:?}");
                 }
             }
         }
         assert_eq!(Budget::of(524_288, 16).connections, 256);
-        assert_eq!(Budget::of(524_288, 16).slow, SLOW_RUNS);
+        assert_eq!(Budget::of(524_288, 16).slow, MAX_SLOW_RUNS);
         assert!(Budget::of(256, 16).is_insufficient(256, 16));
         assert!(!Budget::of(1024, 16).is_insufficient(1024, 16));
     }

@@ -33,7 +33,7 @@ pub async fn run(engine: &Engine) {
             vms.map(|vm| vm.meta.uid).collect::<Vec<_>>()
         });
         for uid in cni_vms {
-            engine.waker.renew(Key::Vm(uid));
+            engine.waker.enqueue_fresh(Key::Vm(uid));
         }
     }
 }

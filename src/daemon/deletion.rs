@@ -91,5 +91,5 @@ fn delete_instance(txn: &mut Txn<'_>, uid: Uid, how: Deletion) -> Result<(), sto
     vm.meta.deleting = true;
     vm.meta.forced |= how == Deletion::Forced;
     txn.put_vm(vm)?;
-    txn.remove_if_free(uid)
+    txn.remove_if_released(uid)
 }

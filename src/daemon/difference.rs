@@ -17,7 +17,7 @@ const MAX_PREVIEWS: usize = 2048;
 
 /// The actions that would be taken.
 #[derive(Default)]
-pub struct Found {
+pub struct Difference {
     /// By object. A VM that does not exist yet has no uid, so its preview only lists the general steps.
     pub previews: BTreeMap<String, Preview>,
     /// Number of further VMs that would be created, changed or removed; they were not evaluated.
@@ -25,8 +25,8 @@ pub struct Found {
 }
 
 /// Computes the actions for all drafts.
-pub async fn of(engine: &Engine, drafts: &[Draft]) -> Found {
-    let mut found = Found::default();
+pub async fn of(engine: &Engine, drafts: &[Draft]) -> Difference {
+    let mut found = Difference::default();
     for draft in drafts {
         let remaining = MAX_PREVIEWS.saturating_sub(found.previews.len());
         let (previews, more) = of_group(engine, draft, remaining).await;
@@ -54,7 +54,7 @@ async fn of_group(engine: &Engine, draft: &Draft, limit: usize) -> (Vec<(String,
         }
         let goes_on = Preview {
             steps: vec![format!("keep it unchanged: {why}")],
-            stuck: None,
+            blocked: None,
         };
         found.push((format!("vm/{name}"), goes_on));
     }
@@ -85,7 +85,7 @@ async fn of_group(engine: &Engine, draft: &Draft, limit: usize) -> (Vec<(String,
                 if let Some(name) = order.map(|order| order.name).or_else(indexed_name) {
                     let preview = Preview {
                         steps: creation_steps(&spec),
-                        stuck: None,
+                        blocked: None,
                     };
                     found.push((format!("vm/{name}"), preview));
                 }
@@ -139,7 +139,7 @@ async fn preview_group(engine: &Engine, draft: &Draft) -> GroupPreview {
         let Some(question) = check else {
             return preview;
         };
-        let found = engine.fits(&question.vm, &question.wanted).await;
+        let found = engine.preflight_check(&question.vm, &question.wanted).await;
         preflight.note(question, found);
     }
 }

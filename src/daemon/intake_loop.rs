@@ -24,7 +24,7 @@ use crate::api::meta::Name;
 use crate::api::view::Applied;
 use crate::clock;
 use crate::host::mounts::Mounts;
-use crate::intake::{self, Intake, ManifestDir, Watch};
+use crate::intake::{self, IntakePlan, ManifestDir, Watch};
 use crate::reconcile::engine::Engine;
 use crate::store;
 
@@ -38,7 +38,7 @@ const READ_DEADLINE: Duration = Duration::from_secs(30);
 const MOUNT_DEBOUNCE: Duration = Duration::from_millis(100);
 
 /// The directory with the result of a read. `Ok(None)`: the directory is unchanged.
-type ReadOutcome = (ManifestDir, Result<Option<Intake>, intake::Error>);
+type ReadOutcome = (ManifestDir, Result<Option<IntakePlan>, intake::Error>);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -88,7 +88,7 @@ impl IntakeLoop {
     pub fn new(dir: &Path, grace: Duration, engine: Arc<Engine>) -> Self {
         // A relative path would be another origin after a restart in another working directory.
         let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
-        let allowed = engine.processes.places().allowed.clone();
+        let allowed = engine.processes.files().allowed.clone();
         Self {
             engine,
             folder: Mutex::new(Some(ManifestDir::new(&dir, allowed, grace))),
@@ -297,7 +297,7 @@ impl IntakeLoop {
     }
 
     fn new_folder(&self) -> ManifestDir {
-        let allowed = self.engine.processes.places().allowed.clone();
+        let allowed = self.engine.processes.files().allowed.clone();
         ManifestDir::new(&self.dir, allowed, self.grace)
     }
 
@@ -329,7 +329,7 @@ impl IntakeLoop {
         }
     }
 
-    async fn store_changes(&self, intake: Intake) {
+    async fn store_changes(&self, intake: IntakePlan) {
         self.report_findings(&intake);
         let seen_in = intake.directory.as_ref();
         let stored = self
@@ -372,7 +372,7 @@ impl IntakeLoop {
     }
 
     /// If the changes cannot be stored together, stores each change that only restricts its group, in a transaction of its own.
-    async fn store_restrictions(&self, intake: &Intake) {
+    async fn store_restrictions(&self, intake: &IntakePlan) {
         let store = &self.engine.store;
         let seen_in = intake.directory.as_ref();
         for (draft, origin) in &intake.upserts {
@@ -399,7 +399,7 @@ impl IntakeLoop {
     }
 
     /// Reports findings that the previous read did not have.
-    fn report_findings(&self, intake: &Intake) {
+    fn report_findings(&self, intake: &IntakePlan) {
         let lines = |problems: &Vec<_>| problems.iter().map(ToString::to_string).collect();
         let problems = intake.problems.iter();
         let kept = intake.kept.iter();

@@ -3,14 +3,18 @@
 
 use super::orders::{nearest, not_found};
 use crate::api::meta::Name;
-use crate::api::metrics::{Counters, Metrics, Since};
+use crate::api::metrics::{Counters, CountingSince, Metrics};
 use crate::reconcile::engine::Engine;
-use crate::reconcile::fold::House;
+use crate::reconcile::fold::StatusBuilder;
 use crate::reconcile::vmm::Control;
 use crate::wire::Refusal;
 
 /// Reads the counters of the kernel and the VMM. If the VMM does not respond, only those of the kernel are returned.
-pub async fn ask(engine: &Engine, status_builder: &House, name: Name) -> Result<Metrics, Refusal> {
+pub async fn ask(
+    engine: &Engine,
+    status_builder: &StatusBuilder,
+    name: Name,
+) -> Result<Metrics, Refusal> {
     let found: Result<_, Refusal> = engine.store.read(|world| {
         let vm = world.vm_named(&name).ok_or_else(|| {
             let names = world.vms().map(|vm| &vm.meta.name);
@@ -24,7 +28,7 @@ pub async fn ask(engine: &Engine, status_builder: &House, name: Name) -> Result<
     let metrics = |counters: Counters, vmm_error| Metrics {
         vm: name.clone(),
         hypervisor: vmm.hypervisor,
-        since: Since::of(vmm.hypervisor),
+        since: CountingSince::of(vmm.hypervisor),
         counters,
         vmm_error,
     };
@@ -49,7 +53,7 @@ pub async fn ask(engine: &Engine, status_builder: &House, name: Name) -> Result<
             counters.extend(kernel_counters().await);
             Ok(metrics(counters, None))
         }
-        Err(_) if !engine.processes.runs(uid) => refuse("is not running: no metrics"),
+        Err(_) if !engine.processes.may_be_running(uid) => refuse("is not running: no metrics"),
         Err(error) => {
             let why = format!(
                 "cannot read the metrics of its VMM: {error}: {}",

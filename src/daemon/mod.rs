@@ -41,11 +41,11 @@ use tracing_subscriber::EnvFilter;
 use crate::cli::sliced::{Args, LogFormat};
 use crate::host::{self, cpu, process};
 use crate::reconcile::engine::{Engine, Key};
-use crate::reconcile::unprobed;
+use crate::reconcile::no_probe;
 use crate::runtime::controller::Controller;
 use crate::store::{self, Change};
 use crate::wire::limits::Limits;
-use crate::wire::{self, Door};
+use crate::wire::{self, Listener};
 use crate::{clock, cni};
 
 pub use settings::Settings;
@@ -171,7 +171,10 @@ impl Daemon {
     /// Sets the number of keys that are reconciled concurrently, and the number of slow ones that run in addition.
     fn with_concurrency(self, concurrency: usize, slow: usize) -> Self {
         Self {
-            controller: self.controller.with_width(concurrency).with_slow(slow),
+            controller: self
+                .controller
+                .with_workers(concurrency)
+                .with_max_slow_runs(slow),
             ..self
         }
     }
@@ -221,7 +224,7 @@ async fn run(args: Args) -> Result<bool, Error> {
         allowed: read.allowed,
         filter_deadline: args.filter_deadline,
     };
-    let daemon = Daemon::prepare_with(state, run, unprobed(), settings).await?;
+    let daemon = Daemon::prepare_with(state, run, no_probe(), settings).await?;
     let daemon = daemon.with_concurrency(args.concurrency.into(), budget.slow);
     let engine = daemon.engine.clone();
     let intake = IntakeLoop::new(&args.config_dir, read.removal_grace, engine.clone());
@@ -284,7 +287,7 @@ async fn serve(
     let engine = daemon.engine.clone();
     let stop = CancellationToken::new();
     let intake = Arc::new(intake);
-    let listener = Door::open(&engine.run_dir.socket(), &args.socket_group)
+    let listener = Listener::open(&engine.run_dir.socket(), &args.socket_group)
         .map_err(|error| Error::Door(error.to_string()))?;
     let state = AppState::new(engine.clone(), intake.clone(), &args);
     let mut tasks = tokio::task::JoinSet::new();
@@ -308,7 +311,7 @@ async fn serve(
     tasks.spawn({
         let engine = engine.clone();
         async move {
-            engine.sweep_plugins().await;
+            engine.release_orphaned_attachments().await;
         }
     });
     tasks.spawn(log_initial_sync(engine.clone(), daemon.idle));

@@ -7,13 +7,13 @@ use crate::api::meta::Name;
 use crate::api::view::{Kind, Object};
 use crate::api::vm::Vm;
 use crate::reconcile::engine::Engine;
-use crate::reconcile::fold::{self, House, Trouble};
+use crate::reconcile::fold::{self, GroupFaults, StatusBuilder};
 use crate::reconcile::{limits, storage};
 use crate::store::World;
 
 /// All objects of a kind, or the one of that name.
 pub(super) fn objects(
-    house: &House,
+    house: &StatusBuilder,
     engine: &Engine,
     intake: &IntakeLoop,
     world: &World,
@@ -47,7 +47,7 @@ const MAX_RESPONSE_BYTES: usize = 64 << 20;
 
 /// As [`objects`], limited to the size of a response; also returns the number of objects that were left out.
 pub(super) fn bounded(
-    house: &House,
+    house: &StatusBuilder,
     engine: &Engine,
     intake: &IntakeLoop,
     world: &World,
@@ -81,36 +81,37 @@ fn approximate_size(vm: &Vm) -> usize {
 }
 
 fn group(
-    house: &House,
+    house: &StatusBuilder,
     engine: &Engine,
     intake: &IntakeLoop,
     world: &World,
     group: &HostGroup,
 ) -> Object {
-    let trouble = Trouble {
-        problems: intake.problems_of(group),
-        hindrance: engine.hindrance(&group.meta.name),
+    let trouble = GroupFaults {
+        manifest_problems: intake.problems_of(group),
+        blocked_reason: engine.blocked_reason(&group.meta.name),
     };
     let mut view = house.group(world, group, &trouble);
     let max = group.spec.template.network.max_connections();
-    let warning = max
-        .and_then(|most| limits::objection(group.spec.count, most, crate::host::conntrack::max()));
+    let warning = max.and_then(|most| {
+        limits::table_warning(group.spec.count, most, crate::host::conntrack::max())
+    });
     view.status.warnings.extend(warning);
     let read_only = engine.store.read_only();
-    let condition = read_only.map(|why| fold::not_writable(&group.meta, &why));
+    let condition = read_only.map(|why| fold::not_writable_condition(&group.meta, &why));
     view.status.conditions.extend(condition);
     Object::HostGroup(Box::new(view))
 }
 
-fn vm(house: &House, engine: &Engine, world: &World, vm: &Vm) -> Object {
+fn vm(house: &StatusBuilder, engine: &Engine, world: &World, vm: &Vm) -> Object {
     let mut view = house.vm(world, vm);
     let disks = engine.processes.disk_dir();
-    view.status.disk = storage::lying(&vm.spec.storage, disks, &vm.meta.name);
-    let reason = engine.why_not_replaced(vm);
+    view.status.disk = storage::existing_disk(&vm.spec.storage, disks, &vm.meta.name);
+    let reason = engine.replacement_blocked_reason(vm);
     let warning = reason.map(|why| format!("not replaced although its group has changed: {why}"));
     view.status.warnings.extend(warning);
     let read_only = engine.store.read_only();
-    let condition = read_only.map(|why| fold::not_writable(&vm.meta, &why));
+    let condition = read_only.map(|why| fold::not_writable_condition(&vm.meta, &why));
     view.status.conditions.extend(condition);
     Object::Vm(Box::new(view))
 }

@@ -14,7 +14,7 @@ use crate::wire::Refusal;
 /// Adds a VM to a group on demand.
 pub async fn add(engine: &Engine, group: Name, request: NewVm) -> Result<NewVmResult, Refusal> {
     let host_use = HostUse {
-        netlink: &engine.hands.netlink,
+        netlink: &engine.host.netlink,
         instance: &engine.instance,
     };
     let (store, now) = (&engine.store, clock::now());

@@ -6,17 +6,17 @@ use super::orders::{nearest, not_found};
 use crate::api::condition::Reason;
 use crate::api::event::EventType;
 use crate::api::meta::Name;
-use crate::api::rung::Rung;
+use crate::api::rung::Stage;
 use crate::api::view::Applied;
-use crate::api::vm::{Hypervisor, Power, PowerVerb, Vm};
+use crate::api::vm::{Hypervisor, Power, PowerCommand, Vm};
 use crate::clock;
-use crate::reconcile::engine::{Engine, remember};
-use crate::reconcile::life::ProcessMark;
+use crate::reconcile::engine::{Engine, update_checkpoint};
+use crate::reconcile::life::VmmCheckpoint;
 use crate::store::World;
 use crate::wire::Refusal;
 
 /// Stores the desired power state. The change enqueues the VM's key and resets its backoff.
-pub async fn tell(engine: &Engine, name: Name, verb: PowerVerb) -> Result<Applied, Refusal> {
+pub async fn tell(engine: &Engine, name: Name, verb: PowerCommand) -> Result<Applied, Refusal> {
     let stored = engine.store.write(|txn| {
         let Some(mut vm) = txn.world().vm_named(&name).cloned() else {
             let names = txn.world().vms().map(|vm| &vm.meta.name);
@@ -29,8 +29,8 @@ pub async fn tell(engine: &Engine, name: Name, verb: PowerVerb) -> Result<Applie
         let uid = vm.meta.uid;
         vm.power = power;
         vm.meta.generation += 1;
-        if verb == PowerVerb::Start {
-            remember(txn, uid, ProcessMark::answer)?;
+        if verb == PowerCommand::Start {
+            update_checkpoint(txn, uid, VmmCheckpoint::answer)?;
         }
         txn.put_vm(vm)?;
         Ok((uid, Applied::Configured))
@@ -39,8 +39,8 @@ pub async fn tell(engine: &Engine, name: Name, verb: PowerVerb) -> Result<Applie
     if applied == Applied::Configured {
         match verb {
             // Earlier conflicts no longer delay its repair.
-            PowerVerb::Start | PowerVerb::Restart => engine.contests.forget(uid),
-            PowerVerb::Pause | PowerVerb::Resume | PowerVerb::Stop => {}
+            PowerCommand::Start | PowerCommand::Restart => engine.conflicting_writers.remove(uid),
+            PowerCommand::Pause | PowerCommand::Resume | PowerCommand::Stop => {}
         }
         let (now, object) = (clock::now(), format!("vm/{name}"));
         let message = format!("by slicectl vm {verb}");
@@ -55,7 +55,7 @@ fn refused(message: String) -> Failure {
 }
 
 /// The power state to store; `None` if it does not change.
-fn wanted(world: &World, vm: &Vm, verb: PowerVerb) -> Result<Option<Power>, String> {
+fn wanted(world: &World, vm: &Vm, verb: PowerCommand) -> Result<Option<Power>, String> {
     let name = &vm.meta.name;
     if vm.meta.deleting {
         return Err(format!("vm/{name} is being deleted"));
@@ -64,36 +64,36 @@ fn wanted(world: &World, vm: &Vm, verb: PowerVerb) -> Result<Option<Power>, Stri
         return Err(format!("cannot {verb} vm/{name}: hypervisor is none"));
     }
     let reason = world
-        .page(vm.meta.uid, Rung::Vmm)
+        .status(vm.meta.uid, Stage::Vmm)
         .map(|page| page.condition.reason);
     let is_down = matches!(reason, Some(Reason::Stopped | Reason::Failed));
     match (verb, vm.power) {
-        (PowerVerb::Pause | PowerVerb::Resume, Power::Stopped) => Err(format!(
+        (PowerCommand::Pause | PowerCommand::Resume, Power::Stopped) => Err(format!(
             "vm/{name} is stopped: start it with slicectl vm start {name}"
         )),
-        (PowerVerb::Pause | PowerVerb::Resume, Power::Restarting) => {
+        (PowerCommand::Pause | PowerCommand::Resume, Power::Restarting) => {
             Err(format!("vm/{name} is restarting"))
         }
-        (PowerVerb::Pause | PowerVerb::Resume, _) if is_down => Err(format!(
+        (PowerCommand::Pause | PowerCommand::Resume, _) if is_down => Err(format!(
             "vm/{name} is not running: start it with slicectl vm start {name}"
         )),
-        (PowerVerb::Start, Power::Paused) if !is_down => Err(format!(
+        (PowerCommand::Start, Power::Paused) if !is_down => Err(format!(
             "vm/{name} is paused: resume it with slicectl vm resume {name}"
         )),
-        (PowerVerb::Pause, Power::Paused)
-        | (PowerVerb::Stop, Power::Stopped)
-        | (PowerVerb::Restart | PowerVerb::Start, Power::Restarting) => Ok(None),
-        (PowerVerb::Start, Power::Running) if world.is_ready(vm) => Ok(None),
-        (PowerVerb::Pause, Power::Running) => Ok(Some(Power::Paused)),
+        (PowerCommand::Pause, Power::Paused)
+        | (PowerCommand::Stop, Power::Stopped)
+        | (PowerCommand::Restart | PowerCommand::Start, Power::Restarting) => Ok(None),
+        (PowerCommand::Start, Power::Running) if world.is_ready(vm) => Ok(None),
+        (PowerCommand::Pause, Power::Running) => Ok(Some(Power::Paused)),
         // A running VM may have been paused by another program: it is observed again.
-        (PowerVerb::Resume, Power::Running | Power::Paused) => Ok(Some(Power::Running)),
-        (PowerVerb::Stop, Power::Running | Power::Paused | Power::Restarting) => {
+        (PowerCommand::Resume, Power::Running | Power::Paused) => Ok(Some(Power::Running)),
+        (PowerCommand::Stop, Power::Running | Power::Paused | Power::Restarting) => {
             Ok(Some(Power::Stopped))
         }
-        (PowerVerb::Start, Power::Running | Power::Paused | Power::Stopped) => {
+        (PowerCommand::Start, Power::Running | Power::Paused | Power::Stopped) => {
             Ok(Some(Power::Running))
         }
-        (PowerVerb::Restart, Power::Running | Power::Paused | Power::Stopped) => {
+        (PowerCommand::Restart, Power::Running | Power::Paused | Power::Stopped) => {
             Ok(Some(Power::Restarting))
         }
     }

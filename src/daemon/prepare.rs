@@ -14,12 +14,12 @@ use crate::host::iptables::Backend;
 use crate::host::netns::Netns;
 use crate::host::{self, fs, link};
 use crate::reconcile::Probe;
-use crate::reconcile::contest::Contests;
-use crate::reconcile::engine::{Engine, HostHands, Key};
+use crate::reconcile::contest::ConflictingWriters;
+use crate::reconcile::engine::{Engine, HostContext, Key};
 use crate::reconcile::group::{CLAIMS_DIR, ClaimOwner, Claims};
 use crate::reconcile::processes::Processes;
 use crate::runtime::controller::controller;
-use crate::store::{Opened, Recalled, RunCopy, Store};
+use crate::store::{Opened, RunCopy, RunDirState, Store};
 
 /// Number of netlink sockets: one per thread of the runtime, and one for a request whose response is late.
 fn netlink_sockets() -> NonZeroUsize {
@@ -74,7 +74,7 @@ impl Daemon {
         };
         // Runs a process that prints its version, while the database is read.
         let backend = tokio::task::spawn_blocking(Backend::detect);
-        let (store, opened, recalled) = Store::open_in(&state_dir, &run_dir.0, &run_copy)?;
+        let (store, opened, recalled) = Store::open_for_daemon(&state_dir, &run_dir.0, &run_copy)?;
         // On a read-only disk permissions cannot be changed; they were restricted while it was writable.
         if store.read_only().is_none() {
             folders::restrict_state(&state_dir)?;
@@ -97,9 +97,9 @@ impl Daemon {
         let engine = Arc::new(Engine {
             instance: claimed.instance,
             store,
-            hands: HostHands {
+            host: HostContext {
                 netlink,
-                home,
+                host_netns: home,
                 backend: Backend {
                     timeout: filter_deadline,
                     ..backend
@@ -112,28 +112,28 @@ impl Daemon {
                 allowed,
                 waker.clone(),
             )
-            .with_users(vmm_ids),
+            .with_user_range(vmm_ids),
             run_dir,
             claims: Claims::new(Path::new(CLAIMS_DIR), claim_owner),
             waker,
             probe,
-            contests: Contests::default(),
-            steps: Default::default(),
-            hindrances: Default::default(),
-            waiting: Default::default(),
+            conflicting_writers: ConflictingWriters::default(),
+            step_count: Default::default(),
+            blocked_reasons: Default::default(),
+            waiting_groups: Default::default(),
             cni,
-            checked: Default::default(),
+            cni_checked: Default::default(),
             plugin_rules: Default::default(),
             vmm_ids,
-            seen_rules: Default::default(),
-            refused: Default::default(),
-            refusals: Default::default(),
+            verified_rules: Default::default(),
+            isolated_refused_packets: Default::default(),
+            bridge_refused_packets: Default::default(),
             entries: Default::default(),
-            sized: Default::default(),
+            host_properties: Default::default(),
             flows: Default::default(),
-            turned_away: Default::default(),
+            waiting_for_host_network: Default::default(),
             forward_chains: Default::default(),
-            whole_tables: true.into(),
+            read_all_tables: true.into(),
             enforcement: Default::default(),
             removals: Default::default(),
         });
@@ -142,32 +142,32 @@ impl Daemon {
             let (events, kind) = (engine.store.events(), crate::api::event::EventType::Warning);
             events.note(clock::now(), kind, "ground", "InstanceNoticed", message);
         }
-        info!(instance = %engine.instance, iptables = %engine.hands.backend.version, "starting");
+        info!(instance = %engine.instance, iptables = %engine.host.backend.version, "starting");
         engine.processes.recover_owners();
         // Subscribed before the first change: a change without a receiver enqueues nothing.
         let changes = engine.store.watch();
-        let is_complete = opened == Opened::Existing || matches!(recalled, Recalled::World(_));
+        let is_complete = opened == Opened::Existing || matches!(recalled, RunDirState::World(_));
         take_over::take_over(&engine, opened, recalled).await?;
-        if let Err(error) = engine.hold_claims(is_complete).await {
+        if let Err(error) = engine.restore_claims(is_complete).await {
             // Each group reports the error when it needs a claim.
             error!(%error, "cannot claim the stored ranges and users on this host");
         }
         // Restrictions are passed to the VMs first, so that no VM is observed with the previous spec of its group.
-        for group in engine.store.restricted().to_vec() {
-            engine.give_to_vms(&group).await;
+        for group in engine.store.restricted_groups().to_vec() {
+            engine.apply_to_vms(&group).await;
         }
         engine.store.begin_observation(clock::now());
         if let Ok(base) = host::cgroup::base() {
             host::cgroup::sweep(base);
         }
-        engine.nudge_everything();
+        engine.enqueue_all();
         let links = Box::pin(async move {
             let failed = |error| host::Error::other("list", "links", error);
             links.await.map_err(failed)?
         });
-        let orphans = engine.orphans_beside(links, clock::now()).await?;
+        let orphans = engine.orphans_with_links(links, clock::now()).await?;
         for label in orphans.removable {
-            engine.waker.nudge(Key::Stray(label));
+            engine.waker.enqueue(Key::Orphan(label));
         }
         let lanes = engine.clone();
         let controller = controller.with_lanes(move |key| lanes.lane(key));

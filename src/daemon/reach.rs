@@ -6,14 +6,14 @@ use std::net::Ipv4Addr;
 use crate::api::host_group::HostGroup;
 use crate::api::meta::Name;
 use crate::api::network::NetworkSpec;
-use crate::api::view::Reach;
+use crate::api::view::RouteInfo;
 use crate::host::netlink::Handle;
 use crate::host::{self, addr, route};
 use crate::reconcile::engine::Engine;
 use crate::wire::Refusal;
 
 /// Returns the route of a bridge group; for other groups an error that explains why there is none.
-pub(super) async fn of(engine: &Engine, group: Name) -> Result<Reach, Refusal> {
+pub(super) async fn of(engine: &Engine, group: Name) -> Result<RouteInfo, Refusal> {
     let known = engine.store.read(|world| {
         let found = world.group(&group).cloned()?;
         Some((found, world.pool(&group).map(|pool| pool.range)))
@@ -26,10 +26,10 @@ pub(super) async fn of(engine: &Engine, group: Name) -> Result<Reach, Refusal> {
         let message = format!("hostgroup/{group} has no subnet yet: see slicectl describe");
         return Err(Refusal::Conflict(vec![message]));
     };
-    let host = lan_address(&engine.hands.netlink)
+    let host = lan_address(&engine.host.netlink)
         .await
         .map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
-    Ok(Reach {
+    Ok(RouteInfo {
         group,
         bridge,
         subnet,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::Error;
-use crate::api::allowed::Allowed;
+use crate::api::allowed::AllowedDirectories;
 use crate::api::manifest::{Source, settings};
 use crate::api::vmm_ids::IdRange;
 use crate::cli::sliced::Args;
@@ -22,7 +22,7 @@ pub struct Settings {
     /// Range of user ids for VMMs.
     pub vmm_ids: IdRange,
     /// Directories from which programs and images may be used.
-    pub allowed: Allowed,
+    pub allowed: AllowedDirectories,
     /// Deadline for a commit to the packet filter.
     pub filter_deadline: Duration,
 }
@@ -32,7 +32,7 @@ impl Default for Settings {
         Self {
             cni: cni::Runtime::from_env(),
             vmm_ids: IdRange::default(),
-            allowed: Allowed::default(),
+            allowed: AllowedDirectories::default(),
             filter_deadline: iptables::DEADLINE,
         }
     }
@@ -41,7 +41,7 @@ impl Default for Settings {
 /// Settings that the settings file may specify.
 pub(super) struct FromFile {
     /// Directories from which programs and images may be used.
-    pub allowed: Allowed,
+    pub allowed: AllowedDirectories,
     /// How long a file must be absent from the manifest directory before its groups are removed.
     pub removal_grace: Duration,
 }
@@ -49,12 +49,12 @@ pub(super) struct FromFile {
 /// Values of the command line or the environment take precedence over the file, and the file over the defaults.
 pub(super) fn read_all(args: &Args) -> Result<FromFile, Error> {
     let file = read(&args.settings)?;
-    let default = Allowed::default();
+    let default = AllowedDirectories::default();
     let programs = args.programs.clone().map(|dirs| dirs.0);
     let images = args.images.clone().map(|dirs| dirs.0);
     let grace = args.removal_grace.or(file.removal_grace);
     Ok(FromFile {
-        allowed: Allowed {
+        allowed: AllowedDirectories {
             programs: programs.or(file.programs).unwrap_or(default.programs),
             images: images.or(file.images).unwrap_or(default.images),
         },

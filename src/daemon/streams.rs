@@ -21,7 +21,7 @@ use crate::clock;
 use crate::host::fs;
 use crate::reconcile::vmm::LOG_LIMIT;
 use crate::store::{self, Events};
-use crate::wire::Span;
+use crate::wire::StreamMode;
 
 /// Minimum time for which changes are collected: bringing up one VM causes a dozen.
 const MIN_PAUSE: Duration = Duration::from_millis(1);
@@ -131,14 +131,14 @@ fn differences(before: &BTreeMap<Name, Object>, now: &BTreeMap<Name, Object>) ->
 pub(super) fn events(
     events: &Events,
     object: Option<String>,
-    span: Span,
+    span: StreamMode,
 ) -> BoxStream<'static, Event> {
     // Subscribed before reading: an event in between is sent twice rather than lost.
     let later = events.watch();
     let known = stream::iter(events.all());
     let all = match span {
-        Span::Once => known.boxed(),
-        Span::Follow => known.chain(stream::unfold(later, next_event)).boxed(),
+        StreamMode::Once => known.boxed(),
+        StreamMode::Follow => known.chain(stream::unfold(later, next_event)).boxed(),
     };
     let matches = move |event: &Event| object.as_ref().is_none_or(|o| *o == event.object);
     all.filter(move |event| futures::future::ready(matches(event)))
@@ -159,7 +159,7 @@ async fn next_event(mut events: Receiver<Event>) -> Option<(Event, Receiver<Even
 pub(super) fn log(
     path: PathBuf,
     lines: Option<usize>,
-    span: Span,
+    span: StreamMode,
 ) -> BoxStream<'static, io::Result<Bytes>> {
     stream::once(async move {
         let at = match lines {
@@ -175,7 +175,7 @@ pub(super) fn log(
 fn log_from(
     path: PathBuf,
     at: u64,
-    span: Span,
+    span: StreamMode,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
     stream::try_unfold((path, at), move |(path, at)| async move {
         let mut at = at;
@@ -184,8 +184,8 @@ fn log_from(
             let (bytes, end) = read_from(&path, at).await?;
             match (bytes.is_empty(), span) {
                 (false, _) => return Ok(Some((bytes, (path, end)))),
-                (true, Span::Once) => return Ok(None),
-                (true, Span::Follow) => {
+                (true, StreamMode::Once) => return Ok(None),
+                (true, StreamMode::Follow) => {
                     at = end;
                     tokio::time::sleep(interval).await;
                     interval = max.min(interval * 2);

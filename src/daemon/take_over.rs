@@ -8,7 +8,7 @@ use crate::api::event::EventType;
 use crate::api::meta::Timestamp;
 use crate::clock;
 use crate::reconcile::engine::Engine;
-use crate::store::{Opened, Recalled};
+use crate::store::{Opened, RunDirState};
 
 /// Adopts existing VMs and reports lost or damaged state as events.
 ///
@@ -17,7 +17,7 @@ use crate::store::{Opened, Recalled};
 pub(super) async fn take_over(
     engine: &Engine,
     opened: Opened,
-    recalled: Recalled,
+    recalled: RunDirState,
 ) -> Result<(), Error> {
     let now = clock::now();
     for message in engine.store.notes() {
@@ -27,7 +27,7 @@ pub(super) async fn take_over(
     let is_fresh = opened == Opened::Fresh;
     match &opened {
         Opened::Existing => {
-            if engine.forget_an_earlier_boot(now).await? {
+            if engine.reset_stages_after_reboot(now).await? {
                 info!("the host was restarted: all VMs are created again with the same leases");
             }
         }
@@ -42,9 +42,9 @@ pub(super) async fn take_over(
         }
     }
     let journal = match &recalled {
-        Recalled::World(world) => Some(&**world),
-        Recalled::Nothing => None,
-        Recalled::Unreadable(why) => {
+        RunDirState::World(world) => Some(&**world),
+        RunDirState::Nothing => None,
+        RunDirState::Unreadable(why) => {
             warn!(%why, "cannot use the copy of the state in the run directory");
             let message = format!("{why}; VMs are adopted from their records instead");
             warn_of(engine, now, "StateCopyUnreadable", &message);
@@ -57,7 +57,7 @@ pub(super) async fn take_over(
         .map_err(|error| Error::Host(error.to_string()))?;
     if opened != Opened::Existing {
         // After a crash before this line, the next start adopts again.
-        engine.store.recovered().await?;
+        engine.store.end_recovery().await?;
     }
     if is_fresh && (adopted > 0 || journal.is_some()) {
         error!("the state database is missing");

@@ -20,7 +20,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::warn;
 
 use self::activity::Activity;
-use self::gathered::Gathered;
+use self::gathered::Pending;
 use self::window::Window;
 use super::removals::{Removals, Removed};
 use crate::api::meta::Uid;
@@ -58,7 +58,7 @@ pub struct Trigger {
     by_entry: HashMap<String, Uid>,
     by_nsid: HashMap<i32, Uid>,
     by_index: HashMap<u32, Uid>,
-    places: HashMap<Uid, Place>,
+    places: HashMap<Uid, HostLink>,
     /// Bridges to which VMs are connected.
     bridges: HashMap<String, Option<Bridge>>,
     /// Other bridges, by index.
@@ -78,7 +78,7 @@ struct Bridge {
 }
 
 /// A VM's link in the host namespace.
-struct Place {
+struct HostLink {
     link: String,
     index: Option<u32>,
     nsid: Option<i32>,
@@ -110,13 +110,13 @@ impl Trigger {
     pub async fn run(mut self, engine: &Engine) {
         let mut changes = engine.store.watch();
         // At startup everything is observed anyway.
-        let mut missed = Gathered::default();
+        let mut missed = Pending::default();
         while let Err(error) = self.listen(engine, &mut changes, missed).await {
             warn!(%error, "cannot receive kernel events; reopening the socket");
             tokio::time::sleep(REOPEN_DELAY).await;
-            missed = Gathered {
+            missed = Pending {
                 everything: true,
-                ..Gathered::default()
+                ..Pending::default()
             };
         }
     }
@@ -125,16 +125,16 @@ impl Trigger {
         &mut self,
         engine: &Engine,
         changes: &mut tokio::sync::broadcast::Receiver<Change>,
-        missed: Gathered,
+        missed: Pending,
     ) -> Result<(), Error> {
-        let mut events = engine.hands.home.run(Events::listen).await?;
+        let mut events = engine.host.host_netns.run(Events::listen).await?;
         let mut removals = watch_removals(engine);
         self.rebuild(engine).await?;
         let mut own = Window::with_content(missed, COALESCE);
         let mut drift = Window::default();
         let mut conflicts = Window::default();
         loop {
-            let mut pending = Gathered::default();
+            let mut pending = Pending::default();
             tokio::select! {
                 event = events.next() => self.map_event(event?, &mut pending),
                 removed = next_removal(&mut removals) => {
@@ -192,22 +192,22 @@ impl Trigger {
     ) -> Result<(), Error> {
         match change {
             // A stage status may name the link by which a chain of plugins has connected a VM.
-            Ok(Change::Vm(uid) | Change::Page(uid)) => {
+            Ok(Change::Vm(uid) | Change::StageStatus(uid)) => {
                 if let Some(link) = self.update_vm(engine, uid)
-                    && let Some(link) = link::get(&engine.hands.netlink, &link).await?
+                    && let Some(link) = link::get(&engine.host.netlink, &link).await?
                 {
                     self.place(uid, link.index, link.peer_nsid, link.mac);
                 }
                 Ok(())
             }
-            Ok(Change::Ground) => self.update_bridges(engine).await,
+            Ok(Change::HostNetwork) => self.update_bridges(engine).await,
             Ok(Change::Group(_) | Change::Observed(_) | Change::Lease(_) | Change::Everything)
             | Err(RecvError::Closed) => Ok(()),
             Err(RecvError::Lagged(_)) => self.rebuild(engine).await,
         }
     }
 
-    fn map_event(&mut self, event: Event, gathered: &mut Gathered) {
+    fn map_event(&mut self, event: Event, gathered: &mut Pending) {
         if event.kind == What::Overrun {
             gathered.everything = true;
             return;
@@ -230,7 +230,7 @@ impl Trigger {
         }
     }
 
-    fn map_host_event(&mut self, what: What, gathered: &mut Gathered) {
+    fn map_host_event(&mut self, what: What, gathered: &mut Pending) {
         match what {
             What::Link(link) if self.bridges.contains_key(&link.name) => {
                 self.map_bridge(link, gathered);
@@ -262,21 +262,21 @@ impl Trigger {
                 gathered.keys.insert(Key::Vm(uid));
             }
             What::Netconf { index: Some(index) } => {
-                let key = self.on_link(Some(index)).unwrap_or(Key::Ground);
+                let key = self.on_link(Some(index)).unwrap_or(Key::HostNetwork);
                 gathered.configured.insert(key);
             }
             What::Netconf { index: None } => {
                 gathered.all_configured = true;
-                gathered.keys.insert(Key::Ground);
+                gathered.keys.insert(Key::HostNetwork);
             }
             What::Rules { .. } => {
-                gathered.keys.insert(Key::Ground);
+                gathered.keys.insert(Key::HostNetwork);
             }
             What::Addr { index } => {
                 let bridge = self.bridge_at(index).cloned();
                 gathered.addressed.extend(bridge);
                 // Another link of the host: the rules of the host depend on its neighbours.
-                let key = self.on_link(Some(index)).unwrap_or(Key::Ground);
+                let key = self.on_link(Some(index)).unwrap_or(Key::HostNetwork);
                 gathered.keys.insert(key);
             }
             What::Neigh { index, ip } => {
@@ -297,11 +297,11 @@ impl Trigger {
                 // rule selects another table first; the observation of the host detects that.
                 match dst {
                     Some(dst) if dst.prefix() > 0 => gathered.route(dst),
-                    Some(_) | None => drop(gathered.keys.insert(Key::Ground)),
+                    Some(_) | None => drop(gathered.keys.insert(Key::HostNetwork)),
                 }
             }
             What::RoutingRule => {
-                gathered.keys.insert(Key::Ground);
+                gathered.keys.insert(Key::HostNetwork);
                 gathered.route(ALL_ADDRESSES);
             }
             What::Overrun => {}
@@ -309,7 +309,7 @@ impl Trigger {
     }
 
     /// Rules of the host name other bridges, so they are written again when one is created or deleted.
-    fn map_other_bridge(&mut self, link: &LinkChange, gathered: &mut Gathered) {
+    fn map_other_bridge(&mut self, link: &LinkChange, gathered: &mut Pending) {
         let changed = match (link.bridge, link.deleted) {
             (true, false) => {
                 self.foreign.insert(link.index, link.name.clone()).as_ref() != Some(&link.name)
@@ -318,12 +318,12 @@ impl Trigger {
             (false, false) => false,
         };
         if changed {
-            gathered.keys.insert(Key::Ground);
+            gathered.keys.insert(Key::HostNetwork);
         }
     }
 
-    fn map_bridge(&mut self, link: LinkChange, gathered: &mut Gathered) {
-        gathered.keys.insert(Key::Ground);
+    fn map_bridge(&mut self, link: LinkChange, gathered: &mut Pending) {
+        gathered.keys.insert(Key::HostNetwork);
         let now = (!link.deleted).then_some(Bridge {
             index: link.index,
             mac: link.mac,
@@ -336,7 +336,7 @@ impl Trigger {
         }
     }
 
-    fn map_removal(&self, removed: Removed, gathered: &mut Gathered) {
+    fn map_removal(&self, removed: Removed, gathered: &mut Pending) {
         match removed {
             Removed::Unknown => gathered.everything = true,
             Removed::Entry(name) => {
@@ -349,7 +349,7 @@ impl Trigger {
     fn on_link(&self, index: Option<u32>) -> Option<Key> {
         let index = index?;
         if self.bridge_at(index).is_some() {
-            return Some(Key::Ground);
+            return Some(Key::HostNetwork);
         }
         let uid = self.by_index.get(&index)?;
         Some(Key::Vm(*uid))
@@ -363,7 +363,7 @@ impl Trigger {
 
     /// A process with a TAP open can change its MAC to that of another port or of the bridge itself, which cuts off the other until it is
     /// repaired.
-    fn mac_changed(&self, mac: Option<[u8; 6]>, gathered: &mut Gathered) {
+    fn mac_changed(&self, mac: Option<[u8; 6]>, gathered: &mut Pending) {
         let Some(mac) = mac else { return };
         let other = self.by_mac.get(&mac).copied();
         gathered.keys.extend(other.map(Key::Vm));

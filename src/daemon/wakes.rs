@@ -22,7 +22,7 @@ pub(super) async fn converged(engine: &Engine, idle: watch::Receiver<bool>) -> b
         if engine.all_ready() {
             return true;
         }
-        let actions = engine.steps.load(std::sync::atomic::Ordering::Relaxed);
+        let actions = engine.step_count.load(std::sync::atomic::Ordering::Relaxed);
         let now = clock::monotonic();
         if actions != steps {
             (steps, since) = (actions, now);
@@ -52,7 +52,7 @@ pub(super) async fn log_initial_sync(engine: Arc<Engine>, idle: watch::Receiver<
     quiet(idle).await;
     info!(
         vms = engine.store.read(|world| world.vms().count()),
-        actions = engine.steps.load(std::sync::atomic::Ordering::Relaxed),
+        actions = engine.step_count.load(std::sync::atomic::Ordering::Relaxed),
         milliseconds = clock::monotonic()
             .saturating_duration_since(began)
             .as_millis(),
@@ -73,12 +73,12 @@ pub(super) async fn enqueue_by_changes(engine: Arc<Engine>, changes: broadcast::
 async fn enqueue_changed(engine: Arc<Engine>, mut changes: broadcast::Receiver<Change>) {
     loop {
         match changes.recv().await {
-            Ok(Change::Group(name)) => engine.waker.renew(Key::Group(name)),
-            Ok(Change::Vm(uid)) => engine.waker.renew(Key::Vm(uid)),
-            Ok(Change::Ground) => engine.waker.renew(Key::Ground),
-            Ok(Change::Page(_) | Change::Observed(_) | Change::Lease(_)) => {}
-            Ok(Change::Everything) => engine.renew_everything(),
-            Err(broadcast::error::RecvError::Lagged(_)) => engine.nudge_everything(),
+            Ok(Change::Group(name)) => engine.waker.enqueue_fresh(Key::Group(name)),
+            Ok(Change::Vm(uid)) => engine.waker.enqueue_fresh(Key::Vm(uid)),
+            Ok(Change::HostNetwork) => engine.waker.enqueue_fresh(Key::HostNetwork),
+            Ok(Change::StageStatus(_) | Change::Observed(_) | Change::Lease(_)) => {}
+            Ok(Change::Everything) => engine.enqueue_all_fresh(),
+            Err(broadcast::error::RecvError::Lagged(_)) => engine.enqueue_all(),
             Err(broadcast::error::RecvError::Closed) => return,
         }
     }
@@ -91,17 +91,17 @@ pub(super) async fn resync(engine: Arc<Engine>, every: Duration) {
     ticks.tick().await;
     loop {
         ticks.tick().await;
-        engine.ask_plugins_again();
-        engine.sweep_everything();
+        engine.check_all_again();
+        engine.enqueue_all_low_priority();
         match engine.orphans(clock::now()).await {
             Ok(orphans) => {
                 for label in orphans.removable {
-                    engine.waker.nudge(Key::Stray(label));
+                    engine.waker.enqueue(Key::Orphan(label));
                 }
             }
             Err(error) => warn!(%error, "cannot list orphans"),
         }
         // A plugin whose DEL failed before may succeed now.
-        engine.sweep_plugins().await;
+        engine.release_orphaned_attachments().await;
     }
 }

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use super::{Host, ok, warn};
-use crate::api::allowed::{Allowed, Purpose};
+use crate::api::allowed::{AllowedDirectories, Purpose};
 use crate::api::view::Check;
 use crate::host::named::{self, Refusal};
 
@@ -43,7 +43,7 @@ fn judge(purpose: Purpose, observed: &[(PathBuf, Result<(), Refusal>)]) -> Check
             format!("{}, writable by root alone", there.join(", ")),
         );
     }
-    let defaults = Allowed::default();
+    let defaults = AllowedDirectories::default();
     let dirs = match observed.is_empty() {
         true => defaults.of(purpose).to_vec(),
         false => observed.iter().map(|(dir, _)| dir.clone()).collect(),
@@ -63,7 +63,7 @@ fn judge(purpose: Purpose, observed: &[(PathBuf, Result<(), Refusal>)]) -> Check
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::view::CheckVerdict;
+    use crate::api::view::CheckStatus;
 
     #[test]
     fn a_directory_that_others_can_write_and_a_missing_directory_are_warnings() {
@@ -78,13 +78,13 @@ mod tests {
         let evaluate_images = |looked: &[_]| judge(Purpose::Image, looked);
         assert_eq!(
             evaluate_images(&[fine("/a"), absent("/b")]).verdict,
-            CheckVerdict::Ok
+            CheckStatus::Ok
         );
         let check = evaluate_images(&[fine("/a"), loose]);
-        assert_eq!(check.verdict, CheckVerdict::Warn);
+        assert_eq!(check.verdict, CheckStatus::Warn);
         assert!(check.found.contains("user 1000") && check.remedy.contains("--images"));
         let none = evaluate_images(&[absent("/b")]);
-        assert_eq!(none.verdict, CheckVerdict::Warn);
+        assert_eq!(none.verdict, CheckStatus::Warn);
         assert!(none.found.contains("/b does not exist"));
         assert!(evaluate_images(&[]).found.contains("`images:` is empty"));
     }

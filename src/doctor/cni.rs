@@ -130,7 +130,7 @@ async fn examine(runtime: &Runtime, name: &str) -> NetworkStatus {
             };
         }
     };
-    let lacking = runtime.lacking(&network);
+    let lacking = runtime.missing_plugins(&network);
     if !lacking.is_empty() {
         return NetworkStatus {
             lacking,
@@ -168,7 +168,7 @@ async fn status(runtime: &Runtime, network: &Network) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::view::CheckVerdict;
+    use crate::api::view::CheckStatus;
 
     /// Answers STATUS with the code in the file `code` in its own directory.
     const PLUGIN: &str = r#"#!/bin/sh
@@ -219,9 +219,9 @@ esac
             let networks = runtime.networks().map_err(|error| words(&error));
             let check = judge(&runtime, &networks).await;
             match wanted {
-                None => assert_eq!(check.verdict, CheckVerdict::Ok, "{}", check.found),
+                None => assert_eq!(check.verdict, CheckStatus::Ok, "{}", check.found),
                 Some(wanted) => {
-                    assert_eq!(check.verdict, CheckVerdict::Warn, "{code}");
+                    assert_eq!(check.verdict, CheckStatus::Warn, "{code}");
                     assert!(check.found.contains(wanted), "{}", check.found);
                     assert!(!check.found.contains("apt-get"), "{}", check.found);
                 }
@@ -269,7 +269,7 @@ esac
         runtime.conf_dir = dir.path().to_owned();
         runtime.bin_dirs = vec![dir.path().to_owned()];
         let check = judge(&runtime, &runtime.networks().map_err(|e| words(&e))).await;
-        assert_eq!(check.verdict, CheckVerdict::Warn);
+        assert_eq!(check.verdict, CheckStatus::Warn);
         assert!(check.found.starts_with("net, but: "), "{}", check.found);
         assert!(check.found.contains("no-such-plugin"), "{}", check.found);
     }
@@ -298,6 +298,6 @@ esac
         let mut runtime = Runtime::new();
         runtime.conf_dir = "/nowhere/at/all".into();
         let check = judge(&runtime, &runtime.networks().map_err(|e| words(&e))).await;
-        assert_eq!(check.verdict, CheckVerdict::Ok);
+        assert_eq!(check.verdict, CheckStatus::Ok);
     }
 }

@@ -12,7 +12,7 @@ const USERS: &str = "users for VMMs";
 const LIMITS: &str = "limits of VMs";
 
 /// A range of ids: owner, first id, number of ids.
-type Run = (String, u64, u64);
+type IdBlock = (String, u64, u64);
 
 pub(super) fn checks(cx: &Host) -> Vec<Check> {
     let users = match look() {
@@ -23,7 +23,7 @@ pub(super) fn checks(cx: &Host) -> Vec<Check> {
 }
 
 /// The ids that are mapped in this user namespace, and those that are assigned to other users.
-fn look() -> Result<(Vec<Run>, Vec<Run>), Error> {
+fn look() -> Result<(Vec<IdBlock>, Vec<IdBlock>), Error> {
     let text = |path: &str| Ok::<_, Error>(fs::read_text(Path::new(path))?.unwrap_or_default());
     let mut others = Vec::new();
     for path in ["/etc/subuid", "/etc/subgid"] {
@@ -36,7 +36,7 @@ fn look() -> Result<(Vec<Run>, Vec<Run>), Error> {
 }
 
 /// `<first> <first outside> <length>` (user_namespaces(7)).
-fn mapped(text: &str) -> Vec<Run> {
+fn mapped(text: &str) -> Vec<IdBlock> {
     let run = |line: &str| {
         let mut fields = line.split_whitespace();
         let first = fields.next()?.parse().ok()?;
@@ -46,7 +46,7 @@ fn mapped(text: &str) -> Vec<Run> {
 }
 
 /// `<user>:<first>:<length>` (subuid(5)).
-fn subordinate(path: &str, text: &str) -> Vec<Run> {
+fn subordinate(path: &str, text: &str) -> Vec<IdBlock> {
     let run = |line: &str| {
         let mut fields = line.split(':');
         let user = fields.next()?;
@@ -57,7 +57,7 @@ fn subordinate(path: &str, text: &str) -> Vec<Run> {
 }
 
 /// `<name>:<password>:<id>:…` (passwd(5), group(5)).
-fn single(path: &str, text: &str) -> Vec<Run> {
+fn single(path: &str, text: &str) -> Vec<IdBlock> {
     let run = |line: &str| {
         let mut fields = line.split(':');
         let name = fields.next()?;
@@ -66,12 +66,12 @@ fn single(path: &str, text: &str) -> Vec<Run> {
     text.lines().filter_map(run).collect()
 }
 
-fn evaluate_users(ids: &IdRange, mapped: &[Run], others: &[Run]) -> Check {
-    let contains = |(_, first, length): &&Run| {
+fn evaluate_users(ids: &IdRange, mapped: &[IdBlock], others: &[IdBlock]) -> Check {
+    let contains = |(_, first, length): &&IdBlock| {
         ids.ends()
             .all(|id| (*first..first.saturating_add(*length)).contains(&u64::from(id)))
     };
-    let overlaps = |(_, first, length): &&Run| {
+    let overlaps = |(_, first, length): &&IdBlock| {
         let mut ends = ids.ends().map(u64::from);
         let (low, high) = (ends.next().unwrap_or(0), ends.next().unwrap_or(0));
         *first <= high && low < first.saturating_add(*length)
@@ -106,13 +106,13 @@ fn evaluate_limits(base: Result<&Path, String>) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::view::CheckVerdict;
+    use crate::api::view::CheckStatus;
 
     #[test]
     fn ids_that_are_assigned_or_not_mapped_are_warnings() {
         let ids: IdRange = "70000-70099".parse().unwrap();
         let whole = mapped("         0          0 4294967295\n");
-        assert_eq!(evaluate_users(&ids, &whole, &[]).verdict, CheckVerdict::Ok);
+        assert_eq!(evaluate_users(&ids, &whole, &[]).verdict, CheckStatus::Ok);
         let rootless = mapped("0 1000 1\n1 100000 65536\n");
         assert!(
             evaluate_users(&ids, &rootless, &[])
@@ -121,7 +121,7 @@ mod tests {
         );
         let subuid = subordinate("/etc/subuid", "ann:70099:65536\n");
         let check = evaluate_users(&ids, &whole, &subuid);
-        assert_eq!(check.verdict, CheckVerdict::Warn);
+        assert_eq!(check.verdict, CheckStatus::Warn);
         assert!(check.found.contains("ann in /etc/subuid"));
         let passwd = single(
             "/etc/passwd",
@@ -131,14 +131,14 @@ mod tests {
         let before = subordinate("/etc/subuid", "ann:4464:65536\n");
         assert_eq!(
             evaluate_users(&ids, &whole, &before).verdict,
-            CheckVerdict::Ok
+            CheckStatus::Ok
         );
     }
 
     #[test]
     fn missing_limits_are_a_warning_that_names_the_reason() {
         let check = evaluate_limits(Err("no control groups of version 2".to_owned()));
-        assert_eq!(check.verdict, CheckVerdict::Warn);
+        assert_eq!(check.verdict, CheckStatus::Warn);
         assert!(check.found.ends_with("no control groups of version 2"));
     }
 }

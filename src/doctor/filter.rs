@@ -18,7 +18,7 @@ const TABLES: [TableName; 4] = [
 
 /// The observation; an `Err` contains the message of the error.
 #[derive(Clone, Debug)]
-pub(super) struct Seen {
+pub(super) struct Observed {
     /// `iptables-restore`, which the daemon uses.
     pub restore: Result<Backend, String>,
     /// `iptables --version`, which other programs use.
@@ -29,7 +29,7 @@ pub(super) struct Seen {
     pub legacy: Result<Ruleset, String>,
 }
 
-pub(super) async fn look(cx: &Host) -> Seen {
+pub(super) async fn look(cx: &Host) -> Observed {
     let tables = cx.home.run(|| {
         let restore = Backend::detect().map_err(|e| words(&e));
         Ok((restore, read(Flavour::Nft), read(Flavour::Legacy)))
@@ -40,7 +40,7 @@ pub(super) async fn look(cx: &Host) -> Seen {
         let why = words(&error);
         (Err(why.clone()), Err(why.clone()), Err(why))
     });
-    Seen {
+    Observed {
         restore,
         tool: tool
             .map(|output| output.trim().into())
@@ -61,11 +61,11 @@ fn read(flavour: Flavour) -> Result<Ruleset, String> {
     backend.read(&TABLES).map_err(|e| words(&e))
 }
 
-pub(super) fn judge(observed: &Seen) -> Vec<Check> {
+pub(super) fn judge(observed: &Observed) -> Vec<Check> {
     vec![evaluate_back_end(observed), evaluate_mixing(observed)]
 }
 
-fn evaluate_back_end(observed: &Seen) -> Check {
+fn evaluate_back_end(observed: &Observed) -> Check {
     let restore = match &observed.restore {
         Ok(restore) => restore,
         Err(error) => {
@@ -100,7 +100,7 @@ fn evaluate_back_end(observed: &Seen) -> Check {
     }
 }
 
-fn evaluate_mixing(observed: &Seen) -> Check {
+fn evaluate_mixing(observed: &Observed) -> Check {
     let (nft, legacy) = match (&observed.nft, &observed.legacy) {
         (Ok(nft), Ok(legacy)) => (nft, legacy),
         // If one of the back ends is not in the kernel, rules cannot be mixed.
@@ -125,7 +125,7 @@ fn evaluate_mixing(observed: &Seen) -> Check {
 }
 
 /// A packet that the other back end drops cannot be accepted by our rules.
-fn closed(observed: &Seen, nft: &Ruleset, legacy: &Ruleset) -> String {
+fn closed(observed: &Observed, nft: &Ruleset, legacy: &Ruleset) -> String {
     let other = match observed.restore.as_ref().map(|restore| restore.kind) {
         Ok(Flavour::Nft) => legacy,
         Ok(Flavour::Legacy) => nft,
@@ -167,11 +167,11 @@ fn word(flavour: Flavour) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::view::CheckVerdict;
+    use crate::api::view::CheckStatus;
     use crate::host::rule::{Chain, Table};
 
-    fn seen(nft: Ruleset, legacy: Ruleset) -> Seen {
-        Seen {
+    fn seen(nft: Ruleset, legacy: Ruleset) -> Observed {
+        Observed {
             restore: Ok(Backend {
                 kind: Flavour::Nft,
                 restore_program: "/usr/sbin/iptables-restore".into(),
@@ -191,13 +191,13 @@ mod tests {
         }])
     }
 
-    fn verdicts(seen: &Seen) -> Vec<CheckVerdict> {
+    fn verdicts(seen: &Observed) -> Vec<CheckStatus> {
         judge(seen).iter().map(|check| check.verdict).collect()
     }
 
     #[test]
     fn one_back_end_in_use_is_ok_whichever_it_is() {
-        use CheckVerdict::Ok;
+        use CheckStatus::Ok;
         for seen in [
             seen(dropping(), Ruleset::default()),
             seen(Ruleset::default(), dropping()),
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn rules_in_both_back_ends_are_a_warning_that_names_the_dropping_policy() {
         let checks = judge(&seen(dropping(), dropping()));
-        assert_eq!(checks[1].verdict, CheckVerdict::Warn);
+        assert_eq!(checks[1].verdict, CheckStatus::Warn);
         assert!(
             checks[1].found.contains("VMs reach nothing"),
             "{}",
@@ -224,7 +224,7 @@ mod tests {
         let mut seen = seen(Ruleset::default(), Ruleset::default());
         seen.tool = Ok("iptables v1.8.9 (legacy)".into());
         let checks = judge(&seen);
-        assert_eq!(checks[0].verdict, CheckVerdict::Warn);
+        assert_eq!(checks[0].verdict, CheckStatus::Warn);
         assert!(
             checks[0]
                 .remedy
@@ -236,15 +236,15 @@ mod tests {
     fn no_iptables_restore_is_a_failure() {
         let mut seen = seen(Ruleset::default(), Ruleset::default());
         seen.restore = Err("cannot find iptables-restore: entity not found".into());
-        assert_eq!(verdicts(&seen)[0], CheckVerdict::Fail);
+        assert_eq!(verdicts(&seen)[0], CheckStatus::Fail);
     }
 
     #[test]
     fn a_kernel_with_one_back_end_cannot_mix_and_with_none_is_unknown() {
         let mut seen = seen(dropping(), Ruleset::default());
         seen.legacy = Err("no ip_tables".into());
-        assert_eq!(verdicts(&seen)[1], CheckVerdict::Ok);
+        assert_eq!(verdicts(&seen)[1], CheckStatus::Ok);
         seen.nft = Err("no nf_tables".into());
-        assert_eq!(verdicts(&seen)[1], CheckVerdict::Warn);
+        assert_eq!(verdicts(&seen)[1], CheckStatus::Warn);
     }
 }

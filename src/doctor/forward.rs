@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::filter::Seen;
+use super::filter::Observed;
 use super::{Host, fail, ok, unseen, warn, words};
 use crate::api::view::Check;
 use crate::host::iptables::Flavour;
@@ -27,7 +27,7 @@ const KEYS: [&str; 4] = [
     "net.ipv4.conf.default.rp_filter",
 ];
 
-pub(super) async fn checks(cx: &Host, observed: &Seen) -> Vec<Check> {
+pub(super) async fn checks(cx: &Host, observed: &Observed) -> Vec<Check> {
     let mut checks = match cx.home.run(|| sysctl::read_many(&KEYS)).await {
         Ok(values) => {
             let value = |index: usize| values.get(index).and_then(Option::as_deref);
@@ -124,7 +124,7 @@ fn evaluate_rp_filter(all: Option<&str>, default: Option<&str>) -> Check {
 }
 
 /// Evaluates the chain in the back end that we use. `ours` is the name prefix of our chains.
-fn evaluate_chain(observed: &Seen, ours: &str) -> Check {
+fn evaluate_chain(observed: &Observed, ours: &str) -> Check {
     let ruleset = match observed.restore.as_ref().map(|restore| restore.kind) {
         Ok(Flavour::Legacy) => &observed.legacy,
         Ok(Flavour::Nft) | Err(_) => &observed.nft,
@@ -180,7 +180,7 @@ fn networks_without_firewall(cx: &Host) -> Vec<String> {
 }
 
 /// Our jump in FORWARD does not match VMs in cni mode: the plugins configure their network.
-fn evaluate_networks(observed: &Seen, networks: &[String]) -> Option<Check> {
+fn evaluate_networks(observed: &Observed, networks: &[String]) -> Option<Check> {
     let ruleset = match observed.restore.as_ref().map(|restore| restore.kind) {
         Ok(Flavour::Legacy) => observed.legacy.as_ref(),
         Ok(Flavour::Nft) | Err(_) => observed.nft.as_ref(),

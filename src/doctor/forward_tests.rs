@@ -2,7 +2,7 @@
 //! Out of scope: the observation, see tests/doctor.rs.
 
 use super::*;
-use crate::api::view::CheckVerdict;
+use crate::api::view::CheckStatus;
 use crate::host::iptables::Backend;
 use crate::host::rule::{Chain, Table};
 
@@ -12,13 +12,13 @@ fn jump(chain: &str) -> Rule {
     Rule::when().jump(chain)
 }
 
-fn seen(policy: Policy, forward: Vec<Rule>, chains: &[&str]) -> Seen {
+fn seen(policy: Policy, forward: Vec<Rule>, chains: &[&str]) -> Observed {
     let users = chains
         .iter()
         .map(|name| Chain::user(*name, vec![jump("RETURNED")]));
     let mut all = vec![Chain::builtin("FORWARD", policy, forward)];
     all.extend(users);
-    Seen {
+    Observed {
         restore: Ok(Backend {
             kind: Flavour::Nft,
             restore_program: "/usr/sbin/iptables-restore".into(),
@@ -36,11 +36,11 @@ fn seen(policy: Policy, forward: Vec<Rule>, chains: &[&str]) -> Seen {
 
 #[test]
 fn forwarding_that_is_off_is_a_warning_with_the_command_that_turns_it_on() {
-    assert_eq!(evaluate_ip_forward(Some("1")).verdict, CheckVerdict::Ok);
+    assert_eq!(evaluate_ip_forward(Some("1")).verdict, CheckStatus::Ok);
     let off = evaluate_ip_forward(Some("0"));
-    assert_eq!(off.verdict, CheckVerdict::Warn);
+    assert_eq!(off.verdict, CheckStatus::Warn);
     assert!(off.remedy.contains("net.ipv4.ip_forward=1"));
-    assert_eq!(evaluate_ip_forward(None).verdict, CheckVerdict::Fail);
+    assert_eq!(evaluate_ip_forward(None).verdict, CheckStatus::Fail);
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn docker_with_policy_drop_is_named_and_is_ok_while_our_jump_is_first() {
         &seen(Policy::Drop, forward, &["DOCKER-USER", "DOCKER"]),
         OURS,
     );
-    assert_eq!(check.verdict, CheckVerdict::Ok);
+    assert_eq!(check.verdict, CheckStatus::Ok);
     assert_eq!(
         check.found,
         "policy DROP, chains of docker: our jump is first and decides for VMs"
@@ -62,10 +62,10 @@ fn a_foreign_rule_above_our_jump_is_a_warning_and_the_jump_of_another_daemon_is_
     let ours = jump("SLICE-abcde-FWD");
     let after_docker = vec![jump("DOCKER-USER"), ours.clone()];
     let check = evaluate_chain(&seen(Policy::Accept, after_docker, &["DOCKER-USER"]), OURS);
-    assert_eq!(check.verdict, CheckVerdict::Warn);
+    assert_eq!(check.verdict, CheckStatus::Warn);
     let after_another = vec![jump("SLICE-zzzzz-FWD"), ours];
     let check = evaluate_chain(&seen(Policy::Accept, after_another, &[]), OURS);
-    assert_eq!(check.verdict, CheckVerdict::Ok);
+    assert_eq!(check.verdict, CheckStatus::Ok);
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn all_programs_with_chains_are_named() {
 #[test]
 fn bridged_packets_and_reverse_path_filters_are_always_ok() {
     for value in [Some("0"), Some("1"), None] {
-        assert_eq!(evaluate_bridge_nf(value).verdict, CheckVerdict::Ok);
+        assert_eq!(evaluate_bridge_nf(value).verdict, CheckStatus::Ok);
     }
     assert_eq!(
         evaluate_rp_filter(Some("1"), Some("2")).found,
@@ -101,7 +101,7 @@ fn a_cni_network_without_firewall_plugin_is_named_if_forward_drops() {
         let check = evaluate_networks(&seen(policy, vec![], &["DOCKER-USER"]), unopened);
         assert_eq!(check.is_some(), is_reported, "{policy} {unopened:?}");
         if let Some(check) = check {
-            assert_eq!(check.verdict, CheckVerdict::Warn);
+            assert_eq!(check.verdict, CheckStatus::Warn);
             assert!(check.found.contains("slicer, other"), "{}", check.found);
             assert!(check.remedy.contains("firewall"), "{}", check.remedy);
         }

@@ -305,7 +305,7 @@ fn evaluate_ipv6(protocol: Protocol) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::view::CheckVerdict;
+    use crate::api::view::CheckStatus;
 
     fn all_but(broken: &str, result: &str) -> String {
         let lines = FEATURES.map(|(feature, _, _)| match feature == broken {
@@ -330,7 +330,7 @@ mod tests {
     fn a_kernel_with_all_features_is_ok() {
         let checks = evaluate_trial(&all_but("", ""));
         assert!(
-            checks.iter().all(|check| check.verdict == CheckVerdict::Ok),
+            checks.iter().all(|check| check.verdict == CheckStatus::Ok),
             "{checks:?}"
         );
     }
@@ -343,7 +343,7 @@ mod tests {
         ));
         let broken: Vec<_> = checks
             .iter()
-            .filter(|c| c.verdict == CheckVerdict::Fail)
+            .filter(|c| c.verdict == CheckStatus::Fail)
             .collect();
         assert_eq!(broken.len(), 1);
         assert_eq!(
@@ -357,7 +357,7 @@ mod tests {
     fn features_that_were_not_tried_are_not_reported_as_missing() {
         let checks = evaluate_trial("namespace yes\nveth yes\ntap yes\nbridge yes\n");
         let verdicts: Vec<_> = checks.iter().map(|check| check.verdict).collect();
-        use CheckVerdict::{Ok, Warn};
+        use CheckStatus::{Ok, Warn};
         assert_eq!(verdicts, [Ok, Ok, Ok, Ok, Warn, Warn]);
     }
 
@@ -369,7 +369,7 @@ mod tests {
             &format!("namespace yes\nsetting {result}\n"),
         );
         let checks = evaluate_trial(&output);
-        assert_eq!(checks[0].verdict, CheckVerdict::Fail);
+        assert_eq!(checks[0].verdict, CheckStatus::Fail);
         assert!(
             checks[0]
                 .found
@@ -380,7 +380,7 @@ mod tests {
         assert!(
             checks[1..]
                 .iter()
-                .all(|check| check.verdict == CheckVerdict::Ok)
+                .all(|check| check.verdict == CheckStatus::Ok)
         );
     }
 
@@ -388,17 +388,17 @@ mod tests {
     fn without_namespaces_nothing_else_is_reported() {
         let checks = evaluate_trial("");
         assert_eq!(checks.len(), 1);
-        assert_eq!(checks[0].verdict, CheckVerdict::Fail);
+        assert_eq!(checks[0].verdict, CheckStatus::Fail);
     }
 
     #[test]
     fn devices_that_cannot_be_opened_come_with_the_command_that_loads_them() {
         let check = evaluate_tun(&Err("No such file or directory".into()));
-        assert_eq!(check.verdict, CheckVerdict::Fail);
+        assert_eq!(check.verdict, CheckStatus::Fail);
         assert!(check.remedy.contains("modprobe tun"));
         let check = evaluate_conntrack(&Err("entity not found".into()));
-        assert_eq!(check.verdict, CheckVerdict::Fail);
-        assert_eq!(evaluate_conntrack(&Ok(3)).verdict, CheckVerdict::Ok);
-        assert_eq!(evaluate_ipv6(Protocol::Absent).verdict, CheckVerdict::Ok);
+        assert_eq!(check.verdict, CheckStatus::Fail);
+        assert_eq!(evaluate_conntrack(&Ok(3)).verdict, CheckStatus::Ok);
+        assert_eq!(evaluate_ipv6(Protocol::Absent).verdict, CheckStatus::Ok);
     }
 }

@@ -134,14 +134,14 @@ fn evaluate_flows(max: Option<u64>, count: Option<u64>) -> Check {
 
 /// The default of `max_connections`, and whether the kernel supports timeout policies, which the rules of a VM need.
 fn evaluate_connections(max: Option<u64>, error: Option<Error>) -> Check {
-    let limit = Limit::share(max.and_then(|max| u32::try_from(max).ok()));
+    let limit = Limit::default_for(max.and_then(|max| u32::try_from(max).ok()));
     match error {
         None => ok(
             CONNECTIONS,
             format!(
                 "{} by default (max_connections), at most {} entries per VM in the host's table",
                 limit.all(),
-                limit.most_entries()
+                limit.max_entries()
             ),
         ),
         Some(error) => fail(
@@ -172,7 +172,7 @@ fn evaluate_files(limit: Option<u64>) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::view::CheckVerdict::{Fail, Ok, Warn};
+    use crate::api::view::CheckStatus::{Fail, Ok, Warn};
 
     #[test]
     fn a_neighbour_table_that_is_small_or_nearly_full_is_a_warning() {

@@ -34,7 +34,7 @@ enum Kind {
 
 /// What a network manager would do with a link of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Fate {
+enum Effect {
     /// It leaves the link unmanaged, because of this file or because no file matches.
     Unmanaged(Option<PathBuf>),
     /// It configures the link, because of this file or by default.
@@ -84,15 +84,15 @@ fn examples(links: &OurLinks) -> Vec<Example> {
     [veth].into_iter().chain(bridges).chain(taps).collect()
 }
 
-fn judge(name: &str, effects: &[(Example, Fate)], remedy: &str) -> Check {
+fn judge(name: &str, effects: &[(Example, Effect)], remedy: &str) -> Check {
     let managed_by = effects.iter().find_map(|(_, fate)| match fate {
-        Fate::Managed(file) => Some(file),
-        Fate::Unmanaged(_) => None,
+        Effect::Managed(file) => Some(file),
+        Effect::Unmanaged(_) => None,
     });
     let Some(by) = managed_by else {
         let file = effects.iter().find_map(|(_, fate)| match fate {
-            Fate::Unmanaged(file) => file.clone(),
-            Fate::Managed(_) => None,
+            Effect::Unmanaged(file) => file.clone(),
+            Effect::Managed(_) => None,
         });
         return match file {
             Some(file) => ok(
@@ -104,7 +104,7 @@ fn judge(name: &str, effects: &[(Example, Fate)], remedy: &str) -> Check {
     };
     let managed = effects
         .iter()
-        .filter(|(_, fate)| matches!(fate, Fate::Managed(_)));
+        .filter(|(_, fate)| matches!(fate, Effect::Managed(_)));
     let taken: Vec<&str> = managed.map(|(example, _)| example.name.as_str()).collect();
     let source = by
         .as_ref()
@@ -206,7 +206,7 @@ fn in_set(set: &[u8], c: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::view::CheckVerdict;
+    use crate::api::view::CheckStatus;
 
     fn links() -> OurLinks {
         OurLinks {
@@ -264,12 +264,12 @@ mod tests {
         let fates = [
             (
                 example("slabcdeaaaaaaaa", Kind::Veth),
-                Fate::Unmanaged(None),
+                Effect::Unmanaged(None),
             ),
-            (example("tp0", Kind::Tap), Fate::Managed(file)),
+            (example("tp0", Kind::Tap), Effect::Managed(file)),
         ];
         let check = judge(NETWORKD, &fates, &remedy(Manager::Networkd, &links()));
-        assert_eq!(check.verdict, CheckVerdict::Warn);
+        assert_eq!(check.verdict, CheckStatus::Warn);
         assert_eq!(
             check.found,
             "running; would manage tp0 because of /etc/systemd/network/all.network"
@@ -280,7 +280,7 @@ mod tests {
                 .contains("/run/systemd/network/05-slice-slabcde.network")
         );
         assert!(!check.remedy.contains('\n'), "{}", check.remedy);
-        assert_eq!(judge(NM, &fates[..1], "").verdict, CheckVerdict::Ok);
+        assert_eq!(judge(NM, &fates[..1], "").verdict, CheckStatus::Ok);
     }
 
     #[test]

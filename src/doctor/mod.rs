@@ -19,8 +19,8 @@ mod vmm;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::api::allowed::Allowed;
-use crate::api::view::{Check, CheckVerdict};
+use crate::api::allowed::AllowedDirectories;
+use crate::api::view::{Check, CheckStatus};
 use crate::api::vmm_ids::IdRange;
 use crate::cni::Runtime;
 use crate::host::netns::Netns;
@@ -52,7 +52,7 @@ pub struct Host {
     /// Range of user ids for VMMs.
     pub vmm_ids: IdRange,
     /// Directories from which programs and images may be used.
-    pub allowed: Allowed,
+    pub allowed: AllowedDirectories,
     /// The directories of CNI networks and plugins.
     pub cni: Runtime,
     /// Ranges that the host forwards, with the links on which their packets arrive.
@@ -90,17 +90,17 @@ async fn packet_filter(cx: &Host) -> Vec<Check> {
 
 /// The requirement is met.
 fn ok(name: &str, found: impl Into<String>) -> Check {
-    check(name, CheckVerdict::Ok, found.into(), String::new())
+    check(name, CheckStatus::Ok, found.into(), String::new())
 }
 
 /// Works with limitations.
 fn warn(name: &str, found: impl Into<String>, remedy: impl Into<String>) -> Check {
-    check(name, CheckVerdict::Warn, found.into(), remedy.into())
+    check(name, CheckStatus::Warn, found.into(), remedy.into())
 }
 
 /// Does not work.
 fn fail(name: &str, found: impl Into<String>, remedy: impl Into<String>) -> Check {
-    check(name, CheckVerdict::Fail, found.into(), remedy.into())
+    check(name, CheckStatus::Fail, found.into(), remedy.into())
 }
 
 /// The check could not be performed.
@@ -109,7 +109,7 @@ fn unseen(name: &str, reason: &str) -> Check {
     warn(name, format!("cannot check: {reason}"), remedy)
 }
 
-fn check(name: &str, verdict: CheckVerdict, found: String, remedy: String) -> Check {
+fn check(name: &str, verdict: CheckStatus, found: String, remedy: String) -> Check {
     Check {
         name: name.to_owned(),
         verdict,

@@ -172,7 +172,7 @@ fn nft_commands(chain: &BaseChain, guarded: &RoutedRange) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::view::CheckVerdict;
+    use crate::api::view::CheckStatus;
     use crate::reconcile::ground::drops::Dropped;
 
     fn chain(table: &str) -> BaseChain {
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn a_dropping_chain_is_a_warning_with_rules_for_the_links_of_every_mode() {
         let check = judge(&found("mine", &all_modes()), &all_modes());
-        assert_eq!(check.verdict, CheckVerdict::Warn);
+        assert_eq!(check.verdict, CheckStatus::Warn);
         for rule in [
             "nft insert rule inet mine forward iifname \"slabcde*\" accept",
             "nft insert rule inet mine forward oifname \"slbr0\" ct state established,related accept",
@@ -233,7 +233,7 @@ mod tests {
             "{remedy}"
         );
         let check = judge(&found("firewalld", &[]), &all);
-        assert_eq!(check.verdict, CheckVerdict::Ok);
+        assert_eq!(check.verdict, CheckStatus::Ok);
         assert!(
             check
                 .found
@@ -244,6 +244,6 @@ mod tests {
     #[test]
     fn no_chains_are_ok() {
         let check = judge(&Found::default(), &all_modes());
-        assert_eq!(check.verdict, CheckVerdict::Ok);
+        assert_eq!(check.verdict, CheckStatus::Ok);
     }
 }

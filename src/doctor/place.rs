@@ -141,33 +141,33 @@ fn evaluate_state(dir: &Path, read_only: Option<&str>) -> Check {
 
 /// The mount namespace of the daemon: that of the host (process 1), another, or unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mounts {
+enum MountNamespace {
     Host,
     Own,
     Unknown,
 }
 
-fn mounts() -> Mounts {
+fn mounts() -> MountNamespace {
     let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/mnt"));
     match (of("1"), of("thread-self")) {
-        (Ok(first), Ok(ours)) if first == ours => Mounts::Host,
-        (Ok(_), Ok(_)) => Mounts::Own,
-        _ => Mounts::Unknown,
+        (Ok(first), Ok(ours)) if first == ours => MountNamespace::Host,
+        (Ok(_), Ok(_)) => MountNamespace::Own,
+        _ => MountNamespace::Unknown,
     }
 }
 
 /// The name of a network namespace is a bind mount, which is visible only in our mount namespace.
-fn evaluate_visibility(mounts: &Mounts) -> Check {
+fn evaluate_visibility(mounts: &MountNamespace) -> Check {
     match mounts {
-        Mounts::Host => ok(
+        MountNamespace::Host => ok(
             VISIBILITY,
             "all processes of the host, also with `ip netns`",
         ),
-        Mounts::Unknown => ok(
+        MountNamespace::Unknown => ok(
             VISIBILITY,
             "processes in our mount namespace; cannot determine whether it is that of the host",
         ),
-        Mounts::Own => warn(
+        MountNamespace::Own => warn(
             VISIBILITY,
             "only processes in our mount namespace, which is not that of the host",
             "To make them visible to `ip netns` of the host, start sliced outside of a container, and from a unit without \
@@ -230,7 +230,7 @@ fn evaluate_ranges(in_use: &[Ipv4Network]) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::view::CheckVerdict::{Fail, Ok as Fine, Warn};
+    use crate::api::view::CheckStatus::{Fail, Ok as Fine, Warn};
 
     #[test]
     fn missing_capabilities_are_named() {
@@ -264,9 +264,9 @@ mod tests {
 
     #[test]
     fn a_separate_mount_namespace_is_a_warning() {
-        assert_eq!(evaluate_visibility(&Mounts::Host).verdict, Fine);
-        assert_eq!(evaluate_visibility(&Mounts::Own).verdict, Warn);
-        assert_eq!(evaluate_visibility(&Mounts::Unknown).verdict, Fine);
+        assert_eq!(evaluate_visibility(&MountNamespace::Host).verdict, Fine);
+        assert_eq!(evaluate_visibility(&MountNamespace::Own).verdict, Warn);
+        assert_eq!(evaluate_visibility(&MountNamespace::Unknown).verdict, Fine);
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::fs::OpenOptions;
 use super::{Host, ok, warn};
 use crate::api::view::Check;
 use crate::api::vm::Hypervisor;
-use crate::reconcile::places::Places;
-use crate::reconcile::vmm::{ConfinedBy, Program, Programs, Version, tried};
+use crate::reconcile::places::FileAccess;
+use crate::reconcile::vmm::{ConfinedBy, Program, Programs, Version, tested_programs};
 
 const KVM: &str = "/dev/kvm";
 
@@ -19,9 +19,9 @@ const HYPERVISORS: [Hypervisor; 3] = [
 ];
 
 pub(super) async fn checks(cx: &Host) -> Vec<Check> {
-    let programs = Programs::new(Places {
+    let programs = Programs::new(FileAccess {
         allowed: cx.allowed.clone(),
-        ..Places::default()
+        ..FileAccess::default()
     });
     let mut found = Vec::new();
     for hypervisor in HYPERVISORS {
@@ -29,7 +29,7 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     }
     let device = OpenOptions::new().read(true).write(true).open(KVM);
     let device = device.map(drop).map_err(|e| e.to_string());
-    let tried = tried(&cx.run_dir);
+    let tried = tested_programs(&cx.run_dir);
     let mut checks = Vec::new();
     for (hypervisor, program) in &found {
         if let (Hypervisor::Firecracker, Ok(program)) = (hypervisor, program) {
@@ -85,7 +85,7 @@ fn evaluate_jailer(found: Result<ConfinedBy, String>) -> Check {
 }
 
 fn old(hypervisor: Hypervisor, program: &Program) -> Option<String> {
-    let minimum = Version::least(hypervisor).filter(|least| program.version < *least)?;
+    let minimum = Version::oldest_supported(hypervisor).filter(|least| program.version < *least)?;
     let path = program.path.display();
     Some(format!(
         "{} at {path} is too old, expected at least {minimum}",
@@ -126,7 +126,7 @@ fn evaluate_kvm(device: &Result<(), String>, tried: Option<(usize, usize)>) -> C
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::view::CheckVerdict;
+    use crate::api::view::CheckStatus;
 
     #[test]
     fn a_jailer_that_cannot_be_used_is_a_warning_and_a_missing_one_is_ok() {
@@ -140,9 +140,9 @@ mod tests {
         };
         let used = evaluate_jailer(Ok(ConfinedBy::Jailer(jailer)));
         assert!(used.found.contains("1.17 at /usr/bin/jailer"));
-        assert_eq!(evaluate_sliced(None).verdict, CheckVerdict::Ok);
+        assert_eq!(evaluate_sliced(None).verdict, CheckStatus::Ok);
         let unusable = evaluate_sliced(Some("it is of 1.9"));
-        assert_eq!(unusable.verdict, CheckVerdict::Warn);
+        assert_eq!(unusable.verdict, CheckStatus::Warn);
         assert!(unusable.found.contains("it is of 1.9"));
     }
 
@@ -150,16 +150,16 @@ mod tests {
     fn a_device_that_can_be_opened_is_not_reported_as_working() {
         let open = Ok(());
         assert!(evaluate_kvm(&open, None).found.contains("not probed"));
-        assert_eq!(evaluate_kvm(&open, Some((2, 2))).verdict, CheckVerdict::Ok);
+        assert_eq!(evaluate_kvm(&open, Some((2, 2))).verdict, CheckStatus::Ok);
         let mixed = evaluate_kvm(&open, Some((2, 1)));
-        assert_eq!(mixed.verdict, CheckVerdict::Warn);
+        assert_eq!(mixed.verdict, CheckStatus::Warn);
         assert!(mixed.found.contains("others do not"));
         let broken = evaluate_kvm(&open, Some((1, 0)));
-        assert_eq!(broken.verdict, CheckVerdict::Warn);
+        assert_eq!(broken.verdict, CheckStatus::Warn);
         assert!(broken.found.contains("no guest kernel booted"));
         assert_eq!(
             evaluate_kvm(&Err("no such file".into()), None).verdict,
-            CheckVerdict::Warn
+            CheckStatus::Warn
         );
     }
 
@@ -175,7 +175,7 @@ mod tests {
             (Hypervisor::Firecracker, Ok(program(1, 15))),
             (Hypervisor::CloudHypervisor, Ok(program(37, 0))),
         ]);
-        assert!(some.iter().all(|check| check.verdict == CheckVerdict::Ok));
+        assert!(some.iter().all(|check| check.verdict == CheckStatus::Ok));
         assert_eq!(some[1].name, "firecracker");
         assert_eq!(some[1].found, "1.15 at /usr/bin/vmm");
         assert!(some[0].found.contains("not installed"), "{}", some[0].found);
@@ -185,7 +185,7 @@ mod tests {
             some[2].found
         );
         let none = evaluate_programs(vec![(Hypervisor::Qemu, missing())]);
-        assert_eq!(none[0].verdict, CheckVerdict::Warn);
+        assert_eq!(none[0].verdict, CheckStatus::Warn);
         assert!(none[0].found.contains("not in /usr/bin"));
     }
 }

@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-use super::folder::FileReading;
-use super::{Input, Intake, Memory, missing};
-use crate::api::allowed::Allowed;
+use super::folder::FileResult;
+use super::{History, Input, IntakePlan, missing};
+use crate::api::allowed::AllowedDirectories;
 use crate::api::host_group::{HostGroup, Origin};
-use crate::api::manifest::{self, Draft, Location, Place, Problem, Source};
+use crate::api::manifest::{self, Draft, Location, Position, Problem, Source};
 use crate::api::meta::Name;
 use crate::api::validate::{self, Claim};
 
@@ -28,8 +28,8 @@ impl<'l> Files<'l> {
     pub(super) fn parse(
         look: &Input<'l>,
         stored: &[HostGroup],
-        memory: &mut Memory,
-        intake: &mut Intake,
+        memory: &mut History,
+        intake: &mut IntakePlan,
     ) -> Self {
         let mut files = Self {
             sound: BTreeMap::new(),
@@ -40,7 +40,7 @@ impl<'l> Files<'l> {
         };
         for reading in &look.listing.files {
             match reading {
-                FileReading::Readable {
+                FileResult::Readable {
                     path,
                     source,
                     is_written,
@@ -51,14 +51,14 @@ impl<'l> Files<'l> {
                     }
                     files.take(look, stored, memory, intake, (path, source));
                 }
-                FileReading::Unreadable { path, error } => {
+                FileResult::Unreadable { path, error } => {
                     let name = path.display().to_string();
                     let problem = Problem::of_file(&name, format!("cannot read the file: {error}"));
                     files.broken.insert(path.clone(), vec![problem]);
                 }
             }
         }
-        let paths: BTreeSet<&Path> = look.listing.files.iter().map(FileReading::path).collect();
+        let paths: BTreeSet<&Path> = look.listing.files.iter().map(FileResult::path).collect();
         memory.texts.retain(|path, _| paths.contains(&**path));
         memory
             .written
@@ -70,8 +70,8 @@ impl<'l> Files<'l> {
         &mut self,
         look: &Input<'_>,
         stored: &[HostGroup],
-        memory: &mut Memory,
-        intake: &mut Intake,
+        memory: &mut History,
+        intake: &mut IntakePlan,
         (path, source): (&PathBuf, &Source),
     ) {
         if self.written.contains(path) {
@@ -197,7 +197,7 @@ impl<'l> Files<'l> {
 }
 
 /// Parses a file and checks that its groups use only allowed programs and images.
-fn parse(source: &Source, allowed: &Allowed) -> Result<Vec<Draft>, Vec<Problem>> {
+fn parse(source: &Source, allowed: &AllowedDirectories) -> Result<Vec<Draft>, Vec<Problem>> {
     let drafts = manifest::parse(source)?;
     let problems: Vec<Problem> = drafts.iter().flat_map(|d| allowed.objections(d)).collect();
     match problems.is_empty() {
@@ -230,7 +230,7 @@ fn truncation(
         let line = text.lines().count().max(1);
         let column = text.lines().last().map_or(0, |last| last.chars().count()) + 1;
         Problem {
-            at: Location::new(&source.name, Place { line, column }),
+            at: Location::new(&source.name, Position { line, column }),
             field: String::new(),
             message: "the file seems truncated within its last line, so nothing is removed; if it is complete, add a line feed at the end"
                 .to_owned(),

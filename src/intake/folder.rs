@@ -19,7 +19,7 @@ pub struct Listing {
     /// The directory; it was the same before and after the files were read.
     pub id: DirectoryId,
     /// The manifests, sorted by name.
-    pub files: Vec<FileReading>,
+    pub files: Vec<FileResult>,
     /// Files that are not manifests, but whose names resemble one; sorted.
     pub others: Vec<PathBuf>,
     /// Whether part of the directory is on a file system that does not report all changes (inotify(7)).
@@ -30,7 +30,7 @@ pub struct Listing {
 
 /// The result of reading a manifest file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FileReading {
+pub enum FileResult {
     /// The file was read.
     Readable {
         /// Path, below the directory as it was specified.
@@ -49,7 +49,7 @@ pub enum FileReading {
     },
 }
 
-impl FileReading {
+impl FileResult {
     /// Path of the file.
     pub fn path(&self) -> &Path {
         match self {
@@ -130,11 +130,11 @@ pub fn resembles_manifest(name: &OsStr) -> bool {
 }
 
 /// Reads a file. Also returns whether it is on a file system that does not report all changes; `None` if the file does not exist.
-fn read_file(path: PathBuf) -> Option<(FileReading, bool)> {
+fn read_file(path: PathBuf) -> Option<(FileResult, bool)> {
     match read_text(&path) {
         Ok(contents) => {
             let name = path.display().to_string();
-            let result = FileReading::Readable {
+            let result = FileResult::Readable {
                 path,
                 source: Source {
                     name,
@@ -155,7 +155,7 @@ fn read_file(path: PathBuf) -> Option<(FileReading, bool)> {
         // The file system of a link's target is unknown, so a change that makes it readable may not be reported.
         Err(error) => {
             let is_link = fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink());
-            let reading = FileReading::Unreadable {
+            let reading = FileResult::Unreadable {
                 path,
                 error: error.to_string(),
             };

@@ -5,12 +5,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::files::Files;
-use super::{Input, Intake, Memory};
+use super::{History, Input, IntakePlan};
 use crate::api::host_group::{HostGroup, Origin};
 
 /// Why a group that no file defines is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kept {
+pub enum KeptReason {
     /// It was adopted after the state was lost, and its file has not been seen since.
     Adopted,
     /// Its file was last seen in a different directory than the one that is at the path now.
@@ -23,7 +23,7 @@ pub enum Kept {
     Renamed(PathBuf),
 }
 
-impl fmt::Display for Kept {
+impl fmt::Display for KeptReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Adopted => f.write_str(
@@ -58,8 +58,8 @@ pub(super) fn plan(
     look: &Input<'_>,
     stored: &[HostGroup],
     files: &Files<'_>,
-    memory: &mut Memory,
-    intake: &mut Intake,
+    memory: &mut History,
+    intake: &mut IntakePlan,
 ) {
     let names = files.names();
     let mut missing = std::mem::take(&mut memory.missing);
@@ -90,29 +90,29 @@ pub(super) fn reason(
     stored: &[HostGroup],
     files: &Files<'_>,
     group: &HostGroup,
-) -> Option<Kept> {
+) -> Option<KeptReason> {
     let Origin::File(path) = &group.origin else {
         return None;
     };
     if files.is_written(path) {
-        return Some(Kept::Written(path.clone()));
+        return Some(KeptReason::Written(path.clone()));
     }
     if files.is_empty_list(path) {
         return None;
     }
     if group.adopted {
-        return Some(Kept::Adopted);
+        return Some(KeptReason::Adopted);
     }
     if group.seen_in.as_ref() != Some(&look.listing.id) {
         let dir = path.parent().unwrap_or(path).to_owned();
-        return Some(Kept::OtherDirectory(dir));
+        return Some(KeptReason::OtherDirectory(dir));
     }
     if let Some(hiding) = files.may_define(&group.meta.name, stored) {
-        return Some(Kept::MaybeDefinedIn(hiding.clone()));
+        return Some(KeptReason::MaybeDefinedIn(hiding.clone()));
     }
     let renamed = look.listing.others.iter().find(|candidate| {
         let stem = |path: &Path| path.file_stem().map(std::ffi::OsStr::to_ascii_lowercase);
         !look.listing.files.iter().any(|file| file.path() == path) && stem(candidate) == stem(path)
     });
-    renamed.cloned().map(Kept::Renamed)
+    renamed.cloned().map(KeptReason::Renamed)
 }

@@ -18,14 +18,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::api::allowed::Allowed;
+use crate::api::allowed::AllowedDirectories;
 use crate::api::host_group::{DirectoryId, HostGroup, Origin};
 use crate::api::manifest::{Draft, Problem};
 use crate::api::meta::Name;
 
 pub use directory::{Stamp, id};
-pub use folder::{Error, FileReading, Listing, is_manifest, read_directory};
-pub use missing::Kept;
+pub use folder::{Error, FileResult, Listing, is_manifest, read_directory};
+pub use missing::KeptReason;
 pub use watch::{Watch, WatchError};
 
 use files::Files;
@@ -35,7 +35,7 @@ pub const REMOVAL_GRACE: Duration = Duration::from_secs(2);
 
 /// The result of a read of the directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Intake {
+pub struct IntakePlan {
     /// The directory that was read.
     pub directory: Option<DirectoryId>,
     /// Groups to store: new, changed, or moved to another file. Unchanged groups are not included.
@@ -45,7 +45,7 @@ pub struct Intake {
     /// Groups that have been absent for the whole removal grace period.
     pub deletions: Vec<Name>,
     /// Groups that no file defines and that are kept, and why.
-    pub kept: BTreeMap<Name, Kept>,
+    pub kept: BTreeMap<Name, KeptReason>,
     /// Errors by file. The groups of such a file are not changed.
     pub problems: Vec<(PathBuf, Vec<Problem>)>,
     /// Warnings by file: input that is valid, but probably a mistake.
@@ -58,7 +58,7 @@ pub struct Intake {
     pub is_silent: bool,
 }
 
-impl Intake {
+impl IntakePlan {
     /// Schedules another read at `at` or earlier.
     fn schedule_read(&mut self, at: Instant) {
         self.again = Some(self.again.map_or(at, |other| other.min(at)));
@@ -67,7 +67,7 @@ impl Intake {
 
 /// Results of earlier reads. Not persistent: after a restart, grace periods start again.
 #[derive(Debug, Default)]
-pub struct Memory {
+pub struct History {
     /// Since when each group has been missing.
     missing: BTreeMap<Name, Instant>,
     /// The text of each file that was last accepted.
@@ -80,21 +80,21 @@ pub struct Memory {
 #[derive(Debug)]
 pub struct ManifestDir {
     dir: PathBuf,
-    allowed: Allowed,
+    allowed: AllowedDirectories,
     grace: Duration,
-    memory: Memory,
+    memory: History,
     stamp: Option<Stamp>,
 }
 
 impl ManifestDir {
     /// The directory at `dir`; a group must be missing for `grace` before it is deleted. `dir` is part of the origin of groups, so it must
     /// be spelled the same way after a restart.
-    pub fn new(dir: impl Into<PathBuf>, allowed: Allowed, grace: Duration) -> Self {
+    pub fn new(dir: impl Into<PathBuf>, allowed: AllowedDirectories, grace: Duration) -> Self {
         Self {
             dir: dir.into(),
             allowed,
             grace,
-            memory: Memory::default(),
+            memory: History::default(),
             stamp: None,
         }
     }
@@ -109,7 +109,7 @@ impl ManifestDir {
     ///
     /// # Errors
     /// The directory cannot be listed.
-    pub fn read(&mut self, stored: &[HostGroup], now: Instant) -> Result<Intake, Error> {
+    pub fn read(&mut self, stored: &[HostGroup], now: Instant) -> Result<IntakePlan, Error> {
         self.stamp = None;
         let listing = read_directory(&self.dir).inspect_err(|_| self.memory.missing.clear())?;
         let input = Input {
@@ -139,7 +139,7 @@ pub struct Input<'a> {
     /// The content of the directory.
     pub listing: &'a Listing,
     /// Programs and images that manifests may name.
-    pub allowed: &'a Allowed,
+    pub allowed: &'a AllowedDirectories,
     /// Time of the read.
     pub now: Instant,
     /// The removal grace period.
@@ -147,14 +147,14 @@ pub struct Input<'a> {
 }
 
 /// Determines the changes to the store from the listing, the stored groups and earlier reads. Pure.
-pub fn plan(input: &Input<'_>, history: &mut Memory) -> Intake {
+pub fn plan(input: &Input<'_>, history: &mut History) -> IntakePlan {
     let is_live = |group: &&HostGroup| !group.meta.deleting;
     let stored: Vec<HostGroup> = input.stored.iter().filter(is_live).cloned().collect();
-    let mut intake = Intake {
+    let mut intake = IntakePlan {
         directory: Some(input.listing.id.clone()),
         others: input.listing.others.clone(),
         is_silent: input.listing.is_silent,
-        ..Intake::default()
+        ..IntakePlan::default()
     };
     let mut files = Files::parse(input, &stored, history, &mut intake);
     files.remove_conflicts(&stored, input);
@@ -170,7 +170,7 @@ pub fn plan(input: &Input<'_>, history: &mut Memory) -> Intake {
             && files.is_written(path)
         {
             draft.spec.count = group.spec.count;
-            let reason = Kept::Written((*path).clone());
+            let reason = KeptReason::Written((*path).clone());
             intake.kept.insert(draft.name.clone(), reason);
         }
         let is_same = stored_group.is_some_and(|group| {

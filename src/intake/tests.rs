@@ -16,8 +16,8 @@ fn group(name: &str, rest: &str) -> String {
     format!("config: {{host_groups: [{{name: {name}, network: {{mode: isolated{rest}}}}}]}}\n")
 }
 
-fn file(path: &str, text: impl Into<String>) -> FileReading {
-    FileReading::Readable {
+fn file(path: &str, text: impl Into<String>) -> FileResult {
+    FileResult::Readable {
         path: path.into(),
         source: Source {
             name: path.into(),
@@ -36,7 +36,7 @@ fn here() -> DirectoryId {
     }
 }
 
-fn listing(readings: &[FileReading]) -> Listing {
+fn listing(readings: &[FileResult]) -> Listing {
     Listing {
         id: here(),
         files: readings.to_vec(),
@@ -47,29 +47,34 @@ fn listing(readings: &[FileReading]) -> Listing {
 }
 
 /// A plan at a time `after` the first one.
-fn at(stored: &[HostGroup], listing: &Listing, memory: &mut Memory, after: Duration) -> Intake {
+fn at(
+    stored: &[HostGroup],
+    listing: &Listing,
+    memory: &mut History,
+    after: Duration,
+) -> IntakePlan {
     static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
     let input = Input {
         stored,
         listing,
-        allowed: &Allowed::default(),
+        allowed: &AllowedDirectories::default(),
         now: *START + after,
         grace: REMOVAL_GRACE,
     };
     plan(&input, memory)
 }
 
-fn first(stored: &[HostGroup], files: &[FileReading]) -> Intake {
+fn first(stored: &[HostGroup], files: &[FileResult]) -> IntakePlan {
     at(
         stored,
         &listing(files),
-        &mut Memory::default(),
+        &mut History::default(),
         Duration::ZERO,
     )
 }
 
 /// The groups of these files, as if they had been stored.
-fn stored(files: &[FileReading]) -> Vec<HostGroup> {
+fn stored(files: &[FileResult]) -> Vec<HostGroup> {
     let intake = first(&[], files);
     assert_eq!(intake.problems, Vec::new());
     intake.upserts.into_iter().map(as_stored).collect()
@@ -87,12 +92,12 @@ fn as_stored((draft, origin): (Draft, Origin)) -> HostGroup {
 }
 
 /// Plans at the start, within and after the grace period; returns the last plan.
-fn twice(stored: &[HostGroup], files: &[FileReading]) -> Intake {
+fn twice(stored: &[HostGroup], files: &[FileResult]) -> IntakePlan {
     plan_listing_after_grace(stored, &listing(files))
 }
 
-fn plan_listing_after_grace(stored: &[HostGroup], listing: &Listing) -> Intake {
-    let mut history = Memory::default();
+fn plan_listing_after_grace(stored: &[HostGroup], listing: &Listing) -> IntakePlan {
+    let mut history = History::default();
     let first = at(stored, listing, &mut history, Duration::ZERO);
     assert_eq!(first.deletions, Vec::new(), "one read deletes nothing");
     let early = at(stored, listing, &mut history, REMOVAL_GRACE / 2);
@@ -105,10 +110,10 @@ fn plan_listing_after_grace(stored: &[HostGroup], listing: &Listing) -> Intake {
 }
 
 /// The result of a read without changes.
-fn nothing() -> Intake {
-    Intake {
+fn nothing() -> IntakePlan {
+    IntakePlan {
         directory: Some(here()),
-        ..Intake::default()
+        ..IntakePlan::default()
     }
 }
 
@@ -116,7 +121,7 @@ fn names(groups: &[Name]) -> Vec<&str> {
     groups.iter().map(Name::as_str).collect()
 }
 
-fn said(intake: &Intake) -> Vec<String> {
+fn said(intake: &IntakePlan) -> Vec<String> {
     let all = intake.problems.iter().flat_map(|(_, problems)| problems);
     all.map(ToString::to_string).collect()
 }
@@ -149,7 +154,7 @@ fn groups_of_an_invalid_or_unreadable_file_are_kept_and_the_reason_is_reported()
     let broken = twice(&before, &[file("a.yaml", "config: [")]);
     let unreadable = twice(
         &before,
-        &[FileReading::Unreadable {
+        &[FileResult::Unreadable {
             path: "a.yaml".into(),
             error: "Permission denied (os error 13)".into(),
         }],
@@ -298,7 +303,7 @@ fn only_manifests_directly_in_the_directory_are_read_in_order_without_blocking()
     let listing = read_directory(dir.path()).unwrap();
     assert_eq!(listing.others, [at("GROUPS.YAML"), at("b.json")]);
     let read = listing.files;
-    let readable = |reading: &FileReading| matches!(reading, FileReading::Readable { .. });
+    let readable = |reading: &FileResult| matches!(reading, FileResult::Readable { .. });
     let found: Vec<_> = read
         .iter()
         .map(|r| (r.path().file_name().unwrap().to_str().unwrap(), readable(r)))
@@ -322,7 +327,7 @@ fn a_directory_that_cannot_be_listed_is_an_error_and_deletes_nothing() {
     let conf = dir.path().join("conf");
     fs::create_dir(&conf).unwrap();
     fs::write(conf.join("a.yaml"), group("a", "")).unwrap();
-    let mut folder = ManifestDir::new(&conf, Allowed::default(), REMOVAL_GRACE);
+    let mut folder = ManifestDir::new(&conf, AllowedDirectories::default(), REMOVAL_GRACE);
     let read = folder.read(&[], Instant::now()).unwrap();
     let seen_in = read.directory.clone();
     let before: Vec<HostGroup> = read.upserts.into_iter().map(as_stored).collect();
@@ -354,7 +359,7 @@ fn a_file_that_is_open_for_writing_is_detected() {
     let path = dir.path().join("a.yaml");
     fs::write(&path, group("a", "")).unwrap();
     let written = || match &read_directory(dir.path()).unwrap().files[..] {
-        [FileReading::Readable { is_written, .. }] => *is_written,
+        [FileResult::Readable { is_written, .. }] => *is_written,
         other => panic!("{other:?}"),
     };
     assert!(!written());

@@ -13,7 +13,7 @@ use std::time::SystemTime;
 use tracing::{info, warn};
 
 use super::engine::Engine;
-use super::life::ProcessMark;
+use super::life::VmmCheckpoint;
 use super::net::RECORD;
 use super::record::Record;
 use crate::api::condition::{Reason, Status};
@@ -22,17 +22,17 @@ use crate::api::host_group::{HostGroup, HostGroupSpec, Origin};
 use crate::api::lease::Address;
 use crate::api::meta::{Meta, Name, Timestamp};
 use crate::api::network::Mode;
-use crate::api::on_demand::Order;
-use crate::api::rung::{LADDER, Rung};
+use crate::api::on_demand::OnDemandEntry;
+use crate::api::rung::{LADDER, Stage};
 use crate::api::vm::Vm;
 use crate::host::{self, fs};
 use crate::store::{self, Pool, Txn, World};
 
 /// Maximum number of VMs named in an event.
-const NAMED: usize = 8;
+const MAX_NAMES: usize = 8;
 
 /// Maximum number of VMs restored in one transaction.
-const AT_ONCE: usize = 64;
+const BATCH_SIZE: usize = 64;
 
 impl Engine {
     /// Restores what the store does not have: the contents of the journal, then every VM whose record of this boot is newer. VMs are
@@ -46,39 +46,39 @@ impl Engine {
         now: Timestamp,
     ) -> Result<usize, AdoptError> {
         let records = self.records_of_this_boot()?;
-        let nothing_new = |record: &Record| {
+        let is_up_to_date = |record: &Record| {
             let (uid, generation) = (record.vm.meta.uid, record.vm.meta.generation);
-            let known = |world: &World| {
-                let known = world.vm(uid);
-                known.is_some_and(|vm| vm.meta.deleting || vm.meta.generation >= generation)
+            let is_known = |world: &World| {
+                let stored = world.vm(uid);
+                stored.is_some_and(|vm| vm.meta.deleting || vm.meta.generation >= generation)
             };
-            self.store.has_tombstone(uid) || self.store.read(known)
+            self.store.has_tombstone(uid) || self.store.read(is_known)
         };
-        if journal.is_none() && records.iter().all(nothing_new) {
+        if journal.is_none() && records.iter().all(is_up_to_date) {
             return Ok(0);
         }
         let mut adopted = Vec::new();
         if let Some(world) = journal {
-            self.put_back(world).await?;
+            self.restore_world(world).await?;
             adopted.extend(world.vms().map(|vm| vm.meta.name.clone()));
         }
-        let records: Vec<Record> = records.into_iter().filter(|r| !nothing_new(r)).collect();
-        for part in records.chunks(AT_ONCE) {
-            let put = |txn: &mut Txn<'_>| {
-                let mut put = Vec::new();
-                for record in part {
+        let records: Vec<Record> = records.into_iter().filter(|r| !is_up_to_date(r)).collect();
+        for batch in records.chunks(BATCH_SIZE) {
+            let restore = |txn: &mut Txn<'_>| {
+                let mut restored = Vec::new();
+                for record in batch {
                     if adopt_one(txn, record.clone(), now)? {
-                        put.push(record.vm.meta.name.clone());
+                        restored.push(record.vm.meta.name.clone());
                     }
                 }
-                Ok::<_, store::Error>(put)
+                Ok::<_, store::Error>(restored)
             };
-            adopted.extend(self.store.recall(put).await?);
+            adopted.extend(self.store.write_observation(restore).await?);
         }
         adopted.sort();
         adopted.dedup();
         if !adopted.is_empty() {
-            let message = format!("adopted from the run directory: {}", listed(&adopted));
+            let message = format!("adopted from the run directory: {}", format_names(&adopted));
             info!(
                 count = adopted.len(),
                 "VMs were adopted from the run directory"
@@ -90,22 +90,25 @@ impl Engine {
     }
 
     /// Writes a whole world into an empty store, in several transactions, because the size of a database batch is limited.
-    async fn put_back(&self, world: &World) -> Result<(), store::Error> {
+    async fn restore_world(&self, world: &World) -> Result<(), store::Error> {
         self.store
-            .recall(|txn| {
-                txn.keep_unknown_of(world);
-                put_groups(txn, world)
+            .write_observation(|txn| {
+                txn.keep_unknown_fields_of(world);
+                restore_groups(txn, world)
             })
             .await?;
         let leases: Vec<_> = world.leases().collect();
-        for part in leases.chunks(AT_ONCE) {
-            let put = |txn: &mut Txn<'_>| part.iter().try_for_each(|l| txn.put_lease((*l).clone()));
-            self.store.recall::<_, store::Error>(put).await?;
+        for batch in leases.chunks(BATCH_SIZE) {
+            let restore =
+                |txn: &mut Txn<'_>| batch.iter().try_for_each(|l| txn.put_lease((*l).clone()));
+            self.store
+                .write_observation::<_, store::Error>(restore)
+                .await?;
         }
         let vms: Vec<_> = world.vms().collect();
-        for part in vms.chunks(AT_ONCE) {
-            let put = |txn: &mut Txn<'_>| part.iter().try_for_each(|vm| put_vm(txn, world, vm));
-            self.store.recall::<_, store::Error>(put).await?;
+        for part in vms.chunks(BATCH_SIZE) {
+            let put = |txn: &mut Txn<'_>| part.iter().try_for_each(|vm| restore_vm(txn, world, vm));
+            self.store.write_observation::<_, store::Error>(put).await?;
         }
         Ok(())
     }
@@ -114,9 +117,11 @@ impl Engine {
     ///
     /// # Errors
     /// The store cannot be written.
-    pub async fn adopt_again(&self, record: Record, now: Timestamp) -> Result<(), store::Error> {
+    pub async fn adopt_lost_vm(&self, record: Record, now: Timestamp) -> Result<(), store::Error> {
         let (uid, name) = (record.vm.meta.uid, record.vm.meta.name.clone());
-        let adopted = self.store.recall(|txn| adopt_one(txn, record, now));
+        let adopted = self
+            .store
+            .write_observation(|txn| adopt_one(txn, record, now));
         if adopted.await? {
             let message = "the VM has a record of this boot and no tombstone: its object was lost and is restored from the record";
             let events = self.store.events();
@@ -132,20 +137,20 @@ impl Engine {
     fn records_of_this_boot(&self) -> Result<Vec<Record>, host::Error> {
         let mut records = Vec::new();
         for dir in subdirectories(&self.run_dir.vm_dirs())? {
-            match read_record(&dir, &self.hands.boot_id)? {
-                Found::Record(record) => records.push((written_at(&dir), *record)),
-                Found::None => {}
-                Found::EarlierBoot => {
+            match read_record(&dir, &self.host.boot_id)? {
+                RecordState::Current(record) => records.push((modified_at(&dir), *record)),
+                RecordState::None => {}
+                RecordState::EarlierBoot => {
                     info!(path = %dir.display(), "ignoring a record of an earlier boot");
                 }
-                Found::Unreadable(why) => {
+                RecordState::Undecodable(why) => {
                     warn!(path = %dir.display(), why, "cannot read a record; the resources of its VM are kept");
                 }
             }
         }
-        records.sort_by_key(|(at, record)| {
+        records.sort_by_key(|(modified, record)| {
             let on_demand = record.vm.on_demand.is_some();
-            (on_demand, std::cmp::Reverse(*at), record.vm.index)
+            (on_demand, std::cmp::Reverse(*modified), record.vm.index)
         });
         Ok(records.into_iter().map(|(_, record)| record).collect())
     }
@@ -155,12 +160,12 @@ impl Engine {
     ///
     /// # Errors
     /// The store cannot be written.
-    pub async fn forget_an_earlier_boot(&self, now: Timestamp) -> Result<bool, store::Error> {
-        let stale = self.store.read(|world| {
-            let ground = world.ground();
-            ground.is_some_and(|ground| ground.boot_id != self.hands.boot_id)
+    pub async fn reset_stages_after_reboot(&self, now: Timestamp) -> Result<bool, store::Error> {
+        let rebooted = self.store.read(|world| {
+            let host_network = world.ground();
+            host_network.is_some_and(|ground| ground.boot_id != self.host.boot_id)
         });
-        if !stale {
+        if !rebooted {
             return Ok(false);
         }
         self.store
@@ -169,34 +174,34 @@ impl Engine {
                     .world()
                     .vms()
                     .map(|vm| {
-                        let plugged = vm.spec.network.mode() == Mode::Cni;
-                        (vm.meta.uid, vm.meta.generation, plugged)
+                        let is_cni = vm.spec.network.mode() == Mode::Cni;
+                        (vm.meta.uid, vm.meta.generation, is_cni)
                     })
                     .collect();
                 for (uid, generation, plugged) in vms {
-                    for rung in LADDER {
-                        if txn.world().page(uid, rung).is_none() {
+                    for stage in LADDER {
+                        if txn.world().status(uid, stage).is_none() {
                             continue;
                         }
-                        let found = (
+                        let condition = (
                             Status::Unknown,
                             Reason::Waiting,
                             "the host was restarted".to_owned(),
                         );
-                        txn.set_condition(uid, rung, found, generation, now)?;
-                        let mark = match rung {
-                            Rung::Vmm => {
-                                let mark = ProcessMark::of(txn.world().page(uid, rung));
-                                mark.after_a_reboot().text()
+                        txn.set_condition(uid, stage, condition, generation, now)?;
+                        let checkpoint = match stage {
+                            Stage::Vmm => {
+                                let mark = VmmCheckpoint::of(txn.world().status(uid, stage));
+                                mark.after_reboot().text()
                             }
                             // A lease has no MAC: plugins are requested to assign the previous address and MAC of the guest.
-                            Rung::Net if plugged => {
-                                let page = txn.world().page(uid, rung);
-                                page.and_then(|page| page.mark.clone())
+                            Stage::Net if plugged => {
+                                let status = txn.world().status(uid, stage);
+                                status.and_then(|page| page.mark.clone())
                             }
-                            Rung::Lease | Rung::Net | Rung::Firewall => None,
+                            Stage::Lease | Stage::Net | Stage::Firewall => None,
                         };
-                        txn.set_mark(uid, rung, mark)?;
+                        txn.set_checkpoint(uid, stage, checkpoint)?;
                     }
                 }
                 // No VM is brought up before the host network was observed: the bridges are gone.
@@ -204,7 +209,7 @@ impl Engine {
                     ground.condition.status = Status::Unknown;
                     ground.condition.reason = Reason::Waiting;
                     "the host was restarted".clone_into(&mut ground.condition.message);
-                    txn.put_ground(ground)?;
+                    txn.put_host_network_status(ground)?;
                 }
                 Ok::<_, store::Error>(())
             })
@@ -225,31 +230,31 @@ pub enum AdoptError {
 }
 
 /// The result of reading a VM's record.
-pub(super) enum Found {
+pub(super) enum RecordState {
     /// There is no record.
     None,
     /// A record of an earlier boot: nothing of the VM is left on the host.
     EarlierBoot,
     /// A record of this boot.
-    Record(Box<Record>),
+    Current(Box<Record>),
     /// A record that cannot be decoded, with the error. Its VM may exist.
-    Unreadable(String),
+    Undecodable(String),
 }
 
-pub(super) fn read_record(dir: &Path, boot_id: &str) -> Result<Found, host::Error> {
+pub(super) fn read_record(dir: &Path, boot_id: &str) -> Result<RecordState, host::Error> {
     let Some(text) = fs::read_text(&dir.join(RECORD))? else {
-        return Ok(Found::None);
+        return Ok(RecordState::None);
     };
     Ok(match serde_json::from_str::<Record>(&text) {
-        Ok(record) if record.boot_id == boot_id => Found::Record(Box::new(record)),
-        Ok(_) => Found::EarlierBoot,
-        Err(error) => Found::Unreadable(error.to_string()),
+        Ok(record) if record.boot_id == boot_id => RecordState::Current(Box::new(record)),
+        Ok(_) => RecordState::EarlierBoot,
+        Err(error) => RecordState::Undecodable(error.to_string()),
     })
 }
 
-fn written_at(dir: &Path) -> SystemTime {
-    let found = std::fs::metadata(dir.join(RECORD));
-    found
+fn modified_at(dir: &Path) -> SystemTime {
+    let metadata = std::fs::metadata(dir.join(RECORD));
+    metadata
         .and_then(|found| found.modified())
         .unwrap_or(SystemTime::UNIX_EPOCH)
 }
@@ -261,15 +266,15 @@ pub(super) fn subdirectories(dir: &Path) -> Result<Vec<PathBuf>, host::Error> {
     }
 }
 
-fn listed(names: &[Name]) -> String {
-    let first: Vec<&str> = names.iter().take(NAMED).map(Name::as_str).collect();
-    match names.len() > NAMED {
-        true => format!("{} and {} more", first.join(", "), names.len() - NAMED),
+fn format_names(names: &[Name]) -> String {
+    let first: Vec<&str> = names.iter().take(MAX_NAMES).map(Name::as_str).collect();
+    match names.len() > MAX_NAMES {
+        true => format!("{} and {} more", first.join(", "), names.len() - MAX_NAMES),
         false => first.join(", "),
     }
 }
 
-fn put_groups(txn: &mut Txn<'_>, world: &World) -> Result<(), store::Error> {
+fn restore_groups(txn: &mut Txn<'_>, world: &World) -> Result<(), store::Error> {
     for group in world.groups() {
         txn.put_group(HostGroup {
             adopted: matches!(group.origin, Origin::File(_)),
@@ -280,21 +285,21 @@ fn put_groups(txn: &mut Txn<'_>, world: &World) -> Result<(), store::Error> {
         txn.put_pool(name, pool.clone())?;
     }
     match world.ground() {
-        Some(ground) => txn.put_ground(ground.clone()),
+        Some(host_network) => txn.put_host_network_status(host_network.clone()),
         None => Ok(()),
     }
 }
 
 /// Stores a VM with the user of its VMM and the status of its stages.
-fn put_vm(txn: &mut Txn<'_>, world: &World, vm: &Vm) -> Result<(), store::Error> {
+fn restore_vm(txn: &mut Txn<'_>, world: &World, vm: &Vm) -> Result<(), store::Error> {
     let uid = vm.meta.uid;
     txn.put_vm(vm.clone())?;
     if let Some(id) = world.vmm_id(uid) {
         txn.put_vmm_id(uid, id)?;
     }
-    for rung in LADDER {
-        if let Some(page) = world.page(uid, rung) {
-            txn.put_page(uid, rung, page.clone())?;
+    for stage in LADDER {
+        if let Some(status) = world.status(uid, stage) {
+            txn.put_stage_status(uid, stage, status.clone())?;
         }
     }
     Ok(())
@@ -312,25 +317,25 @@ fn adopt_one(txn: &mut Txn<'_>, record: Record, now: Timestamp) -> Result<bool, 
         ..
     } = record;
     let uid = vm.meta.uid;
-    let before = txn.world().vm(uid);
-    if before.is_some_and(|b| b.meta.deleting || b.meta.generation >= vm.meta.generation) {
+    let stored = txn.world().vm(uid);
+    if stored.is_some_and(|b| b.meta.deleting || b.meta.generation >= vm.meta.generation) {
         return Ok(false);
     }
-    let is_newer = before.is_some();
+    let replaces_older = stored.is_some();
     // Another VM has the index by now, and is newer.
-    let taken = txn
+    let index_in_use = txn
         .world()
         .vms_of(&vm.group)
         .any(|other| other.index == vm.index && other.meta.uid != uid);
-    if taken {
+    if index_in_use {
         return Ok(false);
     }
     let template = match &vm.on_demand {
         Some(on_demand) => on_demand.template.clone(),
         None => vm.spec.clone(),
     };
-    let known = txn.world().group(&vm.group).cloned();
-    let mut group = known.unwrap_or_else(|| HostGroup {
+    let existing = txn.world().group(&vm.group).cloned();
+    let mut group = existing.unwrap_or_else(|| HostGroup {
         meta: Meta::new(vm.group.clone(), now),
         adopted: matches!(origin, Origin::File(_)),
         seen_in: None,
@@ -342,7 +347,7 @@ fn adopt_one(txn: &mut Txn<'_>, record: Record, now: Timestamp) -> Result<bool, 
         },
         orders: BTreeMap::new(),
     });
-    if is_newer && group.spec.template != template {
+    if replaces_older && group.spec.template != template {
         // The change of the group was lost together with the change of its VM.
         group.spec.template = template;
         group.meta.generation += 1;
@@ -350,7 +355,7 @@ fn adopt_one(txn: &mut Txn<'_>, record: Record, now: Timestamp) -> Result<bool, 
     match &vm.on_demand {
         None => group.spec.count = group.spec.count.max(vm.index),
         Some(on_demand) => {
-            let order = Order {
+            let order = OnDemandEntry {
                 name: vm.meta.name.clone(),
                 ask: on_demand.ask.clone(),
             };
@@ -378,8 +383,8 @@ fn adopt_one(txn: &mut Txn<'_>, record: Record, now: Timestamp) -> Result<bool, 
     if let Some(id) = vmm_id {
         txn.put_vmm_id(uid, id)?;
     }
-    for rung in LADDER {
-        txn.hold_rung(uid, rung, now)?;
+    for stage in LADDER {
+        txn.adopt_stage(uid, stage, now)?;
     }
     Ok(true)
 }

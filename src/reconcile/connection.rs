@@ -28,7 +28,7 @@ pub fn isolated(instance: &Instance, run_dir: &RunDir, uid: Uid, block: Block) -
 }
 
 /// The connection of a VM on a bridge, with its TAP and the MTU of the bridge.
-pub fn bridged(
+pub fn on_bridge(
     instance: &Instance,
     uid: Uid,
     address: &Address,

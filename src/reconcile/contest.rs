@@ -6,43 +6,43 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::api::meta::Uid;
-use crate::api::rung::Rung;
+use crate::api::rung::Stage;
 
 /// This number of repairs within [`WINDOW`] indicates a conflicting writer.
-const MANY: usize = 6;
+const THRESHOLD: usize = 6;
 /// How long a repair is remembered.
 const WINDOW: Duration = Duration::from_secs(60);
 /// A conflict is over after this time without a repair.
-pub const CALM: Duration = Duration::from_secs(10);
+pub const QUIET_PERIOD: Duration = Duration::from_secs(10);
 
 /// Recent repairs. An object that is not repaired costs nothing.
 #[derive(Default)]
-pub struct Contests {
-    repairs: Mutex<HashMap<Uid, HashMap<Rung, VecDeque<Instant>>>>,
+pub struct ConflictingWriters {
+    repairs: Mutex<HashMap<Uid, HashMap<Stage, VecDeque<Instant>>>>,
 }
 
-impl Contests {
+impl ConflictingWriters {
     /// Counts a repair. Returns the number of repairs within the window if it indicates a conflicting writer.
-    pub fn count(&self, uid: Uid, rung: Rung, now: Instant) -> Option<usize> {
+    pub fn count(&self, uid: Uid, stage: Stage, now: Instant) -> Option<usize> {
         let mut repairs = self.repairs.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_rung = repairs.entry(uid).or_default().entry(rung).or_default();
-        of_rung.retain(|at| now.saturating_duration_since(*at) < WINDOW);
-        of_rung.push_back(now);
-        (of_rung.len() >= MANY).then_some(of_rung.len())
+        let times = repairs.entry(uid).or_default().entry(stage).or_default();
+        times.retain(|time| now.saturating_duration_since(*time) < WINDOW);
+        times.push_back(now);
+        (times.len() >= THRESHOLD).then_some(times.len())
     }
 
     /// Returns the number of repairs within the window while the conflict lasts. It is over when nothing was repaired for [`CALM`].
-    pub fn lasts(&self, uid: Uid, rung: Rung, now: Instant) -> Option<usize> {
+    pub fn ongoing(&self, uid: Uid, stage: Stage, now: Instant) -> Option<usize> {
         let repairs = self.repairs.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_rung = repairs.get(&uid)?.get(&rung)?;
-        let age = |at: &Instant| now.saturating_duration_since(*at);
-        let count = of_rung.iter().filter(|at| age(at) < WINDOW).count();
-        let is_recent = of_rung.back().is_some_and(|at| age(at) < CALM);
-        (count >= MANY && is_recent).then_some(count)
+        let times = repairs.get(&uid)?.get(&stage)?;
+        let age = |time: &Instant| now.saturating_duration_since(*time);
+        let count = times.iter().filter(|at| age(at) < WINDOW).count();
+        let is_recent = times.back().is_some_and(|at| age(at) < QUIET_PERIOD);
+        (count >= THRESHOLD && is_recent).then_some(count)
     }
 
     /// Removes the history of an object that is gone.
-    pub fn forget(&self, uid: Uid) {
+    pub fn remove(&self, uid: Uid) {
         let mut repairs = self.repairs.lock().unwrap_or_else(PoisonError::into_inner);
         repairs.remove(&uid);
     }

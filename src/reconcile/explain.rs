@@ -15,10 +15,10 @@ use crate::owner::{self, Instance, link_group};
 
 use super::firewall::rules::POLICY;
 use super::ground::apart;
-use super::translation::{self, Fate, Incoming};
+use super::translation::{self, Incoming, NatResult};
 
 /// Everything on the path of the packet.
-pub struct Way<'a> {
+pub struct PacketPath<'a> {
     /// The VM.
     pub vm: &'a Vm,
     /// The block of the VM.
@@ -32,23 +32,23 @@ pub struct Way<'a> {
     /// The addresses of the host.
     pub host_addresses: &'a [Ipv4Addr],
     /// Subnets of VMs in other modes, of all daemons on the host.
-    pub closed: &'a [Ipv4Network],
+    pub other_vm_subnets: &'a [Ipv4Network],
     /// The link of a VM of any daemon that the host would forward the packet to.
-    pub neighbour: Option<&'a str>,
+    pub route_to_vm: Option<&'a str>,
     /// The destination NAT rules of the host.
-    pub translations: &'a [Translations],
+    pub nat_tables: &'a [Translations],
 }
 
 /// Evaluates a packet that leaves the VM with the VM's source address and MAC. `text` is the displayed form of the packet.
-pub fn explain(way: &Way<'_>, packet: &Packet, text: String) -> Explanation {
-    let policy = way.policy;
-    let (verdict, place, rule, entry) = match packet.destination == way.block.gateway() {
-        true => to_gateway(way, packet),
-        false => onwards(way, policy, packet),
+pub fn explain(path: &PacketPath<'_>, packet: &Packet, displayed: String) -> Explanation {
+    let policy = path.policy;
+    let (verdict, place, rule, entry) = match packet.destination == path.block.gateway() {
+        true => decide_to_gateway(path, packet),
+        false => decide_forwarded(path, policy, packet),
     };
     Explanation {
-        vm: way.vm.meta.name.clone(),
-        packet: text,
+        vm: path.vm.meta.name.clone(),
+        packet: displayed,
         verdict,
         rule,
         place,
@@ -58,12 +58,12 @@ pub fn explain(way: &Way<'_>, packet: &Packet, text: String) -> Explanation {
 
 type Decision = (Verdict, String, String, String);
 
-fn to_gateway(way: &Way<'_>, packet: &Packet) -> Decision {
+fn decide_to_gateway(path: &PacketPath<'_>, packet: &Packet) -> Decision {
     let entry = "the gateway of the VM accepts ping only".to_owned();
     let place = "namespace INPUT".to_owned();
     match packet.transport {
         None => {
-            let rule = way.ruleset.rules(TableName::Filter, "INPUT").first();
+            let rule = path.ruleset.rules(TableName::Filter, "INPUT").first();
             let rule = rule
                 .map(|rule| format!("-A INPUT {rule}"))
                 .unwrap_or_default();
@@ -73,80 +73,83 @@ fn to_gateway(way: &Way<'_>, packet: &Packet) -> Decision {
     }
 }
 
-fn onwards(way: &Way<'_>, policy: &Policy, packet: &Packet) -> Decision {
+fn decide_forwarded(path: &PacketPath<'_>, policy: &Policy, packet: &Packet) -> Decision {
     let (verdict, origin) = policy.judge(packet);
-    let at_host = way.host_addresses.contains(&packet.destination);
-    match (verdict, at_host) {
-        (Verdict::Allow, true) => match at_the_host(way, policy, packet) {
+    let is_host_address = path.host_addresses.contains(&packet.destination);
+    match (verdict, is_host_address) {
+        (Verdict::Allow, true) => match decide_to_host(path, policy, packet) {
             (Verdict::Allow, place, rule, entry) => {
-                unless_translated(way, packet, (Verdict::Allow, place, rule, entry))
+                check_host_nat(path, packet, (Verdict::Allow, place, rule, entry))
             }
             denied => denied,
         },
-        (Verdict::Allow, false) if among_other_vms(way, packet).is_some() => {
-            to_other_vms(way, packet)
+        (Verdict::Allow, false) if other_vm_subnet(path, packet).is_some() => {
+            deny_to_other_vms(path, packet)
         }
         (Verdict::Allow | Verdict::Deny, _) => {
-            let rule = rule_of(way.ruleset, packet);
+            let rule = matching_rule(path.ruleset, packet);
             let place = format!("namespace {POLICY}");
-            let found = (verdict, place, rule, origin.to_string());
+            let decision = (verdict, place, rule, origin.to_string());
             match verdict {
-                Verdict::Allow => unless_translated(way, packet, found),
-                Verdict::Deny => found,
+                Verdict::Allow => check_host_nat(path, packet, decision),
+                Verdict::Deny => decision,
             }
         }
     }
 }
 
 /// For a packet that the namespace accepts: the host drops it if it translates the destination, or if the route leads to another VM.
-fn unless_translated(way: &Way<'_>, packet: &Packet, found: Decision) -> Decision {
-    let link = owner::vm_names(way.instance, way.vm.meta.uid).host_link;
+fn check_host_nat(path: &PacketPath<'_>, packet: &Packet, allowed: Decision) -> Decision {
+    let link = owner::vm_names(path.instance, path.vm.meta.uid).host_link;
     let incoming = Incoming {
         packet,
-        source: way.block.guest(),
+        source: path.block.guest(),
         link: &link,
-        host_addresses: way.host_addresses,
+        host_addresses: path.host_addresses,
     };
-    let chain = way.instance.chain(apart::ROLE);
-    let ours = way.instance.link_wildcard();
-    let dropped = |rule: String, entry: String| {
+    let chain = path.instance.chain(apart::ROLE);
+    let vm_links = path.instance.link_wildcard();
+    let deny = |rule: String, entry: String| {
         let place = format!("host mangle {chain}");
         (Verdict::Deny, place, rule, entry)
     };
-    match (translation::fate(way.translations, incoming), way.neighbour) {
-        (Fate::Translated { rule, place }, _) => dropped(
-            format!("-A {chain} -i {ours} -m conntrack --ctstate DNAT -j DROP"),
+    match (
+        translation::evaluate(path.nat_tables, incoming),
+        path.route_to_vm,
+    ) {
+        (NatResult::Translated { rule, place }, _) => deny(
+            format!("-A {chain} -i {vm_links} -m conntrack --ctstate DNAT -j DROP"),
             format!(
                 "the host translates the destination ({place}: {rule}), and allow and drop were evaluated for the original one"
             ),
         ),
-        (_, Some(link)) => dropped(
+        (_, Some(link)) => deny(
             format!(
-                "-A {chain} -i {ours} -m devgroup --dst-group {:#x}/{:#x} -j DROP",
+                "-A {chain} -i {vm_links} -m devgroup --dst-group {:#x}/{:#x} -j DROP",
                 link_group::ANY,
                 link_group::MASK
             ),
             format!("{link} leads to other VMs, which isolated VMs cannot reach"),
         ),
-        (Fate::Untouched, None) => found,
-        (Fate::Unknown(count), None) => {
-            let (verdict, place, rule, entry) = found;
-            let but = format!(
+        (NatResult::Unchanged, None) => allowed,
+        (NatResult::Unknown(count), None) => {
+            let (verdict, place, rule, entry) = allowed;
+            let qualified_entry = format!(
                 "{entry}, unless the host translates the destination: {count} of its nat rules cannot be decoded, and packets that they translate are dropped ({chain})"
             );
-            (verdict, place, rule, but)
+            (verdict, place, rule, qualified_entry)
         }
     }
 }
 
 /// For a packet to the host itself that the namespace accepts: the rules of the host decide.
-fn at_the_host(way: &Way<'_>, policy: &Policy, packet: &Packet) -> Decision {
-    let chain = way.instance.chain("RAW");
+fn decide_to_host(path: &PacketPath<'_>, policy: &Policy, packet: &Packet) -> Decision {
+    let chain = path.instance.chain("RAW");
     let place = format!("host raw {chain}");
-    let opening = policy
+    let host_entry = policy
         .host_access_entries()
         .find(|entry: &Entry| entry.matches(packet));
-    match opening {
+    match host_entry {
         Some(entry) => {
             let index = policy.allow.iter().position(|e| *e == entry).unwrap_or(0);
             let rule = format!("-A {chain} -d {} -j RETURN", entry.network);
@@ -162,17 +165,17 @@ fn at_the_host(way: &Way<'_>, policy: &Policy, packet: &Packet) -> Decision {
     }
 }
 
-fn among_other_vms(way: &Way<'_>, packet: &Packet) -> Option<Ipv4Network> {
-    let mut closed = way.closed.iter();
-    closed
+fn other_vm_subnet(path: &PacketPath<'_>, packet: &Packet) -> Option<Ipv4Network> {
+    let mut subnets = path.other_vm_subnets.iter();
+    subnets
         .find(|subnet| subnet.contains(packet.destination))
         .copied()
 }
 
 /// For a packet to a VM of another mode that the namespace accepts: the host drops it.
-fn to_other_vms(way: &Way<'_>, packet: &Packet) -> Decision {
-    let chain = way.instance.chain("OUT");
-    let subnet = among_other_vms(way, packet).map(|subnet| subnet.to_string());
+fn deny_to_other_vms(path: &PacketPath<'_>, packet: &Packet) -> Decision {
+    let chain = path.instance.chain("OUT");
+    let subnet = other_vm_subnet(path, packet).map(|subnet| subnet.to_string());
     let subnet = subnet.unwrap_or_default();
     (
         Verdict::Deny,
@@ -183,7 +186,7 @@ fn to_other_vms(way: &Way<'_>, packet: &Packet) -> Decision {
 }
 
 /// The rule of the policy that decides: as in the kernel, the first one that matches.
-fn rule_of(ruleset: &Ruleset, packet: &Packet) -> String {
+fn matching_rule(ruleset: &Ruleset, packet: &Packet) -> String {
     let rules = ruleset.rules(TableName::Filter, POLICY);
     match rules.iter().find(|rule| matches(rule, packet)) {
         Some(rule) => format!("-A {POLICY} {rule}"),

@@ -15,7 +15,7 @@ use crate::host::netns::Netns;
 use crate::host::{Error, conntrack};
 
 /// The result of a pass, for each waiting caller.
-type Outcome = Result<(), Arc<Error>>;
+type DeleteResult = Result<(), Arc<Error>>;
 
 /// Deletes entries by address. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -23,8 +23,8 @@ pub struct Flows(Arc<Mutex<Queue>>);
 
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: Vec<(Ipv4Addr, oneshot::Sender<Outcome>)>,
-    walking: bool,
+    waiting: Vec<(Ipv4Addr, oneshot::Sender<DeleteResult>)>,
+    running: bool,
 }
 
 impl Flows {
@@ -32,37 +32,38 @@ impl Flows {
     ///
     /// # Errors
     /// The table cannot be dumped, or an entry cannot be deleted.
-    pub async fn forget(&self, home: &Netns, address: Ipv4Addr) -> Outcome {
+    pub async fn delete(&self, host_netns: &Netns, address: Ipv4Addr) -> DeleteResult {
         let (sender, receiver) = oneshot::channel();
-        let first = {
+        let is_idle = {
             let mut queue = self.queue();
             queue.waiting.push((address, sender));
-            !std::mem::replace(&mut queue.walking, true)
+            !std::mem::replace(&mut queue.running, true)
         };
-        if first {
+        if is_idle {
             // A separate task: the first caller may be cancelled while others wait.
-            tokio::spawn(self.clone().walk(home.clone()));
+            tokio::spawn(self.clone().run(host_netns.clone()));
         }
-        let ended = || Arc::new(Error::other("delete", "tracked flows", "the task ended"));
-        receiver.await.unwrap_or_else(|_| Err(ended()))
+        let cancelled = || Arc::new(Error::other("delete", "tracked flows", "the task ended"));
+        receiver.await.unwrap_or_else(|_| Err(cancelled()))
     }
 
-    async fn walk(self, home: Netns) {
+    async fn run(self, host_netns: Netns) {
         loop {
             let waiting = {
                 let mut queue = self.queue();
                 if queue.waiting.is_empty() {
-                    queue.walking = false;
+                    queue.running = false;
                     return;
                 }
                 std::mem::take(&mut queue.waiting)
             };
             let addresses: BTreeSet<Ipv4Addr> = waiting.iter().map(|(ip, _)| *ip).collect();
-            let sweep = move || conntrack::delete(&conntrack::list_by_addresses(&addresses)?);
-            let outcome = home.run(sweep).await.map_err(Arc::new);
+            let delete_entries =
+                move || conntrack::delete(&conntrack::list_by_addresses(&addresses)?);
+            let result = host_netns.run(delete_entries).await.map_err(Arc::new);
             for (_, sender) in waiting {
                 // A caller that was cancelled does not receive it.
-                let _ = sender.send(outcome.clone());
+                let _ = sender.send(result.clone());
             }
         }
     }

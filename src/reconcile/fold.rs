@@ -4,8 +4,11 @@
 mod condition;
 mod of_host;
 
-use condition::{fold, is_known_ready, known, of_generation, shown, truth, why_not};
-use of_host::{group_reason, host_condition, host_warnings, of_host};
+use condition::{
+    condition_view, for_generation, is_ready_and_observed, known, not_ready_message,
+    ready_condition, status_from,
+};
+use of_host::{group_reason, host_condition, host_fault_condition, host_warnings};
 
 use std::net::Ipv4Addr;
 
@@ -16,7 +19,7 @@ use crate::api::host_group::HostGroup;
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::{Meta, Name};
 use crate::api::network::{Connection, NetworkSpec};
-use crate::api::rung::{LADDER, Rung, RungPage};
+use crate::api::rung::{LADDER, Stage, StageStatus};
 use crate::api::view::{
     ConditionView, FirewallStatus, GroupStatus, GroupView, LeaseView, MetaView, NetworkStatus,
     VmStatus, VmView, VmmState, VmmStatus,
@@ -26,22 +29,22 @@ use crate::owner::{Instance, RunDir};
 use crate::store::{HostFault, ReadOnly, World};
 
 use super::group::Hindrance;
-use super::life::{End, ProcessMark};
+use super::life::{ProcessExit, VmmCheckpoint};
 use super::net::MTU;
 use super::{connection, vmm};
 
 /// What blocks a group, in addition to its VMs.
 #[derive(Clone, Debug, Default)]
-pub struct Trouble {
+pub struct GroupFaults {
     /// The problems of its manifest.
-    pub problems: Vec<String>,
+    pub manifest_problems: Vec<String>,
     /// The reason why it cannot converge.
-    pub hindrance: Option<Hindrance>,
+    pub blocked_reason: Option<Hindrance>,
 }
 
 /// The daemon that owns the objects.
 #[derive(Clone, Debug)]
-pub struct House {
+pub struct StatusBuilder {
     /// Part of the names of host resources.
     pub instance: Instance,
     /// The base of the paths.
@@ -49,16 +52,17 @@ pub struct House {
 }
 
 /// Returns the warnings about the result of a CNI network.
-fn network_warnings(vm: &Vm, pages: &Pages<'_>) -> Vec<String> {
-    let mark = page(pages, Rung::Net).and_then(|page| page.mark.as_ref());
-    let known: Option<Connection> = mark.and_then(|mark| serde_json::from_str(mark).ok());
-    let Some(mut known) = known else {
+fn network_warnings(vm: &Vm, stages: &StageStatuses<'_>) -> Vec<String> {
+    let checkpoint = stage_status(stages, Stage::Net).and_then(|page| page.mark.as_ref());
+    let connection: Option<Connection> =
+        checkpoint.and_then(|mark| serde_json::from_str(mark).ok());
+    let Some(mut known) = connection else {
         return Vec::new();
     };
     // The name servers of the VM's spec replace those of the network.
     if vm.spec.dns_servers.is_empty() {
-        let beyond = known.dns.iter().skip(vmm::NAME_SERVERS);
-        known.warnings.extend(beyond.map(|server| {
+        let ignored = known.dns.iter().skip(vmm::NAME_SERVERS);
+        known.warnings.extend(ignored.map(|server| {
             format!(
                 "the CNI network provides the name server {server}, but a guest gets at most two"
             )
@@ -75,40 +79,43 @@ fn route((network, next_hop): &(Ipv4Network, Option<Ipv4Addr>)) -> String {
     }
 }
 
-impl House {
+impl StatusBuilder {
     /// The view of a VM.
     pub fn vm(&self, world: &World, vm: &Vm) -> VmView {
         let uid = vm.meta.uid;
         let lease = world.lease(&vm.meta.name);
-        let pages = LADDER.map(|rung| (rung, world.page(uid, rung)));
-        let known = known(world, vm);
-        let host = world.host_fault(vm);
-        let mut conditions: Vec<ConditionView> = known
+        let stages = LADDER.map(|rung| (rung, world.status(uid, rung)));
+        let stage_conditions = known(world, vm);
+        let host_fault = world.host_fault(vm);
+        let mut conditions: Vec<ConditionView> = stage_conditions
             .iter()
             .filter_map(|(rung, condition)| {
-                let condition = of_generation(condition.as_ref()?, vm.meta.generation);
-                let condition = match (rung, host) {
-                    (Rung::Firewall, Some(HostFault::Unenforced(host))) => {
-                        of_host(host, vm.meta.generation)
+                let condition = for_generation(condition.as_ref()?, vm.meta.generation);
+                let condition = match (rung, host_fault) {
+                    (Stage::Firewall, Some(HostFault::Unenforced(host))) => {
+                        host_fault_condition(host, vm.meta.generation)
                     }
                     _ => condition,
                 };
-                Some(shown(rung.to_string(), &condition))
+                Some(condition_view(rung.to_string(), &condition))
             })
             .collect();
-        let ready = is_known_ready(world, vm);
-        conditions.push(shown("Ready".into(), &fold(&vm.meta, ready, &known, host)));
+        let ready = is_ready_and_observed(world, vm);
+        conditions.push(condition_view(
+            "Ready".into(),
+            &ready_condition(&vm.meta, ready, &stage_conditions, host_fault),
+        ));
         let warnings = host_warnings(world, vm);
         conditions.extend(host_condition(world, vm, &warnings));
         VmView {
             metadata: MetaView {
                 group: Some(vm.group.clone()),
-                finalizers: pages
+                finalizers: stages
                     .iter()
                     .filter(|(_, page)| page.is_some_and(|page| page.held))
                     .map(|(rung, _)| rung.finalizer())
                     .collect(),
-                ..meta(&vm.meta)
+                ..meta_view(&vm.meta)
             },
             spec: vm.spec.clone(),
             power: vm.power,
@@ -116,14 +123,18 @@ impl House {
             status: VmStatus {
                 ready,
                 conditions,
-                network: self.network(vm, lease, &pages),
-                firewall: firewall(vm, page(&pages, Rung::Firewall)),
-                vmm: self.vmm(vm, page(&pages, Rung::Vmm), world.vmm_id(vm.meta.uid)),
+                network: self.network(vm, lease, &stages),
+                firewall: firewall_status(vm, stage_status(&stages, Stage::Firewall)),
+                vmm: self.vmm(
+                    vm,
+                    stage_status(&stages, Stage::Vmm),
+                    world.vmm_id(vm.meta.uid),
+                ),
                 // Whether it exists is not known to the store.
                 disk: None,
                 warnings: [
                     vm.spec.network.warnings(),
-                    network_warnings(vm, &pages),
+                    network_warnings(vm, &stages),
                     warnings,
                 ]
                 .concat(),
@@ -131,9 +142,14 @@ impl House {
         }
     }
 
-    fn network(&self, vm: &Vm, lease: Option<&Lease>, pages: &Pages<'_>) -> Option<NetworkStatus> {
-        let net = page(pages, Rung::Net);
-        let stands = net.is_some_and(|page| page.held);
+    fn network(
+        &self,
+        vm: &Vm,
+        lease: Option<&Lease>,
+        stages: &StageStatuses<'_>,
+    ) -> Option<NetworkStatus> {
+        let net = stage_status(stages, Stage::Net);
+        let exists = net.is_some_and(|page| page.held);
         let connection = self.connection(vm, lease, net)?;
         Some(NetworkStatus {
             mode: vm.spec.network.mode(),
@@ -147,9 +163,9 @@ impl House {
                 [] => connection.dns,
                 own => own.to_vec(),
             },
-            netns: connection.netns.filter(|_| stands),
+            netns: connection.netns.filter(|_| exists),
             tap: connection.tap,
-            host_link: connection.host_link.filter(|_| stands),
+            host_link: connection.host_link.filter(|_| exists),
             mtu: connection.mtu,
         })
     }
@@ -159,11 +175,11 @@ impl House {
         &self,
         vm: &Vm,
         lease: Option<&Lease>,
-        net: Option<&RungPage>,
+        net: Option<&StageStatus>,
     ) -> Option<Connection> {
-        let mark = net.and_then(|page| page.mark.as_ref());
-        if let Some(known) = mark.and_then(|mark| serde_json::from_str(mark).ok()) {
-            return Some(known);
+        let checkpoint = net.and_then(|page| page.mark.as_ref());
+        if let Some(connection) = checkpoint.and_then(|mark| serde_json::from_str(mark).ok()) {
+            return Some(connection);
         }
         let uid = vm.meta.uid;
         let address = &lease?.address;
@@ -176,16 +192,22 @@ impl House {
             )),
             (NetworkSpec::Bridge(spec), Address::Bridged { bridge, .. }) => {
                 let port = (bridge.as_str(), spec.tap(vm.index));
-                Some(connection::bridged(&self.instance, uid, address, port, MTU))
+                Some(connection::on_bridge(
+                    &self.instance,
+                    uid,
+                    address,
+                    port,
+                    MTU,
+                ))
             }
             _ => None,
         }
     }
 
-    fn vmm(&self, vm: &Vm, page: Option<&RungPage>, user: Option<u32>) -> VmmStatus {
-        let mark = ProcessMark::of(page);
-        let state = state(vm, page, &mark);
-        let process = mark.process.as_ref().filter(|_| match state {
+    fn vmm(&self, vm: &Vm, stage: Option<&StageStatus>, user: Option<u32>) -> VmmStatus {
+        let checkpoint = VmmCheckpoint::of(stage);
+        let state = state(vm, stage, &checkpoint);
+        let process = checkpoint.process.as_ref().filter(|_| match state {
             VmmState::Running | VmmState::Paused | VmmState::Stopping => true,
             VmmState::Starting | VmmState::Stopped | VmmState::Failed | VmmState::None => false,
         });
@@ -203,8 +225,8 @@ impl House {
             user,
             confined_by: process.and_then(|process| process.confined_by.clone()),
             started_at: process.map(|process| process.started_at),
-            restarts: mark.restarts,
-            last_exit: mark.last_end.as_ref().map(End::view),
+            restarts: checkpoint.restarts,
+            last_exit: checkpoint.last_exit.as_ref().map(ProcessExit::view),
             api_socket: vmm::Control::of(vm.spec.hypervisor)
                 .map(|control| dir.join(control.socket())),
             log: has_process.then(|| dir.join(vmm::CONSOLE)),
@@ -212,9 +234,9 @@ impl House {
     }
 
     /// The view of a group.
-    pub fn group(&self, world: &World, group: &HostGroup, trouble: &Trouble) -> GroupView {
-        let problems = &trouble.problems;
-        let hindrance = trouble.hindrance.as_ref();
+    pub fn group(&self, world: &World, group: &HostGroup, faults: &GroupFaults) -> GroupView {
+        let problems = &faults.manifest_problems;
+        let blocked_reason = faults.blocked_reason.as_ref();
         let vms: Vec<&Vm> = world.vms_of(&group.meta.name).collect();
         let template = &group.spec.template;
         let updated = vms.iter().filter(|vm| match group.orders.get(&vm.index) {
@@ -222,7 +244,7 @@ impl House {
             Some(order) => vm.spec == order.ask.spec(template),
         });
         let updated = u32::try_from(updated.count()).unwrap_or(u32::MAX);
-        let ready_count = vms.iter().filter(|vm| is_known_ready(world, vm));
+        let ready_count = vms.iter().filter(|vm| is_ready_and_observed(world, vm));
         let ready_count = u32::try_from(ready_count.count()).unwrap_or(u32::MAX);
         let current = u32::try_from(vms.len()).unwrap_or(u32::MAX);
         let desired = u32::try_from(group.size()).unwrap_or(u32::MAX);
@@ -243,7 +265,7 @@ impl House {
                 )
             }
             (true, _) => String::new(),
-            (false, None) => match hindrance {
+            (false, None) => match blocked_reason {
                 Some(hindrance) => hindrance.words(),
                 None if updated < current => {
                     format!("{updated} of {desired} VMs are up to date")
@@ -253,27 +275,27 @@ impl House {
             (false, Some(vm)) => format!(
                 "{ready_count} of {desired} VMs are Ready; {}: {}",
                 vm.meta.name,
-                why_not(world, vm)
+                not_ready_message(world, vm)
             ),
         };
         let since = vms
             .iter()
-            .flat_map(|vm| LADDER.iter().filter_map(|r| world.page(vm.meta.uid, *r)))
+            .flat_map(|vm| LADDER.iter().filter_map(|r| world.status(vm.meta.uid, *r)))
             .map(|page| page.condition.since)
             .max()
             .unwrap_or(group.meta.created_at);
-        let mut conditions = vec![shown(
+        let mut conditions = vec![condition_view(
             "Ready".into(),
             &Condition {
                 status: match is_unknown && !group.meta.deleting {
                     true => Status::Unknown,
-                    false => truth(ready),
+                    false => status_from(ready),
                 },
                 reason: match (ready, group.meta.deleting) {
                     (true, _) => Reason::Converged,
                     (false, true) => Reason::Terminating,
                     (false, false) if is_unknown => Reason::NotObserved,
-                    (false, false) => match (hindrance, not_settled) {
+                    (false, false) => match (blocked_reason, not_settled) {
                         (Some(hindrance), _) => hindrance.reason(),
                         (None, Some(vm)) => group_reason(world, vm),
                         (None, None) => Reason::Converging,
@@ -288,20 +310,20 @@ impl House {
             .first()
             .map_or(Vec::new(), |vm| host_warnings(world, vm));
         let host = vms.first().and_then(|vm| {
-            let found = host_condition(world, vm, &warnings)?;
+            let condition = host_condition(world, vm, &warnings)?;
             Some(ConditionView {
                 observed_generation: group.meta.generation,
-                ..found
+                ..condition
             })
         });
         conditions.extend(host);
         let host = vms.first().and_then(|vm| world.host_fault(vm));
         if let Some(HostFault::Unenforced(host)) = host {
-            let found = of_host(host, group.meta.generation);
-            conditions.push(shown(Rung::Firewall.to_string(), &found));
+            let found = host_fault_condition(host, group.meta.generation);
+            conditions.push(condition_view(Stage::Firewall.to_string(), &found));
         }
         if !problems.is_empty() {
-            conditions.push(shown(
+            conditions.push(condition_view(
                 "Manifest".into(),
                 &Condition {
                     status: Status::False,
@@ -316,7 +338,7 @@ impl House {
             ));
         }
         GroupView {
-            metadata: meta(&group.meta),
+            metadata: meta_view(&group.meta),
             origin: group.origin.clone(),
             spec: group.spec.clone(),
             status: GroupStatus {
@@ -352,25 +374,25 @@ impl House {
     }
 }
 
-type Pages<'w> = [(Rung, Option<&'w RungPage>); 4];
+type StageStatuses<'w> = [(Stage, Option<&'w StageStatus>); 4];
 
-fn page<'w>(pages: &Pages<'w>, wanted: Rung) -> Option<&'w RungPage> {
-    pages
+fn stage_status<'w>(stages: &StageStatuses<'w>, stage: Stage) -> Option<&'w StageStatus> {
+    stages
         .iter()
-        .find(|(rung, _)| *rung == wanted)
+        .find(|(rung, _)| *rung == stage)
         .and_then(|(_, page)| *page)
 }
 
 /// The state of a VM's process.
-fn state(vm: &Vm, page: Option<&RungPage>, mark: &ProcessMark) -> VmmState {
+fn state(vm: &Vm, stage: Option<&StageStatus>, checkpoint: &VmmCheckpoint) -> VmmState {
     if vm.spec.hypervisor == Hypervisor::None {
         return VmmState::None;
     }
-    let Some(condition) = page.map(|page| &page.condition) else {
+    let Some(condition) = stage.map(|page| &page.condition) else {
         return VmmState::Starting;
     };
     match (condition.status, condition.reason) {
-        _ if vm.meta.deleting => match mark.process {
+        _ if vm.meta.deleting => match checkpoint.process {
             Some(_) => VmmState::Stopping,
             None => VmmState::Stopped,
         },
@@ -398,18 +420,18 @@ fn state(vm: &Vm, page: Option<&RungPage>, mark: &ProcessMark) -> VmmState {
     }
 }
 
-fn firewall(vm: &Vm, page: Option<&RungPage>) -> FirewallStatus {
+fn firewall_status(vm: &Vm, stage: Option<&StageStatus>) -> FirewallStatus {
     let policy = vm.spec.network.policy().cloned().unwrap_or_default();
     FirewallStatus {
         default: policy.default_verdict().into(),
         allow: policy.allow,
         drop: policy.drop,
         on_deny: policy.on_deny,
-        digest: page.and_then(|page| page.mark.clone()),
+        digest: stage.and_then(|page| page.mark.clone()),
     }
 }
 
-fn meta(meta: &Meta) -> MetaView {
+fn meta_view(meta: &Meta) -> MetaView {
     MetaView {
         name: meta.name.clone(),
         uid: Some(meta.uid),
@@ -422,7 +444,7 @@ fn meta(meta: &Meta) -> MetaView {
 }
 
 /// The condition while the store cannot be written: changes are refused, existing objects are still reconciled.
-pub fn not_writable(meta: &Meta, read_only: &ReadOnly) -> ConditionView {
+pub fn not_writable_condition(meta: &Meta, read_only: &ReadOnly) -> ConditionView {
     ConditionView {
         kind: "Writable".to_owned(),
         status: Status::False,

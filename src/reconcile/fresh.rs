@@ -8,32 +8,32 @@ use tokio::sync::Mutex;
 
 /// The last value, and when reading it started. Callers that arrive during a read wait for its result.
 #[derive(Debug)]
-pub struct Fresh<T>(Mutex<Option<(Instant, Arc<T>)>>);
+pub struct Cached<T>(Mutex<Option<(Instant, Arc<T>)>>);
 
-impl<T> Default for Fresh<T> {
+impl<T> Default for Cached<T> {
     fn default() -> Self {
         Self(Mutex::new(None))
     }
 }
 
-impl<T> Fresh<T> {
+impl<T> Cached<T> {
     /// Returns the cached value if it is younger than `age`, otherwise reads it again; and when reading it started.
     ///
     /// # Errors
     /// The error of `read`. It is not cached.
     pub async fn get<E>(
         &self,
-        age: Duration,
+        max_age: Duration,
         now: Instant,
         read: impl AsyncFnOnce() -> Result<T, E>,
     ) -> Result<(Instant, Arc<T>), E> {
-        let mut last = self.0.lock().await;
-        if let Some((at, answer)) = &*last
-            && now.saturating_duration_since(*at) < age
+        let mut cached = self.0.lock().await;
+        if let Some((started, value)) = &*cached
+            && now.saturating_duration_since(*started) < max_age
         {
-            return Ok((*at, Arc::clone(answer)));
+            return Ok((*started, Arc::clone(value)));
         }
-        let (at, answer) = last.insert((now, Arc::new(read().await?)));
+        let (at, answer) = cached.insert((now, Arc::new(read().await?)));
         Ok((*at, Arc::clone(answer)))
     }
 }
@@ -44,9 +44,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_value_is_read_once_within_its_age_and_again_afterwards() {
-        let fresh = Fresh::default();
+        let cached = Cached::default();
         let (start, age) = (Instant::now(), Duration::from_millis(100));
-        for (at, given, expected) in [
+        for (at, read_result, expected) in [
             (0, Err("a failure"), Err("a failure")),
             (1, Ok(1), Ok(1)),
             (99, Ok(2), Ok(1)),
@@ -55,8 +55,8 @@ mod tests {
             (202, Ok(4), Ok(4)),
         ] {
             let now = start + Duration::from_millis(at);
-            let found = fresh.get(age, now, async || given).await;
-            assert_eq!(found.map(|(_, answer)| *answer), expected, "at {at} ms");
+            let found = cached.get(age, now, async || read_result).await;
+            assert_eq!(found.map(|(_, value)| *value), expected, "at {at} ms");
         }
     }
 }

@@ -6,20 +6,21 @@ use serde::{Deserialize, Serialize};
 use crate::api::condition::Reason;
 use crate::api::life::Restart;
 use crate::api::meta::Timestamp;
-use crate::api::rung::RungPage;
+use crate::api::rung::StageStatus;
 use crate::api::view::ExitView;
 use crate::api::vm::{Hypervisor, Power};
 use crate::host::process::{Exit, Identity};
 
 /// The checkpoint of the Vmm stage.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessMark {
+pub struct VmmCheckpoint {
     /// The process that was started last, until it is known to have ended.
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
-    pub process: Option<Started>,
+    pub process: Option<StartedProcess>,
     /// The exit of the last process that ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_end: Option<End>,
+    #[serde(rename = "last_end")]
+    pub last_exit: Option<ProcessExit>,
     /// The number of restarts after the process had ended by itself.
     #[serde(default)]
     pub restarts: u32,
@@ -27,7 +28,7 @@ pub struct ProcessMark {
 
 /// A process that was started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Started {
+pub struct StartedProcess {
     /// The process.
     pub identity: Identity,
     /// When it was started.
@@ -39,7 +40,7 @@ pub struct Started {
 
 /// The exit of a process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct End {
+pub struct ProcessExit {
     /// The process.
     pub process: Identity,
     /// Its exit status or signal.
@@ -53,25 +54,27 @@ pub struct End {
     pub said: Vec<String>,
     /// The exit is handled: sliced stopped the process, the VM was started since, or a start was requested.
     #[serde(default)]
-    pub answered: bool,
+    #[serde(rename = "answered")]
+    pub handled: bool,
 }
 
 /// What to do with a VM's process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum PowerDecision {
     /// Start it, or leave it running.
     Run,
     /// Stop it, or leave it stopped, with reason and message of the condition.
-    Down(Reason, String),
+    Stop(Reason, String),
     /// Stop it, then start it.
-    Again,
+    Restart,
 }
 
-impl ProcessMark {
+impl VmmCheckpoint {
     /// Decodes the checkpoint of a stage status. A checkpoint that cannot be decoded counts as empty.
-    pub fn of(page: Option<&RungPage>) -> Self {
-        let mark = page.and_then(|page| page.mark.as_deref());
-        mark.and_then(|mark| serde_json::from_str(mark).ok())
+    pub fn of(status: Option<&StageStatus>) -> Self {
+        let checkpoint = status.and_then(|page| page.mark.as_deref());
+        checkpoint
+            .and_then(|mark| serde_json::from_str(mark).ok())
             .unwrap_or_default()
     }
 
@@ -84,33 +87,33 @@ impl ProcessMark {
     }
 
     /// Records that this process runs.
-    pub fn runs(&mut self, started: Started) {
+    pub fn record_start(&mut self, started: StartedProcess) {
         if self.process.as_ref().map(|known| &known.identity) == Some(&started.identity) {
             return;
         }
         self.process = Some(started);
-        if let Some(end) = self.last_end.as_mut().filter(|end| !end.answered) {
-            end.answered = true;
+        if let Some(exit) = self.last_exit.as_mut().filter(|end| !end.handled) {
+            exit.handled = true;
             self.restarts = self.restarts.saturating_add(1);
         }
     }
 
     /// Records that the process has ended.
-    pub fn ended(&mut self, end: End) {
+    pub fn record_exit(&mut self, exit: ProcessExit) {
         self.process = None;
-        self.last_end = Some(end);
+        self.last_exit = Some(exit);
     }
 
     /// Marks the last exit as handled: a start was requested.
     pub fn answer(&mut self) {
-        if let Some(end) = &mut self.last_end {
-            end.answered = true;
+        if let Some(exit) = &mut self.last_exit {
+            exit.handled = true;
         }
     }
 
     /// The checkpoint after a reboot: no process runs; the last exit remains.
     #[must_use]
-    pub fn after_a_reboot(self) -> Self {
+    pub fn after_reboot(self) -> Self {
         Self {
             process: None,
             ..self
@@ -118,32 +121,32 @@ impl ProcessMark {
     }
 
     /// Decides what to do with the VM's process.
-    pub fn verdict(&self, power: Power, restart: Restart) -> Verdict {
+    pub fn evaluate_exit(&self, power: Power, restart: Restart) -> PowerDecision {
         match power {
             Power::Stopped => {
                 let message = "stopped by slicectl vm stop; start it with slicectl vm start";
-                return Verdict::Down(Reason::Stopped, message.to_owned());
+                return PowerDecision::Stop(Reason::Stopped, message.to_owned());
             }
-            Power::Restarting => return Verdict::Again,
+            Power::Restarting => return PowerDecision::Restart,
             Power::Running | Power::Paused => {}
         }
         // An exit that was not observed yet is found by the stage.
-        let end = self.last_end.as_ref().filter(|_| self.process.is_none());
-        match end {
-            Some(end) if !end.answered && !starts_again(restart, end.exit) => Verdict::Down(
+        let exit = self.last_exit.as_ref().filter(|_| self.process.is_none());
+        match exit {
+            Some(end) if !end.handled && !is_restarted(restart, end.exit) => PowerDecision::Stop(
                 match end.exit {
                     Exit::Code(0) => Reason::Stopped,
                     Exit::Code(_) | Exit::Signal(_) | Exit::Unknown => Reason::Failed,
                 },
                 format!("{}, and restart is {restart}", end.words()),
             ),
-            Some(_) | None => Verdict::Run,
+            Some(_) | None => PowerDecision::Run,
         }
     }
 }
 
 /// Whether the restart policy starts the VM again. An exit with unknown status counts as a failure.
-fn starts_again(restart: Restart, exit: Exit) -> bool {
+fn is_restarted(restart: Restart, exit: Exit) -> bool {
     match (restart, exit) {
         (Restart::Always, _) => true,
         (Restart::Never, _) => false,
@@ -152,7 +155,7 @@ fn starts_again(restart: Restart, exit: Exit) -> bool {
     }
 }
 
-impl End {
+impl ProcessExit {
     /// The exit as a sentence, e.g. `it exited with status 0: the guest powered off`.
     pub fn words(&self) -> String {
         match (self.exit, self.why.as_str()) {
@@ -223,26 +226,26 @@ mod tests {
         }
     }
 
-    fn end(exit: Exit) -> End {
-        End {
+    fn end(exit: Exit) -> ProcessExit {
+        ProcessExit {
             process: identity(1),
             exit,
             at: Timestamp::UNIX_EPOCH,
             why: why(Hypervisor::Qemu, exit, false),
             said: Vec::new(),
-            answered: false,
+            handled: false,
         }
     }
 
-    fn ended(exit: Exit) -> ProcessMark {
-        let mut mark = ProcessMark::default();
-        mark.runs(started(1));
-        mark.ended(end(exit));
-        mark
+    fn exited(exit: Exit) -> VmmCheckpoint {
+        let mut checkpoint = VmmCheckpoint::default();
+        checkpoint.record_start(started(1));
+        checkpoint.record_exit(end(exit));
+        checkpoint
     }
 
-    fn started(pid: u32) -> Started {
-        Started {
+    fn started(pid: u32) -> StartedProcess {
+        StartedProcess {
             confined_by: None,
             identity: identity(pid),
             started_at: Timestamp::UNIX_EPOCH,
@@ -253,65 +256,70 @@ mod tests {
     fn the_restart_policy_decides_by_the_exit_status_and_an_unknown_exit_is_a_failure() {
         use Exit::{Code, Signal, Unknown};
         use Restart::{Always, Never, OnFailure};
-        let down =
-            |reason| move |found: Verdict| matches!(found, Verdict::Down(r, _) if r == reason);
-        let run = |found| found == Verdict::Run;
+        let is_stop = |reason| move |decision: PowerDecision| matches!(decision, PowerDecision::Stop(r, _) if r == reason);
+        let is_run = |found| found == PowerDecision::Run;
         for exit in [Code(0), Code(1), Signal(9), Unknown] {
-            assert!(run(ended(exit).verdict(Power::Running, Always)));
+            assert!(is_run(exited(exit).evaluate_exit(Power::Running, Always)));
         }
-        let stopped = down(Reason::Stopped);
-        assert!(stopped(ended(Code(0)).verdict(Power::Running, Never)));
-        assert!(stopped(ended(Code(0)).verdict(Power::Running, OnFailure)));
+        let is_stopped = is_stop(Reason::Stopped);
+        assert!(is_stopped(
+            exited(Code(0)).evaluate_exit(Power::Running, Never)
+        ));
+        assert!(is_stopped(
+            exited(Code(0)).evaluate_exit(Power::Running, OnFailure)
+        ));
         for exit in [Code(1), Signal(9), Unknown] {
-            assert!(run(ended(exit).verdict(Power::Running, OnFailure)));
-            assert!(down(Reason::Failed)(
-                ended(exit).verdict(Power::Running, Never)
+            assert!(is_run(
+                exited(exit).evaluate_exit(Power::Running, OnFailure)
+            ));
+            assert!(is_stop(Reason::Failed)(
+                exited(exit).evaluate_exit(Power::Running, Never)
             ));
         }
     }
 
     #[test]
     fn a_requested_power_state_takes_precedence_over_the_restart_policy() {
-        let mark = ended(Exit::Code(0));
-        let verdict = mark.verdict(Power::Stopped, Restart::Always);
-        assert!(matches!(verdict, Verdict::Down(Reason::Stopped, _)));
+        let checkpoint = exited(Exit::Code(0));
+        let decision = checkpoint.evaluate_exit(Power::Stopped, Restart::Always);
+        assert!(matches!(decision, PowerDecision::Stop(Reason::Stopped, _)));
         assert_eq!(
-            mark.verdict(Power::Restarting, Restart::Never),
-            Verdict::Again
+            checkpoint.evaluate_exit(Power::Restarting, Restart::Never),
+            PowerDecision::Restart
         );
-        let mut started = mark;
+        let mut started = checkpoint;
         started.answer();
         assert_eq!(
-            started.verdict(Power::Running, Restart::Never),
-            Verdict::Run
+            started.evaluate_exit(Power::Running, Restart::Never),
+            PowerDecision::Run
         );
     }
 
     #[test]
     fn an_exit_is_handled_once_and_only_restarts_after_unrequested_exits_are_counted() {
-        let mut mark = ended(Exit::Code(1));
-        mark.runs(started(2));
-        mark.runs(started(2));
-        assert_eq!(mark.restarts, 1);
+        let mut checkpoint = exited(Exit::Code(1));
+        checkpoint.record_start(started(2));
+        checkpoint.record_start(started(2));
+        assert_eq!(checkpoint.restarts, 1);
         // The next exit is evaluated again.
-        let mut again = mark.clone();
-        again.ended(end(Exit::Code(1)));
+        let mut next = checkpoint.clone();
+        next.record_exit(end(Exit::Code(1)));
         assert!(matches!(
-            again.verdict(Power::Running, Restart::Never),
-            Verdict::Down(Reason::Failed, _)
+            next.evaluate_exit(Power::Running, Restart::Never),
+            PowerDecision::Stop(Reason::Failed, _)
         ));
         // A requested stop is not counted.
-        mark.ended(End {
-            answered: true,
+        checkpoint.record_exit(ProcessExit {
+            handled: true,
             ..end(Exit::Code(0))
         });
-        mark.runs(started(3));
-        assert_eq!(mark.restarts, 1);
+        checkpoint.record_start(started(3));
+        assert_eq!(checkpoint.restarts, 1);
     }
 
     #[test]
     fn the_message_of_a_requested_stop_has_no_unknown_status() {
-        let stopped = |exit| End {
+        let stopped = |exit| ProcessExit {
             why: why(Hypervisor::Qemu, exit, true),
             ..end(exit)
         };
@@ -325,28 +333,32 @@ mod tests {
 
     #[test]
     fn a_vm_that_had_exited_stays_stopped_after_a_reboot_and_one_that_ran_is_started() {
-        let done = ended(Exit::Code(0)).after_a_reboot();
+        let exited = exited(Exit::Code(0)).after_reboot();
         assert!(matches!(
-            done.verdict(Power::Running, Restart::Never),
-            Verdict::Down(..)
+            exited.evaluate_exit(Power::Running, Restart::Never),
+            PowerDecision::Stop(..)
         ));
-        let mut ran = ProcessMark::default();
-        ran.runs(started(1));
-        let ran = ran.after_a_reboot();
-        assert_eq!(ran.verdict(Power::Running, Restart::Never), Verdict::Run);
+        let mut running = VmmCheckpoint::default();
+        running.record_start(started(1));
+        let rebooted = running.after_reboot();
+        assert_eq!(
+            rebooted.evaluate_exit(Power::Running, Restart::Never),
+            PowerDecision::Run
+        );
     }
 
     #[test]
     fn a_checkpoint_of_an_earlier_version_is_decoded() {
         let old =
             r#"{"identity":{"pid":1,"start":7,"boot":"b"},"started_at":"1970-01-01T00:00:00Z"}"#;
-        let read: ProcessMark = serde_json::from_str(old).unwrap();
-        assert_eq!(read.process, Some(started(1)));
-        for mark in [ended(Exit::Signal(9)), read, ProcessMark::default()] {
-            let text = mark.text();
-            let again = text.map(|text| serde_json::from_str::<ProcessMark>(&text).unwrap());
+        let decoded: VmmCheckpoint = serde_json::from_str(old).unwrap();
+        assert_eq!(decoded.process, Some(started(1)));
+        for checkpoint in [exited(Exit::Signal(9)), decoded, VmmCheckpoint::default()] {
+            let text = checkpoint.text();
+            let decoded_again =
+                text.map(|text| serde_json::from_str::<VmmCheckpoint>(&text).unwrap());
             // An empty checkpoint is not stored.
-            assert_eq!(again.unwrap_or_default(), mark);
+            assert_eq!(decoded_again.unwrap_or_default(), checkpoint);
         }
     }
 }

@@ -37,7 +37,7 @@ use crate::host;
 use crate::host::process::Identity;
 
 /// The number of rounds of observing and acting after which a loop reports that it does not converge.
-const ROUNDS: usize = 3;
+const MAX_ROUNDS: usize = 3;
 
 /// One stage of a VM, or the host network.
 pub trait Reconcile: Sync {
@@ -60,12 +60,12 @@ pub trait Reconcile: Sync {
 
     /// Returns what to wait for if this step happens by itself or is carried out elsewhere. The loop ends there, and its caller observes
     /// again when the step has happened.
-    fn waits(_: &Self::Action) -> Option<Wait> {
+    fn waits_for(_: &Self::Action) -> Option<Wait> {
         None
     }
 
     /// Whether the next stage depends on the result of this step: a preview cannot compute the plan of that stage.
-    fn is_footing(_: &Self::Action) -> bool {
+    fn is_prerequisite(_: &Self::Action) -> bool {
         false
     }
 
@@ -101,17 +101,17 @@ pub struct Program {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wait {
     /// The exit of this process; after this time the stage observes again and may kill it.
-    End(Identity, Duration),
+    Exit(Identity, Duration),
     /// The exit of a process is recorded and evaluated: observe again at once.
-    Judgement,
+    Evaluation,
 }
 
 /// An object that is not ours is in the way. It is never changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{thing} is not ours: {remedy}")]
+#[error("{object} is not ours: {remedy}")]
 pub struct Conflict {
     /// The object.
-    pub thing: String,
+    pub object: String,
     /// What the user can do about it.
     pub remedy: String,
 }
@@ -135,25 +135,26 @@ pub enum Error {
     },
     /// The next step happens by itself.
     #[error("waiting: {step}")]
-    Waits {
+    Waiting {
         /// The step.
         step: String,
         /// What to wait for.
         wait: Wait,
     },
     /// Steps were carried out, and the plan did not become empty.
-    #[error("not converged after {ROUNDS} rounds, remaining steps: {}", .0.join("; "))]
+    #[error("not converged after {MAX_ROUNDS} rounds, remaining steps: {}", .0.join("; "))]
     NotConverging(Vec<String>),
 }
 
 impl Error {
     /// Whether another attempt fails in the same way until the VM's spec or the network's configuration changes.
-    pub fn waits_for_a_change(&self) -> bool {
+    pub fn is_permanent(&self) -> bool {
         match self {
             Self::Act { source, .. } => net::cni::waits_for_a_change(source),
-            Self::Conflict(_) | Self::Observe(_) | Self::Waits { .. } | Self::NotConverging(_) => {
-                false
-            }
+            Self::Conflict(_)
+            | Self::Observe(_)
+            | Self::Waiting { .. }
+            | Self::NotConverging(_) => false,
         }
     }
 }
@@ -174,14 +175,14 @@ fn chain(error: &host::Error) -> String {
 pub type Probe = Arc<dyn Fn(&str) -> Result<(), host::Error> + Send + Sync>;
 
 /// A probe that never returns an error.
-pub fn unprobed() -> Probe {
+pub fn no_probe() -> Probe {
     Arc::new(|_| Ok(()))
 }
 
 /// The result of a loop and the steps that it carried out.
 pub struct Convergence<O> {
     /// The steps that were carried out, as text.
-    pub taken: Vec<String>,
+    pub actions: Vec<String>,
     /// The last observation, for which the plan was empty; or an error.
     pub result: Result<O, Error>,
 }
@@ -193,41 +194,44 @@ pub async fn converge<R: Reconcile>(
     probe: &Probe,
 ) -> Convergence<R::Observed> {
     let mut taken = Vec::new();
-    let result = rounds(reconciler, desired, probe, &mut taken).await;
-    Convergence { taken, result }
+    let result = run_rounds(reconciler, desired, probe, &mut taken).await;
+    Convergence {
+        actions: taken,
+        result,
+    }
 }
 
-async fn rounds<R: Reconcile>(
+async fn run_rounds<R: Reconcile>(
     reconciler: &R,
     desired: &R::Desired,
     probe: &Probe,
-    taken: &mut Vec<String>,
+    actions: &mut Vec<String>,
 ) -> Result<R::Observed, Error> {
-    let mut left = Vec::new();
-    for round in 0..=ROUNDS {
+    let mut remaining = Vec::new();
+    for round in 0..=MAX_ROUNDS {
         let observed = reconciler.observe(desired).await.map_err(Error::Observe)?;
         let plan = R::plan(desired, &observed)?;
         if plan.is_empty() {
             return Ok(observed);
         }
-        if round == ROUNDS {
-            left = plan.iter().map(ToString::to_string).collect();
+        if round == MAX_ROUNDS {
+            remaining = plan.iter().map(ToString::to_string).collect();
             break;
         }
-        for (at, action) in plan.iter().enumerate() {
+        for (index, action) in plan.iter().enumerate() {
             let text = action.to_string();
-            match R::waits(action) {
+            match R::waits_for(action) {
                 None => {}
                 // The steps before it may have caused it.
-                Some(_) if at > 0 => break,
-                Some(wait) => return Err(Error::Waits { step: text, wait }),
+                Some(_) if index > 0 => break,
+                Some(wait) => return Err(Error::Waiting { step: text, wait }),
             }
-            let done = match probe(&text) {
+            let result = match probe(&text) {
                 Ok(()) => reconciler.act(desired, action).await,
                 Err(error) => Err(error),
             };
-            match done {
-                Ok(()) => taken.push(text),
+            match result {
+                Ok(()) => actions.push(text),
                 Err(source) => {
                     return Err(Error::Act {
                         action: text,
@@ -237,7 +241,7 @@ async fn rounds<R: Reconcile>(
             }
         }
     }
-    Err(Error::NotConverging(left))
+    Err(Error::NotConverging(remaining))
 }
 
 /// Returns the plan that the loop would carry out first, and the observation it was computed from, without carrying it out.
@@ -251,6 +255,6 @@ pub async fn diff<R: Reconcile>(
     let observed = reconciler.observe(desired).await.map_err(Error::Observe)?;
     let mut plan = R::plan(desired, &observed)?;
     // A step that happens by itself is not carried out.
-    plan.retain(|action| R::waits(action).is_none());
+    plan.retain(|action| R::waits_for(action).is_none());
     Ok((plan, observed))
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use futures::future::BoxFuture;
 
-use super::adopt::{Found, read_record, subdirectories};
+use super::adopt::{RecordState, read_record, subdirectories};
 use super::disk;
 use super::engine::Engine;
 use super::net::RECORD;
@@ -30,7 +30,7 @@ pub type Links<'a> = BoxFuture<'a, Result<Vec<Link>, host::Error>>;
 
 /// What to do with an orphan.
 #[derive(Debug)]
-pub enum Verdict {
+pub enum OrphanDecision {
     /// Remove it.
     Remove,
     /// Adopt it: it is a VM whose object was lost.
@@ -56,7 +56,7 @@ impl Engine {
     ///
     /// # Errors
     /// A failure to observe is not treated as absence.
-    async fn claimed(&self, links: Links<'_>) -> Result<BTreeSet<Label>, host::Error> {
+    async fn labels_on_host(&self, links: Links<'_>) -> Result<BTreeSet<Label>, host::Error> {
         let known: HashSet<String> = self.store.read(|world| {
             let names = |vm: &Vm| {
                 let uid = vm.meta.uid;
@@ -76,13 +76,13 @@ impl Engine {
             if is_known(&path) {
                 continue;
             }
-            let inside = match Netns::open(&path) {
+            let handle = match Netns::open(&path) {
                 Ok(netns) => netns.netlink()?,
                 // An empty file that a crash left behind; the next namespace with this name is mounted on it.
                 Err(error) if error.kind == Kind::Absent => continue,
                 Err(error) => return Err(error),
             };
-            let lo = link::get(&inside, "lo").await?;
+            let lo = link::get(&handle, "lo").await?;
             labels.extend(self.label(lo.and_then(|lo| lo.alias).as_deref()));
         }
         for dir in subdirectories(&self.run_dir.vm_dirs())? {
@@ -94,29 +94,29 @@ impl Engine {
             }
         }
         let users = self.store.read(World::vmm_users);
-        self.processes.rung.note_users(users);
+        self.processes.rung.set_users(users);
         let running = self.processes.rung.claimed(&self.instance).await?;
-        let told: HashSet<Uid> = labels.iter().map(owner::uid_of).collect();
+        let seen_uids: HashSet<Uid> = labels.iter().map(owner::uid_of).collect();
         // Other resources of the VM may have its name where its process does not.
         labels.extend(
             running
                 .into_iter()
-                .filter(|label| !told.contains(&owner::uid_of(label))),
+                .filter(|label| !seen_uids.contains(&owner::uid_of(label))),
         );
-        let named: HashSet<Name> = self
+        let known_names: HashSet<Name> = self
             .store
             .read(|world| world.vms().map(|vm| vm.meta.name.clone()).collect());
-        let disks = disk::claimed(self.processes.disk_dir(), &named)?;
-        let ours = |label: &Label| label.instance == self.instance;
-        labels.extend(disks.into_iter().filter(ours));
+        let disks = disk::claimed(self.processes.disk_dir(), &known_names)?;
+        let is_ours = |label: &Label| label.instance == self.instance;
+        labels.extend(disks.into_iter().filter(is_ours));
         Ok(labels)
     }
 
     /// The labels on the host that have no object.
     async fn unreferenced(&self, links: Links<'_>) -> Result<Vec<Label>, host::Error> {
-        let claimed = self.claimed(links).await?;
+        let labels = self.labels_on_host(links).await?;
         Ok(self.store.read(|world| {
-            let orphans = claimed.into_iter();
+            let orphans = labels.into_iter();
             orphans.filter(|label| is_orphan(world, label)).collect()
         }))
     }
@@ -125,8 +125,8 @@ impl Engine {
     /// # Errors
     /// A failure to observe is not treated as absence.
     pub async fn orphans(&self, now: Timestamp) -> Result<Orphans, host::Error> {
-        let links = Box::pin(link::list(&self.hands.netlink));
-        self.orphans_beside(links, now).await
+        let links = Box::pin(link::list(&self.host.netlink));
+        self.orphans_with_links(links, now).await
     }
 
     /// As [`orphans`](Self::orphans), with links that the caller lists. They must be listed after the store was opened: before that
@@ -134,64 +134,64 @@ impl Engine {
     ///
     /// # Errors
     /// As [`orphans`](Self::orphans).
-    pub async fn orphans_beside(
+    pub async fn orphans_with_links(
         &self,
         links: Links<'_>,
         now: Timestamp,
     ) -> Result<Orphans, host::Error> {
-        let mut found = Orphans::default();
+        let mut orphans = Orphans::default();
         for label in self.unreferenced(links).await? {
-            match self.judge_orphan(&label)? {
-                Verdict::Remove => found.removable.push(label),
-                Verdict::Keep(why) => {
-                    self.tell_kept(&label, &why, now);
-                    found.kept.push((label, why));
+            match self.evaluate_orphan(&label)? {
+                OrphanDecision::Remove => orphans.removable.push(label),
+                OrphanDecision::Keep(why) => {
+                    self.report_kept(&label, &why, now);
+                    orphans.kept.push((label, why));
                 }
-                Verdict::Adopt(record) => match self.adopt_again(*record, now).await {
-                    Ok(()) => found.adopted.push(label),
-                    Err(error) => found.kept.push((label, error.to_string())),
+                OrphanDecision::Adopt(record) => match self.adopt_lost_vm(*record, now).await {
+                    Ok(()) => orphans.adopted.push(label),
+                    Err(error) => orphans.kept.push((label, error.to_string())),
                 },
             }
         }
-        Ok(found)
+        Ok(orphans)
     }
 
     /// Decides what to do with the orphan that carries this label.
     ///
     /// # Errors
     /// A failure to observe is not treated as absence.
-    pub fn judge_orphan(&self, label: &Label) -> Result<Verdict, host::Error> {
+    pub fn evaluate_orphan(&self, label: &Label) -> Result<OrphanDecision, host::Error> {
         let uid = owner::uid_of(label);
         if self.store.has_tombstone(uid) {
-            return Ok(Verdict::Remove);
+            return Ok(OrphanDecision::Remove);
         }
-        let boot = self.hands.boot_id.as_str();
-        match read_record(&self.run_dir.vm_dir(uid), boot)? {
-            Found::Record(record) => {
-                let taken = self.store.read(|world| {
+        let boot_id = self.host.boot_id.as_str();
+        match read_record(&self.run_dir.vm_dir(uid), boot_id)? {
+            RecordState::Current(record) => {
+                let index_owner = self.store.read(|world| {
                     let mut others = world.vms_of(&record.vm.group);
                     let other = others.find(|vm| vm.index == record.vm.index);
                     other.map(|vm| vm.meta.name.clone())
                 });
-                return Ok(match taken {
-                    None => Verdict::Adopt(record),
-                    Some(other) => Verdict::Keep(format!(
+                return Ok(match index_owner {
+                    None => OrphanDecision::Adopt(record),
+                    Some(other) => OrphanDecision::Keep(format!(
                         "it has a record of this boot and no tombstone, and vm/{other} has its index: stop it manually if it is not needed"
                     )),
                 });
             }
-            Found::Unreadable(why) => {
-                return Ok(Verdict::Keep(format!(
+            RecordState::Undecodable(why) => {
+                return Ok(OrphanDecision::Keep(format!(
                     "its record cannot be read ({why}), and there is no tombstone"
                 )));
             }
-            Found::None | Found::EarlierBoot => {}
+            RecordState::None | RecordState::EarlierBoot => {}
         }
-        match disk::is_of_boot(self.processes.disk_dir(), label, boot)? {
-            true => Ok(Verdict::Keep(
+        match disk::is_of_boot(self.processes.disk_dir(), label, boot_id)? {
+            true => Ok(OrphanDecision::Keep(
                 "its disk was created or used in this boot, and there is no tombstone: it is removed after the next boot".to_owned(),
             )),
-            false => Ok(Verdict::Remove),
+            false => Ok(OrphanDecision::Remove),
         }
     }
 
@@ -203,14 +203,14 @@ impl Engine {
         uids.filter(|uid| !self.store.has_tombstone(*uid)).collect()
     }
 
-    pub(super) fn tell_kept(&self, label: &Label, why: &str, now: Timestamp) {
+    pub(super) fn report_kept(&self, label: &Label, reason: &str, now: Timestamp) {
         let events = self.store.events();
         events.note(
             now,
             EventType::Warning,
             &label.to_string(),
             "OrphanKept",
-            why,
+            reason,
         );
     }
 
@@ -232,14 +232,14 @@ pub(super) fn is_orphan(world: &World, label: &Label) -> bool {
 /// decoded.
 fn record_meta(dir: &Path) -> Result<Option<Meta>, host::Error> {
     #[derive(serde::Deserialize)]
-    struct Of {
-        vm: OfVm,
+    struct PartialRecord {
+        vm: PartialVm,
     }
     #[derive(serde::Deserialize)]
-    struct OfVm {
+    struct PartialVm {
         meta: Meta,
     }
     let text = fs::read_text(&dir.join(RECORD))?;
-    let of = text.and_then(|text| serde_json::from_str::<Of>(&text).ok());
-    Ok(of.map(|of| of.vm.meta))
+    let record = text.and_then(|text| serde_json::from_str::<PartialRecord>(&text).ok());
+    Ok(record.map(|of| of.vm.meta))
 }

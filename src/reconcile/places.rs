@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::vmm::{Access, Disk};
-use crate::api::allowed::{Allowed, Purpose};
+use crate::api::allowed::{AllowedDirectories, Purpose};
 use crate::api::storage::Storage;
 use crate::api::vm::VmSpec;
 use crate::host;
@@ -13,50 +13,50 @@ use crate::host::named::{self, Kind, Named, Refusal};
 
 /// The allowed directories, and that of the daemon's disks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Places {
+pub struct FileAccess {
     /// The directories for programs and images.
-    pub allowed: Allowed,
+    pub allowed: AllowedDirectories,
     /// `<state>/disks`: the disks that the daemon creates for VMs.
     pub disk_dir: PathBuf,
 }
 
 /// The reason why a file is not used, as text for users.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotUsed {
+pub enum FileError {
     /// Its path is not below an allowed directory.
     #[error("{0}")]
-    Outside(String),
+    NotAllowed(String),
     /// The file is not accepted.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    NotAccepted(#[from] Refusal),
 }
 
-impl NotUsed {
+impl FileError {
     /// The file does not exist.
     pub fn is_absent(&self) -> bool {
-        matches!(self, Self::Refused(refusal) if refusal.is_absent())
+        matches!(self, Self::NotAccepted(error) if error.is_absent())
     }
 
     /// Converts this to an error of the operation `doing`.
-    pub fn when(self, doing: &'static str, path: &Path) -> host::Error {
-        let shown = path.display().to_string();
+    pub fn when(self, operation: &'static str, path: &Path) -> host::Error {
+        let path_text = path.display().to_string();
         match self.is_absent() {
             true => {
-                let why = std::io::Error::new(std::io::ErrorKind::NotFound, "not found");
-                host::Error::io(doing, shown, why)
+                let error = std::io::Error::new(std::io::ErrorKind::NotFound, "not found");
+                host::Error::io(operation, path_text, error)
             }
-            false => host::Error::other(doing, shown, self),
+            false => host::Error::other(operation, path_text, self),
         }
     }
 }
 
-impl Places {
+impl FileAccess {
     /// Opens a file that a manifest names.
-    pub fn open(&self, purpose: Purpose, path: &Path) -> Result<Named, NotUsed> {
+    pub fn open(&self, purpose: Purpose, path: &Path) -> Result<Named, FileError> {
         let dir = self
             .allowed
             .check(purpose, path)
-            .map_err(NotUsed::Outside)?;
+            .map_err(FileError::NotAllowed)?;
         let kind = match purpose {
             Purpose::Program => Kind::Program,
             Purpose::Image => Kind::Image,
@@ -65,17 +65,17 @@ impl Places {
     }
 
     /// Opens a disk that the daemon created.
-    pub fn open_own(&self, disk: &Path) -> Result<Named, NotUsed> {
+    pub fn open_own_disk(&self, disk: &Path) -> Result<Named, FileError> {
         Ok(named::open(disk, &self.disk_dir, &[], Kind::Internal)?)
     }
 
     /// Whether this is the path of a disk that the daemon creates.
-    pub fn is_own(&self, disk: &Path) -> bool {
+    pub fn is_own_disk(&self, disk: &Path) -> bool {
         !self.disk_dir.as_os_str().is_empty() && disk.parent() == Some(&self.disk_dir)
     }
 
     /// Returns a note if the settings no longer allow the paths of a running VM, so that it could not be started again.
-    pub fn not_again(&self, spec: &VmSpec) -> Option<String> {
+    pub fn restart_note(&self, spec: &VmSpec) -> Option<String> {
         let programs = spec.life.program.iter().chain(&spec.life.jailer);
         let programs = programs.map(|path| (Purpose::Program, path));
         let Storage { image, disks, .. } = &spec.storage;
@@ -86,47 +86,49 @@ impl Places {
             .chain(image);
         let images = images.chain(disks.iter().map(|disk| &disk.path));
         let images = images.map(|path| (Purpose::Image, path));
-        let why = programs
+        let reason = programs
             .chain(images)
             .find_map(|(purpose, path)| self.allowed.check(purpose, path).err())?;
-        Some(format!("keeps running, but is not started again: {why}"))
+        Some(format!("keeps running, but is not started again: {reason}"))
     }
 
     /// Checks that a VM may boot from these files.
     ///
     /// # Errors
     /// The file that cannot be used and the reason, as text for users.
-    pub async fn are_there(&self, files: [Option<&Path>; 2]) -> Result<(), String> {
+    pub async fn check_boot_files(&self, files: [Option<&Path>; 2]) -> Result<(), String> {
         let files: Vec<PathBuf> = files.into_iter().flatten().map(Path::to_owned).collect();
-        let places = self.clone();
+        let access = self.clone();
         let key = format!("files {files:?}");
-        off_thread(key, move || all_there(&places, &files)).await
+        inspect_blocking(key, move || check_images(&access, &files)).await
     }
 
     /// Checks that the user of a VMM may use these files.
     ///
     /// # Errors
     /// The file that cannot be used and the reason, as text for users.
-    pub async fn all_readable(&self, files: Vec<Disk>) -> Result<(), String> {
-        let places = self.clone();
+    pub async fn check_readable(&self, files: Vec<Disk>) -> Result<(), String> {
+        let access = self.clone();
         let key = format!("use of {files:?}");
-        off_thread(key, move || {
-            files.iter().try_for_each(|file| readable(&places, file))
+        inspect_blocking(key, move || {
+            files
+                .iter()
+                .try_for_each(|file| check_file_readable(&access, file))
         })
         .await
     }
 }
 
-fn no_file(path: &Path) -> String {
+fn not_a_file(path: &Path) -> String {
     format!("{} is not a file on this host", path.display())
 }
 
 /// Inspects files that a user named, on a thread that may block; one call at a time with the same key.
-pub(super) async fn off_thread<T: Send + 'static>(
+pub(super) async fn inspect_blocking<T: Send + 'static>(
     key: String,
     look: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
-    let looked = blocking::limited(
+    let result = blocking::limited(
         MAX_SAME_FILES,
         key,
         FILE_TIMEOUT,
@@ -134,33 +136,33 @@ pub(super) async fn off_thread<T: Send + 'static>(
         "the files of the VM",
         || Ok(look()),
     );
-    looked
+    result
         .await
         .map_err(|error| format!("{error}: {}", error.source))?
 }
 
-fn all_there(places: &Places, files: &[PathBuf]) -> Result<(), String> {
+fn check_images(access: &FileAccess, files: &[PathBuf]) -> Result<(), String> {
     files.iter().try_for_each(|path| {
-        let named = places.open(Purpose::Image, path);
-        let named = named.map_err(|why| match why.is_absent() {
-            true => no_file(path),
-            false => why.to_string(),
+        let file = access.open(Purpose::Image, path);
+        let named = file.map_err(|error| match error.is_absent() {
+            true => not_a_file(path),
+            false => error.to_string(),
         })?;
         match named.device() {
             None => Ok(()),
-            Some(_) => Err(no_file(path)),
+            Some(_) => Err(not_a_file(path)),
         }
     })
 }
 
 /// A file that the VMM writes is owned by the VMM's user, and a block device gets a node with this owner. A file that the VMM only reads
 /// keeps its owner, so its mode must allow all users to read it.
-fn readable(places: &Places, file: &Disk) -> Result<(), String> {
-    let named = places.open(Purpose::Image, &file.path);
-    let named = named.map_err(|why| why.to_string())?;
-    let everybody = named.mode() & 0o004 != 0;
+fn check_file_readable(access: &FileAccess, file: &Disk) -> Result<(), String> {
+    let opened = access.open(Purpose::Image, &file.path);
+    let named = opened.map_err(|error| error.to_string())?;
+    let is_world_readable = named.mode() & 0o004 != 0;
     match file.access {
-        Access::ReadOnly if !everybody && named.device().is_none() => Err(format!(
+        Access::ReadOnly if !is_world_readable && named.device().is_none() => Err(format!(
             "{0}: permission denied for the user that the VMM runs as (each VMM has its own): chmod o+r {0}",
             file.path.display()
         )),

@@ -10,13 +10,13 @@ use tracing::{debug, warn};
 
 use super::disk;
 use super::engine::Key;
-use super::places::{Places, off_thread};
-use super::storage::{self, Disks, Whose};
+use super::places::{FileAccess, inspect_blocking};
+use super::storage::{self, DiskContext, Disks};
 use super::vmm::{
     self, Accel, Access, Confined, ConfinedBy, Desired, Disk, Launch, Machine, Machines, Program,
     Programs, Slot, Sys, Vmm,
 };
-use crate::api::allowed::Allowed;
+use crate::api::allowed::AllowedDirectories;
 use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;
 use crate::api::storage::Storage;
@@ -25,7 +25,7 @@ use crate::api::vmm_ids::IdRange;
 use crate::host::fs;
 use crate::host::process::{self, Identity, Life, Record};
 use crate::owner::{self, Label, Owner, RunDir};
-use crate::runtime::controller::Waker;
+use crate::runtime::controller::Enqueuer;
 
 const KVM: &str = "/dev/kvm";
 
@@ -35,8 +35,8 @@ pub struct Processes {
     pub rung: Vmm,
     run_dir: RunDir,
     disk_dir: PathBuf,
-    waker: Waker<Key>,
-    places: Places,
+    waker: Enqueuer<Key>,
+    files: FileAccess,
     programs: Programs,
     machines: Machines,
     watches: Mutex<HashMap<Uid, Watch>>,
@@ -49,25 +49,30 @@ struct Watch {
 
 impl Processes {
     /// Creates an empty set. `disk_dir` contains the disks of the VMs, `allowed` the directories of files that manifests name.
-    pub fn new(run_dir: RunDir, disk_dir: PathBuf, allowed: Allowed, waker: Waker<Key>) -> Self {
-        let places = Places {
+    pub fn new(
+        run_dir: RunDir,
+        disk_dir: PathBuf,
+        allowed: AllowedDirectories,
+        waker: Enqueuer<Key>,
+    ) -> Self {
+        let files = FileAccess {
             allowed,
             disk_dir: disk_dir.clone(),
         };
         Self {
-            rung: Vmm::new(places.clone()),
+            rung: Vmm::new(files.clone()),
             run_dir,
             disk_dir,
             waker,
-            programs: Programs::new(places.clone()),
-            places,
+            programs: Programs::new(files.clone()),
+            files,
             machines: Machines::default(),
             watches: Mutex::default(),
         }
     }
 
     /// Sets the range from which VMMs get their users.
-    pub fn with_users(self, range: IdRange) -> Self {
+    pub fn with_user_range(self, range: IdRange) -> Self {
         Self {
             rung: self.rung.with_users(range),
             ..self
@@ -87,51 +92,51 @@ impl Processes {
         disks: &Disks,
         user: Option<u32>,
     ) -> Result<Desired, String> {
-        let nothing = self.nothing(label);
+        let no_process = self.nothing(label);
         if spec.hypervisor == Hypervisor::None {
-            return Ok(nothing);
+            return Ok(no_process);
         }
         let kernel = kernel(spec)?;
         let mut slot = Slot {
             name: name.clone(),
-            dir: nothing.dir.clone(),
+            dir: no_process.dir.clone(),
             connection: connection.clone(),
             disks: disks.all.clone(),
             sys: user.map_or(Sys::Host, |_| Sys::Own),
             confined_by: ConfinedBy::default(),
         };
         // A process of a version without users for VMMs is kept unchanged until it ends.
-        if let (None, Some(argv)) = (user, self.running_argv(nothing.uid)) {
+        if let (None, Some(argv)) = (user, self.running_argv(no_process.uid)) {
             return Ok(Desired {
                 want: Some(Launch::kept(argv, &slot)),
                 disks: disks.all.clone(),
-                ..nothing
+                ..no_process
             });
         }
-        let runs = self.running(nothing.uid).is_some();
-        let (program, machine) = self.found(spec, &nothing, kernel).await?;
+        let is_running = self.running(no_process.uid).is_some();
+        let (program, machine) = self.found(spec, &no_process, kernel).await?;
         if user.is_some() {
-            slot.confined_by = self.confinement(spec, &nothing, &program).await?;
+            slot.confined_by = self.confinement(spec, &no_process, &program).await?;
         }
         let mut want =
-            vmm::recipe(spec, &slot, &program, &machine).map_err(|unfit| unfit.to_string())?;
-        let confined = user.map(|user| confined(spec, &slot, user));
-        if !runs {
+            vmm::recipe(spec, &slot, &program, &machine).map_err(|reason| reason.to_string())?;
+        let confinement = user.map(|user| confined(spec, &slot, user));
+        if !is_running {
             // The VM's own disk is created later.
-            let own = disks.own.disk();
-            let files = confined.iter().flat_map(|confined| &confined.files);
-            let files = files.filter(|file| file.path != own).cloned();
-            self.all_readable(files).await?;
+            let own_disk = disks.own.disk();
+            let files = confinement.iter().flat_map(|confined| &confined.files);
+            let files = files.filter(|file| file.path != own_disk).cloned();
+            self.check_readable(files).await?;
         }
-        if let (None, Some(launch)) = (&confined, &mut want) {
+        if let (None, Some(launch)) = (&confinement, &mut want) {
             // The process has ended since it was decided that it needs no user: the next run assigns one.
             launch.only_kept = true;
         }
         Ok(Desired {
             want,
-            confined,
+            confined: confinement,
             disks: disks.all.clone(),
-            ..nothing
+            ..no_process
         })
     }
 
@@ -139,7 +144,7 @@ impl Processes {
     ///
     /// # Errors
     /// The reason why it could not, as text for users.
-    pub async fn fits(
+    pub async fn preflight(
         &self,
         spec: &VmSpec,
         name: &Name,
@@ -147,13 +152,21 @@ impl Processes {
         connection: Option<&Connection>,
     ) -> Result<(), String> {
         let disks = self
-            .of_storage(&spec.storage, name, label, None, storage::anew)
+            .disks_blocking(
+                &spec.storage,
+                name,
+                label,
+                None,
+                storage::disks_for_replacement,
+            )
             .await?;
         if spec.hypervisor == Hypervisor::None {
             return Ok(());
         }
-        let (program, machine) = self.fresh(spec, kernel(spec)?).await?;
-        let confined_by = self.fresh_confinement(spec, &program).await?;
+        let (program, machine) = self
+            .current_program_and_machine(spec, kernel(spec)?)
+            .await?;
+        let confined_by = self.current_confinement(spec, &program).await?;
         if let Some(connection) = connection {
             let slot = Slot {
                 name: name.clone(),
@@ -163,18 +176,22 @@ impl Processes {
                 sys: Sys::Own,
                 confined_by,
             };
-            vmm::recipe(spec, &slot, &program, &machine).map_err(|unfit| unfit.to_string())?;
+            vmm::recipe(spec, &slot, &program, &machine).map_err(|reason| reason.to_string())?;
         }
-        let own = disks.own.disk();
-        self.all_readable(opened(spec, &disks.all).filter(|file| file.path != own))
+        let own_disk = disks.own.disk();
+        self.check_readable(opened_files(spec, &disks.all).filter(|file| file.path != own_disk))
             .await
     }
 
     /// The program and the machine with which a VM would be started now.
-    async fn fresh(&self, spec: &VmSpec, kernel: &Path) -> Result<(Program, Machine), String> {
-        let named = spec.life.program.as_deref();
-        let program = self.programs.get(spec.hypervisor, named).await?;
-        self.are_there([Some(kernel), spec.initrd_file.as_deref()])
+    async fn current_program_and_machine(
+        &self,
+        spec: &VmSpec,
+        kernel: &Path,
+    ) -> Result<(Program, Machine), String> {
+        let configured = spec.life.program.as_deref();
+        let program = self.programs.get(spec.hypervisor, configured).await?;
+        self.check_boot_files([Some(kernel), spec.initrd_file.as_deref()])
             .await?;
         let machine = self.machine(spec.hypervisor, &program).await?;
         Ok((program, machine))
@@ -193,17 +210,17 @@ impl Processes {
         let program = match started_as {
             Some(program) => program,
             None => {
-                let named = spec.life.program.as_deref();
-                self.programs.get(hypervisor, named).await?
+                let configured = spec.life.program.as_deref();
+                self.programs.get(hypervisor, configured).await?
             }
         };
         let machine = match self.running(vm.uid).is_some() {
             true => {
-                self.machine_of_what_runs(hypervisor, vm.uid, &program)
+                self.machine_of_running(hypervisor, vm.uid, &program)
                     .await?
             }
             false => {
-                self.are_there([Some(kernel), spec.initrd_file.as_deref()])
+                self.check_boot_files([Some(kernel), spec.initrd_file.as_deref()])
                     .await?;
                 self.machine(hypervisor, &program).await?
             }
@@ -223,20 +240,20 @@ impl Processes {
             Hypervisor::None | Hypervisor::Qemu | Hypervisor::CloudHypervisor => None,
         };
         match running {
-            Some(by) => Ok(by),
-            None => self.fresh_confinement(spec, program).await,
+            Some(confined_by) => Ok(confined_by),
+            None => self.current_confinement(spec, program).await,
         }
     }
 
     /// The confinement with which a VM would be started now. Only Firecracker has a jailer.
-    async fn fresh_confinement(
+    async fn current_confinement(
         &self,
         spec: &VmSpec,
         program: &Program,
     ) -> Result<ConfinedBy, String> {
-        let named = spec.life.jailer.as_deref();
+        let configured = spec.life.jailer.as_deref();
         match spec.hypervisor {
-            Hypervisor::Firecracker => self.programs.confinement(named, program).await,
+            Hypervisor::Firecracker => self.programs.confinement(configured, program).await,
             Hypervisor::None | Hypervisor::Qemu | Hypervisor::CloudHypervisor => {
                 Ok(ConfinedBy::default())
             }
@@ -244,18 +261,18 @@ impl Processes {
     }
 
     /// The machine of a running VM, read from its command line: the program may have been upgraded or removed since.
-    async fn machine_of_what_runs(
+    async fn machine_of_running(
         &self,
         hypervisor: Hypervisor,
         uid: Uid,
         program: &Program,
     ) -> Result<Machine, String> {
-        let found = Machine {
+        let default = Machine {
             accel: Accel::Kvm,
             tsc_khz: None,
         };
         if hypervisor != Hypervisor::Qemu {
-            return Ok(found);
+            return Ok(default);
         }
         match self.running_argv(uid) {
             Some(argv) => Ok(vmm::machine_of(&argv)),
@@ -283,16 +300,16 @@ impl Processes {
     }
 
     /// The directories of programs and images.
-    pub fn places(&self) -> &Places {
-        &self.places
+    pub fn files(&self) -> &FileAccess {
+        &self.files
     }
 
-    async fn are_there(&self, files: [Option<&Path>; 2]) -> Result<(), String> {
-        self.places.are_there(files).await
+    async fn check_boot_files(&self, files: [Option<&Path>; 2]) -> Result<(), String> {
+        self.files.check_boot_files(files).await
     }
 
-    async fn all_readable(&self, files: impl Iterator<Item = Disk>) -> Result<(), String> {
-        self.places.all_readable(files.collect()).await
+    async fn check_readable(&self, files: impl Iterator<Item = Disk>) -> Result<(), String> {
+        self.files.check_readable(files.collect()).await
     }
 
     /// Restores owners of users' files that an earlier daemon or an earlier boot left changed. A file that cannot be restored does not keep
@@ -332,55 +349,55 @@ impl Processes {
         label: &Label,
     ) -> Result<Disks, String> {
         let running = self.running(owner::uid_of(label));
-        let user = running.map(|running| running.pid);
+        let holder_pid = running.map(|running| running.pid);
         if storage.image.is_none() && storage.disks.is_empty() {
-            return storage::disks(storage, &self.whose(name, label, user)?);
+            return storage::disks(storage, &self.disk_context(name, label, holder_pid)?);
         }
-        self.of_storage(storage, name, label, user, storage::disks)
+        self.disks_blocking(storage, name, label, holder_pid, storage::disks)
             .await
     }
 
     /// Runs `look` on a thread that may block: an image may be on a file system whose server does not respond.
-    async fn of_storage(
+    async fn disks_blocking(
         &self,
         storage: &Storage,
         name: &Name,
         label: &Label,
         user: Option<u32>,
-        look: fn(&Storage, &Whose<'_>) -> Result<Disks, String>,
+        inspect: fn(&Storage, &DiskContext<'_>) -> Result<Disks, String>,
     ) -> Result<Disks, String> {
         let boot = fs::boot_id().map_err(|error| error.to_string())?;
         let (dir, storage) = (self.disk_dir.clone(), storage.clone());
-        let places = self.places.clone();
+        let files = self.files.clone();
         let (name, label) = (name.clone(), label.clone());
         let key = format!("storage of {label} {storage:?}");
-        off_thread(key, move || {
-            let whose = Whose {
+        inspect_blocking(key, move || {
+            let context = DiskContext {
                 dir: &dir,
-                boot,
+                boot_id: boot,
                 name: &name,
                 label: &label,
                 user,
-                places: &places,
+                files: &files,
             };
-            look(&storage, &whose)
+            inspect(&storage, &context)
         })
         .await
     }
 
-    fn whose<'a>(
+    fn disk_context<'a>(
         &'a self,
         name: &'a Name,
         label: &'a Label,
         user: Option<u32>,
-    ) -> Result<Whose<'a>, String> {
-        Ok(Whose {
+    ) -> Result<DiskContext<'a>, String> {
+        Ok(DiskContext {
             dir: &self.disk_dir,
-            boot: fs::boot_id().map_err(|error| error.to_string())?,
+            boot_id: fs::boot_id().map_err(|error| error.to_string())?,
             name,
             label,
             user,
-            places: &self.places,
+            files: &self.files,
         })
     }
 
@@ -389,15 +406,15 @@ impl Processes {
         let Owner::Vm { name, .. } = &label.owner else {
             return None;
         };
-        let whose = Whose {
+        let context = DiskContext {
             dir: &self.disk_dir,
-            boot: "",
+            boot_id: "",
             name,
             label,
             user: None,
-            places: &self.places,
+            files: &self.files,
         };
-        Some(whose.nothing())
+        Some(context.nothing())
     }
 
     /// `<state>/disks`.
@@ -406,7 +423,7 @@ impl Processes {
     }
 
     /// Whether a VMM runs for this VM, by its record. It also counts as running if the record cannot be read, e.g. while it is written.
-    pub fn runs(&self, uid: Uid) -> bool {
+    pub fn may_be_running(&self, uid: Uid) -> bool {
         match process::read_record(&self.run_dir.vm_dir(uid).join(vmm::RECORD)) {
             Ok(Record::Of(identity)) => {
                 matches!(process::look(&identity), Ok(Life::Alive(_)) | Err(_))
@@ -418,8 +435,8 @@ impl Processes {
 
     /// What confines the VMM that runs for this VM, as text for users. None: no VMM runs, or it runs as root.
     pub fn confined_by(&self, uid: Uid) -> Option<String> {
-        let found = vmm::confined_by(&self.run_dir.vmm_dir(uid)).ok().flatten();
-        found.map(|by| by.to_string())
+        let confinement = vmm::confined_by(&self.run_dir.vmm_dir(uid)).ok().flatten();
+        confinement.map(|by| by.to_string())
     }
 
     /// The VMM that runs for this VM, by its record.
@@ -440,11 +457,11 @@ impl Processes {
             return;
         };
         drop(watches);
-        self.watch_for(Key::Vm(uid), uid, identity);
+        self.watch_as(Key::Vm(uid), uid, identity);
     }
 
     /// As [`Self::watch`], with this key: that of an orphan is not the key of a VM.
-    pub fn watch_for(&self, key: Key, uid: Uid, identity: &Identity) {
+    pub fn watch_as(&self, key: Key, uid: Uid, identity: &Identity) {
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
         if watches.get(&uid).is_some_and(|w| w.identity == *identity) {
             return;
@@ -458,7 +475,7 @@ impl Processes {
             if let Err(error) = vmm::watch(&watched, &dir).await {
                 debug!(%uid, %error, "cannot watch a VMM");
             }
-            waker.nudge(key);
+            waker.enqueue(key);
         });
         let watch = Watch {
             identity: identity.clone(),
@@ -479,16 +496,20 @@ fn confined(spec: &VmSpec, slot: &Slot, user: u32) -> Confined {
         user,
         vcpu: spec.vcpu,
         ram_bytes: spec.ram_bytes,
-        files: opened(spec, &slot.disks).collect(),
+        files: opened_files(spec, &slot.disks).collect(),
     }
 }
 
 /// The files of users that a VMM opens.
-fn opened<'a>(spec: &'a VmSpec, disks: &'a [Disk]) -> impl Iterator<Item = Disk> + 'a {
-    let read = |path: &PathBuf| Disk {
+fn opened_files<'a>(spec: &'a VmSpec, disks: &'a [Disk]) -> impl Iterator<Item = Disk> + 'a {
+    let read_only = |path: &PathBuf| Disk {
         path: path.clone(),
         access: Access::ReadOnly,
     };
-    let boot = spec.kernel_file.iter().chain(&spec.initrd_file).map(read);
+    let boot = spec
+        .kernel_file
+        .iter()
+        .chain(&spec.initrd_file)
+        .map(read_only);
     boot.chain(disks.iter().cloned())
 }

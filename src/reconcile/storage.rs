@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::Reconcile;
 use super::disk::{self, Want};
-use super::places::Places;
+use super::places::FileAccess;
 use super::vmm::{Access, Disk};
 use crate::api::allowed::Purpose;
 use crate::api::meta::Name;
@@ -25,11 +25,11 @@ pub struct Disks {
 
 /// The VM that owns the disks, and the daemon's directories.
 #[derive(Clone, Copy, Debug)]
-pub struct Whose<'a> {
+pub struct DiskContext<'a> {
     /// `<state>/disks`.
     pub dir: &'a Path,
     /// The boot ID of the host.
-    pub boot: &'a str,
+    pub boot_id: &'a str,
     /// The VM's name.
     pub name: &'a Name,
     /// The VM's label.
@@ -37,17 +37,17 @@ pub struct Whose<'a> {
     /// The process that uses the disks now.
     pub user: Option<u32>,
     /// The directories of images.
-    pub places: &'a Places,
+    pub files: &'a FileAccess,
 }
 
-impl Whose<'_> {
+impl DiskContext<'_> {
     /// The desired state without a disk.
     pub fn nothing(&self) -> disk::Desired {
         disk::Desired {
             label: self.label.clone(),
             dir: self.dir.to_owned(),
             name: self.name.clone(),
-            boot: self.boot.to_owned(),
+            boot: self.boot_id.to_owned(),
             user: self.user,
             want: None,
         }
@@ -58,54 +58,57 @@ impl Whose<'_> {
 ///
 /// # Errors
 /// A file is missing or not usable, as text for users that names the file.
-pub fn disks(storage: &Storage, whose: &Whose<'_>) -> Result<Disks, String> {
-    let lying = |own: &disk::Desired| look_at_ours(&own.disk());
-    choose(storage, whose, lying)
+pub fn disks(storage: &Storage, context: &DiskContext<'_>) -> Result<Disks, String> {
+    let inspect_existing = |own: &disk::Desired| inspect_own(&own.disk());
+    resolve(storage, context, inspect_existing)
 }
 
 /// The same for a VM that is to replace the one that has the disks now: a disk that is deleted with that VM does not count.
 ///
 /// # Errors
 /// Those of [`disks`]; or the kept disk cannot be used by the new VM.
-pub fn anew(storage: &Storage, whose: &Whose<'_>) -> Result<Disks, String> {
-    let kept = disk::kept(&whose.nothing()).map_err(|error| error.to_string())?;
-    let lying = |own: &disk::Desired| match kept.disk {
+pub fn disks_for_replacement(
+    storage: &Storage,
+    context: &DiskContext<'_>,
+) -> Result<Disks, String> {
+    let kept = disk::kept(&context.nothing()).map_err(|error| error.to_string())?;
+    let inspect_existing = |own: &disk::Desired| match kept.disk {
         disk::Lies::Absent => Ok(Found::Absent),
-        disk::Lies::File(_) | disk::Lies::Foreign => look_at_ours(&own.disk()),
+        disk::Lies::File(_) | disk::Lies::Foreign => inspect_own(&own.disk()),
     };
-    let disks = choose(storage, whose, lying)?;
+    let disks = resolve(storage, context, inspect_existing)?;
     match disk::Disks::plan(&disks.own, &kept) {
         Ok(_) => Ok(disks),
         Err(conflict) => Err(conflict.to_string()),
     }
 }
 
-fn choose(
+fn resolve(
     storage: &Storage,
-    whose: &Whose<'_>,
-    lying: impl FnOnce(&disk::Desired) -> Result<Found, String>,
+    context: &DiskContext<'_>,
+    inspect_existing: impl FnOnce(&disk::Desired) -> Result<Found, String>,
 ) -> Result<Disks, String> {
-    let mut own = whose.nothing();
+    let mut own = context.nothing();
     let mut all = Vec::new();
     if let Some(path) = &storage.image {
-        let (want, root) = root(storage, whose.places, path, &own, lying)?;
+        let (want, root) = root(storage, context.files, path, &own, inspect_existing)?;
         own.want = want;
         all.push(root);
     }
-    for further in &storage.disks {
-        let path = further.path.clone();
-        let access = match further.read_only {
+    for additional in &storage.disks {
+        let path = additional.path.clone();
+        let access = match additional.read_only {
             true => Access::ReadOnly,
             false => Access::ReadWrite,
         };
-        if whose.user.is_none() {
-            judge(whose.places, &path, access)?;
+        if context.user.is_none() {
+            check_additional(context.files, &path, access)?;
         }
         let disk = Disk { path, access };
         if all.contains(&disk) {
-            let shown = disk.path.display();
+            let path_text = disk.path.display();
             return Err(format!(
-                "duplicate disk {shown}: it is a block device, and both the VM's image and in disks"
+                "duplicate disk {path_text}: it is a block device, and both the VM's image and in disks"
             ));
         }
         all.push(disk);
@@ -114,76 +117,76 @@ fn choose(
 }
 
 /// Checks an additional disk. The contents of a disk that the guest writes are not checked.
-fn judge(places: &Places, path: &Path, access: Access) -> Result<(), String> {
-    let named = open(places, path)?;
-    match (look(&named, path)?, access) {
-        (Found::File(_), Access::ReadOnly) => raw(&named, path),
+fn check_additional(files: &FileAccess, path: &Path, access: Access) -> Result<(), String> {
+    let file = open(files, path)?;
+    match (inspect(&file, path)?, access) {
+        (Found::File(_), Access::ReadOnly) => check_raw(&file, path),
         (Found::File(_), Access::ReadWrite) | (Found::Device, _) => Ok(()),
-        (Found::Absent | Found::Other(_), _) => Err(not_there(path)),
+        (Found::Absent | Found::Other(_), _) => Err(not_found(path)),
     }
 }
 
-fn open(places: &Places, path: &Path) -> Result<Named, String> {
-    places
+fn open(files: &FileAccess, path: &Path) -> Result<Named, String> {
+    files
         .open(Purpose::Image, path)
-        .map_err(|why| match why.is_absent() {
-            true => not_there(path),
-            false => why.to_string(),
+        .map_err(|error| match error.is_absent() {
+            true => not_found(path),
+            false => error.to_string(),
         })
 }
 
 fn root(
     storage: &Storage,
-    places: &Places,
+    files: &FileAccess,
     image: &Path,
     own: &disk::Desired,
-    lying: impl FnOnce(&disk::Desired) -> Result<Found, String>,
+    inspect_existing: impl FnOnce(&disk::Desired) -> Result<Found, String>,
 ) -> Result<(Option<Want>, Disk), String> {
     // A disk in use is inspected by its name and not opened: a running VM continues even if the settings no longer allow the path.
     if own.user.is_some() {
-        return root_in_use(storage, image, own, lying);
+        return root_in_use(storage, image, own, inspect_existing);
     }
-    let named = match places.open(Purpose::Image, image) {
+    let file = match files.open(Purpose::Image, image) {
         Ok(named) => Some(named),
         // Once the disk exists, its image may be removed.
-        Err(why) if why.is_absent() => None,
+        Err(error) if error.is_absent() => None,
         Err(why) => return Err(why.to_string()),
     };
-    let found = match &named {
-        Some(named) => look(named, image)?,
+    let found = match &file {
+        Some(named) => inspect(named, image)?,
         None => Found::Absent,
     };
     if found == Found::Device {
         return device(storage, image);
     }
     // Once the disk exists, its image may change or be removed.
-    let edition = match (found, lying(own)?) {
-        (Found::File(edition), Found::Absent) => match &named {
-            Some(named) => Some(fitting(storage, named, image, edition)?),
-            None => return Err(not_there(image)),
+    let version = match (found, inspect_existing(own)?) {
+        (Found::File(edition), Found::Absent) => match &file {
+            Some(named) => Some(check_image(storage, named, image, edition)?),
+            None => return Err(not_found(image)),
         },
         (Found::File(edition), _) => Some(edition),
-        (_, Found::Absent) => return Err(not_there(image)),
+        (_, Found::Absent) => return Err(not_found(image)),
         (_, _) => None,
     };
-    Ok(made_of(storage, image, own, edition))
+    Ok(copied_root(storage, image, own, version))
 }
 
 fn root_in_use(
     storage: &Storage,
     image: &Path,
     own: &disk::Desired,
-    lying: impl FnOnce(&disk::Desired) -> Result<Found, String>,
+    inspect_existing: impl FnOnce(&disk::Desired) -> Result<Found, String>,
 ) -> Result<(Option<Want>, Disk), String> {
     let found = image::look(image).unwrap_or(Found::Absent);
     if found == Found::Device {
         return device(storage, image);
     }
-    let edition = match (found, lying(own)?) {
+    let version = match (found, inspect_existing(own)?) {
         (Found::File(edition), _) => Some(edition),
         (_, _) => None,
     };
-    Ok(made_of(storage, image, own, edition))
+    Ok(copied_root(storage, image, own, version))
 }
 
 fn device(storage: &Storage, image: &Path) -> Result<(Option<Want>, Disk), String> {
@@ -200,15 +203,15 @@ fn device(storage: &Storage, image: &Path) -> Result<(Option<Want>, Disk), Strin
     Ok((None, root))
 }
 
-fn made_of(
+fn copied_root(
     storage: &Storage,
     image: &Path,
     own: &disk::Desired,
-    edition: Option<Edition>,
+    version: Option<Edition>,
 ) -> (Option<Want>, Disk) {
-    let want = Want {
+    let spec = Want {
         image: image.to_owned(),
-        edition,
+        edition: version,
         at_least: storage.size_bytes.unwrap_or(0),
         persistent: storage.persistent,
     };
@@ -216,17 +219,17 @@ fn made_of(
         path: own.disk(),
         access: Access::ReadWrite,
     };
-    (Some(want), root)
+    (Some(spec), root)
 }
 
-fn fitting(
+fn check_image(
     storage: &Storage,
-    named: &Named,
+    file: &Named,
     image: &Path,
-    edition: Edition,
+    version: Edition,
 ) -> Result<Edition, String> {
-    raw(named, image)?;
-    let (shown, length) = (image.display(), edition.length);
+    check_raw(file, image)?;
+    let (shown, length) = (image.display(), version.length);
     match storage.size_bytes {
         Some(size) if size < length => Err(format!(
             "storage_size: found {}, expected at least {}, the size of the image {shown}",
@@ -236,12 +239,12 @@ fn fitting(
         None if length == 0 => Err(format!(
             "the image {shown} is empty: specify the size of the blank disk with storage_size"
         )),
-        Some(_) | None => Ok(edition),
+        Some(_) | None => Ok(version),
     }
 }
 
-fn raw(named: &Named, path: &Path) -> Result<(), String> {
-    match image::format(named, path).map_err(|error| format!("{error}: {}", error.source))? {
+fn check_raw(file: &Named, path: &Path) -> Result<(), String> {
+    match image::format(file, path).map_err(|error| format!("{error}: {}", error.source))? {
         None => Ok(()),
         Some(format) => {
             let shown = path.display();
@@ -252,21 +255,21 @@ fn raw(named: &Named, path: &Path) -> Result<(), String> {
     }
 }
 
-fn look(named: &Named, path: &Path) -> Result<Found, String> {
-    image::inspect_file(named, path).map_err(|error| format!("{error}: {}", error.source))
+fn inspect(file: &Named, path: &Path) -> Result<Found, String> {
+    image::inspect_file(file, path).map_err(|error| format!("{error}: {}", error.source))
 }
 
-fn look_at_ours(path: &Path) -> Result<Found, String> {
+fn inspect_own(path: &Path) -> Result<Found, String> {
     image::inspect_nofollow(path).map_err(|error| format!("{error}: {}", error.source))
 }
 
-fn not_there(path: &Path) -> String {
+fn not_found(path: &Path) -> String {
     let shown = path.display();
     format!("{shown} not found, expected a raw image or a block device")
 }
 
 /// The path of a VM's own disk, if the spec has one and the disk exists.
-pub fn lying(storage: &Storage, dir: &Path, name: &Name) -> Option<PathBuf> {
+pub fn existing_disk(storage: &Storage, dir: &Path, name: &Name) -> Option<PathBuf> {
     storage.image.as_ref()?;
     let path = disk::disk_path(dir, name);
     matches!(image::inspect_nofollow(&path), Ok(Found::File(_))).then_some(path)

@@ -9,7 +9,7 @@ use crate::host::rule::{AddrType, Chain, CtState, LinkGroup, Match, Protocol, Ru
 use crate::owner::link_group;
 
 /// The maximum depth of jumps, as in the kernel (`NFT_JUMP_STACK_SIZE`).
-const DEEPEST: usize = 16;
+const MAX_DEPTH: usize = 16;
 
 /// A packet of a VM that arrives at the host.
 #[derive(Clone, Copy, Debug)]
@@ -26,9 +26,9 @@ pub struct Incoming<'a> {
 
 /// The effect of the rules on a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum NatResult {
     /// Its destination is unchanged.
-    Untouched,
+    Unchanged,
     /// This rule changes its destination.
     Translated {
         /// The rule.
@@ -41,46 +41,46 @@ pub enum Fate {
 }
 
 /// Evaluates the rules for a packet.
-pub fn fate(tables: &[Translations], incoming: Incoming<'_>) -> Fate {
+pub fn evaluate(tables: &[Translations], incoming: Incoming<'_>) -> NatResult {
     let mut unknown = 0;
     for table in tables {
-        let mut walk = Walk {
+        let mut traversal = Traversal {
             table,
             incoming,
             unknown: 0,
         };
-        if let Step::Translated { rule, chain } = walk.chain(&table.entry, 0) {
-            return Fate::Translated {
+        if let ChainResult::Translated { rule, chain } = traversal.chain(&table.entry, 0) {
+            return NatResult::Translated {
                 rule,
                 place: format!("{} {chain}", table.table),
             };
         }
-        unknown += walk.unknown;
+        unknown += traversal.unknown;
     }
     match unknown {
-        0 => Fate::Untouched,
-        _ => Fate::Unknown(unknown),
+        0 => NatResult::Unchanged,
+        _ => NatResult::Unknown(unknown),
     }
 }
 
-struct Walk<'a> {
+struct Traversal<'a> {
     table: &'a Translations,
     incoming: Incoming<'a>,
     unknown: usize,
 }
 
 /// The result of a chain.
-enum Step {
+enum ChainResult {
     Translated { rule: String, chain: String },
-    Ended,
+    Terminated,
     Returned,
 }
 
-impl Walk<'_> {
-    fn chain(&mut self, name: &str, depth: usize) -> Step {
-        let found = |chain: &&Chain| chain.name == name;
-        let Some(chain) = self.table.chains.iter().find(found) else {
-            return Step::Returned;
+impl Traversal<'_> {
+    fn chain(&mut self, name: &str, depth: usize) -> ChainResult {
+        let is_named_chain = |chain: &&Chain| chain.name == name;
+        let Some(chain) = self.table.chains.iter().find(is_named_chain) else {
+            return ChainResult::Returned;
         };
         for rule in &chain.rules {
             let (when, then) = match rule {
@@ -94,22 +94,24 @@ impl Walk<'_> {
                 continue;
             }
             match then {
-                Target::Accept | Target::Drop | Target::Reject(_) => return Step::Ended,
-                Target::Return => return Step::Returned,
+                Target::Accept | Target::Drop | Target::Reject(_) => {
+                    return ChainResult::Terminated;
+                }
+                Target::Return => return ChainResult::Returned,
                 Target::Translate(_) => {
-                    return Step::Translated {
+                    return ChainResult::Translated {
                         rule: rule.to_string(),
                         chain: name.to_owned(),
                     };
                 }
-                Target::Jump(to) if depth < DEEPEST => match self.chain(to, depth + 1) {
-                    Step::Returned => {}
+                Target::Jump(to) if depth < MAX_DEPTH => match self.chain(to, depth + 1) {
+                    ChainResult::Returned => {}
                     other => return other,
                 },
                 Target::Jump(_) | Target::Masquerade | Target::ClampMss | Target::Timeout(_) => {}
             }
         }
-        Step::Returned
+        ChainResult::Returned
     }
 
     fn matches(&self, when: &Match) -> bool {
@@ -125,24 +127,24 @@ impl Walk<'_> {
             Some((policy::Protocol::Udp, _)) => Protocol::Udp,
         };
         let port = packet.transport.and_then(|(_, port)| port);
-        let kind = match host_addresses.contains(&packet.destination) {
+        let dst_type = match host_addresses.contains(&packet.destination) {
             true => AddrType::Local,
             false => AddrType::Unicast,
         };
-        let group = |group: &LinkGroup| link_group::ISOLATED & group.mask == group.value;
-        holds(&when.in_if, |name| is_named(name, link))
+        let matches_group = |group: &LinkGroup| link_group::ISOLATED & group.mask == group.value;
+        test_holds(&when.in_if, |name| matches_link(name, link))
             && when.out_if.is_none()
-            && holds(&when.src, |network| network.contains(source))
-            && holds(&when.dst, |network| network.contains(packet.destination))
-            && when.protocol.is_none_or(|asked| asked == protocol)
+            && test_holds(&when.src, |network| network.contains(source))
+            && test_holds(&when.dst, |network| network.contains(packet.destination))
+            && when.protocol.is_none_or(|expected| expected == protocol)
             && when
                 .dport
                 .as_ref()
                 .is_none_or(|ports| port.is_some_and(|port| ports.contains(&port)))
             && when.icmp_type.is_none_or(|kind| kind == 8)
             && (when.ctstate.is_empty() || when.ctstate.contains(&CtState::New))
-            && (when.dst_type.is_empty() || when.dst_type.contains(&kind))
-            && when.in_group.as_ref().is_none_or(group)
+            && (when.dst_type.is_empty() || when.dst_type.contains(&dst_type))
+            && when.in_group.as_ref().is_none_or(matches_group)
             && when.out_group.is_none()
             && when.mac_source.is_none()
             // Rules with limits match only packets beyond the limit.
@@ -151,15 +153,15 @@ impl Walk<'_> {
     }
 }
 
-fn holds<T>(test: &Option<Test<T>>, is: impl Fn(&T) -> bool) -> bool {
+fn test_holds<T>(test: &Option<Test<T>>, predicate: impl Fn(&T) -> bool) -> bool {
     match test {
         None => true,
-        Some(Test::Is(value)) => is(value),
-        Some(Test::Not(value)) => !is(value),
+        Some(Test::Is(value)) => predicate(value),
+        Some(Test::Not(value)) => !predicate(value),
     }
 }
 
-fn is_named(pattern: &str, link: &str) -> bool {
+fn matches_link(pattern: &str, link: &str) -> bool {
     match pattern.strip_suffix('+') {
         Some(beginning) => link.starts_with(beginning),
         None => pattern == link,

@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 /// The delay after the first failure.
-pub const FIRST: Duration = Duration::from_millis(500);
+pub const MIN_DELAY: Duration = Duration::from_millis(500);
 /// The longest delay.
-pub const LONGEST: Duration = Duration::from_secs(60);
+pub const MAX_DELAY: Duration = Duration::from_secs(60);
 
 /// The delay after this number of consecutive failures (at least 1): it doubles from [`FIRST`] to [`LONGEST`]. The number of retries is
 /// not limited.
-pub fn after(failures: u32) -> Duration {
+pub fn delay_after(failures: u32) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
-    (FIRST * 2u32.pow(doublings)).min(LONGEST)
+    (MIN_DELAY * 2u32.pow(doublings)).min(MAX_DELAY)
 }

@@ -27,80 +27,80 @@ use crate::clock;
 
 /// A wake-up for a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wake<K> {
+pub enum EnqueueRequest<K> {
     /// The state of the host changed.
-    Nudge(K),
+    Enqueue(K),
     /// The desired state changed.
-    Renew(K),
+    EnqueueFresh(K),
     /// No change is known: run the key in the bulk lane.
-    Sweep(K),
+    EnqueueLowPriority(K),
 }
 
 /// Enqueues keys. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Waker<K> {
-    wakes: mpsc::UnboundedSender<Wake<K>>,
+pub struct Enqueuer<K> {
+    requests: mpsc::UnboundedSender<EnqueueRequest<K>>,
 }
 
-impl<K> Waker<K> {
+impl<K> Enqueuer<K> {
     /// Enqueues a key because the state of the host changed. A backoff is kept.
-    pub fn nudge(&self, key: K) {
+    pub fn enqueue(&self, key: K) {
         // Sending fails only if the controller has stopped.
-        let _ = self.wakes.send(Wake::Nudge(key));
+        let _ = self.requests.send(EnqueueRequest::Enqueue(key));
     }
 
     /// Enqueues a key in the bulk lane: no change is known.
-    pub fn sweep(&self, key: K) {
-        let _ = self.wakes.send(Wake::Sweep(key));
+    pub fn enqueue_low_priority(&self, key: K) {
+        let _ = self.requests.send(EnqueueRequest::EnqueueLowPriority(key));
     }
 
     /// Enqueues a key because its desired state changed: its failures are reset, and it runs at once.
-    pub fn renew(&self, key: K) {
-        let _ = self.wakes.send(Wake::Renew(key));
+    pub fn enqueue_fresh(&self, key: K) {
+        let _ = self.requests.send(EnqueueRequest::EnqueueFresh(key));
     }
 }
 
 /// The limit of waiting runs without a worker, as a multiple of the number of workers.
-pub const ASIDE: usize = 3;
+pub const WAITING_PER_WORKER: usize = 3;
 
 /// A run that takes longer than this releases its worker.
-pub const SLOW: Duration = Duration::from_millis(500);
+pub const SLOW_AFTER: Duration = Duration::from_millis(500);
 
 /// The same for a key whose last run failed: it most likely hangs again.
-const SLOW_AGAIN: Duration = Duration::from_millis(100);
+const SLOW_AFTER_FAILURE: Duration = Duration::from_millis(100);
 
 /// The default limit of slow runs without a worker.
-pub const SLOW_RUNS: usize = 256;
+pub const MAX_SLOW_RUNS: usize = 256;
 
 tokio::task_local! {
-    static RUN: Arc<Run>;
+    static RUN: Arc<RunState>;
 }
 
 /// A run in progress.
 #[derive(Debug)]
-struct Run {
-    places: Arc<Places>,
+struct RunState {
+    released_runs: Arc<ReleasedRuns>,
     /// The run has released its worker.
     released: AtomicBool,
 }
 
 /// Counts the runs that have released their workers.
 #[derive(Debug, Default)]
-struct Places {
-    aside: Sort,
-    slow: Sort,
-    outside: Sort,
+struct ReleasedRuns {
+    waiting: ReleaseCount,
+    slow: ReleaseCount,
+    unlimited: ReleaseCount,
     changed: Notify,
 }
 
 /// The number of runs released for one reason, and its limit.
 #[derive(Debug, Default)]
-struct Sort {
-    taken: AtomicUsize,
+struct ReleaseCount {
+    count: AtomicUsize,
     limit: usize,
 }
 
-impl Sort {
+impl ReleaseCount {
     fn of(limit: usize) -> Self {
         Self {
             limit,
@@ -109,10 +109,10 @@ impl Sort {
     }
 }
 
-impl Places {
+impl ReleasedRuns {
     fn released(&self) -> usize {
-        [&self.aside, &self.slow, &self.outside]
-            .map(|sort| sort.taken.load(Ordering::Relaxed))
+        [&self.waiting, &self.slow, &self.unlimited]
+            .map(|slots| slots.count.load(Ordering::Relaxed))
             .iter()
             .sum()
     }
@@ -120,101 +120,102 @@ impl Places {
 
 /// Why a run releases its worker.
 #[derive(Clone, Copy, Debug)]
-enum Why {
+enum ReleaseReason {
     /// It waits for another process.
-    Aside,
+    Waiting,
     /// It takes longer than [`SLOW`].
     Slow,
     /// It waits for an operation whose number is limited elsewhere.
-    Outside,
+    Unlimited,
 }
 
 /// Waits without occupying a worker. Outside of a run, or if the limit ([`ASIDE`]) is reached, the worker is not released.
-pub async fn stand_aside<W: Future>(wait: W) -> W::Output {
-    let released = Released::of_this_run(Why::Aside).or_else(Released::in_name);
-    let done = wait.await;
+pub async fn release_worker<W: Future>(future: W) -> W::Output {
+    let released =
+        ReleaseGuard::try_release(ReleaseReason::Waiting).or_else(ReleaseGuard::mark_released);
+    let output = future.await;
     drop(released);
-    done
+    output
 }
 
 /// Waits without occupying a worker and without a limit: for operations whose number is limited elsewhere, such as copies of images.
-pub async fn without_worker<W: Future>(wait: W) -> W::Output {
-    let released = Released::of_this_run(Why::Outside);
-    let done = wait.await;
+pub async fn release_worker_unlimited<W: Future>(future: W) -> W::Output {
+    let released = ReleaseGuard::try_release(ReleaseReason::Unlimited);
+    let done = future.await;
     drop(released);
     done
 }
 
-/// Completes a run. It releases its worker after `patience`.
-async fn hand_over<R: Future>(run: R, patience: Duration) -> R::Output {
+/// Completes a run. It releases its worker after `slow_after`.
+async fn release_when_slow<R: Future>(run: R, slow_after: Duration) -> R::Output {
     let mut run = Box::pin(run);
     loop {
         tokio::select! {
             biased;
             done = &mut run => return done,
-            () = tokio::time::sleep(patience) => {}
+            () = tokio::time::sleep(slow_after) => {}
         }
         // The run may have released its worker already.
-        if let Some(_released) = Released::of_this_run(Why::Slow) {
+        if let Some(_released) = ReleaseGuard::try_release(ReleaseReason::Slow) {
             return run.await;
         }
     }
 }
 
 /// A guard: the run has no worker until this is dropped.
-struct Released {
-    run: Arc<Run>,
+struct ReleaseGuard {
+    run: Arc<RunState>,
     /// `None`: the run keeps its worker, and must not be treated as slow either.
-    why: Option<Why>,
+    reason: Option<ReleaseReason>,
 }
 
-impl Released {
-    fn of_this_run(why: Why) -> Option<Self> {
+impl ReleaseGuard {
+    fn try_release(reason: ReleaseReason) -> Option<Self> {
         let run = RUN.try_with(Arc::clone).ok()?;
         if run.released.swap(true, Ordering::Relaxed) {
             return None;
         }
-        let sort = run.places.sort(why);
-        let more = |taken| (taken < sort.limit).then_some(taken + 1);
-        let taken = sort
-            .taken
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        let slots = run.released_runs.sort(reason);
+        let increment = |taken| (taken < slots.limit).then_some(taken + 1);
+        let taken = slots
+            .count
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, increment);
         if taken.is_err() {
             run.released.store(false, Ordering::Relaxed);
             return None;
         }
-        run.places.changed.notify_one();
+        run.released_runs.changed.notify_one();
         Some(Self {
             run,
-            why: Some(why),
+            reason: Some(reason),
         })
     }
 
     /// Marks the run as released without releasing its worker: over the limit, a run that waits for a process keeps its worker until it
     /// ends.
-    fn in_name() -> Option<Self> {
+    fn mark_released() -> Option<Self> {
         let run = RUN.try_with(Arc::clone).ok()?;
-        let first = !run.released.swap(true, Ordering::Relaxed);
-        first.then_some(Self { run, why: None })
+        let newly_released = !run.released.swap(true, Ordering::Relaxed);
+        newly_released.then_some(Self { run, reason: None })
     }
 }
 
-impl Drop for Released {
+impl Drop for ReleaseGuard {
     fn drop(&mut self) {
-        if let Some(why) = self.why {
-            let sort = self.run.places.sort(why);
-            sort.taken.fetch_sub(1, Ordering::Relaxed);
+        if let Some(reason) = self.reason {
+            let slots = self.run.released_runs.sort(reason);
+            slots.count.fetch_sub(1, Ordering::Relaxed);
         }
         self.run.released.store(false, Ordering::Relaxed);
     }
 }
 
-impl Places {
-    fn sort(&self, why: Why) -> &Sort {
-        match why {
-            Why::Aside => &self.aside,
-            Why::Slow => &self.slow,
-            Why::Outside => &self.outside,
+impl ReleasedRuns {
+    fn sort(&self, reason: ReleaseReason) -> &ReleaseCount {
+        match reason {
+            ReleaseReason::Waiting => &self.waiting,
+            ReleaseReason::Slow => &self.slow,
+            ReleaseReason::Unlimited => &self.unlimited,
         }
     }
 }
@@ -222,37 +223,43 @@ impl Places {
 /// The run loop.
 pub struct Controller<K> {
     queue: Queue<K>,
-    wakes: mpsc::UnboundedReceiver<Wake<K>>,
+    wakes: mpsc::UnboundedReceiver<EnqueueRequest<K>>,
     idle: watch::Sender<bool>,
-    width: usize,
-    slow: usize,
+    workers: usize,
+    max_slow_runs: usize,
     lane: Box<dyn Fn(&K) -> Lane + Send>,
 }
 
 /// Returns a controller with `width` workers, its waker, and a watch that is true while no key is due or running.
-pub fn controller<K>(width: usize) -> (Controller<K>, Waker<K>, watch::Receiver<bool>) {
+pub fn controller<K>(width: usize) -> (Controller<K>, Enqueuer<K>, watch::Receiver<bool>) {
     let (wakes, inbox) = mpsc::unbounded_channel();
     let (idle, is_idle) = watch::channel(false);
     let controller = Controller {
         queue: Queue::default(),
         wakes: inbox,
         idle,
-        width,
-        slow: SLOW_RUNS,
+        workers: width,
+        max_slow_runs: MAX_SLOW_RUNS,
         lane: Box::new(|_| Lane::Prompt),
     };
-    (controller, Waker { wakes }, is_idle)
+    (controller, Enqueuer { requests: wakes }, is_idle)
 }
 
 impl<K: Clone + Debug + Eq + Hash + Send + 'static> Controller<K> {
     /// Sets the number of workers.
-    pub fn with_width(self, width: usize) -> Self {
-        Self { width, ..self }
+    pub fn with_workers(self, width: usize) -> Self {
+        Self {
+            workers: width,
+            ..self
+        }
     }
 
     /// Sets the limit of slow runs without a worker.
-    pub fn with_slow(self, slow: usize) -> Self {
-        Self { slow, ..self }
+    pub fn with_max_slow_runs(self, slow: usize) -> Self {
+        Self {
+            max_slow_runs: slow,
+            ..self
+        }
     }
 
     /// Sets the function that determines the lane of a key.
@@ -269,64 +276,69 @@ impl<K: Clone + Debug + Eq + Hash + Send + 'static> Controller<K> {
     {
         let mut runs = JoinSet::new();
         let mut keys: HashMap<Id, K> = HashMap::new();
-        let places = Arc::new(Places {
-            aside: Sort::of(self.width.saturating_mul(ASIDE)),
-            slow: Sort::of(self.slow),
-            outside: Sort::of(usize::MAX),
-            ..Places::default()
+        let places = Arc::new(ReleasedRuns {
+            waiting: ReleaseCount::of(self.workers.saturating_mul(WAITING_PER_WORKER)),
+            slow: ReleaseCount::of(self.max_slow_runs),
+            unlimited: ReleaseCount::of(usize::MAX),
+            ..ReleasedRuns::default()
         });
         tokio::pin!(stop);
         loop {
-            self.take_in();
+            self.drain_requests();
             let now = clock::monotonic();
-            let full = |runs: &JoinSet<_>| runs.len() >= self.width + places.released();
+            let full = |runs: &JoinSet<_>| runs.len() >= self.workers + places.released();
             while !full(&runs)
                 && let Some(key) = self.queue.take(now)
             {
                 trace!(?key, "run");
                 let failures = self.queue.failures(&key);
-                let this = Arc::new(Run {
-                    places: Arc::clone(&places),
+                let run_state = Arc::new(RunState {
+                    released_runs: Arc::clone(&places),
                     released: AtomicBool::new(false),
                 });
-                let patience = match failures {
-                    0 => SLOW,
-                    _ => SLOW_AGAIN,
+                let slow_after = match failures {
+                    0 => SLOW_AFTER,
+                    _ => SLOW_AFTER_FAILURE,
                 };
-                let run = RUN.scope(this, hand_over(run(key.clone(), failures), patience));
+                let run = RUN.scope(
+                    run_state,
+                    release_when_slow(run(key.clone(), failures), slow_after),
+                );
                 let task = runs.spawn(run);
                 keys.insert(task.id(), key);
             }
-            self.tell_idle(runs.is_empty());
+            self.report_idle(runs.is_empty());
             let due = self.queue.next_due(now).filter(|_| !full(&runs));
             tokio::select! {
                 () = &mut stop => break,
-                Some(wake) = self.wakes.recv() => self.wake(wake),
-                Some(ended) = runs.join_next_with_id() => self.end(ended, &mut keys),
+                Some(wake) = self.wakes.recv() => self.handle_request(wake),
+                Some(ended) = runs.join_next_with_id() => self.on_run_end(ended, &mut keys),
                 () = places.changed.notified() => {}
                 () = sleep_until(due) => {}
             }
         }
         while let Some(ended) = runs.join_next_with_id().await {
-            self.end(ended, &mut keys);
+            self.on_run_end(ended, &mut keys);
         }
     }
 
-    fn take_in(&mut self) {
+    fn drain_requests(&mut self) {
         while let Ok(wake) = self.wakes.try_recv() {
-            self.wake(wake);
+            self.handle_request(wake);
         }
     }
 
-    fn wake(&mut self, wake: Wake<K>) {
+    fn handle_request(&mut self, wake: EnqueueRequest<K>) {
         match wake {
-            Wake::Nudge(key) => self.queue.nudge_in((self.lane)(&key), key),
-            Wake::Renew(key) => self.queue.renew_in((self.lane)(&key), key),
-            Wake::Sweep(key) => self.queue.nudge_in(Lane::Bulk, key),
+            EnqueueRequest::Enqueue(key) => self.queue.enqueue_in((self.lane)(&key), key),
+            EnqueueRequest::EnqueueFresh(key) => {
+                self.queue.enqueue_fresh_in((self.lane)(&key), key)
+            }
+            EnqueueRequest::EnqueueLowPriority(key) => self.queue.enqueue_in(Lane::Bulk, key),
         }
     }
 
-    fn end(
+    fn on_run_end(
         &mut self,
         ended: Result<(Id, Outcome), tokio::task::JoinError>,
         keys: &mut HashMap<Id, K>,
@@ -343,10 +355,10 @@ impl<K: Clone + Debug + Eq + Hash + Send + 'static> Controller<K> {
         }
     }
 
-    fn tell_idle(&self, no_runs: bool) {
+    fn report_idle(&self, no_runs: bool) {
         let idle = no_runs && self.queue.is_idle();
         self.idle
-            .send_if_modified(|told| std::mem::replace(told, idle) != idle);
+            .send_if_modified(|reported| std::mem::replace(reported, idle) != idle);
     }
 }
 

@@ -4,7 +4,7 @@
 //! # Properties
 //! - There is at most one run per key at a time.
 //! - Each enqueue is followed by a run that starts after it.
-//! - `nudge` (the state of the host changed) does not end a backoff; `renew` (the desired state changed) does.
+//! - `enqueue` (the state of the host changed) does not end a backoff; `enqueue_fresh` (the desired state changed) does.
 //! - The failure count grows only after a complete backoff. A successful run resets it.
 //! - An idle key uses no memory.
 //! - The number of retries is not limited.
@@ -26,14 +26,14 @@ pub enum Outcome {
     /// The plan is empty.
     Converged,
     /// Nothing failed: run again after this delay, or sooner when the key is enqueued.
-    After(Duration),
+    RequeueAfter(Duration),
     /// An operation was started that completes by itself and then enqueues the key: run then, or after this delay. The queue is not idle
     /// meanwhile.
-    Awaits(Duration),
+    AwaitChange(Duration),
     /// The run failed: back off.
     Failed,
     /// Do not run before this delay has passed, even if the state of the host changes; only a change of the desired state ends it.
-    Shun(Duration),
+    HoldOff(Duration),
 }
 
 /// The priority of a run.
@@ -47,7 +47,7 @@ pub enum Lane {
 }
 
 /// The number of consecutive prompt runs before a bulk run.
-pub const PROMPT_IN_A_ROW: u32 = 4;
+pub const MAX_CONSECUTIVE_PROMPT_RUNS: u32 = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -55,27 +55,27 @@ enum State {
         place: u64,
     },
     Running {
-        again: Again,
+        again: Requeue,
     },
-    /// After `After`. Ends when the key is enqueued.
-    Resting {
+    /// After `RequeueAfter`. Ends when the key is enqueued.
+    Requeued {
         until: (Instant, u64),
     },
-    /// After `Awaits`. Ends when the key is enqueued.
-    Awaiting {
+    /// After `AwaitChange`. Ends when the key is enqueued.
+    AwaitingChange {
         until: (Instant, u64),
     },
-    /// After `Failed` or `Shun`. Ends only after the delay or with `renew`.
+    /// After `Failed` or `HoldOff`. Ends only after the delay or with `enqueue_fresh`.
     BackingOff {
         until: (Instant, u64),
     },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Again {
+enum Requeue {
     No,
-    Nudged,
-    Renewed,
+    Enqueued,
+    EnqueuedFresh,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +93,7 @@ pub struct Queue<K> {
     prompt: BTreeMap<u64, K>,
     bulk: BTreeMap<u64, K>,
     /// Prompt runs since the last bulk run, while a bulk key is due.
-    in_a_row: u32,
+    consecutive_prompt_runs: u32,
     timers: BTreeMap<(Instant, u64), K>,
     ticket: u64,
 }
@@ -104,7 +104,7 @@ impl<K> Default for Queue<K> {
             entries: HashMap::new(),
             prompt: BTreeMap::new(),
             bulk: BTreeMap::new(),
-            in_a_row: 0,
+            consecutive_prompt_runs: 0,
             timers: BTreeMap::new(),
             ticket: 0,
         }
@@ -113,57 +113,57 @@ impl<K> Default for Queue<K> {
 
 impl<K: Clone + Eq + Hash> Queue<K> {
     /// Enqueues a key because the state of the host changed. A key in backoff keeps its backoff and runs after it.
-    pub fn nudge(&mut self, key: K) {
-        self.nudge_in(Lane::Prompt, key);
+    pub fn enqueue(&mut self, key: K) {
+        self.enqueue_in(Lane::Prompt, key);
     }
 
     /// As [`Queue::nudge`], in the given lane.
-    pub fn nudge_in(&mut self, lane: Lane, key: K) {
-        self.wake(key, Again::Nudged, lane);
+    pub fn enqueue_in(&mut self, lane: Lane, key: K) {
+        self.enqueue_as(key, Requeue::Enqueued, lane);
     }
 
     /// Enqueues a key because its desired state changed: its failures are reset, and it runs at once.
-    pub fn renew(&mut self, key: K) {
-        self.renew_in(Lane::Prompt, key);
+    pub fn enqueue_fresh(&mut self, key: K) {
+        self.enqueue_fresh_in(Lane::Prompt, key);
     }
 
     /// As [`Queue::renew`], in the given lane.
-    pub fn renew_in(&mut self, lane: Lane, key: K) {
-        self.wake(key, Again::Renewed, lane);
+    pub fn enqueue_fresh_in(&mut self, lane: Lane, key: K) {
+        self.enqueue_as(key, Requeue::EnqueuedFresh, lane);
     }
 
-    fn wake(&mut self, key: K, how: Again, lane: Lane) {
+    fn enqueue_as(&mut self, key: K, request: Requeue, lane: Lane) {
         let Some(entry) = self.entries.get_mut(&key) else {
             self.make_ready(key, 0, lane);
             return;
         };
         // A key that is due, in backoff, or to be run again keeps the higher lane.
-        let is_owed = match entry.state {
+        let is_pending = match entry.state {
             State::Ready { .. } | State::BackingOff { .. } => true,
-            State::Running { again } => again != Again::No,
-            State::Resting { .. } | State::Awaiting { .. } => false,
+            State::Running { again } => again != Requeue::No,
+            State::Requeued { .. } | State::AwaitingChange { .. } => false,
         };
-        let before = entry.lane;
-        entry.lane = match is_owed {
-            true => before.max(lane),
+        let previous_lane = entry.lane;
+        entry.lane = match is_pending {
+            true => previous_lane.max(lane),
             false => lane,
         };
-        if how == Again::Renewed {
+        if request == Requeue::EnqueuedFresh {
             entry.failures = 0;
         }
-        match (&mut entry.state, how) {
+        match (&mut entry.state, request) {
             (State::Running { again }, how) => *again = (*again).max(how),
             (State::Ready { place }, _) => {
-                if entry.lane > before
+                if entry.lane > previous_lane
                     && let Some(key) = self.bulk.remove(place)
                 {
                     let failures = entry.failures;
                     self.make_ready(key, failures, lane);
                 }
             }
-            (State::BackingOff { .. }, Again::Nudged | Again::No) => {}
-            (State::Resting { until } | State::Awaiting { until }, _)
-            | (State::BackingOff { until }, Again::Renewed) => {
+            (State::BackingOff { .. }, Requeue::Enqueued | Requeue::No) => {}
+            (State::Requeued { until } | State::AwaitingChange { until }, _)
+            | (State::BackingOff { until }, Requeue::EnqueuedFresh) => {
                 self.timers.remove(until);
                 let (failures, lane) = (entry.failures, entry.lane);
                 self.make_ready(key, failures, lane);
@@ -180,25 +180,27 @@ impl<K: Clone + Eq + Hash> Queue<K> {
                 self.make_ready(key, failures, lane);
             }
         }
-        let key = self.next_in_turn()?;
+        let key = self.pop_next()?;
         if let Some(entry) = self.entries.get_mut(&key) {
-            entry.state = State::Running { again: Again::No };
+            entry.state = State::Running { again: Requeue::No };
         }
         Some(key)
     }
 
-    fn next_in_turn(&mut self) -> Option<K> {
-        let turn = match (self.prompt.is_empty(), self.bulk.is_empty()) {
-            (false, false) if self.in_a_row >= PROMPT_IN_A_ROW => Lane::Bulk,
+    fn pop_next(&mut self) -> Option<K> {
+        let lane = match (self.prompt.is_empty(), self.bulk.is_empty()) {
+            (false, false) if self.consecutive_prompt_runs >= MAX_CONSECUTIVE_PROMPT_RUNS => {
+                Lane::Bulk
+            }
             (false, _) => Lane::Prompt,
             (true, _) => Lane::Bulk,
         };
-        let (_, key) = match turn {
+        let (_, key) = match lane {
             Lane::Prompt => self.prompt.pop_first()?,
             Lane::Bulk => self.bulk.pop_first()?,
         };
-        self.in_a_row = match (turn, self.bulk.is_empty()) {
-            (Lane::Prompt, false) => self.in_a_row + 1,
+        self.consecutive_prompt_runs = match (lane, self.bulk.is_empty()) {
+            (Lane::Prompt, false) => self.consecutive_prompt_runs + 1,
             _ => 0,
         };
         Some(key)
@@ -209,37 +211,40 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         let Some(entry) = self.entries.get(&key).copied() else {
             return;
         };
-        let State::Running { again } = entry.state else {
+        let State::Running { again: requeue } = entry.state else {
             return;
         };
         let lane = entry.lane;
-        match (outcome, again) {
-            (Outcome::Converged, Again::No) => {
+        match (outcome, requeue) {
+            (Outcome::Converged, Requeue::No) => {
                 self.entries.remove(&key);
             }
-            (Outcome::Converged | Outcome::After(_), Again::Nudged | Again::Renewed)
-            | (Outcome::Failed | Outcome::Shun(_), Again::Renewed) => {
+            (
+                Outcome::Converged | Outcome::RequeueAfter(_),
+                Requeue::Enqueued | Requeue::EnqueuedFresh,
+            )
+            | (Outcome::Failed | Outcome::HoldOff(_), Requeue::EnqueuedFresh) => {
                 self.make_ready(key, 0, lane);
             }
-            (Outcome::After(wait), Again::No) => {
-                let until = self.timer(key.clone(), now + wait);
-                self.set(key, State::Resting { until }, 0, lane);
+            (Outcome::RequeueAfter(delay), Requeue::No) => {
+                let until = self.add_timer(key.clone(), now + delay);
+                self.set(key, State::Requeued { until }, 0, lane);
             }
             // The operation has not succeeded yet, so failures are kept.
-            (Outcome::Awaits(_), Again::Nudged | Again::Renewed) => {
+            (Outcome::AwaitChange(_), Requeue::Enqueued | Requeue::EnqueuedFresh) => {
                 self.make_ready(key, entry.failures, lane);
             }
-            (Outcome::Awaits(wait), Again::No) => {
-                let until = self.timer(key.clone(), now + wait);
-                self.set(key, State::Awaiting { until }, entry.failures, lane);
+            (Outcome::AwaitChange(wait), Requeue::No) => {
+                let until = self.add_timer(key.clone(), now + wait);
+                self.set(key, State::AwaitingChange { until }, entry.failures, lane);
             }
-            (Outcome::Shun(wait), Again::No | Again::Nudged) => {
-                let until = self.timer(key.clone(), now + wait);
+            (Outcome::HoldOff(wait), Requeue::No | Requeue::Enqueued) => {
+                let until = self.add_timer(key.clone(), now + wait);
                 self.set(key, State::BackingOff { until }, entry.failures, lane);
             }
-            (Outcome::Failed, Again::No | Again::Nudged) => {
+            (Outcome::Failed, Requeue::No | Requeue::Enqueued) => {
                 let failures = entry.failures.saturating_add(1);
-                let until = self.timer(key.clone(), now + backoff::after(failures));
+                let until = self.add_timer(key.clone(), now + backoff::delay_after(failures));
                 self.set(key, State::BackingOff { until }, failures, lane);
             }
         }
@@ -263,7 +268,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         self.entries.values().all(|entry| {
             matches!(
                 entry.state,
-                State::Resting { .. } | State::BackingOff { .. }
+                State::Requeued { .. } | State::BackingOff { .. }
             )
         })
     }
@@ -280,12 +285,12 @@ impl<K: Clone + Eq + Hash> Queue<K> {
 
     fn make_ready(&mut self, key: K, failures: u32, lane: Lane) {
         self.ticket += 1;
-        let place = self.ticket;
+        let position = self.ticket;
         match lane {
-            Lane::Prompt => self.prompt.insert(place, key.clone()),
-            Lane::Bulk => self.bulk.insert(place, key.clone()),
+            Lane::Prompt => self.prompt.insert(position, key.clone()),
+            Lane::Bulk => self.bulk.insert(position, key.clone()),
         };
-        self.set(key, State::Ready { place }, failures, lane);
+        self.set(key, State::Ready { place: position }, failures, lane);
     }
 
     fn set(&mut self, key: K, state: State, failures: u32, lane: Lane) {
@@ -297,7 +302,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         self.entries.insert(key, entry);
     }
 
-    fn timer(&mut self, key: K, at: Instant) -> (Instant, u64) {
+    fn add_timer(&mut self, key: K, at: Instant) -> (Instant, u64) {
         self.ticket += 1;
         let timer = (at, self.ticket);
         self.timers.insert(timer, key);

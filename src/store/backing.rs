@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 
 use super::database::Database;
 use super::journal::{Entries, Journal};
-use super::load::{MARK_KEY, RECOVERY_KEY};
+use super::load::{POSITION_KEY, RECOVERY_KEY};
 use super::open::{self, Opened};
 use super::readonly;
 use super::reserve::Reserve;
 use super::seal::RunCopy;
 use super::tombstones::Tombstones;
-use super::witness::Witnesses;
+use super::witness::BootEvidence;
 use super::writer::Failure;
 use crate::api::meta::Uid;
 
@@ -26,11 +26,11 @@ use crate::api::meta::Uid;
 pub(super) struct Batch {
     pub(super) entries: Entries,
     /// VMs whose removal is requested by this batch.
-    pub(super) condemned: Vec<Uid>,
+    pub(super) deleting: Vec<Uid>,
     /// VMs whose removal is complete.
-    pub(super) buried: Vec<Uid>,
+    pub(super) removed: Vec<Uid>,
     /// Lost state has been restored: the journal is written from now on.
-    pub(super) begins: bool,
+    pub(super) ends_recovery: bool,
     /// The batch contains a restriction: free space is checked first, because on a full disk sled may never return.
     pub(super) restricts: bool,
     /// The batch is for the reserve, not for the database.
@@ -38,15 +38,15 @@ pub(super) struct Batch {
 }
 
 /// The files of a store.
-pub(super) struct Backing {
+pub(super) struct StoreFiles {
     /// The state directory.
     dir: PathBuf,
-    seal: Option<RunCopy>,
+    run_copy: Option<RunCopy>,
     /// `None`: it could not be written, and is opened again before the next write.
     database: Option<Database>,
     journal: Option<Journal>,
     /// Whether the journal is written. While lost state is restored, it is restored from the journal.
-    keeps_journal: bool,
+    writes_journal: bool,
     tombstones: Tombstones,
     /// `None`: the store is not opened by a daemon.
     reserve: Option<Reserve>,
@@ -54,7 +54,7 @@ pub(super) struct Backing {
     was_refused: bool,
 }
 
-impl Backing {
+impl StoreFiles {
     pub(super) fn new(
         dir: &Path,
         seal: Option<&RunCopy>,
@@ -64,10 +64,10 @@ impl Backing {
     ) -> Self {
         Self {
             dir: dir.to_owned(),
-            seal: seal.cloned(),
+            run_copy: seal.cloned(),
             database,
             journal,
-            keeps_journal: false,
+            writes_journal: false,
             tombstones,
             reserve: None,
             was_refused: false,
@@ -80,8 +80,8 @@ impl Backing {
     }
 
     /// Enables the journal from now on, if `keeps` is true.
-    pub(super) fn journal_from_now(&mut self, keeps: bool) {
-        self.keeps_journal |= keeps;
+    pub(super) fn enable_journal(&mut self, keeps: bool) {
+        self.writes_journal |= keeps;
     }
 
     /// Makes a batch durable, all of it or none.
@@ -103,14 +103,14 @@ impl Backing {
         let reserve = self
             .reserve
             .as_ref()
-            .filter(|_| self.keeps_journal || batch.begins);
+            .filter(|_| self.writes_journal || batch.ends_recovery);
         let joins = reserve.is_some();
         if let Some(reserve) = reserve {
             reserve.join(&mut batch.entries);
         }
         self.write_to_database(&batch)?;
         if let Some(reserve) = self.reserve.as_mut().filter(|_| joins) {
-            reserve.is_taken_over();
+            reserve.confirm_joined();
         }
         Ok(())
     }
@@ -122,46 +122,46 @@ impl Backing {
         };
         let written = self.write_all(&mut database, batch);
         // sled 0.34 refuses all operations after an I/O error; a new instance reads what became durable.
-        if !matches!(written, Err(Refused::ByTheDatabase(_))) {
+        if !matches!(written, Err(Refused::ByDatabase(_))) {
             self.database = Some(database);
         }
         self.was_refused = written.is_err();
         written.map_err(|refused| match refused {
-            Refused::Before(why) => Failure::Refused(why),
-            Refused::ByTheDatabase(Failure::Refused(why)) => {
+            Refused::BeforeDatabase(why) => Failure::Refused(why),
+            Refused::ByDatabase(Failure::Refused(why)) => {
                 Failure::Refused(format!("{}: {why}", self.path().display()))
             }
-            Refused::ByTheDatabase(failure) => failure,
+            Refused::ByDatabase(failure) => failure,
         })
     }
 
     fn write_all(&mut self, database: &mut Database, batch: &Batch) -> Result<(), Refused> {
-        self.journal_from_now(batch.begins);
+        self.enable_journal(batch.ends_recovery);
         self.tombstones
-            .put(&batch.condemned)
-            .map_err(Refused::Before)?;
+            .put(&batch.deleting)
+            .map_err(Refused::BeforeDatabase)?;
         let written = self.write_both(database, batch);
-        let served: Vec<Uid> = match &written {
+        let to_withdraw: Vec<Uid> = match &written {
             Ok(()) => {
-                let buried = batch.buried.iter().copied();
+                let buried = batch.removed.iter().copied();
                 buried.filter(|uid| !self.has_run_dir(*uid)).collect()
             }
-            Err(_) => batch.condemned.clone(),
+            Err(_) => batch.deleting.clone(),
         };
         // Lines that remain in the files belong to uids that are never used again.
-        if let Err(why) = self.tombstones.withdraw(&served) {
-            tracing::warn!(%why, "cannot withdraw tombstones");
+        if let Err(reason) = self.tombstones.withdraw(&to_withdraw) {
+            tracing::warn!(%reason, "cannot withdraw tombstones");
         }
         written
     }
 
     fn write_both(&mut self, database: &mut Database, batch: &Batch) -> Result<(), Refused> {
-        let mut journal = self.journal.as_mut().filter(|_| self.keeps_journal);
+        let mut journal = self.journal.as_mut().filter(|_| self.writes_journal);
         let pending = match &mut journal {
             Some(journal) => {
-                let whole = || content(database);
-                let appended = journal.append(&batch.entries, database.next(), whole);
-                Some(appended.map_err(Refused::Before)?)
+                let content = || content(database);
+                let appended = journal.append(&batch.entries, database.next_batch_id(), content);
+                Some(appended.map_err(Refused::BeforeDatabase)?)
             }
             None => None,
         };
@@ -170,13 +170,15 @@ impl Backing {
             false => database.write(batch.entries.clone()),
         };
         match (written, journal.zip(pending)) {
-            (Ok(()), Some((journal, pending))) => journal.confirm(pending).map_err(Refused::Before),
+            (Ok(()), Some((journal, pending))) => {
+                journal.confirm(pending).map_err(Refused::BeforeDatabase)
+            }
             (Ok(()), None) => Ok(()),
             (Err(failure), pending) => {
                 if let Some((journal, pending)) = pending {
                     journal.roll_back(pending);
                 }
-                Err(Refused::ByTheDatabase(failure))
+                Err(Refused::ByDatabase(failure))
             }
         }
     }
@@ -184,20 +186,20 @@ impl Backing {
     /// Opens a database again that could not be written, once there is free space. A damaged one is replaced and restored from the journal.
     fn reopen(&mut self) -> Result<Database, Failure> {
         self.probe().map_err(Failure::Refused)?;
-        let witnesses = Witnesses {
+        let witnesses = BootEvidence {
             journal: self.journal.as_ref(),
             deleted: self.tombstones.known(),
         };
-        let found = open::open(&self.dir, self.seal.as_ref(), &witnesses)
+        let opened = open::open(&self.dir, self.run_copy.as_ref(), &witnesses)
             .map_err(|error| Failure::Refused(error.to_string()))?;
-        let mut database = found.database;
-        if found.opened == Opened::Existing {
+        let mut database = opened.database;
+        if opened.opened == Opened::Existing {
             return Ok(database);
         }
         let known = match self.journal.as_ref().map(Journal::read) {
             Some(Ok(Some(known))) => known,
-            Some(Err(why)) => {
-                tracing::error!(%why, "cannot restore a damaged database from the journal");
+            Some(Err(reason)) => {
+                tracing::error!(%reason, "cannot restore a damaged database from the journal");
                 BTreeMap::new()
             }
             Some(Ok(None)) | None => BTreeMap::new(),
@@ -234,9 +236,9 @@ impl Backing {
 /// What refused a batch.
 enum Refused {
     /// The tombstones or the journal, before the database was written.
-    Before(String),
+    BeforeDatabase(String),
     /// The database.
-    ByTheDatabase(Failure),
+    ByDatabase(Failure),
 }
 
 /// The content of the database, for the journal.
@@ -246,7 +248,7 @@ fn content(database: &Database) -> Result<BTreeMap<String, Vec<u8>>, String> {
         let key = String::from_utf8(key).map_err(|error| error.to_string())?;
         all.insert(key, value);
     }
-    all.remove(MARK_KEY);
+    all.remove(POSITION_KEY);
     Ok(all)
 }
 
@@ -254,20 +256,20 @@ impl Batch {
     /// Whether the batch contains nothing to write.
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
-            && self.condemned.is_empty()
-            && self.buried.is_empty()
-            && !self.begins
+            && self.deleting.is_empty()
+            && self.removed.is_empty()
+            && !self.ends_recovery
     }
 }
 
 /// Merges batches, in order.
-pub(super) fn joined<'b>(batches: impl IntoIterator<Item = &'b Batch>) -> Batch {
+pub(super) fn merge<'b>(batches: impl IntoIterator<Item = &'b Batch>) -> Batch {
     let mut all = Batch::default();
     for batch in batches {
         all.entries.extend(batch.entries.clone());
-        all.condemned.extend(&batch.condemned);
-        all.buried.extend(&batch.buried);
-        all.begins |= batch.begins;
+        all.deleting.extend(&batch.deleting);
+        all.removed.extend(&batch.removed);
+        all.ends_recovery |= batch.ends_recovery;
         all.restricts |= batch.restricts;
     }
     all

@@ -3,21 +3,21 @@
 
 use std::path::Path;
 
-use super::backing::{Backing, Batch};
+use super::backing::{Batch, StoreFiles};
 use super::journal::{JOURNAL, Journal};
 use super::open::Opened;
 use super::reserve::Reserve;
 use super::seal::RunCopy;
 use super::tombstones::{TOMBSTONES, Tombstones};
-use super::witness::Witnesses;
+use super::witness::BootEvidence;
 use super::world::World;
 use super::writer::Failure;
-use super::{Beginning, Error, Recalled, Store, load, readonly, writer};
+use super::{Error, InitialState, RunDirState, Store, load, readonly, writer};
 use crate::api::meta::Name;
 
 impl Store {
     /// Groups that were restricted while the database could not be written: the restriction may not be applied to their VMs yet.
-    pub fn restricted(&self) -> &[Name] {
+    pub fn restricted_groups(&self) -> &[Name] {
         &self.shared.restricted
     }
 
@@ -45,105 +45,105 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::open`].
-    pub fn open_in(
+    pub fn open_for_daemon(
         dir: &Path,
         run_dir: &Path,
-        seal: &RunCopy,
-    ) -> Result<(Self, Opened, Recalled), Error> {
-        Self::open_all(dir, Some(seal), Some(run_dir))
+        run_copy: &RunCopy,
+    ) -> Result<(Self, Opened, RunDirState), Error> {
+        Self::open_all(dir, Some(run_copy), Some(run_dir))
     }
 
     fn open_all(
         dir: &Path,
-        seal: Option<&RunCopy>,
+        run_copy: Option<&RunCopy>,
         run_dir: Option<&Path>,
-    ) -> Result<(Self, Opened, Recalled), Error> {
-        let refuse = |why: String| Error::Open {
+    ) -> Result<(Self, Opened, RunDirState), Error> {
+        let error_of = |reason: String| Error::Open {
             path: dir.display().to_string(),
-            why,
+            why: reason,
         };
-        let boot = seal.map_or("", |seal| seal.boot_id.as_str());
-        let journal = run_dir.map(|run_dir| Journal::new(run_dir, boot));
-        let recallable = run_dir.is_some_and(|dir| dir.join(JOURNAL).exists());
-        let mut tombstones = Tombstones::read(dir, run_dir, boot)
-            .map_err(|error| refuse(format!("{TOMBSTONES}: {error}")))?;
-        let witnesses = Witnesses {
+        let boot_id = run_copy.map_or("", |seal| seal.boot_id.as_str());
+        let journal = run_dir.map(|run_dir| Journal::new(run_dir, boot_id));
+        let has_journal = run_dir.is_some_and(|dir| dir.join(JOURNAL).exists());
+        let mut tombstones = Tombstones::read(dir, run_dir, boot_id)
+            .map_err(|error| error_of(format!("{TOMBSTONES}: {error}")))?;
+        let witnesses = BootEvidence {
             journal: journal.as_ref(),
             deleted: tombstones.known(),
         };
-        let readonly::Found {
+        let readonly::OpenResult {
             database,
             world,
             opened,
             notes,
             why,
-        } = readonly::open(dir, seal, &witnesses, recallable)?;
+        } = readonly::open(dir, run_copy, &witnesses, has_journal)?;
         let unknown = world.unknown.fields().into_iter().map(|field| {
             format!("{field} was stored by a newer version; it is kept, but has no effect")
         });
         let mut notes: Vec<String> = notes.into_iter().chain(unknown).collect();
         let mut world = world;
-        let recalled = match (&opened, &journal) {
-            (Opened::Existing, _) | (_, None) => Recalled::Nothing,
-            (Opened::Fresh | Opened::SetAside { .. }, Some(journal)) => journal.recall(),
+        let recovered = match (&opened, &journal) {
+            (Opened::Existing, _) | (_, None) => RunDirState::Nothing,
+            (Opened::Fresh | Opened::SetAside { .. }, Some(journal)) => journal.recover(),
         };
-        let mut recalled = recalled;
+        let mut recalled = recovered;
         let reserve = run_dir.map(|_| {
-            let mut reserve = Reserve::open(dir, taken_over(&world, &recalled), why.is_none());
+            let mut reserve = Reserve::open(dir, reserve_number(&world, &recalled), why.is_none());
             match opened == Opened::Existing {
                 true => {
-                    put_restrictions(&mut world, &reserve, &mut notes);
-                    reserve.all_are_due();
+                    apply_reserve(&mut world, &reserve, &mut notes);
+                    reserve.mark_all_due();
                 }
-                false => recall_restrictions(&mut recalled, &reserve, &mut notes),
+                false => apply_reserve_to_recovered(&mut recalled, &reserve, &mut notes),
             }
             reserve
         });
         let restricted = reserve.as_ref().map(restricted).unwrap_or_default();
-        let owes = reserve
+        let has_entries = reserve
             .as_ref()
             .is_some_and(|reserve| !reserve.entries().is_empty());
         let trusted = match &recalled {
-            Recalled::World(world) => Some(&**world),
-            Recalled::Nothing if opened == Opened::Existing => Some(&world),
-            Recalled::Nothing | Recalled::Unreadable(_) => None,
+            RunDirState::World(world) => Some(&**world),
+            RunDirState::Nothing if opened == Opened::Existing => Some(&world),
+            RunDirState::Nothing | RunDirState::Unreadable(_) => None,
         };
         let withdrawn = trusted.map_or(Ok(()), |world| {
-            tombstones.withdraw_useless(|uid| world.vm(uid).map(|vm| vm.meta.deleting))
+            tombstones.withdraw_stale(|uid| world.vm(uid).map(|vm| vm.meta.deleting))
         });
         let known = tombstones.known();
         let mut backing =
-            Backing::new(dir, seal, database, journal, tombstones).with_reserve(reserve);
-        backing.journal_from_now(opened == Opened::Existing);
+            StoreFiles::new(dir, run_copy, database, journal, tombstones).with_reserve(reserve);
+        backing.enable_journal(opened == Opened::Existing);
         let mut why = why.or(withdrawn.err()).or_else(|| backing.probe().err());
-        if owes && why.is_none() && opened == Opened::Existing {
+        if has_entries && why.is_none() && opened == Opened::Existing {
             why = match backing.write(&Batch::default()) {
                 Ok(()) => None,
                 Err(Failure::Refused(why) | Failure::Unknown(why)) => Some(why),
-                Err(Failure::Silent) => Some("the database does not answer".into()),
+                Err(Failure::TimedOut) => Some("the database does not answer".into()),
             };
         }
         let write = move |batch: Batch| backing.write(&batch);
-        let state = Beginning {
+        let state = InitialState {
             world,
             tombstones: known,
-            why_read_only: why,
+            read_only_reason: why,
             notes,
             restricted,
         };
-        let store = Self::start(state, write, writer::PATIENCE)
-            .map_err(|error| refuse(error.to_string()))?;
+        let store = Self::start(state, write, writer::TIMEOUT)
+            .map_err(|error| error_of(error.to_string()))?;
         Ok((store, opened, recalled))
     }
 }
 
 /// The number of the reserve that the state contains, whether it comes from the database or from the journal.
-fn taken_over(world: &World, recalled: &Recalled) -> u64 {
-    let recalled = match recalled {
-        Recalled::World(world) => world.reserve_taken,
-        Recalled::Nothing | Recalled::Unreadable(_) => 0,
+fn reserve_number(world: &World, recovered: &RunDirState) -> u64 {
+    let recalled = match recovered {
+        RunDirState::World(world) => world.reserve_number,
+        RunDirState::Nothing | RunDirState::Unreadable(_) => 0,
     };
-    world.reserve_taken.max(recalled)
+    world.reserve_number.max(recalled)
 }
 
 /// The groups that the reserve has entries for.
@@ -155,28 +155,32 @@ fn restricted(reserve: &Reserve) -> Vec<Name> {
 }
 
 /// Adds the entries of the reserve to a state.
-fn put_restrictions(world: &mut World, reserve: &Reserve, notes: &mut Vec<String>) {
+fn apply_reserve(world: &mut World, reserve: &Reserve, notes: &mut Vec<String>) {
     for (key, value) in reserve.entries() {
         let Some(value) = value else { continue };
-        if let Err(why) = load::take_in(world, key, value) {
-            notes.push(format!("cannot decode {key} in the reserve: {why}"));
+        if let Err(reason) = load::decode_into(world, key, value) {
+            notes.push(format!("cannot decode {key} in the reserve: {reason}"));
         }
     }
 }
 
 /// As [`put_restrictions`], for a state that is restored from the run directory.
-fn recall_restrictions(recalled: &mut Recalled, reserve: &Reserve, notes: &mut Vec<String>) {
+fn apply_reserve_to_recovered(
+    recovered: &mut RunDirState,
+    reserve: &Reserve,
+    notes: &mut Vec<String>,
+) {
     if reserve.entries().is_empty() {
         return;
     }
-    let mut world = match std::mem::replace(recalled, Recalled::Nothing) {
-        Recalled::World(world) => *world,
-        Recalled::Nothing => World::default(),
-        Recalled::Unreadable(why) => {
+    let mut world = match std::mem::replace(recovered, RunDirState::Nothing) {
+        RunDirState::World(world) => *world,
+        RunDirState::Nothing => World::default(),
+        RunDirState::Unreadable(why) => {
             notes.push(why);
             World::default()
         }
     };
-    put_restrictions(&mut world, reserve, notes);
-    *recalled = Recalled::World(Box::new(world));
+    apply_reserve(&mut world, reserve, notes);
+    *recovered = RunDirState::World(Box::new(world));
 }

@@ -7,14 +7,14 @@ use crate::api::policy::Entry;
 use crate::api::vm::{Vm, VmSpec};
 
 /// Whether a change of a group only restricts what its VMs may send.
-pub(super) fn closes_only(before: &HostGroup, after: &HostGroup) -> bool {
+pub(super) fn only_restricts(before: &HostGroup, after: &HostGroup) -> bool {
     let same = HostGroup {
         meta: Meta {
             generation: after.meta.generation,
             ..before.meta.clone()
         },
         spec: HostGroupSpec {
-            template: spec_of(&before.spec.template, &after.spec.template),
+            template: with_network_of(&before.spec.template, &after.spec.template),
             ..before.spec.clone()
         },
         ..before.clone()
@@ -24,13 +24,13 @@ pub(super) fn closes_only(before: &HostGroup, after: &HostGroup) -> bool {
 }
 
 /// As [`closes_only`], for a VM and its copy of the group's settings.
-pub(super) fn vm_closes_only(before: &Vm, after: &Vm) -> bool {
+pub(super) fn vm_only_restricts(before: &Vm, after: &Vm) -> bool {
     let same = Vm {
         meta: Meta {
             generation: after.meta.generation,
             ..before.meta.clone()
         },
-        spec: spec_of(&before.spec, &after.spec),
+        spec: with_network_of(&before.spec, &after.spec),
         on_demand: after.on_demand.clone(),
         ..before.clone()
     };
@@ -44,7 +44,7 @@ pub(super) fn vm_closes_only(before: &Vm, after: &Vm) -> bool {
 }
 
 /// `spec` with the network of `after`.
-fn spec_of(spec: &VmSpec, after: &VmSpec) -> VmSpec {
+fn with_network_of(spec: &VmSpec, after: &VmSpec) -> VmSpec {
     VmSpec {
         network: after.network.clone(),
         ..spec.clone()
@@ -52,7 +52,7 @@ fn spec_of(spec: &VmSpec, after: &VmSpec) -> VmSpec {
 }
 
 /// The host openings that the VMs made on demand of a group request.
-pub(super) fn openings(group: &HostGroup) -> impl Iterator<Item = Entry> + '_ {
+pub(super) fn on_demand_openings(group: &HostGroup) -> impl Iterator<Item = Entry> + '_ {
     let orders = group.orders.values();
     orders.flat_map(|order| order.ask.host_access_entries())
 }

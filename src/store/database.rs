@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 
 use super::disk::{self, Pair, Raw};
 use super::format::FORMAT;
-use super::load::{FORMAT_KEY, MARK_KEY};
-use super::mark::{Mark, Position};
-use super::seal::Seal;
-use super::sync::Written;
+use super::load::{FORMAT_KEY, POSITION_KEY};
+use super::mark::{BatchId, LogPosition};
+use super::seal::IntegrityRecord;
+use super::sync::SledFiles;
 use super::writer::Failure;
 
 /// The content of one write: each key with its last value; `None` removes the key.
@@ -21,42 +21,47 @@ pub(super) type Batch = BTreeMap<String, Option<Vec<u8>>>;
 /// The database with its files and integrity records.
 pub(super) struct Database {
     raw: Raw,
-    written: Written,
-    seals: Seals,
+    written: SledFiles,
+    seals: IntegrityRecords,
     /// The last acknowledged position.
-    mark: Mark,
+    mark: LogPosition,
     /// The highest number that was assigned to a batch.
-    tried: u64,
+    last_attempted: u64,
     /// After a failed batch: the acknowledged values of the keys that it may have changed. The next batch writes them again.
-    unsure: Batch,
+    unconfirmed: Batch,
 }
 
 /// The two copies of the integrity record.
-pub(super) struct Seals {
+pub(super) struct IntegrityRecords {
     /// On the state disk.
-    pub disk: Seal,
+    pub disk: IntegrityRecord,
     /// In the run directory. `None`: it cannot be written there.
-    pub run: Option<Seal>,
+    pub run: Option<IntegrityRecord>,
 }
 
 impl Database {
-    /// A database at position `mark`, which is in its integrity records.
-    pub fn new(raw: Raw, written: Written, seals: Seals, mark: Mark) -> Self {
+    /// A database at position `position`, which is in its integrity records.
+    pub fn new(
+        raw: Raw,
+        written: SledFiles,
+        records: IntegrityRecords,
+        position: LogPosition,
+    ) -> Self {
         Self {
             raw,
             written,
-            seals,
-            mark,
-            tried: mark.seq,
-            unsure: Batch::new(),
+            seals: records,
+            mark: position,
+            last_attempted: position.seq,
+            unconfirmed: Batch::new(),
         }
     }
 
     /// The position that the next batch gets.
-    pub fn next(&self) -> Position {
-        Position {
+    pub fn next_batch_id(&self) -> BatchId {
+        BatchId {
             id: self.mark.id,
-            seq: self.tried + 1,
+            seq: self.last_attempted + 1,
         }
     }
 
@@ -68,7 +73,7 @@ impl Database {
         let mut batch = batch;
         let acknowledged = self.acknowledged(&batch)?;
         for (key, value) in &acknowledged {
-            if self.unsure.contains_key(key) {
+            if self.unconfirmed.contains_key(key) {
                 batch.entry(key.clone()).or_insert_with(|| value.clone());
             }
         }
@@ -87,10 +92,10 @@ impl Database {
             }
         }
         // The number of a failed batch may be in the log, so it is not used again.
-        self.tried += 1;
-        let mark = self.mark.next(self.tried, content);
-        log.insert(MARK_KEY, &mark.encode()[..]);
-        self.unsure = acknowledged;
+        self.last_attempted += 1;
+        let position = self.mark.next(self.last_attempted, content);
+        log.insert(POSITION_KEY, &position.encode()[..]);
+        self.unconfirmed = acknowledged;
         self.raw
             .apply_batch(log)
             .and_then(|()| self.raw.flush())
@@ -99,9 +104,9 @@ impl Database {
         self.written
             .sync()
             .map_err(|error| Failure::Unknown(format!("fdatasync of the log: {error}")))?;
-        self.seals.write(&mark)?;
-        self.mark = mark;
-        self.unsure.clear();
+        self.seals.write(&position)?;
+        self.mark = position;
+        self.unconfirmed.clear();
         Ok(())
     }
 
@@ -122,9 +127,9 @@ impl Database {
         disk::content(&self.raw).map_err(|error| error.to_string())
     }
 
-    /// The acknowledged values of the keys of a batch and of the keys in `unsure`.
+    /// The acknowledged values of the keys of a batch and of the keys in `unconfirmed`.
     fn acknowledged(&self, batch: &Batch) -> Result<Batch, Failure> {
-        let mut found = self.unsure.clone();
+        let mut found = self.unconfirmed.clone();
         for key in batch.keys() {
             if !found.contains_key(key) {
                 let value = self.raw.get(key.as_bytes());
@@ -136,17 +141,17 @@ impl Database {
     }
 }
 
-impl Seals {
-    fn write(&mut self, mark: &Mark) -> Result<(), Failure> {
+impl IntegrityRecords {
+    fn write(&mut self, position: &LogPosition) -> Result<(), Failure> {
         self.disk
-            .write(mark)
+            .write(position)
             .map_err(|error| Failure::Refused(format!("integrity record: {error}")))?;
         self.disk.sync().map_err(|error| {
             Failure::Unknown(format!("fdatasync of the integrity record: {error}"))
         })?;
         // The copy may be one batch behind, or unusable: only the record on the disk is required.
         if let Some(run) = &mut self.run
-            && let Err(error) = run.write(mark)
+            && let Err(error) = run.write(position)
         {
             tracing::warn!(%error, "cannot write the copy of the integrity record in the run directory; it is no longer updated");
             self.run = None;

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::mpsc::Receiver;
 
-use super::backing::{Batch, joined};
+use super::backing::{Batch, merge};
 use super::journal::Entries;
 use super::txn::Kind;
 use super::world::World;
@@ -35,10 +35,10 @@ pub(super) struct Degraded {
 }
 
 impl Degraded {
-    pub(super) fn new(why: String) -> Self {
+    pub(super) fn new(reason: String) -> Self {
         Self {
             now: ReadOnly {
-                why,
+                why: reason,
                 since: clock::now(),
             },
             pending: BTreeMap::new(),
@@ -49,11 +49,11 @@ impl Degraded {
 impl Shared {
     /// The reason why nothing can be written, if so.
     pub(super) fn read_only(&self) -> Option<ReadOnly> {
-        lock(&self.degraded).as_ref().map(|it| it.now.clone())
+        lock(&self.degraded).as_ref().map(|state| state.now.clone())
     }
 
     /// Keeps an observation in memory only, if nothing can be written now. Returns whether it did. The world must be locked.
-    pub(super) fn keep(&self, world: &World, commit: &Commit) -> bool {
+    pub(super) fn keep_in_memory(&self, world: &World, commit: &Commit) -> bool {
         let mut degraded = lock(&self.degraded);
         match degraded.as_mut() {
             // The change that it follows from may not be durable yet: then it is queued behind that change.
@@ -61,7 +61,7 @@ impl Shared {
                 if commit.kind == Kind::Observation
                     || (commit.kind == Kind::Consequence && self.progress.pending().is_none()) =>
             {
-                note(&mut now.pending, world, &commit.batch);
+                add_pending(&mut now.pending, world, &commit.batch);
                 true
             }
             Some(_) | None => false,
@@ -71,23 +71,24 @@ impl Shared {
     /// What must be written before anything else.
     pub(super) fn pending(&self) -> Option<Batch> {
         let degraded = lock(&self.degraded);
-        degraded.as_ref().map(|now| Batch {
-            entries: now.pending.clone(),
+        degraded.as_ref().map(|state| Batch {
+            entries: state.pending.clone(),
             ..Batch::default()
         })
     }
 
     /// Records that the pending entries were written, together with a batch whose values for the same keys are newer. Returns false if
     /// there are more pending entries by now.
-    pub(super) fn recovered(&self, was_pending: &Batch) -> bool {
+    pub(super) fn pending_written(&self, written: &Batch) -> bool {
         let _world = lock(&self.world);
         let mut degraded = lock(&self.degraded);
-        let Some(now) = degraded.as_mut() else {
+        let Some(state) = degraded.as_mut() else {
             return true;
         };
-        now.pending
-            .retain(|key, value| was_pending.entries.get(key) != Some(value));
-        if !now.pending.is_empty() {
+        state
+            .pending
+            .retain(|key, value| written.entries.get(key) != Some(value));
+        if !state.pending.is_empty() {
             return false;
         }
         *degraded = None;
@@ -103,55 +104,64 @@ impl Shared {
     }
 
     /// Records that the restrictions of a batch are in the reserve. The rest is kept in memory until the database can be written.
-    pub(super) fn reserved(&self, batch: Vec<Commit>, why: &str) {
+    pub(super) fn confirm_reserved(&self, batch: Vec<Commit>, reason: &str) {
         let _world = lock(&self.world);
         let mut degraded = lock(&self.degraded);
-        let is_news = degraded.as_ref().is_none_or(|it| it.now.why != why);
+        let is_new = degraded
+            .as_ref()
+            .is_none_or(|state| state.now.why != reason);
         let it = degraded.get_or_insert_with(|| Degraded::new(String::new()));
-        why.clone_into(&mut it.now.why);
+        reason.clone_into(&mut it.now.why);
         for commit in &batch {
             it.pending.extend(commit.batch.entries.clone());
         }
         drop(degraded);
-        if is_news {
-            self.tell_degraded(why);
+        if is_new {
+            self.report_degraded(reason);
         }
         let last = batch.iter().map(|commit| commit.number).max();
         self.progress.written(last.unwrap_or_default());
-        for told in batch.into_iter().filter_map(|commit| commit.told) {
-            let _ = told.send(Ok(()));
+        for reply in batch.into_iter().filter_map(|commit| commit.reply) {
+            let _ = reply.send(Ok(()));
         }
     }
 
     /// Rolls back a batch that did not become durable: the world returns to the state on the disk.
-    pub(super) fn refused(&self, batch: Vec<Commit>, behind: &Receiver<Commit>, why: &str) {
+    pub(super) fn roll_back_refused(
+        &self,
+        batch: Vec<Commit>,
+        queued: &Receiver<Commit>,
+        reason: &str,
+    ) {
         let mut world = lock(&self.world);
         // Changes that are queued behind the failed batch depend on it. Nothing more can be queued while the world is locked.
-        let commits: Vec<Commit> = batch.into_iter().chain(behind.try_iter()).collect();
-        let all = joined(commits.iter().map(|commit| &commit.batch));
-        self.settle_taken_back(&commits);
+        let commits: Vec<Commit> = batch.into_iter().chain(queued.try_iter()).collect();
+        let all = merge(commits.iter().map(|commit| &commit.batch));
+        self.mark_rolled_back(&commits);
         for mut commit in commits.into_iter().rev() {
-            let told = commit.told.take();
-            self.take_back(commit, &mut world);
-            if let Some(told) = told {
-                let _ = told.send(Err(Error::Write(why.to_owned())));
+            let reply = commit.reply.take();
+            self.roll_back(commit, &mut world);
+            if let Some(told) = reply {
+                let _ = told.send(Err(Error::Write(reason.to_owned())));
             }
         }
         let mut degraded = lock(&self.degraded);
-        let is_news = degraded.as_ref().is_none_or(|it| it.now.why != why);
+        let is_news = degraded
+            .as_ref()
+            .is_none_or(|state| state.now.why != reason);
         let it = degraded.get_or_insert_with(|| Degraded::new(String::new()));
-        why.clone_into(&mut it.now.why);
+        reason.clone_into(&mut it.now.why);
         // Part of the batch may have reached the disk nevertheless.
-        note(&mut it.pending, &world, &all);
+        add_pending(&mut it.pending, &world, &all);
         drop(degraded);
         if is_news {
-            self.tell_degraded(why);
+            self.report_degraded(reason);
         }
     }
 
-    pub(super) fn tell_degraded(&self, why: &str) {
+    pub(super) fn report_degraded(&self, reason: &str) {
         let message = format!(
-            "{why}; running VMs are still enforced and repaired, but changes are refused until the state can be written"
+            "{reason}; running VMs are still enforced and repaired, but changes are refused until the state can be written"
         );
         self.note_event(EventType::Warning, "StateNotWritable", &message);
     }
@@ -163,7 +173,7 @@ impl Shared {
 }
 
 /// Adds the keys of a batch, with their values in the world, to the pending entries.
-fn note(pending: &mut Entries, world: &World, batch: &Batch) {
+fn add_pending(pending: &mut Entries, world: &World, batch: &Batch) {
     for key in batch.entries.keys() {
         pending.insert(key.clone(), keys::encode(world, key));
     }

@@ -29,7 +29,7 @@ pub(super) type Pair = (Vec<u8>, Vec<u8>);
 pub(super) enum OpenError {
     /// Another process has it open.
     #[error("another sliced is using it; give each daemon its own --state-dir")]
-    Held,
+    InUse,
     /// It may be undamaged: the system could not read it, or this program does not support its format.
     #[error("{0}")]
     Refused(String),
@@ -61,7 +61,7 @@ pub(super) fn open(path: &Path) -> Result<Raw, OpenError> {
             Ok(Ok(db)) => return Ok(db),
             Ok(Err(sled::Error::Io(e))) if e.to_string().contains("could not acquire lock") => {
                 if Instant::now_for_lock() >= deadline {
-                    return Err(OpenError::Held);
+                    return Err(OpenError::InUse);
                 }
                 std::thread::sleep(LOCK_POLL);
             }
@@ -94,7 +94,7 @@ pub(super) fn lock(path: &Path) -> Result<File, OpenError> {
             Ok(()) => return Ok(file),
             Err(std::fs::TryLockError::WouldBlock) => {
                 if Instant::now_for_lock() >= deadline {
-                    return Err(OpenError::Held);
+                    return Err(OpenError::InUse);
                 }
                 std::thread::sleep(LOCK_POLL);
             }
@@ -115,13 +115,13 @@ fn segment_size(path: &Path) -> Result<usize, OpenError> {
         .lines()
         .find_map(|line| line.strip_prefix("segment_size: ")?.parse().ok());
     // sled panics if the size is out of range.
-    let sound = |size: &usize| size.is_power_of_two() && (64 << 10..=16 << 20).contains(size);
-    Ok(size.filter(sound).unwrap_or(SEGMENT))
+    let is_valid = |size: &usize| size.is_power_of_two() && (64 << 10..=16 << 20).contains(size);
+    Ok(size.filter(is_valid).unwrap_or(SEGMENT))
 }
 
 fn classify(error: &sled::Error) -> OpenError {
     match error {
-        sled::Error::Io(io) if is_systems(io.raw_os_error(), &io.to_string()) => {
+        sled::Error::Io(io) if is_system_error(io.raw_os_error(), &io.to_string()) => {
             OpenError::Refused(io.to_string())
         }
         error => OpenError::Damaged(error.to_string()),
@@ -135,7 +135,7 @@ fn classify_panic(panic: &(dyn Any + Send)) -> OpenError {
         .map(String::as_str)
         .or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or_default();
-    match is_systems(None, text) {
+    match is_system_error(None, text) {
         true => OpenError::Refused(text.to_owned()),
         false => OpenError::Damaged("its files are damaged".into()),
     }
@@ -143,13 +143,13 @@ fn classify_panic(panic: &(dyn Any + Send)) -> OpenError {
 
 /// Whether an error comes from the system and is not a consequence of damage. sled returns some errors only as text:
 /// `Os { code: 5, ... }`.
-fn is_systems(code: Option<i32>, text: &str) -> bool {
-    let said = || {
+fn is_system_error(code: Option<i32>, text: &str) -> bool {
+    let code_in_text = || {
         let (_, after) = text.split_once("code: ")?;
         let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
         digits.parse().ok()
     };
-    match code.or_else(said) {
+    match code.or_else(code_in_text) {
         None => false,
         // An invalid pointer in the log: to a missing file of a large value, or beyond the maximum file size.
         Some(libc::ENOENT | libc::EINVAL | libc::EFBIG | libc::EOVERFLOW) => false,

@@ -6,21 +6,24 @@ use tokio::sync::oneshot;
 use super::backing::Batch;
 use super::progress::Number;
 use super::txn::Kind;
-use super::{Awaited, Change, Commit, Error, Shared, Store, Txn, World, closed, lock, taken_back};
+use super::{
+    Change, Commit, Error, Shared, Store, Txn, WaitScope, World, closed_error, lock,
+    rolled_back_error,
+};
 
 /// Resolves when a transaction is on the disk or was rolled back. The default value has nothing to wait for.
 #[derive(Default)]
-pub struct Durable(pub(super) Awaits);
+pub struct Durable(pub(super) PendingCommit);
 
 /// What it waits for.
 #[derive(Default)]
-pub(super) enum Awaits {
+pub(super) enum PendingCommit {
     #[default]
     Nothing,
     /// The caller's own transaction.
-    Told(oneshot::Receiver<Result<(), Error>>),
+    Own(oneshot::Receiver<Result<(), Error>>),
     /// A transaction of another caller, whose changes were read.
-    Seen(Store, Number),
+    Other(Store, Number),
 }
 
 impl Durable {
@@ -28,8 +31,8 @@ impl Durable {
     #[must_use]
     pub fn followed_by(self, later: Self) -> Self {
         match later.0 {
-            Awaits::Nothing => self,
-            Awaits::Told(_) | Awaits::Seen(..) => later,
+            PendingCommit::Nothing => self,
+            PendingCommit::Own(_) | PendingCommit::Other(..) => later,
         }
     }
 
@@ -39,9 +42,9 @@ impl Durable {
     /// [`Error::Write`] or [`Error::Stuck`]: the transaction was rolled back.
     pub async fn wait(self) -> Result<(), Error> {
         match self.0 {
-            Awaits::Nothing => Ok(()),
-            Awaits::Told(told) => told.await.unwrap_or_else(|_| Err(closed())),
-            Awaits::Seen(store, number) => store.shared.settled(number).await,
+            PendingCommit::Nothing => Ok(()),
+            PendingCommit::Own(reply) => reply.await.unwrap_or_else(|_| Err(closed_error())),
+            PendingCommit::Other(store, number) => store.shared.wait_settled(number).await,
         }
     }
 }
@@ -49,66 +52,68 @@ impl Durable {
 impl Store {
     /// As [`Store::read`], but the result is on the disk, so that a response to a client remains true after a power failure. If the disk
     /// refuses the changes, the world is rolled back to what is on the disk, except for observations.
-    pub async fn read_durable<T>(&self, look: impl Fn(&World) -> T) -> T {
+    pub async fn read_durable<T>(&self, f: impl Fn(&World) -> T) -> T {
         for _ in 0..3 {
-            let (found, seen) = {
+            let (found, pending) = {
                 let world = lock(&self.shared.world);
-                (look(&world), self.shared.progress.pending())
+                (f(&world), self.shared.progress.pending())
             };
-            if self.seen(seen).wait().await.is_ok() {
+            if self.durable_at(pending).wait().await.is_ok() {
                 return found;
             }
         }
-        self.read(look)
+        self.read(f)
     }
 
-    /// As [`Store::begin`], for a transaction that reads only the objects in `about`: if it changes nothing, it does not wait for pending
+    /// As [`Store::begin`], for a transaction that reads only the objects in `objects`: if it changes nothing, it does not wait for pending
     /// changes of other objects, which a full disk may refuse.
     ///
     /// # Errors
     /// As [`Store::begin`].
-    pub fn begin_about<T, E: From<Error>>(
+    pub fn begin_for<T, E: From<Error>>(
         &self,
-        about: &[Change],
+        objects: &[Change],
         change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
     ) -> Result<(T, Durable), E> {
-        self.queue(&Awaited::Of(about), change)
+        self.queue(&WaitScope::Objects(objects), change)
     }
 
     /// Returns a handle to wait for pending changes of these objects: the host must not be changed on the basis of state that is only in
     /// memory.
-    pub fn durable(&self, about: &[Change]) -> Durable {
-        self.seen(self.shared.progress.pending_of(about))
+    pub fn durable(&self, objects: &[Change]) -> Durable {
+        self.durable_at(self.shared.progress.pending_of(objects))
     }
 
     /// Returns a handle to wait for the commit with this number.
-    pub(super) fn seen(&self, number: Option<Number>) -> Durable {
-        Durable(number.map_or(Awaits::Nothing, |number| Awaits::Seen(self.clone(), number)))
+    pub(super) fn durable_at(&self, number: Option<Number>) -> Durable {
+        Durable(number.map_or(PendingCommit::Nothing, |number| {
+            PendingCommit::Other(self.clone(), number)
+        }))
     }
 }
 
 impl Shared {
     /// Waits until a commit is on the disk; makes the writer flush at once.
-    async fn settled(&self, number: Number) -> Result<(), Error> {
-        let (told, _nobody_listens) = oneshot::channel();
-        let hurry = Commit {
+    async fn wait_settled(&self, number: Number) -> Result<(), Error> {
+        let (reply, _receiver) = oneshot::channel();
+        let flush_request = Commit {
             number: 0,
             batch: Batch::default(),
             kind: Kind::Observation,
             undo: Vec::new(),
             changes: Vec::new(),
-            told: Some(told),
+            reply: Some(reply),
         };
         if let Some(queue) = lock(&self.queue).as_ref() {
             // Sending fails only if the writer has ended, and then every commit is settled.
-            let _ = queue.send(hurry);
+            let _ = queue.send(flush_request);
         }
-        match self.progress.settled(number).await {
+        match self.progress.wait_settled(number).await {
             true => Ok(()),
             false if self.stuck.is_cancelled() => Err(Error::Stuck),
             false => Err(match self.read_only() {
                 Some(now) => Error::Write(now.why),
-                None => taken_back(),
+                None => rolled_back_error(),
             }),
         }
     }

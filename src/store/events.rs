@@ -10,21 +10,21 @@ use crate::api::event::{Event, EventType};
 use crate::api::meta::Timestamp;
 
 /// The number of events that are kept.
-const KEPT: usize = 2000;
+const CAPACITY: usize = 2000;
 
 /// The ring buffer. Cheap to clone.
 #[derive(Clone)]
 pub struct Events {
     ring: Arc<Mutex<VecDeque<Event>>>,
-    told: broadcast::Sender<Event>,
+    sender: broadcast::Sender<Event>,
 }
 
 impl Default for Events {
     fn default() -> Self {
-        let (told, _) = broadcast::channel(KEPT);
+        let (sender, _) = broadcast::channel(CAPACITY);
         Self {
             ring: Arc::default(),
-            told,
+            sender,
         }
     }
 }
@@ -34,11 +34,11 @@ impl Events {
     pub fn note(&self, now: Timestamp, kind: EventType, object: &str, reason: &str, message: &str) {
         let event = {
             let mut ring = self.ring.lock().unwrap_or_else(|p| p.into_inner());
-            let same = |e: &Event| {
+            let is_same = |e: &Event| {
                 e.object == object && e.reason == reason && e.message == message && e.kind == kind
             };
             // More than the last event is compared: otherwise events of several objects that fail alternately would not be counted.
-            let count = match ring.iter().rev().take(64).position(same) {
+            let count = match ring.iter().rev().take(64).position(is_same) {
                 None => 1,
                 Some(back) => {
                     let at = ring.len() - 1 - back;
@@ -53,14 +53,14 @@ impl Events {
                 count,
                 kind,
             };
-            if ring.len() == KEPT {
+            if ring.len() == CAPACITY {
                 ring.pop_front();
             }
             ring.push_back(event.clone());
             event
         };
         // Sending fails only if there is no receiver.
-        let _ = self.told.send(event);
+        let _ = self.sender.send(event);
     }
 
     /// All events that are kept, oldest first.
@@ -71,6 +71,6 @@ impl Events {
 
     /// Subscribes to new events.
     pub fn watch(&self) -> broadcast::Receiver<Event> {
-        self.told.subscribe()
+        self.sender.subscribe()
     }
 }

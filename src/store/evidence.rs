@@ -4,31 +4,31 @@
 use std::io;
 use std::path::Path;
 
-use super::database::Seals;
+use super::database::IntegrityRecords;
 use super::disk::OpenError;
-use super::format::Said;
-use super::mark::Mark;
-use super::seal::{Found, RunCopy, Scope, Seal};
+use super::format::FormatFile;
+use super::mark::LogPosition;
+use super::seal::{IntegrityRecord, RecordSlots, RunCopy, Scope};
 use super::verify::Evidence;
 
 /// The copies that were found.
-pub(super) struct Copies {
-    disk: Option<(Seal, Found)>,
-    run: Option<(Seal, Found)>,
+pub(super) struct RecordCopies {
+    disk: Option<(IntegrityRecord, RecordSlots)>,
+    run: Option<(IntegrityRecord, RecordSlots)>,
     /// The content of the format file.
-    format: Said,
+    format: FormatFile,
 }
 
-impl Copies {
+impl RecordCopies {
     /// Reads both copies. The copy in the run directory is optional: a read failure is only logged.
     ///
     /// # Errors
     /// The copy on the state disk cannot be read.
-    pub fn find(seal: &Path, run: Option<&RunCopy>, format: Said) -> Result<Self, OpenError> {
-        let disk = Seal::find(seal, Scope::ALWAYS)
+    pub fn find(seal: &Path, run: Option<&RunCopy>, format: FormatFile) -> Result<Self, OpenError> {
+        let disk = IntegrityRecord::open(seal, Scope::ALWAYS)
             .map_err(|error| OpenError::Refused(format!("{}: {error}", seal.display())))?;
         let run = run.and_then(|run| {
-            let found = Seal::find(&run.path, Scope::boot(&run.boot_id));
+            let found = IntegrityRecord::open(&run.path, Scope::boot(&run.boot_id));
             found.unwrap_or_else(|error| {
                 tracing::warn!(path = %run.path.display(), %error, "cannot read the copy of the integrity record");
                 None
@@ -39,37 +39,39 @@ impl Copies {
 
     /// The positions in the copies.
     pub fn evidence(&self) -> Evidence {
-        let best = |copy: &Option<(Seal, Found)>| copy.as_ref().and_then(|(_, found)| found.best());
-        let run = best(&self.run);
+        let newest_of = |copy: &Option<(IntegrityRecord, RecordSlots)>| {
+            copy.as_ref().and_then(|(_, found)| found.newest())
+        };
+        let run = newest_of(&self.run);
         Evidence {
-            disk: best(&self.disk),
+            disk: newest_of(&self.disk),
             run,
-            sealed: self.disk.is_some() || run.is_some() || self.format != Said::Nothing,
+            has_record: self.disk.is_some() || run.is_some() || self.format != FormatFile::Missing,
         }
     }
 
-    /// Writes `mark` to both copies, and adds a note for each copy that differed from what was expected.
+    /// Writes `position` to both copies, and adds a note for each copy that differed from what was expected.
     ///
     /// # Errors
     /// The copy on the state disk cannot be written.
-    pub fn establish(
+    pub fn update(
         self,
         place: &Path,
         run_copy: Option<&RunCopy>,
-        mark: &Mark,
+        mark: &LogPosition,
         notes: &mut Vec<String>,
-    ) -> io::Result<Seals> {
+    ) -> io::Result<IntegrityRecords> {
         let newest = self.evidence().newest().ok().flatten();
         let disk = match self.disk {
             None => {
                 // Creating the first record is not a repair.
-                if newest.is_some() || self.format != Said::Nothing {
+                if newest.is_some() || self.format != FormatFile::Missing {
                     notes.push(format!(
                         "{} was missing and was written again",
                         place.display()
                     ));
                 }
-                Seal::create(place, Scope::ALWAYS, mark)?
+                IntegrityRecord::create(place, Scope::ALWAYS, mark)?
             }
             Some((mut seal, found)) => {
                 if found.is_damaged() {
@@ -77,14 +79,14 @@ impl Copies {
                         "a copy in {} was damaged and was written again",
                         place.display()
                     ));
-                } else if found.best() != newest {
+                } else if found.newest() != newest {
                     notes.push(format!(
                         "{} was older than the database and was written again",
                         place.display()
                     ));
                 }
-                match found.best() {
-                    None => Seal::create(place, Scope::ALWAYS, mark)?,
+                match found.newest() {
+                    None => IntegrityRecord::create(place, Scope::ALWAYS, mark)?,
                     Some(best) => {
                         if best != *mark || found.is_damaged() {
                             seal.write(mark)?;
@@ -96,7 +98,7 @@ impl Copies {
             }
         };
         let run = run_copy.and_then(|copy| {
-            let written = establish_run(self.run, copy, mark, notes);
+            let written = update_run_copy(self.run, copy, mark, notes);
             written
                 .map_err(|error| {
                     notes.push(format!(
@@ -106,36 +108,36 @@ impl Copies {
                 })
                 .ok()
         });
-        Ok(Seals { disk, run })
+        Ok(IntegrityRecords { disk, run })
     }
 }
 
-fn establish_run(
-    found: Option<(Seal, Found)>,
+fn update_run_copy(
+    found: Option<(IntegrityRecord, RecordSlots)>,
     copy: &RunCopy,
-    mark: &Mark,
+    mark: &LogPosition,
     notes: &mut Vec<String>,
-) -> io::Result<Seal> {
+) -> io::Result<IntegrityRecord> {
     match found {
-        Some((mut seal, found)) if found.best().is_some_and(|best| best.id == mark.id) => {
+        Some((mut seal, found)) if found.newest().is_some_and(|best| best.id == mark.id) => {
             if found.is_damaged() {
                 notes.push(format!(
                     "a copy in {} was damaged and was written again",
                     copy.path.display()
                 ));
             }
-            if found.best() != Some(*mark) || found.is_damaged() {
+            if found.newest() != Some(*mark) || found.is_damaged() {
                 seal.write(mark)?;
             }
             Ok(seal)
         }
-        Some((_, found)) if found.best().is_none() && !found.is_of_another_boot() => {
+        Some((_, found)) if found.newest().is_none() && !found.is_of_another_boot() => {
             notes.push(format!(
                 "{} was damaged and was written again",
                 copy.path.display()
             ));
-            Seal::create(&copy.path, Scope::boot(&copy.boot_id), mark)
+            IntegrityRecord::create(&copy.path, Scope::boot(&copy.boot_id), mark)
         }
-        Some(_) | None => Seal::create(&copy.path, Scope::boot(&copy.boot_id), mark),
+        Some(_) | None => IntegrityRecord::create(&copy.path, Scope::boot(&copy.boot_id), mark),
     }
 }

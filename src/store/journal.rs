@@ -18,9 +18,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::disk::Pair;
-use super::load::MARK_KEY;
-use super::mark::Position;
-use super::{Recalled, load};
+use super::load::POSITION_KEY;
+use super::mark::BatchId;
+use super::{RunDirState, load};
 
 /// The file's name, in the run directory.
 pub const JOURNAL: &str = "state.journal";
@@ -28,14 +28,14 @@ pub const JOURNAL: &str = "state.journal";
 const FORMAT: u32 = 1;
 
 /// Bytes: the file is rewritten when it is longer than this and [`GROWTH`] times as long as after the last rewrite.
-const LONG: u64 = 4 << 20;
-const GROWTH: u64 = 4;
+const MIN_REWRITE_LENGTH: u64 = 4 << 20;
+const REWRITE_FACTOR: u64 = 4;
 
 /// Keys with their values; `None` removes the key.
 pub(super) type Entries = BTreeMap<String, Option<Vec<u8>>>;
 
 /// Bytes that must be free in the run directory.
-const ROOM: usize = 64 << 10;
+const PROBE_SIZE: usize = 64 << 10;
 
 #[derive(Serialize, Deserialize)]
 struct Header {
@@ -48,14 +48,14 @@ pub(super) struct Journal {
     path: PathBuf,
     boot: String,
     /// `None`: the file may differ from the database, and is rewritten with the next batch.
-    open: Option<Open>,
+    open: Option<OpenFile>,
 }
 
-pub(super) struct Open {
+pub(super) struct OpenFile {
     file: File,
     length: u64,
     /// The length after the last rewrite.
-    started: u64,
+    rewritten_length: u64,
     last: blake3::Hash,
 }
 
@@ -64,7 +64,7 @@ pub(super) enum Pending {
     /// A line was appended. Contains the length and the hash of the previous line, for the rollback.
     Appended(u64, blake3::Hash),
     /// A new file was written next to the old one.
-    Draft(Open),
+    Draft(OpenFile),
 }
 
 impl Journal {
@@ -89,7 +89,7 @@ impl Journal {
     ///
     /// # Errors
     /// The file cannot be read, or is damaged.
-    pub(super) fn position(&self) -> Result<Option<Position>, String> {
+    pub(super) fn position(&self) -> Result<Option<BatchId>, String> {
         Ok(self.replay()?.and_then(|(_, position)| position))
     }
 
@@ -98,8 +98,8 @@ impl Journal {
         clippy::type_complexity,
         reason = "each of the two callers uses one half"
     )]
-    fn replay(&self) -> Result<Option<(BTreeMap<String, Vec<u8>>, Option<Position>)>, String> {
-        let fail = |why: &dyn std::fmt::Display| format!("{}: {why}", self.path.display());
+    fn replay(&self) -> Result<Option<(BTreeMap<String, Vec<u8>>, Option<BatchId>)>, String> {
+        let fail = |message: &dyn std::fmt::Display| format!("{}: {message}", self.path.display());
         let text = match fs::read(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -128,8 +128,8 @@ impl Journal {
             let batch: BTreeMap<String, Option<String>> =
                 serde_json::from_slice(batch).map_err(|e| fail(&e))?;
             for (key, value) in batch {
-                if key == MARK_KEY {
-                    position = value.as_deref().and_then(Position::parse);
+                if key == POSITION_KEY {
+                    position = value.as_deref().and_then(BatchId::parse);
                     continue;
                 }
                 match value {
@@ -142,60 +142,62 @@ impl Journal {
     }
 
     /// Reads the journal into a world.
-    pub(super) fn recall(&self) -> Recalled {
+    pub(super) fn recover(&self) -> RunDirState {
         let all = match self.read() {
             Ok(Some(all)) => all,
-            Ok(None) => return Recalled::Nothing,
-            Err(why) => return Recalled::Unreadable(why),
+            Ok(None) => return RunDirState::Nothing,
+            Err(message) => return RunDirState::Unreadable(message),
         };
         let pairs: Vec<Pair> = all
             .into_iter()
             .map(|(key, value)| (key.into_bytes(), value))
             .collect();
         match load::world(&pairs) {
-            Ok(world) => Recalled::World(Box::new(world)),
-            Err(why) => Recalled::Unreadable(format!("{}: {why}", self.path.display())),
+            Ok(world) => RunDirState::World(Box::new(world)),
+            Err(why) => RunDirState::Unreadable(format!("{}: {why}", self.path.display())),
         }
     }
 
     /// Checks whether a file can be written next to the journal.
     pub(super) fn probe(&self) -> Result<(), String> {
         let probe = self.path.with_extension("probe");
-        let written = fs::write(&probe, [0; ROOM]);
+        let written = fs::write(&probe, [0; PROBE_SIZE]);
         let _ = fs::remove_file(&probe);
-        written.map_err(|error| self.refusal(&error))
+        written.map_err(|error| self.message(&error))
     }
 
-    /// Writes a batch with its position. `whole` returns the content of the database; it is called if the file must be rewritten.
+    /// Writes a batch with its position. `content` returns the content of the database; it is called if the file must be rewritten.
     ///
     /// # Errors
     /// A message; the file is unchanged.
     pub(super) fn append(
         &mut self,
         batch: &Entries,
-        position: Position,
-        whole: impl FnOnce() -> Result<BTreeMap<String, Vec<u8>>, String>,
+        position: BatchId,
+        content: impl FnOnce() -> Result<BTreeMap<String, Vec<u8>>, String>,
     ) -> Result<Pending, String> {
-        let full = |open: &Open| open.length > LONG && open.length > GROWTH * open.started;
-        match self.open.as_mut().filter(|open| !full(open)) {
+        let needs_rewrite = |open: &OpenFile| {
+            open.length > MIN_REWRITE_LENGTH && open.length > REWRITE_FACTOR * open.rewritten_length
+        };
+        match self.open.as_mut().filter(|open| !needs_rewrite(open)) {
             Some(open) => {
-                let before = Pending::Appended(open.length, open.last);
+                let rollback_state = Pending::Appended(open.length, open.last);
                 match open.push(&text(batch, position)) {
-                    Ok(()) => Ok(before),
+                    Ok(()) => Ok(rollback_state),
                     Err(error) => {
-                        self.roll_back(before);
-                        Err(self.refusal(&error))
+                        self.roll_back(rollback_state);
+                        Err(self.message(&error))
                     }
                 }
             }
             None => {
                 let mut entries: Entries =
-                    whole()?.into_iter().map(|(k, v)| (k, Some(v))).collect();
+                    content()?.into_iter().map(|(k, v)| (k, Some(v))).collect();
                 entries.extend(batch.clone());
                 entries.retain(|_, value| value.is_some());
                 let draft = self.draft(&entries, position).map_err(|error| {
                     let _ = fs::remove_file(self.draft_path());
-                    self.refusal(&error)
+                    self.message(&error)
                 })?;
                 Ok(Pending::Draft(draft))
             }
@@ -210,7 +212,7 @@ impl Journal {
         let Pending::Draft(open) = pending else {
             return Ok(());
         };
-        fs::rename(self.draft_path(), &self.path).map_err(|error| self.refusal(&error))?;
+        fs::rename(self.draft_path(), &self.path).map_err(|error| self.message(&error))?;
         self.open = Some(open);
         Ok(())
     }
@@ -222,18 +224,18 @@ impl Journal {
                 let _ = fs::remove_file(self.draft_path());
             }
             Pending::Appended(length, last) => {
-                let cut = self.open.as_mut().map(|open| {
+                let truncated = self.open.as_mut().map(|open| {
                     (open.length, open.last) = (length, last);
                     open.file.set_len(length)
                 });
-                if !matches!(cut, Some(Ok(()))) {
+                if !matches!(truncated, Some(Ok(()))) {
                     self.open = None;
                 }
             }
         }
     }
 
-    fn draft(&self, entries: &Entries, position: Position) -> io::Result<Open> {
+    fn draft(&self, entries: &Entries, position: BatchId) -> io::Result<OpenFile> {
         let path = self.draft_path();
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -244,10 +246,10 @@ impl Journal {
             .create_new(true)
             .mode(0o600)
             .open(path)?;
-        let mut open = Open {
+        let mut open = OpenFile {
             file,
             length: 0,
-            started: 0,
+            rewritten_length: 0,
             last: blake3::hash(b""),
         };
         let header = Header {
@@ -256,7 +258,7 @@ impl Journal {
         };
         open.push(&serde_json::to_vec(&header).map_err(io::Error::other)?)?;
         open.push(&text(entries, position))?;
-        open.started = open.length;
+        open.rewritten_length = open.length;
         Ok(open)
     }
 
@@ -264,12 +266,12 @@ impl Journal {
         self.path.with_extension("journal.new")
     }
 
-    fn refusal(&self, error: &io::Error) -> String {
+    fn message(&self, error: &io::Error) -> String {
         format!("{}: {error}", self.path.display())
     }
 }
 
-impl Open {
+impl OpenFile {
     fn push(&mut self, json: &[u8]) -> io::Result<()> {
         let hash = link(&self.last, json);
         let mut line = Vec::with_capacity(json.len() + 66);
@@ -285,7 +287,7 @@ impl Open {
 }
 
 /// Encodes a batch. Values are JSON and therefore UTF-8.
-fn text(entries: &Entries, position: Position) -> Vec<u8> {
+fn text(entries: &Entries, position: BatchId) -> Vec<u8> {
     let mut entries: BTreeMap<&str, Option<Cow<'_, str>>> = entries
         .iter()
         .map(|(key, value)| {
@@ -293,7 +295,7 @@ fn text(entries: &Entries, position: Position) -> Vec<u8> {
             (key.as_str(), value)
         })
         .collect();
-    entries.insert(MARK_KEY, Some(position.to_string().into()));
+    entries.insert(POSITION_KEY, Some(position.to_string().into()));
     serde_json::to_vec(&entries).unwrap_or_default()
 }
 
@@ -328,8 +330,8 @@ mod tests {
             .collect()
     }
 
-    fn at(seq: u64) -> Position {
-        Position { id: [7; 16], seq }
+    fn at(seq: u64) -> BatchId {
+        BatchId { id: [7; 16], seq }
     }
 
     fn write(journal: &mut Journal, batch: &[(&str, Option<&str>)]) {
@@ -369,13 +371,13 @@ mod tests {
             write(&mut journal, &[("a", Some(&n.to_string()))]);
         }
         let path = dir.path().join(JOURNAL);
-        let whole = fs::read(&path).unwrap();
-        let last = whole[..whole.len() - 1]
+        let content = fs::read(&path).unwrap();
+        let last = content[..content.len() - 1]
             .iter()
             .rposition(|b| *b == b'\n')
             .unwrap();
-        for length in last + 1..whole.len() {
-            fs::write(&path, &whole[..length]).unwrap();
+        for length in last + 1..content.len() {
+            fs::write(&path, &content[..length]).unwrap();
             assert_eq!(
                 shown(&journal),
                 Ok(Some(vec![("a".to_owned(), "3".to_owned())])),
@@ -383,13 +385,13 @@ mod tests {
             );
         }
         for at in 0..last {
-            let mut damaged = whole.clone();
+            let mut damaged = content.clone();
             damaged[at] ^= 1 << (at % 8);
             fs::write(&path, &damaged).unwrap();
             assert!(shown(&journal).is_err(), "byte {at}");
         }
         // A line that is missing from the middle.
-        let lines: Vec<&[u8]> = whole.split_inclusive(|b| *b == b'\n').collect();
+        let lines: Vec<&[u8]> = content.split_inclusive(|b| *b == b'\n').collect();
         fs::write(&path, [lines[0], lines[1], lines[3], lines[4]].concat()).unwrap();
         assert!(shown(&journal).is_err());
     }
@@ -410,8 +412,8 @@ mod tests {
         assert_eq!(journal.position(), Ok(Some(at(10))));
         journal.roll_back(refused.unwrap());
         assert_eq!(journal.position(), Ok(Some(at(9))));
-        let whole = fs::read(&path).unwrap();
-        fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+        let content = fs::read(&path).unwrap();
+        fs::write(&path, &content[..content.len() - 1]).unwrap();
         assert_eq!(journal.position(), Ok(Some(at(4))), "a torn line");
         assert_eq!(Journal::new(dir.path(), "other").position(), Ok(None));
         let expected = vec![("a".to_owned(), "1".to_owned())];
@@ -428,8 +430,8 @@ mod tests {
         let mut journal = Journal::new(dir.path(), "boot");
         let value = "x".repeat(1 << 20);
         for _ in 0..20 {
-            let whole = || Ok(BTreeMap::from([("a".to_owned(), b"old".to_vec())]));
-            let pending = journal.append(&entries(&[("a", Some(&value))]), at(3), whole);
+            let content = || Ok(BTreeMap::from([("a".to_owned(), b"old".to_vec())]));
+            let pending = journal.append(&entries(&[("a", Some(&value))]), at(3), content);
             journal.confirm(pending.unwrap()).unwrap();
         }
         let length = fs::metadata(dir.path().join(JOURNAL)).unwrap().len();

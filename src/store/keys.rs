@@ -4,7 +4,7 @@
 use super::load::RECOVERY_KEY;
 use super::world::World;
 use crate::api::meta::{Name, Uid};
-use crate::api::rung::Rung;
+use crate::api::rung::Stage;
 
 /// The encoded value of a key in the world. `None`: the object does not exist.
 pub(super) fn encode(world: &World, key: &str) -> Option<Vec<u8>> {
@@ -19,11 +19,11 @@ pub(super) fn encode(world: &World, key: &str) -> Option<Vec<u8>> {
         "lease" => bytes.of(world.leases.get(&name()?)?),
         "vmm-id" => bytes.of(world.vmm_ids.get(&uid()?)?),
         RECOVERY_KEY => bytes.of(world.recovery.as_ref()?),
-        "ground" => bytes.of(world.ground.as_ref()?),
+        "ground" => bytes.of(world.host_network.as_ref()?),
         "page" => {
-            let (uid, rung) = id.split_once('/')?;
-            let rung: Rung = serde_json::from_str(&format!("\"{rung}\"")).ok()?;
-            bytes.of(world.page(uid.parse().ok()?, rung)?)
+            let (uid, stage) = id.split_once('/')?;
+            let rung: Stage = serde_json::from_str(&format!("\"{stage}\"")).ok()?;
+            bytes.of(world.status(uid.parse().ok()?, rung)?)
         }
         _ => None,
     }

@@ -11,35 +11,35 @@ use super::world::World;
 use crate::api::condition::{Condition, Reason, Status};
 use crate::api::meta::{Timestamp, Uid};
 use crate::api::network::NetworkSpec;
-use crate::api::rung::{LADDER, Rung, RungPage};
+use crate::api::rung::{LADDER, Stage, StageStatus};
 use crate::api::vm::Vm;
 
 /// The result of acquiring a stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Gate {
+pub enum Acquisition {
     /// The stage is acquired: continue when the transaction is durable.
-    Open(Box<Vm>),
+    Acquired(Box<Vm>),
     /// The previous stage or the host network is not Ready at this generation, with a message. The VM is enqueued when it is.
-    Closed(String),
+    Waiting(String),
     /// The VM does not exist or is being deleted.
     Gone,
 }
 
 impl World {
-    fn below_is_ready(&self, vm: &Vm, rung: Rung) -> Result<(), String> {
-        let below = LADDER.iter().take_while(|r| **r != rung).last();
-        if let Some(below) = below {
+    fn dependencies_are_ready(&self, vm: &Vm, stage: Stage) -> Result<(), String> {
+        let previous = LADDER.iter().take_while(|r| **r != stage).last();
+        if let Some(below) = previous {
             let ready = self
-                .page(vm.meta.uid, *below)
-                .is_some_and(|page| page.condition.is_true_at(vm.meta.generation));
+                .status(vm.meta.uid, *below)
+                .is_some_and(|status| status.condition.is_true_at(vm.meta.generation));
             if !ready {
                 return Err(format!("waiting for {below}"));
             }
         }
         // From the namespace on, a VM depends on the rules of the host.
-        match rung {
-            Rung::Net | Rung::Firewall if !self.ground_carries(vm, rung) => {
-                let found = self.ground.as_ref().map(|ground| &ground.condition);
+        match stage {
+            Stage::Net | Stage::Firewall if !self.host_network_is_ready(vm, stage) => {
+                let found = self.host_network.as_ref().map(|ground| &ground.condition);
                 let cause = found.filter(|found| found.status != Status::True);
                 Err(match cause.map(|found| found.message.as_str()) {
                     Some(cause) if !cause.is_empty() => {
@@ -52,22 +52,22 @@ impl World {
         }
     }
 
-    fn ground_carries(&self, vm: &Vm, rung: Rung) -> bool {
-        match (&vm.spec.network, rung) {
-            (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_), Rung::Net) => {}
+    fn host_network_is_ready(&self, vm: &Vm, stage: Stage) -> bool {
+        match (&vm.spec.network, stage) {
+            (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_), Stage::Net) => {}
             // The subnet of a VM in CNI mode is known only after the plugins have run.
-            (NetworkSpec::Cni(_), Rung::Firewall) => {}
+            (NetworkSpec::Cni(_), Stage::Firewall) => {}
             (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_) | NetworkSpec::Cni(_), _) => {
                 return true;
             }
         }
-        let Some(ground) = &self.ground else {
+        let Some(host_network) = &self.host_network else {
             return false;
         };
-        ground.condition.status == Status::True
+        host_network.condition.status == Status::True
             && self
                 .lease(&vm.meta.name)
-                .is_some_and(|lease| ground.carries.carries(&lease.address))
+                .is_some_and(|lease| host_network.applied.provide_for(&lease.address))
     }
 }
 
@@ -76,35 +76,40 @@ impl Txn<'_> {
     ///
     /// # Errors
     /// [`Error::Write`].
-    pub fn take_rung(&mut self, uid: Uid, rung: Rung, now: Timestamp) -> Result<Gate, Error> {
+    pub fn acquire(
+        &mut self,
+        uid: Uid,
+        stage: Stage,
+        now: Timestamp,
+    ) -> Result<Acquisition, Error> {
         let Some(vm) = self.world().vm(uid).filter(|vm| !vm.meta.deleting).cloned() else {
-            return Ok(Gate::Gone);
+            return Ok(Acquisition::Gone);
         };
-        let page = self.world().page(uid, rung).cloned();
-        let mut page = page.unwrap_or_else(|| RungPage::initial(now));
-        if let Err(why) = self.world().below_is_ready(&vm, rung) {
+        let status = self.world().status(uid, stage).cloned();
+        let mut page = status.unwrap_or_else(|| StageStatus::initial(now));
+        if let Err(message) = self.world().dependencies_are_ready(&vm, stage) {
             // A stage that is Ready stays Ready; otherwise its condition describes what it waits for.
             if page.condition.status != Status::True {
-                let found = (Status::Unknown, Reason::Waiting, why.clone());
-                self.set_condition(uid, rung, found, vm.meta.generation, now)?;
+                let found = (Status::Unknown, Reason::Waiting, message.clone());
+                self.set_condition(uid, stage, found, vm.meta.generation, now)?;
             }
-            return Ok(Gate::Closed(why));
+            return Ok(Acquisition::Waiting(message));
         }
         if !page.held {
             page.held = true;
-            self.put_page(uid, rung, page)?;
+            self.put_stage_status(uid, stage, page)?;
         }
-        Ok(Gate::Open(Box::new(vm)))
+        Ok(Acquisition::Acquired(Box::new(vm)))
     }
 
     /// Acquires a stage without checking preconditions: for a VM that exists on the host and is adopted.
     ///
     /// # Errors
     /// [`Error::Write`].
-    pub fn hold_rung(&mut self, uid: Uid, rung: Rung, now: Timestamp) -> Result<(), Error> {
-        let page = self.world().page(uid, rung).cloned();
-        let page = page.unwrap_or_else(|| RungPage::initial(now));
-        self.put_page(uid, rung, RungPage { held: true, ..page })
+    pub fn adopt_stage(&mut self, uid: Uid, stage: Stage, now: Timestamp) -> Result<(), Error> {
+        let status = self.world().status(uid, stage).cloned();
+        let page = status.unwrap_or_else(|| StageStatus::initial(now));
+        self.put_stage_status(uid, stage, StageStatus { held: true, ..page })
     }
 
     /// Writes the condition of a stage of a VM. `since` changes only if the status changes.
@@ -114,7 +119,7 @@ impl Txn<'_> {
     pub fn set_condition(
         &mut self,
         uid: Uid,
-        rung: Rung,
+        stage: Stage,
         (status, reason, message): (Status, Reason, String),
         generation: u64,
         now: Timestamp,
@@ -122,8 +127,8 @@ impl Txn<'_> {
         if self.world().vm(uid).is_none() {
             return Ok(());
         }
-        let page = self.world().page(uid, rung).cloned();
-        let mut page = page.unwrap_or_else(|| RungPage::initial(now));
+        let page = self.world().status(uid, stage).cloned();
+        let mut page = page.unwrap_or_else(|| StageStatus::initial(now));
         let since = match page.condition.status == status {
             true => page.condition.since,
             false => now,
@@ -135,18 +140,30 @@ impl Txn<'_> {
             since,
             observed_generation: generation,
         };
-        self.is_observed(uid, rung, status);
-        self.put_page(uid, rung, page)
+        self.record_observed(uid, stage, status);
+        self.put_stage_status(uid, stage, page)
     }
 
     /// Writes the checkpoint of a stage: what it records about the converged state.
     ///
     /// # Errors
     /// [`Error::Write`].
-    pub fn set_mark(&mut self, uid: Uid, rung: Rung, mark: Option<String>) -> Result<(), Error> {
-        match self.world().page(uid, rung).cloned() {
+    pub fn set_checkpoint(
+        &mut self,
+        uid: Uid,
+        stage: Stage,
+        checkpoint: Option<String>,
+    ) -> Result<(), Error> {
+        match self.world().status(uid, stage).cloned() {
             None => Ok(()),
-            Some(page) => self.put_page(uid, rung, RungPage { mark, ..page }),
+            Some(status) => self.put_stage_status(
+                uid,
+                stage,
+                StageStatus {
+                    mark: checkpoint,
+                    ..status
+                },
+            ),
         }
     }
 
@@ -155,21 +172,22 @@ impl Txn<'_> {
     ///
     /// # Errors
     /// [`Error::Write`].
-    pub fn leave_rung(&mut self, uid: Uid, rung: Rung, now: Timestamp) -> Result<bool, Error> {
-        let held_above = LADDER
-            .iter()
-            .filter(|above| **above > rung)
-            .any(|above| self.world().page(uid, *above).is_some_and(|page| page.held));
-        if held_above {
+    pub fn release(&mut self, uid: Uid, stage: Stage, now: Timestamp) -> Result<bool, Error> {
+        let later_is_acquired = LADDER.iter().filter(|above| **above > stage).any(|above| {
+            self.world()
+                .status(uid, *above)
+                .is_some_and(|page| page.held)
+        });
+        if later_is_acquired {
             return Ok(false);
         }
         if let Some(page) = self
             .world()
-            .page(uid, rung)
+            .status(uid, stage)
             .cloned()
             .filter(|page| page.held)
         {
-            let left = RungPage {
+            let released = StageStatus {
                 held: false,
                 mark: None,
                 condition: Condition {
@@ -180,9 +198,9 @@ impl Txn<'_> {
                     ..page.condition
                 },
             };
-            self.put_page(uid, rung, left)?;
+            self.put_stage_status(uid, stage, released)?;
         }
-        self.remove_if_free(uid)?;
+        self.remove_if_released(uid)?;
         Ok(true)
     }
 
@@ -190,9 +208,9 @@ impl Txn<'_> {
     ///
     /// # Errors
     /// [`Error::Write`].
-    pub fn remove_if_free(&mut self, uid: Uid) -> Result<(), Error> {
-        let free = self.world().vm(uid).is_some_and(|vm| vm.meta.deleting);
-        if free && !self.world().is_held(uid) {
+    pub fn remove_if_released(&mut self, uid: Uid) -> Result<(), Error> {
+        let removable = self.world().vm(uid).is_some_and(|vm| vm.meta.deleting);
+        if removable && !self.world().has_acquired_stage(uid) {
             self.remove_vm(uid)?;
         }
         Ok(())

@@ -12,7 +12,7 @@ use crate::api::host_group::MAX_COUNT;
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::Timestamp;
 use crate::api::network::{Addresses, Block, BridgeSpec, NetworkSpec};
-use crate::api::rung::Rung;
+use crate::api::rung::Stage;
 use crate::api::vm::Vm;
 
 /// Why a VM name gets no address.
@@ -34,7 +34,7 @@ pub enum LeaseError {
     #[error(
         "`addresses` lists {listed}, and none is left for a VM made on demand: the first {counted} are reserved for the VMs of `count`"
     )]
-    ListUsedUp {
+    ListExhausted {
         /// The number of addresses in the list.
         listed: usize,
         /// The number of addresses that are reserved for the VMs of `count`.
@@ -57,25 +57,25 @@ impl Txn<'_> {
     pub fn lease(&mut self, vm: &Vm, now: Timestamp) -> Result<Option<Lease>, LeaseError> {
         let world = self.world();
         // The lease of a VM whose Net stage is acquired never changes, even if the group has changed.
-        let standing = world.page(vm.meta.uid, Rung::Net);
-        let standing = standing.is_some_and(|page| page.held);
+        let net_acquired = world.status(vm.meta.uid, Stage::Net);
+        let standing = net_acquired.is_some_and(|page| page.held);
         if let NetworkSpec::Cni(spec) = &vm.spec.network {
-            let noted = world.lease(&vm.meta.name).cloned();
-            let plugged = |lease: &Lease| match &lease.address {
+            let existing = world.lease(&vm.meta.name).cloned();
+            let is_valid = |lease: &Lease| match &lease.address {
                 Address::Plugged { plugged, .. } => {
                     standing || spec.cni.allow(vm.index, plugged.ip())
                 }
                 Address::Block { .. } | Address::Bridged { .. } => false,
             };
             // The lease dates from before the group was switched to CNI or requested another address.
-            if !standing && noted.as_ref().is_some_and(|lease| !plugged(lease)) {
+            if !standing && existing.as_ref().is_some_and(|lease| !is_valid(lease)) {
                 self.remove_lease(&vm.meta.name)?;
             }
-            return Ok(noted.filter(plugged));
+            return Ok(existing.filter(is_valid));
         }
         let pool = world.pool(&vm.group).cloned().ok_or(LeaseError::NoPool)?;
         if let Some(lease) = world.lease(&vm.meta.name)
-            && (standing || gives(&pool, vm.index, &vm.spec.network, &lease.address))
+            && (standing || is_valid_address(&pool, vm.index, &vm.spec.network, &lease.address))
         {
             return Ok(Some(lease.clone()));
         }
@@ -106,7 +106,7 @@ impl Txn<'_> {
 }
 
 /// Whether an address is valid for a VM of a group with this pool.
-pub fn gives(pool: &Pool, index: u32, network: &NetworkSpec, address: &Address) -> bool {
+pub fn is_valid_address(pool: &Pool, index: u32, network: &NetworkSpec, address: &Address) -> bool {
     match (network, address) {
         (NetworkSpec::Isolated(_), Address::Block { pool: range, .. }) => *range == pool.range,
         (
@@ -158,21 +158,23 @@ impl World {
             Addresses::Listed(listed) if vm.index > MAX_COUNT => {
                 let group = self.group(&vm.group);
                 let counted = group.map_or(0, |group| group.spec.count as usize);
-                let mut left = listed.iter().skip(counted).copied();
-                return left
-                    .find(|ip| !self.bridged.contains(ip) && *ip != gateway)
-                    .ok_or(LeaseError::ListUsedUp {
+                let mut on_demand_addresses = listed.iter().skip(counted).copied();
+                return on_demand_addresses
+                    .find(|ip| !self.bridge_addresses.contains(ip) && *ip != gateway)
+                    .ok_or(LeaseError::ListExhausted {
                         listed: listed.len(),
                         counted: counted.min(listed.len()),
                     });
             }
             Addresses::Listed(listed) => {
-                let place = vm.index.saturating_sub(1) as usize;
-                let ip = listed.get(place).ok_or(LeaseError::NotListed(vm.index))?;
+                let position = vm.index.saturating_sub(1) as usize;
+                let ip = listed
+                    .get(position)
+                    .ok_or(LeaseError::NotListed(vm.index))?;
                 // The VM's own previous lease, even on another bridge, does not block the address.
                 let own = self.lease(&vm.meta.name).map(|lease| lease.address.ip());
-                return match self.bridged.contains(ip) && own != Some(*ip) {
-                    true => Err(LeaseError::Taken(*ip, self.holder(*ip))),
+                return match self.bridge_addresses.contains(ip) && own != Some(*ip) {
+                    true => Err(LeaseError::Taken(*ip, self.owner_of(*ip))),
                     false => Ok(*ip),
                 };
             }
@@ -190,7 +192,7 @@ impl World {
             .map(Ipv4Addr::from)
             .find(|ip| {
                 *ip != gateway
-                    && !self.bridged.contains(ip)
+                    && !self.bridge_addresses.contains(ip)
                     && !pool.in_use.contains(&Ipv4Network::from(*ip))
                     && !reserved.contains(ip)
             })
@@ -201,11 +203,11 @@ impl World {
     }
 
     /// The VM that has an address of a bridge, for messages.
-    fn holder(&self, ip: Ipv4Addr) -> String {
-        let bridged = |lease: &&Lease| {
+    fn owner_of(&self, ip: Ipv4Addr) -> String {
+        let has_address = |lease: &&Lease| {
             lease.address.ip() == ip && matches!(lease.address, Address::Bridged { .. })
         };
-        let lease = self.leases().find(bridged);
+        let lease = self.leases().find(has_address);
         lease.map_or("another VM".to_owned(), |lease| {
             format!("vm/{}", lease.name)
         })

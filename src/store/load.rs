@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::disk::Pair;
-use super::unknown::Unknown;
+use super::unknown::UnknownFields;
 use super::world::{Recovery, World};
 use crate::api::lease::Lease;
 use crate::api::meta::Uid;
@@ -15,7 +15,7 @@ use crate::api::vm::Vm;
 /// The format number, inside the database.
 pub(super) const FORMAT_KEY: &str = "format";
 /// The database's own position record: part of every batch, and not part of the content digest.
-pub(super) const MARK_KEY: &str = "seal";
+pub(super) const POSITION_KEY: &str = "seal";
 /// Exists until the state of a database that was set aside is recovered.
 pub(super) const RECOVERY_KEY: &str = "recovery";
 /// The number of the reserve ([`super::reserve`]) up to which its entries are in the database.
@@ -29,19 +29,19 @@ pub(super) fn world(pairs: &[Pair]) -> Result<World, String> {
     let mut world = World::default();
     for (key, value) in pairs {
         let key = std::str::from_utf8(key).map_err(|_| "a key is not valid UTF-8".to_owned())?;
-        take_in(&mut world, key, value).map_err(|e| format!("{key}: {e}"))?;
+        decode_into(&mut world, key, value).map_err(|e| format!("{key}: {e}"))?;
     }
     Ok(world)
 }
 
-pub(super) fn take_in(world: &mut World, key: &str, value: &[u8]) -> Result<(), String> {
+pub(super) fn decode_into(world: &mut World, key: &str, value: &[u8]) -> Result<(), String> {
     let (kind, id) = key.split_once('/').unwrap_or((key, ""));
     let name = || id.parse().map_err(|e| format!("{e}"));
     let unknown = &mut world.unknown;
     match kind {
-        FORMAT_KEY | MARK_KEY => {}
+        FORMAT_KEY | POSITION_KEY => {}
         RESERVE_KEY => {
-            world.reserve_taken = serde_json::from_slice(value).map_err(|e| e.to_string())?;
+            world.reserve_number = serde_json::from_slice(value).map_err(|e| e.to_string())?;
         }
         RECOVERY_KEY => world.recovery = Some(json::<Recovery>(unknown, key, value)?),
         "group" => {
@@ -52,8 +52,8 @@ pub(super) fn take_in(world: &mut World, key: &str, value: &[u8]) -> Result<(), 
         }
         "vm" => {
             let vm: Vm = json(unknown, key, value)?;
-            let place = world.by_group.entry(vm.group.clone()).or_default();
-            place.insert(vm.index, vm.meta.uid);
+            let indexes = world.by_group.entry(vm.group.clone()).or_default();
+            indexes.insert(vm.index, vm.meta.uid);
             if vm.on_demand.is_some() {
                 world.on_demand.insert(vm.meta.name.clone(), vm.meta.uid);
             }
@@ -61,7 +61,7 @@ pub(super) fn take_in(world: &mut World, key: &str, value: &[u8]) -> Result<(), 
         }
         "lease" => {
             let lease: Lease = json(unknown, key, value)?;
-            world.note_lease(lease);
+            world.insert_lease(lease);
         }
         "page" => {
             let (uid, rung) = id
@@ -70,26 +70,30 @@ pub(super) fn take_in(world: &mut World, key: &str, value: &[u8]) -> Result<(), 
             let uid: Uid = uid.parse().map_err(|e| format!("{e}"))?;
             let rung =
                 serde_json::from_value(Value::String(rung.into())).map_err(|e| e.to_string())?;
-            let page = json(unknown, key, value)?;
-            world.pages.entry(uid).or_default().insert(rung, page);
+            let status = json(unknown, key, value)?;
+            world
+                .stage_statuses
+                .entry(uid)
+                .or_default()
+                .insert(rung, status);
         }
         "vmm-id" => {
             let uid: Uid = id.parse().map_err(|e| format!("{e}"))?;
             let id = json(unknown, key, value)?;
-            world.note_vmm_id(uid, id);
+            world.insert_vmm_id(uid, id);
         }
-        "ground" => world.ground = Some(json(unknown, key, value)?),
+        "ground" => world.host_network = Some(json(unknown, key, value)?),
         other => return Err(format!("unknown kind {other:?}")),
     }
     Ok(())
 }
 
 fn json<T: Serialize + DeserializeOwned>(
-    unknown: &mut Unknown,
+    unknown: &mut UnknownFields,
     key: &str,
     bytes: &[u8],
 ) -> Result<T, String> {
     let value = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-    unknown.note(key, bytes, &value)?;
+    unknown.record(key, bytes, &value)?;
     Ok(value)
 }

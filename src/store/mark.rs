@@ -12,7 +12,7 @@ pub(super) const LENGTH: usize = 72;
 
 /// A position in the log of a database, with digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Mark {
+pub(super) struct LogPosition {
     /// The id of the database: chosen at random when it is created.
     pub id: [u8; 16],
     /// Grows with every batch that is attempted; a failed batch leaves a gap.
@@ -20,21 +20,21 @@ pub(super) struct Mark {
     /// The value of the chain before this batch.
     pub before: u128,
     /// The digest of all keys and values after this batch.
-    pub content: Content,
+    pub content: ContentDigest,
     /// The value of the chain: the hash of all fields above. It also verifies an encoded position.
     pub chain: u128,
 }
 
 /// The database id and the batch number: a [`Mark`] without digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Position {
+pub(super) struct BatchId {
     /// [`Mark::id`].
     pub id: [u8; 16],
     /// [`Mark::seq`].
     pub seq: u64,
 }
 
-impl Position {
+impl BatchId {
     /// Parses the text form. `None`: the text is not a valid position.
     pub fn parse(text: &str) -> Option<Self> {
         let (id, seq) = text.split_once(' ')?;
@@ -47,20 +47,20 @@ impl Position {
     }
 }
 
-impl fmt::Display for Position {
+impl fmt::Display for BatchId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x} {}", u128::from_be_bytes(self.id), self.seq)
     }
 }
 
-impl Mark {
+impl LogPosition {
     /// The position before the first batch. `content` is empty, unless the database is converted from an earlier format.
-    pub fn first(id: [u8; 16], content: Content) -> Self {
+    pub fn first(id: [u8; 16], content: ContentDigest) -> Self {
         Self::linked(id, 0, 0, content)
     }
 
     /// The position after one more batch.
-    pub fn next(&self, seq: u64, content: Content) -> Self {
+    pub fn next(&self, seq: u64, content: ContentDigest) -> Self {
         Self::linked(self.id, seq, self.chain, content)
     }
 
@@ -69,7 +69,7 @@ impl Mark {
         self.id == earlier.id && self.seq > earlier.seq && self.before == earlier.chain
     }
 
-    fn linked(id: [u8; 16], seq: u64, before: u128, content: Content) -> Self {
+    fn linked(id: [u8; 16], seq: u64, before: u128, content: ContentDigest) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("slicectl store: chain of batches");
         hasher.update(&id);
         hasher.update(&seq.to_le_bytes());
@@ -80,7 +80,7 @@ impl Mark {
             seq,
             before,
             content,
-            chain: short(&hasher),
+            chain: short_hash(&hasher),
         }
     }
 
@@ -108,17 +108,17 @@ impl Mark {
         let mut seq = [0; 8];
         seq.copy_from_slice(&bytes[16..24]);
         let seq = u64::from_le_bytes(seq);
-        let mark = Self::linked(id, seq, number(24), Content(number(40)));
-        (mark.chain == number(56)).then_some(mark)
+        let position = Self::linked(id, seq, number(24), ContentDigest(number(40)));
+        (position.chain == number(56)).then_some(position)
     }
 }
 
 /// A digest of a set of keys with their values that does not depend on their order: the sum of the hashes of all pairs. A batch
 /// updates it with the pairs that it changes; when the database is opened, it is computed over all pairs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Content(u128);
+pub(super) struct ContentDigest(u128);
 
-impl Content {
+impl ContentDigest {
     /// Adds a key with its new value.
     pub fn add(&mut self, key: &[u8], value: &[u8]) {
         self.0 = self.0.wrapping_add(hash(key, value));
@@ -135,11 +135,11 @@ fn hash(key: &[u8], value: &[u8]) -> u128 {
     hasher.update(&(key.len() as u64).to_le_bytes());
     hasher.update(key);
     hasher.update(value);
-    short(&hasher)
+    short_hash(&hasher)
 }
 
 /// The first half of a hash. It protects against accidents, not against an adversary, who would need to be root.
-pub(super) fn short(hasher: &blake3::Hasher) -> u128 {
+pub(super) fn short_hash(hasher: &blake3::Hasher) -> u128 {
     let mut half = [0; 16];
     half.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
     u128::from_le_bytes(half)
@@ -147,29 +147,29 @@ pub(super) fn short(hasher: &blake3::Hasher) -> u128 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Content, Mark, Position};
+    use super::{BatchId, ContentDigest, LogPosition};
 
     #[test]
     fn a_position_with_digests_is_read_back_and_any_flipped_bit_is_detected() {
-        let mut content = Content::default();
+        let mut content = ContentDigest::default();
         content.add(b"key", b"value");
-        let mark = Mark::first([7; 16], Content::default()).next(3, content);
-        let bytes = mark.encode();
-        assert_eq!(Mark::decode(&bytes), Some(mark));
+        let position = LogPosition::first([7; 16], ContentDigest::default()).next(3, content);
+        let bytes = position.encode();
+        assert_eq!(LogPosition::decode(&bytes), Some(position));
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes;
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Mark::decode(&damaged), None, "bit {bit}");
+            assert_eq!(LogPosition::decode(&damaged), None, "bit {bit}");
         }
-        assert_eq!(Mark::decode(&bytes[1..]), None);
+        assert_eq!(LogPosition::decode(&bytes[1..]), None);
     }
 
     #[test]
     fn a_digest_depends_on_the_content_and_not_on_the_order_of_changes() {
-        let mut straight = Content::default();
+        let mut straight = ContentDigest::default();
         straight.add(b"a", b"1");
         straight.add(b"b", b"2");
-        let mut around = Content::default();
+        let mut around = ContentDigest::default();
         for (key, value) in [(b"b", b"2"), (b"c", b"3"), (b"a", b"0")] {
             around.add(key, value);
         }
@@ -178,7 +178,7 @@ mod tests {
         around.remove(b"a", b"0");
         around.add(b"a", b"1");
         assert_eq!(straight, around);
-        let (mut long_key, mut long_value) = (Content::default(), Content::default());
+        let (mut long_key, mut long_value) = (ContentDigest::default(), ContentDigest::default());
         long_key.add(b"ab", b"c");
         long_value.add(b"a", b"bc");
         assert_ne!(long_key, long_value);
@@ -187,24 +187,24 @@ mod tests {
     #[test]
     fn a_position_is_parsed_and_any_other_text_is_refused() {
         for (id, seq) in [([0; 16], 0), ([7; 16], 12), ([255; 16], u64::MAX)] {
-            let position = Position { id, seq };
-            assert_eq!(Position::parse(&position.to_string()), Some(position));
+            let position = BatchId { id, seq };
+            assert_eq!(BatchId::parse(&position.to_string()), Some(position));
         }
         let short = "07 3";
         let signed = format!("{} +3", "0".repeat(32));
         for other in ["", "3", short, &signed, &format!("{} ", "0".repeat(32))] {
-            assert_eq!(Position::parse(other), None, "{other:?}");
+            assert_eq!(BatchId::parse(other), None, "{other:?}");
         }
     }
 
     #[test]
     fn a_position_follows_only_its_predecessor() {
-        let first = Mark::first([7; 16], Content::default());
-        let second = first.next(1, Content::default());
-        let other = first.next(2, Content::default());
+        let first = LogPosition::first([7; 16], ContentDigest::default());
+        let second = first.next(1, ContentDigest::default());
+        let other = first.next(2, ContentDigest::default());
         assert!(second.follows(&first) && other.follows(&first));
         assert!(!first.follows(&second) && !second.follows(&second));
-        assert!(!other.next(3, Content::default()).follows(&second));
-        assert!(!Mark::first([8; 16], Content::default()).follows(&first));
+        assert!(!other.next(3, ContentDigest::default()).follows(&second));
+        assert!(!LogPosition::first([8; 16], ContentDigest::default()).follows(&first));
     }
 }

@@ -60,21 +60,21 @@ pub use degraded::ReadOnly;
 pub use durable::Durable;
 pub use events::Events;
 pub use journal::JOURNAL;
-pub use ladder::Gate;
-pub use lease::{LeaseError, gives};
+pub use ladder::Acquisition;
+pub use lease::{LeaseError, is_valid_address};
 pub use open::Opened;
 pub use seal::RunCopy;
 pub use tombstones::TOMBSTONES;
 pub use txn::Txn;
-pub use world::{Contest, Footing, Ground, HostFault, Pool, World};
+pub use world::{ConflictingWriter, HostFault, HostNetworkStatus, HostRequirements, Pool, World};
 
 use backing::Batch;
 use degraded::Degraded;
-use durable::Awaits;
+use durable::PendingCommit;
 use progress::{Number, Progress};
-use tombstones::Known;
+use tombstones::TombstoneSet;
 use txn::Kind;
-use writer::{Disk, Failure};
+use writer::{DiskThread, Failure};
 
 /// The number of changes that are buffered for a slow watcher; one that falls further behind must read everything again.
 const WATCH_BACKLOG: usize = 4096;
@@ -106,30 +106,30 @@ pub enum Change {
     /// A VM object was written or removed.
     Vm(Uid),
     /// The status of a stage of a VM was written.
-    Page(Uid),
+    StageStatus(Uid),
     /// All stages of a VM were observed for the first time by this process, or the observation of a stage failed. Nothing that is stored
     /// has changed.
     Observed(Uid),
     /// A lease was written or removed.
     Lease(Name),
     /// The host requirements: what the rules and bridges of the host must provide.
-    Ground,
+    HostNetwork,
     /// Changes that were refused may be accepted now: everything must be read again.
     Everything,
 }
 
 /// The initial state of a store.
 #[derive(Default)]
-struct Beginning {
+struct InitialState {
     world: World,
-    tombstones: Known,
-    why_read_only: Option<String>,
+    tombstones: TombstoneSet,
+    read_only_reason: Option<String>,
     notes: Vec<String>,
     restricted: Vec<Name>,
 }
 
 /// The state that the run directory contains of a database that is lost.
-pub enum Recalled {
+pub enum RunDirState {
     /// Nothing to recover: the database is intact, or there is no journal of this boot.
     Nothing,
     /// Everything that was acknowledged in this boot.
@@ -153,7 +153,7 @@ struct Shared {
     changes: broadcast::Sender<Change>,
     events: Events,
     degraded: Mutex<Option<Degraded>>,
-    tombstones: Known,
+    tombstones: TombstoneSet,
     progress: Progress,
     /// Notes made when the store was opened.
     notes: Vec<String>,
@@ -170,38 +170,38 @@ struct Commit {
     undo: Vec<txn::Undo>,
     changes: Vec<Change>,
     /// Receives the result, if a caller waits for it.
-    told: Option<oneshot::Sender<Result<(), Error>>>,
+    reply: Option<oneshot::Sender<Result<(), Error>>>,
 }
 
 /// Whether the caller waits until a transaction is on the disk.
-enum Awaited<'a> {
-    Yes,
+enum WaitScope<'a> {
+    All,
     /// As `Yes`; a transaction that changes nothing waits only for pending changes of these objects.
-    Of(&'a [Change]),
-    No,
+    Objects(&'a [Change]),
+    Nothing,
 }
 
 impl Store {
-    /// Creates a store with this content. `write` makes a batch durable within `patience`.
+    /// Creates a store with this content. `write` makes a batch durable within `timeout`.
     #[cfg(test)]
-    fn over(
+    fn with_write(
         world: World,
         write: impl FnMut(Batch) -> Result<(), Failure> + Send + 'static,
-        patience: Duration,
+        timeout: Duration,
     ) -> std::io::Result<Self> {
-        let state = Beginning {
+        let state = InitialState {
             world,
-            ..Beginning::default()
+            ..InitialState::default()
         };
-        Self::start(state, write, patience)
+        Self::start(state, write, timeout)
     }
 
     fn start(
-        state: Beginning,
+        state: InitialState,
         write: impl FnMut(Batch) -> Result<(), Failure> + Send + 'static,
-        patience: Duration,
+        timeout: Duration,
     ) -> std::io::Result<Self> {
-        let disk = Disk::start(write, patience)?;
+        let disk = DiskThread::start(write, timeout)?;
         let (queue, commits) = std::sync::mpsc::channel();
         let (changes, _) = broadcast::channel(WATCH_BACKLOG);
         let shared = Arc::new(Shared {
@@ -211,19 +211,19 @@ impl Store {
             stuck: CancellationToken::new(),
             changes,
             events: Events::default(),
-            degraded: Mutex::new(state.why_read_only.clone().map(Degraded::new)),
+            degraded: Mutex::new(state.read_only_reason.clone().map(Degraded::new)),
             progress: Progress::default(),
             tombstones: state.tombstones,
             notes: state.notes,
             restricted: state.restricted,
         });
-        if let Some(why) = state.why_read_only {
-            shared.tell_degraded(&why);
+        if let Some(reason) = state.read_only_reason {
+            shared.report_degraded(&reason);
         }
-        let for_writer = Arc::downgrade(&shared);
+        let weak = Arc::downgrade(&shared);
         let writer = std::thread::Builder::new()
             .name("store".into())
-            .spawn(move || writer::write_commits(disk, &commits, &for_writer))?;
+            .spawn(move || writer::write_commits(disk, &commits, &weak))?;
         *lock(&shared.writer) = Some(writer);
         Ok(Self { shared })
     }
@@ -243,9 +243,9 @@ impl Store {
         self.shared.tombstones.all()
     }
 
-    /// Reads the world. `look` must be short: writers wait meanwhile.
-    pub fn read<T>(&self, look: impl FnOnce(&World) -> T) -> T {
-        look(&lock(&self.shared.world))
+    /// Reads the world. `f` must be short: writers wait meanwhile.
+    pub fn read<T>(&self, f: impl FnOnce(&World) -> T) -> T {
+        f(&lock(&self.shared.world))
     }
 
     /// Changes the world in one transaction; if `change` fails, nothing changes. The transaction is durable when this returns.
@@ -269,7 +269,7 @@ impl Store {
         &self,
         change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
     ) -> Result<(T, Durable), E> {
-        self.queue(&Awaited::Yes, change)
+        self.queue(&WaitScope::All, change)
     }
 
     /// As [`Store::write`], but does not wait: the change becomes durable soon, after all earlier changes. For observations, which are
@@ -281,7 +281,7 @@ impl Store {
         &self,
         change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let (value, _nobody_waits) = self.queue(&Awaited::No, change)?;
+        let (value, _nobody_waits) = self.queue(&WaitScope::Nothing, change)?;
         Ok(value)
     }
 
@@ -289,13 +289,13 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::write`].
-    pub async fn recall<T, E: From<Error>>(
+    pub async fn write_observation<T, E: From<Error>>(
         &self,
         change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let observed = |txn: &mut Txn<'_>| {
             let value = change(txn)?;
-            txn.is_observation();
+            txn.mark_observation();
             Ok(value)
         };
         self.write(observed).await
@@ -304,7 +304,7 @@ impl Store {
     /// Changes the world and queues the change for the disk.
     fn queue<T, E: From<Error>>(
         &self,
-        awaited: &Awaited<'_>,
+        scope: &WaitScope<'_>,
         change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
     ) -> Result<(T, Durable), E> {
         let mut world = lock(&self.shared.world);
@@ -316,59 +316,59 @@ impl Store {
                 return Err(error);
             }
         };
-        let done = txn.finish();
-        if done.writes.is_empty() && done.buried.is_empty() && !done.begins {
-            let seen = match awaited {
-                Awaited::Yes => self.shared.progress.pending(),
-                Awaited::Of(about) => self.shared.progress.pending_of(about),
-                Awaited::No => None,
+        let finished = txn.finish();
+        if finished.writes.is_empty() && finished.buried.is_empty() && !finished.begins {
+            let pending = match scope {
+                WaitScope::All => self.shared.progress.pending(),
+                WaitScope::Objects(objects) => self.shared.progress.pending_of(objects),
+                WaitScope::Nothing => None,
             };
             drop(world);
-            self.shared.tell(done.changes);
-            return Ok((value, self.seen(seen)));
+            self.shared.notify(finished.changes);
+            return Ok((value, self.durable_at(pending)));
         }
-        let (told, durable) = match awaited {
-            Awaited::No => (None, Awaits::Nothing),
-            Awaited::Yes | Awaited::Of(_) => {
+        let (reply, durable) = match scope {
+            WaitScope::Nothing => (None, PendingCommit::Nothing),
+            WaitScope::All | WaitScope::Objects(_) => {
                 let (told, durable) = oneshot::channel();
-                (Some(told), Awaits::Told(durable))
+                (Some(told), PendingCommit::Own(durable))
             }
         };
-        let changes = done.changes.clone();
+        let changes = finished.changes.clone();
         let mut commit = Commit {
             number: 0,
             batch: Batch {
-                entries: done.writes.into_iter().collect(),
-                condemned: done.condemned,
-                buried: done.buried,
-                begins: done.begins,
-                restricts: done.kind == Kind::Restriction,
+                entries: finished.writes.into_iter().collect(),
+                deleting: finished.condemned,
+                removed: finished.buried,
+                ends_recovery: finished.begins,
+                restricts: finished.kind == Kind::Restriction,
                 to_reserve: false,
             },
-            kind: done.kind,
-            undo: done.undo,
-            changes: done.changes,
-            told,
+            kind: finished.kind,
+            undo: finished.undo,
+            changes: finished.changes,
+            reply,
         };
-        if self.shared.keep(&world, &commit) {
+        if self.shared.keep_in_memory(&world, &commit) {
             drop(world);
-            self.shared.tell(changes);
+            self.shared.notify(changes);
             return Ok((value, Durable::default()));
         }
-        let number = self.shared.progress.made(&changes);
+        let number = self.shared.progress.add(&changes);
         commit.number = number;
         // Queued while the world is locked: commits reach the disk in the order in which they were made.
-        let unsent = match lock(&self.shared.queue).as_ref() {
+        let rejected = match lock(&self.shared.queue).as_ref() {
             Some(queue) => queue.send(commit).err().map(|unsent| unsent.0),
             None => Some(commit),
         };
-        if let Some(unsent) = unsent {
+        if let Some(unsent) = rejected {
             unsent.undo(&mut world);
-            self.shared.progress.taken_back(number, number);
-            return Err(self.shared.no_more().into());
+            self.shared.progress.rolled_back(number, number);
+            return Err(self.shared.queue_error().into());
         }
         drop(world);
-        self.shared.tell(changes);
+        self.shared.notify(changes);
         Ok((value, Durable(durable)))
     }
 
@@ -387,8 +387,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Write`] or [`Error::Stuck`].
-    pub async fn recovered(&self) -> Result<(), Error> {
-        self.recall(|txn| txn.end_recovery()).await
+    pub async fn end_recovery(&self) -> Result<(), Error> {
+        self.write_observation(|txn| txn.end_recovery()).await
     }
 
     /// The events for users.
@@ -414,11 +414,11 @@ impl Store {
     }
 }
 
-fn taken_back() -> Error {
+fn rolled_back_error() -> Error {
     Error::Write("the change was rolled back; see the log".into())
 }
 
-fn closed() -> Error {
+fn closed_error() -> Error {
     Error::Write("the database is closed".into())
 }
 

@@ -12,14 +12,14 @@ use std::path::{Path, PathBuf};
 use super::Error;
 use super::database::{Batch, Database};
 use super::disk::{self, OpenError, Pair, Raw};
-use super::evidence::Copies;
-use super::format::{self, FORMAT, Said, UNSEALED};
-use super::load::{self, FORMAT_KEY, MARK_KEY, RECOVERY_KEY};
-use super::mark::{Content, Mark};
+use super::evidence::RecordCopies;
+use super::format::{self, FORMAT, FORMAT_WITHOUT_RECORD, FormatFile};
+use super::load::{self, FORMAT_KEY, POSITION_KEY, RECOVERY_KEY};
+use super::mark::{ContentDigest, LogPosition};
 use super::seal::RunCopy;
-use super::sync::{self, Written};
-use super::verify::{Inside, Verdict, verify};
-use super::witness::Witnesses;
+use super::sync::{self, SledFiles};
+use super::verify::{DatabaseState, Verification, verify};
+use super::witness::BootEvidence;
 use super::world::{Recovery, World};
 use super::writer::Failure;
 
@@ -49,13 +49,13 @@ pub(super) struct Open {
 }
 
 /// The files of a state directory.
-struct Place<'a> {
+struct StateFiles<'a> {
     dir: &'a Path,
     db: PathBuf,
     seal: PathBuf,
     format: PathBuf,
     run: Option<&'a RunCopy>,
-    witnesses: &'a Witnesses<'a>,
+    witnesses: &'a BootEvidence<'a>,
 }
 
 /// Opens or creates the database in `dir`.
@@ -65,9 +65,9 @@ struct Place<'a> {
 pub(super) fn open(
     dir: &Path,
     run: Option<&RunCopy>,
-    witnesses: &Witnesses<'_>,
+    witnesses: &BootEvidence<'_>,
 ) -> Result<Open, Error> {
-    let place = Place {
+    let files = StateFiles {
         dir,
         db: dir.join("db"),
         seal: dir.join("seal"),
@@ -75,84 +75,90 @@ pub(super) fn open(
         run,
         witnesses,
     };
-    let refuse = |why: String| Error::Open {
-        path: place.db.display().to_string(),
-        why,
+    let error_of = |reason: String| Error::Open {
+        path: files.db.display().to_string(),
+        why: reason,
     };
-    sync::make_dir(dir).map_err(|error| refuse(error.to_string()))?;
-    match place.open() {
+    sync::make_dir(dir).map_err(|error| error_of(error.to_string()))?;
+    match files.open() {
         Ok(open) => Ok(open),
         Err(OpenError::Damaged(why)) => {
-            let path = place
+            let path = files
                 .set_aside()
-                .map_err(|error| refuse(format!("{why}; it cannot be set aside: {error}")))?;
+                .map_err(|error| error_of(format!("{why}; it cannot be set aside: {error}")))?;
             let recovery = Recovery { path, why };
-            place.begin_anew(&recovery).map_err(|error| {
-                refuse(format!(
+            files.create_new(&recovery).map_err(|error| {
+                error_of(format!(
                     "{}; a new one cannot be created: {error}",
                     recovery.why
                 ))
             })
         }
-        Err(error @ (OpenError::Held | OpenError::Refused(_))) => Err(refuse(error.to_string())),
+        Err(error @ (OpenError::InUse | OpenError::Refused(_))) => Err(error_of(error.to_string())),
     }
 }
 
-impl Place<'_> {
+impl StateFiles<'_> {
     /// Opens the existing database if it is what was acknowledged, or creates the first one.
     fn open(&self) -> Result<Open, OpenError> {
-        let said = format::read(&self.format)
+        let found_format = format::read(&self.format)
             .map_err(|error| OpenError::Refused(format!("{}: {error}", self.format.display())))?;
-        if let Said::Other(other) = said {
-            return Err(OpenError::Refused(format::refusal(other)));
+        if let FormatFile::Other(other) = found_format {
+            return Err(OpenError::Refused(format::unsupported_message(other)));
         }
-        let copies = Copies::find(&self.seal, self.run, said)?;
+        let copies = RecordCopies::find(&self.seal, self.run, found_format)?;
         let evidence = copies.evidence();
         match fs::symlink_metadata(&self.db) {
-            Ok(_) if !evidence.sealed => self.look_without_touching()?,
+            Ok(_) if !evidence.has_record => self.check_copy()?,
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                if let Some(why) = evidence.loss() {
-                    return Err(OpenError::Damaged(why));
+                if let Some(reason) = evidence.loss() {
+                    return Err(OpenError::Damaged(reason));
                 }
             }
             Err(error) => return Err(error.into()),
         }
         let raw = disk::open(&self.db)?;
-        let (inside, pairs) = look_inside(&raw)?;
-        let verdict = verify(&evidence, &inside).map_err(OpenError::Damaged)?;
-        let world = load::world(&pairs).map_err(not_understood)?;
-        if let Verdict::Whole(mark) = &verdict
+        let (state, pairs) = read_content(&raw)?;
+        let verdict = verify(&evidence, &state).map_err(OpenError::Damaged)?;
+        let world = load::world(&pairs).map_err(undecodable)?;
+        if let Verification::Whole(position) = &verdict
             && evidence.run.is_none()
-            && let Some(why) = self.witnesses.objection(mark, &world)
+            && let Some(why) = self.witnesses.outdated_reason(position, &world)
         {
             return Err(OpenError::Damaged(why));
         }
         let mut notes = Vec::new();
-        if said == Said::Nonsense || (said == Said::Nothing && inside.mark.is_some()) {
+        if found_format == FormatFile::Invalid
+            || (found_format == FormatFile::Missing && state.position.is_some())
+        {
             notes.push(format!(
                 "{} was missing or damaged and was written again",
                 self.format.display()
             ));
         }
-        let (mark, begin) = match verdict {
-            Verdict::Whole(mark) => (mark, false),
-            Verdict::Begin(Some(mark)) => (mark, true),
-            Verdict::Begin(None) => (Mark::first(random_id(), inside.content), true),
+        let (mark, is_first_batch) = match verdict {
+            Verification::Whole(mark) => (mark, false),
+            Verification::Uninitialized(Some(mark)) => (mark, true),
+            Verification::Uninitialized(None) => {
+                (LogPosition::first(random_id(), state.content), true)
+            }
         };
-        if begin && !inside.empty {
+        if is_first_batch && !state.empty {
             notes.push(format!(
-                "the database was of format {UNSEALED} and is now of format {FORMAT}"
+                "the database was of format {FORMAT_WITHOUT_RECORD} and is now of format {FORMAT}"
             ));
         }
-        let mut database = self.take(raw, copies, mark, &mut notes)?;
-        match said {
-            Said::Ours => {}
+        let mut database = self.establish_records(raw, copies, mark, &mut notes)?;
+        match found_format {
+            FormatFile::Current => {}
             // Adds the checksum. A failure does not matter: the file can be read without it.
-            Said::OursUnchecked => drop(format::write(&self.format)),
-            Said::Nothing | Said::Nonsense | Said::Other(_) => format::write(&self.format)?,
+            FormatFile::CurrentUnchecked => drop(format::write(&self.format)),
+            FormatFile::Missing | FormatFile::Invalid | FormatFile::Other(_) => {
+                format::write(&self.format)?
+            }
         }
-        if begin {
+        if is_first_batch {
             commit(&mut database, None)?;
         }
         let opened = match &world.recovery {
@@ -160,7 +166,7 @@ impl Place<'_> {
                 path: path.clone(),
                 why: why.clone(),
             },
-            None if begin && inside.empty => Opened::Fresh,
+            None if is_first_batch && state.empty => Opened::Fresh,
             None => Opened::Existing,
         };
         Ok(Open {
@@ -172,12 +178,12 @@ impl Place<'_> {
     }
 
     /// Creates a new database in place of one that was set aside.
-    fn begin_anew(&self, recovery: &Recovery) -> Result<Open, OpenError> {
+    fn create_new(&self, recovery: &Recovery) -> Result<Open, OpenError> {
         let raw = disk::open(&self.db)?;
-        let copies = Copies::find(&self.seal, None, Said::Nothing)?;
-        let mark = Mark::first(random_id(), Content::default());
+        let copies = RecordCopies::find(&self.seal, None, FormatFile::Missing)?;
+        let position = LogPosition::first(random_id(), ContentDigest::default());
         let mut notes = Vec::new();
-        let mut database = self.take(raw, copies, mark, &mut notes)?;
+        let mut database = self.establish_records(raw, copies, position, &mut notes)?;
         format::write(&self.format)?;
         commit(&mut database, Some(recovery))?;
         let world = World {
@@ -195,59 +201,59 @@ impl Place<'_> {
         })
     }
 
-    /// Writes the database and its integrity records to the disk, all of them at position `mark`.
-    fn take(
+    /// Writes the database and its integrity records to the disk, all of them at position `position`.
+    fn establish_records(
         &self,
         raw: Raw,
-        copies: Copies,
-        mark: Mark,
+        copies: RecordCopies,
+        mark: LogPosition,
         notes: &mut Vec<String>,
     ) -> Result<Database, OpenError> {
         // Opening it with sled has repaired, rewritten or created files.
-        let written = Written::of(&self.db)?;
-        let seals = copies.establish(&self.seal, self.run, &mark, notes)?;
+        let written = SledFiles::of(&self.db)?;
+        let seals = copies.update(&self.seal, self.run, &mark, notes)?;
         Ok(Database::new(raw, written, seals, mark))
     }
 
     /// Checks a database without an integrity record: it has format 1, or belongs to another program. The check opens a copy, because
     /// sled rewrites files when it opens them.
-    fn look_without_touching(&self) -> Result<(), OpenError> {
+    fn check_copy(&self) -> Result<(), OpenError> {
         let _locked = match disk::lock(&self.db) {
             Err(OpenError::Refused(_)) if !self.db.join("db").exists() => return Ok(()),
             locked => locked?,
         };
         let copy = self.dir.join("db.copy");
-        let looked = copy_tree(&self.db, &copy)
+        let checked = copy_tree(&self.db, &copy)
             .map_err(|error| OpenError::Refused(format!("{}: {error}", copy.display())))
             .and_then(|()| {
                 let raw = disk::open(&copy)?;
-                let (_, pairs) = look_inside(&raw)?;
-                load::world(&pairs).map(drop).map_err(not_understood)
+                let (_, pairs) = read_content(&raw)?;
+                load::world(&pairs).map(drop).map_err(undecodable)
             });
         remove_tree(&copy)?;
-        looked
+        checked
     }
 
     /// Moves the database and its integrity record away, in whatever state they are.
     fn set_aside(&self) -> io::Result<PathBuf> {
-        let aside = (1..)
+        let target = (1..)
             .map(|n| self.dir.join(format!("db.corrupt-{n}")))
             .find(|aside| fs::symlink_metadata(aside).is_err())
             .unwrap_or_default();
-        match fs::rename(&self.db, &aside) {
-            Err(error) if error.kind() == ErrorKind::NotFound => fs::create_dir(&aside)?,
+        match fs::rename(&self.db, &target) {
+            Err(error) if error.kind() == ErrorKind::NotFound => fs::create_dir(&target)?,
             moved => moved?,
         }
         for file in [&self.seal, &self.format] {
             let name = file.file_name().unwrap_or_default();
-            match fs::rename(file, aside.join(name)) {
+            match fs::rename(file, target.join(name)) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
-        sync::dir(&aside)?;
+        sync::dir(&target)?;
         sync::dir(self.dir)?;
-        Ok(aside)
+        Ok(target)
     }
 }
 
@@ -262,13 +268,13 @@ fn commit(database: &mut Database, recovery: Option<&Recovery>) -> Result<(), Op
     database.write(batch).map_err(|failure| {
         OpenError::Refused(match failure {
             Failure::Refused(why) | Failure::Unknown(why) => why,
-            Failure::Silent => "the database does not answer".into(),
+            Failure::TimedOut => "the database does not answer".into(),
         })
     })
 }
 
 /// Reads the whole content and computes its digest. A database of another format is refused first.
-fn look_inside(raw: &Raw) -> Result<(Inside, Vec<Pair>), OpenError> {
+fn read_content(raw: &Raw) -> Result<(DatabaseState, Vec<Pair>), OpenError> {
     let mut pairs = disk::content(raw)?;
     let value = |of: &str| {
         let pair = pairs.iter().find(|(key, _)| key == of.as_bytes());
@@ -277,20 +283,20 @@ fn look_inside(raw: &Raw) -> Result<(Inside, Vec<Pair>), OpenError> {
     match value(FORMAT_KEY) {
         Some(format) => {
             let format = String::from_utf8_lossy(&format).into_owned();
-            if ![FORMAT, UNSEALED]
+            if ![FORMAT, FORMAT_WITHOUT_RECORD]
                 .map(|known| known.to_string())
                 .contains(&format)
             {
-                return Err(OpenError::Refused(format::refusal(format)));
+                return Err(OpenError::Refused(format::unsupported_message(format)));
             }
         }
         None if pairs.is_empty() => {}
         None => return Err(OpenError::Damaged("it has no format number".into())),
     }
-    let mark = value(MARK_KEY);
+    let mark = value(POSITION_KEY);
     let mark = match mark {
         None => None,
-        Some(bytes) => match Mark::decode(&bytes) {
+        Some(bytes) => match LogPosition::decode(&bytes) {
             None => {
                 return Err(OpenError::Damaged(
                     "its own position record is damaged".into(),
@@ -300,23 +306,23 @@ fn look_inside(raw: &Raw) -> Result<(Inside, Vec<Pair>), OpenError> {
         },
     };
     let empty = pairs.is_empty();
-    pairs.retain(|(key, _)| key != MARK_KEY.as_bytes());
-    let mut content = Content::default();
+    pairs.retain(|(key, _)| key != POSITION_KEY.as_bytes());
+    let mut content = ContentDigest::default();
     for (key, value) in &pairs {
         content.add(key, value);
     }
-    let inside = Inside {
-        mark,
+    let state = DatabaseState {
+        position: mark,
         content,
         empty,
     };
-    Ok((inside, pairs))
+    Ok((state, pairs))
 }
 
 /// The database is what was written, so content that cannot be decoded is not damage.
-fn not_understood(why: String) -> OpenError {
+fn undecodable(reason: String) -> OpenError {
     OpenError::Refused(format!(
-        "{why}; the database is undamaged and was not changed: start the version of sliced that wrote it"
+        "{reason}; the database is undamaged and was not changed: start the version of sliced that wrote it"
     ))
 }
 

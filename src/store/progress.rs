@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::{Change, lock};
 
 /// The number of failures that are kept; a wait for an older commit returns failure.
-const FAILURES: usize = 256;
+const MAX_FAILURES: usize = 256;
 
 /// The number of a commit, in the order in which commits are made.
 pub(super) type Number = u64;
@@ -27,7 +27,7 @@ pub(super) struct Progress {
 
 #[derive(Default)]
 struct State {
-    made: Number,
+    last_number: Number,
     /// The last commit that changed each object, until it is settled.
     pending: HashMap<Change, Number>,
     /// The first and last commit of each group that was rolled back.
@@ -45,10 +45,10 @@ impl Default for Progress {
 
 impl Progress {
     /// Records a new commit and returns its number.
-    pub fn made(&self, changes: &[Change]) -> Number {
+    pub fn add(&self, changes: &[Change]) -> Number {
         let mut state = lock(&self.state);
-        state.made += 1;
-        let number = state.made;
+        state.last_number += 1;
+        let number = state.last_number;
         for change in changes {
             state.pending.insert(change.clone(), number);
         }
@@ -57,31 +57,31 @@ impl Progress {
 
     /// Records that all commits up to this one are on the disk.
     pub fn written(&self, last: Number) {
-        self.settle(&mut lock(&self.state), last);
+        self.mark_settled(&mut lock(&self.state), last);
     }
 
     /// Records that these commits were rolled back; all earlier ones are settled already.
-    pub fn taken_back(&self, first: Number, last: Number) {
+    pub fn rolled_back(&self, first: Number, last: Number) {
         let mut state = lock(&self.state);
-        if state.failed.len() == FAILURES {
+        if state.failed.len() == MAX_FAILURES {
             state.failed.pop_front();
         }
         state.failed.push_back((first, last));
-        self.settle(&mut state, last);
+        self.mark_settled(&mut state, last);
     }
 
-    fn settle(&self, state: &mut State, last: Number) {
+    fn mark_settled(&self, state: &mut State, last: Number) {
         state.pending.retain(|_, number| *number > last);
         self.settled.send_if_modified(|settled| {
-            let further = last > *settled;
+            let advanced = last > *settled;
             *settled = last.max(*settled);
-            further
+            advanced
         });
     }
 
     /// The last commit, if it is not settled. `None`: all commits are settled.
     pub fn pending(&self) -> Option<Number> {
-        let made = lock(&self.state).made;
+        let made = lock(&self.state).last_number;
         (*self.settled.borrow() < made).then_some(made)
     }
 
@@ -95,24 +95,24 @@ impl Progress {
     }
 
     /// Waits until a commit is settled. Returns false if it was rolled back.
-    pub async fn settled(&self, number: Number) -> bool {
+    pub async fn wait_settled(&self, number: Number) -> bool {
         let mut settled = self.settled.subscribe();
         // The sender is a field of `self`, so it is not dropped meanwhile.
         let _ = settled.wait_for(|settled| *settled >= number).await;
         let state = lock(&self.state);
-        let forgotten = state.failed.len() == FAILURES
+        let evicted = state.failed.len() == MAX_FAILURES
             && state
                 .failed
                 .front()
                 .is_some_and(|(first, _)| number < *first);
         let failed = |(first, last): &(Number, Number)| (*first..=*last).contains(&number);
-        !forgotten && !state.failed.iter().any(failed)
+        !evicted && !state.failed.iter().any(failed)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{FAILURES, Progress};
+    use super::{MAX_FAILURES, Progress};
     use crate::api::meta::Uid;
     use crate::store::Change;
 
@@ -121,34 +121,34 @@ mod tests {
         let progress = Progress::default();
         let (one, other) = (Change::Vm(Uid::random()), Change::Vm(Uid::random()));
         assert_eq!(progress.pending(), None);
-        assert_eq!(progress.made(&[one.clone(), Change::Ground]), 1);
-        assert_eq!(progress.made(std::slice::from_ref(&other)), 2);
-        assert_eq!(progress.made(std::slice::from_ref(&one)), 3);
+        assert_eq!(progress.add(&[one.clone(), Change::HostNetwork]), 1);
+        assert_eq!(progress.add(std::slice::from_ref(&other)), 2);
+        assert_eq!(progress.add(std::slice::from_ref(&one)), 3);
         assert_eq!(progress.pending(), Some(3));
         assert_eq!(progress.pending_of(std::slice::from_ref(&one)), Some(3));
         assert_eq!(progress.pending_of(std::slice::from_ref(&other)), Some(2));
-        assert_eq!(progress.pending_of(&[Change::Ground]), Some(1));
+        assert_eq!(progress.pending_of(&[Change::HostNetwork]), Some(1));
         progress.written(1);
-        assert_eq!(progress.pending_of(&[Change::Ground]), None);
-        progress.taken_back(2, 3);
+        assert_eq!(progress.pending_of(&[Change::HostNetwork]), None);
+        progress.rolled_back(2, 3);
         assert_eq!(
             (progress.pending(), progress.pending_of(&[one])),
             (None, None)
         );
-        assert!(progress.settled(1).await);
-        assert!(!progress.settled(2).await && !progress.settled(3).await);
-        assert_eq!(progress.made(&[other]), 4);
+        assert!(progress.wait_settled(1).await);
+        assert!(!progress.wait_settled(2).await && !progress.wait_settled(3).await);
+        assert_eq!(progress.add(&[other]), 4);
         progress.written(4);
-        assert!(progress.settled(4).await);
+        assert!(progress.wait_settled(4).await);
     }
 
     #[tokio::test]
     async fn a_commit_older_than_all_recorded_failures_counts_as_failed() {
         let progress = Progress::default();
-        for _ in 0..=FAILURES {
-            let number = progress.made(&[]);
-            progress.taken_back(number, number);
+        for _ in 0..=MAX_FAILURES {
+            let number = progress.add(&[]);
+            progress.rolled_back(number, number);
         }
-        assert!(!progress.settled(1).await);
+        assert!(!progress.wait_settled(1).await);
     }
 }

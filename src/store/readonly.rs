@@ -18,14 +18,14 @@ use super::database::Database;
 use super::disk::{self, OpenError};
 use super::open::{self, Opened};
 use super::seal::RunCopy;
-use super::witness::Witnesses;
+use super::witness::BootEvidence;
 use super::world::World;
 
 /// Bytes that must be free before the database is opened: sled preallocates, and does not handle a failure halfway.
-const ROOM: u64 = 1 << 20;
+const MIN_FREE: u64 = 1 << 20;
 
 /// The opened database, or a copy of it.
-pub(super) struct Found {
+pub(super) struct OpenResult {
     /// `None`: it cannot be written.
     pub(super) database: Option<Database>,
     pub(super) world: World,
@@ -36,21 +36,21 @@ pub(super) struct Found {
 }
 
 /// Opens the database in `dir`, or a copy of it. If there is none and none can be created, a daemon can start only with the state in
-/// the run directory (`recallable`).
+/// the run directory (`has_journal`).
 ///
 /// # Errors
 /// [`Error::Open`].
 pub(super) fn open(
     dir: &Path,
-    seal: Option<&RunCopy>,
-    witnesses: &Witnesses<'_>,
+    run_copy: Option<&RunCopy>,
+    witnesses: &BootEvidence<'_>,
     recallable: bool,
-) -> Result<Found, Error> {
-    let why = match no_room(dir) {
+) -> Result<OpenResult, Error> {
+    let reason = match full_or_read_only(dir) {
         Some(why) => why,
-        None => match open::open(dir, seal, witnesses) {
+        None => match open::open(dir, run_copy, witnesses) {
             Ok(open) => {
-                return Ok(Found {
+                return Ok(OpenResult {
                     database: Some(open.database),
                     world: open.world,
                     opened: open.opened,
@@ -59,64 +59,64 @@ pub(super) fn open(
                 });
             }
             // The error of sled may not contain the cause, so the disk is checked again.
-            Err(error) => no_room(dir).ok_or(error)?,
+            Err(error) => full_or_read_only(dir).ok_or(error)?,
         },
     };
     let path = dir.join("db");
     if !has_database(dir) && !recallable {
         return Err(Error::Open {
             path: path.display().to_string(),
-            why: why.to_string(),
+            why: reason.to_string(),
         });
     }
-    let why = format!("{}: {why}", path.display());
+    let why = format!("{}: {reason}", path.display());
     tracing::error!(%why, "the state database cannot be written; a copy of it is used");
     let found = match has_database(dir) {
-        false => Found {
+        false => OpenResult {
             database: None,
             world: World::default(),
             opened: Opened::Fresh,
             notes: Vec::new(),
             why: None,
         },
-        true => from_a_copy(dir, seal, witnesses).map_err(|error| Error::Open {
+        true => open_copy(dir, run_copy, witnesses).map_err(|error| Error::Open {
             path: path.display().to_string(),
             why: format!("it cannot be written ({why}) and cannot be read: {error}"),
         })?,
     };
-    Ok(Found {
+    Ok(OpenResult {
         why: Some(why),
         ..found
     })
 }
 
 /// The reason why nothing can be written in this directory, if the disk is full or read-only.
-fn no_room(dir: &Path) -> Option<io::Error> {
-    let tried = fs::create_dir_all(dir).and_then(|()| probe(dir));
-    tried.err().filter(is_no_room)
+fn full_or_read_only(dir: &Path) -> Option<io::Error> {
+    let result = fs::create_dir_all(dir).and_then(|()| probe(dir));
+    result.err().filter(is_full_or_read_only)
 }
 
 /// Checks whether files of [`ROOM`] bytes can be written in this directory.
 pub(super) fn probe(dir: &Path) -> io::Result<()> {
     let path = dir.join(".room");
-    let try_it = || -> io::Result<()> {
+    let attempt = || -> io::Result<()> {
         let file = File::create(&path)?;
         let mode = rustix::fs::FallocateFlags::empty();
-        match rustix::fs::fallocate(&file, mode, 0, ROOM) {
+        match rustix::fs::fallocate(&file, mode, 0, MIN_FREE) {
             // Not every file system supports preallocation.
             Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
             other => other.map_err(io::Error::from),
         }
     };
-    let tried = try_it();
+    let result = attempt();
     match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound && tried.is_ok() => Err(error),
-        _ => tried,
+        Err(error) if error.kind() != io::ErrorKind::NotFound && result.is_ok() => Err(error),
+        _ => result,
     }
 }
 
 /// Whether the disk is full or read-only, so that the existing files may be intact.
-fn is_no_room(error: &io::Error) -> bool {
+fn is_full_or_read_only(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::StorageFull
@@ -132,28 +132,30 @@ fn has_database(dir: &Path) -> bool {
         .any(|name| fs::symlink_metadata(dir.join(name)).is_ok())
 }
 
-fn from_a_copy(
+fn open_copy(
     dir: &Path,
     seal: Option<&RunCopy>,
-    witnesses: &Witnesses<'_>,
-) -> Result<Found, String> {
-    let words = |error: io::Error| error.to_string();
+    witnesses: &BootEvidence<'_>,
+) -> Result<OpenResult, String> {
+    let to_message = |error: io::Error| error.to_string();
     let _lock = match disk::lock(&dir.join("db")) {
         Ok(lock) => Some(lock),
         Err(OpenError::Refused(_)) if !dir.join("db/db").exists() => None,
         Err(error) => return Err(error.to_string()),
     };
-    let memory = memory().map_err(|error| format!("cannot create a tmpfs: {error}"))?;
+    let memory = new_tmpfs().map_err(|error| format!("cannot create a tmpfs: {error}"))?;
     let copy = Path::new("/proc/self/fd").join(memory.as_raw_fd().to_string());
     let state = copy.join("state");
-    fs::create_dir(&state).map_err(words)?;
-    copy_all(dir, &state).map_err(words)?;
+    fs::create_dir(&state).map_err(to_message)?;
+    copy_all(dir, &state).map_err(to_message)?;
     // Opening writes only to copies.
-    let seal = match seal {
+    let run_copy = match seal {
         Some(seal) => {
             let path = copy.join("state.seal");
             match fs::copy(&seal.path, &path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(words(error)),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(to_message(error));
+                }
                 _ => {}
             }
             Some(RunCopy {
@@ -163,7 +165,8 @@ fn from_a_copy(
         }
         None => None,
     };
-    let open = open::open(&state, seal.as_ref(), witnesses).map_err(|error| error.to_string())?;
+    let open =
+        open::open(&state, run_copy.as_ref(), witnesses).map_err(|error| error.to_string())?;
     let opened = match open.opened {
         // The database itself is set aside once the disk can be written.
         Opened::SetAside { why, .. } => Opened::SetAside {
@@ -173,7 +176,7 @@ fn from_a_copy(
         opened => opened,
     };
     drop(open.database);
-    Ok(Found {
+    Ok(OpenResult {
         database: None,
         world: open.world,
         opened,
@@ -183,7 +186,7 @@ fn from_a_copy(
 }
 
 /// Creates a tmpfs that is not mounted.
-fn memory() -> io::Result<OwnedFd> {
+fn new_tmpfs() -> io::Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(&context)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NODEV
@@ -202,10 +205,10 @@ fn copy_all(from: &Path, to: &Path) -> io::Result<()> {
         let entry = entry?;
         let (kind, name) = (entry.file_type()?, entry.file_name());
         let (source, target) = (entry.path(), to.join(&name));
-        let is_ours = name != "disks" && !name.to_string_lossy().contains("corrupt");
-        if kind.is_file() && is_ours {
+        let is_database = name != "disks" && !name.to_string_lossy().contains("corrupt");
+        if kind.is_file() && is_database {
             fs::copy(source, target)?;
-        } else if kind.is_dir() && is_ours {
+        } else if kind.is_dir() && is_database {
             fs::create_dir(&target)?;
             copy_all(&source, &target)?;
         }

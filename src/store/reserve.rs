@@ -27,7 +27,7 @@ pub const RESERVE: &str = "reserve";
 const SLOT: u64 = 512 << 10;
 const HEADER: usize = 8 + 8 + 32;
 /// Bytes: it is created only if this much space remains free.
-const ROOM: u64 = 4 << 20;
+const MIN_REMAINING: u64 = 4 << 20;
 
 /// The reserve: entries that are not in the database.
 pub(super) struct Reserve {
@@ -37,19 +37,19 @@ pub(super) struct Reserve {
     /// The number of the newest slot.
     number: u64,
     /// The number up to which the database has the entries.
-    taken: u64,
-    /// All entries after `taken`.
+    database_number: u64,
+    /// All entries after `database_number`.
     entries: Entries,
     /// The entries that must still be written to the database; the others are written when lost state is restored.
     due: Entries,
 }
 
 impl Reserve {
-    /// Reads the file in `dir`, and creates it if `make` is true. `taken`: the number up to which the database has the entries.
-    pub(super) fn open(dir: &Path, taken: u64, make: bool) -> Self {
+    /// Reads the file in `dir`, and creates it if `create_missing` is true. `database_number`: the number up to which the database has the entries.
+    pub(super) fn open(dir: &Path, database_number: u64, create_missing: bool) -> Self {
         let path = dir.join(RESERVE);
         let (number, entries) = match read(&path) {
-            Ok(Some((number, entries))) if number > taken => (number, entries),
+            Ok(Some((number, entries))) if number > database_number => (number, entries),
             Ok(Some((number, _))) => (number, Entries::new()),
             Ok(None) => (0, Entries::new()),
             Err(error) => {
@@ -62,17 +62,19 @@ impl Reserve {
             .custom_flags(libc::O_NOFOLLOW)
             .open(&path);
         let file = match file {
-            Err(error) if error.kind() == ErrorKind::NotFound && make => create(dir, &path),
+            Err(error) if error.kind() == ErrorKind::NotFound && create_missing => {
+                create(dir, &path)
+            }
             other => other,
         };
-        let file = file.and_then(|file| whole(file, &path)).inspect_err(|error| {
+        let file = file.and_then(|file| check_length(file, &path)).inspect_err(|error| {
             tracing::warn!(path = %path.display(), %error, "no space is reserved: on a full disk, tightened policies are refused, too");
         });
         Self {
             file: file.ok(),
             path,
-            number: number.max(taken),
-            taken,
+            number: number.max(database_number),
+            database_number,
             entries,
             due: Entries::new(),
         }
@@ -84,13 +86,13 @@ impl Reserve {
     }
 
     /// Marks all entries to be written to the database with the next batch.
-    pub(super) fn all_are_due(&mut self) {
+    pub(super) fn mark_all_due(&mut self) {
         self.due.clone_from(&self.entries);
     }
 
     /// Adds the due entries to a batch for the database; the batch's own entries are newer.
     pub(super) fn join(&self, entries: &mut Entries) {
-        if self.number == self.taken {
+        if self.number == self.database_number {
             return;
         }
         for (key, value) in &self.due {
@@ -101,11 +103,11 @@ impl Reserve {
     }
 
     /// Records that the database has a batch that was [joined](Self::join).
-    pub(super) fn is_taken_over(&mut self) {
-        if self.number == self.taken {
+    pub(super) fn confirm_joined(&mut self) {
+        if self.number == self.database_number {
             return;
         }
-        self.taken = self.number;
+        self.database_number = self.number;
         self.entries.clear();
         self.due.clear();
         // If another database is put in place, the file must not be treated as newer than it.
@@ -194,7 +196,7 @@ fn digest(head: &[u8], json: &[u8]) -> blake3::Hash {
 /// Creates the file and writes zeros: if space were only allocated, a later write could still need a block for the extent tree.
 fn create(dir: &Path, path: &Path) -> io::Result<File> {
     let found = rustix::fs::statvfs(dir)?;
-    if found.f_bavail.saturating_mul(found.f_frsize) < 2 * SLOT + ROOM {
+    if found.f_bavail.saturating_mul(found.f_frsize) < 2 * SLOT + MIN_REMAINING {
         return Err(ErrorKind::StorageFull.into());
     }
     let zeros = vec![0; usize::try_from(2 * SLOT).unwrap_or_default()];
@@ -202,7 +204,7 @@ fn create(dir: &Path, path: &Path) -> io::Result<File> {
 }
 
 /// Checks the length: a file of another length does not have the reserved space, or not all of it.
-fn whole(file: File, path: &Path) -> io::Result<File> {
+fn check_length(file: File, path: &Path) -> io::Result<File> {
     match file.metadata()?.len() == 2 * SLOT {
         true => Ok(file),
         false => Err(io::Error::other(format!(
@@ -240,7 +242,7 @@ mod tests {
             batch,
             entries(&[("group/a", "3"), ("group/b", "9"), (RESERVE_KEY, "3")])
         );
-        reserve.is_taken_over();
+        reserve.confirm_joined();
         let mut batch = Entries::new();
         reserve.join(&mut batch);
         assert!(batch.is_empty());

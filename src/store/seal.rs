@@ -10,12 +10,12 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::mark::{LENGTH, Mark, short};
+use super::mark::{LENGTH, LogPosition, short_hash};
 use super::sync;
 
 const MAGIC: &[u8; 8] = b"SLSEAL02";
 /// The offset of the second slot. Each slot is in a separate block, so that a torn write of one cannot damage the other.
-const DISTANCE: u64 = 4096;
+const SLOT_OFFSET: u64 = 4096;
 /// Bytes of a slot: magic, scope, position, checksum.
 const SLOT: usize = 8 + 16 + LENGTH + 16;
 
@@ -31,14 +31,14 @@ impl Scope {
     pub fn boot(boot_id: &str) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("slicectl store: boot id");
         hasher.update(boot_id.as_bytes());
-        Self(short(&hasher))
+        Self(short_hash(&hasher))
     }
 }
 
 /// The content of one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Slot {
-    Valid(Mark),
+    Valid(LogPosition),
     /// Intact, but of another boot.
     OtherScope,
     Damaged,
@@ -46,18 +46,18 @@ enum Slot {
 
 /// The content of an integrity record.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct RecordSlots {
     slots: [Slot; 2],
 }
 
-impl Found {
+impl RecordSlots {
     /// The newest position.
-    pub fn best(&self) -> Option<Mark> {
+    pub fn newest(&self) -> Option<LogPosition> {
         let marks = self.slots.iter().filter_map(|slot| match slot {
             Slot::Valid(mark) => Some(*mark),
             Slot::OtherScope | Slot::Damaged => None,
         });
-        marks.max_by_key(|mark| mark.seq)
+        marks.max_by_key(|position| position.seq)
     }
 
     /// At least one slot is not what was written.
@@ -73,19 +73,19 @@ impl Found {
 
 /// An integrity record that can be written.
 #[derive(Debug)]
-pub(super) struct Seal {
+pub(super) struct IntegrityRecord {
     file: File,
     scope: Scope,
     /// The slot with the newest position.
     last: u64,
 }
 
-impl Seal {
+impl IntegrityRecord {
     /// Opens and reads a record. `None`: the file does not exist.
     ///
     /// # Errors
     /// The file cannot be read. This is not damage.
-    pub fn find(path: &Path, scope: Scope) -> io::Result<Option<(Self, Found)>> {
+    pub fn open(path: &Path, scope: Scope) -> io::Result<Option<(Self, RecordSlots)>> {
         let mut options = File::options();
         options.read(true).write(true);
         options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK);
@@ -95,8 +95,8 @@ impl Seal {
             Err(error) => return Err(error),
         };
         let slots = [read(&file, scope, 0)?, read(&file, scope, 1)?];
-        let found = Found { slots };
-        let last = match (found.best(), slots[1]) {
+        let found = RecordSlots { slots };
+        let last = match (found.newest(), slots[1]) {
             (Some(best), Slot::Valid(mark)) if mark == best => 1,
             _ => 0,
         };
@@ -108,13 +108,13 @@ impl Seal {
     ///
     /// # Errors
     /// The file cannot be written; an existing file is unchanged.
-    pub fn create(path: &Path, scope: Scope, mark: &Mark) -> io::Result<Self> {
-        let mut whole = vec![0; DISTANCE as usize * 2];
-        let slot = encode(scope, mark);
-        for start in [0, DISTANCE as usize] {
-            whole[start..start + SLOT].copy_from_slice(&slot);
+    pub fn create(path: &Path, scope: Scope, position: &LogPosition) -> io::Result<Self> {
+        let mut bytes = vec![0; SLOT_OFFSET as usize * 2];
+        let slot = encode(scope, position);
+        for start in [0, SLOT_OFFSET as usize] {
+            bytes[start..start + SLOT].copy_from_slice(&slot);
         }
-        let file = sync::replace(path, &whole)?;
+        let file = sync::replace(path, &bytes)?;
         Ok(Self {
             file,
             scope,
@@ -126,10 +126,10 @@ impl Seal {
     ///
     /// # Errors
     /// The file cannot be written. The newest position is unchanged.
-    pub fn write(&mut self, mark: &Mark) -> io::Result<()> {
+    pub fn write(&mut self, position: &LogPosition) -> io::Result<()> {
         let slot = 1 - self.last;
-        let bytes = encode(self.scope, mark);
-        self.file.write_all_at(&bytes, slot * DISTANCE)?;
+        let bytes = encode(self.scope, position);
+        self.file.write_all_at(&bytes, slot * SLOT_OFFSET)?;
         self.last = slot;
         Ok(())
     }
@@ -143,11 +143,11 @@ impl Seal {
     }
 }
 
-fn encode(scope: Scope, mark: &Mark) -> [u8; SLOT] {
+fn encode(scope: Scope, position: &LogPosition) -> [u8; SLOT] {
     let mut bytes = [0; SLOT];
     bytes[..8].copy_from_slice(MAGIC);
     bytes[8..24].copy_from_slice(&scope.0.to_le_bytes());
-    bytes[24..24 + LENGTH].copy_from_slice(&mark.encode());
+    bytes[24..24 + LENGTH].copy_from_slice(&position.encode());
     let sum = checksum(&bytes[..24 + LENGTH]);
     bytes[24 + LENGTH..].copy_from_slice(&sum.to_le_bytes());
     bytes
@@ -156,25 +156,25 @@ fn encode(scope: Scope, mark: &Mark) -> [u8; SLOT] {
 fn checksum(bytes: &[u8]) -> u128 {
     let mut hasher = blake3::Hasher::new_derive_key("slicectl store: seal");
     hasher.update(bytes);
-    short(&hasher)
+    short_hash(&hasher)
 }
 
 fn read(file: &File, scope: Scope, slot: u64) -> io::Result<Slot> {
     let mut bytes = [0; SLOT];
-    match file.read_exact_at(&mut bytes, slot * DISTANCE) {
+    match file.read_exact_at(&mut bytes, slot * SLOT_OFFSET) {
         Ok(()) => {}
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(Slot::Damaged),
         Err(error) => return Err(error),
     }
-    let (said, sum) = bytes.split_at(24 + LENGTH);
-    let Some(mark) = Mark::decode(&said[24..]) else {
+    let (content, sum) = bytes.split_at(24 + LENGTH);
+    let Some(position) = LogPosition::decode(&content[24..]) else {
         return Ok(Slot::Damaged);
     };
-    if sum != checksum(said).to_le_bytes() || !said.starts_with(MAGIC) {
+    if sum != checksum(content).to_le_bytes() || !content.starts_with(MAGIC) {
         return Ok(Slot::Damaged);
     }
-    Ok(match said[8..24] == scope.0.to_le_bytes() {
-        true => Slot::Valid(mark),
+    Ok(match content[8..24] == scope.0.to_le_bytes() {
+        true => Slot::Valid(position),
         false => Slot::OtherScope,
     })
 }
@@ -190,31 +190,31 @@ pub struct RunCopy {
 
 #[cfg(test)]
 mod tests {
-    use super::{DISTANCE, SLOT, Scope, Seal};
-    use crate::store::mark::{Content, Mark};
+    use super::{IntegrityRecord, SLOT, SLOT_OFFSET, Scope};
+    use crate::store::mark::{ContentDigest, LogPosition};
 
     #[test]
     fn a_record_keeps_its_newest_position_whichever_slot_is_damaged_next() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("seal");
-        let mut mark = Mark::first([1; 16], Content::default());
-        let mut seal = Seal::create(&path, Scope::ALWAYS, &mark).expect("created");
+        let mut position = LogPosition::first([1; 16], ContentDigest::default());
+        let mut seal = IntegrityRecord::create(&path, Scope::ALWAYS, &position).expect("created");
         for seq in 1..6 {
-            let before = mark;
-            mark = mark.next(seq, Content::default());
-            seal.write(&mark).expect("written");
+            let before = position;
+            position = position.next(seq, ContentDigest::default());
+            seal.write(&position).expect("written");
             let bytes = std::fs::read(&path).expect("read");
-            for start in [0, DISTANCE as usize] {
+            for start in [0, SLOT_OFFSET as usize] {
                 // A different eighth of the bits in each iteration.
                 for bit in (seq as usize..SLOT * 8).step_by(8) {
                     let mut damaged = bytes.clone();
                     damaged[start + bit / 8] ^= 1 << (bit % 8);
                     std::fs::write(&path, damaged).expect("damaged");
-                    let (_, found) = Seal::find(&path, Scope::ALWAYS)
+                    let (_, found) = IntegrityRecord::open(&path, Scope::ALWAYS)
                         .expect("readable")
                         .expect("it exists");
                     assert!(
-                        found.best() == Some(mark) || found.best() == Some(before),
+                        found.newest() == Some(position) || found.newest() == Some(before),
                         "{found:?}"
                     );
                     assert!(
@@ -224,9 +224,9 @@ mod tests {
                 }
             }
             std::fs::write(&path, bytes).expect("restored");
-            let again = Seal::find(&path, Scope::ALWAYS).expect("readable");
+            let again = IntegrityRecord::open(&path, Scope::ALWAYS).expect("readable");
             let (again, found) = again.expect("it exists");
-            assert_eq!(found.best(), Some(mark));
+            assert_eq!(found.newest(), Some(position));
             seal = again;
         }
     }
@@ -235,13 +235,13 @@ mod tests {
     fn a_record_of_another_boot_is_ignored() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("seal");
-        let mark = Mark::first([1; 16], Content::default());
-        Seal::create(&path, Scope::boot("yesterday"), &mark).expect("created");
-        let (_, found) = Seal::find(&path, Scope::boot("today"))
+        let position = LogPosition::first([1; 16], ContentDigest::default());
+        IntegrityRecord::create(&path, Scope::boot("yesterday"), &position).expect("created");
+        let (_, found) = IntegrityRecord::open(&path, Scope::boot("today"))
             .expect("readable")
             .expect("it exists");
-        assert!(found.is_of_another_boot() && found.best().is_none());
-        let none = Seal::find(&dir.path().join("none"), Scope::ALWAYS);
+        assert!(found.is_of_another_boot() && found.newest().is_none());
+        let none = IntegrityRecord::open(&dir.path().join("none"), Scope::ALWAYS);
         assert!(none.expect("no error").is_none());
     }
 }

@@ -29,8 +29,8 @@ pub(super) fn make_dir(path: &Path) -> io::Result<()> {
         .take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists())
         .collect();
     std::fs::create_dir_all(path)?;
-    for made in missing {
-        match made.parent() {
+    for created in missing {
+        match created.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => dir(parent)?,
             _ => dir(Path::new("."))?,
         }
@@ -85,14 +85,14 @@ pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<File> {
 
 /// The files that sled writes while the database is open, with separate descriptors.
 #[derive(Debug)]
-pub(super) struct Written {
+pub(super) struct SledFiles {
     log: File,
     /// The directory of values that are too large for the log; each is in a file that is written once.
     blobs: PathBuf,
     synced: HashSet<OsString>,
 }
 
-impl Written {
+impl SledFiles {
     /// Opens the files of the database in `path`. Everything in it is on the disk when this returns.
     pub fn of(path: &Path) -> io::Result<Self> {
         tree(path)?;

@@ -4,18 +4,18 @@
 use std::sync::mpsc::Receiver;
 
 use super::world::World;
-use super::{Change, Commit, Error, Shared, closed, lock};
+use super::{Change, Commit, Error, Shared, closed_error, lock};
 
 impl Shared {
     /// The error if nothing can be queued.
-    pub(super) fn no_more(&self) -> Error {
+    pub(super) fn queue_error(&self) -> Error {
         match self.stuck.is_cancelled() {
             true => Error::Stuck,
-            false => closed(),
+            false => closed_error(),
         }
     }
 
-    pub(super) fn tell(&self, changes: Vec<Change>) {
+    pub(super) fn notify(&self, changes: Vec<Change>) {
         for change in changes {
             // Sending fails only if there is no watcher.
             let _ = self.changes.send(change);
@@ -23,23 +23,23 @@ impl Shared {
     }
 
     /// The disk did not answer for this batch: the batch and everything queued is rolled back, and nothing can be queued any more.
-    pub(super) fn silent(&self, batch: Vec<Commit>, behind: &Receiver<Commit>) {
+    pub(super) fn roll_back_all(&self, batch: Vec<Commit>, queued: &Receiver<Commit>) {
         let mut world = lock(&self.world);
         self.stuck.cancel();
         lock(&self.queue).take();
-        let commits: Vec<Commit> = batch.into_iter().chain(behind.try_iter()).collect();
-        self.settle_taken_back(&commits);
+        let commits: Vec<Commit> = batch.into_iter().chain(queued.try_iter()).collect();
+        self.mark_rolled_back(&commits);
         for mut commit in commits.into_iter().rev() {
-            let told = commit.told.take();
-            self.take_back(commit, &mut world);
-            if let Some(told) = told {
+            let reply = commit.reply.take();
+            self.roll_back(commit, &mut world);
+            if let Some(told) = reply {
                 let _ = told.send(Err(Error::Stuck));
             }
         }
     }
 
     /// Records these commits as rolled back, which ends all waits for them.
-    pub(super) fn settle_taken_back(&self, commits: &[Commit]) {
+    pub(super) fn mark_rolled_back(&self, commits: &[Commit]) {
         let numbers = || {
             commits
                 .iter()
@@ -47,14 +47,14 @@ impl Shared {
                 .filter(|n| *n > 0)
         };
         if let (Some(first), Some(last)) = (numbers().min(), numbers().max()) {
-            self.progress.taken_back(first, last);
+            self.progress.rolled_back(first, last);
         }
     }
 
     /// Rolls back the most recent commit in the world.
-    pub(super) fn take_back(&self, commit: Commit, world: &mut World) {
+    pub(super) fn roll_back(&self, commit: Commit, world: &mut World) {
         for change in commit.undo(world) {
-            if let Change::Page(uid) = change {
+            if let Change::StageStatus(uid) = change {
                 // The writer of the stage status may not have waited for the disk, and may rely on what was rolled back.
                 let _ = self.changes.send(Change::Vm(uid));
             }

@@ -12,7 +12,7 @@ use crate::api::host_group::{HostGroup, HostGroupSpec, Origin, UpdatePolicy};
 use crate::api::meta::{Meta, Timestamp, Uid};
 use crate::api::network::{IsolatedSpec, NetworkSpec, TapOwner};
 use crate::api::policy::Policy;
-use crate::api::rung::Rung;
+use crate::api::rung::Stage;
 use crate::api::vm::{Hypervisor, Vm, VmSpec};
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
@@ -65,23 +65,23 @@ fn put_vm(txn: &mut Txn<'_>) -> Result<Uid, Error> {
     let uid = vm.meta.uid;
     txn.put_group(group)?;
     txn.put_vm(vm)?;
-    txn.hold_rung(uid, Rung::Lease, NOW)?;
+    txn.adopt_stage(uid, Stage::Lease, NOW)?;
     Ok(uid)
 }
 
-fn mark(world: &World, uid: Uid) -> Option<String> {
-    world.page(uid, Rung::Lease)?.mark.clone()
+fn checkpoint(world: &World, uid: Uid) -> Option<String> {
+    world.status(uid, Stage::Lease)?.mark.clone()
 }
 
 /// A store whose disk does not answer until the returned sender is dropped.
-fn over_a_silent_disk() -> (Store, Sender<()>) {
-    let (hold, held) = channel::<()>();
+fn store_on_silent_disk() -> (Store, Sender<()>) {
+    let (release, released) = channel::<()>();
     let write = move |_| {
-        let _ = held.recv();
+        let _ = released.recv();
         Ok(())
     };
-    let store = Store::over(World::default(), write, Duration::from_millis(50));
-    (store.expect("a store"), hold)
+    let store = Store::with_write(World::default(), write, Duration::from_millis(50));
+    (store.expect("a store"), release)
 }
 
 async fn soon<T>(what: impl Future<Output = T>) -> T {
@@ -100,16 +100,16 @@ async fn a_vm_whose_stage_status_was_rolled_back_is_reported_though_no_caller_wa
             false => Ok(()),
         }
     };
-    let store = Store::over(World::default(), write, LONG).expect("a store");
+    let store = Store::with_write(World::default(), write, LONG).expect("a store");
     let uid = store.write(put_vm).await.expect("there is room");
     full.store(true, Ordering::SeqCst);
     let mut changes = store.watch();
     store
-        .write_behind(|txn| txn.set_mark(uid, Rung::Lease, Some("new".into())))
+        .write_behind(|txn| txn.set_checkpoint(uid, Stage::Lease, Some("new".into())))
         .unwrap_or_else(|e: Error| panic!("{e}"));
     // A stage status alone enqueues nothing; only the rollback reports the VM.
     while soon(changes.recv()).await != Ok(Change::Vm(uid)) {}
-    assert_eq!(store.read(|world| mark(world, uid)), None);
+    assert_eq!(store.read(|world| checkpoint(world, uid)), None);
     // The disk has room again, and the store goes on.
     full.store(false, Ordering::SeqCst);
     soon(store.write(|txn| txn.put_group(group("more"))))
@@ -120,7 +120,7 @@ async fn a_vm_whose_stage_status_was_rolled_back_is_reported_though_no_caller_wa
 
 #[tokio::test]
 async fn a_disk_that_does_not_answer_makes_no_caller_wait_for_ever() {
-    let (store, _hold) = over_a_silent_disk();
+    let (store, _hold) = store_on_silent_disk();
     let first = store.write(put_vm);
     let behind = store.write(|txn| txn.put_group(group("behind")));
     let (first, behind) = soon(async { tokio::join!(first, behind) }).await;
@@ -149,9 +149,9 @@ async fn a_disk_that_does_not_answer_makes_no_caller_wait_for_ever() {
 #[tokio::test]
 async fn a_disk_whose_thread_panicked_counts_as_one_that_does_not_answer() {
     let write = |_| panic!("as sled does over some damage");
-    let store = Store::over(World::default(), write, LONG).expect("a store");
-    let told = soon(store.write(|txn| txn.put_group(group("fleet")))).await;
-    assert!(matches!(told, Err(Error::Stuck)), "{told:?}");
+    let store = Store::with_write(World::default(), write, LONG).expect("a store");
+    let result = soon(store.write(|txn| txn.put_group(group("fleet")))).await;
+    assert!(matches!(result, Err(Error::Stuck)), "{result:?}");
     soon(store.stuck()).await;
     soon(close(&store)).await;
 }
@@ -165,14 +165,15 @@ async fn a_database_that_does_not_close_is_abandoned() {
             self.0.store(true, Ordering::SeqCst);
         }
     }
-    let (_hold, held) = channel::<()>();
+    let (_hold, released) = channel::<()>();
     let closed = Arc::new(AtomicBool::new(false));
-    let slow = Slow(closed.clone(), held);
+    let slow = Slow(closed.clone(), released);
     let write = move |_| {
         let _database = &slow;
         Ok(())
     };
-    let store = Store::over(World::default(), write, Duration::from_millis(50)).expect("a store");
+    let store =
+        Store::with_write(World::default(), write, Duration::from_millis(50)).expect("a store");
     soon(store.write(|txn| txn.put_group(group("fleet"))))
         .await
         .unwrap_or_else(|e: Error| panic!("{e}"));
@@ -182,19 +183,19 @@ async fn a_database_that_does_not_close_is_abandoned() {
 
 #[tokio::test]
 async fn a_change_to_a_closed_store_is_refused_and_leaves_no_trace() {
-    let store = Store::over(World::default(), |_| Ok(()), LONG).expect("a store");
+    let store = Store::with_write(World::default(), |_| Ok(()), LONG).expect("a store");
     store.close();
-    let told = store.write_behind(|txn| txn.put_group(group("late")));
-    assert!(matches!(told, Err(Error::Write(_))), "{told:?}");
+    let result = store.write_behind(|txn| txn.put_group(group("late")));
+    assert!(matches!(result, Err(Error::Write(_))), "{result:?}");
     assert_eq!(store.read(|world| world.groups().count()), 0);
 }
 
 /// A store whose disk completes one batch for each result that is sent.
-fn over_a_slow_disk() -> (Store, Sender<Result<(), Failure>>) {
-    let (allow, allowed) = channel();
-    let write = move |_| allowed.recv().unwrap_or(Ok(()));
-    let store = Store::over(World::default(), write, LONG);
-    (store.expect("a store"), allow)
+fn store_on_slow_disk() -> (Store, Sender<Result<(), Failure>>) {
+    let (complete, results) = channel();
+    let write = move |_| results.recv().unwrap_or(Ok(()));
+    let store = Store::with_write(World::default(), write, LONG);
+    (store.expect("a store"), complete)
 }
 
 /// Asserts that a future is not complete after a moment.
@@ -205,7 +206,7 @@ async fn waits<T>(what: &mut (impl Future<Output = T> + Unpin)) {
 
 #[tokio::test]
 async fn changes_of_other_writers_are_returned_and_acted_on_when_the_disk_has_them() {
-    let (store, allow) = over_a_slow_disk();
+    let (store, complete) = store_on_slow_disk();
     let (uid, first) = store.begin(put_vm).map_err(|e: Error| e).expect("begun");
     let same = store.write(|txn| match txn.world().vm(uid) {
         Some(_) => Ok::<_, Error>("unchanged"),
@@ -219,7 +220,7 @@ async fn changes_of_other_writers_are_returned_and_acted_on_when_the_disk_has_th
     waits(&mut same).await;
     waits(&mut read).await;
     waits(&mut act).await;
-    allow.send(Ok(())).expect("the disk is there");
+    complete.send(Ok(())).expect("the disk is there");
     assert!(matches!(soon(same).await, Ok("unchanged")));
     assert_eq!(soon(read).await, 1);
     soon(act).await.expect("it is on the disk");
@@ -236,7 +237,7 @@ async fn changes_of_other_writers_are_returned_and_acted_on_when_the_disk_has_th
 
 #[tokio::test]
 async fn changes_that_were_rolled_back_are_neither_returned_nor_acted_on() {
-    let (store, allow) = over_a_slow_disk();
+    let (store, complete) = store_on_slow_disk();
     let (uid, _) = store.begin(put_vm).map_err(|e: Error| e).expect("begun");
     let same = store.write(|_| Ok::<_, Error>(()));
     let read = store.read_durable(|world| world.vms().count());
@@ -244,7 +245,7 @@ async fn changes_that_were_rolled_back_are_neither_returned_nor_acted_on() {
     let behind = store.write_behind(|txn| txn.put_group(group("behind")));
     behind.unwrap_or_else(|e: Error| panic!("{e}"));
     let refuse = async {
-        allow
+        complete
             .send(Err(Failure::Refused("full".into())))
             .expect("the disk is there");
     };
@@ -259,15 +260,15 @@ async fn changes_that_were_rolled_back_are_neither_returned_nor_acted_on() {
 
 #[tokio::test]
 async fn a_disk_that_lost_accepted_data_gets_no_more_batches() {
-    let (store, allow) = over_a_slow_disk();
-    allow
+    let (store, complete) = store_on_slow_disk();
+    complete
         .send(Err(Failure::Unknown("EIO".into())))
         .expect("the disk is there");
-    let told = soon(store.write(put_vm)).await;
-    assert!(matches!(told, Err(Error::Stuck)), "{told:?}");
+    let result = soon(store.write(put_vm)).await;
+    assert!(matches!(result, Err(Error::Stuck)), "{result:?}");
     soon(store.stuck()).await;
     // A second fdatasync would succeed, although the data is lost.
-    allow.send(Ok(())).ok();
+    complete.send(Ok(())).ok();
     let again = soon(store.write(put_vm)).await;
     assert!(matches!(again, Err(Error::Stuck)), "{again:?}");
 }

@@ -27,13 +27,13 @@ use crate::api::meta::Uid;
 pub const TOMBSTONES: &str = "tombstones";
 
 /// The files are rewritten when they have this many more lines than there are tombstones.
-const WASTE: usize = 512;
+const MAX_STALE_LINES: usize = 512;
 
 /// The durable tombstones of this boot. Cheap to clone; all clones share the same set.
 #[derive(Clone, Default)]
-pub(super) struct Known(Arc<Mutex<BTreeSet<Uid>>>);
+pub(super) struct TombstoneSet(Arc<Mutex<BTreeSet<Uid>>>);
 
-impl Known {
+impl TombstoneSet {
     pub(super) fn contains(&self, uid: Uid) -> bool {
         self.lock().contains(&uid)
     }
@@ -53,7 +53,7 @@ pub(super) struct Tombstones {
     /// The file on the state disk, then the file in the run directory, if there is one.
     paths: Vec<PathBuf>,
     run_dir: Option<PathBuf>,
-    known: Known,
+    known: TombstoneSet,
     lines: usize,
 }
 
@@ -79,12 +79,12 @@ impl Tombstones {
             boot: boot.to_owned(),
             paths,
             run_dir: run_dir.map(Path::to_owned),
-            known: Known(Arc::new(Mutex::new(known))),
+            known: TombstoneSet(Arc::new(Mutex::new(known))),
             lines,
         })
     }
 
-    pub(super) fn known(&self) -> Known {
+    pub(super) fn known(&self) -> TombstoneSet {
         self.known.clone()
     }
 
@@ -115,15 +115,16 @@ impl Tombstones {
     /// # Errors
     /// A message that names the file.
     pub(super) fn withdraw(&mut self, uids: &[Uid]) -> Result<(), String> {
-        let (before, left) = {
+        let (before, remaining) = {
             let mut known = self.known.lock();
             let before = known.len();
             known.retain(|uid| !uids.contains(uid));
             (before, known.len())
         };
         // Lines of removed VMs may remain in the file: uids are never used again.
-        let wasteful = self.lines > left + WASTE || (left == 0 && self.lines > 0);
-        match before != left && wasteful {
+        let has_stale_lines =
+            self.lines > remaining + MAX_STALE_LINES || (remaining == 0 && self.lines > 0);
+        match before != remaining && has_stale_lines {
             true => self.rewrite(),
             false => Ok(()),
         }
@@ -134,7 +135,7 @@ impl Tombstones {
     ///
     /// # Errors
     /// A message that names the file.
-    pub(super) fn withdraw_useless(
+    pub(super) fn withdraw_stale(
         &mut self,
         deleting: impl Fn(Uid) -> Option<bool>,
     ) -> Result<(), String> {
@@ -280,12 +281,12 @@ mod tests {
         assert_eq!(tombs.known().all().len(), 2);
         // One is not being deleted, one still is.
         let deleting = |uid| Some(uid == uids[2]);
-        tombs.withdraw_useless(deleting).unwrap();
+        tombs.withdraw_stale(deleting).unwrap();
         assert_eq!(tombs.known().all(), [uids[2]]);
         // The tombstone of a VM without an object is needed while its run directory exists.
-        let left = dirs[1].path().join("vm").join(uids[2].to_string());
-        fs::create_dir_all(&left).unwrap();
-        tombs.withdraw_useless(|_| None).unwrap();
+        let remaining = dirs[1].path().join("vm").join(uids[2].to_string());
+        fs::create_dir_all(&remaining).unwrap();
+        tombs.withdraw_stale(|_| None).unwrap();
         assert_eq!(tombs.known().all(), [uids[2]]);
         tombs.withdraw(&uids).unwrap();
         for dir in &dirs {

@@ -1,15 +1,15 @@
 //! A transaction over the world: every step is recorded twice, as a write for the disk and as an undo function for a rollback.
 //! Out of scope: the meaning of the steps.
 
-use super::closing::{closes_only, openings, vm_closes_only};
+use super::closing::{on_demand_openings, only_restricts, vm_only_restricts};
 use super::load::RECOVERY_KEY;
-use super::world::{Ground, Pool, World};
+use super::world::{HostNetworkStatus, Pool, World};
 use super::{Change, Error};
 use crate::api::condition::Status;
 use crate::api::host_group::HostGroup;
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::{Name, Uid};
-use crate::api::rung::{Rung, RungPage};
+use crate::api::rung::{Stage, StageStatus};
 use crate::api::vm::Vm;
 use crate::api::vmm_ids::IdRange;
 
@@ -26,9 +26,9 @@ pub struct Txn<'w> {
     undo: Vec<Undo>,
     changes: Vec<Change>,
     kind: Kind,
-    condemned: Vec<Uid>,
-    buried: Vec<Uid>,
-    begins: bool,
+    deleting: Vec<Uid>,
+    removed: Vec<Uid>,
+    ends_recovery: bool,
 }
 
 /// The kind of a transaction, which determines when it is acknowledged.
@@ -67,9 +67,9 @@ impl<'w> Txn<'w> {
             undo: Vec::new(),
             changes: Vec::new(),
             kind: Kind::Observation,
-            condemned: Vec::new(),
-            buried: Vec::new(),
-            begins: false,
+            deleting: Vec::new(),
+            removed: Vec::new(),
+            ends_recovery: false,
         }
     }
 
@@ -82,20 +82,20 @@ impl<'w> Txn<'w> {
     pub fn put_group(&mut self, group: HostGroup) -> Result<(), Error> {
         let name = group.meta.name.clone();
         let kind = match self.world.group(&name) {
-            Some(before) if closes_only(before, &group) => Kind::Restriction,
+            Some(before) if only_restricts(before, &group) => Kind::Restriction,
             Some(_) | None => Kind::Intent,
         };
         self.write_as(kind, format!("group/{name}"), Some(&group))?;
-        let news = self.world.group(&name).is_none_or(|before| {
+        let requirements_changed = self.world.group(&name).is_none_or(|before| {
             (&before.meta, &before.origin, &before.spec)
                 != (&group.meta, &group.origin, &group.spec)
-                || !openings(before).eq(openings(&group))
+                || !on_demand_openings(before).eq(on_demand_openings(&group))
         });
         let before = self.world.groups.insert(name.clone(), group);
         let changes = std::iter::once(Change::Group(name.clone()));
         // The host requirements do not depend on the number of VMs.
-        self.note(
-            changes.chain(news.then_some(Change::Ground)),
+        self.record(
+            changes.chain(requirements_changed.then_some(Change::HostNetwork)),
             move |world| restore(&mut world.groups, name, before),
         );
         Ok(())
@@ -108,8 +108,8 @@ impl<'w> Txn<'w> {
         let group = self.world.groups.remove(name);
         let pool = self.world.pools.remove(name);
         let name = name.clone();
-        self.note(
-            [Change::Group(name.clone()), Change::Ground],
+        self.record(
+            [Change::Group(name.clone()), Change::HostNetwork],
             move |world| {
                 restore(&mut world.groups, name.clone(), group);
                 restore(&mut world.pools, name, pool);
@@ -123,8 +123,8 @@ impl<'w> Txn<'w> {
         self.write(format!("pool/{group}"), Some(&pool))?;
         let before = self.world.pools.insert(group.clone(), pool);
         let group = group.clone();
-        self.note(
-            [Change::Group(group.clone()), Change::Ground],
+        self.record(
+            [Change::Group(group.clone()), Change::HostNetwork],
             move |world| restore(&mut world.pools, group, before),
         );
         Ok(())
@@ -138,8 +138,8 @@ impl<'w> Txn<'w> {
         self.write::<()>(format!("pool/{group}"), None)?;
         let pool = self.world.pools.remove(group);
         let group = group.clone();
-        self.note(
-            [Change::Group(group.clone()), Change::Ground],
+        self.record(
+            [Change::Group(group.clone()), Change::HostNetwork],
             move |world| restore(&mut world.pools, group, pool),
         );
         Ok(())
@@ -150,26 +150,26 @@ impl<'w> Txn<'w> {
         let uid = vm.meta.uid;
         let before = self.world.vm(uid);
         if vm.meta.deleting && before.is_none_or(|before| !before.meta.deleting) {
-            self.condemned.push(uid);
+            self.deleting.push(uid);
         }
         let kind = match self.world.vm(uid) {
-            Some(before) if vm_closes_only(before, &vm) => Kind::Consequence,
+            Some(before) if vm_only_restricts(before, &vm) => Kind::Consequence,
             Some(_) | None => Kind::Intent,
         };
         self.write_as(kind, format!("vm/{uid}"), Some(&vm))?;
         let (group, index) = (vm.group.clone(), vm.index);
         let name = vm.on_demand.is_some().then(|| vm.meta.name.clone());
         let before = self.world.vms.insert(uid, vm);
-        let named = name.map(|name| {
+        let name_entry = name.map(|name| {
             let before = self.world.on_demand.insert(name.clone(), uid);
             (name, before)
         });
-        let place = self.world.by_group.entry(group.clone()).or_default();
-        let placed = place.insert(index, uid);
-        self.note([Change::Vm(uid), Change::Group(group.clone())], move |w| {
+        let indexes = self.world.by_group.entry(group.clone()).or_default();
+        let index_entry = indexes.insert(index, uid);
+        self.record([Change::Vm(uid), Change::Group(group.clone())], move |w| {
             restore_hash(&mut w.vms, uid, before);
-            restore(w.by_group.entry(group).or_default(), index, placed);
-            if let Some((name, before)) = named {
+            restore(w.by_group.entry(group).or_default(), index, index_entry);
+            if let Some((name, before)) = name_entry {
                 restore_hash(&mut w.on_demand, name, before);
             }
         });
@@ -181,42 +181,42 @@ impl<'w> Txn<'w> {
         let Some(vm) = self.world.vms.remove(&uid) else {
             return Ok(());
         };
-        self.buried.push(uid);
+        self.removed.push(uid);
         self.write::<()>(format!("vm/{uid}"), None)?;
-        let pages = self.world.pages.remove(&uid);
-        let vmm_id = self.world.forget_vmm_id(uid);
+        let statuses = self.world.stage_statuses.remove(&uid);
+        let vmm_id = self.world.remove_vmm_id(uid);
         if vmm_id.is_some() {
             self.write::<()>(format!("vmm-id/{uid}"), None)?;
         }
-        for rung in pages.iter().flatten().map(|(rung, _)| *rung) {
-            self.write::<()>(format!("page/{uid}/{rung}"), None)?;
+        for stage in statuses.iter().flatten().map(|(rung, _)| *rung) {
+            self.write::<()>(format!("page/{uid}/{stage}"), None)?;
         }
         let (group, index) = (vm.group.clone(), vm.index);
         let name = &vm.meta.name;
-        let named = self.world.on_demand.get(name) == Some(&uid);
-        if named {
+        let name_entry = self.world.on_demand.get(name) == Some(&uid);
+        if name_entry {
             self.world.on_demand.remove(name);
         }
-        let mut placed = None;
-        if let Some(place) = self.world.by_group.get_mut(&group)
-            && place.get(&index) == Some(&uid)
+        let mut index_entry = None;
+        if let Some(indexes) = self.world.by_group.get_mut(&group)
+            && indexes.get(&index) == Some(&uid)
         {
-            placed = place.remove(&index);
-            if place.is_empty() {
+            index_entry = indexes.remove(&index);
+            if indexes.is_empty() {
                 self.world.by_group.remove(&group);
             }
         }
-        self.note([Change::Vm(uid), Change::Group(group.clone())], move |w| {
-            if named {
+        self.record([Change::Vm(uid), Change::Group(group.clone())], move |w| {
+            if name_entry {
                 w.on_demand.insert(vm.meta.name.clone(), uid);
             }
             w.vms.insert(uid, vm);
-            restore_hash(&mut w.pages, uid, pages);
+            restore_hash(&mut w.stage_statuses, uid, statuses);
             if let Some(id) = vmm_id {
-                w.note_vmm_id(uid, id);
+                w.insert_vmm_id(uid, id);
             }
-            if placed.is_some() {
-                restore(w.by_group.entry(group).or_default(), index, placed);
+            if index_entry.is_some() {
+                restore(w.by_group.entry(group).or_default(), index, index_entry);
             }
         });
         Ok(())
@@ -227,7 +227,7 @@ impl<'w> Txn<'w> {
     ///
     /// # Errors
     /// [`Error::Write`].
-    pub fn give_vmm_id(
+    pub fn assign_vmm_id(
         &mut self,
         uid: Uid,
         range: &IdRange,
@@ -241,7 +241,7 @@ impl<'w> Txn<'w> {
             .world
             .id_cursor
             .map_or(start, |id| id.saturating_add(1));
-        let taken = |id: u32| self.world.ids_taken.contains_key(&id) || in_use(id);
+        let taken = |id: u32| self.world.vms_by_vmm_id.contains_key(&id) || in_use(id);
         let Some(id) = range.next_free(start, taken) else {
             return Ok(None);
         };
@@ -252,13 +252,13 @@ impl<'w> Txn<'w> {
     /// Writes the user id of a VM's VMM. No change is reported: only the caller needs the id.
     pub fn put_vmm_id(&mut self, uid: Uid, id: u32) -> Result<(), Error> {
         self.write(format!("vmm-id/{uid}"), Some(&id))?;
-        let before = self.world.forget_vmm_id(uid);
-        self.world.note_vmm_id(uid, id);
+        let before = self.world.remove_vmm_id(uid);
+        self.world.insert_vmm_id(uid, id);
         self.world.id_cursor = Some(id);
-        self.note([], move |world| {
-            world.forget_vmm_id(uid);
+        self.record([], move |world| {
+            world.remove_vmm_id(uid);
             if let Some(before) = before {
-                world.note_vmm_id(uid, before);
+                world.insert_vmm_id(uid, before);
             }
         });
         Ok(())
@@ -271,18 +271,18 @@ impl<'w> Txn<'w> {
         let range = address.range();
         // Rolled back with the lease: a transaction that is repeated leases the same address.
         let cursor = self.world.cursors.insert(range, address.ip());
-        let before = self.world.take_lease(&name);
+        let before = self.world.remove_lease(&name);
         // The first address that plugins assign in a subnet changes the host requirements; other ranges change with their group.
-        let news = matches!(address, Address::Plugged { .. })
-            && !self.world.plugged.contains_key(&address.range());
-        self.world.note_lease(lease);
+        let requirements_changed = matches!(address, Address::Plugged { .. })
+            && !self.world.cni_subnets.contains_key(&address.range());
+        self.world.insert_lease(lease);
         let changes = std::iter::once(Change::Lease(name.clone()));
-        self.note(
-            changes.chain(news.then_some(Change::Ground)),
+        self.record(
+            changes.chain(requirements_changed.then_some(Change::HostNetwork)),
             move |world| {
-                world.take_lease(&name);
+                world.remove_lease(&name);
                 if let Some(before) = before {
-                    world.note_lease(before);
+                    world.insert_lease(before);
                 }
                 match cursor {
                     Some(ip) => world.cursors.insert(range, ip),
@@ -295,75 +295,89 @@ impl<'w> Txn<'w> {
 
     /// Releases a lease.
     pub fn remove_lease(&mut self, name: &Name) -> Result<(), Error> {
-        let Some(lease) = self.world.take_lease(name) else {
+        let Some(lease) = self.world.remove_lease(name) else {
             return Ok(());
         };
         self.write::<()>(format!("lease/{name}"), None)?;
         // The last lease of a pool without a group removes the pool from the host requirements.
-        let changes = [Change::Lease(name.clone()), Change::Ground];
-        self.note(changes, move |world| world.note_lease(lease));
+        let changes = [Change::Lease(name.clone()), Change::HostNetwork];
+        self.record(changes, move |world| world.insert_lease(lease));
         Ok(())
     }
 
     /// Records that this process has observed a stage.
-    pub(super) fn is_observed(&mut self, uid: Uid, rung: Rung, status: Status) {
-        if self.world.observed(uid, rung) {
-            let change = self.world.completes(uid, status);
+    pub(super) fn record_observed(&mut self, uid: Uid, stage: Stage, status: Status) {
+        if self.world.set_observed(uid, stage) {
+            let change = self.world.is_reported(uid, status);
             let change = change.then_some(Change::Observed(uid));
-            self.note(change, move |world| world.not_observed(uid, rung));
+            self.record(change, move |world| world.unset_observed(uid, stage));
         }
     }
 
     /// Writes the status of a stage of a VM.
-    pub fn put_page(&mut self, uid: Uid, rung: Rung, page: RungPage) -> Result<(), Error> {
-        if self.world.page(uid, rung) == Some(&page) {
+    pub fn put_stage_status(
+        &mut self,
+        uid: Uid,
+        stage: Stage,
+        status: StageStatus,
+    ) -> Result<(), Error> {
+        if self.world.status(uid, stage) == Some(&status) {
             return Ok(());
         }
-        let was_held = self.world.page(uid, rung).is_some_and(|page| page.held);
-        let acquires = page.held && !was_held;
+        let was_acquired = self.world.status(uid, stage).is_some_and(|page| page.held);
+        let acquires = status.held && !was_acquired;
         self.write_as(
             if acquires {
                 Kind::Intent
             } else {
                 Kind::Observation
             },
-            format!("page/{uid}/{rung}"),
-            Some(&page),
+            format!("page/{uid}/{stage}"),
+            Some(&status),
         )?;
-        let pages = self.world.pages.entry(uid).or_default();
-        let before = pages.insert(rung, page);
-        self.note([Change::Page(uid)], move |world| {
-            restore(world.pages.entry(uid).or_default(), rung, before);
+        let statuses = self.world.stage_statuses.entry(uid).or_default();
+        let before = statuses.insert(stage, status);
+        self.record([Change::StageStatus(uid)], move |world| {
+            restore(world.stage_statuses.entry(uid).or_default(), stage, before);
         });
         Ok(())
     }
 
     /// Writes the status of the host network.
-    pub fn put_ground(&mut self, ground: Ground) -> Result<(), Error> {
-        if self.world.ground.as_ref() == Some(&ground) {
+    pub fn put_host_network_status(
+        &mut self,
+        host_network: HostNetworkStatus,
+    ) -> Result<(), Error> {
+        if self.world.host_network.as_ref() == Some(&host_network) {
             return Ok(());
         }
-        self.write_as(Kind::Observation, "ground".to_owned(), Some(&ground))?;
-        let told = |ground: &Ground| {
-            let Ground {
+        self.write_as(Kind::Observation, "ground".to_owned(), Some(&host_network))?;
+        let published = |ground: &HostNetworkStatus| {
+            let HostNetworkStatus {
                 unenforced,
-                contested,
+                conflicting_writer: contested,
                 warnings,
                 drops,
                 ..
             } = ground.clone();
             (unenforced, contested, warnings, drops)
         };
-        let is_news = self.world.ground.as_ref().map(told).unwrap_or_default() != told(&ground);
-        let before = self.world.ground.replace(ground);
+        let is_changed = self
+            .world
+            .host_network
+            .as_ref()
+            .map(published)
+            .unwrap_or_default()
+            != published(&host_network);
+        let before = self.world.host_network.replace(host_network);
         // The readiness of VMs and groups depends on it.
         let vms = self.world.vms.keys().map(|uid| Change::Vm(*uid));
         let groups = self.world.groups.keys().cloned().map(Change::Group);
-        let changes: Vec<Change> = match is_news {
+        let changes: Vec<Change> = match is_changed {
             true => vms.chain(groups).collect(),
             false => Vec::new(),
         };
-        self.note(changes, move |world| world.ground = before);
+        self.record(changes, move |world| world.host_network = before);
         Ok(())
     }
 
@@ -371,18 +385,18 @@ impl<'w> Txn<'w> {
     ///
     /// # Errors
     /// [`Error::Write`].
-    pub fn bury(&mut self, uid: Uid) -> Result<(), Error> {
-        self.buried.push(uid);
+    pub fn confirm_removed(&mut self, uid: Uid) -> Result<(), Error> {
+        self.removed.push(uid);
         Ok(())
     }
 
     /// Marks the transaction as an observation: its content was found on the host and would be found again.
-    pub(super) fn is_observation(&mut self) {
+    pub(super) fn mark_observation(&mut self) {
         self.kind = Kind::Observation;
     }
 
     /// Keeps what a newer version has stored in these objects.
-    pub fn keep_unknown_of(&mut self, world: &World) {
+    pub fn keep_unknown_fields_of(&mut self, world: &World) {
         self.world.unknown.extend(&world.unknown);
     }
 
@@ -391,10 +405,10 @@ impl<'w> Txn<'w> {
     /// # Errors
     /// [`Error::Write`].
     pub fn end_recovery(&mut self) -> Result<(), Error> {
-        self.begins = true;
+        self.ends_recovery = true;
         if let Some(before) = self.world.recovery.take() {
             self.write::<()>(RECOVERY_KEY.to_owned(), None)?;
-            self.note([], move |world| world.recovery = Some(before));
+            self.record([], move |world| world.recovery = Some(before));
         }
         Ok(())
     }
@@ -411,9 +425,9 @@ impl<'w> Txn<'w> {
             undo: self.undo,
             changes: self.changes,
             kind: self.kind,
-            condemned: self.condemned,
-            buried: self.buried,
-            begins: self.begins,
+            condemned: self.deleting,
+            buried: self.removed,
+            begins: self.ends_recovery,
         }
     }
 
@@ -436,7 +450,7 @@ impl<'w> Txn<'w> {
                     .map_err(|e| Error::Write(e.to_string()))?,
             ),
             None => {
-                if let Some(fields) = unknown.forget(&key) {
+                if let Some(fields) = unknown.remove(&key) {
                     let key = key.clone();
                     self.undo
                         .push(Box::new(move |world| world.unknown.restore(key, fields)));
@@ -448,7 +462,7 @@ impl<'w> Txn<'w> {
         Ok(())
     }
 
-    fn note(
+    fn record(
         &mut self,
         changes: impl IntoIterator<Item = Change>,
         undo: impl FnOnce(&mut World) + Send + 'static,

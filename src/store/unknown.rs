@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 /// The unknown fields of stored objects, by database key.
 #[derive(Debug, Default)]
-pub(super) struct Unknown(HashMap<String, Fields>);
+pub(super) struct UnknownFields(HashMap<String, Fields>);
 
 /// The unknown fields of one object.
 pub(super) type Fields = BTreeMap<String, Field>;
@@ -19,10 +19,10 @@ pub(super) enum Field {
     /// The field is not known.
     Whole(Value),
     /// The field is known, and contains unknown fields.
-    Inside(Fields),
+    Nested(Fields),
 }
 
-impl Unknown {
+impl UnknownFields {
     /// Adds the unknown fields of other objects.
     pub fn extend(&mut self, other: &Self) {
         let others = other.0.iter();
@@ -34,7 +34,12 @@ impl Unknown {
     ///
     /// # Errors
     /// There is an unknown field that cannot be kept.
-    pub fn note<T: Serialize>(&mut self, key: &str, stored: &[u8], read: &T) -> Result<(), String> {
+    pub fn record<T: Serialize>(
+        &mut self,
+        key: &str,
+        stored: &[u8],
+        read: &T,
+    ) -> Result<(), String> {
         let rewritten = serde_json::to_vec(read).map_err(|e| e.to_string())?;
         // The usual case.
         if rewritten == stored {
@@ -42,7 +47,7 @@ impl Unknown {
         }
         let stored: Value = serde_json::from_slice(stored).map_err(|e| e.to_string())?;
         let rewritten: Value = serde_json::from_slice(&rewritten).map_err(|e| e.to_string())?;
-        let fields = beyond(&stored, &rewritten, "")?;
+        let fields = unknown_part(&stored, &rewritten, "")?;
         if !fields.is_empty() {
             self.0.insert(key.to_owned(), fields);
         }
@@ -65,7 +70,7 @@ impl Unknown {
     }
 
     /// Removes and returns the unknown fields of an object.
-    pub fn forget(&mut self, key: &str) -> Option<Fields> {
+    pub fn remove(&mut self, key: &str) -> Option<Fields> {
         self.0.remove(key)
     }
 
@@ -78,7 +83,7 @@ impl Unknown {
     pub fn fields(&self) -> Vec<String> {
         let mut all = Vec::new();
         for (key, fields) in &self.0 {
-            paths(fields, &format!("{key}: "), &mut all);
+            collect_paths(fields, &format!("{key}: "), &mut all);
         }
         all.sort();
         all
@@ -87,7 +92,7 @@ impl Unknown {
 
 /// The part of `stored` that is not in `rewritten`. Unknown fields of a list element are an error: the element may move, so they could
 /// not be assigned to it later.
-fn beyond(stored: &Value, rewritten: &Value, path: &str) -> Result<Fields, String> {
+fn unknown_part(stored: &Value, rewritten: &Value, path: &str) -> Result<Fields, String> {
     let mut found = Fields::new();
     match (stored, rewritten) {
         (Value::Object(stored), Value::Object(rewritten)) => {
@@ -99,9 +104,9 @@ fn beyond(stored: &Value, rewritten: &Value, path: &str) -> Result<Fields, Strin
                         found.insert(field.clone(), Field::Whole(value.clone()));
                     }
                     Some(other) => {
-                        let inside = beyond(value, other, &format!("{path}.{field}"))?;
+                        let inside = unknown_part(value, other, &format!("{path}.{field}"))?;
                         if !inside.is_empty() {
-                            found.insert(field.clone(), Field::Inside(inside));
+                            found.insert(field.clone(), Field::Nested(inside));
                         }
                     }
                 }
@@ -110,7 +115,8 @@ fn beyond(stored: &Value, rewritten: &Value, path: &str) -> Result<Fields, Strin
         (Value::Array(stored), Value::Array(rewritten)) => {
             for (n, (stored, rewritten)) in stored.iter().zip(rewritten).enumerate() {
                 let path = format!("{path}[{n}]");
-                if let Some((field, _)) = beyond(stored, rewritten, &path)?.first_key_value() {
+                if let Some((field, _)) = unknown_part(stored, rewritten, &path)?.first_key_value()
+                {
                     return Err(format!(
                         "unknown field {}.{field}, which cannot be kept because it is in a list; start the version of sliced that wrote it",
                         path.trim_start_matches('.'),
@@ -126,7 +132,7 @@ fn beyond(stored: &Value, rewritten: &Value, path: &str) -> Result<Fields, Strin
 fn merge(object: &mut Map<String, Value>, fields: &Fields) {
     for (name, field) in fields {
         match (object.get_mut(name), field) {
-            (Some(Value::Object(object)), Field::Inside(fields)) => merge(object, fields),
+            (Some(Value::Object(object)), Field::Nested(fields)) => merge(object, fields),
             (None, Field::Whole(value)) => {
                 object.insert(name.clone(), value.clone());
             }
@@ -136,11 +142,11 @@ fn merge(object: &mut Map<String, Value>, fields: &Fields) {
     }
 }
 
-fn paths(fields: &Fields, before: &str, all: &mut Vec<String>) {
+fn collect_paths(fields: &Fields, before: &str, all: &mut Vec<String>) {
     for (name, field) in fields {
         match field {
             Field::Whole(_) => all.push(format!("{before}{name}")),
-            Field::Inside(fields) => paths(fields, &format!("{before}{name}."), all),
+            Field::Nested(fields) => collect_paths(fields, &format!("{before}{name}."), all),
         }
     }
 }
@@ -150,7 +156,7 @@ mod tests {
     use serde::{Deserialize, Serialize};
     use serde_json::{Value, json};
 
-    use super::Unknown;
+    use super::UnknownFields;
 
     /// An example of a stored object.
     #[derive(Clone, Default, Serialize, Deserialize)]
@@ -192,8 +198,8 @@ mod tests {
     fn rewritten(stored: &Value, change: impl FnOnce(&mut Known)) -> Result<Value, String> {
         let bytes = serde_json::to_vec(stored).expect("JSON");
         let mut known: Known = serde_json::from_slice(&bytes).expect("readable");
-        let mut unknown = Unknown::default();
-        unknown.note("kind/a", &bytes, &known)?;
+        let mut unknown = UnknownFields::default();
+        unknown.record("kind/a", &bytes, &known)?;
         change(&mut known);
         let bytes = unknown.encode("kind/a", &known).expect("encodable");
         Ok(serde_json::from_slice(&bytes).expect("JSON"))
@@ -259,10 +265,10 @@ mod tests {
         let stored = json!({"name": "a", "new": 1, "inner": {"size": 1, "other": {"deep": 1}}});
         let bytes = serde_json::to_vec(&stored).expect("JSON");
         let known: Known = serde_json::from_slice(&bytes).expect("readable");
-        let mut unknown = Unknown::default();
-        unknown.note("vm/1", &bytes, &known).expect("kept");
+        let mut unknown = UnknownFields::default();
+        unknown.record("vm/1", &bytes, &known).expect("kept");
         assert_eq!(unknown.fields(), ["vm/1: inner.other", "vm/1: new"]);
-        assert!(unknown.forget("vm/1").is_some());
+        assert!(unknown.remove("vm/1").is_some());
         assert!(unknown.fields().is_empty());
     }
 }

@@ -11,21 +11,21 @@ use super::world::World;
 use super::{Store, lock};
 use crate::api::condition::Status;
 use crate::api::meta::{Timestamp, Uid};
-use crate::api::rung::Rung;
+use crate::api::rung::Stage;
 use crate::api::vm::Vm;
 
 /// The unobserved stages by VM, and the time since when they are unobserved.
 #[derive(Default)]
 pub(super) struct Unobserved {
     since: Option<Timestamp>,
-    stages: HashMap<Uid, BTreeSet<Rung>>,
+    stages: HashMap<Uid, BTreeSet<Stage>>,
 }
 
 impl World {
     /// The time since when a stage of a VM is unobserved. `None`: this process has observed it, or nothing is stored about it.
-    pub fn unobserved_since(&self, vm: &Vm, rung: Rung) -> Option<Timestamp> {
+    pub fn unobserved_since(&self, vm: &Vm, stage: Stage) -> Option<Timestamp> {
         let stages = self.unobserved.stages.get(&vm.meta.uid)?;
-        let unknown = !vm.meta.deleting && stages.contains(&rung);
+        let unknown = !vm.meta.deleting && stages.contains(&stage);
         self.unobserved.since.filter(|_| unknown)
     }
 
@@ -36,25 +36,25 @@ impl World {
     }
 
     /// Records that a stage was observed. Returns false if it had been observed before.
-    pub(super) fn observed(&mut self, uid: Uid, rung: Rung) -> bool {
+    pub(super) fn set_observed(&mut self, uid: Uid, stage: Stage) -> bool {
         let Some(stages) = self.unobserved.stages.get_mut(&uid) else {
             return false;
         };
-        let news = stages.remove(&rung);
+        let newly_observed = stages.remove(&stage);
         if stages.is_empty() {
             self.unobserved.stages.remove(&uid);
         }
-        news
+        newly_observed
     }
 
     /// Undoes [`World::observed`]: the observation could not be written.
-    pub(super) fn not_observed(&mut self, uid: Uid, rung: Rung) {
-        self.unobserved.stages.entry(uid).or_default().insert(rung);
+    pub(super) fn unset_observed(&mut self, uid: Uid, stage: Stage) {
+        self.unobserved.stages.entry(uid).or_default().insert(stage);
     }
 
     /// Whether watchers are notified of an observation that changes nothing that is stored: once per VM, because otherwise a restart would
     /// cause more notifications than fit into the backlog, and for each failure.
-    pub(super) fn completes(&self, uid: Uid, status: Status) -> bool {
+    pub(super) fn is_reported(&self, uid: Uid, status: Status) -> bool {
         status != Status::True || !self.unobserved.stages.contains_key(&uid)
     }
 }
@@ -63,12 +63,14 @@ impl Store {
     /// Makes every stored True or False condition Unknown until its stage is observed.
     pub fn begin_observation(&self, now: Timestamp) {
         let mut world = lock(&self.shared.world);
-        let decided = |uid: &Uid| {
-            let pages = world.pages.get(uid).into_iter().flatten();
+        let known_stages = |uid: &Uid| {
+            let pages = world.stage_statuses.get(uid).into_iter().flatten();
             let decided = pages.filter(|(_, page)| page.condition.status != Status::Unknown);
-            decided.map(|(rung, _)| *rung).collect::<BTreeSet<Rung>>()
+            decided
+                .map(|(stage, _)| *stage)
+                .collect::<BTreeSet<Stage>>()
         };
-        let stages = world.vms.keys().map(|uid| (*uid, decided(uid)));
+        let stages = world.vms.keys().map(|uid| (*uid, known_stages(uid)));
         let stages = stages.filter(|(_, stages)| !stages.is_empty()).collect();
         world.unobserved = Unobserved {
             since: Some(now),

@@ -1,37 +1,37 @@
 //! Decides whether a database is what was acknowledged, by comparing it with the positions that are stored outside it. Pure.
 //! Out of scope: reading them.
 
-use super::mark::{Content, Mark};
+use super::mark::{ContentDigest, LogPosition};
 
 /// What was found outside the database.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Evidence {
     /// The newest position on the state disk.
-    pub disk: Option<Mark>,
+    pub disk: Option<LogPosition>,
     /// The newest position of this boot, in the run directory.
-    pub run: Option<Mark>,
+    pub run: Option<LogPosition>,
     /// There is, or was, an integrity record: a database of format 2 has existed here.
-    pub sealed: bool,
+    pub has_record: bool,
 }
 
 /// What was found in the database.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Inside {
+pub(super) struct DatabaseState {
     /// Its own position record.
-    pub mark: Option<Mark>,
+    pub position: Option<LogPosition>,
     /// The digest of its content.
-    pub content: Content,
+    pub content: ContentDigest,
     /// It contains no keys.
     pub empty: bool,
 }
 
 /// The result of the comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Verification {
     /// The database is exactly what was acknowledged last, or has one more batch that was not acknowledged.
-    Whole(Mark),
+    Whole(LogPosition),
     /// The database has never had a batch of format 2: its creation or conversion must be started (`None`) or completed.
-    Begin(Option<Mark>),
+    Uninitialized(Option<LogPosition>),
 }
 
 impl Evidence {
@@ -39,13 +39,13 @@ impl Evidence {
     ///
     /// # Errors
     /// The two positions belong to different databases.
-    pub fn newest(&self) -> Result<Option<Mark>, String> {
+    pub fn newest(&self) -> Result<Option<LogPosition>, String> {
         match (self.disk, self.run) {
             (Some(disk), Some(run)) if disk.id != run.id => Err(
                 "it is not the database that was used last in this boot: the state directory was replaced"
                     .into(),
             ),
-            (disk, run) => Ok(disk.into_iter().chain(run).max_by_key(|mark| mark.seq)),
+            (disk, run) => Ok(disk.into_iter().chain(run).max_by_key(|position| position.seq)),
         }
     }
 
@@ -54,11 +54,11 @@ impl Evidence {
         match self.newest() {
             Err(why) => Some(why),
             Ok(Some(mark)) if mark.seq == 0 => None,
-            Ok(Some(mark)) => Some(format!(
+            Ok(Some(position)) => Some(format!(
                 "its files are missing, although change {} was acknowledged",
-                mark.seq
+                position.seq
             )),
-            Ok(None) if self.sealed => {
+            Ok(None) if self.has_record => {
                 Some("its files are missing and its integrity record is damaged".into())
             }
             Ok(None) => None,
@@ -70,14 +70,14 @@ impl Evidence {
 ///
 /// # Errors
 /// A message that describes how the database differs from what was acknowledged.
-pub(super) fn verify(evidence: &Evidence, inside: &Inside) -> Result<Verdict, String> {
+pub(super) fn verify(evidence: &Evidence, state: &DatabaseState) -> Result<Verification, String> {
     let newest = evidence.newest()?;
-    let Some(mark) = inside.mark else {
+    let Some(mark) = state.position else {
         return match newest {
-            Some(mark) if mark.seq == 0 && mark.content == inside.content => {
-                Ok(Verdict::Begin(Some(mark)))
+            Some(mark) if mark.seq == 0 && mark.content == state.content => {
+                Ok(Verification::Uninitialized(Some(mark)))
             }
-            Some(mark) if inside.empty => Err(format!(
+            Some(mark) if state.empty => Err(format!(
                 "it is empty, although change {} was acknowledged",
                 mark.seq
             )),
@@ -85,11 +85,11 @@ pub(super) fn verify(evidence: &Evidence, inside: &Inside) -> Result<Verdict, St
                 "it is older than change {}, which was acknowledged",
                 mark.seq
             )),
-            None if evidence.sealed => Err("it has no readable integrity record".into()),
-            None => Ok(Verdict::Begin(None)),
+            None if evidence.has_record => Err("it has no readable integrity record".into()),
+            None => Ok(Verification::Uninitialized(None)),
         };
     };
-    if mark.content != inside.content {
+    if mark.content != state.content {
         return Err(format!(
             "its content does not match its recorded position, change {}",
             mark.seq
@@ -100,7 +100,7 @@ pub(super) fn verify(evidence: &Evidence, inside: &Inside) -> Result<Verdict, St
             "its integrity record is missing or damaged, so it is not known whether change {} is the last that was acknowledged",
             mark.seq
         )),
-        Some(newest) if newest == mark || mark.follows(&newest) => Ok(Verdict::Whole(mark)),
+        Some(newest) if newest == mark || mark.follows(&newest) => Ok(Verification::Whole(mark)),
         Some(newest) if newest.id != mark.id => {
             Err("its integrity record belongs to another database".into())
         }
@@ -117,18 +117,18 @@ pub(super) fn verify(evidence: &Evidence, inside: &Inside) -> Result<Verdict, St
 
 #[cfg(test)]
 mod tests {
-    use super::{Evidence, Inside, Verdict, verify};
-    use crate::store::mark::{Content, Mark};
+    use super::{DatabaseState, Evidence, Verification, verify};
+    use crate::store::mark::{ContentDigest, LogPosition};
 
-    fn content(n: u64) -> Content {
-        let mut content = Content::default();
+    fn content(n: u64) -> ContentDigest {
+        let mut content = ContentDigest::default();
         content.add(b"n", &n.to_le_bytes());
         content
     }
 
     /// Positions 0 to 5 of one database.
-    fn history(id: u8) -> Vec<Mark> {
-        let mut marks = vec![Mark::first([id; 16], Content::default())];
+    fn history(id: u8) -> Vec<LogPosition> {
+        let mut marks = vec![LogPosition::first([id; 16], ContentDigest::default())];
         for seq in 1..6 {
             let last = marks[marks.len() - 1];
             marks.push(last.next(seq, content(seq)));
@@ -136,26 +136,26 @@ mod tests {
         marks
     }
 
-    fn at(mark: Mark) -> Inside {
-        Inside {
-            mark: Some(mark),
-            content: mark.content,
+    fn at(position: LogPosition) -> DatabaseState {
+        DatabaseState {
+            position: Some(position),
+            content: position.content,
             empty: false,
         }
     }
 
-    fn evidence(disk: Option<Mark>, run: Option<Mark>) -> Evidence {
+    fn evidence(disk: Option<LogPosition>, run: Option<LogPosition>) -> Evidence {
         Evidence {
             disk,
             run,
-            sealed: true,
+            has_record: true,
         }
     }
 
     #[test]
     fn only_the_acknowledged_position_or_its_successor_is_accepted() {
         let marks = history(1);
-        for (n, inside) in marks.iter().enumerate().skip(1) {
+        for (n, state) in marks.iter().enumerate().skip(1) {
             for (m, sealed) in marks.iter().enumerate() {
                 let expected = n == m || n == m + 1;
                 for evidence in [
@@ -167,7 +167,7 @@ mod tests {
                     // Only the record on the state disk was replaced with an older one.
                     evidence(Some(marks[m / 2]), Some(*sealed)),
                 ] {
-                    let found = verify(&evidence, &at(*inside));
+                    let found = verify(&evidence, &at(*state));
                     assert_eq!(found.is_ok(), expected, "{n} recorded at {m}: {found:?}");
                 }
             }
@@ -177,17 +177,17 @@ mod tests {
     #[test]
     fn a_database_that_differs_from_its_integrity_record_is_damaged_whatever_it_contains() {
         let (ours, other) = (history(1), history(2));
-        let forged = Inside {
+        let forged = DatabaseState {
             content: content(9),
             ..at(ours[3])
         };
-        let headless = |n: usize| Inside {
-            mark: None,
+        let headless = |n: usize| DatabaseState {
+            position: None,
             content: ours[n].content,
             empty: n == 0,
         };
         let fork = ours[2].next(9, content(9));
-        for (evidence, inside) in [
+        for (evidence, state) in [
             (evidence(Some(ours[3]), None), at(other[3])),
             (evidence(Some(ours[3]), Some(other[3])), at(ours[3])),
             (evidence(Some(ours[3]), Some(other[1])), at(ours[3])),
@@ -200,34 +200,41 @@ mod tests {
             (evidence(Some(ours[3]), None), at(fork)),
             (Evidence::default(), at(ours[1])),
         ] {
-            let found = verify(&evidence, &inside);
-            assert!(found.is_err(), "{evidence:?} {inside:?}: {found:?}");
+            let found = verify(&evidence, &state);
+            assert!(found.is_err(), "{evidence:?} {state:?}: {found:?}");
         }
     }
 
     #[test]
     fn a_database_without_a_batch_is_created() {
-        let none = Inside {
-            mark: None,
-            content: Content::default(),
+        let none = DatabaseState {
+            position: None,
+            content: ContentDigest::default(),
             empty: true,
         };
-        let begun = Mark::first([1; 16], Content::default());
-        for (evidence, mark) in [
+        let begun = LogPosition::first([1; 16], ContentDigest::default());
+        for (evidence, position) in [
             (Evidence::default(), None),
             (evidence(Some(begun), None), Some(begun)),
         ] {
-            assert_eq!(verify(&evidence, &none), Ok(Verdict::Begin(mark)));
+            assert_eq!(
+                verify(&evidence, &none),
+                Ok(Verification::Uninitialized(position))
+            );
             assert_eq!(evidence.loss(), None);
         }
-        let unsealed = Inside {
+        let unsealed = DatabaseState {
             content: content(7),
             empty: false,
             ..none
         };
-        let begun = Mark::first([1; 16], content(7));
+        let begun = LogPosition::first([1; 16], content(7));
         let found = verify(&evidence(Some(begun), None), &unsealed);
-        assert_eq!(found, Ok(Verdict::Begin(Some(begun))), "format 1");
+        assert_eq!(
+            found,
+            Ok(Verification::Uninitialized(Some(begun))),
+            "format 1"
+        );
     }
 
     #[test]

@@ -13,12 +13,12 @@ use crate::api::host_group::HostGroup;
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::{Name, Uid};
 use crate::api::network::{Block, NetworkSpec};
-use crate::api::on_demand::Order;
+use crate::api::on_demand::OnDemandEntry;
 use crate::api::policy::{Entry, Policy};
-use crate::api::rung::{LADDER, Rung, RungPage};
+use crate::api::rung::{LADDER, Stage, StageStatus};
 use crate::api::vm::Vm;
 
-use super::unknown::Unknown;
+use super::unknown::UnknownFields;
 use super::unobserved::Unobserved;
 
 /// All state, in memory.
@@ -34,25 +34,25 @@ pub struct World {
     pub(super) leases_by_group: BTreeMap<Name, BTreeSet<Name>>,
     pub(super) blocks: BTreeSet<Block>,
     /// Leased addresses of bridges.
-    pub(super) bridged: BTreeSet<Ipv4Addr>,
+    pub(super) bridge_addresses: BTreeSet<Ipv4Addr>,
     /// The number of VMs with an address in each subnet of a CNI network.
-    pub(super) plugged: HashMap<Ipv4Network, usize>,
+    pub(super) cni_subnets: HashMap<Ipv4Network, usize>,
     /// The address that was leased last from each range; only a hint, so it is not stored.
     pub(super) cursors: HashMap<Ipv4Network, Ipv4Addr>,
-    pub(super) pages: HashMap<Uid, BTreeMap<Rung, RungPage>>,
-    pub(super) ground: Option<Ground>,
+    pub(super) stage_statuses: HashMap<Uid, BTreeMap<Stage, StageStatus>>,
+    pub(super) host_network: Option<HostNetworkStatus>,
     /// The user ids of the VMMs.
     pub(super) vmm_ids: HashMap<Uid, u32>,
     /// The VM of each user id.
-    pub(super) ids_taken: BTreeMap<u32, Uid>,
+    pub(super) vms_by_vmm_id: BTreeMap<u32, Uid>,
     /// The user id that was assigned last; only a hint, so it is not stored.
     pub(super) id_cursor: Option<u32>,
     /// Set while the state of a database that was set aside is not recovered yet.
     pub(super) recovery: Option<Recovery>,
     /// The number of the reserve up to which the database has the entries.
-    pub(super) reserve_taken: u64,
+    pub(super) reserve_number: u64,
     /// The fields that a newer version has stored in objects.
-    pub(super) unknown: Unknown,
+    pub(super) unknown: UnknownFields,
     /// Stages that this process has not observed yet.
     pub(super) unobserved: Unobserved,
 }
@@ -80,14 +80,16 @@ pub struct Pool {
 
 /// The status of the host network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ground {
+pub struct HostNetworkStatus {
     /// The result of the last observation.
     pub condition: Condition,
     /// The requirements that the host's rules and bridges met when they were last read back, and will continue to meet.
-    pub carries: Footing,
+    #[serde(rename = "carries")]
+    pub applied: HostRequirements,
     /// Requirements that are no longer needed and whose rules and bridges may still exist: they are being removed.
-    #[serde(default, skip_serializing_if = "Footing::is_default")]
-    pub leaves: Footing,
+    #[serde(default, skip_serializing_if = "HostRequirements::is_default")]
+    #[serde(rename = "leaves")]
+    pub obsolete: HostRequirements,
     /// The boot of the observation.
     pub boot_id: String,
     /// Why the rules that restrict VMs are not known to be in force; meanwhile nothing is forwarded for VMs. `None`: they were read back.
@@ -95,7 +97,8 @@ pub struct Ground {
     pub unenforced: Option<Condition>,
     /// A conflicting writer reverts what is repaired with netlink messages. Repairs continue, and packets are lost meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub contested: Option<Contest>,
+    #[serde(rename = "contested")]
+    pub conflicting_writer: Option<ConflictingWriter>,
     /// Settings of the host that block packets of VMs and that we must not change, each with its remedy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -106,7 +109,7 @@ pub struct Ground {
 
 /// A conflict over the host network that is not about the rules which restrict VMs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Contest {
+pub struct ConflictingWriter {
     /// What is reverted.
     pub condition: Condition,
     /// The bridges concerned. Empty: all isolated and bridge VMs are.
@@ -119,22 +122,22 @@ pub enum HostFault<'w> {
     /// The rules that restrict it are not known to be in force: its forwarding is disabled.
     Unenforced(&'w Condition),
     /// A conflicting writer.
-    Contested(&'w Condition),
+    ConflictingWriter(&'w Condition),
 }
 
-impl Ground {
+impl HostNetworkStatus {
     /// Whether the host network is converged: it meets exactly these requirements, and nothing of earlier ones is left.
-    pub fn is_firm(&self, footing: &Footing) -> bool {
+    pub fn is_converged(&self, requirements: &HostRequirements) -> bool {
         let found = self.condition.status == Status::True;
-        found && self.carries == *footing && self.leaves.is_default()
+        found && self.applied == *requirements && self.obsolete.is_default()
     }
 
-    /// Returns a status whose `carries` is limited to these requirements; the rest is in `leaves`. `None`: nothing would change.
-    pub fn let_go(&self, footing: &Footing) -> Option<Self> {
-        let carries = self.carries.within(footing);
-        (carries != self.carries).then(|| Self {
-            carries,
-            leaves: self.carries.clone().and_bridges_of(&self.leaves),
+    /// Returns a status whose `applied` is limited to these requirements; the rest is in `obsolete`. `None`: nothing would change.
+    pub fn limited_to(&self, requirements: &HostRequirements) -> Option<Self> {
+        let carries = self.applied.intersection(requirements);
+        (carries != self.applied).then(|| Self {
+            applied: carries,
+            obsolete: self.applied.clone().with_bridges_of(&self.obsolete),
             ..self.clone()
         })
     }
@@ -142,7 +145,7 @@ impl Ground {
 
 /// The host requirements: what the rules and bridges of the host must provide. A function of the groups and the leases.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Footing {
+pub struct HostRequirements {
     /// All pools with addresses of existing isolated VMs, or of groups of such VMs.
     pub pools: BTreeSet<Ipv4Network>,
     /// `allow` entries that may contain addresses of the host itself, with the pool to which they are opened.
@@ -153,13 +156,14 @@ pub struct Footing {
     pub bridges: BTreeMap<String, BTreeSet<Ipv4Network>>,
     /// Subnets in which CNI plugins have assigned addresses to VMs: isolated VMs cannot reach these.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub plugged: BTreeSet<Ipv4Network>,
+    #[serde(rename = "plugged")]
+    pub cni_subnets: BTreeSet<Ipv4Network>,
     /// `max_connections` of the groups, by the pool or the bridge's subnet: the smallest value if several groups share a subnet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub max_connections: BTreeMap<Ipv4Network, u32>,
 }
 
-impl Footing {
+impl HostRequirements {
     /// Whether no rules and bridges of ours are required.
     pub fn is_empty(&self) -> bool {
         self.pools.is_empty() && self.bridges.is_empty()
@@ -171,7 +175,7 @@ impl Footing {
     }
 
     /// The intersection with other requirements.
-    fn within(&self, other: &Self) -> Self {
+    fn intersection(&self, other: &Self) -> Self {
         let mut bridges = self.bridges.clone();
         bridges.retain(|bridge, gateways| {
             let others = other.bridges.get(bridge);
@@ -182,7 +186,7 @@ impl Footing {
             pools: &self.pools & &other.pools,
             openings: &self.openings & &other.openings,
             bridges,
-            plugged: &self.plugged & &other.plugged,
+            cni_subnets: &self.cni_subnets & &other.cni_subnets,
             // No VM depends on a limit to be connected: limits are written again with the rules.
             max_connections: self.max_connections.clone(),
         }
@@ -190,17 +194,17 @@ impl Footing {
 
     /// Adds the bridge addresses of earlier requirements, which may still exist.
     #[must_use]
-    pub fn and_bridges_of(mut self, before: &Self) -> Self {
+    pub fn with_bridges_of(mut self, before: &Self) -> Self {
         for (bridge, gateways) in &before.bridges {
             for gateway in gateways {
-                self.bridge(bridge, *gateway);
+                self.add_bridge(bridge, *gateway);
             }
         }
         self
     }
 
     /// Whether the requirements include those of a VM with this address.
-    pub fn carries(&self, address: &Address) -> bool {
+    pub fn provide_for(&self, address: &Address) -> bool {
         match address {
             Address::Block { pool, .. } => self.pools.contains(pool),
             Address::Bridged {
@@ -210,26 +214,26 @@ impl Footing {
                 gateways.is_some_and(|gateways| gateways.contains(gateway))
             }
             Address::Plugged { .. } => {
-                self.pools.is_empty() || self.plugged.contains(&address.range())
+                self.pools.is_empty() || self.cni_subnets.contains(&address.range())
             }
         }
     }
 
-    fn carry(&mut self, address: &Address) {
+    fn add_address(&mut self, address: &Address) {
         match address {
             Address::Block { pool, .. } => {
                 self.pools.insert(*pool);
             }
             Address::Bridged {
                 bridge, gateway, ..
-            } => self.bridge(bridge, *gateway),
+            } => self.add_bridge(bridge, *gateway),
             Address::Plugged { .. } => {
-                self.plugged.insert(address.range());
+                self.cni_subnets.insert(address.range());
             }
         }
     }
 
-    fn bridge(&mut self, bridge: &str, gateway: Ipv4Network) {
+    fn add_bridge(&mut self, bridge: &str, gateway: Ipv4Network) {
         let gateways = self.bridges.entry(bridge.to_owned()).or_default();
         gateways.insert(gateway);
     }
@@ -237,17 +241,17 @@ impl Footing {
 
 impl World {
     /// Adds the lease of a name that has none.
-    pub(super) fn note_lease(&mut self, lease: Lease) {
-        self.occupy(&lease.address);
+    pub(super) fn insert_lease(&mut self, lease: Lease) {
+        self.index_address(&lease.address);
         let names = self.leases_by_group.entry(lease.group.clone()).or_default();
         names.insert(lease.name.clone());
         self.leases.insert(lease.name.clone(), lease);
     }
 
     /// Removes and returns the lease of a name.
-    pub(super) fn take_lease(&mut self, name: &Name) -> Option<Lease> {
+    pub(super) fn remove_lease(&mut self, name: &Name) -> Option<Lease> {
         let lease = self.leases.remove(name)?;
-        self.free(&lease.address);
+        self.unindex_address(&lease.address);
         if let Some(names) = self.leases_by_group.get_mut(&lease.group) {
             names.remove(name);
             if names.is_empty() {
@@ -257,28 +261,28 @@ impl World {
         Some(lease)
     }
 
-    fn occupy(&mut self, address: &Address) {
+    fn index_address(&mut self, address: &Address) {
         match address {
             Address::Block { block, .. } => self.blocks.insert(*block),
-            Address::Bridged { ip, .. } => self.bridged.insert(*ip),
+            Address::Bridged { ip, .. } => self.bridge_addresses.insert(*ip),
             Address::Plugged { .. } => {
-                let count = self.plugged.entry(address.range()).or_default();
+                let count = self.cni_subnets.entry(address.range()).or_default();
                 *count += 1;
                 *count == 1
             }
         };
     }
 
-    fn free(&mut self, address: &Address) {
+    fn unindex_address(&mut self, address: &Address) {
         match address {
             Address::Block { block, .. } => self.blocks.remove(block),
-            Address::Bridged { ip, .. } => self.bridged.remove(ip),
-            Address::Plugged { .. } => match self.plugged.get_mut(&address.range()) {
+            Address::Bridged { ip, .. } => self.bridge_addresses.remove(ip),
+            Address::Plugged { .. } => match self.cni_subnets.get_mut(&address.range()) {
                 Some(count) if *count > 1 => {
                     *count -= 1;
                     false
                 }
-                _ => self.plugged.remove(&address.range()).is_some(),
+                _ => self.cni_subnets.remove(&address.range()).is_some(),
             },
         };
     }
@@ -351,7 +355,7 @@ impl World {
     }
 
     /// The order for a VM of this name, with its group and its index.
-    pub fn order(&self, name: &Name) -> Option<(&HostGroup, u32, &Order)> {
+    pub fn order(&self, name: &Name) -> Option<(&HostGroup, u32, &OnDemandEntry)> {
         self.groups.values().find_map(|group| {
             let mut orders = group.orders.iter();
             let (place, order) = orders.find(|(_, order)| order.name == *name)?;
@@ -365,15 +369,15 @@ impl World {
     }
 
     /// The status of a stage of a VM.
-    pub fn page(&self, uid: Uid, rung: Rung) -> Option<&RungPage> {
-        self.pages.get(&uid)?.get(&rung)
+    pub fn status(&self, uid: Uid, rung: Stage) -> Option<&StageStatus> {
+        self.stage_statuses.get(&uid)?.get(&rung)
     }
 
     /// Whether any stage of a VM is acquired, and so may have objects on the host.
-    pub fn is_held(&self, uid: Uid) -> bool {
+    pub fn has_acquired_stage(&self, uid: Uid) -> bool {
         LADDER
             .iter()
-            .any(|rung| self.page(uid, *rung).is_some_and(|page| page.held))
+            .any(|rung| self.status(uid, *rung).is_some_and(|page| page.held))
     }
 
     /// Whether all stages are Ready at the VM's current generation.
@@ -381,7 +385,7 @@ impl World {
         !vm.meta.deleting
             && self.host_fault(vm).is_none()
             && LADDER.iter().all(|rung| {
-                self.page(vm.meta.uid, *rung)
+                self.status(vm.meta.uid, *rung)
                     .is_some_and(|page| page.condition.is_true_at(vm.meta.generation))
             })
     }
@@ -394,13 +398,14 @@ impl World {
             NetworkSpec::Bridge(spec) => Some(&spec.bridge),
             NetworkSpec::Cni(_) => return None,
         };
-        let ground = self.ground.as_ref()?;
-        let concerns = |contest: &&Contest| {
-            contest.bridges.is_empty() || bridge.is_some_and(|name| contest.bridges.contains(name))
+        let ground = self.host_network.as_ref()?;
+        let affects = |conflict: &&ConflictingWriter| {
+            conflict.bridges.is_empty()
+                || bridge.is_some_and(|name| conflict.bridges.contains(name))
         };
-        let contest = ground.contested.as_ref().filter(concerns);
+        let contest = ground.conflicting_writer.as_ref().filter(affects);
         let unenforced = ground.unenforced.as_ref().map(HostFault::Unenforced);
-        unenforced.or(contest.map(|contest| HostFault::Contested(&contest.condition)))
+        unenforced.or(contest.map(|contest| HostFault::ConflictingWriter(&contest.condition)))
     }
 
     /// As [`World::is_ready`], but the VMM may also be paused or stopped, if that is the desired state.
@@ -408,7 +413,7 @@ impl World {
         !vm.meta.deleting
             && self.host_fault(vm).is_none()
             && LADDER.iter().all(|rung| {
-                self.page(vm.meta.uid, *rung)
+                self.status(vm.meta.uid, *rung)
                     .is_some_and(|page| page.condition.is_settled_at(vm.meta.generation))
             })
     }
@@ -424,55 +429,58 @@ impl World {
         users.map(|(uid, user)| (*user, *uid)).collect()
     }
 
-    pub(super) fn note_vmm_id(&mut self, uid: Uid, id: u32) {
+    pub(super) fn insert_vmm_id(&mut self, uid: Uid, id: u32) {
         self.vmm_ids.insert(uid, id);
-        self.ids_taken.insert(id, uid);
+        self.vms_by_vmm_id.insert(id, uid);
     }
 
-    pub(super) fn forget_vmm_id(&mut self, uid: Uid) -> Option<u32> {
+    pub(super) fn remove_vmm_id(&mut self, uid: Uid) -> Option<u32> {
         let id = self.vmm_ids.remove(&uid)?;
-        self.ids_taken.remove(&id);
+        self.vms_by_vmm_id.remove(&id);
         Some(id)
     }
 
     /// The status of the host network.
-    pub fn ground(&self) -> Option<&Ground> {
-        self.ground.as_ref()
+    pub fn ground(&self) -> Option<&HostNetworkStatus> {
+        self.host_network.as_ref()
     }
 
     /// The current host requirements.
-    pub fn footing(&self) -> Footing {
-        let mut footing = Footing::default();
+    pub fn host_requirements(&self) -> HostRequirements {
+        let mut requirements = HostRequirements::default();
         for (name, pool) in &self.pools {
             let Some(group) = self.groups.get(name) else {
                 continue;
             };
             match (&group.spec.template.network, pool.gateway) {
                 (NetworkSpec::Isolated(_), _) => {
-                    footing.pools.insert(pool.range);
+                    requirements.pools.insert(pool.range);
                 }
                 (NetworkSpec::Bridge(bridge), Some(gateway)) => {
                     let gateway = Ipv4Network::new(gateway, pool.range.prefix());
                     let gateway = gateway.expect("a valid prefix length");
-                    footing.bridge(&bridge.bridge, gateway);
+                    requirements.add_bridge(&bridge.bridge, gateway);
                 }
                 (NetworkSpec::Bridge(_) | NetworkSpec::Cni(_), _) => {}
             }
-            if let Some(most) = group.spec.template.network.max_connections() {
-                let limit = footing.max_connections.entry(pool.range).or_insert(most);
-                *limit = most.min(*limit);
+            if let Some(group_limit) = group.spec.template.network.max_connections() {
+                let limit = requirements
+                    .max_connections
+                    .entry(pool.range)
+                    .or_insert(group_limit);
+                *limit = group_limit.min(*limit);
             }
             let policy = group.spec.template.network.policy();
             let openings = policy.into_iter().flat_map(Policy::host_access_entries);
             let orders = group.orders.values();
             let openings = openings.chain(orders.flat_map(|order| order.ask.host_access_entries()));
-            footing
+            requirements
                 .openings
                 .extend(openings.map(|entry: Entry| (pool.range, entry.to_string())));
         }
         for lease in self.leases.values() {
-            footing.carry(&lease.address);
+            requirements.add_address(&lease.address);
         }
-        footing
+        requirements
     }
 }

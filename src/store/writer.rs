@@ -12,39 +12,39 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use super::backing::{Batch, joined};
+use super::backing::{Batch, merge};
 use super::txn::Kind;
 use super::{Commit, Shared};
 
 /// The maximum number of commits in one flush.
-const BATCH: usize = 512;
+const MAX_COMMITS: usize = 512;
 
 /// The maximum number of bytes of keys and values in one flush: what sled writes for them must be much smaller than two segments of its
 /// log.
-const BYTES: usize = 512 << 10;
+const MAX_BYTES: usize = 512 << 10;
 
 /// How long a batch without a waiting caller waits for more commits.
-const COMPANY: Duration = Duration::from_millis(10);
+const IDLE_DELAY: Duration = Duration::from_millis(10);
 
 /// How long a commit waits for others if it arrives within this time after a batch with several waiting callers: each batch costs two
 /// `fdatasync` calls, and one more commit in it costs almost nothing. A single commit is written at once.
-const SIBLINGS: Duration = Duration::from_millis(1);
+const GATHER_DELAY: Duration = Duration::from_millis(1);
 
 /// The delay after a failed write: a full disk is usually still full immediately afterwards.
-const PAUSE: Duration = Duration::from_millis(500);
+const FAILURE_DELAY: Duration = Duration::from_millis(500);
 
 /// The retry interval of a disk that could not be written, while no change is requested.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The timeout of a batch: a disk that takes longer is treated as one that never answers.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The handle of the thread that writes to the disk, one batch at a time.
-pub(super) struct Disk {
+pub(super) struct DiskThread {
     batches: SyncSender<Batch>,
-    answers: Receiver<Result<(), Failure>>,
+    results: Receiver<Result<(), Failure>>,
     thread: JoinHandle<()>,
-    patience: Duration,
+    timeout: Duration,
 }
 
 /// Why a batch is not known to be durable.
@@ -55,52 +55,54 @@ pub(super) enum Failure {
     /// The write failed in a way that leaves the content of the disk unknown until the database is opened again. No more batches are sent.
     Unknown(String),
     /// The disk did not answer in time. No more batches are sent.
-    Silent,
+    TimedOut,
 }
 
-impl Disk {
+impl DiskThread {
     /// Starts the thread. `write` makes a batch durable; it is dropped on that thread when there are no more batches.
     pub(super) fn start(
         mut write: impl FnMut(Batch) -> Result<(), Failure> + Send + 'static,
         patience: Duration,
     ) -> io::Result<Self> {
-        let (batches, asked) = sync_channel(1);
-        let (answer, answers) = sync_channel(1);
+        let (batches, requests) = sync_channel(1);
+        let (result_sender, answers) = sync_channel(1);
         let thread = Builder::new().name("store-disk".into()).spawn(move || {
-            while let Ok(batch) = asked.recv() {
-                if answer.send(write(batch)).is_err() {
+            while let Ok(batch) = requests.recv() {
+                if result_sender.send(write(batch)).is_err() {
                     // The timeout has expired.
                     return;
                 }
             }
             // Dropping `write` may close the database, which may also never return. `end` waits until `answer` is dropped.
             drop(write);
-            drop(answer);
+            drop(result_sender);
         })?;
         Ok(Self {
             batches,
-            answers,
+            results: answers,
             thread,
-            patience,
+            timeout: patience,
         })
     }
 
     fn write(&self, batch: Batch) -> Result<(), Failure> {
         // A thread that has panicked is treated as one that hangs.
-        self.batches.send(batch).map_err(|_| Failure::Silent)?;
-        match self.answers.recv_timeout(self.patience) {
-            Ok(answer) => answer,
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(Failure::Silent),
+        self.batches.send(batch).map_err(|_| Failure::TimedOut)?;
+        match self.results.recv_timeout(self.timeout) {
+            Ok(result_sender) => result_sender,
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                Err(Failure::TimedOut)
+            }
         }
     }
 
     /// Waits until the database is closed.
-    fn end(self) {
+    fn close(self) {
         let Self {
             batches,
-            answers,
+            results: answers,
             thread,
-            patience,
+            timeout: patience,
         } = self;
         drop(batches);
         match answers.recv_timeout(patience) {
@@ -120,10 +122,10 @@ impl Disk {
 
 /// Writes queued commits in batches and reports the results, until all senders are dropped. Ends early if the disk does not answer,
 /// or its content is unknown.
-pub(super) fn write_commits(disk: Disk, commits: &Receiver<Commit>, shared: &Weak<Shared>) {
-    let mut crowded = false;
-    while let Some(batch) = next(commits, shared, crowded) {
-        crowded = waited_for(&batch) > 1;
+pub(super) fn write_commits(disk: DiskThread, commits: &Receiver<Commit>, shared: &Weak<Shared>) {
+    let mut several_waiting = false;
+    while let Some(batch) = next(commits, shared, several_waiting) {
+        several_waiting = count_waiting(&batch) > 1;
         let Some(shared) = shared.upgrade() else {
             break;
         };
@@ -132,7 +134,7 @@ pub(super) fn write_commits(disk: Disk, commits: &Receiver<Commit>, shared: &Wea
         let parts = pending
             .iter()
             .chain(batch.iter().map(|commit| &commit.batch));
-        let all = joined(parts);
+        let all = merge(parts);
         // A batch with nothing to write only confirms that all earlier commits are on the disk.
         let written = match all.is_empty() && pending.is_none() {
             true => Ok(()),
@@ -143,50 +145,54 @@ pub(super) fn write_commits(disk: Disk, commits: &Receiver<Commit>, shared: &Wea
                 let last = batch.iter().map(|commit| commit.number).max();
                 // Number 0 settles nothing.
                 shared.progress.written(last.unwrap_or_default());
-                for told in batch.into_iter().filter_map(|commit| commit.told) {
+                for reply in batch.into_iter().filter_map(|commit| commit.reply) {
                     // The caller may have been cancelled; the change remains.
-                    let _ = told.send(Ok(()));
+                    let _ = reply.send(Ok(()));
                 }
                 if let Some(pending) = &pending {
-                    shared.recovered(pending);
+                    shared.pending_written(pending);
                 }
             }
             Err(Failure::Refused(error))
-                if is_reservable(&batch) && disk.write(for_the_reserve(&batch)).is_ok() =>
+                if is_reservable(&batch) && disk.write(reserve_part(&batch)).is_ok() =>
             {
                 tracing::warn!(%error, "cannot write the state; a change that only restricts is stored in the reserve");
-                shared.reserved(batch, &error);
+                shared.confirm_reserved(batch, &error);
             }
             Err(Failure::Refused(error)) => {
                 if !batch.is_empty() {
                     tracing::error!(%error, "cannot write the state; the changes are rolled back");
                 }
-                shared.refused(batch, commits, &error);
+                shared.roll_back_refused(batch, commits, &error);
                 drop(shared);
                 // The callers retry at once.
-                std::thread::sleep(PAUSE);
+                std::thread::sleep(FAILURE_DELAY);
             }
             Err(Failure::Unknown(error)) => {
                 tracing::error!(%error, "it is not known which of the last changes are on the state disk; the changes are rolled back");
-                return shared.silent(batch, commits);
+                return shared.roll_back_all(batch, commits);
             }
-            Err(Failure::Silent) => {
-                tracing::error!(patience = ?disk.patience, "the state database does not answer; the changes are rolled back");
+            Err(Failure::TimedOut) => {
+                tracing::error!(patience = ?disk.timeout, "the state database does not answer; the changes are rolled back");
                 // The thread is abandoned: it cannot be cancelled.
-                return shared.silent(batch, commits);
+                return shared.roll_back_all(batch, commits);
             }
         }
     }
-    disk.end();
+    disk.close();
 }
 
 /// Returns the next commits to write; an empty list to retry a disk that could not be written. `None`: all senders are dropped.
-fn next(commits: &Receiver<Commit>, shared: &Weak<Shared>, crowded: bool) -> Option<Vec<Commit>> {
+fn next(
+    commits: &Receiver<Commit>,
+    shared: &Weak<Shared>,
+    several_waiting: bool,
+) -> Option<Vec<Commit>> {
     // Only this thread changes whether the store is degraded.
     let degraded = shared.upgrade().is_some_and(|s| s.read_only().is_some());
     if !degraded {
-        return match commits.recv_timeout(SIBLINGS) {
-            Ok(first) => Some(gather(first, commits, crowded)),
+        return match commits.recv_timeout(GATHER_DELAY) {
+            Ok(first) => Some(gather(first, commits, several_waiting)),
             Err(RecvTimeoutError::Disconnected) => None,
             // No commit followed the last batch immediately.
             Err(RecvTimeoutError::Timeout) => {
@@ -195,10 +201,10 @@ fn next(commits: &Receiver<Commit>, shared: &Weak<Shared>, crowded: bool) -> Opt
             }
         };
     }
-    match commits.recv_timeout(RETRY) {
+    match commits.recv_timeout(RETRY_INTERVAL) {
         // Written alone: other commits are refused.
         Ok(first) if first.kind == Kind::Restriction => Some(vec![first]),
-        Ok(first) => Some(gather(first, commits, crowded)),
+        Ok(first) => Some(gather(first, commits, several_waiting)),
         Err(RecvTimeoutError::Disconnected) => None,
         Err(RecvTimeoutError::Timeout) => Some(Vec::new()),
     }
@@ -211,7 +217,7 @@ fn is_reservable(batch: &[Commit]) -> bool {
 }
 
 /// The part of a batch for the reserve: the rest is derived from it, or would be observed again.
-fn for_the_reserve(batch: &[Commit]) -> Batch {
+fn reserve_part(batch: &[Commit]) -> Batch {
     let restrictions = batch
         .iter()
         .filter(|commit| commit.kind == Kind::Restriction);
@@ -226,35 +232,35 @@ fn for_the_reserve(batch: &[Commit]) -> Batch {
 }
 
 /// The number of commits with a waiting caller.
-fn waited_for(batch: &[Commit]) -> usize {
-    batch.iter().filter(|commit| commit.told.is_some()).count()
+fn count_waiting(batch: &[Commit]) -> usize {
+    batch.iter().filter(|commit| commit.reply.is_some()).count()
 }
 
 /// Collects the queued commits into a batch. If no caller waits for any of them, it waits briefly for more; after a batch with several
-/// waiting callers (`crowded`), it waits for the next ones.
-fn gather(first: Commit, commits: &Receiver<Commit>, crowded: bool) -> Vec<Commit> {
+/// waiting callers (`several_waiting`), it waits for the next ones.
+fn gather(first: Commit, commits: &Receiver<Commit>, several_waiting: bool) -> Vec<Commit> {
     let mut bytes = first.bytes();
     let mut batch = vec![first];
-    let mut more = |batch: &mut Vec<Commit>| {
-        while batch.len() < BATCH && bytes < BYTES {
+    let mut collect = |batch: &mut Vec<Commit>| {
+        while batch.len() < MAX_COMMITS && bytes < MAX_BYTES {
             let Ok(next) = commits.try_recv() else { break };
             bytes += next.bytes();
             batch.push(next);
         }
-        bytes < BYTES
+        bytes < MAX_BYTES
     };
-    let room = more(&mut batch);
-    if !room || batch.len() >= BATCH {
+    let has_space = collect(&mut batch);
+    if !has_space || batch.len() >= MAX_COMMITS {
         return batch;
     }
-    if crowded {
-        std::thread::sleep(SIBLINGS);
-        more(&mut batch);
-    } else if waited_for(&batch) == 0
-        && let Ok(next) = commits.recv_timeout(COMPANY)
+    if several_waiting {
+        std::thread::sleep(GATHER_DELAY);
+        collect(&mut batch);
+    } else if count_waiting(&batch) == 0
+        && let Ok(next) = commits.recv_timeout(IDLE_DELAY)
     {
         batch.push(next);
-        more(&mut batch);
+        collect(&mut batch);
     }
     batch
 }

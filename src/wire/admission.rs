@@ -34,7 +34,7 @@ pub(super) struct Client {
 
 /// The limits that requests share. Privileged users have separate ones.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct Admission {
     limits: Limits,
     connections: Arc<Connections>,
     privileged: Quota,
@@ -64,7 +64,7 @@ impl Quota {
     }
 }
 
-impl Room {
+impl Admission {
     pub(super) fn new(limits: Limits, connections: Arc<Connections>) -> Self {
         Self {
             connections,
@@ -86,7 +86,7 @@ impl Room {
     ///
     /// # Errors
     /// A limit is reached; the message specifies which one.
-    fn stream(self: &Arc<Self>, user: User) -> Result<Stream, String> {
+    fn stream(self: &Arc<Self>, user: User) -> Result<StreamPermit, String> {
         let mut streams = self.streams.lock().unwrap_or_else(|p| p.into_inner());
         let (total, by_user) = (
             streams.len(),
@@ -104,7 +104,7 @@ impl Room {
             ));
         }
         streams.push(user);
-        Ok(Stream {
+        Ok(StreamPermit {
             user,
             room: Arc::clone(self),
         })
@@ -112,12 +112,12 @@ impl Room {
 }
 
 /// A registered stream, until dropped.
-struct Stream {
+struct StreamPermit {
     user: User,
-    room: Arc<Room>,
+    room: Arc<Admission>,
 }
 
-impl Drop for Stream {
+impl Drop for StreamPermit {
     fn drop(&mut self) {
         let mut streams = self.room.streams.lock().unwrap_or_else(|p| p.into_inner());
         if let Some(at) = streams.iter().position(|user| *user == self.user) {
@@ -152,7 +152,7 @@ fn weight(request: &Request) -> Weight {
 }
 
 pub(super) async fn admit(
-    State(room): State<Arc<Room>>,
+    State(room): State<Arc<Admission>>,
     ConnectInfo(caller): ConnectInfo<Client>,
     request: Request,
     next: Next,
@@ -161,7 +161,7 @@ pub(super) async fn admit(
     let weight = weight(&request);
     let result = work(&room, &caller, weight, request, next).await;
     let (response, stream_permit, permits) = match result {
-        Ok((answer, Held { stream, permits })) => (answer, stream, permits),
+        Ok((answer, AcquiredPermits { stream, permits })) => (answer, stream, permits),
         Err(refusal) => (refusal, None, Vec::new()),
     };
     let is_stream = stream_permit.is_some() && response.status().is_success();
@@ -171,18 +171,18 @@ pub(super) async fn admit(
 
 /// Permits held until the response has been sent.
 #[derive(Default)]
-struct Held {
-    stream: Option<Stream>,
+struct AcquiredPermits {
+    stream: Option<StreamPermit>,
     permits: Vec<OwnedSemaphorePermit>,
 }
 
 async fn work(
-    room: &Arc<Room>,
+    room: &Arc<Admission>,
     caller: &Client,
     weight: Weight,
     request: Request,
     next: Next,
-) -> Result<(Response, Held), Response> {
+) -> Result<(Response, AcquiredPermits), Response> {
     let peer = &caller.peer;
     if !peer.is_permitted {
         tracing::warn!(
@@ -199,7 +199,7 @@ async fn work(
     let (request, body) = whole(room, caller, request).await?;
     caller.connection.works();
     let quota = room.share(caller.user);
-    let mut acquired = Held::default();
+    let mut acquired = AcquiredPermits::default();
     let turn_permit = match weight {
         Weight::Heavy => {
             Some(turn(room, &quota.heavy, "read manifests or inspect the host").await?)
@@ -222,7 +222,7 @@ async fn work(
 
 /// Permits for a response of this length, until the client has read it. `None` if the response is too small to be counted.
 async fn acquire_response_permit(
-    room: &Room,
+    room: &Admission,
     user: User,
     length: u64,
 ) -> Result<Option<OwnedSemaphorePermit>, Response> {
@@ -253,7 +253,7 @@ async fn acquire_response_permit(
 }
 
 async fn turn(
-    room: &Room,
+    room: &Admission,
     semaphore: &Arc<Semaphore>,
     what: &str,
 ) -> Result<OwnedSemaphorePermit, Response> {
@@ -268,7 +268,7 @@ async fn turn(
 
 /// Reads the request's body into memory. Also returns the permits for its size.
 async fn whole(
-    room: &Room,
+    room: &Admission,
     caller: &Client,
     request: Request,
 ) -> Result<(Request, Vec<OwnedSemaphorePermit>), Response> {

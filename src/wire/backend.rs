@@ -13,10 +13,10 @@ use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::view::{
-    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List,
-    NewVmResult, Reach, ServerInfo, Source,
+    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
+    RouteInfo, ServerInfo, Source,
 };
-use crate::api::vm::PowerVerb;
+use crate::api::vm::PowerCommand;
 
 /// Whether a request changes anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub enum Deletion {
 
 /// Whether a stream continues with new items.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Span {
+pub enum StreamMode {
     /// The stream ends after the existing items.
     Once,
     /// The stream continues with new items.
@@ -127,7 +127,7 @@ pub trait Backend: Send + Sync + 'static {
     fn power(
         &self,
         vm: Name,
-        verb: PowerVerb,
+        verb: PowerCommand,
     ) -> impl Future<Output = Result<Applied, Refusal>> + Send;
 
     /// The metrics of a VM's VMM.
@@ -137,7 +137,7 @@ pub trait Backend: Send + Sync + 'static {
     fn events(
         &self,
         object: Option<String>,
-        span: Span,
+        span: StreamMode,
     ) -> impl Future<Output = Result<BoxStream<'static, Event>, Refusal>> + Send;
 
     /// The output of the VM's guest and VMM; of the existing output, the last `lines` or all.
@@ -145,7 +145,7 @@ pub trait Backend: Send + Sync + 'static {
         &self,
         vm: Name,
         lines: Option<usize>,
-        span: Span,
+        span: StreamMode,
     ) -> impl Future<Output = Result<BoxStream<'static, io::Result<Bytes>>, Refusal>> + Send;
 
     /// Writes to the VM's serial port; an empty write checks whether that is possible.
@@ -156,7 +156,7 @@ pub trait Backend: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), Refusal>> + Send;
 
     /// Removes orphaned host resources; with [`Effect::DryRun`] only lists them.
-    fn gc(&self, effect: Effect) -> impl Future<Output = Result<Vec<Leftover>, Refusal>> + Send;
+    fn gc(&self, effect: Effect) -> impl Future<Output = Result<Vec<Orphan>, Refusal>> + Send;
 
     /// Checks whether this host meets the requirements.
     fn doctor(&self) -> impl Future<Output = Result<Vec<Check>, Refusal>> + Send;
@@ -169,7 +169,7 @@ pub trait Backend: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Explanation, Refusal>> + Send;
 
     /// The addresses for a route to the VMs of a group on other machines; bridge groups only.
-    fn route(&self, group: Name) -> impl Future<Output = Result<Reach, Refusal>> + Send;
+    fn route(&self, group: Name) -> impl Future<Output = Result<RouteInfo, Refusal>> + Send;
 
     /// Called when accept(2) has failed, which is due to a lack of descriptors or memory.
     fn accept_failed(&self, _: &io::Error) {}

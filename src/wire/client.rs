@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::backend::{Deletion, Effect, Span};
+use super::backend::{Deletion, Effect, StreamMode};
 use super::packet;
 use super::server::Sources;
 use crate::api::event::Event;
@@ -25,10 +25,10 @@ use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::view::{
-    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, Leftover, List,
-    NewVmResult, Problem, Reach, ServerInfo, Source,
+    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
+    Problem, RouteInfo, ServerInfo, Source,
 };
-use crate::api::vm::PowerVerb;
+use crate::api::vm::PowerCommand;
 
 /// Timeout until the response head is received. `gc` and `doctor` observe the whole host.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -162,7 +162,7 @@ impl Client {
     }
 
     /// See [`super::Backend::power`].
-    pub async fn power(&self, vm: &Name, verb: PowerVerb) -> Result<Applied> {
+    pub async fn power(&self, vm: &Name, verb: PowerCommand) -> Result<Applied> {
         let path = format!("/v1/vms/{vm}/{verb}");
         self.json(Method::POST, &path, NO_BODY).await
     }
@@ -177,9 +177,9 @@ impl Client {
     pub async fn events(
         &self,
         object: Option<&str>,
-        span: Span,
+        span: StreamMode,
     ) -> Result<BoxStream<'static, Result<Event>>> {
-        let mut path = format!("/v1/events?follow={}", span == Span::Follow);
+        let mut path = format!("/v1/events?follow={}", span == StreamMode::Follow);
         if let Some(object) = object {
             path.push_str("&object=");
             path.push_str(&percent_encode(object));
@@ -192,9 +192,9 @@ impl Client {
         &self,
         vm: &Name,
         lines: Option<usize>,
-        span: Span,
+        span: StreamMode,
     ) -> Result<impl Stream<Item = Result<Bytes>> + Send + use<>> {
-        let mut path = format!("/v1/logs/{vm}?follow={}", span == Span::Follow);
+        let mut path = format!("/v1/logs/{vm}?follow={}", span == StreamMode::Follow);
         if let Some(lines) = lines {
             path.push_str(&format!("&lines={lines}"));
         }
@@ -212,7 +212,7 @@ impl Client {
     }
 
     /// See [`super::Backend::gc`].
-    pub async fn gc(&self, effect: Effect) -> Result<Vec<Leftover>> {
+    pub async fn gc(&self, effect: Effect) -> Result<Vec<Orphan>> {
         let path = format!("/v1/gc?dry_run={}", effect == Effect::DryRun);
         self.json(Method::POST, &path, NO_BODY).await
     }
@@ -230,7 +230,7 @@ impl Client {
     }
 
     /// See [`super::Backend::route`].
-    pub async fn route(&self, group: &Name) -> Result<Reach> {
+    pub async fn route(&self, group: &Name) -> Result<RouteInfo> {
         let path = format!("/v1/route/{group}");
         self.json(Method::GET, &path, NO_BODY).await
     }

@@ -207,11 +207,11 @@ impl Connection {
 #[derive(Debug)]
 pub(super) struct Connections {
     limits: Limits,
-    open: Mutex<Open>,
+    open: Mutex<OpenConnections>,
 }
 
 #[derive(Debug, Default)]
-struct Open {
+struct OpenConnections {
     next: u64,
     all: BTreeMap<u64, Entry>,
 }
@@ -233,7 +233,7 @@ pub(super) enum User {
 
 /// Registration of a connection, until dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct Registration {
     id: u64,
     pub(super) connection: Arc<Connection>,
     all: Arc<Connections>,
@@ -251,7 +251,11 @@ impl Connections {
     ///
     /// # Errors
     /// A limit is reached and no connection can be evicted; the message specifies the limit.
-    pub(super) fn admit(self: &Arc<Self>, user: User, now: Instant) -> Result<Place, String> {
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        user: User,
+        now: Instant,
+    ) -> Result<Registration, String> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         self.evict_if_full(&mut open, user)?;
         let id = open.next;
@@ -264,7 +268,7 @@ impl Connections {
                 connection: Arc::clone(&connection),
             },
         );
-        Ok(Place {
+        Ok(Registration {
             id,
             connection,
             all: Arc::clone(self),
@@ -289,7 +293,7 @@ impl Connections {
         true
     }
 
-    fn evict_if_full(&self, open: &mut Open, user: User) -> Result<(), String> {
+    fn evict_if_full(&self, open: &mut OpenConnections, user: User) -> Result<(), String> {
         let limits = &self.limits;
         let (by_user, others) = (open.of(user), open.all.len() - open.of(User::Privileged));
         match user {
@@ -320,7 +324,7 @@ fn full(count: usize) -> String {
     format!("{count} connections are open, which is the limit")
 }
 
-impl Open {
+impl OpenConnections {
     fn of(&self, user: User) -> usize {
         self.all.values().filter(|entry| entry.user == user).count()
     }
@@ -357,7 +361,7 @@ impl Open {
     }
 }
 
-impl Drop for Place {
+impl Drop for Registration {
     fn drop(&mut self) {
         let mut open = self.all.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.all.remove(&self.id);
@@ -376,7 +380,7 @@ mod tests {
     }
 
     /// Admits up to `count` connections of a user; with `busy`, each has a request in progress.
-    fn fill(all: &Arc<Connections>, user: User, count: usize, busy: bool) -> Vec<Place> {
+    fn fill(all: &Arc<Connections>, user: User, count: usize, busy: bool) -> Vec<Registration> {
         let now = Instant::now();
         let admit = |at| {
             let place = all.admit(user, now + Duration::from_millis(at)).ok()?;
@@ -388,8 +392,8 @@ mod tests {
         (0..count as u64).filter_map(admit).collect()
     }
 
-    fn closed(places: &[Place]) -> usize {
-        let closed = |place: &&Place| place.connection.closed.is_cancelled();
+    fn closed(places: &[Registration]) -> usize {
+        let closed = |place: &&Registration| place.connection.closed.is_cancelled();
         places.iter().filter(closed).count()
     }
 

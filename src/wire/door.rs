@@ -16,7 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 /// A listening socket. Dropping it removes its file, unless the file has been replaced.
 #[derive(Debug)]
-pub struct Door {
+pub struct Listener {
     listener: UnixListener,
     path: PathBuf,
     inode: u64,
@@ -44,7 +44,7 @@ pub struct Peer {
     pub is_permitted: bool,
 }
 
-impl Door {
+impl Listener {
     /// Binds `path` with mode 0660 and the given group, or our own group if that does not exist. Replaces the socket of a
     /// daemon that has exited; any other file at `path` is an error. Must run in a tokio runtime.
     pub fn open(path: &Path, group: &str) -> Result<Self, ListenerError> {
@@ -129,7 +129,7 @@ impl Door {
     }
 }
 
-impl Drop for Door {
+impl Drop for Listener {
     fn drop(&mut self) {
         let is_ours = fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode);
         if is_ours {

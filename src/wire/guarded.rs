@@ -16,12 +16,12 @@ use super::connections::Connection;
 use crate::clock;
 
 /// A connection's socket; reports the progress of writes.
-pub(super) struct Guarded {
+pub(super) struct MonitoredStream {
     stream: UnixStream,
     connection: Arc<Connection>,
 }
 
-impl Guarded {
+impl MonitoredStream {
     pub(super) fn new(stream: UnixStream, connection: Arc<Connection>) -> Self {
         Self { stream, connection }
     }
@@ -36,7 +36,7 @@ impl Guarded {
     }
 }
 
-impl AsyncRead for Guarded {
+impl AsyncRead for MonitoredStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -46,7 +46,7 @@ impl AsyncRead for Guarded {
     }
 }
 
-impl AsyncWrite for Guarded {
+impl AsyncWrite for MonitoredStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

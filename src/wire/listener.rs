@@ -16,11 +16,11 @@ use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::admission::{Client, Room};
+use super::admission::{Admission, Client};
 use super::backend::Backend;
-use super::connections::{Connections, Place, User};
-use super::door::{Door, Peer};
-use super::guarded::Guarded;
+use super::connections::{Connections, Registration, User};
+use super::door::{Listener, Peer};
+use super::guarded::MonitoredStream;
 use super::limits::{HEAD_LIMIT, Limits};
 use super::server::{Shared, router};
 use crate::api::view::Problem;
@@ -33,7 +33,7 @@ const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// Serves until `stop` is cancelled; then streams end, and other requests have half a second to complete.
 pub async fn serve<B: Backend>(
-    listener: Door,
+    listener: Listener,
     backend: B,
     stop: CancellationToken,
 ) -> io::Result<()> {
@@ -42,7 +42,7 @@ pub async fn serve<B: Backend>(
 
 /// The same as [`serve`] with other limits.
 pub async fn serve_with_limits<B: Backend>(
-    door: Door,
+    door: Listener,
     backend: B,
     stop: CancellationToken,
     limits: Limits,
@@ -52,7 +52,7 @@ pub async fn serve_with_limits<B: Backend>(
         stop: stop.clone(),
     });
     let connections = Arc::new(Connections::new(limits));
-    let admission = Arc::new(Room::new(limits, Arc::clone(&connections)));
+    let admission = Arc::new(Admission::new(limits, Arc::clone(&connections)));
     let app = router(Arc::clone(&shared), admission);
     let mut tasks = JoinSet::new();
     // An evicted connection holds its socket until its task has run: this bounds their number.
@@ -95,7 +95,7 @@ fn admit(
     connections: &Arc<Connections>,
     stream: &UnixStream,
     peer: Peer,
-) -> Option<(Place, Client)> {
+) -> Option<(Registration, Client)> {
     let user = match peer.is_privileged() {
         true => User::Privileged,
         false => User::Of(peer.uid),
@@ -131,13 +131,13 @@ fn admit(
 /// Serves a connection until it ends.
 async fn serve_connection(
     stream: UnixStream,
-    place: Place,
+    place: Registration,
     caller: Client,
     app: Router,
     stop: CancellationToken,
 ) {
     let connection = Arc::clone(&place.connection);
-    let io = TokioIo::new(Guarded::new(stream, Arc::clone(&connection)));
+    let io = TokioIo::new(MonitoredStream::new(stream, Arc::clone(&connection)));
     let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
         caller.connection.works();
         request.extensions_mut().insert(ConnectInfo(caller.clone()));

@@ -34,7 +34,7 @@ pub mod packet;
 mod problem;
 pub mod server;
 
-pub use backend::{Backend, Deletion, Effect, Refusal, Span};
+pub use backend::{Backend, Deletion, Effect, Refusal, StreamMode};
 pub use client::Client;
-pub use door::Door;
+pub use door::Listener;
 pub use listener::{serve, serve_with_limits};

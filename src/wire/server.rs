@@ -18,15 +18,15 @@ use futures::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use super::admission::{Room, admit};
-use super::backend::{Backend, Deletion, Effect, Refusal, Span};
+use super::admission::{Admission, admit};
+use super::backend::{Backend, Deletion, Effect, Refusal, StreamMode};
 use super::limits::{BODY_LIMIT, MANIFEST_LIMIT, SOURCE_NAME_LIMIT, SOURCES_LIMIT};
 use super::packet;
 use super::problem::problem;
 use crate::api::meta::Name;
 use crate::api::on_demand::NewVm;
 use crate::api::view::{Applied, Kind, Source};
-use crate::api::vm::PowerVerb;
+use crate::api::vm::PowerCommand;
 
 /// The body of `apply`, `diff` and `names`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,7 +45,7 @@ pub(super) struct Shared<B> {
 type AppState<B> = State<Arc<Shared<B>>>;
 
 /// The routes of the API.
-pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Room>) -> Router {
+pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admission>) -> Router {
     Router::new()
         .route("/v1/version", get(version::<B>))
         .route("/v1/apply", post(apply::<B>))
@@ -82,7 +82,7 @@ async fn apply<B: Backend>(
     State(hall): AppState<B>,
     Asked(Query(query)): Asked<Query<DryRunQuery>>,
     Asked(Json(body)): Asked<Json<Sources>>,
-) -> Result<Response, Refused> {
+) -> Result<Response, ApiError> {
     let results = hall.backend.apply(bounded(body)?, query.effect()).await?;
     Ok(Json(results).into_response())
 }
@@ -90,14 +90,14 @@ async fn apply<B: Backend>(
 async fn diff<B: Backend>(
     State(hall): AppState<B>,
     Asked(Json(body)): Asked<Json<Sources>>,
-) -> Result<Response, Refused> {
+) -> Result<Response, ApiError> {
     Ok(Json(hall.backend.diff(bounded(body)?).await?).into_response())
 }
 
 async fn names<B: Backend>(
     State(hall): AppState<B>,
     Asked(Json(body)): Asked<Json<Sources>>,
-) -> Result<Response, Refused> {
+) -> Result<Response, ApiError> {
     Ok(Json(hall.backend.names(bounded(body)?).await?).into_response())
 }
 
@@ -105,7 +105,7 @@ async fn objects<B: Backend>(
     State(hall): AppState<B>,
     Asked(Path(kind)): Asked<Path<String>>,
     Asked(Query(length)): Asked<Query<FollowQuery>>,
-) -> Result<Response, Refused> {
+) -> Result<Response, ApiError> {
     look(&hall, &kind, None, length).await
 }
 
@@ -113,7 +113,7 @@ async fn object<B: Backend>(
     State(hall): AppState<B>,
     Asked(Path((kind, name))): Asked<Path<(String, String)>>,
     Asked(Query(length)): Asked<Query<FollowQuery>>,
-) -> Result<Response, Refused> {
+) -> Result<Response, ApiError> {
     look(&hall, &kind, Some(&name), length).await
 }
 
@@ -122,12 +122,12 @@ async fn look<B: Backend>(
     kind: &str,
     name: Option<&str>,
     length: FollowQuery,
-) -> Result<Response, Refused> {
+) -> Result<Response, ApiError> {
     let kind = read::<Kind>(kind)?;
     let name = name.map(read::<Name>).transpose()?;
     match length.span() {
-        Span::Once => Ok(Json(hall.backend.get(kind, name).await?).into_response()),
-        Span::Follow => Ok(lines(hall, hall.backend.watch(kind, name).await?)),
+        StreamMode::Once => Ok(Json(hall.backend.get(kind, name).await?).into_response()),
+        StreamMode::Follow => Ok(lines(hall, hall.backend.watch(kind, name).await?)),
     }
 }
 
@@ -135,7 +135,7 @@ async fn delete<B: Backend>(
     State(hall): AppState<B>,
     Asked(Path((kind, name))): Asked<Path<(String, String)>>,
     Asked(Query(force)): Asked<Query<ForceQuery>>,
-) -> Result<StatusCode, Refused> {
+) -> Result<StatusCode, ApiError> {
     let deletion = force.deletion();
     hall.backend
         .delete(read(&kind)?, read(&name)?, deletion)
@@ -147,7 +147,7 @@ async fn add_vm<B: Backend>(
     State(hall): AppState<B>,
     Asked(Path(group)): Asked<Path<String>>,
     Asked(Json(wanted)): Asked<Json<NewVm>>,
-) -> Result<Response, Refused> {
+) -> Result<Response, ApiError> {
     let result = hall.backend.add_vm(read(&group)?, wanted).await?;
     let status = match result.applied {
         Applied::Created => StatusCode::CREATED,
@@ -159,7 +159,7 @@ async fn add_vm<B: Backend>(
 async fn remove_vm<B: Backend>(
     State(hall): AppState<B>,
     Asked(Path(vm)): Asked<Path<String>>,
-) -> Result<StatusCode, Refused> {
+) -> Result<StatusCode, ApiError> {
     hall.backend.remove_vm(read(&vm)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -167,15 +167,15 @@ async fn remove_vm<B: Backend>(
 async fn power<B: Backend>(
     State(hall): AppState<B>,
     Asked(Path((vm, verb))): Asked<Path<(String, String)>>,
-) -> Result<Response, Refused> {
-    let verb = read::<PowerVerb>(&verb)?;
+) -> Result<Response, ApiError> {
+    let verb = read::<PowerCommand>(&verb)?;
     Ok(Json(hall.backend.power(read(&vm)?, verb).await?).into_response())
 }
 
 async fn metrics<B: Backend>(
     State(hall): AppState<B>,
     Asked(Path(vm)): Asked<Path<String>>,
-) -> Result<Response, Refused> {
+) -> Result<Response, ApiError> {
     Ok(Json(hall.backend.metrics(read(&vm)?).await?).into_response())
 }
 
@@ -183,7 +183,7 @@ async fn events<B: Backend>(
     State(hall): AppState<B>,
     Asked(Query(wanted)): Asked<Query<ObjectQuery>>,
     Asked(Query(length)): Asked<Query<FollowQuery>>,
-) -> Result<Response, Refused> {
+) -> Result<Response, ApiError> {
     let events = hall.backend.events(wanted.object, length.span()).await?;
     Ok(lines(&hall, events))
 }
@@ -191,9 +191,9 @@ async fn events<B: Backend>(
 async fn logs<B: Backend>(
     State(hall): AppState<B>,
     Asked(Path(vm)): Asked<Path<String>>,
-    Asked(Query(end)): Asked<Query<End>>,
+    Asked(Query(end)): Asked<Query<LinesQuery>>,
     Asked(Query(length)): Asked<Query<FollowQuery>>,
-) -> Result<Response, Refused> {
+) -> Result<Response, ApiError> {
     let bytes = hall.backend.logs(read(&vm)?, end.lines, length.span());
     let bytes = bytes.await?;
     let bytes = bytes.take_until(hall.stop.clone().cancelled_owned());
@@ -205,7 +205,7 @@ async fn write_console<B: Backend>(
     State(hall): AppState<B>,
     Asked(Path(vm)): Asked<Path<String>>,
     keys: Bytes,
-) -> Result<StatusCode, Refused> {
+) -> Result<StatusCode, ApiError> {
     hall.backend.write_console(read(&vm)?, keys).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -213,11 +213,11 @@ async fn write_console<B: Backend>(
 async fn gc<B: Backend>(
     State(hall): AppState<B>,
     Asked(Query(rehearsal)): Asked<Query<DryRunQuery>>,
-) -> Result<Response, Refused> {
+) -> Result<Response, ApiError> {
     Ok(Json(hall.backend.gc(rehearsal.effect()).await?).into_response())
 }
 
-async fn doctor<B: Backend>(State(hall): AppState<B>) -> Result<Response, Refused> {
+async fn doctor<B: Backend>(State(hall): AppState<B>) -> Result<Response, ApiError> {
     Ok(Json(hall.backend.doctor().await?).into_response())
 }
 
@@ -225,7 +225,7 @@ async fn explain<B: Backend>(
     State(hall): AppState<B>,
     Asked(Path(vm)): Asked<Path<String>>,
     Asked(Query(question)): Asked<Query<PacketQuery>>,
-) -> Result<Response, Refused> {
+) -> Result<Response, ApiError> {
     let packet =
         packet::parse(&question.packet).map_err(|reason| Refusal::Invalid(vec![reason]))?;
     Ok(Json(hall.backend.explain(read(&vm)?, packet).await?).into_response())
@@ -234,7 +234,7 @@ async fn explain<B: Backend>(
 async fn route<B: Backend>(
     State(hall): AppState<B>,
     Asked(Path(group)): Asked<Path<String>>,
-) -> Result<Response, Refused> {
+) -> Result<Response, ApiError> {
     Ok(Json(hall.backend.route(read(&group)?).await?).into_response())
 }
 
@@ -289,16 +289,16 @@ struct FollowQuery {
 }
 
 impl FollowQuery {
-    fn span(self) -> Span {
+    fn span(self) -> StreamMode {
         match self.follow {
-            true => Span::Follow,
-            false => Span::Once,
+            true => StreamMode::Follow,
+            false => StreamMode::Once,
         }
     }
 }
 
 #[derive(Debug, Deserialize)]
-struct End {
+struct LinesQuery {
     #[serde(default)]
     lines: Option<usize>,
 }
@@ -405,15 +405,15 @@ where
     }
 }
 
-struct Refused(Refusal);
+struct ApiError(Refusal);
 
-impl From<Refusal> for Refused {
+impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         Self(refusal)
     }
 }
 
-impl IntoResponse for Refused {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let error = self.0.to_string();
         match self.0 {

@@ -4,7 +4,7 @@
 use serde_json::Value;
 use slicectl::host::iptables::Backend;
 use slicectl::owner;
-use slicectl::store::Footing;
+use slicectl::store::HostRequirements;
 
 use crate::host::{Host, footing};
 use crate::support::kernel::{self, Canaries, Neighbour};
@@ -106,7 +106,7 @@ fn a_bridge_of_ours_is_made_kept_readdressed_and_removed() {
 
         // Between its birth and its label a crash may fall.
         kernel::run("ip link set brvm0 alias ''");
-        let taken = host.ground(Footing::default()).await;
+        let taken = host.ground(HostRequirements::default()).await;
         assert!(
             taken.contains(&"delete bridge brvm0".to_owned()),
             "{taken:?}"
@@ -170,7 +170,7 @@ fn a_bridge_of_a_users_is_used_and_left_as_it_was_found() {
         for wish in &wishes {
             host.tear_down(wish).await;
         }
-        host.ground(Footing::default()).await;
+        host.ground(HostRequirements::default()).await;
         assert_eq!(look(), before);
         canaries.assert_alive();
     });
@@ -224,7 +224,7 @@ fn a_link_that_is_no_bridge_stops_its_own_vms_only() {
         );
         let why = host.port_diff(&host.wish(3, "br7")).await.unwrap_err();
         assert!(why.contains("br7: it does not exist yet"), "{why}");
-        host.ground(Footing::default()).await;
+        host.ground(HostRequirements::default()).await;
         assert_eq!(shown("eth7"), before);
     });
 }

@@ -12,8 +12,8 @@ use slicectl::owner::{self, Instance};
 use slicectl::reconcile::firewall::port::{self as gate, AllowedFrames, BridgeFirewall, Filter};
 use slicectl::reconcile::ground::{self, HostNetwork};
 use slicectl::reconcile::net::port::{self, BridgeNet, Location, Slot};
-use slicectl::reconcile::{Reconcile, converge, diff, unprobed};
-use slicectl::store::Footing;
+use slicectl::reconcile::{Reconcile, converge, diff, no_probe};
+use slicectl::store::HostRequirements;
 
 use crate::support::guest_stack::Guest;
 use crate::support::kernel;
@@ -27,7 +27,7 @@ pub struct Host {
     home: Netns,
     netlink: Handle,
     backend: Backend,
-    before: Footing,
+    before: HostRequirements,
 }
 
 /// A VM that is wanted.
@@ -49,7 +49,7 @@ impl Host {
             netlink: home.netlink().unwrap(),
             home,
             backend: Backend::detect().unwrap(),
-            before: Footing::default(),
+            before: HostRequirements::default(),
         }
     }
 
@@ -85,7 +85,7 @@ impl Host {
     }
 
     /// The steps that were taken.
-    pub async fn ground(&mut self, footing: Footing) -> Vec<String> {
+    pub async fn ground(&mut self, footing: HostRequirements) -> Vec<String> {
         let hands = HostNetwork {
             home: self.home.clone(),
             netlink: self.netlink.clone(),
@@ -119,7 +119,7 @@ impl Host {
 
     /// Why the port cannot be made.
     pub async fn port_fails(&self, wish: &Wish) -> String {
-        let done = converge(&self.port_hands(), &wish.port, &unprobed()).await;
+        let done = converge(&self.port_hands(), &wish.port, &no_probe()).await;
         match done.result {
             Ok(_) => panic!("it was made"),
             Err(error) => error.to_string(),
@@ -177,11 +177,11 @@ pub fn identity(wish: &Wish) -> (Mac, Ipv4Addr) {
 }
 
 /// One bridge with these addresses of the host.
-pub fn footing(bridge: &str, gateways: &[&str]) -> Footing {
+pub fn footing(bridge: &str, gateways: &[&str]) -> HostRequirements {
     let gateways: BTreeSet<_> = gateways.iter().map(|ip| ip.parse().unwrap()).collect();
-    Footing {
+    HostRequirements {
         bridges: [(bridge.to_owned(), gateways)].into(),
-        ..Footing::default()
+        ..HostRequirements::default()
     }
 }
 
@@ -196,11 +196,11 @@ fn gate_of(wish: &Wish, pass: Option<AllowedFrames>) -> gate::Desired {
 
 /// Converges, and makes sure that it stays so.
 async fn firm<R: Reconcile>(hands: &R, desired: &R::Desired) -> Vec<String> {
-    let done = converge(hands, desired, &unprobed()).await;
+    let done = converge(hands, desired, &no_probe()).await;
     if let Err(error) = done.result {
-        panic!("{error}; taken: {:?}", done.taken);
+        panic!("{error}; taken: {:?}", done.actions);
     }
     let (left, _) = diff(hands, desired).await.unwrap();
     assert!(left.is_empty(), "something is left to do");
-    done.taken
+    done.actions
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use slicectl::host::Error;
 use slicectl::host::netns::Netns;
 use slicectl::reconcile::firewall::port::AllowedFrames;
-use slicectl::store::Footing;
+use slicectl::store::HostRequirements;
 
 use crate::host::{GATEWAY, Host, footing};
 use crate::support::frames::{self, Seen, ethernet};
@@ -311,7 +311,7 @@ fn nothing_of_a_vm_is_left_and_the_footing_goes_with_the_last() {
             assert_eq!(host.tear_down(wish).await, Vec::<String>::new());
         }
         assert_eq!(look(), bare);
-        host.ground(Footing::default()).await;
+        host.ground(HostRequirements::default()).await;
         assert_eq!(look(), before);
         canaries.assert_alive();
     });

@@ -9,18 +9,18 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use slicectl::wire::Door;
+use slicectl::wire::Listener;
 
 use super::fixture::Fixture;
 
 /// Opens the door inside a runtime, as a daemon does.
-fn open(path: &Path) -> Result<Door, String> {
+fn open(path: &Path) -> Result<Listener, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     let _inside = runtime.enter();
-    Door::open(path, "no-such-group").map_err(|error| {
+    Listener::open(path, "no-such-group").map_err(|error| {
         let cause = std::error::Error::source(&error).map(ToString::to_string);
         format!("{error}: {}", cause.unwrap_or_default())
     })

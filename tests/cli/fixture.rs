@@ -11,13 +11,13 @@ use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use slicectl::api::event::{Event, EventType};
 use slicectl::api::meta::Name;
-use slicectl::api::metrics::{Metrics, Since};
+use slicectl::api::metrics::{CountingSince, Metrics};
 use slicectl::api::network::NetworkSpec;
 use slicectl::api::on_demand::NewVm;
 use slicectl::api::policy::Packet;
 use slicectl::api::view::*;
-use slicectl::api::vm::{Hypervisor, Power, PowerVerb};
-use slicectl::wire::{self, Backend, Deletion, Door, Effect, Refusal, Span, packet};
+use slicectl::api::vm::{Hypervisor, Power, PowerCommand};
+use slicectl::wire::{self, Backend, Deletion, Effect, Listener, Refusal, StreamMode, packet};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
@@ -69,7 +69,7 @@ impl Fixture {
         self.stop = CancellationToken::new();
         let runtime = self.runtime.as_ref().unwrap();
         let _inside = runtime.enter();
-        let door = Door::open(&self.socket(), "no-such-group").unwrap();
+        let door = Listener::open(&self.socket(), "no-such-group").unwrap();
         runtime.spawn(wire::serve(door, self.world.clone(), self.stop.clone()));
     }
 }
@@ -379,21 +379,21 @@ impl Backend for World {
         Ok(Metrics {
             vm,
             hypervisor,
-            since: Since::of(hypervisor),
+            since: CountingSince::of(hypervisor),
             counters: counters.into(),
             vmm_error: None,
         })
     }
 
-    async fn power(&self, vm: Name, verb: PowerVerb) -> Result<Applied, Refusal> {
+    async fn power(&self, vm: Name, verb: PowerCommand) -> Result<Applied, Refusal> {
         let Object::Vm(mut object) = self.find(Kind::Vm, &vm)? else {
             panic!("vm/{vm} is no VM");
         };
         let power = match verb {
-            PowerVerb::Pause => Power::Paused,
-            PowerVerb::Resume | PowerVerb::Start => Power::Running,
-            PowerVerb::Restart => Power::Restarting,
-            PowerVerb::Stop => Power::Stopped,
+            PowerCommand::Pause => Power::Paused,
+            PowerCommand::Resume | PowerCommand::Start => Power::Running,
+            PowerCommand::Restart => Power::Restarting,
+            PowerCommand::Stop => Power::Stopped,
         };
         if object.spec.hypervisor == Hypervisor::None {
             let cause = format!("cannot {verb} vm/{vm}: hypervisor is none");
@@ -414,7 +414,7 @@ impl Backend for World {
     async fn events(
         &self,
         object: Option<String>,
-        span: Span,
+        span: StreamMode,
     ) -> Result<BoxStream<'static, Event>, Refusal> {
         let wanted =
             move |event: &Event| object.as_ref().is_none_or(|object| event.object == *object);
@@ -424,8 +424,8 @@ impl Backend for World {
         };
         let past = stream::iter(past);
         let all = match span {
-            Span::Once => past.boxed(),
-            Span::Follow => past.chain(received(receiver)).boxed(),
+            StreamMode::Once => past.boxed(),
+            StreamMode::Follow => past.chain(received(receiver)).boxed(),
         };
         Ok(all
             .filter(move |event| std::future::ready(wanted(event)))
@@ -441,7 +441,7 @@ impl Backend for World {
         &self,
         vm: Name,
         lines: Option<usize>,
-        span: Span,
+        span: StreamMode,
     ) -> Result<BoxStream<'static, io::Result<Bytes>>, Refusal> {
         self.find(Kind::Vm, &vm)?;
         let line = |n: u32| {
@@ -453,8 +453,8 @@ impl Backend for World {
         let last = lines.map_or(all, |lines| lines.try_into().expect("few lines"));
         let past = stream::iter((all.saturating_sub(last)..all).map(line));
         Ok(match span {
-            Span::Once => past.boxed(),
-            Span::Follow => {
+            StreamMode::Once => past.boxed(),
+            StreamMode::Follow => {
                 let later = received(self.happenings.subscribe())
                     .map(|event| Ok(Bytes::from(format!("{}\n", event.message))));
                 past.chain(later).boxed()
@@ -462,7 +462,7 @@ impl Backend for World {
         })
     }
 
-    async fn gc(&self, effect: Effect) -> Result<Vec<Leftover>, Refusal> {
+    async fn gc(&self, effect: Effect) -> Result<Vec<Orphan>, Refusal> {
         Ok(match effect {
             Effect::DryRun => world::leftovers(),
             Effect::Commit => Vec::new(),
@@ -488,7 +488,7 @@ impl Backend for World {
         })
     }
 
-    async fn route(&self, group: Name) -> Result<Reach, Refusal> {
+    async fn route(&self, group: Name) -> Result<RouteInfo, Refusal> {
         let Object::HostGroup(found) = self.find(Kind::HostGroup, &group)? else {
             return Err(Refusal::Failed("it is no group".into()));
         };
@@ -497,7 +497,7 @@ impl Backend for World {
             let why = format!("hostgroup/{group} is in {mode} mode: no route leads to its VMs");
             return Err(Refusal::Conflict(vec![why]));
         };
-        Ok(Reach {
+        Ok(RouteInfo {
             bridge: bridge.bridge.clone(),
             subnet: found.status.range.unwrap(),
             host: (group.as_str() != "offline").then(|| [192, 168, 1, 20].into()),

@@ -443,15 +443,15 @@ pub fn events() -> Vec<Event> {
     ]
 }
 
-pub fn leftovers() -> Vec<Leftover> {
+pub fn leftovers() -> Vec<Orphan> {
     vec![
-        Leftover {
+        Orphan {
             kept: None,
             thing: "link slabcdeaaaaaa77".into(),
             owner: "vm/gone-1@00000000-0000-4000-8000-000000000077".into(),
             error: None,
         },
-        Leftover {
+        Orphan {
             kept: None,
             thing: "chain SLICE-abcde-OLD".into(),
             owner: "ground".into(),
@@ -468,16 +468,16 @@ pub fn checks() -> Vec<Check> {
         remedy: remedy.into(),
     };
     vec![
-        check("ip_forward", CheckVerdict::Ok, "1", ""),
+        check("ip_forward", CheckStatus::Ok, "1", ""),
         check(
             "iptables back end",
-            CheckVerdict::Warn,
+            CheckStatus::Warn,
             "nft and legacy both have rules",
             "move the legacy rules to nft",
         ),
         check(
             "/dev/kvm",
-            CheckVerdict::Fail,
+            CheckStatus::Fail,
             "not there",
             "switch virtualisation on in the firmware",
         ),

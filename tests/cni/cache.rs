@@ -228,14 +228,14 @@ async fn what_was_added_is_not_added_again_and_what_was_not_is_not_checked() {
     let stage = Stage::new();
     let network = stage.chain("1.0.0", &["one"]);
     let check = stage.runtime.check(&network, &blue()).await;
-    assert!(matches!(check, Err(Error::NeverAdded { .. })));
+    assert!(matches!(check, Err(Error::NotAdded { .. })));
     stage.runtime.add(&network, &blue()).await.unwrap();
     stage.hush();
     let again = stage.runtime.add(&network, &blue()).await;
-    assert!(matches!(again, Err(Error::AddedBefore { .. })));
+    assert!(matches!(again, Err(Error::AlreadyAdded { .. })));
     assert!(stage.order().is_empty());
-    stage.runtime.forget("net", &blue()).unwrap();
-    stage.runtime.forget("net", &blue()).unwrap();
+    stage.runtime.remove_records("net", &blue()).unwrap();
+    stage.runtime.remove_records("net", &blue()).unwrap();
     assert!(stage.order().is_empty() && stage.records().is_empty());
 }
 
@@ -256,9 +256,9 @@ async fn records_of_ours_in_the_cache_of_other_runtimes_are_moved_and_theirs_sta
     let is_ours = |container: &str| container == "blue";
     // Until it is moved it is found where it is.
     assert!(stage.runtime.cached("net", &blue()).unwrap().is_some());
-    stage.runtime.bring_home(is_ours).unwrap();
+    stage.runtime.migrate_records(is_ours).unwrap();
     assert!(ours.exists() && !shared.exists() && theirs.exists());
-    stage.runtime.bring_home(is_ours).unwrap();
+    stage.runtime.migrate_records(is_ours).unwrap();
     assert_eq!(stage.runtime.attachments().unwrap().len(), 2);
     stage.runtime.del(&network, &blue()).await.unwrap();
     assert!(!ours.exists() && theirs.exists());

@@ -57,7 +57,7 @@ fn a_network_that_is_not_there_is_reported_with_what_is() {
     stage.conf_text("30.conflist", "{ half");
     stage.conf_text("40.conflist", b"\xff");
     let error = stage.runtime.find("net").unwrap_err();
-    let Error::NoSuchNetwork {
+    let Error::NetworkNotFound {
         network,
         searched,
         found,
@@ -196,7 +196,7 @@ fn what_is_wrong_is_said_with_the_file_and_what_was_expected() {
     case("plugins", yes, "an object with boolean values");
     for (config, says) in cases {
         let error = parse(&config).unwrap_err();
-        assert!(matches!(error, Error::BadConfig { .. }), "{error:?}");
+        assert!(matches!(error, Error::InvalidConfig { .. }), "{error:?}");
         let text = error.to_string();
         assert!(text.starts_with("/etc/cni/net.d/10.conflist: "), "{text}");
         assert!(text.contains(says), "{text} lacks {says}");

@@ -295,7 +295,7 @@ fn a_reservation_that_outlived_its_container_is_swept_and_a_strangers_is_not() {
         runtime.add(&network, &ours).await.unwrap();
         let kept = runtime.add(&network, &theirs).await.unwrap();
         kernel::run("ip netns del one");
-        runtime.forget("slicer", &ours).unwrap();
+        runtime.remove_records("slicer", &ours).unwrap();
         let removed = runtime
             .sweep_host_local(&network, || |id: &str| id == "vm-one")
             .await;

@@ -54,7 +54,7 @@ async fn a_record_of_an_unfinished_add_passes_for_no_attachment() {
     assert!(stage.runtime.cached("net", &blue()).unwrap().is_none());
     assert!(stage.runtime.attachments().unwrap().is_empty());
     let check = stage.runtime.check(&network, &blue()).await;
-    assert!(matches!(check, Err(Error::NeverAdded { .. })));
+    assert!(matches!(check, Err(Error::NotAdded { .. })));
     stage.chain("1.0.0", &CHAIN);
     stage.unsay("three", "ADD.exit");
     stage.runtime.add(&network, &blue()).await.unwrap();
@@ -81,7 +81,7 @@ async fn add_or_undo_leaves_alone_what_was_added_before() {
     stage.runtime.add_or_undo(&network, &blue()).await.unwrap();
     stage.hush();
     let again = stage.runtime.add_or_undo(&network, &blue()).await;
-    assert!(matches!(again, Err(Error::AddedBefore { .. })));
+    assert!(matches!(again, Err(Error::AlreadyAdded { .. })));
     assert!(stage.order().is_empty());
     let check = stage.runtime.check(&network, &blue()).await.unwrap();
     assert_eq!(check, Outcome::Done);
@@ -148,7 +148,7 @@ async fn garbage_is_shown_with_its_beginning() {
     for answer in answers.into_iter().chain(broken) {
         stage.say("one", "ADD.out", answer);
         let error = stage.runtime.add(&network, &blue()).await.unwrap_err();
-        let Error::Garbage { excerpt, .. } = &error else {
+        let Error::InvalidOutput { excerpt, .. } = &error else {
             panic!("{error}");
         };
         let shown = excerpt.trim_end_matches('…');
@@ -157,7 +157,7 @@ async fn garbage_is_shown_with_its_beginning() {
     }
     fs::write(stage.path("say/one.ADD.out"), b"{\"a\":\"\xff\"}").unwrap();
     let error = stage.runtime.add(&network, &blue()).await.unwrap_err();
-    assert!(matches!(error, Error::Garbage { .. }), "{error}");
+    assert!(matches!(error, Error::InvalidOutput { .. }), "{error}");
     stage.say("one", "ADD.out", "panic: runtime error");
     stage.say("one", "ADD.exit", "2");
     let error = stage.runtime.add(&network, &blue()).await.unwrap_err();
@@ -267,7 +267,7 @@ async fn a_missing_plugin_is_named_with_the_folders_that_were_searched() {
     fs::remove_file(stage.path("bin/two")).unwrap();
     fs::create_dir(stage.path("bin/two")).unwrap();
     let error = stage.runtime.add(&network, &blue()).await.unwrap_err();
-    let Error::NoSuchPlugin { plugin, searched } = &error else {
+    let Error::PluginNotFound { plugin, searched } = &error else {
         panic!("{error}");
     };
     assert_eq!(plugin, "two");
@@ -286,7 +286,16 @@ async fn a_plugin_that_cannot_be_started_is_an_error_with_its_cause_beside_it() 
     let network = stage.chain("1.0.0", &["one"]);
     fs::write(stage.path("bin/one"), "no program").unwrap();
     let error = stage.runtime.add(&network, &blue()).await.unwrap_err();
-    assert!(matches!(error, Error::Io { doing: "start", .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            Error::Io {
+                operation: "start",
+                ..
+            }
+        ),
+        "{error}"
+    );
     let source = error.source().expect("a source").to_string();
     assert!(!error.to_string().contains(&source), "{error}");
 }
@@ -444,7 +453,7 @@ async fn what_is_abandoned_is_kept_for_the_plugins_that_failed_and_blocks_no_add
         let abandoned = stage.runtime.abandoned().unwrap();
         assert_eq!(abandoned.len(), usize::from(!failing.is_empty()));
         stage.runtime.add(&network, &blue()).await.unwrap();
-        stage.runtime.forget("net", &blue()).unwrap();
+        stage.runtime.remove_records("net", &blue()).unwrap();
         assert!(stage.runtime.abandoned().unwrap().is_empty());
         let Some(record) = abandoned.first() else {
             continue;
@@ -466,7 +475,10 @@ async fn what_is_abandoned_is_kept_for_the_plugins_that_failed_and_blocks_no_add
 async fn complaints_are_those_of_all_plugins_but_the_excused() {
     let none = std::collections::BTreeSet::new;
     let complaints = async |stage: &Stage, network: &slicectl::cni::Network, excused| {
-        let found = stage.runtime.complaints(network, &blue(), &excused).await;
+        let found = stage
+            .runtime
+            .check_failures(network, &blue(), &excused)
+            .await;
         let found = found.unwrap();
         found.map(|all| all.into_iter().map(|it| it.plugin).collect::<Vec<_>>())
     };

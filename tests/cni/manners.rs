@@ -106,7 +106,7 @@ async fn a_network_that_serves_is_not_asked_again_for_each_vm_and_one_that_does_
         let stage = Stage::new();
         let network = stage.chain(version, &["one", "two"]);
         for _ in 0..3 {
-            stage.runtime.serves(&network).await.unwrap();
+            stage.runtime.check_serving(&network).await.unwrap();
         }
         assert_eq!(stage.order().len(), 2 * asked, "{version}");
     }
@@ -115,7 +115,7 @@ async fn a_network_that_serves_is_not_asked_again_for_each_vm_and_one_that_does_
         let network = stage.chain("1.1.0", &["one"]);
         stage.fail("one", "STATUS", code);
         for _ in 0..2 {
-            let error = stage.runtime.serves(&network).await.unwrap_err();
+            let error = stage.runtime.check_serving(&network).await.unwrap_err();
             assert_eq!(error.code(), Some(code));
             assert!(error.to_string().contains("configured to fail"), "{error}");
             assert_eq!(matches!(error, Error::TryAgain(_)), code != 100);
@@ -123,7 +123,7 @@ async fn a_network_that_serves_is_not_asked_again_for_each_vm_and_one_that_does_
         assert_eq!(stage.order(), ["STATUS one"; 2], "{code}");
         stage.unsay("one", "STATUS.out");
         stage.unsay("one", "STATUS.exit");
-        stage.runtime.serves(&network).await.unwrap();
+        stage.runtime.check_serving(&network).await.unwrap();
     }
 }
 
@@ -145,11 +145,11 @@ async fn only_what_a_configuration_causes_waits_for_another() {
         let network = stage.chain("1.0.0", &["one"]);
         stage.fail("one", "ADD", code);
         let error = stage.runtime.add(&network, &blue()).await.unwrap_err();
-        assert_eq!(error.waits_for_a_change(), waits, "ADD {code}");
+        assert_eq!(error.is_permanent(), waits, "ADD {code}");
         // DEL uses the configuration of the ADD, which does not change with the file.
         stage.fail("one", "DEL", code);
         if let Err(error) = stage.runtime.del(&network, &blue()).await {
-            assert!(!error.waits_for_a_change(), "DEL {code}");
+            assert!(!error.is_permanent(), "DEL {code}");
         }
     }
 }

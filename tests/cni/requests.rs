@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use slicectl::cni::{Attachment, Outcome, Runtime, Valid};
+use slicectl::cni::{Attachment, Outcome, Runtime, ValidAttachment};
 
 use crate::stage::{Stage, blue, result};
 
@@ -175,7 +175,7 @@ async fn del_without_a_namespace_says_so_with_an_empty_variable() {
 async fn gc_tells_every_plugin_which_attachments_are_valid_and_nothing_of_any() {
     let stage = stage("1.1.0");
     let network = stage.runtime.find("net").unwrap();
-    let valid = [Valid {
+    let valid = [ValidAttachment {
         container_id: "green".into(),
         ifname: "eth1".into(),
     }];
@@ -276,7 +276,7 @@ async fn what_does_not_fit_the_protocol_reaches_no_plugin() {
         spoil(&mut attachment);
         let error = stage.runtime.add(&network, &attachment).await.unwrap_err();
         assert!(
-            matches!(error, slicectl::cni::Error::BadArgument { .. }),
+            matches!(error, slicectl::cni::Error::InvalidArgument { .. }),
             "{error}"
         );
     }

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use slicectl::cni::{Attachment, Valid};
+use slicectl::cni::{Attachment, ValidAttachment};
 
 use crate::stage::{Stage, blue};
 
@@ -70,7 +70,7 @@ async fn gc_is_alone() {
     let gc = async {
         wait_for(1).await;
         runtime
-            .gc(&network, || Ok(vec![Valid::from(&other)]))
+            .gc(&network, || Ok(vec![ValidAttachment::from(&other)]))
             .await
             .unwrap();
     };

@@ -33,7 +33,7 @@ async fn every_version_does_what_it_knows_and_no_more() {
                     assert_eq!(outcome, Outcome::Done);
                     wanted.extend([format!("{command} one"), format!("{command} two")]);
                 }
-                false => assert_eq!(outcome, Outcome::Unknown),
+                false => assert_eq!(outcome, Outcome::Unsupported),
             };
         };
         ask(check, version >= "0.4.0", "CHECK");
@@ -157,10 +157,10 @@ async fn a_plugin_that_cannot_say_its_versions_is_reported() {
     let network = stage.chain("1.0.0", &["one"]);
     stage.say("one", "VERSION.out", "{}");
     let error = stage.runtime.negotiate(&network).await.unwrap_err();
-    assert!(matches!(error, Error::Garbage { .. }), "{error}");
+    assert!(matches!(error, Error::InvalidOutput { .. }), "{error}");
     fs::remove_file(stage.path("bin/one")).unwrap();
     let error = stage.runtime.negotiate(&network).await.unwrap_err();
-    assert!(matches!(error, Error::NoSuchPlugin { .. }), "{error}");
+    assert!(matches!(error, Error::PluginNotFound { .. }), "{error}");
 }
 
 #[test]

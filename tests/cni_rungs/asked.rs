@@ -164,7 +164,7 @@ fn what_no_plugin_declares_is_refused_with_the_plugins_name_before_anything_is_m
             let before = ground.left();
             want(&mut ground).requested = options(asked);
             let error = ground.up().await.unwrap_err();
-            assert!(error.waits_for_a_change(), "{error}");
+            assert!(error.is_permanent(), "{error}");
             let error = error.to_string();
             assert!(
                 error.contains(expected) && error.contains(remedy),

@@ -79,7 +79,7 @@ fn a_sweep_takes_what_nobody_wants_and_spares_the_living_and_strangers() {
         let mut second = first.clone();
         second.label = instance().vm_label(&"web-2".parse().unwrap(), lost);
         let hands = CniNet::new(ground.runtime.clone(), CheckMode::Never);
-        let done = converge(&hands, &second, &slicectl::reconcile::unprobed()).await;
+        let done = converge(&hands, &second, &slicectl::reconcile::no_probe()).await;
         done.result.unwrap();
         drop(hands);
         let (netns, dir) = (second.netns(), second.vm_dir());

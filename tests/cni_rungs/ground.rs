@@ -18,7 +18,7 @@ use slicectl::host::tap::Framing;
 use slicectl::owner::{Instance, TAP};
 use slicectl::reconcile::firewall::redirect::{self, CniFirewall, TapLink};
 use slicectl::reconcile::net::cni::{CheckMode, CniNet, DataPath, Desired, IFNAME, Observed};
-use slicectl::reconcile::{Error, Probe, Reconcile, converge, unprobed};
+use slicectl::reconcile::{Error, Probe, Reconcile, converge, no_probe};
 use tempfile::TempDir;
 
 use crate::support::frames;
@@ -130,12 +130,12 @@ impl Ground {
 
     /// Both rungs, the plugins asked first if all is well.
     pub async fn up(&self) -> Result<(Connection, Vec<String>), Error> {
-        self.up_with(&unprobed()).await
+        self.up_with(&no_probe()).await
     }
 
     /// Like `up`, without CHECK and STATUS.
     pub async fn up_unasked(&self) -> Result<(Connection, Vec<String>), Error> {
-        self.up_as(CheckMode::Never, &unprobed()).await
+        self.up_as(CheckMode::Never, &no_probe()).await
     }
 
     pub async fn up_with(&self, probe: &Probe) -> Result<(Connection, Vec<String>), Error> {
@@ -159,11 +159,11 @@ impl Ground {
         let gate = self.gate(&connection.tap, Some(join));
         let firewall = converge(&CniFirewall, &gate, probe).await;
         firewall.result?;
-        Ok((connection, [net.taken, firewall.taken].concat()))
+        Ok((connection, [net.actions, firewall.actions].concat()))
     }
 
     pub async fn down(&self) -> Result<Vec<String>, Error> {
-        self.down_with(&unprobed()).await
+        self.down_with(&no_probe()).await
     }
 
     pub async fn down_with(&self, probe: &Probe) -> Result<Vec<String>, Error> {
@@ -175,7 +175,7 @@ impl Ground {
         };
         let net = converge(&self.hands(), &nothing, probe).await;
         net.result?;
-        Ok([firewall.taken, net.taken].concat())
+        Ok([firewall.actions, net.actions].concat())
     }
 
     fn hands(&self) -> CniNet {

@@ -43,7 +43,7 @@ fn a_network_that_cannot_serve_is_not_added_to_and_its_words_are_told() {
             failing(&ground);
             std::fs::write(ground.path("fail.STATUS"), code.to_string()).unwrap();
             let error = ground.up().await.unwrap_err();
-            assert!(!error.waits_for_a_change(), "the failure may be temporary");
+            assert!(!error.is_permanent(), "the failure may be temporary");
             let error = error.to_string();
             let expected =
                 format!("`failing` failed STATUS with code {code}: the message of STATUS");
@@ -108,7 +108,7 @@ fn an_add_that_only_another_configuration_can_mend_waits_for_one() {
             failing(&ground);
             std::fs::write(ground.path("fail.ADD"), code.to_string()).unwrap();
             let error = ground.up().await.unwrap_err();
-            assert_eq!(error.waits_for_a_change(), waits, "{code}");
+            assert_eq!(error.is_permanent(), waits, "{code}");
             assert!(error.to_string().contains("the message of ADD"), "{error}");
             assert_eq!(asked(&ground), "STATUS ADD DEL", "{code}");
         });
@@ -124,11 +124,11 @@ fn an_add_whose_undoing_failed_is_tried_again_whatever_the_add_waits_for() {
             std::fs::write(ground.path("fail.ADD"), add.to_string()).unwrap();
             std::fs::write(ground.path("fail.DEL"), del.to_string()).unwrap();
             let error = ground.up().await.unwrap_err();
-            assert!(!error.waits_for_a_change(), "{add} {del}");
+            assert!(!error.is_permanent(), "{add} {del}");
             std::fs::remove_file(ground.path("fail.DEL")).unwrap();
             asked(&ground);
             let error = ground.up().await.unwrap_err();
-            assert_eq!(error.waits_for_a_change(), add != 100, "{add} {del}");
+            assert_eq!(error.is_permanent(), add != 100, "{add} {del}");
             assert!(asked(&ground).starts_with("DEL"), "{add} {del}");
         });
     }
@@ -187,7 +187,7 @@ fn a_requested_mac_is_compared_with_the_interface_where_the_result_has_none() {
         ground.configure("1.0.0", &plugins);
         want(&mut ground).requested = options(&json!({"mac": "02:00:00:00:00:77"}));
         let error = ground.up().await.unwrap_err();
-        assert!(error.waits_for_a_change(), "{error}");
+        assert!(error.is_permanent(), "{error}");
         let error = error.to_string();
         assert!(
             error.contains("cni.mac requests 02:00:00:00:00:77"),

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use slicectl::api::host_group::{HostGroup, HostGroupSpec, MAX_COUNT};
-use slicectl::api::on_demand::{Ask, Order};
+use slicectl::api::on_demand::{OnDemandEntry, VmOverrides};
 use slicectl::api::rung::LADDER;
 use slicectl::api::vm::Power;
 use slicectl::daemon::{Daemon, Settings};
 use slicectl::host;
 use slicectl::reconcile::engine::Engine;
-use slicectl::reconcile::{Probe, unprobed};
+use slicectl::reconcile::{Probe, no_probe};
 use slicectl::store::{Store, Txn};
 
 use crate::support::objects::{group, name};
@@ -59,8 +59,8 @@ pub enum End {
 }
 
 /// The system's, and where programs and guests are made for these tests.
-fn allowed() -> slicectl::api::allowed::Allowed {
-    let mut allowed = slicectl::api::allowed::Allowed::default();
+fn allowed() -> slicectl::api::allowed::AllowedDirectories {
+    let mut allowed = slicectl::api::allowed::AllowedDirectories::default();
     let own = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     allowed.programs.push(own.clone());
     allowed.images.push(own);
@@ -84,7 +84,7 @@ impl Dirs {
 
     /// A life that nobody disturbs.
     pub fn live(&self, intent: Intent<'_>) -> End {
-        self.run(intent, unprobed(), |_| {}, Until::Rest)
+        self.run(intent, no_probe(), |_| {}, Until::Rest)
     }
 
     /// The same, and before each action `probe` is asked.
@@ -204,12 +204,16 @@ fn why(engine: &Engine) -> String {
     let warnings = engine.store.events().all();
     let pages = engine.store.read(|world| {
         let page =
-            |uid| LADDER.map(|rung| world.page(uid, rung).map(|page| page.condition.clone()));
+            |uid| LADDER.map(|rung| world.status(uid, rung).map(|page| page.condition.clone()));
         let vms: Vec<_> = world
             .vms()
             .map(|vm| (vm.meta.name.clone(), vm.meta.deleting, page(vm.meta.uid)))
             .collect();
-        format!("{vms:#?} {:#?} {:#?}", world.ground(), world.footing())
+        format!(
+            "{vms:#?} {:#?} {:#?}",
+            world.ground(),
+            world.host_requirements()
+        )
     });
     format!("{warnings:#?} {pages}")
 }
@@ -238,11 +242,11 @@ fn say(txn: &mut Txn<'_>, intent: Intent<'_>) -> Result<(), slicectl::store::Err
         Intent::Order(what, spec) => {
             say(txn, Intent::Apply(what, spec))?;
             let mut group = txn.world().group(&name(what)).cloned().expect("just put");
-            let order = Order {
+            let order = OnDemandEntry {
                 name: name(ORDERED),
-                ask: Ask {
+                ask: VmOverrides {
                     ram_bytes: Some(64 << 20),
-                    ..Ask::default()
+                    ..VmOverrides::default()
                 },
             };
             group.orders.insert(MAX_COUNT + 1, order);

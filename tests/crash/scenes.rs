@@ -119,7 +119,7 @@ async fn hold(
     spec: &HostGroupSpec,
 ) -> std::sync::Arc<slicectl::reconcile::engine::Engine> {
     let daemon =
-        slicectl::daemon::Daemon::prepare(&dirs.state, &dirs.run, slicectl::reconcile::unprobed())
+        slicectl::daemon::Daemon::prepare(&dirs.state, &dirs.run, slicectl::reconcile::no_probe())
             .await
             .unwrap();
     let engine = daemon.engine.clone();
@@ -154,7 +154,7 @@ pub fn rewrite_boot_id(dirs: &Dirs) {
     let written = runtime.block_on(store.write(|txn| {
         let mut ground = txn.world().ground().cloned().expect("a ground");
         ground.boot_id = "an earlier one".to_owned();
-        txn.put_ground(ground)
+        txn.put_host_network_status(ground)
     }));
     written.unwrap_or_else(|error: slicectl::store::Error| panic!("{error}"));
     store.close();

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use slicectl::api::condition::{Reason, Status};
 use slicectl::api::host_group::{HostGroupSpec, UpdatePolicy};
-use slicectl::api::rung::Rung;
+use slicectl::api::rung::Stage;
 use slicectl::api::vm::Vm;
 use slicectl::owner::{Instance, VmNames, vm_names};
 use slicectl::store::{self, Store};
@@ -122,7 +122,7 @@ fn stands_in_the_way(put: Words, show: Words, remove: Words) {
         assert_eq!(dirs.live(Intent::Same), End::Unconverged);
         let found = read(&dirs, |world| {
             world
-                .page(vms[0].meta.uid, Rung::Net)
+                .status(vms[0].meta.uid, Stage::Net)
                 .unwrap()
                 .condition
                 .clone()

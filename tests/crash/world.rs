@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use slicectl::api::lease::{Address, Lease};
 use slicectl::api::network::{Connection, NetworkSpec};
-use slicectl::api::rung::{LADDER, Rung};
+use slicectl::api::rung::{LADDER, Stage};
 use slicectl::owner::{Instance, vm_names};
 use slicectl::reconcile::firewall::antispoof;
 use slicectl::store::{Store, World};
@@ -204,7 +204,7 @@ fn remembered(world: &World) -> String {
     vms.sort_by_key(|vm| vm.meta.name.clone());
     let pages = |uid| {
         LADDER.map(|rung| {
-            world.page(uid, rung).map(|page| {
+            world.status(uid, rung).map(|page| {
                 let condition = &page.condition;
                 json!([
                     page.held,
@@ -292,7 +292,7 @@ fn name_plugins_links(text: &str, world: &World) -> String {
     let mut text = text.to_owned();
     for vm in world.vms() {
         let mark = world
-            .page(vm.meta.uid, Rung::Net)
+            .status(vm.meta.uid, Stage::Net)
             .and_then(|page| page.mark.clone());
         let known: Option<Connection> = mark.and_then(|mark| serde_json::from_str(&mark).ok());
         let Some(known) = known.filter(|_| matches!(vm.spec.network, NetworkSpec::Cni(_))) else {

@@ -152,7 +152,10 @@ fn a_plugin_that_lets_go_of_nothing_does_not_keep_a_group_and_is_told_of_until_i
         assert_eq!(rest.len(), 1, "{rest:?}");
         assert!(rest[0].contains("/slice/abandoned/"), "{rest:?}");
         let foretold = house.ctl("gc --dry-run");
-        assert!(foretold.contains("CNI attachment that plugins failed to release"), "{foretold}");
+        assert!(
+            foretold.contains("CNI attachment that plugins failed to release"),
+            "{foretold}"
+        );
         let doctor = String::from_utf8_lossy(&house.try_ctl("doctor").stdout).into_owned();
         assert!(doctor.contains("CNI attachments not released"), "{doctor}");
         let refused = house.try_ctl("gc");

@@ -8,8 +8,8 @@ use rustix::fs::{CWD, FileType, Mode};
 use slicectl::api::meta::{Name, Uid};
 use slicectl::api::storage::{AdditionalDisk, Storage};
 use slicectl::owner::Instance;
-use slicectl::reconcile::places::Places;
-use slicectl::reconcile::storage::{Disks, Whose, disks};
+use slicectl::reconcile::places::FileAccess;
+use slicectl::reconcile::storage::{DiskContext, Disks, disks};
 use slicectl::reconcile::vmm::Access;
 use slicectl::reconcile::{Reconcile, disk};
 
@@ -21,15 +21,15 @@ fn choose(dir: &Path, storage: &Storage) -> Result<Disks, String> {
 fn choose_for(dir: &Path, storage: &Storage, user: Option<u32>) -> Result<Disks, String> {
     let name: Name = "web-1".parse().unwrap();
     let label = Instance::of(dir).vm_label(&name, Uid::random());
-    let mut places = Places::default();
+    let mut places = FileAccess::default();
     places.allowed.images = vec![dir.to_owned(), "/dev".into()];
-    let whose = Whose {
+    let whose = DiskContext {
         user,
         dir,
-        boot: "now",
+        boot_id: "now",
         name: &name,
         label: &label,
-        places: &places,
+        files: &places,
     };
     disks(storage, &whose)
 }

@@ -9,7 +9,7 @@ use slicectl::host::image::{self, Found};
 use slicectl::host::named::{self, Named};
 use slicectl::owner::Instance;
 use slicectl::reconcile::disk::{Desired, Disks, Want};
-use slicectl::reconcile::{Convergence, Error, converge, unprobed};
+use slicectl::reconcile::{Convergence, Error, converge, no_probe};
 
 /// Runs `body` in a thread with mounts of its own, with a runtime whose threads share them; what it mounts goes with it.
 pub fn in_private_mounts<F: Future<Output = ()>>(body: impl FnOnce() -> F + Send + 'static) {
@@ -94,7 +94,10 @@ pub fn named(path: &Path) -> Named {
 
 /// The steps taken, or the words of the condition.
 pub async fn meet(desired: &Desired) -> Result<Vec<String>, String> {
-    let Convergence { taken, result } = converge(&hands(desired), desired, &unprobed()).await;
+    let Convergence {
+        actions: taken,
+        result,
+    } = converge(&hands(desired), desired, &no_probe()).await;
     let words = |error: Error| error.to_string();
     result.map_err(words).map(|_| taken)
 }

@@ -11,7 +11,7 @@ use slicectl::api::host_group::HostGroup;
 use slicectl::api::lease::Address;
 use slicectl::api::meta::{Name, Timestamp};
 use slicectl::api::network::{Addresses, NetworkSpec};
-use slicectl::api::on_demand::Ask;
+use slicectl::api::on_demand::VmOverrides;
 use slicectl::api::pool;
 use slicectl::api::vm::VmSpec;
 use slicectl::host::netlink::Handle;
@@ -74,7 +74,7 @@ impl Daemon {
             netlink: &self.netlink,
             instance: &self.instance,
         };
-        let wanted = (Some(vm), Ask::default());
+        let wanted = (Some(vm), VmOverrides::default());
         let added = group::add(&self.store, &self.claims, &host_use, group, wanted, NOW);
         added.await.map(drop)
     }

@@ -11,7 +11,7 @@ use slicectl::api::lease::Lease;
 use slicectl::api::meta::{Name, Timestamp, Uid};
 use slicectl::api::network::Block;
 use slicectl::api::pool;
-use slicectl::api::rung::Rung;
+use slicectl::api::rung::Stage;
 use slicectl::store::{self, LeaseError, Pool, Store};
 
 use crate::support::objects::{group, spec, vm};
@@ -105,7 +105,7 @@ async fn a_lease_moves_to_a_new_range_only_when_nothing_stands_on_it() {
     store
         .write(|txn| {
             txn.put_vm(standing.clone())?;
-            txn.hold_rung(standing.meta.uid, Rung::Net, NOW)?;
+            txn.adopt_stage(standing.meta.uid, Stage::Net, NOW)?;
             txn.put_pool(&group.meta.name, pool_of(OTHER))
         })
         .await
@@ -179,7 +179,7 @@ async fn lease_at_random(steps: Vec<(u8, u32)>) -> Result<(), TestCaseError> {
                 store
                     .write(|txn| {
                         txn.put_vm(vm.clone())
-                            .and_then(|()| txn.hold_rung(vm.meta.uid, Rung::Net, NOW))
+                            .and_then(|()| txn.adopt_stage(vm.meta.uid, Stage::Net, NOW))
                     })
                     .await
                     .unwrap();

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use slicectl::api::host_group::{HostGroup, HostGroupSpec, MAX_COUNT, UpdatePolicy};
 use slicectl::api::meta::{Name, Timestamp};
 use slicectl::api::network::{Addresses, NetworkSpec};
-use slicectl::api::on_demand::Ask;
-use slicectl::api::rung::Rung;
+use slicectl::api::on_demand::VmOverrides;
+use slicectl::api::rung::Stage;
 use slicectl::api::vm::VmSpec;
 use slicectl::host::netlink::Handle;
 use slicectl::host::netns::Netns;
@@ -76,7 +76,7 @@ impl Place {
         }
     }
 
-    async fn add(&self, named: Option<&str>, ask: Ask) -> Result<(Name, Added), AddError> {
+    async fn add(&self, named: Option<&str>, ask: VmOverrides) -> Result<(Name, Added), AddError> {
         let wanted = (named.map(name), ask);
         let host_use = self.host_use();
         group::add(
@@ -90,7 +90,7 @@ impl Place {
         .await
     }
 
-    async fn refused(&self, named: &str, ask: Ask) -> String {
+    async fn refused(&self, named: &str, ask: VmOverrides) -> String {
         self.add(Some(named), ask).await.unwrap_err().to_string()
     }
 
@@ -123,8 +123,8 @@ impl Place {
     }
 }
 
-fn small(ask: impl FnOnce(&mut Ask)) -> Ask {
-    let mut wanted = Ask::default();
+fn small(ask: impl FnOnce(&mut VmOverrides)) -> VmOverrides {
+    let mut wanted = VmOverrides::default();
     ask(&mut wanted);
     wanted
 }
@@ -133,8 +133,8 @@ fn small(ask: impl FnOnce(&mut Ask)) -> Ask {
 fn a_group_of_none_has_those_that_were_ordered_and_forgets_those_that_were_cancelled() {
     kernel::private(async {
         let place = Place::with(0, spec(None, "")).await;
-        let (made_up, _) = place.add(None, Ask::default()).await.unwrap();
-        place.add(Some("ci"), Ask::default()).await.unwrap();
+        let (made_up, _) = place.add(None, VmOverrides::default()).await.unwrap();
+        place.add(Some("ci"), VmOverrides::default()).await.unwrap();
         assert_eq!(place.vms(), [made_up.as_str(), "ci"]);
         assert!(
             made_up.as_str().starts_with("web-") && made_up.as_str().len() == 9,
@@ -156,7 +156,7 @@ fn a_group_of_none_has_those_that_were_ordered_and_forgets_those_that_were_cance
 fn scaling_up_and_down_passes_them_by_and_a_counted_one_is_protected() {
     kernel::private(async {
         let place = Place::with(2, spec(None, "")).await;
-        place.add(Some("ci"), Ask::default()).await.unwrap();
+        place.add(Some("ci"), VmOverrides::default()).await.unwrap();
         let uid = || {
             place
                 .store
@@ -185,14 +185,14 @@ fn the_same_order_again_changes_nothing_and_another_of_that_name_is_refused() {
         place.add(Some("ci"), ask.clone()).await.unwrap();
         let (_, again) = place.add(Some("ci"), ask.clone()).await.unwrap();
         assert_eq!(again, Added::Unchanged);
-        let why = place.refused("ci", Ask::default()).await;
+        let why = place.refused("ci", VmOverrides::default()).await;
         assert!(why.contains("already exists with other settings"), "{why}");
         for counted in ["web-1", "other-65536"] {
-            let why = place.refused(counted, Ask::default()).await;
+            let why = place.refused(counted, VmOverrides::default()).await;
             assert!(why.contains("ends in a number"), "{why}");
         }
         for free in ["web-01", "web-65537", "web"] {
-            place.add(Some(free), Ask::default()).await.unwrap();
+            place.add(Some(free), VmOverrides::default()).await.unwrap();
         }
         // One of another group, and one that is on its way out.
         place.put(group("db", 0, spec(None, ""))).await;
@@ -213,7 +213,7 @@ fn the_same_order_again_changes_nothing_and_another_of_that_name_is_refused() {
 async fn hold(place: &Place, vm: &str) {
     let held = place.store.write(|txn| {
         let uid = txn.world().vm_named(&name(vm)).unwrap().meta.uid;
-        txn.hold_rung(uid, Rung::Lease, NOW)
+        txn.adopt_stage(uid, Stage::Lease, NOW)
     });
     held.await
         .unwrap_or_else(|error: slicectl::store::Error| panic!("{error}"));
@@ -223,7 +223,7 @@ async fn hold(place: &Place, vm: &str) {
 fn more_than_the_group_allows_is_refused_with_both_figures() {
     kernel::private(async {
         let place = Place::with(0, spec(None, "")).await;
-        let cases: [(Ask, &str); 7] = [
+        let cases: [(VmOverrides, &str); 7] = [
             (
                 small(|ask| ask.vcpu = Some(2)),
                 "requests 2 vcpu, and the group allows at most 1",
@@ -268,7 +268,7 @@ fn lists_of_its_own_are_for_isolated_mode_alone() {
             let expected =
                 format!("sets allow, which needs mode: isolated (its group is in mode {mode})");
             assert!(why.contains(&expected), "{why}");
-            place.add(Some("ci"), Ask::default()).await.unwrap();
+            place.add(Some("ci"), VmOverrides::default()).await.unwrap();
         }
     });
 }
@@ -277,8 +277,11 @@ fn lists_of_its_own_are_for_isolated_mode_alone() {
 fn when_no_address_is_left_the_order_is_refused_and_leaves_nothing() {
     kernel::private(async {
         let place = Place::with(1, spec(Some(SMALL), "")).await;
-        place.add(Some("one"), Ask::default()).await.unwrap();
-        let why = place.refused("two", Ask::default()).await;
+        place
+            .add(Some("one"), VmOverrides::default())
+            .await
+            .unwrap();
+        let why = place.refused("two", VmOverrides::default()).await;
         assert_eq!(
             why,
             format!("hostgroup/web: no free /30 is left in {SMALL}")
@@ -286,7 +289,10 @@ fn when_no_address_is_left_the_order_is_refused_and_leaves_nothing() {
         assert_eq!(place.vms(), ["web-1", "one"]);
         place.remove("one").await;
         place.settle().await;
-        place.add(Some("two"), Ask::default()).await.unwrap();
+        place
+            .add(Some("two"), VmOverrides::default())
+            .await
+            .unwrap();
 
         let mut listed = bridged("br0", "192.168.137.1/24");
         if let NetworkSpec::Bridge(bridge) = &mut listed.network {
@@ -294,16 +300,22 @@ fn when_no_address_is_left_the_order_is_refused_and_leaves_nothing() {
             bridge.addresses = Addresses::Listed(vec![ip(7), ip(8), ip(9)]);
         }
         let place = Place::with(2, listed).await;
-        place.add(Some("one"), Ask::default()).await.unwrap();
+        place
+            .add(Some("one"), VmOverrides::default())
+            .await
+            .unwrap();
         let ip = place
             .store
             .read(|world| world.lease(&name("one")).unwrap().address.ip());
         assert_eq!(ip.to_string(), "192.168.137.9");
-        let why = place.refused("two", Ask::default()).await;
+        let why = place.refused("two", VmOverrides::default()).await;
         assert!(why.contains("`addresses` lists 3"), "{why}");
         // The group is written smaller: what it no longer counts is free.
         place.change(|group| group.spec.count = 1).await;
-        place.add(Some("two"), Ask::default()).await.unwrap();
+        place
+            .add(Some("two"), VmOverrides::default())
+            .await
+            .unwrap();
         let (one, two) = place.store.read(|world| {
             let tap = |vm: &str| {
                 let vm = world.vm_named(&name(vm)).unwrap();
@@ -334,7 +346,10 @@ fn they_follow_their_group_and_keep_what_is_their_own() {
         let place = Place::with(1, spec(None, "10.0.0.0/8")).await;
         let own = small(|ask| ask.drop = Some(vec!["172.16.0.0/12".parse().unwrap()]));
         place.add(Some("own"), own).await.unwrap();
-        place.add(Some("plain"), Ask::default()).await.unwrap();
+        place
+            .add(Some("plain"), VmOverrides::default())
+            .await
+            .unwrap();
         let drops = |vm: &str| {
             let vm = place.store.read(|world| world.vm_named(&name(vm)).cloned());
             let vm = vm.unwrap();
@@ -369,7 +384,7 @@ fn they_follow_their_group_and_keep_what_is_their_own() {
 fn a_group_that_goes_takes_its_orders_along_and_one_of_its_name_begins_with_none() {
     kernel::private(async {
         let place = Place::with(1, spec(None, "")).await;
-        place.add(Some("ci"), Ask::default()).await.unwrap();
+        place.add(Some("ci"), VmOverrides::default()).await.unwrap();
         hold(&place, "ci").await;
         let web = name("web");
         let deleted = place.store.write(|txn| {
@@ -381,13 +396,16 @@ fn a_group_that_goes_takes_its_orders_along_and_one_of_its_name_begins_with_none
         deleted
             .await
             .unwrap_or_else(|error: slicectl::store::Error| panic!("{error}"));
-        let why = place.add(Some("late"), Ask::default()).await.unwrap_err();
+        let why = place
+            .add(Some("late"), VmOverrides::default())
+            .await
+            .unwrap_err();
         assert!(matches!(why, AddError::NoGroup), "{why}");
         place.settle().await;
         assert_eq!(place.vms(), ["ci"], "as long as something of it stands");
         let left = place.store.write(|txn| {
             let uid = txn.world().vm_named(&name("ci")).unwrap().meta.uid;
-            txn.leave_rung(uid, Rung::Lease, NOW)
+            txn.release(uid, Stage::Lease, NOW)
         });
         left.await
             .unwrap_or_else(|error: slicectl::store::Error| panic!("{error}"));
@@ -405,7 +423,7 @@ fn of_two_that_order_one_name_at_once_one_gets_it() {
             let named = format!("ci-r{round}");
             let other = small(|ask| ask.ram_bytes = Some(64 << 20));
             let (one, two) = tokio::join!(
-                place.add(Some(&named), Ask::default()),
+                place.add(Some(&named), VmOverrides::default()),
                 place.add(Some(&named), other)
             );
             assert!(one.is_ok() != two.is_ok(), "{one:?} {two:?}");
@@ -459,7 +477,7 @@ fn adding_and_deleting_in_any_order_with_the_store_reopened_leaves_no_lease() {
 }
 
 async fn add(place: &Place) -> String {
-    let (name, _) = place.add(None, Ask::default()).await.unwrap();
+    let (name, _) = place.add(None, VmOverrides::default()).await.unwrap();
     name.to_string()
 }
 
@@ -469,7 +487,11 @@ fn a_policy_of_its_own_may_open_the_host_to_its_groups_range() {
         let place = Place::with(0, spec(Some(SMALL), "")).await;
         let ask = small(|ask| ask.allow = Some(vec!["192.168.1.1:3128".parse().unwrap()]));
         place.add(Some("ci"), ask).await.unwrap();
-        let openings = || place.store.read(|world| world.footing().openings.len());
+        let openings = || {
+            place
+                .store
+                .read(|world| world.host_requirements().openings.len())
+        };
         assert_eq!(openings(), 1);
         place.remove("ci").await;
         assert_eq!(openings(), 0);
@@ -480,7 +502,7 @@ fn a_policy_of_its_own_may_open_the_host_to_its_groups_range() {
 #[test]
 fn a_group_may_not_take_from_one_what_it_has() {
     use slicectl::api::manifest::{self, Source};
-    use slicectl::api::on_demand::Order;
+    use slicectl::api::on_demand::OnDemandEntry;
     use slicectl::api::validate;
     let text = "config:
   host_groups:
@@ -511,7 +533,7 @@ fn a_group_may_not_take_from_one_what_it_has() {
         ask.ram_bytes = Some(128 << 20);
         ask.allow = Some(vec![]);
     });
-    let order = Order {
+    let order = OnDemandEntry {
         name: name("ci"),
         ask,
     };

@@ -8,8 +8,8 @@ use slicectl::api::host_group::HostGroup;
 use slicectl::api::lease::{Address, Lease};
 use slicectl::api::meta::{Timestamp, Uid};
 use slicectl::api::network::Block;
-use slicectl::api::rung::{LADDER, Rung};
-use slicectl::store::{self, Footing, Gate, Ground, Store, World};
+use slicectl::api::rung::{LADDER, Stage};
+use slicectl::store::{self, Acquisition, HostNetworkStatus, HostRequirements, Store, World};
 
 use crate::support::objects::{group, spec, vm};
 
@@ -19,9 +19,9 @@ const RANGE: &str = "169.254.100.0/22";
 /// What any task may do to a VM at any moment. Each is one transaction, so every interleaving is a sequence.
 #[derive(Clone, Debug)]
 enum Step {
-    Take(usize, Rung),
-    Find(usize, Rung, Status),
-    Leave(usize, Rung),
+    Take(usize, Stage),
+    Find(usize, Stage, Status),
+    Leave(usize, Stage),
     Delete(usize),
     Edit(usize),
     RemoveIfFree(usize),
@@ -41,13 +41,13 @@ proptest! {
 #[test]
 fn what_the_ground_is_about_to_let_go_of_carries_nobody() {
     let all = ground(Status::True);
-    let nothing = Footing::default();
-    assert_eq!(all.let_go(&all.carries), None, "all of it is wanted");
-    let less = all.let_go(&nothing).unwrap();
-    assert_eq!((&less.carries, &less.leaves), (&nothing, &all.carries));
-    assert!(!less.is_firm(&nothing), "it is still there");
-    assert!(all.is_firm(&all.carries) && !all.is_firm(&nothing));
-    assert_eq!(less.let_go(&nothing), None, "once is enough");
+    let nothing = HostRequirements::default();
+    assert_eq!(all.limited_to(&all.applied), None, "all of it is wanted");
+    let less = all.limited_to(&nothing).unwrap();
+    assert_eq!((&less.applied, &less.obsolete), (&nothing, &all.applied));
+    assert!(!less.is_converged(&nothing), "it is still there");
+    assert!(all.is_converged(&all.applied) && !all.is_converged(&nothing));
+    assert_eq!(less.limited_to(&nothing), None, "once is enough");
 }
 
 async fn climb_and_fall(steps: Vec<Step>) -> Result<(), TestCaseError> {
@@ -70,8 +70,10 @@ async fn climb_and_fall(steps: Vec<Step>) -> Result<(), TestCaseError> {
             }
             Step::Delete(n) => edit(&store, uids[n], |vm| vm.meta.deleting = true).await,
             Step::Edit(n) => edit(&store, uids[n], |vm| vm.meta.generation += 1).await,
-            Step::RemoveIfFree(n) => write(&store, |txn| txn.remove_if_free(uids[n])).await,
-            Step::Ground(status) => write(&store, |txn| txn.put_ground(ground(status))).await,
+            Step::RemoveIfFree(n) => write(&store, |txn| txn.remove_if_released(uids[n])).await,
+            Step::Ground(status) => {
+                write(&store, |txn| txn.put_host_network_status(ground(status))).await
+            }
         }
         let after = store.read(|world| uids.map(|uid| Page::of(world, uid)));
         for (before, after) in before.iter().zip(&after) {
@@ -91,29 +93,29 @@ async fn climb_and_fall(steps: Vec<Step>) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-async fn take(store: &Store, uid: Uid, rung: Rung, before: &Page) -> Result<(), TestCaseError> {
+async fn take(store: &Store, uid: Uid, rung: Stage, before: &Page) -> Result<(), TestCaseError> {
     let firm = store.read(|world| {
         world
             .ground()
             .is_some_and(|g| g.condition.status == Status::True)
     });
-    let gate = write(store, |txn| txn.take_rung(uid, rung, NOW)).await;
-    let held = store.read(|world| world.page(uid, rung).is_some_and(|page| page.held));
+    let gate = write(store, |txn| txn.acquire(uid, rung, NOW)).await;
+    let held = store.read(|world| world.status(uid, rung).is_some_and(|page| page.held));
     let place = rung as usize;
     let below = place == 0 || before.ready[place - 1];
     match gate {
-        Gate::Gone => prop_assert!(!before.there || before.deleting),
-        Gate::Closed(why) => {
+        Acquisition::Gone => prop_assert!(!before.there || before.deleting),
+        Acquisition::Waiting(why) => {
             prop_assert!(before.there && !before.deleting && !why.is_empty());
-            prop_assert!(!below || (rung == Rung::Net && !firm));
+            prop_assert!(!below || (rung == Stage::Net && !firm));
         }
-        Gate::Open(vm) => {
+        Acquisition::Acquired(vm) => {
             prop_assert!(
                 before.there && !before.deleting,
                 "a VM that is being deleted took {rung}"
             );
             prop_assert!(
-                below && (rung != Rung::Net || firm),
+                below && (rung != Stage::Net || firm),
                 "{rung} was taken over an open step"
             );
             prop_assert!(held && !vm.meta.deleting);
@@ -128,8 +130,8 @@ async fn take(store: &Store, uid: Uid, rung: Rung, before: &Page) -> Result<(), 
     Ok(())
 }
 
-async fn leave(store: &Store, uid: Uid, rung: Rung, before: &Page) -> Result<(), TestCaseError> {
-    let left = write(store, |txn| txn.leave_rung(uid, rung, NOW)).await;
+async fn leave(store: &Store, uid: Uid, rung: Stage, before: &Page) -> Result<(), TestCaseError> {
+    let left = write(store, |txn| txn.release(uid, rung, NOW)).await;
     let place = rung as usize;
     let above = before.held[place + 1..].contains(&true);
     prop_assert_eq!(left, !above, "{} was left under a rung that is held", rung);
@@ -160,10 +162,10 @@ impl Page {
         Self {
             there: vm.is_some(),
             deleting: vm.is_some_and(|vm| vm.meta.deleting),
-            held: LADDER.map(|rung| world.page(uid, rung).is_some_and(|page| page.held)),
+            held: LADDER.map(|rung| world.status(uid, rung).is_some_and(|page| page.held)),
             ready: LADDER.map(|rung| {
                 world
-                    .page(uid, rung)
+                    .status(uid, rung)
                     .is_some_and(|page| page.condition.is_true_at(generation))
             }),
         }
@@ -175,7 +177,7 @@ async fn three_vms(store: &Store) -> [Uid; 3] {
     let vms = [1, 2, 3].map(|index| vm(&group, index));
     let uids = [0, 1, 2].map(|n: usize| vms[n].meta.uid);
     write(store, |txn| {
-        txn.put_ground(ground(Status::True))?;
+        txn.put_host_network_status(ground(Status::True))?;
         for (n, vm) in vms.into_iter().enumerate() {
             let block = Block::around([169, 254, 100, n as u8 * 4].into());
             let (name, pool) = (vm.meta.name.clone(), RANGE.parse().unwrap());
@@ -193,7 +195,7 @@ async fn three_vms(store: &Store) -> [Uid; 3] {
     uids
 }
 
-fn ground(status: Status) -> Ground {
+fn ground(status: Status) -> HostNetworkStatus {
     let condition = Condition {
         status,
         reason: Reason::Converged,
@@ -201,17 +203,17 @@ fn ground(status: Status) -> Ground {
         since: NOW,
         observed_generation: 0,
     };
-    let carries = Footing {
+    let carries = HostRequirements {
         pools: [RANGE.parse().unwrap()].into(),
-        ..Footing::default()
+        ..HostRequirements::default()
     };
-    Ground {
+    HostNetworkStatus {
         condition,
-        carries,
-        leaves: Footing::default(),
+        applied: carries,
+        obsolete: HostRequirements::default(),
         boot_id: "boot".into(),
         unenforced: None,
-        contested: None,
+        conflicting_writer: None,
         warnings: Vec::new(),
         drops: Vec::new(),
     }

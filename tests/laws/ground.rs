@@ -11,7 +11,7 @@ use slicectl::reconcile::ground::rules::{self, BridgeKind, BridgeSubnet, RuleInp
 use slicectl::reconcile::ground::{Action, Commit, Desired, HostNetwork, Jump, Observed};
 use slicectl::reconcile::limits::{Limit, TIMEOUTS};
 use slicectl::reconcile::{Conflict, Reconcile};
-use slicectl::store::Footing;
+use slicectl::store::HostRequirements;
 
 use self::states::{case, footing};
 use crate::model::{self, Model};
@@ -33,7 +33,7 @@ const TABLES: [TableName; 4] = [
 proptest! {
     #[test]
     fn a_firm_ground_has_an_empty_plan(footing in footing(), docker in any::<bool>()) {
-        let desired = wanted(footing, Footing::default());
+        let desired = wanted(footing, HostRequirements::default());
         model::rest::<GroundModel>(&desired, &converged(&desired, docker))?;
     }
 
@@ -54,13 +54,13 @@ proptest! {
 
     #[test]
     fn deletion_leaves_nothing_of_the_ground_and_all_rules_of_strangers((desired, world) in case(true)) {
-        let nothing = Desired { previous: desired.requirements.clone(), requirements: Footing::default(), ..desired };
+        let nothing = Desired { previous: desired.requirements.clone(), requirements: HostRequirements::default(), ..desired };
         model::deletion::<GroundModel>(&nothing, world)?;
     }
 
     #[test]
     fn without_a_pool_and_a_bridge_nothing_is_made(docker in any::<bool>()) {
-        let nothing = wanted(Footing::default(), Footing::default());
+        let nothing = wanted(HostRequirements::default(), HostRequirements::default());
         prop_assert_eq!(GroundModel::plan(&nothing, &bare(docker)).unwrap(), vec![]);
     }
 }
@@ -296,7 +296,7 @@ fn neighbour() -> Rule {
 }
 
 /// What a footing wants where another one was carried before.
-pub fn wanted(footing: Footing, before: Footing) -> Desired {
+pub fn wanted(footing: HostRequirements, before: HostRequirements) -> Desired {
     Desired {
         instance: Instance::of("/state".as_ref()),
         requirements: footing,
@@ -343,10 +343,10 @@ fn with_carried<T>(desired: &Desired, world: &Observed, of: impl Fn(&RuleInput<'
         pools: &desired.requirements.pools,
         host_ports: &openings,
         bridge_subnets: &sides,
-        cni_subnets: &desired.requirements.plugged,
+        cni_subnets: &desired.requirements.cni_subnets,
         max_connections: &desired.requirements.max_connections,
         limits: &Limits {
-            share: Limit::share(world.conntrack_max),
+            share: Limit::default_for(world.conntrack_max),
             on_link: world.on_link.clone(),
         },
         foreign: &world.foreign,

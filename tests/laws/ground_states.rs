@@ -7,18 +7,18 @@ use ipnetwork::Ipv4Network;
 use proptest::prelude::*;
 use slicectl::host::rule::Rule;
 use slicectl::reconcile::ground::{Desired, Observed};
-use slicectl::store::Footing;
+use slicectl::store::HostRequirements;
 
 use super::{bare, bridges, converged, edit, neighbour, our_chains, our_jumps, remove, wanted};
 
-pub fn footing() -> impl Strategy<Value = Footing> {
+pub fn footing() -> impl Strategy<Value = HostRequirements> {
     prop_oneof![
-        (pools(1), bridges(0)).prop_map(|(pools, bridges)| Footing { bridges, ..pools }),
-        (pools(0), bridges(1)).prop_map(|(pools, bridges)| Footing { bridges, ..pools }),
+        (pools(1), bridges(0)).prop_map(|(pools, bridges)| HostRequirements { bridges, ..pools }),
+        (pools(0), bridges(1)).prop_map(|(pools, bridges)| HostRequirements { bridges, ..pools }),
     ]
 }
 
-fn pools(least: usize) -> impl Strategy<Value = Footing> {
+fn pools(least: usize) -> impl Strategy<Value = HostRequirements> {
     let pools = vec!["169.254.100.0/22", "169.254.104.0/22", "169.254.108.0/23"];
     let openings = vec!["10.0.0.1:53/udp", "10.0.0.1:80-90/tcp", "192.168.1.1:3128"];
     (
@@ -33,11 +33,11 @@ fn pools(least: usize) -> impl Strategy<Value = Footing> {
                 .collect();
             let first = pools.first().copied();
             let open = |entry: &str| Some((first?, entry.to_owned()));
-            Footing {
+            HostRequirements {
                 openings: openings.into_iter().filter_map(open).collect(),
-                plugged: plugged.iter().map(|net| net.parse().unwrap()).collect(),
+                cni_subnets: plugged.iter().map(|net| net.parse().unwrap()).collect(),
                 pools,
-                ..Footing::default()
+                ..HostRequirements::default()
             }
         })
 }
@@ -148,7 +148,7 @@ pub fn case(strangers: bool) -> impl Strategy<Value = (Desired, Observed)> {
         .prop_map(|(now, before, [built, docker], meddlings)| {
             let before = before.unwrap_or_else(|| now.clone());
             let mut world = match built {
-                true => converged(&wanted(before.clone(), Footing::default()), docker),
+                true => converged(&wanted(before.clone(), HostRequirements::default()), docker),
                 false => bare(docker),
             };
             let desired = wanted(now, before);

@@ -8,7 +8,7 @@ use proptest::test_runner::TestCaseError;
 use slicectl::api::host_group::{HostGroup, MAX_COUNT, UpdatePolicy};
 use slicectl::api::meta::{Name, Uid};
 use slicectl::api::network::{IsolatedSpec, NetworkSpec, TapOwner};
-use slicectl::api::on_demand::{Ask, Order};
+use slicectl::api::on_demand::{OnDemandEntry, VmOverrides};
 use slicectl::api::policy::Policy;
 use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::reconcile::Conflict;
@@ -263,21 +263,21 @@ fn extra(name: &Name, desired: &Desired) -> Box<Extra> {
 }
 
 /// Orders by their number: `dem-a` of nothing of its own, `dem-b` of a vcpu and `dem-c` of a list.
-fn orders(numbers: &BTreeSet<u32>) -> BTreeMap<u32, Order> {
+fn orders(numbers: &BTreeSet<u32>) -> BTreeMap<u32, OnDemandEntry> {
     let asks = [
-        ("dem-a", Ask::default()),
+        ("dem-a", VmOverrides::default()),
         (
             "dem-b",
-            Ask {
+            VmOverrides {
                 vcpu: Some(1),
-                ..Ask::default()
+                ..VmOverrides::default()
             },
         ),
         (
             "dem-c",
-            Ask {
+            VmOverrides {
                 drop: Some(vec!["192.168.0.0/16".parse().unwrap()]),
-                ..Ask::default()
+                ..VmOverrides::default()
             },
         ),
     ];
@@ -285,7 +285,7 @@ fn orders(numbers: &BTreeSet<u32>) -> BTreeMap<u32, Order> {
     all.filter(|(place, _)| numbers.contains(&(place - MAX_COUNT)))
         .map(|(place, (name, ask))| {
             let name = name.parse().unwrap();
-            (place, Order { name, ask })
+            (place, OnDemandEntry { name, ask })
         })
         .collect()
 }

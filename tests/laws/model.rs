@@ -72,7 +72,7 @@ pub fn modesty<M: Model>(desired: &M::Desired, mut world: M::World) -> Law {
     match M::plan(desired, &world) {
         Err(conflict) => {
             prop_assert!(!before.is_empty(), "a conflict with nothing: {conflict}");
-            prop_assert!(!conflict.thing.is_empty() && !conflict.remedy.is_empty());
+            prop_assert!(!conflict.object.is_empty() && !conflict.remedy.is_empty());
         }
         Ok(plan) => {
             for action in plan {

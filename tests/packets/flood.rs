@@ -120,7 +120,7 @@ const LEAVES_NOTHING: [&str; 5] = [
 
 /// Everything that may be in the host's table of one VM.
 fn most() -> usize {
-    Limit::of(LIMIT).most_entries() as usize
+    Limit::of(LIMIT).max_entries() as usize
 }
 
 /// The entries of the host's table that are this address's.
@@ -259,7 +259,7 @@ fn a_guest_that_forges_its_source_takes_one_share_for_all_sources_that_are_no_vm
         }
         let made = conntrack::count().unwrap() as usize - before;
         // These sources are no group's: they share what a VM has that is asked for nothing.
-        let share = Limit::share(conntrack::max()).most_entries() as usize;
+        let share = Limit::default_for(conntrack::max()).max_entries() as usize;
         assert!(made <= share, "{made} entries");
     });
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use slicectl::runtime::backoff;
-use slicectl::runtime::controller::{controller, stand_aside};
+use slicectl::runtime::controller::{controller, release_worker};
 use slicectl::runtime::queue::Outcome;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -42,7 +42,7 @@ async fn at_most_so_many_run_at_once_and_never_two_of_a_key() {
     };
     let task = tokio::spawn(controller.run(run, pending()));
     for round in 0..20 {
-        (0..10).for_each(|key| waker.nudge(key));
+        (0..10).for_each(|key| waker.enqueue(key));
         sleep(Duration::from_millis(round % 7)).await;
     }
     sleep(Duration::from_secs(1)).await;
@@ -61,17 +61,17 @@ async fn whoever_stands_aside_leaves_its_place_to_others_and_these_are_bounded_t
         let (now, most) = (n.clone(), m.clone());
         async move {
             most.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
-            stand_aside(sleep(Duration::from_secs(1))).await;
+            release_worker(sleep(Duration::from_secs(1))).await;
             now.fetch_sub(1, SeqCst);
             Outcome::Converged
         }
     };
     let started = Instant::now();
     let task = tokio::spawn(controller.run(run, pending()));
-    (0..2).for_each(|key| waker.nudge(key));
+    (0..2).for_each(|key| waker.enqueue(key));
     sleep(Duration::from_millis(1)).await;
     assert_eq!(now.load(SeqCst), 2);
-    (2..24).for_each(|key| waker.nudge(key));
+    (2..24).for_each(|key| waker.enqueue(key));
     sleep(Duration::from_millis(1)).await;
     assert_eq!(now.load(SeqCst), 4 * WIDTH, "three quarters of them aside");
     idle.wait_for(|idle| *idle).await.unwrap();
@@ -96,10 +96,10 @@ async fn a_nudge_during_a_run_is_followed_by_a_look_that_starts_after_it() {
         }
     };
     let task = tokio::spawn(controller.run(run, pending()));
-    waker.nudge(1);
+    waker.enqueue(1);
     sleep(Duration::from_millis(50)).await;
     let nudged = Instant::now();
-    (0..5).for_each(|_| waker.nudge(1));
+    (0..5).for_each(|_| waker.enqueue(1));
     sleep(Duration::from_secs(1)).await;
     let starts = starts.lock().unwrap().clone();
     assert_eq!(starts.len(), 2, "many nudges, one look");
@@ -124,7 +124,7 @@ async fn stopping_starts_nothing_and_finishes_what_runs() {
     let stop = CancellationToken::new();
     let stopped = stop.clone();
     let task = tokio::spawn(controller.run(run, async move { stopped.cancelled().await }));
-    (0..10).for_each(|key| waker.nudge(key));
+    (0..10).for_each(|key| waker.enqueue(key));
     sleep(Duration::from_millis(1)).await;
     stop.cancel();
     task.await.unwrap();
@@ -145,11 +145,11 @@ async fn a_run_that_panics_backs_off_and_is_tried_again() {
         }
     };
     let task = tokio::spawn(controller.run(run, pending()));
-    waker.nudge(1);
+    waker.enqueue(1);
     sleep(Duration::from_secs(10)).await;
     let starts = starts.lock().unwrap().clone();
     assert_eq!(starts.len(), 2);
-    assert!(starts[1] - starts[0] >= backoff::FIRST);
+    assert!(starts[1] - starts[0] >= backoff::MIN_DELAY);
     task.abort();
 }
 
@@ -163,13 +163,13 @@ async fn a_renewal_ends_a_backoff_and_a_nudge_does_not() {
         async { Outcome::Failed }
     };
     let task = tokio::spawn(controller.run(run, pending()));
-    waker.nudge(1);
-    sleep(backoff::FIRST / 4).await;
-    waker.nudge(1);
-    sleep(backoff::FIRST / 4).await;
+    waker.enqueue(1);
+    sleep(backoff::MIN_DELAY / 4).await;
+    waker.enqueue(1);
+    sleep(backoff::MIN_DELAY / 4).await;
     assert_eq!(looks.load(SeqCst), 1);
-    waker.renew(1);
-    sleep(backoff::FIRST / 4).await;
+    waker.enqueue_fresh(1);
+    sleep(backoff::MIN_DELAY / 4).await;
     assert_eq!(looks.load(SeqCst), 2);
     task.abort();
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use slicectl::runtime::backoff;
-use slicectl::runtime::queue::{Lane, Outcome, PROMPT_IN_A_ROW, Queue};
+use slicectl::runtime::queue::{Lane, MAX_CONSECUTIVE_PROMPT_RUNS, Outcome, Queue};
 
 type Key = u8;
 const KEYS: Key = 4;
@@ -68,11 +68,11 @@ proptest! {
     #[test]
     fn a_key_that_is_nudged_all_the_time_starves_no_other(others in 1_u8..KEYS) {
         let (mut queue, now) = (Queue::default(), start());
-        (0..=others).for_each(|key| queue.nudge(key));
+        (0..=others).for_each(|key| queue.enqueue(key));
         let mut seen = Vec::new();
         for _ in 0..=others {
             let key = queue.take(now).unwrap();
-            queue.nudge(key);
+            queue.enqueue(key);
             queue.done(key, now, Outcome::Converged);
             seen.push(key);
         }
@@ -83,20 +83,20 @@ proptest! {
     #[test]
     fn neither_lane_starves_however_long_the_other_is(prompt in 1_u16..40, bulk in 1_u16..40) {
         let (mut queue, now) = (Queue::default(), start());
-        (0..bulk).for_each(|key| queue.nudge_in(Lane::Bulk, key));
-        (0..prompt).for_each(|key| queue.nudge_in(Lane::Prompt, 1000 + key));
+        (0..bulk).for_each(|key| queue.enqueue_in(Lane::Bulk, key));
+        (0..prompt).for_each(|key| queue.enqueue_in(Lane::Prompt, 1000 + key));
         // All are woken again at once, for ever; how long each has waited for its last look.
         let mut waited = BTreeMap::new();
         for look in 0..400_u32 {
             let key = queue.take(now).unwrap();
             let (lane, most) = match key {
                 // One bulk look comes between so many prompt ones.
-                1000.. => (Lane::Prompt, u32::from(prompt) + u32::from(prompt) / PROMPT_IN_A_ROW + 1),
-                _ => (Lane::Bulk, u32::from(bulk) * (PROMPT_IN_A_ROW + 1)),
+                1000.. => (Lane::Prompt, u32::from(prompt) + u32::from(prompt) / MAX_CONSECUTIVE_PROMPT_RUNS + 1),
+                _ => (Lane::Bulk, u32::from(bulk) * (MAX_CONSECUTIVE_PROMPT_RUNS + 1)),
             };
             let last = waited.insert(key, look).map_or(0, |last| last);
             prop_assert!(look - last <= most, "{key} at {last} and {look}");
-            queue.nudge_in(lane, key);
+            queue.enqueue_in(lane, key);
             queue.done(key, now, Outcome::Converged);
         }
         prop_assert_eq!(waited.len(), usize::from(prompt + bulk), "all were looked at");
@@ -105,14 +105,14 @@ proptest! {
     #[test]
     fn one_prompt_key_waits_for_one_of_thousands_at_most(bulk in 1_u16..5000, before in 0_u16..20) {
         let (mut queue, now) = (Queue::default(), start());
-        (0..bulk).for_each(|key| queue.nudge_in(Lane::Bulk, key));
+        (0..bulk).for_each(|key| queue.enqueue_in(Lane::Bulk, key));
         for _ in 0..before.min(bulk - 1) {
             queue.take(now);
         }
         // One of those that wait, and another one.
         for key in [bulk - 1, bulk] {
-            queue.nudge_in(Lane::Prompt, key);
-            queue.nudge_in(Lane::Bulk, key);
+            queue.enqueue_in(Lane::Prompt, key);
+            queue.enqueue_in(Lane::Bulk, key);
         }
         let looks: Vec<u16> = (0..3).filter_map(|_| queue.take(now)).collect();
         prop_assert!(looks.contains(&(bulk - 1)) && looks.contains(&bulk), "{looks:?}");
@@ -121,14 +121,14 @@ proptest! {
     #[test]
     fn a_key_that_always_fails_is_left_alone_longer_and_longer_and_never_given_up(failures in 1_u32..40) {
         let (mut queue, mut now) = (Queue::default(), start());
-        queue.nudge(0);
+        queue.enqueue(0);
         for failure in 1..=failures {
             prop_assert_eq!(queue.take(now), Some(0));
             queue.done(0, now, Outcome::Failed);
             // Ticks of the world in between change nothing.
-            queue.nudge(0);
-            let wait = backoff::after(failure);
-            prop_assert!((backoff::FIRST..=backoff::LONGEST).contains(&wait));
+            queue.enqueue(0);
+            let wait = backoff::delay_after(failure);
+            prop_assert!((backoff::MIN_DELAY..=backoff::MAX_DELAY).contains(&wait));
             prop_assert_eq!(queue.take(now + wait - Duration::from_millis(1)), None);
             prop_assert_eq!(queue.next_due(now), Some(now + wait));
             now += wait;
@@ -141,11 +141,11 @@ impl Check {
     fn step(&mut self, step: Step) -> Result<(), TestCaseError> {
         match step {
             Step::Nudge(key, lane) => {
-                self.queue.nudge_in(lane, key);
+                self.queue.enqueue_in(lane, key);
                 self.nudged(key, lane);
             }
             Step::Renew(key, lane) => {
-                self.queue.renew_in(lane, key);
+                self.queue.enqueue_fresh_in(lane, key);
                 self.renewed(key, lane);
             }
             Step::Take => self.take()?,
@@ -207,24 +207,24 @@ impl Check {
         *story = Story::new(story.lane);
         match outcome {
             _ if renewed => story.owed = Some(ticket),
-            Outcome::Converged | Outcome::After(_) if woken => story.owed = Some(ticket),
-            Outcome::Awaits(_) if woken => {
+            Outcome::Converged | Outcome::RequeueAfter(_) if woken => story.owed = Some(ticket),
+            Outcome::AwaitChange(_) if woken => {
                 story.failures = failures;
                 story.owed = Some(ticket);
             }
             Outcome::Converged => drop(self.stories.remove(&key)),
-            Outcome::Shun(wait) => {
+            Outcome::HoldOff(wait) => {
                 story.failures = failures;
                 story.backing_off = Some((self.now + wait, ticket));
             }
-            Outcome::After(wait) => story.resting = Some((self.now + wait, ticket)),
-            Outcome::Awaits(wait) => {
+            Outcome::RequeueAfter(wait) => story.resting = Some((self.now + wait, ticket)),
+            Outcome::AwaitChange(wait) => {
                 story.resting = Some((self.now + wait, ticket));
                 (story.awaits, story.failures) = (true, failures);
             }
             Outcome::Failed => {
                 story.failures = failures + 1;
-                story.backing_off = Some((self.now + backoff::after(failures + 1), ticket));
+                story.backing_off = Some((self.now + backoff::delay_after(failures + 1), ticket));
             }
         }
     }
@@ -239,7 +239,7 @@ impl Check {
         };
         let (prompt, bulk) = (longest(Lane::Prompt), longest(Lane::Bulk));
         let expected = match (prompt, bulk) {
-            (Some(_), Some(bulk)) if self.in_a_row == PROMPT_IN_A_ROW => Some(bulk),
+            (Some(_), Some(bulk)) if self.in_a_row == MAX_CONSECUTIVE_PROMPT_RUNS => Some(bulk),
             (prompt, bulk) => prompt.or(bulk),
         };
         self.in_a_row = match expected.is_some() && expected == prompt && bulk.is_some() {
@@ -334,9 +334,9 @@ fn step() -> impl Strategy<Value = Step> {
     let outcome = prop_oneof![
         2 => Just(Outcome::Converged),
         2 => Just(Outcome::Failed),
-        1 => (1_u64..5000).prop_map(|ms| Outcome::After(Duration::from_millis(ms))),
-        1 => (0_u64..5000).prop_map(|ms| Outcome::Awaits(Duration::from_millis(ms))),
-        1 => (1_u64..5000).prop_map(|ms| Outcome::Shun(Duration::from_millis(ms))),
+        1 => (1_u64..5000).prop_map(|ms| Outcome::RequeueAfter(Duration::from_millis(ms))),
+        1 => (0_u64..5000).prop_map(|ms| Outcome::AwaitChange(Duration::from_millis(ms))),
+        1 => (1_u64..5000).prop_map(|ms| Outcome::HoldOff(Duration::from_millis(ms))),
     ];
     prop_oneof![
         3 => (0..KEYS, lane()).prop_map(|(key, lane)| Step::Nudge(key, lane)),

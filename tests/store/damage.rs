@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use slicectl::store::{JOURNAL, Opened, Recalled, RunCopy, Store};
+use slicectl::store::{JOURNAL, Opened, RunCopy, RunDirState, Store};
 
 use crate::support::dice::Dice;
 use crate::whole::{Step, apply, fill, whole};
@@ -193,7 +193,7 @@ async fn whatever_happens_to_the_files_no_older_state_is_taken_for_the_last_one(
                 aside += 1;
                 assert!(!why.is_empty() && path.is_dir(), "{said}: {why}");
                 assert_eq!(store.read(|world| world.vms().count()), 0, "{said}");
-                store.recovered().await.unwrap();
+                store.end_recovery().await.unwrap();
                 fill(&store).await;
                 store.close();
             }
@@ -320,7 +320,7 @@ async fn each_copy_of_the_seal_may_be_lost_and_the_loss_is_reported() {
                 );
             }
         }
-        store.recovered().await.unwrap();
+        store.end_recovery().await.unwrap();
         store.close();
         let (store, opened) = history.open().unwrap();
         assert_eq!(opened, Opened::Existing, "{name}: it is repaired");
@@ -350,7 +350,7 @@ async fn an_older_state_with_its_own_seal_is_noticed_by_what_the_run_directory_h
             path: run.join("state.seal"),
             boot_id: boot.into(),
         };
-        Store::open_in(&state, &run, &copy).unwrap()
+        Store::open_for_daemon(&state, &run, &copy).unwrap()
     };
     // A journal is kept from the second start on.
     open("this boot").0.close();
@@ -414,12 +414,12 @@ async fn an_older_state_with_its_own_seal_is_noticed_by_what_the_run_directory_h
                 let aside = matches!(opened, Opened::SetAside { .. });
                 assert_eq!(aside, noticed, "{what}: {opened:?}");
                 match recalled {
-                    Recalled::World(world) if journal == Left::Whole => {
+                    RunDirState::World(world) if journal == Left::Whole => {
                         let counts: Vec<u32> =
                             world.groups().map(|group| group.spec.count).collect();
                         assert_eq!(counts, [5], "{what}");
                     }
-                    Recalled::Nothing if !aside => assert_eq!(&whole(&store), known, "{what}"),
+                    RunDirState::Nothing if !aside => assert_eq!(&whole(&store), known, "{what}"),
                     _ => {}
                 }
                 if changes == 0 {
@@ -446,7 +446,7 @@ async fn a_database_that_has_as_living_what_a_tombstone_says_is_deleted_is_an_ol
                 path: run.join("state.seal"),
                 boot_id: "this-boot".into(),
             };
-            Store::open_in(&state, &run, &copy).unwrap()
+            Store::open_for_daemon(&state, &run, &copy).unwrap()
         };
         open().0.close();
         let (store, _, _) = open();
@@ -515,7 +515,7 @@ async fn what_was_set_aside_is_told_until_it_is_taken_over() {
     store.close();
     let (store, again) = history.open().unwrap();
     assert_eq!(again, first, "a crash came between");
-    store.recovered().await.unwrap();
+    store.end_recovery().await.unwrap();
     store.close();
     let (store, opened) = history.open().unwrap();
     assert_eq!(opened, Opened::Existing);

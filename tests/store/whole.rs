@@ -8,9 +8,9 @@ use slicectl::api::host_group::MAX_COUNT;
 use slicectl::api::lease::{Address, Lease};
 use slicectl::api::meta::{Timestamp, Uid};
 use slicectl::api::network::Block;
-use slicectl::api::on_demand::{Ask, OnDemand, Order};
-use slicectl::api::rung::{LADDER, Rung};
-use slicectl::store::{Error, Footing, Ground, Pool, Store, Txn};
+use slicectl::api::on_demand::{OnDemand, OnDemandEntry, VmOverrides};
+use slicectl::api::rung::{LADDER, Stage};
+use slicectl::store::{Error, HostNetworkStatus, HostRequirements, Pool, Store, Txn};
 
 use crate::support::objects::{group, name, spec, vm};
 
@@ -22,7 +22,7 @@ pub fn whole(store: &Store) -> Value {
     store.read(|world| {
         let mut vms: Vec<_> = world.vms().collect();
         vms.sort_by_key(|vm| vm.meta.uid);
-        let pages = |uid: Uid| LADDER.map(|rung| json!(world.page(uid, rung)));
+        let pages = |uid: Uid| LADDER.map(|rung| json!(world.status(uid, rung)));
         json!({
             "groups": world.groups().collect::<Vec<_>>(),
             "pools": world.pools().collect::<Vec<_>>(),
@@ -50,7 +50,7 @@ pub enum Step {
     RemoveVm(u8, u32),
     Lease(u8, u32),
     Release(u8, u32),
-    Page(u8, u32, Rung),
+    Page(u8, u32, Stage),
     Ground(String),
 }
 
@@ -106,7 +106,7 @@ pub fn apply(txn: &mut Txn<'_>, step: &Step) -> Result<(), Error> {
                 let uid = found.meta.uid;
                 return txn.remove_vm(uid);
             }
-            let (place, ask) = (MAX_COUNT + i, Ask::default());
+            let (place, ask) = (MAX_COUNT + i, VmOverrides::default());
             let mut vm = vm(&group, place);
             vm.meta.name = made.clone();
             let template = vm.spec.clone();
@@ -115,7 +115,7 @@ pub fn apply(txn: &mut Txn<'_>, step: &Step) -> Result<(), Error> {
                 template,
             }));
             txn.put_vm(vm)?;
-            let order = Order { name: made, ask };
+            let order = OnDemandEntry { name: made, ask };
             group.orders.insert(place, order);
             txn.put_group(group)
         }
@@ -140,11 +140,11 @@ pub fn apply(txn: &mut Txn<'_>, step: &Step) -> Result<(), Error> {
                     1,
                     NOW,
                 )?;
-                txn.set_mark(uid, *rung, Some("mark".into()))?;
-                txn.hold_rung(uid, *rung, NOW)
+                txn.set_checkpoint(uid, *rung, Some("mark".into()))?;
+                txn.adopt_stage(uid, *rung, NOW)
             }
         },
-        Step::Ground(boot_id) => txn.put_ground(Ground {
+        Step::Ground(boot_id) => txn.put_host_network_status(HostNetworkStatus {
             condition: Condition {
                 status: Status::True,
                 reason: Reason::Converged,
@@ -152,11 +152,11 @@ pub fn apply(txn: &mut Txn<'_>, step: &Step) -> Result<(), Error> {
                 since: NOW,
                 observed_generation: 0,
             },
-            carries: txn.world().footing(),
-            leaves: Footing::default(),
+            applied: txn.world().host_requirements(),
+            obsolete: HostRequirements::default(),
             boot_id: boot_id.clone(),
             unenforced: None,
-            contested: None,
+            conflicting_writer: None,
             warnings: Vec::new(),
             drops: Vec::new(),
         }),
@@ -171,7 +171,7 @@ pub async fn fill(store: &Store) {
         Step::Vm(0, 2),
         Step::Lease(0, 1),
         Step::Lease(0, 2),
-        Step::Page(0, 1, Rung::Net),
+        Step::Page(0, 1, Stage::Net),
         Step::Ground("boot".into()),
     ];
     for step in steps {

@@ -392,7 +392,7 @@ pub fn programs(own: &Path) -> Vec<PathBuf> {
     let named = named.iter().filter_map(std::env::var_os).map(PathBuf::from);
     let named = named.filter_map(|program| program.parent().map(Path::to_owned));
     let own = [own.to_owned(), PathBuf::from(env!("CARGO_TARGET_TMPDIR"))];
-    let system = slicectl::api::allowed::Allowed::default().programs;
+    let system = slicectl::api::allowed::AllowedDirectories::default().programs;
     system.into_iter().chain(own).chain(named).collect()
 }
 

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use slicectl::api::allowed::Purpose;
-use slicectl::api::life::Board;
+use slicectl::api::life::MachineType;
 use slicectl::api::network::{Connection, IsolatedSpec, Mac, NetworkSpec};
 use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::host::Kind;
@@ -14,8 +14,8 @@ use slicectl::host::image::{Use, hold};
 use slicectl::host::process::{self, Life, TapSlot};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
-    Accel, Access, Action, CONSOLE, Desired, Disk, Machine, Machines, Plug, Program, Programs,
-    Slot, Unfit, Vmm, recipe,
+    Accel, Access, Action, Attachment, CONSOLE, Desired, Disk, Machine, Machines, Program,
+    Programs, RecipeError, Slot, Vmm, recipe,
 };
 
 use crate::support::{PrivateNet, converge, eventually, places, some_vm};
@@ -106,15 +106,15 @@ pub fn slot(dir: &Path, net: &PrivateNet) -> Slot {
 
 #[tokio::test]
 async fn a_guest_boots_reaches_its_gateway_and_powers_down_when_asked() {
-    from_boot_to_power_down(Board::Microvm).await;
+    from_boot_to_power_down(MachineType::Microvm).await;
 }
 
 #[tokio::test]
 async fn a_guest_on_a_q35_boots_reaches_its_gateway_and_powers_down_when_asked() {
-    from_boot_to_power_down(Board::Q35).await;
+    from_boot_to_power_down(MachineType::Q35).await;
 }
 
-async fn from_boot_to_power_down(board: Board) {
+async fn from_boot_to_power_down(board: MachineType) {
     let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
     net.add_tap("169.254.100.1/30");
     let initrd = initrd_with_probes(
@@ -159,7 +159,7 @@ async fn from_boot_to_power_down(board: Board) {
 
     net.run("ip link del tap0");
     let observed = rung.observe(&desired).await.unwrap();
-    assert_eq!(observed.running[0].plug, Plug::TapGone);
+    assert_eq!(observed.running[0].plug, Attachment::TapGone);
     assert!(
         !Vmm::plan(&desired, &observed).unwrap().is_empty(),
         "a guest without its wire is drift"
@@ -281,7 +281,7 @@ async fn a_slot_without_hypervisor_runs_nothing_and_a_vmm_without_kernel_is_refu
     };
     assert_eq!(
         recipe(&bare, &slot, &qemu, &machine),
-        Err(Unfit::NoKernel(Hypervisor::Qemu))
+        Err(RecipeError::NoKernel(Hypervisor::Qemu))
     );
     let none = VmSpec {
         hypervisor: Hypervisor::None,

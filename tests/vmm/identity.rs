@@ -100,7 +100,7 @@ fn user(desired: &Desired) -> u32 {
 async fn found(desired: &Desired, users: &[(u32, &Desired)]) -> Vec<u32> {
     let rung = Vmm::default();
     let users = users.iter().map(|(user, vm)| (*user, vm.uid));
-    rung.note_users(HashMap::from_iter(users));
+    rung.set_users(HashMap::from_iter(users));
     rung.claimed(&desired.label.instance).await.unwrap();
     let observed = rung.observe(desired).await.unwrap();
     let pids = observed.running.iter();
@@ -111,7 +111,7 @@ async fn found(desired: &Desired, users: &[(u32, &Desired)]) -> Vec<u32> {
 async fn remove_unrecorded(desired: &Desired, users: &[(u32, &Desired)]) {
     let rung = Vmm::default();
     let users = users.iter().map(|(user, vm)| (*user, vm.uid));
-    rung.note_users(HashMap::from_iter(users));
+    rung.set_users(HashMap::from_iter(users));
     rung.claimed(&desired.label.instance).await.unwrap();
     let nothing = Desired {
         want: None,

@@ -9,7 +9,8 @@ use slicectl::host::process::{Exit, Identity};
 use slicectl::owner::Instance;
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
-    Action, Desired, GuestState, Launch, OURS, Observed, Plug, RECORD, RunDir, Running, Vmm,
+    Action, Attachment, Desired, GuestState, Launch, MANAGED_FILES, Observed, RECORD, RunDir,
+    Running, Vmm,
 };
 
 proptest! {
@@ -68,7 +69,7 @@ proptest! {
 }
 
 fn fits(desired: &Desired, running: &Running) -> bool {
-    running.plug == Plug::In
+    running.plug == Attachment::In
         && running.stale.is_empty()
         && desired
             .want
@@ -142,7 +143,7 @@ fn carry_out(desired: &Desired, mut world: Observed, deaf: bool, at_most: usize)
                 add(&mut world.dir, RECORD);
                 world
                     .running
-                    .push(running(desired, 9999, argv, true, Plug::In, true));
+                    .push(running(desired, 9999, argv, true, Attachment::In, true));
             }
             Action::RemoveFiles(names) => match &mut world.dir {
                 RunDir::Present { ours, .. } => ours.retain(|name| !names.contains(name)),
@@ -174,7 +175,7 @@ fn running(
     pid: u32,
     argv: Vec<String>,
     recorded: bool,
-    plug: Plug,
+    plug: Attachment,
     polite: bool,
 ) -> Running {
     let identity = Identity {
@@ -199,10 +200,14 @@ fn world() -> impl Strategy<Value = (Desired, Observed, bool)> {
     let process = (
         prop::sample::select(vec!["right", "wrong", "stale"]),
         any::<bool>(),
-        prop::sample::select(vec![Plug::In, Plug::TapGone, Plug::Elsewhere]),
+        prop::sample::select(vec![
+            Attachment::In,
+            Attachment::TapGone,
+            Attachment::Elsewhere,
+        ]),
         any::<bool>(),
     );
-    let files = prop::sample::subsequence(OURS.to_vec(), 0..=OURS.len());
+    let files = prop::sample::subsequence(MANAGED_FILES.to_vec(), 0..=MANAGED_FILES.len());
     let others = prop::sample::subsequence(vec!["notes.txt", "record.json"], 0..=2);
     let dir = prop::option::weighted(0.8, (files, others));
     let ended = prop::option::of(prop::sample::select(vec![

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use slicectl::api::allowed::Purpose;
-use slicectl::reconcile::places::Places;
+use slicectl::reconcile::places::FileAccess;
 
 /// A user who is not root.
 const ALICE: u32 = 1234;
@@ -57,8 +57,8 @@ impl Ground {
         self.at(path)
     }
 
-    fn places(&self) -> Places {
-        let mut places = Places::default();
+    fn places(&self) -> FileAccess {
+        let mut places = FileAccess::default();
         places.allowed.programs = vec![self.at("bin")];
         places.allowed.images = vec![self.at("images")];
         places
@@ -245,7 +245,7 @@ fn an_allowed_directory_that_others_can_write_allows_nothing() {
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join("image"), "x").unwrap();
         let changed = if below { &dir } else { &above };
-        let mut places = Places::default();
+        let mut places = FileAccess::default();
         places.allowed.images = vec![dir.clone()];
         let open = || places.open(Purpose::Image, &dir.join("image"));
         assert!(open().is_ok());

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use slicectl::api::life::Grace;
+use slicectl::api::life::GracePeriod;
 use slicectl::host::process::{self, Exit, Identity, Life, Record, Spawn, Stop};
 use slicectl::host::{Kind, cpu};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
-    Action, CONSOLE, CONSOLE_OLD, Control, Desired, Guest, INPUT, LABEL_VAR, LOG_LIMIT, Launch,
-    NOTE, OURS, RECORD, RunDir, Vmm, rotate, watch,
+    Action, CONSOLE, CONSOLE_OLD, Control, Desired, DesiredGuest, INPUT, LABEL_VAR, LOG_LIMIT,
+    Launch, MANAGED_FILES, NOTE, RECORD, RunDir, Vmm, rotate, watch,
 };
 
 use crate::support::{PrivateNet, converge, eventually, some_vm};
@@ -555,19 +555,19 @@ async fn a_vmm_whose_directory_is_gone_is_found_by_its_record_and_removed() {
 
 #[test]
 fn every_name_we_remove_is_one_we_write() {
-    let mut ours = OURS.to_vec();
+    let mut ours = MANAGED_FILES.to_vec();
     ours.sort_unstable();
     ours.dedup();
-    assert_eq!(ours, OURS, "sorted, each once");
+    assert_eq!(ours, MANAGED_FILES, "sorted, each once");
     assert!(cpu::tsc_khz().is_none_or(|khz| (100_000..20_000_000).contains(&khz)));
 }
 
 /// A VMM whose control socket is there and is not its own, so that every request through it fails.
-async fn without_answer(guest: Guest) -> (tempfile::TempDir, PrivateNet, Vmm, Desired) {
+async fn without_answer(guest: DesiredGuest) -> (tempfile::TempDir, PrivateNet, Vmm, Desired) {
     let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
     let rung = Vmm::default();
     let desired = Desired {
-        grace: Grace::try_from("0s".to_owned()).unwrap(),
+        grace: GracePeriod::try_from("0s".to_owned()).unwrap(),
         ..some_vm(dir.path(), Some(sleeper(&net, 600)))
     };
     converge(&rung, &desired).await;
@@ -578,7 +578,7 @@ async fn without_answer(guest: Guest) -> (tempfile::TempDir, PrivateNet, Vmm, De
 
 #[tokio::test]
 async fn a_vmm_that_is_replaced_need_not_report_the_state_of_its_guest() {
-    for guest in [Guest::Running, Guest::Paused] {
+    for guest in [DesiredGuest::Running, DesiredGuest::Paused] {
         let (_dir, net, rung, desired) = without_answer(guest).await;
         assert!(
             rung.observe(&desired).await.is_err(),
@@ -600,7 +600,7 @@ async fn a_vmm_that_is_replaced_need_not_report_the_state_of_its_guest() {
 
 #[tokio::test]
 async fn a_vmm_that_ends_while_it_is_asked_has_ended() {
-    let (_dir, _net, rung, desired) = without_answer(Guest::Running).await;
+    let (_dir, _net, rung, desired) = without_answer(DesiredGuest::Running).await;
     let Record::Of(identity) = process::read_record(&desired.record()).unwrap() else {
         panic!("a process");
     };

@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use slicectl::api::life::Board;
+use slicectl::api::life::MachineType;
 use slicectl::api::network::{Connection, IsolatedSpec, Mac, NetworkSpec};
 use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::reconcile::vmm::{
-    Accel, Access, ConfinedBy, Disk, Launch, Machine, OURS, Program, Slot, Sys, Unfit, Version,
-    recipe,
+    Accel, Access, ConfinedBy, Disk, Launch, MANAGED_FILES, Machine, Program, RecipeError, Slot,
+    Sys, Version, recipe,
 };
 
 /// One VM, to be changed a little.
@@ -77,7 +77,7 @@ fn case(hypervisor: Hypervisor, major: u32, minor: u32) -> Case {
 }
 
 impl Case {
-    fn launch(&self) -> Result<Launch, Unfit> {
+    fn launch(&self) -> Result<Launch, RecipeError> {
         let launch = recipe(&self.spec, &self.slot, &self.program, &self.machine)?;
         Ok(launch.expect("something to run"))
     }
@@ -112,7 +112,7 @@ impl Case {
     }
 
     fn q35(mut self) -> Self {
-        self.spec.life.board = Board::Q35;
+        self.spec.life.board = MachineType::Q35;
         self
     }
 
@@ -238,7 +238,7 @@ fn a_recipe_writes_no_file_that_is_not_ours_to_remove() {
         assert!(launch.version.is_some());
         let files = launch.files.into_iter().map(|file| file.name);
         for name in files.chain(launch.pipes) {
-            assert!(OURS.contains(&name.as_str()), "{name}");
+            assert!(MANAGED_FILES.contains(&name.as_str()), "{name}");
         }
     }
 }
@@ -296,7 +296,7 @@ fn what_a_version_cannot_do_safely_is_refused_in_words() {
 fn an_older_cloud_hypervisor_is_taken_in_a_namespace_whose_own_sys_it_sees() {
     let mut case = case(Hypervisor::CloudHypervisor, 48, 0);
     let refused = case.launch().unwrap_err();
-    assert_eq!(refused, Unfit::OwnAddress(Version::new(48, 0)));
+    assert_eq!(refused, RecipeError::OwnAddress(Version::new(48, 0)));
     case.slot.sys = Sys::Own;
     assert!(case.launch().is_ok());
 }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use slicectl::host::process::{self, Identity, Life, Stop, user_lives};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
-    Access, Action, CONFIG, CONSOLE, CONSOLE_OLD, Confined, Desired, Disk, HOME_BYTES, LOG_LIMIT,
-    Launch, NewFile, Vmm, rotate,
+    Access, Action, CONFIG, CONSOLE, CONSOLE_OLD, Confined, Desired, Disk, LOG_LIMIT, Launch,
+    NewFile, RUN_DIR_BYTES, Vmm, rotate,
 };
 
 use crate::support::{PrivateNet, converge, eventually, leave_the_mounts, rung, some_vm};
@@ -160,7 +160,7 @@ async fn the_directory_of_a_vmm_has_an_end_and_its_log_is_rotated_in_the_last_of
     converge(&rung, &desired).await;
     let room = || rustix::fs::statvfs(&desired.dir).unwrap();
     assert!(eventually(Duration::from_secs(9), || room().f_bfree == 0));
-    assert!(room().f_blocks * room().f_frsize <= HOME_BYTES);
+    assert!(room().f_blocks * room().f_frsize <= RUN_DIR_BYTES);
     assert!(room().f_files < 1000);
     rotate(&desired.dir).unwrap();
     let length = |name: &str| fs::metadata(desired.dir.join(name)).unwrap().len();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use slicectl::api::meta::{Name, Uid};
 use slicectl::host::process::{self, Life};
 use slicectl::owner::{Instance, Label};
-use slicectl::reconcile::places::Places;
+use slicectl::reconcile::places::FileAccess;
 use slicectl::reconcile::vmm::{Desired, Launch, Observed, Vmm};
 use slicectl::reconcile::{Reconcile, Wait};
 
@@ -101,16 +101,16 @@ pub async fn converge(rung: &Vmm, desired: &Desired) -> (Observed, Vec<String>) 
             return (observed, steps);
         }
         for (at, action) in plan.into_iter().enumerate() {
-            match Vmm::waits(&action) {
+            match Vmm::waits_for(&action) {
                 None => {}
                 Some(_) if at > 0 => break,
-                Some(Wait::End(process, left)) => {
+                Some(Wait::Exit(process, left)) => {
                     if let Life::Alive(process) = process::look(&process).unwrap() {
                         let _ = tokio::time::timeout(left, process.ended()).await;
                     }
                     break;
                 }
-                Some(Wait::Judgement) => panic!("nobody judges here"),
+                Some(Wait::Evaluation) => panic!("nobody judges here"),
             }
             steps.push(action.to_string());
             rung.act(desired, &action)
@@ -148,7 +148,7 @@ pub fn leave_the_mounts() {
 }
 
 /// Where these tests have programs and images: the system's, and those in their own directories.
-pub fn places(dirs: &[&Path]) -> Places {
+pub fn places(dirs: &[&Path]) -> FileAccess {
     let own = dirs.iter().map(|dir| dir.to_path_buf());
     let tmp = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let named = [
@@ -159,7 +159,7 @@ pub fn places(dirs: &[&Path]) -> Places {
     ];
     let named = named.iter().filter_map(std::env::var_os).map(PathBuf::from);
     let named = named.filter_map(|program| program.parent().map(Path::to_owned));
-    let mut places = Places::default();
+    let mut places = FileAccess::default();
     places
         .allowed
         .programs

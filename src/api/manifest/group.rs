@@ -74,8 +74,8 @@ struct BootFields {
     hypervisor: Option<Hypervisor>,
     kernel_file: Option<PathBuf>,
     initrd_file: Option<PathBuf>,
-    start: life::Start,
-    root: storage::Root,
+    start: life::LifecycleFields,
+    root: storage::RootDiskFields,
 }
 
 /// The groups of one document. Problems are added to the reader.
@@ -171,7 +171,7 @@ fn read_group(
         ];
         reader.word(field, &choices)
     });
-    let info = network::Whose {
+    let info = network::GroupInfo {
         name: name.as_ref(),
         count,
     };

@@ -3,7 +3,9 @@
 
 use std::path::PathBuf;
 
-use super::super::life::{Board, Grace, InvalidGracePeriod, Life, MAX_CMDLINE, Restart};
+use super::super::life::{
+    GracePeriod, InvalidGracePeriod, Lifecycle, MAX_CMDLINE, MachineType, Restart,
+};
 use super::super::vm::Hypervisor;
 use super::section::{Field, Reader, Section};
 use super::yaml::Value;
@@ -20,18 +22,18 @@ const JAILER: &str = "jailer_bin";
 
 /// The settings that a group may inherit from `config:` or override.
 #[derive(Clone, Default)]
-pub struct Start {
+pub struct LifecycleFields {
     /// In the order of [`PROGRAMS`].
     programs: [Option<PathBuf>; PROGRAMS.len()],
     jailer: Option<PathBuf>,
     cmdline: Option<String>,
-    board: Option<Board>,
+    board: Option<MachineType>,
     restart: Option<Restart>,
-    graceful_shutdown: Option<Grace>,
+    graceful_shutdown: Option<GracePeriod>,
 }
 
 /// The settings of this section, with `default` for those that are missing.
-pub fn read(reader: &mut Reader, section: &Section, default: Start) -> Start {
+pub fn read(reader: &mut Reader, section: &Section, default: LifecycleFields) -> LifecycleFields {
     let mut programs = default.programs;
     for (program, (key, _)) in programs.iter_mut().zip(PROGRAMS) {
         let value = section.get(key).and_then(|field| reader.path(field));
@@ -41,7 +43,7 @@ pub fn read(reader: &mut Reader, section: &Section, default: Start) -> Start {
     let cmdline = section
         .get("cmdline")
         .and_then(|field| read_cmdline(reader, field));
-    let machines = [("microvm", Board::Microvm), ("q35", Board::Q35)];
+    let machines = [("microvm", MachineType::Microvm), ("q35", MachineType::Q35)];
     let board = section
         .get("machine")
         .and_then(|field| reader.word(field, &machines));
@@ -56,7 +58,7 @@ pub fn read(reader: &mut Reader, section: &Section, default: Start) -> Start {
     let grace = section
         .get("graceful_shutdown")
         .and_then(|field| read_grace(reader, field));
-    Start {
+    LifecycleFields {
         programs,
         jailer: jailer.or(default.jailer),
         cmdline: cmdline.or(default.cmdline),
@@ -66,7 +68,7 @@ pub fn read(reader: &mut Reader, section: &Section, default: Start) -> Start {
     }
 }
 
-fn read_grace(reader: &mut Reader, field: &Field) -> Option<Grace> {
+fn read_grace(reader: &mut Reader, field: &Field) -> Option<GracePeriod> {
     let grace = match &field.node.value {
         Value::Text(text) => text.parse(),
         // A number without a unit is ambiguous: 5 could be seconds or minutes.
@@ -102,7 +104,12 @@ fn read_cmdline(reader: &mut Reader, field: &Field) -> Option<String> {
 
 /// Selects the settings for a VM of this group. A setting of the group that its hypervisor does not support is refused; a setting of
 /// `config:` applies to the groups that support it.
-pub fn choose(reader: &mut Reader, group: &Section, hypervisor: Hypervisor, fields: Start) -> Life {
+pub fn choose(
+    reader: &mut Reader,
+    group: &Section,
+    hypervisor: Hypervisor,
+    fields: LifecycleFields,
+) -> Lifecycle {
     let other_keys = [
         ("machine", Hypervisor::Qemu),
         (JAILER, Hypervisor::Firecracker),
@@ -119,11 +126,11 @@ pub fn choose(reader: &mut Reader, group: &Section, hypervisor: Hypervisor, fiel
                 reader.refuse_and_discard_others(field, "has no effect with hypervisor \"none\"");
             }
         }
-        return Life::default();
+        return Lifecycle::default();
     }
     let mut programs = fields.programs.into_iter().zip(PROGRAMS);
     let selected = programs.find(|(_, (_, required))| *required == hypervisor);
-    Life {
+    Lifecycle {
         program: selected.and_then(|(program, _)| program),
         jailer: fields
             .jailer
@@ -133,7 +140,7 @@ pub fn choose(reader: &mut Reader, group: &Section, hypervisor: Hypervisor, fiel
         board: match hypervisor {
             Hypervisor::Qemu => fields.board.unwrap_or_default(),
             Hypervisor::None | Hypervisor::Firecracker | Hypervisor::CloudHypervisor => {
-                Board::default()
+                MachineType::default()
             }
         },
         restart: fields.restart.unwrap_or_default(),

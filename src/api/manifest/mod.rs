@@ -20,7 +20,7 @@ use super::host_group::HostGroupSpec;
 use super::meta::Name;
 
 pub use network::{entry_problem, list_problem};
-pub use problem::{Location, Place, Problem};
+pub use problem::{Location, Position, Problem};
 pub use yaml::{MAX_BYTES, MAX_DEPTH, MAX_VALUES};
 
 use section::{Field, Reader};
@@ -65,7 +65,7 @@ impl Draft {
 
 /// Whether a manifest may have no groups.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Groups {
+enum GroupCount {
     /// `host_groups: []` is valid.
     AnyNumber,
     /// Each document must have a group.
@@ -78,7 +78,7 @@ enum Groups {
 /// # Errors
 /// All problems of the manifest.
 pub fn parse(source: &Source) -> Result<Vec<Draft>, Vec<Problem>> {
-    read(source, Groups::AnyNumber)
+    read(source, GroupCount::AnyNumber)
 }
 
 /// As [`parse`], for a manifest that is applied: a document without groups is an error because applying it has no effect.
@@ -86,10 +86,10 @@ pub fn parse(source: &Source) -> Result<Vec<Draft>, Vec<Problem>> {
 /// # Errors
 /// All problems of the manifest.
 pub fn parse_nonempty(source: &Source) -> Result<Vec<Draft>, Vec<Problem>> {
-    read(source, Groups::AtLeastOne)
+    read(source, GroupCount::AtLeastOne)
 }
 
-fn read(source: &Source, required: Groups) -> Result<Vec<Draft>, Vec<Problem>> {
+fn read(source: &Source, required: GroupCount) -> Result<Vec<Draft>, Vec<Problem>> {
     let documents = yaml::read(&source.text).map_err(|fault| {
         vec![Problem {
             at: Location::new(&source.name, fault.at),
@@ -106,7 +106,7 @@ fn read(source: &Source, required: Groups) -> Result<Vec<Draft>, Vec<Problem>> {
         .collect();
     if documents.is_empty() {
         let message = "is missing: the manifest is empty; `config: {host_groups: []}` specifies that there are no groups";
-        reader.refuse_at(Place::START, "config", message);
+        reader.refuse_at(Position::START, "config", message);
     }
     for document in documents {
         let root = Field {
@@ -115,7 +115,9 @@ fn read(source: &Source, required: Groups) -> Result<Vec<Draft>, Vec<Problem>> {
         };
         let problems = reader.problem_count();
         let groups = group::read_document(&mut reader, &root);
-        if groups.is_empty() && required == Groups::AtLeastOne && reader.problem_count() == problems
+        if groups.is_empty()
+            && required == GroupCount::AtLeastOne
+            && reader.problem_count() == problems
         {
             let at = document.member("config").member("host_groups").at;
             let message =

@@ -5,14 +5,14 @@ use std::fmt;
 
 /// A position in a text; line and column start at 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place {
+pub struct Position {
     /// Line.
     pub line: usize,
     /// Column, in characters.
     pub column: usize,
 }
 
-impl Place {
+impl Position {
     /// The first character of a text.
     pub const START: Self = Self { line: 1, column: 1 };
 }
@@ -30,7 +30,7 @@ pub struct Location {
 
 impl Location {
     /// `place` in `file`.
-    pub fn new(file: &str, position: Place) -> Self {
+    pub fn new(file: &str, position: Position) -> Self {
         Self {
             file: file.to_owned(),
             line: position.line,
@@ -72,7 +72,7 @@ impl Problem {
     /// A problem of a whole file.
     pub fn of_file(file: &str, message: impl Into<String>) -> Self {
         Self {
-            at: Location::new(file, Place::START),
+            at: Location::new(file, Position::START),
             field: String::new(),
             message: message.into(),
         }
@@ -107,7 +107,7 @@ mod tests {
 
     fn problem(line: usize, column: usize) -> Problem {
         Problem {
-            at: Location::new("a.yaml", Place { line, column }),
+            at: Location::new("a.yaml", Position { line, column }),
             field: "config".into(),
             message: "is odd".into(),
         }

@@ -4,7 +4,7 @@
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use super::problem::{Location, Place, Problem};
+use super::problem::{Location, Position, Problem};
 use super::yaml::{Node, Value};
 
 /// A value and its path, such as `config.host_groups[0].name`.
@@ -17,7 +17,7 @@ pub struct Field<'a> {
 /// A mapping with known keys and without duplicates.
 pub struct Section<'a> {
     pub path: String,
-    pub at: Place,
+    pub at: Position,
     fields: Vec<(&'a str, Field<'a>)>,
 }
 
@@ -86,11 +86,11 @@ impl<'a> Reader<'a> {
         self.problems.len()
     }
 
-    pub fn location(&self, at: Place) -> Location {
+    pub fn location(&self, at: Position) -> Location {
         Location::new(self.file, at)
     }
 
-    pub fn refuse_at(&mut self, at: Place, path: &str, message: impl Into<String>) {
+    pub fn refuse_at(&mut self, at: Position, path: &str, message: impl Into<String>) {
         self.problems.push(Problem {
             at: Location::new(self.file, at),
             field: path.to_owned(),

@@ -13,20 +13,24 @@ const MAX_SIZE: u64 = 16 << 40;
 
 /// The settings that a group may inherit from `config:` or override.
 #[derive(Clone, Default)]
-pub struct Root {
+pub struct RootDiskFields {
     image: Option<PathBuf>,
     size_bytes: Option<u64>,
     persistent: Option<bool>,
 }
 
 /// Reads `image`, `storage_size` and `persistent`.
-pub fn read_root(reader: &mut Reader, section: &Section, default: Root) -> Root {
+pub fn read_root(
+    reader: &mut Reader,
+    section: &Section,
+    default: RootDiskFields,
+) -> RootDiskFields {
     let image = section.get("image").and_then(|f| reader.path(f));
     let size = section
         .get("storage_size")
         .and_then(|f| read_size(reader, f));
     let persistent = section.get("persistent").and_then(|f| reader.flag(f));
-    Root {
+    RootDiskFields {
         image: image.or(default.image),
         size_bytes: size.or(default.size_bytes),
         persistent: persistent.or(default.persistent),
@@ -34,7 +38,7 @@ pub fn read_root(reader: &mut Reader, section: &Section, default: Root) -> Root 
 }
 
 /// The disks of a VM of a group with `count` VMs.
-pub fn read(reader: &mut Reader, group: &Section, root: Root, count: u32) -> Storage {
+pub fn read(reader: &mut Reader, group: &Section, root: RootDiskFields, count: u32) -> Storage {
     if root.image.is_none() && !group.has("image") {
         for key in ["storage_size", "persistent"] {
             if let Some(field) = group.get(key) {
@@ -63,7 +67,7 @@ pub fn read(reader: &mut Reader, group: &Section, root: Root, count: u32) -> Sto
 fn read_disks(
     reader: &mut Reader,
     group: &Section,
-    root: &Root,
+    root: &RootDiskFields,
     count: u32,
 ) -> Vec<AdditionalDisk> {
     let Some(field) = group.get("disks") else {
@@ -96,7 +100,13 @@ fn read_disks(
 }
 
 /// Refuses a writable disk that more than one VM would use: two writers corrupt the file system.
-fn check_writable(reader: &mut Reader, field: &Field, path: &PathBuf, root: &Root, count: u32) {
+fn check_writable(
+    reader: &mut Reader,
+    field: &Field,
+    path: &PathBuf,
+    root: &RootDiskFields,
+    count: u32,
+) {
     if root.image.as_ref() == Some(path) {
         reader.refuse(
             field,

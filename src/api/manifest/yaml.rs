@@ -16,7 +16,7 @@ use std::fmt;
 
 use serde::de::{self, Deserialize, DeserializeSeed, EnumAccess, MapAccess, SeqAccess, Visitor};
 
-use super::problem::Place;
+use super::problem::Position;
 
 /// The maximum size of a manifest, in bytes.
 pub const MAX_BYTES: usize = 1 << 20;
@@ -30,7 +30,7 @@ const MAX_BRACKETS: usize = 256;
 /// A value and its position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
-    pub at: Place,
+    pub at: Position,
     pub value: Value,
 }
 
@@ -61,23 +61,23 @@ impl Node {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Member {
     pub key: String,
-    pub key_position: Place,
+    pub key_position: Position,
     pub value: Node,
 }
 
 /// The error for a text that is not valid YAML, or that uses unsupported YAML.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    pub at: Place,
+pub struct ParseError {
+    pub at: Position,
     pub message: String,
 }
 
 /// The documents of `text`; an empty text is one document without a value.
-pub fn read(text: &str) -> Result<Vec<Node>, Fault> {
+pub fn read(text: &str) -> Result<Vec<Node>, ParseError> {
     if text.len() > MAX_BYTES {
         let found = text.len();
-        return Err(Fault {
-            at: Place::START,
+        return Err(ParseError {
+            at: Position::START,
             message: format!("the file has {found} bytes, expected at most {MAX_BYTES}"),
         });
     }
@@ -91,7 +91,7 @@ pub fn read(text: &str) -> Result<Vec<Node>, Fault> {
                 into: &mut root,
                 left: &mut remaining,
                 depth: 0,
-                near: Place::START,
+                near: Position::START,
             };
             let result = visitor.deserialize(document);
             taken(result, root).map_err(|error| fault(&error))
@@ -99,7 +99,7 @@ pub fn read(text: &str) -> Result<Vec<Node>, Fault> {
         .collect()
 }
 
-fn check_brackets(text: &str) -> Result<(), Fault> {
+fn check_brackets(text: &str) -> Result<(), ParseError> {
     let mut open = 0_usize;
     for (index, byte) in text.bytes().enumerate() {
         match byte {
@@ -113,8 +113,8 @@ fn check_brackets(text: &str) -> Result<(), Fault> {
                 .iter()
                 .rposition(|&b| b == b'\n')
                 .map_or(0, |at| at + 1);
-            return Err(Fault {
-                at: Place {
+            return Err(ParseError {
+                at: Position {
                     line: before.iter().filter(|&&b| b == b'\n').count() + 1,
                     column: String::from_utf8_lossy(&before[line_start..])
                         .chars()
@@ -129,11 +129,13 @@ fn check_brackets(text: &str) -> Result<(), Fault> {
 }
 
 /// Converts an error and removes the position from its message, because a [`Fault`] contains the position.
-fn fault(error: &serde_yaml::Error) -> Fault {
-    let position = error.location().map_or(Place::START, |location| Place {
-        line: location.line(),
-        column: location.column(),
-    });
+fn fault(error: &serde_yaml::Error) -> ParseError {
+    let position = error
+        .location()
+        .map_or(Position::START, |location| Position {
+            line: location.line(),
+            column: location.column(),
+        });
     let text = error.to_string();
     let position_text = format!(" at line {} column {}", position.line, position.column);
     let text = text.replacen(&position_text, "", 1);
@@ -146,7 +148,7 @@ fn fault(error: &serde_yaml::Error) -> Fault {
         }
         None => format!("invalid YAML: {text}"),
     };
-    Fault {
+    ParseError {
         at: position,
         message,
     }
@@ -162,20 +164,20 @@ struct NodeVisitor<'a> {
     left: &'a mut usize,
     depth: usize,
     /// The position to use if the value has none.
-    near: Place,
+    near: Position,
 }
 
 /// Distinguishes a scalar from an error, and parses the position of the scalar from its error.
 fn taken<E: fmt::Display>(result: Result<(), E>, output: Option<Node>) -> Result<Node, E> {
     match (result, output) {
         (Err(error), Some(node)) => Ok(Node {
-            at: position_in(&error.to_string()).unwrap_or(Place::START),
+            at: position_in(&error.to_string()).unwrap_or(Position::START),
             ..node
         }),
         (Err(error), None) => Err(error),
         // An empty document is null.
         (Ok(()), node) => Ok(node.unwrap_or(Node {
-            at: Place::START,
+            at: Position::START,
             value: Value::Null,
         })),
     }
@@ -183,10 +185,10 @@ fn taken<E: fmt::Display>(result: Result<(), E>, output: Option<Node>) -> Result
 
 /// The position in the message of an error, `… at line 3 column 7`: a visitor has no other access to it because the error is a generic
 /// `de::Error`. `None` for the first character of a text, for which the message is `… at position 0`.
-fn position_in(error: &str) -> Option<Place> {
+fn position_in(error: &str) -> Option<Position> {
     let (_, tail) = error.rsplit_once(" at line ")?;
     let (line, column) = tail.split_once(" column ")?;
-    Some(Place {
+    Some(Position {
         line: line.parse().ok()?,
         column: column.parse().ok()?,
     })
@@ -211,7 +213,11 @@ impl NodeVisitor<'_> {
         }
     }
 
-    fn inner<'b>(&'b mut self, output: &'b mut Option<Node>, fallback: Place) -> NodeVisitor<'b> {
+    fn inner<'b>(
+        &'b mut self,
+        output: &'b mut Option<Node>,
+        fallback: Position,
+    ) -> NodeVisitor<'b> {
         *self.left = self.left.saturating_sub(1);
         NodeVisitor {
             into: output,

@@ -9,12 +9,12 @@ use super::super::manifest::{Draft, Problem};
 use super::super::meta::Name;
 use super::super::network::{Addresses, BridgeSpec};
 use super::super::pool;
-use super::Place;
+use super::Definition;
 
 /// An existing bridge group.
-pub(super) struct Bridged<'a> {
+pub(super) struct BridgeGroup<'a> {
     pub name: &'a Name,
-    pub place: Place<'a>,
+    pub place: Definition<'a>,
     pub spec: &'a BridgeSpec,
     pub count: u32,
 }
@@ -29,12 +29,16 @@ struct Candidate<'a> {
 type Conflict = (&'static str, String);
 
 /// The problems of `draft`, a group with the network `spec`, with the existing groups `there`: the first of each kind.
-pub(super) fn objections(existing: &[Bridged], draft: &Draft, spec: &BridgeSpec) -> Vec<Problem> {
+pub(super) fn objections(
+    existing: &[BridgeGroup],
+    draft: &Draft,
+    spec: &BridgeSpec,
+) -> Vec<Problem> {
     let candidate = Candidate {
         spec,
         count: draft.spec.count,
     };
-    let checks: [fn(&Candidate, &Bridged) -> Option<Conflict>; 5] =
+    let checks: [fn(&Candidate, &BridgeGroup) -> Option<Conflict>; 5] =
         [taps, bridge_and_tap, gateways, subnets, addresses];
     let found = checks
         .iter()
@@ -45,7 +49,7 @@ pub(super) fn objections(existing: &[Bridged], draft: &Draft, spec: &BridgeSpec)
         .collect()
 }
 
-impl Bridged<'_> {
+impl BridgeGroup<'_> {
     fn describe(&self) -> String {
         format!("group \"{}\" {}", self.name, self.place.describe())
     }
@@ -55,7 +59,7 @@ impl Bridged<'_> {
     }
 }
 
-fn taps(candidate: &Candidate, other: &Bridged) -> Option<Conflict> {
+fn taps(candidate: &Candidate, other: &BridgeGroup) -> Option<Conflict> {
     let (ours, theirs) = (&candidate.spec.tap_prefix, &other.spec.tap_prefix);
     let owner = other.describe();
     if ours == theirs {
@@ -72,7 +76,7 @@ fn taps(candidate: &Candidate, other: &Bridged) -> Option<Conflict> {
     Some(("network.tap_prefix", message))
 }
 
-fn bridge_and_tap(candidate: &Candidate, other: &Bridged) -> Option<Conflict> {
+fn bridge_and_tap(candidate: &Candidate, other: &BridgeGroup) -> Option<Conflict> {
     let (ours, theirs) = (candidate.spec, other.spec);
     let owner = other.describe();
     let is_tap = |spec: &BridgeSpec, count, name: &str| {
@@ -91,7 +95,7 @@ fn bridge_and_tap(candidate: &Candidate, other: &Bridged) -> Option<Conflict> {
     })
 }
 
-fn gateways(candidate: &Candidate, other: &Bridged) -> Option<Conflict> {
+fn gateways(candidate: &Candidate, other: &BridgeGroup) -> Option<Conflict> {
     let (ours, theirs) = (candidate.spec.gateway?, other.spec.gateway?);
     (other.shares_bridge(candidate) && ours != theirs).then(|| {
         let message = format!(
@@ -103,7 +107,7 @@ fn gateways(candidate: &Candidate, other: &Bridged) -> Option<Conflict> {
     })
 }
 
-fn subnets(candidate: &Candidate, other: &Bridged) -> Option<Conflict> {
+fn subnets(candidate: &Candidate, other: &BridgeGroup) -> Option<Conflict> {
     let ours = subnet(candidate.spec.gateway?);
     let theirs = subnet(other.spec.gateway?);
     (!other.shares_bridge(candidate) && pool::overlaps(ours, theirs)).then(|| {
@@ -117,7 +121,7 @@ fn subnets(candidate: &Candidate, other: &Bridged) -> Option<Conflict> {
     })
 }
 
-fn addresses(candidate: &Candidate, other: &Bridged) -> Option<Conflict> {
+fn addresses(candidate: &Candidate, other: &BridgeGroup) -> Option<Conflict> {
     if !other.shares_bridge(candidate) {
         return None;
     }
@@ -149,8 +153,8 @@ fn shared_address(a: &Addresses, b: &Addresses) -> Option<Ipv4Addr> {
     }
 }
 
-fn ports(existing: &[Bridged], candidate: &Candidate) -> Option<Conflict> {
-    let sharing: Vec<&Bridged> = existing
+fn ports(existing: &[BridgeGroup], candidate: &Candidate) -> Option<Conflict> {
+    let sharing: Vec<&BridgeGroup> = existing
         .iter()
         .filter(|o| o.shares_bridge(candidate))
         .collect();

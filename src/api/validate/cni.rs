@@ -14,7 +14,7 @@ use super::super::host_group::HostGroup;
 use super::super::manifest::{Draft, Problem};
 use super::super::meta::Name;
 use super::super::network::{CniSpec, Mac, NetworkSpec};
-use super::Place;
+use super::Definition;
 
 /// A resource that a VM or group requests exclusively.
 #[derive(Clone, Copy)]
@@ -57,7 +57,7 @@ pub(super) struct Requested<'a> {
     group: &'a Name,
     /// A VM made on demand; `None`: the VMs that the group's `count` covers.
     vm: Option<&'a Name>,
-    place: Option<Place<'a>>,
+    place: Option<Definition<'a>>,
 }
 
 impl Requested<'_> {
@@ -75,7 +75,7 @@ impl Requested<'_> {
 pub(super) fn group_requests<'a>(
     group: &'a Name,
     spec: &'a CniSpec,
-    place: Option<Place<'a>>,
+    place: Option<Definition<'a>>,
 ) -> impl Iterator<Item = Requested<'a>> {
     requests(&spec.network_name, &spec.cni).map(move |request| Requested {
         what: request,

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::super::host_group::MAX_COUNT;
 use super::super::manifest::{Source, parse};
 use super::super::meta::Meta;
-use super::super::on_demand::{NewVm, Order};
+use super::super::on_demand::{NewVm, OnDemandEntry};
 use super::*;
 
 fn drafts(file: &str, groups: &[(&str, Option<&str>)]) -> Vec<Draft> {
@@ -265,7 +265,7 @@ proptest! {
 fn with_one_on_demand(group: &Draft, own: &str) -> HostGroup {
     let ask: NewVm = serde_json::from_str(own).expect("a request");
     let (_, overrides) = ask.split();
-    let entry = Order {
+    let entry = OnDemandEntry {
         name: Name::try_from("own".to_owned()).unwrap(),
         ask: overrides,
     };

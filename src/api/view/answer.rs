@@ -109,7 +109,7 @@ pub struct Source {
 
 /// An orphan: an unreferenced resource of this daemon that `gc` has removed, could not remove, or would remove.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Leftover {
+pub struct Orphan {
     /// The resource: `link slabcdefghijklm`, `namespace slice-…`.
     pub thing: String,
     /// The former owner: `vm/sandbox-1@<uid>`, or `ground` for the host network.
@@ -123,7 +123,7 @@ pub struct Leftover {
     pub error: Option<String>,
 }
 
-impl Leftover {
+impl Orphan {
     /// The same orphan, kept for the reason `why`.
     #[must_use]
     pub fn kept(self, reason: &str) -> Self {
@@ -140,7 +140,7 @@ pub struct Check {
     /// The name, such as `iptables back end`.
     pub name: String,
     /// The result.
-    pub verdict: CheckVerdict,
+    pub verdict: CheckStatus,
     /// The observed state.
     pub found: String,
     /// The remedy; empty if none is needed.
@@ -150,7 +150,7 @@ pub struct Check {
 /// The result of a [`Check`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum CheckVerdict {
+pub enum CheckStatus {
     /// Meets the requirements.
     Ok,
     /// Works with restrictions.
@@ -159,7 +159,7 @@ pub enum CheckVerdict {
     Fail,
 }
 
-impl fmt::Display for CheckVerdict {
+impl fmt::Display for CheckStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Ok => "ok",
@@ -171,7 +171,7 @@ impl fmt::Display for CheckVerdict {
 
 /// The data that another machine on the LAN needs for a route to a bridge group's VMs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reach {
+pub struct RouteInfo {
     /// The group.
     pub group: Name,
     /// Its bridge.

@@ -3,12 +3,12 @@
 
 use super::super::failure::Failure;
 use super::super::yaml;
-use super::text::Text;
+use super::text::YamlText;
 use super::{NewArgs, tap_owner};
 use crate::api::link_name;
 
 /// `network:` without `mode:`, since bridge mode is the default.
-pub fn network(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
+pub fn network(text: &mut YamlText, args: &NewArgs) -> Result<(), Failure> {
     names(text, args)?;
     match &args.gateway {
         Some(gateway) => text.note(
@@ -37,7 +37,7 @@ pub fn network(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn names(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
+fn names(text: &mut YamlText, args: &NewArgs) -> Result<(), Failure> {
     match &args.bridge {
         Some(bridge) => text.note(
             4,
@@ -68,7 +68,7 @@ fn names(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn addresses(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
+fn addresses(text: &mut YamlText, args: &NewArgs) -> Result<(), Failure> {
     let comment = match args.gateway {
         Some(_) => {
             "Default: any free address of the gateway's subnet. To restrict it, set one of these:"

@@ -4,12 +4,12 @@
 use ipnetwork::Ipv4Network;
 
 use super::super::failure::{self, Failure};
-use super::text::Text;
+use super::text::YamlText;
 use super::{NewArgs, OnDenyArg, tap_owner};
 use crate::api::policy::{Entry, OnDeny, Policy, reserved};
 
 /// `network:` with its range and lists.
-pub fn network(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
+pub fn network(text: &mut YamlText, args: &NewArgs) -> Result<(), Failure> {
     if let Some((entry, reserved_range)) = closed(&args.allow) {
         return Err(Failure::Usage(format!(
             "invalid --allow {entry}: {reserved_range} is always denied"

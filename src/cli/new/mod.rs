@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use self::text::Text;
+use self::text::YamlText;
 use super::failure::Failure;
 use super::{print, yaml};
 use crate::api::manifest::{self, Source};
@@ -231,7 +231,7 @@ fn validate(text: &str) -> Result<(), Failure> {
 }
 
 fn group(args: &NewArgs) -> Result<String, Failure> {
-    let mut text = Text::default();
+    let mut text = YamlText::default();
     text.line(
         0,
         "# Apply with: slicectl apply -f FILE --wait, or save it in the manifest directory of sliced.",
@@ -245,7 +245,7 @@ fn group(args: &NewArgs) -> Result<String, Failure> {
     text.line(2, &format!("- name: {}", yaml::scalar(args.name.as_str())?));
     size(&mut text, args);
     dns(&mut text, args);
-    let mut network = Text::default();
+    let mut network = YamlText::default();
     match args.net {
         Net::Isolated => isolated::network(&mut network, args)?,
         Net::Bridge => bridge::network(&mut network, args)?,
@@ -258,7 +258,7 @@ fn group(args: &NewArgs) -> Result<String, Failure> {
 }
 
 /// Options that are omitted are printed as comments: the file then uses the default, even if that changes.
-fn size(text: &mut Text, args: &NewArgs) {
+fn size(text: &mut YamlText, args: &NewArgs) {
     match args.count {
         Some(count) => text.note(3, &format!("count: {count}"), &vms(args)),
         None => text.note(3, "# count: 2", &format!("default: {}", vms(args))),
@@ -270,7 +270,7 @@ fn size(text: &mut Text, args: &NewArgs) {
     memory(text, args);
 }
 
-fn memory(text: &mut Text, args: &NewArgs) {
+fn memory(text: &mut YamlText, args: &NewArgs) {
     const ONE_OF: &str = "one of ram_mb, ram_gb or ram_bytes";
     match (args.ram_mb, args.ram_gb) {
         (Some(mib), _) => text.note(3, &format!("ram_mb: {mib}"), ONE_OF),
@@ -279,7 +279,7 @@ fn memory(text: &mut Text, args: &NewArgs) {
     }
 }
 
-fn dns(text: &mut Text, args: &NewArgs) {
+fn dns(text: &mut YamlText, args: &NewArgs) {
     match args.dns.as_slice() {
         [] => text.note(
             3,
@@ -293,7 +293,7 @@ fn dns(text: &mut Text, args: &NewArgs) {
     }
 }
 
-fn boot(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
+fn boot(text: &mut YamlText, args: &NewArgs) -> Result<(), Failure> {
     const NO_VMM: &str = "you start the VMM yourself";
     match (args.hypervisor, &args.kernel_file) {
         (Some(Vmm::Qemu), _) => text.line(1, "hypervisor: qemu"),
@@ -320,7 +320,7 @@ fn boot(text: &mut Text, args: &NewArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn tap_owner(text: &mut Text, args: &NewArgs) {
+fn tap_owner(text: &mut YamlText, args: &NewArgs) {
     if let Some(owner) = args.tap_owner {
         text.note(
             4,

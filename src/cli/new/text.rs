@@ -5,9 +5,9 @@ use std::fmt::Write;
 
 /// A YAML text under construction.
 #[derive(Default)]
-pub struct Text(pub String);
+pub struct YamlText(pub String);
 
-impl Text {
+impl YamlText {
     /// Adds a line, indented by two spaces per level.
     pub fn line(&mut self, level: usize, text: &str) {
         let indent = level * 2;

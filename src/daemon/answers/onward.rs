@@ -23,10 +23,10 @@ pub(super) struct HostState {
 }
 
 pub(super) async fn look(engine: &Engine, destination: Ipv4Addr) -> Result<HostState, Error> {
-    let host = &engine.hands;
+    let host = &engine.host;
     let backend = host.backend.clone();
     let read = move || Ok((backend.translations()?, backend.read(&[TableName::Mangle])?));
-    let (translations, mangle) = host.home.run(read).await?;
+    let (translations, mangle) = host.host_netns.run(read).await?;
     let of_a_daemon =
         |name: &str| Instance::from_chain(name).is_some_and(|of| of.chain(apart::ROLE) == name);
     let chains = mangle.tables().iter().flat_map(|table| &table.chains);

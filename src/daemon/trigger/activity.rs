@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::broadcast::error::RecvError;
 
-use super::gathered::Gathered;
+use super::gathered::Pending;
 use super::{CONFLICT_INTERVAL, REST_TIME};
 use crate::api::meta::Uid;
 use crate::clock;
@@ -32,7 +32,7 @@ impl Activity {
     /// Records a change of the store. The stages of a VM that is brought up write their status one after the other.
     pub(super) fn note(&mut self, change: &Result<Change, RecvError>) {
         let vm = match change {
-            Ok(Change::Vm(uid) | Change::Page(uid)) => Some(*uid),
+            Ok(Change::Vm(uid) | Change::StageStatus(uid)) => Some(*uid),
             Ok(Change::Observed(_)) => return,
             Ok(_) | Err(_) => None,
         };
@@ -61,7 +61,7 @@ impl Activity {
     }
 
     /// How long to wait before the events are enqueued, if a conflicting writer changes every object that they are about.
-    pub(super) fn contested(&self, pending: &Gathered, engine: &Engine) -> Option<Duration> {
+    pub(super) fn contested(&self, pending: &Pending, engine: &Engine) -> Option<Duration> {
         if pending.everything || !pending.has_content() {
             return None;
         }
@@ -71,7 +71,7 @@ impl Activity {
             let (key, last) = match vm {
                 Some(uid) => (Key::Vm(uid), self.vms.get(&uid)),
                 // Not `last`: repairs of VMs with conflicting writers would delay the host.
-                None => (Key::Ground, self.host.as_ref()),
+                None => (Key::HostNetwork, self.host.as_ref()),
             };
             if !engine.is_contested(&key) {
                 return None;
@@ -84,7 +84,7 @@ impl Activity {
     }
 
     /// Whether every object that the events are about is at rest: not changed by us within [`REST`].
-    pub(super) fn is_at_rest(&self, pending: &Gathered) -> bool {
+    pub(super) fn is_at_rest(&self, pending: &Pending) -> bool {
         let now = clock::monotonic();
         let is_at_rest = |at: Option<&Instant>| {
             at.is_none_or(|at| now.saturating_duration_since(*at) >= REST_TIME)

@@ -18,7 +18,7 @@ const MAX_ROUTES: usize = 64;
 
 /// What to enqueue.
 #[derive(Default)]
-pub(super) struct Gathered {
+pub(super) struct Pending {
     /// Keys that are enqueued in any case.
     pub(super) keys: HashSet<Key>,
     /// By namespace id: the VM whose rules changed, and the latest generation of its rules.
@@ -40,15 +40,16 @@ pub(super) struct Gathered {
     pub(super) everything: bool,
 }
 
-impl Gathered {
+impl Pending {
     pub(super) fn tell(self, engine: &Engine) {
         if self.everything {
             debug!("events were lost: observing everything");
-            engine.nudge_everything();
+            engine.enqueue_all();
             return;
         }
-        let is_new =
-            |(uid, generation): &(Uid, Generation)| !engine.seen_rules.covers(*uid, *generation);
+        let is_new = |(uid, generation): &(Uid, Generation)| {
+            !engine.verified_rules.covers(*uid, *generation)
+        };
         let by_rules = self.rules.values().copied().filter(is_new);
         let by_rules = by_rules.map(|(uid, _)| Key::Vm(uid));
         let configured = self
@@ -65,7 +66,7 @@ impl Gathered {
             .chain(self.keys.iter().cloned())
             .collect();
         for key in keys {
-            engine.waker.nudge(key);
+            engine.waker.enqueue(key);
         }
     }
 

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
-use super::{Bridge, Place, Trigger};
+use super::{Bridge, HostLink, Trigger};
 use crate::api::meta::Uid;
 use crate::host::Error;
 use crate::host::link::{self, Link};
@@ -60,7 +60,7 @@ impl Trigger {
             let _looked_up_below = self.update_vm(engine, uid);
         }
         self.foreign.clear();
-        for link in link::list(&engine.hands.netlink).await? {
+        for link in link::list(&engine.host.netlink).await? {
             if link.kind.as_deref() == Some("bridge") && !self.bridges.contains_key(&link.name) {
                 self.foreign.insert(link.index, link.name.clone());
             }
@@ -81,7 +81,7 @@ impl Trigger {
             let bridge = match known.remove(&name).flatten() {
                 Some(known) => Some(known),
                 None => {
-                    let found = link::get(&engine.hands.netlink, &name).await?;
+                    let found = link::get(&engine.host.netlink, &name).await?;
                     found.as_ref().map(Bridge::of)
                 }
             };
@@ -114,14 +114,14 @@ impl Trigger {
         self.by_entry.insert(names.netns, uid);
         self.by_entry.insert(uid.to_string(), uid);
         self.by_link.insert(link.clone(), uid);
-        let entry = Place {
+        let entry = HostLink {
             link: link.clone(),
             index: None,
             nsid: None,
             mac: None,
         };
         self.places.insert(uid, entry);
-        connected.stands.then_some(link)
+        connected.exists.then_some(link)
     }
 
     fn forget(&mut self, uid: Uid) {
@@ -143,7 +143,7 @@ impl Bridge {
 }
 
 fn bridges_of(engine: &Engine) -> impl Iterator<Item = String> + use<> {
-    let network = engine.store.read(crate::store::World::footing);
+    let network = engine.store.read(crate::store::World::host_requirements);
     network.bridges.into_keys()
 }
 

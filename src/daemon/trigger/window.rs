@@ -3,20 +3,20 @@
 
 use std::time::{Duration, Instant};
 
-use super::gathered::Gathered;
+use super::gathered::Pending;
 use crate::clock;
 
 /// Collected events and the time at which they are enqueued.
 #[derive(Default)]
 pub(super) struct Window {
-    gathered: Gathered,
+    gathered: Pending,
     began: Option<Instant>,
     until: Option<Instant>,
 }
 
 impl Window {
     /// Creates a window with initial content.
-    pub(super) fn with_content(gathered: Gathered, length: Duration) -> Self {
+    pub(super) fn with_content(gathered: Pending, length: Duration) -> Self {
         let mut window = Self::default();
         if gathered.has_content() {
             window.add(gathered, length);
@@ -25,7 +25,7 @@ impl Window {
     }
 
     /// Adds events. The first addition opens the window for `length`.
-    pub(super) fn add(&mut self, pending: Gathered, length: Duration) {
+    pub(super) fn add(&mut self, pending: Pending, length: Duration) {
         let now = clock::monotonic();
         self.gathered.merge(pending);
         self.began.get_or_insert(now);
@@ -33,7 +33,7 @@ impl Window {
     }
 
     /// Adds events. Each addition extends the window to `length` from now, up to `longest` in total.
-    pub(super) fn add_and_extend(&mut self, pending: Gathered, length: Duration, max: Duration) {
+    pub(super) fn add_and_extend(&mut self, pending: Pending, length: Duration, max: Duration) {
         let now = clock::monotonic();
         self.gathered.merge(pending);
         let began = *self.began.get_or_insert(now);
@@ -49,7 +49,7 @@ impl Window {
     }
 
     /// Takes the content; the window is empty afterwards.
-    pub(super) fn take(&mut self) -> Gathered {
+    pub(super) fn take(&mut self) -> Pending {
         std::mem::take(self).gathered
     }
 }
@@ -58,10 +58,10 @@ impl Window {
 mod tests {
     use super::*;
 
-    fn news() -> Gathered {
-        Gathered {
+    fn news() -> Pending {
+        Pending {
             everything: true,
-            ..Gathered::default()
+            ..Pending::default()
         }
     }
 

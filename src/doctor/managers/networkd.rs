@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::{Example, Fate, Kind, files, glob, settings};
+use super::{Effect, Example, Kind, files, glob, settings};
 use crate::host::{Error, fs};
 
 /// In the order of precedence of systemd.network(5), highest first.
@@ -25,15 +25,15 @@ pub(super) enum Setting {
 }
 
 /// The first file that matches, by name, decides (systemd.network(5)).
-pub(super) fn fate(link: &Example) -> Result<Fate, Error> {
+pub(super) fn fate(link: &Example) -> Result<Effect, Error> {
     for path in files(&DIRS, ".network")?.into_values() {
         match verdict(&read(&path)?, link) {
             None => {}
-            Some(Setting::Unmanaged) => return Ok(Fate::Unmanaged(Some(path))),
-            Some(Setting::Managed) => return Ok(Fate::Managed(Some(path))),
+            Some(Setting::Unmanaged) => return Ok(Effect::Unmanaged(Some(path))),
+            Some(Setting::Managed) => return Ok(Effect::Managed(Some(path))),
         }
     }
-    Ok(Fate::Unmanaged(None))
+    Ok(Effect::Unmanaged(None))
 }
 
 /// A file that was removed, or is masked by a link to /dev/null, is empty.

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::{Example, Fate, Kind, files, glob, settings};
+use super::{Effect, Example, Kind, files, glob, settings};
 use crate::host::{Error, fs};
 
 /// In the order of precedence of NetworkManager.conf(5), highest first.
@@ -15,19 +15,19 @@ const DIRS: [&str; 3] = [
 const MAIN: &str = "/etc/NetworkManager/NetworkManager.conf";
 
 /// By default, NetworkManager manages a link that comes up.
-pub(super) fn fate(link: &Example) -> Result<Fate, Error> {
+pub(super) fn fate(link: &Example) -> Result<Effect, Error> {
     // Files in /etc are read after those in /run; the last setting is used.
     let snippets = files(&DIRS, ".conf")?.into_values();
     let (own, others): (Vec<PathBuf>, Vec<PathBuf>) =
         snippets.partition(|path| path.starts_with("/etc"));
     let order = others.into_iter().chain([MAIN.into()]).chain(own);
-    let mut fate = Fate::Managed(None);
+    let mut fate = Effect::Managed(None);
     for path in order {
         let text = fs::read_text(&path)?.unwrap_or_default();
         if is_unmanaged(&text, link) {
-            fate = Fate::Unmanaged(Some(path));
+            fate = Effect::Unmanaged(Some(path));
         } else if takes(&text, link) {
-            fate = Fate::Managed(Some(path));
+            fate = Effect::Managed(Some(path));
         }
     }
     Ok(fate)

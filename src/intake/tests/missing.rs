@@ -48,7 +48,7 @@ fn a_file_without_a_list_of_groups_deletes_nothing_and_an_empty_list_deletes() {
 fn a_group_that_is_missing_for_less_than_the_grace_period_is_not_deleted() {
     let full = [file("a.yaml", group("a", ""))];
     let before = stored(&full);
-    let (mut history, half_grace) = (Memory::default(), REMOVAL_GRACE / 2);
+    let (mut history, half_grace) = (History::default(), REMOVAL_GRACE / 2);
     let (empty, full_listing) = (listing(&[]), listing(&full));
     // Missing, present, and missing again: the grace period starts again.
     for (index, listing) in [&empty, &full_listing, &empty, &empty]
@@ -130,7 +130,7 @@ fn a_file_that_is_truncated_within_a_line_removes_nothing() {
         }
         truncations += 1;
         for is_known in [true, false] {
-            let mut history = Memory::default();
+            let mut history = History::default();
             if is_known {
                 at(
                     &before,
@@ -159,7 +159,7 @@ fn a_file_that_is_truncated_within_a_line_removes_nothing() {
     assert!(truncations > 100, "{truncations}");
     // The last group is removed, without a line feed at the end: an edit.
     let shorter = complete[..complete.len() - one("second", 34).len()].trim_end();
-    let mut memory = Memory::default();
+    let mut memory = History::default();
     at(
         &before,
         &listing(&[file("a.yaml", complete.as_str())]),
@@ -182,10 +182,10 @@ fn a_file_that_is_open_for_writing_removes_nothing() {
     let complete = format!("{head}{}{}", group("a", 2), group("b", 2));
     let before = stored(&[file("a.yaml", complete.as_str())]);
     let open = |text: &str| {
-        let FileReading::Readable { path, source, .. } = file("a.yaml", text) else {
+        let FileResult::Readable { path, source, .. } = file("a.yaml", text) else {
             unreachable!()
         };
-        listing(&[FileReading::Readable {
+        listing(&[FileResult::Readable {
             path,
             source,
             is_written: true,
@@ -200,7 +200,7 @@ fn a_file_that_is_open_for_writing_removes_nothing() {
         (format!("{complete}{}", group("c", 1)), 1),
         (format!("{head}  []\n"), 0),
     ] {
-        let mut memory = Memory::default();
+        let mut memory = History::default();
         let intake = at(&before, &open(&text), &mut memory, Duration::ZERO);
         assert_eq!(
             (intake.upserts.len(), intake.problems.len()),
@@ -223,7 +223,7 @@ fn a_group_that_may_have_moved_within_the_directory_is_not_deleted() {
         file("b.yaml", group("b", "")),
     ]);
     let b = || file("b.yaml", group("b", ""));
-    let unreadable = |path: &str| FileReading::Unreadable {
+    let unreadable = |path: &str| FileResult::Unreadable {
         path: path.into(),
         error: "Input/output error (os error 5)".into(),
     };

@@ -8,7 +8,7 @@ use std::time::Instant;
 use tempfile::TempDir;
 
 use super::*;
-use crate::intake::{FileReading, read_directory};
+use crate::intake::{FileResult, read_directory};
 
 /// A manifest directory with a watch, and a shell in its parent directory.
 struct WatchedDir {
@@ -41,9 +41,9 @@ impl WatchedDir {
         let Ok(read) = read_directory(&self.dir.path().join("conf")) else {
             return vec![("folder".into(), "gone".into())];
         };
-        let to_entry = |reading: FileReading| match reading {
-            FileReading::Readable { path, source, .. } => (file_name(&path), source.text),
-            FileReading::Unreadable { path, error } => (file_name(&path), error),
+        let to_entry = |reading: FileResult| match reading {
+            FileResult::Readable { path, source, .. } => (file_name(&path), source.text),
+            FileResult::Unreadable { path, error } => (file_name(&path), error),
         };
         read.files.into_iter().map(to_entry).collect()
     }

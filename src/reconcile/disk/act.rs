@@ -16,7 +16,7 @@ use crate::host::fs::{self, Durability};
 use crate::host::image::{self, Copy, Found, How, Progress, Use};
 use crate::host::named::Named;
 use crate::host::{Error, Kind};
-use crate::reconcile::places::Places;
+use crate::reconcile::places::FileAccess;
 
 /// Maximum number of concurrent copies: more would not increase the throughput.
 static COPIES: Semaphore = Semaphore::const_new(8);
@@ -28,7 +28,7 @@ pub(super) async fn act(
     desired: &Desired,
     action: &Action,
     progress: &Arc<Progress>,
-    places: &Places,
+    places: &FileAccess,
 ) -> Result<(), Error> {
     match action {
         Action::RemoveDraft => fs::remove(&desired.draft()),
@@ -79,7 +79,7 @@ fn note(desired: &Desired, record: &Record) -> Result<(), Error> {
 }
 
 async fn copy(
-    places: Places,
+    places: FileAccess,
     image: PathBuf,
     draft: PathBuf,
     to: PathBuf,

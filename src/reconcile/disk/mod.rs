@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::places::Places;
+use super::places::FileAccess;
 use super::{Conflict, Reconcile};
 use crate::api::meta::Name;
 use crate::api::storage::Bytes;
@@ -39,7 +39,7 @@ pub struct Disks {
     /// The progress of a running copy.
     pub progress: Arc<Progress>,
     /// The allowed directories of images.
-    pub places: Places,
+    pub places: FileAccess,
 }
 
 /// The desired disk of a VM.

@@ -162,14 +162,14 @@ fn removed(desired: &Desired, pid: u32) -> Conflict {
         "it was removed while the VM uses it: stop all writes in the guest and copy it back from /proc/{pid}/fd (`ls -l` shows the descriptor), or stop the VM and lose the data"
     );
     Conflict {
-        thing: disk,
+        object: disk,
         remedy,
     }
 }
 
 fn foreign(desired: &Desired, why: &str) -> Conflict {
     Conflict {
-        thing: desired.disk().display().to_string(),
+        object: desired.disk().display().to_string(),
         remedy: why.to_owned(),
     }
 }

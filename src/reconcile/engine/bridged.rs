@@ -4,10 +4,10 @@
 use tracing::debug;
 
 use super::Engine;
-use super::step::{Ascent, Ready};
+use super::step::{BringUpRunner, ReadyStage};
 use crate::api::lease::Address;
 use crate::api::network::{BridgeSpec, Connection};
-use crate::api::rung::Rung;
+use crate::api::rung::Stage;
 use crate::api::vm::Vm;
 use crate::owner;
 use crate::reconcile::Reconcile;
@@ -25,14 +25,14 @@ enum Managed {
 
 impl Engine {
     /// Converges the Net and Firewall stages.
-    pub(super) async fn connect_bridged<A: Ascent>(
+    pub(super) async fn connect_bridge<A: BringUpRunner>(
         &self,
         vm: &Vm,
         spec: &BridgeSpec,
         address: &Address,
         record: String,
-        ascent: &mut A,
-    ) -> Result<Connection, A::Stop> {
+        runner: &mut A,
+    ) -> Result<Connection, A::Break> {
         let uid = vm.meta.uid;
         let (label, tap) = (
             self.instance.vm_label(&vm.meta.name, uid),
@@ -52,54 +52,61 @@ impl Engine {
             }),
             last_location: None,
         };
-        let hands = self.port();
-        let (seen, unrecorded) = match ascent.meet(Rung::Net, &hands, &desired).await {
-            Ok(seen) => (seen, None),
-            // As in isolated mode: a full run directory does not delay rules that restrict the VM.
-            Err(stop) if hands.lacks_record() && self.held(uid).contains(&Rung::Firewall) => {
-                match hands.observe(&desired).await {
-                    Ok(seen) => (seen, Some(stop)),
-                    Err(_) => return Err(stop),
+        let reconciler = self.port();
+        let (observed, record_error) =
+            match runner.run_stage(Stage::Net, &reconciler, &desired).await {
+                Ok(seen) => (seen, None),
+                // As in isolated mode: a full run directory does not delay rules that restrict the VM.
+                Err(stop)
+                    if reconciler.lacks_record()
+                        && self.acquired(uid).contains(&Stage::Firewall) =>
+                {
+                    match reconciler.observe(&desired).await {
+                        Ok(seen) => (seen, Some(stop)),
+                        Err(_) => return Err(stop),
+                    }
                 }
-            }
-            Err(stop) => return Err(stop),
-        };
-        let mtu = seen.bridge.as_ref().map_or(net::MTU, |bridge| bridge.mtu);
+                Err(stop) => return Err(stop),
+            };
+        let mtu = observed
+            .bridge
+            .as_ref()
+            .map_or(net::MTU, |bridge| bridge.mtu);
         // sliced creates a bridge that does not exist.
-        let managed = match &seen.bridge {
+        let managed = match &observed.bridge {
             Some(bridge) if !desired.is_managed(bridge) => Managed::No,
             Some(_) | None => Managed::Yes,
         };
-        let place = (spec.bridge.as_str(), tap.clone());
-        let connected = connection::bridged(&self.instance, uid, address, place, mtu);
-        if unrecorded.is_none() {
-            let ready = Ready::connected(&connected);
-            ascent.ready(Rung::Net, ready).await?;
+        let location = (spec.bridge.as_str(), tap.clone());
+        let connection = connection::on_bridge(&self.instance, uid, address, location, mtu);
+        if record_error.is_none() {
+            let ready = ReadyStage::with_connection(&connection);
+            runner.ready(Stage::Net, ready).await?;
         }
-        let pass = self.pass(vm, spec, address, managed, seen.bridge);
-        let ready = Ready::marked(pass.digest());
+        let pass = self.allowed_frames(vm, spec, address, managed, observed.bridge);
+        let ready = ReadyStage::with_checkpoint(pass.digest());
         let desired = filter::Desired {
             label,
             tap,
             allowed: Some(pass),
-            last_verified: self.mark(uid, Rung::Firewall),
+            last_verified: self.checkpoint(uid, Stage::Firewall),
         };
         let is_new = desired.last_verified.is_none();
-        let hands = self.gate();
-        ascent.meet(Rung::Firewall, &hands, &desired).await?;
-        let ready = ascent.ready(Rung::Firewall, ready).await;
-        if let Err(error) = self.look_at_refused(vm, address.ip(), is_new).await {
+        let hands = self.bridge_firewall_reconciler();
+        runner.run_stage(Stage::Firewall, &hands, &desired).await?;
+        let ready = runner.ready(Stage::Firewall, ready).await;
+        if let Err(error) = self.observe_refused(vm, address.ip(), is_new).await {
             debug!(vm = %vm.meta.name, %error, "cannot count its refused packets");
         }
-        if let Some(stop) = unrecorded {
+        if let Some(stop) = record_error {
             return Err(stop);
         }
         ready?;
-        Ok(connected)
+        Ok(connection)
     }
 
     /// The frames of a bridge VM that may pass.
-    fn pass(
+    fn allowed_frames(
         &self,
         vm: &Vm,
         spec: &BridgeSpec,
@@ -132,13 +139,13 @@ impl Engine {
 
     /// The reconciler of the Net stage in bridge mode.
     pub(super) fn port(&self) -> BridgeNet {
-        BridgeNet::new(self.hands.home.clone(), self.hands.netlink.clone())
+        BridgeNet::new(self.host.host_netns.clone(), self.host.netlink.clone())
     }
 
     /// The reconciler of the Firewall stage in bridge mode.
-    pub(super) fn gate(&self) -> BridgeFirewall {
+    pub(super) fn bridge_firewall_reconciler(&self) -> BridgeFirewall {
         BridgeFirewall {
-            netlink: self.hands.netlink.clone(),
+            netlink: self.host.netlink.clone(),
         }
     }
 }

@@ -6,29 +6,29 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use super::step::{Ascent, Climbing, Meet, Ready, Stop, about};
-use super::{Engine, SLOW};
+use super::step::{BringUp, BringUpError, BringUpRunner, ReadyStage, StageRunner, desired_inputs};
+use super::{Engine, SLOW_RETRY};
 use crate::api::condition::{Reason, Status};
 use crate::api::host_group::{Origin, UpdatePolicy};
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::Uid;
 use crate::api::network::{Connection, NetworkSpec, TapOwner};
-use crate::api::rung::Rung;
+use crate::api::rung::Stage;
 use crate::api::storage::Bytes;
 use crate::api::vm::{Hypervisor, Power, Vm};
 use crate::clock;
 use crate::host::image::Progress;
 use crate::host::process::user_lives;
-use crate::reconcile::contest::CALM;
+use crate::reconcile::contest::QUIET_PERIOD;
 use crate::reconcile::disk;
 use crate::reconcile::group::{self, Claim};
-use crate::reconcile::life::Verdict;
+use crate::reconcile::life::PowerDecision;
 use crate::reconcile::record::Record;
 use crate::reconcile::storage::Disks;
 use crate::reconcile::vmm;
-use crate::runtime::controller::without_worker;
+use crate::runtime::controller::release_worker_unlimited;
 use crate::runtime::queue::Outcome;
-use crate::store::{self, Durable, Gate, LeaseError};
+use crate::store::{self, Acquisition, Durable, LeaseError};
 
 /// A VM with its lease, which CNI plugins assign in CNI mode; or the outcome if it cannot continue.
 type Leased = Result<(Vm, Option<Lease>), Outcome>;
@@ -47,63 +47,65 @@ impl From<store::Error> for NoLease {
 }
 
 /// Interval at which the progress of a copy is reported.
-const COPY_WORDS: Duration = Duration::from_secs(2);
+const COPY_REPORT_INTERVAL: Duration = Duration::from_secs(2);
 /// The pending step while the files of a VM are observed.
-const FILES: &str = "observe the files that the VM names";
+const OBSERVE_FILES: &str = "observe the files that the VM names";
 /// Interval between checks whether a running copy is still required.
-const COPY_STEP: Duration = Duration::from_millis(250);
+const COPY_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 impl Engine {
     /// Brings a VM up: each stage is acquired and converged, and its result is stored together with the acquisition of the next one.
-    pub(super) async fn climb(&self, vm: &Vm, failures: u32) -> Result<Outcome, store::Error> {
-        let (leased, taken) = self.take_claimed_lease(vm.meta.uid).await?;
+    pub(super) async fn bring_up(&self, vm: &Vm, failures: u32) -> Result<Outcome, store::Error> {
+        let (leased, acquired) = self.acquire_claimed_lease(vm.meta.uid).await?;
         let (vm, lease) = match leased {
             Ok(leased) => leased,
             Err(outcome) => return Ok(outcome),
         };
-        let mut climbing = Climbing {
+        let mut bring_up = BringUp {
             engine: self,
             vm: &vm,
-            taken,
-            contested: None,
+            acquired,
+            conflict_message: None,
         };
-        let climbed = match self.connect(&vm, lease, &mut climbing).await {
-            Ok(Some(connection)) => climbing.run_process(&connection, failures).await,
-            Ok(None) => Ok(Outcome::After(SLOW)),
+        let result = match self.connect(&vm, lease, &mut bring_up).await {
+            Ok(Some(connection)) => bring_up.run_vmm_stage(&connection, failures).await,
+            Ok(None) => Ok(Outcome::RequeueAfter(SLOW_RETRY)),
             Err(stop) => Err(stop),
         };
-        match climbed {
+        match result {
             // Observe again when the conflict may be over.
-            Ok(Outcome::Converged) if climbing.contested.is_some() => Ok(Outcome::After(CALM)),
-            Ok(outcome) | Err(Stop::Outcome(outcome)) => Ok(outcome),
-            Err(Stop::Store(error)) => Err(error),
+            Ok(Outcome::Converged) if bring_up.conflict_message.is_some() => {
+                Ok(Outcome::RequeueAfter(QUIET_PERIOD))
+            }
+            Ok(outcome) | Err(BringUpError::Outcome(outcome)) => Ok(outcome),
+            Err(BringUpError::Store(error)) => Err(error),
         }
     }
 
     /// Converges the Net and Firewall stages in the VM's mode. None: there is no lease of this mode, or the plugins returned no connection.
-    pub(super) async fn connect<A: Ascent>(
+    pub(super) async fn connect<A: BringUpRunner>(
         &self,
         vm: &Vm,
         lease: Option<Lease>,
-        ascent: &mut A,
-    ) -> Result<Option<Connection>, A::Stop> {
+        runner: &mut A,
+    ) -> Result<Option<Connection>, A::Break> {
         // The CNI cache has the addresses that plugins assigned.
-        let kept = lease.clone();
-        let kept = kept.filter(|lease| !matches!(lease.address, Address::Plugged { .. }));
+        let recorded_lease = lease.clone();
+        let kept = recorded_lease.filter(|lease| !matches!(lease.address, Address::Plugged { .. }));
         let record = self.record(vm, kept);
         let address = lease.map(|lease| lease.address);
         match (&vm.spec.network, address) {
             // Each on the heap: otherwise the stack of a worker would have to hold all three.
             (NetworkSpec::Isolated(_), Some(Address::Block { block, .. })) => {
-                let connecting = self.connect_isolated(vm, block, record, ascent);
+                let connecting = self.connect_isolated(vm, block, record, runner);
                 Box::pin(connecting).await.map(Some)
             }
             (NetworkSpec::Bridge(spec), Some(address @ Address::Bridged { .. })) => {
-                let connecting = self.connect_bridged(vm, spec, &address, record, ascent);
+                let connecting = self.connect_bridge(vm, spec, &address, record, runner);
                 Box::pin(connecting).await.map(Some)
             }
             (NetworkSpec::Cni(spec), _) => {
-                Box::pin(self.connect_plugged(vm, spec, record, ascent)).await
+                Box::pin(self.connect_cni(vm, spec, record, runner)).await
             }
             // An existing VM with a lease of another mode waits for its replacement.
             (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_), _) => Ok(None),
@@ -122,11 +124,11 @@ impl Engine {
         let user = self.store.read(|world| world.vmm_id(vm.meta.uid));
         let processes = &self.processes;
         let desired = processes.desired(spec, name, &label, connection, disks, user);
-        Ok(self.living(vm, desired.await?))
+        Ok(self.with_lifecycle(vm, desired.await?))
     }
 
     /// Returns the desired disks of a VM, or the reason why it cannot have them, as text for users.
-    pub(super) async fn disks(&self, vm: &Vm) -> Result<Disks, String> {
+    pub(super) async fn desired_disks(&self, vm: &Vm) -> Result<Disks, String> {
         let label = self.instance.vm_label(&vm.meta.name, vm.meta.uid);
         self.processes
             .disks(&vm.spec.storage, &vm.meta.name, &label)
@@ -134,15 +136,15 @@ impl Engine {
     }
 
     /// As [`Self::take_lease`], after claiming the address on the host. In most cases the group has claimed it already, when it chose it.
-    async fn take_claimed_lease(&self, uid: Uid) -> Result<(Leased, Durable), store::Error> {
+    async fn acquire_claimed_lease(&self, uid: Uid) -> Result<(Leased, Durable), store::Error> {
         let mut unclaimed = None;
-        let mut awaited = Vec::new();
+        let mut new_claims = Vec::new();
         loop {
-            match self.take_lease(uid, unclaimed.take()) {
-                Ok(done) => return Ok(done),
+            match self.acquire_lease(uid, unclaimed.take()) {
+                Ok(result) => return Ok(result),
                 Err(NoLease::Store(error)) => return Err(error),
-                Err(NoLease::Unclaimed(lacking)) => match self.claims.hold(lacking).await {
-                    Ok(held) => awaited.push(held),
+                Err(NoLease::Unclaimed(missing)) => match self.claims.hold(missing).await {
+                    Ok(claim) => new_claims.push(claim),
                     Err(error) => unclaimed = Some(error.to_string()),
                 },
             }
@@ -151,27 +153,27 @@ impl Engine {
 
     /// Acquires and converges the Lease stage in one transaction: its actual state is the store itself. `unclaimed` is the error if no
     /// address can be claimed.
-    fn take_lease(
+    fn acquire_lease(
         &self,
         uid: Uid,
         unclaimed: Option<String>,
     ) -> Result<(Leased, Durable), NoLease> {
         let now = clock::now();
-        let wants_user = self.wants_user(uid);
+        let needs_user = self.needs_user(uid);
         let name = self
             .store
             .read(|world| world.vm(uid).map(|vm| vm.meta.name.clone()));
-        let about = name.map(|name| about(uid, &name).to_vec());
-        self.store.begin_about(&about.unwrap_or_default(), |txn| {
-            let vm = match txn.take_rung(uid, Rung::Lease, now)? {
-                Gate::Open(vm) => *vm,
-                Gate::Closed(_) | Gate::Gone => return Ok(Err(Outcome::Converged)),
+        let inputs = name.map(|name| desired_inputs(uid, &name).to_vec());
+        self.store.begin_for(&inputs.unwrap_or_default(), |txn| {
+            let vm = match txn.acquire(uid, Stage::Lease, now)? {
+                Acquisition::Acquired(vm) => *vm,
+                Acquisition::Waiting(_) | Acquisition::Gone => return Ok(Err(Outcome::Converged)),
             };
             let generation = vm.meta.generation;
-            if let Some(why) = unclaimed {
-                let found = (Status::False, Reason::Waiting, why);
-                txn.set_condition(uid, Rung::Lease, found, generation, now)?;
-                return Ok(Err(Outcome::After(SLOW)));
+            if let Some(message) = unclaimed {
+                let found = (Status::False, Reason::Waiting, message);
+                txn.set_condition(uid, Stage::Lease, found, generation, now)?;
+                return Ok(Err(Outcome::RequeueAfter(SLOW_RETRY)));
             }
             let lease = match txn.lease(&vm, now) {
                 Ok(lease) => lease,
@@ -181,65 +183,65 @@ impl Engine {
                         LeaseError::NoBlock(_)
                         | LeaseError::NoAddress(_)
                         | LeaseError::NotListed(_)
-                        | LeaseError::ListUsedUp { .. } => Reason::RangeExhausted,
+                        | LeaseError::ListExhausted { .. } => Reason::RangeExhausted,
                         LeaseError::Taken(..) | LeaseError::NoPool | LeaseError::Store(_) => {
                             Reason::Waiting
                         }
                     };
                     let found = (Status::False, reason, error.to_string());
-                    txn.set_condition(uid, Rung::Lease, found, generation, now)?;
+                    txn.set_condition(uid, Stage::Lease, found, generation, now)?;
                     // A new range changes the host requirements, which enqueues the VM.
-                    self.turn_away(uid);
-                    return Ok(Err(Outcome::After(SLOW)));
+                    self.wait_for_host_network(uid);
+                    return Ok(Err(Outcome::RequeueAfter(SLOW_RETRY)));
                 }
             };
             // A VM that exists keeps its address, and its rules are maintained, whatever other daemons claim.
             let exists = txn
                 .world()
-                .page(uid, Rung::Net)
-                .is_some_and(|page| page.held);
+                .status(uid, Stage::Net)
+                .is_some_and(|status| status.held);
             if let Some(lease) = lease.as_ref().filter(|_| !exists) {
-                let wanted = group::of_address(&lease.address).into_iter();
-                let lacking = self.claims.lacking(wanted.collect());
-                if !lacking.is_empty() {
-                    return Err(NoLease::Unclaimed(lacking));
+                let required = group::of_address(&lease.address).into_iter();
+                let missing = self.claims.lacking(required.collect());
+                if !missing.is_empty() {
+                    return Err(NoLease::Unclaimed(missing));
                 }
             }
-            if wants_user && !self.give_user(txn, uid)? {
+            if needs_user && !self.assign_user(txn, uid)? {
                 let why = format!("no free user for its VMM in {} (--vmm-ids)", self.vmm_ids);
                 let found = (Status::False, Reason::RangeExhausted, why);
-                txn.set_condition(uid, Rung::Lease, found, generation, now)?;
-                return Ok(Err(Outcome::After(SLOW)));
+                txn.set_condition(uid, Stage::Lease, found, generation, now)?;
+                return Ok(Err(Outcome::RequeueAfter(SLOW_RETRY)));
             }
             let found = (Status::True, Reason::Converged, String::new());
-            txn.set_condition(uid, Rung::Lease, found, generation, now)?;
-            match txn.take_rung(uid, Rung::Net, now)? {
-                Gate::Open(vm) => Ok(Ok((*vm, lease))),
-                Gate::Closed(_) => {
-                    self.turn_away(uid);
+            txn.set_condition(uid, Stage::Lease, found, generation, now)?;
+            match txn.acquire(uid, Stage::Net, now)? {
+                Acquisition::Acquired(vm) => Ok(Ok((*vm, lease))),
+                Acquisition::Waiting(_) => {
+                    self.wait_for_host_network(uid);
                     Ok(Err(Outcome::Converged))
                 }
-                Gate::Gone => Ok(Err(Outcome::Converged)),
+                Acquisition::Gone => Ok(Err(Outcome::Converged)),
             }
         })
     }
 
     /// Whether a VM needs a user for its VMM. A VMM that an earlier version started without a user is left unchanged until it ends.
-    fn wants_user(&self, uid: Uid) -> bool {
-        let without = self.store.read(|world| {
+    fn needs_user(&self, uid: Uid) -> bool {
+        let lacks_user = self.store.read(|world| {
             let vm = world.vm(uid)?;
-            let ours = vm.spec.hypervisor != Hypervisor::None;
-            Some(ours && world.vmm_id(uid).is_none())
+            let has_vmm = vm.spec.hypervisor != Hypervisor::None;
+            Some(has_vmm && world.vmm_id(uid).is_none())
         });
-        without == Some(true) && !self.processes.runs(uid)
+        lacks_user == Some(true) && !self.processes.may_be_running(uid)
     }
 
     /// Assigns a user to a VMM. Returns false if none is free. A user that runs a process on this host is skipped: another daemon may have
     /// the same range.
-    fn give_user(&self, txn: &mut store::Txn<'_>, uid: Uid) -> Result<bool, store::Error> {
+    fn assign_user(&self, txn: &mut store::Txn<'_>, uid: Uid) -> Result<bool, store::Error> {
         let start = self.vmm_ids.start(self.instance.as_str());
-        let given = txn.give_vmm_id(uid, &self.vmm_ids, start, user_lives)?;
-        Ok(given.is_some())
+        let assigned = txn.assign_vmm_id(uid, &self.vmm_ids, start, user_lives)?;
+        Ok(assigned.is_some())
     }
 
     /// The user that may open a VM's TAP: that of its VMM, or the configured one if the user starts the VMM.
@@ -251,45 +253,45 @@ impl Engine {
     }
 
     /// Reports the progress of a copy periodically. Returns only if the progress cannot be stored.
-    async fn tell_of_copy(&self, vm: &Vm, progress: &Progress) -> store::Error {
-        let began = stamp();
+    async fn report_copy_progress(&self, vm: &Vm, progress: &Progress) -> store::Error {
+        let started_at = timestamp();
         // The time of the last progress, once a stalled copy is reported.
-        let (mut told, mut stuck) = (0, None);
+        let (mut reported, mut stalled_since) = (0, None);
         loop {
-            tokio::time::sleep(COPY_WORDS).await;
-            let done = progress.done.load(Ordering::Relaxed);
+            tokio::time::sleep(COPY_REPORT_INTERVAL).await;
+            let copied = progress.done.load(Ordering::Relaxed);
             let total = progress.total.load(Ordering::Relaxed);
-            let message = format!("copying the image: {} of {}", Bytes(done), Bytes(total));
-            let found = match (done == told, &stuck) {
+            let message = format!("copying the image: {} of {}", Bytes(copied), Bytes(total));
+            let found = match (copied == reported, &stalled_since) {
                 (true, Some(_)) => continue,
                 (true, None) => {
-                    let since = stamp();
+                    let since = timestamp();
                     let message =
-                        format!("runs since {began}, no progress since {since}: {message}");
-                    stuck = Some(since);
+                        format!("runs since {started_at}, no progress since {since}: {message}");
+                    stalled_since = Some(since);
                     (Status::Unknown, Reason::Waiting, message)
                 }
                 (false, _) => {
-                    (told, stuck) = (done, None);
+                    (reported, stalled_since) = (copied, None);
                     (Status::False, Reason::Converging, message)
                 }
             };
-            if let Err(error) = self.set_condition(vm, Rung::Vmm, found).await {
+            if let Err(error) = self.set_condition(vm, Stage::Vmm, found).await {
                 return error;
             }
         }
     }
 
     /// Returns when this version of the VM is no longer desired. Another run of its key follows.
-    async fn changed(&self, vm: &Vm) {
-        let same = || {
+    async fn until_changed(&self, vm: &Vm) {
+        let is_unchanged = || {
             self.store.read(|world| {
                 let now = world.vm(vm.meta.uid);
                 now.is_some_and(|now| !now.meta.deleting && now.spec.storage == vm.spec.storage)
             })
         };
-        while same() {
-            tokio::time::sleep(COPY_STEP).await;
+        while is_unchanged() {
+            tokio::time::sleep(COPY_CHECK_INTERVAL).await;
         }
     }
 
@@ -300,7 +302,7 @@ impl Engine {
             None => (Origin::Apply, UpdatePolicy::default()),
         });
         let record = Record {
-            boot_id: self.hands.boot_id.clone(),
+            boot_id: self.host.boot_id.clone(),
             origin,
             update,
             vm: vm.clone(),
@@ -311,62 +313,66 @@ impl Engine {
     }
 }
 
-fn stamp() -> String {
+fn timestamp() -> String {
     clock::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-impl Climbing<'_> {
+impl BringUp<'_> {
     /// Converges the Vmm stage. The backoff of the key also applies to a VMM that exits repeatedly.
-    async fn run_process(
+    async fn run_vmm_stage(
         &mut self,
         connection: &Connection,
         failures: u32,
-    ) -> Result<Outcome, Stop> {
+    ) -> Result<Outcome, BringUpError> {
         let (engine, vm) = (self.engine, self.vm);
-        let stillborn = engine.note_end(vm).await?;
-        match (engine.verdict(vm), stillborn) {
-            (Verdict::Run, None) => {}
-            (Verdict::Run, Some(words)) => return self.stillborn(words).await,
-            (verdict @ (Verdict::Down(..) | Verdict::Again), _) => return self.rest(verdict).await,
+        let startup_failure = engine.record_exit(vm).await?;
+        match (engine.power_decision(vm), startup_failure) {
+            (PowerDecision::Run, None) => {}
+            (PowerDecision::Run, Some(words)) => return self.handle_startup_failure(words).await,
+            (decision @ (PowerDecision::Stop(..) | PowerDecision::Restart), _) => {
+                return self.stop_vmm(decision).await;
+            }
         }
-        let looked = engine.pending(vm, Rung::Vmm, FILES, engine.disks(vm));
-        let disks = match looked.await? {
+        let result = engine.pending(vm, Stage::Vmm, OBSERVE_FILES, engine.desired_disks(vm));
+        let disks = match result.await? {
             Ok(disks) => disks,
-            Err(unfit) => return self.unfit(unfit).await,
+            Err(reason) => return self.report_invalid(reason).await,
         };
         let looked = engine.process(vm, connection, &disks);
-        let looked = engine.pending(vm, Rung::Vmm, FILES, looked);
+        let looked = engine.pending(vm, Stage::Vmm, OBSERVE_FILES, looked);
         let desired = match looked.await? {
             Ok(desired) => desired,
-            Err(unfit) => return self.unfit(unfit).await,
+            Err(unfit) => return self.report_invalid(unfit).await,
         };
-        let remark = self.make_disk(&disks.own).await?;
-        let hands = &engine.processes.rung;
-        let observed = self.meet(Rung::Vmm, hands, &desired).await?;
+        let disk_note = self.make_disk(&disks.own).await?;
+        let reconciler = &engine.processes.rung;
+        let observed = self.run_stage(Stage::Vmm, reconciler, &desired).await?;
         debug!(vm = %vm.meta.name, failures, "process is converged");
         let process = observed.process();
-        let mark = process.and_then(|identity| engine.running_mark(vm.meta.uid, identity));
+        let checkpoint =
+            process.and_then(|identity| engine.running_checkpoint(vm.meta.uid, identity));
         engine.processes.watch(vm.meta.uid, process);
         if vm.power == Power::Paused && process.is_some() {
-            return self.held(mark).await;
+            return self.set_paused(checkpoint).await;
         }
         // An error is ignored: the process was observed just before.
-        let copied = process.and_then(|it| vmm::uses_another_disk(&desired, it.pid).ok().flatten());
+        let other_disk_note =
+            process.and_then(|it| vmm::uses_another_disk(&desired, it.pid).ok().flatten());
         self.ready(
-            Rung::Vmm,
-            Ready {
-                mark,
+            Stage::Vmm,
+            ReadyStage {
+                mark: checkpoint,
                 message: [
-                    remark,
-                    copied,
-                    engine.processes.places().not_again(&vm.spec),
+                    disk_note,
+                    other_disk_note,
+                    engine.processes.files().restart_note(&vm.spec),
                 ]
                 .into_iter()
                 .flatten()
                 .collect::<Vec<_>>()
                 .join("; ")
                 .into(),
-                ..Ready::default()
+                ..ReadyStage::default()
             },
         )
         .await?;
@@ -374,30 +380,32 @@ impl Climbing<'_> {
     }
 
     /// Reports a VM that this host cannot run. Only a new spec or a change of the host can help.
-    async fn unfit(&self, why: String) -> Result<Outcome, Stop> {
-        let found = (Status::False, Reason::Invalid, why);
-        self.engine.set_condition(self.vm, Rung::Vmm, found).await?;
-        Ok(Outcome::After(SLOW))
+    async fn report_invalid(&self, reason: String) -> Result<Outcome, BringUpError> {
+        let found = (Status::False, Reason::Invalid, reason);
+        self.engine
+            .set_condition(self.vm, Stage::Vmm, found)
+            .await?;
+        Ok(Outcome::RequeueAfter(SLOW_RETRY))
     }
 
     /// Creates the VM's own disk, if it has one, before its VMM starts. Returns a note about an existing disk.
-    async fn make_disk(&mut self, desired: &disk::Desired) -> Result<Option<String>, Stop> {
+    async fn make_disk(&mut self, desired: &disk::Desired) -> Result<Option<String>, BringUpError> {
         if desired.want.is_none() {
             return Ok(None);
         }
         let (engine, vm) = (self.engine, self.vm);
-        let hands = disk::Disks {
-            places: engine.processes.places().clone(),
+        let reconciler = disk::Disks {
+            places: engine.processes.files().clone(),
             ..disk::Disks::default()
         };
-        let progress = hands.progress.clone();
-        let made = Box::pin(self.meet(Rung::Vmm, &hands, desired));
+        let progress = reconciler.progress.clone();
+        let made = Box::pin(self.run_stage(Stage::Vmm, &reconciler, desired));
         // A copy may take long. The number of concurrent copies is limited in `disk`.
-        without_worker(async {
+        release_worker_unlimited(async {
             tokio::select! {
                 made = made => Ok(disk::remark(desired, &made?)),
-                failed = engine.tell_of_copy(vm, &progress) => Err(Stop::Store(failed)),
-                () = engine.changed(vm) => Err(Stop::Outcome(Outcome::Converged)),
+                failed = engine.report_copy_progress(vm, &progress) => Err(BringUpError::Store(failed)),
+                () = engine.until_changed(vm) => Err(BringUpError::Outcome(Outcome::Converged)),
             }
         })
         .await

@@ -6,13 +6,13 @@ use std::net::Ipv4Addr;
 use tracing::debug;
 
 use super::Engine;
-use super::step::{Meet, about, describe};
+use super::step::{StageRunner, condition_of, desired_inputs};
 use crate::api::condition::{Reason, Status};
 use crate::api::event::EventType;
 use crate::api::lease::Address;
 use crate::api::meta::Uid;
 use crate::api::network::NetworkSpec;
-use crate::api::rung::{LADDER, Rung};
+use crate::api::rung::{LADDER, Stage};
 use crate::api::vm::Vm;
 use crate::clock;
 use crate::host::fs;
@@ -25,21 +25,21 @@ use crate::store::{self, Change};
 
 /// The resources that a VM may have on the host, according to its mode.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum HostResources {
     /// A namespace and a veth.
     Isolated,
     /// A TAP on a bridge.
-    Bridged {
+    Bridge {
         tap: String,
         /// The bridge, and the VM's address on it, if known.
         place: Option<(String, std::net::Ipv4Addr)>,
     },
     /// A namespace and the resources that plugins created.
-    Plugged,
+    Cni,
 }
 
 /// The reason why a stage is not torn down yet.
-pub(super) struct Stuck {
+pub(super) struct TearDownError {
     /// Status, reason and message for its condition.
     pub(super) found: (Status, Reason, String),
     /// When to try again.
@@ -48,51 +48,51 @@ pub(super) struct Stuck {
 
 impl Engine {
     /// Tears a VM down: each stage, from the last to the first, is converged to an empty desired state and released.
-    pub(super) async fn descend(&self, vm: &Vm) -> Result<Outcome, store::Error> {
+    pub(super) async fn tear_down(&self, vm: &Vm) -> Result<Outcome, store::Error> {
         let uid = vm.meta.uid;
         let label = self.instance.vm_label(&vm.meta.name, uid);
-        let standing = self.standing(vm);
-        for rung in self.held(uid).into_iter().rev() {
-            if let Err(stuck) = self.take_down(rung, &label, &standing).await {
-                self.set_condition(vm, rung, stuck.found).await?;
-                return Ok(stuck.outcome);
+        let resources = self.host_resources(vm);
+        for rung in self.acquired(uid).into_iter().rev() {
+            if let Err(error) = self.tear_down_stage(rung, &label, &resources).await {
+                self.set_condition(vm, rung, error.found).await?;
+                return Ok(error.outcome);
             }
             let now = clock::now();
-            self.write(|txn| txn.leave_rung(uid, rung, now)).await?;
+            self.write(|txn| txn.release(uid, rung, now)).await?;
         }
-        self.tell_what_is_kept(vm);
-        self.write(|txn| txn.remove_if_free(uid)).await?;
+        self.report_kept_disk(vm);
+        self.write(|txn| txn.remove_if_released(uid)).await?;
         Ok(Outcome::Converged)
     }
 
     /// Reports the path of a persistent disk, which is not removed with its VM.
-    fn tell_what_is_kept(&self, vm: &Vm) {
+    fn report_kept_disk(&self, vm: &Vm) {
         let name = &vm.meta.name;
         let storage = &vm.spec.storage;
-        let disk = storage::lying(storage, self.processes.disk_dir(), name);
+        let disk = storage::existing_disk(storage, self.processes.disk_dir(), name);
         if let Some(disk) = disk.filter(|_| storage.persistent) {
             let message = format!("the persistent disk is kept: {}", disk.display());
             let object = format!("vm/{name}");
-            self.note(EventType::Normal, &object, "DiskKept", &message);
+            self.record_event(EventType::Normal, &object, "DiskKept", &message);
         }
     }
 
     /// The stages that a VM has acquired, in the order of the pipeline.
-    pub(super) fn held(&self, uid: Uid) -> Vec<Rung> {
+    pub(super) fn acquired(&self, uid: Uid) -> Vec<Stage> {
         self.store.read(|world| {
-            let held = |rung: &Rung| world.page(uid, *rung).is_some_and(|page| page.held);
-            LADDER.into_iter().filter(held).collect()
+            let is_acquired = |rung: &Stage| world.status(uid, *rung).is_some_and(|page| page.held);
+            LADDER.into_iter().filter(is_acquired).collect()
         })
     }
 
     /// The resources that a VM may have on the host.
-    pub(super) fn standing(&self, vm: &Vm) -> Standing {
+    pub(super) fn host_resources(&self, vm: &Vm) -> HostResources {
         match &vm.spec.network {
-            NetworkSpec::Isolated(_) => Standing::Isolated,
-            NetworkSpec::Cni(_) => Standing::Plugged,
+            NetworkSpec::Isolated(_) => HostResources::Isolated,
+            NetworkSpec::Cni(_) => HostResources::Cni,
             NetworkSpec::Bridge(spec) => {
                 let lease = self.store.read(|world| world.lease(&vm.meta.name).cloned());
-                Standing::Bridged {
+                HostResources::Bridge {
                     tap: spec.tap(vm.index),
                     place: lease.and_then(|lease| match lease.address {
                         Address::Bridged { bridge, ip, .. } => Some((bridge, ip)),
@@ -103,43 +103,44 @@ impl Engine {
         }
     }
 
-    pub(super) async fn take_down(
+    pub(super) async fn tear_down_stage(
         &self,
-        rung: Rung,
+        rung: Stage,
         label: &Label,
-        standing: &Standing,
-    ) -> Result<(), Stuck> {
+        standing: &HostResources,
+    ) -> Result<(), TearDownError> {
         let uid = owner::uid_of(label);
         match rung {
             // Its exit needs no notification.
-            Rung::Vmm => self.processes.watch(uid, None),
+            Stage::Vmm => self.processes.watch(uid, None),
             // A new attachment is checked by its plugins again.
-            Rung::Net => self.check_again(uid),
-            Rung::Lease | Rung::Firewall => {}
+            Stage::Net => self.check_again(uid),
+            Stage::Lease | Stage::Firewall => {}
         }
         // The record is removed together with the namespace.
         let address = match rung {
-            Rung::Net => self.address_of(label),
-            Rung::Lease | Rung::Firewall | Rung::Vmm => None,
+            Stage::Net => self.address_of(label),
+            Stage::Lease | Stage::Firewall | Stage::Vmm => None,
         };
-        let mut emptying = Emptying {
+        let mut runner = TearDown {
             engine: self,
             label,
         };
-        self.empty(rung, label, standing, &mut emptying).await?;
+        self.remove_stage(rung, label, standing, &mut runner)
+            .await?;
         match address {
             // The VM cannot send packets any more, so no new entry is created.
-            Some(address) => self.forget_flows(address).await,
+            Some(address) => self.delete_flows(address).await,
             None => Ok(()),
         }
     }
 
     /// Deletes the host's connection tracking entries of this address.
-    pub(super) async fn forget_flows(&self, address: Ipv4Addr) -> Result<(), Stuck> {
-        let done = self.flows.forget(&self.hands.home, address).await;
-        done.map_err(|error| {
+    pub(super) async fn delete_flows(&self, address: Ipv4Addr) -> Result<(), TearDownError> {
+        let result = self.flows.delete(&self.host.host_netns, address).await;
+        result.map_err(|error| {
             let message = format!("{error}: {}", error.source);
-            Stuck {
+            TearDownError {
                 found: (Status::False, Reason::ActionFailed, message),
                 outcome: Outcome::Failed,
             }
@@ -163,29 +164,29 @@ impl Engine {
     }
 
     /// Converges a stage to the empty desired state.
-    pub(super) async fn empty<M: Meet>(
+    pub(super) async fn remove_stage<M: StageRunner>(
         &self,
-        rung: Rung,
+        rung: Stage,
         label: &Label,
-        standing: &Standing,
-        meet: &mut M,
-    ) -> Result<(), M::Stop> {
+        standing: &HostResources,
+        runner: &mut M,
+    ) -> Result<(), M::Break> {
         match rung {
-            Rung::Lease => Ok(()),
-            Rung::Net => self.empty_net(label, standing, meet).await,
-            Rung::Firewall => self.empty_firewall(label, standing, meet).await,
-            Rung::Vmm => {
+            Stage::Lease => Ok(()),
+            Stage::Net => self.remove_net(label, standing, runner).await,
+            Stage::Firewall => self.remove_firewall(label, standing, runner).await,
+            Stage::Vmm => {
                 let desired = vmm::Desired {
-                    grace: self.grace(owner::uid_of(label)),
+                    grace: self.grace_period(owner::uid_of(label)),
                     forced: self.is_forced(owner::uid_of(label)),
                     ..self.processes.nothing(label)
                 };
-                let hands = &self.processes.rung;
-                meet.meet(rung, hands, &desired).await?;
+                let reconciler = &self.processes.rung;
+                runner.run_stage(rung, reconciler, &desired).await?;
                 match self.processes.no_disk(label) {
                     Some(desired) => {
                         let hands = disk::Disks::default();
-                        meet.meet(rung, &hands, &desired).await.map(drop)
+                        runner.run_stage(rung, &hands, &desired).await.map(drop)
                     }
                     None => Ok(()),
                 }
@@ -193,22 +194,25 @@ impl Engine {
         }
     }
 
-    async fn empty_net<M: Meet>(
+    async fn remove_net<M: StageRunner>(
         &self,
         label: &Label,
-        standing: &Standing,
-        meet: &mut M,
-    ) -> Result<(), M::Stop> {
+        standing: &HostResources,
+        runner: &mut M,
+    ) -> Result<(), M::Break> {
         match standing {
-            Standing::Isolated => {
+            HostResources::Isolated => {
                 let desired = net::Desired {
                     label: label.clone(),
                     run_dir: self.run_dir.0.clone(),
                     slot: None,
                 };
-                meet.meet(Rung::Net, &self.net(), &desired).await.map(drop)
+                runner
+                    .run_stage(Stage::Net, &self.net(), &desired)
+                    .await
+                    .map(drop)
             }
-            Standing::Bridged { tap, place } => {
+            HostResources::Bridge { tap, place } => {
                 let desired = port::Desired {
                     label: label.clone(),
                     run_dir: self.run_dir.0.clone(),
@@ -216,77 +220,88 @@ impl Engine {
                     slot: None,
                     last_location: place.clone().map(|(bridge, ip)| Location { bridge, ip }),
                 };
-                meet.meet(Rung::Net, &self.port(), &desired).await.map(drop)
+                runner
+                    .run_stage(Stage::Net, &self.port(), &desired)
+                    .await
+                    .map(drop)
             }
-            Standing::Plugged => self.unplug(label, meet).await,
+            HostResources::Cni => self.detach_cni(label, runner).await,
         }
     }
 
-    async fn empty_firewall<M: Meet>(
+    async fn remove_firewall<M: StageRunner>(
         &self,
         label: &Label,
-        standing: &Standing,
-        meet: &mut M,
-    ) -> Result<(), M::Stop> {
+        standing: &HostResources,
+        runner: &mut M,
+    ) -> Result<(), M::Break> {
         match standing {
-            Standing::Isolated => {
+            HostResources::Isolated => {
                 let desired = firewall::Desired {
                     netns: self.run_dir.netns(&owner::names_of(label)),
                     lock: self.run_dir.vm_dir(owner::uid_of(label)).join(net::LOCK),
                     rules: None,
                 };
-                let hands = self.firewall();
-                meet.meet(Rung::Firewall, &hands, &desired).await.map(drop)
+                let reconciler = self.isolated_firewall_reconciler();
+                runner
+                    .run_stage(Stage::Firewall, &reconciler, &desired)
+                    .await
+                    .map(drop)
             }
-            Standing::Bridged { tap, .. } => {
+            HostResources::Bridge { tap, .. } => {
                 let desired = firewall::port::Desired {
                     label: label.clone(),
                     tap: tap.clone(),
                     allowed: None,
                     last_verified: None,
                 };
-                let hands = self.gate();
-                meet.meet(Rung::Firewall, &hands, &desired).await.map(drop)
+                let hands = self.bridge_firewall_reconciler();
+                runner
+                    .run_stage(Stage::Firewall, &hands, &desired)
+                    .await
+                    .map(drop)
             }
-            Standing::Plugged => self.stop_redirecting(label, meet).await,
+            HostResources::Cni => self.remove_redirect(label, runner).await,
         }
     }
 }
 
 /// Tears down the resources with a label.
-struct Emptying<'a> {
+struct TearDown<'a> {
     engine: &'a Engine,
     label: &'a Label,
 }
 
-impl Meet for Emptying<'_> {
-    type Stop = Stuck;
+impl StageRunner for TearDown<'_> {
+    type Break = TearDownError;
 
-    async fn meet<R: Reconcile>(
+    async fn run_stage<R: Reconcile>(
         &mut self,
-        rung: Rung,
+        rung: Stage,
         reconciler: &R,
         desired: &R::Desired,
-    ) -> Result<R::Observed, Stuck> {
-        let about = match &self.label.owner {
-            Owner::Vm { uid, name } => about(*uid, name).to_vec(),
-            Owner::Ground => vec![Change::Ground],
+    ) -> Result<R::Observed, TearDownError> {
+        let inputs = match &self.label.owner {
+            Owner::Vm { uid, name } => desired_inputs(*uid, name).to_vec(),
+            Owner::Ground => vec![Change::HostNetwork],
         };
-        let done = self.engine.converge(reconciler, desired, &about).await;
-        let Convergence { taken, result } = done;
-        debug!(label = %self.label, %rung, ?taken, "torn down");
+        let convergence = self.engine.converge(reconciler, desired, &inputs).await;
+        let Convergence { actions, result } = convergence;
+        debug!(label = %self.label, %rung, ?actions, "torn down");
         match &result {
             Ok(_) => {}
             Err(error) => {
                 let key = self.engine.key_of(self.label);
-                let awaited = self.engine.awaits(key, owner::uid_of(self.label), error);
-                return Err(Stuck {
-                    found: describe(&result),
-                    outcome: awaited.unwrap_or(Outcome::Failed),
+                let await_outcome = self
+                    .engine
+                    .await_change(key, owner::uid_of(self.label), error);
+                return Err(TearDownError {
+                    found: condition_of(&result),
+                    outcome: await_outcome.unwrap_or(Outcome::Failed),
                 });
             }
         }
-        result.map_err(|error| Stuck {
+        result.map_err(|error| TearDownError {
             found: (Status::Unknown, Reason::ObserveFailed, error.to_string()),
             outcome: Outcome::Failed,
         })

@@ -17,17 +17,17 @@ use tracing::warn;
 use super::{Engine, Key};
 use crate::api::meta::Uid;
 use crate::api::network::NetworkSpec;
-use crate::api::rung::Rung;
+use crate::api::rung::Stage;
 use crate::api::vm::Vm;
 use crate::reconcile::firewall::{self, port as filter};
 use crate::reconcile::{Reconcile, ground, net};
-use crate::store::Footing;
+use crate::store::HostRequirements;
 
 /// Namespaces and TAPs for which forwarding is disabled at the same time.
-const AT_ONCE: usize = 16;
+const CONCURRENCY: usize = 16;
 
 /// How long a step for the host's rules may take before it is verified that the rules are in place.
-const UNSURE: Duration = Duration::from_millis(250);
+const CHECK_DELAY: Duration = Duration::from_millis(250);
 
 /// Whether the host's rules are known to be in place.
 #[derive(Debug, Default)]
@@ -38,11 +38,11 @@ pub struct Enforcement {
 #[derive(Debug, Default)]
 struct State {
     /// The requirements that the rules last met when they were read back, and the host that they were made for.
-    verified: Option<(Footing, ground::Observed)>,
+    verified: Option<(HostRequirements, ground::Observed)>,
     /// They are not known to be in place.
     lost: bool,
     /// VMs for which forwarding was therefore disabled in the namespace or at the TAP.
-    shut: HashSet<Uid>,
+    forwarding_off: HashSet<Uid>,
 }
 
 impl Enforcement {
@@ -56,40 +56,44 @@ impl Enforcement {
     }
 
     /// The rules meet these requirements. Returns whether they were lost before.
-    fn verify(&self, footing: &Footing, seen: ground::Observed) -> bool {
+    fn verify(&self, requirements: &HostRequirements, observed: ground::Observed) -> bool {
         let mut state = self.state();
-        state.verified = Some((footing.clone(), seen));
+        state.verified = Some((requirements.clone(), observed));
         std::mem::take(&mut state.lost)
     }
 
     /// Whether this VM's forwarding was disabled by us: that it is enabled again is no repair.
-    pub(super) fn is_shut(&self, uid: Uid) -> bool {
-        self.state().shut.contains(&uid)
+    pub(super) fn is_forwarding_off(&self, uid: Uid) -> bool {
+        self.state().forwarding_off.contains(&uid)
     }
 
     /// The VM's forwarding is enabled again, or the VM is gone.
     pub(super) fn forget(&self, uid: Uid) {
-        self.state().shut.remove(&uid);
+        self.state().forwarding_off.remove(&uid);
     }
 
-    fn lose(&self) {
+    fn set_lost(&self) {
         self.state().lost = true;
     }
 }
 
 impl Engine {
     /// Records that the host's rules meet these requirements, and enqueues VMs with disabled forwarding.
-    pub(super) fn enforced(&self, footing: &Footing, seen: ground::Observed) {
-        if self.enforcement.verify(footing, seen) {
+    pub(super) fn rules_verified(
+        &self,
+        requirements: &HostRequirements,
+        observed: ground::Observed,
+    ) {
+        if self.enforcement.verify(requirements, observed) {
             for vm in self.restricted() {
-                self.waker.renew(Key::Vm(vm.meta.uid));
+                self.waker.enqueue_fresh(Key::Vm(vm.meta.uid));
             }
         }
     }
 
     /// Works on the host's rules. When that takes long, forwarding is disabled for the VMs that they restrict, unless the rules are still
     /// in place.
-    pub(super) async fn unless_unsure<T>(
+    pub(super) async fn with_enforcement_check<T>(
         &self,
         desired: &ground::Desired,
         work: impl Future<Output = T>,
@@ -98,34 +102,34 @@ impl Engine {
         tokio::select! {
             biased;
             done = &mut work => return done,
-            () = tokio::time::sleep(UNSURE) => {}
+            () = tokio::time::sleep(CHECK_DELAY) => {}
         }
         let guard = async {
             // After a restart nothing is verified yet, and VMs of the earlier process may have forwarding enabled.
-            let is_open =
+            let may_forward =
                 self.enforcement.state().verified.is_some() || !self.restricted().is_empty();
-            if is_open && !self.still_enforces(desired).await {
-                self.shut_restricted().await;
+            if may_forward && !self.rules_in_place(desired).await {
+                self.disable_restricted_forwarding().await;
             }
         };
         futures::join!(work, guard).0
     }
 
     /// Observes whether the rules are in place for the requirements that were met before.
-    pub(super) async fn still_enforces(&self, desired: &ground::Desired) -> bool {
+    pub(super) async fn rules_in_place(&self, desired: &ground::Desired) -> bool {
         // Read again after an error: a read that coincides with another writer's change may fail once.
-        let hands = ground::HostNetwork {
+        let reconciler = ground::HostNetwork {
             scope: ground::Scope::NamedOnly,
             ..self.ground()
         };
-        let seen = match hands.observe(desired).await {
+        let result = match reconciler.observe(desired).await {
             Ok(seen) => Ok(seen),
-            Err(_) => hands.observe(desired).await,
+            Err(_) => reconciler.observe(desired).await,
         };
-        let Ok(seen) = seen else {
+        let Ok(observed) = result else {
             return false;
         };
-        if ground::enforces(desired, &seen) {
+        if ground::enforces(desired, &observed) {
             return true;
         }
         let Some((footing, host)) = self.enforcement.state().verified.clone() else {
@@ -136,33 +140,39 @@ impl Engine {
             ..desired.clone()
         };
         // The desired rules depend on the host, too: a new network of the host does not invalidate the rules that are in place.
-        let ruleset = seen.ruleset;
+        let ruleset = observed.ruleset;
         ground::enforces(&before, &ground::Observed { ruleset, ..host })
     }
 
     /// Disables forwarding for all VMs that the host's rules restrict.
-    pub(super) async fn shut_restricted(&self) {
-        self.enforcement.lose();
+    pub(super) async fn disable_restricted_forwarding(&self) {
+        self.enforcement.set_lost();
         let all = futures::stream::iter(self.restricted());
-        all.for_each_concurrent(AT_ONCE, |vm| async move { self.shut(&vm).await })
-            .await;
+        all.for_each_concurrent(CONCURRENCY, |vm| async move {
+            self.disable_forwarding(&vm).await
+        })
+        .await;
     }
 
     fn restricted(&self) -> Vec<Vm> {
         self.store.read(|world| {
-            let held = |vm: &&Vm| {
-                let page = world.page(vm.meta.uid, Rung::Firewall);
+            let is_restricted_and_acquired = |vm: &&Vm| {
+                let status = world.status(vm.meta.uid, Stage::Firewall);
                 let is_restricted = !matches!(vm.spec.network, NetworkSpec::Cni(_));
-                is_restricted && page.is_some_and(|page| page.held)
+                is_restricted && status.is_some_and(|page| page.held)
             };
-            world.vms().filter(held).cloned().collect()
+            world
+                .vms()
+                .filter(is_restricted_and_acquired)
+                .cloned()
+                .collect()
         })
     }
 
     /// Disables forwarding for one VM, in its namespace or at its TAP.
-    pub(super) async fn shut(&self, vm: &Vm) {
+    pub(super) async fn disable_forwarding(&self, vm: &Vm) {
         let uid = vm.meta.uid;
-        self.enforcement.state().shut.insert(uid);
+        self.enforcement.state().forwarding_off.insert(uid);
         let label = self.instance.vm_label(&vm.meta.name, uid);
         let result = match &vm.spec.network {
             NetworkSpec::Isolated(_) => {
@@ -176,7 +186,9 @@ impl Engine {
                     lock: self.run_dir.vm_dir(uid).join(net::LOCK),
                     rules: None,
                 };
-                let done = self.converge(&self.firewall(), &desired, &[]).await;
+                let done = self
+                    .converge(&self.isolated_firewall_reconciler(), &desired, &[])
+                    .await;
                 done.result.map(drop)
             }
             NetworkSpec::Bridge(spec) => {
@@ -186,7 +198,9 @@ impl Engine {
                     allowed: None,
                     last_verified: None,
                 };
-                let done = self.converge(&self.gate(), &desired, &[]).await;
+                let done = self
+                    .converge(&self.bridge_firewall_reconciler(), &desired, &[])
+                    .await;
                 done.result.map(drop)
             }
             NetworkSpec::Cni(_) => Ok(()),

@@ -11,99 +11,113 @@ use std::sync::atomic::Ordering;
 
 use tracing::{debug, warn};
 
-use super::step::describe;
-use super::{Engine, GROUND_SLOW, Key};
+use super::step::condition_of;
+use super::{Engine, HOST_NETWORK_RETRY, Key};
 use crate::api::condition::{Condition, Reason, Status};
 use crate::api::event::EventType;
 use crate::api::meta::Uid;
 use crate::api::network::NetworkSpec;
-use crate::api::rung::Rung;
+use crate::api::rung::Stage;
 use crate::api::vm::Vm;
 use crate::clock;
 use crate::host::{self, link};
 use crate::owner;
-use crate::reconcile::contest::CALM;
+use crate::reconcile::contest::QUIET_PERIOD;
 use crate::reconcile::ground::unmanaged::{self, OurLinks};
 use crate::reconcile::ground::{self, HostNetwork, Scope};
 use crate::runtime::queue::Outcome;
-use crate::store::{self, Change, Contest, Footing};
+use crate::store::{self, Change, ConflictingWriter, HostRequirements};
 
 /// Work on the host's rules that takes longer is reported.
-const SLOW_STEP: std::time::Duration = std::time::Duration::from_secs(1);
+const REPORT_DELAY: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Status, reason and message of the host network's condition.
-type Found = (Status, Reason, String);
+type ConditionParts = (Status, Reason, String);
 
 impl Engine {
-    pub(super) async fn run_ground(&self) -> Result<Outcome, store::Error> {
-        let (footing, before) = self.let_go().await?;
-        let was_firm = before.as_ref().is_some_and(|g| g.is_firm(&footing));
-        let was_contested = before.as_ref().is_some_and(|ground| {
-            ground.condition.reason == Reason::Contested && ground.carries == footing
+    pub(super) async fn run_host_network(&self) -> Result<Outcome, store::Error> {
+        let (footing, before) = self.shrink_stored_requirements().await?;
+        let was_converged = before.as_ref().is_some_and(|g| g.is_converged(&footing));
+        let was_contested = before.as_ref().is_some_and(|status| {
+            status.condition.reason == Reason::Contested && status.applied == footing
         });
-        let carried = before.as_ref().map(|ground| {
-            let carried = ground.carries.clone();
-            carried.and_bridges_of(&ground.leaves)
+        let met_before = before.as_ref().map(|ground| {
+            let met = ground.applied.clone();
+            met.with_bridges_of(&ground.obsolete)
         });
         let desired = ground::Desired {
             instance: self.instance.clone(),
             requirements: footing,
-            previous: carried.unwrap_or_default(),
+            previous: met_before.unwrap_or_default(),
         };
-        self.keep_unmanaged(&desired).await;
-        let scope = match self.whole_tables.swap(false, Ordering::Relaxed) {
+        self.configure_network_managers(&desired).await;
+        let scope = match self.read_all_tables.swap(false, Ordering::Relaxed) {
             true => Scope::All,
             false => Scope::Named,
         };
-        let hands = HostNetwork {
+        let reconciler = HostNetwork {
             scope,
             ..self.ground()
         };
-        let done = self
-            .told_slow(
-                self.unless_unsure(&desired, self.converge(&hands, &desired, &[Change::Ground])),
-            )
+        let convergence = self
+            .report_slow(self.with_enforcement_check(
+                &desired,
+                self.converge(&reconciler, &desired, &[Change::HostNetwork]),
+            ))
             .await;
-        if done.result.is_err() {
-            self.whole_tables
+        if convergence.result.is_err() {
+            self.read_all_tables
                 .fetch_or(scope == Scope::All, Ordering::Relaxed);
         }
-        let mut found = describe(&done.result);
+        let mut condition = condition_of(&convergence.result);
         // Steps after a change of the host's table sizes or of its links' networks are not repairs.
-        let resized = self.is_resized(done.result.as_ref().ok());
-        let seen = done.result.as_ref().ok().cloned();
-        let warnings = seen.as_ref().map(|seen| seen.warnings.clone());
-        let expected = was_firm || was_contested;
-        let drift = Some(done.taken).filter(|taken| expected && !resized && !taken.is_empty());
-        let of_rules = drift
+        let resized = self.host_properties_changed(convergence.result.as_ref().ok());
+        let observed = convergence.result.as_ref().ok().cloned();
+        let warnings = observed.as_ref().map(|seen| seen.warnings.clone());
+        let expected = was_converged || was_contested;
+        let drift =
+            Some(convergence.actions).filter(|taken| expected && !resized && !taken.is_empty());
+        let affects_rules = drift
             .as_ref()
-            .is_some_and(|taken| taken.iter().any(|step| ground::restricts(step)));
-        let contested = drift.and_then(|taken| self.tell_of_ground_drift(&taken, of_rules));
+            .is_some_and(|actions| actions.iter().any(|step| ground::restricts(step)));
+        let conflict =
+            drift.and_then(|taken| self.report_host_network_drift(&taken, affects_rules));
         // Repairs by netlink messages are made as often as they are reverted, so that few packets are lost.
-        let (contested, contest) = match of_rules || found.0 != Status::True {
-            true => (contested, None),
+        let (rules_conflict, netlink_conflict) = match affects_rules || condition.0 != Status::True
+        {
+            true => (conflict, None),
             false => {
-                let known = before.as_ref().and_then(|page| page.contested.clone());
-                (None, self.contest(&hands, contested, known))
+                let stored = before
+                    .as_ref()
+                    .and_then(|page| page.conflicting_writer.clone());
+                (None, self.netlink_conflict(&reconciler, conflict, stored))
             }
         };
-        let outcome = match (&contested, found.0) {
-            (Some(_), _) => Outcome::Shun(GROUND_SLOW),
-            (None, Status::True) if contest.is_some() => Outcome::After(CALM),
+        let outcome = match (&rules_conflict, condition.0) {
+            (Some(_), _) => Outcome::HoldOff(HOST_NETWORK_RETRY),
+            (None, Status::True) if netlink_conflict.is_some() => {
+                Outcome::RequeueAfter(QUIET_PERIOD)
+            }
             (None, Status::True) => Outcome::Converged,
             (None, _) => Outcome::Failed,
         };
-        found = contested.unwrap_or(found);
-        if found.0 == Status::False {
-            self.note(EventType::Warning, "ground", &found.1.to_string(), &found.2);
+        condition = rules_conflict.unwrap_or(condition);
+        if condition.0 == Status::False {
+            self.record_event(
+                EventType::Warning,
+                "ground",
+                &condition.1.to_string(),
+                &condition.2,
+            );
         }
-        let is_firm = found.0 == Status::True;
+        let is_converged = condition.0 == Status::True;
         let footing = desired.requirements.clone();
         // Contested rules are not repaired during the delay, so they are not known to be in place.
-        let is_lost = !is_firm
-            && (found.1 == Reason::Contested && of_rules || !self.still_enforces(&desired).await);
+        let is_lost = !is_converged
+            && (condition.1 == Reason::Contested && affects_rules
+                || !self.rules_in_place(&desired).await);
         if is_lost {
-            self.shut_restricted().await;
+            self.disable_restricted_forwarding().await;
         }
         let was_lost = before
             .as_ref()
@@ -111,65 +125,65 @@ impl Engine {
         if is_lost && !was_lost {
             let message = format!(
                 "forwarding is disabled for all isolated and bridge VMs: {}",
-                found.2
+                condition.2
             );
-            self.note(EventType::Warning, "ground", "ForwardingDisabled", &message);
+            self.record_event(EventType::Warning, "ground", "ForwardingDisabled", &message);
         }
-        let said = before.as_ref().map(|page| page.condition.message.clone());
-        let is_news = said.as_ref() != Some(&found.2);
-        let mut page = self.ground_page(found, desired, before.as_ref());
-        page.contested = contest;
+        let previous_message = before.as_ref().map(|page| page.condition.message.clone());
+        let message_changed = previous_message.as_ref() != Some(&condition.2);
+        let mut page = self.host_network_status(condition, desired, before.as_ref());
+        page.conflicting_writer = netlink_conflict;
         page.unenforced = is_lost.then(|| page.condition.clone());
         let known = before.map(|page| (page.warnings, page.drops));
-        let drops = seen.as_ref().and_then(|seen| seen.drops.clone());
+        let drops = observed.as_ref().and_then(|seen| seen.drops.clone());
         let drops = drops.map(|all| all.into_iter().map(|drop| (drop.range, drop.message)));
-        let (known, known_drops) = known.unzip();
-        page.warnings = warnings.or(known).unwrap_or_default();
+        let (stored_warnings, stored_drops) = known.unzip();
+        page.warnings = warnings.or(stored_warnings).unwrap_or_default();
         page.drops = drops
             .map(Iterator::collect)
-            .or(known_drops)
+            .or(stored_drops)
             .unwrap_or_default();
-        self.write(|txn| txn.put_ground(page)).await?;
-        if let Some(seen) = seen.filter(|_| is_firm) {
-            self.enforced(&footing, seen);
+        self.write(|txn| txn.put_host_network_status(page)).await?;
+        if let Some(seen) = observed.filter(|_| is_converged) {
+            self.rules_verified(&footing, seen);
         }
-        self.look_at_dependents(&hands);
-        self.look_for_plugin_rules().await;
+        self.enqueue_dependents(&reconciler);
+        self.check_plugin_rules().await;
         // VMs that wait report the new message.
-        if (is_firm && !was_firm) || is_news {
-            self.call_back();
+        if (is_converged && !was_converged) || message_changed {
+            self.enqueue_waiting();
         }
         Ok(outcome)
     }
 
     /// Enqueues the VMs on a bridge that was repaired. The kernel deletes permanent neighbour and forwarding entries of a bridge when its
     /// last address is removed, its MAC changes, or it is set down.
-    fn look_at_dependents(&self, hands: &HostNetwork) {
-        let touched = hands
+    fn enqueue_dependents(&self, reconciler: &HostNetwork) {
+        let touched = reconciler
             .touched_bridges
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if touched.is_empty() {
             return;
         }
-        let is_on = |vm: &&Vm| match &vm.spec.network {
+        let is_on_touched_bridge = |vm: &&Vm| match &vm.spec.network {
             NetworkSpec::Bridge(spec) => touched.contains(&Some(spec.bridge.clone())),
             NetworkSpec::Isolated(_) | NetworkSpec::Cni(_) => false,
         };
         let vms = self.store.read(|world| {
-            let on_them = world.vms().filter(is_on);
-            on_them.map(|vm| vm.meta.uid).collect::<Vec<_>>()
+            let dependents = world.vms().filter(is_on_touched_bridge);
+            dependents.map(|vm| vm.meta.uid).collect::<Vec<_>>()
         });
         for uid in vms {
-            self.waker.nudge(Key::Vm(uid));
+            self.waker.enqueue(Key::Vm(uid));
         }
     }
 
     /// Configures network managers to ignore our links before these are created.
-    async fn keep_unmanaged(&self, desired: &ground::Desired) {
+    async fn configure_network_managers(&self, desired: &ground::Desired) {
         let links = self.our_links(desired).await;
         let written = match links {
-            Ok(links) => unmanaged::write_unmanaged(&self.hands.home, &links).await,
+            Ok(links) => unmanaged::write_unmanaged(&self.host.host_netns, &links).await,
             Err(error) => Err(error),
         };
         match written {
@@ -186,7 +200,7 @@ impl Engine {
     pub async fn our_links(&self, desired: &ground::Desired) -> Result<OurLinks, host::Error> {
         let mut bridges = BTreeSet::new();
         for name in desired.requirements.bridges.keys() {
-            let found = link::get(&self.hands.netlink, name).await?;
+            let found = link::get(&self.host.netlink, name).await?;
             if found.is_none_or(|found| ground::is_managed(desired, &found)) {
                 bridges.insert(name.clone());
             }
@@ -208,17 +222,17 @@ impl Engine {
     }
 
     /// The desired state of the host's rules and bridges.
-    pub fn ground_desired(&self) -> ground::Desired {
+    pub fn desired_host_network(&self) -> ground::Desired {
         ground::Desired {
             instance: self.instance.clone(),
-            requirements: self.store.read(crate::store::World::footing),
-            previous: Footing::default(),
+            requirements: self.store.read(crate::store::World::host_requirements),
+            previous: HostRequirements::default(),
         }
     }
 
     /// Whether table sizes, networks, foreign bridges or foreign routing rules of the host differ from the previous observation.
-    fn is_resized(&self, seen: Option<&ground::Observed>) -> bool {
-        let Some(seen) = seen else {
+    fn host_properties_changed(&self, observed: Option<&ground::Observed>) -> bool {
+        let Some(seen) = observed else {
             return false;
         };
         let now = (
@@ -227,89 +241,102 @@ impl Engine {
             seen.foreign.clone(),
             seen.foreign_routing(),
         );
-        let mut sized = self.sized.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = sized.replace(now);
-        before.is_some() && before != *sized
+        let mut host_properties = self
+            .host_properties
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let before = host_properties.replace(now);
+        before.is_some() && before != *host_properties
     }
 
     /// Records an event if work on the host network takes long. Its stored status stays, or no VM could be repaired meanwhile.
-    async fn told_slow<T>(&self, work: impl Future<Output = T>) -> T {
+    async fn report_slow<T>(&self, work: impl Future<Output = T>) -> T {
         let since = clock::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let mut work = Box::pin(work);
         tokio::select! {
             biased;
             done = &mut work => return done,
-            () = tokio::time::sleep(SLOW_STEP) => {}
+            () = tokio::time::sleep(REPORT_DELAY) => {}
         }
-        let deadline = humantime::format_duration(self.hands.backend.timeout);
+        let deadline = humantime::format_duration(self.host.backend.timeout);
         let message = format!(
             "reconciling the host's rules and bridges since {since}; the deadline of iptables-restore is {deadline}"
         );
-        self.note(EventType::Warning, "ground", "Pending", &message);
+        self.record_event(EventType::Warning, "ground", "Pending", &message);
         work.await
     }
 
     /// Returns the requirements and the stored status, after requirements that are no longer needed were removed from the status. A VM
     /// that was admitted before has a lease, which is a requirement; a later VM waits.
-    async fn let_go(&self) -> Result<(Footing, Option<store::Ground>), store::Error> {
-        let (footing, page) = self
+    async fn shrink_stored_requirements(
+        &self,
+    ) -> Result<(HostRequirements, Option<store::HostNetworkStatus>), store::Error> {
+        let (requirements, status) = self
             .store
-            .read(|world| (world.footing(), world.ground().cloned()));
-        if page
+            .read(|world| (world.host_requirements(), world.ground().cloned()));
+        if status
             .as_ref()
-            .is_none_or(|page| page.let_go(&footing).is_none())
+            .is_none_or(|page| page.limited_to(&requirements).is_none())
         {
-            return Ok((footing, page));
+            return Ok((requirements, status));
         }
         self.write(|txn| {
-            let footing = txn.world().footing();
+            let footing = txn.world().host_requirements();
             let page = txn.world().ground().cloned();
-            let less = page.as_ref().and_then(|page| page.let_go(&footing));
-            if let Some(less) = less.clone() {
-                txn.put_ground(less)?;
+            let reduced = page.as_ref().and_then(|page| page.limited_to(&footing));
+            if let Some(less) = reduced.clone() {
+                txn.put_host_network_status(less)?;
             }
-            Ok((footing, less.or(page)))
+            Ok((footing, reduced.or(page)))
         })
         .await
     }
 
     /// Records a drift event. Returns the condition if a conflicting writer reverts the repairs.
-    fn tell_of_ground_drift(&self, taken: &[String], of_rules: bool) -> Option<Found> {
-        let steps = taken.join("; ");
+    fn report_host_network_drift(
+        &self,
+        actions: &[String],
+        affects_rules: bool,
+    ) -> Option<ConditionParts> {
+        let steps = actions.join("; ");
         let repaired = format!("differed from the desired state; restored: {steps}");
-        self.note(EventType::Warning, "ground", "Drift", &repaired);
-        let rung = match of_rules {
-            true => Rung::Firewall,
-            false => Rung::Net,
+        self.record_event(EventType::Warning, "ground", "Drift", &repaired);
+        let rung = match affects_rules {
+            true => Stage::Firewall,
+            false => Stage::Net,
         };
-        self.contests
-            .count(self.ground_uid(), rung, clock::monotonic())?;
-        let why = format!("repaired repeatedly: a conflicting writer reverts: {steps}");
-        Some((Status::False, Reason::Contested, why))
+        self.conflicting_writers
+            .count(self.host_network_uid(), rung, clock::monotonic())?;
+        let message = format!("repaired repeatedly: a conflicting writer reverts: {steps}");
+        Some((Status::False, Reason::Contested, message))
     }
 
     /// The conflict about state that is repaired by netlink messages, until it is over: a new one, or the stored one.
-    fn contest(
+    fn netlink_conflict(
         &self,
         hands: &HostNetwork,
-        found: Option<Found>,
-        known: Option<Contest>,
-    ) -> Option<Contest> {
+        found: Option<ConditionParts>,
+        known: Option<ConflictingWriter>,
+    ) -> Option<ConflictingWriter> {
         let Some((status, reason, message)) = found else {
-            return known.filter(|_| self.is_contested(&Key::Ground));
+            return known.filter(|_| self.is_contested(&Key::HostNetwork));
         };
         if known.is_none() {
-            self.note(EventType::Warning, "ground", &reason.to_string(), &message);
+            self.record_event(EventType::Warning, "ground", &reason.to_string(), &message);
         }
         let touched = hands
             .touched_bridges
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let of_all = touched.contains(&None);
-        let bridges = touched.iter().flatten().filter(|_| !of_all).cloned();
+        let affects_all_bridges = touched.contains(&None);
+        let bridges = touched
+            .iter()
+            .flatten()
+            .filter(|_| !affects_all_bridges)
+            .cloned();
         let bridges: BTreeSet<String> = bridges.collect();
         Some(match known {
-            Some(known) if known.bridges.is_empty() || bridges.is_empty() => Contest {
+            Some(known) if known.bridges.is_empty() || bridges.is_empty() => ConflictingWriter {
                 bridges: BTreeSet::new(),
                 ..known
             },
@@ -317,7 +344,7 @@ impl Engine {
                 known.bridges.extend(bridges);
                 known
             }
-            None => Contest {
+            None => ConflictingWriter {
                 condition: Condition {
                     status,
                     reason,
@@ -330,32 +357,34 @@ impl Engine {
         })
     }
 
-    fn ground_uid(&self) -> Uid {
+    fn host_network_uid(&self) -> Uid {
         owner::uid_of(&self.instance.host_network_label())
     }
 
     /// Whether a conflicting writer reverts repairs that are made for this key by netlink messages.
     pub fn is_contested(&self, key: &Key) -> bool {
         let uid = match key {
-            Key::Ground => self.ground_uid(),
+            Key::HostNetwork => self.host_network_uid(),
             Key::Vm(uid) => *uid,
-            Key::Group(_) | Key::Stray(_) => return false,
+            Key::Group(_) | Key::Orphan(_) => return false,
         };
-        let lasts = self.contests.lasts(uid, Rung::Net, clock::monotonic());
-        lasts.is_some()
+        let repairs = self
+            .conflicting_writers
+            .ongoing(uid, Stage::Net, clock::monotonic());
+        repairs.is_some()
     }
 
-    fn ground_page(
+    fn host_network_status(
         &self,
-        (status, reason, message): Found,
+        (status, reason, message): ConditionParts,
         desired: ground::Desired,
-        before: Option<&store::Ground>,
-    ) -> store::Ground {
+        before: Option<&store::HostNetworkStatus>,
+    ) -> store::HostNetworkStatus {
         let now = clock::now();
         let since = before
             .filter(|before| before.condition.status == status)
             .map_or(now, |before| before.condition.since);
-        store::Ground {
+        store::HostNetworkStatus {
             condition: Condition {
                 status,
                 reason,
@@ -363,15 +392,15 @@ impl Engine {
                 since,
                 observed_generation: 0,
             },
-            carries: desired.requirements,
-            leaves: match status {
-                Status::True => Footing::default(),
+            applied: desired.requirements,
+            obsolete: match status {
+                Status::True => HostRequirements::default(),
                 // The next run removes what could not be removed now.
                 Status::False | Status::Unknown => desired.previous,
             },
-            boot_id: self.hands.boot_id.clone(),
+            boot_id: self.host.boot_id.clone(),
             unenforced: None,
-            contested: None,
+            conflicting_writer: None,
             warnings: Vec::new(),
             drops: Vec::new(),
         }
@@ -380,27 +409,25 @@ impl Engine {
     /// Records that this VM waits for the host network: its requirements are not met, or it has no address. Call this within the
     /// transaction that found this: then a transaction that stores the host network as converged cannot come between, and
     /// [`Engine::call_back`] after it enqueues the VM.
-    pub(super) fn turn_away(&self, uid: Uid) {
-        let turned_away = self.turned_away.lock();
-        turned_away
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(uid);
+    pub(super) fn wait_for_host_network(&self, uid: Uid) {
+        let waiting = self.waiting_for_host_network.lock();
+        waiting.unwrap_or_else(PoisonError::into_inner).insert(uid);
     }
 
-    fn call_back(&self) {
-        let turned_away = self.turned_away.lock();
+    fn enqueue_waiting(&self) {
+        let turned_away = self.waiting_for_host_network.lock();
         let waiting = std::mem::take(&mut *turned_away.unwrap_or_else(PoisonError::into_inner));
         for uid in waiting {
-            self.waker.nudge(Key::Vm(uid));
+            self.waker.enqueue(Key::Vm(uid));
         }
     }
 
     /// The reconciler of the host network.
     pub fn ground(&self) -> HostNetwork {
         HostNetwork {
-            home: self.hands.home.clone(),
-            netlink: self.hands.netlink.clone(),
-            backend: self.hands.backend.clone(),
+            home: self.host.host_netns.clone(),
+            netlink: self.host.netlink.clone(),
+            backend: self.host.backend.clone(),
             scope: Scope::Named,
             forward_chains: self.forward_chains.clone(),
             touched_bridges: Default::default(),

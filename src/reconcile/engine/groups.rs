@@ -5,12 +5,12 @@ use std::sync::PoisonError;
 
 use tracing::warn;
 
-use super::{Engine, SLOW};
+use super::{Engine, SLOW_RETRY};
 use crate::api::condition::Reason;
 use crate::api::event::EventType;
 use crate::api::meta::Name;
 use crate::api::network::Connection;
-use crate::api::rung::Rung;
+use crate::api::rung::Stage;
 use crate::api::vm::{Vm, VmSpec};
 use crate::clock;
 use crate::host::link;
@@ -20,7 +20,7 @@ use crate::store;
 
 impl Engine {
     /// Applies a group's spec to its VMs before any of them is run.
-    pub async fn give_to_vms(&self, group: &Name) {
+    pub async fn apply_to_vms(&self, group: &Name) {
         if let Err(error) = self.run_group(group).await {
             warn!(%group, %error, "the spec of a restricted group is not applied to its VMs yet");
         }
@@ -28,12 +28,12 @@ impl Engine {
 
     /// Claims on the host the ranges that groups chose in an earlier run of the daemon, before any group chooses one. `whole`: the state
     /// is complete, so that claims of no group can be released.
-    pub async fn hold_claims(&self, whole: bool) -> Result<(), group::Error> {
-        let links = link::list(&self.hands.netlink).await?;
+    pub async fn restore_claims(&self, state_is_complete: bool) -> Result<(), group::Error> {
+        let links = link::list(&self.host.netlink).await?;
         self.claims.reap(&links).await?;
         let stored = self.store.read(group::needed);
         self.claims.hold_stored(stored).await?;
-        match whole {
+        match state_is_complete {
             true => self.claims.release_unused(&self.store).await,
             false => self.claims.keep_all(),
         }
@@ -42,123 +42,136 @@ impl Engine {
 
     pub(super) async fn run_group(&self, name: &Name) -> Result<Outcome, store::Error> {
         let host_use = HostUse {
-            netlink: &self.hands.netlink,
+            netlink: &self.host.netlink,
             instance: &self.instance,
         };
-        let mut fitness = Fitness::default();
-        let done = loop {
+        let mut preflight = Fitness::default();
+        let progress = loop {
             let (store, now) = (&self.store, clock::now());
-            let done = group::reconcile(store, &self.claims, &host_use, name, &fitness, now).await;
+            let done =
+                group::reconcile(store, &self.claims, &host_use, name, &preflight, now).await;
             match done {
-                Ok(Progress::Asks(question)) => {
-                    let found = self.fits(&question.vm, &question.wanted).await;
-                    fitness.note(*question, found);
+                Ok(Progress::Asks(check)) => {
+                    let result = self.preflight_check(&check.vm, &check.wanted).await;
+                    preflight.note(*check, result);
                 }
                 done => break done,
             }
         };
-        Ok(match done {
+        Ok(match progress {
             Ok(Progress::Done) => {
-                self.group_rests(name, Waits::No, None);
+                self.store_group_result(name, GroupWaits::No, None);
                 Outcome::Converged
             }
             Ok(Progress::Waiting | Progress::Asks(_)) => {
-                self.group_rests(name, Waits::Yes, None);
+                self.store_group_result(name, GroupWaits::Yes, None);
                 Outcome::Converged
             }
-            Ok(Progress::Held(held)) => {
-                self.group_rests(name, Waits::Yes, Some(Hindrance::Unfit(held)));
-                Outcome::After(SLOW)
+            Ok(Progress::Held(blocked)) => {
+                self.store_group_result(name, GroupWaits::Yes, Some(Hindrance::Unfit(blocked)));
+                Outcome::RequeueAfter(SLOW_RETRY)
             }
             Err(group::Error::Store(error)) => return Err(error),
             Err(error) => {
-                let hindrance = Hindrance::NoRange(error.to_string());
-                self.group_rests(name, Waits::AsBefore, Some(hindrance));
+                let reason = Hindrance::NoRange(error.to_string());
+                self.store_group_result(name, GroupWaits::Unchanged, Some(reason));
                 Outcome::Failed
             }
         })
     }
 
     /// Records an event if the group is blocked for a new reason, and stores whether it waits for its VMs.
-    fn group_rests(&self, name: &Name, waits: Waits, hindrance: Option<Hindrance>) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        match waits {
-            Waits::Yes => drop(waiting.insert(name.clone())),
-            Waits::No => drop(waiting.remove(name)),
-            Waits::AsBefore => {}
-        }
-        drop(waiting);
-        let mut hindrances = self
-            .hindrances
+    fn store_group_result(
+        &self,
+        name: &Name,
+        waits: GroupWaits,
+        blocked_reason: Option<Hindrance>,
+    ) {
+        let mut waiting = self
+            .waiting_groups
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let before = match &hindrance {
-            Some(hindrance) => hindrances.insert(name.clone(), hindrance.clone()),
-            None => hindrances.remove(name),
+        match waits {
+            GroupWaits::Yes => drop(waiting.insert(name.clone())),
+            GroupWaits::No => drop(waiting.remove(name)),
+            GroupWaits::Unchanged => {}
+        }
+        drop(waiting);
+        let mut blocked_reasons = self
+            .blocked_reasons
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let before = match &blocked_reason {
+            Some(hindrance) => blocked_reasons.insert(name.clone(), hindrance.clone()),
+            None => blocked_reasons.remove(name),
         };
-        drop(hindrances);
-        if let Some(hindrance) = hindrance.filter(|now| before.as_ref() != Some(now)) {
+        drop(blocked_reasons);
+        if let Some(hindrance) = blocked_reason.filter(|now| before.as_ref() != Some(now)) {
             let reason = match hindrance {
                 Hindrance::NoRange(_) => "RangeUnavailable",
                 Hindrance::Unfit(_) => "NotReplaced",
             };
             let object = format!("hostgroup/{name}");
-            self.note(EventType::Warning, &object, reason, &hindrance.words());
+            self.record_event(EventType::Warning, &object, reason, &hindrance.words());
         }
     }
 
     pub(super) fn group_waits(&self, group: &Name) -> bool {
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = self
+            .waiting_groups
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         waiting.contains(group)
     }
 
     /// Why a group is blocked, apart from the state of its VMs.
-    pub fn hindrance(&self, group: &Name) -> Option<Hindrance> {
-        let hindrances = self
-            .hindrances
+    pub fn blocked_reason(&self, group: &Name) -> Option<Hindrance> {
+        let blocked_reasons = self
+            .blocked_reasons
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        hindrances.get(group).cloned()
+        blocked_reasons.get(group).cloned()
     }
 
     /// Why a VM that should be replaced is not. None: it should not be, or nothing blocks it.
-    pub fn why_not_replaced(&self, vm: &Vm) -> Option<String> {
-        let hindrances = self
-            .hindrances
+    pub fn replacement_blocked_reason(&self, vm: &Vm) -> Option<String> {
+        let blocked_reasons = self
+            .blocked_reasons
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let why = hindrances.get(&vm.group)?.of_vm(&vm.meta.name);
-        why.map(str::to_owned)
+        let reason = blocked_reasons.get(&vm.group)?.of_vm(&vm.meta.name);
+        reason.map(str::to_owned)
     }
 
     /// Checks whether this host can run `wanted` in place of an existing VM.
     ///
     /// # Errors
     /// A message for users: why it cannot.
-    pub async fn fits(&self, vm: &Vm, wanted: &VmSpec) -> Result<(), String> {
+    pub async fn preflight_check(&self, vm: &Vm, spec: &VmSpec) -> Result<(), String> {
         let uid = vm.meta.uid;
         let reason = self.store.read(|world| {
-            let page = world.page(uid, Rung::Vmm);
-            page.map(|page| page.condition.reason)
+            let status = world.status(uid, Stage::Vmm);
+            status.map(|page| page.condition.reason)
         });
         if reason == Some(Reason::Invalid) {
             // The existing VM cannot run either.
             return Ok(());
         }
         let label = self.instance.vm_label(&vm.meta.name, uid);
-        let mark = self.mark(uid, Rung::Net);
-        let connection: Option<Connection> = mark.and_then(|mark| serde_json::from_str(&mark).ok());
-        let connection = connection.filter(|_| vm.spec.network.mode() == wanted.network.mode());
+        let checkpoint = self.checkpoint(uid, Stage::Net);
+        let connection: Option<Connection> =
+            checkpoint.and_then(|mark| serde_json::from_str(&mark).ok());
+        let connection = connection.filter(|_| vm.spec.network.mode() == spec.network.mode());
         self.processes
-            .fits(wanted, &vm.meta.name, &label, connection.as_ref())
+            .preflight(spec, &vm.meta.name, &label, connection.as_ref())
             .await
     }
 }
 
 /// Whether a group is enqueued when one of its VMs becomes Ready or is removed.
 #[derive(Clone, Copy)]
-enum Waits {
+enum GroupWaits {
     Yes,
     No,
-    AsBefore,
+    Unchanged,
 }

@@ -2,22 +2,22 @@
 //! Out of scope: the Lease and Vmm stages, which are the same in every mode.
 
 use super::Engine;
-use super::step::{Ascent, Ready};
+use super::step::{BringUpRunner, ReadyStage};
 use crate::api::network::{Block, Connection};
-use crate::api::rung::Rung;
+use crate::api::rung::Stage;
 use crate::api::vm::Vm;
 use crate::owner;
 use crate::reconcile::{connection, firewall, net};
 
 impl Engine {
     /// Handles the Net and Firewall stages.
-    pub(super) async fn connect_isolated<A: Ascent>(
+    pub(super) async fn connect_isolated<A: BringUpRunner>(
         &self,
         vm: &Vm,
         block: Block,
         record: String,
-        ascent: &mut A,
-    ) -> Result<Connection, A::Stop> {
+        runner: &mut A,
+    ) -> Result<Connection, A::Break> {
         let uid = vm.meta.uid;
         let desired = net::Desired {
             label: self.instance.vm_label(&vm.meta.name, uid),
@@ -28,41 +28,43 @@ impl Engine {
                 record,
             }),
         };
-        let hands = self.net();
-        let met = ascent.meet(Rung::Net, &hands, &desired).await;
-        if hands.created_netns() {
+        let reconciler = self.net();
+        let result = runner.run_stage(Stage::Net, &reconciler, &desired).await;
+        if reconciler.created_netns() {
             // The rule generations of a new namespace start again.
-            self.seen_rules.forget(uid);
+            self.verified_rules.forget(uid);
         }
-        let unrecorded = match met {
+        let record_error = match result {
             Ok(_) => {
-                ascent.ready(Rung::Net, Ready::default()).await?;
+                runner.ready(Stage::Net, ReadyStage::default()).await?;
                 None
             }
             // A full run directory does not delay restrictions. The Firewall stage is acquired, so these rules only replace earlier ones.
-            Err(stop) if hands.lacks_record() && self.held(uid).contains(&Rung::Firewall) => {
-                Some(stop)
+            Err(error)
+                if reconciler.lacks_record() && self.acquired(uid).contains(&Stage::Firewall) =>
+            {
+                Some(error)
             }
             Err(stop) => return Err(stop),
         };
-        let rules = self.rules(vm, block, self.mark(uid, Rung::Firewall));
-        let ready = Ready::marked(rules.digest.clone());
+        let rules = self.rules(vm, block, self.checkpoint(uid, Stage::Firewall));
+        let ready = ReadyStage::with_checkpoint(rules.digest.clone());
         let desired = firewall::Desired {
             netns: desired.netns(),
             lock: self.run_dir.vm_dir(uid).join(net::LOCK),
             rules: Some(rules),
         };
-        let hands = self.firewall();
-        let seen = ascent.meet(Rung::Firewall, &hands, &desired).await?;
-        if let Some(refused) = seen.refused {
-            self.note_dropped(vm, refused);
+        let hands = self.isolated_firewall_reconciler();
+        let observed = runner.run_stage(Stage::Firewall, &hands, &desired).await?;
+        if let Some(refused) = observed.refused {
+            self.report_dropped(vm, refused);
         }
-        let ready = Ready {
-            rules: seen.generation,
+        let ready = ReadyStage {
+            rules: observed.generation,
             ..ready
         };
-        let ready = ascent.ready(Rung::Firewall, ready).await;
-        if let Some(stop) = unrecorded {
+        let ready = runner.ready(Stage::Firewall, ready).await;
+        if let Some(stop) = record_error {
             return Err(stop);
         }
         ready?;
@@ -75,7 +77,7 @@ impl Engine {
     }
 
     /// The desired rules of an isolated VM.
-    pub fn rules(&self, vm: &Vm, block: Block, judged: Option<String>) -> firewall::Rules {
+    pub fn rules(&self, vm: &Vm, block: Block, evaluated: Option<String>) -> firewall::Rules {
         let policy = vm.spec.network.policy().cloned().unwrap_or_default();
         let guest_mac = owner::vm_names(&self.instance, vm.meta.uid).guest_mac;
         let limit = self.limit(vm);
@@ -83,7 +85,7 @@ impl Engine {
         firewall::Rules {
             digest: firewall::rules::digest(&ruleset),
             ruleset,
-            checked_against: judged,
+            checked_against: evaluated,
             policy,
             guest: block.guest(),
             limit: limit.all(),

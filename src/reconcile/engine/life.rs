@@ -5,100 +5,100 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use super::step::{Climbing, Meet, Stop};
-use super::{Engine, Key, SLOW};
+use super::step::{BringUp, BringUpError, StageRunner};
+use super::{Engine, Key, SLOW_RETRY};
 use crate::api::condition::{Reason, Status};
 use crate::api::event::EventType;
-use crate::api::life::Grace;
+use crate::api::life::GracePeriod;
 use crate::api::meta::Uid;
-use crate::api::rung::Rung;
+use crate::api::rung::Stage;
 use crate::api::vm::{Hypervisor, Power, Vm};
 use crate::clock;
 use crate::host::process::Identity;
 use crate::owner::{self, Label};
-use crate::reconcile::life::{self, End, ProcessMark, Started, Verdict};
-use crate::reconcile::vmm::{self, Guest, Judged, Left};
+use crate::reconcile::life::{self, PowerDecision, ProcessExit, StartedProcess, VmmCheckpoint};
+use crate::reconcile::vmm::{self, DesiredGuest, EvaluatedExits, Retain};
 use crate::reconcile::{Error, Wait};
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Txn};
 
 /// Number of lines of a VMM's log that are stored when it has ended.
-const LAST_LINES: usize = 5;
+const STORED_LOG_LINES: usize = 5;
 
 impl Engine {
     /// The checkpoint of a VM's Vmm stage.
-    pub(super) fn process_mark(&self, uid: Uid) -> ProcessMark {
+    pub(super) fn process_checkpoint(&self, uid: Uid) -> VmmCheckpoint {
         self.store
-            .read(|world| ProcessMark::of(world.page(uid, Rung::Vmm)))
+            .read(|world| VmmCheckpoint::of(world.status(uid, Stage::Vmm)))
     }
 
     /// The power decision for a VM: run, stay stopped, or restart.
-    pub(super) fn verdict(&self, vm: &Vm) -> Verdict {
-        let verdict = self
-            .process_mark(vm.meta.uid)
-            .verdict(vm.power, vm.spec.life.restart);
-        match (&verdict, vm.power) {
+    pub(super) fn power_decision(&self, vm: &Vm) -> PowerDecision {
+        let decision = self
+            .process_checkpoint(vm.meta.uid)
+            .evaluate_exit(vm.power, vm.spec.life.restart);
+        match (&decision, vm.power) {
             // It was started, and the daemon ended before that was stored.
-            (Verdict::Down(..), Power::Running | Power::Paused)
-                if self.processes.runs(vm.meta.uid) =>
+            (PowerDecision::Stop(..), Power::Running | Power::Paused)
+                if self.processes.may_be_running(vm.meta.uid) =>
             {
-                Verdict::Run
+                PowerDecision::Run
             }
-            _ => verdict,
+            _ => decision,
         }
     }
 
     /// Deletes the host's connection tracking entries of a guest that has ended, once for each stop. The VM's next run retries a failure;
     /// the number of remaining entries is bounded by the VM's limit.
-    async fn forget_flows_at_rest(&self, vm: &Vm, verdict: &Verdict) {
+    async fn delete_flows_when_stopped(&self, vm: &Vm, decision: &PowerDecision) {
         let uid = vm.meta.uid;
-        let (address, noted) = self.store.read(|world| {
+        let (address, stored) = self.store.read(|world| {
             let lease = world.lease(&vm.meta.name);
-            let page = world.page(uid, Rung::Vmm);
-            let noted = page.map(|page| (page.condition.status, page.condition.reason));
+            let status = world.status(uid, Stage::Vmm);
+            let noted = status.map(|page| (page.condition.status, page.condition.reason));
             (lease.map(|lease| lease.address.ip()), noted)
         });
-        let is_noted = match verdict {
-            Verdict::Down(reason, _) => noted == Some((Status::False, *reason)),
-            Verdict::Again | Verdict::Run => false,
+        let is_stored = match decision {
+            PowerDecision::Stop(reason, _) => stored == Some((Status::False, *reason)),
+            PowerDecision::Restart | PowerDecision::Run => false,
         };
-        let Some(address) = address.filter(|_| !is_noted) else {
+        let Some(address) = address.filter(|_| !is_stored) else {
             return;
         };
-        if let Err(stuck) = self.forget_flows(address).await {
-            let (_, reason, message) = stuck.found;
+        if let Err(error) = self.delete_flows(address).await {
+            let (_, reason, message) = error.found;
             let object = format!("vm/{}", vm.meta.name);
-            self.note(EventType::Warning, &object, &reason.to_string(), &message);
+            self.record_event(EventType::Warning, &object, &reason.to_string(), &message);
         }
     }
 
     /// The desired process of a VM that is stopped: none.
-    pub(super) fn at_rest(&self, vm: &Vm) -> vmm::Desired {
+    pub(super) fn desired_when_stopped(&self, vm: &Vm) -> vmm::Desired {
         let label = self.instance.vm_label(&vm.meta.name, vm.meta.uid);
-        let nothing = vmm::Desired {
-            left: Left::Log,
+        let no_process = vmm::Desired {
+            left: Retain::Log,
             ..self.processes.nothing(&label)
         };
-        self.living(vm, nothing)
+        self.with_lifecycle(vm, no_process)
     }
 
     /// Adds the grace period, the desired guest state and the last evaluated exit to a desired process.
-    pub(super) fn living(&self, vm: &Vm, desired: vmm::Desired) -> vmm::Desired {
-        let mark = self.process_mark(vm.meta.uid);
-        let settled = self.store.read(|world| {
-            let page = world.page(vm.meta.uid, Rung::Vmm);
-            page.is_some_and(|page| page.condition.is_true_at(vm.meta.generation))
+    pub(super) fn with_lifecycle(&self, vm: &Vm, desired: vmm::Desired) -> vmm::Desired {
+        let checkpoint = self.process_checkpoint(vm.meta.uid);
+        let is_ready = self.store.read(|world| {
+            let status = world.status(vm.meta.uid, Stage::Vmm);
+            status.is_some_and(|page| page.condition.is_true_at(vm.meta.generation))
         });
         let guest = match vm.power {
-            Power::Paused => Guest::Paused,
+            Power::Paused => DesiredGuest::Paused,
             // It may have been paused before.
-            Power::Running if mark.process.is_some() && !settled => Guest::Running,
-            Power::Running | Power::Stopped | Power::Restarting => Guest::Any,
+            Power::Running if checkpoint.process.is_some() && !is_ready => DesiredGuest::Running,
+            Power::Running | Power::Stopped | Power::Restarting => DesiredGuest::Any,
         };
         vmm::Desired {
             grace: vm.spec.life.graceful_shutdown,
             guest,
-            judged: Judged::Of(mark.last_end.map(|end| end.process)),
+            judged: EvaluatedExits::Of(checkpoint.last_exit.map(|end| end.process)),
             ..desired
         }
     }
@@ -110,73 +110,78 @@ impl Engine {
     }
 
     /// How long to wait for the guest of a VM that is deleted to power down.
-    pub(super) fn grace(&self, uid: Uid) -> Grace {
-        let life = self
+    pub(super) fn grace_period(&self, uid: Uid) -> GracePeriod {
+        let lifecycle = self
             .store
             .read(|world| world.vm(uid).map(|vm| vm.spec.life.clone()));
-        life.unwrap_or_default().graceful_shutdown
+        lifecycle.unwrap_or_default().graceful_shutdown
     }
 
     /// If the VMM has ended and this is not stored yet, stores how it ended, before any action that depends on it. Returns a message if
     /// the VMM failed at startup: it ended by itself before it was observed to run.
-    pub(super) async fn note_end(&self, vm: &Vm) -> Result<Option<String>, store::Error> {
+    pub(super) async fn record_exit(&self, vm: &Vm) -> Result<Option<String>, store::Error> {
         if vm.spec.hypervisor == Hypervisor::None {
             return Ok(None);
         }
         let uid = vm.meta.uid;
         let label = self.instance.vm_label(&vm.meta.name, uid);
-        let nothing = self.processes.nothing(&label);
-        let mark = self.process_mark(uid);
-        let known = mark.process.as_ref().map(|started| &started.identity);
+        let no_process = self.processes.nothing(&label);
+        let checkpoint = self.process_checkpoint(uid);
+        let known_process = checkpoint.process.as_ref().map(|started| &started.identity);
         // If this cannot be observed, the stage cannot be observed either, and reports the error.
-        let Ok(Some(ended)) = vmm::ended(&nothing, known) else {
+        let Ok(Some(ended)) = vmm::ended(&no_process, known_process) else {
             return Ok(None);
         };
-        let noted = mark.last_end.as_ref().map(|end| &end.process);
-        if noted == Some(&ended.process) {
+        let stored = checkpoint.last_exit.as_ref().map(|end| &end.process);
+        if stored == Some(&ended.process) {
             return Ok(None);
         }
-        let stillborn = !ended.stopped && known != Some(&ended.process);
-        let end = End {
+        let failed_at_startup = !ended.stopped && known_process != Some(&ended.process);
+        let end = ProcessExit {
             exit: ended.exit,
             at: clock::now(),
             why: life::why(vm.spec.hypervisor, ended.exit, ended.stopped),
-            said: vmm::last_lines(&nothing.dir, LAST_LINES),
-            answered: ended.stopped,
+            said: vmm::last_lines(&no_process.dir, STORED_LOG_LINES),
+            handled: ended.stopped,
             process: ended.process,
         };
         debug!(vm = %vm.meta.name, exit = %end.exit, "VMM ended");
-        let (words, exit) = (end.words(), end.exit);
-        self.write(|txn| remember(txn, uid, |mark| mark.ended(end)))
+        let (message, exit) = (end.words(), end.exit);
+        self.write(|txn| update_checkpoint(txn, uid, |mark| mark.record_exit(end)))
             .await?;
-        let kind = match (ended.stopped, exit) {
+        let event_type = match (ended.stopped, exit) {
             (true, _) | (false, crate::host::process::Exit::Code(0)) => EventType::Normal,
             (false, _) => EventType::Warning,
         };
-        self.note(kind, &format!("vm/{}", vm.meta.name), "Ended", &words);
-        Ok(stillborn.then_some(words))
+        self.record_event(
+            event_type,
+            &format!("vm/{}", vm.meta.name),
+            "Ended",
+            &message,
+        );
+        Ok(failed_at_startup.then_some(message))
     }
 
     /// The checkpoint while this process runs. The start time is kept while the process is the same.
-    pub(super) fn running_mark(&self, uid: Uid, identity: &Identity) -> Option<String> {
-        let mut mark = self.process_mark(uid);
-        mark.runs(Started {
+    pub(super) fn running_checkpoint(&self, uid: Uid, identity: &Identity) -> Option<String> {
+        let mut checkpoint = self.process_checkpoint(uid);
+        checkpoint.record_start(StartedProcess {
             started_at: clock::ago(identity.age().unwrap_or_default()),
             identity: identity.clone(),
             confined_by: self.processes.confined_by(uid),
         });
-        mark.text()
+        checkpoint.text()
     }
 
     /// If a loop waits for a process, returns when to run the key again, and enqueues the key when the process has ended.
-    pub(super) fn awaits(&self, key: Key, uid: Uid, error: &Error) -> Option<Outcome> {
+    pub(super) fn await_change(&self, key: Key, uid: Uid, error: &Error) -> Option<Outcome> {
         match error {
-            Error::Waits { wait, .. } => Some(match wait {
-                Wait::End(process, left) => {
-                    self.processes.watch_for(key, uid, process);
-                    Outcome::Awaits(*left)
+            Error::Waiting { wait, .. } => Some(match wait {
+                Wait::Exit(process, left) => {
+                    self.processes.watch_as(key, uid, process);
+                    Outcome::AwaitChange(*left)
                 }
-                Wait::Judgement => Outcome::Awaits(Duration::ZERO),
+                Wait::Evaluation => Outcome::AwaitChange(Duration::ZERO),
             }),
             Error::Conflict(_)
             | Error::Observe(_)
@@ -190,62 +195,73 @@ impl Engine {
         let uid = owner::uid_of(label);
         match self.store.read(|world| world.vm(uid).is_some()) {
             true => Key::Vm(uid),
-            false => Key::Stray(label.clone()),
+            false => Key::Orphan(label.clone()),
         }
     }
 }
 
-impl Climbing<'_> {
+impl BringUp<'_> {
     /// Handles a VMM that failed at startup: it is started again after a delay.
-    pub(super) async fn stillborn(&mut self, words: String) -> Result<Outcome, Stop> {
+    pub(super) async fn handle_startup_failure(
+        &mut self,
+        words: String,
+    ) -> Result<Outcome, BringUpError> {
         let (engine, vm) = (self.engine, self.vm);
         let count = engine
-            .contests
-            .count(vm.meta.uid, Rung::Vmm, clock::monotonic());
+            .conflicting_writers
+            .count(vm.meta.uid, Stage::Vmm, clock::monotonic());
         let (reason, message, outcome) = match count {
             Some(count) => (
                 Reason::CrashLoop,
                 format!("failed {count} times in a minute: {words}"),
-                Outcome::Shun(SLOW),
+                Outcome::HoldOff(SLOW_RETRY),
             ),
             None => (Reason::ActionFailed, words, Outcome::Failed),
         };
         let found = (Status::False, reason, message);
-        engine.set_condition(vm, Rung::Vmm, found).await?;
+        engine.set_condition(vm, Stage::Vmm, found).await?;
         Ok(outcome)
     }
 
     /// Stops the VMM and keeps the other stages.
-    pub(super) async fn rest(&mut self, verdict: Verdict) -> Result<Outcome, Stop> {
+    pub(super) async fn stop_vmm(
+        &mut self,
+        decision: PowerDecision,
+    ) -> Result<Outcome, BringUpError> {
         let (engine, vm) = (self.engine, self.vm);
         let uid = vm.meta.uid;
-        let desired = engine.at_rest(vm);
-        self.meet(Rung::Vmm, &engine.processes.rung, &desired)
+        let desired = engine.desired_when_stopped(vm);
+        self.run_stage(Stage::Vmm, &engine.processes.rung, &desired)
             .await?;
         engine.processes.watch(uid, None);
-        engine.forget_flows_at_rest(vm, &verdict).await;
-        let written = match verdict {
-            Verdict::Down(reason, message) => {
+        engine.delete_flows_when_stopped(vm, &decision).await;
+        let result = match decision {
+            PowerDecision::Stop(reason, message) => {
                 let found = (Status::False, reason, message);
-                engine.set_condition(vm, Rung::Vmm, found).await
+                engine.set_condition(vm, Stage::Vmm, found).await
             }
-            Verdict::Again | Verdict::Run => engine.write(|txn| run_again(txn, vm)).await,
+            PowerDecision::Restart | PowerDecision::Run => {
+                engine.write(|txn| run_again(txn, vm)).await
+            }
         };
-        written?;
+        result?;
         Ok(Outcome::Converged)
     }
 
     /// Reports that the VM is paused: its process runs and its vCPUs are stopped.
-    pub(super) async fn held(&mut self, mark: Option<String>) -> Result<Outcome, Stop> {
+    pub(super) async fn set_paused(
+        &mut self,
+        checkpoint: Option<String>,
+    ) -> Result<Outcome, BringUpError> {
         let (engine, vm) = (self.engine, self.vm);
         let (uid, generation, now) = (vm.meta.uid, vm.meta.generation, clock::now());
         let message = "paused by slicectl vm pause; continue it with slicectl vm resume";
         let found = (Status::False, Reason::Paused, message.to_owned());
         engine
             .write(|txn| {
-                txn.set_condition(uid, Rung::Vmm, found, generation, now)?;
-                match mark {
-                    Some(mark) => txn.set_mark(uid, Rung::Vmm, Some(mark)),
+                txn.set_condition(uid, Stage::Vmm, found, generation, now)?;
+                match checkpoint {
+                    Some(mark) => txn.set_checkpoint(uid, Stage::Vmm, Some(mark)),
                     None => Ok(()),
                 }
             })
@@ -264,7 +280,7 @@ fn run_again(txn: &mut Txn<'_>, vm: &Vm) -> Result<(), store::Error> {
     }
     now.power = Power::Running;
     now.meta.generation += 1;
-    remember(txn, vm.meta.uid, ProcessMark::answer)?;
+    update_checkpoint(txn, vm.meta.uid, VmmCheckpoint::answer)?;
     txn.put_vm(now)
 }
 
@@ -272,12 +288,12 @@ fn run_again(txn: &mut Txn<'_>, vm: &Vm) -> Result<(), store::Error> {
 ///
 /// # Errors
 /// [`store::Error::Write`].
-pub fn remember(
+pub fn update_checkpoint(
     txn: &mut Txn<'_>,
     uid: Uid,
-    change: impl FnOnce(&mut ProcessMark),
+    change: impl FnOnce(&mut VmmCheckpoint),
 ) -> Result<(), store::Error> {
-    let mut mark = ProcessMark::of(txn.world().page(uid, Rung::Vmm));
-    change(&mut mark);
-    txn.set_mark(uid, Rung::Vmm, mark.text())
+    let mut checkpoint = VmmCheckpoint::of(txn.world().status(uid, Stage::Vmm));
+    change(&mut checkpoint);
+    txn.set_checkpoint(uid, Stage::Vmm, checkpoint.text())
 }

@@ -32,10 +32,10 @@ use ipnetwork::Ipv4Network;
 use tracing::{debug, warn};
 
 use super::Probe;
-use super::contest::Contests;
+use super::contest::ConflictingWriters;
 use super::firewall::IsolatedFirewall;
 use super::flows::Flows;
-use super::fresh::Fresh;
+use super::fresh::Cached;
 use super::ground::{Refusals, Refused};
 use super::group::{Claims, Hindrance};
 use super::net::IsolatedNet;
@@ -44,7 +44,7 @@ use crate::api::condition::{Reason, Status};
 use crate::api::event::EventType;
 use crate::api::meta::{Name, Uid};
 use crate::api::network::{Connection, NetworkSpec};
-use crate::api::rung::Rung;
+use crate::api::rung::Stage;
 use crate::api::vm::Vm;
 use crate::api::vmm_ids::IdRange;
 use crate::clock;
@@ -57,34 +57,34 @@ use crate::host::netns::Netns;
 use crate::host::routing_rule::RoutingRule;
 use crate::host::rule::TableName;
 use crate::owner::{self, Instance, Label, RunDir};
-use crate::runtime::controller::Waker;
+use crate::runtime::controller::Enqueuer;
 use crate::runtime::queue::{Lane, Outcome};
 use crate::store::{self, Store, Txn};
 
 pub use enforce::Enforcement;
-pub use life::remember;
+pub use life::update_checkpoint;
 pub use preview::Preview;
-pub use seen_rules::SeenRules;
+pub use seen_rules::VerifiedRules;
 pub use stray::Removals;
 
 /// What a run reconciles.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Key {
     /// The host's rules and bridges.
-    Ground,
+    HostNetwork,
     /// A group.
     Group(Name),
     /// A VM.
     Vm(Uid),
     /// Resources on the host that carry our label and that no object references.
-    Stray(Label),
+    Orphan(Label),
 }
 
 /// Access to the host's kernel interfaces.
 #[derive(Clone)]
-pub struct HostHands {
+pub struct HostContext {
     /// The network namespace that the daemon was started in.
-    pub home: Netns,
+    pub host_netns: Netns,
     /// Netlink sockets in it.
     pub netlink: Handle,
     /// The kernel interface that the host's iptables uses (legacy or nf_tables).
@@ -102,57 +102,57 @@ pub struct Engine {
     /// Persistent state.
     pub store: Store,
     /// Kernel interfaces of the host.
-    pub hands: HostHands,
+    pub host: HostContext,
     /// VMM processes.
     pub processes: Processes,
     /// Address ranges claimed on this host.
     pub claims: Claims,
     /// Enqueues keys.
-    pub waker: Waker<Key>,
+    pub waker: Enqueuer<Key>,
     /// Called before each step.
     pub probe: Probe,
     /// Repairs that conflicting writers revert.
-    pub contests: Contests,
+    pub conflicting_writers: ConflictingWriters,
     /// Why groups are blocked, apart from the state of their VMs.
-    pub hindrances: Mutex<HashMap<Name, Hindrance>>,
+    pub blocked_reasons: Mutex<HashMap<Name, Hindrance>>,
     /// Number of steps carried out on the host so far.
-    pub steps: AtomicU64,
+    pub step_count: AtomicU64,
     /// Groups that are enqueued when the readiness of one of their VMs changes.
-    pub waiting: Mutex<HashSet<Name>>,
+    pub waiting_groups: Mutex<HashSet<Name>>,
     /// Runs the plugins of CNI networks.
     pub cni: Runtime,
     /// CNI VMs for which CHECK was called since the start or the last resync.
-    pub checked: Mutex<HashSet<Uid>>,
+    pub cni_checked: Mutex<HashSet<Uid>>,
     /// Chains of CNI plugins that had rules at the last observation.
     pub plugin_rules: Mutex<HashSet<(TableName, String)>>,
     /// User IDs that VMMs run as.
     pub vmm_ids: IdRange,
     /// Generations of the isolated VMs' rules that were verified.
-    pub seen_rules: SeenRules,
+    pub verified_rules: VerifiedRules,
     /// Number of packets beyond the connection limit that each isolated VM's rules had dropped at the last observation.
-    pub refused: Mutex<HashMap<Uid, u64>>,
+    pub isolated_refused_packets: Mutex<HashMap<Uid, u64>>,
     /// Number of packets beyond the connection limit that were dropped for bridge VMs.
-    pub refusals: Refusals,
+    pub bridge_refused_packets: Refusals,
     /// Number of entries in the host's connection tracking table, by address.
-    pub entries: Fresh<HashMap<Ipv4Addr, u32>>,
+    pub entries: Cached<HashMap<Ipv4Addr, u32>>,
     /// Host properties that the rules were computed from.
-    pub sized: Mutex<Option<Sized>>,
+    pub host_properties: Mutex<Option<HostProperties>>,
     /// Foreign chains that forwarded packets traverse.
     pub forward_chains: Arc<ForwardChains>,
     /// The next observation reads the host's tables completely: at the start and at every resync.
-    pub whole_tables: AtomicBool,
+    pub read_all_tables: AtomicBool,
     /// The requirements that the host's rules last met when they were read back, and whether they are known to be in place.
     pub enforcement: Enforcement,
     /// Deletes the host's connection tracking entries of VMs that are gone.
     pub flows: Flows,
     /// VMs whose requirements the host network did not meet when they were run.
-    pub turned_away: Mutex<HashSet<Uid>>,
+    pub waiting_for_host_network: Mutex<HashSet<Uid>>,
     /// Requests that wait for the removal of orphans.
     pub removals: Removals,
 }
 
 /// The size of the host's connection tracking table, the networks of its links, foreign bridges, and foreign routing rules.
-type Sized = (
+type HostProperties = (
     Option<u32>,
     BTreeSet<Ipv4Network>,
     BTreeSet<String>,
@@ -164,26 +164,26 @@ pub struct HostLink {
     /// Its name.
     pub link: String,
     /// It has been created.
-    pub stands: bool,
+    pub exists: bool,
 }
 
 /// Delay before the next run when a retry with backoff would not help.
-const SLOW: Duration = Duration::from_secs(30);
+const SLOW_RETRY: Duration = Duration::from_secs(30);
 
 /// A VM whose lease is younger counts as being created.
-const YOUNG: Duration = Duration::from_secs(3);
+const NEW_VM_AGE: Duration = Duration::from_secs(3);
 
 /// As [`SLOW`], for the host network, which every VM depends on.
-const GROUND_SLOW: Duration = Duration::from_secs(5);
+const HOST_NETWORK_RETRY: Duration = Duration::from_secs(5);
 
 /// The readiness of a VM, which its group may wait for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Standing {
+struct Readiness {
     ready: bool,
     settled: bool,
 }
 
-impl Standing {
+impl Readiness {
     fn of(world: &store::World, vm: &Vm) -> Self {
         Self {
             ready: world.is_ready(vm),
@@ -196,10 +196,10 @@ impl Engine {
     /// Runs one key. `failures`: number of failed runs before this one, without a success between.
     pub async fn run(self: Arc<Self>, key: Key, failures: u32) -> Outcome {
         let outcome = match &key {
-            Key::Ground => Box::pin(self.run_ground()).await,
+            Key::HostNetwork => Box::pin(self.run_host_network()).await,
             Key::Group(name) => self.run_group(name).await,
             Key::Vm(uid) => self.run_vm(*uid, failures).await,
-            Key::Stray(label) => Box::pin(self.run_stray(label)).await,
+            Key::Orphan(label) => Box::pin(self.run_orphan(label)).await,
         };
         outcome.unwrap_or_else(|error| {
             warn!(?key, %error, "failed to persist state");
@@ -208,18 +208,18 @@ impl Engine {
     }
 
     /// Enqueues the keys of all objects: any of them may have changed.
-    pub fn nudge_everything(&self) {
-        self.whole_tables.store(true, Ordering::Relaxed);
+    pub fn enqueue_all(&self) {
+        self.read_all_tables.store(true, Ordering::Relaxed);
         for key in self.keys() {
-            self.waker.nudge(key);
+            self.waker.enqueue(key);
         }
     }
 
     /// Enqueues the keys of all objects at low priority: no change is known.
-    pub fn sweep_everything(&self) {
-        self.whole_tables.store(true, Ordering::Relaxed);
+    pub fn enqueue_all_low_priority(&self) {
+        self.read_all_tables.store(true, Ordering::Relaxed);
         for key in self.keys() {
-            self.waker.sweep(key);
+            self.waker.enqueue_low_priority(key);
         }
     }
 
@@ -229,19 +229,21 @@ impl Engine {
     pub fn lane(&self, key: &Key) -> Lane {
         let now = clock::now();
         let is_bulk = self.store.read(|world| match key {
-            Key::Ground => false,
-            Key::Stray(_) => true,
+            Key::HostNetwork => false,
+            Key::Orphan(_) => true,
             Key::Group(name) => world.vms_of(name).next().is_none(),
             Key::Vm(uid) => world.vm(*uid).is_none_or(|vm| {
                 // The checkpoint from when the stage was last True. In each mode one of the two stages has one.
-                let noted = |rung| {
+                let has_checkpoint = |rung| {
                     world
-                        .page(*uid, rung)
-                        .is_some_and(|page| page.mark.is_some())
+                        .status(*uid, rung)
+                        .is_some_and(|status| status.mark.is_some())
                 };
-                let lease = world.page(*uid, Rung::Lease);
-                let is_young = lease.is_none_or(|page| now < page.condition.since + YOUNG);
-                vm.meta.deleting || is_young || !(noted(Rung::Net) || noted(Rung::Firewall))
+                let lease = world.status(*uid, Stage::Lease);
+                let is_young = lease.is_none_or(|page| now < page.condition.since + NEW_VM_AGE);
+                vm.meta.deleting
+                    || is_young
+                    || !(has_checkpoint(Stage::Net) || has_checkpoint(Stage::Firewall))
             }),
         });
         match is_bulk {
@@ -251,10 +253,10 @@ impl Engine {
     }
 
     /// Enqueues the keys of all objects and resets their backoff: what failed may succeed now.
-    pub fn renew_everything(&self) {
-        self.whole_tables.store(true, Ordering::Relaxed);
+    pub fn enqueue_all_fresh(&self) {
+        self.read_all_tables.store(true, Ordering::Relaxed);
         for key in self.keys() {
-            self.waker.renew(key);
+            self.waker.enqueue_fresh(key);
         }
     }
 
@@ -264,18 +266,24 @@ impl Engine {
                 .groups()
                 .map(|group| Key::Group(group.meta.name.clone()));
             let vms = world.vms().map(|vm| Key::Vm(vm.meta.uid));
-            [Key::Ground].into_iter().chain(groups).chain(vms).collect()
+            [Key::HostNetwork]
+                .into_iter()
+                .chain(groups)
+                .chain(vms)
+                .collect()
         })
     }
 
     /// Whether every VM is Ready or stopped as specified, every group has its VMs, and the host network is converged.
     pub fn all_ready(&self) -> bool {
         self.store.read(|world| {
-            let firm = world.ground();
-            let firm = firm.is_some_and(|ground| ground.is_firm(&world.footing()));
-            firm && world
-                .vms()
-                .all(|vm| world.is_settled(vm) && world.is_observed(vm))
+            let host_network = world.ground();
+            let host_network_converged =
+                host_network.is_some_and(|ground| ground.is_converged(&world.host_requirements()));
+            host_network_converged
+                && world
+                    .vms()
+                    .all(|vm| world.is_settled(vm) && world.is_observed(vm))
                 && world.groups().all(|group| {
                     let vms = world.vms_of(&group.meta.name).count();
                     !group.meta.deleting && vms == group.size()
@@ -287,10 +295,11 @@ impl Engine {
     pub fn host_link(&self, uid: Uid) -> Option<HostLink> {
         self.store.read(|world| {
             let vm = world.vm(uid)?;
-            let page = world.page(uid, Rung::Net);
-            let mark = page.and_then(|page| page.mark.as_ref());
-            let known: Option<Connection> = mark.and_then(|mark| serde_json::from_str(mark).ok());
-            let link = match (&vm.spec.network, known) {
+            let status = world.status(uid, Stage::Net);
+            let checkpoint = status.and_then(|page| page.mark.as_ref());
+            let stored_connection: Option<Connection> =
+                checkpoint.and_then(|mark| serde_json::from_str(mark).ok());
+            let link = match (&vm.spec.network, stored_connection) {
                 (NetworkSpec::Bridge(bridge), _) => bridge.tap(vm.index),
                 (
                     NetworkSpec::Cni(_),
@@ -303,50 +312,53 @@ impl Engine {
                     owner::vm_names(&self.instance, uid).host_link
                 }
             };
-            let stands = page.is_some_and(|page| page.held);
-            Some(HostLink { link, stands })
+            let exists = status.is_some_and(|page| page.held);
+            Some(HostLink { link, exists })
         })
     }
 
     async fn run_vm(&self, uid: Uid, failures: u32) -> Result<Outcome, store::Error> {
         let Some(vm) = self.store.read(|world| world.vm(uid).cloned()) else {
-            self.contests.forget(uid);
-            self.seen_rules.forget(uid);
-            self.refusals.remove(uid);
+            self.conflicting_writers.remove(uid);
+            self.verified_rules.forget(uid);
+            self.bridge_refused_packets.remove(uid);
             self.enforcement.forget(uid);
-            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut refused = self
+                .isolated_refused_packets
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             refused.remove(&uid);
             return Ok(Outcome::Converged);
         };
-        let before = self.store.read(|world| Standing::of(world, &vm));
+        let before = self.store.read(|world| Readiness::of(world, &vm));
         let outcome = match vm.meta.deleting {
-            true => Box::pin(self.descend(&vm)).await?,
-            false => Box::pin(self.climb(&vm, failures)).await?,
+            true => Box::pin(self.tear_down(&vm)).await?,
+            false => Box::pin(self.bring_up(&vm, failures)).await?,
         };
         let after = self
             .store
-            .read(|world| world.vm(uid).map(|vm| Standing::of(world, vm)));
+            .read(|world| world.vm(uid).map(|vm| Readiness::of(world, vm)));
         if after.is_some_and(|after| after.ready) && !before.ready {
             debug!(vm = %vm.meta.name, "ready");
             let object = format!("vm/{}", vm.meta.name);
-            self.note(EventType::Normal, &object, "Ready", "VM is ready");
+            self.record_event(EventType::Normal, &object, "Ready", "VM is ready");
         }
         if after != Some(before) && self.group_waits(&vm.group) {
-            self.waker.nudge(Key::Group(vm.group.clone()));
+            self.waker.enqueue(Key::Group(vm.group.clone()));
         }
         Ok(outcome)
     }
 
     /// The checkpoint of a VM's stage, stored when the stage was last Ready.
-    fn mark(&self, uid: Uid, rung: Rung) -> Option<String> {
+    fn checkpoint(&self, uid: Uid, rung: Stage) -> Option<String> {
         self.store
-            .read(|world| world.page(uid, rung).and_then(|page| page.mark.clone()))
+            .read(|world| world.status(uid, rung).and_then(|page| page.mark.clone()))
     }
 
     async fn set_condition(
         &self,
         vm: &Vm,
-        rung: Rung,
+        rung: Stage,
         found: (Status, Reason, String),
     ) -> Result<(), store::Error> {
         let now = clock::now();
@@ -362,34 +374,42 @@ impl Engine {
         self.store.write(change).await
     }
 
-    fn note(&self, kind: EventType, object: &str, reason: &str, message: &str) {
+    fn record_event(&self, event_type: EventType, object: &str, reason: &str, message: &str) {
         let events = self.store.events();
-        events.note(clock::now(), kind, object, reason, message);
+        events.note(clock::now(), event_type, object, reason, message);
     }
 
     /// Number of packets beyond the connection limit that were dropped for a bridge VM, in all and since the last call.
-    async fn refused_on_a_bridge(&self, vm: (Uid, Ipv4Addr, bool)) -> Result<Refused, Error> {
-        let (home, now) = (&self.hands.home, clock::monotonic());
-        self.refusals.observe(home, &self.instance, vm, now).await
+    async fn observe_bridge_refused_packets(
+        &self,
+        vm: (Uid, Ipv4Addr, bool),
+    ) -> Result<Refused, Error> {
+        let (home, now) = (&self.host.host_netns, clock::monotonic());
+        self.bridge_refused_packets
+            .observe(home, &self.instance, vm, now)
+            .await
     }
 
     /// Number of entries in the host's connection tracking table, by address. The result may be as old as `age`.
-    async fn host_entries(&self, age: Duration) -> Result<Arc<HashMap<Ipv4Addr, u32>>, Error> {
-        let read = async || self.hands.home.run(connections::entries).await;
-        let found = self.entries.get(age, clock::monotonic(), read).await;
+    async fn host_conntrack_entries(
+        &self,
+        max_age: Duration,
+    ) -> Result<Arc<HashMap<Ipv4Addr, u32>>, Error> {
+        let read = async || self.host.host_netns.run(connections::entries).await;
+        let found = self.entries.get(max_age, clock::monotonic(), read).await;
         Ok(found?.1)
     }
 
     /// The reconciler of the Net stage in isolated mode, for one run.
     fn net(&self) -> IsolatedNet {
-        IsolatedNet::new(self.hands.home.clone(), self.hands.netlink.clone())
+        IsolatedNet::new(self.host.host_netns.clone(), self.host.netlink.clone())
     }
 
     /// The reconciler of the Firewall stage in isolated mode.
-    fn firewall(&self) -> IsolatedFirewall {
+    fn isolated_firewall_reconciler(&self) -> IsolatedFirewall {
         IsolatedFirewall {
-            backend: self.hands.backend.clone(),
-            home: self.hands.home.clone(),
+            backend: self.host.backend.clone(),
+            home: self.host.host_netns.clone(),
         }
     }
 }

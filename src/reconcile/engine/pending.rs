@@ -13,14 +13,14 @@ use std::time::Duration;
 use super::Engine;
 use crate::api::condition::{Reason, Status};
 use crate::api::meta::Timestamp;
-use crate::api::rung::Rung;
+use crate::api::rung::Stage;
 use crate::api::vm::Vm;
 use crate::clock;
 use crate::reconcile::{Convergence, Program};
 use crate::store;
 
 /// A step that takes longer is reported.
-const MOMENT: Duration = Duration::from_secs(1);
+const REPORT_DELAY: Duration = Duration::from_secs(1);
 
 /// A step in progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,9 +32,9 @@ struct Step {
 
 /// The step that a run carries out now. None: the run observes.
 #[derive(Debug, Default)]
-pub(super) struct Current(Mutex<Option<Step>>);
+pub(super) struct CurrentStep(Mutex<Option<Step>>);
 
-impl Current {
+impl CurrentStep {
     pub(super) fn begins(&self, text: String, program: Option<Program>) {
         let since = clock::now();
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Step {
@@ -74,20 +74,20 @@ impl Engine {
     pub(super) async fn pending<T>(
         &self,
         vm: &Vm,
-        rung: Rung,
+        rung: Stage,
         text: &str,
         work: impl Future<Output = T>,
     ) -> Result<T, store::Error> {
         let mut work = Box::pin(work);
-        let began = clock::now();
+        let started_at = clock::now();
         tokio::select! {
             biased;
             done = &mut work => return Ok(done),
-            () = tokio::time::sleep(MOMENT) => {}
+            () = tokio::time::sleep(REPORT_DELAY) => {}
         }
         let step = Step {
             text: text.to_owned(),
-            since: began,
+            since: started_at,
             program: None,
         };
         let found = (Status::Unknown, Reason::Waiting, step.message());
@@ -96,32 +96,32 @@ impl Engine {
     }
 
     /// Waits for a stage's loop, and meanwhile reports what the loop waits for.
-    pub(super) async fn told_of<O>(
+    pub(super) async fn report_pending<O>(
         &self,
         vm: &Vm,
-        rung: Rung,
-        current: &Current,
+        rung: Stage,
+        current: &CurrentStep,
         mut work: Pin<Box<impl Future<Output = Convergence<O>>>>,
     ) -> Convergence<O> {
         match rung {
-            Rung::Net | Rung::Firewall => {}
+            Stage::Net | Stage::Firewall => {}
             // The progress of a VMM or of a copy is reported by the code that waits for it.
-            Rung::Lease | Rung::Vmm => return work.await,
+            Stage::Lease | Stage::Vmm => return work.await,
         }
-        let began = clock::now();
-        let mut told = None;
+        let started_at = clock::now();
+        let mut reported = None;
         loop {
             tokio::select! {
                 biased;
                 done = &mut work => return done,
-                () = tokio::time::sleep(MOMENT) => {}
+                () = tokio::time::sleep(REPORT_DELAY) => {}
             }
             let step = current.step().unwrap_or_else(|| Step {
                 text: "observe the actual state".to_owned(),
-                since: began,
+                since: started_at,
                 program: None,
             });
-            if told.as_ref() == Some(&step) {
+            if reported.as_ref() == Some(&step) {
                 continue;
             }
             let found = (Status::Unknown, Reason::Waiting, step.message());
@@ -131,7 +131,7 @@ impl Engine {
                 biased;
                 done = &mut work => return done,
                 written = write => match written {
-                    Ok(()) => told = Some(step),
+                    Ok(()) => reported = Some(step),
                     Err(error) => tracing::warn!(vm = %vm.meta.name, %rung, %error, "failed to store the condition for a pending step"),
                 },
             }

@@ -7,14 +7,14 @@ use std::sync::{Arc, PoisonError};
 use ipnetwork::Ipv4Network;
 use tracing::{info, warn};
 
-use super::step::{Ascent, Meet, Ready};
+use super::step::{BringUpRunner, ReadyStage, StageRunner};
 use super::{Engine, Key};
 use crate::api::cni::CniOptions;
 use crate::api::event::EventType;
 use crate::api::lease::Address;
 use crate::api::meta::Uid;
 use crate::api::network::{CniSpec, Connection, NetworkSpec};
-use crate::api::rung::Rung;
+use crate::api::rung::Stage;
 use crate::api::vm::Vm;
 use crate::clock;
 use crate::owner::{self, Label, Owner, TAP};
@@ -28,24 +28,24 @@ const CHANGED: &str = "the network's configuration has changed; this VM keeps it
 
 impl Engine {
     /// Handles the Net and Firewall stages. None: the plugins' result contains no connection.
-    pub(super) async fn connect_plugged<A: Ascent>(
+    pub(super) async fn connect_cni<A: BringUpRunner>(
         &self,
         vm: &Vm,
         spec: &CniSpec,
         record: String,
-        ascent: &mut A,
-    ) -> Result<Option<Connection>, A::Stop> {
+        runner: &mut A,
+    ) -> Result<Option<Connection>, A::Break> {
         let uid = vm.meta.uid;
         let label = self.instance.vm_label(&vm.meta.name, uid);
-        let before = || {
+        let last_connection = || {
             // A lease that an earlier version wrote has no MAC.
-            let known = self.known_connection(uid)?;
+            let connection = self.known_connection(uid)?;
             Some(GuestIdentity {
-                ip: known.ip,
-                mac: known.mac,
+                ip: connection.ip,
+                mac: connection.mac,
             })
         };
-        let keep = self.kept(vm, spec).or_else(before);
+        let keep = self.last_address(vm, spec).or_else(last_connection);
         let was_known = keep.is_some();
         let desired = Desired {
             label: label.clone(),
@@ -62,29 +62,32 @@ impl Engine {
                 },
             }),
         };
-        let hands = CniNet::new(self.cni.clone(), ascent.checking());
-        let hands = hands.with_notices(self.teller(&label));
-        let seen = ascent.meet(Rung::Net, &hands, &desired).await;
-        if seen.is_err() || hands.has_added() {
+        let reconciler = CniNet::new(self.cni.clone(), runner.cni_checking());
+        let hands = reconciler.with_notices(self.event_recorder(&label));
+        let result = runner.run_stage(Stage::Net, &hands, &desired).await;
+        if result.is_err() || hands.has_added() {
             self.check_again(uid);
         }
         if hands.has_added() {
             // CHECK runs every plugin again, so it is called in a later run, not before the VM is Ready.
-            self.waker.sweep(Key::Vm(uid));
+            self.waker.enqueue_low_priority(Key::Vm(uid));
         }
-        let seen = seen?;
-        let connected = desired.data_path.as_ref();
-        let Some(connected) = connected.and_then(|want| seen.connection_for(want)) else {
+        let observed = result?;
+        let attachment = desired.data_path.as_ref();
+        let Some(connected) = attachment.and_then(|want| observed.connection_for(want)) else {
             return Ok(None);
         };
-        let changed = seen.network_changed().then(|| CHANGED.to_owned());
-        let message: Vec<String> = changed.into_iter().chain(seen.limited.clone()).collect();
-        let ready = Ready {
+        let changed = observed.network_changed().then(|| CHANGED.to_owned());
+        let message: Vec<String> = changed
+            .into_iter()
+            .chain(observed.limited.clone())
+            .collect();
+        let ready = ReadyStage {
             message: message.join("; ").into(),
-            address: plugged(spec, &connected),
-            ..Ready::connected(&connected)
+            address: cni_address(spec, &connected),
+            ..ReadyStage::with_connection(&connected)
         };
-        let join = match seen.chain_created_tap() {
+        let join = match observed.chain_created_tap() {
             true => TapLink::Chain,
             false => TapLink::Redirect(IFNAME.to_owned()),
         };
@@ -97,25 +100,27 @@ impl Engine {
         // A guest that was attached again has no network until the redirect is in place. The intent of both stages is stored already, so
         // the redirect does not wait until the disk has the new status.
         let same = keep.is_some_and(|keep| (keep.ip, keep.mac) == (connected.ip, connected.mac));
-        let is_repair = hands.has_added() && same && self.held(uid).contains(&Rung::Firewall);
+        let is_repair = hands.has_added() && same && self.acquired(uid).contains(&Stage::Firewall);
         let mut ready = Some(ready);
         if let Some(ready) = ready.take_if(|_| !is_repair) {
-            ascent.ready(Rung::Net, ready).await?;
+            runner.ready(Stage::Net, ready).await?;
         }
-        ascent.meet(Rung::Firewall, &CniFirewall, &desired).await?;
+        runner
+            .run_stage(Stage::Firewall, &CniFirewall, &desired)
+            .await?;
         if hands.has_added() && was_known {
             cni::announce(desired.netns.clone(), &connected);
         }
         if let Some(ready) = ready {
-            ascent.ready(Rung::Net, ready).await?;
+            runner.ready(Stage::Net, ready).await?;
         }
-        ascent.ready(Rung::Firewall, Ready::default()).await?;
+        runner.ready(Stage::Firewall, ReadyStage::default()).await?;
         Ok(Some(connected))
     }
 
     /// Returns the last address and MAC of a VM of this name in this network. It may be an earlier VM: the one before a reboot, or the
     /// one that this VM replaces.
-    fn kept(&self, vm: &Vm, spec: &CniSpec) -> Option<GuestIdentity> {
+    fn last_address(&self, vm: &Vm, spec: &CniSpec) -> Option<GuestIdentity> {
         self.store
             .read(|world| match world.lease(&vm.meta.name)?.address {
                 Address::Plugged {
@@ -133,7 +138,10 @@ impl Engine {
 
     /// Whether this run calls CHECK: the first one after the start and after each resync does.
     pub(super) fn checking(&self, uid: Uid) -> CheckMode {
-        let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut checked = self
+            .cni_checked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         match checked.insert(uid) {
             true => CheckMode::Once,
             false => CheckMode::Never,
@@ -141,8 +149,11 @@ impl Engine {
     }
 
     /// Calls CHECK in the next run of each VM.
-    pub fn ask_plugins_again(&self) {
-        let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn check_all_again(&self) {
+        let mut checked = self
+            .cni_checked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         checked.clear();
     }
 
@@ -150,7 +161,7 @@ impl Engine {
     /// `host-local`.
     ///
     /// Returns the containers that plugins have not released, each with the plugins' error.
-    pub async fn sweep_plugins(&self) -> Vec<(String, String)> {
+    pub async fn release_orphaned_attachments(&self) -> Vec<(String, String)> {
         let networks: BTreeSet<String> = self.store.read(|world| {
             let networks = world
                 .groups()
@@ -161,47 +172,54 @@ impl Engine {
             networks.collect()
         });
         let networks: Vec<String> = networks.into_iter().collect();
-        let known = || {
+        let known_uids = || {
             self.store
                 .read(|world| world.vms().map(|vm| vm.meta.uid).collect::<BTreeSet<_>>())
         };
         // A VM whose state was lost is not a deleted VM: its attachment is kept.
-        let living = || &known() | &self.protected();
-        let swept = cni::sweep(&self.cni, &self.instance, &living, &networks).await;
+        let kept_uids = || &known_uids() | &self.protected();
+        let swept = cni::sweep(&self.cni, &self.instance, &kept_uids, &networks).await;
         for failure in &swept.failures {
             warn!(
                 failure,
                 "CNI plugins failed to release an orphaned attachment"
             );
-            self.note(EventType::Warning, "ground", "DetachFailed", failure);
+            self.record_event(EventType::Warning, "ground", "DetachFailed", failure);
         }
         let count = swept.detached.len() + swept.reservations.len();
         if count > 0 {
             info!(count, "CNI plugins released orphaned attachments");
             let message =
                 format!("CNI plugins released {count} attachments and reservations without a VM");
-            self.note(EventType::Normal, "ground", "GarbageCollected", &message);
+            self.record_event(EventType::Normal, "ground", "GarbageCollected", &message);
         }
         swept.kept
     }
 
     /// The containers of ours that have no VM and that the plugins failed to release.
-    pub fn abandoned_by_plugins(&self) -> Vec<String> {
+    pub fn unreleased_containers(&self) -> Vec<String> {
         let abandoned = self.cni.abandoned().unwrap_or_default();
         let containers = abandoned.into_iter().map(|it| it.attachment.container_id);
-        let is_nobodys = |container: &String| {
+        let has_no_vm = |container: &String| {
             let uid = self.instance.uid_from_container_id(container);
             uid.is_some_and(|uid| self.store.read(|world| world.vm(uid).is_none()))
         };
-        containers.filter(is_nobodys).collect()
+        containers.filter(has_no_vm).collect()
     }
 
     pub(super) fn check_again(&self, uid: Uid) {
-        let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut checked = self
+            .cni_checked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         checked.remove(&uid);
     }
 
-    pub(super) async fn unplug<M: Meet>(&self, label: &Label, meet: &mut M) -> Result<(), M::Stop> {
+    pub(super) async fn detach_cni<M: StageRunner>(
+        &self,
+        label: &Label,
+        runner: &mut M,
+    ) -> Result<(), M::Break> {
         let desired = Desired {
             label: label.clone(),
             run_dir: self.run_dir.0.clone(),
@@ -210,8 +228,11 @@ impl Engine {
             data_path: None,
         };
         let hands = CniNet::new(self.cni.clone(), CheckMode::Never);
-        let hands = hands.with_notices(self.teller(label));
-        meet.meet(Rung::Net, &hands, &desired).await.map(drop)
+        let reconciler = hands.with_notices(self.event_recorder(label));
+        runner
+            .run_stage(Stage::Net, &reconciler, &desired)
+            .await
+            .map(drop)
     }
 
     fn network_of(&self, uid: Uid) -> Option<String> {
@@ -221,11 +242,11 @@ impl Engine {
         })
     }
 
-    pub(super) async fn stop_redirecting<M: Meet>(
+    pub(super) async fn remove_redirect<M: StageRunner>(
         &self,
         label: &Label,
-        meet: &mut M,
-    ) -> Result<(), M::Stop> {
+        runner: &mut M,
+    ) -> Result<(), M::Break> {
         let uid = owner::uid_of(label);
         let desired = redirect::Desired {
             label: label.clone(),
@@ -233,7 +254,8 @@ impl Engine {
             tap: self.known_tap(uid).unwrap_or_else(|| TAP.to_owned()),
             tap_link: None,
         };
-        meet.meet(Rung::Firewall, &CniFirewall, &desired)
+        runner
+            .run_stage(Stage::Firewall, &CniFirewall, &desired)
             .await
             .map(drop)
     }
@@ -245,12 +267,12 @@ impl Engine {
 
     /// The guest's connection when its Net stage was last Ready.
     fn known_connection(&self, uid: Uid) -> Option<Connection> {
-        let mark = self.mark(uid, Rung::Net)?;
-        serde_json::from_str(&mark).ok()
+        let checkpoint = self.checkpoint(uid, Stage::Net)?;
+        serde_json::from_str(&checkpoint).ok()
     }
 
     /// Records an event for each notice about the VM's attachment.
-    fn teller(&self, label: &Label) -> NoticeHandler {
+    fn event_recorder(&self, label: &Label) -> NoticeHandler {
         let store = self.store.clone();
         let object = match &label.owner {
             Owner::Vm { name, .. } => format!("vm/{name}"),
@@ -264,11 +286,11 @@ impl Engine {
 }
 
 /// The address that the plugins assigned, to be stored as a lease.
-fn plugged(spec: &CniSpec, connected: &Connection) -> Option<Address> {
-    let plugged = Ipv4Network::new(connected.ip, connected.prefix_len).ok()?;
+fn cni_address(spec: &CniSpec, connected: &Connection) -> Option<Address> {
+    let network_address = Ipv4Network::new(connected.ip, connected.prefix_len).ok()?;
     Some(Address::Plugged {
         network: spec.network_name.clone(),
-        plugged,
+        plugged: network_address,
         gateway: connected.gateway,
         mac: Some(connected.mac),
     })

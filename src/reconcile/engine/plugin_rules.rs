@@ -14,48 +14,48 @@ use tracing::{info, warn};
 use super::{Engine, Key};
 use crate::api::meta::Uid;
 use crate::api::network::NetworkSpec;
-use crate::api::rung::Rung;
+use crate::api::rung::Stage;
 use crate::host::rule::{Ruleset, TableName};
 use crate::reconcile::net::cni;
 
 /// How many VMs of a network are observed.
-const WITNESSES: usize = 3;
+const SAMPLE_SIZE: usize = 3;
 
 /// The chain of the firewall plugin, which all attachments share.
-const SHARED: &str = "CNI-FORWARD";
+const SHARED_CHAIN: &str = "CNI-FORWARD";
 
 /// A chain by its table and name.
 pub(super) type ChainName = (TableName, String);
 
 impl Engine {
     /// Enqueues all VMs of CNI networks, to be observed with CHECK, if rules that their plugins made are gone.
-    pub(super) async fn look_for_plugin_rules(&self) {
-        let (all, wanted) = self.witnesses();
-        if wanted.is_empty() {
+    pub(super) async fn check_plugin_rules(&self) {
+        let (all, chains) = self.sample();
+        if chains.is_empty() {
             return;
         }
-        let (backend, asked) = (self.hands.backend.clone(), wanted.clone());
+        let (backend, requested) = (self.host.backend.clone(), chains.clone());
         let read = self
-            .hands
-            .home
-            .run(move || backend.read_named(&asked))
+            .host
+            .host_netns
+            .run(move || backend.read_named(&requested))
             .await;
         let now = match read {
-            Ok(rules) => filled(&rules, &wanted),
+            Ok(rules) => with_rules(&rules, &chains),
             Err(error) => {
                 warn!(%error, "cannot read the rules of CNI plugins");
                 return;
             }
         };
         let before = self.note_plugin_rules(now.clone());
-        let still_asked = wanted.iter().filter(|chain| before.contains(*chain));
-        if !is_lost(still_asked, &now) {
+        let still_required = chains.iter().filter(|chain| before.contains(*chain));
+        if !is_lost(still_required, &now) {
             return;
         }
         info!("rules of CNI plugins are gone: calling CHECK for every VM");
         for uid in all {
             self.check_again(uid);
-            self.waker.nudge(Key::Vm(uid));
+            self.waker.enqueue(Key::Vm(uid));
         }
     }
 
@@ -66,13 +66,13 @@ impl Engine {
     }
 
     /// All CNI VMs that are connected, and the chains to look for.
-    fn witnesses(&self) -> (Vec<Uid>, Vec<ChainName>) {
+    fn sample(&self) -> (Vec<Uid>, Vec<ChainName>) {
         let mut networks: BTreeMap<String, Vec<Uid>> = BTreeMap::new();
         self.store.read(|world| {
             for vm in world.vms().filter(|vm| !vm.meta.deleting) {
                 let uid = vm.meta.uid;
-                let page = world.page(uid, Rung::Net);
-                let is_connected = page.is_some_and(|page| page.held && page.mark.is_some());
+                let status = world.status(uid, Stage::Net);
+                let is_connected = status.is_some_and(|page| page.held && page.mark.is_some());
                 if let (NetworkSpec::Cni(spec), true) = (&vm.spec.network, is_connected) {
                     let name = spec.network_name.clone();
                     networks.entry(name).or_default().push(uid);
@@ -81,21 +81,21 @@ impl Engine {
         });
         let mut chains = Vec::new();
         for (network, vms) in &networks {
-            let witnesses = vms.iter().take(WITNESSES);
-            chains.extend(witnesses.map(|uid| {
+            let sample = vms.iter().take(SAMPLE_SIZE);
+            chains.extend(sample.map(|uid| {
                 let container = self.instance.container_id(*uid);
                 (TableName::Nat, cni::masquerade_chain(network, &container))
             }));
         }
         if !chains.is_empty() {
-            chains.push((TableName::Filter, SHARED.to_owned()));
+            chains.push((TableName::Filter, SHARED_CHAIN.to_owned()));
         }
         (networks.into_values().flatten().collect(), chains)
     }
 }
 
 /// Those of the chains that have rules.
-fn filled(rules: &Ruleset, wanted: &[ChainName]) -> HashSet<ChainName> {
+fn with_rules(rules: &Ruleset, wanted: &[ChainName]) -> HashSet<ChainName> {
     let has_rules = |(table, name): &&ChainName| {
         let mut tables = rules.tables().iter().filter(|found| found.name == *table);
         tables.any(|found| {
@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn rules_are_lost_when_none_of_a_table_is_left() {
         let nat = |name: &str| (TableName::Nat, name.to_owned());
-        let shared = (TableName::Filter, SHARED.to_owned());
+        let shared = (TableName::Filter, SHARED_CHAIN.to_owned());
         let all = [nat("a"), nat("b"), shared.clone()];
         let table: [(&[ChainName], &[ChainName], bool); 6] = [
             (&[], &[], false),

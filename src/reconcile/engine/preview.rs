@@ -6,12 +6,12 @@
 //! flows when new rules are in place.
 
 use super::Engine;
-use super::step::{Ascent, Meet, Ready};
+use super::step::{BringUpRunner, ReadyStage, StageRunner};
 use crate::api::meta::Uid;
 use crate::api::network::Connection;
-use crate::api::rung::{LADDER, Rung};
+use crate::api::rung::{LADDER, Stage};
 use crate::api::vm::Vm;
-use crate::reconcile::life::Verdict;
+use crate::reconcile::life::PowerDecision;
 use crate::reconcile::net::cni::CheckMode;
 use crate::reconcile::{Reconcile, diff, disk};
 
@@ -21,129 +21,137 @@ pub struct Preview {
     /// The steps, in order.
     pub steps: Vec<String>,
     /// Why further steps cannot be computed.
-    pub stuck: Option<String>,
+    pub blocked: Option<String>,
 }
 
 impl Engine {
     /// Previews the update of a VM to this spec, without a replacement.
     pub async fn preview_change(&self, vm: &Vm) -> Preview {
         let lease = self.store.read(|world| world.lease(&vm.meta.name).cloned());
-        let mut looking = Looking::at(self, vm.meta.uid);
-        match self.connect(vm, lease, &mut looking).await {
-            Err(Halt) => {}
-            Ok(None) if looking.awaits_footing => {}
-            Ok(None) => looking.stuck("no lease or CNI result to connect it with".to_owned()),
-            Ok(Some(connection)) => self.preview_process(vm, &connection, &mut looking).await,
+        let mut runner = PreviewRunner::at(self, vm.meta.uid);
+        match self.connect(vm, lease, &mut runner).await {
+            Err(PreviewEnd) => {}
+            Ok(None) if runner.depends_on_step => {}
+            Ok(None) => runner.set_blocked("no lease or CNI result to connect it with".to_owned()),
+            Ok(Some(connection)) => self.preview_process(vm, &connection, &mut runner).await,
         }
-        looking.preview
+        runner.preview
     }
 
     /// Previews the Vmm stage, the VM's disk first.
-    async fn preview_process(&self, vm: &Vm, connection: &Connection, looking: &mut Looking) {
-        match self.verdict(vm) {
-            Verdict::Run => {}
-            Verdict::Down(..) | Verdict::Again => {
-                let hands = &self.processes.rung;
-                let _told_by_itself = looking.meet(Rung::Vmm, hands, &self.at_rest(vm)).await;
+    async fn preview_process(&self, vm: &Vm, connection: &Connection, runner: &mut PreviewRunner) {
+        match self.power_decision(vm) {
+            PowerDecision::Run => {}
+            PowerDecision::Stop(..) | PowerDecision::Restart => {
+                let reconciler = &self.processes.rung;
+                let _reported = runner
+                    .run_stage(Stage::Vmm, reconciler, &self.desired_when_stopped(vm))
+                    .await;
                 return;
             }
         }
-        let disks = match self.disks(vm).await {
+        let disks = match self.desired_disks(vm).await {
             Ok(disks) => disks,
-            Err(unfit) => return looking.stuck(unfit),
+            Err(reason) => return runner.set_blocked(reason),
         };
         let desired = match self.process(vm, connection, &disks).await {
             Ok(desired) => desired,
-            Err(unfit) => return looking.stuck(unfit),
+            Err(unfit) => return runner.set_blocked(unfit),
         };
         if disks.own.want.is_some() {
             let hands = disk::Disks::default();
-            if looking.meet(Rung::Vmm, &hands, &disks.own).await.is_err() {
+            if runner
+                .run_stage(Stage::Vmm, &hands, &disks.own)
+                .await
+                .is_err()
+            {
                 return;
             }
         }
-        let _told_by_itself = looking
-            .meet(Rung::Vmm, &self.processes.rung, &desired)
+        let _told_by_itself = runner
+            .run_stage(Stage::Vmm, &self.processes.rung, &desired)
             .await;
     }
 
     /// Previews the removal of a VM, from the last stage to the first.
     pub async fn preview_removal(&self, vm: &Vm) -> Preview {
         let label = self.instance.vm_label(&vm.meta.name, vm.meta.uid);
-        let standing = self.standing(vm);
-        let mut looking = Looking::at(self, vm.meta.uid);
-        for rung in looking.held.clone().into_iter().rev() {
-            let looked = self.empty(rung, &label, &standing, &mut looking).await;
-            if looked.is_err() {
+        let resources = self.host_resources(vm);
+        let mut runner = PreviewRunner::at(self, vm.meta.uid);
+        for rung in runner.acquired.clone().into_iter().rev() {
+            let result = self
+                .remove_stage(rung, &label, &resources, &mut runner)
+                .await;
+            if result.is_err() {
                 break;
             }
         }
-        looking.preview
+        runner.preview
     }
 }
 
 /// A pass that observes and plans, and changes nothing.
-struct Looking {
-    held: Vec<Rung>,
+struct PreviewRunner {
+    acquired: Vec<Stage>,
     /// The next stage depends on the result of a planned step.
-    awaits_footing: bool,
+    depends_on_step: bool,
     preview: Preview,
 }
 
 /// The preview ends here.
-struct Halt;
+struct PreviewEnd;
 
-impl Looking {
+impl PreviewRunner {
     fn at(engine: &Engine, uid: Uid) -> Self {
         Self {
-            held: engine.held(uid),
-            awaits_footing: false,
+            acquired: engine.acquired(uid),
+            depends_on_step: false,
             preview: Preview::default(),
         }
     }
 
-    fn stuck(&mut self, why: String) {
-        self.preview.stuck = Some(why);
+    fn set_blocked(&mut self, reason: String) {
+        self.preview.blocked = Some(reason);
     }
 }
 
-impl Meet for Looking {
-    type Stop = Halt;
+impl StageRunner for PreviewRunner {
+    type Break = PreviewEnd;
 
-    async fn meet<R: Reconcile>(
+    async fn run_stage<R: Reconcile>(
         &mut self,
-        _: Rung,
+        _: Stage,
         reconciler: &R,
         desired: &R::Desired,
-    ) -> Result<R::Observed, Halt> {
+    ) -> Result<R::Observed, PreviewEnd> {
         match diff(reconciler, desired).await {
             Ok((plan, observed)) => {
-                self.awaits_footing |= plan.iter().any(R::is_footing);
+                self.depends_on_step |= plan.iter().any(R::is_prerequisite);
                 let steps = plan.iter().map(ToString::to_string);
                 self.preview.steps.extend(steps);
                 Ok(observed)
             }
             Err(error) => {
-                self.stuck(error.to_string());
-                Err(Halt)
+                self.set_blocked(error.to_string());
+                Err(PreviewEnd)
             }
         }
     }
 }
 
-impl Ascent for Looking {
+impl BringUpRunner for PreviewRunner {
     /// CHECK would run the plugins.
-    fn checking(&self) -> CheckMode {
+    fn cni_checking(&self) -> CheckMode {
         CheckMode::Never
     }
 
     /// The plan of a stage that is not acquired yet depends on the steps of the stages before it.
-    async fn ready(&mut self, rung: Rung, _: Ready) -> Result<(), Halt> {
+    async fn ready(&mut self, rung: Stage, _: ReadyStage) -> Result<(), PreviewEnd> {
         let next = LADDER.into_iter().find(|next| *next > rung);
-        let held = next.is_none_or(|next| self.held.contains(&next));
-        match held && !self.awaits_footing {
+        let next_acquired = next.is_none_or(|next| self.acquired.contains(&next));
+        match next_acquired && !self.depends_on_step {
             true => Ok(()),
-            false => Err(Halt),
+            false => Err(PreviewEnd),
         }
     }
 }

@@ -13,18 +13,20 @@ use crate::host::rule::Generation;
 
 /// The generation of the verified rules, by VM.
 #[derive(Debug, Default)]
-pub struct SeenRules(Mutex<HashMap<Uid, Generation>>);
+pub struct VerifiedRules(Mutex<HashMap<Uid, Generation>>);
 
-impl SeenRules {
+impl VerifiedRules {
     /// Records that an observation found the rules to be correct.
-    pub fn note(&self, uid: Uid, generation: Generation) {
+    pub fn record(&self, uid: Uid, generation: Generation) {
         self.seen().insert(uid, generation);
     }
 
     /// Whether the last observation includes the transaction that ended in `generation`.
     pub fn covers(&self, uid: Uid, generation: Generation) -> bool {
-        let seen = self.seen();
-        seen.get(&uid).is_some_and(|seen| seen.covers(generation))
+        let generations = self.seen();
+        generations
+            .get(&uid)
+            .is_some_and(|verified| verified.covers(generation))
     }
 
     /// Removes a VM that is gone.

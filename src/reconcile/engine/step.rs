@@ -7,14 +7,14 @@ use std::sync::{Mutex, PoisonError};
 
 use tracing::debug;
 
-use super::pending::Current;
-use super::{Engine, GROUND_SLOW, Key, SLOW};
+use super::pending::CurrentStep;
+use super::{Engine, HOST_NETWORK_RETRY, Key, SLOW_RETRY};
 use crate::api::condition::{Reason, Status};
 use crate::api::event::EventType;
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::{Name, Uid};
 use crate::api::network::{Connection, Mode};
-use crate::api::rung::{LADDER, Rung};
+use crate::api::rung::{LADDER, Stage};
 use crate::api::vm::{Hypervisor, Vm};
 use crate::clock;
 use crate::host;
@@ -22,38 +22,38 @@ use crate::host::rule::Generation;
 use crate::reconcile::net::cni::CheckMode;
 use crate::reconcile::{Conflict, Convergence, Error, Program, Reconcile, Wait, converge};
 use crate::runtime::queue::Outcome;
-use crate::store::{self, Change, Durable, Gate, Txn};
+use crate::store::{self, Acquisition, Change, Durable, Txn};
 
 /// What a pass over the stages does with a stage: converges it (bring-up, teardown) or computes its plan (preview).
-pub(super) trait Meet: Send {
+pub(super) trait StageRunner: Send {
     /// Why the pass ends here.
-    type Stop: Send;
+    type Break: Send;
 
     /// Handles one stage and returns its observed state.
-    fn meet<R: Reconcile>(
+    fn run_stage<R: Reconcile>(
         &mut self,
-        rung: Rung,
+        rung: Stage,
         reconciler: &R,
         desired: &R::Desired,
-    ) -> impl Future<Output = Result<R::Observed, Self::Stop>> + Send;
+    ) -> impl Future<Output = Result<R::Observed, Self::Break>> + Send;
 }
 
 /// A pass from the first stage to the last, in which the result of each stage is stored (bring-up) or evaluated (preview).
-pub(super) trait Ascent: Meet {
+pub(super) trait BringUpRunner: StageRunner {
     /// Whether CNI plugins are called with CHECK.
-    fn checking(&self) -> CheckMode;
+    fn cni_checking(&self) -> CheckMode;
 
     /// Called when a stage is Ready, before the next one is handled.
     fn ready(
         &mut self,
-        rung: Rung,
-        ready: Ready,
-    ) -> impl Future<Output = Result<(), Self::Stop>> + Send;
+        rung: Stage,
+        ready: ReadyStage,
+    ) -> impl Future<Output = Result<(), Self::Break>> + Send;
 }
 
 /// The result of a stage that is Ready.
 #[derive(Default)]
-pub(super) struct Ready {
+pub(super) struct ReadyStage {
     /// The new checkpoint. None: the stored one is kept.
     pub(super) mark: Option<String>,
     /// The message of the stage's condition.
@@ -64,15 +64,15 @@ pub(super) struct Ready {
     pub(super) rules: Option<Generation>,
 }
 
-impl Ready {
-    pub(super) fn marked(mark: String) -> Self {
+impl ReadyStage {
+    pub(super) fn with_checkpoint(checkpoint: String) -> Self {
         Self {
-            mark: Some(mark),
+            mark: Some(checkpoint),
             ..Self::default()
         }
     }
 
-    pub(super) fn connected(connection: &Connection) -> Self {
+    pub(super) fn with_connection(connection: &Connection) -> Self {
         Self {
             mark: serde_json::to_string(connection).ok(),
             ..Self::default()
@@ -81,24 +81,24 @@ impl Ready {
 }
 
 /// The bring-up of a VM.
-pub(super) struct Climbing<'a> {
+pub(super) struct BringUp<'a> {
     pub(super) engine: &'a Engine,
     pub(super) vm: &'a Vm,
     /// Completes when the transaction that acquired the next stage is on disk.
-    pub(super) taken: Durable,
+    pub(super) acquired: Durable,
     /// The message about a conflicting writer that reverts repairs of the Net stage. The stage continues to repair.
-    pub(super) contested: Option<String>,
+    pub(super) conflict_message: Option<String>,
 }
 
 /// A stage whose acquisition may not be on disk yet: it is observed meanwhile, and changed only when the acquisition is on disk.
-struct Taken<'a, R> {
+struct DurableStage<'a, R> {
     rung: &'a R,
     durable: Mutex<Durable>,
     /// Records the action in progress, for the condition.
-    current: Option<&'a Current>,
+    current: Option<&'a CurrentStep>,
 }
 
-impl<R: Reconcile> Reconcile for Taken<'_, R> {
+impl<R: Reconcile> Reconcile for DurableStage<'_, R> {
     type Desired = R::Desired;
     type Observed = R::Observed;
     type Action = R::Action;
@@ -107,8 +107,8 @@ impl<R: Reconcile> Reconcile for Taken<'_, R> {
         R::plan(desired, observed)
     }
 
-    fn waits(action: &R::Action) -> Option<Wait> {
-        R::waits(action)
+    fn waits_for(action: &R::Action) -> Option<Wait> {
+        R::waits_for(action)
     }
 
     fn program(&self, action: &R::Action) -> Option<Program> {
@@ -128,183 +128,199 @@ impl<R: Reconcile> Reconcile for Taken<'_, R> {
             return self.rung.act(desired, action).await;
         };
         current.begins(action.to_string(), self.rung.program(action));
-        let done = self.rung.act(desired, action).await;
+        let result = self.rung.act(desired, action).await;
         current.ends();
-        done
+        result
     }
 }
 
 /// Why a bring-up ends before the last stage is Ready.
-pub(super) enum Stop {
+pub(super) enum BringUpError {
     /// The stage is not Ready; its condition contains the reason.
     Outcome(Outcome),
     /// The store failed.
     Store(store::Error),
 }
 
-impl From<store::Error> for Stop {
+impl From<store::Error> for BringUpError {
     fn from(error: store::Error) -> Self {
         Self::Store(error)
     }
 }
 
-impl Meet for Climbing<'_> {
-    type Stop = Stop;
+impl StageRunner for BringUp<'_> {
+    type Break = BringUpError;
 
     /// Converges a stage, records its events and, if it failed, its condition.
-    async fn meet<R: Reconcile>(
+    async fn run_stage<R: Reconcile>(
         &mut self,
-        rung: Rung,
+        rung: Stage,
         reconciler: &R,
         desired: &R::Desired,
-    ) -> Result<R::Observed, Stop> {
+    ) -> Result<R::Observed, BringUpError> {
         let (engine, vm) = (self.engine, self.vm);
         let was_ready = engine.store.read(|world| {
-            let page = world.page(vm.meta.uid, rung);
-            page.is_some_and(|page| {
-                let contested = page.condition.reason == Reason::Contested;
-                contested || page.condition.is_settled_at(vm.meta.generation)
+            let status = world.status(vm.meta.uid, rung);
+            status.is_some_and(|page| {
+                let is_contested = page.condition.reason == Reason::Contested;
+                is_contested || page.condition.is_settled_at(vm.meta.generation)
             })
         });
-        let current = Current::default();
-        let reconciler = Taken {
+        let current = CurrentStep::default();
+        let reconciler = DurableStage {
             current: Some(&current),
             rung: reconciler,
-            durable: Mutex::new(std::mem::take(&mut self.taken)),
+            durable: Mutex::new(std::mem::take(&mut self.acquired)),
         };
-        let about = about(vm.meta.uid, &vm.meta.name);
+        let inputs = desired_inputs(vm.meta.uid, &vm.meta.name);
         // On the heap: a future contains the futures that it awaits, and would be moved with all of them.
-        let work = Box::pin(engine.converge(&reconciler, desired, &about));
-        let Convergence { taken, result } = engine.told_of(vm, rung, &current, work).await;
+        let work = Box::pin(engine.converge(&reconciler, desired, &inputs));
+        let Convergence { actions, result } = engine.report_pending(vm, rung, &current, work).await;
         // If no step has waited for the disk, the next stage does.
-        self.taken = reconciler
+        self.acquired = reconciler
             .durable
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner);
         let object = format!("vm/{}", vm.meta.name);
-        if !taken.is_empty() {
-            debug!(vm = %vm.meta.name, %rung, ?taken, "acted");
+        if !actions.is_empty() {
+            debug!(vm = %vm.meta.name, %rung, ?actions, "acted");
         }
         // Also in the Net stage: when forwarding is disabled, the kernel enables `accept_redirects` (`inet_forward_change`).
-        let was_shut = engine.enforcement.is_shut(vm.meta.uid);
-        if rung == Rung::Firewall && result.is_ok() {
+        let forwarding_was_off = engine.enforcement.is_forwarding_off(vm.meta.uid);
+        if rung == Stage::Firewall && result.is_ok() {
             engine.enforcement.forget(vm.meta.uid);
         }
-        if was_ready && !was_shut && !taken.is_empty() {
-            self.tell_of_drift(rung, &object, &taken).await?;
+        if was_ready && !forwarding_was_off && !actions.is_empty() {
+            self.report_drift(rung, &object, &actions).await?;
         }
         let Err(error) = &result else {
-            return result.map_err(|_| Stop::Outcome(Outcome::Failed));
+            return result.map_err(|_| BringUpError::Outcome(Outcome::Failed));
         };
-        let found = describe(&result);
-        let awaited = engine.awaits(Key::Vm(vm.meta.uid), vm.meta.uid, error);
-        match (&awaited, error) {
-            (None, _) => engine.note(EventType::Warning, &object, &found.1.to_string(), &found.2),
+        let condition = condition_of(&result);
+        let await_outcome = engine.await_change(Key::Vm(vm.meta.uid), vm.meta.uid, error);
+        match (&await_outcome, error) {
+            (None, _) => engine.record_event(
+                EventType::Warning,
+                &object,
+                &condition.1.to_string(),
+                &condition.2,
+            ),
             // The VM is run again at once, and that run sets the condition.
             (
                 Some(outcome),
-                Error::Waits {
-                    wait: Wait::Judgement,
+                Error::Waiting {
+                    wait: Wait::Evaluation,
                     ..
                 },
             ) => {
-                return Err(Stop::Outcome(*outcome));
+                return Err(BringUpError::Outcome(*outcome));
             }
             (Some(_), _) => {}
         }
-        engine.set_condition(vm, rung, found).await?;
+        engine.set_condition(vm, rung, condition).await?;
         // No event may report that the foreign object is gone, so the VM is run again after a fixed delay.
-        let in_the_way = matches!(error, Error::Conflict(_)) && rung == Rung::Net;
-        let otherwise = match in_the_way {
-            true => Outcome::After(GROUND_SLOW),
+        let is_net_conflict = matches!(error, Error::Conflict(_)) && rung == Stage::Net;
+        let default_outcome = match is_net_conflict {
+            true => Outcome::RequeueAfter(HOST_NETWORK_RETRY),
             // A change of the configuration file or of the VM's spec enqueues the VM. Until then it fails in the same way.
-            false if error.waits_for_a_change() => Outcome::Converged,
+            false if error.is_permanent() => Outcome::Converged,
             false => Outcome::Failed,
         };
-        Err(Stop::Outcome(awaited.unwrap_or(otherwise)))
+        Err(BringUpError::Outcome(
+            await_outcome.unwrap_or(default_outcome),
+        ))
     }
 }
 
-impl Climbing<'_> {
+impl BringUp<'_> {
     /// Records a drift event. Ends the bring-up if a conflicting writer reverts the repairs.
-    async fn tell_of_drift(
+    async fn report_drift(
         &mut self,
-        rung: Rung,
+        rung: Stage,
         object: &str,
-        taken: &[String],
-    ) -> Result<(), Stop> {
+        actions: &[String],
+    ) -> Result<(), BringUpError> {
         let (engine, vm) = (self.engine, self.vm);
-        let steps = taken.join("; ");
+        let steps = actions.join("; ");
         let message = format!("{rung} differed from the desired state; restored: {steps}");
-        engine.note(EventType::Warning, object, "Drift", &message);
-        let Some(count) = engine.contests.count(vm.meta.uid, rung, clock::monotonic()) else {
+        engine.record_event(EventType::Warning, object, "Drift", &message);
+        let Some(count) = engine
+            .conflicting_writers
+            .count(vm.meta.uid, rung, clock::monotonic())
+        else {
             return Ok(());
         };
         let (reason, message) = match rung {
-            Rung::Vmm => (
+            Stage::Vmm => (
                 Reason::CrashLoop,
                 format!("failed {count} times in a minute: {steps}"),
             ),
-            Rung::Lease | Rung::Net | Rung::Firewall => (
+            Stage::Lease | Stage::Net | Stage::Firewall => (
                 Reason::Contested,
                 format!(
                     "repaired {count} times in a minute: a conflicting writer reverts: {steps}"
                 ),
             ),
         };
-        engine.note(EventType::Warning, object, &reason.to_string(), &message);
-        if rung == Rung::Net && vm.spec.network.mode() != Mode::Cni {
+        engine.record_event(EventType::Warning, object, &reason.to_string(), &message);
+        if rung == Stage::Net && vm.spec.network.mode() != Mode::Cni {
             // Repairs by netlink messages are cheap, so they continue at the rate of event batches, and few packets are lost.
-            self.contested = Some(message);
+            self.conflict_message = Some(message);
             return Ok(());
         }
-        if rung == Rung::Firewall {
+        if rung == Stage::Firewall {
             // The rules are not repaired during the delay, so they are not known to be in place.
-            engine.shut(vm).await;
+            engine.disable_forwarding(vm).await;
         }
         let found = (Status::False, reason, message);
         engine.set_condition(vm, rung, found).await?;
-        Err(Stop::Outcome(Outcome::Shun(SLOW)))
+        Err(BringUpError::Outcome(Outcome::HoldOff(SLOW_RETRY)))
     }
 }
 
-impl Ascent for Climbing<'_> {
-    fn checking(&self) -> CheckMode {
+impl BringUpRunner for BringUp<'_> {
+    fn cni_checking(&self) -> CheckMode {
         self.engine.checking(self.vm.meta.uid)
     }
 
-    async fn ready(&mut self, rung: Rung, ready: Ready) -> Result<(), Stop> {
+    async fn ready(&mut self, rung: Stage, ready: ReadyStage) -> Result<(), BringUpError> {
         let (engine, vm) = (self.engine, self.vm);
-        if rung == Rung::Net {
-            let count = engine.contests.lasts(vm.meta.uid, rung, clock::monotonic());
-            let lasting = count.map(|count| {
+        if rung == Stage::Net {
+            let count = engine
+                .conflicting_writers
+                .ongoing(vm.meta.uid, rung, clock::monotonic());
+            let lasting_conflict = count.map(|count| {
                 format!(
                     "repaired {count} times in a minute: a conflicting writer reverts the repairs"
                 )
             });
-            self.contested = self.contested.take().or(lasting);
-            let next_is_held = engine.store.read(|world| {
-                let page = world.page(vm.meta.uid, Rung::Firewall);
-                page.is_some_and(|page| page.held)
+            self.conflict_message = self.conflict_message.take().or(lasting_conflict);
+            let next_is_acquired = engine.store.read(|world| {
+                let status = world.status(vm.meta.uid, Stage::Firewall);
+                status.is_some_and(|page| page.held)
             });
-            if let Some(message) = self.contested.clone().filter(|_| next_is_held) {
+            if let Some(message) = self.conflict_message.clone().filter(|_| next_is_acquired) {
                 let found = (Status::False, Reason::Contested, message);
                 return Ok(engine.set_condition(vm, rung, found).await?);
             }
         }
         // The host's rules were lost while forwarding was being enabled for this VM.
-        if rung == Rung::Firewall && self.engine.enforcement.is_lost() {
-            self.engine.shut(self.vm).await;
+        if rung == Stage::Firewall && self.engine.enforcement.is_lost() {
+            self.engine.disable_forwarding(self.vm).await;
         }
         if let Some(generation) = ready.rules {
-            self.engine.seen_rules.note(self.vm.meta.uid, generation);
+            self.engine
+                .verified_rules
+                .record(self.vm.meta.uid, generation);
         }
-        let (open, taken) = self.engine.ready_and_take(self.vm, rung, ready)?;
-        self.taken = std::mem::take(&mut self.taken).followed_by(taken);
-        match open {
+        let (next_acquired, acquired) = self
+            .engine
+            .store_ready_and_acquire_next(self.vm, rung, ready)?;
+        self.acquired = std::mem::take(&mut self.acquired).followed_by(acquired);
+        match next_acquired {
             true => Ok(()),
             // The VM was changed or deleted meanwhile, or the host network does not meet its requirements yet.
-            false => Err(Stop::Outcome(Outcome::Converged)),
+            false => Err(BringUpError::Outcome(Outcome::Converged)),
         }
     }
 }
@@ -316,26 +332,26 @@ impl Engine {
         &self,
         reconciler: &R,
         desired: &R::Desired,
-        about: &[Change],
+        inputs: &[Change],
     ) -> Convergence<R::Observed> {
-        let reconciler = Taken {
+        let reconciler = DurableStage {
             rung: reconciler,
-            durable: Mutex::new(self.store.durable(about)),
+            durable: Mutex::new(self.store.durable(inputs)),
             current: None,
         };
-        let done = converge(&reconciler, desired, &self.probe).await;
-        let taken = u64::try_from(done.taken.len()).unwrap_or(u64::MAX);
-        self.steps
-            .fetch_add(taken, std::sync::atomic::Ordering::Relaxed);
-        done
+        let convergence = converge(&reconciler, desired, &self.probe).await;
+        let step_count = u64::try_from(convergence.actions.len()).unwrap_or(u64::MAX);
+        self.step_count
+            .fetch_add(step_count, std::sync::atomic::Ordering::Relaxed);
+        convergence
     }
 
     /// Stores that a stage is Ready and acquires the next one, in one transaction. False: the next one cannot be acquired.
-    fn ready_and_take(
+    fn store_ready_and_acquire_next(
         &self,
         vm: &Vm,
-        rung: Rung,
-        ready: Ready,
+        rung: Stage,
+        ready: ReadyStage,
     ) -> Result<(bool, Durable), store::Error> {
         let now = clock::now();
         let (uid, generation) = (vm.meta.uid, vm.meta.generation);
@@ -344,11 +360,14 @@ impl Engine {
             let found = (Status::True, Reason::Converged, ready.message.into_owned());
             txn.set_condition(uid, rung, found, generation, now)?;
             if ready.mark.is_some() {
-                txn.set_mark(uid, rung, ready.mark)?;
+                txn.set_checkpoint(uid, rung, ready.mark)?;
             }
             let lease = txn.world().lease(&vm.meta.name);
-            let noted = lease.map(|lease| lease.address.clone());
-            if let Some(address) = ready.address.filter(|given| noted.as_ref() != Some(given)) {
+            let stored = lease.map(|lease| lease.address.clone());
+            if let Some(address) = ready
+                .address
+                .filter(|assigned| stored.as_ref() != Some(assigned))
+            {
                 txn.put_lease(Lease {
                     name: vm.meta.name.clone(),
                     group: vm.group.clone(),
@@ -359,51 +378,51 @@ impl Engine {
             let Some(next) = next else {
                 return Ok(true);
             };
-            Ok(match txn.take_rung(uid, next, now)? {
-                Gate::Open(now) => now.meta.generation == generation,
-                Gate::Closed(_) => {
-                    self.turn_away(uid);
+            Ok(match txn.acquire(uid, next, now)? {
+                Acquisition::Acquired(now) => now.meta.generation == generation,
+                Acquisition::Waiting(_) => {
+                    self.wait_for_host_network(uid);
                     false
                 }
-                Gate::Gone => false,
+                Acquisition::Gone => false,
             })
         };
         let nothing_to_run =
             vm.spec.hypervisor == Hypervisor::None && vm.spec.storage.image.is_none();
         match next {
-            Some(rung) if rung < Rung::Vmm || !nothing_to_run => {
-                self.store.begin_about(&about(uid, &vm.meta.name), change)
-            }
+            Some(rung) if rung < Stage::Vmm || !nothing_to_run => self
+                .store
+                .begin_for(&desired_inputs(uid, &vm.meta.name), change),
             // No change of the host follows.
             Some(_) | None => {
-                let open = self.store.write_behind(change)?;
-                Ok((open, Durable::default()))
+                let next_acquired = self.store.write_behind(change)?;
+                Ok((next_acquired, Durable::default()))
             }
         }
     }
 }
 
 /// The stored objects that a VM's desired state is computed from.
-pub(super) fn about(uid: Uid, name: &Name) -> [Change; 3] {
+pub(super) fn desired_inputs(uid: Uid, name: &Name) -> [Change; 3] {
     [
         Change::Vm(uid),
-        Change::Page(uid),
+        Change::StageStatus(uid),
         Change::Lease(name.clone()),
     ]
 }
 
 /// The condition for the result of a loop.
-pub(super) fn describe<O>(result: &Result<O, Error>) -> (Status, Reason, String) {
+pub(super) fn condition_of<O>(result: &Result<O, Error>) -> (Status, Reason, String) {
     match result {
         Ok(_) => (Status::True, Reason::Converged, String::new()),
         Err(error) => {
             let (status, reason) = match error {
                 Error::Conflict(Conflict { .. }) => (Status::False, Reason::Conflict),
                 Error::Observe(_) => (Status::Unknown, Reason::ObserveFailed),
-                Error::Act { .. } if error.waits_for_a_change() => (Status::False, Reason::Invalid),
+                Error::Act { .. } if error.is_permanent() => (Status::False, Reason::Invalid),
                 Error::Act { .. } => (Status::False, Reason::ActionFailed),
                 Error::NotConverging(_) => (Status::False, Reason::NotConverging),
-                Error::Waits { .. } => {
+                Error::Waiting { .. } => {
                     let message = "waiting for the guest to power down".to_owned();
                     return (Status::False, Reason::Stopping, message);
                 }

@@ -1,21 +1,21 @@
 //! Conditions as the API returns them: those of the stages, and those of a VM and its group that are computed from them.
 //! Out of scope: the other fields of an object.
 
-use super::of_host::{HOST_NETWORK, of_host};
+use super::of_host::{HOST_NETWORK, host_fault_condition};
 use crate::api::condition::{Condition, Reason, Status};
 use crate::api::meta::Meta;
-use crate::api::rung::{LADDER, Rung};
+use crate::api::rung::{LADDER, Stage};
 use crate::api::view::ConditionView;
 use crate::api::vm::Vm;
 use crate::store::{HostFault, World};
 
 /// The condition of each stage; none for a stage that was never acquired.
-pub(super) type Known = [(Rung, Option<Condition>); 4];
+pub(super) type StageConditions = [(Stage, Option<Condition>); 4];
 
-pub(super) fn known(world: &World, vm: &Vm) -> Known {
-    LADDER.map(|rung| {
-        let page = world.page(vm.meta.uid, rung);
-        let condition = page.map(|page| match world.unobserved_since(vm, rung) {
+pub(super) fn known(world: &World, vm: &Vm) -> StageConditions {
+    LADDER.map(|stage| {
+        let page = world.status(vm.meta.uid, stage);
+        let condition = page.map(|page| match world.unobserved_since(vm, stage) {
             None => page.condition.clone(),
             Some(since) => Condition {
                 status: Status::Unknown,
@@ -25,20 +25,20 @@ pub(super) fn known(world: &World, vm: &Vm) -> Known {
                 observed_generation: 0,
             },
         });
-        (rung, condition)
+        (stage, condition)
     })
 }
 
 /// Every stage is Ready, and this process has observed that.
-pub(super) fn is_known_ready(world: &World, vm: &Vm) -> bool {
+pub(super) fn is_ready_and_observed(world: &World, vm: &Vm) -> bool {
     world.is_ready(vm) && world.is_observed(vm)
 }
 
 /// `Ready`: the first stage that is not ready determines reason and message.
-pub(super) fn fold(
+pub(super) fn ready_condition(
     meta: &Meta,
     ready: bool,
-    known: &Known,
+    known: &StageConditions,
     host: Option<HostFault<'_>>,
 ) -> Condition {
     let since = known
@@ -51,22 +51,22 @@ pub(super) fn fold(
         (false, true) => (Reason::Terminating, String::new()),
         (false, false) => match host {
             Some(HostFault::Unenforced(host)) => {
-                let found = of_host(host, meta.generation);
+                let found = host_fault_condition(host, meta.generation);
                 (
                     found.reason,
-                    format!("{}: {}", Rung::Firewall, found.message),
+                    format!("{}: {}", Stage::Firewall, found.message),
                 )
             }
-            Some(HostFault::Contested(host)) => {
+            Some(HostFault::ConflictingWriter(host)) => {
                 (host.reason, format!("{HOST_NETWORK}: {}", host.message))
             }
-            None => blocking(meta, known),
+            None => first_not_ready(meta, known),
         },
     };
     Condition {
         status: match reason {
             Reason::NotObserved => Status::Unknown,
-            _ => truth(ready),
+            _ => status_from(ready),
         },
         reason,
         message,
@@ -75,9 +75,9 @@ pub(super) fn fold(
     }
 }
 
-fn blocking(meta: &Meta, known: &Known) -> (Reason, String) {
+fn first_not_ready(meta: &Meta, stages: &StageConditions) -> (Reason, String) {
     let is_true = |condition: &Condition| condition.is_true_at(meta.generation);
-    let not_ready = known
+    let not_ready = stages
         .iter()
         .find(|(_, condition)| !condition.as_ref().is_some_and(is_true));
     match not_ready {
@@ -93,13 +93,13 @@ fn blocking(meta: &Meta, known: &Known) -> (Reason, String) {
     }
 }
 
-pub(super) fn why_not(world: &World, vm: &Vm) -> String {
-    let condition = fold(&vm.meta, false, &known(world, vm), world.host_fault(vm));
+pub(super) fn not_ready_message(world: &World, vm: &Vm) -> String {
+    let condition = ready_condition(&vm.meta, false, &known(world, vm), world.host_fault(vm));
     format!("{} {}", condition.reason, condition.message)
 }
 
 /// Replaces True for an older generation by Unknown: it says nothing about the current generation.
-pub(super) fn of_generation(condition: &Condition, generation: u64) -> Condition {
+pub(super) fn for_generation(condition: &Condition, generation: u64) -> Condition {
     let observed = condition.observed_generation;
     match condition.status == Status::True && observed != generation {
         true => Condition {
@@ -114,7 +114,7 @@ pub(super) fn of_generation(condition: &Condition, generation: u64) -> Condition
     }
 }
 
-pub(super) fn shown(kind: String, condition: &Condition) -> ConditionView {
+pub(super) fn condition_view(kind: String, condition: &Condition) -> ConditionView {
     ConditionView {
         kind,
         status: condition.status,
@@ -125,8 +125,8 @@ pub(super) fn shown(kind: String, condition: &Condition) -> ConditionView {
     }
 }
 
-pub(super) fn truth(holds: bool) -> Status {
-    match holds {
+pub(super) fn status_from(is_true: bool) -> Status {
+    match is_true {
         true => Status::True,
         false => Status::False,
     }

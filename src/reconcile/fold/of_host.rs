@@ -9,13 +9,13 @@ use crate::api::view::ConditionView;
 use crate::api::vm::Vm;
 use crate::store::{HostFault, World};
 
-use super::{fold, known, shown};
+use super::{condition_view, known, ready_condition};
 
 /// The type of the condition about the host network of a VM.
 pub(super) const HOST_NETWORK: &str = "HostNetwork";
 
 /// The condition while the host's rules that restrict the VM are not known to be in place.
-pub(super) fn of_host(found: &Condition, generation: u64) -> Condition {
+pub(super) fn host_fault_condition(found: &Condition, generation: u64) -> Condition {
     Condition {
         status: Status::False,
         message: format!(
@@ -29,45 +29,48 @@ pub(super) fn of_host(found: &Condition, generation: u64) -> Condition {
 
 /// Returns warnings about rules and settings of the host that keep packets of the VM from passing.
 pub(super) fn host_warnings(world: &World, vm: &Vm) -> Vec<String> {
-    let Some(ground) = world.ground() else {
+    let Some(host_network) = world.ground() else {
         return Vec::new();
     };
-    let of_all = match &vm.spec.network {
-        NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_) => ground.warnings.clone(),
+    let common = match &vm.spec.network {
+        NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_) => host_network.warnings.clone(),
         NetworkSpec::Cni(_) => Vec::new(),
     };
     let ip = world.lease(&vm.meta.name).map(|lease| lease.address.ip());
-    let concerns = |range: &Ipv4Network| ip.is_some_and(|ip| range.contains(ip));
-    let drops = ground.drops.iter().filter(|(range, _)| concerns(range));
-    let of_range = drops.map(|(_, message)| message.clone());
-    of_all.into_iter().chain(of_range).collect()
+    let is_affected = |range: &Ipv4Network| ip.is_some_and(|ip| range.contains(ip));
+    let drops = host_network
+        .drops
+        .iter()
+        .filter(|(range, _)| is_affected(range));
+    let for_range = drops.map(|(_, message)| message.clone());
+    common.into_iter().chain(for_range).collect()
 }
 
 /// Returns a condition with these warnings and a conflicting writer; none if there is neither.
 pub(super) fn host_condition(world: &World, vm: &Vm, warnings: &[String]) -> Option<ConditionView> {
-    let ground = world.ground()?;
-    let contest = match world.host_fault(vm) {
-        Some(HostFault::Contested(contest)) => Some(contest),
+    let host_network = world.ground()?;
+    let conflict = match world.host_fault(vm) {
+        Some(HostFault::ConflictingWriter(contest)) => Some(contest),
         Some(HostFault::Unenforced(_)) | None => None,
     };
-    let messages = contest.map(|contest| &contest.message).into_iter();
+    let messages = conflict.map(|contest| &contest.message).into_iter();
     let messages: Vec<&str> = messages.chain(warnings).map(String::as_str).collect();
     if messages.is_empty() {
         return None;
     }
-    let found = Condition {
+    let condition = Condition {
         status: Status::False,
-        reason: contest.map_or(Reason::Conflict, |contest| contest.reason),
+        reason: conflict.map_or(Reason::Conflict, |contest| contest.reason),
         message: messages.join("; "),
-        since: contest.map_or(ground.condition.since, |contest| contest.since),
+        since: conflict.map_or(host_network.condition.since, |contest| contest.since),
         observed_generation: vm.meta.generation,
     };
-    Some(shown(HOST_NETWORK.into(), &found))
+    Some(condition_view(HOST_NETWORK.into(), &condition))
 }
 
 /// The reason of a group for a VM that is not Ready: the VM's own reason if waiting does not help.
 pub(super) fn group_reason(world: &World, vm: &Vm) -> Reason {
-    let reason = fold(&vm.meta, false, &known(world, vm), world.host_fault(vm)).reason;
+    let reason = ready_condition(&vm.meta, false, &known(world, vm), world.host_fault(vm)).reason;
     match reason {
         Reason::Contested | Reason::Conflict => reason,
         _ => Reason::Converging,

@@ -14,7 +14,7 @@ use crate::host::{Error, addr, bridge, conntrack, cttimeout, link, sysctl};
 use crate::owner::{self, link_group};
 use crate::reconcile::limits::{Limit, timeouts};
 use crate::reconcile::net::{MTU, host_links};
-use crate::store::Footing;
+use crate::store::HostRequirements;
 
 const TABLES: [TableName; 4] = [
     TableName::Raw,
@@ -122,8 +122,8 @@ pub(super) async fn act(
 }
 
 /// Deletes the excess flows of the calling thread's namespace.
-fn delete_excess_flows(requirements: &Footing) -> Result<(), Error> {
-    let share = Limit::share(conntrack::max());
+fn delete_excess_flows(requirements: &HostRequirements) -> Result<(), Error> {
+    let share = Limit::default_for(conntrack::max());
     conntrack::delete(&excess(requirements, share, conntrack::list()?))
 }
 

@@ -192,7 +192,7 @@ pub(super) fn routed_ranges(desired: &Desired, observed: &Observed) -> Vec<Route
     });
     let cni_subnets = desired
         .requirements
-        .plugged
+        .cni_subnets
         .iter()
         .map(|range| RoutedRange {
             links: Links::Cni,

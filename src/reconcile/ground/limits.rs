@@ -30,7 +30,7 @@ use crate::host::rule::{
 };
 use crate::owner::Instance;
 use crate::reconcile::limits::Limit;
-use crate::store::Footing;
+use crate::store::HostRequirements;
 
 /// The maximum number of distinct destinations on the host's links that do not answer, for all VMs together: a quarter of the kernel's
 /// default size of the neighbour table (`gc_thresh3`).
@@ -270,7 +270,7 @@ fn managed_bridges(bridge_subnets: &[BridgeSubnet]) -> BTreeSet<&str> {
 
 /// Returns those flows that belong to VMs over their limit. Rules that were written again count from 0: all flows of a VM that is over its
 /// limit are deleted, so that it never has more than the limit.
-pub(super) fn excess(footing: &Footing, share: Limit, flows: Vec<Flow>) -> Vec<Flow> {
+pub(super) fn excess(footing: &HostRequirements, share: Limit, flows: Vec<Flow>) -> Vec<Flow> {
     let bridges = footing.bridges.values().flatten();
     let subnets = bridges.map(|gateway| (subnet(*gateway), 32));
     let pools = footing.pools.iter().map(|pool| (*pool, 30));

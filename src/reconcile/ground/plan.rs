@@ -15,7 +15,7 @@ use super::rules::{self, BridgeKind, RuleInput};
 use crate::host::rule::{Chain, RoutingRule, Rule, Ruleset, TableName, Target};
 use crate::owner::{Instance, Owned};
 use crate::reconcile::limits::{Limit, Timeouts, timeouts};
-use crate::store::Footing;
+use crate::store::HostRequirements;
 
 /// The desired state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,11 +24,11 @@ pub struct Desired {
     pub instance: Instance,
     /// What the rules and bridges must serve. Without a pool and a bridge nothing of ours is to exist.
     #[serde(rename = "footing")]
-    pub requirements: Footing,
+    pub requirements: HostRequirements,
     /// The previous requirements. Their addresses may be removed from managed bridges.
     #[serde(default)]
     #[serde(rename = "before")]
-    pub previous: Footing,
+    pub previous: HostRequirements,
 }
 
 /// The observed state.
@@ -344,10 +344,10 @@ fn plan_chains(
         pools: &desired.requirements.pools,
         host_ports: &openings,
         bridge_subnets: &bridges::bridge_subnets(desired, observed),
-        cni_subnets: &desired.requirements.plugged,
+        cni_subnets: &desired.requirements.cni_subnets,
         max_connections: &desired.requirements.max_connections,
         limits: &Limits {
-            share: Limit::share(observed.conntrack_max),
+            share: Limit::default_for(observed.conntrack_max),
             on_link: observed.on_link.clone(),
         },
         foreign: &observed.foreign,
@@ -357,7 +357,7 @@ fn plan_chains(
         let seen = observed.ruleset.chain(*table, &chain.name);
         if let Some(seen) = seen.filter(|seen| !is_ours(&desired.instance, seen)) {
             return Err(Conflict {
-                thing: format!("chain {} of table {table}", seen.name),
+                object: format!("chain {} of table {table}", seen.name),
                 remedy: format!("rename it: iptables -t {table} -E {} OTHER", seen.name),
             });
         }

@@ -18,7 +18,7 @@ use crate::host::hashlimit::{self, Bucket};
 use crate::host::netns::Netns;
 use crate::host::rule::{Rate, SourceRate};
 use crate::owner::Instance;
-use crate::reconcile::fresh::Fresh;
+use crate::reconcile::fresh::Cached;
 
 /// How long a bucket is kept after the last packet.
 const BUCKET_TTL: Duration = Duration::from_secs(3600);
@@ -44,7 +44,7 @@ pub(super) fn bucket(instance: &Instance) -> SourceRate {
 /// The cached table of the kernel, and the count of each VM.
 #[derive(Debug, Default)]
 pub struct Refusals {
-    table: Fresh<Buckets>,
+    table: Cached<Buckets>,
     counts: Mutex<HashMap<Uid, Count>>,
 }
 

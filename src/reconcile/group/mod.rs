@@ -162,7 +162,7 @@ pub fn observed(world: &World, name: &Name, desired: &Desired, fitness: &Fitness
         let lease = world.lease(&vm.meta.name);
         let misplaced = match (pool, template, lease) {
             (Some(pool), Some(network), Some(lease)) if network.mode() == Mode::Bridge => {
-                !store::gives(pool, vm.index, network, &lease.address)
+                !store::is_valid_address(pool, vm.index, network, &lease.address)
             }
             (_, Some(NetworkSpec::Cni(spec)), Some(lease)) if vm.on_demand.is_none() => {
                 !spec.cni.allow(vm.index, lease.address.ip())
@@ -242,7 +242,7 @@ fn carry_out(
                 vm.meta.deleting = true;
                 vm.meta.forced |= forced;
             })?;
-            txn.remove_if_free(*uid)
+            txn.remove_if_released(*uid)
         }
         Action::Release { lease } => txn.remove_lease(lease),
         Action::RemoveGroup => txn.remove_group(group),

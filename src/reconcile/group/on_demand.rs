@@ -16,7 +16,7 @@ use crate::api::host_group::HostGroup;
 use crate::api::link_name::{MAX_PORTS, tap_number};
 use crate::api::meta::{Name, Timestamp};
 use crate::api::network::{BridgeSpec, NetworkSpec};
-use crate::api::on_demand::{Ask, OnDemand, Order};
+use crate::api::on_demand::{OnDemand, OnDemandEntry, VmOverrides};
 use crate::api::validate::request_conflict;
 use crate::store::{self, LeaseError, Store, Txn, World};
 
@@ -79,7 +79,7 @@ pub async fn add(
     claims: &Claims,
     host_use: &HostUse<'_>,
     group: &Name,
-    (name, ask): (Option<Name>, Ask),
+    (name, ask): (Option<Name>, VmOverrides),
     now: Timestamp,
 ) -> Result<(Name, Added), AddError> {
     choosing(store, claims, host_use, group, |txn, seen| {
@@ -94,7 +94,7 @@ fn add_in(
     claims: &Claims,
     seen: &Seen,
     group: &Name,
-    (name, ask): (Option<Name>, Ask),
+    (name, ask): (Option<Name>, VmOverrides),
     now: Timestamp,
 ) -> Result<(Name, Added), Stop<AddError>> {
     let mut living = living(txn.world(), group)?.clone();
@@ -109,7 +109,7 @@ fn add_in(
         None => "the VM".to_owned(),
     };
     let name = free_name(txn.world(), group, name)?;
-    let order = Order { name, ask };
+    let order = OnDemandEntry { name, ask };
     let place = place(txn.world(), &living, &order, &who)?;
     living.orders.insert(place, order.clone());
     let create = Action::Create {
@@ -152,7 +152,7 @@ pub fn remove(txn: &mut Txn<'_>, name: &Name) -> Result<Removed, store::Error> {
                 let uid = vm.meta.uid;
                 vm.meta.deleting = true;
                 txn.put_vm(vm)?;
-                txn.remove_if_free(uid)?;
+                txn.remove_if_released(uid)?;
             }
             Ok(Removed::Going)
         }
@@ -160,7 +160,7 @@ pub fn remove(txn: &mut Txn<'_>, name: &Name) -> Result<Removed, store::Error> {
 }
 
 /// What a VM on demand stores in addition to its spec.
-pub(super) fn of(world: &World, group: &Name, ask: Ask) -> Option<Box<OnDemand>> {
+pub(super) fn of(world: &World, group: &Name, ask: VmOverrides) -> Option<Box<OnDemand>> {
     let template = world.group(group)?.spec.template.clone();
     Some(Box::new(OnDemand { ask, template }))
 }
@@ -175,7 +175,7 @@ fn met_again(
     world: &World,
     group: &HostGroup,
     name: &Name,
-    ask: &Ask,
+    ask: &VmOverrides,
 ) -> Result<Option<Added>, AddError> {
     let Some((owner, _, order)) = world.order(name) else {
         return Ok(None);
@@ -231,7 +231,12 @@ fn made_up(world: &World, group: &Name) -> Result<Name, AddError> {
 }
 
 /// Returns the index of the new VM in its group. `who` is its name in error messages.
-fn place(world: &World, group: &HostGroup, order: &Order, who: &str) -> Result<u32, AddError> {
+fn place(
+    world: &World,
+    group: &HostGroup,
+    order: &OnDemandEntry,
+    who: &str,
+) -> Result<u32, AddError> {
     let standing: BTreeSet<u32> = world.vms_of(&group.meta.name).map(|vm| vm.index).collect();
     let place = group.free_index(|place| standing.contains(&place));
     let place = place.ok_or_else(|| AddError::Conflict("the group is full".to_owned()))?;
@@ -297,7 +302,7 @@ fn has_address(txn: &mut Txn<'_>, name: &Name, now: Timestamp) -> Result<(), Add
             | LeaseError::NoAddress(_)
             | LeaseError::Taken(..)
             | LeaseError::NotListed(_)
-            | LeaseError::ListUsedUp { .. }),
+            | LeaseError::ListExhausted { .. }),
         ) => Err(AddError::Conflict(format!(
             "hostgroup/{}: {error}",
             vm.group

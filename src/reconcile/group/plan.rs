@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Progress;
 use crate::api::host_group::{HostGroup, MAX_COUNT, UpdatePolicy};
 use crate::api::meta::{Name, Uid};
-use crate::api::on_demand::Order;
+use crate::api::on_demand::OnDemandEntry;
 use crate::api::vm::VmSpec;
 
 /// The desired state of a group. The default is empty.
@@ -24,7 +24,7 @@ pub struct Desired {
     pub template: Option<VmSpec>,
     /// VMs on demand, in addition to these, by index.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub orders: BTreeMap<u32, Order>,
+    pub orders: BTreeMap<u32, OnDemandEntry>,
 }
 
 impl Desired {
@@ -116,7 +116,7 @@ pub enum Action {
         spec: Box<VmSpec>,
         /// None: it is one of the VMs that `count` requires.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        order: Option<Box<Order>>,
+        order: Option<Box<OnDemandEntry>>,
     },
     /// Change the spec of a VM without restarting it.
     Update {

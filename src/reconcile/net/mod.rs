@@ -93,7 +93,7 @@ impl Reconcile for IsolatedNet {
         plan::plan(desired, observed)
     }
 
-    fn is_footing(action: &Action) -> bool {
+    fn is_prerequisite(action: &Action) -> bool {
         matches!(
             action,
             Action::CreateNetns | Action::CreateTap(_) | Action::CreateVeth

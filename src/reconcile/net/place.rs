@@ -80,7 +80,7 @@ impl VmPaths<'_> {
                 let path = self.netns();
                 if self.label.claim((), alias.as_deref()).is_none() {
                     return Err(Conflict {
-                        thing: format!("namespace {}", path.display()),
+                        object: format!("namespace {}", path.display()),
                         remedy: format!("move it away, or unmount it: umount {}", path.display()),
                     });
                 }
@@ -98,7 +98,10 @@ impl VmPaths<'_> {
                     false => format!("remove the link: rm {}", handle.display()),
                 };
                 let thing = handle.display().to_string();
-                return Err(Conflict { thing, remedy });
+                return Err(Conflict {
+                    object: thing,
+                    remedy,
+                });
             }
         };
         Ok(Missing {

@@ -317,7 +317,7 @@ fn plan_veth(
     let owned = owned_host_link(desired, host_link);
     if host_link.is_some() && owned.is_none() {
         return Err(Conflict {
-            thing: format!("link {}", names.host_link),
+            object: format!("link {}", names.host_link),
             remedy: format!(
                 "rename or remove it: ip link set {} name OTHER",
                 names.host_link

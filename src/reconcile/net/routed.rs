@@ -30,7 +30,7 @@ impl RouteConflict {
     /// The conflict that it causes for this VM.
     pub fn conflict(&self, ip: Ipv4Addr) -> Conflict {
         Conflict {
-            thing: format!("{}, which takes packets to the VM's address {ip},", self.by),
+            object: format!("{}, which takes packets to the VM's address {ip},", self.by),
             remedy: self.remedy.clone(),
         }
     }

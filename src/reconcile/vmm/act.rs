@@ -5,20 +5,20 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use super::ending::Asked;
-use super::jailing::Jailing;
+use super::ending::PowerDownRequest;
+use super::jailing::JailerLaunch;
 use super::note::Note;
-use super::opened::Opened;
+use super::opened::OpenFiles;
 use super::{
     Access, Action, CONSOLE, CONSOLE_OLD, Control, Desired, Disk, LABEL_VAR, LOG_LIMIT, Launch,
-    Left, NOTE, RUN_DIR_VAR, SOCKETS, STRAY, confine, ending, owners, watch,
+    NOTE, OTHER_FILES, RUN_DIR_VAR, Retain, SOCKETS, confine, ending, owners, watch,
 };
 use crate::host::blocking::within;
 use crate::host::image::{self, Use};
 use crate::host::process::{self, Confine, Identity, Life, Process, Record, Spawn, Stop, Words};
 use crate::host::{Error, Kind, fs, ramdir};
-use crate::reconcile::places::Places;
-use crate::runtime::controller::stand_aside;
+use crate::reconcile::places::FileAccess;
+use crate::runtime::controller::release_worker;
 
 /// Deadline for a VMM to end after SIGTERM.
 const TERM_DEADLINE: Duration = Duration::from_secs(2);
@@ -34,22 +34,22 @@ const START_DEADLINE: Duration = Duration::from_secs(3);
 const LAST_LINES: usize = 3;
 /// Number of attempts to lock a disk, and the delay between two. A child that is being spawned concurrently has inherited the locks that
 /// this process holds for another VM, until its exec.
-const HOLD_TRIES: u32 = 4;
-const HOLD_STEP: Duration = Duration::from_millis(15);
+const LOCK_TRIES: u32 = 4;
+const LOCK_RETRY_DELAY: Duration = Duration::from_millis(15);
 /// First and longest interval between checks for the control socket; each interval is twice the previous one.
 const FIRST_STEP: Duration = Duration::from_millis(1);
 const LAST_STEP: Duration = Duration::from_millis(8);
 
 pub(super) async fn act(
-    places: &Places,
+    places: &FileAccess,
     desired: &Desired,
     action: &Action,
-    is_given: impl Fn(u32) -> bool,
+    is_assigned: impl Fn(u32) -> bool,
 ) -> Result<(), Error> {
     match action {
         Action::CreateRunDir => fs::make_dir(&desired.dir, 0o700),
         Action::Record(process) => process::write_record(&desired.record(), process.thing()),
-        Action::AskToPowerDown(process) => ask(desired, process.thing()).await,
+        Action::AskToPowerDown(process) => request_power_down(desired, process.thing()).await,
         Action::Pause(process) => {
             let (control, pid) = control(desired, process.thing())?;
             control.pause(&desired.dir, pid).await
@@ -58,8 +58,8 @@ pub(super) async fn act(
             let (control, pid) = control(desired, process.thing())?;
             control.resume(&desired.dir, pid).await
         }
-        Action::Terminate(process) => terminate(desired, process.thing(), is_given).await,
-        Action::Kill(process) => kill(desired, process.thing(), is_given).await,
+        Action::Terminate(process) => terminate(desired, process.thing(), is_assigned).await,
+        Action::Kill(process) => kill(desired, process.thing(), is_assigned).await,
         // These need no action here: see `waits`.
         Action::PoweredDown { .. } | Action::Judge => Ok(()),
         Action::Launch { .. } => match &desired.want {
@@ -72,60 +72,60 @@ pub(super) async fn act(
 }
 
 /// Requests a power-down. A guest that ignores the request still gets its grace period; a guest whose VMM does not respond gets none.
-async fn ask(desired: &Desired, identity: &Identity) -> Result<(), Error> {
+async fn request_power_down(desired: &Desired, identity: &Identity) -> Result<(), Error> {
     let Life::Alive(_held) = process::look(identity)? else {
         return Ok(());
     };
-    ending::note(desired, identity, Asked::Asking)?;
+    ending::record_stop(desired, identity, PowerDownRequest::Asking)?;
     let asked = match Control::in_dir(&desired.dir) {
-        None => Asked::Not,
+        None => PowerDownRequest::Not,
         Some(control) => match control.power_down(&desired.dir, identity.pid).await {
-            Ok(()) => Asked::AtMs(ending::now_ms()?),
+            Ok(()) => PowerDownRequest::AtMs(ending::now_ms()?),
             Err(error) => {
                 tracing::debug!(pid = identity.pid, %error, "a VMM does not accept a power-down request");
-                Asked::Not
+                PowerDownRequest::Not
             }
         },
     };
-    ending::note(desired, identity, asked)
+    ending::record_stop(desired, identity, asked)
 }
 
 fn control(desired: &Desired, identity: &Identity) -> Result<(Control, u32), Error> {
-    let silent = || Error::other("connect to", "the VMM", "it has no control socket");
-    let control = Control::in_dir(&desired.dir).ok_or_else(silent)?;
+    let no_control = || Error::other("connect to", "the VMM", "it has no control socket");
+    let control = Control::in_dir(&desired.dir).ok_or_else(no_control)?;
     Ok((control, identity.pid))
 }
 
 async fn terminate(
     desired: &Desired,
     identity: &Identity,
-    is_given: impl Fn(u32) -> bool,
+    is_assigned: impl Fn(u32) -> bool,
 ) -> Result<(), Error> {
-    ending::note_once(desired, identity)?;
-    let user = user_of(desired, identity, is_given)?;
+    ending::record_stop_once(desired, identity)?;
+    let user = assigned_user(desired, identity, is_assigned)?;
     match signal(identity, Stop::Terminate, TERM_DEADLINE).await? {
-        true => leave_none(desired, user).await,
+        true => kill_user_processes(desired, user).await,
         false => Ok(()),
     }
 }
 
 /// The user of the process, if it is one that is assigned to VMs. Processes of any other user must not be killed by user.
-fn user_of(
+fn assigned_user(
     desired: &Desired,
     identity: &Identity,
-    is_given: impl Fn(u32) -> bool,
+    is_assigned: impl Fn(u32) -> bool,
 ) -> Result<Option<u32>, Error> {
     let own = desired.confined.as_ref().map(|confined| confined.user);
     let user = process::origin(identity)?.map(|origin| origin.user);
-    Ok(user.filter(|user| own == Some(*user) || is_given(*user)))
+    Ok(user.filter(|user| own == Some(*user) || is_assigned(*user)))
 }
 
 /// Sends the signal and waits. Returns whether the process has ended before the deadline.
-async fn signal(identity: &Identity, how: Stop, deadline: Duration) -> Result<bool, Error> {
+async fn signal(identity: &Identity, stop: Stop, deadline: Duration) -> Result<bool, Error> {
     let Life::Alive(process) = process::look(identity)? else {
         return Ok(true);
     };
-    process.stop(how)?;
+    process.stop(stop)?;
     wait(&process, deadline).await
 }
 
@@ -133,26 +133,26 @@ async fn signal(identity: &Identity, how: Stop, deadline: Duration) -> Result<bo
 async fn kill(
     desired: &Desired,
     identity: &Identity,
-    is_given: impl Fn(u32) -> bool,
+    is_assigned: impl Fn(u32) -> bool,
 ) -> Result<(), Error> {
     // In a forced deletion no stop was recorded before. The exit of such a VM is not evaluated, so a full disk does not prevent it.
-    if let Err(error) = ending::note_once(desired, identity) {
+    if let Err(error) = ending::record_stop_once(desired, identity) {
         tracing::warn!(pid = identity.pid, %error, "cannot record that a VMM is stopped");
     }
-    let user = user_of(desired, identity, is_given)?;
+    let user = assigned_user(desired, identity, is_assigned)?;
     if !signal(identity, Stop::Kill, KILL_DEADLINE).await? {
         confine::kill_cgroup(desired);
         if !signal(identity, Stop::Kill, CGROUP_DEADLINE).await? {
             let deadline = humantime::format_duration(KILL_DEADLINE + CGROUP_DEADLINE);
-            let why = format!("it still runs {deadline} after SIGKILL");
+            let reason = format!("it still runs {deadline} after SIGKILL");
             return Err(Error::other(
                 "stop",
                 format!("process {}", identity.pid),
-                why,
+                reason,
             ));
         }
     }
-    leave_none(desired, user).await?;
+    kill_user_processes(desired, user).await?;
     match process::read_record(&desired.record()) {
         // Its exit status is read later; it is reaped when its files are removed.
         Ok(Record::Of(recorded)) if recorded == *identity => Ok(()),
@@ -168,14 +168,14 @@ async fn wait(process: &Process, deadline: Duration) -> Result<bool, Error> {
     }
 }
 
-async fn start(places: &Places, desired: &Desired, launch: &Launch) -> Result<(), Error> {
+async fn start(places: &FileAccess, desired: &Desired, launch: &Launch) -> Result<(), Error> {
     if launch.only_kept {
-        let why = "an earlier version started it without a user of its own: a user must be assigned first";
-        return Err(Error::other("start", "the VMM again", why));
+        let reason = "an earlier version started it without a user of its own: a user must be assigned first";
+        return Err(Error::other("start", "the VMM again", reason));
     }
-    forget_the_last(desired).await?;
+    clean_up_previous(desired).await?;
     fs::remove(&desired.stopping())?;
-    confine::make_home(desired)?;
+    confine::prepare_run_dir(desired)?;
     if let Err(error) = watch::rotate(&desired.dir) {
         // The obstacle was created by the previous VMM.
         tracing::debug!(%error, "a VMM's log cannot be rotated");
@@ -186,22 +186,22 @@ async fn start(places: &Places, desired: &Desired, launch: &Launch) -> Result<()
     }
     for pipe in &launch.pipes {
         let path = desired.dir.join(pipe);
-        let made = fs::create_fifo(&path).map(drop);
-        made.map_err(|error| Error::io("make", path.display().to_string(), error))?;
+        let created = fs::create_fifo(&path).map(drop);
+        created.map_err(|error| Error::io("make", path.display().to_string(), error))?;
     }
-    let (identity, words) = spawn(places.clone(), desired.clone(), launch.clone()).await?;
+    let (identity, stderr) = spawn(places.clone(), desired.clone(), launch.clone()).await?;
     tracing::debug!(pid = identity.pid, "started a VMM");
     let Life::Alive(process) = process::look(&identity)? else {
-        ending::add_words(&desired.dir, words.as_ref());
-        return Err(stillborn(desired, &identity)?);
+        ending::append_output(&desired.dir, stderr.as_ref());
+        return Err(failed_at_startup(desired, &identity)?);
     };
     let up = wait_until_up(desired, identity.pid);
-    let up = stand_aside(tokio::time::timeout(START_DEADLINE, up));
+    let up = release_worker(tokio::time::timeout(START_DEADLINE, up));
     tokio::select! {
         ended = process.ended() => {
             ended?;
-            ending::add_words(&desired.dir, words.as_ref());
-            Err(stillborn(desired, &identity)?)
+            ending::append_output(&desired.dir, stderr.as_ref());
+            Err(failed_at_startup(desired, &identity)?)
         }
         // After the deadline it is slow, not dead: the next observation finds out whether it runs.
         _ = up => Ok(()),
@@ -210,66 +210,72 @@ async fn start(places: &Places, desired: &Desired, launch: &Launch) -> Result<()
 
 /// The name of the socket that appears identifies the kind of VMM.
 async fn wait_until_up(desired: &Desired, pid: u32) {
-    let mut rest = FIRST_STEP;
+    let mut delay = FIRST_STEP;
     loop {
         if let Some(control) = Control::in_dir(&desired.dir) {
             return control.wait_until_up(&desired.dir, pid).await;
         }
-        tokio::time::sleep(rest).await;
-        rest = LAST_STEP.min(rest * 2);
+        tokio::time::sleep(delay).await;
+        delay = LAST_STEP.min(delay * 2);
     }
 }
 
 /// The child holds the locks of the disks from before its exec until it ends; this process holds them only during the start.
 /// Where a jailer starts the VMM, its standard error is returned instead of being written to its log.
 async fn spawn(
-    places: Places,
+    places: FileAccess,
     desired: Desired,
     launch: Launch,
 ) -> Result<(Identity, Option<Words>), Error> {
     let start = move || {
-        if let Some(noted) = Note::read(&desired)? {
-            confine::give_back(&noted);
+        if let Some(note) = Note::read(&desired)? {
+            confine::restore_owners(&note);
         }
-        owners::give_back(&places.disk_dir, &desired.uid.to_string())?;
+        owners::restore_all(&places.disk_dir, &desired.uid.to_string())?;
         // From here on only these descriptors are used; no path is resolved again.
         let opened = match &desired.confined {
-            Some(confined) => Some(Opened::of(&places, confined, &launch)?),
+            Some(confined) => Some(OpenFiles::of(&places, confined, &launch)?),
             None => None,
         };
-        let held = hold(&desired.disks, opened.as_ref())?;
+        let locked = lock_disks(&desired.disks, opened.as_ref())?;
         let (label, dir) = (desired.label.to_string(), desired.dir.display().to_string());
         let user = desired.confined.as_ref().map(|confined| confined.user);
         Note::of(&launch, user).write(&desired)?;
-        confine::give(&desired)?;
+        confine::chown_run_dir(&desired)?;
         if let (Some(opened), Some(user)) = (&opened, user) {
-            opened.give(&places, desired.uid, user)?;
+            opened.grant_access(&places, desired.uid, user)?;
         }
         let cgroup = confine::cgroup(&desired);
-        let fds: Vec<_> = held.iter().map(|(_, file)| file.as_fd()).collect();
-        let file_limit = file_limit(&held)?;
-        let jailing = Jailing::of(&desired, &launch, opened.as_ref(), &fds, file_limit)?;
-        let program = jailing.as_ref().map(Jailing::tool);
+        let fds: Vec<_> = locked.iter().map(|(_, file)| file.as_fd()).collect();
+        let file_limit = file_limit(&locked)?;
+        let jailing = JailerLaunch::of(&desired, &launch, opened.as_ref(), &fds, file_limit)?;
+        let program = jailing.as_ref().map(JailerLaunch::jailer);
         let program = program.or(opened.as_ref().map(|opened| &opened.program));
-        let beside = program.map_or(Vec::new(), |named| confine::installed(named.real()));
-        let reach = opened.as_ref().map(|opened| opened.reach(&beside));
+        let installed = program.map_or(Vec::new(), |named| confine::installed_dirs(named.real()));
+        let reach = opened
+            .as_ref()
+            .map(|opened| opened.visible_files(&installed));
         let confine = desired.confined.as_ref().map(|confined| Confine {
             user: confined.user,
             home: &desired.dir,
             reach: reach.as_deref().unwrap_or_default(),
-            kvm: confine::wants_kvm(&launch),
+            kvm: confine::needs_kvm(&launch),
             cgroup: cgroup.as_deref(),
-            jail: jailing.as_ref().map(Jailing::jail),
+            jail: jailing.as_ref().map(JailerLaunch::jail),
         });
-        let born = process::spawn(&Spawn {
-            argv: jailing.as_ref().map_or(&launch.argv[..], Jailing::argv),
+        let spawned = process::spawn(&Spawn {
+            argv: jailing
+                .as_ref()
+                .map_or(&launch.argv[..], JailerLaunch::argv),
             env: &[(LABEL_VAR, &label), (RUN_DIR_VAR, &dir)],
             cwd: &desired.dir,
             netns: launch.netns(),
             needs_link: &launch.tap,
             input: Some(&desired.input()),
             log: &desired.dir.join(CONSOLE),
-            file_limit: jailing.as_ref().map_or(file_limit, Jailing::file_limit),
+            file_limit: jailing
+                .as_ref()
+                .map_or(file_limit, JailerLaunch::file_limit),
             inherits: match jailing {
                 None => &fds,
                 Some(_) => &[],
@@ -278,41 +284,41 @@ async fn spawn(
             program,
             confine,
         });
-        let words = jailing.map(Jailing::let_go);
-        if born.is_err() {
-            ending::add_words(&desired.dir, words.as_ref());
+        let stderr = jailing.map(JailerLaunch::release);
+        if spawned.is_err() {
+            ending::append_output(&desired.dir, stderr.as_ref());
         }
-        Ok((born?, words))
+        Ok((spawned?, stderr))
     };
     within(SPAWN_DEADLINE, "start", "the VMM", start).await
 }
 
-fn hold(disks: &[Disk], opened: Option<&Opened>) -> Result<Vec<(Access, File)>, Error> {
-    let hold = |disk: &Disk| {
-        let how = match disk.access {
+fn lock_disks(disks: &[Disk], opened: Option<&OpenFiles>) -> Result<Vec<(Access, File)>, Error> {
+    let lock = |disk: &Disk| {
+        let usage = match disk.access {
             Access::ReadOnly => Use::Read,
             Access::ReadWrite => Use::Write,
         };
         let mut tries = 1;
         loop {
-            let held = match opened {
-                Some(opened) => opened.hold(disk, how),
-                None => image::hold(&disk.path, how),
+            let locked = match opened {
+                Some(opened) => opened.lock(disk, usage),
+                None => image::hold(&disk.path, usage),
             };
-            match held {
-                Err(error) if error.kind == Kind::Busy && tries < HOLD_TRIES => tries += 1,
+            match locked {
+                Err(error) if error.kind == Kind::Busy && tries < LOCK_TRIES => tries += 1,
                 other => return Ok((disk.access, other?)),
             }
-            std::thread::sleep(HOLD_STEP);
+            std::thread::sleep(LOCK_RETRY_DELAY);
         }
     };
-    disks.iter().map(hold).collect()
+    disks.iter().map(lock).collect()
 }
 
 /// The kernel has one limit for all files of a process: it must cover its log and every disk that it writes to.
-fn file_limit(held: &[(Access, File)]) -> Result<u64, Error> {
+fn file_limit(disks: &[(Access, File)]) -> Result<u64, Error> {
     let mut limit = LOG_LIMIT;
-    for (access, file) in held {
+    for (access, file) in disks {
         match access {
             Access::ReadOnly => {}
             Access::ReadWrite => limit = limit.max(image::length(file)?),
@@ -322,8 +328,8 @@ fn file_limit(held: &[(Access, File)]) -> Result<u64, Error> {
 }
 
 /// The error for a VMM that ended during its start, with its last output as the reason.
-fn stillborn(desired: &Desired, identity: &Identity) -> Result<Error, Error> {
-    let how = match process::look(identity)? {
+fn failed_at_startup(desired: &Desired, identity: &Identity) -> Result<Error, Error> {
+    let outcome = match process::look(identity)? {
         Life::Ended(exit) => exit.to_string(),
         Life::Alive(_) => "failed".to_owned(),
     };
@@ -335,12 +341,12 @@ fn stillborn(desired: &Desired, identity: &Identity) -> Result<Error, Error> {
     Ok(Error::other(
         "start",
         "the VMM",
-        format!("it {how}; last output: {said}"),
+        format!("it {outcome}; last output: {said}"),
     ))
 }
 
-async fn remove(places: &Places, desired: &Desired, names: &[String]) -> Result<(), Error> {
-    forget_the_last(desired).await?;
+async fn remove(places: &FileAccess, desired: &Desired, names: &[String]) -> Result<(), Error> {
+    clean_up_previous(desired).await?;
     fs::remove(&desired.stopping())?;
     fs::remove(&desired.input())?;
     // Their location in versions before the run directory belonged to the VMM.
@@ -348,18 +354,18 @@ async fn remove(places: &Places, desired: &Desired, names: &[String]) -> Result<
         fs::remove(&desired.dir.with_file_name(name))?;
     }
     match desired.left {
-        Left::Nothing => remove_all(places, desired, names),
-        Left::Log => remove_around_the_log(desired, names),
+        Retain::Nothing => remove_all(places, desired, names),
+        Retain::Log => remove_except_logs(desired, names),
     }
 }
 
 /// The note is removed last: after a crash it contains what is still to be cleaned up.
-fn remove_all(places: &Places, desired: &Desired, names: &[String]) -> Result<(), Error> {
-    if let Some(noted) = Note::read(desired)? {
-        confine::give_back(&noted);
+fn remove_all(places: &FileAccess, desired: &Desired, names: &[String]) -> Result<(), Error> {
+    if let Some(note) = Note::read(desired)? {
+        confine::restore_owners(&note);
     }
-    owners::give_back(&places.disk_dir, &desired.uid.to_string())?;
-    confine::clear_home(desired)?;
+    owners::restore_all(&places.disk_dir, &desired.uid.to_string())?;
+    confine::clear_run_dir(desired)?;
     remove_inside(desired, names)?;
     fs::remove_temp(&desired.record())?;
     fs::remove(&desired.record())?;
@@ -367,9 +373,9 @@ fn remove_all(places: &Places, desired: &Desired, names: &[String]) -> Result<()
 }
 
 /// A VM that is stopped and may start again keeps its user, its disks and the record of how it was started.
-fn remove_around_the_log(desired: &Desired, names: &[String]) -> Result<(), Error> {
-    if names.iter().any(|name| name == STRAY) {
-        confine::clear_around_the_log(desired)?;
+fn remove_except_logs(desired: &Desired, names: &[String]) -> Result<(), Error> {
+    if names.iter().any(|name| name == OTHER_FILES) {
+        confine::clear_except_logs(desired)?;
     }
     remove_inside(desired, names)
 }
@@ -377,8 +383,8 @@ fn remove_around_the_log(desired: &Desired, names: &[String]) -> Result<(), Erro
 fn remove_inside(desired: &Desired, names: &[String]) -> Result<(), Error> {
     let mut inside = names
         .iter()
-        .filter(|name| ![NOTE, STRAY].contains(&name.as_str()));
-    inside.try_for_each(|name| confine::remove_strange(&desired.dir.join(name)))
+        .filter(|name| ![NOTE, OTHER_FILES].contains(&name.as_str()));
+    inside.try_for_each(|name| confine::remove_untrusted(&desired.dir.join(name)))
 }
 
 fn remove_dir(desired: &Desired) -> Result<(), Error> {
@@ -390,23 +396,23 @@ fn remove_dir(desired: &Desired) -> Result<(), Error> {
 }
 
 /// Reaps the recorded process if it was a child of this process and has ended; kills the processes that it started; removes its sockets.
-async fn forget_the_last(desired: &Desired) -> Result<(), Error> {
+async fn clean_up_previous(desired: &Desired) -> Result<(), Error> {
     if let Record::Of(identity) = process::read_record(&desired.record())? {
         process::reap(&identity)?;
     }
     let user = Note::read(desired)?.and_then(|noted| noted.user);
-    leave_none(desired, user).await?;
-    confine::leave_cgroup(desired);
-    let mut left = SOCKETS.iter().map(|name| desired.dir.join(name));
-    left.try_for_each(|path| confine::remove_strange(&path))
+    kill_user_processes(desired, user).await?;
+    confine::remove_cgroup(desired);
+    let mut paths = SOCKETS.iter().map(|name| desired.dir.join(name));
+    paths.try_for_each(|path| confine::remove_untrusted(&path))
 }
 
 /// Kills all processes of this user. Does nothing without a user or for root, whose processes do not belong to a VM.
-async fn leave_none(desired: &Desired, user: Option<u32>) -> Result<(), Error> {
+async fn kill_user_processes(desired: &Desired, user: Option<u32>) -> Result<(), Error> {
     let Some(user) = user.filter(|user| *user != 0 && process::user_lives(*user)) else {
         return Ok(());
     };
     let desired = desired.clone();
-    let leave_none = move || confine::leave_none(&desired, user);
-    within(KILL_DEADLINE, "stop", "the processes of a VMM", leave_none).await
+    let kill = move || confine::kill_processes(&desired, user);
+    within(KILL_DEADLINE, "stop", "the processes of a VMM", kill).await
 }

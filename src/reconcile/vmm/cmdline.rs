@@ -12,17 +12,17 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
-use super::recipe::{Access, Slot, Unfit};
+use super::recipe::{Access, RecipeError, Slot};
 use crate::api::vm::VmSpec;
 
 /// Maximum length in bytes, of the kernel on x86 (`COMMAND_LINE_SIZE` without the terminating NUL) and of Firecracker.
-const LONGEST: usize = 2047;
+const MAX_LENGTH: usize = 2047;
 
 /// The number of name servers that `ip=` can contain.
 pub const NAME_SERVERS: usize = 2;
 
 /// The part of the command line that depends on the VMM.
-pub(super) struct Own {
+pub(super) struct VmmParameters {
     /// Its parameters.
     pub words: String,
     /// Bytes that the VMM itself appends.
@@ -30,7 +30,11 @@ pub(super) struct Own {
 }
 
 /// The complete command line. The user's parameters are last, because the kernel uses the last value of most parameters.
-pub(super) fn command_line(spec: &VmSpec, slot: &Slot, own: &Own) -> Result<String, Unfit> {
+pub(super) fn command_line(
+    spec: &VmSpec,
+    slot: &Slot,
+    own: &VmmParameters,
+) -> Result<String, RecipeError> {
     let user = spec.life.cmdline.as_deref();
     let mut line = format!(
         "console=ttyS0 quiet panic=-1 {} {}",
@@ -44,8 +48,8 @@ pub(super) fn command_line(spec: &VmSpec, slot: &Slot, own: &Own) -> Result<Stri
         let via = next_hop.map(|hop| format!(",{hop}")).unwrap_or_default();
         line.push_str(&format!(" slice.route={network}{via}"));
     }
-    let says_root = |words: &str| words.split(' ').any(|word| word.starts_with("root="));
-    if let Some(root) = slot.disks.first().filter(|_| !user.is_some_and(says_root)) {
+    let has_root = |words: &str| words.split(' ').any(|word| word.starts_with("root="));
+    if let Some(root) = slot.disks.first().filter(|_| !user.is_some_and(has_root)) {
         line.push_str(match root.access {
             Access::ReadOnly => " root=/dev/vda ro",
             Access::ReadWrite => " root=/dev/vda rw",
@@ -56,7 +60,7 @@ pub(super) fn command_line(spec: &VmSpec, slot: &Slot, own: &Own) -> Result<Stri
         line.push_str(user);
     }
     match line.len() + own.reserved {
-        bytes if bytes > LONGEST => Err(Unfit::LongLine { bytes }),
+        bytes if bytes > MAX_LENGTH => Err(RecipeError::CommandLineTooLong { bytes }),
         _ => Ok(line),
     }
 }
@@ -70,7 +74,7 @@ fn address(spec: &VmSpec, slot: &Slot) -> String {
         [] => &connection.dns,
         _ => &spec.dns_servers,
     };
-    let dns = |place: usize| text(servers.get(place));
+    let dns = |index: usize| text(servers.get(index));
     let net = Ipv4Network::new(connection.ip, connection.prefix_len).ok();
     let on_link = |gateway: &&Ipv4Addr| {
         connection.prefix_len < 32 && net.is_some_and(|net| net.contains(**gateway))

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Gid, Uid};
 
 use super::note::Note;
-use super::{CONSOLE, CONSOLE_OLD, Confined, Desired, HOME_BYTES, LABEL_VAR, Launch, owners};
+use super::{CONSOLE, CONSOLE_OLD, Confined, Desired, LABEL_VAR, Launch, RUN_DIR_BYTES, owners};
 use crate::host::cgroup::{self, Limits};
 use crate::host::named::Named;
 use crate::host::process::{self, Identity};
@@ -25,7 +25,7 @@ const PIDS: u64 = 1024;
 
 /// Prepares the run directory for a start. Of the files of a previous confined VMM only the logs stay, so that none is in the way of the
 /// next one.
-pub(super) fn make_home(desired: &Desired) -> Result<(), Error> {
+pub(super) fn prepare_run_dir(desired: &Desired) -> Result<(), Error> {
     let dir = &desired.dir;
     fs::make_dir(dir, 0o700)?;
     let Some(confined) = &desired.confined else {
@@ -35,13 +35,13 @@ pub(super) fn make_home(desired: &Desired) -> Result<(), Error> {
         true => clear(dir, &[CONSOLE, CONSOLE_OLD]),
         false => {
             clear(dir, &[])?;
-            ramdir::mount(dir, HOME_BYTES, confined.user)
+            ramdir::mount(dir, RUN_DIR_BYTES, confined.user)
         }
     }
 }
 
 /// Removes all files of a confined VMM. A run directory of root is not changed.
-pub(super) fn clear_home(desired: &Desired) -> Result<(), Error> {
+pub(super) fn clear_run_dir(desired: &Desired) -> Result<(), Error> {
     let dir = &desired.dir;
     if ramdir::is_mounted(dir)? {
         return ramdir::unmount(dir);
@@ -53,7 +53,7 @@ pub(super) fn clear_home(desired: &Desired) -> Result<(), Error> {
 }
 
 /// Like [`clear_home`], but keeps the logs.
-pub(super) fn clear_around_the_log(desired: &Desired) -> Result<(), Error> {
+pub(super) fn clear_except_logs(desired: &Desired) -> Result<(), Error> {
     match owner(&desired.dir)? {
         None | Some(0) => Ok(()),
         Some(_) => clear(&desired.dir, &[CONSOLE, CONSOLE_OLD]),
@@ -75,39 +75,39 @@ fn clear(dir: &Path, kept: &[&str]) -> Result<(), Error> {
     for entry in std::fs::read_dir(dir).map_err(fail)? {
         let entry = entry.map_err(fail)?;
         let is_kept = kept.iter().any(|name| entry.file_name() == *name);
-        let is_plain = || entry.metadata().is_ok_and(|found| found.is_file());
-        if !(is_kept && is_plain()) {
-            remove_strange(&entry.path())?;
+        let is_regular = || entry.metadata().is_ok_and(|found| found.is_file());
+        if !(is_kept && is_regular()) {
+            remove_untrusted(&entry.path())?;
         }
     }
     Ok(())
 }
 
 /// Changes the owner of the run directory and its contents to the VMM's user.
-pub(super) fn give(desired: &Desired) -> Result<(), Error> {
+pub(super) fn chown_run_dir(desired: &Desired) -> Result<(), Error> {
     let Some(confined) = &desired.confined else {
         return Ok(());
     };
     let (dir, user) = (&desired.dir, confined.user);
-    give_contents(dir, user)?;
+    chown_contents(dir, user)?;
     let fail = |error| Error::io("change the owner of", dir.display().to_string(), error);
-    hand_over(dir, (user, user, 0o700)).map_err(fail)
+    set_owner_and_mode(dir, (user, user, 0o700)).map_err(fail)
 }
 
 /// Changes the owner of a disk that this daemon has created to the VMM's user.
-pub(super) fn give_own_disk(disk: &Named, path: &Path, user: u32) -> Result<(), Error> {
-    let give = || -> io::Result<()> {
+pub(super) fn chown_own_disk(disk: &Named, path: &Path, user: u32) -> Result<(), Error> {
+    let chown = || -> io::Result<()> {
         let file = disk.open()?;
         rustix::fs::fchown(&file, Some(Uid::from_raw(user)), Some(Gid::from_raw(user)))?;
         Ok(rustix::fs::fchmod(&file, 0o600.into())?)
     };
-    give().map_err(|error| Error::io("change the owner of", path.display().to_string(), error))
+    chown().map_err(|error| Error::io("change the owner of", path.display().to_string(), error))
 }
 
 /// Restores the owners of users' files that an earlier version has given to the VMM's user, according to its note.
-pub(super) fn give_back(noted: &Note) {
-    let Some(user) = noted.user else { return };
-    for given in &noted.given {
+pub(super) fn restore_owners(note: &Note) {
+    let Some(user) = note.user else { return };
+    for given in &note.given {
         if let Err(error) = owners::restore(given, user) {
             tracing::warn!(path = %given.path.display(), %error, "cannot restore the owner of a disk");
         }
@@ -116,21 +116,21 @@ pub(super) fn give_back(noted: &Note) {
 
 /// Files that were written for the VMM before the start, e.g. its configuration, must belong to its user: it could not read them
 /// otherwise. A file with several hard links may belong to another directory, and the VMM uses nothing but regular files and pipes.
-fn give_contents(dir: &Path, user: u32) -> Result<(), Error> {
+fn chown_contents(dir: &Path, user: u32) -> Result<(), Error> {
     let fail = |error| Error::io("change the owner of", dir.display().to_string(), error);
     for entry in std::fs::read_dir(dir).map_err(fail)? {
         let entry = entry.map_err(fail)?;
         let found = entry.metadata().map_err(fail)?;
-        let of_use = found.is_file() || found.file_type().is_fifo();
-        if of_use && found.uid() == 0 && found.nlink() == 1 {
-            hand_over(&entry.path(), (user, user, 0o600)).map_err(fail)?;
+        let is_used = found.is_file() || found.file_type().is_fifo();
+        if is_used && found.uid() == 0 && found.nlink() == 1 {
+            set_owner_and_mode(&entry.path(), (user, user, 0o600)).map_err(fail)?;
         }
     }
     Ok(())
 }
 
 /// Sets user, group and mode. Symbolic links are not followed, because the VMM may have created them.
-fn hand_over(path: &Path, (user, group, mode): (u32, u32, u32)) -> io::Result<()> {
+fn set_owner_and_mode(path: &Path, (user, group, mode): (u32, u32, u32)) -> io::Result<()> {
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
@@ -142,33 +142,33 @@ fn hand_over(path: &Path, (user, group, mode): (u32, u32, u32)) -> io::Result<()
 /// Directories that were installed with a program and that it may need: `/opt/qemu/lib` and `/opt/qemu/share/qemu` for
 /// `/opt/qemu/bin/qemu-system-x86_64`. The system directories of the host are visible to every VMM anyway. `real`: the resolved path of
 /// the program, whose directories only root can write to.
-pub(super) fn installed(real: &Path) -> Vec<PathBuf> {
-    const WITH_IT: [&str; 4] = ["lib", "lib64", "libexec", "share/qemu"];
+pub(super) fn installed_dirs(real: &Path) -> Vec<PathBuf> {
+    const SUBDIRS: [&str; 4] = ["lib", "lib64", "libexec", "share/qemu"];
     let bin = real
         .parent()
         .filter(|dir| dir.file_name().is_some_and(|name| name == "bin"));
     let prefix = bin
         .and_then(Path::parent)
         .filter(|dir| dir.parent().is_some());
-    let beside = prefix.map(|prefix| WITH_IT.map(|part| prefix.join(part)));
-    let beside = beside.into_iter().flatten();
+    let dirs = prefix.map(|prefix| SUBDIRS.map(|part| prefix.join(part)));
+    let beside = dirs.into_iter().flatten();
     beside.filter(|path| path.is_dir()).collect()
 }
 
 /// Whether the VMM needs `/dev/kvm`. Only QEMU runs without it, with TCG.
-pub(super) fn wants_kvm(launch: &Launch) -> bool {
+pub(super) fn needs_kvm(launch: &Launch) -> bool {
     !launch.argv.iter().any(|word| word.starts_with("tcg"))
 }
 
 /// The control group of the VM, if the controllers are available. A limit that cannot be set does not prevent the start.
 pub(super) fn cgroup(desired: &Desired) -> Option<PathBuf> {
     let confined = desired.confined.as_ref()?;
-    let made = cgroup::make(
+    let created = cgroup::make(
         cgroup::base().ok()?,
         &desired.uid.to_string(),
         &limits(confined),
     );
-    match made {
+    match created {
         Ok(group) => Some(group),
         Err(error) => {
             tracing::warn!(%error, source = %error.source, "no control group: a VMM is started without limits");
@@ -187,12 +187,12 @@ fn limits(confined: &Confined) -> Limits {
 }
 
 /// Kills all processes that a confined VMM has started: a child would keep the TAP and disks open. Blocks until all have ended.
-pub(super) fn leave_none(desired: &Desired, user: u32) -> Result<(), Error> {
+pub(super) fn kill_processes(desired: &Desired, user: u32) -> Result<(), Error> {
     kill_cgroup(desired);
     let own = desired.label.to_string();
     // The user belongs to this VM only; but if a VMM of another VM should run as it, that one is not killed. The environment is not
     // used: a process of this VM could claim there to belong to another VM, and survive.
-    let another = |pid| {
+    let belongs_to_other_vm = |pid| {
         let origin = Identity::of(pid).and_then(|found| match found {
             Some(identity) => process::origin(&identity),
             None => Ok(None),
@@ -201,7 +201,7 @@ pub(super) fn leave_none(desired: &Desired, user: u32) -> Result<(), Error> {
         let label = root.as_ref().and_then(|root| root.mark(LABEL_VAR));
         label.is_some_and(|label| label != own)
     };
-    process::kill_user(user, another)
+    process::kill_user(user, belongs_to_other_vm)
 }
 
 /// Kills all processes in the VM's control group.
@@ -212,7 +212,7 @@ pub(super) fn kill_cgroup(desired: &Desired) {
 }
 
 /// Removes the VM's control group. One that still contains processes stays until the next cleanup.
-pub(super) fn leave_cgroup(desired: &Desired) {
+pub(super) fn remove_cgroup(desired: &Desired) {
     let removed = cgroup::base().map(|base| cgroup::remove(base, &desired.uid.to_string()));
     if let Ok(Err(error)) = removed {
         tracing::debug!(%error, "cannot remove a control group");
@@ -220,7 +220,7 @@ pub(super) fn leave_cgroup(desired: &Desired) {
 }
 
 /// Removes a file or directory that a VMM may have created at a path of this daemon. Links are removed, not followed.
-pub(super) fn remove_strange(path: &Path) -> Result<(), Error> {
+pub(super) fn remove_untrusted(path: &Path) -> Result<(), Error> {
     let is_dir = std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
     if !is_dir {
         return fs::remove(path);
@@ -255,9 +255,15 @@ mod tests {
             std::fs::create_dir_all(opt.join(part)).unwrap();
         }
         let seen = [opt.join("lib"), opt.join("share/qemu")];
-        assert_eq!(installed(&opt.join("bin/qemu")), seen);
-        assert_eq!(installed(&opt.join("sbin/qemu")), Vec::<PathBuf>::new());
-        assert_eq!(installed(Path::new("/bin/qemu")), Vec::<PathBuf>::new());
+        assert_eq!(installed_dirs(&opt.join("bin/qemu")), seen);
+        assert_eq!(
+            installed_dirs(&opt.join("sbin/qemu")),
+            Vec::<PathBuf>::new()
+        );
+        assert_eq!(
+            installed_dirs(Path::new("/bin/qemu")),
+            Vec::<PathBuf>::new()
+        );
     }
 
     #[test]
@@ -267,8 +273,8 @@ mod tests {
         std::fs::create_dir_all(log.join("deep")).unwrap();
         std::fs::write(&other, "mine").unwrap();
         std::os::unix::fs::symlink(&other, log.join("deep/link")).unwrap();
-        remove_strange(&log).unwrap();
-        remove_strange(&log).unwrap();
+        remove_untrusted(&log).unwrap();
+        remove_untrusted(&log).unwrap();
         assert!(!log.exists() && other.exists());
     }
 }

@@ -51,8 +51,8 @@ pub fn ended(desired: &Desired, known: Option<&Identity>) -> Result<Option<Ended
 
 /// Appends output of a VMM that failed, which is not in its log yet, to the log, for users. The log belongs to the VMM, which may have
 /// replaced it by anything.
-pub(super) fn add_words(dir: &Path, words: Option<&Words>) {
-    let said = words.map(Words::read).unwrap_or_default();
+pub(super) fn append_output(dir: &Path, stderr: Option<&Words>) {
+    let said = stderr.map(Words::read).unwrap_or_default();
     let add = || -> io::Result<()> {
         let mut log = OpenOptions::new()
             .append(true)
@@ -71,7 +71,7 @@ pub(super) fn add_words(dir: &Path, words: Option<&Words>) {
 /// Progress of the power-down request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Asked {
+pub(super) enum PowerDownRequest {
     /// The request is being sent; after a crash it is unknown whether it was.
     Asking,
     /// The request was sent at this time, in milliseconds since the boot.
@@ -83,15 +83,19 @@ pub(super) enum Asked {
 #[derive(Serialize, Deserialize)]
 struct Stopping {
     process: Identity,
-    asked: Asked,
+    asked: PowerDownRequest,
 }
 
 /// Records that this daemon stops the process. Called before any action on it.
-pub(super) fn note(desired: &Desired, process: &Identity, asked: Asked) -> Result<(), Error> {
+pub(super) fn record_stop(
+    desired: &Desired,
+    process: &Identity,
+    request: PowerDownRequest,
+) -> Result<(), Error> {
     let path = desired.stopping();
     let stopping = Stopping {
         process: process.clone(),
-        asked,
+        asked: request,
     };
     let fail = |error| Error::other("write", path.display().to_string(), error);
     let text = serde_json::to_vec(&stopping).map_err(fail)?;
@@ -103,20 +107,20 @@ pub(super) fn note(desired: &Desired, process: &Identity, asked: Asked) -> Resul
 }
 
 /// Like [`note`] without a power-down request, unless a stop of this process is recorded already.
-pub(super) fn note_once(desired: &Desired, process: &Identity) -> Result<(), Error> {
+pub(super) fn record_stop_once(desired: &Desired, process: &Identity) -> Result<(), Error> {
     match read(desired)?.is_some_and(|known| known.process == *process) {
         true => Ok(()),
-        false => note(desired, process, Asked::Not),
+        false => record_stop(desired, process, PowerDownRequest::Not),
     }
 }
 
 /// Milliseconds since the guest of this process was requested to power down; `u64::MAX` if no request could be sent.
-pub(super) fn asked_ms(desired: &Desired, process: &Identity) -> Result<Option<u64>, Error> {
+pub(super) fn request_age_ms(desired: &Desired, process: &Identity) -> Result<Option<u64>, Error> {
     let stopping = read(desired)?.filter(|stopping| stopping.process == *process);
     Ok(match stopping.map(|stopping| stopping.asked) {
-        None | Some(Asked::Asking) => None,
-        Some(Asked::Not) => Some(u64::MAX),
-        Some(Asked::AtMs(at)) => Some(now_ms()?.saturating_sub(at)),
+        None | Some(PowerDownRequest::Asking) => None,
+        Some(PowerDownRequest::Not) => Some(u64::MAX),
+        Some(PowerDownRequest::AtMs(at)) => Some(now_ms()?.saturating_sub(at)),
     })
 }
 

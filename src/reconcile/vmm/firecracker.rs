@@ -18,39 +18,39 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::cmdline::{self, Own};
+use super::cmdline::{self, VmmParameters};
 use super::jailer;
-use super::recipe::{Access, Disk, Launch, NewFile, Slot, Unfit};
+use super::recipe::{Access, Disk, Launch, NewFile, RecipeError, Slot};
 use super::{CONFIG, Control, METRICS, Program, VSOCK, Version};
 use crate::api::network::Mac;
 use crate::api::vm::VmSpec;
 
 /// The first version that reports the MTU to the guest.
-const TELLS_MTU: Version = Version::new(1, 16);
+const REPORTS_MTU: Version = Version::new(1, 16);
 /// Its limit (`MAX_SUPPORTED_VCPUS`).
-const MOST_VCPUS: u32 = 32;
+const MAX_VCPUS: u32 = 32;
 /// Bytes; the default of a guest.
 const ETHERNET_MTU: u32 = 1500;
 /// Maximum number of bytes that it appends to the command line for each device: ` virtio_mmio.device=4K@0xc0001000:10`.
-const DEVICE_WORDS: usize = 40;
+const DEVICE_BYTES: usize = 40;
 /// Bytes that it always appends: ` pci=off`.
-const OTHER_WORDS: usize = 8;
+const OTHER_BYTES: usize = 8;
 /// Network card, entropy, vsock.
 const OTHER_DEVICES: usize = 3;
 
-pub(super) fn recipe(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<Launch, Unfit> {
-    if spec.vcpu > MOST_VCPUS {
-        return Err(Unfit::Processors {
+pub(super) fn recipe(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<Launch, RecipeError> {
+    if spec.vcpu > MAX_VCPUS {
+        return Err(RecipeError::TooManyVcpus {
             hypervisor: spec.hypervisor,
-            most: MOST_VCPUS,
+            max: MAX_VCPUS,
         });
     }
     let mut argv = vec![program.path.display().to_string()];
-    let seen = |name: &str| jailer::seen(&slot.confined_by, name);
+    let path = |name: &str| jailer::seen(&slot.confined_by, name);
     for (option, value) in [
         ("--id", slot.name.to_string()),
-        ("--api-sock", seen(Control::Firecracker.socket())),
-        ("--config-file", seen(CONFIG)),
+        ("--api-sock", path(Control::Firecracker.socket())),
+        ("--config-file", path(CONFIG)),
         ("--level", "Error".to_owned()),
     ] {
         argv.extend([option.to_owned(), value]);
@@ -131,15 +131,15 @@ struct Metrics {
     metrics_path: String,
 }
 
-fn config(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<Config, Unfit> {
+fn config(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<Config, RecipeError> {
     let connection = &slot.connection;
     let mtu = (connection.mtu != ETHERNET_MTU).then_some(connection.mtu);
-    let told = mtu.filter(|_| program.version >= TELLS_MTU);
-    let mut words = "reboot=k pci=off i8042.noaux i8042.nomux i8042.dumbkbd".to_owned();
-    if let (Some(mtu), None) = (mtu, told) {
-        words.push_str(&format!(" slice.mtu={mtu}"));
+    let config_mtu = mtu.filter(|_| program.version >= REPORTS_MTU);
+    let mut parameters = "reboot=k pci=off i8042.noaux i8042.nomux i8042.dumbkbd".to_owned();
+    if let (Some(mtu), None) = (mtu, config_mtu) {
+        parameters.push_str(&format!(" slice.mtu={mtu}"));
     }
-    let reserved = OTHER_WORDS + DEVICE_WORDS * (OTHER_DEVICES + slot.disks.len());
+    let reserved = OTHER_BYTES + DEVICE_BYTES * (OTHER_DEVICES + slot.disks.len());
     Ok(Config {
         machine_config: MachineConfig {
             vcpu_count: spec.vcpu,
@@ -148,14 +148,21 @@ fn config(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<Config, Unfit
         boot_source: BootSource {
             kernel_image_path: slot.kernel(spec)?.to_owned(),
             initrd_path: spec.initrd_file.clone(),
-            boot_args: cmdline::command_line(spec, slot, &Own { words, reserved })?,
+            boot_args: cmdline::command_line(
+                spec,
+                slot,
+                &VmmParameters {
+                    words: parameters,
+                    reserved,
+                },
+            )?,
         },
         drives: slot.disks.iter().enumerate().map(drive).collect(),
         network_interfaces: [NetworkInterface {
             iface_id: "eth0",
             host_dev_name: connection.tap.clone(),
             guest_mac: connection.mac,
-            mtu: told,
+            mtu: config_mtu,
         }],
         vsock: Vsock {
             guest_cid: 3,

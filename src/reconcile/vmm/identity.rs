@@ -31,7 +31,7 @@ pub(super) struct Users {
 
 impl Users {
     /// Whether this user may be assigned to a VMM.
-    pub(super) fn are_given(&self, user: u32) -> bool {
+    pub(super) fn are_assignable(&self, user: u32) -> bool {
         self.range.contains(user) || self.of.contains_key(&user)
     }
 }
@@ -41,9 +41,9 @@ pub(super) struct Evidence {
     /// Its user.
     pub(super) user: u32,
     /// The label on its root file system, if there is one.
-    pub(super) marked: Option<Label>,
+    pub(super) label: Option<Label>,
     /// Whether its root file system was created by an earlier version.
-    pub(super) unmarked: bool,
+    pub(super) has_legacy_root: bool,
     /// Its control group.
     pub(super) group: Member,
     /// The label in its environment, if there is one.
@@ -54,9 +54,9 @@ pub(super) struct Evidence {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Owner {
     /// The VM that this label names.
-    Of(Label),
+    Named(Label),
     /// A VM of this daemon with this UID, whose name is unknown.
-    OfUid(Uid),
+    Uid(Uid),
     /// No owner can be determined.
     Unknown,
 }
@@ -71,32 +71,32 @@ impl Evidence {
         let label = |text: &str| text.parse::<Label>().ok();
         let marked = origin.root.mark(LABEL_VAR).and_then(label);
         let unmarked = origin.root == Root::Unmarked;
-        let told = match (&marked, unmarked) {
+        let env_label = match (&marked, unmarked) {
             (None, true) => told(origin.identity.pid).as_deref().and_then(label),
             _ => None,
         };
         Self {
             user: origin.user,
-            marked,
-            unmarked,
+            label: marked,
+            has_legacy_root: unmarked,
             group: origin.cgroup.as_deref().map_or(Member::Unmanaged, group),
-            told,
+            told: env_label,
         }
     }
 
     pub(super) fn owner(self, users: &Users) -> Owner {
-        if !users.are_given(self.user) {
+        if !users.are_assignable(self.user) {
             return Owner::Unknown;
         }
-        if let Some(label) = self.marked {
-            return Owner::Of(label);
+        if let Some(label) = self.label {
+            return Owner::Named(label);
         }
         match self.group {
             Member::Managed(name) => {
                 if let Ok(uid) = name.parse() {
                     return match self.told {
-                        Some(told) if owner::uid_of(&told) == uid => Owner::Of(told),
-                        Some(_) | None => Owner::OfUid(uid),
+                        Some(told) if owner::uid_of(&told) == uid => Owner::Named(told),
+                        Some(_) | None => Owner::Uid(uid),
                     };
                 }
             }
@@ -104,10 +104,10 @@ impl Evidence {
             Member::Unmanaged => {}
         }
         let known = users.of.get(&self.user);
-        match (known, self.told.filter(|_| self.unmarked)) {
-            (Some(uid), Some(told)) if owner::uid_of(&told) == *uid => Owner::Of(told),
-            (Some(uid), _) => Owner::OfUid(*uid),
-            (None, Some(told)) => Owner::Of(told),
+        match (known, self.told.filter(|_| self.has_legacy_root)) {
+            (Some(uid), Some(told)) if owner::uid_of(&told) == *uid => Owner::Named(told),
+            (Some(uid), _) => Owner::Uid(*uid),
+            (None, Some(told)) => Owner::Named(told),
             (None, _) => Owner::Unknown,
         }
     }
@@ -136,135 +136,135 @@ mod tests {
     fn the_owner_of_a_process_is_determined_by_properties_that_only_root_can_set() {
         let ((a, a_uid), (b, b_uid), (c, c_uid)) = (vm('1'), vm('2'), vm('3'));
         let theirs = label("slice/zzzzz/vm/other@44444444-4444-4444-8444-444444444444");
-        let ours = |uid: Uid| Member::Managed(uid.to_string());
+        let managed = |uid: Uid| Member::Managed(uid.to_string());
         let known = Users {
             range: IdRange::default(),
             of: HashMap::from([(A, a_uid), (B, b_uid)]),
         };
-        let lost = Users::default();
-        let nothing = || Member::Unmanaged;
+        let none_known = Users::default();
+        let unmanaged = || Member::Unmanaged;
         // Evidence: user, label, created by an earlier version, group, environment. Known users. Expected owner.
         let cases = [
             (
                 "label",
-                (A, Some(&a), false, nothing(), None),
-                &lost,
-                Owner::Of(a.clone()),
+                (A, Some(&a), false, unmanaged(), None),
+                &none_known,
+                Owner::Named(a.clone()),
             ),
             (
                 "label contradicts the environment",
-                (A, Some(&a), false, nothing(), Some(&b)),
+                (A, Some(&a), false, unmanaged(), Some(&b)),
                 &known,
-                Owner::Of(a.clone()),
+                Owner::Named(a.clone()),
             ),
             (
                 "label contradicts a group",
                 (A, Some(&a), false, Member::OtherDaemon, None),
                 &known,
-                Owner::Of(a.clone()),
+                Owner::Named(a.clone()),
             ),
             (
                 "label of another daemon",
-                (A, Some(&theirs), false, nothing(), Some(&a)),
+                (A, Some(&theirs), false, unmanaged(), Some(&a)),
                 &known,
-                Owner::Of(theirs.clone()),
+                Owner::Named(theirs.clone()),
             ),
             (
                 "label of another daemon, nothing known",
-                (C, Some(&theirs), false, nothing(), Some(&a)),
-                &lost,
-                Owner::Of(theirs.clone()),
+                (C, Some(&theirs), false, unmanaged(), Some(&a)),
+                &none_known,
+                Owner::Named(theirs.clone()),
             ),
             (
                 "label, namespaces entered by another user",
-                (1000, Some(&a), false, nothing(), Some(&a)),
+                (1000, Some(&a), false, unmanaged(), Some(&a)),
                 &known,
                 Owner::Unknown,
             ),
             (
                 "a group",
-                (C, None, false, ours(a_uid), None),
-                &lost,
-                Owner::OfUid(a_uid),
+                (C, None, false, managed(a_uid), None),
+                &none_known,
+                Owner::Uid(a_uid),
             ),
             (
                 "a group contradicts the environment",
-                (C, None, true, ours(a_uid), Some(&b)),
+                (C, None, true, managed(a_uid), Some(&b)),
                 &known,
-                Owner::OfUid(a_uid),
+                Owner::Uid(a_uid),
             ),
             (
                 "a group and the environment",
-                (C, None, true, ours(a_uid), Some(&a)),
-                &lost,
-                Owner::Of(a.clone()),
+                (C, None, true, managed(a_uid), Some(&a)),
+                &none_known,
+                Owner::Named(a.clone()),
             ),
             (
                 "a group of another daemon",
                 (C, None, true, Member::OtherDaemon, Some(&a)),
-                &lost,
+                &none_known,
                 Owner::Unknown,
             ),
             (
                 "a known user in new namespaces",
-                (B, None, false, nothing(), None),
+                (B, None, false, unmanaged(), None),
                 &known,
-                Owner::OfUid(b_uid),
+                Owner::Uid(b_uid),
             ),
             (
                 "a known user that claims another VM",
-                (B, None, true, nothing(), Some(&a)),
+                (B, None, true, unmanaged(), Some(&a)),
                 &known,
-                Owner::OfUid(b_uid),
+                Owner::Uid(b_uid),
             ),
             (
                 "a known user that claims a VM that does not exist",
-                (B, None, true, nothing(), Some(&c)),
+                (B, None, true, unmanaged(), Some(&c)),
                 &known,
-                Owner::OfUid(b_uid),
+                Owner::Uid(b_uid),
             ),
             (
                 "a known user with a correct label in the environment",
-                (A, None, true, nothing(), Some(&a)),
+                (A, None, true, unmanaged(), Some(&a)),
                 &known,
-                Owner::Of(a.clone()),
+                Owner::Named(a.clone()),
             ),
             (
                 "process of an earlier version, nothing known",
-                (C, None, true, nothing(), Some(&c)),
-                &lost,
-                Owner::Of(c.clone()),
+                (C, None, true, unmanaged(), Some(&c)),
+                &none_known,
+                Owner::Named(c.clone()),
             ),
             (
                 "the same environment with another root file system",
-                (C, None, false, nothing(), Some(&c)),
-                &lost,
+                (C, None, false, unmanaged(), Some(&c)),
+                &none_known,
                 Owner::Unknown,
             ),
             (
                 "another user with our label in the environment",
-                (1000, None, false, nothing(), Some(&a)),
+                (1000, None, false, unmanaged(), Some(&a)),
                 &known,
                 Owner::Unknown,
             ),
             (
                 "another user in a root file system with our source",
-                (1000, None, true, nothing(), Some(&a)),
+                (1000, None, true, unmanaged(), Some(&a)),
                 &known,
                 Owner::Unknown,
             ),
             (
                 "no label",
-                (C, None, true, nothing(), None),
-                &lost,
+                (C, None, true, unmanaged(), None),
+                &none_known,
                 Owner::Unknown,
             ),
         ];
         for (what, (user, marked, unmarked, group, told), users, expected) in cases {
             let evidence = Evidence {
                 user,
-                marked: marked.cloned(),
-                unmarked,
+                label: marked.cloned(),
+                has_legacy_root: unmarked,
                 group,
                 told: told.cloned(),
             };

@@ -17,7 +17,7 @@ use super::recipe::{ConfinedBy, Launch};
 use super::version::Program;
 
 /// Path of the run directory in a jail.
-pub(super) const HOME: &str = "/vmm";
+pub(super) const JAIL_RUN_DIR: &str = "/vmm";
 /// `--chroot-base-dir`; it exists only in the mount namespace of the jailer.
 const BASE: &str = "/jail";
 /// Options that the jailer adds, each with a value.
@@ -31,7 +31,7 @@ const OPEN_FILES: u64 = 4096;
 
 /// How a process is started in a jail.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Jailed {
+pub(super) struct JailerCommand {
     /// The jailer's command line.
     pub(super) argv: Vec<String>,
     /// The directory that becomes the root of the jail.
@@ -42,20 +42,20 @@ pub(super) struct Jailed {
 pub(super) fn seen(confined_by: &ConfinedBy, name: &str) -> String {
     match confined_by {
         ConfinedBy::Sliced { .. } => name.to_owned(),
-        ConfinedBy::Jailer(_) => format!("{HOME}/{name}"),
+        ConfinedBy::Jailer(_) => format!("{JAIL_RUN_DIR}/{name}"),
     }
 }
 
 /// The command line of the jailer. `program`: the resolved path of the program to start. The process cannot make a file larger than
 /// `file_limit` bytes.
-pub(super) fn jailed(
+pub(super) fn jailer_command(
     jailer: &Program,
     launch: &Launch,
     program: &Path,
     user: u32,
     file_limit: u64,
-) -> Jailed {
-    let (id, words) = without_id(launch.argv.get(1..).unwrap_or_default());
+) -> JailerCommand {
+    let (id, arguments) = without_id(launch.argv.get(1..).unwrap_or_default());
     let name = program.file_name().unwrap_or_default();
     let root = Path::new(BASE).join(name).join(&id).join("root");
     let mut argv = vec![jailer.path.display().to_string()];
@@ -71,12 +71,12 @@ pub(super) fn jailed(
         argv.extend([option.to_owned(), value]);
     }
     argv.push("--".to_owned());
-    argv.extend(words);
-    Jailed { argv, root }
+    argv.extend(arguments);
+    JailerCommand { argv, root }
 }
 
-fn without_id(words: &[String]) -> (String, Vec<String>) {
-    match words {
+fn without_id(arguments: &[String]) -> (String, Vec<String>) {
+    match arguments {
         [option, id, rest @ ..] if option == "--id" => (id.clone(), rest.to_vec()),
         all => (String::new(), all.to_vec()),
     }
@@ -85,11 +85,11 @@ fn without_id(words: &[String]) -> (String, Vec<String>) {
 /// The arguments of a process, in the form of `launch` if the process is, or is about to become, a Firecracker in a jail; otherwise
 /// unchanged.
 pub(super) fn told(argv: Vec<String>, launch: Option<&Launch>) -> Vec<String> {
-    let Some((launch, words)) = launch.zip(argv.get(1..)) else {
+    let Some((launch, arguments)) = launch.zip(argv.get(1..)) else {
         return argv;
     };
-    let (id, rest) = without_id(words);
-    let Some(rest) = after_the_times(&rest).or_else(|| after_the_jailers(&rest)) else {
+    let (id, rest) = without_id(arguments);
+    let Some(rest) = strip_times(&rest).or_else(|| strip_jailer_arguments(&rest)) else {
         return argv;
     };
     let program = launch.argv.first().cloned().unwrap_or_default();
@@ -97,17 +97,17 @@ pub(super) fn told(argv: Vec<String>, launch: Option<&Launch>) -> Vec<String> {
     first.into_iter().chain(rest.iter().cloned()).collect()
 }
 
-fn after_the_times(words: &[String]) -> Option<&[String]> {
-    TIMES.iter().try_fold(words, |words, time| match words {
+fn strip_times(arguments: &[String]) -> Option<&[String]> {
+    TIMES.iter().try_fold(arguments, |words, time| match words {
         [option, _, rest @ ..] if option == time => Some(rest),
         _ => None,
     })
 }
 
-fn after_the_jailers(words: &[String]) -> Option<&[String]> {
-    let is_jailers = words.first().is_some_and(|word| word == "--exec-file");
-    let end = words.iter().position(|word| word == "--")?;
-    is_jailers.then(|| &words[end + 1..])
+fn strip_jailer_arguments(arguments: &[String]) -> Option<&[String]> {
+    let is_jailer = arguments.first().is_some_and(|word| word == "--exec-file");
+    let end = arguments.iter().position(|word| word == "--")?;
+    is_jailer.then(|| &arguments[end + 1..])
 }
 
 #[cfg(test)]
@@ -139,14 +139,14 @@ mod tests {
             version: Version::new(1, 17),
         };
         let real = Path::new("/opt/fc-1.17/firecracker-v1.17");
-        let jailed = jailed(&jailer, &launch(), real, 70_001, 9_000);
+        let command = jailer_command(&jailer, &launch(), real, 70_001, 9_000);
         let expected = "/opt/bin/jailer --id vm-1 --exec-file /opt/fc-1.17/firecracker-v1.17 --uid 70001 --gid 70001 \
             --chroot-base-dir /jail --resource-limit fsize=9000 --resource-limit no-file=4096 \
             -- --api-sock /vmm/firecracker.sock";
-        assert_eq!(jailed.argv, words(expected));
+        assert_eq!(command.argv, words(expected));
         let root = "/jail/firecracker-v1.17/vm-1/root";
-        assert_eq!(jailed.root, Path::new(root));
-        assert_eq!(told(jailed.argv, Some(&launch())), launch().argv);
+        assert_eq!(command.root, Path::new(root));
+        assert_eq!(told(command.argv, Some(&launch())), launch().argv);
     }
 
     #[test]

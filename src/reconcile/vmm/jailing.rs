@@ -4,29 +4,29 @@
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use super::jailer::{self, HOME, Jailed};
-use super::opened::Opened;
+use super::jailer::{self, JAIL_RUN_DIR, JailerCommand};
+use super::opened::OpenFiles;
 use super::{ConfinedBy, Desired, Launch};
 use crate::host::Error;
 use crate::host::named::Named;
 use crate::host::process::{Jail, Keep, Words};
 
 /// The resources for one start.
-pub(super) struct Jailing<'a> {
-    jailed: Jailed,
-    tool: &'a Named,
+pub(super) struct JailerLaunch<'a> {
+    command: JailerCommand,
+    jailer: &'a Named,
     program: &'a Named,
     file_limit: u64,
     keep: Keep,
 }
 
-impl<'a> Jailing<'a> {
+impl<'a> JailerLaunch<'a> {
     /// The locks of the disks, `held`, are held by the VMM through its standard error. `None`: this VMM is not started by a jailer.
     pub(super) fn of(
         desired: &Desired,
         launch: &Launch,
-        opened: Option<&'a Opened>,
-        held: &[BorrowedFd<'_>],
+        opened: Option<&'a OpenFiles>,
+        locked: &[BorrowedFd<'_>],
         file_limit: u64,
     ) -> Result<Option<Self>, Error> {
         let (ConfinedBy::Jailer(jailer), Some(confined), Some(opened)) =
@@ -42,32 +42,38 @@ impl<'a> Jailing<'a> {
             .metadata()
             .map_err(|error| Error::io("stat", program.real().display().to_string(), error))?;
         Ok(Some(Self {
-            jailed: jailer::jailed(jailer, launch, program.real(), confined.user, file_limit),
-            tool,
+            command: jailer::jailer_command(
+                jailer,
+                launch,
+                program.real(),
+                confined.user,
+                file_limit,
+            ),
+            jailer: tool,
             program,
             // The jailer sets the final limit after it has copied the program.
             file_limit: file_limit.max(copy.len()),
-            keep: Keep::of(held)?,
+            keep: Keep::of(locked)?,
         }))
     }
 
     /// The file of the jailer.
-    pub(super) fn tool(&self) -> &'a Named {
-        self.tool
+    pub(super) fn jailer(&self) -> &'a Named {
+        self.jailer
     }
 
     pub(super) fn jail(&self) -> Jail<'_> {
         Jail {
-            root: &self.jailed.root,
-            tool: self.tool,
+            root: &self.command.root,
+            tool: self.jailer,
             program: self.program,
-            home: Path::new(HOME),
+            home: Path::new(JAIL_RUN_DIR),
             errors: self.keep.standard_error(),
         }
     }
 
     pub(super) fn argv(&self) -> &[String] {
-        &self.jailed.argv
+        &self.command.argv
     }
 
     /// The limit that applies until the jailer sets the final one.
@@ -76,7 +82,7 @@ impl<'a> Jailing<'a> {
     }
 
     /// Releases the resources after the start has succeeded or failed. Returns the standard error of the process.
-    pub(super) fn let_go(self) -> Words {
+    pub(super) fn release(self) -> Words {
         self.keep.let_go()
     }
 }

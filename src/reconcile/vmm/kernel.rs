@@ -18,7 +18,7 @@ const HEADERS: u64 = 64 + 2 * 56;
 /// `XEN_ELFNOTE_PHYS32_ENTRY`.
 const ENTRY_NOTE: u32 = 18;
 /// Constant in the computation of the result.
-const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Page tables are made at 0x300000 (one to one, 1 GiB), the stack is below 0x310000.
 #[rustfmt::skip]
@@ -95,7 +95,7 @@ const CODE_BYTES: usize = 265;
 const DATA: u64 = BASE + 272;
 
 /// An image and the output that is expected when it boots.
-pub(super) struct Trial {
+pub(super) struct TestKernel {
     /// An ELF file.
     pub(super) image: Vec<u8>,
     /// The expected line, without a line break.
@@ -103,9 +103,9 @@ pub(super) struct Trial {
 }
 
 /// The image for this number, which must be random.
-pub(super) fn trial(number: u64) -> Trial {
-    let answer = (number.wrapping_add(number) ^ MIX).wrapping_add(1);
-    Trial {
+pub(super) fn test_kernel(number: u64) -> TestKernel {
+    let answer = (number.wrapping_add(number) ^ MULTIPLIER).wrapping_add(1);
+    TestKernel {
         image: image(number),
         answer: format!("{answer:016x}"),
     }
@@ -123,18 +123,18 @@ fn image(number: u64) -> Vec<u8> {
     let mut file = b"\x7fELF\x02\x01\x01".to_vec();
     file.resize(16, 0);
     // ET_EXEC, EM_X86_64, version, entry, program headers, no sections.
-    halves(&mut file, &[2, 62]);
+    push_u16(&mut file, &[2, 62]);
     words(&mut file, &[1]);
-    longs(&mut file, &[BASE, 64, 0]);
+    push_u64(&mut file, &[BASE, 64, 0]);
     words(&mut file, &[0]);
-    halves(&mut file, &[64, 56, 2, 0, 0, 0]);
+    push_u16(&mut file, &[64, 56, 2, 0, 0, 0]);
     // PT_LOAD, readable, writable and executable; PT_NOTE.
     words(&mut file, &[1, 7]);
     let length = segment.len() as u64;
-    longs(&mut file, &[start, BASE, BASE, length, length, 1]);
+    push_u64(&mut file, &[start, BASE, BASE, length, length, 1]);
     words(&mut file, &[4, 4]);
     let length = note.len() as u64;
-    longs(&mut file, &[HEADERS, 0, 0, length, length, 4]);
+    push_u64(&mut file, &[HEADERS, 0, 0, length, length, 4]);
     [file, note, segment].concat()
 }
 
@@ -142,22 +142,22 @@ fn image(number: u64) -> Vec<u8> {
 fn segment(number: u64) -> Vec<u8> {
     let mut bytes = CODE.to_vec();
     bytes.resize(272, 0);
-    longs(&mut bytes, &[0, 0, number]);
+    push_u64(&mut bytes, &[0, 0, number]);
     bytes.extend(b"0123456789abcdef");
     // Null descriptor; 64-bit code; data.
-    longs(
+    push_u64(
         &mut bytes,
         &[0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff],
     );
     // Limit and address of the segment descriptors, then of the gates.
-    halves(&mut bytes, &[23]);
+    push_u16(&mut bytes, &[23]);
     words(&mut bytes, &[(DATA + 40) as u32]);
-    halves(&mut bytes, &[63]);
-    longs(&mut bytes, &[DATA + 80]);
+    push_u16(&mut bytes, &[63]);
+    push_u64(&mut bytes, &[DATA + 80]);
     // Gates of the exceptions 0 to 3; the last one is the breakpoint's, an interrupt gate to the end of the code.
     let handler = BASE + 260;
-    longs(&mut bytes, &[0; 6]);
-    longs(
+    push_u64(&mut bytes, &[0; 6]);
+    push_u64(
         &mut bytes,
         &[
             (handler & 0xffff) | 0x8 << 16 | 0x8e00 << 32 | (handler >> 16) << 48,
@@ -167,7 +167,7 @@ fn segment(number: u64) -> Vec<u8> {
     bytes
 }
 
-fn halves(to: &mut Vec<u8>, values: &[u16]) {
+fn push_u16(to: &mut Vec<u8>, values: &[u16]) {
     to.extend(values.iter().flat_map(|value| value.to_le_bytes()));
 }
 
@@ -175,7 +175,7 @@ fn words(to: &mut Vec<u8>, values: &[u32]) {
     to.extend(values.iter().flat_map(|value| value.to_le_bytes()));
 }
 
-fn longs(to: &mut Vec<u8>, values: &[u64]) {
+fn push_u64(to: &mut Vec<u8>, values: &[u64]) {
     to.extend(values.iter().flat_map(|value| value.to_le_bytes()));
 }
 
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn each_number_has_a_different_answer_that_is_not_in_the_image() {
-        let [one, other] = [1, 0x1122_3344_5566_7788].map(trial);
+        let [one, other] = [1, 0x1122_3344_5566_7788].map(test_kernel);
         assert_eq!(other.answer, "bc731f31d5869306");
         assert_ne!(one.answer, other.answer);
         assert_eq!(one.image.len(), other.image.len());

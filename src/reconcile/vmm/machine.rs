@@ -42,7 +42,7 @@ pub struct Machine {
 
 /// The results of this boot.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Known {
+struct Cache {
     boot: String,
     /// Rate of the time-stamp counter in kHz; `None`: not measured yet.
     tsc_khz: Option<Option<u32>>,
@@ -51,31 +51,31 @@ struct Known {
 }
 
 /// The cache file in the run directory.
-const KNOWN: &str = "kvm.json";
+const CACHE_FILE: &str = "kvm.json";
 /// Maximum number of cached programs: a host has a few, and each upgrade adds one.
-const MOST: usize = 64;
+const MAX_PROGRAMS: usize = 64;
 /// Deadline for the boot, which takes about 0.1 s on a processor.
 const DEADLINE: Duration = Duration::from_secs(3);
 /// QEMU's message for a guest that KVM cannot continue.
-const STUCK: &str = "KVM internal error";
+const KVM_ERROR: &str = "KVM internal error";
 const KVM: &str = "/dev/kvm";
 
 /// Determines and caches [`Machine`]s; one per daemon.
 #[derive(Debug, Default)]
 pub struct Machines {
     /// `None`: not read yet. Locked during a test: two concurrent ones would only slow each other down.
-    known: Mutex<Option<Known>>,
+    known: Mutex<Option<Cache>>,
 }
 
 impl Machines {
     /// The capabilities of this host with this program: tested, or read from `<run_dir>/kvm.json` if tested in this boot.
     pub async fn machine(&self, run_dir: &Path, qemu: &Named) -> Result<Machine, Error> {
         let boot = fs::boot_id()?;
-        let path = run_dir.join(KNOWN);
-        let mut known = self.known.lock().await;
-        let known = match &mut *known {
+        let path = run_dir.join(CACHE_FILE);
+        let mut cache = self.known.lock().await;
+        let known = match &mut *cache {
             Some(known) => known,
-            none => none.insert(remembered(&path, boot)?),
+            none => none.insert(read_cache(&path, boot)?),
         };
         let key = key(qemu);
         if let (Some(accel), Some(tsc_khz)) = (known.programs.get(&key), known.tsc_khz) {
@@ -96,27 +96,27 @@ impl Machines {
                 .flatten(),
         };
         tracing::info!(program = %qemu.real().display(), ?accel, "tested whether the program can use KVM");
-        if known.programs.len() >= MOST {
+        if known.programs.len() >= MAX_PROGRAMS {
             known.programs.clear();
         }
         known.programs.insert(key, accel);
         known.tsc_khz = Some(tsc_khz);
         let text =
-            serde_json::to_vec(known).map_err(|error| Error::other("encode", KNOWN, error))?;
+            serde_json::to_vec(known).map_err(|error| Error::other("encode", CACHE_FILE, error))?;
         fs::write(&path, &text, 0o600, Durability::Process)?;
         Ok(Machine { accel, tsc_khz })
     }
 }
 
 /// The cached results; empty if they are of another boot or invalid.
-fn remembered(path: &Path, boot: &str) -> Result<Known, Error> {
+fn read_cache(path: &Path, boot: &str) -> Result<Cache, Error> {
     let bytes = fs::read(path)?;
-    let known = bytes.and_then(|bytes| serde_json::from_slice::<Known>(&bytes).ok());
-    Ok(known
+    let cache = bytes.and_then(|bytes| serde_json::from_slice::<Cache>(&bytes).ok());
+    Ok(cache
         .filter(|known| known.boot == boot)
-        .unwrap_or_else(|| Known {
+        .unwrap_or_else(|| Cache {
             boot: boot.to_owned(),
-            ..Known::default()
+            ..Cache::default()
         }))
 }
 
@@ -132,29 +132,29 @@ async fn kvm_runs(qemu: &Named) -> bool {
 /// Whether this program boots the test kernel with this accelerator and prints the expected result within 3 s.
 pub async fn boots(qemu: &Named, accel: Accel) -> bool {
     let (_, number) = Uuid::new_v4().as_u64_pair();
-    let trial = kernel::trial(number);
+    let trial = kernel::test_kernel(number);
     // Its standard input, which it opens again.
-    let mut words = vec!["-M", "microvm", "-m", "16M", "-kernel", "/proc/self/fd/0"];
+    let mut arguments = vec!["-M", "microvm", "-m", "16M", "-kernel", "/proc/self/fd/0"];
     for (option, value) in qemu::accelerator(accel) {
-        words.extend([option, value]);
+        arguments.extend([option, value]);
     }
-    words.extend(["-nodefaults", "-no-user-config", "-no-reboot"]);
-    words.extend(["-display", "none", "-serial", "stdio"]);
-    words.extend(["-sandbox", qemu::SANDBOX]);
-    let beside = confine::installed(qemu.real());
+    arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot"]);
+    arguments.extend(["-display", "none", "-serial", "stdio"]);
+    arguments.extend(["-sandbox", qemu::SANDBOX]);
+    let installed = confine::installed_dirs(qemu.real());
     let query = Query {
         program: qemu,
-        words: &words,
-        beside: &beside,
+        words: &arguments,
+        beside: &installed,
         input: Some(&trial.image),
         kvm: accel == Accel::Kvm,
     };
     let is_answer = |line: &str| line.trim_end() == trial.answer;
-    let enough = |said: &str| {
-        let whole = said
+    let enough = |output: &str| {
+        let lines = output
             .split_inclusive('\n')
             .filter(|line| line.ends_with('\n'));
-        whole.into_iter().any(is_answer) || said.contains(STUCK)
+        lines.into_iter().any(is_answer) || output.contains(KVM_ERROR)
     };
     match process::query(&query, DEADLINE, enough).await {
         Ok(outcome) => outcome.output.lines().any(is_answer),
@@ -167,11 +167,11 @@ pub async fn boots(qemu: &Named, accel: Accel) -> bool {
 }
 
 /// The number of programs that were tested in this boot, and how many of them run guests with KVM.
-pub fn tried(run_dir: &Path) -> Option<(usize, usize)> {
-    let known = remembered(&run_dir.join(KNOWN), fs::boot_id().ok()?).ok()?;
-    let with_kvm = known
+pub fn tested_programs(run_dir: &Path) -> Option<(usize, usize)> {
+    let cache = read_cache(&run_dir.join(CACHE_FILE), fs::boot_id().ok()?).ok()?;
+    let with_kvm = cache
         .programs
         .values()
         .filter(|accel| **accel == Accel::Kvm);
-    Some((known.programs.len(), with_kvm.count())).filter(|(all, _)| *all > 0)
+    Some((cache.programs.len(), with_kvm.count())).filter(|(all, _)| *all > 0)
 }

@@ -66,9 +66,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
-use super::places::Places;
+use super::places::FileAccess;
 use super::{Conflict, Reconcile, Wait};
-use crate::api::life::Grace;
+use crate::api::life::GracePeriod;
 use crate::api::meta::Uid;
 use crate::api::vm::Hypervisor;
 use crate::host;
@@ -78,13 +78,13 @@ use crate::owner::{Label, Owned};
 pub use cmdline::NAME_SERVERS;
 pub use control::{Control, GuestState};
 pub use ending::{Ended, ended, last_lines};
-pub use machine::{Accel, Machine, Machines, boots, tried};
+pub use machine::{Accel, Machine, Machines, boots, tested_programs};
 pub use moved::uses_another_disk;
 pub use note::{confined_by, running, started_as};
 pub use owners::recover as recover_owners;
 pub use program::Programs;
 pub use qemu::machine_of;
-pub use recipe::{Access, ConfinedBy, Disk, Launch, NewFile, Slot, Sys, Unfit, recipe};
+pub use recipe::{Access, ConfinedBy, Disk, Launch, NewFile, RecipeError, Slot, Sys, recipe};
 pub use version::{Program, Version};
 pub use watch::{rotate, watch};
 
@@ -120,7 +120,7 @@ const SOCKETS: [&str; 6] = [
     AGENT,
 ];
 /// Every name in a run directory that this daemon may remove.
-pub const OURS: [&str; 14] = [
+pub const MANAGED_FILES: [&str; 14] = [
     AGENT,
     Control::CloudHypervisor.socket(),
     CONTROL_LOCK,
@@ -141,10 +141,10 @@ pub const OURS: [&str; 14] = [
 pub const LOG_LIMIT: u64 = 2 << 20;
 
 /// Stands for all other files that a VMM with a user of its own has created in its run directory.
-const STRAY: &str = "other files of the VMM";
+const OTHER_FILES: &str = "other files of the VMM";
 
 /// Size of a confined VMM's run directory in bytes: two logs, one of which may exceed its limit, configuration and sockets.
-pub const HOME_BYTES: u64 = 8 << 20;
+pub const RUN_DIR_BYTES: u64 = 8 << 20;
 
 /// The variable in a VMM's environment that holds its label.
 pub const LABEL_VAR: &str = "SLICE_LABEL";
@@ -153,7 +153,7 @@ pub const RUN_DIR_VAR: &str = "SLICE_RUN_DIR";
 
 /// Whether the serial port of the VM accepts input. Cloud Hypervisor reads only from a terminal, or from a socket that loses output
 /// until a client connects.
-pub const fn takes_input(hypervisor: Hypervisor) -> bool {
+pub const fn supports_serial_input(hypervisor: Hypervisor) -> bool {
     match hypervisor {
         Hypervisor::Qemu | Hypervisor::Firecracker => true,
         Hypervisor::CloudHypervisor | Hypervisor::None => false,
@@ -166,16 +166,16 @@ pub struct Vmm {
     /// VMs with a process in the last observation: if its record is lost, `/proc` is searched for it.
     seen: Mutex<HashSet<Uid>>,
     /// Set once all of `/proc` has been searched: every process from before the start of the daemon is known.
-    surveyed: OnceCell<()>,
+    scanned: OnceCell<()>,
     /// Which files of the host a VMM may be started with.
-    places: Places,
+    places: FileAccess,
     /// The assignments of users to VMs.
     users: Mutex<identity::Users>,
 }
 
 impl Vmm {
     /// Creates a reconciler that has observed nothing yet.
-    pub fn new(places: Places) -> Self {
+    pub fn new(places: FileAccess) -> Self {
         Self {
             places,
             ..Self::default()
@@ -201,26 +201,26 @@ pub struct Desired {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confined: Option<Confined>,
     /// How long a guest has time to power down.
-    #[serde(default, skip_serializing_if = "Grace::is_default")]
-    pub grace: Grace,
+    #[serde(default, skip_serializing_if = "GracePeriod::is_default")]
+    pub grace: GracePeriod,
     /// A process that must stop is killed at once, without a power-down request to its guest.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub forced: bool,
     /// What is kept when no VMM may run.
-    #[serde(default, skip_serializing_if = "Left::is_default")]
-    pub left: Left,
+    #[serde(default, skip_serializing_if = "Retain::is_default")]
+    pub left: Retain,
     /// The desired state of the guest.
-    #[serde(default, skip_serializing_if = "Guest::is_default")]
-    pub guest: Guest,
+    #[serde(default, skip_serializing_if = "DesiredGuest::is_default")]
+    pub guest: DesiredGuest,
     /// After which exits the VMM may be started again.
-    #[serde(default, skip_serializing_if = "Judged::is_default")]
-    pub judged: Judged,
+    #[serde(default, skip_serializing_if = "EvaluatedExits::is_default")]
+    pub judged: EvaluatedExits,
 }
 
 /// What is kept of a VMM that may not run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Left {
+pub enum Retain {
     /// Nothing: the VM is deleted.
     #[default]
     Nothing,
@@ -228,7 +228,7 @@ pub enum Left {
     Log,
 }
 
-impl Left {
+impl Retain {
     /// Nothing is kept.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
@@ -238,7 +238,7 @@ impl Left {
 /// The desired state of a guest while its VMM runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Guest {
+pub enum DesiredGuest {
     /// Any; its state is not queried.
     #[default]
     Any,
@@ -248,7 +248,7 @@ pub enum Guest {
     Paused,
 }
 
-impl Guest {
+impl DesiredGuest {
     /// Any state is accepted.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
@@ -258,7 +258,7 @@ impl Guest {
 /// After which exits the VMM may be started again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Judged {
+pub enum EvaluatedExits {
     /// Every exit.
     #[default]
     All,
@@ -266,7 +266,7 @@ pub enum Judged {
     Of(Option<Identity>),
 }
 
-impl Judged {
+impl EvaluatedExits {
     /// After every exit.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
@@ -349,7 +349,7 @@ pub struct Running {
     /// Whether the record names it.
     pub recorded: bool,
     /// Its attachment to the VM's network.
-    pub plug: Plug,
+    pub plug: Attachment,
     /// Whether it has a control socket.
     pub polite: bool,
     /// Configuration files whose content differs from what it has read: it was started with another spec.
@@ -366,7 +366,7 @@ pub struct Running {
 /// The attachment of a process to the VM's network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Plug {
+pub enum Attachment {
     /// It is in the VM's namespace and attached to the TAP, or is still starting.
     In,
     /// The TAP it was attached to is gone. It is not attached to a new one with the same name.
@@ -426,11 +426,11 @@ impl std::fmt::Display for Action {
                 process.thing().pid
             ),
             Self::PoweredDown { process, left_ms } => {
-                let left = humantime::format_duration(Duration::from_millis(*left_ms));
+                let remaining = humantime::format_duration(Duration::from_millis(*left_ms));
                 let pid = process.thing().pid;
                 write!(
                     f,
-                    "wait up to {left} for the guest to power down, pid {pid}"
+                    "wait up to {remaining} for the guest to power down, pid {pid}"
                 )
             }
             Self::Pause(process) => write!(f, "pause the guest, pid {}", process.thing().pid),
@@ -469,13 +469,13 @@ impl Reconcile for Vmm {
         plan::plan(desired, observed)
     }
 
-    fn waits(action: &Action) -> Option<Wait> {
+    fn waits_for(action: &Action) -> Option<Wait> {
         match action {
             Action::PoweredDown { process, left_ms } => {
-                let left = Duration::from_millis(*left_ms);
-                Some(Wait::End(process.thing().clone(), left))
+                let remaining = Duration::from_millis(*left_ms);
+                Some(Wait::Exit(process.thing().clone(), remaining))
             }
-            Action::Judge => Some(Wait::Judgement),
+            Action::Judge => Some(Wait::Evaluation),
             Action::CreateRunDir
             | Action::Record(_)
             | Action::AskToPowerDown(_)

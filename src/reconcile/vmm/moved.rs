@@ -30,35 +30,40 @@ impl OwnDisk {
     }
 
     /// The disk's earlier path, if that is the only difference between the desired argument and the one that the VMM was started with.
-    fn before<'t>(&self, desired: &str, told: &'t str) -> Option<&'t str> {
+    fn before<'t>(&self, desired: &str, actual: &'t str) -> Option<&'t str> {
         let (head, tail) = desired.split_once(&self.path)?;
-        let path = told.strip_prefix(head)?.strip_suffix(tail)?;
+        let path = actual.strip_prefix(head)?.strip_suffix(tail)?;
         let is_path =
             path.starts_with('/') && path.ends_with(&self.end) && !path.contains([',', '"']);
         (is_path && path != self.path).then_some(path)
     }
 
     /// The arguments that a VMM was started with, with the current path of the disk.
-    pub(super) fn argv_now(&self, launch: &Launch, told: Vec<String>) -> Vec<String> {
-        if launch.argv.len() != told.len() {
-            return told;
+    pub(super) fn argv_now(&self, launch: &Launch, actual: Vec<String>) -> Vec<String> {
+        if launch.argv.len() != actual.len() {
+            return actual;
         }
         let now = |(desired, told): (&String, String)| match self.before(desired, &told) {
             Some(_) => desired.clone(),
             None => told,
         };
-        launch.argv.iter().zip(told).map(now).collect()
+        launch.argv.iter().zip(actual).map(now).collect()
     }
 
     /// Whether a VMM has read this file, apart from the path of the disk.
-    pub(super) fn is_file(&self, desired: &NewFile, told: &NewFile) -> bool {
-        desired.name == told.name && self.before(&desired.text, &told.text).is_some()
+    pub(super) fn is_same_file(&self, desired: &NewFile, actual: &NewFile) -> bool {
+        desired.name == actual.name && self.before(&desired.text, &actual.text).is_some()
     }
 
-    fn place_of(&self, launch: &Launch, argv: &[String], noted: Option<&Note>) -> Option<PathBuf> {
+    fn previous_disk(
+        &self,
+        launch: &Launch,
+        argv: &[String],
+        note: Option<&Note>,
+    ) -> Option<PathBuf> {
         let arguments = launch.argv.iter().zip(argv);
         let of_argv = arguments.filter_map(|(desired, told)| self.before(desired, told));
-        let files = noted.into_iter().flat_map(|noted| noted.files().iter());
+        let files = note.into_iter().flat_map(|noted| noted.files().iter());
         let pairs = files.flat_map(|told| launch.files.iter().map(move |desired| (desired, told)));
         let of_files = pairs.filter_map(|(desired, told)| self.before(&desired.text, &told.text));
         of_argv.chain(of_files).next().map(PathBuf::from)
@@ -74,8 +79,8 @@ pub fn uses_another_disk(desired: &Desired, pid: u32) -> Result<Option<String>, 
         return Ok(None);
     };
     let argv = jailer::told(process::argv(pid)?, Some(launch));
-    let noted = note::read(&desired.dir)?;
-    let Some(old) = own.place_of(launch, &argv, noted.as_ref()) else {
+    let note = note::read(&desired.dir)?;
+    let Some(old) = own.previous_disk(launch, &argv, note.as_ref()) else {
         return Ok(None);
     };
     // The path in the root file system of the process.
@@ -106,7 +111,7 @@ mod tests {
             path: "/big/disks/web-1.img".into(),
             end: "/disks/web-1.img".into(),
         };
-        let wanted = "path=/big/disks/web-1.img,readonly=off";
+        let desired = "path=/big/disks/web-1.img,readonly=off";
         for (told, same) in [
             ("path=/old/state/disks/web-1.img,readonly=off", true),
             ("path=/disks/web-1.img,readonly=off", true),
@@ -121,7 +126,7 @@ mod tests {
             ("path=/old/web-1.img,readonly=off", false),
             ("", false),
         ] {
-            assert_eq!(own.before(wanted, told).is_some(), same, "{told}");
+            assert_eq!(own.before(desired, told).is_some(), same, "{told}");
         }
         assert_eq!(own.before("--kernel /k", "--kernel /other"), None);
     }

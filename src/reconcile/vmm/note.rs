@@ -32,12 +32,12 @@ pub(super) struct Note {
     files: Vec<NewFile>,
     /// Users' files whose owner an earlier version has changed to its user, with the previous attributes (`owners`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(super) given: Vec<Given>,
+    pub(super) given: Vec<ChangedFile>,
 }
 
 /// A file that belongs to a VMM's user as long as the VM exists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Given {
+pub(super) struct ChangedFile {
     pub(super) path: PathBuf,
     /// The previous owner.
     pub(super) user: u32,
@@ -94,17 +94,17 @@ impl Note {
 
     /// The names of those files of `launch` that differ from what the VMM has read.
     pub(super) fn stale(
-        noted: Option<&Self>,
+        note: Option<&Self>,
         launch: &Launch,
         own: Option<&OwnDisk>,
     ) -> Vec<String> {
-        let is = |file: &NewFile, told: &NewFile| {
-            file == told || own.is_some_and(|own| own.is_file(file, told))
+        let is_same = |file: &NewFile, told: &NewFile| {
+            file == told || own.is_some_and(|own| own.is_same_file(file, told))
         };
-        let read = |file: &&NewFile| {
-            noted.is_some_and(|noted| noted.files.iter().any(|told| is(file, told)))
+        let was_read = |file: &&NewFile| {
+            note.is_some_and(|noted| noted.files.iter().any(|told| is_same(file, told)))
         };
-        let stale = launch.files.iter().filter(|file| !read(file));
+        let stale = launch.files.iter().filter(|file| !was_read(file));
         stale.map(|file| file.name.clone()).collect()
     }
 
@@ -113,7 +113,7 @@ impl Note {
         &self.files
     }
 
-    pub(super) fn is_there(desired: &Desired) -> bool {
+    pub(super) fn exists(desired: &Desired) -> bool {
         path(&desired.dir).exists()
     }
 
@@ -138,24 +138,24 @@ pub fn running(dir: &Path) -> Result<Option<Identity>, host::Error> {
 /// Program and version of the VMM that runs in `dir`, if any. While it runs, its recipe is computed for this version: upgrading a package
 /// restarts no VM.
 pub fn started_as(dir: &Path) -> Result<Option<Program>, host::Error> {
-    Ok(of_what_runs(dir)?.and_then(|note| note.program))
+    Ok(of_running(dir)?.and_then(|note| note.program))
 }
 
 /// What confines the VMM that runs in `dir` as a user of its own, if any. A jailer that is installed later applies only to VMMs that are
 /// started later.
 pub fn confined_by(dir: &Path) -> Result<Option<ConfinedBy>, host::Error> {
-    let confined = of_what_runs(dir)?.filter(|note| note.user.is_some());
+    let confined = of_running(dir)?.filter(|note| note.user.is_some());
     Ok(confined.map(|note| note.confined_by))
 }
 
-fn of_what_runs(dir: &Path) -> Result<Option<Note>, host::Error> {
-    let runs = match running(dir) {
+fn of_running(dir: &Path) -> Result<Option<Note>, host::Error> {
+    let is_running = match running(dir) {
         Ok(found) => found.is_some(),
         // A start is in progress: the note has been written.
         Err(error) if error.kind == host::Kind::Busy => true,
         Err(error) => return Err(error),
     };
-    match runs {
+    match is_running {
         true => read(dir),
         false => Ok(None),
     }

@@ -8,10 +8,10 @@ use std::time::Duration;
 use super::identity::{Evidence, Owner as Belongs, Users};
 use super::moved::OwnDisk;
 use super::note::Note;
-use super::plan::fitting;
+use super::plan::matching;
 use super::{
-    Control, Desired, Guest, GuestState, INPUT, LABEL_VAR, NOTE, OURS, Observed, Plug, RECORD,
-    RunDir, Running, STOPPING, STRAY, Vmm, confine, ending, jailer,
+    Attachment, Control, Desired, DesiredGuest, GuestState, INPUT, LABEL_VAR, MANAGED_FILES, NOTE,
+    OTHER_FILES, Observed, RECORD, RunDir, Running, STOPPING, Vmm, confine, ending, jailer,
 };
 use crate::api::meta::Uid;
 use crate::api::vmm_ids::IdRange;
@@ -21,14 +21,14 @@ use crate::host::{Error, Kind, cgroup, fs};
 use crate::owner::{self, Instance, Label};
 
 /// How long an observation waits for a start in progress: a busy machine is slow to load a VMM.
-const BIRTH_PATIENCE: Duration = Duration::from_secs(5);
+const START_DEADLINE: Duration = Duration::from_secs(5);
 /// First and longest interval between checks of it; each interval is twice the previous one.
 const FIRST_STEP: Duration = Duration::from_millis(1);
 const LAST_STEP: Duration = Duration::from_millis(16);
 /// Deadline for a process to end after it has closed its control socket.
 const ENDING: Duration = Duration::from_millis(100);
 /// Number of attempts to read the arguments or the TAP of a process that is being executed.
-const MOMENTS: u32 = 10;
+const EXEC_RETRIES: u32 = 10;
 
 impl Vmm {
     /// Sets the range that users are assigned from.
@@ -38,39 +38,39 @@ impl Vmm {
     }
 
     /// Sets the assignments of users to VMs, from the store.
-    pub fn note_users(&self, of: HashMap<u32, Uid>) {
+    pub fn set_users(&self, of: HashMap<u32, Uid>) {
         self.users().of = of;
     }
 
     /// Every VM of this daemon with a live VMM, desired or not. One pass over `/proc`. Ignores processes of root, see [`super::identity`].
     pub async fn claimed(&self, instance: &Instance) -> Result<Vec<Label>, Error> {
-        let mut labels = self.survey(instance).await?;
+        let mut labels = self.scan(instance).await?;
         labels.retain(|label| label.instance == *instance);
         Ok(labels)
     }
 
-    async fn survey(&self, instance: &Instance) -> Result<Vec<Label>, Error> {
+    async fn scan(&self, instance: &Instance) -> Result<Vec<Label>, Error> {
         let users = self.users().clone();
         let known: HashSet<Uid> = users.of.values().copied().collect();
         let mut labels = Vec::new();
-        for (_, owner) in census(users).await? {
+        for (_, owner) in list_processes(users).await? {
             let uid = match &owner {
-                Belongs::Of(label) => owner::uid_of(label),
-                Belongs::OfUid(uid) => *uid,
+                Belongs::Named(label) => owner::uid_of(label),
+                Belongs::Uid(uid) => *uid,
                 Belongs::Unknown => continue,
             };
             self.lock().insert(uid);
             match owner {
-                Belongs::Of(label) => labels.push(label),
+                Belongs::Named(label) => labels.push(label),
                 // The object of the VM, if there is one, contains the name.
-                Belongs::OfUid(uid) if !known.contains(&uid) => {
-                    labels.extend(nameless(instance, uid));
+                Belongs::Uid(uid) if !known.contains(&uid) => {
+                    labels.extend(unnamed_label(instance, uid));
                 }
-                Belongs::OfUid(_) | Belongs::Unknown => {}
+                Belongs::Uid(_) | Belongs::Unknown => {}
             }
         }
         // A concurrent call may have set it.
-        let _ = self.surveyed.set(());
+        let _ = self.scanned.set(());
         Ok(labels)
     }
 
@@ -86,21 +86,21 @@ impl Vmm {
     /// Whether a process of the VM may run that the record does not name. A record of a process, or of a failed start, is reliable: the
     /// child writes it before anything else. Without a record, files of a VMM or the last observation indicate a process. For all VMs with
     /// neither, a single pass over `/proc` is sufficient.
-    async fn may_be_lost(
+    async fn may_be_unrecorded(
         &self,
         desired: &Desired,
         dir: &RunDir,
-        record: Trail,
+        record: RecordState,
     ) -> Result<bool, Error> {
         match record {
-            Trail::Sound => return Ok(false),
-            Trail::Lost => {}
+            RecordState::Reliable => return Ok(false),
+            RecordState::Missing => {}
         }
         if matches!(dir, RunDir::Present { ours, .. } if !ours.is_empty()) {
             return Ok(true);
         }
-        if desired.want.is_some() && !self.surveyed.initialized() {
-            self.survey(&desired.label.instance).await?;
+        if desired.want.is_some() && !self.scanned.initialized() {
+            self.scan(&desired.label.instance).await?;
         }
         Ok(self.lock().contains(&desired.uid))
     }
@@ -111,30 +111,30 @@ impl Vmm {
     }
 }
 
-pub(super) async fn observe(rung: &Vmm, desired: &Desired) -> Result<Observed, Error> {
-    let dir = look_at_dir(desired)?;
-    let record = patient_record(desired).await?;
-    let Followed {
+pub(super) async fn observe(vmm: &Vmm, desired: &Desired) -> Result<Observed, Error> {
+    let dir = observe_dir(desired)?;
+    let record = await_record(desired).await?;
+    let ProcessState {
         running,
         ended,
         ended_as,
-        trail,
-    } = follow(desired, record).await?;
+        trail: record_state,
+    } = process_state(desired, record).await?;
     let mut running = match running {
         Some(running) => vec![running],
-        None if rung.may_be_lost(desired, &dir, trail).await? => {
-            let users = rung.users().clone();
-            unrecorded(desired, users).await?
+        None if vmm.may_be_unrecorded(desired, &dir, record_state).await? => {
+            let users = vmm.users().clone();
+            find_unrecorded(desired, users).await?
         }
         None => Vec::new(),
     };
     match running.is_empty() {
-        true => rung.lock().remove(&desired.uid),
-        false => rung.lock().insert(desired.uid),
+        true => vmm.lock().remove(&desired.uid),
+        false => vmm.lock().insert(desired.uid),
     };
     // A VMM that will be replaced or removed is not queried for the state of its guest: it may be unable to respond.
     let kept = desired.want.as_ref();
-    let kept = kept.and_then(|launch| fitting(launch, &running));
+    let kept = kept.and_then(|launch| matching(launch, &running));
     let kept = kept.map(|kept| kept.process.thing().clone());
     for found in &mut running {
         if kept.as_ref() != Some(found.process.thing()) {
@@ -144,7 +144,7 @@ pub(super) async fn observe(rung: &Vmm, desired: &Desired) -> Result<Observed, E
             Ok(state) => state,
             // A VMM closes its socket before it ends.
             Err(_) if ends(found.process.thing()).await? => {
-                return Box::pin(observe(rung, desired)).await;
+                return Box::pin(observe(vmm, desired)).await;
             }
             Err(error) => return Err(error),
         };
@@ -174,8 +174,8 @@ async fn ends(identity: &Identity) -> Result<bool, Error> {
 /// The state of the guest, if the desired state depends on it.
 async fn guest(desired: &Desired, running: &Running) -> Result<Option<GuestState>, Error> {
     match (desired.guest, &desired.want) {
-        (Guest::Any, _) | (_, None) => return Ok(None),
-        (Guest::Running | Guest::Paused, Some(_)) => {}
+        (DesiredGuest::Any, _) | (_, None) => return Ok(None),
+        (DesiredGuest::Running | DesiredGuest::Paused, Some(_)) => {}
     }
     let pid = running.process.thing().pid;
     match Control::in_dir(&desired.dir) {
@@ -187,9 +187,9 @@ async fn guest(desired: &Desired, running: &Running) -> Result<Option<GuestState
 
 /// The files of this daemon next to the run directory. The record of a stop is removed with the process record, and is listed only if there
 /// is no process record.
-fn beside(desired: &Desired) -> Result<Vec<String>, Error> {
+fn files_next_to_run_dir(desired: &Desired) -> Result<Vec<String>, Error> {
     let mut beside = Vec::new();
-    if Note::is_there(desired) {
+    if Note::exists(desired) {
         beside.push(NOTE.to_owned());
     }
     if desired.input().exists() {
@@ -204,8 +204,8 @@ fn beside(desired: &Desired) -> Result<Vec<String>, Error> {
     Ok(beside)
 }
 
-fn look_at_dir(desired: &Desired) -> Result<RunDir, Error> {
-    let beside = beside(desired)?;
+fn observe_dir(desired: &Desired) -> Result<RunDir, Error> {
+    let beside = files_next_to_run_dir(desired)?;
     Ok(match fs::look_at_dir(&desired.dir)? {
         fs::Dir::Absent if beside.is_empty() => RunDir::Absent,
         fs::Dir::Absent => RunDir::Present {
@@ -215,11 +215,11 @@ fn look_at_dir(desired: &Desired) -> Result<RunDir, Error> {
         fs::Dir::NotADirectory => RunDir::Foreign,
         fs::Dir::Present(names) => {
             let (mut ours, mut others): (Vec<_>, Vec<_>) =
-                names.into_iter().partition(|name| is_ours(name));
+                names.into_iter().partition(|name| is_managed(name));
             // In a directory that belongs to a VMM's user all files are removed together, and their names are not shown.
             if !others.is_empty() && confine::owner(&desired.dir)?.is_some_and(|user| user != 0) {
                 others.clear();
-                ours.push(STRAY.to_owned());
+                ours.push(OTHER_FILES.to_owned());
             }
             ours.extend(beside);
             ours.sort_unstable();
@@ -230,17 +230,17 @@ fn look_at_dir(desired: &Desired) -> Result<RunDir, Error> {
 }
 
 /// Whether it is a name in [`OURS`], or a draft of such a file that a crash has left.
-fn is_ours(name: &str) -> bool {
+fn is_managed(name: &str) -> bool {
     let draft = name
         .strip_prefix('.')
         .and_then(|name| name.strip_suffix(".new"));
-    OURS.contains(&draft.unwrap_or(name))
+    MANAGED_FILES.contains(&draft.unwrap_or(name))
 }
 
-async fn patient_record(desired: &Desired) -> Result<Record, Error> {
+async fn await_record(desired: &Desired) -> Result<Record, Error> {
     let path = desired.record();
     let (mut waited, mut step) = (Duration::ZERO, FIRST_STEP);
-    while waited < BIRTH_PATIENCE {
+    while waited < START_DEADLINE {
         match process::read_record(&path) {
             Err(error) if error.kind == Kind::Busy => tokio::time::sleep(step).await,
             other => return other,
@@ -253,41 +253,41 @@ async fn patient_record(desired: &Desired) -> Result<Record, Error> {
 
 /// Whether a record can be relied on.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Trail {
+enum RecordState {
     /// It names a process, running or not, or a failed start.
-    Sound,
+    Reliable,
     /// There is no record.
-    Lost,
+    Missing,
 }
 
-struct Followed {
+struct ProcessState {
     running: Option<Running>,
     ended: Option<Exit>,
     /// The identity of the process that has ended, if it ran in this boot.
     ended_as: Option<Identity>,
-    trail: Trail,
+    trail: RecordState,
 }
 
 /// The state of the recorded process.
-async fn follow(desired: &Desired, record: Record) -> Result<Followed, Error> {
-    let nothing = |trail| Followed {
+async fn process_state(desired: &Desired, record: Record) -> Result<ProcessState, Error> {
+    let none = |trail| ProcessState {
         running: None,
         ended: None,
         ended_as: None,
         trail,
     };
     let identity = match record {
-        Record::None => return Ok(nothing(Trail::Lost)),
-        Record::Unborn => return Ok(nothing(Trail::Sound)),
+        Record::None => return Ok(none(RecordState::Missing)),
+        Record::Unborn => return Ok(none(RecordState::Reliable)),
         Record::Of(identity) => identity,
     };
     match process::look(&identity)? {
         Life::Ended(exit) => {
             let now = identity.boot == fs::boot_id()?;
-            Ok(Followed {
+            Ok(ProcessState {
                 ended: Some(exit),
                 ended_as: now.then_some(identity),
-                ..nothing(Trail::Sound)
+                ..none(RecordState::Reliable)
             })
         }
         // Root wrote the record, and a process cannot change its start time: it belongs to the VM, whatever it has executed since.
@@ -296,34 +296,37 @@ async fn follow(desired: &Desired, record: Record) -> Result<Followed, Error> {
             let running = describe(desired, identity, argv, Recorded::Yes).await?;
             // `process` is held until here, so that the pid is not reused meanwhile.
             drop(process);
-            Ok(Followed {
+            Ok(ProcessState {
                 running,
-                ..nothing(Trail::Sound)
+                ..none(RecordState::Reliable)
             })
         }
     }
 }
 
 /// The processes of the VM when there is no record. Their children are not listed: they are killed together with their parents.
-async fn unrecorded(desired: &Desired, mut users: Users) -> Result<Vec<Running>, Error> {
+async fn find_unrecorded(desired: &Desired, mut users: Users) -> Result<Vec<Running>, Error> {
     let noted = Note::read(desired)?.and_then(|noted| noted.user);
     let user = desired.confined.as_ref().map(|confined| confined.user);
     for user in user.into_iter().chain(noted) {
         users.of.entry(user).or_insert(desired.uid);
     }
-    let is_its = |owner: &Belongs| match owner {
-        Belongs::Of(label) => {
+    let is_of_vm = |owner: &Belongs| match owner {
+        Belongs::Named(label) => {
             label.instance == desired.label.instance && owner::uid_of(label) == desired.uid
         }
-        Belongs::OfUid(uid) => *uid == desired.uid,
+        Belongs::Uid(uid) => *uid == desired.uid,
         Belongs::Unknown => false,
     };
-    let mut its = census(users).await?;
-    its.retain(|(_, owner)| is_its(owner));
-    let pids: HashSet<u32> = its.iter().map(|(found, _)| found.identity.pid).collect();
-    its.retain(|(found, _)| !pids.contains(&found.parent));
+    let mut processes = list_processes(users).await?;
+    processes.retain(|(_, owner)| is_of_vm(owner));
+    let pids: HashSet<u32> = processes
+        .iter()
+        .map(|(found, _)| found.identity.pid)
+        .collect();
+    processes.retain(|(found, _)| !pids.contains(&found.parent));
     let mut running = Vec::new();
-    for (found, _) in its {
+    for (found, _) in processes {
         let argv = argv(found.identity.pid).await?;
         running.extend(describe(desired, found.identity, argv, Recorded::No).await?);
     }
@@ -332,26 +335,26 @@ async fn unrecorded(desired: &Desired, mut users: Users) -> Result<Vec<Running>,
 
 /// Deadline for reading `/proc`: reading the environment of a process takes its mmap lock, which a process that sleeps in the kernel may
 /// hold.
-const CENSUS_DEADLINE: Duration = Duration::from_secs(10);
+const LIST_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Every process that may be a VMM, with its owner.
-async fn census(users: Users) -> Result<Vec<(Origin, Belongs)>, Error> {
+async fn list_processes(users: Users) -> Result<Vec<(Origin, Belongs)>, Error> {
     let look = move || {
-        let wanted = |user: u32| users.are_given(user);
-        let told = |pid| process::env_var(pid, LABEL_VAR).ok().flatten();
+        let is_assignable = |user: u32| users.are_assignable(user);
+        let env_label = |pid| process::env_var(pid, LABEL_VAR).ok().flatten();
         let group = |group: &str| cgroup::member(cgroup::own(), group);
         let owner = |origin: Origin| {
-            let owner = Evidence::of(&origin, group, told).owner(&users);
+            let owner = Evidence::of(&origin, group, env_label).owner(&users);
             (origin, owner)
         };
-        let found = process::origins(wanted)?;
+        let found = process::origins(is_assignable)?;
         Ok(found.into_iter().map(owner).collect())
     };
-    within(CENSUS_DEADLINE, "list the processes in", "/proc", look).await
+    within(LIST_DEADLINE, "list the processes in", "/proc", look).await
 }
 
 /// The label of a VM of which only processes exist, and whose name is unknown.
-fn nameless(instance: &Instance, uid: Uid) -> Option<Label> {
+fn unnamed_label(instance: &Instance, uid: Uid) -> Option<Label> {
     let name = "unknown".parse().ok()?;
     Some(instance.vm_label(&name, uid))
 }
@@ -367,7 +370,7 @@ async fn argv(pid: u32) -> Result<Vec<String>, Error> {
     let mut tries = 1;
     loop {
         let argv = process::argv(pid)?;
-        if !argv.is_empty() || tries == MOMENTS {
+        if !argv.is_empty() || tries == EXEC_RETRIES {
             return Ok(argv);
         }
         tries += 1;
@@ -387,12 +390,12 @@ async fn describe(
         return Ok(None);
     };
     Ok(Some(Running {
-        asked_ms: ending::asked_ms(desired, process.thing())?,
+        asked_ms: ending::request_age_ms(desired, process.thing())?,
         guest: None,
         process,
         argv: told(desired, argv),
         recorded: recorded == Recorded::Yes,
-        plug: plug(desired, pid).await?,
+        plug: attachment(desired, pid).await?,
         polite: Control::in_dir(&desired.dir).is_some(),
         stale: stale(desired)?,
     }))
@@ -422,18 +425,18 @@ fn stale(desired: &Desired) -> Result<Vec<String>, Error> {
 }
 
 /// The attachment of a process. Between opening the tun device and attaching it, the TAP briefly appears to be gone.
-async fn plug(desired: &Desired, pid: u32) -> Result<Plug, Error> {
+async fn attachment(desired: &Desired, pid: u32) -> Result<Attachment, Error> {
     let Some(launch) = &desired.want else {
-        return Ok(Plug::In);
+        return Ok(Attachment::In);
     };
     if !process::shares_netns(pid, launch.netns())? {
-        return Ok(Plug::Elsewhere);
+        return Ok(Attachment::Elsewhere);
     }
-    for _ in 1..MOMENTS {
+    for _ in 1..EXEC_RETRIES {
         match process::tap_slot(pid)? {
-            TapSlot::None | TapSlot::Attached(_) => return Ok(Plug::In),
+            TapSlot::None | TapSlot::Attached(_) => return Ok(Attachment::In),
             TapSlot::Orphaned => tokio::time::sleep(FIRST_STEP).await,
         }
     }
-    Ok(Plug::TapGone)
+    Ok(Attachment::TapGone)
 }

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::note::{Change, Given};
+use super::note::{Change, ChangedFile};
 use super::{Access, Confined, ConfinedBy, Disk, Launch, confine, owners};
 use crate::api::allowed::Purpose;
 use crate::api::meta::Uid;
@@ -16,27 +16,31 @@ use crate::host::image::{self, Use};
 use crate::host::named::Named;
 use crate::host::process::{self, IdMap, Reach};
 use crate::host::{Error, Kind};
-use crate::reconcile::places::Places;
+use crate::reconcile::places::FileAccess;
 
 /// The open files of one VMM.
-pub(super) struct Opened {
+pub(super) struct OpenFiles {
     /// Boot files and disks.
-    files: Vec<OpenedFile>,
+    files: Vec<OpenFile>,
     /// The VMM's program.
     pub(super) program: Named,
     /// The jailer, if one starts the VMM.
     pub(super) jailer: Option<Named>,
 }
 
-struct OpenedFile {
+struct OpenFile {
     disk: Disk,
     named: Named,
-    shown: Shown,
+    shown: DiskAccess,
 }
 
-impl Opened {
+impl OpenFiles {
     /// Opens all files without changing any.
-    pub(super) fn of(places: &Places, confined: &Confined, launch: &Launch) -> Result<Self, Error> {
+    pub(super) fn of(
+        places: &FileAccess,
+        confined: &Confined,
+        launch: &Launch,
+    ) -> Result<Self, Error> {
         let program = launch.argv.first().map(Path::new).unwrap_or(Path::new(""));
         let open = |path: &Path| {
             let opened = places.open(Purpose::Program, path);
@@ -47,7 +51,7 @@ impl Opened {
             ConfinedBy::Sliced { .. } => None,
         };
         let files = confined.files.iter();
-        let files = files.map(|disk| OpenedFile::of(places, confined.user, disk));
+        let files = files.map(|disk| OpenFile::of(places, confined.user, disk));
         Ok(Self {
             files: files.collect::<Result<_, _>>()?,
             program: open(program)?,
@@ -57,21 +61,26 @@ impl Opened {
 
     /// Called when the disks are locked: changes the owner of disks that this daemon has created to the VMM's user. Users' files are not
     /// changed, except for the ACL of those that the user can access in no other way.
-    pub(super) fn give(&self, places: &Places, uid: Uid, user: u32) -> Result<(), Error> {
-        let shown = |how| self.files.iter().filter(move |file| file.shown == how);
-        for file in shown(Shown::Own) {
-            confine::give_own_disk(&file.named, &file.disk.path, user)?;
+    pub(super) fn grant_access(
+        &self,
+        places: &FileAccess,
+        uid: Uid,
+        user: u32,
+    ) -> Result<(), Error> {
+        let with_access = |how| self.files.iter().filter(move |file| file.shown == how);
+        for file in with_access(DiskAccess::OwnDisk) {
+            confine::chown_own_disk(&file.named, &file.disk.path, user)?;
         }
-        let by_acl: Vec<_> = shown(Shown::ByAcl)
+        let by_acl: Vec<_> = with_access(DiskAccess::Acl)
             .map(|file| (&file.disk, &file.named))
             .collect();
         add_to_acls(places, &uid.to_string(), user, &by_acl)
     }
 
     /// Locks this disk.
-    pub(super) fn hold(&self, disk: &Disk, how: Use) -> Result<File, Error> {
+    pub(super) fn lock(&self, disk: &Disk, usage: Use) -> Result<File, Error> {
         match self.files.iter().find(|file| file.disk == *disk) {
-            Some(file) => image::lock_file(&file.named, &disk.path, how),
+            Some(file) => image::lock_file(&file.named, &disk.path, usage),
             None => Err(Error::other(
                 "lock",
                 disk.path.display().to_string(),
@@ -81,17 +90,17 @@ impl Opened {
     }
 
     /// What is visible to a VMM in addition to its run directory: the files of the VM, and `beside`, which was installed with its program.
-    pub(super) fn reach<'a>(&'a self, beside: &'a [PathBuf]) -> Vec<Reach<'a>> {
+    pub(super) fn visible_files<'a>(&'a self, installed: &'a [PathBuf]) -> Vec<Reach<'a>> {
         let files = self.files.iter().map(|file| Reach {
             path: &file.disk.path,
             writable: file.disk.access == Access::ReadWrite,
             named: Some(&file.named),
             map: match file.shown {
-                Shown::As(map) => Some(map),
-                Shown::AsItIs | Shown::Own | Shown::ByAcl => None,
+                DiskAccess::IdMapped(map) => Some(map),
+                DiskAccess::Direct | DiskAccess::OwnDisk | DiskAccess::Acl => None,
             },
         });
-        let beside = beside.iter().map(|path| Reach {
+        let beside = installed.iter().map(|path| Reach {
             path,
             writable: false,
             named: None,
@@ -111,68 +120,68 @@ impl Opened {
     }
 }
 
-impl OpenedFile {
-    fn of(places: &Places, user: u32, disk: &Disk) -> Result<Self, Error> {
+impl OpenFile {
+    fn of(places: &FileAccess, user: u32, disk: &Disk) -> Result<Self, Error> {
         let path = &disk.path;
-        let (named, own) = match places.is_own(path) {
-            true => (places.open_own(path), true),
+        let (named, is_own) = match places.is_own_disk(path) {
+            true => (places.open_own_disk(path), true),
             false => (places.open(Purpose::Image, path), false),
         };
         let named = named.map_err(|why| why.when("use", path))?;
-        let shown = match own {
-            true => Shown::Own,
-            false => shown(&named, disk, user)?,
+        let access = match is_own {
+            true => DiskAccess::OwnDisk,
+            false => file_access(&named, disk, user)?,
         };
         Ok(Self {
             disk: disk.clone(),
             named,
-            shown,
+            shown: access,
         })
     }
 }
 
 /// How a VMM's user gets access to a file.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Shown {
+enum DiskAccess {
     /// The user has access already.
-    AsItIs,
+    Direct,
     /// This daemon created the file, and changes its owner to the user.
-    Own,
+    OwnDisk,
     /// Through an id-mapped mount, in which the user is the owner.
-    As(IdMap),
+    IdMapped(IdMap),
     /// By an entry in its ACL.
-    ByAcl,
+    Acl,
 }
 
 /// A file that is only read must be readable without changes; for a block device a VMM gets its own device node.
-fn shown(named: &Named, disk: &Disk, user: u32) -> Result<Shown, Error> {
+fn file_access(named: &Named, disk: &Disk, user: u32) -> Result<DiskAccess, Error> {
     let path = || disk.path.display().to_string();
     let fail = |error| Error::io("stat", path(), error);
     let found = named.metadata().map_err(fail)?;
     let owner = (found.uid(), found.gid());
     if disk.access == Access::ReadOnly || named.device().is_some() || owner.0 == user {
-        return Ok(Shown::AsItIs);
+        return Ok(DiskAccess::Direct);
     }
     let map = IdMap {
         owner,
         shown_as: user,
     };
     if named.mode() & 0o600 != 0o600 {
-        let why = format!(
+        let reason = format!(
             "its owner has no read and write permission: chmod u+rw {}",
             path()
         );
-        return Err(Error::other("use", path(), why));
+        return Err(Error::other("use", path(), reason));
     }
     match process::can_be_mapped(named.as_fd(), map).map_err(fail)? {
-        true => Ok(Shown::As(map)),
-        false => Ok(Shown::ByAcl),
+        true => Ok(DiskAccess::IdMapped(map)),
+        false => Ok(DiskAccess::Acl),
     }
 }
 
 /// Adds the user to the ACLs of the files. The previous attributes are recorded on the state disk before that.
 fn add_to_acls(
-    places: &Places,
+    places: &FileAccess,
     uid: &str,
     user: u32,
     files: &[(&Disk, &Named)],
@@ -188,16 +197,16 @@ fn add_to_acls(
             _ => error,
         },
     };
-    let mut given = Vec::new();
+    let mut changed = Vec::new();
     let mut open = Vec::new();
     for (Disk { path, .. }, named) in files {
-        let look = || -> io::Result<_> {
+        let read_attributes = || -> io::Result<_> {
             let file = named.open()?;
             let (found, before) = (file.metadata()?, acl::get(&file)?);
             Ok((file, found, before))
         };
-        let (file, found, before) = look().map_err(|error| fail(path, error))?;
-        given.push(Given {
+        let (file, found, before) = read_attributes().map_err(|error| fail(path, error))?;
+        changed.push(ChangedFile {
             path: named.real().to_owned(),
             user: found.uid(),
             group: found.gid(),
@@ -206,10 +215,10 @@ fn add_to_acls(
         });
         open.push((path, file, found.mode(), before));
     }
-    if given.is_empty() {
+    if changed.is_empty() {
         return Ok(());
     }
-    owners::record(&places.disk_dir, uid, user, &given)?;
+    owners::record(&places.disk_dir, uid, user, &changed)?;
     for (path, file, mode, before) in open {
         let added = acl::grant(&file, mode, before.as_deref(), user);
         added.map_err(|error| fail(path, error))?;

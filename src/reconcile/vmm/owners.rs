@@ -18,7 +18,7 @@ use rustix::fs::{Gid, Mode, OFlags, Uid as Owner};
 use serde::{Deserialize, Serialize};
 
 use super::RECORD;
-use super::note::{self, Change, Given, Note};
+use super::note::{self, Change, ChangedFile, Note};
 use crate::api::meta::Uid;
 use crate::host::acl;
 use crate::host::fs::{self, Durability};
@@ -31,10 +31,11 @@ const DIR: &str = ".owners";
 
 /// The record of one VM.
 #[derive(Debug, Serialize, Deserialize)]
-struct Owners {
+struct OwnerRecord {
     /// The VMM's user.
     user: u32,
-    given: Vec<Given>,
+    #[serde(rename = "given")]
+    changed_files: Vec<ChangedFile>,
 }
 
 fn path(disk_dir: &Path, uid: &str) -> PathBuf {
@@ -49,7 +50,7 @@ pub fn recover(run_dir: &RunDir, disk_dir: &Path) -> Result<(), Error> {
     if let fs::Dir::Present(uids) = fs::look_at_dir(&run_dir.0.join("vm"))? {
         for uid in uids.iter().filter_map(|uid| uid.parse::<Uid>().ok()) {
             if let Some(note) = note::read(&run_dir.vmm_dir(uid))? {
-                keep(disk_dir, &uid.to_string(), &note)?;
+                copy_note(disk_dir, &uid.to_string(), &note)?;
             }
         }
     }
@@ -57,20 +58,20 @@ pub fn recover(run_dir: &RunDir, disk_dir: &Path) -> Result<(), Error> {
         return Ok(());
     };
     for uid in recorded {
-        let runs = match uid.parse::<Uid>() {
-            Ok(known) => runs(&run_dir.vm_dir(known).join(RECORD)),
+        let is_running = match uid.parse::<Uid>() {
+            Ok(known) => is_running(&run_dir.vm_dir(known).join(RECORD)),
             // An incomplete or foreign file.
             Err(_) => continue,
         };
-        if !runs {
-            give_back(disk_dir, &uid)?;
+        if !is_running {
+            restore_all(disk_dir, &uid)?;
         }
     }
     Ok(())
 }
 
 /// Whether the recorded process runs. One whose state cannot be read counts as running.
-fn runs(record: &Path) -> bool {
+fn is_running(record: &Path) -> bool {
     match process::read_record(record) {
         Ok(Record::Of(identity)) => !matches!(process::look(&identity), Ok(Life::Ended(_))),
         Ok(Record::None | Record::Unborn) => false,
@@ -78,7 +79,7 @@ fn runs(record: &Path) -> bool {
     }
 }
 
-fn keep(disk_dir: &Path, uid: &str, note: &Note) -> Result<(), Error> {
+fn copy_note(disk_dir: &Path, uid: &str, note: &Note) -> Result<(), Error> {
     match (note.user, note.given.is_empty()) {
         (Some(user), false) => record(disk_dir, uid, user, &note.given),
         _ => Ok(()),
@@ -86,7 +87,12 @@ fn keep(disk_dir: &Path, uid: &str, note: &Note) -> Result<(), Error> {
 }
 
 /// Records the previous attributes of files on the state disk before they are changed.
-pub(super) fn record(disk_dir: &Path, uid: &str, user: u32, given: &[Given]) -> Result<(), Error> {
+pub(super) fn record(
+    disk_dir: &Path,
+    uid: &str,
+    user: u32,
+    given: &[ChangedFile],
+) -> Result<(), Error> {
     let path = path(disk_dir, uid);
     // An existing record is kept: it contains the attributes from before the first change.
     if fs::read(&path)?.is_some() {
@@ -94,9 +100,9 @@ pub(super) fn record(disk_dir: &Path, uid: &str, user: u32, given: &[Given]) -> 
     }
     fs::make_dir(disk_dir, 0o711)?;
     fs::make_dir(&disk_dir.join(DIR), 0o700)?;
-    let owners = Owners {
+    let owners = OwnerRecord {
         user,
-        given: given.to_vec(),
+        changed_files: given.to_vec(),
     };
     let text = serde_json::to_vec(&owners)
         .map_err(|error| Error::other("write", path.display().to_string(), error))?;
@@ -105,7 +111,7 @@ pub(super) fn record(disk_dir: &Path, uid: &str, user: u32, given: &[Given]) -> 
 
 /// Restores the users' files that were changed for a VM, unless they have been changed since. A file that cannot be restored stays recorded
 /// and is reported, but does not prevent the removal of the VM.
-pub(super) fn give_back(disk_dir: &Path, uid: &str) -> Result<(), Error> {
+pub(super) fn restore_all(disk_dir: &Path, uid: &str) -> Result<(), Error> {
     if disk_dir.as_os_str().is_empty() {
         return Ok(());
     }
@@ -113,21 +119,21 @@ pub(super) fn give_back(disk_dir: &Path, uid: &str) -> Result<(), Error> {
     let Some(text) = fs::read(&path)? else {
         return Ok(());
     };
-    let owners: Owners = match serde_json::from_slice(&text) {
+    let owners: OwnerRecord = match serde_json::from_slice(&text) {
         Ok(owners) => owners,
         Err(error) => {
             tracing::warn!(path = %path.display(), %error, "cannot decode the record of a disk's owner, it is kept");
             return Ok(());
         }
     };
-    let mut left = false;
-    for given in &owners.given {
+    let mut failed = false;
+    for given in &owners.changed_files {
         if let Err(error) = restore(given, owners.user) {
-            left = true;
+            failed = true;
             tracing::warn!(path = %given.path.display(), %error, source = %error.source, "cannot restore the owner of a disk");
         }
     }
-    match left {
+    match failed {
         true => Ok(()),
         false => fs::remove(&path),
     }
@@ -135,7 +141,7 @@ pub(super) fn give_back(disk_dir: &Path, uid: &str) -> Result<(), Error> {
 
 /// Restores a regular file if this VM's user owns it or its ACL names the user: outside its run directory only this daemon can have caused
 /// that.
-pub(super) fn restore(given: &Given, user: u32) -> Result<(), Error> {
+pub(super) fn restore(given: &ChangedFile, user: u32) -> Result<(), Error> {
     let wrap = |error| {
         Error::io(
             "restore the owner of",
@@ -152,23 +158,23 @@ pub(super) fn restore(given: &Given, user: u32) -> Result<(), Error> {
         Err(error) if error.kind == Kind::Absent => return Ok(()),
         Err(error) => return Err(error),
     };
-    let this = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
-    let is = std::fs::metadata(&this).map_err(wrap)?;
-    if !is.is_file() {
+    let link = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
+    let attributes = std::fs::metadata(&link).map_err(wrap)?;
+    if !attributes.is_file() {
         return Ok(());
     }
-    let file = File::from(open(&this, OFlags::RDONLY | OFlags::NONBLOCK)?);
+    let file = File::from(open(&link, OFlags::RDONLY | OFlags::NONBLOCK)?);
     let changed = match &given.change {
-        Change::Owner => is.uid() == user,
+        Change::Owner => attributes.uid() == user,
         Change::Acl(_) => acl::has_user(acl::get(&file).map_err(wrap)?.as_deref(), user),
     };
     match changed {
-        true => put_back(&file, given).map_err(wrap),
+        true => restore_attributes(&file, given).map_err(wrap),
         false => Ok(()),
     }
 }
 
-fn put_back(file: &File, given: &Given) -> io::Result<()> {
+fn restore_attributes(file: &File, given: &ChangedFile) -> io::Result<()> {
     match &given.change {
         Change::Owner => {
             let (owner, group) = (Owner::from_raw(given.user), Gid::from_raw(given.group));

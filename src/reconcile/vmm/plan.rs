@@ -2,17 +2,17 @@
 //! Out of scope: observing, acting, retrying; whether a VM that has ended may be started again.
 
 use super::{
-    Action, CONSOLE, CONSOLE_OLD, Desired, Guest, GuestState, Judged, Launch, Left, NOTE, Observed,
-    Plug, RECORD, RunDir, Running,
+    Action, Attachment, CONSOLE, CONSOLE_OLD, Desired, DesiredGuest, EvaluatedExits, GuestState,
+    Launch, NOTE, Observed, RECORD, Retain, RunDir, Running,
 };
-use crate::api::life::Grace;
+use crate::api::life::GracePeriod;
 use crate::reconcile::Conflict;
 
 pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
     let kept = desired
         .want
         .as_ref()
-        .and_then(|launch| fitting(launch, &observed.running));
+        .and_then(|launch| matching(launch, &observed.running));
     let mut actions: Vec<Action> = observed
         .running
         .iter()
@@ -23,7 +23,7 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
         })
         .collect();
     match (&observed.dir, &desired.want) {
-        (RunDir::Foreign, Some(_)) => return Err(foreign(desired)),
+        (RunDir::Foreign, Some(_)) => return Err(not_a_directory(desired)),
         (RunDir::Foreign | RunDir::Absent, None) => {}
         (RunDir::Absent, Some(_)) => {
             actions.push(Action::CreateRunDir);
@@ -31,10 +31,10 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
         }
         (RunDir::Present { .. }, Some(_)) => actions.extend(run(desired, kept, observed)),
         (RunDir::Present { ours, others }, None) => match desired.left {
-            Left::Nothing => actions.extend(clear(ours, others)),
-            Left::Log => {
-                actions.extend(judge(desired, observed));
-                actions.extend(clear_all_but_the_log(ours));
+            Retain::Nothing => actions.extend(clear(ours, others)),
+            Retain::Log => {
+                actions.extend(evaluate_exit(desired, observed));
+                actions.extend(clear_except_logs(ours));
             }
         },
     }
@@ -42,40 +42,43 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
 }
 
 /// The process to keep: started exactly as desired and still attached to its network; of several, the recorded one.
-pub(super) fn fitting<'a>(launch: &Launch, running: &'a [Running]) -> Option<&'a Running> {
-    let fits = |running: &&Running| match running.plug {
-        Plug::In => running.argv == launch.argv && running.stale.is_empty(),
-        Plug::TapGone | Plug::Elsewhere => false,
+pub(super) fn matching<'a>(launch: &Launch, running: &'a [Running]) -> Option<&'a Running> {
+    let is_match = |running: &&Running| match running.plug {
+        Attachment::In => running.argv == launch.argv && running.stale.is_empty(),
+        Attachment::TapGone | Attachment::Elsewhere => false,
     };
-    let recorded = running.iter().filter(fits).find(|running| running.recorded);
-    recorded.or_else(|| running.iter().find(fits))
+    let recorded = running
+        .iter()
+        .filter(is_match)
+        .find(|running| running.recorded);
+    recorded.or_else(|| running.iter().find(is_match))
 }
 
 /// Stops a process: a single power-down request and the grace period, then signals with their own deadlines. Each action does nothing
 /// once the process has ended.
-fn stop(running: &Running, grace: Grace) -> Vec<Action> {
+fn stop(running: &Running, grace: GracePeriod) -> Vec<Action> {
     let process = || running.process.clone();
     let grace = u64::try_from(grace.get().as_millis()).unwrap_or(u64::MAX);
     let wait = |left_ms| Action::PoweredDown {
         process: process(),
         left_ms,
     };
-    let politely = match running.asked_ms {
+    let request = match running.asked_ms {
         None if running.polite && grace > 0 => {
             vec![Action::AskToPowerDown(process()), wait(grace)]
         }
         Some(asked) if asked < grace => vec![wait(grace - asked)],
         None | Some(_) => Vec::new(),
     };
-    let firmly = [Action::Terminate(process()), Action::Kill(process())];
-    politely.into_iter().chain(firmly).collect()
+    let signals = [Action::Terminate(process()), Action::Kill(process())];
+    request.into_iter().chain(signals).collect()
 }
 
 fn run(desired: &Desired, kept: Option<&Running>, observed: &Observed) -> Vec<Action> {
     let Some(running) = kept else {
         let after = observed.ended;
         let launch = Action::Launch { after };
-        return judge(desired, observed)
+        return evaluate_exit(desired, observed)
             .into_iter()
             .chain([launch])
             .collect();
@@ -83,24 +86,24 @@ fn run(desired: &Desired, kept: Option<&Running>, observed: &Observed) -> Vec<Ac
     let process = || running.process.clone();
     let record = (!running.recorded).then(|| Action::Record(process()));
     let guest = match (desired.guest, running.guest) {
-        (Guest::Paused, Some(GuestState::Paused | GuestState::Ended)) => None,
-        (Guest::Paused, None | Some(GuestState::Starting | GuestState::Running)) => {
+        (DesiredGuest::Paused, Some(GuestState::Paused | GuestState::Ended)) => None,
+        (DesiredGuest::Paused, None | Some(GuestState::Starting | GuestState::Running)) => {
             Some(Action::Pause(process()))
         }
-        (Guest::Running, Some(GuestState::Paused)) => Some(Action::Resume(process())),
-        (Guest::Running | Guest::Any, _) => None,
+        (DesiredGuest::Running, Some(GuestState::Paused)) => Some(Action::Resume(process())),
+        (DesiredGuest::Running | DesiredGuest::Any, _) => None,
     };
     record.into_iter().chain(guest).collect()
 }
 
 /// How a process ended must be stored before its files are removed.
-fn judge(desired: &Desired, observed: &Observed) -> Option<Action> {
-    let Judged::Of(known) = &desired.judged else {
+fn evaluate_exit(desired: &Desired, observed: &Observed) -> Option<Action> {
+    let EvaluatedExits::Of(known) = &desired.judged else {
         return None;
     };
     let ended = observed.ended_as.is_some() && observed.ended_as != *known;
-    let will_have = observed.running.iter().any(|running| running.recorded);
-    (ended || will_have).then_some(Action::Judge)
+    let will_end = observed.running.iter().any(|running| running.recorded);
+    (ended || will_end).then_some(Action::Judge)
 }
 
 fn clear(ours: &[String], others: &[String]) -> Vec<Action> {
@@ -111,15 +114,15 @@ fn clear(ours: &[String], others: &[String]) -> Vec<Action> {
 
 /// The process record and the note are kept, too: a daemon that has lost its state needs them to know that the VM has run, and which users'
 /// files were changed for it.
-fn clear_all_but_the_log(ours: &[String]) -> Option<Action> {
-    let stays = |name: &&String| [CONSOLE, CONSOLE_OLD, NOTE, RECORD].contains(&name.as_str());
-    let rest: Vec<String> = ours.iter().filter(|name| !stays(name)).cloned().collect();
+fn clear_except_logs(ours: &[String]) -> Option<Action> {
+    let is_kept = |name: &&String| [CONSOLE, CONSOLE_OLD, NOTE, RECORD].contains(&name.as_str());
+    let rest: Vec<String> = ours.iter().filter(|name| !is_kept(name)).cloned().collect();
     (!rest.is_empty()).then_some(Action::RemoveFiles(rest))
 }
 
-fn foreign(desired: &Desired) -> Conflict {
+fn not_a_directory(desired: &Desired) -> Conflict {
     Conflict {
-        thing: desired.dir.display().to_string(),
+        object: desired.dir.display().to_string(),
         remedy: format!("it is not a directory: move {} away", desired.dir.display()),
     }
 }

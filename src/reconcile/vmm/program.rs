@@ -11,13 +11,13 @@ use crate::api::allowed::Purpose;
 use crate::api::vm::Hypervisor;
 use crate::host::named::Named;
 use crate::host::process::{self, Query};
-use crate::reconcile::places::Places;
+use crate::reconcile::places::FileAccess;
 
 /// Deadline for a program to print its version.
-const PATIENCE: Duration = Duration::from_secs(2);
+const VERSION_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Maximum number of cached programs: a host has a few, and each upgrade adds one.
-const MOST: usize = 256;
+const MAX_PROGRAMS: usize = 256;
 
 /// A kind of program.
 struct Kind {
@@ -62,11 +62,11 @@ fn kind(hypervisor: Hypervisor) -> Option<Kind> {
 /// Finds programs and caches their versions.
 #[derive(Debug, Default)]
 pub struct Programs {
-    places: Places,
+    places: FileAccess,
     /// Version of each file, identified by device, inode, length and times.
     known: Mutex<HashMap<Stamp, Version>>,
     /// Whether each file is linked statically.
-    linked: Mutex<HashMap<Stamp, bool>>,
+    is_static: Mutex<HashMap<Stamp, bool>>,
 }
 
 /// See [`Named::stamp`].
@@ -74,7 +74,7 @@ type Stamp = [i128; 5];
 
 impl Programs {
     /// Creates an empty cache.
-    pub fn new(places: Places) -> Self {
+    pub fn new(places: FileAccess) -> Self {
         Self {
             places,
             ..Self::default()
@@ -101,12 +101,12 @@ impl Programs {
     ) -> Result<Program, String> {
         let needed = || format!("hypervisor {hypervisor} needs the program");
         let kind = kind(hypervisor).ok_or("hypervisor none needs no program")?;
-        let (path, file) = self.find(&kind, named, &places())?.ok_or_else(|| {
+        let (path, file) = self.find(&kind, named, &search_path())?.ok_or_else(|| {
             let Kind { name, key, install } = kind;
-            let (needed, places) = (needed(), places());
+            let (needed, places) = (needed(), search_path());
             format!("{needed} {name}, which is not in {places}: {install}, or name it with `{key}`")
         })?;
-        self.asked(path, &file).await
+        self.version_of(path, &file).await
     }
 
     /// What confines this Firecracker: the jailer `named`, else a usable one in `PATH`, else this daemon.
@@ -119,11 +119,11 @@ impl Programs {
         firecracker: &Program,
     ) -> Result<ConfinedBy, String> {
         let usable = async || {
-            let Some((path, file)) = self.find(&JAILER, named, &places())? else {
+            let Some((path, file)) = self.find(&JAILER, named, &search_path())? else {
                 return Ok(None);
             };
-            let jailer = self.asked(path, &file).await?;
-            self.fits(&jailer, firecracker)?;
+            let jailer = self.version_of(path, &file).await?;
+            self.check_jailer(&jailer, firecracker)?;
             Ok(Some(jailer))
         };
         match (usable().await, named) {
@@ -135,7 +135,7 @@ impl Programs {
     }
 
     /// Checks whether this jailer can start this program.
-    fn fits(&self, jailer: &Program, firecracker: &Program) -> Result<(), String> {
+    fn check_jailer(&self, jailer: &Program, firecracker: &Program) -> Result<(), String> {
         let shown = jailer.path.display();
         let program = firecracker.path.display();
         if jailer.version != firecracker.version {
@@ -164,7 +164,11 @@ impl Programs {
 
     fn is_static(&self, program: &Named) -> Result<bool, String> {
         // Entries are independent, so a panic cannot leave them in an inconsistent state.
-        let lock = || self.linked.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || {
+            self.is_static
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
         let known = lock().get(&program.stamp()).copied();
         if let Some(is_static) = known {
             return Ok(is_static);
@@ -176,15 +180,15 @@ impl Programs {
         Ok(is_static)
     }
 
-    async fn asked(&self, path: PathBuf, file: &Named) -> Result<Program, String> {
+    async fn version_of(&self, path: PathBuf, file: &Named) -> Result<Program, String> {
         let known = self.lock().get(&file.stamp()).copied();
         if let Some(version) = known {
             return Ok(Program { path, version });
         }
-        let version = ask(&path, file).await?;
+        let version = query_version(&path, file).await?;
         tracing::info!(program = %path.display(), %version, "found a program");
         let mut known = self.lock();
-        if known.len() >= MOST {
+        if known.len() >= MAX_PROGRAMS {
             known.clear();
         }
         known.insert(file.stamp(), version);
@@ -201,7 +205,7 @@ impl Programs {
         &self,
         kind: &Kind,
         named: Option<&Path>,
-        places: &str,
+        search_path: &str,
     ) -> Result<Option<(PathBuf, Named)>, String> {
         let Kind { name, key, install } = kind;
         let open = |path: &Path| self.places.open(Purpose::Program, path);
@@ -216,7 +220,7 @@ impl Programs {
             };
         }
         let mut refused = None;
-        let places = std::env::split_paths(places).filter(|place| place.is_absolute());
+        let places = std::env::split_paths(search_path).filter(|place| place.is_absolute());
         for path in places.map(|place| place.join(name)) {
             match open(&path) {
                 Ok(file) => return Ok(Some((path, file))),
@@ -229,29 +233,29 @@ impl Programs {
     }
 }
 
-fn places() -> String {
+fn search_path() -> String {
     let places = std::env::var_os("PATH").unwrap_or_default();
     places.to_string_lossy().into_owned()
 }
 
 /// Queries the version. The program is confined, because a manifest may specify any.
-async fn ask(path: &Path, file: &Named) -> Result<Version, String> {
+async fn query_version(path: &Path, file: &Named) -> Result<Version, String> {
     let shown = path.display().to_string();
-    let beside = confine::installed(file.real());
+    let installed = confine::installed_dirs(file.real());
     let query = Query {
         program: file,
         words: &["--version"],
-        beside: &beside,
+        beside: &installed,
         input: None,
         kvm: false,
     };
-    let a_line = |said: &str| said.contains('\n');
-    let outcome = process::query(&query, PATIENCE, a_line).await;
-    let said = outcome
+    let has_line = |said: &str| said.contains('\n');
+    let outcome = process::query(&query, VERSION_DEADLINE, has_line).await;
+    let output = outcome
         .map_err(|error| format!("{error}: {}", error.source))?
         .output;
-    Version::said(&said).ok_or_else(|| {
-        let first = said.lines().next().unwrap_or_default().chars();
+    Version::said(&output).ok_or_else(|| {
+        let first = output.lines().next().unwrap_or_default().chars();
         let first: String = first.take(80).collect();
         format!("`{shown} --version` printed {first:?}, which contains no version")
     })
@@ -265,8 +269,8 @@ mod tests {
     use super::*;
 
     /// Allows programs in `dir`.
-    fn programs(dir: &Path) -> Programs {
-        let mut places = Places::default();
+    fn allow_programs(dir: &Path) -> Programs {
+        let mut places = FileAccess::default();
         places.allowed.programs.push(dir.to_owned());
         Programs::new(places)
     }
@@ -274,11 +278,11 @@ mod tests {
     #[tokio::test]
     async fn the_error_for_a_missing_program_contains_the_searched_path_and_how_to_install_it() {
         let dir = tempfile::tempdir().unwrap();
-        let programs = programs(dir.path());
+        let programs = allow_programs(dir.path());
         // It is not in the PATH of a test machine.
         let why = programs.get(Hypervisor::CloudHypervisor, None).await;
         let why = why.unwrap_err();
-        for word in [places().as_str(), "releases", "cloud_hypervisor_bin"] {
+        for word in [search_path().as_str(), "releases", "cloud_hypervisor_bin"] {
             assert!(why.contains(word), "{why}");
         }
         let place = dir.path().display().to_string();
@@ -305,7 +309,7 @@ mod tests {
     async fn a_named_jailer_must_be_usable_and_an_unusable_one_in_path_is_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let [fc, jailer] = ["firecracker", "jailer"].map(|name| dir.path().join(name));
-        let programs = programs(dir.path());
+        let programs = allow_programs(dir.path());
         let named = async |version| {
             make(&jailer, version);
             let firecracker = Program {
@@ -347,7 +351,7 @@ mod tests {
     async fn the_version_is_queried_again_when_the_file_has_changed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fc");
-        let programs = programs(dir.path());
+        let programs = allow_programs(dir.path());
         for (text, minor) in [("Firecracker v1.9.0", 9), ("Firecracker v1.15.1", 15)] {
             make(&path, text);
             let got = programs.get(Hypervisor::Firecracker, Some(&path)).await;
@@ -359,12 +363,12 @@ mod tests {
     }
 
     /// Another process writes the file: a child of this one could inherit a writable descriptor, and the exec would fail with ETXTBSY.
-    fn make(path: &Path, says: &str) {
+    fn make(path: &Path, output: &str) {
         let script = "printf '#!/bin/sh\\necho %s\\n' \"$1\" >\"$0\" && chmod 755 \"$0\"";
         let made = std::process::Command::new("sh")
             .args(["-c", script])
             .arg(path)
-            .arg(says)
+            .arg(output)
             .status();
         assert!(made.unwrap().success());
     }

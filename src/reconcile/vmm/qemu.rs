@@ -11,10 +11,10 @@
 //!   unlike a reset or a power-off.
 //! - `script=no`: the TAP exists and is configured. Its existence is checked when the process is started.
 
-use super::cmdline::{self, Own};
-use super::recipe::{Access, Disk, Launch, Slot, Unfit};
+use super::cmdline::{self, VmmParameters};
+use super::recipe::{Access, Disk, Launch, RecipeError, Slot};
 use super::{AGENT, Accel, Control, Machine, Program};
-use crate::api::life::Board;
+use crate::api::life::MachineType;
 use crate::api::network::Connection;
 use crate::api::vm::VmSpec;
 
@@ -29,89 +29,96 @@ pub(super) fn recipe(
     slot: &Slot,
     program: &Program,
     machine: &Machine,
-) -> Result<Launch, Unfit> {
+) -> Result<Launch, RecipeError> {
     let kernel = slot.kernel(spec)?;
     let mut argv: Vec<String> = vec![program.path.display().to_string()];
-    let mut say = |option: &str, value: String| argv.extend([option.to_owned(), value]);
-    say("-name", format!("guest={}", slot.name));
+    let mut add = |option: &str, value: String| argv.extend([option.to_owned(), value]);
+    add("-name", format!("guest={}", slot.name));
     let (machine_name, bus) = match spec.life.board {
-        Board::Microvm => ("microvm", "device"),
-        Board::Q35 => ("q35", "pci"),
+        MachineType::Microvm => ("microvm", "device"),
+        MachineType::Q35 => ("q35", "pci"),
     };
-    say("-M", machine_name.to_owned());
-    if spec.life.board == Board::Microvm {
-        say("-global", "virtio-mmio.force-legacy=false".to_owned());
+    add("-M", machine_name.to_owned());
+    if spec.life.board == MachineType::Microvm {
+        add("-global", "virtio-mmio.force-legacy=false".to_owned());
     }
     for (option, value) in accelerator(machine.accel) {
-        say(option, value.to_owned());
+        add(option, value.to_owned());
     }
-    say("-smp", spec.vcpu.to_string());
-    say("-m", format!("{}M", spec.ram_bytes >> 20));
-    say("-sandbox", SANDBOX.to_owned());
-    say("-display", "none".to_owned());
+    add("-smp", spec.vcpu.to_string());
+    add("-m", format!("{}M", spec.ram_bytes >> 20));
+    add("-sandbox", SANDBOX.to_owned());
+    add("-display", "none".to_owned());
     // Its standard input and output: a pipe, and the console file, which is opened for appending, so that the log does not become sparse
     // when it is truncated. Input cannot cause signals.
-    say("-chardev", "stdio,id=console,signal=off".to_owned());
-    say("-serial", "chardev:console".to_owned());
+    add("-chardev", "stdio,id=console,signal=off".to_owned());
+    add("-serial", "chardev:console".to_owned());
     // Relative to the run directory: a socket's path holds 107 bytes at most (unix(7)).
     let listen = |id: &str, name: &str| format!("socket,id={id},path={name},server=on,wait=off");
-    say("-chardev", listen("qmp", Control::Qmp.socket()));
-    say("-mon", "chardev=qmp,mode=control".to_owned());
-    say(
+    add("-chardev", listen("qmp", Control::Qmp.socket()));
+    add("-mon", "chardev=qmp,mode=control".to_owned());
+    add(
         "-netdev",
         format!(
             "tap,id=net0,ifname={},script=no,downscript=no,vhost=off",
             slot.connection.tap
         ),
     );
-    say("-device", network_card(&slot.connection, spec.life.board));
-    say("-device", format!("virtio-rng-{bus}"));
-    say("-device", "pvpanic".to_owned());
-    say("-action", "panic=exit-failure".to_owned());
-    say("-chardev", listen("agent", AGENT));
-    say("-device", format!("virtio-serial-{bus}"));
-    say(
+    add("-device", network_card(&slot.connection, spec.life.board));
+    add("-device", format!("virtio-rng-{bus}"));
+    add("-device", "pvpanic".to_owned());
+    add("-action", "panic=exit-failure".to_owned());
+    add("-chardev", listen("agent", AGENT));
+    add("-device", format!("virtio-serial-{bus}"));
+    add(
         "-device",
         "virtserialport,chardev=agent,name=org.slicectl.agent.0".to_owned(),
     );
     for [drive, device] in disks(&slot.disks, bus) {
-        say("-drive", drive);
-        say("-device", device);
+        add("-drive", drive);
+        add("-device", device);
     }
-    say("-kernel", kernel.display().to_string());
+    add("-kernel", kernel.display().to_string());
     if let Some(initrd) = &spec.initrd_file {
-        say("-initrd", initrd.display().to_string());
+        add("-initrd", initrd.display().to_string());
     }
-    say("-append", command_line(spec, slot, machine)?);
+    add("-append", command_line(spec, slot, machine)?);
     argv.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
     Ok(Launch::new(argv, slot))
 }
 
 /// KASLR delays the boot of a translated guest by a second.
-fn command_line(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<String, Unfit> {
-    let mut words = "nokaslr".to_owned();
+fn command_line(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<String, RecipeError> {
+    let mut parameters = "nokaslr".to_owned();
     if let (Accel::Tcg, Some(khz)) = (machine.accel, machine.tsc_khz) {
-        words.push_str(&format!(" tsc_early_khz={khz}"));
+        parameters.push_str(&format!(" tsc_early_khz={khz}"));
     }
     match spec.life.board {
-        Board::Microvm => words.push_str(" reboot=t"),
-        Board::Q35 => {}
+        MachineType::Microvm => parameters.push_str(" reboot=t"),
+        MachineType::Q35 => {}
     }
     let reserved = 0;
-    cmdline::command_line(spec, slot, &Own { words, reserved })
+    cmdline::command_line(
+        spec,
+        slot,
+        &VmmParameters {
+            words: parameters,
+            reserved,
+        },
+    )
 }
 
 /// The disks in their order: Linux names the first one `/dev/vda`.
 fn disks(disks: &[Disk], bus: &str) -> impl Iterator<Item = [String; 2]> {
-    disks.iter().enumerate().map(move |(place, disk)| {
+    disks.iter().enumerate().map(move |(index, disk)| {
         let path = escape(&disk.path.display().to_string());
         let read_only = match disk.access {
             Access::ReadOnly => "on",
             Access::ReadWrite => "off",
         };
         [
-            format!("file={path},format=raw,if=none,id=disk{place},readonly={read_only}"),
-            format!("virtio-blk-{bus},drive=disk{place},serial=disk{place}"),
+            format!("file={path},format=raw,if=none,id=disk{index},readonly={read_only}"),
+            format!("virtio-blk-{bus},drive=disk{index},serial=disk{index}"),
         ]
     })
 }
@@ -150,11 +157,11 @@ pub fn machine_of(argv: &[String]) -> Machine {
 }
 
 /// The MTU is set only if it is not the default of a guest. `romfile=` disables the boot ROM of a PCI card, which is in another package.
-fn network_card(connection: &Connection, board: Board) -> String {
+fn network_card(connection: &Connection, board: MachineType) -> String {
     let mac = connection.mac;
     let card = match board {
-        Board::Microvm => format!("virtio-net-device,netdev=net0,mac={mac}"),
-        Board::Q35 => format!("virtio-net-pci,netdev=net0,mac={mac},romfile="),
+        MachineType::Microvm => format!("virtio-net-device,netdev=net0,mac={mac}"),
+        MachineType::Q35 => format!("virtio-net-pci,netdev=net0,mac={mac},romfile="),
     };
     match connection.mtu {
         ETHERNET_MTU => card,

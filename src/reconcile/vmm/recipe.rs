@@ -165,44 +165,44 @@ impl Launch {
 
 impl Slot {
     /// The kernel of the VM.
-    pub(super) fn kernel<'a>(&self, spec: &'a VmSpec) -> Result<&'a Path, Unfit> {
+    pub(super) fn kernel<'a>(&self, spec: &'a VmSpec) -> Result<&'a Path, RecipeError> {
         spec.kernel_file
             .as_deref()
-            .ok_or(Unfit::NoKernel(spec.hypervisor))
+            .ok_or(RecipeError::NoKernel(spec.hypervisor))
     }
 }
 
 /// Why a spec cannot be run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unfit {
+pub enum RecipeError {
     /// The spec contains no kernel.
     #[error("hypervisor {0} needs a `kernel_file`")]
     NoKernel(Hypervisor),
     /// The program is older than the oldest supported version.
-    #[error("{hypervisor} {found} is too old: {least} or newer is needed")]
+    #[error("{hypervisor} {found} is too old: {oldest} or newer is needed")]
     TooOld {
         /// The hypervisor of the program.
         hypervisor: Hypervisor,
         /// Its version.
         found: Version,
         /// The oldest supported version.
-        least: Version,
+        oldest: Version,
     },
     /// The kernel command line is too long.
     #[error(
         "the kernel command line has {bytes} bytes, expected at most 2047: shorten `cmdline`, or remove routes from the network"
     )]
-    LongLine {
+    CommandLineTooLong {
         /// Length, including what the VMM appends.
         bytes: usize,
     },
     /// More processors than this VMM supports.
-    #[error("{hypervisor} supports at most {most} vcpus")]
-    Processors {
+    #[error("{hypervisor} supports at most {max} vcpus")]
+    TooManyVcpus {
         /// The hypervisor.
         hypervisor: Hypervisor,
         /// Its maximum.
-        most: u32,
+        max: u32,
     },
     /// A path that cannot be passed to this VMM.
     #[error("{hypervisor} does not support the path {path:?}: it contains one of , \" [ ]")]
@@ -230,13 +230,13 @@ pub fn recipe(
     slot: &Slot,
     program: &Program,
     machine: &Machine,
-) -> Result<Option<Launch>, Unfit> {
-    let least = Version::least(spec.hypervisor);
+) -> Result<Option<Launch>, RecipeError> {
+    let least = Version::oldest_supported(spec.hypervisor);
     if let Some(least) = least.filter(|least| program.version < *least) {
-        return Err(Unfit::TooOld {
+        return Err(RecipeError::TooOld {
             hypervisor: spec.hypervisor,
             found: program.version,
-            least,
+            oldest: least,
         });
     }
     let mut launch = match spec.hypervisor {

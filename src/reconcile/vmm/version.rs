@@ -32,7 +32,7 @@ impl Version {
     }
 
     /// The oldest supported version.
-    pub const fn least(hypervisor: Hypervisor) -> Option<Self> {
+    pub const fn oldest_supported(hypervisor: Hypervisor) -> Option<Self> {
         match hypervisor {
             Hypervisor::None => None,
             Hypervisor::Qemu => Some(Self::new(7, 2)),
@@ -57,13 +57,13 @@ impl fmt::Display for Version {
 /// The text is not a valid version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid version")]
-pub struct NoVersion;
+pub struct InvalidVersion;
 
 impl FromStr for Version {
-    type Err = NoVersion;
+    type Err = InvalidVersion;
 
     /// Parses e.g. `v53.0-246-gae44c29`, `1.17.0-dev`, `7.2.22`; everything after the first two numbers is ignored.
-    fn from_str(text: &str) -> Result<Self, NoVersion> {
+    fn from_str(text: &str) -> Result<Self, InvalidVersion> {
         let text = text.trim();
         let mut numbers = text.strip_prefix('v').unwrap_or(text).splitn(3, '.');
         let major = numbers.next().and_then(|text| text.parse().ok());
@@ -73,7 +73,7 @@ impl FromStr for Version {
         });
         let both = major.zip(minor);
         both.map(|(major, minor)| Self { major, minor })
-            .ok_or(NoVersion)
+            .ok_or(InvalidVersion)
     }
 }
 

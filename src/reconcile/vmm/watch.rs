@@ -47,11 +47,11 @@ pub fn rotate(dir: &Path) -> Result<(), Error> {
     }
     let text = end_of(&path).map_err(wrap)?;
     let old = dir.join(CONSOLE_OLD);
-    let keep = || fs::write(&old, &text, 0o640, fs::Durability::Process);
-    let kept = keep();
-    empty(&path).map_err(wrap)?;
+    let write_old = || fs::write(&old, &text, 0o640, fs::Durability::Process);
+    let written = write_old();
+    truncate(&path).map_err(wrap)?;
     // The log may have filled the directory, which has free space now.
-    kept.or_else(|_| keep())
+    written.or_else(|_| write_old())
 }
 
 /// The last [`LOG_LIMIT`] bytes. A log can be longer than its limit if the VMM has disks, which may be larger.
@@ -64,7 +64,7 @@ fn end_of(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(text)
 }
 
-fn empty(path: &Path) -> std::io::Result<()> {
+fn truncate(path: &Path) -> std::io::Result<()> {
     OpenOptions::new()
         .write(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)

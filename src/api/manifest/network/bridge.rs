@@ -11,9 +11,9 @@ use super::super::super::lease::subnet;
 use super::super::super::link_name::{self, MAX_PORTS, MAX_TAP_LEN};
 use super::super::super::network::{Addresses, BridgeSpec, NetworkSpec};
 use super::super::section::{Field, Reader, Section};
-use super::{Network, Room, Whose, read_max_connections, read_tap_owner, refuse_lists};
+use super::{Capacity, GroupInfo, Network, read_max_connections, read_tap_owner, refuse_lists};
 
-pub fn read(reader: &mut Reader, network: &Section, info: &Whose) -> Option<Network> {
+pub fn read(reader: &mut Reader, network: &Section, info: &GroupInfo) -> Option<Network> {
     refuse_lists(reader, network, "bridge");
     let bridge = network
         .get("bridge")
@@ -124,7 +124,7 @@ fn read_addresses(
 }
 
 /// The maximum number of VMs of the group.
-pub fn room(spec: &BridgeSpec) -> Room {
+pub fn room(spec: &BridgeSpec) -> Capacity {
     let gateway = spec.gateway;
     let (vms, reason) = match &spec.addresses {
         Addresses::Listed(listed) => (listed.len(), format!("addresses lists {}", listed.len())),
@@ -142,11 +142,11 @@ pub fn room(spec: &BridgeSpec) -> Room {
         }
     };
     match vms > MAX_PORTS as usize {
-        true => Room {
+        true => Capacity {
             vms: MAX_PORTS,
             why: format!("a bridge has at most {MAX_PORTS} ports"),
         },
-        false => Room {
+        false => Capacity {
             vms: vms as u32,
             why: reason,
         },

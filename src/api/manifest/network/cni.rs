@@ -4,7 +4,7 @@
 use super::super::super::cni::CniOptions;
 use super::super::super::network::{CniSpec, NetworkSpec};
 use super::super::section::{Field, Reader, Section};
-use super::{BRIDGE_KEYS, Network, Room, Whose, cni_options, read_tap_owner, refuse_lists};
+use super::{BRIDGE_KEYS, Capacity, GroupInfo, Network, cni_options, read_tap_owner, refuse_lists};
 
 /// The spec sets no limit, but the name is part of a file name (`<name>-<container>-<interface>` in libcni's cache).
 const MAX_NAME_LEN: usize = 128;
@@ -15,7 +15,7 @@ pub fn read(
     reader: &mut Reader,
     network: &Section,
     asked: Option<&Field>,
-    whose: &Whose,
+    whose: &GroupInfo,
     network_name: &str,
 ) -> Network {
     refuse_lists(reader, network, "cni");
@@ -38,9 +38,9 @@ pub fn read(
 }
 
 /// The maximum number of VMs, if the group lists addresses.
-pub fn room(options: &CniOptions) -> Option<Room> {
+pub fn room(options: &CniOptions) -> Option<Capacity> {
     let listed = options.ips.len();
-    (listed > 0).then(|| Room {
+    (listed > 0).then(|| Capacity {
         vms: u32::try_from(listed).unwrap_or(u32::MAX),
         why: format!("cni.ips lists {listed}"),
     })

@@ -8,7 +8,7 @@ use super::super::super::cni::{
 };
 use super::super::super::meta::Name;
 use super::super::super::network::Mac;
-use super::super::problem::Place;
+use super::super::problem::Position;
 use super::super::section::{Field, Reader, Section};
 use super::super::yaml::{Node, Value};
 
@@ -88,7 +88,7 @@ fn refuse(reader: &mut Reader, field: &Field, options: &CniOptions) {
 }
 
 /// Collects the location of every node below this one, by its relative path.
-fn collect_positions(path: &str, node: &Node, positions: &mut HashMap<String, Place>) {
+fn collect_positions(path: &str, node: &Node, positions: &mut HashMap<String, Position>) {
     positions.insert(path.to_owned(), node.at);
     match &node.value {
         Value::Map(members) => {

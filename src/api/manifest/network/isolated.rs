@@ -8,7 +8,7 @@ use super::super::super::policy::{self, Entry, METADATA, OnDeny, Policy};
 use super::super::super::pool;
 use super::super::section::{Field, Reader, Section};
 use super::super::yaml::Value;
-use super::{BRIDGE_KEYS, Network, Room, read_max_connections, read_tap_owner};
+use super::{BRIDGE_KEYS, Capacity, Network, read_max_connections, read_tap_owner};
 
 /// Prefix lengths with more than one /30, within the link-local range.
 const RANGE_PREFIXES: std::ops::RangeInclusive<u8> = 16..=29;
@@ -167,7 +167,7 @@ fn read_range(reader: &mut Reader, field: &Field) -> Option<Ipv4Network> {
 }
 
 /// The maximum number of VMs of the range.
-pub fn room(range: Option<Ipv4Network>) -> Room {
+pub fn room(range: Option<Ipv4Network>) -> Capacity {
     let (range, description) = match range {
         Some(range) => (range, range.to_string()),
         None => {
@@ -176,7 +176,7 @@ pub fn room(range: Option<Ipv4Network>) -> Room {
         }
     };
     let vms = pool::capacity(range);
-    Room {
+    Capacity {
         vms,
         why: format!("{description} has {vms} /30 blocks"),
     }

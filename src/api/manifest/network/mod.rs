@@ -58,14 +58,14 @@ pub struct Network {
 }
 
 /// The group that owns the network.
-pub struct Whose<'a> {
+pub struct GroupInfo<'a> {
     /// The name of the group; `None` if it was refused.
     pub name: Option<&'a Name>,
     pub count: u32,
 }
 
 /// The maximum number of VMs of a network.
-pub struct Room {
+pub struct Capacity {
     pub vms: u32,
     /// The reason for the limit, such as `169.254.100.0/22 has 256 /30 blocks`.
     pub why: String,
@@ -82,7 +82,7 @@ enum Mode {
 pub fn read(
     reader: &mut Reader,
     group: &Section,
-    whose: &Whose,
+    whose: &GroupInfo,
     default_name: Option<&str>,
 ) -> Option<Network> {
     let own = group.get("network_name");
@@ -139,7 +139,7 @@ fn read_mode(reader: &mut Reader, field: &Field, network: &Section) -> Option<Mo
 }
 
 /// The maximum number of VMs of the network; `None` if only the limits of the group apply.
-pub fn room(spec: &NetworkSpec) -> Option<Room> {
+pub fn room(spec: &NetworkSpec) -> Option<Capacity> {
     match spec {
         NetworkSpec::Isolated(isolated) => Some(isolated::room(isolated.range)),
         NetworkSpec::Bridge(bridge) => Some(bridge::room(bridge)),

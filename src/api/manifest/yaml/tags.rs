@@ -8,8 +8,8 @@
 
 use saphyr_parser::{Event, Parser, Tag};
 
-use super::Fault;
-use crate::api::manifest::problem::Place;
+use super::ParseError;
+use crate::api::manifest::problem::Position;
 
 /// The tags of the core schema (YAML 1.2.2, chapter 10). They do not change the type of the value.
 const KNOWN: [&str; 7] = ["null", "bool", "int", "float", "str", "seq", "map"];
@@ -18,7 +18,7 @@ const KNOWN: [&str; 7] = ["null", "bool", "int", "float", "str", "seq", "map"];
 const CORE: &str = "tag:yaml.org,2002:";
 
 /// Refuses the first tag that is not known. A text that is not YAML is reported by the reader.
-pub fn check(text: &str) -> Result<(), Fault> {
+pub fn check(text: &str) -> Result<(), ParseError> {
     if !text.contains('!') {
         return Ok(());
     }
@@ -33,7 +33,7 @@ pub fn check(text: &str) -> Result<(), Fault> {
             _ => None,
         };
         if let Some(tag) = tag.filter(|tag| !is_known(tag)) {
-            let at = Place {
+            let at = Position {
                 line: span.start.line(),
                 column: span.start.col() + 1,
             };
@@ -42,7 +42,7 @@ pub fn check(text: &str) -> Result<(), Fault> {
                 "found the tag {}, expected a plain value",
                 displayed.escape_debug()
             );
-            return Err(Fault {
+            return Err(ParseError {
                 at: tag_position(text, at),
                 message,
             });
@@ -66,7 +66,7 @@ fn shown(tag: &Tag) -> String {
 }
 
 /// The position of the tag: the parser reports the position of the value after it, which may be on a later line.
-fn tag_position(text: &str, value: Place) -> Place {
+fn tag_position(text: &str, value: Position) -> Position {
     let lines: Vec<&str> = text.lines().take(value.line).collect();
     for (number, line) in lines.iter().enumerate().rev() {
         let end = match number + 1 == value.line {
@@ -83,7 +83,7 @@ fn tag_position(text: &str, value: Place) -> Place {
             let is_tag = line[start..].starts_with('!');
             let line = number + 1;
             return match is_tag {
-                true => Place { line, column },
+                true => Position { line, column },
                 false => value,
             };
         }

@@ -3,8 +3,8 @@
 
 use super::*;
 
-fn place(line: usize, column: usize) -> Place {
-    Place { line, column }
+fn place(line: usize, column: usize) -> Position {
+    Position { line, column }
 }
 
 fn member<'a>(node: &'a Node, key: &str) -> &'a Member {

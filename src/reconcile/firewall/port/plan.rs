@@ -135,7 +135,7 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
     };
     if !is_ours(desired, tap) {
         return Err(Conflict {
-            thing: format!("link {}", desired.tap),
+            object: format!("link {}", desired.tap),
             remedy: format!(
                 "rename or remove it: ip link set {} name OTHER",
                 desired.tap
@@ -206,7 +206,7 @@ fn plan_filtered(
                 return match up {
                     true => Ok(plan),
                     false => Err(Conflict {
-                        thing: format!("{foreign_filter} on {}", desired.tap),
+                        object: format!("{foreign_filter} on {}", desired.tap),
                         remedy: format!(
                             "remove it: tc filter del dev {} ingress prio 1",
                             desired.tap

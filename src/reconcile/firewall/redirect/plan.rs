@@ -128,7 +128,7 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
     if observed.netns.is_some() && !ours {
         let path = desired.netns.display();
         return Err(Conflict {
-            thing: format!("namespace {path}"),
+            object: format!("namespace {path}"),
             remedy: format!("move it away, or unmount it: umount {path}"),
         });
     }

@@ -39,7 +39,7 @@ pub(super) async fn act(cni_net: &CniNet, desired: &Desired, action: &Action) ->
         Action::Abandon(basis) => detach::abandon(cni_net, desired, basis).await,
         Action::Forget(network) => cni_net
             .runtime
-            .forget(network, &desired.attachment())
+            .remove_records(network, &desired.attachment())
             .map_err(|error| host_error("remove the cache record of", network, error)),
         Action::RemoveIntent => fs::remove(&desired.vm_dir().join(INTENT)),
         Action::CreateNetns => {
@@ -112,7 +112,7 @@ async fn write_new_intent(cni_net: &CniNet, desired: &Desired) -> Result<(), Err
     let is_taken = is_address_taken(cni_net, desired, &network);
     let attachment = request::attachment(desired, &network, is_taken);
     let attachment = attachment.map_err(|error| host_error("use", name, error))?;
-    let status = cni_net.runtime.serves(&network).await;
+    let status = cni_net.runtime.check_serving(&network).await;
     status.map_err(|error| host_error("attach to", name, error))?;
     write_intent(desired, &Intent::new(found.digest(), network, attachment))
 }
@@ -126,7 +126,7 @@ fn is_address_taken(cni_net: &CniNet, desired: &Desired, network: &Network) -> b
 /// The other container that has the address that the guest had.
 fn other_holder(cni_net: &CniNet, desired: &Desired, network: &Network) -> Option<String> {
     let keep = desired.data_path.as_ref()?.identity?;
-    let holder = cni_net.runtime.holder_of(network, keep.ip.into())?;
+    let holder = cni_net.runtime.container_of(network, keep.ip.into())?;
     (holder != desired.attachment().container_id).then_some(holder)
 }
 
@@ -162,7 +162,7 @@ async fn add(cni_net: &CniNet, desired: &Desired) -> Result<(), Error> {
         data_path.is_some_and(|want| request::is_preference(want, key))
     };
     let may_pass_later = |added: &Result<CniResult, AddError>| match added {
-        Err(AddError::Refused(refusal)) => !refusal.waits_for_a_change(),
+        Err(AddError::Refused(refusal)) => !refusal.is_permanent(),
         Ok(_) | Err(AddError::Other(_)) => false,
     };
     let mut reason = None;
@@ -222,7 +222,7 @@ async fn add_once(
             Err(error) => AddError::Other(error),
         },
         // There is an attachment already: no plugin was run, and there is nothing to undo.
-        Err(error @ CniError::AddedBefore { .. }) => {
+        Err(error @ CniError::AlreadyAdded { .. }) => {
             return Err(host_error("attach to", &network.name, error).into());
         }
         Err(error @ CniError::Plugin(_)) => AddError::Refused(error),
@@ -286,7 +286,11 @@ async fn check_added(
     let inside = observe::observe_inside(&entered, guest::tap(result, attachment)).await?;
     if let Some(why) = data_path.and_then(|want| request::unmet(want, result, attachment, &inside))
     {
-        return Err(host_error("use", &network.name, CniError::Unmet(why)));
+        return Err(host_error(
+            "use",
+            &network.name,
+            CniError::UnsupportedRequest(why),
+        ));
     }
     if let Some(why) = guest::disagreement(result, attachment, &inside) {
         return Err(unusable(why));

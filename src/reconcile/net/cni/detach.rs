@@ -63,7 +63,7 @@ pub(super) async fn release(runtime: &Runtime, del_input: &DelInput) -> Result<(
     let failed = |error| host_error("detach from", &network.name, error);
     let again = match runtime.release(network, attachment).await {
         Ok(()) => false,
-        Err(error) if error.may_be_done_now() => {
+        Err(error) if error.should_retry_now() => {
             tracing::debug!(%error, network = network.name, "calling DEL again");
             true
         }
@@ -81,7 +81,9 @@ pub(super) async fn release(runtime: &Runtime, del_input: &DelInput) -> Result<(
         residue::remove(&network.name, attachment).await?;
     }
     remove_veth(host_end(runtime, del_input)).await?;
-    runtime.forget(&network.name, attachment).map_err(failed)
+    runtime
+        .remove_records(&network.name, attachment)
+        .map_err(failed)
 }
 
 /// The host's end of the veth, as the result of the ADD has it.

@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::{Conflict, Reconcile};
 use super::place::NetnsSession;
-use crate::cni::{self, Network, RepairTurn, Runtime};
+use crate::cni::{self, Network, RepairPermit, Runtime};
 use crate::host;
 
 pub use announce::announce;
@@ -57,7 +57,7 @@ pub struct CniNet {
     /// An ADD has succeeded in this run.
     added: AtomicBool,
     /// The guest is being attached again. The turn ends with this run's Firewall stage, which reconnects the guest.
-    repair: Mutex<Option<RepairTurn>>,
+    repair: Mutex<Option<RepairPermit>>,
     on_notice: Option<NoticeHandler>,
 }
 
@@ -115,7 +115,7 @@ impl CniNet {
         if repair_slot().is_some() {
             return;
         }
-        let turn = self.runtime.repair_turn().await;
+        let turn = self.runtime.repair_permit().await;
         *repair_slot() = turn;
     }
 
@@ -136,7 +136,7 @@ impl Reconcile for CniNet {
         plan::plan(desired, observed)
     }
 
-    fn is_footing(action: &Action) -> bool {
+    fn is_prerequisite(action: &Action) -> bool {
         matches!(
             action,
             Action::CreateNetns | Action::Attach | Action::CreateTap(..)
@@ -166,7 +166,7 @@ fn host_error(operation: &'static str, network: &str, error: cni::Error) -> host
 /// Returns the error for a network that is not found, or for a configuration file that cannot be used.
 fn not_found(network: &str, error: cni::Error) -> host::Error {
     match error {
-        cni::Error::NoSuchNetwork { .. } => host_error("find", network, error),
+        cni::Error::NetworkNotFound { .. } => host_error("find", network, error),
         error => host_error("use", network, error),
     }
 }
@@ -175,7 +175,7 @@ fn not_found(network: &str, error: cni::Error) -> host::Error {
 pub fn waits_for_a_change(error: &host::Error) -> bool {
     let cause = error.source.get_ref();
     let cause = cause.and_then(|cause| cause.downcast_ref::<cni::Error>());
-    cause.is_some_and(cni::Error::waits_for_a_change)
+    cause.is_some_and(cni::Error::is_permanent)
 }
 
 /// The error and its cause in one line.

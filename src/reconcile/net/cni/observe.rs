@@ -188,12 +188,12 @@ async fn limited(cni_net: &CniNet, desired: &Desired, observed: &Observed) -> Op
     };
     desired.data_path.as_ref()?;
     if cni_net.check_pending.load(Ordering::Relaxed)
-        && let Err(error) = cni_net.runtime.serves(&added.network).await
+        && let Err(error) = cni_net.runtime.check_serving(&added.network).await
     {
         // An attached VM does not need an ADD.
         tracing::debug!(%error, network = added.network.name, "CNI STATUS failed");
     }
-    cni_net.runtime.limited(&added.network)
+    cni_net.runtime.limited_connectivity(&added.network)
 }
 
 /// Calls CHECK, if this run has not done so yet and the VM is attached. Returns why the attachment has to be repaired.
@@ -227,7 +227,7 @@ async fn check(
     let excused = baseline.excused.keys().cloned().collect();
     let checked = cni_net
         .runtime
-        .complaints(&network, &added.attachment, &excused)
+        .check_failures(&network, &added.attachment, &excused)
         .await;
     let Some(complaints) = checked.map_err(|error| host_error("check", &network.name, error))?
     else {

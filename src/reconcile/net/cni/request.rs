@@ -119,7 +119,7 @@ fn undeclared(capability: &Capability, network: &Network) -> Error {
         }
         false => format!("add a plugin that declares it, such as `{plugin}`"),
     };
-    Error::Unmet(format!(
+    Error::UnsupportedRequest(format!(
         "{field} needs the capability {name}, which no plugin of the network declares ({}): {remedy}",
         plugins.join(", ")
     ))
@@ -145,7 +145,7 @@ fn arguments(data_path: &DataPath, network: &Network, is_taken: bool) -> Vec<(St
         // Without the capability: plugins read one address from the argument.
         (Some(asked), _) if !declared.contains("ips") => add("IP", asked.to_string()),
         (None, Some(GuestIdentity { ip, .. }))
-            if !is_taken && network.can_be_asked_for(IpAddr::V4(ip)) =>
+            if !is_taken && network.can_request(IpAddr::V4(ip)) =>
         {
             add("IP", ip.to_string());
         }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::detach::{path_of, release};
 use super::{DelInput, IFNAME, one_line};
 use crate::api::meta::Uid;
-use crate::cni::{self, Attachment, Cached, Network, Runtime, Valid};
+use crate::cni::{self, Attachment, Cached, Network, Runtime, ValidAttachment};
 use crate::host::link;
 use crate::host::netns::Netns;
 use crate::owner::{self, Instance, Label};
@@ -46,7 +46,7 @@ pub async fn sweep(
     let mut swept = Swept::default();
     let mut networks_with_leftovers: BTreeMap<String, Network> = BTreeMap::new();
     let is_ours = |container: &str| instance.uid_from_container_id(container).is_some();
-    record_error(runtime.bring_home(is_ours), &mut swept);
+    record_error(runtime.migrate_records(is_ours), &mut swept);
     let lists = [
         runtime.attachments(),
         runtime.unfinished(),
@@ -151,12 +151,12 @@ async fn collect(
         let of_network = recorded
             .into_iter()
             .filter(|cached| cached.network == network.name)
-            .map(|cached| Valid::from(&cached.attachment));
-        let wanted = existing().into_iter().map(|container_id| Valid {
+            .map(|cached| ValidAttachment::from(&cached.attachment));
+        let wanted = existing().into_iter().map(|container_id| ValidAttachment {
             container_id,
             ifname: IFNAME.to_owned(),
         });
-        let valid: BTreeSet<Valid> = of_network.chain(wanted).collect();
+        let valid: BTreeSet<ValidAttachment> = of_network.chain(wanted).collect();
         Ok(valid.into_iter().collect())
     };
     if let Err(errors) = runtime.gc(network, valid).await {

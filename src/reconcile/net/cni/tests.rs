@@ -27,7 +27,7 @@ fn eth() -> Eth {
 
 /// The result of the bridge plugin; before 1.0.0 addresses have a `version`.
 fn bridge(version: Version) -> CniResult {
-    let family = match version.names_family() {
+    let family = match version.has_ip_version() {
         true => r#""version": "4", "#,
         false => "",
     };

@@ -61,7 +61,7 @@ impl Reconcile for BridgeNet {
         plan::plan(desired, observed)
     }
 
-    fn is_footing(action: &Action) -> bool {
+    fn is_prerequisite(action: &Action) -> bool {
         matches!(action, Action::CreateTap(_))
     }
 

@@ -269,7 +269,7 @@ fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Acti
 fn usable_bridge<'a>(slot: &Slot, observed: &'a Observed) -> Result<&'a BridgeSeen, Conflict> {
     let usable = observed.bridge.as_ref().filter(|seen| seen.is_bridge);
     usable.ok_or_else(|| Conflict {
-        thing: format!("link {}", slot.bridge),
+        object: format!("link {}", slot.bridge),
         remedy: format!(
             "it is not a bridge: rename or remove it (ip link set {} name OTHER), or name another bridge",
             slot.bridge
@@ -317,7 +317,7 @@ fn plan_neighbour(
         Some(mac) if mac == guest => Ok(()),
         // On an unmanaged bridge the entry is foreign: two machines have the same address.
         Some(mac) if !is_managed_bridge(desired, slot, bridge) => Err(Conflict {
-            thing: format!("the permanent neighbour {} at {mac}", slot.ip),
+            object: format!("the permanent neighbour {} at {mac}", slot.ip),
             remedy: format!(
                 "remove it: ip neigh del {} dev {}; or exclude that address from the group",
                 slot.ip, slot.bridge
@@ -375,7 +375,7 @@ fn foreign_tap(desired: &Desired, tap: &TapSeen) -> Conflict {
         )
     };
     Conflict {
-        thing: format!("link {}", desired.tap),
+        object: format!("link {}", desired.tap),
         remedy: owner_message.unwrap_or_else(rename),
     }
 }

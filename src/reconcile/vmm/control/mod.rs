@@ -61,7 +61,7 @@ pub enum GuestState {
 
 /// A request to a VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Order {
+enum Command {
     PowerDown,
     Pause,
     Resume,
@@ -83,8 +83,8 @@ impl Control {
 
     /// The protocol whose socket is in this run directory.
     pub fn in_dir(dir: &Path) -> Option<Self> {
-        let there = |control: &Self| dir.join(control.socket()).exists();
-        Self::ALL.into_iter().find(there)
+        let exists = |control: &Self| dir.join(control.socket()).exists();
+        Self::ALL.into_iter().find(exists)
     }
 
     /// The socket's name in the run directory.
@@ -102,14 +102,14 @@ impl Control {
         if self.state(dir, pid).await? == GuestState::Paused {
             self.resume(dir, pid).await?;
         }
-        self.order(dir, pid, Order::PowerDown).await
+        self.send(dir, pid, Command::PowerDown).await
     }
 
     /// Pauses the guest. It is no error if it is paused already.
     pub async fn pause(self, dir: &Path, pid: u32) -> Result<(), Error> {
         match self.state(dir, pid).await? {
             GuestState::Paused => Ok(()),
-            _ => self.order(dir, pid, Order::Pause).await,
+            _ => self.send(dir, pid, Command::Pause).await,
         }
     }
 
@@ -117,13 +117,13 @@ impl Control {
     pub async fn resume(self, dir: &Path, pid: u32) -> Result<(), Error> {
         match self.state(dir, pid).await? {
             GuestState::Running => Ok(()),
-            _ => self.order(dir, pid, Order::Resume).await,
+            _ => self.send(dir, pid, Command::Resume).await,
         }
     }
 
     /// The state of the guest.
     pub async fn state(self, dir: &Path, pid: u32) -> Result<GuestState, Error> {
-        let ask = async || match self {
+        let request = async || match self {
             Self::Qmp => qmp::state(connect(&self.path(dir), pid).await?).await,
             Self::Firecracker => {
                 rest::firecracker_state(connect(&self.path(dir), pid).await?).await
@@ -132,12 +132,12 @@ impl Control {
                 rest::cloud_hypervisor_state(connect(&self.path(dir), pid).await?).await
             }
         };
-        self.bounded(dir, ask()).await
+        self.bounded(dir, request()).await
     }
 
     /// The counters of the VMM.
     pub async fn metrics(self, dir: &Path, pid: u32) -> Result<Counters, Error> {
-        let ask = async || {
+        let request = async || {
             let connect = || async { connect(&self.path(dir), pid).await };
             match self {
                 Self::Qmp => qmp::metrics(connect().await?).await,
@@ -153,7 +153,7 @@ impl Control {
                 Self::CloudHypervisor => rest::cloud_hypervisor_counters(connect().await?).await,
             }
         };
-        self.bounded(dir, ask()).await
+        self.bounded(dir, request()).await
     }
 
     /// Returns when process `pid` runs its guest. If it never does, this never returns: use a timeout.
@@ -163,26 +163,26 @@ impl Control {
             Self::Firecracker => wait_for_thread(pid, "fc_vcpu").await,
             Self::Qmp | Self::CloudHypervisor => {}
         }
-        let mut rest = FIRST_RETRY;
+        let mut delay = FIRST_RETRY;
         while matches!(
             self.state(dir, pid).await,
             Err(_) | Ok(GuestState::Starting)
         ) {
-            tokio::time::sleep(rest).await;
-            rest = LAST_RETRY.min(rest * 2);
+            tokio::time::sleep(delay).await;
+            delay = LAST_RETRY.min(delay * 2);
         }
     }
 
-    async fn order(self, dir: &Path, pid: u32, order: Order) -> Result<(), Error> {
-        let tell = async || {
+    async fn send(self, dir: &Path, pid: u32, command: Command) -> Result<(), Error> {
+        let send = async || {
             let stream = connect(&self.path(dir), pid).await?;
             match self {
-                Self::Qmp => qmp::order(stream, order).await,
-                Self::Firecracker => rest::firecracker_order(stream, order).await,
-                Self::CloudHypervisor => rest::cloud_hypervisor_order(stream, order).await,
+                Self::Qmp => qmp::send(stream, command).await,
+                Self::Firecracker => rest::send_to_firecracker(stream, command).await,
+                Self::CloudHypervisor => rest::send_to_cloud_hypervisor(stream, command).await,
             }
         };
-        self.bounded(dir, tell()).await
+        self.bounded(dir, send()).await
     }
 
     async fn bounded<T>(
@@ -190,8 +190,8 @@ impl Control {
         dir: &Path,
         talk: impl Future<Output = io::Result<T>>,
     ) -> Result<T, Error> {
-        let answered = tokio::time::timeout(DEADLINE, talk).await;
-        answered
+        let result = tokio::time::timeout(DEADLINE, talk).await;
+        result
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(|error| {
                 Error::io(
@@ -209,7 +209,7 @@ impl Control {
 
 /// Returns when process `pid` has a thread whose name starts with `name` (proc(5), `comm`).
 async fn wait_for_thread(pid: u32, name: &str) {
-    let there = || {
+    let exists = || {
         let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
         let mut threads = threads.into_iter().flatten().flatten();
         threads.any(|thread| {
@@ -217,10 +217,10 @@ async fn wait_for_thread(pid: u32, name: &str) {
             comm.is_ok_and(|comm| comm.starts_with(name))
         })
     };
-    let mut rest = FIRST_RETRY;
-    while !there() {
-        tokio::time::sleep(rest).await;
-        rest = LAST_RETRY.min(rest * 2);
+    let mut delay = FIRST_RETRY;
+    while !exists() {
+        tokio::time::sleep(delay).await;
+        delay = LAST_RETRY.min(delay * 2);
     }
 }
 
@@ -300,9 +300,9 @@ mod tests {
             });
             let us = std::process::id();
             let began = crate::clock::monotonic();
-            let said = control.state(dir.path(), us).await;
+            let result = control.state(dir.path(), us).await;
             let took = crate::clock::monotonic().duration_since(began);
-            assert!(said.is_err(), "{control:?}, {how}: {said:?}");
+            assert!(result.is_err(), "{control:?}, {how}: {result:?}");
             assert!(took < 3 * DEADLINE, "{control:?}, {how}: {took:?}");
             server.abort();
         };
@@ -316,13 +316,13 @@ mod tests {
     async fn a_socket_is_not_connected_to_through_a_symbolic_link() {
         let dir = tempfile::tempdir().unwrap();
         let (far, near) = (dir.path().join("far"), dir.path().join("near"));
-        let heard = tokio::net::UnixListener::bind(&far).unwrap();
+        let listener = tokio::net::UnixListener::bind(&far).unwrap();
         std::os::unix::fs::symlink(&far, &near).unwrap();
         let us = std::process::id();
         assert!(connect(&far, us).await.is_ok());
-        heard.accept().await.unwrap();
+        listener.accept().await.unwrap();
         assert!(connect(&near, us).await.is_err(), "through a link");
-        let nobody = tokio::time::timeout(Duration::from_millis(50), heard.accept()).await;
+        let nobody = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
         assert!(nobody.is_err(), "no connection attempt");
         std::fs::write(dir.path().join("file"), "").unwrap();
         assert!(connect(&dir.path().join("file"), us).await.is_err());

@@ -17,9 +17,9 @@ use serde_json::Value;
 use tokio::net::unix::pipe::Receiver;
 
 /// Maximum capacity of a pipe of an unprivileged process in bytes (`/proc/sys/fs/pipe-max-size`).
-const MOST: usize = 1 << 20;
+const PIPE_CAPACITY: usize = 1 << 20;
 /// Start of a line (`FirecrackerMetrics`). If the pipe was full, an incomplete line without a line break precedes the next one.
-const BEGINNING: &[u8] = b"{\"utc_timestamp_ms\":";
+const LINE_START: &[u8] = b"{\"utc_timestamp_ms\":";
 
 pub(super) struct Lines {
     pipe: Receiver,
@@ -51,7 +51,7 @@ impl Lines {
     /// Waits for the next line. Use a timeout.
     pub(super) async fn next(&self) -> io::Result<Value> {
         let (mut buffer, mut line) = ([0; 4096], Vec::new());
-        while line.len() <= MOST {
+        while line.len() <= PIPE_CAPACITY {
             self.pipe.readable().await?;
             match self.pipe.try_read(&mut buffer) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -63,13 +63,13 @@ impl Lines {
                 return read(&line[..end]);
             }
         }
-        Err(endless())
+        Err(too_long())
     }
 }
 
 fn drain(mut file: &File) -> io::Result<()> {
     let (mut buffer, mut read) = ([0; 4096], 0);
-    while read <= MOST {
+    while read <= PIPE_CAPACITY {
         match file.read(&mut buffer) {
             Ok(0) => return Ok(()),
             Ok(count) => read += count,
@@ -77,17 +77,17 @@ fn drain(mut file: &File) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
-    Err(endless())
+    Err(too_long())
 }
 
 fn read(line: &[u8]) -> io::Result<Value> {
     let begin = line
-        .windows(BEGINNING.len())
-        .rposition(|found| found == BEGINNING);
+        .windows(LINE_START.len())
+        .rposition(|found| found == LINE_START);
     Ok(serde_json::from_slice(&line[begin.unwrap_or(0)..])?)
 }
 
-fn endless() -> io::Error {
+fn too_long() -> io::Error {
     io::Error::other("the metrics exceed the capacity of a pipe")
 }
 
@@ -100,41 +100,41 @@ mod tests {
     use crate::host::fs::create_fifo;
 
     /// A pipe with the VMM's end, into which this was written, and the reading end.
-    fn pipe(dir: &tempfile::TempDir, said: &[u8]) -> (File, Lines) {
+    fn pipe(dir: &tempfile::TempDir, content: &[u8]) -> (File, Lines) {
         let path = dir.path().join("metrics");
-        let mut theirs = create_fifo(&path).unwrap();
-        theirs.write_all(said).unwrap();
-        (theirs, Lines::open(&path).unwrap())
+        let mut vmm_end = create_fifo(&path).unwrap();
+        vmm_end.write_all(content).unwrap();
+        (vmm_end, Lines::open(&path).unwrap())
     }
 
     #[tokio::test]
     async fn a_line_is_read_even_after_an_incomplete_line() {
         let dir = tempfile::tempdir().unwrap();
         let old = b"{\"utc_timestamp_ms\":1,\"old\":1}\n{\"utc_time";
-        let (mut theirs, ours) = pipe(&dir, old);
-        theirs
+        let (mut vmm_end, reader) = pipe(&dir, old);
+        vmm_end
             .write_all(b"\"half\":1}{\"utc_timestamp_ms\":2,")
             .unwrap();
-        let (answer, ()) = tokio::join!(ours.next(), async {
+        let (answer, ()) = tokio::join!(reader.next(), async {
             tokio::time::sleep(Duration::from_millis(20)).await;
-            theirs.write_all(b"\"new\":1}\n").unwrap();
+            vmm_end.write_all(b"\"new\":1}\n").unwrap();
         });
         assert_eq!(
             answer.unwrap(),
             serde_json::json!({"utc_timestamp_ms": 2, "new": 1})
         );
-        theirs.write_all(b"no JSON at all\n").unwrap();
-        assert!(ours.next().await.is_err());
+        vmm_end.write_all(b"no JSON at all\n").unwrap();
+        assert!(reader.next().await.is_err());
     }
 
     #[tokio::test]
     async fn endless_output_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut theirs, ours) = pipe(&dir, b"");
-        let writer = std::thread::spawn(move || while theirs.write_all(&[b'x'; 4096]).is_ok() {});
-        let heard = tokio::time::timeout(Duration::from_secs(20), ours.next());
+        let (mut vmm_end, reader) = pipe(&dir, b"");
+        let writer = std::thread::spawn(move || while vmm_end.write_all(&[b'x'; 4096]).is_ok() {});
+        let result = tokio::time::timeout(Duration::from_secs(20), reader.next());
         assert!(
-            heard
+            result
                 .await
                 .unwrap()
                 .unwrap_err()

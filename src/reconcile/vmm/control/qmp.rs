@@ -7,16 +7,16 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-use super::{GuestState, Order};
+use super::{Command, GuestState};
 use crate::api::metrics::{self, Counters};
 
 /// Maximum length of a line in bytes. The greeting and most responses are much shorter, those with counters are the longest.
-const LONGEST_LINE: u64 = 256 << 10;
+const MAX_LINE: u64 = 256 << 10;
 
 /// The state of the machine. QEMU sends the greeting before the machine is created, from another thread, but executes commands only after.
 pub(super) async fn state(stream: UnixStream) -> io::Result<GuestState> {
     let mut monitor = Monitor::open(stream).await?;
-    let answer = monitor.order("query-status").await?;
+    let answer = monitor.execute("query-status").await?;
     let status = answer.get("status").and_then(Value::as_str);
     Ok(match status.unwrap_or_default() {
         "prelaunch" | "inmigrate" => GuestState::Starting,
@@ -26,21 +26,25 @@ pub(super) async fn state(stream: UnixStream) -> io::Result<GuestState> {
     })
 }
 
-pub(super) async fn order(stream: UnixStream, order: Order) -> io::Result<()> {
+pub(super) async fn send(stream: UnixStream, order: Command) -> io::Result<()> {
     let command = match order {
-        Order::PowerDown => "system_powerdown",
-        Order::Pause => "stop",
-        Order::Resume => "cont",
+        Command::PowerDown => "system_powerdown",
+        Command::Pause => "stop",
+        Command::Resume => "cont",
     };
-    Monitor::open(stream).await?.order(command).await.map(drop)
+    Monitor::open(stream)
+        .await?
+        .execute(command)
+        .await
+        .map(drop)
 }
 
 /// Counters of each block device and of KVM; QEMU has no others. Those of KVM depend on the kernel of the host.
 pub(super) async fn metrics(stream: UnixStream) -> io::Result<Counters> {
     let mut monitor = Monitor::open(stream).await?;
     let mut counters = Counters::new();
-    let told = monitor.order("query-blockstats").await?;
-    for (place, device) in list(&told).iter().enumerate() {
+    let result = monitor.execute("query-blockstats").await?;
+    for (place, device) in list(&result).iter().enumerate() {
         let name =
             ["device", "node-name", "qdev"].map(|key| device.get(key).and_then(Value::as_str));
         let name = name.into_iter().flatten().find(|name| !name.is_empty());
@@ -51,9 +55,9 @@ pub(super) async fn metrics(stream: UnixStream) -> io::Result<Counters> {
     }
     for target in ["vm", "vcpu"] {
         let arguments = json!({ "target": target });
-        let told = monitor.order_with("query-stats", Some(arguments)).await?;
+        let told = monitor.execute_with("query-stats", Some(arguments)).await?;
         for (place, provided) in list(&told).iter().enumerate() {
-            let whose = match target {
+            let source = match target {
                 "vcpu" => format!("vcpu{place}"),
                 _ => "vm".to_owned(),
             };
@@ -61,7 +65,7 @@ pub(super) async fn metrics(stream: UnixStream) -> io::Result<Counters> {
                 if let (Some(name), Some(value)) =
                     (stat.get("name").and_then(Value::as_str), stat.get("value"))
                 {
-                    metrics::collect(&mut counters, &format!("{whose}.{name}"), value);
+                    metrics::collect(&mut counters, &format!("{source}.{name}"), value);
                 }
             }
         }
@@ -69,8 +73,8 @@ pub(super) async fn metrics(stream: UnixStream) -> io::Result<Counters> {
     Ok(counters)
 }
 
-fn list(told: &Value) -> &[Value] {
-    told.as_array().map_or(&[], Vec::as_slice)
+fn list(result: &Value) -> &[Value] {
+    result.as_array().map_or(&[], Vec::as_slice)
 }
 
 struct Monitor {
@@ -83,27 +87,27 @@ impl Monitor {
         let mut monitor = Self {
             stream: BufReader::new(stream),
         };
-        monitor.hear().await?;
-        monitor.order("qmp_capabilities").await?;
+        monitor.read_message().await?;
+        monitor.execute("qmp_capabilities").await?;
         Ok(monitor)
     }
 
     /// Sends a command and waits for its response; events are ignored.
-    async fn order(&mut self, command: &str) -> io::Result<Value> {
-        self.order_with(command, None).await
+    async fn execute(&mut self, command: &str) -> io::Result<Value> {
+        self.execute_with(command, None).await
     }
 
-    async fn order_with(&mut self, command: &str, arguments: Option<Value>) -> io::Result<Value> {
-        let mut said = json!({ "execute": command });
+    async fn execute_with(&mut self, command: &str, arguments: Option<Value>) -> io::Result<Value> {
+        let mut request = json!({ "execute": command });
         if let Some(arguments) = arguments {
-            said["arguments"] = arguments;
+            request["arguments"] = arguments;
         }
-        let text = format!("{said}\n");
+        let text = format!("{request}\n");
         self.stream.get_mut().write_all(text.as_bytes()).await?;
         loop {
-            let mut answer = self.hear().await?;
-            if let Some(told) = answer.get_mut("return") {
-                return Ok(told.take());
+            let mut answer = self.read_message().await?;
+            if let Some(result) = answer.get_mut("return") {
+                return Ok(result.take());
             }
             if let Some(error) = answer.get("error") {
                 return Err(io::Error::other(error.to_string()));
@@ -111,9 +115,9 @@ impl Monitor {
         }
     }
 
-    async fn hear(&mut self) -> io::Result<Value> {
+    async fn read_message(&mut self) -> io::Result<Value> {
         let mut line = String::new();
-        let mut bounded = (&mut self.stream).take(LONGEST_LINE);
+        let mut bounded = (&mut self.stream).take(MAX_LINE);
         match bounded.read_line(&mut line).await? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             _ => Ok(serde_json::from_str(&line)?),

@@ -15,11 +15,11 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{GuestState, Order};
+use super::{Command, GuestState};
 use crate::api::metrics::{self, Counters};
 
 /// Maximum size of a response in bytes. The largest is `vm.info`, which contains the whole configuration.
-const LONGEST_ANSWER: usize = 256 << 10;
+const MAX_RESPONSE: usize = 256 << 10;
 
 #[derive(Deserialize)]
 struct Info {
@@ -27,31 +27,31 @@ struct Info {
 }
 
 pub(super) async fn firecracker_state(stream: UnixStream) -> io::Result<GuestState> {
-    let answer = ask(stream, Method::GET, "/", None).await?;
-    Ok(match read_state(&answer)?.as_str() {
+    let response = send(stream, Method::GET, "/", None).await?;
+    Ok(match read_state(&response)?.as_str() {
         "Running" => GuestState::Running,
         "Paused" => GuestState::Paused,
         _ => GuestState::Starting,
     })
 }
 
-pub(super) async fn firecracker_order(stream: UnixStream, order: Order) -> io::Result<()> {
+pub(super) async fn send_to_firecracker(stream: UnixStream, order: Command) -> io::Result<()> {
     let (method, path, body) = match order {
-        Order::PowerDown => (
+        Command::PowerDown => (
             Method::PUT,
             "/actions",
             r#"{"action_type":"SendCtrlAltDel"}"#,
         ),
-        Order::Pause => (Method::PATCH, "/vm", r#"{"state":"Paused"}"#),
-        Order::Resume => (Method::PATCH, "/vm", r#"{"state":"Resumed"}"#),
+        Command::Pause => (Method::PATCH, "/vm", r#"{"state":"Paused"}"#),
+        Command::Resume => (Method::PATCH, "/vm", r#"{"state":"Resumed"}"#),
     };
-    ask(stream, method, path, Some(body)).await.map(drop)
+    send(stream, method, path, Some(body)).await.map(drop)
 }
 
 /// `Created` is the state before the boot, and after the end of the guest if the process stays; here the process boots at its start.
 pub(super) async fn cloud_hypervisor_state(stream: UnixStream) -> io::Result<GuestState> {
-    let answer = ask(stream, Method::GET, "/api/v1/vm.info", None).await?;
-    Ok(match read_state(&answer)?.as_str() {
+    let response = send(stream, Method::GET, "/api/v1/vm.info", None).await?;
+    Ok(match read_state(&response)?.as_str() {
         "Running" => GuestState::Running,
         "Paused" | "BreakPoint" => GuestState::Paused,
         "Shutdown" => GuestState::Ended,
@@ -59,26 +59,26 @@ pub(super) async fn cloud_hypervisor_state(stream: UnixStream) -> io::Result<Gue
     })
 }
 
-pub(super) async fn cloud_hypervisor_order(stream: UnixStream, order: Order) -> io::Result<()> {
+pub(super) async fn send_to_cloud_hypervisor(stream: UnixStream, order: Command) -> io::Result<()> {
     let path = match order {
-        Order::PowerDown => "/api/v1/vm.power-button",
-        Order::Pause => "/api/v1/vm.pause",
-        Order::Resume => "/api/v1/vm.resume",
+        Command::PowerDown => "/api/v1/vm.power-button",
+        Command::Pause => "/api/v1/vm.pause",
+        Command::Resume => "/api/v1/vm.resume",
     };
-    ask(stream, Method::PUT, path, None).await.map(drop)
+    send(stream, Method::PUT, path, None).await.map(drop)
 }
 
 /// Makes Firecracker write its metrics into the pipe.
 pub(super) async fn firecracker_flush(stream: UnixStream) -> io::Result<()> {
     let body = r#"{"action_type":"FlushMetrics"}"#;
-    ask(stream, Method::PUT, "/actions", Some(body))
+    send(stream, Method::PUT, "/actions", Some(body))
         .await
         .map(drop)
 }
 
 pub(super) async fn cloud_hypervisor_counters(stream: UnixStream) -> io::Result<Counters> {
-    let answer = ask(stream, Method::GET, "/api/v1/vm.counters", None).await?;
-    counters(&serde_json::from_slice(&answer)?)
+    let response = send(stream, Method::GET, "/api/v1/vm.counters", None).await?;
+    counters(&serde_json::from_slice(&response)?)
 }
 
 pub(super) fn counters(told: &Value) -> io::Result<Counters> {
@@ -90,12 +90,12 @@ pub(super) fn counters(told: &Value) -> io::Result<Counters> {
     }
 }
 
-fn read_state(answer: &[u8]) -> io::Result<String> {
-    Ok(serde_json::from_slice::<Info>(answer)?.state)
+fn read_state(response: &[u8]) -> io::Result<String> {
+    Ok(serde_json::from_slice::<Info>(response)?.state)
 }
 
 /// Sends a request on a new connection. A response with another status than success is an error that contains its body.
-async fn ask(
+async fn send(
     stream: UnixStream,
     method: Method,
     path: &str,
@@ -115,21 +115,21 @@ async fn ask(
     let request = request.body(body).map_err(io::Error::other)?;
     // The connection makes progress only while it is polled.
     let _driver = AbortOnDropHandle::new(tokio::spawn(connection));
-    let answer = sender
+    let response = sender
         .send_request(request)
         .await
         .map_err(io::Error::other)?;
-    let status = answer.status();
-    let said = Limited::new(answer.into_body(), LONGEST_ANSWER).collect();
-    let said = said.await.map_err(io::Error::other)?.to_bytes();
-    judge(status, said)
+    let status = response.status();
+    let bytes = Limited::new(response.into_body(), MAX_RESPONSE).collect();
+    let said = bytes.await.map_err(io::Error::other)?.to_bytes();
+    check_status(status, said)
 }
 
-fn judge(status: StatusCode, said: Bytes) -> io::Result<Bytes> {
+fn check_status(status: StatusCode, body: Bytes) -> io::Result<Bytes> {
     match status.is_success() {
-        true => Ok(said),
+        true => Ok(body),
         false => {
-            let said: String = String::from_utf8_lossy(&said).chars().take(300).collect();
+            let said: String = String::from_utf8_lossy(&body).chars().take(300).collect();
             Err(io::Error::other(format!("{status}: {said}")))
         }
     }
