@@ -8,17 +8,35 @@
 //! | [`owner`] | converts identities to names and labels, and back | `api` |
 //! | [`clock`] | the only `now()` | `api` (the timestamp type) |
 //! | [`store`] | the only access to the database | `api clock` |
-//! | [`runtime`] | queue, backoff, controller | `api`, `clock` |
-//! | [`reconcile`] | the stages of a VM and the host network | `api owner store host cni` |
+//! | [`runtime`] | queue, backoff, controller | `api clock` |
 //! | [`host`] | thin functions over the kernel | nothing |
 //! | [`cni`] | a CNI runtime as the spec defines it | `clock` |
-//! | [`intake`] | reads the manifests folder | `api store host` |
+//! | [`reconcile`] | the stages of a VM and the host network: observe, plan, act | `api owner store host cni runtime` |
+//! | [`engine`] | runs the stages for each key: bring up, tear down, orphans, adoption, preview | `api owner clock store runtime host cni reconcile` |
+//! | [`status`] | what users see of objects, computed from the store; `explain` | `api owner store host reconcile` |
+//! | [`intake`] | reads the manifest directory | `api store host` |
 //! | [`wire`] | HTTP and JSON on a Unix socket | `api clock` |
-//! | [`doctor`] | checks whether the host meets the requirements, and names the remedy | `api host owner cni reconcile` |
+//! | [`doctor`] | checks the requirements of the host and suggests fixes | `api host owner cni reconcile` |
 //! | [`daemon`] | starts and connects all modules | all |
 //! | [`cli`] | argument parsing and output for users | `api wire clock` |
 //!
-//! The import rule is this table: `tests/layers.rs` reads it and enforces it.
+//! The import rule is this table: `tests/pure/layers.rs` reads it and enforces it.
+//!
+//! # Glossary
+//! - stage: Lease, Net, Firewall or Vmm. It is *acquired* (a finalizer) before it changes the host and *released* after all is undone.
+//! - stage status: the condition, observed generation and acquisition of one stage of one VM; one record with one writer.
+//! - checkpoint: what a stage stores about the state it converged to.
+//! - bring up, tear down: run the stages of a VM in order, in reverse order.
+//! - host network: the chains, bridges and routes of the host that VMs share; *host requirements*: what groups and leases need of it.
+//! - converged: the plan is empty. Drift: a plan that is not empty although the generation has converged.
+//! - orphan: a resource with our label that no object needs.
+//! - instance: one daemon of a host; its id is part of every name and label.
+//! - slot: the data path of a VM that the user starts (`hypervisor: none`).
+//! - claim: a range, subnet, address, TAP index or user id that the store has assigned.
+//! - record: the file in a VM's run directory from which the VM is adopted without the database.
+//! - forwarding switch: what lets packets pass: `ip_forward` of a namespace, or the link state of a TAP.
+//! - conflicting writer: a program that reverts our repairs again and again; the condition is `Contested`.
+//! - on-demand VM: a VM that a user adds to a group, in addition to its `count`.
 
 // Each method listed in clippy.toml is allowed in a single module only. Tests may call all of them.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
@@ -34,6 +52,7 @@ pub mod clock;
 pub mod cni;
 pub mod daemon;
 pub mod doctor;
+pub mod engine;
 #[allow(
     clippy::disallowed_methods,
     reason = "the only module that starts programs and enters namespaces"
@@ -43,6 +62,7 @@ pub mod intake;
 pub mod owner;
 pub mod reconcile;
 pub mod runtime;
+pub mod status;
 #[allow(clippy::disallowed_methods, reason = "the only access to the database")]
 pub mod store;
 pub mod wire;

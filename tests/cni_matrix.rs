@@ -1,6 +1,6 @@
 //! Chains of CNI plugins, each with a VM of its own on one daemon, through everything that happens to a host: what the guests notice.
-//! Out of scope: a crash before each action (`tests/cni_rungs/crash.rs`); the stage alone, with more kinds of damage
-//! (`tests/cni_rungs/keep.rs`, `undo.rs`); QEMU (`tests/daemon/cni_guest.rs`).
+//! Out of scope: a crash before each action (`tests/cni_stages/crash.rs`); the stage alone, with more kinds of damage
+//! (`tests/cni_stages/keep.rs`, `undo.rs`); QEMU (`tests/daemon/cni_guest.rs`).
 //!
 //! Each test is an event or several, and ends with the deletion of all groups. After each event the observations are: pid, IP, MAC, the
 //! longest time without an answer to `ping`, and `AddressChanged` events; after the deletion: what is left over. All differences are

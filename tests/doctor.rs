@@ -9,7 +9,7 @@ use slicectl::api::view::{Check, CheckStatus};
 use slicectl::doctor::{self, Host};
 use slicectl::host::netns::Netns;
 use slicectl::owner::Instance;
-use slicectl::reconcile::ground::unmanaged::{OurLinks, write_unmanaged};
+use slicectl::reconcile::host_network::unmanaged::{OurLinks, write_unmanaged};
 use support::kernel;
 
 fn instance() -> Instance {

@@ -22,7 +22,7 @@ fn path(name: &str) -> PathBuf {
     Path::new("/run/netns").join(name)
 }
 
-/// As the net rung does it: IPv6 off, then `lo` labelled and up.
+/// As the net stage does it: IPv6 off, then `lo` labelled and up.
 fn prepare(_: &Netns) -> Result<(), Error> {
     sysctl::write_many(&[
         ("net.ipv6.conf.all.disable_ipv6", "1"),

@@ -1,4 +1,4 @@
-//! Golden plans: `tests/plans/<rung>/<case>/{desired,observed,plan}.yaml`. `BLESS=1` rewrites the plans.
+//! Golden plans: `tests/plans/<stage>/<case>/{desired,observed,plan}.yaml`. `BLESS=1` rewrites the plans.
 //! Out of scope: laws that hold for every plan (`tests/laws.rs`).
 
 use std::collections::BTreeSet;
@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use slicectl::reconcile::disk::Disks;
-use slicectl::reconcile::firewall::IsolatedFirewall;
-use slicectl::reconcile::firewall::port::BridgeFirewall;
-use slicectl::reconcile::firewall::redirect::CniFirewall;
-use slicectl::reconcile::ground::HostNetwork;
-use slicectl::reconcile::net::IsolatedNet;
+use slicectl::reconcile::firewall::bridge::BridgeFirewall;
+use slicectl::reconcile::firewall::cni::CniFirewall;
+use slicectl::reconcile::firewall::isolated::IsolatedFirewall;
+use slicectl::reconcile::host_network::HostNetwork;
+use slicectl::reconcile::net::bridge::BridgeNet;
 use slicectl::reconcile::net::cni::CniNet;
-use slicectl::reconcile::net::port::BridgeNet;
+use slicectl::reconcile::net::isolated::IsolatedNet;
 use slicectl::reconcile::vmm::Vmm;
 use slicectl::reconcile::{Conflict, Reconcile, group};
 
@@ -38,7 +38,7 @@ fn every_firewall_plan_is_the_one_on_disk() {
 
 #[test]
 fn every_ground_plan_is_the_one_on_disk() {
-    check("ground", HostNetwork::plan, 45);
+    check("host_network", HostNetwork::plan, 45);
 }
 
 #[test]
@@ -87,7 +87,16 @@ fn every_folder_of_plans_is_looked_at() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     let known = [
-        "cni", "disk", "firewall", "gate", "ground", "group", "net", "port", "redirect", "vmm",
+        "cni",
+        "disk",
+        "firewall",
+        "gate",
+        "group",
+        "host_network",
+        "net",
+        "port",
+        "redirect",
+        "vmm",
     ]
     .map(Into::into);
     assert_eq!(folders, known.into());
@@ -97,15 +106,15 @@ fn plans() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plans")
 }
 
-/// Plans every case of a rung, of which there are `at_least` so many.
-fn check<D, O, A>(rung: &str, plan: impl Fn(&D, &O) -> Result<Vec<A>, Conflict>, at_least: usize)
+/// Plans every case of a stage, of which there are `at_least` so many.
+fn check<D, O, A>(stage: &str, plan: impl Fn(&D, &O) -> Result<Vec<A>, Conflict>, at_least: usize)
 where
     D: DeserializeOwned,
     O: DeserializeOwned,
     A: Debug + PartialEq + Serialize,
 {
     let bless = std::env::var_os("BLESS").is_some();
-    let mut cases: Vec<PathBuf> = fs::read_dir(plans().join(rung))
+    let mut cases: Vec<PathBuf> = fs::read_dir(plans().join(stage))
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .collect();
@@ -138,7 +147,7 @@ where
     }
     assert!(
         cases.len() >= at_least,
-        "only {} cases of {rung}",
+        "only {} cases of {stage}",
         cases.len()
     );
 }

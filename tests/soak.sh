@@ -11,5 +11,5 @@ echo "soak: SLICE_DAMAGES=$SLICE_DAMAGES SLICE_CLAIM_ROUNDS=$SLICE_CLAIM_ROUNDS 
 tests/setup.sh
 cargo test --locked --test store whatever_happens_to_the_files -- --nocapture
 cargo test --locked --test daemon after_any_damage -- --nocapture
-cargo test --locked --test ladder claims:: -- --nocapture
+cargo test --locked --test pipeline claims:: -- --nocapture
 cargo test --locked --test daemon daemon::claims:: -- --nocapture

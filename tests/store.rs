@@ -1,5 +1,5 @@
 //! The store's laws on a real disk: what was committed is there again, what was not is not, damage is set aside.
-//! Out of scope: the pipeline's preconditions and leases (`tests/ladder.rs`); a full disk (`tests/store_full.rs`).
+//! Out of scope: the pipeline's preconditions and leases (`tests/pipeline.rs`); a full disk (`tests/store_full.rs`).
 
 #[path = "store/damage.rs"]
 mod damage;

@@ -16,7 +16,7 @@ pub mod network;
 pub mod on_demand;
 pub mod policy;
 pub mod pool;
-pub mod rung;
+pub mod stage;
 pub mod storage;
 pub mod tag;
 pub mod validate;

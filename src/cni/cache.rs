@@ -184,8 +184,8 @@ pub(super) fn read(
     }
 }
 
-/// The records in a directory whose file names match `filter`, sorted by file name, including those of other runtimes. Unreadable records
-/// are skipped.
+/// The records in a directory, sorted by file name, including those of other runtimes. Only files whose names match `filter` are read.
+/// Unreadable records are skipped.
 pub(super) fn list(
     cache_dir: &Path,
     shelf: RecordDir,

@@ -198,7 +198,7 @@ impl Error {
     }
 
     /// Whether a DEL that failed with this error may succeed if it is repeated at once. The bridge and ptp plugins up to 1.5 delete the
-    /// interface, then fail if the iptables chain that they remove next is gone, and succeed if the interface does not exist. A DEL
+    /// interface, then fail if the iptables chain that they remove next does not exist, and succeed if the interface does not exist. A DEL
     /// should not be repeated at once if the plugin returned code 11 (try again later), does not terminate, or is not installed.
     pub fn should_retry_now(&self) -> bool {
         matches!(self, Self::Plugin(_) | Self::InvalidOutput { .. })

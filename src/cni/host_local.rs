@@ -125,7 +125,7 @@ impl Reservations {
     }
 }
 
-/// Takes the lock that `host-local` takes for every operation. It is held until the file is closed.
+/// Acquires the lock that `host-local` acquires for every operation. It is held until the file is closed.
 fn lock(dir: &Path) -> Result<File, Error> {
     let path = dir.join("lock");
     let mut options = File::options();

@@ -342,7 +342,7 @@ impl RunningPlugin {
 
     fn kill(&self) {
         if let Some(group) = self.group {
-            // ESRCH: the group is gone.
+            // ESRCH: all processes of the group have exited.
             let _ = rustix::process::kill_process_group(group, Signal::KILL);
         }
     }

@@ -27,7 +27,7 @@ impl Runtime {
     /// and returned.
     ///
     /// # Errors
-    /// After an error the caller must call DEL, as [`add_or_undo`](Self::add_or_undo) does. [`Error::AddedBefore`]: the attachment was
+    /// After an error the caller must call DEL, as [`add_or_undo`](Self::add_or_undo) does. [`Error::AlreadyAdded`]: the attachment was
     /// added and not deleted since.
     pub async fn add(
         &self,

@@ -9,7 +9,7 @@ use super::request::Subject;
 use super::{Attachment, Cached, CniResult, Error, Network, Plugin, Runtime, cache};
 
 impl Runtime {
-    /// Detaches: calls [`release`](Self::release), a second time if that [may succeed](Error::may_be_done_now), and removes the cache's
+    /// Detaches: calls [`release`](Self::release), a second time if that [may succeed](Error::should_retry_now), and removes the cache's
     /// record.
     pub async fn del(&self, network: &Network, attachment: &Attachment) -> Result<(), Error> {
         let result = match self.release(network, attachment).await {
@@ -25,8 +25,8 @@ impl Runtime {
     /// release.
     ///
     /// The cache's record of the ADD (configuration, arguments and result; the partial result of an interrupted ADD) takes precedence over
-    /// the parameters, and stays until [`forget`](Self::forget) is called. Before version 0.4.0 of the spec plugins do not receive the
-    /// result.
+    /// the parameters, and stays until [`remove_records`](Self::remove_records) is called. Before version 0.4.0 of the spec plugins do not
+    /// receive the result.
     pub async fn release(&self, network: &Network, attachment: &Attachment) -> Result<(), Error> {
         attachment.check()?;
         let _turn = self.locks.container(&attachment.container_id).await;

@@ -61,8 +61,8 @@ impl Locks {
         }
     }
 
-    /// Waits until fewer repairs than processors are in progress. `None`: [`REPAIR_TIMEOUT`] has passed, and the repair should start without
-    /// a permit.
+    /// Waits until fewer repairs than processors are in progress. `None`: [`REPAIR_TIMEOUT`] has passed, and the repair should start
+    /// without a permit.
     pub(super) async fn repair(&self) -> Option<RepairPermit> {
         let turn = Arc::clone(&self.repairs).acquire_owned();
         let turn = tokio::time::timeout(REPAIR_TIMEOUT, turn).await.ok()?;
@@ -109,7 +109,7 @@ mod tests {
         let locks = Locks::default();
         let mut permits = Vec::new();
         for _ in 0..locks.repairs.available_permits() {
-            permits.push(locks.repair().await.expect("a turn"));
+            permits.push(locks.repair().await.expect("a permit"));
         }
         assert!(locks.repair().await.is_none());
         permits.pop();

@@ -36,13 +36,13 @@ use crate::api::vm::{PowerCommand, Vm};
 use crate::cli::sliced::Args;
 use crate::clock;
 use crate::doctor;
+use crate::engine::Engine;
 use crate::host::{self, addr};
 use crate::owner::{Label, Owner};
-use crate::reconcile::engine::Engine;
-use crate::reconcile::explain::{self, PacketPath};
-use crate::reconcile::fold::StatusBuilder;
-use crate::reconcile::ground;
+use crate::reconcile::host_network;
 use crate::reconcile::vmm;
+use crate::status::StatusBuilder;
+use crate::status::explain::{self, PacketPath};
 use crate::store::{self, Txn};
 use crate::wire::{Backend, Deletion, Effect, Refusal, StreamMode, packet};
 
@@ -336,7 +336,7 @@ impl Backend for AppState {
         let fail = |error: host::Error| Refusal::Failed(format!("{error}: {}", error.source));
         let desired = self.engine.desired_host_network();
         let host_network = self.engine.ground();
-        let guarded = ground::routed_ranges(&host_network, &desired)
+        let guarded = host_network::routed_ranges(&host_network, &desired)
             .await
             .map_err(fail)?;
         let links = self.engine.our_links(&desired).await.map_err(fail)?;

@@ -4,8 +4,8 @@
 use tracing::warn;
 
 use crate::api::network::NetworkSpec;
+use crate::engine::{Engine, Key};
 use crate::intake::Watch;
-use crate::reconcile::engine::{Engine, Key};
 
 /// Whether libcni reads a file of this name.
 fn is_configuration(name: &std::ffi::OsStr) -> bool {

@@ -9,8 +9,8 @@ use crate::api::manifest::Draft;
 use crate::api::meta::Name;
 use crate::api::network::NetworkSpec;
 use crate::api::vm::{Vm, VmSpec};
-use crate::reconcile::engine::{Engine, Preview};
-use crate::reconcile::group::{self, Fitness};
+use crate::engine::{Engine, Preview};
+use crate::reconcile::group::{self, Preflight};
 
 /// Maximum number of VMs in one response.
 const MAX_PREVIEWS: usize = 2048;
@@ -119,7 +119,7 @@ struct GroupPreview {
 }
 
 async fn preview_group(engine: &Engine, draft: &Draft) -> GroupPreview {
-    let mut preflight = Fitness::default();
+    let mut preflight = Preflight::default();
     loop {
         let (preview, check) = engine.store.read(|world| {
             let name = &draft.name;

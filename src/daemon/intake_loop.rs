@@ -23,9 +23,9 @@ use crate::api::host_group::{DirectoryId, HostGroup, Origin};
 use crate::api::meta::Name;
 use crate::api::view::Applied;
 use crate::clock;
+use crate::engine::Engine;
 use crate::host::mounts::Mounts;
 use crate::intake::{self, IntakePlan, ManifestDir, Watch};
-use crate::reconcile::engine::Engine;
 use crate::store;
 
 /// Interval between attempts to read or watch a directory that fails, and between polls of a directory that reports no changes.

@@ -4,9 +4,9 @@
 use super::orders::{nearest, not_found};
 use crate::api::meta::Name;
 use crate::api::metrics::{Counters, CountingSince, Metrics};
-use crate::reconcile::engine::Engine;
-use crate::reconcile::fold::StatusBuilder;
+use crate::engine::Engine;
 use crate::reconcile::vmm::Control;
+use crate::status::StatusBuilder;
 use crate::wire::Refusal;
 
 /// Reads the counters of the kernel and the VMM. If the VMM does not respond, only those of the kernel are returned.

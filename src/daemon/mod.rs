@@ -39,8 +39,8 @@ use tracing::{debug, error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::sliced::{Args, LogFormat};
+use crate::engine::{Engine, Key};
 use crate::host::{self, cpu, process};
-use crate::reconcile::engine::{Engine, Key};
 use crate::reconcile::no_probe;
 use crate::runtime::controller::Controller;
 use crate::store::{self, Change};

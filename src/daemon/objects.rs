@@ -1,14 +1,14 @@
 //! Builds objects as the API returns them: the status computed from the store, plus data that only the daemon has.
-//! Out of scope: computing the status ([`crate::reconcile::fold`]), watching objects (`streams`).
+//! Out of scope: computing the status ([`crate::status`]), watching objects (`streams`).
 
 use super::intake_loop::IntakeLoop;
 use crate::api::host_group::HostGroup;
 use crate::api::meta::Name;
 use crate::api::view::{Kind, Object};
 use crate::api::vm::Vm;
-use crate::reconcile::engine::Engine;
-use crate::reconcile::fold::{self, GroupFaults, StatusBuilder};
+use crate::engine::Engine;
 use crate::reconcile::{limits, storage};
+use crate::status::{self, GroupFaults, StatusBuilder};
 use crate::store::World;
 
 /// All objects of a kind, or the one of that name.
@@ -98,7 +98,7 @@ fn group(
     });
     view.status.warnings.extend(warning);
     let read_only = engine.store.read_only();
-    let condition = read_only.map(|why| fold::not_writable_condition(&group.meta, &why));
+    let condition = read_only.map(|why| status::not_writable_condition(&group.meta, &why));
     view.status.conditions.extend(condition);
     Object::HostGroup(Box::new(view))
 }
@@ -111,7 +111,7 @@ fn vm(house: &StatusBuilder, engine: &Engine, world: &World, vm: &Vm) -> Object 
     let warning = reason.map(|why| format!("not replaced although its group has changed: {why}"));
     view.status.warnings.extend(warning);
     let read_only = engine.store.read_only();
-    let condition = read_only.map(|why| fold::not_writable_condition(&vm.meta, &why));
+    let condition = read_only.map(|why| status::not_writable_condition(&vm.meta, &why));
     view.status.conditions.extend(condition);
     Object::Vm(Box::new(view))
 }

@@ -6,7 +6,7 @@ use crate::api::meta::Name;
 use crate::api::on_demand::NewVm;
 use crate::api::view::{Applied, NewVmResult};
 use crate::clock;
-use crate::reconcile::engine::Engine;
+use crate::engine::Engine;
 use crate::reconcile::group::{self, AddError, Added, HostUse, Removed};
 use crate::store;
 use crate::wire::Refusal;

@@ -1,17 +1,17 @@
 //! Stores the desired power state of a VM, as requested on the socket.
-//! Out of scope: the transition ([`crate::reconcile::engine`]), HTTP.
+//! Out of scope: the transition ([`crate::engine`]), HTTP.
 
 use super::answers::Failure;
 use super::orders::{nearest, not_found};
 use crate::api::condition::Reason;
 use crate::api::event::EventType;
 use crate::api::meta::Name;
-use crate::api::rung::Stage;
+use crate::api::stage::Stage;
 use crate::api::view::Applied;
 use crate::api::vm::{Hypervisor, Power, PowerCommand, Vm};
 use crate::clock;
-use crate::reconcile::engine::{Engine, update_checkpoint};
-use crate::reconcile::life::VmmCheckpoint;
+use crate::engine::{Engine, update_checkpoint};
+use crate::reconcile::power::VmmCheckpoint;
 use crate::store::World;
 use crate::wire::Refusal;
 

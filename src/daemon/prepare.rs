@@ -10,14 +10,14 @@ use tracing::{error, info, warn};
 use super::settings::Settings;
 use super::{DEFAULT_CONCURRENCY, Daemon, Error, folders, instance, take_over};
 use crate::clock;
+use crate::engine::conflicting_writer::ConflictingWriters;
+use crate::engine::processes::Processes;
+use crate::engine::{Engine, HostContext, Key};
 use crate::host::iptables::Backend;
 use crate::host::netns::Netns;
 use crate::host::{self, fs, link};
 use crate::reconcile::Probe;
-use crate::reconcile::contest::ConflictingWriters;
-use crate::reconcile::engine::{Engine, HostContext, Key};
 use crate::reconcile::group::{CLAIMS_DIR, ClaimOwner, Claims};
-use crate::reconcile::processes::Processes;
 use crate::runtime::controller::controller;
 use crate::store::{Opened, RunCopy, RunDirState, Store};
 

@@ -7,9 +7,9 @@ use crate::api::host_group::HostGroup;
 use crate::api::meta::Name;
 use crate::api::network::NetworkSpec;
 use crate::api::view::RouteInfo;
+use crate::engine::Engine;
 use crate::host::netlink::Handle;
 use crate::host::{self, addr, route};
-use crate::reconcile::engine::Engine;
 use crate::wire::Refusal;
 
 /// Returns the route of a bridge group; for other groups an error that explains why there is none.

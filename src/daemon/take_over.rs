@@ -7,7 +7,7 @@ use super::Error;
 use crate::api::event::EventType;
 use crate::api::meta::Timestamp;
 use crate::clock;
-use crate::reconcile::engine::Engine;
+use crate::engine::Engine;
 use crate::store::{Opened, RunDirState};
 
 /// Adopts existing VMs and reports lost or damaged state as events.

@@ -24,10 +24,10 @@ use self::gathered::Pending;
 use self::window::Window;
 use super::removals::{Removals, Removed};
 use crate::api::meta::Uid;
+use crate::engine::{Engine, Key};
 use crate::host::events::{Event, Events, LinkChange, What};
 use crate::host::{Error, link};
 use crate::owner::Instance;
-use crate::reconcile::engine::{Engine, Key};
 use crate::store::Change;
 
 /// How long events are collected that are likely caused by our own actions. Also the maximum for a burst of drift events.

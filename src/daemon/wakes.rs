@@ -8,7 +8,7 @@ use tokio::sync::{broadcast, watch};
 use tracing::{info, warn};
 
 use crate::clock;
-use crate::reconcile::engine::{Engine, Key};
+use crate::engine::{Engine, Key};
 use crate::store::Change;
 
 /// How long `--once` waits for another action before it gives up.

@@ -1,5 +1,5 @@
 //! Checks whether network managers (systemd-networkd, NetworkManager) leave our links unmanaged.
-//! Out of scope: addresses and routes; configuring these programs ([`crate::reconcile::ground::unmanaged`]).
+//! Out of scope: addresses and routes; configuring these programs ([`crate::reconcile::host_network::unmanaged`]).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use super::{Host, ok, unseen, warn, words};
 use crate::api::view::Check;
 use crate::host::Error;
 use crate::host::fs::{self, Dir};
-use crate::reconcile::ground::unmanaged::{self, Manager, OurLinks};
+use crate::reconcile::host_network::unmanaged::{self, Manager, OurLinks};
 
 mod networkd;
 mod nm;

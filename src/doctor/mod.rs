@@ -26,8 +26,8 @@ use crate::cni::Runtime;
 use crate::host::netns::Netns;
 use crate::host::{Error, process};
 use crate::owner::Instance;
-use crate::reconcile::ground::drops::RoutedRange;
-use crate::reconcile::ground::unmanaged::OurLinks;
+use crate::reconcile::host_network::drops::RoutedRange;
+use crate::reconcile::host_network::unmanaged::OurLinks;
 
 pub use place::lacking;
 

@@ -13,7 +13,7 @@ use crate::api::view::Check;
 use crate::host::iptables::foreign::BaseChain;
 use crate::host::iptables::{Backend, Flavour};
 use crate::host::{Error, link, route};
-use crate::reconcile::ground::drops::{self, Found, Links, RoutedRange};
+use crate::reconcile::host_network::drops::{self, Found, Links, RoutedRange};
 
 const OTHERS: &str = "other forward filters";
 /// A public address: the route to it is the default route. No packet is sent to it.
@@ -173,7 +173,7 @@ fn nft_commands(chain: &BaseChain, guarded: &RoutedRange) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::api::view::CheckStatus;
-    use crate::reconcile::ground::drops::Dropped;
+    use crate::reconcile::host_network::drops::Dropped;
 
     fn chain(table: &str) -> BaseChain {
         BaseChain {

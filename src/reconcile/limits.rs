@@ -1,5 +1,5 @@
 //! The share of the host's connection tracking table that one VM may use. Pure.
-//! Out of scope: the rules that enforce it ([`super::firewall::rules`], [`super::ground::limits`]).
+//! Out of scope: the rules that enforce it ([`crate::reconcile::firewall::isolated::rules`], [`crate::reconcile::host_network::limits`]).
 //!
 //! # Sizes
 //! With `M` for the host's `nf_conntrack_max`, a VM has `N = M / 512` connections, unless its group specifies `max_connections`:

@@ -5,27 +5,18 @@
 //! drift detection (a plan that is not empty for a converged generation), garbage collection (empty desired state), adoption after a
 //! restart (the first observation finds what exists), crash tests (stop before any action).
 
-pub mod adopt;
 pub mod connection;
-pub mod contest;
 pub mod disk;
-pub mod engine;
-pub mod explain;
 pub mod firewall;
-pub mod flows;
-pub mod fold;
 pub mod fresh;
-pub mod ground;
 pub mod group;
-pub mod life;
+pub mod host_network;
 pub mod limits;
 pub mod net;
-pub mod orphans;
 pub mod places;
-pub mod processes;
+pub mod power;
 pub mod record;
 pub mod storage;
-pub mod translation;
 pub mod vmm;
 
 use std::fmt::Display;

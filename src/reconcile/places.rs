@@ -124,7 +124,7 @@ fn not_a_file(path: &Path) -> String {
 }
 
 /// Inspects files that a user named, on a thread that may block; one call at a time with the same key.
-pub(super) async fn inspect_blocking<T: Send + 'static>(
+pub(crate) async fn inspect_blocking<T: Send + 'static>(
     key: String,
     look: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {

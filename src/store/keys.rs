@@ -4,7 +4,7 @@
 use super::load::RECOVERY_KEY;
 use super::world::World;
 use crate::api::meta::{Name, Uid};
-use crate::api::rung::Stage;
+use crate::api::stage::Stage;
 
 /// The encoded value of a key in the world. `None`: the object does not exist.
 pub(super) fn encode(world: &World, key: &str) -> Option<Vec<u8>> {
@@ -22,8 +22,8 @@ pub(super) fn encode(world: &World, key: &str) -> Option<Vec<u8>> {
         "ground" => bytes.of(world.host_network.as_ref()?),
         "page" => {
             let (uid, stage) = id.split_once('/')?;
-            let rung: Stage = serde_json::from_str(&format!("\"{stage}\"")).ok()?;
-            bytes.of(world.status(uid.parse().ok()?, rung)?)
+            let stage: Stage = serde_json::from_str(&format!("\"{stage}\"")).ok()?;
+            bytes.of(world.status(uid.parse().ok()?, stage)?)
         }
         _ => None,
     }

@@ -12,7 +12,7 @@ use crate::api::host_group::MAX_COUNT;
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::Timestamp;
 use crate::api::network::{Addresses, Block, BridgeSpec, NetworkSpec};
-use crate::api::rung::Stage;
+use crate::api::stage::Stage;
 use crate::api::vm::Vm;
 
 /// Why a VM name gets no address.

@@ -64,18 +64,18 @@ pub(super) fn decode_into(world: &mut World, key: &str, value: &[u8]) -> Result<
             world.insert_lease(lease);
         }
         "page" => {
-            let (uid, rung) = id
+            let (uid, stage) = id
                 .split_once('/')
                 .ok_or("the name of the stage is missing")?;
             let uid: Uid = uid.parse().map_err(|e| format!("{e}"))?;
-            let rung =
-                serde_json::from_value(Value::String(rung.into())).map_err(|e| e.to_string())?;
+            let stage =
+                serde_json::from_value(Value::String(stage.into())).map_err(|e| e.to_string())?;
             let status = json(unknown, key, value)?;
             world
                 .stage_statuses
                 .entry(uid)
                 .or_default()
-                .insert(rung, status);
+                .insert(stage, status);
         }
         "vmm-id" => {
             let uid: Uid = id.parse().map_err(|e| format!("{e}"))?;

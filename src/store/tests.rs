@@ -12,7 +12,7 @@ use crate::api::host_group::{HostGroup, HostGroupSpec, Origin, UpdatePolicy};
 use crate::api::meta::{Meta, Timestamp, Uid};
 use crate::api::network::{IsolatedSpec, NetworkSpec, TapOwner};
 use crate::api::policy::Policy;
-use crate::api::rung::Stage;
+use crate::api::stage::Stage;
 use crate::api::vm::{Hypervisor, Vm, VmSpec};
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;

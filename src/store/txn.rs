@@ -9,7 +9,7 @@ use crate::api::condition::Status;
 use crate::api::host_group::HostGroup;
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::{Name, Uid};
-use crate::api::rung::{Stage, StageStatus};
+use crate::api::stage::{Stage, StageStatus};
 use crate::api::vm::Vm;
 use crate::api::vmm_ids::IdRange;
 
@@ -188,7 +188,7 @@ impl<'w> Txn<'w> {
         if vmm_id.is_some() {
             self.write::<()>(format!("vmm-id/{uid}"), None)?;
         }
-        for stage in statuses.iter().flatten().map(|(rung, _)| *rung) {
+        for stage in statuses.iter().flatten().map(|(stage, _)| *stage) {
             self.write::<()>(format!("page/{uid}/{stage}"), None)?;
         }
         let (group, index) = (vm.group.clone(), vm.index);

@@ -1,5 +1,5 @@
 //! The stages that this process has not observed yet: their stored conditions were observed by an earlier process.
-//! Out of scope: the status that is computed from it ([`crate::reconcile::fold`]).
+//! Out of scope: the status that is computed from it ([`crate::status`]).
 //!
 //! # Why
 //! A stored condition reports what was true when it was written. While the daemon was not running, anything may have changed on the host,
@@ -11,7 +11,7 @@ use super::world::World;
 use super::{Store, lock};
 use crate::api::condition::Status;
 use crate::api::meta::{Timestamp, Uid};
-use crate::api::rung::Stage;
+use crate::api::stage::Stage;
 use crate::api::vm::Vm;
 
 /// The unobserved stages by VM, and the time since when they are unobserved.

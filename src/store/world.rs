@@ -15,7 +15,7 @@ use crate::api::meta::{Name, Uid};
 use crate::api::network::{Block, NetworkSpec};
 use crate::api::on_demand::OnDemandEntry;
 use crate::api::policy::{Entry, Policy};
-use crate::api::rung::{LADDER, Stage, StageStatus};
+use crate::api::stage::{STAGES, Stage, StageStatus};
 use crate::api::vm::Vm;
 
 use super::unknown::UnknownFields;
@@ -369,23 +369,23 @@ impl World {
     }
 
     /// The status of a stage of a VM.
-    pub fn status(&self, uid: Uid, rung: Stage) -> Option<&StageStatus> {
-        self.stage_statuses.get(&uid)?.get(&rung)
+    pub fn status(&self, uid: Uid, stage: Stage) -> Option<&StageStatus> {
+        self.stage_statuses.get(&uid)?.get(&stage)
     }
 
     /// Whether any stage of a VM is acquired, and so may have objects on the host.
     pub fn has_acquired_stage(&self, uid: Uid) -> bool {
-        LADDER
+        STAGES
             .iter()
-            .any(|rung| self.status(uid, *rung).is_some_and(|page| page.held))
+            .any(|stage| self.status(uid, *stage).is_some_and(|page| page.held))
     }
 
     /// Whether all stages are Ready at the VM's current generation.
     pub fn is_ready(&self, vm: &Vm) -> bool {
         !vm.meta.deleting
             && self.host_fault(vm).is_none()
-            && LADDER.iter().all(|rung| {
-                self.status(vm.meta.uid, *rung)
+            && STAGES.iter().all(|stage| {
+                self.status(vm.meta.uid, *stage)
                     .is_some_and(|page| page.condition.is_true_at(vm.meta.generation))
             })
     }
@@ -412,8 +412,8 @@ impl World {
     pub fn is_settled(&self, vm: &Vm) -> bool {
         !vm.meta.deleting
             && self.host_fault(vm).is_none()
-            && LADDER.iter().all(|rung| {
-                self.status(vm.meta.uid, *rung)
+            && STAGES.iter().all(|stage| {
+                self.status(vm.meta.uid, *stage)
                     .is_some_and(|page| page.condition.is_settled_at(vm.meta.generation))
             })
     }

@@ -417,7 +417,7 @@ pub fn events() -> Vec<Event> {
             EventType::Normal,
             "vm/sandbox-1",
             "Converged",
-            "all rungs are ready",
+            "all stages are ready",
         ),
         Event {
             count: 7,

@@ -1,5 +1,5 @@
 //! Bridge mode: every single action of it, on a bridge that we make and on one that the user made; reboots, two daemons.
-//! Out of scope: what a port of a bridge is (`tests/bridge_rungs`).
+//! Out of scope: what a port of a bridge is (`tests/bridge_stages`).
 
 use std::path::Path;
 

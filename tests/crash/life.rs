@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use slicectl::api::host_group::{HostGroup, HostGroupSpec, MAX_COUNT};
 use slicectl::api::on_demand::{OnDemandEntry, VmOverrides};
-use slicectl::api::rung::LADDER;
+use slicectl::api::stage::STAGES;
 use slicectl::api::vm::Power;
 use slicectl::daemon::{Daemon, Settings};
+use slicectl::engine::Engine;
 use slicectl::host;
-use slicectl::reconcile::engine::Engine;
 use slicectl::reconcile::{Probe, no_probe};
 use slicectl::store::{Store, Txn};
 
@@ -204,7 +204,7 @@ fn why(engine: &Engine) -> String {
     let warnings = engine.store.events().all();
     let pages = engine.store.read(|world| {
         let page =
-            |uid| LADDER.map(|rung| world.status(uid, rung).map(|page| page.condition.clone()));
+            |uid| STAGES.map(|stage| world.status(uid, stage).map(|page| page.condition.clone()));
         let vms: Vec<_> = world
             .vms()
             .map(|vm| (vm.meta.name.clone(), vm.meta.deleting, page(vm.meta.uid)))

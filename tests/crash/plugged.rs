@@ -1,5 +1,5 @@
 //! CNI mode with Debian's ptp and host-local: every single action of it; what is left when one file is the only trace of a VM.
-//! Out of scope: the stages alone (`tests/cni_rungs`); a crash within a chain of plugins (`tests/cni`, `tests/daemon/cni_faults`).
+//! Out of scope: the stages alone (`tests/cni_stages`); a crash within a chain of plugins (`tests/cni`, `tests/daemon/cni_faults`).
 
 use std::fs;
 use std::path::{Path, PathBuf};

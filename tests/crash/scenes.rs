@@ -114,10 +114,7 @@ fn two_daemons_that_want_the_same_range_do_not_get_it_both() {
 }
 
 /// A daemon that stays: its claims end with it.
-async fn hold(
-    dirs: &Dirs,
-    spec: &HostGroupSpec,
-) -> std::sync::Arc<slicectl::reconcile::engine::Engine> {
+async fn hold(dirs: &Dirs, spec: &HostGroupSpec) -> std::sync::Arc<slicectl::engine::Engine> {
     let daemon =
         slicectl::daemon::Daemon::prepare(&dirs.state, &dirs.run, slicectl::reconcile::no_probe())
             .await

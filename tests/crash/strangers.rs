@@ -1,11 +1,11 @@
-//! Strangers' things under our names: a conflict with a remedy in words, never touched, and no hindrance to anything else.
+//! Strangers' things under our names: a conflict with a remedy in words, never touched, and no blocked_reason to anything else.
 //! Out of scope: which of a slot's states are a conflict (`tests/laws/net.rs`).
 
 use std::path::Path;
 
 use slicectl::api::condition::{Reason, Status};
 use slicectl::api::host_group::{HostGroupSpec, UpdatePolicy};
-use slicectl::api::rung::Stage;
+use slicectl::api::stage::Stage;
 use slicectl::api::vm::Vm;
 use slicectl::owner::{Instance, VmNames, vm_names};
 use slicectl::store::{self, Store};

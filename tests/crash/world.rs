@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use slicectl::api::lease::{Address, Lease};
 use slicectl::api::network::{Connection, NetworkSpec};
-use slicectl::api::rung::{LADDER, Stage};
+use slicectl::api::stage::{STAGES, Stage};
 use slicectl::owner::{Instance, vm_names};
 use slicectl::reconcile::firewall::antispoof;
 use slicectl::store::{Store, World};
@@ -203,8 +203,8 @@ fn remembered(world: &World) -> String {
     let mut vms: Vec<_> = world.vms().collect();
     vms.sort_by_key(|vm| vm.meta.name.clone());
     let pages = |uid| {
-        LADDER.map(|rung| {
-            world.status(uid, rung).map(|page| {
+        STAGES.map(|stage| {
+            world.status(uid, stage).map(|page| {
                 let condition = &page.condition;
                 json!([
                     page.held,

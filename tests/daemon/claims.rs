@@ -1,6 +1,6 @@
 //! What daemons claim on the host, as its users see it: ranges, subnets and addresses of groups that are made at the same time, by one
 //! daemon or by two, and who has them while a daemon is down.
-//! Out of scope: interleavings inside one process (`tests/ladder/claims.rs`).
+//! Out of scope: interleavings inside one process (`tests/pipeline/claims.rs`).
 //!
 //! `SLICE_CLAIM_ROUNDS` sets how often the concurrent tests are repeated (`make soak`), `SLICE_SEED` the seed of their names; both are
 //! printed.

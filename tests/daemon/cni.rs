@@ -1,5 +1,5 @@
 //! CNI groups, with Debian's plugins: from a manifest to guests that talk, what is missing, what is changed by others.
-//! Out of scope: plugins that fail, daemons that die (`cni_faults`); the stages alone (`tests/cni_rungs`).
+//! Out of scope: plugins that fail, daemons that die (`cni_faults`); the stages alone (`tests/cni_stages`).
 
 use std::time::Duration;
 

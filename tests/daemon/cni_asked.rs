@@ -1,5 +1,5 @@
 //! What groups and VMs made on demand request from CNI plugins, what a VM name keeps, and the errors for requests that are not met.
-//! Out of scope: the Net stage alone (`tests/cni_rungs`), the syntax of manifests (`tests/manifests`).
+//! Out of scope: the Net stage alone (`tests/cni_stages`), the syntax of manifests (`tests/manifests`).
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
 //! CNI groups end, and come back after a boot, whatever plugins, other programs and other runtimes do.
-//! Out of scope: the stage alone, with more kinds of damage (`tests/cni_rungs/undo.rs`).
+//! Out of scope: the stage alone, with more kinds of damage (`tests/cni_stages/undo.rs`).
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,5 +1,5 @@
 //! VMs made on demand, through everything that may happen to their daemon and to their group.
-//! Out of scope: names, indices and addresses of orders (`tests/ladder.rs`); the output of `slicectl` (`tests/cli.rs`).
+//! Out of scope: names, indices and addresses of orders (`tests/pipeline.rs`); the output of `slicectl` (`tests/cli.rs`).
 
 use std::time::Duration;
 

@@ -1,12 +1,12 @@
-//! The laws of CNI mode's Net rung, and a namespace, plugins and their cache made of data.
+//! The laws of CNI mode's Net stage, and a namespace, plugins and their cache made of data.
 //! Out of scope: the laws in general.
 
 use proptest::prelude::*;
-use slicectl::reconcile::net::NetnsSeen;
 use slicectl::reconcile::net::cni::{
     Action, Added, AddedSeen, CniNet, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen,
     Observed, Tap,
 };
+use slicectl::reconcile::net::isolated::NetnsSeen;
 use slicectl::reconcile::{Conflict, Reconcile};
 
 use self::states::{MTU, anyones, converged, eth, network, ours, result, wanted};

@@ -1,11 +1,13 @@
-//! The Firewall rung's laws, and a namespace's rules, seal, flows and gate made of data.
+//! The Firewall stage's laws, and a namespace's rules, seal, flows and gate made of data.
 //! Out of scope: which packets the rules pass.
 
 use proptest::prelude::*;
 use slicectl::api::network::{Block, Mac};
 use slicectl::api::policy::{Entry, Policy};
 use slicectl::host::rule::{Chain, Policy as ChainPolicy, Rule, Ruleset, Table, TableName, Target};
-use slicectl::reconcile::firewall::{Action, Desired, IsolatedFirewall, Observed, Rules, rules};
+use slicectl::reconcile::firewall::isolated::{
+    Action, Desired, IsolatedFirewall, Observed, Rules, rules,
+};
 use slicectl::reconcile::limits::Limit;
 use slicectl::reconcile::{Conflict, Reconcile};
 

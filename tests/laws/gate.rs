@@ -1,11 +1,11 @@
-//! The laws of bridge mode's Firewall rung, and a TAP with a filter made of data.
+//! The laws of bridge mode's Firewall stage, and a TAP with a filter made of data.
 //! Out of scope: the laws in general; what the filter lets pass.
 
 use proptest::prelude::*;
 use slicectl::api::network::Mac;
 use slicectl::owner::{Instance, Label};
 use slicectl::reconcile::firewall::antispoof::PortIsolation;
-use slicectl::reconcile::firewall::port::{
+use slicectl::reconcile::firewall::bridge::{
     Action, AllowedFrames, BridgeFirewall, Desired, Filter, Observed, TapSeen,
 };
 use slicectl::reconcile::{Conflict, Reconcile};

@@ -6,14 +6,16 @@ use slicectl::api::lease::subnet;
 use slicectl::host::routing_rule::RoutingRule;
 use slicectl::host::rule::{Chain, Policy as ChainPolicy, Rule, Ruleset, Table, TableName, Target};
 use slicectl::owner::Instance;
-use slicectl::reconcile::ground::limits::Limits;
-use slicectl::reconcile::ground::rules::{self, BridgeKind, BridgeSubnet, RuleInput, TableChain};
-use slicectl::reconcile::ground::{Action, Commit, Desired, HostNetwork, Jump, Observed};
+use slicectl::reconcile::host_network::limits::Limits;
+use slicectl::reconcile::host_network::rules::{
+    self, BridgeKind, BridgeSubnet, RuleInput, TableChain,
+};
+use slicectl::reconcile::host_network::{Action, Commit, Desired, HostNetwork, Jump, Observed};
 use slicectl::reconcile::limits::{Limit, TIMEOUTS};
 use slicectl::reconcile::{Conflict, Reconcile};
 use slicectl::store::HostRequirements;
 
-use self::states::{case, footing};
+use self::states::{case, requirements};
 use crate::model::{self, Model};
 
 #[path = "ground_bridges.rs"]
@@ -32,8 +34,8 @@ const TABLES: [TableName; 4] = [
 
 proptest! {
     #[test]
-    fn a_firm_ground_has_an_empty_plan(footing in footing(), docker in any::<bool>()) {
-        let desired = wanted(footing, HostRequirements::default());
+    fn a_firm_ground_has_an_empty_plan(requirements in requirements(), docker in any::<bool>()) {
+        let desired = wanted(requirements, HostRequirements::default());
         model::rest::<GroundModel>(&desired, &converged(&desired, docker))?;
     }
 
@@ -295,11 +297,11 @@ fn neighbour() -> Rule {
         .jump(other.chain("OUT"))
 }
 
-/// What a footing wants where another one was carried before.
-pub fn wanted(footing: HostRequirements, before: HostRequirements) -> Desired {
+/// What a requirements wants where another one was carried before.
+pub fn wanted(requirements: HostRequirements, before: HostRequirements) -> Desired {
     Desired {
         instance: Instance::of("/state".as_ref()),
-        requirements: footing,
+        requirements,
         previous: before,
     }
 }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use slicectl::api::lease::subnet;
 use slicectl::api::network::Mac;
 use slicectl::owner;
-use slicectl::reconcile::ground::{Action, BridgeSeen, Desired, Observed};
+use slicectl::reconcile::host_network::{Action, BridgeSeen, Desired, Observed};
 
 /// A MAC of nobody's.
 const STRANGE: Mac = Mac([2, 0, 0, 0, 0, 9]);
@@ -155,7 +155,7 @@ pub fn foreign(desired: &Desired, world: &Observed) -> Vec<String> {
             let known = |address: &&_| {
                 let carried = footings
                     .iter()
-                    .filter_map(|footing| footing.bridges.get(name));
+                    .filter_map(|requirements| requirements.bridges.get(name));
                 carried.flatten().any(|known| known == *address)
             };
             let others = seen.addresses.iter().filter(|address| !known(address));

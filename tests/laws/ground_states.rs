@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnetwork::Ipv4Network;
 use proptest::prelude::*;
 use slicectl::host::rule::Rule;
-use slicectl::reconcile::ground::{Desired, Observed};
+use slicectl::reconcile::host_network::{Desired, Observed};
 use slicectl::store::HostRequirements;
 
 use super::{bare, bridges, converged, edit, neighbour, our_chains, our_jumps, remove, wanted};
 
-pub fn footing() -> impl Strategy<Value = HostRequirements> {
+pub fn requirements() -> impl Strategy<Value = HostRequirements> {
     prop_oneof![
         (pools(1), bridges(0)).prop_map(|(pools, bridges)| HostRequirements { bridges, ..pools }),
         (pools(0), bridges(1)).prop_map(|(pools, bridges)| HostRequirements { bridges, ..pools }),
@@ -140,8 +140,8 @@ fn meddle(desired: &Desired, world: &mut Observed, how: &Meddling) {
 pub fn case(strangers: bool) -> impl Strategy<Value = (Desired, Observed)> {
     let meddlings = prop::collection::vec(meddling(strangers), 0..5);
     (
-        footing(),
-        prop::option::of(footing()),
+        requirements(),
+        prop::option::of(requirements()),
         any::<[bool; 2]>(),
         meddlings,
     )

@@ -1,14 +1,14 @@
-//! The Net rung's laws, and a namespace, a TAP and a veth made of data.
+//! The Net stage's laws, and a namespace, a TAP and a veth made of data.
 //! Out of scope: the laws in general.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnetwork::Ipv4Network;
 use proptest::prelude::*;
-use slicectl::reconcile::net::{
-    Action, Desired, HostLink, Inside, IsolatedNet, MTU, NEXT_HOP, NetnsSeen, Observed, Side,
-    TapSeen, Uplink,
+use slicectl::reconcile::net::isolated::{
+    Action, Desired, HostLink, Inside, IsolatedNet, NetnsSeen, Observed, Side, TapSeen, Uplink,
 };
+use slicectl::reconcile::net::{MTU, NEXT_HOP};
 use slicectl::reconcile::{Conflict, Reconcile};
 
 use self::states::{anyones, converged, gateway, ours, slot, subnet, wanted};

@@ -9,9 +9,10 @@ use proptest::prelude::*;
 use slicectl::api::network::{Block, Mac, TapOwner};
 use slicectl::owner::Instance;
 use slicectl::reconcile::firewall::antispoof::{self, program_isolated};
-use slicectl::reconcile::net::{
-    Desired, HostLink, Inside, MTU, NEXT_HOP, NetnsSeen, Observed, Slot, TapSeen, Uplink,
+use slicectl::reconcile::net::isolated::{
+    Desired, HostLink, Inside, NetnsSeen, Observed, Slot, TapSeen, Uplink,
 };
+use slicectl::reconcile::net::{MTU, NEXT_HOP};
 
 pub fn subnet(address: Ipv4Network) -> Ipv4Network {
     Ipv4Network::new(address.network(), address.prefix()).unwrap()

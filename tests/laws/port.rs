@@ -1,11 +1,11 @@
-//! The laws of bridge mode's Net rung, and a TAP and a bridge made of data.
+//! The laws of bridge mode's Net stage, and a TAP and a bridge made of data.
 //! Out of scope: the laws in general.
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use slicectl::api::network::{Mac, TapOwner};
 use slicectl::owner::{self, Instance};
-use slicectl::reconcile::net::port::{
+use slicectl::reconcile::net::bridge::{
     Action, BridgeNet, BridgeSeen, Desired, Entry, Location, Observed, Slot, TapSeen,
 };
 use slicectl::reconcile::{Conflict, Reconcile};

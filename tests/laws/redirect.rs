@@ -1,9 +1,9 @@
-//! The laws of CNI mode's Firewall rung, and two links with filters made of data.
+//! The laws of CNI mode's Firewall stage, and two links with filters made of data.
 //! Out of scope: the laws in general.
 
 use proptest::prelude::*;
 use slicectl::owner::Instance;
-use slicectl::reconcile::firewall::redirect::{
+use slicectl::reconcile::firewall::cni::{
     Action, CniFirewall, Desired, Direction, End, Filter, Observed, TapLink,
 };
 use slicectl::reconcile::{Conflict, Reconcile};

@@ -8,25 +8,6 @@ use std::path::{Path, PathBuf};
 /// A sitting, with some room.
 const LONGEST: usize = 500;
 
-/// Files that may know rooms which the rest of their room may not, and why.
-const EXCEPTIONS: [(&str, &[&str]); 12] = [
-    // Where the rungs meet the loop.
-    ("reconcile/engine/stray.rs", &["clock", "runtime"]),
-    ("reconcile/engine/mod.rs", &["clock", "runtime"]),
-    ("reconcile/engine/climb.rs", &["clock", "runtime"]),
-    ("reconcile/engine/ground.rs", &["clock", "runtime"]),
-    ("reconcile/engine/groups.rs", &["clock", "runtime"]),
-    ("reconcile/engine/life.rs", &["clock", "runtime"]),
-    ("reconcile/engine/descend.rs", &["clock", "runtime"]),
-    ("reconcile/engine/step.rs", &["clock", "runtime"]),
-    ("reconcile/engine/pending.rs", &["clock"]),
-    ("reconcile/engine/plugged.rs", &["clock"]),
-    // Wakes the loop when a process ends.
-    ("reconcile/processes.rs", &["runtime"]),
-    // Waits for a VMM to come up, and lets others work meanwhile.
-    ("reconcile/vmm/act.rs", &["runtime"]),
-];
-
 /// Pure files: plans, the rules and recipes that they are made of. Beside their own room they know these alone.
 const PURE: [&str; 11] = [
     "plan.rs",
@@ -46,7 +27,7 @@ const PURE_MAY: [&str; 5] = [
     "owner::",
     "host::rule::",
     "host::tc::Insn",
-    "store::Footing",
+    "store::HostRequirements",
 ];
 /// Pure files that may know more, and why.
 const PURE_EXCEPTIONS: [(&str, &str); 3] = [
@@ -198,33 +179,14 @@ fn a_room_imports_what_the_map_says_and_nothing_else() {
         let Some(Some(allowed)) = map.get(source.room()) else {
             continue;
         };
-        let excepted = EXCEPTIONS.iter().filter(|(path, _)| *path == source.path);
-        let excepted: Vec<&str> = excepted
-            .flat_map(|(_, rooms)| rooms.iter().copied())
-            .collect();
         for mention in source.mentions() {
             let room = mention.split("::").next().unwrap_or_default();
-            if room != source.room() && !allowed.contains(room) && !excepted.contains(&room) {
+            if room != source.room() && !allowed.contains(room) {
                 offenders.push(format!("{}: {mention}", source.path));
             }
         }
     }
     assert_none("not in the map of src/lib.rs", &offenders);
-}
-
-#[test]
-fn an_exception_that_is_needed_no_more_is_struck_off() {
-    let sources = sources();
-    for (path, rooms) in EXCEPTIONS {
-        let source = sources.iter().find(|source| source.path == path);
-        let mentions = source.map(Source::mentions).unwrap_or_default();
-        for room in rooms {
-            let used = mentions
-                .iter()
-                .any(|mention| mention.split("::").next() == Some(room));
-            assert!(used, "{path} does not use {room}");
-        }
-    }
 }
 
 #[test]

@@ -6,8 +6,11 @@ use std::fs;
 use super::source::{files, relative};
 
 /// Terms that earlier versions used, and what is used instead.
-const RETIRED: [(&str, &str); 3] = [
+const RETIRED: [(&str, &str); 6] = [
     ("rung", "stage"),
+    ("footing", "host requirements"),
+    ("hindrance", "blocked reason"),
+    ("stillborn", "failed at startup"),
     ("ladder", "pipeline"),
     ("stray", "orphan"),
 ];

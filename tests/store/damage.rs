@@ -561,7 +561,7 @@ async fn another_format_is_refused_with_every_byte_left_as_it_is() {
         let text = refused.to_string();
         for part in [
             format!("format is {format},"),
-            "reads format 2".into(),
+            "supports only format 2".into(),
             "--state-dir".into(),
         ] {
             assert!(text.contains(&part), "{text}");

@@ -9,7 +9,7 @@ use slicectl::api::lease::{Address, Lease};
 use slicectl::api::meta::{Timestamp, Uid};
 use slicectl::api::network::Block;
 use slicectl::api::on_demand::{OnDemand, OnDemandEntry, VmOverrides};
-use slicectl::api::rung::{LADDER, Stage};
+use slicectl::api::stage::{STAGES, Stage};
 use slicectl::store::{Error, HostNetworkStatus, HostRequirements, Pool, Store, Txn};
 
 use crate::support::objects::{group, name, spec, vm};
@@ -22,7 +22,7 @@ pub fn whole(store: &Store) -> Value {
     store.read(|world| {
         let mut vms: Vec<_> = world.vms().collect();
         vms.sort_by_key(|vm| vm.meta.uid);
-        let pages = |uid: Uid| LADDER.map(|rung| json!(world.status(uid, rung)));
+        let pages = |uid: Uid| STAGES.map(|stage| json!(world.status(uid, stage)));
         json!({
             "groups": world.groups().collect::<Vec<_>>(),
             "pools": world.pools().collect::<Vec<_>>(),
@@ -64,8 +64,8 @@ pub fn step() -> impl Strategy<Value = Step> {
         which().prop_map(|(g, i)| Step::Made(g, i)),
         which().prop_map(|(g, i)| Step::Lease(g, i)),
         which().prop_map(|(g, i)| Step::Release(g, i)),
-        (which(), prop::sample::select(LADDER.to_vec()))
-            .prop_map(|((g, i), rung)| Step::Page(g, i, rung)),
+        (which(), prop::sample::select(STAGES.to_vec()))
+            .prop_map(|((g, i), stage)| Step::Page(g, i, stage)),
         "[a-z]{4}".prop_map(Step::Ground),
     ]
 }
@@ -130,18 +130,18 @@ pub fn apply(txn: &mut Txn<'_>, step: &Step) -> Result<(), Error> {
             since: NOW,
         }),
         Step::Release(g, i) => txn.remove_lease(&vm_name(*g, *i)),
-        Step::Page(g, i, rung) => match uid(txn, *g, *i) {
+        Step::Page(g, i, stage) => match uid(txn, *g, *i) {
             None => Ok(()),
             Some(uid) => {
                 txn.set_condition(
                     uid,
-                    *rung,
+                    *stage,
                     (Status::True, Reason::Converged, "so".into()),
                     1,
                     NOW,
                 )?;
-                txn.set_checkpoint(uid, *rung, Some("mark".into()))?;
-                txn.adopt_stage(uid, *rung, NOW)
+                txn.set_checkpoint(uid, *stage, Some("mark".into()))?;
+                txn.adopt_stage(uid, *stage, NOW)
             }
         },
         Step::Ground(boot_id) => txn.put_host_network_status(HostNetworkStatus {

@@ -41,17 +41,17 @@ fn stopped(desired: &Desired) -> Desired {
     }
 }
 
-async fn refused(rung: &Vmm, desired: &Desired) {
-    rung.act(desired, &Action::CreateRunDir).await.unwrap();
+async fn refused(stage: &Vmm, desired: &Desired) {
+    stage.act(desired, &Action::CreateRunDir).await.unwrap();
     let start = Action::Launch { after: None };
-    let error = rung.act(desired, &start).await.unwrap_err();
+    let error = stage.act(desired, &start).await.unwrap_err();
     assert_eq!(error.kind, Kind::Busy, "{error}: {}", error.source);
     assert!(
         error.source.to_string().contains("in use by process"),
         "{}",
         error.source
     );
-    assert!(rung.observe(desired).await.unwrap().running.is_empty());
+    assert!(stage.observe(desired).await.unwrap().running.is_empty());
     assert!(
         !desired.dir.join("process").exists(),
         "not even a birth was tried"
@@ -65,13 +65,13 @@ async fn two_vmms_never_have_one_disk_to_write_to() {
     std::fs::write(&disk, vec![0; 8 << 20]).unwrap();
     let other_name = home.path().join("other name");
     std::os::unix::fs::symlink(&disk, &other_name).unwrap();
-    let rung = Vmm::default();
+    let stage = Vmm::default();
 
     let first = on_disk(home.path(), &net, &disk, Access::ReadWrite);
-    let (observed, _) = converge(&rung, &first).await;
+    let (observed, _) = converge(&stage, &first).await;
     let pid = observed.process().unwrap().pid;
     for access in [Access::ReadOnly, Access::ReadWrite] {
-        refused(&rung, &on_disk(home.path(), &net, &other_name, access)).await;
+        refused(&stage, &on_disk(home.path(), &net, &other_name, access)).await;
     }
     let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     let limit = limits
@@ -80,10 +80,10 @@ async fn two_vmms_never_have_one_disk_to_write_to() {
         .unwrap();
     assert!(limit.contains(&(8_u64 << 20).to_string()), "{limit}");
 
-    converge(&rung, &stopped(&first)).await;
+    converge(&stage, &stopped(&first)).await;
     let second = on_disk(home.path(), &net, &other_name, Access::ReadWrite);
-    converge(&rung, &second).await;
-    converge(&rung, &stopped(&second)).await;
+    converge(&stage, &second).await;
+    converge(&stage, &stopped(&second)).await;
     hold(&disk, Use::Write).unwrap();
 }
 
@@ -92,14 +92,18 @@ async fn many_vmms_read_one_disk() {
     let (net, home) = (PrivateNet::new(), tempfile::tempdir().unwrap());
     let disk = home.path().join("disk");
     std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
-    let rung = Vmm::default();
+    let stage = Vmm::default();
     let readers = [0; 2].map(|_| on_disk(home.path(), &net, &disk, Access::ReadOnly));
     for reader in &readers {
-        converge(&rung, reader).await;
+        converge(&stage, reader).await;
     }
-    refused(&rung, &on_disk(home.path(), &net, &disk, Access::ReadWrite)).await;
+    refused(
+        &stage,
+        &on_disk(home.path(), &net, &disk, Access::ReadWrite),
+    )
+    .await;
     for reader in &readers {
-        converge(&rung, &stopped(reader)).await;
+        converge(&stage, &stopped(reader)).await;
     }
     hold(&disk, Use::Write).unwrap();
 }

@@ -127,8 +127,8 @@ async fn from_boot_to_power_down(board: MachineType) {
     let mut spec = spec(Some(initrd));
     spec.life.board = board;
     desired.want = recipe(&spec, &slot(&desired.dir, &net), &qemu, &machine).unwrap();
-    let rung = Vmm::default();
-    let (running, steps) = converge(&rung, &desired).await;
+    let stage = Vmm::default();
+    let (running, steps) = converge(&stage, &desired).await;
     assert_eq!(steps, ["create the run directory", "start the VMM"]);
     let identity = running.process().unwrap().clone();
 
@@ -152,13 +152,13 @@ async fn from_boot_to_power_down(board: MachineType) {
         TapSlot::Attached("tap0".into())
     );
     assert_eq!(
-        converge(&rung, &desired).await.1,
+        converge(&stage, &desired).await.1,
         Vec::<String>::new(),
         "rest"
     );
 
     net.run("ip link del tap0");
-    let observed = rung.observe(&desired).await.unwrap();
+    let observed = stage.observe(&desired).await.unwrap();
     assert_eq!(observed.running[0].plug, Attachment::TapGone);
     assert!(
         !Vmm::plan(&desired, &observed).unwrap().is_empty(),
@@ -168,7 +168,7 @@ async fn from_boot_to_power_down(board: MachineType) {
     let ask = Action::AskToPowerDown(observed.running[0].process.clone());
     // It may still be booting when it is asked first.
     for _ in 0..10 {
-        rung.act(&desired, &ask).await.unwrap();
+        stage.act(&desired, &ask).await.unwrap();
         if let Life::Alive(process) = process::look(&identity).unwrap() {
             let _ = tokio::time::timeout(Duration::from_secs(3), process.ended()).await;
         }
@@ -179,7 +179,7 @@ async fn from_boot_to_power_down(board: MachineType) {
     ));
     assert!(says("GUEST web-1 powers down"), "politely");
     converge(
-        &rung,
+        &stage,
         &Desired {
             want: None,
             ..desired.clone()
@@ -199,14 +199,14 @@ async fn no_vmm_is_started_without_its_tap_and_no_tap_is_made_for_it() {
     let mut desired = some_vm(dir.path(), None);
     let slot = slot(&desired.dir, &net);
     desired.want = recipe(&spec(None), &slot, &qemu().await, &machine).unwrap();
-    let rung = Vmm::default();
-    rung.act(&desired, &Action::CreateRunDir).await.unwrap();
-    let error = rung
+    let stage = Vmm::default();
+    stage.act(&desired, &Action::CreateRunDir).await.unwrap();
+    let error = stage
         .act(&desired, &Action::Launch { after: None })
         .await
         .unwrap_err();
     assert_eq!(error.kind, Kind::Absent, "{error}");
-    assert!(rung.observe(&desired).await.unwrap().running.is_empty());
+    assert!(stage.observe(&desired).await.unwrap().running.is_empty());
     assert!(!net.succeeds("ip link show dev tap0"));
 }
 
@@ -225,9 +225,9 @@ async fn a_kernel_that_is_none_is_the_reason_given() {
     };
     let slot = slot(&desired.dir, &net);
     desired.want = recipe(&spec, &slot, &qemu().await, &machine).unwrap();
-    let rung = Vmm::default();
-    rung.act(&desired, &Action::CreateRunDir).await.unwrap();
-    let error = rung
+    let stage = Vmm::default();
+    stage.act(&desired, &Action::CreateRunDir).await.unwrap();
+    let error = stage
         .act(&desired, &Action::Launch { after: None })
         .await
         .unwrap_err();
@@ -237,7 +237,7 @@ async fn a_kernel_that_is_none_is_the_reason_given() {
         error.source
     );
     converge(
-        &rung,
+        &stage,
         &Desired {
             want: None,
             ..desired
@@ -318,8 +318,8 @@ async fn qemu_runs_on_a_disk_that_nobody_else_may_write_to() {
         disks,
         ..plain
     };
-    let rung = Vmm::default();
-    let (observed, _) = converge(&rung, &desired).await;
+    let stage = Vmm::default();
+    let (observed, _) = converge(&stage, &desired).await;
     let pid = observed.process().expect("it runs").pid;
     let open: Vec<PathBuf> = std::fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
@@ -346,6 +346,6 @@ async fn qemu_runs_on_a_disk_that_nobody_else_may_write_to() {
         want: None,
         ..desired
     };
-    converge(&rung, &gone).await;
+    converge(&stage, &gone).await;
     hold(&disk, Use::Write).unwrap();
 }

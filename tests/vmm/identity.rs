@@ -98,26 +98,26 @@ fn user(desired: &Desired) -> u32 {
 }
 
 async fn found(desired: &Desired, users: &[(u32, &Desired)]) -> Vec<u32> {
-    let rung = Vmm::default();
+    let stage = Vmm::default();
     let users = users.iter().map(|(user, vm)| (*user, vm.uid));
-    rung.set_users(HashMap::from_iter(users));
-    rung.claimed(&desired.label.instance).await.unwrap();
-    let observed = rung.observe(desired).await.unwrap();
+    stage.set_users(HashMap::from_iter(users));
+    stage.claimed(&desired.label.instance).await.unwrap();
+    let observed = stage.observe(desired).await.unwrap();
     let pids = observed.running.iter();
     pids.map(|running| running.process.thing().pid).collect()
 }
 
 /// Removes the VM with its record lost, as a daemon would that knows of nothing else.
 async fn remove_unrecorded(desired: &Desired, users: &[(u32, &Desired)]) {
-    let rung = Vmm::default();
+    let stage = Vmm::default();
     let users = users.iter().map(|(user, vm)| (*user, vm.uid));
-    rung.set_users(HashMap::from_iter(users));
-    rung.claimed(&desired.label.instance).await.unwrap();
+    stage.set_users(HashMap::from_iter(users));
+    stage.claimed(&desired.label.instance).await.unwrap();
     let nothing = Desired {
         want: None,
         ..desired.clone()
     };
-    converge(&rung, &nothing).await;
+    converge(&stage, &nothing).await;
 }
 
 fn kill(identity: &Identity) {
@@ -304,10 +304,10 @@ async fn a_vmm_cannot_hide_by_becoming_something_else() {
         ]
         .map(str::to_owned)
         .into();
-        let rung = crate::support::rung(&[]);
+        let stage = crate::support::stage(&[]);
         let action = slicectl::reconcile::vmm::Action::Launch { after: None };
-        rung.act(&want, &action).await.unwrap();
-        let running = rung.observe(&want).await.unwrap();
+        stage.act(&want, &action).await.unwrap();
+        let running = stage.observe(&want).await.unwrap();
         let changed = running.process().expect("it is the VM's").clone();
         assert!(
             eventually(Duration::from_secs(5), || {

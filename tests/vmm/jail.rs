@@ -42,10 +42,10 @@ async fn a_jailed_firecracker_holds_its_disks_until_it_ends() {
     assert!(is_free(), "as soon as it has ended");
     let other = image::hold(&path, image::Use::Write).unwrap();
     let launch = Action::Launch { after: None };
-    let error = place.rung.act(&desired, &launch).await.unwrap_err();
+    let error = place.stage.act(&desired, &launch).await.unwrap_err();
     assert_eq!(error.kind, Kind::Busy, "{}", error.source);
     drop(other);
-    place.rung.act(&desired, &launch).await.unwrap();
+    place.stage.act(&desired, &launch).await.unwrap();
     assert!(!is_free());
     place.clear(desired).await;
     assert!(is_free());
@@ -63,7 +63,7 @@ async fn a_jailed_firecracker_is_found_without_its_record() {
     let dir = process::env_var(identity.pid, RUN_DIR_VAR).unwrap();
     assert_eq!(dir.as_deref(), desired.dir.to_str());
     std::fs::remove_file(desired.record()).unwrap();
-    let (running, steps) = converge(&place.rung, &desired).await;
+    let (running, steps) = converge(&place.stage, &desired).await;
     assert_eq!(running.process(), Some(&identity));
     assert_eq!(steps.len(), 1, "it is noted again: {steps:?}");
     std::fs::remove_file(desired.record()).unwrap();
@@ -82,10 +82,10 @@ async fn what_a_jailer_complains_of_is_the_reason() {
     let runs = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&place.program.path, runs).unwrap();
     let desired = place.desired(|_, _| {});
-    let create = place.rung.act(&desired, &Action::CreateRunDir).await;
+    let create = place.stage.act(&desired, &Action::CreateRunDir).await;
     create.unwrap();
     let launch = Action::Launch { after: None };
-    let error = place.rung.act(&desired, &launch).await.unwrap_err();
+    let error = place.stage.act(&desired, &launch).await.unwrap_err();
     let why = error.source.to_string();
     assert!(why.contains("Failed to exec into Firecracker"), "{why}");
     assert!(why.contains("exited with status 1"), "{why}");
@@ -101,13 +101,13 @@ async fn what_a_jailer_complains_of_is_the_reason() {
 async fn a_jailed_firecracker_is_what_was_wanted_at_every_moment_of_its_birth() {
     let place = place(Hypervisor::Firecracker, As::Jailed).await;
     let desired = place.desired(|_, _| {});
-    let create = place.rung.act(&desired, &Action::CreateRunDir).await;
+    let create = place.stage.act(&desired, &Action::CreateRunDir).await;
     create.unwrap();
     for _ in 0..3 {
         let launch = Action::Launch { after: None };
         let start = async {
             loop {
-                match place.rung.act(&desired, &launch).await {
+                match place.stage.act(&desired, &launch).await {
                     // Whoever reads the record holds it for a moment.
                     Err(error) if error.kind == Kind::Busy => tokio::task::yield_now().await,
                     started => break started.unwrap(),
@@ -134,7 +134,7 @@ async fn a_jailed_firecracker_is_what_was_wanted_at_every_moment_of_its_birth() 
             }
         };
         tokio::join!(start, look);
-        let observed = place.rung.observe(&desired).await.unwrap();
+        let observed = place.stage.observe(&desired).await.unwrap();
         let identity = observed.process().unwrap().clone();
         let Life::Alive(alive) = process::look(&identity).unwrap() else {
             panic!("it has ended: {}", console(&desired));

@@ -434,19 +434,19 @@ async fn a_vmm_is_started_once_adopted_replaced_and_removed() {
 async fn a_killed_vmm_is_started_again_and_its_end_is_named() {
     let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
     let desired = some_vm(dir.path(), Some(sleeper(&net, 600)));
-    let rung = Vmm::default();
-    let (first, _) = converge(&rung, &desired).await;
+    let stage = Vmm::default();
+    let (first, _) = converge(&stage, &desired).await;
     let identity = first.process().unwrap();
     let Life::Alive(process) = process::look(identity).unwrap() else {
         panic!("it runs")
     };
     process.stop(Stop::Kill).unwrap();
     watch(identity, &desired.dir).await.unwrap();
-    let (second, steps) = converge(&rung, &desired).await;
+    let (second, steps) = converge(&stage, &desired).await;
     assert_eq!(steps, ["start the VMM again: it was killed by signal 9"]);
     assert_ne!(second.process(), first.process());
     converge(
-        &rung,
+        &stage,
         &Desired {
             want: None,
             ..desired.clone()
@@ -471,9 +471,9 @@ async fn a_vmm_that_cannot_run_says_why() {
             ..sleeper(&net, 1)
         }),
     );
-    let rung = Vmm::default();
-    rung.act(&desired, &Action::CreateRunDir).await.unwrap();
-    let error = rung
+    let stage = Vmm::default();
+    stage.act(&desired, &Action::CreateRunDir).await.unwrap();
+    let error = stage
         .act(&desired, &Action::Launch { after: None })
         .await
         .unwrap_err();
@@ -481,13 +481,13 @@ async fn a_vmm_that_cannot_run_says_why() {
         error.source.to_string(),
         "it exited with status 3; last output: no such kernel"
     );
-    let observed = rung.observe(&desired).await.unwrap();
+    let observed = stage.observe(&desired).await.unwrap();
     assert_eq!(
         (observed.ended, observed.last_words.as_str()),
         (Some(Exit::Code(3)), "no such kernel")
     );
     converge(
-        &rung,
+        &stage,
         &Desired {
             want: None,
             ..desired.clone()
@@ -565,23 +565,23 @@ fn every_name_we_remove_is_one_we_write() {
 /// A VMM whose control socket is there and is not its own, so that every request through it fails.
 async fn without_answer(guest: DesiredGuest) -> (tempfile::TempDir, PrivateNet, Vmm, Desired) {
     let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
-    let rung = Vmm::default();
+    let stage = Vmm::default();
     let desired = Desired {
         grace: GracePeriod::try_from("0s".to_owned()).unwrap(),
         ..some_vm(dir.path(), Some(sleeper(&net, 600)))
     };
-    converge(&rung, &desired).await;
+    converge(&stage, &desired).await;
     std::os::unix::net::UnixListener::bind(desired.dir.join(Control::Firecracker.socket()))
         .unwrap();
-    (dir, net, rung, Desired { guest, ..desired })
+    (dir, net, stage, Desired { guest, ..desired })
 }
 
 #[tokio::test]
 async fn a_vmm_that_is_replaced_need_not_report_the_state_of_its_guest() {
     for guest in [DesiredGuest::Running, DesiredGuest::Paused] {
-        let (_dir, net, rung, desired) = without_answer(guest).await;
+        let (_dir, net, stage, desired) = without_answer(guest).await;
         assert!(
-            rung.observe(&desired).await.is_err(),
+            stage.observe(&desired).await.is_err(),
             "the one that is kept must"
         );
         let before = process::read_record(&desired.record()).unwrap();
@@ -589,7 +589,7 @@ async fn a_vmm_that_is_replaced_need_not_report_the_state_of_its_guest() {
             want: Some(sleeper(&net, 601)),
             ..desired.clone()
         };
-        let observed = rung.observe(&other).await.unwrap();
+        let observed = stage.observe(&other).await.unwrap();
         assert_eq!(observed.running[0].guest, None);
         let Record::Of(before) = before else {
             panic!("a process");
@@ -600,7 +600,7 @@ async fn a_vmm_that_is_replaced_need_not_report_the_state_of_its_guest() {
 
 #[tokio::test]
 async fn a_vmm_that_ends_while_it_is_asked_has_ended() {
-    let (_dir, _net, rung, desired) = without_answer(DesiredGuest::Running).await;
+    let (_dir, _net, stage, desired) = without_answer(DesiredGuest::Running).await;
     let Record::Of(identity) = process::read_record(&desired.record()).unwrap() else {
         panic!("a process");
     };
@@ -612,7 +612,7 @@ async fn a_vmm_that_ends_while_it_is_asked_has_ended() {
         };
         process.stop(Stop::Kill).unwrap();
     };
-    let (observed, ()) = tokio::join!(rung.observe(&desired), end);
+    let (observed, ()) = tokio::join!(stage.observe(&desired), end);
     let observed = observed.unwrap();
     assert!(observed.running.is_empty());
     assert_eq!(observed.ended_as, Some(identity.clone()));

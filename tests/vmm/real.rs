@@ -36,7 +36,7 @@ pub struct Place {
     pub program: Program,
     hypervisor: Hypervisor,
     kernel: PathBuf,
-    pub rung: Vmm,
+    pub stage: Vmm,
     user: Option<u32>,
     pub confined_by: ConfinedBy,
 }
@@ -103,7 +103,7 @@ pub async fn place(hypervisor: Hypervisor, who: As) -> Place {
         confined_by,
         hypervisor,
         kernel: tiny_guest(),
-        rung: Vmm::new(places),
+        stage: Vmm::new(places),
         user: who.user(),
     }
 }
@@ -172,7 +172,7 @@ impl Place {
     }
 
     pub async fn boot(&self, desired: &Desired) -> Identity {
-        let (running, steps) = converge(&self.rung, desired).await;
+        let (running, steps) = converge(&self.stage, desired).await;
         assert_eq!(steps, ["create the run directory", "start the VMM"]);
         self.assert_answers(desired);
         running.process().unwrap().clone()
@@ -215,10 +215,10 @@ impl Place {
     }
 
     pub async fn ask(&self, desired: &Desired) {
-        let observed = self.rung.observe(desired).await.unwrap();
+        let observed = self.stage.observe(desired).await.unwrap();
         assert!(observed.running[0].polite);
         let ask = Action::AskToPowerDown(observed.running[0].process.clone());
-        self.rung.act(desired, &ask).await.unwrap();
+        self.stage.act(desired, &ask).await.unwrap();
     }
 
     pub async fn clear(&self, desired: Desired) -> Vec<String> {
@@ -226,7 +226,7 @@ impl Place {
             want: None,
             ..desired
         };
-        let steps = converge(&self.rung, &nothing).await.1;
+        let steps = converge(&self.stage, &nothing).await.1;
         assert!(!nothing.dir.exists(), "left: {:?}", names(&nothing.dir));
         steps
     }
@@ -274,7 +274,7 @@ async fn a_life(hypervisor: Hypervisor, who: As) {
     let (control, desired) = (place.control(), place.desired(|_, _| {}));
     let identity = place.boot(&desired).await;
     let (dir, pid) = (&desired.dir, identity.pid);
-    let rest: Vec<String> = converge(&place.rung, &desired).await.1;
+    let rest: Vec<String> = converge(&place.stage, &desired).await.1;
     assert_eq!(rest, Vec::<String>::new(), "it is what was wanted");
     assert_eq!(started_as(dir).unwrap(), Some(place.program.clone()));
     place.assert_runs_as_it_should(pid);
@@ -299,7 +299,7 @@ async fn a_life(hypervisor: Hypervisor, who: As) {
     alive.ended().await.unwrap();
     assert!(dir.join(control.socket()).exists(), "left behind");
     assert_eq!(started_as(dir).unwrap(), None);
-    let (running, steps) = converge(&place.rung, &desired).await;
+    let (running, steps) = converge(&place.stage, &desired).await;
     assert_eq!(steps, ["start the VMM again: it was killed by signal 9"]);
     assert_ne!(running.process().unwrap(), &identity);
     place.assert_answers(&desired);
@@ -309,7 +309,7 @@ async fn a_life(hypervisor: Hypervisor, who: As) {
     place.want(&mut other, |spec, _| {
         spec.life.cmdline = Some("another=word".to_owned());
     });
-    let (running, _) = converge(&place.rung, &other).await;
+    let (running, _) = converge(&place.stage, &other).await;
     assert_ne!(running.process().unwrap(), &before, "its words are others");
     place.assert_answers(&other);
     place.clear(other).await;
@@ -498,9 +498,9 @@ async fn goes_in_the_end(hypervisor: Hypervisor, who: As, exit: Exit) {
     assert!(eventually(PATIENCE, deaf), "{}", console(&desired));
     let state = control.state(&desired.dir, identity.pid).await.unwrap();
     assert_eq!(state, GuestState::Running);
-    let observed = place.rung.observe(&desired).await.unwrap();
+    let observed = place.stage.observe(&desired).await.unwrap();
     let terminate = Action::Terminate(observed.running[0].process.clone());
-    place.rung.act(&desired, &terminate).await.unwrap();
+    place.stage.act(&desired, &terminate).await.unwrap();
     assert_eq!(ended(&identity), Some(exit));
     place.clear(desired).await;
 }
@@ -616,13 +616,13 @@ async fn a_bad_kernel_is_the_reason(hypervisor: Hypervisor, who: As, says: &str)
     let kernel = place.dir.path().join("no-kernel");
     std::fs::write(&kernel, "a host's name\n").unwrap();
     let desired = place.desired(|spec, _| spec.kernel_file = Some(kernel));
-    let create = place.rung.act(&desired, &Action::CreateRunDir).await;
+    let create = place.stage.act(&desired, &Action::CreateRunDir).await;
     create.unwrap();
     let launch = Action::Launch { after: None };
-    let error = place.rung.act(&desired, &launch).await.unwrap_err();
+    let error = place.stage.act(&desired, &launch).await.unwrap_err();
     let why = error.source.to_string();
     assert!(why.contains(says), "{why}: {}", console(&desired));
-    let observed = place.rung.observe(&desired).await.unwrap();
+    let observed = place.stage.observe(&desired).await.unwrap();
     assert!(observed.running.is_empty());
     place.clear(desired).await;
 }

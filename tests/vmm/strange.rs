@@ -15,7 +15,7 @@ use slicectl::reconcile::vmm::{
     NewFile, RUN_DIR_BYTES, Vmm, rotate,
 };
 
-use crate::support::{PrivateNet, converge, eventually, leave_the_mounts, rung, some_vm};
+use crate::support::{PrivateNet, converge, eventually, leave_the_mounts, some_vm, stage};
 
 /// What a shell does in a VMM's place, before it sleeps.
 fn does(net: &PrivateNet, script: &str) -> Launch {
@@ -68,14 +68,14 @@ async fn kill(identity: &Identity) {
 }
 
 /// Down, as a VM goes: who confines is not known then.
-async fn clear(rung: &Vmm, desired: &Desired) {
+async fn clear(stage: &Vmm, desired: &Desired) {
     let nothing = Desired {
         want: None,
         confined: None,
         disks: Vec::new(),
         ..desired.clone()
     };
-    converge(rung, &nothing).await;
+    converge(stage, &nothing).await;
     let above = desired.dir.parent().unwrap();
     let left: Vec<_> = fs::read_dir(above).unwrap().flatten().collect();
     assert!(left.is_empty(), "{left:?}");
@@ -96,13 +96,13 @@ async fn what_a_vmm_has_made_in_its_directory_is_neither_read_nor_in_the_way() {
         ..does(&net, &script)
     };
     let (desired, _) = confined(home.path(), launch);
-    let rung = rung(&[home.path()]);
-    let (first, _) = converge(&rung, &desired).await;
+    let stage = stage(&[home.path()]);
+    let (first, _) = converge(&stage, &desired).await;
     assert!(eventually(Duration::from_secs(9), || desired
         .dir
         .join("made")
         .exists()));
-    let rest = converge(&rung, &desired).await.1;
+    let rest = converge(&stage, &desired).await.1;
     assert_eq!(
         rest,
         Vec::<String>::new(),
@@ -110,13 +110,13 @@ async fn what_a_vmm_has_made_in_its_directory_is_neither_read_nor_in_the_way() {
     );
 
     kill(first.process().unwrap()).await;
-    let (_, steps) = converge(&rung, &desired).await;
+    let (_, steps) = converge(&stage, &desired).await;
     assert_eq!(steps, ["start the VMM again: it was killed by signal 9"]);
     assert!(eventually(Duration::from_secs(9), || desired
         .dir
         .join("made")
         .exists()));
-    clear(&rung, &desired).await;
+    clear(&stage, &desired).await;
 }
 
 #[tokio::test]
@@ -124,7 +124,7 @@ async fn a_child_of_a_vmm_ends_with_it_whatever_it_calls_itself() {
     let (net, home) = (PrivateNet::new(), tempfile::tempdir().unwrap());
     let launch = does(&net, "env -i setsid sleep 601 & touch made");
     let (desired, user) = confined(home.path(), launch);
-    let rung = rung(&[home.path()]);
+    let stage = stage(&[home.path()]);
     let children = || -> Vec<u32> {
         let all = fs::read_dir("/proc").unwrap().flatten();
         let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -134,17 +134,17 @@ async fn a_child_of_a_vmm_ends_with_it_whatever_it_calls_itself() {
         };
         pids.filter(is_child).collect()
     };
-    let (first, _) = converge(&rung, &desired).await;
+    let (first, _) = converge(&stage, &desired).await;
     assert!(eventually(Duration::from_secs(9), || children().len() == 1));
     let before = children();
     kill(first.process().unwrap()).await;
     assert_eq!(children(), before, "it does not go by itself");
-    converge(&rung, &desired).await;
+    converge(&stage, &desired).await;
     assert!(eventually(Duration::from_secs(9), || {
         let now = children();
         now.len() == 1 && now != before
     }));
-    clear(&rung, &desired).await;
+    clear(&stage, &desired).await;
     assert!(eventually(Duration::from_secs(9), || !user_lives(user)));
 }
 
@@ -156,8 +156,8 @@ async fn the_directory_of_a_vmm_has_an_end_and_its_log_is_rotated_in_the_last_of
         home.path(),
         does(&net, &format!("head -c 1500000 /dev/zero; {fill}")),
     );
-    let rung = rung(&[home.path()]);
-    converge(&rung, &desired).await;
+    let stage = stage(&[home.path()]);
+    converge(&stage, &desired).await;
     let room = || rustix::fs::statvfs(&desired.dir).unwrap();
     assert!(eventually(Duration::from_secs(9), || room().f_bfree == 0));
     assert!(room().f_blocks * room().f_frsize <= RUN_DIR_BYTES);
@@ -165,7 +165,7 @@ async fn the_directory_of_a_vmm_has_an_end_and_its_log_is_rotated_in_the_last_of
     rotate(&desired.dir).unwrap();
     let length = |name: &str| fs::metadata(desired.dir.join(name)).unwrap().len();
     assert!(length(CONSOLE_OLD) >= 1_500_000 && length(CONSOLE) < LOG_LIMIT / 2);
-    clear(&rung, &desired).await;
+    clear(&stage, &desired).await;
 }
 
 const ACL: &str = "system.posix_acl_access";
@@ -223,8 +223,8 @@ async fn a_disk_is_written_to_and_its_owner_mode_and_acl_are_never_changed() {
             (found.uid(), found.gid(), found.mode(), acl)
         };
         let before = all();
-        let rung = rung(&[place.path()]);
-        let (first, _) = converge(&rung, &desired).await;
+        let stage = stage(&[place.path()]);
+        let (first, _) = converge(&stage, &desired).await;
         let made = || fs::read_to_string(desired.dir.join("made")).unwrap_or_default();
         assert!(
             eventually(Duration::from_secs(9), || made() == "0\n"),
@@ -235,9 +235,9 @@ async fn a_disk_is_written_to_and_its_owner_mode_and_acl_are_never_changed() {
         assert_eq!(all(), before, "{name}: while it runs");
         kill(first.process().unwrap()).await;
         assert_eq!(all(), before, "{name}: killed");
-        converge(&rung, &desired).await;
+        converge(&stage, &desired).await;
         assert_eq!(all(), before, "{name}: a second time");
-        clear(&rung, &desired).await;
+        clear(&stage, &desired).await;
         assert_eq!(all(), before, "{name}: deleted");
     }
 }
@@ -293,8 +293,8 @@ async fn where_owners_cannot_be_mapped_a_disks_acl_is_extended_and_put_back_afte
         desired.confined.as_mut().unwrap().files = vec![used];
         let mut places = crate::support::places(&[&top]);
         places.disk_dir = state.path().join("disks");
-        let rung = Vmm::new(places.clone());
-        let (first, _) = converge(&rung, &desired).await;
+        let stage = Vmm::new(places.clone());
+        let (first, _) = converge(&stage, &desired).await;
         let made = || fs::read_to_string(desired.dir.join("made")).unwrap_or_default();
         assert!(
             eventually(Duration::from_secs(9), || made() == "0\n"),
@@ -324,10 +324,10 @@ async fn where_owners_cannot_be_mapped_a_disks_acl_is_extended_and_put_back_afte
             let run = slicectl::owner::RunDir(empty.path().to_owned());
             slicectl::reconcile::vmm::recover_owners(&run, &places.disk_dir).unwrap();
         } else {
-            converge(&rung, &desired).await;
+            converge(&stage, &desired).await;
             assert_eq!(all(), now, "{name}: a second time");
         }
-        clear(&rung, &desired).await;
+        clear(&stage, &desired).await;
         assert_eq!(all(), before, "{name}");
         assert!(!record.exists(), "{name}");
     }
@@ -359,8 +359,8 @@ async fn a_program_behind_a_link_below_another_mount_is_run_under_the_name_it_wa
         ..does(&net, "")
     };
     let (desired, _) = confined(run.path(), launch);
-    let rung = rung(&[home.path(), Path::new("/usr/share")]);
-    let (observed, _) = converge(&rung, &desired).await;
+    let stage = stage(&[home.path(), Path::new("/usr/share")]);
+    let (observed, _) = converge(&stage, &desired).await;
     let pid = observed.process().unwrap().pid;
     assert_eq!(process::argv(pid).unwrap(), argv);
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
@@ -369,26 +369,26 @@ async fn a_program_behind_a_link_below_another_mount_is_run_under_the_name_it_wa
     for option in ["ro", "nosuid", "nodev"] {
         assert!(options.split(',').any(|found| found == option), "{options}");
     }
-    clear(&rung, &desired).await;
+    clear(&stage, &desired).await;
 }
 
 #[tokio::test]
 async fn one_from_before_there_were_users_is_kept_and_never_started_again() {
     let (net, home) = (PrivateNet::new(), tempfile::tempdir().unwrap());
     let old = some_vm(home.path(), Some(sleeper(&net)));
-    let rung = rung(&[home.path()]);
-    let (running, _) = converge(&rung, &old).await;
+    let stage = stage(&[home.path()]);
+    let (running, _) = converge(&stage, &old).await;
     let mut kept = old.clone();
     kept.want.as_mut().unwrap().only_kept = true;
     kept.want.as_mut().unwrap().argv = process::argv(running.process().unwrap().pid).unwrap();
-    let rest = converge(&rung, &kept).await.1;
+    let rest = converge(&stage, &kept).await.1;
     assert_eq!(rest, Vec::<String>::new());
     kill(running.process().unwrap()).await;
-    let error = rung.act(&kept, &Action::Launch { after: None }).await;
+    let error = stage.act(&kept, &Action::Launch { after: None }).await;
     let why = error.unwrap_err().source.to_string();
     assert!(why.contains("given one first"), "{why}");
-    assert!(rung.observe(&kept).await.unwrap().running.is_empty());
-    clear(&rung, &old).await;
+    assert!(stage.observe(&kept).await.unwrap().running.is_empty());
+    clear(&stage, &old).await;
 }
 
 #[tokio::test]
@@ -398,11 +398,11 @@ async fn a_vmm_is_not_spared_as_the_daemon_is_when_memory_is_short() {
     let before = fs::read_to_string(ours).unwrap();
     fs::write(ours, "123").unwrap();
     let desired = some_vm(home.path(), Some(sleeper(&net)));
-    let rung = rung(&[home.path()]);
-    let (observed, _) = converge(&rung, &desired).await;
+    let stage = stage(&[home.path()]);
+    let (observed, _) = converge(&stage, &desired).await;
     fs::write(ours, before.trim()).unwrap();
     let pid = observed.process().unwrap().pid;
     let its = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
     assert_eq!(its, "0\n");
-    clear(&rung, &desired).await;
+    clear(&stage, &desired).await;
 }

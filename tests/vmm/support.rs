@@ -92,10 +92,10 @@ pub fn some_vm(dir: &Path, want: Option<Launch>) -> Desired {
 }
 
 /// Observe, plan, act, until the plan is empty; returns what was seen last, and the steps taken. What comes by itself is waited for.
-pub async fn converge(rung: &Vmm, desired: &Desired) -> (Observed, Vec<String>) {
+pub async fn converge(stage: &Vmm, desired: &Desired) -> (Observed, Vec<String>) {
     let mut steps = Vec::new();
     for _ in 0..6 {
-        let observed = rung.observe(desired).await.unwrap();
+        let observed = stage.observe(desired).await.unwrap();
         let plan = Vmm::plan(desired, &observed).unwrap();
         if plan.is_empty() {
             return (observed, steps);
@@ -113,7 +113,8 @@ pub async fn converge(rung: &Vmm, desired: &Desired) -> (Observed, Vec<String>) 
                 Some(Wait::Evaluation) => panic!("nobody judges here"),
             }
             steps.push(action.to_string());
-            rung.act(desired, &action)
+            stage
+                .act(desired, &action)
                 .await
                 .unwrap_or_else(|error| panic!("{action}: {error}: {}", error.source));
         }
@@ -169,6 +170,6 @@ pub fn places(dirs: &[&Path]) -> FileAccess {
 }
 
 /// The stage, with those.
-pub fn rung(dirs: &[&Path]) -> Vmm {
+pub fn stage(dirs: &[&Path]) -> Vmm {
     Vmm::new(places(dirs))
 }

@@ -5,12 +5,12 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
+use crate::engine::Engine;
 use crate::host::iptables::Translations;
 use crate::host::rule::{Rule, TableName, Test};
 use crate::host::{Error, link, route};
 use crate::owner::{Instance, link_group};
-use crate::reconcile::engine::Engine;
-use crate::reconcile::ground::apart;
+use crate::reconcile::host_network::apart;
 
 /// The observed state of the host.
 pub(super) struct HostState {

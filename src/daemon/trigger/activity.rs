@@ -14,7 +14,7 @@ use super::gathered::Pending;
 use super::{CONFLICT_INTERVAL, REST_TIME};
 use crate::api::meta::Uid;
 use crate::clock;
-use crate::reconcile::engine::{Engine, Key};
+use crate::engine::{Engine, Key};
 use crate::store::Change;
 
 /// Time of our last change of each object.

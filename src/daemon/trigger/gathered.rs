@@ -9,8 +9,8 @@ use tracing::debug;
 use crate::api::meta::Uid;
 use crate::api::network::NetworkSpec;
 use crate::api::vm::Vm;
+use crate::engine::{Engine, Key};
 use crate::host::rule::Generation;
-use crate::reconcile::engine::{Engine, Key};
 use crate::store::World;
 
 /// Maximum number of routes that are distinguished within one window.

@@ -6,10 +6,10 @@ use std::hash::Hash;
 
 use super::{Bridge, HostLink, Trigger};
 use crate::api::meta::Uid;
+use crate::engine::Engine;
 use crate::host::Error;
 use crate::host::link::{self, Link};
 use crate::owner;
-use crate::reconcile::engine::Engine;
 
 impl Trigger {
     /// Records the index of a VM's host link, and the id that the namespace of its peer has here. Not every message about a link

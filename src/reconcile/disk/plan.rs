@@ -116,7 +116,7 @@ fn take_over(desired: &Desired, want: &Want, record: &Record) -> Option<Action> 
     (taken != *record).then_some(Action::Note(taken))
 }
 
-/// The record of a disk that a user has put there.
+/// The record of an existing disk that the daemon has not created.
 fn found(desired: &Desired) -> Record {
     Record {
         label: desired.label.clone(),

@@ -56,7 +56,7 @@ pub(super) async fn choosing<T, E: From<super::Error> + From<store::Error>>(
         };
         match claims.hold(lacking.clone()).await {
             Ok(held) => awaited.push(held),
-            // Another daemon claimed it first, or is gone permanently: once its claims are known, another choice may be possible.
+            // Another daemon claimed it first, or cannot return: once its claims are known, another choice may be possible.
             Err(super::Error::Range(RangeError::Claimed { .. }))
                 if refused.as_ref() != Some(&lacking) =>
             {

@@ -219,7 +219,7 @@ impl Claims {
             for other in claims.others()? {
                 if claims.is_abandoned(&other.owner, &labelled)? {
                     let instance = &other.owner.instance;
-                    tracing::info!(%instance, "removing the claims of a daemon that is gone");
+                    tracing::info!(%instance, "removing the claims of a daemon that cannot return");
                     claims.remove(instance)?;
                 }
             }

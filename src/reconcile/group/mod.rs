@@ -4,9 +4,9 @@
 mod choosing;
 mod claim;
 mod claims;
-mod fitness;
 mod on_demand;
 mod plan;
+mod preflight;
 mod range;
 mod subnet;
 
@@ -23,9 +23,9 @@ use crate::store::{self, LeaseError, Store, Txn, World};
 
 pub use claim::{Claim, needed, of_address};
 pub use claims::{CLAIMS_DIR, ClaimOwner, Claims};
-pub use fitness::{Fitness, Hindrance, Question};
 pub use on_demand::{AddError, Added, Removed, add, remove};
 pub use plan::{Action, Desired, Extra, Member, Observed, plan};
+pub use preflight::{BlockedReason, Preflight, Question};
 pub use range::{HostUse, RangeError};
 
 use choosing::{Stop, choose, choosing, claimed, living};
@@ -66,11 +66,11 @@ pub async fn reconcile(
     claims: &Claims,
     host_use: &HostUse<'_>,
     name: &Name,
-    fitness: &Fitness,
+    preflight: &Preflight,
     now: Timestamp,
 ) -> Result<Progress, Error> {
     let plan = |txn: &mut Txn<'_>, seen: &range::Seen| {
-        choose_and_plan(txn, claims, seen, name, fitness, now)
+        choose_and_plan(txn, claims, seen, name, preflight, now)
     };
     let progress = choosing(store, claims, host_use, name, plan).await?;
     claims.release_unused(store).await;
@@ -83,14 +83,14 @@ fn choose_and_plan(
     claims: &Claims,
     seen: &range::Seen,
     name: &Name,
-    fitness: &Fitness,
+    preflight: &Preflight,
     now: Timestamp,
 ) -> Result<Progress, Stop<Error>> {
     let group = living(txn.world(), name).cloned();
     if let Some(group) = &group {
         choose(txn, seen, group, group.size())?;
     }
-    let progress = carry_out_plan(txn, name, fitness, now)?;
+    let progress = carry_out_plan(txn, name, preflight, now)?;
     if group.is_some() {
         claimed(txn.world(), claims, name)?;
     }
@@ -100,20 +100,20 @@ fn choose_and_plan(
 fn carry_out_plan(
     txn: &mut Txn<'_>,
     name: &Name,
-    fitness: &Fitness,
+    preflight: &Preflight,
     now: Timestamp,
 ) -> Result<Progress, store::Error> {
     let desired = desired(txn.world(), name);
-    let observed = observed(txn.world(), name, &desired, fitness);
+    let observed = observed(txn.world(), name, &desired, preflight);
     let plan = plan(&desired, &observed);
-    if let Some(question) = fitness.asks(txn.world(), &desired, &plan) {
+    if let Some(question) = preflight.asks(txn.world(), &desired, &plan) {
         return Ok(Progress::Asks(Box::new(question)));
     }
     for action in &plan {
         debug!(group = %name, %action, "group");
         carry_out(txn, name, action, now)?;
     }
-    let held = held(txn.world(), name, &desired, fitness);
+    let held = held(txn.world(), name, &desired, preflight);
     Ok(match plan.is_empty() && !held.is_empty() {
         true => Progress::Held(held),
         false => plan::progress(&desired, &observed, &plan),
@@ -143,11 +143,11 @@ pub fn held(
     world: &World,
     name: &Name,
     desired: &Desired,
-    fitness: &Fitness,
+    preflight: &Preflight,
 ) -> BTreeMap<Name, String> {
     let unfit = |vm: &Vm| {
         let wanted = desired.spec(vm.index)?;
-        fitness.unfit(vm.meta.uid, &wanted).map(str::to_owned)
+        preflight.unfit(vm.meta.uid, &wanted).map(str::to_owned)
     };
     let held = world.vms_of(name);
     held.filter_map(|vm| Some((vm.meta.name.clone(), unfit(vm)?)))
@@ -155,7 +155,7 @@ pub fn held(
 }
 
 /// The stored state of a group, compared with its desired state, and with the results of the preflight checks.
-pub fn observed(world: &World, name: &Name, desired: &Desired, fitness: &Fitness) -> Observed {
+pub fn observed(world: &World, name: &Name, desired: &Desired, preflight: &Preflight) -> Observed {
     let pool = world.pool(name);
     let template = desired.template.as_ref().map(|spec| &spec.network);
     let members = world.vms_of(name).map(|vm| {
@@ -174,7 +174,7 @@ pub fn observed(world: &World, name: &Name, desired: &Desired, fitness: &Fitness
             misplaced,
             held: desired
                 .spec(vm.index)
-                .is_some_and(|wanted| fitness.unfit(vm.meta.uid, &wanted).is_some()),
+                .is_some_and(|wanted| preflight.unfit(vm.meta.uid, &wanted).is_some()),
             spec: vm.spec.clone(),
             deleting: vm.meta.deleting,
             ready: world.is_settled(vm),

@@ -20,7 +20,8 @@ use crate::api::on_demand::{OnDemand, OnDemandEntry, VmOverrides};
 use crate::api::validate::request_conflict;
 use crate::store::{self, LeaseError, Store, Txn, World};
 
-/// Characters of generated names: none that looks like another one, and no vowels, so that no words arise. The first is a letter.
+/// Characters of generated names, without similar characters (`0` and `o`) and without vowels, so that a name contains no word.
+/// The first character is a letter.
 const LETTERS: &[u8; 20] = b"bcdfghjkmnpqrstvwxyz";
 const LETTERS_AND_DIGITS: &[u8; 28] = b"bcdfghjkmnpqrstvwxyz23456789";
 

@@ -1,31 +1,15 @@
-//! The Net stage: a VM's record, namespace, TAP, veth, addresses, neighbours and routes.
-//! Out of scope: rules and the forwarding switch (the Firewall stage); which block a VM has (the Lease stage).
+//! The Net stage: a VM's record and its data path, in one directory per mode, and what the modes share.
+//! Out of scope: rules and forwarding (the Firewall stage); which address a VM has (the Lease stage).
 
-mod act;
-mod action;
+pub mod bridge;
 pub mod cni;
 mod files;
 mod found;
 pub(super) mod host_links;
-mod observe;
+pub mod isolated;
 mod place;
-mod plan;
-pub mod port;
 pub mod routed;
 mod settings;
-
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
-
-use self::found::LinkIndexes;
-use self::place::NetnsSession;
-use super::{Conflict, Reconcile};
-use crate::host;
-use crate::host::netlink::Handle;
-use crate::host::netns::Netns;
-
-pub use action::{Action, Side};
-pub use plan::{Desired, HostLink, Inside, NetnsSeen, Observed, Slot, TapSeen, Uplink};
 
 /// The next hop of the VM's namespace: an address that no pool can contain, so that it is on-link everywhere. No host has it; a permanent
 /// neighbour entry maps it to the MAC of the host's veth end.
@@ -39,96 +23,3 @@ pub const RECORD: &str = "record.json";
 
 /// The file in a VM's run directory that the older iptables back end locks while it writes the namespace's rules.
 pub const LOCK: &str = "xtables.lock";
-
-/// The reconciler of the Net stage in isolated mode, for one run and one VM.
-pub struct IsolatedNet {
-    /// The namespace that the daemon was started in.
-    pub home: Netns,
-    /// Sockets in it.
-    pub netlink: Handle,
-    session: NetnsSession,
-    link_indexes: LinkIndexes,
-    last_observation: Mutex<Option<Observed>>,
-    created_netns: AtomicBool,
-    lacks_record: AtomicBool,
-}
-
-impl IsolatedNet {
-    /// Creates the reconciler for one run.
-    pub fn new(home: Netns, netlink: Handle) -> Self {
-        Self {
-            home,
-            netlink,
-            session: NetnsSession::default(),
-            link_indexes: LinkIndexes::default(),
-            last_observation: Mutex::new(None),
-            created_netns: AtomicBool::new(false),
-            lacks_record: AtomicBool::new(false),
-        }
-    }
-
-    /// Whether a namespace was created in this run. What was known of an earlier one is then obsolete.
-    pub fn created_netns(&self) -> bool {
-        self.created_netns.load(Ordering::Relaxed)
-    }
-
-    /// Whether the only failure is that the VM's record could not be written, which does not affect the data path.
-    pub fn lacks_record(&self) -> bool {
-        self.lacks_record.load(Ordering::Relaxed)
-    }
-
-    fn last_observation(&self) -> std::sync::MutexGuard<'_, Option<Observed>> {
-        self.last_observation
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Reconcile for IsolatedNet {
-    type Desired = Desired;
-    type Observed = Observed;
-    type Action = Action;
-
-    fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
-        plan::plan(desired, observed)
-    }
-
-    fn is_prerequisite(action: &Action) -> bool {
-        matches!(
-            action,
-            Action::CreateNetns | Action::CreateTap(_) | Action::CreateVeth
-        )
-    }
-
-    async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
-        let seen = self.last_observation().take();
-        let seen = match seen {
-            Some(seen) => observe::with_current_record(desired, seen)?,
-            None => {
-                self.link_indexes.clear();
-                observe::observe(self, desired).await?
-            }
-        };
-        *self.last_observation() = Some(seen.clone());
-        Ok(seen)
-    }
-
-    async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
-        // A record is a file and no kernel object: the rest of the last observation is still valid. Every change of a policy writes a
-        // record, so this halves the cost of such a change.
-        if *action != Action::WriteRecord {
-            self.last_observation().take();
-        }
-        if action.changes_indexes() {
-            self.link_indexes.clear();
-        }
-        if *action == Action::CreateNetns {
-            self.created_netns.store(true, Ordering::Relaxed);
-        }
-        let result = act::act(self, desired, action).await;
-        if *action == Action::WriteRecord {
-            self.lacks_record.store(result.is_err(), Ordering::Relaxed);
-        }
-        result
-    }
-}

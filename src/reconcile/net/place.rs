@@ -6,13 +6,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::super::Conflict;
 use super::files;
-use super::plan::NetnsSeen;
 use crate::host::error::exists_is_done;
 use crate::host::link::{Change, State};
 use crate::host::netlink::Handle;
 use crate::host::netns::{self, Netns};
 use crate::host::{Error, Kind, fs, link};
 use crate::owner::{self, Label, RunDir, VmNames};
+use crate::reconcile::net::isolated::NetnsSeen;
 
 /// The owner and the directory.
 #[derive(Clone, Copy, Debug)]

@@ -1,5 +1,5 @@
 //! What an isolated VM may send to its own namespace. Pure.
-//! Out of scope: where its packets may go ([`crate::reconcile::firewall::rules`]).
+//! Out of scope: where its packets may go ([`crate::reconcile::firewall::isolated::rules`]).
 //!
 //! # What passes
 //! Untagged frames from the VM's own Ethernet address, and of these:

@@ -3,8 +3,6 @@
 
 use std::sync::atomic::Ordering;
 
-use super::super::NetnsSeen;
-use super::super::observe::{addresses, mac, tap_owner};
 use super::super::place::{EnteredNetns, Seen};
 use super::routes::Route;
 use super::state::{
@@ -15,6 +13,8 @@ use super::{CniNet, IFNAME, INTENT, act, guest, host_error, one_line, residue};
 use crate::cni::{Cached, Error, Failure};
 use crate::host::{self, fs, link, route};
 use crate::owner::TAP;
+use crate::reconcile::net::isolated::NetnsSeen;
+use crate::reconcile::net::isolated::observe::{addresses, mac, tap_owner};
 
 pub(super) async fn observe(cni_net: &CniNet, desired: &Desired) -> Result<Observed, host::Error> {
     let place = desired.paths();

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::super::super::Conflict;
-use super::super::NetnsSeen;
 use super::state::{
     Added, AddedSeen, ConflistSeen, DataPath, Desired, Eth, Intent, IntentSeen, Observed, Tap,
 };
@@ -15,6 +14,7 @@ use super::{IFNAME, guest};
 use crate::api::network::TapOwner;
 use crate::cni::{Attachment, Network};
 use crate::owner::{Owned, TAP};
+use crate::reconcile::net::isolated::NetnsSeen;
 
 /// The input of a DEL.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

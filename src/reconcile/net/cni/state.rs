@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
-use super::super::NetnsSeen;
 use super::super::place::VmPaths;
 use super::routes::Route;
 use super::{IFNAME, guest};
@@ -16,6 +15,7 @@ use crate::api::cni::CniOptions;
 use crate::api::network::{Connection, Mac, TapOwner};
 use crate::cni::{Attachment, CniResult, Network};
 use crate::owner::{self, Label};
+use crate::reconcile::net::isolated::NetnsSeen;
 
 /// After how many failures of DEL an attachment is given up, unless its removal is [forced](Desired::forced).
 const MAX_DELS: u32 = 5;

@@ -1,0 +1,430 @@
+//! The VMMs of all VMs: preflight checks, the desired process, and notification when a process ends.
+//! Out of scope: starting and stopping (the Vmm stage).
+
+mod disks;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, warn};
+
+use crate::api::allowed::AllowedDirectories;
+use crate::api::meta::{Name, Uid};
+use crate::api::network::Connection;
+use crate::api::vm::{Hypervisor, VmSpec};
+use crate::api::vmm_ids::IdRange;
+use crate::engine::Key;
+use crate::host::process::{self, Identity, Life, Record};
+use crate::owner::{self, Label, RunDir};
+use crate::reconcile::places::FileAccess;
+use crate::reconcile::storage::{self, Disks};
+use crate::reconcile::vmm::{
+    self, Accel, Access, Confined, ConfinedBy, Desired, Disk, Launch, Machine, Machines, Program,
+    Programs, Slot, Sys, Vmm,
+};
+use crate::runtime::controller::Enqueuer;
+
+const KVM: &str = "/dev/kvm";
+
+/// The VMMs of a daemon.
+pub struct Processes {
+    /// The reconciler of the Vmm stage.
+    pub stage: Vmm,
+    run_dir: RunDir,
+    disk_dir: PathBuf,
+    waker: Enqueuer<Key>,
+    files: FileAccess,
+    programs: Programs,
+    machines: Machines,
+    watches: Mutex<HashMap<Uid, Watch>>,
+}
+
+struct Watch {
+    identity: Identity,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Processes {
+    /// Creates an empty set. `disk_dir` contains the disks of the VMs, `allowed` the directories of files that manifests name.
+    pub fn new(
+        run_dir: RunDir,
+        disk_dir: PathBuf,
+        allowed: AllowedDirectories,
+        waker: Enqueuer<Key>,
+    ) -> Self {
+        let files = FileAccess {
+            allowed,
+            disk_dir: disk_dir.clone(),
+        };
+        Self {
+            stage: Vmm::new(files.clone()),
+            run_dir,
+            disk_dir,
+            waker,
+            programs: Programs::new(files.clone()),
+            files,
+            machines: Machines::default(),
+            watches: Mutex::default(),
+        }
+    }
+
+    /// Sets the range from which VMMs get their users.
+    pub fn with_user_range(self, range: IdRange) -> Self {
+        Self {
+            stage: self.stage.with_users(range),
+            ..self
+        }
+    }
+
+    /// Returns the desired process of a VM.
+    ///
+    /// # Errors
+    /// The reason why this host cannot run it, as text for users.
+    pub async fn desired(
+        &self,
+        spec: &VmSpec,
+        name: &Name,
+        label: &Label,
+        connection: &Connection,
+        disks: &Disks,
+        user: Option<u32>,
+    ) -> Result<Desired, String> {
+        let no_process = self.nothing(label);
+        if spec.hypervisor == Hypervisor::None {
+            return Ok(no_process);
+        }
+        let kernel = kernel(spec)?;
+        let mut slot = Slot {
+            name: name.clone(),
+            dir: no_process.dir.clone(),
+            connection: connection.clone(),
+            disks: disks.all.clone(),
+            sys: user.map_or(Sys::Host, |_| Sys::Own),
+            confined_by: ConfinedBy::default(),
+        };
+        // A process of a version without users for VMMs is kept unchanged until it ends.
+        if let (None, Some(argv)) = (user, self.running_argv(no_process.uid)) {
+            return Ok(Desired {
+                want: Some(Launch::kept(argv, &slot)),
+                disks: disks.all.clone(),
+                ..no_process
+            });
+        }
+        let is_running = self.running(no_process.uid).is_some();
+        let (program, machine) = self.found(spec, &no_process, kernel).await?;
+        if user.is_some() {
+            slot.confined_by = self.confinement(spec, &no_process, &program).await?;
+        }
+        let mut want =
+            vmm::recipe(spec, &slot, &program, &machine).map_err(|reason| reason.to_string())?;
+        let confinement = user.map(|user| confined(spec, &slot, user));
+        if !is_running {
+            // The VM's own disk is created later.
+            let own_disk = disks.own.disk();
+            let files = confinement.iter().flat_map(|confined| &confined.files);
+            let files = files.filter(|file| file.path != own_disk).cloned();
+            self.check_readable(files).await?;
+        }
+        if let (None, Some(launch)) = (&confinement, &mut want) {
+            // The process has ended since it was decided that it needs no user: the next run assigns one.
+            launch.only_kept = true;
+        }
+        Ok(Desired {
+            want,
+            confined: confinement,
+            disks: disks.all.clone(),
+            ..no_process
+        })
+    }
+
+    /// Preflight check: whether this host could run this spec in place of an existing VM, with the connection of that VM, if it is known.
+    ///
+    /// # Errors
+    /// The reason why it could not, as text for users.
+    pub async fn preflight(
+        &self,
+        spec: &VmSpec,
+        name: &Name,
+        label: &Label,
+        connection: Option<&Connection>,
+    ) -> Result<(), String> {
+        let disks = self
+            .disks_blocking(
+                &spec.storage,
+                name,
+                label,
+                None,
+                storage::disks_for_replacement,
+            )
+            .await?;
+        if spec.hypervisor == Hypervisor::None {
+            return Ok(());
+        }
+        let (program, machine) = self
+            .current_program_and_machine(spec, kernel(spec)?)
+            .await?;
+        let confined_by = self.current_confinement(spec, &program).await?;
+        if let Some(connection) = connection {
+            let slot = Slot {
+                name: name.clone(),
+                dir: self.nothing(label).dir,
+                connection: connection.clone(),
+                disks: disks.all.clone(),
+                sys: Sys::Own,
+                confined_by,
+            };
+            vmm::recipe(spec, &slot, &program, &machine).map_err(|reason| reason.to_string())?;
+        }
+        let own_disk = disks.own.disk();
+        self.check_readable(opened_files(spec, &disks.all).filter(|file| file.path != own_disk))
+            .await
+    }
+
+    /// The program and the machine with which a VM would be started now.
+    async fn current_program_and_machine(
+        &self,
+        spec: &VmSpec,
+        kernel: &Path,
+    ) -> Result<(Program, Machine), String> {
+        let configured = spec.life.program.as_deref();
+        let program = self.programs.get(spec.hypervisor, configured).await?;
+        self.check_boot_files([Some(kernel), spec.initrd_file.as_deref()])
+            .await?;
+        let machine = self.machine(spec.hypervisor, &program).await?;
+        Ok((program, machine))
+    }
+
+    /// The program and the machine of a VM. A running VM keeps those it was started with, even if programs were installed, moved or removed
+    /// since.
+    async fn found(
+        &self,
+        spec: &VmSpec,
+        vm: &Desired,
+        kernel: &Path,
+    ) -> Result<(Program, Machine), String> {
+        let hypervisor = spec.hypervisor;
+        let started_as = vmm::started_as(&vm.dir).map_err(|error| error.to_string())?;
+        let program = match started_as {
+            Some(program) => program,
+            None => {
+                let configured = spec.life.program.as_deref();
+                self.programs.get(hypervisor, configured).await?
+            }
+        };
+        let machine = match self.running(vm.uid).is_some() {
+            true => {
+                self.machine_of_running(hypervisor, vm.uid, &program)
+                    .await?
+            }
+            false => {
+                self.check_boot_files([Some(kernel), spec.initrd_file.as_deref()])
+                    .await?;
+                self.machine(hypervisor, &program).await?
+            }
+        };
+        Ok((program, machine))
+    }
+
+    /// The confinement of a VM. A running VM keeps the one it was started with.
+    async fn confinement(
+        &self,
+        spec: &VmSpec,
+        vm: &Desired,
+        program: &Program,
+    ) -> Result<ConfinedBy, String> {
+        let running = match spec.hypervisor {
+            Hypervisor::Firecracker => vmm::confined_by(&vm.dir).map_err(|e| e.to_string())?,
+            Hypervisor::None | Hypervisor::Qemu | Hypervisor::CloudHypervisor => None,
+        };
+        match running {
+            Some(confined_by) => Ok(confined_by),
+            None => self.current_confinement(spec, program).await,
+        }
+    }
+
+    /// The confinement with which a VM would be started now. Only Firecracker has a jailer.
+    async fn current_confinement(
+        &self,
+        spec: &VmSpec,
+        program: &Program,
+    ) -> Result<ConfinedBy, String> {
+        let configured = spec.life.jailer.as_deref();
+        match spec.hypervisor {
+            Hypervisor::Firecracker => self.programs.confinement(configured, program).await,
+            Hypervisor::None | Hypervisor::Qemu | Hypervisor::CloudHypervisor => {
+                Ok(ConfinedBy::default())
+            }
+        }
+    }
+
+    /// The machine of a running VM, read from its command line: the program may have been upgraded or removed since.
+    async fn machine_of_running(
+        &self,
+        hypervisor: Hypervisor,
+        uid: Uid,
+        program: &Program,
+    ) -> Result<Machine, String> {
+        let default = Machine {
+            accel: Accel::Kvm,
+            tsc_khz: None,
+        };
+        if hypervisor != Hypervisor::Qemu {
+            return Ok(default);
+        }
+        match self.running_argv(uid) {
+            Some(argv) => Ok(vmm::machine_of(&argv)),
+            // The process has just ended.
+            None => self.machine(hypervisor, program).await,
+        }
+    }
+
+    /// The machine of a new VM. QEMU runs guests with or without KVM; the other VMMs need KVM.
+    async fn machine(&self, hypervisor: Hypervisor, qemu: &Program) -> Result<Machine, String> {
+        if hypervisor != Hypervisor::Qemu {
+            return match Path::new(KVM).exists() {
+                true => Ok(Machine {
+                    accel: Accel::Kvm,
+                    tsc_khz: None,
+                }),
+                false => Err(format!(
+                    "hypervisor {hypervisor} needs {KVM}, which was not found: enable virtualization in the firmware or use hypervisor qemu"
+                )),
+            };
+        }
+        let file = self.programs.open(qemu)?;
+        let machine = self.machines.machine(&self.run_dir.0, &file).await;
+        machine.map_err(|error| format!("{error}: {}", error.source))
+    }
+
+    /// The directories of programs and images.
+    pub fn files(&self) -> &FileAccess {
+        &self.files
+    }
+
+    async fn check_boot_files(&self, files: [Option<&Path>; 2]) -> Result<(), String> {
+        self.files.check_boot_files(files).await
+    }
+
+    async fn check_readable(&self, files: impl Iterator<Item = Disk>) -> Result<(), String> {
+        self.files.check_readable(files.collect()).await
+    }
+
+    /// Restores owners of users' files that an earlier daemon or an earlier boot left changed. A file that cannot be restored does not keep
+    /// the daemon from starting.
+    pub fn recover_owners(&self) {
+        if let Err(error) = vmm::recover_owners(&self.run_dir, &self.disk_dir) {
+            warn!(%error, source = %error.source, "cannot restore the owners of disks that an earlier version has changed");
+        }
+    }
+
+    /// The empty desired state: no process.
+    pub fn nothing(&self, label: &Label) -> Desired {
+        let uid = owner::uid_of(label);
+        Desired {
+            label: label.clone(),
+            uid,
+            dir: self.run_dir.vmm_dir(uid),
+            want: None,
+            disks: Vec::new(),
+            confined: None,
+            grace: Default::default(),
+            forced: false,
+            left: Default::default(),
+            guest: Default::default(),
+            judged: Default::default(),
+        }
+    }
+
+    /// Whether a VMM runs for this VM, by its record. It also counts as running if the record cannot be read, e.g. while it is written.
+    pub fn may_be_running(&self, uid: Uid) -> bool {
+        match process::read_record(&self.run_dir.vm_dir(uid).join(vmm::RECORD)) {
+            Ok(Record::Of(identity)) => {
+                matches!(process::look(&identity), Ok(Life::Alive(_)) | Err(_))
+            }
+            Ok(Record::None | Record::Unborn) => false,
+            Err(_) => true,
+        }
+    }
+
+    /// What confines the VMM that runs for this VM, as text for users. None: no VMM runs, or it runs as root.
+    pub fn confined_by(&self, uid: Uid) -> Option<String> {
+        let confinement = vmm::confined_by(&self.run_dir.vmm_dir(uid)).ok().flatten();
+        confinement.map(|by| by.to_string())
+    }
+
+    /// The VMM that runs for this VM, by its record.
+    fn running(&self, uid: Uid) -> Option<Identity> {
+        vmm::running(&self.run_dir.vmm_dir(uid)).ok().flatten()
+    }
+
+    fn running_argv(&self, uid: Uid) -> Option<Vec<String>> {
+        let argv = process::argv(self.running(uid)?.pid).ok()?;
+        (!argv.is_empty()).then_some(argv)
+    }
+
+    /// Enqueues the VM's key when this process ends. Has no effect if the process is watched already.
+    pub fn watch(&self, uid: Uid, identity: Option<&Identity>) {
+        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(identity) = identity else {
+            watches.remove(&uid);
+            return;
+        };
+        drop(watches);
+        self.watch_as(Key::Vm(uid), uid, identity);
+    }
+
+    /// As [`Self::watch`], with this key: that of an orphan is not the key of a VM.
+    pub fn watch_as(&self, key: Key, uid: Uid, identity: &Identity) {
+        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        if watches.get(&uid).is_some_and(|w| w.identity == *identity) {
+            return;
+        }
+        let (waker, dir, watched) = (
+            self.waker.clone(),
+            self.run_dir.vmm_dir(uid),
+            identity.clone(),
+        );
+        let task = tokio::spawn(async move {
+            if let Err(error) = vmm::watch(&watched, &dir).await {
+                debug!(%uid, %error, "cannot watch a VMM");
+            }
+            waker.enqueue(key);
+        });
+        let watch = Watch {
+            identity: identity.clone(),
+            _task: AbortOnDropHandle::new(task),
+        };
+        watches.insert(uid, watch);
+    }
+}
+
+fn kernel(spec: &VmSpec) -> Result<&Path, String> {
+    let hypervisor = spec.hypervisor;
+    let kernel = spec.kernel_file.as_deref();
+    kernel.ok_or_else(|| format!("hypervisor {hypervisor} needs a `kernel_file`"))
+}
+
+fn confined(spec: &VmSpec, slot: &Slot, user: u32) -> Confined {
+    Confined {
+        user,
+        vcpu: spec.vcpu,
+        ram_bytes: spec.ram_bytes,
+        files: opened_files(spec, &slot.disks).collect(),
+    }
+}
+
+/// The files of users that a VMM opens.
+fn opened_files<'a>(spec: &'a VmSpec, disks: &'a [Disk]) -> impl Iterator<Item = Disk> + 'a {
+    let read_only = |path: &PathBuf| Disk {
+        path: path.clone(),
+        access: Access::ReadOnly,
+    };
+    let boot = spec
+        .kernel_file
+        .iter()
+        .chain(&spec.initrd_file)
+        .map(read_only);
+    boot.chain(disks.iter().cloned())
+}

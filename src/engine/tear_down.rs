@@ -1,0 +1,310 @@
+//! Tears a VM down: the same plans as for bringing it up, with empty desired state.
+//! Out of scope: bringing up; orphans ([`crate::engine::remove_orphans`]).
+
+use std::net::Ipv4Addr;
+
+use tracing::debug;
+
+use super::Engine;
+use super::step::{StageRunner, condition_of, desired_inputs};
+use crate::api::condition::{Reason, Status};
+use crate::api::event::EventType;
+use crate::api::lease::Address;
+use crate::api::meta::Uid;
+use crate::api::network::NetworkSpec;
+use crate::api::stage::{STAGES, Stage};
+use crate::api::vm::Vm;
+use crate::clock;
+use crate::host::fs;
+use crate::owner::{self, Label, Owner};
+use crate::reconcile::net::bridge::{self, Location};
+use crate::reconcile::record::Record;
+use crate::reconcile::{Convergence, Reconcile, disk, firewall, net, storage, vmm};
+use crate::runtime::queue::Outcome;
+use crate::store::{self, Change};
+
+/// The resources that a VM may have on the host, according to its mode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum HostResources {
+    /// A namespace and a veth.
+    Isolated,
+    /// A TAP on a bridge.
+    Bridge {
+        tap: String,
+        /// The bridge, and the VM's address on it, if known.
+        place: Option<(String, std::net::Ipv4Addr)>,
+    },
+    /// A namespace and the resources that plugins created.
+    Cni,
+}
+
+/// The reason why a stage is not torn down yet.
+pub(super) struct TearDownError {
+    /// Status, reason and message for its condition.
+    pub(super) found: (Status, Reason, String),
+    /// When to try again.
+    pub(super) outcome: Outcome,
+}
+
+impl Engine {
+    /// Tears a VM down: each stage, from the last to the first, is converged to an empty desired state and released.
+    pub(super) async fn tear_down(&self, vm: &Vm) -> Result<Outcome, store::Error> {
+        let uid = vm.meta.uid;
+        let label = self.instance.vm_label(&vm.meta.name, uid);
+        let resources = self.host_resources(vm);
+        for stage in self.acquired(uid).into_iter().rev() {
+            if let Err(error) = self.tear_down_stage(stage, &label, &resources).await {
+                self.set_condition(vm, stage, error.found).await?;
+                return Ok(error.outcome);
+            }
+            let now = clock::now();
+            self.write(|txn| txn.release(uid, stage, now)).await?;
+        }
+        self.report_kept_disk(vm);
+        self.write(|txn| txn.remove_if_released(uid)).await?;
+        Ok(Outcome::Converged)
+    }
+
+    /// Reports the path of a persistent disk, which is not removed with its VM.
+    fn report_kept_disk(&self, vm: &Vm) {
+        let name = &vm.meta.name;
+        let storage = &vm.spec.storage;
+        let disk = storage::existing_disk(storage, self.processes.disk_dir(), name);
+        if let Some(disk) = disk.filter(|_| storage.persistent) {
+            let message = format!("the persistent disk is kept: {}", disk.display());
+            let object = format!("vm/{name}");
+            self.record_event(EventType::Normal, &object, "DiskKept", &message);
+        }
+    }
+
+    /// The stages that a VM has acquired, in the order of the pipeline.
+    pub(super) fn acquired(&self, uid: Uid) -> Vec<Stage> {
+        self.store.read(|world| {
+            let is_acquired =
+                |stage: &Stage| world.status(uid, *stage).is_some_and(|page| page.held);
+            STAGES.into_iter().filter(is_acquired).collect()
+        })
+    }
+
+    /// The resources that a VM may have on the host.
+    pub(super) fn host_resources(&self, vm: &Vm) -> HostResources {
+        match &vm.spec.network {
+            NetworkSpec::Isolated(_) => HostResources::Isolated,
+            NetworkSpec::Cni(_) => HostResources::Cni,
+            NetworkSpec::Bridge(spec) => {
+                let lease = self.store.read(|world| world.lease(&vm.meta.name).cloned());
+                HostResources::Bridge {
+                    tap: spec.tap(vm.index),
+                    place: lease.and_then(|lease| match lease.address {
+                        Address::Bridged { bridge, ip, .. } => Some((bridge, ip)),
+                        Address::Block { .. } | Address::Plugged { .. } => None,
+                    }),
+                }
+            }
+        }
+    }
+
+    pub(super) async fn tear_down_stage(
+        &self,
+        stage: Stage,
+        label: &Label,
+        standing: &HostResources,
+    ) -> Result<(), TearDownError> {
+        let uid = owner::uid_of(label);
+        match stage {
+            // Its exit needs no notification.
+            Stage::Vmm => self.processes.watch(uid, None),
+            // A new attachment is checked by its plugins again.
+            Stage::Net => self.check_again(uid),
+            Stage::Lease | Stage::Firewall => {}
+        }
+        // The record is removed together with the namespace.
+        let address = match stage {
+            Stage::Net => self.address_of(label),
+            Stage::Lease | Stage::Firewall | Stage::Vmm => None,
+        };
+        let mut runner = TearDown {
+            engine: self,
+            label,
+        };
+        self.remove_stage(stage, label, standing, &mut runner)
+            .await?;
+        match address {
+            // The VM cannot send packets any more, so no new entry is created.
+            Some(address) => self.delete_flows(address).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Deletes the host's connection tracking entries of this address.
+    pub(super) async fn delete_flows(&self, address: Ipv4Addr) -> Result<(), TearDownError> {
+        let result = self.flows.delete(&self.host.host_netns, address).await;
+        result.map_err(|error| {
+            let message = format!("{error}: {}", error.source);
+            TearDownError {
+                found: (Status::False, Reason::ActionFailed, message),
+                outcome: Outcome::Failed,
+            }
+        })
+    }
+
+    /// The address of the VM with this label, from its lease or its record.
+    fn address_of(&self, label: &Label) -> Option<Ipv4Addr> {
+        let uid = owner::uid_of(label);
+        let leased = self.store.read(|world| {
+            let vm = world.vm(uid)?;
+            let lease = world.lease(&vm.meta.name)?;
+            Some(lease.address.ip())
+        });
+        leased.or_else(|| {
+            let path = self.run_dir.vm_dir(uid).join(net::RECORD);
+            let record = fs::read_text(&path).ok().flatten()?;
+            let record: Record = serde_json::from_str(&record).ok()?;
+            Some(record.lease?.address.ip())
+        })
+    }
+
+    /// Converges a stage to the empty desired state.
+    pub(super) async fn remove_stage<M: StageRunner>(
+        &self,
+        stage: Stage,
+        label: &Label,
+        standing: &HostResources,
+        runner: &mut M,
+    ) -> Result<(), M::Break> {
+        match stage {
+            Stage::Lease => Ok(()),
+            Stage::Net => self.remove_net(label, standing, runner).await,
+            Stage::Firewall => self.remove_firewall(label, standing, runner).await,
+            Stage::Vmm => {
+                let desired = vmm::Desired {
+                    grace: self.grace_period(owner::uid_of(label)),
+                    forced: self.is_forced(owner::uid_of(label)),
+                    ..self.processes.nothing(label)
+                };
+                let reconciler = &self.processes.stage;
+                runner.run_stage(stage, reconciler, &desired).await?;
+                match self.processes.no_disk(label) {
+                    Some(desired) => {
+                        let hands = disk::Disks::default();
+                        runner.run_stage(stage, &hands, &desired).await.map(drop)
+                    }
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    async fn remove_net<M: StageRunner>(
+        &self,
+        label: &Label,
+        standing: &HostResources,
+        runner: &mut M,
+    ) -> Result<(), M::Break> {
+        match standing {
+            HostResources::Isolated => {
+                let desired = net::isolated::Desired {
+                    label: label.clone(),
+                    run_dir: self.run_dir.0.clone(),
+                    slot: None,
+                };
+                runner
+                    .run_stage(Stage::Net, &self.net(), &desired)
+                    .await
+                    .map(drop)
+            }
+            HostResources::Bridge { tap, place } => {
+                let desired = bridge::Desired {
+                    label: label.clone(),
+                    run_dir: self.run_dir.0.clone(),
+                    tap: tap.clone(),
+                    slot: None,
+                    last_location: place.clone().map(|(bridge, ip)| Location { bridge, ip }),
+                };
+                runner
+                    .run_stage(Stage::Net, &self.port(), &desired)
+                    .await
+                    .map(drop)
+            }
+            HostResources::Cni => self.detach_cni(label, runner).await,
+        }
+    }
+
+    async fn remove_firewall<M: StageRunner>(
+        &self,
+        label: &Label,
+        standing: &HostResources,
+        runner: &mut M,
+    ) -> Result<(), M::Break> {
+        match standing {
+            HostResources::Isolated => {
+                let desired = firewall::isolated::Desired {
+                    netns: self.run_dir.netns(&owner::names_of(label)),
+                    lock: self.run_dir.vm_dir(owner::uid_of(label)).join(net::LOCK),
+                    rules: None,
+                };
+                let reconciler = self.isolated_firewall_reconciler();
+                runner
+                    .run_stage(Stage::Firewall, &reconciler, &desired)
+                    .await
+                    .map(drop)
+            }
+            HostResources::Bridge { tap, .. } => {
+                let desired = firewall::bridge::Desired {
+                    label: label.clone(),
+                    tap: tap.clone(),
+                    allowed: None,
+                    last_verified: None,
+                };
+                let hands = self.bridge_firewall_reconciler();
+                runner
+                    .run_stage(Stage::Firewall, &hands, &desired)
+                    .await
+                    .map(drop)
+            }
+            HostResources::Cni => self.remove_redirect(label, runner).await,
+        }
+    }
+}
+
+/// Tears down the resources with a label.
+struct TearDown<'a> {
+    engine: &'a Engine,
+    label: &'a Label,
+}
+
+impl StageRunner for TearDown<'_> {
+    type Break = TearDownError;
+
+    async fn run_stage<R: Reconcile>(
+        &mut self,
+        stage: Stage,
+        reconciler: &R,
+        desired: &R::Desired,
+    ) -> Result<R::Observed, TearDownError> {
+        let inputs = match &self.label.owner {
+            Owner::Vm { uid, name } => desired_inputs(*uid, name).to_vec(),
+            Owner::Ground => vec![Change::HostNetwork],
+        };
+        let convergence = self.engine.converge(reconciler, desired, &inputs).await;
+        let Convergence { actions, result } = convergence;
+        debug!(label = %self.label, %stage, ?actions, "torn down");
+        match &result {
+            Ok(_) => {}
+            Err(error) => {
+                let key = self.engine.key_of(self.label);
+                let await_outcome = self
+                    .engine
+                    .await_change(key, owner::uid_of(self.label), error);
+                return Err(TearDownError {
+                    found: condition_of(&result),
+                    outcome: await_outcome.unwrap_or(Outcome::Failed),
+                });
+            }
+        }
+        result.map_err(|error| TearDownError {
+            found: (Status::Unknown, Reason::ObserveFailed, error.to_string()),
+            outcome: Outcome::Failed,
+        })
+    }
+}

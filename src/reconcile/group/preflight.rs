@@ -1,0 +1,113 @@
+//! Preflight checks: whether the replacement of a VM could run, before the existing VM is torn down.
+//! Out of scope: the checks themselves (`processes`), which VMs are replaced (`plan`).
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::plan::{Action, Desired};
+use crate::api::condition::Reason;
+use crate::api::meta::{Name, Uid};
+use crate::api::vm::{Vm, VmSpec};
+use crate::store::World;
+
+/// The results of the preflight checks of one run, by VM.
+#[derive(Debug, Default)]
+pub struct Preflight {
+    known: HashMap<Uid, Judgement>,
+}
+
+#[derive(Debug)]
+struct Judgement {
+    wanted: VmSpec,
+    found: Result<(), String>,
+}
+
+/// A preflight check to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The existing VM.
+    pub vm: Vm,
+    /// The spec of its replacement.
+    pub wanted: VmSpec,
+}
+
+impl Preflight {
+    /// Records a result: it could run, or the reason why it could not, as text for users.
+    pub fn note(&mut self, question: Question, found: Result<(), String>) {
+        let wanted = question.wanted;
+        let judgement = Judgement { wanted, found };
+        self.known.insert(question.vm.meta.uid, judgement);
+    }
+
+    /// Returns a check whose result is needed before this plan may be carried out.
+    pub fn asks(&self, world: &World, desired: &Desired, plan: &[Action]) -> Option<Question> {
+        let going = plan.iter().filter_map(|action| match action {
+            Action::Delete { uid } => world.vm(*uid),
+            Action::Create { .. }
+            | Action::Update { .. }
+            | Action::Release { .. }
+            | Action::RemoveGroup => None,
+        });
+        going
+            .filter_map(|vm| Some((vm, desired.spec(vm.index)?)))
+            .find(|(vm, wanted)| self.of(vm.meta.uid, wanted).is_none())
+            .map(|(vm, wanted)| Question {
+                vm: vm.clone(),
+                wanted: wanted.into_owned(),
+            })
+    }
+
+    /// The reason why a VM cannot be replaced with this spec, if there is one.
+    pub fn unfit(&self, uid: Uid, wanted: &VmSpec) -> Option<&str> {
+        self.of(uid, wanted)?
+            .found
+            .as_ref()
+            .err()
+            .map(String::as_str)
+    }
+
+    fn of(&self, uid: Uid, wanted: &VmSpec) -> Option<&Judgement> {
+        self.known.get(&uid).filter(|known| known.wanted == *wanted)
+    }
+}
+
+/// What blocks a group, in addition to its VMs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BlockedReason {
+    /// It has no addresses, with the reason.
+    NoRange(String),
+    /// VMs that are left unchanged, each with the reason why it is not replaced.
+    Unfit(BTreeMap<Name, String>),
+}
+
+impl BlockedReason {
+    /// The reason for the condition of the group.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::NoRange(_) => Reason::Conflict,
+            Self::Unfit(_) => Reason::Invalid,
+        }
+    }
+
+    /// The message, as text for users.
+    pub fn words(&self) -> String {
+        match self {
+            Self::NoRange(why) => why.clone(),
+            Self::Unfit(held) => match held.first_key_value() {
+                None => String::new(),
+                Some((vm, why)) if held.len() == 1 => format!("{vm} is not replaced: {why}"),
+                Some((vm, why)) => {
+                    let more = held.len() - 1;
+                    format!("{vm} and {more} more are not replaced: {why}")
+                }
+            },
+        }
+    }
+
+    /// The reason why this VM is not replaced, if there is one.
+    pub fn of_vm(&self, name: &Name) -> Option<&str> {
+        match self {
+            Self::NoRange(_) => None,
+            Self::Unfit(held) => held.get(name).map(String::as_str),
+        }
+    }
+}
