@@ -330,7 +330,7 @@ fn what_a_member_has_put_into_an_allowed_directory_is_neither_read_nor_executed(
                     let message = condition["message"].as_str()?;
                     let told = [
                         "expected",
-                        "cannot be executed",
+                        "not executable",
                         "cannot open",
                         "does not exist",
                         "not found",

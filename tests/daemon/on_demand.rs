@@ -76,7 +76,7 @@ fn three_live_through_kill_9_follow_their_groups_policy_and_go_with_it() {
         assert_eq!(house.vms(), ["sandbox-1", &made_up, "own"]);
         let said = house.refused("vm delete sandbox-1", 1);
         assert!(
-            said.contains("one of the 1 that hostgroup/sandbox counts"),
+            said.contains("one of the 1 VMs that hostgroup/sandbox keeps"),
             "{said}"
         );
         let said = house.refused("vm delete opn", 1);
@@ -297,7 +297,7 @@ fn a_persistent_disk_of_one_waits_for_the_next_of_its_name() {
         let along = house.ctl("delete hg web --wait=20s");
         assert_eq!(
             along,
-            "hostgroup/web deleted, and the VM made on demand in it\n"
+            "hostgroup/web deleted, and its VM created on demand\n"
         );
         assert!(keep.exists());
     });

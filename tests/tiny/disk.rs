@@ -124,11 +124,11 @@ fn without_room_for_its_disk_a_vm_says_so_and_does_not_start_and_with_room_it_do
             let said = vm["status"]["conditions"].as_array()?.iter();
             let mut said = said.filter(|condition| condition["type"] == "Vmm");
             let why = said.next()?["message"].as_str()?.to_owned();
-            why.contains("it needs").then_some(why)
+            why.contains("not enough space").then_some(why)
         });
         assert!(why.contains("4 MiB") && why.contains(&shown), "{why}");
         let refused = house.refused(&format!("apply -f {file} --wait=1s"), 1);
-        assert!(refused.contains("it needs"), "{refused}");
+        assert!(refused.contains("not enough space"), "{refused}");
         assert_eq!(tiny::pids(&house)["sandbox-1"], None);
         let names = || {
             let entries = std::fs::read_dir(&disks).unwrap();

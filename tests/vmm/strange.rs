@@ -386,7 +386,7 @@ async fn one_from_before_there_were_users_is_kept_and_never_started_again() {
     kill(running.process().unwrap()).await;
     let error = stage.act(&kept, &Action::Launch { after: None }).await;
     let why = error.unwrap_err().source.to_string();
-    assert!(why.contains("given one first"), "{why}");
+    assert!(why.contains("must be assigned first"), "{why}");
     assert!(stage.observe(&kept).await.unwrap().running.is_empty());
     clear(&stage, &old).await;
 }
