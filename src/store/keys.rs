@@ -73,4 +73,41 @@ mod tests {
         assert_eq!(again.vmm_ids, world.vmm_ids);
         assert_eq!(encode(&world, "group/other"), None);
     }
+
+    #[test]
+    fn every_value_that_the_version_before_stored_is_encoded_to_the_same_bytes() {
+        let stored = include_str!("../../tests/fixtures/state-2/pairs.tsv");
+        let pairs: Vec<(Vec<u8>, Vec<u8>)> = stored
+            .lines()
+            .map(|line| {
+                let (key, value) = line.split_once('\t').expect("a key and a value");
+                (key.into(), value.into())
+            })
+            .collect();
+        let world = load::world(&pairs).expect("a world");
+        // A field that is not known any more would be kept as it was, and its value would be lost to the program.
+        assert!(
+            world.unknown.fields().is_empty(),
+            "{:?}",
+            world.unknown.fields()
+        );
+        let mut kinds = std::collections::BTreeSet::new();
+        for (key, value) in &pairs {
+            let key = std::str::from_utf8(key).expect("a text");
+            if key == load::FORMAT_KEY {
+                continue;
+            }
+            kinds.insert(key.split('/').next().expect("a kind"));
+            let encoded = encode(&world, key).expect(key);
+            assert_eq!(
+                std::str::from_utf8(&encoded),
+                std::str::from_utf8(value),
+                "{key}"
+            );
+        }
+        assert_eq!(
+            kinds.into_iter().collect::<Vec<_>>(),
+            ["ground", "group", "lease", "page", "pool", "vm", "vmm-id"]
+        );
+    }
 }
