@@ -58,13 +58,14 @@ fn foretold(house: &House, manifest: &str) -> Steps {
 /// Every step on the way up or down, as the daemon's log tells it.
 fn taken(log: &str) -> Steps {
     let mut steps = Steps::new();
-    for (line, list) in log.lines().filter_map(|line| line.split_once(" taken=")) {
+    for (line, list) in log.lines().filter_map(|line| line.split_once(" actions=[")) {
         let vm = match (line.split_once("acted vm="), line.split_once("/vm/")) {
             (Some((_, vm)), _) => vm.split(' ').next(),
             (None, Some((_, label))) => label.split('@').next(),
             (None, None) => None,
         };
-        let list: Vec<String> = serde_json::from_str(list).expect("a list of strings");
+        let list: Vec<String> =
+            serde_json::from_str(&format!("[{list}")).expect("a list of strings");
         if !list.is_empty() {
             let vm = format!("vm/{}", vm.expect("whose steps"));
             steps.entry(vm).or_default().extend(list);
