@@ -11,8 +11,9 @@ use rustix::thread::LinkNameSpaceType;
 
 use serde_json::Value;
 use slicectl::host::Kind;
-use slicectl::host::tap::{self, Framing};
+use slicectl::host::tap::Framing;
 
+use crate::support::guest_stack;
 use crate::support::house::{House, inhabited, slots};
 use crate::support::kernel::{ip, run};
 
@@ -203,7 +204,7 @@ fn open_tap(netns: &str, uid: u32, framing: Framing) -> Result<File, slicectl::h
             // SAFETY: the bare system call changes this thread only, and with it go its capabilities (credentials(7)).
             let changed = unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) };
             assert_eq!(changed, 0);
-            tap::attach("tap0", framing)
+            guest_stack::attach("tap0", framing)
         });
         opened.join().expect("the thread")
     })

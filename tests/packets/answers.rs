@@ -122,8 +122,9 @@ fn another_default_route_needs_no_action() {
         let elsewhere = Ipv4Addr::new(198, 18, 0, 1);
         let id = lab.probe(&guest, elsewhere, Udp(53));
         lab.net.sniffer.wait_for(id);
-        lab.house
-            .until("quiet", || lab.house.log().contains("quiet:").then_some(()));
+        lab.house.until("quiet", || {
+            lab.house.log().contains("initial sync done").then_some(())
+        });
         let log = lab.house.log();
         let events = lab.house.ctl("events");
         kernel::run("ip route replace default via 192.168.1.10");
