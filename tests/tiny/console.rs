@@ -75,7 +75,7 @@ fn cloud_hypervisor_takes_no_words_and_says_so() {
         let _program = one_vm(&house, Hypervisor::CloudHypervisor);
         let why = house.refused("console sandbox-1", 1);
         assert!(
-            why.contains("hypervisor cloud-hypervisor takes no input"),
+            why.contains("hypervisor cloud-hypervisor does not support it"),
             "{why}"
         );
         house.ctl("delete hg sandbox --wait=60s");

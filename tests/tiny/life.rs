@@ -314,7 +314,7 @@ fn a_vm_that_is_killed_is_a_failure_even_if_nobody_saw_it() {
             (&Value::Null, &Value::Null)
         );
         assert!(
-            exit["reason"].as_str().unwrap().contains("not known"),
+            exit["reason"].as_str().unwrap().contains("unknown status"),
             "{exit}"
         );
         assert_eq!(exit["pid"], second);
