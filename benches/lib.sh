@@ -33,7 +33,7 @@ begin() { # starts sliced like manifests/systemd/sliced.service, waits for its s
 # The median of the values with this name.
 of() { awk -v key="$2" '$1 == key { print $2 }' <<<"$1" | sort -n | awk '{ all[NR] = $1 } END { print all[int((NR + 1) / 2)] }'; }
 
-say() { # NAME VALUE BOUND TEST
+report() { # NAME VALUE BOUND TEST
   local word=ok
   awk "BEGIN { exit !($2 $4 $3) }" || { word=MISSED; failed=1; }
   printf '%-58s %10s   bound %s %-8s  %s\n' "$1" "$2" "$4" "$3" "$word"

@@ -157,38 +157,38 @@ built=$(by_turns 3 "by_hand by-hand.sh" ours_isolated)
 hand=$(of "$built" hand) ours=$(of "$built" ours)
 floor=$(awk "BEGIN { printf \"%.2f\", $(fresh "$work/floor" "$slots") * 1000 / $slots }")
 printf 'microseconds per slot: shell script %s, kernel minimum %s, sliced %s\n\n' "$hand" "$floor" "$ours"
-say "create: times faster than a script of ip(8), iptables(8)" "$(per "$hand" "$ours")" 8 '>='
-say "create: ratio to the kernel's minimum" "$(per "$ours" "$floor")" 3 '<='
+report "create: times faster than a script of ip(8), iptables(8)" "$(per "$hand" "$ours")" 8 '>='
+report "create: ratio to the kernel's minimum" "$(per "$ours" "$floor")" 3 '<='
 
 whole=$(fresh bash -euc "life 1 $slots whole")
-say "policy change on all, seconds" "$(per "$(of "$whole" policy)" 1000000)" 1 '<='
-say "restart: initial sync done, seconds" "$(per "$(of "$whole" adopt)" 1000)" 0.5 '<='
-say "restart: actions executed" "$(of "$whole" actions)" 0 '=='
-say "delete: ratio to create" "$(per "$(of "$whole" delete)" "$(of "$whole" build)")" 1 '<='
-say "delete: objects left" "$(of "$whole" left)" 0 '=='
-say "idle: % of a core over 10 s" "$(per "$(of "$whole" rest)" 10)" 0.2 '<'
-say "idle: MB resident" "$(per "$(of "$whole" resident)" 1024)" 64 '<'
+report "policy change on all, seconds" "$(per "$(of "$whole" policy)" 1000000)" 1 '<='
+report "restart: initial sync done, seconds" "$(per "$(of "$whole" adopt)" 1000)" 0.5 '<='
+report "restart: actions executed" "$(of "$whole" actions)" 0 '=='
+report "delete: ratio to create" "$(per "$(of "$whole" delete)" "$(of "$whole" build)")" 1 '<='
+report "delete: objects left" "$(of "$whole" left)" 0 '=='
+report "idle: % of a core over 10 s" "$(per "$(of "$whole" rest)" 10)" 0.2 '<'
+report "idle: MB resident" "$(per "$(of "$whole" resident)" 1024)" 64 '<'
 
 few=$(of "$(by_turns 3 few_isolated)" few)
 many=$(price isolated 1000 4)
 printf '\nmicroseconds per slot: 16 slots %s, 1000 slots in four groups %s\n' "$few" "$many"
-say "1000 slots: ratio of the time per slot to that of 16" "$(per "$many" "$few")" 1.5 '<='
+report "1000 slots: ratio of the time per slot to that of 16" "$(per "$many" "$few")" 1.5 '<='
 large=$(fresh bash -euc "life 4 1024 whole")
-say "1024 slots in four groups, restart: sync done, seconds" "$(per "$(of "$large" adopt)" 1000)" 0.5 '<='
-say "1024 slots in four groups, restart: actions executed" "$(of "$large" actions)" 0 '=='
+report "1024 slots in four groups, restart: sync done, seconds" "$(per "$(of "$large" adopt)" 1000)" 0.5 '<='
+report "1024 slots in four groups, restart: actions executed" "$(of "$large" actions)" 0 '=='
 one=$(fresh bash -euc "life 1 1")
-say "host rules for 1 slot" "$(of "$one" rules)" "$(of "$whole" rules)" '=='
+report "host rules for 1 slot" "$(of "$one" rules)" "$(of "$whole" rules)" '=='
 
 foreign=$(fresh bash -euc beside_foreign_rules)
-say "29,000 foreign rules: ms of CPU per foreign change" "$(per "$(of "$foreign" each)" 20)" 5 '<'
+report "29,000 foreign rules: ms of CPU per foreign change" "$(per "$(of "$foreign" each)" 20)" 5 '<'
 
 built=$(by_turns 3 "by_hand by-hand-bridge.sh" ours_on_bridge few_on_bridge)
 hand=$(of "$built" hand) ours=$(of "$built" ours) few=$(of "$built" few)
 many=$(price bridge 1000 4)
 printf '\nbridge, microseconds per slot: shell script %s, sliced %s; 16 slots %s, 1000 slots in four groups %s\n' \
   "$hand" "$ours" "$few" "$many"
-say "bridge: times faster than a script" "$(per "$hand" "$ours")" 8 '>='
-say "bridge: 1000 slots, ratio of time per slot to that of 16" "$(per "$many" "$few")" 1.5 '<='
+report "bridge: times faster than a script" "$(per "$hand" "$ours")" 8 '>='
+report "bridge: 1000 slots, ratio of time per slot to that of 16" "$(per "$many" "$few")" 1.5 '<='
 
 echo
 benches/vmm.sh || failed=1
@@ -218,8 +218,8 @@ built=$(by_turns 5 loop_of_plugins eight_at_a_time one_at_a_time)
 loop=$(of "$built" loop) eight=$(of "$built" eight)
 printf '\nCNI, microseconds per slot: loop of the plugins %s, sliced with concurrency 8 %s, with concurrency 1 %s, of which plugins %s\n' \
   "$loop" "$eight" "$(of "$built" one)" "$(of "$built" plugins)"
-say "CNI: overhead over the plugins' time, concurrency 1, %" "$(of "$built" overhead)" 15 '<='
-say "CNI: concurrency 8, times faster than the loop" "$(per "$loop" "$eight")" 1 '>='
+report "CNI: overhead over the plugins' time, concurrency 1, %" "$(of "$built" overhead)" 15 '<='
+report "CNI: concurrency 8, times faster than the loop" "$(per "$loop" "$eight")" 1 '>='
 
 # Debian's plugins list all existing rules and reservations: their growing time would hide a growth of that of sliced.
 cc -O2 -static -o "$work/bin/flat" benches/yardsticks/flat.c
@@ -230,6 +230,6 @@ few_each=$(of "$(by_turns 5 few_with_plugin)" few) many_each=$(price cni 1000 4 
 printf '\nCNI with a plugin of constant time, microseconds per slot:\n'
 printf '  without the plugin, concurrency 1: 16 slots %s, 1000 slots in four groups %s\n' "$few_own" "$many_own"
 printf '  with the plugin, concurrency 8: 16 slots %s, 1000 slots in four groups %s\n' "$few_each" "$many_each"
-say "CNI: 1000 slots, ratio of own time per slot to that of 16" "$(per "$many_own" "$few_own")" 1.5 '<='
-say "CNI: the same with the plugin, concurrency 8" "$(per "$many_each" "$few_each")" 1.5 '<='
+report "CNI: 1000 slots, ratio of own time per slot to that of 16" "$(per "$many_own" "$few_own")" 1.5 '<='
+report "CNI: the same with the plugin, concurrency 8" "$(per "$many_each" "$few_each")" 1.5 '<='
 exit "$failed"

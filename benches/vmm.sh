@@ -124,15 +124,15 @@ built=$(by_turns 5 ours hand)
 hand=$(of "$built" hand) ours=$(of "$built" ours)
 printf '%s VMs, milliseconds from apply until every guest reaches its gateway: shell script %s, sliced %s\n' \
   "$vms" "$(per "$hand" 1000)" "$(per "$ours" 1000)"
-say "VMs: ratio to a shell loop on existing TAPs" "$(per "$ours" "$hand")" 1.25 '<='
-say "VMs: restart: initial sync done, seconds" "$(per "$(of "$built" adopt)" 1000)" 0.3 '<='
-say "VMs: restart: actions executed" "$(of "$built" actions)" 0 '=='
+report "VMs: ratio to a shell loop on existing TAPs" "$(per "$ours" "$hand")" 1.25 '<='
+report "VMs: restart: initial sync done, seconds" "$(per "$(of "$built" adopt)" 1000)" 0.3 '<='
+report "VMs: restart: actions executed" "$(of "$built" actions)" 0 '=='
 
 built=$(fresh bash -euc one_more)
 printf '\none additional VM, milliseconds, with a VMM that starts instantly: %s, of which %s to start slicectl\n' \
   "$(per "$(of "$built" one)" 1000)" "$(per "$(of "$built" slicectl)" 1000)"
 printf '  all threads of the daemon: %s running, %s on a run queue\n' \
   "$(per "$(of "$built" ran)" 1000)" "$(per "$(of "$built" waited)" 1000)"
-say "VM: start without the time of slicectl, p50, ms" \
+report "VM: start without the time of slicectl, p50, ms" \
   "$(per "$(($(of "$built" one) - $(of "$built" slicectl)))" 1000)" 15 '<'
 exit "$failed"

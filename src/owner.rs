@@ -3,7 +3,7 @@
 //!
 //! # Why
 //! A label contains the instance id of the daemon, `slice/<instance>/<kind>/…`, and so does every link and chain name. Two daemons on
-//! one host can therefore tell their objects apart, and the wildcard rules of the host (`sl<instance>+`) match neither links of
+//! one host can therefore distinguish their objects, and the wildcard rules of the host (`sl<instance>+`) match neither links of
 //! another daemon nor unrelated links such as `slave0`.
 
 use std::fmt;

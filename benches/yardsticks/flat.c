@@ -1,5 +1,5 @@
-// A CNI plugin whose time does not grow with the number of attachments, in contrast to Debian's plugins, which list all existing
-// rules and reservations. ADD creates a veth whose inner end is named CNI_IFNAME, with the next address of 10.99.0.0/16; DEL deletes
+// A CNI plugin with a run time that does not grow with the number of attachments, in contrast to Debian's plugins, which list all existing
+// rules and reservations. ADD creates a veth with an inner end named CNI_IFNAME and the next address of 10.99.0.0/16; DEL deletes
 // it. Implements CNI 1.0.0. The number of attachments created so far is in /run/flat.
 // Start it only in temporary network and mount namespaces, as benches/run.sh does.
 #include "netlink.h"

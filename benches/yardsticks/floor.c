@@ -1,5 +1,5 @@
 // The minimal time that the kernel needs for isolated slots, sequentially in one thread: a mounted namespace, a persistent TAP, a veth
-// whose peer is created in its namespace, addresses, links up, ip_forward, and one iptables-restore per slot. Prints milliseconds.
+// with its peer created in the namespace, addresses, links up, ip_forward, and one iptables-restore per slot. Prints milliseconds.
 // Start it only in temporary network and mount namespaces, as benches/run.sh does.
 #include "netlink.h"
 

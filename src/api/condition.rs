@@ -57,7 +57,7 @@ pub enum Reason {
     Failed,
     /// The VM is being torn down.
     Terminating,
-    /// The manifest of this object is invalid; the last valid spec remains in force.
+    /// The manifest of this object is invalid; the last valid spec stays in effect.
     ManifestInvalid,
 }
 

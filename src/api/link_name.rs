@@ -37,7 +37,7 @@ pub enum InvalidLinkName {
     Characters,
     /// The name starts with one of [`READDRESSED`].
     #[error(
-        "systemd-networkd assigns addresses to links whose names start with ve-, vb-, vt-, vz- or ns-"
+        "systemd-networkd assigns addresses to links with names that start with ve-, vb-, vt-, vz- or ns-"
     )]
     ManagedByNetworkd,
     /// The name is one of [`KEPT`].

@@ -18,7 +18,7 @@ use super::policy::Policy;
 pub enum Mode {
     /// A namespace and a /30 for the VM; only egress that the lists allow.
     Isolated,
-    /// A port of a bridge whose subnet the host routes.
+    /// A port of a bridge with a subnet that the host routes.
     Bridge,
     /// The result of a chain of CNI plugins.
     Cni,
@@ -217,7 +217,7 @@ impl NetworkSpec {
     }
 
     /// Copies from `other` the settings that can change while the VM runs. The addresses of a group are one of them: the group's
-    /// reconciler replaces a VM whose address is no longer allowed.
+    /// reconciler replaces a VM if its address is no longer allowed.
     pub fn apply_live_changes(&mut self, other: &Self) {
         match (self, other) {
             (Self::Isolated(isolated), Self::Isolated(other)) => {

@@ -320,7 +320,7 @@ pub enum Verdict {
     Deny,
 }
 
-/// The part of the policy that determined the verdict.
+/// The part of the policy that decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// A destination that no list can allow.
@@ -345,7 +345,7 @@ impl fmt::Display for Origin {
 }
 
 impl Policy {
-    /// The verdict for packets that match neither list: denied if only `allow` has entries.
+    /// The decision for packets that match neither list: denied if only `allow` has entries.
     pub fn default_verdict(&self) -> Verdict {
         match self.drop.is_empty() && !self.allow.is_empty() {
             true => Verdict::Deny,

@@ -49,7 +49,7 @@ pub struct StageStatus {
     pub held: bool,
     /// The result of the last observation.
     pub condition: Condition,
-    /// The checkpoint of the stage: what it records about the converged state (firewall: the digest whose flows were evaluated).
+    /// The checkpoint of the stage: what it records about the converged state (firewall: the digest of the rules that the flows were evaluated against).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<String>,
 }

@@ -160,7 +160,7 @@ pub struct NetworkStatus {
 /// `status.firewall`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FirewallStatus {
-    /// The verdict for packets that match neither list.
+    /// The decision for packets that match neither list.
     pub default: DefaultVerdict,
     /// The entries of `allow`.
     pub allow: Vec<Entry>,
@@ -172,7 +172,7 @@ pub struct FirewallStatus {
     pub digest: Option<String>,
 }
 
-/// The default verdict: `allow` or `drop`.
+/// The default decision: `allow` or `drop`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DefaultVerdict {
@@ -345,7 +345,7 @@ pub struct DiffResult {
     pub groups: Vec<ApplyResult>,
     /// The actions of each object (`vm/sandbox-1`, `ground`), in order; objects without actions are left out.
     pub actions: BTreeMap<String, Vec<String>>,
-    /// For each object whose actions are incomplete, the reason, such as a failed observation.
+    /// For each object with an incomplete list of actions, the reason, such as a failed observation.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub stuck: BTreeMap<String, String>,
     /// The number of further VMs that would be created, changed or deleted, left out because of the size limit of a response.
@@ -360,7 +360,7 @@ pub struct Explanation {
     pub vm: Name,
     /// The packet, in canonical form.
     pub packet: String,
-    /// The verdict.
+    /// The decision.
     pub verdict: Verdict,
     /// The deciding rule, as iptables would print it.
     pub rule: String,

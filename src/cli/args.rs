@@ -330,7 +330,7 @@ pub struct GcArgs {
     pub output: Format,
 }
 
-/// Arguments of commands whose only argument is the output format.
+/// Arguments of commands with no argument but the output format.
 #[derive(Debug, clap::Args)]
 pub struct FormatArgs {
     /// Output format

@@ -97,7 +97,7 @@ pub struct Args {
     /// the settings file, else /var/lib/slice/images. Block devices are allowed by their directory: /dev/vg0, /dev/mapper
     #[arg(long, env = "SLICE_IMAGES", value_name = "DIR[:DIR]")]
     pub images: Option<Directories>,
-    /// Group (name or id) whose members may connect to the socket
+    /// Group (name or id); its members may connect to the socket
     #[arg(long, value_name = "GROUP", default_value = "slice")]
     pub socket_group: String,
 }

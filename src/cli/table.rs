@@ -47,7 +47,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table whose header is drawn before the first rows.
+    /// A table. Its header is drawn before the first rows.
     pub fn new(header: Vec<&'static str>, colors: Colors) -> Self {
         Self {
             widths: vec![0; header.len()],

@@ -318,7 +318,7 @@ fn blocking_condition(vm: &VmView) -> Option<&ConditionView> {
     })
 }
 
-/// The condition of each VM that is not ready; for a group whose VMs are all ready, its own.
+/// The condition of each VM that is not ready; for a group with ready VMs only, its own.
 async fn not_ready_reasons(client: &Client, object: &Object) -> Vec<String> {
     match object {
         Object::Vm(vm) => vec![not_ready_reason(vm)],

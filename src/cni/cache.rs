@@ -184,7 +184,7 @@ pub(super) fn read(
     }
 }
 
-/// The records in a directory, sorted by file name, including those of other runtimes. Only files whose names match `filter` are read.
+/// The records in a directory, sorted by file name, including those of other runtimes. Only files with names that match `filter` are read.
 /// Unreadable records are skipped.
 pub(super) fn list(
     cache_dir: &Path,

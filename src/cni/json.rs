@@ -1,8 +1,8 @@
-//! JSON objects whose values keep their original text.
+//! JSON objects that keep the original text of their values.
 //! Out of scope: the meaning of keys.
 //!
 //! # Why
-//! A configuration is passed on to plugins whose keys we do not know. `serde_json::Value` changes a number that is neither an `i64`,
+//! A configuration is passed on to plugins with keys that are unknown here. `serde_json::Value` changes a number that is neither an `i64`,
 //! a `u64` nor an exact `f64`; raw text does not.
 
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ pub(super) type Object = BTreeMap<String, Box<RawValue>>;
 
 /// Serializes a value.
 pub(super) fn raw(value: &(impl Serialize + ?Sized)) -> Box<RawValue> {
-    // Only a map whose keys are not strings fails, and no caller has one.
+    // Only a map with keys that are not strings fails, and no caller has one.
     serde_json::value::to_raw_value(value).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 

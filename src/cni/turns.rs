@@ -89,7 +89,7 @@ impl Locks {
             .containers
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        // One lock remains per operation in progress.
+        // One lock is kept per operation in progress.
         containers.retain(|_, lock| lock.strong_count() > 0);
         if let Some(lock) = containers.get(id).and_then(Weak::upgrade) {
             return lock;

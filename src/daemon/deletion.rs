@@ -1,5 +1,5 @@
 //! Deletion of an object by its name: refused, requested, or forced.
-//! Out of scope: groups whose manifest was removed (`intake_loop`); the removal itself.
+//! Out of scope: groups without a manifest (`intake_loop`); the removal itself.
 
 use super::answers::Failure;
 use super::drafts::delete_group;

@@ -31,7 +31,7 @@ use crate::store;
 /// Interval between attempts to read or watch a directory that fails, and between polls of a directory that reports no changes.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Deadline for reading the directory, which may be on a file system whose server does not respond.
+/// Deadline for reading the directory, which may be on a file system with a server that does not respond.
 const READ_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Delay after a change of the mount table. Many file systems are mounted at once (e.g. namespaces of VMs); one check covers all.

@@ -21,7 +21,7 @@ use crate::reconcile::group::{CLAIMS_DIR, ClaimOwner, Claims};
 use crate::runtime::controller::controller;
 use crate::store::{Opened, RunCopy, RunDirState, Store};
 
-/// Number of netlink sockets: one per thread of the runtime, and one for a request whose response is late.
+/// Number of netlink sockets: one per thread of the runtime, and one for a request with a late response.
 fn netlink_sockets() -> NonZeroUsize {
     let threads = std::thread::available_parallelism();
     threads.map_or(NonZeroUsize::MIN, |threads| threads.saturating_add(1))

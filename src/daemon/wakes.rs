@@ -101,7 +101,7 @@ pub(super) async fn resync(engine: Arc<Engine>, every: Duration) {
             }
             Err(error) => warn!(%error, "cannot list orphans"),
         }
-        // A plugin whose DEL failed before may succeed now.
+        // The DEL of a plugin that failed before may succeed now.
         engine.release_orphaned_attachments().await;
     }
 }

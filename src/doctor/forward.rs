@@ -166,7 +166,7 @@ fn evaluate_chain(observed: &Observed, ours: &str) -> Check {
     }
 }
 
-/// CNI networks whose packets traverse FORWARD and that have no plugin which accepts them there.
+/// CNI networks with packets that traverse FORWARD, and without a plugin that accepts them there.
 fn networks_without_firewall(cx: &Host) -> Vec<String> {
     let names = cx.cni.networks().unwrap_or_default();
     let networks = names.iter().filter_map(|name| cx.cni.find(name).ok());

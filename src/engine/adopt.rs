@@ -35,7 +35,7 @@ const MAX_NAMES: usize = 8;
 const BATCH_SIZE: usize = 64;
 
 impl Engine {
-    /// Restores what the store does not have: the contents of the journal, then every VM whose record of this boot is newer. VMs are
+    /// Restores what the store does not have: the contents of the journal, then every VM with a newer record of this boot. VMs are
     /// adopted even while the store cannot be written to disk. Returns the number of adopted VMs.
     ///
     /// # Errors
@@ -113,7 +113,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Restores a VM whose object was lost while the daemon was running.
+    /// Restores a VM after its object was lost while the daemon was running.
     ///
     /// # Errors
     /// The store cannot be written.

@@ -23,7 +23,7 @@ use crate::reconcile::net::cni::{
     self, CheckMode, CniNet, DataPath, Desired, GuestIdentity, IFNAME, Notice, NoticeHandler,
 };
 
-/// The message for a VM whose network was reconfigured after the VM was attached.
+/// The message for a VM that was attached before its network was reconfigured.
 const CHANGED: &str = "the network's configuration has changed; this VM keeps its attachment with the earlier configuration";
 
 impl Engine {
@@ -176,7 +176,7 @@ impl Engine {
             self.store
                 .read(|world| world.vms().map(|vm| vm.meta.uid).collect::<BTreeSet<_>>())
         };
-        // A VM whose state was lost is not a deleted VM: its attachment is kept.
+        // A VM with lost state is not a deleted VM: its attachment is kept.
         let kept_uids = || &known_uids() | &self.protected();
         let swept = cni::sweep(&self.cni, &self.instance, &kept_uids, &networks).await;
         for failure in &swept.failures {

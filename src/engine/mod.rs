@@ -150,7 +150,7 @@ pub struct Engine {
     pub enforcement: Enforcement,
     /// Deletes the host's connection tracking entries of VMs that are gone.
     pub flows: Flows,
-    /// VMs whose requirements the host network did not meet when they were run.
+    /// VMs that were run when the host network did not meet their requirements.
     pub waiting_for_host_network: Mutex<HashSet<Uid>>,
     /// Requests that wait for the removal of orphans.
     pub removals: Removals,
@@ -175,7 +175,7 @@ pub struct HostLink {
 /// Delay before the next run when a retry with backoff would not help.
 const SLOW_RETRY: Duration = Duration::from_secs(30);
 
-/// A VM whose lease is younger counts as being created.
+/// A VM with a younger lease counts as being created.
 const NEW_VM_AGE: Duration = Duration::from_secs(3);
 
 /// As [`SLOW`], for the host network, which every VM depends on.

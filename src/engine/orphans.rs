@@ -33,7 +33,7 @@ pub type Links<'a> = BoxFuture<'a, Result<Vec<Link>, host::Error>>;
 pub enum OrphanDecision {
     /// Remove it.
     Remove,
-    /// Adopt it: it is a VM whose object was lost.
+    /// Adopt it: it is a VM, and its object was lost.
     Adopt(Box<Record>),
     /// Leave it unchanged, with the reason.
     Keep(String),
@@ -120,7 +120,7 @@ impl Engine {
             orphans.filter(|label| is_orphan(world, label)).collect()
         }))
     }
-    /// Returns the orphans. VMs whose objects were lost are adopted.
+    /// Returns the orphans. VMs with lost objects are adopted.
     ///
     /// # Errors
     /// A failure to observe is not treated as absence.

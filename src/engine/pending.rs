@@ -70,7 +70,7 @@ impl Step {
 }
 
 impl Engine {
-    /// Waits for an observation of files, whose file system may not respond, and reports that it is pending.
+    /// Waits for an observation of files, which may be on a file system that does not respond, and reports that it is pending.
     pub(super) async fn pending<T>(
         &self,
         vm: &Vm,

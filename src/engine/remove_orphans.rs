@@ -29,7 +29,7 @@ const REMOVAL_TIMEOUT: Duration = Duration::from_secs(45);
 #[derive(Default)]
 pub struct Removals(Mutex<HashMap<Label, Vec<oneshot::Sender<Removed>>>>);
 
-/// The result of a removal, or why the orphan remains.
+/// The result of a removal, or why the orphan was not removed.
 type Removed = Result<(), String>;
 
 impl Removals {
@@ -50,7 +50,7 @@ impl Removals {
 }
 
 impl Engine {
-    /// Removes orphans and checks that they are gone. Returns for each orphan why it remains, if it does.
+    /// Removes orphans and checks that they are gone. Returns for each orphan that was not removed why.
     ///
     /// # Errors
     /// The host cannot be observed afterwards.

@@ -90,7 +90,7 @@ pub(super) struct BringUp<'a> {
     pub(super) conflict_message: Option<String>,
 }
 
-/// A stage whose acquisition may not be on disk yet: it is observed meanwhile, and changed only when the acquisition is on disk.
+/// A stage with an acquisition that may not be on disk yet: it is observed meanwhile, and changed only when the acquisition is on disk.
 struct DurableStage<'a, R> {
     stage: &'a R,
     durable: Mutex<Durable>,

@@ -21,7 +21,7 @@ pub struct Addr {
     pub net: Ipv4Network,
 }
 
-/// The links whose addresses are listed.
+/// The links to list the addresses of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Of {
     /// All links.

@@ -2,7 +2,7 @@
 //! Out of scope: programs, which can be killed ([`super::process`]).
 //!
 //! # Why
-//! A system call on a file system whose server does not answer (FUSE, NFS) sleeps until it does, and the thread cannot be interrupted.
+//! A system call on a file system with a server that does not answer (FUSE, NFS) sleeps until it does, and the thread cannot be interrupted.
 //! So the caller stops waiting and the thread is abandoned. Abandoned threads are counted: above a limit no new operation
 //! starts, so that the runtime's thread pool is never exhausted.
 

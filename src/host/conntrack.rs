@@ -115,7 +115,7 @@ pub fn delete_same_tuples(flows: &[Flow]) -> Result<(), Error> {
     })
 }
 
-/// Deletes flows, over one socket. A flow that no longer exists, or whose ID differs, is not an error.
+/// Deletes flows, over one socket. A flow that no longer exists, or has another ID, is not an error.
 pub fn delete(flows: &[Flow]) -> Result<(), Error> {
     let mut socket = Netfilter::open()?;
     flows

@@ -30,7 +30,7 @@ pub struct Holder {
 }
 
 impl Holder {
-    /// Root, or a VMM, whose descriptors were opened by root.
+    /// Root, or a VMM: its descriptors were opened by root.
     pub fn is_privileged(&self) -> bool {
         self.confined || self.user.is_none_or(|user| user == 0)
     }

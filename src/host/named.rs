@@ -54,7 +54,7 @@ pub enum Kind {
     Internal,
 }
 
-/// A file whose path has been resolved once.
+/// A file with a path that was resolved once.
 #[derive(Debug)]
 pub struct Named {
     fd: OwnedFd,
@@ -304,7 +304,7 @@ impl Walk {
             found: "a symbolic link".to_owned(),
             expected: match followed {
                 true => {
-                    "a path whose symbolic links are owned by root and in directories that only root can write"
+                    "a path with symbolic links that root owns, in directories that only root can write"
                 }
                 false => "a path without symbolic links below the allowed directory",
             },

@@ -16,7 +16,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags};
 use super::folder::{is_manifest, resembles_manifest};
 use crate::api::host_group::DirectoryId;
 
-/// Types (`statfs(2)`) of file systems whose files can change without an inotify event: network file systems, FUSE, and overlayfs, which
+/// Types (`statfs(2)`) of file systems with files that can change without an inotify event: network file systems, FUSE, and overlayfs, which
 /// does not report writes to its lower directories.
 const POLLED_FILE_SYSTEMS: [u32; 17] = [
     0x6969,      // NFS

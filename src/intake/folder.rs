@@ -20,7 +20,7 @@ pub struct Listing {
     pub id: DirectoryId,
     /// The manifests, sorted by name.
     pub files: Vec<FileResult>,
-    /// Files that are not manifests, but whose names resemble one; sorted.
+    /// Files that are not manifests, but have names that resemble one; sorted.
     pub others: Vec<PathBuf>,
     /// Whether part of the directory is on a file system that does not report all changes (inotify(7)).
     pub is_silent: bool,

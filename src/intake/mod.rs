@@ -50,7 +50,7 @@ pub struct IntakePlan {
     pub problems: Vec<(PathBuf, Vec<Problem>)>,
     /// Warnings by file: input that is valid, but probably a mistake.
     pub warnings: Vec<(PathBuf, Vec<String>)>,
-    /// Files that are not manifests, but whose names resemble one.
+    /// Files that are not manifests, but have names that resemble one.
     pub others: Vec<PathBuf>,
     /// When to read the directory again without a change: the end of a grace period, for a removal or for a file that is being written.
     pub again: Option<Instant>,

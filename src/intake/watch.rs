@@ -176,7 +176,7 @@ fn is_absent(error: &notify::Error) -> bool {
 /// The paths to watch, which also filter the events.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Targets {
-    /// The resolved directory, whose entries are filtered by name.
+    /// The resolved directory; its entries are filtered by name.
     folder: Option<PathBuf>,
     /// Links and files on the path; other entries of their directories are ignored.
     exact: BTreeSet<PathBuf>,

@@ -23,7 +23,7 @@ pub type Timeouts = BTreeMap<u16, u32>;
 /// The limit if the host's table is unlimited or its size cannot be read: that of a table of 262,144 entries.
 const DEFAULT_LIMIT: u32 = 512;
 
-/// The table is divided for 256 VMs, whose open connections use half of it.
+/// The table is divided for 256 VMs: their open connections use half of it.
 const TABLE_DIVISOR: u32 = 512;
 
 /// Timeout in seconds of a TCP entry that is half-open or closed ([`TIMEOUTS`]).

@@ -104,14 +104,14 @@ impl VmmCheckpoint {
         self.last_exit = Some(exit);
     }
 
-    /// Marks the last exit as handled: a start was requested.
+    /// Records that the last exit is handled: a start was requested.
     pub fn answer(&mut self) {
         if let Some(exit) = &mut self.last_exit {
             exit.handled = true;
         }
     }
 
-    /// The checkpoint after a reboot: no process runs; the last exit remains.
+    /// The checkpoint after a reboot: no process runs; the last exit is kept.
     #[must_use]
     pub fn after_reboot(self) -> Self {
         Self {

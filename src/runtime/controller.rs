@@ -6,7 +6,7 @@
 //! limited, too: the processes that they wait for compete for the same CPUs.
 //!
 //! # Why slow runs release their worker
-//! A run that takes longer than [`SLOW`] most likely hangs: in a program, in the kernel, or in a file system whose server is gone. Its
+//! A run that takes longer than [`SLOW`] most likely hangs: in a program, in the kernel, or in a file system without its server. Its
 //! deadline ends it, but until then it must not prevent other keys from running. It uses no CPU, so the limit is higher: it bounds the
 //! resources that these runs keep open.
 
@@ -66,7 +66,7 @@ pub const WAITING_PER_WORKER: usize = 3;
 /// A run that takes longer than this releases its worker.
 pub const SLOW_AFTER: Duration = Duration::from_millis(500);
 
-/// The same for a key whose last run failed: it most likely hangs again.
+/// The same for a key after a failed run: it most likely hangs again.
 const SLOW_AFTER_FAILURE: Duration = Duration::from_millis(100);
 
 /// The default limit of slow runs without a worker.
@@ -125,7 +125,7 @@ enum ReleaseReason {
     Waiting,
     /// It takes longer than [`SLOW`].
     Slow,
-    /// It waits for an operation whose number is limited elsewhere.
+    /// It waits for an operation that is limited in number elsewhere.
     Unlimited,
 }
 
@@ -138,7 +138,7 @@ pub async fn release_worker<W: Future>(future: W) -> W::Output {
     output
 }
 
-/// Waits without occupying a worker and without a limit: for operations whose number is limited elsewhere, such as copies of images.
+/// Waits without occupying a worker and without a limit: for operations that are limited in number elsewhere, such as copies of images.
 pub async fn release_worker_unlimited<W: Future>(future: W) -> W::Output {
     let released = ReleaseGuard::try_release(ReleaseReason::Unlimited);
     let done = future.await;
@@ -191,7 +191,7 @@ impl ReleaseGuard {
         })
     }
 
-    /// Marks the run as released without releasing its worker: over the limit, a run that waits for a process keeps its worker until it
+    /// Counts the run as released without releasing its worker: over the limit, a run that waits for a process keeps its worker until it
     /// ends.
     fn mark_released() -> Option<Self> {
         let run = RUN.try_with(Arc::clone).ok()?;

@@ -25,7 +25,7 @@ use crate::api::meta::Uid;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Batch {
     pub(super) entries: Entries,
-    /// VMs whose removal is requested by this batch.
+    /// VMs that this batch requests to remove.
     pub(super) deleting: Vec<Uid>,
     /// VMs whose removal is complete.
     pub(super) removed: Vec<Uid>,

@@ -1,4 +1,4 @@
-//! A store whose disk cannot be written: observations stay in memory, changes are refused, and it recovers by itself.
+//! A store with a disk that cannot be written: observations stay in memory, changes are refused, and it recovers by itself.
 //! Out of scope: retrying the write (the writer); opening a database that cannot be written ([`super::readonly`]).
 //!
 //! # Why
@@ -77,7 +77,7 @@ impl Shared {
         })
     }
 
-    /// Records that the pending entries were written, together with a batch whose values for the same keys are newer. Returns false if
+    /// Records that the pending entries were written, together with a batch that has newer values for the same keys. Returns false if
     /// there are more pending entries by now.
     pub(super) fn pending_written(&self, written: &Batch) -> bool {
         let _world = lock(&self.world);

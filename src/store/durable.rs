@@ -1,4 +1,4 @@
-//! Waiting for the disk: for the caller's own transaction, or for transactions of other callers whose changes were read.
+//! Waiting for the disk: for the caller's own transaction, or for transactions of other callers, if their changes were read.
 //! Out of scope: which commits are on the disk ([`super::progress`]).
 
 use tokio::sync::oneshot;
@@ -22,7 +22,7 @@ pub(super) enum PendingCommit {
     Nothing,
     /// The caller's own transaction.
     Own(oneshot::Receiver<Result<(), Error>>),
-    /// A transaction of another caller, whose changes were read.
+    /// A transaction of another caller; its changes were read.
     Other(Store, Number),
 }
 

@@ -56,7 +56,7 @@ impl Txn<'_> {
     /// [`LeaseError`].
     pub fn lease(&mut self, vm: &Vm, now: Timestamp) -> Result<Option<Lease>, LeaseError> {
         let world = self.world();
-        // The lease of a VM whose Net stage is acquired never changes, even if the group has changed.
+        // The lease of a VM with an acquired Net stage never changes, even if the group has changed.
         let net_acquired = world.status(vm.meta.uid, Stage::Net);
         let standing = net_acquired.is_some_and(|page| page.held);
         if let NetworkSpec::Cni(spec) = &vm.spec.network {

@@ -85,7 +85,7 @@ impl Reserve {
         &self.entries
     }
 
-    /// Marks all entries to be written to the database with the next batch.
+    /// Selects all entries to be written to the database with the next batch.
     pub(super) fn mark_all_due(&mut self) {
         self.due.clone_from(&self.entries);
     }

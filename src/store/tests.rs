@@ -50,7 +50,7 @@ fn group(name: &str) -> HostGroup {
     }
 }
 
-/// Writes a group with a VM whose first stage is acquired.
+/// Writes a group with a VM that has acquired its first stage.
 fn put_vm(txn: &mut Txn<'_>) -> Result<Uid, Error> {
     let group = group("fleet");
     let name = HostGroup::vm_name(&group.meta.name, 1).expect("a name");
@@ -73,7 +73,7 @@ fn checkpoint(world: &World, uid: Uid) -> Option<String> {
     world.status(uid, Stage::Lease)?.mark.clone()
 }
 
-/// A store whose disk does not answer until the returned sender is dropped.
+/// A store with a disk that does not answer until the returned sender is dropped.
 fn store_on_silent_disk() -> (Store, Sender<()>) {
     let (release, released) = channel::<()>();
     let write = move |_| {
@@ -190,7 +190,7 @@ async fn a_change_to_a_closed_store_is_refused_and_leaves_no_trace() {
     assert_eq!(store.read(|world| world.groups().count()), 0);
 }
 
-/// A store whose disk completes one batch for each result that is sent.
+/// A store with a disk that completes one batch for each result that is sent.
 fn store_on_slow_disk() -> (Store, Sender<Result<(), Failure>>) {
     let (complete, results) = channel();
     let write = move |_| results.recv().unwrap_or(Ok(()));

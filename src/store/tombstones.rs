@@ -130,7 +130,7 @@ impl Tombstones {
         }
     }
 
-    /// Withdraws tombstones that are no longer needed: of VMs whose deletion was not recorded (`deleting` is false), of VMs without an
+    /// Withdraws tombstones that are no longer needed: of VMs with a deletion that was not recorded (`deleting` is false), of VMs without an
     /// object and a run directory (their removal is complete), and those of an earlier boot. The files are updated when this returns.
     ///
     /// # Errors

@@ -51,7 +51,7 @@ pub(super) struct Finished {
     pub(super) undo: Vec<Undo>,
     pub(super) changes: Vec<Change>,
     pub(super) kind: Kind,
-    /// VMs whose removal is requested by this transaction.
+    /// VMs that this transaction requests to remove.
     pub(super) condemned: Vec<Uid>,
     /// VMs whose removal is complete.
     pub(super) buried: Vec<Uid>,
@@ -390,7 +390,7 @@ impl<'w> Txn<'w> {
         Ok(())
     }
 
-    /// Marks the transaction as an observation: its content was found on the host and would be found again.
+    /// Declares the transaction to be an observation: its content was found on the host and would be found again.
     pub(super) fn mark_observation(&mut self) {
         self.kind = Kind::Observation;
     }

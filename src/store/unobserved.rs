@@ -29,7 +29,7 @@ impl World {
         self.unobserved.since.filter(|_| unknown)
     }
 
-    /// Whether this process has observed all stages of a VM that have a stored condition. Always true for a VM that is being deleted, whose
+    /// Whether this process has observed all stages of a VM that have a stored condition. Always true for a VM that is being deleted: its
     /// readiness does not matter.
     pub fn is_observed(&self, vm: &Vm) -> bool {
         vm.meta.deleting || !self.unobserved.stages.contains_key(&vm.meta.uid)

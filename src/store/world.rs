@@ -86,7 +86,7 @@ pub struct HostNetworkStatus {
     /// The requirements that the host's rules and bridges met when they were last read back, and will continue to meet.
     #[serde(rename = "carries")]
     pub applied: HostRequirements,
-    /// Requirements that are no longer needed and whose rules and bridges may still exist: they are being removed.
+    /// Requirements that are no longer needed. Their rules and bridges may still exist: they are being removed.
     #[serde(default, skip_serializing_if = "HostRequirements::is_default")]
     #[serde(rename = "leaves")]
     pub obsolete: HostRequirements,
@@ -132,7 +132,7 @@ impl HostNetworkStatus {
         found && self.applied == *requirements && self.obsolete.is_default()
     }
 
-    /// Returns a status whose `applied` is limited to these requirements; the rest is in `obsolete`. `None`: nothing would change.
+    /// Returns a status with `applied` limited to these requirements; the rest is in `obsolete`. `None`: nothing would change.
     pub fn limited_to(&self, requirements: &HostRequirements) -> Option<Self> {
         let carries = self.applied.intersection(requirements);
         (carries != self.applied).then(|| Self {

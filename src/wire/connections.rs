@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::limits::Limits;
 use crate::clock;
 
-/// A connection whose peer has read nothing for this time may be evicted in favour of a response to another peer.
+/// A connection may be evicted after its peer has read nothing for this time, in favour of a response to another peer.
 const EVICTION_DELAY: Duration = Duration::from_millis(50);
 
 /// The phase of a connection.

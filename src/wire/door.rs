@@ -119,7 +119,7 @@ impl Listener {
                         .pid()
                         .is_some_and(|pid| has_group(pid, cred.uid(), self.group)),
             },
-            // A peer whose credentials cannot be read is not permitted.
+            // A peer without readable credentials is not permitted.
             Err(_) => Peer {
                 uid: u32::MAX,
                 pid: None,

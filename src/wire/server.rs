@@ -369,7 +369,7 @@ fn line(item: &impl Serialize) -> Option<Bytes> {
     Some(text.into())
 }
 
-/// An extractor whose rejections are [`Problem`]s.
+/// An extractor with [`Problem`]s as its rejections.
 struct Asked<T>(T);
 
 macro_rules! asked {

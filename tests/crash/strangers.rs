@@ -1,4 +1,4 @@
-//! Strangers' things under our names: a conflict with a remedy in words, never touched, and no blocked_reason to anything else.
+//! Objects of other programs with our names: a conflict that names a remedy; they are never changed, and other objects do not wait for them.
 //! Out of scope: which of a slot's states are a conflict (`tests/laws/net.rs`).
 
 use std::path::Path;

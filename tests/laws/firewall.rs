@@ -1,4 +1,4 @@
-//! The Firewall stage's laws, and a namespace's rules, seal, flows and gate made of data.
+//! The laws of the Firewall stage, on a model of the rules, the IPv6 block, the flows and the forwarding of a namespace.
 //! Out of scope: which packets the rules pass.
 
 use proptest::prelude::*;

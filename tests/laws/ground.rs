@@ -297,7 +297,7 @@ fn neighbour() -> Rule {
         .jump(other.chain("OUT"))
 }
 
-/// What a requirements wants where another one was carried before.
+/// The desired state with these requirements after other requirements were met.
 pub fn wanted(requirements: HostRequirements, before: HostRequirements) -> Desired {
     Desired {
         instance: Instance::of("/state".as_ref()),

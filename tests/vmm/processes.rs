@@ -562,7 +562,7 @@ fn every_name_we_remove_is_one_we_write() {
     assert!(cpu::tsc_khz().is_none_or(|khz| (100_000..20_000_000).contains(&khz)));
 }
 
-/// A VMM whose control socket is there and is not its own, so that every request through it fails.
+/// A VMM with a control socket that is not its own, so that every request through it fails.
 async fn without_answer(guest: DesiredGuest) -> (tempfile::TempDir, PrivateNet, Vmm, Desired) {
     let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
     let stage = Vmm::default();

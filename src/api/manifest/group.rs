@@ -349,7 +349,7 @@ impl Inherited {
     }
 }
 
-/// Fields whose value is a file on the host.
+/// Fields that name a file on the host.
 const PATH_FIELDS: [&str; 7] = [
     "kernel_file",
     "initrd_file",

@@ -79,7 +79,7 @@ fn read_grace(reader: &mut Reader, field: &Field) -> Option<GracePeriod> {
         .ok()
 }
 
-/// `ip=` is refused because the network drops packets whose source is not the address that it assigned to the VM.
+/// `ip=` is refused because the network drops packets from another source than the address that it assigned to the VM.
 /// `root=` is accepted and replaces the generated one, because an image may have partitions.
 fn read_cmdline(reader: &mut Reader, field: &Field) -> Option<String> {
     let text = reader.text(field, "kernel parameters")?;

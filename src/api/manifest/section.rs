@@ -246,9 +246,9 @@ fn unknown_key(key: &str, known: &[&str]) -> String {
     }
 }
 
-/// The known word closest to `found`: one that starts with it, or that differs in at most a third of its characters.
+/// The known key closest to `found`: one that starts with it, or that differs in at most a third of its characters.
 fn closest<'k>(found: &str, known: &[&'k str]) -> Option<&'k str> {
-    // No known word is half as long, and the cost of the distance is the product of the lengths.
+    // No known key is half as long, and the cost of the distance is the product of the lengths.
     const LONGEST: usize = 40;
     let normalize = |text: &str| text.replace('-', "_").to_ascii_lowercase();
     let found = normalize(&found.chars().take(LONGEST).collect::<String>());

@@ -28,7 +28,7 @@ pub(super) struct Total {
     rules: u64,
     /// The /22s that overlap the specified ranges.
     named: BTreeSet<Ipv4Network>,
-    /// The number of groups whose /22 is derived.
+    /// The number of groups with a derived /22.
     derived: usize,
 }
 

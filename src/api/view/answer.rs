@@ -195,7 +195,7 @@ pub struct ServerInfo {
     pub config_dir: PathBuf,
     /// The state directory.
     pub state_dir: PathBuf,
-    /// The run directory, whose content is lost when the host reboots.
+    /// The run directory. Its content is lost when the host reboots.
     pub run_dir: PathBuf,
 }
 

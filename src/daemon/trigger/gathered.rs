@@ -21,15 +21,15 @@ const MAX_ROUTES: usize = 64;
 pub(super) struct Pending {
     /// Keys that are enqueued in any case.
     pub(super) keys: HashSet<Key>,
-    /// By namespace id: the VM whose rules changed, and the latest generation of its rules.
+    /// By namespace id: the VM with changed rules, and the latest generation of its rules.
     pub(super) rules: HashMap<i32, (Uid, Generation)>,
-    /// Bridges whose MAC changed: the filters of their VMs contain it, and the kernel has dropped the neighbours on them.
+    /// Bridges with a changed MAC: the filters of their VMs contain it, and the kernel has dropped the neighbours on them.
     pub(super) moved: HashSet<String>,
-    /// Bridges whose addresses changed: the filters of VMs with `isolate_ports` contain them.
+    /// Bridges with changed addresses: the filters of VMs with `isolate_ports` contain them.
     pub(super) addressed: HashSet<String>,
     /// Networks for which routes were added or deleted: packets to VMs in them may take another route.
     pub(super) routed: HashSet<Ipv4Network>,
-    /// Objects whose link settings (netconf) changed.
+    /// Objects with changed link settings (netconf).
     pub(super) configured: HashSet<Key>,
     /// A setting of all links changed. The kernel then sets that of each link (`inet_forward_change`), also when the
     /// repair of the host network restores it.

@@ -32,7 +32,7 @@ impl Processes {
             .await
     }
 
-    /// Runs `look` on a thread that may block: an image may be on a file system whose server does not respond.
+    /// Runs `look` on a thread that may block: an image may be on a file system with a server that does not respond.
     pub(super) async fn disks_blocking(
         &self,
         storage: &Storage,

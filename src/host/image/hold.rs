@@ -120,7 +120,7 @@ fn is_free(file: &File, access: Use) -> io::Result<bool> {
         return Ok(false);
     }
     let conflict = !locked || has_range_locks(file, access)?;
-    // A process whose attempt to lock it failed may still have it open.
+    // A process that failed to lock it may still have it open.
     if !conflict && (access == Use::Read || is_sole_opener(file)?) {
         return Ok(true);
     }

@@ -251,7 +251,7 @@ impl Netfilter {
     /// # Why
     /// A commit first increments the number, then activates its rules, then removes the old ones from the lists (`nf_tables_commit`). A
     /// dump in between has the new number with the old rules or with none: of two tables with the same name, a rule dump contains the first
-    /// only, whose rules are no longer in force (`nf_tables_dump_rules`). A commit holds a mutex, and an empty batch
+    /// only, with rules that are no longer in force (`nf_tables_dump_rules`). A commit holds a mutex, and an empty batch
     /// waits for that mutex and changes nothing.
     pub fn generation(&mut self) -> io::Result<u32> {
         let id = self.base_seq()?;

@@ -177,7 +177,7 @@ fn read_once(
     Ok(tables)
 }
 
-/// Dormant tables, whose chains are inactive (`NFT_TABLE_F_DORMANT`).
+/// Dormant tables: their chains are inactive (`NFT_TABLE_F_DORMANT`).
 fn dormant_tables(netfilter: &mut Netfilter, family: u8) -> Result<Vec<String>, Error> {
     let mut dormant = Vec::new();
     let query = Message::new(GETTABLE, 0, family);

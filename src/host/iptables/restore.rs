@@ -154,7 +154,7 @@ fn line(text: &mut String, line: std::fmt::Arguments) {
 pub enum Lock<'a> {
     /// `/run/xtables.lock`, which all programs on the host use: for the host's tables.
     Shared,
-    /// A file of the caller: for a namespace of the daemon, whose tables no other program writes, so that hundreds of them do
+    /// A file of the caller: for a namespace of the daemon, in which no other program writes tables, so that hundreds of them do
     /// not wait for each other. Created if it does not exist.
     Private(&'a Path),
 }

@@ -39,7 +39,7 @@ impl AtOnce {
         }
     }
 
-    /// Sends a request and marks its response as outstanding.
+    /// Sends a request and records that its response is outstanding.
     fn ask<T>(&self, send: impl FnOnce(&Socket) -> io::Result<T>) -> Poll<io::Result<T>> {
         self.response_complete.store(false, Ordering::Relaxed);
         there(send(&self.socket))

@@ -1,8 +1,8 @@
 //! Reads what a running process reports about itself in `/proc`, and finds processes by it.
 //! Out of scope: the owner of a process. A process can forge what is read here; what it cannot forge is in [`super::Origin`].
 //!
-//! # Environment marks
-//! A mark is an environment variable that [`super::spawn`] sets. A jailer clears the environment: a jailed process has the same variables
+//! # Environment labels
+//! A label is an environment variable that [`super::spawn`] sets. A jailer clears the environment: a jailed process has the same variables
 //! in the source of its root file system (`super::jail`), one per line. They are read there if the environment is empty.
 
 use std::fs::{self, File};
@@ -20,12 +20,12 @@ pub(super) const MOUNTS_VAR: &str = "SLICE_MOUNTS";
 /// Buffer size in bytes: more than the command line of any VMM.
 const AT_ONCE: usize = 32 << 10;
 
-/// A process that has the requested mark.
+/// A process that has the requested label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// The process.
     pub identity: Identity,
-    /// The value of the mark.
+    /// The value of the label.
     pub value: String,
 }
 
@@ -40,7 +40,7 @@ pub enum TapSlot {
     Orphaned,
 }
 
-/// Returns all live processes of this host that have this mark. A process is of this host if it is in the daemon's mount namespace or was
+/// Returns all live processes of this host that have this label. A process is of this host if it is in the daemon's mount namespace or was
 /// started from it: two hosts in namespaces of one machine may have their state at the same path, and so the same name, but not the
 /// same mounts. One pass over `/proc`, about 10 µs per process.
 pub fn find(variable: &str) -> Result<Vec<Found>, Error> {
@@ -95,7 +95,7 @@ pub fn env_var(pid: u32, variable: &str) -> Result<Option<String>, Error> {
         Some(String::from_utf8_lossy(value).into_owned())
     };
     let told = environ.split(|byte| *byte == 0).find_map(value);
-    // Few processes have an empty environment: kernel threads, whose command line is empty too, and jailed processes.
+    // Few processes have an empty environment: kernel threads, which have an empty command line too, and jailed processes.
     if told.is_some() || environ.iter().any(|byte| *byte != 0) || argv(pid)?.is_empty() {
         return Ok(told);
     }
@@ -106,7 +106,7 @@ pub fn env_var(pid: u32, variable: &str) -> Result<Option<String>, Error> {
 }
 
 /// The source of a root file system from which [`env_var`] reads these variables.
-pub(super) fn marks(env: &[(&str, &str)]) -> String {
+pub(super) fn labels(env: &[(&str, &str)]) -> String {
     let lines = env.iter().map(|(name, value)| format!("{name}={value}"));
     lines.collect::<Vec<_>>().join("\n")
 }
@@ -251,7 +251,7 @@ mod tests {
         let source = root_source(mounts).unwrap();
         assert_eq!(
             source,
-            marks(&[("A", "1"), ("B", "two words\\")]).as_bytes()
+            labels(&[("A", "1"), ("B", "two words\\")]).as_bytes()
         );
         assert_eq!(root_source(b"1 2 3 4 /x rw - a b c"), None);
         assert_eq!(root_source(b"1 2 3 4 / rw"), None);

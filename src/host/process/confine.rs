@@ -90,7 +90,7 @@ pub(super) struct Cell {
     pub(super) home: CString,
     filter: Vec<libc::sock_filter>,
     /// The source of the new root, which identifies the process and which the process cannot change.
-    marks: CString,
+    labels: CString,
     end: End,
 }
 
@@ -105,11 +105,11 @@ pub(super) const LOCKED_DOWN: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
 
 impl Cell {
     /// `cgroup` is the opened `cgroup.procs` of the desired group; it stays open until the process has started.
-    /// `marks` identifies the process ([`super::Origin`]).
+    /// `labels` identifies the process ([`super::Origin`]).
     pub(super) fn prepare(
         what: &Confine<'_>,
         cgroup: Option<RawFd>,
-        marks: &str,
+        labels: &str,
     ) -> io::Result<Self> {
         let mut cell = Self {
             user: what.user,
@@ -118,7 +118,7 @@ impl Cell {
             steps: Vec::new(),
             home: c_string(what.home)?,
             filter: filter::program(),
-            marks: CString::new(marks)?,
+            labels: CString::new(labels)?,
             end: match what.jail {
                 None => End::User,
                 Some(_) => End::Jailer,
@@ -127,7 +127,7 @@ impl Cell {
         cell.add_system()?;
         match &what.jail {
             None => cell.add_own(what)?,
-            Some(jail) => cell.add_jail(what, jail, marks)?,
+            Some(jail) => cell.add_jail(what, jail, labels)?,
         }
         Ok(cell)
     }
@@ -141,7 +141,7 @@ impl Cell {
             steps: Vec::new(),
             home: c"/".to_owned(),
             filter: filter::program(),
-            marks: c"slice-query".to_owned(),
+            labels: c"slice-query".to_owned(),
             end: End::User,
         };
         cell.add_system()?;
@@ -370,7 +370,7 @@ impl Cell {
             mount(None, c"/", None, libc::MS_REC | libc::MS_PRIVATE, None)?;
             let room = c"mode=0755,size=1m";
             check(libc::mount(
-                self.marks.as_ptr(),
+                self.labels.as_ptr(),
                 build,
                 c"tmpfs".as_ptr(),
                 libc::MS_NOSUID | libc::MS_NOEXEC,

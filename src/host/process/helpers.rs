@@ -16,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use super::files;
 
 /// The environment variable of every helper program.
-const MARK: &str = "SLICE_HELPER";
+const HELPER_VAR: &str = "SLICE_HELPER";
 
 /// Maximum number of passes over `/proc` in search of descendants: they may start more processes during a pass.
 const PASSES: usize = 4;
@@ -24,10 +24,10 @@ const PASSES: usize = 4;
 /// Whether the daemon is shutting down: then no helper is started any more.
 static ENDING: RwLock<bool> = RwLock::new(false);
 
-/// The PIDs of helpers that have not been reaped, and their marks.
+/// The PIDs of helpers that have not been reaped, and their labels.
 static RUNNING: LazyLock<Mutex<HashMap<u32, String>>> = LazyLock::new(Mutex::default);
 
-/// The prefix of this process' marks, unique on this host.
+/// The prefix of this process' labels, unique on this host.
 static OURS: LazyLock<String> = LazyLock::new(|| {
     let boot = crate::host::fs::boot_id().unwrap_or_default();
     format!("{boot}/{}", std::process::id())
@@ -39,13 +39,13 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 #[derive(Debug)]
 pub(super) struct Helper {
     pid: u32,
-    mark: String,
+    label: String,
 }
 
-/// Returns a mark for the next helper: name and value of the environment variable.
-pub(super) fn mark() -> (&'static str, String) {
+/// Returns a label for the next helper: name and value of the environment variable.
+pub(super) fn label() -> (&'static str, String) {
     let next = NEXT.fetch_add(1, Ordering::Relaxed);
-    (MARK, format!("{}/{next}/", *OURS))
+    (HELPER_VAR, format!("{}/{next}/", *OURS))
 }
 
 impl Helper {
@@ -54,7 +54,7 @@ impl Helper {
     /// # Errors
     /// Those of `start`; or the daemon is shutting down.
     pub(super) fn start<T>(
-        mark: String,
+        label: String,
         start: impl FnOnce() -> io::Result<(u32, T)>,
     ) -> io::Result<(Self, T)> {
         let ending = ENDING.read().unwrap_or_else(PoisonError::into_inner);
@@ -62,9 +62,9 @@ impl Helper {
             return Err(io::Error::other("the daemon is shutting down"));
         }
         let (pid, started) = start()?;
-        running().insert(pid, mark.clone());
+        running().insert(pid, label.clone());
         files::restore_in(pid);
-        Ok((Self { pid, mark }, started))
+        Ok((Self { pid, label }, started))
     }
 
     /// Sends SIGKILL to its process group, including itself. SIGKILL ends a stopped process (SIGSTOP), too.
@@ -74,7 +74,7 @@ impl Helper {
 
     /// Sends SIGKILL to its descendants that have left the group.
     pub(super) fn kill_escaped(&self) {
-        kill_marked(&self.mark);
+        kill_labelled(&self.label);
     }
 
     /// Unregisters the helper: it may be reaped now.
@@ -96,7 +96,7 @@ pub fn end_helpers() {
     running().keys().for_each(|pid| kill_group(*pid));
     // A helper that has exited may have left descendants.
     if NEXT.load(Ordering::Relaxed) > 0 {
-        kill_marked(&format!("{}/", *OURS));
+        kill_labelled(&format!("{}/", *OURS));
     }
 }
 
@@ -111,12 +111,12 @@ fn kill_group(pid: u32) {
     }
 }
 
-/// Kills every process with this prefix of its mark.
-fn kill_marked(mark: &str) {
+/// Kills every process with this prefix of its label.
+fn kill_labelled(label: &str) {
     for _ in 0..PASSES {
-        let killed = marked(mark)
+        let killed = labelled(label)
             .into_iter()
-            .filter(|pid| kill_one(*pid, mark))
+            .filter(|pid| kill_one(*pid, label))
             .count();
         if killed == 0 {
             return;
@@ -124,14 +124,14 @@ fn kill_marked(mark: &str) {
     }
 }
 
-fn marked(mark: &str) -> Vec<i32> {
+fn labelled(label: &str) -> Vec<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| bears(*pid, mark)).collect()
+    pids.filter(|pid| bears(*pid, label)).collect()
 }
 
-fn bears(pid: i32, mark: &str) -> bool {
-    let wanted = format!("{MARK}={mark}");
+fn bears(pid: i32, label: &str) -> bool {
+    let wanted = format!("{HELPER_VAR}={label}");
     let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else {
         return false;
     };
@@ -140,8 +140,8 @@ fn bears(pid: i32, mark: &str) -> bool {
         .any(|entry| entry.starts_with(wanted.as_bytes()))
 }
 
-/// Opens a pidfd first and checks the mark second, so the process that is killed is the one that has the mark.
-fn kill_one(pid: i32, mark: &str) -> bool {
+/// Opens a pidfd first and checks the label second, so the process that is killed is the one that has the label.
+fn kill_one(pid: i32, label: &str) -> bool {
     let Some(pid) = Pid::from_raw(pid) else {
         return false;
     };
@@ -149,6 +149,6 @@ fn kill_one(pid: i32, mark: &str) -> bool {
         return false;
     };
     // A zombie has no environment, so it is not found again.
-    bears(pid.as_raw_nonzero().get(), mark)
+    bears(pid.as_raw_nonzero().get(), label)
         && rustix::process::pidfd_send_signal(&held, Signal::KILL).is_ok()
 }

@@ -11,7 +11,7 @@
 //! The bounding set contains only the capabilities that the jailer needs. The jailer does not empty that set, in contrast to `confine`; it
 //! is of no use to a process without capabilities that cannot gain any (no_new_privs).
 //!
-//! # Why the source of the root contains the marks
+//! # Why the source of the root contains the labels
 //! The jailer clears its environment, by which a process is found (`census`). So the file system that becomes the root has the same
 //! variables in its source, which `/proc/<pid>/mountinfo` shows and only a process that may mount can set.
 
@@ -45,17 +45,17 @@ const JAIL_ROOM: &str = "mode=0755,size=1m,nr_inodes=8k";
 /// The directory of the program's copy: the only executable file of a jail is in it.
 const COPY: &str = "/copy";
 
-/// `include/uapi/linux/capability.h`: CHOWN, DAC_OVERRIDE (the jailer creates devices in the jail, whose owner is the user by then),
+/// `include/uapi/linux/capability.h`: CHOWN, DAC_OVERRIDE (the jailer creates devices in the jail, which belongs to the user by then),
 /// SETGID, SETUID, SYS_ADMIN (unshare, mount, pivot_root), MKNOD.
 const NEEDED: [u32; 6] = [0, 1, 6, 7, 21, 27];
 
 impl Cell {
-    /// Adds the jail and the files that the jailer needs. `marks` identifies the process.
+    /// Adds the jail and the files that the jailer needs. `labels` identifies the process.
     pub(super) fn add_jail(
         &mut self,
         what: &Confine<'_>,
         jail: &Jail<'_>,
-        marks: &str,
+        labels: &str,
     ) -> io::Result<()> {
         for tool in [jail.tool, jail.program] {
             self.show(&Reach {
@@ -67,7 +67,7 @@ impl Cell {
         }
         let copy = self.add_room_for_the_copy(jail)?;
         let quiet = libc::MS_NOSUID | libc::MS_NOEXEC;
-        self.fresh(("tmpfs", marks), jail.root, quiet, JAIL_ROOM)?;
+        self.fresh(("tmpfs", labels), jail.root, quiet, JAIL_ROOM)?;
         self.go_below(jail.root);
         let to = self.place(jail.home)?;
         self.steps.push(Step::Dir(to.clone()));

@@ -8,7 +8,7 @@
 //! - its user: changing it requires CAP_SETUID (setuid(2));
 //! - its control group: moving a process requires write access to the destination group and to a common ancestor (cgroup-v2.rst,
 //!   "Delegation Containment");
-//! - the source of its root file system (`/proc/<pid>/mountinfo`), which [`super::spawn`] sets to the marks of the process. Mounting
+//! - the source of its root file system (`/proc/<pid>/mountinfo`), which [`super::spawn`] sets to the labels of the process. Mounting
 //!   requires CAP_SYS_ADMIN in the user namespace that owns the mount namespace (mount_namespaces(7)). So the source is accepted only in
 //!   the daemon's user namespace: any user can be root in a new one.
 
@@ -21,7 +21,7 @@ use super::identity::stat_of;
 use super::{Identity, Life, look};
 use crate::host::{Error, fs as files};
 
-/// A live process whose four user IDs are the same and not root.
+/// A live process with four equal user IDs that are not root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
     /// Its PID, start time and boot ID.
@@ -39,37 +39,37 @@ pub struct Origin {
 /// The origin of the root file system of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Root {
-    /// Created by [`super::spawn`] on this host, with these marks.
-    Marked(Vec<(String, String)>),
-    /// Created by an earlier version of [`super::spawn`], without marks, or on another host that shares the PID namespace.
-    Unmarked,
+    /// Created by [`super::spawn`] on this host, with these labels.
+    Labelled(Vec<(String, String)>),
+    /// Created by an earlier version of [`super::spawn`], without labels, or on another host that shares the PID namespace.
+    Unlabelled,
     /// Not created by `spawn`.
     Foreign,
 }
 
 /// The source of a root file system that an earlier version of [`super::spawn`] created.
-const UNMARKED: &[u8] = b"slice";
+const UNLABELLED: &[u8] = b"slice";
 
 impl Root {
-    /// The value of a mark.
-    pub fn mark(&self, variable: &str) -> Option<&str> {
-        let Self::Marked(marks) = self else {
+    /// The value of a label.
+    pub fn label(&self, variable: &str) -> Option<&str> {
+        let Self::Labelled(labels) = self else {
             return None;
         };
-        let found = marks.iter().find(|(name, _)| name == variable);
+        let found = labels.iter().find(|(name, _)| name == variable);
         found.map(|(_, value)| value.as_str())
     }
 
     /// Whether `spawn` created it for a confined process.
     pub fn is_ours(&self) -> bool {
         match self {
-            Self::Marked(_) | Self::Unmarked => true,
+            Self::Labelled(_) | Self::Unlabelled => true,
             Self::Foreign => false,
         }
     }
 }
 
-/// Returns all live processes that [`super::spawn`] has confined, and all others whose user is `wanted`. One pass over `/proc`.
+/// Returns all live processes that [`super::spawn`] has confined, and all others of users for which `wanted` holds. One pass over `/proc`.
 pub fn origins(wanted: impl Fn(u32) -> bool) -> Result<Vec<Origin>, Error> {
     let mounts = our_mounts()?;
     let wrap = |error| Error::io("list the processes in", "/proc", error);
@@ -116,7 +116,7 @@ fn look_at(
         start: stat.start,
         boot: files::boot_id()?.to_owned(),
     };
-    // A process whose first thread has ended is alive while another thread is.
+    // A process is alive while any thread is, even after its first thread has ended.
     let Life::Alive(_held) = look(&identity)? else {
         return Ok(None);
     };
@@ -151,7 +151,7 @@ fn cgroup_of(pid: u32) -> Option<String> {
     Some(group.to_owned())
 }
 
-/// The mounts of a process whose first thread has ended can be read only through its other threads.
+/// After the first thread of a process has ended, its mounts can be read only through its other threads.
 fn root_of(pid: u32, ours: u64) -> Root {
     let first = root_of_task(&PathBuf::from(format!("/proc/{pid}")), ours);
     if let Some(root) = first {
@@ -171,7 +171,7 @@ fn root_of_task(task: &Path, ours: u64) -> Option<Root> {
         Some((found.dev(), found.ino()))
     };
     let (_, mounts) = namespace(task, "mnt")?;
-    // True of nearly every process of the host. The root of the daemon's mount namespace has no marks.
+    // True of nearly every process of the host. The root of the daemon's mount namespace has no labels.
     if mounts == ours {
         return Some(Root::Foreign);
     }
@@ -187,20 +187,20 @@ fn root_of_task(task: &Path, ours: u64) -> Option<Root> {
 }
 
 fn root(source: &[u8], ours: u64) -> Root {
-    if source == UNMARKED {
-        return Root::Unmarked;
+    if source == UNLABELLED {
+        return Root::Unlabelled;
     }
     let text = String::from_utf8_lossy(source);
-    let marks = text.lines().map(|line| {
+    let labels = text.lines().map(|line| {
         let (name, value) = line.split_once('=')?;
         Some((name.to_owned(), value.to_owned()))
     });
-    let Some(marks) = marks.collect::<Option<Vec<_>>>() else {
+    let Some(labels) = labels.collect::<Option<Vec<_>>>() else {
         return Root::Foreign;
     };
-    match marks.iter().find(|(name, _)| name == MOUNTS_VAR) {
-        Some((_, mounts)) if *mounts == ours.to_string() => Root::Marked(marks),
-        Some(_) => Root::Unmarked,
+    match labels.iter().find(|(name, _)| name == MOUNTS_VAR) {
+        Some((_, mounts)) if *mounts == ours.to_string() => Root::Labelled(labels),
+        Some(_) => Root::Unlabelled,
         None => Root::Foreign,
     }
 }
@@ -210,10 +210,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_root_created_by_spawn_on_this_host_has_marks() {
+    fn only_a_root_created_by_spawn_on_this_host_has_labels() {
         for (source, expected) in [
-            (&b"slice"[..], Root::Unmarked),
-            (b"SLICE_MOUNTS=8\nSLICE_LABEL=x", Root::Unmarked),
+            (&b"slice"[..], Root::Unlabelled),
+            (b"SLICE_MOUNTS=8\nSLICE_LABEL=x", Root::Unlabelled),
             (b"tmpfs", Root::Foreign),
             (b"", Root::Foreign),
             (b"SLICE_LABEL=x", Root::Foreign),
@@ -227,9 +227,9 @@ mod tests {
             );
         }
         let ours = root(b"SLICE_MOUNTS=7\nSLICE_LABEL=a=b", 7);
-        assert_eq!(ours.mark("SLICE_LABEL"), Some("a=b"));
-        assert_eq!(ours.mark("OTHER"), None);
-        assert_eq!(Root::Unmarked.mark("SLICE_LABEL"), None);
+        assert_eq!(ours.label("SLICE_LABEL"), Some("a=b"));
+        assert_eq!(ours.label("OTHER"), None);
+        assert_eq!(Root::Unlabelled.label("SLICE_LABEL"), None);
     }
 
     #[test]

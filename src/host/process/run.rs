@@ -58,9 +58,9 @@ static LEFT: Mutex<Vec<Child>> = Mutex::new(Vec::new());
 pub fn run(command: &mut Command, deadline: Duration) -> io::Result<Ended> {
     let until = Instant::now() + deadline;
     reap_the_left();
-    let (variable, mark) = helpers::mark();
-    command.process_group(0).env(variable, &mark);
-    let (helper, child) = Helper::start(mark, || {
+    let (variable, label) = helpers::label();
+    command.process_group(0).env(variable, &label);
+    let (helper, child) = Helper::start(label, || {
         let child = command.spawn()?;
         Ok((child.id(), child))
     })?;
@@ -286,9 +286,9 @@ pub(super) async fn listen_to(
     enough: impl Fn(&str) -> bool,
 ) -> Result<Outcome, Error> {
     let wrap = |error| Error::io("run", program, error);
-    let (variable, mark) = helpers::mark();
+    let (variable, label) = helpers::label();
     command
-        .env(variable, &mark)
+        .env(variable, &label)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .process_group(0)
@@ -299,7 +299,7 @@ pub(super) async fn listen_to(
     };
     // The drop order matters: the group is killed before the child can be reaped.
     let (mut child, helper);
-    (helper, child) = Helper::start(mark, start).map_err(wrap)?;
+    (helper, child) = Helper::start(label, start).map_err(wrap)?;
     let mut outcome = Outcome {
         output: String::new(),
         heard: false,

@@ -84,11 +84,11 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
         let procs_fd = procs.as_ref().map(AsRawFd::as_raw_fd);
         let mounts = census::our_mounts().map_err(io::Error::other)?.to_string();
         let env = [&[(MOUNTS_VAR, mounts.as_str())], what.env].concat();
-        let marks = census::marks(&env);
+        let labels = census::labels(&env);
         let cell = match &what.confine {
             Some(confine) => {
                 rustix::fs::fchown(&log, Some(Uid::from_raw(confine.user)), None)?;
-                Some(Cell::prepare(confine, procs_fd, &marks)?)
+                Some(Cell::prepare(confine, procs_fd, &labels)?)
             }
             None => None,
         };

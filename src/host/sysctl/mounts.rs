@@ -20,7 +20,7 @@ pub const MOUNTS: usize = 32;
 
 static CACHE: [OnceLock<OwnedFd>; MOUNTS] = [const { OnceLock::new() }; MOUNTS];
 
-/// Opens a directory below /proc/sys for the calling thread's namespace, whose inode number is `namespace`.
+/// Opens a directory below /proc/sys for the calling thread's namespace; `namespace` is its inode number.
 pub(super) fn open_dir(namespace: u64, dir: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = mount(namespace).and_then(|mount| {

@@ -76,7 +76,7 @@ pub struct Filter {
 /// The action of a filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
-    /// Runs a program, whose result is final (`direct-action`).
+    /// Runs a program; its result is final (`direct-action`).
     Program(Vec<Insn>),
     /// Redirects every frame to the egress of the link with this index.
     Redirect(u32),

@@ -92,7 +92,7 @@ fn redirect(options: &[TcOption]) -> Option<u32> {
                 [action] => to = mirred(action),
                 _ => return None,
             },
-            // Limited to a link or a mark, or with another action.
+            // Limited to a link or a packet mark (fwmark), or with another action.
             TcOption::U32(
                 TcFilterU32Option::Indev(_)
                 | TcFilterU32Option::Mark(_)

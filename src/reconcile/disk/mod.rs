@@ -10,7 +10,7 @@
 //!
 //! # Persistent disks
 //! A disk that is not persistent belongs to one VM (its uid) and one boot of the host. A persistent disk belongs to the VM's name: the
-//! VM's replacement uses it again, and it remains when the VM is deleted. This module never removes a disk whose record is persistent, nor
+//! VM's replacement uses it again, and it is kept when the VM is deleted. This module never removes a disk with a persistent record, nor
 //! a disk without a record.
 
 mod act;

@@ -25,7 +25,7 @@ pub(super) fn observe(desired: &Desired) -> Result<Observed, Error> {
     })
 }
 
-/// The part of a VM's disk that remains when the VM is deleted.
+/// The part of a VM's disk that is kept when the VM is deleted.
 pub fn kept(desired: &Desired) -> Result<Observed, Error> {
     let now = observe(desired)?;
     Ok(match &now.record {

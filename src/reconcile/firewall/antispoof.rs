@@ -6,7 +6,7 @@
 //! - IPv4 from the VM's own address, except for packets that configure others: no DHCP server (UDP from port 67 or to port 68), no ICMP
 //!   redirect or router advertisement, no IGMP query, no PIM. A DHCP client's 0.0.0.0 does not pass either: addresses are assigned by
 //!   lease, and no server would answer. A later fragment has no ports; only its addresses are checked.
-//! - ARP requests and replies for Ethernet and IPv4 whose sender has the VM's own addresses, or 0.0.0.0, with which a host probes for its
+//! - ARP requests and replies for Ethernet and IPv4 if the sender has the VM's own addresses, or 0.0.0.0, with which a host probes for its
 //!   own address (RFC 5227 section 1.1).
 //! - IPv6 as described in [`ipv6`]: neighbour discovery for the VM's own addresses only.
 //!

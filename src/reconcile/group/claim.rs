@@ -117,7 +117,7 @@ fn of_pool(world: &World, group: &Name, pool: &Pool) -> Option<Claim> {
     }
 }
 
-/// The claims for a VM's address. None for a CNI network, whose plugins manage its addresses.
+/// The claims for a VM's address. None for a CNI network: its plugins manage its addresses.
 pub fn of_address(address: &Address) -> Vec<Claim> {
     match address {
         Address::Block { pool, .. } => vec![Claim::Range(*pool)],

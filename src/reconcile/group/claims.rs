@@ -74,7 +74,7 @@ struct Held {
     last: u64,
     /// Claims for transactions that have not run yet, with their number.
     awaited: BTreeMap<Claim, usize>,
-    /// Claims of an earlier run whose state is lost: VMs that are not in the store may use them.
+    /// Claims of an earlier run with lost state: VMs that are not in the store may use them.
     kept: BTreeSet<Claim>,
 }
 

@@ -38,7 +38,7 @@ impl Preflight {
         self.known.insert(question.vm.meta.uid, judgement);
     }
 
-    /// Returns a check whose result is needed before this plan may be carried out.
+    /// Returns a check that must pass before this plan may be carried out.
     pub fn asks(&self, world: &World, desired: &Desired, plan: &[Action]) -> Option<Question> {
         let going = plan.iter().filter_map(|action| match action {
             Action::Delete { uid } => world.vm(*uid),

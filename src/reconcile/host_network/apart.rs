@@ -57,7 +57,7 @@ pub(super) fn rules(input: &RuleInput<'_>) -> Vec<Rule> {
     rules
 }
 
-/// Matches packets from isolated VMs whose destination the host has translated.
+/// Matches packets from isolated VMs if the host has translated their destination.
 fn translated(ours: &str) -> Match {
     Rule::when().in_if(ours).ctstate([CtState::Dnat])
 }

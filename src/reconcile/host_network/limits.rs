@@ -45,7 +45,7 @@ const FEWEST_NEIGHBOURS: u32 = 16;
 /// The input for the limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The limit of a VM whose group specifies none.
+    /// The limit of a VM if its group specifies none.
     pub share: Limit,
     /// The networks of the host's links whose neighbours are counted.
     pub on_link: BTreeSet<Ipv4Network>,

@@ -54,7 +54,7 @@ pub enum Scope {
     NamedOnly,
 }
 
-/// Whether the rules that restrict VMs are as desired, whatever else remains to be done.
+/// Whether the rules that restrict VMs are as desired, whatever other actions are planned.
 pub fn enforces(desired: &Desired, observed: &Observed) -> bool {
     plan::enforces(desired, observed)
 }

@@ -309,7 +309,7 @@ pub(super) fn needs_no_change(desired: &Desired, observed: &Observed) -> bool {
     commit == Commit::default() && !is_bare
 }
 
-/// Whether a chain that remains because it is not ours refers to the timeouts: the kernel keeps them in that case.
+/// Whether a chain that is kept because it is not ours refers to the timeouts: the kernel keeps them in that case.
 fn is_still_referenced(desired: &Desired, observed: &Observed, commit: &Commit) -> bool {
     let policy = Target::Timeout(limits::timeouts_name(&desired.instance));
     let refers = |rule: &Rule| matches!(rule, Rule::Known { then, .. } if *then == policy);

@@ -31,7 +31,7 @@ const MAX_AGE: Duration = Duration::from_millis(100);
 
 type Buckets = HashMap<Ipv4Addr, Bucket>;
 
-/// The match whose buckets are read.
+/// The match to read the buckets of.
 pub(super) fn bucket(instance: &Instance) -> SourceRate {
     SourceRate {
         name: format!("{}-refused", instance.link_prefix()),

@@ -24,7 +24,7 @@ use crate::runtime::controller::release_worker;
 const TERM_DEADLINE: Duration = Duration::from_secs(2);
 /// Deadline for the kernel to end a process after SIGKILL.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
-/// Deadline for executing a program, which may be on a file system whose server does not respond.
+/// Deadline for executing a program, which may be on a file system with a server that does not respond.
 const SPAWN_DEADLINE: Duration = Duration::from_secs(30);
 /// Deadline for the process to end after its control group is killed.
 const CGROUP_DEADLINE: Duration = Duration::from_secs(1);
@@ -71,7 +71,7 @@ pub(super) async fn act(
     }
 }
 
-/// Requests a power-down. A guest that ignores the request still gets its grace period; a guest whose VMM does not respond gets none.
+/// Requests a power-down. A guest that ignores the request still gets its grace period; a guest of a VMM that does not respond gets none.
 async fn request_power_down(desired: &Desired, identity: &Identity) -> Result<(), Error> {
     let Life::Alive(_held) = process::look(identity)? else {
         return Ok(());
@@ -407,7 +407,7 @@ async fn clean_up_previous(desired: &Desired) -> Result<(), Error> {
     paths.try_for_each(|path| confine::remove_untrusted(&path))
 }
 
-/// Kills all processes of this user. Does nothing without a user or for root, whose processes do not belong to a VM.
+/// Kills all processes of this user. Does nothing without a user or for root: processes of root do not belong to a VM.
 async fn kill_user_processes(desired: &Desired, user: Option<u32>) -> Result<(), Error> {
     let Some(user) = user.filter(|user| *user != 0 && process::user_lives(*user)) else {
         return Ok(());

@@ -6,7 +6,7 @@
 //! - `num_queues=2` is one pair, one for each direction: our TAPs have a single queue.
 //! - `--serial tty` is its standard output, the console file; it would truncate a separate file at every reboot of the guest.
 //! - No `mtu=`: it would set the MTU of the TAP, and a guest gets the MTU of the TAP anyway.
-//! - `image_type` since 51. Before that the format is guessed: a guest could turn its raw disk into an image whose backing file is a
+//! - `image_type` since 51. Before that the format is guessed: a guest could turn its raw disk into an image with a backing file that is a
 //!   file of the host.
 
 use std::path::Path;

@@ -141,7 +141,7 @@ fn set_owner_and_mode(path: &Path, (user, group, mode): (u32, u32, u32)) -> io::
 
 /// Directories that were installed with a program and that it may need: `/opt/qemu/lib` and `/opt/qemu/share/qemu` for
 /// `/opt/qemu/bin/qemu-system-x86_64`. The system directories of the host are visible to every VMM anyway. `real`: the resolved path of
-/// the program, whose directories only root can write to.
+/// the program; only root can write to its directories.
 pub(super) fn installed_dirs(real: &Path) -> Vec<PathBuf> {
     const SUBDIRS: [&str; 4] = ["lib", "lib64", "libexec", "share/qemu"];
     let bin = real
@@ -198,7 +198,7 @@ pub(super) fn kill_processes(desired: &Desired, user: u32) -> Result<(), Error> 
             None => Ok(None),
         });
         let root = origin.ok().flatten().map(|origin| origin.root);
-        let label = root.as_ref().and_then(|root| root.mark(LABEL_VAR));
+        let label = root.as_ref().and_then(|root| root.label(LABEL_VAR));
         label.is_some_and(|label| label != own)
     };
     process::kill_user(user, belongs_to_other_vm)

@@ -76,7 +76,7 @@ pub(super) enum PowerDownRequest {
     Asking,
     /// The request was sent at this time, in milliseconds since the boot.
     AtMs(u64),
-    /// The request cannot be sent, or is not wanted.
+    /// The request cannot be sent, or is not required.
     Not,
 }
 

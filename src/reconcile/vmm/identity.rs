@@ -55,7 +55,7 @@ pub(super) struct Evidence {
 pub(super) enum Owner {
     /// The VM that this label names.
     Named(Label),
-    /// A VM of this daemon with this UID, whose name is unknown.
+    /// A VM of this daemon with this UID and an unknown name.
     Uid(Uid),
     /// No owner can be determined.
     Unknown,
@@ -69,8 +69,8 @@ impl Evidence {
         told: impl Fn(u32) -> Option<String>,
     ) -> Self {
         let label = |text: &str| text.parse::<Label>().ok();
-        let marked = origin.root.mark(LABEL_VAR).and_then(label);
-        let unmarked = origin.root == Root::Unmarked;
+        let marked = origin.root.label(LABEL_VAR).and_then(label);
+        let unmarked = origin.root == Root::Unlabelled;
         let env_label = match (&marked, unmarked) {
             (None, true) => told(origin.identity.pid).as_deref().and_then(label),
             _ => None,

@@ -138,7 +138,7 @@ fn image(number: u64) -> Vec<u8> {
     [file, note, segment].concat()
 }
 
-/// Code, then data: operand of CMPXCHG16B, number, digits, segment descriptors, pointers to the descriptor tables, exception gates.
+/// Code, then data: operand of CMPXCHG16B, number, digits, segment descriptors, pointers to the descriptor tables, interrupt descriptors.
 fn segment(number: u64) -> Vec<u8> {
     let mut bytes = CODE.to_vec();
     bytes.resize(272, 0);
@@ -149,7 +149,7 @@ fn segment(number: u64) -> Vec<u8> {
         &mut bytes,
         &[0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff],
     );
-    // Limit and address of the segment descriptors, then of the gates.
+    // Limit and address of the segment descriptors, then of the interrupt descriptors.
     push_u16(&mut bytes, &[23]);
     words(&mut bytes, &[(DATA + 40) as u32]);
     push_u16(&mut bytes, &[63]);

@@ -2,7 +2,7 @@
 //! Out of scope: how they are used (`qemu`).
 //!
 //! # Why KVM is tested by booting
-//! `/dev/kvm` can be opened on hosts whose KVM cannot run an ordinary kernel (nested without hardware support, para-virtual only). So a
+//! `/dev/kvm` can be opened on hosts with a KVM that cannot run an ordinary kernel (nested without hardware support, para-virtual only). So a
 //! minimal kernel (`kernel`) is booted by the program in question, which is confined ([`process::query`]), and must print the result
 //! computed from a random number. Of a manifest only the program is used, and a result is valid only for that file, until it is written to
 //! or replaced: neither the kernel of a manifest nor the program of another manifest has an influence.

@@ -140,7 +140,7 @@ pub const MANAGED_FILES: [&str; 14] = [
 /// Maximum size of a log in bytes, enforced by the kernel; with the rotated one a VM has at most twice as much, 4 MiB.
 pub const LOG_LIMIT: u64 = 2 << 20;
 
-/// Stands for all other files that a VMM with a user of its own has created in its run directory.
+/// A placeholder for all other files that a VMM with a user of its own has created in its run directory.
 const OTHER_FILES: &str = "other files of the VMM";
 
 /// Size of a confined VMM's run directory in bytes: two logs, one of which may exceed its limit, configuration and sockets.
@@ -352,7 +352,7 @@ pub struct Running {
     pub plug: Attachment,
     /// Whether it has a control socket.
     pub polite: bool,
-    /// Configuration files whose content differs from what it has read: it was started with another spec.
+    /// Configuration files that differ from what it has read: it was started with another spec.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stale: Vec<String>,
     /// Milliseconds since its guest was requested to power down.
@@ -381,7 +381,7 @@ pub enum Attachment {
 pub enum Action {
     /// Creates the run directory.
     CreateRunDir,
-    /// Writes the record of a running process whose record is lost.
+    /// Writes the lost record of a running process.
     Record(Owned<Identity>),
     /// Requests the guest to power down.
     AskToPowerDown(Owned<Identity>),

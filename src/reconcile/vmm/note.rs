@@ -30,7 +30,7 @@ pub(super) struct Note {
     /// The files that it read when it started.
     #[serde(default)]
     files: Vec<NewFile>,
-    /// Users' files whose owner an earlier version has changed to its user, with the previous attributes (`owners`).
+    /// Users' files that an earlier version has given to its user, with the previous attributes (`owners`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) given: Vec<ChangedFile>,
 }

@@ -353,7 +353,7 @@ async fn list_processes(users: Users) -> Result<Vec<(Origin, Belongs)>, Error> {
     within(LIST_DEADLINE, "list the processes in", "/proc", look).await
 }
 
-/// The label of a VM of which only processes exist, and whose name is unknown.
+/// The label of a VM of which only processes exist, with an unknown name.
 fn unnamed_label(instance: &Instance, uid: Uid) -> Option<Label> {
     let name = "unknown".parse().ok()?;
     Some(instance.vm_label(&name, uid))

@@ -70,7 +70,7 @@ pub fn recover(run_dir: &RunDir, disk_dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether the recorded process runs. One whose state cannot be read counts as running.
+/// Whether the recorded process runs. If its state cannot be read, it counts as running.
 fn is_running(record: &Path) -> bool {
     match process::read_record(record) {
         Ok(Record::Of(identity)) => !matches!(process::look(&identity), Ok(Life::Ended(_))),

@@ -149,7 +149,7 @@ impl Programs {
         let name = real.file_name().unwrap_or_default().to_string_lossy();
         if jailer.version < ANY_NAME && !name.contains("firecracker") {
             return Err(format!(
-                "{shown} {} starts only programs whose name contains `firecracker`: rename {}",
+                "{shown} {} starts only programs with `firecracker` in their name: rename {}",
                 jailer.version,
                 real.display()
             ));

@@ -242,7 +242,7 @@ fn hop_by_hop(label: Label) -> Vec<Line<All>> {
     lines
 }
 
-/// From the VM's link-local address, or from a source whose prefix we do not know.
+/// From the VM's link-local address, or from a source with an unknown prefix.
 fn upper() -> Vec<Line<All>> {
     let mut lines = vec![
         at(Label::Sourced),

@@ -4,7 +4,7 @@
 //! # What passes
 //! Untagged frames from the VM's own Ethernet address, and of these:
 //! - IPv4 from the VM's own address;
-//! - ARP requests for the gateway, and ARP replies, whose sender has the VM's own addresses, or 0.0.0.0, with which a host probes for its
+//! - ARP requests for the gateway, and ARP replies, if the sender has the VM's own addresses, or 0.0.0.0, with which a host probes for its
 //!   own address.
 //!
 //! # Why

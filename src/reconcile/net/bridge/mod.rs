@@ -4,7 +4,7 @@
 //! # Why
 //! - The bridge has a forwarding entry for the guest's MAC from the start, which no other port can take over: the first frame to it is not
 //!   flooded to the other ports, and no other guest gets its frames by sending from its MAC.
-//! - So learning is off at a port whose guest may send from its own MAC only, and frames to unknown destinations are not flooded to it. A
+//! - So learning is off at a port with a guest that may send from its own MAC only, and frames to unknown destinations are not flooded to it. A
 //!   guest that may send from any MAC (`antispoof: false`) may contain a bridge of its own: its port learns and is flooded.
 //! - The host never sends ARP requests for the guest: the guest may be unable to answer yet, and guests that do not answer do not fill the
 //!   host's neighbour table, which all namespaces share.

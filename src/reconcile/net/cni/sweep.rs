@@ -15,11 +15,11 @@ use crate::owner::{self, Instance, Label};
 /// The result of a sweep.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Container ids whose attachments were released.
+    /// Container ids with released attachments.
     pub detached: Vec<String>,
     /// Reservations of `host-local` that were removed.
     pub reservations: Vec<PathBuf>,
-    /// Container ids whose attachments could not be released, and the error.
+    /// Container ids with attachments that could not be released, and the error.
     pub kept: Vec<(String, String)>,
     /// Error messages.
     pub failures: Vec<String>,
@@ -27,7 +27,7 @@ pub struct Swept {
 
 /// Runs DEL with the cache's record, also of an interrupted ADD, for every container of this daemon that belongs to no existing VM. For the
 /// networks of these containers it also runs GC (for networks of 1.1.0), with the attachments recorded by all runtimes of this host as
-/// valid. Then it removes the reservations of `host-local` in these networks and in the given `networks`, except for containers whose DEL
+/// valid. Then it removes the reservations of `host-local` in these networks and in the given `networks`, except for containers if their DEL
 /// has failed: their interface may still have the address. Containers without our name are not touched. Errors are collected, and stop
 /// nothing else.
 ///

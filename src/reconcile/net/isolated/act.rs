@@ -17,7 +17,7 @@ use crate::reconcile::firewall::bridge;
 use crate::reconcile::net::isolated::{Action, IsolatedNet, Side};
 use crate::reconcile::net::{MTU, NEXT_HOP, files, host_links, settings};
 
-/// The number of checks for a veth whose namespace was deleted, and their interval: 600 ms in all.
+/// The number of checks for a veth after its namespace was deleted, and their interval: 600 ms in all.
 const VETH_REMOVAL_CHECKS: u32 = 60;
 const VETH_REMOVAL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(10);
 

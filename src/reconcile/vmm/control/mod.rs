@@ -81,7 +81,7 @@ impl Control {
         }
     }
 
-    /// The protocol whose socket is in this run directory.
+    /// The protocol of the socket in this run directory.
     pub fn in_dir(dir: &Path) -> Option<Self> {
         let exists = |control: &Self| dir.join(control.socket()).exists();
         Self::ALL.into_iter().find(exists)
@@ -207,7 +207,7 @@ impl Control {
     }
 }
 
-/// Returns when process `pid` has a thread whose name starts with `name` (proc(5), `comm`).
+/// Returns when process `pid` has a thread with a name that starts with `name` (proc(5), `comm`).
 async fn wait_for_thread(pid: u32, name: &str) {
     let exists = || {
         let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
