@@ -104,7 +104,7 @@ impl Instance {
     pub fn host_network_label(&self) -> Label {
         Label {
             instance: self.clone(),
-            owner: Owner::Ground,
+            owner: Owner::HostNetwork,
         }
     }
 
@@ -132,7 +132,7 @@ impl fmt::Display for Instance {
 pub enum Owner {
     /// The host network.
     #[serde(rename = "ground")]
-    Ground,
+    HostNetwork,
     /// One VM.
     Vm {
         /// Its name.
@@ -155,7 +155,7 @@ pub struct Label {
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.owner {
-            Owner::Ground => write!(f, "slice/{}/ground", self.instance),
+            Owner::HostNetwork => write!(f, "slice/{}/ground", self.instance),
             Owner::Vm { name, uid } => write!(f, "slice/{}/vm/{name}@{uid}", self.instance),
         }
     }
@@ -177,7 +177,7 @@ fn parse_label(text: &str) -> Option<Label> {
     let (instance, owner) = text.strip_prefix("slice/")?.split_once('/')?;
     let is_valid = is_instance(instance);
     let owner = match owner {
-        "ground" => Owner::Ground,
+        "ground" => Owner::HostNetwork,
         vm => {
             let (name, uid) = vm.strip_prefix("vm/")?.split_once('@')?;
             Owner::Vm {
@@ -316,7 +316,7 @@ pub fn names_of(label: &Label) -> VmNames {
 /// The uid that a label refers to. The uid of the host network is the nil uid, which no VM has (RFC 9562, section 5.9).
 pub fn uid_of(label: &Label) -> Uid {
     match &label.owner {
-        Owner::Ground => Uid(uuid::Uuid::nil()),
+        Owner::HostNetwork => Uid(uuid::Uuid::nil()),
         Owner::Vm { uid, .. } => *uid,
     }
 }

@@ -66,10 +66,10 @@ fn a_clean_host_has_no_failure_every_remark_has_a_remedy_and_nothing_is_changed(
         assert_eq!(world(), before, "an examination changed something");
         assert!(took < Duration::from_secs(2), "took {took:?}");
         for check in &checks {
-            assert_ne!(check.verdict, CheckStatus::Fail, "{check:#?}");
+            assert_ne!(check.status, CheckStatus::Fail, "{check:#?}");
             assert_eq!(
                 check.remedy.is_empty(),
-                check.verdict == CheckStatus::Ok,
+                check.status == CheckStatus::Ok,
                 "{check:#?}"
             );
             assert!(
@@ -89,7 +89,7 @@ fn a_clean_host_has_no_failure_every_remark_has_a_remedy_and_nothing_is_changed(
             "other forward filters",
             "free ranges of 169.254.0.0/16",
         ] {
-            assert_eq!(find(&checks, name).verdict, CheckStatus::Ok, "{checks:#?}");
+            assert_eq!(find(&checks, name).status, CheckStatus::Ok, "{checks:#?}");
         }
         let mut names: Vec<_> = checks.iter().map(|check| &check.name).collect();
         names.sort_unstable();
@@ -103,14 +103,11 @@ fn forwarding_that_is_off_is_told() {
     kernel::private(async {
         kernel::run("echo 0 > /proc/sys/net/ipv4/ip_forward");
         assert_eq!(
-            find(&examine().await, "ip_forward").verdict,
+            find(&examine().await, "ip_forward").status,
             CheckStatus::Warn
         );
         kernel::run("echo 1 > /proc/sys/net/ipv4/ip_forward");
-        assert_eq!(
-            find(&examine().await, "ip_forward").verdict,
-            CheckStatus::Ok
-        );
+        assert_eq!(find(&examine().await, "ip_forward").status, CheckStatus::Ok);
     });
 }
 
@@ -127,7 +124,7 @@ fn docker_is_named_and_a_rule_above_our_jump_is_told() {
         );
         let checks = examine().await;
         let check = find(&checks, "FORWARD chain");
-        assert_eq!(check.verdict, CheckStatus::Ok, "{check:#?}");
+        assert_eq!(check.status, CheckStatus::Ok, "{check:#?}");
         assert!(
             check.found.contains("policy DROP") && check.found.contains("docker"),
             "{check:#?}"
@@ -139,7 +136,7 @@ fn docker_is_named_and_a_rule_above_our_jump_is_told() {
         ));
         let checks = examine().await;
         let check = find(&checks, "FORWARD chain");
-        assert_eq!(check.verdict, CheckStatus::Warn, "{check:#?}");
+        assert_eq!(check.status, CheckStatus::Warn, "{check:#?}");
         assert!(check.found.contains("2 foreign rule(s)"), "{check:#?}");
 
         kernel::run(&format!(
@@ -147,7 +144,7 @@ fn docker_is_named_and_a_rule_above_our_jump_is_told() {
         ));
         let checks = examine().await;
         let check = find(&checks, "FORWARD chain");
-        assert_eq!(check.verdict, CheckStatus::Ok, "{check:#?}");
+        assert_eq!(check.status, CheckStatus::Ok, "{check:#?}");
         assert!(check.found.contains("our jump is first"), "{check:#?}");
     });
 }
@@ -157,16 +154,16 @@ fn rules_in_both_back_ends_are_told() {
     kernel::private(async {
         kernel::run("iptables-nft -A FORWARD -i eth7 -j ACCEPT");
         let name = "rules in one back end";
-        assert_eq!(find(&examine().await, name).verdict, CheckStatus::Ok);
+        assert_eq!(find(&examine().await, name).status, CheckStatus::Ok);
         // Tables without rules are no mixing: `iptables-legacy -L` is enough to make them.
         kernel::run("iptables-legacy -t nat -L");
-        assert_eq!(find(&examine().await, name).verdict, CheckStatus::Ok);
+        assert_eq!(find(&examine().await, name).status, CheckStatus::Ok);
         kernel::run(
             "iptables-legacy -A INPUT -i eth7 -j ACCEPT; iptables-legacy -t nat -A POSTROUTING -o eth7 -j MASQUERADE",
         );
         let checks = examine().await;
         let check = find(&checks, name);
-        assert_eq!(check.verdict, CheckStatus::Warn);
+        assert_eq!(check.status, CheckStatus::Warn);
         assert!(
             check
                 .found
@@ -209,8 +206,8 @@ fn prints_the_back_end() {
         let checks = examine().await;
         let check = find(&checks, "iptables back end");
         match std::env::var_os("DOCTOR_PRINTS") {
-            Some(_) => println!("{}: {}", check.verdict, check.found),
-            None => assert_eq!(check.verdict, CheckStatus::Ok, "{check:#?}"),
+            Some(_) => println!("{}: {}", check.status, check.found),
+            None => assert_eq!(check.status, CheckStatus::Ok, "{check:#?}"),
         }
     });
 }
@@ -224,11 +221,11 @@ fn a_foreign_chain_that_drops_what_is_forwarded_is_told_until_its_remedy_is_take
         let name = "other forward filters";
         let checks = examine().await;
         let check = find(&checks, name);
-        assert_eq!(check.verdict, CheckStatus::Warn);
+        assert_eq!(check.status, CheckStatus::Warn);
         assert!(check.found.contains("inet mine forwarded"), "{check:#?}");
         // As a person would paste it.
         kernel::run(check.remedy.split('`').nth(1).unwrap());
-        assert_eq!(find(&examine().await, name).verdict, CheckStatus::Ok);
+        assert_eq!(find(&examine().await, name).status, CheckStatus::Ok);
     });
 }
 
@@ -251,7 +248,7 @@ fn network_managers_are_told_to_leave_our_links_alone_before_they_run() {
         let told = find(&examine().await, "NetworkManager").clone();
         program.kill().unwrap();
         program.wait().unwrap();
-        assert_eq!(told.verdict, CheckStatus::Warn, "{told:#?}");
+        assert_eq!(told.status, CheckStatus::Warn, "{told:#?}");
 
         let written = write_unmanaged(&home, &links()).await.unwrap();
         assert_eq!(written.len(), 2, "one for each, though none runs");
@@ -265,7 +262,7 @@ fn network_managers_are_told_to_leave_our_links_alone_before_they_run() {
         let after = find(&examine().await, "NetworkManager").clone();
         program.kill().unwrap();
         program.wait().unwrap();
-        assert_eq!(after.verdict, CheckStatus::Ok, "{after:#?}");
+        assert_eq!(after.status, CheckStatus::Ok, "{after:#?}");
 
         let more = OurLinks {
             bridges: ["slbr0".to_owned()].into(),

@@ -12,8 +12,8 @@ use proptest::prelude::*;
 use proptest::sample::subsequence;
 use proptest::test_runner::TestRunner;
 use slicectl::host::iptables::{
-    Backend, Edit, Flavour, Input, Lock, Tool, block_ipv6, builtin_chains, ipv6_sealed, restore,
-    restore_tables,
+    Backend, Edit, Flavour, Input, Lock, Tool, block_ipv6, builtin_chains, is_ipv6_blocked,
+    restore, restore_tables,
 };
 use slicectl::host::netns::Netns;
 use slicectl::host::rule::{
@@ -677,15 +677,15 @@ fn ipv6_passes() -> bool {
 #[test]
 fn ipv6_is_sealed_whatever_stood_there_and_stays_so() {
     on_both(|world| {
-        assert!(!ipv6_sealed().unwrap());
+        assert!(!is_ipv6_blocked().unwrap());
         assert!(ipv6_passes());
         block_ipv6().unwrap();
-        assert!(ipv6_sealed().unwrap());
+        assert!(is_ipv6_blocked().unwrap());
         assert!(!ipv6_passes());
         let seen = output("ip6tables-nft -S");
         assert_eq!(seen, "-P INPUT DROP\n-P FORWARD DROP\n-P OUTPUT DROP\n");
         world.commit(&a_vms_rules());
-        assert!(ipv6_sealed().unwrap());
+        assert!(is_ipv6_blocked().unwrap());
         for breaking in [
             "ip6tables-nft -P FORWARD ACCEPT",
             "ip6tables-nft -A INPUT -j ACCEPT",
@@ -694,9 +694,9 @@ fn ipv6_is_sealed_whatever_stood_there_and_stays_so() {
             "nft delete table ip6 filter",
         ] {
             run(breaking);
-            assert!(!ipv6_sealed().unwrap(), "{breaking}");
+            assert!(!is_ipv6_blocked().unwrap(), "{breaking}");
             block_ipv6().unwrap();
-            assert!(ipv6_sealed().unwrap(), "{breaking}");
+            assert!(is_ipv6_blocked().unwrap(), "{breaking}");
         }
         assert!(!ipv6_passes());
     });

@@ -138,7 +138,7 @@ fn a_group_takes_the_program_of_its_own_hypervisor_and_its_words_for_the_kernel(
     let text = "config:\n  kernel_file: /a\n  cmdline: quiet\n  firecracker_bin: /opt/fc\n  jailer_bin: /opt/jailer\n  cloud_hypervisor_bin: /opt/ch\n  host_groups:\n";
     let life = |rest: &str| {
         let group = format!("{text}    - {{name: g, network: {{mode: isolated}}{rest}}}\n");
-        let life = one(&group).spec.template.life;
+        let life = one(&group).spec.template.lifecycle;
         let jailer = life.jailer.is_some();
         assert_eq!(jailer, rest.contains("firecracker"), "nobody else has one");
         (life.program, life.cmdline)
@@ -162,8 +162,8 @@ fn a_group_takes_the_program_of_its_own_hypervisor_and_its_words_for_the_kernel(
         ("qemu", MachineType::Q35),
         ("firecracker", MachineType::Microvm),
     ] {
-        let life = one(&text.replace("HH", hypervisor)).spec.template.life;
-        assert_eq!(life.board, board, "{hypervisor}");
+        let life = one(&text.replace("HH", hypervisor)).spec.template.lifecycle;
+        assert_eq!(life.machine, board, "{hypervisor}");
     }
     assert_eq!(
         life(", cmdline: ''"),
@@ -179,7 +179,12 @@ fn a_groups_word_on_its_end_goes_before_that_of_config_and_a_change_of_it_is_liv
     let spec = |rest: &str| one(&text.replace("REST", rest)).spec.template;
     let of_config = spec("");
     let own = spec(", restart: never, graceful_shutdown: 0s");
-    let said = |spec: &VmSpec| (spec.life.restart, spec.life.graceful_shutdown.to_string());
+    let said = |spec: &VmSpec| {
+        (
+            spec.lifecycle.restart,
+            spec.lifecycle.graceful_shutdown.to_string(),
+        )
+    };
     assert_eq!(said(&of_config), (Restart::OnFailure, "1m 30s".into()));
     assert_eq!(said(&own), (Restart::Never, "0s".into()));
     assert!(own.can_change_live_to(&of_config) && of_config.can_change_live_to(&own));

@@ -127,8 +127,8 @@ fn named(spec: &HostGroupSpec) -> Vec<(String, Purpose, PathBuf)> {
         super::vm::Hypervisor::None => "hypervisor",
     };
     let single = [
-        (program, Purpose::Program, &vm.life.program),
-        ("jailer_bin", Purpose::Program, &vm.life.jailer),
+        (program, Purpose::Program, &vm.lifecycle.program),
+        ("jailer_bin", Purpose::Program, &vm.lifecycle.jailer),
         ("kernel_file", Purpose::Image, &vm.kernel_file),
         ("initrd_file", Purpose::Image, &vm.initrd_file),
         ("image", Purpose::Image, &vm.storage.image),

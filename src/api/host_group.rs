@@ -43,7 +43,8 @@ pub struct DirectoryId {
     /// The creation time of the inode in nanoseconds, if the file system records it (`STATX_BTIME`): device and inode numbers are
     /// reused, those of the root of a tmpfs by the next mount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub born: Option<i64>,
+    #[serde(rename = "born")]
+    pub created_ns: Option<i64>,
 }
 
 /// The maximum `count`. VMs made on demand have higher indexes, so that they never collide with VMs of a group that grows.

@@ -31,14 +31,14 @@ pub struct Lease {
 #[serde(untagged)]
 pub enum Address {
     /// Isolated mode: a /30.
-    Block {
+    Isolated {
         /// The pool that the block was taken from.
         pool: Ipv4Network,
         /// The /30: network, gateway, VM, broadcast.
         block: Block,
     },
     /// Bridge mode: one address of the bridge's subnet.
-    Bridged {
+    Bridge {
         /// The bridge.
         bridge: String,
         /// The gateway on it, with the subnet's prefix length.
@@ -47,11 +47,12 @@ pub enum Address {
         ip: Ipv4Addr,
     },
     /// CNI mode: the result of the plugins.
-    Plugged {
+    Cni {
         /// The network's name.
         network: String,
         /// The VM's address, with the prefix length of its subnet.
-        plugged: Ipv4Network,
+        #[serde(rename = "plugged")]
+        address: Ipv4Network,
         /// Its gateway, if it has one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         gateway: Option<Ipv4Addr>,
@@ -65,44 +66,50 @@ impl Address {
     /// The pool, or the bridge's subnet.
     pub fn range(&self) -> Ipv4Network {
         match self {
-            Self::Block { pool, .. } => *pool,
-            Self::Bridged { gateway, .. } => subnet(*gateway),
-            Self::Plugged { plugged, .. } => subnet(*plugged),
+            Self::Isolated { pool, .. } => *pool,
+            Self::Bridge { gateway, .. } => subnet(*gateway),
+            Self::Cni {
+                address: plugged, ..
+            } => subnet(*plugged),
         }
     }
 
     /// The VM's address.
     pub fn ip(&self) -> Ipv4Addr {
         match self {
-            Self::Block { block, .. } => block.guest(),
-            Self::Bridged { ip, .. } => *ip,
-            Self::Plugged { plugged, .. } => plugged.ip(),
+            Self::Isolated { block, .. } => block.guest(),
+            Self::Bridge { ip, .. } => *ip,
+            Self::Cni {
+                address: plugged, ..
+            } => plugged.ip(),
         }
     }
 
     /// The VM's gateway, if it has one.
     pub fn gateway(&self) -> Option<Ipv4Addr> {
         match self {
-            Self::Block { block, .. } => Some(block.gateway()),
-            Self::Bridged { gateway, .. } => Some(gateway.ip()),
-            Self::Plugged { gateway, .. } => *gateway,
+            Self::Isolated { block, .. } => Some(block.gateway()),
+            Self::Bridge { gateway, .. } => Some(gateway.ip()),
+            Self::Cni { gateway, .. } => *gateway,
         }
     }
 
     /// The prefix length of the VM's on-link network.
     pub fn prefix_len(&self) -> u8 {
         match self {
-            Self::Block { .. } => Block::PREFIX_LEN,
-            Self::Bridged { gateway, .. } => gateway.prefix(),
-            Self::Plugged { plugged, .. } => plugged.prefix(),
+            Self::Isolated { .. } => Block::PREFIX_LEN,
+            Self::Bridge { gateway, .. } => gateway.prefix(),
+            Self::Cni {
+                address: plugged, ..
+            } => plugged.prefix(),
         }
     }
 
     /// The /30; `None` in other modes.
     pub fn block(&self) -> Option<Block> {
         match self {
-            Self::Block { block, .. } => Some(*block),
-            Self::Bridged { .. } | Self::Plugged { .. } => None,
+            Self::Isolated { block, .. } => Some(*block),
+            Self::Bridge { .. } | Self::Cni { .. } => None,
         }
     }
 }

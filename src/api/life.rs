@@ -22,7 +22,8 @@ pub struct Lifecycle {
     pub cmdline: Option<String>,
     /// The machine type; QEMU only.
     #[serde(default, skip_serializing_if = "MachineType::is_default")]
-    pub board: MachineType,
+    #[serde(rename = "board")]
+    pub machine: MachineType,
     /// The restart policy. Changes live.
     #[serde(default, skip_serializing_if = "Restart::is_default")]
     pub restart: Restart,

@@ -362,7 +362,7 @@ impl Policy {
     }
 
     /// Evaluates the policy for a packet from the VM's TAP with the VM's own source address and MAC.
-    pub fn judge(&self, packet: &Packet) -> (Verdict, Origin) {
+    pub fn evaluate(&self, packet: &Packet) -> (Verdict, Origin) {
         if let Some(network) = self.reserved(packet.destination) {
             return (Verdict::Deny, Origin::Reserved(network));
         }

@@ -46,19 +46,21 @@ impl fmt::Display for Stage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageStatus {
     /// The stage is acquired: it may have objects on the host. Durable before the host is changed.
-    pub held: bool,
+    #[serde(rename = "held")]
+    pub acquired: bool,
     /// The result of the last observation.
     pub condition: Condition,
     /// The checkpoint of the stage: what it records about the converged state (firewall: the digest of the rules that the flows were evaluated against).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mark: Option<String>,
+    #[serde(rename = "mark")]
+    pub checkpoint: Option<String>,
 }
 
 impl StageStatus {
     /// The status of a stage that was never acquired.
     pub fn initial(now: Timestamp) -> Self {
         Self {
-            held: false,
+            acquired: false,
             condition: Condition {
                 status: Status::Unknown,
                 reason: Reason::Waiting,
@@ -66,7 +68,7 @@ impl StageStatus {
                 since: now,
                 observed_generation: 0,
             },
-            mark: None,
+            checkpoint: None,
         }
     }
 }

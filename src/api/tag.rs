@@ -63,7 +63,7 @@ impl FromStr for TagKey {
                 name
             }
         };
-        match word(name) {
+        match check_word(name) {
             Ok(()) if name.is_empty() => Err("it is empty".to_owned()),
             other => other,
         }
@@ -75,7 +75,7 @@ impl FromStr for TagKey {
 impl FromStr for TagValue {
     type Err = InvalidTag;
     fn from_str(text: &str) -> Result<Self, InvalidTag> {
-        word(text).map_err(|reason| InvalidTag::new(text, "a tag's value", reason))?;
+        check_word(text).map_err(|reason| InvalidTag::new(text, "a tag's value", reason))?;
         Ok(Self(text.to_owned()))
     }
 }
@@ -92,7 +92,7 @@ fn check_prefix(prefix: &str) -> Result<(), String> {
     })
 }
 
-fn word(text: &str) -> Result<(), String> {
+fn check_word(text: &str) -> Result<(), String> {
     let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let ends = [text.bytes().next(), text.bytes().last()];
     if text.len() > LONGEST {

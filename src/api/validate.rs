@@ -167,7 +167,7 @@ impl Definition<'_> {
 struct UsedResources<'a> {
     names: HashMap<&'a Name, Definition<'a>>,
     ranges: Vec<(Ipv4Network, &'a Name, Definition<'a>)>,
-    bridged: Vec<BridgeGroup<'a>>,
+    bridge_groups: Vec<BridgeGroup<'a>>,
     requested: Vec<Requested<'a>>,
     total: Total,
 }
@@ -177,9 +177,9 @@ impl<'a> UsedResources<'a> {
         self.names.insert(name, definition);
         match group_resources(spec) {
             GroupResources::Range(range) => self.ranges.push((range, name, definition)),
-            GroupResources::Bridge(spec, count) => self.bridged.push(BridgeGroup {
+            GroupResources::Bridge(spec, count) => self.bridge_groups.push(BridgeGroup {
                 name,
-                place: definition,
+                definition,
                 spec,
                 count,
             }),
@@ -205,7 +205,9 @@ impl<'a> UsedResources<'a> {
         }
         match group_resources(&draft.spec) {
             GroupResources::Range(range) => self.overlap(draft, range).into_iter().collect(),
-            GroupResources::Bridge(spec, _) => bridges::objections(&self.bridged, draft, spec),
+            GroupResources::Bridge(spec, _) => {
+                bridges::objections(&self.bridge_groups, draft, spec)
+            }
             GroupResources::Cni(spec) => cni::conflict(&self.requested, draft, spec)
                 .into_iter()
                 .collect(),

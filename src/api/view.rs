@@ -234,7 +234,8 @@ pub struct ExitView {
     /// The cause, for users.
     pub reason: String,
     /// The last lines of the log.
-    pub said: Vec<String>,
+    #[serde(rename = "said")]
+    pub last_output: Vec<String>,
 }
 
 /// The state of a VMM process.
@@ -365,7 +366,8 @@ pub struct Explanation {
     /// The deciding rule, as iptables would print it.
     pub rule: String,
     /// The chain of that rule: `namespace SLICE-POLICY`, `host raw SLICE-…`.
-    pub place: String,
+    #[serde(rename = "place")]
+    pub chain: String,
     /// The YAML entry of that rule: `allow[0] "192.168.222.1:3128"`, or `default`, or the reason why no entry applies.
     pub entry: String,
 }

@@ -137,7 +137,8 @@ pub struct VmSpec {
     pub storage: Storage,
     /// How its VMM is started and stopped.
     #[serde(default, skip_serializing_if = "Lifecycle::is_default")]
-    pub life: Lifecycle,
+    #[serde(rename = "life")]
+    pub lifecycle: Lifecycle,
     /// Its data path.
     pub network: NetworkSpec,
 }
@@ -148,7 +149,7 @@ impl VmSpec {
     pub fn can_change_live_to(&self, other: &Self) -> bool {
         let mut probe = self.clone();
         probe.network.apply_live_changes(&other.network);
-        probe.life.apply_live_changes(&other.life);
+        probe.lifecycle.apply_live_changes(&other.lifecycle);
         probe == *other
     }
 }

@@ -17,7 +17,7 @@ pub async fn doctor(client: &Client, args: FormatArgs) -> Result<(), Failure> {
     print::answer(args.output, &checks, |checks| findings(checks))?;
     let failed = checks
         .iter()
-        .filter(|check| check.verdict == CheckStatus::Fail)
+        .filter(|check| check.status == CheckStatus::Fail)
         .count();
     match failed {
         0 => Ok(()),
@@ -31,7 +31,7 @@ fn findings(checks: &[Check]) -> String {
         .iter()
         .map(|check| {
             vec![
-                Field::with_severity(check.verdict.to_string(), check.verdict),
+                Field::with_severity(check.status.to_string(), check.status),
                 Field::from(&check.name),
                 Field::from(&check.found),
             ]

@@ -29,7 +29,7 @@ pub async fn console(client: &Client, args: ConsoleArgs) -> Result<(), Failure> 
     let mut keys_read = read_keys();
     let message = loop {
         tokio::select! {
-            said = output.next() => match said {
+            chunk = output.next() => match chunk {
                 Some(bytes) => print::bytes(&bytes?)?,
                 None => break "\r\nconnection closed by sliced",
             },

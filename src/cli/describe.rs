@@ -262,8 +262,8 @@ impl Description {
         }
         self.storage(&spec.storage);
         if spec.hypervisor != Hypervisor::None {
-            self.line("Restart", spec.life.restart);
-            self.line("Graceful shutdown", spec.life.graceful_shutdown);
+            self.line("Restart", spec.lifecycle.restart);
+            self.line("Graceful shutdown", spec.lifecycle.graceful_shutdown);
         }
         self.line("Network", spec.network.mode());
         match &spec.network {
@@ -378,7 +378,7 @@ impl Description {
         if let Some(exit) = &vmm.last_exit {
             let age_text = age(exit.at, clock::now());
             self.line("Last exit", format!("{} ({age_text} ago)", exit.reason));
-            for line in &exit.said {
+            for line in &exit.last_output {
                 self.line("Output", line);
             }
         }

@@ -41,7 +41,7 @@ pub async fn events(client: &Client, args: EventsArgs) -> Result<(), Failure> {
 fn object(args: &[String]) -> Result<Option<String>, Failure> {
     match args {
         [] => Ok(None),
-        [word] if word == "ground" || word.starts_with("manifest/") => Ok(Some(word.clone())),
+        [arg] if arg == "ground" || arg.starts_with("manifest/") => Ok(Some(arg.clone())),
         words => match target::targets(words)?.as_slice() {
             [target] => Ok(Some(target.to_string())),
             _ => Err(Failure::Usage("expected at most one object".into())),
@@ -74,10 +74,10 @@ async fn collect(stream: Stream) -> Result<Vec<Event>, Failure> {
 
 async fn each(
     mut stream: Stream,
-    mut tell: impl FnMut(Event) -> Result<(), Failure>,
+    mut handle: impl FnMut(Event) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     while let Some(event) = stream.next().await {
-        tell(event?)?;
+        handle(event?)?;
     }
     Ok(())
 }

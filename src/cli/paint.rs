@@ -76,7 +76,7 @@ impl From<CheckStatus> for Severity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Colors {
     /// Standard output is a terminal that shows colours, and the user has not disabled them.
-    Seen,
+    Enabled,
     /// Plain text.
     Disabled,
 }
@@ -87,7 +87,7 @@ impl Colors {
         let is_disabled = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         match std::io::stdout().is_terminal() && !is_disabled && !is_dumb {
-            true => Self::Seen,
+            true => Self::Enabled,
             false => Self::Disabled,
         }
     }
@@ -95,7 +95,7 @@ impl Colors {
     /// `text` in the colour of `tone` (ECMA-48 SGR).
     pub fn paint(self, severity: Severity, text: &str) -> String {
         match (self, severity.sgr()) {
-            (Self::Seen, Some(code)) => format!("\u{1b}[{code}m{text}\u{1b}[0m"),
+            (Self::Enabled, Some(code)) => format!("\u{1b}[{code}m{text}\u{1b}[0m"),
             _ => text.to_owned(),
         }
     }

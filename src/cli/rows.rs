@@ -76,7 +76,7 @@ fn group_row(group: &GroupView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
             format!("{}/{}", status.ready_count, status.desired),
             severity,
         ),
-        standing(&group.metadata, &status.conditions, "Ready"),
+        status_field(&group.metadata, &status.conditions, "Ready"),
         status.updated.into(),
         status.desired.into(),
         age(group.metadata.created_at, now).into(),
@@ -107,7 +107,7 @@ fn vm_row(vm: &VmView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
         (&vm.metadata.name).into(),
         Field::maybe(vm.metadata.group.as_ref()),
         Field::with_severity(format!("{ready:?}"), ready),
-        standing(&vm.metadata, &vm.status.conditions, ready_status),
+        status_field(&vm.metadata, &vm.status.conditions, ready_status),
         Field::maybe(network.map(|network| network.ip)),
         vm.spec.hypervisor.into(),
         Field::maybe(vm.status.vmm.pid),
@@ -142,7 +142,7 @@ fn lease_row(lease: &LeaseView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
 }
 
 /// The status of an object: the reason of the first condition that is not True, or `up`.
-fn standing(metadata: &MetaView, conditions: &[ConditionView], ready_status: &str) -> Field {
+fn status_field(metadata: &MetaView, conditions: &[ConditionView], ready_status: &str) -> Field {
     if metadata.deleting {
         return Field::with_severity("Terminating", Severity::Warning);
     }

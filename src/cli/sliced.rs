@@ -139,7 +139,7 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
 }
 
 fn parse_removal_grace(text: &str) -> Result<Duration, String> {
-    settings::grace(text)
+    settings::parse_removal_grace(text)
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ impl Table {
             .load_style(presets::NOTHING)
             .set_content_arrangement(ContentArrangement::Disabled);
         match self.colors {
-            Colors::Seen => table.enforce_styling(),
+            Colors::Enabled => table.enforce_styling(),
             Colors::Disabled => table.force_no_tty(),
         };
         if let Some(header) = self.header.take() {
@@ -92,7 +92,7 @@ impl Table {
 
     fn title(&self, text: &'static str) -> Cell {
         match self.colors {
-            Colors::Seen => Cell::new(text).add_attribute(Attribute::Bold),
+            Colors::Enabled => Cell::new(text).add_attribute(Attribute::Bold),
             Colors::Disabled => Cell::new(text),
         }
     }
@@ -100,7 +100,7 @@ impl Table {
     fn cell(&self, field: Field) -> Cell {
         let cell = Cell::new(one_line(&field.text));
         match (self.colors, field.severity.color()) {
-            (Colors::Seen, Some(color)) => cell.fg(color),
+            (Colors::Enabled, Some(color)) => cell.fg(color),
             _ => cell,
         }
     }
@@ -137,7 +137,7 @@ mod tests {
             ]
         };
         let plain = Table::new(vec!["S", "N"], Colors::Disabled).draw(rows());
-        let colored = Table::new(vec!["S", "N"], Colors::Seen).draw(rows());
+        let colored = Table::new(vec!["S", "N"], Colors::Enabled).draw(rows());
         assert!(colored.contains("\u{1b}["));
         let mut stripped = String::new();
         let mut in_escape = false;

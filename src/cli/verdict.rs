@@ -27,6 +27,6 @@ fn format_explanation(explanation: &Explanation) -> String {
         Colors::for_stdout().paint(severity, result),
         one_line(&explanation.entry),
         one_line(&explanation.rule),
-        one_line(&explanation.place),
+        one_line(&explanation.chain),
     )
 }

@@ -305,7 +305,7 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
         name: result.name,
     };
     match args.output {
-        AddOutput::Table => print::out(&format!("{target} {}\n", word(result.applied)))?,
+        AddOutput::Table => print::out(&format!("{target} {}\n", result_text(result.applied)))?,
         AddOutput::Name => print::out(&format!("{target}\n"))?,
         AddOutput::Json => {}
     }
@@ -346,7 +346,7 @@ async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
     }
 }
 
-fn word(applied: Applied) -> &'static str {
+fn result_text(applied: Applied) -> &'static str {
     match applied {
         Applied::Created => "created",
         Applied::Configured => "configured",

@@ -30,17 +30,17 @@ pub async fn wait(client: &Client, args: WaitArgs) -> Result<(), Failure> {
     if let (Goal::Stopped | Goal::Paused, Some(target)) = (goal, other_kind) {
         let usage = format!(
             "--for {} is valid for VMs only, not for {target}",
-            word(goal)
+            goal_text(goal)
         );
         return Err(Failure::Usage(usage));
     }
     until(client, &targets, goal, args.timeout).await?;
-    let text = word(goal);
+    let text = goal_text(goal);
     let lines: String = targets.iter().map(|t| format!("{t} {text}\n")).collect();
     print::out(&lines)
 }
 
-fn word(goal: Goal) -> &'static str {
+fn goal_text(goal: Goal) -> &'static str {
     match goal {
         Goal::Ready => "ready",
         Goal::Stopped => "stopped",
@@ -185,7 +185,7 @@ impl<'a> Watch<'a> {
     fn progress(&self) -> String {
         match &self.seen.borrow().object {
             None => "not created yet".to_owned(),
-            Some(object) if self.goal == Goal::Deleted => held(object),
+            Some(object) if self.goal == Goal::Deleted => describe_finalizers(object),
             Some(Object::HostGroup(group)) => format!(
                 "{}/{} VMs ready",
                 group.status.ready_count, group.status.desired
@@ -218,7 +218,7 @@ impl<'a> Watch<'a> {
         match (reached, self.goal) {
             (true, _) => Vec::new(),
             (false, Goal::Deleted) => {
-                let finalizers = held(&object);
+                let finalizers = describe_finalizers(&object);
                 let mut causes = vec![format!(
                     "timed out after {limit}: {target} still exists, {finalizers}"
                 )];
@@ -226,7 +226,7 @@ impl<'a> Watch<'a> {
                 causes
             }
             (false, Goal::Ready | Goal::Stopped | Goal::Paused) => {
-                let text = word(self.goal);
+                let text = goal_text(self.goal);
                 let mut causes = vec![format!("timed out after {limit}: {target} is not {text}")];
                 causes.extend(not_ready_reasons(client, &object).await);
                 causes
@@ -253,7 +253,7 @@ fn is_in(object: &Object, state: VmmState) -> bool {
     !vm.metadata.deleting && vm.status.vmm.state == state && generation == vm.metadata.generation
 }
 
-fn held(object: &Object) -> String {
+fn describe_finalizers(object: &Object) -> String {
     let metadata = object.metadata();
     match (metadata.deleting, metadata.finalizers.as_slice()) {
         (false, _) => "its deletion is not requested".to_owned(),

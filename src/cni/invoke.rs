@@ -192,7 +192,7 @@ impl Call<'_> {
                 ..ErrorObject::default()
             },
             text => match serde_json::from_str::<ErrorObject>(text) {
-                Ok(said) => said,
+                Ok(parsed) => parsed,
                 Err(error) => {
                     return self
                         .invalid_output(&format!("{status}, invalid error object: {error}"), text);

@@ -269,7 +269,7 @@ impl Fields<'_> {
         let text = match self.get(key, "true or false")? {
             None => return Ok(false),
             Some(Flag::Bool(flag)) => return Ok(flag),
-            Some(Flag::Text(word)) => word,
+            Some(Flag::Text(value)) => value,
         };
         match text.to_ascii_lowercase().as_str() {
             "true" => Ok(true),

@@ -50,7 +50,7 @@ use crate::wire::{Backend, Deletion, Effect, Refusal, StreamMode, packet};
 pub struct AppState {
     pub(super) engine: Arc<Engine>,
     pub(super) intake: Arc<IntakeLoop>,
-    house: StatusBuilder,
+    status_builder: StatusBuilder,
     config_dir: PathBuf,
     state_dir: PathBuf,
     started_at: Timestamp,
@@ -60,7 +60,7 @@ impl AppState {
     /// Creates the state for a daemon that was started with `args`.
     pub fn new(engine: Arc<Engine>, intake: Arc<IntakeLoop>, args: &Args) -> Self {
         Self {
-            house: StatusBuilder {
+            status_builder: StatusBuilder {
                 instance: engine.instance.clone(),
                 run_dir: engine.run_dir.clone(),
             },
@@ -77,13 +77,20 @@ impl AppState {
         let store = &self.engine.store;
         store
             .read_durable(|world| {
-                objects(&self.house, &self.engine, &self.intake, world, kind, name)
+                objects(
+                    &self.status_builder,
+                    &self.engine,
+                    &self.intake,
+                    world,
+                    kind,
+                    name,
+                )
             })
             .await
     }
 
-    pub(super) fn house(&self) -> StatusBuilder {
-        self.house.clone()
+    pub(super) fn status_builder(&self) -> StatusBuilder {
+        self.status_builder.clone()
     }
 
     fn stored(&self) -> Vec<HostGroup> {
@@ -193,7 +200,7 @@ impl Backend for AppState {
         let store = &self.engine.store;
         let (items, more) = store
             .read_durable(|world| {
-                let (house, engine, intake) = (&self.house, &self.engine, &self.intake);
+                let (house, engine, intake) = (&self.status_builder, &self.engine, &self.intake);
                 objects::bounded(house, engine, intake, world, kind, name.as_ref())
             })
             .await;
@@ -242,11 +249,11 @@ impl Backend for AppState {
     }
 
     async fn power(&self, vm: Name, verb: PowerCommand) -> Result<Applied, Refusal> {
-        power::tell(&self.engine, vm, verb).await
+        power::set_power(&self.engine, vm, verb).await
     }
 
     async fn metrics(&self, vm: Name) -> Result<Metrics, Refusal> {
-        metrics::ask(&self.engine, &self.house, vm).await
+        metrics::ask(&self.engine, &self.status_builder, vm).await
     }
 
     async fn events(
@@ -335,7 +342,7 @@ impl Backend for AppState {
     async fn doctor(&self) -> Result<Vec<Check>, Refusal> {
         let fail = |error: host::Error| Refusal::Failed(format!("{error}: {}", error.source));
         let desired = self.engine.desired_host_network();
-        let host_network = self.engine.ground();
+        let host_network = self.engine.host_network_reconciler();
         let guarded = host_network::routed_ranges(&host_network, &desired)
             .await
             .map_err(fail)?;
@@ -381,7 +388,7 @@ impl Backend for AppState {
         let rules = self.engine.rules(&found, block, None);
         let network = self.engine.store.read(store::World::host_requirements);
         let bridge_subnets = network.bridges.values().flatten().map(|net| subnet(*net));
-        let host = onward::look(&self.engine, request.destination).await;
+        let host = onward::observe(&self.engine, request.destination).await;
         let host = host.map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
         let blocked = bridge_subnets.chain(network.cni_subnets.iter().copied());
         let closed: Vec<_> = blocked.chain(host.closed).collect();
@@ -470,7 +477,7 @@ fn leftover(label: &Label, error: Option<String>) -> Orphan {
         thing: "links, namespace, run directory and process".to_owned(),
         error,
         owner: match &label.owner {
-            Owner::Ground => "ground".to_owned(),
+            Owner::HostNetwork => "ground".to_owned(),
             Owner::Vm { name, uid } => format!("vm/{name}@{uid}"),
         },
     }

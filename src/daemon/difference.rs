@@ -43,7 +43,7 @@ async fn of_group(engine: &Engine, draft: &Draft, limit: usize) -> (Vec<(String,
         plan,
         vms,
         update_before,
-        held,
+        not_replaced: held,
     } = preview_group(engine, draft).await;
     let mut found = Vec::new();
     let mut more = 0;
@@ -115,7 +115,7 @@ struct GroupPreview {
     vms: Vec<Vm>,
     update_before: Option<UpdatePolicy>,
     /// VMs that would not be replaced, each with the reason.
-    held: BTreeMap<Name, String>,
+    not_replaced: BTreeMap<Name, String>,
 }
 
 async fn preview_group(engine: &Engine, draft: &Draft) -> GroupPreview {
@@ -126,9 +126,9 @@ async fn preview_group(engine: &Engine, draft: &Draft) -> GroupPreview {
             let desired = group::becoming(world, name, &draft.spec);
             let observed = group::observed(world, name, &desired, &preflight);
             let plan = group::plan(&desired, &observed);
-            let question = preflight.asks(world, &desired, &plan);
+            let question = preflight.next_check(world, &desired, &plan);
             let foreseen = GroupPreview {
-                held: group::held(world, name, &desired, &preflight),
+                not_replaced: group::blocked_vms(world, name, &desired, &preflight),
                 vms: world.vms_of(name).cloned().collect(),
                 update_before: world.group(name).map(|group| group.spec.update),
                 desired,
@@ -139,7 +139,7 @@ async fn preview_group(engine: &Engine, draft: &Draft) -> GroupPreview {
         let Some(question) = check else {
             return preview;
         };
-        let found = engine.preflight_check(&question.vm, &question.wanted).await;
+        let found = engine.preflight_check(&question.vm, &question.spec).await;
         preflight.note(question, found);
     }
 }
@@ -178,7 +178,7 @@ async fn update(engine: &Engine, vm: &Vm, spec: VmSpec) -> Preview {
 
 async fn removal(engine: &Engine, vm: &Vm, group: &group::Desired) -> Preview {
     let mut preview = engine.preview_removal(vm).await;
-    if group.wants(vm.index) {
+    if group.requires(vm.index) {
         let recreate = "create it again: this change cannot be applied live".to_owned();
         preview.steps.push(recreate);
     }

@@ -52,7 +52,7 @@ pub(super) fn run(dir: &Path) -> Result<RunDir, Error> {
     private::dir(&run_dir.netns_dir(), |_| false)?;
     let vms = run_dir.vm_dirs();
     private::dir(&vms, |_| false)?;
-    if let fs::Dir::Present(names) = fs::look_at_dir(&vms)? {
+    if let fs::Dir::Present(names) = fs::read_dir(&vms)? {
         for name in names {
             let vm = vms.join(name);
             if vm.is_dir() {
@@ -65,7 +65,7 @@ pub(super) fn run(dir: &Path) -> Result<RunDir, Error> {
 }
 
 fn restrict_if_exists(dir: &Path) -> Result<(), Error> {
-    match fs::look_at_dir(dir)? {
+    match fs::read_dir(dir)? {
         fs::Dir::Absent => Ok(()),
         fs::Dir::Present(_) | fs::Dir::NotADirectory => Ok(private::dir(dir, |_| false)?),
     }
@@ -73,7 +73,7 @@ fn restrict_if_exists(dir: &Path) -> Result<(), Error> {
 
 /// Whether a directory contains only the daemon's state. The user may have specified a home directory or all of `/var/lib`.
 fn is_ours(dir: &Path) -> Result<bool, Error> {
-    let fs::Dir::Present(names) = fs::look_at_dir(dir)? else {
+    let fs::Dir::Present(names) = fs::read_dir(dir)? else {
         return Ok(true);
     };
     // The file layout of the database.

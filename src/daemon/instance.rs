@@ -182,7 +182,7 @@ fn refuse_foreign_vms(dirs: &Dirs<'_>, other: &Instance) -> Result<(), Error> {
 
 /// Names of the directories of VMs in the run directory.
 fn vms_of(dirs: &Dirs<'_>) -> Result<Vec<String>, Error> {
-    Ok(match fs::look_at_dir(&dirs.run.vm_dirs())? {
+    Ok(match fs::read_dir(&dirs.run.vm_dirs())? {
         fs::Dir::Present(names) => names,
         fs::Dir::Absent | fs::Dir::NotADirectory => Vec::new(),
     })

@@ -339,7 +339,7 @@ impl IntakeLoop {
                 for (draft, origin) in &intake.upserts {
                     store_draft(txn, draft, origin, seen_in)?;
                 }
-                for name in &intake.seen {
+                for name in &intake.relocated {
                     if let Some(mut group) = txn.world().group(name).cloned() {
                         group.seen_in = seen_in.cloned();
                         txn.put_group(group)?;

@@ -81,7 +81,7 @@ pub enum Error {
     Settings(String),
     /// The API socket cannot be opened.
     #[error("{0}")]
-    Door(String),
+    Socket(String),
 }
 
 impl From<host::Error> for Error {
@@ -288,7 +288,7 @@ async fn serve(
     let stop = CancellationToken::new();
     let intake = Arc::new(intake);
     let listener = Listener::open(&engine.run_dir.socket(), &args.socket_group)
-        .map_err(|error| Error::Door(error.to_string()))?;
+        .map_err(|error| Error::Socket(error.to_string()))?;
     let state = AppState::new(engine.clone(), intake.clone(), &args);
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(enqueue_by_changes(engine.clone(), daemon.changes));

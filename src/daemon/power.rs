@@ -16,14 +16,18 @@ use crate::store::World;
 use crate::wire::Refusal;
 
 /// Stores the desired power state. The change enqueues the VM's key and resets its backoff.
-pub async fn tell(engine: &Engine, name: Name, verb: PowerCommand) -> Result<Applied, Refusal> {
+pub async fn set_power(
+    engine: &Engine,
+    name: Name,
+    verb: PowerCommand,
+) -> Result<Applied, Refusal> {
     let stored = engine.store.write(|txn| {
         let Some(mut vm) = txn.world().vm_named(&name).cloned() else {
             let names = txn.world().vms().map(|vm| &vm.meta.name);
             let suggestion = nearest(&name, names);
             return Err(Failure::Refused(not_found("vm", &name, suggestion)));
         };
-        let Some(power) = wanted(txn.world(), &vm, verb).map_err(refused)? else {
+        let Some(power) = desired_power(txn.world(), &vm, verb).map_err(refused)? else {
             return Ok((vm.meta.uid, Applied::Unchanged));
         };
         let uid = vm.meta.uid;
@@ -55,7 +59,7 @@ fn refused(message: String) -> Failure {
 }
 
 /// The power state to store; `None` if it does not change.
-fn wanted(world: &World, vm: &Vm, verb: PowerCommand) -> Result<Option<Power>, String> {
+fn desired_power(world: &World, vm: &Vm, verb: PowerCommand) -> Result<Option<Power>, String> {
     let name = &vm.meta.name;
     if vm.meta.deleting {
         return Err(format!("vm/{name} is being deleted"));

@@ -41,7 +41,7 @@ pub(super) async fn watch(
     name: Option<Name>,
 ) -> BoxStream<'static, Change> {
     let (status_builder, intake, engine) = (
-        answers.house(),
+        answers.status_builder(),
         answers.intake.clone(),
         answers.engine.clone(),
     );

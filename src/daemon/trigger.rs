@@ -153,24 +153,24 @@ impl Trigger {
                     }
                     self.follow(engine, change).await?;
                 }
-                () = own.over() => own.take().tell(engine),
+                () = own.over() => own.take().enqueue(engine),
                 () = conflicts.over() => {
                     let found = conflicts.take();
                     self.activity.record_enqueued(found.vms());
-                    found.tell(engine);
+                    found.enqueue(engine);
                 }
                 () = drift.over() => {
                     let found = drift.take();
                     // Events caused by the repair itself are collected for longer.
                     self.activity.record_enqueued(found.vms());
-                    found.tell(engine);
+                    found.enqueue(engine);
                 }
             }
             if pending.urgent {
                 // Until it is repaired, a VM is cut off.
                 pending.merge(own.take());
                 pending.merge(drift.take());
-                std::mem::take(&mut pending).tell(engine);
+                std::mem::take(&mut pending).enqueue(engine);
             }
             if let Some(delay) = self.activity.contested(&pending, engine) {
                 conflicts.add(std::mem::take(&mut pending), delay);
@@ -196,7 +196,7 @@ impl Trigger {
                 if let Some(link) = self.update_vm(engine, uid)
                     && let Some(link) = link::get(&engine.host.netlink, &link).await?
                 {
-                    self.place(uid, link.index, link.peer_nsid, link.mac);
+                    self.set_link(uid, link.index, link.peer_nsid, link.mac);
                 }
                 Ok(())
             }
@@ -256,7 +256,7 @@ impl Trigger {
                             .is_some_and(|index| self.bridge_at(index).is_none());
                         gathered.urgent |= is_foreign && before != link.master;
                         self.masters.insert(uid, link.master);
-                        self.place(uid, link.index, link.peer_nsid, link.mac);
+                        self.set_link(uid, link.index, link.peer_nsid, link.mac);
                     }
                 }
                 gathered.keys.insert(Key::Vm(uid));

@@ -12,7 +12,7 @@ pub(super) fn checks(cx: &Host) -> Vec<Check> {
     let check = |purpose| {
         let dirs = cx.allowed.of(purpose).iter();
         let observed = dirs.map(|dir| (dir.clone(), named::check_directory(dir)));
-        judge(purpose, &observed.collect::<Vec<_>>())
+        evaluate(purpose, &observed.collect::<Vec<_>>())
     };
     [Purpose::Program, Purpose::Image].map(check).to_vec()
 }
@@ -25,7 +25,7 @@ fn name(purpose: Purpose) -> &'static str {
 }
 
 /// Missing directories are accepted as long as one exists.
-fn judge(purpose: Purpose, observed: &[(PathBuf, Result<(), Refusal>)]) -> Check {
+fn evaluate(purpose: Purpose, observed: &[(PathBuf, Result<(), Refusal>)]) -> Check {
     let (name, setting) = (name(purpose), purpose.setting());
     let mut refusals = observed.iter().filter_map(|(_, look)| look.as_ref().err());
     let refused = refusals.find(|refusal| !refusal.is_absent());
@@ -75,16 +75,16 @@ mod tests {
             expected: "a directory that only root can write",
         };
         let loose = (PathBuf::from("/srv/images"), Err(loose));
-        let evaluate_images = |looked: &[_]| judge(Purpose::Image, looked);
+        let evaluate_images = |looked: &[_]| evaluate(Purpose::Image, looked);
         assert_eq!(
-            evaluate_images(&[fine("/a"), absent("/b")]).verdict,
+            evaluate_images(&[fine("/a"), absent("/b")]).status,
             CheckStatus::Ok
         );
         let check = evaluate_images(&[fine("/a"), loose]);
-        assert_eq!(check.verdict, CheckStatus::Warn);
+        assert_eq!(check.status, CheckStatus::Warn);
         assert!(check.found.contains("user 1000") && check.remedy.contains("--images"));
         let none = evaluate_images(&[absent("/b")]);
-        assert_eq!(none.verdict, CheckStatus::Warn);
+        assert_eq!(none.status, CheckStatus::Warn);
         assert!(none.found.contains("/b does not exist"));
         assert!(evaluate_images(&[]).found.contains("`images:` is empty"));
     }

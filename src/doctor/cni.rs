@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, stream};
 
-use super::{Host, ok, warn, words};
+use super::{Host, error_chain, ok, warn};
 use crate::api::view::Check;
 use crate::cni::{Error, Network, Runtime, Version};
 
@@ -24,8 +24,8 @@ const CONCURRENCY: usize = 16;
 
 pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     let networks = cx.cni.networks();
-    let networks = networks.map_err(|error| words(&error));
-    let mut checks = vec![judge(&cx.cni, &networks).await];
+    let networks = networks.map_err(|error| error_chain(&error));
+    let mut checks = vec![evaluate(&cx.cni, &networks).await];
     checks.extend(evaluate_gc(&cx.cni, &networks));
     checks.extend(evaluate_abandoned(cx));
     checks
@@ -72,7 +72,7 @@ fn evaluate_abandoned(cx: &Host) -> Option<Check> {
     })
 }
 
-async fn judge(runtime: &Runtime, networks: &Result<Vec<String>, String>) -> Check {
+async fn evaluate(runtime: &Runtime, networks: &Result<Vec<String>, String>) -> Check {
     let folder = runtime.conf_dir.display();
     let names = match networks {
         Ok(names) if names.is_empty() => {
@@ -125,7 +125,7 @@ async fn examine(runtime: &Runtime, name: &str) -> NetworkStatus {
         Ok(network) => network,
         Err(error) => {
             return NetworkStatus {
-                lacking: vec![words(&error)],
+                lacking: vec![error_chain(&error)],
                 ..NetworkStatus::default()
             };
         }
@@ -138,7 +138,7 @@ async fn examine(runtime: &Runtime, name: &str) -> NetworkStatus {
         };
     }
     let unable = match tokio::time::timeout(NETWORK_DEADLINE, status(runtime, &network)).await {
-        Ok(status) => status.err().map(|error| words(&error)),
+        Ok(status) => status.err().map(|error| error_chain(&error)),
         Err(_) => Some(format!(
             "the plugins of {name} did not answer STATUS within {}",
             humantime::format_duration(NETWORK_DEADLINE)
@@ -216,12 +216,12 @@ esac
             runtime.conf_dir = dir.path().to_owned();
             runtime.bin_dirs = vec![dir.path().to_owned()];
             runtime.deadline = Duration::from_millis(500);
-            let networks = runtime.networks().map_err(|error| words(&error));
-            let check = judge(&runtime, &networks).await;
+            let networks = runtime.networks().map_err(|error| error_chain(&error));
+            let check = evaluate(&runtime, &networks).await;
             match wanted {
-                None => assert_eq!(check.verdict, CheckStatus::Ok, "{}", check.found),
+                None => assert_eq!(check.status, CheckStatus::Ok, "{}", check.found),
                 Some(wanted) => {
-                    assert_eq!(check.verdict, CheckStatus::Warn, "{code}");
+                    assert_eq!(check.status, CheckStatus::Warn, "{code}");
                     assert!(check.found.contains(wanted), "{}", check.found);
                     assert!(!check.found.contains("apt-get"), "{}", check.found);
                 }
@@ -247,9 +247,9 @@ esac
         runtime.conf_dir = dir.path().to_owned();
         runtime.bin_dirs = vec![dir.path().to_owned()];
         runtime.deadline = Duration::from_secs(1);
-        let networks = runtime.networks().map_err(|error| words(&error));
+        let networks = runtime.networks().map_err(|error| error_chain(&error));
         let begin = std::time::Instant::now();
-        let check = judge(&runtime, &networks).await;
+        let check = evaluate(&runtime, &networks).await;
         assert_eq!(check.found.matches("did not finish STATUS").count(), 8);
         // Sequentially, they would take eight deadlines.
         assert!(
@@ -268,8 +268,8 @@ esac
         let mut runtime = Runtime::new();
         runtime.conf_dir = dir.path().to_owned();
         runtime.bin_dirs = vec![dir.path().to_owned()];
-        let check = judge(&runtime, &runtime.networks().map_err(|e| words(&e))).await;
-        assert_eq!(check.verdict, CheckStatus::Warn);
+        let check = evaluate(&runtime, &runtime.networks().map_err(|e| error_chain(&e))).await;
+        assert_eq!(check.status, CheckStatus::Warn);
         assert!(check.found.starts_with("net, but: "), "{}", check.found);
         assert!(check.found.contains("no-such-plugin"), "{}", check.found);
     }
@@ -288,7 +288,7 @@ esac
                 r#"{{"cniVersion": "{version}", "disableGC": {disabled}, "name": "net", "plugins": [{{"type": "bridge"}}]}}"#
             );
             std::fs::write(dir.path().join("10-net.conflist"), list).unwrap();
-            let check = evaluate_gc(&runtime, &runtime.networks().map_err(|e| words(&e)));
+            let check = evaluate_gc(&runtime, &runtime.networks().map_err(|e| error_chain(&e)));
             assert_eq!(check.is_some(), is_told, "{version} {disabled}");
         }
     }
@@ -297,7 +297,7 @@ esac
     async fn no_network_at_all_is_ok() {
         let mut runtime = Runtime::new();
         runtime.conf_dir = "/nowhere/at/all".into();
-        let check = judge(&runtime, &runtime.networks().map_err(|e| words(&e))).await;
-        assert_eq!(check.verdict, CheckStatus::Ok);
+        let check = evaluate(&runtime, &runtime.networks().map_err(|e| error_chain(&e))).await;
+        assert_eq!(check.status, CheckStatus::Ok);
     }
 }

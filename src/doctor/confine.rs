@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::{Host, ok, unseen, warn, words};
+use super::{Host, error_chain, ok, unseen, warn};
 use crate::api::view::Check;
 use crate::api::vmm_ids::IdRange;
 use crate::host::{Error, cgroup, fs};
@@ -15,15 +15,15 @@ const LIMITS: &str = "limits of VMs";
 type IdBlock = (String, u64, u64);
 
 pub(super) fn checks(cx: &Host) -> Vec<Check> {
-    let users = match look() {
+    let users = match observe() {
         Ok((mapped, others)) => evaluate_users(&cx.vmm_ids, &mapped, &others),
-        Err(error) => unseen(USERS, &words(&error)),
+        Err(error) => unseen(USERS, &error_chain(&error)),
     };
     vec![users, evaluate_limits(cgroup::base())]
 }
 
 /// The ids that are mapped in this user namespace, and those that are assigned to other users.
-fn look() -> Result<(Vec<IdBlock>, Vec<IdBlock>), Error> {
+fn observe() -> Result<(Vec<IdBlock>, Vec<IdBlock>), Error> {
     let text = |path: &str| Ok::<_, Error>(fs::read_text(Path::new(path))?.unwrap_or_default());
     let mut others = Vec::new();
     for path in ["/etc/subuid", "/etc/subgid"] {
@@ -112,7 +112,7 @@ mod tests {
     fn ids_that_are_assigned_or_not_mapped_are_warnings() {
         let ids: IdRange = "70000-70099".parse().unwrap();
         let whole = mapped("         0          0 4294967295\n");
-        assert_eq!(evaluate_users(&ids, &whole, &[]).verdict, CheckStatus::Ok);
+        assert_eq!(evaluate_users(&ids, &whole, &[]).status, CheckStatus::Ok);
         let rootless = mapped("0 1000 1\n1 100000 65536\n");
         assert!(
             evaluate_users(&ids, &rootless, &[])
@@ -121,7 +121,7 @@ mod tests {
         );
         let subuid = subordinate("/etc/subuid", "ann:70099:65536\n");
         let check = evaluate_users(&ids, &whole, &subuid);
-        assert_eq!(check.verdict, CheckStatus::Warn);
+        assert_eq!(check.status, CheckStatus::Warn);
         assert!(check.found.contains("ann in /etc/subuid"));
         let passwd = single(
             "/etc/passwd",
@@ -130,7 +130,7 @@ mod tests {
         assert!(evaluate_users(&ids, &whole, &passwd).found.contains("bob"));
         let before = subordinate("/etc/subuid", "ann:4464:65536\n");
         assert_eq!(
-            evaluate_users(&ids, &whole, &before).verdict,
+            evaluate_users(&ids, &whole, &before).status,
             CheckStatus::Ok
         );
     }
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn missing_limits_are_a_warning_that_names_the_reason() {
         let check = evaluate_limits(Err("no control groups of version 2".to_owned()));
-        assert_eq!(check.verdict, CheckStatus::Warn);
+        assert_eq!(check.status, CheckStatus::Warn);
         assert!(check.found.ends_with("no control groups of version 2"));
     }
 }

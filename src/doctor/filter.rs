@@ -1,7 +1,7 @@
 //! Checks which kernel back end iptables uses (nf_tables or ip_tables), and whether both contain rules.
 //! Out of scope: the effect of the rules on forwarded packets.
 
-use super::{Host, ask, fail, ok, unseen, warn, words};
+use super::{Host, ask, error_chain, fail, ok, unseen, warn};
 use crate::api::view::Check;
 use crate::host::iptables::{Backend, DEADLINE, Flavour};
 use crate::host::rule::{Policy, Ruleset, TableName};
@@ -29,22 +29,22 @@ pub(super) struct Observed {
     pub legacy: Result<Ruleset, String>,
 }
 
-pub(super) async fn look(cx: &Host) -> Observed {
+pub(super) async fn observe(cx: &Host) -> Observed {
     let tables = cx.home.run(|| {
-        let restore = Backend::detect().map_err(|e| words(&e));
+        let restore = Backend::detect().map_err(|e| error_chain(&e));
         Ok((restore, read(Flavour::Nft), read(Flavour::Legacy)))
     });
     let version = ["iptables", "--version"];
     let (tables, tool) = tokio::join!(tables, ask(&version));
     let (restore, nft, legacy) = tables.unwrap_or_else(|error| {
-        let why = words(&error);
+        let why = error_chain(&error);
         (Err(why.clone()), Err(why.clone()), Err(why))
     });
     Observed {
         restore,
         tool: tool
             .map(|output| output.trim().into())
-            .map_err(|e| words(&e)),
+            .map_err(|e| error_chain(&e)),
         nft,
         legacy,
     }
@@ -58,10 +58,10 @@ fn read(flavour: Flavour) -> Result<Ruleset, String> {
         version: String::new(),
         timeout: DEADLINE,
     };
-    backend.read(&TABLES).map_err(|e| words(&e))
+    backend.read(&TABLES).map_err(|e| error_chain(&e))
 }
 
-pub(super) fn judge(observed: &Observed) -> Vec<Check> {
+pub(super) fn evaluate(observed: &Observed) -> Vec<Check> {
     vec![evaluate_back_end(observed), evaluate_mixing(observed)]
 }
 
@@ -77,7 +77,7 @@ fn evaluate_back_end(observed: &Observed) -> Check {
             );
         }
     };
-    let found = format!("{} ({})", restore.version, word(restore.kind));
+    let found = format!("{} ({})", restore.version, flavour_name(restore.kind));
     match &observed.tool {
         Ok(tool) if flavour_of(tool) != restore.kind => warn(
             BACK_END,
@@ -88,7 +88,7 @@ fn evaluate_back_end(observed: &Observed) -> Check {
             format!(
                 "Point both to one: `update-alternatives --set iptables /usr/sbin/iptables-{0}` (its slave is iptables-restore), \
                  then restart sliced.",
-                word(restore.kind)
+                flavour_name(restore.kind)
             ),
         ),
         Ok(_) => ok(BACK_END, found),
@@ -157,7 +157,7 @@ fn flavour_of(version: &str) -> Flavour {
     }
 }
 
-fn word(flavour: Flavour) -> &'static str {
+fn flavour_name(flavour: Flavour) -> &'static str {
     match flavour {
         Flavour::Nft => "nft",
         Flavour::Legacy => "legacy",
@@ -192,7 +192,7 @@ mod tests {
     }
 
     fn verdicts(seen: &Observed) -> Vec<CheckStatus> {
-        judge(seen).iter().map(|check| check.verdict).collect()
+        evaluate(seen).iter().map(|check| check.status).collect()
     }
 
     #[test]
@@ -209,8 +209,8 @@ mod tests {
 
     #[test]
     fn rules_in_both_back_ends_are_a_warning_that_names_the_dropping_policy() {
-        let checks = judge(&seen(dropping(), dropping()));
-        assert_eq!(checks[1].verdict, CheckStatus::Warn);
+        let checks = evaluate(&seen(dropping(), dropping()));
+        assert_eq!(checks[1].status, CheckStatus::Warn);
         assert!(
             checks[1].found.contains("VMs reach nothing"),
             "{}",
@@ -223,8 +223,8 @@ mod tests {
     fn commands_of_different_back_ends_are_a_warning() {
         let mut seen = seen(Ruleset::default(), Ruleset::default());
         seen.tool = Ok("iptables v1.8.9 (legacy)".into());
-        let checks = judge(&seen);
-        assert_eq!(checks[0].verdict, CheckStatus::Warn);
+        let checks = evaluate(&seen);
+        assert_eq!(checks[0].status, CheckStatus::Warn);
         assert!(
             checks[0]
                 .remedy

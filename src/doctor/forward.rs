@@ -4,7 +4,7 @@
 use std::net::Ipv4Addr;
 
 use super::filter::Observed;
-use super::{Host, fail, ok, unseen, warn, words};
+use super::{Host, error_chain, fail, ok, unseen, warn};
 use crate::api::view::Check;
 use crate::host::iptables::Flavour;
 use crate::host::link::{self, Link};
@@ -37,7 +37,7 @@ pub(super) async fn checks(cx: &Host, observed: &Observed) -> Vec<Check> {
                 evaluate_rp_filter(value(2), value(3)),
             ]
         }
-        Err(error) => vec![unseen(IP_FORWARD, &words(&error))],
+        Err(error) => vec![unseen(IP_FORWARD, &error_chain(&error))],
     };
     checks.push(uplink(cx).await);
     checks.push(evaluate_chain(observed, &cx.instance.chain("")));
@@ -77,7 +77,7 @@ async fn uplink(cx: &Host) -> Check {
             "no default route: VMs reach only networks of the host",
         ),
         Ok(Some(found)) => evaluate_uplink(&found),
-        Err(error) => unseen(UPLINK, &words(&error)),
+        Err(error) => unseen(UPLINK, &error_chain(&error)),
     }
 }
 

@@ -12,7 +12,7 @@ fn jump(chain: &str) -> Rule {
     Rule::when().jump(chain)
 }
 
-fn seen(policy: Policy, forward: Vec<Rule>, chains: &[&str]) -> Observed {
+fn observed(policy: Policy, forward: Vec<Rule>, chains: &[&str]) -> Observed {
     let users = chains
         .iter()
         .map(|name| Chain::user(*name, vec![jump("RETURNED")]));
@@ -36,21 +36,21 @@ fn seen(policy: Policy, forward: Vec<Rule>, chains: &[&str]) -> Observed {
 
 #[test]
 fn forwarding_that_is_off_is_a_warning_with_the_command_that_turns_it_on() {
-    assert_eq!(evaluate_ip_forward(Some("1")).verdict, CheckStatus::Ok);
+    assert_eq!(evaluate_ip_forward(Some("1")).status, CheckStatus::Ok);
     let off = evaluate_ip_forward(Some("0"));
-    assert_eq!(off.verdict, CheckStatus::Warn);
+    assert_eq!(off.status, CheckStatus::Warn);
     assert!(off.remedy.contains("net.ipv4.ip_forward=1"));
-    assert_eq!(evaluate_ip_forward(None).verdict, CheckStatus::Fail);
+    assert_eq!(evaluate_ip_forward(None).status, CheckStatus::Fail);
 }
 
 #[test]
 fn docker_with_policy_drop_is_named_and_is_ok_while_our_jump_is_first() {
     let forward = vec![jump("SLICE-abcde-FWD"), jump("DOCKER-USER")];
     let check = evaluate_chain(
-        &seen(Policy::Drop, forward, &["DOCKER-USER", "DOCKER"]),
+        &observed(Policy::Drop, forward, &["DOCKER-USER", "DOCKER"]),
         OURS,
     );
-    assert_eq!(check.verdict, CheckStatus::Ok);
+    assert_eq!(check.status, CheckStatus::Ok);
     assert_eq!(
         check.found,
         "policy DROP, chains of docker: our jump is first and decides for VMs"
@@ -61,17 +61,20 @@ fn docker_with_policy_drop_is_named_and_is_ok_while_our_jump_is_first() {
 fn a_foreign_rule_above_our_jump_is_a_warning_and_the_jump_of_another_daemon_is_not() {
     let ours = jump("SLICE-abcde-FWD");
     let after_docker = vec![jump("DOCKER-USER"), ours.clone()];
-    let check = evaluate_chain(&seen(Policy::Accept, after_docker, &["DOCKER-USER"]), OURS);
-    assert_eq!(check.verdict, CheckStatus::Warn);
+    let check = evaluate_chain(
+        &observed(Policy::Accept, after_docker, &["DOCKER-USER"]),
+        OURS,
+    );
+    assert_eq!(check.status, CheckStatus::Warn);
     let after_another = vec![jump("SLICE-zzzzz-FWD"), ours];
-    let check = evaluate_chain(&seen(Policy::Accept, after_another, &[]), OURS);
-    assert_eq!(check.verdict, CheckStatus::Ok);
+    let check = evaluate_chain(&observed(Policy::Accept, after_another, &[]), OURS);
+    assert_eq!(check.status, CheckStatus::Ok);
 }
 
 #[test]
 fn all_programs_with_chains_are_named() {
     let chains = ["DOCKER", "ufw-before-forward", "LIBVIRT_FWO"];
-    let check = evaluate_chain(&seen(Policy::Drop, Vec::new(), &chains), OURS);
+    let check = evaluate_chain(&observed(Policy::Drop, Vec::new(), &chains), OURS);
     assert!(
         check.found.contains("chains of docker and ufw and libvirt"),
         "{}",
@@ -82,7 +85,7 @@ fn all_programs_with_chains_are_named() {
 #[test]
 fn bridged_packets_and_reverse_path_filters_are_always_ok() {
     for value in [Some("0"), Some("1"), None] {
-        assert_eq!(evaluate_bridge_nf(value).verdict, CheckStatus::Ok);
+        assert_eq!(evaluate_bridge_nf(value).status, CheckStatus::Ok);
     }
     assert_eq!(
         evaluate_rp_filter(Some("1"), Some("2")).found,
@@ -98,10 +101,10 @@ fn a_cni_network_without_firewall_plugin_is_named_if_forward_drops() {
         (Policy::Drop, &networks[..0], false),
         (Policy::Accept, &networks[..], false),
     ] {
-        let check = evaluate_networks(&seen(policy, vec![], &["DOCKER-USER"]), unopened);
+        let check = evaluate_networks(&observed(policy, vec![], &["DOCKER-USER"]), unopened);
         assert_eq!(check.is_some(), is_reported, "{policy} {unopened:?}");
         if let Some(check) = check {
-            assert_eq!(check.verdict, CheckStatus::Warn);
+            assert_eq!(check.status, CheckStatus::Warn);
             assert!(check.found.contains("slicer, other"), "{}", check.found);
             assert!(check.remedy.contains("firewall"), "{}", check.remedy);
         }

@@ -7,7 +7,7 @@
 
 use std::fs::OpenOptions;
 
-use super::{Host, ask, fail, ok, unseen, warn, words};
+use super::{Host, ask, error_chain, fail, ok, unseen, warn};
 use crate::api::view::Check;
 use crate::host::{conntrack, sysctl};
 
@@ -156,7 +156,7 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     let (trial, observed) = tokio::join!(ask(&trial), cx.home.run(|| Ok(observe())));
     let mut checks = match trial {
         Ok(output) => evaluate_trial(&output),
-        Err(error) => vec![unseen(NAMESPACES, &words(&error))],
+        Err(error) => vec![unseen(NAMESPACES, &error_chain(&error))],
     };
     match observed {
         Ok(here) => checks.extend([
@@ -164,7 +164,7 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
             evaluate_conntrack(&here.flows),
             evaluate_ipv6(here.ipv6),
         ]),
-        Err(error) => checks.push(unseen(TUN, &words(&error))),
+        Err(error) => checks.push(unseen(TUN, &error_chain(&error))),
     }
     checks
 }
@@ -187,7 +187,7 @@ fn observe() -> Observed {
     let tun = OpenOptions::new().read(true).write(true).open(TUN);
     Observed {
         tun: tun.map(drop).map_err(|e| e.to_string()),
-        flows: conntrack::count().map_err(|e| words(&e)),
+        flows: conntrack::count().map_err(|e| error_chain(&e)),
         ipv6: match sysctl::read("net.ipv6.conf.all.disable_ipv6") {
             Ok(_) => Protocol::Present,
             Err(_) => Protocol::Absent,
@@ -330,7 +330,7 @@ mod tests {
     fn a_kernel_with_all_features_is_ok() {
         let checks = evaluate_trial(&all_but("", ""));
         assert!(
-            checks.iter().all(|check| check.verdict == CheckStatus::Ok),
+            checks.iter().all(|check| check.status == CheckStatus::Ok),
             "{checks:?}"
         );
     }
@@ -343,7 +343,7 @@ mod tests {
         ));
         let broken: Vec<_> = checks
             .iter()
-            .filter(|c| c.verdict == CheckStatus::Fail)
+            .filter(|c| c.status == CheckStatus::Fail)
             .collect();
         assert_eq!(broken.len(), 1);
         assert_eq!(
@@ -356,7 +356,7 @@ mod tests {
     #[test]
     fn features_that_were_not_tried_are_not_reported_as_missing() {
         let checks = evaluate_trial("namespace yes\nveth yes\ntap yes\nbridge yes\n");
-        let verdicts: Vec<_> = checks.iter().map(|check| check.verdict).collect();
+        let verdicts: Vec<_> = checks.iter().map(|check| check.status).collect();
         use CheckStatus::{Ok, Warn};
         assert_eq!(verdicts, [Ok, Ok, Ok, Ok, Warn, Warn]);
     }
@@ -369,7 +369,7 @@ mod tests {
             &format!("namespace yes\nsetting {result}\n"),
         );
         let checks = evaluate_trial(&output);
-        assert_eq!(checks[0].verdict, CheckStatus::Fail);
+        assert_eq!(checks[0].status, CheckStatus::Fail);
         assert!(
             checks[0]
                 .found
@@ -380,7 +380,7 @@ mod tests {
         assert!(
             checks[1..]
                 .iter()
-                .all(|check| check.verdict == CheckStatus::Ok)
+                .all(|check| check.status == CheckStatus::Ok)
         );
     }
 
@@ -388,17 +388,17 @@ mod tests {
     fn without_namespaces_nothing_else_is_reported() {
         let checks = evaluate_trial("");
         assert_eq!(checks.len(), 1);
-        assert_eq!(checks[0].verdict, CheckStatus::Fail);
+        assert_eq!(checks[0].status, CheckStatus::Fail);
     }
 
     #[test]
     fn devices_that_cannot_be_opened_come_with_the_command_that_loads_them() {
         let check = evaluate_tun(&Err("No such file or directory".into()));
-        assert_eq!(check.verdict, CheckStatus::Fail);
+        assert_eq!(check.status, CheckStatus::Fail);
         assert!(check.remedy.contains("modprobe tun"));
         let check = evaluate_conntrack(&Err("entity not found".into()));
-        assert_eq!(check.verdict, CheckStatus::Fail);
-        assert_eq!(evaluate_conntrack(&Ok(3)).verdict, CheckStatus::Ok);
-        assert_eq!(evaluate_ipv6(Protocol::Absent).verdict, CheckStatus::Ok);
+        assert_eq!(check.status, CheckStatus::Fail);
+        assert_eq!(evaluate_conntrack(&Ok(3)).status, CheckStatus::Ok);
+        assert_eq!(evaluate_ipv6(Protocol::Absent).status, CheckStatus::Ok);
     }
 }

@@ -3,7 +3,7 @@
 
 use rustix::process::Resource;
 
-use super::{Host, fail, ok, unseen, warn, words};
+use super::{Host, error_chain, fail, ok, unseen, warn};
 use crate::api::view::Check;
 use crate::host::{Error, cttimeout, fs, sysctl};
 use crate::reconcile::limits::Limit;
@@ -41,7 +41,7 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
             evaluate_flows(max, count),
             evaluate_connections(max, cttimeout::get("slice-doctor").err()),
         ],
-        Err(error) => vec![unseen(NEIGHBOURS, &words(&error))],
+        Err(error) => vec![unseen(NEIGHBOURS, &error_chain(&error))],
     };
     checks.push(evaluate_files(
         rustix::process::getrlimit(Resource::Nofile).current,
@@ -148,7 +148,7 @@ fn evaluate_connections(max: Option<u64>, error: Option<Error>) -> Check {
             CONNECTIONS,
             format!(
                 "the kernel does not support timeout policies for connection tracking: {}",
-                words(&error)
+                error_chain(&error)
             ),
             "Use a kernel with CONFIG_NF_CT_NETLINK_TIMEOUT and CONFIG_NF_CONNTRACK_TIMEOUT (nfnetlink_cttimeout); without it the rules \
              of VMs cannot be set up.",
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_neighbour_table_that_is_small_or_nearly_full_is_a_warning() {
-        let verdict = |limit, entries| evaluate_neighbours(limit, entries).verdict;
+        let verdict = |limit, entries| evaluate_neighbours(limit, entries).status;
         assert_eq!(verdict(Some(1024), Some(7)), Ok);
         assert_eq!(verdict(Some(128), Some(7)), Warn);
         assert_eq!(verdict(Some(4096), Some(3072)), Warn);
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn low_inotify_limits_are_a_warning() {
-        let verdict = |instances, watches| evaluate_inotify(instances, watches).verdict;
+        let verdict = |instances, watches| evaluate_inotify(instances, watches).status;
         assert_eq!(verdict(Some(128), Some(8192)), Ok);
         assert_eq!(verdict(Some(8), Some(8192)), Warn);
         assert_eq!(verdict(Some(128), Some(10)), Warn);
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_flow_table_that_is_small_or_nearly_full_is_a_warning() {
-        let verdict = |max, count| evaluate_flows(max, count).verdict;
+        let verdict = |max, count| evaluate_flows(max, count).status;
         assert_eq!(verdict(Some(262_144), Some(12)), Ok);
         assert_eq!(verdict(Some(262_144), Some(262_000)), Warn);
         assert_eq!(verdict(Some(1024), None), Warn);
@@ -205,16 +205,16 @@ mod tests {
     #[test]
     fn the_limit_per_vm_is_reported_and_a_kernel_without_timeout_policies_fails() {
         let found = evaluate_connections(Some(262_144), None);
-        assert_eq!(found.verdict, Ok);
+        assert_eq!(found.status, Ok);
         assert!(found.found.contains("512 by default"), "{}", found.found);
         let error = Error::io("look", "at it", std::io::ErrorKind::InvalidInput.into());
-        assert_eq!(evaluate_connections(None, Some(error)).verdict, Fail);
+        assert_eq!(evaluate_connections(None, Some(error)).status, Fail);
     }
 
     #[test]
     fn a_low_open_file_limit_is_a_warning() {
-        assert_eq!(evaluate_files(Some(1024)).verdict, Warn);
-        assert_eq!(evaluate_files(Some(65536)).verdict, Ok);
-        assert_eq!(evaluate_files(None).verdict, Ok);
+        assert_eq!(evaluate_files(Some(1024)).status, Warn);
+        assert_eq!(evaluate_files(Some(65536)).status, Ok);
+        assert_eq!(evaluate_files(None).status, Ok);
     }
 }

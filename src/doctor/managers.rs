@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{Host, ok, unseen, warn, words};
+use super::{Host, error_chain, ok, unseen, warn};
 use crate::api::view::Check;
 use crate::host::Error;
 use crate::host::fs::{self, Dir};
@@ -48,7 +48,7 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
             Manager::NetworkManager => NM,
         };
         match unmanaged::runs(&cx.home, manager) {
-            Err(error) => return unseen(name, &words(&error)),
+            Err(error) => return unseen(name, &error_chain(&error)),
             Ok(false) => return ok(name, "not running"),
             Ok(true) => {}
         }
@@ -60,8 +60,8 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
             effect.map(|fate| (example, fate))
         });
         match effects.collect::<Result<Vec<_>, Error>>() {
-            Ok(fates) => judge(name, &fates, &remedy(manager, &cx.links)),
-            Err(error) => unseen(name, &words(&error)),
+            Ok(fates) => evaluate(name, &fates, &remedy(manager, &cx.links)),
+            Err(error) => unseen(name, &error_chain(&error)),
         }
     };
     Manager::ALL.map(check).into()
@@ -84,7 +84,7 @@ fn examples(links: &OurLinks) -> Vec<Example> {
     [veth].into_iter().chain(bridges).chain(taps).collect()
 }
 
-fn judge(name: &str, effects: &[(Example, Effect)], remedy: &str) -> Check {
+fn evaluate(name: &str, effects: &[(Example, Effect)], remedy: &str) -> Check {
     let managed_by = effects.iter().find_map(|(_, fate)| match fate {
         Effect::Managed(file) => Some(file),
         Effect::Unmanaged(_) => None,
@@ -138,7 +138,7 @@ fn remedy(manager: Manager, links: &OurLinks) -> String {
 fn files(dirs: &[&str], suffix: &str) -> Result<BTreeMap<String, PathBuf>, Error> {
     let mut found = BTreeMap::new();
     for dir in dirs {
-        let Dir::Present(names) = fs::look_at_dir(Path::new(dir))? else {
+        let Dir::Present(names) = fs::read_dir(Path::new(dir))? else {
             continue;
         };
         for name in names.into_iter().filter(|name| name.ends_with(suffix)) {
@@ -247,13 +247,13 @@ mod tests {
         let nm = Manager::NetworkManager.content(&links());
         for (name, kind) in ours {
             let link = example(name, kind);
-            let found = networkd::verdict(&networkd, &link);
+            let found = networkd::setting_for(&networkd, &link);
             assert_eq!(found, Some(networkd::Setting::Unmanaged), "{name}");
             assert!(nm::is_unmanaged(&nm, &link), "{name}: {nm}");
         }
         for (name, kind) in others {
             let link = example(name, kind);
-            assert_eq!(networkd::verdict(&networkd, &link), None, "{name}");
+            assert_eq!(networkd::setting_for(&networkd, &link), None, "{name}");
             assert!(!nm::is_unmanaged(&nm, &link), "{name}");
         }
     }
@@ -268,8 +268,8 @@ mod tests {
             ),
             (example("tp0", Kind::Tap), Effect::Managed(file)),
         ];
-        let check = judge(NETWORKD, &fates, &remedy(Manager::Networkd, &links()));
-        assert_eq!(check.verdict, CheckStatus::Warn);
+        let check = evaluate(NETWORKD, &fates, &remedy(Manager::Networkd, &links()));
+        assert_eq!(check.status, CheckStatus::Warn);
         assert_eq!(
             check.found,
             "running; would manage tp0 because of /etc/systemd/network/all.network"
@@ -280,7 +280,7 @@ mod tests {
                 .contains("/run/systemd/network/05-slice-slabcde.network")
         );
         assert!(!check.remedy.contains('\n'), "{}", check.remedy);
-        assert_eq!(judge(NM, &fates[..1], "").verdict, CheckStatus::Ok);
+        assert_eq!(evaluate(NM, &fates[..1], "").status, CheckStatus::Ok);
     }
 
     #[test]

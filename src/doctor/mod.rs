@@ -81,8 +81,8 @@ pub async fn examine(cx: &Host) -> Vec<Check> {
 }
 
 async fn packet_filter(cx: &Host) -> Vec<Check> {
-    let (filter, native) = tokio::join!(filter::look(cx), native::check(cx));
-    let mut checks = filter::judge(&filter);
+    let (filter, native) = tokio::join!(filter::observe(cx), native::check(cx));
+    let mut checks = filter::evaluate(&filter);
     checks.extend(forward::checks(cx, &filter).await);
     checks.push(native);
     checks
@@ -112,7 +112,7 @@ fn unseen(name: &str, reason: &str) -> Check {
 fn check(name: &str, verdict: CheckStatus, found: String, remedy: String) -> Check {
     Check {
         name: name.to_owned(),
-        verdict,
+        status: verdict,
         found,
         remedy,
     }
@@ -125,7 +125,7 @@ async fn ask(argv: &[&str]) -> Result<String, Error> {
 }
 
 /// An error and its causes, as one line.
-fn words(error: &dyn std::error::Error) -> String {
+fn error_chain(error: &dyn std::error::Error) -> String {
     let mut message = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

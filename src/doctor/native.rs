@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Host, ok, unseen, warn, words};
+use super::{Host, error_chain, ok, unseen, warn};
 use crate::api::view::Check;
 use crate::host::iptables::foreign::BaseChain;
 use crate::host::iptables::{Backend, Flavour};
@@ -20,14 +20,14 @@ const OTHERS: &str = "other forward filters";
 const PUBLIC_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(1, 1, 1, 1);
 
 pub(super) async fn check(cx: &Host) -> Check {
-    match look(cx).await {
-        Ok(found) => judge(&found, &asked(cx)),
-        Err(error) => unseen(OTHERS, &words(&error)),
+    match observe(cx).await {
+        Ok(found) => evaluate(&found, &checked_ranges(cx)),
+        Err(error) => unseen(OTHERS, &error_chain(&error)),
     }
 }
 
 /// The ranges to check. On a host without isolated VMs, a range of isolated mode is added.
-fn asked(cx: &Host) -> Vec<RoutedRange> {
+fn checked_ranges(cx: &Host) -> Vec<RoutedRange> {
     let mut ranges = cx.guarded.clone();
     let is_veth = |guarded: &RoutedRange| matches!(guarded.links, Links::Isolated(_));
     if !ranges.iter().any(is_veth)
@@ -41,7 +41,7 @@ fn asked(cx: &Host) -> Vec<RoutedRange> {
     ranges
 }
 
-async fn look(cx: &Host) -> Result<Found, Error> {
+async fn observe(cx: &Host) -> Result<Found, Error> {
     let netlink = cx.home.netlink()?;
     let uplink = match route::lookup(&netlink, PUBLIC_ADDRESS).await? {
         Some((index, _)) => link::at(&netlink, index).await?,
@@ -54,13 +54,13 @@ async fn look(cx: &Host) -> Result<Found, Error> {
         &netlink,
         &chains,
         flavour,
-        asked(cx),
+        checked_ranges(cx),
         uplink.as_ref(),
     )
     .await
 }
 
-fn judge(found: &Found, ranges: &[RoutedRange]) -> Check {
+fn evaluate(found: &Found, ranges: &[RoutedRange]) -> Check {
     let chains: Vec<String> = found.chains.iter().map(BaseChain::to_string).collect();
     if chains.is_empty() {
         return ok(
@@ -209,8 +209,8 @@ mod tests {
 
     #[test]
     fn a_dropping_chain_is_a_warning_with_rules_for_the_links_of_every_mode() {
-        let check = judge(&found("mine", &all_modes()), &all_modes());
-        assert_eq!(check.verdict, CheckStatus::Warn);
+        let check = evaluate(&found("mine", &all_modes()), &all_modes());
+        assert_eq!(check.status, CheckStatus::Warn);
         for rule in [
             "nft insert rule inet mine forward iifname \"slabcde*\" accept",
             "nft insert rule inet mine forward oifname \"slbr0\" ct state established,related accept",
@@ -223,17 +223,17 @@ mod tests {
     #[test]
     fn firewalld_gets_commands_only_for_links_that_it_drops() {
         let all = all_modes();
-        let remedy = judge(&found("firewalld", &all), &all).remedy;
+        let remedy = evaluate(&found("firewalld", &all), &all).remedy;
         assert!(remedy.contains(
             "--zone=trusted --add-interface=slabcde+ --add-interface=slbr0 && firewall-cmd --permanent --zone=trusted --add-source=10.88.0.0/16 && firewall-cmd --reload`"
         ), "{remedy}");
-        let remedy = judge(&found("firewalld", &all[1..2]), &all).remedy;
+        let remedy = evaluate(&found("firewalld", &all[1..2]), &all).remedy;
         assert!(
             remedy.contains("--zone=trusted --add-interface=slbr0 &&"),
             "{remedy}"
         );
-        let check = judge(&found("firewalld", &[]), &all);
-        assert_eq!(check.verdict, CheckStatus::Ok);
+        let check = evaluate(&found("firewalld", &[]), &all);
+        assert_eq!(check.status, CheckStatus::Ok);
         assert!(
             check
                 .found
@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn no_chains_are_ok() {
-        let check = judge(&Found::default(), &all_modes());
-        assert_eq!(check.verdict, CheckStatus::Ok);
+        let check = evaluate(&Found::default(), &all_modes());
+        assert_eq!(check.status, CheckStatus::Ok);
     }
 }

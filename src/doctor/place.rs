@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use ipnetwork::Ipv4Network;
 
-use super::{Host, fail, ok, unseen, warn, words};
+use super::{Host, error_chain, fail, ok, unseen, warn};
 use crate::api::pool;
 use crate::api::view::Check;
 use crate::host::fs::{self, Dir};
@@ -44,12 +44,12 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     let rights = match capabilities {
         Ok(Some(bits)) => evaluate_capabilities(bits),
         Ok(None) => unseen(CAPABILITIES, "/proc/thread-self/status has no CapEff"),
-        Err(error) => unseen(CAPABILITIES, &words(&error)),
+        Err(error) => unseen(CAPABILITIES, &error_chain(&error)),
     };
-    let folder = evaluate_manifest_dir(&cx.config_dir, fs::look_at_dir(&resolved(&cx.config_dir)));
+    let folder = evaluate_manifest_dir(&cx.config_dir, fs::read_dir(&resolved(&cx.config_dir)));
     let ranges = match taken(cx).await {
         Ok(taken) => evaluate_ranges(&taken),
-        Err(error) => unseen(ADDRESSES, &words(&error)),
+        Err(error) => unseen(ADDRESSES, &error_chain(&error)),
     };
     let state = evaluate_state(&cx.state_dir, cx.read_only.as_deref());
     vec![
@@ -124,7 +124,7 @@ fn evaluate_manifest_dir(path: &Path, found: Result<Dir, Error>) -> Check {
             format!("{at} is not a directory"),
             "Specify a directory with `--config-dir`.",
         ),
-        Err(error) => unseen(MANIFESTS, &words(&error)),
+        Err(error) => unseen(MANIFESTS, &error_chain(&error)),
     }
 }
 
@@ -234,10 +234,10 @@ mod tests {
 
     #[test]
     fn missing_capabilities_are_named() {
-        assert_eq!(evaluate_capabilities(u64::MAX).verdict, Fine);
-        assert_eq!(evaluate_capabilities(0).verdict, Fail);
+        assert_eq!(evaluate_capabilities(u64::MAX).status, Fine);
+        assert_eq!(evaluate_capabilities(0).status, Fail);
         let check = evaluate_capabilities(!(1 << 13));
-        assert_eq!(check.verdict, Warn);
+        assert_eq!(check.status, Warn);
         assert!(check.found.contains("CAP_NET_RAW"));
         assert_eq!(
             effective("CapInh:\t0\nCapEff:\t0000000000001000\n"),
@@ -253,20 +253,20 @@ mod tests {
         assert_eq!(check.found, "/etc/s: 2 manifest(s)");
         let check = evaluate_manifest_dir(Path::new("/etc/s"), Ok(Dir::Absent));
         assert_eq!(
-            (check.verdict, check.remedy.as_str()),
+            (check.status, check.remedy.as_str()),
             (Warn, "Create it: `mkdir -p /etc/s`.")
         );
         assert_eq!(
-            evaluate_manifest_dir(Path::new("/etc/s"), Ok(Dir::NotADirectory)).verdict,
+            evaluate_manifest_dir(Path::new("/etc/s"), Ok(Dir::NotADirectory)).status,
             Fail
         );
     }
 
     #[test]
     fn a_separate_mount_namespace_is_a_warning() {
-        assert_eq!(evaluate_visibility(&MountNamespace::Host).verdict, Fine);
-        assert_eq!(evaluate_visibility(&MountNamespace::Own).verdict, Warn);
-        assert_eq!(evaluate_visibility(&MountNamespace::Unknown).verdict, Fine);
+        assert_eq!(evaluate_visibility(&MountNamespace::Host).status, Fine);
+        assert_eq!(evaluate_visibility(&MountNamespace::Own).status, Warn);
+        assert_eq!(evaluate_visibility(&MountNamespace::Unknown).status, Fine);
     }
 
     #[test]
@@ -281,11 +281,11 @@ mod tests {
                 net("169.254.128.0/18"),
                 net("169.254.192.0/19")
             ])
-            .verdict,
+            .status,
             Warn
         );
         assert_eq!(
-            evaluate_ranges(&[net("169.254.0.0/17"), net("169.254.128.0/17")]).verdict,
+            evaluate_ranges(&[net("169.254.0.0/17"), net("169.254.128.0/17")]).status,
             Fail
         );
     }

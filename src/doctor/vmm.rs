@@ -140,9 +140,9 @@ mod tests {
         };
         let used = evaluate_jailer(Ok(ConfinedBy::Jailer(jailer)));
         assert!(used.found.contains("1.17 at /usr/bin/jailer"));
-        assert_eq!(evaluate_sliced(None).verdict, CheckStatus::Ok);
+        assert_eq!(evaluate_sliced(None).status, CheckStatus::Ok);
         let unusable = evaluate_sliced(Some("it is of 1.9"));
-        assert_eq!(unusable.verdict, CheckStatus::Warn);
+        assert_eq!(unusable.status, CheckStatus::Warn);
         assert!(unusable.found.contains("it is of 1.9"));
     }
 
@@ -150,15 +150,15 @@ mod tests {
     fn a_device_that_can_be_opened_is_not_reported_as_working() {
         let open = Ok(());
         assert!(evaluate_kvm(&open, None).found.contains("not probed"));
-        assert_eq!(evaluate_kvm(&open, Some((2, 2))).verdict, CheckStatus::Ok);
+        assert_eq!(evaluate_kvm(&open, Some((2, 2))).status, CheckStatus::Ok);
         let mixed = evaluate_kvm(&open, Some((2, 1)));
-        assert_eq!(mixed.verdict, CheckStatus::Warn);
+        assert_eq!(mixed.status, CheckStatus::Warn);
         assert!(mixed.found.contains("others do not"));
         let broken = evaluate_kvm(&open, Some((1, 0)));
-        assert_eq!(broken.verdict, CheckStatus::Warn);
+        assert_eq!(broken.status, CheckStatus::Warn);
         assert!(broken.found.contains("no guest kernel booted"));
         assert_eq!(
-            evaluate_kvm(&Err("no such file".into()), None).verdict,
+            evaluate_kvm(&Err("no such file".into()), None).status,
             CheckStatus::Warn
         );
     }
@@ -175,7 +175,7 @@ mod tests {
             (Hypervisor::Firecracker, Ok(program(1, 15))),
             (Hypervisor::CloudHypervisor, Ok(program(37, 0))),
         ]);
-        assert!(some.iter().all(|check| check.verdict == CheckStatus::Ok));
+        assert!(some.iter().all(|check| check.status == CheckStatus::Ok));
         assert_eq!(some[1].name, "firecracker");
         assert_eq!(some[1].found, "1.15 at /usr/bin/vmm");
         assert!(some[0].found.contains("not installed"), "{}", some[0].found);
@@ -185,7 +185,7 @@ mod tests {
             some[2].found
         );
         let none = evaluate_programs(vec![(Hypervisor::Qemu, missing())]);
-        assert_eq!(none[0].verdict, CheckStatus::Warn);
+        assert_eq!(none[0].status, CheckStatus::Warn);
         assert!(none[0].found.contains("not in /usr/bin"));
     }
 }

@@ -162,7 +162,7 @@ impl Engine {
     /// The store cannot be written.
     pub async fn reset_stages_after_reboot(&self, now: Timestamp) -> Result<bool, store::Error> {
         let rebooted = self.store.read(|world| {
-            let host_network = world.ground();
+            let host_network = world.host_network_status();
             host_network.is_some_and(|ground| ground.boot_id != self.host.boot_id)
         });
         if !rebooted {
@@ -197,7 +197,7 @@ impl Engine {
                             // A lease has no MAC: plugins are requested to assign the previous address and MAC of the guest.
                             Stage::Net if plugged => {
                                 let status = txn.world().status(uid, stage);
-                                status.and_then(|page| page.mark.clone())
+                                status.and_then(|page| page.checkpoint.clone())
                             }
                             Stage::Lease | Stage::Net | Stage::Firewall => None,
                         };
@@ -205,7 +205,7 @@ impl Engine {
                     }
                 }
                 // No VM is brought up before the host network was observed: the bridges are gone.
-                if let Some(mut ground) = txn.world().ground().cloned() {
+                if let Some(mut ground) = txn.world().host_network_status().cloned() {
                     ground.condition.status = Status::Unknown;
                     ground.condition.reason = Reason::Waiting;
                     "the host was restarted".clone_into(&mut ground.condition.message);
@@ -260,7 +260,7 @@ fn modified_at(dir: &Path) -> SystemTime {
 }
 
 pub(super) fn subdirectories(dir: &Path) -> Result<Vec<PathBuf>, host::Error> {
-    match fs::look_at_dir(dir)? {
+    match fs::read_dir(dir)? {
         fs::Dir::Absent | fs::Dir::NotADirectory => Ok(Vec::new()),
         fs::Dir::Present(names) => Ok(names.into_iter().map(|name| dir.join(name)).collect()),
     }
@@ -284,7 +284,7 @@ fn restore_groups(txn: &mut Txn<'_>, world: &World) -> Result<(), store::Error> 
     for (name, pool) in world.pools() {
         txn.put_pool(name, pool.clone())?;
     }
-    match world.ground() {
+    match world.host_network_status() {
         Some(host_network) => txn.put_host_network_status(host_network.clone()),
         None => Ok(()),
     }
@@ -364,9 +364,9 @@ fn adopt_one(txn: &mut Txn<'_>, record: Record, now: Timestamp) -> Result<bool, 
     }
     txn.put_group(group)?;
     let gateway = match lease.as_ref().map(|lease| &lease.address) {
-        Some(Address::Block { .. }) => Some(None),
-        Some(Address::Bridged { gateway, .. }) => Some(Some(gateway.ip())),
-        Some(Address::Plugged { .. }) | None => None,
+        Some(Address::Isolated { .. }) => Some(None),
+        Some(Address::Bridge { gateway, .. }) => Some(Some(gateway.ip())),
+        Some(Address::Cni { .. }) | None => None,
     };
     if let (Some(lease), Some(gateway)) = (&lease, gateway) {
         let pool = txn.world().pool(&vm.group).cloned().unwrap_or(Pool {

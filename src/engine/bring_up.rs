@@ -91,16 +91,16 @@ impl Engine {
     ) -> Result<Option<Connection>, A::Break> {
         // The CNI cache has the addresses that plugins assigned.
         let recorded_lease = lease.clone();
-        let kept = recorded_lease.filter(|lease| !matches!(lease.address, Address::Plugged { .. }));
+        let kept = recorded_lease.filter(|lease| !matches!(lease.address, Address::Cni { .. }));
         let record = self.record(vm, kept);
         let address = lease.map(|lease| lease.address);
         match (&vm.spec.network, address) {
             // Each on the heap: otherwise the stack of a worker would have to hold all three.
-            (NetworkSpec::Isolated(_), Some(Address::Block { block, .. })) => {
+            (NetworkSpec::Isolated(_), Some(Address::Isolated { block, .. })) => {
                 let connecting = self.connect_isolated(vm, block, record, runner);
                 Box::pin(connecting).await.map(Some)
             }
-            (NetworkSpec::Bridge(spec), Some(address @ Address::Bridged { .. })) => {
+            (NetworkSpec::Bridge(spec), Some(address @ Address::Bridge { .. })) => {
                 let connecting = self.connect_bridge(vm, spec, &address, record, runner);
                 Box::pin(connecting).await.map(Some)
             }
@@ -199,7 +199,7 @@ impl Engine {
             let exists = txn
                 .world()
                 .status(uid, Stage::Net)
-                .is_some_and(|status| status.held);
+                .is_some_and(|status| status.acquired);
             if let Some(lease) = lease.as_ref().filter(|_| !exists) {
                 let required = group::of_address(&lease.address).into_iter();
                 let missing = self.claims.lacking(required.collect());
@@ -390,7 +390,7 @@ impl BringUp<'_> {
 
     /// Creates the VM's own disk, if it has one, before its VMM starts. Returns a note about an existing disk.
     async fn make_disk(&mut self, desired: &disk::Desired) -> Result<Option<String>, BringUpError> {
-        if desired.want.is_none() {
+        if desired.spec.is_none() {
             return Ok(None);
         }
         let (engine, vm) = (self.engine, self.vm);
@@ -403,7 +403,7 @@ impl BringUp<'_> {
         // A copy may take long. The number of concurrent copies is limited in `disk`.
         release_worker_unlimited(async {
             tokio::select! {
-                made = made => Ok(disk::remark(desired, &made?)),
+                made = made => Ok(disk::image_note(desired, &made?)),
                 failed = engine.report_copy_progress(vm, &progress) => Err(BringUpError::Store(failed)),
                 () = engine.until_changed(vm) => Err(BringUpError::Outcome(Outcome::Converged)),
             }

@@ -123,16 +123,16 @@ impl Engine {
     fn last_address(&self, vm: &Vm, spec: &CniSpec) -> Option<GuestIdentity> {
         self.store
             .read(|world| match world.lease(&vm.meta.name)?.address {
-                Address::Plugged {
+                Address::Cni {
                     ref network,
-                    plugged,
+                    address: plugged,
                     mac: Some(mac),
                     ..
                 } if *network == spec.network_name => Some(GuestIdentity {
                     ip: plugged.ip(),
                     mac,
                 }),
-                Address::Plugged { .. } | Address::Block { .. } | Address::Bridged { .. } => None,
+                Address::Cni { .. } | Address::Isolated { .. } | Address::Bridge { .. } => None,
             })
     }
 
@@ -276,7 +276,7 @@ impl Engine {
         let store = self.store.clone();
         let object = match &label.owner {
             Owner::Vm { name, .. } => format!("vm/{name}"),
-            Owner::Ground => label.to_string(),
+            Owner::HostNetwork => label.to_string(),
         };
         Arc::new(move |Notice { reason, message }| {
             let events = store.events();
@@ -288,9 +288,9 @@ impl Engine {
 /// The address that the plugins assigned, to be stored as a lease.
 fn cni_address(spec: &CniSpec, connected: &Connection) -> Option<Address> {
     let network_address = Ipv4Network::new(connected.ip, connected.prefix_len).ok()?;
-    Some(Address::Plugged {
+    Some(Address::Cni {
         network: spec.network_name.clone(),
-        plugged: network_address,
+        address: network_address,
         gateway: connected.gateway,
         mac: Some(connected.mac),
     })

@@ -120,7 +120,7 @@ impl Engine {
         // Read again after an error: a read that coincides with another writer's change may fail once.
         let reconciler = host_network::HostNetwork {
             scope: host_network::Scope::NamedOnly,
-            ..self.ground()
+            ..self.host_network_reconciler()
         };
         let result = match reconciler.observe(desired).await {
             Ok(seen) => Ok(seen),
@@ -159,7 +159,7 @@ impl Engine {
             let is_restricted_and_acquired = |vm: &&Vm| {
                 let status = world.status(vm.meta.uid, Stage::Firewall);
                 let is_restricted = !matches!(vm.spec.network, NetworkSpec::Cni(_));
-                is_restricted && status.is_some_and(|page| page.held)
+                is_restricted && status.is_some_and(|page| page.acquired)
             };
             world
                 .vms()

@@ -52,7 +52,7 @@ impl Engine {
                 group::reconcile(store, &self.claims, &host_use, name, &preflight, now).await;
             match done {
                 Ok(Progress::Asks(check)) => {
-                    let result = self.preflight_check(&check.vm, &check.wanted).await;
+                    let result = self.preflight_check(&check.vm, &check.spec).await;
                     preflight.note(*check, result);
                 }
                 done => break done,
@@ -67,8 +67,12 @@ impl Engine {
                 self.store_group_result(name, GroupWaits::Yes, None);
                 Outcome::Converged
             }
-            Ok(Progress::Held(blocked)) => {
-                self.store_group_result(name, GroupWaits::Yes, Some(BlockedReason::Unfit(blocked)));
+            Ok(Progress::Blocked(blocked)) => {
+                self.store_group_result(
+                    name,
+                    GroupWaits::Yes,
+                    Some(BlockedReason::PreflightFailed(blocked)),
+                );
                 Outcome::RequeueAfter(SLOW_RETRY)
             }
             Err(group::Error::Store(error)) => return Err(error),
@@ -109,10 +113,15 @@ impl Engine {
         if let Some(blocked_reason) = blocked_reason.filter(|now| before.as_ref() != Some(now)) {
             let reason = match blocked_reason {
                 BlockedReason::NoRange(_) => "RangeUnavailable",
-                BlockedReason::Unfit(_) => "NotReplaced",
+                BlockedReason::PreflightFailed(_) => "NotReplaced",
             };
             let object = format!("hostgroup/{name}");
-            self.record_event(EventType::Warning, &object, reason, &blocked_reason.words());
+            self.record_event(
+                EventType::Warning,
+                &object,
+                reason,
+                &blocked_reason.message(),
+            );
         }
     }
 

@@ -59,7 +59,7 @@ impl Engine {
         };
         let reconciler = HostNetwork {
             scope,
-            ..self.ground()
+            ..self.host_network_reconciler()
         };
         let convergence = self
             .report_slow(self.with_enforcement_check(
@@ -276,9 +276,12 @@ impl Engine {
     async fn shrink_stored_requirements(
         &self,
     ) -> Result<(HostRequirements, Option<store::HostNetworkStatus>), store::Error> {
-        let (requirements, status) = self
-            .store
-            .read(|world| (world.host_requirements(), world.ground().cloned()));
+        let (requirements, status) = self.store.read(|world| {
+            (
+                world.host_requirements(),
+                world.host_network_status().cloned(),
+            )
+        });
         if status
             .as_ref()
             .is_none_or(|page| page.limited_to(&requirements).is_none())
@@ -287,7 +290,7 @@ impl Engine {
         }
         self.write(|txn| {
             let requirements = txn.world().host_requirements();
-            let page = txn.world().ground().cloned();
+            let page = txn.world().host_network_status().cloned();
             let reduced = page
                 .as_ref()
                 .and_then(|page| page.limited_to(&requirements));
@@ -430,7 +433,7 @@ impl Engine {
     }
 
     /// The reconciler of the host network.
-    pub fn ground(&self) -> HostNetwork {
+    pub fn host_network_reconciler(&self) -> HostNetwork {
         HostNetwork {
             home: self.host.host_netns.clone(),
             netlink: self.host.netlink.clone(),

@@ -242,7 +242,7 @@ impl Engine {
                 let has_checkpoint = |stage| {
                     world
                         .status(*uid, stage)
-                        .is_some_and(|status| status.mark.is_some())
+                        .is_some_and(|status| status.checkpoint.is_some())
                 };
                 let lease = world.status(*uid, Stage::Lease);
                 let is_young = lease.is_none_or(|page| now < page.condition.since + NEW_VM_AGE);
@@ -282,7 +282,7 @@ impl Engine {
     /// Whether every VM is Ready or stopped as specified, every group has its VMs, and the host network is converged.
     pub fn all_ready(&self) -> bool {
         self.store.read(|world| {
-            let host_network = world.ground();
+            let host_network = world.host_network_status();
             let host_network_converged =
                 host_network.is_some_and(|ground| ground.is_converged(&world.host_requirements()));
             host_network_converged
@@ -301,7 +301,7 @@ impl Engine {
         self.store.read(|world| {
             let vm = world.vm(uid)?;
             let status = world.status(uid, Stage::Net);
-            let checkpoint = status.and_then(|page| page.mark.as_ref());
+            let checkpoint = status.and_then(|page| page.checkpoint.as_ref());
             let stored_connection: Option<Connection> =
                 checkpoint.and_then(|mark| serde_json::from_str(mark).ok());
             let link = match (&vm.spec.network, stored_connection) {
@@ -317,7 +317,7 @@ impl Engine {
                     owner::vm_names(&self.instance, uid).host_link
                 }
             };
-            let exists = status.is_some_and(|page| page.held);
+            let exists = status.is_some_and(|page| page.acquired);
             Some(HostLink { link, exists })
         })
     }
@@ -356,8 +356,11 @@ impl Engine {
 
     /// The checkpoint of a VM's stage, stored when the stage was last Ready.
     fn checkpoint(&self, uid: Uid, stage: Stage) -> Option<String> {
-        self.store
-            .read(|world| world.status(uid, stage).and_then(|page| page.mark.clone()))
+        self.store.read(|world| {
+            world
+                .status(uid, stage)
+                .and_then(|page| page.checkpoint.clone())
+        })
     }
 
     async fn set_condition(

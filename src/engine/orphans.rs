@@ -224,7 +224,7 @@ impl Engine {
 pub(super) fn is_orphan(world: &World, label: &Label) -> bool {
     match &label.owner {
         Owner::Vm { uid, .. } => world.vm(*uid).is_none(),
-        Owner::Ground => false,
+        Owner::HostNetwork => false,
     }
 }
 

@@ -72,7 +72,8 @@ impl Engine {
             for vm in world.vms().filter(|vm| !vm.meta.deleting) {
                 let uid = vm.meta.uid;
                 let status = world.status(uid, Stage::Net);
-                let is_connected = status.is_some_and(|page| page.held && page.mark.is_some());
+                let is_connected =
+                    status.is_some_and(|page| page.acquired && page.checkpoint.is_some());
                 if let (NetworkSpec::Cni(spec), true) = (&vm.spec.network, is_connected) {
                     let name = spec.network_name.clone();
                     networks.entry(name).or_default().push(uid);

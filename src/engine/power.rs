@@ -36,7 +36,7 @@ impl Engine {
     pub(super) fn power_decision(&self, vm: &Vm) -> PowerDecision {
         let decision = self
             .process_checkpoint(vm.meta.uid)
-            .evaluate_exit(vm.power, vm.spec.life.restart);
+            .evaluate_exit(vm.power, vm.spec.lifecycle.restart);
         match (&decision, vm.power) {
             // It was started, and the daemon ended before that was stored.
             (PowerDecision::Stop(..), Power::Running | Power::Paused)
@@ -96,9 +96,9 @@ impl Engine {
             Power::Running | Power::Stopped | Power::Restarting => DesiredGuest::Any,
         };
         vmm::Desired {
-            grace: vm.spec.life.graceful_shutdown,
+            grace: vm.spec.lifecycle.graceful_shutdown,
             guest,
-            judged: EvaluatedExits::Of(checkpoint.last_exit.map(|end| end.process)),
+            evaluated_exits: EvaluatedExits::Of(checkpoint.last_exit.map(|end| end.process)),
             ..desired
         }
     }
@@ -113,7 +113,7 @@ impl Engine {
     pub(super) fn grace_period(&self, uid: Uid) -> GracePeriod {
         let lifecycle = self
             .store
-            .read(|world| world.vm(uid).map(|vm| vm.spec.life.clone()));
+            .read(|world| world.vm(uid).map(|vm| vm.spec.lifecycle.clone()));
         lifecycle.unwrap_or_default().graceful_shutdown
     }
 
@@ -141,12 +141,12 @@ impl Engine {
             exit: ended.exit,
             at: clock::now(),
             why: power::why(vm.spec.hypervisor, ended.exit, ended.stopped),
-            said: vmm::last_lines(&no_process.dir, STORED_LOG_LINES),
+            console: vmm::last_lines(&no_process.dir, STORED_LOG_LINES),
             handled: ended.stopped,
             process: ended.process,
         };
         debug!(vm = %vm.meta.name, exit = %end.exit, "VMM ended");
-        let (message, exit) = (end.words(), end.exit);
+        let (message, exit) = (end.message(), end.exit);
         self.write(|txn| update_checkpoint(txn, uid, |mark| mark.record_exit(end)))
             .await?;
         let event_type = match (ended.stopped, exit) {

@@ -58,7 +58,7 @@ impl Engine {
             Ok(desired) => desired,
             Err(unfit) => return runner.set_blocked(unfit),
         };
-        if disks.own.want.is_some() {
+        if disks.own.spec.is_some() {
             let hands = disk::Disks::default();
             if runner
                 .run_stage(Stage::Vmm, &hands, &disks.own)

@@ -16,7 +16,7 @@ use crate::api::network::Connection;
 use crate::api::vm::{Hypervisor, VmSpec};
 use crate::api::vmm_ids::IdRange;
 use crate::engine::Key;
-use crate::host::process::{self, Identity, Life, Record};
+use crate::host::process::{self, Identity, ProcessState, Record};
 use crate::owner::{self, Label, RunDir};
 use crate::reconcile::places::FileAccess;
 use crate::reconcile::storage::{self, Disks};
@@ -107,7 +107,7 @@ impl Processes {
         // A process of a version without users for VMMs is kept unchanged until it ends.
         if let (None, Some(argv)) = (user, self.running_argv(no_process.uid)) {
             return Ok(Desired {
-                want: Some(Launch::kept(argv, &slot)),
+                launch: Some(Launch::kept(argv, &slot)),
                 disks: disks.all.clone(),
                 ..no_process
             });
@@ -132,7 +132,7 @@ impl Processes {
             launch.only_kept = true;
         }
         Ok(Desired {
-            want,
+            launch: want,
             confined: confinement,
             disks: disks.all.clone(),
             ..no_process
@@ -188,7 +188,7 @@ impl Processes {
         spec: &VmSpec,
         kernel: &Path,
     ) -> Result<(Program, Machine), String> {
-        let configured = spec.life.program.as_deref();
+        let configured = spec.lifecycle.program.as_deref();
         let program = self.programs.get(spec.hypervisor, configured).await?;
         self.check_boot_files([Some(kernel), spec.initrd_file.as_deref()])
             .await?;
@@ -209,7 +209,7 @@ impl Processes {
         let program = match started_as {
             Some(program) => program,
             None => {
-                let configured = spec.life.program.as_deref();
+                let configured = spec.lifecycle.program.as_deref();
                 self.programs.get(hypervisor, configured).await?
             }
         };
@@ -250,7 +250,7 @@ impl Processes {
         spec: &VmSpec,
         program: &Program,
     ) -> Result<ConfinedBy, String> {
-        let configured = spec.life.jailer.as_deref();
+        let configured = spec.lifecycle.jailer.as_deref();
         match spec.hypervisor {
             Hypervisor::Firecracker => self.programs.confinement(configured, program).await,
             Hypervisor::None | Hypervisor::Qemu | Hypervisor::CloudHypervisor => {
@@ -326,14 +326,14 @@ impl Processes {
             label: label.clone(),
             uid,
             dir: self.run_dir.vmm_dir(uid),
-            want: None,
+            launch: None,
             disks: Vec::new(),
             confined: None,
             grace: Default::default(),
             forced: false,
             left: Default::default(),
             guest: Default::default(),
-            judged: Default::default(),
+            evaluated_exits: Default::default(),
         }
     }
 
@@ -341,7 +341,10 @@ impl Processes {
     pub fn may_be_running(&self, uid: Uid) -> bool {
         match process::read_record(&self.run_dir.vm_dir(uid).join(vmm::RECORD)) {
             Ok(Record::Of(identity)) => {
-                matches!(process::look(&identity), Ok(Life::Alive(_)) | Err(_))
+                matches!(
+                    process::open(&identity),
+                    Ok(ProcessState::Alive(_)) | Err(_)
+                )
             }
             Ok(Record::None | Record::Unborn) => false,
             Err(_) => true,

@@ -160,7 +160,7 @@ impl Engine {
             if found.tun.is_some() && found.alias.as_deref() == Some(text.as_str()) {
                 resources.push(HostResources::Bridge {
                     tap: found.name.clone(),
-                    place: self.neighbour_location(label, &links).await?,
+                    location: self.neighbour_location(label, &links).await?,
                 });
             }
         }

@@ -18,12 +18,12 @@ pub struct VerifiedRules(Mutex<HashMap<Uid, Generation>>);
 impl VerifiedRules {
     /// Records that an observation found the rules to be correct.
     pub fn record(&self, uid: Uid, generation: Generation) {
-        self.seen().insert(uid, generation);
+        self.lock().insert(uid, generation);
     }
 
     /// Whether the last observation includes the transaction that ended in `generation`.
     pub fn covers(&self, uid: Uid, generation: Generation) -> bool {
-        let generations = self.seen();
+        let generations = self.lock();
         generations
             .get(&uid)
             .is_some_and(|verified| verified.covers(generation))
@@ -31,10 +31,10 @@ impl VerifiedRules {
 
     /// Removes a VM that is gone.
     pub fn forget(&self, uid: Uid) {
-        self.seen().remove(&uid);
+        self.lock().remove(&uid);
     }
 
-    fn seen(&self) -> MutexGuard<'_, HashMap<Uid, Generation>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Uid, Generation>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -298,7 +298,7 @@ impl BringUpRunner for BringUp<'_> {
             self.conflict_message = self.conflict_message.take().or(lasting_conflict);
             let next_is_acquired = engine.store.read(|world| {
                 let status = world.status(vm.meta.uid, Stage::Firewall);
-                status.is_some_and(|page| page.held)
+                status.is_some_and(|page| page.acquired)
             });
             if let Some(message) = self.conflict_message.clone().filter(|_| next_is_acquired) {
                 let found = (Status::False, Reason::Contested, message);

@@ -32,7 +32,7 @@ pub(super) enum HostResources {
     Bridge {
         tap: String,
         /// The bridge, and the VM's address on it, if known.
-        place: Option<(String, std::net::Ipv4Addr)>,
+        location: Option<(String, std::net::Ipv4Addr)>,
     },
     /// A namespace and the resources that plugins created.
     Cni,
@@ -81,7 +81,7 @@ impl Engine {
     pub(super) fn acquired(&self, uid: Uid) -> Vec<Stage> {
         self.store.read(|world| {
             let is_acquired =
-                |stage: &Stage| world.status(uid, *stage).is_some_and(|page| page.held);
+                |stage: &Stage| world.status(uid, *stage).is_some_and(|page| page.acquired);
             STAGES.into_iter().filter(is_acquired).collect()
         })
     }
@@ -95,9 +95,9 @@ impl Engine {
                 let lease = self.store.read(|world| world.lease(&vm.meta.name).cloned());
                 HostResources::Bridge {
                     tap: spec.tap(vm.index),
-                    place: lease.and_then(|lease| match lease.address {
-                        Address::Bridged { bridge, ip, .. } => Some((bridge, ip)),
-                        Address::Block { .. } | Address::Plugged { .. } => None,
+                    location: lease.and_then(|lease| match lease.address {
+                        Address::Bridge { bridge, ip, .. } => Some((bridge, ip)),
+                        Address::Isolated { .. } | Address::Cni { .. } => None,
                     }),
                 }
             }
@@ -213,7 +213,10 @@ impl Engine {
                     .await
                     .map(drop)
             }
-            HostResources::Bridge { tap, place } => {
+            HostResources::Bridge {
+                tap,
+                location: place,
+            } => {
                 let desired = bridge::Desired {
                     label: label.clone(),
                     run_dir: self.run_dir.0.clone(),
@@ -284,7 +287,7 @@ impl StageRunner for TearDown<'_> {
     ) -> Result<R::Observed, TearDownError> {
         let inputs = match &self.label.owner {
             Owner::Vm { uid, name } => desired_inputs(*uid, name).to_vec(),
-            Owner::Ground => vec![Change::HostNetwork],
+            Owner::HostNetwork => vec![Change::HostNetwork],
         };
         let convergence = self.engine.converge(reconciler, desired, &inputs).await;
         let Convergence { actions, result } = convergence;

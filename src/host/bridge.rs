@@ -16,7 +16,7 @@ use super::{Error, link};
 
 /// The initial attributes of a bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Birth {
+pub struct NewBridge {
     /// At most 15 bytes.
     pub name: String,
     /// The Ethernet address. If set explicitly, it does not follow the ports' addresses.
@@ -122,7 +122,7 @@ impl Port {
 /// Two messages: the MTU of a bridge is independent of its ports only after it was *changed*
 /// (`BROPT_MTU_SET_BY_USER`, `net/bridge/br_device.c`), so it is created with a different one. After a crash between the two
 /// messages, the bridge is identified by its MAC and the MTU is set.
-pub async fn create(handle: &Handle, birth: &Birth) -> Result<(), Error> {
+pub async fn create(handle: &Handle, birth: &NewBridge) -> Result<(), Error> {
     let fail = |e| Error::io("create bridge", &birth.name, e);
     // The kernel would replace it with a number that is unknown here.
     if birth.name.contains('%') {

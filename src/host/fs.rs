@@ -153,7 +153,7 @@ pub fn create_fifo(path: &Path) -> io::Result<File> {
 }
 
 /// What exists at `path`, without following a symbolic link.
-pub fn look_at_dir(path: &Path) -> Result<Dir, Error> {
+pub fn read_dir(path: &Path) -> Result<Dir, Error> {
     match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => {}
         Ok(_) => return Ok(Dir::NotADirectory),
@@ -303,7 +303,7 @@ mod tests {
         write(&path, b"two", 0o600, Durability::Disk).unwrap();
         assert_eq!(read_text(&path).unwrap().as_deref(), Some("two"));
         assert_eq!(
-            look_at_dir(dir.path()).unwrap(),
+            read_dir(dir.path()).unwrap(),
             Dir::Present(vec!["a".into()])
         );
         assert_eq!(tail(&path, 2).unwrap().as_deref(), Some("wo"));
@@ -317,7 +317,7 @@ mod tests {
         let error = write(&path, b"one", 0o600, Durability::Process).unwrap_err();
         assert_eq!(error.kind, Kind::Other, "the path is a directory");
         assert_eq!(
-            look_at_dir(dir.path()).unwrap(),
+            read_dir(dir.path()).unwrap(),
             Dir::Present(vec!["a".into()])
         );
     }
@@ -354,11 +354,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
         assert_eq!(read(&path).unwrap(), None);
-        assert_eq!(look_at_dir(&path).unwrap(), Dir::Absent);
+        assert_eq!(read_dir(&path).unwrap(), Dir::Absent);
         remove(&path).unwrap();
         remove_empty_dir(&path).unwrap();
         assert!(read(dir.path()).is_err(), "a directory cannot be read");
         std::os::unix::fs::symlink(dir.path(), &path).unwrap();
-        assert_eq!(look_at_dir(&path).unwrap(), Dir::NotADirectory);
+        assert_eq!(read_dir(&path).unwrap(), Dir::NotADirectory);
     }
 }

@@ -244,12 +244,12 @@ pub async fn create_veth(
     peer: &VethEnd,
     peer_netns: &Netns,
 ) -> Result<(), Error> {
-    let mut peer_message = born(peer);
+    let mut peer_message = initial_message(peer);
     let descriptor = peer_netns.as_fd().as_raw_fd();
     peer_message
         .attributes
         .push(LinkAttribute::NetNsFd(descriptor));
-    let mut message = born(end);
+    let mut message = initial_message(end);
     message.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Veth),
         LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer_message))),
@@ -317,7 +317,7 @@ fn without_statistics() -> LinkAttribute {
     LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
 }
 
-fn born(end: &VethEnd) -> LinkMessage {
+fn initial_message(end: &VethEnd) -> LinkMessage {
     let mut message = to_message(&Change {
         mac: Some(end.mac),
         mtu: Some(end.mtu),

@@ -223,7 +223,7 @@ impl Walk {
         part: Part,
         pending: &mut VecDeque<OsString>,
     ) -> Result<(), Refusal> {
-        let (fd, stat) = self.look(&name)?;
+        let (fd, stat) = self.open_component(&name)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Symlink => {
                 self.check_link(&name, &stat, part)?;
@@ -254,7 +254,7 @@ impl Walk {
     }
 
     /// Opens a component of the last directory, without following links.
-    fn look(&self, name: &OsStr) -> Result<(OwnedFd, Stat), Refusal> {
+    fn open_component(&self, name: &OsStr) -> Result<(OwnedFd, Stat), Refusal> {
         let Some((dir, _, _)) = self.dirs.last() else {
             return Err(self.not_accepted("nothing", "a directory"));
         };

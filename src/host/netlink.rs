@@ -187,7 +187,7 @@ impl Line {
     /// Resets the socket after a response that was incomplete or not read to the end.
     fn ready(&mut self) -> io::Result<()> {
         if !self.in_sync {
-            *self = Self::over(self.connection.socket_mut().anew()?);
+            *self = Self::over(self.connection.socket_mut().reset()?);
         }
         Ok(())
     }

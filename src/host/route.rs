@@ -93,7 +93,7 @@ pub async fn lookup(
     handle: &Handle,
     ip: Ipv4Addr,
 ) -> Result<Option<(u32, Option<Ipv4Addr>)>, Error> {
-    let message = question(ip);
+    let message = request(ip);
     match handle.get(RouteNetlinkMessage::GetRoute(message)).await {
         Ok(Some(RouteNetlinkMessage::NewRoute(found))) => {
             let mut next = (0, None);
@@ -125,7 +125,7 @@ pub struct MatchedRoute {
 
 /// The route and table that match packets to `ip` (`RTM_F_FIB_MATCH`). `None`: no route matches.
 pub async fn match_route(handle: &Handle, ip: Ipv4Addr) -> Result<Option<MatchedRoute>, Error> {
-    let mut message = question(ip);
+    let mut message = request(ip);
     // Without LookupTable the kernel always returns the main table (`inet_rtm_getroute`).
     message.header.flags = RouteFlags::FibMatch | RouteFlags::LookupTable;
     match handle.get(RouteNetlinkMessage::GetRoute(message)).await {
@@ -165,7 +165,7 @@ pub async fn lookup_inbound(
     ip: Ipv4Addr,
     link: u32,
 ) -> Result<Inbound, Error> {
-    let mut message = question(ip);
+    let mut message = request(ip);
     message.header.source_prefix_length = 32;
     message
         .attributes
@@ -190,7 +190,7 @@ pub async fn lookup_inbound(
     }
 }
 
-fn question(ip: Ipv4Addr) -> RouteMessage {
+fn request(ip: Ipv4Addr) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = AddressFamily::Inet;
     message.header.destination_prefix_length = 32;

@@ -440,7 +440,7 @@ impl<T> Test<T> {
 }
 
 /// Implements conversion of an enum to and from keywords.
-macro_rules! words {
+macro_rules! keywords {
     ($type:ident { $($variant:ident = $word:literal),* $(,)? }) => {
         impl fmt::Display for $type {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -459,10 +459,10 @@ macro_rules! words {
         }
     };
 }
-use words;
+use keywords;
 
-words!(Protocol { Icmp = "icmp", Tcp = "tcp", Udp = "udp" });
-words!(CtState {
+keywords!(Protocol { Icmp = "icmp", Tcp = "tcp", Udp = "udp" });
+keywords!(CtState {
     Invalid = "INVALID",
     New = "NEW",
     Related = "RELATED",
@@ -470,7 +470,7 @@ words!(CtState {
     Dnat = "DNAT",
     Untracked = "UNTRACKED",
 });
-words!(AddrType {
+keywords!(AddrType {
     Unicast = "UNICAST",
     Local = "LOCAL",
     Broadcast = "BROADCAST",

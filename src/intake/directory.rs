@@ -66,7 +66,7 @@ pub fn id(dir: &Path) -> io::Result<DirectoryId> {
     Ok(DirectoryId {
         device: rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor),
         inode: stat.stx_ino,
-        born: has_btime.then(|| nanoseconds(&stat.stx_btime)),
+        created_ns: has_btime.then(|| nanoseconds(&stat.stx_btime)),
     })
 }
 
@@ -76,7 +76,7 @@ pub struct Stamp(Vec<(OsString, Option<Inode>)>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Inode {
-    place: (u64, u64),
+    id: (u64, u64),
     mode: u32,
     size: u64,
     modified: (i64, i64),
@@ -103,7 +103,7 @@ pub fn stamp(dir: &Path) -> io::Result<Stamp> {
 fn inode(path: &Path) -> Option<Inode> {
     let stat = fs::metadata(path).ok()?;
     Some(Inode {
-        place: (stat.dev(), stat.ino()),
+        id: (stat.dev(), stat.ino()),
         mode: stat.mode(),
         size: stat.size(),
         modified: (stat.mtime(), stat.mtime_nsec()),

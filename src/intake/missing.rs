@@ -55,7 +55,7 @@ impl fmt::Display for KeptReason {
 
 /// Decides for each group that no file defines whether it is kept, is in its grace period, or is deleted.
 pub(super) fn plan(
-    look: &Input<'_>,
+    input: &Input<'_>,
     stored: &[HostGroup],
     files: &Files<'_>,
     memory: &mut History,
@@ -68,14 +68,14 @@ pub(super) fn plan(
         if names.contains(name) || files.holds(group) {
             continue;
         }
-        if let Some(reason) = reason(look, stored, files, group) {
+        if let Some(reason) = reason(input, stored, files, group) {
             intake.kept.insert(name.clone(), reason);
             continue;
         }
         let missing_since = missing.remove(name);
-        let since = missing_since.unwrap_or(look.now);
-        let deadline = since + look.grace;
-        match missing_since.is_some() && look.now >= deadline {
+        let since = missing_since.unwrap_or(input.now);
+        let deadline = since + input.grace;
+        match missing_since.is_some() && input.now >= deadline {
             true => intake.deletions.push(name.clone()),
             false => intake.schedule_read(deadline),
         }

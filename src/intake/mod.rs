@@ -41,7 +41,7 @@ pub struct IntakePlan {
     /// Groups to store: new, changed, or moved to another file. Unchanged groups are not included.
     pub upserts: Vec<(Draft, Origin)>,
     /// Groups that are stored as their files specify, from files that were last seen in another directory.
-    pub seen: Vec<Name>,
+    pub relocated: Vec<Name>,
     /// Groups that have been absent for the whole removal grace period.
     pub deletions: Vec<Name>,
     /// Groups that no file defines and that are kept, and why.
@@ -179,7 +179,7 @@ pub fn plan(input: &Input<'_>, history: &mut History) -> IntakePlan {
         let seen_here = stored_group.is_some_and(|g| g.seen_in.as_ref() == Some(&input.listing.id));
         match (is_same, seen_here) {
             (true, true) => {}
-            (true, false) => intake.seen.push(draft.name),
+            (true, false) => intake.relocated.push(draft.name),
             (false, _) => intake.upserts.push((draft, origin)),
         }
     }

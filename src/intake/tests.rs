@@ -32,7 +32,7 @@ fn here() -> DirectoryId {
     DirectoryId {
         device: 1,
         inode: 2,
-        born: Some(3),
+        created_ns: Some(3),
     }
 }
 
@@ -121,7 +121,7 @@ fn names(groups: &[Name]) -> Vec<&str> {
     groups.iter().map(Name::as_str).collect()
 }
 
-fn said(intake: &IntakePlan) -> Vec<String> {
+fn problem_messages(intake: &IntakePlan) -> Vec<String> {
     let all = intake.problems.iter().flat_map(|(_, problems)| problems);
     all.map(ToString::to_string).collect()
 }
@@ -165,7 +165,7 @@ fn groups_of_an_invalid_or_unreadable_file_are_kept_and_the_reason_is_reported()
         assert_eq!(intake.problems.len(), 1);
     }
     assert_eq!(
-        said(&unreadable),
+        problem_messages(&unreadable),
         ["a.yaml:1:1: cannot read the file: Permission denied (os error 13)"]
     );
 }
@@ -199,9 +199,9 @@ fn a_group_in_two_files_keeps_its_origin() {
     assert_eq!((intake.upserts.len(), intake.deletions.len()), (0, 0));
     assert_eq!(intake.problems[0].0, PathBuf::from("a.yaml"));
     assert!(
-        said(&intake)[0].contains("already defined at b.yaml:1:31"),
+        problem_messages(&intake)[0].contains("already defined at b.yaml:1:31"),
         "{:?}",
-        said(&intake)
+        problem_messages(&intake)
     );
 }
 
@@ -213,9 +213,9 @@ fn a_group_copied_from_an_invalid_file_keeps_its_origin() {
     assert_eq!((intake.upserts.len(), intake.deletions.len()), (0, 0));
     assert_eq!(intake.problems.len(), 2);
     assert!(
-        said(&intake)[1].contains("is defined in the file a.yaml"),
+        problem_messages(&intake)[1].contains("is defined in the file a.yaml"),
         "{:?}",
-        said(&intake)
+        problem_messages(&intake)
     );
 }
 
@@ -227,9 +227,9 @@ fn a_group_created_by_apply_is_neither_changed_nor_deleted_by_a_file() {
     let intake = twice(&before, &[file("a.yaml", group("a", ""))]);
     assert_eq!((intake.upserts.len(), intake.deletions.len()), (0, 0));
     assert!(
-        said(&intake)[0].contains("slicectl apply"),
+        problem_messages(&intake)[0].contains("slicectl apply"),
         "{:?}",
-        said(&intake)
+        problem_messages(&intake)
     );
 }
 
@@ -347,7 +347,7 @@ fn a_directory_that_cannot_be_listed_is_an_error_and_deletes_nothing() {
         "the state is unknown after a failure"
     );
     let again = folder.read(&before, Instant::now()).unwrap();
-    assert_eq!((again.upserts.len(), again.seen.len()), (0, 0));
+    assert_eq!((again.upserts.len(), again.relocated.len()), (0, 0));
     assert!(folder.is_unchanged());
     fs::write(conf.join("b.json"), "").unwrap();
     assert!(!folder.is_unchanged());

@@ -76,7 +76,7 @@ impl FileAccess {
 
     /// Returns a note if the settings no longer allow the paths of a running VM, so that it could not be started again.
     pub fn restart_note(&self, spec: &VmSpec) -> Option<String> {
-        let programs = spec.life.program.iter().chain(&spec.life.jailer);
+        let programs = spec.lifecycle.program.iter().chain(&spec.lifecycle.jailer);
         let programs = programs.map(|path| (Purpose::Program, path));
         let Storage { image, disks, .. } = &spec.storage;
         let images = spec

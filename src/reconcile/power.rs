@@ -51,7 +51,8 @@ pub struct ProcessExit {
     pub why: String,
     /// The last lines of its console.
     #[serde(default)]
-    pub said: Vec<String>,
+    #[serde(rename = "said")]
+    pub console: Vec<String>,
     /// The exit is handled: sliced stopped the process, the VM was started since, or a start was requested.
     #[serde(default)]
     #[serde(rename = "answered")]
@@ -72,7 +73,7 @@ pub enum PowerDecision {
 impl VmmCheckpoint {
     /// Decodes the checkpoint of a stage status. A checkpoint that cannot be decoded counts as empty.
     pub fn of(status: Option<&StageStatus>) -> Self {
-        let checkpoint = status.and_then(|page| page.mark.as_deref());
+        let checkpoint = status.and_then(|page| page.checkpoint.as_deref());
         checkpoint
             .and_then(|mark| serde_json::from_str(mark).ok())
             .unwrap_or_default()
@@ -138,7 +139,7 @@ impl VmmCheckpoint {
                     Exit::Code(0) => Reason::Stopped,
                     Exit::Code(_) | Exit::Signal(_) | Exit::Unknown => Reason::Failed,
                 },
-                format!("{}, and restart is {restart}", end.words()),
+                format!("{}, and restart is {restart}", end.message()),
             ),
             Some(_) | None => PowerDecision::Run,
         }
@@ -157,7 +158,7 @@ fn is_restarted(restart: Restart, exit: Exit) -> bool {
 
 impl ProcessExit {
     /// The exit as a sentence, e.g. `it exited with status 0: the guest powered off`.
-    pub fn words(&self) -> String {
+    pub fn message(&self) -> String {
         match (self.exit, self.why.as_str()) {
             // The status of a requested stop does not matter.
             (Exit::Unknown, STOPPED) => STOPPED.to_owned(),
@@ -177,8 +178,8 @@ impl ProcessExit {
             at: self.at,
             status,
             signal,
-            reason: self.words(),
-            said: self.said.clone(),
+            reason: self.message(),
+            last_output: self.console.clone(),
         }
     }
 }
@@ -232,7 +233,7 @@ mod tests {
             exit,
             at: Timestamp::UNIX_EPOCH,
             why: why(Hypervisor::Qemu, exit, false),
-            said: Vec::new(),
+            console: Vec::new(),
             handled: false,
         }
     }
@@ -323,12 +324,12 @@ mod tests {
             why: why(Hypervisor::Qemu, exit, true),
             ..end(exit)
         };
-        assert_eq!(stopped(Exit::Unknown).words(), "it was stopped");
+        assert_eq!(stopped(Exit::Unknown).message(), "it was stopped");
         assert_eq!(
-            stopped(Exit::Code(0)).words(),
+            stopped(Exit::Code(0)).message(),
             "it exited with status 0: it was stopped"
         );
-        assert!(end(Exit::Unknown).words().contains("unknown status"));
+        assert!(end(Exit::Unknown).message().contains("unknown status"));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Reconcile;
-use super::disk::{self, Want};
+use super::disk::{self, DiskSpec};
 use super::places::FileAccess;
 use super::vmm::{Access, Disk};
 use crate::api::allowed::Purpose;
@@ -49,7 +49,7 @@ impl DiskContext<'_> {
             name: self.name.clone(),
             boot: self.boot_id.to_owned(),
             user: self.user,
-            want: None,
+            spec: None,
         }
     }
 }
@@ -92,7 +92,7 @@ fn resolve(
     let mut all = Vec::new();
     if let Some(path) = &storage.image {
         let (want, root) = root(storage, context.files, path, &own, inspect_existing)?;
-        own.want = want;
+        own.spec = want;
         all.push(root);
     }
     for additional in &storage.disks {
@@ -141,7 +141,7 @@ fn root(
     image: &Path,
     own: &disk::Desired,
     inspect_existing: impl FnOnce(&disk::Desired) -> Result<Found, String>,
-) -> Result<(Option<Want>, Disk), String> {
+) -> Result<(Option<DiskSpec>, Disk), String> {
     // A disk in use is inspected by its name and not opened: a running VM continues even if the settings no longer allow the path.
     if own.user.is_some() {
         return root_in_use(storage, image, own, inspect_existing);
@@ -177,8 +177,8 @@ fn root_in_use(
     image: &Path,
     own: &disk::Desired,
     inspect_existing: impl FnOnce(&disk::Desired) -> Result<Found, String>,
-) -> Result<(Option<Want>, Disk), String> {
-    let found = image::look(image).unwrap_or(Found::Absent);
+) -> Result<(Option<DiskSpec>, Disk), String> {
+    let found = image::inspect(image).unwrap_or(Found::Absent);
     if found == Found::Device {
         return device(storage, image);
     }
@@ -189,7 +189,7 @@ fn root_in_use(
     Ok(copied_root(storage, image, own, version))
 }
 
-fn device(storage: &Storage, image: &Path) -> Result<(Option<Want>, Disk), String> {
+fn device(storage: &Storage, image: &Path) -> Result<(Option<DiskSpec>, Disk), String> {
     if storage.size_bytes.is_some() || storage.persistent {
         let shown = image.display();
         return Err(format!(
@@ -208,8 +208,8 @@ fn copied_root(
     image: &Path,
     own: &disk::Desired,
     version: Option<Edition>,
-) -> (Option<Want>, Disk) {
-    let spec = Want {
+) -> (Option<DiskSpec>, Disk) {
+    let spec = DiskSpec {
         image: image.to_owned(),
         edition: version,
         at_least: storage.size_bytes.unwrap_or(0),

@@ -51,7 +51,7 @@ pub fn explain(path: &PacketPath<'_>, packet: &Packet, displayed: String) -> Exp
         packet: displayed,
         verdict,
         rule,
-        place,
+        chain: place,
         entry,
     }
 }
@@ -74,7 +74,7 @@ fn decide_to_gateway(path: &PacketPath<'_>, packet: &Packet) -> Decision {
 }
 
 fn decide_forwarded(path: &PacketPath<'_>, policy: &Policy, packet: &Packet) -> Decision {
-    let (verdict, origin) = policy.judge(packet);
+    let (verdict, origin) = policy.evaluate(packet);
     let is_host_address = path.host_addresses.contains(&packet.destination);
     match (verdict, is_host_address) {
         (Verdict::Allow, true) => match decide_to_host(path, policy, packet) {

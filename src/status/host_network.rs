@@ -29,7 +29,7 @@ pub(super) fn host_fault_condition(found: &Condition, generation: u64) -> Condit
 
 /// Returns warnings about rules and settings of the host that keep packets of the VM from passing.
 pub(super) fn host_warnings(world: &World, vm: &Vm) -> Vec<String> {
-    let Some(host_network) = world.ground() else {
+    let Some(host_network) = world.host_network_status() else {
         return Vec::new();
     };
     let common = match &vm.spec.network {
@@ -48,7 +48,7 @@ pub(super) fn host_warnings(world: &World, vm: &Vm) -> Vec<String> {
 
 /// Returns a condition with these warnings and a conflicting writer; none if there is neither.
 pub(super) fn host_condition(world: &World, vm: &Vm, warnings: &[String]) -> Option<ConditionView> {
-    let host_network = world.ground()?;
+    let host_network = world.host_network_status()?;
     let conflict = match world.host_fault(vm) {
         Some(HostFault::ConflictingWriter(contest)) => Some(contest),
         Some(HostFault::Unenforced(_)) | None => None,

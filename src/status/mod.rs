@@ -55,7 +55,7 @@ pub struct StatusBuilder {
 
 /// Returns the warnings about the result of a CNI network.
 fn network_warnings(vm: &Vm, stages: &StageStatuses<'_>) -> Vec<String> {
-    let checkpoint = stage_status(stages, Stage::Net).and_then(|page| page.mark.as_ref());
+    let checkpoint = stage_status(stages, Stage::Net).and_then(|page| page.checkpoint.as_ref());
     let connection: Option<Connection> =
         checkpoint.and_then(|mark| serde_json::from_str(mark).ok());
     let Some(mut known) = connection else {
@@ -114,7 +114,7 @@ impl StatusBuilder {
                 group: Some(vm.group.clone()),
                 finalizers: stages
                     .iter()
-                    .filter(|(_, page)| page.is_some_and(|page| page.held))
+                    .filter(|(_, page)| page.is_some_and(|page| page.acquired))
                     .map(|(stage, _)| stage.finalizer())
                     .collect(),
                 ..meta_view(&vm.meta)
@@ -151,7 +151,7 @@ impl StatusBuilder {
         stages: &StageStatuses<'_>,
     ) -> Option<NetworkStatus> {
         let net = stage_status(stages, Stage::Net);
-        let exists = net.is_some_and(|page| page.held);
+        let exists = net.is_some_and(|page| page.acquired);
         let connection = self.connection(vm, lease, net)?;
         Some(NetworkStatus {
             mode: vm.spec.network.mode(),
@@ -179,20 +179,17 @@ impl StatusBuilder {
         lease: Option<&Lease>,
         net: Option<&StageStatus>,
     ) -> Option<Connection> {
-        let checkpoint = net.and_then(|page| page.mark.as_ref());
+        let checkpoint = net.and_then(|page| page.checkpoint.as_ref());
         if let Some(connection) = checkpoint.and_then(|mark| serde_json::from_str(mark).ok()) {
             return Some(connection);
         }
         let uid = vm.meta.uid;
         let address = &lease?.address;
         match (&vm.spec.network, address) {
-            (NetworkSpec::Isolated(_), Address::Block { block, .. }) => Some(connection::isolated(
-                &self.instance,
-                &self.run_dir,
-                uid,
-                *block,
-            )),
-            (NetworkSpec::Bridge(spec), Address::Bridged { bridge, .. }) => {
+            (NetworkSpec::Isolated(_), Address::Isolated { block, .. }) => Some(
+                connection::isolated(&self.instance, &self.run_dir, uid, *block),
+            ),
+            (NetworkSpec::Bridge(spec), Address::Bridge { bridge, .. }) => {
                 let port = (bridge.as_str(), spec.tap(vm.index));
                 Some(connection::on_bridge(
                     &self.instance,
@@ -268,7 +265,7 @@ impl StatusBuilder {
             }
             (true, _) => String::new(),
             (false, None) => match blocked_reason {
-                Some(blocked_reason) => blocked_reason.words(),
+                Some(blocked_reason) => blocked_reason.message(),
                 None if updated < current => {
                     format!("{updated} of {desired} VMs are up to date")
                 }
@@ -429,7 +426,7 @@ fn firewall_status(vm: &Vm, stage: Option<&StageStatus>) -> FirewallStatus {
         allow: policy.allow,
         drop: policy.drop,
         on_deny: policy.on_deny,
-        digest: stage.and_then(|page| page.mark.clone()),
+        digest: stage.and_then(|page| page.checkpoint.clone()),
     }
 }
 

@@ -56,7 +56,7 @@ impl RecordCopies {
     /// The copy on the state disk cannot be written.
     pub fn update(
         self,
-        place: &Path,
+        path: &Path,
         run_copy: Option<&RunCopy>,
         mark: &LogPosition,
         notes: &mut Vec<String>,
@@ -68,25 +68,25 @@ impl RecordCopies {
                 if newest.is_some() || self.format != FormatFile::Missing {
                     notes.push(format!(
                         "{} was missing and was written again",
-                        place.display()
+                        path.display()
                     ));
                 }
-                IntegrityRecord::create(place, Scope::ALWAYS, mark)?
+                IntegrityRecord::create(path, Scope::ALWAYS, mark)?
             }
             Some((mut seal, found)) => {
                 if found.is_damaged() {
                     notes.push(format!(
                         "a copy in {} was damaged and was written again",
-                        place.display()
+                        path.display()
                     ));
                 } else if found.newest() != newest {
                     notes.push(format!(
                         "{} was older than the database and was written again",
-                        place.display()
+                        path.display()
                     ));
                 }
                 match found.newest() {
-                    None => IntegrityRecord::create(place, Scope::ALWAYS, mark)?,
+                    None => IntegrityRecord::create(path, Scope::ALWAYS, mark)?,
                     Some(best) => {
                         if best != *mark || found.is_damaged() {
                             seal.write(mark)?;

@@ -58,14 +58,14 @@ impl Txn<'_> {
         let world = self.world();
         // The lease of a VM with an acquired Net stage never changes, even if the group has changed.
         let net_acquired = world.status(vm.meta.uid, Stage::Net);
-        let standing = net_acquired.is_some_and(|page| page.held);
+        let standing = net_acquired.is_some_and(|page| page.acquired);
         if let NetworkSpec::Cni(spec) = &vm.spec.network {
             let existing = world.lease(&vm.meta.name).cloned();
             let is_valid = |lease: &Lease| match &lease.address {
-                Address::Plugged { plugged, .. } => {
-                    standing || spec.cni.allow(vm.index, plugged.ip())
-                }
-                Address::Block { .. } | Address::Bridged { .. } => false,
+                Address::Cni {
+                    address: plugged, ..
+                } => standing || spec.cni.allow(vm.index, plugged.ip()),
+                Address::Isolated { .. } | Address::Bridge { .. } => false,
             };
             // The lease dates from before the group was switched to CNI or requested another address.
             if !standing && existing.as_ref().is_some_and(|lease| !is_valid(lease)) {
@@ -80,13 +80,13 @@ impl Txn<'_> {
             return Ok(Some(lease.clone()));
         }
         let address = match (&vm.spec.network, pool.gateway) {
-            (NetworkSpec::Isolated(_), _) => Address::Block {
+            (NetworkSpec::Isolated(_), _) => Address::Isolated {
                 block: world.free_block(&pool)?,
                 pool: pool.range,
             },
             (NetworkSpec::Bridge(bridge), Some(gateway)) => {
                 let net = Ipv4Network::new(gateway, pool.range.prefix());
-                Address::Bridged {
+                Address::Bridge {
                     ip: world.free_address(vm, bridge, &pool, gateway)?,
                     bridge: bridge.bridge.clone(),
                     gateway: net.expect("a valid prefix length"),
@@ -108,10 +108,10 @@ impl Txn<'_> {
 /// Whether an address is valid for a VM of a group with this pool.
 pub fn is_valid_address(pool: &Pool, index: u32, network: &NetworkSpec, address: &Address) -> bool {
     match (network, address) {
-        (NetworkSpec::Isolated(_), Address::Block { pool: range, .. }) => *range == pool.range,
+        (NetworkSpec::Isolated(_), Address::Isolated { pool: range, .. }) => *range == pool.range,
         (
             NetworkSpec::Bridge(spec),
-            Address::Bridged {
+            Address::Bridge {
                 bridge,
                 gateway,
                 ip,
@@ -205,7 +205,7 @@ impl World {
     /// The VM that has an address of a bridge, for messages.
     fn owner_of(&self, ip: Ipv4Addr) -> String {
         let has_address = |lease: &&Lease| {
-            lease.address.ip() == ip && matches!(lease.address, Address::Bridged { .. })
+            lease.address.ip() == ip && matches!(lease.address, Address::Bridge { .. })
         };
         let lease = self.leases().find(has_address);
         lease.map_or("another VM".to_owned(), |lease| {

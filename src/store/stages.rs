@@ -95,8 +95,8 @@ impl Txn<'_> {
             }
             return Ok(Acquisition::Waiting(message));
         }
-        if !page.held {
-            page.held = true;
+        if !page.acquired {
+            page.acquired = true;
             self.put_stage_status(uid, stage, page)?;
         }
         Ok(Acquisition::Acquired(Box::new(vm)))
@@ -109,7 +109,14 @@ impl Txn<'_> {
     pub fn adopt_stage(&mut self, uid: Uid, stage: Stage, now: Timestamp) -> Result<(), Error> {
         let status = self.world().status(uid, stage).cloned();
         let page = status.unwrap_or_else(|| StageStatus::initial(now));
-        self.put_stage_status(uid, stage, StageStatus { held: true, ..page })
+        self.put_stage_status(
+            uid,
+            stage,
+            StageStatus {
+                acquired: true,
+                ..page
+            },
+        )
     }
 
     /// Writes the condition of a stage of a VM. `since` changes only if the status changes.
@@ -160,7 +167,7 @@ impl Txn<'_> {
                 uid,
                 stage,
                 StageStatus {
-                    mark: checkpoint,
+                    checkpoint,
                     ..status
                 },
             ),
@@ -176,7 +183,7 @@ impl Txn<'_> {
         let later_is_acquired = STAGES.iter().filter(|above| **above > stage).any(|above| {
             self.world()
                 .status(uid, *above)
-                .is_some_and(|page| page.held)
+                .is_some_and(|page| page.acquired)
         });
         if later_is_acquired {
             return Ok(false);
@@ -185,11 +192,11 @@ impl Txn<'_> {
             .world()
             .status(uid, stage)
             .cloned()
-            .filter(|page| page.held)
+            .filter(|page| page.acquired)
         {
             let released = StageStatus {
-                held: false,
-                mark: None,
+                acquired: false,
+                checkpoint: None,
                 condition: Condition {
                     status: Status::False,
                     reason: Reason::Terminating,

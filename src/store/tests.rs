@@ -32,7 +32,7 @@ fn group(name: &str) -> HostGroup {
             update: UpdatePolicy::Rolling,
             template: VmSpec {
                 storage: Default::default(),
-                life: Default::default(),
+                lifecycle: Default::default(),
                 hypervisor: Hypervisor::None,
                 vcpu: 1,
                 ram_bytes: 128 << 20,
@@ -70,7 +70,7 @@ fn put_vm(txn: &mut Txn<'_>) -> Result<Uid, Error> {
 }
 
 fn checkpoint(world: &World, uid: Uid) -> Option<String> {
-    world.status(uid, Stage::Lease)?.mark.clone()
+    world.status(uid, Stage::Lease)?.checkpoint.clone()
 }
 
 /// A store with a disk that does not answer until the returned sender is dropped.

@@ -273,7 +273,7 @@ impl<'w> Txn<'w> {
         let cursor = self.world.cursors.insert(range, address.ip());
         let before = self.world.remove_lease(&name);
         // The first address that plugins assign in a subnet changes the host requirements; other ranges change with their group.
-        let requirements_changed = matches!(address, Address::Plugged { .. })
+        let requirements_changed = matches!(address, Address::Cni { .. })
             && !self.world.cni_subnets.contains_key(&address.range());
         self.world.insert_lease(lease);
         let changes = std::iter::once(Change::Lease(name.clone()));
@@ -324,8 +324,11 @@ impl<'w> Txn<'w> {
         if self.world.status(uid, stage) == Some(&status) {
             return Ok(());
         }
-        let was_acquired = self.world.status(uid, stage).is_some_and(|page| page.held);
-        let acquires = status.held && !was_acquired;
+        let was_acquired = self
+            .world
+            .status(uid, stage)
+            .is_some_and(|page| page.acquired);
+        let acquires = status.acquired && !was_acquired;
         self.write_as(
             if acquires {
                 Kind::Intent

@@ -206,14 +206,14 @@ impl HostRequirements {
     /// Whether the requirements include those of a VM with this address.
     pub fn provide_for(&self, address: &Address) -> bool {
         match address {
-            Address::Block { pool, .. } => self.pools.contains(pool),
-            Address::Bridged {
+            Address::Isolated { pool, .. } => self.pools.contains(pool),
+            Address::Bridge {
                 bridge, gateway, ..
             } => {
                 let gateways = self.bridges.get(bridge);
                 gateways.is_some_and(|gateways| gateways.contains(gateway))
             }
-            Address::Plugged { .. } => {
+            Address::Cni { .. } => {
                 self.pools.is_empty() || self.cni_subnets.contains(&address.range())
             }
         }
@@ -221,13 +221,13 @@ impl HostRequirements {
 
     fn add_address(&mut self, address: &Address) {
         match address {
-            Address::Block { pool, .. } => {
+            Address::Isolated { pool, .. } => {
                 self.pools.insert(*pool);
             }
-            Address::Bridged {
+            Address::Bridge {
                 bridge, gateway, ..
             } => self.add_bridge(bridge, *gateway),
-            Address::Plugged { .. } => {
+            Address::Cni { .. } => {
                 self.cni_subnets.insert(address.range());
             }
         }
@@ -263,9 +263,9 @@ impl World {
 
     fn index_address(&mut self, address: &Address) {
         match address {
-            Address::Block { block, .. } => self.blocks.insert(*block),
-            Address::Bridged { ip, .. } => self.bridge_addresses.insert(*ip),
-            Address::Plugged { .. } => {
+            Address::Isolated { block, .. } => self.blocks.insert(*block),
+            Address::Bridge { ip, .. } => self.bridge_addresses.insert(*ip),
+            Address::Cni { .. } => {
                 let count = self.cni_subnets.entry(address.range()).or_default();
                 *count += 1;
                 *count == 1
@@ -275,9 +275,9 @@ impl World {
 
     fn unindex_address(&mut self, address: &Address) {
         match address {
-            Address::Block { block, .. } => self.blocks.remove(block),
-            Address::Bridged { ip, .. } => self.bridge_addresses.remove(ip),
-            Address::Plugged { .. } => match self.cni_subnets.get_mut(&address.range()) {
+            Address::Isolated { block, .. } => self.blocks.remove(block),
+            Address::Bridge { ip, .. } => self.bridge_addresses.remove(ip),
+            Address::Cni { .. } => match self.cni_subnets.get_mut(&address.range()) {
                 Some(count) if *count > 1 => {
                     *count -= 1;
                     false
@@ -377,7 +377,7 @@ impl World {
     pub fn has_acquired_stage(&self, uid: Uid) -> bool {
         STAGES
             .iter()
-            .any(|stage| self.status(uid, *stage).is_some_and(|page| page.held))
+            .any(|stage| self.status(uid, *stage).is_some_and(|page| page.acquired))
     }
 
     /// Whether all stages are Ready at the VM's current generation.
@@ -441,7 +441,7 @@ impl World {
     }
 
     /// The status of the host network.
-    pub fn ground(&self) -> Option<&HostNetworkStatus> {
+    pub fn host_network_status(&self) -> Option<&HostNetworkStatus> {
         self.host_network.as_ref()
     }
 

@@ -106,7 +106,7 @@ impl Admission {
         streams.push(user);
         Ok(StreamPermit {
             user,
-            room: Arc::clone(self),
+            admission: Arc::clone(self),
         })
     }
 }
@@ -114,12 +114,16 @@ impl Admission {
 /// A registered stream, until dropped.
 struct StreamPermit {
     user: User,
-    room: Arc<Admission>,
+    admission: Arc<Admission>,
 }
 
 impl Drop for StreamPermit {
     fn drop(&mut self) {
-        let mut streams = self.room.streams.lock().unwrap_or_else(|p| p.into_inner());
+        let mut streams = self
+            .admission
+            .streams
+            .lock()
+            .unwrap_or_else(|p| p.into_inner());
         if let Some(at) = streams.iter().position(|user| *user == self.user) {
             streams.swap_remove(at);
         }
@@ -152,14 +156,14 @@ fn weight(request: &Request) -> Weight {
 }
 
 pub(super) async fn admit(
-    State(room): State<Arc<Admission>>,
+    State(admission): State<Arc<Admission>>,
     ConnectInfo(caller): ConnectInfo<Client>,
     request: Request,
     next: Next,
 ) -> Response {
     let connection = Arc::clone(&caller.connection);
     let weight = weight(&request);
-    let result = work(&room, &caller, weight, request, next).await;
+    let result = work(&admission, &caller, weight, request, next).await;
     let (response, stream_permit, permits) = match result {
         Ok((answer, AcquiredPermits { stream, permits })) => (answer, stream, permits),
         Err(refusal) => (refusal, None, Vec::new()),
@@ -177,7 +181,7 @@ struct AcquiredPermits {
 }
 
 async fn work(
-    room: &Arc<Admission>,
+    admission: &Arc<Admission>,
     caller: &Client,
     weight: Weight,
     request: Request,
@@ -196,17 +200,22 @@ async fn work(
         );
         return Err(problem(StatusCode::FORBIDDEN, error, Vec::new()));
     }
-    let (request, body) = whole(room, caller, request).await?;
+    let (request, body) = whole(admission, caller, request).await?;
     caller.connection.works();
-    let quota = room.share(caller.user);
+    let quota = admission.share(caller.user);
     let mut acquired = AcquiredPermits::default();
     let turn_permit = match weight {
-        Weight::Heavy => {
-            Some(turn(room, &quota.heavy, "read manifests or inspect the host").await?)
-        }
-        Weight::List => Some(turn(room, &quota.lists, "list objects").await?),
+        Weight::Heavy => Some(
+            turn(
+                admission,
+                &quota.heavy,
+                "read manifests or inspect the host",
+            )
+            .await?,
+        ),
+        Weight::List => Some(turn(admission, &quota.lists, "list objects").await?),
         Weight::Stream => {
-            acquired.stream = Some(room.stream(caller.user).map_err(busy)?);
+            acquired.stream = Some(admission.stream(caller.user).map_err(busy)?);
             None
         }
         Weight::Light => None,
@@ -216,13 +225,13 @@ async fn work(
     let length = hyper::body::Body::size_hint(response.body()).lower();
     acquired
         .permits
-        .extend(acquire_response_permit(room, caller.user, length).await?);
+        .extend(acquire_response_permit(admission, caller.user, length).await?);
     Ok((response, acquired))
 }
 
 /// Permits for a response of this length, until the client has read it. `None` if the response is too small to be counted.
 async fn acquire_response_permit(
-    room: &Admission,
+    admission: &Admission,
     user: User,
     length: u64,
 ) -> Result<Option<OwnedSemaphorePermit>, Response> {
@@ -230,7 +239,7 @@ async fn acquire_response_permit(
     if length < SMALL_RESPONSE {
         return Ok(None);
     }
-    let answers = &room.share(user).answers;
+    let answers = &admission.share(user).answers;
     let permits = u32::try_from(length.min(RESPONSES_LIMIT) >> 10).unwrap_or(u32::MAX);
     let start = clock::monotonic();
     loop {
@@ -238,13 +247,13 @@ async fn acquire_response_permit(
             return Ok(Some(permit));
         }
         let now = clock::monotonic();
-        if room
+        if admission
             .connections
             .evict_blocked(user == User::Privileged, now)
         {
             continue;
         }
-        if now.saturating_duration_since(start) > room.limits.turn {
+        if now.saturating_duration_since(start) > admission.limits.turn {
             let reason = "too many large responses are being sent; try again";
             return Err(busy(reason.to_owned()));
         }

@@ -116,7 +116,7 @@ pub trait Backend: Send + Sync + 'static {
     fn add_vm(
         &self,
         group: Name,
-        wanted: NewVm,
+        request: NewVm,
     ) -> impl Future<Output = Result<NewVmResult, Refusal>> + Send;
 
     /// Requests the deletion of a VM that was created on demand; any other VM is refused. Returns when the request is stored, not when the

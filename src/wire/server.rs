@@ -74,16 +74,16 @@ pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admissio
         .with_state(shared)
 }
 
-async fn version<B: Backend>(State(hall): AppState<B>) -> Response {
-    Json(hall.backend.version().await).into_response()
+async fn version<B: Backend>(State(state): AppState<B>) -> Response {
+    Json(state.backend.version().await).into_response()
 }
 
 async fn apply<B: Backend>(
-    State(hall): AppState<B>,
+    State(state): AppState<B>,
     Asked(Query(query)): Asked<Query<DryRunQuery>>,
     Asked(Json(body)): Asked<Json<Sources>>,
 ) -> Result<Response, ApiError> {
-    let results = hall.backend.apply(bounded(body)?, query.effect()).await?;
+    let results = state.backend.apply(bounded(body)?, query.effect()).await?;
     Ok(Json(results).into_response())
 }
 
@@ -106,7 +106,7 @@ async fn objects<B: Backend>(
     Asked(Path(kind)): Asked<Path<String>>,
     Asked(Query(length)): Asked<Query<FollowQuery>>,
 ) -> Result<Response, ApiError> {
-    look(&hall, &kind, None, length).await
+    get_or_watch(&hall, &kind, None, length).await
 }
 
 async fn object<B: Backend>(
@@ -114,11 +114,11 @@ async fn object<B: Backend>(
     Asked(Path((kind, name))): Asked<Path<(String, String)>>,
     Asked(Query(length)): Asked<Query<FollowQuery>>,
 ) -> Result<Response, ApiError> {
-    look(&hall, &kind, Some(&name), length).await
+    get_or_watch(&hall, &kind, Some(&name), length).await
 }
 
-async fn look<B: Backend>(
-    hall: &Shared<B>,
+async fn get_or_watch<B: Backend>(
+    state: &Shared<B>,
     kind: &str,
     name: Option<&str>,
     length: FollowQuery,
@@ -126,8 +126,8 @@ async fn look<B: Backend>(
     let kind = read::<Kind>(kind)?;
     let name = name.map(read::<Name>).transpose()?;
     match length.span() {
-        StreamMode::Once => Ok(Json(hall.backend.get(kind, name).await?).into_response()),
-        StreamMode::Follow => Ok(lines(hall, hall.backend.watch(kind, name).await?)),
+        StreamMode::Once => Ok(Json(state.backend.get(kind, name).await?).into_response()),
+        StreamMode::Follow => Ok(lines(state, state.backend.watch(kind, name).await?)),
     }
 }
 
@@ -146,9 +146,9 @@ async fn delete<B: Backend>(
 async fn add_vm<B: Backend>(
     State(hall): AppState<B>,
     Asked(Path(group)): Asked<Path<String>>,
-    Asked(Json(wanted)): Asked<Json<NewVm>>,
+    Asked(Json(request)): Asked<Json<NewVm>>,
 ) -> Result<Response, ApiError> {
-    let result = hall.backend.add_vm(read(&group)?, wanted).await?;
+    let result = hall.backend.add_vm(read(&group)?, request).await?;
     let status = match result.applied {
         Applied::Created => StatusCode::CREATED,
         Applied::Configured | Applied::Unchanged | Applied::Deleted => StatusCode::OK,
@@ -181,10 +181,10 @@ async fn metrics<B: Backend>(
 
 async fn events<B: Backend>(
     State(hall): AppState<B>,
-    Asked(Query(wanted)): Asked<Query<ObjectQuery>>,
+    Asked(Query(filter)): Asked<Query<ObjectQuery>>,
     Asked(Query(length)): Asked<Query<FollowQuery>>,
 ) -> Result<Response, ApiError> {
-    let events = hall.backend.events(wanted.object, length.span()).await?;
+    let events = hall.backend.events(filter.object, length.span()).await?;
     Ok(lines(&hall, events))
 }
 
@@ -217,17 +217,16 @@ async fn gc<B: Backend>(
     Ok(Json(hall.backend.gc(rehearsal.effect()).await?).into_response())
 }
 
-async fn doctor<B: Backend>(State(hall): AppState<B>) -> Result<Response, ApiError> {
-    Ok(Json(hall.backend.doctor().await?).into_response())
+async fn doctor<B: Backend>(State(state): AppState<B>) -> Result<Response, ApiError> {
+    Ok(Json(state.backend.doctor().await?).into_response())
 }
 
 async fn explain<B: Backend>(
     State(hall): AppState<B>,
     Asked(Path(vm)): Asked<Path<String>>,
-    Asked(Query(question)): Asked<Query<PacketQuery>>,
+    Asked(Query(query)): Asked<Query<PacketQuery>>,
 ) -> Result<Response, ApiError> {
-    let packet =
-        packet::parse(&question.packet).map_err(|reason| Refusal::Invalid(vec![reason]))?;
+    let packet = packet::parse(&query.packet).map_err(|reason| Refusal::Invalid(vec![reason]))?;
     Ok(Json(hall.backend.explain(read(&vm)?, packet).await?).into_response())
 }
 
@@ -350,11 +349,11 @@ fn bounded(body: Sources) -> Result<Vec<Source>, Refusal> {
 
 /// A response with the stream as lines of JSON. It ends when the daemon stops, so that a watch does not delay the stop.
 fn lines<B, T: Serialize + Send + 'static>(
-    hall: &Shared<B>,
+    state: &Shared<B>,
     items: impl Stream<Item = T> + Send + 'static,
 ) -> Response {
     let body = items
-        .take_until(hall.stop.clone().cancelled_owned())
+        .take_until(state.stop.clone().cancelled_owned())
         .filter_map(|item| async move { line(&item) })
         .map(Ok::<_, Infallible>);
     let content_type = [(header::CONTENT_TYPE, "application/x-ndjson")];

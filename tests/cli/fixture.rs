@@ -477,13 +477,13 @@ impl Backend for World {
         let Object::Vm(found) = self.find(Kind::Vm, &vm)? else {
             return Err(Refusal::Failed("it is no VM".into()));
         };
-        let (verdict, origin) = found.spec.network.policy().unwrap().judge(&packet);
+        let (verdict, origin) = found.spec.network.policy().unwrap().evaluate(&packet);
         Ok(Explanation {
             vm,
             packet: packet::text(&packet),
             verdict,
             rule: format!("-A SLICE-POLICY -m comment --comment \"{verdict:?}\""),
-            place: "namespace SLICE-POLICY".into(),
+            chain: "namespace SLICE-POLICY".into(),
             entry: origin.to_string(),
         })
     }

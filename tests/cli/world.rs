@@ -136,7 +136,7 @@ fn spec(hypervisor: Hypervisor) -> VmSpec {
         initrd_file: None,
         dns_servers: vec!["1.1.1.1".parse().unwrap()],
         storage: Default::default(),
-        life: Default::default(),
+        lifecycle: Default::default(),
         network: NetworkSpec::Isolated(IsolatedSpec {
             max_connections: None,
             range: Some("169.254.100.0/22".parse().unwrap()),
@@ -463,7 +463,7 @@ pub fn leftovers() -> Vec<Orphan> {
 pub fn checks() -> Vec<Check> {
     let check = |name: &str, verdict, found: &str, remedy: &str| Check {
         name: name.into(),
-        verdict,
+        status: verdict,
         found: found.into(),
         remedy: remedy.into(),
     };
@@ -510,7 +510,7 @@ pub fn powered(mut vm: Box<VmView>) -> Object {
             status: Some(0),
             signal: None,
             reason: "it exited with status 0: it was stopped".into(),
-            said: vec!["powers down".into()],
+            last_output: vec!["powers down".into()],
         });
     }
     let conditions = &mut vm.status.conditions;

@@ -211,7 +211,7 @@ fn why(engine: &Engine) -> String {
             .collect();
         format!(
             "{vms:#?} {:#?} {:#?}",
-            world.ground(),
+            world.host_network_status(),
             world.host_requirements()
         )
     });

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use slicectl::api::host_group::{HostGroupSpec, UpdatePolicy};
 use slicectl::api::vm::{Hypervisor, Power};
-use slicectl::host::process::{self, Identity, Life, Stop};
+use slicectl::host::process::{self, Identity, ProcessState, StopSignal};
 use slicectl::reconcile::vmm::{CONSOLE, LABEL_VAR, RUN_DIR_VAR};
 
 use crate::life::{Dirs, End, Intent};
@@ -217,7 +217,10 @@ fn killed_before_any_action_of_its_end_nothing_of_a_cloud_hypervisor_is_left() {
 fn killed_before_any_action_of_a_stop_the_next_life_finishes_it_and_keeps_the_log() {
     told_each(Power::Stopped, 3, |place, born| {
         assert_eq!(place.processes(), vec![]);
-        assert!(matches!(process::look(born).unwrap(), Life::Ended(_)));
+        assert!(matches!(
+            process::open(born).unwrap(),
+            ProcessState::Ended(_)
+        ));
         assert!(place.console().exists());
         // Down, it takes no action and no process.
         assert_eq!(
@@ -315,7 +318,7 @@ impl Place {
         template.hypervisor = hypervisor;
         template.ram_bytes = 64 << 20;
         template.kernel_file = Some(tiny_guest());
-        template.life.program = program(hypervisor, programs.path());
+        template.lifecycle.program = program(hypervisor, programs.path());
         Self {
             programs,
             // The path is in the label of every process on this machine, so it is nobody else's.
@@ -334,7 +337,7 @@ impl Place {
     fn jailed() -> Self {
         let mut place = Self::of(Hypervisor::Firecracker);
         let (program, jailer) = jailed_program(place.programs.path());
-        let life = &mut place.spec.template.life;
+        let life = &mut place.spec.template.lifecycle;
         (life.program, life.jailer) = (Some(program), Some(jailer));
         place
     }
@@ -400,8 +403,8 @@ impl Drop for Place {
     /// A test that fails leaves no VMM behind.
     fn drop(&mut self) {
         for identity in self.processes() {
-            if let Ok(Life::Alive(process)) = process::look(&identity) {
-                let _ = process.stop(Stop::Kill);
+            if let Ok(ProcessState::Alive(process)) = process::open(&identity) {
+                let _ = process.stop(StopSignal::Kill);
             }
         }
     }

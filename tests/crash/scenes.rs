@@ -149,7 +149,11 @@ pub fn rewrite_boot_id(dirs: &Dirs) {
         .build()
         .unwrap();
     let written = runtime.block_on(store.write(|txn| {
-        let mut ground = txn.world().ground().cloned().expect("a ground");
+        let mut ground = txn
+            .world()
+            .host_network_status()
+            .cloned()
+            .expect("a ground");
         ground.boot_id = "an earlier one".to_owned();
         txn.put_host_network_status(ground)
     }));

@@ -89,7 +89,9 @@ fn a_strangers_chain_under_our_name_keeps_the_ground_from_being_firm() {
         let theirs = || kernel::run(&format!("iptables -S {chain}"));
         let before = theirs();
         assert_eq!(dirs.live(Intent::Apply("web", &two())), End::Unconverged);
-        let condition = read(&dirs, |world| world.ground().unwrap().condition.clone());
+        let condition = read(&dirs, |world| {
+            world.host_network_status().unwrap().condition.clone()
+        });
         assert_eq!(
             (condition.status, condition.reason),
             (Status::False, Reason::Conflict)

@@ -207,12 +207,12 @@ fn remembered(world: &World) -> String {
             world.status(uid, stage).map(|page| {
                 let condition = &page.condition;
                 json!([
-                    page.held,
+                    page.acquired,
                     condition.status,
                     condition.reason,
                     condition.message,
                     condition.observed_generation,
-                    page.mark.is_some()
+                    page.checkpoint.is_some()
                 ])
             })
         })
@@ -222,7 +222,7 @@ fn remembered(world: &World) -> String {
         "pools": world.pools().collect::<Vec<_>>(),
         "vms": vms.iter().map(|vm| json!([vm, pages(vm.meta.uid)])).collect::<Vec<_>>(),
         "leases": world.leases().collect::<Vec<_>>(),
-        "ground": world.ground(),
+        "ground": world.host_network_status(),
     });
     blank(&mut all);
     format!("STORE\n{all:#}\n")
@@ -275,7 +275,7 @@ fn normalise(text: &str, instance: &Instance, world: &World) -> String {
     }
     text = name_plugins_links(&text, world);
     for lease in world.leases() {
-        if let Address::Bridged { ip, .. } = lease.address
+        if let Address::Bridge { ip, .. } = lease.address
             && let Some(vm) = world.vms().find(|vm| vm.meta.name == lease.name)
         {
             let mac = vm_names(instance, vm.meta.uid).guest_mac;
@@ -293,7 +293,7 @@ fn name_plugins_links(text: &str, world: &World) -> String {
     for vm in world.vms() {
         let mark = world
             .status(vm.meta.uid, Stage::Net)
-            .and_then(|page| page.mark.clone());
+            .and_then(|page| page.checkpoint.clone());
         let known: Option<Connection> = mark.and_then(|mark| serde_json::from_str(&mark).ok());
         let Some(known) = known.filter(|_| matches!(vm.spec.network, NetworkSpec::Cni(_))) else {
             continue;
@@ -312,12 +312,14 @@ fn name_plugins_links(text: &str, world: &World) -> String {
 /// Its role and the VM, if the address is the lease's alone.
 fn address_role(lease: &Lease, address: Ipv4Addr) -> Option<u8> {
     match &lease.address {
-        Address::Block { block, .. } => {
+        Address::Isolated { block, .. } => {
             let role = address.octets()[3] & 3;
             block.network().contains(address).then_some(role)
         }
-        Address::Bridged { ip, .. } => (*ip == address).then_some(2),
-        Address::Plugged { plugged, .. } => (plugged.ip() == address).then_some(2),
+        Address::Bridge { ip, .. } => (*ip == address).then_some(2),
+        Address::Cni {
+            address: plugged, ..
+        } => (plugged.ip() == address).then_some(2),
     }
 }
 

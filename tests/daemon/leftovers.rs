@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use slicectl::host::process::{self, Identity, Life};
+use slicectl::host::process::{self, Identity, ProcessState};
 
 use super::guests::{guest_dir, kernel, pids};
 use crate::support::house::{self, House, inhabited, slots};
@@ -218,7 +218,7 @@ fn guests(count: u32) -> String {
 }
 
 fn lives(identity: &Identity) -> bool {
-    matches!(process::look(identity).unwrap(), Life::Alive(_))
+    matches!(process::open(identity).unwrap(), ProcessState::Alive(_))
 }
 
 /// A thread of ours that stops a process just before its end, however it ends (ptrace(2), PTRACE_O_TRACEEXIT), until it is told to let go.

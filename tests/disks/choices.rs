@@ -69,7 +69,7 @@ fn an_empty_image_is_a_blank_disk_when_its_size_is_said() {
         size_bytes: Some(1 << 30),
         ..from(&image)
     };
-    let own = choose(dir.path(), &storage).unwrap().own.want.unwrap();
+    let own = choose(dir.path(), &storage).unwrap().own.spec.unwrap();
     assert_eq!(own.at_least, 1 << 30);
 }
 
@@ -83,7 +83,7 @@ fn a_block_device_is_used_as_it_is_and_read_only() {
     rustix::fs::mknodat(CWD, &node, FileType::BlockDevice, mode, device)
         .expect("these tests need root");
     let chosen = choose(dir.path(), &from(&node)).unwrap();
-    assert_eq!(chosen.own.want, None);
+    assert_eq!(chosen.own.spec, None);
     assert_eq!(
         (&chosen.all[0].path, chosen.all[0].access),
         (&node, Access::ReadOnly)

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use slicectl::host;
 use slicectl::host::image::{self, Copy, How, Progress};
-use slicectl::reconcile::disk::{Disks, remark};
+use slicectl::reconcile::disk::{Disks, image_note};
 use slicectl::reconcile::{Probe, Reconcile, converge};
 
 use crate::support::{
@@ -171,7 +171,7 @@ async fn a_persistent_disk_outlives_its_vm_grows_and_is_never_removed() {
     assert!(was_written(&first.disk()));
     assert_eq!(fs::metadata(first.disk()).unwrap().len(), 16 * MIB);
     let observed = Disks::default().observe(&next).await.unwrap();
-    let said = remark(&next, &observed).unwrap();
+    let said = image_note(&next, &observed).unwrap();
     assert!(said.ends_with("its image has changed since"), "{said}");
 
     let careless = some_vm(&dir, &image, 0, false);

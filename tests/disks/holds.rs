@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use slicectl::host::Kind;
 use slicectl::host::image::{Use, hold};
-use slicectl::host::process::{self, Life, Record, Spawn, Stop};
+use slicectl::host::process::{self, ProcessState, Record, Spawn, StopSignal};
 
 use crate::support::{gone, image_with_a_hole, meet, names, some_vm};
 
@@ -96,7 +96,7 @@ async fn a_disk_in_use_is_neither_removed_nor_grown_nor_copied_from() {
     let words = meet(&gone(&desired)).await.unwrap_err();
     assert!(words.starts_with("remove the disk "), "{words}");
     let mut larger = desired.clone();
-    larger.want.as_mut().unwrap().at_least = 64 << 20;
+    larger.spec.as_mut().unwrap().at_least = 64 << 20;
     let words = meet(&larger).await.unwrap_err();
     assert!(words.starts_with("grow the disk "), "{words}");
     drop(user);
@@ -132,10 +132,10 @@ fn a_killed_daemon_leaves_the_lock_with_its_vmm_and_the_vmms_end_frees_it() {
         words.contains(&format!("process {} (sleep)", vmm.pid)),
         "{words}"
     );
-    let Life::Alive(process) = process::look(&vmm).unwrap() else {
+    let ProcessState::Alive(process) = process::open(&vmm).unwrap() else {
         panic!("it died with the daemon");
     };
-    process.stop(Stop::Kill).unwrap();
+    process.stop(StopSignal::Kill).unwrap();
     eventually(|| hold(&image, Use::Write).is_ok());
 }
 

@@ -6,7 +6,7 @@ use slicectl::api::meta::Uid;
 use slicectl::host::image::Edition;
 use slicectl::owner::{Instance, Label};
 use slicectl::reconcile::Reconcile;
-use slicectl::reconcile::disk::{Action, Desired, Disks, Lies, Observed, Record, Want};
+use slicectl::reconcile::disk::{Action, Desired, DiskSpec, Disks, Lies, Observed, Record};
 
 proptest! {
     #[test]
@@ -40,7 +40,7 @@ proptest! {
 
     #[test]
     fn a_vms_going_takes_its_own_and_nobody_elses((desired, observed) in world()) {
-        let desired = Desired { want: None, ..desired };
+        let desired = Desired { spec: None, ..desired };
         let own = observed.record.as_ref().is_some_and(|record| record.label == desired.label);
         let after = carry_out(&desired, observed.clone(), usize::MAX);
         if !own {
@@ -125,7 +125,7 @@ fn world() -> impl Strategy<Value = (Desired, Observed)> {
                 name: "web-1".parse().unwrap(),
                 boot: "now".into(),
                 user: None,
-                want: want.map(|(persistent, there, at_least)| Want {
+                spec: want.map(|(persistent, there, at_least)| DiskSpec {
                     image: "/image".into(),
                     edition: there.then(|| edition(1)),
                     at_least,

@@ -8,7 +8,7 @@ use slicectl::api::meta::{Name, Uid};
 use slicectl::host::image::{self, Found};
 use slicectl::host::named::{self, Named};
 use slicectl::owner::Instance;
-use slicectl::reconcile::disk::{Desired, Disks, Want};
+use slicectl::reconcile::disk::{Desired, DiskSpec, Disks};
 use slicectl::reconcile::{Convergence, Error, converge, no_probe};
 
 /// Runs `body` in a thread with mounts of its own, with a runtime whose threads share them; what it mounts goes with it.
@@ -42,7 +42,7 @@ pub fn enlarge_tmpfs(dir: &Path, size: &str) {
 /// A VM called `web-1`, with a disk made from that image.
 pub fn some_vm(dir: &Path, image: &Path, at_least: u64, persistent: bool) -> Desired {
     let name: Name = "web-1".parse().unwrap();
-    let edition = match image::look(image).unwrap() {
+    let edition = match image::inspect(image).unwrap() {
         Found::File(edition) => Some(edition),
         Found::Absent | Found::Device | Found::Other(_) => None,
     };
@@ -52,7 +52,7 @@ pub fn some_vm(dir: &Path, image: &Path, at_least: u64, persistent: bool) -> Des
         dir: dir.to_owned(),
         name,
         boot: "this boot".into(),
-        want: Some(Want {
+        spec: Some(DiskSpec {
             image: image.to_owned(),
             edition,
             at_least,
@@ -72,14 +72,14 @@ pub fn replacement_of(desired: &Desired) -> Desired {
 
 pub fn gone(desired: &Desired) -> Desired {
     Desired {
-        want: None,
+        spec: None,
         ..desired.clone()
     }
 }
 
 /// With the directory of its image as the one that is allowed.
 pub fn hands(desired: &Desired) -> Disks {
-    let image = desired.want.as_ref().map(|want| want.image.clone());
+    let image = desired.spec.as_ref().map(|want| want.image.clone());
     let dir = image.and_then(|image| image.parent().map(Path::to_owned));
     let mut hands = Disks::default();
     hands.places.allowed.images.extend(dir);

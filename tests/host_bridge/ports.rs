@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use slicectl::host::Kind;
-use slicectl::host::bridge::{self, Birth, BridgeInfo, Port};
+use slicectl::host::bridge::{self, BridgeInfo, NewBridge, Port};
 use slicectl::host::fdb::{self, Entry, Sort};
 use slicectl::host::link::{self, Change};
 use slicectl::host::tap::{self, Owner};
@@ -18,8 +18,8 @@ const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 8];
 /// An experimental EtherType (IEEE 802): nobody answers.
 const TALK: u16 = 0x88b5;
 
-fn birth(name: &str, mtu: u32) -> Birth {
-    Birth {
+fn birth(name: &str, mtu: u32) -> NewBridge {
+    NewBridge {
         name: name.into(),
         mac: BRIDGE_MAC,
         mtu,

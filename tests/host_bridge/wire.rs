@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use slicectl::host::bridge::{self, Birth};
+use slicectl::host::bridge::{self, NewBridge};
 use slicectl::host::link::{self, Change, State};
 use slicectl::host::netns::Netns;
 use slicectl::host::tap::{self, Framing, Owner};
@@ -42,7 +42,7 @@ pub fn kind<T>(result: Result<T, Error>) -> Option<Kind> {
 
 /// A bridge that is up, and its index.
 pub async fn bridge(handle: &Handle, name: &str) -> u32 {
-    let birth = Birth {
+    let birth = NewBridge {
         name: name.into(),
         mac: BRIDGE_MAC,
         mtu: 1500,

@@ -81,7 +81,7 @@ proptest! {
         let mut world = converged(&wanted(count));
         let unfit = |index: &u32| held.contains(index);
         for (index, member) in &mut world.members {
-            member.held = unfit(index);
+            member.preflight_failed = unfit(index);
         }
         let before = world.clone();
         let desired = Desired { template: Some(spec(4, "")), ..wanted(count) };
@@ -352,7 +352,7 @@ pub fn spec(vcpu: u32, drop: &str) -> VmSpec {
         initrd_file: None,
         dns_servers: vec![],
         storage: Default::default(),
-        life: Default::default(),
+        lifecycle: Default::default(),
         network: NetworkSpec::Isolated(IsolatedSpec {
             max_connections: None,
             range: None,
@@ -381,7 +381,7 @@ pub fn member(id: u128, spec: &VmSpec, ready: bool) -> Member {
         uid: Uid(uuid::Uuid::from_u128(id)),
         spec: spec.clone(),
         misplaced: false,
-        held: false,
+        preflight_failed: false,
         deleting: false,
         ready,
         on_demand: None,

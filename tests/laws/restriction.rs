@@ -71,7 +71,7 @@ proptest! {
     fn what_is_taken_for_a_restriction_lets_no_packet_pass_that_did_not(before in any_policy(), now in any_policy()) {
         if now.is_at_most_as_permissive_as(&before) {
             for packet in packets() {
-                let passes = |policy: &Policy| policy.judge(&packet).0 == Verdict::Allow;
+                let passes = |policy: &Policy| policy.evaluate(&packet).0 == Verdict::Allow;
                 prop_assert!(!passes(&now) || passes(&before), "{packet:?}");
             }
         }

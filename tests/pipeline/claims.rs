@@ -90,7 +90,7 @@ impl Daemon {
             let (store, claims) = (&self.store, &self.claims);
             match group::reconcile(store, claims, &host_use, name, &preflight, NOW).await? {
                 Progress::Asks(question) => preflight.note(*question, Ok(())),
-                Progress::Done | Progress::Waiting | Progress::Held(_) => return Ok(()),
+                Progress::Done | Progress::Waiting | Progress::Blocked(_) => return Ok(()),
             }
         }
     }
@@ -99,7 +99,7 @@ impl Daemon {
         let addresses = |world: &World| {
             let bridged = world
                 .leases()
-                .filter(|l| matches!(l.address, Address::Bridged { .. }));
+                .filter(|l| matches!(l.address, Address::Bridge { .. }));
             bridged
                 .map(|lease| lease.address.ip().to_string())
                 .collect()

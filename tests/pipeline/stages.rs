@@ -96,11 +96,11 @@ async fn climb_and_fall(steps: Vec<Step>) -> Result<(), TestCaseError> {
 async fn take(store: &Store, uid: Uid, stage: Stage, before: &Page) -> Result<(), TestCaseError> {
     let firm = store.read(|world| {
         world
-            .ground()
+            .host_network_status()
             .is_some_and(|g| g.condition.status == Status::True)
     });
     let gate = write(store, |txn| txn.acquire(uid, stage, NOW)).await;
-    let held = store.read(|world| world.status(uid, stage).is_some_and(|page| page.held));
+    let held = store.read(|world| world.status(uid, stage).is_some_and(|page| page.acquired));
     let place = stage as usize;
     let below = place == 0 || before.ready[place - 1];
     match gate {
@@ -167,7 +167,7 @@ impl Page {
         Self {
             there: vm.is_some(),
             deleting: vm.is_some_and(|vm| vm.meta.deleting),
-            held: STAGES.map(|stage| world.status(uid, stage).is_some_and(|page| page.held)),
+            held: STAGES.map(|stage| world.status(uid, stage).is_some_and(|page| page.acquired)),
             ready: STAGES.map(|stage| {
                 world
                     .status(uid, stage)
@@ -189,7 +189,7 @@ async fn three_vms(store: &Store) -> [Uid; 3] {
             txn.put_lease(Lease {
                 name,
                 group: vm.group.clone(),
-                address: Address::Block { pool, block },
+                address: Address::Isolated { pool, block },
                 since: NOW,
             })?;
             txn.put_vm(vm)?;

@@ -35,7 +35,7 @@ pub fn whole(store: &Store) -> Value {
                 .iter()
                 .map(|vm| world.vm_named(&vm.meta.name).map(|vm| vm.meta.uid))
                 .collect::<Vec<_>>(),
-            "ground": world.ground(),
+            "ground": world.host_network_status(),
         })
     })
 }
@@ -123,7 +123,7 @@ pub fn apply(txn: &mut Txn<'_>, step: &Step) -> Result<(), Error> {
         Step::Lease(g, i) => txn.put_lease(Lease {
             name: vm_name(*g, *i),
             group: group_of(*g).meta.name,
-            address: Address::Block {
+            address: Address::Isolated {
                 pool: RANGE.parse().unwrap(),
                 block: Block::around([169, 254, 100 + g, *i as u8 * 4].into()),
             },

@@ -21,7 +21,7 @@ pub fn spec(range: Option<&str>, drop: &str) -> VmSpec {
         initrd_file: None,
         dns_servers: vec![],
         storage: Default::default(),
-        life: Default::default(),
+        lifecycle: Default::default(),
         network: NetworkSpec::Isolated(IsolatedSpec {
             max_connections: None,
             range: range.map(|range| range.parse().expect("a range")),

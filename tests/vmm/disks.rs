@@ -36,7 +36,7 @@ fn on_disk(home: &Path, net: &PrivateNet, disk: &Path, access: Access) -> Desire
 
 fn stopped(desired: &Desired) -> Desired {
     Desired {
-        want: None,
+        launch: None,
         ..desired.clone()
     }
 }

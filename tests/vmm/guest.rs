@@ -11,7 +11,7 @@ use slicectl::api::network::{Connection, IsolatedSpec, Mac, NetworkSpec};
 use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::host::Kind;
 use slicectl::host::image::{Use, hold};
-use slicectl::host::process::{self, Life, TapSlot};
+use slicectl::host::process::{self, ProcessState, TapSlot};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
     Accel, Access, Action, Attachment, CONSOLE, Desired, Disk, Machine, Machines, Program,
@@ -70,7 +70,7 @@ pub fn spec(initrd: Option<PathBuf>) -> VmSpec {
         initrd_file: initrd,
         dns_servers: vec!["1.1.1.1".parse().unwrap()],
         storage: Default::default(),
-        life: Default::default(),
+        lifecycle: Default::default(),
         network: NetworkSpec::Isolated(IsolatedSpec {
             max_connections: None,
             range: None,
@@ -125,8 +125,8 @@ async fn from_boot_to_power_down(board: MachineType) {
     let machine = machine(dir.path(), &qemu).await;
     let mut desired = some_vm(dir.path(), None);
     let mut spec = spec(Some(initrd));
-    spec.life.board = board;
-    desired.want = recipe(&spec, &slot(&desired.dir, &net), &qemu, &machine).unwrap();
+    spec.lifecycle.machine = board;
+    desired.launch = recipe(&spec, &slot(&desired.dir, &net), &qemu, &machine).unwrap();
     let stage = Vmm::default();
     let (running, steps) = converge(&stage, &desired).await;
     assert_eq!(steps, ["create the run directory", "start the VMM"]);
@@ -169,19 +169,19 @@ async fn from_boot_to_power_down(board: MachineType) {
     // It may still be booting when it is asked first.
     for _ in 0..10 {
         stage.act(&desired, &ask).await.unwrap();
-        if let Life::Alive(process) = process::look(&identity).unwrap() {
+        if let ProcessState::Alive(process) = process::open(&identity).unwrap() {
             let _ = tokio::time::timeout(Duration::from_secs(3), process.ended()).await;
         }
     }
     assert!(matches!(
-        process::look(&identity).unwrap(),
-        Life::Ended(process::Exit::Code(0))
+        process::open(&identity).unwrap(),
+        ProcessState::Ended(process::Exit::Code(0))
     ));
     assert!(says("GUEST web-1 powers down"), "politely");
     converge(
         &stage,
         &Desired {
-            want: None,
+            launch: None,
             ..desired.clone()
         },
     )
@@ -198,7 +198,7 @@ async fn no_vmm_is_started_without_its_tap_and_no_tap_is_made_for_it() {
     };
     let mut desired = some_vm(dir.path(), None);
     let slot = slot(&desired.dir, &net);
-    desired.want = recipe(&spec(None), &slot, &qemu().await, &machine).unwrap();
+    desired.launch = recipe(&spec(None), &slot, &qemu().await, &machine).unwrap();
     let stage = Vmm::default();
     stage.act(&desired, &Action::CreateRunDir).await.unwrap();
     let error = stage
@@ -224,7 +224,7 @@ async fn a_kernel_that_is_none_is_the_reason_given() {
         ..spec(None)
     };
     let slot = slot(&desired.dir, &net);
-    desired.want = recipe(&spec, &slot, &qemu().await, &machine).unwrap();
+    desired.launch = recipe(&spec, &slot, &qemu().await, &machine).unwrap();
     let stage = Vmm::default();
     stage.act(&desired, &Action::CreateRunDir).await.unwrap();
     let error = stage
@@ -239,7 +239,7 @@ async fn a_kernel_that_is_none_is_the_reason_given() {
     converge(
         &stage,
         &Desired {
-            want: None,
+            launch: None,
             ..desired
         },
     )
@@ -312,9 +312,9 @@ async fn qemu_runs_on_a_disk_that_nobody_else_may_write_to() {
         ..slot(&plain.dir, &net)
     };
     let initrd = Some(guest_dir().join("initrd"));
-    let want = recipe(&spec(initrd), &slot, &qemu, &machine).unwrap();
+    let launch = recipe(&spec(initrd), &slot, &qemu, &machine).unwrap();
     let desired = Desired {
-        want,
+        launch,
         disks,
         ..plain
     };
@@ -343,7 +343,7 @@ async fn qemu_runs_on_a_disk_that_nobody_else_may_write_to() {
     };
     assert!(eventually(PATIENCE, sees_it), "it boots");
     let gone = Desired {
-        want: None,
+        launch: None,
         ..desired
     };
     converge(&stage, &gone).await;

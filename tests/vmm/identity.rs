@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use slicectl::api::vm::Hypervisor;
-use slicectl::host::process::{self, Identity, Life};
+use slicectl::host::process::{self, Identity, ProcessState};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{Desired, LABEL_VAR, RUN_DIR_VAR, Vmm};
 
@@ -114,7 +114,7 @@ async fn remove_unrecorded(desired: &Desired, users: &[(u32, &Desired)]) {
     stage.set_users(HashMap::from_iter(users));
     stage.claimed(&desired.label.instance).await.unwrap();
     let nothing = Desired {
-        want: None,
+        launch: None,
         ..desired.clone()
     };
     converge(&stage, &nothing).await;
@@ -296,7 +296,7 @@ async fn a_vmm_cannot_hide_by_becoming_something_else() {
         kill(&identity);
         let script = "exec -a innocent sh -c 'while :; do sleep 600; done'";
         let mut want = desired.clone();
-        let launch = want.want.as_mut().unwrap();
+        let launch = want.launch.as_mut().unwrap();
         launch.argv = [
             "/bin/bash",
             "-c",
@@ -404,5 +404,8 @@ async fn a_record_of_somebody_elses_making_is_none() {
     place.clear(desired).await;
     innocent.kill().unwrap();
     innocent.wait().unwrap();
-    assert!(matches!(process::look(&identity).unwrap(), Life::Ended(_)));
+    assert!(matches!(
+        process::open(&identity).unwrap(),
+        ProcessState::Ended(_)
+    ));
 }

@@ -2,7 +2,7 @@
 //! Out of scope: what is the same (`real`); under the real daemon (`tests/tiny/jail.rs`).
 
 use slicectl::api::vm::Hypervisor;
-use slicectl::host::process::{self, Exit, Life, Stop};
+use slicectl::host::process::{self, Exit, ProcessState, StopSignal};
 use slicectl::host::{Kind, image};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
@@ -34,10 +34,10 @@ async fn a_jailed_firecracker_holds_its_disks_until_it_ends() {
     };
     let identity = place.boot(&desired).await;
     assert!(!is_free());
-    let Life::Alive(alive) = process::look(&identity).unwrap() else {
+    let ProcessState::Alive(alive) = process::open(&identity).unwrap() else {
         panic!("it has ended: {}", console(&desired));
     };
-    alive.stop(Stop::Kill).unwrap();
+    alive.stop(StopSignal::Kill).unwrap();
     alive.ended().await.unwrap();
     assert!(is_free(), "as soon as it has ended");
     let other = image::hold(&path, image::Use::Write).unwrap();
@@ -136,10 +136,10 @@ async fn a_jailed_firecracker_is_what_was_wanted_at_every_moment_of_its_birth() 
         tokio::join!(start, look);
         let observed = place.stage.observe(&desired).await.unwrap();
         let identity = observed.process().unwrap().clone();
-        let Life::Alive(alive) = process::look(&identity).unwrap() else {
+        let ProcessState::Alive(alive) = process::open(&identity).unwrap() else {
             panic!("it has ended: {}", console(&desired));
         };
-        alive.stop(Stop::Kill).unwrap();
+        alive.stop(StopSignal::Kill).unwrap();
         alive.ended().await.unwrap();
         std::fs::remove_file(desired.dir.join(CONSOLE)).unwrap();
     }

@@ -119,7 +119,7 @@ async fn who_is_asked_something_is_nobody_and_has_nothing() {
     let file = open(dir.path(), &program);
     let ask = Query {
         program: &file,
-        words: &["--version"],
+        args: &["--version"],
         beside: &[],
         input: None,
         kvm: false,

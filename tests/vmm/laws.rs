@@ -18,7 +18,7 @@ proptest! {
     fn carrying_out_a_plan_leaves_nothing_to_plan((desired, observed, deaf) in world()) {
         let done = carry_out(&desired, observed, deaf, usize::MAX);
         prop_assert_eq!(Vmm::plan(&desired, &done).unwrap(), vec![]);
-        prop_assert_eq!(done.running.len(), usize::from(desired.want.is_some()));
+        prop_assert_eq!(done.running.len(), usize::from(desired.launch.is_some()));
     }
 
     #[test]
@@ -33,7 +33,7 @@ proptest! {
     #[test]
     fn deletion_leaves_nothing_of_ours_and_everything_else((desired, observed, deaf) in world()) {
         let others = others(&observed.dir);
-        let deleted = carry_out(&Desired { want: None, ..desired }, observed, deaf, usize::MAX);
+        let deleted = carry_out(&Desired { launch: None, ..desired }, observed, deaf, usize::MAX);
         prop_assert!(deleted.running.is_empty());
         match &deleted.dir {
             RunDir::Absent => prop_assert!(others.is_empty()),
@@ -51,7 +51,7 @@ proptest! {
 
     #[test]
     fn a_forced_deletion_kills_and_asks_nobody((desired, observed, deaf) in world()) {
-        let forced = Desired { want: None, forced: true, ..desired };
+        let forced = Desired { launch: None, forced: true, ..desired };
         let plan = Vmm::plan(&forced, &observed).unwrap();
         let to_processes: Vec<&Action> = plan.iter().filter(|action| touches(action).is_some()).collect();
         prop_assert!(to_processes.iter().all(|action| matches!(action, Action::Kill(_))));
@@ -72,7 +72,7 @@ fn fits(desired: &Desired, running: &Running) -> bool {
     running.plug == Attachment::In
         && running.stale.is_empty()
         && desired
-            .want
+            .launch
             .as_ref()
             .is_some_and(|launch| launch.argv == running.argv)
 }
@@ -125,7 +125,7 @@ fn carry_out(desired: &Desired, mut world: Observed, deaf: bool, at_most: usize)
                 .running
                 .iter_mut()
                 .filter(|running| running.process == process)
-                .for_each(|running| running.asked_ms = Some(u64::MAX)),
+                .for_each(|running| running.power_down_requested_ms = Some(u64::MAX)),
             Action::Pause(held) => world
                 .running
                 .iter_mut()
@@ -139,7 +139,7 @@ fn carry_out(desired: &Desired, mut world: Observed, deaf: bool, at_most: usize)
             Action::Judge => panic!("every end may be answered in this world"),
             Action::Kill(gone) => world.running.retain(|running| running.process != gone),
             Action::Launch { .. } => {
-                let argv = desired.want.as_ref().unwrap().argv.clone();
+                let argv = desired.launch.as_ref().unwrap().argv.clone();
                 add(&mut world.dir, RECORD);
                 world
                     .running
@@ -191,7 +191,7 @@ fn running(
         plug,
         polite,
         stale: Vec::new(),
-        asked_ms: None,
+        power_down_requested_ms: None,
         guest: None,
     }
 }
@@ -256,7 +256,7 @@ fn world() -> impl Strategy<Value = (Desired, Observed, bool)> {
                     running,
                     ended,
                     ended_as: None,
-                    last_words: String::new(),
+                    last_output: String::new(),
                 },
                 deaf,
             )
@@ -281,13 +281,13 @@ fn desired(wanted: bool) -> Desired {
         label,
         uid,
         dir: "/run/slice/vm/a".into(),
-        want,
+        launch: want,
         disks: Vec::new(),
         confined: None,
         grace: Default::default(),
         forced: false,
         left: Default::default(),
         guest: Default::default(),
-        judged: Default::default(),
+        evaluated_exits: Default::default(),
     }
 }

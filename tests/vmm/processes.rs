@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use slicectl::api::life::GracePeriod;
-use slicectl::host::process::{self, Exit, Identity, Life, Record, Spawn, Stop};
+use slicectl::host::process::{self, Exit, Identity, ProcessState, Record, Spawn, StopSignal};
 use slicectl::host::{Kind, cpu};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
@@ -46,12 +46,12 @@ fn spawn(
 }
 
 pub fn kill(identity: &Identity) {
-    if let Life::Alive(process) = process::look(identity).unwrap() {
-        process.stop(Stop::Kill).unwrap();
+    if let ProcessState::Alive(process) = process::open(identity).unwrap() {
+        process.stop(StopSignal::Kill).unwrap();
     }
     assert!(eventually(Duration::from_secs(5), || matches!(
-        process::look(identity).unwrap(),
-        Life::Ended(_)
+        process::open(identity).unwrap(),
+        ProcessState::Ended(_)
     )));
     process::reap(identity).unwrap();
 }
@@ -161,11 +161,14 @@ fn a_reused_pid_is_another_process() {
     };
     for other in [&earlier, &before_the_reboot] {
         assert!(matches!(
-            process::look(other).unwrap(),
-            Life::Ended(Exit::Unknown)
+            process::open(other).unwrap(),
+            ProcessState::Ended(Exit::Unknown)
         ));
     }
-    assert!(matches!(process::look(&identity).unwrap(), Life::Alive(_)));
+    assert!(matches!(
+        process::open(&identity).unwrap(),
+        ProcessState::Alive(_)
+    ));
     kill(&identity);
 }
 
@@ -178,15 +181,17 @@ async fn the_end_of_a_process_is_told_and_how_it_ended() {
         ("sleep 600", Exit::Signal(15)),
     ] {
         let identity = spawn(dir.path(), &net.path, &words(program), "end").unwrap();
-        if let (Exit::Signal(_), Life::Alive(process)) = (exit, process::look(&identity).unwrap()) {
-            process.stop(Stop::Terminate).unwrap();
+        if let (Exit::Signal(_), ProcessState::Alive(process)) =
+            (exit, process::open(&identity).unwrap())
+        {
+            process.stop(StopSignal::Terminate).unwrap();
         }
         tokio::time::timeout(Duration::from_secs(5), watch(&identity, dir.path()))
             .await
             .unwrap()
             .unwrap();
         for look in 0..2 {
-            let Life::Ended(told) = process::look(&identity).unwrap() else {
+            let ProcessState::Ended(told) = process::open(&identity).unwrap() else {
                 panic!("look {look}")
             };
             assert_eq!(told, exit, "looking does not reap");
@@ -230,7 +235,10 @@ fn nothing_is_started_where_the_link_is_missing_or_the_program() {
     assert_eq!(error.kind, Kind::Absent, "{error}");
     // The child noted itself and then could not become the program: the record names one that is gone.
     if let Record::Of(identity) = process::read_record(&record).unwrap() {
-        assert!(matches!(process::look(&identity).unwrap(), Life::Ended(_)));
+        assert!(matches!(
+            process::open(&identity).unwrap(),
+            ProcessState::Ended(_)
+        ));
     }
     let error = process::spawn(&Spawn {
         netns: Path::new("/nowhere"),
@@ -261,7 +269,7 @@ fn a_log_is_bounded_by_the_kernel_and_goes_on_after_rotation() {
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(length(CONSOLE), LOG_LIMIT);
     assert!(
-        matches!(process::look(&identity).unwrap(), Life::Alive(_)),
+        matches!(process::open(&identity).unwrap(), ProcessState::Alive(_)),
         "a full log kills nobody"
     );
     rotate(dir.path()).unwrap();
@@ -344,7 +352,7 @@ fn count_and_stop(dir: &Path) -> usize {
     found.sort_by_key(by_pid);
     for identity in &found {
         assert!(
-            matches!(process::look(identity).unwrap(), Life::Alive(_)),
+            matches!(process::open(identity).unwrap(), ProcessState::Alive(_)),
             "it outlives its launcher"
         );
         kill(identity);
@@ -395,7 +403,7 @@ async fn a_vmm_is_started_once_adopted_replaced_and_removed() {
     assert_eq!(steps, Vec::<String>::new());
 
     let other = Desired {
-        want: Some(sleeper(&net, 700)),
+        launch: Some(sleeper(&net, 700)),
         ..desired.clone()
     };
     let (replaced, _) = converge(&Vmm::default(), &other).await;
@@ -409,7 +417,7 @@ async fn a_vmm_is_started_once_adopted_replaced_and_removed() {
     let (gone, _) = converge(
         &Vmm::default(),
         &Desired {
-            want: None,
+            launch: None,
             ..desired
         },
     )
@@ -437,10 +445,10 @@ async fn a_killed_vmm_is_started_again_and_its_end_is_named() {
     let stage = Vmm::default();
     let (first, _) = converge(&stage, &desired).await;
     let identity = first.process().unwrap();
-    let Life::Alive(process) = process::look(identity).unwrap() else {
+    let ProcessState::Alive(process) = process::open(identity).unwrap() else {
         panic!("it runs")
     };
-    process.stop(Stop::Kill).unwrap();
+    process.stop(StopSignal::Kill).unwrap();
     watch(identity, &desired.dir).await.unwrap();
     let (second, steps) = converge(&stage, &desired).await;
     assert_eq!(steps, ["start the VMM again: it was killed by signal 9"]);
@@ -448,7 +456,7 @@ async fn a_killed_vmm_is_started_again_and_its_end_is_named() {
     converge(
         &stage,
         &Desired {
-            want: None,
+            launch: None,
             ..desired.clone()
         },
     )
@@ -483,13 +491,13 @@ async fn a_vmm_that_cannot_run_says_why() {
     );
     let observed = stage.observe(&desired).await.unwrap();
     assert_eq!(
-        (observed.ended, observed.last_words.as_str()),
+        (observed.ended, observed.last_output.as_str()),
         (Some(Exit::Code(3)), "no such kernel")
     );
     converge(
         &stage,
         &Desired {
-            want: None,
+            launch: None,
             ..desired.clone()
         },
     )
@@ -524,7 +532,10 @@ async fn a_vmm_with_another_label_is_not_ours_to_stop() {
     converge(&Vmm::default(), &desired).await;
     assert!(!desired.dir.exists(), "the files were ours");
     for alive in [&stranger, &neighbour] {
-        assert!(matches!(process::look(alive).unwrap(), Life::Alive(_)));
+        assert!(matches!(
+            process::open(alive).unwrap(),
+            ProcessState::Alive(_)
+        ));
     }
     // What a process of root says of itself is no claim (`identity`).
     let claimed = Vmm::default().claimed(&other.label.instance).await.unwrap();
@@ -542,14 +553,14 @@ async fn a_vmm_whose_directory_is_gone_is_found_by_its_record_and_removed() {
     converge(
         &Vmm::default(),
         &Desired {
-            want: None,
+            launch: None,
             ..desired
         },
     )
     .await;
     assert!(matches!(
-        process::look(started.process().unwrap()).unwrap(),
-        Life::Ended(_)
+        process::open(started.process().unwrap()).unwrap(),
+        ProcessState::Ended(_)
     ));
 }
 
@@ -586,7 +597,7 @@ async fn a_vmm_that_is_replaced_need_not_report_the_state_of_its_guest() {
         );
         let before = process::read_record(&desired.record()).unwrap();
         let other = Desired {
-            want: Some(sleeper(&net, 601)),
+            launch: Some(sleeper(&net, 601)),
             ..desired.clone()
         };
         let observed = stage.observe(&other).await.unwrap();
@@ -607,10 +618,10 @@ async fn a_vmm_that_ends_while_it_is_asked_has_ended() {
     // It answers nothing more, and ends a moment later.
     let end = async {
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let Life::Alive(process) = process::look(&identity).unwrap() else {
+        let ProcessState::Alive(process) = process::open(&identity).unwrap() else {
             panic!("it lives");
         };
-        process.stop(Stop::Kill).unwrap();
+        process.stop(StopSignal::Kill).unwrap();
     };
     let (observed, ()) = tokio::join!(stage.observe(&desired), end);
     let observed = observed.unwrap();

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use slicectl::api::metrics::Counters;
 use slicectl::api::vm::{Hypervisor, VmSpec};
-use slicectl::host::process::{self, Exit, Identity, Life, Stop};
+use slicectl::host::process::{self, Exit, Identity, ProcessState, StopSignal};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
     Accel, Access, Action, CONSOLE, Confined, ConfinedBy, Control, Desired, Disk, GuestState,
@@ -138,7 +138,7 @@ impl Place {
             accel: Accel::Tcg,
             tsc_khz: Some(2_000_000),
         };
-        desired.want = recipe(&spec, &slot, &self.program, &machine).unwrap();
+        desired.launch = recipe(&spec, &slot, &self.program, &machine).unwrap();
         let read = |path: &PathBuf| Disk {
             path: path.clone(),
             access: Access::ReadOnly,
@@ -223,7 +223,7 @@ impl Place {
 
     pub async fn clear(&self, desired: Desired) -> Vec<String> {
         let nothing = Desired {
-            want: None,
+            launch: None,
             ..desired
         };
         let steps = converge(&self.stage, &nothing).await.1;
@@ -238,8 +238,8 @@ impl Drop for Place {
         for found in process::find(LABEL_VAR).unwrap_or_default() {
             let dir = process::env_var(found.identity.pid, RUN_DIR_VAR);
             let ours = matches!(&dir, Ok(Some(dir)) if Path::new(dir).starts_with(self.dir.path()));
-            if ours && let Ok(Life::Alive(process)) = process::look(&found.identity) {
-                let _ = process.stop(Stop::Kill);
+            if ours && let Ok(ProcessState::Alive(process)) = process::open(&found.identity) {
+                let _ = process.stop(StopSignal::Kill);
             }
         }
     }
@@ -257,9 +257,9 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 pub fn ended(identity: &Identity) -> Option<Exit> {
-    match process::look(identity).unwrap() {
-        Life::Ended(exit) => Some(exit),
-        Life::Alive(_) => None,
+    match process::open(identity).unwrap() {
+        ProcessState::Ended(exit) => Some(exit),
+        ProcessState::Alive(_) => None,
     }
 }
 
@@ -292,10 +292,10 @@ async fn a_life(hypervisor: Hypervisor, who: As) {
     let other = control.pause(dir, std::process::id()).await;
     assert!(other.is_err(), "another process is not asked");
 
-    let Life::Alive(alive) = process::look(&identity).unwrap() else {
+    let ProcessState::Alive(alive) = process::open(&identity).unwrap() else {
         panic!("it has ended: {}", console(&desired));
     };
-    alive.stop(Stop::Kill).unwrap();
+    alive.stop(StopSignal::Kill).unwrap();
     alive.ended().await.unwrap();
     assert!(dir.join(control.socket()).exists(), "left behind");
     assert_eq!(started_as(dir).unwrap(), None);
@@ -307,7 +307,7 @@ async fn a_life(hypervisor: Hypervisor, who: As) {
     let before = running.process().unwrap().clone();
     let mut other = desired.clone();
     place.want(&mut other, |spec, _| {
-        spec.life.cmdline = Some("another=word".to_owned());
+        spec.lifecycle.cmdline = Some("another=word".to_owned());
     });
     let (running, _) = converge(&place.stage, &other).await;
     assert_ne!(running.process().unwrap(), &before, "its words are others");
@@ -487,7 +487,7 @@ async fn a_guest_of_cloud_hypervisor_goes_when_it_is_asked() {
 /// A guest that does not listen goes by the next step.
 async fn goes_in_the_end(hypervisor: Hypervisor, who: As, exit: Exit) {
     let place = place(hypervisor, who).await;
-    let desired = place.desired(|spec, _| spec.life.cmdline = Some("tiny=deaf".to_owned()));
+    let desired = place.desired(|spec, _| spec.lifecycle.cmdline = Some("tiny=deaf".to_owned()));
     let identity = place.boot(&desired).await;
     let control = place.control();
     control
@@ -541,7 +541,7 @@ async fn takes_every_word(hypervisor: Hypervisor, who: As) {
     let disks = vec![disk(root, Access::ReadWrite), disk(data, Access::ReadOnly)];
     let mut desired = place.desired(|spec, slot| {
         slot.connection.mtu = 1400;
-        spec.life.cmdline = Some("loglevel=7".to_owned());
+        spec.lifecycle.cmdline = Some("loglevel=7".to_owned());
         slot.disks.clone_from(&disks);
     });
     desired.disks = disks;
@@ -579,7 +579,7 @@ async fn qemu_takes_every_word() {
 /// Firecracker handles the signal that a full file sends, and would end itself.
 async fn lives_with_a_full_log(hypervisor: Hypervisor, who: As) {
     let place = place(hypervisor, who).await;
-    let desired = place.desired(|spec, _| spec.life.cmdline = Some("tiny=flood".to_owned()));
+    let desired = place.desired(|spec, _| spec.lifecycle.cmdline = Some("tiny=flood".to_owned()));
     let identity = place.boot(&desired).await;
     let log = std::fs::OpenOptions::new()
         .write(true)

@@ -36,7 +36,7 @@ fn case(hypervisor: Hypervisor, major: u32, minor: u32) -> Case {
             initrd_file: Some("/boot/guest/initrd".into()),
             dns_servers: vec!["1.1.1.1".parse().unwrap()],
             storage: Default::default(),
-            life: Default::default(),
+            lifecycle: Default::default(),
             network: NetworkSpec::Isolated(IsolatedSpec {
                 max_connections: None,
                 range: None,
@@ -92,7 +92,7 @@ impl Case {
     }
 
     fn cmdline(mut self, words: &str) -> Self {
-        self.spec.life.cmdline = Some(words.to_owned());
+        self.spec.lifecycle.cmdline = Some(words.to_owned());
         self
     }
 
@@ -112,7 +112,7 @@ impl Case {
     }
 
     fn q35(mut self) -> Self {
-        self.spec.life.board = MachineType::Q35;
+        self.spec.lifecycle.machine = MachineType::Q35;
         self
     }
 

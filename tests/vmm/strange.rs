@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use slicectl::host::process::{self, Identity, Life, Stop, user_lives};
+use slicectl::host::process::{self, Identity, ProcessState, StopSignal, user_lives};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
     Access, Action, CONFIG, CONSOLE, CONSOLE_OLD, Confined, Desired, Disk, LOG_LIMIT, Launch,
@@ -60,17 +60,17 @@ fn confined(dir: &Path, launch: Launch) -> (Desired, u32) {
 }
 
 async fn kill(identity: &Identity) {
-    let Life::Alive(alive) = process::look(identity).unwrap() else {
+    let ProcessState::Alive(alive) = process::open(identity).unwrap() else {
         panic!("it has ended");
     };
-    alive.stop(Stop::Kill).unwrap();
+    alive.stop(StopSignal::Kill).unwrap();
     alive.ended().await.unwrap();
 }
 
 /// Down, as a VM goes: who confines is not known then.
 async fn clear(stage: &Vmm, desired: &Desired) {
     let nothing = Desired {
-        want: None,
+        launch: None,
         confined: None,
         disks: Vec::new(),
         ..desired.clone()
@@ -379,8 +379,8 @@ async fn one_from_before_there_were_users_is_kept_and_never_started_again() {
     let stage = stage(&[home.path()]);
     let (running, _) = converge(&stage, &old).await;
     let mut kept = old.clone();
-    kept.want.as_mut().unwrap().only_kept = true;
-    kept.want.as_mut().unwrap().argv = process::argv(running.process().unwrap().pid).unwrap();
+    kept.launch.as_mut().unwrap().only_kept = true;
+    kept.launch.as_mut().unwrap().argv = process::argv(running.process().unwrap().pid).unwrap();
     let rest = converge(&stage, &kept).await.1;
     assert_eq!(rest, Vec::<String>::new());
     kill(running.process().unwrap()).await;

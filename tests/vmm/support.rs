@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use slicectl::api::meta::{Name, Uid};
-use slicectl::host::process::{self, Life};
+use slicectl::host::process::{self, ProcessState};
 use slicectl::owner::{Instance, Label};
 use slicectl::reconcile::places::FileAccess;
 use slicectl::reconcile::vmm::{Desired, Launch, Observed, Vmm};
@@ -80,14 +80,14 @@ pub fn some_vm(dir: &Path, want: Option<Launch>) -> Desired {
         label,
         uid,
         dir: dir.join("vm"),
-        want,
+        launch: want,
         disks: Vec::new(),
         confined: None,
         grace: Default::default(),
         forced: false,
         left: Default::default(),
         guest: Default::default(),
-        judged: Default::default(),
+        evaluated_exits: Default::default(),
     }
 }
 
@@ -105,7 +105,7 @@ pub async fn converge(stage: &Vmm, desired: &Desired) -> (Observed, Vec<String>)
                 None => {}
                 Some(_) if at > 0 => break,
                 Some(Wait::Exit(process, left)) => {
-                    if let Life::Alive(process) = process::look(&process).unwrap() {
+                    if let ProcessState::Alive(process) = process::open(&process).unwrap() {
                         let _ = tokio::time::timeout(left, process.ended()).await;
                     }
                     break;

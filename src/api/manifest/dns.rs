@@ -93,7 +93,7 @@ fn closed(address: Ipv4Addr, policy: &Policy) -> Option<String> {
                 destination: address,
                 transport: Some((protocol, Some(DNS))),
             };
-            let (Verdict::Deny, origin) = policy.judge(&packet) else {
+            let (Verdict::Deny, origin) = policy.evaluate(&packet) else {
                 return None;
             };
             Some(match origin {

@@ -141,7 +141,7 @@ fn read_hypervisor(reader: &mut Reader, field: &Field) -> Option<Hypervisor> {
         ("firecracker", Hypervisor::Firecracker),
         ("cloud-hypervisor", Hypervisor::CloudHypervisor),
     ];
-    reader.word(field, &CHOICES)
+    reader.one_of(field, &CHOICES)
 }
 
 fn read_group(
@@ -169,7 +169,7 @@ fn read_group(
             ("rolling", UpdatePolicy::Rolling),
             ("on-delete", UpdatePolicy::OnDelete),
         ];
-        reader.word(field, &choices)
+        reader.one_of(field, &choices)
     });
     let info = network::GroupInfo {
         name: name.as_ref(),
@@ -216,7 +216,7 @@ fn read_group(
                     .map(|(_, address)| address)
                     .collect(),
                 storage,
-                life: lifecycle,
+                lifecycle,
                 network: network.spec,
             },
         },
@@ -315,7 +315,7 @@ fn check_count(
         Some(field) => (field.node.at, field.path.clone()),
         None => (group.at, format!("{}.count", group.path)),
     };
-    if let Some(room) = network::room(network).filter(|capacity| count > capacity.vms) {
+    if let Some(room) = network::capacity(network).filter(|capacity| count > capacity.vms) {
         let vms = match count {
             1 => "1 VM does".to_owned(),
             count => format!("{count} VMs do"),

@@ -27,7 +27,7 @@ pub struct LifecycleFields {
     programs: [Option<PathBuf>; PROGRAMS.len()],
     jailer: Option<PathBuf>,
     cmdline: Option<String>,
-    board: Option<MachineType>,
+    machine: Option<MachineType>,
     restart: Option<Restart>,
     graceful_shutdown: Option<GracePeriod>,
 }
@@ -46,7 +46,7 @@ pub fn read(reader: &mut Reader, section: &Section, default: LifecycleFields) ->
     let machines = [("microvm", MachineType::Microvm), ("q35", MachineType::Q35)];
     let board = section
         .get("machine")
-        .and_then(|field| reader.word(field, &machines));
+        .and_then(|field| reader.one_of(field, &machines));
     let policies = [
         ("always", Restart::Always),
         ("on-failure", Restart::OnFailure),
@@ -54,7 +54,7 @@ pub fn read(reader: &mut Reader, section: &Section, default: LifecycleFields) ->
     ];
     let restart = section
         .get("restart")
-        .and_then(|field| reader.word(field, &policies));
+        .and_then(|field| reader.one_of(field, &policies));
     let grace = section
         .get("graceful_shutdown")
         .and_then(|field| read_grace(reader, field));
@@ -62,7 +62,7 @@ pub fn read(reader: &mut Reader, section: &Section, default: LifecycleFields) ->
         programs,
         jailer: jailer.or(default.jailer),
         cmdline: cmdline.or(default.cmdline),
-        board: board.or(default.board),
+        machine: board.or(default.machine),
         restart: restart.or(default.restart),
         graceful_shutdown: grace.or(default.graceful_shutdown),
     }
@@ -137,8 +137,8 @@ pub fn choose(
             .filter(|_| hypervisor == Hypervisor::Firecracker),
         // An empty value in a group overrides that of `config:`.
         cmdline: fields.cmdline.filter(|words| !words.is_empty()),
-        board: match hypervisor {
-            Hypervisor::Qemu => fields.board.unwrap_or_default(),
+        machine: match hypervisor {
+            Hypervisor::Qemu => fields.machine.unwrap_or_default(),
             Hypervisor::None | Hypervisor::Firecracker | Hypervisor::CloudHypervisor => {
                 MachineType::default()
             }

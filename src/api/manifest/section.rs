@@ -194,7 +194,7 @@ impl<'a> Reader<'a> {
     }
 
     /// One of `words`; `None` if it was refused.
-    pub fn word<T: Copy>(&mut self, field: &Field, choices: &[(&str, T)]) -> Option<T> {
+    pub fn one_of<T: Copy>(&mut self, field: &Field, choices: &[(&str, T)]) -> Option<T> {
         let names: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
         // YAML reads a plain `null` or `~` as null, never as a text.
         let found = match &field.node.value {

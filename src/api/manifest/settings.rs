@@ -21,7 +21,7 @@ const MAX_REMOVAL_GRACE: Duration = Duration::from_secs(24 * 3600);
 ///
 /// # Errors
 /// The text is not a valid time, or the time is not from 150ms to 1day.
-pub fn grace(text: &str) -> Result<Duration, String> {
+pub fn parse_removal_grace(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     match (MIN_REMOVAL_GRACE..=MAX_REMOVAL_GRACE).contains(&time) {
         true => Ok(time),
@@ -75,7 +75,7 @@ pub fn parse(source: &Source) -> Result<Settings, Vec<Problem>> {
         settings.removal_grace = section.get("removal_grace").and_then(|field| {
             const EXPECTED: &str = "a time such as 2s";
             let text = reader.text(field, EXPECTED)?;
-            let result = grace(text);
+            let result = parse_removal_grace(text);
             if let Err(why) = &result {
                 reader.unexpected(field, &format!("{EXPECTED} ({why})"));
             }

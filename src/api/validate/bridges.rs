@@ -14,7 +14,7 @@ use super::Definition;
 /// An existing bridge group.
 pub(super) struct BridgeGroup<'a> {
     pub name: &'a Name,
-    pub place: Definition<'a>,
+    pub definition: Definition<'a>,
     pub spec: &'a BridgeSpec,
     pub count: u32,
 }
@@ -51,7 +51,7 @@ pub(super) fn objections(
 
 impl BridgeGroup<'_> {
     fn describe(&self) -> String {
-        format!("group \"{}\" {}", self.name, self.place.describe())
+        format!("group \"{}\" {}", self.name, self.definition.describe())
     }
 
     fn shares_bridge(&self, candidate: &Candidate) -> bool {

@@ -57,13 +57,13 @@ pub(super) struct Requested<'a> {
     group: &'a Name,
     /// A VM made on demand; `None`: the VMs that the group's `count` covers.
     vm: Option<&'a Name>,
-    place: Option<Definition<'a>>,
+    definition: Option<Definition<'a>>,
 }
 
 impl Requested<'_> {
     fn owner(&self) -> String {
         let group = self.group;
-        match (self.vm, self.place) {
+        match (self.vm, self.definition) {
             (Some(vm), _) => format!("vm/{vm}"),
             (None, Some(place)) => format!("group \"{group}\" {}", place.describe()),
             (None, None) => format!("hostgroup/{group}"),
@@ -81,7 +81,7 @@ pub(super) fn group_requests<'a>(
         what: request,
         group,
         vm: None,
-        place,
+        definition: place,
     })
 }
 
@@ -95,7 +95,7 @@ pub(super) fn on_demand_requests(group: &HostGroup) -> impl Iterator<Item = Requ
             what: request,
             group: &group.meta.name,
             vm: Some(&entry.name),
-            place: None,
+            definition: None,
         })
     })
 }

@@ -40,7 +40,7 @@ fn claim(draft: &Draft) -> Claim<'_> {
     Claim { draft, origin }
 }
 
-fn words(problems: &[(usize, Problem)]) -> Vec<String> {
+fn messages(problems: &[(usize, Problem)]) -> Vec<String> {
     problems.iter().map(|(_, p)| p.to_string()).collect()
 }
 
@@ -51,7 +51,7 @@ fn a_group_in_two_files_is_reported_with_both_locations() {
         drafts("b.yaml", &[("web", None)]),
     );
     assert_eq!(
-        words(&conflicts(&[], &[], &[claim(&a[0]), claim(&b[0])])),
+        messages(&conflicts(&[], &[], &[claim(&a[0]), claim(&b[0])])),
         [
             "b.yaml:3:14: config.host_groups[0].name: group \"web\" is already defined at a.yaml:3:14"
         ]
@@ -63,7 +63,7 @@ fn overlapping_ranges_are_reported_with_both_groups_ranges_and_locations() {
     let a = drafts("a.yaml", &[("one", Some("169.254.100.0/22"))]);
     let b = drafts("b.yaml", &[("two", Some("169.254.102.0/23"))]);
     assert_eq!(
-        words(&conflicts(&[], &[], &[claim(&a[0]), claim(&b[0])])),
+        messages(&conflicts(&[], &[], &[claim(&a[0]), claim(&b[0])])),
         [
             "b.yaml:3:52: config.host_groups[0].network.range: 169.254.102.0/23 overlaps 169.254.100.0/22 of group \"one\" at a.yaml:3:14"
         ]
@@ -119,7 +119,7 @@ fn apply_changes_applied_groups_and_two_of_them_may_swap_ranges() {
 }
 
 /// One file for each group: name, count and network.
-fn bridged(groups: &[(&str, u32, &str)]) -> Vec<Draft> {
+fn bridge_drafts(groups: &[(&str, u32, &str)]) -> Vec<Draft> {
     let one = |(name, count, network): &(&str, u32, &str)| {
         let group = format!("{{name: {name}, count: {count}, network: {{{network}}}}}");
         let text = format!("config:\n  host_groups:\n    - {group}\n");
@@ -129,10 +129,10 @@ fn bridged(groups: &[(&str, u32, &str)]) -> Vec<Draft> {
     groups.iter().flat_map(one).collect()
 }
 
-fn said(groups: &[(&str, u32, &str)]) -> Vec<String> {
-    let drafts = bridged(groups);
+fn conflict_messages(groups: &[(&str, u32, &str)]) -> Vec<String> {
+    let drafts = bridge_drafts(groups);
     let claims: Vec<Claim> = drafts.iter().map(claim).collect();
-    words(&conflicts(&[], &[], &claims))
+    messages(&conflicts(&[], &[], &claims))
 }
 
 #[test]
@@ -180,12 +180,12 @@ fn conflicts_of_bridge_groups_are_reported_with_both_groups_and_locations() {
         ),
     ];
     for (a, b, expected) in cases {
-        assert_eq!(said(&[("a", 20, a), ("b", 5, b)]), [*expected]);
+        assert_eq!(conflict_messages(&[("a", 20, a), ("b", 5, b)]), [*expected]);
     }
     // The same address in the lists of two groups.
     let list = "bridge: br0, gateway: 10.0.0.1/24, addresses: [10.0.0.9]";
     assert_eq!(
-        said(&[("a", 1, list), ("b", 1, list)]),
+        conflict_messages(&[("a", 1, list), ("b", 1, list)]),
         [
             "b.yaml:3:72: config.host_groups[0].network.addresses: 10.0.0.9 is also among the addresses of group \"a\" at a.yaml:3:14"
         ]
@@ -215,16 +215,23 @@ fn similar_bridge_groups_without_a_shared_resource_do_not_conflict() {
         ("", "mode: bridge"),
     ];
     for (a, b) in cases {
-        assert_eq!(said(&[("a", 20, a), ("b", 5, b)]), [""; 0], "{a} {b}");
+        assert_eq!(
+            conflict_messages(&[("a", 20, a), ("b", 5, b)]),
+            [""; 0],
+            "{a} {b}"
+        );
     }
 }
 
 #[test]
 fn a_bridge_has_at_most_1023_ports_in_all_its_groups() {
     let net = "bridge: br0, gateway: 10.0.0.1/16";
-    assert_eq!(said(&[("a", 1000, net), ("b", 23, net)]), [""; 0]);
     assert_eq!(
-        said(&[("a", 1000, net), ("b", 20, net), ("c", 4, net)]),
+        conflict_messages(&[("a", 1000, net), ("b", 23, net)]),
+        [""; 0]
+    );
+    assert_eq!(
+        conflict_messages(&[("a", 1000, net), ("b", 20, net), ("c", 4, net)]),
         [
             "c.yaml:3:24: config.host_groups[0].count: bridge \"br0\" would have 1024 ports, 4 in addition to 1000 of group \"a\" at a.yaml:3:14, 20 of group \"b\" at b.yaml:3:14; expected at most 1023"
         ]
@@ -233,12 +240,12 @@ fn a_bridge_has_at_most_1023_ports_in_all_its_groups() {
 
 #[test]
 fn an_existing_group_that_grows_into_the_taps_of_another_is_refused() {
-    let before = bridged(&[("a", 5, "tap_prefix: vm"), ("b", 5, "tap_prefix: vm1")]);
+    let before = bridge_drafts(&[("a", 5, "tap_prefix: vm"), ("b", 5, "tap_prefix: vm1")]);
     let running: Vec<_> = before
         .iter()
         .map(|d| stored(Origin::File(d.at.file.clone().into()), d))
         .collect();
-    let after = bridged(&[("a", 20, "tap_prefix: vm"), ("b", 5, "tap_prefix: vm1")]);
+    let after = bridge_drafts(&[("a", 20, "tap_prefix: vm"), ("b", 5, "tap_prefix: vm1")]);
     let claims = by_precedence(&running, after.iter().map(claim).collect());
     let refused = conflicts(&[], &[], &claims);
     assert_eq!(refused.len(), 1);
@@ -323,7 +330,7 @@ fn a_group_cannot_request_resources_of_a_vm_made_on_demand() {
         for (claimed, unchanged) in [(&both, true), (&web, false)] {
             let claims = by_precedence(&running, claimed.iter().map(claim).collect());
             let fixed: Vec<&HostGroup> = running.iter().filter(|_| !unchanged).collect();
-            let found = words(&conflicts(&running, &fixed, &claims));
+            let found = messages(&conflicts(&running, &fixed, &claims));
             match refusal {
                 None => assert_eq!(found, [""; 0], "{network}: {options}"),
                 Some(message) => {

@@ -140,7 +140,8 @@ pub struct Check {
     /// The name, such as `iptables back end`.
     pub name: String,
     /// The result.
-    pub verdict: CheckStatus,
+    #[serde(rename = "verdict")]
+    pub status: CheckStatus,
     /// The observed state.
     pub found: String,
     /// The remedy; empty if none is needed.

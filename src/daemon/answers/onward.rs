@@ -22,7 +22,7 @@ pub(super) struct HostState {
     pub translations: Vec<Translations>,
 }
 
-pub(super) async fn look(engine: &Engine, destination: Ipv4Addr) -> Result<HostState, Error> {
+pub(super) async fn observe(engine: &Engine, destination: Ipv4Addr) -> Result<HostState, Error> {
     let host = &engine.host;
     let backend = host.backend.clone();
     let read = move || Ok((backend.translations()?, backend.read(&[TableName::Mangle])?));

@@ -41,7 +41,7 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    pub(super) fn tell(self, engine: &Engine) {
+    pub(super) fn enqueue(self, engine: &Engine) {
         if self.everything {
             debug!("events were lost: observing everything");
             engine.enqueue_all();

@@ -14,7 +14,13 @@ use crate::owner;
 impl Trigger {
     /// Records the index of a VM's host link, and the id that the namespace of its peer has here. Not every message about a link
     /// contains that id.
-    pub(super) fn place(&mut self, uid: Uid, index: u32, nsid: Option<i32>, mac: Option<[u8; 6]>) {
+    pub(super) fn set_link(
+        &mut self,
+        uid: Uid,
+        index: u32,
+        nsid: Option<i32>,
+        mac: Option<[u8; 6]>,
+    ) {
         let Some(entry) = self.places.get(&uid) else {
             return;
         };
@@ -68,7 +74,7 @@ impl Trigger {
                 *bridge = Some(Bridge::of(&link));
             }
             if let Some(uid) = self.by_link.get(&link.name).copied() {
-                self.place(uid, link.index, link.peer_nsid, link.mac);
+                self.set_link(uid, link.index, link.peer_nsid, link.mac);
             }
         }
         Ok(())

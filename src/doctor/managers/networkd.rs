@@ -27,7 +27,7 @@ pub(super) enum Setting {
 /// The first file that matches, by name, decides (systemd.network(5)).
 pub(super) fn fate(link: &Example) -> Result<Effect, Error> {
     for path in files(&DIRS, ".network")?.into_values() {
-        match verdict(&read(&path)?, link) {
+        match setting_for(&read(&path)?, link) {
             None => {}
             Some(Setting::Unmanaged) => return Ok(Effect::Unmanaged(Some(path))),
             Some(Setting::Managed) => return Ok(Effect::Managed(Some(path))),
@@ -47,7 +47,7 @@ fn read(path: &Path) -> Result<String, Error> {
 }
 
 /// The effect of a file on a link; `None` if it does not match.
-pub(super) fn verdict(text: &str, link: &Example) -> Option<Setting> {
+pub(super) fn setting_for(text: &str, link: &Example) -> Option<Setting> {
     let conditions = settings(text).filter(|(section, _, _)| *section == "Match");
     // Several assignments of a key form one list; an empty assignment resets it.
     let mut lists: Vec<(&str, String)> = Vec::new();
@@ -110,14 +110,14 @@ mod tests {
     fn says(text: &str) -> Option<Setting> {
         let name = "slabcdeaaaaaaaa".to_owned();
         let kind = Kind::Veth;
-        verdict(text, &Example { name, kind })
+        setting_for(text, &Example { name, kind })
     }
 
     #[test]
     fn bridges_and_taps_are_matched_by_their_kinds() {
         let setting = |text: &str, name: &str, kind| {
             let name = name.to_owned();
-            verdict(text, &Example { name, kind })
+            setting_for(text, &Example { name, kind })
         };
         let all = "[Match]\nName=!lo uplink0 lan0 docker0\n[Network]\nDHCP=ipv4\n";
         assert_eq!(setting(all, "slbr0", Kind::Bridge), Some(Setting::Managed));

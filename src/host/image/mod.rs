@@ -56,21 +56,21 @@ impl Edition {
 }
 
 /// Determines what exists at `path`.
-pub fn look(path: &Path) -> Result<Found, Error> {
-    judge(path, std::fs::metadata(path))
+pub fn inspect(path: &Path) -> Result<Found, Error> {
+    classify(path, std::fs::metadata(path))
 }
 
 /// The same for an opened file; `path` is its path in errors.
 pub fn inspect_file(named: &Named, path: &Path) -> Result<Found, Error> {
-    judge(path, named.metadata())
+    classify(path, named.metadata())
 }
 
 /// The same for a path in a directory of the daemon, without following a symbolic link.
 pub fn inspect_nofollow(path: &Path) -> Result<Found, Error> {
-    judge(path, std::fs::symlink_metadata(path))
+    classify(path, std::fs::symlink_metadata(path))
 }
 
-fn judge(path: &Path, looked: io::Result<std::fs::Metadata>) -> Result<Found, Error> {
+fn classify(path: &Path, looked: io::Result<std::fs::Metadata>) -> Result<Found, Error> {
     let metadata = looked.map_err(|error| Error::io("stat", path.display().to_string(), error));
     let Some(found) = absent_is_none(metadata)? else {
         return Ok(Found::Absent);
@@ -163,10 +163,10 @@ mod tests {
     #[test]
     fn file_types_are_detected() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(look(&dir.path().join("none")).unwrap(), Found::Absent);
-        assert_eq!(look(dir.path()).unwrap(), Found::Other("a directory"));
+        assert_eq!(inspect(&dir.path().join("none")).unwrap(), Found::Absent);
+        assert_eq!(inspect(dir.path()).unwrap(), Found::Other("a directory"));
         assert_eq!(
-            look(Path::new("/dev/null")).unwrap(),
+            inspect(Path::new("/dev/null")).unwrap(),
             Found::Other("not a regular file")
         );
     }

@@ -35,7 +35,7 @@ use super::rule::{Generation, Policy, Ruleset, TableName};
 pub use chains::{Family, has_nat_chain, remove_nat_chain};
 pub use netlink::Netfilter;
 pub use restore::{Edit, Input, Lock, restore, restore_tables};
-pub use seal::{block_ipv6, ipv6_sealed, is_ipv6_blocked_with};
+pub use seal::{block_ipv6, is_ipv6_blocked, is_ipv6_blocked_with};
 pub use translations::Translations;
 
 /// The kernel back end that `iptables` writes to.

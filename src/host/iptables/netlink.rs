@@ -71,7 +71,7 @@ impl Message {
         self.attr(kind, &[value.as_bytes(), &[0]].concat())
     }
 
-    fn seal(&mut self, flags: u16, sequence: u32) -> &[u8] {
+    fn finish(&mut self, flags: u16, sequence: u32) -> &[u8] {
         let length = self.0.len() as u32;
         let flags = u16_ne(&self.0[6..8]) | flags;
         self.0[0..4].copy_from_slice(&length.to_ne_bytes());
@@ -201,14 +201,14 @@ impl Netfilter {
         mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
     ) -> io::Result<()> {
         self.sequence += 1;
-        self.send(message.seal(DUMP, self.sequence))?;
+        self.send(message.finish(DUMP, self.sequence))?;
         let mut interrupted = false;
         loop {
             for (header, body) in self.receive()? {
                 interrupted |= header.flags & DUMP_INTERRUPTED != 0;
                 match header.kind {
                     DONE | ERROR => {
-                        verdict(body)?;
+                        check_error(body)?;
                         return match interrupted {
                             false => Ok(()),
                             true => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
@@ -224,7 +224,7 @@ impl Netfilter {
     /// Requests a change and waits for the response.
     pub fn request(&mut self, mut message: Message) -> io::Result<()> {
         self.sequence += 1;
-        self.send(message.seal(ACK, self.sequence))?;
+        self.send(message.finish(ACK, self.sequence))?;
         self.wait_for_ack(self.sequence)
     }
 
@@ -232,11 +232,11 @@ impl Netfilter {
     pub fn get(&mut self, mut message: Message) -> io::Result<Vec<u8>> {
         self.sequence += 1;
         let sequence = self.sequence;
-        self.send(message.seal(0, sequence))?;
+        self.send(message.finish(0, sequence))?;
         loop {
             for (header, body) in self.receive()? {
                 match header.kind {
-                    ERROR => verdict(body)?,
+                    ERROR => check_error(body)?,
                     _ if header.sequence == sequence => {
                         return Ok(body.get(GENERIC_HEADER..).unwrap_or(&[]).to_vec());
                     }
@@ -257,9 +257,9 @@ impl Netfilter {
         let id = self.base_seq()?;
         self.sequence += 2;
         let mut bytes = batch_marker(BATCH_BEGIN)
-            .seal(0, self.sequence - 1)
+            .finish(0, self.sequence - 1)
             .to_vec();
-        bytes.extend(batch_marker(BATCH_END).seal(0, self.sequence));
+        bytes.extend(batch_marker(BATCH_END).finish(0, self.sequence));
         // The batch is processed when this returns. The kernel sends no response.
         self.send(&bytes)?;
         Ok(id)
@@ -275,15 +275,15 @@ impl Netfilter {
     /// Requests several changes as one transaction (nf_tables only), and waits for the response.
     pub fn batch(&mut self, messages: Vec<Message>) -> io::Result<()> {
         self.sequence += 1;
-        let mut bytes = batch_marker(BATCH_BEGIN).seal(0, self.sequence).to_vec();
+        let mut bytes = batch_marker(BATCH_BEGIN).finish(0, self.sequence).to_vec();
         let last = self.sequence + messages.len() as u32;
         for mut message in messages {
             self.sequence += 1;
             let flags = if self.sequence == last { ACK } else { 0 };
-            bytes.extend(message.seal(flags, self.sequence));
+            bytes.extend(message.finish(flags, self.sequence));
         }
         self.sequence += 1;
-        bytes.extend(batch_marker(BATCH_END).seal(0, self.sequence));
+        bytes.extend(batch_marker(BATCH_END).finish(0, self.sequence));
         self.send(&bytes)?;
         self.wait_for_ack(last)
     }
@@ -293,7 +293,7 @@ impl Netfilter {
         loop {
             for (header, body) in self.receive()? {
                 if header.kind == ERROR {
-                    verdict(body)?;
+                    check_error(body)?;
                     if header.sequence == sequence {
                         return Ok(());
                     }
@@ -350,7 +350,7 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {
 }
 
 /// `NLMSG_ERROR` and `NLMSG_DONE` contain a negative errno, or 0.
-fn verdict(body: &[u8]) -> io::Result<()> {
+fn check_error(body: &[u8]) -> io::Result<()> {
     match body.get(..4).map_or(0, |code| u32_ne(code) as i32) {
         0 => Ok(()),
         errno => Err(io::Error::from_raw_os_error(-errno)),

@@ -115,7 +115,7 @@ fn new_chain(family: u8, table: TableName, chain: &str, policy: Policy) -> Messa
 }
 
 /// Whether IPv6 is blocked: every builtin chain has its hook, policy DROP and no rules.
-pub fn ipv6_sealed() -> Result<bool, Error> {
+pub fn is_ipv6_blocked() -> Result<bool, Error> {
     is_ipv6_blocked_with(&mut Netfilter::open()?)
 }
 

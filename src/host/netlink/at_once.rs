@@ -60,7 +60,7 @@ impl AtOnce {
     }
 
     /// The same socket for a new connection; discards unread messages.
-    pub(super) fn anew(&self) -> io::Result<Self> {
+    pub(super) fn reset(&self) -> io::Result<Self> {
         // SAFETY: a socket owns its descriptor, which is open as long as it lives.
         let borrowed = unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) };
         let copy = borrowed.try_clone_to_owned()?;

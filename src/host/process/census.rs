@@ -56,11 +56,11 @@ pub fn find(variable: &str) -> Result<Vec<Found>, Error> {
         let Ok(Some(value)) = env_var(pid, variable) else {
             continue;
         };
-        let born_here = || {
-            let told = env_var(pid, MOUNTS_VAR).ok().flatten();
-            told.is_some_and(|told| told == our_mounts.to_string())
+        let started_here = || {
+            let mount_ns_mark = env_var(pid, MOUNTS_VAR).ok().flatten();
+            mount_ns_mark.is_some_and(|told| told == our_mounts.to_string())
         };
-        if mounts_of(&pid.to_string()).ok() != Some(our_mounts) && !born_here() {
+        if mounts_of(&pid.to_string()).ok() != Some(our_mounts) && !started_here() {
             continue;
         }
         if let Some(identity) = Identity::of(pid)? {
@@ -94,10 +94,10 @@ pub fn env_var(pid: u32, variable: &str) -> Result<Option<String>, Error> {
             .strip_prefix(b"=")?;
         Some(String::from_utf8_lossy(value).into_owned())
     };
-    let told = environ.split(|byte| *byte == 0).find_map(value);
+    let found = environ.split(|byte| *byte == 0).find_map(value);
     // Few processes have an empty environment: kernel threads, which have an empty command line too, and jailed processes.
-    if told.is_some() || environ.iter().any(|byte| *byte != 0) || argv(pid)?.is_empty() {
-        return Ok(told);
+    if found.is_some() || environ.iter().any(|byte| *byte != 0) || argv(pid)?.is_empty() {
+        return Ok(found);
     }
     // The mounts of a process that is exiting cannot be read (EINVAL).
     let mounts = read(pid, "mountinfo").ok().flatten().unwrap_or_default();
@@ -143,14 +143,14 @@ fn plain(shown: &[u8]) -> Vec<u8> {
 
 /// The program and arguments that the process was started with; empty if it has ended.
 pub fn argv(pid: u32) -> Result<Vec<String>, Error> {
-    let line = words(pid)?;
+    let line = read_cmdline(pid)?;
     let line = line.strip_suffix(&[0]).unwrap_or(&line);
     if line.is_empty() {
         return Ok(Vec::new());
     }
     Ok(line
         .split(|byte| *byte == 0)
-        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .map(|arg| String::from_utf8_lossy(arg).into_owned())
         .collect())
 }
 
@@ -168,8 +168,8 @@ pub fn shares_netns(pid: u32, netns: &Path) -> Result<bool, Error> {
             )),
         },
     };
-    let (own, wanted) = (inode(Path::new(&own))?, inode(netns)?);
-    Ok(own.is_some() && own == wanted)
+    let (own, target) = (inode(Path::new(&own))?, inode(netns)?);
+    Ok(own.is_some() && own == target)
 }
 
 /// The TAP that the process has open: the `iff:` line of a tun descriptor in `/proc/<pid>/fdinfo` (drivers/net/tun.c,
@@ -206,7 +206,7 @@ pub fn tap_slot(pid: u32) -> Result<TapSlot, Error> {
 
 /// Reads `/proc/<pid>/cmdline` with one read(2), which is atomic: between two calls the process may execute another program, and parts of
 /// two command lines would be mixed.
-fn words(pid: u32) -> Result<Vec<u8>, Error> {
+fn read_cmdline(pid: u32) -> Result<Vec<u8>, Error> {
     let path = format!("/proc/{pid}/cmdline");
     let read_once = || -> io::Result<Vec<u8>> {
         let mut file = File::open(&path)?;

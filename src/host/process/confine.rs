@@ -261,7 +261,7 @@ impl Cell {
             false => read,
         };
         let mount = detached(named.as_fd(), attributes_of(flags | LOCKED_DOWN), reach.map)?;
-        let to = self.place(path)?;
+        let to = self.target_path(path)?;
         self.steps.push(Step::File(to.clone(), 0o644));
         self.steps.push(Step::Attach { mount, to });
         Ok(())
@@ -273,7 +273,7 @@ impl Cell {
         flags: libc::c_ulong,
         below: Below,
     ) -> io::Result<()> {
-        let to = self.place(path)?;
+        let to = self.target_path(path)?;
         self.steps.push(match path.is_dir() {
             true => Step::Dir(to.clone()),
             false => Step::File(to.clone(), 0o644),
@@ -288,7 +288,7 @@ impl Cell {
     }
 
     fn device(&mut self, path: &Path, kind: libc::mode_t, number: u64) -> io::Result<()> {
-        let path = self.place(path)?;
+        let path = self.target_path(path)?;
         self.steps.push(Step::Device { path, kind, number });
         Ok(())
     }
@@ -301,7 +301,7 @@ impl Cell {
         flags: libc::c_ulong,
         options: &str,
     ) -> io::Result<()> {
-        let to = self.place(path)?;
+        let to = self.target_path(path)?;
         self.steps.push(Step::Dir(to.clone()));
         self.steps.push(Step::Fresh {
             kind: CString::new(kind)?,
@@ -314,7 +314,7 @@ impl Cell {
     }
 
     /// The location of `path` during the construction of the new root. Adds steps that create the directories above it.
-    pub(super) fn place(&mut self, path: &Path) -> io::Result<CString> {
+    pub(super) fn target_path(&mut self, path: &Path) -> io::Result<CString> {
         let plain =
             |part: &Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
         if !path.is_absolute() || !path.components().all(|part| plain(&part)) {
@@ -339,15 +339,15 @@ impl Cell {
     pub(super) unsafe fn enter(&self) -> io::Result<()> {
         // SAFETY: the caller upholds the contract of this function.
         unsafe {
-            told(c"join the control group", self.join())?;
-            told(c"build a file system", self.build())?;
-            told(c"enter the file system", self.pivot())?;
-            told(c"set the limits", limit())?;
+            log_failure(c"join the control group", self.join())?;
+            log_failure(c"build a file system", self.build())?;
+            log_failure(c"enter the file system", self.pivot())?;
+            log_failure(c"set the limits", limit())?;
             match self.end {
-                End::User => told(c"become the user", self.become_user()),
-                End::Jailer => told(c"drop capabilities", keep_what_a_jailer_needs()),
+                End::User => log_failure(c"become the user", self.become_user()),
+                End::Jailer => log_failure(c"drop capabilities", keep_what_a_jailer_needs()),
             }?;
-            told(c"forbid ioctls of the TAP", controls::forbid())
+            log_failure(c"forbid ioctls of the TAP", controls::forbid())
         }
     }
 
@@ -368,13 +368,13 @@ impl Cell {
         unsafe {
             check(libc::unshare(libc::CLONE_NEWNS))?;
             mount(None, c"/", None, libc::MS_REC | libc::MS_PRIVATE, None)?;
-            let room = c"mode=0755,size=1m";
+            let options = c"mode=0755,size=1m";
             check(libc::mount(
                 self.labels.as_ptr(),
                 build,
                 c"tmpfs".as_ptr(),
                 libc::MS_NOSUID | libc::MS_NOEXEC,
-                room.as_ptr().cast(),
+                options.as_ptr().cast(),
             ))?;
             libc::umask(0);
             for step in &self.steps {
@@ -469,11 +469,11 @@ unsafe fn limit() -> io::Result<()> {
 }
 
 /// Writes the failed step to the log: the parent receives only the errno.
-unsafe fn told(doing: &CStr, done: io::Result<()>) -> io::Result<()> {
+unsafe fn log_failure(doing: &CStr, done: io::Result<()>) -> io::Result<()> {
     if done.is_err() {
-        for words in [c"confinement: cannot ", doing, c"\n"] {
+        for text in [c"confinement: cannot ", doing, c"\n"] {
             // SAFETY: the pointer and the length are of a C string.
-            unsafe { libc::write(2, words.as_ptr().cast(), words.count_bytes()) };
+            unsafe { libc::write(2, text.as_ptr().cast(), text.count_bytes()) };
         }
     }
     done

@@ -131,13 +131,13 @@ fn labelled(label: &str) -> Vec<i32> {
 }
 
 fn bears(pid: i32, label: &str) -> bool {
-    let wanted = format!("{HELPER_VAR}={label}");
+    let expected = format!("{HELPER_VAR}={label}");
     let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else {
         return false;
     };
     environment
         .split(|byte| *byte == 0)
-        .any(|entry| entry.starts_with(wanted.as_bytes()))
+        .any(|entry| entry.starts_with(expected.as_bytes()))
 }
 
 /// Opens a pidfd first and checks the label second, so the process that is killed is the one that has the label.
@@ -145,10 +145,10 @@ fn kill_one(pid: i32, label: &str) -> bool {
     let Some(pid) = Pid::from_raw(pid) else {
         return false;
     };
-    let Ok(held) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
+    let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
         return false;
     };
     // A zombie has no environment, so it is not found again.
     bears(pid.as_raw_nonzero().get(), label)
-        && rustix::process::pidfd_send_signal(&held, Signal::KILL).is_ok()
+        && rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).is_ok()
 }

@@ -61,8 +61,8 @@ impl Identity {
     /// The time since its start, with a resolution of 10 ms.
     pub fn age(&self) -> Result<std::time::Duration, Error> {
         // USER_HZ is 100 on every supported architecture (proc_pid_stat(5)).
-        let born = Duration::from_millis(self.start.saturating_mul(10));
-        Ok(uptime()?.saturating_sub(born))
+        let start = Duration::from_millis(self.start.saturating_mul(10));
+        Ok(uptime()?.saturating_sub(start))
     }
 
     pub(super) fn as_pid(&self) -> Option<Pid> {

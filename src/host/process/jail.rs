@@ -41,7 +41,7 @@ pub struct Jail<'a> {
 }
 
 /// Size and inode limits of the jail: it contains mount points, devices and the program's PID file. The copied program is mounted.
-const JAIL_ROOM: &str = "mode=0755,size=1m,nr_inodes=8k";
+const JAIL_OPTIONS: &str = "mode=0755,size=1m,nr_inodes=8k";
 /// The directory of the program's copy: the only executable file of a jail is in it.
 const COPY: &str = "/copy";
 
@@ -65,11 +65,11 @@ impl Cell {
                 map: None,
             })?;
         }
-        let copy = self.add_room_for_the_copy(jail)?;
+        let copy = self.add_program_copy(jail)?;
         let quiet = libc::MS_NOSUID | libc::MS_NOEXEC;
-        self.fresh(("tmpfs", labels), jail.root, quiet, JAIL_ROOM)?;
+        self.fresh(("tmpfs", labels), jail.root, quiet, JAIL_OPTIONS)?;
         self.go_below(jail.root);
-        let to = self.place(jail.home)?;
+        let to = self.target_path(jail.home)?;
         self.steps.push(Step::Dir(to.clone()));
         self.steps.push(Step::Bind {
             from: c_string(what.home)?,
@@ -82,7 +82,7 @@ impl Cell {
         }
         // Last: the jailer writes to this file, even if another one is mounted at the same path.
         let name = Path::new("/").join(jail.program.real().file_name().unwrap_or_default());
-        let to = self.place(&name)?;
+        let to = self.target_path(&name)?;
         self.steps.push(Step::File(to.clone(), 0o600));
         self.steps.push(Step::Bind {
             from: copy,
@@ -95,12 +95,12 @@ impl Cell {
     }
 
     /// The file that the jailer writes the program to. It is executable from the start: older jailers do not change its mode.
-    fn add_room_for_the_copy(&mut self, jail: &Jail<'_>) -> io::Result<std::ffi::CString> {
+    fn add_program_copy(&mut self, jail: &Jail<'_>) -> io::Result<std::ffi::CString> {
         let bytes = jail.program.metadata()?.len();
         // Plus the unused part of the last page, and the directory.
-        let room = format!("mode=0700,size={},nr_inodes=4", bytes + (64 << 10));
-        self.fresh(("tmpfs", "slice"), Path::new(COPY), LOCKED_DOWN, &room)?;
-        let copy = self.place(&Path::new(COPY).join("program"))?;
+        let options = format!("mode=0700,size={},nr_inodes=4", bytes + (64 << 10));
+        self.fresh(("tmpfs", "slice"), Path::new(COPY), LOCKED_DOWN, &options)?;
+        let copy = self.target_path(&Path::new(COPY).join("program"))?;
         self.steps.push(Step::File(copy.clone(), 0o755));
         Ok(copy)
     }

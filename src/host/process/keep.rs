@@ -25,7 +25,7 @@ use crate::host::Error;
 /// Files per message: about half of the kernel's limit (SCM_MAX_FD, 253).
 const FILES_A_MESSAGE: usize = 120;
 /// Maximum number of bytes that [`Words::read`] returns.
-const MOST_WORDS: usize = 16 << 10;
+const MAX_STDERR: usize = 16 << 10;
 
 /// Files for a process that has not been started yet. The daemon keeps them open, too, while this value exists.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub struct Keep {
 
 /// The standard error of a process that was started with a [`Keep`].
 #[derive(Debug)]
-pub struct Words(OwnedFd);
+pub struct StderrReader(OwnedFd);
 
 impl Keep {
     /// Keeps these files open until every process with [`Keep::standard_error`] as its standard error has ended.
@@ -63,25 +63,25 @@ impl Keep {
     }
 
     /// Closes the daemon's copies after the start, or after its failure: only the process keeps the files open now.
-    pub fn let_go(self) -> Words {
-        Words(self.ours)
+    pub fn let_go(self) -> StderrReader {
+        StderrReader(self.ours)
     }
 }
 
-impl Words {
+impl StderrReader {
     /// Reads the output that has not been read before, at most 16 KiB. Does not block.
     pub fn read(&self) -> Vec<u8> {
-        let mut said = Vec::new();
+        let mut output = Vec::new();
         let mut buffer = [0_u8; 1024];
-        while said.len() < MOST_WORDS {
+        while output.len() < MAX_STDERR {
             match rustix::io::read(&self.0, &mut buffer) {
                 Err(Errno::INTR) => {}
                 // End of file; no output yet (EAGAIN); or the other end was closed with unread data (ECONNRESET).
                 Ok(0) | Err(_) => break,
-                Ok(length) => said.extend_from_slice(&buffer[..length]),
+                Ok(length) => output.extend_from_slice(&buffer[..length]),
             }
         }
-        said
+        output
     }
 }
 
@@ -118,10 +118,10 @@ mod tests {
     #[test]
     fn a_lock_is_kept_until_a_process_that_has_closed_the_file_ends() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let held = File::open(file.path()).unwrap();
-        rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let locked = File::open(file.path()).unwrap();
+        rustix::fs::flock(&locked, FlockOperation::NonBlockingLockExclusive).unwrap();
         // More than fit in one message.
-        let many: Vec<File> = (0..300).map(|_| held.try_clone().unwrap()).collect();
+        let many: Vec<File> = (0..300).map(|_| locked.try_clone().unwrap()).collect();
         let fds: Vec<BorrowedFd<'_>> = many.iter().map(AsFd::as_fd).collect();
         let keep = Keep::of(&fds).unwrap();
         let errors = keep.standard_error().try_clone_to_owned().unwrap();
@@ -132,13 +132,13 @@ mod tests {
             .stderr(errors)
             .spawn()
             .unwrap();
-        let words = keep.let_go();
+        let stderr = keep.let_go();
         drop(fds);
-        drop((many, held));
-        let mut said = [0; 5];
-        io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut said).unwrap();
-        assert_eq!(words.read(), b"words\n");
-        drop(words);
+        drop((many, locked));
+        let mut buffer = [0; 5];
+        io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut buffer).unwrap();
+        assert_eq!(stderr.read(), b"words\n");
+        drop(stderr);
         let other = File::open(file.path()).unwrap();
         assert!(!is_free(&other), "the process runs");
         child.kill().unwrap();

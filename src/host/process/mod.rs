@@ -40,7 +40,7 @@ pub use files::{file_limit, original_file_limit, raise_file_limit};
 pub use helpers::end_helpers;
 pub use identity::{Identity, Record, read_record, uptime, write_record};
 pub use jail::Jail;
-pub use keep::{Keep, Words};
+pub use keep::{Keep, StderrReader};
 pub use mounts::{IdMap, can_be_mapped};
 pub use origin::{Origin, Root, origin, origins, user_of};
 pub use query::{Query, USER as QUERY_USER, query};
@@ -74,7 +74,7 @@ impl std::fmt::Display for Exit {
 
 /// The state of a process.
 #[derive(Debug)]
-pub enum Life {
+pub enum ProcessState {
     /// It runs.
     Alive(Process),
     /// It has ended; its PID may have been reused.
@@ -83,7 +83,7 @@ pub enum Life {
 
 /// The signal that stops a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
+pub enum StopSignal {
     /// SIGTERM.
     Terminate,
     /// SIGKILL.
@@ -98,34 +98,34 @@ pub struct Process {
 }
 
 /// Opens the process if it still runs. A zombie has ended; if it is a child of the daemon, its exit status is read but it is not reaped.
-pub fn look(identity: &Identity) -> Result<Life, Error> {
+pub fn open(identity: &Identity) -> Result<ProcessState, Error> {
     let wrap =
         |error: rustix::io::Errno| Error::io("open process", identity.to_string(), error.into());
     if identity.boot != super::fs::boot_id()? {
-        return Ok(Life::Ended(Exit::Unknown));
+        return Ok(ProcessState::Ended(Exit::Unknown));
     }
     let Some(pid) = identity.as_pid() else {
-        return Ok(Life::Ended(Exit::Unknown));
+        return Ok(ProcessState::Ended(Exit::Unknown));
     };
     let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
         Ok(pidfd) => pidfd,
         // EINVAL, and since Linux 6.15 ENOENT: the number is the ID of a thread now, not of a process.
         Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {
-            return Ok(Life::Ended(Exit::Unknown));
+            return Ok(ProcessState::Ended(Exit::Unknown));
         }
         Err(error) => return Err(wrap(error)),
     };
     match identity::stat_of(identity.pid)? {
         Some(stat) if stat.start == identity.start && !(stat.is_dead() && has_ended(&pidfd)) => {
-            Ok(Life::Alive(Process {
+            Ok(ProcessState::Alive(Process {
                 identity: identity.clone(),
                 pidfd,
             }))
         }
         Some(stat) if stat.start == identity.start => {
-            Ok(Life::Ended(exit_of(&pidfd, WaitIdOptions::NOWAIT)))
+            Ok(ProcessState::Ended(exit_of(&pidfd, WaitIdOptions::NOWAIT)))
         }
-        Some(_) | None => Ok(Life::Ended(Exit::Unknown)),
+        Some(_) | None => Ok(ProcessState::Ended(Exit::Unknown)),
     }
 }
 
@@ -139,7 +139,7 @@ fn has_ended(pidfd: &OwnedFd) -> bool {
 
 /// Reaps a child of the daemon that has ended. Does nothing if it still runs or is not a child of the daemon.
 pub fn reap(identity: &Identity) -> Result<(), Error> {
-    let (Life::Ended(_), Some(pid)) = (look(identity)?, identity.as_pid()) else {
+    let (ProcessState::Ended(_), Some(pid)) = (open(identity)?, identity.as_pid()) else {
         return Ok(());
     };
     // The PID of a zombie is not reused until it is reaped, so the start time identifies it.
@@ -173,10 +173,10 @@ impl Process {
     }
 
     /// Sends the signal to this process. Not an error if it has ended.
-    pub fn stop(&self, how: Stop) -> Result<(), Error> {
+    pub fn stop(&self, how: StopSignal) -> Result<(), Error> {
         let signal = match how {
-            Stop::Terminate => Signal::TERM,
-            Stop::Kill => Signal::KILL,
+            StopSignal::Terminate => Signal::TERM,
+            StopSignal::Kill => Signal::KILL,
         };
         match rustix::process::pidfd_send_signal(&self.pidfd, signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
@@ -212,18 +212,21 @@ mod tests {
     #[test]
     fn a_thread_id_is_not_a_process() {
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
-        let (tell, told) = std::sync::mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
-            tell.send(rustix::thread::gettid()).unwrap();
+            sender.send(rustix::thread::gettid()).unwrap();
             let _ = stopped.recv();
         });
-        let tid = told.recv().unwrap().as_raw_nonzero().get();
+        let tid = receiver.recv().unwrap().as_raw_nonzero().get();
         let pid = u32::try_from(tid).unwrap();
         let stat = identity::stat_of(pid).unwrap().unwrap();
         for start in [stat.start, stat.start + 1] {
             let boot = crate::host::fs::boot_id().unwrap().to_owned();
-            let life = look(&Identity { pid, start, boot }).unwrap();
-            assert!(matches!(life, Life::Ended(Exit::Unknown)), "{start}");
+            let life = open(&Identity { pid, start, boot }).unwrap();
+            assert!(
+                matches!(life, ProcessState::Ended(Exit::Unknown)),
+                "{start}"
+            );
         }
         drop(stop);
         thread.join().unwrap();
@@ -268,12 +271,12 @@ mod tests {
             start: stat.start,
             boot: crate::host::fs::boot_id().unwrap().to_owned(),
         };
-        let Life::Alive(process) = look(&identity).unwrap() else {
+        let ProcessState::Alive(process) = open(&identity).unwrap() else {
             panic!("its second thread runs");
         };
-        process.stop(Stop::Kill).unwrap();
+        process.stop(StopSignal::Kill).unwrap();
         let exit = loop {
-            if let Life::Ended(exit) = look(&identity).unwrap() {
+            if let ProcessState::Ended(exit) = open(&identity).unwrap() {
                 break exit;
             }
             std::thread::yield_now();

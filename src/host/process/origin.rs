@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use super::census::{self, MOUNTS_VAR, our_mounts};
 use super::identity::stat_of;
-use super::{Identity, Life, look};
+use super::{Identity, ProcessState, open};
 use crate::host::{Error, fs as files};
 
 /// A live process with four equal user IDs that are not root.
@@ -70,7 +70,7 @@ impl Root {
 }
 
 /// Returns all live processes that [`super::spawn`] has confined, and all others of users for which `wanted` holds. One pass over `/proc`.
-pub fn origins(wanted: impl Fn(u32) -> bool) -> Result<Vec<Origin>, Error> {
+pub fn origins(user_filter: impl Fn(u32) -> bool) -> Result<Vec<Origin>, Error> {
     let mounts = our_mounts()?;
     let wrap = |error| Error::io("list the processes in", "/proc", error);
     let mut found = Vec::new();
@@ -82,8 +82,8 @@ pub fn origins(wanted: impl Fn(u32) -> bool) -> Result<Vec<Origin>, Error> {
         let Some(user) = user_of(pid).filter(|user| *user != 0) else {
             continue;
         };
-        let of_interest = |root: &Root| root.is_ours() || wanted(user);
-        found.extend(look_at(pid, user, mounts, of_interest)?);
+        let of_interest = |root: &Root| root.is_ours() || user_filter(user);
+        found.extend(read_origin(pid, user, mounts, of_interest)?);
     }
     Ok(found)
 }
@@ -93,12 +93,12 @@ pub fn origin(identity: &Identity) -> Result<Option<Origin>, Error> {
     let Some(user) = user_of(identity.pid).filter(|user| *user != 0) else {
         return Ok(None);
     };
-    let found = look_at(identity.pid, user, our_mounts()?, |_| true)?;
+    let found = read_origin(identity.pid, user, our_mounts()?, |_| true)?;
     Ok(found.filter(|found| found.identity == *identity))
 }
 
 /// Reads the start time before and after everything else, so all of it is of the same process.
-fn look_at(
+fn read_origin(
     pid: u32,
     user: u32,
     mounts: u64,
@@ -117,7 +117,7 @@ fn look_at(
         boot: files::boot_id()?.to_owned(),
     };
     // A process is alive while any thread is, even after its first thread has ended.
-    let Life::Alive(_held) = look(&identity)? else {
+    let ProcessState::Alive(_process) = open(&identity)? else {
         return Ok(None);
     };
     let origin = Origin {

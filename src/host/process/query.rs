@@ -43,7 +43,7 @@ pub struct Query<'a> {
     /// The program.
     pub program: &'a Named,
     /// Its arguments, without its name.
-    pub words: &'a [&'a str],
+    pub args: &'a [&'a str],
     /// Directories that were installed with it, mounted read-only.
     pub beside: &'a [PathBuf],
     /// The content of its standard input, which it may open again as `/proc/self/fd/0`. `None`: its standard input is empty.
@@ -64,7 +64,7 @@ pub async fn query(
     let program = what.program.real();
     let mut command = std::process::Command::new(program);
     command
-        .args(what.words)
+        .args(what.args)
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .current_dir("/")

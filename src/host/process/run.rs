@@ -200,8 +200,8 @@ impl Stream {
             match rustix::io::read(pipe, &mut buffer) {
                 Ok(0) => self.pipe = None,
                 Ok(count) => {
-                    let room = OUTPUT_LIMIT.saturating_sub(self.kept.len()).min(count);
-                    self.kept.extend_from_slice(&buffer[..room]);
+                    let length = OUTPUT_LIMIT.saturating_sub(self.kept.len()).min(count);
+                    self.kept.extend_from_slice(&buffer[..length]);
                 }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => return,

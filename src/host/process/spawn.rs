@@ -92,7 +92,7 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
             }
             None => None,
         };
-        let birth = Birth {
+        let setup = ChildSetup {
             netns: netns.as_raw_fd(),
             record: record.as_raw_fd(),
             link: CString::new(what.needs_link)?,
@@ -121,7 +121,7 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
             });
         // SAFETY: between fork and exec only system calls are made, on descriptors and memory made before the fork:
         // no allocation, no lock, no panic.
-        unsafe { command.pre_exec(move || birth.in_the_child()) };
+        unsafe { command.pre_exec(move || setup.in_the_child()) };
         let started = command.spawn().map(drop);
         // Closing it is not enough: another child that is being started concurrently has inherited it and keeps it until its exec.
         rustix::fs::flock(&record, FlockOperation::Unlock)?;
@@ -148,7 +148,7 @@ fn file_of(program: &str) -> PathBuf {
 }
 
 /// The data that the child needs between fork and exec.
-struct Birth {
+struct ChildSetup {
     netns: RawFd,
     record: RawFd,
     link: CString,
@@ -159,7 +159,7 @@ struct Birth {
     cell: Option<Cell>,
 }
 
-impl Birth {
+impl ChildSetup {
     fn in_the_child(&self) -> io::Result<()> {
         // SAFETY: plain system calls; every pointer is to memory of this function or of `self`.
         unsafe {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Identity, Life, Stop, look};
+use super::{Identity, ProcessState, StopSignal, open};
 use crate::host::Error;
 
 /// Maximum number of passes over `/proc` and the delay between two passes: 2 s in total.
@@ -38,11 +38,11 @@ pub fn kill_user(user: u32, spared: impl Fn(u32) -> bool) -> Result<(), Error> {
             let Some(identity) = Identity::of(pid)? else {
                 continue;
             };
-            if let Life::Alive(process) = look(&identity)?
+            if let ProcessState::Alive(process) = open(&identity)?
                 // Checked again after the pidfd is open: the PID may have been reused.
                 && runs_as(pid, user)
             {
-                process.stop(Stop::Kill)?;
+                process.stop(StopSignal::Kill)?;
                 left = Some(pid);
             }
         }

@@ -25,7 +25,7 @@ impl FromStr for Rule {
         if let Some(foreign) = text.strip_prefix(FOREIGN) {
             return Ok(Self::Foreign(foreign.to_owned()));
         }
-        words(text)
+        tokenize(text)
             .and_then(|words| rule(words.into_iter()))
             .map_err(|why| ParseRuleError {
                 text: text.to_owned(),
@@ -47,9 +47,9 @@ impl From<Rule> for String {
     }
 }
 
-type Words = std::vec::IntoIter<String>;
+type Tokens = std::vec::IntoIter<String>;
 
-fn rule(mut tokens: Words) -> Result<Rule, String> {
+fn rule(mut tokens: Tokens) -> Result<Rule, String> {
     let mut when = Match::default();
     let mut hash = HashOptions::default();
     while let Some(token) = tokens.next() {
@@ -69,7 +69,7 @@ fn rule(mut tokens: Words) -> Result<Rule, String> {
     Err("no target (-j)".into())
 }
 
-fn plain(mut when: Match, flag: &str, tokens: &mut Words) -> Result<Match, String> {
+fn plain(mut when: Match, flag: &str, tokens: &mut Tokens) -> Result<Match, String> {
     if let "--connlimit-saddr" | "--connlimit-daddr" = flag {
         let limit = when
             .connlimit
@@ -157,7 +157,7 @@ fn parse_inverted_option(when: Match, flag: &str, value: String) -> Result<Match
     })
 }
 
-fn target(words: Words) -> Result<Target, String> {
+fn target(words: Tokens) -> Result<Target, String> {
     let words: Vec<String> = words.collect();
     let tokens: Vec<&str> = words.iter().map(String::as_str).collect();
     Ok(match tokens.as_slice() {
@@ -177,7 +177,7 @@ fn target(words: Words) -> Result<Target, String> {
     })
 }
 
-fn next(tokens: &mut Words, flag: &str) -> Result<String, String> {
+fn next(tokens: &mut Tokens, flag: &str) -> Result<String, String> {
     tokens
         .next()
         .ok_or_else(|| format!("missing value after {flag}"))
@@ -237,7 +237,7 @@ fn mac(text: &str) -> Result<[u8; 6], String> {
 }
 
 /// Splits at spaces outside double quotes; a backslash in quotes escapes the next character.
-fn words(text: &str) -> Result<Vec<String>, String> {
+fn tokenize(text: &str) -> Result<Vec<String>, String> {
     let mut tokens = Vec::new();
     let mut chars = text.chars().peekable();
     while let Some(&c) = chars.peek() {

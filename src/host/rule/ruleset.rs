@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Rule, words};
+use super::{Rule, keywords};
 
 /// The tables of iptables, in the order that a forwarded packet traverses them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -21,7 +21,7 @@ pub enum TableName {
     Filter,
 }
 
-words!(TableName {
+keywords!(TableName {
     Raw = "raw",
     Mangle = "mangle",
     Nat = "nat",
@@ -38,7 +38,7 @@ pub enum Policy {
     Drop,
 }
 
-words!(Policy {
+keywords!(Policy {
     Accept = "ACCEPT",
     Drop = "DROP",
 });

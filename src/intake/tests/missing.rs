@@ -77,8 +77,8 @@ fn nothing_is_deleted_because_of_another_directory() {
     for id in [
         other(|id| id.device += 1),
         other(|id| id.inode += 1),
-        other(|id| id.born = Some(4)),
-        other(|id| id.born = None),
+        other(|id| id.created_ns = Some(4)),
+        other(|id| id.created_ns = None),
     ] {
         for remaining in [&[][..], &files[1..]] {
             let listing = Listing {
@@ -88,7 +88,7 @@ fn nothing_is_deleted_because_of_another_directory() {
             let intake = plan_listing_after_grace(&before, &listing);
             assert_eq!(names(&intake.deletions), [""; 0], "{id:?}");
             assert_eq!(intake.kept.len(), 2 - remaining.len());
-            assert_eq!(intake.seen.len(), remaining.len());
+            assert_eq!(intake.relocated.len(), remaining.len());
             // A file with an empty list of groups deletes.
             let none = file("a.yaml", "config: {host_groups: []}\n");
             let listing = Listing {
@@ -105,7 +105,7 @@ fn nothing_is_deleted_because_of_another_directory() {
     let mut unknown = before.clone();
     unknown[0].seen_in = None;
     assert_eq!(names(&twice(&unknown, &files[1..]).deletions), [""; 0]);
-    assert_eq!(names(&first(&unknown, &files).seen), ["a"]);
+    assert_eq!(names(&first(&unknown, &files).relocated), ["a"]);
 }
 
 #[test]

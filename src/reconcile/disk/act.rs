@@ -34,14 +34,14 @@ pub(super) async fn act(
         Action::RemoveDraft => fs::remove(&desired.draft()),
         Action::RemoveDisk(disk) => {
             // Locked during the removal: a VMM that uses the disk must end first.
-            let held = match image::hold(disk, Use::Write) {
+            let lock = match image::hold(disk, Use::Write) {
                 Err(error) if error.kind == Kind::Denied => {
                     fs::free(disk)?;
                     image::hold(disk, Use::Write)
                 }
                 held => held,
             };
-            let _held = match held {
+            let _lock = match lock {
                 Ok(held) => held,
                 Err(error) if error.kind == Kind::Absent => return Ok(()),
                 Err(error) => return Err(error),

@@ -31,7 +31,7 @@ use crate::host::image::{Edition, Progress};
 use crate::owner::Label;
 
 pub use observe::{claimed, is_of_boot, kept};
-pub use plan::remark;
+pub use plan::image_note;
 
 /// The state of one reconciliation of a disk.
 #[derive(Debug, Default)]
@@ -57,12 +57,13 @@ pub struct Desired {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<u32>,
     /// The disk's spec. `None`: the VM has no disk of its own.
-    pub want: Option<Want>,
+    #[serde(rename = "want")]
+    pub spec: Option<DiskSpec>,
 }
 
 /// The spec of a disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Want {
+pub struct DiskSpec {
     /// The path of its image.
     pub image: PathBuf,
     /// The edition of the image. `None`: the image does not exist any more.

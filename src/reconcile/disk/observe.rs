@@ -40,7 +40,7 @@ pub fn kept(desired: &Desired) -> Result<Observed, Error> {
 
 /// The owners of all disks that are not persistent, except those of VMs with one of these names: these VMs exist and manage their disks.
 pub fn claimed(dir: &Path, named: &HashSet<Name>) -> Result<Vec<Label>, Error> {
-    let fs::Dir::Present(names) = fs::look_at_dir(dir)? else {
+    let fs::Dir::Present(names) = fs::read_dir(dir)? else {
         return Ok(Vec::new());
     };
     let mut labels = Vec::new();

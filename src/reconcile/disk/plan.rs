@@ -1,30 +1,30 @@
 //! Computes the actions from the actual disk to the desired disk. Pure.
 //! Out of scope: observation, copying.
 
-use super::{Action, Desired, Lies, Observed, Record, Want};
+use super::{Action, Desired, DiskSpec, Lies, Observed, Record};
 use crate::reconcile::Conflict;
 
 pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
-    match &desired.want {
-        Some(want) => build(desired, want, observed),
+    match &desired.spec {
+        Some(spec) => build(desired, spec, observed),
         None => Ok(clear(desired, observed)),
     }
 }
 
 /// A note for users if a persistent disk differs from what its image would create now.
-pub fn remark(desired: &Desired, observed: &Observed) -> Option<String> {
-    let (want, record) = (desired.want.as_ref()?, observed.record.as_ref()?);
+pub fn image_note(desired: &Desired, observed: &Observed) -> Option<String> {
+    let (spec, record) = (desired.spec.as_ref()?, observed.record.as_ref()?);
     let (made_of, edition) = (record.image.as_ref()?, record.edition.as_ref()?);
     let disk = desired.disk();
     let disk = disk.display();
     if !record.persistent {
         None
-    } else if *made_of != want.image {
+    } else if *made_of != spec.image {
         let made_of = made_of.display();
         Some(format!(
             "the persistent disk {disk} is kept unchanged: it was created from {made_of}"
         ))
-    } else if want.edition.is_some_and(|now| now != *edition) {
+    } else if spec.edition.is_some_and(|now| now != *edition) {
         Some(format!(
             "the persistent disk {disk} is kept unchanged: its image has changed since"
         ))
@@ -33,7 +33,7 @@ pub fn remark(desired: &Desired, observed: &Observed) -> Option<String> {
     }
 }
 
-fn build(desired: &Desired, want: &Want, observed: &Observed) -> Result<Vec<Action>, Conflict> {
+fn build(desired: &Desired, spec: &DiskSpec, observed: &Observed) -> Result<Vec<Action>, Conflict> {
     let mut actions = Vec::new();
     if observed.draft {
         match observed.record {
@@ -50,9 +50,9 @@ fn build(desired: &Desired, want: &Want, observed: &Observed) -> Result<Vec<Acti
         (Lies::Foreign, _) => {
             return Err(foreign(desired, "it is not a regular file; move it away"));
         }
-        (Lies::File(length), None) if want.persistent => {
+        (Lies::File(length), None) if spec.persistent => {
             actions.push(Action::Note(found(desired)));
-            actions.extend(grow(desired, want, *length));
+            actions.extend(grow(desired, spec, *length));
         }
         (Lies::File(_), None) => {
             return Err(foreign(
@@ -60,23 +60,23 @@ fn build(desired: &Desired, want: &Want, observed: &Observed) -> Result<Vec<Acti
                 "it has no disk record, and this VM's disk is not persistent; set `persistent: true` to use it, or move it away",
             ));
         }
-        (Lies::File(_), Some(record)) if record.persistent && !want.persistent => {
+        (Lies::File(_), Some(record)) if record.persistent && !spec.persistent => {
             return Err(foreign(
                 desired,
                 "it is a persistent disk, and this VM's disk is not; set `persistent: true` to use it, or move it away",
             ));
         }
         (Lies::File(length), Some(record)) if is_ours(desired, record) => {
-            actions.extend(take_over(desired, want, record));
-            actions.extend(grow(desired, want, *length));
+            actions.extend(take_over(desired, spec, record));
+            actions.extend(grow(desired, spec, *length));
         }
         (Lies::File(_), Some(_)) => {
             actions.push(Action::RemoveDisk(desired.disk()));
-            actions.extend(make(desired, want, observed));
+            actions.extend(make(desired, spec, observed));
         }
         (Lies::Absent, _) => match desired.user {
             Some(pid) => return Err(removed(desired, pid)),
-            None => actions.extend(make(desired, want, observed)),
+            None => actions.extend(make(desired, spec, observed)),
         },
     }
     Ok(actions)
@@ -87,18 +87,18 @@ fn is_ours(desired: &Desired, record: &Record) -> bool {
     record.persistent || (record.label == desired.label && record.boot == desired.boot)
 }
 
-fn make(desired: &Desired, want: &Want, observed: &Observed) -> impl Iterator<Item = Action> {
+fn make(desired: &Desired, spec: &DiskSpec, observed: &Observed) -> impl Iterator<Item = Action> {
     let record = Record {
-        image: Some(want.image.clone()),
-        edition: want.edition,
-        persistent: want.persistent,
+        image: Some(spec.image.clone()),
+        edition: spec.edition,
+        persistent: spec.persistent,
         ..found(desired)
     };
     let noted = observed.record.as_ref() == Some(&record);
     let copy = Action::Copy {
-        image: want.image.clone(),
+        image: spec.image.clone(),
         to: desired.disk(),
-        at_least: want.at_least,
+        at_least: spec.at_least,
     };
     (!noted)
         .then_some(Action::Note(record))
@@ -107,10 +107,10 @@ fn make(desired: &Desired, want: &Want, observed: &Observed) -> impl Iterator<It
 }
 
 /// Changes the owner in the record; its image and edition are kept.
-fn take_over(desired: &Desired, want: &Want, record: &Record) -> Option<Action> {
+fn take_over(desired: &Desired, spec: &DiskSpec, record: &Record) -> Option<Action> {
     let taken = Record {
         label: desired.label.clone(),
-        persistent: want.persistent,
+        persistent: spec.persistent,
         ..record.clone()
     };
     (taken != *record).then_some(Action::Note(taken))
@@ -128,10 +128,10 @@ fn found(desired: &Desired) -> Record {
 }
 
 /// A disk is never truncated: there may be data at its end.
-fn grow(desired: &Desired, want: &Want, length: u64) -> Option<Action> {
-    (length < want.at_least).then(|| Action::Grow {
+fn grow(desired: &Desired, spec: &DiskSpec, length: u64) -> Option<Action> {
+    (length < spec.at_least).then(|| Action::Grow {
         disk: desired.disk(),
-        to: want.at_least,
+        to: spec.at_least,
     })
 }
 

@@ -3,7 +3,7 @@
 
 use super::claim;
 use super::claims::Claims;
-use super::range::{self, Choice, HostUse, RangeError, Seen};
+use super::range::{self, Choice, HostUse, Observation, RangeError};
 use crate::api::host_group::HostGroup;
 use crate::api::meta::Name;
 use crate::host;
@@ -13,16 +13,16 @@ use crate::store::{self, Store, Txn, World};
 const MOST_ATTEMPTS: usize = 256;
 
 /// The reason why a transaction was rolled back.
-pub(super) enum Stop<E> {
+pub(super) enum Rollback<E> {
     /// It needs a choice, and the host was not observed for it yet.
-    LookFirst,
+    ObserveFirst,
     /// These claims must be made first.
     Claim(Vec<claim::Claim>),
     /// It failed.
     Failed(E),
 }
 
-impl<E: From<store::Error>> From<store::Error> for Stop<E> {
+impl<E: From<store::Error>> From<store::Error> for Rollback<E> {
     fn from(error: store::Error) -> Self {
         Self::Failed(error.into())
     }
@@ -35,32 +35,32 @@ pub(super) async fn choosing<T, E: From<super::Error> + From<store::Error>>(
     claims: &Claims,
     host_use: &HostUse<'_>,
     group: &Name,
-    mut change: impl FnMut(&mut Txn<'_>, &Seen) -> Result<T, Stop<E>>,
+    mut change: impl FnMut(&mut Txn<'_>, &Observation) -> Result<T, Rollback<E>>,
 ) -> Result<T, E> {
-    let look = async || match store.read(|world| living(world, group).cloned()) {
-        Some(group) => range::look(claims, host_use, &group).await,
-        None => Ok(Seen::default()),
+    let observe = async || match store.read(|world| living(world, group).cloned()) {
+        Some(group) => range::observe(claims, host_use, &group).await,
+        None => Ok(Observation::default()),
     };
-    let mut seen = Seen::default();
+    let mut observation = Observation::default();
     let mut refused = None;
     let mut awaited = Vec::new();
     for _ in 0..MOST_ATTEMPTS {
-        let lacking = match store.write(|txn| change(txn, &seen)).await {
+        let lacking = match store.write(|txn| change(txn, &observation)).await {
             Ok(done) => return Ok(done),
-            Err(Stop::Failed(error)) => return Err(error),
-            Err(Stop::LookFirst) => {
-                seen = look().await?;
+            Err(Rollback::Failed(error)) => return Err(error),
+            Err(Rollback::ObserveFirst) => {
+                observation = observe().await?;
                 continue;
             }
-            Err(Stop::Claim(lacking)) => lacking,
+            Err(Rollback::Claim(lacking)) => lacking,
         };
         match claims.hold(lacking.clone()).await {
-            Ok(held) => awaited.push(held),
+            Ok(guard) => awaited.push(guard),
             // Another daemon claimed it first, or cannot return: once its claims are known, another choice may be possible.
             Err(super::Error::Range(RangeError::Claimed { .. }))
                 if refused.as_ref() != Some(&lacking) =>
             {
-                seen = look().await?;
+                observation = observe().await?;
                 refused = Some(lacking);
             }
             Err(error) => return Err(error.into()),
@@ -74,28 +74,28 @@ pub(super) async fn choosing<T, E: From<super::Error> + From<store::Error>>(
 /// The first part of such a transaction: makes the choice.
 pub(super) fn choose<E: From<super::Error> + From<store::Error>>(
     txn: &mut Txn<'_>,
-    seen: &Seen,
+    observation: &Observation,
     group: &HostGroup,
-    wanted: usize,
-) -> Result<(), Stop<E>> {
+    count: usize,
+) -> Result<(), Rollback<E>> {
     let name = &group.meta.name;
-    let choice = range::choose(txn.world(), seen, group, wanted);
-    match choice.map_err(|error| Stop::Failed(super::Error::from(error).into()))? {
+    let choice = range::choose(txn.world(), observation, group, count);
+    match choice.map_err(|error| Rollback::Failed(super::Error::from(error).into()))? {
         Choice::Keep => {}
         Choice::Take(pool) if txn.world().pool(name) == Some(&pool) => {}
         Choice::Take(pool) => txn.put_pool(name, pool)?,
         Choice::Forget => txn.remove_pool(name)?,
-        Choice::LookFirst => return Err(Stop::LookFirst),
+        Choice::ObserveFirst => return Err(Rollback::ObserveFirst),
     }
     Ok(())
 }
 
 /// The last part: nothing is stored that is not claimed on the host.
-pub(super) fn claimed<E>(world: &World, claims: &Claims, group: &Name) -> Result<(), Stop<E>> {
+pub(super) fn claimed<E>(world: &World, claims: &Claims, group: &Name) -> Result<(), Rollback<E>> {
     let lacking = claims.lacking(claim::of_group(world, group));
     match lacking.is_empty() {
         true => Ok(()),
-        false => Err(Stop::Claim(lacking)),
+        false => Err(Rollback::Claim(lacking)),
     }
 }
 

@@ -120,8 +120,8 @@ fn of_pool(world: &World, group: &Name, pool: &Pool) -> Option<Claim> {
 /// The claims for a VM's address. None for a CNI network: its plugins manage its addresses.
 pub fn of_address(address: &Address) -> Vec<Claim> {
     match address {
-        Address::Block { pool, .. } => vec![Claim::Range(*pool)],
-        Address::Bridged {
+        Address::Isolated { pool, .. } => vec![Claim::Range(*pool)],
+        Address::Bridge {
             bridge,
             gateway,
             ip,
@@ -135,7 +135,7 @@ pub fn of_address(address: &Address) -> Vec<Claim> {
                 ip: *ip,
             },
         ],
-        Address::Plugged { .. } => Vec::new(),
+        Address::Cni { .. } => Vec::new(),
     }
 }
 
@@ -144,8 +144,8 @@ mod tests {
     use super::*;
 
     fn claim(text: &str) -> Claim {
-        let words: Vec<&str> = text.split(' ').collect();
-        match words[..] {
+        let tokens: Vec<&str> = text.split(' ').collect();
+        match tokens[..] {
             [range] => Claim::Range(range.parse().unwrap()),
             [bridge, net] if net.contains('/') => Claim::Gateway {
                 bridge: bridge.to_owned(),

@@ -61,14 +61,14 @@ struct ClaimFile {
 pub struct Claims {
     dir: PathBuf,
     owner: ClaimOwner,
-    held: Mutex<Held>,
+    state: Mutex<ClaimState>,
     /// Serializes access of this process to the files.
     files: tokio::sync::Mutex<Files>,
 }
 
 /// The known content of our file.
 #[derive(Default)]
-struct Held {
+struct ClaimState {
     /// The claims, each with the sequence number of its last use by a transaction.
     claims: BTreeMap<Claim, u64>,
     last: u64,
@@ -91,33 +91,33 @@ impl Claims {
         Self {
             dir: dir.to_owned(),
             owner,
-            held: Mutex::default(),
+            state: Mutex::default(),
             files: tokio::sync::Mutex::default(),
         }
     }
 
     /// Returns those of `wanted` that are not claimed. A choice may be stored only if all of it is claimed, in the transaction that calls
     /// this.
-    pub fn lacking(&self, wanted: BTreeSet<Claim>) -> Vec<Claim> {
-        let mut held = self.held();
-        held.last += 1;
-        let last = held.last;
-        let lacking = |claim: &Claim| match held.claims.get_mut(claim) {
+    pub fn lacking(&self, required: BTreeSet<Claim>) -> Vec<Claim> {
+        let mut state = self.state();
+        state.last += 1;
+        let last = state.last;
+        let lacking = |claim: &Claim| match state.claims.get_mut(claim) {
             Some(relied) => {
                 *relied = last;
                 false
             }
             None => true,
         };
-        wanted.into_iter().filter(lacking).collect()
+        required.into_iter().filter(lacking).collect()
     }
 
     /// Claims all of `wanted`, or none. They are not released before the returned guard is dropped.
     ///
     /// # Errors
     /// [`RangeError::Claimed`], or the files cannot be read or written.
-    pub async fn hold(&self, wanted: Vec<Claim>) -> Result<Awaited<'_>, super::Error> {
-        let awaited = Awaited::new(self, wanted);
+    pub async fn hold(&self, required: Vec<Claim>) -> Result<Awaited<'_>, super::Error> {
+        let awaited = Awaited::new(self, required);
         self.locked(|claims| {
             let others = claims.others()?;
             for claim in &awaited.wanted {
@@ -150,8 +150,8 @@ impl Claims {
 
     /// Keeps everything that was claimed in an earlier run until the next start, stored or not, because the state is lost.
     pub fn keep_all(&self) {
-        let mut held = self.held();
-        held.kept = held.claims.keys().cloned().collect();
+        let mut state = self.state();
+        state.kept = state.claims.keys().cloned().collect();
     }
 
     /// Releases claims that are no longer needed, after their removal from the store is on disk: a removal that cannot be written is rolled
@@ -179,7 +179,7 @@ impl Claims {
     /// Writes our file again if another program has removed it: we rely on its content.
     async fn restore(&self) {
         let path = self.path(&self.owner.instance, "json");
-        if self.held().claims.is_empty() || path.exists() {
+        if self.state().claims.is_empty() || path.exists() {
             return;
         }
         match self.locked(|claims| claims.add([])).await {
@@ -230,28 +230,28 @@ impl Claims {
 
     fn unused(&self, world: &World) -> Vec<(Claim, u64)> {
         let needed = needed(world);
-        let held = self.held();
-        let unused = held.claims.iter();
+        let state = self.state();
+        let unused = state.claims.iter();
         let unused = unused.filter(|(claim, _)| !needed.contains(claim));
         unused
-            .filter(|(claim, _)| !held.kept.contains(claim) && !held.awaited.contains_key(claim))
+            .filter(|(claim, _)| !state.kept.contains(claim) && !state.awaited.contains_key(claim))
             .map(|(claim, relied)| (claim.clone(), *relied))
             .collect()
     }
 
     /// Removes claims that no transaction has used since they were found to be unused.
     fn forget(&self, unused: &[(Claim, u64)], needed: &BTreeSet<Claim>) {
-        let mut held = self.held();
+        let mut state = self.state();
         for (claim, relied) in unused {
-            let awaited = held.awaited.contains_key(claim);
-            if held.claims.get(claim) == Some(relied) && !needed.contains(claim) && !awaited {
-                held.claims.remove(claim);
+            let awaited = state.awaited.contains_key(claim);
+            if state.claims.get(claim) == Some(relied) && !needed.contains(claim) && !awaited {
+                state.claims.remove(claim);
             }
         }
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, ClaimState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs `act` while no other daemon reads or changes the files.
@@ -303,10 +303,10 @@ impl Claims {
     /// Adds claims to our file, then to the known content.
     fn add(&self, more: impl IntoIterator<Item = Claim>) -> Result<(), super::Error> {
         let more: BTreeSet<Claim> = more.into_iter().collect();
-        let held = self.held().claims.keys().cloned().collect::<BTreeSet<_>>();
+        let current = self.state().claims.keys().cloned().collect::<BTreeSet<_>>();
         let file = ClaimFile {
             owner: self.owner.clone(),
-            claims: held.union(&more).cloned().collect(),
+            claims: current.union(&more).cloned().collect(),
         };
         let path = self.path(&self.owner.instance, "json");
         // A file that another user has created at this path is not overwritten.
@@ -319,10 +319,11 @@ impl Claims {
                 fs::write(&path, &text, 0o600, fs::Durability::Process)?;
             }
         }
-        let mut held = self.held();
-        held.last += 1;
-        let last = held.last;
-        held.claims
+        let mut state = self.state();
+        state.last += 1;
+        let last = state.last;
+        state
+            .claims
             .extend(more.into_iter().map(|claim| (claim, last)));
         Ok(())
     }
@@ -353,7 +354,7 @@ impl Claims {
 
     /// The files of all other daemons. A file that cannot be decoded is an error, because it may claim anything.
     fn others(&self) -> Result<Vec<ClaimFile>, host::Error> {
-        let fs::Dir::Present(names) = fs::look_at_dir(&self.dir)? else {
+        let fs::Dir::Present(names) = fs::read_dir(&self.dir)? else {
             return Ok(Vec::new());
         };
         let own = self.path(&self.owner.instance, "json");
@@ -424,24 +425,27 @@ pub struct Awaited<'c> {
 }
 
 impl<'c> Awaited<'c> {
-    fn new(claims: &'c Claims, wanted: Vec<Claim>) -> Self {
-        let mut held = claims.held();
-        for claim in &wanted {
-            *held.awaited.entry(claim.clone()).or_default() += 1;
+    fn new(claims: &'c Claims, required: Vec<Claim>) -> Self {
+        let mut state = claims.state();
+        for claim in &required {
+            *state.awaited.entry(claim.clone()).or_default() += 1;
         }
-        drop(held);
-        Self { claims, wanted }
+        drop(state);
+        Self {
+            claims,
+            wanted: required,
+        }
     }
 }
 
 impl Drop for Awaited<'_> {
     fn drop(&mut self) {
-        let mut held = self.claims.held();
+        let mut state = self.claims.state();
         for claim in &self.wanted {
-            if let Some(count) = held.awaited.get_mut(claim) {
+            if let Some(count) = state.awaited.get_mut(claim) {
                 *count -= 1;
                 if *count == 0 {
-                    held.awaited.remove(claim);
+                    state.awaited.remove(claim);
                 }
             }
         }

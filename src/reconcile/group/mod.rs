@@ -25,10 +25,10 @@ pub use claim::{Claim, needed, of_address};
 pub use claims::{CLAIMS_DIR, ClaimOwner, Claims};
 pub use on_demand::{AddError, Added, Removed, add, remove};
 pub use plan::{Action, Desired, Extra, Member, Observed, plan};
-pub use preflight::{BlockedReason, Preflight, Question};
+pub use preflight::{BlockedReason, Preflight, PreflightCheck};
 pub use range::{HostUse, RangeError};
 
-use choosing::{Stop, choose, choosing, claimed, living};
+use choosing::{Rollback, choose, choosing, claimed, living};
 
 /// The progress of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,9 +38,9 @@ pub enum Progress {
     /// It waits for its VMs: reconcile it again when one becomes Ready or is removed.
     Waiting,
     /// These VMs are not replaced, each with the reason: only another manifest or a change of the host can help.
-    Held(BTreeMap<Name, String>),
+    Blocked(BTreeMap<Name, String>),
     /// The result of this preflight check is needed first; nothing was changed.
-    Asks(Box<Question>),
+    Asks(Box<PreflightCheck>),
 }
 
 /// The reason why a group cannot be reconciled.
@@ -69,8 +69,8 @@ pub async fn reconcile(
     preflight: &Preflight,
     now: Timestamp,
 ) -> Result<Progress, Error> {
-    let plan = |txn: &mut Txn<'_>, seen: &range::Seen| {
-        choose_and_plan(txn, claims, seen, name, preflight, now)
+    let plan = |txn: &mut Txn<'_>, observation: &range::Observation| {
+        choose_and_plan(txn, claims, observation, name, preflight, now)
     };
     let progress = choosing(store, claims, host_use, name, plan).await?;
     claims.release_unused(store).await;
@@ -81,14 +81,14 @@ pub async fn reconcile(
 fn choose_and_plan(
     txn: &mut Txn<'_>,
     claims: &Claims,
-    seen: &range::Seen,
+    observation: &range::Observation,
     name: &Name,
     preflight: &Preflight,
     now: Timestamp,
-) -> Result<Progress, Stop<Error>> {
+) -> Result<Progress, Rollback<Error>> {
     let group = living(txn.world(), name).cloned();
     if let Some(group) = &group {
-        choose(txn, seen, group, group.size())?;
+        choose(txn, observation, group, group.size())?;
     }
     let progress = carry_out_plan(txn, name, preflight, now)?;
     if group.is_some() {
@@ -106,16 +106,16 @@ fn carry_out_plan(
     let desired = desired(txn.world(), name);
     let observed = observed(txn.world(), name, &desired, preflight);
     let plan = plan(&desired, &observed);
-    if let Some(question) = preflight.asks(txn.world(), &desired, &plan) {
-        return Ok(Progress::Asks(Box::new(question)));
+    if let Some(check) = preflight.next_check(txn.world(), &desired, &plan) {
+        return Ok(Progress::Asks(Box::new(check)));
     }
     for action in &plan {
         debug!(group = %name, %action, "group");
         carry_out(txn, name, action, now)?;
     }
-    let held = held(txn.world(), name, &desired, preflight);
-    Ok(match plan.is_empty() && !held.is_empty() {
-        true => Progress::Held(held),
+    let blocked = blocked_vms(txn.world(), name, &desired, preflight);
+    Ok(match plan.is_empty() && !blocked.is_empty() {
+        true => Progress::Blocked(blocked),
         false => plan::progress(&desired, &observed, &plan),
     })
 }
@@ -139,18 +139,20 @@ pub fn becoming(world: &World, name: &Name, spec: &HostGroupSpec) -> Desired {
 }
 
 /// VMs that are left unchanged, each with the reason why it is not replaced.
-pub fn held(
+pub fn blocked_vms(
     world: &World,
     name: &Name,
     desired: &Desired,
     preflight: &Preflight,
 ) -> BTreeMap<Name, String> {
-    let unfit = |vm: &Vm| {
-        let wanted = desired.spec(vm.index)?;
-        preflight.unfit(vm.meta.uid, &wanted).map(str::to_owned)
+    let failure = |vm: &Vm| {
+        let desired_spec = desired.spec(vm.index)?;
+        preflight
+            .failure(vm.meta.uid, &desired_spec)
+            .map(str::to_owned)
     };
-    let held = world.vms_of(name);
-    held.filter_map(|vm| Some((vm.meta.name.clone(), unfit(vm)?)))
+    let vms = world.vms_of(name);
+    vms.filter_map(|vm| Some((vm.meta.name.clone(), failure(vm)?)))
         .collect()
 }
 
@@ -172,9 +174,9 @@ pub fn observed(world: &World, name: &Name, desired: &Desired, preflight: &Prefl
         let member = Member {
             uid: vm.meta.uid,
             misplaced,
-            held: desired
-                .spec(vm.index)
-                .is_some_and(|wanted| preflight.unfit(vm.meta.uid, &wanted).is_some()),
+            preflight_failed: desired.spec(vm.index).is_some_and(|desired_spec| {
+                preflight.failure(vm.meta.uid, &desired_spec).is_some()
+            }),
             spec: vm.spec.clone(),
             deleting: vm.meta.deleting,
             ready: world.is_settled(vm),

@@ -8,9 +8,9 @@
 
 use std::collections::BTreeSet;
 
-use super::choosing::{Stop, choose, choosing, claimed};
+use super::choosing::{Rollback, choose, choosing, claimed};
 use super::claims::Claims;
-use super::range::{HostUse, Seen};
+use super::range::{HostUse, Observation};
 use super::{Action, carry_out};
 use crate::api::host_group::HostGroup;
 use crate::api::link_name::{MAX_PORTS, tap_number};
@@ -54,7 +54,7 @@ pub enum AddError {
     Store(#[from] store::Error),
 }
 
-impl From<AddError> for Stop<AddError> {
+impl From<AddError> for Rollback<AddError> {
     fn from(error: AddError) -> Self {
         Self::Failed(error)
     }
@@ -83,8 +83,15 @@ pub async fn add(
     (name, ask): (Option<Name>, VmOverrides),
     now: Timestamp,
 ) -> Result<(Name, Added), AddError> {
-    choosing(store, claims, host_use, group, |txn, seen| {
-        add_in(txn, claims, seen, group, (name.clone(), ask.clone()), now)
+    choosing(store, claims, host_use, group, |txn, observation| {
+        add_in(
+            txn,
+            claims,
+            observation,
+            group,
+            (name.clone(), ask.clone()),
+            now,
+        )
     })
     .await
 }
@@ -93,28 +100,28 @@ pub async fn add(
 fn add_in(
     txn: &mut Txn<'_>,
     claims: &Claims,
-    seen: &Seen,
+    observation: &Observation,
     group: &Name,
     (name, ask): (Option<Name>, VmOverrides),
     now: Timestamp,
-) -> Result<(Name, Added), Stop<AddError>> {
+) -> Result<(Name, Added), Rollback<AddError>> {
     let mut living = living(txn.world(), group)?.clone();
     if let Some(name) = &name
         && let Some(done) = met_again(txn.world(), &living, name, &ask)?
     {
         return Ok((name.clone(), done));
     }
-    choose(txn, seen, &living, living.size() + 1)?;
+    choose(txn, observation, &living, living.size() + 1)?;
     let who = match &name {
         Some(name) => format!("vm/{name}"),
         None => "the VM".to_owned(),
     };
     let name = free_name(txn.world(), group, name)?;
     let order = OnDemandEntry { name, ask };
-    let place = place(txn.world(), &living, &order, &who)?;
-    living.orders.insert(place, order.clone());
+    let vm_index = assign_index(txn.world(), &living, &order, &who)?;
+    living.orders.insert(vm_index, order.clone());
     let create = Action::Create {
-        index: place,
+        index: vm_index,
         spec: Box::new(order.ask.spec(&living.spec.template)),
         order: Some(Box::new(order.clone())),
     };
@@ -131,7 +138,7 @@ fn add_in(
 /// Those of the store.
 pub fn remove(txn: &mut Txn<'_>, name: &Name) -> Result<Removed, store::Error> {
     let ordered = txn.world().order(name);
-    let ordered = ordered.map(|(group, place, _)| (group.clone(), place));
+    let ordered = ordered.map(|(group, vm_index, _)| (group.clone(), vm_index));
     let vm = txn.world().vm_named(name).cloned();
     match (ordered, vm) {
         (None, None) => Ok(Removed::Absent),
@@ -194,8 +201,8 @@ fn met_again(
     }
 }
 
-fn free_name(world: &World, group: &Name, asked: Option<Name>) -> Result<Name, AddError> {
-    let Some(name) = asked else {
+fn free_name(world: &World, group: &Name, requested: Option<Name>) -> Result<Name, AddError> {
+    let Some(name) = requested else {
         return made_up(world, group);
     };
     if HostGroup::is_counted_name(&name) {
@@ -232,15 +239,15 @@ fn made_up(world: &World, group: &Name) -> Result<Name, AddError> {
 }
 
 /// Returns the index of the new VM in its group. `who` is its name in error messages.
-fn place(
+fn assign_index(
     world: &World,
     group: &HostGroup,
     order: &OnDemandEntry,
     who: &str,
 ) -> Result<u32, AddError> {
-    let standing: BTreeSet<u32> = world.vms_of(&group.meta.name).map(|vm| vm.index).collect();
-    let place = group.free_index(|place| standing.contains(&place));
-    let place = place.ok_or_else(|| AddError::Conflict("the group is full".to_owned()))?;
+    let used_indexes: BTreeSet<u32> = world.vms_of(&group.meta.name).map(|vm| vm.index).collect();
+    let vm_index = group.free_index(|place| used_indexes.contains(&place));
+    let place = vm_index.ok_or_else(|| AddError::Conflict("the group is full".to_owned()))?;
     let template = &group.spec.template;
     let mut causes: Vec<String> = order
         .objections(place, template)

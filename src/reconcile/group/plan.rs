@@ -44,7 +44,7 @@ impl Desired {
     }
 
     /// Whether a VM with this index is desired.
-    pub fn wants(&self, index: u32) -> bool {
+    pub fn requires(&self, index: u32) -> bool {
         self.spec(index).is_some()
     }
 }
@@ -74,7 +74,8 @@ pub struct Member {
     pub misplaced: bool,
     /// Its replacement could not run on this host: it is left unchanged.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub held: bool,
+    #[serde(rename = "held")]
+    pub preflight_failed: bool,
     /// It is being deleted.
     pub deleting: bool,
     /// It is Ready at its newest generation, or paused or stopped as requested.
@@ -94,14 +95,14 @@ pub struct Extra {
 }
 
 impl Member {
-    fn is_outdated(&self, wanted: &VmSpec) -> bool {
-        self.misplaced || !self.spec.can_change_live_to(wanted)
+    fn is_outdated(&self, desired_spec: &VmSpec) -> bool {
+        self.misplaced || !self.spec.can_change_live_to(desired_spec)
     }
 
     /// Whether its spec and the template that it stores are as desired.
-    fn is_current(&self, wanted: &VmSpec, template: &VmSpec) -> bool {
+    fn is_current(&self, desired_spec: &VmSpec, template: &VmSpec) -> bool {
         let extra = self.on_demand.as_ref();
-        self.spec == *wanted && extra.is_none_or(|extra| extra.template == *template)
+        self.spec == *desired_spec && extra.is_none_or(|extra| extra.template == *template)
     }
 }
 
@@ -160,7 +161,7 @@ impl fmt::Display for Action {
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let mut plan = Vec::new();
     for (index, member) in &observed.members {
-        if !desired.wants(*index) && !member.deleting {
+        if !desired.requires(*index) && !member.deleting {
             plan.push(Action::Delete { uid: member.uid });
         }
     }
@@ -176,20 +177,22 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
 
 fn plan_members(desired: &Desired, template: &VmSpec, observed: &Observed, plan: &mut Vec<Action>) {
     for index in desired.places() {
-        let Some(wanted) = desired.spec(index) else {
+        let Some(desired_spec) = desired.spec(index) else {
             continue;
         };
         match observed.members.get(&index) {
             None => plan.push(Action::Create {
                 index,
-                spec: Box::new(wanted.into_owned()),
+                spec: Box::new(desired_spec.into_owned()),
                 order: desired.orders.get(&index).cloned().map(Box::new),
             }),
-            Some(member) if member.deleting || member.is_current(&wanted, template) => {}
-            Some(member) if member.spec.can_change_live_to(&wanted) => plan.push(Action::Update {
-                uid: member.uid,
-                spec: Box::new(wanted.into_owned()),
-            }),
+            Some(member) if member.deleting || member.is_current(&desired_spec, template) => {}
+            Some(member) if member.spec.can_change_live_to(&desired_spec) => {
+                plan.push(Action::Update {
+                    uid: member.uid,
+                    spec: Box::new(desired_spec.into_owned()),
+                })
+            }
             Some(_) => {}
         }
     }
@@ -206,8 +209,8 @@ fn replacement(desired: &Desired, template: &VmSpec, observed: &Observed) -> Opt
         .places()
         .all(|index| observed.members.contains_key(&index));
     let outdated = |index: u32, member: &Member| {
-        let wanted = desired.spec(index);
-        member.is_outdated(wanted.as_deref().unwrap_or(template))
+        let desired_spec = desired.spec(index);
+        member.is_outdated(desired_spec.as_deref().unwrap_or(template))
     };
     let busy = observed
         .members
@@ -219,8 +222,8 @@ fn replacement(desired: &Desired, template: &VmSpec, observed: &Observed) -> Opt
     observed
         .members
         .iter()
-        .filter(|(index, member)| desired.wants(**index) && outdated(**index, member))
-        .filter(|(_, member)| !member.held)
+        .filter(|(index, member)| desired.requires(**index) && outdated(**index, member))
+        .filter(|(_, member)| !member.preflight_failed)
         .min_by_key(|(index, member)| (member.ready, **index))
         .map(|(_, member)| Action::Delete { uid: member.uid })
 }
@@ -231,9 +234,10 @@ fn plan_leases(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
         .filter(|index| *index <= MAX_COUNT)
         .filter_map(|index| HostGroup::vm_name(&observed.name, index));
     let ordered = desired.orders.values().map(|order| order.name.clone());
-    let standing = observed.members.values();
-    let standing = standing.filter_map(|member| Some(member.on_demand.as_ref()?.name.clone()));
-    let kept: BTreeSet<Name> = counted.chain(ordered).chain(standing).collect();
+    let existing_members = observed.members.values();
+    let existing_names =
+        existing_members.filter_map(|member| Some(member.on_demand.as_ref()?.name.clone()));
+    let kept: BTreeSet<Name> = counted.chain(ordered).chain(existing_names).collect();
     for lease in observed.leases.difference(&kept) {
         plan.push(Action::Release {
             lease: lease.clone(),
@@ -244,8 +248,8 @@ fn plan_leases(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
 /// Whether the group waits for one of its VMs after the plan is carried out.
 pub(super) fn progress(desired: &Desired, observed: &Observed, plan: &[Action]) -> Progress {
     let outdated = |(index, member): (&u32, &Member)| {
-        let wanted = desired.spec(*index);
-        wanted.is_some_and(|wanted| member.is_outdated(&wanted))
+        let desired_spec = desired.spec(*index);
+        desired_spec.is_some_and(|wanted| member.is_outdated(&wanted))
     };
     let waits = !plan.is_empty()
         || observed.members.values().any(|member| member.deleting)

@@ -12,34 +12,42 @@ use crate::store::World;
 /// The results of the preflight checks of one run, by VM.
 #[derive(Debug, Default)]
 pub struct Preflight {
-    known: HashMap<Uid, Judgement>,
+    known: HashMap<Uid, PreflightResult>,
 }
 
 #[derive(Debug)]
-struct Judgement {
-    wanted: VmSpec,
+struct PreflightResult {
+    spec: VmSpec,
     found: Result<(), String>,
 }
 
 /// A preflight check to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Question {
+pub struct PreflightCheck {
     /// The existing VM.
     pub vm: Vm,
     /// The spec of its replacement.
-    pub wanted: VmSpec,
+    pub spec: VmSpec,
 }
 
 impl Preflight {
     /// Records a result: it could run, or the reason why it could not, as text for users.
-    pub fn note(&mut self, question: Question, found: Result<(), String>) {
-        let wanted = question.wanted;
-        let judgement = Judgement { wanted, found };
-        self.known.insert(question.vm.meta.uid, judgement);
+    pub fn note(&mut self, check: PreflightCheck, found: Result<(), String>) {
+        let desired_spec = check.spec;
+        let entry = PreflightResult {
+            spec: desired_spec,
+            found,
+        };
+        self.known.insert(check.vm.meta.uid, entry);
     }
 
     /// Returns a check that must pass before this plan may be carried out.
-    pub fn asks(&self, world: &World, desired: &Desired, plan: &[Action]) -> Option<Question> {
+    pub fn next_check(
+        &self,
+        world: &World,
+        desired: &Desired,
+        plan: &[Action],
+    ) -> Option<PreflightCheck> {
         let going = plan.iter().filter_map(|action| match action {
             Action::Delete { uid } => world.vm(*uid),
             Action::Create { .. }
@@ -49,24 +57,26 @@ impl Preflight {
         });
         going
             .filter_map(|vm| Some((vm, desired.spec(vm.index)?)))
-            .find(|(vm, wanted)| self.of(vm.meta.uid, wanted).is_none())
-            .map(|(vm, wanted)| Question {
+            .find(|(vm, desired_spec)| self.of(vm.meta.uid, desired_spec).is_none())
+            .map(|(vm, wanted)| PreflightCheck {
                 vm: vm.clone(),
-                wanted: wanted.into_owned(),
+                spec: wanted.into_owned(),
             })
     }
 
     /// The reason why a VM cannot be replaced with this spec, if there is one.
-    pub fn unfit(&self, uid: Uid, wanted: &VmSpec) -> Option<&str> {
-        self.of(uid, wanted)?
+    pub fn failure(&self, uid: Uid, desired_spec: &VmSpec) -> Option<&str> {
+        self.of(uid, desired_spec)?
             .found
             .as_ref()
             .err()
             .map(String::as_str)
     }
 
-    fn of(&self, uid: Uid, wanted: &VmSpec) -> Option<&Judgement> {
-        self.known.get(&uid).filter(|known| known.wanted == *wanted)
+    fn of(&self, uid: Uid, desired_spec: &VmSpec) -> Option<&PreflightResult> {
+        self.known
+            .get(&uid)
+            .filter(|known| known.spec == *desired_spec)
     }
 }
 
@@ -76,7 +86,7 @@ pub enum BlockedReason {
     /// It has no addresses, with the reason.
     NoRange(String),
     /// VMs that are left unchanged, each with the reason why it is not replaced.
-    Unfit(BTreeMap<Name, String>),
+    PreflightFailed(BTreeMap<Name, String>),
 }
 
 impl BlockedReason {
@@ -84,19 +94,19 @@ impl BlockedReason {
     pub fn reason(&self) -> Reason {
         match self {
             Self::NoRange(_) => Reason::Conflict,
-            Self::Unfit(_) => Reason::Invalid,
+            Self::PreflightFailed(_) => Reason::Invalid,
         }
     }
 
     /// The message, as text for users.
-    pub fn words(&self) -> String {
+    pub fn message(&self) -> String {
         match self {
             Self::NoRange(why) => why.clone(),
-            Self::Unfit(held) => match held.first_key_value() {
+            Self::PreflightFailed(failed) => match failed.first_key_value() {
                 None => String::new(),
-                Some((vm, why)) if held.len() == 1 => format!("{vm} is not replaced: {why}"),
+                Some((vm, why)) if failed.len() == 1 => format!("{vm} is not replaced: {why}"),
                 Some((vm, why)) => {
-                    let more = held.len() - 1;
+                    let more = failed.len() - 1;
                     format!("{vm} and {more} more are not replaced: {why}")
                 }
             },
@@ -107,7 +117,7 @@ impl BlockedReason {
     pub fn of_vm(&self, name: &Name) -> Option<&str> {
         match self {
             Self::NoRange(_) => None,
-            Self::Unfit(held) => held.get(name).map(String::as_str),
+            Self::PreflightFailed(failed) => failed.get(name).map(String::as_str),
         }
     }
 }

@@ -85,7 +85,7 @@ pub struct HostUse<'a> {
 
 impl HostUse<'_> {
     /// Addresses and routes of links that are not ours, with prefixes longer than /16. One observation for a whole group.
-    async fn look(&self, links: Vec<Link>) -> Result<Vec<Ipv4Network>, host::Error> {
+    async fn used_networks(&self, links: Vec<Link>) -> Result<Vec<Ipv4Network>, host::Error> {
         let prefix = self.instance.link_prefix();
         let ours: BTreeSet<u32> = links
             .into_iter()
@@ -112,22 +112,22 @@ impl HostUse<'_> {
 
 /// Observations that a choice is based on.
 #[derive(Default)]
-pub(super) struct Seen {
-    host: SeenHost,
+pub(super) struct Observation {
+    host: HostObservation,
     /// The claims of other daemons.
     foreign: Vec<Claim>,
 }
 
 /// Networks that the host uses.
 #[derive(Default)]
-enum SeenHost {
+enum HostObservation {
     /// The host was not observed.
     #[default]
     Nothing,
     /// Parts of 169.254.0.0/16.
     Isolated(Vec<Ipv4Network>),
     /// Networks outside the bridge with this name.
-    Bridge(String, subnet::Seen),
+    Bridge(String, subnet::HostObservation),
 }
 
 /// The decision of a transaction about the addresses of a group.
@@ -139,38 +139,39 @@ pub(super) enum Choice {
     /// The stored choice is removed: CNI plugins assign the addresses.
     Forget,
     /// The host must be observed before a choice can be made.
-    LookFirst,
+    ObserveFirst,
 }
 
 /// Observes the host and the claims of other daemons for a group's choice. Runs before the transaction, because it takes too long for one.
-pub(super) async fn look(
+pub(super) async fn observe(
     claims: &Claims,
     host_use: &HostUse<'_>,
     group: &HostGroup,
-) -> Result<Seen, super::Error> {
+) -> Result<Observation, super::Error> {
     let links = link::list(host_use.netlink).await?;
     claims.reap(&links).await?;
     let host = match &group.spec.template.network {
-        NetworkSpec::Isolated(_) => SeenHost::Isolated(host_use.look(links).await?),
+        NetworkSpec::Isolated(_) => HostObservation::Isolated(host_use.used_networks(links).await?),
         NetworkSpec::Bridge(bridge) => {
             let name = bridge.bridge.clone();
-            let seen = subnet::Seen::look(host_use.netlink, &links, &name).await?;
-            SeenHost::Bridge(name, seen)
+            let observation =
+                subnet::HostObservation::observe(host_use.netlink, &links, &name).await?;
+            HostObservation::Bridge(name, observation)
         }
-        NetworkSpec::Cni(_) => SeenHost::Nothing,
+        NetworkSpec::Cni(_) => HostObservation::Nothing,
     };
     let foreign = claims.foreign()?;
-    Ok(Seen { host, foreign })
+    Ok(Observation { host, foreign })
 }
 
 /// Whether the stored choice meets the spec, and `wanted` VMs have an address from it.
-fn stands(world: &World, group: &HostGroup, wanted: usize) -> bool {
+fn stands(world: &World, group: &HostGroup, count: usize) -> bool {
     match &group.spec.template.network {
         NetworkSpec::Isolated(isolated) => {
             let name = &group.meta.name;
-            kept(world, name, isolated.range).is_some() && world.leases_of(name).count() >= wanted
+            kept(world, name, isolated.range).is_some() && world.leases_of(name).count() >= count
         }
-        NetworkSpec::Bridge(bridge) => subnet::stands(world, group, bridge, wanted),
+        NetworkSpec::Bridge(bridge) => subnet::stands(world, group, bridge, count),
         NetworkSpec::Cni(_) => world.pool(&group.meta.name).is_none(),
     }
 }
@@ -185,17 +186,17 @@ fn kept(world: &World, name: &Name, spec: Option<Ipv4Network>) -> Option<Ipv4Net
 /// between the two no other group can choose, and nothing is released.
 pub(super) fn choose(
     world: &World,
-    seen: &Seen,
+    observation: &Observation,
     group: &HostGroup,
-    wanted: usize,
+    count: usize,
 ) -> Result<Choice, RangeError> {
-    if stands(world, group, wanted) {
+    if stands(world, group, count) {
         return Ok(Choice::Keep);
     }
-    match (&group.spec.template.network, &seen.host) {
+    match (&group.spec.template.network, &observation.host) {
         (NetworkSpec::Cni(_), _) => Ok(Choice::Forget),
-        (NetworkSpec::Isolated(isolated), SeenHost::Isolated(used)) => {
-            let foreign = &seen.foreign;
+        (NetworkSpec::Isolated(isolated), HostObservation::Isolated(used)) => {
+            let foreign = &observation.foreign;
             let range = isolated_range(world, foreign, used, &group.meta.name, isolated.range)?;
             let in_use = used
                 .iter()
@@ -209,10 +210,12 @@ pub(super) fn choose(
                 in_use,
             }))
         }
-        (NetworkSpec::Bridge(bridge), SeenHost::Bridge(name, host)) if *name == bridge.bridge => {
-            subnet::choose(world, &seen.foreign, host, group, bridge).map(Choice::Take)
+        (NetworkSpec::Bridge(bridge), HostObservation::Bridge(name, host))
+            if *name == bridge.bridge =>
+        {
+            subnet::choose(world, &observation.foreign, host, group, bridge).map(Choice::Take)
         }
-        (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_), _) => Ok(Choice::LookFirst),
+        (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_), _) => Ok(Choice::ObserveFirst),
     }
 }
 

@@ -26,20 +26,20 @@ struct Other {
 }
 
 /// Whether the stored gateway meets the spec, and `wanted` VMs have an address in its subnet.
-pub(super) fn stands(world: &World, group: &HostGroup, spec: &BridgeSpec, wanted: usize) -> bool {
+pub(super) fn stands(world: &World, group: &HostGroup, spec: &BridgeSpec, count: usize) -> bool {
     let name = &group.meta.name;
     let Some(kept) = kept(world, name, spec) else {
         return false;
     };
     let on_bridge = world.leases_of(name).filter(
-        |lease| matches!(&lease.address, Address::Bridged { gateway, .. } if *gateway == kept),
+        |lease| matches!(&lease.address, Address::Bridge { gateway, .. } if *gateway == kept),
     );
-    on_bridge.count() >= wanted
+    on_bridge.count() >= count
 }
 
 fn kept(world: &World, name: &Name, spec: &BridgeSpec) -> Option<Ipv4Network> {
     let stored = world.pool(name).and_then(network_of)?;
-    Some(stored).filter(|kept| spec.gateway.is_none_or(|wanted| wanted == *kept))
+    Some(stored).filter(|kept| spec.gateway.is_none_or(|required| required == *kept))
 }
 
 /// Chooses a group's gateway. The result includes the addresses of its subnet that the host, its neighbours, or other daemons on the same
@@ -47,7 +47,7 @@ fn kept(world: &World, name: &Name, spec: &BridgeSpec) -> Option<Ipv4Network> {
 pub(super) fn choose(
     world: &World,
     foreign: &[Claim],
-    seen: &Seen,
+    seen: &HostObservation,
     group: &HostGroup,
     spec: &BridgeSpec,
 ) -> Result<Pool, RangeError> {
@@ -92,7 +92,7 @@ fn network_of(pool: &Pool) -> Option<Ipv4Network> {
 
 fn others(world: &World, name: &Name) -> Vec<Other> {
     let groups = world.groups().filter(|group| group.meta.name != *name);
-    let bridged = groups.filter_map(|group| {
+    let bridge_gateways = groups.filter_map(|group| {
         let NetworkSpec::Bridge(spec) = &group.spec.template.network else {
             return None;
         };
@@ -102,14 +102,14 @@ fn others(world: &World, name: &Name) -> Vec<Other> {
             gateway: network_of(world.pool(&group.meta.name)?)?,
         })
     });
-    bridged.collect()
+    bridge_gateways.collect()
 }
 
 fn check(
     gateway: Ipv4Network,
     spec: &BridgeSpec,
     others: &[Other],
-    seen: &Seen,
+    seen: &HostObservation,
 ) -> Result<(), RangeError> {
     let range = subnet(gateway);
     for other in others {
@@ -149,7 +149,7 @@ fn derive(
     foreign: &[Claim],
     name: &Name,
     others: &[Other],
-    seen: &Seen,
+    seen: &HostObservation,
 ) -> Result<Ipv4Network, RangeError> {
     const FIRST: u8 = 100;
     const LAST: u8 = 250;
@@ -175,7 +175,7 @@ fn derive(
 }
 
 /// IPv4 networks and addresses of the host.
-pub(super) struct Seen {
+pub(super) struct HostObservation {
     /// Subnets of links other than the bridge.
     elsewhere: Vec<(Ipv4Network, String)>,
     /// Destinations of the host's routes, except the default route.
@@ -184,8 +184,8 @@ pub(super) struct Seen {
     hosts: Vec<Ipv4Addr>,
 }
 
-impl Seen {
-    pub(super) async fn look(
+impl HostObservation {
+    pub(super) async fn observe(
         netlink: &Handle,
         links: &[Link],
         bridge: &str,

@@ -132,7 +132,7 @@ async fn create_bridge(
     desired: &Desired,
     name: &str,
 ) -> Result<(), Error> {
-    let params = bridge::Birth {
+    let params = bridge::NewBridge {
         name: name.to_owned(),
         mac: owner::bridge_mac(&desired.instance, name).0,
         mtu: MTU,

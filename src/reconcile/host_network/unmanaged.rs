@@ -165,7 +165,7 @@ async fn reload(manager: Manager) {
 /// Whether a program runs in this network namespace.
 pub fn runs(home: &Netns, manager: Manager) -> Result<bool, Error> {
     let home = home.inode()?;
-    let names = match fs::look_at_dir(Path::new("/proc"))? {
+    let names = match fs::read_dir(Path::new("/proc"))? {
         Dir::Present(names) => names,
         Dir::Absent | Dir::NotADirectory => Vec::new(),
     };

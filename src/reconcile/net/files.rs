@@ -18,7 +18,7 @@ pub(super) struct Seen {
 
 pub(super) fn observe(dir: &Path) -> Result<Seen, Error> {
     let record = fs::read_text(&dir.join(RECORD))?;
-    let exists = match fs::look_at_dir(dir)? {
+    let exists = match fs::read_dir(dir)? {
         // If it contains only foreign files, everything of ours is removed.
         fs::Dir::Present(names) => {
             names.is_empty() || names.iter().any(|name| is_ours(name)) || ramdir::is_mounted(dir)?
@@ -50,7 +50,7 @@ pub(super) fn remove(dir: &Path) -> Result<(), Error> {
         fs::free(dir)?;
         remove_all(dir)?;
     }
-    if let fs::Dir::Present(names) = fs::look_at_dir(dir)? {
+    if let fs::Dir::Present(names) = fs::read_dir(dir)? {
         tracing::warn!(dir = %dir.display(), ?names, "the directory of a removed VM contains files that are not ours");
     }
     Ok(())

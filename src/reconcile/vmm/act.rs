@@ -15,7 +15,9 @@ use super::{
 };
 use crate::host::blocking::within;
 use crate::host::image::{self, Use};
-use crate::host::process::{self, Confine, Identity, Life, Process, Record, Spawn, Stop, Words};
+use crate::host::process::{
+    self, Confine, Identity, Process, ProcessState, Record, Spawn, StderrReader, StopSignal,
+};
 use crate::host::{Error, Kind, fs, ramdir};
 use crate::reconcile::places::FileAccess;
 use crate::runtime::controller::release_worker;
@@ -62,7 +64,7 @@ pub(super) async fn act(
         Action::Kill(process) => kill(desired, process.thing(), is_assigned).await,
         // These need no action here: see `waits`.
         Action::PoweredDown { .. } | Action::Judge => Ok(()),
-        Action::Launch { .. } => match &desired.want {
+        Action::Launch { .. } => match &desired.launch {
             Some(launch) => start(places, desired, launch).await,
             None => Ok(()),
         },
@@ -73,7 +75,7 @@ pub(super) async fn act(
 
 /// Requests a power-down. A guest that ignores the request still gets its grace period; a guest of a VMM that does not respond gets none.
 async fn request_power_down(desired: &Desired, identity: &Identity) -> Result<(), Error> {
-    let Life::Alive(_held) = process::look(identity)? else {
+    let ProcessState::Alive(_held) = process::open(identity)? else {
         return Ok(());
     };
     ending::record_stop(desired, identity, PowerDownRequest::Asking)?;
@@ -103,7 +105,7 @@ async fn terminate(
 ) -> Result<(), Error> {
     ending::record_stop_once(desired, identity)?;
     let user = assigned_user(desired, identity, is_assigned)?;
-    match signal(identity, Stop::Terminate, TERM_DEADLINE).await? {
+    match signal(identity, StopSignal::Terminate, TERM_DEADLINE).await? {
         true => kill_user_processes(desired, user).await,
         false => Ok(()),
     }
@@ -121,8 +123,8 @@ fn assigned_user(
 }
 
 /// Sends the signal and waits. Returns whether the process has ended before the deadline.
-async fn signal(identity: &Identity, stop: Stop, deadline: Duration) -> Result<bool, Error> {
-    let Life::Alive(process) = process::look(identity)? else {
+async fn signal(identity: &Identity, stop: StopSignal, deadline: Duration) -> Result<bool, Error> {
+    let ProcessState::Alive(process) = process::open(identity)? else {
         return Ok(true);
     };
     process.stop(stop)?;
@@ -140,9 +142,9 @@ async fn kill(
         tracing::warn!(pid = identity.pid, %error, "cannot record that a VMM is stopped");
     }
     let user = assigned_user(desired, identity, is_assigned)?;
-    if !signal(identity, Stop::Kill, KILL_DEADLINE).await? {
+    if !signal(identity, StopSignal::Kill, KILL_DEADLINE).await? {
         confine::kill_cgroup(desired);
-        if !signal(identity, Stop::Kill, CGROUP_DEADLINE).await? {
+        if !signal(identity, StopSignal::Kill, CGROUP_DEADLINE).await? {
             let deadline = humantime::format_duration(KILL_DEADLINE + CGROUP_DEADLINE);
             let reason = format!("it still runs {deadline} after SIGKILL");
             return Err(Error::other(
@@ -191,7 +193,7 @@ async fn start(places: &FileAccess, desired: &Desired, launch: &Launch) -> Resul
     }
     let (identity, stderr) = spawn(places.clone(), desired.clone(), launch.clone()).await?;
     tracing::debug!(pid = identity.pid, "started a VMM");
-    let Life::Alive(process) = process::look(&identity)? else {
+    let ProcessState::Alive(process) = process::open(&identity)? else {
         ending::append_output(&desired.dir, stderr.as_ref());
         return Err(failed_at_startup(desired, &identity)?);
     };
@@ -226,7 +228,7 @@ async fn spawn(
     places: FileAccess,
     desired: Desired,
     launch: Launch,
-) -> Result<(Identity, Option<Words>), Error> {
+) -> Result<(Identity, Option<StderrReader>), Error> {
     let start = move || {
         if let Some(note) = Note::read(&desired)? {
             confine::restore_owners(&note);
@@ -329,9 +331,9 @@ fn file_limit(disks: &[(Access, File)]) -> Result<u64, Error> {
 
 /// The error for a VMM that ended during its start, with its last output as the reason.
 fn failed_at_startup(desired: &Desired, identity: &Identity) -> Result<Error, Error> {
-    let outcome = match process::look(identity)? {
-        Life::Ended(exit) => exit.to_string(),
-        Life::Alive(_) => "failed".to_owned(),
+    let outcome = match process::open(identity)? {
+        ProcessState::Ended(exit) => exit.to_string(),
+        ProcessState::Alive(_) => "failed".to_owned(),
     };
     // Several lines: the first may contain the cause, the following its effects.
     let said = match ending::last_lines(&desired.dir, LAST_LINES) {

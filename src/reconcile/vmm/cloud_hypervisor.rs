@@ -39,7 +39,7 @@ pub(super) fn recipe(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<La
     }
     let kernel = slot.kernel(spec)?;
     let own = VmmParameters {
-        words: "reboot=k".to_owned(),
+        parameters: "reboot=k".to_owned(),
         reserved: 0,
     };
     let line = cmdline::command_line(spec, slot, &own)?;

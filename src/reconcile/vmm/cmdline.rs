@@ -24,7 +24,7 @@ pub const NAME_SERVERS: usize = 2;
 /// The part of the command line that depends on the VMM.
 pub(super) struct VmmParameters {
     /// Its parameters.
-    pub words: String,
+    pub parameters: String,
     /// Bytes that the VMM itself appends.
     pub reserved: usize,
 }
@@ -35,10 +35,10 @@ pub(super) fn command_line(
     slot: &Slot,
     own: &VmmParameters,
 ) -> Result<String, RecipeError> {
-    let user = spec.life.cmdline.as_deref();
+    let user = spec.lifecycle.cmdline.as_deref();
     let mut line = format!(
         "console=ttyS0 quiet panic=-1 {} {}",
-        own.words,
+        own.parameters,
         address(spec, slot)
     );
     for further in &slot.connection.addresses {

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{CONSOLE, Desired};
-use crate::host::process::{self, Exit, Identity, Life, Record, Words};
+use crate::host::process::{self, Exit, Identity, ProcessState, Record, StderrReader};
 use crate::host::{Error, Kind, fs};
 
 /// A process that has ended.
@@ -39,9 +39,9 @@ pub fn ended(desired: &Desired, known: Option<&Identity>) -> Result<Option<Ended
     if process.boot != fs::boot_id()? {
         return Ok(None);
     }
-    match process::look(&process)? {
-        Life::Alive(_) => Ok(None),
-        Life::Ended(exit) => Ok(Some(Ended {
+    match process::open(&process)? {
+        ProcessState::Alive(_) => Ok(None),
+        ProcessState::Ended(exit) => Ok(Some(Ended {
             stopped: read(desired)?.is_some_and(|stopping| stopping.process == process),
             process,
             exit,
@@ -51,8 +51,8 @@ pub fn ended(desired: &Desired, known: Option<&Identity>) -> Result<Option<Ended
 
 /// Appends output of a VMM that failed, which is not in its log yet, to the log, for users. The log belongs to the VMM, which may have
 /// replaced it by anything.
-pub(super) fn append_output(dir: &Path, stderr: Option<&Words>) {
-    let said = stderr.map(Words::read).unwrap_or_default();
+pub(super) fn append_output(dir: &Path, stderr: Option<&StderrReader>) {
+    let said = stderr.map(StderrReader::read).unwrap_or_default();
     let add = || -> io::Result<()> {
         let mut log = OpenOptions::new()
             .append(true)

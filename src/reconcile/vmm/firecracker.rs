@@ -46,7 +46,7 @@ pub(super) fn recipe(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<La
         });
     }
     let mut argv = vec![program.path.display().to_string()];
-    let path = |name: &str| jailer::seen(&slot.confined_by, name);
+    let path = |name: &str| jailer::path_in_vmm(&slot.confined_by, name);
     for (option, value) in [
         ("--id", slot.name.to_string()),
         ("--api-sock", path(Control::Firecracker.socket())),
@@ -152,7 +152,7 @@ fn config(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<Config, Recip
                 spec,
                 slot,
                 &VmmParameters {
-                    words: parameters,
+                    parameters,
                     reserved,
                 },
             )?,
@@ -166,11 +166,11 @@ fn config(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<Config, Recip
         }],
         vsock: Vsock {
             guest_cid: 3,
-            uds_path: jailer::seen(&slot.confined_by, VSOCK),
+            uds_path: jailer::path_in_vmm(&slot.confined_by, VSOCK),
         },
         entropy: Entropy {},
         metrics: Metrics {
-            metrics_path: jailer::seen(&slot.confined_by, METRICS),
+            metrics_path: jailer::path_in_vmm(&slot.confined_by, METRICS),
         },
     })
 }

@@ -66,13 +66,15 @@ impl Evidence {
     pub(super) fn of(
         origin: &Origin,
         group: impl Fn(&str) -> Member,
-        told: impl Fn(u32) -> Option<String>,
+        read_env_label: impl Fn(u32) -> Option<String>,
     ) -> Self {
         let label = |text: &str| text.parse::<Label>().ok();
         let marked = origin.root.label(LABEL_VAR).and_then(label);
         let unmarked = origin.root == Root::Unlabelled;
         let env_label = match (&marked, unmarked) {
-            (None, true) => told(origin.identity.pid).as_deref().and_then(label),
+            (None, true) => read_env_label(origin.identity.pid)
+                .as_deref()
+                .and_then(label),
             _ => None,
         };
         Self {

@@ -39,7 +39,7 @@ pub(super) struct JailerCommand {
 }
 
 /// The path by which a VMM opens a file in its run directory, which is its working directory unless it is in a jail.
-pub(super) fn seen(confined_by: &ConfinedBy, name: &str) -> String {
+pub(super) fn path_in_vmm(confined_by: &ConfinedBy, name: &str) -> String {
     match confined_by {
         ConfinedBy::Sliced { .. } => name.to_owned(),
         ConfinedBy::Jailer(_) => format!("{JAIL_RUN_DIR}/{name}"),
@@ -84,7 +84,7 @@ fn without_id(arguments: &[String]) -> (String, Vec<String>) {
 
 /// The arguments of a process, in the form of `launch` if the process is, or is about to become, a Firecracker in a jail; otherwise
 /// unchanged.
-pub(super) fn told(argv: Vec<String>, launch: Option<&Launch>) -> Vec<String> {
+pub(super) fn without_jailer(argv: Vec<String>, launch: Option<&Launch>) -> Vec<String> {
     let Some((launch, arguments)) = launch.zip(argv.get(1..)) else {
         return argv;
     };
@@ -115,13 +115,13 @@ mod tests {
     use super::super::Version;
     use super::*;
 
-    fn words(text: &str) -> Vec<String> {
+    fn split(text: &str) -> Vec<String> {
         text.split(' ').map(str::to_owned).collect()
     }
 
     fn launch() -> Launch {
         Launch {
-            argv: words("/opt/bin/fc --id vm-1 --api-sock /vmm/firecracker.sock"),
+            argv: split("/opt/bin/fc --id vm-1 --api-sock /vmm/firecracker.sock"),
             netns: None,
             tap: "tap0".to_owned(),
             files: Vec::new(),
@@ -143,10 +143,10 @@ mod tests {
         let expected = "/opt/bin/jailer --id vm-1 --exec-file /opt/fc-1.17/firecracker-v1.17 --uid 70001 --gid 70001 \
             --chroot-base-dir /jail --resource-limit fsize=9000 --resource-limit no-file=4096 \
             -- --api-sock /vmm/firecracker.sock";
-        assert_eq!(command.argv, words(expected));
+        assert_eq!(command.argv, split(expected));
         let root = "/jail/firecracker-v1.17/vm-1/root";
         assert_eq!(command.root, Path::new(root));
-        assert_eq!(told(command.argv, Some(&launch())), launch().argv);
+        assert_eq!(without_jailer(command.argv, Some(&launch())), launch().argv);
     }
 
     #[test]
@@ -154,16 +154,19 @@ mod tests {
         let launch = launch();
         let jailed = "/firecracker-v1.17 --id vm-1 --start-time-us 1 --start-time-cpu-us 2 --parent-cpu-time-us 3 \
             --api-sock /vmm/firecracker.sock";
-        assert_eq!(told(words(jailed), Some(&launch)), launch.argv);
+        assert_eq!(without_jailer(split(jailed), Some(&launch)), launch.argv);
         for other in [
             "/opt/bin/fc --id vm-1 --api-sock firecracker.sock",
             "/opt/bin/fc --id vm-1 --start-time-us 1 --api-sock x",
             "/usr/bin/qemu -name x -- y",
             "x",
         ] {
-            assert_eq!(told(words(other), Some(&launch)), words(other));
-            assert_eq!(told(words(other), None), words(other));
+            assert_eq!(without_jailer(split(other), Some(&launch)), split(other));
+            assert_eq!(without_jailer(split(other), None), split(other));
         }
-        assert_eq!(told(Vec::new(), Some(&launch)), Vec::<String>::new());
+        assert_eq!(
+            without_jailer(Vec::new(), Some(&launch)),
+            Vec::<String>::new()
+        );
     }
 }

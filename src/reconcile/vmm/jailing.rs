@@ -9,7 +9,7 @@ use super::opened::OpenFiles;
 use super::{ConfinedBy, Desired, Launch};
 use crate::host::Error;
 use crate::host::named::Named;
-use crate::host::process::{Jail, Keep, Words};
+use crate::host::process::{Jail, Keep, StderrReader};
 
 /// The resources for one start.
 pub(super) struct JailerLaunch<'a> {
@@ -82,7 +82,7 @@ impl<'a> JailerLaunch<'a> {
     }
 
     /// Releases the resources after the start has succeeded or failed. Returns the standard error of the process.
-    pub(super) fn release(self) -> Words {
+    pub(super) fn release(self) -> StderrReader {
         self.keep.let_go()
     }
 }

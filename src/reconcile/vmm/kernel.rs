@@ -124,15 +124,15 @@ fn image(number: u64) -> Vec<u8> {
     file.resize(16, 0);
     // ET_EXEC, EM_X86_64, version, entry, program headers, no sections.
     push_u16(&mut file, &[2, 62]);
-    words(&mut file, &[1]);
+    push_u32(&mut file, &[1]);
     push_u64(&mut file, &[BASE, 64, 0]);
-    words(&mut file, &[0]);
+    push_u32(&mut file, &[0]);
     push_u16(&mut file, &[64, 56, 2, 0, 0, 0]);
     // PT_LOAD, readable, writable and executable; PT_NOTE.
-    words(&mut file, &[1, 7]);
+    push_u32(&mut file, &[1, 7]);
     let length = segment.len() as u64;
     push_u64(&mut file, &[start, BASE, BASE, length, length, 1]);
-    words(&mut file, &[4, 4]);
+    push_u32(&mut file, &[4, 4]);
     let length = note.len() as u64;
     push_u64(&mut file, &[HEADERS, 0, 0, length, length, 4]);
     [file, note, segment].concat()
@@ -151,7 +151,7 @@ fn segment(number: u64) -> Vec<u8> {
     );
     // Limit and address of the segment descriptors, then of the interrupt descriptors.
     push_u16(&mut bytes, &[23]);
-    words(&mut bytes, &[(DATA + 40) as u32]);
+    push_u32(&mut bytes, &[(DATA + 40) as u32]);
     push_u16(&mut bytes, &[63]);
     push_u64(&mut bytes, &[DATA + 80]);
     // Gates of the exceptions 0 to 3; the last one is the breakpoint's, an interrupt gate to the end of the code.
@@ -171,7 +171,7 @@ fn push_u16(to: &mut Vec<u8>, values: &[u16]) {
     to.extend(values.iter().flat_map(|value| value.to_le_bytes()));
 }
 
-fn words(to: &mut Vec<u8>, values: &[u32]) {
+fn push_u32(to: &mut Vec<u8>, values: &[u32]) {
     to.extend(values.iter().flat_map(|value| value.to_le_bytes()));
 }
 

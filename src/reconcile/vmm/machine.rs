@@ -144,7 +144,7 @@ pub async fn boots(qemu: &Named, accel: Accel) -> bool {
     let installed = confine::installed_dirs(qemu.real());
     let query = Query {
         program: qemu,
-        words: &arguments,
+        args: &arguments,
         beside: &installed,
         input: Some(&trial.image),
         kvm: accel == Accel::Kvm,

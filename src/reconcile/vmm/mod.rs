@@ -193,7 +193,8 @@ pub struct Desired {
     /// The run directory.
     pub dir: PathBuf,
     /// How the VMM is started; `None`: none may run.
-    pub want: Option<Launch>,
+    #[serde(rename = "want")]
+    pub launch: Option<Launch>,
     /// Disks that it locks while it runs, so that no other program writes to them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<Disk>,
@@ -214,7 +215,8 @@ pub struct Desired {
     pub guest: DesiredGuest,
     /// After which exits the VMM may be started again.
     #[serde(default, skip_serializing_if = "EvaluatedExits::is_default")]
-    pub judged: EvaluatedExits,
+    #[serde(rename = "judged")]
+    pub evaluated_exits: EvaluatedExits,
 }
 
 /// What is kept of a VMM that may not run.
@@ -319,7 +321,8 @@ pub struct Observed {
     pub ended_as: Option<Identity>,
     /// The last line of the console, for users. Empty while a VMM runs.
     #[serde(default)]
-    pub last_words: String,
+    #[serde(rename = "last_words")]
+    pub last_output: String,
 }
 
 /// The run directory.
@@ -357,7 +360,8 @@ pub struct Running {
     pub stale: Vec<String>,
     /// Milliseconds since its guest was requested to power down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub asked_ms: Option<u64>,
+    #[serde(rename = "asked_ms")]
+    pub power_down_requested_ms: Option<u64>,
     /// The state of its guest, if it was queried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestState>,

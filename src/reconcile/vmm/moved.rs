@@ -75,10 +75,10 @@ impl OwnDisk {
 /// # Errors
 /// The state of the process cannot be read.
 pub fn uses_another_disk(desired: &Desired, pid: u32) -> Result<Option<String>, Error> {
-    let (Some(own), Some(launch)) = (OwnDisk::of(desired), &desired.want) else {
+    let (Some(own), Some(launch)) = (OwnDisk::of(desired), &desired.launch) else {
         return Ok(None);
     };
-    let argv = jailer::told(process::argv(pid)?, Some(launch));
+    let argv = jailer::without_jailer(process::argv(pid)?, Some(launch));
     let note = note::read(&desired.dir)?;
     let Some(old) = own.previous_disk(launch, &argv, note.as_ref()) else {
         return Ok(None);

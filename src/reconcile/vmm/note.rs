@@ -13,7 +13,7 @@ use super::moved::OwnDisk;
 use super::{ConfinedBy, Desired, Launch, NOTE, NewFile, Program, RECORD, Version};
 use crate::host;
 use crate::host::fs::{self, Durability};
-use crate::host::process::{self, Identity, Life, Record};
+use crate::host::process::{self, Identity, ProcessState, Record};
 
 /// How a VMM was started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,9 +129,9 @@ pub fn running(dir: &Path) -> Result<Option<Identity>, host::Error> {
     let Record::Of(identity) = process::read_record(&dir.with_file_name(RECORD))? else {
         return Ok(None);
     };
-    Ok(match process::look(&identity)? {
-        Life::Alive(_) => Some(identity),
-        Life::Ended(_) => None,
+    Ok(match process::open(&identity)? {
+        ProcessState::Alive(_) => Some(identity),
+        ProcessState::Ended(_) => None,
     })
 }
 

@@ -16,7 +16,7 @@ use super::{
 use crate::api::meta::Uid;
 use crate::api::vmm_ids::IdRange;
 use crate::host::blocking::within;
-use crate::host::process::{self, Exit, Identity, Life, Origin, Record, TapSlot};
+use crate::host::process::{self, Exit, Identity, Origin, ProcessState, Record, TapSlot};
 use crate::host::{Error, Kind, cgroup, fs};
 use crate::owner::{self, Instance, Label};
 
@@ -99,7 +99,7 @@ impl Vmm {
         if matches!(dir, RunDir::Present { ours, .. } if !ours.is_empty()) {
             return Ok(true);
         }
-        if desired.want.is_some() && !self.scanned.initialized() {
+        if desired.launch.is_some() && !self.scanned.initialized() {
             self.scan(&desired.label.instance).await?;
         }
         Ok(self.lock().contains(&desired.uid))
@@ -114,12 +114,12 @@ impl Vmm {
 pub(super) async fn observe(vmm: &Vmm, desired: &Desired) -> Result<Observed, Error> {
     let dir = observe_dir(desired)?;
     let record = await_record(desired).await?;
-    let ProcessState {
+    let RecordedProcess {
         running,
         ended,
         ended_as,
         trail: record_state,
-    } = process_state(desired, record).await?;
+    } = recorded_process(desired, record).await?;
     let mut running = match running {
         Some(running) => vec![running],
         None if vmm.may_be_unrecorded(desired, &dir, record_state).await? => {
@@ -133,7 +133,7 @@ pub(super) async fn observe(vmm: &Vmm, desired: &Desired) -> Result<Observed, Er
         false => vmm.lock().insert(desired.uid),
     };
     // A VMM that will be replaced or removed is not queried for the state of its guest: it may be unable to respond.
-    let kept = desired.want.as_ref();
+    let kept = desired.launch.as_ref();
     let kept = kept.and_then(|launch| matching(launch, &running));
     let kept = kept.map(|kept| kept.process.thing().clone());
     for found in &mut running {
@@ -159,21 +159,21 @@ pub(super) async fn observe(vmm: &Vmm, desired: &Desired) -> Result<Observed, Er
         running,
         ended,
         ended_as,
-        last_words,
+        last_output: last_words,
     })
 }
 
 /// Whether the process has ended, or ends within [`ENDING`].
 async fn ends(identity: &Identity) -> Result<bool, Error> {
-    Ok(match process::look(identity)? {
-        Life::Ended(_) => true,
-        Life::Alive(process) => tokio::time::timeout(ENDING, process.ended()).await.is_ok(),
+    Ok(match process::open(identity)? {
+        ProcessState::Ended(_) => true,
+        ProcessState::Alive(process) => tokio::time::timeout(ENDING, process.ended()).await.is_ok(),
     })
 }
 
 /// The state of the guest, if the desired state depends on it.
 async fn guest(desired: &Desired, running: &Running) -> Result<Option<GuestState>, Error> {
-    match (desired.guest, &desired.want) {
+    match (desired.guest, &desired.launch) {
         (DesiredGuest::Any, _) | (_, None) => return Ok(None),
         (DesiredGuest::Running | DesiredGuest::Paused, Some(_)) => {}
     }
@@ -206,7 +206,7 @@ fn files_next_to_run_dir(desired: &Desired) -> Result<Vec<String>, Error> {
 
 fn observe_dir(desired: &Desired) -> Result<RunDir, Error> {
     let beside = files_next_to_run_dir(desired)?;
-    Ok(match fs::look_at_dir(&desired.dir)? {
+    Ok(match fs::read_dir(&desired.dir)? {
         fs::Dir::Absent if beside.is_empty() => RunDir::Absent,
         fs::Dir::Absent => RunDir::Present {
             ours: beside,
@@ -260,7 +260,7 @@ enum RecordState {
     Missing,
 }
 
-struct ProcessState {
+struct RecordedProcess {
     running: Option<Running>,
     ended: Option<Exit>,
     /// The identity of the process that has ended, if it ran in this boot.
@@ -269,8 +269,8 @@ struct ProcessState {
 }
 
 /// The state of the recorded process.
-async fn process_state(desired: &Desired, record: Record) -> Result<ProcessState, Error> {
-    let none = |trail| ProcessState {
+async fn recorded_process(desired: &Desired, record: Record) -> Result<RecordedProcess, Error> {
+    let none = |trail| RecordedProcess {
         running: None,
         ended: None,
         ended_as: None,
@@ -281,22 +281,22 @@ async fn process_state(desired: &Desired, record: Record) -> Result<ProcessState
         Record::Unborn => return Ok(none(RecordState::Reliable)),
         Record::Of(identity) => identity,
     };
-    match process::look(&identity)? {
-        Life::Ended(exit) => {
+    match process::open(&identity)? {
+        ProcessState::Ended(exit) => {
             let now = identity.boot == fs::boot_id()?;
-            Ok(ProcessState {
+            Ok(RecordedProcess {
                 ended: Some(exit),
                 ended_as: now.then_some(identity),
                 ..none(RecordState::Reliable)
             })
         }
         // Root wrote the record, and a process cannot change its start time: it belongs to the VM, whatever it has executed since.
-        Life::Alive(process) => {
+        ProcessState::Alive(process) => {
             let argv = argv(identity.pid).await?;
             let running = describe(desired, identity, argv, Recorded::Yes).await?;
             // `process` is held until here, so that the pid is not reused meanwhile.
             drop(process);
-            Ok(ProcessState {
+            Ok(RecordedProcess {
                 running,
                 ..none(RecordState::Reliable)
             })
@@ -390,10 +390,10 @@ async fn describe(
         return Ok(None);
     };
     Ok(Some(Running {
-        asked_ms: ending::request_age_ms(desired, process.thing())?,
+        power_down_requested_ms: ending::request_age_ms(desired, process.thing())?,
         guest: None,
         process,
-        argv: told(desired, argv),
+        argv: comparable_argv(desired, argv),
         recorded: recorded == Recorded::Yes,
         plug: attachment(desired, pid).await?,
         polite: Control::in_dir(&desired.dir).is_some(),
@@ -402,16 +402,16 @@ async fn describe(
 }
 
 /// The arguments of a process, as they would be if it were started now from the same spec.
-fn told(desired: &Desired, argv: Vec<String>) -> Vec<String> {
-    let argv = jailer::told(argv, desired.want.as_ref());
-    match OwnDisk::of(desired).zip(desired.want.as_ref()) {
+fn comparable_argv(desired: &Desired, argv: Vec<String>) -> Vec<String> {
+    let argv = jailer::without_jailer(argv, desired.launch.as_ref());
+    match OwnDisk::of(desired).zip(desired.launch.as_ref()) {
         Some((own, launch)) => own.argv_now(launch, argv),
         None => argv,
     }
 }
 
 fn stale(desired: &Desired) -> Result<Vec<String>, Error> {
-    match &desired.want {
+    match &desired.launch {
         Some(launch) if !launch.files.is_empty() => {
             let own = OwnDisk::of(desired);
             Ok(Note::stale(
@@ -426,7 +426,7 @@ fn stale(desired: &Desired) -> Result<Vec<String>, Error> {
 
 /// The attachment of a process. Between opening the tun device and attaching it, the TAP briefly appears to be gone.
 async fn attachment(desired: &Desired, pid: u32) -> Result<Attachment, Error> {
-    let Some(launch) = &desired.want else {
+    let Some(launch) = &desired.launch else {
         return Ok(Attachment::In);
     };
     if !process::shares_netns(pid, launch.netns())? {

@@ -22,7 +22,7 @@ use super::note::{self, Change, ChangedFile, Note};
 use crate::api::meta::Uid;
 use crate::host::acl;
 use crate::host::fs::{self, Durability};
-use crate::host::process::{self, Life, Record};
+use crate::host::process::{self, ProcessState, Record};
 use crate::host::{Error, Kind};
 use crate::owner::RunDir;
 
@@ -47,14 +47,14 @@ pub fn recover(run_dir: &RunDir, disk_dir: &Path) -> Result<(), Error> {
     if disk_dir.as_os_str().is_empty() {
         return Ok(());
     }
-    if let fs::Dir::Present(uids) = fs::look_at_dir(&run_dir.0.join("vm"))? {
+    if let fs::Dir::Present(uids) = fs::read_dir(&run_dir.0.join("vm"))? {
         for uid in uids.iter().filter_map(|uid| uid.parse::<Uid>().ok()) {
             if let Some(note) = note::read(&run_dir.vmm_dir(uid))? {
                 copy_note(disk_dir, &uid.to_string(), &note)?;
             }
         }
     }
-    let fs::Dir::Present(recorded) = fs::look_at_dir(&disk_dir.join(DIR))? else {
+    let fs::Dir::Present(recorded) = fs::read_dir(&disk_dir.join(DIR))? else {
         return Ok(());
     };
     for uid in recorded {
@@ -73,7 +73,7 @@ pub fn recover(run_dir: &RunDir, disk_dir: &Path) -> Result<(), Error> {
 /// Whether the recorded process runs. If its state cannot be read, it counts as running.
 fn is_running(record: &Path) -> bool {
     match process::read_record(record) {
-        Ok(Record::Of(identity)) => !matches!(process::look(&identity), Ok(Life::Ended(_))),
+        Ok(Record::Of(identity)) => !matches!(process::open(&identity), Ok(ProcessState::Ended(_))),
         Ok(Record::None | Record::Unborn) => false,
         Err(_) => true,
     }

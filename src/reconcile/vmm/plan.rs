@@ -10,7 +10,7 @@ use crate::reconcile::Conflict;
 
 pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
     let kept = desired
-        .want
+        .launch
         .as_ref()
         .and_then(|launch| matching(launch, &observed.running));
     let mut actions: Vec<Action> = observed
@@ -22,7 +22,7 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
             false => stop(running, desired.grace),
         })
         .collect();
-    match (&observed.dir, &desired.want) {
+    match (&observed.dir, &desired.launch) {
         (RunDir::Foreign, Some(_)) => return Err(not_a_directory(desired)),
         (RunDir::Foreign | RunDir::Absent, None) => {}
         (RunDir::Absent, Some(_)) => {
@@ -63,7 +63,7 @@ fn stop(running: &Running, grace: GracePeriod) -> Vec<Action> {
         process: process(),
         left_ms,
     };
-    let request = match running.asked_ms {
+    let request = match running.power_down_requested_ms {
         None if running.polite && grace > 0 => {
             vec![Action::AskToPowerDown(process()), wait(grace)]
         }
@@ -98,7 +98,7 @@ fn run(desired: &Desired, kept: Option<&Running>, observed: &Observed) -> Vec<Ac
 
 /// How a process ended must be stored before its files are removed.
 fn evaluate_exit(desired: &Desired, observed: &Observed) -> Option<Action> {
-    let EvaluatedExits::Of(known) = &desired.judged else {
+    let EvaluatedExits::Of(known) = &desired.evaluated_exits else {
         return None;
     };
     let ended = observed.ended_as.is_some() && observed.ended_as != *known;

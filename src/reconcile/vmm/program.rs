@@ -244,7 +244,7 @@ async fn query_version(path: &Path, file: &Named) -> Result<Version, String> {
     let installed = confine::installed_dirs(file.real());
     let query = Query {
         program: file,
-        words: &["--version"],
+        args: &["--version"],
         beside: &installed,
         input: None,
         kvm: false,
@@ -254,7 +254,7 @@ async fn query_version(path: &Path, file: &Named) -> Result<Version, String> {
     let output = outcome
         .map_err(|error| format!("{error}: {}", error.source))?
         .output;
-    Version::said(&output).ok_or_else(|| {
+    Version::parse_output(&output).ok_or_else(|| {
         let first = output.lines().next().unwrap_or_default().chars();
         let first: String = first.take(80).collect();
         format!("`{shown} --version` printed {first:?}, which contains no version")

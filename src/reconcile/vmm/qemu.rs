@@ -34,12 +34,12 @@ pub(super) fn recipe(
     let mut argv: Vec<String> = vec![program.path.display().to_string()];
     let mut add = |option: &str, value: String| argv.extend([option.to_owned(), value]);
     add("-name", format!("guest={}", slot.name));
-    let (machine_name, bus) = match spec.life.board {
+    let (machine_name, bus) = match spec.lifecycle.machine {
         MachineType::Microvm => ("microvm", "device"),
         MachineType::Q35 => ("q35", "pci"),
     };
     add("-M", machine_name.to_owned());
-    if spec.life.board == MachineType::Microvm {
+    if spec.lifecycle.machine == MachineType::Microvm {
         add("-global", "virtio-mmio.force-legacy=false".to_owned());
     }
     for (option, value) in accelerator(machine.accel) {
@@ -64,7 +64,10 @@ pub(super) fn recipe(
             slot.connection.tap
         ),
     );
-    add("-device", network_card(&slot.connection, spec.life.board));
+    add(
+        "-device",
+        network_card(&slot.connection, spec.lifecycle.machine),
+    );
     add("-device", format!("virtio-rng-{bus}"));
     add("-device", "pvpanic".to_owned());
     add("-action", "panic=exit-failure".to_owned());
@@ -93,7 +96,7 @@ fn command_line(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<String,
     if let (Accel::Tcg, Some(khz)) = (machine.accel, machine.tsc_khz) {
         parameters.push_str(&format!(" tsc_early_khz={khz}"));
     }
-    match spec.life.board {
+    match spec.lifecycle.machine {
         MachineType::Microvm => parameters.push_str(" reboot=t"),
         MachineType::Q35 => {}
     }
@@ -102,7 +105,7 @@ fn command_line(spec: &VmSpec, slot: &Slot, machine: &Machine) -> Result<String,
         spec,
         slot,
         &VmmParameters {
-            words: parameters,
+            parameters,
             reserved,
         },
     )

@@ -42,7 +42,7 @@ impl Version {
     }
 
     /// Parses the output of `--version`: the first word of the first line that is a version, optionally with the prefix `v`.
-    pub fn said(output: &str) -> Option<Self> {
+    pub fn parse_output(output: &str) -> Option<Self> {
         let words = output.lines().next()?.split_whitespace();
         words.map(str::parse).find_map(Result::ok)
     }
@@ -97,7 +97,7 @@ mod tests {
             ),
         ] {
             let version = Some(Version::new(version.0, version.1));
-            assert_eq!(Version::said(said), version, "{said}");
+            assert_eq!(Version::parse_output(said), version, "{said}");
         }
         for said in [
             "",
@@ -106,7 +106,7 @@ mod tests {
             "v1 v.2 v1.x 1",
             "99999999999.1",
         ] {
-            assert_eq!(Version::said(said), None, "{said}");
+            assert_eq!(Version::parse_output(said), None, "{said}");
         }
     }
 

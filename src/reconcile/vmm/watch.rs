@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{CONSOLE, CONSOLE_OLD, LOG_LIMIT};
-use crate::host::process::{self, Identity, Life};
+use crate::host::process::{self, Identity, ProcessState};
 use crate::host::{Error, fs};
 
 /// Interval between checks of a log's length.
@@ -16,7 +16,7 @@ const LOG_STEP: Duration = Duration::from_secs(30);
 
 /// Returns when this process has ended. Meanwhile the log in `dir` is rotated when it is half full. Cancel safe.
 pub async fn watch(identity: &Identity, dir: &Path) -> Result<(), Error> {
-    let Life::Alive(process) = process::look(identity)? else {
+    let ProcessState::Alive(process) = process::open(identity)? else {
         return Ok(());
     };
     let ended = process.ended();

@@ -124,7 +124,7 @@ fn read_addresses(
 }
 
 /// The maximum number of VMs of the group.
-pub fn room(spec: &BridgeSpec) -> Capacity {
+pub fn capacity(spec: &BridgeSpec) -> Capacity {
     let gateway = spec.gateway;
     let (vms, reason) = match &spec.addresses {
         Addresses::Listed(listed) => (listed.len(), format!("addresses lists {}", listed.len())),

@@ -14,8 +14,8 @@ const MAX_NAME_LEN: usize = 128;
 pub fn read(
     reader: &mut Reader,
     network: &Section,
-    asked: Option<&Field>,
-    whose: &GroupInfo,
+    options: Option<&Field>,
+    info: &GroupInfo,
     network_name: &str,
 ) -> Network {
     refuse_lists(reader, network, "cni");
@@ -30,15 +30,15 @@ pub fn read(
         spec: NetworkSpec::Cni(CniSpec {
             network_name: network_name.to_owned(),
             tap_owner: read_tap_owner(reader, network),
-            cni: asked
-                .map(|field| cni_options::read(reader, field, whose.count))
+            cni: options
+                .map(|field| cni_options::read(reader, field, info.count))
                 .unwrap_or_default(),
         }),
     }
 }
 
 /// The maximum number of VMs, if the group lists addresses.
-pub fn room(options: &CniOptions) -> Option<Capacity> {
+pub fn capacity(options: &CniOptions) -> Option<Capacity> {
     let listed = options.ips.len();
     (listed > 0).then(|| Capacity {
         vms: u32::try_from(listed).unwrap_or(u32::MAX),

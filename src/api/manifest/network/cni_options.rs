@@ -142,7 +142,7 @@ fn read_port(reader: &mut Reader, field: &Field) -> Option<PortMapping> {
     let (host_port, guest_port) = (port("host_port"), port("guest_port"));
     let protocol = section
         .get("protocol")
-        .map(|field| reader.word(field, &PROTOCOLS));
+        .map(|field| reader.one_of(field, &PROTOCOLS));
     let host_ip = section.get("host_ip").and_then(|field| {
         const EXPECTED: &str = "an IPv4 address of the host";
         let text = reader.text(field, EXPECTED)?;

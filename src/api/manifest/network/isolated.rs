@@ -30,7 +30,7 @@ pub fn read(reader: &mut Reader, network: &Section) -> Network {
         .unwrap_or_default();
     let on_deny = network.get("on_deny").and_then(|field| {
         let choices = [("drop", OnDeny::Drop), ("reject", OnDeny::Reject)];
-        reader.word(field, &choices)
+        reader.one_of(field, &choices)
     });
     let allow = read_entries(reader, network, "allow", &mut warnings);
     for (field, entry) in &allow {
@@ -167,7 +167,7 @@ fn read_range(reader: &mut Reader, field: &Field) -> Option<Ipv4Network> {
 }
 
 /// The maximum number of VMs of the range.
-pub fn room(range: Option<Ipv4Network>) -> Capacity {
+pub fn capacity(range: Option<Ipv4Network>) -> Capacity {
     let (range, description) = match range {
         Some(range) => (range, range.to_string()),
         None => {

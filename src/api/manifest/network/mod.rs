@@ -82,7 +82,7 @@ enum Mode {
 pub fn read(
     reader: &mut Reader,
     group: &Section,
-    whose: &GroupInfo,
+    info: &GroupInfo,
     default_name: Option<&str>,
 ) -> Option<Network> {
     let own = group.get("network_name");
@@ -93,10 +93,10 @@ pub fn read(
         // An empty section with the position of the group.
         let empty = group.empty_subsection("network");
         return match name {
-            Some(name) => Some(cni::read(reader, &empty, options, whose, name)),
+            Some(name) => Some(cni::read(reader, &empty, options, info, name)),
             None => {
                 refuse_options(reader, options);
-                bridge::read(reader, &empty, whose)
+                bridge::read(reader, &empty, info)
             }
         };
     };
@@ -111,8 +111,8 @@ pub fn read(
     }
     match (mode, name) {
         (Mode::Isolated, _) => Some(isolated::read(reader, &network)),
-        (Mode::Bridge, _) => bridge::read(reader, &network, whose),
-        (Mode::Cni, Some(name)) => Some(cni::read(reader, &network, options, whose, name)),
+        (Mode::Bridge, _) => bridge::read(reader, &network, info),
+        (Mode::Cni, Some(name)) => Some(cni::read(reader, &network, options, info, name)),
         (Mode::Cni, None) => {
             let path = format!("{}.network_name", group.path);
             let message = "is missing: mode cni requires it; set it here or under config";
@@ -135,15 +135,15 @@ fn read_mode(reader: &mut Reader, field: &Field, network: &Section) -> Option<Mo
             _ => Some(Mode::Bridge),
         };
     };
-    reader.word(mode, &CHOICES)
+    reader.one_of(mode, &CHOICES)
 }
 
 /// The maximum number of VMs of the network; `None` if only the limits of the group apply.
-pub fn room(spec: &NetworkSpec) -> Option<Capacity> {
+pub fn capacity(spec: &NetworkSpec) -> Option<Capacity> {
     match spec {
-        NetworkSpec::Isolated(isolated) => Some(isolated::room(isolated.range)),
-        NetworkSpec::Bridge(bridge) => Some(bridge::room(bridge)),
-        NetworkSpec::Cni(spec) => cni::room(&spec.cni),
+        NetworkSpec::Isolated(isolated) => Some(isolated::capacity(isolated.range)),
+        NetworkSpec::Bridge(bridge) => Some(bridge::capacity(bridge)),
+        NetworkSpec::Cni(spec) => cni::capacity(&spec.cni),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::*;
 
-fn place(line: usize, column: usize) -> Position {
+fn position(line: usize, column: usize) -> Position {
     Position { line, column }
 }
 
@@ -25,29 +25,29 @@ fn items(node: &Node) -> &[Node] {
 fn values_of_every_type_have_positions() {
     let text = "a: 1\nb:\n  - x\n  - {c: true, d: }\n  - [[], 'q']\ne: |\n  z\nf: {}\n";
     let root = &read(text).unwrap()[0];
-    assert_eq!(root.at, place(1, 1));
-    assert_eq!(member(root, "a").value.at, place(1, 4));
+    assert_eq!(root.at, position(1, 1));
+    assert_eq!(member(root, "a").value.at, position(1, 4));
     let b = &member(root, "b").value;
-    assert_eq!(b.at, place(2, 1));
+    assert_eq!(b.at, position(2, 1));
     let b = items(b);
-    assert_eq!(b[0].at, place(3, 5));
-    assert_eq!(b[1].at, place(4, 6));
+    assert_eq!(b[0].at, position(3, 5));
+    assert_eq!(b[1].at, position(4, 6));
     assert_eq!(member(&b[1], "c").value.value, Value::Bool(true));
-    assert_eq!(member(&b[1], "c").value.at, place(4, 9));
+    assert_eq!(member(&b[1], "c").value.at, position(4, 9));
     assert_eq!(member(&b[1], "d").value.value, Value::Null);
-    assert_eq!(items(&b[2])[1].at, place(5, 10));
+    assert_eq!(items(&b[2])[1].at, position(5, 10));
     assert_eq!(member(root, "e").value.value, Value::Text("z\n".into()));
-    assert_eq!(member(root, "f").value.at, place(8, 1));
+    assert_eq!(member(root, "f").value.at, position(8, 1));
 }
 
 #[test]
 fn an_alias_has_the_position_of_its_anchor_and_columns_are_characters() {
     let root = &read("é: &x 5\nb: *x\nc: [*x, 6]\n").unwrap()[0];
-    assert_eq!(member(root, "é").value.at, place(1, 4));
-    assert_eq!(member(root, "b").value.at, place(1, 4));
+    assert_eq!(member(root, "é").value.at, position(1, 4));
+    assert_eq!(member(root, "b").value.at, position(1, 4));
     let c = items(&member(root, "c").value);
     assert_eq!((&c[0].value, &c[1].value), (&Value::Int(5), &Value::Int(6)));
-    assert_eq!(c[1].at, place(3, 9));
+    assert_eq!(c[1].at, position(3, 9));
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn duplicate_keys_and_documents_are_kept() {
     assert_eq!(all.len(), 3);
     assert!(matches!(&all[0].value, Value::Map(members) if members.len() == 2));
     assert_eq!(all[1].value, Value::Null);
-    assert_eq!(member(&all[2], "b").key_position, place(5, 1));
+    assert_eq!(member(&all[2], "b").key_position, position(5, 1));
     assert_eq!(read("").unwrap()[0].value, Value::Null);
     assert_eq!(read("# only a comment\n").unwrap()[0].value, Value::Null);
 }
@@ -98,7 +98,7 @@ fn texts_above_the_limits_are_refused_quickly_with_a_clear_message() {
 #[test]
 fn a_syntax_error_contains_its_position_once() {
     let fault = read("a: [1, 2\nb: 3\n").unwrap_err();
-    assert_eq!(fault.at, place(2, 2));
+    assert_eq!(fault.at, position(2, 2));
     assert!(
         !fault.message.contains("line 2 column 2"),
         "{}",

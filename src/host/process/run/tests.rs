@@ -99,12 +99,12 @@ async fn run_until_leaves_no_process_of_the_group() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let command = script(dir.path(), what);
-        let words: Vec<&str> = command
+        let args: Vec<&str> = command
             .get_args()
-            .map(|word| word.to_str().unwrap())
+            .map(|arg| arg.to_str().unwrap())
             .collect();
-        let argv = [&["sh"], &words[..]].concat();
-        let outcome = run_until(&argv, SHORT, |said| said.contains("yes"))
+        let argv = [&["sh"], &args[..]].concat();
+        let outcome = run_until(&argv, SHORT, |output| output.contains("yes"))
             .await
             .unwrap();
         assert_eq!(outcome.heard, what.starts_with("echo"));

@@ -100,5 +100,5 @@ fn denied(rules: &Rules, flow: &Flow) -> bool {
         transport,
     };
     let gateway_ping = crate::api::network::Block::around(rules.guest).gateway() == flow.dst;
-    !gateway_ping && rules.policy.judge(&packet).0 == Verdict::Deny
+    !gateway_ping && rules.policy.evaluate(&packet).0 == Verdict::Deny
 }

@@ -366,7 +366,7 @@ fn foreign_tap(desired: &Desired, tap: &TapSeen) -> Conflict {
         Owner::Vm { name, .. } => Some(format!(
             "it belongs to VM {name}: choose another tap_prefix"
         )),
-        Owner::Ground => None,
+        Owner::HostNetwork => None,
     });
     let rename = || {
         format!(
