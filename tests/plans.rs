@@ -21,34 +21,34 @@ use slicectl::reconcile::{Conflict, Reconcile, group};
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Verdict<A> {
+enum Outcome<A> {
     Actions(Vec<A>),
-    Conflict { thing: String, remedy: String },
+    Conflict { object: String, remedy: String },
 }
 
 #[test]
-fn every_net_plan_is_the_one_on_disk() {
-    check("net", IsolatedNet::plan, 25);
+fn every_net_isolated_plan_is_the_one_on_disk() {
+    check("net_isolated", IsolatedNet::plan, 25);
 }
 
 #[test]
-fn every_firewall_plan_is_the_one_on_disk() {
-    check("firewall", IsolatedFirewall::plan, 10);
+fn every_firewall_isolated_plan_is_the_one_on_disk() {
+    check("firewall_isolated", IsolatedFirewall::plan, 10);
 }
 
 #[test]
-fn every_ground_plan_is_the_one_on_disk() {
+fn every_host_network_plan_is_the_one_on_disk() {
     check("host_network", HostNetwork::plan, 45);
 }
 
 #[test]
-fn every_port_plan_is_the_one_on_disk() {
-    check("port", BridgeNet::plan, 40);
+fn every_net_bridge_plan_is_the_one_on_disk() {
+    check("net_bridge", BridgeNet::plan, 40);
 }
 
 #[test]
-fn every_gate_plan_is_the_one_on_disk() {
-    check("gate", BridgeFirewall::plan, 21);
+fn every_firewall_bridge_plan_is_the_one_on_disk() {
+    check("firewall_bridge", BridgeFirewall::plan, 21);
 }
 
 #[test]
@@ -71,13 +71,13 @@ fn every_disk_plan_is_the_one_on_disk() {
 }
 
 #[test]
-fn every_cni_plan_is_the_one_on_disk() {
-    check("cni", CniNet::plan, 43);
+fn every_net_cni_plan_is_the_one_on_disk() {
+    check("net_cni", CniNet::plan, 43);
 }
 
 #[test]
-fn every_redirect_plan_is_the_one_on_disk() {
-    check("redirect", CniFirewall::plan, 14);
+fn every_firewall_cni_plan_is_the_one_on_disk() {
+    check("firewall_cni", CniFirewall::plan, 14);
 }
 
 #[test]
@@ -87,15 +87,15 @@ fn every_folder_of_plans_is_looked_at() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     let known = [
-        "cni",
         "disk",
-        "firewall",
-        "gate",
+        "firewall_bridge",
+        "firewall_cni",
+        "firewall_isolated",
         "group",
         "host_network",
-        "net",
-        "port",
-        "redirect",
+        "net_bridge",
+        "net_cni",
+        "net_isolated",
         "vmm",
     ]
     .map(Into::into);
@@ -120,22 +120,19 @@ where
         .collect();
     cases.sort();
     for case in &cases {
-        let verdict = match plan(
+        let outcome = match plan(
             &read(&case.join("desired.yaml")),
             &read(&case.join("observed.yaml")),
         ) {
-            Ok(actions) => Verdict::Actions(actions),
-            Err(Conflict {
-                object: thing,
-                remedy,
-            }) => Verdict::Conflict { thing, remedy },
+            Ok(actions) => Outcome::Actions(actions),
+            Err(Conflict { object, remedy }) => Outcome::Conflict { object, remedy },
         };
         // Also when it is blessed: what converged needs no action.
         if case.to_string_lossy().ends_with("converged") {
-            assert_eq!(verdict, Verdict::Actions(Vec::new()), "{}", case.display());
+            assert_eq!(outcome, Outcome::Actions(Vec::new()), "{}", case.display());
         }
         let (text, golden) = (
-            serde_yaml::to_string(&verdict).unwrap(),
+            serde_yaml::to_string(&outcome).unwrap(),
             case.join("plan.yaml"),
         );
         if bless {
@@ -152,7 +149,13 @@ where
     );
 }
 
+/// Every key of a file must be one of the type's: a misspelt one would make the case test less than it says.
 fn read<T: DeserializeOwned>(path: &Path) -> T {
     let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    serde_yaml::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    let mut unknown = Vec::new();
+    let value = serde_ignored::deserialize(serde_yaml::Deserializer::from_str(&text), |key| {
+        unknown.push(key.to_string());
+    });
+    assert_eq!(unknown, [""; 0], "{}", path.display());
+    value.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }

@@ -57,7 +57,6 @@ pub struct Desired {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<u32>,
     /// The disk's spec. `None`: the VM has no disk of its own.
-    #[serde(rename = "want")]
     pub spec: Option<DiskSpec>,
 }
 

@@ -148,7 +148,6 @@ pub struct PortIsolation {
     pub gateway: Ipv4Addr,
     /// The host's own addresses on the bridge.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    #[serde(rename = "hosts")]
     pub host_addresses: BTreeSet<IpAddr>,
 }
 

@@ -74,7 +74,6 @@ pub struct Member {
     pub misplaced: bool,
     /// Its replacement could not run on this host: it is left unchanged.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    #[serde(rename = "held")]
     pub preflight_failed: bool,
     /// It is being deleted.
     pub deleting: bool,

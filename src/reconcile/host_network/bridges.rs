@@ -21,7 +21,6 @@ use crate::reconcile::net::MTU;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BridgeSeen {
     /// It is a bridge.
-    #[serde(rename = "bridge")]
     pub is_bridge: bool,
     /// Its label.
     #[serde(default)]
@@ -34,7 +33,6 @@ pub struct BridgeSeen {
     pub up: bool,
     /// STP, VLAN filtering and multicast snooping are off, the forward delay is zero, it is in its group, and the host accepts no
     /// configuration on it ([`crate::reconcile::net::host_links`]).
-    #[serde(rename = "calm")]
     pub configured: bool,
     /// IPv4 addresses of the host on it.
     #[serde(default)]

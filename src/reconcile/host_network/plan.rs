@@ -26,7 +26,6 @@ pub struct Desired {
     pub requirements: HostRequirements,
     /// The previous requirements. Their addresses may be removed from managed bridges.
     #[serde(default)]
-    #[serde(rename = "before")]
     pub previous: HostRequirements,
 }
 
@@ -96,7 +95,6 @@ pub enum Action {
     /// Remove an address that was ours.
     RemoveGateway(String, Ipv4Network),
     /// Set it up.
-    #[serde(rename = "RaiseBridge")]
     SetBridgeUp(String),
     /// Remove it.
     DeleteBridge(Owned<String>),
@@ -127,16 +125,12 @@ impl Action {
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct Commit {
     /// Our chains, to be written as a whole.
-    #[serde(rename = "write")]
     pub write_chains: Vec<(TableName, Chain)>,
     /// Our jumps to remove: table, chain, rule.
-    #[serde(rename = "unjump")]
     pub remove_jumps: Vec<(TableName, String, Rule)>,
     /// Jumps to insert at the beginning of a chain.
-    #[serde(rename = "jump")]
     pub insert_jumps: Vec<Jump>,
     /// Our chains to remove.
-    #[serde(rename = "remove")]
     pub remove_chains: Vec<(TableName, String)>,
 }
 

@@ -193,7 +193,6 @@ pub struct Desired {
     /// The run directory.
     pub dir: PathBuf,
     /// How the VMM is started; `None`: none may run.
-    #[serde(rename = "want")]
     pub launch: Option<Launch>,
     /// Disks that it locks while it runs, so that no other program writes to them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -215,7 +214,6 @@ pub struct Desired {
     pub guest: DesiredGuest,
     /// After which exits the VMM may be started again.
     #[serde(default, skip_serializing_if = "EvaluatedExits::is_default")]
-    #[serde(rename = "judged")]
     pub evaluated_exits: EvaluatedExits,
 }
 
@@ -321,7 +319,6 @@ pub struct Observed {
     pub ended_as: Option<Identity>,
     /// The last line of the console, for users. Empty while a VMM runs.
     #[serde(default)]
-    #[serde(rename = "last_words")]
     pub last_output: String,
 }
 
@@ -360,7 +357,6 @@ pub struct Running {
     pub stale: Vec<String>,
     /// Milliseconds since its guest was requested to power down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[serde(rename = "asked_ms")]
     pub power_down_requested_ms: Option<u64>,
     /// The state of its guest, if it was queried.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -21,11 +21,9 @@ pub struct Desired {
     pub tap: String,
     /// Which frames may pass. `None`: forwarding is turned off, and nothing else is changed.
     #[serde(default)]
-    #[serde(rename = "pass")]
     pub allowed: Option<AllowedFrames>,
     /// The digest of the filter that was last verified ([`Pass::digest`]), if any.
     #[serde(default)]
-    #[serde(rename = "before")]
     pub last_verified: Option<String>,
 }
 
@@ -52,7 +50,6 @@ pub struct Filter {
     pub ip: Ipv4Addr,
     /// Isolates the port from its neighbours, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[serde(rename = "apart")]
     pub isolation: Option<PortIsolation>,
 }
 
@@ -65,7 +62,6 @@ pub struct Observed {
     /// The digest of our program that is attached to it.
     pub program: Option<String>,
     /// A foreign filter in the place of our program that prevents attaching it.
-    #[serde(rename = "in_the_way")]
     pub foreign_filter: Option<String>,
 }
 
@@ -82,7 +78,6 @@ pub struct TapSeen {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
     /// Turn forwarding off in both directions (TAP down).
-    #[serde(rename = "ShutGate")]
     DisableForwarding,
     /// Attach the program to the TAP's ingress, and replace the present one.
     SetFilter {
@@ -92,7 +87,6 @@ pub enum Action {
     /// Remove our program.
     RemoveFilter,
     /// Turn forwarding on (TAP up).
-    #[serde(rename = "OpenGate")]
     EnableForwarding,
 }
 

@@ -19,7 +19,6 @@ pub struct Desired {
     /// The TAP. It is the forwarding switch: while it is down, nothing passes.
     pub tap: String,
     /// How it is connected. `None`: forwarding is turned off, and nothing else is changed.
-    #[serde(rename = "join")]
     pub tap_link: Option<TapLink>,
 }
 
@@ -27,10 +26,8 @@ pub struct Desired {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum TapLink {
     /// By us, to the interface of this name: packets that arrive on one leave by the other.
-    #[serde(rename = "Ours")]
     Redirect(String),
     /// By a plugin of the chain.
-    #[serde(rename = "Chains")]
     Chain,
 }
 
@@ -83,15 +80,12 @@ pub enum Direction {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
     /// Turn forwarding off.
-    #[serde(rename = "ShutGate")]
     DisableForwarding,
     /// Remove our filter of this direction, which is not as specified.
-    #[serde(rename = "Unredirect")]
     RemoveRedirect(Direction),
     /// Redirect in this direction.
     Redirect(Direction),
     /// Turn forwarding on.
-    #[serde(rename = "OpenGate")]
     EnableForwarding,
 }
 

@@ -27,7 +27,6 @@ pub struct Rules {
     /// Their digest.
     pub digest: String,
     /// The digest of the rules against which the tracked flows were last checked.
-    #[serde(rename = "judged")]
     pub checked_against: Option<String>,
     /// Decides which flows may continue.
     pub policy: crate::api::policy::Policy,
@@ -46,10 +45,8 @@ pub struct Observed {
     /// Its filter table.
     pub ruleset: Ruleset,
     /// Whether IPv6 is blocked.
-    #[serde(rename = "ipv6_sealed")]
     pub ipv6_blocked: bool,
     /// `net.ipv4.ip_forward`.
-    #[serde(rename = "gate_open")]
     pub forwarding: bool,
     /// Packets that exceeded the limit of connections; `None` if not read, because the VM has few.
     #[serde(skip)]
@@ -65,7 +62,6 @@ pub struct Observed {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
     /// Turn forwarding off.
-    #[serde(rename = "ShutGate")]
     DisableForwarding,
     /// Write all rules in one transaction.
     CommitRules {
@@ -73,13 +69,10 @@ pub enum Action {
         digest: String,
     },
     /// Policy DROP on every IPv6 chain.
-    #[serde(rename = "SealIpv6")]
     BlockIpv6,
     /// Delete flows that began under other rules and are now forbidden.
-    #[serde(rename = "CutFlows")]
     DeleteFlows(usize),
     /// Turn forwarding on.
-    #[serde(rename = "OpenGate")]
     EnableForwarding,
 }
 

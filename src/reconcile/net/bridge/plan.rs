@@ -27,7 +27,6 @@ pub struct Desired {
     pub slot: Option<Slot>,
     /// The VM's last known location, if the port is to be removed.
     #[serde(default)]
-    #[serde(rename = "remains")]
     pub last_location: Option<Location>,
 }
 
@@ -75,10 +74,8 @@ pub struct Observed {
     /// The bridge's forwarding entry for the guest's MAC.
     pub entry: Option<Entry>,
     /// The permanent neighbour of the VM's address on the bridge.
-    #[serde(rename = "pinned")]
     pub neighbour: Option<Mac>,
     /// The route or rule that takes packets to the VM's address from the bridge, if this host is the subnet's gateway.
-    #[serde(rename = "taken")]
     pub route_conflict: Option<RouteConflict>,
 }
 
@@ -102,7 +99,6 @@ pub struct TapSeen {
     /// Frames to unknown destinations are flooded to this port.
     pub unicast_flood: bool,
     /// It is in the group of ports, and the host accepts no configuration on it ([`crate::reconcile::net::host_links`]).
-    #[serde(rename = "bare")]
     pub configured: bool,
     /// Frames from this port change neither the bridge's spanning tree nor its multicast routers.
     #[serde(default)]
@@ -113,7 +109,6 @@ pub struct TapSeen {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BridgeSeen {
     /// It is a bridge.
-    #[serde(rename = "bridge")]
     pub is_bridge: bool,
     /// Its label.
     pub alias: Option<String>,
@@ -123,7 +118,6 @@ pub struct BridgeSeen {
     pub mtu: u32,
     /// The host's addresses on it; read only for a port that is to be isolated.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    #[serde(rename = "hosts")]
     pub host_addresses: BTreeSet<IpAddr>,
 }
 

@@ -54,7 +54,6 @@ pub enum Action {
     /// ADD of every plugin. If it fails, it is undone at once.
     Attach,
     /// Set the plugins' interface up.
-    #[serde(rename = "RaiseEth")]
     SetEthUp,
     /// Remove the link with the TAP's name; everything in the namespace is ours.
     DeleteTap,
@@ -63,7 +62,6 @@ pub enum Action {
     /// Set this MTU on the TAP.
     SetTapMtu(u32),
     /// Keep the kernel from assigning IPv6 addresses to the TAP: the namespace itself does not communicate with the guest.
-    #[serde(rename = "StripIpv6")]
     DisableIpv6,
     /// Remove the namespace's name.
     UnlinkHandle,

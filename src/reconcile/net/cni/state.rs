@@ -33,7 +33,6 @@ pub struct Desired {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub forced: bool,
     /// The data path. None: it is to be removed.
-    #[serde(rename = "want")]
     pub data_path: Option<DataPath>,
 }
 
@@ -46,11 +45,9 @@ pub struct DataPath {
     pub record: String,
     /// The guest's current or last identity, which is requested from the plugins. None: it was never connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[serde(rename = "keep")]
     pub identity: Option<GuestIdentity>,
     /// What the VM requests from the plugins; `ips` contains only the addresses of this VM.
     #[serde(default, skip_serializing_if = "CniOptions::is_default")]
-    #[serde(rename = "asked")]
     pub requested: CniOptions,
 }
 
@@ -145,7 +142,6 @@ pub struct Observed {
     /// The content of the namespace, if it is ours.
     pub inside: Option<Inside>,
     /// What CHECK found to differ from the state after the ADD.
-    #[serde(rename = "complaint")]
     pub check_failure: Option<String>,
     /// Why attached containers may have limited connectivity, as reported by STATUS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -157,7 +153,6 @@ pub struct Observed {
 pub enum ConflistSeen {
     /// It was not needed.
     #[default]
-    #[serde(rename = "Unasked")]
     NotRead,
     /// It exists.
     Found(Box<Network>),
@@ -186,7 +181,6 @@ pub enum AddedSeen {
     /// It cannot be decoded.
     Damaged,
     /// It exists.
-    #[serde(rename = "Remembered")]
     Recorded(Box<Added>),
 }
 

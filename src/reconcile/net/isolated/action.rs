@@ -34,10 +34,8 @@ pub enum Action {
     /// Make it visible to `ip netns`.
     LinkHandle,
     /// Correct the namespace's settings.
-    #[serde(rename = "Settle")]
     SetSysctls(BTreeMap<String, String>),
     /// Remove a link in the namespace that is not as specified; everything in the namespace is ours.
-    #[serde(rename = "DeleteInside")]
     DeleteNetnsLink(Side),
     /// Remove the veth.
     DeleteHostLink(Owned<String>),
@@ -53,7 +51,6 @@ pub enum Action {
     /// Label the host's end, set its group, and turn IPv6 off on it.
     LabelHostLink,
     /// Remove a link from the bridge or VRF that another program made it a port of.
-    #[serde(rename = "Release")]
     ClearMaster(Side),
     /// Set MAC and MTU, bring the link up.
     Configure(Side),

@@ -91,14 +91,11 @@ pub struct HostLink {
     pub routed: bool,
     /// The route or rule that takes the guest's packets instead.
     #[serde(default)]
-    #[serde(rename = "taken")]
     pub route_conflict: Option<RouteConflict>,
     /// It is in the group of isolated VMs' links, IPv6 is off on it, and packets that arrive on it are forwarded ([`crate::reconcile::net::host_links`]).
-    #[serde(rename = "bare")]
     pub configured: bool,
     /// It has a master: its packets enter the host as the master's packets, which rules about our links do not match.
     #[serde(default)]
-    #[serde(rename = "port")]
     pub has_master: bool,
 }
 
@@ -113,7 +110,6 @@ pub struct Inside {
     /// Next hop of the default route over `up0`.
     pub default_via: Option<Ipv4Addr>,
     /// Settings that differ from ours: key to the value that it should have.
-    #[serde(rename = "strayed")]
     pub drifted: BTreeMap<String, String>,
 }
 
@@ -139,7 +135,6 @@ pub struct TapSeen {
     pub program: Option<String>,
     /// It has a master.
     #[serde(default)]
-    #[serde(rename = "port")]
     pub has_master: bool,
 }
 
@@ -160,7 +155,6 @@ pub struct Uplink {
     pub neighbours: BTreeMap<Ipv4Addr, Mac>,
     /// It has a master.
     #[serde(default)]
-    #[serde(rename = "port")]
     pub has_master: bool,
 }
 
