@@ -5,6 +5,8 @@
 mod api;
 #[path = "vmm/confine.rs"]
 mod confine;
+#[path = "support/descriptors.rs"]
+mod descriptors;
 #[path = "vmm/disks.rs"]
 mod disks;
 #[path = "vmm/guest.rs"]

@@ -4,14 +4,11 @@
 //! A reservation is a file in the directory of the network. Its name is the address; it contains the container id and the interface
 //! name (containernetworking/plugins, `plugins/ipam/host-local/backend/disk`).
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 
 use super::{Error, Network, Plugin, Runtime};
 
@@ -71,7 +68,7 @@ fn reservation_dirs(network: &Network) -> impl Iterator<Item = PathBuf> + '_ {
 
 /// All reservations in a directory. The lock of `host-local` is held until this is dropped.
 struct Reservations {
-    _lock: File,
+    lock: File,
     /// The files, each with the id of its container.
     all: Vec<(PathBuf, String)>,
 }
@@ -105,10 +102,7 @@ impl Reservations {
             }
         }
         files.sort();
-        Ok(Some(Self {
-            _lock: lock,
-            all: files,
-        }))
+        Ok(Some(Self { lock, all: files }))
     }
 
     fn release(&self, stale: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>, Error> {
@@ -125,7 +119,16 @@ impl Reservations {
     }
 }
 
-/// Acquires the lock that `host-local` acquires for every operation. It is held until the file is closed.
+impl Drop for Reservations {
+    /// Closing the file is not enough: until its exec, a forked child has a copy of the descriptor, which keeps the lock (`flock(2)`).
+    fn drop(&mut self) {
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(%error, "cannot unlock the reservations of host-local");
+        }
+    }
+}
+
+/// Acquires the lock that `host-local` acquires for every operation.
 fn lock(dir: &Path) -> Result<File, Error> {
     let path = dir.join("lock");
     let mut options = File::options();
@@ -140,17 +143,17 @@ fn lock(dir: &Path) -> Result<File, Error> {
 fn lock_with_deadline(file: &File) -> io::Result<()> {
     let mut waited = Duration::ZERO;
     loop {
-        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        match file.try_lock() {
             Ok(()) => return Ok(()),
-            Err(Errno::WOULDBLOCK) if waited < LOCK_DEADLINE => {}
-            Err(Errno::WOULDBLOCK) => {
-                let why = format!(
-                    "another process has held the lock for {} s",
-                    LOCK_DEADLINE.as_secs()
-                );
-                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
-            }
-            Err(error) => return Err(error.into()),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        if waited >= LOCK_DEADLINE {
+            let reason = format!(
+                "another process has held the lock for {} s",
+                LOCK_DEADLINE.as_secs()
+            );
+            return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
         }
         std::thread::sleep(LOCK_POLL_INTERVAL);
         waited += LOCK_POLL_INTERVAL;

@@ -24,6 +24,7 @@ use tracing::{info, warn};
 
 use super::Error;
 use crate::host::fs::{self, Durability};
+use crate::host::lock::FileLock;
 use crate::host::netns::{self, Netns};
 use crate::host::{self, holders, link, private};
 use crate::owner::{self, Instance, Label, Owner, RunDir};
@@ -59,7 +60,7 @@ pub(super) struct Claimed {
     pub(super) instance: Instance,
     /// Messages for the user about the source of the id.
     pub(super) notes: Vec<String>,
-    pub(super) lock: File,
+    pub(super) lock: FileLock,
 }
 
 /// The content of the file in the state directory.
@@ -245,7 +246,7 @@ async fn from_labels(
 
 /// The id of a new state. It is the one derived from the path, which orphans of a lost state carry, unless another daemon has that id
 /// because its state directory was moved from this path.
-fn first(dirs: &Dirs<'_>, derived: Instance) -> Result<(Instance, File), Error> {
+fn first(dirs: &Dirs<'_>, derived: Instance) -> Result<(Instance, FileLock), Error> {
     let mut id = derived;
     loop {
         let path = claim_path(&id);
@@ -283,7 +284,7 @@ fn holder(claim: &Path) -> Option<PathBuf> {
     Some(PathBuf::from(line))
 }
 
-fn try_lock(dirs: &Dirs<'_>, path: &Path) -> Result<Option<File>, Error> {
+fn try_lock(dirs: &Dirs<'_>, path: &Path) -> Result<Option<FileLock>, Error> {
     private::dir(Path::new(CLAIMS), |_| false)?;
     let Some(mut lock) = private::try_lock(path)? else {
         return Ok(None);
@@ -304,7 +305,7 @@ fn try_lock(dirs: &Dirs<'_>, path: &Path) -> Result<Option<File>, Error> {
     Ok(Some(lock))
 }
 
-async fn lock(dirs: &Dirs<'_>, id: &Instance) -> Result<File, Error> {
+async fn lock(dirs: &Dirs<'_>, id: &Instance) -> Result<FileLock, Error> {
     let path = claim_path(id);
     let tries = PATIENCE.as_millis() / RETRY_INTERVAL.as_millis();
     for _ in 0..tries {

@@ -164,7 +164,7 @@ pub struct Daemon {
     /// Subscribed before any write is possible, so that no change between preparation and `run_until` is missed.
     changes: broadcast::Receiver<Change>,
     /// Lock on the instance id, held while the daemon lives.
-    _claim: std::fs::File,
+    _claim: crate::host::lock::FileLock,
 }
 
 impl Daemon {

@@ -25,6 +25,7 @@ pub mod holders;
 pub mod image;
 pub mod iptables;
 pub mod link;
+pub mod lock;
 pub mod mounts;
 pub mod named;
 pub mod neigh;

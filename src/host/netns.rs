@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use rustix::fs::FlockOperation;
 use rustix::mount::UnmountFlags;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use super::blocking::within;
+use super::lock::{self, FileLock};
 use super::netlink::Handle;
 use super::{Error, Kind, private, sysctl};
 
@@ -266,24 +266,19 @@ fn create_blocking(
 
 /// The regular file to mount on, locked. If an unprivileged process holds a lock (taken while it could still open the file), the file is
 /// created again.
-fn lock_mount_point(path: &Path) -> io::Result<File> {
-    let lock = || -> io::Result<(File, io::Result<()>)> {
-        let place = open_mount_point(path)?;
-        let locked = rustix::fs::flock(&place, FlockOperation::NonBlockingLockExclusive);
-        Ok((place, locked.map_err(io::Error::from)))
+fn lock_mount_point(path: &Path) -> io::Result<FileLock> {
+    let try_lock = || FileLock::exclusive(open_mount_point(path)?);
+    let held = match try_lock()? {
+        Ok(lock) => return Ok(lock),
+        Err(file) => file,
     };
-    let (file, locked) = lock()?;
-    match locked {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            if private::is_held_by_privileged(&file) {
-                return Err(error);
-            }
-            fs::remove_file(path)?;
-            let (place, locked) = lock()?;
-            locked.map(|()| place)
+    if !private::is_held_by_privileged(&held) {
+        fs::remove_file(path)?;
+        if let Ok(lock) = try_lock()? {
+            return Ok(lock);
         }
-        locked => locked.map(|()| file),
     }
+    Err(lock::held())
 }
 
 /// The regular file to mount on; `AlreadyExists` when a namespace is mounted on it.

@@ -6,7 +6,7 @@
 //! that other users cannot enter. A descriptor that was opened while a directory was still accessible to others survives the change of
 //! its mode, and so does a lock on it: such a file is replaced, and the lock stays on the old file.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use super::Error;
 use super::holders::{self, Holder};
+use super::lock::FileLock;
 
 /// Permissions of group and others.
 const OTHERS: u32 = 0o077;
@@ -21,7 +22,7 @@ const OTHERS: u32 = 0o077;
 const OTHERS_WRITE: u32 = 0o022;
 
 /// A directory that only the daemon can access, mode 0700; created if it does not exist. Access by others to an existing one is removed;
-/// if they could write in it, files of other users are removed from it, except names for which `spared` returns true.
+/// if they could write in it, files of other users are removed from it, except names for which `keep` returns true.
 ///
 /// # Errors
 /// It is not a directory, is a symbolic link, or belongs to another user.
@@ -68,27 +69,25 @@ pub fn shared_dir(path: &Path) -> Result<(), Error> {
 }
 
 /// Takes the lock on a file in a private directory ([`dir`]); creates the file if it does not exist. `None`: a privileged process holds it
-/// (see [`Holder::is_privileged`]). It is released with the file's descriptor, at the latest when the process ends (`flock(2)`). Never
-/// waits.
-pub fn try_lock(path: &Path) -> Result<Option<File>, Error> {
+/// (see [`Holder::is_privileged`]). It is released on drop, at the latest when the process ends. Never waits.
+pub fn try_lock(path: &Path) -> Result<Option<FileLock>, Error> {
     /// Another process may replace the file at the same time.
     const MAX_ATTEMPTS: u32 = 8;
-    let take = || -> io::Result<Option<File>> {
+    let take = || -> io::Result<Option<FileLock>> {
         for _ in 0..MAX_ATTEMPTS {
             let Some(file) = open_lock_file(path)? else {
                 // Not created by the daemon, although in its directory.
                 remove(path)?;
                 continue;
             };
-            match file.try_lock() {
-                Ok(()) if is_same_file(&file, path) => return Ok(Some(file)),
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) if is_held_by_privileged(&file) => return Ok(None),
-                Err(TryLockError::WouldBlock) => {
+            match FileLock::exclusive(file)? {
+                Ok(lock) if is_same_file(&lock, path) => return Ok(Some(lock)),
+                Ok(_) => {}
+                Err(held) if is_held_by_privileged(&held) => return Ok(None),
+                Err(_) => {
                     tracing::warn!(path = %path.display(), "an unprivileged process holds the lock; replacing the file");
                     remove(path)?;
                 }
-                Err(TryLockError::Error(error)) => return Err(error),
             }
         }
         Err(io::Error::other("another process keeps replacing it"))
@@ -100,7 +99,7 @@ pub fn try_lock(path: &Path) -> Result<Option<File>, Error> {
 ///
 /// # Errors
 /// Another process holds it for longer than `deadline`.
-pub async fn lock(path: &Path, deadline: Duration) -> Result<File, Error> {
+pub async fn lock(path: &Path, deadline: Duration) -> Result<FileLock, Error> {
     /// The pause between two attempts.
     const STEP: Duration = Duration::from_millis(1);
     /// To find the owner of a lock, every process is examined.
@@ -133,16 +132,13 @@ pub async fn lock(path: &Path, deadline: Duration) -> Result<File, Error> {
 }
 
 /// `None`: it is locked.
-fn lock_nonblocking(path: &Path) -> io::Result<Option<File>> {
+fn lock_nonblocking(path: &Path) -> io::Result<Option<FileLock>> {
     let Some(file) = open_lock_file(path)? else {
         remove(path)?;
         return Ok(None);
     };
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file).filter(|file| is_same_file(file, path))),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(error),
-    }
+    let lock = FileLock::exclusive(file)?.ok();
+    Ok(lock.filter(|lock| is_same_file(lock, path)))
 }
 
 /// The text of a file in a private directory ([`dir`]). A file that the daemon did not create is removed and not read.
@@ -179,11 +175,10 @@ pub fn free(path: &Path) -> Result<(), Error> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other?,
         };
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) if !is_held_by_privileged(&file) => {}
-            Err(TryLockError::Error(error)) => return Err(error),
-            Ok(()) | Err(TryLockError::WouldBlock) => return Ok(()),
-        }
+        let file = match FileLock::exclusive(file)? {
+            Err(file) if !is_held_by_privileged(&file) => file,
+            Ok(_) | Err(_) => return Ok(()),
+        };
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let temp = path.with_file_name(format!(".{name}.unlocked"));
         remove(&temp)?;

@@ -2,15 +2,16 @@
 //! Out of scope: the meaning of keys; writing ([`super::database`]).
 
 use std::any::Any;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long to wait for a database that another process is closing.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 const LOCK_POLL: Duration = Duration::from_millis(50);
+const LOCK_ATTEMPTS: u128 = LOCK_PATIENCE.as_millis() / LOCK_POLL.as_millis();
 
 /// Bytes of a segment of the log, in new databases.
 ///
@@ -47,8 +48,7 @@ impl From<io::Error> for OpenError {
 /// Opens or creates a database. If the lock is held, sled returns an I/O error with a message of its own, not `WouldBlock`.
 pub(super) fn open(path: &Path) -> Result<Raw, OpenError> {
     let segment = segment_size(path)?;
-    let deadline = Instant::now_for_lock() + LOCK_PATIENCE;
-    loop {
+    for _ in 0..LOCK_ATTEMPTS {
         let opened = catch_unwind(|| {
             sled::Config::new()
                 .path(path)
@@ -60,15 +60,13 @@ pub(super) fn open(path: &Path) -> Result<Raw, OpenError> {
         match opened {
             Ok(Ok(db)) => return Ok(db),
             Ok(Err(sled::Error::Io(e))) if e.to_string().contains("could not acquire lock") => {
-                if Instant::now_for_lock() >= deadline {
-                    return Err(OpenError::InUse);
-                }
                 std::thread::sleep(LOCK_POLL);
             }
             Ok(Err(error)) => return Err(classify(&error)),
             Err(panic) => return Err(classify_panic(&*panic)),
         }
     }
+    Err(OpenError::InUse)
 }
 
 /// All keys and values.
@@ -88,19 +86,14 @@ pub(super) fn content(db: &Raw) -> Result<Vec<Pair>, OpenError> {
 /// Locks the database against other processes while its files are read without sled.
 pub(super) fn lock(path: &Path) -> Result<File, OpenError> {
     let file = File::open(path.join("db"))?;
-    let deadline = Instant::now_for_lock() + LOCK_PATIENCE;
-    loop {
+    for _ in 0..LOCK_ATTEMPTS {
         match file.try_lock() {
             Ok(()) => return Ok(file),
-            Err(std::fs::TryLockError::WouldBlock) => {
-                if Instant::now_for_lock() >= deadline {
-                    return Err(OpenError::InUse);
-                }
-                std::thread::sleep(LOCK_POLL);
-            }
-            Err(std::fs::TryLockError::Error(error)) => return Err(error.into()),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_POLL),
+            Err(TryLockError::Error(error)) => return Err(error.into()),
         }
     }
+    Err(OpenError::InUse)
 }
 
 /// The segment size of an existing database: sled refuses to open it with another one.
@@ -154,18 +147,6 @@ fn is_system_error(code: Option<i32>, text: &str) -> bool {
         // An invalid pointer in the log: to a missing file of a large value, or beyond the maximum file size.
         Some(libc::ENOENT | libc::EINVAL | libc::EFBIG | libc::EOVERFLOW) => false,
         Some(_) => true,
-    }
-}
-
-/// The wait for a lock uses real time, even if a test has paused tokio's clock.
-trait LockClock {
-    fn now_for_lock() -> Instant;
-}
-
-impl LockClock for Instant {
-    #[allow(clippy::disallowed_methods)]
-    fn now_for_lock() -> Instant {
-        Instant::now()
     }
 }
 

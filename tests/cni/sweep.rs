@@ -13,6 +13,7 @@ use serde_json::json;
 use slicectl::cni::Network;
 
 use crate::stage::Stage;
+use crate::support::descriptors::copy_of;
 
 fn network(stage: &Stage) -> Network {
     let ipam =
@@ -151,4 +152,23 @@ async fn who_is_stale_is_judged_once_after_all_that_is_reserved_was_read_and_und
         left.into_keys().collect::<Vec<_>>(),
         ["10.1.0.3", "10.1.0.4"]
     );
+}
+
+#[tokio::test]
+async fn the_lock_is_free_after_a_sweep_although_a_forked_child_has_its_descriptor() {
+    let stage = Stage::new();
+    let network = network(&stage);
+    let (reserved, lock) = locked(&stage);
+    let path = reserved.with_file_name("lock");
+    drop(lock);
+    let copy = std::cell::RefCell::new(None);
+    let stale = || {
+        copy.replace(Some(copy_of(&path)));
+        |_: &str| true
+    };
+    let removed = stage.runtime.sweep_host_local(&network, stale).await;
+    assert_eq!(removed.unwrap(), std::slice::from_ref(&reserved));
+    assert!(copy.borrow().is_some());
+    let lock = File::open(&path).unwrap();
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
 }

@@ -94,14 +94,10 @@ fn at_rest_it_says_nothing_and_takes_next_to_no_processor_time() {
             let (spent, said) = stirred(&house);
             (spent <= REST && said.is_empty()).then_some(())
         });
-        // A daemon that polls does so in every window; what else runs on this machine makes a wake-up more expensive in some.
-        let mut windows = Vec::new();
-        while windows.len() < 5 && windows.iter().all(|spent| *spent > REST) {
-            let (spent, said) = stirred(&house);
-            assert_eq!(said, "");
-            windows.push(spent);
-        }
-        assert!(windows.iter().any(|spent| *spent <= REST), "{windows:?}");
+        let [(spent, first), (more, second)] = [stirred(&house), stirred(&house)];
+        assert_eq!(first + &second, "");
+        // A daemon that polls does so in both windows; what else runs on this machine makes a wake-up more expensive in one.
+        assert!(spent.min(more) <= REST, "{spent:?}, {more:?}");
     });
 }
 

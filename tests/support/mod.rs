@@ -7,6 +7,7 @@
 //! - [`house`]: the real `sliced` and `slicectl` in one.
 //! - [`fuse`]: a file system that does not answer.
 //! - [`plugs`]: CNI networks for it; [`managers`]: network managers and firewalls beside it.
+//! - [`descriptors`]: copies of descriptors, as a forked child has them.
 //! - [`pings`]: how long a guest does not answer.
 //! - [`tiny`]: guests for it, by the dozen; [`linux`]: full ones; [`vmm`]: programs that stand for VMMs.
 #![allow(
@@ -14,6 +15,7 @@
     reason = "every integration test file compiles this anew and uses a part of it"
 )]
 
+pub mod descriptors;
 pub mod dice;
 pub mod frames;
 pub mod fuse;

@@ -14,6 +14,7 @@ use slicectl::reconcile::vmm::{
     Launch, MANAGED_FILES, NOTE, RECORD, RunDir, Vmm, rotate, watch,
 };
 
+use crate::descriptors::copy_of;
 use crate::support::{PrivateNet, converge, eventually, some_vm};
 
 /// The variable that turns the test of a killed launcher into the launcher.
@@ -247,6 +248,56 @@ fn nothing_is_started_where_the_link_is_missing_or_the_program() {
     })
     .unwrap_err();
     assert_eq!(error.kind, Kind::Absent);
+}
+
+/// A child between fork and exec has copies of all descriptors; here it stays there.
+#[test]
+fn a_record_is_free_after_it_was_read_or_written_although_a_forked_child_has_its_descriptor() {
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let record = dir.path().join(RECORD);
+    let sleep = words("sleep 600");
+    let start = |log: &Path| {
+        process::spawn(&Spawn {
+            argv: &sleep,
+            env: &[],
+            cwd: dir.path(),
+            netns: &net.path,
+            needs_link: "lo",
+            input: None,
+            log,
+            file_limit: LOG_LIMIT,
+            record: &record,
+            inherits: &[],
+            program: None,
+            confine: None,
+        })
+    };
+    let log = dir.path().join(CONSOLE);
+    type Use<'a> = (&'a str, &'a dyn Fn());
+    let uses: [Use<'_>; 3] = [
+        ("a start", &|| kill(&start(&log).unwrap())),
+        ("a start that fails before the fork", &|| {
+            let error = start(Path::new("/nowhere/console")).unwrap_err();
+            assert_eq!(error.kind, Kind::Absent, "{error}");
+        }),
+        ("a read", &|| {
+            process::read_record(&record).unwrap();
+        }),
+    ];
+    for (what, act) in uses {
+        let copy = std::thread::spawn({
+            let record = record.clone();
+            move || copy_of(&record)
+        });
+        while !copy.is_finished() {
+            act();
+        }
+        let _copy = copy.join().unwrap();
+        match start(&log) {
+            Ok(identity) => kill(&identity),
+            Err(error) => panic!("after {what}: {error}: {}", error.source),
+        }
+    }
 }
 
 #[test]

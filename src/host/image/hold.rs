@@ -7,7 +7,7 @@
 //! pid, which may be reused. Because it is on the file, it works across paths, links and daemons.
 //!
 //! Other programs use other locks. QEMU and Cloud Hypervisor lock ranges (`F_OFD_SETLK`), which do not conflict with `flock`, so these
-//! are checked in addition. A lock of a process that can only read the image is ignored: see [`is_in_the_way`]. A process that writes
+//! are checked in addition. A lock of a process that can only read the image is ignored: see [`conflicts`]. A process that writes
 //! without a lock is detected through the kernel: it grants no read lease (`F_SETLEASE`) on a file that is open for writing. A block
 //! device has no leases; a mounted one refuses `O_EXCL`.
 

@@ -8,11 +8,11 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::FlockOperation;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::host::fs::{self, Durability};
+use crate::host::lock::{self, FileLock};
 use crate::host::{Error, Kind};
 
 /// Identifies a process uniquely on this host, across reboots and PID reuse.
@@ -128,7 +128,7 @@ pub(super) fn header(boot: &str) -> String {
 pub fn read_record(path: &Path) -> Result<Record, Error> {
     let shown = || path.display().to_string();
     let wrap = |error| Error::io("read the process record", shown(), error);
-    let mut file = match open_roots(path) {
+    let file = match open_roots(path) {
         Ok(Some(file)) => file,
         Ok(None) => return Ok(Record::None),
         Err(error) => match wrap(error) {
@@ -136,8 +136,9 @@ pub fn read_record(path: &Path) -> Result<Record, Error> {
             error => return Err(error),
         },
     };
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)
-        .map_err(|error| wrap(error.into()))?;
+    let mut file = FileLock::shared(file)
+        .and_then(|locked| locked.map_err(|_| lock::held()))
+        .map_err(wrap)?;
     let mut text = Vec::new();
     file.read_to_end(&mut text).map_err(wrap)?;
     Ok(parse_record(&String::from_utf8_lossy(&text)))

@@ -21,13 +21,14 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{FlockOperation, Uid};
+use rustix::fs::Uid;
 
 use super::census::{self, MOUNTS_VAR};
 use super::confine::{Cell, Confine};
 use super::files;
 use super::identity::{self, Record};
 use super::{Identity, read_record};
+use crate::host::lock::{self, FileLock};
 use crate::host::named::Named;
 use crate::host::{Error, fs};
 
@@ -122,10 +123,7 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
         // SAFETY: between fork and exec only system calls are made, on descriptors and memory made before the fork:
         // no allocation, no lock, no panic.
         unsafe { command.pre_exec(move || setup.in_the_child()) };
-        let started = command.spawn().map(drop);
-        // Closing it is not enough: another child that is being started concurrently has inherited it and keeps it until its exec.
-        rustix::fs::flock(&record, FlockOperation::Unlock)?;
-        started
+        command.spawn().map(drop)
     };
     start().map_err(|error| Error::io("start", &program, error))?;
     match read_record(what.record)? {
@@ -284,17 +282,16 @@ pub(super) fn check(answer: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// Opens and locks the record and writes only the boot ID. The lock is released explicitly or, if the daemon is killed, by the exec of
-/// the child.
-fn open_record(path: &Path) -> io::Result<File> {
-    let mut file = OpenOptions::new()
+/// Opens and locks the record and writes only the boot ID. If the daemon is killed, the exec of the child releases the lock.
+fn open_record(path: &Path) -> io::Result<FileLock> {
+    let file = OpenOptions::new()
         .read(true)
         .append(true)
         .create(true)
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW)
         .open(path)?;
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    let mut file = FileLock::exclusive(file)?.map_err(|_| lock::held())?;
     file.set_len(0)?;
     let boot = fs::boot_id().map_err(io::Error::other)?;
     file.write_all(identity::header(boot).as_bytes())?;

@@ -16,7 +16,6 @@
 //! ([`Claims::lacking`]); otherwise it is rolled back, the claim is made, and the transaction runs again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::claim::{Claim, needed};
 use super::range::RangeError;
 use crate::host::link::Link;
+use crate::host::lock::FileLock;
 use crate::host::{self, fs, private};
 use crate::owner::{Instance, Label};
 use crate::store::{self, JOURNAL, Store, World};
@@ -81,7 +81,7 @@ struct ClaimState {
 #[derive(Default)]
 struct Files {
     /// The lock that shows that this daemon runs.
-    alive: Option<File>,
+    alive: Option<FileLock>,
     loaded: bool,
 }
 
@@ -261,13 +261,8 @@ impl Claims {
     ) -> Result<T, super::Error> {
         let mut files = self.files.lock().await;
         private::dir(&self.dir, |_| false)?;
-        let lock = private::lock(&self.dir.join("lock"), LOCK_DEADLINE).await?;
-        let done = self.load(&mut files).and_then(|()| act(self));
-        // A child between fork and exec has a copy of the descriptor, and would keep the lock if we only closed ours (`flock(2)`).
-        if let Err(error) = lock.unlock() {
-            tracing::warn!(%error, "cannot unlock the directory of claims");
-        }
-        done
+        let _lock = private::lock(&self.dir.join("lock"), LOCK_DEADLINE).await?;
+        self.load(&mut files).and_then(|()| act(self))
     }
 
     /// Loads the claims of earlier runs of this daemon, under any instance name: a daemon with our state or run directory that does not run
@@ -399,13 +394,7 @@ impl Claims {
 
     /// Whether a daemon runs: it holds its lock.
     fn runs(&self, instance: &Instance) -> Result<bool, host::Error> {
-        let Some(file) = private::try_lock(&self.path(instance, "lock"))? else {
-            return Ok(true);
-        };
-        if let Err(error) = file.unlock() {
-            tracing::warn!(%error, "cannot release a lock");
-        }
-        Ok(false)
+        Ok(private::try_lock(&self.path(instance, "lock"))?.is_none())
     }
 
     fn remove(&self, instance: &Instance) -> Result<(), host::Error> {
