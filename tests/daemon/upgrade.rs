@@ -139,7 +139,7 @@ fn vms_that_run_under_the_version_before_are_adopted_as_they_run() {
         house.start();
         as_before(&house, before);
         // A plugin may have put its jump in front of ours; that is repaired before the daemon is killed.
-        house.stays(Duration::from_millis(800), || house.messages("", "Drift"));
+        house.settles(Duration::from_secs(1), || house.messages("", "Drift"));
         // The records of this version are those of the version before, and so the host is as that one has left it.
         house.kill();
         for vm in before {

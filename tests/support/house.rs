@@ -340,6 +340,20 @@ impl House {
         }
     }
 
+    /// Waits until `look` returns the same for a while.
+    #[track_caller]
+    pub fn settles<T: PartialEq>(&self, a_while: Duration, mut look: impl FnMut() -> T) {
+        let (begin, mut since, mut last) = (Instant::now(), Instant::now(), look());
+        while since.elapsed() < a_while {
+            assert!(begin.elapsed() < PATIENCE, "it changes: {}", self.log());
+            std::thread::sleep(STEP);
+            let now = look();
+            if now != last {
+                (since, last) = (Instant::now(), now);
+            }
+        }
+    }
+
     /// Fails if `same` changes within a while: for what must *not* happen.
     #[track_caller]
     pub fn stays<T: PartialEq + Debug>(&self, a_while: Duration, mut same: impl FnMut() -> T) {
