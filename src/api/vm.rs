@@ -85,8 +85,8 @@ pub enum PowerCommand {
 
 /// The error for a text that is not a valid [`PowerVerb`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown command \"{0}\": expected pause, resume, restart, stop or start")]
-pub struct UnknownCommand(String);
+#[error("unknown power action \"{0}\": expected pause, resume, restart, stop or start")]
+pub struct UnknownPowerAction(String);
 
 impl fmt::Display for PowerCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -101,15 +101,15 @@ impl fmt::Display for PowerCommand {
 }
 
 impl FromStr for PowerCommand {
-    type Err = UnknownCommand;
-    fn from_str(text: &str) -> Result<Self, UnknownCommand> {
+    type Err = UnknownPowerAction;
+    fn from_str(text: &str) -> Result<Self, UnknownPowerAction> {
         match text {
             "pause" => Ok(Self::Pause),
             "resume" => Ok(Self::Resume),
             "restart" => Ok(Self::Restart),
             "stop" => Ok(Self::Stop),
             "start" => Ok(Self::Start),
-            _ => Err(UnknownCommand(text.to_owned())),
+            _ => Err(UnknownPowerAction(text.to_owned())),
         }
     }
 }

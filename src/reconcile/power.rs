@@ -204,9 +204,7 @@ pub fn why(hypervisor: Hypervisor, exit: Exit, stopped: bool) -> String {
             "the guest's kernel panicked, or the VMM failed".to_owned()
         }
         (Exit::Code(_), _) => "the VMM failed".to_owned(),
-        (Exit::Signal(libc::SIGKILL), _) => {
-            "killed by SIGKILL (possibly the OOM killer)".to_owned()
-        }
+        (Exit::Signal(libc::SIGKILL), _) => "SIGKILL, possibly of the OOM killer".to_owned(),
         (Exit::Signal(libc::SIGTERM | libc::SIGINT | libc::SIGHUP), _) => {
             "another program terminated it".to_owned()
         }
