@@ -68,9 +68,7 @@ impl Address {
         match self {
             Self::Isolated { pool, .. } => *pool,
             Self::Bridge { gateway, .. } => subnet(*gateway),
-            Self::Cni {
-                address: plugged, ..
-            } => subnet(*plugged),
+            Self::Cni { address, .. } => subnet(*address),
         }
     }
 
@@ -79,9 +77,7 @@ impl Address {
         match self {
             Self::Isolated { block, .. } => block.guest(),
             Self::Bridge { ip, .. } => *ip,
-            Self::Cni {
-                address: plugged, ..
-            } => plugged.ip(),
+            Self::Cni { address, .. } => address.ip(),
         }
     }
 
@@ -99,9 +95,7 @@ impl Address {
         match self {
             Self::Isolated { .. } => Block::PREFIX_LEN,
             Self::Bridge { gateway, .. } => gateway.prefix(),
-            Self::Cni {
-                address: plugged, ..
-            } => plugged.prefix(),
+            Self::Cni { address, .. } => address.prefix(),
         }
     }
 

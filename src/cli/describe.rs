@@ -163,7 +163,7 @@ impl Description {
         self.section("Spec", |description| description.spec(&vm.spec));
         match &vm.status.network {
             None => self.line("Network", "<none>"),
-            Some(network) => self.section("Network", |page| page.network(network)),
+            Some(network) => self.section("Network", |status| status.network(network)),
         }
         self.section("Firewall", |page| match &vm.spec.network {
             NetworkSpec::Isolated(_) => page.firewall(&vm.status.firewall),

@@ -43,11 +43,11 @@ async fn of_group(engine: &Engine, draft: &Draft, limit: usize) -> (Vec<(String,
         plan,
         vms,
         update_before,
-        not_replaced: held,
+        not_replaced,
     } = preview_group(engine, draft).await;
     let mut found = Vec::new();
     let mut more = 0;
-    for (name, why) in held {
+    for (name, why) in not_replaced {
         if found.len() >= limit {
             more += 1;
             continue;

@@ -69,7 +69,7 @@ fn desired_power(world: &World, vm: &Vm, verb: PowerCommand) -> Result<Option<Po
     }
     let reason = world
         .status(vm.meta.uid, Stage::Vmm)
-        .map(|page| page.condition.reason);
+        .map(|status| status.condition.reason);
     let is_down = matches!(reason, Some(Reason::Stopped | Reason::Failed));
     match (verb, vm.power) {
         (PowerCommand::Pause | PowerCommand::Resume, Power::Stopped) => Err(format!(

@@ -109,10 +109,10 @@ fn unseen(name: &str, reason: &str) -> Check {
     warn(name, format!("cannot check: {reason}"), remedy)
 }
 
-fn check(name: &str, verdict: CheckStatus, found: String, remedy: String) -> Check {
+fn check(name: &str, status: CheckStatus, found: String, remedy: String) -> Check {
     Check {
         name: name.to_owned(),
-        status: verdict,
+        status,
         found,
         remedy,
     }

@@ -197,7 +197,7 @@ impl Engine {
                             // A lease has no MAC: plugins are requested to assign the previous address and MAC of the guest.
                             Stage::Net if plugged => {
                                 let status = txn.world().status(uid, stage);
-                                status.and_then(|page| page.checkpoint.clone())
+                                status.and_then(|status| status.checkpoint.clone())
                             }
                             Stage::Lease | Stage::Net | Stage::Firewall => None,
                         };

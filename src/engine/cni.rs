@@ -125,11 +125,11 @@ impl Engine {
             .read(|world| match world.lease(&vm.meta.name)?.address {
                 Address::Cni {
                     ref network,
-                    address: plugged,
+                    address,
                     mac: Some(mac),
                     ..
                 } if *network == spec.network_name => Some(GuestIdentity {
-                    ip: plugged.ip(),
+                    ip: address.ip(),
                     mac,
                 }),
                 Address::Cni { .. } | Address::Isolated { .. } | Address::Bridge { .. } => None,

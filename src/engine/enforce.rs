@@ -159,7 +159,7 @@ impl Engine {
             let is_restricted_and_acquired = |vm: &&Vm| {
                 let status = world.status(vm.meta.uid, Stage::Firewall);
                 let is_restricted = !matches!(vm.spec.network, NetworkSpec::Cni(_));
-                is_restricted && status.is_some_and(|page| page.acquired)
+                is_restricted && status.is_some_and(|status| status.acquired)
             };
             world
                 .vms()

@@ -160,7 +160,7 @@ impl Engine {
         let uid = vm.meta.uid;
         let reason = self.store.read(|world| {
             let status = world.status(uid, Stage::Vmm);
-            status.map(|page| page.condition.reason)
+            status.map(|status| status.condition.reason)
         });
         if reason == Some(Reason::Invalid) {
             // The existing VM cannot run either.

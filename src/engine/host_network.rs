@@ -91,7 +91,7 @@ impl Engine {
             false => {
                 let stored = before
                     .as_ref()
-                    .and_then(|page| page.conflicting_writer.clone());
+                    .and_then(|status| status.conflicting_writer.clone());
                 (None, self.netlink_conflict(&reconciler, conflict, stored))
             }
         };
@@ -123,7 +123,7 @@ impl Engine {
         }
         let was_lost = before
             .as_ref()
-            .is_some_and(|page| page.unenforced.is_some());
+            .is_some_and(|status| status.unenforced.is_some());
         if is_lost && !was_lost {
             let message = format!(
                 "forwarding is disabled for all isolated and bridge VMs: {}",
@@ -131,21 +131,24 @@ impl Engine {
             );
             self.record_event(EventType::Warning, "ground", "ForwardingDisabled", &message);
         }
-        let previous_message = before.as_ref().map(|page| page.condition.message.clone());
+        let previous_message = before
+            .as_ref()
+            .map(|status| status.condition.message.clone());
         let message_changed = previous_message.as_ref() != Some(&condition.2);
-        let mut page = self.host_network_status(condition, desired, before.as_ref());
-        page.conflicting_writer = netlink_conflict;
-        page.unenforced = is_lost.then(|| page.condition.clone());
-        let known = before.map(|page| (page.warnings, page.drops));
+        let mut status = self.host_network_status(condition, desired, before.as_ref());
+        status.conflicting_writer = netlink_conflict;
+        status.unenforced = is_lost.then(|| status.condition.clone());
+        let known = before.map(|status| (status.warnings, status.drops));
         let drops = observed.as_ref().and_then(|seen| seen.drops.clone());
         let drops = drops.map(|all| all.into_iter().map(|drop| (drop.range, drop.message)));
         let (stored_warnings, stored_drops) = known.unzip();
-        page.warnings = warnings.or(stored_warnings).unwrap_or_default();
-        page.drops = drops
+        status.warnings = warnings.or(stored_warnings).unwrap_or_default();
+        status.drops = drops
             .map(Iterator::collect)
             .or(stored_drops)
             .unwrap_or_default();
-        self.write(|txn| txn.put_host_network_status(page)).await?;
+        self.write(|txn| txn.put_host_network_status(status))
+            .await?;
         if let Some(seen) = observed.filter(|_| is_converged) {
             self.rules_verified(&requirements, seen);
         }
@@ -284,20 +287,20 @@ impl Engine {
         });
         if status
             .as_ref()
-            .is_none_or(|page| page.limited_to(&requirements).is_none())
+            .is_none_or(|status| status.limited_to(&requirements).is_none())
         {
             return Ok((requirements, status));
         }
         self.write(|txn| {
             let requirements = txn.world().host_requirements();
-            let page = txn.world().host_network_status().cloned();
-            let reduced = page
+            let status = txn.world().host_network_status().cloned();
+            let reduced = status
                 .as_ref()
-                .and_then(|page| page.limited_to(&requirements));
+                .and_then(|status| status.limited_to(&requirements));
             if let Some(less) = reduced.clone() {
                 txn.put_host_network_status(less)?;
             }
-            Ok((requirements, reduced.or(page)))
+            Ok((requirements, reduced.or(status)))
         })
         .await
     }

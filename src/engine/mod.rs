@@ -245,7 +245,7 @@ impl Engine {
                         .is_some_and(|status| status.checkpoint.is_some())
                 };
                 let lease = world.status(*uid, Stage::Lease);
-                let is_young = lease.is_none_or(|page| now < page.condition.since + NEW_VM_AGE);
+                let is_young = lease.is_none_or(|status| now < status.condition.since + NEW_VM_AGE);
                 vm.meta.deleting
                     || is_young
                     || !(has_checkpoint(Stage::Net) || has_checkpoint(Stage::Firewall))
@@ -301,7 +301,7 @@ impl Engine {
         self.store.read(|world| {
             let vm = world.vm(uid)?;
             let status = world.status(uid, Stage::Net);
-            let checkpoint = status.and_then(|page| page.checkpoint.as_ref());
+            let checkpoint = status.and_then(|status| status.checkpoint.as_ref());
             let stored_connection: Option<Connection> =
                 checkpoint.and_then(|mark| serde_json::from_str(mark).ok());
             let link = match (&vm.spec.network, stored_connection) {
@@ -317,7 +317,7 @@ impl Engine {
                     owner::vm_names(&self.instance, uid).host_link
                 }
             };
-            let exists = status.is_some_and(|page| page.acquired);
+            let exists = status.is_some_and(|status| status.acquired);
             Some(HostLink { link, exists })
         })
     }
@@ -359,7 +359,7 @@ impl Engine {
         self.store.read(|world| {
             world
                 .status(uid, stage)
-                .and_then(|page| page.checkpoint.clone())
+                .and_then(|status| status.checkpoint.clone())
         })
     }
 

@@ -73,7 +73,7 @@ impl Engine {
                 let uid = vm.meta.uid;
                 let status = world.status(uid, Stage::Net);
                 let is_connected =
-                    status.is_some_and(|page| page.acquired && page.checkpoint.is_some());
+                    status.is_some_and(|status| status.acquired && status.checkpoint.is_some());
                 if let (NetworkSpec::Cni(spec), true) = (&vm.spec.network, is_connected) {
                     let name = spec.network_name.clone();
                     networks.entry(name).or_default().push(uid);

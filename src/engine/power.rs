@@ -55,7 +55,7 @@ impl Engine {
         let (address, stored) = self.store.read(|world| {
             let lease = world.lease(&vm.meta.name);
             let status = world.status(uid, Stage::Vmm);
-            let noted = status.map(|page| (page.condition.status, page.condition.reason));
+            let noted = status.map(|status| (status.condition.status, status.condition.reason));
             (lease.map(|lease| lease.address.ip()), noted)
         });
         let is_stored = match decision {
@@ -87,7 +87,7 @@ impl Engine {
         let checkpoint = self.process_checkpoint(vm.meta.uid);
         let is_ready = self.store.read(|world| {
             let status = world.status(vm.meta.uid, Stage::Vmm);
-            status.is_some_and(|page| page.condition.is_true_at(vm.meta.generation))
+            status.is_some_and(|status| status.condition.is_true_at(vm.meta.generation))
         });
         let guest = match vm.power {
             Power::Paused => DesiredGuest::Paused,

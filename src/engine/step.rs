@@ -161,9 +161,9 @@ impl StageRunner for BringUp<'_> {
         let (engine, vm) = (self.engine, self.vm);
         let was_ready = engine.store.read(|world| {
             let status = world.status(vm.meta.uid, stage);
-            status.is_some_and(|page| {
-                let is_contested = page.condition.reason == Reason::Contested;
-                is_contested || page.condition.is_settled_at(vm.meta.generation)
+            status.is_some_and(|status| {
+                let is_contested = status.condition.reason == Reason::Contested;
+                is_contested || status.condition.is_settled_at(vm.meta.generation)
             })
         });
         let current = CurrentStep::default();
@@ -298,7 +298,7 @@ impl BringUpRunner for BringUp<'_> {
             self.conflict_message = self.conflict_message.take().or(lasting_conflict);
             let next_is_acquired = engine.store.read(|world| {
                 let status = world.status(vm.meta.uid, Stage::Firewall);
-                status.is_some_and(|page| page.acquired)
+                status.is_some_and(|status| status.acquired)
             });
             if let Some(message) = self.conflict_message.clone().filter(|_| next_is_acquired) {
                 let found = (Status::False, Reason::Contested, message);

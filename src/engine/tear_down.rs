@@ -80,8 +80,11 @@ impl Engine {
     /// The stages that a VM has acquired, in the order of the pipeline.
     pub(super) fn acquired(&self, uid: Uid) -> Vec<Stage> {
         self.store.read(|world| {
-            let is_acquired =
-                |stage: &Stage| world.status(uid, *stage).is_some_and(|page| page.acquired);
+            let is_acquired = |stage: &Stage| {
+                world
+                    .status(uid, *stage)
+                    .is_some_and(|status| status.acquired)
+            };
             STAGES.into_iter().filter(is_acquired).collect()
         })
     }
@@ -213,16 +216,13 @@ impl Engine {
                     .await
                     .map(drop)
             }
-            HostResources::Bridge {
-                tap,
-                location: place,
-            } => {
+            HostResources::Bridge { tap, location } => {
                 let desired = bridge::Desired {
                     label: label.clone(),
                     run_dir: self.run_dir.0.clone(),
                     tap: tap.clone(),
                     slot: None,
-                    last_location: place.clone().map(|(bridge, ip)| Location { bridge, ip }),
+                    last_location: location.clone().map(|(bridge, ip)| Location { bridge, ip }),
                 };
                 runner
                     .run_stage(Stage::Net, &self.port(), &desired)

@@ -73,7 +73,7 @@ pub enum PowerDecision {
 impl VmmCheckpoint {
     /// Decodes the checkpoint of a stage status. A checkpoint that cannot be decoded counts as empty.
     pub fn of(status: Option<&StageStatus>) -> Self {
-        let checkpoint = status.and_then(|page| page.checkpoint.as_deref());
+        let checkpoint = status.and_then(|status| status.checkpoint.as_deref());
         checkpoint
             .and_then(|mark| serde_json::from_str(mark).ok())
             .unwrap_or_default()
@@ -204,7 +204,7 @@ pub fn why(hypervisor: Hypervisor, exit: Exit, stopped: bool) -> String {
             "the guest's kernel panicked, or the VMM failed".to_owned()
         }
         (Exit::Code(_), _) => "the VMM failed".to_owned(),
-        (Exit::Signal(libc::SIGKILL), _) => "SIGKILL, possibly of the OOM killer".to_owned(),
+        (Exit::Signal(libc::SIGKILL), _) => "possibly the OOM killer".to_owned(),
         (Exit::Signal(libc::SIGTERM | libc::SIGINT | libc::SIGHUP), _) => {
             "another program terminated it".to_owned()
         }
@@ -314,6 +314,35 @@ mod tests {
         });
         checkpoint.record_start(started(3));
         assert_eq!(checkpoint.restarts, 1);
+    }
+
+    #[test]
+    fn the_message_of_an_exit_names_the_signal_once() {
+        for (exit, message) in [
+            (
+                Exit::Signal(9),
+                "it was killed by SIGKILL: possibly the OOM killer",
+            ),
+            (
+                Exit::Signal(11),
+                "it was killed by SIGSEGV: the VMM crashed",
+            ),
+            (
+                Exit::Signal(15),
+                "it was killed by SIGTERM: another program terminated it",
+            ),
+            (Exit::Signal(31), "it was killed by SIGSYS: the VMM crashed"),
+            (
+                Exit::Signal(64),
+                "it was killed by signal 64: the VMM crashed",
+            ),
+            (
+                Exit::Code(1),
+                "it exited with status 1: the guest's kernel panicked, or the VMM failed",
+            ),
+        ] {
+            assert_eq!(end(exit).message(), message);
+        }
     }
 
     #[test]

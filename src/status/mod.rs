@@ -55,7 +55,7 @@ pub struct StatusBuilder {
 
 /// Returns the warnings about the result of a CNI network.
 fn network_warnings(vm: &Vm, stages: &StageStatuses<'_>) -> Vec<String> {
-    let checkpoint = stage_status(stages, Stage::Net).and_then(|page| page.checkpoint.as_ref());
+    let checkpoint = stage_status(stages, Stage::Net).and_then(|status| status.checkpoint.as_ref());
     let connection: Option<Connection> =
         checkpoint.and_then(|mark| serde_json::from_str(mark).ok());
     let Some(mut known) = connection else {
@@ -114,7 +114,7 @@ impl StatusBuilder {
                 group: Some(vm.group.clone()),
                 finalizers: stages
                     .iter()
-                    .filter(|(_, page)| page.is_some_and(|page| page.acquired))
+                    .filter(|(_, page)| page.is_some_and(|status| status.acquired))
                     .map(|(stage, _)| stage.finalizer())
                     .collect(),
                 ..meta_view(&vm.meta)
@@ -151,7 +151,7 @@ impl StatusBuilder {
         stages: &StageStatuses<'_>,
     ) -> Option<NetworkStatus> {
         let net = stage_status(stages, Stage::Net);
-        let exists = net.is_some_and(|page| page.acquired);
+        let exists = net.is_some_and(|status| status.acquired);
         let connection = self.connection(vm, lease, net)?;
         Some(NetworkStatus {
             mode: vm.spec.network.mode(),
@@ -179,7 +179,7 @@ impl StatusBuilder {
         lease: Option<&Lease>,
         net: Option<&StageStatus>,
     ) -> Option<Connection> {
-        let checkpoint = net.and_then(|page| page.checkpoint.as_ref());
+        let checkpoint = net.and_then(|status| status.checkpoint.as_ref());
         if let Some(connection) = checkpoint.and_then(|mark| serde_json::from_str(mark).ok()) {
             return Some(connection);
         }
@@ -280,7 +280,7 @@ impl StatusBuilder {
         let since = vms
             .iter()
             .flat_map(|vm| STAGES.iter().filter_map(|r| world.status(vm.meta.uid, *r)))
-            .map(|page| page.condition.since)
+            .map(|status| status.condition.since)
             .max()
             .unwrap_or(group.meta.created_at);
         let mut conditions = vec![condition_view(
@@ -426,7 +426,7 @@ fn firewall_status(vm: &Vm, stage: Option<&StageStatus>) -> FirewallStatus {
         allow: policy.allow,
         drop: policy.drop,
         on_deny: policy.on_deny,
-        digest: stage.and_then(|page| page.checkpoint.clone()),
+        digest: stage.and_then(|status| status.checkpoint.clone()),
     }
 }
 

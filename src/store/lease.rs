@@ -58,13 +58,11 @@ impl Txn<'_> {
         let world = self.world();
         // The lease of a VM with an acquired Net stage never changes, even if the group has changed.
         let net_acquired = world.status(vm.meta.uid, Stage::Net);
-        let standing = net_acquired.is_some_and(|page| page.acquired);
+        let standing = net_acquired.is_some_and(|status| status.acquired);
         if let NetworkSpec::Cni(spec) = &vm.spec.network {
             let existing = world.lease(&vm.meta.name).cloned();
             let is_valid = |lease: &Lease| match &lease.address {
-                Address::Cni {
-                    address: plugged, ..
-                } => standing || spec.cni.allow(vm.index, plugged.ip()),
+                Address::Cni { address, .. } => standing || spec.cni.allow(vm.index, address.ip()),
                 Address::Isolated { .. } | Address::Bridge { .. } => false,
             };
             // The lease dates from before the group was switched to CNI or requested another address.

@@ -86,18 +86,18 @@ impl Txn<'_> {
             return Ok(Acquisition::Gone);
         };
         let status = self.world().status(uid, stage).cloned();
-        let mut page = status.unwrap_or_else(|| StageStatus::initial(now));
+        let mut stored = status.unwrap_or_else(|| StageStatus::initial(now));
         if let Err(message) = self.world().dependencies_are_ready(&vm, stage) {
             // A stage that is Ready stays Ready; otherwise its condition describes what it waits for.
-            if page.condition.status != Status::True {
+            if stored.condition.status != Status::True {
                 let found = (Status::Unknown, Reason::Waiting, message.clone());
                 self.set_condition(uid, stage, found, vm.meta.generation, now)?;
             }
             return Ok(Acquisition::Waiting(message));
         }
-        if !page.acquired {
-            page.acquired = true;
-            self.put_stage_status(uid, stage, page)?;
+        if !stored.acquired {
+            stored.acquired = true;
+            self.put_stage_status(uid, stage, stored)?;
         }
         Ok(Acquisition::Acquired(Box::new(vm)))
     }
@@ -108,13 +108,13 @@ impl Txn<'_> {
     /// [`Error::Write`].
     pub fn adopt_stage(&mut self, uid: Uid, stage: Stage, now: Timestamp) -> Result<(), Error> {
         let status = self.world().status(uid, stage).cloned();
-        let page = status.unwrap_or_else(|| StageStatus::initial(now));
+        let stored = status.unwrap_or_else(|| StageStatus::initial(now));
         self.put_stage_status(
             uid,
             stage,
             StageStatus {
                 acquired: true,
-                ..page
+                ..stored
             },
         )
     }
@@ -134,13 +134,13 @@ impl Txn<'_> {
         if self.world().vm(uid).is_none() {
             return Ok(());
         }
-        let page = self.world().status(uid, stage).cloned();
-        let mut page = page.unwrap_or_else(|| StageStatus::initial(now));
-        let since = match page.condition.status == status {
-            true => page.condition.since,
+        let stored = self.world().status(uid, stage).cloned();
+        let mut stored = stored.unwrap_or_else(|| StageStatus::initial(now));
+        let since = match stored.condition.status == status {
+            true => stored.condition.since,
             false => now,
         };
-        page.condition = Condition {
+        stored.condition = Condition {
             status,
             reason,
             message,
@@ -148,7 +148,7 @@ impl Txn<'_> {
             observed_generation: generation,
         };
         self.record_observed(uid, stage, status);
-        self.put_stage_status(uid, stage, page)
+        self.put_stage_status(uid, stage, stored)
     }
 
     /// Writes the checkpoint of a stage: what it records about the converged state.
@@ -183,16 +183,16 @@ impl Txn<'_> {
         let later_is_acquired = STAGES.iter().filter(|above| **above > stage).any(|above| {
             self.world()
                 .status(uid, *above)
-                .is_some_and(|page| page.acquired)
+                .is_some_and(|stored| stored.acquired)
         });
         if later_is_acquired {
             return Ok(false);
         }
-        if let Some(page) = self
+        if let Some(stored) = self
             .world()
             .status(uid, stage)
             .cloned()
-            .filter(|page| page.acquired)
+            .filter(|stored| stored.acquired)
         {
             let released = StageStatus {
                 acquired: false,
@@ -202,7 +202,7 @@ impl Txn<'_> {
                     reason: Reason::Terminating,
                     message: String::new(),
                     since: now,
-                    ..page.condition
+                    ..stored.condition
                 },
             };
             self.put_stage_status(uid, stage, released)?;

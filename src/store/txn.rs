@@ -327,7 +327,7 @@ impl<'w> Txn<'w> {
         let was_acquired = self
             .world
             .status(uid, stage)
-            .is_some_and(|page| page.acquired);
+            .is_some_and(|status| status.acquired);
         let acquires = status.acquired && !was_acquired;
         self.write_as(
             if acquires {

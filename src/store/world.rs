@@ -375,9 +375,10 @@ impl World {
 
     /// Whether any stage of a VM is acquired, and so may have objects on the host.
     pub fn has_acquired_stage(&self, uid: Uid) -> bool {
-        STAGES
-            .iter()
-            .any(|stage| self.status(uid, *stage).is_some_and(|page| page.acquired))
+        STAGES.iter().any(|stage| {
+            self.status(uid, *stage)
+                .is_some_and(|status| status.acquired)
+        })
     }
 
     /// Whether all stages are Ready at the VM's current generation.
@@ -386,7 +387,7 @@ impl World {
             && self.host_fault(vm).is_none()
             && STAGES.iter().all(|stage| {
                 self.status(vm.meta.uid, *stage)
-                    .is_some_and(|page| page.condition.is_true_at(vm.meta.generation))
+                    .is_some_and(|status| status.condition.is_true_at(vm.meta.generation))
             })
     }
 
@@ -414,7 +415,7 @@ impl World {
             && self.host_fault(vm).is_none()
             && STAGES.iter().all(|stage| {
                 self.status(vm.meta.uid, *stage)
-                    .is_some_and(|page| page.condition.is_settled_at(vm.meta.generation))
+                    .is_some_and(|status| status.condition.is_settled_at(vm.meta.generation))
             })
     }
 

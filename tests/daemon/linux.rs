@@ -201,7 +201,7 @@ fn a_linux_that_panics_is_killed_reboots_or_powers_off_comes_back_as_its_policy_
         assert_eq!(end["signal"], 9);
         is_whole(&house, 3);
         let told = house.messages("vm/sandbox-1", "Drift");
-        for why in ["it exited with status 1", "it was killed by signal 9"] {
+        for why in ["it exited with status 1", "it was killed by SIGKILL"] {
             assert!(told.iter().any(|told| told.contains(why)), "{told:?}");
         }
 

@@ -502,7 +502,7 @@ async fn a_killed_vmm_is_started_again_and_its_end_is_named() {
     process.stop(StopSignal::Kill).unwrap();
     watch(identity, &desired.dir).await.unwrap();
     let (second, steps) = converge(&stage, &desired).await;
-    assert_eq!(steps, ["start the VMM again: it was killed by signal 9"]);
+    assert_eq!(steps, ["start the VMM again: it was killed by SIGKILL"]);
     assert_ne!(second.process(), first.process());
     converge(
         &stage,

@@ -300,7 +300,7 @@ async fn a_life(hypervisor: Hypervisor, who: As) {
     assert!(dir.join(control.socket()).exists(), "left behind");
     assert_eq!(started_as(dir).unwrap(), None);
     let (running, steps) = converge(&place.stage, &desired).await;
-    assert_eq!(steps, ["start the VMM again: it was killed by signal 9"]);
+    assert_eq!(steps, ["start the VMM again: it was killed by SIGKILL"]);
     assert_ne!(running.process().unwrap(), &identity);
     place.assert_answers(&desired);
 

@@ -111,7 +111,7 @@ async fn what_a_vmm_has_made_in_its_directory_is_neither_read_nor_in_the_way() {
 
     kill(first.process().unwrap()).await;
     let (_, steps) = converge(&stage, &desired).await;
-    assert_eq!(steps, ["start the VMM again: it was killed by signal 9"]);
+    assert_eq!(steps, ["start the VMM again: it was killed by SIGKILL"]);
     assert!(eventually(Duration::from_secs(9), || desired
         .dir
         .join("made")

@@ -75,13 +75,13 @@ impl Requested<'_> {
 pub(super) fn group_requests<'a>(
     group: &'a Name,
     spec: &'a CniSpec,
-    place: Option<Definition<'a>>,
+    definition: Option<Definition<'a>>,
 ) -> impl Iterator<Item = Requested<'a>> {
     requests(&spec.network_name, &spec.cni).map(move |request| Requested {
         what: request,
         group,
         vm: None,
-        definition: place,
+        definition,
     })
 }
 

@@ -62,11 +62,31 @@ pub enum Exit {
     Unknown,
 }
 
+/// The names of the signals that commonly end a VMM (`signal(7)`). SIGSYS: a system call that its seccomp filter forbids.
+const FATAL_SIGNALS: [(i32, &str); 12] = [
+    (libc::SIGABRT, "SIGABRT"),
+    (libc::SIGBUS, "SIGBUS"),
+    (libc::SIGFPE, "SIGFPE"),
+    (libc::SIGHUP, "SIGHUP"),
+    (libc::SIGILL, "SIGILL"),
+    (libc::SIGINT, "SIGINT"),
+    (libc::SIGKILL, "SIGKILL"),
+    (libc::SIGPIPE, "SIGPIPE"),
+    (libc::SIGQUIT, "SIGQUIT"),
+    (libc::SIGSEGV, "SIGSEGV"),
+    (libc::SIGSYS, "SIGSYS"),
+    (libc::SIGTERM, "SIGTERM"),
+];
+
 impl std::fmt::Display for Exit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Code(code) => write!(f, "exited with status {code}"),
-            Self::Signal(signal) => write!(f, "was killed by signal {signal}"),
+            Self::Signal(signal) => match FATAL_SIGNALS.iter().find(|(number, _)| number == signal)
+            {
+                Some((_, name)) => write!(f, "was killed by {name}"),
+                None => write!(f, "was killed by signal {signal}"),
+            },
             Self::Unknown => f.write_str("ended with unknown status"),
         }
     }
