@@ -5,6 +5,8 @@
 mod choices;
 #[path = "disks/copies.rs"]
 mod copies;
+#[path = "support/descriptors.rs"]
+mod descriptors;
 #[path = "disks/holds.rs"]
 mod holds;
 #[path = "disks/laws.rs"]

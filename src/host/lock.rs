@@ -1,5 +1,5 @@
 //! A lock on a file that is released when it is dropped.
-//! Out of scope: locks that a VMM inherits and keeps ([`super::image`]).
+//! Out of scope: locks that a VMM inherits and keeps ([`super::image::hold`]).
 //!
 //! `flock(2)` locks the open file description, and a forked child shares every open file description of its parent until its exec.
 //! If the descriptor were only closed, the file would stay locked while another thread starts a process.
@@ -23,6 +23,11 @@ impl FileLock {
     pub fn shared(file: File) -> io::Result<Result<Self, File>> {
         let locked = file.try_lock_shared();
         Self::of(file, locked)
+    }
+
+    /// Takes over a file that is locked already.
+    pub(super) fn of_locked(file: File) -> Self {
+        Self(file)
     }
 
     fn of(file: File, locked: Result<(), TryLockError>) -> io::Result<Result<Self, File>> {

@@ -11,6 +11,7 @@ use slicectl::host::Kind;
 use slicectl::host::image::{Use, hold};
 use slicectl::host::process::{self, ProcessState, Record, Spawn, StopSignal};
 
+use crate::descriptors::copy_of;
 use crate::support::{gone, image_with_a_hole, meet, names, some_vm};
 
 /// The variable that turns the test of a killed daemon into the daemon.
@@ -102,6 +103,42 @@ async fn a_disk_in_use_is_neither_removed_nor_grown_nor_copied_from() {
     drop(user);
     meet(&gone(&desired)).await.unwrap();
     assert_eq!(names(&disks), [] as [&str; 0]);
+}
+
+/// A child between fork and exec has copies of all descriptors; here it stays there.
+#[tokio::test]
+async fn an_image_is_free_after_it_was_copied_or_grown_although_a_forked_child_has_its_descriptor()
+{
+    let dir = tempfile::tempdir().unwrap();
+    let (disks, image) = (dir.path().join("disks"), image_with_a_hole(dir.path()));
+    let desired = some_vm(&disks, &image, 0, false);
+    let copying = |path: &Path| {
+        let path = path.to_owned();
+        // One that is open for writing counts as a writer, whatever is locked.
+        let is_locked_one = |copy: &std::os::fd::OwnedFd| {
+            let flags = rustix::fs::fcntl_getfl(copy).unwrap();
+            !flags.intersects(rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::RDWR)
+        };
+        let copies = std::iter::repeat_with(move || copy_of(&path));
+        std::thread::spawn(move || { copies }.find(is_locked_one).unwrap())
+    };
+    let copy = copying(&image);
+    while !copy.is_finished() {
+        meet(&desired).await.unwrap();
+        meet(&gone(&desired)).await.unwrap();
+    }
+    let _copy = copy.join().unwrap();
+    hold(&image, Use::Write).unwrap();
+
+    meet(&desired).await.unwrap();
+    let copy = copying(&desired.disk());
+    let mut larger = desired.clone();
+    while !copy.is_finished() {
+        larger.spec.as_mut().unwrap().at_least += 64 << 20;
+        meet(&larger).await.unwrap();
+    }
+    let _copy = copy.join().unwrap();
+    hold(&desired.disk(), Use::Write).unwrap();
 }
 
 /// The lock lives exactly as long as the process that was given the disk.

@@ -21,6 +21,7 @@ use std::time::Duration;
 use rustix::fs::FlockOperation;
 
 use crate::host::holders::{self, Holder};
+use crate::host::lock::FileLock;
 use crate::host::named::Named;
 use crate::host::{Error, Kind};
 
@@ -41,7 +42,20 @@ pub enum Use {
     Write,
 }
 
-/// Locks an image. The lock is held until the last copy of this file descriptor is closed, in any process.
+/// Locks an image while the daemon itself uses it.
+///
+/// # Errors
+/// As [`hold`].
+pub fn lock(path: &Path, access: Use) -> Result<FileLock, Error> {
+    hold(path, access).map(FileLock::of_locked)
+}
+
+/// The same for an opened file; `path` is its path in errors.
+pub(super) fn lock_file(named: &Named, path: &Path, access: Use) -> Result<FileLock, Error> {
+    hold_file(named, path, access).map(FileLock::of_locked)
+}
+
+/// Locks an image for a VMM that inherits it. The lock is held until the last copy of this file descriptor is closed, in any process.
 ///
 /// # Errors
 /// [`Kind::Busy`]: another process uses it; the error names the process if it can be identified.
@@ -50,7 +64,7 @@ pub fn hold(path: &Path, access: Use) -> Result<File, Error> {
 }
 
 /// The same for an opened file; `path` is its path in errors.
-pub fn lock_file(named: &Named, path: &Path, access: Use) -> Result<File, Error> {
+pub fn hold_file(named: &Named, path: &Path, access: Use) -> Result<File, Error> {
     take(open(&named.proc_path()), path, access)
 }
 

@@ -19,7 +19,7 @@ use super::error::absent_is_none;
 use super::named::Named;
 
 pub use copy::{Copy, How, Progress, copy, grow};
-pub use hold::{Use, hold, is_written, lock_file};
+pub use hold::{Use, hold, hold_file, is_written, lock};
 
 /// The sector size in bytes; every VMM counts the size of a disk in sectors.
 pub const SECTOR: u64 = 512;

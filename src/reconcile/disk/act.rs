@@ -34,15 +34,15 @@ pub(super) async fn act(
         Action::RemoveDraft => fs::remove(&desired.draft()),
         Action::RemoveDisk(disk) => {
             // Locked during the removal: a VMM that uses the disk must end first.
-            let lock = match image::hold(disk, Use::Write) {
+            let lock = match image::lock(disk, Use::Write) {
                 Err(error) if error.kind == Kind::Denied => {
                     fs::free(disk)?;
-                    image::hold(disk, Use::Write)
+                    image::lock(disk, Use::Write)
                 }
-                held => held,
+                locked => locked,
             };
             let _lock = match lock {
-                Ok(held) => held,
+                Ok(lock) => lock,
                 Err(error) if error.kind == Kind::Absent => return Ok(()),
                 Err(error) => return Err(error),
             };
@@ -59,7 +59,7 @@ pub(super) async fn act(
             copy(places, image, draft, to, *at_least, progress.clone()).await
         }
         Action::Grow { disk, to } => {
-            let _held = image::hold(disk, Use::Write)?;
+            let _lock = image::lock(disk, Use::Write)?;
             image::grow(disk, *to)
         }
         Action::Forget => {

@@ -80,7 +80,7 @@ impl OpenFiles {
     /// Locks this disk.
     pub(super) fn lock(&self, disk: &Disk, usage: Use) -> Result<File, Error> {
         match self.files.iter().find(|file| file.disk == *disk) {
-            Some(file) => image::lock_file(&file.named, &disk.path, usage),
+            Some(file) => image::hold_file(&file.named, &disk.path, usage),
             None => Err(Error::other(
                 "lock",
                 disk.path.display().to_string(),
