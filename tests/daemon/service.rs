@@ -85,6 +85,8 @@ fn once_exits_with_1_when_a_slot_cannot_be_built() {
 #[test]
 fn at_rest_it_says_nothing_and_takes_next_to_no_processor_time() {
     empty(|mut house| {
+        // The directories above the manifests are watched, and other tests create files in /tmp all the time; /run is this test's own.
+        house.dir = tempfile::tempdir_in("/run").unwrap();
         house.env.push(("SLICE_LOG", "slicectl=debug".into()));
         house.start();
         house.apply(&slots(16, "drop: [192.168.1.0/24]"));
