@@ -5,8 +5,7 @@
 //! Netlink does not report names in a file system. `ip netns del` on a namespace in which a process still runs removes its
 //! name and its mount and leaves every link unchanged; only the directory changes.
 //!
-//! Uses inotify directly instead of the `notify` crate, which also subscribes to opens: every observation of a VM opens its directory
-//! and would wake a thread.
+//! Uses inotify directly instead of the `notify` crate: it is a stream, which needs no thread, and subscribes to removals only.
 
 use std::io;
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use notify::event::{AccessKind, AccessMode, EventKind};
-use notify::{Config, Event, RecommendedWatcher, RecursiveMode, Watcher};
+use notify::{Config, Event, EventKindMask, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -28,6 +28,9 @@ const SETTLE_TIME: Duration = Duration::from_millis(60);
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Timeout for resolving the path; then the directory is read with the old watcher in place.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Changes only, and the end of a save. Directories above the manifests are watched too, /etc among them, and every process that starts
+/// opens files there (ld.so.cache, passwd): a subscription to opens would wake the daemon for each.
+const EVENT_KINDS: EventKindMask = EventKindMask::CORE.union(EventKindMask::ACCESS_CLOSE);
 /// The number of links that the kernel follows (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 /// Number of immediate attempts to watch a path that changes meanwhile.
@@ -141,7 +144,8 @@ fn create_watcher(
                 waker.notify_one();
             }
         };
-        let mut watcher = RecommendedWatcher::new(handler, Config::default()).map_err(failed)?;
+        let config = Config::default().with_event_kinds(EVENT_KINDS);
+        let mut watcher = RecommendedWatcher::new(handler, config).map_err(failed)?;
         let mut is_changed = false;
         for place in targets.places() {
             match watcher.watch(place, RecursiveMode::NonRecursive) {

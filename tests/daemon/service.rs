@@ -1,7 +1,9 @@
 //! The daemon as a process: how it begins, ends, rests, and says what is wrong.
 //! Out of scope: what it makes.
 
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::support::house::{self, House, empty, inhabited, slots};
@@ -87,16 +89,32 @@ fn at_rest_it_says_nothing_and_takes_next_to_no_processor_time() {
     empty(|mut house| {
         // The directories above the manifests are watched, and other tests create files in /tmp all the time; /run is this test's own.
         house.dir = tempfile::tempdir_in("/run").unwrap();
+        std::fs::create_dir(house.conf()).unwrap();
         house.env.push(("SLICE_LOG", "slicectl=debug".into()));
         house.start();
-        house.apply(&slots(16, "drop: [192.168.1.0/24]"));
+        house.save("sandbox.yaml", &slots(16, "drop: [192.168.1.0/24]"));
+        house.ctl("wait hg/sandbox --for ready --timeout 20s");
         // What building has stirred up is looked at once more, when that may be; and then it rests, and goes on resting: 3 s
         // alone might lie between two ticks.
         house.until("3 s of rest", || {
             let (spent, said) = stirred(&house);
             (spent <= REST && said.is_empty()).then_some(())
         });
-        let [(spent, first), (more, second)] = [stirred(&house), stirred(&house)];
+        // Others read what is watched: every process that starts opens files in /etc.
+        let (manifest, ended) = (house.conf().join("sandbox.yaml"), AtomicBool::new(false));
+        let [(spent, first), (more, second)] = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    for path in [Path::new("/etc/passwd"), &manifest] {
+                        std::fs::read(path).unwrap();
+                    }
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+            let windows = [stirred(&house), stirred(&house)];
+            ended.store(true, Ordering::Relaxed);
+            windows
+        });
         assert_eq!(first + &second, "");
         // A daemon that polls does so in both windows; what else runs on this machine makes a wake-up more expensive in one.
         assert!(spent.min(more) <= REST, "{spent:?}, {more:?}");
