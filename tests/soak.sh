@@ -9,7 +9,7 @@ SLICE_CLAIM_ROUNDS="${SLICE_CLAIM_ROUNDS:-100}"
 export SLICE_DAMAGES SLICE_SEED SLICE_CLAIM_ROUNDS
 echo "soak: SLICE_DAMAGES=$SLICE_DAMAGES SLICE_CLAIM_ROUNDS=$SLICE_CLAIM_ROUNDS SLICE_SEED=$SLICE_SEED"
 tests/setup.sh
-cargo test --locked --test store whatever_happens_to_the_files -- --nocapture
-cargo test --locked --test daemon after_any_damage -- --nocapture
-cargo test --locked --test pipeline claims:: -- --nocapture
-cargo test --locked --test daemon daemon::claims:: -- --nocapture
+cargo test --locked --test kernel whatever_happens_to_the_files -- --nocapture
+cargo test --locked --test e2e after_any_damage -- --nocapture
+cargo test --locked --test kernel pipeline::claims:: -- --nocapture
+cargo test --locked --test e2e claims:: -- --nocapture

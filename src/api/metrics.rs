@@ -49,17 +49,17 @@ impl CountingSince {
     }
 }
 
-/// Adds every number in `told` to `counters`, with its path below `name`. Lists and other values are skipped.
+/// Adds every number in `counter_value` to `counters`, with its path below `name`. Lists and other values are skipped.
 pub fn collect(counters: &mut Counters, name: &str, value: &Value) {
     match value {
         Value::Number(number) => {
             counters.insert(name.to_owned(), number.clone());
         }
         Value::Object(parts) => {
-            for (part, told) in parts {
+            for (part, counter_value) in parts {
                 match name {
-                    "" => collect(counters, part, told),
-                    name => collect(counters, &format!("{name}.{part}"), told),
+                    "" => collect(counters, part, counter_value),
+                    name => collect(counters, &format!("{name}.{part}"), counter_value),
                 }
             }
         }

@@ -36,15 +36,15 @@ pub struct Claim<'a> {
     pub origin: Origin,
 }
 
-/// The problems of `claims`, each with the index of its claim. `standing` are groups that no claim changes. Of two claims in conflict, the
+/// The problems of `claims`, each with the index of its claim. `other_groups` are groups that no claim changes. Of two claims in conflict, the
 /// first one wins, see [`by_precedence`]. VMs made on demand in a group of `stored` keep their resources when a claim changes the group.
 pub fn conflicts(
     stored: &[HostGroup],
-    standing: &[&HostGroup],
+    other_groups: &[&HostGroup],
     claims: &[Claim],
 ) -> Vec<(usize, Problem)> {
     let mut used = UsedResources::default();
-    for group in standing {
+    for group in other_groups {
         used.take(
             &group.meta.name,
             &group.spec,

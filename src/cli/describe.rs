@@ -36,7 +36,7 @@ pub async fn describe(client: &Client, args: DescribeArgs) -> Result<(), Failure
         };
         let events = events::of(client, &target).await?;
         let gap = if index == 0 { "" } else { "\n\n" };
-        print::out(&format!("{gap}{}", page(object, &events)))?;
+        print::out(&format!("{gap}{}", describe_object(object, &events)))?;
     }
     match errors.is_empty() {
         true => Ok(()),
@@ -44,7 +44,7 @@ pub async fn describe(client: &Client, args: DescribeArgs) -> Result<(), Failure
     }
 }
 
-fn page(object: &Object, events: &[Event]) -> String {
+fn describe_object(object: &Object, events: &[Event]) -> String {
     let mut description = Description::default();
     match object {
         Object::HostGroup(group) => description.group(group),
@@ -137,16 +137,16 @@ impl Description {
             description.line("Count", group.spec.count);
             description.spec(&group.spec.template);
         });
-        self.section("Status", |page| {
-            page.maybe("Range", status.range);
-            let wanted = match status.on_demand {
+        self.section("Status", |describe_object| {
+            describe_object.maybe("Range", status.range);
+            let desired_count = match status.on_demand {
                 0 => status.desired.to_string(),
                 on_demand => format!("{} ({on_demand} on demand)", status.desired),
             };
-            page.line(
+            describe_object.line(
                 "VMs",
                 format!(
-                    "{wanted} desired, {} current, {} updated, {} ready",
+                    "{desired_count} desired, {} current, {} updated, {} ready",
                     status.current, status.updated, status.ready_count
                 ),
             );
@@ -165,19 +165,19 @@ impl Description {
             None => self.line("Network", "<none>"),
             Some(network) => self.section("Network", |status| status.network(network)),
         }
-        self.section("Firewall", |page| match &vm.spec.network {
-            NetworkSpec::Isolated(_) => page.firewall(&vm.status.firewall),
+        self.section("Firewall", |describe_object| match &vm.spec.network {
+            NetworkSpec::Isolated(_) => describe_object.firewall(&vm.status.firewall),
             NetworkSpec::Bridge(bridge) => {
-                page.line("Antispoof", on_off(bridge.antispoof));
-                page.maybe("Digest", vm.status.firewall.digest.as_ref());
+                describe_object.line("Antispoof", on_off(bridge.antispoof));
+                describe_object.maybe("Digest", vm.status.firewall.digest.as_ref());
             }
-            NetworkSpec::Cni(_) => page.line("Rules", "set by the CNI plugins"),
+            NetworkSpec::Cni(_) => describe_object.line("Rules", "set by the CNI plugins"),
         });
-        self.section("Vmm", |page| {
+        self.section("Vmm", |describe_object| {
             if !vm.power.is_default() {
-                page.line("Desired", vm.power);
+                describe_object.line("Desired", vm.power);
             }
-            page.vmm(&vm.status.vmm);
+            describe_object.vmm(&vm.status.vmm);
         });
         if let Some(disk) = &vm.status.disk {
             let retention = match vm.spec.storage.persistent {

@@ -38,7 +38,7 @@ impl Failure {
             Self::PipeClosed => (Vec::new(), ExitCode::SUCCESS),
         };
         for cause in causes {
-            say("error", &cause);
+            print("error", &cause);
         }
         exit_code
     }
@@ -46,7 +46,7 @@ impl Failure {
 
 /// Prints a warning to standard error.
 pub fn warn(text: &str) {
-    say("warning", text);
+    print("warning", text);
 }
 
 /// Prints a note to standard error.
@@ -55,7 +55,7 @@ pub fn note(text: &str) {
 }
 
 /// Write errors are ignored: there is no other output for them.
-fn say(severity: &str, text: &str) {
+fn print(severity: &str, text: &str) {
     let _ = writeln!(io::stderr(), "{severity}: {}", one_line(text.trim_end()));
 }
 

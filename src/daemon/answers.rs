@@ -200,8 +200,8 @@ impl Backend for AppState {
         let store = &self.engine.store;
         let (items, more) = store
             .read_durable(|world| {
-                let (house, engine, intake) = (&self.status_builder, &self.engine, &self.intake);
-                objects::bounded(house, engine, intake, world, kind, name.as_ref())
+                let (builder, engine, intake) = (&self.status_builder, &self.engine, &self.intake);
+                objects::bounded(builder, engine, intake, world, kind, name.as_ref())
             })
             .await;
         match (&name, items.is_empty()) {

@@ -13,7 +13,7 @@ use crate::store::World;
 
 /// All objects of a kind, or the one of that name.
 pub(super) fn objects(
-    house: &StatusBuilder,
+    status_builder: &StatusBuilder,
     engine: &Engine,
     intake: &IntakeLoop,
     world: &World,
@@ -25,19 +25,19 @@ pub(super) fn objects(
         Kind::HostGroup => world
             .groups()
             .filter(|group| matches(&group.meta.name))
-            .map(|found| group(house, engine, intake, world, found))
+            .map(|found| group(status_builder, engine, intake, world, found))
             .collect(),
         Kind::Vm => match name {
             Some(name) => world.vm_named(name).into_iter().collect::<Vec<_>>(),
             None => world.vms().collect(),
         }
         .into_iter()
-        .map(|found| vm(house, engine, world, found))
+        .map(|found| vm(status_builder, engine, world, found))
         .collect(),
         Kind::Lease => world
             .leases()
             .filter(|lease| matches(&lease.name))
-            .map(|lease| Object::Lease(house.lease(lease)))
+            .map(|lease| Object::Lease(status_builder.lease(lease)))
             .collect(),
     }
 }
@@ -47,7 +47,7 @@ const MAX_RESPONSE_BYTES: usize = 64 << 20;
 
 /// As [`objects`], limited to the size of a response; also returns the number of objects that were left out.
 pub(super) fn bounded(
-    house: &StatusBuilder,
+    status_builder: &StatusBuilder,
     engine: &Engine,
     intake: &IntakeLoop,
     world: &World,
@@ -56,7 +56,12 @@ pub(super) fn bounded(
 ) -> (Vec<Object>, usize) {
     let all = match (kind, name) {
         (Kind::Vm, None) => world.vms().count(),
-        _ => return (objects(house, engine, intake, world, kind, name), 0),
+        _ => {
+            return (
+                objects(status_builder, engine, intake, world, kind, name),
+                0,
+            );
+        }
     };
     let mut remaining = MAX_RESPONSE_BYTES;
     let fits = |found: &&Vm| {
@@ -66,7 +71,9 @@ pub(super) fn bounded(
         fits
     };
     let shown = world.vms().take_while(fits);
-    let shown: Vec<Object> = shown.map(|found| vm(house, engine, world, found)).collect();
+    let shown: Vec<Object> = shown
+        .map(|found| vm(status_builder, engine, world, found))
+        .collect();
     let more = all - shown.len();
     (shown, more)
 }
@@ -81,7 +88,7 @@ fn approximate_size(vm: &Vm) -> usize {
 }
 
 fn group(
-    house: &StatusBuilder,
+    status_builder: &StatusBuilder,
     engine: &Engine,
     intake: &IntakeLoop,
     world: &World,
@@ -91,7 +98,7 @@ fn group(
         manifest_problems: intake.problems_of(group),
         blocked_reason: engine.blocked_reason(&group.meta.name),
     };
-    let mut view = house.group(world, group, &trouble);
+    let mut view = status_builder.group(world, group, &trouble);
     let max = group.spec.template.network.max_connections();
     let warning = max.and_then(|most| {
         limits::table_warning(group.spec.count, most, crate::host::conntrack::max())
@@ -103,8 +110,8 @@ fn group(
     Object::HostGroup(Box::new(view))
 }
 
-fn vm(house: &StatusBuilder, engine: &Engine, world: &World, vm: &Vm) -> Object {
-    let mut view = house.vm(world, vm);
+fn vm(status_builder: &StatusBuilder, engine: &Engine, world: &World, vm: &Vm) -> Object {
+    let mut view = status_builder.vm(world, vm);
     let disks = engine.processes.disk_dir();
     view.status.disk = storage::existing_disk(&vm.spec.storage, disks, &vm.meta.name);
     let reason = engine.replacement_blocked_reason(vm);

@@ -46,13 +46,13 @@ pub(super) async fn watch(
         answers.engine.clone(),
     );
     let snapshot = move || {
-        let (house, intake) = (status_builder.clone(), intake.clone());
+        let (builder, intake) = (status_builder.clone(), intake.clone());
         let (engine, name) = (engine.clone(), name.clone());
         async move {
             let store = engine.store.clone();
             let found = store.read_durable(|world| {
                 let began = clock::monotonic();
-                let found = objects(&house, &engine, &intake, world, kind, name.as_ref());
+                let found = objects(&builder, &engine, &intake, world, kind, name.as_ref());
                 (found, clock::monotonic().duration_since(began))
             });
             let (found, took) = found.await;
@@ -76,10 +76,10 @@ pub(super) async fn watch(
             loop {
                 wait(&mut changes, pause).await?;
                 let (now, duration) = look().await;
-                let told = differences(&known, &now);
+                let changed = differences(&known, &now);
                 pause = pause_after(duration);
-                if !told.is_empty() {
-                    return Some((stream::iter(told), (changes, now, pause)));
+                if !changed.is_empty() {
+                    return Some((stream::iter(changed), (changes, now, pause)));
                 }
             }
         }

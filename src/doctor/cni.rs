@@ -167,6 +167,8 @@ async fn status(runtime: &Runtime, network: &Network) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::api::view::CheckStatus;
 
@@ -183,9 +185,26 @@ STATUS)
 esac
 "#;
 
+    /// A runtime whose configuration and plugins are in this directory.
+    fn runtime_in(dir: &Path) -> Runtime {
+        let mut runtime = Runtime::new();
+        runtime.conf_dir = dir.to_owned();
+        runtime.bin_dirs = vec![dir.to_owned()];
+        runtime
+    }
+
+    /// Puts the plugin `p` there, which fails STATUS with this code.
+    fn install_plugin(dir: &Path, code: &str) {
+        std::fs::write(dir.join("code"), code).unwrap();
+        let plugin = dir.join("p");
+        std::fs::write(&plugin, PLUGIN).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&plugin, mode).unwrap();
+    }
+
     #[tokio::test]
     async fn a_network_that_fails_status_is_named_with_the_error_of_the_plugin() {
-        for (version, code, wanted) in [
+        for (version, code, expected) in [
             ("1.1.0", "0", None),
             (
                 "1.1.0",
@@ -207,22 +226,16 @@ esac
                 r#"{{"cniVersion": "{version}", "name": "net", "plugins": [{{"type": "p"}}]}}"#
             );
             std::fs::write(dir.path().join("10-net.conflist"), list).unwrap();
-            std::fs::write(dir.path().join("code"), code).unwrap();
-            let plugin = dir.path().join("p");
-            std::fs::write(&plugin, PLUGIN).unwrap();
-            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-            std::fs::set_permissions(&plugin, mode).unwrap();
-            let mut runtime = Runtime::new();
-            runtime.conf_dir = dir.path().to_owned();
-            runtime.bin_dirs = vec![dir.path().to_owned()];
+            install_plugin(dir.path(), code);
+            let mut runtime = runtime_in(dir.path());
             runtime.deadline = Duration::from_millis(500);
             let networks = runtime.networks().map_err(|error| error_chain(&error));
             let check = evaluate(&runtime, &networks).await;
-            match wanted {
+            match expected {
                 None => assert_eq!(check.status, CheckStatus::Ok, "{}", check.found),
-                Some(wanted) => {
+                Some(expected) => {
                     assert_eq!(check.status, CheckStatus::Warn, "{code}");
-                    assert!(check.found.contains(wanted), "{}", check.found);
+                    assert!(check.found.contains(expected), "{}", check.found);
                     assert!(!check.found.contains("apt-get"), "{}", check.found);
                 }
             }
@@ -238,14 +251,8 @@ esac
             );
             std::fs::write(dir.path().join(format!("{n}.conflist")), list).unwrap();
         }
-        std::fs::write(dir.path().join("code"), "hang").unwrap();
-        let plugin = dir.path().join("p");
-        std::fs::write(&plugin, PLUGIN).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(&plugin, mode).unwrap();
-        let mut runtime = Runtime::new();
-        runtime.conf_dir = dir.path().to_owned();
-        runtime.bin_dirs = vec![dir.path().to_owned()];
+        install_plugin(dir.path(), "hang");
+        let mut runtime = runtime_in(dir.path());
         runtime.deadline = Duration::from_secs(1);
         let networks = runtime.networks().map_err(|error| error_chain(&error));
         let begin = std::time::Instant::now();
@@ -265,9 +272,7 @@ esac
         let list =
             r#"{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "no-such-plugin"}]}"#;
         std::fs::write(dir.path().join("10-net.conflist"), list).unwrap();
-        let mut runtime = Runtime::new();
-        runtime.conf_dir = dir.path().to_owned();
-        runtime.bin_dirs = vec![dir.path().to_owned()];
+        let runtime = runtime_in(dir.path());
         let check = evaluate(&runtime, &runtime.networks().map_err(|e| error_chain(&e))).await;
         assert_eq!(check.status, CheckStatus::Warn);
         assert!(check.found.starts_with("net, but: "), "{}", check.found);
@@ -277,8 +282,7 @@ esac
     #[test]
     fn a_network_that_another_runtime_may_run_gc_on_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let mut runtime = Runtime::new();
-        runtime.conf_dir = dir.path().to_owned();
+        let runtime = runtime_in(dir.path());
         for (version, disabled, is_told) in [
             ("1.0.0", false, false),
             ("1.1.0", false, true),
@@ -295,8 +299,7 @@ esac
 
     #[tokio::test]
     async fn no_network_at_all_is_ok() {
-        let mut runtime = Runtime::new();
-        runtime.conf_dir = "/nowhere/at/all".into();
+        let runtime = runtime_in(Path::new("/nowhere/at/all"));
         let check = evaluate(&runtime, &runtime.networks().map_err(|e| error_chain(&e))).await;
         assert_eq!(check.status, CheckStatus::Ok);
     }

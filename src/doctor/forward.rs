@@ -223,5 +223,4 @@ fn jumps_to(rule: &Rule, prefix: &str) -> bool {
 }
 
 #[cfg(test)]
-#[path = "forward_tests.rs"]
 mod tests;

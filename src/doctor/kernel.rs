@@ -246,10 +246,10 @@ fn evaluate_features(name: &str, parts: &[(&str, &str, Option<&str>)]) -> Check 
         .filter(|part| part.2.is_some())
         .map(|part| part.0)
         .collect();
-    if let Some((feature, _, said)) = missing.first() {
+    if let Some((feature, _, explanation)) = missing.first() {
         let names: Vec<_> = missing.iter().map(|part| part.0).collect();
         let options: Vec<_> = missing.iter().map(|part| part.1).collect();
-        let message = said.unwrap_or_default().trim_start_matches("no ");
+        let message = explanation.unwrap_or_default().trim_start_matches("no ");
         return fail(
             name,
             format!("does not work: {} ({feature}: {message})", names.join(", ")),

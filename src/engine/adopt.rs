@@ -163,7 +163,7 @@ impl Engine {
     pub async fn reset_stages_after_reboot(&self, now: Timestamp) -> Result<bool, store::Error> {
         let rebooted = self.store.read(|world| {
             let host_network = world.host_network_status();
-            host_network.is_some_and(|ground| ground.boot_id != self.host.boot_id)
+            host_network.is_some_and(|network_status| network_status.boot_id != self.host.boot_id)
         });
         if !rebooted {
             return Ok(false);
@@ -178,7 +178,7 @@ impl Engine {
                         (vm.meta.uid, vm.meta.generation, is_cni)
                     })
                     .collect();
-                for (uid, generation, plugged) in vms {
+                for (uid, generation, uses_cni) in vms {
                     for stage in STAGES {
                         if txn.world().status(uid, stage).is_none() {
                             continue;
@@ -195,7 +195,7 @@ impl Engine {
                                 mark.after_reboot().text()
                             }
                             // A lease has no MAC: plugins are requested to assign the previous address and MAC of the guest.
-                            Stage::Net if plugged => {
+                            Stage::Net if uses_cni => {
                                 let status = txn.world().status(uid, stage);
                                 status.and_then(|status| status.checkpoint.clone())
                             }
@@ -205,11 +205,11 @@ impl Engine {
                     }
                 }
                 // No VM is brought up before the host network was observed: the bridges are gone.
-                if let Some(mut ground) = txn.world().host_network_status().cloned() {
-                    ground.condition.status = Status::Unknown;
-                    ground.condition.reason = Reason::Waiting;
-                    "the host was restarted".clone_into(&mut ground.condition.message);
-                    txn.put_host_network_status(ground)?;
+                if let Some(mut network_status) = txn.world().host_network_status().cloned() {
+                    network_status.condition.status = Status::Unknown;
+                    network_status.condition.reason = Reason::Waiting;
+                    "the host was restarted".clone_into(&mut network_status.condition.message);
+                    txn.put_host_network_status(network_status)?;
                 }
                 Ok::<_, store::Error>(())
             })

@@ -92,8 +92,10 @@ impl Engine {
             last_verified: self.checkpoint(uid, Stage::Firewall),
         };
         let is_new = desired.last_verified.is_none();
-        let hands = self.bridge_firewall_reconciler();
-        runner.run_stage(Stage::Firewall, &hands, &desired).await?;
+        let net_reconciler = self.bridge_firewall_reconciler();
+        runner
+            .run_stage(Stage::Firewall, &net_reconciler, &desired)
+            .await?;
         let ready = runner.ready(Stage::Firewall, ready).await;
         if let Err(error) = self.observe_refused(vm, address.ip(), is_new).await {
             debug!(vm = %vm.meta.name, %error, "cannot count its refused packets");

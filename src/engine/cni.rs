@@ -63,18 +63,22 @@ impl Engine {
             }),
         };
         let reconciler = CniNet::new(self.cni.clone(), runner.cni_checking());
-        let hands = reconciler.with_notices(self.event_recorder(&label));
-        let result = runner.run_stage(Stage::Net, &hands, &desired).await;
-        if result.is_err() || hands.has_added() {
+        let net_reconciler = reconciler.with_notices(self.event_recorder(&label));
+        let result = runner
+            .run_stage(Stage::Net, &net_reconciler, &desired)
+            .await;
+        if result.is_err() || net_reconciler.has_added() {
             self.check_again(uid);
         }
-        if hands.has_added() {
+        if net_reconciler.has_added() {
             // CHECK runs every plugin again, so it is called in a later run, not before the VM is Ready.
             self.waker.enqueue_low_priority(Key::Vm(uid));
         }
         let observed = result?;
         let attachment = desired.data_path.as_ref();
-        let Some(connected) = attachment.and_then(|want| observed.connection_for(want)) else {
+        let Some(connected) =
+            attachment.and_then(|requested_path| observed.connection_for(requested_path))
+        else {
             return Ok(None);
         };
         let changed = observed.network_changed().then(|| CHANGED.to_owned());
@@ -100,7 +104,8 @@ impl Engine {
         // A guest that was attached again has no network until the redirect is in place. The intent of both stages is stored already, so
         // the redirect does not wait until the disk has the new status.
         let same = keep.is_some_and(|keep| (keep.ip, keep.mac) == (connected.ip, connected.mac));
-        let is_repair = hands.has_added() && same && self.acquired(uid).contains(&Stage::Firewall);
+        let is_repair =
+            net_reconciler.has_added() && same && self.acquired(uid).contains(&Stage::Firewall);
         let mut ready = Some(ready);
         if let Some(ready) = ready.take_if(|_| !is_repair) {
             runner.ready(Stage::Net, ready).await?;
@@ -108,7 +113,7 @@ impl Engine {
         runner
             .run_stage(Stage::Firewall, &CniFirewall, &desired)
             .await?;
-        if hands.has_added() && was_known {
+        if net_reconciler.has_added() && was_known {
             cni::announce(desired.netns.clone(), &connected);
         }
         if let Some(ready) = ready {
@@ -227,8 +232,8 @@ impl Engine {
             forced: self.is_forced(owner::uid_of(label)),
             data_path: None,
         };
-        let hands = CniNet::new(self.cni.clone(), CheckMode::Never);
-        let reconciler = hands.with_notices(self.event_recorder(label));
+        let net_reconciler = CniNet::new(self.cni.clone(), CheckMode::Never);
+        let reconciler = net_reconciler.with_notices(self.event_recorder(label));
         runner
             .run_stage(Stage::Net, &reconciler, &desired)
             .await

@@ -43,9 +43,9 @@ impl Engine {
         let was_contested = before.as_ref().is_some_and(|status| {
             status.condition.reason == Reason::Contested && status.applied == requirements
         });
-        let met_before = before.as_ref().map(|ground| {
-            let met = ground.applied.clone();
-            met.with_bridges_of(&ground.obsolete)
+        let met_before = before.as_ref().map(|network_status| {
+            let met = network_status.applied.clone();
+            met.with_bridges_of(&network_status.obsolete)
         });
         let desired = host_network::Desired {
             instance: self.instance.clone(),
@@ -327,7 +327,7 @@ impl Engine {
     /// The conflict about state that is repaired by netlink messages, until it is over: a new one, or the stored one.
     fn netlink_conflict(
         &self,
-        hands: &HostNetwork,
+        net_reconciler: &HostNetwork,
         found: Option<ConditionParts>,
         known: Option<ConflictingWriter>,
     ) -> Option<ConflictingWriter> {
@@ -337,7 +337,7 @@ impl Engine {
         if known.is_none() {
             self.record_event(EventType::Warning, "ground", &reason.to_string(), &message);
         }
-        let touched = hands
+        let touched = net_reconciler
             .touched_bridges
             .lock()
             .unwrap_or_else(PoisonError::into_inner);

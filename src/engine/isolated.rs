@@ -54,8 +54,10 @@ impl Engine {
             lock: self.run_dir.vm_dir(uid).join(net::LOCK),
             rules: Some(rules),
         };
-        let hands = self.isolated_firewall_reconciler();
-        let observed = runner.run_stage(Stage::Firewall, &hands, &desired).await?;
+        let net_reconciler = self.isolated_firewall_reconciler();
+        let observed = runner
+            .run_stage(Stage::Firewall, &net_reconciler, &desired)
+            .await?;
         if let Some(refused) = observed.refused {
             self.report_dropped(vm, refused);
         }

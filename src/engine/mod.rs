@@ -283,8 +283,9 @@ impl Engine {
     pub fn all_ready(&self) -> bool {
         self.store.read(|world| {
             let host_network = world.host_network_status();
-            let host_network_converged =
-                host_network.is_some_and(|ground| ground.is_converged(&world.host_requirements()));
+            let host_network_converged = host_network.is_some_and(|network_status| {
+                network_status.is_converged(&world.host_requirements())
+            });
             host_network_converged
                 && world
                     .vms()

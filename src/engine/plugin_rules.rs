@@ -96,7 +96,7 @@ impl Engine {
 }
 
 /// Those of the chains that have rules.
-fn with_rules(rules: &Ruleset, wanted: &[ChainName]) -> HashSet<ChainName> {
+fn with_rules(rules: &Ruleset, required: &[ChainName]) -> HashSet<ChainName> {
     let has_rules = |(table, name): &&ChainName| {
         let mut tables = rules.tables().iter().filter(|found| found.name == *table);
         tables.any(|found| {
@@ -104,7 +104,7 @@ fn with_rules(rules: &Ruleset, wanted: &[ChainName]) -> HashSet<ChainName> {
             chains.any(|chain| chain.name == *name && !chain.rules.is_empty())
         })
     };
-    wanted.iter().filter(has_rules).cloned().collect()
+    required.iter().filter(has_rules).cloned().collect()
 }
 
 /// Whether all chains of a table that had rules have none now. A single chain has none for a moment while it is re-created.

@@ -59,9 +59,9 @@ impl Engine {
             Err(unfit) => return runner.set_blocked(unfit),
         };
         if disks.own.spec.is_some() {
-            let hands = disk::Disks::default();
+            let net_reconciler = disk::Disks::default();
             if runner
-                .run_stage(Stage::Vmm, &hands, &disks.own)
+                .run_stage(Stage::Vmm, &net_reconciler, &disks.own)
                 .await
                 .is_err()
             {

@@ -117,7 +117,7 @@ impl Processes {
         if user.is_some() {
             slot.confined_by = self.confinement(spec, &no_process, &program).await?;
         }
-        let mut want =
+        let mut new_launch =
             vmm::recipe(spec, &slot, &program, &machine).map_err(|reason| reason.to_string())?;
         let confinement = user.map(|user| confined(spec, &slot, user));
         if !is_running {
@@ -127,12 +127,12 @@ impl Processes {
             let files = files.filter(|file| file.path != own_disk).cloned();
             self.check_readable(files).await?;
         }
-        if let (None, Some(launch)) = (&confinement, &mut want) {
+        if let (None, Some(launch)) = (&confinement, &mut new_launch) {
             // The process has ended since it was decided that it needs no user: the next run assigns one.
             launch.only_kept = true;
         }
         Ok(Desired {
-            launch: want,
+            launch: new_launch,
             confined: confinement,
             disks: disks.all.clone(),
             ..no_process

@@ -137,8 +137,8 @@ impl Engine {
                 outcome: Outcome::Failed,
             })?;
         for stage in STAGES.into_iter().rev() {
-            for standing in &resources {
-                self.tear_down_stage(stage, label, standing).await?;
+            for resource in &resources {
+                self.tear_down_stage(stage, label, resource).await?;
             }
         }
         self.store

@@ -111,7 +111,7 @@ impl Engine {
         &self,
         stage: Stage,
         label: &Label,
-        standing: &HostResources,
+        resource: &HostResources,
     ) -> Result<(), TearDownError> {
         let uid = owner::uid_of(label);
         match stage {
@@ -130,7 +130,7 @@ impl Engine {
             engine: self,
             label,
         };
-        self.remove_stage(stage, label, standing, &mut runner)
+        self.remove_stage(stage, label, resource, &mut runner)
             .await?;
         match address {
             // The VM cannot send packets any more, so no new entry is created.
@@ -172,13 +172,13 @@ impl Engine {
         &self,
         stage: Stage,
         label: &Label,
-        standing: &HostResources,
+        resource: &HostResources,
         runner: &mut M,
     ) -> Result<(), M::Break> {
         match stage {
             Stage::Lease => Ok(()),
-            Stage::Net => self.remove_net(label, standing, runner).await,
-            Stage::Firewall => self.remove_firewall(label, standing, runner).await,
+            Stage::Net => self.remove_net(label, resource, runner).await,
+            Stage::Firewall => self.remove_firewall(label, resource, runner).await,
             Stage::Vmm => {
                 let desired = vmm::Desired {
                     grace: self.grace_period(owner::uid_of(label)),
@@ -187,13 +187,12 @@ impl Engine {
                 };
                 let reconciler = &self.processes.stage;
                 runner.run_stage(stage, reconciler, &desired).await?;
-                match self.processes.no_disk(label) {
-                    Some(desired) => {
-                        let hands = disk::Disks::default();
-                        runner.run_stage(stage, &hands, &desired).await.map(drop)
-                    }
-                    None => Ok(()),
+                if let Some(desired) = self.processes.no_disk(label) {
+                    runner
+                        .run_stage(stage, &disk::Disks::default(), &desired)
+                        .await?;
                 }
+                Ok(())
             }
         }
     }
@@ -201,20 +200,17 @@ impl Engine {
     async fn remove_net<M: StageRunner>(
         &self,
         label: &Label,
-        standing: &HostResources,
+        resource: &HostResources,
         runner: &mut M,
     ) -> Result<(), M::Break> {
-        match standing {
+        match resource {
             HostResources::Isolated => {
                 let desired = net::isolated::Desired {
                     label: label.clone(),
                     run_dir: self.run_dir.0.clone(),
                     slot: None,
                 };
-                runner
-                    .run_stage(Stage::Net, &self.net(), &desired)
-                    .await
-                    .map(drop)
+                runner.run_stage(Stage::Net, &self.net(), &desired).await?;
             }
             HostResources::Bridge { tap, location } => {
                 let desired = bridge::Desired {
@@ -224,22 +220,20 @@ impl Engine {
                     slot: None,
                     last_location: location.clone().map(|(bridge, ip)| Location { bridge, ip }),
                 };
-                runner
-                    .run_stage(Stage::Net, &self.port(), &desired)
-                    .await
-                    .map(drop)
+                runner.run_stage(Stage::Net, &self.port(), &desired).await?;
             }
-            HostResources::Cni => self.detach_cni(label, runner).await,
+            HostResources::Cni => self.detach_cni(label, runner).await?,
         }
+        Ok(())
     }
 
     async fn remove_firewall<M: StageRunner>(
         &self,
         label: &Label,
-        standing: &HostResources,
+        resource: &HostResources,
         runner: &mut M,
     ) -> Result<(), M::Break> {
-        match standing {
+        match resource {
             HostResources::Isolated => {
                 let desired = firewall::isolated::Desired {
                     netns: self.run_dir.netns(&owner::names_of(label)),
@@ -249,8 +243,7 @@ impl Engine {
                 let reconciler = self.isolated_firewall_reconciler();
                 runner
                     .run_stage(Stage::Firewall, &reconciler, &desired)
-                    .await
-                    .map(drop)
+                    .await?;
             }
             HostResources::Bridge { tap, .. } => {
                 let desired = firewall::bridge::Desired {
@@ -259,14 +252,14 @@ impl Engine {
                     allowed: None,
                     last_verified: None,
                 };
-                let hands = self.bridge_firewall_reconciler();
+                let reconciler = self.bridge_firewall_reconciler();
                 runner
-                    .run_stage(Stage::Firewall, &hands, &desired)
-                    .await
-                    .map(drop)
+                    .run_stage(Stage::Firewall, &reconciler, &desired)
+                    .await?;
             }
-            HostResources::Cni => self.remove_redirect(label, runner).await,
+            HostResources::Cni => self.remove_redirect(label, runner).await?,
         }
+        Ok(())
     }
 }
 

@@ -122,16 +122,16 @@ impl Port {
 /// Two messages: the MTU of a bridge is independent of its ports only after it was *changed*
 /// (`BROPT_MTU_SET_BY_USER`, `net/bridge/br_device.c`), so it is created with a different one. After a crash between the two
 /// messages, the bridge is identified by its MAC and the MTU is set.
-pub async fn create(handle: &Handle, birth: &NewBridge) -> Result<(), Error> {
-    let fail = |e| Error::io("create bridge", &birth.name, e);
+pub async fn create(handle: &Handle, new: &NewBridge) -> Result<(), Error> {
+    let fail = |e| Error::io("create bridge", &new.name, e);
     // The kernel would replace it with a number that is unknown here.
-    if birth.name.contains('%') {
+    if new.name.contains('%') {
         return Err(fail(io::ErrorKind::InvalidInput.into()));
     }
-    let mut born = named(&birth.name);
-    born.attributes.extend([
-        LinkAttribute::Address(birth.mac.to_vec()),
-        LinkAttribute::Mtu(birth.mtu ^ 1),
+    let mut request = named(&new.name);
+    request.attributes.extend([
+        LinkAttribute::Address(new.mac.to_vec()),
+        LinkAttribute::Mtu(new.mtu ^ 1),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Bridge),
             LinkInfo::Data(InfoData::Bridge(vec![
@@ -141,15 +141,15 @@ pub async fn create(handle: &Handle, birth: &NewBridge) -> Result<(), Error> {
                 InfoBridge::FdbMaxLearned(MAX_LEARNED),
             ])),
         ]),
-        LinkAttribute::Group(birth.group),
+        LinkAttribute::Group(new.group),
     ]);
     let flags = NLM_F_CREATE | NLM_F_EXCL;
     handle
-        .change(RouteNetlinkMessage::NewLink(born), flags)
+        .change(RouteNetlinkMessage::NewLink(request), flags)
         .await
         .map_err(fail)?;
-    let mut update = named(&birth.name);
-    update.attributes.push(LinkAttribute::Mtu(birth.mtu));
+    let mut update = named(&new.name);
+    update.attributes.push(LinkAttribute::Mtu(new.mtu));
     // Not possible on creation either: the kernel passes only changes of a link to the protocol families (`do_setlink`).
     if link::has_ipv6() {
         let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);

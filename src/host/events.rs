@@ -165,8 +165,8 @@ impl Events {
             };
             let fail = |e| Error::io("receive", "kernel events", e);
             let mut ready = source.map_err(fail)?;
-            match ready.try_io(|listener| listener.get_ref().hear(&mut self.buffer)) {
-                Ok(heard) => self.pending.extend(heard.map_err(fail)?),
+            match ready.try_io(|listener| listener.get_ref().receive_events(&mut self.buffer)) {
+                Ok(received) => self.pending.extend(received.map_err(fail)?),
                 Err(_would_block) => {}
             }
         }
@@ -271,7 +271,7 @@ impl Listener {
     }
 
     /// The events of one datagram; `WouldBlock` when there is none.
-    fn hear(&self, buffer: &mut [u8]) -> io::Result<Vec<Event>> {
+    fn receive_events(&self, buffer: &mut [u8]) -> io::Result<Vec<Event>> {
         let overrun = || {
             vec![Event {
                 nsid: None,

@@ -85,13 +85,13 @@ pub fn named<'a>(holders: impl Iterator<Item = &'a Holder>) -> String {
 
 /// Every process that has this file open, including this process if it has another descriptor of it.
 pub fn of(file: &File) -> Vec<Holder> {
-    let Ok(wanted) = file.metadata() else {
+    let Ok(file_metadata) = file.metadata() else {
         return Vec::new();
     };
     let Ok(processes) = fs::read_dir("/proc") else {
         return Vec::new();
     };
-    let target = (wanted.dev(), wanted.ino());
+    let target = (file_metadata.dev(), file_metadata.ino());
     let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     pids.filter_map(|pid: u32| holder(pid, target, file.as_raw_fd()))
         .collect()

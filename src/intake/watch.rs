@@ -53,7 +53,7 @@ pub type NameFilter = fn(&OsStr) -> bool;
 /// Notifications for a directory, which need not exist.
 pub struct Watch {
     dir: PathBuf,
-    wanted: NameFilter,
+    name_filter: NameFilter,
     woken: Arc<Notify>,
     /// A notification that [`Watch::changed`] has not returned yet, so that dropping its future loses no notification.
     pending: bool,
@@ -76,7 +76,7 @@ impl Watch {
         let notify = Arc::new(Notify::new());
         let mut watch = Self {
             dir,
-            wanted: filter,
+            name_filter: filter,
             woken: notify,
             pending: false,
             _watcher: None,
@@ -104,7 +104,7 @@ impl Watch {
     /// Replaces the watcher. If the path cannot be resolved in time, the old watcher stays, and the next call continues to wait.
     async fn replace_watcher(&mut self) -> Result<(), WatchError> {
         let arming = self.new_watcher.get_or_insert_with(|| {
-            let (dir, filter) = (self.dir.clone(), self.wanted);
+            let (dir, filter) = (self.dir.clone(), self.name_filter);
             let notify = Arc::clone(&self.woken);
             tokio::task::spawn_blocking(move || create_watcher(&dir, filter, &notify))
         });

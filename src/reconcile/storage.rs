@@ -91,8 +91,8 @@ fn resolve(
     let mut own = context.nothing();
     let mut all = Vec::new();
     if let Some(path) = &storage.image {
-        let (want, root) = root(storage, context.files, path, &own, inspect_existing)?;
-        own.spec = want;
+        let (new_spec, root) = root(storage, context.files, path, &own, inspect_existing)?;
+        own.spec = new_spec;
         all.push(root);
     }
     for additional in &storage.disks {

@@ -14,9 +14,9 @@ pub(super) type StageConditions = [(Stage, Option<Condition>); 4];
 
 pub(super) fn known(world: &World, vm: &Vm) -> StageConditions {
     STAGES.map(|stage| {
-        let page = world.status(vm.meta.uid, stage);
-        let condition = page.map(|page| match world.unobserved_since(vm, stage) {
-            None => page.condition.clone(),
+        let stage_status = world.status(vm.meta.uid, stage);
+        let condition = stage_status.map(|stage_status| match world.unobserved_since(vm, stage) {
+            None => stage_status.condition.clone(),
             Some(since) => Condition {
                 status: Status::Unknown,
                 reason: Reason::NotObserved,

@@ -10,12 +10,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::database::Database;
+use super::integrity::RunCopy;
 use super::journal::{Entries, Journal};
 use super::load::{POSITION_KEY, RECOVERY_KEY};
 use super::open::{self, Opened};
 use super::readonly;
 use super::reserve::Reserve;
-use super::seal::RunCopy;
 use super::tombstones::Tombstones;
 use super::witness::BootEvidence;
 use super::writer::Failure;
@@ -57,14 +57,14 @@ pub(super) struct StoreFiles {
 impl StoreFiles {
     pub(super) fn new(
         dir: &Path,
-        seal: Option<&RunCopy>,
+        record_copy: Option<&RunCopy>,
         database: Option<Database>,
         journal: Option<Journal>,
         tombstones: Tombstones,
     ) -> Self {
         Self {
             dir: dir.to_owned(),
-            run_copy: seal.cloned(),
+            run_copy: record_copy.cloned(),
             database,
             journal,
             writes_journal: false,

@@ -4,10 +4,10 @@
 use std::path::Path;
 
 use super::backing::{Batch, StoreFiles};
+use super::integrity::RunCopy;
 use super::journal::{JOURNAL, Journal};
 use super::open::Opened;
 use super::reserve::Reserve;
-use super::seal::RunCopy;
 use super::tombstones::{TOMBSTONES, Tombstones};
 use super::witness::BootEvidence;
 use super::world::World;
@@ -62,7 +62,7 @@ impl Store {
             path: dir.display().to_string(),
             why: reason,
         };
-        let boot_id = run_copy.map_or("", |seal| seal.boot_id.as_str());
+        let boot_id = run_copy.map_or("", |record_copy| record_copy.boot_id.as_str());
         let journal = run_dir.map(|run_dir| Journal::new(run_dir, boot_id));
         let has_journal = run_dir.is_some_and(|dir| dir.join(JOURNAL).exists());
         let mut tombstones = Tombstones::read(dir, run_dir, boot_id)

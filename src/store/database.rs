@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 
 use super::disk::{self, Pair, Raw};
 use super::format::FORMAT;
+use super::integrity::IntegrityRecord;
 use super::load::{FORMAT_KEY, POSITION_KEY};
-use super::mark::{BatchId, LogPosition};
-use super::seal::IntegrityRecord;
+use super::position::{BatchId, LogPosition};
 use super::sync::SledFiles;
 use super::writer::Failure;
 
@@ -24,7 +24,7 @@ pub(super) struct Database {
     written: SledFiles,
     seals: IntegrityRecords,
     /// The last acknowledged position.
-    mark: LogPosition,
+    log_position: LogPosition,
     /// The highest number that was assigned to a batch.
     last_attempted: u64,
     /// After a failed batch: the acknowledged values of the keys that it may have changed. The next batch writes them again.
@@ -51,7 +51,7 @@ impl Database {
             raw,
             written,
             seals: records,
-            mark: position,
+            log_position: position,
             last_attempted: position.seq,
             unconfirmed: Batch::new(),
         }
@@ -60,7 +60,7 @@ impl Database {
     /// The position that the next batch gets.
     pub fn next_batch_id(&self) -> BatchId {
         BatchId {
-            id: self.mark.id,
+            id: self.log_position.id,
             seq: self.last_attempted + 1,
         }
     }
@@ -77,7 +77,7 @@ impl Database {
                 batch.entry(key.clone()).or_insert_with(|| value.clone());
             }
         }
-        let mut content = self.mark.content;
+        let mut content = self.log_position.content;
         let mut log = sled::Batch::default();
         for (key, value) in &batch {
             if let Some(before) = &acknowledged[key] {
@@ -93,7 +93,7 @@ impl Database {
         }
         // The number of a failed batch may be in the log, so it is not used again.
         self.last_attempted += 1;
-        let position = self.mark.next(self.last_attempted, content);
+        let position = self.log_position.next(self.last_attempted, content);
         log.insert(POSITION_KEY, &position.encode()[..]);
         self.unconfirmed = acknowledged;
         self.raw
@@ -105,7 +105,7 @@ impl Database {
             .sync()
             .map_err(|error| Failure::Unknown(format!("fdatasync of the log: {error}")))?;
         self.seals.write(&position)?;
-        self.mark = position;
+        self.log_position = position;
         self.unconfirmed.clear();
         Ok(())
     }

@@ -141,8 +141,8 @@ impl Shared {
         for mut commit in commits.into_iter().rev() {
             let reply = commit.reply.take();
             self.roll_back(commit, &mut world);
-            if let Some(told) = reply {
-                let _ = told.send(Err(Error::Write(reason.to_owned())));
+            if let Some(caller) = reply {
+                let _ = caller.send(Err(Error::Write(reason.to_owned())));
             }
         }
         let mut degraded = lock(&self.degraded);

@@ -7,8 +7,8 @@ use std::path::Path;
 use super::database::IntegrityRecords;
 use super::disk::OpenError;
 use super::format::FormatFile;
-use super::mark::LogPosition;
-use super::seal::{IntegrityRecord, RecordSlots, RunCopy, Scope};
+use super::integrity::{IntegrityRecord, RecordSlots, RunCopy, Scope};
+use super::position::LogPosition;
 use super::verify::Evidence;
 
 /// The copies that were found.
@@ -24,9 +24,13 @@ impl RecordCopies {
     ///
     /// # Errors
     /// The copy on the state disk cannot be read.
-    pub fn find(seal: &Path, run: Option<&RunCopy>, format: FormatFile) -> Result<Self, OpenError> {
-        let disk = IntegrityRecord::open(seal, Scope::ALWAYS)
-            .map_err(|error| OpenError::Refused(format!("{}: {error}", seal.display())))?;
+    pub fn find(
+        record: &Path,
+        run: Option<&RunCopy>,
+        format: FormatFile,
+    ) -> Result<Self, OpenError> {
+        let disk = IntegrityRecord::open(record, Scope::ALWAYS)
+            .map_err(|error| OpenError::Refused(format!("{}: {error}", record.display())))?;
         let run = run.and_then(|run| {
             let found = IntegrityRecord::open(&run.path, Scope::boot(&run.boot_id));
             found.unwrap_or_else(|error| {
@@ -58,7 +62,7 @@ impl RecordCopies {
         self,
         path: &Path,
         run_copy: Option<&RunCopy>,
-        mark: &LogPosition,
+        log_position: &LogPosition,
         notes: &mut Vec<String>,
     ) -> io::Result<IntegrityRecords> {
         let newest = self.evidence().newest().ok().flatten();
@@ -71,9 +75,9 @@ impl RecordCopies {
                         path.display()
                     ));
                 }
-                IntegrityRecord::create(path, Scope::ALWAYS, mark)?
+                IntegrityRecord::create(path, Scope::ALWAYS, log_position)?
             }
-            Some((mut seal, found)) => {
+            Some((mut record, found)) => {
                 if found.is_damaged() {
                     notes.push(format!(
                         "a copy in {} was damaged and was written again",
@@ -86,19 +90,19 @@ impl RecordCopies {
                     ));
                 }
                 match found.newest() {
-                    None => IntegrityRecord::create(path, Scope::ALWAYS, mark)?,
+                    None => IntegrityRecord::create(path, Scope::ALWAYS, log_position)?,
                     Some(best) => {
-                        if best != *mark || found.is_damaged() {
-                            seal.write(mark)?;
-                            seal.sync()?;
+                        if best != *log_position || found.is_damaged() {
+                            record.write(log_position)?;
+                            record.sync()?;
                         }
-                        seal
+                        record
                     }
                 }
             }
         };
         let run = run_copy.and_then(|copy| {
-            let written = update_run_copy(self.run, copy, mark, notes);
+            let written = update_run_copy(self.run, copy, log_position, notes);
             written
                 .map_err(|error| {
                     notes.push(format!(
@@ -115,29 +119,35 @@ impl RecordCopies {
 fn update_run_copy(
     found: Option<(IntegrityRecord, RecordSlots)>,
     copy: &RunCopy,
-    mark: &LogPosition,
+    log_position: &LogPosition,
     notes: &mut Vec<String>,
 ) -> io::Result<IntegrityRecord> {
     match found {
-        Some((mut seal, found)) if found.newest().is_some_and(|best| best.id == mark.id) => {
+        Some((mut record, found))
+            if found
+                .newest()
+                .is_some_and(|best| best.id == log_position.id) =>
+        {
             if found.is_damaged() {
                 notes.push(format!(
                     "a copy in {} was damaged and was written again",
                     copy.path.display()
                 ));
             }
-            if found.newest() != Some(*mark) || found.is_damaged() {
-                seal.write(mark)?;
+            if found.newest() != Some(*log_position) || found.is_damaged() {
+                record.write(log_position)?;
             }
-            Ok(seal)
+            Ok(record)
         }
         Some((_, found)) if found.newest().is_none() && !found.is_of_another_boot() => {
             notes.push(format!(
                 "{} was damaged and was written again",
                 copy.path.display()
             ));
-            IntegrityRecord::create(&copy.path, Scope::boot(&copy.boot_id), mark)
+            IntegrityRecord::create(&copy.path, Scope::boot(&copy.boot_id), log_position)
         }
-        Some(_) | None => IntegrityRecord::create(&copy.path, Scope::boot(&copy.boot_id), mark),
+        Some(_) | None => {
+            IntegrityRecord::create(&copy.path, Scope::boot(&copy.boot_id), log_position)
+        }
     }
 }

@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(read(&path).expect("readable"), FormatFile::Missing);
         write(&path).expect("written");
         assert_eq!(read(&path).expect("readable"), FormatFile::Current);
-        for (text, said) in [
+        for (text, expected) in [
             ("slicectl state format 2\n", FormatFile::CurrentUnchecked),
             ("slicectl state format 3\n", FormatFile::Other(3)),
             ("slicectl state format 99\n", FormatFile::Other(99)),
@@ -101,7 +101,7 @@ mod tests {
             ("", FormatFile::Invalid),
         ] {
             std::fs::write(&path, text).expect("written");
-            assert_eq!(read(&path).expect("readable"), said, "{text:?}");
+            assert_eq!(read(&path).expect("readable"), expected, "{text:?}");
         }
     }
 }

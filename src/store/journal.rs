@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::disk::Pair;
 use super::load::POSITION_KEY;
-use super::mark::BatchId;
+use super::position::BatchId;
 use super::{RunDirState, load};
 
 /// The file's name, in the run directory.

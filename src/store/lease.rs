@@ -58,22 +58,24 @@ impl Txn<'_> {
         let world = self.world();
         // The lease of a VM with an acquired Net stage never changes, even if the group has changed.
         let net_acquired = world.status(vm.meta.uid, Stage::Net);
-        let standing = net_acquired.is_some_and(|status| status.acquired);
+        let is_acquired = net_acquired.is_some_and(|status| status.acquired);
         if let NetworkSpec::Cni(spec) = &vm.spec.network {
             let existing = world.lease(&vm.meta.name).cloned();
             let is_valid = |lease: &Lease| match &lease.address {
-                Address::Cni { address, .. } => standing || spec.cni.allow(vm.index, address.ip()),
+                Address::Cni { address, .. } => {
+                    is_acquired || spec.cni.allow(vm.index, address.ip())
+                }
                 Address::Isolated { .. } | Address::Bridge { .. } => false,
             };
             // The lease dates from before the group was switched to CNI or requested another address.
-            if !standing && existing.as_ref().is_some_and(|lease| !is_valid(lease)) {
+            if !is_acquired && existing.as_ref().is_some_and(|lease| !is_valid(lease)) {
                 self.remove_lease(&vm.meta.name)?;
             }
             return Ok(existing.filter(is_valid));
         }
         let pool = world.pool(&vm.group).cloned().ok_or(LeaseError::NoPool)?;
         if let Some(lease) = world.lease(&vm.meta.name)
-            && (standing || is_valid_address(&pool, vm.index, &vm.spec.network, &lease.address))
+            && (is_acquired || is_valid_address(&pool, vm.index, &vm.spec.network, &lease.address))
         {
             return Ok(Some(lease.clone()));
         }

@@ -24,16 +24,16 @@ mod durable;
 mod events;
 mod evidence;
 mod format;
+mod integrity;
 mod journal;
 mod keys;
 mod lease;
 mod load;
-mod mark;
 mod open;
+mod position;
 mod progress;
 mod readonly;
 mod reserve;
-mod seal;
 mod stages;
 mod sync;
 mod taking_back;
@@ -59,10 +59,10 @@ use crate::api::meta::{Name, Uid};
 pub use degraded::ReadOnly;
 pub use durable::Durable;
 pub use events::Events;
+pub use integrity::RunCopy;
 pub use journal::JOURNAL;
 pub use lease::{LeaseError, is_valid_address};
 pub use open::Opened;
-pub use seal::RunCopy;
 pub use stages::Acquisition;
 pub use tombstones::TOMBSTONES;
 pub use txn::Txn;
@@ -330,8 +330,8 @@ impl Store {
         let (reply, durable) = match scope {
             WaitScope::Nothing => (None, PendingCommit::Nothing),
             WaitScope::All | WaitScope::Objects(_) => {
-                let (told, durable) = oneshot::channel();
-                (Some(told), PendingCommit::Own(durable))
+                let (caller, durable) = oneshot::channel();
+                (Some(caller), PendingCommit::Own(durable))
             }
         };
         let changes = finished.changes.clone();

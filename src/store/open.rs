@@ -14,9 +14,9 @@ use super::database::{Batch, Database};
 use super::disk::{self, OpenError, Pair, Raw};
 use super::evidence::RecordCopies;
 use super::format::{self, FORMAT, FORMAT_WITHOUT_RECORD, FormatFile};
+use super::integrity::RunCopy;
 use super::load::{self, FORMAT_KEY, POSITION_KEY, RECOVERY_KEY};
-use super::mark::{ContentDigest, LogPosition};
-use super::seal::RunCopy;
+use super::position::{ContentDigest, LogPosition};
 use super::sync::{self, SledFiles};
 use super::verify::{DatabaseState, Verification, verify};
 use super::witness::BootEvidence;
@@ -52,7 +52,7 @@ pub(super) struct Open {
 struct StateFiles<'a> {
     dir: &'a Path,
     db: PathBuf,
-    seal: PathBuf,
+    record_file: PathBuf,
     format: PathBuf,
     run: Option<&'a RunCopy>,
     witnesses: &'a BootEvidence<'a>,
@@ -70,7 +70,7 @@ pub(super) fn open(
     let files = StateFiles {
         dir,
         db: dir.join("db"),
-        seal: dir.join("seal"),
+        record_file: dir.join("seal"),
         format: dir.join("format"),
         run,
         witnesses,
@@ -106,7 +106,7 @@ impl StateFiles<'_> {
         if let FormatFile::Other(other) = found_format {
             return Err(OpenError::Refused(format::unsupported_message(other)));
         }
-        let copies = RecordCopies::find(&self.seal, self.run, found_format)?;
+        let copies = RecordCopies::find(&self.record_file, self.run, found_format)?;
         let evidence = copies.evidence();
         match fs::symlink_metadata(&self.db) {
             Ok(_) if !evidence.has_record => self.check_copy()?,
@@ -137,9 +137,9 @@ impl StateFiles<'_> {
                 self.format.display()
             ));
         }
-        let (mark, is_first_batch) = match verdict {
-            Verification::Whole(mark) => (mark, false),
-            Verification::Uninitialized(Some(mark)) => (mark, true),
+        let (log_position, is_first_batch) = match verdict {
+            Verification::Whole(log_position) => (log_position, false),
+            Verification::Uninitialized(Some(log_position)) => (log_position, true),
             Verification::Uninitialized(None) => {
                 (LogPosition::first(random_id(), state.content), true)
             }
@@ -149,7 +149,7 @@ impl StateFiles<'_> {
                 "the database was of format {FORMAT_WITHOUT_RECORD} and is now of format {FORMAT}"
             ));
         }
-        let mut database = self.establish_records(raw, copies, mark, &mut notes)?;
+        let mut database = self.establish_records(raw, copies, log_position, &mut notes)?;
         match found_format {
             FormatFile::Current => {}
             // Adds the checksum. A failure does not matter: the file can be read without it.
@@ -180,7 +180,7 @@ impl StateFiles<'_> {
     /// Creates a new database in place of one that was set aside.
     fn create_new(&self, recovery: &Recovery) -> Result<Open, OpenError> {
         let raw = disk::open(&self.db)?;
-        let copies = RecordCopies::find(&self.seal, None, FormatFile::Missing)?;
+        let copies = RecordCopies::find(&self.record_file, None, FormatFile::Missing)?;
         let position = LogPosition::first(random_id(), ContentDigest::default());
         let mut notes = Vec::new();
         let mut database = self.establish_records(raw, copies, position, &mut notes)?;
@@ -206,13 +206,13 @@ impl StateFiles<'_> {
         &self,
         raw: Raw,
         copies: RecordCopies,
-        mark: LogPosition,
+        log_position: LogPosition,
         notes: &mut Vec<String>,
     ) -> Result<Database, OpenError> {
         // Opening it with sled has repaired, rewritten or created files.
         let written = SledFiles::of(&self.db)?;
-        let seals = copies.update(&self.seal, self.run, &mark, notes)?;
-        Ok(Database::new(raw, written, seals, mark))
+        let seals = copies.update(&self.record_file, self.run, &log_position, notes)?;
+        Ok(Database::new(raw, written, seals, log_position))
     }
 
     /// Checks a database without an integrity record: it has format 1, or belongs to another program. The check opens a copy, because
@@ -244,7 +244,7 @@ impl StateFiles<'_> {
             Err(error) if error.kind() == ErrorKind::NotFound => fs::create_dir(&target)?,
             moved => moved?,
         }
-        for file in [&self.seal, &self.format] {
+        for file in [&self.record_file, &self.format] {
             let name = file.file_name().unwrap_or_default();
             match fs::rename(file, target.join(name)) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
@@ -293,8 +293,8 @@ fn read_content(raw: &Raw) -> Result<(DatabaseState, Vec<Pair>), OpenError> {
         None if pairs.is_empty() => {}
         None => return Err(OpenError::Damaged("it has no format number".into())),
     }
-    let mark = value(POSITION_KEY);
-    let mark = match mark {
+    let log_position = value(POSITION_KEY);
+    let log_position = match log_position {
         None => None,
         Some(bytes) => match LogPosition::decode(&bytes) {
             None => {
@@ -302,7 +302,7 @@ fn read_content(raw: &Raw) -> Result<(DatabaseState, Vec<Pair>), OpenError> {
                     "its own position record is damaged".into(),
                 ));
             }
-            mark => mark,
+            log_position => log_position,
         },
     };
     let empty = pairs.is_empty();
@@ -312,7 +312,7 @@ fn read_content(raw: &Raw) -> Result<(DatabaseState, Vec<Pair>), OpenError> {
         content.add(key, value);
     }
     let state = DatabaseState {
-        position: mark,
+        position: log_position,
         content,
         empty,
     };

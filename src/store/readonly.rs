@@ -16,8 +16,8 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 use super::Error;
 use super::database::Database;
 use super::disk::{self, OpenError};
+use super::integrity::RunCopy;
 use super::open::{self, Opened};
-use super::seal::RunCopy;
 use super::witness::BootEvidence;
 use super::world::World;
 
@@ -134,7 +134,7 @@ fn has_database(dir: &Path) -> bool {
 
 fn open_copy(
     dir: &Path,
-    seal: Option<&RunCopy>,
+    record_copy: Option<&RunCopy>,
     witnesses: &BootEvidence<'_>,
 ) -> Result<OpenResult, String> {
     let to_message = |error: io::Error| error.to_string();
@@ -149,10 +149,10 @@ fn open_copy(
     fs::create_dir(&state).map_err(to_message)?;
     copy_all(dir, &state).map_err(to_message)?;
     // Opening writes only to copies.
-    let run_copy = match seal {
-        Some(seal) => {
+    let run_copy = match record_copy {
+        Some(record_copy) => {
             let path = copy.join("state.seal");
-            match fs::copy(&seal.path, &path) {
+            match fs::copy(&record_copy.path, &path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(to_message(error));
                 }
@@ -160,7 +160,7 @@ fn open_copy(
             }
             Some(RunCopy {
                 path,
-                boot_id: seal.boot_id.clone(),
+                boot_id: record_copy.boot_id.clone(),
             })
         }
         None => None,

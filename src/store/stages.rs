@@ -39,7 +39,10 @@ impl World {
         // From the namespace on, a VM depends on the rules of the host.
         match stage {
             Stage::Net | Stage::Firewall if !self.host_network_is_ready(vm, stage) => {
-                let found = self.host_network.as_ref().map(|ground| &ground.condition);
+                let found = self
+                    .host_network
+                    .as_ref()
+                    .map(|network_status| &network_status.condition);
                 let cause = found.filter(|found| found.status != Status::True);
                 Err(match cause.map(|found| found.message.as_str()) {
                     Some(cause) if !cause.is_empty() => {

@@ -32,8 +32,8 @@ impl Shared {
         for mut commit in commits.into_iter().rev() {
             let reply = commit.reply.take();
             self.roll_back(commit, &mut world);
-            if let Some(told) = reply {
-                let _ = told.send(Err(Error::Stuck));
+            if let Some(caller) = reply {
+                let _ = caller.send(Err(Error::Stuck));
             }
         }
     }

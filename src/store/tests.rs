@@ -1,5 +1,5 @@
 //! The store on a disk that refuses writes, or does not answer.
-//! Out of scope: a real disk (`tests/store.rs`, `tests/store_full.rs`).
+//! Out of scope: a real disk (`tests/kernel/store.rs`, `tests/kernel/store/full.rs`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

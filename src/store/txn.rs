@@ -355,14 +355,14 @@ impl<'w> Txn<'w> {
             return Ok(());
         }
         self.write_as(Kind::Observation, "ground".to_owned(), Some(&host_network))?;
-        let published = |ground: &HostNetworkStatus| {
+        let published = |network_status: &HostNetworkStatus| {
             let HostNetworkStatus {
                 unenforced,
                 conflicting_writer: contested,
                 warnings,
                 drops,
                 ..
-            } = ground.clone();
+            } = network_status.clone();
             (unenforced, contested, warnings, drops)
         };
         let is_changed = self

@@ -65,7 +65,8 @@ impl Store {
         let mut world = lock(&self.shared.world);
         let known_stages = |uid: &Uid| {
             let pages = world.stage_statuses.get(uid).into_iter().flatten();
-            let decided = pages.filter(|(_, page)| page.condition.status != Status::Unknown);
+            let decided =
+                pages.filter(|(_, stage_status)| stage_status.condition.status != Status::Unknown);
             decided
                 .map(|(stage, _)| *stage)
                 .collect::<BTreeSet<Stage>>()

@@ -1,7 +1,7 @@
 //! Decides whether a database is what was acknowledged, by comparing it with the positions that are stored outside it. Pure.
 //! Out of scope: reading them.
 
-use super::mark::{ContentDigest, LogPosition};
+use super::position::{ContentDigest, LogPosition};
 
 /// What was found outside the database.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,7 +53,7 @@ impl Evidence {
     pub fn loss(&self) -> Option<String> {
         match self.newest() {
             Err(why) => Some(why),
-            Ok(Some(mark)) if mark.seq == 0 => None,
+            Ok(Some(log_position)) if log_position.seq == 0 => None,
             Ok(Some(position)) => Some(format!(
                 "its files are missing, although change {} was acknowledged",
                 position.seq
@@ -72,45 +72,49 @@ impl Evidence {
 /// A message that describes how the database differs from what was acknowledged.
 pub(super) fn verify(evidence: &Evidence, state: &DatabaseState) -> Result<Verification, String> {
     let newest = evidence.newest()?;
-    let Some(mark) = state.position else {
+    let Some(log_position) = state.position else {
         return match newest {
-            Some(mark) if mark.seq == 0 && mark.content == state.content => {
-                Ok(Verification::Uninitialized(Some(mark)))
+            Some(log_position)
+                if log_position.seq == 0 && log_position.content == state.content =>
+            {
+                Ok(Verification::Uninitialized(Some(log_position)))
             }
-            Some(mark) if state.empty => Err(format!(
+            Some(log_position) if state.empty => Err(format!(
                 "it is empty, although change {} was acknowledged",
-                mark.seq
+                log_position.seq
             )),
-            Some(mark) => Err(format!(
+            Some(log_position) => Err(format!(
                 "it is older than change {}, which was acknowledged",
-                mark.seq
+                log_position.seq
             )),
             None if evidence.has_record => Err("it has no readable integrity record".into()),
             None => Ok(Verification::Uninitialized(None)),
         };
     };
-    if mark.content != state.content {
+    if log_position.content != state.content {
         return Err(format!(
             "its content does not match its recorded position, change {}",
-            mark.seq
+            log_position.seq
         ));
     }
     match newest {
         None => Err(format!(
             "its integrity record is missing or damaged, so it is not known whether change {} is the last that was acknowledged",
-            mark.seq
+            log_position.seq
         )),
-        Some(newest) if newest == mark || mark.follows(&newest) => Ok(Verification::Whole(mark)),
-        Some(newest) if newest.id != mark.id => {
+        Some(newest) if newest == log_position || log_position.follows(&newest) => {
+            Ok(Verification::Whole(log_position))
+        }
+        Some(newest) if newest.id != log_position.id => {
             Err("its integrity record belongs to another database".into())
         }
-        Some(newest) if newest.seq > mark.seq => Err(format!(
+        Some(newest) if newest.seq > log_position.seq => Err(format!(
             "it ends at change {}, but change {} was acknowledged",
-            mark.seq, newest.seq
+            log_position.seq, newest.seq
         )),
         Some(newest) => Err(format!(
             "its change {} does not follow change {} of its integrity record",
-            mark.seq, newest.seq
+            log_position.seq, newest.seq
         )),
     }
 }
@@ -118,7 +122,7 @@ pub(super) fn verify(evidence: &Evidence, state: &DatabaseState) -> Result<Verif
 #[cfg(test)]
 mod tests {
     use super::{DatabaseState, Evidence, Verification, verify};
-    use crate::store::mark::{ContentDigest, LogPosition};
+    use crate::store::position::{ContentDigest, LogPosition};
 
     fn content(n: u64) -> ContentDigest {
         let mut content = ContentDigest::default();

@@ -7,7 +7,7 @@
 //! boot. The journal is long, so it is read for this only if the copy of the integrity record is missing or damaged.
 
 use super::journal::Journal;
-use super::mark::LogPosition;
+use super::position::LogPosition;
 use super::tombstones::TombstoneSet;
 use super::world::World;
 

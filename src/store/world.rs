@@ -399,14 +399,17 @@ impl World {
             NetworkSpec::Bridge(spec) => Some(&spec.bridge),
             NetworkSpec::Cni(_) => return None,
         };
-        let ground = self.host_network.as_ref()?;
+        let network_status = self.host_network.as_ref()?;
         let affects = |conflict: &&ConflictingWriter| {
             conflict.bridges.is_empty()
                 || bridge.is_some_and(|name| conflict.bridges.contains(name))
         };
-        let contest = ground.conflicting_writer.as_ref().filter(affects);
-        let unenforced = ground.unenforced.as_ref().map(HostFault::Unenforced);
-        unenforced.or(contest.map(|contest| HostFault::ConflictingWriter(&contest.condition)))
+        let writer = network_status.conflicting_writer.as_ref().filter(affects);
+        let unenforced = network_status
+            .unenforced
+            .as_ref()
+            .map(HostFault::Unenforced);
+        unenforced.or(writer.map(|writer| HostFault::ConflictingWriter(&writer.condition)))
     }
 
     /// As [`World::is_ready`], but the VMM may also be paused or stopped, if that is the desired state.

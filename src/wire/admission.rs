@@ -13,12 +13,12 @@ use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::connections::{Connection, Connections, User};
-use super::door::Peer;
 use super::guarded::TrackedBody;
 use super::limits::{
     BODIES_LIMIT, BODY_LIMIT, Limits, RESPONSES_LIMIT, SMALL_BODY_LIMIT, SMALL_RESPONSE,
 };
 use super::problem::problem;
+use super::socket::Peer;
 use crate::clock;
 
 /// Interval of checks whether the limit of [`ANSWERS_LIMIT`] permits another response.
@@ -262,12 +262,12 @@ async fn acquire_response_permit(
 }
 
 async fn turn(
-    room: &Admission,
+    admissions: &Admission,
     semaphore: &Arc<Semaphore>,
     what: &str,
 ) -> Result<OwnedSemaphorePermit, Response> {
     let acquire = Arc::clone(semaphore).acquire_owned();
-    match tokio::time::timeout(room.limits.turn, acquire).await {
+    match tokio::time::timeout(admissions.limits.turn, acquire).await {
         Ok(Ok(permit)) => Ok(permit),
         Ok(Err(_)) | Err(_) => Err(busy(format!(
             "too many requests {what} at the same time; try again"
@@ -277,7 +277,7 @@ async fn turn(
 
 /// Reads the request's body into memory. Also returns the permits for its size.
 async fn whole(
-    room: &Admission,
+    admissions: &Admission,
     caller: &Client,
     request: Request,
 ) -> Result<(Request, Vec<OwnedSemaphorePermit>), Response> {
@@ -301,7 +301,7 @@ async fn whole(
         return Err(too_large());
     }
     caller.connection.start_body(clock::monotonic());
-    let bodies = &room.share(caller.user).bodies;
+    let bodies = &admissions.share(caller.user).bodies;
     let (parts, body) = request.into_parts();
     let (mut stream, mut bytes, mut held) = (body.into_data_stream(), BytesMut::new(), Vec::new());
     while let Some(chunk) = stream.next().await {

@@ -1,5 +1,5 @@
 //! Accepts connections and serves each of them until it ends.
-//! Out of scope: requests ([`super::server`]), permission ([`super::door`]), limits ([`super::connections`]).
+//! Out of scope: requests ([`super::server`]), permission ([`super::unix_listener`]), limits ([`super::connections`]).
 
 use std::io;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 use super::admission::{Admission, Client};
 use super::backend::Backend;
 use super::connections::{Connections, Registration, User};
-use super::door::{Listener, Peer};
 use super::guarded::MonitoredStream;
 use super::limits::{HEAD_LIMIT, Limits};
 use super::server::{Shared, router};
+use super::socket::{Listener, Peer};
 use crate::api::view::Problem;
 use crate::clock;
 
@@ -42,7 +42,7 @@ pub async fn serve<B: Backend>(
 
 /// The same as [`serve`] with other limits.
 pub async fn serve_with_limits<B: Backend>(
-    door: Listener,
+    unix_listener: Listener,
     backend: B,
     stop: CancellationToken,
     limits: Limits,
@@ -61,7 +61,7 @@ pub async fn serve_with_limits<B: Backend>(
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = tasks.join_next() => continue,
-            accepted = door.accept(), if tasks.len() < max_tasks => accepted,
+            accepted = unix_listener.accept(), if tasks.len() < max_tasks => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -84,7 +84,7 @@ pub async fn serve_with_limits<B: Backend>(
         }
     }
     // Closes the listening socket, so that no client waits for an accept(2).
-    drop(door);
+    drop(unix_listener);
     let all_ended = async { while tasks.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(STOP_TIMEOUT, all_ended).await;
     Ok(())

@@ -26,15 +26,15 @@ mod admission;
 pub mod backend;
 pub mod client;
 mod connections;
-pub mod door;
 mod guarded;
 pub mod limits;
 mod listener;
 pub mod packet;
 mod problem;
 pub mod server;
+pub mod socket;
 
 pub use backend::{Backend, Deletion, Effect, Refusal, StreamMode};
 pub use client::Client;
-pub use door::Listener;
 pub use listener::{serve, serve_with_limits};
+pub use socket::Listener;

@@ -38,7 +38,7 @@ pub fn main(version: Version, words: &[String]) -> ! {
         let booted = created.and_then(|()| boot(&vmm));
         booted.unwrap_or_else(|why| fail(1, &format!("Error booting VM: {}", why.join(": "))));
     }
-    serve(listener, Arc::new(Mutex::new(Door(vmm))))
+    serve(listener, Arc::new(Mutex::new(Api(vmm))))
 }
 
 /// A virtual machine's configuration, as far as it matters here (`VmConfig`).
@@ -248,9 +248,9 @@ fn leave(vmm: &Arc<Mutex<Vmm>>) -> ! {
     std::process::exit(0)
 }
 
-struct Door(Arc<Mutex<Vmm>>);
+struct Api(Arc<Mutex<Vmm>>);
 
-impl Door {
+impl Api {
     fn put(&self, verb: &str, body: &[u8]) -> Result<Answer, (u16, Causes)> {
         let known = [
             "vm.create",
@@ -362,7 +362,7 @@ fn counters(traffic: &Traffic) -> Value {
     }})
 }
 
-impl Service for Door {
+impl Service for Api {
     const HEARS_SIGTERM: bool = true;
 
     fn answer(&mut self, method: &str, path: &str, body: &[u8]) -> Answer {

@@ -1,14 +1,14 @@
-//! The house rules, read off the sources: who may import whom, where the dangerous things are, how long a file may be.
+//! The import rules, read from the sources; where `unsafe` is allowed; how long a file may be.
 //! Out of scope: what any of it does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A sitting, with some room.
+/// Lines that can be read at one sitting, with a margin.
 const LONGEST: usize = 500;
 
-/// Pure files: plans, the rules and recipes that they are made of. Beside their own room they know these alone.
+/// Pure files: plans, the rules and recipes that they are made of. Beside their own module they know these alone.
 const PURE: [&str; 11] = [
     "plan.rs",
     "state.rs",
@@ -48,8 +48,8 @@ struct Source {
 }
 
 impl Source {
-    /// `reconcile`; `lib` and `bin` are no rooms.
-    fn room(&self) -> &str {
+    /// `reconcile`; `lib` and `bin` are no modules.
+    fn module(&self) -> &str {
         let first = self.path.split('/').next().unwrap_or_default();
         first.trim_end_matches(".rs")
     }
@@ -131,20 +131,20 @@ fn code(text: &str) -> String {
     uncommented.collect::<Vec<_>>().join("\n")
 }
 
-/// The map in `src/lib.rs`: room to the rooms it may import. `None`: all.
+/// The map in `src/lib.rs`: module to the modules it may import. `None`: all.
 fn map() -> BTreeMap<String, Option<BTreeSet<String>>> {
     let lib = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs");
     let text = fs::read_to_string(lib).expect("src/lib.rs");
     let row = |line: &str| {
         let mut cells = line.strip_prefix("//! | [`")?.split(" | ");
-        let room = cells.next()?.trim_end_matches("`]").to_owned();
+        let module = cells.next()?.trim_end_matches("`]").to_owned();
         let imports = cells.nth(1)?;
         let quoted = imports.split('`').skip(1).step_by(2);
-        let rooms = quoted
+        let modules = quoted
             .flat_map(str::split_whitespace)
             .map(str::to_owned)
             .collect();
-        Some((room, (!imports.starts_with("all")).then_some(rooms)))
+        Some((module, (!imports.starts_with("all")).then_some(modules)))
     };
     text.lines().filter_map(row).collect()
 }
@@ -158,30 +158,30 @@ fn assert_none(rule: &str, offenders: &[String]) {
 }
 
 #[test]
-fn the_map_names_every_room_and_no_other() {
-    let rooms: BTreeSet<String> = map().into_keys().collect();
+fn the_map_names_every_module_and_no_other() {
+    let modules: BTreeSet<String> = map().into_keys().collect();
     let built: BTreeSet<String> = sources()
         .iter()
-        .map(|source| source.room().to_owned())
-        .filter(|room| !matches!(room.as_str(), "lib" | "bin"))
+        .map(|source| source.module().to_owned())
+        .filter(|module| !matches!(module.as_str(), "lib" | "bin"))
         .collect();
-    assert_eq!(rooms, built);
+    assert_eq!(modules, built);
     for imports in map().into_values().flatten() {
-        assert!(imports.is_subset(&rooms), "{imports:?}");
+        assert!(imports.is_subset(&modules), "{imports:?}");
     }
 }
 
 #[test]
-fn a_room_imports_what_the_map_says_and_nothing_else() {
+fn a_module_imports_what_the_map_says_and_nothing_else() {
     let map = map();
     let mut offenders = Vec::new();
     for source in sources().iter().filter(|source| !source.is_test()) {
-        let Some(Some(allowed)) = map.get(source.room()) else {
+        let Some(Some(allowed)) = map.get(source.module()) else {
             continue;
         };
         for mention in source.mentions() {
-            let room = mention.split("::").next().unwrap_or_default();
-            if room != source.room() && !allowed.contains(room) {
+            let module = mention.split("::").next().unwrap_or_default();
+            if module != source.module() && !allowed.contains(module) {
                 offenders.push(format!("{}: {mention}", source.path));
             }
         }
@@ -195,7 +195,7 @@ fn plans_and_recipes_are_pure() {
     let mut offenders = Vec::new();
     for source in sources() {
         let name = source.path.rsplit('/').next().unwrap_or_default();
-        if source.room() != "reconcile" || !PURE.contains(&name) {
+        if source.module() != "reconcile" || !PURE.contains(&name) {
             continue;
         }
         seen += 1;
@@ -254,8 +254,8 @@ fn what_may_be_swapped_one_day_stays_behind_two_files() {
 }
 
 #[test]
-fn unsafe_code_programs_and_namespaces_are_in_the_host_room_alone() {
-    // CNI plugins are programs; nothing else in that room is.
+fn unsafe_code_programs_and_namespaces_are_in_the_host_module_alone() {
+    // CNI plugins are programs; nothing else in that module is.
     let plugins = ("cni/invoke.rs", "Command::new(");
     let words = [
         "unsafe ",
@@ -267,7 +267,7 @@ fn unsafe_code_programs_and_namespaces_are_in_the_host_room_alone() {
     let mut offenders = Vec::new();
     for source in sources()
         .iter()
-        .filter(|source| !source.is_test() && source.room() != "host")
+        .filter(|source| !source.is_test() && source.module() != "host")
     {
         let found = words.iter().filter(|word| {
             source.code.contains(**word) && (source.path.as_str(), **word) != plugins
@@ -288,7 +288,7 @@ fn now_is_told_by_the_clock_alone() {
     ];
     let mut offenders = Vec::new();
     for source in sources() {
-        if source.is_test() || source.room() == "host" || source.path == "clock.rs" {
+        if source.is_test() || source.module() == "host" || source.path == "clock.rs" {
             continue;
         }
         let found = words.iter().filter(|word| source.code.contains(**word));
@@ -334,15 +334,15 @@ fn this_test_sees_what_it_is_to_see() {
         code: code(text),
         text: text.into(),
     };
-    let door = source(
-        "wire/door.rs",
+    let file = source(
+        "wire/socket.rs",
         "use crate::store::Txn;\n// use crate::host;\nuse super::super::owner;\nuse super::packet;\n#[cfg(test)]\nmod tests {\n use crate::cli;\n}",
     );
-    assert_eq!(door.mentions(), ["store::Txn", "owner"]);
-    assert_eq!((door.room(), door.depth()), ("wire", 2));
+    assert_eq!(file.mentions(), ["store::Txn", "owner"]);
+    assert_eq!((file.module(), file.depth()), ("wire", 2));
     assert_eq!(
         source("wire/mod.rs", "use super::api::meta;").mentions(),
         ["api::meta"]
     );
-    assert_eq!(source("owner.rs", "super::api").room(), "owner");
+    assert_eq!(source("owner.rs", "super::api").module(), "owner");
 }

@@ -79,7 +79,7 @@ impl Guest {
     }
 
     /// Opens a TAP of this namespace and asks nobody anything.
-    pub fn plug(tap: &str, mac: [u8; 6], ip: Ipv4Addr, gateway: Ipv4Addr) -> Self {
+    pub fn on_tap(tap: &str, mac: [u8; 6], ip: Ipv4Addr, gateway: Ipv4Addr) -> Self {
         Self {
             tap: attach(tap, Framing::Plain).expect("the TAP"),
             framing: Framing::Plain,
@@ -90,9 +90,9 @@ impl Guest {
         }
     }
 
-    /// [`Self::plug`], and asks for the gateway's MAC.
+    /// [`Self::on_tap`], and asks for the gateway's MAC.
     pub fn join(tap: &str, mac: [u8; 6], ip: Ipv4Addr, gateway: Ipv4Addr) -> Self {
-        let mut guest = Self::plug(tap, mac, ip, gateway);
+        let mut guest = Self::on_tap(tap, mac, ip, gateway);
         let found = (0..50).find_map(|_| guest.resolve(gateway));
         guest.gateway_mac = found.expect("the gateway answers ARP");
         guest

@@ -1,5 +1,5 @@
 //! A host with a LAN, an internet, a container with a published port, and VMs on it: each in a namespace of its own.
-//! Out of scope: the guest's side (`guest_stack`), the daemon (`house`).
+//! Out of scope: the guest's side (`guest_stack`), the daemon (`harness`).
 //!
 //! ```text
 //! guest --TAP-- [VM] --veth-- host --- lan0 192.168.1.1, 192.168.222.1 --- LAN host 192.168.1.10, 192.168.222.10
@@ -19,7 +19,7 @@ use slicectl::host::tap::Framing;
 
 use super::frames;
 use super::guest_stack::{Guest, Kind};
-use super::house::{self, House};
+use super::harness::{self, Harness};
 use super::kernel::{self, Canaries, Neighbour};
 use super::sniffer::Sniffer;
 
@@ -38,7 +38,7 @@ pub const CONTAINER: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 2);
 
 /// A host and its neighbourhood.
 pub struct Lab {
-    pub house: House,
+    pub harness: Harness,
     pub lan: Place,
     pub net: Place,
     pub container: Place,
@@ -88,19 +88,19 @@ pub fn lab(test: impl FnOnce(&Lab) + Send) {
 }
 
 /// The same, with something done before the daemon starts.
-pub fn lab_with(before: impl FnOnce(&mut House) + Send, test: impl FnOnce(&Lab) + Send) {
+pub fn lab_with(before: impl FnOnce(&mut Harness) + Send, test: impl FnOnce(&Lab) + Send) {
     lab_mut(before, |lab| test(lab));
 }
 
 /// The same for a test that kills or restarts the daemon.
-pub fn lab_mut(before: impl FnOnce(&mut House) + Send, test: impl FnOnce(&mut Lab) + Send) {
-    house::empty(|mut house| {
+pub fn lab_mut(before: impl FnOnce(&mut Harness) + Send, test: impl FnOnce(&mut Lab) + Send) {
+    harness::empty(|mut harness| {
         let (lan, net, container) = neighbourhood();
-        before(&mut house);
+        before(&mut harness);
         let canaries = Canaries::release();
-        house.start();
+        harness.start();
         let mut lab = Lab {
-            house,
+            harness,
             lan,
             net,
             container,
@@ -139,7 +139,7 @@ impl Lab {
     /// Applies the group `sandbox` with so many slots and these lines of `network:`; waits until it is Ready.
     pub fn apply(&self, count: u32, network: &str) {
         let network = network.replace('\n', "\n        ");
-        self.house.apply(&house::slots(count, &network));
+        self.harness.apply(&harness::slots(count, &network));
     }
 
     /// Attaches to the TAP of `sandbox-N`.
@@ -149,7 +149,7 @@ impl Lab {
 
     /// Attaches to the TAP of an isolated VM.
     pub fn guest_of(&self, vm: &str, framing: Framing) -> Guest {
-        let found = self.house.get(&format!("vm {vm}"));
+        let found = self.harness.get(&format!("vm {vm}"));
         let network = &found["status"]["network"];
         let text = |key: &str| network[key].as_str().expect(key);
         let ip = text("ip").parse().expect("an address");
@@ -158,12 +158,13 @@ impl Lab {
 
     /// Applies a group in bridge mode with these lines of `network:`; waits until it is Ready.
     pub fn apply_bridge(&self, name: &str, count: u32, network: &str) {
-        self.house.apply(&house::bridge_group(name, count, network));
+        self.harness
+            .apply(&harness::bridge_group(name, count, network));
     }
 
-    /// [`House::port`].
+    /// [`Harness::port`].
     pub fn port(&self, vm: &str) -> Guest {
-        self.house.port(vm)
+        self.harness.port(vm)
     }
 
     /// One VM with that network, and its guest.

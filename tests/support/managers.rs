@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::kernel::{attempt, run};
+use super::programs;
 
 /// What is unpacked, put into this private kernel, and the bus that the programs are asked over.
 pub struct Managers {
@@ -20,7 +21,7 @@ pub struct Managers {
 impl Managers {
     /// Puts the programs there.
     pub fn unpacked() -> Self {
-        let default = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/managers");
+        let default = programs::root().join("target/managers");
         let dir = std::env::var_os("SLICE_MANAGERS_DIR").map_or(default, PathBuf::from);
         assert!(
             dir.join("done").exists(),
@@ -88,7 +89,7 @@ impl Managers {
     /// Ends one that was started.
     pub fn stop(&mut self, at: usize) {
         let child = &mut self.started[at];
-        super::house::signal(child.id(), rustix::process::Signal::TERM);
+        super::harness::signal(child.id(), rustix::process::Signal::TERM);
         child.wait().unwrap();
     }
 }

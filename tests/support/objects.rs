@@ -55,7 +55,7 @@ pub fn bridged(bridge: &str, gateway: &str) -> VmSpec {
 }
 
 /// A `none` slot in that CNI network.
-pub fn plugged(network: &str) -> VmSpec {
+pub fn cni_spec(network: &str) -> VmSpec {
     VmSpec {
         network: NetworkSpec::Cni(CniSpec {
             network_name: network.to_owned(),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
 
-use super::house;
+use super::harness;
 
 /// A neighbour entry that was confirmed is not overwritten by another MAC within `locktime` (arp(7)), which is one second.
 const LOCKTIME: Duration = Duration::from_millis(1500);
@@ -40,7 +40,7 @@ impl Pings {
                 self.child = spawn(&self.address, &self.log);
             }
             assert!(
-                begin.elapsed() < house::PATIENCE,
+                begin.elapsed() < harness::PATIENCE,
                 "{} has no answers",
                 self.log.display()
             );
@@ -57,7 +57,7 @@ impl Pings {
     /// Ends it: seconds between two answers, or between the last answer and now, at most.
     pub fn longest_gap(mut self) -> f64 {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        house::signal(self.child.id(), Signal::INT);
+        harness::signal(self.child.id(), Signal::INT);
         self.child.wait().expect("its status");
         let mut times = self.answers();
         times.push(now.expect("after 1970").as_secs_f64());

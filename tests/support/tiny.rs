@@ -7,7 +7,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use super::house::House;
+use super::harness::Harness;
 use super::vmm;
 
 /// The guest's image, built by this process when it is first asked for.
@@ -16,7 +16,7 @@ pub fn kernel() -> &'static str {
     KERNEL.get_or_init(|| vmm::tiny_guest().display().to_string())
 }
 
-/// A group of slots, as `house` writes them, with a tiny guest in each; `words` tell it to misbehave.
+/// A group of slots, as `harness` writes them, with a tiny guest in each; `words` tell it to misbehave.
 pub fn guests(slots: &str, words: &str) -> String {
     let qemu = format!(
         "hypervisor: qemu\n      kernel_file: {}{}",
@@ -71,9 +71,9 @@ impl Tiny {
 }
 
 /// All VMs, by name, as soon as each has a console.
-pub fn all(house: &House) -> BTreeMap<String, Tiny> {
-    house.until("every VM with a console", || {
-        let list = house.get("vms");
+pub fn all(harness: &Harness) -> BTreeMap<String, Tiny> {
+    harness.until("every VM with a console", || {
+        let list = harness.get("vms");
         let vms = list["items"].as_array().expect("items").iter();
         vms.map(|vm| {
             let (name, network) = (&vm["metadata"]["name"], &vm["status"]["network"]);
@@ -92,8 +92,8 @@ pub fn all(house: &House) -> BTreeMap<String, Tiny> {
 }
 
 /// The pids of all VMs' VMMs, by name.
-pub fn pids(house: &House) -> BTreeMap<String, Option<u32>> {
-    let list = house.get("vms");
+pub fn pids(harness: &Harness) -> BTreeMap<String, Option<u32>> {
+    let list = harness.get("vms");
     let vms = list["items"].as_array().expect("items").iter();
     let name = |vm: &serde_json::Value| vm["metadata"]["name"].as_str().expect("a name").to_owned();
     vms.map(|vm| (name(vm), pid(vm))).collect()

@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 
 use slicectl::api::vm::Hypervisor;
 
+use super::programs;
+
 /// The real program that was named for this hypervisor, or its double; none: the one in `PATH` will do.
 pub fn program(hypervisor: Hypervisor, dir: &Path) -> Option<PathBuf> {
     let (variable, double) = match hypervisor {
@@ -21,7 +23,7 @@ pub fn program(hypervisor: Hypervisor, dir: &Path) -> Option<PathBuf> {
 /// A double by this name, which says of whom and of which version.
 pub fn double_of(name: &str, dir: &Path) -> PathBuf {
     let path = dir.join(name);
-    install(Path::new(env!("CARGO_BIN_EXE_vmm-double")), &path);
+    install(&programs::built("vmm-double"), &path);
     path
 }
 
@@ -115,8 +117,8 @@ fn becomes(programs: &[&str]) -> Vec<u8> {
 pub fn tiny_guest() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let build = || {
-        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest");
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/build.sh");
+        let out = programs::scratch().join("guest");
+        let script = programs::root().join("tests/guest/build.sh");
         let built = std::process::Command::new(&script).arg(&out).status();
         assert!(built.is_ok_and(|status| status.success()), "{script:?}");
         out.join("tiny")

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use slicectl::api::vm::Hypervisor;
 
-use crate::support::eventually;
-use crate::vmm::{double_of, program, tiny_guest};
+use crate::fixture::eventually;
+use test_support::vmm::{double_of, program, tiny_guest};
 
 /// A VMM with nothing but its API socket, in a network namespace of its own with a `tap0`.
 struct Idle {

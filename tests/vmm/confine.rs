@@ -1,5 +1,5 @@
 //! A confined process: the files it was given, the control group it was born into.
-//! Out of scope: VMMs (`tests/daemon/confinement.rs`).
+//! Out of scope: VMMs (`tests/e2e/confinement.rs`).
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -9,9 +9,9 @@ use slicectl::api::allowed::Purpose;
 use slicectl::host::process::{self, Confine, Reach, Spawn};
 use slicectl::reconcile::vmm::{CONSOLE, LOG_LIMIT, RECORD};
 
+use crate::fixture::{PrivateNet, eventually, places};
 use crate::processes::kill;
-use crate::support::{PrivateNet, eventually, places};
-use crate::vmm::jailed_program;
+use test_support::vmm::jailed_program;
 
 #[test]
 fn a_confined_process_is_born_into_its_control_group_and_sees_the_files_it_was_given() {

@@ -1,5 +1,5 @@
 //! A VMM and its disks: held while it runs, refused to all others, before anything is started.
-//! Out of scope: how disks are made (`tests/disks.rs`).
+//! Out of scope: how disks are made (`tests/kernel/disks.rs`).
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use slicectl::host::image::{Use, hold};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{Access, Action, Desired, Disk, Launch, Vmm};
 
-use crate::support::{PrivateNet, converge, some_vm};
+use crate::fixture::{PrivateNet, converge, some_vm};
 
 fn sleeper(net: &PrivateNet, seconds: u32) -> Launch {
     Launch {

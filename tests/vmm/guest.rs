@@ -18,7 +18,7 @@ use slicectl::reconcile::vmm::{
     Programs, RecipeError, Slot, Vmm, recipe,
 };
 
-use crate::support::{PrivateNet, converge, eventually, places, some_vm};
+use crate::fixture::{PrivateNet, converge, eventually, places, some_vm};
 
 /// Generous: on a busy machine a guest without KVM takes its time.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -159,7 +159,7 @@ async fn from_boot_to_power_down(board: MachineType) {
 
     net.run("ip link del tap0");
     let observed = stage.observe(&desired).await.unwrap();
-    assert_eq!(observed.running[0].plug, Attachment::TapGone);
+    assert_eq!(observed.running[0].attachment, Attachment::TapGone);
     assert!(
         !Vmm::plan(&desired, &observed).unwrap().is_empty(),
         "a guest without its wire is drift"

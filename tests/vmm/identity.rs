@@ -1,5 +1,5 @@
 //! Whose a process is: what a VMM is known by, and what nobody can pretend.
-//! Out of scope: under the real daemon (`tests/daemon/identity.rs`).
+//! Out of scope: under the real daemon (`tests/e2e/identity.rs`).
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -11,8 +11,8 @@ use slicectl::host::process::{self, Identity, ProcessState};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{Desired, LABEL_VAR, RUN_DIR_VAR, Vmm};
 
+use crate::fixture::{converge, eventually};
 use crate::real::{As, Place, ended, place};
-use crate::support::{converge, eventually};
 
 /// `nobody`.
 const STRANGER: u32 = 65534;
@@ -304,7 +304,7 @@ async fn a_vmm_cannot_hide_by_becoming_something_else() {
         ]
         .map(str::to_owned)
         .into();
-        let stage = crate::support::stage(&[]);
+        let stage = crate::fixture::stage(&[]);
         let action = slicectl::reconcile::vmm::Action::Launch { after: None };
         stage.act(&want, &action).await.unwrap();
         let running = stage.observe(&want).await.unwrap();

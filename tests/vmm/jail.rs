@@ -1,5 +1,5 @@
 //! Firecracker under its jailer: what is different from the two other ways to run it.
-//! Out of scope: what is the same (`real`); under the real daemon (`tests/tiny/jail.rs`).
+//! Out of scope: what is the same (`real`); under the real daemon (`tests/vmm/tiny/jail.rs`).
 
 use slicectl::api::vm::Hypervisor;
 use slicectl::host::process::{self, Exit, ProcessState, StopSignal};
@@ -9,9 +9,9 @@ use slicectl::reconcile::vmm::{
     Access, Action, CONSOLE, ConfinedBy, Disk, LABEL_VAR, Programs, RUN_DIR_VAR, Vmm,
 };
 
+use crate::fixture::converge;
 use crate::real::{As, assert_ends, console, ended, place};
-use crate::support::converge;
-use crate::vmm::{double_of, static_double_of};
+use test_support::vmm::{double_of, static_double_of};
 
 /// A jailer closes what it was born with, so a VMM holds its disks through its standard error.
 #[tokio::test]
@@ -151,7 +151,7 @@ async fn the_oldest_jailer_is_told_nothing_newer() {
     let mut place = place(Hypervisor::Firecracker, As::Jailed).await;
     let program = static_double_of("firecracker-1.10", place.dir.path());
     let jailer = double_of("jailer-1.10", place.dir.path());
-    let programs = Programs::new(crate::support::places(&[place.dir.path()]));
+    let programs = Programs::new(crate::fixture::places(&[place.dir.path()]));
     let got = programs.get(Hypervisor::Firecracker, Some(&program)).await;
     place.program = got.unwrap();
     let by = programs.confinement(Some(&jailer), &place.program).await;

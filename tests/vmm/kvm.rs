@@ -10,7 +10,7 @@ use slicectl::host::named::Named;
 use slicectl::host::process::{Query, query};
 use slicectl::reconcile::vmm::{Accel, Machines, Programs, boots};
 
-use crate::support::places;
+use crate::fixture::places;
 
 fn open(dir: &Path, program: &Path) -> Named {
     places(&[dir]).open(Purpose::Program, program).unwrap()
@@ -20,7 +20,7 @@ fn qemu() -> Named {
     open(Path::new("/opt"), Path::new("/usr/bin/qemu-system-x86_64"))
 }
 
-/// By another process, see `support::vmm`.
+/// By another process, see `test_support::vmm`.
 fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
     let path = dir.join(name);
     let write = "printf '#!/bin/sh\\n%s\\n' \"$1\" >\"$0\" && chmod 755 \"$0\"";
@@ -172,7 +172,7 @@ async fn who_is_asked_something_answers_in_time_or_ends_with_all_that_it_has_sta
             .into_iter()
             .any(|words| words == format!("sleep\0{mark}\0").into_bytes())
     };
-    assert!(crate::support::eventually(Duration::from_secs(3), || {
+    assert!(crate::fixture::eventually(Duration::from_secs(3), || {
         !lives()
     }));
 }

@@ -69,7 +69,7 @@ proptest! {
 }
 
 fn fits(desired: &Desired, running: &Running) -> bool {
-    running.plug == Attachment::In
+    running.attachment == Attachment::In
         && running.stale.is_empty()
         && desired
             .launch
@@ -175,7 +175,7 @@ fn running(
     pid: u32,
     argv: Vec<String>,
     recorded: bool,
-    plug: Attachment,
+    attachment: Attachment,
     polite: bool,
 ) -> Running {
     let identity = Identity {
@@ -188,7 +188,7 @@ fn running(
         process: desired.label.claim(identity, Some(&label)).unwrap(),
         argv,
         recorded,
-        plug,
+        attachment,
         polite,
         stale: Vec::new(),
         power_down_requested_ms: None,
@@ -232,7 +232,7 @@ fn world() -> impl Strategy<Value = (Desired, Observed, bool)> {
             let running = processes
                 .into_iter()
                 .enumerate()
-                .map(|(place, (right, _, plug, polite))| {
+                .map(|(place, (right, _, attachment, polite))| {
                     // The one whose file is stale has the right words.
                     let argv = ["vmm", &right.replace("stale", "right")].map(str::to_owned);
                     let stale = (right == "stale").then(|| "vm.json".to_owned());
@@ -243,7 +243,7 @@ fn world() -> impl Strategy<Value = (Desired, Observed, bool)> {
                             100 + u32::try_from(place).unwrap(),
                             argv.to_vec(),
                             on_record == Some(place),
-                            plug,
+                            attachment,
                             polite,
                         )
                     }

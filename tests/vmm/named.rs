@@ -1,5 +1,5 @@
 //! What may be named: a table of files, by every kind that a stranger could think of.
-//! Out of scope: manifests (`tests/daemon/named.rs`).
+//! Out of scope: manifests (`tests/e2e/named.rs`).
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -13,23 +13,23 @@ use slicectl::reconcile::places::FileAccess;
 /// A user who is not root.
 const ALICE: u32 = 1234;
 
-struct Ground {
+struct Fixture {
     root: tempfile::TempDir,
 }
 
-impl Ground {
+impl Fixture {
     /// `images/` and `bin/`, which are allowed, and `outside/`, which is not.
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         for dir in ["images", "bin", "outside", "images/alice", "images/loose"] {
             fs::create_dir(root.path().join(dir)).unwrap();
         }
-        let ground = Self { root };
-        ground.file("outside/secret", 0o600);
-        ground.file("outside/script", 0o755);
-        chown(ground.at("images/alice"), Some(ALICE), Some(ALICE)).unwrap();
-        ground.mode("images/loose", 0o777);
-        ground
+        let fixture = Self { root };
+        fixture.file("outside/secret", 0o600);
+        fixture.file("outside/script", 0o755);
+        chown(fixture.at("images/alice"), Some(ALICE), Some(ALICE)).unwrap();
+        fixture.mode("images/loose", 0o777);
+        fixture
     }
 
     fn at(&self, path: &str) -> PathBuf {
@@ -67,8 +67,8 @@ impl Ground {
 
 #[test]
 fn an_image_is_a_regular_file_in_an_allowed_directory_reached_without_links() {
-    let ground = Ground::new();
-    let fifo = ground.at("images/fifo");
+    let fixture = Fixture::new();
+    let fifo = fixture.at("images/fifo");
     rustix::fs::mknodat(
         rustix::fs::CWD,
         &fifo,
@@ -78,31 +78,31 @@ fn an_image_is_a_regular_file_in_an_allowed_directory_reached_without_links() {
     )
     .unwrap();
     let device = |name: &str, kind, major, minor| {
-        let path = ground.at(name);
+        let path = fixture.at(name);
         let mode = rustix::fs::Mode::from_raw_mode(0o666);
         let device = rustix::fs::makedev(major, minor);
         rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, device).unwrap();
         path
     };
     let char_device = rustix::fs::FileType::CharacterDevice;
-    let _socket = std::os::unix::net::UnixListener::bind(ground.at("images/socket")).unwrap();
-    fs::hard_link(ground.at("outside/secret"), ground.at("images/hard")).unwrap();
-    ground.link("images/dirlink", &ground.at("outside"));
-    let set_id = ground.file("images/suid", 0o4755);
+    let _socket = std::os::unix::net::UnixListener::bind(fixture.at("images/socket")).unwrap();
+    fs::hard_link(fixture.at("outside/secret"), fixture.at("images/hard")).unwrap();
+    fixture.link("images/dirlink", &fixture.at("outside"));
+    let set_id = fixture.file("images/suid", 0o4755);
     let accepted = [
-        ground.file("images/plain", 0o644),
-        ground.file("images/private", 0o600),
-        ground.file("images/with, a=comma", 0o644),
-        ground.alices("images/alices"),
-        ground.alices("images/alice/own"),
+        fixture.file("images/plain", 0o644),
+        fixture.file("images/private", 0o600),
+        fixture.file("images/with, a=comma", 0o644),
+        fixture.alices("images/alices"),
+        fixture.alices("images/alice/own"),
         {
-            let sparse = ground.at("images/sparse");
+            let sparse = fixture.at("images/sparse");
             fs::File::create(&sparse).unwrap().set_len(1 << 40).unwrap();
             sparse
         },
         {
-            fs::create_dir(ground.at("images/deep")).unwrap();
-            ground.file("images/deep/file", 0o644)
+            fs::create_dir(fixture.at("images/deep")).unwrap();
+            fixture.file("images/deep/file", 0o644)
         },
         device("images/disk", rustix::fs::FileType::BlockDevice, 7, 200),
     ];
@@ -119,32 +119,32 @@ fn an_image_is_a_regular_file_in_an_allowed_directory_reached_without_links() {
         "//server/share/image".into(),
         "nbd://127.0.0.1/x".into(),
         "relative".into(),
-        ground.at("images"),
-        ground.at("images/"),
-        ground.at("images/deep"),
-        ground.at("outside/secret"),
-        ground.at("images/../outside/secret"),
-        ground.at("images/./../outside/secret"),
-        ground.at("images/dirlink/secret"),
-        ground.link("images/link", &ground.at("outside/secret")),
-        ground.link("images/inside", &ground.at("images/plain")),
-        ground.link("images/magic", Path::new("/proc/self/fd/0")),
-        ground.link("images/device-link", Path::new("/dev/null")),
-        ground.at("images/hard"),
-        ground.at("images/none"),
-        ground.at("images/plain/below"),
+        fixture.at("images"),
+        fixture.at("images/"),
+        fixture.at("images/deep"),
+        fixture.at("outside/secret"),
+        fixture.at("images/../outside/secret"),
+        fixture.at("images/./../outside/secret"),
+        fixture.at("images/dirlink/secret"),
+        fixture.link("images/link", &fixture.at("outside/secret")),
+        fixture.link("images/inside", &fixture.at("images/plain")),
+        fixture.link("images/magic", Path::new("/proc/self/fd/0")),
+        fixture.link("images/device-link", Path::new("/dev/null")),
+        fixture.at("images/hard"),
+        fixture.at("images/none"),
+        fixture.at("images/plain/below"),
         fifo,
-        ground.at("images/socket"),
+        fixture.at("images/socket"),
         device("images/null", char_device, 1, 3),
         device("images/mem", char_device, 1, 1),
         set_id,
-        ground.file("images/sgid", 0o2755),
-        ground.file("images/everybodys", 0o666),
-        ground.file("images/loose/file", 0o644),
+        fixture.file("images/sgid", 0o2755),
+        fixture.file("images/everybodys", 0o666),
+        fixture.file("images/loose/file", 0o644),
         // Alice could put root's file in the place of her own by a hard link.
-        ground.file("images/alice/roots", 0o644),
+        fixture.file("images/alice/roots", 0o644),
     ];
-    let places = ground.places();
+    let places = fixture.places();
     let begin = Instant::now();
     for path in &accepted {
         let opened = places.open(Purpose::Image, path);
@@ -166,20 +166,20 @@ fn an_image_is_a_regular_file_in_an_allowed_directory_reached_without_links() {
 
 #[test]
 fn a_program_and_everything_on_its_way_is_roots_alone() {
-    let ground = Ground::new();
+    let fixture = Fixture::new();
     for dir in ["bin/alice", "bin/loose"] {
-        fs::create_dir(ground.at(dir)).unwrap();
+        fs::create_dir(fixture.at(dir)).unwrap();
     }
-    chown(ground.at("bin/alice"), Some(ALICE), Some(ALICE)).unwrap();
-    ground.mode("bin/loose", 0o775);
-    let plain = ground.file("bin/plain", 0o755);
-    fs::hard_link(&plain, ground.at("bin/other-name")).unwrap();
+    chown(fixture.at("bin/alice"), Some(ALICE), Some(ALICE)).unwrap();
+    fixture.mode("bin/loose", 0o775);
+    let plain = fixture.file("bin/plain", 0o755);
+    fs::hard_link(&plain, fixture.at("bin/other-name")).unwrap();
     let accepted = [
         plain.clone(),
-        ground.at("bin/other-name"),
-        ground.link("bin/root-link", Path::new("plain")),
+        fixture.at("bin/other-name"),
+        fixture.link("bin/root-link", Path::new("plain")),
     ];
-    let alices_link = ground.link("bin/alice/link", &plain);
+    let alices_link = fixture.link("bin/alice/link", &plain);
     rustix::fs::chownat(
         rustix::fs::CWD,
         &alices_link,
@@ -196,31 +196,31 @@ fn a_program_and_everything_on_its_way_is_roots_alone() {
         "/dev/null".into(),
         "/proc/self/exe".into(),
         format!("/proc/self/fd/{memory}").into(),
-        ground.at("outside/script"),
-        ground.at("bin"),
-        ground.at("bin/../outside/script"),
-        ground.link("bin/out", &ground.at("outside/script")),
-        ground.link("bin/up", Path::new("../outside/script")),
-        ground.link("bin/self", Path::new("self")),
-        ground.link(
+        fixture.at("outside/script"),
+        fixture.at("bin"),
+        fixture.at("bin/../outside/script"),
+        fixture.link("bin/out", &fixture.at("outside/script")),
+        fixture.link("bin/up", Path::new("../outside/script")),
+        fixture.link("bin/self", Path::new("self")),
+        fixture.link(
             "bin/memory",
             &PathBuf::from(format!("/proc/self/fd/{memory}")),
         ),
         alices_link,
-        ground.file("bin/alice/roots", 0o755),
-        ground.file("bin/loose/roots", 0o755),
-        ground.alices("bin/alices"),
-        ground.file("bin/group-writes", 0o775),
-        ground.file("bin/others-write", 0o757),
-        ground.file("bin/no-program", 0o644),
-        ground.file("bin/suid", 0o4755),
-        ground.file("bin/sgid", 0o2755),
-        ground.at("bin/none"),
+        fixture.file("bin/alice/roots", 0o755),
+        fixture.file("bin/loose/roots", 0o755),
+        fixture.alices("bin/alices"),
+        fixture.file("bin/group-writes", 0o775),
+        fixture.file("bin/others-write", 0o757),
+        fixture.file("bin/no-program", 0o644),
+        fixture.file("bin/suid", 0o4755),
+        fixture.file("bin/sgid", 0o2755),
+        fixture.at("bin/none"),
     ];
-    let places = ground.places();
+    let places = fixture.places();
     for path in &accepted {
         let opened = places.open(Purpose::Program, path).unwrap();
-        assert!(opened.real().starts_with(ground.at("bin")));
+        assert!(opened.real().starts_with(fixture.at("bin")));
     }
     for path in &refused {
         let opened = places.open(Purpose::Program, path);
@@ -259,29 +259,29 @@ fn an_allowed_directory_that_others_can_write_allows_nothing() {
 /// Whoever owns a directory exchanges files in it, and the directory itself, all the time.
 #[test]
 fn what_is_opened_is_never_what_was_swapped_in_between() {
-    let ground = Ground::new();
-    ground.alices("images/alice/file");
-    ground.link("images/alice/link", &ground.at("outside/secret"));
-    fs::create_dir(ground.at("images/alice/dir")).unwrap();
-    ground.alices("images/alice/dir/file");
-    chown(ground.at("images/alice/dir"), Some(ALICE), Some(ALICE)).unwrap();
-    ground.link("images/alice/dirlink", &ground.at("outside"));
-    ground.alices("outside/file");
+    let fixture = Fixture::new();
+    fixture.alices("images/alice/file");
+    fixture.link("images/alice/link", &fixture.at("outside/secret"));
+    fs::create_dir(fixture.at("images/alice/dir")).unwrap();
+    fixture.alices("images/alice/dir/file");
+    chown(fixture.at("images/alice/dir"), Some(ALICE), Some(ALICE)).unwrap();
+    fixture.link("images/alice/dirlink", &fixture.at("outside"));
+    fixture.alices("outside/file");
     let inode = |path: &str| {
         use std::os::unix::fs::MetadataExt;
-        fs::metadata(ground.at(path)).unwrap().ino()
+        fs::metadata(fixture.at(path)).unwrap().ino()
     };
     let good = [inode("images/alice/file"), inode("images/alice/dir/file")];
     let stop = AtomicBool::new(false);
     let swap = |one: &str, other: &str| {
-        let (one, other) = (ground.at(one), ground.at(other));
+        let (one, other) = (fixture.at(one), fixture.at(other));
         while !stop.load(Ordering::Relaxed) {
             let flags = rustix::fs::RenameFlags::EXCHANGE;
             let cwd = rustix::fs::CWD;
             rustix::fs::renameat_with(cwd, &one, cwd, &other, flags).unwrap();
         }
     };
-    let places = ground.places();
+    let places = fixture.places();
     let (mut opened, mut refused) = (0, 0);
     std::thread::scope(|scope| {
         scope.spawn(|| swap("images/alice/file", "images/alice/link"));
@@ -289,7 +289,7 @@ fn what_is_opened_is_never_what_was_swapped_in_between() {
         let end = Instant::now() + Duration::from_millis(1500);
         while Instant::now() < end {
             for path in ["images/alice/file", "images/alice/dir/file"] {
-                match places.open(Purpose::Image, &ground.at(path)) {
+                match places.open(Purpose::Image, &fixture.at(path)) {
                     Err(_) => refused += 1,
                     Ok(named) => {
                         use std::os::unix::fs::MetadataExt;

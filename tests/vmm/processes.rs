@@ -2,7 +2,6 @@
 //! Out of scope: guests.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use slicectl::api::life::GracePeriod;
@@ -14,8 +13,9 @@ use slicectl::reconcile::vmm::{
     Launch, MANAGED_FILES, NOTE, RECORD, RunDir, Vmm, rotate, watch,
 };
 
-use crate::descriptors::copy_of;
-use crate::support::{PrivateNet, converge, eventually, some_vm};
+use crate::fixture::{PrivateNet, converge, eventually, some_vm};
+use test_support::descriptors::copy_of;
+use test_support::programs::this_test;
 
 /// The variable that turns the test of a killed launcher into the launcher.
 const LAUNCH_INTO: &str = "TEST_LAUNCH_INTO";
@@ -343,9 +343,7 @@ fn killing_the_launcher_loses_no_process_and_kills_none() {
     let mut born = 0;
     for round in 0..12_u64 {
         let dir = tempfile::tempdir().unwrap();
-        let name = "processes::killing_the_launcher_loses_no_process_and_kills_none";
-        let mut launcher = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", name, "--nocapture"])
+        let mut launcher = this_test(killing_the_launcher_loses_no_process_and_kills_none)
             .env(LAUNCH_INTO, dir.path())
             .stdout(std::process::Stdio::null())
             .spawn()

@@ -22,9 +22,9 @@ use slicectl::reconcile::vmm::{
     started_as,
 };
 
+use crate::fixture::{PrivateNet, converge, eventually, leave_the_mounts, places, some_vm};
 use crate::guest;
-use crate::support::{PrivateNet, converge, eventually, leave_the_mounts, places, some_vm};
-use crate::vmm::{double_of, jailed_program, program, tiny_guest};
+use test_support::vmm::{double_of, jailed_program, program, tiny_guest};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const GUEST: &str = "172.16.0.2";

@@ -1,4 +1,4 @@
-//! What each VMM is told, and by which version: golden files in `tests/vmm/recipes/`. `BLESS=1` rewrites them.
+//! What each VMM is told, and by which version: golden files in `tests/goldens/recipes/`. `BLESS=1` rewrites them.
 //! Out of scope: whether the VMM likes it (`guest`, `real`).
 
 use std::collections::BTreeSet;
@@ -192,7 +192,7 @@ fn every_recipe_is_the_one_on_disk() {
         ("qemu-7.2-q35", case(Qemu, 7, 2).q35().disks(&[ROOT, DATA])),
         ("qemu-10.0-mtu", case(Qemu, 10, 0).kvm().mtu(9000)),
     ];
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vmm/recipes");
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/recipes");
     let mut known = BTreeSet::new();
     for (name, case) in cases {
         let golden = dir.join(format!("{name}.txt"));

@@ -1,6 +1,6 @@
 //! A confined VMM that does what it wants with its own directory, its children and its disks: none of it is read back, stands in the
 //! way, grows without end or outlives it.
-//! Out of scope: what it sees of the host (`confine`, `tests/daemon/confinement.rs`).
+//! Out of scope: what it sees of the host (`confine`, `tests/e2e/confinement.rs`).
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -15,7 +15,7 @@ use slicectl::reconcile::vmm::{
     NewFile, RUN_DIR_BYTES, Vmm, rotate,
 };
 
-use crate::support::{PrivateNet, converge, eventually, leave_the_mounts, some_vm, stage};
+use crate::fixture::{PrivateNet, converge, eventually, leave_the_mounts, some_vm, stage};
 
 /// What a shell does in a VMM's place, before it sleeps.
 fn does(net: &PrivateNet, script: &str) -> Launch {
@@ -291,7 +291,7 @@ async fn where_owners_cannot_be_mapped_a_disks_acl_is_extended_and_put_back_afte
         };
         desired.disks = vec![used.clone()];
         desired.confined.as_mut().unwrap().files = vec![used];
-        let mut places = crate::support::places(&[&top]);
+        let mut places = crate::fixture::places(&[&top]);
         places.disk_dir = state.path().join("disks");
         let stage = Vmm::new(places.clone());
         let (first, _) = converge(&stage, &desired).await;
@@ -347,7 +347,7 @@ async fn a_program_behind_a_link_below_another_mount_is_run_under_the_name_it_wa
     )
     .unwrap();
     let (real, link) = (Path::new("/usr/share/sleeper"), home.path().join("a name"));
-    // By another process, see `support::vmm`.
+    // By another process, see `test_support::vmm`.
     let mut install = std::process::Command::new("install");
     let installed = install.arg("/bin/sleep").arg(real).status();
     assert!(installed.unwrap().success());

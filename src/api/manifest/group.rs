@@ -241,11 +241,11 @@ fn read_name(reader: &mut Reader, group: &Section) -> Option<Name> {
 }
 
 fn read_ram(reader: &mut Reader, group: &Section) -> u64 {
-    let said: Vec<(&Field, u64)> = [("ram_mb", MIB), ("ram_gb", GIB), ("ram_bytes", 1)]
+    let given: Vec<(&Field, u64)> = [("ram_mb", MIB), ("ram_gb", GIB), ("ram_bytes", 1)]
         .into_iter()
         .filter_map(|(key, unit)| Some((group.get(key)?, unit)))
         .collect();
-    let (field, unit) = match said[..] {
+    let (field, unit) = match given[..] {
         [] => return DEFAULT_RAM,
         [one] => one,
         [_, (second, _), ..] => {
@@ -315,12 +315,12 @@ fn check_count(
         Some(field) => (field.node.at, field.path.clone()),
         None => (group.at, format!("{}.count", group.path)),
     };
-    if let Some(room) = network::capacity(network).filter(|capacity| count > capacity.vms) {
+    if let Some(limit) = network::capacity(network).filter(|capacity| count > capacity.vms) {
         let vms = match count {
             1 => "1 VM does".to_owned(),
             count => format!("{count} VMs do"),
         };
-        let message = format!("{vms} not fit: {}", room.why);
+        let message = format!("{vms} not fit: {}", limit.why);
         reader.refuse_at(at, &path, message);
     }
     if HostGroup::vm_name(name, count).is_none() {

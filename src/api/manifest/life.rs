@@ -114,8 +114,8 @@ pub fn choose(
         ("machine", Hypervisor::Qemu),
         (JAILER, Hypervisor::Firecracker),
     ];
-    for (key, whose) in PROGRAMS.into_iter().chain(other_keys) {
-        if let Some(field) = group.get(key).filter(|_| whose != hypervisor) {
+    for (key, hypervisor_of) in PROGRAMS.into_iter().chain(other_keys) {
+        if let Some(field) = group.get(key).filter(|_| hypervisor_of != hypervisor) {
             let message = format!("has no effect with hypervisor \"{hypervisor}\"");
             reader.refuse_and_discard_others(field, message);
         }

@@ -1,5 +1,5 @@
 //! Groups with and without conflicts, and the exact message of each conflict.
-//! Out of scope: problems of a single manifest (`tests/manifests.rs`).
+//! Out of scope: problems of a single manifest (`tests/pure/manifests.rs`).
 
 use std::collections::HashSet;
 

@@ -107,7 +107,7 @@ fn one_of(patterns: &str, names: &[&str]) -> bool {
 mod tests {
     use super::*;
 
-    fn says(text: &str) -> Option<Setting> {
+    fn setting_of(text: &str) -> Option<Setting> {
         let name = "slabcdeaaaaaaaa".to_owned();
         let kind = Kind::Veth;
         setting_for(text, &Example { name, kind })
@@ -138,19 +138,19 @@ mod tests {
     #[test]
     fn a_file_for_all_links_manages_ours() {
         assert_eq!(
-            says("[Match]\nName=*\n[Network]\nDHCP=yes\n"),
+            setting_of("[Match]\nName=*\n[Network]\nDHCP=yes\n"),
             Some(Setting::Managed)
         );
         assert_eq!(
-            says("[Match]\nType=ether\n[Network]\nDHCP=yes\n"),
+            setting_of("[Match]\nType=ether\n[Network]\nDHCP=yes\n"),
             Some(Setting::Managed)
         );
         assert_eq!(
-            says("[Match]\nKind=veth\n[Network]\nDHCP=yes\n"),
+            setting_of("[Match]\nKind=veth\n[Network]\nDHCP=yes\n"),
             Some(Setting::Managed)
         );
         assert_eq!(
-            says("[Match]\nName=!eth* en*\n[Network]\nDHCP=yes\n"),
+            setting_of("[Match]\nName=!eth* en*\n[Network]\nDHCP=yes\n"),
             Some(Setting::Managed)
         );
     }
@@ -165,18 +165,18 @@ mod tests {
             "[Network]\nDHCP=yes\n",
             "",
         ] {
-            assert_eq!(says(other), None, "{other}");
+            assert_eq!(setting_of(other), None, "{other}");
         }
     }
 
     #[test]
     fn unmanaged_counts_in_its_section_only() {
         assert_eq!(
-            says("[Match]\nName=sl*\n[Link]\nUnmanaged=yes\n"),
+            setting_of("[Match]\nName=sl*\n[Link]\nUnmanaged=yes\n"),
             Some(Setting::Unmanaged)
         );
         assert_eq!(
-            says("[Match]\nName=sl*\n[Network]\nUnmanaged=yes\n"),
+            setting_of("[Match]\nName=sl*\n[Network]\nUnmanaged=yes\n"),
             Some(Setting::Managed)
         );
     }

@@ -52,9 +52,9 @@ fn takes(text: &str, link: &Example) -> bool {
 
 /// `unmanaged-devices=` of `[keyfile]`, or a `[device…]` section with `managed=0` that matches.
 pub(super) fn is_unmanaged(text: &str, link: &Example) -> bool {
-    let value_of = |wanted: &str, key: &str| {
+    let value_of = |in_section: &str, key: &str| {
         settings(text)
-            .find(|(section, name, _)| *section == wanted && *name == key)
+            .find(|(section, name, _)| *section == in_section && *name == key)
             .map(|(_, _, value)| value)
     };
     let device = |section: &str| {

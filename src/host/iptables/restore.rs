@@ -224,12 +224,17 @@ pub(super) fn memory_file(text: &str) -> io::Result<File> {
     Ok(file)
 }
 
-fn failed(backend: &Backend, input: &Input, status: std::process::ExitStatus, said: &str) -> Error {
+fn failed(
+    backend: &Backend,
+    input: &Input,
+    status: std::process::ExitStatus,
+    stderr_text: &str,
+) -> Error {
     /// `RESOURCE_PROBLEM` of xtables.h: the lock is held, or memory allocation failed.
     const RESOURCE_PROBLEM: i32 = 4;
     // Limit the length of the message.
-    let said: String = said.chars().take(MAX_OUTPUT).collect();
-    let output = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    let stderr_text: String = stderr_text.chars().take(MAX_OUTPUT).collect();
+    let output = stderr_text.split_whitespace().collect::<Vec<_>>().join(" ");
     let context = offending_line(&output, &input.text)
         .map(|line| format!(" (line: {line})"))
         .unwrap_or_default();

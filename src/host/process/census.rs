@@ -58,7 +58,7 @@ pub fn find(variable: &str) -> Result<Vec<Found>, Error> {
         };
         let started_here = || {
             let mount_ns_mark = env_var(pid, MOUNTS_VAR).ok().flatten();
-            mount_ns_mark.is_some_and(|told| told == our_mounts.to_string())
+            mount_ns_mark.is_some_and(|recorded| recorded == our_mounts.to_string())
         };
         if mounts_of(&pid.to_string()).ok() != Some(our_mounts) && !started_here() {
             continue;

@@ -173,10 +173,10 @@ pub fn reap(identity: &Identity) -> Result<(), Error> {
 
 fn exit_of(pidfd: &OwnedFd, how: WaitIdOptions) -> Exit {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | how;
-    let told: Result<Option<WaitIdStatus>, _> =
+    let waited: Result<Option<WaitIdStatus>, _> =
         rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), options);
     // ECHILD: not a child of the daemon.
-    let Ok(Some(status)) = told else {
+    let Ok(Some(status)) = waited else {
         return Exit::Unknown;
     };
     match (status.exit_status(), status.terminating_signal()) {

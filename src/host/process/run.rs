@@ -25,7 +25,7 @@ pub struct Outcome {
     /// Standard output, at most 1 MiB.
     pub output: String,
     /// Whether `enough` was true, in contrast to the program's end or the deadline.
-    pub heard: bool,
+    pub matched: bool,
 }
 
 /// A program that has ended by itself.
@@ -70,7 +70,7 @@ pub fn run(command: &mut Command, deadline: Duration) -> io::Result<Ended> {
     };
     let pidfd = running.pidfd()?;
     let mut streams = running.streams()?;
-    let in_time = hear(&pidfd, &mut streams, until)?;
+    let in_time = read_streams(&pidfd, &mut streams, until)?;
     running.kill(&mut streams, in_time)?;
     let status = running.reap(&pidfd)?;
     let [stdout, stderr] = streams.map(|stream| stream.kept);
@@ -85,14 +85,14 @@ pub fn run(command: &mut Command, deadline: Duration) -> io::Result<Ended> {
 }
 
 fn overdue(deadline: Duration, stderr: &[u8]) -> io::Error {
-    let said = String::from_utf8_lossy(&stderr[stderr.len().saturating_sub(300)..]);
-    let said = match said.trim() {
+    let stderr_text = String::from_utf8_lossy(&stderr[stderr.len().saturating_sub(300)..]);
+    let stderr_text = match stderr_text.trim() {
         "" => String::new(),
-        said => format!("; last output: {said}"),
+        stderr_text => format!("; last output: {stderr_text}"),
     };
     let deadline = humantime::format_duration(deadline);
     let why = format!(
-        "it did not end within its deadline of {deadline} and was killed with its process group{said}"
+        "it did not end within its deadline of {deadline} and was killed with its process group{stderr_text}"
     );
     io::Error::new(io::ErrorKind::TimedOut, why)
 }
@@ -212,7 +212,7 @@ impl Stream {
 }
 
 /// Reads until the program has ended (true) or the deadline has passed.
-fn hear(pidfd: &OwnedFd, streams: &mut [Stream; 2], until: Instant) -> io::Result<bool> {
+fn read_streams(pidfd: &OwnedFd, streams: &mut [Stream; 2], until: Instant) -> io::Result<bool> {
     loop {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -302,7 +302,7 @@ pub(super) async fn listen_to(
     (helper, child) = Helper::start(label, start).map_err(wrap)?;
     let mut outcome = Outcome {
         output: String::new(),
-        heard: false,
+        matched: false,
     };
     let mut overdue = false;
     if let Some(mut stdout) = child.stdout.take() {
@@ -310,8 +310,8 @@ pub(super) async fn listen_to(
             let mut bytes = Vec::new();
             while bytes.len() < OUTPUT_LIMIT && stdout.read_buf(&mut bytes).await.unwrap_or(0) > 0 {
                 outcome.output = String::from_utf8_lossy(&bytes).into_owned();
-                outcome.heard = enough(&outcome.output);
-                if outcome.heard {
+                outcome.matched = enough(&outcome.output);
+                if outcome.matched {
                     break;
                 }
             }

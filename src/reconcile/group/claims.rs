@@ -96,7 +96,7 @@ impl Claims {
         }
     }
 
-    /// Returns those of `wanted` that are not claimed. A choice may be stored only if all of it is claimed, in the transaction that calls
+    /// Returns those of `required` that are not claimed. A choice may be stored only if all of it is claimed, in the transaction that calls
     /// this.
     pub fn lacking(&self, required: BTreeSet<Claim>) -> Vec<Claim> {
         let mut state = self.state();
@@ -112,7 +112,7 @@ impl Claims {
         required.into_iter().filter(lacking).collect()
     }
 
-    /// Claims all of `wanted`, or none. They are not released before the returned guard is dropped.
+    /// Claims all of `required`, or none. They are not released before the returned guard is dropped.
     ///
     /// # Errors
     /// [`RangeError::Claimed`], or the files cannot be read or written.
@@ -120,10 +120,10 @@ impl Claims {
         let awaited = Awaited::new(self, required);
         self.locked(|claims| {
             let others = claims.others()?;
-            for claim in &awaited.wanted {
+            for claim in &awaited.required {
                 claims.check(claim, &others)?;
             }
-            claims.add(awaited.wanted.iter().cloned())
+            claims.add(awaited.required.iter().cloned())
         })
         .await?;
         Ok(awaited)
@@ -410,7 +410,7 @@ impl Claims {
 /// Claims that a transaction is about to use. They are not released while this exists.
 pub struct Awaited<'c> {
     claims: &'c Claims,
-    wanted: Vec<Claim>,
+    required: Vec<Claim>,
 }
 
 impl<'c> Awaited<'c> {
@@ -420,17 +420,14 @@ impl<'c> Awaited<'c> {
             *state.awaited.entry(claim.clone()).or_default() += 1;
         }
         drop(state);
-        Self {
-            claims,
-            wanted: required,
-        }
+        Self { claims, required }
     }
 }
 
 impl Drop for Awaited<'_> {
     fn drop(&mut self) {
         let mut state = self.claims.state();
-        for claim in &self.wanted {
+        for claim in &self.required {
             if let Some(count) = state.awaited.get_mut(claim) {
                 *count -= 1;
                 if *count == 0 {

@@ -248,7 +248,7 @@ fn plan_leases(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
 pub(super) fn progress(desired: &Desired, observed: &Observed, plan: &[Action]) -> Progress {
     let outdated = |(index, member): (&u32, &Member)| {
         let desired_spec = desired.spec(*index);
-        desired_spec.is_some_and(|wanted| member.is_outdated(&wanted))
+        desired_spec.is_some_and(|new_spec| member.is_outdated(&new_spec))
     };
     let waits = !plan.is_empty()
         || observed.members.values().any(|member| member.deleting)

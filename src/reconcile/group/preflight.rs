@@ -58,9 +58,9 @@ impl Preflight {
         going
             .filter_map(|vm| Some((vm, desired.spec(vm.index)?)))
             .find(|(vm, desired_spec)| self.of(vm.meta.uid, desired_spec).is_none())
-            .map(|(vm, wanted)| PreflightCheck {
+            .map(|(vm, new_spec)| PreflightCheck {
                 vm: vm.clone(),
-                spec: wanted.into_owned(),
+                spec: new_spec.into_owned(),
             })
     }
 

@@ -165,13 +165,13 @@ pub(super) async fn observe(
 }
 
 /// Whether the stored choice meets the spec, and `wanted` VMs have an address from it.
-fn stands(world: &World, group: &HostGroup, count: usize) -> bool {
+fn is_available(world: &World, group: &HostGroup, count: usize) -> bool {
     match &group.spec.template.network {
         NetworkSpec::Isolated(isolated) => {
             let name = &group.meta.name;
             kept(world, name, isolated.range).is_some() && world.leases_of(name).count() >= count
         }
-        NetworkSpec::Bridge(bridge) => subnet::stands(world, group, bridge, count),
+        NetworkSpec::Bridge(bridge) => subnet::is_available(world, group, bridge, count),
         NetworkSpec::Cni(_) => world.pool(&group.meta.name).is_none(),
     }
 }
@@ -190,7 +190,7 @@ pub(super) fn choose(
     group: &HostGroup,
     count: usize,
 ) -> Result<Choice, RangeError> {
-    if stands(world, group, count) {
+    if is_available(world, group, count) {
         return Ok(Choice::Keep);
     }
     match (&group.spec.template.network, &observation.host) {

@@ -26,7 +26,12 @@ struct Other {
 }
 
 /// Whether the stored gateway meets the spec, and `wanted` VMs have an address in its subnet.
-pub(super) fn stands(world: &World, group: &HostGroup, spec: &BridgeSpec, count: usize) -> bool {
+pub(super) fn is_available(
+    world: &World,
+    group: &HostGroup,
+    spec: &BridgeSpec,
+    count: usize,
+) -> bool {
     let name = &group.meta.name;
     let Some(kept) = kept(world, name, spec) else {
         return false;

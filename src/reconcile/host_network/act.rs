@@ -1,6 +1,8 @@
 //! Executes one step for the host's own rules and bridges.
 //! Out of scope: which steps are executed.
 
+use ipnetwork::Ipv4Network;
+
 use super::HostNetwork;
 use super::limits::{excess, timeouts_name};
 use super::observe::{FORWARDING, describe};
@@ -84,23 +86,11 @@ pub(super) async fn act(
         }
         Action::ConfigureBridge(name) => configure_bridge(host_network, desired, name).await,
         Action::AddGateway(name, address) => {
-            let index = find_managed_bridge(host_network, desired, name)
-                .await?
-                .index;
-            let address = addr::Addr {
-                index,
-                net: *address,
-            };
+            let address = on_bridge(host_network, desired, name, *address).await?;
             exists_is_done(addr::add(&host_network.netlink, address).await)
         }
         Action::RemoveGateway(name, address) => {
-            let index = find_managed_bridge(host_network, desired, name)
-                .await?
-                .index;
-            let address = addr::Addr {
-                index,
-                net: *address,
-            };
+            let address = on_bridge(host_network, desired, name, *address).await?;
             absent_is_done(addr::delete(&host_network.netlink, address).await)
         }
         Action::SetBridgeUp(name) => {
@@ -188,6 +178,20 @@ async fn change_bridge(
 ) -> Result<(), Error> {
     let bridge = find_managed_bridge(host_network, desired, name).await?;
     link::set(&host_network.netlink, bridge.index, &change).await
+}
+
+/// Returns this address on a managed bridge.
+async fn on_bridge(
+    host_network: &HostNetwork,
+    desired: &Desired,
+    name: &str,
+    net: Ipv4Network,
+) -> Result<addr::Addr, Error> {
+    let bridge = find_managed_bridge(host_network, desired, name).await?;
+    Ok(addr::Addr {
+        index: bridge.index,
+        net,
+    })
 }
 
 /// Returns the bridge if it is managed. Another program may have created a bridge of that name in the meantime.

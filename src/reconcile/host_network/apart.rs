@@ -37,11 +37,11 @@ pub(super) fn rules(input: &RuleInput<'_>) -> Vec<Rule> {
     for BridgeSubnet {
         bridge,
         subnet,
-        kind: standing,
+        kind: mode,
     } in input.bridge_subnets
     {
         let (to, from) = (Rule::when().out_if(bridge), Rule::when().in_if(bridge));
-        let (to, from) = match standing {
+        let (to, from) = match mode {
             BridgeKind::Managed => (to, from),
             BridgeKind::UnmanagedLocalGateway | BridgeKind::UnmanagedRemoteGateway => {
                 (to.dst(*subnet), from.src(*subnet))

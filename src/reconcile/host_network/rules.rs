@@ -316,14 +316,14 @@ fn bridge_forward(input: &RuleInput<'_>) -> Vec<Rule> {
     for BridgeSubnet {
         bridge,
         subnet,
-        kind: standing,
+        kind: mode,
     } in input.bridge_subnets
     {
         let (from, to) = (
             Rule::when().in_if(bridge).src(*subnet),
             Rule::when().out_if(bridge).dst(*subnet),
         );
-        let routed = match standing {
+        let routed = match mode {
             BridgeKind::Managed => Some(Rule::when().in_if(bridge)),
             BridgeKind::UnmanagedLocalGateway => Some(from.clone()),
             // Nothing is translated there.
@@ -339,7 +339,7 @@ fn bridge_forward(input: &RuleInput<'_>) -> Vec<Rule> {
                 push_once(&mut rules, rule);
             }
         }
-        let pair = match standing {
+        let pair = match mode {
             BridgeKind::Managed => [Rule::when().in_if(bridge), Rule::when().out_if(bridge)],
             BridgeKind::UnmanagedLocalGateway => [from, to],
             BridgeKind::UnmanagedRemoteGateway => [from.out_if(bridge), to.in_if(bridge)],

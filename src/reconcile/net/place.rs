@@ -128,6 +128,21 @@ impl VmPaths<'_> {
         }
     }
 
+    /// Enters the namespace at the VM's path if the alias of its `lo` is the VM's label. A foreign namespace is present and not entered.
+    pub async fn observe_netns(
+        &self,
+        session: &NetnsSession,
+    ) -> Result<(NetnsSeen, Option<EnteredNetns>), Error> {
+        let Some(netns) = self.open()? else {
+            return Ok((NetnsSeen::Absent, None));
+        };
+        let entered = session.enter(netns).await?;
+        let lo = link::get(&entered.netlink, "lo").await?;
+        let alias = lo.and_then(|lo| lo.alias);
+        let ours = self.label.claim((), alias.as_deref()).is_some();
+        Ok((NetnsSeen::Present(alias), ours.then_some(entered)))
+    }
+
     /// Creates a namespace with its label on `lo`, which is up. `settle` runs before the namespace is visible to others. `None`: a
     /// namespace exists already.
     pub async fn create_netns(
@@ -174,7 +189,7 @@ impl NetnsSession {
     pub async fn enter(&self, netns: Netns) -> Result<EnteredNetns, Error> {
         let previous = self.entered().take();
         let entered = match previous {
-            Some(room) if room.netns.inode()? == netns.inode()? => room,
+            Some(current) if current.netns.inode()? == netns.inode()? => current,
             _ => EnteredNetns {
                 netlink: netns.netlink()?,
                 netns,

@@ -136,8 +136,8 @@ pub(super) fn drifted(
     Ok(drifted)
 }
 
-/// A link's own settings that differ. `gate`: the namespace's forwarding switch.
-fn link_differences(link: &Link, gate: Option<&str>) -> BTreeMap<String, String> {
+/// A link's own settings that differ. `expected_forwarding`: the namespace's forwarding switch.
+fn link_differences(link: &Link, expected_forwarding: Option<&str>) -> BTreeMap<String, String> {
     let mut differences = BTreeMap::new();
     let mut add = |family: &str, key: &str, expected: &str| {
         let key = format!("net.{family}.conf.{}.{key}", link.name);
@@ -149,8 +149,10 @@ fn link_differences(link: &Link, gate: Option<&str>) -> BTreeMap<String, String>
                 add("ipv4", key, "0");
             }
         }
-        if let Some(gate) = gate.filter(|gate| *gate != ipv4.forwarding.to_string()) {
-            add("ipv4", "forwarding", gate);
+        if let Some(expected_forwarding) = expected_forwarding
+            .filter(|expected_forwarding| *expected_forwarding != ipv4.forwarding.to_string())
+        {
+            add("ipv4", "forwarding", expected_forwarding);
         }
     }
     // The kernel reads the link's value alone (`ipv6_rcv`); `all` is copied to the links when it is written.

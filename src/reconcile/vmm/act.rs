@@ -336,14 +336,14 @@ fn failed_at_startup(desired: &Desired, identity: &Identity) -> Result<Error, Er
         ProcessState::Alive(_) => "failed".to_owned(),
     };
     // Several lines: the first may contain the cause, the following its effects.
-    let said = match ending::last_lines(&desired.dir, LAST_LINES) {
+    let output = match ending::last_lines(&desired.dir, LAST_LINES) {
         none if none.is_empty() => "none".to_owned(),
         last => last.join("; "),
     };
     Ok(Error::other(
         "start",
         "the VMM",
-        format!("it {outcome}; last output: {said}"),
+        format!("it {outcome}; last output: {output}"),
     ))
 }
 

@@ -52,18 +52,18 @@ pub fn ended(desired: &Desired, known: Option<&Identity>) -> Result<Option<Ended
 /// Appends output of a VMM that failed, which is not in its log yet, to the log, for users. The log belongs to the VMM, which may have
 /// replaced it by anything.
 pub(super) fn append_output(dir: &Path, stderr: Option<&StderrReader>) {
-    let said = stderr.map(StderrReader::read).unwrap_or_default();
+    let output = stderr.map(StderrReader::read).unwrap_or_default();
     let add = || -> io::Result<()> {
         let mut log = OpenOptions::new()
             .append(true)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(dir.join(CONSOLE))?;
         match log.metadata()?.is_file() {
-            true => log.write_all(&said),
+            true => log.write_all(&output),
             false => Err(io::Error::other("it is not a regular file")),
         }
     };
-    if let (false, Err(error)) = (said.is_empty(), add()) {
+    if let (false, Err(error)) = (output.is_empty(), add()) {
         tracing::debug!(%error, "cannot append a VMM's last output to its log");
     }
 }

@@ -47,7 +47,7 @@ pub(super) struct Evidence {
     /// Its control group.
     pub(super) group: Member,
     /// The label in its environment, if there is one.
-    pub(super) told: Option<Label>,
+    pub(super) from_env: Option<Label>,
 }
 
 /// The owner of a process.
@@ -62,7 +62,7 @@ pub(super) enum Owner {
 }
 
 impl Evidence {
-    /// `told` reads the label from the environment of a process; it is called only if required.
+    /// `from_env` reads the label from the environment of a process; it is called only if required.
     pub(super) fn of(
         origin: &Origin,
         group: impl Fn(&str) -> Member,
@@ -82,7 +82,7 @@ impl Evidence {
             label: marked,
             has_legacy_root: unmarked,
             group: origin.cgroup.as_deref().map_or(Member::Unmanaged, group),
-            told: env_label,
+            from_env: env_label,
         }
     }
 
@@ -96,8 +96,8 @@ impl Evidence {
         match self.group {
             Member::Managed(name) => {
                 if let Ok(uid) = name.parse() {
-                    return match self.told {
-                        Some(told) if owner::uid_of(&told) == uid => Owner::Named(told),
+                    return match self.from_env {
+                        Some(from_env) if owner::uid_of(&from_env) == uid => Owner::Named(from_env),
                         Some(_) | None => Owner::Uid(uid),
                     };
                 }
@@ -106,10 +106,12 @@ impl Evidence {
             Member::Unmanaged => {}
         }
         let known = users.of.get(&self.user);
-        match (known, self.told.filter(|_| self.has_legacy_root)) {
-            (Some(uid), Some(told)) if owner::uid_of(&told) == *uid => Owner::Named(told),
+        match (known, self.from_env.filter(|_| self.has_legacy_root)) {
+            (Some(uid), Some(from_env)) if owner::uid_of(&from_env) == *uid => {
+                Owner::Named(from_env)
+            }
             (Some(uid), _) => Owner::Uid(*uid),
-            (None, Some(told)) => Owner::Named(told),
+            (None, Some(from_env)) => Owner::Named(from_env),
             (None, _) => Owner::Unknown,
         }
     }
@@ -262,13 +264,13 @@ mod tests {
                 Owner::Unknown,
             ),
         ];
-        for (what, (user, marked, unmarked, group, told), users, expected) in cases {
+        for (what, (user, marked, unmarked, group, from_env), users, expected) in cases {
             let evidence = Evidence {
                 user,
                 label: marked.cloned(),
                 has_legacy_root: unmarked,
                 group,
-                told: told.cloned(),
+                from_env: from_env.cloned(),
             };
             assert_eq!(evidence.owner(users), expected, "{what}");
         }

@@ -349,7 +349,7 @@ pub struct Running {
     /// Whether the record names it.
     pub recorded: bool,
     /// Its attachment to the VM's network.
-    pub plug: Attachment,
+    pub attachment: Attachment,
     /// Whether it has a control socket.
     pub polite: bool,
     /// Configuration files that differ from what it has read: it was started with another spec.

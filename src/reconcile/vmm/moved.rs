@@ -43,9 +43,9 @@ impl OwnDisk {
         if launch.argv.len() != actual.len() {
             return actual;
         }
-        let now = |(desired, told): (&String, String)| match self.before(desired, &told) {
+        let now = |(desired, given): (&String, String)| match self.before(desired, &given) {
             Some(_) => desired.clone(),
-            None => told,
+            None => given,
         };
         launch.argv.iter().zip(actual).map(now).collect()
     }
@@ -62,10 +62,11 @@ impl OwnDisk {
         note: Option<&Note>,
     ) -> Option<PathBuf> {
         let arguments = launch.argv.iter().zip(argv);
-        let of_argv = arguments.filter_map(|(desired, told)| self.before(desired, told));
+        let of_argv = arguments.filter_map(|(desired, given)| self.before(desired, given));
         let files = note.into_iter().flat_map(|noted| noted.files().iter());
-        let pairs = files.flat_map(|told| launch.files.iter().map(move |desired| (desired, told)));
-        let of_files = pairs.filter_map(|(desired, told)| self.before(&desired.text, &told.text));
+        let pairs =
+            files.flat_map(|given| launch.files.iter().map(move |desired| (desired, given)));
+        let of_files = pairs.filter_map(|(desired, given)| self.before(&desired.text, &given.text));
         of_argv.chain(of_files).next().map(PathBuf::from)
     }
 }
@@ -112,7 +113,7 @@ mod tests {
             end: "/disks/web-1.img".into(),
         };
         let desired = "path=/big/disks/web-1.img,readonly=off";
-        for (told, same) in [
+        for (given, same) in [
             ("path=/old/state/disks/web-1.img,readonly=off", true),
             ("path=/disks/web-1.img,readonly=off", true),
             ("path=/big/disks/web-1.img,readonly=off", false),
@@ -126,7 +127,7 @@ mod tests {
             ("path=/old/web-1.img,readonly=off", false),
             ("", false),
         ] {
-            assert_eq!(own.before(desired, told).is_some(), same, "{told}");
+            assert_eq!(own.before(desired, given).is_some(), same, "{given}");
         }
         assert_eq!(own.before("--kernel /k", "--kernel /other"), None);
     }

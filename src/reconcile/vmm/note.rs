@@ -98,11 +98,16 @@ impl Note {
         launch: &Launch,
         own: Option<&OwnDisk>,
     ) -> Vec<String> {
-        let is_same = |file: &NewFile, told: &NewFile| {
-            file == told || own.is_some_and(|own| own.is_same_file(file, told))
+        let is_same = |file: &NewFile, given_file: &NewFile| {
+            file == given_file || own.is_some_and(|own| own.is_same_file(file, given_file))
         };
         let was_read = |file: &&NewFile| {
-            note.is_some_and(|noted| noted.files.iter().any(|told| is_same(file, told)))
+            note.is_some_and(|noted| {
+                noted
+                    .files
+                    .iter()
+                    .any(|given_file| is_same(file, given_file))
+            })
         };
         let stale = launch.files.iter().filter(|file| !was_read(file));
         stale.map(|file| file.name.clone()).collect()

@@ -395,7 +395,7 @@ async fn describe(
         process,
         argv: comparable_argv(desired, argv),
         recorded: recorded == Recorded::Yes,
-        plug: attachment(desired, pid).await?,
+        attachment: attachment(desired, pid).await?,
         polite: Control::in_dir(&desired.dir).is_some(),
         stale: stale(desired)?,
     }))

@@ -43,7 +43,7 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>
 
 /// The process to keep: started exactly as desired and still attached to its network; of several, the recorded one.
 pub(super) fn matching<'a>(launch: &Launch, running: &'a [Running]) -> Option<&'a Running> {
-    let is_match = |running: &&Running| match running.plug {
+    let is_match = |running: &&Running| match running.attachment {
         Attachment::In => running.argv == launch.argv && running.stale.is_empty(),
         Attachment::TapGone | Attachment::Elsewhere => false,
     };

@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn versions_are_parsed_from_the_output_of_each_program() {
-        for (said, version) in [
+        for (version_output, version) in [
             ("Firecracker v1.17.0-dev\n\n2026 [x] exit\n", (1, 17)),
             ("Firecracker v1.10.1\n", (1, 10)),
             (
@@ -97,16 +97,24 @@ mod tests {
             ),
         ] {
             let version = Some(Version::new(version.0, version.1));
-            assert_eq!(Version::parse_output(said), version, "{said}");
+            assert_eq!(
+                Version::parse_output(version_output),
+                version,
+                "{version_output}"
+            );
         }
-        for said in [
+        for version_output in [
             "",
             "\n1.2",
             "sleep (GNU coreutils)",
             "v1 v.2 v1.x 1",
             "99999999999.1",
         ] {
-            assert_eq!(Version::parse_output(said), None, "{said}");
+            assert_eq!(
+                Version::parse_output(version_output),
+                None,
+                "{version_output}"
+            );
         }
     }
 

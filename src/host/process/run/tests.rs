@@ -107,7 +107,7 @@ async fn run_until_leaves_no_process_of_the_group() {
         let outcome = run_until(&argv, SHORT, |output| output.contains("yes"))
             .await
             .unwrap();
-        assert_eq!(outcome.heard, what.starts_with("echo"));
+        assert_eq!(outcome.matched, what.starts_with("echo"));
         let until = Instant::now() + Duration::from_secs(2);
         while !living(dir.path()).is_empty() {
             assert!(Instant::now() < until, "{what}: {:?}", living(dir.path()));

@@ -1,5 +1,5 @@
 //! Compares the program, run by an interpreter of classic BPF, with the same rules in plain Rust.
-//! Out of scope: the kernel's result, see `tests/host_bridge.rs`.
+//! Out of scope: the kernel's result, see `tests/kernel/host_bridge.rs`.
 
 use proptest::prelude::*;
 use proptest::test_runner::Config;
@@ -9,9 +9,10 @@ use crate::host::tc::{ACCEPT, DROP, PASS};
 
 mod apart;
 mod discovery;
-mod oracle;
 
-use oracle::{arp_frame, ethernet_frame, ipv4_frame, ipv6_frame, passable, seeds, udp_from};
+use test_support::antispoof::{
+    self as oracle, arp_frame, ethernet_frame, ipv4_frame, ipv6_frame, passable, seeds, udp_from,
+};
 
 const MAC: Mac = Mac(oracle::MAC);
 const IP: Ipv4Addr = oracle::IP;

@@ -159,7 +159,7 @@ async fn add(cni_net: &CniNet, desired: &Desired) -> Result<(), Error> {
     cni_net.check_pending.store(false, Ordering::Relaxed);
     let is_preference = |(key, _): &(String, String)| {
         let data_path = desired.data_path.as_ref();
-        data_path.is_some_and(|want| request::is_preference(want, key))
+        data_path.is_some_and(|requested| request::is_preference(requested, key))
     };
     let may_pass_later = |added: &Result<CniResult, AddError>| match added {
         Err(AddError::Refused(refusal)) => !refusal.is_permanent(),
@@ -284,7 +284,8 @@ async fn check_added(
     let data_path = desired.data_path.as_ref();
     let entered = cni_net.session.inside()?;
     let inside = observe::observe_inside(&entered, guest::tap(result, attachment)).await?;
-    if let Some(why) = data_path.and_then(|want| request::unmet(want, result, attachment, &inside))
+    if let Some(why) =
+        data_path.and_then(|requested| request::unmet(requested, result, attachment, &inside))
     {
         return Err(host_error(
             "use",
@@ -312,7 +313,10 @@ fn report_address_change(
     result: &CniResult,
     reason: Option<&str>,
 ) {
-    let Some(GuestIdentity { ip, .. }) = desired.data_path.as_ref().and_then(|want| want.identity)
+    let Some(GuestIdentity { ip, .. }) = desired
+        .data_path
+        .as_ref()
+        .and_then(|requested| requested.identity)
     else {
         return;
     };

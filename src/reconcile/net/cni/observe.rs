@@ -13,7 +13,6 @@ use super::{CniNet, IFNAME, INTENT, act, guest, host_error, one_line, residue};
 use crate::cni::{Cached, Error, Failure};
 use crate::host::{self, fs, link, route};
 use crate::owner::TAP;
-use crate::reconcile::net::isolated::NetnsSeen;
 use crate::reconcile::net::isolated::observe::{addresses, mac, tap_owner};
 
 pub(super) async fn observe(cni_net: &CniNet, desired: &Desired) -> Result<Observed, host::Error> {
@@ -30,19 +29,10 @@ pub(super) async fn observe(cni_net: &CniNet, desired: &Desired) -> Result<Obser
         AddedSeen::Recorded(added) => guest::tap(&added.result, &added.attachment),
         AddedSeen::Absent | AddedSeen::Damaged => TAP,
     };
-    let (netns, inside) = match place.open()? {
-        None => (NetnsSeen::Absent, None),
-        Some(netns) => {
-            let entered = cni_net.session.enter(netns).await?;
-            let lo = link::get(&entered.netlink, "lo").await?;
-            let alias = lo.and_then(|lo| lo.alias);
-            let ours = desired.label.claim((), alias.as_deref()).is_some();
-            let inside = match ours {
-                true => Some(observe_inside(&entered, tap).await?),
-                false => None,
-            };
-            (NetnsSeen::Present(alias), inside)
-        }
+    let (netns, entered) = place.observe_netns(&cni_net.session).await?;
+    let inside = match &entered {
+        Some(entered) => Some(observe_inside(entered, tap).await?),
+        None => None,
     };
     let mut observed = Observed {
         record,

@@ -152,11 +152,11 @@ async fn collect(
             .into_iter()
             .filter(|cached| cached.network == network.name)
             .map(|cached| ValidAttachment::from(&cached.attachment));
-        let wanted = existing().into_iter().map(|container_id| ValidAttachment {
+        let existing_attachments = existing().into_iter().map(|container_id| ValidAttachment {
             container_id,
             ifname: IFNAME.to_owned(),
         });
-        let valid: BTreeSet<ValidAttachment> = of_network.chain(wanted).collect();
+        let valid: BTreeSet<ValidAttachment> = of_network.chain(existing_attachments).collect();
         Ok(valid.into_iter().collect())
     };
     if let Err(errors) = runtime.gc(network, valid).await {

@@ -1,5 +1,5 @@
 //! Converts results of every version to the guest's connection.
-//! Out of scope: plans (`tests/plans.rs`, `tests/laws`).
+//! Out of scope: plans (`tests/pure/plans.rs`, `tests/pure/laws`).
 
 mod bounds;
 
@@ -346,9 +346,9 @@ fn a_warning_lists_what_is_not_passed_to_the_guest() {
         "the DNS search domain y.example",
         "the DNS option ndots:5",
     ];
-    let wanted = expected_value
+    let expected_warnings = expected_value
         .map(|what| format!("the CNI network provides {what}, which is not passed to the guest"));
-    assert_eq!(found.warnings, wanted);
+    assert_eq!(found.warnings, expected_warnings);
 }
 
 #[test]

@@ -6,18 +6,17 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
-use super::plan::{Desired, HostLink, Inside, NetnsSeen, Observed, TapSeen, Uplink};
+use super::plan::{Desired, HostLink, Inside, Observed, TapSeen, Uplink};
 use crate::api::network::{Block, Mac, TapOwner};
 use crate::host::link::Link;
 use crate::host::netlink::Handle;
-use crate::host::netns::Netns;
 use crate::host::tap::Layer;
 use crate::host::tc::{self, What};
 use crate::host::{self, Kind, addr, link, neigh, route, sysctl};
 use crate::owner::{TAP, UPLINK};
 use crate::reconcile::firewall::{antispoof, bridge};
 use crate::reconcile::net::isolated::IsolatedNet;
-use crate::reconcile::net::place::Seen;
+use crate::reconcile::net::place::{EnteredNetns, Seen};
 use crate::reconcile::net::{NEXT_HOP, host_links, routed, settings};
 
 pub(super) async fn observe(net: &IsolatedNet, desired: &Desired) -> Result<Observed, host::Error> {
@@ -28,19 +27,10 @@ pub(super) async fn observe(net: &IsolatedNet, desired: &Desired) -> Result<Obse
         handle,
     } = place.observe()?;
     let host_link = observe_host_link(net, desired).await?;
-    let (netns, inside) = match place.open()? {
-        None => (NetnsSeen::Absent, None),
-        Some(netns) => {
-            let inside = net.session.enter(netns).await?;
-            let lo = link::get(&inside.netlink, "lo").await?;
-            let alias = lo.and_then(|lo| lo.alias);
-            let ours = desired.label.claim((), alias.as_deref()).is_some();
-            let seen = match ours {
-                true => Some(observe_inside(&inside.netns, &inside.netlink, desired).await?),
-                false => None,
-            };
-            (NetnsSeen::Present(alias), seen)
-        }
+    let (netns, entered) = place.observe_netns(&net.session).await?;
+    let inside = match &entered {
+        Some(entered) => Some(observe_inside(entered, desired).await?),
+        None => None,
     };
     Ok(Observed {
         record,
@@ -123,8 +113,7 @@ async fn observe_host_link(
 }
 
 async fn observe_inside(
-    netns: &Netns,
-    netlink: &Handle,
+    EnteredNetns { netns, netlink }: &EnteredNetns,
     desired: &Desired,
 ) -> Result<Inside, host::Error> {
     // Two requests and not one list: a request for one link also makes the kernel process a pending change of its carrier, without which

@@ -81,10 +81,10 @@ pub(super) async fn cloud_hypervisor_counters(stream: UnixStream) -> io::Result<
     counters(&serde_json::from_slice(&response)?)
 }
 
-pub(super) fn counters(told: &Value) -> io::Result<Counters> {
+pub(super) fn counters(value: &Value) -> io::Result<Counters> {
     let mut counters = Counters::new();
-    metrics::collect(&mut counters, "", told);
-    match told.is_object() {
+    metrics::collect(&mut counters, "", value);
+    match value.is_object() {
         true => Ok(counters),
         false => Err(io::Error::other("the response contains no counters")),
     }
@@ -121,16 +121,16 @@ async fn send(
         .map_err(io::Error::other)?;
     let status = response.status();
     let bytes = Limited::new(response.into_body(), MAX_RESPONSE).collect();
-    let said = bytes.await.map_err(io::Error::other)?.to_bytes();
-    check_status(status, said)
+    let text = bytes.await.map_err(io::Error::other)?.to_bytes();
+    check_status(status, text)
 }
 
 fn check_status(status: StatusCode, body: Bytes) -> io::Result<Bytes> {
     match status.is_success() {
         true => Ok(body),
         false => {
-            let said: String = String::from_utf8_lossy(&body).chars().take(300).collect();
-            Err(io::Error::other(format!("{status}: {said}")))
+            let text: String = String::from_utf8_lossy(&body).chars().take(300).collect();
+            Err(io::Error::other(format!("{status}: {text}")))
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The part of the program that isolates ports.
-//! Out of scope: that the kernel offers no way around it, see `tests/packets/bridge_apart.rs`.
+//! Out of scope: that the kernel offers no way around it, see `tests/kernel/packets/bridge_apart.rs`.
 
 use super::*;
 use crate::host::tc::LONGEST;

@@ -1,0 +1,388 @@
+//! What `slicectl diff` reports as planned for VMs, against what is then done: the same steps in the same order, in every mode.
+//! Out of scope: how it is printed (`tests/pure/cli`); VMs that are to be created, for which it reports no single steps.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::guests::{initrd, kernel};
+use test_support::cni_networks::{CniNetworks, at, pod};
+use test_support::harness::{self, Harness, bridge_group, slots, world_to_the_last_handle};
+use test_support::kernel::run;
+
+/// Steps for each VM, by the name that `diff` gives it.
+type Steps = BTreeMap<String, Vec<String>>;
+
+const WEB: &str = "bridge: brvm0\ntap_prefix: vmtap\ngateway: 192.168.137.1/24";
+
+fn web(count: u32, more: &str) -> String {
+    bridge_group("web", count, &format!("{WEB}\n{more}"))
+}
+
+/// A daemon that logs every step that it takes.
+fn talkative(test: impl FnOnce(Harness, CniNetworks) + Send) {
+    harness::empty(|mut harness| {
+        let cni_networks = CniNetworks::install();
+        cni_networks.tell(&mut harness);
+        harness.env.push(("SLICE_LOG", "slicectl=debug".into()));
+        harness.start();
+        test(harness, cni_networks);
+    });
+}
+
+/// What `diff` says of this manifest, and of whom it can say no more; saying it changes nothing.
+fn said(harness: &Harness, manifest: &str) -> (Steps, BTreeMap<String, String>) {
+    let file = harness.write("next.yaml", manifest);
+    let told = harness.try_ctl(&format!("diff -f {file} -o json"));
+    let told_all = told.status.success();
+    let told: serde_json::Value = serde_json::from_slice(&told.stdout).expect("JSON");
+    let steps = serde_json::from_value(told["actions"].clone()).expect("steps");
+    let stuck: Option<BTreeMap<String, String>> =
+        serde_json::from_value(told["stuck"].clone()).expect("reasons");
+    let stuck = stuck.unwrap_or_default();
+    assert_eq!(told_all, stuck.is_empty(), "{stuck:?}");
+    (steps, stuck)
+}
+
+/// The same, and it can say all.
+fn foretold(harness: &Harness, manifest: &str) -> Steps {
+    let (world, before) = (world_to_the_last_handle(), taken(&harness.log()));
+    let (steps, stuck) = said(harness, manifest);
+    assert_eq!(stuck, BTreeMap::new());
+    assert_eq!(world_to_the_last_handle(), world);
+    assert_eq!(taken(&harness.log()), before);
+    steps
+}
+
+/// Every step on the way up or down, as the daemon's log tells it.
+fn taken(log: &str) -> Steps {
+    let mut steps = Steps::new();
+    for (line, list) in log.lines().filter_map(|line| line.split_once(" actions=[")) {
+        let vm = match (line.split_once("acted vm="), line.split_once("/vm/")) {
+            (Some((_, vm)), _) => vm.split(' ').next(),
+            (None, Some((_, label))) => label.split('@').next(),
+            (None, None) => None,
+        };
+        let list: Vec<String> =
+            serde_json::from_str(&format!("[{list}")).expect("a list of strings");
+        if !list.is_empty() {
+            let vm = format!("vm/{}", vm.expect("whose steps"));
+            steps.entry(vm).or_default().extend(list);
+        }
+    }
+    steps
+}
+
+/// Applies it, and gives what was done until the group had `count` VMs, all Ready.
+fn done(harness: &Harness, manifest: &str, count: usize) -> Steps {
+    let before = harness.log().len();
+    harness.apply(manifest);
+    harness.until("the others are gone", || {
+        (harness.vms().len() == count).then_some(())
+    });
+    taken(&harness.log()[before..])
+}
+
+/// From one manifest to another the steps are those foretold; afterwards nothing is left to say.
+fn comes_true(harness: &Harness, manifest: &str, count: usize) -> Steps {
+    let told = foretold(harness, manifest);
+    assert_eq!(done(harness, manifest, count), told);
+    assert_eq!(foretold(harness, manifest), Steps::new());
+    told
+}
+
+/// `words` are in these steps, in this order.
+#[track_caller]
+fn assert_in_order(steps: &[String], words: &[&str]) {
+    let mut rest = steps.iter();
+    for word in words {
+        assert!(
+            rest.any(|step| step.contains(word)),
+            "{word} in {steps:#?} out of {words:?}"
+        );
+    }
+}
+
+#[test]
+fn what_removes_an_isolated_vm_is_foretold_step_by_step() {
+    talkative(|harness, _| {
+        harness.apply(&slots(3, ""));
+        let told = comes_true(&harness, &slots(1, ""), 1);
+        assert_eq!(
+            told.keys().collect::<Vec<_>>(),
+            ["vm/sandbox-2", "vm/sandbox-3"]
+        );
+        let words = [
+            "turn forwarding off",
+            "delete namespace",
+            "delete link",
+            "run directory",
+        ];
+        assert_in_order(&told["vm/sandbox-2"], &words);
+    });
+}
+
+#[test]
+fn what_removes_a_vm_from_a_bridge_is_foretold_step_by_step() {
+    talkative(|harness, _| {
+        harness.apply(&web(3, ""));
+        let ip = harness.get("vm web-3")["status"]["network"]["ip"].clone();
+        let told = comes_true(&harness, &web(1, ""), 1);
+        assert_eq!(told.keys().collect::<Vec<_>>(), ["vm/web-2", "vm/web-3"]);
+        assert_eq!(
+            told["vm/web-3"],
+            [
+                "turn forwarding off (TAP down)",
+                "delete TAP vmtap2",
+                &format!(
+                    "unpin neighbour {} on brvm0",
+                    ip.as_str().expect("an address")
+                ),
+                "remove the VM's run directory",
+            ]
+        );
+    });
+}
+
+#[test]
+fn what_removes_a_vm_from_a_cni_network_is_foretold_step_by_step() {
+    talkative(|harness, cni_networks| {
+        cni_networks.bridge("cni0", "10.77.0.0/24");
+        harness.apply(&pod(3));
+        let told = comes_true(&harness, &pod(1), 1);
+        assert_eq!(told.keys().collect::<Vec<_>>(), ["vm/pod-2", "vm/pod-3"]);
+        let words = [
+            "turn forwarding off (TAP down)",
+            "detach from CNI network net",
+            "remove the intent",
+            "delete namespace",
+            "remove the VM's run directory",
+        ];
+        assert_in_order(&told["vm/pod-3"], &words);
+    });
+}
+
+#[test]
+fn a_vm_that_no_plugin_could_connect_is_removed_by_the_steps_foretold() {
+    talkative(|harness, cni_networks| {
+        cni_networks.ptp("10.78.0.0/24");
+        harness.apply(&pod(1));
+        std::fs::remove_file(at("conf/10-net.conflist")).expect("removed");
+        let file = harness.write("two.yaml", &pod(2));
+        harness.ctl(&format!("apply -f {file}"));
+        harness.until("it is stuck", || {
+            let said = harness.ctl("describe vm/pod-2");
+            said.contains("`net`").then_some(())
+        });
+        let told = comes_true(&harness, &pod(1), 1);
+        assert_in_order(&told["vm/pod-2"], &["remove the VM's run directory"]);
+    });
+}
+
+#[test]
+fn a_live_change_of_an_isolated_group_is_foretold_step_by_step() {
+    talkative(|harness, _| {
+        harness.apply(&slots(2, "drop: [192.168.1.0/24]"));
+        let told = comes_true(&harness, &slots(2, "drop: [10.0.0.0/8]"), 2);
+        assert_eq!(told.len(), 2);
+        assert_in_order(&told["vm/sandbox-2"], &["record", "commit rules"]);
+    });
+}
+
+#[test]
+fn a_live_change_of_a_bridge_group_is_foretold_step_by_step() {
+    talkative(|harness, _| {
+        harness.apply(&web(2, ""));
+        let record = "write the VM's record";
+        let port = "set isolation, learning and flooding of the port";
+        let open = comes_true(&harness, &web(2, "antispoof: false"), 2);
+        assert_eq!(
+            open["vm/web-1"],
+            [port, record, "remove the filter from the TAP"]
+        );
+        for more in [
+            "",
+            "isolate_ports: true",
+            "isolate_ports: true\nantispoof: false",
+        ] {
+            let told = comes_true(&harness, &web(2, more), 2);
+            assert_eq!(told.len(), 2);
+            assert_in_order(&told["vm/web-2"], &[port, record, "set filter"]);
+        }
+    });
+}
+
+#[test]
+fn how_a_group_is_updated_is_told_to_its_vms_records_in_every_mode_and_that_is_no_drift() {
+    talkative(|harness, cni_networks| {
+        cni_networks.ptp("10.78.0.0/24");
+        for group in [slots(1, ""), web(1, ""), pod(1)] {
+            harness.apply(&group);
+            let next = group.replace("vcpu: 1", "vcpu: 1\n      update: on-delete");
+            let told = comes_true(&harness, &next, harness.vms().len());
+            let steps: Vec<_> = told.into_values().flatten().collect();
+            assert_eq!(steps, ["write the VM's record"]);
+        }
+        harness.ctl("gc");
+        harness.stays(Duration::from_millis(500), || harness.messages("", "Drift"));
+        assert_eq!(harness.messages("", "Drift"), [""; 0]);
+    });
+}
+
+#[test]
+fn an_address_that_leaves_the_list_is_foretold_to_cost_its_vm_alone() {
+    talkative(|harness, _| {
+        let listed = |second: &str| {
+            let list = format!("[192.168.137.2/24, {second}/24, 192.168.137.4/24]");
+            web(3, &format!("addresses: {list}"))
+        };
+        harness.apply(&listed("192.168.137.3"));
+        let next = listed("192.168.137.33");
+        let mut told = foretold(&harness, &next);
+        let mut done = done(&harness, &next, 3);
+        assert_new(
+            &mut told,
+            &mut done,
+            "vm/web-2",
+            "unpin neighbour 192.168.137.3 on",
+        );
+        assert_eq!(done, told);
+        assert_eq!(told["vm/web-1"], ["write the VM's record"]);
+    });
+}
+
+/// Takes a VM that is replaced out of both: it was removed by the steps foretold, `word` among them, and then made anew.
+#[track_caller]
+fn assert_new(told: &mut Steps, done: &mut Steps, vm: &str, word: &str) {
+    let mut told = told.remove(vm).expect("foretold");
+    let done = done.remove(vm).expect("done");
+    let last = told.pop().expect("a last word");
+    assert!(last.starts_with("create it again"), "{last}");
+    assert_in_order(&told, &[word, "remove the VM's run directory"]);
+    assert_eq!(done[..told.len()], told);
+    assert_eq!(done[told.len()], "write the VM's record");
+}
+
+#[test]
+fn a_change_that_cannot_be_made_live_is_foretold_as_a_removal_in_every_mode() {
+    talkative(|harness, cni_networks| {
+        cni_networks.bridge("cni0", "10.77.0.0/24");
+        for (vm, group, word) in [
+            ("vm/sandbox-1", slots(1, ""), "delete namespace"),
+            ("vm/web-1", web(1, ""), "delete TAP vmtap0"),
+            ("vm/pod-1", pod(1), "detach from CNI network net"),
+        ] {
+            harness.apply(&group);
+            let next = group.replace("vcpu: 1", "vcpu: 2");
+            let mut told = foretold(&harness, &next);
+            let before = harness.log().len();
+            harness.apply(&next);
+            let mut done = taken(&harness.log()[before..]);
+            assert_new(&mut told, &mut done, vm, word);
+            assert_eq!((told, done), (Steps::new(), Steps::new()));
+        }
+    });
+}
+
+#[test]
+fn a_stranger_in_the_way_of_one_vm_is_told_and_the_others_steps_are_told_too() {
+    talkative(|harness, _| {
+        run("ip link add vmtap0 type bridge");
+        let file = harness.write("web.yaml", &web(2, ""));
+        harness.ctl(&format!("apply -f {file}"));
+        harness.ctl("wait vm/web-2 --for ready --timeout 10s");
+        let (told, stuck) = said(&harness, &web(2, "antispoof: false"));
+        assert_eq!(stuck.keys().collect::<Vec<_>>(), ["vm/web-1"]);
+        let why = &stuck["vm/web-1"];
+        assert!(why.contains("link vmtap0 is not ours"), "{why}");
+        assert_in_order(&told["vm/web-2"], &["record", "remove the filter"]);
+        // Nothing of it stands but its record.
+        let told = foretold(&harness, &web(1, "").replace("vmtap", "other"));
+        assert_in_order(&told["vm/web-2"], &["delete TAP vmtap1"]);
+    });
+}
+
+#[test]
+fn of_a_vm_whose_lower_rung_must_be_made_again_no_more_is_said_than_can_be_known() {
+    talkative(|harness, _| {
+        harness.apply(&slots(1, ""));
+        harness.apply(&web(1, ""));
+        let place = harness.place("sandbox-1");
+        // It is repaired after 600 ms at the earliest.
+        run(&format!("ip link del vmtap0; ip netns del {}", place.name));
+        run(&format!("rm -f /run/slice/netns/{}", place.name));
+        let (isolated, stuck) = said(&harness, &slots(1, "drop: [10.0.0.0/8]"));
+        assert_eq!(stuck, BTreeMap::new());
+        let (bridged, stuck) = said(&harness, &web(1, "isolate_ports: true"));
+        assert_eq!(stuck, BTreeMap::new());
+        assert_in_order(&isolated["vm/sandbox-1"], &["create the namespace"]);
+        assert_in_order(&bridged["vm/web-1"], &["create the TAP"]);
+        for step in isolated.values().chain(bridged.values()).flatten() {
+            assert!(!step.contains("gate") && !step.contains("rules"), "{step}");
+        }
+    });
+}
+
+#[test]
+fn why_a_vm_that_waits_for_its_kernel_is_not_started_is_told() {
+    talkative(|harness, _| {
+        let nowhere = harness.dir.path().join("nowhere");
+        let qemu = format!("hypervisor: qemu\n      kernel_file: {}", nowhere.display());
+        let group = |drop: &str| slots(1, drop).replace("hypervisor: none", &qemu);
+        let file = harness.write("group.yaml", &group(""));
+        harness.ctl(&format!("apply -f {file}"));
+        harness.until("it is stuck", || {
+            let vm = harness.try_ctl("get vm sandbox-1 -o json");
+            let said = String::from_utf8_lossy(&vm.stdout).into_owned();
+            said.contains("\"Invalid\"").then_some(())
+        });
+        let (told, stuck) = said(&harness, &group("drop: [10.0.0.0/8]"));
+        assert_in_order(&told["vm/sandbox-1"], &["record", "commit rules"]);
+        assert!(stuck["vm/sandbox-1"].contains("nowhere"), "{stuck:?}");
+    });
+}
+
+#[test]
+fn stopping_a_running_guest_is_foretold_and_a_live_change_leaves_it_alone() {
+    talkative(|harness, cni_networks| {
+        cni_networks.ptp("10.78.0.0/24");
+        let (kernel, image) = (kernel(), initrd(&harness, ""));
+        let qemu =
+            format!("hypervisor: qemu\n      kernel_file: {kernel}\n      initrd_file: {image}");
+        let guests = |group: String| group.replace("hypervisor: none", &qemu);
+        for (two, one) in [
+            (slots(2, ""), slots(1, "")),
+            (web(2, ""), web(1, "")),
+            (pod(2), pod(1)),
+        ] {
+            harness.apply(&guests(two));
+            let told = foretold(&harness, &guests(one.clone()));
+            let [(vm, steps)] = &told.iter().collect::<Vec<_>>()[..] else {
+                panic!("{told:?}");
+            };
+            assert_in_order(
+                steps,
+                &["terminate", "turn forwarding off", "run directory"],
+            );
+            let before = harness.log().len();
+            harness.apply(&guests(one));
+            harness.until("it is gone", || {
+                (!harness
+                    .vms()
+                    .contains(&vm.trim_start_matches("vm/").to_owned()))
+                .then_some(())
+            });
+            assert_eq!(taken(&harness.log()[before..]), told);
+        }
+        let told = foretold(&harness, &guests(web(1, "antispoof: false")));
+        assert_eq!(
+            json!(told),
+            json!({"vm/web-1": [
+                "set isolation, learning and flooding of the port",
+                "write the VM's record",
+                "remove the filter from the TAP",
+            ]})
+        );
+    });
+}

@@ -1,0 +1,340 @@
+//! Garbage: what is ours and unreferenced is removed; what is foreign stays.
+//! Out of scope: what is referenced.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use slicectl::host::process::{self, Identity, ProcessState};
+
+use super::guests::{guest_dir, kernel, pids};
+use test_support::harness::{self, Harness, slots, with_daemon};
+use test_support::kernel::{Canaries, run};
+
+/// Slots that no daemon knows any more: the database is gone with its journal, and one slot's record with them.
+fn forgotten(harness: &mut Harness) -> String {
+    harness.apply(&slots(2, ""));
+    let lost = harness.place("sandbox-1");
+    harness.kill();
+    std::fs::remove_dir_all(harness.state()).unwrap();
+    std::fs::remove_file(harness.run.join(slicectl::store::JOURNAL)).unwrap();
+    std::fs::remove_file(harness.run.join("vm").join(&lost.uid).join("record.json")).unwrap();
+    lost.link
+}
+
+#[test]
+fn what_a_dead_daemon_left_is_removed_at_the_start_and_the_rest_is_adopted() {
+    with_daemon(|mut harness| {
+        let canaries = Canaries::release();
+        let link = forgotten(&mut harness);
+        harness.start();
+        harness.until("the forgotten slot is gone", || {
+            (!run("ip -o link").contains(&link)).then_some(())
+        });
+        let told = harness.until("the event", || {
+            harness.messages("", "GarbageCollected").pop()
+        });
+        assert!(told.contains("removed"), "{told}");
+        harness.ctl("wait hg/sandbox --for ready --timeout 20s");
+        // The group asks for two: the slot is built anew.
+        assert_eq!(harness.vms(), ["sandbox-1", "sandbox-2"]);
+        assert_eq!(
+            run("ls /run/netns; ls /run/slice/vm").lines().count(),
+            2 + 2 + 1
+        );
+        canaries.assert_alive();
+    });
+}
+
+#[test]
+fn gc_with_dry_run_only_tells_and_gc_removes() {
+    with_daemon(|harness| {
+        let canaries = Canaries::release();
+        harness.apply(&slots(1, ""));
+        let place = harness.place("sandbox-1");
+        let alias = run(&format!("ip -o link show {}", place.link));
+        let label = alias
+            .split("alias ")
+            .nth(1)
+            .unwrap()
+            .trim()
+            .trim_end_matches('\\')
+            .trim()
+            .to_owned();
+        // A link of ours of a VM that never was, made while nobody looked.
+        let orphan_label = label
+            .replace("sandbox-1@", "ghost-7@")
+            .replace(&place.uid, "11111111-2222-4333-8444-555555555555");
+        let names = slicectl::owner::names_of(&orphan_label.parse().expect("a label"));
+        run(&format!(
+            "ip link add {0} type bridge; ip link set {0} alias '{orphan_label}'",
+            names.host_link
+        ));
+        let told = harness.ctl("gc --dry-run");
+        assert!(told.contains("ghost-7"), "{told}");
+        assert!(
+            run("ip -o link").contains(&names.host_link),
+            "a dry run removed it"
+        );
+        harness.ctl("gc");
+        harness.until("it is gone", || {
+            (!run("ip -o link").contains(&names.host_link)).then_some(())
+        });
+        harness.until("nothing is told", || {
+            (!harness.ctl("gc --dry-run").contains("ghost-7")).then_some(())
+        });
+        harness.ctl("wait hg/sandbox --for ready --timeout 5s");
+        canaries.assert_alive();
+    });
+}
+
+#[test]
+fn the_empty_file_that_a_namespace_was_mounted_on_goes_with_its_vm() {
+    with_daemon(|mut harness| {
+        harness.save("sandbox.yaml", &slots(1, ""));
+        harness.until("the slot", || {
+            (harness.get("vm sandbox-1")["status"]["ready"] == true).then_some(())
+        });
+        let netns = harness.place("sandbox-1").netns;
+        harness.kill();
+        // As a crash between unmounting and removing leaves it.
+        run(&format!("umount {netns}"));
+        std::fs::remove_file(harness.conf().join("sandbox.yaml")).unwrap();
+        harness.start();
+        harness.until("all gone", || {
+            run(&format!(
+                "ls {0}/netns {0}/vm | grep - || true",
+                harness.run.display()
+            ))
+            .is_empty()
+            .then_some(())
+        });
+    });
+}
+
+/// Whatever has lost a VM's object: as long as there is a record of this boot, only a tombstone lets anything of it be removed.
+#[test]
+fn what_has_a_record_of_this_boot_is_adopted_and_not_removed_unless_its_deletion_is_proved() {
+    for (what, tombstone, journal, is_kept) in [
+        ("no object", false, false, true),
+        ("no object, and a journal", false, true, true),
+        ("no object, and a tombstone", true, false, false),
+    ] {
+        with_daemon(|mut harness| {
+            let canaries = Canaries::release();
+            harness.save("sandbox.yaml", &slots(2, "drop: [10.0.0.0/8]"));
+            harness.ctl("wait hg/sandbox --for ready --timeout 20s");
+            // An older state, of when there was nothing.
+            let place = harness.place("sandbox-1");
+            let before = harness::world_to_the_last_handle();
+            harness.kill();
+            std::fs::remove_dir_all(harness.state()).unwrap();
+            std::fs::create_dir(harness.state()).unwrap();
+            let _ = std::fs::remove_file(harness.run.join("state.seal"));
+            if !journal {
+                std::fs::remove_file(harness.run.join(slicectl::store::JOURNAL)).unwrap();
+            }
+            if tombstone {
+                bury(&harness, &place.uid);
+            }
+            harness.start();
+            harness.ctl("wait hg/sandbox --for ready --timeout 20s");
+            assert_eq!(harness.vms(), ["sandbox-1", "sandbox-2"], "{what}");
+            let uid = harness.place("sandbox-1").uid;
+            assert_eq!(uid == place.uid, is_kept, "{what}");
+            if is_kept {
+                assert_eq!(harness::world_to_the_last_handle(), before, "{what}");
+                assert!(!harness.messages("ground", "Adopted").is_empty(), "{what}");
+                assert!(
+                    !harness.messages("ground", "StateLost").is_empty(),
+                    "{what}"
+                );
+            }
+            harness.until("no tombstone is left", || {
+                (!harness.run.join(slicectl::store::TOMBSTONES).exists()).then_some(())
+            });
+            canaries.assert_alive();
+        });
+    }
+}
+
+/// As the store writes it.
+fn bury(harness: &Harness, uid: &str) {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let text = format!("{} {uid}", boot.trim());
+    let hash = blake3::hash(text.as_bytes()).to_hex();
+    let path = harness.state().join(slicectl::store::TOMBSTONES);
+    std::fs::write(path, format!("{text} {hash}\n")).unwrap();
+}
+
+#[test]
+fn a_record_that_cannot_be_read_keeps_what_it_tells_of_and_gc_says_so() {
+    with_daemon(|mut harness| {
+        harness.apply(&slots(1, ""));
+        let place = harness.place("sandbox-1");
+        harness.kill();
+        std::fs::remove_dir_all(harness.state()).unwrap();
+        std::fs::remove_file(harness.run.join(slicectl::store::JOURNAL)).unwrap();
+        let record = harness.run.join("vm").join(&place.uid).join("record.json");
+        std::fs::write(&record, "{\"boot_id\": 7}").unwrap();
+        harness.start();
+        let gc = harness.ctl("gc");
+        assert!(
+            gc.contains("is not removed") && gc.contains("its record cannot be read"),
+            "{gc}"
+        );
+        harness.stays(std::time::Duration::from_millis(500), || {
+            run("ip -o link").contains(&place.link)
+        });
+        assert!(run("ip -o link").contains(&place.link));
+        assert!(!harness.messages("", "OrphanKept").is_empty());
+    });
+}
+
+/// A crash between the tombstone and the database: nobody was told that the VM is deleted, and it is not.
+#[test]
+fn a_tombstone_of_a_vm_that_the_database_has_is_withdrawn_at_the_start() {
+    with_daemon(|mut harness| {
+        harness.apply(&slots(1, ""));
+        let place = harness.place("sandbox-1");
+        harness.kill();
+        bury(&harness, &place.uid);
+        harness.start();
+        harness.ctl("wait hg/sandbox --for ready --timeout 20s");
+        assert_eq!(harness.place("sandbox-1").uid, place.uid);
+        assert!(!harness.state().join(slicectl::store::TOMBSTONES).exists());
+        // It proves nothing any more, whatever happens to the database.
+        harness.kill();
+        std::fs::remove_dir_all(harness.state()).unwrap();
+        std::fs::remove_file(harness.run.join(slicectl::store::JOURNAL)).unwrap();
+        harness.start();
+        harness.ctl("wait hg/sandbox --for ready --timeout 20s");
+        assert_eq!(harness.place("sandbox-1").uid, place.uid);
+    });
+}
+
+fn guests(count: u32) -> String {
+    let initrd = guest_dir().join("initrd");
+    let qemu = format!(
+        "hypervisor: qemu\n      graceful_shutdown: 0s\n      kernel_file: {}\n      initrd_file: {}",
+        kernel(),
+        initrd.display()
+    );
+    slots(count, "").replace("hypervisor: none", &qemu)
+}
+
+fn lives(identity: &Identity) -> bool {
+    matches!(process::open(identity).unwrap(), ProcessState::Alive(_))
+}
+
+/// A thread of ours that stops a process just before its end, however it ends (ptrace(2), PTRACE_O_TRACEEXIT), until it is told to let go.
+struct Held {
+    let_go: std::sync::mpsc::Sender<()>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Held {
+    fn hold(pid: u32) -> Self {
+        let (let_go, told) = std::sync::mpsc::channel();
+        let (ready, held) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let pid = i32::try_from(pid).unwrap();
+            // SAFETY: plain system calls; no memory is passed.
+            let seized =
+                unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0, libc::PTRACE_O_TRACEEXIT) };
+            ready.send(seized).unwrap();
+            // A tracer that ends lets go of all.
+            let _ = told.recv();
+        });
+        assert_eq!(held.recv().unwrap(), 0, "it is traced");
+        Self {
+            let_go,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.let_go.send(());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The state is lost, and with it the run directory: of the VM only its process is left, and nothing on the disk tells of it.
+fn orphan(harness: &mut Harness) -> Identity {
+    harness.save("sandbox.yaml", &guests(1));
+    harness.ctl("wait hg/sandbox --for ready --timeout 60s");
+    let identity = Identity::of(pids(harness)[0]).unwrap().unwrap();
+    harness.kill();
+    std::fs::remove_dir_all(harness.state()).unwrap();
+    std::fs::remove_file(harness.conf().join("sandbox.yaml")).unwrap();
+    run("umount -l /run/slice/vm/*/vmm; rm -rf /run/slice/vm /run/slice/state.journal");
+    identity
+}
+
+#[test]
+fn gc_tells_what_is_still_there_and_fails_and_what_it_tells_as_removed_is_gone() {
+    with_daemon(|mut harness| {
+        let canaries = Canaries::release();
+        let orphan = orphan(&mut harness);
+        let mut shell = Command::new("sleep")
+            .arg("600")
+            .envs([(
+                "SLICE_LABEL",
+                process::env_var(orphan.pid, "SLICE_LABEL")
+                    .unwrap()
+                    .unwrap(),
+            )])
+            .spawn()
+            .unwrap();
+        let held = Held::hold(orphan.pid);
+        harness.start();
+        assert!(harness.ctl("gc --dry-run").contains("sandbox-1"));
+        let begin = Instant::now();
+        let output = harness.try_ctl("gc");
+        let (out, said) = (
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        );
+        assert_eq!(output.status.code(), Some(1), "{out}{said}");
+        assert!(!out.contains("REMOVED"), "{out}");
+        assert!(
+            said.contains("vm/sandbox-1@") && said.contains("still exists"),
+            "{said}"
+        );
+        assert!(
+            said.contains(&format!("process {}", orphan.pid)) && said.contains("SIGKILL"),
+            "{said}"
+        );
+        assert!(begin.elapsed() < Duration::from_secs(55));
+        assert!(lives(&orphan));
+        drop(held);
+        harness.until("it is gone", || (!lives(&orphan)).then_some(()));
+        harness.ctl("gc");
+        assert!(!harness.ctl("gc --dry-run").contains("sandbox-1"));
+        assert!(
+            shell.try_wait().unwrap().is_none(),
+            "root's own process with our words"
+        );
+        shell.kill().unwrap();
+        shell.wait().unwrap();
+        canaries.assert_alive();
+    });
+}
+
+#[test]
+fn an_orphan_without_state_and_run_directory_is_stopped_at_the_start_and_by_gc() {
+    with_daemon(|mut harness| {
+        let at_start = orphan(&mut harness);
+        harness.start();
+        harness.until("it is stopped", || (!lives(&at_start)).then_some(()));
+        let told = harness.until("the event", || {
+            harness.messages("", "GarbageCollected").pop()
+        });
+        assert!(told.contains("removed"), "{told}");
+        assert!(!harness.ctl("gc").contains("REMOVED"), "nothing is left");
+        assert!(!run("ip -o link").contains("slice/"));
+    });
+}

@@ -1,0 +1,92 @@
+//! The daemon as a user sees it: the real `sliced` on a real folder, asked through the real `slicectl`, in a private kernel,
+//! with slots without VMM and with real guests.
+//! Out of scope: single modules.
+//!
+//! | file | what it tests |
+//! |---|---|
+//! | `bridge` | the same questions of groups in bridge mode |
+//! | `modes` | groups of all modes on one host |
+//! | `converge` | from a manifest to what stands, and what scripts rely on |
+//! | `reload` | a saved file, live and not |
+//! | `difference` | what `diff` says, and what is then done |
+//! | `damage` | a state that is damaged, lost or replaced under VMs that run |
+//! | `dependents` | what depends on a bridge or on the host's switch, after that was broken |
+//! | `forced` | deletions that are forced |
+//! | `foreign_rules` | hosts with tens of thousands of rules of others |
+//! | `disks` | made, kept, refused |
+//! | `origin` | whose a group is: a file's or an apply's |
+//! | `drift` | everything that somebody can break, seen and repaired |
+//! | `bridge_drift` | the same in bridge mode |
+//! | `claims` | ranges, subnets and addresses, held by one daemon or by two |
+//! | `power` | what a power failure leaves of what was answered |
+//! | `recovery` | kill -9, lost and broken state, two daemons |
+//! | `hung_files` | file systems that do not answer |
+//! | `leftovers` | garbage |
+//! | `reach` | the way to bridge groups, and their quarrels |
+//! | `cni` | CNI groups, with the plugins of Debian |
+//! | `cni_requests` | requests to CNI plugins, and the address and MAC that a VM name keeps |
+//! | `cni_ends` | CNI groups that end, and hosts that boot, whatever plugins and others do |
+//! | `cni_faults` | plugins that fail, daemons that die |
+//! | `cni_guest` | QEMU in a CNI network |
+//! | `cni_matrix` | chains of plugins through everything that happens to a host; one test at a time |
+//! | `full_disk` | a state disk or a run directory that is full or read-only |
+//! | `guests` | QEMU |
+//! | `holders` | deletions of what others hold |
+//! | `identity` | a state directory that was moved, copied or mounted elsewhere |
+//! | `linux` | Linux guests: paused, stopped, crashed, and what follows |
+//! | `linux_disks` | what they read and write |
+//! | `hanging` | programs that do not end |
+//! | `input` | a config folder that is missing, damaged or silent |
+//! | `liveness` | clients that take up what they can |
+//! | `named` | members of the socket's group who name files |
+//! | `not_observed` | what is answered between a start and the first observation |
+//! | `on_demand` | VMs made on demand |
+//! | `local_users` | what other users of the host may do to it |
+//! | `confinement` | what a VMM may do on the host |
+//! | `upgrade` | state and running VMs of the version before |
+//! | `service` | the process: signals, logs, errors, rest |
+
+mod bridge;
+mod bridge_drift;
+mod claims;
+mod cni;
+mod cni_ends;
+mod cni_faults;
+mod cni_flows;
+mod cni_guest;
+mod cni_matrix;
+mod cni_requests;
+mod confinement;
+mod connections;
+mod converge;
+mod damage;
+mod dependents;
+mod difference;
+mod disks;
+mod drift;
+mod forced;
+mod foreign_rules;
+mod full_disk;
+mod guests;
+mod hanging;
+mod holders;
+mod hung_files;
+mod identity;
+mod input;
+mod lanes;
+mod leftovers;
+mod linux;
+mod linux_disks;
+mod liveness;
+mod local_users;
+mod modes;
+mod named;
+mod not_observed;
+mod on_demand;
+mod origin;
+mod power;
+mod reach;
+mod recovery;
+mod reload;
+mod service;
+mod upgrade;

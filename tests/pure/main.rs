@@ -1,0 +1,27 @@
+//! What needs neither a kernel of its own nor privileges: rules on the sources, texts, parsing, plans, laws, simulated time.
+//! Out of scope: the host.
+//!
+//! | file | what it tests |
+//! |---|---|
+//! | `cli` | `slicectl` against a server that answers from a fixture: output, streams, exit status |
+//! | `help` | the help of every verb |
+//! | `internals` | the functions that docs/internals.md names exist |
+//! | `laws` | what holds for every plan |
+//! | `layers` | imports between modules, places of `unsafe`, length of files |
+//! | `manifests` | manifests that are valid, and the message for each that is not |
+//! | `plans` | golden plans |
+//! | `queue` | the queue and the controller in simulated time |
+//! | `terms` | retired terms do not come back |
+//! | `texts` | every text that a user may read is in a golden file |
+
+mod cli;
+mod help;
+mod internals;
+mod laws;
+mod layers;
+mod manifests;
+mod plans;
+mod queue;
+mod source;
+mod terms;
+mod texts;

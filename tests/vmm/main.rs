@@ -1,0 +1,18 @@
+//! VMMs: their recipes, processes, control sockets and confinement, and dozens of real guests.
+//! Out of scope: the other stages (`kernel`), the daemon with other networks and guests (`e2e`).
+
+mod api;
+mod confine;
+mod disks;
+mod fixture;
+mod guest;
+mod identity;
+mod jail;
+mod kvm;
+mod laws;
+mod named;
+mod processes;
+mod real;
+mod recipes;
+mod strange;
+mod tiny;
