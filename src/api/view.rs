@@ -344,7 +344,7 @@ pub struct ApplyResult {
 pub struct DiffResult {
     /// The groups and the effect on them.
     pub groups: Vec<ApplyResult>,
-    /// The actions of each object (`vm/sandbox-1`, `ground`), in order; objects without actions are left out.
+    /// The actions of each object (`vm/sandbox-1`, `hostgroup/sandbox`), in order; objects without actions are left out.
     pub actions: BTreeMap<String, Vec<String>>,
     /// For each object with an incomplete list of actions, the reason, such as a failed observation.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -270,7 +270,7 @@ Examples:
   slicectl events -w
   slicectl events manifest/sandbox.yaml")]
 pub struct EventsArgs {
-    /// KIND NAME, KIND/NAME, ground (the host network) or manifest/FILE; all objects if omitted
+    /// KIND NAME, KIND/NAME, host (the host network) or manifest/FILE; all objects if omitted
     #[arg(value_name = "OBJECT", num_args = 0..=2)]
     pub object: Vec<String>,
     /// Keep watching for new events

@@ -12,7 +12,7 @@ use super::print::{self, Format};
 use super::table::{Field, Table};
 use super::target::{self, Target};
 use super::yaml;
-use crate::api::event::Event;
+use crate::api::event::{Event, InvalidObjectRef, ObjectRef};
 use crate::clock;
 use crate::wire::client::ClientError;
 use crate::wire::{Client, StreamMode};
@@ -23,7 +23,7 @@ type Stream = BoxStream<'static, Result<Event, ClientError>>;
 pub async fn events(client: &Client, args: EventsArgs) -> Result<(), Failure> {
     let object = object(&args.object)?;
     let span = span(args.watch);
-    let stream = client.events(object.as_deref(), span).await?;
+    let stream = client.events(object.as_ref(), span).await?;
     match (args.output, span) {
         (Format::Table, StreamMode::Once) => table(stream).await,
         (Format::Table, StreamMode::Follow) => rows(stream).await,
@@ -38,12 +38,15 @@ pub async fn events(client: &Client, args: EventsArgs) -> Result<(), Failure> {
 }
 
 /// The object as events name it: `vm/x` for every spelling of the target.
-fn object(args: &[String]) -> Result<Option<String>, Failure> {
+fn object(args: &[String]) -> Result<Option<ObjectRef>, Failure> {
     match args {
         [] => Ok(None),
-        [arg] if arg == "ground" || arg.starts_with("manifest/") => Ok(Some(arg.clone())),
+        [arg] if arg == "host" || arg.starts_with("manifest/") => arg
+            .parse()
+            .map(Some)
+            .map_err(|error: InvalidObjectRef| Failure::Usage(error.to_string())),
         words => match target::targets(words)?.as_slice() {
-            [target] => Ok(Some(target.to_string())),
+            [Target { kind, name }] => Ok(Some(ObjectRef::Named(*kind, name.clone()))),
             _ => Err(Failure::Usage("expected at most one object".into())),
         },
     }
@@ -91,8 +94,8 @@ fn row(event: &Event) -> Vec<Field> {
     vec![
         age(event.time, clock::now()).into(),
         Field::with_severity(event.kind.to_string(), event.kind),
-        (&event.reason).into(),
-        (&event.object).into(),
+        event.reason.to_string().into(),
+        event.object.to_string().into(),
         event.count.into(),
         (&event.message).into(),
     ]
@@ -116,6 +119,6 @@ fn span(follow: bool) -> StreamMode {
 
 /// The events of one object, oldest first.
 pub async fn of(client: &Client, target: &Target) -> Result<Vec<Event>, Failure> {
-    let object = target.to_string();
+    let object = ObjectRef::Named(target.kind, target.name.clone());
     collect(client.events(Some(&object), StreamMode::Once).await?).await
 }

@@ -19,7 +19,7 @@ use super::drafts::store_draft;
 use super::intake_loop::IntakeLoop;
 use super::objects::{self, objects};
 use super::{console, metrics, orders, power, reach, restrictions, streams};
-use crate::api::event::{Event, EventType};
+use crate::api::event::{Event, EventReason, EventType, ObjectRef};
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::lease::subnet;
 use crate::api::manifest::Draft;
@@ -157,14 +157,14 @@ impl Backend for AppState {
         };
         restrictions::warn(store, &mut results);
         for result in results.iter().filter(|r| r.applied != Applied::Unchanged) {
-            let object = format!("hostgroup/{}", result.name);
+            let object = ObjectRef::host_group(&result.name);
             let events = self.engine.store.events();
             let message = "by slicectl apply";
             events.note(
                 clock::now(),
                 EventType::Normal,
                 &object,
-                "Configured",
+                EventReason::Configured,
                 message,
             );
         }
@@ -220,11 +220,11 @@ impl Backend for AppState {
     }
 
     async fn delete(&self, kind: Kind, name: Name, how: Deletion) -> Result<(), Refusal> {
-        let reference = format!("{kind}/{name}");
+        let object = ObjectRef::Named(kind, name.clone());
         let store = &self.engine.store;
         let deleted = store.write(|txn| deletion::delete(txn, &self.intake, (kind, &name), how));
         if !deleted.await? {
-            return Err(Refusal::NotFound(reference));
+            return Err(Refusal::NotFound(object.to_string()));
         }
         if how == Deletion::Forced {
             let events = store.events();
@@ -232,8 +232,8 @@ impl Backend for AppState {
             events.note(
                 clock::now(),
                 EventType::Normal,
-                &reference,
-                "ForceDeleted",
+                &object,
+                EventReason::ForceDeleted,
                 message,
             );
         }
@@ -258,7 +258,7 @@ impl Backend for AppState {
 
     async fn events(
         &self,
-        object: Option<String>,
+        object: Option<ObjectRef>,
         span: StreamMode,
     ) -> Result<BoxStream<'static, Event>, Refusal> {
         Ok(streams::events(self.engine.store.events(), object, span))
@@ -477,7 +477,7 @@ fn leftover(label: &Label, error: Option<String>) -> Orphan {
         thing: "links, namespace, run directory and process".to_owned(),
         error,
         owner: match &label.owner {
-            Owner::HostNetwork => "ground".to_owned(),
+            Owner::HostNetwork => ObjectRef::Host.to_string(),
             Owner::Vm { name, uid } => format!("vm/{name}@{uid}"),
         },
     }

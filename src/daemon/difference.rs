@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::api::event::ObjectRef;
 use crate::api::host_group::{HostGroup, UpdatePolicy};
 use crate::api::manifest::Draft;
 use crate::api::meta::Name;
@@ -56,7 +57,7 @@ async fn of_group(engine: &Engine, draft: &Draft, limit: usize) -> (Vec<(String,
             steps: vec![format!("keep it unchanged: {why}")],
             blocked: None,
         };
-        found.push((format!("vm/{name}"), goes_on));
+        found.push((ObjectRef::vm(&name).to_string(), goes_on));
     }
     if update_before.is_some_and(|before| before != desired.update) {
         // The record of each VM contains the update policy.
@@ -66,7 +67,7 @@ async fn of_group(engine: &Engine, draft: &Draft, limit: usize) -> (Vec<(String,
                 continue;
             }
             let steps = update(engine, vm, vm.spec.clone()).await;
-            found.push((format!("vm/{}", vm.meta.name), steps));
+            found.push((ObjectRef::vm(&vm.meta.name).to_string(), steps));
         }
     }
     for action in plan {
@@ -87,19 +88,19 @@ async fn of_group(engine: &Engine, draft: &Draft, limit: usize) -> (Vec<(String,
                         steps: creation_steps(&spec),
                         blocked: None,
                     };
-                    found.push((format!("vm/{name}"), preview));
+                    found.push((ObjectRef::vm(&name).to_string(), preview));
                 }
             }
             group::Action::Update { uid, spec } => {
                 if let Some(vm) = vms.iter().find(|vm| vm.meta.uid == uid) {
                     let steps = update(engine, vm, *spec).await;
-                    found.push((format!("vm/{}", vm.meta.name), steps));
+                    found.push((ObjectRef::vm(&vm.meta.name).to_string(), steps));
                 }
             }
             group::Action::Delete { uid } => {
                 if let Some(vm) = vms.iter().find(|vm| vm.meta.uid == uid) {
                     let steps = removal(engine, vm, &desired).await;
-                    found.push((format!("vm/{}", vm.meta.name), steps));
+                    found.push((ObjectRef::vm(&vm.meta.name).to_string(), steps));
                 }
             }
             group::Action::Release { .. } | group::Action::RemoveGroup => {}

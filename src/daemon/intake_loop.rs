@@ -7,7 +7,6 @@
 //! directory is watched and read again; changes of the mount table trigger a read; and a directory on a file system that reports no
 //! changes, or that cannot be watched, is compared by `stat` every two seconds.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,11 +15,13 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
+mod report;
+
+use self::report::Findings;
 use super::drafts::{delete_group, store_draft};
 use super::restrictions;
-use crate::api::event::EventType;
+use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::host_group::{DirectoryId, HostGroup, Origin};
-use crate::api::meta::Name;
 use crate::api::view::Applied;
 use crate::clock;
 use crate::engine::Engine;
@@ -49,17 +50,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 enum Read {
     Always,
     IfChanged,
-}
-
-/// Findings of the last read, which are reported to users.
-#[derive(Default)]
-struct Findings {
-    problems: BTreeMap<PathBuf, Vec<String>>,
-    warnings: BTreeMap<PathBuf, Vec<String>>,
-    others: Vec<PathBuf>,
-    kept: BTreeMap<Name, String>,
-    /// Why the directory cannot be read.
-    unreadable: Option<String>,
 }
 
 /// When the directory is read or polled without a notification.
@@ -318,17 +308,6 @@ impl IntakeLoop {
         }
     }
 
-    /// Reports, once, that the directory cannot be read. No group is changed then.
-    fn report_unreadable(&self, message: String) {
-        let why = format!("{message}: nothing is changed or deleted until it can be read");
-        let before = lock(&self.findings).unreadable.replace(why.clone());
-        if before.as_ref() != Some(&why) {
-            warn!(%why, "cannot read the manifest directory");
-            let object = format!("manifest/{}", self.dir.display());
-            self.note(EventType::Warning, &object, "FolderUnreadable", &why);
-        }
-    }
-
     async fn store_changes(&self, intake: IntakePlan) {
         self.report_findings(&intake);
         let seen_in = intake.directory.as_ref();
@@ -362,12 +341,17 @@ impl IntakeLoop {
         for (draft, origin) in &intake.upserts {
             info!(group = %draft.name, %origin, "group configured");
             let from = format!("from {origin}");
-            self.note_group(EventType::Normal, &draft.name, "Configured", &from);
+            self.note_group(
+                EventType::Normal,
+                &draft.name,
+                EventReason::Configured,
+                &from,
+            );
         }
         for name in &intake.deletions {
             info!(group = %name, "group removed: no file defines it");
             let message = "no file defines it";
-            self.note_group(EventType::Normal, name, "Deleted", message);
+            self.note_group(EventType::Normal, name, EventReason::Deleted, message);
         }
     }
 
@@ -386,78 +370,21 @@ impl IntakeLoop {
                 if let Ok(applied) = stored {
                     if applied != Applied::Unchanged {
                         info!(group = %draft.name, %origin, "group configured: the change only restricts it");
-                        let object = format!("hostgroup/{}", draft.name);
+                        let object = ObjectRef::host_group(&draft.name);
                         let message = format!(
                             "from {origin}; other changes are applied when they can be stored"
                         );
-                        self.note(EventType::Normal, &object, "Configured", &message);
+                        self.note(
+                            EventType::Normal,
+                            &object,
+                            EventReason::Configured,
+                            &message,
+                        );
                     }
                     break;
                 }
             }
         }
-    }
-
-    /// Reports findings that the previous read did not have.
-    fn report_findings(&self, intake: &IntakePlan) {
-        let lines = |problems: &Vec<_>| problems.iter().map(ToString::to_string).collect();
-        let problems = intake.problems.iter();
-        let kept = intake.kept.iter();
-        let now = Findings {
-            problems: problems.map(|(path, p)| (path.clone(), lines(p))).collect(),
-            warnings: intake.warnings.iter().cloned().collect(),
-            others: intake.others.clone(),
-            kept: kept
-                .map(|(name, why)| (name.clone(), why.to_string()))
-                .collect(),
-            unreadable: None,
-        };
-        let mut findings = lock(&self.findings);
-        for (path, lines) in &now.problems {
-            if findings.problems.get(path) == Some(lines) {
-                continue;
-            }
-            for line in lines {
-                warn!(problem = %line, "invalid manifest; the last valid version stays in effect");
-                let object = manifest_object(path);
-                self.note(EventType::Warning, &object, "ManifestInvalid", line);
-            }
-        }
-        for (path, lines) in &now.warnings {
-            if findings.warnings.get(path) == Some(lines) {
-                continue;
-            }
-            for line in lines {
-                let object = manifest_object(path);
-                self.note(EventType::Warning, &object, "NeverMatches", line);
-            }
-        }
-        for path in now.others.iter().filter(|p| !findings.others.contains(p)) {
-            let message = "not a manifest: only *.yaml and *.yml in lower case are read";
-            warn!(path = %path.display(), "{message}");
-            self.note(
-                EventType::Warning,
-                &manifest_object(path),
-                "NotAManifest",
-                message,
-            );
-        }
-        for (name, reason) in &now.kept {
-            if findings.kept.get(name) != Some(reason) {
-                warn!(group = %name, %reason, "group kept without a file");
-                self.note_group(EventType::Warning, name, "KeptWithoutFile", reason);
-            }
-        }
-        *findings = now;
-    }
-
-    fn note_group(&self, kind: EventType, group: &Name, reason: &str, message: &str) {
-        self.note(kind, &format!("hostgroup/{group}"), reason, message);
-    }
-
-    fn note(&self, kind: EventType, object: &str, reason: &str, message: &str) {
-        let events = self.engine.store.events();
-        events.note(clock::now(), kind, object, reason, message);
     }
 }
 
@@ -474,9 +401,4 @@ async fn sleep_until(at: Option<Instant>) {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
     }
-}
-
-fn manifest_object(path: &Path) -> String {
-    let name = path.file_name().unwrap_or(path.as_os_str());
-    format!("manifest/{}", name.to_string_lossy())
 }

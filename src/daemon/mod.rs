@@ -38,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 use tracing_subscriber::EnvFilter;
 
+use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::cli::sliced::{Args, LogFormat};
 use crate::engine::{Engine, Key};
 use crate::host::{self, cpu, process};
@@ -266,12 +267,12 @@ async fn report_exhaustion(engine: Arc<Engine>) {
         warn!(%error, "file descriptors exhausted");
         let message = format!("{error}: raise LimitNOFILE= of sliced.service, or fs.file-max");
         let events = engine.store.events();
-        let kind = crate::api::event::EventType::Warning;
+        let kind = EventType::Warning;
         events.note(
             clock::now(),
             kind,
-            "ground",
-            "DescriptorsExhausted",
+            &ObjectRef::Host,
+            EventReason::DescriptorsExhausted,
             &message,
         );
         tokio::time::sleep(EXHAUSTION_PAUSE).await;

@@ -1,7 +1,7 @@
 //! Adds and removes VMs on demand.
 //! Out of scope: validation of the request ([`crate::reconcile::group`]), HTTP.
 
-use crate::api::event::EventType;
+use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::meta::Name;
 use crate::api::on_demand::NewVm;
 use crate::api::view::{Applied, NewVmResult};
@@ -34,7 +34,7 @@ pub async fn add(engine: &Engine, group: Name, request: NewVm) -> Result<NewVmRe
     };
     if added == Added::Created {
         let message = format!("created on demand in hostgroup/{group}");
-        note(engine, &name, "Added", &message);
+        note(engine, &name, EventReason::Added, &message);
     }
     let warnings = store.read(|world| {
         let vm = world.vm_named(&name);
@@ -55,7 +55,7 @@ pub async fn remove(engine: &Engine, name: Name) -> Result<(), Refusal> {
         .map_err(|error: store::Error| Refusal::Failed(error.to_string()))?;
     match removed {
         Removed::Going => {
-            note(engine, &name, "Deleted", "deleted on request");
+            note(engine, &name, EventReason::Deleted, "deleted on request");
             Ok(())
         }
         Removed::Counted(group, count) => Err(Refusal::Conflict(vec![format!(
@@ -115,8 +115,8 @@ pub(super) fn nearest<'n>(found: &Name, names: impl Iterator<Item = &'n Name>) -
         .map(|(_, name)| name.clone())
 }
 
-fn note(engine: &Engine, name: &Name, reason: &str, message: &str) {
-    let (now, object) = (clock::now(), format!("vm/{name}"));
+fn note(engine: &Engine, name: &Name, reason: EventReason, message: &str) {
+    let (now, object) = (clock::now(), ObjectRef::vm(name));
     let events = engine.store.events();
     events.note(now, EventType::Normal, &object, reason, message);
 }

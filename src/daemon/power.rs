@@ -4,7 +4,7 @@
 use super::answers::Failure;
 use super::orders::{nearest, not_found};
 use crate::api::condition::Reason;
-use crate::api::event::EventType;
+use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::meta::Name;
 use crate::api::stage::Stage;
 use crate::api::view::Applied;
@@ -46,10 +46,16 @@ pub async fn set_power(
             PowerCommand::Start | PowerCommand::Restart => engine.conflicting_writers.remove(uid),
             PowerCommand::Pause | PowerCommand::Resume | PowerCommand::Stop => {}
         }
-        let (now, object) = (clock::now(), format!("vm/{name}"));
+        let (now, object) = (clock::now(), ObjectRef::vm(&name));
         let message = format!("by slicectl vm {verb}");
         let events = engine.store.events();
-        events.note(now, EventType::Normal, &object, "Power", &message);
+        events.note(
+            now,
+            EventType::Normal,
+            &object,
+            EventReason::Power,
+            &message,
+        );
     }
     Ok(applied)
 }

@@ -9,6 +9,7 @@ use tracing::{error, info, warn};
 
 use super::settings::Settings;
 use super::{DEFAULT_CONCURRENCY, Daemon, Error, folders, instance, take_over};
+use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::clock;
 use crate::engine::conflicting_writer::ConflictingWriters;
 use crate::engine::processes::Processes;
@@ -139,8 +140,14 @@ impl Daemon {
         });
         for message in &claimed.notes {
             warn!(%message, "instance id");
-            let (events, kind) = (engine.store.events(), crate::api::event::EventType::Warning);
-            events.note(clock::now(), kind, "ground", "InstanceNoticed", message);
+            let (events, kind) = (engine.store.events(), EventType::Warning);
+            events.note(
+                clock::now(),
+                kind,
+                &ObjectRef::Host,
+                EventReason::InstanceNoticed,
+                message,
+            );
         }
         info!(instance = %engine.instance, iptables = %engine.host.backend.version, "starting");
         engine.processes.recover_owners();

@@ -14,7 +14,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::answers::AppState;
 use super::objects::objects;
-use crate::api::event::Event;
+use crate::api::event::{Event, ObjectRef};
 use crate::api::meta::Name;
 use crate::api::view::{Change, Kind, Object};
 use crate::clock;
@@ -130,7 +130,7 @@ fn differences(before: &BTreeMap<Name, Object>, now: &BTreeMap<Name, Object>) ->
 /// Sends events of one object, or of all.
 pub(super) fn events(
     events: &Events,
-    object: Option<String>,
+    object: Option<ObjectRef>,
     span: StreamMode,
 ) -> BoxStream<'static, Event> {
     // Subscribed before reading: an event in between is sent twice rather than lost.

@@ -4,7 +4,7 @@
 use tracing::{error, info, warn};
 
 use super::Error;
-use crate::api::event::EventType;
+use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::meta::Timestamp;
 use crate::clock;
 use crate::engine::Engine;
@@ -22,7 +22,7 @@ pub(super) async fn take_over(
     let now = clock::now();
     for message in engine.store.notes() {
         warn!(%message, "state database");
-        warn_of(engine, now, "StateNoticed", message);
+        warn_of(engine, now, EventReason::StateNoticed, message);
     }
     let is_fresh = opened == Opened::Fresh;
     match &opened {
@@ -38,7 +38,7 @@ pub(super) async fn take_over(
                 path.display()
             );
             error!(path = %path.display(), %why, "the state database is damaged and was moved away");
-            warn_of(engine, now, "StateSetAside", &message);
+            warn_of(engine, now, EventReason::StateSetAside, &message);
         }
     }
     let journal = match &recalled {
@@ -47,7 +47,7 @@ pub(super) async fn take_over(
         RunDirState::Unreadable(why) => {
             warn!(%why, "cannot use the copy of the state in the run directory");
             let message = format!("{why}; VMs are adopted from their records instead");
-            warn_of(engine, now, "StateCopyUnreadable", &message);
+            warn_of(engine, now, EventReason::StateCopyUnreadable, &message);
             None
         }
     };
@@ -63,12 +63,12 @@ pub(super) async fn take_over(
         error!("the state database is missing");
         let message =
             "the state database is missing; VMs are adopted from this boot's run directory";
-        warn_of(engine, now, "StateLost", message);
+        warn_of(engine, now, EventReason::StateLost, message);
     }
     Ok(())
 }
 
-fn warn_of(engine: &Engine, now: Timestamp, reason: &str, message: &str) {
+fn warn_of(engine: &Engine, now: Timestamp, reason: EventReason, message: &str) {
     let events = engine.store.events();
-    events.note(now, EventType::Warning, "ground", reason, message);
+    events.note(now, EventType::Warning, &ObjectRef::Host, reason, message);
 }

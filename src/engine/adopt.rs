@@ -13,7 +13,7 @@ use std::time::SystemTime;
 use tracing::{info, warn};
 
 use crate::api::condition::{Reason, Status};
-use crate::api::event::EventType;
+use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::host_group::{HostGroup, HostGroupSpec, Origin};
 use crate::api::lease::Address;
 use crate::api::meta::{Meta, Name, Timestamp};
@@ -84,7 +84,13 @@ impl Engine {
                 "VMs were adopted from the run directory"
             );
             let events = self.store.events();
-            events.note(now, EventType::Warning, "ground", "Adopted", &message);
+            events.note(
+                now,
+                EventType::Warning,
+                &ObjectRef::Host,
+                EventReason::Adopted,
+                &message,
+            );
         }
         Ok(adopted.len())
     }
@@ -125,8 +131,14 @@ impl Engine {
         if adopted.await? {
             let message = "the VM has a record of this boot and no tombstone: its object was lost and is restored from the record";
             let events = self.store.events();
-            let object = format!("vm/{name}");
-            events.note(now, EventType::Warning, &object, "Adopted", message);
+            let object = ObjectRef::vm(&name);
+            events.note(
+                now,
+                EventType::Warning,
+                &object,
+                EventReason::Adopted,
+                message,
+            );
             warn!(vm = %name, %uid, "adopted from its record");
         }
         Ok(())

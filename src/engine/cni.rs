@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::step::{BringUpRunner, ReadyStage, StageRunner};
 use super::{Engine, Key};
 use crate::api::cni::CniOptions;
-use crate::api::event::EventType;
+use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::lease::Address;
 use crate::api::meta::Uid;
 use crate::api::network::{CniSpec, Connection, NetworkSpec};
@@ -189,14 +189,24 @@ impl Engine {
                 failure,
                 "CNI plugins failed to release an orphaned attachment"
             );
-            self.record_event(EventType::Warning, "ground", "DetachFailed", failure);
+            self.record_event(
+                EventType::Warning,
+                &ObjectRef::Host,
+                EventReason::DetachFailed,
+                failure,
+            );
         }
         let count = swept.detached.len() + swept.reservations.len();
         if count > 0 {
             info!(count, "CNI plugins released orphaned attachments");
             let message =
                 format!("CNI plugins released {count} attachments and reservations without a VM");
-            self.record_event(EventType::Normal, "ground", "GarbageCollected", &message);
+            self.record_event(
+                EventType::Normal,
+                &ObjectRef::Host,
+                EventReason::GarbageCollected,
+                &message,
+            );
         }
         swept.kept
     }
@@ -280,8 +290,8 @@ impl Engine {
     fn event_recorder(&self, label: &Label) -> NoticeHandler {
         let store = self.store.clone();
         let object = match &label.owner {
-            Owner::Vm { name, .. } => format!("vm/{name}"),
-            Owner::HostNetwork => label.to_string(),
+            Owner::Vm { name, .. } => ObjectRef::vm(name),
+            Owner::HostNetwork => ObjectRef::Host,
         };
         Arc::new(move |Notice { reason, message }| {
             let events = store.events();

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tracing::debug;
 
 use super::Engine;
-use crate::api::event::EventType;
+use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::network::NetworkSpec;
 use crate::api::vm::Vm;
 use crate::host::netns::Netns;
@@ -60,8 +60,13 @@ impl Engine {
         let message = format!(
             "{new_packets} packets were dropped that would have opened connections beyond the limit of {limit} (max_connections)"
         );
-        let object = format!("vm/{}", vm.meta.name);
-        self.record_event(EventType::Warning, &object, "ConnectionLimit", &message);
+        let object = ObjectRef::vm(&vm.meta.name);
+        self.record_event(
+            EventType::Warning,
+            &object,
+            EventReason::ConnectionLimit,
+            &message,
+        );
     }
 
     /// The maximum number of connections of a VM.

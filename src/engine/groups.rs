@@ -7,7 +7,7 @@ use tracing::warn;
 
 use super::{Engine, SLOW_RETRY};
 use crate::api::condition::Reason;
-use crate::api::event::EventType;
+use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::meta::Name;
 use crate::api::network::Connection;
 use crate::api::stage::Stage;
@@ -112,10 +112,10 @@ impl Engine {
         drop(blocked_reasons);
         if let Some(blocked_reason) = blocked_reason.filter(|now| before.as_ref() != Some(now)) {
             let reason = match blocked_reason {
-                BlockedReason::NoRange(_) => "RangeUnavailable",
-                BlockedReason::PreflightFailed(_) => "NotReplaced",
+                BlockedReason::NoRange(_) => EventReason::RangeUnavailable,
+                BlockedReason::PreflightFailed(_) => EventReason::NotReplaced,
             };
-            let object = format!("hostgroup/{name}");
+            let object = ObjectRef::host_group(name);
             self.record_event(
                 EventType::Warning,
                 &object,

@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 use super::step::condition_of;
 use super::{Engine, HOST_NETWORK_RETRY, Key};
 use crate::api::condition::{Condition, Reason, Status};
-use crate::api::event::EventType;
+use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::meta::Uid;
 use crate::api::network::NetworkSpec;
 use crate::api::stage::Stage;
@@ -107,8 +107,8 @@ impl Engine {
         if condition.0 == Status::False {
             self.record_event(
                 EventType::Warning,
-                "ground",
-                &condition.1.to_string(),
+                &ObjectRef::Host,
+                condition.1,
                 &condition.2,
             );
         }
@@ -129,7 +129,12 @@ impl Engine {
                 "forwarding is disabled for all isolated and bridge VMs: {}",
                 condition.2
             );
-            self.record_event(EventType::Warning, "ground", "ForwardingDisabled", &message);
+            self.record_event(
+                EventType::Warning,
+                &ObjectRef::Host,
+                EventReason::ForwardingDisabled,
+                &message,
+            );
         }
         let previous_message = before
             .as_ref()
@@ -270,7 +275,12 @@ impl Engine {
         let message = format!(
             "reconciling the host's rules and bridges since {since}; the deadline of iptables-restore is {deadline}"
         );
-        self.record_event(EventType::Warning, "ground", "Pending", &message);
+        self.record_event(
+            EventType::Warning,
+            &ObjectRef::Host,
+            EventReason::Pending,
+            &message,
+        );
         work.await
     }
 
@@ -313,7 +323,12 @@ impl Engine {
     ) -> Option<ConditionParts> {
         let steps = actions.join("; ");
         let repaired = format!("differed from the desired state; restored: {steps}");
-        self.record_event(EventType::Warning, "ground", "Drift", &repaired);
+        self.record_event(
+            EventType::Warning,
+            &ObjectRef::Host,
+            EventReason::Drift,
+            &repaired,
+        );
         let stage = match affects_rules {
             true => Stage::Firewall,
             false => Stage::Net,
@@ -335,7 +350,7 @@ impl Engine {
             return known.filter(|_| self.is_contested(&Key::HostNetwork));
         };
         if known.is_none() {
-            self.record_event(EventType::Warning, "ground", &reason.to_string(), &message);
+            self.record_event(EventType::Warning, &ObjectRef::Host, reason, &message);
         }
         let touched = net_reconciler
             .touched_bridges

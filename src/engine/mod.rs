@@ -37,7 +37,7 @@ use ipnetwork::Ipv4Network;
 use tracing::{debug, warn};
 
 use crate::api::condition::{Reason, Status};
-use crate::api::event::EventType;
+use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::meta::{Name, Uid};
 use crate::api::network::{Connection, NetworkSpec};
 use crate::api::stage::Stage;
@@ -346,8 +346,13 @@ impl Engine {
             .read(|world| world.vm(uid).map(|vm| Readiness::of(world, vm)));
         if after.is_some_and(|after| after.ready) && !before.ready {
             debug!(vm = %vm.meta.name, "ready");
-            let object = format!("vm/{}", vm.meta.name);
-            self.record_event(EventType::Normal, &object, "Ready", "VM is ready");
+            let object = ObjectRef::vm(&vm.meta.name);
+            self.record_event(
+                EventType::Normal,
+                &object,
+                EventReason::Ready,
+                "VM is ready",
+            );
         }
         if after != Some(before) && self.group_waits(&vm.group) {
             self.waker.enqueue(Key::Group(vm.group.clone()));
@@ -383,7 +388,13 @@ impl Engine {
         self.store.write(change).await
     }
 
-    fn record_event(&self, event_type: EventType, object: &str, reason: &str, message: &str) {
+    fn record_event(
+        &self,
+        event_type: EventType,
+        object: &ObjectRef,
+        reason: impl Into<EventReason>,
+        message: &str,
+    ) {
         let events = self.store.events();
         events.note(clock::now(), event_type, object, reason, message);
     }

@@ -12,7 +12,7 @@ use std::path::Path;
 use futures::future::BoxFuture;
 
 use super::adopt::{RecordState, read_record, subdirectories};
-use crate::api::event::EventType;
+use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::meta::{Meta, Name, Timestamp, Uid};
 use crate::api::vm::Vm;
 use crate::engine::Engine;
@@ -208,8 +208,8 @@ impl Engine {
         events.note(
             now,
             EventType::Warning,
-            &label.to_string(),
-            "OrphanKept",
+            &ObjectRef::Orphan(label.to_string()),
+            EventReason::OrphanKept,
             reason,
         );
     }

@@ -8,7 +8,7 @@ use tracing::debug;
 use super::step::{BringUp, BringUpError, StageRunner};
 use super::{Engine, Key, SLOW_RETRY};
 use crate::api::condition::{Reason, Status};
-use crate::api::event::EventType;
+use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::life::GracePeriod;
 use crate::api::meta::Uid;
 use crate::api::stage::Stage;
@@ -67,8 +67,8 @@ impl Engine {
         };
         if let Err(error) = self.delete_flows(address).await {
             let (_, reason, message) = error.found;
-            let object = format!("vm/{}", vm.meta.name);
-            self.record_event(EventType::Warning, &object, &reason.to_string(), &message);
+            let object = ObjectRef::vm(&vm.meta.name);
+            self.record_event(EventType::Warning, &object, reason, &message);
         }
     }
 
@@ -155,8 +155,8 @@ impl Engine {
         };
         self.record_event(
             event_type,
-            &format!("vm/{}", vm.meta.name),
-            "Ended",
+            &ObjectRef::vm(&vm.meta.name),
+            EventReason::Ended,
             &message,
         );
         Ok(failed_at_startup.then_some(message))

@@ -11,7 +11,7 @@ use tracing::info;
 
 use super::{Engine, Key};
 use crate::api::condition::{Reason, Status};
-use crate::api::event::EventType;
+use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::stage::STAGES;
 use crate::clock;
 use crate::engine::orphans::{OrphanDecision, is_orphan};
@@ -83,7 +83,7 @@ impl Engine {
             self.removals.answer(label, &Ok(()));
             return Ok(Outcome::Converged);
         }
-        let object = label.to_string();
+        let object = ObjectRef::Orphan(label.to_string());
         match self.evaluate_orphan(label) {
             Ok(OrphanDecision::Remove) => {}
             Ok(OrphanDecision::Adopt(record)) => {
@@ -98,7 +98,12 @@ impl Engine {
             }
             Err(error) => {
                 let message = format!("{error}: {}", error.source);
-                self.record_event(EventType::Warning, &object, "ObserveFailed", &message);
+                self.record_event(
+                    EventType::Warning,
+                    &object,
+                    EventReason::ObserveFailed,
+                    &message,
+                );
                 self.removals.answer(label, &Err(message));
                 return Ok(Outcome::Failed);
             }
@@ -107,7 +112,12 @@ impl Engine {
             Ok(()) => {
                 info!(%label, "removed an orphan");
                 let message = "removed: no object references it";
-                self.record_event(EventType::Normal, &object, "GarbageCollected", message);
+                self.record_event(
+                    EventType::Normal,
+                    &object,
+                    EventReason::GarbageCollected,
+                    message,
+                );
                 (Outcome::Converged, Ok(()))
             }
             Err(stuck) => {
@@ -116,7 +126,7 @@ impl Engine {
                     // A process is ending. The orphan is run again when it has ended.
                     return Ok(stuck.outcome);
                 }
-                self.record_event(EventType::Warning, &object, &reason.to_string(), &message);
+                self.record_event(EventType::Warning, &object, reason, &message);
                 (Outcome::Failed, Err(message))
             }
         };

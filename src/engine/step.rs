@@ -10,7 +10,7 @@ use tracing::debug;
 use super::pending::CurrentStep;
 use super::{Engine, HOST_NETWORK_RETRY, Key, SLOW_RETRY};
 use crate::api::condition::{Reason, Status};
-use crate::api::event::EventType;
+use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::{Name, Uid};
 use crate::api::network::{Connection, Mode};
@@ -182,7 +182,7 @@ impl StageRunner for BringUp<'_> {
             .durable
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner);
-        let object = format!("vm/{}", vm.meta.name);
+        let object = ObjectRef::vm(&vm.meta.name);
         if !actions.is_empty() {
             debug!(vm = %vm.meta.name, %stage, ?actions, "acted");
         }
@@ -200,12 +200,9 @@ impl StageRunner for BringUp<'_> {
         let condition = condition_of(&result);
         let await_outcome = engine.await_change(Key::Vm(vm.meta.uid), vm.meta.uid, error);
         match (&await_outcome, error) {
-            (None, _) => engine.record_event(
-                EventType::Warning,
-                &object,
-                &condition.1.to_string(),
-                &condition.2,
-            ),
+            (None, _) => {
+                engine.record_event(EventType::Warning, &object, condition.1, &condition.2)
+            }
             // The VM is run again at once, and that run sets the condition.
             (
                 Some(outcome),
@@ -238,13 +235,13 @@ impl BringUp<'_> {
     async fn report_drift(
         &mut self,
         stage: Stage,
-        object: &str,
+        object: &ObjectRef,
         actions: &[String],
     ) -> Result<(), BringUpError> {
         let (engine, vm) = (self.engine, self.vm);
         let steps = actions.join("; ");
         let message = format!("{stage} differed from the desired state; restored: {steps}");
-        engine.record_event(EventType::Warning, object, "Drift", &message);
+        engine.record_event(EventType::Warning, object, EventReason::Drift, &message);
         let Some(count) = engine
             .conflicting_writers
             .count(vm.meta.uid, stage, clock::monotonic())
@@ -263,7 +260,7 @@ impl BringUp<'_> {
                 ),
             ),
         };
-        engine.record_event(EventType::Warning, object, &reason.to_string(), &message);
+        engine.record_event(EventType::Warning, object, reason, &message);
         if stage == Stage::Net && vm.spec.network.mode() != Mode::Cni {
             // Repairs by netlink messages are cheap, so they continue at the rate of event batches, and few packets are lost.
             self.conflict_message = Some(message);

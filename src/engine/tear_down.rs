@@ -8,7 +8,7 @@ use tracing::debug;
 use super::Engine;
 use super::step::{StageRunner, condition_of, desired_inputs};
 use crate::api::condition::{Reason, Status};
-use crate::api::event::EventType;
+use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::lease::Address;
 use crate::api::meta::Uid;
 use crate::api::network::NetworkSpec;
@@ -72,8 +72,8 @@ impl Engine {
         let disk = storage::existing_disk(storage, self.processes.disk_dir(), name);
         if let Some(disk) = disk.filter(|_| storage.persistent) {
             let message = format!("the persistent disk is kept: {}", disk.display());
-            let object = format!("vm/{name}");
-            self.record_event(EventType::Normal, &object, "DiskKept", &message);
+            let object = ObjectRef::vm(name);
+            self.record_event(EventType::Normal, &object, EventReason::DiskKept, &message);
         }
     }
 

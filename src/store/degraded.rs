@@ -14,7 +14,7 @@ use super::journal::Entries;
 use super::txn::Kind;
 use super::world::World;
 use super::{Change, Commit, Error, Shared, keys, lock};
-use crate::api::event::EventType;
+use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::meta::Timestamp;
 use crate::clock;
 
@@ -95,7 +95,7 @@ impl Shared {
         drop(degraded);
         self.note_event(
             EventType::Normal,
-            "StateWritable",
+            EventReason::StateWritable,
             "changes are accepted again",
         );
         // Changes that were refused meanwhile are retried.
@@ -163,12 +163,12 @@ impl Shared {
         let message = format!(
             "{reason}; running VMs are still enforced and repaired, but changes are refused until the state can be written"
         );
-        self.note_event(EventType::Warning, "StateNotWritable", &message);
+        self.note_event(EventType::Warning, EventReason::StateNotWritable, &message);
     }
 
-    fn note_event(&self, kind: EventType, reason: &str, message: &str) {
+    fn note_event(&self, kind: EventType, reason: EventReason, message: &str) {
         self.events
-            .note(clock::now(), kind, "ground", reason, message);
+            .note(clock::now(), kind, &ObjectRef::Host, reason, message);
     }
 }
 

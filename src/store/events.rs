@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::broadcast;
 
-use crate::api::event::{Event, EventType};
+use crate::api::event::{Event, EventReason, EventType, ObjectRef};
 use crate::api::meta::Timestamp;
 
 /// The number of events that are kept.
@@ -31,11 +31,19 @@ impl Default for Events {
 
 impl Events {
     /// Records an event.
-    pub fn note(&self, now: Timestamp, kind: EventType, object: &str, reason: &str, message: &str) {
+    pub fn note(
+        &self,
+        now: Timestamp,
+        kind: EventType,
+        object: &ObjectRef,
+        reason: impl Into<EventReason>,
+        message: &str,
+    ) {
+        let reason = reason.into();
         let event = {
             let mut ring = self.ring.lock().unwrap_or_else(|p| p.into_inner());
             let is_same = |e: &Event| {
-                e.object == object && e.reason == reason && e.message == message && e.kind == kind
+                e.object == *object && e.reason == reason && e.message == message && e.kind == kind
             };
             // More than the last event is compared: otherwise events of several objects that fail alternately would not be counted.
             let count = match ring.iter().rev().take(64).position(is_same) {
@@ -47,8 +55,8 @@ impl Events {
             };
             let event = Event {
                 time: now,
-                object: object.to_owned(),
-                reason: reason.to_owned(),
+                object: object.clone(),
+                reason,
                 message: message.to_owned(),
                 count,
                 kind,

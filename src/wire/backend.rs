@@ -7,7 +7,7 @@ use std::io;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
-use crate::api::event::Event;
+use crate::api::event::{Event, ObjectRef};
 use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
@@ -136,7 +136,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Events, oldest first, of one object (`vm/sandbox-1`) or of all; a repeated event is sent again with a higher count.
     fn events(
         &self,
-        object: Option<String>,
+        object: Option<ObjectRef>,
         span: StreamMode,
     ) -> impl Future<Output = Result<BoxStream<'static, Event>, Refusal>> + Send;
 

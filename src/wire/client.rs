@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::{Method, Request, Response, header};
 use hyper_util::rt::TokioIo;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -19,7 +20,7 @@ use tokio::net::UnixStream;
 use super::backend::{Deletion, Effect, StreamMode};
 use super::packet;
 use super::server::Sources;
-use crate::api::event::Event;
+use crate::api::event::{Event, ObjectRef};
 use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
@@ -176,13 +177,13 @@ impl Client {
     /// See [`super::Backend::events`].
     pub async fn events(
         &self,
-        object: Option<&str>,
+        object: Option<&ObjectRef>,
         span: StreamMode,
     ) -> Result<BoxStream<'static, Result<Event>>> {
         let mut path = format!("/v1/events?follow={}", span == StreamMode::Follow);
         if let Some(object) = object {
             path.push_str("&object=");
-            path.push_str(&percent_encode(object));
+            path.push_str(&percent_encode(&object.to_string()));
         }
         self.lines(&path).await
     }
@@ -381,16 +382,14 @@ fn object_path(kind: Kind, name: Option<&Name>) -> String {
     }
 }
 
-/// Percent-encodes all but the unreserved characters (RFC 3986, section 2.1).
+/// Percent-encodes all but the unreserved characters (RFC 3986, section 2.3).
 fn percent_encode(text: &str) -> String {
-    text.bytes()
-        .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                char::from(byte).to_string()
-            }
-            other => format!("%{other:02X}"),
-        })
-        .collect()
+    const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+        .remove(b'-')
+        .remove(b'.')
+        .remove(b'_')
+        .remove(b'~');
+    utf8_percent_encode(text, ENCODED).to_string()
 }
 
 fn chunks(socket: PathBuf, body: Incoming) -> impl Stream<Item = Result<Bytes>> + Send {

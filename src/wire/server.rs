@@ -23,6 +23,7 @@ use super::backend::{Backend, Deletion, Effect, Refusal, StreamMode};
 use super::limits::{BODY_LIMIT, MANIFEST_LIMIT, SOURCE_NAME_LIMIT, SOURCES_LIMIT};
 use super::packet;
 use super::problem::problem;
+use crate::api::event::ObjectRef;
 use crate::api::meta::Name;
 use crate::api::on_demand::NewVm;
 use crate::api::view::{Applied, Kind, Source};
@@ -80,41 +81,41 @@ async fn version<B: Backend>(State(state): AppState<B>) -> Response {
 
 async fn apply<B: Backend>(
     State(state): AppState<B>,
-    Asked(Query(query)): Asked<Query<DryRunQuery>>,
-    Asked(Json(body)): Asked<Json<Sources>>,
+    Extract(Query(query)): Extract<Query<DryRunQuery>>,
+    Extract(Json(body)): Extract<Json<Sources>>,
 ) -> Result<Response, ApiError> {
     let results = state.backend.apply(bounded(body)?, query.effect()).await?;
     Ok(Json(results).into_response())
 }
 
 async fn diff<B: Backend>(
-    State(hall): AppState<B>,
-    Asked(Json(body)): Asked<Json<Sources>>,
+    State(app_state): AppState<B>,
+    Extract(Json(body)): Extract<Json<Sources>>,
 ) -> Result<Response, ApiError> {
-    Ok(Json(hall.backend.diff(bounded(body)?).await?).into_response())
+    Ok(Json(app_state.backend.diff(bounded(body)?).await?).into_response())
 }
 
 async fn names<B: Backend>(
-    State(hall): AppState<B>,
-    Asked(Json(body)): Asked<Json<Sources>>,
+    State(app_state): AppState<B>,
+    Extract(Json(body)): Extract<Json<Sources>>,
 ) -> Result<Response, ApiError> {
-    Ok(Json(hall.backend.names(bounded(body)?).await?).into_response())
+    Ok(Json(app_state.backend.names(bounded(body)?).await?).into_response())
 }
 
 async fn objects<B: Backend>(
-    State(hall): AppState<B>,
-    Asked(Path(kind)): Asked<Path<String>>,
-    Asked(Query(length)): Asked<Query<FollowQuery>>,
+    State(app_state): AppState<B>,
+    Extract(Path(kind)): Extract<Path<String>>,
+    Extract(Query(length)): Extract<Query<FollowQuery>>,
 ) -> Result<Response, ApiError> {
-    get_or_watch(&hall, &kind, None, length).await
+    get_or_watch(&app_state, &kind, None, length).await
 }
 
 async fn object<B: Backend>(
-    State(hall): AppState<B>,
-    Asked(Path((kind, name))): Asked<Path<(String, String)>>,
-    Asked(Query(length)): Asked<Query<FollowQuery>>,
+    State(app_state): AppState<B>,
+    Extract(Path((kind, name))): Extract<Path<(String, String)>>,
+    Extract(Query(length)): Extract<Query<FollowQuery>>,
 ) -> Result<Response, ApiError> {
-    get_or_watch(&hall, &kind, Some(&name), length).await
+    get_or_watch(&app_state, &kind, Some(&name), length).await
 }
 
 async fn get_or_watch<B: Backend>(
@@ -132,23 +133,24 @@ async fn get_or_watch<B: Backend>(
 }
 
 async fn delete<B: Backend>(
-    State(hall): AppState<B>,
-    Asked(Path((kind, name))): Asked<Path<(String, String)>>,
-    Asked(Query(force)): Asked<Query<ForceQuery>>,
+    State(app_state): AppState<B>,
+    Extract(Path((kind, name))): Extract<Path<(String, String)>>,
+    Extract(Query(force)): Extract<Query<ForceQuery>>,
 ) -> Result<StatusCode, ApiError> {
     let deletion = force.deletion();
-    hall.backend
+    app_state
+        .backend
         .delete(read(&kind)?, read(&name)?, deletion)
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 async fn add_vm<B: Backend>(
-    State(hall): AppState<B>,
-    Asked(Path(group)): Asked<Path<String>>,
-    Asked(Json(request)): Asked<Json<NewVm>>,
+    State(app_state): AppState<B>,
+    Extract(Path(group)): Extract<Path<String>>,
+    Extract(Json(request)): Extract<Json<NewVm>>,
 ) -> Result<Response, ApiError> {
-    let result = hall.backend.add_vm(read(&group)?, request).await?;
+    let result = app_state.backend.add_vm(read(&group)?, request).await?;
     let status = match result.applied {
         Applied::Created => StatusCode::CREATED,
         Applied::Configured | Applied::Unchanged | Applied::Deleted => StatusCode::OK,
@@ -157,64 +159,67 @@ async fn add_vm<B: Backend>(
 }
 
 async fn remove_vm<B: Backend>(
-    State(hall): AppState<B>,
-    Asked(Path(vm)): Asked<Path<String>>,
+    State(app_state): AppState<B>,
+    Extract(Path(vm)): Extract<Path<String>>,
 ) -> Result<StatusCode, ApiError> {
-    hall.backend.remove_vm(read(&vm)?).await?;
+    app_state.backend.remove_vm(read(&vm)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 async fn power<B: Backend>(
-    State(hall): AppState<B>,
-    Asked(Path((vm, verb))): Asked<Path<(String, String)>>,
+    State(app_state): AppState<B>,
+    Extract(Path((vm, verb))): Extract<Path<(String, String)>>,
 ) -> Result<Response, ApiError> {
     let verb = read::<PowerCommand>(&verb)?;
-    Ok(Json(hall.backend.power(read(&vm)?, verb).await?).into_response())
+    Ok(Json(app_state.backend.power(read(&vm)?, verb).await?).into_response())
 }
 
 async fn metrics<B: Backend>(
-    State(hall): AppState<B>,
-    Asked(Path(vm)): Asked<Path<String>>,
+    State(app_state): AppState<B>,
+    Extract(Path(vm)): Extract<Path<String>>,
 ) -> Result<Response, ApiError> {
-    Ok(Json(hall.backend.metrics(read(&vm)?).await?).into_response())
+    Ok(Json(app_state.backend.metrics(read(&vm)?).await?).into_response())
 }
 
 async fn events<B: Backend>(
-    State(hall): AppState<B>,
-    Asked(Query(filter)): Asked<Query<ObjectQuery>>,
-    Asked(Query(length)): Asked<Query<FollowQuery>>,
+    State(app_state): AppState<B>,
+    Extract(Query(filter)): Extract<Query<ObjectQuery>>,
+    Extract(Query(length)): Extract<Query<FollowQuery>>,
 ) -> Result<Response, ApiError> {
-    let events = hall.backend.events(filter.object, length.span()).await?;
-    Ok(lines(&hall, events))
+    let events = app_state
+        .backend
+        .events(filter.object, length.span())
+        .await?;
+    Ok(lines(&app_state, events))
 }
 
 async fn logs<B: Backend>(
-    State(hall): AppState<B>,
-    Asked(Path(vm)): Asked<Path<String>>,
-    Asked(Query(end)): Asked<Query<LinesQuery>>,
-    Asked(Query(length)): Asked<Query<FollowQuery>>,
+    State(app_state): AppState<B>,
+    Extract(Path(vm)): Extract<Path<String>>,
+    Extract(Query(end)): Extract<Query<LinesQuery>>,
+    Extract(Query(length)): Extract<Query<FollowQuery>>,
 ) -> Result<Response, ApiError> {
-    let bytes = hall.backend.logs(read(&vm)?, end.lines, length.span());
+    let bytes = app_state.backend.logs(read(&vm)?, end.lines, length.span());
     let bytes = bytes.await?;
-    let bytes = bytes.take_until(hall.stop.clone().cancelled_owned());
+    let bytes = bytes.take_until(app_state.stop.clone().cancelled_owned());
     let content_type = [(header::CONTENT_TYPE, "application/octet-stream")];
     Ok((content_type, Body::from_stream(bytes)).into_response())
 }
 
 async fn write_console<B: Backend>(
-    State(hall): AppState<B>,
-    Asked(Path(vm)): Asked<Path<String>>,
+    State(app_state): AppState<B>,
+    Extract(Path(vm)): Extract<Path<String>>,
     keys: Bytes,
 ) -> Result<StatusCode, ApiError> {
-    hall.backend.write_console(read(&vm)?, keys).await?;
+    app_state.backend.write_console(read(&vm)?, keys).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 async fn gc<B: Backend>(
-    State(hall): AppState<B>,
-    Asked(Query(rehearsal)): Asked<Query<DryRunQuery>>,
+    State(app_state): AppState<B>,
+    Extract(Query(rehearsal)): Extract<Query<DryRunQuery>>,
 ) -> Result<Response, ApiError> {
-    Ok(Json(hall.backend.gc(rehearsal.effect()).await?).into_response())
+    Ok(Json(app_state.backend.gc(rehearsal.effect()).await?).into_response())
 }
 
 async fn doctor<B: Backend>(State(state): AppState<B>) -> Result<Response, ApiError> {
@@ -222,19 +227,19 @@ async fn doctor<B: Backend>(State(state): AppState<B>) -> Result<Response, ApiEr
 }
 
 async fn explain<B: Backend>(
-    State(hall): AppState<B>,
-    Asked(Path(vm)): Asked<Path<String>>,
-    Asked(Query(query)): Asked<Query<PacketQuery>>,
+    State(app_state): AppState<B>,
+    Extract(Path(vm)): Extract<Path<String>>,
+    Extract(Query(query)): Extract<Query<PacketQuery>>,
 ) -> Result<Response, ApiError> {
     let packet = packet::parse(&query.packet).map_err(|reason| Refusal::Invalid(vec![reason]))?;
-    Ok(Json(hall.backend.explain(read(&vm)?, packet).await?).into_response())
+    Ok(Json(app_state.backend.explain(read(&vm)?, packet).await?).into_response())
 }
 
 async fn route<B: Backend>(
-    State(hall): AppState<B>,
-    Asked(Path(group)): Asked<Path<String>>,
+    State(app_state): AppState<B>,
+    Extract(Path(group)): Extract<Path<String>>,
 ) -> Result<Response, ApiError> {
-    Ok(Json(hall.backend.route(read(&group)?).await?).into_response())
+    Ok(Json(app_state.backend.route(read(&group)?).await?).into_response())
 }
 
 async fn nowhere(request: Request) -> Response {
@@ -305,7 +310,7 @@ struct LinesQuery {
 #[derive(Debug, Deserialize)]
 struct ObjectQuery {
     #[serde(default)]
-    object: Option<String>,
+    object: Option<ObjectRef>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -369,11 +374,11 @@ fn line(item: &impl Serialize) -> Option<Bytes> {
 }
 
 /// An extractor with [`Problem`]s as its rejections.
-struct Asked<T>(T);
+struct Extract<T>(T);
 
 macro_rules! asked {
     ($extractor:ident, $rejection:ty) => {
-        impl<S: Send + Sync, T> FromRequestParts<S> for Asked<$extractor<T>>
+        impl<S: Send + Sync, T> FromRequestParts<S> for Extract<$extractor<T>>
         where
             $extractor<T>: FromRequestParts<S, Rejection = $rejection>,
         {
@@ -391,7 +396,7 @@ macro_rules! asked {
 asked!(Query, QueryRejection);
 asked!(Path, PathRejection);
 
-impl<S: Send + Sync, T> FromRequest<S> for Asked<Json<T>>
+impl<S: Send + Sync, T> FromRequest<S> for Extract<Json<T>>
 where
     Json<T>: FromRequest<S, Rejection = JsonRejection>,
 {

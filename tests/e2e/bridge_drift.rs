@@ -34,7 +34,7 @@ fn repaired(object: &str, word: &str, sabotage: &str) {
         });
         harness.ctl("wait hg/web --for ready --timeout 10s");
         assert_eq!(beside(), index, "the TAP beside it is another one");
-        if object != "ground" {
+        if object != "host" {
             assert_eq!(drift(&harness, "vm/web-2"), [""; 0]);
         }
     });
@@ -66,12 +66,12 @@ repaired! {
         "bridge fdb del MAC dev vmtap0 master";
     a_deleted_neighbour_on_a_bridge_comes_back: "vm/web-1", "pin the guest's MAC on the bridge",
         "ip neigh flush nud permanent dev brvm0 to $(ip neigh show dev brvm0 nud permanent | grep MAC | cut -d' ' -f1)";
-    a_deleted_bridge_comes_back: "ground", "create bridge brvm0", "ip link del brvm0";
-    a_bridge_that_is_down_comes_up: "ground", "set bridge brvm0 up", "ip link set brvm0 down";
-    a_removed_address_of_a_bridge_comes_back: "ground", "add address 192.168.137.1/24",
+    a_deleted_bridge_comes_back: "host", "create bridge brvm0", "ip link del brvm0";
+    a_bridge_that_is_down_comes_up: "host", "set bridge brvm0 up", "ip link set brvm0 down";
+    a_removed_address_of_a_bridge_comes_back: "host", "add address 192.168.137.1/24",
         "ip addr flush dev brvm0";
-    a_flushed_chain_for_bridges_comes_back: "ground", "write host chains filter",
+    a_flushed_chain_for_bridges_comes_back: "host", "write host chains filter",
         "iptables -F $(iptables -S | grep -o 'SLICE-[a-z0-9]*-BR' | head -n1)";
-    a_removed_masquerade_of_a_bridge_comes_back: "ground", "write host chains nat",
+    a_removed_masquerade_of_a_bridge_comes_back: "host", "write host chains nat",
         "iptables -t nat -F $(iptables -t nat -S | grep -o 'SLICE-[a-z0-9]*-NAT' | head -n1)";
 }

@@ -117,7 +117,7 @@ fn damages(mut harness: Harness, count: usize, seed: u64) {
         );
         let reported = ["StateSetAside", "StateLost", "StateNoticed"]
             .iter()
-            .any(|reason| !harness.messages("ground", reason).is_empty());
+            .any(|reason| !harness.messages("host", reason).is_empty());
         scene.restore_folder(&harness);
         if interrupted {
             // What was answered is there; what was not may be.
@@ -672,7 +672,7 @@ fn an_older_state_of_the_same_boot_is_noticed_and_loses_no_vm_and_no_policy_in_a
                 let older_and_seen = has(0) && changed && !unknowable;
                 let reported = ["StateSetAside", "StateLost", "StateNoticed"]
                     .iter()
-                    .any(|reason| !harness.messages("ground", reason).is_empty());
+                    .any(|reason| !harness.messages("host", reason).is_empty());
                 assert!(reported || !older_and_seen, "{what}: nothing was reported");
                 if since == Since::VmDeleted {
                     let is_back = after.running.contains_key(&extra);

@@ -126,7 +126,7 @@ repaired! {
         |place| format!("ip neigh del {} dev {}", place.ip, place.link);
     a_removed_neighbour_of_a_namespace_comes_back: "vm/sandbox-1", "pin neighbour",
         |place| inside(place, "ip neigh flush nud permanent dev up0");
-    ip_forward_of_the_host_is_switched_on_again: "ground", "ip_forward",
+    ip_forward_of_the_host_is_switched_on_again: "host", "ip_forward",
         |_| "echo 0 > /proc/sys/net/ipv4/ip_forward".to_owned();
     ip_forward_of_a_namespace_is_switched_on_again: "vm/sandbox-1", "ip_forward",
         |place| inside(place, "sh -c 'echo 0 > /proc/sys/net/ipv4/ip_forward'");
@@ -138,22 +138,22 @@ repaired! {
         |place| format!("rm /run/netns/{}", place.name);
     a_removed_run_directory_comes_back: "vm/sandbox-1", "write the VM's record",
         |place| format!("rm -r /run/slice/vm/{}", place.uid);
-    a_flushed_host_chain_comes_back: "ground", "write host chains",
+    a_flushed_host_chain_comes_back: "host", "write host chains",
         |_| format!("iptables -F {}", chain("filter", "-OUT"));
-    host_chains_without_their_first_rules_come_back: "ground", "write host chains",
+    host_chains_without_their_first_rules_come_back: "host", "write host chains",
         |_| in_host_chains("-D CHAIN 1");
-    host_chains_without_their_last_rules_come_back: "ground", "write host chains",
+    host_chains_without_their_last_rules_come_back: "host", "write host chains",
         |_| in_host_chains("-D CHAIN LAST");
-    a_host_chain_deleted_with_its_jumps_comes_back: "ground", "write host chains", |_| {
+    a_host_chain_deleted_with_its_jumps_comes_back: "host", "write host chains", |_| {
         let chain = chain("filter", "-OUT");
         format!(
             "iptables-save -t filter | grep -- '-j {chain}' | sed 's/^-A/iptables -D/' | sh -e
              iptables -F {chain}; iptables -X {chain}"
         )
     };
-    a_deleted_jump_comes_back: "ground", "put our jumps first in filter FORWARD",
+    a_deleted_jump_comes_back: "host", "put our jumps first in filter FORWARD",
         |_| "iptables -D FORWARD 1".to_owned();
-    an_emptied_masquerade_chain_is_filled_again: "ground", "nat",
+    an_emptied_masquerade_chain_is_filled_again: "host", "nat",
         |_| format!("iptables -t nat -F {}", chain("nat", "-NAT"));
     a_whole_table_deleted_by_nft_comes_back: "vm/sandbox-1", "commit rules",
         |place| inside(place, "nft flush ruleset");
@@ -210,7 +210,7 @@ fn jumps_that_are_not_first_any_more_go_first_and_what_stood_there_stays() {
             let ours = rules[..2].iter().all(|rule| rule.contains("SLICE-"));
             (ours && rules[2..] == ["-A FORWARD -s 192.0.2.77/32 -j ACCEPT"]).then_some(())
         });
-        let told = harness.until("the event", || drift(&harness, "ground").pop());
+        let told = harness.until("the event", || drift(&harness, "host").pop());
         assert!(
             told.contains("put our jumps first in filter FORWARD"),
             "{told}"
@@ -269,11 +269,11 @@ fn somebody_who_always_empties_a_host_chain_is_told_and_not_fought_without_end()
         harness.until("Contested", || {
             attempt(&wreck);
             std::thread::sleep(Duration::from_millis(100));
-            harness.messages("ground", "Contested").pop()
+            harness.messages("host", "Contested").pop()
         });
         let count = || {
             harness
-                .events("ground")
+                .events("host")
                 .iter()
                 .map(|e| e["count"].as_u64().unwrap())
                 .sum::<u64>()

@@ -123,7 +123,7 @@ fn costs_little(place: Where) {
         }
         eprintln!("{place:?}: repaired after {:?}", begin.elapsed());
         harness.until("it is reported", || {
-            (harness.messages("ground", "Drift").len() == 1).then_some(())
+            (harness.messages("host", "Drift").len() == 1).then_some(())
         });
     });
 }

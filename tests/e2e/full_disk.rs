@@ -90,7 +90,7 @@ fn a_damaged_state_on_a_full_disk_is_adopted_in_memory_and_stored_when_there_is_
         fill(&harness, Full::State);
         harness.start();
         assert_eq!(harness.vms(), before.1);
-        assert!(!harness.messages("ground", "StateSetAside").is_empty());
+        assert!(!harness.messages("host", "StateSetAside").is_empty());
         repaired(&harness);
         refused(&harness, Full::State);
         make_room(&harness, Full::State);
@@ -127,7 +127,7 @@ fn full(what: Full, when: When) {
         repaired(&harness);
         refused(&harness, what);
         // It says so wherever somebody looks.
-        let told = harness.messages("ground", "StateNotWritable");
+        let told = harness.messages("host", "StateNotWritable");
         assert!(told.iter().any(|t| t.contains(words(what))), "{told:?}");
         let doctor = harness.try_ctl("doctor").stdout;
         let doctor = String::from_utf8_lossy(&doctor).into_owned();
@@ -319,6 +319,6 @@ fn accepted(harness: &Harness) {
     });
     harness.ctl("wait hg/late hg/sandbox hg/app --for ready --timeout 30s");
     harness.until("the event", || {
-        harness.messages("ground", "StateWritable").pop()
+        harness.messages("host", "StateWritable").pop()
     });
 }

@@ -143,11 +143,8 @@ fn what_has_a_record_of_this_boot_is_adopted_and_not_removed_unless_its_deletion
             assert_eq!(uid == place.uid, is_kept, "{what}");
             if is_kept {
                 assert_eq!(harness::world_to_the_last_handle(), before, "{what}");
-                assert!(!harness.messages("ground", "Adopted").is_empty(), "{what}");
-                assert!(
-                    !harness.messages("ground", "StateLost").is_empty(),
-                    "{what}"
-                );
+                assert!(!harness.messages("host", "Adopted").is_empty(), "{what}");
+                assert!(!harness.messages("host", "StateLost").is_empty(), "{what}");
             }
             harness.until("no tombstone is left", || {
                 (!harness.run.join(slicectl::store::TOMBSTONES).exists()).then_some(())

@@ -333,7 +333,7 @@ fn whatever_clients_do_drift_is_repaired_in_time_and_root_is_answered() {
         }
         eprintln!("peak: {} MiB", peak(&harness));
         assert!(peak(&harness) < 400, "{} MiB", peak(&harness));
-        assert_eq!(harness.messages("ground", "DescriptorsExhausted"), [""; 0]);
+        assert_eq!(harness.messages("host", "DescriptorsExhausted"), [""; 0]);
     });
 }
 
@@ -529,7 +529,7 @@ fn when_descriptors_are_used_up_an_event_says_so_and_repair_goes_on_as_soon_as_t
                 .expect("a limit");
         };
         let told = || -> u64 {
-            let events = harness.events("ground").into_iter();
+            let events = harness.events("host").into_iter();
             let ours = events.filter(|event| event["reason"] == "DescriptorsExhausted");
             ours.filter_map(|event| event["count"].as_u64()).sum()
         };

@@ -102,7 +102,7 @@ fn adopted_without(spoil: impl FnOnce(&Harness) + Send) {
         harness.ctl("wait hg/sandbox hg/applied --for ready --timeout 20s");
         if spoilt {
             let told = harness
-                .messages("ground", "StateSetAside")
+                .messages("host", "StateSetAside")
                 .pop()
                 .expect("an event");
             assert!(told.contains(harness.state().to_str().unwrap()), "{told}");

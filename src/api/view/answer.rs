@@ -112,7 +112,7 @@ pub struct Source {
 pub struct Orphan {
     /// The resource: `link slabcdefghijklm`, `namespace slice-…`.
     pub thing: String,
-    /// The former owner: `vm/sandbox-1@<uid>`, or `ground` for the host network.
+    /// The former owner: `vm/sandbox-1@<uid>`, or `host` for the host network.
     pub owner: String,
     /// Why it is kept; `None` if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]

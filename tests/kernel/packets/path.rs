@@ -292,7 +292,7 @@ fn a_bridge_of_somebody_else_is_left_to_its_owners_rules() {
             assert!(passes(guest, 443), "what its owner opens");
             assert!(answered(lab, guest, INTERNET));
         }
-        assert_eq!(lab.harness.messages("ground", "Drift"), [""; 0]);
+        assert_eq!(lab.harness.messages("host", "Drift"), [""; 0]);
     });
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
-use slicectl::api::event::{Event, EventType};
+use slicectl::api::event::{Event, EventReason, EventType, ObjectRef};
 use slicectl::api::meta::Name;
 use slicectl::api::metrics::{CountingSince, Metrics};
 use slicectl::api::network::NetworkSpec;
@@ -133,7 +133,7 @@ impl World {
         }
     }
 
-    pub fn happen(&self, object: &str, reason: &str, message: &str) {
+    pub fn happen(&self, object: &str, reason: EventReason, message: &str) {
         let event = world::event(EventType::Warning, object, reason, message);
         self.events.lock().unwrap().push(event.clone());
         let _ = self.happenings.send(event);
@@ -413,7 +413,7 @@ impl Backend for World {
 
     async fn events(
         &self,
-        object: Option<String>,
+        object: Option<ObjectRef>,
         span: StreamMode,
     ) -> Result<BoxStream<'static, Event>, Refusal> {
         let wanted =

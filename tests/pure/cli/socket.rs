@@ -62,7 +62,7 @@ fn what_is_no_socket_is_left_alone() {
 }
 
 #[test]
-fn a_door_does_not_remove_its_successors_socket() {
+fn a_listener_does_not_remove_its_successors_socket() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
     let first = open(&path).unwrap();
@@ -98,6 +98,9 @@ fn requests_that_make_no_sense_get_a_status_and_a_problem() {
         ("GET", "/v1/objects/vm/Bad_Name", "", 422),
         ("GET", "/v1/objects/vm/none-such", "", 404),
         ("GET", "/v1/objects/vm?follow=perhaps", "", 400),
+        ("GET", "/v1/events?object=web", "", 400),
+        ("GET", "/v1/events?object=pod%2Fweb", "", 400),
+        ("GET", "/v1/events?object=vm%2FBad_Name", "", 400),
         ("GET", "/v1/nothing", "", 404),
         ("PUT", "/v1/apply", "", 405),
         ("POST", "/v1/apply", "{", 400),

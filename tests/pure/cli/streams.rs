@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use slicectl::api::event::EventReason;
 use slicectl::api::view::Kind;
 
 use super::fixture::{Fixture, wait_for};
@@ -112,7 +113,7 @@ fn names_are_watched_with_deletions_visible() {
 #[test]
 fn events_and_logs_stream_what_comes() {
     let fixture = Fixture::start();
-    let events = Going::start(&fixture, "events -w ground");
+    let events = Going::start(&fixture, "events -w host");
     assert!(events.line().starts_with("LAST SEEN"));
     assert!(events.line().contains("Drift"));
     let logs = Going::start(&fixture, "logs -f sandbox-1");
@@ -122,8 +123,10 @@ fn events_and_logs_stream_what_comes() {
     wait_for("both to listen", || fixture.world.watchers() == 2);
     fixture
         .world
-        .happen("vm/lab-1", "Other", "not for the first");
-    fixture.world.happen("ground", "Drift", "once more");
+        .happen("vm/lab-1", EventReason::Power, "not for the first");
+    fixture
+        .world
+        .happen("host", EventReason::Drift, "once more");
     assert!(events.line().contains("once more"));
     assert_eq!(logs.line(), "not for the first");
 }
@@ -203,7 +206,7 @@ fn a_reader_that_leaves_early_is_no_failure() {
             fixture
                 .world
                 .put(world::vm_object("sandbox-2", 2, State::Up));
-            fixture.world.happen("ground", "Drift", "again");
+            fixture.world.happen("host", EventReason::Drift, "again");
             child.try_wait().unwrap().is_some()
         });
         let output = child.wait_with_output().unwrap();

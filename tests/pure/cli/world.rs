@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use ipnetwork::Ipv4Network;
 use slicectl::api::condition::{Reason, Status};
-use slicectl::api::event::{Event, EventType};
+use slicectl::api::event::{Event, EventReason, EventType};
 use slicectl::api::host_group::{HostGroupSpec, Origin, UpdatePolicy};
 use slicectl::api::meta::{Name, Timestamp, Uid};
 use slicectl::api::network::{
@@ -394,11 +394,11 @@ fn in_mode(number: u8, group: &str, network: &NetworkSpec) -> Vec<Object> {
     objects
 }
 
-pub fn event(kind: EventType, object: &str, reason: &str, message: &str) -> Event {
+pub fn event(kind: EventType, object: &str, reason: EventReason, message: &str) -> Event {
     Event {
         time: created(),
-        object: object.into(),
-        reason: reason.into(),
+        object: object.parse().expect("an object"),
+        reason,
         message: message.into(),
         count: 1,
         kind,
@@ -410,34 +410,34 @@ pub fn events() -> Vec<Event> {
         event(
             EventType::Normal,
             "hostgroup/sandbox",
-            "Created",
+            EventReason::Configured,
             "by slicectl apply",
         ),
         event(
             EventType::Normal,
             "vm/sandbox-1",
-            "Converged",
-            "all stages are ready",
+            EventReason::Ready,
+            "VM is ready",
         ),
         Event {
             count: 7,
             ..event(
                 EventType::Warning,
                 "vm/sandbox-2",
-                "Conflict",
+                EventReason::Conflict,
                 "chain X\nis not ours",
             )
         },
         event(
             EventType::Warning,
             "manifest/bad.yaml",
-            "ManifestInvalid",
+            EventReason::ManifestInvalid,
             "line 3: what is `nmae`?",
         ),
         event(
             EventType::Warning,
-            "ground",
-            "Drift",
+            "host",
+            EventReason::Drift,
             "the jump in FORWARD was gone",
         ),
     ]
@@ -454,7 +454,7 @@ pub fn leftovers() -> Vec<Orphan> {
         Orphan {
             kept: None,
             thing: "chain SLICE-abcde-OLD".into(),
-            owner: "ground".into(),
+            owner: "host".into(),
             error: None,
         },
     ]

@@ -12,6 +12,7 @@ use super::{
     CniNet, IFNAME, INTENT, detach, guest, host_error, not_found, observe, one_line, request,
     waits_for_a_change,
 };
+use crate::api::event::EventReason;
 use crate::api::network::TapOwner;
 use crate::cni::{CniResult, Error as CniError, Network};
 use crate::host::error::{absent_is_done, exists_is_done};
@@ -332,7 +333,7 @@ fn report_address_change(
             intent.network.name,
             given.ip()
         );
-        cni_net.notify("AddressChanged", message);
+        cni_net.notify(EventReason::AddressChanged, message);
     }
 }
 

@@ -8,6 +8,7 @@ use super::act::{read_intent, write_intent};
 use super::plan::DelInput;
 use super::state::{Desired, Intent};
 use super::{CniNet, IFNAME, guest, host_error, one_line, residue};
+use crate::api::event::EventReason;
 use crate::api::network::Mac;
 use crate::cni::{Attachment, Error as CniError, Runtime};
 use crate::host::error::absent_is_done;
@@ -202,7 +203,7 @@ async fn give_up(
             network.name,
             messages.join("; ")
         );
-        cni_net.notify("DetachFailed", message);
+        cni_net.notify(EventReason::DetachFailed, message);
     }
     Ok(())
 }

@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::{Conflict, Reconcile};
 use super::place::NetnsSession;
+use crate::api::event::EventReason;
 use crate::cni::{self, Network, RepairPermit, Runtime};
 use crate::host;
 
@@ -67,8 +68,8 @@ pub type NoticeHandler = Arc<dyn Fn(Notice) + Send + Sync>;
 /// What is reported about an attachment in addition to the executed steps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
-    /// The reason of the event, such as `CheckFailed`.
-    pub reason: &'static str,
+    /// The reason of the event.
+    pub reason: EventReason,
     /// The message of the event; contains the messages of the plugins.
     pub message: String,
 }
@@ -119,8 +120,8 @@ impl CniNet {
         *repair_slot() = turn;
     }
 
-    fn notify(&self, reason: &'static str, message: String) {
-        tracing::debug!(reason, message);
+    fn notify(&self, reason: EventReason, message: String) {
+        tracing::debug!(%reason, message);
         if let Some(on_notice) = &self.on_notice {
             on_notice(Notice { reason, message });
         }

@@ -10,6 +10,7 @@ use super::state::{
     Tap,
 };
 use super::{CniNet, IFNAME, INTENT, act, guest, host_error, one_line, residue};
+use crate::api::event::EventReason;
 use crate::cni::{Cached, Error, Failure};
 use crate::host::{self, fs, link, route};
 use crate::owner::TAP;
@@ -235,7 +236,10 @@ async fn check(
         return Ok(None);
     }
     let causes = causes.join("; ");
-    cni_net.notify("CheckFailed", format!("{causes}; the VM is attached again"));
+    cni_net.notify(
+        EventReason::CheckFailed,
+        format!("{causes}; the VM is attached again"),
+    );
     Ok(Some(causes))
 }
 
@@ -257,7 +261,7 @@ fn store_baseline(
         let message = format!(
             "{message}; this is the first CHECK after ADD, so CHECK of `{plugin}` is ignored"
         );
-        cni_net.notify("CheckIgnored", message);
+        cni_net.notify(EventReason::CheckIgnored, message);
     }
     let updated = Intent {
         baseline: Some(baseline),
