@@ -16,7 +16,9 @@ use crate::api::vm::{Hypervisor, Power, Vm};
 use crate::clock;
 use crate::host::process::Identity;
 use crate::owner::{self, Label};
-use crate::reconcile::power::{self, PowerDecision, ProcessExit, StartedProcess, VmmCheckpoint};
+use crate::reconcile::power::{
+    ExitCause, PowerDecision, ProcessExit, StartedProcess, VmmCheckpoint,
+};
 use crate::reconcile::vmm::{self, DesiredGuest, EvaluatedExits, Retain};
 use crate::reconcile::{Error, Wait};
 use crate::runtime::queue::Outcome;
@@ -140,7 +142,7 @@ impl Engine {
         let end = ProcessExit {
             exit: ended.exit,
             at: clock::now(),
-            why: power::why(vm.spec.hypervisor, ended.exit, ended.stopped),
+            cause: ExitCause::of(vm.spec.hypervisor, ended.exit, ended.stopped),
             console: vmm::last_lines(&no_process.dir, STORED_LOG_LINES),
             handled: ended.stopped,
             process: ended.process,

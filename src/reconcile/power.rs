@@ -1,6 +1,8 @@
 //! The recorded state of a VM's VMM, and the power decision that follows from its exit. Pure.
 //! Out of scope: observing whether it runs (the Vmm stage), storing it (the engine).
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::api::condition::Reason;
@@ -47,8 +49,9 @@ pub struct ProcessExit {
     pub exit: Exit,
     /// When the exit was observed.
     pub at: Timestamp,
-    /// The reason, as text for users. Stored and compared with `STOPPED`.
-    pub why: String,
+    /// Why it exited.
+    #[serde(rename = "why")]
+    pub cause: ExitCause,
     /// The last lines of its console.
     #[serde(default)]
     #[serde(rename = "said")]
@@ -57,6 +60,35 @@ pub struct ProcessExit {
     #[serde(default)]
     #[serde(rename = "answered")]
     pub handled: bool,
+}
+
+/// Why a process exited. Stored by its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitCause {
+    /// sliced stopped it.
+    #[serde(alias = "it was stopped")]
+    Stopped,
+    /// The guest powered off.
+    PoweredOff,
+    /// The guest rebooted: a Firecracker guest powers off this way.
+    Rebooted,
+    /// The guest powered off or rebooted: QEMU exits with status 0 for both.
+    PoweredOffOrRebooted,
+    /// QEMU exits with status 1 for both.
+    PanickedOrVmmFailed,
+    /// The VMM exited with another status.
+    VmmFailed,
+    /// SIGKILL that sliced did not send.
+    Killed,
+    /// Another program sent SIGTERM, SIGINT or SIGHUP.
+    Terminated,
+    /// Another signal.
+    VmmCrashed,
+    /// sliced was not running at that time.
+    NotObserved,
+    /// The text for users that an earlier version stored in place of the name.
+    #[serde(untagged)]
+    Text(String),
 }
 
 /// What to do with a VM's process.
@@ -159,10 +191,10 @@ fn is_restarted(restart: Restart, exit: Exit) -> bool {
 impl ProcessExit {
     /// The exit as a sentence, e.g. `it exited with status 0: the guest powered off`.
     pub fn message(&self) -> String {
-        match (self.exit, self.why.as_str()) {
+        match (self.exit, &self.cause) {
             // The status of a requested stop does not matter.
-            (Exit::Unknown, STOPPED) => STOPPED.to_owned(),
-            (exit, why) => format!("it {exit}: {why}"),
+            (Exit::Unknown, ExitCause::Stopped) => ExitCause::Stopped.to_string(),
+            (exit, cause) => format!("it {exit}: {cause}"),
         }
     }
 
@@ -184,32 +216,41 @@ impl ProcessExit {
     }
 }
 
-/// The reason of a requested stop. It is stored with the exit and compared: do not change it.
-const STOPPED: &str = "it was stopped";
-
-/// The meaning of an exit, by the exit statuses of each VMM.
-pub fn why(hypervisor: Hypervisor, exit: Exit, stopped: bool) -> String {
-    if stopped {
-        return STOPPED.to_owned();
+impl ExitCause {
+    /// The meaning of an exit, by the exit statuses of each VMM.
+    pub fn of(hypervisor: Hypervisor, exit: Exit, stopped: bool) -> Self {
+        if stopped {
+            return Self::Stopped;
+        }
+        match (exit, hypervisor) {
+            (Exit::Code(0), Hypervisor::Qemu | Hypervisor::None) => Self::PoweredOffOrRebooted,
+            (Exit::Code(0), Hypervisor::Firecracker) => Self::Rebooted,
+            (Exit::Code(0), Hypervisor::CloudHypervisor) => Self::PoweredOff,
+            (Exit::Code(1), Hypervisor::Qemu) => Self::PanickedOrVmmFailed,
+            (Exit::Code(_), _) => Self::VmmFailed,
+            (Exit::Signal(libc::SIGKILL), _) => Self::Killed,
+            (Exit::Signal(libc::SIGTERM | libc::SIGINT | libc::SIGHUP), _) => Self::Terminated,
+            (Exit::Signal(_), _) => Self::VmmCrashed,
+            (Exit::Unknown, _) => Self::NotObserved,
+        }
     }
-    match (exit, hypervisor) {
-        (Exit::Code(0), Hypervisor::Qemu | Hypervisor::None) => {
-            "the guest powered off or rebooted".to_owned()
-        }
-        (Exit::Code(0), Hypervisor::Firecracker) => {
-            "the guest rebooted (a Firecracker guest powers off this way)".to_owned()
-        }
-        (Exit::Code(0), Hypervisor::CloudHypervisor) => "the guest powered off".to_owned(),
-        (Exit::Code(1), Hypervisor::Qemu) => {
-            "the guest's kernel panicked, or the VMM failed".to_owned()
-        }
-        (Exit::Code(_), _) => "the VMM failed".to_owned(),
-        (Exit::Signal(libc::SIGKILL), _) => "possibly the OOM killer".to_owned(),
-        (Exit::Signal(libc::SIGTERM | libc::SIGINT | libc::SIGHUP), _) => {
-            "another program terminated it".to_owned()
-        }
-        (Exit::Signal(_), _) => "the VMM crashed".to_owned(),
-        (Exit::Unknown, _) => "sliced was not running at that time".to_owned(),
+}
+
+impl fmt::Display for ExitCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stopped => "it was stopped",
+            Self::PoweredOff => "the guest powered off",
+            Self::Rebooted => "the guest rebooted (a Firecracker guest powers off this way)",
+            Self::PoweredOffOrRebooted => "the guest powered off or rebooted",
+            Self::PanickedOrVmmFailed => "the guest's kernel panicked, or the VMM failed",
+            Self::VmmFailed => "the VMM failed",
+            Self::Killed => "possibly the OOM killer",
+            Self::Terminated => "another program terminated it",
+            Self::VmmCrashed => "the VMM crashed",
+            Self::NotObserved => "sliced was not running at that time",
+            Self::Text(text) => text,
+        })
     }
 }
 
@@ -230,7 +271,7 @@ mod tests {
             process: identity(1),
             exit,
             at: Timestamp::UNIX_EPOCH,
-            why: why(Hypervisor::Qemu, exit, false),
+            cause: ExitCause::of(Hypervisor::Qemu, exit, false),
             console: Vec::new(),
             handled: false,
         }
@@ -348,7 +389,7 @@ mod tests {
     #[test]
     fn the_message_of_a_requested_stop_has_no_unknown_status() {
         let stopped = |exit| ProcessExit {
-            why: why(Hypervisor::Qemu, exit, true),
+            cause: ExitCause::of(Hypervisor::Qemu, exit, true),
             ..end(exit)
         };
         assert_eq!(stopped(Exit::Unknown).message(), "it was stopped");
@@ -373,6 +414,27 @@ mod tests {
             rebooted.evaluate_exit(Power::Running, Restart::Never),
             PowerDecision::Run
         );
+    }
+
+    #[test]
+    fn a_cause_is_stored_by_name_and_the_text_of_an_earlier_version_is_kept() {
+        for (stored, cause) in [
+            ("Stopped", ExitCause::Stopped),
+            ("it was stopped", ExitCause::Stopped),
+            ("Killed", ExitCause::Killed),
+            (
+                "somebody killed it",
+                ExitCause::Text("somebody killed it".into()),
+            ),
+        ] {
+            let decoded: ExitCause = serde_json::from_value(stored.into()).unwrap();
+            assert_eq!(decoded, cause, "{stored}");
+            let encoded = serde_json::to_value(&decoded).unwrap();
+            let again: ExitCause = serde_json::from_value(encoded).unwrap();
+            assert_eq!(again, cause, "{stored}");
+        }
+        let stopped = ExitCause::of(Hypervisor::Qemu, Exit::Code(0), true);
+        assert_eq!(serde_json::to_value(stopped).unwrap(), "Stopped");
     }
 
     #[test]
