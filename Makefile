@@ -14,7 +14,7 @@ help:
 	@echo 'make build      release binaries in $(TARGET)/release'
 	@echo 'make test       all tests; as root, also installs their dependencies'
 	@echo 'make soak       long fuzzing, prints its seeds: 2,000 corrupted databases, 100 concurrent applies'
-	@echo 'make lint       format, clippy, and cargo deny if it is installed'
+	@echo 'make lint       format, clippy, links of the documentation, and cargo deny if it is installed'
 	@echo 'make demo       six guests in a private lab, one PASS or FAIL line per check; KEEP=1 keeps the lab'
 	@echo 'make bench      ratios to shell scripts, to the minimal kernel cost and to the CNI plugins alone'
 	@echo 'make install    binaries, unit, completions, examples; PREFIX=$(PREFIX) DESTDIR='
@@ -33,6 +33,7 @@ soak:
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' $(CARGO) doc --quiet --locked --no-deps --document-private-items --lib
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check; \
 	else echo 'lint: cargo-deny is not installed: skipped licences and advisories'; fi
 

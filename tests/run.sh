@@ -35,4 +35,6 @@ if [ -z "${SLICE_TESTS_INSIDE:-}" ]; then
 fi
 cargo fmt --all --check
 cargo clippy --locked --workspace --all-targets -- -D warnings
+# A comment that links to what does not exist, or not any more, is an error.
+RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --quiet --locked --no-deps --document-private-items --lib
 cargo test --locked

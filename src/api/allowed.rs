@@ -85,7 +85,7 @@ impl AllowedDirectories {
         longest.map(PathBuf::as_path)
     }
 
-    /// As [`Allowed::directory_of`], with an error message.
+    /// As [`Self::directory_of`], with an error message.
     ///
     /// # Errors
     /// `found …, expected …`.

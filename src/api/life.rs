@@ -94,7 +94,7 @@ impl fmt::Display for GracePeriod {
     }
 }
 
-/// The error for a text that is not a valid [`Grace`]; its message is the expected format.
+/// The error for a text that is not a valid [`GracePeriod`]; its message is the expected format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a time from 0s to 10m, such as 5s")]
 pub struct InvalidGracePeriod;

@@ -35,12 +35,12 @@ pub enum InvalidLinkName {
         "it must start with a letter or a digit and contain only letters, digits, `_`, `.` and `-`"
     )]
     Characters,
-    /// The name starts with one of [`READDRESSED`].
+    /// The name starts with one of [`NETWORKD_PREFIXES`].
     #[error(
         "systemd-networkd assigns addresses to links with names that start with ve-, vb-, vt-, vz- or ns-"
     )]
     ManagedByNetworkd,
-    /// The name is one of [`KEPT`].
+    /// The name is one of [`RESERVED`].
     #[error("the kernel reserves this name")]
     Kept,
     /// The name has the format of the links of isolated VMs: `sl` and 13 characters of base 32.

@@ -35,7 +35,7 @@ pub struct VmOverrides {
     /// Tags of the VM, for selectors.
     #[serde(default, skip_serializing_if = "Tags::is_empty")]
     pub tags: Tags,
-    /// What the VM requests from the plugins of its CNI network: [`CniOptions::of_one`].
+    /// What the VM requests from the plugins of its CNI network: [`CniOptions::with_overrides`].
     #[serde(default, skip_serializing_if = "CniOptions::is_default")]
     pub cni: CniOptions,
 }
@@ -65,25 +65,25 @@ pub struct NewVm {
     /// The name; `None` for a generated one, `<group>-<five characters>`.
     #[serde(default)]
     pub name: Option<Name>,
-    /// See [`Ask::vcpu`].
+    /// See [`VmOverrides::vcpu`].
     #[serde(default)]
     pub vcpu: Option<u32>,
-    /// See [`Ask::ram_bytes`].
+    /// See [`VmOverrides::ram_bytes`].
     #[serde(default)]
     pub ram_bytes: Option<u64>,
-    /// See [`Ask::allow`].
+    /// See [`VmOverrides::allow`].
     #[serde(default)]
     pub allow: Option<Vec<Entry>>,
-    /// See [`Ask::drop`].
+    /// See [`VmOverrides::drop`].
     #[serde(default)]
     pub drop: Option<Vec<Entry>>,
-    /// See [`Ask::persistent`].
+    /// See [`VmOverrides::persistent`].
     #[serde(default)]
     pub persistent: bool,
-    /// See [`Ask::tags`].
+    /// See [`VmOverrides::tags`].
     #[serde(default)]
     pub tags: Tags,
-    /// See [`Ask::cni`].
+    /// See [`VmOverrides::cni`].
     #[serde(default)]
     pub cni: CniOptions,
 }
@@ -145,7 +145,7 @@ impl VmOverrides {
         own.filter(Entry::may_allow_host_access)
     }
 
-    /// The problems of such a VM in a group with this template. Without problems, [`Ask::spec`] is a spec that a manifest can
+    /// The problems of such a VM in a group with this template. Without problems, [`Self::spec`] is a spec that a manifest can
     /// specify.
     pub fn objections(&self, template: &VmSpec) -> Vec<RequestProblem> {
         let mut found = Vec::new();

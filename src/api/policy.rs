@@ -423,7 +423,7 @@ impl Policy {
         metadata && self.allow.iter().all(is_allowed) && default
     }
 
-    /// The `allow` entries for which [`Entry::may_open_the_host`] is true.
+    /// The `allow` entries for which [`Entry::may_allow_host_access`] is true.
     pub fn host_access_entries(&self) -> impl Iterator<Item = Entry> + '_ {
         self.allow
             .iter()

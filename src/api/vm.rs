@@ -83,7 +83,7 @@ pub enum PowerCommand {
     Start,
 }
 
-/// The error for a text that is not a valid [`PowerVerb`].
+/// The error for a text that is not a valid [`PowerCommand`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown power action \"{0}\": expected pause, resume, restart, stop or start")]
 pub struct UnknownPowerAction(String);

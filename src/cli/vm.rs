@@ -131,6 +131,10 @@ pub struct AddArgs {
     /// Keep the disk when the VM is deleted
     #[arg(long)]
     pub persistent: bool,
+    #[allow(
+        rustdoc::broken_intra_doc_links,
+        reason = "the brackets of an optional part, for a terminal"
+    )]
     /// CNI: forward a host port to the VM, [HOST_IP:]HOST_PORT:GUEST_PORT[/PROTOCOL]; may be repeated
     #[arg(long = "port-mapping", value_name = "MAPPING")]
     pub port_mappings: Vec<PortMapping>,

@@ -57,7 +57,7 @@ enum Read {
 struct Schedule {
     /// Time of the next read.
     again: Option<Instant>,
-    /// Whether it is polled every [`PAUSE`].
+    /// Whether it is polled every [`POLL_INTERVAL`].
     polled: bool,
 }
 
@@ -67,7 +67,7 @@ pub struct IntakeLoop {
     dir: PathBuf,
     grace: Duration,
     folder: Mutex<Option<ManifestDir>>,
-    /// A read that has not returned yet. It owns the [`Folder`].
+    /// A read that has not returned yet. It owns the [`ManifestDir`].
     hanging: Mutex<Option<JoinHandle<ReadOutcome>>>,
     findings: Mutex<Findings>,
     schedule: Mutex<Schedule>,
@@ -291,7 +291,7 @@ impl IntakeLoop {
         ManifestDir::new(&self.dir, allowed, self.grace)
     }
 
-    /// Takes the [`Folder`] for a read. `None` if the previous read has not returned.
+    /// Takes the [`ManifestDir`] for a read. `None` if the previous read has not returned.
     async fn folder(&self) -> Option<ManifestDir> {
         let hanging = lock(&self.hanging).take();
         let Some(mut hanging) = hanging else {

@@ -67,7 +67,7 @@ impl Write for Log {
     }
 }
 
-/// Waits up to [`LAST_LINES`] for queued lines, at the end of the process.
+/// Waits up to [`FLUSH_TIMEOUT`] for queued lines, at the end of the process.
 pub(super) fn end() {
     let steps = FLUSH_TIMEOUT.as_millis() / POLL_INTERVAL.as_millis();
     for _ in 0..steps {

@@ -155,7 +155,7 @@ async fn next_event(mut events: Receiver<Event>) -> Option<(Event, Receiver<Even
     }
 }
 
-/// Sends a log from its beginning, or its last `lines`. With [`Span::Follow`], continues after truncation until the client disconnects.
+/// Sends a log from its beginning, or its last `lines`. With [`StreamMode::Follow`], continues after truncation until the client disconnects.
 pub(super) fn log(
     path: PathBuf,
     lines: Option<usize>,

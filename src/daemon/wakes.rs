@@ -14,7 +14,7 @@ use crate::store::Change;
 /// How long `--once` waits for another action before it gives up.
 const ONCE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Waits until everything is Ready. Returns `false` after [`ONCE_PATIENCE`] without an action, which allows keys in backoff a few retries.
+/// Waits until everything is Ready. Returns `false` after [`ONCE_TIMEOUT`] without an action, which allows keys in backoff a few retries.
 pub(super) async fn converged(engine: &Engine, idle: watch::Receiver<bool>) -> bool {
     let (mut steps, mut since) = (0, clock::monotonic());
     loop {

@@ -283,7 +283,7 @@ esac
     fn a_network_that_another_runtime_may_run_gc_on_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let runtime = runtime_in(dir.path());
-        for (version, disabled, is_told) in [
+        for (version, disabled, is_reported) in [
             ("1.0.0", false, false),
             ("1.1.0", false, true),
             ("1.1.0", true, false),
@@ -293,7 +293,7 @@ esac
             );
             std::fs::write(dir.path().join("10-net.conflist"), list).unwrap();
             let check = evaluate_gc(&runtime, &runtime.networks().map_err(|e| error_chain(&e)));
-            assert_eq!(check.is_some(), is_told, "{version} {disabled}");
+            assert_eq!(check.is_some(), is_reported, "{version} {disabled}");
         }
     }
 

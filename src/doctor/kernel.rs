@@ -84,7 +84,7 @@ else
 fi
 "#;
 
-/// Features that are tried: name in [`TRIAL`], check, kernel options.
+/// Features that are tried: name in [`SCRIPT`], check, kernel options.
 const FEATURES: [(&str, &str, &str); 19] = [
     ("veth", "veth links", "CONFIG_VETH"),
     ("tap", "TAP links", "CONFIG_TUN"),

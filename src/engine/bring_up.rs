@@ -135,7 +135,7 @@ impl Engine {
             .await
     }
 
-    /// As [`Self::take_lease`], after claiming the address on the host. In most cases the group has claimed it already, when it chose it.
+    /// As [`Self::acquire_lease`], after claiming the address on the host. In most cases the group has claimed it already, when it chose it.
     async fn acquire_claimed_lease(&self, uid: Uid) -> Result<(Leased, Durable), store::Error> {
         let mut unclaimed = None;
         let mut new_claims = Vec::new();
@@ -328,7 +328,7 @@ impl BringUp<'_> {
         let startup_failure = engine.record_exit(vm).await?;
         match (engine.power_decision(vm), startup_failure) {
             (PowerDecision::Run, None) => {}
-            (PowerDecision::Run, Some(words)) => return self.handle_startup_failure(words).await,
+            (PowerDecision::Run, Some(cause)) => return self.handle_startup_failure(cause).await,
             (decision @ (PowerDecision::Stop(..) | PowerDecision::Restart), _) => {
                 return self.stop_vmm(decision).await;
             }
@@ -342,7 +342,7 @@ impl BringUp<'_> {
         let looked = engine.pending(vm, Stage::Vmm, OBSERVE_FILES, looked);
         let desired = match looked.await? {
             Ok(desired) => desired,
-            Err(unfit) => return self.report_invalid(unfit).await,
+            Err(invalid) => return self.report_invalid(invalid).await,
         };
         let disk_note = self.make_disk(&disks.own).await?;
         let reconciler = &engine.processes.stage;

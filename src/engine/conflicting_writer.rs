@@ -31,7 +31,7 @@ impl ConflictingWriters {
         (times.len() >= THRESHOLD).then_some(times.len())
     }
 
-    /// Returns the number of repairs within the window while the conflict lasts. It is over when nothing was repaired for [`CALM`].
+    /// Returns the number of repairs within the window while the conflict lasts. It is over when nothing was repaired for [`QUIET_PERIOD`].
     pub fn ongoing(&self, uid: Uid, stage: Stage, now: Instant) -> Option<usize> {
         let repairs = self.repairs.lock().unwrap_or_else(PoisonError::into_inner);
         let times = repairs.get(&uid)?.get(&stage)?;

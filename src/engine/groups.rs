@@ -1,5 +1,5 @@
 //! Runs a group: its VMs and leases, why it is blocked, and preflight checks of replacements.
-//! Out of scope: which VMs a group has ([`crate::reconcile::group`]); their bring-up and teardown (`climb`, `descend`).
+//! Out of scope: which VMs a group has ([`crate::reconcile::group`]); their bring-up and teardown (`bring_up`, `tear_down`).
 
 use std::sync::PoisonError;
 

@@ -436,7 +436,7 @@ impl Engine {
 
     /// Records that this VM waits for the host network: its requirements are not met, or it has no address. Call this within the
     /// transaction that found this: then a transaction that stores the host network as converged cannot come between, and
-    /// [`Engine::call_back`] after it enqueues the VM.
+    /// [`Engine::enqueue_waiting`] after it enqueues the VM.
     pub(super) fn wait_for_host_network(&self, uid: Uid) {
         let waiting = self.waiting_for_host_network.lock();
         waiting.unwrap_or_else(PoisonError::into_inner).insert(uid);

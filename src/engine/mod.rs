@@ -178,7 +178,7 @@ const SLOW_RETRY: Duration = Duration::from_secs(30);
 /// A VM with a younger lease counts as being created.
 const NEW_VM_AGE: Duration = Duration::from_secs(3);
 
-/// As [`SLOW`], for the host network, which every VM depends on.
+/// As [`SLOW_RETRY`], for the host network, which every VM depends on.
 const HOST_NETWORK_RETRY: Duration = Duration::from_secs(5);
 
 /// The readiness of a VM, which its group may wait for.

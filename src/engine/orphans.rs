@@ -220,7 +220,7 @@ impl Engine {
     }
 }
 
-/// Whether no object has this label; [`Engine::judge_orphan`] decides what follows.
+/// Whether no object has this label; [`Engine::evaluate_orphan`] decides what follows.
 pub(super) fn is_orphan(world: &World, label: &Label) -> bool {
     match &label.owner {
         Owner::Vm { uid, .. } => world.vm(*uid).is_none(),

@@ -3,7 +3,7 @@
 //!
 //! # Why
 //! The condition of a stage states what was observed last. While a commit hangs, the rules of the new generation have not been read back,
-//! and while drift is being repaired, the stored condition is known to be wrong. So a step that takes longer than [`MOMENT`] makes the
+//! and while drift is being repaired, the stored condition is known to be wrong. So a step that takes longer than [`REPORT_DELAY`] makes the
 //! condition Unknown. Shorter steps are not stored: hundreds of VMs are created in this time.
 
 use std::pin::Pin;

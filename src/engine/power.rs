@@ -1,5 +1,5 @@
 //! The lifecycle of a VM's VMM: stores how it ended, applies the resulting power decision, and stops it.
-//! Out of scope: the power decision ([`crate::reconcile::power`]); starting the VMM (`climb`).
+//! Out of scope: the power decision ([`crate::reconcile::power`]); starting the VMM (`bring_up`).
 
 use std::time::Duration;
 

@@ -56,7 +56,7 @@ impl Engine {
         };
         let desired = match self.process(vm, connection, &disks).await {
             Ok(desired) => desired,
-            Err(unfit) => return runner.set_blocked(unfit),
+            Err(invalid) => return runner.set_blocked(invalid),
         };
         if disks.own.spec.is_some() {
             let net_reconciler = disk::Disks::default();
@@ -68,7 +68,7 @@ impl Engine {
                 return;
             }
         }
-        let _told_by_itself = runner
+        let _reported_by_the_stage = runner
             .run_stage(Stage::Vmm, &self.processes.stage, &desired)
             .await;
     }

@@ -105,7 +105,7 @@ pub fn read_text(path: &Path) -> Result<Option<String>, Error> {
 }
 
 /// At most the last `limit` bytes, as text; `None` if the file does not exist. Another user who may write in the directory cannot make
-/// this read another file or block: see [`open_plain`].
+/// this read another file or block: see [`open_regular`].
 pub fn tail(path: &Path, limit: u64) -> Result<Option<String>, Error> {
     let read_end = || -> io::Result<Vec<u8>> {
         let mut file = open_regular(path)?;
@@ -253,7 +253,7 @@ fn clear_immutable(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes the temporary file that a crash in [`write`] of this file may have left.
+/// Removes the temporary file that a crash in [`write()`] of this file may have left.
 pub fn remove_temp(path: &Path) -> Result<(), Error> {
     remove(&temp_path(path))
 }

@@ -104,7 +104,7 @@ impl ManifestDir {
         &self.dir
     }
 
-    /// Reads the directory (blocking, at most 1 MiB per file) and determines the changes; see [`Intake::again`] for the next read. If
+    /// Reads the directory (blocking, at most 1 MiB per file) and determines the changes; see [`IntakePlan::again`] for the next read. If
     /// listing fails, nothing is changed, and the grace periods of missing groups start again.
     ///
     /// # Errors

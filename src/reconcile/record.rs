@@ -1,5 +1,5 @@
 //! The record in a VM's run directory, from which a daemon that has lost its state adopts the VM.
-//! Out of scope: writing it (the Net stage), restoring it to the store ([`crate::engine::adopt`]).
+//! Out of scope: writing it (the Net stage), restoring it to the store (`engine::adopt`).
 
 use serde::{Deserialize, Serialize};
 

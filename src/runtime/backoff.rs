@@ -8,7 +8,7 @@ pub const MIN_DELAY: Duration = Duration::from_millis(500);
 /// The longest delay.
 pub const MAX_DELAY: Duration = Duration::from_secs(60);
 
-/// The delay after this number of consecutive failures (at least 1): it doubles from [`FIRST`] to [`LONGEST`]. The number of retries is
+/// The delay after this number of consecutive failures (at least 1): it doubles from [`MIN_DELAY`] to [`MAX_DELAY`]. The number of retries is
 /// not limited.
 pub fn delay_after(failures: u32) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);

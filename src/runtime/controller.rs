@@ -6,7 +6,7 @@
 //! limited, too: the processes that they wait for compete for the same CPUs.
 //!
 //! # Why slow runs release their worker
-//! A run that takes longer than [`SLOW`] most likely hangs: in a program, in the kernel, or in a file system without its server. Its
+//! A run that takes longer than [`SLOW_AFTER`] most likely hangs: in a program, in the kernel, or in a file system without its server. Its
 //! deadline ends it, but until then it must not prevent other keys from running. It uses no CPU, so the limit is higher: it bounds the
 //! resources that these runs keep open.
 
@@ -123,13 +123,13 @@ impl ReleasedRuns {
 enum ReleaseReason {
     /// It waits for another process.
     Waiting,
-    /// It takes longer than [`SLOW`].
+    /// It takes longer than [`SLOW_AFTER`].
     Slow,
     /// It waits for an operation that is limited in number elsewhere.
     Unlimited,
 }
 
-/// Waits without occupying a worker. Outside of a run, or if the limit ([`ASIDE`]) is reached, the worker is not released.
+/// Waits without occupying a worker. Outside of a run, or if the limit ([`WAITING_PER_WORKER`]) is reached, the worker is not released.
 pub async fn release_worker<W: Future>(future: W) -> W::Output {
     let released =
         ReleaseGuard::try_release(ReleaseReason::Waiting).or_else(ReleaseGuard::mark_released);

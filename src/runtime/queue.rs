@@ -10,7 +10,7 @@
 //! - The number of retries is not limited.
 //!
 //! # Lanes
-//! Keys in the prompt lane run before keys in the bulk lane, but after [`PROMPT_IN_A_ROW`] prompt runs one bulk key runs if any is due,
+//! Keys in the prompt lane run before keys in the bulk lane, but after [`MAX_CONSECUTIVE_PROMPT_RUNS`] prompt runs one bulk key runs if any is due,
 //! so that neither lane starves. Within a lane, the key that has been due longest runs first. A key that is due in the bulk lane moves to
 //! the prompt lane when it is enqueued there, never the other way.
 
@@ -117,7 +117,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         self.enqueue_in(Lane::Prompt, key);
     }
 
-    /// As [`Queue::nudge`], in the given lane.
+    /// As [`Queue::enqueue`], in the given lane.
     pub fn enqueue_in(&mut self, lane: Lane, key: K) {
         self.enqueue_as(key, Requeue::Enqueued, lane);
     }
@@ -127,7 +127,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         self.enqueue_fresh_in(Lane::Prompt, key);
     }
 
-    /// As [`Queue::renew`], in the given lane.
+    /// As [`Queue::enqueue_fresh`], in the given lane.
     pub fn enqueue_fresh_in(&mut self, lane: Lane, key: K) {
         self.enqueue_as(key, Requeue::EnqueuedFresh, lane);
     }

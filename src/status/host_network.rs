@@ -1,5 +1,5 @@
 //! Conditions of the host that VMs and groups report: rules that are not known to be in place, and obstacles to their packets.
-//! Out of scope: observing the host (`reconcile::ground`).
+//! Out of scope: observing the host (`reconcile::host_network`).
 
 use ipnetwork::Ipv4Network;
 
@@ -50,19 +50,19 @@ pub(super) fn host_warnings(world: &World, vm: &Vm) -> Vec<String> {
 pub(super) fn host_condition(world: &World, vm: &Vm, warnings: &[String]) -> Option<ConditionView> {
     let host_network = world.host_network_status()?;
     let conflict = match world.host_fault(vm) {
-        Some(HostFault::ConflictingWriter(contest)) => Some(contest),
+        Some(HostFault::ConflictingWriter(writer)) => Some(writer),
         Some(HostFault::Unenforced(_)) | None => None,
     };
-    let messages = conflict.map(|contest| &contest.message).into_iter();
+    let messages = conflict.map(|writer| &writer.message).into_iter();
     let messages: Vec<&str> = messages.chain(warnings).map(String::as_str).collect();
     if messages.is_empty() {
         return None;
     }
     let condition = Condition {
         status: Status::False,
-        reason: conflict.map_or(Reason::Conflict, |contest| contest.reason),
+        reason: conflict.map_or(Reason::Conflict, |writer| writer.reason),
         message: messages.join("; "),
-        since: conflict.map_or(host_network.condition.since, |contest| contest.since),
+        since: conflict.map_or(host_network.condition.since, |writer| writer.since),
         observed_generation: vm.meta.generation,
     };
     Some(condition_view(HOST_NETWORK.into(), &condition))

@@ -164,7 +164,7 @@ fn apply_reserve(world: &mut World, reserve: &Reserve, notes: &mut Vec<String>) 
     }
 }
 
-/// As [`put_restrictions`], for a state that is restored from the run directory.
+/// As [`apply_reserve`], for a state that is restored from the run directory.
 fn apply_reserve_to_recovered(
     recovered: &mut RunDirState,
     reserve: &Reserve,

@@ -23,7 +23,7 @@ pub(super) fn only_restricts(before: &HostGroup, after: &HostGroup) -> bool {
     old != new && same == *after && new.network.is_at_most_as_permissive_as(&old.network)
 }
 
-/// As [`closes_only`], for a VM and its copy of the group's settings.
+/// As [`only_restricts`], for a VM and its copy of the group's settings.
 pub(super) fn vm_only_restricts(before: &Vm, after: &Vm) -> bool {
     let same = Vm {
         meta: Meta {

@@ -122,7 +122,7 @@ impl IntegrityRecord {
         })
     }
 
-    /// Writes a position into the slot that does not have the newest one. It is durable only after [`Seal::sync`].
+    /// Writes a position into the slot that does not have the newest one. It is durable only after [`Self::sync`].
     ///
     /// # Errors
     /// The file cannot be written. The newest position is unchanged.

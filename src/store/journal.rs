@@ -27,7 +27,7 @@ pub const JOURNAL: &str = "state.journal";
 
 const FORMAT: u32 = 1;
 
-/// Bytes: the file is rewritten when it is longer than this and [`GROWTH`] times as long as after the last rewrite.
+/// Bytes: the file is rewritten when it is longer than this and [`REWRITE_FACTOR`] times as long as after the last rewrite.
 const MIN_REWRITE_LENGTH: u64 = 4 << 20;
 const REWRITE_FACTOR: u64 = 4;
 

@@ -30,7 +30,7 @@ pub enum Opened {
     Fresh,
     /// A database that an earlier run wrote.
     Existing,
-    /// A damaged database, which was renamed. Each start reports it until [`super::Store::recovered`].
+    /// A damaged database, which was renamed. Each start reports it until [`Txn::end_recovery`](super::Txn::end_recovery).
     SetAside {
         /// Where it is now.
         path: PathBuf,

@@ -1,5 +1,5 @@
 //! The log position of a database: a number that grows with every batch, a digest of the whole content and a hash chain over all batches.
-//! Out of scope: where positions are stored ([`super::seal`], and the database itself).
+//! Out of scope: where positions are stored ([`super::integrity`], and the database itself).
 //!
 //! # Why
 //! sled 0.34 recovers to the last position of its log that it can read and reports nothing, so a damaged database looks like
@@ -25,12 +25,12 @@ pub(super) struct LogPosition {
     pub chain: u128,
 }
 
-/// The database id and the batch number: a [`Mark`] without digests.
+/// The database id and the batch number: a [`LogPosition`] without digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BatchId {
-    /// [`Mark::id`].
+    /// [`LogPosition::id`].
     pub id: [u8; 16],
-    /// [`Mark::seq`].
+    /// [`LogPosition::seq`].
     pub seq: u64,
 }
 

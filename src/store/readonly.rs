@@ -96,7 +96,7 @@ fn full_or_read_only(dir: &Path) -> Option<io::Error> {
     result.err().filter(is_full_or_read_only)
 }
 
-/// Checks whether files of [`ROOM`] bytes can be written in this directory.
+/// Checks whether files of [`MIN_FREE`] bytes can be written in this directory.
 pub(super) fn probe(dir: &Path) -> io::Result<()> {
     let path = dir.join(".room");
     let attempt = || -> io::Result<()> {

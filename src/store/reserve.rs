@@ -1,5 +1,5 @@
 //! The reserve: space for restrictions, so that a change that only restricts is accepted on a full disk, too.
-//! Out of scope: which changes only restrict ([`NetworkSpec::is_no_looser_than`](crate::api::network::NetworkSpec::is_no_looser_than)).
+//! Out of scope: which changes only restrict ([`only_restricts`](super::closing::only_restricts)).
 //!
 //! # Why
 //! A tightened policy must not wait until disk space is freed, and the host is changed only after the intent is on stable storage. So a

@@ -101,7 +101,7 @@ async fn a_vm_whose_stage_status_was_rolled_back_is_reported_though_no_caller_wa
         }
     };
     let store = Store::with_write(World::default(), write, LONG).expect("a store");
-    let uid = store.write(put_vm).await.expect("there is room");
+    let uid = store.write(put_vm).await.expect("there is space");
     full.store(true, Ordering::SeqCst);
     let mut changes = store.watch();
     store
@@ -110,7 +110,7 @@ async fn a_vm_whose_stage_status_was_rolled_back_is_reported_though_no_caller_wa
     // A stage status alone enqueues nothing; only the rollback reports the VM.
     while soon(changes.recv()).await != Ok(Change::Vm(uid)) {}
     assert_eq!(store.read(|world| checkpoint(world, uid)), None);
-    // The disk has room again, and the store goes on.
+    // The disk has free space again, and the store goes on.
     full.store(false, Ordering::SeqCst);
     soon(store.write(|txn| txn.put_group(group("more"))))
         .await

@@ -74,7 +74,7 @@ impl UnknownFields {
         self.0.remove(key)
     }
 
-    /// Undoes [`Unknown::forget`].
+    /// Undoes [`Self::remove`].
     pub fn restore(&mut self, key: String, fields: Fields) {
         self.0.insert(key, fields);
     }

@@ -47,7 +47,7 @@ impl World {
         newly_observed
     }
 
-    /// Undoes [`World::observed`]: the observation could not be written.
+    /// Undoes [`Self::set_observed`]: the observation could not be written.
     pub(super) fn unset_observed(&mut self, uid: Uid, stage: Stage) {
         self.unobserved.stages.entry(uid).or_default().insert(stage);
     }
@@ -64,9 +64,9 @@ impl Store {
     pub fn begin_observation(&self, now: Timestamp) {
         let mut world = lock(&self.shared.world);
         let known_stages = |uid: &Uid| {
-            let pages = world.stage_statuses.get(uid).into_iter().flatten();
-            let decided =
-                pages.filter(|(_, stage_status)| stage_status.condition.status != Status::Unknown);
+            let statuses = world.stage_statuses.get(uid).into_iter().flatten();
+            let decided = statuses
+                .filter(|(_, stage_status)| stage_status.condition.status != Status::Unknown);
             decided
                 .map(|(stage, _)| *stage)
                 .collect::<BTreeSet<Stage>>()

@@ -21,7 +21,7 @@ use super::problem::problem;
 use super::socket::Peer;
 use crate::clock;
 
-/// Interval of checks whether the limit of [`ANSWERS_LIMIT`] permits another response.
+/// Interval of checks whether the limit of [`RESPONSES_LIMIT`] permits another response.
 const RETRY_INTERVAL: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// The peer of a connection, attached to each of its requests.

@@ -203,7 +203,7 @@ impl Client {
         Ok(chunks(self.socket.clone(), response.into_body()))
     }
 
-    /// See [`super::Backend::type_in`].
+    /// See [`super::Backend::write_console`].
     pub async fn write_console(&self, vm: &Name, keys: Bytes) -> Result<()> {
         let path = format!("/v1/console/{vm}");
         let content_type = "application/octet-stream";

@@ -1,5 +1,5 @@
 //! Accepts connections and serves each of them until it ends.
-//! Out of scope: requests ([`super::server`]), permission ([`super::unix_listener`]), limits ([`super::connections`]).
+//! Out of scope: requests ([`super::server`]), permission ([`super::socket`]), limits ([`super::connections`]).
 
 use std::io;
 use std::sync::Arc;

@@ -1,10 +1,10 @@
-//! HTTP and JSON on a Unix socket: the requests ([`backend`]), the listening socket ([`door`]), the server, the client.
+//! HTTP and JSON on a Unix socket: the requests ([`backend`]), the listening socket ([`socket`]), the server, the client.
 //! Out of scope: decisions, storage, messages and tables for users.
 //!
 //! # Endpoints
 //! | request | response |
 //! |---|---|
-//! | `GET /v1/version` | [`Server`](crate::api::view::Server) |
+//! | `GET /v1/version` | [`ServerInfo`](crate::api::view::ServerInfo) |
 //! | `POST /v1/apply?dry_run=false`, body `{"sources":[{"name","text"}]}` | array of [`ApplyResult`](crate::api::view::ApplyResult) |
 //! | `POST /v1/diff`, same body | [`DiffResult`](crate::api::view::DiffResult) |
 //! | `POST /v1/names`, same body | array of the groups' names |
@@ -13,10 +13,10 @@
 //! | `DELETE /v1/objects/{kind}/{name}?force=false` | 204; the object is removed when it has no more finalizers |
 //! | `GET /v1/events?object=vm/x&follow=false` | lines of [`Event`](crate::api::event::Event) |
 //! | `GET /v1/logs/{vm}?follow=false&lines=10` | bytes; without `lines` the whole log |
-//! | `POST /v1/gc?dry_run=false` | array of [`Leftover`](crate::api::view::Leftover) |
+//! | `POST /v1/gc?dry_run=false` | array of [`Orphan`](crate::api::view::Orphan) |
 //! | `GET /v1/doctor` | array of [`Check`](crate::api::view::Check) |
 //! | `GET /v1/explain/{vm}?packet=1.2.3.4:443/tcp` | [`Explanation`](crate::api::view::Explanation) |
-//! | `GET /v1/route/{group}` | [`Reach`](crate::api::view::Reach) |
+//! | `GET /v1/route/{group}` | [`RouteInfo`](crate::api::view::RouteInfo) |
 //!
 //! "Lines" are `application/x-ndjson`: one JSON value per line, each flushed immediately. Errors are 400 (malformed request),
 //! 403 (the peer is not permitted), 404, 409, 413, 422, 500 or 503 (a limit is reached; try again), with a

@@ -1,5 +1,5 @@
 //! The server: maps HTTP requests to [`Backend`] calls, and results to JSON.
-//! Out of scope: permission (see [`super::door`]), the meaning of the results.
+//! Out of scope: permission (see [`super::socket`]), the meaning of the results.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -373,7 +373,7 @@ fn line(item: &impl Serialize) -> Option<Bytes> {
     Some(text.into())
 }
 
-/// An extractor with [`Problem`]s as its rejections.
+/// An extractor with [`crate::api::view::Problem`]s as its rejections.
 struct Extract<T>(T);
 
 macro_rules! asked {

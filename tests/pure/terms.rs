@@ -6,13 +6,29 @@ use std::fs;
 use super::source::{files, relative};
 
 /// Terms that earlier versions used, and what is used instead.
-const RETIRED: [(&str, &str); 6] = [
+const RETIRED: [(&str, &str); 22] = [
     ("rung", "stage"),
     ("footing", "host requirements"),
+    ("firm", "converged"),
     ("hindrance", "blocked reason"),
+    ("unfit", "preflight error"),
     ("stillborn", "failed at startup"),
+    ("birth", "spawn"),
     ("ladder", "pipeline"),
     ("stray", "orphan"),
+    ("strayed", "drifted"),
+    ("house", "layout"),
+    ("door", "listener"),
+    ("hall", "app state"),
+    ("climb", "bring up"),
+    ("descend", "tear down"),
+    ("nudge", "enqueue"),
+    ("shun", "hold off"),
+    ("standing", "readiness"),
+    ("wish", "spec"),
+    ("ought", "should"),
+    ("anew", "again"),
+    ("remark", "note"),
 ];
 
 /// The words of a text: identifiers are taken apart at `_` and at capitals.

@@ -3,7 +3,7 @@
 //!
 //! # Why
 //! `serde_yaml::Value` has no positions, and a second parser for the positions could interpret a text differently. The errors of
-//! `serde_yaml` do have positions. [`Taker`] therefore stores every scalar and returns an error; at this point `serde_yaml` has
+//! `serde_yaml` do have positions. [`NodeVisitor`] therefore stores every scalar and returns an error; at this point `serde_yaml` has
 //! consumed the scalar, and it adds the position to the error. The reader parses the position from the error and continues. Lists and
 //! mappings are deserialized without an error and have the position of their key or of their first item. This depends on the behaviour
 //! of `serde_yaml` 0.9.34, which is its last release; the tests in this file verify it.
@@ -128,7 +128,7 @@ fn check_brackets(text: &str) -> Result<(), ParseError> {
     Ok(())
 }
 
-/// Converts an error and removes the position from its message, because a [`Fault`] contains the position.
+/// Converts an error and removes the position from its message, because a [`ParseError`] contains the position.
 fn fault(error: &serde_yaml::Error) -> ParseError {
     let position = error
         .location()

@@ -101,7 +101,7 @@ pub(super) fn on_demand_requests(group: &HostGroup) -> impl Iterator<Item = Requ
 }
 
 /// The first conflict of `draft` with existing requests, if any. VMs made on demand in the same group are not compared:
-/// [`objections_of_orders`](super::objections_of_orders) does that.
+/// [`on_demand_problems`](super::on_demand_problems) does that.
 pub(super) fn conflict(existing: &[Requested], draft: &Draft, spec: &CniSpec) -> Option<Problem> {
     let message = requests(&spec.network_name, &spec.cni).find_map(|request| {
         let others = existing.iter().filter(|other| *other.group != draft.name);

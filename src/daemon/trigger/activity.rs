@@ -83,7 +83,7 @@ impl Activity {
         Some(longest)
     }
 
-    /// Whether every object that the events are about is at rest: not changed by us within [`REST`].
+    /// Whether every object that the events are about is at rest: not changed by us within [`REST_TIME`].
     pub(super) fn is_at_rest(&self, pending: &Pending) -> bool {
         let now = clock::monotonic();
         let is_at_rest = |at: Option<&Instant>| {

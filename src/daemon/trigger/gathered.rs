@@ -104,7 +104,7 @@ impl Pending {
             .chain(all)
     }
 
-    /// Adds a network. Above [`MOST_ROUTES`], networks are merged into /8s: a routing daemon may add thousands.
+    /// Adds a network. Above [`MAX_ROUTES`], networks are merged into /8s: a routing daemon may add thousands.
     pub(super) fn route(&mut self, dst: Ipv4Network) {
         if self.routed.len() < MAX_ROUTES {
             self.routed.insert(dst);

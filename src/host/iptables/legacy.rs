@@ -17,7 +17,7 @@ use crate::host::rule::{Chain, Match, Policy, Rule, Ruleset, Table, TableName, T
 
 const GET_INFO: libc::c_int = 64;
 const GET_ENTRIES: libc::c_int = 65;
-/// `struct ipt_getinfo`: name, valid_hooks, hook_entry[5], underflow[5], num_entries, size.
+/// `struct ipt_getinfo`: `name, valid_hooks, hook_entry[5], underflow[5], num_entries, size`.
 const INFO: usize = 32 + 4 * (1 + 5 + 5 + 1 + 1);
 /// `struct ipt_get_entries` before its entries, which are aligned to 8.
 const ENTRIES: usize = 40;
@@ -270,7 +270,7 @@ impl Entry<'_> {
         sketch.foreign()
     }
 
-    /// `struct ipt_ip`: src, dst, smsk, dmsk, iniface[16], outiface[16], their masks, u16 proto, u8 flags, u8 invflags.
+    /// `struct ipt_ip`: `src, dst, smsk, dmsk, iniface[16], outiface[16]`, their masks, `u16 proto, u8 flags, u8 invflags`.
     fn header(&self, when: &mut Match) -> Decoded {
         const VIA_IN: u8 = 1;
         const VIA_OUT: u8 = 2;

@@ -178,7 +178,7 @@ pub fn restore_tables(backend: &Backend, ruleset: &Ruleset, lock: Lock) -> Resul
     restore(backend, &input, lock)
 }
 
-/// Commits `input` in the calling thread's network namespace. Blocks for one child process, at most for [`Backend::deadline`].
+/// Commits `input` in the calling thread's network namespace. Blocks for one child process, at most for [`Backend::timeout`].
 ///
 /// Errors contain the output of the tool and the input line that it refers to; [`Kind::Busy`]: the lock was not available within 5 s.
 pub fn restore(backend: &Backend, input: &Input, lock: Lock) -> Result<(), Error> {

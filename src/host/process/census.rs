@@ -2,7 +2,7 @@
 //! Out of scope: the owner of a process. A process can forge what is read here; what it cannot forge is in [`super::Origin`].
 //!
 //! # Environment labels
-//! A label is an environment variable that [`super::spawn`] sets. A jailer clears the environment: a jailed process has the same variables
+//! A label is an environment variable that [`super::spawn()`] sets. A jailer clears the environment: a jailed process has the same variables
 //! in the source of its root file system (`super::jail`), one per line. They are read there if the environment is empty.
 
 use std::fs::{self, File};
@@ -13,7 +13,7 @@ use std::path::Path;
 use super::Identity;
 use crate::host::{Error, Kind};
 
-/// Set in the environment of every process that [`super::spawn`] starts: the inode number of the daemon's mount namespace. A confined
+/// Set in the environment of every process that [`super::spawn()`] starts: the inode number of the daemon's mount namespace. A confined
 /// process has a mount namespace of its own.
 pub(super) const MOUNTS_VAR: &str = "SLICE_MOUNTS";
 

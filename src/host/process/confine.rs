@@ -1,5 +1,5 @@
 //! Confines a process: a user of its own, no capabilities, a minimal file system.
-//! Out of scope: starting the process ([`super::spawn`]); which user and which files it gets.
+//! Out of scope: starting the process ([`super::spawn()`]); which user and which files it gets.
 //!
 //! # How
 //! Everything that allocates memory is prepared before the fork, as a list of steps with their paths; the child executes them with system

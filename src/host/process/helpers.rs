@@ -1,5 +1,5 @@
 //! Short-lived helper programs: starts them and kills each with all of its descendants.
-//! Out of scope: reading their output ([`super::run`]); processes that outlive the daemon.
+//! Out of scope: reading their output ([`mod@super::run`]); processes that outlive the daemon.
 //!
 //! # Why an environment variable
 //! Each program leads a process group of its own, and the group is killed. A descendant may have left the group (setsid(2)) and can only be

@@ -121,7 +121,7 @@ pub(super) fn header(boot: &str) -> String {
     format!("{boot}\n")
 }
 
-/// Reads the record that [`super::spawn`] or [`write_record`] wrote to `path`.
+/// Reads the record that [`super::spawn()`] or [`write_record`] wrote to `path`.
 ///
 /// Returns [`Kind::Busy`] during a start: the parent locks the record, the child inherits the lock and releases it with its exec. So
 /// even if the parent is killed during the start, there is no time at which its child cannot be found.

@@ -24,7 +24,7 @@ use crate::host::Error;
 
 /// Files per message: about half of the kernel's limit (SCM_MAX_FD, 253).
 const FILES_A_MESSAGE: usize = 120;
-/// Maximum number of bytes that [`Words::read`] returns.
+/// Maximum number of bytes that [`StderrReader::read`] returns.
 const MAX_STDERR: usize = 16 << 10;
 
 /// Files for a process that has not been started yet. The daemon keeps them open, too, while this value exists.

@@ -208,8 +208,8 @@ impl Process {
         }
     }
 
-    /// Waits until the process has ended. Does not reap it: the next [`look`] still returns its exit status.
-    /// One waiter at a time: a second one opens the process itself with [`look`].
+    /// Waits until the process has ended. Does not reap it: the next [`open`] still returns its exit status.
+    /// One waiter at a time: a second one opens the process itself with [`open`].
     pub async fn ended(&self) -> Result<(), Error> {
         let wait = async || -> io::Result<()> {
             // SAFETY: the borrowed descriptor stays open as long as `self` exists.

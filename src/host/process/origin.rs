@@ -8,7 +8,7 @@
 //! - its user: changing it requires CAP_SETUID (setuid(2));
 //! - its control group: moving a process requires write access to the destination group and to a common ancestor (cgroup-v2.rst,
 //!   "Delegation Containment");
-//! - the source of its root file system (`/proc/<pid>/mountinfo`), which [`super::spawn`] sets to the labels of the process. Mounting
+//! - the source of its root file system (`/proc/<pid>/mountinfo`), which [`super::spawn()`] sets to the labels of the process. Mounting
 //!   requires CAP_SYS_ADMIN in the user namespace that owns the mount namespace (mount_namespaces(7)). So the source is accepted only in
 //!   the daemon's user namespace: any user can be root in a new one.
 
@@ -39,15 +39,15 @@ pub struct Origin {
 /// The origin of the root file system of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Root {
-    /// Created by [`super::spawn`] on this host, with these labels.
+    /// Created by [`super::spawn()`] on this host, with these labels.
     Labelled(Vec<(String, String)>),
-    /// Created by an earlier version of [`super::spawn`], without labels, or on another host that shares the PID namespace.
+    /// Created by an earlier version of [`super::spawn()`], without labels, or on another host that shares the PID namespace.
     Unlabelled,
     /// Not created by `spawn`.
     Foreign,
 }
 
-/// The source of a root file system that an earlier version of [`super::spawn`] created.
+/// The source of a root file system that an earlier version of [`super::spawn()`] created.
 const UNLABELLED: &[u8] = b"slice";
 
 impl Root {
@@ -69,7 +69,7 @@ impl Root {
     }
 }
 
-/// Returns all live processes that [`super::spawn`] has confined, and all others of users for which `wanted` holds. One pass over `/proc`.
+/// Returns all live processes that [`super::spawn()`] has confined, and all others of users for which `wanted` holds. One pass over `/proc`.
 pub fn origins(user_filter: impl Fn(u32) -> bool) -> Result<Vec<Origin>, Error> {
     let mounts = our_mounts()?;
     let wrap = |error| Error::io("list the processes in", "/proc", error);

@@ -129,8 +129,8 @@ impl Running {
             return Ok(());
         };
         helper.kill_group();
-        let closed =
-            !streams.iter().any(Stream::is_open) || hear_out(streams, Instant::now() + CLOSING)?;
+        let closed = !streams.iter().any(Stream::is_open)
+            || drain_streams(streams, Instant::now() + CLOSING)?;
         if !in_time || !closed {
             helper.kill_escaped();
         }
@@ -234,7 +234,7 @@ fn read_streams(pidfd: &OwnedFd, streams: &mut [Stream; 2], until: Instant) -> i
 }
 
 /// Reads until all pipes are closed (true) or the deadline has passed.
-fn hear_out(streams: &mut [Stream; 2], until: Instant) -> io::Result<bool> {
+fn drain_streams(streams: &mut [Stream; 2], until: Instant) -> io::Result<bool> {
     loop {
         streams.iter_mut().for_each(Stream::read);
         let open = streams.iter().filter_map(|stream| stream.pipe.as_ref());

@@ -19,7 +19,7 @@
 //! The bridge isolates isolated ports from each other, but not from the host, which routes: a guest could send a frame with its neighbour's
 //! IP address to the host, and the host would forward it. The host receives frames to the bridge's MAC and to that of the TAP itself
 //! (`eth_type_trans` has set `PACKET_HOST` before the bridge handles the frame; for another port's MAC it has set `PACKET_OTHERHOST`, which
-//! no protocol accepts). So [`Apart`] lets only these frames pass to these two MACs:
+//! no protocol accepts). So [`PortIsolation`] lets only these frames pass to these two MACs:
 //! - ARP;
 //! - IPv4 for the host's own addresses on the bridge and for what is beyond the bridge's subnet, without options (a source route is one);
 //! - IPv6 for the host's own addresses on the bridge, without extension headers: the host routes no IPv6 of such a guest.
@@ -298,7 +298,7 @@ fn ipv6_to_the_host(isolation: &PortIsolation) -> Vec<Line<Label>> {
     lines
 }
 
-/// Jumps to [`Label::Judge`] if the destination is that address, otherwise to `past`, after these lines. The last word is compared first,
+/// Jumps to [`Label::Check`] if the destination is that address, otherwise to `past`, after these lines. The last word is compared first,
 /// because it differs the most.
 fn match_ipv6_destination(host: Ipv6Addr, past: Label) -> Vec<Line<Label>> {
     let bits = host.to_bits();

@@ -1,5 +1,5 @@
 //! Adds VMs on demand to a group, and removes them, each in one transaction.
-//! Out of scope: changing and replacing them together with their group ([`super::plan`]); the host.
+//! Out of scope: changing and replacing them together with their group ([`mod@super::plan`]); the host.
 //!
 //! # Why
 //! The desired state is an entry of the group, not the VM: the entry is stored before the request is acknowledged, so that it survives a

@@ -52,7 +52,7 @@ pub(super) fn clear_run_dir(desired: &Desired) -> Result<(), Error> {
     }
 }
 
-/// Like [`clear_home`], but keeps the logs.
+/// Like [`clear_run_dir`], but keeps the logs.
 pub(super) fn clear_except_logs(desired: &Desired) -> Result<(), Error> {
     match owner(&desired.dir)? {
         None | Some(0) => Ok(()),

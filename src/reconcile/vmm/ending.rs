@@ -106,7 +106,7 @@ pub(super) fn record_stop(
     }
 }
 
-/// Like [`note`] without a power-down request, unless a stop of this process is recorded already.
+/// Like [`record_stop`] without a power-down request, unless a stop of this process is recorded already.
 pub(super) fn record_stop_once(desired: &Desired, process: &Identity) -> Result<(), Error> {
     match read(desired)?.is_some_and(|known| known.process == *process) {
         true => Ok(()),

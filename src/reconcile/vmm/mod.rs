@@ -31,7 +31,7 @@
 //! | `vsock.sock` | the host's side of the guest's vsock (Firecracker, Cloud Hypervisor) |
 //! | `agent.sock` | the host's side of the guest's virtio-serial port `org.slicectl.agent.0` (QEMU) |
 //!
-//! For a VMM with a user of its own the directory is a small file system in memory that holds at most [`HOME_BYTES`]; everything in it
+//! For a VMM with a user of its own the directory is a small file system in memory that holds at most [`RUN_DIR_BYTES`]; everything in it
 //! belongs to the VMM and is removed with it. Otherwise files with other names are foreign and are not removed.
 
 mod act;
@@ -330,7 +330,7 @@ pub enum RunDir {
     Absent,
     /// It exists.
     Present {
-        /// Names in [`OURS`], sorted; and a placeholder for all other files that a VMM with a user of its own has created.
+        /// Names in [`MANAGED_FILES`], sorted; and a placeholder for all other files that a VMM with a user of its own has created.
         ours: Vec<String>,
         /// Other names.
         others: Vec<String>,
@@ -385,7 +385,7 @@ pub enum Action {
     Record(Owned<Identity>),
     /// Requests the guest to power down.
     AskToPowerDown(Owned<Identity>),
-    /// Waits until the process has ended or the time is over. Not executed as an action, see [`Reconcile::waits`].
+    /// Waits until the process has ended or the time is over. Not executed as an action, see [`Reconcile::waits_for`].
     PoweredDown {
         /// The process that is waited for.
         process: Owned<Identity>,

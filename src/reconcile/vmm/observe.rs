@@ -229,7 +229,7 @@ fn observe_dir(desired: &Desired) -> Result<RunDir, Error> {
     })
 }
 
-/// Whether it is a name in [`OURS`], or a draft of such a file that a crash has left.
+/// Whether it is a name in [`MANAGED_FILES`], or a draft of such a file that a crash has left.
 fn is_managed(name: &str) -> bool {
     let draft = name
         .strip_prefix('.')

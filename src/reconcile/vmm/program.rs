@@ -249,7 +249,7 @@ async fn query_version(path: &Path, file: &Named) -> Result<Version, String> {
         input: None,
         kvm: false,
     };
-    let has_line = |said: &str| said.contains('\n');
+    let has_line = |line: &str| line.contains('\n');
     let outcome = process::query(&query, VERSION_DEADLINE, has_line).await;
     let output = outcome
         .map_err(|error| format!("{error}: {}", error.source))?

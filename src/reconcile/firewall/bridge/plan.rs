@@ -22,7 +22,7 @@ pub struct Desired {
     /// Which frames may pass. `None`: forwarding is turned off, and nothing else is changed.
     #[serde(default)]
     pub allowed: Option<AllowedFrames>,
-    /// The digest of the filter that was last verified ([`Pass::digest`]), if any.
+    /// The digest of the filter that was last verified ([`AllowedFrames::digest`]), if any.
     #[serde(default)]
     pub last_verified: Option<String>,
 }
@@ -35,7 +35,7 @@ pub enum AllowedFrames {
     Any,
     /// Those that [`antispoof::program`] passes.
     Only(Filter),
-    /// All except those that reach a neighbour through the host ([`antispoof::program_apart`]).
+    /// All except those that reach a neighbour through the host ([`antispoof::program_isolated_port`]).
     Apart(PortIsolation),
     /// All except those that configure others, on an unmanaged bridge ([`antispoof::program_unmanaged`]); the port may be isolated, too.
     Unmanaged(Option<PortIsolation>),

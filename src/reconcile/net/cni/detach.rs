@@ -52,7 +52,7 @@ pub(super) async fn detach(
 /// Runs DEL, removes what it leaves behind, and removes the cache's record.
 ///
 /// # Why
-/// When a plugin fails, DEL of the chain is run again at once, as the callers of libcni do ([`crate::cni::Error::may_be_done_now`]). If the
+/// When a plugin fails, DEL of the chain is run again at once, as the callers of libcni do ([`crate::cni::Error::should_retry_now`]). If the
 /// interface is gone, a temporary link of the same name replaces it for the second DEL, because `sbr` up to 1.5 fails without one. The
 /// link has no addresses: other plugins would look for the rules of these addresses, and fail if the rules are gone, too.
 pub(super) async fn release(runtime: &Runtime, del_input: &DelInput) -> Result<(), Error> {

@@ -139,8 +139,8 @@ pub(super) fn disagreement(
     tap.map(|tap| format!("the result lists {tap}, which does not exist"))
 }
 
-/// Returns how the guest is connected; `None` if the result is [`unfit`]. `made` contains the routes that the plugins created, which
-/// the result need not list; it is `None` if they are not known.
+/// Returns how the guest is connected; `None` if [`invalid_reason`] has one for the result. `created_routes` contains the routes that the
+/// plugins created, which the result need not list; it is `None` if they are not known.
 pub(super) fn connection(
     result: &CniResult,
     attachment: &Attachment,

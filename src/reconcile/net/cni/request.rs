@@ -40,8 +40,8 @@ const ALIASES: Capability = Capability {
 /// Returns the attachment for ADD, which CHECK and DEL use as well. `taken`: another container has the address that the guest had.
 ///
 /// # Errors
-/// [`Error::Unmet`] if no plugin of the network declares a requested capability. A VM without its bandwidth limit or its port mappings
-/// would not match its spec.
+/// [`Error::UnsupportedRequest`] if no plugin of the network declares a requested capability. A VM without its bandwidth limit or its port
+/// mappings would not match its spec.
 pub(super) fn attachment(
     desired: &Desired,
     network: &Network,

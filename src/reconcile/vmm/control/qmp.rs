@@ -55,8 +55,8 @@ pub(super) async fn metrics(stream: UnixStream) -> io::Result<Counters> {
     }
     for target in ["vm", "vcpu"] {
         let arguments = json!({ "target": target });
-        let told = monitor.execute_with("query-stats", Some(arguments)).await?;
-        for (place, provided) in list(&told).iter().enumerate() {
+        let response = monitor.execute_with("query-stats", Some(arguments)).await?;
+        for (place, provided) in list(&response).iter().enumerate() {
             let source = match target {
                 "vcpu" => format!("vcpu{place}"),
                 _ => "vm".to_owned(),
