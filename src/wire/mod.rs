@@ -11,8 +11,13 @@
 //! | `GET /v1/objects/{kind}[/{name}]` | [`List`](crate::api::view::List) |
 //! | `GET /v1/objects/{kind}[/{name}]?follow=true` | lines of [`Change`](crate::api::view::Change) |
 //! | `DELETE /v1/objects/{kind}/{name}?force=false` | 204; the object is removed when it has no more finalizers |
+//! | `POST /v1/groups/{group}/vms`, body [`NewVm`](crate::api::on_demand::NewVm) | [`NewVmResult`](crate::api::view::NewVmResult) |
+//! | `DELETE /v1/vms/{vm}` | 204; for VMs on demand, a VM of a group's `count` is refused |
+//! | `POST /v1/vms/{vm}/{verb}`, a [`PowerCommand`](crate::api::vm::PowerCommand) | [`Applied`](crate::api::view::Applied) |
+//! | `GET /v1/metrics/{vm}` | [`Metrics`](crate::api::metrics::Metrics) of the VMM |
 //! | `GET /v1/events?object=vm/x&follow=false` | lines of [`Event`](crate::api::event::Event) |
 //! | `GET /v1/logs/{vm}?follow=false&lines=10` | bytes; without `lines` the whole log |
+//! | `POST /v1/console/{vm}`, body: bytes for the serial port | 204; an empty body checks whether that is possible |
 //! | `POST /v1/gc?dry_run=false` | array of [`Orphan`](crate::api::view::Orphan) |
 //! | `GET /v1/doctor` | array of [`Check`](crate::api::view::Check) |
 //! | `GET /v1/explain/{vm}?packet=1.2.3.4:443/tcp` | [`Explanation`](crate::api::view::Explanation) |
