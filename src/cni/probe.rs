@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
 use serde::Deserialize;
 
 use super::invoke::{Call, Command, invalid_output};
@@ -29,7 +29,7 @@ impl Runtime {
         let modified = fs::metadata(&program).and_then(|metadata| metadata.modified());
         let changed =
             modified.map_err(|error| Error::io("read the attributes of", &program, error))?;
-        if let Some((cached, versions)) = self.version_cache.lock().get(&program)
+        if let Some((cached, versions)) = self.version_cache.0.lock().get(&program)
             && *cached == changed
         {
             return Ok(versions.clone());
@@ -52,7 +52,7 @@ impl Runtime {
             .map_err(|error| invalid_output(plugin, command, &error.to_string(), &output))?
             .supported;
         let entry = (changed, versions.clone());
-        self.version_cache.lock().insert(program, entry);
+        self.version_cache.0.lock().insert(program, entry);
         Ok(versions)
     }
 
@@ -82,8 +82,4 @@ impl Runtime {
     }
 }
 
-impl VersionCache {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, (SystemTime, Vec<String>)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+impl VersionCache {}

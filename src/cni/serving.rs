@@ -2,8 +2,9 @@
 //! Out of scope: what the caller does if the network cannot.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{Error, LIMITED, Network, Runtime};
 use crate::clock;
@@ -70,9 +71,6 @@ impl Runtime {
     }
 
     fn last_status(&self) -> MutexGuard<'_, HashMap<String, LastStatus>> {
-        self.status_cache
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.status_cache.0.lock()
     }
 }

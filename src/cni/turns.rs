@@ -4,8 +4,10 @@
 //! The spec defines the rule (section 3, Lifecycle & Ordering), except for the limit of repairs.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::clock;
 use tokio::sync::{
@@ -85,10 +87,7 @@ impl Locks {
     }
 
     fn lock_of(&self, id: &str) -> Arc<sync::Mutex<()>> {
-        let mut containers = self
-            .containers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut containers = self.containers.lock();
         // One lock is kept per operation in progress.
         containers.retain(|_, lock| lock.strong_count() > 0);
         if let Some(lock) = containers.get(id).and_then(Weak::upgrade) {

@@ -8,9 +8,10 @@
 //! changes, or that cannot be watched, is compared by `stat` every two seconds.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
@@ -40,10 +41,6 @@ const MOUNT_DEBOUNCE: Duration = Duration::from_millis(100);
 
 /// The directory with the result of a read. `Ok(None)`: the directory is unchanged.
 type ReadOutcome = (ManifestDir, Result<Option<IntakePlan>, intake::Error>);
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Whether an unchanged directory is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -95,7 +92,7 @@ impl IntakeLoop {
         let Origin::File(path) = &group.origin else {
             return Vec::new();
         };
-        let findings = lock(&self.findings);
+        let findings = self.findings.lock();
         let of_file = findings.problems.get(path).into_iter().flatten();
         let of_group = findings.kept.get(&group.meta.name);
         let of_folder = findings.unreadable.iter();
@@ -104,13 +101,13 @@ impl IntakeLoop {
 
     /// Whether a group cannot be removed by editing its file, because the file is missing or unreadable.
     pub fn has_no_file(&self, group: &HostGroup) -> bool {
-        let findings = lock(&self.findings);
+        let findings = self.findings.lock();
         findings.kept.contains_key(&group.meta.name) || findings.unreadable.is_some()
     }
 
     /// Whether no file has problems.
     pub fn has_no_problems(&self) -> bool {
-        lock(&self.findings).problems.is_empty()
+        self.findings.lock().problems.is_empty()
     }
 
     /// Reads until no further read is scheduled.
@@ -118,7 +115,7 @@ impl IntakeLoop {
         let end = clock::monotonic() + 2 * self.grace + POLL_INTERVAL;
         self.read(Read::Always).await;
         loop {
-            let next_read = lock(&self.schedule).again;
+            let next_read = self.schedule.lock().again;
             let Some(again) = next_read.filter(|again| *again <= end) else {
                 return;
             };
@@ -165,7 +162,7 @@ impl IntakeLoop {
     ) {
         loop {
             let (next_read, polled) = {
-                let schedule = lock(&self.schedule);
+                let schedule = self.schedule.lock();
                 (schedule.again, schedule.polled || watch.is_none())
             };
             let next_poll = polled.then(|| clock::monotonic() + POLL_INTERVAL);
@@ -208,7 +205,7 @@ impl IntakeLoop {
 
     /// Whether a read has not returned from the kernel. Every further access to the directory could block another thread.
     fn is_hanging(&self) -> bool {
-        lock(&self.hanging).is_some()
+        self.hanging.lock().is_some()
     }
 
     /// Whether the path resolves to another directory than `at`.
@@ -239,7 +236,7 @@ impl IntakeLoop {
         };
         let Some(mut folder) = self.folder().await else {
             self.report_unreadable("reading a file in it does not return".to_owned());
-            *lock(&self.schedule) = schedule;
+            *self.schedule.lock() = schedule;
             return;
         };
         let mut reading = tokio::task::spawn_blocking(move || {
@@ -252,22 +249,22 @@ impl IntakeLoop {
         });
         let intake = match tokio::time::timeout(READ_DEADLINE, &mut reading).await {
             Ok(Ok((folder, intake))) => {
-                *lock(&self.folder) = Some(folder);
+                *self.folder.lock() = Some(folder);
                 intake
             }
             Ok(Err(_)) => {
-                *lock(&self.folder) = Some(self.new_folder());
+                *self.folder.lock() = Some(self.new_folder());
                 return;
             }
             Err(_) => {
-                *lock(&self.hanging) = Some(reading);
-                *lock(&self.schedule) = schedule;
+                *self.hanging.lock() = Some(reading);
+                *self.schedule.lock() = schedule;
                 return;
             }
         };
         match intake {
             Ok(Some(intake)) => {
-                *lock(&self.schedule) = Schedule {
+                *self.schedule.lock() = Schedule {
                     again: intake.again,
                     polled: intake.is_silent,
                 };
@@ -278,7 +275,7 @@ impl IntakeLoop {
                 let message = format!("{error}: {}", error.source);
                 self.report_unreadable(message);
                 // The change that makes it readable again (a mode, a server) may not be reported.
-                *lock(&self.schedule) = Schedule {
+                *self.schedule.lock() = Schedule {
                     again: None,
                     polled: true,
                 };
@@ -293,16 +290,16 @@ impl IntakeLoop {
 
     /// Takes the [`ManifestDir`] for a read. `None` if the previous read has not returned.
     async fn folder(&self) -> Option<ManifestDir> {
-        let hanging = lock(&self.hanging).take();
+        let hanging = self.hanging.lock().take();
         let Some(mut hanging) = hanging else {
-            return lock(&self.folder).take();
+            return self.folder.lock().take();
         };
         match tokio::time::timeout(POLL_INTERVAL, &mut hanging).await {
             // Its result is outdated.
             Ok(Ok((folder, _))) => Some(folder),
             Ok(Err(_)) => Some(self.new_folder()),
             Err(_) => {
-                *lock(&self.hanging) = Some(hanging);
+                *self.hanging.lock() = Some(hanging);
                 None
             }
         }
@@ -335,7 +332,7 @@ impl IntakeLoop {
             self.store_restrictions(&intake).await;
             // The directory has not changed, so that no notification triggers the retry.
             let retry_at = clock::monotonic() + POLL_INTERVAL;
-            lock(&self.schedule).again.get_or_insert(retry_at);
+            self.schedule.lock().again.get_or_insert(retry_at);
             return;
         }
         for (draft, origin) in &intake.upserts {

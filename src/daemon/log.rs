@@ -8,8 +8,9 @@
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// Capacity of the queue of unwritten lines.
 const QUEUE: usize = 4096;
@@ -93,5 +94,5 @@ fn write_all(lines: &Receiver<Vec<u8>>) {
 }
 
 fn lock() -> MutexGuard<'static, Option<Log>> {
-    WRITER.lock().unwrap_or_else(PoisonError::into_inner)
+    WRITER.lock()
 }

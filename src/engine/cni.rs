@@ -2,7 +2,7 @@
 //! Out of scope: the Lease and Vmm stages; how plugins are run.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use ipnetwork::Ipv4Network;
 use tracing::{info, warn};
@@ -143,10 +143,7 @@ impl Engine {
 
     /// Whether this run calls CHECK: the first one after the start and after each resync does.
     pub(super) fn checking(&self, uid: Uid) -> CheckMode {
-        let mut checked = self
-            .cni_checked
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut checked = self.cni_checked.lock();
         match checked.insert(uid) {
             true => CheckMode::Once,
             false => CheckMode::Never,
@@ -155,10 +152,7 @@ impl Engine {
 
     /// Calls CHECK in the next run of each VM.
     pub fn check_all_again(&self) {
-        let mut checked = self
-            .cni_checked
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut checked = self.cni_checked.lock();
         checked.clear();
     }
 
@@ -223,10 +217,7 @@ impl Engine {
     }
 
     pub(super) fn check_again(&self, uid: Uid) {
-        let mut checked = self
-            .cni_checked
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut checked = self.cni_checked.lock();
         checked.remove(&uid);
     }
 

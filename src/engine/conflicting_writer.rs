@@ -2,8 +2,9 @@
 //! Out of scope: the response to a conflict.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::api::meta::Uid;
 use crate::api::stage::Stage;
@@ -24,7 +25,7 @@ pub struct ConflictingWriters {
 impl ConflictingWriters {
     /// Counts a repair. Returns the number of repairs within the window if it indicates a conflicting writer.
     pub fn count(&self, uid: Uid, stage: Stage, now: Instant) -> Option<usize> {
-        let mut repairs = self.repairs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut repairs = self.repairs.lock();
         let times = repairs.entry(uid).or_default().entry(stage).or_default();
         times.retain(|time| now.saturating_duration_since(*time) < WINDOW);
         times.push_back(now);
@@ -33,7 +34,7 @@ impl ConflictingWriters {
 
     /// Returns the number of repairs within the window while the conflict lasts. It is over when nothing was repaired for [`QUIET_PERIOD`].
     pub fn ongoing(&self, uid: Uid, stage: Stage, now: Instant) -> Option<usize> {
-        let repairs = self.repairs.lock().unwrap_or_else(PoisonError::into_inner);
+        let repairs = self.repairs.lock();
         let times = repairs.get(&uid)?.get(&stage)?;
         let age = |time: &Instant| now.saturating_duration_since(*time);
         let count = times.iter().filter(|at| age(at) < WINDOW).count();
@@ -43,7 +44,7 @@ impl ConflictingWriters {
 
     /// Removes the history of an object that is gone.
     pub fn remove(&self, uid: Uid) {
-        let mut repairs = self.repairs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut repairs = self.repairs.lock();
         repairs.remove(&uid);
     }
 }

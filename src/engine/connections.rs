@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use tracing::debug;
@@ -28,10 +27,7 @@ impl Engine {
     /// Reports an isolated guest that has exceeded its limit since the last observation. `dropped` is the counter of its rules.
     pub(super) fn report_dropped(&self, vm: &Vm, dropped: u64) {
         let before = {
-            let mut seen = self
-                .isolated_refused_packets
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut seen = self.isolated_refused_packets.lock();
             seen.insert(vm.meta.uid, dropped).unwrap_or(0)
         };
         // The counters of rules that were written again start at 0.
@@ -77,10 +73,7 @@ impl Engine {
 
     /// `nf_conntrack_max` of the last observation of the host. When it changes, all VMs are enqueued.
     fn conntrack_max(&self) -> Option<u32> {
-        let sized = self
-            .host_properties
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let sized = self.host_properties.lock();
         let known = sized.as_ref().map(|(max, ..)| *max);
         drop(sized);
         known.unwrap_or_else(conntrack::max)

@@ -8,10 +8,10 @@
 
 use std::collections::HashSet;
 use std::future::Future;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
+use parking_lot::{Mutex, MutexGuard};
 use tracing::warn;
 
 use super::{Engine, Key};
@@ -47,7 +47,7 @@ struct State {
 
 impl Enforcement {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Whether nothing may be forwarded now.

@@ -7,8 +7,9 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::host::netns::Netns;
@@ -68,7 +69,7 @@ impl Flows {
         }
     }
 
-    fn queue(&self) -> std::sync::MutexGuard<'_, Queue> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn queue(&self) -> parking_lot::MutexGuard<'_, Queue> {
+        self.0.lock()
     }
 }

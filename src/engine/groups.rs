@@ -1,8 +1,6 @@
 //! Runs a group: its VMs and leases, why it is blocked, and preflight checks of replacements.
 //! Out of scope: which VMs a group has ([`crate::reconcile::group`]); their bring-up and teardown (`bring_up`, `tear_down`).
 
-use std::sync::PoisonError;
-
 use tracing::warn;
 
 use super::{Engine, SLOW_RETRY};
@@ -91,20 +89,14 @@ impl Engine {
         waits: GroupWaits,
         blocked_reason: Option<BlockedReason>,
     ) {
-        let mut waiting = self
-            .waiting_groups
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting_groups.lock();
         match waits {
             GroupWaits::Yes => drop(waiting.insert(name.clone())),
             GroupWaits::No => drop(waiting.remove(name)),
             GroupWaits::Unchanged => {}
         }
         drop(waiting);
-        let mut blocked_reasons = self
-            .blocked_reasons
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut blocked_reasons = self.blocked_reasons.lock();
         let before = match &blocked_reason {
             Some(blocked_reason) => blocked_reasons.insert(name.clone(), blocked_reason.clone()),
             None => blocked_reasons.remove(name),
@@ -126,28 +118,19 @@ impl Engine {
     }
 
     pub(super) fn group_waits(&self, group: &Name) -> bool {
-        let waiting = self
-            .waiting_groups
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let waiting = self.waiting_groups.lock();
         waiting.contains(group)
     }
 
     /// Why a group is blocked, apart from the state of its VMs.
     pub fn blocked_reason(&self, group: &Name) -> Option<BlockedReason> {
-        let blocked_reasons = self
-            .blocked_reasons
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let blocked_reasons = self.blocked_reasons.lock();
         blocked_reasons.get(group).cloned()
     }
 
     /// Why a VM that should be replaced is not. None: it should not be, or nothing blocks it.
     pub fn replacement_blocked_reason(&self, vm: &Vm) -> Option<String> {
-        let blocked_reasons = self
-            .blocked_reasons
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let blocked_reasons = self.blocked_reasons.lock();
         let reason = blocked_reasons.get(&vm.group)?.of_vm(&vm.meta.name);
         reason.map(str::to_owned)
     }

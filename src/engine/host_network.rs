@@ -6,7 +6,6 @@
 //! VMs would be attached to the bridge that is being deleted, and would not be on the bridge that replaces it.
 
 use std::collections::BTreeSet;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use tracing::{debug, warn};
@@ -169,10 +168,7 @@ impl Engine {
     /// Enqueues the VMs on a bridge that was repaired. The kernel deletes permanent neighbour and forwarding entries of a bridge when its
     /// last address is removed, its MAC changes, or it is set down.
     fn enqueue_dependents(&self, reconciler: &HostNetwork) {
-        let touched = reconciler
-            .touched_bridges
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let touched = reconciler.touched_bridges.lock();
         if touched.is_empty() {
             return;
         }
@@ -254,10 +250,7 @@ impl Engine {
             seen.foreign.clone(),
             seen.foreign_routing(),
         );
-        let mut host_properties = self
-            .host_properties
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut host_properties = self.host_properties.lock();
         let before = host_properties.replace(now);
         before.is_some() && before != *host_properties
     }
@@ -352,10 +345,7 @@ impl Engine {
         if known.is_none() {
             self.record_event(EventType::Warning, &ObjectRef::Host, reason, &message);
         }
-        let touched = net_reconciler
-            .touched_bridges
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let touched = net_reconciler.touched_bridges.lock();
         let affects_all_bridges = touched.contains(&None);
         let bridges = touched
             .iter()
@@ -438,13 +428,11 @@ impl Engine {
     /// transaction that found this: then a transaction that stores the host network as converged cannot come between, and
     /// [`Engine::enqueue_waiting`] after it enqueues the VM.
     pub(super) fn wait_for_host_network(&self, uid: Uid) {
-        let waiting = self.waiting_for_host_network.lock();
-        waiting.unwrap_or_else(PoisonError::into_inner).insert(uid);
+        self.waiting_for_host_network.lock().insert(uid);
     }
 
     fn enqueue_waiting(&self) {
-        let turned_away = self.waiting_for_host_network.lock();
-        let waiting = std::mem::take(&mut *turned_away.unwrap_or_else(PoisonError::into_inner));
+        let waiting = std::mem::take(&mut *self.waiting_for_host_network.lock());
         for uid in waiting {
             self.waker.enqueue(Key::Vm(uid));
         }

@@ -29,11 +29,12 @@ mod tear_down;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ipnetwork::Ipv4Network;
+use parking_lot::Mutex;
 use tracing::{debug, warn};
 
 use crate::api::condition::{Reason, Status};
@@ -329,10 +330,7 @@ impl Engine {
             self.verified_rules.forget(uid);
             self.bridge_refused_packets.remove(uid);
             self.enforcement.forget(uid);
-            let mut refused = self
-                .isolated_refused_packets
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut refused = self.isolated_refused_packets.lock();
             refused.remove(&uid);
             return Ok(Outcome::Converged);
         };

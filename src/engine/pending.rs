@@ -7,8 +7,9 @@
 //! condition Unknown. Shorter steps are not stored: hundreds of VMs are created in this time.
 
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::Engine;
 use crate::api::condition::{Reason, Status};
@@ -37,7 +38,7 @@ pub(super) struct CurrentStep(Mutex<Option<Step>>);
 impl CurrentStep {
     pub(super) fn begins(&self, text: String, program: Option<Program>) {
         let since = clock::now();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Step {
+        *self.0.lock() = Some(Step {
             text,
             since,
             program,
@@ -45,11 +46,11 @@ impl CurrentStep {
     }
 
     pub(super) fn ends(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.0.lock() = None;
     }
 
     fn step(&self) -> Option<Step> {
-        let step = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let step = self.0.lock();
         step.clone()
     }
 }

@@ -7,7 +7,6 @@
 //! network, and the cost does not depend on the number of VMs.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::PoisonError;
 
 use tracing::{info, warn};
 
@@ -61,8 +60,8 @@ impl Engine {
 
     /// Replaces the chains that had rules, and returns the previous ones.
     fn note_plugin_rules(&self, now: HashSet<ChainName>) -> HashSet<ChainName> {
-        let known = self.plugin_rules.lock();
-        std::mem::replace(&mut *known.unwrap_or_else(PoisonError::into_inner), now)
+        let mut known = self.plugin_rules.lock();
+        std::mem::replace(&mut *known, now)
     }
 
     /// All CNI VMs that are connected, and the chains to look for.

@@ -5,8 +5,8 @@ mod disks;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
@@ -369,7 +369,7 @@ impl Processes {
 
     /// Enqueues the VM's key when this process ends. Has no effect if the process is watched already.
     pub fn watch(&self, uid: Uid, identity: Option<&Identity>) {
-        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watches = self.watches.lock();
         let Some(identity) = identity else {
             watches.remove(&uid);
             return;
@@ -380,7 +380,7 @@ impl Processes {
 
     /// As [`Self::watch`], with this key: that of an orphan is not the key of a VM.
     pub fn watch_as(&self, key: Key, uid: Uid, identity: &Identity) {
-        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watches = self.watches.lock();
         if watches.get(&uid).is_some_and(|w| w.identity == *identity) {
             return;
         }

@@ -3,9 +3,9 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tracing::info;
 
@@ -35,13 +35,13 @@ type Removed = Result<(), String>;
 impl Removals {
     fn subscribe(&self, label: &Label) -> oneshot::Receiver<Removed> {
         let (sender, receiver) = oneshot::channel();
-        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.0.lock();
         waiting.entry(label.clone()).or_default().push(sender);
         receiver
     }
 
     fn answer(&self, label: &Label, removed: &Removed) {
-        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.0.lock();
         for sender in waiting.remove(label).into_iter().flatten() {
             // The receiver may be gone.
             let _ = sender.send(removed.clone());

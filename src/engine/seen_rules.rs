@@ -6,7 +6,8 @@
 //! account for a third of the cost of a policy change.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::Mutex;
 
 use crate::api::meta::Uid;
 use crate::host::rule::Generation;
@@ -18,12 +19,12 @@ pub struct VerifiedRules(Mutex<HashMap<Uid, Generation>>);
 impl VerifiedRules {
     /// Records that an observation found the rules to be correct.
     pub fn record(&self, uid: Uid, generation: Generation) {
-        self.lock().insert(uid, generation);
+        self.0.lock().insert(uid, generation);
     }
 
     /// Whether the last observation includes the transaction that ended in `generation`.
     pub fn covers(&self, uid: Uid, generation: Generation) -> bool {
-        let generations = self.lock();
+        let generations = self.0.lock();
         generations
             .get(&uid)
             .is_some_and(|verified| verified.covers(generation))
@@ -31,10 +32,6 @@ impl VerifiedRules {
 
     /// Removes a VM that is gone.
     pub fn forget(&self, uid: Uid) {
-        self.lock().remove(&uid);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uid, Generation>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().remove(&uid);
     }
 }

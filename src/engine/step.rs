@@ -3,8 +3,8 @@
 
 use std::borrow::Cow;
 use std::future::Future;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tracing::debug;
 
 use super::pending::CurrentStep;
@@ -120,8 +120,7 @@ impl<R: Reconcile> Reconcile for DurableStage<'_, R> {
     }
 
     async fn act(&self, desired: &R::Desired, action: &R::Action) -> Result<(), host::Error> {
-        let durable =
-            std::mem::take(&mut *self.durable.lock().unwrap_or_else(PoisonError::into_inner));
+        let durable = std::mem::take(&mut *self.durable.lock());
         let written = durable.wait().await;
         written.map_err(|error| host::Error::other("acquire", "the stage", error))?;
         let Some(current) = self.current else {
@@ -178,10 +177,7 @@ impl StageRunner for BringUp<'_> {
         let Convergence { actions, result } =
             engine.report_pending(vm, stage, &current, work).await;
         // If no step has waited for the disk, the next stage does.
-        self.acquired = reconciler
-            .durable
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
+        self.acquired = reconciler.durable.into_inner();
         let object = ObjectRef::vm(&vm.meta.name);
         if !actions.is_empty() {
             debug!(vm = %vm.meta.name, %stage, ?actions, "acted");

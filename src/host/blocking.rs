@@ -9,10 +9,11 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::{Error, Kind};
@@ -103,7 +104,7 @@ impl Drop for Claim {
 }
 
 fn running() -> MutexGuard<'static, BTreeMap<String, usize>> {
-    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+    RUNNING.lock()
 }
 
 /// The caller that waits for a thread. If dropped before the thread has returned, the thread is abandoned.
@@ -272,7 +273,7 @@ mod tests {
         for _ in 0..MAX_SAME_FILES {
             let stopped = Arc::clone(&stopped);
             let block = move || {
-                let _ = stopped.lock().unwrap().recv();
+                let _ = stopped.lock().recv();
                 Ok(())
             };
             let first = limited(MAX_SAME_FILES, "a".into(), short, "stat", "it", block).await;

@@ -9,9 +9,10 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::mount::UnmountFlags;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
@@ -315,7 +316,7 @@ fn delete_blocking(path: &Path) -> io::Result<()> {
 /// only.
 fn cached_sysctls(inode: u64) -> Arc<sysctl::Dirs> {
     static CACHE: Mutex<BTreeMap<u64, Weak<sysctl::Dirs>>> = Mutex::new(BTreeMap::new());
-    let mut cache = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut cache = CACHE.lock();
     if let Some(found) = cache.get(&inode).and_then(Weak::upgrade) {
         return found;
     }

@@ -7,7 +7,7 @@
 //! (`restart_syscall`), so the thread spins in the kernel while another one holds it. During the setup of 256 VMs this used a third of all
 //! CPU time. The kernel serialises these operations anyway: here the threads of this process wait asleep.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
 
 /// Settings that are written under RTNL (`net/ipv4/devinet.c`, `net/ipv6/addrconf.c`).
 const LOCKED_SYSCTLS: [&str; 3] = ["forwarding", "ip_forward", "disable_ipv6"];
@@ -15,7 +15,7 @@ const LOCKED_SYSCTLS: [&str; 3] = ["forwarding", "ip_forward", "disable_ipv6"];
 /// Only one thread of this process at a time holds the guard and takes RTNL for a change. Hold it for one system call.
 pub(super) fn turn() -> MutexGuard<'static, ()> {
     static LOCK: Mutex<()> = Mutex::new(());
-    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
+    LOCK.lock()
 }
 
 /// The guard, if writing this setting takes RTNL.

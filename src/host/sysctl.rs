@@ -10,8 +10,8 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
 
 use super::error::absent_is_done;
@@ -121,7 +121,7 @@ impl Dirs {
         let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        let mut dirs = self.dirs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut dirs = self.dirs.lock();
         let at = match dirs.iter().position(|(known, _)| known == dir) {
             Some(index) => index,
             None => {

@@ -13,7 +13,7 @@ use super::backing::{Batch, merge};
 use super::journal::Entries;
 use super::txn::Kind;
 use super::world::World;
-use super::{Change, Commit, Error, Shared, keys, lock};
+use super::{Change, Commit, Error, Shared, keys};
 use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::meta::Timestamp;
 use crate::clock;
@@ -49,12 +49,12 @@ impl Degraded {
 impl Shared {
     /// The reason why nothing can be written, if so.
     pub(super) fn read_only(&self) -> Option<ReadOnly> {
-        lock(&self.degraded).as_ref().map(|state| state.now.clone())
+        self.degraded.lock().as_ref().map(|state| state.now.clone())
     }
 
     /// Keeps an observation in memory only, if nothing can be written now. Returns whether it did. The world must be locked.
     pub(super) fn keep_in_memory(&self, world: &World, commit: &Commit) -> bool {
-        let mut degraded = lock(&self.degraded);
+        let mut degraded = self.degraded.lock();
         match degraded.as_mut() {
             // The change that it follows from may not be durable yet: then it is queued behind that change.
             Some(now)
@@ -70,7 +70,7 @@ impl Shared {
 
     /// What must be written before anything else.
     pub(super) fn pending(&self) -> Option<Batch> {
-        let degraded = lock(&self.degraded);
+        let degraded = self.degraded.lock();
         degraded.as_ref().map(|state| Batch {
             entries: state.pending.clone(),
             ..Batch::default()
@@ -80,8 +80,8 @@ impl Shared {
     /// Records that the pending entries were written, together with a batch that has newer values for the same keys. Returns false if
     /// there are more pending entries by now.
     pub(super) fn pending_written(&self, written: &Batch) -> bool {
-        let _world = lock(&self.world);
-        let mut degraded = lock(&self.degraded);
+        let _world = self.world.lock();
+        let mut degraded = self.degraded.lock();
         let Some(state) = degraded.as_mut() else {
             return true;
         };
@@ -105,8 +105,8 @@ impl Shared {
 
     /// Records that the restrictions of a batch are in the reserve. The rest is kept in memory until the database can be written.
     pub(super) fn confirm_reserved(&self, batch: Vec<Commit>, reason: &str) {
-        let _world = lock(&self.world);
-        let mut degraded = lock(&self.degraded);
+        let _world = self.world.lock();
+        let mut degraded = self.degraded.lock();
         let is_new = degraded
             .as_ref()
             .is_none_or(|state| state.now.why != reason);
@@ -133,7 +133,7 @@ impl Shared {
         queued: &Receiver<Commit>,
         reason: &str,
     ) {
-        let mut world = lock(&self.world);
+        let mut world = self.world.lock();
         // Changes that are queued behind the failed batch depend on it. Nothing more can be queued while the world is locked.
         let commits: Vec<Commit> = batch.into_iter().chain(queued.try_iter()).collect();
         let all = merge(commits.iter().map(|commit| &commit.batch));
@@ -145,7 +145,7 @@ impl Shared {
                 let _ = caller.send(Err(Error::Write(reason.to_owned())));
             }
         }
-        let mut degraded = lock(&self.degraded);
+        let mut degraded = self.degraded.lock();
         let is_news = degraded
             .as_ref()
             .is_none_or(|state| state.now.why != reason);

@@ -7,8 +7,7 @@ use super::backing::Batch;
 use super::progress::Number;
 use super::txn::Kind;
 use super::{
-    Change, Commit, Error, Shared, Store, Txn, WaitScope, World, closed_error, lock,
-    rolled_back_error,
+    Change, Commit, Error, Shared, Store, Txn, WaitScope, World, closed_error, rolled_back_error,
 };
 
 /// Resolves when a transaction is on the disk or was rolled back. The default value has nothing to wait for.
@@ -55,7 +54,7 @@ impl Store {
     pub async fn read_durable<T>(&self, f: impl Fn(&World) -> T) -> T {
         for _ in 0..3 {
             let (found, pending) = {
-                let world = lock(&self.shared.world);
+                let world = self.shared.world.lock();
                 (f(&world), self.shared.progress.pending())
             };
             if self.durable_at(pending).wait().await.is_ok() {
@@ -104,7 +103,7 @@ impl Shared {
             changes: Vec::new(),
             reply: Some(reply),
         };
-        if let Some(queue) = lock(&self.queue).as_ref() {
+        if let Some(queue) = self.queue.lock().as_ref() {
             // Sending fails only if the writer has ended, and then every commit is settled.
             let _ = queue.send(flush_request);
         }

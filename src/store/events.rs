@@ -2,8 +2,9 @@
 //! Out of scope: what is reported as an event. Events are lost when the daemon stops; conditions are stored.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
@@ -41,7 +42,7 @@ impl Events {
     ) {
         let reason = reason.into();
         let event = {
-            let mut ring = self.ring.lock().unwrap_or_else(|p| p.into_inner());
+            let mut ring = self.ring.lock();
             let is_same = |e: &Event| {
                 e.object == *object && e.reason == reason && e.message == message && e.kind == kind
             };
@@ -73,7 +74,7 @@ impl Events {
 
     /// All events that are kept, oldest first.
     pub fn all(&self) -> Vec<Event> {
-        let ring = self.ring.lock().unwrap_or_else(|p| p.into_inner());
+        let ring = self.ring.lock();
         ring.iter().cloned().collect()
     }
 

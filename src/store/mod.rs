@@ -48,7 +48,9 @@ mod witness;
 mod world;
 mod writer;
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use parking_lot::Mutex;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, oneshot};
@@ -224,7 +226,7 @@ impl Store {
         let writer = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || writer::write_commits(disk, &commits, &weak))?;
-        *lock(&shared.writer) = Some(writer);
+        *shared.writer.lock() = Some(writer);
         Ok(Self { shared })
     }
 
@@ -245,7 +247,7 @@ impl Store {
 
     /// Reads the world. `f` must be short: writers wait meanwhile.
     pub fn read<T>(&self, f: impl FnOnce(&World) -> T) -> T {
-        f(&lock(&self.shared.world))
+        f(&self.shared.world.lock())
     }
 
     /// Changes the world in one transaction; if `change` fails, nothing changes. The transaction is durable when this returns.
@@ -307,7 +309,7 @@ impl Store {
         scope: &WaitScope<'_>,
         change: impl FnOnce(&mut Txn<'_>) -> Result<T, E>,
     ) -> Result<(T, Durable), E> {
-        let mut world = lock(&self.shared.world);
+        let mut world = self.shared.world.lock();
         let mut txn = Txn::new(&mut world);
         let value = match change(&mut txn) {
             Ok(value) => value,
@@ -358,7 +360,7 @@ impl Store {
         let number = self.shared.progress.add(&changes);
         commit.number = number;
         // Queued while the world is locked: commits reach the disk in the order in which they were made.
-        let rejected = match lock(&self.shared.queue).as_ref() {
+        let rejected = match self.shared.queue.lock().as_ref() {
             Some(queue) => queue.send(commit).err().map(|unsent| unsent.0),
             None => Some(commit),
         };
@@ -405,8 +407,8 @@ impl Store {
     /// Closes the database: waits until all queued changes are written and releases its lock. A database that does not answer is not
     /// closed.
     pub fn close(&self) {
-        lock(&self.shared.queue).take();
-        if let Some(writer) = lock(&self.shared.writer).take()
+        self.shared.queue.lock().take();
+        if let Some(writer) = self.shared.writer.lock().take()
             && writer.join().is_err()
         {
             tracing::error!("the writer thread of the store panicked");
@@ -420,11 +422,4 @@ fn rolled_back_error() -> Error {
 
 fn closed_error() -> Error {
     Error::Write("the database is closed".into())
-}
-
-/// Locks a mutex, also a poisoned one: every change consists of complete steps, so a panic leaves the data consistent.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }

@@ -6,11 +6,11 @@
 //! read waits until the change is on the disk: otherwise a power failure reverts what was answered or done.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Mutex;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{Change, lock};
+use super::Change;
 
 /// The number of failures that are kept; a wait for an older commit returns failure.
 const MAX_FAILURES: usize = 256;
@@ -46,7 +46,7 @@ impl Default for Progress {
 impl Progress {
     /// Records a new commit and returns its number.
     pub fn add(&self, changes: &[Change]) -> Number {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.last_number += 1;
         let number = state.last_number;
         for change in changes {
@@ -57,12 +57,12 @@ impl Progress {
 
     /// Records that all commits up to this one are on the disk.
     pub fn written(&self, last: Number) {
-        self.mark_settled(&mut lock(&self.state), last);
+        self.mark_settled(&mut self.state.lock(), last);
     }
 
     /// Records that these commits were rolled back; all earlier ones are settled already.
     pub fn rolled_back(&self, first: Number, last: Number) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if state.failed.len() == MAX_FAILURES {
             state.failed.pop_front();
         }
@@ -81,13 +81,13 @@ impl Progress {
 
     /// The last commit, if it is not settled. `None`: all commits are settled.
     pub fn pending(&self) -> Option<Number> {
-        let made = lock(&self.state).last_number;
+        let made = self.state.lock().last_number;
         (*self.settled.borrow() < made).then_some(made)
     }
 
     /// The last unsettled commit that changed one of these objects.
     pub fn pending_of(&self, changes: &[Change]) -> Option<Number> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let pending = changes
             .iter()
             .filter_map(|change| state.pending.get(change));
@@ -99,7 +99,7 @@ impl Progress {
         let mut settled = self.settled.subscribe();
         // The sender is a field of `self`, so it is not dropped meanwhile.
         let _ = settled.wait_for(|settled| *settled >= number).await;
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let evicted = state.failed.len() == MAX_FAILURES
             && state
                 .failed

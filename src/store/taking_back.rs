@@ -4,7 +4,7 @@
 use std::sync::mpsc::Receiver;
 
 use super::world::World;
-use super::{Change, Commit, Error, Shared, closed_error, lock};
+use super::{Change, Commit, Error, Shared, closed_error};
 
 impl Shared {
     /// The error if nothing can be queued.
@@ -24,9 +24,9 @@ impl Shared {
 
     /// The disk did not answer for this batch: the batch and everything queued is rolled back, and nothing can be queued any more.
     pub(super) fn roll_back_all(&self, batch: Vec<Commit>, queued: &Receiver<Commit>) {
-        let mut world = lock(&self.world);
+        let mut world = self.world.lock();
         self.stuck.cancel();
-        lock(&self.queue).take();
+        self.queue.lock().take();
         let commits: Vec<Commit> = batch.into_iter().chain(queued.try_iter()).collect();
         self.mark_rolled_back(&commits);
         for mut commit in commits.into_iter().rev() {

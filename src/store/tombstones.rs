@@ -19,7 +19,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::api::meta::Uid;
 
@@ -35,15 +37,11 @@ pub(super) struct TombstoneSet(Arc<Mutex<BTreeSet<Uid>>>);
 
 impl TombstoneSet {
     pub(super) fn contains(&self, uid: Uid) -> bool {
-        self.lock().contains(&uid)
+        self.0.lock().contains(&uid)
     }
 
     pub(super) fn all(&self) -> Vec<Uid> {
-        self.lock().iter().copied().collect()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<Uid>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().iter().copied().collect()
     }
 }
 
@@ -106,7 +104,7 @@ impl Tombstones {
             append(path, &text).map_err(|error| format!("{}: {error}", path.display()))?;
         }
         self.lines += new.len();
-        self.known.lock().extend(new);
+        self.known.0.lock().extend(new);
         Ok(())
     }
 
@@ -116,7 +114,7 @@ impl Tombstones {
     /// A message that names the file.
     pub(super) fn withdraw(&mut self, uids: &[Uid]) -> Result<(), String> {
         let (before, remaining) = {
-            let mut known = self.known.lock();
+            let mut known = self.known.0.lock();
             let before = known.len();
             known.retain(|uid| !uids.contains(uid));
             (before, known.len())
@@ -145,7 +143,7 @@ impl Tombstones {
         };
         let kept: BTreeSet<Uid> = self.known.all().into_iter().filter(keep).collect();
         let changed = kept.len() != self.lines;
-        *self.known.lock() = kept;
+        *self.known.0.lock() = kept;
         match changed {
             true => self.rewrite(),
             false => Ok(()),

@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use super::Store;
 use super::world::World;
-use super::{Store, lock};
 use crate::api::condition::Status;
 use crate::api::meta::{Timestamp, Uid};
 use crate::api::stage::Stage;
@@ -62,7 +62,7 @@ impl World {
 impl Store {
     /// Makes every stored True or False condition Unknown until its stage is observed.
     pub fn begin_observation(&self, now: Timestamp) {
-        let mut world = lock(&self.shared.world);
+        let mut world = self.shared.world.lock();
         let known_stages = |uid: &Uid| {
             let statuses = world.stage_statuses.get(uid).into_iter().flatten();
             let decided = statuses

@@ -39,7 +39,7 @@ pub(super) struct Admission {
     connections: Arc<Connections>,
     privileged: Quota,
     others: Quota,
-    streams: std::sync::Mutex<Vec<User>>,
+    streams: parking_lot::Mutex<Vec<User>>,
 }
 
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl Admission {
             connections,
             privileged: Quota::of(&limits),
             others: Quota::of(&limits),
-            streams: std::sync::Mutex::default(),
+            streams: parking_lot::Mutex::default(),
             limits,
         }
     }
@@ -87,7 +87,7 @@ impl Admission {
     /// # Errors
     /// A limit is reached; the message specifies which one.
     fn stream(self: &Arc<Self>, user: User) -> Result<StreamPermit, String> {
-        let mut streams = self.streams.lock().unwrap_or_else(|p| p.into_inner());
+        let mut streams = self.streams.lock();
         let (total, by_user) = (
             streams.len(),
             streams.iter().filter(|other| **other == user).count(),
@@ -119,11 +119,7 @@ struct StreamPermit {
 
 impl Drop for StreamPermit {
     fn drop(&mut self) {
-        let mut streams = self
-            .admission
-            .streams
-            .lock()
-            .unwrap_or_else(|p| p.into_inner());
+        let mut streams = self.admission.streams.lock();
         if let Some(at) = streams.iter().position(|user| *user == self.user) {
             streams.swap_remove(at);
         }

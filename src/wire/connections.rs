@@ -6,9 +6,10 @@
 //! waits for its peer to send or to read may be evicted; one with a request in progress, or a stream, may not.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
@@ -72,7 +73,7 @@ impl Connection {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn enter(&self, phase: Phase) {
@@ -256,7 +257,7 @@ impl Connections {
         user: User,
         now: Instant,
     ) -> Result<Registration, String> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock();
         self.evict_if_full(&mut open, user)?;
         let id = open.next;
         open.next += 1;
@@ -277,7 +278,7 @@ impl Connections {
 
     /// Closes the connection that has been blocked longest among those that hold permits for a response. Returns false if there is none.
     pub(super) fn evict_blocked(&self, privileged: bool, now: Instant) -> bool {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock();
         let blocked = open.all.iter().filter_map(|(id, entry)| {
             let same_class = (entry.user == User::Privileged) == privileged;
             let since = entry.connection.blocked_with_permits_since()?;
@@ -363,7 +364,7 @@ impl OpenConnections {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let mut open = self.all.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.all.open.lock();
         open.all.remove(&self.id);
     }
 }

@@ -1,6 +1,7 @@
 //! Namespaces, links, addresses, routes, neighbours, TAPs and sysctls, over a real kernel.
 //! Out of scope: events, see `host_events.rs`.
 
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 
 use slicectl::host::addr::{self, Addr, Of};
@@ -168,9 +169,9 @@ fn a_panic_inside_a_namespace_does_not_leave_the_thread_there() {
         let home = Netns::current().unwrap().inode().unwrap();
         let lan = Neighbour::alone("lan");
         let ns = Netns::open(&lan.path()).unwrap();
-        let outcome = std::panic::catch_unwind(|| {
+        let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
             ns.run_here(|| -> Result<(), Error> { panic!("on purpose") })
-        });
+        }));
         assert!(outcome.is_err());
         assert_eq!(Netns::current().unwrap().inode().unwrap(), home);
     });

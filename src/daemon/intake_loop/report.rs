@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use tracing::warn;
 
-use super::{IntakeLoop, lock};
+use super::IntakeLoop;
 use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::meta::Name;
 use crate::clock;
@@ -27,7 +27,7 @@ impl IntakeLoop {
     /// Reports, once, that the directory cannot be read. No group is changed then.
     pub(super) fn report_unreadable(&self, message: String) {
         let why = format!("{message}: nothing is changed or deleted until it can be read");
-        let before = lock(&self.findings).unreadable.replace(why.clone());
+        let before = self.findings.lock().unreadable.replace(why.clone());
         if before.as_ref() != Some(&why) {
             warn!(%why, "cannot read the manifest directory");
             let object = ObjectRef::Manifest(self.dir.display().to_string());
@@ -54,7 +54,7 @@ impl IntakeLoop {
                 .collect(),
             unreadable: None,
         };
-        let mut findings = lock(&self.findings);
+        let mut findings = self.findings.lock();
         for (path, lines) in &now.problems {
             if findings.problems.get(path) == Some(lines) {
                 continue;

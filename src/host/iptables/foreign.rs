@@ -10,7 +10,8 @@
 //! which there may be thousands. It is read again when a table was added or its number of chains changed.
 
 use std::net::Ipv4Addr;
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use super::netlink::{Message, NFTABLES, Netfilter, attr, be32, text};
 use super::walk::{Fate, Walk};
@@ -125,7 +126,7 @@ impl ForwardChains {
 
     fn list(&self, netfilter: &mut Netfilter, flavour: Flavour) -> Result<Vec<BaseChain>, Error> {
         let tables = tables(netfilter)?;
-        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.0.lock();
         if let Some((cached_tables, chains)) = &*cache
             && *cached_tables == tables
         {

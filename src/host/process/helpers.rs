@@ -8,9 +8,10 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError, RwLock};
 
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::files;
@@ -57,7 +58,7 @@ impl Helper {
         label: String,
         start: impl FnOnce() -> io::Result<(u32, T)>,
     ) -> io::Result<(Self, T)> {
-        let ending = ENDING.read().unwrap_or_else(PoisonError::into_inner);
+        let ending = ENDING.read();
         if *ending {
             return Err(io::Error::other("the daemon is shutting down"));
         }
@@ -92,7 +93,7 @@ impl Drop for Helper {
 
 /// Kills all helpers and their descendants, and prevents further starts. Called when the daemon shuts down.
 pub fn end_helpers() {
-    *ENDING.write().unwrap_or_else(PoisonError::into_inner) = true;
+    *ENDING.write() = true;
     running().keys().for_each(|pid| kill_group(*pid));
     // A helper that has exited may have left descendants.
     if NEXT.load(Ordering::Relaxed) > 0 {
@@ -101,7 +102,7 @@ pub fn end_helpers() {
 }
 
 fn running() -> MutexGuard<'static, HashMap<u32, String>> {
-    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+    RUNNING.lock()
 }
 
 fn kill_group(pid: u32) {

@@ -9,9 +9,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags};
 use tokio::io::AsyncReadExt;
@@ -159,15 +159,13 @@ impl Drop for Running {
     fn drop(&mut self) {
         drop(self.helper.take());
         if let Some(child) = self.child.take() {
-            LEFT.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(child);
+            LEFT.lock().push(child);
         }
     }
 }
 
 fn reap_the_left() {
-    let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut left = LEFT.lock();
     left.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
 }
 

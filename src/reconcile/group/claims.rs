@@ -17,9 +17,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 use super::claim::{Claim, needed};
@@ -251,7 +251,7 @@ impl Claims {
     }
 
     fn state(&self) -> MutexGuard<'_, ClaimState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Runs `act` while no other daemon reads or changes the files.

@@ -13,7 +13,9 @@ pub mod rules;
 pub mod unmanaged;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::{Conflict, Reconcile};
 use crate::host;
@@ -92,10 +94,7 @@ impl Reconcile for HostNetwork {
 
     async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
         {
-            let mut touched = self
-                .touched_bridges
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut touched = self.touched_bridges.lock();
             touched.insert(action.bridge().map(str::to_owned));
         }
         act::act(self, desired, action).await

@@ -9,8 +9,9 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::api::meta::Uid;
 use crate::host::Error;
@@ -83,7 +84,7 @@ impl Refusals {
             home.run(move || hashlimit::buckets(&name)).await
         };
         let (read, buckets) = self.table.get(MAX_AGE, now, read).await?;
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts.lock();
         let count = counts.entry(uid).or_default();
         let new_refusals = count.observe(buckets.get(&address), is_new, read);
         Ok(Refused {
@@ -94,7 +95,7 @@ impl Refusals {
 
     /// Removes the count of a VM that does not exist any more.
     pub fn remove(&self, uid: Uid) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts.lock();
         counts.remove(&uid);
     }
 }

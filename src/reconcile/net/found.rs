@@ -6,7 +6,8 @@
 //! whatever link has the name now: if the link was removed, the kernel returns an error.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::host::link::{self, Link};
 use crate::host::netlink::Handle;
@@ -39,7 +40,7 @@ impl LinkIndexes {
     }
 
     fn indexes(&self) -> MutexGuard<'_, BTreeMap<String, u32>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

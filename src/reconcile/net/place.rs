@@ -2,7 +2,8 @@
 //! Out of scope: the content of the namespace.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::super::Conflict;
 use super::files;
@@ -212,7 +213,7 @@ impl NetnsSession {
     }
 
     fn entered(&self) -> MutexGuard<'_, Option<EnteredNetns>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

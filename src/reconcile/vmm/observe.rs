@@ -2,8 +2,9 @@
 //! Out of scope: evaluating the observation.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::MutexGuard;
 
 use super::identity::{Evidence, Owner as Belongs, Users};
 use super::moved::OwnDisk;
@@ -59,7 +60,7 @@ impl Vmm {
                 Belongs::Uid(uid) => *uid,
                 Belongs::Unknown => continue,
             };
-            self.lock().insert(uid);
+            self.seen.lock().insert(uid);
             match owner {
                 Belongs::Named(label) => labels.push(label),
                 // The object of the VM, if there is one, contains the name.
@@ -80,7 +81,7 @@ impl Vmm {
     }
 
     fn users(&self) -> MutexGuard<'_, Users> {
-        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+        self.users.lock()
     }
 
     /// Whether a process of the VM may run that the record does not name. A record of a process, or of a failed start, is reliable: the
@@ -102,12 +103,7 @@ impl Vmm {
         if desired.launch.is_some() && !self.scanned.initialized() {
             self.scan(&desired.label.instance).await?;
         }
-        Ok(self.lock().contains(&desired.uid))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashSet<Uid>> {
-        // A panic cannot leave a set of UIDs in an inconsistent state.
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(self.seen.lock().contains(&desired.uid))
     }
 }
 
@@ -129,8 +125,8 @@ pub(super) async fn observe(vmm: &Vmm, desired: &Desired) -> Result<Observed, Er
         None => Vec::new(),
     };
     match running.is_empty() {
-        true => vmm.lock().remove(&desired.uid),
-        false => vmm.lock().insert(desired.uid),
+        true => vmm.seen.lock().remove(&desired.uid),
+        false => vmm.seen.lock().insert(desired.uid),
     };
     // A VMM that will be replaced or removed is not queried for the state of its guest: it may be unable to respond.
     let kept = desired.launch.as_ref();

@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::{ConfinedBy, Program, Version, confine};
 use crate::api::allowed::Purpose;
@@ -163,41 +164,30 @@ impl Programs {
     }
 
     fn is_static(&self, program: &Named) -> Result<bool, String> {
-        // Entries are independent, so a panic cannot leave them in an inconsistent state.
-        let lock = || {
-            self.is_static
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-        };
-        let known = lock().get(&program.stamp()).copied();
+        let known = self.is_static.lock().get(&program.stamp()).copied();
         if let Some(is_static) = known {
             return Ok(is_static);
         }
         let is_static = program.open().and_then(|file| process::is_static(&file));
         let is_static = is_static
             .map_err(|error| format!("{} cannot be read: {error}", program.real().display()))?;
-        lock().insert(program.stamp(), is_static);
+        self.is_static.lock().insert(program.stamp(), is_static);
         Ok(is_static)
     }
 
     async fn version_of(&self, path: PathBuf, file: &Named) -> Result<Program, String> {
-        let known = self.lock().get(&file.stamp()).copied();
+        let known = self.known.lock().get(&file.stamp()).copied();
         if let Some(version) = known {
             return Ok(Program { path, version });
         }
         let version = query_version(&path, file).await?;
         tracing::info!(program = %path.display(), %version, "found a program");
-        let mut known = self.lock();
+        let mut known = self.known.lock();
         if known.len() >= MAX_PROGRAMS {
             known.clear();
         }
         known.insert(file.stamp(), version);
         Ok(Program { path, version })
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Stamp, Version>> {
-        // Entries are independent, so a panic cannot leave them in an inconsistent state.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `None`: `named` is `None`, and there is none in `places`.

@@ -22,8 +22,10 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
+use parking_lot::Mutex;
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::{Conflict, Reconcile};
 use super::place::NetnsSession;
@@ -112,7 +114,7 @@ impl CniNet {
 
     /// Waits until this VM's attachment may be repaired.
     async fn await_repair(&self) {
-        let repair_slot = || self.repair.lock().unwrap_or_else(PoisonError::into_inner);
+        let repair_slot = || self.repair.lock();
         if repair_slot().is_some() {
             return;
         }

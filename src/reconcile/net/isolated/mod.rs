@@ -7,7 +7,8 @@ pub mod observe;
 mod plan;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use super::found::LinkIndexes;
 use super::place::NetnsSession;
@@ -56,10 +57,8 @@ impl IsolatedNet {
         self.lacks_record.load(Ordering::Relaxed)
     }
 
-    fn last_observation(&self) -> std::sync::MutexGuard<'_, Option<Observed>> {
-        self.last_observation
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn last_observation(&self) -> parking_lot::MutexGuard<'_, Option<Observed>> {
+        self.last_observation.lock()
     }
 }
 
