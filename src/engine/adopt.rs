@@ -203,8 +203,9 @@ impl Engine {
                         txn.set_condition(uid, stage, condition, generation, now)?;
                         let checkpoint = match stage {
                             Stage::Vmm => {
-                                let mark = VmmCheckpoint::of(txn.world().status(uid, stage));
-                                mark.after_reboot().text()
+                                let vmm_checkpoint =
+                                    VmmCheckpoint::of(txn.world().status(uid, stage));
+                                vmm_checkpoint.after_reboot().text()
                             }
                             // A lease has no MAC: plugins are requested to assign the previous address and MAC of the guest.
                             Stage::Net if uses_cni => {

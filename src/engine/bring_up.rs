@@ -361,7 +361,7 @@ impl BringUp<'_> {
         self.ready(
             Stage::Vmm,
             ReadyStage {
-                mark: checkpoint,
+                checkpoint,
                 message: [
                     disk_note,
                     other_disk_note,

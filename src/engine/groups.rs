@@ -152,7 +152,7 @@ impl Engine {
         let label = self.instance.vm_label(&vm.meta.name, uid);
         let checkpoint = self.checkpoint(uid, Stage::Net);
         let connection: Option<Connection> =
-            checkpoint.and_then(|mark| serde_json::from_str(&mark).ok());
+            checkpoint.and_then(|vmm_checkpoint| serde_json::from_str(&vmm_checkpoint).ok());
         let connection = connection.filter(|_| vm.spec.network.mode() == spec.network.mode());
         self.processes
             .preflight(spec, &vm.meta.name, &label, connection.as_ref())

@@ -305,7 +305,7 @@ impl Engine {
             let status = world.status(uid, Stage::Net);
             let checkpoint = status.and_then(|status| status.checkpoint.as_ref());
             let stored_connection: Option<Connection> =
-                checkpoint.and_then(|mark| serde_json::from_str(mark).ok());
+                checkpoint.and_then(|vmm_checkpoint| serde_json::from_str(vmm_checkpoint).ok());
             let link = match (&vm.spec.network, stored_connection) {
                 (NetworkSpec::Bridge(bridge), _) => bridge.tap(vm.index),
                 (

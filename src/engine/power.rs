@@ -149,8 +149,10 @@ impl Engine {
         };
         debug!(vm = %vm.meta.name, exit = %end.exit, "VMM ended");
         let (message, exit) = (end.message(), end.exit);
-        self.write(|txn| update_checkpoint(txn, uid, |mark| mark.record_exit(end)))
-            .await?;
+        self.write(|txn| {
+            update_checkpoint(txn, uid, |vmm_checkpoint| vmm_checkpoint.record_exit(end))
+        })
+        .await?;
         let event_type = match (ended.stopped, exit) {
             (true, _) | (false, crate::host::process::Exit::Code(0)) => EventType::Normal,
             (false, _) => EventType::Warning,
@@ -263,7 +265,9 @@ impl BringUp<'_> {
             .write(|txn| {
                 txn.set_condition(uid, Stage::Vmm, found, generation, now)?;
                 match checkpoint {
-                    Some(mark) => txn.set_checkpoint(uid, Stage::Vmm, Some(mark)),
+                    Some(vmm_checkpoint) => {
+                        txn.set_checkpoint(uid, Stage::Vmm, Some(vmm_checkpoint))
+                    }
                     None => Ok(()),
                 }
             })

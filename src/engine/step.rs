@@ -55,7 +55,7 @@ pub(super) trait BringUpRunner: StageRunner {
 #[derive(Default)]
 pub(super) struct ReadyStage {
     /// The new checkpoint. None: the stored one is kept.
-    pub(super) mark: Option<String>,
+    pub(super) checkpoint: Option<String>,
     /// The message of the stage's condition.
     pub(super) message: Cow<'static, str>,
     /// The address that CNI plugins assigned, to be stored as the VM's lease.
@@ -67,14 +67,14 @@ pub(super) struct ReadyStage {
 impl ReadyStage {
     pub(super) fn with_checkpoint(checkpoint: String) -> Self {
         Self {
-            mark: Some(checkpoint),
+            checkpoint: Some(checkpoint),
             ..Self::default()
         }
     }
 
     pub(super) fn with_connection(connection: &Connection) -> Self {
         Self {
-            mark: serde_json::to_string(connection).ok(),
+            checkpoint: serde_json::to_string(connection).ok(),
             ..Self::default()
         }
     }
@@ -353,8 +353,8 @@ impl Engine {
         let change = |txn: &mut Txn<'_>| {
             let found = (Status::True, Reason::Converged, ready.message.into_owned());
             txn.set_condition(uid, stage, found, generation, now)?;
-            if ready.mark.is_some() {
-                txn.set_checkpoint(uid, stage, ready.mark)?;
+            if ready.checkpoint.is_some() {
+                txn.set_checkpoint(uid, stage, ready.checkpoint)?;
             }
             let lease = txn.world().lease(&vm.meta.name);
             let stored = lease.map(|lease| lease.address.clone());

@@ -107,7 +107,7 @@ impl VmmCheckpoint {
     pub fn of(status: Option<&StageStatus>) -> Self {
         let checkpoint = status.and_then(|status| status.checkpoint.as_deref());
         checkpoint
-            .and_then(|mark| serde_json::from_str(mark).ok())
+            .and_then(|vmm_checkpoint| serde_json::from_str(vmm_checkpoint).ok())
             .unwrap_or_default()
     }
 

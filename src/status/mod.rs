@@ -57,7 +57,7 @@ pub struct StatusBuilder {
 fn network_warnings(vm: &Vm, stages: &StageStatuses<'_>) -> Vec<String> {
     let checkpoint = stage_status(stages, Stage::Net).and_then(|status| status.checkpoint.as_ref());
     let connection: Option<Connection> =
-        checkpoint.and_then(|mark| serde_json::from_str(mark).ok());
+        checkpoint.and_then(|vmm_checkpoint| serde_json::from_str(vmm_checkpoint).ok());
     let Some(mut known) = connection else {
         return Vec::new();
     };
@@ -180,7 +180,9 @@ impl StatusBuilder {
         net: Option<&StageStatus>,
     ) -> Option<Connection> {
         let checkpoint = net.and_then(|status| status.checkpoint.as_ref());
-        if let Some(connection) = checkpoint.and_then(|mark| serde_json::from_str(mark).ok()) {
+        if let Some(connection) =
+            checkpoint.and_then(|vmm_checkpoint| serde_json::from_str(vmm_checkpoint).ok())
+        {
             return Some(connection);
         }
         let uid = vm.meta.uid;
