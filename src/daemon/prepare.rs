@@ -18,9 +18,10 @@ use crate::host::iptables::Backend;
 use crate::host::netns::Netns;
 use crate::host::{self, fs, link};
 use crate::reconcile::Probe;
+use crate::reconcile::checkpoint;
 use crate::reconcile::group::{CLAIMS_DIR, ClaimOwner, Claims};
 use crate::runtime::controller::controller;
-use crate::store::{Opened, RunCopy, RunDirState, Store};
+use crate::store::{self, Opened, RunCopy, RunDirState, Store};
 
 /// Number of netlink sockets: one per thread of the runtime, and one for a request with a late response.
 fn netlink_sockets() -> NonZeroUsize {
@@ -76,6 +77,7 @@ impl Daemon {
         // Runs a process that prints its version, while the database is read.
         let backend = tokio::task::spawn_blocking(Backend::detect);
         let (store, opened, recalled) = Store::open_for_daemon(&state_dir, &run_dir.0, &run_copy)?;
+        let recalled = check_checkpoints(&store, recalled, &state_dir)?;
         // On a read-only disk permissions cannot be changed; they were restricted while it was writable.
         if store.read_only().is_none() {
             folders::restrict_state(&state_dir)?;
@@ -186,4 +188,25 @@ impl Daemon {
             _claim: claimed.lock,
         })
     }
+}
+
+/// Decodes what the store keeps as text. A checkpoint that this version cannot decode is an error, not an absent one.
+fn check_checkpoints(
+    store: &Store,
+    recalled: RunDirState,
+    state_dir: &Path,
+) -> Result<RunDirState, store::Error> {
+    store
+        .read(checkpoint::check)
+        .map_err(|reason| store::Error::Open {
+            path: state_dir.display().to_string(),
+            why: format!("{reason}; start the version of sliced that wrote it"),
+        })?;
+    Ok(match recalled {
+        RunDirState::World(world) => match checkpoint::check(&world) {
+            Ok(()) => RunDirState::World(world),
+            Err(reason) => RunDirState::Unreadable(reason),
+        },
+        unchanged => unchanged,
+    })
 }

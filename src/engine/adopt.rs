@@ -23,8 +23,8 @@ use crate::api::stage::{STAGES, Stage};
 use crate::api::vm::Vm;
 use crate::engine::Engine;
 use crate::host::{self, fs};
+use crate::reconcile::checkpoint;
 use crate::reconcile::net::RECORD;
-use crate::reconcile::power::VmmCheckpoint;
 use crate::reconcile::record::Record;
 use crate::store::{self, Pool, Txn, World};
 
@@ -204,7 +204,7 @@ impl Engine {
                         let checkpoint = match stage {
                             Stage::Vmm => {
                                 let vmm_checkpoint =
-                                    VmmCheckpoint::of(txn.world().status(uid, stage));
+                                    checkpoint::vmm(txn.world().status(uid, stage));
                                 vmm_checkpoint.after_reboot().text()
                             }
                             // A lease has no MAC: plugins are requested to assign the previous address and MAC of the guest.

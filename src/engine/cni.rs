@@ -18,6 +18,7 @@ use crate::api::stage::Stage;
 use crate::api::vm::Vm;
 use crate::clock;
 use crate::owner::{self, Label, Owner, TAP};
+use crate::reconcile::checkpoint;
 use crate::reconcile::firewall::cni::{self as redirect, CniFirewall, TapLink};
 use crate::reconcile::net::cni::{
     self, CheckMode, CniNet, DataPath, Desired, GuestIdentity, IFNAME, Notice, NoticeHandler,
@@ -272,9 +273,9 @@ impl Engine {
     }
 
     /// The guest's connection when its Net stage was last Ready.
-    fn known_connection(&self, uid: Uid) -> Option<Connection> {
-        let checkpoint = self.checkpoint(uid, Stage::Net)?;
-        serde_json::from_str(&checkpoint).ok()
+    pub(super) fn known_connection(&self, uid: Uid) -> Option<Connection> {
+        self.store
+            .read(|world| checkpoint::connection(world.status(uid, Stage::Net)))
     }
 
     /// Records an event for each notice about the VM's attachment.

@@ -7,7 +7,6 @@ use super::{Engine, SLOW_RETRY};
 use crate::api::condition::Reason;
 use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::meta::Name;
-use crate::api::network::Connection;
 use crate::api::stage::Stage;
 use crate::api::vm::{Vm, VmSpec};
 use crate::clock;
@@ -150,9 +149,7 @@ impl Engine {
             return Ok(());
         }
         let label = self.instance.vm_label(&vm.meta.name, uid);
-        let checkpoint = self.checkpoint(uid, Stage::Net);
-        let connection: Option<Connection> =
-            checkpoint.and_then(|vmm_checkpoint| serde_json::from_str(&vmm_checkpoint).ok());
+        let connection = self.known_connection(uid);
         let connection = connection.filter(|_| vm.spec.network.mode() == spec.network.mode());
         self.processes
             .preflight(spec, &vm.meta.name, &label, connection.as_ref())

@@ -58,6 +58,7 @@ use crate::host::routing_rule::RoutingRule;
 use crate::host::rule::TableName;
 use crate::owner::{self, Instance, Label, RunDir};
 use crate::reconcile::Probe;
+use crate::reconcile::checkpoint;
 use crate::reconcile::firewall::isolated::IsolatedFirewall;
 use crate::reconcile::fresh::Cached;
 use crate::reconcile::group::{BlockedReason, Claims};
@@ -303,10 +304,7 @@ impl Engine {
         self.store.read(|world| {
             let vm = world.vm(uid)?;
             let status = world.status(uid, Stage::Net);
-            let checkpoint = status.and_then(|status| status.checkpoint.as_ref());
-            let stored_connection: Option<Connection> =
-                checkpoint.and_then(|vmm_checkpoint| serde_json::from_str(vmm_checkpoint).ok());
-            let link = match (&vm.spec.network, stored_connection) {
+            let link = match (&vm.spec.network, checkpoint::connection(status)) {
                 (NetworkSpec::Bridge(bridge), _) => bridge.tap(vm.index),
                 (
                     NetworkSpec::Cni(_),

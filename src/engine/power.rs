@@ -16,6 +16,7 @@ use crate::api::vm::{Hypervisor, Power, Vm};
 use crate::clock;
 use crate::host::process::Identity;
 use crate::owner::{self, Label};
+use crate::reconcile::checkpoint;
 use crate::reconcile::power::{
     ExitCause, PowerDecision, ProcessExit, StartedProcess, VmmCheckpoint,
 };
@@ -31,7 +32,7 @@ impl Engine {
     /// The checkpoint of a VM's Vmm stage.
     pub(super) fn process_checkpoint(&self, uid: Uid) -> VmmCheckpoint {
         self.store
-            .read(|world| VmmCheckpoint::of(world.status(uid, Stage::Vmm)))
+            .read(|world| checkpoint::vmm(world.status(uid, Stage::Vmm)))
     }
 
     /// The power decision for a VM: run, stay stopped, or restart.
@@ -299,7 +300,7 @@ pub fn update_checkpoint(
     uid: Uid,
     change: impl FnOnce(&mut VmmCheckpoint),
 ) -> Result<(), store::Error> {
-    let mut checkpoint = VmmCheckpoint::of(txn.world().status(uid, Stage::Vmm));
+    let mut checkpoint = checkpoint::vmm(txn.world().status(uid, Stage::Vmm));
     change(&mut checkpoint);
     txn.set_checkpoint(uid, Stage::Vmm, checkpoint.text())
 }

@@ -5,6 +5,7 @@
 //! drift detection (a plan that is not empty for a converged generation), garbage collection (empty desired state), adoption after a
 //! restart (the first observation finds what exists), crash tests (stop before any action).
 
+pub mod checkpoint;
 pub mod connection;
 pub mod disk;
 pub mod firewall;

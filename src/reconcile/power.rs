@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use crate::api::condition::Reason;
 use crate::api::life::Restart;
 use crate::api::meta::Timestamp;
-use crate::api::stage::StageStatus;
 use crate::api::view::ExitView;
 use crate::api::vm::{Hypervisor, Power};
 use crate::host::process::{Exit, Identity};
@@ -103,14 +102,6 @@ pub enum PowerDecision {
 }
 
 impl VmmCheckpoint {
-    /// Decodes the checkpoint of a stage status. A checkpoint that cannot be decoded counts as empty.
-    pub fn of(status: Option<&StageStatus>) -> Self {
-        let checkpoint = status.and_then(|status| status.checkpoint.as_deref());
-        checkpoint
-            .and_then(|vmm_checkpoint| serde_json::from_str(vmm_checkpoint).ok())
-            .unwrap_or_default()
-    }
-
     /// Encodes the checkpoint for the stage status. None if it is empty.
     pub fn text(&self) -> Option<String> {
         if *self == Self::default() {

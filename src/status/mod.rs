@@ -30,6 +30,7 @@ use crate::api::vm::{Hypervisor, Vm};
 use crate::owner::{Instance, RunDir};
 use crate::store::{HostFault, ReadOnly, World};
 
+use crate::reconcile::checkpoint;
 use crate::reconcile::group::BlockedReason;
 use crate::reconcile::net::MTU;
 use crate::reconcile::power::{ProcessExit, VmmCheckpoint};
@@ -55,10 +56,7 @@ pub struct StatusBuilder {
 
 /// Returns the warnings about the result of a CNI network.
 fn network_warnings(vm: &Vm, stages: &StageStatuses<'_>) -> Vec<String> {
-    let checkpoint = stage_status(stages, Stage::Net).and_then(|status| status.checkpoint.as_ref());
-    let connection: Option<Connection> =
-        checkpoint.and_then(|vmm_checkpoint| serde_json::from_str(vmm_checkpoint).ok());
-    let Some(mut known) = connection else {
+    let Some(mut known) = checkpoint::connection(stage_status(stages, Stage::Net)) else {
         return Vec::new();
     };
     // The name servers of the VM's spec replace those of the network.
@@ -179,10 +177,7 @@ impl StatusBuilder {
         lease: Option<&Lease>,
         net: Option<&StageStatus>,
     ) -> Option<Connection> {
-        let checkpoint = net.and_then(|status| status.checkpoint.as_ref());
-        if let Some(connection) =
-            checkpoint.and_then(|vmm_checkpoint| serde_json::from_str(vmm_checkpoint).ok())
-        {
+        if let Some(connection) = checkpoint::connection(net) {
             return Some(connection);
         }
         let uid = vm.meta.uid;
@@ -206,7 +201,7 @@ impl StatusBuilder {
     }
 
     fn vmm(&self, vm: &Vm, stage: Option<&StageStatus>, user: Option<u32>) -> VmmStatus {
-        let checkpoint = VmmCheckpoint::of(stage);
+        let checkpoint = checkpoint::vmm(stage);
         let state = state(vm, stage, &checkpoint);
         let process = checkpoint.process.as_ref().filter(|_| match state {
             VmmState::Running | VmmState::Paused | VmmState::Stopping => true,

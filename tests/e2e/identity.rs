@@ -262,10 +262,7 @@ fn refused(harness: &Harness, state: &Path, run: &Path) -> String {
     command
         .env("SLICE_STATE_DIR", state)
         .env("SLICE_RUN_DIR", run);
-    let output = command
-        .stderr(std::process::Stdio::piped())
-        .output()
-        .unwrap();
+    let output = harness.run_to_end(command);
     let told = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert_eq!(told.matches("ERROR").count(), 1, "{told}");

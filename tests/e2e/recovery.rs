@@ -4,6 +4,8 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use slicectl::api::stage::Stage;
+use slicectl::store::{self, Opened, RunCopy, Store};
 
 use test_support::harness::{self, Harness, empty, group, slots, with_daemon};
 use test_support::kernel::{Canaries, run};
@@ -271,16 +273,55 @@ fn after_a_reboot_everything_is_built_anew_with_the_same_leases() {
 #[test]
 fn a_second_daemon_on_the_same_state_is_refused_in_one_clear_sentence() {
     with_daemon(|harness| {
-        let output = harness
-            .sliced()
-            .stderr(std::process::Stdio::piped())
-            .output()
-            .unwrap();
+        let output = harness.run_to_end(harness.sliced());
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1));
         assert!(said.contains("another sliced is using it"), "{said}");
         assert_eq!(said.matches("ERROR").count(), 1, "{said}");
         harness.ctl("version");
+    });
+}
+
+/// Stores a checkpoint as a newer version would that writes another format.
+fn store_checkpoint(harness: &Harness, stage: Stage, text: Option<String>) {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("a boot id");
+    let copy = RunCopy {
+        path: harness.run.join("state.seal"),
+        boot_id: boot_id.trim().to_owned(),
+    };
+    let (store, opened) = Store::open_with(&harness.state(), Some(&copy)).expect("the state");
+    assert_eq!(opened, Opened::Existing);
+    let uid = store.read(|world| world.vms().next().expect("a VM").meta.uid);
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let written = store.write(|txn| txn.set_checkpoint(uid, stage, text));
+    let written: Result<(), store::Error> = runtime.expect("a runtime").block_on(written);
+    written.expect("stored");
+    store.close();
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_decoded_is_refused_at_the_start_and_nothing_of_its_vm_is_changed() {
+    with_daemon(|mut harness| {
+        harness.apply(&slots(1, ""));
+        for (stage, text) in [
+            (Stage::Vmm, "{"),
+            (Stage::Vmm, r#"{"restarts":"once"}"#),
+            (Stage::Net, r#"{"tap":7}"#),
+        ] {
+            harness.stop();
+            let world = harness::world_to_the_last_handle();
+            store_checkpoint(&harness, stage, Some(text.to_owned()));
+            let output = harness.run_to_end(harness.sliced());
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(1), "{stderr}");
+            let expected =
+                format!("vm/sandbox-1: the checkpoint of the {stage} stage cannot be decoded");
+            assert!(stderr.contains(&expected), "{stderr}");
+            assert_eq!(harness::world_to_the_last_handle(), world, "{stage} {text}");
+            store_checkpoint(&harness, stage, None);
+            harness.start();
+            harness.ctl("wait hg/sandbox --for ready --timeout 10s");
+        }
     });
 }
 

@@ -11,11 +11,7 @@ use test_support::kernel::run;
 use test_support::tiny;
 
 fn output(harness: &Harness) -> Output {
-    harness
-        .sliced()
-        .stderr(Stdio::piped())
-        .output()
-        .expect("sliced")
+    harness.run_to_end(harness.sliced())
 }
 
 /// It ends with 1 and one line of error, which has these words in it.

@@ -133,6 +133,24 @@ impl Harness {
         command
     }
 
+    /// Runs a daemon that is to end by itself, with its standard error; kills it after [`PATIENCE`].
+    pub fn run_to_end(&self, mut command: Command) -> Output {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("sliced");
+        let begin = Instant::now();
+        while child.try_wait().expect("its status").is_none() {
+            if begin.elapsed() > PATIENCE {
+                child.kill().expect("killed");
+                let output = child.wait_with_output().expect("its output");
+                panic!(
+                    "sliced goes on:\n{}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
+            }
+            std::thread::sleep(STEP);
+        }
+        child.wait_with_output().expect("its output")
+    }
+
     /// Starts the daemon and waits until it says, as systemd hears it, that it is ready. How long that took.
     pub fn start(&mut self) -> Duration {
         let path = self.dir.path().join("notify");
