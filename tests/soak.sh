@@ -9,7 +9,15 @@ SLICE_CLAIM_ROUNDS="${SLICE_CLAIM_ROUNDS:-100}"
 export SLICE_DAMAGES SLICE_SEED SLICE_CLAIM_ROUNDS
 echo "soak: SLICE_DAMAGES=$SLICE_DAMAGES SLICE_CLAIM_ROUNDS=$SLICE_CLAIM_ROUNDS SLICE_SEED=$SLICE_SEED"
 tests/setup.sh
-cargo test --locked --test kernel whatever_happens_to_the_files -- --nocapture
-cargo test --locked --test e2e after_any_damage -- --nocapture
-cargo test --locked --test kernel pipeline::claims:: -- --nocapture
-cargo test --locked --test e2e claims:: -- --nocapture
+# A filter that matches no test would pass.
+soak() {
+    cargo test --quiet --locked --test "$1" "$2" -- --list | grep -q ': test$' || {
+        echo "soak: no test of $1 matches $2" >&2
+        exit 1
+    }
+    cargo test --locked --test "$1" "$2" -- --nocapture
+}
+soak kernel whatever_happens_to_the_files
+soak e2e after_any_damage
+soak kernel pipeline::claims::
+soak e2e claims::

@@ -1,4 +1,5 @@
-//! Tests that measure the time of this machine run while no other test of their binary runs.
+//! Tests that measure the time of this machine, or observe the descriptors of this process, run while no other test of their binary runs.
+//! Every test in a private kernel takes a turn; a test outside of one does not, and may run beside a test that is alone.
 //! Out of scope: other binaries, which cargo runs one after the other.
 
 use std::cell::Cell;
