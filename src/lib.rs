@@ -11,12 +11,13 @@
 //! | [`runtime`] | queue, backoff, controller | `api clock` |
 //! | [`host`] | thin functions over the kernel | nothing |
 //! | [`cni`] | a CNI runtime as the spec defines it | `clock` |
-//! | [`reconcile`] | the stages of a VM and the host network: observe, plan, act | `api owner store host cni runtime` |
-//! | [`engine`] | runs the stages for each key: bring up, tear down, orphans, adoption, preview | `api owner clock store runtime host cni reconcile` |
-//! | [`status`] | what users see of objects, computed from the store; `explain` | `api owner store host reconcile` |
+//! | [`vmm`] | command lines and control sockets of the VMMs, their programs | `api clock host` |
+//! | [`reconcile`] | the stages of a VM and the host network: observe, plan, act | `api owner store host cni vmm runtime` |
+//! | [`engine`] | runs the stages for each key: bring up, tear down, orphans, adoption, preview | `api owner clock store runtime host cni vmm reconcile` |
+//! | [`status`] | what users see of objects, computed from the store; `explain` | `api owner store host vmm reconcile` |
 //! | [`intake`] | reads the manifest directory | `api store host` |
 //! | [`wire`] | HTTP and JSON on a Unix socket | `api clock` |
-//! | [`doctor`] | checks the requirements of the host and suggests fixes | `api host owner cni reconcile` |
+//! | [`doctor`] | checks the requirements of the host and suggests fixes | `api host owner cni vmm reconcile` |
 //! | [`daemon`] | starts and connects all modules | all |
 //! | [`cli`] | argument parsing and output for users | `api wire clock` |
 //!
@@ -65,4 +66,5 @@ pub mod runtime;
 pub mod status;
 #[allow(clippy::disallowed_methods, reason = "the only access to the database")]
 pub mod store;
+pub mod vmm;
 pub mod wire;

@@ -44,6 +44,7 @@ use crate::reconcile::vmm;
 use crate::status::StatusBuilder;
 use crate::status::explain::{self, PacketPath};
 use crate::store::{self, Txn};
+use crate::vmm::supports_serial_input;
 use crate::wire::{Backend, Deletion, Effect, Refusal, StreamMode, packet};
 
 /// State shared by the handlers of all connections.
@@ -289,7 +290,7 @@ impl Backend for AppState {
         });
         match found {
             None => Err(Refusal::NotFound(format!("vm/{vm}"))),
-            Some((_, hypervisor)) if !vmm::supports_serial_input(hypervisor) => {
+            Some((_, hypervisor)) if !supports_serial_input(hypervisor) => {
                 Err(Refusal::Conflict(vec![format!(
                     "vm/{vm} has no console input: hypervisor {hypervisor} does not support it; use `slicectl logs` for output"
                 )]))

@@ -1,12 +1,12 @@
 //! Collects the metrics of a VM from its VMM and from the kernel.
-//! Out of scope: the protocol of the VMM ([`crate::reconcile::vmm::Control`]), HTTP.
+//! Out of scope: the protocol of the VMM ([`crate::vmm::Control`]), HTTP.
 
 use super::orders::{nearest, not_found};
 use crate::api::meta::Name;
 use crate::api::metrics::{Counters, CountingSince, Metrics};
 use crate::engine::Engine;
-use crate::reconcile::vmm::Control;
 use crate::status::StatusBuilder;
+use crate::vmm::Control;
 use crate::wire::Refusal;
 
 /// Reads the counters of the kernel and the VMM. If the VMM does not respond, only those of the kernel are returned.

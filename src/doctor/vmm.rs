@@ -6,8 +6,7 @@ use std::fs::OpenOptions;
 use super::{Host, ok, warn};
 use crate::api::view::Check;
 use crate::api::vm::Hypervisor;
-use crate::reconcile::places::FileAccess;
-use crate::reconcile::vmm::{ConfinedBy, Program, Programs, Version, tested_programs};
+use crate::vmm::{ConfinedBy, FileAccess, Program, Programs, Version, tested_programs};
 
 const KVM: &str = "/dev/kvm";
 

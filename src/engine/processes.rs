@@ -18,13 +18,13 @@ use crate::api::vmm_ids::IdRange;
 use crate::engine::Key;
 use crate::host::process::{self, Identity, ProcessState, Record};
 use crate::owner::{self, Label, RunDir};
-use crate::reconcile::places::FileAccess;
 use crate::reconcile::storage::{self, Disks};
-use crate::reconcile::vmm::{
-    self, Accel, Access, Confined, ConfinedBy, Desired, Disk, Launch, Machine, Machines, Program,
-    Programs, Slot, Sys, Vmm,
-};
+use crate::reconcile::vmm::{self, Confined, Desired, Vmm};
 use crate::runtime::controller::Enqueuer;
+use crate::vmm::{
+    Accel, Access, ConfinedBy, Disk, FileAccess, Launch, Machine, Machines, Program, Programs,
+    Slot, Sys, machine_of, recipe,
+};
 
 const KVM: &str = "/dev/kvm";
 
@@ -118,7 +118,7 @@ impl Processes {
             slot.confined_by = self.confinement(spec, &no_process, &program).await?;
         }
         let mut new_launch =
-            vmm::recipe(spec, &slot, &program, &machine).map_err(|reason| reason.to_string())?;
+            recipe(spec, &slot, &program, &machine).map_err(|reason| reason.to_string())?;
         let confinement = user.map(|user| confined(spec, &slot, user));
         if !is_running {
             // The VM's own disk is created later.
@@ -175,7 +175,7 @@ impl Processes {
                 sys: Sys::Own,
                 confined_by,
             };
-            vmm::recipe(spec, &slot, &program, &machine).map_err(|reason| reason.to_string())?;
+            recipe(spec, &slot, &program, &machine).map_err(|reason| reason.to_string())?;
         }
         let own_disk = disks.own.disk();
         self.check_readable(opened_files(spec, &disks.all).filter(|file| file.path != own_disk))
@@ -274,7 +274,7 @@ impl Processes {
             return Ok(default);
         }
         match self.running_argv(uid) {
-            Some(argv) => Ok(vmm::machine_of(&argv)),
+            Some(argv) => Ok(machine_of(&argv)),
             // The process has just ended.
             None => self.machine(hypervisor, program).await,
         }

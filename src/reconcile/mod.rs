@@ -14,7 +14,6 @@ pub mod group;
 pub mod host_network;
 pub mod limits;
 pub mod net;
-pub mod places;
 pub mod power;
 pub mod record;
 pub mod storage;

@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 
 use super::Reconcile;
 use super::disk::{self, DiskSpec};
-use super::places::FileAccess;
-use super::vmm::{Access, Disk};
 use crate::api::allowed::Purpose;
 use crate::api::meta::Name;
 use crate::api::storage::{Bytes, Storage};
 use crate::host::image::{self, Edition, Found};
 use crate::host::named::Named;
 use crate::owner::Label;
+use crate::vmm::{Access, Disk, FileAccess};
 
 /// The disks of one VM.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -35,6 +35,7 @@ use crate::reconcile::group::BlockedReason;
 use crate::reconcile::net::MTU;
 use crate::reconcile::power::{ProcessExit, VmmCheckpoint};
 use crate::reconcile::{connection, vmm};
+use crate::vmm::{Control, NAME_SERVERS};
 
 /// What blocks a group, in addition to its VMs.
 #[derive(Clone, Debug, Default)]
@@ -61,7 +62,7 @@ fn network_warnings(vm: &Vm, stages: &StageStatuses<'_>) -> Vec<String> {
     };
     // The name servers of the VM's spec replace those of the network.
     if vm.spec.dns_servers.is_empty() {
-        let ignored = known.dns.iter().skip(vmm::NAME_SERVERS);
+        let ignored = known.dns.iter().skip(NAME_SERVERS);
         known.warnings.extend(ignored.map(|server| {
             format!(
                 "the CNI network provides the name server {server}, but a guest gets at most two"
@@ -223,8 +224,7 @@ impl StatusBuilder {
             started_at: process.map(|process| process.started_at),
             restarts: checkpoint.restarts,
             last_exit: checkpoint.last_exit.as_ref().map(ProcessExit::view),
-            api_socket: vmm::Control::of(vm.spec.hypervisor)
-                .map(|control| dir.join(control.socket())),
+            api_socket: Control::of(vm.spec.hypervisor).map(|control| dir.join(control.socket())),
             log: has_process.then(|| dir.join(vmm::CONSOLE)),
         }
     }

@@ -6,7 +6,8 @@ use std::path::Path;
 use slicectl::host::Kind;
 use slicectl::host::image::{Use, hold};
 use slicectl::reconcile::Reconcile;
-use slicectl::reconcile::vmm::{Access, Action, Desired, Disk, Launch, Vmm};
+use slicectl::reconcile::vmm::{Action, Desired, Vmm};
+use slicectl::vmm::{Access, Disk, Launch};
 
 use crate::fixture::{PrivateNet, converge, some_vm};
 

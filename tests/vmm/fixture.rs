@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use slicectl::api::meta::{Name, Uid};
 use slicectl::host::process::{self, ProcessState};
 use slicectl::owner::{Instance, Label};
-use slicectl::reconcile::places::FileAccess;
-use slicectl::reconcile::vmm::{Desired, Launch, Observed, Vmm};
+use slicectl::reconcile::vmm::{Desired, Observed, Vmm};
 use slicectl::reconcile::{Reconcile, Wait};
+use slicectl::vmm::FileAccess;
+use slicectl::vmm::Launch;
 
 /// A network namespace that lives in a thread of ours, and dies with this value and the processes in it.
 pub struct PrivateNet {

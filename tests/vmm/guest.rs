@@ -13,9 +13,9 @@ use slicectl::host::Kind;
 use slicectl::host::image::{Use, hold};
 use slicectl::host::process::{self, ProcessState, TapSlot};
 use slicectl::reconcile::Reconcile;
-use slicectl::reconcile::vmm::{
-    Accel, Access, Action, Attachment, CONSOLE, Desired, Disk, Machine, Machines, Program,
-    Programs, RecipeError, Slot, Vmm, recipe,
+use slicectl::reconcile::vmm::{Action, Attachment, CONSOLE, Desired, Vmm};
+use slicectl::vmm::{
+    Accel, Access, Disk, Machine, Machines, Program, Programs, RecipeError, Slot, recipe,
 };
 
 use crate::fixture::{PrivateNet, converge, eventually, places, some_vm};

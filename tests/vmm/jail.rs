@@ -5,9 +5,8 @@ use slicectl::api::vm::Hypervisor;
 use slicectl::host::process::{self, Exit, ProcessState, StopSignal};
 use slicectl::host::{Kind, image};
 use slicectl::reconcile::Reconcile;
-use slicectl::reconcile::vmm::{
-    Access, Action, CONSOLE, ConfinedBy, Disk, LABEL_VAR, Programs, RUN_DIR_VAR, Vmm,
-};
+use slicectl::reconcile::vmm::{Action, CONSOLE, LABEL_VAR, RUN_DIR_VAR, Vmm};
+use slicectl::vmm::{Access, ConfinedBy, Disk, Programs};
 
 use crate::fixture::converge;
 use crate::real::{As, assert_ends, console, ended, place};

@@ -8,7 +8,7 @@ use slicectl::api::allowed::Purpose;
 use slicectl::api::vm::Hypervisor;
 use slicectl::host::named::Named;
 use slicectl::host::process::{Query, query};
-use slicectl::reconcile::vmm::{Accel, Machines, Programs, boots};
+use slicectl::vmm::{Accel, Machines, Programs, boots};
 
 use crate::fixture::places;
 

@@ -9,9 +9,9 @@ use slicectl::host::process::{Exit, Identity};
 use slicectl::owner::Instance;
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
-    Action, Attachment, Desired, GuestState, Launch, MANAGED_FILES, Observed, RECORD, RunDir,
-    Running, Vmm,
+    Action, Attachment, Desired, MANAGED_FILES, Observed, RECORD, RunDir, Running, Vmm,
 };
+use slicectl::vmm::{GuestState, Launch};
 
 proptest! {
     #[test]

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use slicectl::api::allowed::Purpose;
-use slicectl::reconcile::places::FileAccess;
+use slicectl::vmm::FileAccess;
 
 /// A user who is not root.
 const ALICE: u32 = 1234;

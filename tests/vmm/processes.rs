@@ -9,9 +9,10 @@ use slicectl::host::process::{self, Exit, Identity, ProcessState, Record, Spawn,
 use slicectl::host::{Kind, cpu};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
-    Action, CONSOLE, CONSOLE_OLD, Control, Desired, DesiredGuest, INPUT, LABEL_VAR, LOG_LIMIT,
-    Launch, MANAGED_FILES, NOTE, RECORD, RunDir, Vmm, rotate, watch,
+    Action, CONSOLE, CONSOLE_OLD, Desired, DesiredGuest, INPUT, LABEL_VAR, LOG_LIMIT,
+    MANAGED_FILES, NOTE, RECORD, RunDir, Vmm, rotate, watch,
 };
+use slicectl::vmm::{Control, Launch};
 
 use crate::fixture::{PrivateNet, converge, eventually, some_vm};
 use test_support::descriptors::copy_of;

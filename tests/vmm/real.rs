@@ -17,9 +17,11 @@ use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::host::process::{self, Exit, Identity, ProcessState, StopSignal};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
-    Accel, Access, Action, CONSOLE, Confined, ConfinedBy, Control, Desired, Disk, GuestState,
-    LABEL_VAR, LOG_LIMIT, METRICS, Machine, Program, Programs, RUN_DIR_VAR, Slot, Vmm, recipe,
-    started_as,
+    Action, CONSOLE, Confined, Desired, LABEL_VAR, LOG_LIMIT, RUN_DIR_VAR, Vmm, started_as,
+};
+use slicectl::vmm::{
+    Accel, Access, ConfinedBy, Control, Disk, GuestState, METRICS, Machine, Program, Programs,
+    Slot, recipe,
 };
 
 use crate::fixture::{PrivateNet, converge, eventually, leave_the_mounts, places, some_vm};

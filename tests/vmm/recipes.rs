@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use slicectl::api::life::MachineType;
 use slicectl::api::network::{Connection, IsolatedSpec, Mac, NetworkSpec};
 use slicectl::api::vm::{Hypervisor, VmSpec};
-use slicectl::reconcile::vmm::{
-    Accel, Access, ConfinedBy, Disk, Launch, MANAGED_FILES, Machine, Program, RecipeError, Slot,
-    Sys, Version, recipe,
+use slicectl::reconcile::vmm::MANAGED_FILES;
+use slicectl::vmm::{
+    Accel, Access, ConfinedBy, Disk, Launch, Machine, Program, RecipeError, Slot, Sys, Version,
+    recipe,
 };
 
 /// One VM, to be changed a little.

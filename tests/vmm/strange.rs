@@ -11,9 +11,9 @@ use std::time::Duration;
 use slicectl::host::process::{self, Identity, ProcessState, StopSignal, user_lives};
 use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{
-    Access, Action, CONFIG, CONSOLE, CONSOLE_OLD, Confined, Desired, Disk, LOG_LIMIT, Launch,
-    NewFile, RUN_DIR_BYTES, Vmm, rotate,
+    Action, CONSOLE, CONSOLE_OLD, Confined, Desired, LOG_LIMIT, RUN_DIR_BYTES, Vmm, rotate,
 };
+use slicectl::vmm::{Access, CONFIG, Disk, Launch, NewFile};
 
 use crate::fixture::{PrivateNet, converge, eventually, leave_the_mounts, some_vm, stage};
 

@@ -9,8 +9,8 @@ use crate::api::storage::Storage;
 use crate::host::fs;
 use crate::owner::{self, Label, Owner};
 use crate::reconcile::disk;
-use crate::reconcile::places::inspect_blocking;
 use crate::reconcile::storage::{self, DiskContext, Disks};
+use crate::vmm::inspect_blocking;
 
 impl Processes {
     /// Returns the disks of a VM.

@@ -16,7 +16,7 @@ use crate::host::fs::{self, Durability};
 use crate::host::image::{self, Copy, Found, How, Progress, Use};
 use crate::host::named::Named;
 use crate::host::{Error, Kind};
-use crate::reconcile::places::FileAccess;
+use crate::vmm::FileAccess;
 
 /// Maximum number of concurrent copies: more would not increase the throughput.
 static COPIES: Semaphore = Semaphore::const_new(8);

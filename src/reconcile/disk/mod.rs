@@ -22,13 +22,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::places::FileAccess;
 use super::{Conflict, Reconcile};
 use crate::api::meta::Name;
 use crate::api::storage::Bytes;
 use crate::host;
 use crate::host::image::{Edition, Progress};
 use crate::owner::Label;
+use crate::vmm::FileAccess;
 
 pub use observe::{claimed, is_of_boot, kept};
 pub use plan::image_note;

@@ -10,8 +10,8 @@ use super::jailing::JailerLaunch;
 use super::note::Note;
 use super::opened::OpenFiles;
 use super::{
-    Access, Action, CONSOLE, CONSOLE_OLD, Control, Desired, Disk, LABEL_VAR, LOG_LIMIT, Launch,
-    NOTE, OTHER_FILES, RUN_DIR_VAR, Retain, SOCKETS, confine, ending, owners, watch,
+    Action, CONSOLE, CONSOLE_OLD, Desired, LABEL_VAR, LOG_LIMIT, NOTE, OTHER_FILES, RUN_DIR_VAR,
+    Retain, confine, ending, owners, watch,
 };
 use crate::host::blocking::within;
 use crate::host::image::{self, Use};
@@ -19,8 +19,9 @@ use crate::host::process::{
     self, Confine, Identity, Process, ProcessState, Record, Spawn, StderrReader, StopSignal,
 };
 use crate::host::{Error, Kind, fs, ramdir};
-use crate::reconcile::places::FileAccess;
 use crate::runtime::controller::release_worker;
+use crate::vmm::program::installed_dirs;
+use crate::vmm::{Access, Control, Disk, FileAccess, Launch, SOCKETS};
 
 /// Deadline for a VMM to end after SIGTERM.
 const TERM_DEADLINE: Duration = Duration::from_secs(2);
@@ -253,7 +254,7 @@ async fn spawn(
         let jailing = JailerLaunch::of(&desired, &launch, opened.as_ref(), &fds, file_limit)?;
         let program = jailing.as_ref().map(JailerLaunch::jailer);
         let program = program.or(opened.as_ref().map(|opened| &opened.program));
-        let installed = program.map_or(Vec::new(), |named| confine::installed_dirs(named.real()));
+        let installed = program.map_or(Vec::new(), |named| installed_dirs(named.real()));
         let reach = opened
             .as_ref()
             .map(|opened| opened.visible_files(&installed));

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Gid, Uid};
 
 use super::note::Note;
-use super::{CONSOLE, CONSOLE_OLD, Confined, Desired, LABEL_VAR, Launch, RUN_DIR_BYTES, owners};
+use super::{CONSOLE, CONSOLE_OLD, Confined, Desired, LABEL_VAR, RUN_DIR_BYTES, owners};
 use crate::host::cgroup::{self, Limits};
 use crate::host::named::Named;
 use crate::host::process::{self, Identity};
 use crate::host::{Error, fs, ramdir};
+use crate::vmm::Launch;
 
 /// Memory of the VMM itself in bytes: QEMU's code and tables, a translation cache, the part of the page cache of its disks that cannot be
 /// reclaimed.
@@ -139,22 +140,6 @@ fn set_owner_and_mode(path: &Path, (user, group, mode): (u32, u32, u32)) -> io::
     Ok(rustix::fs::fchmod(&file, mode.into())?)
 }
 
-/// Directories that were installed with a program and that it may need: `/opt/qemu/lib` and `/opt/qemu/share/qemu` for
-/// `/opt/qemu/bin/qemu-system-x86_64`. The system directories of the host are visible to every VMM anyway. `real`: the resolved path of
-/// the program; only root can write to its directories.
-pub(super) fn installed_dirs(real: &Path) -> Vec<PathBuf> {
-    const SUBDIRS: [&str; 4] = ["lib", "lib64", "libexec", "share/qemu"];
-    let bin = real
-        .parent()
-        .filter(|dir| dir.file_name().is_some_and(|name| name == "bin"));
-    let prefix = bin
-        .and_then(Path::parent)
-        .filter(|dir| dir.parent().is_some());
-    let dirs = prefix.map(|prefix| SUBDIRS.map(|part| prefix.join(part)));
-    let beside = dirs.into_iter().flatten();
-    beside.filter(|path| path.is_dir()).collect()
-}
-
 /// Whether the VMM needs `/dev/kvm`. Only QEMU runs without it, with TCG.
 pub(super) fn needs_kvm(launch: &Launch) -> bool {
     !launch.argv.iter().any(|word| word.starts_with("tcg"))
@@ -244,26 +229,6 @@ mod tests {
         let limits = limits(&confined);
         assert_eq!(limits.cpu_millis, 2500);
         assert_eq!(limits.memory, (1 << 30) + (128 << 20) + (256 << 20));
-    }
-
-    #[test]
-    fn installed_finds_the_directories_installed_with_a_program_and_no_others() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().canonicalize().unwrap();
-        let opt = root.join("opt/qemu");
-        for part in ["bin", "share/qemu", "share/keys", "lib"] {
-            std::fs::create_dir_all(opt.join(part)).unwrap();
-        }
-        let seen = [opt.join("lib"), opt.join("share/qemu")];
-        assert_eq!(installed_dirs(&opt.join("bin/qemu")), seen);
-        assert_eq!(
-            installed_dirs(&opt.join("sbin/qemu")),
-            Vec::<PathBuf>::new()
-        );
-        assert_eq!(
-            installed_dirs(Path::new("/bin/qemu")),
-            Vec::<PathBuf>::new()
-        );
     }
 
     #[test]

@@ -4,12 +4,13 @@
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use super::jailer::{self, JAIL_RUN_DIR, JailerCommand};
+use super::Desired;
 use super::opened::OpenFiles;
-use super::{ConfinedBy, Desired, Launch};
 use crate::host::Error;
 use crate::host::named::Named;
 use crate::host::process::{Jail, Keep, StderrReader};
+use crate::vmm::jailer::{self, JAIL_RUN_DIR, JailerCommand};
+use crate::vmm::{ConfinedBy, Launch};
 
 /// The resources for one start.
 pub(super) struct JailerLaunch<'a> {

@@ -1,15 +1,10 @@
 //! The Vmm stage: the process that runs a VM.
-//! Out of scope: the network of the VM; how often a VMM that has ended is restarted.
+//! Out of scope: command lines and control sockets ([`crate::vmm`]); the network of the VM; how often a VMM that has ended is restarted.
 //!
 //! | file | content |
 //! |---|---|
-//! | `recipe`, `qemu`, `firecracker`, `cloud_hypervisor`, `cmdline`, `version` | pure: the spec of a VM to a command line |
-//! | `jailer`, `jailing` | Firecracker's command line to that of its jailer, and back (pure); what a jailer is started with |
-//! | `program` | finds the programs of the VMMs and their versions |
-//! | `machine` | capabilities of this host: KVM or not, TSC rate |
-//! | `kernel` | pure: a minimal kernel for testing KVM |
+//! | `jailing` | what Firecracker's jailer is started with |
 //! | `identity` | pure: the owner of a process |
-//! | `control` | client of a VMM's control socket |
 //! | `confine` | the host resources of a VMM |
 //! | `opened` | all host files that a VMM is started with, opened once |
 //! | `owners` | owners of users' files that an earlier version has changed |
@@ -35,27 +30,16 @@
 //! belongs to the VMM and is removed with it. Otherwise files with other names are foreign and are not removed.
 
 mod act;
-mod cloud_hypervisor;
-mod cmdline;
 mod confine;
-mod control;
 mod ending;
-mod firecracker;
 mod identity;
-mod jailer;
 mod jailing;
-mod kernel;
-mod machine;
 mod moved;
 mod note;
 mod observe;
 mod opened;
 mod owners;
 mod plan;
-mod program;
-mod qemu;
-mod recipe;
-mod version;
 mod watch;
 
 use std::collections::HashSet;
@@ -66,26 +50,20 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
-use super::places::FileAccess;
 use super::{Conflict, Reconcile, Wait};
 use crate::api::life::GracePeriod;
 use crate::api::meta::Uid;
-use crate::api::vm::Hypervisor;
 use crate::host;
 use crate::host::process::{Exit, Identity};
 use crate::owner::{Label, Owned};
+use crate::vmm::{
+    AGENT, CONFIG, CONTROL_LOCK, Control, Disk, FileAccess, GuestState, Launch, METRICS, VSOCK,
+};
 
-pub use cmdline::NAME_SERVERS;
-pub use control::{Control, GuestState};
 pub use ending::{Ended, ended, last_lines};
-pub use machine::{Accel, Machine, Machines, boots, tested_programs};
 pub use moved::uses_another_disk;
 pub use note::{confined_by, running, started_as};
 pub use owners::recover as recover_owners;
-pub use program::Programs;
-pub use qemu::machine_of;
-pub use recipe::{Access, ConfinedBy, Disk, Launch, NewFile, RecipeError, Slot, Sys, recipe};
-pub use version::{Program, Version};
 pub use watch::{rotate, watch};
 
 /// The process record, which the child writes before its exec.
@@ -100,25 +78,6 @@ pub const STOPPING: &str = "stopping";
 pub const CONSOLE: &str = "console.log";
 /// The console before the last rotation.
 pub const CONSOLE_OLD: &str = "console.log.1";
-/// The configuration that Firecracker reads when it starts.
-pub const CONFIG: &str = "vm.json";
-/// The pipe that Firecracker writes its metrics into.
-pub const METRICS: &str = "metrics";
-/// The host's side of a guest's vsock.
-pub const VSOCK: &str = "vsock.sock";
-/// The host's side of a guest's virtio-serial port.
-pub const AGENT: &str = "agent.sock";
-/// A lock file that Cloud Hypervisor creates next to its control socket since version 53 and does not remove.
-const CONTROL_LOCK: &str = "cloud-hypervisor.sock.lock";
-/// Files that a VMM creates and may not remove. The next one fails if they exist.
-const SOCKETS: [&str; 6] = [
-    Control::Qmp.socket(),
-    Control::Firecracker.socket(),
-    Control::CloudHypervisor.socket(),
-    CONTROL_LOCK,
-    VSOCK,
-    AGENT,
-];
 /// Every name in a run directory that this daemon may remove.
 pub const MANAGED_FILES: [&str; 14] = [
     AGENT,
@@ -150,15 +109,6 @@ pub const RUN_DIR_BYTES: u64 = 8 << 20;
 pub const LABEL_VAR: &str = "SLICE_LABEL";
 /// The variable in a VMM's environment that holds its run directory.
 pub const RUN_DIR_VAR: &str = "SLICE_RUN_DIR";
-
-/// Whether the serial port of the VM accepts input. Cloud Hypervisor reads only from a terminal, or from a socket that loses output
-/// until a client connects.
-pub const fn supports_serial_input(hypervisor: Hypervisor) -> bool {
-    match hypervisor {
-        Hypervisor::Qemu | Hypervisor::Firecracker => true,
-        Hypervisor::CloudHypervisor | Hypervisor::None => false,
-    }
-}
 
 /// The reconciler of the stage.
 #[derive(Debug, Default)]

@@ -4,11 +4,11 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::Desired;
 use super::note::{self, Note};
-use super::recipe::{Launch, NewFile};
-use super::{Desired, jailer};
 use crate::host::{Error, process};
 use crate::owner::Owner;
+use crate::vmm::{Launch, NewFile, jailer};
 
 /// The VM's own disk, below `<state>/disks`.
 pub(super) struct OwnDisk {

@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::moved::OwnDisk;
-use super::{ConfinedBy, Desired, Launch, NOTE, NewFile, Program, RECORD, Version};
+use super::{Desired, NOTE, RECORD};
 use crate::host;
 use crate::host::fs::{self, Durability};
 use crate::host::process::{self, Identity, ProcessState, Record};
+use crate::vmm::{ConfinedBy, Launch, NewFile, Program, Version};
 
 /// How a VMM was started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

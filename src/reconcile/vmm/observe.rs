@@ -11,8 +11,8 @@ use super::moved::OwnDisk;
 use super::note::Note;
 use super::plan::matching;
 use super::{
-    Attachment, Control, Desired, DesiredGuest, GuestState, INPUT, LABEL_VAR, MANAGED_FILES, NOTE,
-    OTHER_FILES, Observed, RECORD, RunDir, Running, STOPPING, Vmm, confine, ending, jailer,
+    Attachment, Desired, DesiredGuest, INPUT, LABEL_VAR, MANAGED_FILES, NOTE, OTHER_FILES,
+    Observed, RECORD, RunDir, Running, STOPPING, Vmm, confine, ending,
 };
 use crate::api::meta::Uid;
 use crate::api::vmm_ids::IdRange;
@@ -20,6 +20,7 @@ use crate::host::blocking::within;
 use crate::host::process::{self, Exit, Identity, Origin, ProcessState, Record, TapSlot};
 use crate::host::{Error, Kind, cgroup, fs};
 use crate::owner::{self, Instance, Label};
+use crate::vmm::{Control, GuestState, jailer};
 
 /// How long an observation waits for a start in progress: a busy machine is slow to load a VMM.
 const START_DEADLINE: Duration = Duration::from_secs(5);

@@ -1,5 +1,5 @@
 //! All host files that one VMM is started with, opened once: its program, its boot files, its disks.
-//! Out of scope: which files those are (`recipe`), which are allowed ([`crate::reconcile::places`]).
+//! Out of scope: which files those are (`recipe`), which are allowed ([`crate::vmm::FileAccess`]).
 
 use std::fs::File;
 use std::io;
@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::note::{Change, ChangedFile};
-use super::{Access, Confined, ConfinedBy, Disk, Launch, confine, owners};
+use super::{Confined, confine, owners};
 use crate::api::allowed::Purpose;
 use crate::api::meta::Uid;
 use crate::host::acl;
@@ -16,7 +16,7 @@ use crate::host::image::{self, Use};
 use crate::host::named::Named;
 use crate::host::process::{self, IdMap, Reach};
 use crate::host::{Error, Kind};
-use crate::reconcile::places::FileAccess;
+use crate::vmm::{Access, ConfinedBy, Disk, FileAccess, Launch};
 
 /// The open files of one VMM.
 pub(super) struct OpenFiles {

@@ -2,11 +2,12 @@
 //! Out of scope: observing, acting, retrying; whether a VM that has ended may be started again.
 
 use super::{
-    Action, Attachment, CONSOLE, CONSOLE_OLD, Desired, DesiredGuest, EvaluatedExits, GuestState,
-    Launch, NOTE, Observed, RECORD, Retain, RunDir, Running,
+    Action, Attachment, CONSOLE, CONSOLE_OLD, Desired, DesiredGuest, EvaluatedExits, NOTE,
+    Observed, RECORD, Retain, RunDir, Running,
 };
 use crate::api::life::GracePeriod;
 use crate::reconcile::Conflict;
+use crate::vmm::{GuestState, Launch};
 
 pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
     let kept = desired

@@ -8,10 +8,10 @@ use rustix::fs::{CWD, FileType, Mode};
 use slicectl::api::meta::{Name, Uid};
 use slicectl::api::storage::{AdditionalDisk, Storage};
 use slicectl::owner::Instance;
-use slicectl::reconcile::places::FileAccess;
 use slicectl::reconcile::storage::{DiskContext, Disks, disks};
-use slicectl::reconcile::vmm::Access;
 use slicectl::reconcile::{Reconcile, disk};
+use slicectl::vmm::Access;
+use slicectl::vmm::FileAccess;
 
 fn choose(dir: &Path, storage: &Storage) -> Result<Disks, String> {
     choose_for(dir, storage, None)

@@ -110,7 +110,7 @@ pub struct Launch {
     /// Files that are written into the run directory before the start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<NewFile>,
-    /// Named pipes that are created in the run directory, each one of [`super::MANAGED_FILES`].
+    /// Named pipes that are created in the run directory, each with one of the names in [`super`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pipes: Vec<String>,
     /// The version of the program that the arguments are for; `None`: unknown.
@@ -127,7 +127,7 @@ pub struct Launch {
 /// A file that a VMM reads when it starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewFile {
-    /// One of [`super::MANAGED_FILES`].
+    /// One of the names in [`super`].
     pub name: String,
     /// Its content.
     pub text: String,

@@ -17,7 +17,7 @@ use super::recipe::{ConfinedBy, Launch};
 use super::version::Program;
 
 /// Path of the run directory in a jail.
-pub(super) const JAIL_RUN_DIR: &str = "/vmm";
+pub(crate) const JAIL_RUN_DIR: &str = "/vmm";
 /// `--chroot-base-dir`; it exists only in the mount namespace of the jailer.
 const BASE: &str = "/jail";
 /// Options that the jailer adds, each with a value.
@@ -31,15 +31,15 @@ const OPEN_FILES: u64 = 4096;
 
 /// How a process is started in a jail.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct JailerCommand {
+pub(crate) struct JailerCommand {
     /// The jailer's command line.
-    pub(super) argv: Vec<String>,
+    pub(crate) argv: Vec<String>,
     /// The directory that becomes the root of the jail.
-    pub(super) root: PathBuf,
+    pub(crate) root: PathBuf,
 }
 
 /// The path by which a VMM opens a file in its run directory, which is its working directory unless it is in a jail.
-pub(super) fn path_in_vmm(confined_by: &ConfinedBy, name: &str) -> String {
+pub(crate) fn path_in_vmm(confined_by: &ConfinedBy, name: &str) -> String {
     match confined_by {
         ConfinedBy::Sliced { .. } => name.to_owned(),
         ConfinedBy::Jailer(_) => format!("{JAIL_RUN_DIR}/{name}"),
@@ -48,7 +48,7 @@ pub(super) fn path_in_vmm(confined_by: &ConfinedBy, name: &str) -> String {
 
 /// The command line of the jailer. `program`: the resolved path of the program to start. The process cannot make a file larger than
 /// `file_limit` bytes.
-pub(super) fn jailer_command(
+pub(crate) fn jailer_command(
     jailer: &Program,
     launch: &Launch,
     program: &Path,
@@ -84,7 +84,7 @@ fn without_id(arguments: &[String]) -> (String, Vec<String>) {
 
 /// The arguments of a process, in the form of `launch` if the process is, or is about to become, a Firecracker in a jail; otherwise
 /// unchanged.
-pub(super) fn without_jailer(argv: Vec<String>, launch: Option<&Launch>) -> Vec<String> {
+pub(crate) fn without_jailer(argv: Vec<String>, launch: Option<&Launch>) -> Vec<String> {
     let Some((launch, arguments)) = launch.zip(argv.get(1..)) else {
         return argv;
     };

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use super::{confine, kernel, qemu};
+use super::program::installed_dirs;
+use super::{kernel, qemu};
 use crate::host::fs::{self, Durability};
 use crate::host::named::Named;
 use crate::host::process::{self, Query};
@@ -141,7 +142,7 @@ pub async fn boots(qemu: &Named, accel: Accel) -> bool {
     arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot"]);
     arguments.extend(["-display", "none", "-serial", "stdio"]);
     arguments.extend(["-sandbox", qemu::SANDBOX]);
-    let installed = confine::installed_dirs(qemu.real());
+    let installed = installed_dirs(qemu.real());
     let query = Query {
         program: qemu,
         args: &arguments,

@@ -7,12 +7,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::{ConfinedBy, Program, Version, confine};
+use super::{ConfinedBy, FileAccess, Program, Version};
 use crate::api::allowed::Purpose;
 use crate::api::vm::Hypervisor;
 use crate::host::named::Named;
 use crate::host::process::{self, Query};
-use crate::reconcile::places::FileAccess;
 
 /// Deadline for a program to print its version.
 const VERSION_DEADLINE: Duration = Duration::from_secs(2);
@@ -231,7 +230,7 @@ fn search_path() -> String {
 /// Queries the version. The program is confined, because a manifest may specify any.
 async fn query_version(path: &Path, file: &Named) -> Result<Version, String> {
     let shown = path.display().to_string();
-    let installed = confine::installed_dirs(file.real());
+    let installed = installed_dirs(file.real());
     let query = Query {
         program: file,
         args: &["--version"],
@@ -249,6 +248,22 @@ async fn query_version(path: &Path, file: &Named) -> Result<Version, String> {
         let first: String = first.take(80).collect();
         format!("`{shown} --version` printed {first:?}, which contains no version")
     })
+}
+
+/// Directories that were installed with a program and that it may need: `/opt/qemu/lib` and `/opt/qemu/share/qemu` for
+/// `/opt/qemu/bin/qemu-system-x86_64`. The system directories of the host are visible to every VMM anyway. `real`: the resolved path of
+/// the program; only root can write to its directories.
+pub(crate) fn installed_dirs(real: &Path) -> Vec<PathBuf> {
+    const SUBDIRS: [&str; 4] = ["lib", "lib64", "libexec", "share/qemu"];
+    let bin = real
+        .parent()
+        .filter(|dir| dir.file_name().is_some_and(|name| name == "bin"));
+    let prefix = bin
+        .and_then(Path::parent)
+        .filter(|dir| dir.parent().is_some());
+    let dirs = prefix.map(|prefix| SUBDIRS.map(|part| prefix.join(part)));
+    let beside = dirs.into_iter().flatten();
+    beside.filter(|path| path.is_dir()).collect()
 }
 
 #[cfg(test)]
@@ -361,5 +376,25 @@ mod tests {
             .arg(output)
             .status();
         assert!(made.unwrap().success());
+    }
+
+    #[test]
+    fn installed_finds_the_directories_installed_with_a_program_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let opt = root.join("opt/qemu");
+        for part in ["bin", "share/qemu", "share/keys", "lib"] {
+            std::fs::create_dir_all(opt.join(part)).unwrap();
+        }
+        let seen = [opt.join("lib"), opt.join("share/qemu")];
+        assert_eq!(installed_dirs(&opt.join("bin/qemu")), seen);
+        assert_eq!(
+            installed_dirs(&opt.join("sbin/qemu")),
+            Vec::<PathBuf>::new()
+        );
+        assert_eq!(
+            installed_dirs(Path::new("/bin/qemu")),
+            Vec::<PathBuf>::new()
+        );
     }
 }

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::vmm::{Access, Disk};
+use super::{Access, Disk};
 use crate::api::allowed::{AllowedDirectories, Purpose};
 use crate::api::storage::Storage;
 use crate::api::vm::VmSpec;
