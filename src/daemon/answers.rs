@@ -303,7 +303,7 @@ impl Backend for AppState {
     }
 
     async fn gc(&self, effect: Effect) -> Result<Vec<Orphan>, Refusal> {
-        let fail = |error: host::Error| Refusal::Failed(format!("{error}: {}", error.source));
+        let fail = |error: host::Error| Refusal::Failed(error.to_string());
         let orphans = self.engine.orphans(clock::now()).await.map_err(fail)?;
         let reason = "it has a record of this boot and no tombstone: it will be adopted as a VM";
         let adopted = orphans.adopted.iter();
@@ -341,7 +341,7 @@ impl Backend for AppState {
     }
 
     async fn doctor(&self) -> Result<Vec<Check>, Refusal> {
-        let fail = |error: host::Error| Refusal::Failed(format!("{error}: {}", error.source));
+        let fail = |error: host::Error| Refusal::Failed(error.to_string());
         let desired = self.engine.desired_host_network();
         let host_network = self.engine.host_network_reconciler();
         let guarded = host_network::routed_ranges(&host_network, &desired)
@@ -380,7 +380,7 @@ impl Backend for AppState {
         };
         let addresses = addr::list(&self.engine.host.netlink, addr::Of::All)
             .await
-            .map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
+            .map_err(|error| Refusal::Failed(error.to_string()))?;
         let host_addresses: Vec<_> = addresses.iter().map(|addr| addr.net.ip()).collect();
         let (Some(policy), Some(block)) = (found.spec.network.policy(), lease.address.block())
         else {
@@ -390,7 +390,7 @@ impl Backend for AppState {
         let network = self.engine.store.read(store::World::host_requirements);
         let bridge_subnets = network.bridges.values().flatten().map(|net| subnet(*net));
         let host = onward::observe(&self.engine, request.destination).await;
-        let host = host.map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
+        let host = host.map_err(|error| Refusal::Failed(error.to_string()))?;
         let blocked = bridge_subnets.chain(network.cni_subnets.iter().copied());
         let closed: Vec<_> = blocked.chain(host.closed).collect();
         let context = PacketPath {

@@ -345,7 +345,7 @@ fn store(dirs: &Dirs<'_>, id: &Instance, notes: &mut Vec<String>) {
     match fs::write(&path, text(id).as_bytes(), 0o600, Durability::Disk) {
         Ok(()) => info!(%id, path = %path.display(), "instance id stored"),
         Err(error) => {
-            let error = format!("{error}: {}", error.source);
+            let error = error.to_string();
             notes.push(format!("the instance id {id} cannot be stored: {error}; do not move the state directory before the next start"));
         }
     }

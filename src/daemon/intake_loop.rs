@@ -272,7 +272,7 @@ impl IntakeLoop {
             }
             Ok(None) => {}
             Err(error) => {
-                let message = format!("{error}: {}", error.source);
+                let message = error.to_string();
                 self.report_unreadable(message);
                 // The change that makes it readable again (a mode, a server) may not be reported.
                 *self.schedule.lock() = Schedule {

@@ -55,10 +55,7 @@ pub async fn ask(
         }
         Err(_) if !engine.processes.may_be_running(uid) => refuse("is not running: no metrics"),
         Err(error) => {
-            let why = format!(
-                "cannot read the metrics of its VMM: {error}: {}",
-                error.source
-            );
+            let why = format!("cannot read the metrics of its VMM: {error}");
             match kernel_counters().await {
                 ours if ours.is_empty() => Err(Refusal::Failed(format!("vm/{name}: {why}"))),
                 ours => Ok(metrics(ours, Some(why))),

@@ -87,7 +87,7 @@ pub enum Error {
 
 impl From<host::Error> for Error {
     fn from(error: host::Error) -> Self {
-        Self::Host(format!("{error}: {}", error.source))
+        Self::Host(error.to_string())
     }
 }
 

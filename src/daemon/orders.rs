@@ -84,9 +84,7 @@ fn refusal(engine: &Engine, group: &Name, error: AddError) -> Refusal {
         AddError::Group(group::Error::Range(error)) => {
             Refusal::Conflict(vec![format!("hostgroup/{group}: {error}")])
         }
-        AddError::Group(group::Error::Observe(error)) => {
-            Refusal::Failed(format!("{error}: {}", error.source))
-        }
+        AddError::Group(group::Error::Observe(error)) => Refusal::Failed(error.to_string()),
         AddError::Group(group::Error::Store(error)) | AddError::Store(error) => {
             Refusal::Failed(error.to_string())
         }

@@ -28,7 +28,7 @@ pub(super) async fn of(engine: &Engine, group: Name) -> Result<RouteInfo, Refusa
     };
     let host = lan_address(&engine.host.netlink)
         .await
-        .map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
+        .map_err(|error| Refusal::Failed(error.to_string()))?;
     Ok(RouteInfo {
         group,
         bridge,

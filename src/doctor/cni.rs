@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use futures::{StreamExt, stream};
 
-use super::{Host, error_chain, ok, warn};
+use super::{Host, ok, warn};
 use crate::api::view::Check;
 use crate::cni::{Error, Network, Runtime, Version};
+use crate::host::error_chain;
 
 const CNI: &str = "CNI networks";
 const GC: &str = "CNI garbage collection";

@@ -3,9 +3,10 @@
 
 use std::path::Path;
 
-use super::{Host, error_chain, ok, unseen, warn};
+use super::{Host, ok, unseen, warn};
 use crate::api::view::Check;
 use crate::api::vmm_ids::IdRange;
+use crate::host::error_chain;
 use crate::host::{Error, cgroup, fs};
 
 const USERS: &str = "users for VMMs";

@@ -1,8 +1,9 @@
 //! Checks which kernel back end iptables uses (nf_tables or ip_tables), and whether both contain rules.
 //! Out of scope: the effect of the rules on forwarded packets.
 
-use super::{Host, ask, error_chain, fail, ok, unseen, warn};
+use super::{Host, ask, fail, ok, unseen, warn};
 use crate::api::view::Check;
+use crate::host::error_chain;
 use crate::host::iptables::{Backend, DEADLINE, Flavour};
 use crate::host::rule::{Policy, Ruleset, TableName};
 

@@ -4,8 +4,9 @@
 use std::net::Ipv4Addr;
 
 use super::filter::Observed;
-use super::{Host, error_chain, fail, ok, unseen, warn};
+use super::{Host, fail, ok, unseen, warn};
 use crate::api::view::Check;
+use crate::host::error_chain;
 use crate::host::iptables::Flavour;
 use crate::host::link::{self, Link};
 use crate::host::rule::{Policy, Rule, Ruleset, TableName};

@@ -7,8 +7,9 @@
 
 use std::fs::OpenOptions;
 
-use super::{Host, ask, error_chain, fail, ok, unseen, warn};
+use super::{Host, ask, fail, ok, unseen, warn};
 use crate::api::view::Check;
+use crate::host::error_chain;
 use crate::host::{conntrack, sysctl};
 
 const NAMESPACES: &str = "network namespaces";

@@ -3,8 +3,9 @@
 
 use rustix::process::Resource;
 
-use super::{Host, error_chain, fail, ok, unseen, warn};
+use super::{Host, fail, ok, unseen, warn};
 use crate::api::view::Check;
+use crate::host::error_chain;
 use crate::host::{Error, cttimeout, fs, sysctl};
 use crate::reconcile::limits::Limit;
 

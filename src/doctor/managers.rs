@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{Host, error_chain, ok, unseen, warn};
+use super::{Host, ok, unseen, warn};
 use crate::api::view::Check;
 use crate::host::Error;
+use crate::host::error_chain;
 use crate::host::fs::{self, Dir};
 use crate::reconcile::host_network::unmanaged::{self, Manager, OurLinks};
 

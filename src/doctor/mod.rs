@@ -123,15 +123,3 @@ async fn ask(argv: &[&str]) -> Result<String, Error> {
     let outcome = process::run_until(argv, PATIENCE, |_| false).await?;
     Ok(outcome.output)
 }
-
-/// An error and its causes, as one line.
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut message = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        message.push_str(": ");
-        message.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    message
-}

@@ -8,8 +8,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Host, error_chain, ok, unseen, warn};
+use super::{Host, ok, unseen, warn};
 use crate::api::view::Check;
+use crate::host::error_chain;
 use crate::host::iptables::foreign::BaseChain;
 use crate::host::iptables::{Backend, Flavour};
 use crate::host::{Error, link, route};

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use ipnetwork::Ipv4Network;
 
-use super::{Host, error_chain, fail, ok, unseen, warn};
+use super::{Host, fail, ok, unseen, warn};
 use crate::api::pool;
 use crate::api::view::Check;
+use crate::host::error_chain;
 use crate::host::fs::{self, Dir};
 use crate::host::{Error, addr, link, route};
 

@@ -131,7 +131,7 @@ impl Engine {
         let no_process = self.processes.nothing(&label);
         let checkpoint = self.process_checkpoint(uid);
         let known_process = checkpoint.process.as_ref().map(|started| &started.identity);
-        // If this cannot be observed, the stage cannot be observed either, and reports the error.
+        // If this cannot be observed, the stage cannot be observed either (`check_stop`), and reports the error.
         let Ok(Some(ended)) = vmm::ended(&no_process, known_process) else {
             return Ok(None);
         };

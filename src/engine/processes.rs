@@ -295,7 +295,7 @@ impl Processes {
         }
         let file = self.programs.open(qemu)?;
         let machine = self.machines.machine(&self.run_dir.0, &file).await;
-        machine.map_err(|error| format!("{error}: {}", error.source))
+        machine.map_err(|error| error.to_string())
     }
 
     /// The directories of programs and images.
@@ -315,7 +315,7 @@ impl Processes {
     /// the daemon from starting.
     pub fn recover_owners(&self) {
         if let Err(error) = vmm::recover_owners(&self.run_dir, &self.disk_dir) {
-            warn!(%error, source = %error.source, "cannot restore the owners of disks that an earlier version has changed");
+            warn!(%error, "cannot restore the owners of disks that an earlier version has changed");
         }
     }
 

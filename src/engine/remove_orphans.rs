@@ -97,7 +97,7 @@ impl Engine {
                 return Ok(Outcome::Converged);
             }
             Err(error) => {
-                let message = format!("{error}: {}", error.source);
+                let message = error.to_string();
                 self.record_event(
                     EventType::Warning,
                     &object,
@@ -139,11 +139,7 @@ impl Engine {
             .host_resources_of(label)
             .await
             .map_err(|error| TearDownError {
-                found: (
-                    Status::Unknown,
-                    Reason::ObserveFailed,
-                    format!("{error}: {}", error.source),
-                ),
+                found: (Status::Unknown, Reason::ObserveFailed, error.to_string()),
                 outcome: Outcome::Failed,
             })?;
         for stage in STAGES.into_iter().rev() {

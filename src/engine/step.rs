@@ -19,6 +19,7 @@ use crate::api::vm::{Hypervisor, Vm};
 use crate::clock;
 use crate::host;
 use crate::host::rule::Generation;
+use crate::reconcile::checkpoint;
 use crate::reconcile::net::cni::CheckMode;
 use crate::reconcile::{Conflict, Convergence, Error, Program, Reconcile, Wait, converge};
 use crate::runtime::queue::Outcome;
@@ -74,7 +75,7 @@ impl ReadyStage {
 
     pub(super) fn with_connection(connection: &Connection) -> Self {
         Self {
-            checkpoint: serde_json::to_string(connection).ok(),
+            checkpoint: Some(checkpoint::encode(connection)),
             ..Self::default()
         }
     }

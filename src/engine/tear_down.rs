@@ -15,7 +15,7 @@ use crate::api::network::NetworkSpec;
 use crate::api::stage::{STAGES, Stage};
 use crate::api::vm::Vm;
 use crate::clock;
-use crate::host::fs;
+use crate::host::{self, fs};
 use crate::owner::{self, Label, Owner};
 use crate::reconcile::net::bridge::{self, Location};
 use crate::reconcile::record::Record;
@@ -44,6 +44,14 @@ pub(super) struct TearDownError {
     pub(super) found: (Status, Reason, String),
     /// When to try again.
     pub(super) outcome: Outcome,
+}
+
+/// The host refused a step, or could not be read: try again with a delay.
+fn failed(error: &host::Error) -> TearDownError {
+    TearDownError {
+        found: (Status::False, Reason::ActionFailed, error.to_string()),
+        outcome: Outcome::Failed,
+    }
 }
 
 impl Engine {
@@ -123,7 +131,7 @@ impl Engine {
         }
         // The record is removed together with the namespace.
         let address = match stage {
-            Stage::Net => self.address_of(label),
+            Stage::Net => self.address_of(label).map_err(|error| failed(&error))?,
             Stage::Lease | Stage::Firewall | Stage::Vmm => None,
         };
         let mut runner = TearDown {
@@ -142,29 +150,23 @@ impl Engine {
     /// Deletes the host's connection tracking entries of this address.
     pub(super) async fn delete_flows(&self, address: Ipv4Addr) -> Result<(), TearDownError> {
         let result = self.flows.delete(&self.host.host_netns, address).await;
-        result.map_err(|error| {
-            let message = format!("{error}: {}", error.source);
-            TearDownError {
-                found: (Status::False, Reason::ActionFailed, message),
-                outcome: Outcome::Failed,
-            }
-        })
+        result.map_err(|error| failed(&error))
     }
 
     /// The address of the VM with this label, from its lease or its record.
-    fn address_of(&self, label: &Label) -> Option<Ipv4Addr> {
+    fn address_of(&self, label: &Label) -> Result<Option<Ipv4Addr>, host::Error> {
         let uid = owner::uid_of(label);
         let leased = self.store.read(|world| {
             let vm = world.vm(uid)?;
             let lease = world.lease(&vm.meta.name)?;
             Some(lease.address.ip())
         });
-        leased.or_else(|| {
-            let path = self.run_dir.vm_dir(uid).join(net::RECORD);
-            let record = fs::read_text(&path).ok().flatten()?;
-            let record: Record = serde_json::from_str(&record).ok()?;
-            Some(record.lease?.address.ip())
-        })
+        if leased.is_some() {
+            return Ok(leased);
+        }
+        let path = self.run_dir.vm_dir(uid).join(net::RECORD);
+        let record = fs::read_json_for_removal::<Record>(&path)?;
+        Ok(record.and_then(|record| Some(record.lease?.address.ip())))
     }
 
     /// Converges a stage to the empty desired state.

@@ -1,6 +1,7 @@
 //! Kernel errors, with the errno normalised in one place.
 //! Out of scope: error handling.
 
+use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -24,7 +25,7 @@ pub async fn exhausted() -> io::Error {
     io::Error::from_raw_os_error(LAST_ERRNO.load(Ordering::Relaxed))
 }
 
-/// The five error classes that a caller may act on.
+/// The error classes that a caller may act on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// ENOENT, ENODEV, ENXIO, ESRCH, EADDRNOTAVAIL: the object does not exist.
@@ -35,13 +36,14 @@ pub enum Kind {
     Busy,
     /// EPERM, EACCES.
     Denied,
+    /// The content of a file is not what this program has written.
+    Undecodable,
     /// Anything else.
     Other,
 }
 
-/// The operation, its object and the kernel's error.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {operation} {object}")]
+/// The operation, its object and the kernel's error. Its text contains the cause and the causes of that, so no caller can lose them.
+#[derive(Debug)]
 pub struct Error {
     /// A verb: `create`, `read`, `list the addresses of`.
     pub operation: &'static str,
@@ -50,9 +52,29 @@ pub struct Error {
     /// The normalised error.
     pub kind: Kind,
     /// The error itself.
-    #[source]
     pub source: io::Error,
 }
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cause = error_chain(&self.source);
+        write!(f, "cannot {} {}: {cause}", self.operation, self.object)
+    }
+}
+
+/// An error and its causes, as one line.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Without `source`: the text contains it.
+impl std::error::Error for Error {}
 
 impl Error {
     /// Wraps an I/O error.
@@ -63,6 +85,22 @@ impl Error {
             object: object.into(),
             kind: Kind::of(&source),
             source,
+        }
+    }
+
+    /// The content of a file cannot be decoded. The file is one of ours that can be removed: the message says so.
+    pub fn undecodable(
+        path: impl Into<String>,
+        why: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        let why = why.into();
+        Self {
+            operation: "decode",
+            object: path.into(),
+            kind: Kind::Undecodable,
+            source: io::Error::other(format!(
+                "{why}; to continue without this record, remove the file"
+            )),
         }
     }
 

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 
 use rustix::fs::IFlags;
 use rustix::mount::UnmountFlags;
+use serde::de::DeserializeOwned;
 
 use super::error::absent_is_done;
 use super::{Error, Kind};
@@ -102,6 +103,32 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
 /// The whole file as text (invalid UTF-8 is replaced), or `None` if it does not exist.
 pub fn read_text(path: &Path) -> Result<Option<String>, Error> {
     Ok(read(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// A JSON file of the daemon; `None` if it does not exist.
+///
+/// # Errors
+/// It cannot be read; or [`Undecodable`](Kind::Undecodable).
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
+    let Some(bytes) = read(path)? else {
+        return Ok(None);
+    };
+    let decoded = serde_json::from_slice(&bytes);
+    decoded
+        .map(Some)
+        .map_err(|error| Error::undecodable(shown(path), error))
+}
+
+/// As [`read_json`], where what is being removed must not depend on the record of it: one that cannot be decoded is reported in the log and
+/// counts as absent.
+pub fn read_json_for_removal<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
+    match read_json(path) {
+        Err(error) if error.kind == Kind::Undecodable => {
+            tracing::warn!(%error, "removed without its record");
+            Ok(None)
+        }
+        other => other,
+    }
 }
 
 /// At most the last `limit` bytes, as text; `None` if the file does not exist. Another user who may write in the directory cannot make
@@ -283,7 +310,7 @@ pub fn boot_id() -> Result<&'static str, Error> {
 fn absent_is_none<T>(error: Error) -> Result<Option<T>, Error> {
     match error.kind {
         Kind::Absent => Ok(None),
-        Kind::Exists | Kind::Busy | Kind::Denied | Kind::Other => Err(error),
+        Kind::Exists | Kind::Busy | Kind::Denied | Kind::Undecodable | Kind::Other => Err(error),
     }
 }
 

@@ -42,5 +42,5 @@ pub mod sysctl;
 pub mod tap;
 pub mod tc;
 
-pub use error::{Error, Kind};
+pub use error::{Error, Kind, error_chain};
 pub use netlink::Handle;

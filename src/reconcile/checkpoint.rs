@@ -6,6 +6,7 @@
 //! absent one: a VM whose VMM has exited and must not be restarted would be started. So [`check`] decodes all of them when the state is
 //! opened, and a state that it refuses is not used.
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::error;
 
@@ -49,6 +50,14 @@ impl Checkpoint {
             Stage::Vmm => json(stage, text).map(Self::Vmm),
         }
     }
+}
+
+/// The text that [`Checkpoint::decode`] decodes.
+///
+/// # Panics
+/// Never: the keys of all maps in checkpoints are strings.
+pub fn encode(checkpoint: &impl Serialize) -> String {
+    serde_json::to_string(checkpoint).expect("maps with strings as keys")
 }
 
 fn json<T: DeserializeOwned>(stage: Stage, text: &str) -> Result<T, InvalidCheckpoint> {

@@ -114,15 +114,15 @@ pub enum Error {
     #[error(transparent)]
     Conflict(#[from] Conflict),
     /// The actual state could not be read.
-    #[error("{}", chain(.0))]
+    #[error("{0}")]
     Observe(host::Error),
     /// A step failed.
-    #[error("{action}: {}", chain(source))]
+    #[error("{action}: {reason}")]
     Act {
         /// The step.
         action: String,
         /// The cause.
-        source: host::Error,
+        reason: host::Error,
     },
     /// The next step happens by itself.
     #[error("waiting: {step}")]
@@ -141,25 +141,13 @@ impl Error {
     /// Whether another attempt fails in the same way until the VM's spec or the network's configuration changes.
     pub fn is_permanent(&self) -> bool {
         match self {
-            Self::Act { source, .. } => net::cni::waits_for_a_change(source),
+            Self::Act { reason, .. } => net::cni::waits_for_a_change(reason),
             Self::Conflict(_)
             | Self::Observe(_)
             | Self::Waiting { .. }
             | Self::NotConverging(_) => false,
         }
     }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &host::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// Called before every step. A test returns an error to simulate a crash or a failure at exactly that step.
@@ -223,10 +211,10 @@ async fn run_rounds<R: Reconcile>(
             };
             match result {
                 Ok(()) => actions.push(text),
-                Err(source) => {
+                Err(reason) => {
                     return Err(Error::Act {
                         action: text,
-                        source,
+                        reason,
                     });
                 }
             }

@@ -107,7 +107,7 @@ impl VmmCheckpoint {
         if *self == Self::default() {
             return None;
         }
-        serde_json::to_string(self).ok()
+        Some(super::checkpoint::encode(self))
     }
 
     /// Records that this process runs.

@@ -243,7 +243,7 @@ fn check_image(
 }
 
 fn check_raw(file: &Named, path: &Path) -> Result<(), String> {
-    match image::format(file, path).map_err(|error| format!("{error}: {}", error.source))? {
+    match image::format(file, path).map_err(|error| error.to_string())? {
         None => Ok(()),
         Some(format) => {
             let shown = path.display();
@@ -255,11 +255,11 @@ fn check_raw(file: &Named, path: &Path) -> Result<(), String> {
 }
 
 fn inspect(file: &Named, path: &Path) -> Result<Found, String> {
-    image::inspect_file(file, path).map_err(|error| format!("{error}: {}", error.source))
+    image::inspect_file(file, path).map_err(|error| error.to_string())
 }
 
 fn inspect_own(path: &Path) -> Result<Found, String> {
-    image::inspect_nofollow(path).map_err(|error| format!("{error}: {}", error.source))
+    image::inspect_nofollow(path).map_err(|error| error.to_string())
 }
 
 fn not_found(path: &Path) -> String {

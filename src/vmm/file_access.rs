@@ -136,9 +136,7 @@ pub(crate) async fn inspect_blocking<T: Send + 'static>(
         "the files of the VM",
         || Ok(look()),
     );
-    result
-        .await
-        .map_err(|error| format!("{error}: {}", error.source))?
+    result.await.map_err(|error| error.to_string())?
 }
 
 fn check_images(access: &FileAccess, files: &[PathBuf]) -> Result<(), String> {

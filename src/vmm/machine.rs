@@ -161,7 +161,7 @@ pub async fn boots(qemu: &Named, accel: Accel) -> bool {
         Ok(outcome) => outcome.output.lines().any(is_answer),
         // Without QEMU, the start of the VM reports an error.
         Err(error) => {
-            tracing::debug!(%error, source = %error.source, "cannot test whether a program can use KVM");
+            tracing::debug!(%error, "cannot test whether a program can use KVM");
             false
         }
     }

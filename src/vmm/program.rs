@@ -240,9 +240,7 @@ async fn query_version(path: &Path, file: &Named) -> Result<Version, String> {
     };
     let has_line = |line: &str| line.contains('\n');
     let outcome = process::query(&query, VERSION_DEADLINE, has_line).await;
-    let output = outcome
-        .map_err(|error| format!("{error}: {}", error.source))?
-        .output;
+    let output = outcome.map_err(|error| error.to_string())?.output;
     Version::parse_output(&output).ok_or_else(|| {
         let first = output.lines().next().unwrap_or_default().chars();
         let first: String = first.take(80).collect();

@@ -43,6 +43,7 @@
 //! | `on_demand` | VMs made on demand |
 //! | `local_users` | what other users of the host may do to it |
 //! | `confinement` | what a VMM may do on the host |
+//! | `undecodable` | records of a VM that cannot be decoded |
 //! | `upgrade` | state and running VMs of the version before |
 //! | `service` | the process: signals, logs, errors, rest |
 
@@ -89,4 +90,5 @@ mod reach;
 mod recovery;
 mod reload;
 mod service;
+mod undecodable;
 mod upgrade;

@@ -61,7 +61,7 @@ impl World {
 
     fn restore(&self, input: &Input) -> Result<(), String> {
         restore(&self.backend, input, Lock::Private(&self.lock()))
-            .map_err(|error| format!("{error}: {}", error.source))
+            .map_err(|error| error.to_string())
     }
 
     fn commit(&self, ruleset: &Ruleset) {

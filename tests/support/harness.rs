@@ -435,7 +435,7 @@ fn list(dirs: &[PathBuf]) -> String {
 
 /// Processes that have a run directory of this test. Other tests may have one of the same name: what is found was started from the
 /// calling thread's mounts.
-fn guests(run: &Path) -> Vec<u32> {
+pub fn guests(run: &Path) -> Vec<u32> {
     let found = process::find(RUN_DIR_VAR).unwrap_or_default().into_iter();
     found
         .filter(|found| Path::new(&found.value).starts_with(run.join("vm")))

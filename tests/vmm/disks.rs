@@ -46,7 +46,7 @@ async fn refused(stage: &Vmm, desired: &Desired) {
     stage.act(desired, &Action::CreateRunDir).await.unwrap();
     let start = Action::Launch { after: None };
     let error = stage.act(desired, &start).await.unwrap_err();
-    assert_eq!(error.kind, Kind::Busy, "{error}: {}", error.source);
+    assert_eq!(error.kind, Kind::Busy, "{error}");
     assert!(
         error.source.to_string().contains("in use by process"),
         "{}",

@@ -117,7 +117,7 @@ pub async fn converge(stage: &Vmm, desired: &Desired) -> (Observed, Vec<String>)
             stage
                 .act(desired, &action)
                 .await
-                .unwrap_or_else(|error| panic!("{action}: {error}: {}", error.source));
+                .unwrap_or_else(|error| panic!("{action}: {error}"));
         }
     }
     panic!("not converging: {steps:?}");

@@ -296,7 +296,7 @@ fn a_record_is_free_after_it_was_read_or_written_although_a_forked_child_has_its
         let _copy = copy.join().unwrap();
         match start(&log) {
             Ok(identity) => kill(&identity),
-            Err(error) => panic!("after {what}: {error}: {}", error.source),
+            Err(error) => panic!("after {what}: {error}"),
         }
     }
 }

@@ -161,11 +161,9 @@ pub fn shares_netns(pid: u32, netns: &Path) -> Result<bool, Error> {
         Ok(found) => Ok(Some((found.dev(), found.ino()))),
         Err(error) => match Kind::of(&error) {
             Kind::Absent => Ok(None),
-            Kind::Exists | Kind::Busy | Kind::Denied | Kind::Other => Err(Error::io(
-                "stat the namespace",
-                path.display().to_string(),
-                error,
-            )),
+            Kind::Exists | Kind::Busy | Kind::Denied | Kind::Undecodable | Kind::Other => Err(
+                Error::io("stat the namespace", path.display().to_string(), error),
+            ),
         },
     };
     let (own, target) = (inode(Path::new(&own))?, inode(netns)?);

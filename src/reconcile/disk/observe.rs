@@ -17,7 +17,12 @@ pub(super) fn observe(desired: &Desired) -> Result<Observed, Error> {
         Found::Device | Found::Other(_) => Lies::Foreign,
     };
     let draft = image::inspect_nofollow(&desired.draft())? != Found::Absent;
-    let record = read(&desired.record())?;
+    let path = desired.record();
+    let record = match desired.spec {
+        Some(_) => fs::read_json(&path)?,
+        // A disk without a record is not removed.
+        None => fs::read_json_for_removal(&path)?,
+    };
     Ok(Observed {
         disk,
         draft,
@@ -50,7 +55,8 @@ pub fn claimed(dir: &Path, named: &HashSet<Name>) -> Result<Vec<Label>, Error> {
             .strip_suffix(".json")
             .and_then(|vm| vm.parse::<Name>().ok());
         if vm.is_some_and(|vm| !named.contains(&vm)) {
-            let record = read(&dir.join(&name))?;
+            // The others are removed nevertheless; this one has no known owner.
+            let record = fs::read_json_for_removal::<Record>(&dir.join(&name))?;
             labels.extend(record.filter(|r| !r.persistent).map(|r| r.label));
         }
     }
@@ -62,11 +68,6 @@ pub fn is_of_boot(dir: &Path, label: &Label, boot: &str) -> Result<bool, Error> 
     let Owner::Vm { name, .. } = &label.owner else {
         return Ok(false);
     };
-    let record = read(&dir.join(format!("{name}.json")))?;
+    let record = fs::read_json::<Record>(&dir.join(format!("{name}.json")))?;
     Ok(record.is_some_and(|record| record.label == *label && record.boot == boot))
-}
-
-fn read(path: &Path) -> Result<Option<Record>, Error> {
-    let text = fs::read_text(path)?;
-    Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
 }

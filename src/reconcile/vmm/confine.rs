@@ -156,7 +156,7 @@ pub(super) fn cgroup(desired: &Desired) -> Option<PathBuf> {
     match created {
         Ok(group) => Some(group),
         Err(error) => {
-            tracing::warn!(%error, source = %error.source, "no control group: a VMM is started without limits");
+            tracing::warn!(%error, "no control group: a VMM is started without limits");
             None
         }
     }

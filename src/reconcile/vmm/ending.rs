@@ -42,7 +42,8 @@ pub fn ended(desired: &Desired, known: Option<&Identity>) -> Result<Option<Ended
     match process::open(&process)? {
         ProcessState::Alive(_) => Ok(None),
         ProcessState::Ended(exit) => Ok(Some(Ended {
-            stopped: read(desired)?.is_some_and(|stopping| stopping.process == process),
+            stopped: fs::read_json::<Stopping>(&desired.stopping())?
+                .is_some_and(|stopping| stopping.process == process),
             process,
             exit,
         })),
@@ -129,10 +130,18 @@ pub(super) fn now_ms() -> Result<u64, Error> {
     Ok(u64::try_from(process::uptime()?.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// The record of the stop; `None` if there is none or it is invalid.
+/// The record of the stop; `None` if there is none. If the VM is being removed, an invalid one counts as absent: its VMM is stopped anyway.
 fn read(desired: &Desired) -> Result<Option<Stopping>, Error> {
-    let text = fs::read_text(&desired.stopping())?;
-    Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+    match desired.is_removal() {
+        true => fs::read_json_for_removal(&desired.stopping()),
+        false => fs::read_json(&desired.stopping()),
+    }
+}
+
+/// Checks that the record of a stop can be decoded. Until then no exit is evaluated: one that this daemon has caused would count as a
+/// failure.
+pub(super) fn check_stop(desired: &Desired) -> Result<(), Error> {
+    read(desired).map(drop)
 }
 
 /// The last non-empty lines of the console in the run directory, at most 200 characters each. They are guest output: control characters

@@ -237,6 +237,11 @@ pub struct Confined {
 }
 
 impl Desired {
+    /// Nothing of the VMM is kept: the VM is being deleted.
+    fn is_removal(&self) -> bool {
+        self.launch.is_none() && self.left == Retain::Nothing
+    }
+
     /// Path of the process record, next to the run directory.
     pub fn record(&self) -> PathBuf {
         self.dir.with_file_name(RECORD)

@@ -81,9 +81,12 @@ impl Note {
         }
     }
 
-    /// `None`: there is none, or it is invalid.
+    /// `None`: there is none. If the VM is being removed, an invalid one counts as absent.
     pub(super) fn read(desired: &Desired) -> Result<Option<Self>, host::Error> {
-        read(&desired.dir)
+        match desired.is_removal() {
+            true => fs::read_json_for_removal(&path(&desired.dir)),
+            false => read(&desired.dir),
+        }
     }
 
     pub(super) fn write(&self, desired: &Desired) -> Result<(), host::Error> {
@@ -172,6 +175,5 @@ fn path(dir: &Path) -> PathBuf {
 }
 
 pub(super) fn read(dir: &Path) -> Result<Option<Note>, host::Error> {
-    let text = fs::read(&path(dir))?;
-    Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
+    fs::read_json(&path(dir))
 }

@@ -110,6 +110,7 @@ impl Vmm {
 
 pub(super) async fn observe(vmm: &Vmm, desired: &Desired) -> Result<Observed, Error> {
     let dir = observe_dir(desired)?;
+    ending::check_stop(desired)?;
     let record = await_record(desired).await?;
     let RecordedProcess {
         running,

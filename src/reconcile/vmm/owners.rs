@@ -49,8 +49,12 @@ pub fn recover(run_dir: &RunDir, disk_dir: &Path) -> Result<(), Error> {
     }
     if let fs::Dir::Present(uids) = fs::read_dir(&run_dir.0.join("vm"))? {
         for uid in uids.iter().filter_map(|uid| uid.parse::<Uid>().ok()) {
-            if let Some(note) = note::read(&run_dir.vmm_dir(uid))? {
-                copy_note(disk_dir, &uid.to_string(), &note)?;
+            match note::read(&run_dir.vmm_dir(uid)) {
+                Ok(Some(note)) => copy_note(disk_dir, &uid.to_string(), &note)?,
+                Ok(None) => {}
+                // The stage of this VM reports it; the files of other VMs are restored.
+                Err(error) if error.kind == Kind::Undecodable => {}
+                Err(error) => return Err(error),
             }
         }
     }
@@ -130,7 +134,7 @@ pub(super) fn restore_all(disk_dir: &Path, uid: &str) -> Result<(), Error> {
     for given in &owners.changed_files {
         if let Err(error) = restore(given, owners.user) {
             failed = true;
-            tracing::warn!(path = %given.path.display(), %error, source = %error.source, "cannot restore the owner of a disk");
+            tracing::warn!(path = %given.path.display(), %error, "cannot restore the owner of a disk");
         }
     }
     match failed {

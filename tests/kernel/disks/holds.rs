@@ -26,8 +26,8 @@ const HOLD_INTO: &str = "TEST_HOLD_INTO";
 
 fn refused(path: &Path, how: Use) -> String {
     let error = hold(path, how).unwrap_err();
-    assert_eq!(error.kind, Kind::Busy, "{error}: {}", error.source);
-    format!("{error}: {}", error.source)
+    assert_eq!(error.kind, Kind::Busy, "{error}");
+    error.to_string()
 }
 
 #[test]

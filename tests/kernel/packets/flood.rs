@@ -183,7 +183,7 @@ fn assert_others_work(lab: &Lab, other: &Guest, what: &str) {
         || TcpStream::connect_timeout(&(HOST, 22).into(), Duration::from_secs(2)).map_err(fail);
     netns
         .run_here(connect)
-        .unwrap_or_else(|e| panic!("{what}: {e}: {}", e.source));
+        .unwrap_or_else(|e| panic!("{what}: {e}"));
     let probe = lab.probe(other, INTERNET, Kind::Udp(53));
     assert!(
         lab.arrived().contains(&probe),

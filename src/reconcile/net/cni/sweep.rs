@@ -120,7 +120,7 @@ async fn detach(runtime: &Runtime, cached: &Cached, swept: &mut Swept) -> Option
     match release(runtime, &del_input).await {
         Ok(()) => swept.detached.push(del_input.attachment.container_id),
         Err(error) => {
-            let reason = format!("{error}: {}", error.source);
+            let reason = error.to_string();
             swept.failures.push(reason.clone());
             swept.kept.push((del_input.attachment.container_id, reason));
         }
