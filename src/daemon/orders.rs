@@ -85,6 +85,7 @@ fn refusal(engine: &Engine, group: &Name, error: AddError) -> Refusal {
             Refusal::Conflict(vec![format!("hostgroup/{group}: {error}")])
         }
         AddError::Group(group::Error::Observe(error)) => Refusal::Failed(error.to_string()),
+        AddError::Group(group::Error::Loop(error)) => Refusal::Failed(error.to_string()),
         AddError::Group(group::Error::Store(error)) | AddError::Store(error) => {
             Refusal::Failed(error.to_string())
         }

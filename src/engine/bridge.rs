@@ -10,7 +10,7 @@ use crate::api::network::{BridgeSpec, Connection};
 use crate::api::stage::Stage;
 use crate::api::vm::Vm;
 use crate::owner;
-use crate::reconcile::Reconcile;
+use crate::reconcile::OnHost;
 use crate::reconcile::firewall::antispoof::PortIsolation;
 use crate::reconcile::firewall::bridge::{self as filter, AllowedFrames, BridgeFirewall};
 use crate::reconcile::net::bridge::{self, BridgeNet, BridgeSeen};

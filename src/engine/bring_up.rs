@@ -20,15 +20,15 @@ use crate::clock;
 use crate::engine::conflicting_writer::QUIET_PERIOD;
 use crate::host::image::Progress;
 use crate::host::process::user_lives;
-use crate::reconcile::disk;
-use crate::reconcile::group::{self, Claim};
+use crate::reconcile::group::Claim;
+use crate::reconcile::lease::{self, Leases};
 use crate::reconcile::power::PowerDecision;
 use crate::reconcile::record::Record;
 use crate::reconcile::storage::Disks;
-use crate::reconcile::vmm;
+use crate::reconcile::{Stored, converge_in, disk, vmm};
 use crate::runtime::controller::release_worker_unlimited;
 use crate::runtime::queue::Outcome;
-use crate::store::{self, Acquisition, Durable, LeaseError};
+use crate::store::{self, Acquisition, Durable};
 
 /// A VM with its lease, which CNI plugins assign in CNI mode; or the outcome if it cannot continue.
 type Leased = Result<(Vm, Option<Lease>), Outcome>;
@@ -151,8 +151,7 @@ impl Engine {
         }
     }
 
-    /// Acquires and converges the Lease stage in one transaction: its actual state is the store itself. `unclaimed` is the error if no
-    /// address can be claimed.
+    /// Acquires and converges the Lease stage in one transaction. `unclaimed` is the error if no address can be claimed.
     fn acquire_lease(
         &self,
         uid: Uid,
@@ -160,6 +159,12 @@ impl Engine {
     ) -> Result<(Leased, Durable), NoLease> {
         let now = clock::now();
         let needs_user = self.needs_user(uid);
+        let reconciler = Leases {
+            claims: &self.claims,
+            users: (&self.vmm_ids, self.vmm_ids.start(self.instance.as_str())),
+            user_lives,
+            now,
+        };
         let name = self
             .store
             .read(|world| world.vm(uid).map(|vm| vm.meta.name.clone()));
@@ -175,44 +180,19 @@ impl Engine {
                 txn.set_condition(uid, Stage::Lease, found, generation, now)?;
                 return Ok(Err(Outcome::RequeueAfter(SLOW_RETRY)));
             }
-            let lease = match txn.lease(&vm, now) {
-                Ok(lease) => lease,
-                Err(LeaseError::Store(error)) => return Err(error.into()),
+            let desired = lease::Desired { vm, needs_user };
+            let lease = match converge_in(txn, &reconciler, &desired) {
+                Ok(Stored { observed, .. }) => observed.lease.valid(),
+                Err(lease::Error::Store(error)) => return Err(error.into()),
+                Err(lease::Error::Unclaimed(missing)) => return Err(NoLease::Unclaimed(missing)),
                 Err(error) => {
-                    let reason = match error {
-                        LeaseError::NoBlock(_)
-                        | LeaseError::NoAddress(_)
-                        | LeaseError::NotListed(_)
-                        | LeaseError::ListExhausted { .. } => Reason::RangeExhausted,
-                        LeaseError::Taken(..) | LeaseError::NoPool | LeaseError::Store(_) => {
-                            Reason::Waiting
-                        }
-                    };
-                    let found = (Status::False, reason, error.to_string());
+                    let found = (Status::False, error.reason(), error.to_string());
                     txn.set_condition(uid, Stage::Lease, found, generation, now)?;
                     // A new range changes the host requirements, which enqueues the VM.
                     self.wait_for_host_network(uid);
                     return Ok(Err(Outcome::RequeueAfter(SLOW_RETRY)));
                 }
             };
-            // A VM that exists keeps its address, and its rules are maintained, whatever other daemons claim.
-            let exists = txn
-                .world()
-                .status(uid, Stage::Net)
-                .is_some_and(|status| status.acquired);
-            if let Some(lease) = lease.as_ref().filter(|_| !exists) {
-                let required = group::of_address(&lease.address).into_iter();
-                let missing = self.claims.lacking(required.collect());
-                if !missing.is_empty() {
-                    return Err(NoLease::Unclaimed(missing));
-                }
-            }
-            if needs_user && !self.assign_user(txn, uid)? {
-                let why = format!("no free user for its VMM in {} (--vmm-ids)", self.vmm_ids);
-                let found = (Status::False, Reason::RangeExhausted, why);
-                txn.set_condition(uid, Stage::Lease, found, generation, now)?;
-                return Ok(Err(Outcome::RequeueAfter(SLOW_RETRY)));
-            }
             let found = (Status::True, Reason::Converged, String::new());
             txn.set_condition(uid, Stage::Lease, found, generation, now)?;
             match txn.acquire(uid, Stage::Net, now)? {
@@ -234,14 +214,6 @@ impl Engine {
             Some(has_vmm && world.vmm_id(uid).is_none())
         });
         lacks_user == Some(true) && !self.processes.may_be_running(uid)
-    }
-
-    /// Assigns a user to a VMM. Returns false if none is free. A user that runs a process on this host is skipped: another daemon may have
-    /// the same range.
-    fn assign_user(&self, txn: &mut store::Txn<'_>, uid: Uid) -> Result<bool, store::Error> {
-        let start = self.vmm_ids.start(self.instance.as_str());
-        let assigned = txn.assign_vmm_id(uid, &self.vmm_ids, start, user_lives)?;
-        Ok(assigned.is_some())
     }
 
     /// The user that may open a VM's TAP: that of its VMM, or the configured one if the user starts the VMM.

@@ -20,7 +20,7 @@ use crate::api::network::NetworkSpec;
 use crate::api::stage::Stage;
 use crate::api::vm::Vm;
 use crate::reconcile::firewall::{self, bridge as filter};
-use crate::reconcile::{Reconcile, host_network, net};
+use crate::reconcile::{OnHost, host_network, net};
 use crate::store::HostRequirements;
 
 /// Namespaces and TAPs for which forwarding is disabled at the same time.

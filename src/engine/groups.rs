@@ -48,7 +48,7 @@ impl Engine {
             let done =
                 group::reconcile(store, &self.claims, &host_use, name, &preflight, now).await;
             match done {
-                Ok(Progress::Asks(check)) => {
+                Ok(Progress::CheckFirst(check)) => {
                     let result = self.preflight_check(&check.vm, &check.spec).await;
                     preflight.note(*check, result);
                 }
@@ -60,7 +60,7 @@ impl Engine {
                 self.store_group_result(name, GroupWaits::No, None);
                 Outcome::Converged
             }
-            Ok(Progress::Waiting | Progress::Asks(_)) => {
+            Ok(Progress::Waiting | Progress::CheckFirst(_)) => {
                 self.store_group_result(name, GroupWaits::Yes, None);
                 Outcome::Converged
             }

@@ -13,7 +13,7 @@ use crate::api::stage::{STAGES, Stage};
 use crate::api::vm::Vm;
 use crate::reconcile::net::cni::CheckMode;
 use crate::reconcile::power::PowerDecision;
-use crate::reconcile::{Reconcile, diff, disk};
+use crate::reconcile::{OnHost, diff, disk};
 
 /// The steps that would be carried out for a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -118,7 +118,7 @@ impl PreviewRunner {
 impl StageRunner for PreviewRunner {
     type Break = PreviewEnd;
 
-    async fn run_stage<R: Reconcile>(
+    async fn run_stage<R: OnHost>(
         &mut self,
         _: Stage,
         reconciler: &R,

@@ -21,7 +21,7 @@ use crate::host;
 use crate::host::rule::Generation;
 use crate::reconcile::checkpoint;
 use crate::reconcile::net::cni::CheckMode;
-use crate::reconcile::{Conflict, Convergence, Error, Program, Reconcile, Wait, converge};
+use crate::reconcile::{Conflict, Convergence, Error, OnHost, Program, Reconcile, Wait, converge};
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Acquisition, Change, Durable, Txn};
 
@@ -31,7 +31,7 @@ pub(super) trait StageRunner: Send {
     type Break: Send;
 
     /// Handles one stage and returns its observed state.
-    fn run_stage<R: Reconcile>(
+    fn run_stage<R: OnHost>(
         &mut self,
         stage: Stage,
         reconciler: &R,
@@ -111,7 +111,9 @@ impl<R: Reconcile> Reconcile for DurableStage<'_, R> {
     fn waits_for(action: &R::Action) -> Option<Wait> {
         R::waits_for(action)
     }
+}
 
+impl<R: OnHost> OnHost for DurableStage<'_, R> {
     fn program(&self, action: &R::Action) -> Option<Program> {
         self.stage.program(action)
     }
@@ -152,7 +154,7 @@ impl StageRunner for BringUp<'_> {
     type Break = BringUpError;
 
     /// Converges a stage, records its events and, if it failed, its condition.
-    async fn run_stage<R: Reconcile>(
+    async fn run_stage<R: OnHost>(
         &mut self,
         stage: Stage,
         reconciler: &R,
@@ -323,7 +325,7 @@ impl BringUpRunner for BringUp<'_> {
 impl Engine {
     /// Runs the loop and counts its steps. No step is carried out before the changes of the objects in `about` are on disk: the desired
     /// state was read from memory, and another task may have changed it just before.
-    pub(super) async fn converge<R: Reconcile>(
+    pub(super) async fn converge<R: OnHost>(
         &self,
         reconciler: &R,
         desired: &R::Desired,

@@ -19,7 +19,7 @@ use crate::host::{self, fs};
 use crate::owner::{self, Label, Owner};
 use crate::reconcile::net::bridge::{self, Location};
 use crate::reconcile::record::Record;
-use crate::reconcile::{Convergence, Reconcile, disk, firewall, net, storage, vmm};
+use crate::reconcile::{Convergence, OnHost, disk, firewall, net, storage, vmm};
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Change};
 
@@ -274,7 +274,7 @@ struct TearDown<'a> {
 impl StageRunner for TearDown<'_> {
     type Break = TearDownError;
 
-    async fn run_stage<R: Reconcile>(
+    async fn run_stage<R: OnHost>(
         &mut self,
         stage: Stage,
         reconciler: &R,

@@ -12,12 +12,16 @@ pub mod firewall;
 pub mod fresh;
 pub mod group;
 pub mod host_network;
+mod in_store;
+pub mod lease;
 pub mod limits;
 pub mod net;
 pub mod power;
 pub mod record;
 pub mod storage;
 pub mod vmm;
+
+pub use in_store::{InStore, Stored, converge_in};
 
 use std::fmt::Display;
 use std::future::Future;
@@ -30,8 +34,9 @@ use crate::host::process::Identity;
 /// The number of rounds of observing and acting after which a loop reports that it does not converge.
 const MAX_ROUNDS: usize = 3;
 
-/// One stage of a VM, or the host network.
-pub trait Reconcile: Sync {
+/// Desired state, actual state, and the steps from one to the other: the part of a reconciler without I/O. The actual state is either
+/// [on the host](OnHost) or [in the store](InStore).
+pub trait Reconcile {
     /// The desired state. It may be empty: then everything is removed.
     type Desired: Sync;
     /// The actual state.
@@ -59,7 +64,10 @@ pub trait Reconcile: Sync {
     fn is_prerequisite(_: &Self::Action) -> bool {
         false
     }
+}
 
+/// A reconciler whose actual state is on the host: a stage of a VM, or the host network.
+pub trait OnHost: Reconcile + Sync {
     /// The program that carries out this step and its deadline, which are reported while it runs. None: the step runs no program.
     fn program(&self, _: &Self::Action) -> Option<Program> {
         None
@@ -167,7 +175,7 @@ pub struct Convergence<O> {
 }
 
 /// Runs the loop.
-pub async fn converge<R: Reconcile>(
+pub async fn converge<R: OnHost>(
     reconciler: &R,
     desired: &R::Desired,
     probe: &Probe,
@@ -180,7 +188,7 @@ pub async fn converge<R: Reconcile>(
     }
 }
 
-async fn run_rounds<R: Reconcile>(
+async fn run_rounds<R: OnHost>(
     reconciler: &R,
     desired: &R::Desired,
     probe: &Probe,
@@ -227,7 +235,7 @@ async fn run_rounds<R: Reconcile>(
 ///
 /// # Errors
 /// Those of the loop; nothing was changed.
-pub async fn diff<R: Reconcile>(
+pub async fn diff<R: OnHost>(
     reconciler: &R,
     desired: &R::Desired,
 ) -> Result<(Vec<R::Action>, R::Observed), Error> {

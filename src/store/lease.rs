@@ -56,29 +56,17 @@ impl Txn<'_> {
     /// [`LeaseError`].
     pub fn lease(&mut self, vm: &Vm, now: Timestamp) -> Result<Option<Lease>, LeaseError> {
         let world = self.world();
-        // The lease of a VM with an acquired Net stage never changes, even if the group has changed.
-        let net_acquired = world.status(vm.meta.uid, Stage::Net);
-        let is_acquired = net_acquired.is_some_and(|status| status.acquired);
-        if let NetworkSpec::Cni(spec) = &vm.spec.network {
-            let existing = world.lease(&vm.meta.name).cloned();
-            let is_valid = |lease: &Lease| match &lease.address {
-                Address::Cni { address, .. } => {
-                    is_acquired || spec.cni.allow(vm.index, address.ip())
-                }
-                Address::Isolated { .. } | Address::Bridge { .. } => false,
-            };
-            // The lease dates from before the group was switched to CNI or requested another address.
-            if !is_acquired && existing.as_ref().is_some_and(|lease| !is_valid(lease)) {
-                self.remove_lease(&vm.meta.name)?;
-            }
-            return Ok(existing.filter(is_valid));
-        }
-        let pool = world.pool(&vm.group).cloned().ok_or(LeaseError::NoPool)?;
-        if let Some(lease) = world.lease(&vm.meta.name)
-            && (is_acquired || is_valid_address(&pool, vm.index, &vm.spec.network, &lease.address))
-        {
+        if let Some(lease) = world.valid_lease(vm) {
             return Ok(Some(lease.clone()));
         }
+        if let NetworkSpec::Cni(_) = &vm.spec.network {
+            // A lease that is not valid dates from before the group was switched to CNI or requested another address.
+            if !world.has_net(vm) && world.lease(&vm.meta.name).is_some() {
+                self.remove_lease(&vm.meta.name)?;
+            }
+            return Ok(None);
+        }
+        let pool = world.pool(&vm.group).cloned().ok_or(LeaseError::NoPool)?;
         let address = match (&vm.spec.network, pool.gateway) {
             (NetworkSpec::Isolated(_), _) => Address::Isolated {
                 block: world.free_block(&pool)?,
@@ -128,6 +116,28 @@ pub fn is_valid_address(pool: &Pool, index: u32, network: &NetworkSpec, address:
 }
 
 impl World {
+    /// The lease of a VM, if the VM can keep it. A lease of a VM with an acquired Net stage never changes, even if the group has changed.
+    pub fn valid_lease(&self, vm: &Vm) -> Option<&Lease> {
+        let lease = self.lease(&vm.meta.name)?;
+        let is_valid = match (&vm.spec.network, &lease.address) {
+            (NetworkSpec::Cni(spec), Address::Cni { address, .. }) => {
+                self.has_net(vm) || spec.cni.allow(vm.index, address.ip())
+            }
+            (NetworkSpec::Cni(_), Address::Isolated { .. } | Address::Bridge { .. }) => false,
+            (NetworkSpec::Isolated(_) | NetworkSpec::Bridge(_), address) => {
+                let pool = self.pool(&vm.group)?;
+                self.has_net(vm) || is_valid_address(pool, vm.index, &vm.spec.network, address)
+            }
+        };
+        is_valid.then_some(lease)
+    }
+
+    /// Whether the VM has acquired its Net stage.
+    pub fn has_net(&self, vm: &Vm) -> bool {
+        let status = self.status(vm.meta.uid, Stage::Net);
+        status.is_some_and(|status| status.acquired)
+    }
+
     /// The next free block of a range after the last one leased, with wrap-around. A block that was just released is the last to be
     /// leased again, so that late packets to its old VM do not reach a new one.
     fn free_block(&self, pool: &Pool) -> Result<Block, LeaseError> {

@@ -13,6 +13,7 @@ use slicectl::reconcile::firewall::bridge::BridgeFirewall;
 use slicectl::reconcile::firewall::cni::CniFirewall;
 use slicectl::reconcile::firewall::isolated::IsolatedFirewall;
 use slicectl::reconcile::host_network::HostNetwork;
+use slicectl::reconcile::lease::Leases;
 use slicectl::reconcile::net::bridge::BridgeNet;
 use slicectl::reconcile::net::cni::CniNet;
 use slicectl::reconcile::net::isolated::IsolatedNet;
@@ -61,6 +62,11 @@ fn every_group_plan_is_the_one_on_disk() {
 }
 
 #[test]
+fn every_lease_plan_is_the_one_on_disk() {
+    check("lease", Leases::plan, 20);
+}
+
+#[test]
 fn every_vmm_plan_is_the_one_on_disk() {
     check("vmm", Vmm::plan, 20);
 }
@@ -93,6 +99,7 @@ fn every_folder_of_plans_is_looked_at() {
         "firewall_isolated",
         "group",
         "host_network",
+        "lease",
         "net_bridge",
         "net_cni",
         "net_isolated",

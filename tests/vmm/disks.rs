@@ -5,7 +5,7 @@ use std::path::Path;
 
 use slicectl::host::Kind;
 use slicectl::host::image::{Use, hold};
-use slicectl::reconcile::Reconcile;
+use slicectl::reconcile::OnHost;
 use slicectl::reconcile::vmm::{Action, Desired, Vmm};
 use slicectl::vmm::{Access, Disk, Launch};
 

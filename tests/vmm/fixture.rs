@@ -10,7 +10,7 @@ use slicectl::api::meta::{Name, Uid};
 use slicectl::host::process::{self, ProcessState};
 use slicectl::owner::{Instance, Label};
 use slicectl::reconcile::vmm::{Desired, Observed, Vmm};
-use slicectl::reconcile::{Reconcile, Wait};
+use slicectl::reconcile::{OnHost, Reconcile, Wait};
 use slicectl::vmm::FileAccess;
 use slicectl::vmm::Launch;
 

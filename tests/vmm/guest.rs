@@ -12,8 +12,8 @@ use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::host::Kind;
 use slicectl::host::image::{Use, hold};
 use slicectl::host::process::{self, ProcessState, TapSlot};
-use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{Action, Attachment, CONSOLE, Desired, Vmm};
+use slicectl::reconcile::{OnHost, Reconcile};
 use slicectl::vmm::{
     Accel, Access, Disk, Machine, Machines, Program, Programs, RecipeError, Slot, recipe,
 };

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use slicectl::api::vm::Hypervisor;
 use slicectl::host::process::{self, Identity, ProcessState};
-use slicectl::reconcile::Reconcile;
+use slicectl::reconcile::OnHost;
 use slicectl::reconcile::vmm::{Desired, LABEL_VAR, RUN_DIR_VAR, Vmm};
 
 use crate::fixture::{converge, eventually};

@@ -4,8 +4,8 @@
 use slicectl::api::vm::Hypervisor;
 use slicectl::host::process::{self, Exit, ProcessState, StopSignal};
 use slicectl::host::{Kind, image};
-use slicectl::reconcile::Reconcile;
 use slicectl::reconcile::vmm::{Action, CONSOLE, LABEL_VAR, RUN_DIR_VAR, Vmm};
+use slicectl::reconcile::{OnHost, Reconcile};
 use slicectl::vmm::{Access, ConfinedBy, Disk, Programs};
 
 use crate::fixture::converge;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use slicectl::api::life::GracePeriod;
 use slicectl::host::process::{self, Exit, Identity, ProcessState, Record, Spawn, StopSignal};
 use slicectl::host::{Kind, cpu};
-use slicectl::reconcile::Reconcile;
+use slicectl::reconcile::OnHost;
 use slicectl::reconcile::vmm::{
     Action, CONSOLE, CONSOLE_OLD, Desired, DesiredGuest, INPUT, LABEL_VAR, LOG_LIMIT,
     MANAGED_FILES, NOTE, RECORD, RunDir, Vmm, rotate, watch,

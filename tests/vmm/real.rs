@@ -15,7 +15,7 @@ use std::time::Duration;
 use slicectl::api::metrics::Counters;
 use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::host::process::{self, Exit, Identity, ProcessState, StopSignal};
-use slicectl::reconcile::Reconcile;
+use slicectl::reconcile::OnHost;
 use slicectl::reconcile::vmm::{
     Action, CONSOLE, Confined, Desired, LABEL_VAR, LOG_LIMIT, RUN_DIR_VAR, Vmm, started_as,
 };

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use slicectl::host::process::{self, Identity, ProcessState, StopSignal, user_lives};
-use slicectl::reconcile::Reconcile;
+use slicectl::reconcile::OnHost;
 use slicectl::reconcile::vmm::{
     Action, CONSOLE, CONSOLE_OLD, Confined, Desired, LOG_LIMIT, RUN_DIR_BYTES, Vmm, rotate,
 };

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Conflict, Reconcile};
+use super::{Conflict, OnHost, Reconcile};
 use crate::api::meta::Name;
 use crate::api::storage::Bytes;
 use crate::host;
@@ -194,7 +194,9 @@ impl Reconcile for Disks {
     fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
         plan::plan(desired, observed)
     }
+}
 
+impl OnHost for Disks {
     async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
         observe::observe(desired)
     }

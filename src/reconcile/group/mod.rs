@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 
 use tracing::debug;
 
+use super::{Conflict, InStore, Reconcile, Stored, converge_in};
 use crate::api::host_group::{HostGroup, HostGroupSpec};
 use crate::api::meta::{Meta, Name, Timestamp, Uid};
 use crate::api::network::{Mode, NetworkSpec};
@@ -40,12 +41,15 @@ pub enum Progress {
     /// These VMs are not replaced, each with the reason: only another manifest or a change of the host can help.
     Blocked(BTreeMap<Name, String>),
     /// The result of this preflight check is needed first; nothing was changed.
-    Asks(Box<PreflightCheck>),
+    CheckFirst(Box<PreflightCheck>),
 }
 
 /// The reason why a group cannot be reconciled.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The plan does not become empty.
+    #[error(transparent)]
+    Loop(#[from] super::Error),
     /// It has no addresses.
     #[error(transparent)]
     Range(#[from] RangeError),
@@ -72,7 +76,11 @@ pub async fn reconcile(
     let plan = |txn: &mut Txn<'_>, observation: &range::Observation| {
         choose_and_plan(txn, claims, observation, name, preflight, now)
     };
-    let progress = choosing(store, claims, host_use, name, plan).await?;
+    let progress = match choosing(store, claims, host_use, name, plan).await {
+        Ok(progress) => progress,
+        Err(Stop::CheckFirst(check)) => return Ok(Progress::CheckFirst(check)),
+        Err(Stop::Failed(error)) => return Err(error),
+    };
     claims.release_unused(store).await;
     Ok(progress)
 }
@@ -85,38 +93,81 @@ fn choose_and_plan(
     name: &Name,
     preflight: &Preflight,
     now: Timestamp,
-) -> Result<Progress, Rollback<Error>> {
+) -> Result<Progress, Rollback<Stop>> {
     let group = living(txn.world(), name).cloned();
     if let Some(group) = &group {
         choose(txn, observation, group, group.size())?;
     }
-    let progress = carry_out_plan(txn, name, preflight, now)?;
+    let vms = GroupVms {
+        group: name,
+        preflight,
+        now,
+    };
+    let progress = carry_out_plan(txn, &vms).map_err(Rollback::Failed)?;
     if group.is_some() {
         claimed(txn.world(), claims, name)?;
     }
     Ok(progress)
 }
 
-fn carry_out_plan(
-    txn: &mut Txn<'_>,
-    name: &Name,
-    preflight: &Preflight,
+/// Why a transaction of a group is rolled back.
+enum Stop {
+    CheckFirst(Box<PreflightCheck>),
+    Failed(Error),
+}
+
+impl<E: Into<Error>> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// The reconciler of the VMs and leases of a group.
+struct GroupVms<'a> {
+    group: &'a Name,
+    preflight: &'a Preflight,
     now: Timestamp,
-) -> Result<Progress, store::Error> {
+}
+
+impl Reconcile for GroupVms<'_> {
+    type Desired = Desired;
+    type Observed = Observed;
+    type Action = Action;
+
+    fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
+        Ok(plan(desired, observed))
+    }
+}
+
+impl InStore for GroupVms<'_> {
+    type Error = Stop;
+
+    fn observe(&self, world: &World, desired: &Desired) -> Observed {
+        observed(world, self.group, desired, self.preflight)
+    }
+
+    fn admit(&self, world: &World, desired: &Desired, plan: &[Action]) -> Result<(), Stop> {
+        match self.preflight.next_check(world, desired, plan) {
+            None => Ok(()),
+            Some(check) => Err(Stop::CheckFirst(Box::new(check))),
+        }
+    }
+
+    fn act(&self, txn: &mut Txn<'_>, _: &Desired, action: &Action) -> Result<(), Stop> {
+        debug!(group = %self.group, %action, "group");
+        Ok(carry_out(txn, self.group, action, self.now)?)
+    }
+}
+
+fn carry_out_plan(txn: &mut Txn<'_>, vms: &GroupVms<'_>) -> Result<Progress, Stop> {
+    let (name, preflight) = (vms.group, vms.preflight);
     let desired = desired(txn.world(), name);
-    let observed = observed(txn.world(), name, &desired, preflight);
-    let plan = plan(&desired, &observed);
-    if let Some(check) = preflight.next_check(txn.world(), &desired, &plan) {
-        return Ok(Progress::Asks(Box::new(check)));
-    }
-    for action in &plan {
-        debug!(group = %name, %action, "group");
-        carry_out(txn, name, action, now)?;
-    }
+    let Stored { actions, observed } = converge_in(txn, vms, &desired)?;
     let blocked = blocked_vms(txn.world(), name, &desired, preflight);
-    Ok(match plan.is_empty() && !blocked.is_empty() {
+    Ok(match actions.is_empty() && !blocked.is_empty() {
         true => Progress::Blocked(blocked),
-        false => plan::progress(&desired, &observed, &plan),
+        // What it waits for was observed after the last step.
+        false => plan::progress(&desired, &observed),
     })
 }
 

@@ -244,14 +244,13 @@ fn plan_leases(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {
     }
 }
 
-/// Whether the group waits for one of its VMs after the plan is carried out.
-pub(super) fn progress(desired: &Desired, observed: &Observed, plan: &[Action]) -> Progress {
+/// Whether the group waits for one of its VMs when its plan is empty.
+pub(super) fn progress(desired: &Desired, observed: &Observed) -> Progress {
     let outdated = |(index, member): (&u32, &Member)| {
         let desired_spec = desired.spec(*index);
         desired_spec.is_some_and(|new_spec| member.is_outdated(&new_spec))
     };
-    let waits = !plan.is_empty()
-        || observed.members.values().any(|member| member.deleting)
+    let waits = observed.members.values().any(|member| member.deleting)
         || (desired.update == UpdatePolicy::Rolling && observed.members.iter().any(outdated));
     match waits {
         true => Progress::Waiting,

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Conflict, Reconcile};
+use super::{Conflict, OnHost, Reconcile};
 use crate::host;
 use crate::host::iptables::Backend;
 use crate::host::iptables::foreign::ForwardChains;
@@ -87,7 +87,9 @@ impl Reconcile for HostNetwork {
     fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
         plan::plan(desired, observed)
     }
+}
 
+impl OnHost for HostNetwork {
     async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
         observe::observe(self, desired).await
     }

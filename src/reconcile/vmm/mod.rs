@@ -50,7 +50,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
-use super::{Conflict, Reconcile, Wait};
+use super::{Conflict, OnHost, Reconcile, Wait};
 use crate::api::life::GracePeriod;
 use crate::api::meta::Uid;
 use crate::host;
@@ -443,7 +443,9 @@ impl Reconcile for Vmm {
             | Action::RemoveRunDir => None,
         }
     }
+}
 
+impl OnHost for Vmm {
     async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
         observe::observe(self, desired).await
     }

@@ -14,7 +14,7 @@ use slicectl::reconcile::firewall::bridge::{
 };
 use slicectl::reconcile::host_network::{self, HostNetwork};
 use slicectl::reconcile::net::bridge::{self, BridgeNet, Location, Slot};
-use slicectl::reconcile::{Reconcile, converge, diff, no_probe};
+use slicectl::reconcile::{OnHost, converge, diff, no_probe};
 use slicectl::store::HostRequirements;
 
 use test_support::guest_stack::Guest;
@@ -202,7 +202,7 @@ fn firewall_of(desired_vm: &DesiredVm, pass: Option<AllowedFrames>) -> bridge_fi
 }
 
 /// Converges, and makes sure that it stays so.
-async fn converge_all<R: Reconcile>(reconciler: &R, desired: &R::Desired) -> Vec<String> {
+async fn converge_all<R: OnHost>(reconciler: &R, desired: &R::Desired) -> Vec<String> {
     let done = converge(reconciler, desired, &no_probe()).await;
     if let Err(error) = done.result {
         panic!("{error}; taken: {:?}", done.actions);

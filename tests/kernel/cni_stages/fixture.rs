@@ -18,7 +18,7 @@ use slicectl::host::tap::Framing;
 use slicectl::owner::{Instance, TAP};
 use slicectl::reconcile::firewall::cni::{self as redirect, CniFirewall, TapLink};
 use slicectl::reconcile::net::cni::{CheckMode, CniNet, DataPath, Desired, IFNAME, Observed};
-use slicectl::reconcile::{Error, Probe, Reconcile, converge, no_probe};
+use slicectl::reconcile::{Error, OnHost, Probe, converge, no_probe};
 use tempfile::TempDir;
 
 use test_support::frames;

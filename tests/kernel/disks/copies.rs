@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use slicectl::host;
 use slicectl::host::image::{self, Copy, How, Progress};
 use slicectl::reconcile::disk::{Disks, image_note};
-use slicectl::reconcile::{Probe, Reconcile, converge};
+use slicectl::reconcile::{OnHost, Probe, converge};
 
 use crate::disks::fixture::{
     enlarge_tmpfs, gone, hands, image_with_a_hole, in_private_mounts, meet, mount_tmpfs, named,

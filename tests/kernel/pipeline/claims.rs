@@ -90,7 +90,7 @@ impl Daemon {
         loop {
             let (store, claims) = (&self.store, &self.claims);
             match group::reconcile(store, claims, &host_use, name, &preflight, NOW).await? {
-                Progress::Asks(question) => preflight.note(*question, Ok(())),
+                Progress::CheckFirst(question) => preflight.note(*question, Ok(())),
                 Progress::Done | Progress::Waiting | Progress::Blocked(_) => return Ok(()),
             }
         }

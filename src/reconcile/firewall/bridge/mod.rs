@@ -7,7 +7,7 @@ mod plan;
 
 use crate::host;
 use crate::host::netlink::Handle;
-use crate::reconcile::{Conflict, Reconcile};
+use crate::reconcile::{Conflict, OnHost, Reconcile};
 
 pub(crate) use observe::is_ours;
 pub use plan::{Action, AllowedFrames, Desired, Filter, Observed, TapSeen};
@@ -26,7 +26,9 @@ impl Reconcile for BridgeFirewall {
     fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
         plan::plan(desired, observed)
     }
+}
 
+impl OnHost for BridgeFirewall {
     async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
         observe::observe(self, desired).await
     }

@@ -14,7 +14,7 @@ use crate::host::netns::Netns;
 use crate::host::tc::{self, NUMBER, PRIORITY, What};
 use crate::host::{Error, Kind, link};
 
-use crate::reconcile::{Conflict, Reconcile};
+use crate::reconcile::{Conflict, OnHost, Reconcile};
 
 pub use plan::{Action, Desired, Direction, End, Filter, Observed, TapLink};
 
@@ -30,7 +30,9 @@ impl Reconcile for CniFirewall {
     fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
         plan::plan(desired, observed)
     }
+}
 
+impl OnHost for CniFirewall {
     async fn observe(&self, desired: &Desired) -> Result<Observed, Error> {
         let netns = match Netns::open(&desired.netns) {
             Ok(netns) => netns,

@@ -9,7 +9,7 @@ pub mod rules;
 use crate::host;
 use crate::host::iptables::Backend;
 use crate::host::netns::Netns;
-use crate::reconcile::{Conflict, Program, Reconcile};
+use crate::reconcile::{Conflict, OnHost, Program, Reconcile};
 
 pub use plan::{Action, Desired, Observed, Rules};
 
@@ -29,7 +29,9 @@ impl Reconcile for IsolatedFirewall {
     fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
         Ok(plan::plan(desired, observed))
     }
+}
 
+impl OnHost for IsolatedFirewall {
     fn program(&self, action: &Action) -> Option<Program> {
         match action {
             Action::CommitRules { .. } => Some(Program {

@@ -21,7 +21,7 @@ use super::found::LinkIndexes;
 use crate::host;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
-use crate::reconcile::{Conflict, Reconcile};
+use crate::reconcile::{Conflict, OnHost, Reconcile};
 
 pub use plan::{Action, BridgeSeen, Desired, Entry, Location, Observed, Slot, TapSeen};
 
@@ -64,7 +64,9 @@ impl Reconcile for BridgeNet {
     fn is_prerequisite(action: &Action) -> bool {
         matches!(action, Action::CreateTap(_))
     }
+}
 
+impl OnHost for BridgeNet {
     async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
         self.link_indexes.clear();
         observe::observe(self, desired).await

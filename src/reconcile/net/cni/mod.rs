@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::super::{Conflict, Reconcile};
+use super::super::{Conflict, OnHost, Reconcile};
 use super::place::NetnsSession;
 use crate::api::event::EventReason;
 use crate::cni::{self, Network, RepairPermit, Runtime};
@@ -145,7 +145,9 @@ impl Reconcile for CniNet {
             Action::CreateNetns | Action::Attach | Action::CreateTap(..)
         )
     }
+}
 
+impl OnHost for CniNet {
     async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
         observe::observe(self, desired).await
     }

@@ -15,7 +15,7 @@ use super::place::NetnsSession;
 use crate::host;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
-use crate::reconcile::{Conflict, Reconcile};
+use crate::reconcile::{Conflict, OnHost, Reconcile};
 
 pub use action::{Action, Side};
 pub use plan::{Desired, HostLink, Inside, NetnsSeen, Observed, Slot, TapSeen, Uplink};
@@ -77,7 +77,9 @@ impl Reconcile for IsolatedNet {
             Action::CreateNetns | Action::CreateTap(_) | Action::CreateVeth
         )
     }
+}
 
+impl OnHost for IsolatedNet {
     async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
         let seen = self.last_observation().take();
         let seen = match seen {
