@@ -8,9 +8,9 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use super::host_group::MAX_COUNT;
+use super::mac::Mac;
 use super::meta::Name;
-use super::network::Mac;
+use super::vm_index::MAX_COUNT;
 
 pub use text::parse_bits;
 

@@ -11,6 +11,8 @@ use super::meta::{Meta, Name};
 use super::on_demand::OnDemandEntry;
 use super::vm::VmSpec;
 
+pub use super::vm_index::MAX_COUNT;
+
 /// A number of VMs with the same spec.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostGroup {
@@ -46,9 +48,6 @@ pub struct DirectoryId {
     #[serde(rename = "born")]
     pub created_ns: Option<i64>,
 }
-
-/// The maximum `count`. VMs made on demand have higher indexes, so that they never collide with VMs of a group that grows.
-pub const MAX_COUNT: u32 = 65_536;
 
 /// The desired state of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,13 +4,13 @@
 use serde::{Deserialize, Serialize};
 
 use super::cni::{CniOptions, MAX_REQUESTED};
+use super::entry_problem::{entry_problem, list_problem};
 use super::link_name::MAX_TAP_LEN;
-use super::manifest::{entry_problem, list_problem};
 use super::meta::Name;
 use super::network::NetworkSpec;
 use super::policy::Entry;
+use super::spec::VmSpec;
 use super::tag::{MAX_TAGS, Tags};
-use super::vm::VmSpec;
 
 const MIB: u64 = 1 << 20;
 

@@ -2,17 +2,14 @@
 //! Out of scope: running VMs.
 
 use std::fmt;
-use std::net::Ipv4Addr;
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::life::Lifecycle;
 use super::meta::{Meta, Name};
-use super::network::NetworkSpec;
 use super::on_demand::OnDemand;
-use super::storage::Storage;
+
+pub use super::spec::{Hypervisor, VmSpec};
 
 /// One VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,70 +108,5 @@ impl FromStr for PowerCommand {
             "start" => Ok(Self::Start),
             _ => Err(UnknownPowerAction(text.to_owned())),
         }
-    }
-}
-
-/// The desired state of a VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VmSpec {
-    /// The VMM.
-    pub hypervisor: Hypervisor,
-    /// Virtual processors, 1 to 255.
-    pub vcpu: u32,
-    /// Memory, in bytes, a whole number of MiB.
-    pub ram_bytes: u64,
-    /// The kernel to boot: bzImage or an ELF with a PVH note.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kernel_file: Option<PathBuf>,
-    /// Its initial RAM file system.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub initrd_file: Option<PathBuf>,
-    /// Name servers for the guest, at most two (the limit of `ip=`).
-    #[serde(default)]
-    pub dns_servers: Vec<Ipv4Addr>,
-    /// Its disks.
-    #[serde(default, skip_serializing_if = "Storage::is_default")]
-    pub storage: Storage,
-    /// How its VMM is started and stopped.
-    #[serde(default, skip_serializing_if = "Lifecycle::is_default")]
-    #[serde(rename = "life")]
-    pub lifecycle: Lifecycle,
-    /// Its data path.
-    pub network: NetworkSpec,
-}
-
-impl VmSpec {
-    /// Whether a running VM with the spec `self` can be changed to `other` without a replacement: they differ only in settings that can
-    /// change live.
-    pub fn can_change_live_to(&self, other: &Self) -> bool {
-        let mut probe = self.clone();
-        probe.network.apply_live_changes(&other.network);
-        probe.lifecycle.apply_live_changes(&other.lifecycle);
-        probe == *other
-    }
-}
-
-/// Which VMM runs a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Hypervisor {
-    /// The network and disks are prepared, and the user starts a VMM.
-    None,
-    /// `qemu-system-x86_64`.
-    Qemu,
-    /// `firecracker`.
-    Firecracker,
-    /// `cloud-hypervisor`.
-    CloudHypervisor,
-}
-
-impl fmt::Display for Hypervisor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::None => "none",
-            Self::Qemu => "qemu",
-            Self::Firecracker => "firecracker",
-            Self::CloudHypervisor => "cloud-hypervisor",
-        })
     }
 }

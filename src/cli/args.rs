@@ -61,7 +61,7 @@ pub enum Command {
     Wait(WaitArgs),
     /// Create and delete VMs on demand; pause, resume, restart, stop and start VMs
     #[command(subcommand)]
-    Vm(super::vm::VmCommand),
+    Vm(super::vm_args::VmCommand),
     /// Show recent events
     Events(EventsArgs),
     /// Print the output of a VM's guest and VMM

@@ -22,6 +22,7 @@ pub mod table;
 pub mod target;
 pub mod verdict;
 pub mod vm;
+mod vm_args;
 pub mod wait;
 pub mod yaml;
 

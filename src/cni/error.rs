@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::invoke::Command;
+use super::command::Command;
 use super::json;
 
 /// Error code: the configuration has a key that the plugin does not support (spec, section 5, Error).

@@ -2,7 +2,6 @@
 //! Out of scope: the content of the input; the meaning of the output.
 
 use std::ffi::OsString;
-use std::fmt;
 use std::io;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -13,6 +12,7 @@ use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{self, Child};
 
+use super::command::Command;
 use super::error::{Failure, LIMITED, NOT_AVAILABLE, TRY_AGAIN};
 use super::{Error, json};
 use crate::clock;
@@ -36,48 +36,13 @@ const KILL_DEADLINE: Duration = Duration::from_secs(2);
 const BUSY_TRIES: u32 = 10;
 const BUSY_DELAY: Duration = Duration::from_millis(100);
 
-/// An operation of a plugin (spec, section 2, CNI operations).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// Attach a container to a network.
-    Add,
-    /// Detach a container from a network.
-    Del,
-    /// Check that an attachment is as ADD created it.
-    Check,
-    /// Remove the resources of all attachments that are not in a list.
-    Gc,
-    /// Report whether the plugin can serve an ADD.
-    Status,
-    /// Report the supported versions of the spec.
-    Version,
-}
-
-impl Command {
-    /// The value of `CNI_COMMAND`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Add => "ADD",
-            Self::Del => "DEL",
-            Self::Check => "CHECK",
-            Self::Gc => "GC",
-            Self::Status => "STATUS",
-            Self::Version => "VERSION",
+/// Whether an error code is temporary (spec, section 5, Error; section 2, STATUS).
+fn is_temporary(command: Command, code: u64) -> bool {
+    match command {
+        Command::Status => matches!(code, TRY_AGAIN | NOT_AVAILABLE | LIMITED),
+        Command::Add | Command::Del | Command::Check | Command::Gc | Command::Version => {
+            code == TRY_AGAIN
         }
-    }
-
-    /// Whether an error code is temporary (spec, section 5, Error; section 2, STATUS).
-    fn is_temporary(self, code: u64) -> bool {
-        match self {
-            Self::Status => matches!(code, TRY_AGAIN | NOT_AVAILABLE | LIMITED),
-            Self::Add | Self::Del | Self::Check | Self::Gc | Self::Version => code == TRY_AGAIN,
-        }
-    }
-}
-
-impl fmt::Display for Command {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 
@@ -210,7 +175,7 @@ impl Call<'_> {
             },
             version: error_object.cni_version,
         };
-        match self.command.is_temporary(failure.code) {
+        match is_temporary(self.command, failure.code) {
             true => Error::TryAgain(failure),
             false => Error::Plugin(failure),
         }

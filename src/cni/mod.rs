@@ -21,6 +21,7 @@
 
 mod attachment;
 mod cache;
+mod command;
 mod error;
 mod find;
 mod host_local;
@@ -45,10 +46,10 @@ use std::time::Duration;
 
 pub use attachment::{Attachment, ValidAttachment};
 pub use cache::Cached;
+pub use command::Command;
 pub use error::{
     Error, Failure, INVALID_CONFIG, LIMITED, NOT_AVAILABLE, TRY_AGAIN, UNKNOWN_CONTAINER,
 };
-pub use invoke::Command;
 pub use network::{Network, Plugin};
 pub use operations::Outcome;
 pub use result::{CniResult, Dns, Interface, Ip, Route};

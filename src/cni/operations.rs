@@ -2,7 +2,8 @@
 //! Out of scope: the call of one plugin; DEL (`del`).
 
 use super::cache::RecordDir;
-use super::invoke::{Call, Command, invalid_output};
+use super::command::Command;
+use super::invoke::{Call, invalid_output};
 use super::request::{self, Subject};
 use super::{
     Attachment, Cached, CniResult, Error, Failure, Network, Plugin, Runtime, ValidAttachment,

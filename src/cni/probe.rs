@@ -9,7 +9,8 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 use serde::Deserialize;
 
-use super::invoke::{Call, Command, invalid_output};
+use super::command::Command;
+use super::invoke::{Call, invalid_output};
 use super::{Error, Network, Runtime, Version, find};
 
 /// The supported versions of plugins by program, with the modification time of the program.

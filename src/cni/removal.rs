@@ -2,8 +2,8 @@
 //! Out of scope: the call of one plugin; resources that plugins do not remove.
 
 use super::cache::RecordDir;
+use super::command::Command;
 use super::error::UNKNOWN_CONTAINER;
-use super::invoke::Command;
 use super::operations::recorded;
 use super::request::Subject;
 use super::{Attachment, Cached, CniResult, Error, Network, Plugin, Runtime, cache};

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::attachment::{Attachment, ValidAttachment};
-use super::invoke::Command;
+use super::command::Command;
 use super::json;
 use super::network::{Network, Plugin};
 use super::result::CniResult;

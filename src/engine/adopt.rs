@@ -205,7 +205,7 @@ impl Engine {
                             Stage::Vmm => {
                                 let vmm_checkpoint =
                                     checkpoint::vmm(txn.world().status(uid, stage));
-                                vmm_checkpoint.after_reboot().text()
+                                checkpoint::vmm_text(&vmm_checkpoint.after_reboot())
                             }
                             // A lease has no MAC: plugins are requested to assign the previous address and MAC of the guest.
                             Stage::Net if uses_cni => {

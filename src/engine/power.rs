@@ -175,7 +175,7 @@ impl Engine {
             identity: identity.clone(),
             confined_by: self.processes.confined_by(uid),
         });
-        checkpoint.text()
+        checkpoint::vmm_text(&checkpoint)
     }
 
     /// If a loop waits for a process, returns when to run the key again, and enqueues the key when the process has ended.
@@ -302,5 +302,5 @@ pub fn update_checkpoint(
 ) -> Result<(), store::Error> {
     let mut checkpoint = checkpoint::vmm(txn.world().status(uid, Stage::Vmm));
     change(&mut checkpoint);
-    txn.set_checkpoint(uid, Stage::Vmm, checkpoint.text())
+    txn.set_checkpoint(uid, Stage::Vmm, checkpoint::vmm_text(&checkpoint))
 }

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
-use super::folder::{is_manifest, resembles_manifest};
+use super::file_name::{is_manifest, resembles_manifest};
 use crate::api::host_group::DirectoryId;
 
 /// Types (`statfs(2)`) of file systems with files that can change without an inotify event: network file systems, FUSE, and overlayfs, which

@@ -5,12 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::folder::FileResult;
-use super::{History, Input, IntakePlan, missing};
+use super::{History, Input, IntakePlan};
 use crate::api::allowed::AllowedDirectories;
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::manifest::{self, Draft, Location, Position, Problem, Source};
 use crate::api::meta::Name;
-use crate::api::validate::{self, Claim};
 
 /// The files of a read.
 pub(super) struct Files<'l> {
@@ -108,38 +107,10 @@ impl<'l> Files<'l> {
         }
     }
 
-    /// Moves files that conflict with others to the broken ones. The stored groups of such a file are kept, which may cause another
-    /// conflict. The loop ends, since every round removes a file.
-    pub(super) fn remove_conflicts(&mut self, stored: &[HostGroup], input: &Input<'_>) {
-        loop {
-            let names = self.names();
-            let is_kept = |group: &&HostGroup| {
-                self.holds(group)
-                    || !names.contains(&group.meta.name)
-                        && missing::reason(input, stored, self, group).is_some()
-            };
-            let kept: Vec<&HostGroup> = stored.iter().filter(is_kept).collect();
-            let claim = |(draft, path): (_, &PathBuf)| Claim {
-                draft,
-                origin: Origin::File(path.clone()),
-            };
-            let claims =
-                validate::by_precedence(stored, self.claims().into_iter().map(claim).collect());
-            let refused: Vec<(Origin, Problem)> = validate::conflicts(stored, &kept, &claims)
-                .into_iter()
-                .chain(validate::on_demand_problems(stored, &claims))
-                .map(|(index, problem)| (claims[index].origin.clone(), problem))
-                .collect();
-            if refused.is_empty() {
-                return;
-            }
-            for (origin, problem) in refused {
-                if let Origin::File(path) = origin {
-                    self.sound.remove(&path);
-                    self.broken.entry(path).or_default().push(problem);
-                }
-            }
-        }
+    /// Moves a valid file to the broken ones.
+    pub(super) fn refuse(&mut self, path: PathBuf, problem: Problem) {
+        self.sound.remove(&path);
+        self.broken.entry(path).or_default().push(problem);
     }
 
     /// Whether a stored group is kept unchanged, regardless of the valid files.

@@ -1,14 +1,13 @@
 //! Reads the content of the manifest directory.
 //! Out of scope: the changes to the store, notification of changes.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::directory::{self, Stamp};
+use super::file_name::{is_manifest, resembles_manifest};
 use crate::api::host_group::DirectoryId;
 use crate::api::manifest::{MAX_BYTES, Source};
 use crate::host::image::is_written;
@@ -112,21 +111,6 @@ pub fn read_directory(dir: &Path) -> Result<Listing, Error> {
         is_silent: needs_polling,
         stamp,
     })
-}
-
-/// Whether a file of this name is a manifest: `*.yaml` or `*.yml`, except dotfiles. Temporary files of editors (`.x.yaml.swp`, `4913`,
-/// `x.yaml~`, `#x.yaml#`, `sedAbCdEf`) are not.
-pub fn is_manifest(name: &OsStr) -> bool {
-    let name = name.as_bytes();
-    let suffix = [&b".yaml"[..], b".yml"].iter().any(|s| name.ends_with(s));
-    suffix && !name.starts_with(b".") && !name.starts_with(b"#")
-}
-
-/// Whether a file of this name may be mistaken for a manifest: upper case letters in the suffix, or JSON, which is valid YAML.
-pub fn resembles_manifest(name: &OsStr) -> bool {
-    let lower = name.as_bytes().to_ascii_lowercase();
-    let json = lower.ends_with(b".json") && !lower.starts_with(b".") && !lower.starts_with(b"#");
-    !is_manifest(name) && (json || is_manifest(OsStr::from_bytes(&lower)))
 }
 
 /// Reads a file. Also returns whether it is on a file system that does not report all changes; `None` if the file does not exist.

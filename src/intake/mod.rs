@@ -8,7 +8,9 @@
 //! (`host_groups: []`), or when the group's file, or the group in it, is missing from the same directory in which it was last seen. Both
 //! must persist for a grace period (`--removal-grace`) and over at least two reads.
 
+mod conflicts;
 mod directory;
+mod file_name;
 mod files;
 mod folder;
 mod missing;
@@ -24,7 +26,8 @@ use crate::api::manifest::{Draft, Problem};
 use crate::api::meta::Name;
 
 pub use directory::{Stamp, id};
-pub use folder::{Error, FileResult, Listing, is_manifest, read_directory};
+pub use file_name::is_manifest;
+pub use folder::{Error, FileResult, Listing, read_directory};
 pub use missing::KeptReason;
 pub use watch::{Watch, WatchError};
 
@@ -157,7 +160,7 @@ pub fn plan(input: &Input<'_>, history: &mut History) -> IntakePlan {
         ..IntakePlan::default()
     };
     let mut files = Files::parse(input, &stored, history, &mut intake);
-    files.remove_conflicts(&stored, input);
+    conflicts::remove_conflicts(&mut files, &stored, input);
     let claims = files.claims();
     let by_name: HashMap<&Name, &HostGroup> = stored.iter().map(|g| (&g.meta.name, g)).collect();
     for (draft, path) in &claims {

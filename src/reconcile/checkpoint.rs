@@ -52,6 +52,11 @@ impl Checkpoint {
     }
 }
 
+/// The text of the Vmm stage's checkpoint. None if it is empty.
+pub fn vmm_text(checkpoint: &VmmCheckpoint) -> Option<String> {
+    (*checkpoint != VmmCheckpoint::default()).then(|| encode(checkpoint))
+}
+
 /// The text that [`Checkpoint::decode`] decodes.
 ///
 /// # Panics

@@ -102,14 +102,6 @@ pub enum PowerDecision {
 }
 
 impl VmmCheckpoint {
-    /// Encodes the checkpoint for the stage status. None if it is empty.
-    pub fn text(&self) -> Option<String> {
-        if *self == Self::default() {
-            return None;
-        }
-        Some(super::checkpoint::encode(self))
-    }
-
     /// Records that this process runs.
     pub fn record_start(&mut self, started: StartedProcess) {
         if self.process.as_ref().map(|known| &known.identity) == Some(&started.identity) {
@@ -435,7 +427,7 @@ mod tests {
         let decoded: VmmCheckpoint = serde_json::from_str(old).unwrap();
         assert_eq!(decoded.process, Some(started(1)));
         for checkpoint in [exited(Exit::Signal(9)), decoded, VmmCheckpoint::default()] {
-            let text = checkpoint.text();
+            let text = crate::reconcile::checkpoint::vmm_text(&checkpoint);
             let decoded_again =
                 text.map(|text| serde_json::from_str::<VmmCheckpoint>(&text).unwrap());
             // An empty checkpoint is not stored.

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::database::Database;
+use super::failure::Failure;
 use super::integrity::RunCopy;
 use super::journal::{Entries, Journal};
 use super::load::{POSITION_KEY, RECOVERY_KEY};
@@ -18,7 +19,6 @@ use super::readonly;
 use super::reserve::Reserve;
 use super::tombstones::Tombstones;
 use super::witness::BootEvidence;
-use super::writer::Failure;
 use crate::api::meta::Uid;
 
 /// The content of one write: each key with its last value.

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::backing::{Batch, StoreFiles};
+use super::failure::Failure;
 use super::integrity::RunCopy;
 use super::journal::{JOURNAL, Journal};
 use super::open::Opened;
@@ -11,7 +12,6 @@ use super::reserve::Reserve;
 use super::tombstones::{TOMBSTONES, Tombstones};
 use super::witness::BootEvidence;
 use super::world::World;
-use super::writer::Failure;
 use super::{Error, InitialState, RunDirState, Store, load, readonly, writer};
 use crate::api::meta::Name;
 

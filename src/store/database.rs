@@ -8,12 +8,12 @@
 use std::collections::BTreeMap;
 
 use super::disk::{self, Pair, Raw};
+use super::failure::Failure;
 use super::format::FORMAT;
 use super::integrity::IntegrityRecord;
 use super::load::{FORMAT_KEY, POSITION_KEY};
 use super::position::{BatchId, LogPosition};
 use super::sync::SledFiles;
-use super::writer::Failure;
 
 /// The content of one write: each key with its last value; `None` removes the key.
 pub(super) type Batch = BTreeMap<String, Option<Vec<u8>>>;

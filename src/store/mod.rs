@@ -23,12 +23,14 @@ mod disk;
 mod durable;
 mod events;
 mod evidence;
+mod failure;
 mod format;
 mod integrity;
 mod journal;
 mod keys;
 mod lease;
 mod load;
+mod observation;
 mod open;
 mod position;
 mod progress;
@@ -73,10 +75,11 @@ pub use world::{ConflictingWriter, HostFault, HostNetworkStatus, HostRequirement
 use backing::Batch;
 use degraded::Degraded;
 use durable::PendingCommit;
+use failure::Failure;
 use progress::{Number, Progress};
 use tombstones::TombstoneSet;
 use txn::Kind;
-use writer::{DiskThread, Failure};
+use writer::DiskThread;
 
 /// The number of changes that are buffered for a slow watcher; one that falls further behind must read everything again.
 const WATCH_BACKLOG: usize = 4096;

@@ -13,6 +13,7 @@ use super::Error;
 use super::database::{Batch, Database};
 use super::disk::{self, OpenError, Pair, Raw};
 use super::evidence::RecordCopies;
+use super::failure::Failure;
 use super::format::{self, FORMAT, FORMAT_WITHOUT_RECORD, FormatFile};
 use super::integrity::RunCopy;
 use super::load::{self, FORMAT_KEY, POSITION_KEY, RECOVERY_KEY};
@@ -21,7 +22,6 @@ use super::sync::{self, SledFiles};
 use super::verify::{DatabaseState, Verification, verify};
 use super::witness::BootEvidence;
 use super::world::{Recovery, World};
-use super::writer::Failure;
 
 /// What was found when the database was opened.
 #[derive(Clone, Debug, PartialEq, Eq)]

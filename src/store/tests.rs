@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
-use super::writer::Failure;
+use super::failure::Failure;
 use super::{Change, Error, Store, Txn, World};
 use crate::api::host_group::{HostGroup, HostGroupSpec, Origin, UpdatePolicy};
 use crate::api::meta::{Meta, Timestamp, Uid};

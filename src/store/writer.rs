@@ -13,6 +13,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use super::backing::{Batch, merge};
+use super::failure::Failure;
 use super::txn::Kind;
 use super::{Commit, Shared};
 
@@ -45,17 +46,6 @@ pub(super) struct DiskThread {
     results: Receiver<Result<(), Failure>>,
     thread: JoinHandle<()>,
     timeout: Duration,
-}
-
-/// Why a batch is not known to be durable.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Failure {
-    /// The disk refused the batch; the next one may succeed.
-    Refused(String),
-    /// The write failed in a way that leaves the content of the disk unknown until the database is opened again. No more batches are sent.
-    Unknown(String),
-    /// The disk did not answer in time. No more batches are sent.
-    TimedOut,
 }
 
 impl DiskThread {

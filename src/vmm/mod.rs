@@ -24,7 +24,7 @@ mod qemu;
 mod recipe;
 mod version;
 
-use crate::api::vm::Hypervisor;
+use crate::api::vm::{Hypervisor, VmSpec};
 
 pub use cmdline::NAME_SERVERS;
 pub use control::{Control, GuestState};
@@ -33,7 +33,7 @@ pub use file_access::{FileAccess, FileError};
 pub use machine::{Accel, Machine, Machines, boots, tested_programs};
 pub use program::Programs;
 pub use qemu::machine_of;
-pub use recipe::{Access, ConfinedBy, Disk, Launch, NewFile, RecipeError, Slot, Sys, recipe};
+pub use recipe::{Access, ConfinedBy, Disk, Launch, NewFile, RecipeError, Slot, Sys};
 pub use version::{Program, Version};
 
 /// The configuration that Firecracker reads when it starts.
@@ -62,4 +62,29 @@ pub const fn supports_serial_input(hypervisor: Hypervisor) -> bool {
         Hypervisor::Qemu | Hypervisor::Firecracker => true,
         Hypervisor::CloudHypervisor | Hypervisor::None => false,
     }
+}
+
+/// How to run `spec` in `slot` with `program` on `machine`; `None` for hypervisor `none`.
+pub fn recipe(
+    spec: &VmSpec,
+    slot: &Slot,
+    program: &Program,
+    machine: &Machine,
+) -> Result<Option<Launch>, RecipeError> {
+    let least = Version::oldest_supported(spec.hypervisor);
+    if let Some(least) = least.filter(|least| program.version < *least) {
+        return Err(RecipeError::TooOld {
+            hypervisor: spec.hypervisor,
+            found: program.version,
+            oldest: least,
+        });
+    }
+    let mut launch = match spec.hypervisor {
+        Hypervisor::None => return Ok(None),
+        Hypervisor::Qemu => qemu::recipe(spec, slot, program, machine),
+        Hypervisor::Firecracker => firecracker::recipe(spec, slot, program),
+        Hypervisor::CloudHypervisor => cloud_hypervisor::recipe(spec, slot, program),
+    }?;
+    launch.version = Some(program.version);
+    Ok(Some(launch))
 }

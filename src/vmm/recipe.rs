@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Machine, Program, Version, cloud_hypervisor, firecracker, qemu};
+use super::{Program, Version};
 use crate::api::meta::Name;
 use crate::api::network::Connection;
 use crate::api::vm::{Hypervisor, VmSpec};
@@ -222,29 +222,4 @@ pub enum RecipeError {
         "cloud-hypervisor {0} assigns its own address to a TAP that is not in its /sys: a network namespace needs 49.0 or newer"
     )]
     OwnAddress(Version),
-}
-
-/// How to run `spec` in `slot` with `program` on `machine`; `None` for hypervisor `none`.
-pub fn recipe(
-    spec: &VmSpec,
-    slot: &Slot,
-    program: &Program,
-    machine: &Machine,
-) -> Result<Option<Launch>, RecipeError> {
-    let least = Version::oldest_supported(spec.hypervisor);
-    if let Some(least) = least.filter(|least| program.version < *least) {
-        return Err(RecipeError::TooOld {
-            hypervisor: spec.hypervisor,
-            found: program.version,
-            oldest: least,
-        });
-    }
-    let mut launch = match spec.hypervisor {
-        Hypervisor::None => return Ok(None),
-        Hypervisor::Qemu => qemu::recipe(spec, slot, program, machine),
-        Hypervisor::Firecracker => firecracker::recipe(spec, slot, program),
-        Hypervisor::CloudHypervisor => cloud_hypervisor::recipe(spec, slot, program),
-    }?;
-    launch.version = Some(program.version);
-    Ok(Some(launch))
 }

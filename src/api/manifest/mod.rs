@@ -19,7 +19,6 @@ use std::collections::BTreeMap;
 use super::host_group::HostGroupSpec;
 use super::meta::Name;
 
-pub use network::{entry_problem, list_problem};
 pub use problem::{Location, Position, Problem};
 pub use yaml::{MAX_BYTES, MAX_DEPTH, MAX_VALUES};
 

@@ -3,7 +3,8 @@
 
 use super::claim;
 use super::claims::Claims;
-use super::range::{self, Choice, HostUse, Observation, RangeError};
+use super::range::{self, Choice, HostUse, Observation};
+use super::range_error::RangeError;
 use crate::api::host_group::HostGroup;
 use crate::api::meta::Name;
 use crate::host;

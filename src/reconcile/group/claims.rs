@@ -23,7 +23,7 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 use super::claim::{Claim, needed};
-use super::range::RangeError;
+use super::range_error::RangeError;
 use crate::host::link::Link;
 use crate::host::lock::FileLock;
 use crate::host::{self, fs, private};

@@ -8,6 +8,7 @@ mod on_demand;
 mod plan;
 mod preflight;
 mod range;
+mod range_error;
 mod subnet;
 
 use std::collections::BTreeMap;
@@ -27,7 +28,8 @@ pub use claims::{CLAIMS_DIR, ClaimOwner, Claims};
 pub use on_demand::{AddError, Added, Removed, add, remove};
 pub use plan::{Action, Desired, Extra, Member, Observed, plan};
 pub use preflight::{BlockedReason, Preflight, PreflightCheck};
-pub use range::{HostUse, RangeError};
+pub use range::HostUse;
+pub use range_error::RangeError;
 
 use choosing::{Rollback, choose, choosing, claimed, living};
 

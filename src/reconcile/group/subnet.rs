@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 
 use super::claim::Claim;
-use super::range::RangeError;
+use super::range_error::RangeError;
 use crate::api::host_group::HostGroup;
 use crate::api::lease::{Address, subnet};
 use crate::api::meta::Name;

@@ -6,7 +6,7 @@ use ipnetwork::Ipv4Network;
 use super::HostNetwork;
 use super::limits::{excess, timeouts_name};
 use super::observe::{FORWARDING, describe};
-use super::plan::{Action, Commit, Desired};
+use super::state::{Action, Commit, Desired};
 use crate::host::error::{absent_is_done, exists_is_done};
 use crate::host::iptables::{self, Edit, Input, Lock};
 use crate::host::link::{Change, Ipv6Addresses, Link, State};

@@ -13,7 +13,7 @@
 //!   REDIRECT, NETMAP, a published port, a service address) was evaluated for another destination, so it is dropped. Replies to masqueraded
 //!   packets are not affected: only the source of such a flow is translated.
 
-use super::rules::{BridgeKind, BridgeSubnet, RuleInput, push_once};
+use super::rule_input::{BridgeKind, BridgeSubnet, RuleInput, push_once};
 use crate::host::rule::{CtState, LinkGroup, Match, Rule, Target};
 use crate::owner::link_group;
 

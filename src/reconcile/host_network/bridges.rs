@@ -8,45 +8,12 @@
 use std::collections::BTreeSet;
 
 use ipnetwork::Ipv4Network;
-use serde::{Deserialize, Serialize};
 
-use super::plan::{Action, Desired, Observed};
-use super::rules::{BridgeKind, BridgeSubnet};
+use super::rule_input::{BridgeKind, BridgeSubnet};
+use super::state::{Action, BridgeSeen, Desired, Observed};
 use crate::api::lease::subnet;
-use crate::api::network::Mac;
-use crate::owner::{self, Owned};
+use crate::owner::{self};
 use crate::reconcile::net::MTU;
-
-/// A link that has the name of a required bridge, or a managed bridge.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct BridgeSeen {
-    /// It is a bridge.
-    pub is_bridge: bool,
-    /// Its label.
-    #[serde(default)]
-    pub alias: Option<String>,
-    /// Its MAC.
-    pub mac: Mac,
-    /// Bytes.
-    pub mtu: u32,
-    /// Administratively up.
-    pub up: bool,
-    /// STP, VLAN filtering and multicast snooping are off, the forward delay is zero, it is in its group, and the host accepts no
-    /// configuration on it ([`crate::reconcile::net::host_links`]).
-    pub configured: bool,
-    /// IPv4 addresses of the host on it.
-    #[serde(default)]
-    pub addresses: BTreeSet<Ipv4Network>,
-}
-
-impl BridgeSeen {
-    /// Proof of ownership, if the bridge is managed by this daemon.
-    pub fn owned(&self, desired: &Desired, name: &str) -> Option<Owned<String>> {
-        let label = desired.instance.host_network_label();
-        let claimed = label.claim_bridge(name, self.alias.as_deref(), self.mac);
-        claimed.filter(|_| self.is_bridge)
-    }
-}
 
 pub(super) fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let required = &desired.requirements.bridges;

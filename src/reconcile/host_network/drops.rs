@@ -5,11 +5,10 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use ipnetwork::Ipv4Network;
-use serde::{Deserialize, Serialize};
 
 use super::bridges;
-use super::plan::{Desired, Observed};
-use super::rules::BridgeKind;
+use super::rule_input::BridgeKind;
+use super::state::{Desired, HostDrop, Observed};
 use crate::host::iptables::Flavour;
 use crate::host::iptables::foreign::{BaseChain, ForwardChains, Link, Probe, Verdicts};
 use crate::host::netlink::Handle;
@@ -44,15 +43,6 @@ impl std::fmt::Display for RoutedRange {
             Links::Cni => write!(f, "{}", self.range),
         }
     }
-}
-
-/// A foreign chain that drops packets of the VMs of a range.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HostDrop {
-    /// The range.
-    pub range: Ipv4Network,
-    /// Which chain drops which packets, and which command shows the remedy.
-    pub message: String,
 }
 
 /// A foreign chain that drops packets of VMs.

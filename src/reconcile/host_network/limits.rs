@@ -22,7 +22,7 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 
 use super::refusals;
-use super::rules::{BridgeKind, BridgeSubnet, RuleInput};
+use super::rule_input::{BridgeKind, BridgeSubnet, RuleInput};
 use crate::api::lease::subnet;
 use crate::host::conntrack::Flow;
 use crate::host::rule::{
@@ -41,15 +41,6 @@ pub(super) const REFUSED: &str = "REFUSED";
 
 /// The minimum of [`NEIGHBOURS`] for the VMs of one pool or subnet.
 const FEWEST_NEIGHBOURS: u32 = 16;
-
-/// The input for the limits.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// The limit of a VM if its group specifies none.
-    pub share: Limit,
-    /// The networks of the host's links whose neighbours are counted.
-    pub on_link: BTreeSet<Ipv4Network>,
-}
 
 /// The name of the timeout policy for TCP: four characters, because the kernel shows no more of it with a rule.
 pub fn timeouts_name(instance: &Instance) -> String {

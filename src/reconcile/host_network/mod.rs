@@ -9,7 +9,9 @@ pub mod limits;
 mod observe;
 mod plan;
 mod refusals;
+mod rule_input;
 pub mod rules;
+mod state;
 pub mod unmanaged;
 
 use std::collections::BTreeSet;
@@ -25,9 +27,9 @@ use crate::host::link::Link;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
 
-pub use bridges::BridgeSeen;
-pub use plan::{Action, Commit, Desired, Jump, Observed};
 pub use refusals::{Refusals, Refused};
+pub use rule_input::{BridgeKind, BridgeSubnet, Limits, RuleInput};
+pub use state::{Action, BridgeSeen, Commit, Desired, HostDrop, Jump, Observed};
 
 /// The reconciler of the host network.
 pub struct HostNetwork {

@@ -7,9 +7,8 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 use tracing::debug;
 
-use super::bridges::BridgeSeen;
 use super::limits::timeouts_name;
-use super::plan::{Desired, Observed};
+use super::state::{BridgeSeen, Desired, Observed};
 use super::{HostNetwork, Scope, drops, plan, rules};
 use crate::api::lease::subnet;
 use crate::api::network::{Block, Mac};
@@ -82,7 +81,7 @@ async fn observe_drops(
     desired: &Desired,
     observed: &Observed,
     uplink: Option<&Link>,
-) -> Option<Vec<drops::HostDrop>> {
+) -> Option<Vec<super::HostDrop>> {
     let guarded = drops::routed_ranges(desired, observed);
     let chains = &host_network.forward_chains;
     let flavour = host_network.backend.kind;

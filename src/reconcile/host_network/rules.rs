@@ -10,61 +10,19 @@
 //! - Isolated VMs cannot reach a managed bridge at all, and on unmanaged bridges they cannot reach the VMs' subnet: the default route may
 //!   use that bridge.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use ipnetwork::Ipv4Network;
 
 use super::apart;
-use super::limits::{self, Limits};
-use super::plan::Jump;
-use crate::api::policy::{self, Entry};
+use super::limits;
+use super::rule_input::{BridgeKind, BridgeSubnet, RuleInput, push_once};
+use super::state::Jump;
+use crate::api::policy::{self};
 use crate::host::rule::{AddrType, Chain, CtState, Match, Protocol, Rule, TableName, Target};
-use crate::owner::Instance;
 
 /// A chain of ours and its table.
 pub type TableChain = (TableName, Chain);
-
-/// The input for the chains.
-pub struct RuleInput<'a> {
-    /// The owner.
-    pub instance: &'a Instance,
-    /// The ranges from which VMs get their addresses.
-    pub pools: &'a BTreeSet<Ipv4Network>,
-    /// An address and its ports on the host that are open to a pool.
-    pub host_ports: &'a [(Ipv4Network, Entry)],
-    /// Subnets on bridges, by the bridges' names.
-    pub bridge_subnets: &'a [BridgeSubnet],
-    /// Subnets of CNI networks.
-    pub cni_subnets: &'a BTreeSet<Ipv4Network>,
-    /// The maximum number of connections of a VM, by pool or subnet, if specified.
-    pub max_connections: &'a BTreeMap<Ipv4Network, u32>,
-    /// Limits that keep VMs from filling the host's tables.
-    pub limits: &'a Limits,
-    /// Bridges of other programs on this host that the default route does not use.
-    pub foreign: &'a BTreeSet<String>,
-}
-
-/// A subnet on a bridge.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BridgeSubnet {
-    /// The bridge's name.
-    pub bridge: String,
-    /// The VMs' subnet.
-    pub subnet: Ipv4Network,
-    /// The role of this host for the subnet.
-    pub kind: BridgeKind,
-}
-
-/// The role of this host for a subnet on a bridge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BridgeKind {
-    /// The bridge is managed: only VMs are on it, and the host is their gateway.
-    Managed,
-    /// The bridge is unmanaged, and the host is the subnet's gateway.
-    UnmanagedLocalGateway,
-    /// The bridge is unmanaged, and so is the gateway.
-    UnmanagedRemoteGateway,
-}
 
 /// Every place where a chain of ours may exist: its table and its role.
 pub(super) const PLACES: [(TableName, &str); 17] = [
@@ -373,13 +331,6 @@ fn nat(input: &RuleInput<'_>) -> Vec<Rule> {
         }
     }
     rules
-}
-
-/// Two subnets on a bridge may need the same rule.
-pub(super) fn push_once(rules: &mut Vec<Rule>, rule: Rule) {
-    if !rules.contains(&rule) {
-        rules.push(rule);
-    }
 }
 
 fn mss(input: &RuleInput<'_>) -> Vec<Rule> {

@@ -11,6 +11,8 @@ mod place;
 pub mod routed;
 mod settings;
 
+pub use place::NetnsSeen;
+
 /// The next hop of the VM's namespace: an address that no pool can contain, so that it is on-link everywhere. No host has it; a permanent
 /// neighbour entry maps it to the MAC of the host's veth end.
 pub const NEXT_HOP: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 0, 1);

@@ -13,7 +13,17 @@ use crate::host::netlink::Handle;
 use crate::host::netns::{self, Netns};
 use crate::host::{Error, Kind, fs, link};
 use crate::owner::{self, Label, RunDir, VmNames};
-use crate::reconcile::net::isolated::NetnsSeen;
+use serde::{Deserialize, Serialize};
+
+/// The namespace at the VM's path.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub enum NetnsSeen {
+    /// No namespace; possibly an empty file that a crash left.
+    #[default]
+    Absent,
+    /// A namespace, and the alias of its `lo`.
+    Present(Option<String>),
+}
 
 /// The owner and the directory.
 #[derive(Clone, Copy, Debug)]

@@ -71,6 +71,29 @@ impl OwnDisk {
     }
 }
 
+impl Note {
+    /// The names of those files of `launch` that differ from what the VMM has read.
+    pub(super) fn stale(
+        note: Option<&Self>,
+        launch: &Launch,
+        own: Option<&OwnDisk>,
+    ) -> Vec<String> {
+        let is_same = |file: &NewFile, given_file: &NewFile| {
+            file == given_file || own.is_some_and(|own| own.is_same_file(file, given_file))
+        };
+        let was_read = |file: &&NewFile| {
+            note.is_some_and(|noted| {
+                noted
+                    .files()
+                    .iter()
+                    .any(|given_file| is_same(file, given_file))
+            })
+        };
+        let stale = launch.files.iter().filter(|file| !was_read(file));
+        stale.map(|file| file.name.clone()).collect()
+    }
+}
+
 /// The message for a VMM that does not use the disk below the state directory any more: that disk is a copy, made while the VMM ran.
 ///
 /// # Errors

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::moved::OwnDisk;
 use super::{Desired, NOTE, RECORD};
 use crate::host;
 use crate::host::fs::{self, Durability};
@@ -94,27 +93,6 @@ impl Note {
         let text = serde_json::to_vec(self)
             .map_err(|error| host::Error::other("write", path.display().to_string(), error))?;
         fs::write(&path, &text, 0o600, Durability::Process)
-    }
-
-    /// The names of those files of `launch` that differ from what the VMM has read.
-    pub(super) fn stale(
-        note: Option<&Self>,
-        launch: &Launch,
-        own: Option<&OwnDisk>,
-    ) -> Vec<String> {
-        let is_same = |file: &NewFile, given_file: &NewFile| {
-            file == given_file || own.is_some_and(|own| own.is_same_file(file, given_file))
-        };
-        let was_read = |file: &&NewFile| {
-            note.is_some_and(|noted| {
-                noted
-                    .files
-                    .iter()
-                    .any(|given_file| is_same(file, given_file))
-            })
-        };
-        let stale = launch.files.iter().filter(|file| !was_read(file));
-        stale.map(|file| file.name.clone()).collect()
     }
 
     /// The files that the VMM has read.

@@ -2,11 +2,11 @@
 //! Out of scope: the laws in general.
 
 use proptest::prelude::*;
+use slicectl::reconcile::net::NetnsSeen;
 use slicectl::reconcile::net::cni::{
     Action, Added, AddedSeen, CniNet, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen,
     Observed, Tap,
 };
-use slicectl::reconcile::net::isolated::NetnsSeen;
 use slicectl::reconcile::{Conflict, Reconcile};
 
 use self::states::{MTU, anyones, converged, eth, network, ours, result, wanted};

@@ -6,11 +6,11 @@ use slicectl::api::lease::subnet;
 use slicectl::host::routing_rule::RoutingRule;
 use slicectl::host::rule::{Chain, Policy as ChainPolicy, Rule, Ruleset, Table, TableName, Target};
 use slicectl::owner::Instance;
-use slicectl::reconcile::host_network::limits::Limits;
-use slicectl::reconcile::host_network::rules::{
-    self, BridgeKind, BridgeSubnet, RuleInput, TableChain,
+use slicectl::reconcile::host_network::rules::{self, TableChain};
+use slicectl::reconcile::host_network::{
+    Action, BridgeKind, BridgeSubnet, Commit, Desired, HostNetwork, Jump, Limits, Observed,
+    RuleInput,
 };
-use slicectl::reconcile::host_network::{Action, Commit, Desired, HostNetwork, Jump, Observed};
 use slicectl::reconcile::limits::{Limit, TIMEOUTS};
 use slicectl::reconcile::{Conflict, Reconcile};
 use slicectl::store::HostRequirements;

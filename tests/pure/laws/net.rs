@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnetwork::Ipv4Network;
 use proptest::prelude::*;
+use slicectl::reconcile::net::NetnsSeen;
 use slicectl::reconcile::net::isolated::{
-    Action, Desired, HostLink, Inside, IsolatedNet, NetnsSeen, Observed, Side, TapSeen, Uplink,
+    Action, Desired, HostLink, Inside, IsolatedNet, Observed, Side, TapSeen, Uplink,
 };
 use slicectl::reconcile::net::{MTU, NEXT_HOP};
 use slicectl::reconcile::{Conflict, Reconcile};

@@ -21,7 +21,6 @@ use super::section::{Field, Reader, Section};
 use super::yaml::Value;
 
 pub use cni::read_name as read_network_name;
-pub use isolated::{entry_problem, list_problem};
 
 const KEYS: [&str; 14] = [
     "mode",

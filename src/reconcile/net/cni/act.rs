@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::super::files;
+use super::intent::{read_intent, write_intent};
 use super::plan::{Action, DelInput};
 use super::routes::{MAX_ROUTES, Route};
 use super::state::{Desired, GuestIdentity, Intent};
@@ -16,7 +17,6 @@ use crate::api::event::EventReason;
 use crate::api::network::TapOwner;
 use crate::cni::{CniResult, Error as CniError, Network};
 use crate::host::error::{absent_is_done, exists_is_done};
-use crate::host::fs::Durability;
 use crate::host::link::{Change, Ipv6Addresses, State};
 use crate::host::netlink::Handle;
 use crate::host::{Error, fs, link, netns, tap};
@@ -129,23 +129,6 @@ fn other_holder(cni_net: &CniNet, desired: &Desired, network: &Network) -> Optio
     let keep = desired.data_path.as_ref()?.identity?;
     let holder = cni_net.runtime.container_of(network, keep.ip.into())?;
     (holder != desired.attachment().container_id).then_some(holder)
-}
-
-pub(super) fn read_intent(desired: &Desired) -> Result<Intent, Error> {
-    let path = desired.vm_dir().join(INTENT);
-    let bytes = fs::read(&path)?.unwrap_or_default();
-    let intent = serde_json::from_slice(&bytes);
-    intent.map_err(|error| Error::other("read", path.display().to_string(), error))
-}
-
-pub(super) fn write_intent(desired: &Desired, intent: &Intent) -> Result<(), Error> {
-    let dir = desired.vm_dir();
-    let path = dir.join(INTENT);
-    let bytes = serde_json::to_vec(intent)
-        .map_err(|error| Error::other("write", path.display().to_string(), error))?;
-    fs::make_dir(&dir, 0o700)?;
-    // The attachment that it describes does not survive a power failure either.
-    fs::write(&path, &bytes, 0o600, Durability::Process)
 }
 
 /// Runs ADD with the intent on the disk, which DEL uses as well.

@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 
-use super::act::{read_intent, write_intent};
+use super::intent::{read_intent, write_intent};
 use super::plan::DelInput;
 use super::state::{Desired, Intent};
 use super::{CniNet, IFNAME, guest, host_error, one_line, residue};

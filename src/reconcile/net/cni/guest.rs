@@ -11,10 +11,45 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnetwork::{IpNetwork, Ipv4Network};
 
 use super::routes::{GuestRoutes, MAX_ROUTES, Route, guest_routes};
-use super::state::{Eth, Inside};
+use super::state::{DataPath, Eth, Inside, IntentSeen, Observed};
 use crate::api::network::{Connection, Mac};
 use crate::cni::{Attachment, CniResult, Interface, Ip};
 use crate::owner::TAP;
+
+impl Observed {
+    /// How the guest is connected. `None` until the plan is empty.
+    pub fn connection(&self) -> Option<Connection> {
+        let eth = self.inside.as_ref()?.eth.as_ref()?;
+        let added = self.recorded()?;
+        let created = match &self.intent {
+            IntentSeen::Written(intent) => intent.routes.as_deref(),
+            IntentSeen::Absent | IntentSeen::Damaged => None,
+        };
+        connection(&added.result, &added.attachment, eth, created)
+    }
+
+    /// The same for a guest that keeps its MAC while it keeps its address. Some plugins (ptp) do not support a requested MAC; on a veth the
+    /// guest's MAC may differ from the interface's, because the guest answers ARP requests for the address.
+    pub fn connection_for(&self, data_path: &DataPath) -> Option<Connection> {
+        let eth = self.inside.as_ref()?.eth.as_ref()?;
+        let mut connection = self.connection()?;
+        if let Some(keep) = data_path.identity
+            && data_path.requested.mac.is_none()
+            && eth.veth
+            && keep.ip == connection.ip
+            && !self.chain_created_tap()
+        {
+            connection.mac = keep.mac;
+        }
+        Some(connection)
+    }
+
+    /// Whether the chain created the TAP itself and connected it to its interface: then no redirect is needed.
+    pub fn chain_created_tap(&self) -> bool {
+        self.recorded()
+            .is_some_and(|added| chain_tap(&added.result, &added.attachment).is_some())
+    }
+}
 
 /// The maximum number of entries of a list of a result, routes excepted. A result is bounded to 1 MiB only.
 const MAX_LISTED: usize = 64;

@@ -12,6 +12,7 @@ mod act;
 mod announce;
 mod detach;
 mod guest;
+mod intent;
 mod observe;
 mod plan;
 mod request;

@@ -4,12 +4,13 @@
 use std::sync::atomic::Ordering;
 
 use super::super::place::{EnteredNetns, Seen};
+use super::intent::write_intent;
 use super::routes::Route;
 use super::state::{
     Added, AddedSeen, Baseline, ConflistSeen, Desired, Eth, Inside, Intent, IntentSeen, Observed,
     Tap,
 };
-use super::{CniNet, IFNAME, INTENT, act, guest, host_error, one_line, residue};
+use super::{CniNet, IFNAME, INTENT, guest, host_error, one_line, residue};
 use crate::api::event::EventReason;
 use crate::cni::{Cached, Error, Failure};
 use crate::host::{self, fs, link, route};
@@ -267,5 +268,5 @@ fn store_baseline(
         baseline: Some(baseline),
         ..intent.clone()
     };
-    act::write_intent(desired, &updated)
+    write_intent(desired, &updated)
 }

@@ -14,7 +14,7 @@ use super::{IFNAME, guest};
 use crate::api::network::TapOwner;
 use crate::cni::{Attachment, Network};
 use crate::owner::{Owned, TAP};
-use crate::reconcile::net::isolated::NetnsSeen;
+use crate::reconcile::net::place::NetnsSeen;
 
 /// The input of a DEL.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

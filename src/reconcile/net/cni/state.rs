@@ -9,13 +9,13 @@ use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
 use super::super::place::VmPaths;
+use super::IFNAME;
 use super::routes::Route;
-use super::{IFNAME, guest};
 use crate::api::cni::CniOptions;
-use crate::api::network::{Connection, Mac, TapOwner};
+use crate::api::network::{Mac, TapOwner};
 use crate::cni::{Attachment, CniResult, Network};
 use crate::owner::{self, Label};
-use crate::reconcile::net::isolated::NetnsSeen;
+use crate::reconcile::net::place::NetnsSeen;
 
 /// After how many failures of DEL an attachment is given up, unless its removal is [forced](Desired::forced).
 const MAX_DELS: u32 = 5;
@@ -271,33 +271,6 @@ impl Desired {
 }
 
 impl Observed {
-    /// How the guest is connected. `None` until the plan is empty.
-    pub fn connection(&self) -> Option<Connection> {
-        let eth = self.inside.as_ref()?.eth.as_ref()?;
-        let added = self.recorded()?;
-        let created = match &self.intent {
-            IntentSeen::Written(intent) => intent.routes.as_deref(),
-            IntentSeen::Absent | IntentSeen::Damaged => None,
-        };
-        guest::connection(&added.result, &added.attachment, eth, created)
-    }
-
-    /// The same for a guest that keeps its MAC while it keeps its address. Some plugins (ptp) do not support a requested MAC; on a veth the
-    /// guest's MAC may differ from the interface's, because the guest answers ARP requests for the address.
-    pub fn connection_for(&self, data_path: &DataPath) -> Option<Connection> {
-        let eth = self.inside.as_ref()?.eth.as_ref()?;
-        let mut connection = self.connection()?;
-        if let Some(keep) = data_path.identity
-            && data_path.requested.mac.is_none()
-            && eth.veth
-            && keep.ip == connection.ip
-            && !self.chain_created_tap()
-        {
-            connection.mac = keep.mac;
-        }
-        Some(connection)
-    }
-
     /// How often a DEL of the attachment has failed.
     pub(super) fn failed(&self) -> u32 {
         match &self.intent {
@@ -312,12 +285,6 @@ impl Observed {
             IntentSeen::Written(intent) => intent.adding,
             IntentSeen::Absent | IntentSeen::Damaged => false,
         }
-    }
-
-    /// Whether the chain created the TAP itself and connected it to its interface: then no redirect is needed.
-    pub fn chain_created_tap(&self) -> bool {
-        self.recorded()
-            .is_some_and(|added| guest::chain_tap(&added.result, &added.attachment).is_some())
     }
 
     /// Whether the network's configuration has changed or was removed since ADD; this VM keeps what ADD assigned.

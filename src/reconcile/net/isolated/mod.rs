@@ -18,7 +18,7 @@ use crate::host::netns::Netns;
 use crate::reconcile::{Conflict, OnHost, Reconcile};
 
 pub use action::{Action, Side};
-pub use plan::{Desired, HostLink, Inside, NetnsSeen, Observed, Slot, TapSeen, Uplink};
+pub use plan::{Desired, HostLink, Inside, Observed, Slot, TapSeen, Uplink};
 
 /// The reconciler of the Net stage in isolated mode, for one run and one VM.
 pub struct IsolatedNet {

@@ -14,6 +14,7 @@ use crate::owner::{Label, Owned, VmNames};
 use crate::reconcile::Conflict;
 use crate::reconcile::firewall::antispoof;
 use crate::reconcile::net::isolated::{Action, Side};
+use crate::reconcile::net::place::NetnsSeen;
 use crate::reconcile::net::place::VmPaths;
 use crate::reconcile::net::routed::RouteConflict;
 use crate::reconcile::net::{MTU, NEXT_HOP};
@@ -56,16 +57,6 @@ pub struct Observed {
     pub host_link: Option<HostLink>,
     /// The content of the namespace, if it is ours.
     pub inside: Option<Inside>,
-}
-
-/// The namespace at the VM's path.
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
-pub enum NetnsSeen {
-    /// No namespace; possibly an empty file that a crash left.
-    #[default]
-    Absent,
-    /// A namespace, and the alias of its `lo`.
-    Present(Option<String>),
 }
 
 /// A link in the host namespace with one of our names.

@@ -7,11 +7,11 @@ use proptest::prelude::*;
 use slicectl::api::network::{Mac, TapOwner};
 use slicectl::cni::{CniResult, Network, Version};
 use slicectl::owner::Instance;
+use slicectl::reconcile::net::NetnsSeen;
 use slicectl::reconcile::net::cni::{
     Added, AddedSeen, ConflistSeen, DataPath, Desired, Eth, Inside, Intent, IntentSeen, Observed,
     Tap,
 };
-use slicectl::reconcile::net::isolated::NetnsSeen;
 
 pub const MTU: u32 = 1450;
 

@@ -9,8 +9,9 @@ use proptest::prelude::*;
 use slicectl::api::network::{Block, Mac, TapOwner};
 use slicectl::owner::Instance;
 use slicectl::reconcile::firewall::antispoof::{self, program_isolated};
+use slicectl::reconcile::net::NetnsSeen;
 use slicectl::reconcile::net::isolated::{
-    Desired, HostLink, Inside, NetnsSeen, Observed, Slot, TapSeen, Uplink,
+    Desired, HostLink, Inside, Observed, Slot, TapSeen, Uplink,
 };
 use slicectl::reconcile::net::{MTU, NEXT_HOP};
 
