@@ -4,6 +4,7 @@
 //! | file | what it tests |
 //! |---|---|
 //! | `cli` | `slicectl` against a server that answers from a fixture: output, streams, exit status |
+//! | `cycles` | files do not import each other in a circle |
 //! | `endpoints` | the table of endpoints and the router agree |
 //! | `help` | the help of every verb |
 //! | `internals` | the functions that docs/internals.md names exist |
@@ -16,6 +17,7 @@
 //! | `texts` | every text that a user may read is in a golden file |
 
 mod cli;
+mod cycles;
 mod endpoints;
 mod help;
 mod internals;
