@@ -1,8 +1,8 @@
 //! Handlers for requests on the daemon's socket.
 //! Out of scope: HTTP (`wire`), text output (`cli`), executing changes (`reconcile`).
 
+mod explain;
 mod failure;
-mod onward;
 mod sources;
 
 use std::io;
@@ -21,7 +21,6 @@ use super::objects::{self, objects};
 use super::{console, metrics, orders, power, reach, restrictions, streams};
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
 use crate::api::host_group::{HostGroup, Origin};
-use crate::api::lease::subnet;
 use crate::api::manifest::Draft;
 use crate::api::meta::{Name, Timestamp};
 use crate::api::metrics::Metrics;
@@ -32,19 +31,18 @@ use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Object,
     Orphan, RouteInfo, ServerInfo, Source,
 };
-use crate::api::vm::{PowerCommand, Vm};
+use crate::api::vm::PowerCommand;
 use crate::cli::sliced::Args;
 use crate::clock;
 use crate::doctor;
 use crate::engine::Engine;
-use crate::host::{self, addr};
+use crate::host;
 use crate::owner::{Label, Owner};
 use crate::reconcile::host_network;
 use crate::reconcile::vmm;
 use crate::status::StatusBuilder;
-use crate::status::explain::{self, PacketPath};
 use crate::store::{self, Txn};
-use crate::wire::{Backend, Deletion, Effect, Refusal, StreamMode, packet};
+use crate::wire::{Backend, Deletion, Effect, Refusal, StreamMode};
 
 /// State shared by the handlers of all connections.
 pub struct AppState {
@@ -364,46 +362,7 @@ impl Backend for AppState {
     }
 
     async fn explain(&self, vm: Name, request: Packet) -> Result<Explanation, Refusal> {
-        let known = self.engine.store.read(|world| {
-            let vm = world.vm_named(&vm)?;
-            Some((vm.clone(), world.lease(&vm.meta.name).cloned()))
-        });
-        let Some((found, lease)) = known else {
-            return Err(Refusal::NotFound(format!("vm/{vm}")));
-        };
-        if found.spec.network.policy().is_none() {
-            return Err(has_no_policy(&found));
-        }
-        let Some(lease) = lease else {
-            return Err(Refusal::Conflict(vec![format!("vm/{vm} has no lease yet")]));
-        };
-        let addresses = addr::list(&self.engine.host.netlink, addr::Of::All)
-            .await
-            .map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
-        let host_addresses: Vec<_> = addresses.iter().map(|addr| addr.net.ip()).collect();
-        let (Some(policy), Some(block)) = (found.spec.network.policy(), lease.address.block())
-        else {
-            return Err(has_no_policy(&found));
-        };
-        let rules = self.engine.rules(&found, block, None);
-        let network = self.engine.store.read(store::World::host_requirements);
-        let bridge_subnets = network.bridges.values().flatten().map(|net| subnet(*net));
-        let host = onward::observe(&self.engine, request.destination).await;
-        let host = host.map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
-        let blocked = bridge_subnets.chain(network.cni_subnets.iter().copied());
-        let closed: Vec<_> = blocked.chain(host.closed).collect();
-        let context = PacketPath {
-            route_to_vm: host.neighbour.as_deref(),
-            nat_tables: &host.translations,
-            other_vm_subnets: &closed,
-            vm: &found,
-            policy,
-            block,
-            ruleset: &rules.ruleset,
-            instance: &self.engine.instance,
-            host_addresses: &host_addresses,
-        };
-        Ok(explain::explain(&context, &request, packet::text(&request)))
+        explain::answer(&self.engine, vm, request).await
     }
 
     async fn route(&self, group: Name) -> Result<RouteInfo, Refusal> {
@@ -451,14 +410,6 @@ fn result(draft: &Draft, applied: Applied) -> ApplyResult {
         applied,
         warnings: draft.warnings.clone(),
     }
-}
-
-fn has_no_policy(vm: &Vm) -> Refusal {
-    let mode = vm.spec.network.mode();
-    Refusal::Conflict(vec![format!(
-        "vm/{} is in {mode} mode, which has no allow and drop lists: they need mode: isolated",
-        vm.meta.name
-    )])
 }
 
 /// An attachment that plugins failed to release, for a container that no longer exists.

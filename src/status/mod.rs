@@ -4,7 +4,7 @@
 mod condition;
 pub mod explain;
 mod host_network;
-mod translation;
+pub mod traverse;
 
 use condition::{
     condition_view, for_generation, is_ready_and_observed, known, not_ready_message,

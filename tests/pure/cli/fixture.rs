@@ -479,6 +479,7 @@ impl Backend for World {
         };
         let (verdict, origin) = found.spec.network.policy().unwrap().evaluate(&packet);
         Ok(Explanation {
+            note: None,
             vm,
             packet: packet::text(&packet),
             verdict,
