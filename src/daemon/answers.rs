@@ -3,6 +3,7 @@
 
 mod explain;
 mod failure;
+mod garbage;
 mod sources;
 
 use std::io;
@@ -37,7 +38,6 @@ use crate::clock;
 use crate::doctor;
 use crate::engine::Engine;
 use crate::host;
-use crate::owner::{Label, Owner};
 use crate::reconcile::host_network;
 use crate::reconcile::vmm;
 use crate::status::StatusBuilder;
@@ -300,41 +300,7 @@ impl Backend for AppState {
     }
 
     async fn gc(&self, effect: Effect) -> Result<Vec<Orphan>, Refusal> {
-        let fail = |error: host::Error| Refusal::Failed(format!("{error}: {}", error.source));
-        let orphans = self.engine.orphans(clock::now()).await.map_err(fail)?;
-        let reason = "it has a record of this boot and no tombstone: it will be adopted as a VM";
-        let adopted = orphans.adopted.iter();
-        let adopted = adopted.map(|label| leftover(label, None).kept(reason));
-        let kept = orphans.kept.iter();
-        let kept = kept.map(|(label, why)| leftover(label, None).kept(why));
-        let kept: Vec<Orphan> = adopted.chain(kept).collect();
-        let removable = &orphans.removable;
-        if effect == Effect::DryRun {
-            let removed = removable.iter().map(|label| leftover(label, None));
-            let abandoned = self.engine.unreleased_containers().into_iter();
-            let abandoned = abandoned.map(|container| attachment(container, None));
-            return Ok(removed.chain(abandoned).chain(kept).collect());
-        }
-        let abandoned = self.engine.unreleased_containers();
-        let refused = self.engine.release_orphaned_attachments().await;
-        let error_of = |container: &String| {
-            let mut refused = refused.iter();
-            refused
-                .find(|(name, _)| name == container)
-                .map(|(_, why)| why.clone())
-        };
-        let attachments = abandoned.into_iter();
-        let attachments = attachments.map(|container| {
-            let why = error_of(&container);
-            attachment(container, why)
-        });
-        let removed = self.engine.remove_orphans(removable).await.map_err(fail)?;
-        let leftovers = removed.into_iter();
-        Ok(leftovers
-            .map(|(label, removed)| leftover(&label, removed.err()))
-            .chain(attachments)
-            .chain(kept)
-            .collect())
+        garbage::collect(&self.engine, effect).await
     }
 
     async fn doctor(&self) -> Result<Vec<Check>, Refusal> {
@@ -409,27 +375,5 @@ fn result(draft: &Draft, applied: Applied) -> ApplyResult {
         name: draft.name.clone(),
         applied,
         warnings: draft.warnings.clone(),
-    }
-}
-
-/// An attachment that plugins failed to release, for a container that no longer exists.
-fn attachment(container: String, error: Option<String>) -> Orphan {
-    Orphan {
-        thing: "CNI attachment that plugins failed to release".to_owned(),
-        owner: container,
-        kept: None,
-        error,
-    }
-}
-
-fn leftover(label: &Label, error: Option<String>) -> Orphan {
-    Orphan {
-        kept: None,
-        thing: "links, namespace, run directory and process".to_owned(),
-        error,
-        owner: match &label.owner {
-            Owner::HostNetwork => ObjectRef::Host.to_string(),
-            Owner::Vm { name, uid } => format!("vm/{name}@{uid}"),
-        },
     }
 }

@@ -242,10 +242,12 @@ pub async fn list(handle: &Handle) -> Result<Vec<Route>, Error> {
     let mut message = RouteMessage::default();
     message.header.address_family = AddressFamily::Inet;
     message.header.table = RouteHeader::RT_TABLE_MAIN;
-    let response = handle
-        .dump(RouteNetlinkMessage::GetRoute(message))
-        .await
-        .map_err(|e| Error::io("list", "routes", e))?;
+    let response = match handle.dump(RouteNetlinkMessage::GetRoute(message)).await {
+        Ok(response) => response,
+        // The kernel creates the main table of a namespace with its first route (`inet_dump_fib`).
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(Vec::new()),
+        Err(e) => return Err(Error::io("list", "routes", e)),
+    };
     let mut routes = Vec::new();
     for part in response {
         let RouteNetlinkMessage::NewRoute(message) = part else {
