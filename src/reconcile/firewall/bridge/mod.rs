@@ -27,6 +27,14 @@ impl Reconcile for BridgeFirewall {
         plan::plan(desired, observed)
     }
 
+    fn unbuilt(desired: &Desired) -> Option<Observed> {
+        Some(plan::unbuilt(desired))
+    }
+
+    fn predict(_: &Desired, observed: &Observed, plan: &[Action]) -> Option<Observed> {
+        Some(plan::predict(observed, plan))
+    }
+
     async fn observe(&self, desired: &Desired) -> Result<Observed, host::Error> {
         observe::observe(self, desired).await
     }

@@ -30,6 +30,14 @@ impl Reconcile for IsolatedFirewall {
         Ok(plan::plan(desired, observed))
     }
 
+    fn unbuilt(_: &Desired) -> Option<Observed> {
+        Some(plan::unbuilt())
+    }
+
+    fn predict(desired: &Desired, observed: &Observed, plan: &[Action]) -> Option<Observed> {
+        Some(plan::predict(desired, observed, plan))
+    }
+
     fn program(&self, action: &Action) -> Option<Program> {
         match action {
             Action::CommitRules { .. } => Some(Program {
