@@ -18,7 +18,7 @@ use self::sources::{off_thread, parse_all, truncated};
 use super::deletion;
 use super::drafts::store_draft;
 use super::intake_loop::IntakeLoop;
-use super::objects::{self, objects};
+use super::objects;
 use super::{console, metrics, orders, power, reach, restrictions, streams};
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
 use crate::api::host_group::{HostGroup, Origin};
@@ -29,17 +29,17 @@ use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::validate;
 use crate::api::view::{
-    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Object,
-    Orphan, RouteInfo, ServerInfo, Source,
+    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
+    RouteInfo, ServerInfo, Source,
 };
-use crate::api::vm::PowerCommand;
+use crate::api::vm::{Hypervisor, PowerCommand};
 use crate::cli::sliced::Args;
 use crate::clock;
 use crate::doctor;
 use crate::engine::Engine;
 use crate::host;
 use crate::reconcile::host_network;
-use crate::reconcile::vmm;
+use crate::reconcile::vmm::VmmPaths;
 use crate::status::StatusBuilder;
 use crate::store::{self, Txn};
 use crate::wire::{Backend, Deletion, Effect, Refusal, StreamMode};
@@ -68,23 +68,6 @@ impl AppState {
             engine,
             intake,
         }
-    }
-
-    /// All objects of a kind, or the one named `name`, as they are persisted.
-    pub(super) async fn objects(&self, kind: Kind, name: Option<&Name>) -> Vec<Object> {
-        let store = &self.engine.store;
-        store
-            .read_durable(|world| {
-                objects(
-                    &self.status_builder,
-                    &self.engine,
-                    &self.intake,
-                    world,
-                    kind,
-                    name,
-                )
-            })
-            .await
     }
 
     pub(super) fn status_builder(&self) -> StatusBuilder {
@@ -251,7 +234,7 @@ impl Backend for AppState {
     }
 
     async fn metrics(&self, vm: Name) -> Result<Metrics, Refusal> {
-        metrics::ask(&self.engine, &self.status_builder, vm).await
+        metrics::ask(&self.engine, vm).await
     }
 
     async fn events(
@@ -268,11 +251,8 @@ impl Backend for AppState {
         lines: Option<usize>,
         span: StreamMode,
     ) -> Result<BoxStream<'static, io::Result<Bytes>>, Refusal> {
-        let found = self.objects(Kind::Vm, Some(&vm)).await;
-        let Some(Object::Vm(view)) = found.into_iter().next() else {
-            return Err(Refusal::NotFound(format!("vm/{vm}")));
-        };
-        match view.status.vmm.log {
+        let (_, paths) = self.vmm_paths(&vm)?;
+        match paths.log {
             Some(log) => Ok(streams::log(log, lines, span)),
             None => Err(Refusal::Conflict(vec![format!(
                 "vm/{vm} has no log: hypervisor is none"
@@ -281,21 +261,12 @@ impl Backend for AppState {
     }
 
     async fn write_console(&self, vm: Name, keys: Bytes) -> Result<(), Refusal> {
-        let found = self.engine.store.read(|world| {
-            let vm = world.vm_named(&vm)?;
-            Some((vm.meta.uid, vm.spec.hypervisor))
-        });
-        match found {
-            None => Err(Refusal::NotFound(format!("vm/{vm}"))),
-            Some((_, hypervisor)) if !vmm::supports_serial_input(hypervisor) => {
-                Err(Refusal::Conflict(vec![format!(
-                    "vm/{vm} has no console input: hypervisor {hypervisor} does not support it; use `slicectl logs` for output"
-                )]))
-            }
-            Some((uid, _)) => {
-                let pipe = self.engine.run_dir.vm_dir(uid).join(vmm::INPUT);
-                console::write_input(&pipe, vm.as_str(), &keys)
-            }
+        let (hypervisor, paths) = self.vmm_paths(&vm)?;
+        match paths.input {
+            Some(pipe) => console::write_input(&pipe, vm.as_str(), &keys),
+            None => Err(Refusal::Conflict(vec![format!(
+                "vm/{vm} has no console input: hypervisor {hypervisor} does not support it; use `slicectl logs` for output"
+            )])),
         }
     }
 
@@ -352,6 +323,15 @@ impl Backend for AppState {
 }
 
 impl AppState {
+    fn vmm_paths(&self, vm: &Name) -> Result<(Hypervisor, VmmPaths), Refusal> {
+        let found = self.engine.store.read(|world| {
+            let vm = world.vm_named(vm)?;
+            let paths = VmmPaths::of(&self.engine.run_dir, world, vm);
+            Some((vm.spec.hypervisor, paths))
+        });
+        found.ok_or_else(|| Refusal::NotFound(format!("vm/{vm}")))
+    }
+
     fn dry_run(&self, drafts: &[Draft]) -> Vec<ApplyResult> {
         self.engine.store.read(|world| {
             drafts

@@ -15,6 +15,7 @@
 //! | `owners` | owners of users' files that an earlier version has changed |
 //! | `watch` | waits for the end of a VMM; meanwhile rotates its log |
 //! | `ending` | how a VMM ended; the record of a stop |
+//! | `paths` | where the files of a VMM are |
 //!
 //! # The run directory, `<run>/vm/<uid>/vmm/`
 //! It belongs to the VMM's user, which can write there and nowhere else: its contents are untrusted.
@@ -51,6 +52,7 @@ mod note;
 mod observe;
 mod opened;
 mod owners;
+mod paths;
 mod plan;
 mod program;
 mod qemu;
@@ -82,6 +84,7 @@ pub use machine::{Accel, Machine, Machines, boots, tested_programs};
 pub use moved::uses_another_disk;
 pub use note::{confined_by, running, started_as};
 pub use owners::recover as recover_owners;
+pub use paths::VmmPaths;
 pub use program::Programs;
 pub use qemu::machine_of;
 pub use recipe::{Access, ConfinedBy, Disk, Launch, NewFile, RecipeError, Slot, Sys, recipe};
@@ -93,7 +96,7 @@ pub const RECORD: &str = "process";
 /// How the VMM was started; next to the run directory, too.
 pub const NOTE: &str = "launch.json";
 /// A pipe to the guest's serial input; next to the run directory, too.
-pub const INPUT: &str = "console.in";
+const INPUT: &str = "console.in";
 /// The process that is being stopped, and since when.
 pub const STOPPING: &str = "stopping";
 /// Serial output of the guest and messages of the VMM.
@@ -284,23 +287,6 @@ pub struct Confined {
     pub ram_bytes: u64,
     /// Files and block devices that it opens outside its run directory.
     pub files: Vec<Disk>,
-}
-
-impl Desired {
-    /// Path of the process record, next to the run directory.
-    pub fn record(&self) -> PathBuf {
-        self.dir.with_file_name(RECORD)
-    }
-
-    /// Path of the pipe to the serial input.
-    pub(super) fn input(&self) -> PathBuf {
-        self.dir.with_file_name(INPUT)
-    }
-
-    /// Path of the record of a stop.
-    fn stopping(&self) -> PathBuf {
-        self.dir.with_file_name(STOPPING)
-    }
 }
 
 /// The observed state of one VM's VMM.
