@@ -96,7 +96,7 @@ pub const RECORD: &str = "process";
 /// How the VMM was started; next to the run directory, too.
 pub const NOTE: &str = "launch.json";
 /// A pipe to the guest's serial input; next to the run directory, too.
-const INPUT: &str = "console.in";
+pub const INPUT: &str = "console.in";
 /// The process that is being stopped, and since when.
 pub const STOPPING: &str = "stopping";
 /// Serial output of the guest and messages of the VMM.
