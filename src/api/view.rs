@@ -370,4 +370,7 @@ pub struct Explanation {
     pub chain: String,
     /// The YAML entry of that rule: `allow[0] "192.168.222.1:3128"`, or `default`, or the reason why no entry applies.
     pub entry: String,
+    /// What the rules do not show: they are not in place yet, or the host has no route.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }

@@ -77,7 +77,10 @@ pub async fn gc(client: &Client, args: GcArgs) -> Result<(), Failure> {
 /// The error message for a resource that could not be removed.
 fn removal_error(leftover: &Orphan) -> Option<String> {
     let reason = leftover.error.as_ref()?;
-    Some(format!("{} still exists: {reason}", leftover.owner))
+    Some(format!(
+        "{} still exists ({}): {reason}",
+        leftover.owner, leftover.thing
+    ))
 }
 
 fn removals(leftovers: &[Orphan], effect: Effect) -> String {

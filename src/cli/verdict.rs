@@ -20,8 +20,10 @@ fn format_explanation(explanation: &Explanation) -> String {
         Verdict::Allow => (Severity::Good, "allowed"),
         Verdict::Deny => (Severity::Error, "denied"),
     };
+    let note = explanation.note.as_deref().map(one_line);
+    let note = note.map_or_else(String::new, |note| format!("  note   {note}\n"));
     format!(
-        "{} -> {}: {}\n  entry  {}\n  rule   {}\n  place  {}\n",
+        "{} -> {}: {}\n  entry  {}\n  rule   {}\n  place  {}\n{note}",
         explanation.vm,
         one_line(&explanation.packet),
         Colors::for_stdout().paint(severity, result),

@@ -1,8 +1,9 @@
 //! Handlers for requests on the daemon's socket.
 //! Out of scope: HTTP (`wire`), text output (`cli`), executing changes (`reconcile`).
 
+mod explain;
 mod failure;
-mod onward;
+mod garbage;
 mod sources;
 
 use std::io;
@@ -17,11 +18,10 @@ use self::sources::{off_thread, parse_all, truncated};
 use super::deletion;
 use super::drafts::store_draft;
 use super::intake_loop::IntakeLoop;
-use super::objects::{self, objects};
+use super::objects;
 use super::{console, metrics, orders, power, reach, restrictions, streams};
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
 use crate::api::host_group::{HostGroup, Origin};
-use crate::api::lease::subnet;
 use crate::api::manifest::Draft;
 use crate::api::meta::{Name, Timestamp};
 use crate::api::metrics::Metrics;
@@ -29,23 +29,20 @@ use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::validate;
 use crate::api::view::{
-    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Object,
-    Orphan, RouteInfo, ServerInfo, Source,
+    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
+    RouteInfo, ServerInfo, Source,
 };
-use crate::api::vm::{PowerCommand, Vm};
+use crate::api::vm::{Hypervisor, PowerCommand};
 use crate::cli::sliced::Args;
 use crate::clock;
 use crate::doctor;
 use crate::engine::Engine;
-use crate::host::{self, addr};
-use crate::owner::{Label, Owner};
+use crate::host;
 use crate::reconcile::host_network;
-use crate::reconcile::vmm;
+use crate::reconcile::vmm::VmmPaths;
 use crate::status::StatusBuilder;
-use crate::status::explain::{self, PacketPath};
 use crate::store::{self, Txn};
-use crate::vmm::supports_serial_input;
-use crate::wire::{Backend, Deletion, Effect, Refusal, StreamMode, packet};
+use crate::wire::{Backend, Deletion, Effect, Refusal, StreamMode};
 
 /// State shared by the handlers of all connections.
 pub struct AppState {
@@ -71,23 +68,6 @@ impl AppState {
             engine,
             intake,
         }
-    }
-
-    /// All objects of a kind, or the one named `name`, as they are persisted.
-    pub(super) async fn objects(&self, kind: Kind, name: Option<&Name>) -> Vec<Object> {
-        let store = &self.engine.store;
-        store
-            .read_durable(|world| {
-                objects(
-                    &self.status_builder,
-                    &self.engine,
-                    &self.intake,
-                    world,
-                    kind,
-                    name,
-                )
-            })
-            .await
     }
 
     pub(super) fn status_builder(&self) -> StatusBuilder {
@@ -254,7 +234,7 @@ impl Backend for AppState {
     }
 
     async fn metrics(&self, vm: Name) -> Result<Metrics, Refusal> {
-        metrics::ask(&self.engine, &self.status_builder, vm).await
+        metrics::ask(&self.engine, vm).await
     }
 
     async fn events(
@@ -271,11 +251,8 @@ impl Backend for AppState {
         lines: Option<usize>,
         span: StreamMode,
     ) -> Result<BoxStream<'static, io::Result<Bytes>>, Refusal> {
-        let found = self.objects(Kind::Vm, Some(&vm)).await;
-        let Some(Object::Vm(view)) = found.into_iter().next() else {
-            return Err(Refusal::NotFound(format!("vm/{vm}")));
-        };
-        match view.status.vmm.log {
+        let (_, paths) = self.vmm_paths(&vm)?;
+        match paths.log {
             Some(log) => Ok(streams::log(log, lines, span)),
             None => Err(Refusal::Conflict(vec![format!(
                 "vm/{vm} has no log: hypervisor is none"
@@ -284,60 +261,17 @@ impl Backend for AppState {
     }
 
     async fn write_console(&self, vm: Name, keys: Bytes) -> Result<(), Refusal> {
-        let found = self.engine.store.read(|world| {
-            let vm = world.vm_named(&vm)?;
-            Some((vm.meta.uid, vm.spec.hypervisor))
-        });
-        match found {
-            None => Err(Refusal::NotFound(format!("vm/{vm}"))),
-            Some((_, hypervisor)) if !supports_serial_input(hypervisor) => {
-                Err(Refusal::Conflict(vec![format!(
-                    "vm/{vm} has no console input: hypervisor {hypervisor} does not support it; use `slicectl logs` for output"
-                )]))
-            }
-            Some((uid, _)) => {
-                let pipe = self.engine.run_dir.vm_dir(uid).join(vmm::INPUT);
-                console::write_input(&pipe, vm.as_str(), &keys)
-            }
+        let (hypervisor, paths) = self.vmm_paths(&vm)?;
+        match paths.input {
+            Some(pipe) => console::write_input(&pipe, vm.as_str(), &keys),
+            None => Err(Refusal::Conflict(vec![format!(
+                "vm/{vm} has no console input: hypervisor {hypervisor} does not support it; use `slicectl logs` for output"
+            )])),
         }
     }
 
     async fn gc(&self, effect: Effect) -> Result<Vec<Orphan>, Refusal> {
-        let fail = |error: host::Error| Refusal::Failed(error.to_string());
-        let orphans = self.engine.orphans(clock::now()).await.map_err(fail)?;
-        let reason = "it has a record of this boot and no tombstone: it will be adopted as a VM";
-        let adopted = orphans.adopted.iter();
-        let adopted = adopted.map(|label| leftover(label, None).kept(reason));
-        let kept = orphans.kept.iter();
-        let kept = kept.map(|(label, why)| leftover(label, None).kept(why));
-        let kept: Vec<Orphan> = adopted.chain(kept).collect();
-        let removable = &orphans.removable;
-        if effect == Effect::DryRun {
-            let removed = removable.iter().map(|label| leftover(label, None));
-            let abandoned = self.engine.unreleased_containers().into_iter();
-            let abandoned = abandoned.map(|container| attachment(container, None));
-            return Ok(removed.chain(abandoned).chain(kept).collect());
-        }
-        let abandoned = self.engine.unreleased_containers();
-        let refused = self.engine.release_orphaned_attachments().await;
-        let error_of = |container: &String| {
-            let mut refused = refused.iter();
-            refused
-                .find(|(name, _)| name == container)
-                .map(|(_, why)| why.clone())
-        };
-        let attachments = abandoned.into_iter();
-        let attachments = attachments.map(|container| {
-            let why = error_of(&container);
-            attachment(container, why)
-        });
-        let removed = self.engine.remove_orphans(removable).await.map_err(fail)?;
-        let leftovers = removed.into_iter();
-        Ok(leftovers
-            .map(|(label, removed)| leftover(&label, removed.err()))
-            .chain(attachments)
-            .chain(kept)
-            .collect())
+        garbage::collect(&self.engine, effect).await
     }
 
     async fn doctor(&self) -> Result<Vec<Check>, Refusal> {
@@ -365,46 +299,7 @@ impl Backend for AppState {
     }
 
     async fn explain(&self, vm: Name, request: Packet) -> Result<Explanation, Refusal> {
-        let known = self.engine.store.read(|world| {
-            let vm = world.vm_named(&vm)?;
-            Some((vm.clone(), world.lease(&vm.meta.name).cloned()))
-        });
-        let Some((found, lease)) = known else {
-            return Err(Refusal::NotFound(format!("vm/{vm}")));
-        };
-        if found.spec.network.policy().is_none() {
-            return Err(has_no_policy(&found));
-        }
-        let Some(lease) = lease else {
-            return Err(Refusal::Conflict(vec![format!("vm/{vm} has no lease yet")]));
-        };
-        let addresses = addr::list(&self.engine.host.netlink, addr::Of::All)
-            .await
-            .map_err(|error| Refusal::Failed(error.to_string()))?;
-        let host_addresses: Vec<_> = addresses.iter().map(|addr| addr.net.ip()).collect();
-        let (Some(policy), Some(block)) = (found.spec.network.policy(), lease.address.block())
-        else {
-            return Err(has_no_policy(&found));
-        };
-        let rules = self.engine.rules(&found, block, None);
-        let network = self.engine.store.read(store::World::host_requirements);
-        let bridge_subnets = network.bridges.values().flatten().map(|net| subnet(*net));
-        let host = onward::observe(&self.engine, request.destination).await;
-        let host = host.map_err(|error| Refusal::Failed(error.to_string()))?;
-        let blocked = bridge_subnets.chain(network.cni_subnets.iter().copied());
-        let closed: Vec<_> = blocked.chain(host.closed).collect();
-        let context = PacketPath {
-            route_to_vm: host.neighbour.as_deref(),
-            nat_tables: &host.translations,
-            other_vm_subnets: &closed,
-            vm: &found,
-            policy,
-            block,
-            ruleset: &rules.ruleset,
-            instance: &self.engine.instance,
-            host_addresses: &host_addresses,
-        };
-        Ok(explain::explain(&context, &request, packet::text(&request)))
+        explain::answer(&self.engine, vm, request).await
     }
 
     async fn route(&self, group: Name) -> Result<RouteInfo, Refusal> {
@@ -428,6 +323,15 @@ impl Backend for AppState {
 }
 
 impl AppState {
+    fn vmm_paths(&self, vm: &Name) -> Result<(Hypervisor, VmmPaths), Refusal> {
+        let found = self.engine.store.read(|world| {
+            let vm = world.vm_named(vm)?;
+            let paths = VmmPaths::of(&self.engine.run_dir, world, vm);
+            Some((vm.spec.hypervisor, paths))
+        });
+        found.ok_or_else(|| Refusal::NotFound(format!("vm/{vm}")))
+    }
+
     fn dry_run(&self, drafts: &[Draft]) -> Vec<ApplyResult> {
         self.engine.store.read(|world| {
             drafts
@@ -451,35 +355,5 @@ fn result(draft: &Draft, applied: Applied) -> ApplyResult {
         name: draft.name.clone(),
         applied,
         warnings: draft.warnings.clone(),
-    }
-}
-
-fn has_no_policy(vm: &Vm) -> Refusal {
-    let mode = vm.spec.network.mode();
-    Refusal::Conflict(vec![format!(
-        "vm/{} is in {mode} mode, which has no allow and drop lists: they need mode: isolated",
-        vm.meta.name
-    )])
-}
-
-/// An attachment that plugins failed to release, for a container that no longer exists.
-fn attachment(container: String, error: Option<String>) -> Orphan {
-    Orphan {
-        thing: "CNI attachment that plugins failed to release".to_owned(),
-        owner: container,
-        kept: None,
-        error,
-    }
-}
-
-fn leftover(label: &Label, error: Option<String>) -> Orphan {
-    Orphan {
-        kept: None,
-        thing: "links, namespace, run directory and process".to_owned(),
-        error,
-        owner: match &label.owner {
-            Owner::HostNetwork => ObjectRef::Host.to_string(),
-            Owner::Vm { name, uid } => format!("vm/{name}@{uid}"),
-        },
     }
 }

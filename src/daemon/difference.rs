@@ -8,10 +8,9 @@ use crate::api::event::ObjectRef;
 use crate::api::host_group::{HostGroup, UpdatePolicy};
 use crate::api::manifest::Draft;
 use crate::api::meta::Name;
-use crate::api::network::NetworkSpec;
 use crate::api::vm::{Vm, VmSpec};
 use crate::engine::{Engine, Preview};
-use crate::reconcile::group::{self, Preflight};
+use crate::reconcile::group::{self, NewVm, Preflight};
 
 /// Maximum number of VMs in one response.
 const MAX_PREVIEWS: usize = 2048;
@@ -19,7 +18,7 @@ const MAX_PREVIEWS: usize = 2048;
 /// The actions that would be taken.
 #[derive(Default)]
 pub struct Difference {
-    /// By object. A VM that does not exist yet has no uid, so its preview only lists the general steps.
+    /// By object.
     pub previews: BTreeMap<String, Preview>,
     /// Number of further VMs that would be created, changed or removed; they were not evaluated.
     pub more: usize,
@@ -28,9 +27,22 @@ pub struct Difference {
 /// Computes the actions for all drafts.
 pub async fn of(engine: &Engine, drafts: &[Draft]) -> Difference {
     let mut found = Difference::default();
+    let mut groups = Vec::new();
     for draft in drafts {
+        groups.push((draft, preview_group(engine, draft).await));
+    }
+    let creates = |preview: &GroupPreview| {
+        let mut plan = preview.plan.iter();
+        plan.any(|action| matches!(action, group::Action::Create { .. }))
+    };
+    let creating = groups.iter().filter(|(_, preview)| creates(preview));
+    let specs: Vec<_> = creating
+        .map(|(draft, _)| (draft.name.clone(), draft.spec.clone()))
+        .collect();
+    let new = engine.foresee(&specs).await;
+    for (draft, preview) in groups {
         let remaining = MAX_PREVIEWS.saturating_sub(found.previews.len());
-        let (previews, more) = of_group(engine, draft, remaining).await;
+        let (previews, more) = of_group(engine, draft, preview, &new, remaining).await;
         // A later preview of a VM replaces an earlier one: a VM that is changed and then removed is only removed.
         found.previews.extend(previews);
         found.more += more;
@@ -38,14 +50,20 @@ pub async fn of(engine: &Engine, drafts: &[Draft]) -> Difference {
     found
 }
 
-async fn of_group(engine: &Engine, draft: &Draft, limit: usize) -> (Vec<(String, Preview)>, usize) {
+async fn of_group(
+    engine: &Engine,
+    draft: &Draft,
+    preview: GroupPreview,
+    new: &BTreeMap<Name, NewVm>,
+    limit: usize,
+) -> (Vec<(String, Preview)>, usize) {
     let GroupPreview {
         desired,
         plan,
         vms,
         update_before,
         not_replaced,
-    } = preview_group(engine, draft).await;
+    } = preview;
     let mut found = Vec::new();
     let mut more = 0;
     for (name, why) in not_replaced {
@@ -81,14 +99,12 @@ async fn of_group(engine: &Engine, draft: &Draft, limit: usize) -> (Vec<(String,
             continue;
         }
         match action {
-            group::Action::Create { index, spec, order } => {
+            group::Action::Create { index, order, .. } => {
                 let indexed_name = || HostGroup::vm_name(&draft.name, index);
-                if let Some(name) = order.map(|order| order.name).or_else(indexed_name) {
-                    let preview = Preview {
-                        steps: creation_steps(&spec),
-                        blocked: None,
-                    };
-                    found.push((ObjectRef::vm(&name).to_string(), preview));
+                let name = order.map(|order| order.name).or_else(indexed_name);
+                if let Some(new) = name.and_then(|name| new.get(&name)) {
+                    let steps = engine.preview_creation(new).await;
+                    found.push((ObjectRef::vm(&new.vm.meta.name).to_string(), steps));
                 }
             }
             group::Action::Update { uid, spec } => {
@@ -143,30 +159,6 @@ async fn preview_group(engine: &Engine, draft: &Draft) -> GroupPreview {
         let found = engine.preflight_check(&question.vm, &question.spec).await;
         preflight.note(question, found);
     }
-}
-
-fn creation_steps(spec: &VmSpec) -> Vec<String> {
-    let mut steps: Vec<String> = match &spec.network {
-        NetworkSpec::Isolated(_) => vec![
-            "lease a /30".to_owned(),
-            "create the namespace, TAP, veth, addresses and routes".to_owned(),
-            "commit the rules, verify them, turn forwarding on".to_owned(),
-        ],
-        NetworkSpec::Bridge(bridge) => vec![
-            "lease an address".to_owned(),
-            format!("create the TAP as a port of bridge {}", bridge.bridge),
-            "set its filter, verify it, bring it up".to_owned(),
-        ],
-        NetworkSpec::Cni(cni) => vec![
-            "create the namespace".to_owned(),
-            format!("ADD it to CNI network {}", cni.network_name),
-            "create the TAP and redirect packets between it and the plugins' interface".to_owned(),
-        ],
-    };
-    if spec.hypervisor != crate::api::vm::Hypervisor::None {
-        steps.push("start the VMM".to_owned());
-    }
-    steps
 }
 
 /// Previews a live update of a VM to `spec`.

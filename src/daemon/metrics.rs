@@ -5,30 +5,27 @@ use super::orders::{nearest, not_found};
 use crate::api::meta::Name;
 use crate::api::metrics::{Counters, CountingSince, Metrics};
 use crate::engine::Engine;
-use crate::status::StatusBuilder;
+use crate::reconcile::vmm::VmmPaths;
 use crate::vmm::Control;
 use crate::wire::Refusal;
 
 /// Reads the counters of the kernel and the VMM. If the VMM does not respond, only those of the kernel are returned.
-pub async fn ask(
-    engine: &Engine,
-    status_builder: &StatusBuilder,
-    name: Name,
-) -> Result<Metrics, Refusal> {
+pub async fn ask(engine: &Engine, name: Name) -> Result<Metrics, Refusal> {
     let found: Result<_, Refusal> = engine.store.read(|world| {
         let vm = world.vm_named(&name).ok_or_else(|| {
             let names = world.vms().map(|vm| &vm.meta.name);
             not_found("vm", &name, nearest(&name, names))
         })?;
-        Ok((vm.clone(), status_builder.vm(world, vm).status.vmm))
+        let paths = VmmPaths::of(&engine.run_dir, world, vm);
+        Ok((vm.clone(), paths))
     });
-    let (vm, vmm) = found?;
-    let uid = vm.meta.uid;
+    let (vm, paths) = found?;
+    let (uid, hypervisor) = (vm.meta.uid, vm.spec.hypervisor);
     let refuse = |message: &str| Err(Refusal::Conflict(vec![format!("vm/{name} {message}")]));
     let metrics = |counters: Counters, vmm_error| Metrics {
         vm: name.clone(),
-        hypervisor: vmm.hypervisor,
-        since: CountingSince::of(vmm.hypervisor),
+        hypervisor,
+        since: CountingSince::of(hypervisor),
         counters,
         vmm_error,
     };
@@ -38,17 +35,16 @@ pub async fn ask(
             .map(|(name, count)| (name, count.into()))
             .collect()
     };
-    let Some(control) = Control::of(vmm.hypervisor) else {
+    let Some(control) = Control::of(hypervisor) else {
         return match kernel_counters().await {
             ours if ours.is_empty() => refuse("has no metrics: hypervisor is none"),
             ours => Ok(metrics(ours, None)),
         };
     };
-    let dir = vmm.api_socket.as_deref().and_then(std::path::Path::parent);
-    let (Some(pid), Some(dir)) = (vmm.pid, dir) else {
+    let Some(process) = engine.processes.running(uid) else {
         return refuse("is not running: no metrics");
     };
-    match control.metrics(dir, pid).await {
+    match control.metrics(&paths.dir, process.pid).await {
         Ok(mut counters) => {
             counters.extend(kernel_counters().await);
             Ok(metrics(counters, None))

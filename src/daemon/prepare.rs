@@ -175,8 +175,8 @@ impl Daemon {
             links.await.map_err(failed)?
         });
         let orphans = engine.orphans_with_links(links, clock::now()).await?;
-        for label in orphans.removable {
-            engine.waker.enqueue(Key::Orphan(label));
+        for orphan in orphans.removable {
+            engine.waker.enqueue(Key::Orphan(orphan.label));
         }
         let lanes = engine.clone();
         let controller = controller.with_lanes(move |key| lanes.lane(key));

@@ -95,8 +95,8 @@ pub(super) async fn resync(engine: Arc<Engine>, every: Duration) {
         engine.enqueue_all_low_priority();
         match engine.orphans(clock::now()).await {
             Ok(orphans) => {
-                for label in orphans.removable {
-                    engine.waker.enqueue(Key::Orphan(label));
+                for orphan in orphans.removable {
+                    engine.waker.enqueue(Key::Orphan(orphan.label));
                 }
             }
             Err(error) => warn!(%error, "cannot list orphans"),

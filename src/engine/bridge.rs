@@ -45,7 +45,7 @@ impl Engine {
             slot: Some(bridge::Slot {
                 bridge: spec.bridge.clone(),
                 ip: address.ip(),
-                tap_owner: self.tap_owner(vm),
+                tap_owner: Self::tap_owner(vm, runner.vmm_user(uid)),
                 isolated: spec.isolate_ports,
                 antispoof: spec.antispoof,
                 record,
@@ -97,7 +97,9 @@ impl Engine {
             .run_stage(Stage::Firewall, &net_reconciler, &desired)
             .await?;
         let ready = runner.ready(Stage::Firewall, ready).await;
-        if let Err(error) = self.observe_refused(vm, address.ip(), is_new).await {
+        if runner.counts_refused()
+            && let Err(error) = self.observe_refused(vm, address.ip(), is_new).await
+        {
             debug!(vm = %vm.meta.name, %error, "cannot count its refused packets");
         }
         if let Some(stop) = record_error {

@@ -92,7 +92,8 @@ impl Engine {
         // The CNI cache has the addresses that plugins assigned.
         let recorded_lease = lease.clone();
         let kept = recorded_lease.filter(|lease| !matches!(lease.address, Address::Cni { .. }));
-        let record = self.record(vm, kept);
+        let user = runner.vmm_user(vm.meta.uid);
+        let record = self.record(vm, kept, user);
         let address = lease.map(|lease| lease.address);
         match (&vm.spec.network, address) {
             // Each on the heap: otherwise the stack of a worker would have to hold all three.
@@ -118,10 +119,10 @@ impl Engine {
         vm: &Vm,
         connection: &Connection,
         disks: &Disks,
+        user: Option<u32>,
     ) -> Result<vmm::Desired, String> {
         let (spec, name) = (&vm.spec, &vm.meta.name);
         let label = self.instance.vm_label(name, vm.meta.uid);
-        let user = self.store.read(|world| world.vmm_id(vm.meta.uid));
         let processes = &self.processes;
         let desired = processes.desired(spec, name, &label, connection, disks, user);
         Ok(self.with_lifecycle(vm, desired.await?))
@@ -217,8 +218,8 @@ impl Engine {
     }
 
     /// The user that may open a VM's TAP: that of its VMM, or the configured one if the user starts the VMM.
-    pub(super) fn tap_owner(&self, vm: &Vm) -> TapOwner {
-        match self.store.read(|world| world.vmm_id(vm.meta.uid)) {
+    pub(super) fn tap_owner(vm: &Vm, vmm_user: Option<u32>) -> TapOwner {
+        match vmm_user {
             Some(uid) => TapOwner { uid, gid: None },
             None => vm.spec.network.tap_owner(),
         }
@@ -268,7 +269,7 @@ impl Engine {
     }
 
     /// The record from which a daemon that has lost its state adopts the VM.
-    fn record(&self, vm: &Vm, lease: Option<Lease>) -> String {
+    fn record(&self, vm: &Vm, lease: Option<Lease>, vmm_user: Option<u32>) -> String {
         let (origin, update) = self.store.read(|world| match world.group(&vm.group) {
             Some(group) => (group.origin.clone(), group.spec.update),
             None => (Origin::Apply, UpdatePolicy::default()),
@@ -279,7 +280,7 @@ impl Engine {
             update,
             vm: vm.clone(),
             lease,
-            vmm_id: self.store.read(|world| world.vmm_id(vm.meta.uid)),
+            vmm_id: vmm_user,
         };
         serde_json::to_string(&record).unwrap_or_default()
     }
@@ -310,7 +311,8 @@ impl BringUp<'_> {
             Ok(disks) => disks,
             Err(reason) => return self.report_invalid(reason).await,
         };
-        let looked = engine.process(vm, connection, &disks);
+        let user = self.vmm_user(vm.meta.uid);
+        let looked = engine.process(vm, connection, &disks, user);
         let looked = engine.pending(vm, Stage::Vmm, OBSERVE_FILES, looked);
         let desired = match looked.await? {
             Ok(desired) => desired,

@@ -54,7 +54,7 @@ impl Engine {
             network: Some(spec.network_name.clone()),
             forced: false,
             data_path: Some(DataPath {
-                tap_owner: self.tap_owner(vm),
+                tap_owner: Self::tap_owner(vm, runner.vmm_user(uid)),
                 record,
                 identity: keep,
                 requested: CniOptions {

@@ -24,7 +24,7 @@ impl Engine {
             run_dir: self.run_dir.0.clone(),
             slot: Some(net::isolated::Slot {
                 block,
-                tap_owner: self.tap_owner(vm),
+                tap_owner: Self::tap_owner(vm, runner.vmm_user(uid)),
                 record,
             }),
         };

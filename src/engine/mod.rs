@@ -16,6 +16,7 @@ mod flows;
 mod groups;
 mod host_network;
 mod isolated;
+mod labelled;
 mod orphans;
 mod pending;
 mod plugin_rules;
@@ -69,6 +70,7 @@ use crate::runtime::queue::{Lane, Outcome};
 use crate::store::{self, Store, Txn};
 
 pub use enforce::Enforcement;
+pub use orphans::Orphan;
 pub use power::update_checkpoint;
 pub use preview::Preview;
 pub use remove_orphans::Removals;

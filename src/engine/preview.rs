@@ -5,15 +5,24 @@
 //! A plan is computed from one observation. Steps that depend on an observation after an earlier step are not known yet, such as deleting
 //! flows when new rules are in place.
 
+use std::collections::BTreeMap;
+
 use super::Engine;
 use super::step::{BringUpRunner, ReadyStage, StageRunner};
-use crate::api::meta::Uid;
+use crate::api::host_group::HostGroupSpec;
+use crate::api::lease::{Address, Lease};
+use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;
 use crate::api::stage::{STAGES, Stage};
-use crate::api::vm::Vm;
+use crate::api::vm::{Hypervisor, Vm};
+use crate::clock;
+use crate::host::process::user_lives;
+use crate::reconcile::group::{self, Assigned, HostUse, NewVm};
+use crate::reconcile::lease;
 use crate::reconcile::net::cni::CheckMode;
 use crate::reconcile::power::PowerDecision;
-use crate::reconcile::{OnHost, diff, disk};
+use crate::reconcile::{Basis, OnHost, diff, disk};
+use crate::store::Txn;
 
 /// The steps that would be carried out for a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +34,53 @@ pub struct Preview {
 }
 
 impl Engine {
+    /// The VMs that groups with these specs would create now, with what these would be assigned. Nothing is stored.
+    pub async fn foresee(&self, specs: &[(Name, HostGroupSpec)]) -> BTreeMap<Name, NewVm> {
+        let host_use = HostUse {
+            netlink: &self.host.netlink,
+            instance: &self.instance,
+        };
+        let assign_user = |txn: &mut Txn<'_>, vm: &Vm| {
+            if vm.spec.hypervisor == Hypervisor::None {
+                return Ok(None);
+            }
+            let uid = vm.meta.uid;
+            let start = self.vmm_ids.start(self.instance.as_str());
+            match txn.assign_vmm_id(uid, &self.vmm_ids, start, user_lives) {
+                Ok(Some(user)) => Ok(Some(user)),
+                Ok(None) => Err(lease::Error::NoUser(self.vmm_ids).to_string()),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        let (store, now) = (&self.store, clock::now());
+        group::foresee(store, &self.claims, &host_use, specs, now, assign_user).await
+    }
+
+    /// Previews the creation of a VM. Each stage is planned as if the stages before it were converged.
+    pub async fn preview_creation(&self, new: &NewVm) -> Preview {
+        let Assigned { lease, vmm_user } = match &new.assigned {
+            Ok(assigned) => assigned,
+            Err(why) => {
+                return Preview {
+                    steps: Vec::new(),
+                    blocked: Some(why.clone()),
+                };
+            }
+        };
+        let mut runner = PreviewRunner::of_new(self, *vmm_user);
+        let steps = &mut runner.preview.steps;
+        steps.extend(lease.as_ref().map(lease_step));
+        match self.connect(&new.vm, lease.clone(), &mut runner).await {
+            Err(PreviewEnd) => {}
+            Ok(None) => runner.preview.steps.push(after_add(&new.vm)),
+            Ok(Some(connection)) => {
+                self.preview_process(&new.vm, &connection, &mut runner)
+                    .await
+            }
+        }
+        runner.preview
+    }
+
     /// Previews the update of a VM to this spec, without a replacement.
     pub async fn preview_change(&self, vm: &Vm) -> Preview {
         let lease = self.store.read(|world| world.lease(&vm.meta.name).cloned());
@@ -39,7 +95,12 @@ impl Engine {
     }
 
     /// Previews the Vmm stage, the VM's disk first.
-    async fn preview_process(&self, vm: &Vm, connection: &Connection, runner: &mut PreviewRunner) {
+    async fn preview_process(
+        &self,
+        vm: &Vm,
+        connection: &Connection,
+        runner: &mut PreviewRunner<'_>,
+    ) {
         match self.power_decision(vm) {
             PowerDecision::Run => {}
             PowerDecision::Stop(..) | PowerDecision::Restart => {
@@ -54,7 +115,8 @@ impl Engine {
             Ok(disks) => disks,
             Err(reason) => return runner.set_blocked(reason),
         };
-        let desired = match self.process(vm, connection, &disks).await {
+        let user = runner.vmm_user(vm.meta.uid);
+        let desired = match self.process(vm, connection, &disks, user).await {
             Ok(desired) => desired,
             Err(invalid) => return runner.set_blocked(invalid),
         };
@@ -91,7 +153,11 @@ impl Engine {
 }
 
 /// A pass that observes and plans, and changes nothing.
-struct PreviewRunner {
+struct PreviewRunner<'a> {
+    engine: &'a Engine,
+    basis: Basis,
+    /// The user that the VMM of a new VM would get.
+    new_user: Option<u32>,
     acquired: Vec<Stage>,
     /// The next stage depends on the result of a planned step.
     depends_on_step: bool,
@@ -101,9 +167,23 @@ struct PreviewRunner {
 /// The preview ends here.
 struct PreviewEnd;
 
-impl PreviewRunner {
-    fn at(engine: &Engine, uid: Uid) -> Self {
+impl<'a> PreviewRunner<'a> {
+    fn of_new(engine: &'a Engine, vmm_user: Option<u32>) -> Self {
         Self {
+            engine,
+            basis: Basis::New,
+            new_user: vmm_user,
+            acquired: Vec::new(),
+            depends_on_step: false,
+            preview: Preview::default(),
+        }
+    }
+
+    fn at(engine: &'a Engine, uid: Uid) -> Self {
+        Self {
+            engine,
+            basis: Basis::Existing,
+            new_user: None,
             acquired: engine.acquired(uid),
             depends_on_step: false,
             preview: Preview::default(),
@@ -115,7 +195,7 @@ impl PreviewRunner {
     }
 }
 
-impl StageRunner for PreviewRunner {
+impl StageRunner for PreviewRunner<'_> {
     type Break = PreviewEnd;
 
     async fn run_stage<R: OnHost>(
@@ -124,10 +204,14 @@ impl StageRunner for PreviewRunner {
         reconciler: &R,
         desired: &R::Desired,
     ) -> Result<R::Observed, PreviewEnd> {
-        match diff(reconciler, desired).await {
+        match diff(reconciler, desired, self.basis).await {
             Ok((plan, observed)) => {
                 self.depends_on_step |= plan.iter().any(R::is_prerequisite);
-                let steps = plan.iter().map(ToString::to_string);
+                let text = |action: &R::Action| match self.basis {
+                    Basis::Existing => action.to_string(),
+                    Basis::New => format!("{action:#}"),
+                };
+                let steps: Vec<String> = plan.iter().map(text).collect();
                 self.preview.steps.extend(steps);
                 Ok(observed)
             }
@@ -139,14 +223,26 @@ impl StageRunner for PreviewRunner {
     }
 }
 
-impl BringUpRunner for PreviewRunner {
+impl BringUpRunner for PreviewRunner<'_> {
     /// CHECK would run the plugins.
     fn cni_checking(&self) -> CheckMode {
         CheckMode::Never
     }
 
-    /// The plan of a stage that is not acquired yet depends on the steps of the stages before it.
+    fn vmm_user(&self, uid: Uid) -> Option<u32> {
+        let stored = || self.engine.store.read(|world| world.vmm_id(uid));
+        self.new_user.or_else(stored)
+    }
+
+    fn counts_refused(&self) -> bool {
+        false
+    }
+
+    /// The plan of a stage that is not acquired yet depends on the steps of the stages before it. For a new VM, their result is assumed.
     async fn ready(&mut self, stage: Stage, _: ReadyStage) -> Result<(), PreviewEnd> {
+        if self.basis == Basis::New {
+            return Ok(());
+        }
         let next = STAGES.into_iter().find(|next| *next > stage);
         let next_acquired = next.is_none_or(|next| self.acquired.contains(&next));
         match next_acquired && !self.depends_on_step {
@@ -154,4 +250,21 @@ impl BringUpRunner for PreviewRunner {
             false => Err(PreviewEnd),
         }
     }
+}
+
+fn lease_step(lease: &Lease) -> String {
+    match &lease.address {
+        Address::Isolated { block, .. } => format!("lease {block}"),
+        Address::Bridge { bridge, ip, .. } => format!("lease {ip} on {bridge}"),
+        Address::Cni { address, .. } => format!("request the last address, {}", address.ip()),
+    }
+}
+
+/// The last line for a VM in a CNI network: the interface and its addresses are those that the plugins return.
+fn after_add(vm: &Vm) -> String {
+    let vmm = match vm.spec.hypervisor {
+        Hypervisor::None => "",
+        _ => ", the VMM",
+    };
+    format!("then the TAP, the redirect{vmm}: they depend on the result of ADD")
 }

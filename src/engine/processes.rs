@@ -358,7 +358,7 @@ impl Processes {
     }
 
     /// The VMM that runs for this VM, by its record.
-    fn running(&self, uid: Uid) -> Option<Identity> {
+    pub fn running(&self, uid: Uid) -> Option<Identity> {
         vmm::running(&self.run_dir.vmm_dir(uid)).ok().flatten()
     }
 

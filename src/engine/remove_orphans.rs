@@ -1,5 +1,5 @@
 //! Removes orphans: all resources that carry the label of no object, from the last stage to the first.
-//! Out of scope: finding such labels ([`crate::engine::adopt`]).
+//! Out of scope: finding such labels ([`super::orphans`]).
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -14,7 +14,7 @@ use crate::api::condition::{Reason, Status};
 use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::stage::STAGES;
 use crate::clock;
-use crate::engine::orphans::{OrphanDecision, is_orphan};
+use crate::engine::orphans::{Orphan, OrphanDecision, is_orphan};
 use crate::engine::tear_down::{HostResources, TearDownError};
 use crate::host::{self, fs, link, neigh};
 use crate::owner::{self, Label};
@@ -50,31 +50,45 @@ impl Removals {
 }
 
 impl Engine {
-    /// Removes orphans and checks that they are gone. Returns for each orphan that was not removed why.
+    /// Removes orphans and observes what is left of them. Returns each orphan with the resources that are gone; or, with the reason, those
+    /// that still exist.
     ///
     /// # Errors
     /// The host cannot be observed afterwards.
     pub async fn remove_orphans(
         &self,
-        orphans: &[Label],
-    ) -> Result<Vec<(Label, Removed)>, host::Error> {
-        let request_removal = |label: &Label| {
-            let removal = self.removals.subscribe(label);
-            self.waker.enqueue_fresh(Key::Orphan(label.clone()));
+        orphans: Vec<Orphan>,
+    ) -> Result<Vec<(Orphan, Removed)>, host::Error> {
+        let request_removal = |orphan: &Orphan| {
+            let removal = self.removals.subscribe(&orphan.label);
+            self.waker.enqueue_fresh(Key::Orphan(orphan.label.clone()));
             tokio::time::timeout(REMOVAL_TIMEOUT, removal)
         };
         let results = futures::future::join_all(orphans.iter().map(request_removal)).await;
-        let remaining = self.orphans(clock::now()).await?.removable;
-        let removed = |(label, result): (&Label, _)| {
-            let removed = match (remaining.contains(label), result) {
-                (false, _) => Ok(()),
-                (true, Ok(Ok(Err(why)))) => Err(why),
-                (true, Ok(_)) => Err("it was removed and exists again".to_owned()),
-                (true, Err(_)) => Err("its removal is still in progress".to_owned()),
+        let links = Box::pin(link::list(&self.host.netlink));
+        let remaining = self.labelled(links).await?;
+        let removed = |(orphan, result): (Orphan, _)| {
+            // The name in the label of a process may be unknown when nothing else is left.
+            let uid = owner::uid_of(&orphan.label);
+            let same = |label: &&Label| owner::uid_of(label) == uid;
+            let Some((_, resources)) = remaining.iter().find(|(label, _)| same(label)) else {
+                return (orphan, Ok(()));
             };
-            (label.clone(), removed)
+            let why = match result {
+                Ok(Ok(Err(why))) => why,
+                Ok(_) => "it was removed and exists again".to_owned(),
+                Err(_) => "its removal is still in progress".to_owned(),
+            };
+            let resources = resources.clone();
+            (
+                Orphan {
+                    resources,
+                    ..orphan
+                },
+                Err(why),
+            )
         };
-        Ok(orphans.iter().zip(results).map(removed).collect())
+        Ok(orphans.into_iter().zip(results).map(removed).collect())
     }
 
     /// Adopts, keeps or removes the resources with this label, if no object references it.
@@ -88,7 +102,8 @@ impl Engine {
             Ok(OrphanDecision::Remove) => {}
             Ok(OrphanDecision::Adopt(record)) => {
                 self.adopt_lost_vm(*record, clock::now()).await?;
-                self.removals.answer(label, &Ok(()));
+                let why = "it was adopted as a VM".to_owned();
+                self.removals.answer(label, &Err(why));
                 return Ok(Outcome::Converged);
             }
             Ok(OrphanDecision::Keep(why)) => {

@@ -44,6 +44,12 @@ pub(super) trait BringUpRunner: StageRunner {
     /// Whether CNI plugins are called with CHECK.
     fn cni_checking(&self) -> CheckMode;
 
+    /// The user that a VM's VMM runs as. None: it has no user, or no VMM.
+    fn vmm_user(&self, uid: Uid) -> Option<u32>;
+
+    /// Whether refused packets of the VM are counted and reported.
+    fn counts_refused(&self) -> bool;
+
     /// Called when a stage is Ready, before the next one is handled.
     fn ready(
         &mut self,
@@ -278,6 +284,14 @@ impl BringUp<'_> {
 impl BringUpRunner for BringUp<'_> {
     fn cni_checking(&self) -> CheckMode {
         self.engine.checking(self.vm.meta.uid)
+    }
+
+    fn vmm_user(&self, uid: Uid) -> Option<u32> {
+        self.engine.store.read(|world| world.vmm_id(uid))
+    }
+
+    fn counts_refused(&self) -> bool {
+        true
     }
 
     async fn ready(&mut self, stage: Stage, ready: ReadyStage) -> Result<(), BringUpError> {

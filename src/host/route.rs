@@ -13,6 +13,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::Error;
 use super::netlink::{self, Handle};
+use super::rule::AddrType;
 
 /// The protocol number of the routes that sliced creates: unassigned in `/etc/iproute2/rt_protos`, and above the kernel's
 /// and the routing daemons'.
@@ -93,19 +94,47 @@ pub async fn lookup(
     handle: &Handle,
     ip: Ipv4Addr,
 ) -> Result<Option<(u32, Option<Ipv4Addr>)>, Error> {
+    let Some(found) = get(handle, ip).await? else {
+        return Ok(None);
+    };
+    let mut next = (0, None);
+    for attribute in found.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => next.0 = index,
+            RouteAttribute::Gateway(RouteAddress::Inet(via)) => next.1 = Some(via),
+            _ => {}
+        }
+    }
+    Ok(Some(next))
+}
+
+/// The type of an address, as `-m addrtype --dst-type` matches it, and the link that packets to it leave on. `None`: unreachable.
+pub async fn destination(handle: &Handle, ip: Ipv4Addr) -> Result<Option<(AddrType, u32)>, Error> {
+    let Some(found) = get(handle, ip).await? else {
+        return Ok(None);
+    };
+    let kind = match found.header.kind {
+        RouteType::Local => AddrType::Local,
+        RouteType::Broadcast => AddrType::Broadcast,
+        RouteType::Anycast => AddrType::Anycast,
+        RouteType::Multicast => AddrType::Multicast,
+        _ => AddrType::Unicast,
+    };
+    let link = found
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        });
+    Ok(Some((kind, link.unwrap_or(0))))
+}
+
+/// The route that the kernel uses for a packet of the host itself. `None`: unreachable.
+async fn get(handle: &Handle, ip: Ipv4Addr) -> Result<Option<RouteMessage>, Error> {
     let message = request(ip);
     match handle.get(RouteNetlinkMessage::GetRoute(message)).await {
-        Ok(Some(RouteNetlinkMessage::NewRoute(found))) => {
-            let mut next = (0, None);
-            for attribute in found.attributes {
-                match attribute {
-                    RouteAttribute::Oif(index) => next.0 = index,
-                    RouteAttribute::Gateway(RouteAddress::Inet(via)) => next.1 = Some(via),
-                    _ => {}
-                }
-            }
-            Ok(Some(next))
-        }
+        Ok(Some(RouteNetlinkMessage::NewRoute(found))) => Ok(Some(found)),
         Ok(_) => Err(netlink::unexpected("look up the route to", ip.to_string())),
         Err(e) if is_unreachable(&e) => Ok(None),
         Err(e) => Err(Error::io("look up the route to", ip.to_string(), e)),
@@ -213,10 +242,12 @@ pub async fn list(handle: &Handle) -> Result<Vec<Route>, Error> {
     let mut message = RouteMessage::default();
     message.header.address_family = AddressFamily::Inet;
     message.header.table = RouteHeader::RT_TABLE_MAIN;
-    let response = handle
-        .dump(RouteNetlinkMessage::GetRoute(message))
-        .await
-        .map_err(|e| Error::io("list", "routes", e))?;
+    let response = match handle.dump(RouteNetlinkMessage::GetRoute(message)).await {
+        Ok(response) => response,
+        // The kernel creates the main table of a namespace with its first route (`inet_dump_fib`).
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(Vec::new()),
+        Err(e) => return Err(Error::io("list", "routes", e)),
+    };
     let mut routes = Vec::new();
     for part in response {
         let RouteNetlinkMessage::NewRoute(message) = part else {

@@ -41,7 +41,8 @@ pub trait Reconcile {
     type Desired: Sync;
     /// The actual state.
     type Observed: Send + Sync;
-    /// One step of a plan. Its text is displayed to users.
+    /// One step of a plan. Its text is displayed to users. The alternate form (`{:#}`) is for a VM that does not exist yet: it omits what
+    /// depends on the uid that the VM will get, such as MACs and digests of rules.
     type Action: Display + Clone + Send + Sync;
 
     /// Computes the steps from the actual to the desired state. Pure: no I/O, no clock. The plan is empty if and only if the state is
@@ -63,6 +64,21 @@ pub trait Reconcile {
     /// Whether the next stage depends on the result of this step: a preview cannot compute the plan of that stage.
     fn is_prerequisite(_: &Self::Action) -> bool {
         false
+    }
+
+    /// The state from which the stage of a new VM is planned if it cannot be observed because the stages before it, or the host network,
+    /// have created nothing yet. `None`: their result is not known in advance.
+    fn unbuilt(_: &Self::Desired) -> Option<Self::Observed> {
+        None
+    }
+
+    /// The state after these steps, for a stage that plans further steps then. `None`: no further steps are known.
+    fn predict(
+        _: &Self::Desired,
+        _: &Self::Observed,
+        _: &[Self::Action],
+    ) -> Option<Self::Observed> {
+        None
     }
 }
 
@@ -231,17 +247,55 @@ async fn run_rounds<R: OnHost>(
     Err(Error::NotConverging(remaining))
 }
 
-/// Returns the plan that the loop would carry out first, and the observation it was computed from, without carrying it out.
+/// Whether a VM exists when its steps are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Basis {
+    /// It exists: what cannot be observed is an error.
+    Existing,
+    /// It is new: what does not exist yet is as the stages before create it.
+    New,
+}
+
+/// Returns the steps that the loop would carry out, as far as they are known, and the observation that the first of them were computed from,
+/// without carrying them out.
 ///
 /// # Errors
 /// Those of the loop; nothing was changed.
 pub async fn diff<R: OnHost>(
     reconciler: &R,
     desired: &R::Desired,
+    basis: Basis,
 ) -> Result<(Vec<R::Action>, R::Observed), Error> {
-    let observed = reconciler.observe(desired).await.map_err(Error::Observe)?;
-    let mut plan = R::plan(desired, &observed)?;
-    // A step that happens by itself is not carried out.
+    let observed = match (reconciler.observe(desired).await, basis) {
+        (Err(error), Basis::New) if error.kind == host::Kind::Absent => {
+            R::unbuilt(desired).ok_or(Error::Observe(error))?
+        }
+        (observed, _) => observed.map_err(Error::Observe)?,
+    };
+    let mut steps = plan_known::<R>(&observed, desired)?;
+    let mut last = steps.clone();
+    let mut predicted = R::predict(desired, &observed, &last);
+    for _ in 1..MAX_ROUNDS {
+        let Some(state) = predicted.filter(|_| !last.is_empty()) else {
+            break;
+        };
+        // A conflict that shows only then is reported by the loop.
+        let Ok(plan) = plan_known::<R>(&state, desired) else {
+            break;
+        };
+        last = plan;
+        steps.extend(last.iter().cloned());
+        predicted = R::predict(desired, &state, &last);
+    }
+    Ok((steps, observed))
+}
+
+/// The plan without steps that happen by themselves: these are not carried out.
+fn plan_known<R: Reconcile>(
+    observed: &R::Observed,
+    desired: &R::Desired,
+) -> Result<Vec<R::Action>, Conflict> {
+    let mut plan = R::plan(desired, observed)?;
     plan.retain(|action| R::waits_for(action).is_none());
-    Ok((plan, observed))
+    Ok(plan)
 }

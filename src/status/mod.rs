@@ -4,7 +4,7 @@
 mod condition;
 pub mod explain;
 mod host_network;
-mod translation;
+pub mod traverse;
 
 use condition::{
     condition_view, for_generation, is_ready_and_observed, known, not_ready_message,
@@ -31,11 +31,12 @@ use crate::owner::{Instance, RunDir};
 use crate::store::{HostFault, ReadOnly, World};
 
 use crate::reconcile::checkpoint;
+use crate::reconcile::connection;
 use crate::reconcile::group::BlockedReason;
 use crate::reconcile::net::MTU;
 use crate::reconcile::power::{ProcessExit, VmmCheckpoint};
-use crate::reconcile::{connection, vmm};
-use crate::vmm::{Control, NAME_SERVERS};
+use crate::reconcile::vmm::VmmPaths;
+use crate::vmm::NAME_SERVERS;
 
 /// What blocks a group, in addition to its VMs.
 #[derive(Clone, Debug, Default)]
@@ -126,11 +127,7 @@ impl StatusBuilder {
                 conditions,
                 network: self.network(vm, lease, &stages),
                 firewall: firewall_status(vm, stage_status(&stages, Stage::Firewall)),
-                vmm: self.vmm(
-                    vm,
-                    stage_status(&stages, Stage::Vmm),
-                    world.vmm_id(vm.meta.uid),
-                ),
+                vmm: self.vmm(world, vm, stage_status(&stages, Stage::Vmm)),
                 // Whether it exists is not known to the store.
                 disk: None,
                 warnings: [
@@ -201,31 +198,25 @@ impl StatusBuilder {
         }
     }
 
-    fn vmm(&self, vm: &Vm, stage: Option<&StageStatus>, user: Option<u32>) -> VmmStatus {
+    fn vmm(&self, world: &World, vm: &Vm, stage: Option<&StageStatus>) -> VmmStatus {
         let checkpoint = checkpoint::vmm(stage);
         let state = state(vm, stage, &checkpoint);
         let process = checkpoint.process.as_ref().filter(|_| match state {
             VmmState::Running | VmmState::Paused | VmmState::Stopping => true,
             VmmState::Starting | VmmState::Stopped | VmmState::Failed | VmmState::None => false,
         });
-        let uid = vm.meta.uid;
-        let dir = match (user, process) {
-            // Started by an earlier version.
-            (None, Some(_)) => self.run_dir.vm_dir(uid),
-            (Some(_), _) | (None, None) => self.run_dir.vmm_dir(uid),
-        };
-        let has_process = vm.spec.hypervisor != Hypervisor::None;
+        let paths = VmmPaths::of(&self.run_dir, world, vm);
         VmmStatus {
             hypervisor: vm.spec.hypervisor,
             pid: process.map(|process| process.identity.pid),
             state,
-            user,
+            user: world.vmm_id(vm.meta.uid),
             confined_by: process.and_then(|process| process.confined_by.clone()),
             started_at: process.map(|process| process.started_at),
             restarts: checkpoint.restarts,
             last_exit: checkpoint.last_exit.as_ref().map(ProcessExit::view),
-            api_socket: Control::of(vm.spec.hypervisor).map(|control| dir.join(control.socket())),
-            log: has_process.then(|| dir.join(vmm::CONSOLE)),
+            api_socket: paths.api_socket,
+            log: paths.log,
         }
     }
 

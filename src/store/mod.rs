@@ -253,6 +253,15 @@ impl Store {
         f(&self.shared.world.lock())
     }
 
+    /// Returns the result of a transaction that is always rolled back: what it would change.
+    pub fn dry_run<T>(&self, change: impl FnOnce(&mut Txn<'_>) -> T) -> T {
+        let mut world = self.shared.world.lock();
+        let mut txn = Txn::new(&mut world);
+        let value = change(&mut txn);
+        txn.roll_back();
+        value
+    }
+
     /// Changes the world in one transaction; if `change` fails, nothing changes. The transaction is durable when this returns.
     ///
     /// # Errors

@@ -278,3 +278,37 @@ async fn close(store: &Store) {
     let closed = tokio::task::spawn_blocking(move || store.close());
     closed.await.expect("no panic");
 }
+
+#[tokio::test]
+async fn a_dry_run_is_rolled_back_whole_and_the_next_one_or_the_real_one_gives_the_same() {
+    let store = Store::with_write(World::default(), |_| Ok(()), LONG).expect("a store");
+    let range: ipnetwork::Ipv4Network = "169.254.100.0/24".parse().expect("a range");
+    let pool = super::Pool {
+        range,
+        gateway: None,
+        in_use: Default::default(),
+    };
+    let ids = crate::api::vmm_ids::IdRange::default();
+    let change = |txn: &mut Txn<'_>| {
+        let uid = put_vm(txn)?;
+        let vm = txn.world().vm(uid).cloned().expect("a VM");
+        txn.put_pool(&vm.group, pool.clone())?;
+        let lease = txn.lease(&vm, NOW).expect("a lease").expect("a block");
+        let user = txn.assign_vmm_id(uid, &ids, 100_000, |_| false)?;
+        Ok::<_, Error>((lease.address, user))
+    };
+    let mut changes = store.watch();
+    let foreseen = store.dry_run(change).expect("what would be stored");
+    assert_eq!(store.dry_run(change).expect("the same"), foreseen);
+    store.read(|world| {
+        assert_eq!(world.vms().count(), 0);
+        assert_eq!(world.groups().count(), 0);
+        assert_eq!(world.pools().count(), 0);
+        assert_eq!(world.leases().count(), 0);
+        assert!(world.vmm_users().is_empty());
+        assert_eq!(world.host_requirements(), Default::default());
+    });
+    assert!(changes.try_recv().is_err(), "nobody is told");
+    let done = store.write(change).await.expect("there is space");
+    assert_eq!(done, foreseen);
+}

@@ -254,8 +254,10 @@ impl<'w> Txn<'w> {
         self.write(format!("vmm-id/{uid}"), Some(&id))?;
         let before = self.world.remove_vmm_id(uid);
         self.world.insert_vmm_id(uid, id);
-        self.world.id_cursor = Some(id);
+        // Rolled back with the id: a transaction that is repeated assigns the same one.
+        let cursor = self.world.id_cursor.replace(id);
         self.record([], move |world| {
+            world.id_cursor = cursor;
             world.remove_vmm_id(uid);
             if let Some(before) = before {
                 world.insert_vmm_id(uid, before);

@@ -1,5 +1,5 @@
 //! What `slicectl diff` reports as planned for VMs, against what is then done: the same steps in the same order, in every mode.
-//! Out of scope: how it is printed (`tests/pure/cli`); VMs that are to be created, for which it reports no single steps.
+//! Out of scope: how it is printed (`tests/pure/cli`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -383,6 +383,185 @@ fn stopping_a_running_guest_is_foretold_and_a_live_change_leaves_it_alone() {
                 "write the VM's record",
                 "remove the filter from the TAP",
             ]})
+        );
+    });
+}
+
+/// Steps without what depends on the uid of a VM, which it gets when it is made.
+fn without_uid(steps: &[String]) -> Vec<String> {
+    let plain = |step: &String| {
+        let words: Vec<&str> = step.split(' ').collect();
+        match words[..] {
+            ["commit", "rules", _] => "commit rules".to_owned(),
+            ["set", "filter", _, "on", "tap0"] => "set the filter on tap0".to_owned(),
+            ["set", "filter", _, "on", "the", "TAP"] => "set the filter on the TAP".to_owned(),
+            ["pin", "neighbour", ip, _, "on", ..] => {
+                format!("pin neighbour {ip} {}", words[4..].join(" "))
+            }
+            _ => step.clone(),
+        }
+    };
+    steps.iter().map(plain).collect()
+}
+
+/// What no dry run may change, beside the host: claims, objects, events.
+fn records(harness: &Harness) -> [String; 4] {
+    [
+        run("cat /run/slice-ranges/* 2>/dev/null || true"),
+        harness.ctl("get leases -o json"),
+        harness.ctl("get vms -o name"),
+        harness.ctl("events -o json"),
+    ]
+}
+
+/// The steps of new VMs are foretold, after the lease that each of them then has; and then they are taken.
+fn made_as_foretold(harness: &Harness, manifest: &str, count: usize) -> Steps {
+    let before = records(harness);
+    let told = foretold(harness, manifest);
+    assert_eq!(records(harness), before, "{manifest}");
+    let done = done(harness, manifest, count);
+    for (vm, steps) in &told {
+        let lease = harness.get(&format!("lease {}", vm.trim_start_matches("vm/")));
+        let leased = match lease["block"].as_str() {
+            Some(block) => format!("lease {block}"),
+            None => format!("lease {}", lease["ip"].as_str().expect("an address")),
+        };
+        assert!(steps[0].starts_with(&leased), "{leased}: {steps:#?}");
+        assert_eq!(steps[1..], without_uid(&done[vm]), "{vm}");
+    }
+    assert_eq!(
+        told.keys().collect::<Vec<_>>(),
+        done.keys().collect::<Vec<_>>()
+    );
+    told
+}
+
+#[test]
+fn what_makes_an_isolated_vm_is_foretold_step_by_step() {
+    talkative(|harness, _| {
+        let told = made_as_foretold(&harness, &slots(2, ""), 2);
+        let words = [
+            "lease 169.254.100.0/30",
+            "create the namespace",
+            "create the veth",
+            "commit rules",
+            "block IPv6",
+            "turn forwarding on",
+        ];
+        assert_in_order(&told["vm/sandbox-1"], &words);
+        // Next to others, with a range that is derived from its name.
+        let told = made_as_foretold(&harness, &slots(4, ""), 4);
+        assert_eq!(told.len(), 2);
+        let derived = harness::group("other", 1, "169.254.108.0/24", "drop: [10.0.0.0/8]");
+        let derived = derived.replace("        range: 169.254.108.0/24\n", "");
+        made_as_foretold(&harness, &derived, 5);
+    });
+}
+
+#[test]
+fn what_makes_a_vm_on_a_bridge_is_foretold_step_by_step() {
+    talkative(|harness, _| {
+        // The bridge does not exist yet.
+        let told = made_as_foretold(&harness, &web(2, ""), 2);
+        let words = [
+            "lease 192.168.137.2 on brvm0",
+            "create the TAP",
+            "port",
+            "set the filter on the TAP",
+            "turn forwarding on (TAP up)",
+        ];
+        assert_in_order(&told["vm/web-1"], &words);
+        let more = web(3, "");
+        assert_eq!(made_as_foretold(&harness, &more, 3).len(), 1);
+        for (name, network) in [
+            ("apart", "isolate_ports: true"),
+            ("open", "antispoof: false"),
+            ("far", "isolate_ports: true\nantispoof: false"),
+        ] {
+            let network = format!("bridge: br{name}\ntap_prefix: {name}\n{network}");
+            let group = bridge_group(name, 1, &network);
+            let count = harness.vms().len() + 1;
+            made_as_foretold(&harness, &group, count);
+        }
+    });
+}
+
+#[test]
+fn what_makes_a_vm_in_a_cni_network_is_foretold_until_its_plugins_answer() {
+    talkative(|harness, cni_networks| {
+        cni_networks.bridge("cni0", "10.77.0.0/24");
+        let before = records(&harness);
+        let told = foretold(&harness, &pod(1));
+        assert_eq!(records(&harness), before);
+        let done = done(&harness, &pod(1), 1);
+        let (last, steps) = told["vm/pod-1"].split_last().expect("a last line");
+        assert!(last.contains("depend on the result of ADD"), "{last}");
+        assert_eq!(steps.last().expect("a step"), "attach to the CNI network");
+        assert_eq!(done["vm/pod-1"][..steps.len()], *steps);
+    });
+}
+
+#[test]
+fn the_start_of_a_new_guest_is_foretold_with_the_user_and_the_disk_that_it_gets() {
+    talkative(|harness, _| {
+        let (kernel, initrd) = (kernel(), initrd(&harness, ""));
+        let disk = harness.dir.path().join("image");
+        std::fs::write(&disk, vec![5; 1 << 20]).unwrap();
+        let qemu = format!(
+            "hypervisor: qemu\n      image: {}\n      kernel_file: {kernel}\n      initrd_file: {initrd}",
+            disk.display()
+        );
+        for group in [slots(1, ""), web(1, "")] {
+            let guest = group.replace("hypervisor: none", &qemu);
+            let count = harness.vms().len() + 1;
+            let told = made_as_foretold(&harness, &guest, count);
+            let (vm, steps) = told.into_iter().next().expect("one VM");
+            assert_in_order(&steps, &["copy", "start the VMM"]);
+            let found = harness.get(&vm.replace('/', " "));
+            let user = &found["status"]["vmm"]["user"];
+            assert_in_order(&steps, &[&format!("for uid {user}")]);
+        }
+    });
+}
+
+#[test]
+fn why_a_new_vm_would_get_no_address_or_not_start_is_told() {
+    talkative(|harness, _| {
+        // The second of two blocks is used by the host.
+        run("ip link add used0 type bridge; ip addr add 169.254.100.6/32 dev used0");
+        let two = harness::group("sandbox", 2, "169.254.100.0/29", "drop: [10.0.0.0/8]");
+        let (told, stuck) = said(&harness, &two);
+        assert_in_order(&told["vm/sandbox-1"], &["lease 169.254.100.0/30"]);
+        assert_eq!(
+            stuck,
+            BTreeMap::from([(
+                "vm/sandbox-2".to_owned(),
+                "no free /30 is left in 169.254.100.0/29".to_owned()
+            )])
+        );
+        let file = harness.write("two.yaml", &two);
+        harness.ctl(&format!("apply -f {file}"));
+        harness.until("it says the same", || {
+            let said = harness.ctl("describe vm/sandbox-2");
+            said.contains(&stuck["vm/sandbox-2"]).then_some(())
+        });
+        // A kernel that does not exist: all but the start is told.
+        let nowhere = harness.dir.path().join("nowhere");
+        let qemu = format!("hypervisor: qemu\n      kernel_file: {}", nowhere.display());
+        let group = harness::group("lost", 1, "169.254.104.0/24", "");
+        let (told, stuck) = said(&harness, &group.replace("hypervisor: none", &qemu));
+        assert_in_order(
+            &told["vm/lost-1"],
+            &["lease", "commit rules", "forwarding on"],
+        );
+        assert!(stuck["vm/lost-1"].contains("nowhere"), "{stuck:?}");
+        // A stranger has the name of the TAP.
+        harness.apply(&web(0, ""));
+        run("ip link add vmtap0 type bridge");
+        let (_, stuck) = said(&harness, &web(1, ""));
+        assert!(
+            stuck["vm/web-1"].contains("link vmtap0 is not ours"),
+            "{stuck:?}"
         );
     });
 }

@@ -45,43 +45,106 @@ fn what_a_dead_daemon_left_is_removed_at_the_start_and_the_rest_is_adopted() {
     });
 }
 
+/// What of a VM may be left that never was, or whose object is gone: how it is made, and what it is called.
+type Part = (fn(&Ghost), fn(&Ghost) -> String);
+
+const LINK: Part = (
+    |ghost| {
+        run(&format!(
+            "ip tuntap add {0} mode tap; ip link set {0} alias '{1}'",
+            ghost.names.host_link, ghost.label
+        ));
+    },
+    |ghost| format!("link {}", ghost.names.host_link),
+);
+const NAMESPACE: Part = (
+    |ghost| {
+        run(&format!(
+            "ip netns add {0}; ip -n {0} link set lo alias '{1}'
+             touch /run/slice/netns/{0}; mount --bind /run/netns/{0} /run/slice/netns/{0}
+             umount /run/netns/{0}; rm /run/netns/{0}",
+            ghost.names.netns, ghost.label
+        ));
+    },
+    |ghost| format!("namespace {}", ghost.names.netns),
+);
+/// The record is of an earlier boot: it lets nobody adopt anything.
+const RUN_DIRECTORY: Part = (
+    |ghost| {
+        let record = ghost
+            .record
+            .replace("\"boot_id\":\"", "\"boot_id\":\"earlier-");
+        assert_ne!(record, ghost.record);
+        let dir = format!("/run/slice/vm/{}", ghost.uid);
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(format!("{dir}/record.json"), record).unwrap();
+    },
+    |_| "run directory".to_owned(),
+);
+
+struct Ghost {
+    uid: &'static str,
+    label: String,
+    names: slicectl::owner::VmNames,
+    /// The record of a VM with its name.
+    record: String,
+}
+
+impl Ghost {
+    /// After the pattern of this VM.
+    fn of(harness: &Harness, vm: &str) -> Self {
+        const UID: &str = "11111111-2222-4333-8444-555555555555";
+        let place = harness.place(vm);
+        let mine = |text: &str| text.replace(vm, "ghost-7").replace(&place.uid, UID);
+        let alias = run(&format!("ip -o link show {}", place.link));
+        let alias = alias.split("alias ").nth(1).unwrap();
+        let label = mine(alias.trim().trim_end_matches('\\').trim());
+        let record = harness.run.join("vm").join(&place.uid).join("record.json");
+        Self {
+            uid: UID,
+            names: slicectl::owner::names_of(&label.parse().expect("a label")),
+            label,
+            record: mine(&std::fs::read_to_string(record).unwrap()),
+        }
+    }
+
+    fn owner(&self) -> String {
+        format!("vm/ghost-7@{}", self.uid)
+    }
+}
+
 #[test]
-fn gc_with_dry_run_only_tells_and_gc_removes() {
+fn gc_with_dry_run_tells_what_is_there_and_gc_removes_that_and_tells_it() {
     with_daemon(|harness| {
         let canaries = Canaries::release();
         harness.apply(&slots(1, ""));
-        let place = harness.place("sandbox-1");
-        let alias = run(&format!("ip -o link show {}", place.link));
-        let label = alias
-            .split("alias ")
-            .nth(1)
-            .unwrap()
-            .trim()
-            .trim_end_matches('\\')
-            .trim()
-            .to_owned();
-        // A link of ours of a VM that never was, made while nobody looked.
-        let orphan_label = label
-            .replace("sandbox-1@", "ghost-7@")
-            .replace(&place.uid, "11111111-2222-4333-8444-555555555555");
-        let names = slicectl::owner::names_of(&orphan_label.parse().expect("a label"));
-        run(&format!(
-            "ip link add {0} type bridge; ip link set {0} alias '{orphan_label}'",
-            names.host_link
-        ));
-        let told = harness.ctl("gc --dry-run");
-        assert!(told.contains("ghost-7"), "{told}");
-        assert!(
-            run("ip -o link").contains(&names.host_link),
-            "a dry run removed it"
-        );
-        harness.ctl("gc");
-        harness.until("it is gone", || {
-            (!run("ip -o link").contains(&names.host_link)).then_some(())
-        });
-        harness.until("nothing is told", || {
-            (!harness.ctl("gc --dry-run").contains("ghost-7")).then_some(())
-        });
+        let ghost = Ghost::of(&harness, "sandbox-1");
+        for parts in [
+            &[LINK][..],
+            &[NAMESPACE],
+            &[RUN_DIRECTORY],
+            &[LINK, RUN_DIRECTORY],
+            &[LINK, NAMESPACE, RUN_DIRECTORY],
+        ] {
+            let world = harness::world_to_the_last_handle();
+            parts.iter().for_each(|(make, _)| make(&ghost));
+            let made = harness::world_to_the_last_handle();
+            let things: Vec<String> = parts.iter().map(|(_, name)| name(&ghost)).collect();
+            let expected =
+                serde_json::json!([{ "thing": things.join(", "), "owner": ghost.owner() }]);
+            let told = |command: &str| -> serde_json::Value {
+                serde_json::from_str(&harness.ctl(&format!("{command} -o json"))).unwrap()
+            };
+            assert_eq!(told("gc --dry-run"), expected);
+            assert_eq!(
+                harness::world_to_the_last_handle(),
+                made,
+                "a dry run changed it"
+            );
+            assert_eq!(told("gc"), expected);
+            assert_eq!(harness::world_to_the_last_handle(), world, "{things:?}");
+            assert_eq!(told("gc --dry-run"), serde_json::json!([]));
+        }
         harness.ctl("wait hg/sandbox --for ready --timeout 5s");
         canaries.assert_alive();
     });
@@ -288,7 +351,15 @@ fn gc_tells_what_is_still_there_and_fails_and_what_it_tells_as_removed_is_gone()
             .unwrap();
         let held = Held::hold(orphan.pid);
         harness.start();
-        assert!(harness.ctl("gc --dry-run").contains("sandbox-1"));
+        let told = harness.ctl("gc --dry-run");
+        let process = format!("process {}", orphan.pid);
+        let line = told.lines().find(|line| line.contains("vm/sandbox-1@"));
+        let line = line.unwrap_or_else(|| panic!("{told}"));
+        assert!(
+            line.contains("link sl") && line.contains("namespace slice-"),
+            "{told}"
+        );
+        assert!(line.contains(&process), "{told}");
         let begin = Instant::now();
         let output = harness.try_ctl("gc");
         let (out, said) = (
@@ -298,11 +369,11 @@ fn gc_tells_what_is_still_there_and_fails_and_what_it_tells_as_removed_is_gone()
         assert_eq!(output.status.code(), Some(1), "{out}{said}");
         assert!(!out.contains("REMOVED"), "{out}");
         assert!(
-            said.contains("vm/sandbox-1@") && said.contains("still exists"),
+            said.contains("vm/sandbox-1@") && said.contains("still exists (link sl"),
             "{said}"
         );
         assert!(
-            said.contains(&format!("process {}", orphan.pid)) && said.contains("SIGKILL"),
+            said.contains(&process) && said.contains("SIGKILL"),
             "{said}"
         );
         assert!(begin.elapsed() < Duration::from_secs(55));

@@ -13,11 +13,13 @@ use slicectl::api::network::{Block, IsolatedSpec, Mac, NetworkSpec};
 use slicectl::api::policy::{self, Policy, Protocol, Verdict};
 use slicectl::host::iptables::{Backend, Input, Lock, restore};
 use slicectl::host::netns::Netns;
+use slicectl::host::rule::{AddrType, Ruleset};
 use slicectl::host::tap::{self, Framing, Owner};
 use slicectl::owner::Instance;
 use slicectl::reconcile::firewall::isolated::rules;
 use slicectl::reconcile::limits::Limit;
-use slicectl::status::explain::{PacketPath, explain};
+use slicectl::status::explain::{HostPath, PacketPath, explain};
+use slicectl::status::traverse::PacketLink;
 use test_support::frames;
 use test_support::guest_stack::{Guest, Kind};
 use test_support::kernel::{self, Neighbour};
@@ -224,13 +226,13 @@ fn kind((_, protocol, port): (u32, u8, u16)) -> Kind {
     }
 }
 
-fn commit(backend: &Backend, ruleset: &slicectl::host::rule::Ruleset) {
+fn commit(backend: &Backend, ruleset: &Ruleset) {
     let lock = std::path::PathBuf::from("/run/lock.oracle");
     restore(backend, &Input::whole_tables(ruleset), Lock::Private(&lock)).expect("committed");
 }
 
 /// The rules, with more connections than the probes make.
-fn compile(policy: &Policy, block: Block) -> slicectl::host::rule::Ruleset {
+fn compile(policy: &Policy, block: Block) -> Ruleset {
     rules::compile(policy, block, Mac(GUEST_MAC), Limit::of(200_000))
 }
 
@@ -296,20 +298,29 @@ fn the_kernel_and_explain_agree_with_an_oracle_about_random_lists_and_packets() 
 fn explained(
     vm: &slicectl::api::vm::Vm,
     block: Block,
-    ruleset: &slicectl::host::rule::Ruleset,
+    ruleset: &Ruleset,
     packet: (u32, u8, u16),
 ) -> slicectl::api::view::Explanation {
-    let instance = Instance::of("/oracle".as_ref());
+    let link = |name: &str| PacketLink {
+        name: name.to_owned(),
+        group: 0,
+    };
+    let host = HostPath {
+        instance: Instance::of("/oracle".as_ref()),
+        in_link: link("up0"),
+        ruleset: Ruleset::default(),
+        nat_tables: Vec::new(),
+        addresses: Vec::new(),
+        destination_type: AddrType::Unicast,
+        out_link: Some(link("eth0")),
+    };
     let way = PacketPath {
-        route_to_vm: None,
-        nat_tables: &[],
-        policy: vm.spec.network.policy().unwrap(),
         vm,
         block,
+        guest_mac: Mac(GUEST_MAC),
         ruleset,
-        instance: &instance,
-        host_addresses: &[],
-        other_vm_subnets: &[],
+        host: &host,
+        note: None,
     };
     explain(&way, &asked(packet), String::new())
 }

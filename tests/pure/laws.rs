@@ -3,6 +3,7 @@
 
 mod bridge_firewall;
 mod cni;
+mod explain;
 mod firewall;
 mod group;
 mod host_network;

@@ -110,7 +110,8 @@ pub struct Source {
 /// An orphan: an unreferenced resource of this daemon that `gc` has removed, could not remove, or would remove.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Orphan {
-    /// The resource: `link slabcdefghijklm`, `namespace slice-…`.
+    /// What was found: `link slabcdefghijklm, namespace slice-…, run directory, process 123`. If it could not be removed: what still
+    /// exists.
     pub thing: String,
     /// The former owner: `vm/sandbox-1@<uid>`, or `host` for the host network.
     pub owner: String,

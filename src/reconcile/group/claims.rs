@@ -129,6 +129,17 @@ impl Claims {
         Ok(awaited)
     }
 
+    /// Whether all of `required` could be claimed now. Claims nothing.
+    ///
+    /// # Errors
+    /// As [`Claims::hold`].
+    pub(super) fn could_hold(&self, required: &BTreeSet<Claim>) -> Result<(), super::Error> {
+        let others = self.others()?;
+        required
+            .iter()
+            .try_for_each(|claim| self.check(claim, &others))
+    }
+
     /// Claims what this daemon has stored, except what another daemon has claimed. Called at startup.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 mod choosing;
 mod claim;
 mod claims;
+mod foresee;
 mod on_demand;
 mod plan;
 mod preflight;
@@ -25,6 +26,7 @@ use crate::store::{self, LeaseError, Store, Txn, World};
 
 pub use claim::{Claim, needed, of_address};
 pub use claims::{CLAIMS_DIR, ClaimOwner, Claims};
+pub use foresee::{Assigned, NewVm, foresee};
 pub use on_demand::{AddError, Added, Removed, add, remove};
 pub use plan::{Action, Desired, Extra, Member, Observed, plan};
 pub use preflight::{BlockedReason, Preflight, PreflightCheck};

@@ -95,6 +95,25 @@ pub(super) async fn observe(
 ) -> Result<Observation, super::Error> {
     let links = link::list(host_use.netlink).await?;
     claims.reap(&links).await?;
+    observe_with_links(claims, host_use, group, links).await
+}
+
+/// The same for a preview: the claims of daemons that cannot return are not removed.
+pub(super) async fn observe_only(
+    claims: &Claims,
+    host_use: &HostUse<'_>,
+    group: &HostGroup,
+) -> Result<Observation, super::Error> {
+    let links = link::list(host_use.netlink).await?;
+    observe_with_links(claims, host_use, group, links).await
+}
+
+async fn observe_with_links(
+    claims: &Claims,
+    host_use: &HostUse<'_>,
+    group: &HostGroup,
+    links: Vec<Link>,
+) -> Result<Observation, super::Error> {
     let host = match &group.spec.template.network {
         NetworkSpec::Isolated(_) => HostObservation::Isolated(host_use.used_networks(links).await?),
         NetworkSpec::Bridge(bridge) => {

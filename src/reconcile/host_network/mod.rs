@@ -4,6 +4,7 @@
 mod act;
 pub mod apart;
 mod bridges;
+mod compiled;
 pub mod drops;
 pub mod limits;
 mod observe;
@@ -26,6 +27,7 @@ use crate::host::iptables::foreign::ForwardChains;
 use crate::host::link::Link;
 use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
+use crate::host::rule::Ruleset;
 
 pub use refusals::{Refusals, Refused};
 pub use rule_input::{BridgeKind, BridgeSubnet, Limits, RuleInput};
@@ -61,6 +63,12 @@ pub enum Scope {
 /// Whether the rules that restrict VMs are as desired, whatever other actions are planned.
 pub fn enforces(desired: &Desired, observed: &Observed) -> bool {
     plan::enforces(desired, observed)
+}
+
+/// The rules of sliced daemons that apply to packets of our isolated VMs: ours as they are committed, chains and jumps, and those of other
+/// daemons as they are in `mangle`.
+pub fn compiled(desired: &Desired, observed: &Observed, mangle: &Ruleset) -> Ruleset {
+    compiled::ruleset(desired, observed, mangle)
 }
 
 /// Whether a link with a bridge's name is a managed bridge.

@@ -6,12 +6,13 @@ use std::collections::BTreeSet;
 use ipnetwork::Ipv4Network;
 
 use super::super::Conflict;
-use super::rule_input::{BridgeKind, Limits, RuleInput};
+use super::compiled::{self, Compiled};
+use super::rule_input::BridgeKind;
 use super::state::{Action, Commit, Desired, Jump, Observed};
 use super::{bridges, limits, rules};
 use crate::host::rule::{Chain, RoutingRule, Rule, TableName, Target};
 use crate::owner::Instance;
-use crate::reconcile::limits::{Limit, timeouts};
+use crate::reconcile::limits::timeouts;
 
 pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
     let mut commit = Commit::default();
@@ -147,26 +148,10 @@ fn plan_chains(
     observed: &Observed,
     commit: &mut Commit,
 ) -> Result<(), Conflict> {
-    let openings: Vec<_> = desired
-        .requirements
-        .openings
-        .iter()
-        .filter_map(|(pool, entry)| Some((*pool, entry.parse().ok()?)))
-        .collect();
-    let input = RuleInput {
-        instance: &desired.instance,
-        pools: &desired.requirements.pools,
-        host_ports: &openings,
-        bridge_subnets: &bridges::bridge_subnets(desired, observed),
-        cni_subnets: &desired.requirements.cni_subnets,
-        max_connections: &desired.requirements.max_connections,
-        limits: &Limits {
-            share: Limit::default_for(observed.conntrack_max),
-            on_link: observed.on_link.clone(),
-        },
-        foreign: &observed.foreign,
-    };
-    let required = rules::chains(&input);
+    let Compiled {
+        chains: required,
+        jumps,
+    } = compiled::compile(desired, observed);
     for (table, chain) in &required {
         let seen = observed.ruleset.chain(*table, &chain.name);
         if let Some(seen) = seen.filter(|seen| !is_ours(&desired.instance, seen)) {
@@ -179,10 +164,6 @@ fn plan_chains(
             commit.write_chains.push((*table, chain.clone()));
         }
     }
-    let docker = observed
-        .ruleset
-        .chain(TableName::Filter, rules::DOCKER_USER);
-    let jumps = rules::jumps(&input, docker.is_some());
     remove_stale(desired, observed, commit, |table, chain| {
         let keeps = |(at, kept): &rules::TableChain| *at == table && kept.name == chain;
         required.iter().any(keeps)

@@ -18,7 +18,7 @@ use super::apart;
 use super::limits;
 use super::rule_input::{BridgeKind, BridgeSubnet, RuleInput, push_once};
 use super::state::Jump;
-use crate::api::policy::{self};
+use crate::api::policy::{self, Entry};
 use crate::host::rule::{AddrType, Chain, CtState, Match, Protocol, Rule, TableName, Target};
 
 /// A chain of ours and its table.
@@ -190,25 +190,41 @@ fn to_host(input: &RuleInput<'_>) -> Vec<Rule> {
 }
 
 fn host_port_rules(input: &RuleInput<'_>, target: &Target) -> Vec<Rule> {
-    let mut rules = Vec::new();
-    for (pool, entry) in input.host_ports {
-        let Some(ports) = entry.ports else {
-            continue;
-        };
-        let protocols: &[Protocol] = match entry.protocol {
-            Some(policy::Protocol::Tcp) => &[Protocol::Tcp],
-            Some(policy::Protocol::Udp) => &[Protocol::Udp],
-            None => &[Protocol::Tcp, Protocol::Udp],
-        };
-        rules.extend(protocols.iter().map(|protocol| {
-            Rule::when()
-                .src(*pool)
-                .dst(entry.network)
-                .dport(*protocol, ports.first..=ports.last)
-                .then(target.clone())
-        }));
-    }
-    rules
+    let opening = |(pool, entry): &(Ipv4Network, Entry)| opening_rules(*pool, entry, target);
+    input.host_ports.iter().flat_map(opening).collect()
+}
+
+/// The rules that one entry of an `allow` list is compiled to, for a pool: two without a protocol.
+fn opening_rules(pool: Ipv4Network, entry: &Entry, target: &Target) -> Vec<Rule> {
+    let Some(ports) = entry.ports else {
+        return Vec::new();
+    };
+    let protocols: &[Protocol] = match entry.protocol {
+        Some(policy::Protocol::Tcp) => &[Protocol::Tcp],
+        Some(policy::Protocol::Udp) => &[Protocol::Udp],
+        None => &[Protocol::Tcp, Protocol::Udp],
+    };
+    let rule = |protocol: &Protocol| {
+        Rule::when()
+            .src(pool)
+            .dst(entry.network)
+            .dport(*protocol, ports.first..=ports.last)
+            .then(target.clone())
+    };
+    protocols.iter().map(rule).collect()
+}
+
+/// Whether a rule, which may have a label, was compiled from this entry, which opens an address of the host.
+pub fn is_opening(rule: &Rule, pool: Ipv4Network, entry: &Entry) -> bool {
+    let Rule::Known { when, then } = rule else {
+        return false;
+    };
+    let unlabelled = Match {
+        comment: None,
+        ..(**when).clone()
+    };
+    entry.may_allow_host_access()
+        && opening_rules(pool, entry, then).contains(&unlabelled.then(then.clone()))
 }
 
 /// Packets from our isolated VMs: not to each other, not to VMs on bridges or CNI networks, and none that cannot be masqueraded.

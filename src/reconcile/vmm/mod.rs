@@ -10,6 +10,7 @@
 //! | `owners` | owners of users' files that an earlier version has changed |
 //! | `watch` | waits for the end of a VMM; meanwhile rotates its log |
 //! | `ending` | how a VMM ended; the record of a stop |
+//! | `paths` | where the files of a VMM are |
 //!
 //! # The run directory, `<run>/vm/<uid>/vmm/`
 //! It belongs to the VMM's user, which can write there and nowhere else: its contents are untrusted.
@@ -39,6 +40,7 @@ mod note;
 mod observe;
 mod opened;
 mod owners;
+mod paths;
 mod plan;
 mod watch;
 
@@ -64,6 +66,7 @@ pub use ending::{Ended, ended, last_lines};
 pub use moved::uses_another_disk;
 pub use note::{confined_by, running, started_as};
 pub use owners::recover as recover_owners;
+pub use paths::VmmPaths;
 pub use watch::{rotate, watch};
 
 /// The process record, which the child writes before its exec.
@@ -240,21 +243,6 @@ impl Desired {
     /// Nothing of the VMM is kept: the VM is being deleted.
     fn is_removal(&self) -> bool {
         self.launch.is_none() && self.left == Retain::Nothing
-    }
-
-    /// Path of the process record, next to the run directory.
-    pub fn record(&self) -> PathBuf {
-        self.dir.with_file_name(RECORD)
-    }
-
-    /// Path of the pipe to the serial input.
-    pub(super) fn input(&self) -> PathBuf {
-        self.dir.with_file_name(INPUT)
-    }
-
-    /// Path of the record of a stop.
-    fn stopping(&self) -> PathBuf {
-        self.dir.with_file_name(STOPPING)
     }
 }
 

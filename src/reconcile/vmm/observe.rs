@@ -44,18 +44,20 @@ impl Vmm {
         self.users().of = of;
     }
 
-    /// Every VM of this daemon with a live VMM, desired or not. One pass over `/proc`. Ignores processes of root, see [`super::identity`].
-    pub async fn claimed(&self, instance: &Instance) -> Result<Vec<Label>, Error> {
-        let mut labels = self.scan(instance).await?;
-        labels.retain(|label| label.instance == *instance);
-        Ok(labels)
+    /// The live VMMs of this daemon, desired or not, each with its pid. One pass over `/proc`. Ignores processes of root, see
+    /// [`super::identity`].
+    pub async fn claimed(&self, instance: &Instance) -> Result<Vec<(Label, u32)>, Error> {
+        let mut claimed = self.scan(instance).await?;
+        claimed.retain(|(label, _)| label.instance == *instance);
+        Ok(claimed)
     }
 
-    async fn scan(&self, instance: &Instance) -> Result<Vec<Label>, Error> {
+    async fn scan(&self, instance: &Instance) -> Result<Vec<(Label, u32)>, Error> {
         let users = self.users().clone();
         let known: HashSet<Uid> = users.of.values().copied().collect();
-        let mut labels = Vec::new();
-        for (_, owner) in list_processes(users).await? {
+        let mut claimed = Vec::new();
+        for (process, owner) in list_processes(users).await? {
+            let pid = process.identity.pid;
             let uid = match &owner {
                 Belongs::Named(label) => owner::uid_of(label),
                 Belongs::Uid(uid) => *uid,
@@ -63,17 +65,17 @@ impl Vmm {
             };
             self.seen.lock().insert(uid);
             match owner {
-                Belongs::Named(label) => labels.push(label),
+                Belongs::Named(label) => claimed.push((label, pid)),
                 // The object of the VM, if there is one, contains the name.
                 Belongs::Uid(uid) if !known.contains(&uid) => {
-                    labels.extend(unnamed_label(instance, uid));
+                    claimed.extend(unnamed_label(instance, uid).map(|label| (label, pid)));
                 }
                 Belongs::Uid(_) | Belongs::Unknown => {}
             }
         }
         // A concurrent call may have set it.
         let _ = self.scanned.set(());
-        Ok(labels)
+        Ok(claimed)
     }
 
     /// The range that users are assigned from.

@@ -14,7 +14,7 @@ use slicectl::reconcile::firewall::bridge::{
 };
 use slicectl::reconcile::host_network::{self, HostNetwork};
 use slicectl::reconcile::net::bridge::{self, BridgeNet, Location, Slot};
-use slicectl::reconcile::{OnHost, converge, diff, no_probe};
+use slicectl::reconcile::{Basis, OnHost, converge, diff, no_probe};
 use slicectl::store::HostRequirements;
 
 use test_support::guest_stack::Guest;
@@ -118,7 +118,7 @@ impl Host {
 
     /// What would be done first; or why nothing can be.
     pub async fn port_diff(&self, desired_vm: &DesiredVm) -> Result<Vec<String>, String> {
-        let plan = diff(&self.port_reconciler(), &desired_vm.port).await;
+        let plan = diff(&self.port_reconciler(), &desired_vm.port, Basis::Existing).await;
         plan.map(|(steps, _)| steps.iter().map(ToString::to_string).collect())
             .map_err(|error| error.to_string())
     }
@@ -207,7 +207,7 @@ async fn converge_all<R: OnHost>(reconciler: &R, desired: &R::Desired) -> Vec<St
     if let Err(error) = done.result {
         panic!("{error}; taken: {:?}", done.actions);
     }
-    let (left, _) = diff(reconciler, desired).await.unwrap();
+    let (left, _) = diff(reconciler, desired, Basis::Existing).await.unwrap();
     assert!(left.is_empty(), "something is left to do");
     done.actions
 }

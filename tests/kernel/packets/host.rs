@@ -157,7 +157,9 @@ fn explain_says_of_the_host_what_the_kernel_does() {
             (HOST, Udp(3128)),
             (HOST, Tcp(8080)),
             (UPLINK, Udp(3128)),
+            (PROXY, Ping),
             (LAN, Udp(3128)),
+            (Ipv4Addr::new(192, 168, 1, 255), Udp(3128)),
             (INTERNET, Tcp(80)),
         ];
         for (to, kind) in cases {

@@ -14,7 +14,7 @@ use slicectl::api::meta::Name;
 use slicectl::api::metrics::{CountingSince, Metrics};
 use slicectl::api::network::NetworkSpec;
 use slicectl::api::on_demand::NewVm;
-use slicectl::api::policy::Packet;
+use slicectl::api::policy::{Packet, Verdict};
 use slicectl::api::view::*;
 use slicectl::api::vm::{Hypervisor, Power, PowerCommand};
 use slicectl::wire::{self, Backend, Deletion, Effect, Listener, Refusal, StreamMode, packet};
@@ -479,6 +479,7 @@ impl Backend for World {
         };
         let (verdict, origin) = found.spec.network.policy().unwrap().evaluate(&packet);
         Ok(Explanation {
+            note: (verdict == Verdict::Allow).then(|| "these rules are not in place yet".into()),
             vm,
             packet: packet::text(&packet),
             verdict,

@@ -447,14 +447,16 @@ pub fn leftovers() -> Vec<Orphan> {
     vec![
         Orphan {
             kept: None,
-            thing: "link slabcdeaaaaaa77".into(),
+            thing:
+                "link slabcdeaaaaaa77, namespace slice-aaaaaaaaaa77, run directory, process 4711"
+                    .into(),
             owner: "vm/gone-1@00000000-0000-4000-8000-000000000077".into(),
             error: None,
         },
         Orphan {
             kept: None,
-            thing: "chain SLICE-abcde-OLD".into(),
-            owner: "host".into(),
+            thing: "CNI attachment that plugins failed to release".into(),
+            owner: "slice-abcde-00000000-0000-4000-8000-000000000078".into(),
             error: None,
         },
     ]

@@ -60,6 +60,19 @@ proptest! {
     }
 
     #[test]
+    fn the_predicted_state_is_the_one_that_the_steps_lead_to(pass in pass(), world in ours()) {
+        let (desired, mut world) = (wanted(Some(pass)), world);
+        for _ in 0..3 {
+            let plan = BridgeFirewall::plan(&desired, &world).unwrap_or_default();
+            let predicted = BridgeFirewall::predict(&desired, &world, &plan).unwrap();
+            for action in &plan {
+                BridgeFirewallModel::apply(&desired, &mut world, action);
+            }
+            prop_assert_eq!(&predicted, &world);
+        }
+    }
+
+    #[test]
     fn an_open_gate_is_not_shut_when_the_filter_is_given_up(world in ours()) {
         let plan = BridgeFirewallModel::plan(&wanted(Some(AllowedFrames::Any)), &world).unwrap();
         prop_assert!(!plan.contains(&Action::DisableForwarding));

@@ -76,6 +76,21 @@ proptest! {
     }
 
     #[test]
+    fn the_predicted_state_is_the_one_that_the_steps_lead_to((desired, mut world) in case()) {
+        for _ in 0..3 {
+            let observed = look(&desired, &world);
+            let plan = IsolatedFirewall::plan(&desired, &observed).unwrap();
+            let predicted = IsolatedFirewall::predict(&desired, &observed, &plan).unwrap();
+            for action in &plan {
+                FirewallModel::apply(&desired, &mut world, action);
+            }
+            // Which flows are forbidden is seen only when the rules are in place.
+            let seen = Observed { forbidden_flows: predicted.forbidden_flows, ..look(&desired, &world) };
+            prop_assert_eq!(predicted, seen);
+        }
+    }
+
+    #[test]
     fn a_live_change_does_not_shut_the_gate(from in policy(), to in policy()) {
         let standing = converged(&wanted(&from));
         let plan = FirewallModel::plan(&wanted(&to), &standing).unwrap();

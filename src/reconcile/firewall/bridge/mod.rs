@@ -26,6 +26,14 @@ impl Reconcile for BridgeFirewall {
     fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
         plan::plan(desired, observed)
     }
+
+    fn unbuilt(desired: &Desired) -> Option<Observed> {
+        Some(plan::unbuilt(desired))
+    }
+
+    fn predict(_: &Desired, observed: &Observed, plan: &[Action]) -> Option<Observed> {
+        Some(plan::predict(observed, plan))
+    }
 }
 
 impl OnHost for BridgeFirewall {

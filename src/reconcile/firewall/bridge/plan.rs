@@ -94,6 +94,7 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::DisableForwarding => f.write_str("turn forwarding off (TAP down)"),
+            Self::SetFilter { .. } if f.alternate() => f.write_str("set the filter on the TAP"),
             Self::SetFilter { digest } => write!(f, "set filter {digest} on the TAP"),
             Self::RemoveFilter => f.write_str("remove the filter from the TAP"),
             Self::EnableForwarding => f.write_str("turn forwarding on (TAP up)"),
@@ -121,6 +122,33 @@ impl AllowedFrames {
             Self::Unmanaged(apart) => Some(antispoof::program_unmanaged(apart.as_ref())),
         }
     }
+}
+
+/// The new TAP of a VM, without a filter and down.
+pub(super) fn unbuilt(desired: &Desired) -> Observed {
+    Observed {
+        tap: Some(TapSeen {
+            alias: Some(desired.label.to_string()),
+            up: false,
+        }),
+        ..Observed::default()
+    }
+}
+
+/// The state after these steps.
+pub(super) fn predict(observed: &Observed, plan: &[Action]) -> Observed {
+    let mut state = observed.clone();
+    for action in plan {
+        match action {
+            Action::SetFilter { digest } => state.program = Some(digest.clone()),
+            Action::RemoveFilter => state.program = None,
+            Action::DisableForwarding | Action::EnableForwarding => {
+                let is_up = *action == Action::EnableForwarding;
+                state.tap.iter_mut().for_each(|tap| tap.up = is_up);
+            }
+        }
+    }
+    state
 }
 
 pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {

@@ -29,6 +29,14 @@ impl Reconcile for IsolatedFirewall {
     fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
         Ok(plan::plan(desired, observed))
     }
+
+    fn unbuilt(_: &Desired) -> Option<Observed> {
+        Some(plan::unbuilt())
+    }
+
+    fn predict(desired: &Desired, observed: &Observed, plan: &[Action]) -> Option<Observed> {
+        Some(plan::predict(desired, observed, plan))
+    }
 }
 
 impl OnHost for IsolatedFirewall {

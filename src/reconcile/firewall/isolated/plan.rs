@@ -80,12 +80,39 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::DisableForwarding => f.write_str("turn forwarding off (ip_forward=0)"),
+            Self::CommitRules { .. } if f.alternate() => f.write_str("commit rules"),
             Self::CommitRules { digest } => write!(f, "commit rules {digest}"),
             Self::BlockIpv6 => f.write_str("block IPv6"),
             Self::DeleteFlows(count) => write!(f, "delete {count} flows that are now denied"),
             Self::EnableForwarding => f.write_str("turn forwarding on (ip_forward=1)"),
         }
     }
+}
+
+/// The new namespace of a VM, in which nothing is set.
+pub(super) fn unbuilt() -> Observed {
+    Observed {
+        netns: true,
+        ..Observed::default()
+    }
+}
+
+/// The state after these steps. Whether the rules forbid flows that exist is known only when they are in place.
+pub(super) fn predict(desired: &Desired, observed: &Observed, plan: &[Action]) -> Observed {
+    let mut state = observed.clone();
+    for action in plan {
+        match action {
+            Action::DisableForwarding => state.forwarding = false,
+            Action::EnableForwarding => state.forwarding = true,
+            Action::BlockIpv6 => state.ipv6_blocked = true,
+            Action::DeleteFlows(_) => state.forbidden_flows = 0,
+            Action::CommitRules { .. } => {
+                let rules = desired.rules.as_ref();
+                state.ruleset = rules.map_or_else(Ruleset::default, |rules| rules.ruleset.clone());
+            }
+        }
+    }
+    state
 }
 
 pub(super) fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {

@@ -61,6 +61,10 @@ impl Reconcile for BridgeNet {
         plan::plan(desired, observed)
     }
 
+    fn unbuilt(desired: &Desired) -> Option<Observed> {
+        plan::unbuilt(desired)
+    }
+
     fn is_prerequisite(action: &Action) -> bool {
         matches!(action, Action::CreateTap(_))
     }

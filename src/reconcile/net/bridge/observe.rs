@@ -2,6 +2,7 @@
 //! Out of scope: what is desired.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::Ipv4Addr;
 
 use super::BridgeNet;
@@ -35,11 +36,9 @@ pub(super) async fn observe(
             let pinned = neigh::get(&bridge_net.netlink, bridge.index, location.ip).await?;
             observed.neighbour = pinned.map(|pinned| Mac(pinned.mac));
         } else if desired.slot.is_some() {
-            return Err(host::Error::other(
-                "find bridge",
-                location.bridge,
-                "it does not exist yet; the host network's reconciler creates it",
-            ));
+            let why = "it does not exist yet; the host network's reconciler creates it";
+            let not_found = io::Error::new(io::ErrorKind::NotFound, why);
+            return Err(host::Error::io("find bridge", location.bridge, not_found));
         }
     }
     if desired.slot.is_some()

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::network::{Mac, TapOwner};
 use crate::owner::{self, Label, Owned, Owner, RunDir, VmNames};
 use crate::reconcile::Conflict;
+use crate::reconcile::net::MTU;
 use crate::reconcile::net::routed::RouteConflict;
 
 /// The desired state for one VM.
@@ -203,6 +204,23 @@ impl Desired {
         });
         location.or_else(|| self.last_location.clone())
     }
+}
+
+/// The state of a new VM before the host network has created the bridge.
+pub(super) fn unbuilt(desired: &Desired) -> Option<Observed> {
+    let slot = desired.slot.as_ref()?;
+    let instance = &desired.label.instance;
+    let bridge = BridgeSeen {
+        is_bridge: true,
+        alias: Some(instance.host_network_label().to_string()),
+        mac: owner::bridge_mac(instance, &slot.bridge),
+        mtu: MTU,
+        host_addresses: BTreeSet::new(),
+    };
+    Some(Observed {
+        bridge: Some(bridge),
+        ..Observed::default()
+    })
 }
 
 pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {

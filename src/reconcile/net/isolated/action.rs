@@ -120,6 +120,7 @@ impl fmt::Display for Action {
             Self::DeleteNetnsLink(side) => write!(f, "delete the wrong {side}"),
             Self::DeleteHostLink(link) => write!(f, "delete link {}", link.thing()),
             Self::CreateTap(owner) => write!(f, "create {TAP} for uid {owner}"),
+            Self::SetTapFilter { .. } if f.alternate() => write!(f, "set the filter on {TAP}"),
             Self::SetTapFilter { digest } => write!(f, "set filter {digest} on {TAP}"),
             Self::CreateVeth => f.write_str("create the veth"),
             Self::LabelHostLink => write!(f, "label {}", Side::Host),
@@ -128,6 +129,9 @@ impl fmt::Display for Action {
             }
             Self::Configure(side) => write!(f, "configure {side} and bring it up"),
             Self::AddAddress(side, address) => write!(f, "add address {address} to {side}"),
+            Self::AddNeighbour(side, ip, _) if f.alternate() => {
+                write!(f, "pin neighbour {ip} on {side}")
+            }
             Self::AddNeighbour(side, ip, mac) => write!(f, "pin neighbour {ip} {mac} on {side}"),
             Self::AddBlockRoute(side, block) => write!(f, "add the route to {block} over {side}"),
             Self::AddDefaultRoute => write!(f, "add the default route over {UPLINK}"),
