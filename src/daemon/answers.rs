@@ -2,28 +2,25 @@
 //! Out of scope: HTTP (`wire`), text output (`cli`), executing changes (`reconcile`).
 
 mod explain;
-mod failure;
 mod garbage;
 mod sources;
 
 use std::io;
-use std::path::PathBuf;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
-pub(super) use self::failure::Failure;
 use self::sources::{off_thread, parse_all, truncated};
+use super::app_state::AppState;
 use super::deletion;
 use super::drafts::store_draft;
-use super::intake_loop::IntakeLoop;
+use super::failure::Failure;
 use super::objects;
 use super::{console, metrics, orders, power, reach, restrictions, streams};
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::manifest::Draft;
-use crate::api::meta::{Name, Timestamp};
+use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
@@ -33,47 +30,15 @@ use crate::api::view::{
     RouteInfo, ServerInfo, Source,
 };
 use crate::api::vm::{Hypervisor, PowerCommand};
-use crate::cli::sliced::Args;
 use crate::clock;
 use crate::doctor;
-use crate::engine::Engine;
 use crate::host;
 use crate::reconcile::host_network;
 use crate::reconcile::vmm::VmmPaths;
-use crate::status::StatusBuilder;
 use crate::store::{self, Txn};
 use crate::wire::{Backend, Deletion, Effect, Refusal, StreamMode};
 
-/// State shared by the handlers of all connections.
-pub struct AppState {
-    pub(super) engine: Arc<Engine>,
-    pub(super) intake: Arc<IntakeLoop>,
-    status_builder: StatusBuilder,
-    config_dir: PathBuf,
-    state_dir: PathBuf,
-    started_at: Timestamp,
-}
-
 impl AppState {
-    /// Creates the state for a daemon that was started with `args`.
-    pub fn new(engine: Arc<Engine>, intake: Arc<IntakeLoop>, args: &Args) -> Self {
-        Self {
-            status_builder: StatusBuilder {
-                instance: engine.instance.clone(),
-                run_dir: engine.run_dir.clone(),
-            },
-            config_dir: args.config_dir.clone(),
-            state_dir: args.state_dir.clone(),
-            started_at: clock::now(),
-            engine,
-            intake,
-        }
-    }
-
-    pub(super) fn status_builder(&self) -> StatusBuilder {
-        self.status_builder.clone()
-    }
-
     fn stored(&self) -> Vec<HostGroup> {
         self.engine
             .store

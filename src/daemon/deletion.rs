@@ -1,8 +1,8 @@
 //! Deletion of an object by its name: refused, requested, or forced.
 //! Out of scope: groups without a manifest (`intake_loop`); the removal itself.
 
-use super::answers::Failure;
 use super::drafts::delete_group;
+use super::failure::Failure;
 use super::intake_loop::IntakeLoop;
 use crate::api::host_group::Origin;
 use crate::api::meta::{Name, Uid};

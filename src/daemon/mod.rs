@@ -2,12 +2,14 @@
 //! Out of scope: decisions.
 
 mod answers;
+mod app_state;
 mod budget;
 mod conflists;
 mod console;
 mod deletion;
 mod difference;
 mod drafts;
+mod failure;
 mod folders;
 mod instance;
 mod intake_loop;
@@ -51,7 +53,7 @@ use crate::{clock, cni};
 
 pub use settings::Settings;
 
-use answers::AppState;
+use app_state::AppState;
 use budget::Budget;
 use intake_loop::IntakeLoop;
 use trigger::Trigger;

@@ -1,7 +1,7 @@
 //! Stores the desired power state of a VM, as requested on the socket.
 //! Out of scope: the transition ([`crate::engine`]), HTTP.
 
-use super::answers::Failure;
+use super::failure::Failure;
 use super::orders::{nearest, not_found};
 use crate::api::condition::Reason;
 use crate::api::event::{EventReason, EventType, ObjectRef};

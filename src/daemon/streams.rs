@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::answers::AppState;
+use super::app_state::AppState;
 use super::objects::objects;
 use crate::api::event::{Event, ObjectRef};
 use crate::api::meta::Name;

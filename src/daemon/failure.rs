@@ -5,7 +5,7 @@ use crate::store;
 use crate::wire::Refusal;
 
 /// Why a transaction was aborted.
-pub(in crate::daemon) enum Failure {
+pub(super) enum Failure {
     Refused(Refusal),
     Store(store::Error),
 }

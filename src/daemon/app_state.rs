@@ -1,0 +1,43 @@
+//! State shared by the handlers of all connections.
+//! Out of scope: the handlers (`answers`, `streams`).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::intake_loop::IntakeLoop;
+use crate::api::meta::Timestamp;
+use crate::cli::sliced::Args;
+use crate::clock;
+use crate::engine::Engine;
+use crate::status::StatusBuilder;
+
+/// State shared by the handlers of all connections.
+pub struct AppState {
+    pub(super) engine: Arc<Engine>,
+    pub(super) intake: Arc<IntakeLoop>,
+    pub(super) status_builder: StatusBuilder,
+    pub(super) config_dir: PathBuf,
+    pub(super) state_dir: PathBuf,
+    pub(super) started_at: Timestamp,
+}
+
+impl AppState {
+    /// Creates the state for a daemon that was started with `args`.
+    pub fn new(engine: Arc<Engine>, intake: Arc<IntakeLoop>, args: &Args) -> Self {
+        Self {
+            status_builder: StatusBuilder {
+                instance: engine.instance.clone(),
+                run_dir: engine.run_dir.clone(),
+            },
+            config_dir: args.config_dir.clone(),
+            state_dir: args.state_dir.clone(),
+            started_at: clock::now(),
+            engine,
+            intake,
+        }
+    }
+
+    pub(super) fn status_builder(&self) -> StatusBuilder {
+        self.status_builder.clone()
+    }
+}
