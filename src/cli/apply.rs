@@ -5,27 +5,20 @@ use super::args::{ApplyArgs, DiffArgs, Goal};
 use super::failure::{Failure, warn};
 use super::target::Target;
 use super::{manifests, print, wait};
-use crate::api::view::{Applied, ApplyResult, DiffResult, Kind};
+use crate::api::view::{Applied, ApplyResult, DiffResult, Kind, Source};
 use crate::wire::{Client, Effect};
 
 /// `apply -f`.
 pub async fn apply(client: &Client, args: ApplyArgs) -> Result<(), Failure> {
     let sources = manifests::read_all(&args.files)?;
-    let effect = match args.dry_run {
-        true => Effect::DryRun,
-        false => Effect::Commit,
-    };
-    let results = client.apply(sources, effect).await?;
-    for result in &results {
-        result.warnings.iter().for_each(|text| warn(text));
+    if args.dry_run {
+        return dry_run(client, sources).await;
     }
-    let suffix = match effect {
-        Effect::Commit => "",
-        Effect::DryRun => " (dry run)",
-    };
+    let results = client.apply(sources, Effect::Commit).await?;
+    warn_about(&results);
     let lines: String = results
         .iter()
-        .map(|result| format!("{}{suffix}\n", line(result)))
+        .map(|result| format!("{}\n", line(result)))
         .collect();
     print::out(&lines)?;
     match args.wait {
@@ -40,13 +33,32 @@ pub async fn apply(client: &Client, args: ApplyArgs) -> Result<(), Failure> {
     }
 }
 
+/// `apply --dry-run`: what `apply` would print, and the steps that `diff` shows.
+async fn dry_run(client: &Client, sources: Vec<Source>) -> Result<(), Failure> {
+    let result = client.diff(sources).await?;
+    warn_about(&result.groups);
+    for (object, reason) in &result.stuck {
+        warn(&format!("{object} would wait: {reason}"));
+    }
+    let lines: String = result
+        .groups
+        .iter()
+        .map(|group| format!("{} (dry run)\n", line(group)))
+        .collect();
+    print::out(&(lines + &steps(&result)))
+}
+
+fn warn_about(results: &[ApplyResult]) {
+    for result in results {
+        result.warnings.iter().for_each(|text| warn(text));
+    }
+}
+
 /// `diff -f`.
 pub async fn diff(client: &Client, args: DiffArgs) -> Result<(), Failure> {
     let sources = manifests::read_all(&args.files)?;
     let result = client.diff(sources).await?;
-    for group in &result.groups {
-        group.warnings.iter().for_each(|text| warn(text));
-    }
+    warn_about(&result.groups);
     print::answer(args.output, &result, differences)?;
     let failures: Vec<String> = result
         .stuck
@@ -65,6 +77,11 @@ fn differences(result: &DiffResult) -> String {
         .iter()
         .filter(|group| group.applied != Applied::Unchanged)
         .map(|group| format!("{}\n", line(group)));
+    groups.chain([steps(result)]).collect()
+}
+
+/// The steps for each VM.
+fn steps(result: &DiffResult) -> String {
     let actions = result.actions.iter().map(|(object, actions)| {
         let actions: String = actions.iter().map(|a| format!("  {a}\n")).collect();
         format!("{object}\n{actions}")
@@ -73,7 +90,7 @@ fn differences(result: &DiffResult) -> String {
         let more = result.more;
         format!("and {more} more actions for VMs that would be created, changed or deleted\n")
     });
-    groups.chain(actions).chain(more).collect()
+    actions.chain(more).collect()
 }
 
 fn line(result: &ApplyResult) -> String {

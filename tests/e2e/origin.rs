@@ -99,12 +99,11 @@ fn overlapping_ranges_are_refused_and_what_runs_is_unchanged() {
 fn apply_says_created_configured_unchanged_and_a_dry_run_stores_nothing() {
     with_daemon(|harness| {
         let file = harness.write("m.yaml", &slots(1, ""));
+        let preview = harness.ctl(&format!("diff -f {file}"));
+        assert!(preview.contains("lease 169.254."), "{preview}");
         assert_eq!(
-            harness
-                .ctl(&format!("apply -f {file} --dry-run"))
-                .lines()
-                .next(),
-            Some("hostgroup/sandbox created (dry run)")
+            harness.ctl(&format!("apply -f {file} --dry-run")),
+            preview.replace("sandbox created\n", "sandbox created (dry run)\n")
         );
         assert!(harness.get("hg sandbox").is_null());
         assert_eq!(
