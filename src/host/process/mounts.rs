@@ -154,30 +154,3 @@ fn user_namespace(map: IdMap) -> io::Result<OwnedFd> {
     {}
     made
 }
-
-#[cfg(test)]
-mod tests {
-    use std::os::fd::AsFd;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
-
-    use super::*;
-
-    #[test]
-    fn the_owner_differs_in_a_mapped_mount_but_not_on_disk() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("disk");
-        std::fs::write(&path, "x").unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
-        let file = File::open(&path).unwrap();
-        let before = file.metadata().unwrap();
-        let map = IdMap {
-            owner: (before.uid(), before.gid()),
-            shown_as: 70_123,
-        };
-        let mount = detached(file.as_fd(), 0, Some(map)).unwrap();
-        let shown = std::fs::metadata(format!("/proc/self/fd/{}", mount.as_raw_fd())).unwrap();
-        assert_eq!((shown.uid(), shown.gid()), (70_123, 70_123));
-        let after = std::fs::metadata(&path).unwrap();
-        assert_eq!((after.uid(), after.gid()), map.owner);
-    }
-}
