@@ -246,11 +246,10 @@ async fn run(args: Args) -> Result<bool, Error> {
 
 /// Raises the soft limit of file descriptors and divides it among the consumers.
 fn allocate_descriptors(width: usize) -> Budget {
-    let limit = process::raise_file_limit().or_else(|error| {
+    let limit = process::raise_file_limit().unwrap_or_else(|error| {
         warn!(%error, "cannot raise the open file limit");
         process::file_limit()
     });
-    let limit = limit.unwrap_or(1024);
     let budget = Budget::of(limit, width);
     if budget.is_insufficient(limit, width) {
         warn!(

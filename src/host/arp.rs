@@ -3,9 +3,11 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
-use super::Error;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use super::{Error, ifindex};
 
 /// `ETH_P_ARP` of `include/uapi/linux/if_ether.h`.
 const ETH_P_ARP: u16 = 0x0806;
@@ -25,32 +27,22 @@ pub struct Sender {
 /// the new one (`arp_process` updates an existing entry even without a request of its own).
 pub fn send_request(link: &str, sender: Sender, target: Ipv4Addr) -> Result<(), Error> {
     let fail = |error| Error::io("send an ARP request on", link, error);
-    let name =
-        std::ffi::CString::new(link).map_err(|_| fail(io::ErrorKind::InvalidInput.into()))?;
-    // SAFETY: the name ends with a zero byte.
-    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
-    let index = i32::try_from(index).unwrap_or_default();
-    if index == 0 {
-        return Err(fail(io::Error::last_os_error()));
-    }
-    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-    // SAFETY: a plain system call. Protocol 0: it receives nothing.
-    let socket = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
-    if socket < 0 {
-        return Err(fail(io::Error::last_os_error()));
-    }
-    // SAFETY: it was opened just now and has no other owner.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-    // SAFETY: all zeros is a valid sockaddr_ll.
-    let mut destination: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    destination.sll_family = libc::AF_PACKET.try_into().unwrap_or_default();
-    destination.sll_protocol = ETH_P_ARP.to_be();
-    destination.sll_ifindex = index;
-    destination.sll_halen = 6;
-    destination.sll_addr[..6].fill(0xff);
+    let index = ifindex::of(link).map_err(fail)?;
+    let (family, kind) = (AddressFamily::PACKET, SocketType::RAW);
+    // Protocol 0: it receives nothing.
+    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)
+        .map_err(|error| fail(error.into()))?;
+    let destination = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: ETH_P_ARP.to_be(),
+        sll_ifindex: index.cast_signed(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 6,
+        sll_addr: [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+    };
     let frame = request_frame(sender, target);
-    let length = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).unwrap_or_default();
-    // SAFETY: both pointers are to values of the lengths given, which live until the call returns.
+    // SAFETY: both pointers are to values of the lengths given, which live until the call returns. rustix has no sockaddr_ll.
     let sent = unsafe {
         libc::sendto(
             socket.as_raw_fd(),
@@ -58,7 +50,7 @@ pub fn send_request(link: &str, sender: Sender, target: Ipv4Addr) -> Result<(), 
             frame.len(),
             0,
             (&raw const destination).cast(),
-            length,
+            size_of_val(&destination) as libc::socklen_t,
         )
     };
     match sent < 0 {

@@ -4,6 +4,8 @@
 use std::io;
 
 use rustix::process::{getpid, getpriority_process, getsid};
+#[cfg(target_arch = "x86_64")]
+use rustix::time::ClockId;
 
 /// Where the kernel distributes processor time among sessions (sched(7), "The autogroup feature"), the nice value of a process applies
 /// within its session only: next to hundreds of VMMs, each in its own session, the daemon would get too little. So the daemon's session
@@ -24,22 +26,16 @@ pub fn set_session_priority() -> io::Result<()> {
 /// there is no such counter. Measured, because `/proc/cpuinfo` gives the current clock rate of a core instead.
 #[cfg(target_arch = "x86_64")]
 pub fn tsc_khz() -> Option<u32> {
-    let now = || -> Option<(u64, i128)> {
-        let mut time = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        // SAFETY: the pointer is to a local; RDTSC exists on every x86-64 processor, and Linux lets user space use it.
-        let (answer, ticks) = unsafe {
-            let status = libc::clock_gettime(libc::CLOCK_MONOTONIC_RAW, &raw mut time);
-            (status, core::arch::x86_64::_rdtsc())
-        };
+    let now = || -> (u64, i128) {
+        let time = rustix::time::clock_gettime(ClockId::MonotonicRaw);
+        // SAFETY: RDTSC exists on every x86-64 processor, and Linux lets user space use it.
+        let ticks = unsafe { core::arch::x86_64::_rdtsc() };
         let nanoseconds = i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec);
-        (answer == 0).then_some((ticks, nanoseconds))
+        (ticks, nanoseconds)
     };
-    let (ticks_before, before) = now()?;
+    let (ticks_before, before) = now();
     std::thread::sleep(std::time::Duration::from_millis(20));
-    let (ticks_after, after) = now()?;
+    let (ticks_after, after) = now();
     let ticks = i128::from(ticks_after.checked_sub(ticks_before)?);
     u32::try_from((ticks * 1_000_000).checked_div(after - before)?)
         .ok()

@@ -15,27 +15,34 @@ use std::collections::VecDeque;
 use std::io;
 use std::mem::size_of;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use ipnetwork::Ipv4Network;
+use rustix::net::netlink::{self, SocketAddrNetlink};
+use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, sockopt};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::Error;
 use super::rule::Generation;
+use super::{Error, async_fd};
+
+/// `NETLINK_ROUTE`, which is 0: rustix calls it the default protocol.
+const ROUTE: Option<Protocol> = None;
+const NETFILTER: Option<Protocol> = Some(netlink::NETFILTER);
 
 /// `enum rtnetlink_groups` of `include/uapi/linux/rtnetlink.h`: LINK, NEIGH, TC, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR,
 /// IPV4_NETCONF, and IPV4_RULE; IPV6_ROUTE and IPV6_NETCONF.
-const ROUTE_GROUPS: [libc::c_int; 10] = [1, 3, 4, 5, 7, 8, 9, 11, 24, 25];
+const ROUTE_GROUPS: u32 = groups(&[1, 3, 4, 5, 7, 8, 9, 11, 24, 25]);
 
 /// `NFNLGRP_NFTABLES` of `include/uapi/linux/netfilter/nfnetlink.h`.
-const NFTABLES_GROUP: [libc::c_int; 1] = [7];
+const NFTABLES_GROUP: u32 = groups(&[7]);
 
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN`: the last message of every transaction.
 const NEW_GENERATION: u16 = 10 << 8 | 15;
 
 /// Receive buffer for events while the daemon is busy: some thousand links created at once.
-const RECEIVE_BUFFER: libc::c_int = 16 << 20;
+const RECEIVE_BUFFER: usize = 16 << 20;
 
 /// Messages come in datagrams of at most 32 KiB.
 const MAX_DATAGRAM: usize = 64 * 1024;
@@ -124,8 +131,8 @@ pub struct LinkChange {
 /// The stream of events.
 #[derive(Debug)]
 pub struct Events {
-    route: AsyncFd<Listener>,
-    rules: AsyncFd<Listener>,
+    route: Listener,
+    rules: Listener,
     buffer: Vec<u8>,
     pending: VecDeque<Event>,
 }
@@ -138,16 +145,12 @@ impl Events {
     }
 
     fn open() -> io::Result<Self> {
-        let route = Listener::open(libc::NETLINK_ROUTE, &ROUTE_GROUPS)?;
-        let rules = Listener::open(libc::NETLINK_NETFILTER, &NFTABLES_GROUP)?;
-        rules.filter_by_type(NEW_GENERATION)?;
-        let register = |listener| {
-            // SAFETY: a listener owns its descriptor, always returns the same one, and closes it only when dropped.
-            unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }
-        };
+        let route = Listener::open(ROUTE, ROUTE_GROUPS)?;
+        let rules = Listener::open(NETFILTER, NFTABLES_GROUP)?;
+        filter_by_type(rules.socket.as_fd(), NEW_GENERATION)?;
         Ok(Self {
-            route: register(route)?,
-            rules: register(rules)?,
+            route,
+            rules,
             buffer: vec![0; MAX_DATAGRAM],
             pending: VecDeque::new(),
         })
@@ -159,13 +162,13 @@ impl Events {
             if let Some(event) = self.pending.pop_front() {
                 return Ok(event);
             }
-            let source = tokio::select! {
-                ready = self.route.readable() => ready,
-                ready = self.rules.readable() => ready,
+            let (ready, protocol) = tokio::select! {
+                ready = self.route.socket.readable() => (ready, self.route.protocol),
+                ready = self.rules.socket.readable() => (ready, self.rules.protocol),
             };
             let fail = |e| Error::io("receive", "kernel events", e);
-            let mut ready = source.map_err(fail)?;
-            match ready.try_io(|listener| listener.get_ref().receive_events(&mut self.buffer)) {
+            let mut ready = ready.map_err(fail)?;
+            match ready.try_io(|socket| receive_events(socket, protocol, &mut self.buffer)) {
                 Ok(received) => self.pending.extend(received.map_err(fail)?),
                 Err(_would_block) => {}
             }
@@ -175,143 +178,127 @@ impl Events {
 
 #[derive(Debug)]
 struct Listener {
-    socket: OwnedFd,
-    protocol: libc::c_int,
-}
-
-impl AsRawFd for Listener {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
-    }
-}
-
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
+    socket: AsyncFd<Arc<OwnedFd>>,
+    protocol: Option<Protocol>,
 }
 
 impl Listener {
-    fn open(protocol: libc::c_int, groups: &[libc::c_int]) -> io::Result<Self> {
-        let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-        // SAFETY: no memory is passed.
-        let number = unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) };
-        if number < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the kernel has just returned this descriptor, and it has no other owner.
-        let socket = unsafe { OwnedFd::from_raw_fd(number) };
-        let this = Self { socket, protocol };
+    /// Opens a socket and binds it: that assigns a port (0 is the kernel's, which does not receive its own multicasts) and joins the groups.
+    fn open(protocol: Option<Protocol>, groups: u32) -> io::Result<Self> {
+        let (kind, flags) = (
+            SocketType::RAW,
+            SocketFlags::NONBLOCK | SocketFlags::CLOEXEC,
+        );
+        let socket = rustix::net::socket_with(AddressFamily::NETLINK, kind, flags, protocol)?;
         // RCVBUFFORCE exceeds the limit but needs CAP_NET_ADMIN; otherwise as much as the limit allows.
-        this.option(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &RECEIVE_BUFFER)
-            .or_else(|_| this.option(libc::SOL_SOCKET, libc::SO_RCVBUF, &RECEIVE_BUFFER))?;
-        let enabled: libc::c_int = 1;
-        this.option(libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID, &enabled)?;
-        // Before joining: bind leaves all groups except those in the address.
-        this.bind()?;
-        for group in groups {
-            this.option(libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group)?;
-        }
-        Ok(this)
+        sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER)
+            .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER))?;
+        let all = (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID);
+        set_option(socket.as_fd(), all, &libc::c_int::from(true))?;
+        rustix::net::bind(&socket, &SocketAddrNetlink::new(0, groups))?;
+        let socket = async_fd::register(Arc::new(socket), Interest::READABLE)?;
+        Ok(Self { socket, protocol })
     }
+}
 
-    /// Binds to a port. Port 0 is the kernel's, which does not receive its own multicasts.
-    fn bind(&self) -> io::Result<()> {
-        // SAFETY: a sockaddr_nl of zeroes is valid: any port.
-        let mut any: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
-        any.nl_family = libc::AF_NETLINK as libc::sa_family_t;
-        let length = size_of_val(&any) as libc::socklen_t;
-        // SAFETY: `any` lives through the call, and `length` is its size.
-        match unsafe { libc::bind(self.as_raw_fd(), (&raw const any).cast(), length) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+/// The mask of multicast groups with these numbers, for bind(2): the first group is the lowest bit.
+const fn groups(numbers: &[u32]) -> u32 {
+    let (mut mask, mut at) = (0, 0);
+    while at < numbers.len() {
+        mask |= 1 << (numbers[at] - 1);
+        at += 1;
     }
+    mask
+}
 
-    /// Makes the kernel discard all datagrams that do not begin with a message of this type, so that a new rule set causes one
-    /// wake-up and not one for each rule.
-    fn filter_by_type(&self, kind: u16) -> io::Result<()> {
-        let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
-            code: code as u16,
-            jt,
-            jf,
-            k,
-        };
-        // The filter reads in network byte order, netlink writes in native byte order.
-        let expected = u32::from(u16::from_be_bytes(kind.to_ne_bytes()));
-        let mut steps = [
-            step(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, 4),
-            step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, expected),
-            step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
-            step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
-        ];
-        let program = libc::sock_fprog {
-            len: steps.len() as libc::c_ushort,
-            filter: steps.as_mut_ptr(),
-        };
-        self.option(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+/// Makes the kernel discard all datagrams that do not begin with a message of this type, so that a new rule set causes one
+/// wake-up and not one for each rule.
+fn filter_by_type(socket: BorrowedFd<'_>, kind: u16) -> io::Result<()> {
+    let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
+    // The filter reads in network byte order, netlink writes in native byte order.
+    let expected = u32::from(u16::from_be_bytes(kind.to_ne_bytes()));
+    let mut steps = [
+        step(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, 4),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, expected),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+    ];
+    let program = libc::sock_fprog {
+        len: steps.len() as libc::c_ushort,
+        filter: steps.as_mut_ptr(),
+    };
+    let attach = (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER);
+    set_option(socket, attach, &program)
+}
+
+/// setsockopt(2), for options that rustix does not have.
+fn set_option<T>(
+    socket: BorrowedFd<'_>,
+    (level, name): (libc::c_int, libc::c_int),
+    value: &T,
+) -> io::Result<()> {
+    let length = size_of::<T>() as libc::socklen_t;
+    let value = std::ptr::from_ref(value).cast();
+    // SAFETY: `value` points to a T, and `length` is its size. The kernel only reads it and, if it is a `sock_fprog`, the instructions, which
+    // are in the frame of the caller; it returns EFAULT for what it cannot read.
+    match unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value, length) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
+}
 
-    fn option<T>(&self, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
-        let length = size_of::<T>() as libc::socklen_t;
-        // SAFETY: `value` is a T that lives through the call, and `length` is its size.
-        let status = unsafe {
-            libc::setsockopt(
-                self.as_raw_fd(),
-                level,
-                name,
-                std::ptr::from_ref(value).cast(),
-                length,
-            )
-        };
-        match status {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+/// The events of one datagram; `WouldBlock` when there is none.
+fn receive_events(
+    socket: &impl AsRawFd,
+    protocol: Option<Protocol>,
+    buffer: &mut [u8],
+) -> io::Result<Vec<Event>> {
+    let overrun = || {
+        vec![Event {
+            nsid: None,
+            kind: What::Overrun,
+        }]
+    };
+    match receive(socket, buffer) {
+        Ok(Datagram::Complete { length, nsid }) => Ok(read_all(protocol, &buffer[..length], nsid)),
+        Ok(Datagram::Truncated) => Ok(overrun()),
+        Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => Ok(overrun()),
+        Err(e) => Err(e),
     }
+}
 
-    /// The events of one datagram; `WouldBlock` when there is none.
-    fn receive_events(&self, buffer: &mut [u8]) -> io::Result<Vec<Event>> {
-        let overrun = || {
-            vec![Event {
-                nsid: None,
-                kind: What::Overrun,
-            }]
-        };
-        match self.receive(buffer) {
-            Ok(Datagram::Complete { length, nsid }) => {
-                Ok(read_all(self.protocol, &buffer[..length], nsid))
-            }
-            Ok(Datagram::Truncated) => Ok(overrun()),
-            Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => Ok(overrun()),
-            Err(e) => Err(e),
-        }
-    }
-
-    fn receive(&self, buffer: &mut [u8]) -> io::Result<Datagram> {
-        let mut part = libc::iovec {
-            iov_base: buffer.as_mut_ptr().cast(),
-            iov_len: buffer.len(),
-        };
-        // Aligned as control messages must be.
-        let mut control = [0_u64; 16];
-        // SAFETY: a msghdr of zeroes is valid.
-        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+/// Receives a datagram with its control messages. `rustix::net::recvmsg` returns only those of Unix sockets.
+fn receive(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Datagram> {
+    let mut part = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    // Aligned as control messages must be.
+    let mut control = [0_u64; 16];
+    // SAFETY: a msghdr of zeroes is valid. It points to `part`, which points to `buffer`, and to `control`, with their lengths; they outlive
+    // the call.
+    let (message, length) = unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
         message.msg_iov = &raw mut part;
         message.msg_iovlen = 1;
         message.msg_control = control.as_mut_ptr().cast();
         message.msg_controllen = size_of_val(&control) as _;
-        // SAFETY: the message points to `part` and `control` with their lengths, and they outlive the call.
-        let length = unsafe { libc::recvmsg(self.as_raw_fd(), &raw mut message, 0) };
-        let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
-        if message.msg_flags & libc::MSG_TRUNC != 0 {
-            return Ok(Datagram::Truncated);
-        }
-        Ok(Datagram::Complete {
-            length,
-            nsid: nsid(&message),
-        })
+        let length = libc::recvmsg(socket.as_raw_fd(), &raw mut message, 0);
+        (message, length)
+    };
+    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    if message.msg_flags & libc::MSG_TRUNC != 0 {
+        return Ok(Datagram::Truncated);
     }
+    Ok(Datagram::Complete {
+        length,
+        nsid: nsid(&message),
+    })
 }
 
 enum Datagram {
@@ -337,12 +324,12 @@ fn nsid(message: &libc::msghdr) -> Option<i32> {
     None
 }
 
-fn read_all(protocol: libc::c_int, mut bytes: &[u8], nsid: Option<i32>) -> Vec<Event> {
+fn read_all(protocol: Option<Protocol>, mut bytes: &[u8], nsid: Option<i32>) -> Vec<Event> {
     let mut events: Vec<Event> = Vec::new();
     while let Some((message, rest)) = split(bytes) {
         bytes = rest;
         let kind = match protocol {
-            libc::NETLINK_NETFILTER => read::generation(message),
+            NETFILTER => read::generation(message),
             _ => read::change(message),
         };
         let event = kind.map(|what| Event { nsid, kind: what });

@@ -2,23 +2,24 @@
 //! Out of scope: which mount changed.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::warn;
 
+use super::async_fd;
+
 /// The mount table of our mount namespace: the kernel reports its changes as priority data (proc_pid_mountinfo(5)).
-pub struct Mounts(Option<AsyncFd<File>>);
+pub struct Mounts(Option<AsyncFd<Arc<OwnedFd>>>);
 
 impl Mounts {
     /// Starts watching. Must be called within a tokio runtime.
     pub fn watch() -> Self {
         let opened = File::open("/proc/self/mountinfo");
-        let watched = opened.and_then(|file| {
-            // SAFETY: a `File` names the same open descriptor for as long as it lives, and the registration owns it.
-            let registered = unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) };
-            Ok(registered?)
-        });
+        let watched =
+            opened.and_then(|file| async_fd::register(Arc::new(file.into()), Interest::PRIORITY));
         Self(
             watched
                 .inspect_err(

@@ -19,6 +19,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 use super::blocking::within;
 use super::lock::{self, FileLock};
 use super::netlink::Handle;
+use super::syscall::unshare;
 use super::{Error, Kind, private, sysctl};
 
 /// The calling thread's namespace; `/proc/self` would be the main thread's.
@@ -68,7 +69,8 @@ impl Netns {
                 source: io::Error::other("no namespace is mounted on it"),
             });
         }
-        // SAFETY: the request takes no argument and only reads from the descriptor, which is open.
+        // SAFETY: the descriptor is open, and the request takes no argument. rustix can make it only with an unsafe implementation of its trait
+        // `Ioctl`, because its result is the answer of ioctl(2) itself.
         match unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) } {
             libc::CLONE_NEWNET => Self::of(file, &name).map_err(fail),
             -1 => Err(fail(io::Error::last_os_error())),
@@ -208,9 +210,7 @@ pub async fn unnamed() -> Result<Netns, Error> {
     within(LOCK_TIMEOUT, "create", object, move || {
         let fail = |e| Error::io("create", object, e);
         let restore = RestoreGuard::remember()?;
-        // SAFETY: CLONE_NEWNET changes this thread's network namespace and nothing that other threads share.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
-            .map_err(|e| fail(e.into()))?;
+        unshare(UnshareFlags::NEWNET).map_err(fail)?;
         let opened = File::open(CURRENT_NETNS).and_then(|file| Netns::of(file, object));
         drop(restore);
         opened.map_err(fail)
@@ -248,8 +248,7 @@ fn create_blocking(
     open_mount_point(path).map_err(fail)?;
 
     let restore = RestoreGuard::remember()?;
-    // SAFETY: CLONE_NEWNET changes this thread's network namespace and nothing that other threads share.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.map_err(|e| fail(e.into()))?;
+    unshare(UnshareFlags::NEWNET).map_err(fail)?;
     let opened = File::open(CURRENT_NETNS).and_then(|file| Netns::of(file, &name));
     let created = opened.map_err(fail).and_then(|netns| {
         let _guard = Inside::of(&netns);

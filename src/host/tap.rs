@@ -3,10 +3,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
-use super::{Error, Kind, link, rtnl};
+use rustix::ioctl::{IntegerSetter, Opcode, Updater, ioctl};
+
+use super::{Error, Kind, ifindex, link, rtnl};
 
 const DEVICE: &str = "/dev/net/tun";
 
@@ -105,12 +106,12 @@ pub fn create(name: &str, owner: Owner, change: &link::Change) -> Result<(), Err
         Kind::Busy => fail(io::Error::from_raw_os_error(libc::EEXIST)),
         _ => fail(e),
     })?;
-    control(&device, libc::TUNSETOWNER, owner.uid).map_err(fail)?;
+    control::<{ libc::TUNSETOWNER as Opcode }>(&device, owner.uid).map_err(fail)?;
     if let Some(gid) = owner.gid {
-        control(&device, libc::TUNSETGROUP, gid).map_err(fail)?;
+        control::<{ libc::TUNSETGROUP as Opcode }>(&device, gid).map_err(fail)?;
     }
     link::set_blocking(name, change)?;
-    control(&device, libc::TUNSETPERSIST, 1).map_err(fail)
+    control::<{ libc::TUNSETPERSIST as Opcode }>(&device, 1).map_err(fail)
 }
 
 /// Attaches to a TAP device of the calling thread's namespace: a read returns a frame that the kernel sends to
@@ -119,8 +120,7 @@ pub fn create(name: &str, owner: Owner, change: &link::Change) -> Result<(), Err
 pub fn attach(name: &str, framing: Framing) -> Result<File, Error> {
     let fail = |e| Error::io("attach to tap", name, e);
     // TUNSETIFF would create a device that does not exist.
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0").map_err(fail)?;
-    rustix::net::netdevice::name_to_index(&socket, name).map_err(|e| fail(e.into()))?;
+    ifindex::of(name).map_err(fail)?;
     let device = open().map_err(fail)?;
     let flags = match framing {
         Framing::Plain => libc::IFF_TAP | libc::IFF_NO_PI,
@@ -138,39 +138,34 @@ fn open() -> io::Result<File> {
         .open(DEVICE)
 }
 
+/// `struct ifreq` as TUNSETIFF uses it.
+#[repr(C)]
+struct Request {
+    name: [u8; libc::IFNAMSIZ],
+    flags: u16,
+    unused: [u8; 22],
+}
+
 fn attach_to(device: &File, name: &str, flags: libc::c_int) -> io::Result<()> {
+    const ATTACH: Opcode = libc::TUNSETIFF as Opcode;
+    const { assert!(size_of::<Request>() == size_of::<libc::ifreq>()) };
     let bytes = name.as_bytes();
     if bytes.is_empty() || bytes.len() >= libc::IFNAMSIZ || bytes.contains(&0) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: an ifreq of zeroes is valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
-        *to = from.cast_signed();
-    }
-    // The flags are 16 bits; the highest, TUN_EXCL, is the sign.
-    request.ifr_ifru.ifru_flags = (flags as u16).cast_signed();
-    let _guard = rtnl::turn();
-    // SAFETY: TUNSETIFF reads and writes one ifreq, which lives until the call is over.
-    let status = unsafe {
-        libc::ioctl(
-            device.as_raw_fd(),
-            libc::TUNSETIFF as libc::Ioctl,
-            &mut request,
-        )
+    let mut request = Request {
+        name: [0; libc::IFNAMSIZ],
+        flags: flags as u16,
+        unused: [0; 22],
     };
-    check(status)
+    request.name[..bytes.len()].copy_from_slice(bytes);
+    let _guard = rtnl::turn();
+    // SAFETY: TUNSETIFF reads and writes one ifreq. rustix declares every ioctl(2) unsafe: it cannot know the argument of a request.
+    Ok(unsafe { ioctl(device, Updater::<ATTACH, _>::new(&mut request)) }?)
 }
 
 /// The TUN ioctls that take a number by value.
-fn control(device: &File, request: libc::Ioctl, value: u32) -> io::Result<()> {
-    // SAFETY: these requests take their argument by value and touch no memory of ours.
-    check(unsafe { libc::ioctl(device.as_raw_fd(), request, libc::c_ulong::from(value)) })
-}
-
-fn check(status: libc::c_int) -> io::Result<()> {
-    match status {
-        -1 => Err(io::Error::last_os_error()),
-        _ => Ok(()),
-    }
+fn control<const REQUEST: Opcode>(device: &File, value: u32) -> io::Result<()> {
+    // SAFETY: the requests of this file (owner, group, persistence) take a number by value and touch no memory.
+    Ok(unsafe { ioctl(device, IntegerSetter::<REQUEST>::new_usize(value as usize)) }?)
 }

@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, StatxFlags};
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
 
 use super::file_name::{is_manifest, resembles_manifest};
 use crate::api::host_group::DirectoryId;
@@ -54,7 +54,7 @@ pub fn is_silent(file: &File) -> bool {
 pub fn id(dir: &Path) -> io::Result<DirectoryId> {
     let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
     let stat = rustix::fs::statx(CWD, dir, AtFlags::empty(), mask)?;
-    if stat.stx_mode & libc::S_IFMT as u16 != libc::S_IFDIR as u16 {
+    if !FileType::from_raw_mode(stat.stx_mode.into()).is_dir() {
         return Err(io::Error::from(rustix::io::Errno::NOTDIR));
     }
     let has_btime = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);

@@ -1,7 +1,9 @@
 //! A confined process: the files it was given, the control group it was born into.
 //! Out of scope: VMMs (`tests/e2e/confinement.rs`).
 
+use std::fs::Permissions;
 use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,11 +20,11 @@ fn a_confined_process_is_born_into_its_control_group_and_sees_the_files_it_was_g
     let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
     let home = dir.path().join("home");
     std::fs::create_dir(&home).unwrap();
-    std::os::unix::fs::chown(&home, Some(USER), Some(USER)).unwrap();
+    chown(&home, Some(USER), Some(USER)).unwrap();
     let (given, kept) = (dir.path().join("given"), dir.path().join("kept"));
     for file in [&given, &kept] {
         std::fs::write(file, "words").unwrap();
-        std::os::unix::fs::chown(file, Some(USER), Some(USER)).unwrap();
+        chown(file, Some(USER), Some(USER)).unwrap();
     }
     let group = Group::make();
     let script = format!(
@@ -79,7 +81,7 @@ fn a_confined_process_changes_neither_the_mac_nor_the_owner_of_a_tap_that_it_hol
     let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
     let home = dir.path().join("home");
     std::fs::create_dir(&home).unwrap();
-    std::os::unix::fs::chown(&home, Some(USER), Some(USER)).unwrap();
+    chown(&home, Some(USER), Some(USER)).unwrap();
     let owner = slicectl::host::tap::Owner {
         uid: USER,
         gid: None,
@@ -144,6 +146,70 @@ fn a_confined_process_changes_neither_the_mac_nor_the_owner_of_a_tap_that_it_hol
     kill(&identity);
 }
 
+#[test]
+fn a_mapped_file_belongs_to_the_confined_user_in_its_mount_and_to_its_owner_on_disk() {
+    const OWNER: u32 = 1234;
+    let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
+    let home = dir.path().join("home");
+    std::fs::create_dir(&home).unwrap();
+    chown(&home, Some(USER), Some(USER)).unwrap();
+    let disk = dir.path().join("disk");
+    std::fs::write(&disk, "words").unwrap();
+    std::fs::set_permissions(&disk, Permissions::from_mode(0o600)).unwrap();
+    chown(&disk, Some(OWNER), Some(OWNER)).unwrap();
+    let named = places(&[dir.path()]).open(Purpose::Image, &disk).unwrap();
+    let map = process::IdMap {
+        owner: (OWNER, OWNER),
+        shown_as: USER,
+    };
+    assert!(process::can_be_mapped(named.as_fd(), map).unwrap());
+    let script = format!(
+        "printf ' more' >> {0}; stat -c %u:%g:%a {0} > said; exec sleep 600",
+        disk.display()
+    );
+    let argv = ["sh".to_owned(), "-c".to_owned(), script];
+    let identity = process::spawn(&Spawn {
+        argv: &argv,
+        env: &[],
+        cwd: &home,
+        netns: &net.path,
+        needs_link: "lo",
+        input: None,
+        log: &home.join(CONSOLE),
+        file_limit: LOG_LIMIT,
+        record: &dir.path().join(RECORD),
+        inherits: &[],
+        program: None,
+        confine: Some(Confine {
+            user: USER,
+            home: &home,
+            reach: &[Reach {
+                path: &disk,
+                writable: true,
+                named: Some(&named),
+                map: Some(map),
+            }],
+            kvm: false,
+            cgroup: None,
+            jail: None,
+        }),
+    })
+    .unwrap();
+    let said = |name: &str| std::fs::read_to_string(home.join(name)).unwrap_or_default();
+    assert!(eventually(Duration::from_secs(10), || said("said").ends_with('\n')));
+    assert_eq!(
+        said("said"),
+        format!("{USER}:{USER}:600\n"),
+        "{}",
+        said(CONSOLE)
+    );
+    let found = std::fs::metadata(&disk).unwrap();
+    let on_disk = (found.uid(), found.gid(), found.mode() & 0o7777);
+    assert_eq!(on_disk, (OWNER, OWNER, 0o600));
+    assert_eq!(std::fs::read_to_string(&disk).unwrap(), "words more");
+    kill(&identity);
+}
+
 /// What a jailer is told here is what `reconcile::vmm` tells it (`recipes`, `real`), in short.
 #[test]
 fn a_jailed_process_is_born_into_its_control_group_and_its_files_are_shown_in_its_jail() {
@@ -151,7 +217,7 @@ fn a_jailed_process_is_born_into_its_control_group_and_its_files_are_shown_in_it
     let (firecracker, jailer) = jailed_program(dir.path());
     let home = dir.path().join("home");
     std::fs::create_dir(&home).unwrap();
-    std::os::unix::fs::chown(&home, Some(USER), Some(USER)).unwrap();
+    chown(&home, Some(USER), Some(USER)).unwrap();
     let (given, kept) = (dir.path().join("given"), dir.path().join("kept"));
     for file in [&given, &kept] {
         std::fs::write(file, "words").unwrap();

@@ -12,6 +12,7 @@ mod kvm;
 mod laws;
 mod named;
 mod processes;
+mod programs;
 mod real;
 mod recipes;
 mod strange;

@@ -11,6 +11,7 @@
 //! without a lock is detected through the kernel: it grants no read lease (`F_SETLEASE`) on a file that is open for writing. A block
 //! device has no leases; a mounted one refuses `O_EXCL`.
 
+use std::ffi::c_int;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -19,6 +20,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
+use rustix::process::Signal;
 
 use crate::host::holders::{self, Holder};
 use crate::host::lock::FileLock;
@@ -172,14 +174,33 @@ fn is_sole_opener(file: &File) -> io::Result<bool> {
     if !file.metadata()?.is_file() {
         return Ok(true);
     }
-    let fd = file.as_raw_fd();
-    // SAFETY: plain system calls on an open descriptor; no memory is passed.
-    let granted = unsafe { libc::fcntl(fd, libc::F_SETLEASE, libc::F_WRLCK) } == 0;
+    let granted = set(file, Setting::Lease(libc::F_WRLCK)).is_ok();
     if granted {
-        // SAFETY: as above.
-        unsafe { libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK) };
+        let _ = set(file, Setting::Lease(libc::F_UNLCK));
     }
     Ok(granted)
+}
+
+/// What fcntl(2) sets with an integer.
+enum Setting {
+    /// The lease of this process: `F_RDLCK`, `F_WRLCK`, `F_UNLCK`.
+    Lease(c_int),
+    /// The signal that reports the break of a lease.
+    Signal(Signal),
+}
+
+fn set(file: &File, what: Setting) -> io::Result<()> {
+    /// `include/uapi/asm-generic/fcntl.h`; the libc crate does not have it.
+    const F_SETSIG: c_int = 10;
+    let (command, value) = match what {
+        Setting::Lease(kind) => (libc::F_SETLEASE, kind),
+        Setting::Signal(signal) => (F_SETSIG, signal.as_raw()),
+    };
+    // SAFETY: the descriptor is open, and both commands take an integer, no pointer. rustix has neither.
+    match unsafe { libc::fcntl(file.as_raw_fd(), command, value) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }
 
 /// Whether a range lock conflicts with a lock on the whole file.
@@ -188,11 +209,16 @@ fn has_range_locks(file: &File, access: Use) -> io::Result<bool> {
         Use::Read => libc::F_RDLCK,
         Use::Write => libc::F_WRLCK,
     };
-    // SAFETY: plain old data, for which all zeroes is a value.
-    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = kind as libc::c_short;
-    lock.l_whence = libc::SEEK_SET as libc::c_short;
-    // SAFETY: the descriptor is open, the struct is ours and lives through the call.
+    // Offset and length 0: the whole file.
+    let mut lock = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: the descriptor is open, and the struct is the one that the command reads and writes; it lives through the call. rustix has
+    // only F_GETLK, which asks for the process and not for the open file.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) };
     match result {
         -1 => Err(io::Error::last_os_error()),
@@ -205,23 +231,14 @@ fn has_range_locks(file: &File, access: Use) -> io::Result<bool> {
 /// # Errors
 /// The kernel does not report it.
 pub fn is_written(file: &File) -> io::Result<bool> {
-    /// `include/uapi/asm-generic/fcntl.h`; the libc crate does not have it.
-    const F_SETSIG: libc::c_int = 10;
     if !file.metadata()?.is_file() {
         return Ok(false);
     }
-    let fd = file.as_raw_fd();
     // If a process opens it while we hold the lease, the kernel notifies us: by a signal that is ignored, not by SIGIO, which kills.
-    // SAFETY: plain system calls on an open descriptor; no memory is passed.
-    let leased = unsafe {
-        if libc::fcntl(fd, F_SETSIG, libc::SIGURG) < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK)
-    };
-    if leased < 0 {
-        let error = io::Error::last_os_error();
-        return match error.raw_os_error() {
+    set(file, Setting::Signal(Signal::URG))?;
+    match set(file, Setting::Lease(libc::F_RDLCK)) {
+        Ok(()) => set(file, Setting::Lease(libc::F_UNLCK)).map(|()| false),
+        Err(error) => match error.raw_os_error() {
             Some(libc::EAGAIN) => Ok(true),
             // A file system without leases (NFS, overlayfs), or a file of another user without the capability CAP_LEASE:
             // scan /proc, which is slow.
@@ -229,12 +246,7 @@ pub fn is_written(file: &File) -> io::Result<bool> {
                 Ok(holders::of(file).iter().any(|holder| holder.writable))
             }
             _ => Err(error),
-        };
-    }
-    // SAFETY: as above.
-    match unsafe { libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK) } {
-        -1 => Err(io::Error::last_os_error()),
-        _ => Ok(false),
+        },
     }
 }
 

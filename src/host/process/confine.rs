@@ -11,21 +11,27 @@
 //! A device node has an owner: `/dev/kvm` belongs to root or to a group on most hosts. The created nodes belong to the user of the process.
 
 use std::ffi::{CStr, CString, OsStr};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
-use super::bind::{attributes_of, check_long, mount};
+use rustix::fs::{Dev, FileType, Gid, Mode, Uid};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::process::{Resource, Rlimit, umask};
+use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
+
+use super::bind::attributes_of;
 use super::controls;
 use super::filter;
 use super::jail::{Jail, keep_what_a_jailer_needs};
 use super::mounts::{IdMap, detached};
 use super::query::Query;
-use super::spawn::check;
 use super::step::{Below, Step, c_string};
 use crate::host::named::Named;
+use crate::host::syscall::{install_seccomp_filter, unshare};
 
 /// The confinement of a process.
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +89,8 @@ const LOCKED: u64 = 8 << 20;
 /// The prepared steps of one confinement, for the child to execute.
 pub(super) struct Cell {
     user: u32,
-    cgroup: Option<RawFd>,
+    /// The opened `cgroup.procs` of its control group.
+    cgroup: Option<File>,
     /// The directory to which paths are relative during the construction of the new root.
     root: PathBuf,
     pub(super) steps: Vec<Step>,
@@ -101,14 +108,13 @@ enum End {
     Jailer,
 }
 
-pub(super) const LOCKED_DOWN: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
+pub(super) const LOCKED_DOWN: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 
 impl Cell {
-    /// `cgroup` is the opened `cgroup.procs` of the desired group; it stays open until the process has started.
-    /// `labels` identifies the process ([`super::Origin`]).
+    /// `cgroup` is the opened `cgroup.procs` of the desired group. `labels` identifies the process ([`super::Origin`]).
     pub(super) fn prepare(
         what: &Confine<'_>,
-        cgroup: Option<RawFd>,
+        cgroup: Option<File>,
         labels: &str,
     ) -> io::Result<Self> {
         let mut cell = Self {
@@ -146,7 +152,7 @@ impl Cell {
         };
         cell.add_system()?;
         cell.add_devices(what.kvm)?;
-        let alone = LOCKED_DOWN | libc::MS_NOEXEC;
+        let alone = LOCKED_DOWN | MountFlags::NOEXEC;
         cell.fresh(("proc", "proc"), Path::new("/proc"), alone, "hidepid=2")?;
         for path in what.beside {
             cell.show(&Reach {
@@ -168,7 +174,7 @@ impl Cell {
     fn add_system(&mut self) -> io::Result<()> {
         for path in SYSTEM.iter().chain(&LOADER).map(Path::new) {
             if path.exists() {
-                self.bind(path, libc::MS_RDONLY, Below::All)?;
+                self.bind(path, MountFlags::RDONLY, Below::All)?;
             }
         }
         Ok(())
@@ -176,26 +182,27 @@ impl Cell {
 
     fn add_devices(&mut self, kvm: bool) -> io::Result<()> {
         for (path, major, minor) in DEVICES {
-            let number = libc::makedev(major, minor);
-            self.device(Path::new(path), libc::S_IFCHR | 0o600, number)?;
+            let number = rustix::fs::makedev(major, minor);
+            self.device(Path::new(path), FileType::CharacterDevice, 0o600, number)?;
         }
         // The kernel assigns the device number when the module is loaded.
         if let (true, Ok(found)) = (kvm, fs::metadata("/dev/kvm")) {
-            self.device(Path::new("/dev/kvm"), libc::S_IFCHR | 0o600, found.rdev())?;
+            let kind = FileType::CharacterDevice;
+            self.device(Path::new("/dev/kvm"), kind, 0o600, found.rdev())?;
         }
         Ok(())
     }
 
     fn add_own(&mut self, what: &Confine<'_>) -> io::Result<()> {
         self.add_devices(what.kvm)?;
-        let alone = LOCKED_DOWN | libc::MS_NOEXEC;
+        let alone = LOCKED_DOWN | MountFlags::NOEXEC;
         let (proc, sys) = (Path::new("/proc"), Path::new(BUILD));
         self.fresh(("proc", "proc"), proc, alone, "hidepid=2")?;
-        self.fresh(("sysfs", "sysfs"), sys, alone | libc::MS_RDONLY, "")?;
+        self.fresh(("sysfs", "sysfs"), sys, alone | MountFlags::RDONLY, "")?;
         for reach in what.reach {
             self.show(reach)?;
         }
-        self.bind(what.home, libc::MS_NOEXEC, Below::Nothing)
+        self.bind(what.home, MountFlags::NOEXEC, Below::Nothing)
     }
 
     /// Makes later paths relative to this directory.
@@ -209,7 +216,7 @@ impl Cell {
                 true => named.real(),
                 false => reach.path,
             };
-            return self.show_named(named, path, reach, libc::MS_RDONLY);
+            return self.show_named(named, path, reach, MountFlags::RDONLY);
         }
         // A path in a system directory is visible already, unless it is a link to a target outside: then the target is mounted at its
         // own path.
@@ -221,24 +228,24 @@ impl Cell {
                     path: &real,
                     ..*reach
                 };
-                self.show_at(&reach, libc::MS_RDONLY)
+                self.show_at(&reach, MountFlags::RDONLY)
             }
-            (false, _, _) => self.show_at(reach, libc::MS_RDONLY),
+            (false, _, _) => self.show_at(reach, MountFlags::RDONLY),
         }
     }
 
     /// Mounts a file at its own path. `read`: the mount flags of a file that is not writable.
-    pub(super) fn show_at(&mut self, reach: &Reach<'_>, read: libc::c_ulong) -> io::Result<()> {
+    pub(super) fn show_at(&mut self, reach: &Reach<'_>, read: MountFlags) -> io::Result<()> {
         if let Some(named) = reach.named {
             return self.show_named(named, reach.path, reach, read);
         }
         let found = fs::metadata(reach.path)?;
         if found.file_type().is_block_device() {
             let mode = if reach.writable { 0o600 } else { 0o400 };
-            return self.device(reach.path, libc::S_IFBLK | mode, found.rdev());
+            return self.device(reach.path, FileType::BlockDevice, mode, found.rdev());
         }
         let flags = match reach.writable {
-            true => libc::MS_NOEXEC,
+            true => MountFlags::NOEXEC,
             false => read,
         };
         self.bind(reach.path, flags, Below::Nothing)
@@ -250,33 +257,29 @@ impl Cell {
         named: &Named,
         path: &Path,
         reach: &Reach<'_>,
-        read: libc::c_ulong,
+        read: MountFlags,
     ) -> io::Result<()> {
         if let Some(number) = named.device() {
             let mode = if reach.writable { 0o600 } else { 0o400 };
-            return self.device(path, libc::S_IFBLK | mode, number);
+            return self.device(path, FileType::BlockDevice, mode, number);
         }
         let flags = match reach.writable {
-            true => libc::MS_NOEXEC,
+            true => MountFlags::NOEXEC,
             false => read,
         };
         let mount = detached(named.as_fd(), attributes_of(flags | LOCKED_DOWN), reach.map)?;
         let to = self.target_path(path)?;
-        self.steps.push(Step::File(to.clone(), 0o644));
+        self.steps
+            .push(Step::File(to.clone(), Mode::from_raw_mode(0o644)));
         self.steps.push(Step::Attach { mount, to });
         Ok(())
     }
 
-    pub(super) fn bind(
-        &mut self,
-        path: &Path,
-        flags: libc::c_ulong,
-        below: Below,
-    ) -> io::Result<()> {
+    pub(super) fn bind(&mut self, path: &Path, flags: MountFlags, below: Below) -> io::Result<()> {
         let to = self.target_path(path)?;
         self.steps.push(match path.is_dir() {
             true => Step::Dir(to.clone()),
-            false => Step::File(to.clone(), 0o644),
+            false => Step::File(to.clone(), Mode::from_raw_mode(0o644)),
         });
         self.steps.push(Step::Bind {
             from: c_string(path)?,
@@ -287,9 +290,14 @@ impl Cell {
         Ok(())
     }
 
-    fn device(&mut self, path: &Path, kind: libc::mode_t, number: u64) -> io::Result<()> {
+    fn device(&mut self, path: &Path, kind: FileType, mode: u32, number: Dev) -> io::Result<()> {
         let path = self.target_path(path)?;
-        self.steps.push(Step::Device { path, kind, number });
+        self.steps.push(Step::Device {
+            path,
+            kind,
+            mode: Mode::from_raw_mode(mode),
+            number,
+        });
         Ok(())
     }
 
@@ -298,7 +306,7 @@ impl Cell {
         &mut self,
         (kind, source): (&str, &str),
         path: &Path,
-        flags: libc::c_ulong,
+        flags: MountFlags,
         options: &str,
     ) -> io::Result<()> {
         let to = self.target_path(path)?;
@@ -332,119 +340,93 @@ impl Cell {
         c_string(&at)
     }
 
-    /// Confines the calling process. On an error the child must exit.
-    ///
-    /// # Safety
-    /// Makes only system calls; must be called between fork and exec.
-    pub(super) unsafe fn enter(&self) -> io::Result<()> {
-        // SAFETY: the caller upholds the contract of this function.
-        unsafe {
-            log_failure(c"join the control group", self.join())?;
-            log_failure(c"build a file system", self.build())?;
-            log_failure(c"enter the file system", self.pivot())?;
-            log_failure(c"set the limits", limit())?;
-            match self.end {
-                End::User => log_failure(c"become the user", self.become_user()),
-                End::Jailer => log_failure(c"drop capabilities", keep_what_a_jailer_needs()),
-            }?;
-            log_failure(c"forbid ioctls of the TAP", controls::forbid())
+    /// Confines the calling process, between fork and exec: it makes only system calls. On an error the child must exit.
+    pub(super) fn enter(&self) -> io::Result<()> {
+        log_failure(c"join the control group", self.join())?;
+        log_failure(c"build a file system", self.build())?;
+        log_failure(c"enter the file system", self.pivot())?;
+        log_failure(c"set the limits", limit())?;
+        match self.end {
+            End::User => log_failure(c"become the user", self.become_user()),
+            End::Jailer => log_failure(c"drop capabilities", keep_what_a_jailer_needs()),
+        }?;
+        log_failure(c"forbid ioctls of the TAP", controls::forbid())
+    }
+
+    fn join(&self) -> io::Result<()> {
+        match &self.cgroup {
+            // "0" is the writing process (cgroup-v2.rst).
+            Some(procs) => write_at_once(procs, b"0"),
+            None => Ok(()),
         }
     }
 
-    unsafe fn join(&self) -> io::Result<()> {
-        let Some(procs) = self.cgroup else {
-            return Ok(());
-        };
-        // SAFETY: the descriptor is open, the text is static. "0" is the writing process (cgroup-v2.rst).
-        match unsafe { libc::write(procs, c"0".as_ptr().cast(), 1) } {
-            1 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
+    fn build(&self) -> io::Result<()> {
+        unshare(UnshareFlags::NEWNS)?;
+        let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
+        rustix::mount::mount_change(c"/", private)?;
+        rustix::mount::mount(
+            self.labels.as_c_str(),
+            c"/sys",
+            c"tmpfs",
+            MountFlags::NOSUID | MountFlags::NOEXEC,
+            c"mode=0755,size=1m",
+        )?;
+        umask(Mode::empty());
+        for step in &self.steps {
+            step.take(self.user)?;
         }
-    }
-
-    unsafe fn build(&self) -> io::Result<()> {
-        let build = c"/sys".as_ptr();
-        // SAFETY: plain system calls; every pointer is to a C string of `self` or to a static one.
-        unsafe {
-            check(libc::unshare(libc::CLONE_NEWNS))?;
-            mount(None, c"/", None, libc::MS_REC | libc::MS_PRIVATE, None)?;
-            let options = c"mode=0755,size=1m";
-            check(libc::mount(
-                self.labels.as_ptr(),
-                build,
-                c"tmpfs".as_ptr(),
-                libc::MS_NOSUID | libc::MS_NOEXEC,
-                options.as_ptr().cast(),
-            ))?;
-            libc::umask(0);
-            for step in &self.steps {
-                step.take(self.user)?;
-            }
-            libc::umask(0o077);
-        }
+        umask(Mode::RWXG | Mode::RWXO);
         Ok(())
     }
 
     /// Stacks the old root on the new one and unmounts it (pivot_root(2), "pivot_root(".", ".")").
-    unsafe fn pivot(&self) -> io::Result<()> {
-        // SAFETY: plain system calls; every pointer is to a static C string.
-        unsafe {
-            check(libc::chdir(c"/sys".as_ptr()))?;
-            let dot = c".".as_ptr();
-            match libc::syscall(libc::SYS_pivot_root, dot, dot) {
-                0 => {}
-                _ => return Err(io::Error::last_os_error()),
-            }
-            check(libc::umount2(dot, libc::MNT_DETACH))?;
-            let flags = libc::MS_REMOUNT
-                | libc::MS_BIND
-                | libc::MS_RDONLY
-                | libc::MS_NOSUID
-                | libc::MS_NOEXEC;
-            mount(None, c"/", None, flags, None)?;
-            check(libc::chdir(self.home.as_ptr()))
-        }
+    fn pivot(&self) -> io::Result<()> {
+        rustix::process::chdir(c"/sys")?;
+        rustix::process::pivot_root(c".", c".")?;
+        rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
+        let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NOEXEC;
+        rustix::mount::mount_remount(c"/", flags, c"")?;
+        Ok(rustix::process::chdir(self.home.as_c_str())?)
     }
 
-    unsafe fn become_user(&self) -> io::Result<()> {
-        let user = libc::c_long::from(self.user);
-        // SAFETY: plain system calls. They are raw because those of libc signal all threads, and this process has no others.
-        unsafe {
-            drop_bounding(0)?;
-            let none = std::ptr::null::<libc::gid_t>();
-            check_long(libc::syscall(libc::SYS_setgroups, 0_usize, none))?;
-            check_long(libc::syscall(libc::SYS_setresgid, user, user, user))?;
-            check_long(libc::syscall(libc::SYS_setresuid, user, user, user))?;
-            // Leaving root empties all sets but the inheritable one (capabilities(7)).
-            let header = [0x2008_0522_u32, 0];
-            let sets = [0_u32; 6];
-            check_long(libc::syscall(
-                libc::SYS_capset,
-                header.as_ptr(),
-                sets.as_ptr(),
-            ))?;
-            check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
-            filter::install(&self.filter)
-        }
+    /// Changes the user of the calling thread only, as setuid(2) of the kernel does; libc would signal all threads, and this process, the
+    /// child of a fork, has no others.
+    fn become_user(&self) -> io::Result<()> {
+        let (user, group) = (Uid::from_raw(self.user), Gid::from_raw(self.user));
+        drop_bounding(CapabilitySet::empty())?;
+        rustix::thread::set_thread_groups(&[])?;
+        rustix::thread::set_thread_res_gid(group, group, group)?;
+        rustix::thread::set_thread_res_uid(user, user, user)?;
+        // Leaving root empties all sets but the inheritable one (capabilities(7)).
+        keep_capabilities(CapabilitySet::empty())?;
+        rustix::thread::set_no_new_privs(true)?;
+        install_seccomp_filter(&self.filter)
     }
 }
 
 /// Drops all capabilities but this set from the bounding set.
-///
-/// # Safety
-/// Makes only system calls; must be called between fork and exec.
-pub(super) unsafe fn drop_bounding(kept: u64) -> io::Result<()> {
-    for capability in (0..64).filter(|capability| kept & 1 << capability == 0) {
-        // SAFETY: a plain system call.
-        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
-            match io::Error::last_os_error() {
-                // This kernel has no capability with this number or a higher one.
-                error if error.raw_os_error() == Some(libc::EINVAL) => break,
-                error => return Err(error),
-            }
+pub(super) fn drop_bounding(kept: CapabilitySet) -> io::Result<()> {
+    let all = (0..u64::BITS).map(|number| CapabilitySet::from_bits_retain(1 << number));
+    for capability in all.filter(|capability| !kept.contains(*capability)) {
+        match rustix::thread::remove_capability_from_bounding_set(capability) {
+            Ok(()) => {}
+            // This kernel has no capability with this number or a higher one.
+            Err(Errno::INVAL) => break,
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(())
+}
+
+/// Empties the capability sets of the calling thread but for these in its effective and permitted set.
+pub(super) fn keep_capabilities(kept: CapabilitySet) -> io::Result<()> {
+    let sets = CapabilitySets {
+        effective: kept,
+        permitted: kept,
+        inheritable: CapabilitySet::empty(),
+    };
+    Ok(rustix::thread::set_capabilities(None, sets)?)
 }
 
 /// Whether a path is below one of the system directories.
@@ -452,28 +434,40 @@ pub(super) fn is_system(path: &Path) -> bool {
     SYSTEM.iter().any(|system| path.starts_with(system))
 }
 
-unsafe fn limit() -> io::Result<()> {
+fn limit() -> io::Result<()> {
     for (what, limit) in [
-        (libc::RLIMIT_NOFILE, OPEN_FILES),
-        (libc::RLIMIT_NPROC, THREADS),
-        (libc::RLIMIT_MEMLOCK, LOCKED),
+        (Resource::Nofile, OPEN_FILES),
+        (Resource::Nproc, THREADS),
+        (Resource::Memlock, LOCKED),
     ] {
-        let limit = libc::rlimit {
-            rlim_cur: limit,
-            rlim_max: limit,
-        };
-        // SAFETY: the pointer is to a local.
-        check(unsafe { libc::setrlimit(what, &raw const limit) })?;
+        set_limit(what, limit)?;
     }
     Ok(())
 }
 
+/// Sets the soft and the hard limit of the calling process.
+pub(super) fn set_limit(what: Resource, limit: u64) -> io::Result<()> {
+    let both = Rlimit {
+        current: Some(limit),
+        maximum: Some(limit),
+    };
+    Ok(rustix::process::setrlimit(what, both)?)
+}
+
+/// Writes the bytes with one system call. EIO: the kernel accepted only a part of them.
+pub(super) fn write_at_once(to: impl AsFd, bytes: &[u8]) -> io::Result<()> {
+    match rustix::io::write(to, bytes)? {
+        written if written == bytes.len() => Ok(()),
+        _ => Err(Errno::IO.into()),
+    }
+}
+
 /// Writes the failed step to the log: the parent receives only the errno.
-unsafe fn log_failure(doing: &CStr, done: io::Result<()>) -> io::Result<()> {
+fn log_failure(doing: &CStr, done: io::Result<()>) -> io::Result<()> {
     if done.is_err() {
         for text in [c"confinement: cannot ", doing, c"\n"] {
-            // SAFETY: the pointer and the length are of a C string.
-            unsafe { libc::write(2, text.as_ptr().cast(), text.count_bytes()) };
+            // The handle itself takes no lock.
+            let _ = rustix::io::write(io::stderr(), text.to_bytes());
         }
     }
     done

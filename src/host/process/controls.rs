@@ -12,7 +12,7 @@
 
 use std::io;
 
-use super::spawn::check;
+use crate::host::syscall::install_seccomp_filter;
 
 /// `linux/sockios.h`, `linux/if_tun.h`: the MAC, persistence, the owner, the group, the link type.
 const FORBIDDEN: [u32; 5] = [
@@ -80,24 +80,8 @@ const fn filter() -> [libc::sock_filter; LENGTH] {
     all
 }
 
-/// Installs the filter for this process and every program that it executes.
-///
-/// # Safety
-/// Makes only system calls; must be called between fork and exec, after `PR_SET_NO_NEW_PRIVS`.
-pub(super) unsafe fn forbid() -> io::Result<()> {
+/// Installs the filter for this process and every program that it executes. Must be called after no_new_privs is set.
+pub(super) fn forbid() -> io::Result<()> {
     static FILTER: [libc::sock_filter; LENGTH] = filter();
-    let program = libc::sock_fprog {
-        len: LENGTH as libc::c_ushort,
-        filter: FILTER.as_ptr().cast_mut(),
-    };
-    // SAFETY: the kernel reads the program, which lives through the call, and writes nothing.
-    check(unsafe {
-        libc::prctl(
-            libc::PR_SET_SECCOMP,
-            libc::SECCOMP_MODE_FILTER,
-            &raw const program,
-            0,
-            0,
-        )
-    })
+    install_seccomp_filter(&FILTER)
 }

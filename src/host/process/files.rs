@@ -8,38 +8,36 @@
 use std::io;
 use std::sync::OnceLock;
 
-static ORIGINAL: OnceLock<libc::rlimit> = OnceLock::new();
+use rustix::process::{Pid, Resource, Rlimit};
+
+static ORIGINAL: OnceLock<Rlimit> = OnceLock::new();
 
 /// Raises the daemon's soft limit to the hard limit, and returns it.
 ///
 /// # Errors
 /// The kernel's; the limit is unchanged then.
 pub fn raise_file_limit() -> io::Result<u64> {
-    let before = get()?;
-    let original = *ORIGINAL.get_or_init(|| before);
-    let raised = libc::rlimit {
-        rlim_cur: original.rlim_max,
-        rlim_max: original.rlim_max,
+    let original = *ORIGINAL.get_or_init(get);
+    let raised = Rlimit {
+        current: original.maximum,
+        maximum: original.maximum,
     };
-    // SAFETY: a plain system call; the struct outlives it.
-    match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } {
-        0 => Ok(raised.rlim_cur),
-        _ => Err(io::Error::last_os_error()),
-    }
+    rustix::process::setrlimit(Resource::Nofile, raised)?;
+    Ok(number(raised.current))
 }
 
 /// The current soft limit.
-pub fn file_limit() -> io::Result<u64> {
-    get().map(|limit| limit.rlim_cur)
+pub fn file_limit() -> u64 {
+    number(get().current)
 }
 
 /// The limit for children: the soft and hard limit that the daemon was started with. `None`: the limit was not raised.
 pub fn original_file_limit() -> Option<(u64, u64)> {
-    ORIGINAL.get().map(|limit| (limit.rlim_cur, limit.rlim_max))
+    original().map(|limit| (number(limit.current), number(limit.maximum)))
 }
 
 /// The same as [`original_file_limit`], as an argument of setrlimit(2).
-pub(super) fn original() -> Option<libc::rlimit> {
+pub(super) fn original() -> Option<Rlimit> {
     ORIGINAL.get().copied()
 }
 
@@ -49,29 +47,18 @@ pub(super) fn original() -> Option<libc::rlimit> {
 /// That requires code between fork and exec: the standard library then uses fork(2), which copies the page tables, instead of
 /// posix_spawn(3). No program reads its limit in its first microseconds.
 pub(super) fn restore_in(pid: u32) {
-    let (Some(original), Ok(pid)) = (original(), libc::pid_t::try_from(pid)) else {
-        return;
-    };
-    // SAFETY: a plain system call on a child that is not reaped yet; the struct outlives it. An error of a child that has already ended
-    // is ignored.
-    unsafe {
-        libc::prlimit(
-            pid,
-            libc::RLIMIT_NOFILE,
-            &raw const original,
-            std::ptr::null_mut(),
-        );
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    if let (Some(original), Some(pid)) = (original(), pid) {
+        // An error of a child that has already ended is ignored. It is not reaped yet, so its PID is not reused.
+        let _ = rustix::process::prlimit(Some(pid), Resource::Nofile, original);
     }
 }
 
-fn get() -> io::Result<libc::rlimit> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: a plain system call; the struct outlives it.
-    match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } {
-        0 => Ok(limit),
-        _ => Err(io::Error::last_os_error()),
-    }
+fn get() -> Rlimit {
+    rustix::process::getrlimit(Resource::Nofile)
+}
+
+/// `None` is RLIM_INFINITY.
+fn number(limit: Option<u64>) -> u64 {
+    limit.unwrap_or(u64::MAX)
 }

@@ -6,8 +6,6 @@
 //! attributes, including ACLs. Only the disk's owner on the host should do that, and no VMM needs it. All system calls of other
 //! architectures (int 0x80) and of x32 are denied: their numbers differ.
 
-use std::io;
-
 /// `include/uapi/linux/audit.h`: the ELF machine number, 64 bits, little-endian.
 #[cfg(target_arch = "x86_64")]
 const ARCHITECTURE: u32 = 62 | 0x8000_0000 | 0x4000_0000;
@@ -71,26 +69,4 @@ pub(super) fn program() -> Vec<libc::sock_filter> {
         libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
     ));
     steps
-}
-
-/// Installs the filter permanently for this process and everything that it starts.
-///
-/// # Safety
-/// Makes only a system call; must be called between fork and exec, after no_new_privs is set.
-pub(super) unsafe fn install(program: &[libc::sock_filter]) -> io::Result<()> {
-    let program = libc::sock_fprog {
-        len: program.len() as u16,
-        filter: program.as_ptr().cast_mut(),
-    };
-    // SAFETY: the pointer is to a local that points to the caller's instructions; the kernel copies them.
-    let done = unsafe {
-        libc::prctl(
-            libc::PR_SET_SECCOMP,
-            libc::SECCOMP_MODE_FILTER,
-            &raw const program,
-            0,
-            0,
-        )
-    };
-    super::spawn::check(done)
 }

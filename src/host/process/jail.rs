@@ -19,9 +19,11 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use super::bind::check_long;
-use super::confine::{Cell, Confine, LOCKED_DOWN, Reach, drop_bounding};
-use super::spawn::check;
+use rustix::fs::Mode;
+use rustix::mount::MountFlags;
+use rustix::thread::CapabilitySet;
+
+use super::confine::{Cell, Confine, LOCKED_DOWN, Reach, drop_bounding, keep_capabilities};
 use super::step::{Below, Step, c_string};
 use crate::host::named::Named;
 
@@ -45,9 +47,14 @@ const JAIL_OPTIONS: &str = "mode=0755,size=1m,nr_inodes=8k";
 /// The directory of the program's copy: the only executable file of a jail is in it.
 const COPY: &str = "/copy";
 
-/// `include/uapi/linux/capability.h`: CHOWN, DAC_OVERRIDE (the jailer creates devices in the jail, which belongs to the user by then),
-/// SETGID, SETUID, SYS_ADMIN (unshare, mount, pivot_root), MKNOD.
-const NEEDED: [u32; 6] = [0, 1, 6, 7, 21, 27];
+/// The jailer creates devices in the jail, which belongs to the user by then (MKNOD, DAC_OVERRIDE, CHOWN), calls unshare(2), mount(2) and
+/// pivot_root(2) (SYS_ADMIN), and becomes the user.
+const NEEDED: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SYS_ADMIN)
+    .union(CapabilitySet::MKNOD);
 
 impl Cell {
     /// Adds the jail and the files that the jailer needs. `labels` identifies the process.
@@ -66,7 +73,7 @@ impl Cell {
             })?;
         }
         let copy = self.add_program_copy(jail)?;
-        let quiet = libc::MS_NOSUID | libc::MS_NOEXEC;
+        let quiet = MountFlags::NOSUID | MountFlags::NOEXEC;
         self.fresh(("tmpfs", labels), jail.root, quiet, JAIL_OPTIONS)?;
         self.go_below(jail.root);
         let to = self.target_path(jail.home)?;
@@ -74,16 +81,17 @@ impl Cell {
         self.steps.push(Step::Bind {
             from: c_string(what.home)?,
             to,
-            flags: LOCKED_DOWN | libc::MS_NOEXEC,
+            flags: LOCKED_DOWN | MountFlags::NOEXEC,
             below: Below::Nothing,
         });
         for reach in what.reach {
-            self.show_at(reach, libc::MS_RDONLY | libc::MS_NOEXEC)?;
+            self.show_at(reach, MountFlags::RDONLY | MountFlags::NOEXEC)?;
         }
         // Last: the jailer writes to this file, even if another one is mounted at the same path.
         let name = Path::new("/").join(jail.program.real().file_name().unwrap_or_default());
         let to = self.target_path(&name)?;
-        self.steps.push(Step::File(to.clone(), 0o600));
+        self.steps
+            .push(Step::File(to.clone(), Mode::from_raw_mode(0o600)));
         self.steps.push(Step::Bind {
             from: copy,
             to,
@@ -101,30 +109,16 @@ impl Cell {
         let options = format!("mode=0700,size={},nr_inodes=4", bytes + (64 << 10));
         self.fresh(("tmpfs", "slice"), Path::new(COPY), LOCKED_DOWN, &options)?;
         let copy = self.target_path(&Path::new(COPY).join("program"))?;
-        self.steps.push(Step::File(copy.clone(), 0o755));
+        self.steps
+            .push(Step::File(copy.clone(), Mode::from_raw_mode(0o755)));
         Ok(copy)
     }
 }
 
-/// Reduces the capabilities to those that the jailer needs, permanently.
-///
-/// # Safety
-/// Makes only system calls; must be called between fork and exec.
-pub(super) unsafe fn keep_what_a_jailer_needs() -> io::Result<()> {
-    let needed = NEEDED.iter().fold(0_u32, |all, one| all | 1 << one);
-    // SAFETY: plain system calls on memory of this function.
-    unsafe {
-        drop_bounding(u64::from(needed))?;
-        let none = std::ptr::null::<libc::gid_t>();
-        check_long(libc::syscall(libc::SYS_setgroups, 0_usize, none))?;
-        // Effective, permitted, inheritable: the lower 32 bits, then the upper 32 (capset(2)).
-        let header = [0x2008_0522_u32, 0];
-        let sets = [needed, needed, 0, 0, 0, 0];
-        check_long(libc::syscall(
-            libc::SYS_capset,
-            header.as_ptr(),
-            sets.as_ptr(),
-        ))?;
-        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-    }
+/// Reduces the capabilities to those that the jailer needs, permanently. Makes only system calls.
+pub(super) fn keep_what_a_jailer_needs() -> io::Result<()> {
+    drop_bounding(NEEDED)?;
+    rustix::thread::set_thread_groups(&[])?;
+    keep_capabilities(NEEDED)?;
+    Ok(rustix::thread::set_no_new_privs(true)?)
 }

@@ -7,6 +7,7 @@
 
 mod bind;
 mod census;
+mod child;
 mod confine;
 mod controls;
 mod elf;
@@ -26,12 +27,12 @@ mod user;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 pub use census::{Found, TapSlot, argv, env_var, find, shares_netns, tap_slot};
 pub use confine::{Confine, Reach};
@@ -48,7 +49,7 @@ pub use run::{Ended, Outcome, run, run_until};
 pub use spawn::{Spawn, spawn};
 pub use user::{kill_user, user_lives};
 
-use super::Error;
+use super::{Error, async_fd};
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,7 +115,7 @@ pub enum StopSignal {
 #[derive(Debug)]
 pub struct Process {
     identity: Identity,
-    pidfd: OwnedFd,
+    pidfd: Arc<OwnedFd>,
 }
 
 /// Opens the process if it still runs. A zombie has ended; if it is a child of the daemon, its exit status is read but it is not reaped.
@@ -139,7 +140,7 @@ pub fn open(identity: &Identity) -> Result<ProcessState, Error> {
         Some(stat) if stat.start == identity.start && !(stat.is_dead() && has_ended(&pidfd)) => {
             Ok(ProcessState::Alive(Process {
                 identity: identity.clone(),
-                pidfd,
+                pidfd: Arc::new(pidfd),
             }))
         }
         Some(stat) if stat.start == identity.start => {
@@ -212,9 +213,7 @@ impl Process {
     /// One waiter at a time: a second one opens the process itself with [`open`].
     pub async fn ended(&self) -> Result<(), Error> {
         let wait = async || -> io::Result<()> {
-            // SAFETY: the borrowed descriptor stays open as long as `self` exists.
-            let watched =
-                unsafe { AsyncFd::register_with_interest(self.pidfd.as_fd(), Interest::READABLE) }?;
+            let watched = async_fd::register(Arc::clone(&self.pidfd), Interest::READABLE)?;
             // A pidfd stays readable once it is readable (pidfd_open(2)).
             watched.readable().await?.retain_ready();
             Ok(())

@@ -13,14 +13,14 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use super::spawn::check;
+use rustix::fs::CWD;
+use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::process::{Pid, WaitOptions};
+use rustix::thread::UnshareFlags;
 
-/// `include/uapi/linux/mount.h`; the libc crate uses another name on some targets.
-const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 0x4;
-const OPEN_TREE_CLONE: libc::c_uint = 1;
-const OPEN_TREE_CLOEXEC: libc::c_uint = libc::O_CLOEXEC as libc::c_uint;
+use crate::host::syscall;
 
 /// An ID mapping of one owner to one user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,48 +31,34 @@ pub struct IdMap {
     pub shown_as: u32,
 }
 
-/// Creates a detached mount of an open file, with `MOUNT_ATTR_*` attributes.
+/// Creates a detached mount of an open file, with these attributes.
 pub(super) fn detached(
     file: BorrowedFd<'_>,
-    attributes: u64,
+    attributes: MountAttrFlags,
     map: Option<IdMap>,
 ) -> io::Result<OwnedFd> {
-    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as libc::c_uint;
-    // SAFETY: the path is a C string, the descriptor is open.
-    let fd = unsafe { libc::syscall(libc::SYS_open_tree, file.as_raw_fd(), c"".as_ptr(), flags) };
-    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
-    check(fd)?;
-    // SAFETY: the descriptor was just created and has no other owner.
-    let mount = unsafe { OwnedFd::from_raw_fd(fd) };
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let mount = rustix::mount::open_tree(file, c"", flags)?;
     let namespace = map.map(user_namespace).transpose()?;
-    // SAFETY: plain old data, for which all zeroes is a valid value.
-    let mut set = unsafe { std::mem::zeroed::<libc::mount_attr>() };
-    set.attr_set = attributes;
-    set.propagation = libc::MS_PRIVATE;
-    if let Some(namespace) = &namespace {
-        set.attr_set |= libc::MOUNT_ATTR_IDMAP;
-        set.userns_fd = namespace.as_raw_fd() as u64;
-    }
-    // SAFETY: the descriptor is open, the path is a C string, the struct is a local and its length is passed.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const set,
-            size_of::<libc::mount_attr>(),
-        )
+    let mapped = match namespace {
+        Some(_) => MountAttrFlags::MOUNT_ATTR_IDMAP,
+        None => MountAttrFlags::empty(),
     };
-    match done {
-        0 => Ok(mount),
-        _ => Err(io::Error::last_os_error()),
-    }
+    let change = libc::mount_attr {
+        attr_set: (attributes | mapped).bits().into(),
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: namespace.as_ref().map_or(0, AsRawFd::as_raw_fd) as u64,
+    };
+    syscall::mount_setattr(mount.as_fd(), c"", libc::AT_EMPTY_PATH, &change)?;
+    Ok(mount)
 }
 
 /// Whether an ID-mapped mount of the file can be created. `false`: the kernel or the file system does not support it.
 pub fn can_be_mapped(file: BorrowedFd<'_>, map: IdMap) -> io::Result<bool> {
-    match detached(file, 0, Some(map)) {
+    match detached(file, MountAttrFlags::empty(), Some(map)) {
         Ok(_) => Ok(true),
         Err(error) => match error.raw_os_error() {
             Some(libc::EINVAL | libc::ENOSYS | libc::EPERM | libc::EOPNOTSUPP) => Ok(false),
@@ -81,26 +67,10 @@ pub fn can_be_mapped(file: BorrowedFd<'_>, map: IdMap) -> io::Result<bool> {
     }
 }
 
-/// Attaches a detached mount at a path.
-///
-/// # Safety
-/// Makes only a system call; must be called between fork and exec.
-pub(super) unsafe fn attach(mount: RawFd, to: &CStr) -> io::Result<()> {
-    // SAFETY: both paths are C strings, the descriptor is open.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_move_mount,
-            mount,
-            c"".as_ptr(),
-            libc::AT_FDCWD,
-            to.as_ptr(),
-            MOVE_MOUNT_F_EMPTY_PATH,
-        )
-    };
-    match done {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+/// Attaches a detached mount at a path. Makes only a system call.
+pub(super) fn attach(mount: &OwnedFd, to: &CStr) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(rustix::mount::move_mount(mount, c"", CWD, to, flags)?)
 }
 
 /// Creates a user namespace with this mapping. A child creates it and waits until the parent has opened it: a namespace can only be opened
@@ -108,23 +78,20 @@ pub(super) unsafe fn attach(mount: RawFd, to: &CStr) -> io::Result<()> {
 fn user_namespace(map: IdMap) -> io::Result<OwnedFd> {
     let (mut ready, its_ready) = io::pipe()?;
     let (its_go, mut go) = io::pipe()?;
-    let (its_ready_fd, its_go_fd) = (its_ready.as_raw_fd(), its_go.as_raw_fd());
-    let (ours, our_go) = (ready.as_raw_fd(), go.as_raw_fd());
-    // SAFETY: the child makes only system calls, on memory and descriptors from before the fork.
-    let pid = unsafe {
-        let pid = libc::fork();
-        if pid == 0 {
-            // Otherwise the child would wait for its own descriptor of the pipe.
-            libc::close(ours);
-            libc::close(our_go);
-            let mut byte = [u8::from(libc::unshare(libc::CLONE_NEWUSER) != 0)];
-            libc::write(its_ready_fd, byte.as_ptr().cast(), 1);
-            libc::read(its_go_fd, byte.as_mut_ptr().cast(), 1);
-            libc::_exit(0);
-        }
-        check(pid)?;
-        pid
-    };
+    // SAFETY: until it exits, the child makes only system calls, on memory and descriptors from before the fork. rustix has fork(2) only in
+    // its hidden module `runtime`.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // Otherwise the child would wait for its own descriptor of the pipe.
+        drop((ready, go));
+        let mut byte = [u8::from(syscall::unshare(UnshareFlags::NEWUSER).is_err())];
+        let _ = rustix::io::write(&its_ready, &byte);
+        let _ = rustix::io::read(&its_go, &mut byte);
+        syscall::exit(0);
+    }
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
     drop((its_ready, its_go));
     let made = (|| {
         let mut failed = [1];
@@ -147,37 +114,8 @@ fn user_namespace(map: IdMap) -> io::Result<OwnedFd> {
     // The child ends when it reads this, or when the pipe is closed.
     let _ = go.write_all(&[0]);
     drop(go);
-    let mut status = 0;
-    // SAFETY: the pointer is to a local; no other code waits for this child.
-    while unsafe { libc::waitpid(pid, &raw mut status, 0) } < 0
-        && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
-    {}
+    // No other code waits for this child.
+    let wait = || rustix::process::waitpid(Pid::from_raw(pid), WaitOptions::empty());
+    let _ = rustix::io::retry_on_intr(wait);
     made
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::fd::AsFd;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
-
-    use super::*;
-
-    #[test]
-    fn the_owner_differs_in_a_mapped_mount_but_not_on_disk() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("disk");
-        std::fs::write(&path, "x").unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
-        let file = File::open(&path).unwrap();
-        let before = file.metadata().unwrap();
-        let map = IdMap {
-            owner: (before.uid(), before.gid()),
-            shown_as: 70_123,
-        };
-        let mount = detached(file.as_fd(), 0, Some(map)).unwrap();
-        let shown = std::fs::metadata(format!("/proc/self/fd/{}", mount.as_raw_fd())).unwrap();
-        assert_eq!((shown.uid(), shown.gid()), (70_123, 70_123));
-        let after = std::fs::metadata(&path).unwrap();
-        assert_eq!((after.uid(), after.gid()), map.owner);
-    }
 }

@@ -7,23 +7,23 @@
 //! processes and files. It writes to a pipe, of which a bounded part is read. When it has written the output, or at the deadline, the init
 //! process of its PID namespace is killed, and with it everything it has started.
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{MemfdFlags, Mode, SealFlags};
+use rustix::process::{Pid, Resource, Signal, WaitOptions, set_parent_process_death_signal};
+use rustix::thread::UnshareFlags;
 use tokio::process::Command;
 
-use super::bind::check_long;
-use super::confine::Cell;
+use super::child::{Setup, before_exec};
+use super::confine::{Cell, set_limit};
 use super::run::{Outcome, listen_to};
-use super::spawn::check;
 use crate::host::Error;
 use crate::host::named::Named;
+use crate::host::syscall::{close_on_exec_from, exit, unshare};
 
 /// User and group of the program: the ID before the first default ID of VMMs, unused on hosts for the same reasons
 /// (`crate::api::vmm_ids`).
@@ -72,9 +72,7 @@ pub async fn query(
             Some(bytes) => Stdio::from(in_memory(bytes).map_err(wrap)?),
             None => Stdio::null(),
         });
-    let host = CString::new("slice-query").map_err(|error| wrap(error.into()))?;
-    // SAFETY: between fork and exec only system calls are made, on descriptors and memory made before the fork.
-    unsafe { command.pre_exec(move || in_the_child(&cell, &host)) };
+    before_exec(&mut command, Setup::Query(QuerySetup { cell }));
     listen_to(Command::from(command), &shown, deadline, enough).await
 }
 
@@ -88,63 +86,59 @@ fn in_memory(bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// Only a child of the calling process is in the new PID namespace, so there are two processes: the first waits for the second and ends
-/// with it, and the second is killed when the first ends.
-fn in_the_child(cell: &Cell, host: &CString) -> io::Result<()> {
-    // SAFETY: plain system calls on memory from before the fork.
-    unsafe {
-        check(libc::unshare(
-            libc::CLONE_NEWPID | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS,
-        ))?;
-        let child = libc::fork();
-        check(child)?;
-        if child > 0 {
+/// The data that the child needs between fork and exec.
+pub(super) struct QuerySetup {
+    cell: Cell,
+}
+
+impl QuerySetup {
+    /// Only a child of the calling process is in the new PID namespace, so there are two processes: the first waits for the second and ends
+    /// with it, and the second is killed when the first ends. Makes only system calls.
+    pub(super) fn in_the_child(&self) -> io::Result<()> {
+        let namespaces = UnshareFlags::NEWPID
+            | UnshareFlags::NEWNET
+            | UnshareFlags::NEWIPC
+            | UnshareFlags::NEWUTS;
+        unshare(namespaces)?;
+        // SAFETY: like its parent, itself a child of the daemon before its exec, the child makes only system calls. rustix has fork(2) only
+        // in its hidden module `runtime`.
+        let child = unsafe { libc::fork() };
+        if child < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if let Some(child) = Pid::from_raw(child) {
             wait_for(child);
         }
-        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
-        check(libc::sethostname(host.as_ptr(), host.count_bytes()))?;
-        cell.enter()?;
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        rustix::system::sethostname(b"slice-query")?;
+        self.cell.enter()?;
         // The change of the user has reset it.
-        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+        set_parent_process_death_signal(Some(Signal::KILL))?;
         for (which, limit) in [
-            (libc::RLIMIT_AS, MEMORY),
-            (libc::RLIMIT_CPU, CPU),
-            (libc::RLIMIT_NPROC, THREADS),
-            (libc::RLIMIT_NOFILE, FILES),
-            (libc::RLIMIT_FSIZE, 1 << 20),
-            (libc::RLIMIT_CORE, 0),
+            (Resource::As, MEMORY),
+            (Resource::Cpu, CPU),
+            (Resource::Nproc, THREADS),
+            (Resource::Nofile, FILES),
+            (Resource::Fsize, 1 << 20),
+            (Resource::Core, 0),
         ] {
-            let limit = libc::rlimit {
-                rlim_cur: limit,
-                rlim_max: limit,
-            };
-            check(libc::setrlimit(which, &raw const limit))?;
+            set_limit(which, limit)?;
         }
-        libc::umask(0o077);
-        let closed = libc::syscall(
-            libc::SYS_close_range,
-            3,
-            u32::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        );
-        check_long(closed)
+        rustix::process::umask(Mode::RWXG | Mode::RWXO);
+        close_on_exec_from(3)
     }
 }
 
 /// Waits for the child and exits with its status. Closes all descriptors, so that the reader of the pipes does not wait for this process.
 /// When this process is killed, so is the child, which is the init of the PID namespace, and with it all processes in the namespace.
-unsafe fn wait_for(child: libc::pid_t) -> ! {
-    // SAFETY: plain system calls; the pointer is to a local.
-    unsafe {
-        libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        let mut status = 0;
-        while libc::waitpid(child, &raw mut status, 0) < 0
-            && *libc::__errno_location() == libc::EINTR
-        {}
-        libc::_exit(match libc::WIFEXITED(status) {
-            true => libc::WEXITSTATUS(status),
-            false => 1,
-        })
-    }
+fn wait_for(child: Pid) -> ! {
+    // SAFETY: close_range(2) takes three integers. This process uses no descriptor until it exits, and none of its values is dropped.
+    // rustix does not have close_range(2), because descriptors have owners.
+    unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0) };
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
+    let wait = || rustix::process::waitpid(Some(child), WaitOptions::empty());
+    exit(match rustix::io::retry_on_intr(wait) {
+        Ok(Some((_, status))) => status.exit_status().unwrap_or(1),
+        Ok(None) | Err(_) => 0,
+    })
 }

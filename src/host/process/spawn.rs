@@ -12,25 +12,30 @@
 //! file is truncated. The limit applies to every file that the process extends: a disk image must be created with its full size
 //! beforehand and must be included in `file_limit`.
 
-use std::ffi::CString;
+use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::Uid;
+use rustix::fs::{Mode, OFlags, Uid};
+use rustix::io::{Errno, FdFlags};
+use rustix::process::{Resource, Rlimit, Signal};
+use rustix::thread::LinkNameSpaceType;
 
 use super::census::{self, MOUNTS_VAR};
-use super::confine::{Cell, Confine};
+use super::child::{Setup, before_exec};
+use super::confine::{Cell, Confine, set_limit, write_at_once};
 use super::files;
 use super::identity::{self, Record};
 use super::{Identity, read_record};
 use crate::host::lock::{self, FileLock};
 use crate::host::named::Named;
-use crate::host::{Error, fs};
+use crate::host::syscall::{close_on_exec_from, ignore_and_block};
+use crate::host::{Error, fs, ifindex};
 
 /// A program to start and its environment.
 #[derive(Clone, Copy, Debug)]
@@ -82,24 +87,24 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
             ),
             None => None,
         };
-        let procs_fd = procs.as_ref().map(AsRawFd::as_raw_fd);
         let mounts = census::our_mounts().map_err(io::Error::other)?.to_string();
         let env = [&[(MOUNTS_VAR, mounts.as_str())], what.env].concat();
         let labels = census::labels(&env);
         let cell = match &what.confine {
             Some(confine) => {
                 rustix::fs::fchown(&log, Some(Uid::from_raw(confine.user)), None)?;
-                Some(Cell::prepare(confine, procs_fd, &labels)?)
+                Some(Cell::prepare(confine, procs, &labels)?)
             }
             None => None,
         };
-        let setup = ChildSetup {
-            netns: netns.as_raw_fd(),
-            record: record.as_raw_fd(),
-            link: CString::new(what.needs_link)?,
+        let copies = what.inherits.iter().map(BorrowedFd::try_clone_to_owned);
+        let setup = SpawnSetup {
+            netns,
+            record,
+            link: what.needs_link.to_owned(),
             file_limit: what.file_limit,
             files: files::original(),
-            inherits: what.inherits.iter().map(AsRawFd::as_raw_fd).collect(),
+            inherits: copies.collect::<io::Result<_>>()?,
             cell,
         };
         let file = what.program.map(|named| named.real().to_owned());
@@ -120,9 +125,7 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
                 Some(jail) => jail.errors.try_clone_to_owned()?.into(),
                 None => log,
             });
-        // SAFETY: between fork and exec only system calls are made, on descriptors and memory made before the fork:
-        // no allocation, no lock, no panic.
-        unsafe { command.pre_exec(move || setup.in_the_child()) };
+        before_exec(&mut command, Setup::Spawn(setup));
         command.spawn().map(drop)
     };
     start().map_err(|error| Error::io("start", &program, error))?;
@@ -146,140 +149,82 @@ fn file_of(program: &str) -> PathBuf {
 }
 
 /// The data that the child needs between fork and exec.
-struct ChildSetup {
-    netns: RawFd,
-    record: RawFd,
-    link: CString,
+pub(super) struct SpawnSetup {
+    netns: File,
+    record: FileLock,
+    link: String,
     file_limit: u64,
     /// Its limit on open descriptors. `None`: that of the daemon.
-    files: Option<libc::rlimit>,
-    inherits: Vec<RawFd>,
+    files: Option<Rlimit>,
+    /// Copies: the command would outlive the borrowed ones.
+    inherits: Vec<OwnedFd>,
     cell: Option<Cell>,
 }
 
-impl ChildSetup {
-    fn in_the_child(&self) -> io::Result<()> {
-        // SAFETY: plain system calls; every pointer is to memory of this function or of `self`.
-        unsafe {
-            check(libc::setsid())?;
-            // The daemon's allocator disables huge pages (`no_thp`) for the whole process. That persists across exec, and the memory of a
-            // guest should use them. On a kernel without huge pages the error is ignored.
-            libc::prctl(libc::PR_SET_THP_DISABLE, 0, 0, 0, 0);
-            check(libc::setns(self.netns, libc::CLONE_NEWNET))?;
-            // A VMM that runs as root would create a missing TAP, without address, rules or label.
-            if libc::if_nametoindex(self.link.as_ptr()) == 0 {
-                return Err(io::Error::from_raw_os_error(libc::ENODEV));
-            }
-            let limit = libc::rlimit {
-                rlim_cur: self.file_limit,
-                rlim_max: self.file_limit,
-            };
-            check(libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit))?;
-            let no_core = libc::rlimit {
-                rlim_cur: 0,
-                rlim_max: 0,
-            };
-            check(libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core))?;
-            if libc::signal(libc::SIGXFSZ, libc::SIG_IGN) == libc::SIG_ERR {
-                return Err(io::Error::last_os_error());
-            }
-            // Firecracker sets a handler for SIGXFSZ that ends the process. While the signal is blocked the handler does not run, and the
-            // write still fails.
-            let mut full = std::mem::zeroed::<libc::sigset_t>();
-            check(libc::sigemptyset(&raw mut full))?;
-            check(libc::sigaddset(&raw mut full, libc::SIGXFSZ))?;
-            check(libc::sigprocmask(
-                libc::SIG_BLOCK,
-                &raw const full,
-                std::ptr::null_mut(),
-            ))?;
-            if let Some(files) = self.files {
-                check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files))?;
-            }
-            libc::umask(0o077);
-            self.note_ourselves()?;
-            protect_no_more()?;
-            if let Some(cell) = &self.cell {
-                cell.enter()?;
-            }
-            // All descriptors but the standard three and the inherited ones are closed at exec.
-            check(libc::close_range(
-                3,
-                u32::MAX,
-                libc::CLOSE_RANGE_CLOEXEC as i32,
-            ))?;
-            for fd in &self.inherits {
-                check(libc::fcntl(*fd, libc::F_SETFD, 0))?;
-            }
-            go_first_no_more()
+impl SpawnSetup {
+    /// Makes only system calls.
+    pub(super) fn in_the_child(&self) -> io::Result<()> {
+        rustix::process::setsid()?;
+        // The daemon's allocator disables huge pages (`no_thp`) for the whole process. That persists across exec, and the memory of a
+        // guest should use them. On a kernel without huge pages the error is ignored.
+        let _ = rustix::thread::disable_transparent_huge_pages(false);
+        let network = Some(LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(self.netns.as_fd(), network)?;
+        // A VMM that runs as root would create a missing TAP, without address, rules or label.
+        ifindex::of(&self.link).map_err(|_| Errno::NODEV)?;
+        set_limit(Resource::Fsize, self.file_limit)?;
+        set_limit(Resource::Core, 0)?;
+        // Firecracker sets a handler for SIGXFSZ that ends the process. While the signal is blocked the handler does not run, and the
+        // write still fails.
+        ignore_and_block(Signal::XFSZ)?;
+        if let Some(files) = self.files {
+            rustix::process::setrlimit(Resource::Nofile, files)?;
         }
+        rustix::process::umask(Mode::RWXG | Mode::RWXO);
+        self.note_ourselves()?;
+        protect_no_more()?;
+        if let Some(cell) = &self.cell {
+            cell.enter()?;
+        }
+        // All descriptors but the standard three and the inherited ones are closed at exec.
+        close_on_exec_from(3)?;
+        for fd in &self.inherits {
+            rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
+        }
+        go_first_no_more()
     }
 
     /// Appends `/proc/self/stat` to the process record.
-    ///
-    /// # Safety
-    /// Makes only system calls; must be called between fork and exec.
-    unsafe fn note_ourselves(&self) -> io::Result<()> {
+    fn note_ourselves(&self) -> io::Result<()> {
         let mut stat = [0_u8; 1024];
-        // SAFETY: the path is a C string, the buffer is a local and its length is passed.
-        unsafe {
-            let fd = libc::open(
-                c"/proc/self/stat".as_ptr(),
-                libc::O_RDONLY | libc::O_CLOEXEC,
-            );
-            check(fd)?;
-            let length = libc::read(fd, stat.as_mut_ptr().cast(), stat.len());
-            libc::close(fd);
-            let Ok(length @ 1..) = usize::try_from(length) else {
-                return Err(io::Error::last_os_error());
-            };
-            match libc::write(self.record, stat.as_ptr().cast(), length) {
-                written if usize::try_from(written) == Ok(length) => Ok(()),
-                _ => Err(io::Error::from_raw_os_error(libc::EIO)),
-            }
+        let file = open(c"/proc/self/stat", OFlags::RDONLY)?;
+        match rustix::io::read(file, &mut stat)? {
+            0 => Err(Errno::IO.into()),
+            length => write_at_once(self.record.as_fd(), &stat[..length]),
         }
     }
 }
 
 /// Resets the OOM score adjustment. The daemon may have a lower one (`OOMScoreAdjust=`); the processes that it starts must not inherit it.
-///
-/// # Safety
-/// Makes only system calls; must be called between fork and exec.
-unsafe fn protect_no_more() -> io::Result<()> {
-    // SAFETY: path and text are C strings.
-    unsafe {
-        let path = c"/proc/self/oom_score_adj".as_ptr();
-        let fd = libc::open(path, libc::O_WRONLY | libc::O_CLOEXEC);
-        check(fd)?;
-        let written = libc::write(fd, c"0".as_ptr().cast(), 1);
-        libc::close(fd);
-        match written {
-            1 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
+fn protect_no_more() -> io::Result<()> {
+    let file = open(c"/proc/self/oom_score_adj", OFlags::WRONLY)?;
+    write_at_once(file, b"0")
 }
 
 /// Resets a negative nice value (`Nice=` of the daemon), which the start itself may use but the program must not inherit.
-///
-/// # Safety
-/// Makes only system calls; must be called between fork and exec.
-unsafe fn go_first_no_more() -> io::Result<()> {
-    // SAFETY: plain system calls.
-    unsafe {
-        match libc::getpriority(libc::PRIO_PROCESS, 0) {
-            ..0 => check(libc::setpriority(libc::PRIO_PROCESS, 0, 0)),
-            _ => Ok(()),
-        }
+fn go_first_no_more() -> io::Result<()> {
+    match rustix::process::getpriority_process(None)? {
+        ..0 => Ok(rustix::process::setpriority_process(None, 0)?),
+        _ => Ok(()),
     }
 }
 
-pub(super) fn check(answer: libc::c_int) -> io::Result<()> {
-    if answer < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+fn open(path: &CStr, how: OFlags) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(
+        path,
+        how | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
 }
 
 /// Opens and locks the record and writes only the boot ID. If the daemon is killed, the exec of the child releases the lock.

@@ -3,21 +3,24 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::bind::{bind_all, bind_alone, mount};
+use rustix::fs::{CWD, Dev, FileType, Gid, Mode, Uid};
+use rustix::io::Errno;
+use rustix::mount::MountFlags;
+
+use super::bind::{bind_all, bind_alone};
 use super::mounts::attach;
-use super::spawn::check;
 
 pub(super) enum Step {
     Dir(CString),
-    File(CString, libc::mode_t),
+    File(CString, Mode),
     Bind {
         from: CString,
         to: CString,
-        flags: libc::c_ulong,
+        flags: MountFlags,
         below: Below,
     },
     /// A detached mount.
@@ -27,14 +30,15 @@ pub(super) enum Step {
     },
     Device {
         path: CString,
-        kind: libc::mode_t,
-        number: libc::dev_t,
+        kind: FileType,
+        mode: Mode,
+        number: Dev,
     },
     Fresh {
         kind: CString,
         source: CString,
         to: CString,
-        flags: libc::c_ulong,
+        flags: MountFlags,
         options: CString,
     },
 }
@@ -49,52 +53,68 @@ pub(super) enum Below {
 }
 
 impl Step {
-    /// Executes the step. Created device nodes belong to `user`.
-    ///
-    /// # Safety
-    /// Makes only system calls; must be called between fork and exec.
-    pub(super) unsafe fn take(&self, user: u32) -> io::Result<()> {
-        // SAFETY: plain system calls; every pointer is to a C string of `self`.
-        unsafe {
-            match self {
-                Self::Dir(path) => exists_is_done(check(libc::mkdir(path.as_ptr(), 0o755))),
-                Self::File(path, mode) => {
-                    let kind = libc::S_IFREG | mode;
-                    exists_is_done(check(libc::mknod(path.as_ptr(), kind, 0)))
-                }
-                Self::Bind {
-                    from,
-                    to,
-                    flags,
-                    below: Below::Nothing,
-                } => bind_alone(from, to, *flags),
-                Self::Bind {
-                    from,
-                    to,
-                    flags,
-                    below: Below::All,
-                } => bind_all(from, to, *flags),
-                Self::Attach { mount, to } => attach(mount.as_raw_fd(), to),
-                Self::Device { path, kind, number } => {
-                    check(libc::mknod(path.as_ptr(), *kind, *number))?;
-                    check(libc::chown(path.as_ptr(), user, user))
-                }
-                Self::Fresh {
-                    kind,
-                    source,
-                    to,
-                    flags,
-                    options,
-                } => mount(Some(source), to, Some(kind), *flags, Some(options)),
+    /// Executes the step. Created device nodes belong to `user`. Makes only system calls; rustix would copy paths that are not C strings.
+    pub(super) fn take(&self, user: u32) -> io::Result<()> {
+        match self {
+            Self::Dir(path) => exists_is_done(rustix::fs::mkdir(
+                path.as_c_str(),
+                Mode::from_raw_mode(0o755),
+            )),
+            Self::File(path, mode) => {
+                let path = path.as_c_str();
+                exists_is_done(rustix::fs::mknodat(
+                    CWD,
+                    path,
+                    FileType::RegularFile,
+                    *mode,
+                    0,
+                ))
             }
+            Self::Bind {
+                from,
+                to,
+                flags,
+                below: Below::Nothing,
+            } => bind_alone(from, to, *flags),
+            Self::Bind {
+                from,
+                to,
+                flags,
+                below: Below::All,
+            } => bind_all(from, to, *flags),
+            Self::Attach { mount, to } => attach(mount, to),
+            Self::Device {
+                path,
+                kind,
+                mode,
+                number,
+            } => {
+                let path = path.as_c_str();
+                rustix::fs::mknodat(CWD, path, *kind, *mode, *number)?;
+                let (owner, group) = (Uid::from_raw(user), Gid::from_raw(user));
+                Ok(rustix::fs::chown(path, Some(owner), Some(group))?)
+            }
+            Self::Fresh {
+                kind,
+                source,
+                to,
+                flags,
+                options,
+            } => Ok(rustix::mount::mount(
+                source.as_c_str(),
+                to.as_c_str(),
+                kind.as_c_str(),
+                *flags,
+                options.as_c_str(),
+            )?),
         }
     }
 }
 
-fn exists_is_done(done: io::Result<()>) -> io::Result<()> {
+fn exists_is_done(done: rustix::io::Result<()>) -> io::Result<()> {
     match done {
-        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-        other => other,
+        Err(Errno::EXIST) => Ok(()),
+        other => Ok(other?),
     }
 }
 
