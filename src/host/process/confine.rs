@@ -21,47 +21,17 @@ use rustix::fs::{Dev, FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{Resource, Rlimit, umask};
-use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
+use rustix::thread::{CapabilitySet, UnshareFlags};
 
 use super::bind::attributes_of;
+use super::capabilities::{drop_bounding, keep_capabilities, keep_what_a_jailer_needs};
+use super::confinement::{Confine, Reach};
 use super::controls;
 use super::filter;
-use super::jail::{Jail, keep_what_a_jailer_needs};
-use super::mounts::{IdMap, detached};
-use super::query::Query;
+use super::mounts::detached;
 use super::step::{Below, Step, c_string};
 use crate::host::named::Named;
 use crate::host::syscall::{install_seccomp_filter, unshare};
-
-/// The confinement of a process.
-#[derive(Clone, Copy, Debug)]
-pub struct Confine<'a> {
-    /// Its user, and its group of the same number.
-    pub user: u32,
-    /// Its working directory, the only one where it may create files. The caller creates it and makes the user its owner.
-    pub home: &'a Path,
-    /// Further files and block devices that it sees, at the same paths as on the host.
-    pub reach: &'a [Reach<'a>],
-    /// Whether it has `/dev/kvm`.
-    pub kvm: bool,
-    /// The control group (version 2) that it joins.
-    pub cgroup: Option<&'a Path>,
-    /// The jailer that continues the confinement. `None`: the process becomes its user and executes the program.
-    pub jail: Option<Jail<'a>>,
-}
-
-/// A file, directory or block device of the host that a confined process sees.
-#[derive(Clone, Copy, Debug)]
-pub struct Reach<'a> {
-    /// Its path.
-    pub path: &'a Path,
-    /// Whether it is mounted writable. The caller gives the user access to it, except to block devices.
-    pub writable: bool,
-    /// The opened file, if an unprivileged user specified the path: it is mounted from this descriptor and the path is not resolved again.
-    pub named: Option<&'a Named>,
-    /// The ID mapping of the mount; only with `named`.
-    pub map: Option<IdMap>,
-}
 
 /// Directories of programs and their libraries. Those that do not exist on the host are skipped.
 const SYSTEM: [&str; 9] = [
@@ -103,7 +73,7 @@ pub(super) struct Cell {
 
 /// The last step of the confinement.
 #[derive(Clone, Copy)]
-enum End {
+pub(super) enum End {
     User,
     Jailer,
 }
@@ -117,18 +87,13 @@ impl Cell {
         cgroup: Option<File>,
         labels: &str,
     ) -> io::Result<Self> {
+        let end = match what.jail {
+            None => End::User,
+            Some(_) => End::Jailer,
+        };
         let mut cell = Self {
-            user: what.user,
             cgroup,
-            root: BUILD.into(),
-            steps: Vec::new(),
-            home: c_string(what.home)?,
-            filter: filter::program(),
-            labels: CString::new(labels)?,
-            end: match what.jail {
-                None => End::User,
-                Some(_) => End::Jailer,
-            },
+            ..Self::empty(what.user, c_string(what.home)?, CString::new(labels)?, end)
         };
         cell.add_system()?;
         match &what.jail {
@@ -138,40 +103,21 @@ impl Cell {
         Ok(cell)
     }
 
-    /// The confinement of a [`Query`]: no home, no network and no files of its own.
-    pub(super) fn for_query(what: &Query<'_>, user: u32) -> io::Result<Self> {
-        let mut cell = Self {
+    /// A confinement without files.
+    pub(super) fn empty(user: u32, home: CString, labels: CString, end: End) -> Self {
+        Self {
             user,
             cgroup: None,
             root: BUILD.into(),
             steps: Vec::new(),
-            home: c"/".to_owned(),
+            home,
             filter: filter::program(),
-            labels: c"slice-query".to_owned(),
-            end: End::User,
-        };
-        cell.add_system()?;
-        cell.add_devices(what.kvm)?;
-        let alone = LOCKED_DOWN | MountFlags::NOEXEC;
-        cell.fresh(("proc", "proc"), Path::new("/proc"), alone, "hidepid=2")?;
-        for path in what.beside {
-            cell.show(&Reach {
-                path,
-                writable: false,
-                named: None,
-                map: None,
-            })?;
+            labels,
+            end,
         }
-        cell.show(&Reach {
-            path: what.program.real(),
-            writable: false,
-            named: Some(what.program),
-            map: None,
-        })?;
-        Ok(cell)
     }
 
-    fn add_system(&mut self) -> io::Result<()> {
+    pub(super) fn add_system(&mut self) -> io::Result<()> {
         for path in SYSTEM.iter().chain(&LOADER).map(Path::new) {
             if path.exists() {
                 self.bind(path, MountFlags::RDONLY, Below::All)?;
@@ -180,7 +126,7 @@ impl Cell {
         Ok(())
     }
 
-    fn add_devices(&mut self, kvm: bool) -> io::Result<()> {
+    pub(super) fn add_devices(&mut self, kvm: bool) -> io::Result<()> {
         for (path, major, minor) in DEVICES {
             let number = rustix::fs::makedev(major, minor);
             self.device(Path::new(path), FileType::CharacterDevice, 0o600, number)?;
@@ -403,30 +349,6 @@ impl Cell {
         rustix::thread::set_no_new_privs(true)?;
         install_seccomp_filter(&self.filter)
     }
-}
-
-/// Drops all capabilities but this set from the bounding set.
-pub(super) fn drop_bounding(kept: CapabilitySet) -> io::Result<()> {
-    let all = (0..u64::BITS).map(|number| CapabilitySet::from_bits_retain(1 << number));
-    for capability in all.filter(|capability| !kept.contains(*capability)) {
-        match rustix::thread::remove_capability_from_bounding_set(capability) {
-            Ok(()) => {}
-            // This kernel has no capability with this number or a higher one.
-            Err(Errno::INVAL) => break,
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
-}
-
-/// Empties the capability sets of the calling thread but for these in its effective and permitted set.
-pub(super) fn keep_capabilities(kept: CapabilitySet) -> io::Result<()> {
-    let sets = CapabilitySets {
-        effective: kept,
-        permitted: kept,
-        inheritable: CapabilitySet::empty(),
-    };
-    Ok(rustix::thread::set_capabilities(None, sets)?)
 }
 
 /// Whether a path is below one of the system directories.

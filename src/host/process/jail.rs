@@ -16,45 +16,19 @@
 //! variables in its source, which `/proc/<pid>/mountinfo` shows and only a process that may mount can set.
 
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use rustix::fs::Mode;
 use rustix::mount::MountFlags;
-use rustix::thread::CapabilitySet;
 
-use super::confine::{Cell, Confine, LOCKED_DOWN, Reach, drop_bounding, keep_capabilities};
+use super::confine::{Cell, LOCKED_DOWN};
+use super::confinement::{Confine, Jail, Reach};
 use super::step::{Below, Step, c_string};
-use crate::host::named::Named;
-
-/// A process in a jail of Firecracker's jailer: [`super::Spawn::argv`] is the command line of the jailer.
-#[derive(Clone, Copy, Debug)]
-pub struct Jail<'a> {
-    /// The directory that becomes its root. The path has a meaning to the jailer only and does not exist on the host.
-    pub root: &'a Path,
-    /// The jailer.
-    pub tool: &'a Named,
-    /// The program that it copies into the jail.
-    pub program: &'a Named,
-    /// The path of the home in the jail.
-    pub home: &'a Path,
-    /// The standard error of the process.
-    pub errors: BorrowedFd<'a>,
-}
 
 /// Size and inode limits of the jail: it contains mount points, devices and the program's PID file. The copied program is mounted.
 const JAIL_OPTIONS: &str = "mode=0755,size=1m,nr_inodes=8k";
 /// The directory of the program's copy: the only executable file of a jail is in it.
 const COPY: &str = "/copy";
-
-/// The jailer creates devices in the jail, which belongs to the user by then (MKNOD, DAC_OVERRIDE, CHOWN), calls unshare(2), mount(2) and
-/// pivot_root(2) (SYS_ADMIN), and becomes the user.
-const NEEDED: CapabilitySet = CapabilitySet::CHOWN
-    .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::SETGID)
-    .union(CapabilitySet::SETUID)
-    .union(CapabilitySet::SYS_ADMIN)
-    .union(CapabilitySet::MKNOD);
 
 impl Cell {
     /// Adds the jail and the files that the jailer needs. `labels` identifies the process.
@@ -113,12 +87,4 @@ impl Cell {
             .push(Step::File(copy.clone(), Mode::from_raw_mode(0o755)));
         Ok(copy)
     }
-}
-
-/// Reduces the capabilities to those that the jailer needs, permanently. Makes only system calls.
-pub(super) fn keep_what_a_jailer_needs() -> io::Result<()> {
-    drop_bounding(NEEDED)?;
-    rustix::thread::set_thread_groups(&[])?;
-    keep_capabilities(NEEDED)?;
-    Ok(rustix::thread::set_no_new_privs(true)?)
 }

@@ -6,9 +6,11 @@
 //! It is accessed through a pidfd, which is opened first and checked second: a later signal is sent to the process that was checked.
 
 mod bind;
+mod capabilities;
 mod census;
 mod child;
 mod confine;
+mod confinement;
 mod controls;
 mod elf;
 mod files;
@@ -35,12 +37,11 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 
 pub use census::{Found, TapSlot, argv, env_var, find, shares_netns, tap_slot};
-pub use confine::{Confine, Reach};
+pub use confinement::{Confine, Jail, Reach};
 pub use elf::is_static;
 pub use files::{file_limit, original_file_limit, raise_file_limit};
 pub use helpers::end_helpers;
 pub use identity::{Identity, Record, read_record, uptime, write_record};
-pub use jail::Jail;
 pub use keep::{Keep, StderrReader};
 pub use mounts::{IdMap, can_be_mapped};
 pub use origin::{Origin, Root, origin, origins, user_of};

@@ -9,17 +9,20 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, Mode, SealFlags};
+use rustix::mount::MountFlags;
 use rustix::process::{Pid, Resource, Signal, WaitOptions, set_parent_process_death_signal};
 use rustix::thread::UnshareFlags;
 use tokio::process::Command;
 
 use super::child::{Setup, before_exec};
-use super::confine::{Cell, set_limit};
+use super::confine::{Cell, End, LOCKED_DOWN, set_limit};
+use super::confinement::Reach;
 use super::run::{Outcome, listen_to};
 use crate::host::Error;
 use crate::host::named::Named;
@@ -72,7 +75,7 @@ pub async fn query(
             Some(bytes) => Stdio::from(in_memory(bytes).map_err(wrap)?),
             None => Stdio::null(),
         });
-    before_exec(&mut command, Setup::Query(QuerySetup { cell }));
+    before_exec(&mut command, QuerySetup { cell });
     listen_to(Command::from(command), &shown, deadline, enough).await
 }
 
@@ -86,15 +89,41 @@ fn in_memory(bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
+impl Cell {
+    /// The confinement of a [`Query`]: no home, no network and no files of its own.
+    fn for_query(what: &Query<'_>, user: u32) -> io::Result<Self> {
+        let mut cell = Self::empty(user, c"/".to_owned(), c"slice-query".to_owned(), End::User);
+        cell.add_system()?;
+        cell.add_devices(what.kvm)?;
+        let alone = LOCKED_DOWN | MountFlags::NOEXEC;
+        cell.fresh(("proc", "proc"), Path::new("/proc"), alone, "hidepid=2")?;
+        for path in what.beside {
+            cell.show(&Reach {
+                path,
+                writable: false,
+                named: None,
+                map: None,
+            })?;
+        }
+        cell.show(&Reach {
+            path: what.program.real(),
+            writable: false,
+            named: Some(what.program),
+            map: None,
+        })?;
+        Ok(cell)
+    }
+}
+
 /// The data that the child needs between fork and exec.
-pub(super) struct QuerySetup {
+struct QuerySetup {
     cell: Cell,
 }
 
-impl QuerySetup {
+impl Setup for QuerySetup {
     /// Only a child of the calling process is in the new PID namespace, so there are two processes: the first waits for the second and ends
     /// with it, and the second is killed when the first ends. Makes only system calls.
-    pub(super) fn in_the_child(&self) -> io::Result<()> {
+    fn in_the_child(&self) -> io::Result<()> {
         let namespaces = UnshareFlags::NEWPID
             | UnshareFlags::NEWNET
             | UnshareFlags::NEWIPC

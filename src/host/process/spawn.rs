@@ -28,7 +28,8 @@ use rustix::thread::LinkNameSpaceType;
 
 use super::census::{self, MOUNTS_VAR};
 use super::child::{Setup, before_exec};
-use super::confine::{Cell, Confine, set_limit, write_at_once};
+use super::confine::{Cell, set_limit, write_at_once};
+use super::confinement::Confine;
 use super::files;
 use super::identity::{self, Record};
 use super::{Identity, read_record};
@@ -125,7 +126,7 @@ pub fn spawn(what: &Spawn<'_>) -> Result<Identity, Error> {
                 Some(jail) => jail.errors.try_clone_to_owned()?.into(),
                 None => log,
             });
-        before_exec(&mut command, Setup::Spawn(setup));
+        before_exec(&mut command, setup);
         command.spawn().map(drop)
     };
     start().map_err(|error| Error::io("start", &program, error))?;
@@ -149,7 +150,7 @@ fn file_of(program: &str) -> PathBuf {
 }
 
 /// The data that the child needs between fork and exec.
-pub(super) struct SpawnSetup {
+struct SpawnSetup {
     netns: File,
     record: FileLock,
     link: String,
@@ -161,9 +162,9 @@ pub(super) struct SpawnSetup {
     cell: Option<Cell>,
 }
 
-impl SpawnSetup {
+impl Setup for SpawnSetup {
     /// Makes only system calls.
-    pub(super) fn in_the_child(&self) -> io::Result<()> {
+    fn in_the_child(&self) -> io::Result<()> {
         rustix::process::setsid()?;
         // The daemon's allocator disables huge pages (`no_thp`) for the whole process. That persists across exec, and the memory of a
         // guest should use them. On a kernel without huge pages the error is ignored.
@@ -193,7 +194,9 @@ impl SpawnSetup {
         }
         go_first_no_more()
     }
+}
 
+impl SpawnSetup {
     /// Appends `/proc/self/stat` to the process record.
     fn note_ourselves(&self) -> io::Result<()> {
         let mut stat = [0_u8; 1024];
