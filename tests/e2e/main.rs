@@ -8,7 +8,7 @@
 //! | `modes` | groups of all modes on one host |
 //! | `converge` | from a manifest to what stands, and what scripts rely on |
 //! | `reload` | a saved file, live and not |
-//! | `difference` | what `diff` says, and what is then done |
+//! | `difference` | what `diff` wait_for_output, and what is then done |
 //! | `damage` | a state that is damaged, lost or replaced under VMs that run |
 //! | `dependents` | what depends on a bridge or on the host's switch, after that was broken |
 //! | `forced` | deletions that are forced |
@@ -43,6 +43,7 @@
 //! | `on_demand` | VMs made on demand |
 //! | `local_users` | what other users of the host may do to it |
 //! | `confinement` | what a VMM may do on the host |
+//! | `transcripts` | the output of every verb of `slicectl` |
 //! | `upgrade` | state and running VMs of the version before |
 //! | `service` | the process: signals, logs, errors, rest |
 
@@ -64,6 +65,7 @@ mod dependents;
 mod difference;
 mod disks;
 mod drift;
+mod lanes;
 mod forced;
 mod foreign_rules;
 mod full_disk;
@@ -73,7 +75,6 @@ mod holders;
 mod hung_files;
 mod identity;
 mod input;
-mod lanes;
 mod leftovers;
 mod linux;
 mod linux_disks;
@@ -89,4 +90,5 @@ mod reach;
 mod recovery;
 mod reload;
 mod service;
+mod transcripts;
 mod upgrade;
