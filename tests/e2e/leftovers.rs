@@ -46,7 +46,7 @@ fn what_a_dead_daemon_left_is_removed_at_the_start_and_the_rest_is_adopted() {
 }
 
 #[test]
-fn gc_with_dry_run_only_tells_and_gc_removes() {
+fn gc_with_dry_run_only_lists_and_gc_removes() {
     with_daemon(|harness| {
         let canaries = Canaries::release();
         harness.apply(&slots(1, ""));
@@ -272,7 +272,7 @@ fn orphan(harness: &mut Harness) -> Identity {
 }
 
 #[test]
-fn gc_tells_what_is_still_there_and_fails_and_what_it_tells_as_removed_is_gone() {
+fn gc_lists_what_it_cannot_remove_and_fails_and_what_it_lists_as_removed_is_gone() {
     with_daemon(|mut harness| {
         let canaries = Canaries::release();
         let orphan = orphan(&mut harness);

@@ -12,6 +12,7 @@
 //! | `damage` | a state that is damaged, lost or replaced under VMs that run |
 //! | `dependents` | what depends on a bridge or on the host's switch, after that was broken |
 //! | `forced` | deletions that are forced |
+//! | `fairness` | VMs that exist are repaired while thousands are built or deleted |
 //! | `foreign_rules` | hosts with tens of thousands of rules of others |
 //! | `disks` | made, kept, refused |
 //! | `origin` | whose a group is: a file's or an apply's |
@@ -65,7 +66,7 @@ mod dependents;
 mod difference;
 mod disks;
 mod drift;
-mod lanes;
+mod fairness;
 mod forced;
 mod foreign_rules;
 mod full_disk;
