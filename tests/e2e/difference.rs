@@ -1,5 +1,5 @@
 //! What `slicectl diff` reports as planned for VMs, against what is then done: the same steps in the same order, in every mode.
-//! Out of scope: how it is printed (`tests/pure/cli`); VMs that are to be created, for which it reports no single steps.
+//! Out of scope: how it is printed (`transcripts`); VMs that are to be created, for which it reports no single steps.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! Forced deletions: they end within seconds, leave nothing but what plugins have not released, and touch no other VM.
-//! Out of scope: deletions that are not forced (`cni_ends`, `holders`); what `slicectl` prints (`tests/pure/cli`).
+//! Out of scope: deletions that are not forced (`cni_ends`, `holders`); what `slicectl` prints (`transcripts`).
 
 use std::time::{Duration, Instant};
 
