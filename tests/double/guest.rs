@@ -223,14 +223,14 @@ impl Machine {
         }
     }
 
-    fn told(&self, word: &str) -> bool {
+    fn has_option(&self, word: &str) -> bool {
         self.tiny.iter().any(|told| told == word)
     }
 
     /// None: it was unplugged.
     fn run(&mut self) -> Option<End> {
         print(&format!("tiny: {} starts\r\n", self.name));
-        if self.told("crash") {
+        if self.has_option("crash") {
             print(&format!("tiny: {} crashes\r\n", self.name));
             return Some(End::Crash);
         }
@@ -243,20 +243,20 @@ impl Machine {
             if self.receive() {
                 continue;
             }
-            if self.told("flood") {
+            if self.has_option("flood") {
                 print(&format!(
                     "tiny: {} floods\r\n",
                     "again and again ".repeat(8)
                 ));
             }
             if self.button.swap(false, Ordering::SeqCst) {
-                if !self.told("deaf") {
+                if !self.has_option("deaf") {
                     print(&format!("tiny: {} powers off\r\n", self.name));
                     return Some(End::PowerOff);
                 }
                 print(&format!("tiny: {} ignores the button\r\n", self.name));
             }
-            if self.told("off") && self.ready {
+            if self.has_option("off") && self.ready {
                 print(&format!("tiny: {} powers off by itself\r\n", self.name));
                 return Some(End::PowerOff);
             }
@@ -275,7 +275,7 @@ impl Machine {
     /// Whether there was a frame.
     fn receive(&mut self) -> bool {
         let mut fds = [PollFd::new(&self.tap, PollFlags::IN)];
-        let glance = match self.told("flood") {
+        let glance = match self.has_option("flood") {
             true => Duration::ZERO,
             false => GLANCE,
         };
@@ -291,21 +291,21 @@ impl Machine {
         let held = *self.held.0.lock().expect("nobody panics");
         if !held && let Some(frame) = frame.get(HEADER..length) {
             self.traffic.received.count(frame);
-            self.hear(frame);
+            self.handle_frame(frame);
         }
         true
     }
 
-    fn hear(&mut self, frame: &[u8]) {
+    fn handle_frame(&mut self, frame: &[u8]) {
         match frame.get(12..14) {
-            Some([0x08, 0x06]) if frame.len() >= 42 => self.hear_arp(frame),
-            Some([0x08, 0x00]) if frame.len() >= 42 => self.hear_ping(frame),
+            Some([0x08, 0x06]) if frame.len() >= 42 => self.receive_arp(frame),
+            Some([0x08, 0x00]) if frame.len() >= 42 => self.receive_ping(frame),
             _ => {}
         }
     }
 
     /// RFC 826.
-    fn hear_arp(&mut self, frame: &[u8]) {
+    fn receive_arp(&mut self, frame: &[u8]) {
         let (sender_mac, sender, target) = (&frame[22..28], &frame[28..32], &frame[38..42]);
         let sender_mac: [u8; 6] = sender_mac.try_into().expect("six");
         if frame[20..22] == [0, 2] && sender == self.gateway.octets() {
@@ -333,7 +333,7 @@ impl Machine {
     }
 
     /// RFC 792; options are not looked for.
-    fn hear_ping(&mut self, frame: &[u8]) {
+    fn receive_ping(&mut self, frame: &[u8]) {
         let icmp = frame[14] == 0x45 && frame[23] == 1 && frame[30..34] == self.ip.octets();
         if !icmp {
             return;

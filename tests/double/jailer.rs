@@ -102,7 +102,7 @@ impl Arguments {
             return Err(format!("Invalid instance ID: {}", parsed.id));
         }
         let exec = exec.ok_or_else(|| missing("exec-file"))?;
-        parsed.program = said(
+        parsed.program = with_context(
             &format!("Failed to canonicalize path {exec}"),
             fs::canonicalize(&exec),
         )?;
@@ -119,7 +119,7 @@ impl Arguments {
         let (name, value) = text
             .split_once('=')
             .ok_or("Invalid format for resources limits")?;
-        let value = said(text, value.parse().map_err(io::Error::other))?;
+        let value = with_context(text, value.parse().map_err(io::Error::other))?;
         match name {
             "fsize" => self.file_size = Some(value),
             "no-file" => self.open_files = value,
@@ -134,12 +134,12 @@ impl Arguments {
     }
 
     fn run(self) -> Ended {
-        let base = said("Failed to canonicalize path", fs::canonicalize(&self.base))?;
+        let base = with_context("Failed to canonicalize path", fs::canonicalize(&self.base))?;
         let jail = base.join(self.name()).join(&self.id).join("root");
-        said("Failed to create directory", fs::create_dir_all(&jail))?;
-        said("Failed to copy", self.copy_to(&jail))?;
+        with_context("Failed to create directory", fs::create_dir_all(&jail))?;
+        with_context("Failed to copy", self.copy_to(&jail))?;
         self.set_limits()?;
-        said("Failed to show libraries", show_libraries(&jail))?;
+        with_context("Failed to show libraries", show_libraries(&jail))?;
         self.enter(&jail)?;
         for dir in ["/", "/dev", "/dev/net", "/run"] {
             let own = || {
@@ -147,7 +147,7 @@ impl Arguments {
                 fs::set_permissions(dir, Permissions::from_mode(0o700))?;
                 std::os::unix::fs::chown(dir, Some(self.user), Some(self.group))
             };
-            said(&format!("Failed to own {dir}"), own())?;
+            with_context(&format!("Failed to own {dir}"), own())?;
         }
         for (path, major, minor) in [
             ("/dev/net/tun", 10, 200),
@@ -160,7 +160,7 @@ impl Arguments {
                 rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, number)?;
                 std::os::unix::fs::chown(path, Some(self.user), Some(self.group))
             };
-            said(
+            with_context(
                 &format!("Failed to create {path} via mknod inside the jail"),
                 make(),
             )?;
@@ -172,7 +172,7 @@ impl Arguments {
                 .open(format!("/{}.pid", self.name()))?;
             write!(file, "{}", std::process::id())
         };
-        said("Failed to note the pid", note())?;
+        with_context("Failed to note the pid", note())?;
         let error = Command::new(Path::new("/").join(self.name()))
             .env_clear()
             .args([
@@ -222,7 +222,7 @@ impl Arguments {
                 current: Some(limit),
                 maximum: Some(limit),
             };
-            said(
+            with_context(
                 "Failed to set limit for resource",
                 rustix::process::setrlimit(what, limit).map_err(Into::into),
             )?;
@@ -242,11 +242,11 @@ impl Arguments {
             rustix::mount::unmount("old_root", UnmountFlags::DETACH)?;
             fs::remove_dir("old_root")
         };
-        said("Failed to enter the jail", enter())
+        with_context("Failed to enter the jail", enter())
     }
 }
 
-fn said<T>(doing: &str, done: io::Result<T>) -> Result<T, String> {
+fn with_context<T>(doing: &str, done: io::Result<T>) -> Result<T, String> {
     done.map_err(|error| format!("{doing}: {error}"))
 }
 

@@ -68,8 +68,8 @@ fn a_cni_group_is_connected_talks_grows_shrinks_and_goes_without_a_trace() {
         let (one, two) = (guest(&harness, "pod-1"), guest(&harness, "pod-2"));
         assert_reaches_its_gateway(&one);
         assert_reaches_its_gateway(&two);
-        assert_hears(&one, &two);
-        assert_hears(&two, &one);
+        assert_receives(&one, &two);
+        assert_receives(&two, &one);
 
         let (mac, uid) = (network["mac"].clone(), vm["metadata"]["uid"].clone());
         harness.apply(&pod(3));
@@ -84,7 +84,7 @@ fn a_cni_group_is_connected_talks_grows_shrinks_and_goes_without_a_trace() {
             (&vm["status"]["network"]["mac"], &vm["metadata"]["uid"]),
             (&mac, &uid)
         );
-        assert_hears_nothing_new(&harness, &one);
+        assert_receives_nothing_new(&harness, &one);
         assert_eq!(harness.messages("", "Drift"), [""; 0]);
         harness.ctl("delete hg pod --wait=20s");
         assert_eq!(left(&harness.run), [""; 0]);
@@ -94,7 +94,7 @@ fn a_cni_group_is_connected_talks_grows_shrinks_and_goes_without_a_trace() {
 
 /// A packet of one guest's comes to the other, who was asked for its MAC.
 #[track_caller]
-fn assert_hears(from: &Guest, to: &Guest) {
+fn assert_receives(from: &Guest, to: &Guest) {
     from.send(&frames::who_has(from.mac, from.ip, to.ip));
     let asked = to.receive(PATIENCE, |frame| {
         frame.get(12..14) == Some(&[8, 6]) && frame.get(38..42) == Some(&to.ip.octets())
@@ -106,7 +106,7 @@ fn assert_hears(from: &Guest, to: &Guest) {
 }
 
 #[track_caller]
-fn assert_hears_nothing_new(harness: &Harness, guest: &Guest) {
+fn assert_receives_nothing_new(harness: &Harness, guest: &Guest) {
     assert_reaches_its_gateway(guest);
     harness.stays(Duration::from_millis(300), || {
         harness.get("vm pod-1")["status"].clone()

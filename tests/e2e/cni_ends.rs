@@ -20,7 +20,7 @@ pub fn with_each(test: impl Fn(&mut Harness, &CniNetworks, &Path) + Sync) {
     for dir in plugin_dirs() {
         harness::empty(|mut harness| {
             let cni_networks = CniNetworks::install();
-            cni_networks.tell(&mut harness);
+            cni_networks.configure_daemon(&mut harness);
             use_plugins(&mut harness, &dir);
             harness.start();
             test(&mut harness, &cni_networks, &dir);

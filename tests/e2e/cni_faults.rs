@@ -55,13 +55,14 @@ fn assert_goes_without_a_trace(harness: &Harness) {
 }
 
 #[test]
-fn an_error_at_any_place_of_the_chain_is_undone_in_reverse_and_told_with_plugin_code_and_words() {
+fn an_error_at_any_place_of_the_chain_is_undone_in_reverse_and_reported_with_plugin_code_and_message()
+ {
     with_daemon(|harness, cni_networks| {
         cni_networks.recorders(SUBNET);
         for (asked, plugin) in ["one", "two", "three"].into_iter().enumerate() {
             cni_networks.unsay();
             cni_networks.fail(plugin, "ADD", 7);
-            cni_networks.heard();
+            cni_networks.calls();
             match asked {
                 0 => apply_one(&harness),
                 // Somebody saves the configuration: it is tried at once.
@@ -76,7 +77,7 @@ fn an_error_at_any_place_of_the_chain_is_undone_in_reverse_and_told_with_plugin_
                     "by the test",
                 ],
             );
-            let heard = cni_networks.heard();
+            let heard = cni_networks.calls();
             let expected = [&ADDS[..=asked], &DELS].concat();
             // An earlier try may have been under way.
             let all = heard.windows(expected.len()).any(|calls| calls == expected);
@@ -99,11 +100,11 @@ fn a_plugin_that_says_try_again_later_is_asked_again_by_itself() {
         cni_networks.fail("two", "ADD", 11);
         apply_one(&harness);
         told(&harness, &["`two`", "code 11"]);
-        cni_networks.heard();
+        cni_networks.calls();
         let mut tries = 0;
         harness.until("two more tries", || {
             tries += cni_networks
-                .heard()
+                .calls()
                 .iter()
                 .filter(|heard| *heard == "ADD two")
                 .count();
@@ -116,17 +117,17 @@ fn a_plugin_that_says_try_again_later_is_asked_again_by_itself() {
 }
 
 #[test]
-fn nonsense_and_a_plugin_that_hangs_are_told_undone_and_made_good() {
+fn an_invalid_result_and_a_plugin_that_hangs_are_reported_undone_and_repaired() {
     harness::empty(|mut harness| {
         let cni_networks = CniNetworks::install();
-        cni_networks.tell(&mut harness);
+        cni_networks.configure_daemon(&mut harness);
         harness.args = vec!["--cni-deadline".into(), "1s".into()];
         harness.start();
         cni_networks.recorders(SUBNET);
         cni_networks.say("two", "ADD", "Segmentation fault", 0);
         apply_one(&harness);
         told(&harness, &["`two`", "Segmentation fault"]);
-        assert_eq!(cni_networks.heard()[2..5], DELS);
+        assert_eq!(cni_networks.calls()[2..5], DELS);
 
         cni_networks.unsay();
         cni_networks.hang("three", "ADD");
@@ -165,10 +166,10 @@ fn killed_while_a_plugin_hangs_the_next_life_has_exactly_one_attachment() {
         assert_eq!(reservations().len(), 1, "the first plugin did its part");
         signal(pid, Signal::KILL);
         cni_networks.unsay();
-        cni_networks.heard();
+        cni_networks.calls();
         harness.start();
         harness.until("all is well", || is_ready(&harness, "pod-1"));
-        let heard = cni_networks.heard();
+        let heard = cni_networks.calls();
         // CHECK follows when the VM is Ready.
         assert_eq!(heard[..6], [DELS, ADDS].concat());
         assert_one_attachment(&harness);
@@ -194,7 +195,7 @@ fn after_kill_9_a_vm_is_adopted_its_plugins_checked_once_and_its_packets_go_on()
             identity(&harness),
             harness.get("leases"),
         );
-        cni_networks.heard();
+        cni_networks.calls();
         harness.kill();
         assert_reaches_its_gateway(&guest);
         harness.start();
@@ -202,7 +203,7 @@ fn after_kill_9_a_vm_is_adopted_its_plugins_checked_once_and_its_packets_go_on()
         harness.ctl("wait hg/pod --for ready --timeout 20s");
         harness.stays(Duration::from_secs(1), || harness.messages("", "Drift"));
         assert_reaches_its_gateway(&guest);
-        assert_eq!(cni_networks.heard(), CHECKS);
+        assert_eq!(cni_networks.calls(), CHECKS);
         let after = (
             harness::world_to_the_last_handle(),
             identity(&harness),
@@ -226,7 +227,7 @@ fn after_kill_9_a_vm_is_adopted_its_plugins_checked_once_and_its_packets_go_on()
 fn a_resync_has_the_plugins_check_all_again_and_what_only_they_can_see_is_made_good() {
     harness::empty(|mut harness| {
         let cni_networks = CniNetworks::install();
-        cni_networks.tell(&mut harness);
+        cni_networks.configure_daemon(&mut harness);
         harness.args = vec!["--resync".into(), "1s".into()];
         harness.start();
         cni_networks.recorders(SUBNET);
@@ -262,7 +263,7 @@ fn a_lost_state_database_is_made_anew_from_the_records_of_cni_vms() {
         harness.apply(&pod(1));
         let guest = guest(&harness, "pod-1");
         let before = (harness::world_to_the_last_handle(), identity(&harness));
-        cni_networks.heard();
+        cni_networks.calls();
         harness.kill();
         fs::remove_dir_all(harness.state()).unwrap();
         harness.start();
@@ -271,7 +272,7 @@ fn a_lost_state_database_is_made_anew_from_the_records_of_cni_vms() {
             (harness::world_to_the_last_handle(), identity(&harness)),
             before
         );
-        assert_eq!(cni_networks.heard(), CHECKS);
+        assert_eq!(cni_networks.calls(), CHECKS);
         assert_eq!(harness.get("lease pod-1")["ip"], before.1[1]);
         assert_reaches_its_gateway(&guest);
         assert_goes_without_a_trace(&harness);
@@ -298,7 +299,7 @@ pub fn lose_the_run_directory(harness: &Harness) {
 }
 
 #[test]
-fn when_everything_is_lost_the_cache_still_tells_what_to_take_back_and_strangers_keep_theirs() {
+fn when_everything_is_lost_the_cache_still_lists_what_to_release_and_foreign_attachments_stay() {
     with_daemon(|mut harness, cni_networks| {
         let canaries = Canaries::release();
         cni_networks.bridge("cni0", SUBNET);
@@ -361,14 +362,14 @@ fn an_add_that_was_cut_short_is_undone_even_when_nobody_remembers_the_vm() {
         fs::remove_dir_all(harness.state()).unwrap();
         lose_the_run_directory(&harness);
         cni_networks.unsay();
-        cni_networks.heard();
+        cni_networks.calls();
         // The first time a plugin has something else to do.
         cni_networks.fail("one", "DEL", 11);
         harness.args = vec!["--resync".into(), "1s".into()];
         harness.start();
         let mut heard = Vec::new();
         harness.until("a try", || {
-            heard.extend(cni_networks.heard());
+            heard.extend(cni_networks.calls());
             heard.ends_with(&DELS.map(str::to_owned)).then_some(())
         });
         assert_eq!(reservations().len(), 1);
@@ -379,7 +380,7 @@ fn an_add_that_was_cut_short_is_undone_even_when_nobody_remembers_the_vm() {
 }
 
 #[test]
-fn after_a_reboot_a_cni_vm_is_the_same_and_its_attachment_is_made_anew() {
+fn after_a_reboot_a_cni_vm_is_the_same_and_its_attachment_is_recreated() {
     with_daemon(|mut harness, cni_networks| {
         cni_networks.bridge("cni0", SUBNET);
         harness.apply(&pod(1));

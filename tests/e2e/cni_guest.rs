@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::guests::{initrd, kernel, pids, says};
+use super::guests::{initrd, kernel, pids, wait_for_output};
 use test_support::cni_networks::{CniNetworks, at, calico, ipam, left, pod, with_daemon};
 use test_support::harness::{self, Harness};
 use test_support::kernel::{Neighbour, attempt, run};
@@ -60,7 +60,7 @@ fn a_guest_in_a_cni_network_has_what_the_result_says_and_lives_through_every_rep
  {
     harness::empty(|mut harness| {
         let cni_networks = CniNetworks::install();
-        cni_networks.tell(&mut harness);
+        cni_networks.configure_daemon(&mut harness);
         harness.args = vec!["--resync".into(), "5s".into()];
         harness.start();
         run("ip link add cni0 type bridge; ip addr add 10.77.0.1/24 dev cni0; ip link set cni0 up");
@@ -79,7 +79,7 @@ fn a_guest_in_a_cni_network_has_what_the_result_says_and_lives_through_every_rep
         let image = initrd(&harness, "ping gateway 10.77.0.1\nping beyond 198.18.0.1\n");
         harness.apply(&booted(1, &image));
         for words in ["gateway ok", "beyond ok"] {
-            says(&harness, "pod-1", &format!("GUEST pod-1 {words}"), 1);
+            wait_for_output(&harness, "pod-1", &format!("GUEST pod-1 {words}"), 1);
         }
         let network = || harness.get("vm pod-1")["status"]["network"].clone();
         let before = network();
@@ -175,7 +175,7 @@ fn a_guest_with_a_gateway_in_no_subnet_and_two_addresses_is_reached_and_reaches(
         cni_networks.configure(&json!([{"type": "calico"}]));
         let image = initrd(&harness, "ping gateway 169.254.1.1\n");
         harness.apply(&booted(1, &image));
-        says(&harness, "pod-1", "GUEST pod-1 gateway ok", 1);
+        wait_for_output(&harness, "pod-1", "GUEST pod-1 gateway ok", 1);
         let network = harness.get("vm pod-1")["status"]["network"].clone();
         assert_eq!(network["gateway"], "169.254.1.1");
         assert_eq!(network["addresses"], json!(["10.9.1.2/32"]));
@@ -204,7 +204,7 @@ fn two_guests_of_one_point_to_point_network_reach_each_other() {
         harness.apply(&booted(2, &image));
         for vm in ["pod-1", "pod-2"] {
             for other in ["one", "two"] {
-                says(&harness, vm, &format!("GUEST {vm} {other} ok"), 1);
+                wait_for_output(&harness, vm, &format!("GUEST {vm} {other} ok"), 1);
             }
         }
     });
@@ -222,7 +222,7 @@ fn booted(count: u32, image: &str) -> String {
 fn a_guest_on_a_point_to_point_link_lives_through_repairs_that_give_its_gateway_another_mac() {
     harness::empty(|mut harness| {
         let cni_networks = CniNetworks::install();
-        cni_networks.tell(&mut harness);
+        cni_networks.configure_daemon(&mut harness);
         harness.args = vec!["--resync".into(), "5s".into()];
         harness.start();
         cni_networks.configure(&json!([
@@ -235,7 +235,7 @@ fn a_guest_on_a_point_to_point_link_lives_through_repairs_that_give_its_gateway_
             kernel()
         );
         harness.apply(&pod(1).replace("hypervisor: none", &qemu));
-        says(&harness, "pod-1", "GUEST pod-1 gateway ok", 1);
+        wait_for_output(&harness, "pod-1", "GUEST pod-1 gateway ok", 1);
         let network = || harness.get("vm pod-1")["status"]["network"].clone();
         let before = network();
         let address = before["ip"].as_str().expect("an address");

@@ -160,7 +160,7 @@ fn a_repair_does_not_wait_for_a_state_disk_that_stalls() {
     let _alone = turns::alone();
     harness::empty(|mut harness| {
         let cni_networks = CniNetworks::install();
-        cni_networks.tell(&mut harness);
+        cni_networks.configure_daemon(&mut harness);
         let state = harness.state().display().to_string();
         run(&format!(
             "mkdir -p {state}; truncate -s 64M /run/disk; mkfs.ext4 -q /run/disk; mount -o loop /run/disk {state}"

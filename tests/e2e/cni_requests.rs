@@ -38,7 +38,7 @@ fn identity(harness: &Harness, vm: &str) -> (Value, Value, Value) {
 }
 
 #[test]
-fn what_a_group_asks_for_is_shown_as_it_was_written_and_a_change_of_it_replaces_its_vms() {
+fn what_a_group_requests_is_shown_as_it_was_written_and_a_change_of_it_replaces_its_vms() {
     with_daemon(|harness, cni_networks| {
         able(&cni_networks);
         let asked = |rate: &str| {
@@ -323,9 +323,9 @@ fn an_add_that_only_another_configuration_can_mend_waits_for_one_and_is_not_repe
                 (status == "False" && reason == "Invalid" && reported).then_some(())
             });
             std::thread::sleep(Duration::from_secs(1));
-            cni_networks.heard();
+            cni_networks.calls();
             std::thread::sleep(Duration::from_secs(5));
-            assert_eq!(cni_networks.heard(), [""; 0], "{code}");
+            assert_eq!(cni_networks.calls(), [""; 0], "{code}");
             cni_networks.unsay();
             // The file is saved again.
             cni_networks.recorders("10.78.0.0/24");
@@ -373,7 +373,7 @@ fn a_network_that_cannot_serve_is_a_condition_in_the_plugins_words_and_passes() 
             cni_networks.recorders(&format!("10.78.{code}.0/24"));
             let list = std::fs::read_to_string(at("conf/10-net.conflist")).unwrap();
             std::fs::write(at("conf/10-net.conflist"), list.replace("1.0.0", "1.1.0")).unwrap();
-            cni_networks.heard();
+            cni_networks.calls();
             cni_networks.fail("two", "STATUS", code);
             let file = harness.write("m.yaml", &pod(1));
             harness.ctl(&format!("apply -f {file}"));
@@ -386,7 +386,7 @@ fn a_network_that_cannot_serve_is_a_condition_in_the_plugins_words_and_passes() 
             });
             assert!(
                 !cni_networks
-                    .heard()
+                    .calls()
                     .iter()
                     .any(|heard| heard.starts_with("ADD"))
             );
@@ -424,10 +424,10 @@ echo \"$out\" | sed 's=\"10.78.0.2/24\"=\"10.78.0.9/24\"='
             let expected = "the result assigns 10.78.0.9/24 to eth0, which has ";
             condition(&harness).2.contains(expected).then_some(())
         });
-        cni_networks.heard();
+        cni_networks.calls();
         std::thread::sleep(Duration::from_secs(10));
         let adds = cni_networks
-            .heard()
+            .calls()
             .iter()
             .filter(|heard| *heard == "ADD one")
             .count();

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::guests::{guest_dir, kernel, pids, says};
+use super::guests::{guest_dir, kernel, pids, wait_for_output};
 use test_support::harness::{self, Harness, signal, with_daemon};
 use test_support::kernel::run;
 
@@ -124,7 +124,7 @@ fn two_vmms(harness: &Harness) -> Vec<Vmm> {
     harness.save("sandbox.yaml", &text);
     harness.ctl("wait hg/sandbox --for ready --timeout 60s");
     for vm in ["sandbox-1", "sandbox-2"] {
-        says(harness, vm, &format!("GUEST {vm} ready"), 1);
+        wait_for_output(harness, vm, &format!("GUEST {vm} ready"), 1);
     }
     vmms(harness)
 }

@@ -244,7 +244,7 @@ fn a_changed_default_route_needs_no_action() {
 }
 
 #[test]
-fn words_for_kinds_are_plural_or_singular_with_blank_or_slash() {
+fn kinds_are_plural_or_singular_with_blank_or_slash() {
     with_daemon(|harness| {
         harness.apply(&slots(1, ""));
         let expected = harness.ctl("get vm/sandbox-1 -o name");

@@ -1,5 +1,5 @@
 //! What `slicectl diff` reports as planned for VMs, against what is then done: the same steps in the same order, in every mode.
-//! Out of scope: how it is printed (`tests/pure/cli`).
+//! Out of scope: how it is printed (`transcripts`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,7 +24,7 @@ fn web(count: u32, more: &str) -> String {
 fn talkative(test: impl FnOnce(Harness, CniNetworks) + Send) {
     harness::empty(|mut harness| {
         let cni_networks = CniNetworks::install();
-        cni_networks.tell(&mut harness);
+        cni_networks.configure_daemon(&mut harness);
         harness.env.push(("SLICE_LOG", "slicectl=debug".into()));
         harness.start();
         test(harness, cni_networks);
@@ -32,7 +32,7 @@ fn talkative(test: impl FnOnce(Harness, CniNetworks) + Send) {
 }
 
 /// What `diff` says of this manifest, and of whom it can say no more; saying it changes nothing.
-fn said(harness: &Harness, manifest: &str) -> (Steps, BTreeMap<String, String>) {
+fn output(harness: &Harness, manifest: &str) -> (Steps, BTreeMap<String, String>) {
     let file = harness.write("next.yaml", manifest);
     let told = harness.try_ctl(&format!("diff -f {file} -o json"));
     let told_all = told.status.success();
@@ -48,7 +48,7 @@ fn said(harness: &Harness, manifest: &str) -> (Steps, BTreeMap<String, String>) 
 /// The same, and it can say all.
 fn foretold(harness: &Harness, manifest: &str) -> Steps {
     let (world, before) = (world_to_the_last_handle(), taken(&harness.log()));
-    let (steps, stuck) = said(harness, manifest);
+    let (steps, stuck) = output(harness, manifest);
     assert_eq!(stuck, BTreeMap::new());
     assert_eq!(world_to_the_last_handle(), world);
     assert_eq!(taken(&harness.log()), before);
@@ -214,7 +214,8 @@ fn a_live_change_of_a_bridge_group_is_foretold_step_by_step() {
 }
 
 #[test]
-fn how_a_group_is_updated_is_told_to_its_vms_records_in_every_mode_and_that_is_no_drift() {
+fn the_update_policy_of_a_group_is_in_the_records_of_its_vms_in_every_mode_and_its_change_is_no_drift()
+ {
     talkative(|harness, cni_networks| {
         cni_networks.ptp("10.78.0.0/24");
         for group in [slots(1, ""), web(1, ""), pod(1)] {
@@ -292,7 +293,7 @@ fn a_stranger_in_the_way_of_one_vm_is_told_and_the_others_steps_are_told_too() {
         let file = harness.write("web.yaml", &web(2, ""));
         harness.ctl(&format!("apply -f {file}"));
         harness.ctl("wait vm/web-2 --for ready --timeout 10s");
-        let (told, stuck) = said(&harness, &web(2, "antispoof: false"));
+        let (told, stuck) = output(&harness, &web(2, "antispoof: false"));
         assert_eq!(stuck.keys().collect::<Vec<_>>(), ["vm/web-1"]);
         let why = &stuck["vm/web-1"];
         assert!(why.contains("link vmtap0 is not ours"), "{why}");
@@ -304,7 +305,7 @@ fn a_stranger_in_the_way_of_one_vm_is_told_and_the_others_steps_are_told_too() {
 }
 
 #[test]
-fn of_a_vm_whose_lower_rung_must_be_made_again_no_more_is_said_than_can_be_known() {
+fn a_vm_whose_lower_stage_must_be_rebuilt_reports_no_more_than_is_known() {
     talkative(|harness, _| {
         harness.apply(&slots(1, ""));
         harness.apply(&web(1, ""));
@@ -312,9 +313,9 @@ fn of_a_vm_whose_lower_rung_must_be_made_again_no_more_is_said_than_can_be_known
         // It is repaired after 600 ms at the earliest.
         run(&format!("ip link del vmtap0; ip netns del {}", place.name));
         run(&format!("rm -f /run/slice/netns/{}", place.name));
-        let (isolated, stuck) = said(&harness, &slots(1, "drop: [10.0.0.0/8]"));
+        let (isolated, stuck) = output(&harness, &slots(1, "drop: [10.0.0.0/8]"));
         assert_eq!(stuck, BTreeMap::new());
-        let (bridged, stuck) = said(&harness, &web(1, "isolate_ports: true"));
+        let (bridged, stuck) = output(&harness, &web(1, "isolate_ports: true"));
         assert_eq!(stuck, BTreeMap::new());
         assert_in_order(&isolated["vm/sandbox-1"], &["create the namespace"]);
         assert_in_order(&bridged["vm/web-1"], &["create the TAP"]);
@@ -325,7 +326,7 @@ fn of_a_vm_whose_lower_rung_must_be_made_again_no_more_is_said_than_can_be_known
 }
 
 #[test]
-fn why_a_vm_that_waits_for_its_kernel_is_not_started_is_told() {
+fn a_vm_that_waits_for_its_kernel_reports_why_it_is_not_started() {
     talkative(|harness, _| {
         let nowhere = harness.dir.path().join("nowhere");
         let qemu = format!("hypervisor: qemu\n      kernel_file: {}", nowhere.display());
@@ -337,7 +338,7 @@ fn why_a_vm_that_waits_for_its_kernel_is_not_started_is_told() {
             let said = String::from_utf8_lossy(&vm.stdout).into_owned();
             said.contains("\"Invalid\"").then_some(())
         });
-        let (told, stuck) = said(&harness, &group("drop: [10.0.0.0/8]"));
+        let (told, stuck) = output(&harness, &group("drop: [10.0.0.0/8]"));
         assert_in_order(&told["vm/sandbox-1"], &["record", "commit rules"]);
         assert!(stuck["vm/sandbox-1"].contains("nowhere"), "{stuck:?}");
     });
@@ -530,7 +531,7 @@ fn why_a_new_vm_would_get_no_address_or_not_start_is_told() {
         // The second of two blocks is used by the host.
         run("ip link add used0 type bridge; ip addr add 169.254.100.6/32 dev used0");
         let two = harness::group("sandbox", 2, "169.254.100.0/29", "drop: [10.0.0.0/8]");
-        let (told, stuck) = said(&harness, &two);
+        let (told, stuck) = output(&harness, &two);
         assert_in_order(&told["vm/sandbox-1"], &["lease 169.254.100.0/30"]);
         assert_eq!(
             stuck,
@@ -549,7 +550,7 @@ fn why_a_new_vm_would_get_no_address_or_not_start_is_told() {
         let nowhere = harness.dir.path().join("nowhere");
         let qemu = format!("hypervisor: qemu\n      kernel_file: {}", nowhere.display());
         let group = harness::group("lost", 1, "169.254.104.0/24", "");
-        let (told, stuck) = said(&harness, &group.replace("hypervisor: none", &qemu));
+        let (told, stuck) = output(&harness, &group.replace("hypervisor: none", &qemu));
         assert_in_order(
             &told["vm/lost-1"],
             &["lease", "commit rules", "forwarding on"],
@@ -558,7 +559,7 @@ fn why_a_new_vm_would_get_no_address_or_not_start_is_told() {
         // A stranger has the name of the TAP.
         harness.apply(&web(0, ""));
         run("ip link add vmtap0 type bridge");
-        let (_, stuck) = said(&harness, &web(1, ""));
+        let (_, stuck) = output(&harness, &web(1, ""));
         assert!(
             stuck["vm/web-1"].contains("link vmtap0 is not ours"),
             "{stuck:?}"

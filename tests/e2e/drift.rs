@@ -219,7 +219,7 @@ fn jumps_that_are_not_first_any_more_go_first_and_what_stood_there_stays() {
 }
 
 #[test]
-fn somebody_who_always_wants_the_opposite_is_told_and_not_fought_without_end() {
+fn a_conflicting_writer_is_reported_and_not_fought_without_end() {
     with_daemon(|harness| {
         harness.apply(&slots(1, ""));
         let place = harness.place("sandbox-1");
@@ -262,7 +262,7 @@ fn somebody_who_always_wants_the_opposite_is_told_and_not_fought_without_end() {
 }
 
 #[test]
-fn somebody_who_always_empties_a_host_chain_is_told_and_not_fought_without_end() {
+fn a_writer_that_always_empties_a_host_chain_is_reported_and_not_fought_without_end() {
     with_daemon(|harness| {
         harness.apply(&slots(1, ""));
         let wreck = format!("iptables -F {}", chain("filter", "-OUT"));

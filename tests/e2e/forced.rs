@@ -1,5 +1,5 @@
 //! Forced deletions: they end within seconds, leave nothing but what plugins have not released, and touch no other VM.
-//! Out of scope: deletions that are not forced (`cni_ends`, `holders`); what `slicectl` prints (`tests/pure/cli`).
+//! Out of scope: deletions that are not forced (`cni_ends`, `holders`); what `slicectl` prints (`transcripts`).
 
 use std::time::{Duration, Instant};
 
@@ -229,7 +229,7 @@ fn a_forced_deletion_runs_del_to_its_end_where_the_plugins_can() {
 fn a_plugin_that_hangs_in_del_is_waited_for_once() {
     harness::empty(|mut harness| {
         let cni_networks = CniNetworks::install();
-        cni_networks.tell(&mut harness);
+        cni_networks.configure_daemon(&mut harness);
         harness.args = vec!["--cni-deadline".into(), "1s".into()];
         harness.start();
         let bystander = Bystander::start(&harness);
@@ -243,12 +243,12 @@ fn a_plugin_that_hangs_in_del_is_waited_for_once() {
             harness.apply(&pod(1));
             let doomed = Doomed::find(&harness, target);
             cni_networks.hang("three", "DEL");
-            cni_networks.heard();
+            cni_networks.calls();
             let _ = std::fs::remove_file(at("hanging"));
             doomed.force(&mut harness, when, |_| cni_networks.hanging().is_some());
             let bound = BOUND + Duration::from_secs(deadlines);
             doomed.goes_within(&harness, bound, &case);
-            let calls = cni_networks.heard();
+            let calls = cni_networks.calls();
             let hung = calls.iter().filter(|calls| *calls == "DEL three").count();
             assert_eq!(u64::try_from(hung).unwrap(), deadlines, "{case}: {calls:?}");
             let owed = owed();
@@ -279,7 +279,7 @@ fn ready_guest(harness: &Harness) -> (Tiny, u32) {
 }
 
 #[test]
-fn a_vmm_is_killed_without_its_guest_being_asked_in_every_mode() {
+fn a_vmm_is_killed_without_a_guest_shutdown_in_every_mode() {
     with_daemon(|mut harness, cni_networks| {
         cni_networks.bridge("cni0", "10.77.0.0/24");
         let bystander = Bystander::start(&harness);
@@ -300,11 +300,15 @@ fn a_vmm_is_killed_without_its_guest_being_asked_in_every_mode() {
             let (guest, pid) = ready_guest(&harness);
             let doomed = Doomed::find(&harness, target);
             let begin = Instant::now();
-            doomed.force(&mut harness, when, |_| guest.said().contains("ignores"));
+            doomed.force(&mut harness, when, |_| guest.output().contains("ignores"));
             doomed.goes_within(&harness, BOUND, &case);
             eprintln!("{case}: {:?}", begin.elapsed());
             assert!(!is_alive(pid), "{case}");
-            assert_eq!(guest.said().contains("ignores"), when == UnderWay, "{case}");
+            assert_eq!(
+                guest.output().contains("ignores"),
+                when == UnderWay,
+                "{case}"
+            );
             if target == "vm/pod-1" {
                 let (_, again) = ready_guest(&harness);
                 assert_ne!(again, pid, "{case}");
@@ -334,7 +338,7 @@ fn a_group_of_a_file_is_forced_only_after_the_file_is_gone() {
         assert!(is_alive(pid));
         std::fs::remove_file(harness.conf().join("pod.yaml")).unwrap();
         harness.until("the guest is asked", || {
-            guest.said().contains("ignores").then_some(())
+            guest.output().contains("ignores").then_some(())
         });
         let begin = Instant::now();
         harness.ctl("delete hg pod --force --wait=10s");

@@ -304,6 +304,7 @@ fn refused(harness: &Harness, what: Full) {
             "{what:?} `{words_of}`: {said}"
         );
     }
+    // Nothing is deleted or stored a moment later either.
     std::thread::sleep(Duration::from_millis(200));
     let after = (harness.get("hgs")["items"].clone(), harness.vms());
     assert_eq!(names(&after.0), names(&before.0));

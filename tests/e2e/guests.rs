@@ -49,7 +49,7 @@ pub fn kernel() -> String {
 }
 
 /// Until the guest has said it on its console, `times` times.
-pub fn says(harness: &Harness, vm: &str, words: &str, times: usize) {
+pub fn wait_for_output(harness: &Harness, vm: &str, words: &str, times: usize) {
     harness.until(&format!("{vm} says {words}"), || {
         let log = harness.try_ctl(&format!("logs {vm}")).stdout;
         (String::from_utf8_lossy(&log).matches(words).count() >= times).then_some(())
@@ -76,14 +76,14 @@ fn two_guests_reach_what_they_may_through_live_changes_and_the_death_of_the_daem
         for (vm, other) in [("sandbox-1", "sandbox-2"), ("sandbox-2", "sandbox-1")] {
             let (own, other) = (harness.place(vm), harness.place(other));
             for words in ["net ok", "lan blocked", "host blocked"] {
-                says(&harness, vm, &format!("GUEST {vm} {words}"), 1);
+                wait_for_output(&harness, vm, &format!("GUEST {vm} {words}"), 1);
             }
             for (address, verdict) in [
                 (own.gateway, "ok"),
                 (other.gateway, "blocked"),
                 (other.ip, "blocked"),
             ] {
-                says(&harness, vm, &format!("GUEST {vm} {address} {verdict}"), 1);
+                wait_for_output(&harness, vm, &format!("GUEST {vm} {address} {verdict}"), 1);
             }
         }
         let before = pids(&harness);
@@ -95,8 +95,8 @@ fn two_guests_reach_what_they_may_through_live_changes_and_the_death_of_the_daem
 
         // Live: what was allowed is cut, what was dropped opens, and no guest notices but by its packets.
         harness.save("sandbox.yaml", &manifest("drop: [203.0.113.0/24]"));
-        says(&harness, "sandbox-1", "GUEST sandbox-1 net blocked", 1);
-        says(&harness, "sandbox-1", "GUEST sandbox-1 lan ok", 1);
+        wait_for_output(&harness, "sandbox-1", "GUEST sandbox-1 net blocked", 1);
+        wait_for_output(&harness, "sandbox-1", "GUEST sandbox-1 lan ok", 1);
         assert_eq!(pids(&harness), before);
 
         // kill -9: the traffic goes on, and the guests are the same ones afterwards.
@@ -176,7 +176,7 @@ fn guests_on_a_bridge_have_their_addresses_and_reach_each_other_and_are_reached(
         harness.apply(&slots.replace("hypervisor: none", &qemu));
         for vm in ["web-1", "web-2"] {
             for reached in ["host", "one", "two"] {
-                says(&harness, vm, &format!("GUEST {vm} {reached} ok"), 1);
+                wait_for_output(&harness, vm, &format!("GUEST {vm} {reached} ok"), 1);
             }
         }
         for address in ["192.168.137.20", "192.168.137.21"] {
@@ -190,7 +190,7 @@ fn guests_on_a_bridge_have_their_addresses_and_reach_each_other_and_are_reached(
             let now = pids(&harness);
             (now.len() == 2 && now[0] != before[0] && is_alive(now[0])).then_some(())
         });
-        says(&harness, "web-1", "GUEST web-1 two ok", 1);
+        wait_for_output(&harness, "web-1", "GUEST web-1 two ok", 1);
         assert_eq!(pids(&harness)[1], before[1], "the other one stays");
         harness.ctl("delete hg web --wait=30s");
         // The host network is another key: it follows the group.
@@ -232,7 +232,7 @@ fn a_guest_whose_tap_or_namespace_is_taken_away_is_started_on_the_new_one() {
             &initrd(&harness, "ping gateway 169.254.100.1\n"),
             "",
         ));
-        says(&harness, "sandbox-1", "GUEST sandbox-1 gateway ok", 1);
+        wait_for_output(&harness, "sandbox-1", "GUEST sandbox-1 gateway ok", 1);
         let place = harness.place("sandbox-1");
         let mut before = pids(&harness)[0];
         for sabotage in [
@@ -246,7 +246,7 @@ fn a_guest_whose_tap_or_namespace_is_taken_away_is_started_on_the_new_one() {
                     .find(|pid| *pid != before && is_alive(*pid))
             });
             harness.ctl("wait vm/sandbox-1 --for ready --timeout 30s");
-            says(&harness, "sandbox-1", "GUEST sandbox-1 gateway ok", 1);
+            wait_for_output(&harness, "sandbox-1", "GUEST sandbox-1 gateway ok", 1);
             let theirs = std::fs::read_link(format!("/proc/{before}/ns/net")).unwrap();
             let ours = run(&format!(
                 "nsenter --net={} readlink /proc/self/ns/net",
@@ -298,7 +298,7 @@ fn a_kernel_that_does_not_boot_backs_off_with_a_clear_condition() {
         // Mended, it boots at once: a new intent clears the backoff.
         harness.write("m.yaml", &guests(1, &kernel(), &initrd(&harness, ""), ""));
         harness.ctl(&format!("apply -f {file} --wait=60s"));
-        says(&harness, "sandbox-1", "GUEST sandbox-1 ready", 1);
+        wait_for_output(&harness, "sandbox-1", "GUEST sandbox-1 ready", 1);
     });
 }
 

@@ -114,7 +114,7 @@ impl Ghost {
 }
 
 #[test]
-fn gc_with_dry_run_tells_what_is_there_and_gc_removes_that_and_tells_it() {
+fn gc_with_dry_run_lists_what_exists_and_gc_removes_and_lists_it() {
     with_daemon(|harness| {
         let canaries = Canaries::release();
         harness.apply(&slots(1, ""));
@@ -335,7 +335,7 @@ fn orphan(harness: &mut Harness) -> Identity {
 }
 
 #[test]
-fn gc_tells_what_is_still_there_and_fails_and_what_it_tells_as_removed_is_gone() {
+fn gc_lists_what_it_cannot_remove_and_fails_and_what_it_lists_as_removed_is_gone() {
     with_daemon(|mut harness| {
         let canaries = Canaries::release();
         let orphan = orphan(&mut harness);

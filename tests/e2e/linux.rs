@@ -9,7 +9,10 @@ use serde_json::Value;
 use super::guests::{initrd, kernel};
 use test_support::harness::{self, Harness, signal, with_daemon};
 use test_support::kernel::{Neighbour, attempt};
-use test_support::linux::{answer, ask, boots, guests, hear, pid, question, said, says, tell, vmm};
+use test_support::linux::{
+    answer, boots, find_in_output, guests, output, output_of, pid, question, type_line, vmm,
+    wait_for_output,
+};
 use test_support::tiny::is_alive;
 
 const VM: &str = "sandbox-1";
@@ -33,7 +36,7 @@ fn neighbours() -> [Neighbour; 2] {
 #[track_caller]
 fn is_whole(harness: &Harness, times: usize) {
     boots(harness, VM, times);
-    hear(harness, VM, "what it reaches", |said| {
+    find_in_output(harness, VM, "what it reaches", |said| {
         let since = said.split(&format!("GUEST {VM} ready")).nth(times)?;
         ["gateway ok", "net ok", "lan blocked"]
             .iter()
@@ -57,7 +60,7 @@ fn answers(ip: &str) -> bool {
 
 /// Seconds since it has booted, by its own clock.
 fn uptime(harness: &Harness) -> f64 {
-    let text = ask(harness, VM, "cut -d' ' -f1 /proc/uptime");
+    let text = output_of(harness, VM, "cut -d' ' -f1 /proc/uptime");
     text.parse().expect("seconds")
 }
 
@@ -69,33 +72,33 @@ fn a_paused_linux_hears_nothing_its_clock_stands_still_and_it_goes_on_in_the_mid
         let probes = "ping host 192.168.137.1\nspoof liar 192.168.137.99 192.168.137.1\n";
         harness.apply(&guests(&slots, &kernel(), &initrd(&harness, probes), ""));
         for words in ["host ok", "liar blocked"] {
-            says(&harness, VM, &format!("GUEST {VM} {words}"), 1);
+            wait_for_output(&harness, VM, &format!("GUEST {VM} {words}"), 1);
         }
         let network = harness.get("vm sandbox-1")["status"]["network"].clone();
         let ip = network["ip"].as_str().unwrap();
-        let told = ask(&harness, VM, "cat /proc/cmdline");
+        let told = output_of(&harness, VM, "cat /proc/cmdline");
         let address = format!("ip={ip}::192.168.137.1:255.255.255.0:{VM}:");
         assert!(told.contains(&address), "{told}");
-        let has = ask(&harness, VM, "ip -4 -o addr show dev eth0");
+        let has = output_of(&harness, VM, "ip -4 -o addr show dev eth0");
         assert!(has.contains(&format!("inet {ip}/24 ")), "{has}");
         harness.until("an answer", || answers(ip).then_some(()));
 
         // Something that only this shell knows, and a guest that is never silent.
-        tell(&harness, VM, "word=$(hostname)-of-$$");
-        tell(&harness, VM, "while echo tick; do sleep 0.2; done &");
-        says(&harness, VM, "tick\r\n", 3);
-        let before = (pid(&harness, VM), ask(&harness, VM, "echo $word"));
+        type_line(&harness, VM, "word=$(hostname)-of-$$");
+        type_line(&harness, VM, "while echo tick; do sleep 0.2; done &");
+        wait_for_output(&harness, VM, "tick\r\n", 3);
+        let before = (pid(&harness, VM), output_of(&harness, VM, "echo $word"));
         let (began, up) = (Instant::now(), uptime(&harness));
         harness.ctl("vm pause sandbox-1 --wait=20s");
         let paused = Instant::now();
         assert!(!answers(ip));
         let unheard = question(&harness, VM, "echo $word");
-        harness.stays(Duration::from_secs(2), || said(&harness, VM));
+        harness.stays(Duration::from_secs(2), || output(&harness, VM));
         harness.kill();
         harness.start();
         harness.ctl("wait vm/sandbox-1 --for paused --timeout 20s");
         assert!(!answers(ip), "a restart of sliced does not wake it");
-        harness.stays(Duration::from_millis(500), || said(&harness, VM));
+        harness.stays(Duration::from_millis(500), || output(&harness, VM));
         let pause = paused.elapsed();
         harness.ctl("vm resume sandbox-1 --wait=20s");
         harness.until("an answer", || answers(ip).then_some(()));
@@ -109,7 +112,7 @@ fn a_paused_linux_hears_nothing_its_clock_stands_still_and_it_goes_on_in_the_mid
         );
         assert_eq!(pid(&harness, VM), before.0);
         assert_eq!(
-            said(&harness, VM).matches("ready").count(),
+            output(&harness, VM).matches("ready").count(),
             1,
             "booted once"
         );
@@ -129,7 +132,7 @@ fn a_linux_says_goodbye_when_it_is_stopped_and_one_that_will_not_is_terminated_i
         assert!(begin.elapsed() < Duration::from_secs(50));
         assert!(!is_alive(first));
         let (goodbye, terminated) = ("GUEST sandbox-1 powers down", "terminating on signal 15");
-        let words = said(&harness, VM);
+        let words = output(&harness, VM);
         assert!(
             words.contains(goodbye) && words.contains("Power down"),
             "{words}"
@@ -145,9 +148,9 @@ fn a_linux_says_goodbye_when_it_is_stopped_and_one_that_will_not_is_terminated_i
         boots(&harness, VM, 2);
         let second = pid(&harness, VM);
         // Nobody there listens to the button any more.
-        tell(&harness, VM, "killall acpid");
+        type_line(&harness, VM, "killall acpid");
         harness.until("deafness", || {
-            ask(&harness, VM, "pidof acpid || echo none")
+            output_of(&harness, VM, "pidof acpid || echo none")
                 .eq("none")
                 .then_some(())
         });
@@ -158,7 +161,7 @@ fn a_linux_says_goodbye_when_it_is_stopped_and_one_that_will_not_is_terminated_i
         harness.ctl("vm stop sandbox-1 --wait=60s");
         assert!(begin.elapsed() >= grace, "{:?}", begin.elapsed());
         assert!(!is_alive(second));
-        let words = said(&harness, VM);
+        let words = output(&harness, VM);
         assert_eq!(words.matches(goodbye).count(), 1, "{words}");
         assert!(words.contains(terminated), "{words}");
         assert_eq!(vmm(&harness, VM)["last_exit"]["pid"], second);
@@ -190,10 +193,10 @@ fn a_linux_that_panics_is_killed_reboots_or_powers_off_comes_back_as_its_policy_
         };
         apply(&harness, &with("on-failure"));
         boots(&harness, VM, 1);
-        tell(&harness, VM, "echo c > /proc/sysrq-trigger");
+        type_line(&harness, VM, "echo c > /proc/sysrq-trigger");
         let end = next_end(&harness, &Value::Null);
         is_why(&end, 1.into(), "kernel panicked");
-        says(&harness, VM, "Kernel panic - not syncing: sysrq", 1);
+        wait_for_output(&harness, VM, "Kernel panic - not syncing: sysrq", 1);
         boots(&harness, VM, 2);
         assert_eq!(vmm(&harness, VM)["restarts"], 1);
 
@@ -208,7 +211,7 @@ fn a_linux_that_panics_is_killed_reboots_or_powers_off_comes_back_as_its_policy_
         }
 
         // That is no failure, and so it stays down until there is another policy.
-        tell(&harness, VM, "poweroff -f");
+        type_line(&harness, VM, "poweroff -f");
         let end = next_end(&harness, &end);
         is_why(&end, 0.into(), "powered off or rebooted");
         harness.ctl("wait vm/sandbox-1 --for stopped --timeout 20s");
@@ -216,14 +219,14 @@ fn a_linux_that_panics_is_killed_reboots_or_powers_off_comes_back_as_its_policy_
         harness.stays(Duration::from_secs(1), || vmm(&harness, VM));
         apply(&harness, &with("always"));
         boots(&harness, VM, 4);
-        tell(&harness, VM, "reboot -f");
+        type_line(&harness, VM, "reboot -f");
         let end = next_end(&harness, &end);
         is_why(&end, 0.into(), "powered off or rebooted");
         boots(&harness, VM, 5);
 
         apply(&harness, &with("never"));
         harness.ctl("wait hg/sandbox --for ready --timeout 20s");
-        tell(&harness, VM, "echo c > /proc/sysrq-trigger");
+        type_line(&harness, VM, "echo c > /proc/sysrq-trigger");
         let end = next_end(&harness, &end);
         is_why(&end, 1.into(), "kernel panicked");
         harness.until("Failed", || {
@@ -247,11 +250,11 @@ fn a_linux_that_finds_no_init_is_started_again_and_again_until_it_is_mended() {
             let restarts = vmm(&harness, VM)["restarts"].as_u64();
             restarts.filter(|restarts| *restarts > 1)
         });
-        says(&harness, VM, "Kernel panic", 2);
+        wait_for_output(&harness, VM, "Kernel panic", 2);
         let end = next_end(&harness, &Value::Null);
         assert_eq!(end["status"], 0, "{end}");
         harness.apply(&manifest(&harness, ""));
         boots(&harness, VM, 1);
-        says(&harness, VM, &format!("GUEST {VM} gateway ok"), 1);
+        wait_for_output(&harness, VM, &format!("GUEST {VM} gateway ok"), 1);
     });
 }

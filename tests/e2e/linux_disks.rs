@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use super::guests::{initrd, kernel};
 use test_support::harness::{Harness, group, signal, with_daemon};
-use test_support::linux::{ask, boots, guests, pid, vmm};
+use test_support::linux::{boots, guests, output_of, pid, vmm};
 use test_support::tiny::is_alive;
 
 /// Bytes.
@@ -32,13 +32,13 @@ fn one(harness: &Harness, name: &str, range: &str, lines: &str) -> String {
 
 /// The first line of a disk, past the guest's cache.
 fn first_line(harness: &Harness, vm: &str, disk: &str) -> String {
-    ask(harness, vm, &format!("head -n 1 {disk}"))
+    output_of(harness, vm, &format!("head -n 1 {disk}"))
 }
 
 /// The guest writes a first line, and it is on the disk.
 fn write(harness: &Harness, vm: &str, disk: &str, words: &str) -> String {
     let write = format!("echo {words} | dd of={disk} conv=fsync 2>/dev/null; echo $?");
-    ask(harness, vm, &write)
+    output_of(harness, vm, &write)
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn what_a_linux_wrote_is_there_after_a_restart_and_a_crash_and_after_a_deletion_
         apply();
         for vm in ["keep-1", "lose-1"] {
             assert_eq!(first_line(&harness, vm, "/dev/vda"), "as made");
-            let size = ask(&harness, vm, "blockdev --getsize64 /dev/vda");
+            let size = output_of(&harness, vm, "blockdev --getsize64 /dev/vda");
             assert_eq!(size, (3 << 20).to_string(), "grown");
             assert_eq!(
                 write(&harness, vm, "/dev/vda", &format!("{vm}-was-here")),
@@ -109,10 +109,13 @@ fn a_disk_is_read_by_many_written_by_one_and_its_owners_again_in_the_end() {
         boots(&harness, "reader-1", 1);
         for vm in ["writer-1", "reader-1"] {
             assert_eq!(first_line(&harness, vm, "/dev/vda"), "to read");
-            assert_eq!(ask(&harness, vm, "blockdev --getro /dev/vda"), "1");
+            assert_eq!(output_of(&harness, vm, "blockdev --getro /dev/vda"), "1");
             assert_ne!(write(&harness, vm, "/dev/vda", "scribble"), "0");
         }
-        assert_eq!(ask(&harness, "writer-1", "blockdev --getro /dev/vdb"), "0");
+        assert_eq!(
+            output_of(&harness, "writer-1", "blockdev --getro /dev/vdb"),
+            "0"
+        );
         assert_eq!(write(&harness, "writer-1", "/dev/vdb", "dear-diary"), "0");
 
         let writer = pid(&harness, "writer-1");

@@ -338,7 +338,7 @@ fn whatever_clients_do_drift_is_repaired_in_time_and_root_is_answered() {
 }
 
 #[test]
-fn who_says_nothing_is_closed_and_who_follows_and_reads_is_not() {
+fn a_silent_connection_is_closed_and_a_follower_that_reads_is_not() {
     crowded(1, |harness, _| {
         let socket = harness.run.join("sliced.sock");
         let mut healthy = UnixStream::connect(&socket).expect("a connection");
@@ -516,7 +516,8 @@ fn open_files(pid: u32) -> u64 {
 }
 
 #[test]
-fn when_descriptors_are_used_up_an_event_says_so_and_repair_goes_on_as_soon_as_there_are_some() {
+fn when_descriptors_are_exhausted_an_event_reports_it_and_repair_continues_as_soon_as_there_are_some()
+ {
     crowded(3, |harness, places| {
         let pid = harness.pid();
         let set = |soft: u64| {

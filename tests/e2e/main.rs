@@ -8,10 +8,11 @@
 //! | `modes` | groups of all modes on one host |
 //! | `converge` | from a manifest to what stands, and what scripts rely on |
 //! | `reload` | a saved file, live and not |
-//! | `difference` | what `diff` says, and what is then done |
+//! | `difference` | what `diff` wait_for_output, and what is then done |
 //! | `damage` | a state that is damaged, lost or replaced under VMs that run |
 //! | `dependents` | what depends on a bridge or on the host's switch, after that was broken |
 //! | `forced` | deletions that are forced |
+//! | `fairness` | VMs that exist are repaired while thousands are built or deleted |
 //! | `foreign_rules` | hosts with tens of thousands of rules of others |
 //! | `disks` | made, kept, refused |
 //! | `origin` | whose a group is: a file's or an apply's |
@@ -43,6 +44,7 @@
 //! | `on_demand` | VMs made on demand |
 //! | `local_users` | what other users of the host may do to it |
 //! | `confinement` | what a VMM may do on the host |
+//! | `transcripts` | the output of every verb of `slicectl` |
 //! | `undecodable` | records of a VM that cannot be decoded |
 //! | `upgrade` | state and running VMs of the version before |
 //! | `service` | the process: signals, logs, errors, rest |
@@ -65,6 +67,7 @@ mod dependents;
 mod difference;
 mod disks;
 mod drift;
+mod fairness;
 mod forced;
 mod foreign_rules;
 mod full_disk;
@@ -74,7 +77,6 @@ mod holders;
 mod hung_files;
 mod identity;
 mod input;
-mod lanes;
 mod leftovers;
 mod linux;
 mod linux_disks;
@@ -90,5 +92,6 @@ mod reach;
 mod recovery;
 mod reload;
 mod service;
+mod transcripts;
 mod undecodable;
 mod upgrade;

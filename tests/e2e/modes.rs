@@ -18,7 +18,7 @@ const CONFLIST: &str = r#"{"cniVersion": "1.0.0", "name": "pods", "plugins": [
     {"type": "firewall"}]}"#;
 
 #[test]
-fn groups_of_all_modes_stand_side_by_side_through_kill_9_and_leave_a_bare_host() {
+fn groups_of_all_modes_exist_side_by_side_through_kill_9_and_leave_a_bare_host() {
     empty(|mut harness| {
         // The plugins' own files, which are not below /run.
         run("mkdir -p /var/lib/cni && mount -t tmpfs tmpfs /var/lib/cni");

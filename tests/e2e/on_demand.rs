@@ -1,5 +1,5 @@
 //! VMs made on demand, through everything that may happen to their daemon and to their group.
-//! Out of scope: names, indices and addresses of orders (`tests/kernel/pipeline.rs`); the output of `slicectl` (`tests/pure/cli.rs`).
+//! Out of scope: names, indices and addresses of orders (`tests/kernel/pipeline.rs`); the output of `slicectl` (`transcripts`).
 
 use std::time::Duration;
 

@@ -96,7 +96,7 @@ fn overlapping_ranges_are_refused_and_what_runs_is_unchanged() {
 }
 
 #[test]
-fn apply_says_created_configured_unchanged_and_a_dry_run_stores_nothing() {
+fn apply_prints_created_configured_unchanged_and_a_dry_run_stores_nothing() {
     with_daemon(|harness| {
         let file = harness.write("m.yaml", &slots(1, ""));
         let preview = harness.ctl(&format!("diff -f {file}"));

@@ -59,7 +59,7 @@ fn route_names_the_bridges_subnet_and_the_hosts_address_on_its_best_default_rout
 }
 
 #[test]
-fn there_is_no_route_to_isolated_and_cni_groups_and_the_reason_is_said() {
+fn there_is_no_route_to_isolated_and_cni_groups_and_the_reason_is_reported() {
     with_daemon(|harness| {
         store(&harness, &slots(0, ""));
         store(

@@ -35,7 +35,7 @@ fn alarms(log_before: &str, harness: &Harness) -> Vec<String> {
 }
 
 #[test]
-fn after_kill_9_what_stands_is_adopted_and_no_link_rule_or_route_is_made_anew() {
+fn after_kill_9_what_exists_is_adopted_and_no_link_rule_or_route_is_recreated() {
     with_daemon(|mut harness| {
         let canaries = Canaries::release();
         harness.save("sandbox.yaml", &slots(8, "drop: [192.168.1.0/24]"));
@@ -227,7 +227,7 @@ fn links_of_ours_on_the_host() -> usize {
 }
 
 #[test]
-fn after_a_reboot_everything_is_built_anew_with_the_same_leases() {
+fn after_a_reboot_everything_is_rebuilt_with_the_same_leases() {
     // A new network and an empty /run under the same state: what a reboot leaves. The boot id is the machine's, so the
     // daemon is not told; it must see that nothing is there.
     let shelf = tempfile::tempdir().unwrap();

@@ -30,7 +30,7 @@ fn refuses(harness: &Harness, words: &[&str]) {
 }
 
 #[test]
-fn sigterm_ends_it_within_2_s_and_slots_stand() {
+fn sigterm_ends_it_within_2_s_and_slots_remain() {
     with_daemon(|mut harness| {
         harness.apply(&slots(4, ""));
         let world = harness::world_to_the_last_handle();
@@ -81,7 +81,7 @@ fn once_exits_with_1_when_a_slot_cannot_be_built() {
 }
 
 #[test]
-fn at_rest_it_says_nothing_and_takes_next_to_no_processor_time() {
+fn at_rest_it_logs_nothing_and_uses_almost_no_processor_time() {
     empty(|mut harness| {
         // The directories above the manifests are watched, and other tests create files in /tmp all the time; /run is this test's own.
         harness.dir = tempfile::tempdir_in("/run").unwrap();
@@ -147,7 +147,7 @@ fn processor_time(pid: u32) -> Duration {
 }
 
 #[test]
-fn log_lines_are_json_when_asked_and_the_filter_is_obeyed() {
+fn log_lines_are_json_on_request_and_the_filter_is_obeyed() {
     empty(|mut harness| {
         harness.args = vec!["--log-format".into(), "json".into()];
         harness.start();

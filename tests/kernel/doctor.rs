@@ -98,7 +98,7 @@ fn a_clean_host_has_no_failure_every_remark_has_a_remedy_and_nothing_is_changed(
 }
 
 #[test]
-fn forwarding_that_is_off_is_told() {
+fn forwarding_that_is_off_is_reported() {
     kernel::private(async {
         kernel::run("echo 0 > /proc/sys/net/ipv4/ip_forward");
         assert_eq!(
@@ -111,7 +111,7 @@ fn forwarding_that_is_off_is_told() {
 }
 
 #[test]
-fn docker_is_named_and_a_rule_above_our_jump_is_told() {
+fn docker_is_named_and_a_rule_above_our_jump_is_reported() {
     kernel::private(async {
         kernel::run(
             "iptables -P FORWARD DROP
@@ -149,7 +149,7 @@ fn docker_is_named_and_a_rule_above_our_jump_is_told() {
 }
 
 #[test]
-fn rules_in_both_back_ends_are_told() {
+fn rules_in_both_back_ends_are_reported() {
     kernel::private(async {
         kernel::run("iptables-nft -A FORWARD -i eth7 -j ACCEPT");
         let name = "rules in one back end";
@@ -179,7 +179,7 @@ fn rules_in_both_back_ends_are_told() {
 }
 
 #[test]
-fn commands_that_write_to_different_back_ends_are_told() {
+fn commands_that_write_to_different_back_ends_are_reported() {
     // A program of the search path's own, in a kernel of its own: the variable is read when a program is looked up.
     let restore = "/usr/sbin/iptables-legacy-restore";
     let bin = tempfile::tempdir().unwrap();

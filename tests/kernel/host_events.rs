@@ -69,7 +69,7 @@ impl Slot {
     }
 
     /// Waits for such an event of the namespace.
-    async fn hears(&mut self, what: impl Fn(&What) -> bool) {
+    async fn receives(&mut self, what: impl Fn(&What) -> bool) {
         let wanted = async {
             loop {
                 let event = self.events.next().await.unwrap();
@@ -84,7 +84,7 @@ impl Slot {
     }
 
     /// The next transaction of the namespace's rules.
-    async fn hears_of_rules(&mut self) -> Generation {
+    async fn receives_rule_changes(&mut self) -> Generation {
         let wanted = async {
             loop {
                 let event = self.events.next().await.unwrap();
@@ -98,7 +98,7 @@ impl Slot {
             .expect("no rules event")
     }
 
-    async fn hears_nothing(&mut self) {
+    async fn receives_nothing(&mut self) {
         if let Ok(event) = tokio::time::timeout(QUIET, self.events.next()).await {
             panic!("heard {event:?}");
         }
@@ -137,7 +137,7 @@ fn a_link_deleted_inside_is_heard_with_its_name_and_so_is_our_end_of_it() {
 }
 
 #[test]
-fn an_address_removed_inside_is_heard() {
+fn an_address_removed_inside_is_reported() {
     kernel::private(async {
         let mut slot = Slot::make().await;
         let net = "10.9.0.1/24".parse().unwrap();
@@ -150,7 +150,8 @@ fn an_address_removed_inside_is_heard() {
         )
         .await
         .unwrap();
-        slot.hears(|what| matches!(what, What::Addr { .. })).await;
+        slot.receives(|what| matches!(what, What::Addr { .. }))
+            .await;
     });
 }
 
@@ -159,14 +160,16 @@ fn a_route_removed_inside_is_heard() {
     kernel::private(async {
         let mut slot = Slot::make().await;
         slot.run("ip route add 10.10.0.0/16 via 10.9.0.2");
-        slot.hears(|what| matches!(what, What::Route { .. })).await;
+        slot.receives(|what| matches!(what, What::Route { .. }))
+            .await;
         slot.run("ip route del 10.10.0.0/16");
-        slot.hears(|what| matches!(what, What::Route { .. })).await;
+        slot.receives(|what| matches!(what, What::Route { .. }))
+            .await;
     });
 }
 
 #[test]
-fn ip_forward_switched_inside_is_heard() {
+fn ip_forward_switched_inside_is_reported() {
     kernel::private(async {
         let mut slot = Slot::make().await;
         for value in ["1", "0"] {
@@ -174,7 +177,7 @@ fn ip_forward_switched_inside_is_heard() {
                 .run(move || sysctl::write("net.ipv4.ip_forward", value))
                 .await
                 .unwrap();
-            slot.hears(|what| *what == (What::Netconf { index: None }))
+            slot.receives(|what| *what == (What::Netconf { index: None }))
                 .await;
             while tokio::time::timeout(QUIET, slot.events.next())
                 .await
@@ -185,16 +188,19 @@ fn ip_forward_switched_inside_is_heard() {
 }
 
 #[test]
-fn rules_changed_inside_are_heard_once_a_transaction() {
+fn rules_changed_inside_are_reported_once_a_transaction() {
     kernel::private(async {
         let mut slot = Slot::make().await;
         slot.run("nft \"add table ip t; add chain ip t c; add rule ip t c drop; add rule ip t c accept\"");
-        slot.hears(|what| matches!(what, What::Rules { .. })).await;
-        slot.hears_nothing().await;
+        slot.receives(|what| matches!(what, What::Rules { .. }))
+            .await;
+        slot.receives_nothing().await;
         slot.run("nft flush ruleset");
-        slot.hears(|what| matches!(what, What::Rules { .. })).await;
+        slot.receives(|what| matches!(what, What::Rules { .. }))
+            .await;
         slot.run("iptables -A FORWARD -j DROP");
-        slot.hears(|what| matches!(what, What::Rules { .. })).await;
+        slot.receives(|what| matches!(what, What::Rules { .. }))
+            .await;
     });
 }
 
@@ -208,7 +214,7 @@ fn a_look_covers_the_rules_that_were_committed_before_it_and_none_that_came_afte
         let (_, seen) = slot.ns.run_here(look).unwrap();
         let seen = seen.expect("there are rules");
         // The builtin chains and the rule, in one transaction or in two.
-        let mut committed = vec![slot.hears_of_rules().await];
+        let mut committed = vec![slot.receives_rule_changes().await];
         while let Ok(event) = tokio::time::timeout(QUIET, slot.events.next()).await {
             if let What::Rules { generation } = event.unwrap().kind {
                 committed.push(generation);
@@ -218,7 +224,7 @@ fn a_look_covers_the_rules_that_were_committed_before_it_and_none_that_came_afte
             assert!(seen.covers(committed), "{seen:?} {committed:?}");
         }
         slot.run("iptables -F FORWARD");
-        let flushed = slot.hears_of_rules().await;
+        let flushed = slot.receives_rule_changes().await;
         assert!(!seen.covers(flushed), "{seen:?} {flushed:?}");
     });
 }
@@ -237,18 +243,20 @@ fn a_permanent_neighbour_lost_is_heard_and_arp_is_not() {
             assert!(!matches!(event.unwrap().kind, What::Neigh { .. }));
         }
         slot.run("ip neigh replace 10.9.0.7 lladdr 02:00:00:00:00:07 dev up0 nud permanent");
-        slot.hears(|what| matches!(what, What::Neigh { .. })).await;
+        slot.receives(|what| matches!(what, What::Neigh { .. }))
+            .await;
         while tokio::time::timeout(QUIET, slot.events.next())
             .await
             .is_ok()
         {}
         slot.run("ip neigh del 10.9.0.7 dev up0");
-        slot.hears(|what| matches!(what, What::Neigh { .. })).await;
+        slot.receives(|what| matches!(what, What::Neigh { .. }))
+            .await;
     });
 }
 
 #[test]
-fn changes_in_our_own_namespace_are_heard_without_a_number() {
+fn changes_in_our_own_namespace_are_reported_without_a_namespace_id() {
     kernel::private(async {
         let mut events = Events::listen().unwrap();
         kernel::run("ip link add br9 type bridge");
@@ -273,7 +281,7 @@ fn changes_in_our_own_namespace_are_heard_without_a_number() {
 }
 
 #[test]
-fn more_than_we_could_hear_is_an_overrun_and_then_we_hear_again() {
+fn too_many_notifications_are_an_overrun_and_later_ones_arrive() {
     kernel::private(async {
         let mut events = Events::listen().unwrap();
         // Each batch of routes makes far more than the backlog.

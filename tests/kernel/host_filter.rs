@@ -920,7 +920,7 @@ fn places(ruleset: &Ruleset) -> Vec<(TableName, String)> {
 }
 
 #[test]
-fn chains_read_by_name_are_those_of_the_whole_tables_whatever_stands_beside_them() {
+fn chains_read_by_name_equal_those_of_the_whole_tables_whatever_else_exists() {
     for flavour in [Flavour::Nft, Flavour::Legacy] {
         alone(flavour, |world| {
             let ours = a_vms_rules();

@@ -487,7 +487,7 @@ fn a_neighbour_is_reached_and_a_dead_canary_is_noticed() {
 }
 
 #[test]
-fn many_lists_asked_for_at_once_over_one_socket_are_all_whole() {
+fn many_dumps_requested_at_once_over_one_socket_are_all_complete() {
     // More addresses than one datagram of the kernel's carries, so that dumps overlap.
     const ADDRESSES: usize = 1000;
     kernel::private(async {

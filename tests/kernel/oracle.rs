@@ -356,7 +356,7 @@ fn plain(text: &str) -> String {
 }
 
 #[test]
-fn explain_names_the_rule_whose_counter_rises() {
+fn explain_names_the_rule_with_the_counter_that_rises() {
     kernel::private_sync(|| {
         let (guest, _sniffer, _aside) = become_a_vm();
         let backend = Backend::detect().expect("iptables");

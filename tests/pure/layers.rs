@@ -279,7 +279,7 @@ fn unsafe_code_programs_and_namespaces_are_in_the_host_module_alone() {
 }
 
 #[test]
-fn now_is_told_by_the_clock_alone() {
+fn only_the_clock_module_reads_the_time() {
     let words = [
         "Instant::now()",
         "SystemTime::now()",

@@ -3,13 +3,14 @@
 //!
 //! | file | what it tests |
 //! |---|---|
-//! | `cli` | `slicectl` against a server that answers from a fixture: output, streams, exit status |
+//! | `cli` | `slicectl` without a daemon: usage errors, help, `new` |
 //! | `cycles` | files do not import each other in a circle |
 //! | `endpoints` | the table of endpoints and the router agree |
 //! | `help` | the help of every verb |
 //! | `internals` | the functions that docs/internals.md names exist |
 //! | `laws` | what holds for every plan |
 //! | `layers` | imports between modules, places of `unsafe`, length of files |
+//! | `listener` | the daemon's socket: what it replaces, who gets access |
 //! | `manifests` | manifests that are valid, and the message for each that is not |
 //! | `plans` | golden plans |
 //! | `queue` | the queue and the controller in simulated time |
@@ -23,6 +24,7 @@ mod help;
 mod internals;
 mod laws;
 mod layers;
+mod listener;
 mod manifests;
 mod plans;
 mod queue;

@@ -38,7 +38,7 @@ fn check(source: &Source) -> Result<Vec<Draft>, Vec<Problem>> {
 }
 
 #[test]
-fn every_refusal_says_where_and_why_word_for_word() {
+fn every_refusal_names_the_place_and_the_reason_exactly() {
     let bless = std::env::var_os("BLESS").is_some();
     let mut wrong = Vec::new();
     for path in yaml_files("tests/goldens/manifests") {
@@ -63,7 +63,7 @@ fn every_refusal_says_where_and_why_word_for_word() {
 }
 
 #[test]
-fn what_is_sound_is_read_word_for_word() {
+fn what_is_valid_is_parsed_exactly() {
     let bless = std::env::var_os("BLESS").is_some();
     for path in yaml_files("tests/goldens/manifests/good") {
         let drafts = check(&read(&path)).unwrap_or_else(|p| panic!("{p:?}"));
@@ -194,7 +194,7 @@ fn a_groups_word_on_its_end_goes_before_that_of_config_and_a_change_of_it_is_liv
 }
 
 #[test]
-fn metadata_opens_only_when_asked_for_and_a_tap_owner_may_be_a_pair() {
+fn metadata_is_allowed_only_on_request_and_a_tap_owner_may_be_a_pair() {
     let network = one(
         "config: {host_groups: [{name: g, network: {mode: isolated, allow_metadata: true, allow: [169.254.169.254:80/tcp], tap_owner: '1000:36', range: 169.254.64.0/18, on_deny: reject}}]}",
     )

@@ -84,7 +84,7 @@ fn no_retired_term_is_in_the_sources_the_documentation_or_the_help() {
 }
 
 #[test]
-fn words_are_found_in_identifiers_of_all_kinds() {
+fn terms_are_found_in_identifiers_of_all_kinds() {
     let found: Vec<String> = words("take_rung(RungPage::LADDER) // the rungs").collect();
     assert_eq!(
         found,

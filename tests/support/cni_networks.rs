@@ -56,7 +56,7 @@ pub struct CniNetworks(());
 pub fn with_daemon(test: impl FnOnce(Harness, CniNetworks) + Send) {
     harness::empty(|mut harness| {
         let cni_networks = CniNetworks::install();
-        cni_networks.tell(&mut harness);
+        cni_networks.configure_daemon(&mut harness);
         harness.start();
         test(harness, cni_networks);
     });
@@ -86,7 +86,7 @@ impl CniNetworks {
     }
 
     /// Tells a daemon that is to be started.
-    pub fn tell(&self, harness: &mut Harness) {
+    pub fn configure_daemon(&self, harness: &mut Harness) {
         let path = |path: &str| at(path).display().to_string();
         harness.env.extend([
             ("SLICE_CNI_CONF_DIR", path("conf")),
@@ -169,7 +169,7 @@ impl CniNetworks {
     }
 
     /// `COMMAND PLUGIN` of every call since it was asked last.
-    pub fn heard(&self) -> Vec<String> {
+    pub fn calls(&self) -> Vec<String> {
         let heard = fs::read_to_string(at("heard")).unwrap_or_default();
         let _ = fs::remove_file(at("heard"));
         heard.lines().map(str::to_owned).collect()

@@ -194,7 +194,7 @@ impl Lab {
         let mut arrived = BTreeSet::new();
         for place in [&self.lan, &self.net, &self.container] {
             let id = self.id();
-            self.tell(place.address, 9, id);
+            self.send_to(place.address, 9, id);
             place.sniffer.wait_for(id);
             arrived.extend(place.sniffer.arrived());
         }
@@ -202,7 +202,7 @@ impl Lab {
     }
 
     /// The host itself sends a numbered datagram.
-    pub fn tell(&self, to: Ipv4Addr, port: u16, id: u32) {
+    pub fn send_to(&self, to: Ipv4Addr, port: u16, id: u32) {
         let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
         socket.send_to(&frames::mark(id), (to, port)).expect("sent");
     }

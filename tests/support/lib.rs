@@ -7,6 +7,7 @@
 //! - [`objects`]: groups and VMs.
 //! - [`lab`]: neighbours of a test host, [`sniffer`]s in them; [`guest_stack`]: a guest at a TAP; [`frames`]: what it sends.
 //! - [`harness`]: the real `sliced` and `slicectl` in one.
+//! - [`transcript`]: runs of `slicectl`, compared with golden files.
 //! - [`fuse`]: a file system that does not answer.
 //! - [`cni_networks`]: CNI networks for it; [`managers`]: network managers and firewalls beside it.
 //! - [`descriptors`]: copies of descriptors, as a forked child has them.
@@ -29,9 +30,11 @@ pub mod linux;
 pub mod managers;
 pub mod objects;
 pub mod pings;
+mod placeholders;
 pub mod power;
 pub mod programs;
 pub mod sniffer;
 pub mod tiny;
+pub mod transcript;
 pub mod turns;
 pub mod vmm;

@@ -24,16 +24,21 @@ pub fn guests(slots: &str, kernel: &str, initrd: &str, lines: &str) -> String {
 }
 
 /// What `slicectl logs` shows of it.
-pub fn said(harness: &Harness, vm: &str) -> String {
+pub fn output(harness: &Harness, vm: &str) -> String {
     let log = harness.try_ctl(&format!("logs {vm}")).stdout;
     String::from_utf8_lossy(&log).into_owned()
 }
 
 /// Until something is found in what it has said.
 #[track_caller]
-pub fn hear<T>(harness: &Harness, vm: &str, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
+pub fn find_in_output<T>(
+    harness: &Harness,
+    vm: &str,
+    what: &str,
+    find: impl Fn(&str) -> Option<T>,
+) -> T {
     harness.until(what, || {
-        let found = find(&said(harness, vm));
+        let found = find(&output(harness, vm));
         if found.is_none() {
             std::thread::sleep(STEP);
         }
@@ -43,8 +48,8 @@ pub fn hear<T>(harness: &Harness, vm: &str, what: &str, find: impl Fn(&str) -> O
 
 /// Until it has said so, `times` times.
 #[track_caller]
-pub fn says(harness: &Harness, vm: &str, words: &str, times: usize) {
-    hear(harness, vm, &format!("{words:?}, {times} times"), |said| {
+pub fn wait_for_output(harness: &Harness, vm: &str, words: &str, times: usize) {
+    find_in_output(harness, vm, &format!("{words:?}, {times} times"), |said| {
         (said.matches(words).count() >= times).then_some(())
     });
 }
@@ -52,11 +57,11 @@ pub fn says(harness: &Harness, vm: &str, words: &str, times: usize) {
 /// Until it has booted, `times` times.
 #[track_caller]
 pub fn boots(harness: &Harness, vm: &str, times: usize) {
-    says(harness, vm, &format!("GUEST {vm} ready"), times);
+    wait_for_output(harness, vm, &format!("GUEST {vm} ready"), times);
 }
 
 /// Types a line into the shell on its console.
-pub fn tell(harness: &Harness, vm: &str, line: &str) {
+pub fn type_line(harness: &Harness, vm: &str, line: &str) {
     let mut console = Command::new(programs::built("slicectl"))
         .args(["console", vm, "-n", "0"])
         .env("SLICE_SOCKET", harness.run.join("sliced.sock"))
@@ -79,7 +84,7 @@ pub fn question(harness: &Harness, vm: &str, command: &str) -> Question {
     static ASKED: AtomicU32 = AtomicU32::new(1);
     let number = ASKED.fetch_add(1, Ordering::Relaxed);
     // The shell shows what is typed: this is not what it says.
-    tell(
+    type_line(
         harness,
         vm,
         &format!("echo \"answer $(({number})): $({command})\""),
@@ -90,7 +95,7 @@ pub fn question(harness: &Harness, vm: &str, command: &str) -> Question {
 /// Its answer.
 #[track_caller]
 pub fn answer(harness: &Harness, vm: &str, Question(start): &Question) -> String {
-    hear(harness, vm, start, |said| {
+    find_in_output(harness, vm, start, |said| {
         let (_, rest) = said.split_once(start.as_str())?;
         let (line, _) = rest.split_once(['\r', '\n'])?;
         Some(line.to_owned())
@@ -99,7 +104,7 @@ pub fn answer(harness: &Harness, vm: &str, Question(start): &Question) -> String
 
 /// Asks, and waits for the answer.
 #[track_caller]
-pub fn ask(harness: &Harness, vm: &str, command: &str) -> String {
+pub fn output_of(harness: &Harness, vm: &str, command: &str) -> String {
     answer(harness, vm, &question(harness, vm, command))
 }
 

@@ -54,7 +54,7 @@ pub struct Tiny {
 
 impl Tiny {
     /// All that it has printed.
-    pub fn said(&self) -> String {
+    pub fn output(&self) -> String {
         let mut console = &self.console;
         let mut text = Vec::new();
         console.seek(SeekFrom::Start(0)).expect("a console");
@@ -64,7 +64,7 @@ impl Tiny {
 
     /// How many times it has found that its gateway answers.
     pub fn times_ready(&self) -> usize {
-        self.said()
+        self.output()
             .matches(&format!("ready {} {}\r\n", self.name, self.ip))
             .count()
     }

@@ -235,7 +235,7 @@ fn firecracker_answers_so_once_it_is_started() {
 }
 
 #[test]
-fn an_old_firecracker_does_not_know_the_words_of_a_new_one() {
+fn an_old_firecracker_does_not_know_the_arguments_of_a_new_one() {
     let mtu = r#"{"iface_id":"eth0","host_dev_name":"tap0","mtu":1400}"#;
     let huge = r#"{"vcpu_count":1,"mem_size_mib":64,"huge_pages":"Transparent"}"#;
     let old = firecracker(Some("firecracker-1.10"));
@@ -303,7 +303,7 @@ fn cloud_hypervisor_answers_so() {
 }
 
 #[test]
-fn an_old_cloud_hypervisor_says_500_in_plain_words() {
+fn an_old_cloud_hypervisor_answers_500_as_plain_text() {
     let vmm = cloud_hypervisor(Some("cloud-hypervisor-46"));
     let (status, said) = vmm.ask("GET", "/api/v1/vm.info", "");
     assert_eq!(status, 500);

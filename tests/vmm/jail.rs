@@ -146,7 +146,7 @@ async fn a_jailed_firecracker_is_what_was_wanted_at_every_moment_of_its_birth() 
 }
 
 #[tokio::test]
-async fn the_oldest_jailer_is_told_nothing_newer() {
+async fn the_oldest_jailer_gets_no_newer_argument() {
     let mut place = place(Hypervisor::Firecracker, As::Jailed).await;
     let program = static_double_of("firecracker-1.10", place.dir.path());
     let jailer = double_of("jailer-1.10", place.dir.path());

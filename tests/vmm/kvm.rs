@@ -98,7 +98,7 @@ async fn a_program_decides_for_itself_alone_and_is_tried_again_when_it_is_anothe
 
 /// Each line is one property of who is asked, and what it may.
 #[tokio::test]
-async fn who_is_asked_something_is_nobody_and_has_nothing() {
+async fn a_helper_program_runs_as_nobody_without_privileges() {
     let dir = tempfile::tempdir().unwrap();
     let secret = dir.path().join("secret");
     std::fs::write(&secret, "x").unwrap();
@@ -152,7 +152,7 @@ async fn who_is_asked_something_is_nobody_and_has_nothing() {
 }
 
 #[tokio::test]
-async fn who_is_asked_something_answers_in_time_or_ends_with_all_that_it_has_started() {
+async fn a_helper_program_answers_in_time_or_is_killed_with_all_that_it_has_started() {
     let dir = tempfile::tempdir().unwrap();
     let mark = format!("86{}", std::process::id());
     let script = script(

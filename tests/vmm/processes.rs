@@ -175,7 +175,7 @@ fn a_reused_pid_is_another_process() {
 }
 
 #[tokio::test]
-async fn the_end_of_a_process_is_told_and_how_it_ended() {
+async fn the_end_of_a_process_and_its_status_are_reported() {
     let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
     for (program, exit) in [
         ("sleep 0.2", Exit::Code(0)),
@@ -515,7 +515,7 @@ async fn a_killed_vmm_is_started_again_and_its_end_is_named() {
 }
 
 #[tokio::test]
-async fn a_vmm_that_cannot_run_says_why() {
+async fn a_vmm_that_cannot_run_reports_why() {
     let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
     let argv = vec![
         "sh".into(),
@@ -660,7 +660,7 @@ async fn a_vmm_that_is_replaced_need_not_report_the_state_of_its_guest() {
 }
 
 #[tokio::test]
-async fn a_vmm_that_ends_while_it_is_asked_has_ended() {
+async fn a_vmm_that_ends_during_a_request_has_ended() {
     let (_dir, _net, stage, desired) = without_answer(DesiredGuest::Running).await;
     let Record::Of(identity) = process::read_record(&desired.record()).unwrap() else {
         panic!("a process");

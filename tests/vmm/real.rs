@@ -411,21 +411,21 @@ fn flush(desired: &Desired, times: u32) -> String {
 }
 
 #[tokio::test]
-async fn firecracker_tells_what_it_has_counted_however_long_nobody_has_asked() {
+async fn firecracker_reports_its_counters_however_late_the_request() {
     for who in ways(Hypervisor::Firecracker) {
         counts(Hypervisor::Firecracker, *who, "tx_packets_count").await;
     }
 }
 
 #[tokio::test]
-async fn cloud_hypervisor_tells_what_it_has_counted() {
+async fn cloud_hypervisor_reports_its_counters() {
     for who in ways(Hypervisor::CloudHypervisor) {
         counts(Hypervisor::CloudHypervisor, *who, "tx_frames").await;
     }
 }
 
 #[tokio::test]
-async fn qemu_tells_what_it_has_counted_of_each_disk() {
+async fn qemu_reports_its_counters_of_each_disk() {
     for who in ways(Hypervisor::Qemu) {
         let place = place(Hypervisor::Qemu, *who).await;
         let image = place.dir.path().join("image");
@@ -529,7 +529,7 @@ async fn a_deaf_guest_of_qemu_is_terminated() {
 }
 
 /// Root disk, data disk, another MTU, no initrd: whatever a recipe can say, the VMM takes.
-async fn takes_every_word(hypervisor: Hypervisor, who: As) {
+async fn accepts_every_argument(hypervisor: Hypervisor, who: As) {
     let place = place(hypervisor, who).await;
     let image = |name: &str, length: u64| {
         let path = place.dir.path().join(name);
@@ -558,23 +558,23 @@ async fn takes_every_word(hypervisor: Hypervisor, who: As) {
 }
 
 #[tokio::test]
-async fn firecracker_takes_every_word() {
+async fn firecracker_accepts_every_argument() {
     for who in ways(Hypervisor::Firecracker) {
-        takes_every_word(Hypervisor::Firecracker, *who).await;
+        accepts_every_argument(Hypervisor::Firecracker, *who).await;
     }
 }
 
 #[tokio::test]
-async fn cloud_hypervisor_takes_every_word() {
+async fn cloud_hypervisor_accepts_every_argument() {
     for who in ways(Hypervisor::CloudHypervisor) {
-        takes_every_word(Hypervisor::CloudHypervisor, *who).await;
+        accepts_every_argument(Hypervisor::CloudHypervisor, *who).await;
     }
 }
 
 #[tokio::test]
-async fn qemu_takes_every_word() {
+async fn qemu_accepts_every_argument() {
     for who in ways(Hypervisor::Qemu) {
-        takes_every_word(Hypervisor::Qemu, *who).await;
+        accepts_every_argument(Hypervisor::Qemu, *who).await;
     }
 }
 
@@ -630,14 +630,14 @@ async fn a_bad_kernel_is_the_reason(hypervisor: Hypervisor, who: As, says: &str)
 }
 
 #[tokio::test]
-async fn firecracker_tells_of_a_bad_kernel() {
+async fn firecracker_reports_a_bad_kernel() {
     for who in ways(Hypervisor::Firecracker) {
         a_bad_kernel_is_the_reason(Hypervisor::Firecracker, *who, "ernel").await;
     }
 }
 
 #[tokio::test]
-async fn cloud_hypervisor_tells_of_a_bad_kernel() {
+async fn cloud_hypervisor_reports_a_bad_kernel() {
     for who in ways(Hypervisor::CloudHypervisor) {
         a_bad_kernel_is_the_reason(Hypervisor::CloudHypervisor, *who, "ernel").await;
     }
@@ -657,11 +657,11 @@ async fn an_older(hypervisor: Hypervisor, double: &str) {
 }
 
 #[tokio::test]
-async fn firecracker_1_10_is_told_nothing_newer() {
+async fn firecracker_1_10_gets_no_newer_argument() {
     an_older(Hypervisor::Firecracker, "firecracker-1.10").await;
 }
 
 #[tokio::test]
-async fn cloud_hypervisor_49_is_told_nothing_newer() {
+async fn cloud_hypervisor_49_gets_no_newer_argument() {
     an_older(Hypervisor::CloudHypervisor, "cloud-hypervisor-49").await;
 }

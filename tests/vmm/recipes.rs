@@ -245,7 +245,7 @@ fn a_recipe_writes_no_file_that_is_not_ours_to_remove() {
 }
 
 #[test]
-fn no_version_of_firecracker_hears_a_word_that_a_later_one_brought() {
+fn no_version_of_firecracker_gets_an_argument_of_a_later_one() {
     for minor in 10..=17 {
         let launch = case(Hypervisor::Firecracker, 1, minor).mtu(1400).launch();
         let launch = launch.unwrap();
@@ -261,7 +261,7 @@ fn no_version_of_firecracker_hears_a_word_that_a_later_one_brought() {
 }
 
 #[test]
-fn what_a_version_cannot_do_safely_is_refused_in_words() {
+fn what_a_version_cannot_do_safely_is_refused_with_the_reason() {
     use Hypervisor::{CloudHypervisor, Firecracker, Qemu};
     let mut many = case(Firecracker, 1, 17);
     many.spec.vcpu = 33;
@@ -294,7 +294,7 @@ fn what_a_version_cannot_do_safely_is_refused_in_words() {
 
 /// It reads off `/sys` whether the TAP has been made for it.
 #[test]
-fn an_older_cloud_hypervisor_is_taken_in_a_namespace_whose_own_sys_it_sees() {
+fn an_older_cloud_hypervisor_is_accepted_in_a_namespace_with_its_own_sys() {
     let mut case = case(Hypervisor::CloudHypervisor, 48, 0);
     let refused = case.launch().unwrap_err();
     assert_eq!(refused, RecipeError::OwnAddress(Version::new(48, 0)));

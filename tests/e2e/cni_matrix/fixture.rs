@@ -55,7 +55,7 @@ pub fn with_each<T: Send>(
     for dir in plugin_dirs() {
         harness::empty(|mut harness| {
             let cni_networks = CniNetworks::install();
-            cni_networks.tell(&mut harness);
+            cni_networks.configure_daemon(&mut harness);
             use_plugins(&mut harness, &dir);
             harness.env.push(("SLICE_LOG", "debug".to_owned()));
             let made = before(&mut harness);

@@ -18,7 +18,7 @@ const SOON: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A datagram with a mark.
-fn tell(socket: &UdpSocket, to: Ipv4Addr, id: u32) {
+fn send_to(socket: &UdpSocket, to: Ipv4Addr, id: u32) {
     socket.send_to(&frames::mark(id), (to, 9)).unwrap();
 }
 
@@ -99,7 +99,7 @@ fn what_lets_guests_reach_each_other_where_forward_drops_is_our_chain() {
 }
 
 #[test]
-fn the_host_reaches_a_guest_that_has_never_spoken_and_is_reached() {
+fn the_host_reaches_a_guest_that_has_never_sent_a_packet_and_is_reached() {
     kernel::private(async {
         let mut host = Host::new().await;
         host.converge_host_network(requirements("brvm0", &["192.168.137.1/24"]))
@@ -108,7 +108,7 @@ fn the_host_reaches_a_guest_that_has_never_spoken_and_is_reached() {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         // What comes before the queue starts is dropped.
         let heard = (0..200).any(|_| {
-            tell(&socket, guest.ip, 7);
+            send_to(&socket, guest.ip, 7);
             let patience = Duration::from_millis(1);
             guest
                 .hear(patience, |seen| seen.destination == guest.ip)
@@ -139,8 +139,8 @@ fn a_lan_machine_with_a_route_reaches_a_guest_and_an_isolated_vm_does_not() {
         assert!((0..50).any(|_| guest.resolve(GATEWAY).is_some()));
         let gateway_mac = guest.resolve(GATEWAY).unwrap();
 
-        tell(&socket_in(&isolated), guest.ip, 1);
-        tell(&socket_in(&lan), guest.ip, 2);
+        send_to(&socket_in(&isolated), guest.ip, 1);
+        send_to(&socket_in(&lan), guest.ip, 2);
         let first = guest.hear(PATIENCE, |seen| received_marks(seen).is_some());
         let first = first.as_ref().and_then(received_marks);
         assert_eq!(first, Some(2), "the isolated VM's was sent first");
@@ -186,7 +186,7 @@ fn received_marks(seen: &Seen) -> Option<u32> {
 /// Whether a datagram of the LAN's comes to the guest.
 fn received_once(guest: &Guest, lan: &Neighbour) -> bool {
     let socket = socket_in(lan);
-    tell(&socket, guest.ip, 5);
+    send_to(&socket, guest.ip, 5);
     guest
         .hear(PATIENCE, |seen| received_marks(seen) == Some(5))
         .is_some()

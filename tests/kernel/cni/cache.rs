@@ -124,7 +124,7 @@ async fn a_record_of_another_runtime_is_read() {
     let seen = all[0].result(Version::V0_4_0).unwrap();
     assert_eq!(seen.interfaces[0].name, "theirs");
     stage.runtime.del(&network, &blue()).await.unwrap();
-    let heard = stage.heard();
+    let heard = stage.calls();
     assert_eq!(heard[0].stdin()["theirs"], 1);
     assert_eq!(heard[0].environment["CNI_ARGS"], "K8S_POD_NAME=p");
     let left = |file: &str| stage.path("cache/results").join(file).exists();
@@ -147,7 +147,7 @@ async fn a_configuration_that_changed_since_add_does_not_change_check_and_del() 
     stage.runtime.del(&after, &blue()).await.unwrap();
     let order = ["CHECK one", "CHECK two", "DEL two", "DEL one"];
     assert_eq!(stage.order(), order);
-    for call in stage.heard() {
+    for call in stage.calls() {
         assert_eq!(call.environment["CNI_ARGS"], "FOO=BAR");
     }
     assert!(stage.runtime.cached("net", &blue()).unwrap().is_none());
@@ -184,7 +184,7 @@ async fn a_damaged_record_stops_add_and_check_but_not_del() {
         stage.hush();
         stage.runtime.del(&network, &blue()).await.unwrap();
         assert_eq!(stage.order(), ["DEL one"]);
-        assert!(stage.heard()[0].stdin().get("prevResult").is_none());
+        assert!(stage.calls()[0].stdin().get("prevResult").is_none());
         assert!(stage.records().is_empty());
         stage.runtime.add(&network, &blue()).await.unwrap();
     }
@@ -203,7 +203,7 @@ async fn a_record_with_a_damaged_part_is_used_for_the_rest() {
         stage.hush();
         stage.runtime.del(&network, &blue()).await.unwrap();
         assert_eq!(stage.order(), ["DEL one"]);
-        let told = stage.heard()[0].stdin().get("prevResult").is_some();
+        let told = stage.calls()[0].stdin().get("prevResult").is_some();
         assert_eq!(told, part == "config");
         assert!(stage.records().is_empty());
     }

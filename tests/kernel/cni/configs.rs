@@ -158,7 +158,7 @@ fn plugins_of_the_drop_in_folder_are_appended_sorted() {
 }
 
 #[test]
-fn what_is_wrong_is_said_with_the_file_and_what_was_expected() {
+fn an_error_names_the_file_and_what_was_expected() {
     let good = list("net", "one");
     let mut cases = Vec::new();
     let mut case = |key: &str, value: Value, says: &'static str| {
@@ -211,7 +211,7 @@ fn what_is_wrong_is_said_with_the_file_and_what_was_expected() {
 }
 
 #[test]
-fn booleans_may_be_written_as_words() {
+fn booleans_may_be_written_as_text() {
     let mut config = list("net", "one");
     config["disableCheck"] = json!("True");
     config["disableGC"] = json!("false");

@@ -307,7 +307,7 @@ fn a_reservation_that_outlived_its_container_is_swept_and_a_strangers_is_not() {
 }
 
 #[test]
-fn an_empty_pool_is_an_error_in_the_words_of_the_plugin() {
+fn an_empty_pool_is_an_error_with_the_message_of_the_plugin() {
     kernel::private(async {
         let runtime = settle_in();
         let ipam = json!({"type": "host-local", "ranges": [[{"subnet": "10.88.0.0/30"}]]});

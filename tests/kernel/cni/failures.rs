@@ -35,7 +35,7 @@ async fn a_failure_at_any_position_stops_add_and_del_goes_back_through_the_whole
         assert_eq!(stage.order(), ["DEL three", "DEL two", "DEL one"]);
         // The last result that there was, if any: what a plugin made may be found by it alone.
         let reached = CHAIN[..at].last();
-        for call in stage.heard() {
+        for call in stage.calls() {
             let told = call.stdin()["prevResult"]["interfaces"][0]["name"].clone();
             assert_eq!(told.as_str(), reached.copied());
         }
@@ -102,7 +102,7 @@ async fn a_del_that_fails_keeps_the_record_and_is_repeated_from_the_start() {
     stage.hush();
     stage.runtime.del(&network, &blue()).await.unwrap();
     assert_eq!(stage.order(), ["DEL three", "DEL two", "DEL one"]);
-    for call in stage.heard() {
+    for call in stage.calls() {
         assert_eq!(call.stdin()["prevResult"]["interfaces"][0]["name"], "three");
     }
     assert!(stage.records().is_empty());
@@ -383,7 +383,7 @@ async fn whatever_a_plugin_does_an_operation_ends_in_time() {
 }
 
 #[tokio::test]
-async fn how_a_del_fails_decides_whether_it_is_asked_again_and_whether_it_counts() {
+async fn how_a_del_fails_decides_whether_it_is_retried_and_whether_it_counts() {
     // The code or answer of `two`, and whether the chain is asked at once again, and has let go of the container.
     let table = [
         ("code 999", true, false),

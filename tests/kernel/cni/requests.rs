@@ -115,12 +115,12 @@ fn assert_parameters(heard: &crate::cni::stage::Heard, wanted: &BTreeMap<&str, S
 }
 
 #[tokio::test]
-async fn add_tells_every_plugin_its_configuration_and_the_result_before() {
+async fn add_passes_every_plugin_its_configuration_and_the_result_before() {
     let stage = stage("1.0.0");
     let network = stage.runtime.find("net").unwrap();
     let answer = stage.runtime.add(&network, &attachment()).await.unwrap();
     assert_eq!(answer.interfaces[0].name, "two");
-    let heard = stage.heard();
+    let heard = stage.calls();
     assert_eq!(stage.order(), ["ADD one", "ADD two"]);
     for call in &heard {
         assert_parameters(call, &parameters(&stage, "ADD"));
@@ -135,7 +135,7 @@ async fn add_tells_every_plugin_its_configuration_and_the_result_before() {
 }
 
 #[tokio::test]
-async fn check_and_del_tell_every_plugin_the_final_result() {
+async fn check_and_del_pass_every_plugin_the_final_result() {
     let stage = stage("1.0.0");
     let network = stage.runtime.find("net").unwrap();
     stage.runtime.add(&network, &attachment()).await.unwrap();
@@ -146,7 +146,7 @@ async fn check_and_del_tell_every_plugin_the_final_result() {
     let order = ["CHECK one", "CHECK two", "DEL two", "DEL one"];
     assert_eq!(stage.order(), order);
     let last = result("1.0.0", "two");
-    for call in stage.heard() {
+    for call in stage.calls() {
         assert_parameters(&call, &parameters(&stage, &call.command));
         let wanted = match call.plugin.as_str() {
             "one" => first_attached("1.0.0"),
@@ -157,7 +157,7 @@ async fn check_and_del_tell_every_plugin_the_final_result() {
 }
 
 #[tokio::test]
-async fn del_without_a_namespace_says_so_with_an_empty_variable() {
+async fn del_without_a_namespace_has_an_empty_variable() {
     let stage = stage("1.0.0");
     let network = stage.runtime.find("net").unwrap();
     stage.runtime.add(&network, &attachment()).await.unwrap();
@@ -167,13 +167,13 @@ async fn del_without_a_namespace_says_so_with_an_empty_variable() {
     stage.runtime.del(&network, &gone).await.unwrap();
     let mut wanted = parameters(&stage, "DEL");
     wanted.insert("CNI_NETNS", String::new());
-    for call in stage.heard() {
+    for call in stage.calls() {
         assert_parameters(&call, &wanted);
     }
 }
 
 #[tokio::test]
-async fn gc_tells_every_plugin_which_attachments_are_valid_and_nothing_of_any() {
+async fn gc_passes_every_plugin_the_valid_attachments_and_no_details_of_any() {
     let stage = stage("1.1.0");
     let network = stage.runtime.find("net").unwrap();
     let valid = [ValidAttachment {
@@ -193,7 +193,7 @@ async fn gc_tells_every_plugin_which_attachments_are_valid_and_nothing_of_any() 
     for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
         wanted[key] = valid.clone();
     }
-    let heard = stage.heard();
+    let heard = stage.calls();
     assert_eq!(heard[0].stdin(), wanted);
     let path = stage.path("bin").display().to_string();
     let parameters = BTreeMap::from([("CNI_COMMAND", "GC".to_owned()), ("CNI_PATH", path)]);
@@ -201,13 +201,13 @@ async fn gc_tells_every_plugin_which_attachments_are_valid_and_nothing_of_any() 
 }
 
 #[tokio::test]
-async fn status_tells_every_plugin_its_configuration() {
+async fn status_passes_every_plugin_its_configuration() {
     let stage = stage("1.1.0");
     let network = stage.runtime.find("net").unwrap();
     let outcome = stage.runtime.status(&network).await.unwrap();
     assert_eq!(outcome, Outcome::Done);
     assert_eq!(stage.order(), ["STATUS one", "STATUS two"]);
-    let heard = stage.heard();
+    let heard = stage.calls();
     let mut wanted = first("1.1.0");
     wanted["capabilities"] = json!({"portMappings": true, "mac": false});
     assert_eq!(heard[0].stdin(), wanted);
@@ -217,11 +217,11 @@ async fn status_tells_every_plugin_its_configuration() {
 }
 
 #[tokio::test]
-async fn version_is_asked_with_the_latest_that_we_speak() {
+async fn version_is_requested_with_the_latest_that_we_support() {
     let stage = stage("1.1.0");
     let versions = stage.runtime.version("one").await.unwrap();
     assert_eq!(versions, ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
-    let heard = stage.heard();
+    let heard = stage.calls();
     assert_eq!(heard[0].stdin(), json!({"cniVersion": "1.1.0"}));
     let path = stage.path("bin").display().to_string();
     let parameters = BTreeMap::from([("CNI_COMMAND", "VERSION".to_owned()), ("CNI_PATH", path)]);
@@ -243,7 +243,7 @@ async fn numbers_that_no_machine_type_holds_reach_the_plugin_as_they_were_writte
     let network = stage.runtime.find("net").unwrap();
     stage.runtime.add(&network, &blue()).await.unwrap();
     stage.runtime.del(&network, &blue()).await.unwrap();
-    for call in stage.heard() {
+    for call in stage.calls() {
         assert!(call.text.contains(odd), "{}", call.text);
     }
 }
@@ -257,7 +257,7 @@ async fn what_a_plugin_adds_to_a_result_reaches_the_next() {
     odd["interfaces"][0]["also"] = json!("kept");
     stage.say("one", "ADD.out", &odd.to_string());
     stage.runtime.add(&network, &blue()).await.unwrap();
-    assert_eq!(stage.heard()[1].stdin()["prevResult"], odd);
+    assert_eq!(stage.calls()[1].stdin()["prevResult"], odd);
 }
 
 #[tokio::test]
@@ -315,5 +315,5 @@ fn variables_of_the_daemon_choose_the_places_and_do_not_leak_into_the_protocol()
         .unwrap();
     let mut wanted = parameters(&stage, "ADD");
     wanted.insert("CNI_ARGS", String::new());
-    assert_parameters(&stage.heard()[0], &wanted);
+    assert_parameters(&stage.calls()[0], &wanted);
 }

@@ -141,7 +141,7 @@ impl Stage {
     }
 
     /// Every call so far.
-    pub fn heard(&self) -> Vec<Heard> {
+    pub fn calls(&self) -> Vec<Heard> {
         let read = |count: usize, what: &str| {
             fs::read_to_string(self.path(format!("heard/{count}.{what}"))).unwrap_or_default()
         };

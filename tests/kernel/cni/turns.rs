@@ -26,7 +26,7 @@ async fn one_container_has_one_operation_at_a_time() {
         }
         stage.runtime.del(&network, &blue()).await.unwrap();
         // It found the record, so it began after the ADD was over.
-        assert!(stage.heard()[1].stdin().get("prevResult").is_some());
+        assert!(stage.calls()[1].stdin().get("prevResult").is_some());
         assert_eq!(ended(&stage), 1);
     };
     let (added, ()) = tokio::join!(add, del);

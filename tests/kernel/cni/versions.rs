@@ -19,7 +19,7 @@ async fn every_version_does_what_it_knows_and_no_more() {
         let runtime = &stage.runtime;
         let answer = runtime.add(&network, &blue()).await.unwrap();
         assert_eq!(answer.cni_version.as_str(), version);
-        let add = stage.heard();
+        let add = stage.calls();
         assert_eq!(add[1].stdin()["prevResult"], result(version, "one"));
         stage.hush();
         let check = runtime.check(&network, &blue()).await.unwrap();
@@ -41,7 +41,7 @@ async fn every_version_does_what_it_knows_and_no_more() {
         ask(status, version >= "1.1.0", "STATUS");
         wanted.extend(["DEL two".to_owned(), "DEL one".to_owned()]);
         assert_eq!(stage.order(), wanted, "{version}");
-        for call in stage.heard() {
+        for call in stage.calls() {
             let stdin = call.stdin();
             assert_eq!(stdin["cniVersion"], version);
             if call.command == "DEL" {

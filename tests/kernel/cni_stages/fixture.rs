@@ -201,7 +201,7 @@ impl Fixture {
     }
 
     /// Returns what was reported since the last call.
-    pub fn heard(&self) -> Vec<String> {
+    pub fn calls(&self) -> Vec<String> {
         std::mem::take(&mut *self.told.lock().expect("no panic before"))
     }
 

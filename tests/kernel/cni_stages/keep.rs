@@ -106,7 +106,7 @@ fn an_attachment_that_nobody_touches_is_left_alone_through_ten_checks() {
             let (same, taken) = fixture.up().await.unwrap();
             assert_eq!((&same, taken), (&connection, vec![]), "{case}, {check}");
         }
-        let heard = fixture.heard();
+        let heard = fixture.calls();
         let ignored = |heard: &&String| heard.starts_with("CheckIgnored: CNI plugin `");
         assert_eq!(heard.iter().filter(ignored).count(), heard.len(), "{case}");
         assert!(heard.len() <= 1, "{case}: {heard:?}");
@@ -173,7 +173,7 @@ fn a_repair_gives_the_guest_the_address_and_the_mac_that_it_had() {
                 .replace("@NETNS", &fixture.netns().display().to_string())
                 .replace("@RUN", &fixture.desired.vm_dir().display().to_string());
             kernel::run(&commands);
-            fixture.heard();
+            fixture.calls();
             let (again, taken) = fixture.up().await.unwrap_or_else(|e| panic!("{case}: {e}"));
             assert!(!taken.is_empty(), "{case}: it was not noticed");
             // The host's end may have another name.
@@ -182,7 +182,7 @@ fn a_repair_gives_the_guest_the_address_and_the_mac_that_it_had() {
                 ..again
             };
             assert_eq!(same, connection, "{case}");
-            let heard = fixture.heard();
+            let heard = fixture.calls();
             assert!(
                 !heard.iter().any(|it| it.starts_with("AddressChanged")),
                 "{case}: {heard:?}"
@@ -200,7 +200,8 @@ fn a_repair_gives_the_guest_the_address_and_the_mac_that_it_had() {
 }
 
 #[test]
-fn rules_that_only_a_check_or_our_own_look_misses_are_made_anew_and_the_plugins_words_are_told() {
+fn rules_that_only_a_check_or_our_own_observation_misses_are_recreated_and_the_plugins_message_is_reported()
+ {
     // What is lost, and a part of the message that reports it.
     let table = [
         ("iptables -t nat -F; iptables -t nat -X", "masquerades"),
@@ -224,7 +225,7 @@ fn rules_that_only_a_check_or_our_own_look_misses_are_made_anew_and_the_plugins_
                 kernel::run(commands);
                 let (again, _) = fixture.up().await.unwrap();
                 assert_eq!((again.ip, again.mac), (connection.ip, connection.mac));
-                let heard = fixture.heard().join("\n");
+                let heard = fixture.calls().join("\n");
                 assert!(
                     heard.starts_with("CheckFailed: ") && heard.contains(word),
                     "{commands}: {heard}"
@@ -237,7 +238,7 @@ fn rules_that_only_a_check_or_our_own_look_misses_are_made_anew_and_the_plugins_
 }
 
 #[test]
-fn an_address_that_is_refused_is_given_up_and_that_is_told_before_the_guest_has_another() {
+fn an_address_that_is_refused_is_released_and_reported_before_the_guest_has_another() {
     for dir in plugin_dirs() {
         // What of the network has changed meanwhile.
         for taken in [true, false] {
@@ -265,7 +266,7 @@ fn an_address_that_is_refused_is_given_up_and_that_is_told_before_the_guest_has_
                 let (again, _) = fixture.up().await.unwrap();
                 assert_ne!(again.ip, connection.ip);
                 ping(&again);
-                let heard = fixture.heard().join("\n");
+                let heard = fixture.calls().join("\n");
                 assert!(heard.starts_with("AddressChanged: "), "{heard}");
                 for word in [
                     again.ip.to_string(),
@@ -307,7 +308,7 @@ esac
             std::fs::write(file, config.to_string()).unwrap();
             let (_, taken) = fixture.up().await.unwrap();
             assert_eq!(!taken.is_empty(), repaired, "{code} {forbidden}: {taken:?}");
-            let heard = fixture.heard();
+            let heard = fixture.calls();
             assert_eq!(
                 heard.iter().any(|it| it.contains("a mood")),
                 repaired,

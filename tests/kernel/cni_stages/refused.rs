@@ -218,7 +218,7 @@ fn an_attachment_that_a_crash_left_before_its_result_was_checked_is_made_again()
 }
 
 #[test]
-fn why_an_add_failed_is_said_as_long_as_it_cannot_be_undone() {
+fn the_cause_of_a_failed_add_is_reported_as_long_as_it_cannot_be_undone() {
     kernel::private(async move {
         let fixture = Fixture::new();
         failing(&fixture);

@@ -76,7 +76,7 @@ fn are_had(dir: &Path) {
 }
 
 #[test]
-fn what_the_plugins_do_not_give_is_no_attachment_and_says_so() {
+fn an_incomplete_result_of_the_plugins_is_no_attachment_and_is_reported() {
     let cases = [
         // ptp ignores a requested MAC.
         (

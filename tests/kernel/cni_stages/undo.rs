@@ -178,7 +178,7 @@ fn a_deletion_ends_whatever_a_plugin_says_and_what_it_owes_is_kept_for_the_sweep
                     );
                 }
                 assert_eq!(tries, 5, "{what}");
-                let heard = fixture.heard().join("\n");
+                let heard = fixture.calls().join("\n");
                 assert!(heard.starts_with("DetachFailed: "), "{what}: {heard}");
                 assert!(
                     how.is_none() || last || heard.contains("stubborn"),

@@ -69,7 +69,7 @@ fn an_action_of_a_bridge_groups_teardown_that_fails_is_tried_again() {
 }
 
 #[test]
-fn killed_and_robbed_of_its_state_during_a_bridge_groups_build_what_stands_is_adopted() {
+fn killed_during_the_bring_up_of_a_bridge_group_and_without_its_state_it_adopts_what_exists() {
     sweep::robbed_building(&FRESH);
 }
 
@@ -130,7 +130,7 @@ fn a_users_bridge_is_byte_by_byte_the_same_while_vms_are_on_it_and_after_them() 
 }
 
 #[test]
-fn after_a_reboot_a_bridge_group_is_built_anew_with_the_same_leases() {
+fn after_a_reboot_a_bridge_group_is_rebuilt_with_the_same_leases() {
     let disk = tempfile::tempdir().unwrap();
     let dirs = Dirs {
         state: disk.path().join("state"),

@@ -54,7 +54,7 @@ fn an_action_of_a_cni_groups_teardown_that_fails_is_tried_again() {
 }
 
 #[test]
-fn killed_and_robbed_of_its_state_during_a_cni_groups_build_what_stands_is_adopted() {
+fn killed_during_the_bring_up_of_a_cni_group_and_without_its_state_it_adopts_what_exists() {
     sweep::robbed_building(&PTP);
 }
 
@@ -158,7 +158,7 @@ fn a_stray_with_nothing_but_a_record_is_detached_and_goes() {
 
 /// The plugins choose the subnet, so the host network learns of it only after ADD.
 #[test]
-fn no_redirect_is_set_before_the_ground_has_closed_the_subnet_to_isolated_vms() {
+fn no_redirect_is_set_before_the_host_network_has_closed_the_subnet_to_isolated_vms() {
     kernel::private_sync(|| {
         kernel::run(NETWORKS);
         let dirs = Dirs::below(Path::new("/run/place"));

@@ -215,7 +215,7 @@ fn killed_before_any_action_of_its_end_nothing_of_a_cloud_hypervisor_is_left() {
 
 #[test]
 fn killed_before_any_action_of_a_stop_the_next_life_finishes_it_and_keeps_the_log() {
-    told_each(Power::Stopped, 3, |place, born| {
+    check_each_report(Power::Stopped, 3, |place, born| {
         assert_eq!(place.processes(), vec![]);
         assert!(matches!(
             process::open(born).unwrap(),
@@ -237,7 +237,7 @@ fn killed_before_any_action_of_a_stop_the_next_life_finishes_it_and_keeps_the_lo
 
 #[test]
 fn killed_before_any_action_of_a_restart_there_is_one_other_process_in_the_end() {
-    told_each(Power::Restarting, 4, |place, born| {
+    check_each_report(Power::Restarting, 4, |place, born| {
         let now = place.processes();
         assert_eq!(now.len(), 1);
         assert_ne!(now[0], *born);
@@ -252,7 +252,7 @@ fn killed_before_any_action_of_a_restart_there_is_one_other_process_in_the_end()
 
 #[test]
 fn killed_before_any_action_of_a_pause_the_same_process_is_held_in_the_end() {
-    told_each(Power::Paused, 1, |place, born| {
+    check_each_report(Power::Paused, 1, |place, born| {
         assert_eq!(place.processes(), std::slice::from_ref(born));
         assert_eq!(
             place.dirs.live_counting(Intent::Same),
@@ -268,7 +268,7 @@ fn killed_before_any_action_of_a_pause_the_same_process_is_held_in_the_end() {
     });
 }
 
-fn told_each(power: Power, at_least: usize, check: impl Fn(&Place, &Identity) + Sync) {
+fn check_each_report(power: Power, at_least: usize, check: impl Fn(&Place, &Identity) + Sync) {
     for hypervisor in [
         Hypervisor::Qemu,
         Hypervisor::Firecracker,

@@ -20,7 +20,7 @@ fn two(range: Option<&str>) -> HostGroupSpec {
 }
 
 #[test]
-fn after_a_reboot_everything_is_built_anew_with_the_same_leases() {
+fn after_a_reboot_everything_is_rebuilt_with_the_same_leases() {
     let disk = tempfile::tempdir().unwrap();
     let dirs = Dirs {
         state: disk.path().join("state"),

@@ -19,7 +19,7 @@ const RANGE: &str = "169.254.100.0/22";
 
 #[test]
 fn a_strangers_link_under_our_name_is_a_conflict() {
-    stands_in_the_way(
+    is_a_conflict(
         |names, _| {
             format!(
                 "ip link add {} type bridge && ip link set {0} alias mine",
@@ -33,7 +33,7 @@ fn a_strangers_link_under_our_name_is_a_conflict() {
 
 #[test]
 fn a_strangers_unlabelled_link_under_our_name_is_a_conflict() {
-    stands_in_the_way(
+    is_a_conflict(
         |names, _| format!("ip link add {} type bridge", names.host_link),
         |names, _| format!("ip -d link show {}", names.host_link),
         |names, _| format!("ip link del {}", names.host_link),
@@ -42,7 +42,7 @@ fn a_strangers_unlabelled_link_under_our_name_is_a_conflict() {
 
 #[test]
 fn a_strangers_namespace_at_our_place_is_a_conflict() {
-    stands_in_the_way(
+    is_a_conflict(
         |names, dirs| {
             format!(
                 "mkdir -p {dir} && ip netns add theirs && touch {dir}/{name} && mount --bind /run/netns/theirs {dir}/{name}",
@@ -62,7 +62,7 @@ fn a_strangers_namespace_at_our_place_is_a_conflict() {
 
 #[test]
 fn a_strangers_namespace_under_our_name_in_ip_netns_is_a_conflict() {
-    stands_in_the_way(
+    is_a_conflict(
         |names, _| format!("ip netns add {}", names.netns),
         |names, _| format!("ip -n {} link; ls -i /run/netns/{0}", names.netns),
         |names, _| format!("ip netns del {}", names.netns),
@@ -71,7 +71,7 @@ fn a_strangers_namespace_under_our_name_in_ip_netns_is_a_conflict() {
 
 #[test]
 fn a_strangers_symlink_under_our_name_in_ip_netns_is_a_conflict() {
-    stands_in_the_way(
+    is_a_conflict(
         |names, _| format!("ln -s /proc/1/ns/net /run/netns/{}", names.netns),
         |names, _| format!("readlink /run/netns/{}", names.netns),
         |names, _| format!("rm /run/netns/{}", names.netns),
@@ -112,7 +112,7 @@ fn a_strangers_chain_under_our_name_keeps_the_ground_from_being_firm() {
 type Words = fn(&VmNames, &Dirs) -> String;
 
 /// Puts something of a stranger's where VM 1 wants to be. VM 2 gets up all the same.
-fn stands_in_the_way(put: Words, show: Words, remove: Words) {
+fn is_a_conflict(put: Words, show: Words, remove: Words) {
     kernel::private_sync(|| {
         kernel::run("echo 1 > /proc/sys/net/ipv4/ip_forward");
         let dirs = place();

@@ -64,7 +64,7 @@ fn an_action_of_a_teardown_that_fails_is_tried_again() {
 }
 
 #[test]
-fn killed_and_robbed_of_its_state_during_a_build_the_next_life_adopts_what_stands() {
+fn killed_during_a_bring_up_and_without_its_state_the_next_daemon_adopts_what_exists() {
     robbed_building(&ISOLATED);
 }
 

@@ -56,7 +56,7 @@ fn a_disk_smaller_than_its_image_is_refused_with_both_sizes() {
 }
 
 #[test]
-fn an_empty_image_is_a_blank_disk_when_its_size_is_said() {
+fn an_empty_image_is_a_blank_disk_when_its_size_is_given() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("image");
     fs::write(&image, "").unwrap();

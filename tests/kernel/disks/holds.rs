@@ -73,7 +73,7 @@ fn a_writer_who_locks_nothing_is_seen_and_named() {
 }
 
 #[test]
-fn locks_of_qemus_kind_are_asked_about() {
+fn locks_as_qemu_takes_them_are_detected() {
     let _alone = turns::alone();
     let dir = tempfile::tempdir().unwrap();
     let image = image_with_a_hole(dir.path());

@@ -69,7 +69,7 @@ fn a_program_is_put_read_back_replaced_and_deleted() {
 }
 
 #[test]
-fn strangers_filters_are_told_from_ours_and_survive() {
+fn foreign_filters_are_distinguished_from_ours_and_survive() {
     kernel::private(async {
         let handle = kernel().await;
         let index = Wire::lay(&handle, "tap0", None).await.index;

@@ -251,7 +251,7 @@ fn a_sticky_entry_is_not_stolen_by_a_port_that_learns_and_a_static_one_is() {
             };
             fdb::replace(&handle, entry).await.unwrap();
             assert!(thief.send(&lie));
-            assert!(!vm.hears(&[], &lie));
+            assert!(!vm.receives(&[], &lie));
             let got = fdb::get(&handle, master, GUEST).await.unwrap();
             assert_eq!(got.map(|e| e.port), Some(owner), "{sort:?}");
         }
@@ -272,9 +272,9 @@ fn isolated_ports_do_not_reach_each_other_but_others_do() {
         let end = ethernet(BROADCAST, GUEST, TALK, &[3; 46]);
         a.send(&shout);
         open.send(&last);
-        assert!(b.hears(&shout, &last));
+        assert!(b.receives(&shout, &last));
         a.send(&end);
-        assert!(open.hears(&shout, &end));
+        assert!(open.receives(&shout, &end));
 
         let isolated = Port {
             isolated: true,
@@ -285,9 +285,9 @@ fn isolated_ports_do_not_reach_each_other_but_others_do() {
         }
         a.send(&shout);
         open.send(&last);
-        assert!(!b.hears(&shout, &last));
+        assert!(!b.receives(&shout, &last));
         a.send(&end);
-        assert!(open.hears(&shout, &end));
+        assert!(open.receives(&shout, &end));
     });
 }
 
@@ -312,17 +312,17 @@ fn a_port_that_is_not_flooded_hears_what_has_an_entry_and_nothing_strange() {
         for frame in [&unknown, &known, &last] {
             a.send(frame);
         }
-        assert!(!b.hears(&known, &last));
+        assert!(!b.receives(&known, &last));
 
         fdb::replace(&handle, Entry::sticky(b.index, GUEST))
             .await
             .unwrap();
         a.send(&known);
         a.send(&last);
-        assert!(b.hears(&known, &last));
+        assert!(b.receives(&known, &last));
         a.send(&unknown);
         a.send(&last);
-        assert!(!b.hears(&unknown, &last));
+        assert!(!b.receives(&unknown, &last));
     });
 }
 

@@ -64,7 +64,7 @@ fn the_shortest_frames_are_redirected_too() {
         for length in 0..8 {
             let frame = ethernet(BROADCAST, GUEST, 0x0800, &vec![length; length.into()]);
             assert!(a.send(&frame) && a.send(&last));
-            assert!(b.hears(&frame, &last), "{length} bytes of payload");
+            assert!(b.receives(&frame, &last), "{length} bytes of payload");
         }
     });
 }

@@ -82,7 +82,7 @@ fn without_the_program_the_bridge_carries_every_frame_of_these_tests() {
         let (guest, other) = two_vms(&handle).await;
         for (number, frame) in (0..).zip(cut()) {
             assert!(guest.send(&frame) && guest.send(&last(number)));
-            assert!(other.hears(&frame, &last(number)), "{frame:02x?}");
+            assert!(other.receives(&frame, &last(number)), "{frame:02x?}");
         }
     });
 }
@@ -97,7 +97,7 @@ fn with_it_the_kernel_and_the_oracle_agree_on_frames_whole_cut_and_mutated() {
         let all = cut().into_iter().chain(mutated(1500));
         for (number, frame) in (0..).zip(all) {
             assert!(guest.send(&frame) && guest.send(&last(number)));
-            let heard = other.hears(&frame, &last(number));
+            let heard = other.receives(&frame, &last(number));
             let may = oracle::passable(&frame) == Some(true);
             assert_eq!(heard, may, "{frame:02x?}");
             passed += u32::from(heard);
@@ -124,7 +124,7 @@ fn a_tagged_frame_passes_without_the_program_and_not_with_it() {
         let mut heard = |frame: &[u8]| {
             number += 1;
             assert!(guest.send(frame) && guest.send(&last(number)));
-            other.hears(frame, &last(number))
+            other.receives(frame, &last(number))
         };
         assert!(tagged.iter().all(|frame| heard(frame)));
         guard(&handle, &guest).await;
@@ -155,7 +155,7 @@ fn a_program_that_reads_behind_the_end_accepts_which_is_why_ours_asks_for_the_le
         let short = oracle::ethernet_frame(0x0800, &[1; 10]);
         let long = oracle::ethernet_frame(0x0800, &[2; 40]);
         assert!(guest.send(&long) && guest.send(&short));
-        assert!(!other.hears(&long, &short));
+        assert!(!other.receives(&long, &short));
     });
 }
 
@@ -167,13 +167,13 @@ fn a_strangers_filter_still_judges_what_ours_lets_pass() {
         guard(&handle, &guest).await;
         let honest = oracle::ipv4_frame(6, 0, 0, &[9; 40]);
         assert!(guest.send(&honest) && guest.send(&last(1)));
-        assert!(other.hears(&honest, &last(1)));
+        assert!(other.receives(&honest, &last(1)));
         // Drops IPv4 but UDP: ldb [23]; jeq 17; pass; drop.
         kernel::run(
             "tc filter add dev vmtap0 ingress prio 2 protocol ip bpf da bytecode '4,48 0 0 23,21 0 1 17,6 0 0 4294967295,6 0 0 2'",
         );
         assert!(guest.send(&honest) && guest.send(&last(2)));
-        assert!(!other.hears(&honest, &last(2)));
+        assert!(!other.receives(&honest, &last(2)));
     });
 }
 
@@ -191,6 +191,6 @@ fn what_the_guest_is_sent_is_not_judged() {
         let from_others = frames::ethernet(MAC, [2, 0, 0, 0, 0, 8], 0x88b5, &[7; 60]);
         let last = frames::ethernet(frames::BROADCAST, [2, 0, 0, 0, 0, 8], 0x88b5, &[8; 60]);
         assert!(other.send(&from_others) && other.send(&last));
-        assert!(guest.hears(&from_others, &last));
+        assert!(guest.receives(&from_others, &last));
     });
 }

@@ -109,7 +109,7 @@ impl Wire {
 
     /// Whether that frame comes before `last` does, which must come.
     #[track_caller]
-    pub fn hears(&self, frame: &[u8], last: &[u8]) -> bool {
+    pub fn receives(&self, frame: &[u8], last: &[u8]) -> bool {
         let until = Instant::now() + PATIENCE;
         let mut heard = false;
         loop {

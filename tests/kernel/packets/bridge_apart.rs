@@ -49,7 +49,7 @@ fn mac_of(link: &str) -> [u8; 6] {
     mac(kernel::run(&format!("cat /sys/class/net/{link}/address")).trim())
 }
 
-fn hears(guest: &Guest, id: u32) -> bool {
+fn receives(guest: &Guest, id: u32) -> bool {
     let is_it = |frame: &[u8]| frames::marked(frame) == Some(id);
     guest.receive(Duration::from_millis(100), is_it).is_some()
 }
@@ -96,7 +96,7 @@ fn leading_round(lab: &Lab, one: &Guest, two: &Guest) -> Vec<&'static str> {
         let id = lab.id();
         let (name, frame) = ways_round(one, two, id).swap_remove(number);
         one.send(&frame);
-        if hears(two, id) {
+        if receives(two, id) {
             found.push(name);
         }
     }

@@ -235,7 +235,7 @@ fn live_changes_of_both_lose_no_packet_of_an_allowed_flow() {
             std::thread::sleep(Duration::from_millis(200));
             deaf.store(true, Ordering::Relaxed);
             // Wakes the echo.
-            lab.tell(INTERNET, 7000, 1);
+            lab.send_to(INTERNET, 7000, 1);
         });
         let sent = sent.into_inner();
         let lost: Vec<u32> = (0..sent)

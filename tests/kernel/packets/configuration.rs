@@ -331,7 +331,7 @@ fn configured_by(lab: &Lab, guest: &Guest, bridge: &str) -> Vec<(&'static str, &
 }
 
 #[test]
-fn nothing_that_a_guest_says_configures_the_host_on_a_bridge_of_ours() {
+fn nothing_that_a_guest_sends_configures_the_host_on_a_managed_bridge() {
     lab(|lab| {
         kernel::run(WILLING);
         for policy in [
@@ -369,7 +369,7 @@ fn office() -> Place {
 }
 
 #[test]
-fn nothing_that_a_guest_says_configures_the_host_on_a_bridge_of_the_administrators() {
+fn nothing_that_a_guest_sends_configures_the_host_on_an_unmanaged_bridge() {
     lab(|lab| {
         let _office = office();
         let own = kernel::run("sysctl -a 2>/dev/null | grep '\\.br0\\.' | grep -v forwarding");
@@ -482,7 +482,7 @@ fn settings_of_our_bridges_and_ports_that_somebody_changes_come_back() {
 }
 
 /// Whether the second guest hears what the first sends to its MAC.
-fn hears(lab: &Lab, one: &Guest, two: &Guest) -> bool {
+fn receives(lab: &Lab, one: &Guest, two: &Guest) -> bool {
     let id = lab.id();
     one.send_ip_to(two.mac, &one.packet(id, two.ip, Udp(53)));
     let is_it = |frame: &[u8]| frames::marked(frame) == Some(id);
@@ -498,7 +498,7 @@ fn a_vmm_that_takes_anothers_mac_for_its_tap_cuts_nobody_off_for_long() {
             );
             lab.apply_bridge("web", 3, &network);
             let [one, two, rogue] = ["web-1", "web-2", "web-3"].map(|vm| lab.port(vm));
-            assert!(hears(lab, &one, &two));
+            assert!(receives(lab, &one, &two));
             let own = mac(kernel::run("cat /sys/class/net/vmtap2/address").trim());
             let repaired = || mac(kernel::run("cat /sys/class/net/vmtap2/address").trim()) == own;
             for (whose, taken) in [
@@ -512,10 +512,10 @@ fn a_vmm_that_takes_anothers_mac_for_its_tap_cuts_nobody_off_for_long() {
             ] {
                 rogue.change_mac(taken).unwrap();
                 lab.harness.within(Duration::from_secs(1), whose, || {
-                    (hears(lab, &one, &two) && repaired()).then_some(())
+                    (receives(lab, &one, &two) && repaired()).then_some(())
                 });
                 let known = lab.id();
-                lab.tell(two.ip, 9, known);
+                lab.send_to(two.ip, 9, known);
                 let is_it = |frame: &[u8]| frames::marked(frame) == Some(known);
                 assert!(
                     two.receive(Duration::from_secs(5), is_it).is_some(),

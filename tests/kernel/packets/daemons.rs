@@ -61,7 +61,7 @@ struct Vm {
 /// Bridges of the administrator, one for each daemon, and CNI networks.
 fn install(one: &mut Harness) {
     let cni_networks = CniNetworks::install();
-    cni_networks.tell(one);
+    cni_networks.configure_daemon(one);
     for (side, subnet) in [(ONE, "10.77.0.0/24"), (TWO, "10.78.0.0/24")] {
         kernel::run(&format!(
             "ip link add ubr{0} type bridge forward_delay 0 mcast_snooping 0

@@ -146,7 +146,7 @@ fn an_opening_of_one_group_is_none_for_another() {
 }
 
 #[test]
-fn explain_says_of_the_host_what_the_kernel_does() {
+fn explain_predicts_for_the_host_what_the_kernel_does() {
     lab(|lab| {
         let _servers = servers();
         let guest = lab.only("allow: [\"192.168.222.1:3128/udp\", \"192.168.0.0/16\"]");

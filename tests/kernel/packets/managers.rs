@@ -121,16 +121,17 @@ fn networkd_with_files_for_every_link_leaves_ours_alone_whenever_it_starts() {
         }
         // Groups that come while it runs.
         lab.apply_bridge("late", 2, MORE);
-        std::thread::sleep(Duration::from_secs(1));
-        let list = run("networkctl --no-pager --no-legend list");
-        let late = list
-            .lines()
-            .filter(|line| line.contains("other-br") || line.contains(" more"));
-        let late: Vec<&str> = late.collect();
-        assert_eq!(late.len(), 3, "{list}");
-        for line in late {
-            assert!(line.trim_end().ends_with("unmanaged"), "{list}");
-        }
+        lab.harness.until("the links are unmanaged", || {
+            let list = run("networkctl --no-pager --no-legend list");
+            let late = list
+                .lines()
+                .filter(|line| line.contains("other-br") || line.contains(" more"));
+            let late: Vec<&str> = late.collect();
+            let unmanaged = late
+                .iter()
+                .all(|line| line.trim_end().ends_with("unmanaged"));
+            (late.len() == 3 && unmanaged).then_some(())
+        });
         assert_eq!(lab.harness.messages("", "Drift"), [""; 0]);
         // What is reported if the file is removed.
         run("rm /run/systemd/network/05-slice-*");
@@ -184,6 +185,7 @@ fn network_manager_leaves_our_links_alone_whenever_it_starts() {
             let both = states.contains("other-br:") && states.contains("more0:");
             both.then_some(states)
         });
+        // It must not take them over later either.
         std::thread::sleep(Duration::from_secs(1));
         let states = run("nmcli -t -f DEVICE,STATE device");
         for name in ["other-br:unmanaged", "more0:unmanaged"] {
@@ -213,7 +215,7 @@ fn network_manager_leaves_our_links_alone_whenever_it_starts() {
 }
 
 #[test]
-fn firewalld_is_told_of_to_the_vms_that_it_rejects_until_doctors_remedy_is_taken() {
+fn firewalld_is_reported_on_the_vms_that_it_rejects_until_doctors_remedy_is_applied() {
     managed(|lab, mut managers| {
         let guests = both(lab);
         lab.harness.save("pods.yaml", PODS);

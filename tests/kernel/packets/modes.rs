@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What may come in at a guest whatever is sent to it: nothing of these numbers, once something sent later has come.
 #[track_caller]
-pub fn assert_heard_nothing_of(guest: &Guest, ids: &[u32], later: impl Fn(&frames::Seen) -> bool) {
+pub fn assert_received_none_of(guest: &Guest, ids: &[u32], later: impl Fn(&frames::Seen) -> bool) {
     let heard = RefCell::new(Vec::new());
     let ended = guest.receive(PATIENCE, |frame| {
         let marked = frames::marked(frame).filter(|id| ids.contains(id));
@@ -40,8 +40,8 @@ pub fn probe_all(lab: &Lab, from: &Guest, to: &[Ipv4Addr]) -> Vec<u32> {
 pub fn assert_spared(lab: &Lab, guest: &Guest, ids: &[u32]) {
     std::thread::sleep(Duration::from_millis(20));
     let id = lab.id();
-    lab.tell(guest.ip, 9, id);
-    assert_heard_nothing_of(guest, ids, |seen| frames::marked(&seen.payload) == Some(id));
+    lab.send_to(guest.ip, 9, id);
+    assert_received_none_of(guest, ids, |seen| frames::marked(&seen.payload) == Some(id));
 }
 
 /// Nothing of these comes in at a guest that nobody reaches; its own gateway answers it.
@@ -50,7 +50,7 @@ pub fn assert_shut_off(lab: &Lab, guest: &Guest, ids: &[u32]) {
     std::thread::sleep(Duration::from_millis(20));
     lab.probe(guest, guest.gateway, Kind::Ping);
     let answer = |seen: &frames::Seen| (seen.source, seen.protocol) == (guest.gateway, ICMP);
-    assert_heard_nothing_of(guest, ids, answer);
+    assert_received_none_of(guest, ids, answer);
 }
 
 #[track_caller]
@@ -63,7 +63,7 @@ pub fn assert_reaches_the_internet(lab: &Lab, guest: &Guest) {
 fn isolated_guests_reach_no_guest_of_another_mode_and_none_reaches_them() {
     let install = |harness: &mut _| {
         let cni_networks = CniNetworks::install();
-        cni_networks.tell(harness);
+        cni_networks.configure_daemon(harness);
         cni_networks.bridge("cni0", "10.77.0.0/24");
     };
     lab_with(install, |lab| {

@@ -92,7 +92,7 @@ fn nobody_reaches_a_vm_unasked() {
                 "busybox ping -c1 -W1 {to} & busybox nc -w1 {to} 80 </dev/null; wait"
             ));
         }
-        lab.tell(guest.ip, 53, lab.id());
+        lab.send_to(guest.ip, 53, lab.id());
         kernel::attempt(&format!(
             "busybox ping -c1 -W1 {0} & busybox nc -w1 {0} 80 </dev/null; wait",
             guest.ip
@@ -102,7 +102,7 @@ fn nobody_reaches_a_vm_unasked() {
 }
 
 #[test]
-fn an_answer_from_somebody_who_was_not_asked_does_not_come_back() {
+fn an_answer_from_a_host_that_got_no_request_does_not_come_back() {
     lab(|lab| {
         let guest = lab.only("allow: []");
         let server = lab.net.socket((INTERNET, 4000));

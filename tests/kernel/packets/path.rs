@@ -448,7 +448,7 @@ fn a_conflicting_writer_of_the_hosts_rules_shuts_every_vm_until_it_rests() {
 }
 
 #[test]
-fn who_waits_for_the_hosts_rules_says_why_they_are_not_there() {
+fn a_vm_that_waits_for_the_hosts_rules_reports_why_they_are_missing() {
     fn prepare(harness: &mut test_support::harness::Harness) {
         with_restore(
             harness,
@@ -587,7 +587,7 @@ fn routes_of_others_are_undone_or_named_in_both_modes() {
 
 /// sliced does not change the uplink: VM and group report it with the command that repairs it, and that command works.
 #[test]
-fn an_uplink_that_does_not_forward_is_told_with_the_command() {
+fn an_uplink_that_does_not_forward_is_reported_with_the_command() {
     lab(|lab| {
         let (isolated, bridged) = both(lab);
         for round in 0..2 {

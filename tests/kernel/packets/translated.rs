@@ -243,7 +243,7 @@ fn an_opening_of_the_host_is_for_what_listens_there_not_for_what_it_is_translate
 }
 
 #[test]
-fn explain_says_of_translated_destinations_what_the_kernel_does() {
+fn explain_predicts_for_translated_destinations_what_the_kernel_does() {
     lab(|lab| {
         let guest = lab.only("drop: [\"192.168.1.0/24\"]");
         assert_eq!(explain(lab, "198.18.0.10:53/udp")["verdict"], "allow");

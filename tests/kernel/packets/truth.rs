@@ -101,7 +101,7 @@ fn with_allow_alone_the_rest_is_dropped() {
 }
 
 #[test]
-fn with_both_allow_is_asked_first_and_what_matches_neither_passes() {
+fn with_both_lists_allow_is_evaluated_first_and_what_matches_neither_passes() {
     lab(|lab| {
         let guest = lab.only(
             "allow: [\"192.168.1.10:3128/tcp\", \"8.8.0.0/16\"]\ndrop: [\"192.168.1.0/24\", \"8.8.8.8\", \"1.1.1.1:443\"]",

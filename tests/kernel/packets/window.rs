@@ -146,7 +146,7 @@ const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const BRIDGED: Ipv4Addr = Ipv4Addr::new(192, 168, 137, 2);
 
 #[test]
-fn nothing_passes_before_the_rules_stand_nor_after_the_gate_is_shut() {
+fn nothing_passes_before_the_rules_exist_nor_after_forwarding_is_off() {
     let template = objects::spec(Some("169.254.100.0/24"), "");
     watch_over(template, attach_in_namespace, Effort::Sent, || {
         let (lan, net, container) = neighbourhood();
@@ -155,7 +155,7 @@ fn nothing_passes_before_the_rules_stand_nor_after_the_gate_is_shut() {
 }
 
 #[test]
-fn nothing_passes_a_port_before_its_filter_stands_nor_after_the_gate_is_shut() {
+fn nothing_passes_a_port_before_its_filter_exists_nor_after_the_link_is_down() {
     let template = objects::bridged("br0", "192.168.137.1/24");
     // A port is down until its gate opens.
     watch_over(template, attach_to_port, Effort::Refused, || {

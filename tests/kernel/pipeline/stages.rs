@@ -32,14 +32,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn whatever_the_interleaving_the_ladder_keeps_its_laws(steps in prop::collection::vec(step(), 1..80)) {
+    fn whatever_the_interleaving_the_pipeline_keeps_its_laws(steps in prop::collection::vec(step(), 1..80)) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(climb_and_fall(steps))?;
     }
 }
 
 #[test]
-fn what_the_ground_is_about_to_let_go_of_carries_nobody() {
+fn what_the_host_network_is_about_to_remove_carries_no_vm() {
     let all = network_status(Status::True);
     let nothing = HostRequirements::default();
     assert_eq!(all.limited_to(&all.applied), None, "all of it is wanted");

@@ -503,7 +503,7 @@ async fn a_state_that_is_gone_is_not_taken_for_a_new_one() {
 }
 
 #[tokio::test]
-async fn what_was_set_aside_is_told_until_it_is_taken_over() {
+async fn what_was_set_aside_is_reported_until_it_is_taken_over() {
     let history = History::new().await;
     fs::remove_dir_all(history.state().join("db")).unwrap();
     let (store, first) = history.open().unwrap();

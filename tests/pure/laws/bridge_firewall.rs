@@ -124,7 +124,7 @@ impl Model for BridgeFirewallModel {
         tap.map(|_| "an open gate".to_owned()).into_iter().collect()
     }
 
-    fn is_as_wanted(desired: &Desired, world: &Observed) -> bool {
+    fn is_as_desired(desired: &Desired, world: &Observed) -> bool {
         let filtered = match &desired.allowed {
             None => return Self::ours(desired, world).is_empty(),
             Some(pass) => world.program == program_of(pass),

@@ -49,7 +49,7 @@ proptest! {
     }
 
     #[test]
-    fn what_stands_is_never_detached_whatever_the_configuration_says_now(world in ours()) {
+    fn an_existing_attachment_is_never_detached_whatever_the_configuration_contains_now(world in ours()) {
         let stands = CniModel::is_attached(&world);
         let plan = CniModel::plan(&wanted(), &world).unwrap();
         let detaches = plan.iter().any(|action| matches!(action, Action::Detach(_) | Action::Abandon(_) | Action::Attach));
@@ -57,7 +57,7 @@ proptest! {
     }
 
     #[test]
-    fn no_plugin_is_asked_to_add_before_the_intent_is_written_and_what_was_is_deleted(world in ours()) {
+    fn no_plugin_is_called_with_add_before_the_intent_is_written_and_the_former_attachment_deleted(world in ours()) {
         let plan = CniModel::plan(&wanted(), &world).unwrap();
         let at = |wanted: fn(&Action) -> bool| plan.iter().position(wanted);
         if let Some(add) = at(|action| matches!(action, Action::Attach)) {
@@ -214,7 +214,7 @@ impl Model for CniModel {
         there.map(|(_, what)| (*what).to_owned()).collect()
     }
 
-    fn is_as_wanted(desired: &Desired, world: &Observed) -> bool {
+    fn is_as_desired(desired: &Desired, world: &Observed) -> bool {
         let Some(want) = &desired.data_path else {
             return Self::ours(desired, world).is_empty();
         };

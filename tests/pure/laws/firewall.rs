@@ -46,7 +46,7 @@ proptest! {
     }
 
     #[test]
-    fn only_a_look_that_found_rules_and_seal_standing_opens_the_gate((desired, world) in case()) {
+    fn only_an_observation_of_rules_and_blocked_ipv6_turns_forwarding_on((desired, world) in case()) {
         let plan = FirewallModel::plan(&desired, &world).unwrap();
         let found = world.seen.ruleset == desired.rules.unwrap().ruleset && world.seen.ipv6_blocked;
         prop_assert!(found || !plan.contains(&Action::EnableForwarding));
@@ -134,7 +134,7 @@ impl Model for FirewallModel {
         open.into_iter().collect()
     }
 
-    fn is_as_wanted(desired: &Desired, world: &World) -> bool {
+    fn is_as_desired(desired: &Desired, world: &World) -> bool {
         match &desired.rules {
             None => !world.seen.forwarding,
             Some(rules) => {

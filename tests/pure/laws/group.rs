@@ -28,7 +28,7 @@ proptest! {
     #[test]
     fn any_group_converges_as_its_vms_come_and_go((desired, world) in case()) {
         let world = roll_out(&desired, world)?;
-        prop_assert!(GroupModel::is_as_wanted(&desired, &world) || desired.update == UpdatePolicy::OnDelete);
+        prop_assert!(GroupModel::is_as_desired(&desired, &world) || desired.update == UpdatePolicy::OnDelete);
         let places: BTreeSet<u32> = world.members.keys().copied().collect();
         let wanted = (1..=desired.count).chain(desired.orders.keys().copied());
         prop_assert_eq!(places, wanted.collect::<BTreeSet<_>>());
@@ -71,7 +71,7 @@ proptest! {
             prop_assert!(up + 1 >= count as usize, "{up} of {count} are up");
             one_step(&mut world);
         }
-        prop_assert!(GroupModel::is_as_wanted(&desired, &world));
+        prop_assert!(GroupModel::is_as_desired(&desired, &world));
     }
 
     #[test]
@@ -221,7 +221,7 @@ impl Model for GroupModel {
         group.into_iter().chain(vms).chain(leases).collect()
     }
 
-    fn is_as_wanted(desired: &Desired, world: &Observed) -> bool {
+    fn is_as_desired(desired: &Desired, world: &Observed) -> bool {
         let Some(template) = &desired.template else {
             return Self::ours(desired, world).is_empty();
         };

@@ -43,7 +43,7 @@ proptest! {
     }
 
     #[test]
-    fn the_ground_becomes_firm_after_a_crash_between_any_two_actions((desired, world) in case(false)) {
+    fn the_host_network_converges_after_a_crash_between_any_two_actions((desired, world) in case(false)) {
         model::prefix_safety::<HostNetworkModel>(&desired, world)?;
     }
 
@@ -53,7 +53,7 @@ proptest! {
     }
 
     #[test]
-    fn deletion_leaves_nothing_of_the_ground_and_all_rules_of_strangers((desired, world) in case(true)) {
+    fn deletion_leaves_nothing_of_the_host_network_and_all_foreign_rules((desired, world) in case(true)) {
         let nothing = Desired { previous: desired.requirements.clone(), requirements: HostRequirements::default(), ..desired };
         model::deletion::<HostNetworkModel>(&nothing, world)?;
     }
@@ -153,7 +153,7 @@ impl Model for HostNetworkModel {
         ours
     }
 
-    fn is_as_wanted(desired: &Desired, world: &Observed) -> bool {
+    fn is_as_desired(desired: &Desired, world: &Observed) -> bool {
         if desired.requirements.is_empty() {
             return Self::ours(desired, world).is_empty();
         }

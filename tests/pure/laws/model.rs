@@ -28,14 +28,17 @@ pub trait Model {
     fn ours(desired: &Self::Desired, world: &Self::World) -> Vec<String>;
 
     /// Everything that is wanted is there, found without asking the plan.
-    fn is_as_wanted(desired: &Self::Desired, world: &Self::World) -> bool;
+    fn is_as_desired(desired: &Self::Desired, world: &Self::World) -> bool;
 }
 
 pub type Law = Result<(), TestCaseError>;
 
 /// A world that is as wanted has an empty plan.
 pub fn rest<M: Model>(desired: &M::Desired, world: &M::World) -> Law {
-    prop_assert!(M::is_as_wanted(desired, world), "not as wanted: {world:#?}");
+    prop_assert!(
+        M::is_as_desired(desired, world),
+        "not as wanted: {world:#?}"
+    );
     let plan = plan::<M>(desired, world)?;
     prop_assert!(plan.is_empty(), "at rest, and still: {plan:?}");
     Ok(())
@@ -46,7 +49,7 @@ pub fn convergence<M: Model>(desired: &M::Desired, world: M::World) -> Law {
     let before = M::foreign(desired, &world);
     let world = converge::<M>(desired, world)?;
     prop_assert!(
-        M::is_as_wanted(desired, &world),
+        M::is_as_desired(desired, &world),
         "empty plan, and not as wanted: {world:#?}"
     );
     prop_assert_eq!(before, M::foreign(desired, &world));

@@ -165,7 +165,7 @@ impl Model for PortModel {
         ours
     }
 
-    fn is_as_wanted(desired: &Desired, world: &Observed) -> bool {
+    fn is_as_desired(desired: &Desired, world: &Observed) -> bool {
         let Some(slot) = &desired.slot else {
             return Self::ours(desired, world).is_empty();
         };

@@ -161,7 +161,7 @@ impl Model for RedirectModel {
         }
     }
 
-    fn is_as_wanted(desired: &Desired, world: &Observed) -> bool {
+    fn is_as_desired(desired: &Desired, world: &Observed) -> bool {
         match desired.tap_link {
             None => Self::ours(desired, world).is_empty(),
             Some(_) => Self::is_joined(world) && !Self::ours(desired, world).is_empty(),

@@ -53,7 +53,7 @@ async fn at_most_so_many_run_at_once_and_never_two_of_a_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_stands_aside_leaves_its_place_to_others_and_these_are_bounded_too() {
+async fn a_reconcile_that_releases_its_worker_lets_others_run_and_these_are_bounded_too() {
     let (controller, waker, mut idle) = controller::<u32>(WIDTH);
     let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (n, m) = (now.clone(), most.clone());

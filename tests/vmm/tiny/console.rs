@@ -70,7 +70,7 @@ fn a_guest_of_firecracker_hears_what_is_typed_also_after_the_daemon_has_died() {
 }
 
 #[test]
-fn cloud_hypervisor_takes_no_words_and_says_so() {
+fn cloud_hypervisor_accepts_no_input_and_reports_it() {
     with_daemon(|harness| {
         let _program = one_vm(&harness, Hypervisor::CloudHypervisor);
         let why = harness.refused("console sandbox-1", 1);

@@ -111,7 +111,8 @@ fn a_persistent_disk_waits_for_the_next_vm_of_its_name() {
 }
 
 #[test]
-fn without_room_for_its_disk_a_vm_says_so_and_does_not_start_and_with_room_it_does_by_itself() {
+fn without_space_for_its_disk_a_vm_reports_it_and_does_not_start_and_with_space_it_starts_by_itself()
+ {
     empty(|mut harness| {
         let (place, disks) = (
             tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap(),

@@ -65,7 +65,7 @@ fn it_takes_its_name_from_the_command_line_and_answers_on_the_serial_line() {
 }
 
 #[test]
-fn it_crashes_and_floods_when_told_to() {
+fn it_crashes_and_floods_on_request() {
     let crash = Line::to("tiny=crash");
     assert_eq!(crash.next().as_deref(), Some("tiny: tiny starts"));
     assert_eq!(crash.next().as_deref(), Some("tiny: tiny crashes"));

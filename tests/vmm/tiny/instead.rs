@@ -25,7 +25,7 @@ fn pids(harness: &Harness) -> Vec<Option<u32>> {
 }
 
 /// What the group says of itself.
-fn said(harness: &Harness) -> String {
+fn output(harness: &Harness) -> String {
     let group = harness.get("hg sandbox");
     let condition = &group["status"]["conditions"][0];
     let text = |key: &str| condition[key].as_str().expect(key).to_owned();
@@ -59,7 +59,7 @@ fn a_running_vm_goes_on_until_what_is_to_replace_it_can_run_and_it_is_said_why()
         ] {
             assert!(told.contains(words), "{told}");
         }
-        assert_eq!(said(&harness), format!("Invalid: {told}"));
+        assert_eq!(output(&harness), format!("Invalid: {told}"));
         let why = harness.refused(&format!("apply -f {file} --wait=1s"), 1);
         assert!(why.contains("another-qemu"), "{why}");
         for object in ["hg/sandbox", "vm/sandbox-1", "vm/sandbox-2"] {
@@ -131,14 +131,14 @@ fn no_file_that_a_vm_boots_from_is_found_missing_after_it_was_taken_down_for_it(
         ];
         for (lines, why) in &bad {
             apply(&harness, 1, lines);
-            harness.until(why, || said(&harness).contains(why).then_some(()));
+            harness.until(why, || output(&harness).contains(why).then_some(()));
             assert_eq!(pids(&harness), before, "{lines}");
         }
         // A daemon that comes anew finds the same.
         harness.kill();
         harness.start();
         let why = bad[5].1;
-        harness.until(why, || said(&harness).contains(why).then_some(()));
+        harness.until(why, || output(&harness).contains(why).then_some(()));
         assert_eq!(pids(&harness), before);
         // And what was there before is no change.
         apply(&harness, 1, &image);

@@ -122,7 +122,7 @@ fn a_paused_vm_is_silent_stays_so_when_the_daemon_dies_and_goes_on_where_it_was(
         harness.ctl("vm pause sandbox-1 --wait=20s");
         let guest = tiny::all(&harness).into_values().next().unwrap();
         harness.ctl("vm stop sandbox-1 --wait=20s");
-        assert!(guest.said().contains("powers off"), "{}", guest.said());
+        assert!(guest.output().contains("powers off"), "{}", guest.output());
     });
 }
 
@@ -205,7 +205,7 @@ fn a_guest_that_ignores_its_button_has_its_time_holds_up_nobody_and_loses_none_o
         let begin = Instant::now();
         harness.ctl("vm stop sandbox-1");
         harness.until("it is asked", || {
-            deaf.said().contains("ignores the button").then_some(())
+            deaf.output().contains("ignores the button").then_some(())
         });
         harness.until("its state", || {
             (state(&harness, "sandbox-1") == "stopping").then_some(())
@@ -225,7 +225,7 @@ fn a_guest_that_ignores_its_button_has_its_time_holds_up_nobody_and_loses_none_o
         assert!(took >= grace && took < 2 * grace, "{took:?}");
         assert!(!is_alive(pid_of(deaf)));
         assert_eq!(
-            deaf.said().matches("ignores the button").count(),
+            deaf.output().matches("ignores the button").count(),
             1,
             "asked once"
         );
@@ -237,7 +237,7 @@ fn a_guest_that_ignores_its_button_has_its_time_holds_up_nobody_and_loses_none_o
         let begin = Instant::now();
         harness.ctl("vm stop sandbox-2 --wait=20s");
         assert!(begin.elapsed() < grace, "{:?}", begin.elapsed());
-        assert!(!guests[1].said().contains("ignores"));
+        assert!(!guests[1].output().contains("ignores"));
     });
 }
 
@@ -247,7 +247,7 @@ fn a_vm_that_ends_is_started_again_as_its_policy_says_and_a_change_of_policy_is_
         write(&harness, 1, "restart: on-failure", "tiny=off");
         let guest = tiny::all(&harness).into_values().next().unwrap();
         harness.ctl("wait vm/sandbox-1 --for stopped --timeout 30s");
-        assert!(guest.said().contains("powers off by itself"));
+        assert!(guest.output().contains("powers off by itself"));
         harness.ctl("wait hg/sandbox --for ready --timeout 5s");
         let exit = last_exit(&harness, "sandbox-1");
         assert_eq!(exit["status"], 0, "{exit}");

@@ -20,7 +20,7 @@ fn apply(harness: &Harness, words: &str) -> Tiny {
 
 /// Until it has printed that.
 fn hear(harness: &Harness, guest: &Tiny, words: &str) {
-    harness.until(words, || guest.said().contains(words).then_some(()));
+    harness.until(words, || guest.output().contains(words).then_some(()));
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn a_guest_that_listens_goes_at_once_and_a_deaf_one_is_asked_first() {
             harness.ctl("delete hg sandbox --wait=60s");
             took.push(begin.elapsed());
             assert!(!is_alive(pid));
-            let said = guest.said();
+            let said = guest.output();
             let (last, other) = match words {
                 "" => ("powers off", "ignores"),
                 _ => ("sandbox-1 ignores the button", "powers off"),
@@ -67,7 +67,7 @@ fn a_guest_that_crashes_at_every_start_is_started_less_and_less_often() {
     with_daemon(|harness| {
         let guest = apply(&harness, "tiny=crash");
         hear(&harness, &guest, "crashes");
-        let starts = || guest.said().matches("sandbox-1 starts").count();
+        let starts = || guest.output().matches("sandbox-1 starts").count();
         std::thread::sleep(Duration::from_secs(3));
         let seen = starts();
         assert!((2..=8).contains(&seen), "{seen} starts in 3 s");

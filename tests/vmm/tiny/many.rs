@@ -31,7 +31,7 @@ fn undisturbed(harness: &Harness, guests: &[Tiny]) {
         guests.iter().fold((0, 0), |(ready, lost), guest| {
             (
                 ready + guest.times_ready(),
-                lost + guest.said().matches("lost").count(),
+                lost + guest.output().matches("lost").count(),
             )
         })
     };
@@ -98,7 +98,7 @@ fn thirty_two_vms_live_on_when_the_daemon_is_killed_and_each_is_brought_back_alo
         eprintln!("{MANY} deleted: {} ms", begin.elapsed().as_millis());
         for guest in guests.values() {
             let last = format!("tiny: {} powers off", guest.name);
-            assert!(guest.said().contains(&last), "{}", guest.said());
+            assert!(guest.output().contains(&last), "{}", guest.output());
             assert!(!is_alive(guest.pid.unwrap()));
         }
         assert_eq!(run("ls /run/netns"), "");
