@@ -2,7 +2,7 @@
 //! Out of scope: the evaluation for one packet.
 
 use super::netlink::{Message, NFTABLES, Netfilter, attr, be32, text};
-use super::{Backend, Flavour, expr, legacy, nft};
+use super::{Backend, Flavour, expr, nft};
 use crate::host::Error;
 use crate::host::rule::{Chain, TableName};
 
@@ -37,7 +37,7 @@ impl Backend {
         let mut found = match self.kind {
             Flavour::Nft => read_nft()?,
             Flavour::Legacy => {
-                let tables = legacy::read(&[TableName::Nat])?;
+                let tables = self.read_legacy(&[TableName::Nat])?;
                 let of_iptables = tables.tables().iter().map(|table| Translations {
                     table: "ip nat".to_owned(),
                     entry: "PREROUTING".to_owned(),

@@ -6,6 +6,7 @@
 //! It is accessed through a pidfd, which is opened first and checked second: a later signal is sent to the process that was checked.
 
 mod bind;
+mod bounded;
 mod census;
 mod confine;
 mod controls;
@@ -33,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+pub use bounded::bounded;
 pub use census::{Found, TapSlot, argv, env_var, find, shares_netns, tap_slot};
 pub use confine::{Confine, Reach};
 pub use elf::is_static;
