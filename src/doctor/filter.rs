@@ -181,7 +181,7 @@ mod tests {
                 kind: Flavour::Nft,
                 restore_program: "/usr/sbin/iptables-restore".into(),
                 version: "iptables-restore v1.8.9 (nf_tables)".into(),
-                timeout: DEADLINE,
+                timeout: crate::host::iptables::DEADLINE,
             }),
             tool: Ok("iptables v1.8.9 (nf_tables)".into()),
             nft: Ok(nft),

@@ -20,6 +20,7 @@ mod restore;
 mod save;
 mod seal;
 mod translations;
+mod uapi;
 mod walk;
 
 use std::collections::BTreeSet;

@@ -12,6 +12,7 @@ use std::time::Instant;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
+use super::uapi::{NFT_MSG_GETGEN, NFTA_GEN_ID};
 use crate::host::Error;
 use crate::host::netlink::socket::{self, HEADER, Part, Socket, TIMEOUT};
 
@@ -25,7 +26,6 @@ pub const CONNTRACK: u16 = (libc::NFNL_SUBSYS_CTNETLINK as u16) << 8;
 /// `NFNL_SUBSYS_CTNETLINK_TIMEOUT << 8`.
 pub const TIMEOUTS: u16 = (libc::NFNL_SUBSYS_CTNETLINK_TIMEOUT as u16) << 8;
 
-const GETGEN: u16 = NFTABLES | libc::NFT_MSG_GETGEN as u16;
 const NFNL_MSG_BATCH_BEGIN: u16 = libc::NFNL_MSG_BATCH_BEGIN as u16;
 const NFNL_MSG_BATCH_END: u16 = libc::NFNL_MSG_BATCH_END as u16;
 
@@ -243,8 +243,8 @@ impl Netfilter {
 
     /// The current `base_seq`, independent of a commit in progress.
     pub fn base_seq(&mut self) -> io::Result<u32> {
-        let response = self.get(Message::new(GETGEN, 0, libc::AF_UNSPEC as u8))?;
-        let id = attr(&response, 1).and_then(be32);
+        let response = self.get(Message::new(NFT_MSG_GETGEN, 0, libc::AF_UNSPEC as u8))?;
+        let id = attr(&response, NFTA_GEN_ID).and_then(be32);
         id.ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
