@@ -4,7 +4,7 @@
 use super::{Host, ask, fail, ok, unseen, warn};
 use crate::api::view::Check;
 use crate::host::error_chain;
-use crate::host::iptables::{Backend, DEADLINE, Flavour};
+use crate::host::iptables::{Backend, Flavour};
 use crate::host::rule::{Policy, Ruleset, TableName};
 
 const BACK_END: &str = "iptables back end";
@@ -33,7 +33,9 @@ pub(super) struct Observed {
 pub(super) async fn observe(cx: &Host) -> Observed {
     let tables = cx.home.run(|| {
         let restore = Backend::detect().map_err(|e| error_chain(&e));
-        Ok((restore, read(Flavour::Nft), read(Flavour::Legacy)))
+        let [nft, legacy] =
+            [Flavour::Nft, Flavour::Legacy].map(|flavour| read(flavour, restore.as_ref().ok()));
+        Ok((restore, nft, legacy))
     });
     let version = ["iptables", "--version"];
     let (tables, tool) = tokio::join!(tables, ask(&version));
@@ -51,13 +53,16 @@ pub(super) async fn observe(cx: &Host) -> Observed {
     }
 }
 
-/// Reads a back end directly, without a program.
-fn read(flavour: Flavour) -> Result<Ruleset, String> {
-    let backend = Backend {
-        kind: flavour,
-        restore_program: Default::default(),
-        version: String::new(),
-        timeout: DEADLINE,
+/// Reads a back end, whichever of them the daemon uses: nf_tables without a program, ip_tables with the daemon's own or that of
+/// `iptables-legacy`.
+fn read(flavour: Flavour, restore: Option<&Backend>) -> Result<Ruleset, String> {
+    let backend = match (flavour, restore) {
+        (Flavour::Legacy, Some(restore)) if restore.kind == Flavour::Legacy => restore.clone(),
+        (Flavour::Legacy, _) => Backend::legacy(),
+        (Flavour::Nft, _) => Backend {
+            kind: Flavour::Nft,
+            ..Backend::legacy()
+        },
     };
     backend.read(&TABLES).map_err(|e| error_chain(&e))
 }
@@ -177,7 +182,7 @@ mod tests {
                 kind: Flavour::Nft,
                 restore_program: "/usr/sbin/iptables-restore".into(),
                 version: "iptables-restore v1.8.9 (nf_tables)".into(),
-                timeout: DEADLINE,
+                timeout: crate::host::iptables::DEADLINE,
             }),
             tool: Ok("iptables v1.8.9 (nf_tables)".into()),
             nft: Ok(nft),

@@ -10,6 +10,7 @@ use netlink_packet_route::link::{
     InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, LinkAttribute,
     LinkInfo, LinkMessage,
 };
+use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec};
 
 use super::netlink::Handle;
 use super::{Error, link};
@@ -128,38 +129,30 @@ pub async fn create(handle: &Handle, new: &NewBridge) -> Result<(), Error> {
     if new.name.contains('%') {
         return Err(fail(io::ErrorKind::InvalidInput.into()));
     }
-    let mut request = named(&new.name);
-    request.attributes.extend([
-        LinkAttribute::Address(new.mac.to_vec()),
-        LinkAttribute::Mtu(new.mtu ^ 1),
-        LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Bridge),
-            LinkInfo::Data(InfoData::Bridge(vec![
-                InfoBridge::StpState(BridgeStpState::Disabled),
-                InfoBridge::ForwardDelay(0),
-                InfoBridge::MulticastSnooping(false),
-                InfoBridge::FdbMaxLearned(MAX_LEARNED),
-            ])),
-        ]),
-        LinkAttribute::Group(new.group),
-    ]);
+    // Not `LinkBridge::new`, which sets it up.
+    let request = LinkMessageBuilder::<LinkBridge>::new(&new.name)
+        .address(new.mac.to_vec())
+        .mtu(new.mtu ^ 1)
+        .link_group(new.group)
+        .stp_state(BridgeStpState::Disabled)
+        .forward_delay(0)
+        .mcast_snooping(false)
+        .fdb_max_learned(MAX_LEARNED)
+        .build();
     let flags = NLM_F_CREATE | NLM_F_EXCL;
     handle
         .change(RouteNetlinkMessage::NewLink(request), flags)
         .await
         .map_err(fail)?;
-    let mut update = named(&new.name);
-    update.attributes.push(LinkAttribute::Mtu(new.mtu));
+    let mut update = LinkUnspec::new_with_name(&new.name).mtu(new.mtu);
     // Not possible on creation either: the kernel passes only changes of a link to the protocol families (`do_setlink`).
     if link::has_ipv6() {
         let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
         let families = vec![AfSpecUnspec::Inet6(vec![none])];
-        update
-            .attributes
-            .push(LinkAttribute::AfSpecUnspec(families));
+        update = update.append_extra_attribute(LinkAttribute::AfSpecUnspec(families));
     }
     handle
-        .change(RouteNetlinkMessage::SetLink(update), 0)
+        .change(RouteNetlinkMessage::SetLink(update.build()), 0)
         .await
         .map_err(fail)
 }
@@ -225,12 +218,4 @@ pub async fn set_port(handle: &Handle, index: u32, port: Port) -> Result<(), Err
         .change(RouteNetlinkMessage::NewLink(message), 0)
         .await
         .map_err(|e| Error::io("change bridge port", format!("with index {index}"), e))
-}
-
-fn named(name: &str) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message
-        .attributes
-        .push(LinkAttribute::IfName(name.to_owned()));
-    message
 }

@@ -10,18 +10,27 @@ use super::Error;
 use super::error::absent_is_done;
 use super::iptables::netlink::{CONNTRACK, Message, NESTED, Netfilter, attr, be32};
 
-const GET: u16 = CONNTRACK | 1;
-const DELETE: u16 = CONNTRACK | 2;
-const GET_STATS: u16 = CONNTRACK | 5;
+// `enum cntl_msg_types` of linux/netfilter/nfnetlink_conntrack.h.
+const IPCTNL_MSG_CT_GET: u16 = CONNTRACK | 1;
+const IPCTNL_MSG_CT_DELETE: u16 = CONNTRACK | 2;
+const IPCTNL_MSG_CT_GET_STATS: u16 = CONNTRACK | 5;
 
-const TUPLE_ORIG: u16 = 1;
-const TUPLE_REPLY: u16 = 2;
-const ID: u16 = 12;
-const ZONE: u16 = 18;
+// `enum ctattr_type`, `enum ctattr_tuple`, `enum ctattr_ip`, `enum ctattr_l4proto`.
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_ID: u16 = 12;
+const CTA_ZONE: u16 = 18;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_IP_V4_SRC: u16 = 1;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
+const CTA_PROTO_DST_PORT: u16 = 3;
 
-/// `enum ctattr_stats_global`.
-const GLOBAL_ENTRIES: u16 = 1;
-const GLOBAL_MAX_ENTRIES: u16 = 2;
+// `enum ctattr_stats_global`.
+const CTA_STATS_GLOBAL_ENTRIES: u16 = 1;
+const CTA_STATS_GLOBAL_MAX_ENTRIES: u16 = 2;
 
 /// A flow in its original direction, before address translation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +62,7 @@ pub fn count() -> Result<u32, Error> {
 /// The same, over a socket that was opened in the namespace.
 pub fn count_with(netfilter: &mut Netfilter) -> Result<u32, Error> {
     let stats = stats(netfilter)?;
-    let count = attr(&stats, GLOBAL_ENTRIES).and_then(be32);
+    let count = attr(&stats, CTA_STATS_GLOBAL_ENTRIES).and_then(be32);
     count.ok_or_else(|| {
         Error::other(
             "count",
@@ -68,20 +77,24 @@ pub fn count_with(netfilter: &mut Netfilter) -> Result<u32, Error> {
 pub fn max() -> Option<u32> {
     be32(attr(
         &stats(&mut Netfilter::open().ok()?).ok()?,
-        GLOBAL_MAX_ENTRIES,
+        CTA_STATS_GLOBAL_MAX_ENTRIES,
     )?)
 }
 
 /// One message; the cost of a path below /proc/sys/net grows with the number of namespaces (`proc_sys_compare`).
 fn stats(netfilter: &mut Netfilter) -> Result<Vec<u8>, Error> {
-    let response = netfilter.get(Message::new(GET_STATS, 0, libc::AF_UNSPEC as u8));
+    let response = netfilter.get(Message::new(
+        IPCTNL_MSG_CT_GET_STATS,
+        0,
+        libc::AF_UNSPEC as u8,
+    ));
     response.map_err(|e| Error::io("count", "tracked flows", e))
 }
 
 /// This namespace's IPv4 flows. Flows that begin or end meanwhile may be missing.
 pub fn list() -> Result<Vec<Flow>, Error> {
     let mut flows = Vec::new();
-    let query = Message::new(GET, 0, libc::AF_INET as u8);
+    let query = Message::new(IPCTNL_MSG_CT_GET, 0, libc::AF_INET as u8);
     Netfilter::open()?.dump("tracked flows", query, |entry| flows.extend(flow(entry)))?;
     Ok(flows)
 }
@@ -98,7 +111,7 @@ pub fn list_by_addresses(addresses: &BTreeSet<Ipv4Addr>) -> Result<Vec<Flow>, Er
             .iter()
             .any(|end| addresses.contains(end))
     };
-    let query = Message::new(GET, 0, libc::AF_INET as u8);
+    let query = Message::new(IPCTNL_MSG_CT_GET, 0, libc::AF_INET as u8);
     Netfilter::open()?.dump("tracked flows", query, |entry| {
         flows.extend(flow(entry).filter(has_address));
     })?;
@@ -109,8 +122,8 @@ pub fn list_by_addresses(addresses: &BTreeSet<Ipv4Addr>) -> Result<Vec<Flow>, Er
 pub fn delete_same_tuples(flows: &[Flow]) -> Result<(), Error> {
     let mut socket = Netfilter::open()?;
     flows.iter().try_for_each(|flow| {
-        let message =
-            Message::new(DELETE, 0, libc::AF_INET as u8).attr(TUPLE_ORIG | NESTED, &flow.tuple);
+        let message = Message::new(IPCTNL_MSG_CT_DELETE, 0, libc::AF_INET as u8)
+            .attr(CTA_TUPLE_ORIG | NESTED, &flow.tuple);
         absent_is_done(socket.request(message).map_err(|e| failed(flow, e)))
     })
 }
@@ -124,11 +137,11 @@ pub fn delete(flows: &[Flow]) -> Result<(), Error> {
 }
 
 fn delete_with(socket: &mut Netfilter, flow: &Flow) -> Result<(), Error> {
-    let mut message = Message::new(DELETE, 0, libc::AF_INET as u8)
-        .attr(TUPLE_ORIG | NESTED, &flow.tuple)
-        .attr(ID, &flow.id.to_be_bytes());
+    let mut message = Message::new(IPCTNL_MSG_CT_DELETE, 0, libc::AF_INET as u8)
+        .attr(CTA_TUPLE_ORIG | NESTED, &flow.tuple)
+        .attr(CTA_ID, &flow.id.to_be_bytes());
     if let Some(zone) = &flow.zone {
-        message = message.attr(ZONE, zone);
+        message = message.attr(CTA_ZONE, zone);
     }
     absent_is_done(socket.request(message).map_err(|e| failed(flow, e)))
 }
@@ -147,23 +160,23 @@ fn failed(flow: &Flow, error: std::io::Error) -> Error {
 }
 
 fn flow(entry: &[u8]) -> Option<Flow> {
-    let tuple = attr(entry, TUPLE_ORIG)?;
-    let (ip, protocol) = (attr(tuple, 1)?, attr(tuple, 2)?);
-    let reply = attr(attr(entry, TUPLE_REPLY)?, 1)?;
+    let tuple = attr(entry, CTA_TUPLE_ORIG)?;
+    let (ip, protocol) = (attr(tuple, CTA_TUPLE_IP)?, attr(tuple, CTA_TUPLE_PROTO)?);
+    let reply = attr(attr(entry, CTA_TUPLE_REPLY)?, CTA_TUPLE_IP)?;
     let address = |ip, kind| Some(Ipv4Addr::from(<[u8; 4]>::try_from(attr(ip, kind)?).ok()?));
     let port = |kind| {
         let bytes = attr(protocol, kind)?.try_into().ok()?;
         Some(u16::from_be_bytes(bytes))
     };
     Some(Flow {
-        protocol: *attr(protocol, 1)?.first()?,
-        src: address(ip, 1)?,
-        dst: address(ip, 2)?,
-        reply_src: address(reply, 1)?,
-        sport: port(2).unwrap_or(0),
-        dport: port(3).unwrap_or(0),
-        id: u32::from_be_bytes(attr(entry, ID)?.try_into().ok()?),
+        protocol: *attr(protocol, CTA_PROTO_NUM)?.first()?,
+        src: address(ip, CTA_IP_V4_SRC)?,
+        dst: address(ip, CTA_IP_V4_DST)?,
+        reply_src: address(reply, CTA_IP_V4_SRC)?,
+        sport: port(CTA_PROTO_SRC_PORT).unwrap_or(0),
+        dport: port(CTA_PROTO_DST_PORT).unwrap_or(0),
+        id: u32::from_be_bytes(attr(entry, CTA_ID)?.try_into().ok()?),
         tuple: tuple.to_vec(),
-        zone: attr(entry, ZONE).map(<[u8]>::to_vec),
+        zone: attr(entry, CTA_ZONE).map(<[u8]>::to_vec),
     })
 }

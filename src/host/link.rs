@@ -10,6 +10,7 @@ use netlink_packet_route::link::{
     AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoPortData,
     InfoTun, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
+use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
 
 use super::iptables::netlink::{NESTED, push_attr};
 use super::netlink::{self, Handle};
@@ -200,11 +201,9 @@ async fn dump(handle: &Handle, mut message: LinkMessage) -> Result<Vec<Link>, Er
 
 /// One link by its name; `None` when the kernel reports that it does not exist.
 pub async fn get(handle: &Handle, name: &str) -> Result<Option<Link>, Error> {
-    let mut message = LinkMessage::default();
-    message.attributes.push(without_statistics());
-    message
-        .attributes
-        .push(LinkAttribute::IfName(name.to_owned()));
+    let message = LinkUnspec::new_with_name(name)
+        .append_extra_attribute(without_statistics())
+        .build();
     let response = handle
         .get(RouteNetlinkMessage::GetLink(message))
         .await
@@ -218,9 +217,9 @@ pub async fn get(handle: &Handle, name: &str) -> Result<Option<Link>, Error> {
 
 /// One link by its index; `None` when the kernel reports that it does not exist.
 pub async fn at(handle: &Handle, index: u32) -> Result<Option<Link>, Error> {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message.attributes.push(without_statistics());
+    let message = LinkUnspec::new_with_index(index)
+        .append_extra_attribute(without_statistics())
+        .build();
     let response = handle
         .get(RouteNetlinkMessage::GetLink(message))
         .await
@@ -244,16 +243,15 @@ pub async fn create_veth(
     peer: &VethEnd,
     peer_netns: &Netns,
 ) -> Result<(), Error> {
-    let mut peer_message = initial_message(peer);
-    let descriptor = peer_netns.as_fd().as_raw_fd();
-    peer_message
-        .attributes
-        .push(LinkAttribute::NetNsFd(descriptor));
-    let mut message = initial_message(end);
-    message.attributes.push(LinkAttribute::LinkInfo(vec![
-        LinkInfo::Kind(InfoKind::Veth),
-        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer_message))),
-    ]));
+    let peer_message = initial(
+        LinkMessageBuilder::<LinkUnspec>::new().name(&peer.name),
+        peer,
+    )
+    .setns_by_fd(peer_netns.as_fd().as_raw_fd())
+    .build();
+    let message = initial(LinkVeth::new(&end.name, &peer.name), end)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer_message)))
+        .build();
     handle
         .change(
             RouteNetlinkMessage::NewLink(message),
@@ -291,11 +289,7 @@ pub async fn rename(handle: &Handle, index: u32, name: &str) -> Result<(), Error
         ..Change::default()
     };
     set(handle, index, &down).await?;
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message
-        .attributes
-        .push(LinkAttribute::IfName(name.to_owned()));
+    let message = LinkUnspec::new_with_index(index).name(name).build();
     handle
         .change(RouteNetlinkMessage::SetLink(message), 0)
         .await
@@ -304,8 +298,7 @@ pub async fn rename(handle: &Handle, index: u32, name: &str) -> Result<(), Error
 
 /// Deletes a link by its index, and a veth's other end with it.
 pub async fn delete(handle: &Handle, index: u32) -> Result<(), Error> {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
+    let message = LinkUnspec::new_with_index(index).build();
     handle
         .change(RouteNetlinkMessage::DelLink(message), 0)
         .await
@@ -317,18 +310,13 @@ fn without_statistics() -> LinkAttribute {
     LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
 }
 
-fn initial_message(end: &VethEnd) -> LinkMessage {
-    let mut message = to_message(&Change {
-        mac: Some(end.mac),
-        mtu: Some(end.mtu),
-        // 0 is the default.
-        group: Some(end.group).filter(|group| *group != 0),
-        ..Change::default()
-    });
-    message
-        .attributes
-        .push(LinkAttribute::IfName(end.name.clone()));
-    message
+fn initial<T>(builder: LinkMessageBuilder<T>, end: &VethEnd) -> LinkMessageBuilder<T> {
+    let builder = builder.address(end.mac.to_vec()).mtu(end.mtu);
+    match end.group {
+        // The default.
+        0 => builder,
+        group => builder.link_group(group),
+    }
 }
 
 fn to_message(change: &Change) -> LinkMessage {

@@ -1,36 +1,32 @@
 //! rtnetlink requests, with a check that each response is complete.
 //! Out of scope: the messages (see `link`, `addr`, `route`, `neigh`).
 //!
-//! # Why
-//! The request methods of `rtnetlink` treat the end of the stream as the end of the response, so a connection that breaks in the middle
-//! looks like a short list. Here an object that was not read must not be considered absent: this [`Handle`] forwards the kernel's
-//! DONE and ACK messages, and a response without them is an error.
-//!
-//! The caller drives the connection, instead of a separate task that would have to be woken for every request and to wake the caller.
+//! # Why not the connection of `rtnetlink`
+//! Its request methods treat the end of the stream as the end of the response, so a connection that breaks in the middle
+//! looks like a short list. Here an object that was not read must not be considered absent: a response without the kernel's DONE or ACK
+//! is an error. And it needs a separate task, which would have to be woken for every request and to wake the caller. So only the messages
+//! are built with `rtnetlink`, and a request is a send and a receive call of the caller, see [`socket`].
 
-mod at_once;
+pub(in crate::host) mod socket;
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use futures::{FutureExt, Stream, StreamExt};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_REQUEST, NetlinkMessage,
     NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_sys::{AsyncSocket, Socket, SocketAddr, protocols::NETLINK_ROUTE};
-
-use rustix::net::sockopt::Timeout;
+use netlink_sys::protocols::NETLINK_ROUTE;
 use tokio::sync::{Mutex, MutexGuard};
+use tracing::debug;
 
-use self::at_once::AtOnce;
-use super::{Error, Kind};
+use self::socket::{DATAGRAM, POLL_INTERVAL, Part, Socket, TIMEOUT};
+use super::{Error, Kind, rtnl};
 
 /// The number of attempts of a dump that is interrupted by changes, before it fails with `Busy`.
 const DUMP_ATTEMPTS: usize = 50;
@@ -38,14 +34,10 @@ const DUMP_ATTEMPTS: usize = 50;
 /// The pause between two attempts: while hundreds of links are being created, most dumps are interrupted.
 const DUMP_PAUSE: Duration = Duration::from_millis(2);
 
-/// The poll interval for a response that was not available immediately.
-const POLL_INTERVAL: Duration = Duration::from_millis(1);
-
-/// The maximum number of polls: about 5 s.
-const MAX_POLLS: usize = 5000;
-
-/// The receive buffer, in bytes: the kernel never sends more than 32 KiB in one datagram (`netlink(7)`, `NLMSG_GOODSIZE`).
-const ANSWER: usize = 64 * 1024;
+thread_local! {
+    /// The datagram that is being read: there are thousands of sockets, and each would need a buffer.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(DATAGRAM));
+}
 
 /// An rtnetlink handle for one namespace. Cheap to clone; its sockets close with the last clone.
 #[derive(Clone)]
@@ -56,13 +48,10 @@ pub struct Handle {
 /// A socket, for one request at a time. The kernel supports one dump at a time per socket, and returns EBUSY for a second one
 /// (`__netlink_dump_start`).
 struct Line {
-    handle: rtnetlink::Handle,
-    connection: Connection,
+    socket: Socket,
     /// The last response was read completely, so that the next message belongs to the next request.
     in_sync: bool,
 }
-
-type Connection = rtnetlink::proto::Connection<RouteNetlinkMessage, AtOnce>;
 
 impl fmt::Debug for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -155,113 +144,109 @@ impl Handle {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> io::Result<(Vec<RouteNetlinkMessage>, Consistency)> {
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | flags;
-        let mut socket = self.idle_socket().await;
-        socket.ready()?;
-        socket.in_sync = false;
-        let response = socket.ask(request).await;
-        socket.in_sync = response.is_ok();
-        response?
-    }
-}
-
-impl Line {
-    fn open() -> io::Result<Self> {
-        let socket = AtOnce::new(NETLINK_ROUTE)?;
-        socket.socket_ref().set_netlink_get_strict_chk(true)?;
-        Ok(Self::over(socket))
-    }
-
-    fn over(socket: AtOnce) -> Self {
-        let (mut connection, asker, _unsolicited) = rtnetlink::from_socket(socket);
-        connection.set_forward_done(true);
-        connection.set_forward_ack(true);
-        Self {
-            handle: asker,
-            connection,
-            in_sync: true,
-        }
-    }
-
-    /// Resets the socket after a response that was incomplete or not read to the end.
-    fn ready(&mut self) -> io::Result<()> {
-        if !self.in_sync {
-            *self = Self::over(self.connection.socket_mut().reset()?);
-        }
-        Ok(())
-    }
-
-    /// The kernel's response, which may be an error. Fails if it is incomplete.
-    async fn ask(&mut self, request: NetlinkMessage<RouteNetlinkMessage>) -> io::Result<Answer> {
-        let Self {
-            handle: asker,
-            connection,
-            ..
-        } = self;
-        let mut responses = asker
-            .request(request)
-            .map_err(|_| broken("the netlink connection is closed"))?;
-        let mut answer = Vec::new();
-        let mut consistency = Consistency::Consistent;
-        while let Some(part) = next(connection, &mut responses).await? {
-            if part.header.flags & NLM_F_DUMP_INTR != 0 {
-                consistency = Consistency::Inconsistent;
+        let mut line = self.idle_socket().await;
+        let mut response = line.send(message, flags)?;
+        let answer = loop {
+            match line.advance(&mut response)? {
+                Some(answer) => break answer,
+                None => tokio::time::sleep(POLL_INTERVAL).await,
             }
-            match part.payload {
-                NetlinkPayload::InnerMessage(inner) => answer.push(inner),
-                NetlinkPayload::Done(done) if done.code == 0 => {
-                    return Ok(Ok((answer, consistency)));
-                }
-                NetlinkPayload::Done(done) => {
-                    return Ok(Err(io::Error::from_raw_os_error(done.code.abs())));
-                }
-                NetlinkPayload::Error(ack) if ack.code.is_none() => {
-                    return Ok(Ok((answer, consistency)));
-                }
-                NetlinkPayload::Error(error) => return Ok(Err(error.to_io())),
-                _ => return Err(broken("a part of the kernel's response was lost")),
-            }
-        }
-        Err(broken(
-            "the netlink connection closed before the response was complete",
-        ))
+        };
+        line.in_sync = true;
+        answer
     }
 }
 
 /// The requested objects, or the kernel's error.
 type Answer = io::Result<(Vec<RouteNetlinkMessage>, Consistency)>;
 
-/// The next message of a response. `None`: the connection is closed.
-async fn next<T>(
-    connection: &mut Connection,
-    responses: &mut (impl Stream<Item = T> + Unpin),
-) -> io::Result<Option<T>> {
-    for _ in 0..MAX_POLLS {
-        if let Some(part) = responses.next().now_or_never() {
-            return Ok(part);
-        }
-        drive(connection).await;
-        match responses.next().now_or_never() {
-            Some(part) => return Ok(part),
-            None if connection.should_shut_down() => return Ok(None),
-            None => tokio::time::sleep(POLL_INTERVAL).await,
-        }
-    }
-    Err(io::ErrorKind::TimedOut.into())
+/// A response that is being read.
+struct Response {
+    sequence: u32,
+    until: Instant,
+    objects: Vec<RouteNetlinkMessage>,
+    consistency: Consistency,
 }
 
-/// Sends queued requests and reads available messages.
-async fn drive(connection: &mut Connection) {
-    std::future::poll_fn(|context| {
-        connection.poll_requests(context);
-        connection.poll_send_messages(context);
-        connection.poll_read_messages(context);
-        connection.forward_unsolicited_messages();
-        connection.forward_responses();
-        Poll::Ready(())
-    })
-    .await;
+impl Line {
+    fn open() -> io::Result<Self> {
+        let socket = Socket::open(NETLINK_ROUTE)?;
+        socket.inner().set_netlink_get_strict_chk(true)?;
+        Ok(Self {
+            socket,
+            in_sync: true,
+        })
+    }
+
+    /// Sends a request. Until its response was read completely, the socket is out of sync.
+    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Response> {
+        if !self.in_sync {
+            self.socket.discard()?;
+        }
+        let sequence = self.socket.next_sequence();
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | flags;
+        request.header.sequence_number = sequence;
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        self.in_sync = false;
+        {
+            let _guard = rtnl::lock_for_messages(&bytes);
+            self.socket.send(&bytes)?;
+        }
+        Ok(Response {
+            sequence,
+            until: Instant::now() + TIMEOUT,
+            objects: Vec::new(),
+            consistency: Consistency::Consistent,
+        })
+    }
+
+    /// Reads what is available. `None`: the response is not complete. Fails if a part of it is missing.
+    fn advance(&self, response: &mut Response) -> io::Result<Option<Answer>> {
+        BUFFER.with_borrow_mut(|buffer| {
+            while Instant::now() < response.until {
+                if !self.socket.receive(buffer)? {
+                    return Ok(None);
+                }
+                for message in self.socket.responses(buffer, response.sequence) {
+                    if let Some(answer) = response.take(message?)? {
+                        return Ok(Some(answer));
+                    }
+                }
+            }
+            Err(io::ErrorKind::TimedOut.into())
+        })
+    }
+}
+
+impl Response {
+    /// Adds a message. The answer, if it is the last one.
+    fn take(&mut self, message: socket::Message<'_>) -> io::Result<Option<Answer>> {
+        if message.flags & NLM_F_DUMP_INTR != 0 {
+            self.consistency = Consistency::Inconsistent;
+        }
+        match message.part()? {
+            None => {}
+            Some(Part::End(result)) => {
+                let objects = std::mem::take(&mut self.objects);
+                return Ok(Some(result.map(|()| (objects, self.consistency))));
+            }
+            Some(Part::Object(message)) => match NetlinkMessage::deserialize(message.whole) {
+                Ok(NetlinkMessage {
+                    payload: NetlinkPayload::InnerMessage(object),
+                    ..
+                }) => self.objects.push(object),
+                // A link of a type that the crate cannot decode must not make all other links invisible.
+                Ok(_) => debug!(kind = message.kind, "unexpected netlink message"),
+                Err(error) => {
+                    debug!(%error, kind = message.kind, "cannot decode a netlink message")
+                }
+            },
+        }
+        Ok(None)
+    }
 }
 
 /// Whether a response of several datagrams is a consistent snapshot.
@@ -274,30 +259,13 @@ enum Consistency {
 
 /// Requests a change over a new socket in the calling thread's namespace, without a runtime. Blocks.
 pub(super) fn change_blocking(message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-    let mut request = NetlinkMessage::from(message);
-    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-    request.finalize();
-    let mut bytes = vec![0; request.buffer_len()];
-    request.serialize(&mut bytes);
-
-    let socket = Socket::new(NETLINK_ROUTE)?;
-    // SAFETY: the socket owns its descriptor, which is open as long as it lives.
-    let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
-    rustix::net::sockopt::set_socket_timeout(
-        fd,
-        Timeout::Recv,
-        Some(POLL_INTERVAL * MAX_POLLS as u32),
-    )?;
-    socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
-    let mut buffer = bytes::BytesMut::with_capacity(ANSWER);
-    socket.recv(&mut buffer, 0)?;
-    match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&buffer)
-        .map_err(io::Error::other)?
-        .payload
-    {
-        NetlinkPayload::Error(answer) if answer.code.is_none() => Ok(()),
-        NetlinkPayload::Error(answer) => Err(answer.to_io()),
-        _ => Err(broken("unexpected response of the kernel to a change")),
+    let mut line = Line::open()?;
+    let mut response = line.send(message, NLM_F_ACK | flags)?;
+    loop {
+        match line.advance(&mut response)? {
+            Some(answer) => return answer.map(drop),
+            None => std::thread::sleep(POLL_INTERVAL),
+        }
     }
 }
 
@@ -319,10 +287,6 @@ pub(super) fn absent_is_none<T>(result: Result<T, Error>) -> Result<Option<T>, E
     }
 }
 
-fn broken(message: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::BrokenPipe, message)
-}
-
 #[cfg(test)]
 mod tests {
     use netlink_packet_route::link::LinkMessage;
@@ -336,9 +300,8 @@ mod tests {
     }
 
     async fn set_receive_buffer(handle: &Handle, bytes: i32) {
-        let mut line = handle.sockets[0].lock().await;
-        let socket = line.connection.socket_mut().socket_ref();
-        socket.set_rx_buf_sz(bytes).expect("a size");
+        let line = handle.sockets[0].lock().await;
+        line.socket.inner().set_rx_buf_sz(bytes).expect("a size");
     }
 
     #[tokio::test]
@@ -351,9 +314,97 @@ mod tests {
             let response = tokio::time::timeout(Duration::from_secs(2), handle.get(loopback()));
             let lost = response.await.expect("it ends");
             lost.expect_err("a part was lost");
-            set_receive_buffer(&handle, ANSWER as i32).await;
+            set_receive_buffer(&handle, DATAGRAM as i32).await;
             let found = handle.get(loopback()).await.expect("an answer");
             assert!(found.is_some());
         }
+    }
+    #[tokio::test]
+    async fn after_a_request_that_was_cancelled_the_next_one_gets_its_own_response() {
+        let handle = Handle::open(NonZeroUsize::MIN).expect("a socket");
+        for _ in 0..3 {
+            // The ACK does not fit, so the response is never complete.
+            set_receive_buffer(&handle, 1).await;
+            let request = handle.get(loopback());
+            let _ = tokio::time::timeout(Duration::from_millis(1), request).await;
+            set_receive_buffer(&handle, DATAGRAM as i32).await;
+            let mut absent = LinkMessage::default();
+            absent.header.index = i32::MAX as u32;
+            let absent = handle.get(RouteNetlinkMessage::GetLink(absent)).await;
+            assert_eq!(absent.unwrap_err().raw_os_error(), Some(libc::ENODEV));
+            let all = RouteNetlinkMessage::GetLink(LinkMessage::default());
+            assert!(!handle.dump(all).await.expect("a list").is_empty());
+        }
+    }
+
+    /// A response to request 7, read message by message.
+    fn read(messages: &[(u16, u16, &[u8])], timeout: Duration) -> io::Result<Option<Answer>> {
+        let mut response = Response {
+            sequence: 7,
+            until: Instant::now() + timeout,
+            objects: Vec::new(),
+            consistency: Consistency::Consistent,
+        };
+        for (kind, flags, body) in messages {
+            let mut bytes = ((16 + body.len()) as u32).to_ne_bytes().to_vec();
+            bytes.extend(kind.to_ne_bytes());
+            bytes.extend(flags.to_ne_bytes());
+            bytes.extend(7_u32.to_ne_bytes());
+            bytes.extend([0; 4]);
+            bytes.extend(*body);
+            for message in socket::messages(&bytes) {
+                if let Some(answer) = response.take(message?)? {
+                    return Ok(Some(answer));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    #[test]
+    fn a_response_is_complete_inconsistent_or_refused_and_never_short() {
+        let link = (libc::RTM_NEWLINK, 0, &[0; 16][..]);
+        let interrupted = (libc::RTM_NEWLINK, NLM_F_DUMP_INTR, &[0; 16][..]);
+        let (done, ack) = ((3, 0, &[0; 4][..]), (2, 0, &[0; 20][..]));
+        let errno = (-libc::EPERM).to_ne_bytes();
+        let refused = (2, 0, &errno[..]);
+        let failed = (3, 0, &errno[..]);
+        let outcome = |messages: &[(u16, u16, &[u8])]| match read(messages, TIMEOUT) {
+            Ok(None) => "incomplete".to_owned(),
+            Ok(Some(Ok((objects, consistency)))) => format!("{} {consistency:?}", objects.len()),
+            Ok(Some(Err(error))) => format!("{:?}", error.raw_os_error()),
+            Err(_) => "lost".to_owned(),
+        };
+        for (messages, expected) in [
+            (&[link, link, done][..], "2 Consistent"),
+            (&[link, interrupted, done], "2 Inconsistent"),
+            (&[link, (3, NLM_F_DUMP_INTR, &[0; 4])], "1 Inconsistent"),
+            (&[link, ack], "1 Consistent"),
+            (&[ack], "0 Consistent"),
+            (&[done], "0 Consistent"),
+            (&[link, link], "incomplete"),
+            (&[], "incomplete"),
+            (&[link, refused], "Some(1)"),
+            (&[link, failed], "Some(1)"),
+            (&[link, (4, 0, &[])], "lost"),
+            (&[link, (3, 0, &[])], "lost"),
+            // A link that cannot be decoded does not hide the others.
+            (
+                &[link, (libc::RTM_NEWLINK, 0, &[0; 3]), done],
+                "1 Consistent",
+            ),
+        ] {
+            assert_eq!(outcome(messages), expected, "{messages:?}");
+        }
+    }
+
+    #[test]
+    fn a_response_that_does_not_end_is_a_timeout() {
+        let mut line = Line::open().expect("a socket");
+        let mut response = line.send(loopback(), NLM_F_ACK).expect("sent");
+        response.until = Instant::now();
+        let error = line.advance(&mut response).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(!line.in_sync);
     }
 }

@@ -10,6 +10,7 @@ use netlink_packet_route::route::{
     RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::RouteMessageBuilder;
 
 use super::Error;
 use super::netlink::{self, Handle};
@@ -283,33 +284,30 @@ pub async fn delete(handle: &Handle, route: &Route) -> Result<(), Error> {
 }
 
 fn to_message(route: &Route) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header = RouteHeader {
-        address_family: AddressFamily::Inet,
-        destination_prefix_length: route.dst.prefix(),
-        table: RouteHeader::RT_TABLE_MAIN,
-        protocol: route.protocol.into(),
-        scope: match route.scope {
+    // In the main table, of type unicast.
+    let mut builder = RouteMessageBuilder::<Ipv4Addr>::new()
+        .protocol(route.protocol.into())
+        .scope(match route.scope {
             Scope::Global => RouteScope::Universe,
             Scope::Link => RouteScope::Link,
             Scope::Other(number) => number.into(),
-        },
-        kind: RouteType::Unicast,
-        flags: match route.next_hop {
-            NextHop::OnLink => RouteFlags::Onlink,
-            NextHop::Routed => RouteFlags::empty(),
-        },
-        ..RouteHeader::default()
-    };
-    let dst = RouteAddress::Inet(route.dst.network());
-    let dst = (route.dst.prefix() > 0).then_some(RouteAttribute::Destination(dst));
-    let gateway = route
-        .gateway
-        .map(|ip| RouteAttribute::Gateway(RouteAddress::Inet(ip)));
-    let link = route.link.map(RouteAttribute::Oif);
-    let metric = (route.metric > 0).then_some(RouteAttribute::Priority(route.metric));
-    message.attributes = [dst, gateway, link, metric].into_iter().flatten().collect();
-    message
+        });
+    if route.dst.prefix() > 0 {
+        builder = builder.destination_prefix(route.dst.network(), route.dst.prefix());
+    }
+    if let Some(ip) = route.gateway {
+        builder = builder.gateway(ip);
+    }
+    if let Some(index) = route.link {
+        builder = builder.output_interface(index);
+    }
+    if route.metric > 0 {
+        builder = builder.priority(route.metric);
+    }
+    match route.next_hop {
+        NextHop::OnLink => builder.onlink().build(),
+        NextHop::Routed => builder.build(),
+    }
 }
 
 fn read(message: &RouteMessage) -> Result<Route, Error> {

@@ -11,6 +11,7 @@ mod limit;
 mod parse;
 pub mod routing;
 mod ruleset;
+mod saved;
 mod write;
 
 use std::collections::BTreeSet;

@@ -12,8 +12,8 @@ use proptest::prelude::*;
 use proptest::sample::subsequence;
 use proptest::test_runner::TestRunner;
 use slicectl::host::iptables::{
-    Backend, Edit, Flavour, Input, Lock, Tool, block_ipv6, builtin_chains, is_ipv6_blocked,
-    restore, restore_tables,
+    Backend, Edit, Flavour, Input, Lock, block_ipv6, builtin_chains, is_ipv6_blocked, restore,
+    restore_tables,
 };
 use slicectl::host::netns::Netns;
 use slicectl::host::rule::{
@@ -760,24 +760,6 @@ fn the_private_lock_is_the_one_that_is_taken() {
         restore(&world.backend, &input, Lock::Private(&other)).unwrap();
         let error = restore(&world.backend, &input, Lock::Private(&world.lock())).unwrap_err();
         assert_eq!(error.kind, slicectl::host::Kind::Busy, "{error:?}");
-    });
-}
-
-#[test]
-fn the_command_line_tool_agrees() {
-    alone(Flavour::Nft, |world| {
-        world.commit(&a_vms_rules());
-        let tool = Tool::find().unwrap();
-        let policy = |chain| tool.policy(TableName::Filter, chain).unwrap();
-        assert_eq!(policy("FORWARD"), Policy::Drop);
-        assert_eq!(policy("OUTPUT"), Policy::Accept);
-        let exists = |chain| tool.chain_exists(TableName::Filter, chain).unwrap();
-        assert!(exists("SLICE-DENY"));
-        assert!(!exists("SLICE-NONE"));
-        let chains = tool.chains(TableName::Filter).unwrap();
-        assert!(chains.contains(&"SLICE-POLICY".to_owned()), "{chains:?}");
-        let rules = tool.rules(TableName::Filter, "SLICE-DENY").unwrap();
-        assert_eq!(rules.len(), 4, "{rules:?}");
     });
 }
 

@@ -13,6 +13,7 @@
 //! | `host_events` | notifications of the kernel |
 //! | `host_filter` | iptables rules and conntrack |
 //! | `host_net` | namespaces, links, addresses, routes, TAP devices |
+//! | `legacy_filter` | rules of the legacy iptables back end |
 //! | `oracle` | random allow and drop lists, compared with packets |
 //! | `packets` | packets through a real TAP |
 //! | `pipeline` | the order of stages; claims under concurrency |
@@ -28,6 +29,7 @@ mod host_bridge;
 mod host_events;
 mod host_filter;
 mod host_net;
+mod legacy_filter;
 mod oracle;
 mod packets;
 mod pipeline;

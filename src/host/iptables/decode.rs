@@ -1,5 +1,5 @@
-//! Shared by both back ends: rule decoding and the kernel formats of x_tables extensions.
-//! Out of scope: the structure of rules in a back end.
+//! Decoding of a rule: what a supported rule contains, and the kernel formats of x_tables extensions.
+//! Out of scope: nf_tables expressions.
 //!
 //! Formats: linux/netfilter/xt_*.h, linux/netfilter_ipv4/ipt_*.h; native byte order unless said otherwise.
 

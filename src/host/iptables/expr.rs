@@ -7,12 +7,8 @@ use std::ops::RangeInclusive;
 
 use super::decode::{self, Decoded, Exact, ForeignText, Inverted, Unknown, array, once, test};
 use super::netlink::{attr, attrs, be32, text};
+use super::uapi::*;
 use crate::host::rule::{Match, Protocol, Reject, Rule, Target};
-
-const RULE_EXPRESSIONS: u16 = 4;
-const RULE_USERDATA: u16 = 7;
-const EXPR_NAME: u16 = 1;
-const EXPR_DATA: u16 = 2;
 
 /// The source of a register's value.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -67,16 +63,18 @@ fn foreign(attributes: &[u8]) -> Rule {
             _ => sketch.add(name, data),
         }
     }
-    if let Some(comment) = attr(attributes, RULE_USERDATA).and_then(userdata_comment) {
+    if let Some(comment) = attr(attributes, NFTA_RULE_USERDATA).and_then(userdata_comment) {
         sketch.add("comment", comment.as_bytes());
     }
     sketch.foreign()
 }
 
 fn expressions(attributes: &[u8]) -> impl Iterator<Item = (String, &[u8])> {
-    attrs(attr(attributes, RULE_EXPRESSIONS).unwrap_or(&[])).map(|(_, expression)| {
-        let name = attr(expression, EXPR_NAME).map(text).unwrap_or_default();
-        (name, attr(expression, EXPR_DATA).unwrap_or(&[]))
+    attrs(attr(attributes, NFTA_RULE_EXPRESSIONS).unwrap_or(&[])).map(|(_, expression)| {
+        let name = attr(expression, NFTA_EXPR_NAME)
+            .map(text)
+            .unwrap_or_default();
+        (name, attr(expression, NFTA_EXPR_DATA).unwrap_or(&[]))
     })
 }
 
@@ -97,7 +95,7 @@ impl Machine {
         for (name, data) in expressions(attributes) {
             self.step(&name, data)?;
         }
-        if let Some(comment) = attr(attributes, RULE_USERDATA).and_then(userdata_comment) {
+        if let Some(comment) = attr(attributes, NFTA_RULE_USERDATA).and_then(userdata_comment) {
             decode::comment(&mut self.when, &comment)?;
         }
         match self.registers.iter().all(|register| register.compared) {

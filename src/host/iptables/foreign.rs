@@ -13,16 +13,13 @@ use std::net::Ipv4Addr;
 
 use parking_lot::Mutex;
 
-use super::netlink::{Message, NFTABLES, Netfilter, attr, be32, text};
+use super::netlink::{Message, Netfilter, attr, be32, text};
+use super::uapi::*;
 use super::walk::{Fate, Walk};
 use super::{Flavour, nft};
 use crate::host::Error;
 
-const GETTABLE: u16 = NFTABLES | 1;
-const GETCHAIN: u16 = NFTABLES | 4;
-const FAMILIES: [(u8, &str); 2] = [(1, "inet"), (2, "ip")];
-/// `NF_INET_FORWARD`.
-const FORWARD: u32 = 2;
+const FAMILIES: [(u8, &str); 2] = [(NFPROTO_INET, "inet"), (NFPROTO_IPV4, "ip")];
 
 /// A forwarded packet of a VM, with the properties that rules match.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,7 +132,7 @@ impl ForwardChains {
         let mut chains = Vec::new();
         for (family, word) in FAMILIES {
             // A family without chains costs nothing.
-            let query = Message::new(GETCHAIN, 0, family);
+            let query = Message::new(NFT_MSG_GETCHAIN, 0, family);
             netfilter.dump("packet filter chains", query, |attributes| {
                 let in_active_table = |base: &BaseChain| {
                     let mut tables = tables.iter();
@@ -182,17 +179,19 @@ fn evaluate_own_chain(
 fn tables(netfilter: &mut Netfilter) -> Result<Vec<TableState>, Error> {
     let mut tables = Vec::new();
     for (family, _) in FAMILIES {
-        let query = Message::new(GETTABLE, 0, family);
+        let query = Message::new(NFT_MSG_GETTABLE, 0, family);
         netfilter.dump("packet filter tables", query, |table| {
-            let name = attr(table, 1).map(text).unwrap_or_default();
-            let handle = attr(table, 4).unwrap_or_default().to_vec();
-            let uses = attr(table, 3).and_then(be32).unwrap_or_default();
+            let name = attr(table, NFTA_TABLE_NAME).map(text).unwrap_or_default();
+            let handle = attr(table, NFTA_TABLE_HANDLE).unwrap_or_default().to_vec();
+            let uses = attr(table, NFTA_TABLE_USE)
+                .and_then(be32)
+                .unwrap_or_default();
             let uses = match (family, name.as_str()) {
-                (2, "nat") => 0,
+                (NFPROTO_IPV4, "nat") => 0,
                 _ => uses,
             };
-            // `NFT_TABLE_F_DORMANT`.
-            if attr(table, 2).and_then(be32).unwrap_or(0) & 1 == 0 {
+            if attr(table, NFTA_TABLE_FLAGS).and_then(be32).unwrap_or(0) & NFT_TABLE_F_DORMANT == 0
+            {
                 tables.push((family, name, handle, uses));
             }
         })?;
@@ -201,13 +200,13 @@ fn tables(netfilter: &mut Netfilter) -> Result<Vec<TableState>, Error> {
 }
 
 fn base_chain(attributes: &[u8], family: &str) -> Option<BaseChain> {
-    let hook = attr(attributes, 4)?;
-    let at_forward = attr(hook, 1).and_then(be32) == Some(FORWARD);
+    let hook = attr(attributes, NFTA_CHAIN_HOOK)?;
+    let at_forward = attr(hook, NFTA_HOOK_HOOKNUM).and_then(be32) == Some(NF_INET_FORWARD);
     let string = |kind| attr(attributes, kind).map(text).unwrap_or_default();
-    (at_forward && string(7) == "filter").then(|| BaseChain {
+    (at_forward && string(NFTA_CHAIN_TYPE) == "filter").then(|| BaseChain {
         family: family.to_owned(),
-        table: string(1),
-        chain: string(3),
+        table: string(NFTA_CHAIN_TABLE),
+        chain: string(NFTA_CHAIN_NAME),
     })
 }
 

@@ -12,14 +12,15 @@ mod chains;
 mod decode;
 mod expr;
 pub mod foreign;
-mod legacy;
 mod limits;
 mod machine;
 pub(in crate::host) mod netlink;
 mod nft;
 mod restore;
+mod save;
 mod seal;
 mod translations;
+mod uapi;
 mod walk;
 
 use std::collections::BTreeSet;
@@ -30,7 +31,7 @@ use std::time::Duration;
 
 use super::Error;
 use super::process;
-use super::rule::{Generation, Policy, Ruleset, TableName};
+use super::rule::{Generation, Ruleset, TableName};
 
 pub use chains::{Family, has_nat_chain, remove_nat_chain};
 pub use netlink::Netfilter;
@@ -115,7 +116,7 @@ impl Backend {
             Flavour::Nft => nft::read_named(chains),
             Flavour::Legacy => {
                 let tables: BTreeSet<TableName> = chains.iter().map(|(table, _)| *table).collect();
-                legacy::read(&Vec::from_iter(tables))
+                self.read_legacy(&Vec::from_iter(tables))
             }
         }
     }
@@ -124,7 +125,7 @@ impl Backend {
     pub fn matched(&self, chain: &str, comment: &str) -> Result<u64, Error> {
         let counters = match self.kind {
             Flavour::Nft => nft::counted(chain)?,
-            Flavour::Legacy => legacy::counted(chain)?,
+            Flavour::Legacy => save::counted(&self.save_program(), chain, self.timeout)?,
         };
         let matching = counters
             .iter()
@@ -139,7 +140,7 @@ impl Backend {
     ) -> Result<(Ruleset, Option<Generation>), Error> {
         match self.kind {
             Flavour::Nft => nft::read(&mut Netfilter::open()?, tables),
-            Flavour::Legacy => legacy::read(tables).map(|ruleset| (ruleset, None)),
+            Flavour::Legacy => self.read_legacy(tables).map(|ruleset| (ruleset, None)),
         }
     }
 
@@ -151,14 +152,36 @@ impl Backend {
     ) -> Result<(Ruleset, Option<Generation>), Error> {
         match self.kind {
             Flavour::Nft => nft::read(netfilter, tables),
-            Flavour::Legacy => legacy::read(tables).map(|ruleset| (ruleset, None)),
+            Flavour::Legacy => self.read_legacy(tables).map(|ruleset| (ruleset, None)),
         }
+    }
+    /// The back end of `iptables-legacy`, beside the one in use.
+    pub fn legacy() -> Self {
+        Self {
+            kind: Flavour::Legacy,
+            restore_program: PathBuf::from("iptables-legacy-restore"),
+            version: String::new(),
+            timeout: DEADLINE,
+        }
+    }
+
+    fn read_legacy(&self, tables: &[TableName]) -> Result<Ruleset, Error> {
+        save::read(&self.save_program(), tables, self.timeout)
+    }
+
+    /// `iptables-save` beside `iptables-restore`.
+    fn save_program(&self) -> PathBuf {
+        let name = self.restore_program.file_name().unwrap_or_default();
+        let name = name.to_string_lossy().replace("-restore", "-save");
+        self.restore_program.with_file_name(name)
     }
 }
 
 /// Whether `FORWARD` of iptables-legacy has policy DROP, independent of the back end in use. In the calling thread's namespace.
-pub fn legacy_drops_forwarded() -> Result<bool, Error> {
-    legacy::drops_forwarded()
+/// `None`: there is such a chain, but no program to read it.
+pub fn legacy_drops_forwarded() -> Result<Option<bool>, Error> {
+    let backend = Backend::legacy();
+    save::drops_forwarded(&backend.save_program(), backend.timeout)
 }
 
 /// A table's builtin chains.
@@ -169,57 +192,4 @@ pub fn builtin_chains(table: TableName) -> &'static [&'static str] {
         TableName::Nat => &["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"],
         TableName::Filter => &["INPUT", "FORWARD", "OUTPUT"],
     }
-}
-
-/// The `iptables` command, for queries that may be slow: one process each.
-pub struct Tool(::iptables::IPTables);
-
-impl Tool {
-    /// Finds `iptables` in `PATH` and detects its features.
-    pub fn find() -> Result<Self, Error> {
-        ::iptables::new(false)
-            .map(Self)
-            .map_err(|e| failed("run", "iptables", &*e))
-    }
-
-    /// A builtin chain's policy.
-    pub fn policy(&self, table: TableName, chain: &str) -> Result<Policy, Error> {
-        let word = self
-            .0
-            .get_policy(&table.to_string(), chain)
-            .map_err(|e| failed("read the policy of", chain, &*e))?;
-        Policy::of_word(&word).ok_or_else(|| {
-            Error::other(
-                "read the policy of",
-                chain,
-                format!("unknown policy {word}"),
-            )
-        })
-    }
-
-    /// Whether a chain exists.
-    pub fn chain_exists(&self, table: TableName, chain: &str) -> Result<bool, Error> {
-        self.0
-            .chain_exists(&table.to_string(), chain)
-            .map_err(|e| failed("look for", chain, &*e))
-    }
-
-    /// A table's chains.
-    pub fn chains(&self, table: TableName) -> Result<Vec<String>, Error> {
-        self.0
-            .list_chains(&table.to_string())
-            .map_err(|e| failed("list the chains of", &table.to_string(), &*e))
-    }
-
-    /// A chain's rules as `iptables -S` writes them.
-    pub fn rules(&self, table: TableName, chain: &str) -> Result<Vec<String>, Error> {
-        self.0
-            .list(&table.to_string(), chain)
-            .map_err(|e| failed("list the rules of", chain, &*e))
-    }
-}
-
-/// Converts the crate's errors to text, because they are not `Send`.
-fn failed(operation: &'static str, object: &str, error: &dyn std::error::Error) -> Error {
-    Error::other(operation, object, error.to_string())
 }

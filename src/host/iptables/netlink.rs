@@ -7,45 +7,32 @@
 
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::time::Duration;
+use std::time::Instant;
 
-use rustix::net::sockopt::Timeout;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST};
+use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
-
+use super::uapi::{NFT_MSG_GETGEN, NFTA_GEN_ID};
 use crate::host::Error;
+use crate::host::netlink::socket::{self, HEADER, Part, Socket, TIMEOUT};
 
-/// `NFNL_SUBSYS_NFTABLES << 8`.
-pub const NFTABLES: u16 = 10 << 8;
+pub use netlink_packet_core::NLM_F_CREATE as CREATE;
+pub use netlink_packet_core::NLM_F_EXCL as EXCLUSIVE;
+
+/// `NFNL_SUBSYS_NFTABLES << 8` of linux/netfilter/nfnetlink.h.
+pub const NFTABLES: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
 /// `NFNL_SUBSYS_CTNETLINK << 8`.
-pub const CONNTRACK: u16 = 1 << 8;
-
+pub const CONNTRACK: u16 = (libc::NFNL_SUBSYS_CTNETLINK as u16) << 8;
 /// `NFNL_SUBSYS_CTNETLINK_TIMEOUT << 8`.
-pub const TIMEOUTS: u16 = 8 << 8;
+pub const TIMEOUTS: u16 = (libc::NFNL_SUBSYS_CTNETLINK_TIMEOUT as u16) << 8;
 
-/// `NLM_F_CREATE`.
-pub const CREATE: u16 = 0x400;
-/// `NLM_F_EXCL`.
-pub const EXCLUSIVE: u16 = 0x200;
+const NFNL_MSG_BATCH_BEGIN: u16 = libc::NFNL_MSG_BATCH_BEGIN as u16;
+const NFNL_MSG_BATCH_END: u16 = libc::NFNL_MSG_BATCH_END as u16;
 
-const REQUEST: u16 = 1;
-const ACK: u16 = 4;
-const DUMP: u16 = 0x300;
-const DUMP_INTERRUPTED: u16 = 0x10;
-
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
-const GETGEN: u16 = NFTABLES | 16;
-const BATCH_BEGIN: u16 = 16;
-const BATCH_END: u16 = 17;
-
-const HEADER: usize = 16;
+/// `sizeof(struct nfgenmsg)` of linux/netfilter/nfnetlink.h: `u8 nfgen_family, version; __be16 res_id;`.
 const GENERIC_HEADER: usize = 4;
 /// In bytes: the kernel fills dump messages up to the reader's buffer size, at most 32 KiB (`netlink_dump`).
 const BUFFER: usize = 32 * 1024;
-/// The kernel responds within the send call, so that a timeout only occurs if the response was lost (ENOBUFS, a full receive buffer).
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A message under construction.
 pub struct Message(Vec<u8>);
@@ -55,7 +42,7 @@ impl Message {
     pub fn new(kind: u16, flags: u16, family: u8) -> Self {
         let mut bytes = vec![0; HEADER];
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
-        bytes[6..8].copy_from_slice(&(flags | REQUEST).to_ne_bytes());
+        bytes[6..8].copy_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
         bytes.extend([family, 0, 0, 0]);
         Self(bytes)
     }
@@ -128,34 +115,21 @@ fn u16_ne(bytes: &[u8]) -> u16 {
     u16::from_ne_bytes([bytes[0], bytes[1]])
 }
 
-fn u32_ne(bytes: &[u8]) -> u32 {
-    u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
-}
-
 /// A socket of the network namespace that the calling thread was in when it was opened.
 pub struct Netfilter {
     socket: Socket,
-    sequence: u32,
+    /// A batch whose response, which only an error has, was not read.
+    unread: Option<u32>,
     buffer: Vec<u8>,
 }
 
 impl Netfilter {
     /// Opens a socket in the calling thread's network namespace.
     pub fn open() -> Result<Self, Error> {
-        let open = || {
-            let socket = Socket::new(NETLINK_NETFILTER)?;
-            // SAFETY: the socket owns its descriptor, which is open as long as it lives.
-            let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
-            for timeout in [Timeout::Recv, Timeout::Send] {
-                rustix::net::sockopt::set_socket_timeout(fd, timeout, Some(RESPONSE_TIMEOUT))?;
-            }
-            // Also binds it (`netlink_connect`).
-            socket.connect(&SocketAddr::new(0, 0))?;
-            Ok(socket)
-        };
+        let socket = Socket::open(NETLINK_NETFILTER);
         Ok(Self {
-            socket: open().map_err(|e| Error::io("open", "a netfilter socket", e))?,
-            sequence: 0,
+            socket: socket.map_err(|e| Error::io("open", "a netfilter socket", e))?,
+            unread: None,
             buffer: Vec::with_capacity(BUFFER),
         })
     }
@@ -200,22 +174,23 @@ impl Netfilter {
         mut message: Message,
         mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
     ) -> io::Result<()> {
-        self.sequence += 1;
-        self.send(message.finish(DUMP, self.sequence))?;
+        let sequence = self.socket.next_sequence();
+        let first = self.unread.take().unwrap_or(sequence);
+        self.socket.send(message.finish(NLM_F_DUMP, sequence))?;
         let mut interrupted = false;
         loop {
-            for (header, body) in self.receive()? {
-                interrupted |= header.flags & DUMP_INTERRUPTED != 0;
-                match header.kind {
-                    DONE | ERROR => {
-                        check_error(body)?;
-                        return match interrupted {
-                            false => Ok(()),
-                            true => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+            for message in self.receive(first)? {
+                let message = message?;
+                interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+                match message.part()? {
+                    Some(Part::End(result)) => {
+                        return match (result, interrupted) {
+                            (Ok(()), true) => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+                            (result, _) => result,
                         };
                     }
-                    _ if each(body).is_break() => return Ok(()),
-                    _ => {}
+                    Some(Part::Object(message)) if each(message.body).is_break() => return Ok(()),
+                    Some(Part::Object(_)) | None => {}
                 }
             }
         }
@@ -223,24 +198,25 @@ impl Netfilter {
 
     /// Requests a change and waits for the response.
     pub fn request(&mut self, mut message: Message) -> io::Result<()> {
-        self.sequence += 1;
-        self.send(message.finish(ACK, self.sequence))?;
-        self.wait_for_ack(self.sequence)
+        let sequence = self.socket.next_sequence();
+        self.socket.send(message.finish(NLM_F_ACK, sequence))?;
+        self.wait_for_ack(sequence, sequence)
     }
 
     /// Requests one object and returns its attributes.
     pub fn get(&mut self, mut message: Message) -> io::Result<Vec<u8>> {
-        self.sequence += 1;
-        let sequence = self.sequence;
-        self.send(message.finish(0, sequence))?;
+        let sequence = self.socket.next_sequence();
+        let first = self.unread.take().unwrap_or(sequence);
+        self.socket.send(message.finish(0, sequence))?;
         loop {
-            for (header, body) in self.receive()? {
-                match header.kind {
-                    ERROR => check_error(body)?,
-                    _ if header.sequence == sequence => {
-                        return Ok(body.get(GENERIC_HEADER..).unwrap_or(&[]).to_vec());
+            for message in self.receive(first)? {
+                match message?.part()? {
+                    Some(Part::End(result)) => result?,
+                    Some(Part::Object(message)) if message.sequence == sequence => {
+                        let attributes = message.body.get(GENERIC_HEADER..).unwrap_or(&[]).to_vec();
+                        return Ok(attributes);
                     }
-                    _ => {}
+                    Some(Part::Object(_)) | None => {}
                 }
             }
         }
@@ -255,46 +231,49 @@ impl Netfilter {
     /// waits for that mutex and changes nothing.
     pub fn generation(&mut self) -> io::Result<u32> {
         let id = self.base_seq()?;
-        self.sequence += 2;
-        let mut bytes = batch_marker(BATCH_BEGIN)
-            .finish(0, self.sequence - 1)
-            .to_vec();
-        bytes.extend(batch_marker(BATCH_END).finish(0, self.sequence));
-        // The batch is processed when this returns. The kernel sends no response.
-        self.send(&bytes)?;
+        let begin = self.socket.next_sequence();
+        let end = self.socket.next_sequence();
+        let mut bytes = batch_marker(NFNL_MSG_BATCH_BEGIN).finish(0, begin).to_vec();
+        bytes.extend(batch_marker(NFNL_MSG_BATCH_END).finish(0, end));
+        // The batch is processed when this returns. The kernel responds to an error only, which the next request receives.
+        self.socket.send(&bytes)?;
+        self.unread = Some(begin);
         Ok(id)
     }
 
     /// The current `base_seq`, independent of a commit in progress.
     pub fn base_seq(&mut self) -> io::Result<u32> {
-        let response = self.get(Message::new(GETGEN, 0, libc::AF_UNSPEC as u8))?;
-        let id = attr(&response, 1).and_then(be32);
+        let response = self.get(Message::new(NFT_MSG_GETGEN, 0, libc::AF_UNSPEC as u8))?;
+        let id = attr(&response, NFTA_GEN_ID).and_then(be32);
         id.ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     /// Requests several changes as one transaction (nf_tables only), and waits for the response.
     pub fn batch(&mut self, messages: Vec<Message>) -> io::Result<()> {
-        self.sequence += 1;
-        let mut bytes = batch_marker(BATCH_BEGIN).finish(0, self.sequence).to_vec();
-        let last = self.sequence + messages.len() as u32;
-        for mut message in messages {
-            self.sequence += 1;
-            let flags = if self.sequence == last { ACK } else { 0 };
-            bytes.extend(message.finish(flags, self.sequence));
+        let begin = self.socket.next_sequence();
+        let mut bytes = batch_marker(NFNL_MSG_BATCH_BEGIN).finish(0, begin).to_vec();
+        let count = messages.len();
+        let mut last = begin;
+        for (index, mut message) in messages.into_iter().enumerate() {
+            last = self.socket.next_sequence();
+            let flags = if index + 1 == count { NLM_F_ACK } else { 0 };
+            bytes.extend(message.finish(flags, last));
         }
-        self.sequence += 1;
-        bytes.extend(batch_marker(BATCH_END).finish(0, self.sequence));
-        self.send(&bytes)?;
-        self.wait_for_ack(last)
+        let end = self.socket.next_sequence();
+        bytes.extend(batch_marker(NFNL_MSG_BATCH_END).finish(0, end));
+        self.socket.send(&bytes)?;
+        self.wait_for_ack(begin, last)
     }
 
     /// Returns the first error, or the response to message `sequence`.
-    fn wait_for_ack(&mut self, sequence: u32) -> io::Result<()> {
+    fn wait_for_ack(&mut self, first: u32, sequence: u32) -> io::Result<()> {
+        let first = self.unread.take().unwrap_or(first);
         loop {
-            for (header, body) in self.receive()? {
-                if header.kind == ERROR {
-                    check_error(body)?;
-                    if header.sequence == sequence {
+            for message in self.receive(first)? {
+                let message = message?;
+                if let Some(Part::End(result)) = message.part()? {
+                    result?;
+                    if message.sequence == sequence {
                         return Ok(());
                     }
                 }
@@ -302,21 +281,15 @@ impl Netfilter {
         }
     }
 
-    fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        self.socket.send(bytes, 0).map(drop)
-    }
-
-    fn receive(&mut self) -> io::Result<impl Iterator<Item = (Header, &[u8])>> {
-        self.buffer.clear();
-        while let Err(error) = self.socket.recv(&mut self.buffer, 0) {
-            match error.kind() {
-                io::ErrorKind::Interrupted => {}
-                // SO_RCVTIMEO; must not be confused with EAGAIN for a list that changed.
-                io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
-                _ => return Err(error),
-            }
-        }
-        Ok(messages(&self.buffer))
+    /// The messages of the next datagram that respond to request `first` or a later one. The kernel responds within the send call, so
+    /// that waiting only occurs if the response was lost.
+    fn receive(
+        &mut self,
+        first: u32,
+    ) -> io::Result<impl Iterator<Item = io::Result<socket::Message<'_>>>> {
+        let until = Instant::now() + TIMEOUT;
+        self.socket.wait(&mut self.buffer, until)?;
+        Ok(self.socket.responses(&self.buffer, first))
     }
 }
 
@@ -326,33 +299,4 @@ fn batch_marker(kind: u16) -> Message {
     // The subsystem the batch is for, big-endian, in nfgenmsg's res_id.
     message.0[HEADER + 2..].copy_from_slice(&(NFTABLES >> 8).to_be_bytes());
     message
-}
-
-struct Header {
-    kind: u16,
-    flags: u16,
-    sequence: u32,
-}
-
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {
-    std::iter::from_fn(move || {
-        let head = bytes.get(..HEADER)?;
-        let length = u32_ne(head) as usize;
-        let header = Header {
-            kind: u16_ne(&head[4..]),
-            flags: u16_ne(&head[6..]),
-            sequence: u32_ne(&head[8..]),
-        };
-        let body = bytes.get(HEADER..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
-        Some((header, body))
-    })
-}
-
-/// `NLMSG_ERROR` and `NLMSG_DONE` contain a negative errno, or 0.
-fn check_error(body: &[u8]) -> io::Result<()> {
-    match body.get(..4).map_or(0, |code| u32_ne(code) as i32) {
-        0 => Ok(()),
-        errno => Err(io::Error::from_raw_os_error(-errno)),
-    }
 }

@@ -5,13 +5,10 @@ use std::io;
 use std::ops::ControlFlow;
 
 use super::expr;
-use super::netlink::{Message, NFTABLES, Netfilter, attr, be32, text};
+use super::netlink::{Message, Netfilter, attr, be32, text};
+use super::uapi::*;
 use crate::host::rule::{Chain, Generation, Policy, Rule, Ruleset, Table, TableName};
 use crate::host::{Error, Kind};
-
-const GETTABLE: u16 = NFTABLES | 1;
-const GETCHAIN: u16 = NFTABLES | 4;
-const GETRULE: u16 = NFTABLES | 7;
 
 /// The maximum number of attempts of a dump that is interrupted by changes.
 const ATTEMPTS: usize = 16;
@@ -48,21 +45,21 @@ fn read_named_once(
     let mut tables: Vec<Table> = Vec::new();
     for (name, chain) in names {
         let in_table = name.to_string();
-        let query = Message::new(GETCHAIN, 0, family)
-            .text(1, &in_table)
-            .text(3, chain);
+        let query = Message::new(NFT_MSG_GETCHAIN, 0, family)
+            .text(NFTA_CHAIN_TABLE, &in_table)
+            .text(NFTA_CHAIN_NAME, chain);
         let mut found = match netfilter.get(query) {
             Ok(attributes) => one_chain(*name, &attributes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(Error::io("read", format!("chain {chain}"), error)),
         };
         let limit = found.policy.map_or(usize::MAX, |_| FIRST_RULES);
-        let query = Message::new(GETRULE, 0, family)
-            .text(1, &in_table)
-            .text(2, chain);
+        let query = Message::new(NFT_MSG_GETRULE, 0, family)
+            .text(NFTA_RULE_TABLE, &in_table)
+            .text(NFTA_RULE_CHAIN, chain);
         netfilter.dump_until("packet filter rules", query, |rule| {
             let has_name = |kind, name: &str| attr(rule, kind).map(text).as_deref() == Some(name);
-            if has_name(1, &in_table) && has_name(2, chain) {
+            if has_name(NFTA_RULE_TABLE, &in_table) && has_name(NFTA_RULE_CHAIN, chain) {
                 found.rules.push(expr::rule(rule));
             }
             match found.rules.len() < limit {
@@ -93,13 +90,13 @@ fn dormant_rule() -> Rule {
 pub fn counted(chain: &str) -> Result<Vec<(Rule, u64)>, Error> {
     let read = |netfilter: &mut Netfilter| {
         let mut counters = Vec::new();
-        let query = Message::new(GETRULE, 0, libc::AF_INET as u8)
-            .text(1, &TableName::Filter.to_string())
-            .text(2, chain);
+        let query = Message::new(NFT_MSG_GETRULE, 0, libc::AF_INET as u8)
+            .text(NFTA_RULE_TABLE, &TableName::Filter.to_string())
+            .text(NFTA_RULE_CHAIN, chain);
         netfilter.dump("packet filter rules", query, |rule| {
             let string = |kind| attr(rule, kind).map(text);
             // The kernel does not filter by chain if there is no table with this name.
-            if string(2).as_deref() == Some(chain) {
+            if string(NFTA_RULE_CHAIN).as_deref() == Some(chain) {
                 counters.push((expr::rule(rule), expr::packets(rule)));
             }
         })?;
@@ -120,9 +117,9 @@ pub fn read_ipv6(netfilter: &mut Netfilter, tables: &[TableName]) -> Result<Rule
 pub fn tables(family: u8) -> Result<Vec<String>, Error> {
     let read = |netfilter: &mut Netfilter| {
         let mut names = Vec::new();
-        let query = Message::new(GETTABLE, 0, family);
+        let query = Message::new(NFT_MSG_GETTABLE, 0, family);
         netfilter.dump("packet filter tables", query, |table| {
-            names.extend(attr(table, 1).map(text));
+            names.extend(attr(table, NFTA_TABLE_NAME).map(text));
         })?;
         Ok(names)
     };
@@ -158,13 +155,13 @@ fn read_once(
     let mut tables = chains(netfilter, family, names)?;
     for table in &mut tables {
         let name = table.name.to_string();
-        let query = Message::new(GETRULE, 0, family).text(1, &name);
+        let query = Message::new(NFT_MSG_GETRULE, 0, family).text(NFTA_RULE_TABLE, &name);
         netfilter.dump("packet filter rules", query, |rule| {
             let string = |kind| attr(rule, kind).map(text);
-            let chain = string(2)
+            let chain = string(NFTA_RULE_CHAIN)
                 .and_then(|chain| table.chains.iter_mut().find(|found| found.name == chain));
             // A chain that was created between the two dumps is ignored; the generation check detects it.
-            if let Some(chain) = chain.filter(|_| string(1).as_ref() == Some(&name)) {
+            if let Some(chain) = chain.filter(|_| string(NFTA_RULE_TABLE).as_ref() == Some(&name)) {
                 chain.rules.push(expr::rule(rule));
             }
         })?;
@@ -180,11 +177,11 @@ fn read_once(
 /// Dormant tables: their chains are inactive (`NFT_TABLE_F_DORMANT`).
 fn dormant_tables(netfilter: &mut Netfilter, family: u8) -> Result<Vec<String>, Error> {
     let mut dormant = Vec::new();
-    let query = Message::new(GETTABLE, 0, family);
+    let query = Message::new(NFT_MSG_GETTABLE, 0, family);
     netfilter.dump("packet filter tables", query, |table| {
-        let flags = attr(table, 2).and_then(be32).unwrap_or(0);
-        if flags & 1 != 0 {
-            dormant.extend(attr(table, 1).map(text));
+        let flags = attr(table, NFTA_TABLE_FLAGS).and_then(be32).unwrap_or(0);
+        if flags & NFT_TABLE_F_DORMANT != 0 {
+            dormant.extend(attr(table, NFTA_TABLE_NAME).map(text));
         }
     })?;
     Ok(dormant)
@@ -198,9 +195,9 @@ fn chains(netfilter: &mut Netfilter, family: u8, names: &[TableName]) -> Result<
             chains: Vec::new(),
         })
         .collect();
-    let query = Message::new(GETCHAIN, 0, family);
+    let query = Message::new(NFT_MSG_GETCHAIN, 0, family);
     netfilter.dump("packet filter chains", query, |chain| {
-        let table = attr(chain, 1).map(text);
+        let table = attr(chain, NFTA_CHAIN_TABLE).map(text);
         let table = tables
             .iter_mut()
             .find(|found| table == Some(found.name.to_string()));
@@ -213,19 +210,23 @@ fn chains(netfilter: &mut Netfilter, family: u8, names: &[TableName]) -> Result<
 }
 
 fn one_chain(table: TableName, attributes: &[u8]) -> Chain {
-    let name = attr(attributes, 3).map(text).unwrap_or_default();
-    let Some(hook) = attr(attributes, 4) else {
+    let name = attr(attributes, NFTA_CHAIN_NAME)
+        .map(text)
+        .unwrap_or_default();
+    let Some(hook) = attr(attributes, NFTA_CHAIN_HOOK) else {
         return Chain::user(name, Vec::new());
     };
     let number = |bytes, kind| attr(bytes, kind).and_then(be32);
-    let policy = match number(attributes, 5) {
-        Some(0) => Policy::Drop,
+    let policy = match number(attributes, NFTA_CHAIN_POLICY) {
+        Some(NF_DROP) => Policy::Drop,
         _ => Policy::Accept,
     };
     let found = (
-        number(hook, 1).unwrap_or(u32::MAX),
-        number(hook, 2).unwrap_or(0) as i32,
-        attr(attributes, 7).map(text).unwrap_or_default(),
+        number(hook, NFTA_HOOK_HOOKNUM).unwrap_or(u32::MAX),
+        number(hook, NFTA_HOOK_PRIORITY).unwrap_or(0) as i32,
+        attr(attributes, NFTA_CHAIN_TYPE)
+            .map(text)
+            .unwrap_or_default(),
     );
     let rules = match builtin(table, &name) {
         Some((hook, priority, kind)) if found == (hook, priority, kind.to_owned()) => Vec::new(),
@@ -241,11 +242,11 @@ fn one_chain(table: TableName, attributes: &[u8]) -> Chain {
 /// linux/netfilter.h, linux/netfilter_ipv4.h). A chain with this name at another hook does not filter these packets.
 pub fn builtin(table: TableName, chain: &str) -> Option<(u32, i32, &'static str)> {
     let hook = match chain {
-        "PREROUTING" => 0,
-        "INPUT" => 1,
-        "FORWARD" => 2,
-        "OUTPUT" => 3,
-        "POSTROUTING" => 4,
+        "PREROUTING" => NF_INET_PRE_ROUTING,
+        "INPUT" => NF_INET_LOCAL_IN,
+        "FORWARD" => NF_INET_FORWARD,
+        "OUTPUT" => NF_INET_LOCAL_OUT,
+        "POSTROUTING" => NF_INET_POST_ROUTING,
         _ => return None,
     };
     Some(match (table, chain) {

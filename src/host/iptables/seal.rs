@@ -8,14 +8,11 @@
 
 use std::io;
 
-use super::netlink::{CREATE, EXCLUSIVE, Message, NESTED, NFTABLES, Netfilter, push_attr};
+use super::netlink::{CREATE, EXCLUSIVE, Message, NESTED, Netfilter, push_attr};
+use super::uapi::*;
 use super::{builtin_chains, nft};
 use crate::host::rule::{Policy, Ruleset, TableName};
 use crate::host::{Error, Kind};
-
-const NEWTABLE: u16 = NFTABLES;
-const NEWCHAIN: u16 = NFTABLES | 3;
-const DELRULE: u16 = NFTABLES | 8;
 
 /// Blocks IPv6, in one transaction. Also repairs changes: sets the policies to DROP and removes rules. A builtin chain
 /// with another hook is an error.
@@ -30,9 +27,9 @@ pub fn block_ipv6() -> Result<(), Error> {
             .map(|chain| new_chain(family, table, chain, Policy::Drop)),
     );
     batch.extend(chains.iter().map(|chain| {
-        Message::new(DELRULE, 0, family)
-            .text(1, &table.to_string())
-            .text(2, chain)
+        Message::new(NFT_MSG_DELRULE, 0, family)
+            .text(NFTA_RULE_TABLE, &table.to_string())
+            .text(NFTA_RULE_CHAIN, chain)
     }));
     commit(batch).map_err(|e| Error::io("block", "IPv6", e))
 }
@@ -85,31 +82,30 @@ fn commit(batch: Vec<Message>) -> io::Result<()> {
 }
 
 fn new_table(family: u8, table: TableName, flags: u16) -> Message {
-    Message::new(NEWTABLE, flags, family)
-        .text(1, &table.to_string())
+    Message::new(NFT_MSG_NEWTABLE, flags, family)
+        .text(NFTA_TABLE_NAME, &table.to_string())
         // Flags 0: not dormant.
-        .attr(2, &0u32.to_be_bytes())
+        .attr(NFTA_TABLE_FLAGS, &0u32.to_be_bytes())
 }
 
 fn new_chain(family: u8, table: TableName, chain: &str, policy: Policy) -> Message {
-    // NF_DROP, NF_ACCEPT.
     let policy = match policy {
-        Policy::Drop => 0u32,
-        Policy::Accept => 1,
+        Policy::Drop => NF_DROP,
+        Policy::Accept => NF_ACCEPT,
     };
-    let message = Message::new(NEWCHAIN, CREATE, family)
-        .text(1, &table.to_string())
-        .text(3, chain);
+    let message = Message::new(NFT_MSG_NEWCHAIN, CREATE, family)
+        .text(NFTA_CHAIN_TABLE, &table.to_string())
+        .text(NFTA_CHAIN_NAME, chain);
     match nft::builtin(table, chain) {
         None => message,
         Some((hook, priority, kind)) => {
             let mut attributes = Vec::with_capacity(16);
-            push_attr(&mut attributes, 1, &hook.to_be_bytes());
-            push_attr(&mut attributes, 2, &priority.to_be_bytes());
+            push_attr(&mut attributes, NFTA_HOOK_HOOKNUM, &hook.to_be_bytes());
+            push_attr(&mut attributes, NFTA_HOOK_PRIORITY, &priority.to_be_bytes());
             message
-                .attr(4 | NESTED, &attributes)
-                .attr(5, &policy.to_be_bytes())
-                .text(7, kind)
+                .attr(NFTA_CHAIN_HOOK | NESTED, &attributes)
+                .attr(NFTA_CHAIN_POLICY, &policy.to_be_bytes())
+                .text(NFTA_CHAIN_TYPE, kind)
         }
     }
 }

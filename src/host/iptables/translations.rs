@@ -1,19 +1,14 @@
 //! Destination translation: the nat chains at the hook `prerouting` of all IPv4 tables, including those not written by iptables.
 //! Out of scope: the evaluation for one packet.
 
-use super::netlink::{Message, NFTABLES, Netfilter, attr, be32, text};
-use super::{Backend, Flavour, expr, legacy, nft};
+use super::netlink::{Message, Netfilter, attr, be32, text};
+use super::uapi::*;
+use super::{Backend, Flavour, expr, nft};
 use crate::host::Error;
 use crate::host::rule::{Chain, TableName};
 
-const GETCHAIN: u16 = NFTABLES | 4;
-const GETRULE: u16 = NFTABLES | 7;
-
-/// `NFPROTO_IPV4` and `NFPROTO_INET` of `linux/netfilter.h`, and their names in `nft`.
-const FAMILIES: [(u8, &str); 2] = [(2, "ip"), (1, "inet")];
-
-/// `NF_INET_PRE_ROUTING`.
-const PREROUTING: u32 = 0;
+/// The families, and their names in `nft`.
+const FAMILIES: [(u8, &str); 2] = [(NFPROTO_IPV4, "ip"), (NFPROTO_INET, "inet")];
 
 /// `NF_IP_PRI_NAT_DST`, the hook priority of iptables.
 const IPTABLES_PRIORITY: i32 = -100;
@@ -37,7 +32,7 @@ impl Backend {
         let mut found = match self.kind {
             Flavour::Nft => read_nft()?,
             Flavour::Legacy => {
-                let tables = legacy::read(&[TableName::Nat])?;
+                let tables = self.read_legacy(&[TableName::Nat])?;
                 let of_iptables = tables.tables().iter().map(|table| Translations {
                     table: "ip nat".to_owned(),
                     entry: "PREROUTING".to_owned(),
@@ -72,16 +67,16 @@ fn read_family(
 ) -> Result<Vec<Translations>, Error> {
     let mut all: Vec<(String, Chain)> = Vec::new();
     let mut hooked: Vec<(String, String, i32)> = Vec::new();
-    let query = Message::new(GETCHAIN, 0, family);
+    let query = Message::new(NFT_MSG_GETCHAIN, 0, family);
     netfilter.dump("packet filter chains", query, |chain| {
-        let table = attr(chain, 1).map(text).unwrap_or_default();
-        let name = attr(chain, 3).map(text).unwrap_or_default();
+        let table = attr(chain, NFTA_CHAIN_TABLE).map(text).unwrap_or_default();
+        let name = attr(chain, NFTA_CHAIN_NAME).map(text).unwrap_or_default();
         let number = |hook, kind| attr(hook, kind).and_then(be32);
-        if let Some(hook) = attr(chain, 4)
-            && number(hook, 1) == Some(PREROUTING)
-            && attr(chain, 7).map(text).as_deref() == Some("nat")
+        if let Some(hook) = attr(chain, NFTA_CHAIN_HOOK)
+            && number(hook, NFTA_HOOK_HOOKNUM) == Some(NF_INET_PRE_ROUTING)
+            && attr(chain, NFTA_CHAIN_TYPE).map(text).as_deref() == Some("nat")
         {
-            let priority = number(hook, 2).unwrap_or(0) as i32;
+            let priority = number(hook, NFTA_HOOK_PRIORITY).unwrap_or(0) as i32;
             hooked.push((table.clone(), name.clone(), priority));
         }
         all.push((table, Chain::user(name, Vec::new())));
@@ -89,10 +84,10 @@ fn read_family(
     if hooked.is_empty() {
         return Ok(Vec::new());
     }
-    let query = Message::new(GETRULE, 0, family);
+    let query = Message::new(NFT_MSG_GETRULE, 0, family);
     netfilter.dump("packet filter rules", query, |rule| {
         let string = |kind| attr(rule, kind).map(text).unwrap_or_default();
-        let (table, chain) = (string(1), string(2));
+        let (table, chain) = (string(NFTA_RULE_TABLE), string(NFTA_RULE_CHAIN));
         let slot = all
             .iter_mut()
             .find(|(found, known)| *found == table && known.name == chain);

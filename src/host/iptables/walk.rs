@@ -10,13 +10,9 @@ use std::ops::ControlFlow;
 
 use super::foreign::{BaseChain, Probe};
 use super::machine::{Machine, Set, Step, Verdict};
-use super::netlink::{Message, NFTABLES, Netfilter, attr, attrs, be32, text};
+use super::netlink::{Message, Netfilter, attr, attrs, be32, text};
+use super::uapi::*;
 use crate::host::Error;
-
-const GETCHAIN: u16 = NFTABLES | 4;
-const GETRULE: u16 = NFTABLES | 7;
-const GETSET: u16 = NFTABLES | 10;
-const GETSETELEM: u16 = NFTABLES | 13;
 
 /// The maximum number of rules and set elements that are read for one base chain. Beyond it the result is unknown.
 const MOST: usize = 1024;
@@ -58,7 +54,11 @@ impl<'n> Walk<'n> {
     pub(super) fn new(netfilter: &'n mut Netfilter, base: &'n BaseChain) -> Self {
         Self {
             netfilter,
-            family: if base.family == "inet" { 1 } else { 2 },
+            family: if base.family == "inet" {
+                NFPROTO_INET
+            } else {
+                NFPROTO_IPV4
+            },
             base,
             rules: HashMap::new(),
             sets: HashMap::new(),
@@ -68,16 +68,16 @@ impl<'n> Walk<'n> {
 
     /// Whether the base chain drops packets that no rule accepts.
     pub(super) fn drops_by_policy(&mut self) -> Result<bool, Error> {
-        Ok(self.policy()? == Some(Some(0)))
+        Ok(self.policy()? == Some(Some(NF_DROP)))
     }
 
-    /// The policy (`NF_DROP` is 0) of the base chain, if it has one; `None`: the chain does not exist.
+    /// The policy of the base chain, if it has one; `None`: the chain does not exist.
     fn policy(&mut self) -> Result<Option<Option<u32>>, Error> {
-        let query = Message::new(GETCHAIN, 0, self.family)
-            .text(1, &self.base.table)
-            .text(3, &self.base.chain);
+        let query = Message::new(NFT_MSG_GETCHAIN, 0, self.family)
+            .text(NFTA_CHAIN_TABLE, &self.base.table)
+            .text(NFTA_CHAIN_NAME, &self.base.chain);
         match self.netfilter.get(query) {
-            Ok(chain) => Ok(Some(attr(&chain, 5).and_then(be32))),
+            Ok(chain) => Ok(Some(attr(&chain, NFTA_CHAIN_POLICY).and_then(be32))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io("read", self.base.to_string(), error)),
         }
@@ -92,7 +92,7 @@ impl<'n> Walk<'n> {
         Ok(match self.chain(&chain, probe, 0)? {
             End::Accepted => Fate::Passes,
             End::Dropped => Fate::Dropped,
-            End::Returned if policy == Some(0) => Fate::Dropped,
+            End::Returned if policy == Some(NF_DROP) => Fate::Dropped,
             End::Returned => Fate::Passes,
             End::LimitExceeded => Fate::Unknown,
         })
@@ -130,10 +130,12 @@ impl<'n> Walk<'n> {
     fn rule(&mut self, rule: &[u8], probe: &Probe) -> Result<(bool, Verdict), Error> {
         let mut evaluator = Machine::new(probe, self.base.is_iptables_forward());
         let mut certain = true;
-        let expressions = attrs(attr(rule, 4).unwrap_or(&[]));
+        let expressions = attrs(attr(rule, NFTA_RULE_EXPRESSIONS).unwrap_or(&[]));
         for (_, expression) in expressions {
-            let name = attr(expression, 1).map(text).unwrap_or_default();
-            let data = attr(expression, 2).unwrap_or(&[]);
+            let name = attr(expression, NFTA_EXPR_NAME)
+                .map(text)
+                .unwrap_or_default();
+            let data = attr(expression, NFTA_EXPR_DATA).unwrap_or(&[]);
             let set = match name.as_str() {
                 "lookup" => match attr(data, 1).map(text) {
                     Some(set) => self.set(&set)?,
@@ -156,14 +158,14 @@ impl<'n> Walk<'n> {
         if self.rules.contains_key(name) {
             return Ok(true);
         }
-        let query = Message::new(GETRULE, 0, self.family)
-            .text(1, &self.base.table)
-            .text(2, name);
+        let query = Message::new(NFT_MSG_GETRULE, 0, self.family)
+            .text(NFTA_RULE_TABLE, &self.base.table)
+            .text(NFTA_RULE_CHAIN, name);
         let mut rules = Vec::new();
         let limit = MOST.saturating_sub(self.read);
         self.netfilter
             .dump_until("packet filter rules", query, |rule| {
-                if attr(rule, 2).map(text).as_deref() == Some(name) {
+                if attr(rule, NFTA_RULE_CHAIN).map(text).as_deref() == Some(name) {
                     rules.push(rule.to_vec());
                 }
                 match rules.len() <= limit {
@@ -190,21 +192,23 @@ impl<'n> Walk<'n> {
 
     fn read_set(&mut self, name: &str) -> Result<Option<Set>, Error> {
         let table = &self.base.table;
-        let query = Message::new(GETSET, 0, self.family)
-            .text(1, table)
-            .text(2, name);
+        let query = Message::new(NFT_MSG_GETSET, 0, self.family)
+            .text(NFTA_SET_TABLE, table)
+            .text(NFTA_SET_NAME, name);
         let Ok(about) = self.netfilter.get(query) else {
             return Ok(None);
         };
-        let flags = attr(&about, 3).and_then(be32).unwrap_or(0);
+        let flags = attr(&about, NFTA_SET_FLAGS).and_then(be32).unwrap_or(0);
         let mut set = Set::new(flags);
         let limit = MOST.saturating_sub(self.read);
-        let query = Message::new(GETSETELEM, 0, self.family)
-            .text(1, table)
-            .text(2, name);
+        let query = Message::new(NFT_MSG_GETSETELEM, 0, self.family)
+            .text(NFTA_SET_ELEM_LIST_TABLE, table)
+            .text(NFTA_SET_ELEM_LIST_SET, name);
         self.netfilter
             .dump_until("elements of a set", query, |attributes| {
-                for (_, element) in attrs(attr(attributes, 3).unwrap_or(&[])) {
+                for (_, element) in
+                    attrs(attr(attributes, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or(&[]))
+                {
                     set.push(element);
                 }
                 match set.len() <= limit {

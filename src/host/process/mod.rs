@@ -6,6 +6,7 @@
 //! It is accessed through a pidfd, which is opened first and checked second: a later signal is sent to the process that was checked.
 
 mod bind;
+mod bounded;
 mod capabilities;
 mod census;
 mod child;
@@ -36,6 +37,7 @@ use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 
+pub use bounded::bounded;
 pub use census::{Found, TapSlot, argv, env_var, find, shares_netns, tap_slot};
 pub use confinement::{Confine, Jail, Reach};
 pub use elf::is_static;

@@ -192,6 +192,15 @@ impl HashOptions {
         let number = |text: Option<String>| text.and_then(|text| text.parse().ok()).unwrap_or(0);
         match self.0.remove("above") {
             Some(above) => {
+                // Some versions of iptables do not print defaults.
+                for (option, default) in [
+                    ("burst", "5"),
+                    ("srcmask", "32"),
+                    ("htable-expire", "10000"),
+                ] {
+                    let slot = self.0.entry(option.to_owned());
+                    slot.or_insert_with(|| default.to_owned());
+                }
                 let per_second = number(above.strip_suffix("/sec").map(str::to_owned));
                 let burst = number(self.0.get("burst").cloned());
                 when.source_rate = Some(SourceRate {

@@ -49,7 +49,7 @@ impl From<Rule> for String {
 
 type Tokens = std::vec::IntoIter<String>;
 
-fn rule(mut tokens: Tokens) -> Result<Rule, String> {
+pub(super) fn rule(mut tokens: Tokens) -> Result<Rule, String> {
     let mut when = Match::default();
     let mut hash = HashOptions::default();
     while let Some(token) = tokens.next() {
@@ -237,7 +237,7 @@ fn mac(text: &str) -> Result<[u8; 6], String> {
 }
 
 /// Splits at spaces outside double quotes; a backslash in quotes escapes the next character.
-fn tokenize(text: &str) -> Result<Vec<String>, String> {
+pub(super) fn tokenize(text: &str) -> Result<Vec<String>, String> {
     let mut tokens = Vec::new();
     let mut chars = text.chars().peekable();
     while let Some(&c) = chars.peek() {

@@ -1,0 +1,120 @@
+//! Parses a rule that `iptables-save` prints, and refuses one of which something would be lost.
+//! Out of scope: the lines around a rule.
+//!
+//! # Why the rule is written again
+//! [`Rule`] has fewer options than iptables, and the parser accepts an option twice or a match without options (`-m tcp`, which excludes
+//! fragments). So the parsed rule is written again and must have exactly the options that iptables printed. The order of the
+//! conditions is not compared, because all of them must hold.
+
+use super::{Rule, Target, parse};
+
+/// Options that iptables does not print, or that we do not write, if they have their default value.
+const DEFAULTS: [(&str, &str); 4] = [
+    ("--limit-burst", "5"),
+    ("--hashlimit-burst", "5"),
+    ("--hashlimit-srcmask", "32"),
+    ("--hashlimit-htable-expire", "10000"),
+];
+
+/// Names of link groups, which iptables prints if it finds them.
+const GROUP_NAMES: &str = "/etc/iproute2/group";
+
+impl Rule {
+    /// A rule from the words after `-A CHAIN`. `is_chain`: whether a target is a user-defined chain and not an extension. `None`: no
+    /// supported rule has exactly these options.
+    pub fn of_saved(words: Vec<String>, is_chain: impl Fn(&str) -> bool) -> Option<Self> {
+        let words = canonical(words);
+        let rule = parse::rule(words.clone().into_iter()).ok()?;
+        if let Self::Known {
+            then: Target::Jump(chain),
+            ..
+        } = &rule
+            && !is_chain(chain)
+        {
+            return None;
+        }
+        let written = parse::tokenize(&rule.to_string()).ok()?;
+        (options(words) == options(canonical(written))).then_some(rule)
+    }
+}
+
+/// Replaces spellings that iptables chooses by those that [`Rule`] writes.
+fn canonical(mut words: Vec<String>) -> Vec<String> {
+    for at in 1..words.len() {
+        let (before, rest) = words.split_at_mut(at);
+        let (option, value) = (&mut before[at - 1], &mut rest[0]);
+        match option.as_str() {
+            // The alias of conntrack has no effect on matching (`XT_CONNTRACK_STATE_ALIAS`).
+            "-m" if value == "state" => *value = "conntrack".to_owned(),
+            "--state" => *option = "--ctstate".to_owned(),
+            "--src-group" | "--dst-group" if !value.starts_with("0x") => {
+                if let Some(number) = group_number(value) {
+                    *value = format!("{number:#x}");
+                }
+            }
+            _ => {}
+        }
+    }
+    words
+}
+
+/// The number of a named link group; lines are `NUMBER NAME`, decimal or hexadecimal.
+fn group_number(name: &str) -> Option<u32> {
+    let names = std::fs::read_to_string(GROUP_NAMES).ok()?;
+    names.lines().find_map(|line| {
+        let (number, found) = line.trim().split_once(char::is_whitespace)?;
+        let parsed = match number.strip_prefix("0x") {
+            Some(digits) => u32::from_str_radix(digits, 16),
+            None => number.parse(),
+        };
+        parsed.ok().filter(|_| found.trim() == name)
+    })
+}
+
+/// The options in a comparable order, each with its values and its `!`; the target, which is last, with its options.
+fn options(words: Vec<String>) -> (Vec<Vec<String>>, Vec<String>) {
+    let mut conditions: Vec<Vec<String>> = Vec::new();
+    let mut words = words.into_iter().peekable();
+    let mut target = Vec::new();
+    while let Some(word) = words.next() {
+        if word == "-j" {
+            target.extend(words);
+            break;
+        }
+        let mut option = vec![word];
+        if option == ["!"] {
+            option.extend(words.next());
+        }
+        match option.last().map(String::as_str) {
+            // A comment may be any text.
+            Some("--comment") => option.extend(words.next()),
+            _ => {
+                while let Some(value) = words.next_if(|word| word != "!" && !word.starts_with('-'))
+                {
+                    option.push(value);
+                }
+            }
+        }
+        sort_list(&mut option);
+        let is_default =
+            matches!(option.as_slice(), [option, value] if DEFAULTS.contains(&(option, value)));
+        if !is_default {
+            conditions.push(option);
+        }
+    }
+    conditions.sort();
+    (conditions, target)
+}
+
+/// The order of a list of alternatives, and the case of an address, have no meaning.
+fn sort_list(option: &mut [String]) {
+    match option {
+        [option, value] if ["--ctstate", "--dst-type"].contains(&option.as_str()) => {
+            let mut values: Vec<&str> = value.split(',').collect();
+            values.sort_unstable();
+            *value = values.join(",");
+        }
+        [.., option, value] if option == "--mac-source" => value.make_ascii_lowercase(),
+        _ => {}
+    }
+}
