@@ -12,6 +12,7 @@ use netlink_packet_route::link::{
 };
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec};
 
+pub use super::link_info::{BridgeInfo, Port};
 use super::netlink::Handle;
 use super::{Error, link};
 
@@ -28,94 +29,9 @@ pub struct NewBridge {
     pub group: u32,
 }
 
-/// The bridge attributes that the kernel reports, in addition to those of every link.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BridgeInfo {
-    /// Whether a spanning tree protocol runs, in the kernel or in user space.
-    pub stp: bool,
-    /// How long a port listens and learns before it forwards, in hundredths of a second (`USER_HZ`).
-    pub forward_delay: u32,
-    /// Whether it filters VLANs.
-    pub vlan_filtering: bool,
-    /// Whether it does IGMP and MLD snooping and takes part in the querier election (`mcast_snooping`).
-    pub snooping: bool,
-    /// Which frames to the reserved addresses 01:80:c2:00:00:0X it forwards, one bit for each X.
-    pub group_fwd_mask: u16,
-    /// The maximum number of learned addresses (`IFLA_BR_FDB_MAX_LEARNED`); 0: no limit. `None`: the kernel is older than 6.7
-    /// and has no such limit.
-    pub max_learned: Option<u32>,
-}
-
 /// The maximum number of addresses that a managed bridge learns. With static entries only (as with anti-spoofing) it learns none;
 /// otherwise a guest could fill the kernel's memory with addresses.
 pub const MAX_LEARNED: u32 = 4096;
-
-/// Bridge port settings; `include/uapi/linux/if_link.h`, `IFLA_BRPORT_*`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Port {
-    /// Isolated ports cannot reach each other (`IFLA_BRPORT_ISOLATED`).
-    pub isolated: bool,
-    /// Whether source addresses received here become forwarding entries (`IFLA_BRPORT_LEARNING`).
-    pub learning: bool,
-    /// Whether frames to unknown unicast addresses are sent here (`IFLA_BRPORT_UNICAST_FLOOD`).
-    pub unicast_flood: bool,
-    /// Protocol messages received here do not affect the bridge: the port never becomes the root port of a spanning tree
-    /// (`IFLA_BRPORT_PROTECT`, "root block") nor a multicast router port (`IFLA_BRPORT_MULTICAST_ROUTER` 0).
-    pub protected: bool,
-}
-
-impl Default for Port {
-    /// The kernel's defaults for a new port.
-    fn default() -> Self {
-        Self {
-            isolated: false,
-            learning: true,
-            unicast_flood: true,
-            protected: false,
-        }
-    }
-}
-
-impl BridgeInfo {
-    pub(super) fn read(attributes: &[InfoBridge]) -> Self {
-        let mut info = Self::default();
-        for attribute in attributes {
-            match attribute {
-                InfoBridge::StpState(state) => info.stp = *state != BridgeStpState::Disabled,
-                InfoBridge::ForwardDelay(delay) => info.forward_delay = *delay,
-                InfoBridge::VlanFiltering(filtering) => info.vlan_filtering = *filtering,
-                InfoBridge::MulticastSnooping(snooping) => info.snooping = *snooping,
-                InfoBridge::GroupFwdMask(mask) => info.group_fwd_mask = *mask,
-                InfoBridge::FdbMaxLearned(max) => info.max_learned = Some(*max),
-                _ => {}
-            }
-        }
-        info
-    }
-}
-
-impl Port {
-    pub(super) fn read(attributes: &[InfoBridgePort]) -> Self {
-        let mut port = Self::default();
-        let mut root_block = false;
-        // A kernel without snooping does not report multicast routers and has none.
-        let mut router = false;
-        for attribute in attributes {
-            match attribute {
-                InfoBridgePort::Isolated(value) => port.isolated = *value,
-                InfoBridgePort::Learning(value) => port.learning = *value,
-                InfoBridgePort::UnicastFlood(value) => port.unicast_flood = *value,
-                InfoBridgePort::Protect(value) => root_block = *value,
-                InfoBridgePort::MulticastRouter(kind) => {
-                    router = *kind != BridgeMulticastRouterType::Disabled;
-                }
-                _ => {}
-            }
-        }
-        port.protected = root_block && !router;
-        port
-    }
-}
 
 /// Creates a bridge without a spanning tree and with no forward delay: a port forwards as soon as it is up. It is down and has
 /// no alias yet. `Exists` if the name is in use.

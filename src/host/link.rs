@@ -12,10 +12,11 @@ use netlink_packet_route::link::{
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
 
+use super::Error;
 use super::iptables::netlink::{NESTED, push_attr};
+use super::link_info::{BridgeInfo, Port, TunInfo};
 use super::netlink::{self, Handle};
 use super::netns::Netns;
-use super::{Error, bridge, tap};
 
 /// A link as the kernel reports it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,11 +48,11 @@ pub struct Link {
     /// Its IPv6 settings; `None` if the kernel has no IPv6 or the link's MTU is too small for it.
     pub ipv6: Option<Ipv6>,
     /// Attributes of a TUN or TAP device.
-    pub tun: Option<tap::TunInfo>,
+    pub tun: Option<TunInfo>,
     /// Attributes of a bridge.
-    pub bridge: Option<bridge::BridgeInfo>,
+    pub bridge: Option<BridgeInfo>,
     /// Its bridge port settings, if `master` is a bridge.
-    pub port: Option<bridge::Port>,
+    pub port: Option<Port>,
 }
 
 /// A link's IPv4 settings: its own values of `net.ipv4.conf`, not combined with those of `all`.
@@ -458,13 +459,13 @@ fn read_infos(link: &mut Link, infos: Vec<LinkInfo>) {
             LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
             LinkInfo::Data(InfoData::Tun(attributes)) => {
                 let values = attributes.iter().map(to_pair);
-                link.tun = Some(tap::TunInfo::read(values));
+                link.tun = Some(TunInfo::read(values));
             }
             LinkInfo::Data(InfoData::Bridge(attributes)) => {
-                link.bridge = Some(bridge::BridgeInfo::read(&attributes));
+                link.bridge = Some(BridgeInfo::read(&attributes));
             }
             LinkInfo::PortData(InfoPortData::BridgePort(attributes)) => {
-                link.port = Some(bridge::Port::read(&attributes));
+                link.port = Some(Port::read(&attributes));
             }
             _ => {}
         }

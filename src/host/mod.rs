@@ -27,6 +27,7 @@ mod ifindex;
 pub mod image;
 pub mod iptables;
 pub mod link;
+mod link_info;
 pub mod lock;
 pub mod mounts;
 pub mod named;

@@ -9,21 +9,12 @@ use rustix::ioctl::{IntegerSetter, Opcode, Updater, ioctl};
 
 use super::{Error, Kind, ifindex, link, rtnl};
 
+pub use super::link_info::{Layer, TunInfo};
+
 const DEVICE: &str = "/dev/net/tun";
 
 /// `IFF_TUN_EXCL` of `include/uapi/linux/if_tun.h`: refuse to attach to a device that exists.
 const IFF_TUN_EXCL: libc::c_int = 0x8000;
-
-/// Attributes of `IFLA_INFO_DATA` of kind `tun`, `include/uapi/linux/if_link.h`.
-mod attribute {
-    pub const OWNER: u16 = 1;
-    pub const GROUP: u16 = 2;
-    pub const TYPE: u16 = 3;
-    pub const PI: u16 = 4;
-    pub const VNET_HDR: u16 = 5;
-    pub const PERSIST: u16 = 6;
-    pub const MULTI_QUEUE: u16 = 7;
-}
 
 /// The user that may attach to a TAP device without being root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,35 +25,6 @@ pub struct Owner {
     pub gid: Option<u32>,
 }
 
-/// The type of a device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Layer {
-    /// Carries IP packets.
-    Tun,
-    /// Carries Ethernet frames.
-    #[default]
-    Tap,
-}
-
-/// The TUN or TAP attributes that the kernel reports, in addition to those of every link.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TunInfo {
-    /// TUN or TAP.
-    pub layer: Layer,
-    /// The uid that may attach; `None`: root only.
-    pub owner: Option<u32>,
-    /// The gid that may attach.
-    pub group: Option<u32>,
-    /// Persists when no process is attached.
-    pub persist: bool,
-    /// Each frame has an additional header of four bytes (`IFF_NO_PI` not set).
-    pub packet_info: bool,
-    /// Each frame has a `virtio_net_hdr`; set by the process that attaches.
-    pub vnet_hdr: bool,
-    /// More than one queue may be attached.
-    pub multi_queue: bool,
-}
-
 /// Whether frames start with a `virtio_net_hdr`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
@@ -70,28 +32,6 @@ pub enum Framing {
     Plain,
     /// Ten bytes of `virtio_net_hdr` first, as VMMs require.
     VnetHdr,
-}
-
-impl TunInfo {
-    pub(super) fn read(attributes: impl Iterator<Item = (u16, Vec<u8>)>) -> Self {
-        let mut info = Self::default();
-        for (kind, value) in attributes {
-            let set = value.first().is_some_and(|byte| *byte != 0);
-            let number = || value.as_slice().try_into().ok().map(u32::from_ne_bytes);
-            match kind {
-                attribute::OWNER => info.owner = number(),
-                attribute::GROUP => info.group = number(),
-                attribute::TYPE if value.first() == Some(&1) => info.layer = Layer::Tun,
-                attribute::TYPE => info.layer = Layer::Tap,
-                attribute::PI => info.packet_info = set,
-                attribute::VNET_HDR => info.vnet_hdr = set,
-                attribute::PERSIST => info.persist = set,
-                attribute::MULTI_QUEUE => info.multi_queue = set,
-                _ => {}
-            }
-        }
-        info
-    }
 }
 
 /// Creates a persistent TAP device in the calling thread's namespace, with one queue and a `virtio_net_hdr`. Its owner and `change`

@@ -7,18 +7,12 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
+pub use super::draft::{Decoded, Unknown, array, once};
 use super::limits;
 use super::netlink::text;
 use crate::host::rule::{
     AddrType, CtState, LinkGroup, Match, Protocol, Reject, Rule, Target, TcpFlags, Test,
 };
-
-/// Something that no supported rule contains.
-#[derive(Debug)]
-pub struct Unknown;
-
-/// The result of decoding a part of a rule.
-pub type Decoded = Result<(), Unknown>;
 
 /// The rule, if the decoded parts form a supported one.
 pub fn complete(when: Match, then: Option<Target>) -> Result<Rule, Unknown> {
@@ -60,14 +54,6 @@ fn fits(when: &Match, then: &Target) -> bool {
             Target::Reject(Reject::TcpReset) | Target::ClampMss | Target::Timeout(_)
         );
     ports && icmp && (!needs_tcp || protocol == Some(Protocol::Tcp))
-}
-
-/// Sets a condition that was not set before: a rule with the same condition twice is not supported.
-pub fn once<T>(slot: &mut Option<T>, value: T) -> Decoded {
-    match slot.replace(value) {
-        None => Ok(()),
-        Some(_) => Err(Unknown),
-    }
 }
 
 /// A test with the kernel's "inverted" flag.
@@ -368,12 +354,4 @@ fn dnat(flags: [u8; 4], address: [u8; 4], port: [u8; 2]) -> Target {
         _ => format!(":{}", u16::from_be_bytes(port)),
     };
     Target::Translate(format!("DNAT --to-destination {address}{port}"))
-}
-
-/// `N` bytes at an offset.
-pub fn array<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], Unknown> {
-    bytes
-        .get(at..at + N)
-        .and_then(|bytes| bytes.try_into().ok())
-        .ok_or(Unknown)
 }

@@ -9,76 +9,16 @@
 //! The kernel has no list of the base chains of a hook (`NFNL_SUBSYS_HOOK` is an option of recent kernels), only one of all chains, of
 //! which there may be thousands. It is read again when a table was added or its number of chains changed.
 
-use std::net::Ipv4Addr;
-
 use parking_lot::Mutex;
 
 use super::netlink::{Message, Netfilter, attr, be32, text};
+pub use super::probe::{BaseChain, Link, Probe};
 use super::uapi::*;
 use super::walk::{Fate, Walk};
 use super::{Flavour, nft};
 use crate::host::Error;
 
 const FAMILIES: [(u8, &str); 2] = [(NFPROTO_INET, "inet"), (NFPROTO_IPV4, "ip")];
-
-/// A forwarded packet of a VM, with the properties that rules match.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Probe {
-    /// The input link.
-    pub in_if: Link,
-    /// The output link.
-    pub out_if: Link,
-    /// Its source.
-    pub src: Ipv4Addr,
-    /// Its destination.
-    pub dst: Ipv4Addr,
-    /// It is a reply in an established connection, not the first packet.
-    pub is_reply: bool,
-    /// A CNI plugin connects the VM: no rule of sliced in the iptables chain accepts its packets.
-    pub uses_cni: bool,
-}
-
-/// A link, as rules match it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Link {
-    /// Its name.
-    pub name: String,
-    /// Its index; `None`: an example for links that are created and deleted.
-    pub index: Option<u32>,
-}
-
-/// A base chain.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct BaseChain {
-    /// `ip` or `inet`.
-    pub family: String,
-    /// The table.
-    pub table: String,
-    /// The chain.
-    pub chain: String,
-}
-
-impl BaseChain {
-    /// The chain FORWARD of `filter` that iptables-nft writes to.
-    pub(super) fn iptables_forward() -> Self {
-        Self {
-            family: "ip".to_owned(),
-            table: "filter".to_owned(),
-            chain: "FORWARD".to_owned(),
-        }
-    }
-
-    /// Whether this is the chain FORWARD of iptables-nft.
-    pub fn is_iptables_forward(&self) -> bool {
-        *self == Self::iptables_forward()
-    }
-}
-
-impl std::fmt::Display for BaseChain {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {} {}", self.family, self.table, self.chain)
-    }
-}
 
 /// The foreign chains, and which of them drop each probe.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]

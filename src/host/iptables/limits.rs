@@ -3,7 +3,7 @@
 //!
 //! Formats: linux/netfilter/xt_connlimit.h, xt_hashlimit.h, xt_limit.h, xt_CT.h; native byte order.
 
-use super::decode::{Decoded, Unknown, array, once};
+use super::draft::{Decoded, Unknown, array, once};
 use super::netlink::{attr, be32, text};
 use crate::host::rule::{ConnLimit, Distinct, Match, Rate, Side, SourceRate};
 

@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 
 use super::decode;
-use super::foreign::Probe;
 use super::netlink::{attr, be32, text};
+use super::probe::Probe;
 
 /// The result of an expression.
 pub(super) enum Step {

@@ -10,12 +10,14 @@
 
 mod chains;
 mod decode;
+mod draft;
 mod expr;
 pub mod foreign;
 mod limits;
 mod machine;
 pub(in crate::host) mod netlink;
 mod nft;
+mod probe;
 mod restore;
 mod save;
 mod seal;

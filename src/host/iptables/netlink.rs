@@ -12,15 +12,13 @@ use std::time::Instant;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use super::uapi::{NFT_MSG_GETGEN, NFTA_GEN_ID};
+use super::uapi::{NFT_MSG_GETGEN, NFTA_GEN_ID, NFTABLES};
 use crate::host::Error;
 use crate::host::netlink::socket::{self, HEADER, Part, Socket, TIMEOUT};
 
 pub use netlink_packet_core::NLM_F_CREATE as CREATE;
 pub use netlink_packet_core::NLM_F_EXCL as EXCLUSIVE;
 
-/// `NFNL_SUBSYS_NFTABLES << 8` of linux/netfilter/nfnetlink.h.
-pub const NFTABLES: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
 /// `NFNL_SUBSYS_CTNETLINK << 8`.
 pub const CONNTRACK: u16 = (libc::NFNL_SUBSYS_CTNETLINK as u16) << 8;
 /// `NFNL_SUBSYS_CTNETLINK_TIMEOUT << 8`.

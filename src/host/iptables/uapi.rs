@@ -1,7 +1,8 @@
 //! Numbers of nf_tables under their kernel names: linux/netfilter/nf_tables.h, and linux/netfilter.h.
 //! Out of scope: numbers that `libc` has with a suitable type.
 
-use super::netlink::NFTABLES;
+/// `NFNL_SUBSYS_NFTABLES << 8` of linux/netfilter/nfnetlink.h.
+pub const NFTABLES: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
 
 /// A message type of nf_tables (`enum nf_tables_msg_types`).
 const fn message(kind: libc::c_int) -> u16 {

@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use std::io;
 use std::ops::ControlFlow;
 
-use super::foreign::{BaseChain, Probe};
 use super::machine::{Machine, Set, Step, Verdict};
 use super::netlink::{Message, Netfilter, attr, attrs, be32, text};
+use super::probe::{BaseChain, Probe};
 use super::uapi::*;
 use crate::host::Error;
 
