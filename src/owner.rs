@@ -213,14 +213,14 @@ impl From<Label> for String {
 /// object does not compile.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owned<T> {
-    thing: T,
+    resource: T,
     label: Label,
 }
 
 impl<T> Owned<T> {
     /// The object.
-    pub fn thing(&self) -> &T {
-        &self.thing
+    pub fn resource(&self) -> &T {
+        &self.resource
     }
 
     /// The label of the object.
@@ -230,10 +230,10 @@ impl<T> Owned<T> {
 }
 
 impl Label {
-    /// Claims `thing` if `found`, the label read from it, equals `self`.
+    /// Claims `resource` if `found`, the label read from it, equals `self`.
     pub fn claim<T>(&self, object: T, found: Option<&str>) -> Option<Owned<T>> {
         (found == Some(self.to_string().as_str())).then(|| Owned {
-            thing: object,
+            resource: object,
             label: self.clone(),
         })
     }
@@ -243,7 +243,7 @@ impl Label {
         match alias {
             Some(_) => self.claim(name.to_owned(), alias),
             None => (mac == bridge_mac(&self.instance, name)).then(|| Owned {
-                thing: name.to_owned(),
+                resource: name.to_owned(),
                 label: self.clone(),
             }),
         }
@@ -255,7 +255,7 @@ impl Label {
         match alias {
             Some(_) => self.claim(name.to_owned(), alias),
             None => (mac == initial_mac(name)).then(|| Owned {
-                thing: name.to_owned(),
+                resource: name.to_owned(),
                 label: self.clone(),
             }),
         }

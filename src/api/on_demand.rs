@@ -46,14 +46,16 @@ pub struct OnDemandEntry {
     /// The VM's name.
     pub name: Name,
     /// The settings of the VM.
-    pub ask: VmOverrides,
+    #[serde(rename = "ask")]
+    pub overrides: VmOverrides,
 }
 
 /// What a VM made on demand stores in addition to its spec, so that a daemon that lost its state can adopt it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OnDemand {
     /// The settings of the VM.
-    pub ask: VmOverrides,
+    #[serde(rename = "ask")]
+    pub overrides: VmOverrides,
     /// The template of the group from which, together with the settings, its spec was computed.
     pub template: VmSpec,
 }
@@ -243,7 +245,7 @@ impl VmOverrides {
 impl OnDemandEntry {
     /// The problems of this VM with this index in a group with this template.
     pub fn objections(&self, index: u32, template: &VmSpec) -> Vec<RequestProblem> {
-        let mut found = self.ask.objections(template);
+        let mut found = self.overrides.objections(template);
         if let NetworkSpec::Bridge(bridge) = &template.network {
             let tap = bridge.tap(index);
             if tap.len() > MAX_TAP_LEN {

@@ -199,7 +199,7 @@ impl Backend for AppState {
     }
 
     async fn metrics(&self, vm: Name) -> Result<Metrics, Refusal> {
-        metrics::ask(&self.engine, vm).await
+        metrics::read(&self.engine, vm).await
     }
 
     async fn events(

@@ -10,7 +10,7 @@ use crate::vmm::Control;
 use crate::wire::Refusal;
 
 /// Reads the counters of the kernel and the VMM. If the VMM does not respond, only those of the kernel are returned.
-pub async fn ask(engine: &Engine, name: Name) -> Result<Metrics, Refusal> {
+pub async fn read(engine: &Engine, name: Name) -> Result<Metrics, Refusal> {
     let found: Result<_, Refusal> = engine.store.read(|world| {
         let vm = world.vm_named(&name).ok_or_else(|| {
             let names = world.vms().map(|vm| &vm.meta.name);

@@ -58,7 +58,7 @@ pub struct Trigger {
     by_entry: HashMap<String, Uid>,
     by_nsid: HashMap<i32, Uid>,
     by_index: HashMap<u32, Uid>,
-    places: HashMap<Uid, HostLink>,
+    links: HashMap<Uid, HostLink>,
     /// Bridges to which VMs are connected.
     bridges: HashMap<String, Option<Bridge>>,
     /// Other bridges, by index.
@@ -97,7 +97,7 @@ impl Trigger {
             by_entry: HashMap::new(),
             by_nsid: HashMap::new(),
             by_index: HashMap::new(),
-            places: HashMap::new(),
+            links: HashMap::new(),
             bridges: HashMap::new(),
             foreign: HashMap::new(),
             masters: HashMap::new(),
@@ -245,7 +245,7 @@ impl Trigger {
                 match link.deleted {
                     true => self.clear_link(uid),
                     false => {
-                        let before = self.places.get(&uid).and_then(|place| place.mac);
+                        let before = self.links.get(&uid).and_then(|place| place.mac);
                         if before.is_some_and(|before| Some(before) != link.mac) {
                             self.mac_changed(link.mac, gathered);
                         }

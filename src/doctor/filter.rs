@@ -1,7 +1,7 @@
 //! Checks which kernel back end iptables uses (nf_tables or ip_tables), and whether both contain rules.
 //! Out of scope: the effect of the rules on forwarded packets.
 
-use super::{Host, ask, fail, ok, unseen, warn};
+use super::{Host, fail, ok, run_program, unseen, warn};
 use crate::api::view::Check;
 use crate::host::error_chain;
 use crate::host::iptables::{Backend, Flavour};
@@ -38,7 +38,7 @@ pub(super) async fn observe(cx: &Host) -> Observed {
         Ok((restore, nft, legacy))
     });
     let version = ["iptables", "--version"];
-    let (tables, tool) = tokio::join!(tables, ask(&version));
+    let (tables, tool) = tokio::join!(tables, run_program(&version));
     let (restore, nft, legacy) = tables.unwrap_or_else(|error| {
         let why = error_chain(&error);
         (Err(why.clone()), Err(why.clone()), Err(why))

@@ -7,7 +7,7 @@
 
 use std::fs::OpenOptions;
 
-use super::{Host, ask, fail, ok, unseen, warn};
+use super::{Host, fail, ok, run_program, unseen, warn};
 use crate::api::view::Check;
 use crate::host::error_chain;
 use crate::host::{conntrack, sysctl};
@@ -154,7 +154,7 @@ const FEATURES: [(&str, &str, &str); 19] = [
 
 pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     let trial = ["unshare", "--net", "sh", "-c", SCRIPT];
-    let (trial, observed) = tokio::join!(ask(&trial), cx.home.run(|| Ok(observe())));
+    let (trial, observed) = tokio::join!(run_program(&trial), cx.home.run(|| Ok(observe())));
     let mut checks = match trial {
         Ok(output) => evaluate_trial(&output),
         Err(error) => vec![unseen(NAMESPACES, &error_chain(&error))],

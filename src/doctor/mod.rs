@@ -119,7 +119,7 @@ fn check(name: &str, status: CheckStatus, found: String, remedy: String) -> Chec
 }
 
 /// Runs a program in the network namespace of the calling thread and returns its standard output.
-async fn ask(argv: &[&str]) -> Result<String, Error> {
+async fn run_program(argv: &[&str]) -> Result<String, Error> {
     let outcome = process::run_until(argv, PATIENCE, |_| false).await?;
     Ok(outcome.output)
 }

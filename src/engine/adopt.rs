@@ -370,7 +370,7 @@ fn adopt_one(txn: &mut Txn<'_>, record: Record, now: Timestamp) -> Result<bool, 
         Some(on_demand) => {
             let order = OnDemandEntry {
                 name: vm.meta.name.clone(),
-                ask: on_demand.ask.clone(),
+                overrides: on_demand.overrides.clone(),
             };
             group.orders.insert(vm.index, order);
         }

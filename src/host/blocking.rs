@@ -48,15 +48,15 @@ pub async fn limited<T: Send + 'static>(
     object: impl Into<String>,
     act: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let thing = object.into();
+    let object = object.into();
     let Ok(permit) = tokio::time::timeout(deadline, Claim::acquire(&key, max)).await else {
         let reason = "earlier operations on it are still blocked in the kernel";
         return Err(Error {
             kind: Kind::Busy,
-            ..Error::other(operation, thing, reason)
+            ..Error::other(operation, object, reason)
         });
     };
-    within(deadline, operation, thing, move || {
+    within(deadline, operation, object, move || {
         let _permit = permit;
         act()
     })
@@ -141,13 +141,13 @@ pub async fn within<T: Send + 'static>(
     object: impl Into<String>,
     act: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let thing = object.into();
+    let object = object.into();
     if ABANDONED.load(Ordering::Relaxed) >= MAX_ABANDONED {
         return Err(Error {
             kind: Kind::Busy,
             ..Error::other(
                 operation,
-                thing,
+                object,
                 format!("{MAX_ABANDONED} earlier operations are still blocked in the kernel"),
             )
         });
@@ -165,13 +165,13 @@ pub async fn within<T: Send + 'static>(
         Ok(Ok(result)) => result,
         Ok(Err(failed)) => match failed.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            Err(cancelled) => Err(Error::other(operation, thing, cancelled)),
+            Err(cancelled) => Err(Error::other(operation, object, cancelled)),
         },
         Err(_) => {
             let deadline = humantime::format_duration(deadline);
             let why = format!("the kernel did not answer within {deadline}");
             let reason = std::io::Error::new(std::io::ErrorKind::TimedOut, why);
-            Err(Error::io(operation, thing, reason))
+            Err(Error::io(operation, object, reason))
         }
     }
 }

@@ -106,13 +106,13 @@ impl Error {
 
     /// Wraps an error that has no errno.
     pub fn other(
-        doing: &'static str,
-        thing: impl Into<String>,
+        operation: &'static str,
+        object: impl Into<String>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
         Self {
-            operation: doing,
-            object: thing.into(),
+            operation,
+            object: object.into(),
             kind: Kind::Other,
             source: io::Error::other(source),
         }

@@ -72,8 +72,8 @@ pub fn disks_for_replacement(
 ) -> Result<Disks, String> {
     let kept = disk::kept(&context.nothing()).map_err(|error| error.to_string())?;
     let inspect_existing = |own: &disk::Desired| match kept.disk {
-        disk::Lies::Absent => Ok(Found::Absent),
-        disk::Lies::File(_) | disk::Lies::Foreign => inspect_own(&own.disk()),
+        disk::DiskSeen::Absent => Ok(Found::Absent),
+        disk::DiskSeen::File(_) | disk::DiskSeen::Foreign => inspect_own(&own.disk()),
     };
     let disks = resolve(storage, context, inspect_existing)?;
     match disk::Disks::plan(&disks.own, &kept) {

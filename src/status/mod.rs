@@ -114,14 +114,14 @@ impl StatusBuilder {
                 group: Some(vm.group.clone()),
                 finalizers: stages
                     .iter()
-                    .filter(|(_, page)| page.is_some_and(|status| status.acquired))
+                    .filter(|(_, status)| status.is_some_and(|status| status.acquired))
                     .map(|(stage, _)| stage.finalizer())
                     .collect(),
                 ..meta_view(&vm.meta)
             },
             spec: vm.spec.clone(),
             power: vm.power,
-            on_demand: vm.on_demand.as_ref().map(|made| made.ask.clone()),
+            on_demand: vm.on_demand.as_ref().map(|made| made.overrides.clone()),
             status: VmStatus {
                 ready,
                 conditions,
@@ -228,7 +228,7 @@ impl StatusBuilder {
         let template = &group.spec.template;
         let updated = vms.iter().filter(|vm| match group.orders.get(&vm.index) {
             None => vm.spec == *template,
-            Some(order) => vm.spec == order.ask.spec(template),
+            Some(order) => vm.spec == order.overrides.spec(template),
         });
         let updated = u32::try_from(updated.count()).unwrap_or(u32::MAX);
         let ready_count = vms.iter().filter(|vm| is_ready_and_observed(world, vm));
@@ -375,7 +375,7 @@ fn state(vm: &Vm, stage: Option<&StageStatus>, checkpoint: &VmmCheckpoint) -> Vm
     if vm.spec.hypervisor == Hypervisor::None {
         return VmmState::None;
     }
-    let Some(condition) = stage.map(|page| &page.condition) else {
+    let Some(condition) = stage.map(|status| &status.condition) else {
         return VmmState::Starting;
     };
     match (condition.status, condition.reason) {

@@ -54,5 +54,5 @@ fn with_network_of(spec: &VmSpec, after: &VmSpec) -> VmSpec {
 /// The host openings that the VMs made on demand of a group request.
 pub(super) fn on_demand_openings(group: &HostGroup) -> impl Iterator<Item = Entry> + '_ {
     let orders = group.orders.values();
-    orders.flat_map(|order| order.ask.host_access_entries())
+    orders.flat_map(|order| order.overrides.host_access_entries())
 }

@@ -477,7 +477,8 @@ impl World {
             let policy = group.spec.template.network.policy();
             let openings = policy.into_iter().flat_map(Policy::host_access_entries);
             let orders = group.orders.values();
-            let openings = openings.chain(orders.flat_map(|order| order.ask.host_access_entries()));
+            let openings =
+                openings.chain(orders.flat_map(|order| order.overrides.host_access_entries()));
             requirements
                 .openings
                 .extend(openings.map(|entry: Entry| (pool.range, entry.to_string())));

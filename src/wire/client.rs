@@ -147,7 +147,7 @@ impl Client {
     pub async fn delete(&self, kind: Kind, name: &Name, deletion: Deletion) -> Result<()> {
         let is_forced = deletion == Deletion::Forced;
         let path = format!("{}?force={is_forced}", object_path(kind, Some(name)));
-        self.ask(Method::DELETE, &path, NO_BODY).await.map(drop)
+        self.request(Method::DELETE, &path, NO_BODY).await.map(drop)
     }
 
     /// See [`super::Backend::add_vm`].
@@ -159,7 +159,7 @@ impl Client {
     /// See [`super::Backend::remove_vm`].
     pub async fn remove_vm(&self, vm: &Name) -> Result<()> {
         let path = format!("/v1/vms/{vm}");
-        self.ask(Method::DELETE, &path, NO_BODY).await.map(drop)
+        self.request(Method::DELETE, &path, NO_BODY).await.map(drop)
     }
 
     /// See [`super::Backend::power`].
@@ -199,7 +199,7 @@ impl Client {
         if let Some(lines) = lines {
             path.push_str(&format!("&lines={lines}"));
         }
-        let response = self.ask(Method::GET, &path, NO_BODY).await?;
+        let response = self.request(Method::GET, &path, NO_BODY).await?;
         Ok(chunks(self.socket.clone(), response.into_body()))
     }
 
@@ -247,7 +247,7 @@ impl Client {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T> {
-        let response = self.ask(method, path, body).await?;
+        let response = self.request(method, path, body).await?;
         let body = response.into_body().collect().await;
         let body = body.map_err(|error| self.broken(error))?.to_bytes();
         serde_json::from_slice(&body).map_err(|error| self.broken(error))
@@ -257,7 +257,7 @@ impl Client {
         &self,
         path: &str,
     ) -> Result<BoxStream<'static, Result<T>>> {
-        let response = self.ask(Method::GET, path, NO_BODY).await?;
+        let response = self.request(Method::GET, path, NO_BODY).await?;
         let socket = self.socket.clone();
         let lines = split_lines(chunks(socket.clone(), response.into_body()).boxed());
         Ok(lines
@@ -270,7 +270,7 @@ impl Client {
             .boxed())
     }
 
-    async fn ask(
+    async fn request(
         &self,
         method: Method,
         path: &str,

@@ -376,7 +376,7 @@ fn line(item: &impl Serialize) -> Option<Bytes> {
 /// An extractor with [`crate::api::view::Problem`]s as its rejections.
 struct Extract<T>(T);
 
-macro_rules! asked {
+macro_rules! extractor {
     ($extractor:ident, $rejection:ty) => {
         impl<S: Send + Sync, T> FromRequestParts<S> for Extract<$extractor<T>>
         where
@@ -393,8 +393,8 @@ macro_rules! asked {
     };
 }
 
-asked!(Query, QueryRejection);
-asked!(Path, PathRejection);
+extractor!(Query, QueryRejection);
+extractor!(Path, PathRejection);
 
 impl<S: Send + Sync, T> FromRequest<S> for Extract<Json<T>>
 where

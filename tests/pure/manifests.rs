@@ -298,24 +298,24 @@ proptest! {
             let end = (at + gone).min(text.len());
             text.splice(at..end, new.chars());
         }
-        judge(text.into_iter().collect())?;
+        evaluate(text.into_iter().collect())?;
     }
 
     #[test]
     fn lines_cut_out_and_doubled_never_make_it_panic(picks in proptest::collection::vec(any::<prop::sample::Index>(), 0..40)) {
         let lines: Vec<&str> = WHOLE.iter().flat_map(|whole| whole.lines()).filter(|line| !line.trim_start().starts_with('#')).collect();
         let text: String = picks.iter().map(|pick| format!("{}\n", pick.get(&lines))).collect();
-        judge(text)?;
+        evaluate(text)?;
     }
 
     #[test]
     fn arbitrary_bytes_never_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-        judge(String::from_utf8_lossy(&bytes).into_owned())?;
+        evaluate(String::from_utf8_lossy(&bytes).into_owned())?;
     }
 }
 
 /// What must hold of any text: groups or problems, and every problem a line that names a place in the text.
-fn judge(text: String) -> Result<(), TestCaseError> {
+fn evaluate(text: String) -> Result<(), TestCaseError> {
     let lines = text.lines().count().max(1);
     let source = Source {
         name: "m.yaml".into(),

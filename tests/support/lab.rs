@@ -220,7 +220,7 @@ impl Lab {
 
     /// Sends all probes at once; fails unless exactly those that ought to pass arrive.
     #[track_caller]
-    pub fn judge(&self, guest: &Guest, cases: &[(&str, Kind, Fate)]) {
+    pub fn evaluate(&self, guest: &Guest, cases: &[(&str, Kind, Fate)]) {
         let sent: Vec<u32> = cases
             .iter()
             .map(|(to, kind, _)| {

@@ -165,7 +165,7 @@ async fn from_boot_to_power_down(board: MachineType) {
         "a guest without its wire is drift"
     );
 
-    let ask = Action::AskToPowerDown(observed.running[0].process.clone());
+    let ask = Action::RequestPowerDown(observed.running[0].process.clone());
     // It may still be booting when it is asked first.
     for _ in 0..10 {
         stage.act(&desired, &ask).await.unwrap();

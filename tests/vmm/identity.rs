@@ -104,7 +104,7 @@ async fn found(desired: &Desired, users: &[(u32, &Desired)]) -> Vec<u32> {
     stage.claimed(&desired.label.instance).await.unwrap();
     let observed = stage.observe(desired).await.unwrap();
     let pids = observed.running.iter();
-    pids.map(|running| running.process.thing().pid).collect()
+    pids.map(|running| running.process.resource().pid).collect()
 }
 
 /// Removes the VM with its record lost, as a daemon would that knows of nothing else.

@@ -119,7 +119,7 @@ async fn a_jailed_firecracker_is_what_was_wanted_at_every_moment_of_its_birth() 
             while words.is_empty() || !console(&desired).contains("ready") {
                 let observed = daemon.observe(&desired).await.unwrap();
                 for running in &observed.running {
-                    words.insert(process::argv(running.process.thing().pid).unwrap());
+                    words.insert(process::argv(running.process.resource().pid).unwrap());
                 }
                 for action in Vmm::plan(&desired, &observed).unwrap() {
                     let harmless = match observed.running.as_slice() {

@@ -46,7 +46,7 @@ proptest! {
     fn a_process_that_fits_is_never_touched((desired, observed, _) in world()) {
         let fitting: Vec<&Running> = observed.running.iter().filter(|running| fits(&desired, running)).collect();
         let touched: Vec<u32> = Vmm::plan(&desired, &observed).unwrap().iter().filter_map(touches).collect();
-        prop_assert!(fitting.is_empty() || fitting.iter().any(|running| !touched.contains(&running.process.thing().pid)));
+        prop_assert!(fitting.is_empty() || fitting.iter().any(|running| !touched.contains(&running.process.resource().pid)));
     }
 
     #[test]
@@ -79,13 +79,13 @@ fn fits(desired: &Desired, running: &Running) -> bool {
 
 fn touches(action: &Action) -> Option<u32> {
     match action {
-        Action::AskToPowerDown(process)
+        Action::RequestPowerDown(process)
         | Action::PoweredDown { process, .. }
         | Action::Pause(process)
         | Action::Resume(process)
         | Action::Terminate(process)
-        | Action::Kill(process) => Some(process.thing().pid),
-        Action::Judge => None,
+        | Action::Kill(process) => Some(process.resource().pid),
+        Action::RecordExit => None,
         Action::Record(_) | Action::CreateRunDir | Action::Launch { .. } => None,
         Action::RemoveFiles(_) | Action::RemoveRunDir => None,
     }
@@ -116,10 +116,10 @@ fn carry_out(desired: &Desired, mut world: Observed, deaf: bool, at_most: usize)
                 .running
                 .iter_mut()
                 .for_each(|running| running.recorded = true),
-            Action::AskToPowerDown(gone) | Action::Terminate(gone) if !deaf => {
+            Action::RequestPowerDown(gone) | Action::Terminate(gone) if !deaf => {
                 world.running.retain(|r| r.process != gone)
             }
-            Action::AskToPowerDown(_) | Action::Terminate(_) => {}
+            Action::RequestPowerDown(_) | Action::Terminate(_) => {}
             // Time passes.
             Action::PoweredDown { process, .. } => world
                 .running
@@ -136,7 +136,7 @@ fn carry_out(desired: &Desired, mut world: Observed, deaf: bool, at_most: usize)
                 .iter_mut()
                 .filter(|running| running.process == held)
                 .for_each(|running| running.guest = Some(GuestState::Running)),
-            Action::Judge => panic!("every end may be answered in this world"),
+            Action::RecordExit => panic!("every end may be answered in this world"),
             Action::Kill(gone) => world.running.retain(|running| running.process != gone),
             Action::Launch { .. } => {
                 let argv = desired.launch.as_ref().unwrap().argv.clone();
@@ -176,7 +176,7 @@ fn running(
     argv: Vec<String>,
     recorded: bool,
     attachment: Attachment,
-    polite: bool,
+    has_control_socket: bool,
 ) -> Running {
     let identity = Identity {
         pid,
@@ -189,7 +189,7 @@ fn running(
         argv,
         recorded,
         attachment,
-        polite,
+        has_control_socket: polite,
         stale: Vec::new(),
         power_down_requested_ms: None,
         guest: None,

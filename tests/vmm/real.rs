@@ -218,8 +218,8 @@ impl Place {
 
     pub async fn ask(&self, desired: &Desired) {
         let observed = self.stage.observe(desired).await.unwrap();
-        assert!(observed.running[0].polite);
-        let ask = Action::AskToPowerDown(observed.running[0].process.clone());
+        assert!(observed.running[0].has_control_socket);
+        let ask = Action::RequestPowerDown(observed.running[0].process.clone());
         self.stage.act(desired, &ask).await.unwrap();
     }
 

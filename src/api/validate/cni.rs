@@ -91,7 +91,7 @@ pub(super) fn on_demand_requests(group: &HostGroup) -> impl Iterator<Item = Requ
     let entries = group.orders.values().map(move |entry| (entry, network));
     entries.flat_map(|(entry, network)| {
         let network = network.map_or("", |spec| &spec.network_name);
-        requests(network, &entry.ask.cni).map(|request| Requested {
+        requests(network, &entry.overrides.cni).map(|request| Requested {
             what: request,
             group: &group.meta.name,
             vm: Some(&entry.name),

@@ -270,11 +270,11 @@ proptest! {
 
 /// The CNI group `group`, with a VM made on demand with the options `own`.
 fn with_one_on_demand(group: &Draft, own: &str) -> HostGroup {
-    let ask: NewVm = serde_json::from_str(own).expect("a request");
-    let (_, overrides) = ask.split();
+    let overrides: NewVm = serde_json::from_str(own).expect("a request");
+    let (_, overrides) = overrides.split();
     let entry = OnDemandEntry {
         name: Name::try_from("own".to_owned()).unwrap(),
-        ask: overrides,
+        overrides,
     };
     HostGroup {
         orders: [(MAX_COUNT + 1, entry)].into(),
@@ -352,9 +352,9 @@ fn the_number_of_addresses_of_a_vm_made_on_demand_is_limited() {
     let template = &pod.expect("a valid manifest")[0].spec.template;
     for (count, refused) in [(64, false), (65, true), (50_000, true)] {
         let ips = (0..count).map(|n| format!("10.{}.{}.9", n / 250, n % 250));
-        let ask = serde_json::json!({"cni": {"ips": ips.collect::<Vec<_>>()}});
-        let ask: NewVm = serde_json::from_value(ask).expect("a request");
-        let found = ask.split().1.objections(template);
+        let overrides = serde_json::json!({"cni": {"ips": ips.collect::<Vec<_>>()}});
+        let overrides: NewVm = serde_json::from_value(overrides).expect("a request");
+        let found = overrides.split().1.objections(template);
         let is_refused = found
             .iter()
             .any(|(_, message)| message.contains("expected at most 64"));

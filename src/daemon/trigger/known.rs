@@ -21,7 +21,7 @@ impl Trigger {
         nsid: Option<i32>,
         mac: Option<[u8; 6]>,
     ) {
-        let Some(entry) = self.places.get(&uid) else {
+        let Some(entry) = self.links.get(&uid) else {
             return;
         };
         let nsid = nsid.or(entry.nsid);
@@ -30,14 +30,14 @@ impl Trigger {
         if let Some(nsid) = nsid {
             self.by_nsid.insert(nsid, uid);
         }
-        if let Some(place) = self.places.get_mut(&uid) {
+        if let Some(place) = self.links.get_mut(&uid) {
             (place.index, place.nsid, place.mac) = (Some(index), nsid, mac);
         }
     }
 
     /// Removes the index and the namespace id of a VM's link: the kernel reuses them.
     pub(super) fn clear_link(&mut self, uid: Uid) {
-        let Some(entry) = self.places.get_mut(&uid) else {
+        let Some(entry) = self.links.get_mut(&uid) else {
             return;
         };
         let (index, nsid) = (entry.index.take(), entry.nsid.take());
@@ -60,7 +60,7 @@ impl Trigger {
         self.by_entry.clear();
         self.by_index.clear();
         self.by_nsid.clear();
-        self.places.clear();
+        self.links.clear();
         self.bridges = bridges_of(engine).map(|name| (name, None)).collect();
         for uid in uids {
             let _looked_up_below = self.update_vm(engine, uid);
@@ -107,11 +107,7 @@ impl Trigger {
             return None;
         };
         let link = connected.link;
-        if self
-            .places
-            .get(&uid)
-            .is_some_and(|place| place.link == link)
-        {
+        if self.links.get(&uid).is_some_and(|place| place.link == link) {
             return None;
         }
         let names = owner::vm_names(&self.instance, uid);
@@ -126,14 +122,14 @@ impl Trigger {
             nsid: None,
             mac: None,
         };
-        self.places.insert(uid, entry);
+        self.links.insert(uid, entry);
         connected.exists.then_some(link)
     }
 
     fn forget(&mut self, uid: Uid) {
         self.clear_link(uid);
         self.masters.remove(&uid);
-        if let Some(place) = self.places.remove(&uid) {
+        if let Some(place) = self.links.remove(&uid) {
             self.by_link.remove(&place.link);
         }
     }

@@ -38,7 +38,7 @@ pub struct ForwardChains(Mutex<Option<(Vec<TableState>, Vec<BaseChain>)>>);
 
 impl ForwardChains {
     /// Evaluates the probes in the calling thread's namespace. Chains that iptables of this `flavour` writes to are not evaluated.
-    pub fn ask(&self, flavour: Flavour, probes: &[Probe]) -> Result<Verdicts, Error> {
+    pub fn evaluate(&self, flavour: Flavour, probes: &[Probe]) -> Result<Verdicts, Error> {
         let (found, _) = nft::read_consistently(&mut Netfilter::open()?, |netfilter| {
             let chains = self.list(netfilter, flavour)?;
             let mut verdicts = Verdicts {

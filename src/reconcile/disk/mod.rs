@@ -80,7 +80,7 @@ pub struct DiskSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observed {
     /// What exists at the disk's path.
-    pub disk: Lies,
+    pub disk: DiskSeen,
     /// Whether a partial copy exists: the daemon ended during the creation.
     #[serde(default)]
     pub draft: bool,
@@ -92,7 +92,7 @@ pub struct Observed {
 /// What exists at the disk's path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Lies {
+pub enum DiskSeen {
     /// Nothing.
     Absent,
     /// A regular file of this size in bytes.

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::{Desired, Lies, Observed, Record};
+use super::{Desired, DiskSeen, Observed, Record};
 use crate::api::meta::Name;
 use crate::host::image::{self, Found};
 use crate::host::{Error, fs};
@@ -12,9 +12,9 @@ use crate::owner::{Label, Owner};
 
 pub(super) fn observe(desired: &Desired) -> Result<Observed, Error> {
     let disk = match image::inspect_nofollow(&desired.disk())? {
-        Found::Absent => Lies::Absent,
-        Found::File(edition) => Lies::File(edition.length),
-        Found::Device | Found::Other(_) => Lies::Foreign,
+        Found::Absent => DiskSeen::Absent,
+        Found::File(edition) => DiskSeen::File(edition.length),
+        Found::Device | Found::Other(_) => DiskSeen::Foreign,
     };
     let draft = image::inspect_nofollow(&desired.draft())? != Found::Absent;
     let path = desired.record();
@@ -35,7 +35,7 @@ pub fn kept(desired: &Desired) -> Result<Observed, Error> {
     let now = observe(desired)?;
     Ok(match &now.record {
         Some(record) if !record.persistent && record.label == desired.label => Observed {
-            disk: Lies::Absent,
+            disk: DiskSeen::Absent,
             draft: false,
             record: None,
         },

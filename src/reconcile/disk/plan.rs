@@ -1,7 +1,7 @@
 //! Computes the actions from the actual disk to the desired disk. Pure.
 //! Out of scope: observation, copying.
 
-use super::{Action, Desired, DiskSpec, Lies, Observed, Record};
+use super::{Action, Desired, DiskSeen, DiskSpec, Observed, Record};
 use crate::reconcile::Conflict;
 
 pub(super) fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Action>, Conflict> {
@@ -47,34 +47,34 @@ fn build(desired: &Desired, spec: &DiskSpec, observed: &Observed) -> Result<Vec<
         }
     }
     match (&observed.disk, &observed.record) {
-        (Lies::Foreign, _) => {
+        (DiskSeen::Foreign, _) => {
             return Err(foreign(desired, "it is not a regular file; move it away"));
         }
-        (Lies::File(length), None) if spec.persistent => {
+        (DiskSeen::File(length), None) if spec.persistent => {
             actions.push(Action::Note(found(desired)));
             actions.extend(grow(desired, spec, *length));
         }
-        (Lies::File(_), None) => {
+        (DiskSeen::File(_), None) => {
             return Err(foreign(
                 desired,
                 "it has no disk record, and this VM's disk is not persistent; set `persistent: true` to use it, or move it away",
             ));
         }
-        (Lies::File(_), Some(record)) if record.persistent && !spec.persistent => {
+        (DiskSeen::File(_), Some(record)) if record.persistent && !spec.persistent => {
             return Err(foreign(
                 desired,
                 "it is a persistent disk, and this VM's disk is not; set `persistent: true` to use it, or move it away",
             ));
         }
-        (Lies::File(length), Some(record)) if is_ours(desired, record) => {
+        (DiskSeen::File(length), Some(record)) if is_ours(desired, record) => {
             actions.extend(take_over(desired, spec, record));
             actions.extend(grow(desired, spec, *length));
         }
-        (Lies::File(_), Some(_)) => {
+        (DiskSeen::File(_), Some(_)) => {
             actions.push(Action::RemoveDisk(desired.disk()));
             actions.extend(make(desired, spec, observed));
         }
-        (Lies::Absent, _) => match desired.user {
+        (DiskSeen::Absent, _) => match desired.user {
             Some(pid) => return Err(removed(desired, pid)),
             None => actions.extend(make(desired, spec, observed)),
         },
@@ -145,12 +145,12 @@ fn clear(desired: &Desired, observed: &Observed) -> Vec<Action> {
     }
     let draft = observed.draft.then_some(Action::RemoveDraft);
     let (disk, forget) = match (&observed.disk, record.persistent) {
-        (Lies::File(_), true) => (None, None),
-        (Lies::File(_), false) => (
+        (DiskSeen::File(_), true) => (None, None),
+        (DiskSeen::File(_), false) => (
             Some(Action::RemoveDisk(desired.disk())),
             Some(Action::Forget),
         ),
-        (Lies::Absent | Lies::Foreign, _) => (None, Some(Action::Forget)),
+        (DiskSeen::Absent | DiskSeen::Foreign, _) => (None, Some(Action::Forget)),
     };
     draft.into_iter().chain(disk).chain(forget).collect()
 }

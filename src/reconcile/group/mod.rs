@@ -266,14 +266,15 @@ fn carry_out(
             };
             // The validation of manifests refuses such a name.
             let Some(name) = name else { return Ok(()) };
-            let ask = order.as_ref().map(|order| order.ask.clone());
+            let overrides = order.as_ref().map(|order| order.overrides.clone());
             let vm = Vm {
                 meta: Meta::new(name, now),
                 group: group.clone(),
                 index: *index,
                 spec: (**spec).clone(),
                 power: Power::default(),
-                on_demand: ask.and_then(|ask| on_demand::of(txn.world(), group, ask)),
+                on_demand: overrides
+                    .and_then(|overrides| on_demand::of(txn.world(), group, overrides)),
             };
             txn.put_vm(vm.clone())?;
             // Here and not in the Lease stage, so that blocks are assigned in the order of the VM indexes.

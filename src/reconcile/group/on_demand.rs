@@ -80,7 +80,7 @@ pub async fn add(
     claims: &Claims,
     host_use: &HostUse<'_>,
     group: &Name,
-    (name, ask): (Option<Name>, VmOverrides),
+    (name, overrides): (Option<Name>, VmOverrides),
     now: Timestamp,
 ) -> Result<(Name, Added), AddError> {
     choosing(store, claims, host_use, group, |txn, observation| {
@@ -89,7 +89,7 @@ pub async fn add(
             claims,
             observation,
             group,
-            (name.clone(), ask.clone()),
+            (name.clone(), overrides.clone()),
             now,
         )
     })
@@ -102,12 +102,12 @@ fn add_in(
     claims: &Claims,
     observation: &Observation,
     group: &Name,
-    (name, ask): (Option<Name>, VmOverrides),
+    (name, overrides): (Option<Name>, VmOverrides),
     now: Timestamp,
 ) -> Result<(Name, Added), Rollback<AddError>> {
     let mut living = living(txn.world(), group)?.clone();
     if let Some(name) = &name
-        && let Some(done) = met_again(txn.world(), &living, name, &ask)?
+        && let Some(done) = repeated_request(txn.world(), &living, name, &overrides)?
     {
         return Ok((name.clone(), done));
     }
@@ -117,12 +117,12 @@ fn add_in(
         None => "the VM".to_owned(),
     };
     let name = free_name(txn.world(), group, name)?;
-    let order = OnDemandEntry { name, ask };
+    let order = OnDemandEntry { name, overrides };
     let vm_index = assign_index(txn.world(), &living, &order, &who)?;
     living.orders.insert(vm_index, order.clone());
     let create = Action::Create {
         index: vm_index,
-        spec: Box::new(order.ask.spec(&living.spec.template)),
+        spec: Box::new(order.overrides.spec(&living.spec.template)),
         order: Some(Box::new(order.clone())),
     };
     txn.put_group(living)?;
@@ -168,9 +168,12 @@ pub fn remove(txn: &mut Txn<'_>, name: &Name) -> Result<Removed, store::Error> {
 }
 
 /// What a VM on demand stores in addition to its spec.
-pub(super) fn of(world: &World, group: &Name, ask: VmOverrides) -> Option<Box<OnDemand>> {
+pub(super) fn of(world: &World, group: &Name, overrides: VmOverrides) -> Option<Box<OnDemand>> {
     let template = world.group(group)?.spec.template.clone();
-    Some(Box::new(OnDemand { ask, template }))
+    Some(Box::new(OnDemand {
+        overrides,
+        template,
+    }))
 }
 
 fn living<'w>(world: &'w World, group: &Name) -> Result<&'w HostGroup, AddError> {
@@ -179,11 +182,11 @@ fn living<'w>(world: &'w World, group: &Name) -> Result<&'w HostGroup, AddError>
 }
 
 /// Handles a request for an existing entry: the same request again is not an error.
-fn met_again(
+fn repeated_request(
     world: &World,
     group: &HostGroup,
     name: &Name,
-    ask: &VmOverrides,
+    overrides: &VmOverrides,
 ) -> Result<Option<Added>, AddError> {
     let Some((owner, _, order)) = world.order(name) else {
         return Ok(None);
@@ -193,7 +196,7 @@ fn met_again(
         let why = format!("vm/{name} already exists: it belongs to hostgroup/{owner}");
         return Err(AddError::Conflict(why));
     }
-    match order.ask == *ask {
+    match order.overrides == *overrides {
         true => Ok(Some(Added::Unchanged)),
         false => Err(AddError::Conflict(format!(
             "vm/{name} already exists with other settings: delete it first (`slicectl vm delete {name}`), or use another name"
@@ -261,7 +264,7 @@ fn assign_index(
     if !causes.is_empty() {
         return Err(AddError::Invalid(causes));
     }
-    let refused = request_conflict(world.groups(), &template.network, &order.ask.cni);
+    let refused = request_conflict(world.groups(), &template.network, &order.overrides.cni);
     if let Some(why) = refused {
         return Err(AddError::Conflict(format!("{who} cannot be added: {why}")));
     }

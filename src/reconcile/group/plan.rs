@@ -37,7 +37,7 @@ impl Desired {
     pub(super) fn spec(&self, index: u32) -> Option<Cow<'_, VmSpec>> {
         let template = self.template.as_ref()?;
         match self.orders.get(&index) {
-            Some(order) => Some(Cow::Owned(order.ask.spec(template))),
+            Some(order) => Some(Cow::Owned(order.overrides.spec(template))),
             None if (1..=self.count).contains(&index) => Some(Cow::Borrowed(template)),
             None => None,
         }

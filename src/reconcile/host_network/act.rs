@@ -101,7 +101,7 @@ pub(super) async fn act(
             change_bridge(host_network, desired, name, up).await
         }
         Action::DeleteBridge(owned) => {
-            match find_managed_bridge(host_network, desired, owned.thing()).await {
+            match find_managed_bridge(host_network, desired, owned.resource()).await {
                 Ok(bridge) => {
                     absent_is_done(link::delete(&host_network.netlink, bridge.index).await)
                 }

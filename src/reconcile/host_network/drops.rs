@@ -113,7 +113,7 @@ pub async fn evaluate(
         evaluated.push(of);
     }
     let chains = chains.clone();
-    let evaluate = home.run(move || chains.ask(flavour, &probes));
+    let evaluate = home.run(move || chains.evaluate(flavour, &probes));
     Ok(collect(evaluated, evaluate.await?))
 }
 

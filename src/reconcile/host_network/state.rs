@@ -106,7 +106,7 @@ impl Action {
             | Self::AddGateway(bridge, _)
             | Self::RemoveGateway(bridge, _)
             | Self::SetBridgeUp(bridge) => Some(bridge),
-            Self::DeleteBridge(bridge) => Some(bridge.thing()),
+            Self::DeleteBridge(bridge) => Some(bridge.resource()),
             Self::Commit(_)
             | Self::SetTimeouts
             | Self::RemoveTimeouts
@@ -152,7 +152,7 @@ impl fmt::Display for Action {
                 write!(f, "remove address {address} from {bridge}")
             }
             Self::SetBridgeUp(bridge) => write!(f, "set bridge {bridge} up"),
-            Self::DeleteBridge(bridge) => write!(f, "delete bridge {}", bridge.thing()),
+            Self::DeleteBridge(bridge) => write!(f, "delete bridge {}", bridge.resource()),
             Self::Commit(commit) => {
                 let mut parts = Vec::new();
                 let names = |chains: &mut dyn Iterator<Item = String>| {

@@ -51,20 +51,20 @@ pub(super) async fn act(
 ) -> Result<(), Error> {
     match action {
         Action::CreateRunDir => fs::make_dir(&desired.dir, 0o700),
-        Action::Record(process) => process::write_record(&desired.record(), process.thing()),
-        Action::AskToPowerDown(process) => request_power_down(desired, process.thing()).await,
+        Action::Record(process) => process::write_record(&desired.record(), process.resource()),
+        Action::RequestPowerDown(process) => request_power_down(desired, process.resource()).await,
         Action::Pause(process) => {
-            let (control, pid) = control(desired, process.thing())?;
+            let (control, pid) = control(desired, process.resource())?;
             control.pause(&desired.dir, pid).await
         }
         Action::Resume(process) => {
-            let (control, pid) = control(desired, process.thing())?;
+            let (control, pid) = control(desired, process.resource())?;
             control.resume(&desired.dir, pid).await
         }
-        Action::Terminate(process) => terminate(desired, process.thing(), is_assigned).await,
-        Action::Kill(process) => kill(desired, process.thing(), is_assigned).await,
+        Action::Terminate(process) => terminate(desired, process.resource(), is_assigned).await,
+        Action::Kill(process) => kill(desired, process.resource(), is_assigned).await,
         // These need no action here: see `waits`.
-        Action::PoweredDown { .. } | Action::Judge => Ok(()),
+        Action::PoweredDown { .. } | Action::RecordExit => Ok(()),
         Action::Launch { .. } => match &desired.launch {
             Some(launch) => start(places, desired, launch).await,
             None => Ok(()),

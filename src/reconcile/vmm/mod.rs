@@ -294,7 +294,7 @@ pub struct Running {
     /// Its attachment to the VM's network.
     pub attachment: Attachment,
     /// Whether it has a control socket.
-    pub polite: bool,
+    pub has_control_socket: bool,
     /// Configuration files that differ from what it has read: it was started with another spec.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stale: Vec<String>,
@@ -327,7 +327,7 @@ pub enum Action {
     /// Writes the lost record of a running process.
     Record(Owned<Identity>),
     /// Requests the guest to power down.
-    AskToPowerDown(Owned<Identity>),
+    RequestPowerDown(Owned<Identity>),
     /// Waits until the process has ended or the time is over. Not executed as an action, see [`Reconcile::waits_for`].
     PoweredDown {
         /// The process that is waited for.
@@ -340,7 +340,7 @@ pub enum Action {
     /// Resumes the guest.
     Resume(Owned<Identity>),
     /// The exit of the process is stored and evaluated, by another component.
-    Judge,
+    RecordExit,
     /// Sends SIGTERM and waits 2 s at most.
     Terminate(Owned<Identity>),
     /// Sends SIGKILL and waits.
@@ -361,29 +361,31 @@ impl std::fmt::Display for Action {
         match self {
             Self::CreateRunDir => f.write_str("create the run directory"),
             Self::Record(process) => {
-                write!(f, "record the running VMM, pid {}", process.thing().pid)
+                write!(f, "record the running VMM, pid {}", process.resource().pid)
             }
-            Self::AskToPowerDown(process) => write!(
+            Self::RequestPowerDown(process) => write!(
                 f,
                 "request the guest to power down, pid {}",
-                process.thing().pid
+                process.resource().pid
             ),
             Self::PoweredDown { process, left_ms } => {
                 let remaining = humantime::format_duration(Duration::from_millis(*left_ms));
-                let pid = process.thing().pid;
+                let pid = process.resource().pid;
                 write!(
                     f,
                     "wait up to {remaining} for the guest to power down, pid {pid}"
                 )
             }
-            Self::Pause(process) => write!(f, "pause the guest, pid {}", process.thing().pid),
-            Self::Resume(process) => write!(f, "resume the guest, pid {}", process.thing().pid),
-            Self::Judge => f.write_str("record how the VMM ended"),
-            Self::Terminate(process) => write!(f, "terminate the VMM, pid {}", process.thing().pid),
+            Self::Pause(process) => write!(f, "pause the guest, pid {}", process.resource().pid),
+            Self::Resume(process) => write!(f, "resume the guest, pid {}", process.resource().pid),
+            Self::RecordExit => f.write_str("record how the VMM ended"),
+            Self::Terminate(process) => {
+                write!(f, "terminate the VMM, pid {}", process.resource().pid)
+            }
             Self::Kill(process) => write!(
                 f,
                 "kill the VMM if it still runs, pid {}",
-                process.thing().pid
+                process.resource().pid
             ),
             Self::Launch { after: None } => f.write_str("start the VMM"),
             Self::Launch { after: Some(exit) } => write!(f, "start the VMM again: it {exit}"),
@@ -397,7 +399,7 @@ impl Observed {
     /// The process, if exactly one runs.
     pub fn process(&self) -> Option<&Identity> {
         match self.running.as_slice() {
-            [one] => Some(one.process.thing()),
+            [one] => Some(one.process.resource()),
             _ => None,
         }
     }
@@ -416,12 +418,12 @@ impl Reconcile for Vmm {
         match action {
             Action::PoweredDown { process, left_ms } => {
                 let remaining = Duration::from_millis(*left_ms);
-                Some(Wait::Exit(process.thing().clone(), remaining))
+                Some(Wait::Exit(process.resource().clone(), remaining))
             }
-            Action::Judge => Some(Wait::Evaluation),
+            Action::RecordExit => Some(Wait::Evaluation),
             Action::CreateRunDir
             | Action::Record(_)
-            | Action::AskToPowerDown(_)
+            | Action::RequestPowerDown(_)
             | Action::Pause(_)
             | Action::Resume(_)
             | Action::Terminate(_)

@@ -135,15 +135,15 @@ pub(super) async fn observe(vmm: &Vmm, desired: &Desired) -> Result<Observed, Er
     // A VMM that will be replaced or removed is not queried for the state of its guest: it may be unable to respond.
     let kept = desired.launch.as_ref();
     let kept = kept.and_then(|launch| matching(launch, &running));
-    let kept = kept.map(|kept| kept.process.thing().clone());
+    let kept = kept.map(|kept| kept.process.resource().clone());
     for found in &mut running {
-        if kept.as_ref() != Some(found.process.thing()) {
+        if kept.as_ref() != Some(found.process.resource()) {
             continue;
         }
         found.guest = match guest(desired, found).await {
             Ok(state) => state,
             // A VMM closes its socket before it ends.
-            Err(_) if ends(found.process.thing()).await? => {
+            Err(_) if ends(found.process.resource()).await? => {
                 return Box::pin(observe(vmm, desired)).await;
             }
             Err(error) => return Err(error),
@@ -177,7 +177,7 @@ async fn guest(desired: &Desired, running: &Running) -> Result<Option<GuestState
         (DesiredGuest::Any, _) | (_, None) => return Ok(None),
         (DesiredGuest::Running | DesiredGuest::Paused, Some(_)) => {}
     }
-    let pid = running.process.thing().pid;
+    let pid = running.process.resource().pid;
     match Control::in_dir(&desired.dir) {
         // It is still starting.
         None => Ok(None),
@@ -390,13 +390,13 @@ async fn describe(
         return Ok(None);
     };
     Ok(Some(Running {
-        power_down_requested_ms: ending::request_age_ms(desired, process.thing())?,
+        power_down_requested_ms: ending::request_age_ms(desired, process.resource())?,
         guest: None,
         process,
         argv: comparable_argv(desired, argv),
         recorded: recorded == Recorded::Yes,
         attachment: attachment(desired, pid).await?,
-        polite: Control::in_dir(&desired.dir).is_some(),
+        has_control_socket: Control::in_dir(&desired.dir).is_some(),
         stale: stale(desired)?,
     }))
 }

@@ -65,8 +65,8 @@ fn stop(running: &Running, grace: GracePeriod) -> Vec<Action> {
         left_ms,
     };
     let request = match running.power_down_requested_ms {
-        None if running.polite && grace > 0 => {
-            vec![Action::AskToPowerDown(process()), wait(grace)]
+        None if running.has_control_socket && grace > 0 => {
+            vec![Action::RequestPowerDown(process()), wait(grace)]
         }
         Some(asked) if asked < grace => vec![wait(grace - asked)],
         None | Some(_) => Vec::new(),
@@ -104,7 +104,7 @@ fn evaluate_exit(desired: &Desired, observed: &Observed) -> Option<Action> {
     };
     let ended = observed.ended_as.is_some() && observed.ended_as != *known;
     let will_end = observed.running.iter().any(|running| running.recorded);
-    (ended || will_end).then_some(Action::Judge)
+    (ended || will_end).then_some(Action::RecordExit)
 }
 
 fn clear(ours: &[String], others: &[String]) -> Vec<Action> {

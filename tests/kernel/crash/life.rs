@@ -244,7 +244,7 @@ fn say(txn: &mut Txn<'_>, intent: Intent<'_>) -> Result<(), slicectl::store::Err
             let mut group = txn.world().group(&name(what)).cloned().expect("just put");
             let order = OnDemandEntry {
                 name: name(ORDERED),
-                ask: VmOverrides {
+                overrides: VmOverrides {
                     ram_bytes: Some(64 << 20),
                     ..VmOverrides::default()
                 },

@@ -174,7 +174,7 @@ fn a_disk_that_was_removed_under_its_vmm_is_not_made_anew() {
         .unwrap()
         .own;
     let observed = disk::Observed {
-        disk: disk::Lies::Absent,
+        disk: disk::DiskSeen::Absent,
         draft: false,
         record: None,
     };

@@ -6,7 +6,7 @@ use slicectl::api::meta::Uid;
 use slicectl::host::image::Edition;
 use slicectl::owner::{Instance, Label};
 use slicectl::reconcile::Reconcile;
-use slicectl::reconcile::disk::{Action, Desired, DiskSpec, Disks, Lies, Observed, Record};
+use slicectl::reconcile::disk::{Action, Desired, DiskSeen, DiskSpec, Disks, Observed, Record};
 
 proptest! {
     #[test]
@@ -47,16 +47,16 @@ proptest! {
             prop_assert_eq!(after, observed);
         } else {
             prop_assert!(!after.draft);
-            let kept = matches!(observed.disk, Lies::File(_)) && observed.record.unwrap().persistent;
+            let kept = matches!(observed.disk, DiskSeen::File(_)) && observed.record.unwrap().persistent;
             prop_assert_eq!(after.record.is_some(), kept);
-            prop_assert_eq!(matches!(after.disk, Lies::File(_)), kept);
+            prop_assert_eq!(matches!(after.disk, DiskSeen::File(_)), kept);
         }
     }
 
     #[test]
     fn a_disk_never_becomes_shorter((desired, observed) in world()) {
         for action in Disks::plan(&desired, &observed).unwrap_or_default() {
-            if let (Action::Grow { to, .. }, Lies::File(length)) = (action, &observed.disk) {
+            if let (Action::Grow { to, .. }, DiskSeen::File(length)) = (action, &observed.disk) {
                 prop_assert!(to > *length);
             }
         }
@@ -68,14 +68,14 @@ fn carry_out(desired: &Desired, mut world: Observed, at_most: usize) -> Observed
     for action in plan.into_iter().take(at_most) {
         match action {
             Action::RemoveDraft => world.draft = false,
-            Action::RemoveDisk(_) => world.disk = Lies::Absent,
+            Action::RemoveDisk(_) => world.disk = DiskSeen::Absent,
             Action::Note(record) => world.record = Some(record),
             Action::Copy { at_least, .. } => {
-                assert_eq!(world.disk, Lies::Absent, "nothing is overwritten");
+                assert_eq!(world.disk, DiskSeen::Absent, "nothing is overwritten");
                 assert!(!world.draft && world.record.is_some());
-                world.disk = Lies::File(at_least.max(100));
+                world.disk = DiskSeen::File(at_least.max(100));
             }
-            Action::Grow { to, .. } => world.disk = Lies::File(to),
+            Action::Grow { to, .. } => world.disk = DiskSeen::File(to),
             Action::Forget => world.record = None,
         }
     }
@@ -107,10 +107,10 @@ fn world() -> impl Strategy<Value = (Desired, Observed)> {
         prop::option::of(0..2_i128),
     );
     let disk = prop::sample::select(vec![
-        Lies::Absent,
-        Lies::File(100),
-        Lies::File(300),
-        Lies::Foreign,
+        DiskSeen::Absent,
+        DiskSeen::File(100),
+        DiskSeen::File(300),
+        DiskSeen::Foreign,
     ]);
     (
         prop::option::weighted(0.7, want),

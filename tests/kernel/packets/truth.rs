@@ -15,7 +15,7 @@ use test_support::lab::{INTERNET, LAN, lab};
 fn without_lists_everything_passes() {
     lab(|lab| {
         let guest = lab.only("allow: []");
-        lab.judge(
+        lab.evaluate(
             &guest,
             &[
                 ("203.0.113.10", Ping, Passes),
@@ -36,7 +36,7 @@ fn with_drop_alone_the_rest_passes() {
         let guest = lab.only(
             r#"drop: ["192.168.1.0/24", "8.8.8.8", "1.1.1.1:53/udp", "203.0.113.10:80", "203.0.113.10:1000-1009/tcp", "172.17.0.0/16:7-9", "198.51.100.7/tcp"]"#,
         );
-        lab.judge(
+        lab.evaluate(
             &guest,
             &[
                 // A network, an address: every protocol.
@@ -76,7 +76,7 @@ fn with_allow_alone_the_rest_is_dropped() {
         let guest = lab.only(
             r#"allow: ["192.168.1.0/24", "8.8.8.8/udp", "203.0.113.10:80", "1.1.1.1:100-200/udp"]"#,
         );
-        lab.judge(
+        lab.evaluate(
             &guest,
             &[
                 ("192.168.1.10", Udp(5000), Passes),
@@ -106,7 +106,7 @@ fn with_both_lists_allow_is_evaluated_first_and_what_matches_neither_passes() {
         let guest = lab.only(
             "allow: [\"192.168.1.10:3128/tcp\", \"8.8.0.0/16\"]\ndrop: [\"192.168.1.0/24\", \"8.8.8.8\", \"1.1.1.1:443\"]",
         );
-        lab.judge(
+        lab.evaluate(
             &guest,
             &[
                 ("192.168.1.10", Tcp(3128), Passes),
@@ -218,7 +218,7 @@ fn every_reserved_range_is_closed_even_if_everything_is_allowed() {
 fn allow_metadata_opens_the_metadata_services_and_nothing_else() {
     lab(|lab| {
         let guest = lab.only("allow_metadata: true\ndrop: [\"100.100.100.200\"]");
-        lab.judge(
+        lab.evaluate(
             &guest,
             &[
                 ("169.254.169.254", Tcp(80), Passes),

@@ -76,8 +76,12 @@ impl Place {
         }
     }
 
-    async fn add(&self, named: Option<&str>, ask: VmOverrides) -> Result<(Name, Added), AddError> {
-        let wanted = (named.map(name), ask);
+    async fn add(
+        &self,
+        named: Option<&str>,
+        overrides: VmOverrides,
+    ) -> Result<(Name, Added), AddError> {
+        let wanted = (named.map(name), overrides);
         let host_use = self.host_use();
         group::add(
             &self.store,
@@ -90,8 +94,11 @@ impl Place {
         .await
     }
 
-    async fn refused(&self, named: &str, ask: VmOverrides) -> String {
-        self.add(Some(named), ask).await.unwrap_err().to_string()
+    async fn refused(&self, named: &str, overrides: VmOverrides) -> String {
+        self.add(Some(named), overrides)
+            .await
+            .unwrap_err()
+            .to_string()
     }
 
     async fn remove(&self, vm: &str) -> Removed {
@@ -123,9 +130,9 @@ impl Place {
     }
 }
 
-fn small(ask: impl FnOnce(&mut VmOverrides)) -> VmOverrides {
+fn small(overrides: impl FnOnce(&mut VmOverrides)) -> VmOverrides {
     let mut wanted = VmOverrides::default();
-    ask(&mut wanted);
+    overrides(&mut wanted);
     wanted
 }
 
@@ -181,9 +188,9 @@ fn scaling_up_and_down_passes_them_by_and_a_counted_one_is_protected() {
 fn the_same_order_again_changes_nothing_and_another_of_that_name_is_refused() {
     kernel::private(async {
         let place = Place::with(0, spec(None, "")).await;
-        let ask = small(|ask| ask.ram_bytes = Some(64 << 20));
-        place.add(Some("ci"), ask.clone()).await.unwrap();
-        let (_, again) = place.add(Some("ci"), ask.clone()).await.unwrap();
+        let overrides = small(|overrides| overrides.ram_bytes = Some(64 << 20));
+        place.add(Some("ci"), overrides.clone()).await.unwrap();
+        let (_, again) = place.add(Some("ci"), overrides.clone()).await.unwrap();
         assert_eq!(again, Added::Unchanged);
         let why = place.refused("ci", VmOverrides::default()).await;
         assert!(why.contains("already exists with other settings"), "{why}");
@@ -196,7 +203,7 @@ fn the_same_order_again_changes_nothing_and_another_of_that_name_is_refused() {
         }
         // One of another group, and one that is on its way out.
         place.put(group("db", 0, spec(None, ""))).await;
-        let wanted = (Some(name("ci")), ask.clone());
+        let wanted = (Some(name("ci")), overrides.clone());
         let host_use = place.host_use();
         let (store, claims) = (&place.store, &place.claims);
         let why = group::add(store, claims, &host_use, &name("db"), wanted, NOW).await;
@@ -204,7 +211,7 @@ fn the_same_order_again_changes_nothing_and_another_of_that_name_is_refused() {
         assert!(why.contains("belongs to hostgroup/web"), "{why}");
         hold(&place, "ci").await;
         place.remove("ci").await;
-        let why = place.refused("ci", ask).await;
+        let why = place.refused("ci", overrides).await;
         assert!(why.contains("still being removed"), "{why}");
     });
 }
@@ -225,30 +232,30 @@ fn more_than_the_group_allows_is_refused_with_both_figures() {
         let place = Place::with(0, spec(None, "")).await;
         let cases: [(VmOverrides, &str); 7] = [
             (
-                small(|ask| ask.vcpu = Some(2)),
+                small(|overrides| overrides.vcpu = Some(2)),
                 "requests 2 vcpu, and the group allows at most 1",
             ),
-            (small(|ask| ask.vcpu = Some(0)), "0 vcpu"),
+            (small(|overrides| overrides.vcpu = Some(0)), "0 vcpu"),
             (
-                small(|ask| ask.ram_bytes = Some(129 << 20)),
+                small(|overrides| overrides.ram_bytes = Some(129 << 20)),
                 "requests 129 MiB of memory, and the group allows at most 128 MiB",
             ),
             (
-                small(|ask| ask.ram_bytes = Some(1)),
+                small(|overrides| overrides.ram_bytes = Some(1)),
                 "a whole number of MiB",
             ),
-            (small(|ask| ask.persistent = true), "no `image`"),
+            (small(|overrides| overrides.persistent = true), "no `image`"),
             (
-                small(|ask| ask.allow = Some(vec!["169.254.169.254".parse().unwrap()])),
+                small(|overrides| overrides.allow = Some(vec!["169.254.169.254".parse().unwrap()])),
                 "allow[0]: \"169.254.169.254\" is a metadata service",
             ),
             (
-                small(|ask| ask.drop = Some(vec!["10.0.0.0/8".parse().unwrap(); 1025])),
+                small(|overrides| overrides.drop = Some(vec!["10.0.0.0/8".parse().unwrap(); 1025])),
                 "found 1025 entries",
             ),
         ];
-        for (ask, expected) in cases {
-            let why = place.refused("ci", ask).await;
+        for (overrides, expected) in cases {
+            let why = place.refused("ci", overrides).await;
             assert!(why.contains(expected), "{why}");
         }
         assert!(place.vms().is_empty() && place.leases().is_empty());
@@ -263,7 +270,7 @@ fn lists_of_its_own_are_for_isolated_mode_alone() {
             (cni_spec("net"), "cni"),
         ] {
             let place = Place::with(0, template).await;
-            let why = place.refused("ci", small(|ask| ask.allow = Some(vec![])));
+            let why = place.refused("ci", small(|overrides| overrides.allow = Some(vec![])));
             let why = why.await;
             let expected =
                 format!("sets allow, which needs mode: isolated (its group is in mode {mode})");
@@ -344,7 +351,7 @@ fn when_no_address_is_left_the_order_is_refused_and_leaves_nothing() {
 fn they_follow_their_group_and_keep_what_is_their_own() {
     kernel::private(async {
         let place = Place::with(1, spec(None, "10.0.0.0/8")).await;
-        let own = small(|ask| ask.drop = Some(vec!["172.16.0.0/12".parse().unwrap()]));
+        let own = small(|overrides| overrides.drop = Some(vec!["172.16.0.0/12".parse().unwrap()]));
         place.add(Some("own"), own).await.unwrap();
         place
             .add(Some("plain"), VmOverrides::default())
@@ -421,7 +428,7 @@ fn of_two_that_order_one_name_at_once_one_gets_it() {
         let place = Place::with(0, spec(None, "")).await;
         for round in 0..20 {
             let named = format!("ci-r{round}");
-            let other = small(|ask| ask.ram_bytes = Some(64 << 20));
+            let other = small(|overrides| overrides.ram_bytes = Some(64 << 20));
             let (one, two) = tokio::join!(
                 place.add(Some(&named), VmOverrides::default()),
                 place.add(Some(&named), other)
@@ -485,8 +492,9 @@ async fn add(place: &Place) -> String {
 fn a_policy_of_its_own_may_open_the_host_to_its_groups_range() {
     kernel::private(async {
         let place = Place::with(0, spec(Some(SMALL), "")).await;
-        let ask = small(|ask| ask.allow = Some(vec!["192.168.1.1:3128".parse().unwrap()]));
-        place.add(Some("ci"), ask).await.unwrap();
+        let overrides =
+            small(|overrides| overrides.allow = Some(vec!["192.168.1.1:3128".parse().unwrap()]));
+        place.add(Some("ci"), overrides).await.unwrap();
         let openings = || {
             place
                 .store
@@ -528,14 +536,14 @@ fn a_group_may_not_take_from_one_what_it_has() {
         update: UpdatePolicy::Rolling,
         template,
     };
-    let ask = small(|ask| {
-        ask.vcpu = Some(2);
-        ask.ram_bytes = Some(128 << 20);
-        ask.allow = Some(vec![]);
+    let overrides = small(|overrides| {
+        overrides.vcpu = Some(2);
+        overrides.ram_bytes = Some(128 << 20);
+        overrides.allow = Some(vec![]);
     });
     let order = OnDemandEntry {
         name: name("ci"),
-        ask,
+        overrides,
     };
     stored.orders.insert(MAX_COUNT + 1, order);
     let problems = validate::check_apply(&[stored.clone()], &drafts).unwrap_err();

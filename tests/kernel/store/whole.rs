@@ -111,11 +111,14 @@ pub fn apply(txn: &mut Txn<'_>, step: &Step) -> Result<(), Error> {
             vm.meta.name = made.clone();
             let template = vm.spec.clone();
             vm.on_demand = Some(Box::new(OnDemand {
-                ask: ask.clone(),
+                overrides: ask.clone(),
                 template,
             }));
             txn.put_vm(vm)?;
-            let order = OnDemandEntry { name: made, ask };
+            let order = OnDemandEntry {
+                name: made,
+                overrides: ask,
+            };
             group.orders.insert(place, order);
             txn.put_group(group)
         }

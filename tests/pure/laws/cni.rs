@@ -172,7 +172,7 @@ impl Model for CniModel {
                 assert_eq!(handle, Some(desired.netns()), "that handle is a stranger's");
             }
             Action::DeleteNetns(path) => {
-                assert_eq!(*path.thing(), desired.netns());
+                assert_eq!(*path.resource(), desired.netns());
                 assert!(is_ours(desired, world), "that namespace is a stranger's");
                 let attached = world.added != AddedSeen::Absent;
                 assert!(!attached, "DEL wants the namespace");

@@ -150,11 +150,15 @@ impl Model for FirewallModel {
 
 /// As [`Firewall::observe`] looks.
 fn look(desired: &Desired, world: &World) -> Observed {
-    let judge = desired.rules.as_ref().is_some_and(|rules| {
+    let is_forbidden_checked = desired.rules.as_ref().is_some_and(|rules| {
         world.seen.ruleset == rules.ruleset && rules.checked_against.as_ref() != Some(&rules.digest)
     });
     Observed {
-        forbidden_flows: if judge { world.forbidden } else { 0 },
+        forbidden_flows: if is_forbidden_checked {
+            world.forbidden
+        } else {
+            0
+        },
         ..world.seen.clone()
     }
 }

@@ -234,7 +234,7 @@ impl Model for GroupModel {
             && world.members.iter().all(|(index, m)| {
                 let spec = match desired.orders.get(index) {
                     None => template.clone(),
-                    Some(order) => order.ask.spec(template),
+                    Some(order) => order.overrides.spec(template),
                 };
                 let basis = m.on_demand.as_ref().map(|extra| &extra.template);
                 m.ready
@@ -285,7 +285,13 @@ fn orders(numbers: &BTreeSet<u32>) -> BTreeMap<u32, OnDemandEntry> {
     all.filter(|(place, _)| numbers.contains(&(place - MAX_COUNT)))
         .map(|(place, (name, ask))| {
             let name = name.parse().unwrap();
-            (place, OnDemandEntry { name, ask })
+            (
+                place,
+                OnDemandEntry {
+                    name,
+                    overrides: ask,
+                },
+            )
         })
         .collect()
 }
@@ -434,7 +440,7 @@ fn case() -> impl Strategy<Value = (Desired, Observed)> {
                 .map(|(number, (template, [ready, deleting]))| {
                     let place = number + MAX_COUNT;
                     let order = &every[&place];
-                    let spec = order.ask.spec(&template);
+                    let spec = order.overrides.spec(&template);
                     let found = member(u128::from(place), &spec, ready && !deleting);
                     let on_demand = Some(Box::new(Extra {
                         name: order.name.clone(),

@@ -100,7 +100,7 @@ impl Model for NetModel {
             }
             Action::DeleteNetnsLink(Side::Host) => panic!("the host's end is not inside"),
             Action::DeleteHostLink(link) => {
-                assert_eq!(*link.thing(), names.host_link);
+                assert_eq!(*link.resource(), names.host_link);
                 assert!(
                     !is_foreign_link(desired, world),
                     "that link is a stranger's"
@@ -165,7 +165,7 @@ impl Model for NetModel {
                 );
             }
             Action::DeleteNetns(path) => {
-                assert_eq!(*path.thing(), desired.netns());
+                assert_eq!(*path.resource(), desired.netns());
                 assert_eq!(
                     world.netns,
                     NetnsSeen::Present(Some(desired.label.to_string()))

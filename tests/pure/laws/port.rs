@@ -83,12 +83,12 @@ impl Model for PortModel {
                 world.dir = true;
             }
             Action::RenameTap(owned) => {
-                assert_eq!(world.renamed.take().as_ref(), Some(owned.thing()));
+                assert_eq!(world.renamed.take().as_ref(), Some(owned.resource()));
                 ours_mut(desired, world);
             }
             Action::DeleteTap(owned) => {
                 let name = world.renamed.take().unwrap_or(desired.tap.clone());
-                assert_eq!(owned.thing(), &name);
+                assert_eq!(owned.resource(), &name);
                 ours_mut(desired, world);
                 world.tap = None;
                 forget_port(world);

@@ -42,7 +42,7 @@ fn a_guest_that_listens_goes_at_once_and_a_deaf_one_is_asked_first() {
             };
             assert!(said.contains(last) && !said.contains(other), "{said}");
         }
-        eprintln!("polite: {:?}, deaf: {:?}", took[0], took[1]);
+        eprintln!("has_control_socket: {:?}, deaf: {:?}", took[0], took[1]);
         // It had time to obey, and not for ever.
         assert!(took[1] > took[0] + Duration::from_secs(2), "{took:?}");
         assert!(took[1] < Duration::from_secs(20), "{took:?}");

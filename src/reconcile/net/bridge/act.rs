@@ -17,8 +17,8 @@ pub(super) async fn act(
     action: &Action,
 ) -> Result<(), Error> {
     match (action, &desired.slot) {
-        (Action::DeleteTap(owned), _) => delete_tap(bridge_net, owned.thing()).await,
-        (Action::RenameTap(owned), _) => rename_tap(bridge_net, desired, owned.thing()).await,
+        (Action::DeleteTap(owned), _) => delete_tap(bridge_net, owned.resource()).await,
+        (Action::RenameTap(owned), _) => rename_tap(bridge_net, desired, owned.resource()).await,
         (Action::UnpinNeighbour(remains), _) => unpin_neighbour(bridge_net, desired, remains).await,
         (Action::RemoveRunDir, _) => files::remove(&desired.vm_dir()),
         (Action::WriteRecord, Some(slot)) => files::write_record(&desired.vm_dir(), &slot.record),

@@ -163,8 +163,8 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::WriteRecord => f.write_str("write the VM's record"),
-            Self::DeleteTap(tap) => write!(f, "delete TAP {}", tap.thing()),
-            Self::RenameTap(tap) => write!(f, "rename TAP {} back", tap.thing()),
+            Self::DeleteTap(tap) => write!(f, "delete TAP {}", tap.resource()),
+            Self::RenameTap(tap) => write!(f, "rename TAP {} back", tap.resource()),
             Self::CreateTap(owner) => write!(f, "create the TAP for uid {owner}"),
             Self::Configure => f.write_str("set MAC and MTU of the TAP"),
             Self::Enslave => f.write_str("make the TAP a port of the bridge"),

@@ -87,7 +87,7 @@ pub(super) async fn act(cni_net: &CniNet, desired: &Desired, action: &Action) ->
         Action::UnlinkHandle => fs::remove(&desired.handle()),
         Action::DeleteNetns(owned) => {
             cni_net.session.close();
-            absent_is_done(netns::delete(owned.thing()).await)
+            absent_is_done(netns::delete(owned.resource()).await)
         }
         Action::RemoveRunDir => {
             fs::remove_temp(&desired.vm_dir().join(INTENT))?;

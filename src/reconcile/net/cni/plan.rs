@@ -98,7 +98,7 @@ impl fmt::Display for Action {
             Self::SetTapMtu(mtu) => write!(f, "set the MTU of {TAP} to {mtu}"),
             Self::DisableIpv6 => write!(f, "turn IPv6 address generation off on {TAP}"),
             Self::UnlinkHandle => f.write_str("hide the namespace from ip netns"),
-            Self::DeleteNetns(path) => write!(f, "delete namespace {}", path.thing().display()),
+            Self::DeleteNetns(path) => write!(f, "delete namespace {}", path.resource().display()),
             Self::RemoveRunDir => f.write_str("remove the VM's run directory"),
         }
     }
@@ -235,7 +235,7 @@ fn addresses_lost(observed: &Observed) -> bool {
 /// The input of ADD or, if that is lost, the input that ADD would have now.
 fn del_input(desired: &Desired, observed: &Observed) -> Option<DelInput> {
     // A foreign namespace at our path does not concern the plugins.
-    let netns = owned_netns(desired, observed).map(|netns| netns.thing().clone());
+    let netns = owned_netns(desired, observed).map(|netns| netns.resource().clone());
     let (network, attachment) = match (&observed.intent, &observed.added, &observed.conflist) {
         (IntentSeen::Written(intent), _, _) => (&intent.network, intent.attachment.clone()),
         (_, AddedSeen::Recorded(added), _) => (&added.network, added.attachment.clone()),

@@ -35,7 +35,7 @@ pub(super) async fn act(
         Action::LinkHandle => desired.paths().link_handle(),
         Action::SetSysctls(keys) => set_sysctls(net, keys),
         Action::DeleteNetnsLink(side) => delete_netns_link(net, *side).await,
-        Action::DeleteHostLink(owned) => delete_host_link(net, desired, owned.thing()).await,
+        Action::DeleteHostLink(owned) => delete_host_link(net, desired, owned.resource()).await,
         Action::CreateTap(owner) => create_tap(net, desired, *owner).await,
         Action::SetTapFilter { .. } => set_tap_filter(net, desired).await,
         Action::CreateVeth => create_veth(net, desired).await,
@@ -66,7 +66,7 @@ pub(super) async fn act(
         Action::UnlinkHandle => fs::remove(&desired.handle()),
         Action::DeleteNetns(owned) => {
             net.session.close();
-            absent_is_done(netns::delete(owned.thing()).await)
+            absent_is_done(netns::delete(owned.resource()).await)
         }
         Action::RemoveRunDir => desired.paths().remove_dir(),
     }

@@ -118,7 +118,7 @@ impl fmt::Display for Action {
                 write!(f, "set {}", keys.join(", "))
             }
             Self::DeleteNetnsLink(side) => write!(f, "delete the wrong {side}"),
-            Self::DeleteHostLink(link) => write!(f, "delete link {}", link.thing()),
+            Self::DeleteHostLink(link) => write!(f, "delete link {}", link.resource()),
             Self::CreateTap(owner) => write!(f, "create {TAP} for uid {owner}"),
             Self::SetTapFilter { .. } if f.alternate() => write!(f, "set the filter on {TAP}"),
             Self::SetTapFilter { digest } => write!(f, "set filter {digest} on {TAP}"),
@@ -136,7 +136,7 @@ impl fmt::Display for Action {
             Self::AddBlockRoute(side, block) => write!(f, "add the route to {block} over {side}"),
             Self::AddDefaultRoute => write!(f, "add the default route over {UPLINK}"),
             Self::UnlinkHandle => f.write_str("hide the namespace from ip netns"),
-            Self::DeleteNetns(path) => write!(f, "delete namespace {}", path.thing().display()),
+            Self::DeleteNetns(path) => write!(f, "delete namespace {}", path.resource().display()),
             Self::RemoveRunDir => f.write_str("remove the VM's run directory"),
         }
     }

@@ -126,8 +126,8 @@ pub fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
         }
         Action::SetBridgeUp(name) => ours_mut(desired, world, name).up = true,
         Action::DeleteBridge(owned) => {
-            ours_mut(desired, world, owned.thing());
-            world.bridges.remove(owned.thing());
+            ours_mut(desired, world, owned.resource());
+            world.bridges.remove(owned.resource());
         }
         Action::Commit(_)
         | Action::SetTimeouts
