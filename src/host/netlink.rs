@@ -34,6 +34,9 @@ const DUMP_ATTEMPTS: usize = 50;
 /// The pause between two attempts: while hundreds of links are being created, most dumps are interrupted.
 const DUMP_PAUSE: Duration = Duration::from_millis(2);
 
+/// The number of datagrams after which the deadline of a response is checked.
+const CLOCK_INTERVAL: u32 = 64;
+
 thread_local! {
     /// The datagram that is being read: there are thousands of sockets, and each would need a buffer.
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(DATAGRAM));
@@ -163,7 +166,9 @@ type Answer = io::Result<(Vec<RouteNetlinkMessage>, Consistency)>;
 /// A response that is being read.
 struct Response {
     sequence: u32,
-    until: Instant,
+    datagrams: u32,
+    /// The deadline, from the first time that the clock was read: a response is usually available at once and short.
+    until: Option<Instant>,
     objects: Vec<RouteNetlinkMessage>,
     consistency: Consistency,
 }
@@ -197,7 +202,8 @@ impl Line {
         }
         Ok(Response {
             sequence,
-            until: Instant::now() + TIMEOUT,
+            datagrams: 0,
+            until: None,
             objects: Vec::new(),
             consistency: Consistency::Consistent,
         })
@@ -206,9 +212,10 @@ impl Line {
     /// Reads what is available. `None`: the response is not complete. Fails if a part of it is missing.
     fn advance(&self, response: &mut Response) -> io::Result<Option<Answer>> {
         BUFFER.with_borrow_mut(|buffer| {
-            while Instant::now() < response.until {
-                if !self.socket.receive(buffer)? {
-                    return Ok(None);
+            while self.socket.receive(buffer)? {
+                response.datagrams += 1;
+                if response.datagrams.is_multiple_of(CLOCK_INTERVAL) {
+                    response.check_deadline()?;
                 }
                 for message in self.socket.responses(buffer, response.sequence) {
                     if let Some(answer) = response.take(message?)? {
@@ -216,12 +223,20 @@ impl Line {
                     }
                 }
             }
-            Err(io::ErrorKind::TimedOut.into())
+            response.check_deadline().map(|()| None)
         })
     }
 }
 
 impl Response {
+    fn check_deadline(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        match now < *self.until.get_or_insert(now + TIMEOUT) {
+            true => Ok(()),
+            false => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
     /// Adds a message. The answer, if it is the last one.
     fn take(&mut self, message: socket::Message<'_>) -> io::Result<Option<Answer>> {
         if message.flags & NLM_F_DUMP_INTR != 0 {
@@ -338,10 +353,11 @@ mod tests {
     }
 
     /// A response to request 7, read message by message.
-    fn read(messages: &[(u16, u16, &[u8])], timeout: Duration) -> io::Result<Option<Answer>> {
+    fn read(messages: &[(u16, u16, &[u8])]) -> io::Result<Option<Answer>> {
         let mut response = Response {
             sequence: 7,
-            until: Instant::now() + timeout,
+            datagrams: 0,
+            until: None,
             objects: Vec::new(),
             consistency: Consistency::Consistent,
         };
@@ -369,7 +385,7 @@ mod tests {
         let errno = (-libc::EPERM).to_ne_bytes();
         let refused = (2, 0, &errno[..]);
         let failed = (3, 0, &errno[..]);
-        let outcome = |messages: &[(u16, u16, &[u8])]| match read(messages, TIMEOUT) {
+        let outcome = |messages: &[(u16, u16, &[u8])]| match read(messages) {
             Ok(None) => "incomplete".to_owned(),
             Ok(Some(Ok((objects, consistency)))) => format!("{} {consistency:?}", objects.len()),
             Ok(Some(Err(error))) => format!("{:?}", error.raw_os_error()),
@@ -402,7 +418,15 @@ mod tests {
     fn a_response_that_does_not_end_is_a_timeout() {
         let mut line = Line::open().expect("a socket");
         let mut response = line.send(loopback(), NLM_F_ACK).expect("sent");
-        response.until = Instant::now();
+        // Of another request, so that it never ends.
+        response.sequence = line.socket.next_sequence();
+        assert!(line.advance(&mut response).expect("in time").is_none());
+        response.until = Some(Instant::now());
+        let error = line.advance(&mut response).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        // The same if datagrams keep coming.
+        let mut response = line.send(loopback(), NLM_F_ACK).expect("sent");
+        (response.until, response.datagrams) = (Some(Instant::now()), CLOCK_INTERVAL - 1);
         let error = line.advance(&mut response).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(!line.in_sync);

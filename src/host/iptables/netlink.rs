@@ -7,14 +7,13 @@
 
 use std::io;
 use std::ops::ControlFlow;
-use std::time::Instant;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::uapi::{NFT_MSG_GETGEN, NFTA_GEN_ID, NFTABLES};
 use crate::host::Error;
-use crate::host::netlink::socket::{self, HEADER, Part, Socket, TIMEOUT};
+use crate::host::netlink::socket::{self, HEADER, Part, Socket};
 
 pub use netlink_packet_core::NLM_F_CREATE as CREATE;
 pub use netlink_packet_core::NLM_F_EXCL as EXCLUSIVE;
@@ -285,8 +284,7 @@ impl Netfilter {
         &mut self,
         first: u32,
     ) -> io::Result<impl Iterator<Item = io::Result<socket::Message<'_>>>> {
-        let until = Instant::now() + TIMEOUT;
-        self.socket.wait(&mut self.buffer, until)?;
+        self.socket.wait(&mut self.buffer)?;
         Ok(self.socket.responses(&self.buffer, first))
     }
 }

@@ -81,8 +81,12 @@ impl Socket {
         }
     }
 
-    /// Like [`receive`](Self::receive), and waits for a datagram until the deadline. Blocks.
-    pub fn wait(&self, buffer: &mut Vec<u8>, until: Instant) -> io::Result<()> {
+    /// Like [`receive`](Self::receive), and waits for a datagram for at most [`TIMEOUT`]. Blocks.
+    pub fn wait(&self, buffer: &mut Vec<u8>) -> io::Result<()> {
+        if self.receive(buffer)? {
+            return Ok(());
+        }
+        let until = Instant::now() + TIMEOUT;
         while !self.receive(buffer)? {
             if Instant::now() >= until {
                 return Err(io::ErrorKind::TimedOut.into());
