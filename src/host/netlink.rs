@@ -73,7 +73,9 @@ impl Handle {
 
     /// Requests a change and waits until the kernel has made it. `flags` are added to REQUEST and ACK.
     pub(super) async fn change(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        self.ask(message, NLM_F_ACK | flags).await.map(drop)
+        self.request_consistent(message, NLM_F_ACK | flags)
+            .await
+            .map(drop)
     }
 
     /// Requests one object.
@@ -81,7 +83,7 @@ impl Handle {
         &self,
         message: RouteNetlinkMessage,
     ) -> io::Result<Option<RouteNetlinkMessage>> {
-        Ok(self.ask(message, NLM_F_ACK).await?.pop())
+        Ok(self.request_consistent(message, NLM_F_ACK).await?.pop())
     }
 
     /// Requests one object of a type for which the kernel sends the response to a multicast group, and to the requester only with ECHO
@@ -90,7 +92,10 @@ impl Handle {
         &self,
         message: RouteNetlinkMessage,
     ) -> io::Result<Option<RouteNetlinkMessage>> {
-        Ok(self.ask(message, NLM_F_ACK | NLM_F_ECHO).await?.pop())
+        Ok(self
+            .request_consistent(message, NLM_F_ACK | NLM_F_ECHO)
+            .await?
+            .pop())
     }
 
     /// Requests all objects of a type; repeats the request if they changed meanwhile.
@@ -99,7 +104,7 @@ impl Handle {
         message: RouteNetlinkMessage,
     ) -> io::Result<Vec<RouteNetlinkMessage>> {
         for _ in 0..DUMP_ATTEMPTS {
-            match self.ask(message.clone(), NLM_F_DUMP).await {
+            match self.request_consistent(message.clone(), NLM_F_DUMP).await {
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {
                     tokio::time::sleep(DUMP_PAUSE).await;
                 }
@@ -119,7 +124,7 @@ impl Handle {
         Ok(answer)
     }
 
-    async fn ask(
+    async fn request_consistent(
         &self,
         message: RouteNetlinkMessage,
         flags: u16,
