@@ -189,7 +189,7 @@ fn running(
         argv,
         recorded,
         attachment,
-        has_control_socket: polite,
+        has_control_socket,
         stale: Vec::new(),
         power_down_requested_ms: None,
         guest: None,
