@@ -69,7 +69,7 @@ fn the_shortest_group_derives_bridge_taps_gateway_and_addresses() {
 }
 
 #[test]
-fn a_group_that_comes_again_while_its_bridge_goes_is_plugged_into_the_next_one() {
+fn a_group_that_comes_again_while_its_bridge_goes_is_attached_to_the_next_one() {
     with_daemon(|harness| {
         for round in 0..12 {
             harness.apply(&web(6, ""));
@@ -207,7 +207,7 @@ fn kill_9_and_a_restart_take_no_action_on_a_bridge_and_lose_no_packet() {
 }
 
 #[test]
-fn a_lost_database_is_made_anew_from_the_vms_on_a_bridge() {
+fn a_lost_database_is_created_again_from_the_vms_on_a_bridge() {
     with_daemon(|mut harness| {
         harness.save("web.yaml", &web(3, "isolate_ports: true"));
         harness.until("the group", || ready(&harness, 3));
@@ -288,7 +288,7 @@ fn a_strangers_link_under_a_taps_name_is_a_conflict_with_a_remedy_and_heals_when
 }
 
 #[test]
-fn a_port_that_nobody_wants_goes_with_its_neighbour_entry_and_the_others_stay() {
+fn a_port_that_nothing_references_goes_with_its_neighbour_entry_and_the_others_stay() {
     with_daemon(|mut harness| {
         let canaries = Canaries::release();
         run(

@@ -132,7 +132,7 @@ fn daemons_that_are_killed_while_groups_go_leave_nothing_either() {
 }
 
 #[test]
-fn a_plugin_that_lets_go_of_nothing_does_not_keep_a_group_and_is_told_of_until_it_does() {
+fn a_plugin_that_lets_go_of_nothing_does_not_keep_a_group_and_is_reported_until_it_does() {
     with_daemon(|harness, cni_networks| {
         cni_networks.recorders("10.78.0.0/24");
         harness.apply(&pod(1));

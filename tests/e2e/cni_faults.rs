@@ -94,7 +94,7 @@ fn an_error_at_any_place_of_the_chain_is_undone_in_reverse_and_reported_with_plu
 }
 
 #[test]
-fn a_plugin_that_says_try_again_later_is_asked_again_by_itself() {
+fn a_plugin_that_requests_a_retry_later_is_asked_again_by_itself() {
     with_daemon(|harness, cni_networks| {
         cni_networks.recorders(SUBNET);
         cni_networks.fail("two", "ADD", 11);
@@ -257,7 +257,7 @@ fn a_resync_has_the_plugins_check_all_again_and_what_only_they_can_see_is_made_g
 }
 
 #[test]
-fn a_lost_state_database_is_made_anew_from_the_records_of_cni_vms() {
+fn a_lost_state_database_is_created_again_from_the_records_of_cni_vms() {
     with_daemon(|mut harness, cni_networks| {
         cni_networks.recorders(SUBNET);
         harness.apply(&pod(1));

@@ -56,7 +56,7 @@ fn longest_gap(pings: &str) -> f64 {
 }
 
 #[test]
-fn a_guest_in_a_cni_network_has_what_the_result_says_and_lives_through_every_repair_that_keeps_its_address()
+fn a_guest_in_a_cni_network_has_what_the_result_has_and_lives_through_every_repair_that_keeps_its_address()
  {
     harness::empty(|mut harness| {
         let cni_networks = CniNetworks::install();

@@ -409,7 +409,7 @@ fn a_network_that_cannot_serve_is_a_condition_in_the_plugins_words_and_passes() 
 }
 
 #[test]
-fn a_result_that_the_interface_does_not_bear_out_is_told_and_not_asked_for_all_the_time() {
+fn a_result_that_the_interface_does_not_bear_out_is_reported_and_not_asked_for_all_the_time() {
     with_daemon(|harness, cni_networks| {
         cni_networks.recorders("10.78.0.0/24");
         let plugin = "#!/bin/sh

@@ -105,7 +105,7 @@ fn assert_in_order(steps: &[String], words: &[&str]) {
 }
 
 #[test]
-fn what_removes_an_isolated_vm_is_foretold_step_by_step() {
+fn what_removes_an_isolated_vm_is_previewed_step_by_step() {
     talkative(|harness, _| {
         harness.apply(&slots(3, ""));
         let told = comes_true(&harness, &slots(1, ""), 1);
@@ -124,7 +124,7 @@ fn what_removes_an_isolated_vm_is_foretold_step_by_step() {
 }
 
 #[test]
-fn what_removes_a_vm_from_a_bridge_is_foretold_step_by_step() {
+fn what_removes_a_vm_from_a_bridge_is_previewed_step_by_step() {
     talkative(|harness, _| {
         harness.apply(&web(3, ""));
         let ip = harness.get("vm web-3")["status"]["network"]["ip"].clone();
@@ -146,7 +146,7 @@ fn what_removes_a_vm_from_a_bridge_is_foretold_step_by_step() {
 }
 
 #[test]
-fn what_removes_a_vm_from_a_cni_network_is_foretold_step_by_step() {
+fn what_removes_a_vm_from_a_cni_network_is_previewed_step_by_step() {
     talkative(|harness, cni_networks| {
         cni_networks.bridge("cni0", "10.77.0.0/24");
         harness.apply(&pod(3));
@@ -164,7 +164,7 @@ fn what_removes_a_vm_from_a_cni_network_is_foretold_step_by_step() {
 }
 
 #[test]
-fn a_vm_that_no_plugin_could_connect_is_removed_by_the_steps_foretold() {
+fn a_vm_that_no_plugin_could_connect_is_removed_by_the_steps_previewed() {
     talkative(|harness, cni_networks| {
         cni_networks.ptp("10.78.0.0/24");
         harness.apply(&pod(1));
@@ -181,7 +181,7 @@ fn a_vm_that_no_plugin_could_connect_is_removed_by_the_steps_foretold() {
 }
 
 #[test]
-fn a_live_change_of_an_isolated_group_is_foretold_step_by_step() {
+fn a_live_change_of_an_isolated_group_is_previewed_step_by_step() {
     talkative(|harness, _| {
         harness.apply(&slots(2, "drop: [192.168.1.0/24]"));
         let told = comes_true(&harness, &slots(2, "drop: [10.0.0.0/8]"), 2);
@@ -191,7 +191,7 @@ fn a_live_change_of_an_isolated_group_is_foretold_step_by_step() {
 }
 
 #[test]
-fn a_live_change_of_a_bridge_group_is_foretold_step_by_step() {
+fn a_live_change_of_a_bridge_group_is_previewed_step_by_step() {
     talkative(|harness, _| {
         harness.apply(&web(2, ""));
         let record = "write the VM's record";
@@ -232,7 +232,7 @@ fn the_update_policy_of_a_group_is_in_the_records_of_its_vms_in_every_mode_and_i
 }
 
 #[test]
-fn an_address_that_leaves_the_list_is_foretold_to_cost_its_vm_alone() {
+fn an_address_that_leaves_the_list_is_previewed_to_cost_its_vm_alone() {
     talkative(|harness, _| {
         let listed = |second: &str| {
             let list = format!("[192.168.137.2/24, {second}/24, 192.168.137.4/24]");
@@ -266,7 +266,7 @@ fn assert_new(told: &mut Steps, done: &mut Steps, vm: &str, word: &str) {
 }
 
 #[test]
-fn a_change_that_cannot_be_made_live_is_foretold_as_a_removal_in_every_mode() {
+fn a_change_that_cannot_be_made_live_is_previewed_as_a_removal_in_every_mode() {
     talkative(|harness, cni_networks| {
         cni_networks.bridge("cni0", "10.77.0.0/24");
         for (vm, group, word) in [
@@ -287,7 +287,7 @@ fn a_change_that_cannot_be_made_live_is_foretold_as_a_removal_in_every_mode() {
 }
 
 #[test]
-fn a_stranger_in_the_way_of_one_vm_is_told_and_the_others_steps_are_told_too() {
+fn a_foreign_link_in_the_way_of_one_vm_is_reported_and_the_steps_of_others_are_reported_too() {
     talkative(|harness, _| {
         run("ip link add vmtap0 type bridge");
         let file = harness.write("web.yaml", &web(2, ""));
@@ -345,7 +345,7 @@ fn a_vm_that_waits_for_its_kernel_reports_why_it_is_not_started() {
 }
 
 #[test]
-fn stopping_a_running_guest_is_foretold_and_a_live_change_leaves_it_alone() {
+fn stopping_a_running_guest_is_previewed_and_a_live_change_leaves_it_alone() {
     talkative(|harness, cni_networks| {
         cni_networks.ptp("10.78.0.0/24");
         let (kernel, image) = (kernel(), initrd(&harness, ""));
@@ -438,7 +438,7 @@ fn made_as_foretold(harness: &Harness, manifest: &str, count: usize) -> Steps {
 }
 
 #[test]
-fn what_makes_an_isolated_vm_is_foretold_step_by_step() {
+fn what_makes_an_isolated_vm_is_previewed_step_by_step() {
     talkative(|harness, _| {
         let told = made_as_foretold(&harness, &slots(2, ""), 2);
         let words = [
@@ -460,7 +460,7 @@ fn what_makes_an_isolated_vm_is_foretold_step_by_step() {
 }
 
 #[test]
-fn what_makes_a_vm_on_a_bridge_is_foretold_step_by_step() {
+fn what_makes_a_vm_on_a_bridge_is_previewed_step_by_step() {
     talkative(|harness, _| {
         // The bridge does not exist yet.
         let told = made_as_foretold(&harness, &web(2, ""), 2);
@@ -488,7 +488,7 @@ fn what_makes_a_vm_on_a_bridge_is_foretold_step_by_step() {
 }
 
 #[test]
-fn what_makes_a_vm_in_a_cni_network_is_foretold_until_its_plugins_answer() {
+fn what_makes_a_vm_in_a_cni_network_is_previewed_until_its_plugins_answer() {
     talkative(|harness, cni_networks| {
         cni_networks.bridge("cni0", "10.77.0.0/24");
         let before = records(&harness);
@@ -503,7 +503,7 @@ fn what_makes_a_vm_in_a_cni_network_is_foretold_until_its_plugins_answer() {
 }
 
 #[test]
-fn the_start_of_a_new_guest_is_foretold_with_the_user_and_the_disk_that_it_gets() {
+fn the_start_of_a_new_guest_is_previewed_with_the_user_and_the_disk_that_it_gets() {
     talkative(|harness, _| {
         let (kernel, initrd) = (kernel(), initrd(&harness, ""));
         let disk = harness.dir.path().join("image");
@@ -526,7 +526,7 @@ fn the_start_of_a_new_guest_is_foretold_with_the_user_and_the_disk_that_it_gets(
 }
 
 #[test]
-fn why_a_new_vm_would_get_no_address_or_not_start_is_told() {
+fn why_a_new_vm_would_get_no_address_or_not_start_is_reported() {
     talkative(|harness, _| {
         // The second of two blocks is used by the host.
         run("ip link add used0 type bridge; ip addr add 169.254.100.6/32 dev used0");

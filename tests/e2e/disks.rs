@@ -137,7 +137,7 @@ fn what_is_no_image_is_a_condition_that_names_it_before_anything_is_made() {
 
 /// As a daemon leaves it that lost its state, and its run directory, before it could remove a VM.
 #[test]
-fn a_disk_that_no_vm_wants_is_collected_and_a_kept_one_is_not() {
+fn a_disk_that_no_vm_references_is_collected_and_a_kept_one_is_not() {
     with_daemon(|mut harness| {
         let image = image(&harness);
         harness.apply(&manifest(1, &image, "storage_size: 4M"));

@@ -177,7 +177,7 @@ fn rules_flushed_right_after_a_change_of_the_policy_come_back() {
 }
 
 #[test]
-fn a_removal_is_heard_of_after_the_directory_was_moved_away_too() {
+fn a_removal_is_noticed_after_the_directory_was_moved_away_too() {
     with_daemon(|harness| {
         harness.apply(&slots(1, ""));
         let place = harness.place("sandbox-1");

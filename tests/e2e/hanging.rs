@@ -181,7 +181,7 @@ fn a_commit_that_hangs_is_unknown_since_then_ends_in_time_and_holds_up_nobody_el
 }
 
 #[test]
-fn a_policy_that_is_tightened_while_commits_hang_is_never_said_to_hold_and_the_old_one_does() {
+fn a_policy_that_is_tightened_while_commits_hang_is_never_reported_as_enforced_and_the_old_one_does() {
     with_restore(&["--filter-deadline", "4s"], |harness, restore| {
         harness.apply(&slots(2, "drop: [\"192.168.1.0/24\"]"));
         let (first, second) = (harness.place("sandbox-1"), harness.place("sandbox-2"));
@@ -252,7 +252,7 @@ fn more_vms_hang_than_there_are_workers_and_all_others_are_served() {
 }
 
 #[test]
-fn a_program_that_does_not_tell_its_version_ends_the_daemon_with_a_sentence() {
+fn a_program_that_does_not_report_its_version_ends_the_daemon_with_a_sentence() {
     harness::empty(|mut harness| {
         let restore = Restore::lay(&mut harness);
         fs::write(restore.0.join("version"), "trap '' TERM; sleep 600").expect("written");

@@ -314,7 +314,7 @@ fn a_copy_of_a_state_directory_is_refused_while_the_original_is_used() {
 }
 
 #[test]
-fn a_vm_whose_disk_was_copied_to_another_file_system_runs_on_and_says_so() {
+fn a_vm_whose_disk_was_copied_to_another_file_system_runs_on_and_reports_it() {
     with_daemon(|mut harness| {
         let _programs = build(&harness);
         let before = identities(&harness);

@@ -227,7 +227,7 @@ fn bury(harness: &Harness, uid: &str) {
 }
 
 #[test]
-fn a_record_that_cannot_be_read_keeps_what_it_tells_of_and_gc_says_so() {
+fn a_record_that_cannot_be_read_keeps_what_it_contains_and_gc_reports_it() {
     with_daemon(|mut harness| {
         harness.apply(&slots(1, ""));
         let place = harness.place("sandbox-1");

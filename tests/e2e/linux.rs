@@ -65,7 +65,7 @@ fn uptime(harness: &Harness) -> f64 {
 }
 
 #[test]
-fn a_paused_linux_hears_nothing_its_clock_stands_still_and_it_goes_on_in_the_middle() {
+fn a_paused_linux_receives_nothing_its_clock_stops_and_it_goes_on_in_the_middle() {
     with_daemon(|mut harness| {
         // On a bridge, where the host may ask whether it answers.
         let slots = harness::bridge_group("sandbox", 1, "bridge: brvm0\ngateway: 192.168.137.1/24");
@@ -121,7 +121,7 @@ fn a_paused_linux_hears_nothing_its_clock_stands_still_and_it_goes_on_in_the_mid
 }
 
 #[test]
-fn a_linux_says_goodbye_when_it_is_stopped_and_one_that_will_not_is_terminated_in_the_end() {
+fn a_linux_powers_down_when_it_is_stopped_and_one_that_will_not_is_terminated_in_the_end() {
     with_daemon(|harness| {
         let _around = neighbours();
         harness.apply(&manifest(&harness, "graceful_shutdown: 60s"));
@@ -183,7 +183,7 @@ fn next_end(harness: &Harness, known: &Value) -> Value {
 }
 
 #[test]
-fn a_linux_that_panics_is_killed_reboots_or_powers_off_comes_back_as_its_policy_says() {
+fn a_linux_that_panics_is_killed_reboots_or_powers_off_comes_back_as_its_policy_requires() {
     with_daemon(|harness| {
         let _around = neighbours();
         let with = |policy: &str| manifest(&harness, &format!("restart: {policy}"));

@@ -402,7 +402,7 @@ fn a_disk_that_its_owner_swaps_while_vms_start_never_leads_outside() {
 }
 
 #[test]
-fn a_vm_whose_files_are_not_allowed_any_more_runs_on_says_so_and_is_not_started_again() {
+fn a_vm_whose_files_are_not_allowed_any_more_runs_on_reports_it_and_is_not_started_again() {
     with_daemon(|mut harness| {
         let disk = harness.dir.path().join("disk");
         fs::write(&disk, vec![7; 1 << 20]).unwrap();

@@ -66,7 +66,7 @@ fn after_kill_9_what_exists_is_adopted_and_no_link_rule_or_route_is_recreated() 
 }
 
 #[test]
-fn a_lost_state_database_is_made_anew_from_what_runs() {
+fn a_lost_state_database_is_created_again_from_what_runs() {
     adopted_without(|harness| {
         std::fs::remove_dir_all(harness.state()).unwrap();
     });

@@ -141,7 +141,7 @@ fn with_update_on_delete_a_vm_is_replaced_only_when_it_is_deleted() {
 }
 
 #[test]
-fn a_broken_file_changes_nothing_and_says_why_until_it_is_mended() {
+fn a_broken_file_changes_nothing_and_reports_why_until_it_is_mended() {
     saved(2, "", |harness| {
         let world = harness::world_to_the_last_handle();
         harness.save("sandbox.yaml", &slots(3, "").replace("vcpu: 1", "vcpus: 1"));

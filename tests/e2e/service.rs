@@ -223,7 +223,7 @@ fn without_root_there_is_one_clear_sentence() {
 }
 
 #[test]
-fn a_full_disk_under_the_state_is_said_and_what_runs_goes_on() {
+fn a_full_disk_under_the_state_is_reported_and_what_runs_goes_on() {
     with_daemon(|mut harness| {
         harness.stop();
         run(&format!(

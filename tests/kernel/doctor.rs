@@ -56,7 +56,7 @@ fn world() -> String {
 }
 
 #[test]
-fn a_clean_host_has_no_failure_every_remark_has_a_remedy_and_nothing_is_changed() {
+fn a_clean_host_has_no_failure_every_note_has_a_remedy_and_nothing_is_changed() {
     kernel::private(async {
         let before = world();
         let start = Instant::now();
@@ -210,7 +210,7 @@ fn prints_the_back_end() {
 }
 
 #[test]
-fn a_foreign_chain_that_drops_what_is_forwarded_is_told_until_its_remedy_is_taken() {
+fn a_foreign_chain_that_drops_what_is_forwarded_is_reported_until_its_remedy_is_taken() {
     kernel::private(async {
         kernel::run(
             "nft 'add table inet mine; add chain inet mine forwarded { type filter hook forward priority 10; policy drop; }'",
@@ -227,7 +227,7 @@ fn a_foreign_chain_that_drops_what_is_forwarded_is_told_until_its_remedy_is_take
 }
 
 #[test]
-fn network_managers_are_told_to_leave_our_links_alone_before_they_run() {
+fn network_managers_are_configured_to_leave_our_links_alone_before_they_run() {
     kernel::private(async {
         let home = Netns::current().unwrap();
         // A process of that name is what is looked for; it lives in this namespace, and ends with the test.

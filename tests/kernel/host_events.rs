@@ -111,7 +111,7 @@ impl Slot {
 }
 
 #[test]
-fn a_link_deleted_inside_is_heard_with_its_name_and_so_is_our_end_of_it() {
+fn a_link_deleted_inside_is_reported_with_its_name_and_so_is_our_end_of_it() {
     kernel::private(async {
         let mut slot = Slot::make().await;
         let (near, far, nsid) = (slot.near, slot.far, slot.nsid);
@@ -156,7 +156,7 @@ fn an_address_removed_inside_is_reported() {
 }
 
 #[test]
-fn a_route_removed_inside_is_heard() {
+fn a_route_removed_inside_is_noticed() {
     kernel::private(async {
         let mut slot = Slot::make().await;
         slot.run("ip route add 10.10.0.0/16 via 10.9.0.2");
@@ -230,7 +230,7 @@ fn a_look_covers_the_rules_that_were_committed_before_it_and_none_that_came_afte
 }
 
 #[test]
-fn a_permanent_neighbour_lost_is_heard_and_arp_is_not() {
+fn a_permanent_neighbour_lost_is_noticed_and_arp_is_not() {
     kernel::private(async {
         let mut slot = Slot::make().await;
         kernel::run("ip addr add 10.9.0.2/24 dev sl0");

@@ -178,7 +178,7 @@ fn a_panic_inside_a_namespace_does_not_leave_the_thread_there() {
 }
 
 #[test]
-fn a_veth_is_born_whole_with_its_far_end_in_the_namespace() {
+fn a_veth_is_created_whole_with_its_far_end_in_the_namespace() {
     kernel::private(async {
         let host = Netns::current().unwrap().netlink().unwrap();
         let ns = netns::create(&path("one"), prepare).await.unwrap();

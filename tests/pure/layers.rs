@@ -173,7 +173,7 @@ fn the_map_names_every_module_and_no_other() {
 }
 
 #[test]
-fn a_module_imports_what_the_map_says_and_nothing_else() {
+fn a_module_imports_what_the_map_lists_and_nothing_else() {
     let map = map();
     let mut offenders = Vec::new();
     for source in sources().iter().filter(|source| !source.is_test()) {

@@ -117,7 +117,7 @@ fn the_documented_minimal_form_has_the_documented_defaults() {
 }
 
 #[test]
-fn a_group_overrides_what_config_says_and_qemu_is_the_default_with_a_kernel() {
+fn a_group_overrides_config_and_qemu_is_the_default_with_a_kernel() {
     let text = "config:\n  kernel_file: /a\n  initrd_file: /i\n  host_groups:\n";
     let group = |rest: &str| {
         one(&format!(
@@ -229,7 +229,7 @@ fn what_can_never_match_is_a_warning_with_its_place() {
 }
 
 #[test]
-fn a_text_that_says_nothing_is_an_error_no_groups_are_none_and_several_documents_add_up() {
+fn a_text_that_contains_nothing_is_an_error_no_groups_are_none_and_several_documents_add_up() {
     let source = |text: &str| Source {
         name: "e".into(),
         text: text.into(),

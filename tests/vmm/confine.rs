@@ -16,7 +16,7 @@ use crate::processes::kill;
 use test_support::vmm::jailed_program;
 
 #[test]
-fn a_confined_process_is_born_into_its_control_group_and_sees_the_files_it_was_given() {
+fn a_confined_process_is_created_into_its_control_group_and_sees_the_files_it_was_given() {
     let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
     let home = dir.path().join("home");
     std::fs::create_dir(&home).unwrap();
@@ -212,7 +212,7 @@ fn a_mapped_file_belongs_to_the_confined_user_in_its_mount_and_to_its_owner_on_d
 
 /// What a jailer is told here is what `reconcile::vmm` tells it (`recipes`, `real`), in short.
 #[test]
-fn a_jailed_process_is_born_into_its_control_group_and_its_files_are_shown_in_its_jail() {
+fn a_jailed_process_is_created_into_its_control_group_and_its_files_are_shown_in_its_jail() {
     let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
     let (firecracker, jailer) = jailed_program(dir.path());
     let home = dir.path().join("home");

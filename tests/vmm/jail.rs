@@ -97,7 +97,7 @@ async fn what_a_jailer_complains_of_is_the_reason() {
 
 /// While the jailer works it has other words and another root: a daemon that comes back in between must not take it for a stranger.
 #[tokio::test]
-async fn a_jailed_firecracker_is_what_was_wanted_at_every_moment_of_its_birth() {
+async fn a_jailed_firecracker_is_what_was_desired_at_every_moment_of_its_start() {
     let place = place(Hypervisor::Firecracker, As::Jailed).await;
     let desired = place.desired(|_, _| {});
     let create = place.stage.act(&desired, &Action::CreateRunDir).await;

@@ -114,7 +114,7 @@ fn a_process_has_huge_pages_though_the_daemon_has_none() {
 }
 
 #[test]
-fn many_processes_born_at_once_do_not_hold_each_others_records() {
+fn many_processes_created_at_once_do_not_hold_each_others_records() {
     let net = PrivateNet::new();
     std::thread::scope(|scope| {
         for _ in 0..8 {
@@ -131,7 +131,7 @@ fn many_processes_born_at_once_do_not_hold_each_others_records() {
 }
 
 #[test]
-fn a_process_is_found_by_its_mark_and_not_by_anothers() {
+fn a_process_is_found_by_its_label_and_not_by_anothers() {
     let (net, dir) = (PrivateNet::new(), tempfile::tempdir().unwrap());
     let mark = dir.path().display().to_string();
     let identity = spawn(dir.path(), &net.path, &words("sleep 600"), &mark).unwrap();

@@ -51,7 +51,7 @@ fn every_field_of_a_port_that_drifts_comes_back_and_the_tap_stays() {
 }
 
 #[test]
-fn a_tap_that_others_may_open_is_made_anew_and_starts_shut() {
+fn a_tap_that_others_may_open_is_created_again_and_starts_shut() {
     kernel::private(async {
         let mut host = Host::new().await;
         host.converge_host_network(requirements("brvm0", &["192.168.137.1/24"]))
@@ -108,7 +108,7 @@ fn a_strangers_link_or_neighbour_is_a_conflict_and_stays() {
 }
 
 #[test]
-fn a_bridge_with_1023_ports_says_that_it_is_full() {
+fn a_bridge_with_1023_ports_reports_that_it_is_full() {
     kernel::private(async {
         let mut host = Host::new().await;
         host.converge_host_network(requirements("brvm0", &["192.168.137.1/24"]))

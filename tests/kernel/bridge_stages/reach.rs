@@ -193,7 +193,7 @@ fn received_once(guest: &Guest, lan: &Neighbour) -> bool {
 }
 
 #[test]
-fn a_filter_taken_away_shuts_the_gate_and_a_toggle_does_not() {
+fn a_filter_taken_away_shuts_the_forwarding_switch_and_a_toggle_does_not() {
     kernel::private(async {
         let mut host = Host::new().await;
         host.converge_host_network(requirements("brvm0", &["192.168.137.1/24"]))

@@ -220,7 +220,7 @@ fn booleans_may_be_written_as_text() {
 }
 
 #[test]
-fn a_digest_tells_meaning_and_not_spelling() {
+fn a_digest_compares_meaning_and_not_spelling() {
     let network = parse(&list("net", "one")).unwrap();
     let path = Path::new("/elsewhere");
     let spaced = r#"{ "plugins": [ {"type": "one"} ],

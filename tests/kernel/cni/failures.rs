@@ -110,7 +110,7 @@ async fn a_del_that_fails_keeps_the_record_and_is_repeated_from_the_start() {
 }
 
 #[tokio::test]
-async fn a_plugin_that_says_try_again_is_told_from_one_that_fails_for_good() {
+async fn a_plugin_that_requests_a_retry_is_distinguished_from_one_that_fails_for_good() {
     let stage = Stage::new();
     let network = stage.chain("1.1.0", &["one"]);
     for (command, code, may_pass) in [
@@ -243,7 +243,7 @@ async fn assert_gone(stage: &Stage) {
 }
 
 #[tokio::test]
-async fn a_plugin_that_does_not_listen_is_heard() {
+async fn a_plugin_that_does_not_listen_is_noticed() {
     let stage = Stage::new();
     stage.plugin("one");
     stage.say("one", "ADD.deaf", "");

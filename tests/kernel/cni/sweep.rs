@@ -128,7 +128,7 @@ async fn a_sweep_waits_for_the_lock_of_host_local_and_another_task_goes_on_meanw
 }
 
 #[tokio::test]
-async fn who_is_stale_is_judged_once_after_all_that_is_reserved_was_read_and_under_the_lock() {
+async fn who_is_stale_is_evaluated_once_after_all_that_is_reserved_was_read_and_under_the_lock() {
     let stage = Stage::new();
     let network = network(&stage);
     let (reserved, lock) = locked(&stage);

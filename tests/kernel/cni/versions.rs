@@ -152,7 +152,7 @@ async fn the_version_is_settled_with_the_plugins_for_good() {
 }
 
 #[tokio::test]
-async fn a_plugin_that_cannot_say_its_versions_is_reported() {
+async fn a_plugin_that_cannot_report_its_versions_is_reported() {
     let stage = Stage::new();
     let network = stage.chain("1.0.0", &["one"]);
     stage.say("one", "VERSION.out", "{}");

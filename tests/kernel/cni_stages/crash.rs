@@ -64,7 +64,7 @@ async fn crashes(fixture: &Fixture) {
 }
 
 #[test]
-fn a_sweep_takes_what_nobody_wants_and_spares_the_living_and_strangers() {
+fn a_sweep_takes_what_nothing_references_and_spares_the_living_and_foreign_objects() {
     kernel::private(async {
         let fixture = Fixture::bridge();
         fixture.up().await.unwrap();
@@ -135,7 +135,7 @@ fn reserve(fixture: &Fixture, uid: Uid, ip: &str) {
 }
 
 #[test]
-fn a_vm_that_is_born_while_a_sweep_looks_keeps_all_and_the_living_are_asked_a_few_times_only() {
+fn a_vm_that_is_created_while_a_sweep_looks_keeps_all_and_the_living_are_asked_a_few_times_only() {
     kernel::private(async {
         let fixture = Fixture::bridge();
         let many: Vec<Uid> = (0..200).map(|_| Uid::random()).collect();

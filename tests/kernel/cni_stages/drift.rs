@@ -44,7 +44,7 @@ fn an_interface_that_was_set_down_is_set_up() {
 }
 
 #[test]
-fn a_namespace_that_was_lost_is_made_anew() {
+fn a_namespace_that_was_lost_is_created_again() {
     heals(|fixture| {
         let netns = fixture.netns();
         kernel::run(&format!("umount {0}; rm {0}", netns.display()));
@@ -52,7 +52,7 @@ fn a_namespace_that_was_lost_is_made_anew() {
 }
 
 #[test]
-fn a_host_end_that_check_misses_is_made_anew() {
+fn a_host_end_that_check_misses_is_created_again() {
     heals(|fixture| drop(fixture.inside("ip route flush dev eth0")));
 }
 
@@ -86,7 +86,7 @@ fn a_tap_that_was_meddled_with_is_put_right() {
 }
 
 #[test]
-fn redirects_are_put_right_and_strangers_filters_stay() {
+fn redirects_are_repaired_and_foreign_filters_stay() {
     heals(|fixture| drop(fixture.inside("tc qdisc del dev eth0 clsact")));
     kernel::private(async {
         let fixture = Fixture::bridge();

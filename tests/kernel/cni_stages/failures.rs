@@ -24,7 +24,7 @@ async fn failure(fixture: &Fixture) -> String {
 }
 
 #[test]
-fn a_chain_that_fails_at_its_end_says_why_and_is_taken_back_at_once() {
+fn a_chain_that_fails_at_its_end_reports_why_and_is_taken_back_at_once() {
     kernel::private(async {
         let fixture = Fixture::bridge();
         fixture.up().await.unwrap();

@@ -282,7 +282,7 @@ fn an_address_that_is_refused_is_released_and_reported_before_the_guest_has_anot
 }
 
 #[test]
-fn a_check_that_the_file_forbids_by_now_is_not_asked_for_and_one_that_could_not_look_says_nothing()
+fn a_check_that_the_file_forbids_by_now_is_not_run_and_one_that_could_not_observe_reports_nothing()
 {
     const MOODY: &str = r#"#!/bin/sh
 case "$CNI_COMMAND" in

@@ -36,7 +36,7 @@ fn requests(fixture: &Fixture) -> String {
 }
 
 #[test]
-fn a_network_that_cannot_serve_is_not_added_to_and_its_words_are_told() {
+fn a_network_that_cannot_serve_is_not_added_to_and_its_message_is_reported() {
     for code in [11, 50, 51, 100] {
         kernel::private(async move {
             let fixture = Fixture::new();
@@ -59,7 +59,7 @@ fn a_network_that_cannot_serve_is_not_added_to_and_its_words_are_told() {
 }
 
 #[test]
-fn a_vm_that_is_attached_is_told_of_limits_and_of_nothing_else() {
+fn only_limits_are_reported_for_a_vm_that_is_attached() {
     for (command, code, limited) in [
         ("STATUS", 51, true),
         ("STATUS", 50, false),

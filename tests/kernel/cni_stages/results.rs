@@ -179,7 +179,7 @@ inside() {{ nsenter --net="$CNI_NETNS" "$@"; }}
 }
 
 #[test]
-fn a_result_that_the_interface_does_not_bear_out_is_said_and_undone_and_asked_for_once() {
+fn a_result_that_the_interface_does_not_bear_out_is_reported_and_undone_and_asked_for_once() {
     let cases = [
         (
             r#"echo "$out" | sed 's/"mac": "[^"]*"/"mac": "02:00:00:00:00:99"/'"#,

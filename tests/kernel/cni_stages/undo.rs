@@ -163,7 +163,7 @@ async fn with_a_stubborn_plugin(how: Option<&str>, last: bool) -> Fixture {
 }
 
 #[test]
-fn a_deletion_ends_whatever_a_plugin_says_and_what_it_owes_is_kept_for_the_sweep() {
+fn a_deletion_completes_whatever_a_plugin_reports_and_what_it_owes_is_kept_for_the_sweep() {
     for (what, how) in FAILURES {
         for last in [true, false] {
             kernel::private(async move {
@@ -207,7 +207,7 @@ fn a_deletion_ends_whatever_a_plugin_says_and_what_it_owes_is_kept_for_the_sweep
 }
 
 #[test]
-fn a_vm_that_is_wanted_is_attached_anew_after_as_many_tries() {
+fn a_vm_that_is_desired_is_attached_again_after_as_many_tries() {
     for (what, how) in FAILURES.into_iter().filter(|(_, how)| how.is_some()) {
         kernel::private(async move {
             let fixture = with_a_stubborn_plugin(how, true).await;

@@ -127,12 +127,12 @@ fn goes(lose: impl FnOnce(&Remains) + Send) {
 }
 
 #[test]
-fn a_stray_with_an_intent_and_a_namespace_and_no_record_is_detached_and_goes() {
+fn an_orphan_with_an_intent_and_a_namespace_and_no_record_is_detached_and_goes() {
     goes(|remains| remains.lose("record.json"));
 }
 
 #[test]
-fn a_stray_with_a_record_and_a_namespace_and_no_intent_is_detached_and_goes() {
+fn an_orphan_with_a_record_and_a_namespace_and_no_intent_is_detached_and_goes() {
     goes(|remains| {
         remains.age_the_record();
         remains.lose("cni.json");
@@ -140,7 +140,7 @@ fn a_stray_with_a_record_and_a_namespace_and_no_intent_is_detached_and_goes() {
 }
 
 #[test]
-fn a_stray_with_nothing_but_a_namespace_is_detached_and_goes() {
+fn an_orphan_with_nothing_but_a_namespace_is_detached_and_goes() {
     goes(|remains| {
         remains.lose("record.json");
         remains.lose("cni.json");
@@ -148,7 +148,7 @@ fn a_stray_with_nothing_but_a_namespace_is_detached_and_goes() {
 }
 
 #[test]
-fn a_stray_with_nothing_but_a_record_is_detached_and_goes() {
+fn an_orphan_with_nothing_but_a_record_is_detached_and_goes() {
     goes(|remains| {
         remains.age_the_record();
         remains.lose("cni.json");

@@ -79,7 +79,7 @@ fn a_strangers_symlink_under_our_name_in_ip_netns_is_a_conflict() {
 }
 
 #[test]
-fn a_strangers_chain_under_our_name_keeps_the_ground_from_being_firm() {
+fn a_foreign_chain_under_our_name_keeps_the_host_network_from_converging() {
     kernel::private_sync(|| {
         let dirs = place();
         let chain = instance(&dirs).chain("OUT");

@@ -140,7 +140,7 @@ fn the_root_disk_comes_first_and_further_ones_in_their_order() {
 }
 
 #[test]
-fn what_a_guest_has_written_to_its_disk_and_what_a_vmm_has_open_is_not_judged() {
+fn what_a_guest_has_written_to_its_disk_and_what_a_vmm_has_open_is_not_evaluated() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
     fs::write(&path, b"\x1f\x8b by the guest").unwrap();
@@ -166,7 +166,7 @@ fn what_a_guest_has_written_to_its_disk_and_what_a_vmm_has_open_is_not_judged() 
 }
 
 #[test]
-fn a_disk_that_was_removed_under_its_vmm_is_not_made_anew() {
+fn a_disk_that_was_removed_under_its_vmm_is_not_created_again() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("image");
     fs::write(&image, vec![1; 4096]).unwrap();

@@ -125,7 +125,7 @@ fn room_that_runs_out_half_way_leaves_nothing_either() {
 }
 
 #[tokio::test]
-async fn a_disk_that_is_not_persistent_is_made_anew_for_the_next_vm_and_after_a_reboot() {
+async fn a_disk_that_is_not_persistent_is_created_again_for_the_next_vm_and_after_a_reboot() {
     let home = tempfile::tempdir().unwrap();
     let (dir, image) = (home.path().join("disks"), image_with_a_hole(home.path()));
     let first = some_vm(&dir, &image, 0, false);
@@ -266,7 +266,7 @@ async fn crash(desired: &slicectl::reconcile::disk::Desired, stop_at: usize) {
 }
 
 #[tokio::test]
-async fn a_copy_that_is_not_wanted_any_more_ends_and_leaves_nothing() {
+async fn a_copy_that_is_not_desired_any_more_ends_and_leaves_nothing() {
     let home = tempfile::tempdir().unwrap();
     let image = image_with_a_hole(home.path());
     let (draft, to) = (home.path().join("draft"), home.path().join("to"));

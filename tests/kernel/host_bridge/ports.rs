@@ -28,7 +28,7 @@ fn birth(name: &str, mtu: u32) -> NewBridge {
 }
 
 #[test]
-fn a_bridge_is_born_with_its_mac_and_without_a_spanning_tree() {
+fn a_bridge_is_created_with_its_mac_and_without_a_spanning_tree() {
     kernel::private(async {
         let canaries = Canaries::release();
         let handle = kernel().await;
@@ -292,7 +292,7 @@ fn isolated_ports_do_not_reach_each_other_but_others_do() {
 }
 
 #[test]
-fn a_port_that_is_not_flooded_hears_what_has_an_entry_and_nothing_strange() {
+fn a_port_that_is_not_flooded_receives_what_has_an_entry_and_nothing_strange() {
     kernel::private(async {
         let handle = kernel().await;
         let master = bridge(&handle, "br0").await;

@@ -178,7 +178,7 @@ fn a_strangers_filter_still_judges_what_ours_lets_pass() {
 }
 
 #[test]
-fn what_the_guest_is_sent_is_not_judged() {
+fn what_the_guest_is_sent_is_not_evaluated() {
     kernel::private(async {
         let handle = kernel().await;
         let (guest, other) = two_vms(&handle).await;

@@ -146,7 +146,7 @@ const CASES: [Case; 24] = [
 
 /// The packets are the oracle: a VM has a warning if and only if its packets are dropped.
 #[test]
-fn a_foreign_chain_is_told_of_to_those_whose_packets_it_drops() {
+fn a_foreign_chain_is_reported_to_those_whose_packets_it_drops() {
     lab(|lab| {
         lab.apply(1, "allow: []");
         lab.apply_bridge("web", 1, WEB);
@@ -203,7 +203,7 @@ fn a_foreign_chain_is_told_of_to_those_whose_packets_it_drops() {
 }
 
 #[test]
-fn a_policy_of_the_other_back_end_is_told_of_at_the_next_look() {
+fn a_policy_of_the_other_back_end_is_reported_at_the_next_look() {
     lab(|lab| {
         lab.apply(1, "allow: []");
         let guest = lab.guest(1, Framing::Plain);

@@ -230,7 +230,7 @@ fn source_routed_packets_get_nowhere() {
 }
 
 #[test]
-fn fragments_are_judged_by_the_packet_that_they_are_part_of() {
+fn fragments_are_evaluated_by_the_packet_that_they_are_part_of() {
     lab(|lab| {
         let guest = lab.only("drop: [\"203.0.113.10:53\"]");
         let fragments = |port: u16, id: u32| {

@@ -98,7 +98,7 @@ fn explain(lab: &Lab, packet: &str) -> serde_json::Value {
 }
 
 #[test]
-fn a_virtual_address_of_the_host_leads_to_no_destination_whatever_the_lists_say() {
+fn a_virtual_address_of_the_host_leads_to_no_destination_whatever_the_lists_contain() {
     lab(|lab| {
         for network in [
             "drop: [\"192.168.1.0/24\"]",

@@ -127,7 +127,7 @@ fn with_both_lists_allow_is_evaluated_first_and_what_matches_neither_passes() {
 }
 
 #[test]
-fn a_denied_packet_gets_silence_unless_the_policy_says_reject() {
+fn a_denied_packet_gets_silence_unless_the_policy_rejects() {
     lab(|lab| {
         let guest = lab.only("drop: [\"192.168.1.0/24\"]");
         for kind in [Tcp(80), Udp(80), Ping] {

@@ -59,7 +59,7 @@ async fn tasks_that_lease_and_release_at_once_never_share_a_block() {
 }
 
 #[tokio::test]
-async fn a_full_range_says_so_and_has_room_again_when_a_block_is_given_back() {
+async fn a_full_range_reports_it_and_has_room_again_when_a_block_is_given_back() {
     let dir = tempfile::tempdir().unwrap();
     let (store, group) = one_group(dir.path()).await;
     let blocks = pool::capacity(RANGE.parse().unwrap());
@@ -97,7 +97,7 @@ async fn a_replaced_vm_finds_the_block_of_its_name() {
 }
 
 #[tokio::test]
-async fn a_lease_moves_to_a_new_range_only_when_nothing_stands_on_it() {
+async fn a_lease_moves_to_a_new_range_only_when_nothing_uses_it() {
     let dir = tempfile::tempdir().unwrap();
     let (store, group) = one_group(dir.path()).await;
     let standing = vm(&group, 1);

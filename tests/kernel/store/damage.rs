@@ -434,7 +434,7 @@ async fn an_older_state_with_its_own_seal_is_noticed_by_what_the_run_directory_h
 }
 
 #[tokio::test]
-async fn a_database_that_has_as_living_what_a_tombstone_says_is_deleted_is_an_older_one() {
+async fn a_database_that_has_as_living_what_a_tombstone_has_as_deleted_is_an_older_one() {
     // Which of `state.seal`, journal and tombstones the run directory still has. The state disk's tombstones are as old as the rest.
     for left in 0..8_u8 {
         let has = |part: u8| left & (1 << part) != 0;

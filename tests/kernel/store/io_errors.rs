@@ -107,7 +107,7 @@ fn without_override<T>(look: impl FnOnce() -> T) -> T {
 }
 
 #[test]
-fn a_daemon_without_file_descriptors_damages_nothing_and_says_so() {
+fn a_daemon_without_file_descriptors_damages_nothing_and_reports_it() {
     harness::empty(|harness| {
         let expected = filled(&harness.state());
         let mut reasons = Vec::new();

@@ -54,7 +54,7 @@ async fn reopen(transactions: Vec<(Vec<Step>, bool)>, polite: bool) -> Result<()
 }
 
 #[tokio::test]
-async fn a_second_opener_is_refused_and_told_why() {
+async fn a_second_opener_is_refused_and_given_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     let (first, _) = Store::open(dir.path()).unwrap();
     fill(&first).await;
@@ -74,7 +74,7 @@ async fn a_second_opener_is_refused_and_told_why() {
 }
 
 #[tokio::test]
-async fn a_closed_store_refuses_changes_and_says_so() {
+async fn a_closed_store_refuses_changes_and_reports_it() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = Store::open(dir.path()).unwrap();
     fill(&store).await;

@@ -16,7 +16,7 @@ pub struct BridgeFirewallModel;
 
 proptest! {
     #[test]
-    fn an_open_gate_has_an_empty_plan(pass in pass()) {
+    fn an_open_forwarding_switch_has_an_empty_plan(pass in pass()) {
         let program = program_of(&pass);
         let desired = wanted(Some(pass));
         let tap = Some(TapSeen { alias: Some(label().to_string()), up: true });
@@ -29,7 +29,7 @@ proptest! {
     }
 
     #[test]
-    fn a_gate_opens_after_a_crash_between_any_two_actions(pass in pass(), world in ours()) {
+    fn a_forwarding_switch_opens_after_a_crash_between_any_two_actions(pass in pass(), world in ours()) {
         model::prefix_safety::<BridgeFirewallModel>(&wanted(Some(pass)), world)?;
     }
 
@@ -39,12 +39,12 @@ proptest! {
     }
 
     #[test]
-    fn deletion_shuts_our_gate_and_no_other(world in anyones()) {
+    fn deletion_shuts_our_forwarding_switch_and_no_other(world in anyones()) {
         model::deletion::<BridgeFirewallModel>(&wanted(None), world)?;
     }
 
     #[test]
-    fn a_gate_is_open_only_while_its_filter_stands(filter in filter(), world in anyones()) {
+    fn a_forwarding_switch_is_open_only_while_its_filter_exists(filter in filter(), world in anyones()) {
         let desired = wanted(Some(AllowedFrames::Only(filter.clone())));
         let mut world = world;
         let ours = world.tap.as_ref().is_some_and(|tap| tap.alias == Some(label().to_string()));
@@ -73,7 +73,7 @@ proptest! {
     }
 
     #[test]
-    fn an_open_gate_is_not_shut_when_the_filter_is_given_up(world in ours()) {
+    fn an_open_forwarding_switch_is_not_shut_when_the_filter_is_given_up(world in ours()) {
         let plan = BridgeFirewallModel::plan(&wanted(Some(AllowedFrames::Any)), &world).unwrap();
         prop_assert!(!plan.contains(&Action::DisableForwarding));
     }

@@ -283,7 +283,7 @@ fn what_the_rules_of_the_host_drop_is_denied_with_the_rule_and_its_reason() {
 }
 
 #[test]
-fn a_port_of_the_host_that_another_vm_of_the_range_may_use_is_open_and_said_to_be() {
+fn a_port_of_the_host_that_another_vm_of_the_range_may_use_is_open_and_reported_as_such() {
     let mut host = Host::with(Policy::default());
     host.path.destination_type = AddrType::Local;
     let packet = to("10.0.0.1", 3128);
@@ -296,7 +296,7 @@ fn a_port_of_the_host_that_another_vm_of_the_range_may_use_is_open_and_said_to_b
 }
 
 #[test]
-fn what_cannot_be_decided_is_said_of_what_is_allowed_only() {
+fn what_cannot_be_decided_is_reported_of_what_is_allowed_only() {
     let unknown = Translations {
         table: "ip mine".to_owned(),
         entry: "pre".to_owned(),

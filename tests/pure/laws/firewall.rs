@@ -41,7 +41,7 @@ proptest! {
     }
 
     #[test]
-    fn without_rules_the_gate_is_shut((desired, world) in case()) {
+    fn without_rules_the_forwarding_switch_is_shut((desired, world) in case()) {
         model::deletion::<FirewallModel>(&Desired { rules: None, ..desired }, world)?;
     }
 
@@ -53,7 +53,7 @@ proptest! {
     }
 
     #[test]
-    fn a_gate_that_fails_open_is_shut_before_anything_else((desired, world) in case()) {
+    fn a_forwarding_switch_that_fails_open_is_shut_before_anything_else((desired, world) in case()) {
         let standing = world.seen.ruleset == desired.rules.as_ref().unwrap().ruleset;
         let fails_open = ["INPUT", "FORWARD"]
             .iter()
@@ -64,7 +64,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_is_done_the_gate_is_never_opened_on_wrong_rules((desired, mut world) in case()) {
+    fn whatever_is_done_the_forwarding_switch_is_never_opened_on_wrong_rules((desired, mut world) in case()) {
         for _ in 0..4 {
             for action in FirewallModel::plan(&desired, &world).unwrap() {
                 let before = world.seen.forwarding;
@@ -91,7 +91,7 @@ proptest! {
     }
 
     #[test]
-    fn a_live_change_does_not_shut_the_gate(from in policy(), to in policy()) {
+    fn a_live_change_does_not_shut_the_forwarding_switch(from in policy(), to in policy()) {
         let standing = converged(&wanted(&from));
         let plan = FirewallModel::plan(&wanted(&to), &standing).unwrap();
         prop_assert!(!plan.contains(&Action::DisableForwarding));

@@ -32,7 +32,7 @@ const TABLES: [TableName; 4] = [
 
 proptest! {
     #[test]
-    fn a_firm_ground_has_an_empty_plan(requirements in requirements(), docker in any::<bool>()) {
+    fn a_converged_host_network_has_an_empty_plan(requirements in requirements(), docker in any::<bool>()) {
         let desired = wanted(requirements, HostRequirements::default());
         model::rest::<HostNetworkModel>(&desired, &converged(&desired, docker))?;
     }
@@ -48,7 +48,7 @@ proptest! {
     }
 
     #[test]
-    fn a_strangers_chain_or_rule_is_never_touched((desired, world) in case(true)) {
+    fn a_foreign_chain_or_rule_is_never_touched((desired, world) in case(true)) {
         model::modesty::<HostNetworkModel>(&desired, world)?;
     }
 

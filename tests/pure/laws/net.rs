@@ -41,7 +41,7 @@ proptest! {
     }
 
     #[test]
-    fn a_stranger_in_the_way_is_a_conflict(world in anyones()) {
+    fn a_foreign_link_in_the_way_is_a_conflict(world in anyones()) {
         let foreign = !NetModel::foreign(&wanted(), &world).is_empty();
         prop_assert_eq!(NetModel::plan(&wanted(), &world).is_err(), foreign);
     }
@@ -53,7 +53,7 @@ proptest! {
     }
 
     #[test]
-    fn a_veth_or_tap_that_fits_is_never_made_anew(world in ours()) {
+    fn a_veth_or_tap_that_fits_is_never_created_again(world in ours()) {
         let plan = NetModel::plan(&wanted(), &world).unwrap();
         let inside = world.inside.clone().unwrap_or_default();
         if inside.tap.is_some_and(|tap| tap.owner == Some(slot().tap_owner)) {

@@ -58,7 +58,7 @@ proptest! {
     }
 
     #[test]
-    fn a_tap_that_fits_is_never_made_anew(desired in wanted(), world in ours()) {
+    fn a_tap_that_fits_is_never_created_again(desired in wanted(), world in ours()) {
         let fits = world.tap.as_ref().is_some_and(|tap| tap.owner == Some(slot(&desired).tap_owner));
         let plan = PortModel::plan(&desired, &world).unwrap();
         let anew = plan.iter().any(|action| matches!(action, Action::CreateTap(_)));

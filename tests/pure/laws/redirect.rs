@@ -80,13 +80,13 @@ proptest! {
     }
 
     #[test]
-    fn deletion_shuts_the_gate_of_a_redirect(world in anyones()) {
+    fn deletion_shuts_the_forwarding_switch_of_a_redirect(world in anyones()) {
         let nothing = Desired { tap_link: None, ..wanted() };
         model::deletion::<RedirectModel>(&nothing, world)?;
     }
 
     #[test]
-    fn the_gate_opens_only_after_a_look_that_found_both_redirects(world in ours()) {
+    fn the_forwarding_switch_opens_only_after_a_look_that_found_both_redirects(world in ours()) {
         let standing = RedirectModel::is_joined(&world);
         let plan = RedirectModel::plan(&wanted(), &world).unwrap();
         prop_assert!(standing || !plan.contains(&Action::EnableForwarding));

@@ -84,7 +84,7 @@ async fn a_reconcile_that_releases_its_worker_lets_others_run_and_these_are_boun
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_nudge_during_a_run_is_followed_by_a_look_that_starts_after_it() {
+async fn a_key_enqueued_during_a_run_is_observed_again_after_it() {
     let (controller, waker, _) = controller::<u32>(WIDTH);
     let starts: Arc<Mutex<Vec<Instant>>> = Arc::default();
     let seen = starts.clone();
@@ -154,7 +154,7 @@ async fn a_run_that_panics_backs_off_and_is_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_ends_a_backoff_and_a_nudge_does_not() {
+async fn a_fresh_enqueue_ends_a_backoff_and_another_one_does_not() {
     let (controller, waker, _) = controller::<u32>(WIDTH);
     let looks = Arc::new(AtomicUsize::new(0));
     let seen = looks.clone();

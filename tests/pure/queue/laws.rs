@@ -66,7 +66,7 @@ proptest! {
     }
 
     #[test]
-    fn a_key_that_is_nudged_all_the_time_starves_no_other(others in 1_u8..KEYS) {
+    fn a_key_that_is_enqueued_all_the_time_starves_no_other(others in 1_u8..KEYS) {
         let (mut queue, now) = (Queue::default(), start());
         (0..=others).for_each(|key| queue.enqueue(key));
         let mut seen = Vec::new();

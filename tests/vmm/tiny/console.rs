@@ -32,7 +32,7 @@ fn one_vm(harness: &Harness, hypervisor: Hypervisor) -> tempfile::TempDir {
     programs
 }
 
-fn a_word_is_heard(hypervisor: Hypervisor) {
+fn a_word_is_noticed(hypervisor: Hypervisor) {
     with_daemon(|mut harness| {
         let _program = one_vm(&harness, hypervisor);
         for word in ["hello", "again"] {
@@ -60,13 +60,13 @@ fn a_word_is_heard(hypervisor: Hypervisor) {
 }
 
 #[test]
-fn a_guest_of_qemu_hears_what_is_typed_also_after_the_daemon_has_died() {
-    a_word_is_heard(Hypervisor::Qemu);
+fn a_guest_of_qemu_receives_what_is_typed_also_after_the_daemon_has_died() {
+    a_word_is_noticed(Hypervisor::Qemu);
 }
 
 #[test]
-fn a_guest_of_firecracker_hears_what_is_typed_also_after_the_daemon_has_died() {
-    a_word_is_heard(Hypervisor::Firecracker);
+fn a_guest_of_firecracker_receives_what_is_typed_also_after_the_daemon_has_died() {
+    a_word_is_noticed(Hypervisor::Firecracker);
 }
 
 #[test]

@@ -40,7 +40,7 @@ fn qemu(place: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_running_vm_goes_on_until_what_is_to_replace_it_can_run_and_it_is_said_why() {
+fn a_running_vm_goes_on_until_what_is_to_replace_it_can_run_and_the_reason_is_reported() {
     with_daemon(|harness| {
         let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let missing = place.path().join("another-qemu");

@@ -153,7 +153,7 @@ fn a_jailer_that_comes_or_goes_restarts_no_vm_and_the_next_start_goes_by_what_is
 }
 
 #[test]
-fn a_jailer_that_cannot_be_used_is_told_of_where_it_was_named_and_passed_over_where_it_is_only_there()
+fn a_jailer_that_cannot_be_used_is_reported_where_it_was_named_and_passed_over_where_it_is_only_there()
  {
     empty(|mut harness| {
         let mut installed = Installed::before(&mut harness);

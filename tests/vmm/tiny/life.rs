@@ -242,7 +242,7 @@ fn a_guest_that_ignores_its_button_has_its_time_holds_up_nobody_and_loses_none_o
 }
 
 #[test]
-fn a_vm_that_ends_is_started_again_as_its_policy_says_and_a_change_of_policy_is_heard() {
+fn a_vm_that_ends_is_started_again_as_its_policy_requires_and_a_change_of_policy_is_noticed() {
     with_daemon(|harness| {
         write(&harness, 1, "restart: on-failure", "tiny=off");
         let guest = tiny::all(&harness).into_values().next().unwrap();
