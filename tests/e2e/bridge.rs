@@ -268,15 +268,15 @@ fn a_strangers_link_under_a_taps_name_is_a_conflict_with_a_remedy_and_heals_when
         let theirs = run("ip -o link show vmtap1");
         let file = harness.write("web.yaml", &web(2, ""));
         harness.ctl(&format!("apply -f {file}"));
-        let told = harness.until("the conflict", || {
+        let reported = harness.until("the conflict", || {
             let vm = harness.get("vm web-2");
             let conditions = vm["status"]["conditions"].as_array()?.iter();
             let mut found = conditions.filter(|c| c["reason"] == "Conflict" && c["type"] == "Net");
             Some(found.next()?["message"].as_str()?.to_owned())
         });
         assert!(
-            told.contains("vmtap1") && told.contains("ip link set vmtap1"),
-            "{told}"
+            reported.contains("vmtap1") && reported.contains("ip link set vmtap1"),
+            "{reported}"
         );
         harness.ctl("wait vm/web-1 --for ready --timeout 10s");
         assert_eq!(run("ip -o link show vmtap1"), theirs);

@@ -27,10 +27,10 @@ fn repaired(object: &str, word: &str, sabotage: &str) {
         );
         run(&sabotage.replace("MAC", mac.as_str().unwrap()));
         harness.within(BOUND, word, || {
-            let told = drift(&harness, object)
+            let reported = drift(&harness, object)
                 .iter()
                 .any(|message| message.contains(word));
-            (told && harness::world() == world).then_some(())
+            (reported && harness::world() == world).then_some(())
         });
         harness.ctl("wait hg/web --for ready --timeout 10s");
         assert_eq!(beside(), index, "the TAP beside it is another one");

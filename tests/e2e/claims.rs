@@ -191,13 +191,13 @@ fn what_a_daemon_has_is_nobody_elses_while_it_is_down_and_its_own_again_afterwar
             ] {
                 let manifest = two.write("m.yaml", &manifest);
                 two.ctl(&format!("apply -f {manifest}"));
-                let told = two.until(what, || {
+                let reported = two.until(what, || {
                     two.messages(&format!("hg/{group}"), "RangeUnavailable")
                         .pop()
                 });
                 assert!(
-                    told.contains("claimed by another sliced") || told.contains("overlaps"),
-                    "{what}: {told}"
+                    reported.contains("claimed by another sliced") || reported.contains("overlaps"),
+                    "{what}: {reported}"
                 );
                 two.ctl(&format!("delete hg {group} --wait=10s"));
             }
@@ -241,10 +241,10 @@ fn a_range_is_free_again_when_its_daemon_and_all_that_it_made_are_gone() {
         }
         let manifest = two.write("m.yaml", &harness::slots(1, ""));
         two.ctl(&format!("apply -f {manifest}"));
-        let told = two.until("refused", || {
+        let reported = two.until("refused", || {
             two.messages("hg/sandbox", "RangeUnavailable").pop()
         });
-        assert!(told.contains("which does not run now"), "{told}");
+        assert!(reported.contains("which does not run now"), "{reported}");
         two.ctl("delete hg sandbox --wait=10s");
         // The link of its VM was all that was left.
         for link in test_support::kernel::run("ls /sys/class/net").split_whitespace() {

@@ -101,8 +101,8 @@ fn assert_receives(from: &Guest, to: &Guest) {
     });
     assert!(asked.is_some(), "a question that never came");
     from.send_ip_to(to.mac, &from.packet(8, to.ip, Ping));
-    let heard = to.hear(PATIENCE, |seen| frames::marked(&seen.payload) == Some(8));
-    assert_eq!(heard.expect("a packet").source, from.ip);
+    let received = to.hear(PATIENCE, |seen| frames::marked(&seen.payload) == Some(8));
+    assert_eq!(received.expect("a packet").source, from.ip);
 }
 
 #[track_caller]
@@ -138,7 +138,7 @@ fn a_missing_network_or_plugin_is_a_condition_with_the_places_searched_and_heals
     with_daemon(|harness, cni_networks| {
         let file = harness.write("m.yaml", &pod(1));
         harness.ctl(&format!("apply -f {file}"));
-        let told = |words: &[&str]| {
+        let reported = |words: &[&str]| {
             harness.until(&format!("a condition with {words:?}"), || {
                 let message = message(&harness, "pod-1", "Net");
                 words
@@ -148,15 +148,15 @@ fn a_missing_network_or_plugin_is_a_condition_with_the_places_searched_and_heals
             });
         };
         let conf = at("conf").display().to_string();
-        told(&["`net`", &conf]);
+        reported(&["`net`", &conf]);
         // Of another name.
         let other = json!({"cniVersion": "1.0.0", "name": "other", "plugins": [{"type": "ptp"}]});
         std::fs::write(at("conf/05-other.conflist"), other.to_string()).unwrap();
-        told(&["`net`", &conf]);
+        reported(&["`net`", &conf]);
         cni_networks
             .configure(&json!([{"type": "one", "ipam": cni_networks::ipam("10.77.0.0/24")}]));
         let bin = at("bin").display().to_string();
-        told(&["`one`", &bin, "/usr/lib/cni"]);
+        reported(&["`one`", &bin, "/usr/lib/cni"]);
         assert!(harness.ctl("describe vm/pod-1").contains(&bin));
         cni_networks.recorder("one");
         harness.until("the plugin is found", || is_ready(&harness, "pod-1"));
@@ -165,7 +165,7 @@ fn a_missing_network_or_plugin_is_a_condition_with_the_places_searched_and_heals
 
         std::fs::remove_file(at("conf/10-net.conflist")).unwrap();
         harness.ctl(&format!("apply -f {file}"));
-        told(&["`net`", &conf]);
+        reported(&["`net`", &conf]);
         // Whatever the backoff has come to.
         std::thread::sleep(Duration::from_secs(2));
         cni_networks.ptp("10.78.0.0/24");
@@ -184,8 +184,8 @@ fn a_changed_configuration_is_for_new_vms_and_running_ones_keep_what_they_have()
         let before = network();
         cni_networks.bridge("cni1", "10.79.0.0/24");
         harness.within(BOUND, "it is told", || {
-            let told = harness.ctl("describe vm/pod-1");
-            told.contains("configuration has changed").then_some(())
+            let reported = harness.ctl("describe vm/pod-1");
+            reported.contains("configuration has changed").then_some(())
         });
         assert!(is_ready(&harness, "pod-1").is_some());
         harness.apply(&pod(2));
@@ -234,17 +234,17 @@ fn a_change_of_a_configuration_is_noticed_when_nothing_else_has_happened_for_lon
             ("removed", true, &|| std::fs::remove_file(&file).unwrap()),
             ("new", false, &|| std::fs::write(&file, &here).unwrap()),
         ];
-        for (change, told, make) in changes {
+        for (change, reported, make) in changes {
             // What building has stirred up in the kernel has the VM looked at, too.
             std::thread::sleep(Duration::from_secs(3));
             assert_eq!(
                 message(&harness, "pod-1", "Net").is_empty(),
-                told,
+                reported,
                 "{change}"
             );
             make();
             harness.within(BOUND, change, || {
-                (message(&harness, "pod-1", "Net").is_empty() != told).then_some(())
+                (message(&harness, "pod-1", "Net").is_empty() != reported).then_some(())
             });
         }
         assert_eq!(harness.messages("", "Drift"), [""; 0]);
@@ -261,8 +261,11 @@ fn repaired(word: &str, sabotage: impl FnOnce(&Place) -> String + Send) {
         assert_eq!(harness.messages("", "Drift"), [""; 0]);
         run(&sabotage(&place));
         harness.within(BOUND, word, || {
-            let told = harness.messages("vm/pod-1", "Drift");
-            told.iter().any(|told| told.contains(word)).then_some(())
+            let reported = harness.messages("vm/pod-1", "Drift");
+            reported
+                .iter()
+                .any(|reported| reported.contains(word))
+                .then_some(())
         });
         harness.ctl("wait vm/pod-1 --for ready --timeout 10s");
         assert_reaches_its_gateway(&guest(&harness, "pod-1"));

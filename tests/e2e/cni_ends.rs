@@ -125,8 +125,8 @@ fn daemons_that_are_killed_while_groups_go_leave_nothing_either() {
             harness.until("nothing is left", || {
                 left(&harness.run).is_empty().then_some(())
             });
-            let told = harness.messages("", "DetachFailed");
-            assert_eq!(told, [""; 0], "{}: round {round}", dir.display());
+            let reported = harness.messages("", "DetachFailed");
+            assert_eq!(reported, [""; 0], "{}: round {round}", dir.display());
         }
     });
 }
@@ -138,32 +138,32 @@ fn a_plugin_that_lets_go_of_nothing_does_not_keep_a_group_and_is_reported_until_
         harness.apply(&pod(1));
         cni_networks.fail("two", "DEL", 999);
         let waited = harness.try_ctl("delete hg pod --wait=2s");
-        let said = String::from_utf8_lossy(&waited.stderr).into_owned();
+        let output = String::from_utf8_lossy(&waited.stderr).into_owned();
         for word in ["vm/pod-1", "Net", "`two`", "configured to fail"] {
-            assert!(said.contains(word), "{word}: {said}");
+            assert!(output.contains(word), "{word}: {output}");
         }
         harness.ctl("wait hg/pod --for deleted --timeout 90s");
-        let told = harness.messages("", "DetachFailed").join("\n");
+        let reported = harness.messages("", "DetachFailed").join("\n");
         assert!(
-            told.contains("`two`") && told.contains("configured to fail"),
-            "{told}"
+            reported.contains("`two`") && reported.contains("configured to fail"),
+            "{reported}"
         );
         // Everything else is released, and one record contains the plugin that failed.
         let rest = left(&harness.run);
         assert_eq!(rest.len(), 1, "{rest:?}");
         assert!(rest[0].contains("/slice/abandoned/"), "{rest:?}");
-        let foretold = harness.ctl("gc --dry-run");
+        let previewed = harness.ctl("gc --dry-run");
         assert!(
-            foretold.contains("CNI attachment that plugins failed to release"),
-            "{foretold}"
+            previewed.contains("CNI attachment that plugins failed to release"),
+            "{previewed}"
         );
         let doctor = String::from_utf8_lossy(&harness.try_ctl("doctor").stdout).into_owned();
         assert!(doctor.contains("CNI attachments not released"), "{doctor}");
         let refused = harness.try_ctl("gc");
-        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        let output = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(
-            !refused.status.success() && said.contains("configured to fail"),
-            "{said}"
+            !refused.status.success() && output.contains("configured to fail"),
+            "{output}"
         );
 
         // A new VM is not in its way.

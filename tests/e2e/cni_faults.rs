@@ -29,7 +29,7 @@ fn apply_one(harness: &Harness) {
 
 /// Until the Net condition says all of that.
 #[track_caller]
-fn told(harness: &Harness, words: &[&str]) {
+fn reported(harness: &Harness, words: &[&str]) {
     harness.until(&format!("a condition with {words:?}"), || {
         let message = message(harness, "pod-1", "Net");
         words
@@ -68,7 +68,7 @@ fn an_error_at_any_place_of_the_chain_is_undone_in_reverse_and_reported_with_plu
                 // Somebody saves the configuration: it is tried at once.
                 _ => cni_networks.recorders(SUBNET),
             }
-            told(
+            reported(
                 &harness,
                 &[
                     &format!("`{plugin}`"),
@@ -77,11 +77,13 @@ fn an_error_at_any_place_of_the_chain_is_undone_in_reverse_and_reported_with_plu
                     "by the test",
                 ],
             );
-            let heard = cni_networks.calls();
+            let received = cni_networks.calls();
             let expected = [&ADDS[..=asked], &DELS].concat();
             // An earlier try may have been under way.
-            let all = heard.windows(expected.len()).any(|calls| calls == expected);
-            assert!(all, "{heard:?}: no {expected:?} in it");
+            let all = received
+                .windows(expected.len())
+                .any(|calls| calls == expected);
+            assert!(all, "{received:?}: no {expected:?} in it");
             assert_eq!(reservations().len() + records().len(), 0);
             assert_eq!(run("ip -o link show type veth"), "");
         }
@@ -99,14 +101,14 @@ fn a_plugin_that_requests_a_retry_later_is_asked_again_by_itself() {
         cni_networks.recorders(SUBNET);
         cni_networks.fail("two", "ADD", 11);
         apply_one(&harness);
-        told(&harness, &["`two`", "code 11"]);
+        reported(&harness, &["`two`", "code 11"]);
         cni_networks.calls();
         let mut tries = 0;
         harness.until("two more tries", || {
             tries += cni_networks
                 .calls()
                 .iter()
-                .filter(|heard| *heard == "ADD two")
+                .filter(|received| *received == "ADD two")
                 .count();
             (tries >= 2).then_some(())
         });
@@ -126,13 +128,13 @@ fn an_invalid_result_and_a_plugin_that_hangs_are_reported_undone_and_repaired() 
         cni_networks.recorders(SUBNET);
         cni_networks.say("two", "ADD", "Segmentation fault", 0);
         apply_one(&harness);
-        told(&harness, &["`two`", "Segmentation fault"]);
+        reported(&harness, &["`two`", "Segmentation fault"]);
         assert_eq!(cni_networks.calls()[2..5], DELS);
 
         cni_networks.unsay();
         cni_networks.hang("three", "ADD");
         cni_networks.recorders(SUBNET);
-        told(&harness, &["`three`", "1s"]);
+        reported(&harness, &["`three`", "1s"]);
         let pid = cni_networks.hanging().expect("it was started");
         assert!(!Path::new(&format!("/proc/{pid}")).exists(), "it runs on");
         harness.until("its work is undone", || {
@@ -147,7 +149,7 @@ fn an_invalid_result_and_a_plugin_that_hangs_are_reported_undone_and_repaired() 
         // On the way down, too: the VM is not gone before its plugins have let go of it.
         cni_networks.fail("two", "DEL", 11);
         harness.ctl("delete hg pod");
-        told(&harness, &["`two`", "code 11"]);
+        reported(&harness, &["`two`", "code 11"]);
         assert_eq!(records().len(), 1);
         cni_networks.unsay();
         harness.ctl("wait vm/pod-1 --for deleted --timeout 20s");
@@ -169,9 +171,9 @@ fn killed_while_a_plugin_hangs_the_next_life_has_exactly_one_attachment() {
         cni_networks.calls();
         harness.start();
         harness.until("all is well", || is_ready(&harness, "pod-1"));
-        let heard = cni_networks.calls();
+        let received = cni_networks.calls();
         // CHECK follows when the VM is Ready.
-        assert_eq!(heard[..6], [DELS, ADDS].concat());
+        assert_eq!(received[..6], [DELS, ADDS].concat());
         assert_one_attachment(&harness);
         assert_goes_without_a_trace(&harness);
     });
@@ -232,12 +234,12 @@ fn a_resync_has_the_plugins_check_all_again_and_what_only_they_can_see_is_made_g
         harness.start();
         cni_networks.recorders(SUBNET);
         harness.apply(&pod(1));
-        let heard = harness.until("a second CHECK", || {
-            let heard = fs::read_to_string(at("heard")).unwrap_or_default();
-            (heard.matches("CHECK three").count() >= 2).then_some(heard)
+        let received = harness.until("a second CHECK", || {
+            let received = fs::read_to_string(at("heard")).unwrap_or_default();
+            (received.matches("CHECK three").count() >= 2).then_some(received)
         });
-        let heard: Vec<&str> = heard.lines().take(9).collect();
-        assert_eq!(heard, [ADDS, CHECKS, CHECKS].concat());
+        let received: Vec<&str> = received.lines().take(9).collect();
+        assert_eq!(received, [ADDS, CHECKS, CHECKS].concat());
         assert_eq!(harness.messages("", "Drift"), [""; 0]);
 
         // The routes inside are the plugins' business: we have a guest's packets redirected past them.
@@ -367,10 +369,10 @@ fn an_add_that_was_cut_short_is_undone_even_when_nobody_remembers_the_vm() {
         cni_networks.fail("one", "DEL", 11);
         harness.args = vec!["--resync".into(), "1s".into()];
         harness.start();
-        let mut heard = Vec::new();
+        let mut received = Vec::new();
         harness.until("a try", || {
-            heard.extend(cni_networks.calls());
-            heard.ends_with(&DELS.map(str::to_owned)).then_some(())
+            received.extend(cni_networks.calls());
+            received.ends_with(&DELS.map(str::to_owned)).then_some(())
         });
         assert_eq!(reservations().len(), 1);
         cni_networks.unsay();

@@ -152,11 +152,11 @@ fn a_guest_in_a_cni_network_has_what_the_result_has_and_lives_through_every_repa
         });
         harness.ctl("wait vm/pod-1 --for ready --timeout 30s");
         let after = network();
-        let told = harness.messages("vm/pod-1", "AddressChanged");
+        let reported = harness.messages("vm/pod-1", "AddressChanged");
         let now = after["ip"].as_str().expect("an address");
         assert!(
-            told[0].contains(now) && told[0].contains(address),
-            "{told:?}"
+            reported[0].contains(now) && reported[0].contains(address),
+            "{reported:?}"
         );
         answers(&harness, now);
         harness.ctl("delete hg pod --wait=30s");

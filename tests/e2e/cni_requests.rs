@@ -388,7 +388,7 @@ fn a_network_that_cannot_serve_is_a_condition_in_the_plugins_words_and_passes() 
                 !cni_networks
                     .calls()
                     .iter()
-                    .any(|heard| heard.starts_with("ADD"))
+                    .any(|received| received.starts_with("ADD"))
             );
             let doctor = harness.try_ctl("doctor");
             let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
@@ -429,7 +429,7 @@ echo \"$out\" | sed 's=\"10.78.0.2/24\"=\"10.78.0.9/24\"='
         let adds = cni_networks
             .calls()
             .iter()
-            .filter(|heard| *heard == "ADD one")
+            .filter(|received| *received == "ADD one")
             .count();
         assert!(adds <= 6, "{adds} in 10 s");
         cni_networks.recorder("one");

@@ -83,9 +83,9 @@ fn what_a_vmm_puts_in_its_directory_is_neither_followed_nor_in_the_way() {
             &format!("rm {0}; ln -s {secret} {0}", console.display()),
         );
         as_its_user(vmm, &format!("mkdir -p {}/deep/er", vmm.dir.display()));
-        let said = harness.try_ctl("logs sandbox-1");
-        let said = String::from_utf8_lossy(&said.stdout).into_owned();
-        assert!(!said.contains("the host's own words"), "{said}");
+        let reported = harness.try_ctl("logs sandbox-1");
+        let reported = String::from_utf8_lossy(&reported.stdout).into_owned();
+        assert!(!reported.contains("the host's own words"), "{reported}");
         signal(vmm.pid, rustix::process::Signal::KILL);
         harness.until("it runs again, with a log of its own", || {
             fs::symlink_metadata(&console).ok()?.is_file().then_some(())
@@ -207,9 +207,9 @@ fn namespaces(vmm: &Vmm, other: &Vmm) {
         );
         assert_ne!(namespace(&pid, kind), namespace(&its, kind), "{kind}");
     }
-    let wanted = fs::metadata(&vmm.netns).unwrap().ino();
+    let desired = fs::metadata(&vmm.netns).unwrap().ino();
     let found = fs::metadata(format!("/proc/{pid}/ns/net")).unwrap().ino();
-    assert_eq!(found, wanted, "the VM's own namespace");
+    assert_eq!(found, desired, "the VM's own namespace");
 }
 
 /// Nothing of the host's is mounted but programs and what the VM boots, all of it read-only; one directory can be written.
@@ -312,9 +312,12 @@ fn trials_within(vmm: &Vmm, other: &Vmm, harness: &Harness) {
         "test $(ls /sys/class/net | grep -c -x -e lo -e tap0 -e up0) = 3"
     ));
     let devices = "find /dev -type c -o -type b | sort | tr '\\n' ' '";
-    let wanted = "/dev/net/tun /dev/null /dev/random /dev/urandom /dev/zero ";
+    let desired = "/dev/net/tun /dev/null /dev/random /dev/urandom /dev/zero ";
     let kvm = proc(vmm, "cmdline").contains("accel\0kvm");
-    let found = format!("test \"$({devices} | sed 's|/dev/kvm ||')\" = '{}'", wanted);
+    let found = format!(
+        "test \"$({devices} | sed 's|/dev/kvm ||')\" = '{}'",
+        desired
+    );
     // The shell takes newlines off an answer, not blanks.
     assert!(inside(&found));
     assert_eq!(

@@ -91,12 +91,12 @@ fn the_documented_minimal_form_works_where_the_vmm_is_none() {
 fn standard_input_is_applied_too() {
     with_daemon(|harness| {
         let file = harness.write("m.yaml", &slots(1, ""));
-        let said = run(&format!(
+        let output = run(&format!(
             "{} --socket {} apply -f - < {file}",
             env!("CARGO_BIN_EXE_slicectl"),
             harness.run.join("sliced.sock").display()
         ));
-        assert_eq!(said, "hostgroup/sandbox created\n");
+        assert_eq!(output, "hostgroup/sandbox created\n");
     });
 }
 
@@ -277,10 +277,10 @@ fn exit_statuses_are_0_done_1_failed_2_wrong_usage() {
             "bad.yaml",
             "config: {host_groups: [{nam: x}, {name: Y_Y, network: {mode: isolated}}]}\n",
         );
-        let said = harness.refused(&format!("apply -f {file}"), 1);
+        let output = harness.refused(&format!("apply -f {file}"), 1);
         assert!(
-            said.contains("bad.yaml:1") && said.contains("name"),
-            "{said}"
+            output.contains("bad.yaml:1") && output.contains("name"),
+            "{output}"
         );
         harness.ctl("get vms");
     });
@@ -295,10 +295,10 @@ fn a_foreign_link_of_our_name_is_a_conflict_with_a_remedy_and_is_not_touched() {
             "ip link del {0}; ip link add {0} type bridge",
             place.link
         ));
-        let told = harness.until("the conflict", || conflict(&harness));
+        let reported = harness.until("the conflict", || conflict(&harness));
         assert!(
-            told.contains(&place.link) && told.contains("ip link"),
-            "{told}"
+            reported.contains(&place.link) && reported.contains("ip link"),
+            "{reported}"
         );
         assert_eq!(
             ip(&format!("link show {}", place.link))[0]["linkinfo"]["info_kind"],

@@ -87,7 +87,7 @@ fn damages(mut harness: Harness, count: usize, seed: u64) {
     let programs = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let mut scene = Scene::new(&harness, programs.path());
     scene.build();
-    let mut told: BTreeMap<Damage, (usize, usize)> = BTreeMap::new();
+    let mut report: BTreeMap<Damage, (usize, usize)> = BTreeMap::new();
     for round in 0..count {
         let damage = DAMAGES[dice.below(DAMAGES.len())];
         let what = format!("seed {seed}, round {round}, {damage:?}");
@@ -163,7 +163,7 @@ fn damages(mut harness: Harness, count: usize, seed: u64) {
         );
         let drift = harness.messages("", "Drift");
         assert!(drift.is_empty(), "{what} {done}: {drift:?}");
-        let counts = told.entry(damage).or_default();
+        let counts = report.entry(damage).or_default();
         counts.0 += 1;
         counts.1 += usize::from(reported);
         let always = match damage {
@@ -179,7 +179,7 @@ fn damages(mut harness: Harness, count: usize, seed: u64) {
         clear_what_was_set_aside(&harness);
         scene.maybe_keep_a_copy(&harness, &mut dice);
     }
-    eprintln!("seed {seed}: damages and how many were reported: {told:?}");
+    eprintln!("seed {seed}: damages and how many were reported: {report:?}");
 }
 
 /// What must not be lost.
@@ -676,10 +676,10 @@ fn an_older_state_of_the_same_boot_is_noticed_and_loses_no_vm_and_no_policy_in_a
                 assert!(reported || !older_and_seen, "{what}: nothing was reported");
                 if since == Since::VmDeleted {
                     let is_back = after.running.contains_key(&extra);
-                    let stands = Path::new(&place.netns).exists();
+                    let is_present = Path::new(&place.netns).exists();
                     eprintln!("{what}: reported {reported}, the deleted VM is back: {is_back}");
                     assert!(
-                        !is_back && !stands || unknowable,
+                        !is_back && !is_present || unknowable,
                         "{what}: a deleted VM is back"
                     );
                 }

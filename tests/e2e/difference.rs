@@ -34,19 +34,19 @@ fn talkative(test: impl FnOnce(Harness, CniNetworks) + Send) {
 /// What `diff` says of this manifest, and of whom it can say no more; saying it changes nothing.
 fn output(harness: &Harness, manifest: &str) -> (Steps, BTreeMap<String, String>) {
     let file = harness.write("next.yaml", manifest);
-    let told = harness.try_ctl(&format!("diff -f {file} -o json"));
-    let told_all = told.status.success();
-    let told: serde_json::Value = serde_json::from_slice(&told.stdout).expect("JSON");
-    let steps = serde_json::from_value(told["actions"].clone()).expect("steps");
+    let reported = harness.try_ctl(&format!("diff -f {file} -o json"));
+    let told_all = reported.status.success();
+    let reported: serde_json::Value = serde_json::from_slice(&reported.stdout).expect("JSON");
+    let steps = serde_json::from_value(reported["actions"].clone()).expect("steps");
     let stuck: Option<BTreeMap<String, String>> =
-        serde_json::from_value(told["stuck"].clone()).expect("reasons");
+        serde_json::from_value(reported["stuck"].clone()).expect("reasons");
     let stuck = stuck.unwrap_or_default();
     assert_eq!(told_all, stuck.is_empty(), "{stuck:?}");
     (steps, stuck)
 }
 
 /// The same, and it can say all.
-fn foretold(harness: &Harness, manifest: &str) -> Steps {
+fn previewed(harness: &Harness, manifest: &str) -> Steps {
     let (world, before) = (world_to_the_last_handle(), taken(&harness.log()));
     let (steps, stuck) = output(harness, manifest);
     assert_eq!(stuck, BTreeMap::new());
@@ -86,10 +86,10 @@ fn done(harness: &Harness, manifest: &str, count: usize) -> Steps {
 
 /// From one manifest to another the steps are those foretold; afterwards nothing is left to say.
 fn comes_true(harness: &Harness, manifest: &str, count: usize) -> Steps {
-    let told = foretold(harness, manifest);
-    assert_eq!(done(harness, manifest, count), told);
-    assert_eq!(foretold(harness, manifest), Steps::new());
-    told
+    let reported = previewed(harness, manifest);
+    assert_eq!(done(harness, manifest, count), reported);
+    assert_eq!(previewed(harness, manifest), Steps::new());
+    reported
 }
 
 /// `words` are in these steps, in this order.
@@ -108,9 +108,9 @@ fn assert_in_order(steps: &[String], words: &[&str]) {
 fn what_removes_an_isolated_vm_is_previewed_step_by_step() {
     talkative(|harness, _| {
         harness.apply(&slots(3, ""));
-        let told = comes_true(&harness, &slots(1, ""), 1);
+        let reported = comes_true(&harness, &slots(1, ""), 1);
         assert_eq!(
-            told.keys().collect::<Vec<_>>(),
+            reported.keys().collect::<Vec<_>>(),
             ["vm/sandbox-2", "vm/sandbox-3"]
         );
         let words = [
@@ -119,7 +119,7 @@ fn what_removes_an_isolated_vm_is_previewed_step_by_step() {
             "delete link",
             "run directory",
         ];
-        assert_in_order(&told["vm/sandbox-2"], &words);
+        assert_in_order(&reported["vm/sandbox-2"], &words);
     });
 }
 
@@ -128,10 +128,13 @@ fn what_removes_a_vm_from_a_bridge_is_previewed_step_by_step() {
     talkative(|harness, _| {
         harness.apply(&web(3, ""));
         let ip = harness.get("vm web-3")["status"]["network"]["ip"].clone();
-        let told = comes_true(&harness, &web(1, ""), 1);
-        assert_eq!(told.keys().collect::<Vec<_>>(), ["vm/web-2", "vm/web-3"]);
+        let reported = comes_true(&harness, &web(1, ""), 1);
         assert_eq!(
-            told["vm/web-3"],
+            reported.keys().collect::<Vec<_>>(),
+            ["vm/web-2", "vm/web-3"]
+        );
+        assert_eq!(
+            reported["vm/web-3"],
             [
                 "turn forwarding off (TAP down)",
                 "delete TAP vmtap2",
@@ -150,8 +153,11 @@ fn what_removes_a_vm_from_a_cni_network_is_previewed_step_by_step() {
     talkative(|harness, cni_networks| {
         cni_networks.bridge("cni0", "10.77.0.0/24");
         harness.apply(&pod(3));
-        let told = comes_true(&harness, &pod(1), 1);
-        assert_eq!(told.keys().collect::<Vec<_>>(), ["vm/pod-2", "vm/pod-3"]);
+        let reported = comes_true(&harness, &pod(1), 1);
+        assert_eq!(
+            reported.keys().collect::<Vec<_>>(),
+            ["vm/pod-2", "vm/pod-3"]
+        );
         let words = [
             "turn forwarding off (TAP down)",
             "detach from CNI network net",
@@ -159,7 +165,7 @@ fn what_removes_a_vm_from_a_cni_network_is_previewed_step_by_step() {
             "delete namespace",
             "remove the VM's run directory",
         ];
-        assert_in_order(&told["vm/pod-3"], &words);
+        assert_in_order(&reported["vm/pod-3"], &words);
     });
 }
 
@@ -172,11 +178,11 @@ fn a_vm_that_no_plugin_could_connect_is_removed_by_the_steps_previewed() {
         let file = harness.write("two.yaml", &pod(2));
         harness.ctl(&format!("apply -f {file}"));
         harness.until("it is stuck", || {
-            let said = harness.ctl("describe vm/pod-2");
-            said.contains("`net`").then_some(())
+            let text = harness.ctl("describe vm/pod-2");
+            text.contains("`net`").then_some(())
         });
-        let told = comes_true(&harness, &pod(1), 1);
-        assert_in_order(&told["vm/pod-2"], &["remove the VM's run directory"]);
+        let reported = comes_true(&harness, &pod(1), 1);
+        assert_in_order(&reported["vm/pod-2"], &["remove the VM's run directory"]);
     });
 }
 
@@ -184,9 +190,9 @@ fn a_vm_that_no_plugin_could_connect_is_removed_by_the_steps_previewed() {
 fn a_live_change_of_an_isolated_group_is_previewed_step_by_step() {
     talkative(|harness, _| {
         harness.apply(&slots(2, "drop: [192.168.1.0/24]"));
-        let told = comes_true(&harness, &slots(2, "drop: [10.0.0.0/8]"), 2);
-        assert_eq!(told.len(), 2);
-        assert_in_order(&told["vm/sandbox-2"], &["record", "commit rules"]);
+        let reported = comes_true(&harness, &slots(2, "drop: [10.0.0.0/8]"), 2);
+        assert_eq!(reported.len(), 2);
+        assert_in_order(&reported["vm/sandbox-2"], &["record", "commit rules"]);
     });
 }
 
@@ -206,9 +212,9 @@ fn a_live_change_of_a_bridge_group_is_previewed_step_by_step() {
             "isolate_ports: true",
             "isolate_ports: true\nantispoof: false",
         ] {
-            let told = comes_true(&harness, &web(2, more), 2);
-            assert_eq!(told.len(), 2);
-            assert_in_order(&told["vm/web-2"], &[port, record, "set filter"]);
+            let reported = comes_true(&harness, &web(2, more), 2);
+            assert_eq!(reported.len(), 2);
+            assert_in_order(&reported["vm/web-2"], &[port, record, "set filter"]);
         }
     });
 }
@@ -221,8 +227,8 @@ fn the_update_policy_of_a_group_is_in_the_records_of_its_vms_in_every_mode_and_i
         for group in [slots(1, ""), web(1, ""), pod(1)] {
             harness.apply(&group);
             let next = group.replace("vcpu: 1", "vcpu: 1\n      update: on-delete");
-            let told = comes_true(&harness, &next, harness.vms().len());
-            let steps: Vec<_> = told.into_values().flatten().collect();
+            let reported = comes_true(&harness, &next, harness.vms().len());
+            let steps: Vec<_> = reported.into_values().flatten().collect();
             assert_eq!(steps, ["write the VM's record"]);
         }
         harness.ctl("gc");
@@ -240,29 +246,29 @@ fn an_address_that_leaves_the_list_is_previewed_to_cost_its_vm_alone() {
         };
         harness.apply(&listed("192.168.137.3"));
         let next = listed("192.168.137.33");
-        let mut told = foretold(&harness, &next);
+        let mut reported = previewed(&harness, &next);
         let mut done = done(&harness, &next, 3);
         assert_new(
-            &mut told,
+            &mut reported,
             &mut done,
             "vm/web-2",
             "unpin neighbour 192.168.137.3 on",
         );
-        assert_eq!(done, told);
-        assert_eq!(told["vm/web-1"], ["write the VM's record"]);
+        assert_eq!(done, reported);
+        assert_eq!(reported["vm/web-1"], ["write the VM's record"]);
     });
 }
 
 /// Takes a VM that is replaced out of both: it was removed by the steps foretold, `word` among them, and then made anew.
 #[track_caller]
-fn assert_new(told: &mut Steps, done: &mut Steps, vm: &str, word: &str) {
-    let mut told = told.remove(vm).expect("foretold");
+fn assert_new(reported: &mut Steps, done: &mut Steps, vm: &str, word: &str) {
+    let mut reported = reported.remove(vm).expect("foretold");
     let done = done.remove(vm).expect("done");
-    let last = told.pop().expect("a last word");
+    let last = reported.pop().expect("a last word");
     assert!(last.starts_with("create it again"), "{last}");
-    assert_in_order(&told, &[word, "remove the VM's run directory"]);
-    assert_eq!(done[..told.len()], told);
-    assert_eq!(done[told.len()], "write the VM's record");
+    assert_in_order(&reported, &[word, "remove the VM's run directory"]);
+    assert_eq!(done[..reported.len()], reported);
+    assert_eq!(done[reported.len()], "write the VM's record");
 }
 
 #[test]
@@ -276,12 +282,12 @@ fn a_change_that_cannot_be_made_live_is_previewed_as_a_removal_in_every_mode() {
         ] {
             harness.apply(&group);
             let next = group.replace("vcpu: 1", "vcpu: 2");
-            let mut told = foretold(&harness, &next);
+            let mut reported = previewed(&harness, &next);
             let before = harness.log().len();
             harness.apply(&next);
             let mut done = taken(&harness.log()[before..]);
-            assert_new(&mut told, &mut done, vm, word);
-            assert_eq!((told, done), (Steps::new(), Steps::new()));
+            assert_new(&mut reported, &mut done, vm, word);
+            assert_eq!((reported, done), (Steps::new(), Steps::new()));
         }
     });
 }
@@ -293,14 +299,14 @@ fn a_foreign_link_in_the_way_of_one_vm_is_reported_and_the_steps_of_others_are_r
         let file = harness.write("web.yaml", &web(2, ""));
         harness.ctl(&format!("apply -f {file}"));
         harness.ctl("wait vm/web-2 --for ready --timeout 10s");
-        let (told, stuck) = output(&harness, &web(2, "antispoof: false"));
+        let (reported, stuck) = output(&harness, &web(2, "antispoof: false"));
         assert_eq!(stuck.keys().collect::<Vec<_>>(), ["vm/web-1"]);
         let why = &stuck["vm/web-1"];
         assert!(why.contains("link vmtap0 is not ours"), "{why}");
-        assert_in_order(&told["vm/web-2"], &["record", "remove the filter"]);
+        assert_in_order(&reported["vm/web-2"], &["record", "remove the filter"]);
         // Nothing of it stands but its record.
-        let told = foretold(&harness, &web(1, "").replace("vmtap", "other"));
-        assert_in_order(&told["vm/web-2"], &["delete TAP vmtap1"]);
+        let reported = previewed(&harness, &web(1, "").replace("vmtap", "other"));
+        assert_in_order(&reported["vm/web-2"], &["delete TAP vmtap1"]);
     });
 }
 
@@ -335,11 +341,11 @@ fn a_vm_that_waits_for_its_kernel_reports_why_it_is_not_started() {
         harness.ctl(&format!("apply -f {file}"));
         harness.until("it is stuck", || {
             let vm = harness.try_ctl("get vm sandbox-1 -o json");
-            let said = String::from_utf8_lossy(&vm.stdout).into_owned();
-            said.contains("\"Invalid\"").then_some(())
+            let text = String::from_utf8_lossy(&vm.stdout).into_owned();
+            text.contains("\"Invalid\"").then_some(())
         });
-        let (told, stuck) = output(&harness, &group("drop: [10.0.0.0/8]"));
-        assert_in_order(&told["vm/sandbox-1"], &["record", "commit rules"]);
+        let (reported, stuck) = output(&harness, &group("drop: [10.0.0.0/8]"));
+        assert_in_order(&reported["vm/sandbox-1"], &["record", "commit rules"]);
         assert!(stuck["vm/sandbox-1"].contains("nowhere"), "{stuck:?}");
     });
 }
@@ -358,9 +364,9 @@ fn stopping_a_running_guest_is_previewed_and_a_live_change_leaves_it_alone() {
             (pod(2), pod(1)),
         ] {
             harness.apply(&guests(two));
-            let told = foretold(&harness, &guests(one.clone()));
-            let [(vm, steps)] = &told.iter().collect::<Vec<_>>()[..] else {
-                panic!("{told:?}");
+            let reported = previewed(&harness, &guests(one.clone()));
+            let [(vm, steps)] = &reported.iter().collect::<Vec<_>>()[..] else {
+                panic!("{reported:?}");
             };
             assert_in_order(
                 steps,
@@ -374,11 +380,11 @@ fn stopping_a_running_guest_is_previewed_and_a_live_change_leaves_it_alone() {
                     .contains(&vm.trim_start_matches("vm/").to_owned()))
                 .then_some(())
             });
-            assert_eq!(taken(&harness.log()[before..]), told);
+            assert_eq!(taken(&harness.log()[before..]), reported);
         }
-        let told = foretold(&harness, &guests(web(1, "antispoof: false")));
+        let reported = previewed(&harness, &guests(web(1, "antispoof: false")));
         assert_eq!(
-            json!(told),
+            json!(reported),
             json!({"vm/web-1": [
                 "set isolation, learning and flooding of the port",
                 "write the VM's record",
@@ -418,10 +424,10 @@ fn records(harness: &Harness) -> [String; 4] {
 /// The steps of new VMs are foretold, after the lease that each of them then has; and then they are taken.
 fn made_as_foretold(harness: &Harness, manifest: &str, count: usize) -> Steps {
     let before = records(harness);
-    let told = foretold(harness, manifest);
+    let reported = previewed(harness, manifest);
     assert_eq!(records(harness), before, "{manifest}");
     let done = done(harness, manifest, count);
-    for (vm, steps) in &told {
+    for (vm, steps) in &reported {
         let lease = harness.get(&format!("lease {}", vm.trim_start_matches("vm/")));
         let leased = match lease["block"].as_str() {
             Some(block) => format!("lease {block}"),
@@ -431,16 +437,16 @@ fn made_as_foretold(harness: &Harness, manifest: &str, count: usize) -> Steps {
         assert_eq!(steps[1..], without_uid(&done[vm]), "{vm}");
     }
     assert_eq!(
-        told.keys().collect::<Vec<_>>(),
+        reported.keys().collect::<Vec<_>>(),
         done.keys().collect::<Vec<_>>()
     );
-    told
+    reported
 }
 
 #[test]
 fn what_makes_an_isolated_vm_is_previewed_step_by_step() {
     talkative(|harness, _| {
-        let told = made_as_foretold(&harness, &slots(2, ""), 2);
+        let reported = made_as_foretold(&harness, &slots(2, ""), 2);
         let words = [
             "lease 169.254.100.0/30",
             "create the namespace",
@@ -449,10 +455,10 @@ fn what_makes_an_isolated_vm_is_previewed_step_by_step() {
             "block IPv6",
             "turn forwarding on",
         ];
-        assert_in_order(&told["vm/sandbox-1"], &words);
+        assert_in_order(&reported["vm/sandbox-1"], &words);
         // Next to others, with a range that is derived from its name.
-        let told = made_as_foretold(&harness, &slots(4, ""), 4);
-        assert_eq!(told.len(), 2);
+        let reported = made_as_foretold(&harness, &slots(4, ""), 4);
+        assert_eq!(reported.len(), 2);
         let derived = harness::group("other", 1, "169.254.108.0/24", "drop: [10.0.0.0/8]");
         let derived = derived.replace("        range: 169.254.108.0/24\n", "");
         made_as_foretold(&harness, &derived, 5);
@@ -463,7 +469,7 @@ fn what_makes_an_isolated_vm_is_previewed_step_by_step() {
 fn what_makes_a_vm_on_a_bridge_is_previewed_step_by_step() {
     talkative(|harness, _| {
         // The bridge does not exist yet.
-        let told = made_as_foretold(&harness, &web(2, ""), 2);
+        let reported = made_as_foretold(&harness, &web(2, ""), 2);
         let words = [
             "lease 192.168.137.2 on brvm0",
             "create the TAP",
@@ -471,7 +477,7 @@ fn what_makes_a_vm_on_a_bridge_is_previewed_step_by_step() {
             "set the filter on the TAP",
             "turn forwarding on (TAP up)",
         ];
-        assert_in_order(&told["vm/web-1"], &words);
+        assert_in_order(&reported["vm/web-1"], &words);
         let more = web(3, "");
         assert_eq!(made_as_foretold(&harness, &more, 3).len(), 1);
         for (name, network) in [
@@ -492,10 +498,10 @@ fn what_makes_a_vm_in_a_cni_network_is_previewed_until_its_plugins_answer() {
     talkative(|harness, cni_networks| {
         cni_networks.bridge("cni0", "10.77.0.0/24");
         let before = records(&harness);
-        let told = foretold(&harness, &pod(1));
+        let reported = previewed(&harness, &pod(1));
         assert_eq!(records(&harness), before);
         let done = done(&harness, &pod(1), 1);
-        let (last, steps) = told["vm/pod-1"].split_last().expect("a last line");
+        let (last, steps) = reported["vm/pod-1"].split_last().expect("a last line");
         assert!(last.contains("depend on the result of ADD"), "{last}");
         assert_eq!(steps.last().expect("a step"), "attach to the CNI network");
         assert_eq!(done["vm/pod-1"][..steps.len()], *steps);
@@ -515,8 +521,8 @@ fn the_start_of_a_new_guest_is_previewed_with_the_user_and_the_disk_that_it_gets
         for group in [slots(1, ""), web(1, "")] {
             let guest = group.replace("hypervisor: none", &qemu);
             let count = harness.vms().len() + 1;
-            let told = made_as_foretold(&harness, &guest, count);
-            let (vm, steps) = told.into_iter().next().expect("one VM");
+            let reported = made_as_foretold(&harness, &guest, count);
+            let (vm, steps) = reported.into_iter().next().expect("one VM");
             assert_in_order(&steps, &["copy", "start the VMM"]);
             let found = harness.get(&vm.replace('/', " "));
             let user = &found["status"]["vmm"]["user"];
@@ -531,8 +537,8 @@ fn why_a_new_vm_would_get_no_address_or_not_start_is_reported() {
         // The second of two blocks is used by the host.
         run("ip link add used0 type bridge; ip addr add 169.254.100.6/32 dev used0");
         let two = harness::group("sandbox", 2, "169.254.100.0/29", "drop: [10.0.0.0/8]");
-        let (told, stuck) = output(&harness, &two);
-        assert_in_order(&told["vm/sandbox-1"], &["lease 169.254.100.0/30"]);
+        let (reported, stuck) = output(&harness, &two);
+        assert_in_order(&reported["vm/sandbox-1"], &["lease 169.254.100.0/30"]);
         assert_eq!(
             stuck,
             BTreeMap::from([(
@@ -543,16 +549,16 @@ fn why_a_new_vm_would_get_no_address_or_not_start_is_reported() {
         let file = harness.write("two.yaml", &two);
         harness.ctl(&format!("apply -f {file}"));
         harness.until("it says the same", || {
-            let said = harness.ctl("describe vm/sandbox-2");
-            said.contains(&stuck["vm/sandbox-2"]).then_some(())
+            let text = harness.ctl("describe vm/sandbox-2");
+            text.contains(&stuck["vm/sandbox-2"]).then_some(())
         });
         // A kernel that does not exist: all but the start is told.
         let nowhere = harness.dir.path().join("nowhere");
         let qemu = format!("hypervisor: qemu\n      kernel_file: {}", nowhere.display());
         let group = harness::group("lost", 1, "169.254.104.0/24", "");
-        let (told, stuck) = output(&harness, &group.replace("hypervisor: none", &qemu));
+        let (reported, stuck) = output(&harness, &group.replace("hypervisor: none", &qemu));
         assert_in_order(
-            &told["vm/lost-1"],
+            &reported["vm/lost-1"],
             &["lease", "commit rules", "forwarding on"],
         );
         assert!(stuck["vm/lost-1"].contains("nowhere"), "{stuck:?}");

@@ -41,13 +41,13 @@ fn every_vm_has_a_disk_of_its_own_and_it_goes_with_its_vm() {
             assert_eq!(made.len(), 4 << 20);
             assert!(made.starts_with(&fs::read(&image).unwrap()));
         }
-        let said = harness.ctl("describe vm/web-2");
+        let output = harness.ctl("describe vm/web-2");
         let path = disk(&harness, "web-2").display().to_string();
         assert!(
-            said.contains(&format!("{path} (deleted with the VM)")),
-            "{said}"
+            output.contains(&format!("{path} (deleted with the VM)")),
+            "{output}"
         );
-        assert!(said.contains("4 MiB"), "{said}");
+        assert!(output.contains("4 MiB"), "{output}");
         assert_eq!(harness.get("vm web-2")["status"]["disk"], path);
         harness.apply(&manifest(1, &image, "storage_size: 4M"));
         harness.until("the second's going", || {
@@ -77,11 +77,12 @@ fn a_persistent_disk_outlives_replacement_deletion_and_a_killed_daemon() {
         assert!(kept());
         harness.ctl("delete hostgroup/web --wait");
         assert!(kept());
-        let said = harness.messages("vm/web-1", "DiskKept");
+        let output = harness.messages("vm/web-1", "DiskKept");
         assert!(
-            said.iter()
-                .any(|said| said.ends_with(&path.display().to_string())),
-            "{said:?}"
+            output
+                .iter()
+                .any(|output| output.ends_with(&path.display().to_string())),
+            "{output:?}"
         );
         harness.apply(&text);
         assert!(kept(), "taken over by the next of that name");
@@ -125,8 +126,8 @@ fn what_is_no_image_is_a_condition_that_names_it_before_anything_is_made() {
                 let vm = harness.get("vm web-1");
                 let conditions = vm["status"]["conditions"].as_array()?.clone();
                 let vmm = conditions.iter().find(|found| found["type"] == "Vmm")?;
-                let said = vmm["message"].as_str()?;
-                (vmm["status"] == "False" && said.contains(&why)).then_some(())
+                let output = vmm["message"].as_str()?;
+                (vmm["status"] == "False" && output.contains(&why)).then_some(())
             });
             assert!(!disk(&harness, "web-1").exists());
             harness.ctl("delete hostgroup/web --wait");

@@ -19,10 +19,10 @@ fn repaired(object: &str, word: &str, sabotage: impl FnOnce(&Place) -> String + 
         settled(&harness);
         run(&sabotage(&first));
         harness.within(BOUND, word, || {
-            let told = drift(&harness, object)
+            let reported = drift(&harness, object)
                 .iter()
                 .any(|message| message.contains(word));
-            (told && harness::world() == world).then_some(())
+            (reported && harness::world() == world).then_some(())
         });
         harness.ctl("wait hg/sandbox --for ready --timeout 10s");
         assert_eq!(
@@ -182,7 +182,7 @@ fn a_removal_is_noticed_after_the_directory_was_moved_away_too() {
         harness.apply(&slots(1, ""));
         let place = harness.place("sandbox-1");
         let name = format!("/run/slice/netns/{}", place.name);
-        let stands = || {
+        let exists = || {
             let mounted = attempt(&format!("nsenter --net={name} true"))
                 .status
                 .success();
@@ -190,11 +190,11 @@ fn a_removal_is_noticed_after_the_directory_was_moved_away_too() {
             (mounted && ready).then_some(())
         };
         run("mv /run/slice/netns /run/slice/x");
-        harness.until("the namespace is there again", stands);
+        harness.until("the namespace is there again", exists);
         // All links stay as they are: `ip netns` still holds it. Where it is mounted it cannot be removed; from another
         // mount namespace it can (namespaces(7), mount_namespaces(7)), in one step that nobody can get in between of.
         run(&format!("unshare -m sh -c 'umount -l {name}; rm {name}'"));
-        harness.within(BOUND, "and once more", stands);
+        harness.within(BOUND, "and once more", exists);
     });
 }
 
@@ -210,10 +210,10 @@ fn jumps_that_are_not_first_any_more_go_first_and_what_stood_there_stays() {
             let ours = rules[..2].iter().all(|rule| rule.contains("SLICE-"));
             (ours && rules[2..] == ["-A FORWARD -s 192.0.2.77/32 -j ACCEPT"]).then_some(())
         });
-        let told = harness.until("the event", || drift(&harness, "host").pop());
+        let reported = harness.until("the event", || drift(&harness, "host").pop());
         assert!(
-            told.contains("put our jumps first in filter FORWARD"),
-            "{told}"
+            reported.contains("put our jumps first in filter FORWARD"),
+            "{reported}"
         );
     });
 }
@@ -327,10 +327,10 @@ fn repairs_begin_within_a_tenth_of_a_second_in_the_median() {
             };
             std::thread::sleep(Duration::from_millis(900));
             // One shell for both, so that only the looks themselves cost time: each a few milliseconds.
-            let told = run(&format!(
+            let reported = run(&format!(
                 "{drift}; begin=$(date +%s%N); until {repaired}; do :; done; echo $(( ($(date +%s%N) - begin) / 1000000 ))"
             ));
-            times.push(told.trim().parse::<u64>().expect("milliseconds"));
+            times.push(reported.trim().parse::<u64>().expect("milliseconds"));
         }
         times.sort_unstable();
         let median = times[times.len() / 2];

@@ -28,14 +28,14 @@ fn crowd(count: usize) -> String {
 }
 
 /// How many of the crowd are still to be built, or still there.
-fn on_their_way(harness: &Harness, wanted: bool) -> usize {
+fn on_their_way(harness: &Harness, desired: bool) -> usize {
     let list = harness.get("vms");
     let vms = list["items"].as_array().expect("items");
     let ours = vms.iter().filter(|vm| {
         let name = vm["metadata"]["name"].as_str().unwrap_or_default();
         name.starts_with("crowd-")
     });
-    match wanted {
+    match desired {
         true => CROWD - ours.filter(|vm| vm["status"]["ready"] == true).count(),
         false => ours.count(),
     }

@@ -127,8 +127,11 @@ fn full(what: Full, when: When) {
         repaired(&harness);
         refused(&harness, what);
         // It says so wherever somebody looks.
-        let told = harness.messages("host", "StateNotWritable");
-        assert!(told.iter().any(|t| t.contains(words(what))), "{told:?}");
+        let reported = harness.messages("host", "StateNotWritable");
+        assert!(
+            reported.iter().any(|t| t.contains(words(what))),
+            "{reported:?}"
+        );
         let doctor = harness.try_ctl("doctor").stdout;
         let doctor = String::from_utf8_lossy(&doctor).into_owned();
         assert!(doctor.contains("changes are refused"), "{doctor}");
@@ -295,13 +298,13 @@ fn refused(harness: &Harness, what: Full) {
         "vm stop app-1".to_owned(),
         "vm pause app-1".to_owned(),
     ] {
-        let said = harness.refused(&words_of, 1);
+        let text = harness.refused(&words_of, 1);
         let named = places(harness, what)
             .iter()
-            .any(|place| said.contains(&place.canonicalize().unwrap().display().to_string()));
+            .any(|place| text.contains(&place.canonicalize().unwrap().display().to_string()));
         assert!(
-            said.contains(words(what)) && named,
-            "{what:?} `{words_of}`: {said}"
+            text.contains(words(what)) && named,
+            "{what:?} `{words_of}`: {text}"
         );
     }
     // Nothing is deleted or stored a moment later either.

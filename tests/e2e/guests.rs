@@ -48,7 +48,7 @@ pub fn kernel() -> String {
     guest_dir().join("vmlinuz").display().to_string()
 }
 
-/// Until the guest has said it on its console, `times` times.
+/// Until the guest has printed it on its console, `times` times.
 pub fn wait_for_output(harness: &Harness, vm: &str, words: &str, times: usize) {
     harness.until(&format!("{vm} says {words}"), || {
         let log = harness.try_ctl(&format!("logs {vm}")).stdout;
@@ -212,12 +212,12 @@ fn a_killed_vmm_comes_back_and_the_event_names_how_it_ended() {
                 .into_iter()
                 .find(|pid| *pid != before && is_alive(*pid))
         });
-        let told = harness.until("the event", || {
+        let reported = harness.until("the event", || {
             harness.messages("vm/sandbox-1", "Drift").pop()
         });
         assert!(
-            told.contains("start the VMM again: it was killed by SIGKILL"),
-            "{told}"
+            reported.contains("start the VMM again: it was killed by SIGKILL"),
+            "{reported}"
         );
         assert_eq!(harness.place("sandbox-1").uid, uid);
     });

@@ -181,7 +181,8 @@ fn a_commit_that_hangs_is_unknown_since_then_ends_in_time_and_holds_up_nobody_el
 }
 
 #[test]
-fn a_policy_that_is_tightened_while_commits_hang_is_never_reported_as_enforced_and_the_old_one_does() {
+fn a_policy_that_is_tightened_while_commits_hang_is_never_reported_as_enforced_and_the_old_one_does()
+ {
     with_restore(&["--filter-deadline", "4s"], |harness, restore| {
         harness.apply(&slots(2, "drop: [\"192.168.1.0/24\"]"));
         let (first, second) = (harness.place("sandbox-1"), harness.place("sandbox-2"));
@@ -261,10 +262,10 @@ fn a_program_that_does_not_report_its_version_ends_the_daemon_with_a_sentence() 
         let status = child.wait().expect("its status");
         assert_eq!(status.code(), Some(1));
         assert!(begin.elapsed() < Duration::from_secs(15));
-        let said = harness.log();
+        let output = harness.log();
         assert!(
-            said.contains("did not end within its deadline of 5s"),
-            "{said}"
+            output.contains("did not end within its deadline of 5s"),
+            "{output}"
         );
         assert_eq!(restore.left(), [""; 0]);
     });

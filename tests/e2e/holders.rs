@@ -107,14 +107,14 @@ fn deleted_while(
             Ends::ByItself => harness.within(SOON, what, || gone(&harness).then_some(())),
             Ends::After(words) => {
                 let pid = holder.pid().map(|pid| pid.to_string());
-                let told = harness.within(SOON, "the condition", || {
-                    let told = conditions(&harness, "victim-1");
+                let reported = harness.within(SOON, "the condition", || {
+                    let reported = conditions(&harness, "victim-1");
                     let named = pid
                         .as_ref()
-                        .is_none_or(|pid| told.contains(&format!("process {pid}")));
-                    (named && words.iter().all(|word| told.contains(word))).then_some(told)
+                        .is_none_or(|pid| reported.contains(&format!("process {pid}")));
+                    (named && words.iter().all(|word| reported.contains(word))).then_some(reported)
                 });
-                eprintln!("    {told}");
+                eprintln!("    {reported}");
             }
         }
         // Nobody else waits, unless nothing can be written for anybody.

@@ -263,10 +263,10 @@ fn refused(harness: &Harness, state: &Path, run: &Path) -> String {
         .env("SLICE_STATE_DIR", state)
         .env("SLICE_RUN_DIR", run);
     let output = harness.run_to_end(command);
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{told}");
-    assert_eq!(told.matches("ERROR").count(), 1, "{told}");
-    told
+    let reported = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{reported}");
+    assert_eq!(reported.matches("ERROR").count(), 1, "{reported}");
+    reported
 }
 
 #[test]
@@ -277,7 +277,7 @@ fn a_copy_of_a_state_directory_is_refused_while_the_original_is_used() {
         let (state, copy) = (harness.state(), harness.dir.path().join("copy"));
         run(&format!("cp -a {} {}", state.display(), copy.display()));
         for run_dir in [harness.run.clone(), PathBuf::from("/run/other")] {
-            let told = refused(&harness, &copy, &run_dir);
+            let reported = refused(&harness, &copy, &run_dir);
             let pid = harness.pid().to_string();
             for words in [
                 "is a copy of",
@@ -285,7 +285,7 @@ fn a_copy_of_a_state_directory_is_refused_while_the_original_is_used() {
                 state.to_str().unwrap(),
                 &pid,
             ] {
-                assert!(told.contains(words), "{words}: {told}");
+                assert!(reported.contains(words), "{words}: {reported}");
             }
         }
         // The same directory by another name is no copy.
@@ -295,8 +295,11 @@ fn a_copy_of_a_state_directory_is_refused_while_the_original_is_used() {
             state.display(),
             mounted.display()
         ));
-        let told = refused(&harness, &mounted, Path::new("/run/other"));
-        assert!(told.contains("another sliced is using it"), "{told}");
+        let reported = refused(&harness, &mounted, Path::new("/run/other"));
+        assert!(
+            reported.contains("another sliced is using it"),
+            "{reported}"
+        );
         assert_eq!(harness::world_to_the_last_handle(), before);
         // What runs first has the VMs, also if it is the copy.
         harness.stop();
@@ -304,8 +307,8 @@ fn a_copy_of_a_state_directory_is_refused_while_the_original_is_used() {
         harness.start();
         harness.ctl("wait hg/sandbox --for ready --timeout 30s");
         assert_eq!(harness::world_to_the_last_handle(), before);
-        let told = refused(&harness, &state, Path::new("/run/other"));
-        assert!(told.contains("is a copy of"), "{told}");
+        let reported = refused(&harness, &state, Path::new("/run/other"));
+        assert!(reported.contains("is a copy of"), "{reported}");
         // A killed daemon holds nothing.
         harness.kill();
         harness.start();
@@ -328,11 +331,11 @@ fn a_vm_whose_disk_was_copied_to_another_file_system_runs_on_and_reports_it() {
         use_state(&mut harness, to);
         harness.start();
         harness.ctl("wait hg/sandbox hg/web hg/app --for ready --timeout 30s");
-        let told = harness.until("the condition", || {
-            let told = harness.get("vm app-1")["status"]["conditions"].to_string();
-            told.contains("still writes to").then_some(told)
+        let reported = harness.until("the condition", || {
+            let reported = harness.get("vm app-1")["status"]["conditions"].to_string();
+            reported.contains("still writes to").then_some(reported)
         });
-        assert!(told.contains("is a copy"), "{told}");
+        assert!(reported.contains("is a copy"), "{reported}");
         assert_eq!(identities(&harness), before);
     });
 }
@@ -380,8 +383,11 @@ fn another_state_directory_with_a_run_directory_that_holds_vms_is_refused() {
         let mut other = Harness::new("other");
         other.start();
         other.stop();
-        let told = refused(&other, &other.state(), &harness.run);
-        assert!(told.contains("contains VMs of another sliced"), "{told}");
+        let reported = refused(&other, &other.state(), &harness.run);
+        assert!(
+            reported.contains("contains VMs of another sliced"),
+            "{reported}"
+        );
         assert_eq!(harness::world_to_the_last_handle(), before);
     });
 }

@@ -180,9 +180,9 @@ fn restore(harness: &Harness) {
 /// Whether a condition or an event of the group, the file or the folder reports it.
 fn is_reported(harness: &Harness) -> bool {
     let reasons = ["ManifestInvalid", "KeptWithoutFile", "FolderUnreadable"];
-    let told = |reason: &&str| !harness.messages("", reason).is_empty();
+    let output = |reason: &&str| !harness.messages("", reason).is_empty();
     let condition = harness.ctl("get hg a -o json") + &harness.ctl("get hg b -o json");
-    reasons.iter().any(told) && condition.contains("\"Manifest\"")
+    reasons.iter().any(output) && condition.contains("\"Manifest\"")
 }
 
 /// What moved within the folder is no fault; what is being written is not known to be one.
@@ -322,8 +322,8 @@ fn a_group_whose_file_is_nowhere_is_deleted_by_hand() {
         harness.refused("delete hg/a", 1);
         shell(harness, "mv $conf $conf.away; mkdir $conf");
         harness.until("the condition", || {
-            let told = harness.ctl("describe hg a").contains("slicectl delete");
-            told.then_some(())
+            let output = harness.ctl("describe hg a").contains("slicectl delete");
+            output.then_some(())
         });
         harness.ctl("delete hg/a --wait");
         assert_eq!(harness.vms(), ["b-1"]);
@@ -350,8 +350,8 @@ fn apply_of_a_manifest_without_groups_is_refused_with_its_place() {
         ] {
             let path = harness.write("manifest.yaml", text);
             for verb in ["apply", "diff", "delete"] {
-                let told = harness.refused(&format!("{verb} -f {path}"), 1);
-                assert!(told.contains(place), "{verb} {text:?}: {told}");
+                let output = harness.refused(&format!("{verb} -f {path}"), 1);
+                assert!(output.contains(place), "{verb} {text:?}: {output}");
             }
         }
     });

@@ -30,10 +30,10 @@ fn what_a_dead_daemon_left_is_removed_at_the_start_and_the_rest_is_adopted() {
         harness.until("the forgotten slot is gone", || {
             (!run("ip -o link").contains(&link)).then_some(())
         });
-        let told = harness.until("the event", || {
+        let reported = harness.until("the event", || {
             harness.messages("", "GarbageCollected").pop()
         });
-        assert!(told.contains("removed"), "{told}");
+        assert!(reported.contains("removed"), "{reported}");
         harness.ctl("wait hg/sandbox --for ready --timeout 20s");
         // The group asks for two: the slot is built anew.
         assert_eq!(harness.vms(), ["sandbox-1", "sandbox-2"]);
@@ -132,18 +132,18 @@ fn gc_with_dry_run_lists_what_exists_and_gc_removes_and_lists_it() {
             let things: Vec<String> = parts.iter().map(|(_, name)| name(&ghost)).collect();
             let expected =
                 serde_json::json!([{ "thing": things.join(", "), "owner": ghost.owner() }]);
-            let told = |command: &str| -> serde_json::Value {
+            let reported = |command: &str| -> serde_json::Value {
                 serde_json::from_str(&harness.ctl(&format!("{command} -o json"))).unwrap()
             };
-            assert_eq!(told("gc --dry-run"), expected);
+            assert_eq!(reported("gc --dry-run"), expected);
             assert_eq!(
                 harness::world_to_the_last_handle(),
                 made,
                 "a dry run changed it"
             );
-            assert_eq!(told("gc"), expected);
+            assert_eq!(reported("gc"), expected);
             assert_eq!(harness::world_to_the_last_handle(), world, "{things:?}");
-            assert_eq!(told("gc --dry-run"), serde_json::json!([]));
+            assert_eq!(reported("gc --dry-run"), serde_json::json!([]));
         }
         harness.ctl("wait hg/sandbox --for ready --timeout 5s");
         canaries.assert_alive();
@@ -294,7 +294,7 @@ struct Held {
 
 impl Held {
     fn hold(pid: u32) -> Self {
-        let (let_go, told) = std::sync::mpsc::channel();
+        let (let_go, reported) = std::sync::mpsc::channel();
         let (ready, held) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             let pid = i32::try_from(pid).unwrap();
@@ -303,7 +303,7 @@ impl Held {
                 unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0, libc::PTRACE_O_TRACEEXIT) };
             ready.send(seized).unwrap();
             // A tracer that ends lets go of all.
-            let _ = told.recv();
+            let _ = reported.recv();
         });
         assert_eq!(held.recv().unwrap(), 0, "it is traced");
         Self {
@@ -351,15 +351,15 @@ fn gc_lists_what_it_cannot_remove_and_fails_and_what_it_lists_as_removed_is_gone
             .unwrap();
         let held = Held::hold(orphan.pid);
         harness.start();
-        let told = harness.ctl("gc --dry-run");
+        let reported = harness.ctl("gc --dry-run");
         let process = format!("process {}", orphan.pid);
-        let line = told.lines().find(|line| line.contains("vm/sandbox-1@"));
-        let line = line.unwrap_or_else(|| panic!("{told}"));
+        let line = reported.lines().find(|line| line.contains("vm/sandbox-1@"));
+        let line = line.unwrap_or_else(|| panic!("{reported}"));
         assert!(
             line.contains("link sl") && line.contains("namespace slice-"),
-            "{told}"
+            "{reported}"
         );
-        assert!(line.contains(&process), "{told}");
+        assert!(line.contains(&process), "{reported}");
         let begin = Instant::now();
         let output = harness.try_ctl("gc");
         let (out, said) = (
@@ -398,10 +398,10 @@ fn an_orphan_without_state_and_run_directory_is_stopped_at_the_start_and_by_gc()
         let at_start = orphan(&mut harness);
         harness.start();
         harness.until("it is stopped", || (!lives(&at_start)).then_some(()));
-        let told = harness.until("the event", || {
+        let reported = harness.until("the event", || {
             harness.messages("", "GarbageCollected").pop()
         });
-        assert!(told.contains("removed"), "{told}");
+        assert!(reported.contains("removed"), "{reported}");
         assert!(!harness.ctl("gc").contains("REMOVED"), "nothing is left");
         assert!(!run("ip -o link").contains("slice/"));
     });

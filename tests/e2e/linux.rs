@@ -76,9 +76,9 @@ fn a_paused_linux_receives_nothing_its_clock_stops_and_it_goes_on_in_the_middle(
         }
         let network = harness.get("vm sandbox-1")["status"]["network"].clone();
         let ip = network["ip"].as_str().unwrap();
-        let told = output_of(&harness, VM, "cat /proc/cmdline");
+        let reported = output_of(&harness, VM, "cat /proc/cmdline");
         let address = format!("ip={ip}::192.168.137.1:255.255.255.0:{VM}:");
-        assert!(told.contains(&address), "{told}");
+        assert!(reported.contains(&address), "{reported}");
         let has = output_of(&harness, VM, "ip -4 -o addr show dev eth0");
         assert!(has.contains(&format!("inet {ip}/24 ")), "{has}");
         harness.until("an answer", || answers(ip).then_some(()));
@@ -205,9 +205,12 @@ fn a_linux_that_panics_is_killed_reboots_or_powers_off_comes_back_as_its_policy_
         is_why(&end, Value::Null, "killed");
         assert_eq!(end["signal"], 9);
         is_whole(&harness, 3);
-        let told = harness.messages("vm/sandbox-1", "Drift");
+        let reported = harness.messages("vm/sandbox-1", "Drift");
         for why in ["it exited with status 1", "it was killed by SIGKILL"] {
-            assert!(told.iter().any(|told| told.contains(why)), "{told:?}");
+            assert!(
+                reported.iter().any(|reported| reported.contains(why)),
+                "{reported:?}"
+            );
         }
 
         // That is no failure, and so it stays down until there is another policy.

@@ -125,16 +125,16 @@ fn a_disk_is_read_by_many_written_by_one_and_its_owners_again_in_the_end() {
             &one(&harness, "second", "169.254.108.0/22", &lines),
         );
         harness.ctl(&format!("apply -f {file}"));
-        let said = harness.until("a condition that names the first", || {
+        let output = harness.until("a condition that names the first", || {
             let vm = harness.get("vm second-1");
             let conditions = vm["status"]["conditions"].as_array()?.clone();
             let found = conditions
                 .into_iter()
                 .find(|found| found["type"] == "Vmm")?;
-            let said = found["message"].as_str()?.to_owned();
-            said.contains(&writer.to_string()).then_some(said)
+            let output = found["message"].as_str()?.to_owned();
+            output.contains(&writer.to_string()).then_some(output)
         });
-        assert!(said.contains(&diary.display().to_string()), "{said}");
+        assert!(output.contains(&diary.display().to_string()), "{output}");
         assert!(vmm(&harness, "second-1")["pid"].is_null());
         assert!(is_alive(writer));
         // Its turn comes.

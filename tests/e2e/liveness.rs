@@ -529,7 +529,7 @@ fn when_descriptors_are_exhausted_an_event_reports_it_and_repair_continues_as_so
             rustix::process::prlimit(of, rustix::process::Resource::Nofile, limit)
                 .expect("a limit");
         };
-        let told = || -> u64 {
+        let reported = || -> u64 {
             let events = harness.events("host").into_iter();
             let ours = events.filter(|event| event["reason"] == "DescriptorsExhausted");
             ours.filter_map(|event| event["count"].as_u64()).sum()
@@ -541,7 +541,7 @@ fn when_descriptors_are_exhausted_an_event_reports_it_and_repair_continues_as_so
         {
             let what = format!("{spare} descriptors left");
             let place = &places[round];
-            let (right, before) = (rules(place), told());
+            let (right, before) = (rules(place), reported());
             set(open_files(pid) + spare);
             run(&format!("ip netns exec {} iptables -F", place.name));
             if !enough {
@@ -550,7 +550,7 @@ fn when_descriptors_are_exhausted_an_event_reports_it_and_repair_continues_as_so
             }
             if enough {
                 harness.within(BOUND, &what, || (rules(place) == right).then_some(()));
-                assert_eq!(told(), before, "{what}");
+                assert_eq!(reported(), before, "{what}");
                 continue;
             }
             set(1024);
@@ -558,7 +558,7 @@ fn when_descriptors_are_exhausted_an_event_reports_it_and_repair_continues_as_so
                 (rules(place) == right).then_some(())
             });
             harness.until(&format!("the event: {what}"), || {
-                (told() > before).then_some(())
+                (reported() > before).then_some(())
             });
             for place in &places {
                 lives(&harness, place, &what);

@@ -476,9 +476,9 @@ fn a_directory_that_is_not_ours_is_refused_with_its_owner_named() {
             put(&harness.run);
             let begin = Instant::now();
             let output = harness.sliced().stderr(Stdio::piped()).output().unwrap();
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            let reported = String::from_utf8_lossy(&output.stderr).into_owned();
             assert!(!output.status.success(), "{what}");
-            assert!(said.contains(expected), "{what}: {said}");
+            assert!(reported.contains(expected), "{what}: {reported}");
             assert!(begin.elapsed() < Duration::from_secs(10), "{what}");
             assert!(
                 OpenOptions::new().read(true).open(&harness.run).is_ok(),

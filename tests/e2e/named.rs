@@ -330,20 +330,21 @@ fn what_a_member_has_put_into_an_allowed_directory_is_neither_read_nor_executed(
             let why = harness.until("a reason", || {
                 let found = harness.get(&format!("vm {vm}"));
                 let conditions = found["status"]["conditions"].as_array()?;
-                let told = |condition: &Value| {
+                let reported = |condition: &Value| {
                     let message = condition["message"].as_str()?;
-                    let told = [
+                    let reported = [
                         "expected",
                         "not executable",
                         "cannot open",
                         "does not exist",
                         "not found",
                     ];
-                    told.iter()
+                    reported
+                        .iter()
                         .any(|words| message.contains(words))
                         .then(|| message.to_owned())
                 };
-                conditions.iter().find_map(told)
+                conditions.iter().find_map(reported)
             });
             assert!(!why.contains("the secret of root"), "{group}: {why}");
             assert!(

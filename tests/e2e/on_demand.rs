@@ -74,13 +74,13 @@ fn three_live_through_kill_9_follow_their_groups_policy_and_go_with_it() {
 
         harness.ctl("vm delete open --wait=20s");
         assert_eq!(harness.vms(), ["sandbox-1", &made_up, "own"]);
-        let said = harness.refused("vm delete sandbox-1", 1);
+        let text = harness.refused("vm delete sandbox-1", 1);
         assert!(
-            said.contains("one of the 1 VMs that hostgroup/sandbox keeps"),
-            "{said}"
+            text.contains("one of the 1 VMs that hostgroup/sandbox keeps"),
+            "{text}"
         );
-        let said = harness.refused("vm delete opn", 1);
-        assert!(said.contains("vm/opn not found"), "{said}");
+        let text = harness.refused("vm delete opn", 1);
+        assert!(text.contains("vm/opn not found"), "{text}");
         assert_eq!(harness.ctl("get vms -l job -o name"), "vm/own\n");
 
         harness.ctl("delete hg sandbox --wait=30s");
@@ -136,16 +136,16 @@ fn a_file_that_no_longer_allows_what_one_has_is_refused_by_its_name() {
         });
         harness.ctl("vm add sandbox --name big --vcpu 3 --wait");
         harness.save("sandbox.yaml", &with(2));
-        let told = harness.until("the refusal", || {
+        let reported = harness.until("the refusal", || {
             harness
                 .messages("manifest/sandbox.yaml", "ManifestInvalid")
                 .pop()
         });
         assert!(
-            told.contains(
+            reported.contains(
                 "vm/big, made on demand, requests 3 vcpu, and the group allows at most 2"
             ),
-            "{told}"
+            "{reported}"
         );
         assert_eq!(harness.get("hg sandbox")["spec"]["template"]["vcpu"], 4);
         harness.ctl("vm delete big --wait=20s");
@@ -202,10 +202,10 @@ fn on_a_bridge_they_have_ports_of_their_own() {
             (&"vmtapx0".into(), &"192.168.137.8".into())
         );
         assert!(run("ip -o link show master br0").contains("vmtapx0"));
-        let said = harness.refused("vm add web", 1);
+        let text = harness.refused("vm add web", 1);
         assert!(
-            said.contains("none is left for a VM made on demand"),
-            "{said}"
+            text.contains("none is left for a VM made on demand"),
+            "{text}"
         );
         harness.kill();
         harness.start();
@@ -227,10 +227,10 @@ fn whoever_is_added_while_the_group_goes_is_refused_or_goes_with_it() {
                     scope.spawn(|| {
                         for _ in 0..4 {
                             let output = harness.try_ctl("vm add sandbox");
-                            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                            let text = String::from_utf8_lossy(&output.stderr).into_owned();
                             assert!(
-                                output.status.success() || said.contains("not found"),
-                                "{said}"
+                                output.status.success() || text.contains("not found"),
+                                "{text}"
                             );
                         }
                     });
@@ -288,8 +288,8 @@ fn a_persistent_disk_of_one_waits_for_the_next_of_its_name() {
         harness.start();
         harness.ctl("vm delete keep lose --wait=20s");
         assert!(!lose.exists());
-        let said = harness.refused("vm add web --name keep --wait=2s", 1);
-        assert!(said.contains("persistent: true"), "{said}");
+        let text = harness.refused("vm add web --name keep --wait=2s", 1);
+        assert!(text.contains("persistent: true"), "{text}");
         harness.ctl("vm delete keep --wait=20s");
         harness.ctl("vm add web --name keep --persistent --wait");
         let kept = std::fs::read(&keep).unwrap();

@@ -22,9 +22,13 @@ fn what_a_file_owns_is_neither_applied_over_nor_deleted_and_the_file_is_named() 
             "delete hg sandbox".into(),
             format!("delete -f {file}"),
         ] {
-            let said = harness.refused(&words, 1);
-            assert!(said.contains("conf/web.yaml"), "{words}: {said}");
-            assert_eq!(said.trim().lines().count(), 1, "one cause a line: {said}");
+            let output = harness.refused(&words, 1);
+            assert!(output.contains("conf/web.yaml"), "{words}: {output}");
+            assert_eq!(
+                output.trim().lines().count(),
+                1,
+                "one cause a line: {output}"
+            );
         }
         assert_eq!(harness.vms(), ["sandbox-1"]);
     });
@@ -58,12 +62,14 @@ fn the_same_group_in_two_files_is_refused_and_what_runs_is_unchanged() {
         vm_is_ready(&harness, "sandbox-1");
         let uid = harness.place("sandbox-1").uid;
         harness.save("b.yaml", &slots(2, ""));
-        let told = harness.until("the event", || {
+        let reported = harness.until("the event", || {
             harness.messages("", "ManifestInvalid").pop()
         });
         assert!(
-            told.contains("a.yaml") && told.contains("b.yaml") && told.contains("sandbox"),
-            "{told}"
+            reported.contains("a.yaml")
+                && reported.contains("b.yaml")
+                && reported.contains("sandbox"),
+            "{reported}"
         );
         assert_eq!(
             (harness.vms(), harness.place("sandbox-1").uid),
@@ -78,18 +84,18 @@ fn overlapping_ranges_are_refused_and_what_runs_is_unchanged() {
         harness.save("a.yaml", &slots(1, ""));
         vm_is_ready(&harness, "sandbox-1");
         harness.save("b.yaml", &group("late", 1, "169.254.100.0/23", ""));
-        let told = harness.until("the event", || {
+        let reported = harness.until("the event", || {
             harness.messages("", "ManifestInvalid").pop()
         });
         assert!(
-            told.contains("169.254.100.0/2") && told.contains("sandbox"),
-            "{told}"
+            reported.contains("169.254.100.0/2") && reported.contains("sandbox"),
+            "{reported}"
         );
         let file = harness.write("late.yaml", &group("late", 1, "169.254.102.0/23", ""));
-        let said = harness.refused(&format!("apply -f {file}"), 1);
+        let output = harness.refused(&format!("apply -f {file}"), 1);
         assert!(
-            said.contains("sandbox") && said.contains("169.254.10"),
-            "{said}"
+            output.contains("sandbox") && output.contains("169.254.10"),
+            "{output}"
         );
         assert_eq!(harness.vms(), ["sandbox-1"]);
     });
@@ -142,8 +148,8 @@ fn a_renamed_file_goes_on_owning_its_group_and_that_is_no_drift() {
         )
         .unwrap();
         harness.until("the new owner", || {
-            let said = harness.ctl("describe hg/sandbox");
-            said.contains("new.yaml").then_some(())
+            let output = harness.ctl("describe hg/sandbox");
+            output.contains("new.yaml").then_some(())
         });
         harness.ctl("gc");
         harness.stays(Duration::from_millis(500), || harness.messages("", "Drift"));

@@ -113,11 +113,11 @@ fn what_was_answered_is_there_after_a_power_failure() {
                 assert!(policy.contains(word), "{what}: {state:?}");
             }
             harness.ctl("wait hg/sandbox --for ready --timeout 60s");
-            let told = leases(&harness);
-            assert!(told.len() >= 2, "{told:?}");
+            let reported = leases(&harness);
+            assert!(reported.len() >= 2, "{reported:?}");
             for state in cut(&harness, &disk) {
-                assert_eq!(state.leases, told, "{what}");
-                assert_eq!(state.vms.len(), told.len(), "{what}");
+                assert_eq!(state.leases, reported, "{what}");
+                assert_eq!(state.vms.len(), reported.len(), "{what}");
             }
         }
         harness.ctl("vm add sandbox --name own");
@@ -125,9 +125,9 @@ fn what_was_answered_is_there_after_a_power_failure() {
             assert_eq!(state.groups["sandbox"].2, ["own"], "an order");
         }
         harness.ctl("wait vm/own --for ready --timeout 60s");
-        let told = leases(&harness);
+        let reported = leases(&harness);
         for state in cut(&harness, &disk) {
-            assert_eq!(state.leases, told, "an order's lease");
+            assert_eq!(state.leases, reported, "an order's lease");
         }
         harness.ctl("delete vm/own");
         for state in cut(&harness, &disk) {
@@ -202,7 +202,7 @@ fn after_a_power_failure_the_next_daemon_gives_the_same_leases() {
         harness.until("the group", || {
             (harness.get("hg sandbox")["status"]["ready_count"] == 3).then_some(())
         });
-        let told = leases(&harness);
+        let reported = leases(&harness);
         harness::signal(harness.pid(), Signal::STOP);
         let image = disk.cut("reboot", Cache::Lost);
         harness.kill();
@@ -215,7 +215,7 @@ fn after_a_power_failure_the_next_daemon_gives_the_same_leases() {
             ));
             harness.start();
             harness.ctl("wait hg/sandbox --for ready --timeout 60s");
-            assert_eq!(leases(&harness), told);
+            assert_eq!(leases(&harness), reported);
             harness.stop();
             test_support::kernel::run(&format!("umount {}", harness.state().display()));
         });

@@ -38,16 +38,20 @@ fn store(harness: &Harness, manifest: &str) {
 fn route_names_the_bridges_subnet_and_the_hosts_address_on_its_best_default_route() {
     with_daemon(|harness| {
         store(&harness, WEB);
-        let said = harness.until("a subnet", || {
+        let reported = harness.until("a subnet", || {
             let output = harness.try_ctl("route web --via 192.168.1.99");
             output.status.success().then_some(output.stdout)
         });
-        assert!(String::from_utf8(said).unwrap().contains("192.168.1.99"));
-        let said = harness.refused("route web", 1);
-        assert!(said.contains("--via"), "{said}");
+        assert!(
+            String::from_utf8(reported)
+                .unwrap()
+                .contains("192.168.1.99")
+        );
+        let reported = harness.refused("route web", 1);
+        assert!(reported.contains("--via"), "{reported}");
         lan();
-        let said = harness.ctl("route web");
-        let commands: Vec<&str> = said.lines().filter(|l| !l.starts_with('#')).collect();
+        let reported = harness.ctl("route web");
+        let commands: Vec<&str> = reported.lines().filter(|l| !l.starts_with('#')).collect();
         assert_eq!(
             commands,
             [
@@ -66,15 +70,21 @@ fn there_is_no_route_to_isolated_and_cni_groups_and_the_reason_is_reported() {
             &harness,
             "config: {host_groups: [{name: job, count: 0, network_name: absent}]}",
         );
-        let said = harness.refused("route sandbox", 1);
+        let reported = harness.refused("route sandbox", 1);
         assert!(
-            said.contains("isolated mode: its VMs are not reachable"),
-            "{said}"
+            reported.contains("isolated mode: its VMs are not reachable"),
+            "{reported}"
         );
-        let said = harness.refused("route job", 1);
-        assert!(said.contains("the plugins of network \"absent\""), "{said}");
-        let said = harness.refused("route none-such", 1);
-        assert!(said.contains("hostgroup/none-such not found"), "{said}");
+        let reported = harness.refused("route job", 1);
+        assert!(
+            reported.contains("the plugins of network \"absent\""),
+            "{reported}"
+        );
+        let reported = harness.refused("route none-such", 1);
+        assert!(
+            reported.contains("hostgroup/none-such not found"),
+            "{reported}"
+        );
     });
 }
 
@@ -83,12 +93,12 @@ fn a_bridge_group_that_would_take_anothers_taps_is_refused_with_its_name() {
     with_daemon(|harness| {
         store(&harness, WEB);
         let path = harness.write("other.yaml", &WEB.replace("name: web", "name: other"));
-        let said = harness.refused(&format!("apply -f {path}"), 1);
+        let reported = harness.refused(&format!("apply -f {path}"), 1);
         assert!(
-            said.contains(
+            reported.contains(
                 "\"vm\" is already the prefix of group \"web\" created by slicectl apply"
             ),
-            "{said}"
+            "{reported}"
         );
     });
 }

@@ -103,11 +103,14 @@ fn adopted_without(spoil: impl FnOnce(&Harness) + Send) {
         harness.start();
         harness.ctl("wait hg/sandbox hg/applied --for ready --timeout 20s");
         if spoilt {
-            let told = harness
+            let reported = harness
                 .messages("host", "StateSetAside")
                 .pop()
                 .expect("an event");
-            assert!(told.contains(harness.state().to_str().unwrap()), "{told}");
+            assert!(
+                reported.contains(harness.state().to_str().unwrap()),
+                "{reported}"
+            );
             assert!(harness.log().contains("moved away"));
         }
         harness.stays(Duration::from_secs(1), || harness.messages("", "Drift"));
@@ -334,12 +337,12 @@ fn two_daemons_live_side_by_side_and_a_range_belongs_to_the_first() {
         other.start();
         let manifest = other.write("m.yaml", &slots(1, ""));
         other.ctl(&format!("apply -f {manifest}"));
-        let told = other.until("claimed", || {
+        let reported = other.until("claimed", || {
             other.messages("hg/sandbox", "RangeUnavailable").pop()
         });
         assert!(
-            told.contains("169.254.100.0/22") && told.contains("claimed by another sliced"),
-            "{told}"
+            reported.contains("169.254.100.0/22") && reported.contains("claimed by another sliced"),
+            "{reported}"
         );
         let why = other.get("hg sandbox")["status"]["conditions"][0]["message"].to_string();
         assert!(why.contains("claimed"), "the group does not say why: {why}");

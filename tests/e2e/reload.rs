@@ -145,15 +145,15 @@ fn a_broken_file_changes_nothing_and_reports_why_until_it_is_mended() {
     saved(2, "", |harness| {
         let world = harness::world_to_the_last_handle();
         harness.save("sandbox.yaml", &slots(3, "").replace("vcpu: 1", "vcpus: 1"));
-        let told = harness.within(BOUND, "the event", || {
+        let reported = harness.within(BOUND, "the event", || {
             harness
                 .messages("manifest/sandbox.yaml", "ManifestInvalid")
                 .pop()
         });
-        assert!(told.contains("sandbox.yaml:5"), "{told}");
+        assert!(reported.contains("sandbox.yaml:5"), "{reported}");
         assert!(
-            told.contains("vcpus") && told.contains("\"vcpu\""),
-            "{told}"
+            reported.contains("vcpus") && reported.contains("\"vcpu\""),
+            "{reported}"
         );
         let described = harness.ctl("describe hg sandbox");
         assert!(

@@ -17,15 +17,15 @@ fn output(harness: &Harness) -> Output {
 /// It ends with 1 and one line of error, which has these words in it.
 fn refuses(harness: &Harness, words: &[&str]) {
     let output = output(harness);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    let errors: Vec<&str> = said
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let errors: Vec<&str> = text
         .lines()
         .filter(|line| line.contains("ERROR") || line.contains("panicked"))
         .collect();
-    assert_eq!(errors.len(), 1, "{said}");
+    assert_eq!(errors.len(), 1, "{text}");
     for word in words {
-        assert!(errors[0].contains(word), "{word}: {said}");
+        assert!(errors[0].contains(word), "{word}: {text}");
     }
 }
 
@@ -93,8 +93,8 @@ fn at_rest_it_logs_nothing_and_uses_almost_no_processor_time() {
         // What building has stirred up is looked at once more, when that may be; and then it rests, and goes on resting: 3 s
         // alone might lie between two ticks.
         harness.until("3 s of rest", || {
-            let (spent, said) = stirred(&harness);
-            (spent <= REST && said.is_empty()).then_some(())
+            let (spent, text) = stirred(&harness);
+            (spent <= REST && text.is_empty()).then_some(())
         });
         // Others read what is watched: every process that starts opens files in /etc.
         let (manifest, ended) = (harness.conf().join("sandbox.yaml"), AtomicBool::new(false));
@@ -214,11 +214,11 @@ fn without_root_there_is_one_clear_sentence() {
                     .unwrap()
             }
         };
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert_eq!(said.matches("ERROR").count(), 1, "{said}");
-        assert!(said.contains("root"), "{said}");
-        assert!(!said.contains("panicked"), "{said}");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert_eq!(text.matches("ERROR").count(), 1, "{text}");
+        assert!(text.contains("root"), "{text}");
+        assert!(!text.contains("panicked"), "{text}");
     });
 }
 
@@ -330,11 +330,11 @@ fn doctor_and_the_condition_name_settings_that_cannot_be_written() {
                 "mount --bind {below} {below} && mount -o remount,ro,bind {below}"
             ));
             let output = harness.try_ctl("doctor");
-            let told = String::from_utf8(output.stdout).unwrap();
-            let row = told
+            let reported = String::from_utf8(output.stdout).unwrap();
+            let row = reported
                 .lines()
                 .find(|line| line.contains("network namespaces"));
-            let row = row.unwrap_or_else(|| panic!("{told}"));
+            let row = row.unwrap_or_else(|| panic!("{reported}"));
             assert!(
                 row.contains("cannot write settings in a new namespace"),
                 "{below}: {row}"
@@ -346,15 +346,15 @@ fn doctor_and_the_condition_name_settings_that_cannot_be_written() {
             assert!(!output.status.success(), "{below}");
             let file = harness.write("m.yaml", &slots(1, ""));
             harness.ctl(&format!("apply -f {file}"));
-            let told = harness.until("the condition", || {
-                let told = harness.get("vm sandbox-1")["status"]["conditions"].to_string();
+            let reported = harness.until("the condition", || {
+                let reported = harness.get("vm sandbox-1")["status"]["conditions"].to_string();
                 let events = harness.try_ctl("events").stdout;
                 let events = String::from_utf8_lossy(&events).into_owned();
-                [told, events]
+                [reported, events]
                     .into_iter()
-                    .find(|told| told.contains("Read-only file system"))
+                    .find(|reported| reported.contains("Read-only file system"))
             });
-            assert!(told.contains("sysctl"), "{told}");
+            assert!(reported.contains("sysctl"), "{reported}");
         });
     }
 }

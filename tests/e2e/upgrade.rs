@@ -77,19 +77,19 @@ fn as_before(harness: &Harness, before: &[Value]) {
     let now = |name: &str| harness.get(&format!("vm {name}"));
     for vm in before {
         let name = vm["metadata"]["name"].as_str().unwrap();
-        let wanted = identity(vm);
+        let desired = identity(vm);
         let mut last;
         let deadline = Instant::now() + harness::PATIENCE;
         let same = loop {
             last = identity(&now(name));
-            if last == wanted || Instant::now() > deadline {
-                break last == wanted;
+            if last == desired || Instant::now() > deadline {
+                break last == desired;
             }
             std::thread::sleep(Duration::from_millis(50));
         };
         assert!(
             same,
-            "{name}\n before: {wanted:#}\n now: {last:#}\n{}",
+            "{name}\n before: {desired:#}\n now: {last:#}\n{}",
             harness.log()
         );
     }

@@ -242,16 +242,16 @@ fn network_managers_are_configured_to_leave_our_links_alone_before_they_run() {
                 .contains("not running")
         );
         let mut program = start();
-        let told = find(&examine().await, "NetworkManager").clone();
+        let reported = find(&examine().await, "NetworkManager").clone();
         program.kill().unwrap();
         program.wait().unwrap();
-        assert_eq!(told.status, CheckStatus::Warn, "{told:#?}");
+        assert_eq!(reported.status, CheckStatus::Warn, "{reported:#?}");
 
         let written = write_unmanaged(&home, &links()).await.unwrap();
         assert_eq!(written.len(), 2, "one for each, though none runs");
         assert!(
-            told.remedy.contains(written[1].to_str().unwrap()),
-            "{told:#?}"
+            reported.remedy.contains(written[1].to_str().unwrap()),
+            "{reported:#?}"
         );
         let again = write_unmanaged(&home, &links()).await.unwrap();
         assert!(again.is_empty(), "what is there is not written again");

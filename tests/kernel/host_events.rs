@@ -70,7 +70,7 @@ impl Slot {
 
     /// Waits for such an event of the namespace.
     async fn receives(&mut self, what: impl Fn(&What) -> bool) {
-        let wanted = async {
+        let desired = async {
             loop {
                 let event = self.events.next().await.unwrap();
                 if event.nsid == Some(self.nsid) && what(&event.kind) {
@@ -78,14 +78,14 @@ impl Slot {
                 }
             }
         };
-        tokio::time::timeout(SOON, wanted)
+        tokio::time::timeout(SOON, desired)
             .await
             .expect("no such event");
     }
 
     /// The next transaction of the namespace's rules.
     async fn receives_rule_changes(&mut self) -> Generation {
-        let wanted = async {
+        let desired = async {
             loop {
                 let event = self.events.next().await.unwrap();
                 if let (Some(_), What::Rules { generation }) = (event.nsid, event.kind) {
@@ -93,7 +93,7 @@ impl Slot {
                 }
             }
         };
-        tokio::time::timeout(SOON, wanted)
+        tokio::time::timeout(SOON, desired)
             .await
             .expect("no rules event")
     }
@@ -116,23 +116,23 @@ fn a_link_deleted_inside_is_reported_with_its_name_and_so_is_our_end_of_it() {
         let mut slot = Slot::make().await;
         let (near, far, nsid) = (slot.near, slot.far, slot.nsid);
         slot.run("ip link del up0");
-        let mut heard = Vec::new();
+        let mut received = Vec::new();
         let both = async {
-            while heard.len() < 2 {
+            while received.len() < 2 {
                 let Event { nsid, kind: what } = slot.events.next().await.unwrap();
                 if let What::Link(link) = what
                     && link.deleted
                 {
-                    heard.push((nsid, link.name, link.index));
+                    received.push((nsid, link.name, link.index));
                 }
             }
         };
         tokio::time::timeout(SOON, both)
             .await
             .expect("not both ends were heard");
-        heard.sort();
-        assert_eq!(heard[0], (None, "sl0".to_owned(), near));
-        assert_eq!(heard[1], (Some(nsid), "up0".to_owned(), far));
+        received.sort();
+        assert_eq!(received[0], (None, "sl0".to_owned(), near));
+        assert_eq!(received[1], (Some(nsid), "up0".to_owned(), far));
     });
 }
 
@@ -271,8 +271,8 @@ fn changes_in_our_own_namespace_are_reported_without_a_namespace_id() {
         );
         kernel::run("nft add table ip t");
         let rules = async {
-            let heard = |event: &Event| (event.nsid, matches!(event.kind, What::Rules { .. }));
-            while heard(&events.next().await.unwrap()) != (None, true) {}
+            let received = |event: &Event| (event.nsid, matches!(event.kind, What::Rules { .. }));
+            while received(&events.next().await.unwrap()) != (None, true) {}
         };
         tokio::time::timeout(SOON, rules)
             .await

@@ -89,8 +89,8 @@ fn run(script: &str) {
 
 fn output(script: &str) -> String {
     let output = Command::new("sh").args(["-ec", script]).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{script}: {said}");
+    let reported = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{script}: {reported}");
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -317,16 +317,16 @@ fn a_bad_line_changes_nothing_and_is_named() {
         world.commit(&a_vms_rules());
         let mut bad = the_hosts_edits().remove(3);
         bad.chains[0].rules.push(Rule::when().jump("NO-SUCH-CHAIN"));
-        let said = world.restore(&Input::edits(&[bad])).unwrap_err();
-        assert!(said.contains("NO-SUCH-CHAIN"), "{said}");
+        let reported = world.restore(&Input::edits(&[bad])).unwrap_err();
+        assert!(reported.contains("NO-SUCH-CHAIN"), "{reported}");
         assert_equal(&world.read(), &a_vms_rules());
 
         let foreign = Rule::Foreign("whatever".into());
         let whole = filter(vec![Chain::user("SLICE-X", vec![foreign])]);
-        let said = world.restore(&Input::whole_tables(&whole)).unwrap_err();
+        let reported = world.restore(&Input::whole_tables(&whole)).unwrap_err();
         assert!(
-            said.contains("(line: -A SLICE-X foreign: whatever)"),
-            "{said}"
+            reported.contains("(line: -A SLICE-X foreign: whatever)"),
+            "{reported}"
         );
         assert_equal(&world.read(), &a_vms_rules());
     });
@@ -775,11 +775,11 @@ fn timeouts_are_set_replaced_read_back_and_removed_unless_a_rule_refers_to_them(
     on_both(|world| {
         assert_eq!(cttimeout::get("slice-x").unwrap(), None);
         cttimeout::delete("slice-x").unwrap();
-        for wanted in [[(1, 5), (3, 7440), (7, 5)], [(1, 6), (3, 86_400), (7, 5)]] {
-            let wanted = wanted.into();
-            cttimeout::set("slice-x", &wanted).unwrap();
+        for desired in [[(1, 5), (3, 7440), (7, 5)], [(1, 6), (3, 86_400), (7, 5)]] {
+            let desired = desired.into();
+            cttimeout::set("slice-x", &desired).unwrap();
             let found = cttimeout::get("slice-x").unwrap().unwrap();
-            for (state, seconds) in &wanted {
+            for (state, seconds) in &desired {
                 assert_eq!(found.get(state), Some(seconds), "{found:?}");
             }
         }

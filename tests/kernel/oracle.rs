@@ -280,8 +280,8 @@ fn the_kernel_and_explain_agree_with_an_oracle_about_random_lists_and_packets() 
                 let expected = passes(&allow, &drop, metadata, *packet);
                 let case = format!("{packet:?} to {}: {vm:?}", Ipv4Addr::from(packet.0));
                 assert_eq!(arrived.contains(&id), expected, "the kernel: {case}");
-                let said = explained(&vm, block, &ruleset, *packet).verdict;
-                assert_eq!(said == Verdict::Allow, expected, "explain: {case}");
+                let output = explained(&vm, block, &ruleset, *packet).verdict;
+                assert_eq!(output == Verdict::Allow, expected, "explain: {case}");
                 cases += 1;
                 passed += usize::from(expected);
             }
@@ -379,9 +379,12 @@ fn explain_names_the_rule_with_the_counter_that_rises() {
                 id += 1;
                 guest.probe(id, packet.0.into(), kind(packet));
                 let risen = risen(&before);
-                let said = explained(&vm, block, &ruleset, packet);
-                assert_eq!(risen, [words(&said.rule)], "{packet:?} {said:?} {vm:?}");
-                assert!(plain(&said.rule).contains(&plain(&said.entry)), "{said:?}");
+                let output = explained(&vm, block, &ruleset, packet);
+                assert_eq!(risen, [words(&output.rule)], "{packet:?} {output:?} {vm:?}");
+                assert!(
+                    plain(&output.rule).contains(&plain(&output.entry)),
+                    "{output:?}"
+                );
             }
         }
     });

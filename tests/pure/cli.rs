@@ -156,10 +156,10 @@ fn wrong_usage_exits_with_2_and_names_the_correct_usage() {
         ("completion tcsh", "invalid value"),
         ("frobnicate", "unrecognized subcommand"),
     ];
-    for (command, said) in cases {
+    for (command, output) in cases {
         let run = runner.run(command);
         assert_eq!(run.code, 2, "slicectl {command}: {run:?}");
-        assert!(run.stderr.contains(said), "slicectl {command}: {run:?}");
+        assert!(run.stderr.contains(output), "slicectl {command}: {run:?}");
         assert_eq!(run.stdout, "", "slicectl {command}");
     }
 }

@@ -44,19 +44,19 @@ fn every_refusal_names_the_place_and_the_reason_exactly() {
     for path in yaml_files("tests/goldens/manifests") {
         let source = read(&path);
         let problems = check(&source).expect_err(&source.name);
-        let mut said = String::new();
+        let mut output = String::new();
         for problem in &problems {
-            said += &format!("{problem}\n");
+            output += &format!("{problem}\n");
             assert_eq!(problem.to_string().lines().count(), 1, "{problem}");
             assert!(problem.excerpt(&source.text).is_some(), "{problem}");
         }
         let golden = path.with_extension("err");
         if bless {
-            fs::write(&golden, &said).unwrap();
+            fs::write(&golden, &output).unwrap();
         }
         let expected = fs::read_to_string(&golden).unwrap_or_default();
-        if said != expected {
-            wrong.push(format!("--- {}\n{expected}+++\n{said}", golden.display()));
+        if output != expected {
+            wrong.push(format!("--- {}\n{expected}+++\n{output}", golden.display()));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -143,19 +143,19 @@ fn a_group_takes_the_program_of_its_own_hypervisor_and_its_words_for_the_kernel(
         assert_eq!(jailer, rest.contains("firecracker"), "nobody else has one");
         (life.program, life.cmdline)
     };
-    let said = |program: Option<&str>, cmdline: Option<&str>| {
+    let output = |program: Option<&str>, cmdline: Option<&str>| {
         (program.map(Into::into), cmdline.map(str::to_owned))
     };
-    assert_eq!(life(""), said(None, Some("quiet")));
+    assert_eq!(life(""), output(None, Some("quiet")));
     assert_eq!(
         life(", hypervisor: firecracker"),
-        said(Some("/opt/fc"), Some("quiet"))
+        output(Some("/opt/fc"), Some("quiet"))
     );
     assert_eq!(
         life(
             ", hypervisor: cloud-hypervisor, cloud_hypervisor_bin: /b/ch, cmdline: ' root=/dev/vda2  ro '"
         ),
-        said(Some("/b/ch"), Some("root=/dev/vda2  ro"))
+        output(Some("/b/ch"), Some("root=/dev/vda2  ro"))
     );
     let text = "config: {machine: q35, kernel_file: /a, host_groups: [{name: g, network: {mode: isolated}, hypervisor: HH}]}";
     for (hypervisor, board) in [
@@ -167,10 +167,10 @@ fn a_group_takes_the_program_of_its_own_hypervisor_and_its_words_for_the_kernel(
     }
     assert_eq!(
         life(", cmdline: ''"),
-        said(None, None),
+        output(None, None),
         "none of its own, and not config's"
     );
-    assert_eq!(life(", hypervisor: none"), said(None, None));
+    assert_eq!(life(", hypervisor: none"), output(None, None));
 }
 
 #[test]
@@ -179,18 +179,18 @@ fn a_groups_word_on_its_end_goes_before_that_of_config_and_a_change_of_it_is_liv
     let spec = |rest: &str| one(&text.replace("REST", rest)).spec.template;
     let of_config = spec("");
     let own = spec(", restart: never, graceful_shutdown: 0s");
-    let said = |spec: &VmSpec| {
+    let output = |spec: &VmSpec| {
         (
             spec.lifecycle.restart,
             spec.lifecycle.graceful_shutdown.to_string(),
         )
     };
-    assert_eq!(said(&of_config), (Restart::OnFailure, "1m 30s".into()));
-    assert_eq!(said(&own), (Restart::Never, "0s".into()));
+    assert_eq!(output(&of_config), (Restart::OnFailure, "1m 30s".into()));
+    assert_eq!(output(&own), (Restart::Never, "0s".into()));
     assert!(own.can_change_live_to(&of_config) && of_config.can_change_live_to(&own));
     assert!(!own.can_change_live_to(&spec(", cmdline: quiet")));
     let none = spec(", hypervisor: none");
-    assert_eq!(said(&none), (Restart::Always, "3s".into()));
+    assert_eq!(output(&none), (Restart::Always, "3s".into()));
 }
 
 #[test]
@@ -236,10 +236,10 @@ fn a_text_that_contains_nothing_is_an_error_no_groups_are_none_and_several_docum
     };
     for text in ["", "\n", "# nothing\n", "---\n", "---\n---\n", "null\n"] {
         let problems = parse(&source(text)).expect_err(text);
-        let told = problems[0].to_string();
+        let reported = problems[0].to_string();
         assert!(
-            told.starts_with("e:1:1: config: is missing"),
-            "{text:?}: {told}"
+            reported.starts_with("e:1:1: config: is missing"),
+            "{text:?}: {reported}"
         );
     }
     for text in [
@@ -324,9 +324,14 @@ fn evaluate(text: String) -> Result<(), TestCaseError> {
     if let Err(problems) = check(&source) {
         prop_assert!(!problems.is_empty());
         for problem in problems {
-            let said = problem.to_string();
-            prop_assert!(said.starts_with("m.yaml:"), "{}", said);
-            prop_assert_eq!(said.chars().filter(|c| *c == '\n').count(), 0, "{}", said);
+            let output = problem.to_string();
+            prop_assert!(output.starts_with("m.yaml:"), "{}", output);
+            prop_assert_eq!(
+                output.chars().filter(|c| *c == '\n').count(),
+                0,
+                "{}",
+                output
+            );
             // A YAML line may also end in a lone carriage return, NEL, LS or PS.
             let more = source
                 .text
@@ -335,7 +340,7 @@ fn evaluate(text: String) -> Result<(), TestCaseError> {
             prop_assert!(
                 (1..=lines + more + 1).contains(&problem.at.line),
                 "{}",
-                said
+                output
             );
         }
     }

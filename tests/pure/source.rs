@@ -28,7 +28,7 @@ fn collect(path: &Path, extensions: &[&str], found: &mut Vec<PathBuf>) {
         let path = entry.expect("an entry").path();
         let matches = path
             .extension()
-            .is_some_and(|extension| extensions.iter().any(|wanted| extension == *wanted));
+            .is_some_and(|extension| extensions.iter().any(|desired| extension == *desired));
         if path.is_dir() || matches {
             collect(&path, extensions, found);
         }
@@ -76,8 +76,8 @@ fn walk(tokens: TokenStream, found: &mut Vec<String>) {
     }
 }
 
-fn is_punctuation(token: &TokenTree, wanted: char) -> bool {
-    matches!(token, TokenTree::Punct(punctuation) if punctuation.as_char() == wanted)
+fn is_punctuation(token: &TokenTree, desired: char) -> bool {
+    matches!(token, TokenTree::Punct(punctuation) if punctuation.as_char() == desired)
 }
 
 fn is_cfg_test(attribute: TokenStream) -> bool {

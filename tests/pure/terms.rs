@@ -6,7 +6,7 @@ use std::fs;
 use super::source::{files, relative};
 
 /// Terms that earlier versions used, and what is used instead.
-const RETIRED: [(&str, &str); 22] = [
+const RETIRED: [(&str, &str); 23] = [
     ("rung", "stage"),
     ("footing", "host requirements"),
     ("firm", "converged"),
@@ -29,6 +29,7 @@ const RETIRED: [(&str, &str); 22] = [
     ("ought", "should"),
     ("anew", "again"),
     ("remark", "note"),
+    ("judge", "evaluate"),
 ];
 
 /// The words of a text: identifiers are taken apart at `_` and at capitals.

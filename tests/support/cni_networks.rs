@@ -170,9 +170,9 @@ impl CniNetworks {
 
     /// `COMMAND PLUGIN` of every call since it was asked last.
     pub fn calls(&self) -> Vec<String> {
-        let heard = fs::read_to_string(at("heard")).unwrap_or_default();
+        let received = fs::read_to_string(at("heard")).unwrap_or_default();
         let _ = fs::remove_file(at("heard"));
-        heard.lines().map(str::to_owned).collect()
+        received.lines().map(str::to_owned).collect()
     }
 }
 
@@ -301,7 +301,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 /// What there is of attachments, by anybody: records, reservations, veths, rules that name a container or an address of
 /// the tests' networks, namespaces, and VMs' directories. Chains and bridges that all attachments share are nobody's leak.
 pub fn left(run_dir: &Path) -> Vec<String> {
-    let said = kernel::run(&format!(
+    let output = kernel::run(&format!(
         "ip -o link show type veth; ip -o link show type ifb
          iptables-save | grep -E '^-A.*(10\\.7[0-9]\\.|slice-)|^:CNI-[0-9a-f]{{24}}' || true
          find /run/netns {0}/netns {0}/vm -mindepth 1 2>/dev/null | grep -v /canary || true",
@@ -309,5 +309,5 @@ pub fn left(run_dir: &Path) -> Vec<String> {
     ));
     let files = records().into_iter().chain(reservations());
     let files = files.map(|path| path.display().to_string());
-    files.chain(said.lines().map(str::to_owned)).collect()
+    files.chain(output.lines().map(str::to_owned)).collect()
 }

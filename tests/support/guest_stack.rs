@@ -186,11 +186,11 @@ impl Guest {
     }
 
     /// The first frame that `wanted` likes, and that comes in time. Others are lost.
-    pub fn receive(&self, patience: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+    pub fn receive(&self, patience: Duration, desired: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
         let until = Instant::now() + patience;
         loop {
             match self.read() {
-                Some(frame) if wanted(&frame) => return Some(frame),
+                Some(frame) if desired(&frame) => return Some(frame),
                 Some(_) => {}
                 None => {
                     let left = until.checked_duration_since(Instant::now())?;
@@ -204,10 +204,10 @@ impl Guest {
     pub fn hear(
         &self,
         patience: Duration,
-        wanted: impl Fn(&frames::Seen) -> bool,
+        desired: impl Fn(&frames::Seen) -> bool,
     ) -> Option<frames::Seen> {
         let frame = self.receive(patience, |frame| {
-            frames::read(frame).is_some_and(|s| wanted(&s))
+            frames::read(frame).is_some_and(|s| desired(&s))
         });
         frames::read(&frame?)
     }

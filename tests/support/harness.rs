@@ -36,7 +36,7 @@ pub struct Harness {
     pub dir: tempfile::TempDir,
     /// Put before the environment of the daemon.
     pub env: Vec<(&'static str, String)>,
-    /// Put behind the daemon's arguments.
+    /// Put behind the daemon's words.
     pub args: Vec<String>,
     /// The daemon's RLIMIT_NOFILE, soft and hard; none: this process'.
     pub files: Option<(u64, u64)>,
@@ -267,13 +267,13 @@ impl Harness {
     /// The same, and it must fail with that status: its standard error.
     pub fn refused(&self, words: &str, status: i32) -> String {
         let output = self.try_ctl(words);
-        let said = String::from_utf8(output.stderr).expect("UTF-8");
+        let reported = String::from_utf8(output.stderr).expect("UTF-8");
         assert_eq!(
             output.status.code(),
             Some(status),
-            "`slicectl {words}`: {said}"
+            "`slicectl {words}`: {reported}"
         );
-        said
+        reported
     }
 
     /// `slicectl get … -o json`; null when there is no such object.

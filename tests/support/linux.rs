@@ -49,9 +49,12 @@ pub fn find_in_output<T>(
 /// Until it has said so, `times` times.
 #[track_caller]
 pub fn wait_for_output(harness: &Harness, vm: &str, words: &str, times: usize) {
-    find_in_output(harness, vm, &format!("{words:?}, {times} times"), |said| {
-        (said.matches(words).count() >= times).then_some(())
-    });
+    find_in_output(
+        harness,
+        vm,
+        &format!("{words:?}, {times} times"),
+        |reported| (reported.matches(words).count() >= times).then_some(()),
+    );
 }
 
 /// Until it has booted, `times` times.
@@ -95,8 +98,8 @@ pub fn question(harness: &Harness, vm: &str, command: &str) -> Question {
 /// Its answer.
 #[track_caller]
 pub fn answer(harness: &Harness, vm: &str, Question(start): &Question) -> String {
-    find_in_output(harness, vm, start, |said| {
-        let (_, rest) = said.split_once(start.as_str())?;
+    find_in_output(harness, vm, start, |reported| {
+        let (_, rest) = reported.split_once(start.as_str())?;
         let (line, _) = rest.split_once(['\r', '\n'])?;
         Some(line.to_owned())
     })

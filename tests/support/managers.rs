@@ -114,8 +114,11 @@ fn until(what: &str, mut look: impl FnMut() -> std::process::Output) {
         if output.status.success() {
             return;
         }
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(begin.elapsed() < Duration::from_secs(60), "{what}: {said}");
+        let reported = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            begin.elapsed() < Duration::from_secs(60),
+            "{what}: {reported}"
+        );
         std::thread::sleep(Duration::from_millis(100));
     }
 }

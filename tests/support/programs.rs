@@ -39,7 +39,7 @@ pub fn this_test<F: Fn()>(test: F) -> Command {
     this_test_by(&[], test)
 }
 
-/// The same, as the last arguments of another program.
+/// The same, as the last words of another program.
 pub fn this_test_by<F: Fn()>(starter: &[&str], _: F) -> Command {
     let path = std::any::type_name::<F>();
     let (_, name) = path.split_once("::").expect("a function of a crate");

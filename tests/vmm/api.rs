@@ -96,18 +96,18 @@ impl Idle {
 
     /// `METHOD PATH BODY => STATUS WORDS`, line by line: a body without blanks or none; words that the answer's body holds, `?`
     /// for any, none for no body.
-    fn tell(&self, story: &[&str]) {
+    fn report(&self, story: &[&str]) {
         for line in story {
             let (request, expected) = line.split_once(" => ").expect(line);
             let mut request = request.splitn(3, ' ');
             let mut word = || request.next().unwrap_or_default();
-            let (status, said) = self.ask(word(), word(), word());
-            let (wanted, words) = expected.split_once(' ').unwrap_or((expected, ""));
-            assert_eq!(status.to_string(), wanted, "{line}: {said}");
+            let (status, output) = self.ask(word(), word(), word());
+            let (desired, words) = expected.split_once(' ').unwrap_or((expected, ""));
+            assert_eq!(status.to_string(), desired, "{line}: {output}");
             match words {
-                "" => assert_eq!(said, "", "{line}"),
+                "" => assert_eq!(output, "", "{line}"),
                 "?" => {}
-                words => assert!(said.contains(words), "{line}: {said}"),
+                words => assert!(output.contains(words), "{line}: {output}"),
             }
         }
     }
@@ -130,7 +130,7 @@ impl Drop for Idle {
 }
 
 /// A line of a story whose body is made up.
-fn told(request: &str, body: &str, expected: &str) -> String {
+fn reported(request: &str, body: &str, expected: &str) -> String {
     format!("{request} {body} => {expected}")
 }
 
@@ -167,7 +167,7 @@ fn the_story_of_firecracker(vmm: Idle) {
             vmm.dir.path().display()
         )
     };
-    vmm.tell(&[
+    vmm.report(&[
         "GET / => 200 Not started",
         "GET /version => 200 firecracker_version",
         r#"GET /machine-config => 200 "mem_size_mib":128"#,
@@ -180,24 +180,24 @@ fn the_story_of_firecracker(vmm: Idle) {
         r#"PUT /machine-config {"vcpu_count":1,"mem_size_mib":64} => 204"#,
         r#"GET /machine-config => 200 "mem_size_mib":64"#,
         r#"PATCH /machine-config {"mem_size_mib":32,"track_dirty_pages":false} => 204"#,
-        &told("PUT /actions", START, "400 without kernel configuration"),
+        &reported("PUT /actions", START, "400 without kernel configuration"),
         r#"PUT /actions {"action_type":"Dance"} => 400 unknown variant"#,
         r#"PUT /actions {"action_type":"SendCtrlAltDel"} => 400 before starting"#,
         r#"PATCH /vm {"state":"Paused"} => 400 before starting"#,
         r#"PUT /boot-source {"kernel_image_path":"/not/there"} => 400 kernel"#,
         r#"PUT /boot-source {"kernel_image_path":"/etc/hostname","kernel":1} => 400 unknown field"#,
-        &told("PUT /drives/a", &drive("b", false), "400 does not match"),
-        &told("PUT /drives/a-b", &drive("a-b", false), "400 alphanumeric"),
-        &told("PUT /drives/a", &drive("a", true), "204"),
-        &told("PUT /drives/b", &drive("b", true), "400 root"),
+        &reported("PUT /drives/a", &drive("b", false), "400 does not match"),
+        &reported("PUT /drives/a-b", &drive("a-b", false), "400 alphanumeric"),
+        &reported("PUT /drives/a", &drive("a", true), "204"),
+        &reported("PUT /drives/b", &drive("b", true), "400 root"),
         r#"PUT /network-interfaces/eth0 {"iface_id":"eth0","host_dev_name":"tap0","mac":"x"} => 400 unknown field"#,
         r#"PUT /network-interfaces/eth0 {"iface_id":"eth0","host_dev_name":"tap0","guest_mac":"x"} => 400 fault_message"#,
-        &told("PUT /network-interfaces/eth0", CARD, "204"),
+        &reported("PUT /network-interfaces/eth0", CARD, "204"),
         r#"PUT /vsock {"guest_cid":3,"uds_path":"v.sock"} => 204"#,
         "PUT /entropy {} => 204",
         r#"PUT /entropy {"x":1} => 400 unknown field"#,
-        &told("PUT /boot-source", &nothing, "204"),
-        &told("PUT /actions", START, "400 ernel"),
+        &reported("PUT /boot-source", &nothing, "204"),
+        &reported("PUT /actions", START, "400 ernel"),
     ]);
     assert!(
         vmm.dir.path().join("v.sock").exists(),
@@ -214,14 +214,14 @@ fn firecracker_answers_so_before_it_is_started() {
 fn firecracker_answers_so_once_it_is_started() {
     let vmm = firecracker(None);
     let source = boot_source();
-    vmm.tell(&[
+    vmm.report(&[
         r#"PUT /machine-config {"vcpu_count":1,"mem_size_mib":64} => 204"#,
-        &told("PUT /boot-source", &source, "204"),
-        &told("PUT /network-interfaces/eth0", CARD, "204"),
-        &told("PUT /actions", START, "204"),
+        &reported("PUT /boot-source", &source, "204"),
+        &reported("PUT /network-interfaces/eth0", CARD, "204"),
+        &reported("PUT /actions", START, "204"),
         "GET / => 200 Running",
-        &told("PUT /actions", START, "400 after starting"),
-        &told("PUT /boot-source", &source, "400 after starting"),
+        &reported("PUT /actions", START, "400 after starting"),
+        &reported("PUT /boot-source", &source, "400 after starting"),
         r#"PUT /machine-config {"vcpu_count":1,"mem_size_mib":64} => 400 after starting"#,
         r#"PATCH /vm {"state":"Running"} => 400 unknown variant"#,
         r#"PATCH /vm {"state":"Paused"} => 204"#,
@@ -239,19 +239,19 @@ fn an_old_firecracker_does_not_know_the_arguments_of_a_new_one() {
     let mtu = r#"{"iface_id":"eth0","host_dev_name":"tap0","mtu":1400}"#;
     let huge = r#"{"vcpu_count":1,"mem_size_mib":64,"huge_pages":"Transparent"}"#;
     let old = firecracker(Some("firecracker-1.10"));
-    old.tell(&[
+    old.report(&[
         "GET /version => 200 1.10",
-        &told("PUT /network-interfaces/eth0", mtu, "400 unknown field"),
+        &reported("PUT /network-interfaces/eth0", mtu, "400 unknown field"),
         "PUT /serial {} => 400 fault_message",
-        &told("PUT /machine-config", huge, "400 unknown variant"),
+        &reported("PUT /machine-config", huge, "400 unknown variant"),
         r#"PATCH /machine-config {"mem_size_mib":32} => 400 missing field"#,
     ]);
     drop(old);
     let new = firecracker(Some("firecracker-1.17"));
-    new.tell(&[
-        &told("PUT /network-interfaces/eth0", mtu, "204"),
+    new.report(&[
+        &reported("PUT /network-interfaces/eth0", mtu, "204"),
         "PUT /serial {} => 204",
-        &told("PUT /machine-config", huge, "204"),
+        &reported("PUT /machine-config", huge, "204"),
         r#"PATCH /machine-config {"mem_size_mib":32} => 204"#,
     ]);
 }
@@ -272,15 +272,15 @@ fn cloud_hypervisor_answers_so() {
     let config = format!(
         r#"{{"cpus":{{"boot_vcpus":1,"max_vcpus":1}},"memory":{{"size":67108864}},"payload":{{"kernel":{kernel:?},"cmdline":"ip=172.16.0.2::172.16.0.1:255.255.255.0:one:eth0:off"}},"net":[{{"tap":"tap0","mac":"02:00:00:00:00:02","num_queues":2,"queue_size":256}}],"serial":{{"mode":"Null"}},"console":{{"mode":"Off"}}}}"#
     );
-    vmm.tell(&[
+    vmm.report(&[
         "GET /api/v1/vmm.ping => 200 build_version",
         "GET /api/v1/nothing => 404 ?",
         "GET /api/v1/vm.info => 404 not created",
         "PUT /api/v1/vm.boot => 404 config is missing",
         "PUT /api/v1/vm.pause {} => 400 ?",
         "PUT /api/v1/vm.create { => 400 ?",
-        &told("PUT /api/v1/vm.create", &config, "204"),
-        &told("PUT /api/v1/vm.create", &config, "500 already created"),
+        &reported("PUT /api/v1/vm.create", &config, "204"),
+        &reported("PUT /api/v1/vm.create", &config, "500 already created"),
         r#"GET /api/v1/vm.info => 200 "state":"Created""#,
         "PUT /api/v1/vm.pause => 500 not running",
         "PUT /api/v1/vm.boot => 204",
@@ -305,7 +305,7 @@ fn cloud_hypervisor_answers_so() {
 #[test]
 fn an_old_cloud_hypervisor_answers_500_as_plain_text() {
     let vmm = cloud_hypervisor(Some("cloud-hypervisor-46"));
-    let (status, said) = vmm.ask("GET", "/api/v1/vm.info", "");
+    let (status, output) = vmm.ask("GET", "/api/v1/vm.info", "");
     assert_eq!(status, 500);
-    assert!(!said.starts_with('['), "{said}");
+    assert!(!output.starts_with('['), "{output}");
 }

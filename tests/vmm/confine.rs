@@ -60,11 +60,11 @@ fn a_confined_process_is_created_into_its_control_group_and_sees_the_files_it_wa
         }),
     })
     .unwrap();
-    let said = |name: &str| std::fs::read_to_string(home.join(name)).unwrap_or_default();
-    assert!(eventually(Duration::from_secs(10), || said("third").ends_with('\n')));
-    assert_eq!(said("first"), "0\n", "given: {}", said(CONSOLE));
-    assert_ne!(said("second"), "0\n", "to be read only");
-    assert_eq!(said("third"), "1\n", "not given, though it is its user's");
+    let output = |name: &str| std::fs::read_to_string(home.join(name)).unwrap_or_default();
+    assert!(eventually(Duration::from_secs(10), || output("third").ends_with('\n')));
+    assert_eq!(output("first"), "0\n", "given: {}", output(CONSOLE));
+    assert_ne!(output("second"), "0\n", "to be read only");
+    assert_eq!(output("third"), "1\n", "not given, though it is its user's");
     let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", identity.pid)).unwrap();
     let name = group.0.file_name().unwrap().to_str().unwrap();
     assert!(
@@ -134,15 +134,15 @@ fn a_confined_process_changes_neither_the_mac_nor_the_owner_of_a_tap_that_it_hol
         }),
     })
     .unwrap();
-    let said = || std::fs::read_to_string(home.join("said")).unwrap_or_default();
+    let output = || std::fs::read_to_string(home.join("said")).unwrap_or_default();
     assert!(
-        eventually(Duration::from_secs(10), || said().ends_with("end\n")),
+        eventually(Duration::from_secs(10), || output().ends_with("end\n")),
         "{}{}",
-        said(),
+        output(),
         std::fs::read_to_string(home.join(CONSOLE)).unwrap_or_default()
     );
     let expected = "attach 0\nmac 1\nmac-wide 1\npersist 1\nowner 1\ngroup 1\nlink 1\noffload 0\nfeatures 0\nend\n";
-    assert_eq!(said(), expected);
+    assert_eq!(output(), expected);
     kill(&identity);
 }
 
@@ -195,13 +195,13 @@ fn a_mapped_file_belongs_to_the_confined_user_in_its_mount_and_to_its_owner_on_d
         }),
     })
     .unwrap();
-    let said = |name: &str| std::fs::read_to_string(home.join(name)).unwrap_or_default();
-    assert!(eventually(Duration::from_secs(10), || said("said").ends_with('\n')));
+    let output = |name: &str| std::fs::read_to_string(home.join(name)).unwrap_or_default();
+    assert!(eventually(Duration::from_secs(10), || output("said").ends_with('\n')));
     assert_eq!(
-        said("said"),
+        output("said"),
         format!("{USER}:{USER}:600\n"),
         "{}",
-        said(CONSOLE)
+        output(CONSOLE)
     );
     let found = std::fs::metadata(&disk).unwrap();
     let on_disk = (found.uid(), found.gid(), found.mode() & 0o7777);
@@ -281,8 +281,8 @@ fn a_jailed_process_is_created_into_its_control_group_and_its_files_are_shown_in
     let words = keep.let_go();
     drop(locked);
     let up = eventually(Duration::from_secs(10), || home.join("socket").exists());
-    let said = String::from_utf8_lossy(&words.read()).into_owned();
-    assert!(up, "{said}");
+    let output = String::from_utf8_lossy(&words.read()).into_owned();
+    assert!(up, "{output}");
     let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", identity.pid)).unwrap();
     let name = group.0.file_name().unwrap().to_str().unwrap();
     assert!(

@@ -338,8 +338,8 @@ async fn qemu_runs_on_a_disk_that_nobody_else_may_write_to() {
     );
     let console = desired.dir.join(CONSOLE);
     let sees_it = || {
-        let said = std::fs::read_to_string(&console).unwrap_or_default();
-        said.contains("GUEST web-1")
+        let output = std::fs::read_to_string(&console).unwrap_or_default();
+        output.contains("GUEST web-1")
     };
     assert!(eventually(PATIENCE, sees_it), "it boots");
     let gone = Desired {

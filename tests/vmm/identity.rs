@@ -23,7 +23,7 @@ struct Told {
     env: Vec<(String, String)>,
 }
 
-fn told(identity: &Identity) -> Told {
+fn reported(identity: &Identity) -> Told {
     let env = |name: &str| {
         let value = process::env_var(identity.pid, name).unwrap();
         (name.to_owned(), value.unwrap())
@@ -41,8 +41,8 @@ struct Forger(Child);
 
 impl Forger {
     /// `before` are words in front of the forged command: who it runs as, and where.
-    fn start(before: &[String], told: &Told) -> Self {
-        let (first, rest) = told.argv.split_first().unwrap();
+    fn start(before: &[String], reported: &Told) -> Self {
+        let (first, rest) = reported.argv.split_first().unwrap();
         // A shell keeps the words that it is started with; it waits for a child that says less.
         let script = "while :; do /bin/busybox sleep 600; done";
         let mut command = match before.split_first() {
@@ -55,7 +55,7 @@ impl Forger {
         };
         let exec = format!("exec -a \"$0\" bash -c '{script}' \"$@\"");
         command.args(["-c", &exec, first]).args(rest);
-        Self::run(command.env_clear().envs(told.env.iter().cloned()))
+        Self::run(command.env_clear().envs(reported.env.iter().cloned()))
     }
 
     fn run(command: &mut Command) -> Self {
@@ -157,11 +157,11 @@ async fn no_process_is_identified_as_a_vmm_by_its_own_claims() {
     let two = two().await;
     let (desired, other) = (&two.desired, &two.other);
     let (a, b) = (user(desired), user(other));
-    let told = told(&two.first);
+    let reported = reported(&two.first);
     kill(&two.first);
     std::fs::remove_file(desired.record()).unwrap();
     let stranger_with_a_root_called_like_ours = |user: u32| {
-        let marks: Vec<String> = told.env[1..]
+        let marks: Vec<String> = reported.env[1..]
             .iter()
             .map(|(n, v)| format!("{n}={v}"))
             .collect();
@@ -204,11 +204,11 @@ async fn no_process_is_identified_as_a_vmm_by_its_own_claims() {
     let known = [(a, desired), (b, other)];
     let mut tried = 0;
     for (who, before) in cases {
-        let mut forger = Forger::start(&before, &told);
+        let mut forger = Forger::start(&before, &reported);
         assert!(forger.is_alive(), "{who}");
         assert_eq!(
             process::argv(forger.0.id()).unwrap(),
-            identity_as_a_script(&told),
+            identity_as_a_script(&reported),
             "{who}"
         );
         for users in [&known[..], &[]] {
@@ -245,9 +245,9 @@ async fn no_process_is_identified_as_a_vmm_by_its_own_claims() {
     two.b.clear(two.other).await;
 }
 
-fn identity_as_a_script(told: &Told) -> Vec<String> {
+fn identity_as_a_script(reported: &Told) -> Vec<String> {
     let script = "while :; do /bin/busybox sleep 600; done";
-    let [first, rest @ ..] = told.argv.as_slice() else {
+    let [first, rest @ ..] = reported.argv.as_slice() else {
         panic!("no words")
     };
     [&[first.clone(), "-c".into(), script.into()], rest].concat()
@@ -258,19 +258,19 @@ fn identity_as_a_script(told: &Told) -> Vec<String> {
 async fn a_vmm_without_its_record_is_distinguished_from_its_copies() {
     let two = two().await;
     let (desired, other) = (&two.desired, &two.other);
-    let told = told(&two.first);
+    let reported = reported(&two.first);
     std::fs::remove_file(desired.record()).unwrap();
     let mut forgers = [
-        Forger::start(&as_user(STRANGER), &told),
-        Forger::start(&[], &told),
-        Forger::start(&within(&two.second, user(other)), &told),
+        Forger::start(&as_user(STRANGER), &reported),
+        Forger::start(&[], &reported),
+        Forger::start(&within(&two.second, user(other)), &reported),
     ];
     let known = [(user(desired), desired), (user(other), other)];
     for users in [&known[..], &[]] {
         assert_eq!(found(desired, users).await, [two.first.pid]);
     }
     // What it starts itself is its own, and no second VMM.
-    let mut helper = Forger::start(&within(&two.first, user(desired)), &told);
+    let mut helper = Forger::start(&within(&two.first, user(desired)), &reported);
     let child_of_it = found(desired, &known).await;
     assert!(child_of_it.contains(&two.first.pid), "{child_of_it:?}");
     remove_unrecorded(desired, &known).await;

@@ -124,9 +124,12 @@ async fn a_helper_program_runs_as_nobody_without_privileges() {
         input: None,
         kvm: false,
     };
-    let outcome = query(&ask, Duration::from_secs(5), |said| said.contains("end")).await;
-    let said = outcome.unwrap().output;
-    let lines: Vec<&str> = said.lines().collect();
+    let outcome = query(&ask, Duration::from_secs(5), |reported| {
+        reported.contains("end")
+    })
+    .await;
+    let reported = outcome.unwrap().output;
+    let lines: Vec<&str> = reported.lines().collect();
     assert_eq!(
         lines,
         [
@@ -147,7 +150,7 @@ async fn a_helper_program_runs_as_nobody_without_privileges() {
             "0",
             "end"
         ],
-        "{said}"
+        "{reported}"
     );
 }
 

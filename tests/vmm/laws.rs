@@ -222,8 +222,8 @@ fn world() -> impl Strategy<Value = (Desired, Observed, bool)> {
         ended,
         any::<bool>(),
     )
-        .prop_map(|(wanted, processes, dir, ended, deaf)| {
-            let desired = desired(wanted);
+        .prop_map(|(expected, processes, dir, ended, deaf)| {
+            let desired = desired(expected);
             let dir = dir.map_or(RunDir::Absent, |(ours, others)| RunDir::Present {
                 ours: ours.into_iter().map(str::to_owned).collect(),
                 others: others.into_iter().map(str::to_owned).collect(),
@@ -263,11 +263,11 @@ fn world() -> impl Strategy<Value = (Desired, Observed, bool)> {
         })
 }
 
-fn desired(wanted: bool) -> Desired {
+fn desired(expected: bool) -> Desired {
     let uid: Uid = "7b1f6a52-8c1d-4e53-9a3e-0d6b7f1c2a44".parse().unwrap();
     let label = Instance::of(&PathBuf::from("/state")).vm_label(&"web-1".parse().unwrap(), uid);
     let argv = vec!["vmm".to_owned(), "right".to_owned()];
-    let want = wanted.then(|| Launch {
+    let want = expected.then(|| Launch {
         argv,
         netns: Some("/run/netns/a".into()),
         tap: "tap0".into(),

@@ -193,10 +193,10 @@ async fn the_end_of_a_process_and_its_status_are_reported() {
             .unwrap()
             .unwrap();
         for look in 0..2 {
-            let ProcessState::Ended(told) = process::open(&identity).unwrap() else {
+            let ProcessState::Ended(reported) = process::open(&identity).unwrap() else {
                 panic!("look {look}")
             };
-            assert_eq!(told, exit, "looking does not reap");
+            assert_eq!(reported, exit, "looking does not reap");
         }
         process::reap(&identity).unwrap();
         assert!(

@@ -437,12 +437,13 @@ async fn qemu_reports_its_counters_of_each_disk() {
             }];
         });
         let identity = place.boot(&desired).await;
-        let told = place.control().metrics(&desired.dir, identity.pid).await;
-        let told = told.unwrap();
+        let reported = place.control().metrics(&desired.dir, identity.pid).await;
+        let reported = reported.unwrap();
         assert!(
-            told.keys()
+            reported
+                .keys()
                 .any(|name| name.starts_with("block.disk0.") && name.ends_with("rd_bytes")),
-            "{told:?}"
+            "{reported:?}"
         );
         place.clear(desired).await;
     }

@@ -242,12 +242,12 @@ impl Matrix<'_> {
                 let fault = (was != is).then(|| format!("{was} -> {is}"));
                 self.note(event, vm, what, fault);
             }
-            let told = self.harness.messages(&format!("vm/{vm}"), "AddressChanged");
+            let reported = self.harness.messages(&format!("vm/{vm}"), "AddressChanged");
             self.note(
                 event,
                 vm,
                 "AddressChanged",
-                (!told.is_empty()).then(|| told.join("; ")),
+                (!reported.is_empty()).then(|| reported.join("; ")),
             );
         }
     }

@@ -40,8 +40,8 @@ fn reach(from: &Guest, to: &Guest, id: u32) -> Duration {
     assert!(asked, "nobody was asked");
     let packet = from.packet(id, to.ip, Kind::Ping);
     from.send(&ethernet(to.mac, from.mac, 0x0800, &packet.bytes()));
-    let heard = to.hear(PATIENCE, |seen| seen.payload.ends_with(&frames::mark(id)));
-    assert!(heard.is_some(), "the ping never came");
+    let received = to.hear(PATIENCE, |seen| seen.payload.ends_with(&frames::mark(id)));
+    assert!(received.is_some(), "the ping never came");
     begin.elapsed()
 }
 
@@ -107,14 +107,14 @@ fn the_host_reaches_a_guest_that_has_never_sent_a_packet_and_is_reached() {
         let guest = host.vm(&host.desired_vm(2, "brvm0")).await;
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         // What comes before the queue starts is dropped.
-        let heard = (0..200).any(|_| {
+        let received = (0..200).any(|_| {
             send_to(&socket, guest.ip, 7);
             let patience = Duration::from_millis(1);
             guest
                 .hear(patience, |seen| seen.destination == guest.ip)
                 .is_some()
         });
-        assert!(heard);
+        assert!(received);
         assert_eq!(
             kernel::run("ip neigh show dev brvm0 nud permanent")
                 .lines()
@@ -132,9 +132,9 @@ fn a_lan_machine_with_a_route_reaches_a_guest_and_an_isolated_vm_does_not() {
         let lan = Neighbour::join("lan0", "192.168.1.1/24", "192.168.1.10/24");
         let isolated_link = format!("{}isolated", host.instance.link_prefix());
         let isolated = Neighbour::join(&isolated_link, "169.254.100.1/30", "169.254.100.2/30");
-        let mut wanted = requirements("brvm0", &["192.168.137.1/24"]);
-        wanted.pools.insert("169.254.100.0/22".parse().unwrap());
-        host.converge_host_network(wanted).await;
+        let mut desired = requirements("brvm0", &["192.168.137.1/24"]);
+        desired.pools.insert("169.254.100.0/22".parse().unwrap());
+        host.converge_host_network(desired).await;
         let guest = host.vm(&host.desired_vm(2, "brvm0")).await;
         assert!((0..50).any(|_| guest.resolve(GATEWAY).is_some()));
         let gateway_mac = guest.resolve(GATEWAY).unwrap();
@@ -215,10 +215,10 @@ fn a_filter_taken_away_shuts_the_forwarding_switch_and_a_toggle_does_not() {
             a.send(&ethernet(b.mac, a.mac, 0x0800, &packet.bytes()));
         };
         let first = |ids: [u32; 2]| {
-            let heard = b.hear(PATIENCE, |seen| {
+            let received = b.hear(PATIENCE, |seen| {
                 received_marks(seen).is_some_and(|id| ids.contains(&id))
             });
-            heard.as_ref().and_then(received_marks)
+            received.as_ref().and_then(received_marks)
         };
         spoof(2);
         own(3);

@@ -48,7 +48,7 @@ async fn a_record_is_what_libcni_writes_where_libcni_writes_it() {
     let read = Libcni::read(&path);
     let mut record = read.record.clone();
     record.as_object_mut().unwrap().remove("config");
-    let wanted = json!({
+    let desired = json!({
         "kind": "cniCacheV1",
         "containerId": "blue",
         "ifName": "eth0",
@@ -58,7 +58,7 @@ async fn a_record_is_what_libcni_writes_where_libcni_writes_it() {
         "capabilityArgs": {"mac": "00:11:22:33:44:66"},
         "result": result("1.0.0", "two")
     });
-    assert_eq!(record, wanted);
+    assert_eq!(record, desired);
     let on_disk = fs::read_to_string(stage.path("conf/10-net.conflist")).unwrap();
     assert_eq!(
         read.config,
@@ -80,7 +80,7 @@ async fn what_is_empty_is_left_out_as_libcni_does() {
     stage.runtime.add(&network, &blue()).await.unwrap();
     let record = Libcni::read(&stage.path("cache/slice/results/net-blue-eth0")).record;
     let keys: Vec<&String> = record.as_object().unwrap().keys().collect();
-    let wanted = [
+    let desired = [
         "config",
         "containerId",
         "ifName",
@@ -89,7 +89,7 @@ async fn what_is_empty_is_left_out_as_libcni_does() {
         "networkName",
         "result",
     ];
-    assert_eq!(keys, wanted);
+    assert_eq!(keys, desired);
 }
 
 #[tokio::test]
@@ -124,9 +124,9 @@ async fn a_record_of_another_runtime_is_read() {
     let seen = all[0].result(Version::V0_4_0).unwrap();
     assert_eq!(seen.interfaces[0].name, "theirs");
     stage.runtime.del(&network, &blue()).await.unwrap();
-    let heard = stage.calls();
-    assert_eq!(heard[0].stdin()["theirs"], 1);
-    assert_eq!(heard[0].environment["CNI_ARGS"], "K8S_POD_NAME=p");
+    let received = stage.calls();
+    assert_eq!(received[0].stdin()["theirs"], 1);
+    assert_eq!(received[0].environment["CNI_ARGS"], "K8S_POD_NAME=p");
     let left = |file: &str| stage.path("cache/results").join(file).exists();
     assert_eq!((left("rubbish"), left("net-blue-eth0")), (true, false));
 }
@@ -203,8 +203,8 @@ async fn a_record_with_a_damaged_part_is_used_for_the_rest() {
         stage.hush();
         stage.runtime.del(&network, &blue()).await.unwrap();
         assert_eq!(stage.order(), ["DEL one"]);
-        let told = stage.calls()[0].stdin().get("prevResult").is_some();
-        assert_eq!(told, part == "config");
+        let reported = stage.calls()[0].stdin().get("prevResult").is_some();
+        assert_eq!(reported, part == "config");
         assert!(stage.records().is_empty());
     }
 }

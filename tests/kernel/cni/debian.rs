@@ -169,8 +169,9 @@ fn a_published_port_goes_to_the_plugin_that_declares_the_capability() {
                 .unwrap();
         let result = runtime.add(&network, &attachment).await.unwrap();
         one.run("(echo hello | timeout 10 socat -u STDIN TCP-LISTEN:80) >/dev/null 2>&1 &");
-        let heard = lan.run("timeout 5 socat -u TCP:192.168.7.1:8080,retry=20,interval=0.1 STDOUT");
-        assert_eq!(heard, "hello\n");
+        let received =
+            lan.run("timeout 5 socat -u TCP:192.168.7.1:8080,retry=20,interval=0.1 STDOUT");
+        assert_eq!(received, "hello\n");
         let outcome = runtime.check(&network, &attachment).await.unwrap();
         assert_eq!(outcome, Outcome::Disabled);
         // The caller forgot what he had asked for; the cache did not.

@@ -36,8 +36,8 @@ async fn a_failure_at_any_position_stops_add_and_del_goes_back_through_the_whole
         // The last result that there was, if any: what a plugin made may be found by it alone.
         let reached = CHAIN[..at].last();
         for call in stage.calls() {
-            let told = call.stdin()["prevResult"]["interfaces"][0]["name"].clone();
-            assert_eq!(told.as_str(), reached.copied());
+            let reported = call.stdin()["prevResult"]["interfaces"][0]["name"].clone();
+            assert_eq!(reported.as_str(), reached.copied());
         }
         let left = fs::read_dir(stage.path("cache/unfinished"));
         assert_eq!(left.map_or(0, Iterator::count), 0);
@@ -127,8 +127,8 @@ async fn a_plugin_that_requests_a_retry_is_distinguished_from_one_that_fails_for
             _ => stage.runtime.status(&network).await.unwrap_err(),
         };
         assert_eq!(error.code(), Some(code));
-        let told = matches!(error, Error::TryAgain(_));
-        assert_eq!(told, may_pass, "{command} {code}");
+        let reported = matches!(error, Error::TryAgain(_));
+        assert_eq!(reported, may_pass, "{command} {code}");
     }
 }
 
@@ -357,10 +357,10 @@ async fn whatever_a_plugin_does_an_operation_ends_in_time() {
         let mut stage = Stage::new();
         let network = stage.chain("1.0.0", &["one"]);
         stage.runtime.deadline = Duration::from_millis(1500);
-        let heard = stage.path("heard");
-        fs::create_dir_all(&heard).unwrap();
-        fs::write(heard.join("pids"), "").unwrap();
-        let script = format!("#!/bin/sh\ncd {}\n{what}\n", heard.display());
+        let received = stage.path("heard");
+        fs::create_dir_all(&received).unwrap();
+        fs::write(received.join("pids"), "").unwrap();
+        let script = format!("#!/bin/sh\ncd {}\n{what}\n", received.display());
         fs::write(stage.path("bin/one"), script).unwrap();
         let begin = std::time::Instant::now();
         let added = stage.runtime.add(&network, &blue()).await;
@@ -370,7 +370,7 @@ async fn whatever_a_plugin_does_an_operation_ends_in_time() {
             Ok(result) if answers => {
                 assert_eq!(result.interfaces[0].name, "one");
                 // What a plugin that succeeded leaves running is its own affair: here it is ours.
-                let left = fs::read_to_string(heard.join("pids")).unwrap();
+                let left = fs::read_to_string(received.join("pids")).unwrap();
                 for pid in left.split_whitespace().filter_map(|pid| pid.parse().ok()) {
                     let pid = rustix::process::Pid::from_raw(pid).unwrap();
                     let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);

@@ -105,11 +105,11 @@ fn parameters<'a>(stage: &Stage, command: &'a str) -> BTreeMap<&'a str, String> 
     ])
 }
 
-fn assert_parameters(heard: &crate::cni::stage::Heard, wanted: &BTreeMap<&str, String>) {
-    let wanted: BTreeMap<&str, &str> = wanted.iter().map(|(k, v)| (*k, v.as_str())).collect();
-    assert_eq!(heard.parameters(), wanted, "{}", heard.command);
+fn assert_parameters(received: &crate::cni::stage::Heard, desired: &BTreeMap<&str, String>) {
+    let desired: BTreeMap<&str, &str> = desired.iter().map(|(k, v)| (*k, v.as_str())).collect();
+    assert_eq!(received.parameters(), desired, "{}", received.command);
     assert!(
-        heard.environment.contains_key("PATH"),
+        received.environment.contains_key("PATH"),
         "the rest is inherited"
     );
 }
@@ -120,18 +120,18 @@ async fn add_passes_every_plugin_its_configuration_and_the_result_before() {
     let network = stage.runtime.find("net").unwrap();
     let answer = stage.runtime.add(&network, &attachment()).await.unwrap();
     assert_eq!(answer.interfaces[0].name, "two");
-    let heard = stage.calls();
+    let received = stage.calls();
     assert_eq!(stage.order(), ["ADD one", "ADD two"]);
-    for call in &heard {
+    for call in &received {
         assert_parameters(call, &parameters(&stage, "ADD"));
     }
-    assert_eq!(heard[0].stdin(), first_attached("1.0.0"));
+    assert_eq!(received[0].stdin(), first_attached("1.0.0"));
     let second = with(
         second_attached("1.0.0"),
         "prevResult",
         result("1.0.0", "one"),
     );
-    assert_eq!(heard[1].stdin(), second);
+    assert_eq!(received[1].stdin(), second);
 }
 
 #[tokio::test]
@@ -148,11 +148,11 @@ async fn check_and_del_pass_every_plugin_the_final_result() {
     let last = result("1.0.0", "two");
     for call in stage.calls() {
         assert_parameters(&call, &parameters(&stage, &call.command));
-        let wanted = match call.plugin.as_str() {
+        let desired = match call.plugin.as_str() {
             "one" => first_attached("1.0.0"),
             _ => second_attached("1.0.0"),
         };
-        assert_eq!(call.stdin(), with(wanted, "prevResult", last.clone()));
+        assert_eq!(call.stdin(), with(desired, "prevResult", last.clone()));
     }
 }
 
@@ -165,10 +165,10 @@ async fn del_without_a_namespace_has_an_empty_variable() {
     let mut gone = attachment();
     gone.netns = None;
     stage.runtime.del(&network, &gone).await.unwrap();
-    let mut wanted = parameters(&stage, "DEL");
-    wanted.insert("CNI_NETNS", String::new());
+    let mut desired = parameters(&stage, "DEL");
+    desired.insert("CNI_NETNS", String::new());
     for call in stage.calls() {
-        assert_parameters(&call, &wanted);
+        assert_parameters(&call, &desired);
     }
 }
 
@@ -188,16 +188,16 @@ async fn gc_passes_every_plugin_the_valid_attachments_and_no_details_of_any() {
     assert_eq!(outcome, Outcome::Done);
     assert_eq!(stage.order(), ["GC one", "GC two"]);
     let valid = json!([{"containerID": "green", "ifname": "eth1"}]);
-    let mut wanted = first("1.1.0");
-    wanted["capabilities"] = json!({"portMappings": true, "mac": false});
+    let mut desired = first("1.1.0");
+    desired["capabilities"] = json!({"portMappings": true, "mac": false});
     for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
-        wanted[key] = valid.clone();
+        desired[key] = valid.clone();
     }
-    let heard = stage.calls();
-    assert_eq!(heard[0].stdin(), wanted);
+    let received = stage.calls();
+    assert_eq!(received[0].stdin(), desired);
     let path = stage.path("bin").display().to_string();
     let parameters = BTreeMap::from([("CNI_COMMAND", "GC".to_owned()), ("CNI_PATH", path)]);
-    assert_parameters(&heard[0], &parameters);
+    assert_parameters(&received[0], &parameters);
 }
 
 #[tokio::test]
@@ -207,13 +207,13 @@ async fn status_passes_every_plugin_its_configuration() {
     let outcome = stage.runtime.status(&network).await.unwrap();
     assert_eq!(outcome, Outcome::Done);
     assert_eq!(stage.order(), ["STATUS one", "STATUS two"]);
-    let heard = stage.calls();
-    let mut wanted = first("1.1.0");
-    wanted["capabilities"] = json!({"portMappings": true, "mac": false});
-    assert_eq!(heard[0].stdin(), wanted);
+    let received = stage.calls();
+    let mut desired = first("1.1.0");
+    desired["capabilities"] = json!({"portMappings": true, "mac": false});
+    assert_eq!(received[0].stdin(), desired);
     let path = stage.path("bin").display().to_string();
     let parameters = BTreeMap::from([("CNI_COMMAND", "STATUS".to_owned()), ("CNI_PATH", path)]);
-    assert_parameters(&heard[0], &parameters);
+    assert_parameters(&received[0], &parameters);
 }
 
 #[tokio::test]
@@ -221,11 +221,11 @@ async fn version_is_requested_with_the_latest_that_we_support() {
     let stage = stage("1.1.0");
     let versions = stage.runtime.version("one").await.unwrap();
     assert_eq!(versions, ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
-    let heard = stage.calls();
-    assert_eq!(heard[0].stdin(), json!({"cniVersion": "1.1.0"}));
+    let received = stage.calls();
+    assert_eq!(received[0].stdin(), json!({"cniVersion": "1.1.0"}));
     let path = stage.path("bin").display().to_string();
     let parameters = BTreeMap::from([("CNI_COMMAND", "VERSION".to_owned()), ("CNI_PATH", path)]);
-    assert_parameters(&heard[0], &parameters);
+    assert_parameters(&received[0], &parameters);
 }
 
 #[tokio::test]
@@ -313,7 +313,7 @@ fn variables_of_the_daemon_choose_the_places_and_do_not_leak_into_the_protocol()
         .unwrap()
         .block_on(add)
         .unwrap();
-    let mut wanted = parameters(&stage, "ADD");
-    wanted.insert("CNI_ARGS", String::new());
-    assert_parameters(&stage.calls()[0], &wanted);
+    let mut desired = parameters(&stage, "ADD");
+    desired.insert("CNI_ARGS", String::new());
+    assert_parameters(&stage.calls()[0], &desired);
 }

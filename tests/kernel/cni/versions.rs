@@ -26,12 +26,12 @@ async fn every_version_does_what_it_knows_and_no_more() {
         let gc = runtime.gc(&network, || Ok(Vec::new())).await.unwrap();
         let status = runtime.status(&network).await.unwrap();
         runtime.del(&network, &blue()).await.unwrap();
-        let mut wanted = Vec::new();
+        let mut desired = Vec::new();
         let mut ask = |outcome: Outcome, known: bool, command: &str| {
             match known {
                 true => {
                     assert_eq!(outcome, Outcome::Done);
-                    wanted.extend([format!("{command} one"), format!("{command} two")]);
+                    desired.extend([format!("{command} one"), format!("{command} two")]);
                 }
                 false => assert_eq!(outcome, Outcome::Unsupported),
             };
@@ -39,14 +39,14 @@ async fn every_version_does_what_it_knows_and_no_more() {
         ask(check, version >= "0.4.0", "CHECK");
         ask(gc, version >= "1.1.0", "GC");
         ask(status, version >= "1.1.0", "STATUS");
-        wanted.extend(["DEL two".to_owned(), "DEL one".to_owned()]);
-        assert_eq!(stage.order(), wanted, "{version}");
+        desired.extend(["DEL two".to_owned(), "DEL one".to_owned()]);
+        assert_eq!(stage.order(), desired, "{version}");
         for call in stage.calls() {
             let stdin = call.stdin();
             assert_eq!(stdin["cniVersion"], version);
             if call.command == "DEL" {
-                let told = version >= "0.4.0";
-                assert_eq!(stdin.get("prevResult").is_some(), told, "{version}");
+                let reported = version >= "0.4.0";
+                assert_eq!(stdin.get("prevResult").is_some(), reported, "{version}");
             }
         }
         assert!(stage.records().is_empty());
@@ -92,10 +92,10 @@ fn the_highest_version_that_both_sides_speak_goes() {
         (json!({"cniVersions": []}), None),
         (json!({}), None),
     ];
-    for (mut config, wanted) in cases {
+    for (mut config, desired) in cases {
         config["name"] = json!("net");
         config["plugins"] = json!([{"type": "one"}]);
-        match (Network::parse(Path::new("f"), &config.to_string()), wanted) {
+        match (Network::parse(Path::new("f"), &config.to_string()), desired) {
             (Ok(network), Some(version)) => assert_eq!(network.cni_version, version),
             (Err(Error::UnsupportedVersion { expected, .. }), None) => assert_eq!(expected, ALL),
             (other, _) => panic!("{config}: {other:?}"),
@@ -170,10 +170,10 @@ fn results_are_brought_from_any_version_to_any_other_and_lose_nothing() {
             let mut written = result(from, "eth0");
             written["odd"] = json!(1);
             let read = CniResult::parse(&written.to_string(), to).unwrap();
-            let mut wanted = result(to.as_str(), "eth0");
-            wanted["odd"] = json!(1);
+            let mut desired = result(to.as_str(), "eth0");
+            desired["odd"] = json!(1);
             let raw: Value = serde_json::from_str(read.raw()).unwrap();
-            assert_eq!(raw, wanted, "{from} to {to}");
+            assert_eq!(raw, desired, "{from} to {to}");
             assert_eq!(read.cni_version, to);
         }
     }

@@ -40,9 +40,9 @@ fn a_chain_that_fails_at_its_end_reports_why_and_is_taken_back_at_once() {
             .unwrap()
             .push(json!({"type": "failing"}));
         fixture.configure("1.0.0", &plugins);
-        let said = failure(&fixture).await;
+        let output = failure(&fixture).await;
         for word in ["`net`", "`failing`", "code 11", "no room", "in the inn"] {
-            assert!(said.contains(word), "{said}");
+            assert!(output.contains(word), "{output}");
         }
         // Of the plugins nothing is left while it is waited for the next try.
         let left = fixture.left();
@@ -65,16 +65,19 @@ fn a_chain_that_fails_at_its_end_reports_why_and_is_taken_back_at_once() {
 fn what_is_missing_is_named_with_the_places_that_were_searched() {
     kernel::private(async {
         let fixture = Fixture::new();
-        let said = failure(&fixture).await;
+        let output = failure(&fixture).await;
         let conf = fixture.path("conf").display().to_string();
-        assert!(said.contains("`net`") && said.contains(&conf), "{said}");
+        assert!(
+            output.contains("`net`") && output.contains(&conf),
+            "{output}"
+        );
         assert!(!fixture.netns().exists(), "a namespace for nothing");
 
         fixture.configure("1.0.0", &json!([{"type": "nowhere"}]));
-        let said = failure(&fixture).await;
+        let output = failure(&fixture).await;
         let bin = fixture.path("bin").display().to_string();
         for word in ["`nowhere`", &bin, "/usr/lib/cni"] {
-            assert!(said.contains(word), "{said}");
+            assert!(output.contains(word), "{output}");
         }
         fixture.down().await.unwrap();
         assert!(
@@ -96,8 +99,8 @@ fn a_network_without_ipv4_is_refused_and_taken_back() {
         plugins[0]["ipam"]["routes"] = json!([]);
         plugins.as_array_mut().unwrap().truncate(1);
         fixture.configure("1.0.0", &plugins);
-        let said = failure(&fixture).await;
-        assert!(said.contains("no IPv4 address"), "{said}");
+        let output = failure(&fixture).await;
+        assert!(output.contains("no IPv4 address"), "{output}");
         let reserved = |left: &&String| left.contains("/data/") && left.contains("fd00");
         let left = fixture.left();
         assert_eq!(left.iter().filter(reserved).count(), 0, "{left:?}");

@@ -32,7 +32,7 @@ pub struct Fixture {
     pub runtime: Runtime,
     pub desired: Desired,
     /// The reasons and messages that were reported since the last call of [`Fixture::heard`].
-    pub told: Arc<Mutex<Vec<String>>>,
+    pub reported: Arc<Mutex<Vec<String>>>,
 }
 
 impl Fixture {
@@ -64,7 +64,7 @@ impl Fixture {
             dir: Arc::new(dir),
             runtime,
             desired,
-            told: Arc::default(),
+            reported: Arc::default(),
         }
     }
 
@@ -156,8 +156,8 @@ impl Fixture {
             true => TapLink::Chain,
             false => TapLink::Redirect(IFNAME.to_owned()),
         };
-        let gate = self.gate(&connection.tap, Some(join));
-        let firewall = converge(&CniFirewall, &gate, probe).await;
+        let forwarding_switch = self.forwarding_switch(&connection.tap, Some(join));
+        let firewall = converge(&CniFirewall, &forwarding_switch, probe).await;
         firewall.result?;
         Ok((connection, [net.actions, firewall.actions].concat()))
     }
@@ -167,7 +167,7 @@ impl Fixture {
     }
 
     pub async fn down_with(&self, probe: &Probe) -> Result<Vec<String>, Error> {
-        let firewall = converge(&CniFirewall, &self.gate(TAP, None), probe).await;
+        let firewall = converge(&CniFirewall, &self.forwarding_switch(TAP, None), probe).await;
         firewall.result?;
         let nothing = Desired {
             data_path: None,
@@ -183,10 +183,10 @@ impl Fixture {
     }
 
     fn reconciler_with(&self, checking: CheckMode) -> CniNet {
-        let told = Arc::clone(&self.told);
+        let reported = Arc::clone(&self.reported);
         CniNet::new(self.runtime.clone(), checking).with_notices(Arc::new(move |notice| {
             let line = format!("{}: {}", notice.reason, notice.message);
-            told.lock().expect("no panic before").push(line);
+            reported.lock().expect("no panic before").push(line);
         }))
     }
 
@@ -196,13 +196,13 @@ impl Fixture {
             dir: Arc::clone(&self.dir),
             runtime: self.runtime.clone(),
             desired,
-            told: Arc::clone(&self.told),
+            reported: Arc::clone(&self.reported),
         }
     }
 
     /// Returns what was reported since the last call.
     pub fn calls(&self) -> Vec<String> {
-        std::mem::take(&mut *self.told.lock().expect("no panic before"))
+        std::mem::take(&mut *self.reported.lock().expect("no panic before"))
     }
 
     pub async fn look(&self) -> Observed {
@@ -215,7 +215,7 @@ impl Fixture {
         reconciler.observe(&self.desired).await.expect("a look")
     }
 
-    fn gate(&self, tap: &str, join: Option<TapLink>) -> redirect::Desired {
+    fn forwarding_switch(&self, tap: &str, join: Option<TapLink>) -> redirect::Desired {
         redirect::Desired {
             label: self.desired.label.clone(),
             netns: self.netns(),

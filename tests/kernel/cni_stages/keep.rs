@@ -106,14 +106,18 @@ fn an_attachment_that_nobody_touches_is_left_alone_through_ten_checks() {
             let (same, taken) = fixture.up().await.unwrap();
             assert_eq!((&same, taken), (&connection, vec![]), "{case}, {check}");
         }
-        let heard = fixture.calls();
-        let ignored = |heard: &&String| heard.starts_with("CheckIgnored: CNI plugin `");
-        assert_eq!(heard.iter().filter(ignored).count(), heard.len(), "{case}");
-        assert!(heard.len() <= 1, "{case}: {heard:?}");
+        let received = fixture.calls();
+        let ignored = |received: &&String| received.starts_with("CheckIgnored: CNI plugin `");
+        assert_eq!(
+            received.iter().filter(ignored).count(),
+            received.len(),
+            "{case}"
+        );
+        assert!(received.len() <= 1, "{case}: {received:?}");
         let known = ["sbr", "portmap with", "and tuning"];
         assert!(
-            heard.is_empty() || known.iter().any(|it| case.contains(it)),
-            "{case}: {heard:?}"
+            received.is_empty() || known.iter().any(|it| case.contains(it)),
+            "{case}: {received:?}"
         );
         fixture
             .down()
@@ -182,10 +186,10 @@ fn a_repair_gives_the_guest_the_address_and_the_mac_that_it_had() {
                 ..again
             };
             assert_eq!(same, connection, "{case}");
-            let heard = fixture.calls();
+            let received = fixture.calls();
             assert!(
-                !heard.iter().any(|it| it.starts_with("AddressChanged")),
-                "{case}: {heard:?}"
+                !received.iter().any(|it| it.starts_with("AddressChanged")),
+                "{case}: {received:?}"
             );
             if !case.contains("macvlan") {
                 ping(&connection);
@@ -225,10 +229,10 @@ fn rules_that_only_a_check_or_our_own_observation_misses_are_recreated_and_the_p
                 kernel::run(commands);
                 let (again, _) = fixture.up().await.unwrap();
                 assert_eq!((again.ip, again.mac), (connection.ip, connection.mac));
-                let heard = fixture.calls().join("\n");
+                let received = fixture.calls().join("\n");
                 assert!(
-                    heard.starts_with("CheckFailed: ") && heard.contains(word),
-                    "{commands}: {heard}"
+                    received.starts_with("CheckFailed: ") && received.contains(word),
+                    "{commands}: {received}"
                 );
                 let rules = kernel::run("iptables-save");
                 assert!(rules.contains("MASQUERADE"), "{rules}");
@@ -266,14 +270,14 @@ fn an_address_that_is_refused_is_released_and_reported_before_the_guest_has_anot
                 let (again, _) = fixture.up().await.unwrap();
                 assert_ne!(again.ip, connection.ip);
                 ping(&again);
-                let heard = fixture.calls().join("\n");
-                assert!(heard.starts_with("AddressChanged: "), "{heard}");
+                let received = fixture.calls().join("\n");
+                assert!(received.starts_with("AddressChanged: "), "{received}");
                 for word in [
                     again.ip.to_string(),
                     connection.ip.to_string(),
                     if taken { "not available" } else { "" }.to_owned(),
                 ] {
-                    assert!(heard.contains(&word), "{heard}");
+                    assert!(received.contains(&word), "{received}");
                 }
                 fixture.down().await.unwrap();
             });
@@ -308,11 +312,11 @@ esac
             std::fs::write(file, config.to_string()).unwrap();
             let (_, taken) = fixture.up().await.unwrap();
             assert_eq!(!taken.is_empty(), repaired, "{code} {forbidden}: {taken:?}");
-            let heard = fixture.calls();
+            let received = fixture.calls();
             assert_eq!(
-                heard.iter().any(|it| it.contains("a mood")),
+                received.iter().any(|it| it.contains("a mood")),
                 repaired,
-                "{heard:?}"
+                "{received:?}"
             );
             // CHECK still fails after the repair: this is the baseline of the new attachment.
             fixture.up().await.unwrap();

@@ -178,11 +178,11 @@ fn a_deletion_completes_whatever_a_plugin_reports_and_what_it_owes_is_kept_for_t
                     );
                 }
                 assert_eq!(tries, 5, "{what}");
-                let heard = fixture.calls().join("\n");
-                assert!(heard.starts_with("DetachFailed: "), "{what}: {heard}");
+                let received = fixture.calls().join("\n");
+                assert!(received.starts_with("DetachFailed: "), "{what}: {received}");
                 assert!(
-                    how.is_none() || last || heard.contains("stubborn"),
-                    "{what}: {heard}"
+                    how.is_none() || last || received.contains("stubborn"),
+                    "{what}: {received}"
                 );
                 let left = leak(&fixture);
                 assert_eq!(left.len(), 1, "{what}: {left:?}");

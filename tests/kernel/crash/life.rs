@@ -139,7 +139,7 @@ impl Dirs {
         &self,
         intent: Intent<'_>,
         probe: Probe,
-        tell: impl FnOnce(&Arc<Engine>),
+        report: impl FnOnce(&Arc<Engine>),
         until: Until,
     ) -> End {
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -162,7 +162,7 @@ impl Dirs {
             .await
             .unwrap();
             let engine = daemon.engine.clone();
-            tell(&engine);
+            report(&engine);
             engine.store.write(|txn| say(txn, intent)).await.unwrap();
             let end = match until {
                 Until::Rest => match daemon.settle(PATIENCE).await {

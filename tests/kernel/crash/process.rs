@@ -112,11 +112,11 @@ enum Lost {
 }
 
 /// `told`: whether it is known without the run directory what the VMM has read when it was started. One that an object wants is kept or replaced; one that nothing on the disk knows of any more is stopped, and all of it is gone.
-fn survives_or_is_stopped(place: impl FnOnce() -> Place + Send, told: Expected) {
+fn survives_or_is_stopped(place: impl FnOnce() -> Place + Send, reported: Expected) {
     use Lost::{Netns, RunDir, State};
     let cases: [(&[Lost], Expected); 7] = [
         (&[State], Expected::Kept),
-        (&[RunDir], told),
+        (&[RunDir], reported),
         (&[Netns], Expected::Replaced),
         (&[State, Netns], Expected::Replaced),
         (&[RunDir, Netns], Expected::Replaced),
@@ -274,12 +274,12 @@ fn check_each_report(power: Power, at_least: usize, check: impl Fn(&Place, &Iden
         Hypervisor::Firecracker,
         Hypervisor::CloudHypervisor,
     ] {
-        told(hypervisor, power, at_least, &check);
+        reported(hypervisor, power, at_least, &check);
     }
 }
 
 /// A VM that runs is told that, by a daemon that dies before every single action in turn; the next one finishes it.
-fn told(
+fn reported(
     hypervisor: Hypervisor,
     power: Power,
     at_least: usize,

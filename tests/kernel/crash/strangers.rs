@@ -178,11 +178,11 @@ fn foretell(dirs: &Dirs) -> [Vm; 2] {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();
-    let told = runtime.block_on(store.write(|txn| {
+    let reported = runtime.block_on(store.write(|txn| {
         txn.put_group(group)?;
         vms.iter().try_for_each(|vm| txn.put_vm(vm.clone()))
     }));
-    told.unwrap_or_else(|error: store::Error| panic!("{error}"));
+    reported.unwrap_or_else(|error: store::Error| panic!("{error}"));
     store.close();
     vms
 }

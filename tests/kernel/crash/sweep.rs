@@ -217,7 +217,7 @@ impl Place {
 }
 
 /// Line by line, so that a failure shows the line.
-fn same(found: &str, wanted: &str) {
+fn same(found: &str, desired: &str) {
     let only = |a: &str, b: &str| -> Vec<String> {
         let known: Vec<&str> = b.lines().collect();
         a.lines()
@@ -226,10 +226,10 @@ fn same(found: &str, wanted: &str) {
             .collect()
     };
     assert!(
-        found == wanted,
+        found == desired,
         "not the world of an undisturbed life\n  left over: {:#?}\n  missing: {:#?}",
-        only(found, wanted),
-        only(wanted, found)
+        only(found, desired),
+        only(desired, found)
     );
 }
 

@@ -144,7 +144,7 @@ fn bridging(link: &Value) -> String {
 /// What bridges were told of MACs, not what they have learned.
 fn entries(json: &str) -> Vec<String> {
     let entries: Vec<Value> = serde_json::from_str(json).unwrap();
-    let told = entries
+    let reported = entries
         .iter()
         .filter(|entry| !entry["master"].is_null() && entry["state"] != "");
     let text = |entry: &Value| {
@@ -152,7 +152,7 @@ fn entries(json: &str) -> Vec<String> {
             ["mac", "ifname", "master", "vlan", "state", "flags"].map(|key| &entry[key]);
         format!("fdb {mac} {port} {bridge} {vlan} {state} {flags}")
     };
-    told.map(text).collect()
+    reported.map(text).collect()
 }
 
 /// Filters where frames come in. A program's text says its MAC in numbers; ours says in its name which one it is.

@@ -171,8 +171,8 @@ async fn a_persistent_disk_outlives_its_vm_grows_and_is_never_removed() {
     assert!(was_written(&first.disk()));
     assert_eq!(fs::metadata(first.disk()).unwrap().len(), 16 * MIB);
     let observed = Disks::default().observe(&next).await.unwrap();
-    let said = image_note(&next, &observed).unwrap();
-    assert!(said.ends_with("its image has changed since"), "{said}");
+    let output = image_note(&next, &observed).unwrap();
+    assert!(output.ends_with("its image has changed since"), "{output}");
 
     let careless = some_vm(&dir, &image, 0, false);
     let words = meet(&careless).await.unwrap_err();

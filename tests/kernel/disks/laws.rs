@@ -28,7 +28,7 @@ proptest! {
     #[test]
     fn a_disk_is_noted_before_it_is_made_and_forgotten_after_it_is_removed((desired, observed) in world()) {
         let plan = Disks::plan(&desired, &observed).unwrap_or_default();
-        let at = |wanted: fn(&Action) -> bool| plan.iter().position(wanted);
+        let at = |expected: fn(&Action) -> bool| plan.iter().position(expected);
         let noted = at(|action| matches!(action, Action::Note(_)));
         let made = at(|action| matches!(action, Action::Copy { .. }));
         let removed = at(|action| matches!(action, Action::RemoveDisk(_)));

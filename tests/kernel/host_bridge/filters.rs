@@ -85,12 +85,12 @@ fn foreign_filters_are_distinguished_from_ours_and_survive() {
             || kernel::run("tc filter show dev tap0 ingress; tc filter show dev tap0 egress");
         let before = look();
         let strangers = tc::list(&handle, index).await.unwrap();
-        let told: Vec<_> = strangers
+        let reported: Vec<_> = strangers
             .iter()
             .map(|f| (f.priority, f.chain, f.protocol, f.action.clone()))
             .collect();
         assert_eq!(
-            told,
+            reported,
             [
                 (1, 0, 3, What::Program(answer(tc::PASS))),
                 (7, 0, 0x800, What::Other("u32".into())),

@@ -140,11 +140,11 @@ fn a_redirect_goes_with_the_link_it_leads_to() {
     });
 }
 
-fn wait(tap: &Wire, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+fn wait(tap: &Wire, desired: impl Fn(&[u8]) -> bool) -> Vec<u8> {
     let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
     loop {
         match tap.read() {
-            Some(frame) if wanted(&frame) => return frame,
+            Some(frame) if desired(&frame) => return frame,
             Some(_) => {}
             None => {
                 assert!(std::time::Instant::now() < until, "no answer");

@@ -97,10 +97,10 @@ fn with_it_the_kernel_and_the_oracle_agree_on_frames_whole_cut_and_mutated() {
         let all = cut().into_iter().chain(mutated(1500));
         for (number, frame) in (0..).zip(all) {
             assert!(guest.send(&frame) && guest.send(&last(number)));
-            let heard = other.receives(&frame, &last(number));
+            let received = other.receives(&frame, &last(number));
             let may = oracle::passable(&frame) == Some(true);
-            assert_eq!(heard, may, "{frame:02x?}");
-            passed += u32::from(heard);
+            assert_eq!(received, may, "{frame:02x?}");
+            passed += u32::from(received);
         }
         assert!(passed > 300, "{passed} passed");
     });
@@ -121,16 +121,16 @@ fn a_tagged_frame_passes_without_the_program_and_not_with_it() {
             tagged(&tagged(&honest, 0x8100, 5), 0x8100, 6),
         ];
         let mut number = 0;
-        let mut heard = |frame: &[u8]| {
+        let mut received = |frame: &[u8]| {
             number += 1;
             assert!(guest.send(frame) && guest.send(&last(number)));
             other.receives(frame, &last(number))
         };
-        assert!(tagged.iter().all(|frame| heard(frame)));
+        assert!(tagged.iter().all(|frame| received(frame)));
         guard(&handle, &guest).await;
-        assert!(heard(&honest));
+        assert!(received(&honest));
         for frame in &tagged {
-            assert!(!heard(frame), "{frame:02x?}");
+            assert!(!received(frame), "{frame:02x?}");
         }
     });
 }

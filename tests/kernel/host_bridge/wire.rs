@@ -111,11 +111,11 @@ impl Wire {
     #[track_caller]
     pub fn receives(&self, frame: &[u8], last: &[u8]) -> bool {
         let until = Instant::now() + PATIENCE;
-        let mut heard = false;
+        let mut received = false;
         loop {
             match self.read() {
-                Some(found) if found == last => return heard,
-                Some(found) => heard |= found == frame,
+                Some(found) if found == last => return received,
+                Some(found) => received |= found == frame,
                 None => {
                     assert!(Instant::now() < until, "the last frame never came");
                     let mut fds = [PollFd::from_borrowed_fd(self.tap.as_fd(), PollFlags::IN)];

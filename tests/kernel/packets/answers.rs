@@ -70,8 +70,8 @@ fn the_gateway_answers_arp_and_ping_and_nothing_else() {
         for kind in [Tcp(22), Udp(53), Tcp(80)] {
             lab.probe(&guest, guest.gateway, kind);
         }
-        let said = guest.hear(Duration::from_millis(100), |_| true);
-        assert!(said.is_none(), "{said:?}");
+        let output = guest.hear(Duration::from_millis(100), |_| true);
+        assert!(output.is_none(), "{output:?}");
         for other in [
             guest.ip,
             INTERNET,

@@ -33,10 +33,10 @@ fn assert_conversation(lab: &Lab, guest: &Guest, server: &UdpSocket, to: Ipv4Add
     assert_eq!(frames::marked(&buffer[..length]), Some(id));
     assert_eq!(peer.ip(), from);
     server.send_to(b"answer", peer).unwrap();
-    let heard = guest.hear(PATIENCE, |seen| {
+    let received = guest.hear(PATIENCE, |seen| {
         seen.protocol == UDP && seen.payload.ends_with(b"answer")
     });
-    assert_eq!(heard.expect("an answer").source, to);
+    assert_eq!(received.expect("an answer").source, to);
 }
 
 /// A ping from one guest to the other, whom it asks for its MAC; `None`: not now.
@@ -63,8 +63,8 @@ fn assert_everybody_is_reached(lab: &Lab) {
     assert_conversation(lab, &one, &elsewhere, HOST, one.ip);
     let id = lab.id();
     host.send_to(&frames::mark(id), (two.ip, 9)).unwrap();
-    let told = two.hear(PATIENCE, |seen| frames::marked(&seen.payload) == Some(id));
-    assert_eq!(told.expect("the host's datagram").source, two.gateway);
+    let reported = two.hear(PATIENCE, |seen| frames::marked(&seen.payload) == Some(id));
+    assert_eq!(reported.expect("the host's datagram").source, two.gateway);
     assert_conversation(lab, &one, &lab.lan.socket((LAN, 4000)), LAN, HOST);
     assert_conversation(
         lab,
@@ -126,12 +126,12 @@ fn a_lan_machine_with_the_route_that_slicectl_prints_reaches_a_guest_and_without
             socket.send_to(&frames::mark(id), (guest.ip, 53)).is_err(),
             "it knows no way"
         );
-        let said = lab.harness.ctl(&format!("route web --via {HOST}"));
-        let command = said.lines().find(|line| line.starts_with("ip route add"));
+        let output = lab.harness.ctl(&format!("route web --via {HOST}"));
+        let command = output.lines().find(|line| line.starts_with("ip route add"));
         lab.lan.neighbour.run(command.expect("a command"));
         socket.send_to(&frames::mark(id), (guest.ip, 53)).unwrap();
-        let heard = guest.hear(PATIENCE, |seen| frames::marked(&seen.payload) == Some(id));
-        assert_eq!(heard.expect("it comes").source, LAN);
+        let received = guest.hear(PATIENCE, |seen| frames::marked(&seen.payload) == Some(id));
+        assert_eq!(received.expect("it comes").source, LAN);
         let mut answer = guest.packet(lab.id(), LAN, Udp(4000));
         answer.payload = frames::udp(53, 4000, b"answer");
         guest.send_ip(&answer);
@@ -193,8 +193,12 @@ fn guests_on_two_bridges_reach_each_other_through_the_host_and_see_no_others_fra
         web.send_ip_to(db.mac, &web.packet(lab.id(), db.ip, Udp(53)));
         assert_undisturbed(lab, &db);
         let id = lab.probe(&web, db.ip, Udp(53));
-        let heard = db.hear(PATIENCE, |seen| frames::marked(&seen.payload) == Some(id));
-        assert_eq!(heard.expect("it comes").source, db.gateway, "masqueraded");
+        let received = db.hear(PATIENCE, |seen| frames::marked(&seen.payload) == Some(id));
+        assert_eq!(
+            received.expect("it comes").source,
+            db.gateway,
+            "masqueraded"
+        );
     });
 }
 

@@ -201,9 +201,9 @@ fn live_changes_of_both_lose_no_packet_of_an_allowed_flow() {
             AtomicBool::new(false),
             AtomicBool::new(false),
         );
-        let mut heard = BTreeSet::new();
+        let mut received = BTreeSet::new();
         std::thread::scope(|scope| {
-            let (guest, sent, stop, deaf, heard) = (&guest, &sent, &stop, &deaf, &mut heard);
+            let (guest, sent, stop, deaf, received) = (&guest, &sent, &stop, &deaf, &mut received);
             scope.spawn(move || {
                 let mut buffer = [0; 100];
                 while !deaf.load(Ordering::Relaxed) {
@@ -216,7 +216,7 @@ fn live_changes_of_both_lose_no_packet_of_an_allowed_flow() {
                 while !deaf.load(Ordering::Relaxed) {
                     guest.wait(Duration::from_millis(10));
                     while let Some(frame) = guest.read() {
-                        heard.extend(frames::marked(&frame));
+                        received.extend(frames::marked(&frame));
                     }
                 }
             });
@@ -239,7 +239,7 @@ fn live_changes_of_both_lose_no_packet_of_an_allowed_flow() {
         });
         let sent = sent.into_inner();
         let lost: Vec<u32> = (0..sent)
-            .filter(|number| !heard.contains(&(FLOW + number)))
+            .filter(|number| !received.contains(&(FLOW + number)))
             .collect();
         assert!(sent > 200, "only {sent}");
         assert_eq!(lost, [0; 0], "of {sent}");

@@ -527,7 +527,10 @@ fn a_vmm_that_takes_anothers_mac_for_its_tap_cuts_nobody_off_for_long() {
                 }
             }
             let events = lab.harness.messages("vm/web-3", "Drift");
-            assert!(events.iter().any(|said| said.contains("MAC")), "{events:?}");
+            assert!(
+                events.iter().any(|output| output.contains("MAC")),
+                "{events:?}"
+            );
             drop((one, two, rogue));
             // Repairs of one VM again and again become slow.
             lab.harness.ctl("delete hg web --wait=20s");

@@ -183,10 +183,10 @@ fn assert_at_rest(harnesses: [&Harness; 2]) {
         before = after;
         same.then_some(())
     });
-    for told in before.1 {
+    for reported in before.1 {
         assert!(
-            told.len() <= 3,
-            "the daemons undo each other's rules: {told:?}"
+            reported.len() <= 3,
+            "the daemons undo each other's rules: {reported:?}"
         );
     }
 }

@@ -313,8 +313,9 @@ fn a_guest_that_runs_into_its_limit_is_counted_and_reported_and_its_connections_
         let place = lab.harness.place("sandbox-1");
         test_support::kernel::run(&format!("ip link set {} mtu 1400", place.link));
         lab.harness.until("the event", || {
-            let said = lab.harness.messages("vm/sandbox-1", "ConnectionLimit");
-            said.iter()
+            let output = lab.harness.messages("vm/sandbox-1", "ConnectionLimit");
+            output
+                .iter()
                 .any(|text| text.contains("limit of 64 "))
                 .then_some(())
         });
@@ -394,16 +395,16 @@ fn in_each_mode_a_guest_beyond_its_limit_is_counted_and_reported_and_no_other_is
                     false => link["tap"].as_str().expect("a TAP").to_owned(),
                 };
                 test_support::kernel::run(&format!("ip link set {link} mtu 1400"));
-                let told = lab.harness.until(&format!("the event: {what}"), || {
-                    let told = lab.harness.messages(&format!("vm/{vm}"), "ConnectionLimit");
-                    told.first().cloned()
+                let reported = lab.harness.until(&format!("the event: {what}"), || {
+                    let reported = lab.harness.messages(&format!("vm/{vm}"), "ConnectionLimit");
+                    reported.first().cloned()
                 });
-                assert!(told.contains("limit of 64 "), "{what}: {told}");
+                assert!(reported.contains("limit of 64 "), "{what}: {reported}");
                 let entries = lab.harness.until(&format!("entries: {what}"), || {
                     Some(counter(lab, &vm, "entries")).filter(|entries| *entries > 0)
                 });
                 let refused = counter(lab, &vm, "refused_packets");
-                println!("{what}: {told}; {entries} entries, {refused} refused");
+                println!("{what}: {reported}; {entries} entries, {refused} refused");
                 assert!(entries <= most() as u64, "{what}: {entries}");
                 assert!(
                     refused > 0 && refused <= u64::from(FRAMES),
@@ -414,8 +415,8 @@ fn in_each_mode_a_guest_beyond_its_limit_is_counted_and_reported_and_no_other_is
             let vm = format!("sandbox-{count}");
             assert_eq!(counter(lab, &vm, "refused_packets"), 0, "{mode}");
             assert_eq!(counter(lab, &vm, "entries"), 8, "{mode}");
-            let told = lab.harness.messages(&format!("vm/{vm}"), "ConnectionLimit");
-            assert_eq!(told, [""; 0], "{mode}");
+            let reported = lab.harness.messages(&format!("vm/{vm}"), "ConnectionLimit");
+            assert_eq!(reported, [""; 0], "{mode}");
         });
     }
 }

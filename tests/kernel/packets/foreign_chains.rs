@@ -165,8 +165,8 @@ fn a_foreign_chain_is_reported_to_those_whose_packets_it_drops() {
             for (object, dropped) in objects.iter().zip(drops) {
                 for object in object {
                     lab.harness.within(BOUND, &text, || {
-                        let told = warned(lab, object);
-                        (told.contains("inet t f") == dropped).then_some(())
+                        let output = warned(lab, object);
+                        (output.contains("inet t f") == dropped).then_some(())
                     });
                 }
             }
@@ -244,10 +244,10 @@ fn the_remedy_of_doctor_opens_a_native_chain_for_every_mode() {
                 .find(|check| check["name"] == "other forward filters");
             found.unwrap().clone()
         };
-        let told = check();
-        let remedy = told["remedy"].as_str().unwrap();
+        let output = check();
+        let remedy = output["remedy"].as_str().unwrap();
         for part in ["inet mine forward", "ip other f", "brvm0", "sl"] {
-            assert!(remedy.contains(part), "{told}");
+            assert!(remedy.contains(part), "{output}");
         }
         for guest in &guests {
             assert!(!answered(lab, guest, INTERNET));
@@ -258,13 +258,13 @@ fn the_remedy_of_doctor_opens_a_native_chain_for_every_mode() {
         for guest in &guests {
             assert!(answered(lab, guest, INTERNET), "{remedy}");
         }
-        let told = check();
+        let output = check();
         assert!(
-            told["found"]
+            output["found"]
                 .as_str()
                 .unwrap()
                 .contains("accept packets of"),
-            "{told}"
+            "{output}"
         );
     });
 }

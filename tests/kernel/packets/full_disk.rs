@@ -121,10 +121,10 @@ fn passes(lab: &Lab, one: &Guest, two: &Guest) -> bool {
 fn apply(lab: &Lab, manifest: &str) -> (bool, String) {
     let file = lab.harness.write("changed.yaml", manifest);
     let output = lab.harness.try_ctl(&format!("apply -f {file}"));
-    let told = [output.stdout, output.stderr].concat();
+    let reported = [output.stdout, output.stderr].concat();
     (
         output.status.success(),
-        String::from_utf8_lossy(&told).into_owned(),
+        String::from_utf8_lossy(&reported).into_owned(),
     )
 }
 
@@ -155,38 +155,39 @@ fn tightened_while(full: Full) {
             assert!(passes(lab, &one, &two));
             full.fill(harness);
 
-            let (accepted, told) = apply(lab, &listed("allow: [\"8.8.8.8\"]"));
+            let (accepted, reported) = apply(lab, &listed("allow: [\"8.8.8.8\"]"));
             assert!(
-                accepted && (full == Full::RunInodes || told.contains("No space left on device")),
-                "{told}"
+                accepted
+                    && (full == Full::RunInodes || reported.contains("No space left on device")),
+                "{reported}"
             );
             becomes_silent(lab, listed_guest, INTERNET);
             assert!(!is_silent(lab, listed_guest, OTHER));
             harness.save("open.yaml", &open("drop: [\"203.0.113.0/24\"]"));
             becomes_silent(lab, open_guest, INTERNET);
             assert!(!is_silent(lab, open_guest, OTHER));
-            let (accepted, told) = apply(lab, &web("antispoof: true"));
-            assert!(accepted, "{told}");
+            let (accepted, reported) = apply(lab, &web("antispoof: true"));
+            assert!(accepted, "{reported}");
             harness.within(Duration::from_secs(3), "frames are filtered", || {
                 (!passes(lab, &one, &two)).then_some(())
             });
             // Once more, and on_deny alone.
-            let (accepted, told) = apply(lab, &listed("allow: [\"8.8.8.8:53\"]"));
-            assert!(accepted, "{told}");
+            let (accepted, reported) = apply(lab, &listed("allow: [\"8.8.8.8:53\"]"));
+            assert!(accepted, "{reported}");
             becomes_silent(lab, listed_guest, OTHER);
-            let (accepted, told) = apply(
+            let (accepted, reported) = apply(
                 lab,
                 &listed("allow: [\"8.8.8.8:53\"]\n        on_deny: reject"),
             );
-            assert!(accepted, "{told}");
+            assert!(accepted, "{reported}");
             // What opens is refused, with the reason.
             for looser in [
                 "allow: [\"8.8.8.8\"]",
                 "drop: [\"203.0.113.0/24\"]",
                 "drop: []",
             ] {
-                let (accepted, told) = apply(lab, &listed(looser));
-                assert!(!accepted, "{looser}: {told}");
+                let (accepted, reported) = apply(lab, &listed(looser));
+                assert!(!accepted, "{looser}: {reported}");
             }
             let conditions = harness.get("vm listed-1")["status"]["conditions"].to_string();
             assert!(

@@ -46,8 +46,8 @@ fn the_host_is_closed_on_each_of_its_addresses_published_ports_included() {
         for kind in [Tcp(3128), Udp(3128), Tcp(8080), Udp(8080)] {
             lab.probe(&guest, guest.gateway, kind);
         }
-        let said = guest.hear(Duration::from_millis(200), |_| true);
-        assert!(said.is_none(), "{said:?}");
+        let output = guest.hear(Duration::from_millis(200), |_| true);
+        assert!(output.is_none(), "{output:?}");
         let direct = lab.probe(&guest, CONTAINER, Tcp(80));
         let arrived = lab.arrived();
         assert!(
@@ -171,15 +171,15 @@ fn explain_predicts_for_the_host_what_the_kernel_does() {
                 Tcp(port) => format!("{to}:{port}/tcp"),
                 Ping => to.to_string(),
             };
-            let said = lab
+            let output = lab
                 .harness
                 .ctl(&format!("explain sandbox-1 {packet} -o json"));
-            let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+            let output: serde_json::Value = serde_json::from_str(&output).unwrap();
             let verdict = match passed {
                 true => "allow",
                 false => "deny",
             };
-            assert_eq!(said["verdict"], verdict, "{said}");
+            assert_eq!(output["verdict"], verdict, "{output}");
         }
     });
 }

@@ -68,10 +68,10 @@ fn a_live_change_cuts_what_it_forbids_both_ways_and_loses_no_packet_of_what_it_a
     lab(|lab| {
         let guest = lab.only("drop: [\"192.168.1.0/24\"]");
         let flows = <[Flow; 2]>::default();
-        let heard = Mutex::new(BTreeSet::new());
+        let received = Mutex::new(BTreeSet::new());
         let (stop, deaf) = (AtomicBool::new(false), AtomicBool::new(false));
         let at_the_change = std::thread::scope(|scope| {
-            let (guest, flows, heard, net) = (&guest, &flows, &heard, &lab.net);
+            let (guest, flows, received, net) = (&guest, &flows, &received, &lab.net);
             let (stop, deaf) = (&stop, &deaf);
             scope.spawn(move || answer(net, KEPT, FLOW * 3, &flows[0].down, stop));
             scope.spawn(move || answer(net, CUT, FLOW * 4, &flows[1].down, stop));
@@ -79,7 +79,10 @@ fn a_live_change_cuts_what_it_forbids_both_ways_and_loses_no_packet_of_what_it_a
                 while !deaf.load(Ordering::Relaxed) {
                     guest.wait(Duration::from_millis(10));
                     while let Some(frame) = guest.read() {
-                        heard.lock().expect("heard").extend(frames::marked(&frame));
+                        received
+                            .lock()
+                            .expect("heard")
+                            .extend(frames::marked(&frame));
                     }
                 }
             });
@@ -102,14 +105,18 @@ fn a_live_change_cuts_what_it_forbids_both_ways_and_loses_no_packet_of_what_it_a
             deaf.store(true, Ordering::Relaxed);
             at_the_change
         });
-        let (arrived, heard) = (lab.net.sniffer.arrived(), heard.into_inner().unwrap());
+        let (arrived, received) = (lab.net.sniffer.arrived(), received.into_inner().unwrap());
         let all = |sent: &AtomicU32| (0..sent.load(Ordering::Relaxed)).collect::<Vec<_>>();
         assert!(of(&arrived, 1).len() > 100);
         assert_eq!(of(&arrived, 1), all(&flows[0].up), "guest to net, allowed");
-        assert_eq!(of(&heard, 3), all(&flows[0].down), "net to guest, allowed");
+        assert_eq!(
+            of(&received, 3),
+            all(&flows[0].down),
+            "net to guest, allowed"
+        );
         for (cut, sent, at) in [
             (of(&arrived, 2), &flows[1].up, at_the_change.0),
-            (of(&heard, 4), &flows[1].down, at_the_change.1),
+            (of(&received, 4), &flows[1].down, at_the_change.1),
         ] {
             let last = *cut.last().expect("it flowed before");
             assert!(last <= at, "{last} passed, {at} were sent at the change");

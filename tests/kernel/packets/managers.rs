@@ -135,10 +135,13 @@ fn networkd_with_files_for_every_link_leaves_ours_alone_whenever_it_starts() {
         assert_eq!(lab.harness.messages("", "Drift"), [""; 0]);
         // What is reported if the file is removed.
         run("rm /run/systemd/network/05-slice-*");
-        let told = check(lab, "systemd-networkd");
-        assert_eq!(told["verdict"], "warn", "{told}");
+        let reported = check(lab, "systemd-networkd");
+        assert_eq!(reported["verdict"], "warn", "{reported}");
         for name in ["slbr0", "tp0", "other-br", "more0"] {
-            assert!(told["found"].as_str().unwrap().contains(name), "{told}");
+            assert!(
+                reported["found"].as_str().unwrap().contains(name),
+                "{reported}"
+            );
         }
         lab.harness.ctl("delete hg/late --wait");
         lab.harness.within(BOUND, "the file is written again", || {
@@ -198,13 +201,18 @@ fn network_manager_leaves_our_links_alone_whenever_it_starts() {
         run(
             "printf '[device-all]\\nmatch-device=*\\nmanaged=1\\n' > /etc/NetworkManager/conf.d/10-all.conf; nmcli general reload conf",
         );
-        let told = check(lab, "NetworkManager");
-        assert_eq!(told["verdict"], "warn", "{told}");
+        let reported = check(lab, "NetworkManager");
+        assert_eq!(reported["verdict"], "warn", "{reported}");
         assert!(
-            told["found"].as_str().unwrap().contains("10-all.conf"),
-            "{told}"
+            reported["found"].as_str().unwrap().contains("10-all.conf"),
+            "{reported}"
         );
-        run(told["remedy"].as_str().unwrap().split('`').nth(1).unwrap());
+        run(reported["remedy"]
+            .as_str()
+            .unwrap()
+            .split('`')
+            .nth(1)
+            .unwrap());
         assert_eq!(check(lab, "NetworkManager")["verdict"], "ok");
         lab.harness.until("they are left alone again", || {
             let states = run("nmcli -t -f DEVICE,STATE device");
@@ -245,8 +253,8 @@ fn firewalld_is_reported_on_the_vms_that_it_rejects_until_doctors_remedy_is_appl
                 warned(lab, object).contains("inet firewalld").then_some(())
             });
         }
-        let told = check(lab, "other forward filters");
-        let remedy = told["remedy"].as_str().unwrap();
+        let reported = check(lab, "other forward filters");
+        let remedy = reported["remedy"].as_str().unwrap();
         for part in [
             "--add-interface=sl",
             "--add-interface=slbr0",
@@ -265,10 +273,13 @@ fn firewalld_is_reported_on_the_vms_that_it_rejects_until_doctors_remedy_is_appl
         for guest in &guests {
             assert!(answered(lab, guest, INTERNET), "{remedy}");
         }
-        let told = check(lab, "other forward filters");
-        assert_eq!(told["verdict"], "ok", "{told}");
+        let reported = check(lab, "other forward filters");
+        assert_eq!(reported["verdict"], "ok", "{reported}");
         for part in ["slbr0", "10.99.0.0/24"] {
-            assert!(told["found"].as_str().unwrap().contains(part), "{told}");
+            assert!(
+                reported["found"].as_str().unwrap().contains(part),
+                "{reported}"
+            );
         }
         // With one of the remedies taken back, the others stay open.
         run("firewall-cmd --zone=trusted --remove-interface=slbr0");

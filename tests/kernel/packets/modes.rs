@@ -18,14 +18,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What may come in at a guest whatever is sent to it: nothing of these numbers, once something sent later has come.
 #[track_caller]
 pub fn assert_received_none_of(guest: &Guest, ids: &[u32], later: impl Fn(&frames::Seen) -> bool) {
-    let heard = RefCell::new(Vec::new());
+    let received = RefCell::new(Vec::new());
     let ended = guest.receive(PATIENCE, |frame| {
         let marked = frames::marked(frame).filter(|id| ids.contains(id));
-        heard.borrow_mut().extend(marked);
+        received.borrow_mut().extend(marked);
         frames::read(frame).is_some_and(|seen| later(&seen))
     });
     assert!(ended.is_some(), "what was sent later never came");
-    assert_eq!(heard.into_inner(), [0; 0]);
+    assert_eq!(received.into_inner(), [0; 0]);
 }
 
 /// Every kind of probe to every one of these addresses.
@@ -114,7 +114,7 @@ fn isolated_guests_reach_no_guest_of_another_mode_and_none_reaches_them() {
 
 /// What the lab itself has of veths and namespaces.
 fn gone_but_neighbours() -> Vec<String> {
-    let said =
+    let output =
         kernel::run("ip -o link show type veth; find /run/netns -mindepth 1 | grep -v /canary");
-    said.lines().map(str::to_owned).collect()
+    output.lines().map(str::to_owned).collect()
 }

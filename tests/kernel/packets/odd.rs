@@ -110,8 +110,8 @@ fn a_spoofed_mac_gets_nowhere() {
             }
         }
         assert_nothing_got_out(lab);
-        let said = guest.hear(Duration::from_millis(50), |_| true);
-        assert!(said.is_none(), "{said:?}");
+        let output = guest.hear(Duration::from_millis(50), |_| true);
+        assert!(output.is_none(), "{output:?}");
     });
 }
 
@@ -140,10 +140,10 @@ fn ipv6_gets_nowhere() {
             }
         }
         assert_nothing_got_out(lab);
-        let said = guest.receive(Duration::from_millis(50), |frame| {
+        let output = guest.receive(Duration::from_millis(50), |frame| {
             frame.get(12..14) == Some(&[0x86, 0xdd])
         });
-        assert!(said.is_none(), "{said:x?}");
+        assert!(output.is_none(), "{output:x?}");
     });
 }
 

@@ -91,10 +91,10 @@ fn assert_leads(lab: &Lab, how: &str, port: u16) {
 }
 
 fn explain(lab: &Lab, packet: &str) -> serde_json::Value {
-    let said = lab
+    let output = lab
         .harness
         .ctl(&format!("explain sandbox-1 {packet} -o json"));
-    serde_json::from_str(&said).unwrap()
+    serde_json::from_str(&output).unwrap()
 }
 
 #[test]
@@ -249,20 +249,20 @@ fn explain_predicts_for_translated_destinations_what_the_kernel_does() {
         assert_eq!(explain(lab, "198.18.0.10:53/udp")["verdict"], "allow");
         for (how, rules) in TO_THE_LAN {
             kernel::run(rules);
-            let said = explain(lab, "198.18.0.10:53/udp");
-            let text = |key: &str| said[key].as_str().unwrap().to_owned();
+            let output = explain(lab, "198.18.0.10:53/udp");
+            let text = |key: &str| output[key].as_str().unwrap().to_owned();
             match how.ends_with("by a map") || how.starts_with("iptables DNAT to one of several") {
                 // Not understood, and told so.
                 true => assert!(
                     text("entry").contains("unless the host translates"),
-                    "{how}: {said}"
+                    "{how}: {output}"
                 ),
                 false => {
-                    assert_eq!(said["verdict"], "deny", "{how}: {said}");
-                    assert!(text("rule").contains("DNAT"), "{said}");
+                    assert_eq!(output["verdict"], "deny", "{how}: {output}");
+                    assert!(text("rule").contains("DNAT"), "{output}");
                     assert!(
                         text("entry").contains("translates the destination"),
-                        "{said}"
+                        "{output}"
                     );
                 }
             }

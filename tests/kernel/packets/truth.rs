@@ -133,8 +133,8 @@ fn a_denied_packet_gets_silence_unless_the_policy_rejects() {
         for kind in [Tcp(80), Udp(80), Ping] {
             lab.probe(&guest, LAN, kind);
         }
-        let said = guest.hear(Duration::from_millis(200), |_| true);
-        assert!(said.is_none(), "{said:?}");
+        let output = guest.hear(Duration::from_millis(200), |_| true);
+        assert!(output.is_none(), "{output:?}");
         lab.apply(1, "drop: [\"192.168.1.0/24\"]\non_deny: reject");
         let ids = [Tcp(80), Udp(80), Ping].map(|kind| lab.probe(&guest, LAN, kind));
         let reset = guest
@@ -143,11 +143,11 @@ fn a_denied_packet_gets_silence_unless_the_policy_rejects() {
         assert_eq!((reset.source, reset.destination), (LAN, guest.ip));
         assert_eq!(reset.payload[13] & 0x04, 0x04, "RST");
         for _ in 0..2 {
-            let said = guest
+            let output = guest
                 .hear(Duration::from_secs(5), |seen| seen.protocol == ICMP)
                 .unwrap();
             // Destination unreachable, communication administratively prohibited (RFC 1812).
-            assert_eq!(&said.payload[..2], &[3, 13]);
+            assert_eq!(&output.payload[..2], &[3, 13]);
         }
         let arrived = lab.arrived();
         assert!(ids.iter().all(|id| !arrived.contains(id)));

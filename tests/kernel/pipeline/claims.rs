@@ -75,8 +75,8 @@ impl Daemon {
             netlink: &self.netlink,
             instance: &self.instance,
         };
-        let wanted = (Some(vm), VmOverrides::default());
-        let added = group::add(&self.store, &self.claims, &host_use, group, wanted, NOW);
+        let desired = (Some(vm), VmOverrides::default());
+        let added = group::add(&self.store, &self.claims, &host_use, group, desired, NOW);
         added.await.map(drop)
     }
 
@@ -485,12 +485,12 @@ fn a_claim_outlives_its_daemon_until_nothing_can_come_back_for_it() {
             let done = two.reconcile(&name("web")).await;
             assert_eq!(done.is_ok(), free, "{what}: {done:?}");
             if let Err(error) = done {
-                let told = error.to_string();
+                let reported = error.to_string();
                 assert!(
-                    told.contains("169.254.100.0/22 is claimed by another sliced"),
-                    "{told}"
+                    reported.contains("169.254.100.0/22 is claimed by another sliced"),
+                    "{reported}"
                 );
-                assert!(told.contains("which does not run now"), "{told}");
+                assert!(reported.contains("which does not run now"), "{reported}");
                 // Another range is chosen where the choice is free.
                 two.put("other", spec(None, "")).await;
                 two.reconcile(&name("other")).await.unwrap();
@@ -591,8 +591,8 @@ fn bridges_of_two_daemons_are_refused_only_where_they_would_give_an_address_twic
                     assert!(!ips.contains("10.0.7.1"), "{what}");
                 }
                 Err(error) => {
-                    let told = error.to_string();
-                    assert!(told.contains("choose another `gateway`"), "{told}");
+                    let reported = error.to_string();
+                    assert!(reported.contains("choose another `gateway`"), "{reported}");
                 }
             }
             daemons.iter().for_each(|daemon| daemon.store.close());

@@ -100,17 +100,17 @@ async fn a_replaced_vm_finds_the_block_of_its_name() {
 async fn a_lease_moves_to_a_new_range_only_when_nothing_uses_it() {
     let dir = tempfile::tempdir().unwrap();
     let (store, group) = one_group(dir.path()).await;
-    let standing = vm(&group, 1);
-    let before = store.write(|txn| txn.lease(&standing, NOW)).await.unwrap();
+    let existing = vm(&group, 1);
+    let before = store.write(|txn| txn.lease(&existing, NOW)).await.unwrap();
     store
         .write(|txn| {
-            txn.put_vm(standing.clone())?;
-            txn.adopt_stage(standing.meta.uid, Stage::Net, NOW)?;
+            txn.put_vm(existing.clone())?;
+            txn.adopt_stage(existing.meta.uid, Stage::Net, NOW)?;
             txn.put_pool(&group.meta.name, pool_of(OTHER))
         })
         .await
         .unwrap();
-    let kept = store.write(|txn| txn.lease(&standing, NOW)).await.unwrap();
+    let kept = store.write(|txn| txn.lease(&existing, NOW)).await.unwrap();
     assert_eq!(kept, before, "a lease moved under a VM that stands");
     let replaced = store
         .write(|txn| txn.lease(&vm(&group, 1), NOW))
@@ -165,13 +165,13 @@ async fn lease_at_random(steps: Vec<(u8, u32)>) -> Result<(), TestCaseError> {
     let dir = tempfile::tempdir().unwrap();
     let (mut store, group) = one_group(dir.path()).await;
     let vms: BTreeMap<u32, _> = (1..10).map(|index| (index, vm(&group, index))).collect();
-    let mut standing: BTreeSet<Uid> = BTreeSet::new();
+    let mut existing: BTreeSet<Uid> = BTreeSet::new();
     for (what, index) in steps {
         let vm = &vms[&index];
         let before = leases(&store);
         match what {
             0..=2 => drop(store.write(|txn| txn.lease(vm, NOW)).await),
-            3 if !standing.contains(&vm.meta.uid) => store
+            3 if !existing.contains(&vm.meta.uid) => store
                 .write(|txn| txn.remove_lease(&vm.meta.name))
                 .await
                 .unwrap(),
@@ -183,7 +183,7 @@ async fn lease_at_random(steps: Vec<(u8, u32)>) -> Result<(), TestCaseError> {
                     })
                     .await
                     .unwrap();
-                standing.insert(vm.meta.uid);
+                existing.insert(vm.meta.uid);
             }
             5 => {
                 let range = if index % 2 == 0 { RANGE } else { OTHER };
@@ -200,7 +200,7 @@ async fn lease_at_random(steps: Vec<(u8, u32)>) -> Result<(), TestCaseError> {
         let after = leases(&store);
         let blocks: BTreeSet<&Block> = after.values().collect();
         prop_assert_eq!(blocks.len(), after.len(), "two names have one block");
-        for vm in vms.values().filter(|vm| standing.contains(&vm.meta.uid)) {
+        for vm in vms.values().filter(|vm| existing.contains(&vm.meta.uid)) {
             prop_assert_eq!(
                 after.get(&vm.meta.name),
                 before.get(&vm.meta.name).or(after.get(&vm.meta.name))

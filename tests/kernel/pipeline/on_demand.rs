@@ -81,14 +81,14 @@ impl Place {
         named: Option<&str>,
         overrides: VmOverrides,
     ) -> Result<(Name, Added), AddError> {
-        let wanted = (named.map(name), overrides);
+        let desired = (named.map(name), overrides);
         let host_use = self.host_use();
         group::add(
             &self.store,
             &self.claims,
             &host_use,
             &name("web"),
-            wanted,
+            desired,
             NOW,
         )
         .await
@@ -131,9 +131,9 @@ impl Place {
 }
 
 fn small(overrides: impl FnOnce(&mut VmOverrides)) -> VmOverrides {
-    let mut wanted = VmOverrides::default();
-    overrides(&mut wanted);
-    wanted
+    let mut desired = VmOverrides::default();
+    overrides(&mut desired);
+    desired
 }
 
 #[test]
@@ -203,10 +203,10 @@ fn the_same_order_again_changes_nothing_and_another_of_that_name_is_refused() {
         }
         // One of another group, and one that is on its way out.
         place.put(group("db", 0, spec(None, ""))).await;
-        let wanted = (Some(name("ci")), overrides.clone());
+        let desired = (Some(name("ci")), overrides.clone());
         let host_use = place.host_use();
         let (store, claims) = (&place.store, &place.claims);
-        let why = group::add(store, claims, &host_use, &name("db"), wanted, NOW).await;
+        let why = group::add(store, claims, &host_use, &name("db"), desired, NOW).await;
         let why = why.unwrap_err().to_string();
         assert!(why.contains("belongs to hostgroup/web"), "{why}");
         hold(&place, "ci").await;
@@ -471,8 +471,8 @@ fn adding_and_deleting_in_any_order_with_the_store_reopened_leaves_no_lease() {
                 let (store, _) = Store::open(place.dir.path()).unwrap();
                 place.store = store;
                 let found: BTreeSet<String> = place.vms().into_iter().collect();
-                let wanted = there.iter().cloned().chain(["web-1".to_owned()]);
-                assert_eq!(found, wanted.collect());
+                let desired = there.iter().cloned().chain(["web-1".to_owned()]);
+                assert_eq!(found, desired.collect());
             }
         }
         for vm in there {

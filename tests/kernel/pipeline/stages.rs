@@ -102,11 +102,11 @@ async fn take(store: &Store, uid: Uid, stage: Stage, before: &Page) -> Result<()
             .host_network_status()
             .is_some_and(|g| g.condition.status == Status::True)
     });
-    let gate = write(store, |txn| txn.acquire(uid, stage, NOW)).await;
+    let forwarding_switch = write(store, |txn| txn.acquire(uid, stage, NOW)).await;
     let held = store.read(|world| world.status(uid, stage).is_some_and(|page| page.acquired));
     let place = stage as usize;
     let below = place == 0 || before.ready[place - 1];
-    match gate {
+    match forwarding_switch {
         Acquisition::Gone => prop_assert!(!before.there || before.deleting),
         Acquisition::Waiting(why) => {
             prop_assert!(before.there && !before.deleting && !why.is_empty());

@@ -182,33 +182,33 @@ async fn whatever_happens_to_the_files_no_older_state_is_taken_for_the_last_one(
         history.restore();
         let accident = Accident::any(&mut dice, &history);
         accident.happen(&history, &mut dice);
-        let said = format!("SLICE_SEED={} SLICE_DAMAGES=1: {accident:?}", seed + n);
+        let output = format!("SLICE_SEED={} SLICE_DAMAGES=1: {accident:?}", seed + n);
         match history.open() {
             Err(error) => {
                 refused += 1;
-                println!("{said}: {error}");
+                println!("{output}: {error}");
                 continue;
             }
             Ok((store, Opened::SetAside { path, why })) => {
                 aside += 1;
-                assert!(!why.is_empty() && path.is_dir(), "{said}: {why}");
-                assert_eq!(store.read(|world| world.vms().count()), 0, "{said}");
+                assert!(!why.is_empty() && path.is_dir(), "{output}: {why}");
+                assert_eq!(store.read(|world| world.vms().count()), 0, "{output}");
                 store.end_recovery().await.unwrap();
                 fill(&store).await;
                 store.close();
             }
             Ok((store, Opened::Existing)) => {
                 exact += 1;
-                assert_eq!(&whole(&store), history.last(), "{said}: an older state");
+                assert_eq!(&whole(&store), history.last(), "{output}: an older state");
                 fill(&store).await;
                 store.close();
             }
-            Ok((_, Opened::Fresh)) => panic!("{said}: taken for a new one"),
+            Ok((_, Opened::Fresh)) => panic!("{output}: taken for a new one"),
         }
         // Whatever was found, it can be worked with, and is there again.
         let (store, opened) = history.open().unwrap();
-        assert_eq!(opened, Opened::Existing, "{said}");
-        assert!(store.notes().is_empty(), "{said}: {:?}", store.notes());
+        assert_eq!(opened, Opened::Existing, "{output}");
+        assert!(store.notes().is_empty(), "{output}: {:?}", store.notes());
         store.close();
     }
     println!("{exact} exact, {aside} set aside, {refused} refused");

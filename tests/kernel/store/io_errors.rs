@@ -127,12 +127,12 @@ fn a_daemon_without_file_descriptors_damages_nothing_and_reports_it() {
                 )
                 .stdin(Stdio::null());
             let output = limited.output().unwrap();
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            let reported = String::from_utf8_lossy(&output.stderr).into_owned();
             assert!(
                 !harness.state().join("db.corrupt-1").exists(),
-                "{limit}: {said}"
+                "{limit}: {reported}"
             );
-            if said.contains("state database") && said.contains("Too many open files") {
+            if reported.contains("state database") && reported.contains("Too many open files") {
                 reasons.push(limit);
             }
             if output.status.success() {

@@ -18,34 +18,34 @@ proptest! {
     #[test]
     fn an_open_forwarding_switch_has_an_empty_plan(pass in pass()) {
         let program = program_of(&pass);
-        let desired = wanted(Some(pass));
+        let desired = expected(Some(pass));
         let tap = Some(TapSeen { alias: Some(label().to_string()), up: true });
         model::rest::<BridgeFirewallModel>(&desired, &Observed { tap, program, foreign_filter: None })?;
     }
 
     #[test]
     fn any_firewall_converges(pass in pass(), world in ours()) {
-        model::convergence::<BridgeFirewallModel>(&wanted(Some(pass)), world)?;
+        model::convergence::<BridgeFirewallModel>(&expected(Some(pass)), world)?;
     }
 
     #[test]
     fn a_forwarding_switch_opens_after_a_crash_between_any_two_actions(pass in pass(), world in ours()) {
-        model::prefix_safety::<BridgeFirewallModel>(&wanted(Some(pass)), world)?;
+        model::prefix_safety::<BridgeFirewallModel>(&expected(Some(pass)), world)?;
     }
 
     #[test]
     fn a_strangers_tap_or_filter_is_never_touched(pass in pass(), world in anyones()) {
-        model::modesty::<BridgeFirewallModel>(&wanted(Some(pass)), world)?;
+        model::modesty::<BridgeFirewallModel>(&expected(Some(pass)), world)?;
     }
 
     #[test]
     fn deletion_shuts_our_forwarding_switch_and_no_other(world in anyones()) {
-        model::deletion::<BridgeFirewallModel>(&wanted(None), world)?;
+        model::deletion::<BridgeFirewallModel>(&expected(None), world)?;
     }
 
     #[test]
     fn a_forwarding_switch_is_open_only_while_its_filter_exists(filter in filter(), world in anyones()) {
-        let desired = wanted(Some(AllowedFrames::Only(filter.clone())));
+        let desired = expected(Some(AllowedFrames::Only(filter.clone())));
         let mut world = world;
         let ours = world.tap.as_ref().is_some_and(|tap| tap.alias == Some(label().to_string()));
         for _ in 0..4 {
@@ -55,13 +55,13 @@ proptest! {
             }
         }
         let open = world.tap.as_ref().is_some_and(|tap| tap.up);
-        let stands = world.program == Some(AllowedFrames::Only(filter).digest());
-        prop_assert!(!ours || !open || stands, "{world:?}");
+        let exists = world.program == Some(AllowedFrames::Only(filter).digest());
+        prop_assert!(!ours || !open || exists, "{world:?}");
     }
 
     #[test]
     fn the_predicted_state_is_the_one_that_the_steps_lead_to(pass in pass(), world in ours()) {
-        let (desired, mut world) = (wanted(Some(pass)), world);
+        let (desired, mut world) = (expected(Some(pass)), world);
         for _ in 0..3 {
             let plan = BridgeFirewall::plan(&desired, &world).unwrap_or_default();
             let predicted = BridgeFirewall::predict(&desired, &world, &plan).unwrap();
@@ -74,7 +74,7 @@ proptest! {
 
     #[test]
     fn an_open_forwarding_switch_is_not_shut_when_the_filter_is_given_up(world in ours()) {
-        let plan = BridgeFirewallModel::plan(&wanted(Some(AllowedFrames::Any)), &world).unwrap();
+        let plan = BridgeFirewallModel::plan(&expected(Some(AllowedFrames::Any)), &world).unwrap();
         prop_assert!(!plan.contains(&Action::DisableForwarding));
     }
 }
@@ -94,9 +94,9 @@ impl Model for BridgeFirewallModel {
         match action {
             Action::DisableForwarding => tap.up = false,
             Action::EnableForwarding => {
-                let wanted = desired.allowed.as_ref().and_then(program_of);
+                let expected = desired.allowed.as_ref().and_then(program_of);
                 assert!(
-                    wanted.is_none() || world.program == wanted,
+                    expected.is_none() || world.program == expected,
                     "opened unfiltered"
                 );
                 tap.up = true;
@@ -139,7 +139,7 @@ fn label() -> Label {
     instance.vm_label(&"web-1".parse().unwrap(), uid)
 }
 
-fn wanted(pass: Option<AllowedFrames>) -> Desired {
+fn expected(pass: Option<AllowedFrames>) -> Desired {
     Desired {
         label: label(),
         tap: "vmtap0".into(),

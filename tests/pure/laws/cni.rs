@@ -9,7 +9,7 @@ use slicectl::reconcile::net::cni::{
 };
 use slicectl::reconcile::{Conflict, Reconcile};
 
-use self::states::{MTU, anyones, converged, eth, network, ours, result, wanted};
+use self::states::{MTU, anyones, converged, eth, expected, network, ours, result};
 use crate::laws::model::{self, Model};
 
 mod states;
@@ -19,47 +19,47 @@ pub struct CniModel;
 proptest! {
     #[test]
     fn an_attached_vm_at_rest_has_an_empty_plan(changed in any::<bool>()) {
-        let mut world = converged(&wanted());
+        let mut world = converged(&expected());
         if changed {
             world.conflist = ConflistSeen::Found(Box::new(network("10.8.0.0/16")));
             prop_assert!(world.network_changed());
         }
-        model::rest::<CniModel>(&wanted(), &world)?;
+        model::rest::<CniModel>(&expected(), &world)?;
     }
 
     #[test]
     fn any_attachment_converges(world in ours()) {
-        model::convergence::<CniModel>(&wanted(), world)?;
+        model::convergence::<CniModel>(&expected(), world)?;
     }
 
     #[test]
     fn an_attachment_converges_after_a_crash_between_any_two_actions(world in ours()) {
-        model::prefix_safety::<CniModel>(&wanted(), world)?;
+        model::prefix_safety::<CniModel>(&expected(), world)?;
     }
 
     #[test]
     fn a_strangers_namespace_or_handle_is_never_touched_for_an_attachment(world in anyones()) {
-        model::modesty::<CniModel>(&wanted(), world)?;
+        model::modesty::<CniModel>(&expected(), world)?;
     }
 
     #[test]
     fn deletion_leaves_nothing_of_an_attachment_and_all_that_is_a_strangers(world in anyones(), forced in any::<bool>()) {
-        let nothing = Desired { data_path: None, forced, ..wanted() };
+        let nothing = Desired { data_path: None, forced, ..expected() };
         model::deletion::<CniModel>(&nothing, world)?;
     }
 
     #[test]
     fn an_existing_attachment_is_never_detached_whatever_the_configuration_contains_now(world in ours()) {
-        let stands = CniModel::is_attached(&world);
-        let plan = CniModel::plan(&wanted(), &world).unwrap();
+        let exists = CniModel::is_attached(&world);
+        let plan = CniModel::plan(&expected(), &world).unwrap();
         let detaches = plan.iter().any(|action| matches!(action, Action::Detach(_) | Action::Abandon(_) | Action::Attach));
-        prop_assert_eq!(detaches, !stands);
+        prop_assert_eq!(detaches, !exists);
     }
 
     #[test]
     fn no_plugin_is_called_with_add_before_the_intent_is_written_and_the_former_attachment_deleted(world in ours()) {
-        let plan = CniModel::plan(&wanted(), &world).unwrap();
-        let at = |wanted: fn(&Action) -> bool| plan.iter().position(wanted);
+        let plan = CniModel::plan(&expected(), &world).unwrap();
+        let at = |expected: fn(&Action) -> bool| plan.iter().position(expected);
         if let Some(add) = at(|action| matches!(action, Action::Attach)) {
             prop_assert!(at(|action| matches!(action, Action::WriteIntent)) < Some(add));
             prop_assert!(at(|action| matches!(action, Action::Detach(_) | Action::Abandon(_))) < Some(add));

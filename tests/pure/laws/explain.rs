@@ -157,11 +157,11 @@ proptest! {
     #[test]
     fn a_forwarded_packet_has_the_verdict_and_the_entry_of_the_policy(policy in policy(), packet in packet()) {
         let (verdict, origin) = policy.evaluate(&packet);
-        let said = Host::with(policy).explain(&packet);
-        prop_assert_eq!(said.verdict, verdict, "{:?}", said);
-        prop_assert_eq!(&said.entry, &origin.to_string());
-        let comment = said.entry.replace('"', "\\\"");
-        prop_assert!(said.rule.contains(&comment), "{:?}", said);
+        let output = Host::with(policy).explain(&packet);
+        prop_assert_eq!(output.verdict, verdict, "{:?}", output);
+        prop_assert_eq!(&output.entry, &origin.to_string());
+        let comment = output.entry.replace('"', "\\\"");
+        prop_assert!(output.rule.contains(&comment), "{:?}", output);
     }
 
     #[test]
@@ -173,21 +173,21 @@ proptest! {
         let (namespace, origin) = policy.evaluate(&packet);
         let mut host = Host::with(policy);
         host.path.destination_type = AddrType::Local;
-        let said = host.explain(&packet);
+        let output = host.explain(&packet);
         match (namespace, opening.as_slice()) {
             (Verdict::Deny, _) => {
-                prop_assert_eq!(said.verdict, Verdict::Deny);
-                prop_assert_eq!(said.entry, origin.to_string());
+                prop_assert_eq!(output.verdict, Verdict::Deny);
+                prop_assert_eq!(output.entry, origin.to_string());
             }
             (Verdict::Allow, []) => {
-                prop_assert_eq!(said.verdict, Verdict::Deny);
-                prop_assert!(said.chain.starts_with("host raw SLICE-"), "{:?}", said);
-                prop_assert!(said.entry.contains("an address of the host itself"), "{:?}", said);
+                prop_assert_eq!(output.verdict, Verdict::Deny);
+                prop_assert!(output.chain.starts_with("host raw SLICE-"), "{:?}", output);
+                prop_assert!(output.entry.contains("an address of the host itself"), "{:?}", output);
             }
             (Verdict::Allow, [..]) => {
-                prop_assert_eq!(said.verdict, Verdict::Allow);
-                prop_assert!(said.chain.starts_with("host filter SLICE-"), "{:?}", said);
-                prop_assert!(opening.contains(&said.entry), "{:?}", said);
+                prop_assert_eq!(output.verdict, Verdict::Allow);
+                prop_assert!(output.chain.starts_with("host filter SLICE-"), "{:?}", output);
+                prop_assert!(opening.contains(&output.entry), "{:?}", output);
             }
         }
     }
@@ -274,11 +274,11 @@ fn what_the_rules_of_the_host_drop_is_denied_with_the_rule_and_its_reason() {
         let before = host.explain(&to(destination, 80));
         assert_eq!(before.verdict, Verdict::Allow, "{destination}: {before:?}");
         change(&mut host);
-        let said = host.explain(&to(destination, 80));
-        assert_eq!(said.verdict, Verdict::Deny, "{destination}: {said:?}");
-        assert!(said.rule.contains(rule), "{rule}: {said:?}");
-        assert!(said.entry.contains(entry), "{entry}: {said:?}");
-        assert!(said.chain.starts_with("host "), "{said:?}");
+        let output = host.explain(&to(destination, 80));
+        assert_eq!(output.verdict, Verdict::Deny, "{destination}: {output:?}");
+        assert!(output.rule.contains(rule), "{rule}: {output:?}");
+        assert!(output.entry.contains(entry), "{entry}: {output:?}");
+        assert!(output.chain.starts_with("host "), "{output:?}");
     }
 }
 
@@ -290,9 +290,12 @@ fn a_port_of_the_host_that_another_vm_of_the_range_may_use_is_open_and_reported_
     assert_eq!(host.explain(&packet).verdict, Verdict::Deny);
     let opening = (POOL.parse().unwrap(), "10.0.0.1:3128".to_owned());
     host.desired.requirements.openings.insert(opening);
-    let said = host.explain(&packet);
-    assert_eq!(said.verdict, Verdict::Allow);
-    assert!(said.entry.contains("another VM of the range"), "{said:?}");
+    let output = host.explain(&packet);
+    assert_eq!(output.verdict, Verdict::Allow);
+    assert!(
+        output.entry.contains("another VM of the range"),
+        "{output:?}"
+    );
 }
 
 #[test]
@@ -351,12 +354,12 @@ fn in_its_own_subnet_a_vm_reaches_only_its_gateway_and_that_by_ping() {
             destination: Ipv4Addr::new(169, 254, 100, destination),
             transport,
         };
-        let said = Host::with(Policy::default()).explain(&packet);
+        let output = Host::with(Policy::default()).explain(&packet);
         assert_eq!(
-            (said.verdict, said.chain.as_str()),
+            (output.verdict, output.chain.as_str()),
             (verdict, place),
-            "{said:?}"
+            "{output:?}"
         );
-        assert!(said.rule.starts_with(rule), "{said:?}");
+        assert!(output.rule.starts_with(rule), "{output:?}");
     }
 }

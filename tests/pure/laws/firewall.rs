@@ -26,7 +26,7 @@ pub struct World {
 proptest! {
     #[test]
     fn rules_at_rest_have_an_empty_plan(policy in policy()) {
-        let desired = wanted(&policy);
+        let desired = expected(&policy);
         model::rest::<FirewallModel>(&desired, &converged(&desired))?;
     }
 
@@ -54,13 +54,13 @@ proptest! {
 
     #[test]
     fn a_forwarding_switch_that_fails_open_is_shut_before_anything_else((desired, world) in case()) {
-        let standing = world.seen.ruleset == desired.rules.as_ref().unwrap().ruleset;
+        let existing = world.seen.ruleset == desired.rules.as_ref().unwrap().ruleset;
         let fails_open = ["INPUT", "FORWARD"]
             .iter()
             .any(|chain| world.seen.ruleset.policy(TableName::Filter, chain) != ChainPolicy::Drop);
         let plan = FirewallModel::plan(&desired, &world).unwrap();
         let shuts = plan.iter().position(|action| *action == Action::DisableForwarding);
-        prop_assert_eq!(shuts, (world.seen.forwarding && !standing && fails_open).then_some(0));
+        prop_assert_eq!(shuts, (world.seen.forwarding && !existing && fails_open).then_some(0));
     }
 
     #[test]
@@ -92,8 +92,8 @@ proptest! {
 
     #[test]
     fn a_live_change_does_not_shut_the_forwarding_switch(from in policy(), to in policy()) {
-        let standing = converged(&wanted(&from));
-        let plan = FirewallModel::plan(&wanted(&to), &standing).unwrap();
+        let existing = converged(&expected(&from));
+        let plan = FirewallModel::plan(&expected(&to), &existing).unwrap();
         prop_assert!(!plan.contains(&Action::DisableForwarding));
     }
 }
@@ -164,7 +164,7 @@ fn look(desired: &Desired, world: &World) -> Observed {
 }
 
 /// What a policy wants.
-pub fn wanted(policy: &Policy) -> Desired {
+pub fn expected(policy: &Policy) -> Desired {
     let block = Block::around([169, 254, 100, 4].into());
     let ruleset = rules::compile(policy, block, Mac([2, 0, 0, 0, 0, 1]), Limit::of(512));
     Desired {
@@ -249,8 +249,8 @@ fn case() -> impl Strategy<Value = (Desired, World)> {
         0_usize..3,
     )
         .prop_map(|(policy, other, how, at, [sealed, open, judged], flows)| {
-            let mut desired = wanted(&policy);
-            let ruleset = meddled(&desired, &wanted(&other), how, at);
+            let mut desired = expected(&policy);
+            let ruleset = meddled(&desired, &expected(&other), how, at);
             let rules = desired.rules.as_mut().unwrap();
             rules.checked_against = judged.then(|| rules.digest.clone());
             let seen = Observed {

@@ -21,7 +21,7 @@ pub struct GroupModel;
 proptest! {
     #[test]
     fn a_group_at_rest_has_an_empty_plan(count in 0_u32..6) {
-        let desired = wanted(count);
+        let desired = expected(count);
         model::rest::<GroupModel>(&desired, &converged(&desired))?;
     }
 
@@ -30,8 +30,8 @@ proptest! {
         let world = roll_out(&desired, world)?;
         prop_assert!(GroupModel::is_as_desired(&desired, &world) || desired.update == UpdatePolicy::OnDelete);
         let places: BTreeSet<u32> = world.members.keys().copied().collect();
-        let wanted = (1..=desired.count).chain(desired.orders.keys().copied());
-        prop_assert_eq!(places, wanted.collect::<BTreeSet<_>>());
+        let expected = (1..=desired.count).chain(desired.orders.keys().copied());
+        prop_assert_eq!(places, expected.collect::<BTreeSet<_>>());
     }
 
     #[test]
@@ -60,8 +60,8 @@ proptest! {
 
     #[test]
     fn a_rolling_update_takes_down_one_vm_at_a_time(count in 1_u32..6) {
-        let old = converged(&wanted(count));
-        let desired = Desired { template: Some(spec(4, "")), ..wanted(count) };
+        let old = converged(&expected(count));
+        let desired = Desired { template: Some(spec(4, "")), ..expected(count) };
         let mut world = old;
         for _ in 0..6 * count {
             for action in GroupModel::plan(&desired, &world).unwrap() {
@@ -78,13 +78,13 @@ proptest! {
     fn a_vm_whose_replacement_could_not_run_is_never_taken_down_for_it(
         count in 1_u32..6, held in prop::collection::btree_set(1_u32..6, 0..6),
     ) {
-        let mut world = converged(&wanted(count));
+        let mut world = converged(&expected(count));
         let unfit = |index: &u32| held.contains(index);
         for (index, member) in &mut world.members {
             member.preflight_failed = unfit(index);
         }
         let before = world.clone();
-        let desired = Desired { template: Some(spec(4, "")), ..wanted(count) };
+        let desired = Desired { template: Some(spec(4, "")), ..expected(count) };
         for _ in 0..6 * count {
             for action in GroupModel::plan(&desired, &world).unwrap() {
                 GroupModel::apply(&desired, &mut world, &action);
@@ -139,8 +139,8 @@ proptest! {
 
     #[test]
     fn a_live_change_replaces_nothing(count in 1_u32..6) {
-        let world = converged(&wanted(count));
-        let desired = Desired { template: Some(spec(2, "10.0.0.0/8")), ..wanted(count) };
+        let world = converged(&expected(count));
+        let desired = Desired { template: Some(spec(2, "10.0.0.0/8")), ..expected(count) };
         let plan = GroupModel::plan(&desired, &world).unwrap();
         prop_assert!(deleted(&plan).is_empty());
         prop_assert_eq!(plan.len(), count as usize);
@@ -199,8 +199,8 @@ impl Model for GroupModel {
                 (member.deleting, member.ready) = (true, false);
             }
             Action::Release { lease } => {
-                let standing = names(world).contains(lease);
-                assert!(!standing, "a VM stands on {lease}");
+                let existing = names(world).contains(lease);
+                assert!(!existing, "a VM stands on {lease}");
                 assert!(world.leases.remove(lease));
             }
             Action::RemoveGroup => {
@@ -372,7 +372,7 @@ pub fn spec(vcpu: u32, drop: &str) -> VmSpec {
 }
 
 /// So many of them.
-pub fn wanted(count: u32) -> Desired {
+pub fn expected(count: u32) -> Desired {
     Desired {
         count,
         update: UpdatePolicy::Rolling,

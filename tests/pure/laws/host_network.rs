@@ -33,7 +33,7 @@ const TABLES: [TableName; 4] = [
 proptest! {
     #[test]
     fn a_converged_host_network_has_an_empty_plan(requirements in requirements(), docker in any::<bool>()) {
-        let desired = wanted(requirements, HostRequirements::default());
+        let desired = expected(requirements, HostRequirements::default());
         model::rest::<HostNetworkModel>(&desired, &converged(&desired, docker))?;
     }
 
@@ -60,7 +60,7 @@ proptest! {
 
     #[test]
     fn without_a_pool_and_a_bridge_nothing_is_made(docker in any::<bool>()) {
-        let nothing = wanted(HostRequirements::default(), HostRequirements::default());
+        let nothing = expected(HostRequirements::default(), HostRequirements::default());
         prop_assert_eq!(HostNetworkModel::plan(&nothing, &bare(docker)).unwrap(), vec![]);
     }
 }
@@ -162,13 +162,13 @@ impl Model for HostNetworkModel {
             .ruleset
             .chain(TableName::Filter, "DOCKER-USER")
             .is_some();
-        let wanted = our_chains(desired, world);
-        let written = wanted
+        let expected = our_chains(desired, world);
+        let written = expected
             .iter()
             .all(|(table, chain)| world.ruleset.chain(*table, &chain.name) == Some(chain));
         let is_desired = |table: TableName, chain: &Chain| {
-            let same = |(at, wanted): &&TableChain| *at == table && wanted.name == chain.name;
-            wanted.iter().any(|placed| same(&placed))
+            let same = |(at, expected): &&TableChain| *at == table && expected.name == chain.name;
+            expected.iter().any(|placed| same(&placed))
         };
         let none_else = world.ruleset.tables().iter().all(|table| {
             let mut ours = table
@@ -296,7 +296,7 @@ fn neighbour() -> Rule {
 }
 
 /// The desired state with these requirements after other requirements were met.
-pub fn wanted(requirements: HostRequirements, before: HostRequirements) -> Desired {
+pub fn expected(requirements: HostRequirements, before: HostRequirements) -> Desired {
     Desired {
         instance: Instance::of("/state".as_ref()),
         requirements,
@@ -322,7 +322,7 @@ fn with_carried<T>(desired: &Desired, world: &Observed, of: impl Fn(&RuleInput<'
     let mut sides = Vec::new();
     for (bridge, gateways) in &desired.requirements.bridges {
         for gateway in gateways {
-            let standing = match world.bridges.get(bridge) {
+            let existing = match world.bridges.get(bridge) {
                 None => Some(BridgeKind::Managed),
                 Some(seen) if bridges::is_ours(desired, bridge, seen) => Some(BridgeKind::Managed),
                 Some(seen) if !seen.is_bridge => None,
@@ -331,10 +331,10 @@ fn with_carried<T>(desired: &Desired, world: &Observed, of: impl Fn(&RuleInput<'
                 }
                 Some(_) => Some(BridgeKind::UnmanagedRemoteGateway),
             };
-            sides.extend(standing.map(|standing| BridgeSubnet {
+            sides.extend(existing.map(|existing| BridgeSubnet {
                 bridge: bridge.clone(),
                 subnet: subnet(*gateway),
-                kind: standing,
+                kind: existing,
             }));
         }
     }

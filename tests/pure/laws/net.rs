@@ -12,7 +12,7 @@ use slicectl::reconcile::net::isolated::{
 use slicectl::reconcile::net::{MTU, NEXT_HOP};
 use slicectl::reconcile::{Conflict, Reconcile};
 
-use self::states::{anyones, converged, gateway, ours, slot, subnet, wanted};
+use self::states::{anyones, converged, expected, gateway, ours, slot, subnet};
 use crate::laws::model::{self, Model};
 
 mod states;
@@ -22,39 +22,39 @@ pub struct NetModel;
 proptest! {
     #[test]
     fn a_slot_at_rest_has_an_empty_plan(index in 1_u32..9) {
-        model::rest::<NetModel>(&wanted(), &converged(&wanted(), index))?;
+        model::rest::<NetModel>(&expected(), &converged(&expected(), index))?;
     }
 
     #[test]
     fn any_slot_converges(world in ours()) {
-        model::convergence::<NetModel>(&wanted(), world)?;
+        model::convergence::<NetModel>(&expected(), world)?;
     }
 
     #[test]
     fn a_slot_converges_after_a_crash_between_any_two_actions(world in ours()) {
-        model::prefix_safety::<NetModel>(&wanted(), world)?;
+        model::prefix_safety::<NetModel>(&expected(), world)?;
     }
 
     #[test]
     fn a_strangers_namespace_link_or_handle_is_never_touched(world in anyones()) {
-        model::modesty::<NetModel>(&wanted(), world)?;
+        model::modesty::<NetModel>(&expected(), world)?;
     }
 
     #[test]
     fn a_foreign_link_in_the_way_is_a_conflict(world in anyones()) {
-        let foreign = !NetModel::foreign(&wanted(), &world).is_empty();
-        prop_assert_eq!(NetModel::plan(&wanted(), &world).is_err(), foreign);
+        let foreign = !NetModel::foreign(&expected(), &world).is_empty();
+        prop_assert_eq!(NetModel::plan(&expected(), &world).is_err(), foreign);
     }
 
     #[test]
     fn deletion_leaves_nothing_of_a_slot_and_all_that_is_a_strangers(world in anyones()) {
-        let nothing = Desired { slot: None, ..wanted() };
+        let nothing = Desired { slot: None, ..expected() };
         model::deletion::<NetModel>(&nothing, world)?;
     }
 
     #[test]
     fn a_veth_or_tap_that_fits_is_never_created_again(world in ours()) {
-        let plan = NetModel::plan(&wanted(), &world).unwrap();
+        let plan = NetModel::plan(&expected(), &world).unwrap();
         let inside = world.inside.clone().unwrap_or_default();
         if inside.tap.is_some_and(|tap| tap.owner == Some(slot().tap_owner)) {
             prop_assert!(!plan.iter().any(|action| matches!(action, Action::CreateTap(_) | Action::DeleteNetnsLink(Side::Tap))));

@@ -18,27 +18,27 @@ const STRANGE: Mac = Mac([2, 0, 0, 0, 0, 9]);
 
 proptest! {
     #[test]
-    fn a_port_at_rest_has_an_empty_plan(desired in wanted(), bridge in bridge()) {
+    fn a_port_at_rest_has_an_empty_plan(desired in expected(), bridge in bridge()) {
         model::rest::<PortModel>(&desired, &converged(&desired, bridge))?;
     }
 
     #[test]
-    fn any_port_converges(desired in wanted(), world in ours()) {
+    fn any_port_converges(desired in expected(), world in ours()) {
         model::convergence::<PortModel>(&desired, world)?;
     }
 
     #[test]
-    fn a_port_converges_after_a_crash_between_any_two_actions(desired in wanted(), world in ours()) {
+    fn a_port_converges_after_a_crash_between_any_two_actions(desired in expected(), world in ours()) {
         model::prefix_safety::<PortModel>(&desired, world)?;
     }
 
     #[test]
-    fn a_strangers_link_bridge_or_neighbour_is_never_touched(desired in wanted(), world in anyones()) {
+    fn a_strangers_link_bridge_or_neighbour_is_never_touched(desired in expected(), world in anyones()) {
         model::modesty::<PortModel>(&desired, world)?;
     }
 
     #[test]
-    fn a_stranger_in_the_ports_way_is_a_conflict(desired in wanted(), world in anyones()) {
+    fn a_stranger_in_the_ports_way_is_a_conflict(desired in expected(), world in anyones()) {
         let tap = world.tap.as_ref().is_some_and(|tap| !is_ours(&desired, tap));
         let bridge = world.bridge.as_ref().is_some_and(|bridge| !bridge.is_bridge);
         let foreign = tap || bridge || is_strange_pin(&desired, &world);
@@ -46,19 +46,19 @@ proptest! {
     }
 
     #[test]
-    fn deletion_leaves_nothing_of_a_port_and_all_that_is_a_strangers(desired in wanted(), world in anyones()) {
+    fn deletion_leaves_nothing_of_a_port_and_all_that_is_a_strangers(desired in expected(), world in anyones()) {
         model::deletion::<PortModel>(&nothing(&desired), world)?;
     }
 
     #[test]
-    fn a_change_of_isolation_or_antispoof_sets_flags_and_nothing_else(before in wanted(), after in wanted(), bridge in bridge()) {
+    fn a_change_of_isolation_or_antispoof_sets_flags_and_nothing_else(before in expected(), after in expected(), bridge in bridge()) {
         let plan = PortModel::plan(&after, &converged(&before, bridge)).unwrap();
         let only_flags = plan.iter().all(|action| *action == Action::SetPort);
         prop_assert!(only_flags && plan.is_empty() == (before == after), "{plan:?}");
     }
 
     #[test]
-    fn a_tap_that_fits_is_never_created_again(desired in wanted(), world in ours()) {
+    fn a_tap_that_fits_is_never_created_again(desired in expected(), world in ours()) {
         let fits = world.tap.as_ref().is_some_and(|tap| tap.owner == Some(slot(&desired).tap_owner));
         let plan = PortModel::plan(&desired, &world).unwrap();
         let anew = plan.iter().any(|action| matches!(action, Action::CreateTap(_)));
@@ -121,11 +121,11 @@ impl Model for PortModel {
                 (tap.learning, tap.unicast_flood) = (true, true);
             }
             Action::SetPort => {
-                let wanted = slot(desired).clone();
+                let expected = slot(desired).clone();
                 let tap = ours_mut(desired, world);
                 assert!(tap.enslaved, "no port");
-                (tap.isolated, tap.guarded) = (wanted.isolated, true);
-                (tap.learning, tap.unicast_flood) = (!wanted.antispoof, !wanted.antispoof);
+                (tap.isolated, tap.guarded) = (expected.isolated, true);
+                (tap.learning, tap.unicast_flood) = (!expected.antispoof, !expected.antispoof);
             }
             Action::PinMac => {
                 assert!(ours_mut(desired, world).enslaved, "no port");
@@ -179,8 +179,9 @@ impl Model for PortModel {
                 && (tap.isolated, tap.learning) == (slot.isolated, !slot.antispoof)
                 && tap.unicast_flood != slot.antispoof
         });
-        let told = (world.entry, world.neighbour) == (Some(Entry::Sticky), Some(names.guest_mac));
-        tap && told && world.dir && world.record.as_ref() == Some(&slot.record)
+        let reported =
+            (world.entry, world.neighbour) == (Some(Entry::Sticky), Some(names.guest_mac));
+        tap && reported && world.dir && world.record.as_ref() == Some(&slot.record)
     }
 }
 
@@ -231,7 +232,7 @@ fn nothing(desired: &Desired) -> Desired {
     }
 }
 
-fn wanted() -> impl Strategy<Value = Desired> {
+fn expected() -> impl Strategy<Value = Desired> {
     any::<[bool; 2]>().prop_map(|[isolated, antispoof]| {
         let uid = "7b1f6a52-8c1d-4e53-9a3e-0d6b7f1c2a44".parse().unwrap();
         let instance = Instance::of("/state".as_ref());
@@ -256,7 +257,7 @@ fn wanted() -> impl Strategy<Value = Desired> {
 }
 
 fn one() -> Desired {
-    wanted()
+    expected()
         .new_tree(&mut Default::default())
         .unwrap()
         .current()

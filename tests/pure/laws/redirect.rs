@@ -15,7 +15,7 @@ pub struct RedirectModel;
 const ETH: u32 = 2;
 const TAP: u32 = 3;
 
-fn wanted() -> Desired {
+fn expected() -> Desired {
     let uid = "7b1f6a52-8c1d-4e53-9a3e-0d6b7f1c2a44".parse().unwrap();
     Desired {
         label: Instance::of("/state".as_ref()).vm_label(&"web-1".parse().unwrap(), uid),
@@ -42,7 +42,7 @@ prop_compose! {
         Observed {
             netns: match label {
                 0 => Some("a stranger's".to_owned()),
-                _ => Some(wanted().label.to_string()),
+                _ => Some(expected().label.to_string()),
             },
             eth: end(ETH, true, eth),
             tap: end(TAP, up, tap),
@@ -52,7 +52,7 @@ prop_compose! {
 
 fn ours() -> impl Strategy<Value = Observed> {
     anyones().prop_map(|world| Observed {
-        netns: Some(wanted().label.to_string()),
+        netns: Some(expected().label.to_string()),
         ..world
     })
 }
@@ -65,38 +65,38 @@ proptest! {
             tap: end(TAP, true, Filter::To(ETH)),
             ..world
         };
-        model::rest::<RedirectModel>(&wanted(), &world)?;
+        model::rest::<RedirectModel>(&expected(), &world)?;
     }
 
     #[test]
     fn any_redirect_converges_after_a_crash_between_any_two_actions(world in ours()) {
-        model::convergence::<RedirectModel>(&wanted(), world.clone())?;
-        model::prefix_safety::<RedirectModel>(&wanted(), world)?;
+        model::convergence::<RedirectModel>(&expected(), world.clone())?;
+        model::prefix_safety::<RedirectModel>(&expected(), world)?;
     }
 
     #[test]
     fn a_strangers_namespace_is_not_redirected(world in anyones()) {
-        model::modesty::<RedirectModel>(&wanted(), world)?;
+        model::modesty::<RedirectModel>(&expected(), world)?;
     }
 
     #[test]
     fn deletion_shuts_the_forwarding_switch_of_a_redirect(world in anyones()) {
-        let nothing = Desired { tap_link: None, ..wanted() };
+        let nothing = Desired { tap_link: None, ..expected() };
         model::deletion::<RedirectModel>(&nothing, world)?;
     }
 
     #[test]
     fn the_forwarding_switch_opens_only_after_a_look_that_found_both_redirects(world in ours()) {
-        let standing = RedirectModel::is_joined(&world);
-        let plan = RedirectModel::plan(&wanted(), &world).unwrap();
-        prop_assert!(standing || !plan.contains(&Action::EnableForwarding));
+        let existing = RedirectModel::is_joined(&world);
+        let plan = RedirectModel::plan(&expected(), &world).unwrap();
+        prop_assert!(existing || !plan.contains(&Action::EnableForwarding));
         let up = world.tap.as_ref().is_some_and(|tap| tap.up);
-        prop_assert_eq!(!standing && up, plan.first() == Some(&Action::DisableForwarding));
+        prop_assert_eq!(!existing && up, plan.first() == Some(&Action::DisableForwarding));
     }
 
     #[test]
     fn the_chains_own_redirect_is_left_alone(world in ours()) {
-        let desired = Desired { tap_link: Some(TapLink::Chain), ..wanted() };
+        let desired = Desired { tap_link: Some(TapLink::Chain), ..expected() };
         let up = world.tap.as_ref().is_some_and(|tap| tap.up);
         let plan = RedirectModel::plan(&desired, &world).unwrap();
         prop_assert_eq!(plan, if up { vec![] } else { vec![Action::EnableForwarding] });

@@ -98,12 +98,12 @@ async fn a_key_enqueued_during_a_run_is_observed_again_after_it() {
     let task = tokio::spawn(controller.run(run, pending()));
     waker.enqueue(1);
     sleep(Duration::from_millis(50)).await;
-    let nudged = Instant::now();
+    let enqueued = Instant::now();
     (0..5).for_each(|_| waker.enqueue(1));
     sleep(Duration::from_secs(1)).await;
     let starts = starts.lock().unwrap().clone();
     assert_eq!(starts.len(), 2, "many nudges, one look");
-    assert!(starts[1] > nudged);
+    assert!(starts[1] > enqueued);
     task.abort();
 }
 

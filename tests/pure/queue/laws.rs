@@ -142,7 +142,7 @@ impl Check {
         match step {
             Step::Nudge(key, lane) => {
                 self.queue.enqueue_in(lane, key);
-                self.nudged(key, lane);
+                self.enqueued(key, lane);
             }
             Step::Renew(key, lane) => {
                 self.queue.enqueue_fresh_in(lane, key);
@@ -174,7 +174,7 @@ impl Check {
         self.ticket
     }
 
-    fn nudged(&mut self, key: Key, lane: Lane) {
+    fn enqueued(&mut self, key: Key, lane: Lane) {
         let ticket = self.next_ticket();
         let story = self.stories.entry(key).or_insert(Story::new(lane));
         story.woken_in(lane, ticket);

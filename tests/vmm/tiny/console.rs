@@ -45,9 +45,9 @@ fn a_word_is_noticed(hypervisor: Hypervisor) {
                 .unwrap();
             let mut keys = console.stdin.take().unwrap();
             writeln!(keys, "{word}").unwrap();
-            let mut said = BufReader::new(console.stdout.take().unwrap()).lines();
-            let heard = format!("heard: {word}");
-            assert!(said.any(|line| line.unwrap().contains(&heard)));
+            let mut output = BufReader::new(console.stdout.take().unwrap()).lines();
+            let received = format!("heard: {word}");
+            assert!(output.any(|line| line.unwrap().contains(&received)));
             keys.write_all(&[0x1d]).unwrap();
             assert!(console.wait().unwrap().success());
             // The pipe is the VMM's, not the daemon's.

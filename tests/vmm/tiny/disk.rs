@@ -128,9 +128,9 @@ fn without_space_for_its_disk_a_vm_reports_it_and_does_not_start_and_with_space_
         harness.ctl(&format!("apply -f {file}"));
         let why = harness.until("the reason", || {
             let vm = harness.get("vm sandbox-1");
-            let said = vm["status"]["conditions"].as_array()?.iter();
-            let mut said = said.filter(|condition| condition["type"] == "Vmm");
-            let why = said.next()?["message"].as_str()?.to_owned();
+            let output = vm["status"]["conditions"].as_array()?.iter();
+            let mut output = output.filter(|condition| condition["type"] == "Vmm");
+            let why = output.next()?["message"].as_str()?.to_owned();
             why.contains("not enough space").then_some(why)
         });
         assert!(why.contains("4 MiB") && why.contains(&shown), "{why}");

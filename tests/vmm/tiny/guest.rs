@@ -12,7 +12,7 @@ use test_support::tiny;
 struct Line {
     qemu: Child,
     keys: ChildStdin,
-    said: Receiver<String>,
+    output: Receiver<String>,
 }
 
 impl Line {
@@ -24,23 +24,23 @@ impl Line {
             .stdout(Stdio::piped())
             .spawn()
             .expect("QEMU");
-        let (heard, said) = channel();
+        let (received, output) = channel();
         let lines = BufReader::new(qemu.stdout.take().expect("a pipe")).lines();
         std::thread::spawn(move || {
             lines
                 .map_while(Result::ok)
-                .try_for_each(|line| heard.send(line))
+                .try_for_each(|line| received.send(line))
         });
         Self {
             keys: qemu.stdin.take().expect("a pipe"),
             qemu,
-            said,
+            output,
         }
     }
 
     /// The next line; none: QEMU has ended.
     fn next(&self) -> Option<String> {
-        match self.said.recv_timeout(Duration::from_secs(60)) {
+        match self.output.recv_timeout(Duration::from_secs(60)) {
             Ok(line) => Some(line.trim_end().to_owned()),
             Err(RecvTimeoutError::Disconnected) => None,
             Err(RecvTimeoutError::Timeout) => panic!("a guest that says nothing"),

@@ -50,16 +50,16 @@ fn a_running_vm_goes_on_until_what_is_to_replace_it_can_run_and_the_reason_is_re
         assert!(before.iter().all(Option::is_some));
 
         let file = apply(&harness, 2, &format!("qemu_bin: {}", missing.display()));
-        let told = harness.until("the event", || {
+        let reported = harness.until("the event", || {
             harness.messages("hg/sandbox", "NotReplaced").pop()
         });
         for words in [
             "sandbox-1 and 1 more are not replaced",
             missing.to_str().unwrap(),
         ] {
-            assert!(told.contains(words), "{told}");
+            assert!(reported.contains(words), "{reported}");
         }
-        assert_eq!(output(&harness), format!("Invalid: {told}"));
+        assert_eq!(output(&harness), format!("Invalid: {reported}"));
         let why = harness.refused(&format!("apply -f {file} --wait=1s"), 1);
         assert!(why.contains("another-qemu"), "{why}");
         for object in ["hg/sandbox", "vm/sandbox-1", "vm/sandbox-2"] {

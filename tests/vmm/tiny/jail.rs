@@ -173,7 +173,7 @@ fn a_jailer_that_cannot_be_used_is_reported_where_it_was_named_and_passed_over_w
         harness.ctl("delete hg sandbox --wait=60s");
         let named = |path: &Path| format!("\n      jailer_bin: {}", path.display());
         installed.one_vm(&harness, &named(&installed.jailer));
-        let told = harness.until("a condition", || {
+        let reported = harness.until("a condition", || {
             let status = status(&harness);
             let conditions = status["conditions"].as_array()?.clone();
             let mut messages = conditions.iter().filter_map(|c| c["message"].as_str());
@@ -181,7 +181,7 @@ fn a_jailer_that_cannot_be_used_is_reported_where_it_was_named_and_passed_over_w
                 .find(|m| m.contains("both must be of the same release"))
                 .map(str::to_owned)
         });
-        assert!(told.contains("jailer-1.9"), "{told}");
+        assert!(reported.contains("jailer-1.9"), "{reported}");
         installed.one_vm(&harness, &named(&usable));
         harness.until("the jailer", || by_the_jailer(&harness).then_some(()));
         harness.ctl("delete hg sandbox --wait=60s");
@@ -316,9 +316,9 @@ impl Jailed {
             link("thread-self", "pid"),
             "its pid is the one on record"
         );
-        let wanted = fs::metadata(&self.netns).unwrap().ino();
+        let desired = fs::metadata(&self.netns).unwrap().ino();
         let found = fs::metadata(format!("/proc/{own}/ns/net")).unwrap().ino();
-        assert_eq!(found, wanted, "the VM's own namespace");
+        assert_eq!(found, desired, "the VM's own namespace");
     }
 
     /// Its root, its copy of the program, its run directory, what it boots; and what a double needs to run at all.
@@ -338,13 +338,13 @@ impl Jailed {
             found.push((at.to_owned(), has("ro"), has("noexec")));
         }
         let name = firecracker.file_name().unwrap().to_str().unwrap();
-        let wanted = [
+        let desired = [
             ("/".to_owned(), false, true),
             ("/vmm".to_owned(), false, true),
             (tiny::kernel().to_owned(), true, true),
             (format!("/{name}"), false, false),
         ];
-        assert_eq!(found, wanted, "{text}");
+        assert_eq!(found, desired, "{text}");
         let root = PathBuf::from(format!("/proc/{}/root", self.pid));
         for gone in [
             "proc/self",

@@ -62,12 +62,12 @@ fn answers(vm: &Value) -> bool {
 fn qmp(vm: &Value, command: &str) {
     let socket = vm["status"]["vmm"]["api_socket"].as_str().unwrap();
     let mut stream = UnixStream::connect(socket).expect("QMP");
-    let mut heard = BufReader::new(stream.try_clone().unwrap());
+    let mut received = BufReader::new(stream.try_clone().unwrap());
     let mut line = String::new();
-    heard.read_line(&mut line).unwrap();
+    received.read_line(&mut line).unwrap();
     for command in ["qmp_capabilities", command] {
         writeln!(stream, "{{\"execute\":\"{command}\"}}").unwrap();
-        heard.read_line(&mut line).unwrap();
+        received.read_line(&mut line).unwrap();
     }
 }
 
@@ -103,10 +103,10 @@ fn a_paused_vm_is_silent_stays_so_when_the_daemon_dies_and_goes_on_where_it_was(
         harness.kill();
         harness.start();
         harness.until("held again", || (!answers(&paused)).then_some(()));
-        let told = harness.until("the event", || {
+        let reported = harness.until("the event", || {
             harness.messages("vm/sandbox-1", "Drift").pop()
         });
-        assert!(told.contains("pause the guest"), "{told}");
+        assert!(reported.contains("pause the guest"), "{reported}");
         // The state is lost: the record of the VM tells.
         harness.stop();
         std::fs::remove_dir_all(harness.state()).unwrap();
@@ -257,9 +257,9 @@ fn a_vm_that_ends_is_started_again_as_its_policy_requires_and_a_change_of_policy
                 .ctl("logs sandbox-1")
                 .contains("powers off by itself")
         );
-        let told = harness.messages("vm/sandbox-1", "Ended");
+        let reported = harness.messages("vm/sandbox-1", "Ended");
         assert_eq!(
-            told,
+            reported,
             ["it exited with status 0: the guest powered off or rebooted"]
         );
         // Started by hand it runs once more.

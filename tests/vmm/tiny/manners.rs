@@ -35,12 +35,12 @@ fn a_guest_that_listens_goes_at_once_and_a_deaf_one_is_asked_first() {
             harness.ctl("delete hg sandbox --wait=60s");
             took.push(begin.elapsed());
             assert!(!is_alive(pid));
-            let said = guest.output();
+            let text = guest.output();
             let (last, other) = match words {
                 "" => ("powers off", "ignores"),
                 _ => ("sandbox-1 ignores the button", "powers off"),
             };
-            assert!(said.contains(last) && !said.contains(other), "{said}");
+            assert!(text.contains(last) && !text.contains(other), "{text}");
         }
         eprintln!("has_control_socket: {:?}, deaf: {:?}", took[0], took[1]);
         // It had time to obey, and not for ever.
@@ -54,11 +54,11 @@ fn a_guest_that_powers_itself_off_is_seen_at_once() {
     with_daemon(|harness| {
         let guest = apply(&harness, "tiny=off");
         hear(&harness, &guest, "powers off by itself");
-        let told = harness.within(Duration::from_secs(1), "the event", || {
+        let reported = harness.within(Duration::from_secs(1), "the event", || {
             // Whether it was Ready before, or ended too soon for that.
             harness.messages("vm/sandbox-1", "Ended").pop()
         });
-        assert!(told.contains("it exited with status 0"), "{told}");
+        assert!(reported.contains("it exited with status 0"), "{reported}");
     });
 }
 

@@ -27,7 +27,7 @@ fn all_ready(harness: &Harness) -> Vec<Tiny> {
 
 /// For a while nothing happens that a guest would notice: none starts again or loses its gateway, which each pings all the time.
 fn undisturbed(harness: &Harness, guests: &[Tiny]) {
-    let told = || {
+    let reported = || {
         guests.iter().fold((0, 0), |(ready, lost), guest| {
             (
                 ready + guest.times_ready(),
@@ -36,8 +36,8 @@ fn undisturbed(harness: &Harness, guests: &[Tiny]) {
         })
     };
     // Three pings without answer, a second each, are a loss.
-    harness.stays(Duration::from_millis(4500), told);
-    assert_eq!(told(), (MANY, 0));
+    harness.stays(Duration::from_millis(4500), reported);
+    assert_eq!(reported(), (MANY, 0));
 }
 
 /// Pings all at the same time; the test fails if one does not answer.

@@ -16,7 +16,7 @@ use slicectl::reconcile::net::cni::{
 pub const MTU: u32 = 1450;
 
 /// One VM.
-pub fn wanted() -> Desired {
+pub fn expected() -> Desired {
     let uid = "7b1f6a52-8c1d-4e53-9a3e-0d6b7f1c2a44".parse().unwrap();
     let instance = Instance::of("/state".as_ref());
     Desired {
@@ -58,14 +58,14 @@ pub fn result() -> CniResult {
         r#"{{"interfaces": [{{"name": "cni0"}}, {{"name": "veth1"}}, {{"name": "eth0", "mac": "{}", "sandbox": "{}"}}],
              "ips": [{{"address": "10.7.0.2/16", "gateway": "10.7.0.1", "interface": 2}}]}}"#,
         eth().mac,
-        wanted().netns().display()
+        expected().netns().display()
     );
     CniResult::parse(&text, Version::V1_0_0).unwrap()
 }
 
 fn intent() -> Intent {
     let network = network("10.7.0.0/16");
-    let attachment = wanted().attachment();
+    let attachment = expected().attachment();
     Intent {
         adding: false,
         ..Intent::new(network.digest(), network.clone(), attachment)
@@ -75,7 +75,7 @@ fn intent() -> Intent {
 fn remembered(result: CniResult) -> AddedSeen {
     AddedSeen::Recorded(Box::new(Added {
         network: network("10.7.0.0/16"),
-        attachment: wanted().attachment(),
+        attachment: expected().attachment(),
         result,
     }))
 }
@@ -167,7 +167,7 @@ prop_compose! {
         added in any_added(),
         complaint in prop::option::weighted(0.2, Just("a route is missing".to_owned())),
     ) -> Observed {
-        let desired = wanted();
+        let desired = expected();
         let traced = intent != IntentSeen::Absent || added != AddedSeen::Absent;
         let inside = inside.map(|inside| Inside { eth: inside.eth.filter(|_| traced), ..inside });
         let asked = matches!(added, AddedSeen::Recorded(_))

@@ -116,13 +116,13 @@ pub fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
             assert!(fresh, "{address} is there");
         }
         Action::RemoveGateway(name, address) => {
-            let wanted = desired.requirements.bridges.get(name).cloned();
+            let expected = desired.requirements.bridges.get(name).cloned();
             let seen = ours_mut(desired, world, name);
             assert!(seen.addresses.remove(address), "{address} is not there");
             // With a first address the kernel takes away the others of its subnet.
-            let wanted = wanted.unwrap_or_default();
+            let expected = expected.unwrap_or_default();
             seen.addresses
-                .retain(|other| subnet(*other) != subnet(*address) || !wanted.contains(other));
+                .retain(|other| subnet(*other) != subnet(*address) || !expected.contains(other));
         }
         Action::SetBridgeUp(name) => ours_mut(desired, world, name).up = true,
         Action::DeleteBridge(owned) => {
@@ -172,8 +172,8 @@ pub fn ours(desired: &Desired, world: &Observed) -> Vec<String> {
 }
 
 pub fn are_as_desired(desired: &Desired, world: &Observed) -> bool {
-    let wanted = &desired.requirements.bridges;
-    let kept = wanted.iter().all(|(name, gateways)| {
+    let expected = &desired.requirements.bridges;
+    let kept = expected.iter().all(|(name, gateways)| {
         let Some(seen) = world.bridges.get(name) else {
             return false;
         };
@@ -187,7 +187,7 @@ pub fn are_as_desired(desired: &Desired, world: &Observed) -> bool {
         right || !is_ours(desired, name, seen)
     });
     let ours = ours(desired, world);
-    kept && ours.iter().all(|name| wanted.contains_key(name))
+    kept && ours.iter().all(|name| expected.contains_key(name))
 }
 
 pub fn converged(desired: &Desired) -> BTreeMap<String, BridgeSeen> {

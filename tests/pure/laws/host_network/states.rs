@@ -9,7 +9,7 @@ use slicectl::host::rule::Rule;
 use slicectl::reconcile::host_network::{Desired, Observed};
 use slicectl::store::HostRequirements;
 
-use super::{bare, bridges, converged, edit, neighbour, our_chains, our_jumps, remove, wanted};
+use super::{bare, bridges, converged, edit, expected, neighbour, our_chains, our_jumps, remove};
 
 pub fn requirements() -> impl Strategy<Value = HostRequirements> {
     prop_oneof![
@@ -148,10 +148,13 @@ pub fn case(strangers: bool) -> impl Strategy<Value = (Desired, Observed)> {
         .prop_map(|(now, before, [built, docker], meddlings)| {
             let before = before.unwrap_or_else(|| now.clone());
             let mut world = match built {
-                true => converged(&wanted(before.clone(), HostRequirements::default()), docker),
+                true => converged(
+                    &expected(before.clone(), HostRequirements::default()),
+                    docker,
+                ),
                 false => bare(docker),
             };
-            let desired = wanted(now, before);
+            let desired = expected(now, before);
             for how in &meddlings {
                 meddle(&desired, &mut world, how);
             }

@@ -35,7 +35,7 @@ pub fn slot() -> Slot {
 }
 
 /// One slot.
-pub fn wanted() -> Desired {
+pub fn expected() -> Desired {
     let uid = "7b1f6a52-8c1d-4e53-9a3e-0d6b7f1c2a44".parse().unwrap();
     let instance = Instance::of("/state".as_ref());
     Desired {
@@ -115,8 +115,8 @@ pub fn neighbours(ip: Ipv4Addr, right: Mac) -> impl Strategy<Value = BTreeMap<Ip
 }
 
 pub fn host_link(indices: impl Strategy<Value = Option<u32>>) -> impl Strategy<Value = HostLink> {
-    let names = wanted().names();
-    let label = Just(Some(wanted().label.to_string()));
+    let names = expected().names();
+    let label = Just(Some(expected().label.to_string()));
     let identity = prop_oneof![
         4 => (label, mac(names.host_mac)),
         1 => (Just(None), Just(names.host_mac)),
@@ -150,13 +150,13 @@ pub fn host_link(indices: impl Strategy<Value = Option<u32>>) -> impl Strategy<V
 
 /// The name of what judges the guest's frames.
 pub fn program() -> String {
-    let (names, block) = (wanted().names(), slot().block);
+    let (names, block) = (expected().names(), slot().block);
     let program = program_isolated(names.guest_mac, block.guest(), block.gateway());
     antispoof::digest(&program)
 }
 
 pub fn tap_seen() -> impl Strategy<Value = TapSeen> {
-    let names = wanted().names();
+    let names = expected().names();
     let right = slot().tap_owner;
     let owner = prop_oneof![
         4 => Just(Some(right)),
@@ -193,7 +193,7 @@ pub fn tap_seen() -> impl Strategy<Value = TapSeen> {
 }
 
 pub fn uplink_seen() -> impl Strategy<Value = (Uplink, Option<Ipv4Addr>)> {
-    let names = wanted().names();
+    let names = expected().names();
     let peer = prop_oneof![4 => Just(Some(50)), 1 => Just(None), 1 => Just(Some(51))];
     let pinned = neighbours(NEXT_HOP, names.host_mac);
     (
@@ -256,10 +256,10 @@ pub fn ours() -> impl Strategy<Value = Observed> {
             dir: dir || record.is_some(),
             record,
             netns: match inside {
-                Some(_) => NetnsSeen::Present(Some(wanted().label.to_string())),
+                Some(_) => NetnsSeen::Present(Some(expected().label.to_string())),
                 None => NetnsSeen::Absent,
             },
-            handle: handle.then(|| wanted().netns()),
+            handle: handle.then(|| expected().netns()),
             host_link,
             inside,
         })
