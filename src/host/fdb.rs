@@ -8,6 +8,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::Error;
+use super::error::absent_is_none;
 use super::netlink::{self, Handle};
 
 /// A forwarding entry.
@@ -88,7 +89,7 @@ pub async fn get(handle: &Handle, bridge: u32, mac: [u8; 6]) -> Result<Option<En
         .get(RouteNetlinkMessage::GetNeighbour(message))
         .await
         .map_err(|e| Error::io("get forwarding entry", text(mac), e));
-    match netlink::absent_is_none(response)? {
+    match absent_is_none(response)? {
         None => Ok(None),
         Some(Some(RouteNetlinkMessage::NewNeighbour(message))) => read(&message)
             .map(Some)

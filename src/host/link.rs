@@ -13,6 +13,7 @@ use netlink_packet_route::link::{
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
 
 use super::Error;
+use super::error::absent_is_none;
 use super::iptables::netlink::{NESTED, push_attr};
 use super::link_info::{BridgeInfo, Port, TunInfo};
 use super::netlink::{self, Handle};
@@ -209,7 +210,7 @@ pub async fn get(handle: &Handle, name: &str) -> Result<Option<Link>, Error> {
         .get(RouteNetlinkMessage::GetLink(message))
         .await
         .map_err(|e| Error::io("get link", name, e));
-    match netlink::absent_is_none(response)? {
+    match absent_is_none(response)? {
         None => Ok(None),
         Some(Some(RouteNetlinkMessage::NewLink(message))) => Ok(Some(read(message))),
         Some(_) => Err(netlink::unexpected("get link", name)),
@@ -225,7 +226,7 @@ pub async fn at(handle: &Handle, index: u32) -> Result<Option<Link>, Error> {
         .get(RouteNetlinkMessage::GetLink(message))
         .await
         .map_err(|e| Error::io("get link", format!("with index {index}"), e));
-    match netlink::absent_is_none(response)? {
+    match absent_is_none(response)? {
         Some(Some(RouteNetlinkMessage::NewLink(message))) => Ok(Some(read(message))),
         None => Ok(None),
         Some(_) => Err(netlink::unexpected(

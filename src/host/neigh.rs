@@ -10,6 +10,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::Error;
+use super::error::absent_is_none;
 use super::netlink::{self, Handle};
 
 /// A permanent IPv4 neighbour: never resolved by ARP, never expired.
@@ -69,7 +70,7 @@ pub async fn get(handle: &Handle, index: u32, ip: Ipv4Addr) -> Result<Option<Nei
         .get(RouteNetlinkMessage::GetNeighbour(message))
         .await
         .map_err(|e| Error::io("get neighbour", ip.to_string(), e));
-    match netlink::absent_is_none(response)? {
+    match absent_is_none(response)? {
         None => Ok(None),
         Some(Some(RouteNetlinkMessage::NewNeighbour(message))) => Ok(read(&message)),
         Some(_) => Err(netlink::unexpected("get neighbour", ip.to_string())),

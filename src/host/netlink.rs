@@ -26,7 +26,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use tracing::debug;
 
 use self::socket::{DATAGRAM, POLL_INTERVAL, Part, Socket, TIMEOUT};
-use super::{Error, Kind, rtnl};
+use super::{Error, rtnl};
 
 /// The number of attempts of a dump that is interrupted by changes, before it fails with `Busy`.
 const DUMP_ATTEMPTS: usize = 50;
@@ -296,15 +296,6 @@ pub(super) fn unexpected(operation: &'static str, object: impl Into<String>) -> 
         object,
         "unexpected message type in the kernel's response",
     )
-}
-
-/// Converts `ENODEV` and similar errors to `None`; returns any other error.
-pub(super) fn absent_is_none<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
-    match result {
-        Ok(found) => Ok(Some(found)),
-        Err(error) if error.kind == Kind::Absent => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]
