@@ -10,6 +10,7 @@ use ipnetwork::Ipv4Network;
 pub use super::draft::{Decoded, Unknown, array, once};
 use super::limits;
 use super::netlink::text;
+use super::uapi::*;
 use crate::host::rule::{
     AddrType, CtState, LinkGroup, Match, Protocol, Reject, Rule, Target, TcpFlags, Test,
 };
@@ -84,10 +85,10 @@ impl From<bool> for Inverted {
 
 /// An IP protocol number.
 pub fn protocol(number: u8) -> Result<Protocol, Unknown> {
-    match number {
-        1 => Ok(Protocol::Icmp),
-        6 => Ok(Protocol::Tcp),
-        17 => Ok(Protocol::Udp),
+    match i32::from(number) {
+        libc::IPPROTO_ICMP => Ok(Protocol::Icmp),
+        libc::IPPROTO_TCP => Ok(Protocol::Tcp),
+        libc::IPPROTO_UDP => Ok(Protocol::Udp),
         _ => Err(Unknown),
     }
 }
@@ -152,12 +153,10 @@ fn mac(draft: &mut Match, info: &[u8]) -> Decoded {
 /// The states (`XT_CONNTRACK_STATE_*`) that `-m conntrack --ctstate` of revision 3 matches; `None`: it has other conditions, too.
 pub fn conntrack_states(info: &[u8]) -> Option<u32> {
     let [flags, inverted, mask, _] = conntrack_masks(info).ok()?;
-    (flags & !STATE_ALIAS == STATE && inverted == 0).then_some(u32::from(mask))
+    // The flag of a rule that was written as `-m state` has no effect on matching.
+    (flags & !XT_CONNTRACK_STATE_ALIAS == XT_CONNTRACK_STATE && inverted == 0)
+        .then_some(u32::from(mask))
 }
-
-/// `XT_CONNTRACK_STATE`, and the flag of a rule that was written as `-m state`, which has no effect on matching.
-const STATE: u16 = 1;
-const STATE_ALIAS: u16 = 1 << 13;
 
 /// `struct xt_conntrack_mtinfo3`: ten `nf_inet_addr` of 16 bytes, expiry (2 x u32), l4proto and four ports (5 x u16),
 /// then match_flags, invert_flags, state_mask and status_mask (4 x u16).
@@ -168,9 +167,8 @@ fn conntrack_masks(info: &[u8]) -> Result<[u16; 4], Unknown> {
 }
 
 fn conntrack(draft: &mut Match, info: &[u8]) -> Decoded {
-    const STATUS: u16 = 1 << 6;
-    /// `IPS_CONFIRMED`.
-    const CONFIRMED: u16 = 1 << 3;
+    const STATUS: u16 = XT_CONNTRACK_STATUS;
+    const CONFIRMED: u16 = IPS_CONFIRMED as u16;
     if conntrack_masks(info)? == [STATUS, STATUS, 0, CONFIRMED] && !draft.unconfirmed {
         draft.unconfirmed = true;
         return Ok(());
@@ -181,12 +179,12 @@ fn conntrack(draft: &mut Match, info: &[u8]) -> Decoded {
 /// `XT_CONNTRACK_STATE_*`; the nf_tables expression `ct state` has the same lower four bits.
 pub fn ct_state(draft: &mut Match, mask: u32) -> Decoded {
     const BITS: [(u32, CtState); 6] = [
-        (1, CtState::Invalid),
-        (2, CtState::Established),
-        (4, CtState::Related),
-        (8, CtState::New),
-        (128, CtState::Dnat),
-        (256, CtState::Untracked),
+        (XT_CONNTRACK_STATE_INVALID, CtState::Invalid),
+        (XT_CONNTRACK_STATE_ESTABLISHED, CtState::Established),
+        (XT_CONNTRACK_STATE_RELATED, CtState::Related),
+        (XT_CONNTRACK_STATE_NEW, CtState::New),
+        (XT_CONNTRACK_STATE_DNAT, CtState::Dnat),
+        (XT_CONNTRACK_STATE_UNTRACKED, CtState::Untracked),
     ];
     bits(&mut draft.ctstate, mask, &BITS)
 }
@@ -194,11 +192,11 @@ pub fn ct_state(draft: &mut Match, mask: u32) -> Decoded {
 /// `struct xt_addrtype_info_v1 { u16 source; u16 dest; u32 flags; }`, masks of `1 << RTN_*`.
 fn addrtype(draft: &mut Match, info: &[u8]) -> Decoded {
     const BITS: [(u32, AddrType); 5] = [
-        (1 << 1, AddrType::Unicast),
-        (1 << 2, AddrType::Local),
-        (1 << 3, AddrType::Broadcast),
-        (1 << 4, AddrType::Anycast),
-        (1 << 5, AddrType::Multicast),
+        (1 << libc::RTN_UNICAST, AddrType::Unicast),
+        (1 << libc::RTN_LOCAL, AddrType::Local),
+        (1 << libc::RTN_BROADCAST, AddrType::Broadcast),
+        (1 << libc::RTN_ANYCAST, AddrType::Anycast),
+        (1 << libc::RTN_MULTICAST, AddrType::Multicast),
     ];
     let source = u16::from_ne_bytes(array(info, 0)?);
     let dest = u16::from_ne_bytes(array(info, 2)?);
@@ -211,16 +209,14 @@ fn addrtype(draft: &mut Match, info: &[u8]) -> Decoded {
 
 /// `struct xt_devgroup_info { u32 flags, src_group, src_mask, dst_group, dst_mask; }`.
 fn devgroup(draft: &mut Match, info: &[u8]) -> Decoded {
-    const SOURCE: u32 = 1;
-    const DESTINATION: u32 = 4;
     let field = |index: usize| array(info, 4 * index).map(u32::from_ne_bytes);
     let flags = field(0)?;
-    if flags == 0 || flags & !(SOURCE | DESTINATION) != 0 {
+    if flags == 0 || flags & !(XT_DEVGROUP_MATCH_SRC | XT_DEVGROUP_MATCH_DST) != 0 {
         return Err(Unknown);
     }
     for (flag, at, slot) in [
-        (SOURCE, 1, &mut draft.in_group),
-        (DESTINATION, 3, &mut draft.out_group),
+        (XT_DEVGROUP_MATCH_SRC, 1, &mut draft.in_group),
+        (XT_DEVGROUP_MATCH_DST, 3, &mut draft.out_group),
     ] {
         let (value, mask) = (field(at)?, field(at + 1)?);
         match flags & flag != 0 {
@@ -270,8 +266,9 @@ fn tcp(draft: &mut Match, info: &[u8]) -> Decoded {
 
 /// `SYN,RST SYN`, as bits of the TCP header's byte 13.
 pub fn tcp_flags(draft: &mut Match, mask: u8, compare: u8) -> Decoded {
+    const SYN_RST: u8 = TH_SYN | TH_RST;
     match (mask, compare) {
-        (0x06, 0x02) => once(&mut draft.tcp_flags, TcpFlags::Syn),
+        (SYN_RST, TH_SYN) => once(&mut draft.tcp_flags, TcpFlags::Syn),
         _ => Err(Unknown),
     }
 }
@@ -313,13 +310,13 @@ pub fn xt_target(name: &str, revision: u32, info: &[u8]) -> Result<Target, Unkno
     match (name, revision) {
         // `enum ipt_reject_with`.
         ("REJECT", 0) => match u32::from_ne_bytes(array(info, 0)?) {
-            7 => Ok(Target::Reject(Reject::TcpReset)),
-            8 => Ok(Target::Reject(Reject::IcmpAdminProhibited)),
+            IPT_TCP_RESET => Ok(Target::Reject(Reject::TcpReset)),
+            IPT_ICMP_ADMIN_PROHIBITED => Ok(Target::Reject(Reject::IcmpAdminProhibited)),
             _ => Err(Unknown),
         },
-        // `struct xt_tcpmss_info { u16 mss; }`, `XT_TCPMSS_CLAMP_PMTU`.
+        // `struct xt_tcpmss_info { u16 mss; }`.
         ("TCPMSS", 0) => match u16::from_ne_bytes(array(info, 0)?) {
-            0xffff => Ok(Target::ClampMss),
+            XT_TCPMSS_CLAMP_PMTU => Ok(Target::ClampMss),
             _ => Err(Unknown),
         },
         // `struct nf_nat_ipv4_multi_range_compat`: number of ranges, then flags, two addresses, two ports.
@@ -340,16 +337,14 @@ pub fn xt_target(name: &str, revision: u32, info: &[u8]) -> Result<Target, Unkno
     }
 }
 
-/// The first address and port of the new destination range (`NF_NAT_RANGE_MAP_IPS`, `NF_NAT_RANGE_PROTO_SPECIFIED`).
+/// The first address and port of the new destination range.
 fn dnat(flags: [u8; 4], address: [u8; 4], port: [u8; 2]) -> Target {
-    const ADDRESSES: u32 = 1;
-    const PORTS: u32 = 2;
     let flags = u32::from_ne_bytes(flags);
-    let address = match flags & ADDRESSES {
+    let address = match flags & NF_NAT_RANGE_MAP_IPS {
         0 => String::new(),
         _ => Ipv4Addr::from(address).to_string(),
     };
-    let port = match flags & PORTS {
+    let port = match flags & NF_NAT_RANGE_PROTO_SPECIFIED {
         0 => String::new(),
         _ => format!(":{}", u16::from_be_bytes(port)),
     };

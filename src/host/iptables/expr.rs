@@ -48,7 +48,7 @@ pub fn rule(attributes: &[u8]) -> Rule {
 /// The number of packets in the rule's counter (`NFTA_COUNTER_PACKETS`); 0 without one.
 pub fn packets(attributes: &[u8]) -> u64 {
     let counter = expressions(attributes).find(|(name, _)| name == "counter");
-    let packets = counter.and_then(|(_, data)| attr(data, 2)?.try_into().ok());
+    let packets = counter.and_then(|(_, data)| attr(data, NFTA_COUNTER_PACKETS)?.try_into().ok());
     packets.map_or(0, u64::from_be_bytes)
 }
 
@@ -56,10 +56,8 @@ fn foreign(attributes: &[u8]) -> Rule {
     let mut sketch = ForeignText::default();
     for (name, data) in expressions(attributes).filter(|(name, _)| name != "counter") {
         match name.as_str() {
-            "match" | "target" => {
-                let extension = attr(data, 1).map(text).unwrap_or_default();
-                sketch.add(format!("{name} {extension}"), data);
-            }
+            "match" => sketch.add(extension(&name, data, NFTA_MATCH_NAME), data),
+            "target" => sketch.add(extension(&name, data, NFTA_TARGET_NAME), data),
             _ => sketch.add(name, data),
         }
     }
@@ -67,6 +65,12 @@ fn foreign(attributes: &[u8]) -> Rule {
         sketch.add("comment", comment.as_bytes());
     }
     sketch.foreign()
+}
+
+/// The text of an x_tables match or target, whose own name is the attribute `kind`.
+fn extension(name: &str, data: &[u8], kind: u16) -> String {
+    let extension = attr(data, kind).map(text).unwrap_or_default();
+    format!("{name} {extension}")
 }
 
 fn expressions(attributes: &[u8]) -> impl Iterator<Item = (String, &[u8])> {
@@ -78,11 +82,14 @@ fn expressions(attributes: &[u8]) -> impl Iterator<Item = (String, &[u8])> {
     })
 }
 
-/// Newer iptables stores the comment in the rule's user data: type (0: comment), length, text (`libnftnl/udata.h`).
+/// The type of a comment in the user data of a rule (`libnftnl/udata.h`).
+const NFTNL_UDATA_RULE_COMMENT: u8 = 0;
+
+/// Newer iptables stores the comment in the rule's user data: type, length, text.
 fn userdata_comment(mut data: &[u8]) -> Option<String> {
     while let [kind, length, rest @ ..] = data {
         let value = rest.get(..usize::from(*length))?;
-        if *kind == 0 {
+        if *kind == NFTNL_UDATA_RULE_COMMENT {
             return Some(text(value));
         }
         data = &rest[usize::from(*length)..];
@@ -111,47 +118,46 @@ impl Machine {
         let number = |kind| attr(data, kind).and_then(be32).ok_or(Unknown);
         match name {
             "counter" => Ok(()),
-            "meta" => self.load(number(1)?, meta(number(2)?)?),
+            "meta" => self.load(number(NFTA_META_DREG)?, meta(number(NFTA_META_KEY)?)?),
             "payload" => self.load(
-                number(1)?,
+                number(NFTA_PAYLOAD_DREG)?,
                 Source::Payload {
-                    base: number(2)?,
-                    offset: number(3)?,
-                    length: number(4)?,
+                    base: number(NFTA_PAYLOAD_BASE)?,
+                    offset: number(NFTA_PAYLOAD_OFFSET)?,
+                    length: number(NFTA_PAYLOAD_LEN)?,
                 },
             ),
-            // `NFT_CT_STATE`.
-            "ct" if number(2)? == 0 && attr(data, 3).is_none() => {
-                self.load(number(1)?, Source::CtState)
+            "ct" if number(NFTA_CT_KEY)? == NFT_CT_STATE
+                && attr(data, NFTA_CT_DIRECTION).is_none() =>
+            {
+                self.load(number(NFTA_CT_DREG)?, Source::CtState)
             }
             "bitwise" => self.mask(data),
             "cmp" => {
-                let value = attr(data, 3)
-                    .and_then(|data| attr(data, 1))
-                    .ok_or(Unknown)?;
-                self.compare(number(1)?, number(2)?, value)
+                let value = value(data, NFTA_CMP_DATA).ok_or(Unknown)?;
+                self.compare(number(NFTA_CMP_SREG)?, number(NFTA_CMP_OP)?, value)
             }
             "range" => self.range(data),
             // A value for a later expression, not a verdict.
             "immediate" if constant(data).is_some() => {
                 let value = constant(data).ok_or(Unknown)?;
-                self.constants.push((number(1)?, value.to_vec()));
+                self.constants
+                    .push((number(NFTA_IMMEDIATE_DREG)?, value.to_vec()));
                 Ok(())
             }
-            // `NFT_NAT_DNAT`.
-            "nat" if number(1)? == 1 => {
+            "nat" if number(NFTA_NAT_TYPE)? == NFT_NAT_DNAT => {
                 let then = self.dnat(data);
                 once(&mut self.target, then)
             }
             "redir" => once(&mut self.target, Target::Translate("REDIRECT".to_owned())),
             "limit" => super::limits::nft_limit(&mut self.when, data),
             "match" => {
-                let name = attr(data, 1).map(text).ok_or(Unknown)?;
+                let name = attr(data, NFTA_MATCH_NAME).map(text).ok_or(Unknown)?;
                 decode::xt_match(
                     &mut self.when,
                     &name,
-                    number(2)?,
-                    attr(data, 3).ok_or(Unknown)?,
+                    number(NFTA_MATCH_REV)?,
+                    attr(data, NFTA_MATCH_INFO).ok_or(Unknown)?,
                 )
             }
             _ => {
@@ -168,8 +174,8 @@ impl Machine {
             let mut known = self.constants.iter().rev();
             known.find_map(|(number, value)| (*number == register).then_some(value))
         };
-        let address = value(3).and_then(|bytes| array::<4>(bytes, 0).ok());
-        let port = value(5).and_then(|bytes| array::<2>(bytes, 0).ok());
+        let address = value(NFTA_NAT_REG_ADDR_MIN).and_then(|bytes| array::<4>(bytes, 0).ok());
+        let port = value(NFTA_NAT_REG_PROTO_MIN).and_then(|bytes| array::<2>(bytes, 0).ok());
         let address = address.map(|bytes| std::net::Ipv4Addr::from(bytes).to_string());
         let port = port.map(|bytes| format!(":{}", u16::from_be_bytes(bytes)));
         let to = [address, port].map(Option::unwrap_or_default).concat();
@@ -204,16 +210,13 @@ impl Machine {
     /// `register = register & mask`, in place.
     fn mask(&mut self, data: &[u8]) -> Decoded {
         let number = |kind| attr(data, kind).and_then(be32);
-        let value = |kind| {
-            attr(data, kind)
-                .and_then(|data| attr(data, 1))
-                .ok_or(Unknown)
-        };
-        let in_place = number(1) == number(2);
-        let and_only = number(6).unwrap_or(0) == 0 && value(5)?.iter().all(|byte| *byte == 0);
-        let register = self.register(number(1).ok_or(Unknown)?)?;
+        let value = |kind| value(data, kind).ok_or(Unknown);
+        let in_place = number(NFTA_BITWISE_SREG) == number(NFTA_BITWISE_DREG);
+        let and_only = number(NFTA_BITWISE_OP).unwrap_or(NFT_BITWISE_BOOL) == NFT_BITWISE_BOOL
+            && value(NFTA_BITWISE_XOR)?.iter().all(|byte| *byte == 0);
+        let register = self.register(number(NFTA_BITWISE_SREG).ok_or(Unknown)?)?;
         match in_place && and_only && !register.compared {
-            true => once(&mut register.mask, value(4)?.to_vec()),
+            true => once(&mut register.mask, value(NFTA_BITWISE_MASK)?.to_vec()),
             false => Err(Unknown),
         }
     }
@@ -224,9 +227,11 @@ impl Machine {
         let (source, mask) = (register.source, register.mask.clone());
         let when = &mut self.when;
         match (op, source, mask) {
-            (EQUAL, source, mask) => equal(when, source, mask.as_deref(), Inverted::No, value),
-            (NOT_EQUAL, source, mask) => equal(when, source, mask.as_deref(), Inverted::Yes, value),
-            (AT_MOST, DEST_PORT, None) => {
+            (NFT_CMP_EQ, source, mask) => equal(when, source, mask.as_deref(), Inverted::No, value),
+            (NFT_CMP_NEQ, source, mask) => {
+                equal(when, source, mask.as_deref(), Inverted::Yes, value)
+            }
+            (NFT_CMP_LTE, DEST_PORT, None) => {
                 let first = match when.dport.take().map(RangeInclusive::into_inner) {
                     None => 0,
                     Some((first, u16::MAX)) => first,
@@ -237,7 +242,7 @@ impl Machine {
                     first..=u16::from_be_bytes(array(value, 0)?),
                 )
             }
-            (AT_LEAST, DEST_PORT, None) => once(
+            (NFT_CMP_GTE, DEST_PORT, None) => once(
                 &mut when.dport,
                 u16::from_be_bytes(array(value, 0)?)..=u16::MAX,
             ),
@@ -248,48 +253,44 @@ impl Machine {
     fn range(&mut self, data: &[u8]) -> Decoded {
         let number = |kind| attr(data, kind).and_then(be32).ok_or(Unknown);
         let port = |kind| {
-            let value = attr(data, kind)
-                .and_then(|data| attr(data, 1))
-                .ok_or(Unknown)?;
+            let value = value(data, kind).ok_or(Unknown)?;
             array(value, 0).map(u16::from_be_bytes)
         };
-        let register = self.register(number(1)?)?;
+        let register = self.register(number(NFTA_RANGE_SREG)?)?;
         register.compared = true;
-        match (register.source, &register.mask, number(2)?) {
-            (DEST_PORT, None, EQUAL) => once(&mut self.when.dport, port(3)?..=port(4)?),
+        match (register.source, &register.mask, number(NFTA_RANGE_OP)?) {
+            (DEST_PORT, None, NFT_RANGE_EQ) => once(
+                &mut self.when.dport,
+                port(NFTA_RANGE_FROM_DATA)?..=port(NFTA_RANGE_TO_DATA)?,
+            ),
             _ => Err(Unknown),
         }
     }
 }
 
 const DEST_PORT: Source = Source::Payload {
-    base: TRANSPORT,
-    offset: 2,
+    base: NFT_PAYLOAD_TRANSPORT_HEADER,
+    offset: TCP_DEST,
     length: 2,
 };
 
-/// `NFT_CMP_EQ`, `NFT_RANGE_EQ`.
-const EQUAL: u32 = 0;
-/// `NFT_CMP_NEQ`.
-const NOT_EQUAL: u32 = 1;
-/// `NFT_CMP_LTE`.
-const AT_MOST: u32 = 3;
-/// `NFT_CMP_GTE`.
-const AT_LEAST: u32 = 5;
-
-/// `NFT_PAYLOAD_LL_HEADER`.
-const LINK_LAYER: u32 = 0;
-/// `NFT_PAYLOAD_NETWORK_HEADER`.
-const NETWORK: u32 = 1;
-/// `NFT_PAYLOAD_TRANSPORT_HEADER`.
-const TRANSPORT: u32 = 2;
+// Offsets of `h_source` in `struct ethhdr`; of `protocol`, `saddr` and `daddr` in `struct iphdr`; of `type` in `struct icmphdr`; of `dest`
+// in `struct tcphdr` and `struct udphdr`, and of the flags in the former.
+const ETH_SOURCE: u32 = 6;
+const IP_PROTOCOL: u32 = 9;
+const IP_SADDR: u32 = 12;
+const IP_DADDR: u32 = 16;
+const ICMP_TYPE: u32 = 0;
+const TCP_DEST: u32 = 2;
+const TCP_FLAGS: u32 = 13;
+const ETH_ALEN: u32 = libc::ETH_ALEN as u32;
 
 fn meta(key: u32) -> Result<Source, Unknown> {
     match key {
-        6 => Ok(Source::InIf),
-        7 => Ok(Source::OutIf),
-        15 => Ok(Source::Family),
-        16 => Ok(Source::L4Protocol),
+        NFT_META_IIFNAME => Ok(Source::InIf),
+        NFT_META_OIFNAME => Ok(Source::OutIf),
+        NFT_META_NFPROTO => Ok(Source::Family),
+        NFT_META_L4PROTO => Ok(Source::L4Protocol),
         _ => Err(Unknown),
     }
 }
@@ -304,8 +305,8 @@ fn equal(
     match (source, mask, inverted) {
         (Source::InIf, None, _) => once(&mut when.in_if, test(link(value)?, inverted)),
         (Source::OutIf, None, _) => once(&mut when.out_if, test(link(value)?, inverted)),
-        // `NFPROTO_IPV4`: always true for IPv4 packets.
-        (Source::Family, None, Inverted::No) if first(value)? == 2 => Ok(()),
+        // Always true for IPv4 packets.
+        (Source::Family, None, Inverted::No) if first(value)? == NFPROTO_IPV4 => Ok(()),
         (Source::L4Protocol, None, Inverted::No) => {
             once(&mut when.protocol, decode::protocol(first(value)?)?)
         }
@@ -352,26 +353,28 @@ fn payload(
     value: &[u8],
 ) -> Decoded {
     match (field, mask, inverted) {
-        ((NETWORK, 12, length @ 1..=4), mask, _) => {
+        ((NFT_PAYLOAD_NETWORK_HEADER, IP_SADDR, length @ 1..=4), mask, _) => {
             once(&mut when.src, test(network(length, mask, value)?, inverted))
         }
-        ((NETWORK, 16, length @ 1..=4), mask, _) => {
+        ((NFT_PAYLOAD_NETWORK_HEADER, IP_DADDR, length @ 1..=4), mask, _) => {
             once(&mut when.dst, test(network(length, mask, value)?, inverted))
         }
-        ((NETWORK, 9, 1), None, Inverted::No) => {
+        ((NFT_PAYLOAD_NETWORK_HEADER, IP_PROTOCOL, 1), None, Inverted::No) => {
             once(&mut when.protocol, decode::protocol(first(value)?)?)
         }
-        ((TRANSPORT, 2, 2), None, Inverted::No) => {
+        ((NFT_PAYLOAD_TRANSPORT_HEADER, TCP_DEST, 2), None, Inverted::No) => {
             let port = u16::from_be_bytes(array(value, 0)?);
             once(&mut when.dport, port..=port)
         }
-        ((TRANSPORT, 0, 1), None, Inverted::No) if when.protocol == Some(Protocol::Icmp) => {
+        ((NFT_PAYLOAD_TRANSPORT_HEADER, ICMP_TYPE, 1), None, Inverted::No)
+            if when.protocol == Some(Protocol::Icmp) =>
+        {
             once(&mut when.icmp_type, first(value)?)
         }
-        ((TRANSPORT, 13, 1), Some(mask), Inverted::No) => {
+        ((NFT_PAYLOAD_TRANSPORT_HEADER, TCP_FLAGS, 1), Some(mask), Inverted::No) => {
             decode::tcp_flags(when, first(mask)?, first(value)?)
         }
-        ((LINK_LAYER, 6, 6), None, _) => {
+        ((NFT_PAYLOAD_LL_HEADER, ETH_SOURCE, ETH_ALEN), None, _) => {
             once(&mut when.mac_source, test(array(value, 0)?, inverted))
         }
         _ => Err(Unknown),
@@ -380,7 +383,12 @@ fn payload(
 
 /// The data of an `immediate` that is not a verdict.
 fn constant(data: &[u8]) -> Option<&[u8]> {
-    attr(data, 2).and_then(|data| attr(data, 1))
+    value(data, NFTA_IMMEDIATE_DATA)
+}
+
+/// `NFTA_DATA_VALUE` within an attribute.
+pub(super) fn value(data: &[u8], kind: u16) -> Option<&[u8]> {
+    attr(data, kind).and_then(|data| attr(data, NFTA_DATA_VALUE))
 }
 
 /// The first `length` bytes of an address: for a prefix of whole bytes only these are compared, any other is masked.
@@ -403,33 +411,40 @@ fn verdict(name: &str, data: &[u8]) -> Result<Target, Unknown> {
     let number = |kind| attr(data, kind).and_then(be32);
     match name {
         "immediate" => {
-            let verdict = attr(data, 2)
-                .and_then(|data| attr(data, 2))
+            let verdict = attr(data, NFTA_IMMEDIATE_DATA)
+                .and_then(|data| attr(data, NFTA_DATA_VERDICT))
                 .ok_or(Unknown)?;
-            let code = attr(verdict, 1).and_then(be32).ok_or(Unknown)? as i32;
-            match (code, attr(verdict, 2).map(text)) {
-                (0, None) => Ok(Target::Drop),
-                (1, None) => Ok(Target::Accept),
-                (-5, None) => Ok(Target::Return),
-                (-3, Some(chain)) => Ok(Target::Jump(chain)),
+            let code = attr(verdict, NFTA_VERDICT_CODE)
+                .and_then(be32)
+                .ok_or(Unknown)? as i32;
+            match (code, attr(verdict, NFTA_VERDICT_CHAIN).map(text)) {
+                (libc::NF_DROP, None) => Ok(Target::Drop),
+                (libc::NF_ACCEPT, None) => Ok(Target::Accept),
+                (libc::NFT_RETURN, None) => Ok(Target::Return),
+                (libc::NFT_JUMP, Some(chain)) => Ok(Target::Jump(chain)),
                 _ => Err(Unknown),
             }
         }
         "target" => {
-            let name = attr(data, 1).map(text).ok_or(Unknown)?;
+            let name = attr(data, NFTA_TARGET_NAME).map(text).ok_or(Unknown)?;
             decode::xt_target(
                 &name,
-                number(2).ok_or(Unknown)?,
-                attr(data, 3).ok_or(Unknown)?,
+                number(NFTA_TARGET_REV).ok_or(Unknown)?,
+                attr(data, NFTA_TARGET_INFO).ok_or(Unknown)?,
             )
         }
-        // Type 0 is ICMP unreachable, whose code 13 is "administratively prohibited"; type 1 is a TCP reset.
-        "reject" => match (number(1), attr(data, 2)) {
-            (Some(0), Some([13])) => Ok(Target::Reject(Reject::IcmpAdminProhibited)),
-            (Some(1), _) => Ok(Target::Reject(Reject::TcpReset)),
+        // The code is "administratively prohibited".
+        "reject" => match (number(NFTA_REJECT_TYPE), attr(data, NFTA_REJECT_ICMP_CODE)) {
+            (Some(NFT_REJECT_ICMP_UNREACH), Some([ICMP_PKT_FILTERED])) => {
+                Ok(Target::Reject(Reject::IcmpAdminProhibited))
+            }
+            (Some(NFT_REJECT_TCP_RST), _) => Ok(Target::Reject(Reject::TcpReset)),
             _ => Err(Unknown),
         },
-        "masq" if attrs(data).all(|(kind, value)| kind == 1 && be32(value) == Some(0)) => {
+        "masq"
+            if attrs(data)
+                .all(|(kind, value)| kind == NFTA_MASQ_FLAGS && be32(value) == Some(0)) =>
+        {
             Ok(Target::Masquerade)
         }
         _ => Err(Unknown),

@@ -5,6 +5,7 @@
 
 use super::draft::{Decoded, Unknown, array, once};
 use super::netlink::{attr, be32, text};
+use super::uapi::*;
 use crate::host::rule::{ConnLimit, Distinct, Match, Rate, Side, SourceRate};
 
 /// `struct xt_connlimit_info { union { nf_inet_addr mask; }; u32 limit; u32 flags; ... }`.
@@ -13,7 +14,7 @@ pub fn connlimit(draft: &mut Match, info: &[u8]) -> Decoded {
     let above = u32::from_ne_bytes(array(info, 16)?);
     let side = match u32::from_ne_bytes(array(info, 20)?) {
         0 => Side::Source,
-        2 => Side::Destination,
+        XT_CONNLIMIT_DADDR => Side::Destination,
         _ => return Err(Unknown),
     };
     let prefix = mask.leading_ones();
@@ -33,40 +34,39 @@ pub fn connlimit(draft: &mut Match, info: &[u8]) -> Decoded {
 
 /// `struct xt_rateinfo { u32 avg; u32 burst; ... }`, `XT_LIMIT_SCALE` divided by the rate.
 pub fn limit(draft: &mut Match, info: &[u8]) -> Decoded {
-    const SCALE: u32 = 10_000;
     let average = u32::from_ne_bytes(array(info, 0)?);
     let burst = u32::from_ne_bytes(array(info, 4)?);
-    let per_second = SCALE.checked_div(average).ok_or(Unknown)?;
-    if per_second.saturating_mul(average) != SCALE {
+    let per_second = XT_LIMIT_SCALE.checked_div(average).ok_or(Unknown)?;
+    if per_second.saturating_mul(average) != XT_LIMIT_SCALE {
         return Err(Unknown);
     }
     let rate = Rate::exactly(per_second, burst).ok_or(Unknown)?;
     once(&mut draft.rate, rate)
 }
 
-/// The nf_tables expression `limit`: rate and unit (be64), burst, type (0: packets), flags (1: inverted).
+/// The nf_tables expression `limit`: rate and unit in seconds (be64), burst, type, flags.
 pub fn nft_limit(draft: &mut Match, data: &[u8]) -> Decoded {
     let wide = |kind| {
         let bytes = attr(data, kind).and_then(|bytes| bytes.try_into().ok());
         bytes.map(u64::from_be_bytes).ok_or(Unknown)
     };
     let number = |kind| attr(data, kind).and_then(be32).unwrap_or(0);
-    let (rate, unit) = (wide(1)?, wide(2)?);
-    if unit != 1 || number(4) != 0 || number(5) != 0 {
+    let (rate, unit) = (wide(NFTA_LIMIT_RATE)?, wide(NFTA_LIMIT_UNIT)?);
+    let (kind, flags) = (number(NFTA_LIMIT_TYPE), number(NFTA_LIMIT_FLAGS));
+    if unit != 1 || kind != NFT_LIMIT_PKTS || flags != 0 {
         return Err(Unknown);
     }
     let per_second = u32::try_from(rate).map_err(|_| Unknown)?;
-    let rate = Rate::exactly(per_second, number(3)).ok_or(Unknown)?;
+    let rate = Rate::exactly(per_second, number(NFTA_LIMIT_BURST)).ok_or(Unknown)?;
     once(&mut draft.rate, rate)
 }
 
-/// `struct xt_hashlimit_mtinfo3 { char name[255]; struct hashlimit_cfg3 cfg; ... }`.
+/// `struct xt_hashlimit_mtinfo3 { char name[255]; struct hashlimit_cfg3 cfg; ... }`, `struct hashlimit_cfg3 { u64 avg, burst; u32 mode,
+/// size, max, gc_interval, expire, interval; u8 srcmask, dstmask; }`.
 pub fn hashlimit(draft: &mut Match, info: &[u8]) -> Decoded {
     const CONFIG: usize = 256;
-    const SCALE: u64 = 1_000_000;
-    const BY_DESTINATION: u32 = 1;
-    const BY_SOURCE: u32 = 4;
-    const ABOVE: u32 = 16;
+    const SOURCE_ABOVE: u32 = XT_HASHLIMIT_HASH_SIP | XT_HASHLIMIT_INVERT;
+    /// The default of iptables.
     const COLLECT_EVERY: u32 = 1000;
     let name = text(info.get(..255).ok_or(Unknown)?);
     let wide = |at| array(info, CONFIG + at).map(u64::from_ne_bytes);
@@ -75,14 +75,17 @@ pub fn hashlimit(draft: &mut Match, info: &[u8]) -> Decoded {
     let (mode, size, max) = (number(16)?, number(20)?, number(24)?);
     let (every, expire, interval) = (number(28)?, number(32)?, number(36)?);
     let [source_mask, destination_mask] = array(info, CONFIG + 40)?;
-    let per_second = SCALE.checked_div(average).ok_or(Unknown)?;
+    let per_second = XT_HASHLIMIT_SCALE_V2.checked_div(average).ok_or(Unknown)?;
     let burst = u32::try_from(burst).map_err(|_| Unknown)?;
-    if every != COLLECT_EVERY || interval != 0 || per_second.checked_mul(average) != Some(SCALE) {
+    if every != COLLECT_EVERY
+        || interval != 0
+        || per_second.checked_mul(average) != Some(XT_HASHLIMIT_SCALE_V2)
+    {
         return Err(Unknown);
     }
     let rate = Rate::exactly(per_second as u32, burst).ok_or(Unknown)?;
     match (mode, destination_mask) {
-        (mode, 32) if mode == BY_SOURCE | ABOVE => {
+        (SOURCE_ABOVE, 32) => {
             if (size, max) != (SourceRate::SIZE, 0) {
                 return Err(Unknown);
             }
@@ -94,7 +97,7 @@ pub fn hashlimit(draft: &mut Match, info: &[u8]) -> Decoded {
             };
             once(&mut draft.source_rate, found)
         }
-        (BY_DESTINATION, 32) => {
+        (XT_HASHLIMIT_HASH_DIP, 32) => {
             let fixed = (rate.per_second(), burst, expire, source_mask);
             if fixed != (Distinct::RATE, Distinct::BURST, Distinct::EXPIRE, 32) || size != max {
                 return Err(Unknown);

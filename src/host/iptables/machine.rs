@@ -6,8 +6,10 @@
 use std::collections::HashMap;
 
 use super::decode;
+use super::expr::value;
 use super::netlink::{attr, be32, text};
 use super::probe::Probe;
+use super::uapi::*;
 
 /// The result of an expression.
 pub(super) enum Step {
@@ -47,15 +49,11 @@ struct Element {
     verdict: Option<Verdict>,
 }
 
-/// `NFT_SET_INTERVAL`, `NFT_SET_CONCAT`.
-const INTERVAL: u32 = 4;
-const CONCAT: u32 = 0x80;
-
 impl Set {
     pub(super) fn new(flags: u32) -> Self {
         Self {
-            intervals: flags & INTERVAL != 0,
-            concatenated: flags & CONCAT != 0,
+            intervals: flags & NFT_SET_INTERVAL != 0,
+            concatenated: flags & NFT_SET_CONCAT != 0,
             elements: Vec::new(),
             catch_all: None,
         }
@@ -67,15 +65,18 @@ impl Set {
 
     /// Adds an element, as the kernel encodes it in a message.
     pub(super) fn push(&mut self, element: &[u8]) {
-        let flags = attr(element, 3).and_then(be32).unwrap_or(0);
+        let flags = attr(element, NFTA_SET_ELEM_FLAGS)
+            .and_then(be32)
+            .unwrap_or(0);
         let found = Element {
-            key: value(element, 1).unwrap_or_default().to_vec(),
-            is_interval_end: flags & 1 != 0,
-            verdict: attr(element, 2).and_then(verdict),
+            key: value(element, NFTA_SET_ELEM_KEY)
+                .unwrap_or_default()
+                .to_vec(),
+            is_interval_end: flags & NFT_SET_ELEM_INTERVAL_END != 0,
+            verdict: attr(element, NFTA_SET_ELEM_DATA).and_then(verdict),
         };
-        match flags & 2 {
+        match flags & NFT_SET_ELEM_CATCHALL {
             0 => self.elements.push(found),
-            // `NFT_SET_ELEM_CATCHALL`.
             _ => self.catch_all = Some(found),
         }
     }
@@ -135,31 +136,32 @@ impl<'p> Machine<'p> {
 
     pub(super) fn step(&mut self, name: &str, data: &[u8], set: Option<&Set>) -> Step {
         match name {
-            // `NFTA_*_SREG`: it sets the value.
-            "meta" | "ct" if attr(data, if name == "meta" { 3 } else { 4 }).is_some() => Step::Next,
-            "payload" if attr(data, 5).is_some() => Step::Next,
+            // With a source register it sets the value.
+            "meta" if attr(data, NFTA_META_SREG).is_some() => Step::Next,
+            "ct" if attr(data, NFTA_CT_SREG).is_some() => Step::Next,
+            "payload" if attr(data, NFTA_PAYLOAD_SREG).is_some() => Step::Next,
             "meta" => {
-                let loaded = number(data, 2).and_then(|key| self.meta(key));
-                self.load(data, 1, loaded)
+                let loaded = number(data, NFTA_META_KEY).and_then(|key| self.meta(key));
+                self.load(data, NFTA_META_DREG, loaded)
             }
             "ct" => {
-                let loaded = number(data, 2).and_then(|key| self.conntrack(key));
-                self.load(data, 1, loaded)
+                let loaded = number(data, NFTA_CT_KEY).and_then(|key| self.conntrack(key));
+                self.load(data, NFTA_CT_DREG, loaded)
             }
             "payload" => {
                 let loaded = self.payload(data);
-                self.load(data, 1, loaded)
+                self.load(data, NFTA_PAYLOAD_DREG, loaded)
             }
             "bitwise" => {
                 let loaded = self.bitwise(data);
-                self.load(data, 2, loaded)
+                self.load(data, NFTA_BITWISE_DREG, loaded)
             }
-            "byteorder" => self.load(data, 2, None),
-            "immediate" => match attr(data, 2).and_then(verdict) {
+            "byteorder" => self.load(data, NFTA_BYTEORDER_DREG, None),
+            "immediate" => match attr(data, NFTA_IMMEDIATE_DATA).and_then(verdict) {
                 Some(found) => Step::Verdict(found),
                 None => {
-                    let constant = value(data, 2).map(<[u8]>::to_vec);
-                    self.load(data, 1, constant)
+                    let constant = value(data, NFTA_IMMEDIATE_DATA).map(<[u8]>::to_vec);
+                    self.load(data, NFTA_IMMEDIATE_DREG, constant)
                 }
             },
             "cmp" => matched(self.compare(data)),
@@ -167,12 +169,12 @@ impl<'p> Machine<'p> {
             "lookup" => self.lookup(data, set),
             "reject" => Step::Verdict(Verdict::Drop),
             // A single packet never exceeds a limit.
-            "limit" => match number(data, 5).unwrap_or(0) & 1 {
+            "limit" => match number(data, NFTA_LIMIT_FLAGS).unwrap_or(0) & NFT_LIMIT_F_INV {
                 0 => Step::Next,
                 _ => Step::NoMatch,
             },
             "counter" | "log" | "objref" | "last" | "flow_offload" | "notrack" => Step::Next,
-            "target" => match attr(data, 1).map(text).as_deref() {
+            "target" => match attr(data, NFTA_TARGET_NAME).map(text).as_deref() {
                 Some("REJECT") => Step::Verdict(Verdict::Drop),
                 Some(_) | None => Step::Next,
             },
@@ -185,22 +187,25 @@ impl<'p> Machine<'p> {
         }
     }
 
-    /// An extension of iptables: `NFTA_MATCH_NAME`, `_REV` and `_INFO`.
+    /// An extension of iptables.
     fn extension(&mut self, data: &[u8]) -> Step {
-        let name = attr(data, 1).map(text);
-        match (name.as_deref(), number(data, 2)) {
+        let name = attr(data, NFTA_MATCH_NAME).map(text);
+        match (name.as_deref(), number(data, NFTA_MATCH_REV)) {
             (Some("comment"), _) => Step::Next,
             (Some("conntrack"), Some(3)) => {
-                let states = attr(data, 3).and_then(decode::conntrack_states);
+                let states = attr(data, NFTA_MATCH_INFO).and_then(decode::conntrack_states);
                 matched(states.map(|states| states & self.state() != 0))
             }
             _ => Step::Unknown,
         }
     }
 
-    /// A state is a bit: established 2, new 8 (`NF_CT_STATE_BIT`, `XT_CONNTRACK_STATE_BIT`).
+    /// A state is a bit (`NF_CT_STATE_BIT`, `XT_CONNTRACK_STATE_BIT`).
     fn state(&self) -> u32 {
-        if self.probe.is_reply { 2 } else { 8 }
+        match self.probe.is_reply {
+            true => XT_CONNTRACK_STATE_ESTABLISHED,
+            false => XT_CONNTRACK_STATE_NEW,
+        }
     }
 
     fn load(&mut self, data: &[u8], kind: u16, loaded: Option<Vec<u8>>) -> Step {
@@ -220,24 +225,21 @@ impl<'p> Machine<'p> {
         let index = |index: Option<u32>| index.unwrap_or(u32::MAX).to_ne_bytes().to_vec();
         let name = |name: &str| {
             let mut bytes = name.as_bytes().to_vec();
-            bytes.resize(16, 0);
+            bytes.resize(libc::IFNAMSIZ, 0);
             bytes
         };
         Some(match key {
-            // `ETH_P_IP`, `NFPROTO_IPV4`, `IPPROTO_TCP`.
-            1 => 0x0800_u16.to_be_bytes().to_vec(),
-            15 => vec![libc::AF_INET as u8],
-            16 => vec![libc::IPPROTO_TCP as u8],
+            NFT_META_PROTOCOL => (libc::ETH_P_IP as u16).to_be_bytes().to_vec(),
+            NFT_META_NFPROTO => vec![NFPROTO_IPV4],
+            NFT_META_L4PROTO => vec![libc::IPPROTO_TCP as u8],
             // The packet has no fwmark.
-            3 => vec![0; 4],
-            4 => index(input.index),
-            5 => index(output.index),
-            6 => name(&input.name),
-            7 => name(&output.name),
-            // `ARPHRD_ETHER`.
-            8 | 9 => 1_u16.to_ne_bytes().to_vec(),
-            // `PACKET_HOST`.
-            19 => vec![0],
+            NFT_META_MARK => vec![0; 4],
+            NFT_META_IIF => index(input.index),
+            NFT_META_OIF => index(output.index),
+            NFT_META_IIFNAME => name(&input.name),
+            NFT_META_OIFNAME => name(&output.name),
+            NFT_META_IIFTYPE | NFT_META_OIFTYPE => libc::ARPHRD_ETHER.to_ne_bytes().to_vec(),
+            NFT_META_PKTTYPE => vec![libc::PACKET_HOST],
             _ => return None,
         })
     }
@@ -247,24 +249,29 @@ impl<'p> Machine<'p> {
         let answers = self.probe.is_reply;
         let number = |number: u32| Some(number.to_ne_bytes().to_vec());
         match key {
-            0 => number(self.state()),
-            1 => Some(vec![u8::from(answers)]),
-            // `IPS_SEEN_REPLY`, `IPS_ASSURED`, `IPS_CONFIRMED`, `IPS_SRC_NAT`; no `IPS_DST_NAT`.
-            2 => number(if answers { 0x1e } else { 0 }),
+            NFT_CT_STATE => number(self.state()),
+            NFT_CT_DIRECTION => Some(vec![u8::from(answers)]),
+            // No `IPS_DST_NAT`.
+            NFT_CT_STATUS => number(match answers {
+                true => IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED | IPS_SRC_NAT,
+                false => 0,
+            }),
             // The connection has no mark (`ct mark`).
-            3 => number(0),
+            NFT_CT_MARK => number(0),
             _ => None,
         }
     }
 
     fn payload(&self, data: &[u8]) -> Option<Vec<u8>> {
-        let header = match number(data, 2)? {
-            1 => self.ip_header().to_vec(),
-            2 => self.tcp_header().to_vec(),
+        let base = number(data, NFTA_PAYLOAD_BASE)?;
+        let header = match base {
+            NFT_PAYLOAD_NETWORK_HEADER => self.ip_header().to_vec(),
+            NFT_PAYLOAD_TRANSPORT_HEADER => self.tcp_header().to_vec(),
             _ => return None,
         };
-        let (offset, length) = (number(data, 3)? as usize, number(data, 4)? as usize);
-        if self.address_unknown && number(data, 2) == Some(1) {
+        let offset = number(data, NFTA_PAYLOAD_OFFSET)? as usize;
+        let length = number(data, NFTA_PAYLOAD_LEN)? as usize;
+        if self.address_unknown && base == NFT_PAYLOAD_NETWORK_HEADER {
             let vm_address = if self.probe.is_reply { DST } else { SRC };
             if offset < vm_address.end && vm_address.start < offset.saturating_add(length) {
                 return None;
@@ -273,6 +280,7 @@ impl<'p> Machine<'p> {
         Some(header.get(offset..offset.checked_add(length)?)?.to_vec())
     }
 
+    /// `struct iphdr`: version 4 and header length (5 x 4 bytes), total length, TTL, protocol, addresses.
     fn ip_header(&self) -> [u8; 20] {
         let mut header = [0; 20];
         header[0] = 0x45;
@@ -284,10 +292,11 @@ impl<'p> Machine<'p> {
         header
     }
 
+    /// `struct tcphdr`: ports, header length (5 x 4 bytes), flags.
     fn tcp_header(&self) -> [u8; 20] {
         let (from, to, flags) = match self.probe.is_reply {
-            false => (FROM_PORT, TO_PORT, 0x02),
-            true => (TO_PORT, FROM_PORT, 0x12),
+            false => (FROM_PORT, TO_PORT, TH_SYN),
+            true => (TO_PORT, FROM_PORT, TH_SYN | TH_ACK),
         };
         let mut header = [0; 20];
         header[..2].copy_from_slice(&from.to_be_bytes());
@@ -298,11 +307,12 @@ impl<'p> Machine<'p> {
 
     /// `NFT_BITWISE_BOOL`: `(value & mask) ^ xor`.
     fn bitwise(&self, data: &[u8]) -> Option<Vec<u8>> {
-        if number(data, 6).unwrap_or(0) != 0 {
+        if number(data, NFTA_BITWISE_OP).unwrap_or(NFT_BITWISE_BOOL) != NFT_BITWISE_BOOL {
             return None;
         }
-        let (mask, xor) = (value(data, 4)?, value(data, 5)?);
-        let bytes = self.get(data, 1)?.iter().zip(mask).zip(xor);
+        let mask = value(data, NFTA_BITWISE_MASK)?;
+        let xor = value(data, NFTA_BITWISE_XOR)?;
+        let bytes = self.get(data, NFTA_BITWISE_SREG)?.iter().zip(mask).zip(xor);
         Some(
             bytes
                 .map(|((byte, mask), xor)| (byte & mask) ^ xor)
@@ -312,37 +322,38 @@ impl<'p> Machine<'p> {
 
     /// Bytes are compared in the order in which they are stored (`memcmp`).
     fn compare(&self, data: &[u8]) -> Option<bool> {
-        let right = value(data, 3)?;
-        let left = self.get(data, 1)?.get(..right.len())?;
-        Some(match number(data, 2)? {
-            0 => left == right,
-            1 => left != right,
-            2 => left < right,
-            3 => left <= right,
-            4 => left > right,
-            5 => left >= right,
+        let right = value(data, NFTA_CMP_DATA)?;
+        let left = self.get(data, NFTA_CMP_SREG)?.get(..right.len())?;
+        Some(match number(data, NFTA_CMP_OP)? {
+            NFT_CMP_EQ => left == right,
+            NFT_CMP_NEQ => left != right,
+            NFT_CMP_LT => left < right,
+            NFT_CMP_LTE => left <= right,
+            NFT_CMP_GT => left > right,
+            NFT_CMP_GTE => left >= right,
             _ => return None,
         })
     }
 
     fn range(&self, data: &[u8]) -> Option<bool> {
-        let (from, to) = (value(data, 3)?, value(data, 4)?);
-        let found = self.get(data, 1)?.get(..from.len())?;
+        let from = value(data, NFTA_RANGE_FROM_DATA)?;
+        let to = value(data, NFTA_RANGE_TO_DATA)?;
+        let found = self.get(data, NFTA_RANGE_SREG)?.get(..from.len())?;
         let within = from <= found && found <= to;
-        Some(within == (number(data, 2)? == 0))
+        Some(within == (number(data, NFTA_RANGE_OP)? == NFT_RANGE_EQ))
     }
 
     fn lookup(&mut self, data: &[u8], set: Option<&Set>) -> Step {
-        let inverted = number(data, 5).unwrap_or(0) & 1 != 0;
+        let inverted = number(data, NFTA_LOOKUP_FLAGS).unwrap_or(0) & NFT_LOOKUP_F_INV != 0;
         let known = set.filter(|set| !set.concatenated);
-        let (Some(set), Some(key)) = (known, self.get(data, 2)) else {
-            self.load(data, 3, None);
+        let (Some(set), Some(key)) = (known, self.get(data, NFTA_LOOKUP_SREG)) else {
+            self.load(data, NFTA_LOOKUP_DREG, None);
             return Step::Unknown;
         };
-        match (set.find(key), attr(data, 3).is_some()) {
+        match (set.find(key), attr(data, NFTA_LOOKUP_DREG).is_some()) {
             (Some(element), true) => match element.verdict.clone() {
                 Some(verdict) => Step::Verdict(verdict),
-                None => self.load(data, 3, None),
+                None => self.load(data, NFTA_LOOKUP_DREG, None),
             },
             (None, true) => Step::NoMatch,
             (found, false) => matched(Some(found.is_some() != inverted)),
@@ -362,29 +373,25 @@ fn number(data: &[u8], kind: u16) -> Option<u32> {
     attr(data, kind).and_then(be32)
 }
 
-/// `NFTA_DATA_VALUE` within an attribute.
-fn value(data: &[u8], kind: u16) -> Option<&[u8]> {
-    attr(data, kind).and_then(|data| attr(data, 1))
-}
-
-/// Numbers 1 to 4 denote registers of 16 bytes, those from 8 on registers of 4 bytes (`enum nft_registers`).
+/// Numbers 1 to 4 denote registers of 16 bytes, those from 8 on the same memory as registers of 4 bytes (`enum nft_registers`).
 fn register(data: &[u8], kind: u16) -> Option<u32> {
     Some(match number(data, kind)? {
-        old @ 1..=4 => (old - 1) * 4,
-        new => new.checked_sub(8)?,
+        old @ NFT_REG_1..=NFT_REG_4 => (old - NFT_REG_1) * (NFT_REG_SIZE / NFT_REG32_SIZE),
+        new => new.checked_sub(NFT_REG32_00)?,
     })
 }
 
 /// `NFTA_DATA_VERDICT`: the code, and the chain.
 fn verdict(data: &[u8]) -> Option<Verdict> {
-    let verdict = attr(data, 2)?;
-    let chain = || attr(verdict, 2).map(text).unwrap_or_default();
-    Some(match attr(verdict, 1).and_then(be32)? as i32 {
-        0 => Verdict::Drop,
-        -3 => Verdict::Jump(chain()),
-        -4 => Verdict::Goto(chain()),
-        -5 => Verdict::Return,
-        -1 | -2 => Verdict::Continue,
+    let verdict = attr(data, NFTA_DATA_VERDICT)?;
+    let code = attr(verdict, NFTA_VERDICT_CODE).and_then(be32)?;
+    let chain = attr(verdict, NFTA_VERDICT_CHAIN).map(text);
+    Some(match code as i32 {
+        libc::NF_DROP => Verdict::Drop,
+        libc::NFT_JUMP => Verdict::Jump(chain.unwrap_or_default()),
+        libc::NFT_GOTO => Verdict::Goto(chain.unwrap_or_default()),
+        libc::NFT_RETURN => Verdict::Return,
+        libc::NFT_CONTINUE | libc::NFT_BREAK => Verdict::Continue,
         _ => Verdict::Accept,
     })
 }

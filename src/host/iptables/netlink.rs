@@ -74,13 +74,13 @@ pub fn push_attr(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
 }
 
 /// `NLA_F_NESTED`.
-pub const NESTED: u16 = 0x8000;
+pub const NESTED: u16 = libc::NLA_F_NESTED as u16;
 
 /// Iterates over attributes: type without flags, and value. Stops at malformed data.
 pub fn attrs(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16_ne(bytes.get(0..2)?));
-        let kind = u16_ne(bytes.get(2..4)?) & 0x3fff;
+        let kind = u16_ne(bytes.get(2..4)?) & libc::NLA_TYPE_MASK as u16;
         let value = bytes.get(4..length)?;
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
         Some((kind, value))

@@ -250,11 +250,11 @@ pub fn builtin(table: TableName, chain: &str) -> Option<(u32, i32, &'static str)
         _ => return None,
     };
     Some(match (table, chain) {
-        (TableName::Raw, _) => (hook, -300, "filter"),
-        (TableName::Mangle, "OUTPUT") => (hook, -150, "route"),
-        (TableName::Mangle, _) => (hook, -150, "filter"),
-        (TableName::Filter, _) => (hook, 0, "filter"),
-        (TableName::Nat, "PREROUTING" | "OUTPUT") => (hook, -100, "nat"),
-        (TableName::Nat, _) => (hook, 100, "nat"),
+        (TableName::Raw, _) => (hook, libc::NF_IP_PRI_RAW, "filter"),
+        (TableName::Mangle, "OUTPUT") => (hook, libc::NF_IP_PRI_MANGLE, "route"),
+        (TableName::Mangle, _) => (hook, libc::NF_IP_PRI_MANGLE, "filter"),
+        (TableName::Filter, _) => (hook, libc::NF_IP_PRI_FILTER, "filter"),
+        (TableName::Nat, "PREROUTING" | "OUTPUT") => (hook, libc::NF_IP_PRI_NAT_DST, "nat"),
+        (TableName::Nat, _) => (hook, libc::NF_IP_PRI_NAT_SRC, "nat"),
     })
 }

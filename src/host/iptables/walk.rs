@@ -137,7 +137,7 @@ impl<'n> Walk<'n> {
                 .unwrap_or_default();
             let data = attr(expression, NFTA_EXPR_DATA).unwrap_or(&[]);
             let set = match name.as_str() {
-                "lookup" => match attr(data, 1).map(text) {
+                "lookup" => match attr(data, NFTA_LOOKUP_SET).map(text) {
                     Some(set) => self.set(&set)?,
                     None => None,
                 },
