@@ -9,8 +9,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::{Error, ifindex};
 
-/// `ETH_P_ARP` of `include/uapi/linux/if_ether.h`.
-const ETH_P_ARP: u16 = 0x0806;
+const ETH_P_ARP: u16 = libc::ETH_P_ARP as u16;
+const ETH_P_IP: u16 = libc::ETH_P_IP as u16;
+/// The number of bytes of a MAC.
+const ETH_ALEN: u8 = libc::ETH_ALEN as u8;
 
 /// The sender of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +40,7 @@ pub fn send_request(link: &str, sender: Sender, target: Ipv4Addr) -> Result<(), 
         sll_ifindex: index.cast_signed(),
         sll_hatype: 0,
         sll_pkttype: 0,
-        sll_halen: 6,
+        sll_halen: ETH_ALEN,
         sll_addr: [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
     };
     let frame = request_frame(sender, target);
@@ -61,13 +63,17 @@ pub fn send_request(link: &str, sender: Sender, target: Ipv4Addr) -> Result<(), 
 
 /// An Ethernet frame with an ARP request for IPv4 (RFC 826).
 fn request_frame(sender: Sender, target: Ipv4Addr) -> Vec<u8> {
-    let mut frame = vec![0xff; 6];
+    let mut frame = vec![0xff; usize::from(ETH_ALEN)];
     frame.extend(sender.mac);
     frame.extend(ETH_P_ARP.to_be_bytes());
-    frame.extend([0, 1, 8, 0, 6, 4, 0, 1]);
+    // `struct arphdr`; an IPv4 address has four bytes.
+    frame.extend(libc::ARPHRD_ETHER.to_be_bytes());
+    frame.extend(ETH_P_IP.to_be_bytes());
+    frame.extend([ETH_ALEN, 4]);
+    frame.extend(libc::ARPOP_REQUEST.to_be_bytes());
     frame.extend(sender.mac);
     frame.extend(sender.ip.octets());
-    frame.extend([0; 6]);
+    frame.extend([0; libc::ETH_ALEN as usize]);
     frame.extend(target.octets());
     frame
 }

@@ -12,25 +12,8 @@ use super::{HEADER, LinkChange, What};
 use crate::host::link;
 use crate::host::rule::Generation;
 
-/// Missing in `libc`: message types of `include/uapi/linux/rtnetlink.h`.
-mod rtm {
-    pub const NEWLINK: u16 = 16;
-    pub const DELLINK: u16 = 17;
-    pub const NEWADDR: u16 = 20;
-    pub const DELADDR: u16 = 21;
-    pub const NEWROUTE: u16 = 24;
-    pub const DELROUTE: u16 = 25;
-    pub const NEWNEIGH: u16 = 28;
-    pub const DELNEIGH: u16 = 29;
-    pub const NEWQDISC: u16 = 36;
-    pub const DELQDISC: u16 = 37;
-    pub const NEWTFILTER: u16 = 44;
-    pub const DELTFILTER: u16 = 45;
-    pub const NEWRULE: u16 = 32;
-    pub const DELRULE: u16 = 33;
-    pub const NEWNETCONF: u16 = 80;
-    pub const DELNETCONF: u16 = 81;
-}
+/// Missing in `libc`: an attribute of `include/uapi/linux/netconf.h`.
+const NETCONFA_IFINDEX: u16 = 1;
 
 pub(super) fn generation(message: &[u8]) -> Option<What> {
     let generation = Generation::of(message.get(HEADER..)?)?;
@@ -38,34 +21,37 @@ pub(super) fn generation(message: &[u8]) -> Option<What> {
 }
 
 pub(super) fn change(message: &[u8]) -> Option<What> {
+    // `nlmsg_type`.
     let kind = u16::from_ne_bytes(message.get(4..6)?.try_into().ok()?);
     match kind {
-        rtm::NEWLINK | rtm::DELLINK => Some(read_link(message)),
-        rtm::NEWADDR | rtm::DELADDR => Some(What::Addr {
+        libc::RTM_NEWLINK | libc::RTM_DELLINK => Some(read_link(message)),
+        libc::RTM_NEWADDR | libc::RTM_DELADDR => Some(What::Addr {
             index: index(message)?,
         }),
-        rtm::NEWROUTE | rtm::DELROUTE if family(message)? == libc::AF_INET6 => {
+        libc::RTM_NEWROUTE | libc::RTM_DELROUTE if family(message)? == libc::AF_INET6 => {
             // `rtm_table`. The main table is ignored: on a router it has very many routes.
             let is_local = *message.get(HEADER + 4)? == libc::RT_TABLE_LOCAL;
             let (index, _) = is_local.then(|| route(message)).flatten()?;
             Some(What::Ipv6 { index: index? })
         }
-        rtm::NEWROUTE | rtm::DELROUTE => {
+        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
             let (index, dst) = route(message).unwrap_or_default();
             Some(What::Route { index, dst })
         }
-        rtm::NEWRULE | rtm::DELRULE => Some(What::RoutingRule),
-        rtm::NEWNEIGH | rtm::DELNEIGH => is_configured(message)?.then_some(What::Neigh {
+        libc::RTM_NEWRULE | libc::RTM_DELRULE => Some(What::RoutingRule),
+        libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => is_configured(message)?.then_some(What::Neigh {
             index: index(message)?,
             ip: neighbour(message),
         }),
-        rtm::NEWQDISC | rtm::DELQDISC | rtm::NEWTFILTER | rtm::DELTFILTER => Some(What::Filter {
-            index: index(message)?,
-        }),
-        rtm::NEWNETCONF | rtm::DELNETCONF if family(message)? == libc::AF_INET6 => {
+        libc::RTM_NEWQDISC | libc::RTM_DELQDISC | libc::RTM_NEWTFILTER | libc::RTM_DELTFILTER => {
+            Some(What::Filter {
+                index: index(message)?,
+            })
+        }
+        libc::RTM_NEWNETCONF | libc::RTM_DELNETCONF if family(message)? == libc::AF_INET6 => {
             netconf_link(message).map(|index| What::Ipv6 { index })
         }
-        rtm::NEWNETCONF | rtm::DELNETCONF => Some(What::Netconf {
+        libc::RTM_NEWNETCONF | libc::RTM_DELNETCONF => Some(What::Netconf {
             index: netconf_link(message),
         }),
         _ => None,
@@ -92,7 +78,7 @@ fn neighbour(message: &[u8]) -> Option<Ipv4Addr> {
     loop {
         let length = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
         let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?);
-        if kind == 1 {
+        if kind == libc::NDA_DST {
             let bytes: [u8; 4] = rest.get(4..8)?.try_into().ok()?;
             return Some(bytes.into());
         }
@@ -105,7 +91,9 @@ fn netconf_link(message: &[u8]) -> Option<u32> {
     let body = message.get(HEADER + 4..)?;
     let kind = u16::from_ne_bytes(body.get(2..4)?.try_into().ok()?);
     let index = i32::from_ne_bytes(body.get(4..8)?.try_into().ok()?);
-    u32::try_from(index).ok().filter(|_| kind == 1)
+    u32::try_from(index)
+        .ok()
+        .filter(|_| kind == NETCONFA_IFINDEX)
 }
 
 /// The outgoing link of a route, and its destination.
@@ -156,15 +144,16 @@ fn read_link(message: &[u8]) -> What {
 /// Whether a program configured this neighbour, rather than ARP or a learning bridge. An entry that is being
 /// deleted is no longer permanent, but the message has the netlink port of the requester, which is 0 for changes made by the kernel.
 fn is_configured(message: &[u8]) -> Option<bool> {
+    // `nlmsg_pid`.
     let requester = u32::from_ne_bytes(message.get(12..16)?.try_into().ok()?);
     // `struct ndmsg` of `include/uapi/linux/neighbour.h`.
     let body = message.get(HEADER..)?;
     let family = i32::from(*body.first()?);
     let state = u16::from_ne_bytes(body.get(8..10)?.try_into().ok()?);
-    // `NUD_PERMANENT` and, for a bridge's static entries, `NUD_NOARP`.
+    // A bridge's static entries are `NUD_NOARP`.
     let permanent = match family {
-        libc::AF_BRIDGE => 0x80 | 0x40,
-        _ => 0x80,
+        libc::AF_BRIDGE => libc::NUD_PERMANENT | libc::NUD_NOARP,
+        _ => libc::NUD_PERMANENT,
     };
     Some(requester != 0 || state & permanent != 0)
 }

@@ -21,6 +21,9 @@ pub const PRIORITY: u16 = 1;
 /// The handle of sliced's filters. The kernel assigns 1, 2, ... (programs) or 0x800... (`u32`), never this one.
 pub const NUMBER: u32 = 0x51c;
 
+/// The bits of a `u32` handle that identify a filter within its table (`TC_U32_NODE` of `include/uapi/linux/pkt_cls.h`).
+const U32_NODE: u32 = 0xfff;
+
 /// The return value of a program that leaves the decision to later filters; without any, the frame is accepted
 /// (`TC_ACT_UNSPEC` of `include/uapi/linux/pkt_cls.h`).
 pub const PASS: u32 = u32::MAX;
@@ -88,8 +91,8 @@ impl Filter {
     /// [`NUMBER`] for a filter of sliced, in any table.
     pub fn number(&self) -> u32 {
         match &self.action {
-            What::Redirect(_) => self.handle & 0xfff,
-            What::Other(kind) if kind == "u32" => self.handle & 0xfff,
+            What::Redirect(_) => self.handle & U32_NODE,
+            What::Other(kind) if kind == "u32" => self.handle & U32_NODE,
             What::Program(_) | What::Other(_) => self.handle,
         }
     }

@@ -8,14 +8,11 @@ use netlink_packet_route::tc::{
     TcU32SelectorFlags,
 };
 
-use super::{Filter, Insn, What};
+use super::{Filter, Insn, U32_NODE, What};
 
-/// `TCA_BPF_OPS_LEN` and `TCA_BPF_OPS` of `include/uapi/linux/pkt_cls.h`.
-pub(super) const BPF_OPS_LEN: u16 = 4;
-pub(super) const BPF_OPS: u16 = 5;
-
-/// The bits of a `u32` handle that identify a filter within its table.
-const IN_TABLE: u32 = 0xfff;
+// Missing in `libc`: attributes of `include/uapi/linux/pkt_cls.h`.
+pub(super) const TCA_BPF_OPS_LEN: u16 = 4;
+pub(super) const TCA_BPF_OPS: u16 = 5;
 
 /// `None` for messages that are not filters: a priority in use, and the tables of `u32`.
 pub(super) fn filter(message: TcMessage) -> Option<Filter> {
@@ -31,7 +28,7 @@ pub(super) fn filter(message: TcMessage) -> Option<Filter> {
         }
     }
     let handle = u32::from(message.header.handle);
-    let is_table = kind == "u32" && handle & IN_TABLE == 0;
+    let is_table = kind == "u32" && handle & U32_NODE == 0;
     if handle == 0 || is_table {
         return None;
     }
@@ -56,7 +53,7 @@ fn program(options: &[TcOption]) -> Option<Vec<Insn>> {
     let mut direct = false;
     for option in options {
         match option {
-            TcOption::Bpf(TcFilterBpfOption::Other(nla)) if nla.kind() == BPF_OPS => {
+            TcOption::Bpf(TcFilterBpfOption::Other(nla)) if nla.kind() == TCA_BPF_OPS => {
                 code = Some(value(nla));
             }
             TcOption::Bpf(TcFilterBpfOption::Flags(flags)) => {
@@ -66,9 +63,11 @@ fn program(options: &[TcOption]) -> Option<Vec<Insn>> {
         }
     }
     let code = code.filter(|_| direct)?;
-    Some(code.chunks_exact(8).map(insn).collect())
+    let length = size_of::<libc::sock_filter>();
+    Some(code.chunks_exact(length).map(insn).collect())
 }
 
+/// `struct sock_filter { u16 code; u8 jt, jf; u32 k; }`.
 fn insn(bytes: &[u8]) -> Insn {
     Insn {
         code: u16::from_ne_bytes([bytes[0], bytes[1]]),

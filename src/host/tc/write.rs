@@ -10,9 +10,6 @@ use netlink_packet_route::tc::{
 
 use super::{Filter, Insn, NUMBER, PRIORITY, What, read};
 
-/// `ETH_P_ALL` of `include/uapi/linux/if_ether.h`.
-const ETH_P_ALL: u16 = 3;
-
 /// The position of `clsact` and `ingress`.
 pub(super) fn hook(index: u32) -> TcMessage {
     let mut message = TcMessage::with_index(index.cast_signed());
@@ -39,8 +36,8 @@ pub(super) fn program(index: u32, program: &[Insn]) -> TcMessage {
     let length = (program.len() as u16).to_ne_bytes().to_vec();
     let code = program.iter().flat_map(|insn| to_bytes(*insn)).collect();
     let options = vec![
-        TcFilterBpfOption::Other(DefaultNla::new(read::BPF_OPS_LEN, length)),
-        TcFilterBpfOption::Other(DefaultNla::new(read::BPF_OPS, code)),
+        TcFilterBpfOption::Other(DefaultNla::new(read::TCA_BPF_OPS_LEN, length)),
+        TcFilterBpfOption::Other(DefaultNla::new(read::TCA_BPF_OPS, code)),
         TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
     ];
     filter(
@@ -96,7 +93,7 @@ pub(super) fn position(index: u32, filter: &Filter) -> TcMessage {
 fn filter(index: u32, kind: &str, options: Vec<TcOption>) -> TcMessage {
     let mut message = ingress(index);
     message.header.handle = NUMBER.into();
-    message.header.info = info(PRIORITY, ETH_P_ALL);
+    message.header.info = info(PRIORITY, libc::ETH_P_ALL as u16);
     message.attributes = vec![
         TcAttribute::Kind(kind.to_owned()),
         TcAttribute::Options(options),
