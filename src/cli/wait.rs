@@ -139,7 +139,11 @@ impl<'a> Watch<'a> {
     }
 
     async fn run(&self, client: &Client) -> Result<(), Failure> {
-        let mut changes = self.open(client).await?;
+        let mut changes = match self.open(client).await {
+            // A daemon that ends has closed the connection: it may be restarting.
+            Err(ClientError::ConnectionFailed { .. }) => self.reopen(client).await?,
+            opened => opened?,
+        };
         loop {
             while let Some(Ok(change)) = changes.next().await {
                 self.seen.borrow_mut().apply(change);

@@ -60,6 +60,9 @@ pub fn explain(path: &PacketPath<'_>, packet: &policy::Packet, displayed: String
         (Verdict::Allow, false) => path.on_host(packet, decision),
         (Verdict::Allow, true) | (Verdict::Deny, _) => decision,
     };
+    let is_forwarded = decision.verdict == Verdict::Allow && !path.is_local(packet.destination);
+    let no_route = (is_forwarded && path.host.out_link.is_none())
+        .then(|| "the host has no route to it".to_owned());
     Explanation {
         vm: path.vm.meta.name.clone(),
         packet: displayed,
@@ -67,7 +70,7 @@ pub fn explain(path: &PacketPath<'_>, packet: &policy::Packet, displayed: String
         rule: decision.rule,
         chain: decision.place,
         entry: decision.entry,
-        note: path.note.clone(),
+        note: path.note.clone().or(no_route),
     }
 }
 

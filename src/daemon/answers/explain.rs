@@ -58,7 +58,7 @@ pub(super) async fn answer(
     let rules = engine.rules(&vm, block, None);
     let (host, host_note) = observe(engine, &vm, request.destination)
         .await
-        .map_err(|error| Refusal::Failed(format!("{error}: {}", error.source)))?;
+        .map_err(|error| Refusal::Failed(error.to_string()))?;
     let path = PacketPath {
         vm: &vm,
         block,
@@ -112,11 +112,8 @@ async fn observe(
         Some((_, index)) => link::at(&host.netlink, index).await?,
         None => None,
     };
-    let note = match (host_network::enforces(&desired, &observed), &route) {
-        (false, _) => Some("the host's rules are not in place yet".to_owned()),
-        (true, None) => Some("the host has no route to it".to_owned()),
-        (true, Some(_)) => None,
-    };
+    let is_enforced = host_network::enforces(&desired, &observed);
+    let note = (!is_enforced).then(|| "the host's rules are not in place yet".to_owned());
     let path = HostPath {
         instance: engine.instance.clone(),
         in_link: PacketLink {

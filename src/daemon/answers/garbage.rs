@@ -10,7 +10,7 @@ use crate::owner::{Label, Owner};
 use crate::wire::{Effect, Refusal};
 
 pub(super) async fn collect(engine: &Engine, effect: Effect) -> Result<Vec<view::Orphan>, Refusal> {
-    let fail = |error: host::Error| Refusal::Failed(format!("{error}: {}", error.source));
+    let fail = |error: host::Error| Refusal::Failed(error.to_string());
     let orphans = engine.orphans(clock::now()).await.map_err(fail)?;
     let reason = "it has a record of this boot and no tombstone: it will be adopted as a VM";
     let adopted = orphans.adopted.into_iter();
