@@ -1,6 +1,8 @@
-//! Numbers of nf_tables and x_tables under their kernel names: linux/netfilter/nf_tables.h, nf_tables_compat.h, nf_conntrack_common.h,
-//! nf_nat.h and xt_*.h, linux/netfilter.h, linux/icmp.h, netinet/tcp.h.
+//! Numbers of nf_tables and x_tables under their kernel names.
 //! Out of scope: numbers that `libc` has with a suitable type.
+//!
+//! Headers: linux/netfilter/nf_tables.h, nf_tables_compat.h, nf_conntrack_common.h, nf_nat.h and xt_*.h, linux/netfilter.h, linux/icmp.h,
+//! netinet/tcp.h.
 
 /// `NFNL_SUBSYS_NFTABLES << 8` of linux/netfilter/nfnetlink.h.
 pub const NFTABLES: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
