@@ -209,7 +209,7 @@ impl BringUp<'_> {
     /// Handles a VMM that failed at startup: it is started again after a delay.
     pub(super) async fn handle_startup_failure(
         &mut self,
-        words: String,
+        message_of_exit: String,
     ) -> Result<Outcome, BringUpError> {
         let (engine, vm) = (self.engine, self.vm);
         let count = engine
@@ -218,10 +218,10 @@ impl BringUp<'_> {
         let (reason, message, outcome) = match count {
             Some(count) => (
                 Reason::CrashLoop,
-                format!("failed {count} times in a minute: {words}"),
+                format!("failed {count} times in a minute: {message_of_exit}"),
                 Outcome::HoldOff(SLOW_RETRY),
             ),
-            None => (Reason::ActionFailed, words, Outcome::Failed),
+            None => (Reason::ActionFailed, message_of_exit, Outcome::Failed),
         };
         let found = (Status::False, reason, message);
         engine.set_condition(vm, Stage::Vmm, found).await?;

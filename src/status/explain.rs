@@ -295,7 +295,7 @@ impl PacketPath<'_> {
     }
 }
 
-/// The reason of a drop that an explanation has no words for.
+/// The entry of a drop by a rule that has no entry in the YAML.
 const NO_REASON: &str = "the host's rules for VMs";
 
 impl HostPath {

@@ -308,7 +308,7 @@ async fn a_dry_run_is_rolled_back_whole_and_the_next_one_or_the_real_one_gives_t
         assert!(world.vmm_users().is_empty());
         assert_eq!(world.host_requirements(), Default::default());
     });
-    assert!(changes.try_recv().is_err(), "nobody is told");
+    assert!(changes.try_recv().is_err(), "no change is reported");
     let done = store.write(change).await.expect("there is space");
     assert_eq!(done, foreseen);
 }

@@ -171,19 +171,19 @@ fn kill_9_and_a_restart_take_no_action_on_a_bridge_and_lose_no_packet() {
         let before = (harness::world_to_the_last_handle(), identities(&harness));
         let host = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
         let (sent, stop) = (AtomicU32::new(0), AtomicBool::new(false));
-        let heard = Mutex::new(0..0);
+        let received = Mutex::new(0..0);
         std::thread::scope(|scope| {
-            let (guest, sent, stop, heard) = (&guest, &sent, &stop, &heard);
+            let (guest, sent, stop, received) = (&guest, &sent, &stop, &received);
             scope.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
                     let number = sent.load(Ordering::Relaxed);
                     host.send_to(&frames::mark(number), (guest.ip, 9))
                         .expect("sent");
-                    let came = guest.hear(Duration::from_secs(1), |seen| {
+                    let came = guest.receive_packet(Duration::from_secs(1), |seen| {
                         frames::marked(&seen.payload) == Some(number)
                     });
                     if came.is_some() {
-                        heard.lock().unwrap().end = number + 1;
+                        received.lock().unwrap().end = number + 1;
                     }
                     sent.store(number + 1, Ordering::Relaxed);
                     std::thread::sleep(Duration::from_millis(1));
@@ -197,7 +197,7 @@ fn kill_9_and_a_restart_take_no_action_on_a_bridge_and_lose_no_packet() {
         });
         let sent = sent.into_inner();
         assert!(sent > 200, "only {sent}");
-        assert_eq!(heard.into_inner().unwrap(), 0..sent);
+        assert_eq!(received.into_inner().unwrap(), 0..sent);
         assert_eq!(harness.messages("", "Drift"), [""; 0]);
         assert_eq!(
             (harness::world_to_the_last_handle(), identities(&harness)),

@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[track_caller]
 pub fn assert_reaches_its_gateway(guest: &Guest) {
     guest.probe(7, guest.gateway, Ping);
-    let answer = guest.hear(PATIENCE, |seen| {
+    let answer = guest.receive_packet(PATIENCE, |seen| {
         (seen.source, seen.destination, seen.protocol) == (guest.gateway, guest.ip, ICMP)
     });
     assert!(answer.is_some(), "no answer to a ping");
@@ -101,7 +101,7 @@ fn assert_receives(from: &Guest, to: &Guest) {
     });
     assert!(asked.is_some(), "a question that never came");
     from.send_ip_to(to.mac, &from.packet(8, to.ip, Ping));
-    let received = to.hear(PATIENCE, |seen| frames::marked(&seen.payload) == Some(8));
+    let received = to.receive_packet(PATIENCE, |seen| frames::marked(&seen.payload) == Some(8));
     assert_eq!(received.expect("a packet").source, from.ip);
 }
 

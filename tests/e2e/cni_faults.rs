@@ -235,7 +235,7 @@ fn a_resync_has_the_plugins_check_all_again_and_what_only_they_can_see_is_made_g
         cni_networks.recorders(SUBNET);
         harness.apply(&pod(1));
         let received = harness.until("a second CHECK", || {
-            let received = fs::read_to_string(at("heard")).unwrap_or_default();
+            let received = fs::read_to_string(at("received")).unwrap_or_default();
             (received.matches("CHECK three").count() >= 2).then_some(received)
         });
         let received: Vec<&str> = received.lines().take(9).collect();

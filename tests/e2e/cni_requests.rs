@@ -413,7 +413,7 @@ fn a_result_that_the_interface_does_not_bear_out_is_reported_and_not_asked_for_a
     with_daemon(|harness, cni_networks| {
         cni_networks.recorders("10.78.0.0/24");
         let plugin = "#!/bin/sh
-[ \"$CNI_COMMAND\" = VERSION ] || echo \"$CNI_COMMAND one\" >>\"$(dirname \"$0\")/../heard\"
+[ \"$CNI_COMMAND\" = VERSION ] || echo \"$CNI_COMMAND one\" >>\"$(dirname \"$0\")/../received\"
 out=$(/usr/lib/cni/ptp) || { echo \"$out\"; exit 1; }
 echo \"$out\" | sed 's=\"10.78.0.2/24\"=\"10.78.0.9/24\"='
 ";

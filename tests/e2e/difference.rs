@@ -35,13 +35,13 @@ fn talkative(test: impl FnOnce(Harness, CniNetworks) + Send) {
 fn output(harness: &Harness, manifest: &str) -> (Steps, BTreeMap<String, String>) {
     let file = harness.write("next.yaml", manifest);
     let reported = harness.try_ctl(&format!("diff -f {file} -o json"));
-    let told_all = reported.status.success();
+    let is_complete = reported.status.success();
     let reported: serde_json::Value = serde_json::from_slice(&reported.stdout).expect("JSON");
     let steps = serde_json::from_value(reported["actions"].clone()).expect("steps");
     let stuck: Option<BTreeMap<String, String>> =
         serde_json::from_value(reported["stuck"].clone()).expect("reasons");
     let stuck = stuck.unwrap_or_default();
-    assert_eq!(told_all, stuck.is_empty(), "{stuck:?}");
+    assert_eq!(is_complete, stuck.is_empty(), "{stuck:?}");
     (steps, stuck)
 }
 
@@ -92,14 +92,14 @@ fn comes_true(harness: &Harness, manifest: &str, count: usize) -> Steps {
     reported
 }
 
-/// `words` are in these steps, in this order.
+/// `fragments` are in these steps, in this order.
 #[track_caller]
-fn assert_in_order(steps: &[String], words: &[&str]) {
+fn assert_in_order(steps: &[String], fragments: &[&str]) {
     let mut rest = steps.iter();
-    for word in words {
+    for word in fragments {
         assert!(
             rest.any(|step| step.contains(word)),
-            "{word} in {steps:#?} out of {words:?}"
+            "{word} in {steps:#?} out of {fragments:?}"
         );
     }
 }
@@ -113,13 +113,13 @@ fn what_removes_an_isolated_vm_is_previewed_step_by_step() {
             reported.keys().collect::<Vec<_>>(),
             ["vm/sandbox-2", "vm/sandbox-3"]
         );
-        let words = [
+        let fragments = [
             "turn forwarding off",
             "delete namespace",
             "delete link",
             "run directory",
         ];
-        assert_in_order(&reported["vm/sandbox-2"], &words);
+        assert_in_order(&reported["vm/sandbox-2"], &fragments);
     });
 }
 
@@ -158,14 +158,14 @@ fn what_removes_a_vm_from_a_cni_network_is_previewed_step_by_step() {
             reported.keys().collect::<Vec<_>>(),
             ["vm/pod-2", "vm/pod-3"]
         );
-        let words = [
+        let fragments = [
             "turn forwarding off (TAP down)",
             "detach from CNI network net",
             "remove the intent",
             "delete namespace",
             "remove the VM's run directory",
         ];
-        assert_in_order(&reported["vm/pod-3"], &words);
+        assert_in_order(&reported["vm/pod-3"], &fragments);
     });
 }
 
@@ -397,13 +397,13 @@ fn stopping_a_running_guest_is_previewed_and_a_live_change_leaves_it_alone() {
 /// Steps without what depends on the uid of a VM, which it gets when it is made.
 fn without_uid(steps: &[String]) -> Vec<String> {
     let plain = |step: &String| {
-        let words: Vec<&str> = step.split(' ').collect();
-        match words[..] {
+        let fragments: Vec<&str> = step.split(' ').collect();
+        match fragments[..] {
             ["commit", "rules", _] => "commit rules".to_owned(),
             ["set", "filter", _, "on", "tap0"] => "set the filter on tap0".to_owned(),
             ["set", "filter", _, "on", "the", "TAP"] => "set the filter on the TAP".to_owned(),
             ["pin", "neighbour", ip, _, "on", ..] => {
-                format!("pin neighbour {ip} {}", words[4..].join(" "))
+                format!("pin neighbour {ip} {}", fragments[4..].join(" "))
             }
             _ => step.clone(),
         }
@@ -447,7 +447,7 @@ fn made_as_foretold(harness: &Harness, manifest: &str, count: usize) -> Steps {
 fn what_makes_an_isolated_vm_is_previewed_step_by_step() {
     talkative(|harness, _| {
         let reported = made_as_foretold(&harness, &slots(2, ""), 2);
-        let words = [
+        let fragments = [
             "lease 169.254.100.0/30",
             "create the namespace",
             "create the veth",
@@ -455,7 +455,7 @@ fn what_makes_an_isolated_vm_is_previewed_step_by_step() {
             "block IPv6",
             "turn forwarding on",
         ];
-        assert_in_order(&reported["vm/sandbox-1"], &words);
+        assert_in_order(&reported["vm/sandbox-1"], &fragments);
         // Next to others, with a range that is derived from its name.
         let reported = made_as_foretold(&harness, &slots(4, ""), 4);
         assert_eq!(reported.len(), 2);
@@ -470,14 +470,14 @@ fn what_makes_a_vm_on_a_bridge_is_previewed_step_by_step() {
     talkative(|harness, _| {
         // The bridge does not exist yet.
         let reported = made_as_foretold(&harness, &web(2, ""), 2);
-        let words = [
+        let fragments = [
             "lease 192.168.137.2 on brvm0",
             "create the TAP",
             "port",
             "set the filter on the TAP",
             "turn forwarding on (TAP up)",
         ];
-        assert_in_order(&reported["vm/web-1"], &words);
+        assert_in_order(&reported["vm/web-1"], &fragments);
         let more = web(3, "");
         assert_eq!(made_as_foretold(&harness, &more, 3).len(), 1);
         for (name, network) in [
@@ -552,7 +552,7 @@ fn why_a_new_vm_would_get_no_address_or_not_start_is_reported() {
             let text = harness.ctl("describe vm/sandbox-2");
             text.contains(&stuck["vm/sandbox-2"]).then_some(())
         });
-        // A kernel that does not exist: all but the start is told.
+        // A kernel that does not exist: all but the start is shown.
         let nowhere = harness.dir.path().join("nowhere");
         let qemu = format!("hypervisor: qemu\n      kernel_file: {}", nowhere.display());
         let group = harness::group("lost", 1, "169.254.104.0/24", "");

@@ -362,19 +362,19 @@ fn gc_lists_what_it_cannot_remove_and_fails_and_what_it_lists_as_removed_is_gone
         assert!(line.contains(&process), "{reported}");
         let begin = Instant::now();
         let output = harness.try_ctl("gc");
-        let (out, said) = (
+        let (out, message) = (
             String::from_utf8(output.stdout).unwrap(),
             String::from_utf8(output.stderr).unwrap(),
         );
-        assert_eq!(output.status.code(), Some(1), "{out}{said}");
+        assert_eq!(output.status.code(), Some(1), "{out}{message}");
         assert!(!out.contains("REMOVED"), "{out}");
         assert!(
-            said.contains("vm/sandbox-1@") && said.contains("still exists (link sl"),
-            "{said}"
+            message.contains("vm/sandbox-1@") && message.contains("still exists (link sl"),
+            "{message}"
         );
         assert!(
-            said.contains(&process) && said.contains("SIGKILL"),
-            "{said}"
+            message.contains(&process) && message.contains("SIGKILL"),
+            "{message}"
         );
         assert!(begin.elapsed() < Duration::from_secs(55));
         assert!(lives(&orphan));

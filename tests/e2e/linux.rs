@@ -36,8 +36,8 @@ fn neighbours() -> [Neighbour; 2] {
 #[track_caller]
 fn is_whole(harness: &Harness, times: usize) {
     boots(harness, VM, times);
-    find_in_output(harness, VM, "what it reaches", |said| {
-        let since = said.split(&format!("GUEST {VM} ready")).nth(times)?;
+    find_in_output(harness, VM, "what it reaches", |text| {
+        let since = text.split(&format!("GUEST {VM} ready")).nth(times)?;
         ["gateway ok", "net ok", "lan blocked"]
             .iter()
             .all(|words| since.contains(&format!("GUEST {VM} {words}")))
@@ -102,7 +102,11 @@ fn a_paused_linux_receives_nothing_its_clock_stops_and_it_goes_on_in_the_middle(
         let pause = paused.elapsed();
         harness.ctl("vm resume sandbox-1 --wait=20s");
         harness.until("an answer", || answers(ip).then_some(()));
-        assert_eq!(answer(&harness, VM, &unheard), before.1, "heard afterwards");
+        assert_eq!(
+            answer(&harness, VM, &unheard),
+            before.1,
+            "received afterwards"
+        );
         let (up, took) = (uptime(&harness) - up, began.elapsed());
         // Clocks of host and guest are not quite the same.
         let most = (took - pause).as_secs_f64() + 0.5;

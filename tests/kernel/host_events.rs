@@ -1,4 +1,4 @@
-//! That changes in any namespace with a veth to us are heard, and that noise is not.
+//! That changes in any namespace with a veth to us are noticed, and that noise is not.
 //! Out of scope: what is done about them.
 
 use std::path::Path;
@@ -16,7 +16,7 @@ use test_support::kernel;
 const SOON: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_millis(300);
 
-/// A namespace with a veth, as a VM has; and ears that have heard all of its making.
+/// A namespace with a veth, as a VM has; and a listener that has received the events of its creation.
 struct Slot {
     events: Events,
     ns: Netns,
@@ -100,7 +100,7 @@ impl Slot {
 
     async fn receives_nothing(&mut self) {
         if let Ok(event) = tokio::time::timeout(QUIET, self.events.next()).await {
-            panic!("heard {event:?}");
+            panic!("received {event:?}");
         }
     }
 
@@ -129,7 +129,7 @@ fn a_link_deleted_inside_is_reported_with_its_name_and_so_is_our_end_of_it() {
         };
         tokio::time::timeout(SOON, both)
             .await
-            .expect("not both ends were heard");
+            .expect("not both ends were reported");
         received.sort();
         assert_eq!(received[0], (None, "sl0".to_owned(), near));
         assert_eq!(received[1], (Some(nsid), "up0".to_owned(), far));

@@ -32,7 +32,7 @@ const PLUGINS: &str = "/usr/lib/cni";
 const RECORDER: &str = r#"#!/bin/sh
 root=$(dirname "$(dirname "$0")")
 name=$(basename "$0")
-[ "$CNI_COMMAND" = VERSION ] || echo "$CNI_COMMAND $name" >>"$root/heard"
+[ "$CNI_COMMAND" = VERSION ] || echo "$CNI_COMMAND $name" >>"$root/received"
 say="$root/say/$name.$CNI_COMMAND"
 if [ -f "$say.hang" ]; then
     echo $$ >"$root/hanging"
@@ -170,8 +170,8 @@ impl CniNetworks {
 
     /// `COMMAND PLUGIN` of every call since it was asked last.
     pub fn calls(&self) -> Vec<String> {
-        let received = fs::read_to_string(at("heard")).unwrap_or_default();
-        let _ = fs::remove_file(at("heard"));
+        let received = fs::read_to_string(at("received")).unwrap_or_default();
+        let _ = fs::remove_file(at("received"));
         received.lines().map(str::to_owned).collect()
     }
 }

@@ -201,7 +201,7 @@ impl Guest {
     }
 
     /// An IPv4 packet that `wanted` likes.
-    pub fn hear(
+    pub fn receive_packet(
         &self,
         patience: Duration,
         desired: impl Fn(&frames::Seen) -> bool,

@@ -15,7 +15,7 @@ use super::programs;
 pub struct Runner {
     socket: PathBuf,
     dir: PathBuf,
-    /// Texts of this test alone, and what stands for them in transcripts.
+    /// Texts of this test alone, and their placeholders in transcripts.
     replacements: Vec<(String, String)>,
 }
 

@@ -109,7 +109,7 @@ fn a_confined_process_changes_neither_the_mac_nor_the_owner_of_a_tap_that_it_hol
     let argv = [
         "perl",
         "-e",
-        &format!("$| = 1; open(STDOUT, '>', 'said');{script}"),
+        &format!("$| = 1; open(STDOUT, '>', 'output');{script}"),
     ]
     .map(str::to_owned);
     let identity = process::spawn(&Spawn {
@@ -134,7 +134,7 @@ fn a_confined_process_changes_neither_the_mac_nor_the_owner_of_a_tap_that_it_hol
         }),
     })
     .unwrap();
-    let output = || std::fs::read_to_string(home.join("said")).unwrap_or_default();
+    let output = || std::fs::read_to_string(home.join("output")).unwrap_or_default();
     assert!(
         eventually(Duration::from_secs(10), || output().ends_with("end\n")),
         "{}{}",
@@ -164,7 +164,7 @@ fn a_mapped_file_belongs_to_the_confined_user_in_its_mount_and_to_its_owner_on_d
     };
     assert!(process::can_be_mapped(named.as_fd(), map).unwrap());
     let script = format!(
-        "printf ' more' >> {0}; stat -c %u:%g:%a {0} > said; exec sleep 600",
+        "printf ' more' >> {0}; stat -c %u:%g:%a {0} > attributes; exec sleep 600",
         disk.display()
     );
     let argv = ["sh".to_owned(), "-c".to_owned(), script];
@@ -196,9 +196,10 @@ fn a_mapped_file_belongs_to_the_confined_user_in_its_mount_and_to_its_owner_on_d
     })
     .unwrap();
     let output = |name: &str| std::fs::read_to_string(home.join(name)).unwrap_or_default();
-    assert!(eventually(Duration::from_secs(10), || output("said").ends_with('\n')));
+    assert!(eventually(Duration::from_secs(10), || output("attributes")
+        .ends_with('\n')));
     assert_eq!(
-        output("said"),
+        output("attributes"),
         format!("{USER}:{USER}:600\n"),
         "{}",
         output(CONSOLE)

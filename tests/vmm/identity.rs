@@ -18,17 +18,17 @@ use crate::real::{As, Place, ended, place};
 const STRANGER: u32 = 65534;
 
 /// Everything that a VMM tells of itself in its own memory.
-struct Told {
+struct ReportedIdentity {
     argv: Vec<String>,
     env: Vec<(String, String)>,
 }
 
-fn reported(identity: &Identity) -> Told {
+fn reported(identity: &Identity) -> ReportedIdentity {
     let env = |name: &str| {
         let value = process::env_var(identity.pid, name).unwrap();
         (name.to_owned(), value.unwrap())
     };
-    Told {
+    ReportedIdentity {
         argv: process::argv(identity.pid).unwrap(),
         env: ["PATH", "SLICE_MOUNTS", LABEL_VAR, RUN_DIR_VAR]
             .map(env)
@@ -41,7 +41,7 @@ struct Forger(Child);
 
 impl Forger {
     /// `before` are words in front of the forged command: who it runs as, and where.
-    fn start(before: &[String], reported: &Told) -> Self {
+    fn start(before: &[String], reported: &ReportedIdentity) -> Self {
         let (first, rest) = reported.argv.split_first().unwrap();
         // A shell keeps the words that it is started with; it waits for a child that says less.
         let script = "while :; do /bin/busybox sleep 600; done";
@@ -245,7 +245,7 @@ async fn no_process_is_identified_as_a_vmm_by_its_own_claims() {
     two.b.clear(two.other).await;
 }
 
-fn identity_as_a_script(reported: &Told) -> Vec<String> {
+fn identity_as_a_script(reported: &ReportedIdentity) -> Vec<String> {
     let script = "while :; do /bin/busybox sleep 600; done";
     let [first, rest @ ..] = reported.argv.as_slice() else {
         panic!("no words")

@@ -267,7 +267,7 @@ fn desired(expected: bool) -> Desired {
     let uid: Uid = "7b1f6a52-8c1d-4e53-9a3e-0d6b7f1c2a44".parse().unwrap();
     let label = Instance::of(&PathBuf::from("/state")).vm_label(&"web-1".parse().unwrap(), uid);
     let argv = vec!["vmm".to_owned(), "right".to_owned()];
-    let want = expected.then(|| Launch {
+    let desired_launch = expected.then(|| Launch {
         argv,
         netns: Some("/run/netns/a".into()),
         tap: "tap0".into(),
@@ -281,7 +281,7 @@ fn desired(expected: bool) -> Desired {
         label,
         uid,
         dir: "/run/slice/vm/a".into(),
-        launch: want,
+        launch: desired_launch,
         disks: Vec::new(),
         confined: None,
         grace: Default::default(),

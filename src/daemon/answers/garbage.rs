@@ -35,8 +35,8 @@ pub(super) async fn collect(engine: &Engine, effect: Effect) -> Result<Vec<view:
     };
     let remaining = engine.unreleased_containers();
     let attachments = abandoned.into_iter().map(|container| {
-        let remains = remaining.contains(&container);
-        let why = remains.then(|| "its record is still in the CNI cache".to_owned());
+        let is_recorded = remaining.contains(&container);
+        let why = is_recorded.then(|| "its record is still in the CNI cache".to_owned());
         let why = error_of(&container).or(why);
         attachment(container, why)
     });

@@ -162,9 +162,9 @@ fn parse(name: TableName, output: &str) -> Result<Saved, String> {
     let mut names = BTreeSet::new();
     let mut committed = false;
     for line in lines(output) {
-        let words: Vec<&str> = line.words.iter().map(String::as_str).collect();
+        let tokens: Vec<&str> = line.tokens.iter().map(String::as_str).collect();
         let fail = || line.text.to_owned();
-        match words.as_slice() {
+        match tokens.as_slice() {
             [] => {}
             [first, ..] if first.starts_with('#') => {}
             [table] if table.strip_prefix('*') == Some(&name.to_string()) => {}
@@ -172,7 +172,7 @@ fn parse(name: TableName, output: &str) -> Result<Saved, String> {
             [chain, policy, _] if chain.starts_with(':') => {
                 let policy = match *policy {
                     "-" => None,
-                    word => Some(Policy::of_word(word).ok_or_else(fail)?),
+                    token => Some(Policy::of_word(token).ok_or_else(fail)?),
                 };
                 let name = chain[1..].to_owned();
                 if policy.is_none() {
@@ -201,8 +201,8 @@ fn parse(name: TableName, output: &str) -> Result<Saved, String> {
 
 /// The rule after `[PACKETS:BYTES] -A CHAIN`.
 fn rule(line: &Line, chains: &BTreeSet<String>) -> Rule {
-    let words = line.words[3..].to_vec();
-    let known = match Rule::of_saved(words, |chain| chains.contains(chain)) {
+    let tokens = line.tokens[3..].to_vec();
+    let known = match Rule::of_saved(tokens, |chain| chains.contains(chain)) {
         Some(Rule::Known { when, then }) => decode::complete(*when, Some(then)).ok(),
         _ => None,
     };
@@ -221,7 +221,7 @@ fn packets(counters: &str) -> Option<u64> {
 /// A line of the output.
 struct Line<'a> {
     text: &'a str,
-    words: Vec<String>,
+    tokens: Vec<String>,
 }
 
 /// Options with a name that the program prints without quotes, even if it contains some.
@@ -235,8 +235,8 @@ fn lines(output: &str) -> impl Iterator<Item = Line<'_>> {
         if rest.is_empty() {
             return None;
         }
-        let mut words: Vec<String> = Vec::new();
-        let mut word = String::new();
+        let mut tokens: Vec<String> = Vec::new();
+        let mut token = String::new();
         let mut chars = rest.char_indices().peekable();
         let mut end = rest.len();
         while let Some((at, c)) = chars.next() {
@@ -245,39 +245,39 @@ fn lines(output: &str) -> impl Iterator<Item = Line<'_>> {
                     end = at;
                     break;
                 }
-                ' ' => words.extend(take(&mut word)),
-                '"' if word.is_empty() && !follows_name_option(&words) => {
-                    words.push(quoted(&mut chars));
+                ' ' => tokens.extend(take(&mut token)),
+                '"' if token.is_empty() && !follows_name_option(&tokens) => {
+                    tokens.push(quoted(&mut chars));
                 }
-                c => word.push(c),
+                c => token.push(c),
             }
         }
-        words.extend(take(&mut word));
+        tokens.extend(take(&mut token));
         let text = &rest[..end];
         rest = rest.get(end + 1..).unwrap_or_default();
-        Some(Line { text, words })
+        Some(Line { text, tokens })
     })
 }
 
-fn take(word: &mut String) -> Option<String> {
-    Some(std::mem::take(word)).filter(|word| !word.is_empty())
+fn take(token: &mut String) -> Option<String> {
+    Some(std::mem::take(token)).filter(|token| !token.is_empty())
 }
 
-fn follows_name_option(words: &[String]) -> bool {
-    words
+fn follows_name_option(tokens: &[String]) -> bool {
+    tokens
         .last()
         .is_some_and(|last| UNQUOTED.contains(&last.as_str()))
 }
 
-/// The rest of a quoted word. Ends with the output if the quote is not closed.
+/// The rest of a quoted token. Ends with the output if the quote is not closed.
 fn quoted(chars: &mut impl Iterator<Item = (usize, char)>) -> String {
-    let mut word = String::new();
+    let mut token = String::new();
     while let Some((_, c)) = chars.next() {
         match c {
             '"' => break,
-            '\\' => word.extend(chars.next().map(|(_, c)| c)),
-            c => word.push(c),
+            '\\' => token.extend(chars.next().map(|(_, c)| c)),
+            c => token.push(c),
         }
     }
-    word
+    token
 }

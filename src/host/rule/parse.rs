@@ -26,7 +26,7 @@ impl FromStr for Rule {
             return Ok(Self::Foreign(foreign.to_owned()));
         }
         tokenize(text)
-            .and_then(|words| rule(words.into_iter()))
+            .and_then(|tokens| rule(tokens.into_iter()))
             .map_err(|why| ParseRuleError {
                 text: text.to_owned(),
                 reason: why,
@@ -157,9 +157,9 @@ fn parse_inverted_option(when: Match, flag: &str, value: String) -> Result<Match
     })
 }
 
-fn target(words: Tokens) -> Result<Target, String> {
-    let words: Vec<String> = words.collect();
-    let tokens: Vec<&str> = words.iter().map(String::as_str).collect();
+fn target(tokens: Tokens) -> Result<Target, String> {
+    let texts: Vec<String> = tokens.collect();
+    let tokens: Vec<&str> = texts.iter().map(String::as_str).collect();
     Ok(match tokens.as_slice() {
         ["ACCEPT"] => Target::Accept,
         ["DROP"] => Target::Drop,
@@ -183,13 +183,13 @@ fn next(tokens: &mut Tokens, flag: &str) -> Result<String, String> {
         .ok_or_else(|| format!("missing value after {flag}"))
 }
 
-fn known<T>(value: Option<T>, word: &str) -> Result<T, String> {
-    value.ok_or_else(|| format!("unsupported value {word}"))
+fn known<T>(value: Option<T>, text: &str) -> Result<T, String> {
+    value.ok_or_else(|| format!("unsupported value {text}"))
 }
 
 fn set<T>(list: &str, parse: fn(&str) -> Option<T>) -> Result<Vec<T>, String> {
     list.split(',')
-        .map(|word| known(parse(word), word))
+        .map(|text| known(parse(text), text))
         .collect()
 }
 

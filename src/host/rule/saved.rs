@@ -20,11 +20,11 @@ const DEFAULTS: [(&str, &str); 4] = [
 const GROUP_NAMES: &str = "/etc/iproute2/group";
 
 impl Rule {
-    /// A rule from the words after `-A CHAIN`. `is_chain`: whether a target is a user-defined chain and not an extension. `None`: no
+    /// A rule from the tokens after `-A CHAIN`. `is_chain`: whether a target is a user-defined chain and not an extension. `None`: no
     /// supported rule has exactly these options.
-    pub fn of_saved(words: Vec<String>, is_chain: impl Fn(&str) -> bool) -> Option<Self> {
-        let words = canonical(words);
-        let rule = parse::rule(words.clone().into_iter()).ok()?;
+    pub fn of_saved(tokens: Vec<String>, is_chain: impl Fn(&str) -> bool) -> Option<Self> {
+        let tokens = canonical(tokens);
+        let rule = parse::rule(tokens.clone().into_iter()).ok()?;
         if let Self::Known {
             then: Target::Jump(chain),
             ..
@@ -34,14 +34,14 @@ impl Rule {
             return None;
         }
         let written = parse::tokenize(&rule.to_string()).ok()?;
-        (options(words) == options(canonical(written))).then_some(rule)
+        (options(tokens) == options(canonical(written))).then_some(rule)
     }
 }
 
 /// Replaces spellings that iptables chooses by those that [`Rule`] writes.
-fn canonical(mut words: Vec<String>) -> Vec<String> {
-    for at in 1..words.len() {
-        let (before, rest) = words.split_at_mut(at);
+fn canonical(mut tokens: Vec<String>) -> Vec<String> {
+    for at in 1..tokens.len() {
+        let (before, rest) = tokens.split_at_mut(at);
         let (option, value) = (&mut before[at - 1], &mut rest[0]);
         match option.as_str() {
             // The alias of conntrack has no effect on matching (`XT_CONNTRACK_STATE_ALIAS`).
@@ -55,7 +55,7 @@ fn canonical(mut words: Vec<String>) -> Vec<String> {
             _ => {}
         }
     }
-    words
+    tokens
 }
 
 /// The number of a named link group; lines are `NUMBER NAME`, decimal or hexadecimal.
@@ -72,24 +72,25 @@ fn group_number(name: &str) -> Option<u32> {
 }
 
 /// The options in a comparable order, each with its values and its `!`; the target, which is last, with its options.
-fn options(words: Vec<String>) -> (Vec<Vec<String>>, Vec<String>) {
+fn options(tokens: Vec<String>) -> (Vec<Vec<String>>, Vec<String>) {
     let mut conditions: Vec<Vec<String>> = Vec::new();
-    let mut words = words.into_iter().peekable();
+    let mut tokens = tokens.into_iter().peekable();
     let mut target = Vec::new();
-    while let Some(word) = words.next() {
-        if word == "-j" {
-            target.extend(words);
+    while let Some(token) = tokens.next() {
+        if token == "-j" {
+            target.extend(tokens);
             break;
         }
-        let mut option = vec![word];
+        let mut option = vec![token];
         if option == ["!"] {
-            option.extend(words.next());
+            option.extend(tokens.next());
         }
         match option.last().map(String::as_str) {
             // A comment may be any text.
-            Some("--comment") => option.extend(words.next()),
+            Some("--comment") => option.extend(tokens.next()),
             _ => {
-                while let Some(value) = words.next_if(|word| word != "!" && !word.starts_with('-'))
+                while let Some(value) =
+                    tokens.next_if(|token| token != "!" && !token.starts_with('-'))
                 {
                     option.push(value);
                 }

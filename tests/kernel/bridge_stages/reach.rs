@@ -40,7 +40,7 @@ fn reach(from: &Guest, to: &Guest, id: u32) -> Duration {
     assert!(asked, "nobody was asked");
     let packet = from.packet(id, to.ip, Kind::Ping);
     from.send(&ethernet(to.mac, from.mac, 0x0800, &packet.bytes()));
-    let received = to.hear(PATIENCE, |seen| seen.payload.ends_with(&frames::mark(id)));
+    let received = to.receive_packet(PATIENCE, |seen| seen.payload.ends_with(&frames::mark(id)));
     assert!(received.is_some(), "the ping never came");
     begin.elapsed()
 }
@@ -93,7 +93,7 @@ fn what_lets_guests_reach_each_other_where_forward_drops_is_our_chain() {
         host.converge_host_network(requirements("brvm0", &["192.168.137.1/24"]))
             .await;
         ping(3);
-        let first = b.hear(PATIENCE, |seen| received_marks(seen).is_some());
+        let first = b.receive_packet(PATIENCE, |seen| received_marks(seen).is_some());
         assert_eq!(first.as_ref().and_then(received_marks), Some(3));
     });
 }
@@ -111,7 +111,7 @@ fn the_host_reaches_a_guest_that_has_never_sent_a_packet_and_is_reached() {
             send_to(&socket, guest.ip, 7);
             let patience = Duration::from_millis(1);
             guest
-                .hear(patience, |seen| seen.destination == guest.ip)
+                .receive_packet(patience, |seen| seen.destination == guest.ip)
                 .is_some()
         });
         assert!(received);
@@ -141,7 +141,7 @@ fn a_lan_machine_with_a_route_reaches_a_guest_and_an_isolated_vm_does_not() {
 
         send_to(&socket_in(&isolated), guest.ip, 1);
         send_to(&socket_in(&lan), guest.ip, 2);
-        let first = guest.hear(PATIENCE, |seen| received_marks(seen).is_some());
+        let first = guest.receive_packet(PATIENCE, |seen| received_marks(seen).is_some());
         let first = first.as_ref().and_then(received_marks);
         assert_eq!(first, Some(2), "the isolated VM's was sent first");
 
@@ -188,7 +188,7 @@ fn received_once(guest: &Guest, lan: &Neighbour) -> bool {
     let socket = socket_in(lan);
     send_to(&socket, guest.ip, 5);
     guest
-        .hear(PATIENCE, |seen| received_marks(seen) == Some(5))
+        .receive_packet(PATIENCE, |seen| received_marks(seen) == Some(5))
         .is_some()
 }
 
@@ -215,7 +215,7 @@ fn a_filter_taken_away_shuts_the_forwarding_switch_and_a_toggle_does_not() {
             a.send(&ethernet(b.mac, a.mac, 0x0800, &packet.bytes()));
         };
         let first = |ids: [u32; 2]| {
-            let received = b.hear(PATIENCE, |seen| {
+            let received = b.receive_packet(PATIENCE, |seen| {
                 received_marks(seen).is_some_and(|id| ids.contains(&id))
             });
             received.as_ref().and_then(received_marks)
@@ -255,7 +255,8 @@ fn a_filter_taken_away_shuts_the_forwarding_switch_and_a_toggle_does_not() {
         assert!((0..200).any(|_| {
             spoof(6);
             own(7);
-            b.hear(Duration::from_millis(5), is_udp_marked(7)).is_some()
+            b.receive_packet(Duration::from_millis(5), is_udp_marked(7))
+                .is_some()
         }));
         while let Some(frame) = b.read() {
             let seen = frames::read(&frame);

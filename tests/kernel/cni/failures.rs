@@ -215,7 +215,9 @@ async fn a_plugin_whose_caller_gives_up_is_killed_with_its_children() {
     let attachment = blue();
     let add = stage.runtime.add(&network, &attachment);
     let started = async {
-        while !fs::read_to_string(stage.path("heard/pids")).is_ok_and(|pids| pids.ends_with('\n')) {
+        while !fs::read_to_string(stage.path("received/pids"))
+            .is_ok_and(|pids| pids.ends_with('\n'))
+        {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
@@ -228,7 +230,7 @@ async fn a_plugin_whose_caller_gives_up_is_killed_with_its_children() {
 
 /// The plugin and the `sleep` that it started.
 async fn assert_gone(stage: &Stage) {
-    let pids = fs::read_to_string(stage.path("heard/pids")).expect("it hung");
+    let pids = fs::read_to_string(stage.path("received/pids")).expect("it hung");
     for pid in pids.split_whitespace() {
         let state = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         // An orphan is reaped by init, in its own time: a zombie is dead enough.
@@ -357,7 +359,7 @@ async fn whatever_a_plugin_does_an_operation_ends_in_time() {
         let mut stage = Stage::new();
         let network = stage.chain("1.0.0", &["one"]);
         stage.runtime.deadline = Duration::from_millis(1500);
-        let received = stage.path("heard");
+        let received = stage.path("received");
         fs::create_dir_all(&received).unwrap();
         fs::write(received.join("pids"), "").unwrap();
         let script = format!("#!/bin/sh\ncd {}\n{what}\n", received.display());

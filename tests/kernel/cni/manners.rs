@@ -14,7 +14,7 @@ const NICE: &str = r#"#!/bin/sh
 stage=$(dirname "$(dirname "$0")")
 cat >/dev/null
 sleep 0.1
-echo "$(nice) $(sh -c nice)" >>"$stage/heard/nice"
+echo "$(nice) $(sh -c nice)" >>"$stage/received/nice"
 cat "$stage/say/one.$CNI_COMMAND.out" 2>/dev/null
 exit 0
 "#;
@@ -37,7 +37,7 @@ fn plugins_run_at_no_higher_priority_than_everybody_else() {
                 stage.runtime.add(&network, &blue()).await.unwrap();
                 stage.runtime.check(&network, &blue()).await.unwrap();
                 stage.runtime.del(&network, &blue()).await.unwrap();
-                let nice = std::fs::read_to_string(stage.path("heard/nice")).unwrap();
+                let nice = std::fs::read_to_string(stage.path("received/nice")).unwrap();
                 assert_eq!(
                     nice,
                     format!("{its} {its}\n").repeat(3),

@@ -105,7 +105,7 @@ fn parameters<'a>(stage: &Stage, command: &'a str) -> BTreeMap<&'a str, String> 
     ])
 }
 
-fn assert_parameters(received: &crate::cni::stage::Heard, desired: &BTreeMap<&str, String>) {
+fn assert_parameters(received: &crate::cni::stage::ReceivedCall, desired: &BTreeMap<&str, String>) {
     let desired: BTreeMap<&str, &str> = desired.iter().map(|(k, v)| (*k, v.as_str())).collect();
     assert_eq!(received.parameters(), desired, "{}", received.command);
     assert!(

@@ -16,20 +16,20 @@ use tempfile::TempDir;
 const PLUGIN: &str = r#"#!/bin/sh
 stage=$(dirname "$(dirname "$0")")
 name=$(basename "$0")
-echo "$CNI_COMMAND $name" >>"$stage/heard/order"
-count=$(wc -l <"$stage/heard/order")
-env >"$stage/heard/$count.env"
+echo "$CNI_COMMAND $name" >>"$stage/received/order"
+count=$(wc -l <"$stage/received/order")
+env >"$stage/received/$count.env"
 say="$stage/say/$name.$CNI_COMMAND"
-[ -f "$say.deaf" ] || cat >"$stage/heard/$count.stdin"
+[ -f "$say.deaf" ] || cat >"$stage/received/$count.stdin"
 [ -f "$say.err" ] && cat "$say.err" >&2
 if [ -f "$say.hang" ]; then
     sleep 600 &
-    echo "$$ $!" >"$stage/heard/pids"
+    echo "$$ $!" >"$stage/received/pids"
     wait
 fi
 [ -f "$say.pause" ] && sleep "$(cat "$say.pause")"
 [ -f "$say.out" ] && cat "$say.out"
-[ -f "$say.pause" ] && echo "ended $name" >>"$stage/heard/ended"
+[ -f "$say.pause" ] && echo "ended $name" >>"$stage/received/ended"
 [ -f "$say.exit" ] && exit "$(cat "$say.exit")"
 exit 0
 "#;
@@ -39,15 +39,15 @@ pub struct Stage {
     pub runtime: Runtime,
 }
 
-/// One call of a plugin, as it heard it.
-pub struct Heard {
+/// One call of a plugin, as it received it.
+pub struct ReceivedCall {
     pub command: String,
     pub plugin: String,
     pub environment: BTreeMap<String, String>,
     pub text: String,
 }
 
-impl Heard {
+impl ReceivedCall {
     pub fn stdin(&self) -> Value {
         serde_json::from_str(&self.text).expect("JSON on standard input")
     }
@@ -64,7 +64,7 @@ impl Heard {
 impl Stage {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().expect("a folder");
-        for folder in ["conf", "bin", "heard", "say"] {
+        for folder in ["conf", "bin", "received", "say"] {
             fs::create_dir(dir.path().join(folder)).expect("a folder");
         }
         let mut runtime = Runtime::new();
@@ -136,21 +136,21 @@ impl Stage {
 
     /// `COMMAND PLUGIN` of every call so far.
     pub fn order(&self) -> Vec<String> {
-        let order = fs::read_to_string(self.path("heard/order")).unwrap_or_default();
+        let order = fs::read_to_string(self.path("received/order")).unwrap_or_default();
         order.lines().map(str::to_owned).collect()
     }
 
     /// Every call so far.
-    pub fn calls(&self) -> Vec<Heard> {
+    pub fn calls(&self) -> Vec<ReceivedCall> {
         let read = |count: usize, what: &str| {
-            fs::read_to_string(self.path(format!("heard/{count}.{what}"))).unwrap_or_default()
+            fs::read_to_string(self.path(format!("received/{count}.{what}"))).unwrap_or_default()
         };
         let order = self.order().into_iter().enumerate();
         let call = |(at, line): (usize, String)| {
             let (command, plugin) = line.split_once(' ').expect("two words");
             let environment = read(at + 1, "env");
             let pairs = environment.lines().filter_map(|line| line.split_once('='));
-            Heard {
+            ReceivedCall {
                 command: command.to_owned(),
                 plugin: plugin.to_owned(),
                 environment: pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
@@ -160,10 +160,10 @@ impl Stage {
         order.map(call).collect()
     }
 
-    /// Forgets what was heard.
+    /// Forgets what was received.
     pub fn hush(&self) {
-        fs::remove_dir_all(self.path("heard")).expect("heard");
-        fs::create_dir(self.path("heard")).expect("heard");
+        fs::remove_dir_all(self.path("received")).expect("received");
+        fs::create_dir(self.path("received")).expect("received");
     }
 
     /// The files of the cache.

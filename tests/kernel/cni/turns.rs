@@ -9,7 +9,7 @@ use crate::cni::stage::{Stage, blue};
 
 /// How often a plugin began and ended before the next began: `+` and `-`.
 fn ended(stage: &Stage) -> usize {
-    let ended = fs::read_to_string(stage.path("heard/ended")).unwrap_or_default();
+    let ended = fs::read_to_string(stage.path("received/ended")).unwrap_or_default();
     ended.lines().count()
 }
 

@@ -31,7 +31,7 @@ pub struct Fixture {
     dir: Arc<TempDir>,
     pub runtime: Runtime,
     pub desired: Desired,
-    /// The reasons and messages that were reported since the last call of [`Fixture::heard`].
+    /// The reasons and messages that were reported since the last call of [`Fixture::received`].
     pub reported: Arc<Mutex<Vec<String>>>,
 }
 
@@ -270,7 +270,7 @@ pub fn ping(connection: &Connection) {
     let (mac, ip) = (connection.mac.0, connection.ip);
     let guest = Guest::attach_via(netns, Framing::VnetHdr, mac, ip, gateway);
     guest.probe(7, gateway, Kind::Ping);
-    let answer = guest.hear(Duration::from_secs(5), |seen| {
+    let answer = guest.receive_packet(Duration::from_secs(5), |seen| {
         (seen.source, seen.destination, seen.protocol) == (gateway, ip, frames::ICMP)
     });
     let state = || kernel::run("ip neigh; ip route; ip -o addr");
@@ -301,7 +301,7 @@ pub fn reaches(one: &Connection, other: &Connection) {
     };
     let (from, to) = (attach(one), attach(other));
     from.probe(7, other.ip, Kind::Ping);
-    let came = to.hear(Duration::from_secs(5), |seen| {
+    let came = to.receive_packet(Duration::from_secs(5), |seen| {
         (seen.source, seen.destination, seen.protocol) == (one.ip, other.ip, frames::ICMP)
     });
     assert!(came.is_some(), "no ping arrived");

@@ -63,22 +63,22 @@ fn lives_on(place: impl FnOnce() -> Place + Send) {
     kernel::private_sync(|| {
         let place = place();
         assert_eq!(place.dirs.live(place.apply()), End::Converged);
-        let born = place.processes();
-        assert_eq!(born.len(), 1);
+        let started = place.processes();
+        assert_eq!(started.len(), 1);
         assert_eq!(
             place.dirs.live_counting(Intent::Same),
             (End::Converged, vec![])
         );
-        assert_eq!(place.processes(), born, "a restart");
+        assert_eq!(place.processes(), started, "a restart");
         std::fs::remove_dir_all(&place.dirs.state).unwrap();
         assert_eq!(place.dirs.live(Intent::Same), End::Converged);
-        assert_eq!(place.processes(), born, "a state that is lost");
+        assert_eq!(place.processes(), started, "a state that is lost");
         let record = place.dirs.run.join("vm");
         for entry in std::fs::read_dir(record).unwrap() {
             std::fs::remove_file(entry.unwrap().path().join("process")).unwrap();
         }
         assert_eq!(place.dirs.live(Intent::Same), End::Converged);
-        assert_eq!(place.processes(), born, "a record that is lost");
+        assert_eq!(place.processes(), started, "a record that is lost");
         place.delete();
     });
 }
@@ -127,16 +127,16 @@ fn survives_or_is_stopped(place: impl FnOnce() -> Place + Send, reported: Expect
         let place = place();
         for (lost, expected) in cases {
             assert_eq!(place.dirs.live(place.apply()), End::Converged);
-            let born = place.processes();
-            assert_eq!(born.len(), 1, "{lost:?}");
+            let started = place.processes();
+            assert_eq!(started.len(), 1, "{lost:?}");
             lost.iter().for_each(|lost| place.lose(*lost));
             assert_eq!(place.dirs.live(Intent::Same), End::Converged, "{lost:?}");
             let now = place.processes();
             match expected {
-                Expected::Kept => assert_eq!(now, born, "{lost:?}"),
+                Expected::Kept => assert_eq!(now, started, "{lost:?}"),
                 Expected::Replaced => {
                     assert_eq!(now.len(), 1, "{lost:?}");
-                    assert_ne!(now, born, "{lost:?}");
+                    assert_ne!(now, started, "{lost:?}");
                 }
                 Expected::Stopped => {
                     place.assert_empty();
@@ -215,10 +215,10 @@ fn killed_before_any_action_of_its_end_nothing_of_a_cloud_hypervisor_is_left() {
 
 #[test]
 fn killed_before_any_action_of_a_stop_the_next_life_finishes_it_and_keeps_the_log() {
-    check_each_report(Power::Stopped, 3, |place, born| {
+    check_each_report(Power::Stopped, 3, |place, started| {
         assert_eq!(place.processes(), vec![]);
         assert!(matches!(
-            process::open(born).unwrap(),
+            process::open(started).unwrap(),
             ProcessState::Ended(_)
         ));
         assert!(place.console().exists());
@@ -237,10 +237,10 @@ fn killed_before_any_action_of_a_stop_the_next_life_finishes_it_and_keeps_the_lo
 
 #[test]
 fn killed_before_any_action_of_a_restart_there_is_one_other_process_in_the_end() {
-    check_each_report(Power::Restarting, 4, |place, born| {
+    check_each_report(Power::Restarting, 4, |place, started| {
         let now = place.processes();
         assert_eq!(now.len(), 1);
-        assert_ne!(now[0], *born);
+        assert_ne!(now[0], *started);
         assert_eq!(
             place.dirs.live_counting(Intent::Same),
             (End::Converged, vec![]),
@@ -252,8 +252,8 @@ fn killed_before_any_action_of_a_restart_there_is_one_other_process_in_the_end()
 
 #[test]
 fn killed_before_any_action_of_a_pause_the_same_process_is_held_in_the_end() {
-    check_each_report(Power::Paused, 1, |place, born| {
-        assert_eq!(place.processes(), std::slice::from_ref(born));
+    check_each_report(Power::Paused, 1, |place, started| {
+        assert_eq!(place.processes(), std::slice::from_ref(started));
         assert_eq!(
             place.dirs.live_counting(Intent::Same),
             (End::Converged, vec![])
@@ -264,7 +264,7 @@ fn killed_before_any_action_of_a_pause_the_same_process_is_held_in_the_end() {
             actions.iter().any(|a| a.starts_with("resume")),
             "{actions:?}"
         );
-        assert_eq!(place.processes(), std::slice::from_ref(born));
+        assert_eq!(place.processes(), std::slice::from_ref(started));
     });
 }
 
@@ -289,10 +289,10 @@ fn reported(
         let place = Place::of(hypervisor);
         for at in 0.. {
             assert_eq!(place.dirs.live(place.apply()), End::Converged);
-            let born = place.processes().remove(0);
+            let started = place.processes().remove(0);
             let end = place.dirs.live_until_killed(Intent::Power(VM, power), at);
             assert_eq!(place.dirs.live(Intent::Same), End::Converged);
-            check(&place, &born);
+            check(&place, &started);
             place.delete();
             if end != End::Killed {
                 assert!(at >= at_least, "only {at} actions");

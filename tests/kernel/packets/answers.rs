@@ -25,14 +25,14 @@ fn assert_conversation(lab: &Lab, guest: &Guest) {
     assert_eq!(peer.ip(), UPLINK);
     server.send_to(b"answer", peer).unwrap();
     let answer = guest
-        .hear(PATIENCE, |seen| seen.protocol == UDP)
+        .receive_packet(PATIENCE, |seen| seen.protocol == UDP)
         .expect("an answer");
     assert_eq!((answer.source, answer.destination), (INTERNET, guest.ip));
     assert_eq!(&answer.payload[8..], b"answer");
 
     let id = lab.probe(guest, INTERNET, Ping);
     let answer = guest
-        .hear(PATIENCE, |seen| seen.protocol == ICMP)
+        .receive_packet(PATIENCE, |seen| seen.protocol == ICMP)
         .expect("an answer");
     assert_eq!(
         (answer.payload[0], frames::marked(&answer.payload)),
@@ -41,7 +41,7 @@ fn assert_conversation(lab: &Lab, guest: &Guest) {
 
     lab.probe(guest, INTERNET, Tcp(4000));
     let answer = guest
-        .hear(PATIENCE, |seen| seen.protocol == TCP)
+        .receive_packet(PATIENCE, |seen| seen.protocol == TCP)
         .expect("an answer");
     assert_eq!(answer.payload[13] & 0x04, 0x04, "nobody listens there: RST");
 }
@@ -64,13 +64,15 @@ fn the_gateway_answers_arp_and_ping_and_nothing_else() {
     lab(|lab| {
         let guest = lab.only("drop: [\"0.0.0.0/0\"]\non_deny: reject");
         let id = lab.probe(&guest, guest.gateway, Ping);
-        let answer = guest.hear(PATIENCE, |seen| seen.protocol == ICMP).unwrap();
+        let answer = guest
+            .receive_packet(PATIENCE, |seen| seen.protocol == ICMP)
+            .unwrap();
         assert_eq!((answer.source, answer.payload[0]), (guest.gateway, 0));
         assert_eq!(frames::marked(&answer.payload), Some(id));
         for kind in [Tcp(22), Udp(53), Tcp(80)] {
             lab.probe(&guest, guest.gateway, kind);
         }
-        let output = guest.hear(Duration::from_millis(100), |_| true);
+        let output = guest.receive_packet(Duration::from_millis(100), |_| true);
         assert!(output.is_none(), "{output:?}");
         for other in [
             guest.ip,
@@ -93,7 +95,9 @@ fn icmp_errors_of_allowed_flows_come_back() {
             let mut packet = guest.packet(lab.id(), INTERNET, Udp(33434));
             packet.ttl = ttl;
             guest.send_ip(&packet);
-            let error = guest.hear(PATIENCE, |seen| seen.protocol == ICMP).unwrap();
+            let error = guest
+                .receive_packet(PATIENCE, |seen| seen.protocol == ICMP)
+                .unwrap();
             assert_eq!(error.payload[0], 11, "time exceeded at {ttl}");
         }
         kernel::run("ip link set wan0 mtu 1400");
@@ -101,12 +105,16 @@ fn icmp_errors_of_allowed_flows_come_back() {
         packet.payload = frames::udp(3000, 4000, &[0; 1472]);
         packet.fragment = 0x4000;
         guest.send_ip(&packet);
-        let error = guest.hear(PATIENCE, |seen| seen.protocol == ICMP).unwrap();
+        let error = guest
+            .receive_packet(PATIENCE, |seen| seen.protocol == ICMP)
+            .unwrap();
         assert_eq!(&error.payload[..2], &[3, 4], "fragmentation needed");
         assert_eq!(&error.payload[6..8], &1400u16.to_be_bytes());
         // From beyond the host.
         lab.probe(&guest, INTERNET, Udp(4000));
-        let error = guest.hear(PATIENCE, |seen| seen.protocol == ICMP).unwrap();
+        let error = guest
+            .receive_packet(PATIENCE, |seen| seen.protocol == ICMP)
+            .unwrap();
         assert_eq!(
             (error.source, &error.payload[..2]),
             (INTERNET, &[3, 3][..]),

@@ -33,7 +33,7 @@ fn assert_conversation(lab: &Lab, guest: &Guest, server: &UdpSocket, to: Ipv4Add
     assert_eq!(frames::marked(&buffer[..length]), Some(id));
     assert_eq!(peer.ip(), from);
     server.send_to(b"answer", peer).unwrap();
-    let received = guest.hear(PATIENCE, |seen| {
+    let received = guest.receive_packet(PATIENCE, |seen| {
         seen.protocol == UDP && seen.payload.ends_with(b"answer")
     });
     assert_eq!(received.expect("an answer").source, to);
@@ -48,7 +48,8 @@ fn ping(lab: &Lab, from: &Guest, to: &Guest) -> Option<()> {
     from.send_ip_to(to.mac, &from.packet(id, to.ip, Ping));
     let is_it =
         |seen: &frames::Seen| seen.protocol == ICMP && frames::marked(&seen.payload) == Some(id);
-    to.hear(Duration::from_millis(20), is_it).map(|_| ())
+    to.receive_packet(Duration::from_millis(20), is_it)
+        .map(|_| ())
 }
 
 fn assert_everybody_is_reached(lab: &Lab) {
@@ -63,7 +64,7 @@ fn assert_everybody_is_reached(lab: &Lab) {
     assert_conversation(lab, &one, &elsewhere, HOST, one.ip);
     let id = lab.id();
     host.send_to(&frames::mark(id), (two.ip, 9)).unwrap();
-    let reported = two.hear(PATIENCE, |seen| frames::marked(&seen.payload) == Some(id));
+    let reported = two.receive_packet(PATIENCE, |seen| frames::marked(&seen.payload) == Some(id));
     assert_eq!(reported.expect("the host's datagram").source, two.gateway);
     assert_conversation(lab, &one, &lab.lan.socket((LAN, 4000)), LAN, HOST);
     assert_conversation(
@@ -130,7 +131,8 @@ fn a_lan_machine_with_the_route_that_slicectl_prints_reaches_a_guest_and_without
         let command = output.lines().find(|line| line.starts_with("ip route add"));
         lab.lan.neighbour.run(command.expect("a command"));
         socket.send_to(&frames::mark(id), (guest.ip, 53)).unwrap();
-        let received = guest.hear(PATIENCE, |seen| frames::marked(&seen.payload) == Some(id));
+        let received =
+            guest.receive_packet(PATIENCE, |seen| frames::marked(&seen.payload) == Some(id));
         assert_eq!(received.expect("it comes").source, LAN);
         let mut answer = guest.packet(lab.id(), LAN, Udp(4000));
         answer.payload = frames::udp(53, 4000, b"answer");
@@ -193,7 +195,8 @@ fn guests_on_two_bridges_reach_each_other_through_the_host_and_see_no_others_fra
         web.send_ip_to(db.mac, &web.packet(lab.id(), db.ip, Udp(53)));
         assert_undisturbed(lab, &db);
         let id = lab.probe(&web, db.ip, Udp(53));
-        let received = db.hear(PATIENCE, |seen| frames::marked(&seen.payload) == Some(id));
+        let received =
+            db.receive_packet(PATIENCE, |seen| frames::marked(&seen.payload) == Some(id));
         assert_eq!(
             received.expect("it comes").source,
             db.gateway,
@@ -228,7 +231,7 @@ fn on_a_users_bridge_a_guest_reaches_the_machines_behind_its_nic_directly() {
         assert_eq!(frames::marked(&buffer[..length]), Some(id));
         assert_eq!(peer.ip(), one.ip, "as itself");
         server.send_to(b"answer", peer).unwrap();
-        let answer = one.hear(PATIENCE, |seen| seen.payload.ends_with(b"answer"));
+        let answer = one.receive_packet(PATIENCE, |seen| seen.payload.ends_with(b"answer"));
         assert_eq!(answer.expect("an answer").source, machine);
         lab.harness
             .within(SOON, "guest to guest", || ping(lab, &one, &two));

@@ -116,7 +116,7 @@ fn assert_reaches_the_host(lab: &Lab, guest: &Guest, at: Ipv4Addr) {
     let (length, peer) = socket.recv_from(&mut buffer).expect("it arrives");
     assert_eq!(frames::marked(&buffer[..length]), Some(id));
     socket.send_to(&frames::mark(id), peer).unwrap();
-    let answer = guest.hear(Duration::from_secs(5), |seen| {
+    let answer = guest.receive_packet(Duration::from_secs(5), |seen| {
         seen.protocol == UDP && frames::marked(&seen.payload) == Some(id)
     });
     assert_eq!(answer.expect("an answer").source, at);

@@ -135,7 +135,7 @@ fn isolated_ports_cut_guests_from_each_other_also_by_way_of_the_host_and_from_no
         let reaches = |from: &Guest, to: &Guest| {
             let id = lab.id();
             from.send_ip_to(to.mac, &from.packet(id, to.ip, Udp(53)));
-            to.hear(Duration::from_millis(100), |seen| {
+            to.receive_packet(Duration::from_millis(100), |seen| {
                 frames::marked(&seen.payload) == Some(id)
             })
             .is_some()
@@ -144,7 +144,7 @@ fn isolated_ports_cut_guests_from_each_other_also_by_way_of_the_host_and_from_no
         let reaches_by_the_host = |from: &Guest, to: &Guest| {
             let id = lab.id();
             from.send_ip_to(from.gateway_mac, &from.packet(id, to.ip, Udp(53)));
-            to.hear(Duration::from_millis(100), |seen| {
+            to.receive_packet(Duration::from_millis(100), |seen| {
                 frames::marked(&seen.payload) == Some(id)
             })
             .is_some()

@@ -69,7 +69,7 @@ fn warned(lab: &Lab, object: &str) -> String {
 
 fn answered(lab: &Lab, guest: &Guest) -> bool {
     let id = lab.probe(guest, INTERNET, Ping);
-    let answer = guest.hear(Duration::from_millis(300), |seen| {
+    let answer = guest.receive_packet(Duration::from_millis(300), |seen| {
         let is_reply = seen.protocol == ICMP && seen.payload.first() == Some(&0);
         is_reply && seen.source == INTERNET && frames::marked(&seen.payload) == Some(id)
     });

@@ -46,7 +46,7 @@ fn the_host_is_closed_on_each_of_its_addresses_published_ports_included() {
         for kind in [Tcp(3128), Udp(3128), Tcp(8080), Udp(8080)] {
             lab.probe(&guest, guest.gateway, kind);
         }
-        let output = guest.hear(Duration::from_millis(200), |_| true);
+        let output = guest.receive_packet(Duration::from_millis(200), |_| true);
         assert!(output.is_none(), "{output:?}");
         let direct = lab.probe(&guest, CONTAINER, Tcp(80));
         let arrived = lab.arrived();
@@ -83,7 +83,7 @@ fn an_allowed_host_address_with_a_port_opens_exactly_that() {
         assert_eq!(frames::marked(&buffer[..length]), Some(id));
         server.send_to(b"answer", from).unwrap();
         let answer = guest
-            .hear(Duration::from_secs(5), |seen| seen.protocol == UDP)
+            .receive_packet(Duration::from_secs(5), |seen| seen.protocol == UDP)
             .unwrap();
         assert_eq!(
             (answer.source, &answer.payload[8..]),
@@ -91,7 +91,7 @@ fn an_allowed_host_address_with_a_port_opens_exactly_that() {
         );
         lab.probe(&guest, PROXY, Tcp(3128));
         let answer = guest
-            .hear(Duration::from_secs(5), |seen| seen.protocol == TCP)
+            .receive_packet(Duration::from_secs(5), |seen| seen.protocol == TCP)
             .unwrap();
         assert_eq!(answer.payload[13] & 0x12, 0x12, "SYN, ACK");
 

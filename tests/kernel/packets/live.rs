@@ -81,7 +81,7 @@ fn a_live_change_cuts_what_it_forbids_both_ways_and_loses_no_packet_of_what_it_a
                     while let Some(frame) = guest.read() {
                         received
                             .lock()
-                            .expect("heard")
+                            .expect("received")
                             .extend(frames::marked(&frame));
                     }
                 }
@@ -146,7 +146,9 @@ fn an_opening_on_the_host_is_closed_live() {
         assert_eq!(lab.taken_by_the_host(), taken);
         server.send_to(b"late", peer).unwrap();
         assert!(
-            guest.hear(Duration::from_millis(100), |_| true).is_none(),
+            guest
+                .receive_packet(Duration::from_millis(100), |_| true)
+                .is_none(),
             "the way back is shut, too"
         );
     });

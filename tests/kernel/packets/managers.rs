@@ -46,7 +46,7 @@ fn managed(test: impl FnOnce(&Lab, Managers) + Send) {
 
 fn answered(lab: &Lab, guest: &Guest, to: Ipv4Addr) -> bool {
     let id = lab.probe(guest, to, Ping);
-    let answer = guest.hear(Duration::from_millis(300), |seen| {
+    let answer = guest.receive_packet(Duration::from_millis(300), |seen| {
         // A refusal holds what it refuses.
         let is_reply = seen.protocol == ICMP && seen.payload.first() == Some(&0);
         is_reply && seen.source == to && frames::marked(&seen.payload) == Some(id)

@@ -110,7 +110,7 @@ fn a_spoofed_mac_gets_nowhere() {
             }
         }
         assert_nothing_got_out(lab);
-        let output = guest.hear(Duration::from_millis(50), |_| true);
+        let output = guest.receive_packet(Duration::from_millis(50), |_| true);
         assert!(output.is_none(), "{output:?}");
     });
 }

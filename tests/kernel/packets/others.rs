@@ -58,7 +58,7 @@ fn another_vm_is_not_reached_by_hairpin_through_the_masqueraded_address() {
         assert_eq!(seen.source, UPLINK);
         let mapped = u16::from_be_bytes([seen.payload[0], seen.payload[1]]);
         // The internet host's own answer, "port unreachable", may come; then silence.
-        two.hear(Duration::from_secs(1), |seen| seen.protocol == frames::ICMP);
+        two.receive_packet(Duration::from_secs(1), |seen| seen.protocol == frames::ICMP);
         for to in [UPLINK, Ipv4Addr::new(192, 168, 1, 1)] {
             lab.probe(&one, to, Udp(mapped));
             lab.probe(&one, to, Tcp(mapped));
@@ -115,7 +115,9 @@ fn an_answer_from_a_host_that_got_no_request_does_not_come_back() {
         other_port.send_to(&frames::mark(lab.id()), peer).unwrap();
         assert_undisturbed(lab, &guest);
         server.send_to(b"answer", peer).unwrap();
-        let answer = guest.hear(Duration::from_secs(5), |_| true).unwrap();
+        let answer = guest
+            .receive_packet(Duration::from_secs(5), |_| true)
+            .unwrap();
         assert_eq!(&answer.payload[8..], b"answer");
     });
 }

@@ -32,7 +32,7 @@ fn reaches(lab: &Lab, guest: &Guest, to: Ipv4Addr) -> bool {
 /// Whether an echo is answered, which needs both directions.
 fn answered(lab: &Lab, guest: &Guest, to: Ipv4Addr) -> bool {
     let id = lab.probe(guest, to, Ping);
-    let answer = guest.hear(Duration::from_millis(300), |seen| {
+    let answer = guest.receive_packet(Duration::from_millis(300), |seen| {
         seen.protocol == ICMP && frames::marked(&seen.payload) == Some(id)
     });
     answer.is_some()
@@ -77,7 +77,7 @@ fn a_veth_that_is_made_a_port_reaches_nothing_of_the_host_and_is_freed() {
             assert_eq!(text.matches("packets 0 ").count(), 2, "{master}: {text}");
             assert!(
                 guest
-                    .hear(Duration::from_millis(100), |seen| seen.protocol == TCP)
+                    .receive_packet(Duration::from_millis(100), |seen| seen.protocol == TCP)
                     .is_none()
             );
             soon(lab, "traffic is back", || answered(lab, &guest, INTERNET));
@@ -645,7 +645,7 @@ fn loss(guest: &Guest, during: Duration) -> f64 {
         // One flow: the number of new ones is limited.
         let echo = frames::echo(77, &frames::mark(sent));
         guest.send_ip(&Ip::new(guest.ip, INTERNET, ICMP, echo));
-        let answer = guest.hear(STEP, |seen| {
+        let answer = guest.receive_packet(STEP, |seen| {
             seen.protocol == ICMP && frames::marked(&seen.payload) == Some(sent)
         });
         lost += u32::from(answer.is_none());

@@ -133,18 +133,18 @@ fn a_denied_packet_gets_silence_unless_the_policy_rejects() {
         for kind in [Tcp(80), Udp(80), Ping] {
             lab.probe(&guest, LAN, kind);
         }
-        let output = guest.hear(Duration::from_millis(200), |_| true);
+        let output = guest.receive_packet(Duration::from_millis(200), |_| true);
         assert!(output.is_none(), "{output:?}");
         lab.apply(1, "drop: [\"192.168.1.0/24\"]\non_deny: reject");
         let ids = [Tcp(80), Udp(80), Ping].map(|kind| lab.probe(&guest, LAN, kind));
         let reset = guest
-            .hear(Duration::from_secs(5), |seen| seen.protocol == TCP)
+            .receive_packet(Duration::from_secs(5), |seen| seen.protocol == TCP)
             .unwrap();
         assert_eq!((reset.source, reset.destination), (LAN, guest.ip));
         assert_eq!(reset.payload[13] & 0x04, 0x04, "RST");
         for _ in 0..2 {
             let output = guest
-                .hear(Duration::from_secs(5), |seen| seen.protocol == ICMP)
+                .receive_packet(Duration::from_secs(5), |seen| seen.protocol == ICMP)
                 .unwrap();
             // Destination unreachable, communication administratively prohibited (RFC 1812).
             assert_eq!(&output.payload[..2], &[3, 13]);
@@ -174,7 +174,11 @@ fn a_rejected_packet_from_a_spoofed_source_gets_no_answer() {
             test_support::frames::read(frame).is_some_and(|seen| seen.protocol != UDP)
         });
         assert_eq!(strange.count(), 0, "{after:x?}");
-        assert!(guest.hear(Duration::from_millis(100), |_| true).is_none());
+        assert!(
+            guest
+                .receive_packet(Duration::from_millis(100), |_| true)
+                .is_none()
+        );
     });
 }
 

@@ -296,13 +296,13 @@ fn new_prints_what_is_given_or_needed_and_no_default() {
         let run = runner.run(&format!("new web {flags}"));
         assert_eq!(run.code, 0, "{run:?}");
         let (spec, printed) = meant(&run.stdout);
-        let wanted = [config, group, network];
-        let wanted = wanted.map(|keys| {
+        let expected = [config, group, network];
+        let expected = expected.map(|keys| {
             keys.split_whitespace()
                 .map(str::to_owned)
                 .collect::<Vec<_>>()
         });
-        assert_eq!(printed, wanted, "{flags}\n{}", run.stdout);
+        assert_eq!(printed, expected, "{flags}\n{}", run.stdout);
         let (count, vcpu, ram) = ("count: 1", "vcpu: 2", "ram_gb: 4");
         let (full, _) = meant(&format!(
             "config: {{host_groups: [{{name: web, {count}, {vcpu}, {ram}, {of_group}, network: {{{of_network}}}}}]}}"

@@ -200,7 +200,7 @@ impl Model for GroupModel {
             }
             Action::Release { lease } => {
                 let existing = names(world).contains(lease);
-                assert!(!existing, "a VM stands on {lease}");
+                assert!(!existing, "a VM has {lease}");
                 assert!(world.leases.remove(lease));
             }
             Action::RemoveGroup => {

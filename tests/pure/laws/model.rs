@@ -37,7 +37,7 @@ pub type Law = Result<(), TestCaseError>;
 pub fn rest<M: Model>(desired: &M::Desired, world: &M::World) -> Law {
     prop_assert!(
         M::is_as_desired(desired, world),
-        "not as wanted: {world:#?}"
+        "not as desired: {world:#?}"
     );
     let plan = plan::<M>(desired, world)?;
     prop_assert!(plan.is_empty(), "at rest, and still: {plan:?}");
@@ -50,7 +50,7 @@ pub fn convergence<M: Model>(desired: &M::Desired, world: M::World) -> Law {
     let world = converge::<M>(desired, world)?;
     prop_assert!(
         M::is_as_desired(desired, &world),
-        "empty plan, and not as wanted: {world:#?}"
+        "empty plan, and not as desired: {world:#?}"
     );
     prop_assert_eq!(before, M::foreign(desired, &world));
     Ok(())

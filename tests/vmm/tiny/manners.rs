@@ -19,7 +19,7 @@ fn apply(harness: &Harness, words: &str) -> Tiny {
 }
 
 /// Until it has printed that.
-fn hear(harness: &Harness, guest: &Tiny, words: &str) {
+fn expect_output(harness: &Harness, guest: &Tiny, words: &str) {
     harness.until(words, || guest.output().contains(words).then_some(()));
 }
 
@@ -53,7 +53,7 @@ fn a_guest_that_listens_goes_at_once_and_a_deaf_one_is_asked_first() {
 fn a_guest_that_powers_itself_off_is_seen_at_once() {
     with_daemon(|harness| {
         let guest = apply(&harness, "tiny=off");
-        hear(&harness, &guest, "powers off by itself");
+        expect_output(&harness, &guest, "powers off by itself");
         let reported = harness.within(Duration::from_secs(1), "the event", || {
             // Whether it was Ready before, or ended too soon for that.
             harness.messages("vm/sandbox-1", "Ended").pop()
@@ -66,7 +66,7 @@ fn a_guest_that_powers_itself_off_is_seen_at_once() {
 fn a_guest_that_crashes_at_every_start_is_started_less_and_less_often() {
     with_daemon(|harness| {
         let guest = apply(&harness, "tiny=crash");
-        hear(&harness, &guest, "crashes");
+        expect_output(&harness, &guest, "crashes");
         let starts = || guest.output().matches("sandbox-1 starts").count();
         std::thread::sleep(Duration::from_secs(3));
         let seen = starts();
