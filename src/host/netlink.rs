@@ -17,10 +17,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload,
+    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload, NlasIterator, ParseableParametrized,
 };
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkHeader, LinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use tokio::sync::{Mutex, MutexGuard};
 use tracing::debug;
@@ -253,20 +254,47 @@ impl Response {
                 let objects = std::mem::take(&mut self.objects);
                 return Ok(Some(result.map(|()| (objects, self.consistency))));
             }
-            Some(Part::Object(message)) => match NetlinkMessage::deserialize(message.whole) {
-                Ok(NetlinkMessage {
-                    payload: NetlinkPayload::InnerMessage(object),
-                    ..
-                }) => self.objects.push(object),
-                // A link of a type that the crate cannot decode must not make all other links invisible.
-                Ok(_) => debug!(kind = message.kind, "unexpected netlink message"),
-                Err(error) => {
-                    debug!(%error, kind = message.kind, "cannot decode a netlink message")
-                }
-            },
+            Some(Part::Object(message)) => self.objects.push(object(&message)?),
         }
         Ok(None)
     }
+}
+
+/// Decodes an object. One that cannot be decoded is an error: omitted, it would count as absent.
+fn object(message: &socket::Message<'_>) -> io::Result<RouteNetlinkMessage> {
+    let invalid = |reason: String| {
+        let why = format!("cannot decode a message of type {}: {reason}", message.kind);
+        io::Error::new(io::ErrorKind::InvalidData, why)
+    };
+    match NetlinkMessage::deserialize(message.whole) {
+        Ok(NetlinkMessage {
+            payload: NetlinkPayload::InnerMessage(object),
+            ..
+        }) => Ok(object),
+        Ok(_) => Err(invalid("unexpected payload".to_owned())),
+        Err(error) if message.kind == libc::RTM_NEWLINK => {
+            let link = partial_link(message.body).map_err(|_| invalid(error.to_string()))?;
+            debug!(%error, index = link.header.index, "cannot decode an attribute of a link");
+            Ok(RouteNetlinkMessage::NewLink(link))
+        }
+        Err(error) => Err(invalid(error.to_string())),
+    }
+}
+
+/// The size of `struct ifinfomsg`, in bytes (linux/rtnetlink.h).
+const LINK_HEADER_LEN: usize = 16;
+
+/// A link without the attributes that cannot be decoded: one foreign link with an attribute of a newer kernel must not make all other links
+/// unreadable. What is compared with the desired state differs if it is missing here, so a link of ours is not taken for converged.
+fn partial_link(body: &[u8]) -> Result<LinkMessage, DecodeError> {
+    let mut link = LinkMessage::default();
+    link.header = LinkHeader::parse(body)?;
+    let family = link.header.interface_family;
+    for attribute in NlasIterator::new(body.get(LINK_HEADER_LEN..).unwrap_or_default()) {
+        link.attributes
+            .extend(LinkAttribute::parse_with_param(&attribute?, family).ok());
+    }
+    Ok(link)
 }
 
 /// Whether a response of several datagrams is a consistent snapshot.
@@ -381,6 +409,11 @@ mod tests {
         let errno = (-libc::EPERM).to_ne_bytes();
         let refused = (2, 0, &errno[..]);
         let failed = (3, 0, &errno[..]);
+        // IFLA_IFNAME "a", and IFLA_MTU with one byte in place of four.
+        let name_and_mtu = [6, 0, 3, 0, b'a', 0, 0, 0, 5, 0, 4, 0, 9, 0, 0, 0];
+        let bad_link = [&[0; 16][..], &name_and_mtu].concat();
+        // IFA_ADDRESS with one byte.
+        let bad_address = [&[2, 24, 0, 0, 1, 0, 0, 0][..], &[5, 0, 1, 0, 9, 0, 0, 0]].concat();
         let outcome = |messages: &[(u16, u16, &[u8])]| match read(messages) {
             Ok(None) => "incomplete".to_owned(),
             Ok(Some(Ok((objects, consistency)))) => format!("{} {consistency:?}", objects.len()),
@@ -400,14 +433,27 @@ mod tests {
             (&[link, failed], "Some(1)"),
             (&[link, (4, 0, &[])], "lost"),
             (&[link, (3, 0, &[])], "lost"),
-            // A link that cannot be decoded does not hide the others.
+            // What cannot be decoded is not omitted, except for attributes of a link.
+            (&[link, (libc::RTM_NEWLINK, 0, &[0; 3]), done], "lost"),
             (
-                &[link, (libc::RTM_NEWLINK, 0, &[0; 3]), done],
-                "1 Consistent",
+                &[link, (libc::RTM_NEWLINK, 0, &bad_link), done],
+                "2 Consistent",
             ),
+            (&[link, (libc::RTM_NEWROUTE, 0, &[0; 3]), done], "lost"),
+            (&[link, (libc::RTM_NEWADDR, 0, &bad_address), done], "lost"),
         ] {
             assert_eq!(outcome(messages), expected, "{messages:?}");
         }
+    }
+
+    #[test]
+    fn a_link_keeps_the_attributes_that_can_be_decoded() {
+        let name_and_mtu = [6, 0, 3, 0, b'a', 0, 0, 0, 5, 0, 4, 0, 9, 0, 0, 0];
+        let mut header = [0; 16];
+        header[4] = 7;
+        let link = partial_link(&[&header[..], &name_and_mtu].concat()).expect("a link");
+        assert_eq!(link.header.index, 7);
+        assert_eq!(link.attributes, [LinkAttribute::IfName("a".to_owned())]);
     }
 
     #[test]
