@@ -82,7 +82,7 @@ impl Engine {
     /// Returns counters about a VM's connections, by name; queries the kernel. None for a VM on a CNI network, which has no limit.
     pub async fn connections(&self, vm: &Vm) -> Vec<(String, u64)> {
         let counts = match &vm.spec.network {
-            NetworkSpec::Isolated(_) => self.isolated_connections(vm).map(Some),
+            NetworkSpec::Isolated(_) => self.isolated_connections(vm).await.map(Some),
             NetworkSpec::Bridge(_) => self.bridged_connections(vm).await,
             NetworkSpec::Cni(_) => Ok(None),
         };
@@ -102,16 +102,22 @@ impl Engine {
         ]
     }
 
-    fn isolated_connections(&self, vm: &Vm) -> Result<(u32, u64), Error> {
+    async fn isolated_connections(&self, vm: &Vm) -> Result<(u32, u64), Error> {
         let names = owner::vm_names(&self.instance, vm.meta.uid);
-        let backend = &self.host.backend;
-        Netns::open(&self.run_dir.netns(&names))?.run_here(|| {
+        let backend = self.host.backend.clone();
+        let (timeout, runs_a_program) = (backend.timeout, backend.runs_a_program());
+        let count = move || {
             let refused = backend.matched(
                 firewall::isolated::rules::ALLOW,
                 firewall::isolated::rules::LIMIT,
             )?;
             Ok((conntrack::count()?, refused))
-        })
+        };
+        let netns = Netns::open(&self.run_dir.netns(&names))?;
+        match runs_a_program {
+            false => netns.run_here(count),
+            true => netns.run_for(timeout, count).await,
+        }
     }
 
     /// None: the VM has no address.

@@ -119,12 +119,11 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
         .map_err(|error| Error::undecodable(shown(path), error))
 }
 
-/// As [`read_json`], where what is being removed must not depend on the record of it: one that cannot be decoded is reported in the log and
-/// counts as absent.
-pub fn read_json_for_removal<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
+/// As [`read_json`], where nothing may depend on a record that cannot be decoded: it is reported in the log and counts as absent.
+pub fn read_json_or_ignore<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
     match read_json(path) {
         Err(error) if error.kind == Kind::Undecodable => {
-            tracing::warn!(%error, "removed without its record");
+            tracing::warn!(%error, "a record is ignored");
             Ok(None)
         }
         other => other,

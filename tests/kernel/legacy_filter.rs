@@ -199,6 +199,7 @@ const VARIANTS: &[(&str, Option<&str>)] = &[
         Some(r#"-m comment --comment "a \"b\" \\ c \\\" 'd' é" -j DROP"#),
     ),
     (r#"-m comment --comment "-j ACCEPT" -j DROP"#, None),
+    (r#"-m comment --comment "--state" -j DROP"#, None),
     (
         r#"-m comment --comment "! -s 1.2.3.4" -j DROP"#,
         Some(r#"-m comment --comment "! -s 1.2.3.4" -j DROP"#),
@@ -379,7 +380,7 @@ fn packets_are_counted_and_destinations_translated() {
             [
                 "-p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:8080",
                 "-j T",
-                "-p udp -j REDIRECT --to-ports 53"
+                "-p udp -j REDIRECT",
             ]
         );
     });

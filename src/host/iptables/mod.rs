@@ -3,8 +3,8 @@
 //!
 //! # Why
 //! A VM's first packet is delayed until its rules are read back, so reading must be cheap: rules are written by one
-//! `iptables-restore` process and read from the kernel without a process, in tens of microseconds. They
-//! are decoded to the [`Rule`](super::rule::Rule) type that was written, and compared with `==`.
+//! `iptables-restore` process and, with nf_tables, read from the kernel without a process, in tens of microseconds; the legacy back end is
+//! read with `iptables-save` ([`Backend::runs_a_program`]). They are decoded to the [`Rule`](super::rule::Rule) type that was written, and compared with `==`.
 //!
 //! Everything here is synchronous and works in the network namespace of the calling thread.
 
@@ -55,12 +55,12 @@ pub enum Flavour {
 pub struct Backend {
     /// The kernel back end.
     pub kind: Flavour,
-    /// The absolute path of the program.
+    /// The absolute path of the program; a name for the back end that is not in use.
     pub restore_program: PathBuf,
     /// Its version output: `iptables-restore v1.8.9 (nf_tables)`.
     pub version: String,
-    /// The timeout of a commit. After it the program is killed and the kernel keeps the previous rules: a commit is one netlink
-    /// transaction.
+    /// The timeout of a commit, and of reading tables of the legacy back end. After it the program is killed; the kernel keeps the previous
+    /// rules, because a commit is one transaction.
     pub timeout: Duration,
 }
 
@@ -165,6 +165,11 @@ impl Backend {
             version: String::new(),
             timeout: DEADLINE,
         }
+    }
+
+    /// Whether reading rules runs a program: use a thread that may block ([`Netns::run`](super::netns::Netns::run)).
+    pub fn runs_a_program(&self) -> bool {
+        self.kind == Flavour::Legacy
     }
 
     fn read_legacy(&self, tables: &[TableName]) -> Result<Ruleset, Error> {

@@ -6,12 +6,16 @@
 //! (`xtables_lock_or_exit`): while another program holds it, no rule could be read, and namespaces of the daemon would wait for
 //! each other. `iptables-save` takes no lock and returns one snapshot (`IPT_SO_GET_ENTRIES`). The crate's lists ignore the exit status,
 //! so that a failed read would look like an empty table; its `execute` returns the status.
+//!
+//! # Limitation
+//! `iptables-save` fails for a table with a match or target whose library is not installed: the table cannot be read until the library is
+//! installed or the rule is removed, and nothing is changed until then.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::process::Output;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use iptables::IPTables;
 use parking_lot::Mutex;
@@ -23,12 +27,14 @@ use crate::host::{Error, Kind, process};
 /// The tables that the namespace has used. A query of any other table creates it and loads its module (`xt_request_find_table_lock`).
 const NAMES: &str = "/proc/thread-self/net/ip_tables_names";
 
-/// Reads tables with `program`, one process for each that exists in the calling thread's network namespace.
+/// Reads tables with `program`, one process for each that exists in the calling thread's network namespace, all within `deadline`.
 pub fn read(program: &Path, names: &[TableName], deadline: Duration) -> Result<Ruleset, Error> {
     let used = std::fs::read_to_string(NAMES).map_err(|e| unreadable(NAMES.to_owned(), e))?;
     let existing = names.iter().filter(|name| is_listed(&used, **name));
+    let until = Instant::now() + deadline;
+    let left = || until.saturating_duration_since(Instant::now());
     let tables = existing
-        .map(|name| saved(program, *name, deadline).map(Saved::table))
+        .map(|name| saved(program, *name, left()).map(Saved::table))
         .collect::<Result<Vec<_>, _>>()?;
     Ok(Ruleset::new(tables))
 }

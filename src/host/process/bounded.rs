@@ -5,6 +5,9 @@
 //! Such a library offers no access to its child, so the caller waits for a thread that makes the call. The kernel lists the children of
 //! each thread (`/proc/<pid>/task/<tid>/children`): at the deadline they are killed, which ends the call. A child in uninterruptible
 //! sleep does not end, and its thread is abandoned; the number of abandoned threads is limited.
+//!
+//! The program is no [`Helper`](super::helpers): when the daemon ends, it runs on until it has printed its output, and it has the raised
+//! limit of open files. Both are harmless for a program that reads a table.
 
 use std::io;
 use std::sync::Arc;
@@ -14,8 +17,13 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+use super::helpers;
+
 /// Threads that may be abandoned at the same time.
 const MAX_ABANDONED: usize = 16;
+
+/// The interval at which the descendants are killed again.
+const KILL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long a call may take to return after its program was killed.
 const RETURN: Duration = Duration::from_secs(2);
@@ -25,7 +33,8 @@ static ABANDONED: AtomicUsize = AtomicUsize::new(0);
 /// Runs `call` on a thread in the calling thread's namespaces, and waits for it for at most `deadline`. Blocks.
 ///
 /// # Errors
-/// The deadline has passed ([`io::ErrorKind::TimedOut`]), too many earlier calls have not returned, or `call` panicked.
+/// The deadline has passed ([`io::ErrorKind::TimedOut`]), too many earlier calls have not returned, the daemon is shutting down, or `call`
+/// panicked.
 pub fn bounded<T: Send + 'static>(
     deadline: Duration,
     call: impl FnOnce() -> T + Send + 'static,
@@ -35,31 +44,61 @@ pub fn bounded<T: Send + 'static>(
         let why = "too many earlier calls have not returned";
         return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
     }
-    let outcome = Outcome::default();
-    let thread_outcome = outcome.clone();
+    let settlement = Settlement::default();
+    let of_thread = settlement.clone();
     let (send_id, id) = mpsc::sync_channel(1);
     let (send_result, result) = mpsc::sync_channel(1);
     std::thread::Builder::new()
         .name("bounded".to_owned())
         .spawn(move || {
-            let _returned = Returned(thread_outcome);
+            let _returned = Returned(of_thread);
             report(&send_id, rustix::thread::gettid());
-            report(&send_result, call());
+            // After the deadline nobody would end the program.
+            if Instant::now() < until && !helpers::are_ending() {
+                report(&send_result, call());
+            }
         })?;
     let left = || until.saturating_duration_since(Instant::now());
     let thread = id.recv_timeout(left());
     match result.recv_timeout(left()) {
         Ok(result) => Ok(result),
+        Err(RecvTimeoutError::Disconnected) if helpers::are_ending() => {
+            Err(io::Error::other("the daemon is shutting down"))
+        }
         Err(RecvTimeoutError::Disconnected) => Err(io::Error::other("the thread panicked")),
         Err(RecvTimeoutError::Timeout) => {
-            if let Ok(thread) = thread {
-                kill_children(rustix::process::getpid(), thread);
-            }
-            let ended = result.recv_timeout(RETURN).is_ok();
-            outcome.abandon();
-            Err(overdue(deadline, ended))
+            let end = match thread {
+                Ok(thread) => kill_until_returned(thread, &result),
+                Err(_) => End::NotStarted,
+            };
+            settlement.abandon();
+            Err(overdue(deadline, &end))
         }
     }
+}
+
+/// How a call ended after its deadline.
+enum End {
+    /// The thread did not run in time, and does not start a program any more.
+    NotStarted,
+    /// Its program was killed.
+    Killed,
+    /// It has not returned; the error if its processes could not be listed.
+    Running(Option<io::Error>),
+}
+
+/// Kills the descendants of the thread until the call returns: they may start others meanwhile.
+fn kill_until_returned<T>(thread: Pid, result: &mpsc::Receiver<T>) -> End {
+    let until = Instant::now() + RETURN;
+    let mut failed = None;
+    while Instant::now() < until {
+        failed = kill_children(rustix::process::getpid(), thread).err();
+        match result.recv_timeout(KILL_INTERVAL) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(_) | Err(RecvTimeoutError::Disconnected) => return End::Killed,
+        }
+    }
+    End::Running(failed)
 }
 
 /// An error means that the caller no longer waits.
@@ -67,21 +106,23 @@ fn report<T>(to: &SyncSender<T>, value: T) {
     let _ = to.send(value);
 }
 
-fn overdue(deadline: Duration, ended: bool) -> io::Error {
+fn overdue(deadline: Duration, end: &End) -> io::Error {
     let deadline = humantime::format_duration(deadline);
-    let outcome = match ended {
-        true => "was killed",
-        false => "does not end although it was killed",
+    let end = match end {
+        End::NotStarted => "was not started".to_owned(),
+        End::Killed => "was killed".to_owned(),
+        End::Running(None) => "does not end although it was killed".to_owned(),
+        End::Running(Some(error)) => format!("still runs: its processes cannot be listed: {error}"),
     };
-    let why = format!("it did not end within its deadline of {deadline} and {outcome}");
+    let why = format!("it did not end within its deadline of {deadline} and {end}");
     io::Error::new(io::ErrorKind::TimedOut, why)
 }
 
 /// Set by the first of the two events: the caller has given up, the thread has returned.
 #[derive(Clone, Default)]
-struct Outcome(Arc<AtomicBool>);
+struct Settlement(Arc<AtomicBool>);
 
-impl Outcome {
+impl Settlement {
     /// Counts the thread until it returns.
     fn abandon(&self) {
         ABANDONED.fetch_add(1, Ordering::Relaxed);
@@ -97,7 +138,7 @@ impl Outcome {
 }
 
 /// The thread. Dropped when the call has returned or panicked.
-struct Returned(Outcome);
+struct Returned(Settlement);
 
 impl Drop for Returned {
     fn drop(&mut self) {
@@ -107,26 +148,31 @@ impl Drop for Returned {
 
 /// Sends SIGKILL to the descendants that a thread has started. Opens a pidfd first and checks second that its process is still a child of
 /// the thread: until the thread reaps it, its PID is not reused.
-fn kill_children(process: Pid, thread: Pid) {
-    for child in children(process, thread) {
+///
+/// # Errors
+/// The children of the thread cannot be listed: without `CONFIG_PROC_CHILDREN` the file does not exist.
+fn kill_children(process: Pid, thread: Pid) -> io::Result<()> {
+    for child in children(process, thread)? {
         let Ok(pidfd) = rustix::process::pidfd_open(child, PidfdFlags::empty()) else {
             continue;
         };
-        if children(process, thread).contains(&child) {
-            threads(child)
-                .into_iter()
-                .for_each(|thread| kill_children(child, thread));
+        if children(process, thread)?.contains(&child) {
+            // A thread that has ended meanwhile has no children: they belong to another one, and the next pass finds them.
+            for thread in threads(child) {
+                let _ = kill_children(child, thread);
+            }
             // ESRCH: it has ended.
             let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
         }
     }
+    Ok(())
 }
 
-fn children(process: Pid, thread: Pid) -> Vec<Pid> {
+fn children(process: Pid, thread: Pid) -> io::Result<Vec<Pid>> {
     let (process, thread) = (process.as_raw_nonzero(), thread.as_raw_nonzero());
     let path = format!("/proc/{process}/task/{thread}/children");
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.split_whitespace().filter_map(parse_id).collect()
+    let text = std::fs::read_to_string(path)?;
+    Ok(text.split_whitespace().filter_map(parse_id).collect())
 }
 
 fn threads(process: Pid) -> Vec<Pid> {

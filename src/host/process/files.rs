@@ -2,8 +2,8 @@
 //! Out of scope: how the daemon distributes its descriptors.
 //!
 //! # Why
-//! The soft limit is 1024 on most hosts because of programs that use select(2). The daemon does not use it and needs more; its children
-//! get the limit that the daemon was started with.
+//! The soft limit is 1024 on most hosts because of programs that use select(2). The daemon does not use it and needs more; the
+//! programs that this crate starts get the limit that the daemon was started with.
 
 use std::io;
 use std::sync::OnceLock;

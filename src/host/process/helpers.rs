@@ -16,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::files;
 
-/// The environment variable of every helper program.
+/// The environment variable of every helper program; programs that a library starts ([`super::bounded()`]) have none.
 const HELPER_VAR: &str = "SLICE_HELPER";
 
 /// Maximum number of passes over `/proc` in search of descendants: they may start more processes during a pass.
@@ -89,6 +89,11 @@ impl Drop for Helper {
         kill_group(self.pid);
         running.remove(&self.pid);
     }
+}
+
+/// Whether the daemon is shutting down: no program may be started.
+pub(super) fn are_ending() -> bool {
+    *ENDING.read()
 }
 
 /// Kills all helpers and their descendants, and prevents further starts. Called when the daemon shuts down.

@@ -34,7 +34,46 @@ impl Rule {
             return None;
         }
         let written = parse::tokenize(&rule.to_string()).ok()?;
-        (options(tokens) == options(canonical(written))).then_some(rule)
+        (options(tokens) == options(canonical(written))).then(|| with_first_destination(rule))
+    }
+}
+
+/// The rule with the first address and port of a new destination alone, as the rules of nf_tables are decoded.
+fn with_first_destination(rule: Rule) -> Rule {
+    match rule {
+        Rule::Known {
+            when,
+            then: Target::Translate(text),
+        } => Rule::Known {
+            when,
+            then: Target::Translate(first_destination(&text)),
+        },
+        rule => rule,
+    }
+}
+
+fn first_destination(text: &str) -> String {
+    let mut tokens = text.split(' ');
+    let name = tokens.next().unwrap_or_default();
+    let to = match (name, tokens.next(), tokens.next()) {
+        ("DNAT", Some("--to-destination"), Some(to)) => to,
+        _ => return name.to_owned(),
+    };
+    let (addresses, ports) = to.split_once(':').unwrap_or((to, ""));
+    let first = |range: &str| {
+        range
+            .split(['-', '/'])
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    match ports {
+        "" => format!("{name} --to-destination {}", first(addresses)),
+        ports => format!(
+            "{name} --to-destination {}:{}",
+            first(addresses),
+            first(ports)
+        ),
     }
 }
 
@@ -117,5 +156,46 @@ fn sort_list(option: &mut [String]) {
         }
         [.., option, value] if option == "--mac-source" => value.make_ascii_lowercase(),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn saved(text: &str) -> Option<String> {
+        let tokens = parse::tokenize(text).expect("tokens");
+        Rule::of_saved(tokens, |_| true).map(|rule| rule.to_string())
+    }
+
+    /// As the rules of nf_tables are decoded: `explain` compares the first address with those of the host.
+    #[test]
+    fn a_new_destination_is_reduced_to_its_first_address_and_port() {
+        for (to, first) in [
+            ("10.0.0.1", "10.0.0.1"),
+            ("10.0.0.1:80", "10.0.0.1:80"),
+            ("10.0.0.1:80-90", "10.0.0.1:80"),
+            ("10.0.0.1-10.0.0.5", "10.0.0.1"),
+            ("10.0.0.1-10.0.0.5:80-90/8000 --persistent", "10.0.0.1:80"),
+            (":80 --random", ":80"),
+        ] {
+            let rule = saved(&format!("-j DNAT --to-destination {to}"));
+            let expected = format!("-j DNAT --to-destination {first}");
+            assert_eq!(rule, Some(expected), "{to}");
+        }
+        assert_eq!(
+            saved("-j REDIRECT --to-ports 8080").as_deref(),
+            Some("-j REDIRECT")
+        );
+    }
+
+    #[test]
+    fn an_alias_of_an_option_is_replaced_and_a_comment_is_not_changed() {
+        let alias = saved("-m state --state NEW -j DROP");
+        assert_eq!(alias.as_deref(), Some("-m conntrack --ctstate NEW -j DROP"));
+        let rule = "-m comment --comment \"state\" -j DROP";
+        assert_eq!(saved(rule).as_deref(), Some(rule));
+        // The parser refuses a comment that could be an option.
+        assert_eq!(saved("-m comment --comment \"--state\" -j DROP"), None);
     }
 }

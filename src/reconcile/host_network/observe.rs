@@ -211,11 +211,13 @@ async fn warnings(host_network: &HostNetwork, uplink: &Link) -> Result<Vec<Strin
     };
     // A packet that iptables-legacy drops is not accepted by a rule in nf_tables. The reverse case is a foreign chain.
     if host_network.backend.kind == Flavour::Nft {
-        let dropped = host_network.home.run(legacy_drops_forwarded).await?;
+        let dropped = host_network.home.run(legacy_drops_forwarded).await;
         warnings.extend(match dropped {
-            Some(true) => Some("FORWARD of iptables-legacy has policy DROP, and sliced writes to nf_tables: iptables-legacy -P FORWARD ACCEPT".to_owned()),
-            Some(false) => None,
-            None => Some("ip_tables has a table filter that may drop forwarded packets, and iptables-legacy, which reads it, is not installed".to_owned()),
+            // Nothing but this warning depends on it.
+            Err(error) => Some(format!("ip_tables has a table filter that may drop forwarded packets: {error}")),
+            Ok(Some(true)) => Some("FORWARD of iptables-legacy has policy DROP, and sliced writes to nf_tables: iptables-legacy -P FORWARD ACCEPT".to_owned()),
+            Ok(Some(false)) => None,
+            Ok(None) => Some("ip_tables has a table filter that may drop forwarded packets, and iptables-legacy, which reads it, is not installed".to_owned()),
         });
     }
     Ok(warnings)

@@ -4,7 +4,7 @@
 use super::plan::{Desired, Observed, Rules};
 use crate::api::policy::{Packet, Protocol, Verdict};
 use crate::host::conntrack::{self, Flow};
-use crate::host::iptables::Netfilter;
+use crate::host::iptables::{Backend, Netfilter};
 use crate::host::netns::Netns;
 use crate::host::rule::TableName;
 use crate::host::{self, Kind, iptables};
@@ -25,7 +25,15 @@ pub(super) async fn observe(
         }
         Err(error) => return Err(error),
     };
-    let (seen, flows) = netns.run_here(|| observe_rules(firewall, &netns, desired))?;
+    let backend = &firewall.backend;
+    let (seen, flows) = match backend.runs_a_program() {
+        false => netns.run_here(|| observe_rules(backend, &netns, desired))?,
+        true => {
+            let (backend, inside, desired) = (backend.clone(), netns.clone(), desired.clone());
+            let observe = move || observe_rules(&backend, &inside, &desired);
+            netns.run_for(firewall.backend.timeout, observe).await?
+        }
+    };
     let forbidden_flows = match &desired.rules {
         // Listing even a few flows traverses the flows of all namespaces. The flows may have been checked against these rules already.
         Some(rules)
@@ -46,7 +54,7 @@ pub(super) async fn observe(
 
 /// Observes all except which flows are forbidden; also returns how many flows exist after the rules were read.
 fn observe_rules(
-    firewall: &IsolatedFirewall,
+    backend: &Backend,
     netns: &Netns,
     desired: &Desired,
 ) -> Result<(Observed, u32), host::Error> {
@@ -59,12 +67,10 @@ fn observe_rules(
         return Ok((observed, 0));
     };
     let mut netfilter = Netfilter::open()?;
-    let (ruleset, generation) = firewall
-        .backend
-        .read_with(&mut netfilter, &[TableName::Filter])?;
+    let (ruleset, generation) = backend.read_with(&mut netfilter, &[TableName::Filter])?;
     let flows = conntrack::count_with(&mut netfilter)?;
     let refused = match flows >= rules.limit / 2 {
-        true => Some(firewall.backend.matched(rules::ALLOW, rules::LIMIT)?),
+        true => Some(backend.matched(rules::ALLOW, rules::LIMIT)?),
         false => None,
     };
     let seen = Observed {
