@@ -10,7 +10,7 @@ use crate::api::manifest::Draft;
 use crate::api::meta::Name;
 use crate::api::vm::{Vm, VmSpec};
 use crate::engine::{Engine, Preview};
-use crate::reconcile::group::{self, NewVm, Preflight};
+use crate::reconcile::group::{self, ForeseenVm, Preflight};
 
 /// Maximum number of VMs in one response.
 const MAX_PREVIEWS: usize = 2048;
@@ -39,7 +39,7 @@ pub async fn of(engine: &Engine, drafts: &[Draft]) -> Difference {
     let specs: Vec<_> = creating
         .map(|(draft, _)| (draft.name.clone(), draft.spec.clone()))
         .collect();
-    let new = engine.foresee(&specs).await;
+    let new = engine.foresee(&specs, MAX_PREVIEWS).await;
     for (draft, preview) in groups {
         let remaining = MAX_PREVIEWS.saturating_sub(found.previews.len());
         let (previews, more) = of_group(engine, draft, preview, &new, remaining).await;
@@ -54,7 +54,7 @@ async fn of_group(
     engine: &Engine,
     draft: &Draft,
     preview: GroupPreview,
-    new: &BTreeMap<Name, NewVm>,
+    new: &BTreeMap<Name, ForeseenVm>,
     limit: usize,
 ) -> (Vec<(String, Preview)>, usize) {
     let GroupPreview {

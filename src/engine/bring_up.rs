@@ -6,26 +6,30 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use super::step::{BringUp, BringUpError, BringUpRunner, ReadyStage, StageRunner, desired_inputs};
+use super::processes::NotRunnable;
+use super::step::{
+    BringUp, BringUpError, BringUpRunner, ReadyStage, StageRunner, condition_of, desired_inputs,
+};
 use super::{Engine, SLOW_RETRY};
 use crate::api::condition::{Reason, Status};
 use crate::api::host_group::{Origin, UpdatePolicy};
 use crate::api::lease::{Address, Lease};
-use crate::api::meta::Uid;
+use crate::api::meta::{Timestamp, Uid};
 use crate::api::network::{Connection, NetworkSpec, TapOwner};
 use crate::api::stage::Stage;
 use crate::api::storage::Bytes;
 use crate::api::vm::{Hypervisor, Power, Vm};
 use crate::clock;
 use crate::engine::conflicting_writer::QUIET_PERIOD;
+use crate::host;
 use crate::host::image::Progress;
 use crate::host::process::user_lives;
-use crate::reconcile::group::Claim;
+use crate::reconcile::group::{Claim, Claims};
 use crate::reconcile::lease::{self, Leases};
 use crate::reconcile::power::PowerDecision;
 use crate::reconcile::record::Record;
 use crate::reconcile::storage::Disks;
-use crate::reconcile::{Stored, converge_in, disk, vmm};
+use crate::reconcile::{Error, Stored, converge_in, disk, vmm};
 use crate::runtime::controller::release_worker_unlimited;
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Acquisition, Durable};
@@ -113,14 +117,14 @@ impl Engine {
         }
     }
 
-    /// Returns the desired process of a VM with this connection, or the reason why it cannot run, as text for users.
+    /// Returns the desired process of a VM with this connection, or the reason why it is not run.
     pub(super) async fn process(
         &self,
         vm: &Vm,
         connection: &Connection,
         disks: &Disks,
         user: Option<u32>,
-    ) -> Result<vmm::Desired, String> {
+    ) -> Result<vmm::Desired, NotRunnable> {
         let (spec, name) = (&vm.spec, &vm.meta.name);
         let label = self.instance.vm_label(name, vm.meta.uid);
         let processes = &self.processes;
@@ -160,12 +164,7 @@ impl Engine {
     ) -> Result<(Leased, Durable), NoLease> {
         let now = clock::now();
         let needs_user = self.needs_user(uid);
-        let reconciler = Leases {
-            claims: &self.claims,
-            users: (&self.vmm_ids, self.vmm_ids.start(self.instance.as_str())),
-            user_lives,
-            now,
-        };
+        let reconciler = self.leases(Some(&self.claims), now);
         let name = self
             .store
             .read(|world| world.vm(uid).map(|vm| vm.meta.name.clone()));
@@ -205,6 +204,16 @@ impl Engine {
                 Acquisition::Gone => Ok(Err(Outcome::Converged)),
             }
         })
+    }
+
+    /// The reconciler of the Lease stage.
+    pub(super) fn leases<'a>(&'a self, claims: Option<&'a Claims>, now: Timestamp) -> Leases<'a> {
+        Leases {
+            claims,
+            users: (&self.vmm_ids, self.vmm_ids.start(self.instance.as_str())),
+            user_lives,
+            now,
+        }
     }
 
     /// Whether a VM needs a user for its VMM. A VMM that an earlier version started without a user is left unchanged until it ends.
@@ -316,7 +325,8 @@ impl BringUp<'_> {
         let looked = engine.pending(vm, Stage::Vmm, OBSERVE_FILES, looked);
         let desired = match looked.await? {
             Ok(desired) => desired,
-            Err(invalid) => return self.report_invalid(invalid).await,
+            Err(NotRunnable::Invalid(reason)) => return self.report_invalid(reason).await,
+            Err(NotRunnable::Unobserved(error)) => return self.report_unobserved(error).await,
         };
         let disk_note = self.make_disk(&disks.own).await?;
         let reconciler = &engine.processes.stage;
@@ -351,6 +361,15 @@ impl BringUp<'_> {
         )
         .await?;
         Ok(Outcome::Converged)
+    }
+
+    /// Reports that the state of the VMM could not be read.
+    async fn report_unobserved(&self, error: host::Error) -> Result<Outcome, BringUpError> {
+        let found = condition_of::<()>(&Err(Error::Observe(error)));
+        self.engine
+            .set_condition(self.vm, Stage::Vmm, found)
+            .await?;
+        Ok(Outcome::Failed)
     }
 
     /// Reports a VM that this host cannot run. Only a new spec or a change of the host can help.

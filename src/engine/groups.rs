@@ -74,7 +74,11 @@ impl Engine {
             }
             Err(group::Error::Store(error)) => return Err(error),
             Err(error) => {
-                let reason = BlockedReason::NoRange(error.to_string());
+                let message = error.to_string();
+                let reason = match error {
+                    group::Error::Loop(_) => BlockedReason::NotConverging(message),
+                    _ => BlockedReason::NoRange(message),
+                };
                 self.store_group_result(name, GroupWaits::Unchanged, Some(reason));
                 Outcome::Failed
             }
@@ -104,6 +108,7 @@ impl Engine {
         if let Some(blocked_reason) = blocked_reason.filter(|now| before.as_ref() != Some(now)) {
             let reason = match blocked_reason {
                 BlockedReason::NoRange(_) => EventReason::RangeUnavailable,
+                BlockedReason::NotConverging(_) => EventReason::NotConverging,
                 BlockedReason::PreflightFailed(_) => EventReason::NotReplaced,
             };
             let object = ObjectRef::host_group(name);

@@ -125,7 +125,13 @@ impl Engine {
             }
             RecordState::None | RecordState::EarlierBoot => {}
         }
-        match disk::is_of_boot(self.processes.disk_dir(), label, boot_id)? {
+        let of_boot = match disk::is_of_boot(self.processes.disk_dir(), label, boot_id) {
+            Err(error) if error.kind == host::Kind::Undecodable => {
+                return Ok(OrphanDecision::Keep(error.to_string()));
+            }
+            of_boot => of_boot?,
+        };
+        match of_boot {
             true => Ok(OrphanDecision::Keep(
                 "its disk was created or used in this boot, and there is no tombstone: it is removed after the next boot".to_owned(),
             )),

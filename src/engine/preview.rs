@@ -2,8 +2,8 @@
 //! Out of scope: the desired state of a stage; which VMs are changed or removed ([`crate::reconcile::group`]).
 //!
 //! # Why
-//! A plan is computed from one observation. Steps that depend on an observation after an earlier step are not known yet, such as deleting
-//! flows when new rules are in place.
+//! The first plan is computed from an observation, the next ones from the state that the steps before them are predicted to have. Steps that
+//! depend on what cannot be predicted are not known, such as deleting flows when new rules are in place.
 
 use std::collections::BTreeMap;
 
@@ -16,13 +16,10 @@ use crate::api::network::Connection;
 use crate::api::stage::{STAGES, Stage};
 use crate::api::vm::{Hypervisor, Vm};
 use crate::clock;
-use crate::host::process::user_lives;
-use crate::reconcile::group::{self, Assigned, HostUse, NewVm};
-use crate::reconcile::lease;
+use crate::reconcile::group::{self, Assigned, ForeseenVm, HostUse};
 use crate::reconcile::net::cni::CheckMode;
 use crate::reconcile::power::PowerDecision;
 use crate::reconcile::{Basis, OnHost, diff, disk};
-use crate::store::Txn;
 
 /// The steps that would be carried out for a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,30 +31,23 @@ pub struct Preview {
 }
 
 impl Engine {
-    /// The VMs that groups with these specs would create now, with what these would be assigned. Nothing is stored.
-    pub async fn foresee(&self, specs: &[(Name, HostGroupSpec)]) -> BTreeMap<Name, NewVm> {
+    /// The VMs that groups with these specs would create now, with what the first `limit` would be assigned. Nothing is stored.
+    pub async fn foresee(
+        &self,
+        specs: &[(Name, HostGroupSpec)],
+        limit: usize,
+    ) -> BTreeMap<Name, ForeseenVm> {
         let host_use = HostUse {
             netlink: &self.host.netlink,
             instance: &self.instance,
         };
-        let assign_user = |txn: &mut Txn<'_>, vm: &Vm| {
-            if vm.spec.hypervisor == Hypervisor::None {
-                return Ok(None);
-            }
-            let uid = vm.meta.uid;
-            let start = self.vmm_ids.start(self.instance.as_str());
-            match txn.assign_vmm_id(uid, &self.vmm_ids, start, user_lives) {
-                Ok(Some(user)) => Ok(Some(user)),
-                Ok(None) => Err(lease::Error::NoUser(self.vmm_ids).to_string()),
-                Err(error) => Err(error.to_string()),
-            }
-        };
-        let (store, now) = (&self.store, clock::now());
-        group::foresee(store, &self.claims, &host_use, specs, now, assign_user).await
+        // What is claimed by other daemons is checked for a whole group.
+        let leases = self.leases(None, clock::now());
+        group::foresee(&self.store, &self.claims, &host_use, specs, &leases, limit).await
     }
 
     /// Previews the creation of a VM. Each stage is planned as if the stages before it were converged.
-    pub async fn preview_creation(&self, new: &NewVm) -> Preview {
+    pub async fn preview_creation(&self, new: &ForeseenVm) -> Preview {
         let Assigned { lease, vmm_user } = match &new.assigned {
             Ok(assigned) => assigned,
             Err(why) => {
@@ -118,7 +108,7 @@ impl Engine {
         let user = runner.vmm_user(vm.meta.uid);
         let desired = match self.process(vm, connection, &disks, user).await {
             Ok(desired) => desired,
-            Err(invalid) => return runner.set_blocked(invalid),
+            Err(reason) => return runner.set_blocked(reason.to_string()),
         };
         if disks.own.spec.is_some() {
             let net_reconciler = disk::Disks::default();

@@ -16,6 +16,7 @@ use crate::api::network::Connection;
 use crate::api::vm::{Hypervisor, VmSpec};
 use crate::api::vmm_ids::IdRange;
 use crate::engine::Key;
+use crate::host;
 use crate::host::process::{self, Identity, ProcessState, Record};
 use crate::owner::{self, Label, RunDir};
 use crate::reconcile::storage::{self, Disks};
@@ -27,6 +28,23 @@ use crate::vmm::{
 };
 
 const KVM: &str = "/dev/kvm";
+
+/// Why a VMM is not run.
+#[derive(Debug, thiserror::Error)]
+pub enum NotRunnable {
+    /// This host cannot run it, as text for users. Only a new spec or a change of the host can help.
+    #[error("{0}")]
+    Invalid(String),
+    /// It could not be read how the running VMM was started.
+    #[error(transparent)]
+    Unobserved(#[from] host::Error),
+}
+
+impl From<String> for NotRunnable {
+    fn from(reason: String) -> Self {
+        Self::Invalid(reason)
+    }
+}
 
 /// The VMMs of a daemon.
 pub struct Processes {
@@ -90,7 +108,7 @@ impl Processes {
         connection: &Connection,
         disks: &Disks,
         user: Option<u32>,
-    ) -> Result<Desired, String> {
+    ) -> Result<Desired, NotRunnable> {
         let no_process = self.nothing(label);
         if spec.hypervisor == Hypervisor::None {
             return Ok(no_process);
@@ -203,9 +221,9 @@ impl Processes {
         spec: &VmSpec,
         vm: &Desired,
         kernel: &Path,
-    ) -> Result<(Program, Machine), String> {
+    ) -> Result<(Program, Machine), NotRunnable> {
         let hypervisor = spec.hypervisor;
-        let started_as = vmm::started_as(&vm.dir).map_err(|error| error.to_string())?;
+        let started_as = vmm::started_as(&vm.dir)?;
         let program = match started_as {
             Some(program) => program,
             None => {
@@ -233,14 +251,14 @@ impl Processes {
         spec: &VmSpec,
         vm: &Desired,
         program: &Program,
-    ) -> Result<ConfinedBy, String> {
+    ) -> Result<ConfinedBy, NotRunnable> {
         let running = match spec.hypervisor {
-            Hypervisor::Firecracker => vmm::confined_by(&vm.dir).map_err(|e| e.to_string())?,
+            Hypervisor::Firecracker => vmm::confined_by(&vm.dir)?,
             Hypervisor::None | Hypervisor::Qemu | Hypervisor::CloudHypervisor => None,
         };
         match running {
             Some(confined_by) => Ok(confined_by),
-            None => self.current_confinement(spec, program).await,
+            None => Ok(self.current_confinement(spec, program).await?),
         }
     }
 

@@ -68,14 +68,20 @@ impl Engine {
             let now = clock::now();
             self.write(|txn| txn.release(uid, stage, now)).await?;
         }
-        self.report_kept_disk(vm);
+        self.report_kept_disk(vm, &label);
         self.write(|txn| txn.remove_if_released(uid)).await?;
         Ok(Outcome::Converged)
     }
 
-    /// Reports the path of a persistent disk, which is not removed with its VM.
-    fn report_kept_disk(&self, vm: &Vm) {
+    /// Reports the path of a disk that is not removed with its VM: a persistent one, or one whose record cannot be decoded.
+    fn report_kept_disk(&self, vm: &Vm, label: &Label) {
         let name = &vm.meta.name;
+        let left = self.processes.no_disk(label).map(|none| disk::kept(&none));
+        if let Some(Err(error)) = left.filter(|_| !vm.spec.storage.is_default()) {
+            let message = format!("the disk is kept: {error}");
+            let object = ObjectRef::vm(name);
+            self.record_event(EventType::Warning, &object, EventReason::DiskKept, &message);
+        }
         let storage = &vm.spec.storage;
         let disk = storage::existing_disk(storage, self.processes.disk_dir(), name);
         if let Some(disk) = disk.filter(|_| storage.persistent) {
@@ -165,7 +171,7 @@ impl Engine {
             return Ok(leased);
         }
         let path = self.run_dir.vm_dir(uid).join(net::RECORD);
-        let record = fs::read_json_for_removal::<Record>(&path)?;
+        let record = fs::read_json_or_ignore::<Record>(&path)?;
         Ok(record.and_then(|record| Some(record.lease?.address.ip())))
     }
 

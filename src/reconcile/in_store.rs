@@ -60,18 +60,21 @@ pub fn converge_in<R: InStore>(
 ) -> Result<Stored<R::Observed>, <R as InStore>::Error> {
     let mut actions = Vec::new();
     let mut remaining = Vec::new();
-    for _ in 0..=MAX_ROUNDS {
+    for round in 0..=MAX_ROUNDS {
         let observed = reconciler.observe(txn.world(), desired);
         let plan = R::plan(desired, &observed).map_err(Error::from)?;
         if plan.is_empty() {
             return Ok(Stored { actions, observed });
         }
+        if round == MAX_ROUNDS {
+            remaining = plan.iter().map(ToString::to_string).collect();
+            break;
+        }
         reconciler.admit(txn.world(), desired, &plan)?;
-        remaining = plan.iter().map(ToString::to_string).collect();
         for action in &plan {
             reconciler.act(txn, desired, action)?;
+            actions.push(action.to_string());
         }
-        actions.append(&mut remaining.clone());
     }
     Err(Error::NotConverging(remaining).into())
 }

@@ -150,6 +150,38 @@ fn gc_with_dry_run_lists_what_exists_and_gc_removes_and_lists_it() {
     });
 }
 
+/// It may be of a VM that runs, and the others are removed nevertheless.
+#[test]
+fn an_orphan_whose_disk_record_cannot_be_decoded_is_kept_and_keeps_no_other() {
+    with_daemon(|mut harness| {
+        harness.apply(&slots(1, ""));
+        let ghost = Ghost::of(&harness, "sandbox-1");
+        (LINK.0)(&ghost);
+        std::fs::create_dir_all(harness.state().join("disks")).unwrap();
+        let record = harness.state().join("disks/ghost-7.json");
+        std::fs::write(&record, "{").unwrap();
+        let other = ghost
+            .label
+            .replace("ghost-7", "other-7")
+            .replace("11111111", "22222222");
+        run(&format!(
+            "ip tuntap add other0 mode tap; ip link set other0 alias '{other}'"
+        ));
+        let named = record.display().to_string();
+        let output = harness.ctl("gc");
+        assert!(
+            output.contains("other-7") && output.contains(&named),
+            "{output}"
+        );
+        run(&format!("ip link show {}", ghost.names.host_link));
+        harness.restart();
+        harness.ctl("wait hg/sandbox --for ready --timeout 10s");
+        std::fs::remove_file(&record).unwrap();
+        harness.ctl("gc");
+        run(&format!("! ip link show {} 2>&1", ghost.names.host_link));
+    });
+}
+
 #[test]
 fn the_empty_file_that_a_namespace_was_mounted_on_goes_with_its_vm() {
     with_daemon(|mut harness| {

@@ -39,12 +39,16 @@ impl Record {
 fn vm(harness: &Harness, persistent: bool) {
     let image = harness.dir.path().join("image");
     fs::write(&image, vec![5; 1 << 20]).unwrap();
-    harness.apply(&format!(
+    harness.apply(&manifest(&image, persistent));
+    harness.ctl("wait hg/web --for ready --timeout 60s");
+}
+
+fn manifest(image: &std::path::Path, persistent: bool) -> String {
+    format!(
         "config:\n  hypervisor: qemu\n  kernel_file: {}\n  image: {}\n  persistent: {persistent}\n  host_groups:\n    - name: web\n      count: 1\n      vcpu: 1\n      ram_mb: 32\n      network: {{mode: isolated}}\n",
         tiny::kernel(),
         image.display()
-    ));
-    harness.ctl("wait hg/web --for ready --timeout 60s");
+    )
 }
 
 /// The processes of the VM, whatever the daemon reports.
@@ -91,6 +95,66 @@ fn a_vm_with_a_record_that_cannot_be_decoded_runs_on_and_its_condition_names_the
     }
 }
 
+/// The reason of the condition whose message contains the text.
+fn reason(harness: &Harness, text: &str) -> Option<String> {
+    let vm = harness.get("vm web-1");
+    let conditions = vm["status"]["conditions"].as_array()?.iter();
+    let found = conditions.into_iter().find(|condition| {
+        let message = condition["message"].as_str().unwrap_or_default();
+        message.contains(text)
+    });
+    found?["reason"].as_str().map(str::to_owned)
+}
+
+/// `Invalid` would mean that this host cannot run the VM, which runs.
+#[test]
+fn a_record_that_cannot_be_decoded_is_a_failed_observation_and_no_invalid_vm() {
+    with_daemon(|mut harness| {
+        vm(&harness, true);
+        for record in RECORDS {
+            let path = record.path(&harness);
+            let valid = fs::read(&path).ok();
+            fs::write(&path, "{").unwrap();
+            harness.restart();
+            let named = path.display().to_string();
+            let reason = harness.until("a reason", || reason(&harness, &named));
+            assert_eq!(reason, "ObserveFailed", "{record:?}");
+            match valid {
+                Some(valid) => fs::write(&path, valid).unwrap(),
+                None => fs::remove_file(&path).unwrap(),
+            }
+            harness.ctl("wait hg/web --for ready --timeout 60s");
+        }
+    });
+}
+
+/// A replacement would find the same record and not start.
+#[test]
+fn a_vm_is_not_replaced_while_the_record_of_its_disk_cannot_be_decoded() {
+    with_daemon(|harness| {
+        vm(&harness, true);
+        let (path, before) = (Record::Disk.path(&harness), pids(&harness));
+        let valid = fs::read(&path).unwrap();
+        fs::write(&path, "{").unwrap();
+        let image = harness.dir.path().join("image");
+        let changed = manifest(&image, true).replace("ram_mb: 32", "ram_mb: 48");
+        let file = harness.write("changed.yaml", &changed);
+        harness.ctl(&format!("apply -f {file}"));
+        let named = path.display().to_string();
+        harness.until("the reason", || {
+            let reasons = harness.messages("hostgroup/web", "NotReplaced");
+            reasons
+                .iter()
+                .any(|reason| reason.contains(&named))
+                .then_some(())
+        });
+        assert_eq!(pids(&harness), before);
+        fs::write(&path, valid).unwrap();
+        harness.ctl("wait hg/web --for ready --timeout 90s");
+        assert_ne!(pids(&harness), before);
+    });
+}
+
 #[test]
 fn a_vm_with_a_record_that_cannot_be_decoded_is_deleted() {
     for record in RECORDS {
@@ -101,6 +165,10 @@ fn a_vm_with_a_record_that_cannot_be_decoded_is_deleted() {
                 fs::write(&path, content).unwrap();
                 harness.ctl("delete hostgroup/web --wait=30s");
                 assert_eq!(harness.vms(), [""; 0], "{record:?} {content:?}");
+                let kept = harness.messages("vm/web-1", "DiskKept");
+                let is_named = |message: &String| message.contains(path.to_str().unwrap());
+                let expected = matches!(record, Record::Disk);
+                assert_eq!(kept.iter().any(is_named), expected, "{kept:?}");
                 assert_eq!(pids(&harness), [0; 0]);
             });
         }

@@ -63,7 +63,7 @@ fn every_group_plan_is_the_one_on_disk() {
 
 #[test]
 fn every_lease_plan_is_the_one_on_disk() {
-    check("lease", Leases::plan, 20);
+    check("lease", Leases::plan, 21);
 }
 
 #[test]

@@ -11,18 +11,22 @@ use crate::host::{Error, fs};
 use crate::owner::{Label, Owner};
 
 pub(super) fn observe(desired: &Desired) -> Result<Observed, Error> {
+    let path = desired.record();
+    let record = match desired.spec {
+        Some(_) => fs::read_json(&path)?,
+        // A disk without a record is not removed: a deletion completes without it.
+        None => fs::read_json_or_ignore(&path)?,
+    };
+    with_record(desired, record)
+}
+
+fn with_record(desired: &Desired, record: Option<Record>) -> Result<Observed, Error> {
     let disk = match image::inspect_nofollow(&desired.disk())? {
         Found::Absent => DiskSeen::Absent,
         Found::File(edition) => DiskSeen::File(edition.length),
         Found::Device | Found::Other(_) => DiskSeen::Foreign,
     };
     let draft = image::inspect_nofollow(&desired.draft())? != Found::Absent;
-    let path = desired.record();
-    let record = match desired.spec {
-        Some(_) => fs::read_json(&path)?,
-        // A disk without a record is not removed.
-        None => fs::read_json_for_removal(&path)?,
-    };
     Ok(Observed {
         disk,
         draft,
@@ -32,7 +36,7 @@ pub(super) fn observe(desired: &Desired) -> Result<Observed, Error> {
 
 /// The part of a VM's disk that is kept when the VM is deleted.
 pub fn kept(desired: &Desired) -> Result<Observed, Error> {
-    let now = observe(desired)?;
+    let now = with_record(desired, fs::read_json(&desired.record())?)?;
     Ok(match &now.record {
         Some(record) if !record.persistent && record.label == desired.label => Observed {
             disk: DiskSeen::Absent,
@@ -55,8 +59,8 @@ pub fn claimed(dir: &Path, named: &HashSet<Name>) -> Result<Vec<Label>, Error> {
             .strip_suffix(".json")
             .and_then(|vm| vm.parse::<Name>().ok());
         if vm.is_some_and(|vm| !named.contains(&vm)) {
-            // The others are removed nevertheless; this one has no known owner.
-            let record = fs::read_json_for_removal::<Record>(&dir.join(&name))?;
+            // The others are listed nevertheless; this one has no known owner.
+            let record = fs::read_json_or_ignore::<Record>(&dir.join(&name))?;
             labels.extend(record.filter(|r| !r.persistent).map(|r| r.label));
         }
     }

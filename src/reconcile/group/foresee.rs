@@ -6,19 +6,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::choosing::{Rollback, choose, living};
 use super::claim::{Claim, of_group};
 use super::claims::Claims;
-use super::plan::{Action, plan};
-use super::preflight::Preflight;
 use super::range::{self, HostUse, Observation};
-use super::{Error, carry_out, desired, observed};
+use super::{Error, GroupVms, Stop, desired};
 use crate::api::host_group::{HostGroup, HostGroupSpec, Origin};
 use crate::api::lease::Lease;
-use crate::api::meta::{Meta, Name, Timestamp};
-use crate::api::vm::Vm;
+use crate::api::meta::{Meta, Name, Timestamp, Uid};
+use crate::api::vm::{Hypervisor, Vm};
+use crate::reconcile::lease::{self, Leases};
+use crate::reconcile::{Stored, converge_in};
 use crate::store::{Store, Txn, World};
 
 /// A VM that would be created.
 #[derive(Clone, Debug)]
-pub struct NewVm {
+pub struct ForeseenVm {
     /// The VM. Its uid is a placeholder.
     pub vm: Vm,
     /// What it would get, or why it would get nothing, as text for users.
@@ -34,15 +34,16 @@ pub struct Assigned {
     pub vmm_user: Option<u32>,
 }
 
-/// The VMs that groups with these specs would create now, by name. `assign_user` assigns the user of a VMM in the transaction.
+/// The VMs that groups with these specs would create now, by name; what each would be assigned is computed for the first `limit` only.
 pub async fn foresee(
     store: &Store,
     claims: &Claims,
     host_use: &HostUse<'_>,
     specs: &[(Name, HostGroupSpec)],
-    now: Timestamp,
-    mut assign_user: impl FnMut(&mut Txn<'_>, &Vm) -> Result<Option<u32>, String>,
-) -> BTreeMap<Name, NewVm> {
+    leases: &Leases<'_>,
+    limit: usize,
+) -> BTreeMap<Name, ForeseenVm> {
+    let now = leases.now;
     let mut groups = Vec::new();
     for (name, spec) in specs {
         let group = store.read(|world| changed(world, name, spec, now));
@@ -50,9 +51,12 @@ pub async fn foresee(
         groups.push((group, observation.map_err(|error| error.to_string())));
     }
     let found: Vec<_> = store.dry_run(|txn| {
+        let mut limit = limit;
         let results = groups.iter().map(|(group, observation)| {
             let observation = observation.as_ref().map_err(Clone::clone);
-            foresee_group(txn, group, observation, now, &mut assign_user)
+            let (vms, required) = foresee_group(txn, group, observation, leases, limit);
+            limit -= vms.len();
+            (vms, required)
         });
         results.collect()
     });
@@ -66,7 +70,7 @@ pub async fn foresee(
                 Some(why) => Err(why.clone()),
                 None => vm.assigned,
             };
-            (vm.vm.meta.name.clone(), NewVm { assigned, ..vm })
+            (vm.vm.meta.name.clone(), ForeseenVm { assigned, ..vm })
         }));
     }
     all
@@ -88,41 +92,27 @@ fn changed(world: &World, name: &Name, spec: &HostGroupSpec, now: Timestamp) -> 
     }
 }
 
-/// The VMs that a group would create, and the claims that it would need.
+/// The first VMs that a group would create, and the claims that it would need.
 fn foresee_group(
     txn: &mut Txn<'_>,
     group: &HostGroup,
     observation: Result<&Observation, String>,
-    now: Timestamp,
-    assign_user: &mut impl FnMut(&mut Txn<'_>, &Vm) -> Result<Option<u32>, String>,
-) -> (Vec<NewVm>, BTreeSet<Claim>) {
+    leases: &Leases<'_>,
+    limit: usize,
+) -> (Vec<ForeseenVm>, BTreeSet<Claim>) {
     let name = &group.meta.name;
-    let stored = txn.put_group(group.clone());
-    let chosen = stored.map_err(|error| error.to_string()).and_then(|()| {
-        let chosen = choose::<Error>(txn, observation?, group, group.size());
-        chosen.map_err(|rollback| match rollback {
-            Rollback::Failed(error) => error.to_string(),
-            Rollback::ObserveFirst | Rollback::Claim(_) => "the host was not observed".to_owned(),
-        })
-    });
-    let desired = desired(txn.world(), name);
-    let observed = observed(txn.world(), name, &desired, &Preflight::default());
-    let mut created = Vec::new();
-    for action in plan(&desired, &observed) {
-        let failed = carry_out(txn, name, &action, now).err();
-        if let Action::Create { index, .. } = action {
-            let vm = txn.world().vms_of(name).find(|vm| vm.index == index);
-            let refused = chosen
-                .clone()
-                .err()
-                .or(failed.map(|error| error.to_string()));
-            created.extend(vm.cloned().map(|vm| (vm, refused)));
-        }
-    }
-    let assign = |(vm, refused): (Vm, Option<String>)| NewVm {
-        assigned: match refused {
-            Some(why) => Err(why),
-            None => assign(txn, &vm, now, assign_user),
+    let existing: BTreeSet<Uid> = txn.world().vms_of(name).map(|vm| vm.meta.uid).collect();
+    let refused = create(txn, group, observation, leases.now).err();
+    let vms = txn.world().vms_of(name);
+    let created: Vec<Vm> = vms
+        .filter(|vm| !existing.contains(&vm.meta.uid))
+        .take(limit)
+        .cloned()
+        .collect();
+    let assign = |vm: Vm| ForeseenVm {
+        assigned: match &refused {
+            Some(why) => Err(why.clone()),
+            None => assign(txn, &vm, leases),
         },
         vm,
     };
@@ -130,13 +120,46 @@ fn foresee_group(
     (vms, of_group(txn.world(), name))
 }
 
-fn assign(
+/// Stores the group, chooses its addresses and creates its VMs; the VMs also if there is no address for them.
+fn create(
     txn: &mut Txn<'_>,
-    vm: &Vm,
+    group: &HostGroup,
+    observation: Result<&Observation, String>,
     now: Timestamp,
-    assign_user: &mut impl FnMut(&mut Txn<'_>, &Vm) -> Result<Option<u32>, String>,
-) -> Result<Assigned, String> {
-    let lease = txn.lease(vm, now).map_err(|error| error.to_string())?;
-    let vmm_user = assign_user(txn, vm)?;
-    Ok(Assigned { lease, vmm_user })
+) -> Result<(), String> {
+    let name = &group.meta.name;
+    let stored = txn.put_group(group.clone());
+    stored.map_err(|error| error.to_string())?;
+    let chosen = observation.and_then(|observation| {
+        let chosen = choose::<Error>(txn, observation, group, group.size());
+        chosen.map_err(|rollback| match rollback {
+            Rollback::Failed(error) => error.to_string(),
+            Rollback::ObserveFirst | Rollback::Claim(_) => "the host was not observed".to_owned(),
+        })
+    });
+    let vms = GroupVms {
+        group: name,
+        // The result of a check is not known here: every replacement counts as possible.
+        preflight: None,
+        now,
+    };
+    let desired = desired(txn.world(), name);
+    let created = converge_in(txn, &vms, &desired).map(drop);
+    chosen.and(created.map_err(|stop| match stop {
+        Stop::CheckFirst(_) => "a replacement is not checked yet".to_owned(),
+        Stop::Failed(error) => error.to_string(),
+    }))
+}
+
+fn assign(txn: &mut Txn<'_>, vm: &Vm, leases: &Leases<'_>) -> Result<Assigned, String> {
+    let desired = lease::Desired {
+        vm: vm.clone(),
+        needs_user: vm.spec.hypervisor != Hypervisor::None,
+    };
+    let Stored { observed, .. } =
+        converge_in(txn, leases, &desired).map_err(|error| error.to_string())?;
+    Ok(Assigned {
+        lease: observed.lease.valid(),
+        vmm_user: observed.user,
+    })
 }

@@ -26,7 +26,7 @@ use crate::store::{self, LeaseError, Store, Txn, World};
 
 pub use claim::{Claim, needed, of_address};
 pub use claims::{CLAIMS_DIR, ClaimOwner, Claims};
-pub use foresee::{Assigned, NewVm, foresee};
+pub use foresee::{Assigned, ForeseenVm, foresee};
 pub use on_demand::{AddError, Added, Removed, add, remove};
 pub use plan::{Action, Desired, Extra, Member, Observed, plan};
 pub use preflight::{BlockedReason, Preflight, PreflightCheck};
@@ -104,10 +104,10 @@ fn choose_and_plan(
     }
     let vms = GroupVms {
         group: name,
-        preflight,
+        preflight: Some(preflight),
         now,
     };
-    let progress = carry_out_plan(txn, &vms).map_err(Rollback::Failed)?;
+    let progress = carry_out_plan(txn, &vms, preflight).map_err(Rollback::Failed)?;
     if group.is_some() {
         claimed(txn.world(), claims, name)?;
     }
@@ -129,7 +129,8 @@ impl<E: Into<Error>> From<E> for Stop {
 /// The reconciler of the VMs and leases of a group.
 struct GroupVms<'a> {
     group: &'a Name,
-    preflight: &'a Preflight,
+    /// The results of the preflight checks. `None`: replacements are not checked.
+    preflight: Option<&'a Preflight>,
     now: Timestamp,
 }
 
@@ -147,11 +148,17 @@ impl InStore for GroupVms<'_> {
     type Error = Stop;
 
     fn observe(&self, world: &World, desired: &Desired) -> Observed {
-        observed(world, self.group, desired, self.preflight)
+        observed(
+            world,
+            self.group,
+            desired,
+            self.preflight.unwrap_or(&Preflight::default()),
+        )
     }
 
     fn admit(&self, world: &World, desired: &Desired, plan: &[Action]) -> Result<(), Stop> {
-        match self.preflight.next_check(world, desired, plan) {
+        let preflight = self.preflight;
+        match preflight.and_then(|known| known.next_check(world, desired, plan)) {
             None => Ok(()),
             Some(check) => Err(Stop::CheckFirst(Box::new(check))),
         }
@@ -163,8 +170,12 @@ impl InStore for GroupVms<'_> {
     }
 }
 
-fn carry_out_plan(txn: &mut Txn<'_>, vms: &GroupVms<'_>) -> Result<Progress, Stop> {
-    let (name, preflight) = (vms.group, vms.preflight);
+fn carry_out_plan(
+    txn: &mut Txn<'_>,
+    vms: &GroupVms<'_>,
+    preflight: &Preflight,
+) -> Result<Progress, Stop> {
+    let name = vms.group;
     let desired = desired(txn.world(), name);
     let Stored { actions, observed } = converge_in(txn, vms, &desired)?;
     let blocked = blocked_vms(txn.world(), name, &desired, preflight);

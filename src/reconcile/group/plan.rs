@@ -179,11 +179,16 @@ fn plan_members(desired: &Desired, template: &VmSpec, observed: &Observed, plan:
         let Some(desired_spec) = desired.spec(index) else {
             continue;
         };
+        let order = desired.orders.get(&index);
+        // The validation of manifests refuses a group whose VMs would have an invalid name.
+        if order.is_none() && HostGroup::vm_name(&observed.name, index).is_none() {
+            continue;
+        }
         match observed.members.get(&index) {
             None => plan.push(Action::Create {
                 index,
                 spec: Box::new(desired_spec.into_owned()),
-                order: desired.orders.get(&index).cloned().map(Box::new),
+                order: order.cloned().map(Box::new),
             }),
             Some(member) if member.deleting || member.is_current(&desired_spec, template) => {}
             Some(member) if member.spec.can_change_live_to(&desired_spec) => {

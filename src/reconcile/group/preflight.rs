@@ -85,6 +85,8 @@ impl Preflight {
 pub enum BlockedReason {
     /// It has no addresses, with the reason.
     NoRange(String),
+    /// The plan does not become empty, with the steps that remain.
+    NotConverging(String),
     /// VMs that are left unchanged, each with the reason why it is not replaced.
     PreflightFailed(BTreeMap<Name, String>),
 }
@@ -94,6 +96,7 @@ impl BlockedReason {
     pub fn reason(&self) -> Reason {
         match self {
             Self::NoRange(_) => Reason::Conflict,
+            Self::NotConverging(_) => Reason::NotConverging,
             Self::PreflightFailed(_) => Reason::Invalid,
         }
     }
@@ -101,7 +104,7 @@ impl BlockedReason {
     /// The message, as text for users.
     pub fn message(&self) -> String {
         match self {
-            Self::NoRange(why) => why.clone(),
+            Self::NoRange(why) | Self::NotConverging(why) => why.clone(),
             Self::PreflightFailed(failed) => match failed.first_key_value() {
                 None => String::new(),
                 Some((vm, why)) if failed.len() == 1 => format!("{vm} is not replaced: {why}"),
@@ -116,7 +119,7 @@ impl BlockedReason {
     /// The reason why this VM is not replaced, if there is one.
     pub fn of_vm(&self, name: &Name) -> Option<&str> {
         match self {
-            Self::NoRange(_) => None,
+            Self::NoRange(_) | Self::NotConverging(_) => None,
             Self::PreflightFailed(failed) => failed.get(name).map(String::as_str),
         }
     }

@@ -18,8 +18,8 @@ use crate::store::{self, LeaseError, Txn, World};
 
 /// The reconciler of the stage.
 pub struct Leases<'a> {
-    /// The claims of this daemon on the host.
-    pub claims: &'a Claims,
+    /// The claims of this daemon on the host. `None`: claims are not checked.
+    pub claims: Option<&'a Claims>,
     /// The users for VMMs, and the first one that this instance assigns.
     pub users: (&'a IdRange, u32),
     /// Whether a user runs a process on this host: another daemon may assign users of the same range.
@@ -93,7 +93,8 @@ impl fmt::Display for Action {
     }
 }
 
-/// Why the stage does not converge. The transaction is rolled back.
+/// Why the stage does not converge. For [`Unclaimed`](Error::Unclaimed) and [`Store`](Error::Store) the caller rolls the transaction back;
+/// for the others it stores the condition in it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No address can be leased.
@@ -126,8 +127,8 @@ impl Error {
             ) => Reason::RangeExhausted,
             Self::Address(LeaseError::Taken(..) | LeaseError::NoPool | LeaseError::Store(_))
             | Self::Unclaimed(_)
-            | Self::Loop(_)
             | Self::Store(_) => Reason::Waiting,
+            Self::Loop(_) => Reason::NotConverging,
         }
     }
 }
@@ -165,10 +166,10 @@ impl InStore for Leases<'_> {
         // A VM that exists keeps its address, and its rules are maintained, whatever other daemons claim.
         let has_net = world.has_net(vm);
         let unclaimed = match &lease {
-            StoredLease::Valid(lease) if !has_net => {
+            StoredLease::Valid(lease) if !has_net => self.claims.map_or(Vec::new(), |claims| {
                 let required = of_address(&lease.address).into_iter();
-                self.claims.lacking(required.collect())
-            }
+                claims.lacking(required.collect())
+            }),
             StoredLease::Valid(_) | StoredLease::Outdated | StoredLease::Absent => Vec::new(),
         };
         Observed {

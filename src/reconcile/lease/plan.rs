@@ -20,6 +20,10 @@ pub(super) fn plan(desired: &Desired, observed: &Observed) -> Vec<Action> {
         false => Some(Action::Claim(observed.unclaimed.clone())),
     };
     let lacks_user = desired.needs_user && observed.user.is_none();
-    let user = lacks_user.then_some(Action::AssignUser);
-    address.into_iter().chain(claim).chain(user).collect()
+    // After the address: if no user is free, nothing is stored that is not claimed.
+    match address.or(claim) {
+        Some(action) => vec![action],
+        None if lacks_user => vec![Action::AssignUser],
+        None => Vec::new(),
+    }
 }

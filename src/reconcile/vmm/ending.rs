@@ -133,7 +133,7 @@ pub(super) fn now_ms() -> Result<u64, Error> {
 /// The record of the stop; `None` if there is none. If the VM is being removed, an invalid one counts as absent: its VMM is stopped anyway.
 fn read(desired: &Desired) -> Result<Option<Stopping>, Error> {
     match desired.is_removal() {
-        true => fs::read_json_for_removal(&desired.stopping()),
+        true => fs::read_json_or_ignore(&desired.stopping()),
         false => fs::read_json(&desired.stopping()),
     }
 }

@@ -83,7 +83,7 @@ impl Note {
     /// `None`: there is none. If the VM is being removed, an invalid one counts as absent.
     pub(super) fn read(desired: &Desired) -> Result<Option<Self>, host::Error> {
         match desired.is_removal() {
-            true => fs::read_json_for_removal(&path(&desired.dir)),
+            true => fs::read_json_or_ignore(&path(&desired.dir)),
             false => read(&desired.dir),
         }
     }
