@@ -69,8 +69,12 @@ pub enum EventReason {
     Configured,
     /// Packets beyond the connection limit of a VM were dropped.
     ConnectionLimit,
-    /// The object is deleted.
+    /// An object was created.
+    Created,
+    /// The object is deleted, and nothing of it is left on the host.
     Deleted,
+    /// The deletion of the object was requested.
+    Deleting,
     /// The daemon or the host has no free file descriptors.
     DescriptorsExhausted,
     /// DEL of the CNI plugins failed.
@@ -81,6 +85,10 @@ pub enum EventReason {
     Drift,
     /// The VMM exited.
     Ended,
+    /// The manifest directory does not exist, and no group is defined in it.
+    FolderMissing,
+    /// The manifest directory can be read again.
+    FolderReadable,
     /// The manifest directory cannot be read.
     FolderUnreadable,
     /// A forced deletion was requested.
@@ -95,6 +103,8 @@ pub enum EventReason {
     KeptWithoutFile,
     /// A manifest is invalid; the last valid version stays in effect.
     ManifestInvalid,
+    /// A manifest is valid again.
+    ManifestFixed,
     /// An entry of a list never matches.
     NeverMatches,
     /// A file of the manifest directory is not read.
@@ -107,12 +117,18 @@ pub enum EventReason {
     OrphanKept,
     /// A change of the host network waits.
     Pending,
+    /// The egress policy of a group was changed, or the rules of a VM were updated for it.
+    PolicyUpdated,
     /// A change of the power state was requested.
     Power,
     /// No range is free for a group.
     RangeUnavailable,
     /// The VM became ready.
     Ready,
+    /// The number of VMs of a group was changed.
+    Scaled,
+    /// A VMM was started.
+    Started,
     /// The copy of the state in the run directory cannot be read.
     StateCopyUnreadable,
     /// The state database is missing.
@@ -151,7 +167,7 @@ pub enum EventReason {
     Paused,
     /// The guest was requested to power down.
     Stopping,
-    /// The VM is stopped.
+    /// The VM is stopped: the VMM has ended as requested.
     Stopped,
     /// The VMM failed and is not restarted.
     Failed,

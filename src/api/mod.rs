@@ -7,6 +7,7 @@ pub mod cni;
 pub mod condition;
 mod entry_problem;
 pub mod event;
+pub mod event_text;
 pub mod host_group;
 pub mod lease;
 pub mod life;

@@ -1,4 +1,4 @@
-//! Events, newest last: a ring buffer in memory. A repeated event is counted instead of added again.
+//! Events, newest last: a buffer of fixed size in memory. A repeated event is counted instead of added again.
 //! Out of scope: what is reported as an event. Events are lost when the daemon stops; conditions are stored.
 
 use std::collections::VecDeque;
@@ -7,13 +7,18 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
+use super::retention;
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
+use crate::api::event_text;
 use crate::api::meta::Timestamp;
 
 /// The number of events that are kept.
 const CAPACITY: usize = 2000;
 
-/// The ring buffer. Cheap to clone.
+/// The number of events that are dropped together when the buffer is full: the choice looks at all of them.
+const DROPPED_AT_ONCE: usize = CAPACITY / 10;
+
+/// The buffer. Cheap to clone.
 #[derive(Clone)]
 pub struct Events {
     ring: Arc<Mutex<VecDeque<Event>>>,
@@ -41,6 +46,7 @@ impl Events {
         message: &str,
     ) {
         let reason = reason.into();
+        let message = event_text::message(message);
         let event = {
             let mut ring = self.ring.lock();
             let is_same = |e: &Event| {
@@ -58,12 +64,12 @@ impl Events {
                 time: now,
                 object: object.clone(),
                 reason,
-                message: message.to_owned(),
+                message: message.into_owned(),
                 count,
                 kind,
             };
             if ring.len() == CAPACITY {
-                ring.pop_front();
+                retention::drop_excess(&mut ring, DROPPED_AT_ONCE);
             }
             ring.push_back(event.clone());
             event

@@ -36,6 +36,7 @@ mod position;
 mod progress;
 mod readonly;
 mod reserve;
+mod retention;
 mod stages;
 mod sync;
 mod taking_back;

@@ -29,6 +29,7 @@
 
 mod admission;
 pub mod backend;
+mod caller;
 pub mod client;
 mod connections;
 mod guarded;
@@ -40,6 +41,7 @@ pub mod server;
 pub mod socket;
 
 pub use backend::{Backend, Deletion, Effect, Refusal, StreamMode};
+pub use caller::Caller;
 pub use client::Client;
 pub use listener::{serve, serve_with_limits};
 pub use socket::Listener;
