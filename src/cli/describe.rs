@@ -382,8 +382,8 @@ impl Description {
                 self.line("Output", line);
             }
         }
-        self.maybe("API socket", vmm.api_socket.as_ref().map(|p| p.display()));
-        self.maybe("Log", vmm.log.as_ref().map(|path| path.display()));
+        self.given("API socket", vmm.api_socket.as_ref().map(|p| p.display()));
+        self.given("Log", vmm.log.as_ref().map(|path| path.display()));
     }
 
     fn conditions(&mut self, conditions: &[ConditionView]) {

@@ -23,6 +23,7 @@ pub mod target;
 pub mod verdict;
 pub mod vm;
 mod vm_args;
+mod vm_state;
 pub mod wait;
 pub mod yaml;
 

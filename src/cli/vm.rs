@@ -61,29 +61,28 @@ fn counted(metrics: &Metrics) -> String {
     }
 }
 
-/// Continues after a failure, and fails at the end.
+/// Continues after a failure, and fails at the end. What is requested is reported as done only after it was waited for.
 async fn power(client: &Client, args: PowerArgs, action: PowerCommand) -> Result<(), Failure> {
-    let (result, goal) = match action {
+    let (done, goal) = match action {
         PowerCommand::Pause => ("paused", Goal::Paused),
         PowerCommand::Resume => ("resumed", Goal::Ready),
         PowerCommand::Restart => ("restarted", Goal::Ready),
         PowerCommand::Stop => ("stopped", Goal::Stopped),
         PowerCommand::Start => ("started", Goal::Ready),
     };
-    let mut errors = Vec::new();
-    let mut targets = Vec::new();
+    let (mut errors, mut targets, mut changed) = (Vec::new(), Vec::new(), String::new());
     for name in args.vms {
         match client.power(&name, action).await {
             Ok(applied) => {
-                let text = match applied {
-                    Applied::Unchanged => "unchanged",
-                    Applied::Created | Applied::Configured | Applied::Deleted => result,
-                };
                 let target = Target {
                     kind: Kind::Vm,
                     name,
                 };
-                print::out(&format!("{target} {text}\n"))?;
+                match (applied, args.wait) {
+                    (Applied::Unchanged, _) => print::out(&format!("{target} unchanged\n"))?,
+                    (_, None) => print::out(&format!("{target} {action} requested\n"))?,
+                    (_, Some(_)) => changed.push_str(&format!("{target} {done}\n")),
+                }
                 targets.push(target);
             }
             Err(error) => errors.extend(error.causes()),
@@ -91,6 +90,7 @@ async fn power(client: &Client, args: PowerArgs, action: PowerCommand) -> Result
     }
     if let Some(timeout) = args.wait {
         wait::until(client, &targets, goal, timeout).await?;
+        print::out(&changed)?;
     }
     match errors.is_empty() {
         true => Ok(()),

@@ -12,7 +12,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use super::args::{Goal, WaitArgs};
 use super::failure::Failure;
 use super::target::{self, Target};
-use super::{print, rows};
+use super::{print, rows, vm_state};
 use crate::api::condition::Reason;
 use crate::api::meta::Uid;
 use crate::api::view::{Change, ConditionView, Kind, Object, VmView, VmmState};
@@ -232,7 +232,10 @@ impl<'a> Watch<'a> {
             (false, Goal::Ready | Goal::Stopped | Goal::Paused) => {
                 let text = goal_text(self.goal);
                 let mut causes = vec![format!("timed out after {limit}: {target} is not {text}")];
-                causes.extend(not_ready_reasons(client, &object).await);
+                match power_reason(&object, self.goal) {
+                    Some(reason) => causes.push(reason),
+                    None => causes.extend(not_ready_reasons(client, &object).await),
+                }
                 causes
             }
         }
@@ -358,6 +361,16 @@ async fn not_ready_reasons(client: &Client, object: &Object) -> Vec<String> {
             }
             causes
         }
+    }
+}
+
+/// Why a VM is not stopped or paused, if that is because nobody requested it.
+fn power_reason(object: &Object, goal: Goal) -> Option<String> {
+    match object {
+        Object::Vm(vm) => {
+            vm_state::reason(vm, goal).map(|reason| format!("vm/{}: {reason}", vm.metadata.name))
+        }
+        Object::HostGroup(_) | Object::Lease(_) => None,
     }
 }
 

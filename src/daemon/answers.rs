@@ -15,6 +15,7 @@ use super::app_state::AppState;
 use super::deletion;
 use super::drafts::store_draft;
 use super::failure::Failure;
+use super::group_events::{GroupEvent, requester};
 use super::objects;
 use super::{console, metrics, orders, power, reach, restrictions, streams};
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
@@ -76,21 +77,24 @@ impl Backend for AppState {
         if effect == Effect::DryRun {
             return Ok(self.dry_run(&drafts));
         }
+        let source = requester();
         let change = |txn: &mut Txn<'_>| {
             // Checked again within the transaction, which no other change can interleave with.
             let current: Vec<HostGroup> = txn.world().groups().cloned().collect();
             if let Err(problems) = validate::check_apply(&current, &drafts) {
                 return Err(Failure::Refused(Refusal::Conflict(truncated(&problems))));
             }
-            let mut results = Vec::new();
+            let (mut results, mut events) = (Vec::new(), Vec::new());
             for draft in &drafts {
+                let event = GroupEvent::of(txn, draft, &source);
                 let applied = store_draft(txn, draft, &Origin::Apply, None)?;
                 results.push(result(draft, applied));
+                events.extend((applied != Applied::Unchanged).then_some(event));
             }
-            Ok::<_, Failure>(results)
+            Ok::<_, Failure>((results, events))
         };
         let store = &self.engine.store;
-        let mut results: Vec<ApplyResult> = loop {
+        let (mut results, events) = loop {
             match store.write(change).await {
                 // The write failed together with concurrent changes. Alone, this one may be a change that only restricts.
                 Err(Failure::Store(store::Error::Write(_)))
@@ -102,18 +106,8 @@ impl Backend for AppState {
             }
         };
         restrictions::warn(store, &mut results);
-        for result in results.iter().filter(|r| r.applied != Applied::Unchanged) {
-            let object = ObjectRef::host_group(&result.name);
-            let events = self.engine.store.events();
-            let message = "by slicectl apply";
-            events.note(
-                clock::now(),
-                EventType::Normal,
-                &object,
-                EventReason::Configured,
-                message,
-            );
-        }
+        let log = store.events();
+        events.iter().for_each(|event| event.record(log, ""));
         Ok(results)
     }
 
@@ -172,17 +166,13 @@ impl Backend for AppState {
         if !deleted.await? {
             return Err(Refusal::NotFound(object.to_string()));
         }
-        if how == Deletion::Forced {
-            let events = store.events();
-            let message = "by slicectl delete --force";
-            events.note(
-                clock::now(),
-                EventType::Normal,
-                &object,
-                EventReason::ForceDeleted,
-                message,
-            );
-        }
+        let (reason, message) = match how {
+            Deletion::Graceful => (EventReason::Deleting, "deletion requested"),
+            Deletion::Forced => (EventReason::ForceDeleted, "forced deletion requested"),
+        };
+        let message = format!("{message} {}", requester());
+        let (now, kind) = (clock::now(), EventType::Normal);
+        store.events().note(now, kind, &object, reason, &message);
         Ok(())
     }
 

@@ -68,6 +68,15 @@ impl Write for Log {
     }
 }
 
+/// Writes a line that is not subject to the log filter: the result of a command.
+pub(super) fn line(text: impl AsRef<str>) {
+    let log = lock().clone();
+    if let Some(mut log) = log {
+        // Never fails: the line is queued, or counted as lost.
+        let _ = log.write(format!("{}\n", text.as_ref()).as_bytes());
+    }
+}
+
 /// Waits up to [`FLUSH_TIMEOUT`] for queued lines, at the end of the process.
 pub(super) fn end() {
     let steps = FLUSH_TIMEOUT.as_millis() / POLL_INTERVAL.as_millis();

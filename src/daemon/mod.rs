@@ -11,11 +11,13 @@ mod difference;
 mod drafts;
 mod failure;
 mod folders;
+mod group_events;
 mod instance;
 mod intake_loop;
 mod log;
 mod metrics;
 mod objects;
+mod once;
 mod orders;
 mod power;
 mod prepare;
@@ -236,8 +238,12 @@ async fn run(args: Args) -> Result<bool, Error> {
         let idle = daemon.idle.clone();
         let converged = async { Ok(converged(&engine, idle).await) };
         let converged = daemon.run_until(or_store_stuck(&engine, converged)).await?;
+        let converged = converged && intake.has_no_problems();
+        if !converged {
+            once::report(&engine, &intake).iter().for_each(log::line);
+        }
         engine.store.close();
-        return Ok(converged && intake.has_no_problems());
+        return Ok(converged);
     }
     serve(args, daemon, intake, budget).await?;
     engine.store.close();

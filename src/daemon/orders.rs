@@ -1,6 +1,7 @@
 //! Adds and removes VMs on demand.
 //! Out of scope: validation of the request ([`crate::reconcile::group`]), HTTP.
 
+use super::group_events::requester;
 use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::meta::Name;
 use crate::api::on_demand::NewVm;
@@ -33,7 +34,7 @@ pub async fn add(engine: &Engine, group: Name, request: NewVm) -> Result<NewVmRe
         Added::Unchanged => Applied::Unchanged,
     };
     if added == Added::Created {
-        let message = format!("created on demand in hostgroup/{group}");
+        let message = format!("created on demand in hostgroup/{group} {}", requester());
         note(engine, &name, EventReason::Added, &message);
     }
     let warnings = store.read(|world| {
@@ -55,7 +56,8 @@ pub async fn remove(engine: &Engine, name: Name) -> Result<(), Refusal> {
         .map_err(|error: store::Error| Refusal::Failed(error.to_string()))?;
     match removed {
         Removed::Going => {
-            note(engine, &name, EventReason::Deleted, "deleted on request");
+            let message = format!("deletion requested {}", requester());
+            note(engine, &name, EventReason::Deleting, &message);
             Ok(())
         }
         Removed::Counted(group, count) => Err(Refusal::Conflict(vec![format!(

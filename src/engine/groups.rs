@@ -43,6 +43,8 @@ impl Engine {
             instance: &self.instance,
         };
         let mut preflight = Preflight::default();
+        let is_stored = || self.store.read(|world| world.group(name).is_some());
+        let was_stored = is_stored();
         let progress = loop {
             let (store, now) = (&self.store, clock::now());
             let done =
@@ -55,6 +57,11 @@ impl Engine {
                 done => break done,
             }
         };
+        if was_stored && !is_stored() {
+            let object = ObjectRef::host_group(name);
+            let message = "the group and its VMs are deleted";
+            self.record_event(EventType::Normal, &object, EventReason::Deleted, message);
+        }
         Ok(match progress {
             Ok(Progress::Done) => {
                 self.store_group_result(name, GroupWaits::No, None);

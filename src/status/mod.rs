@@ -10,7 +10,7 @@ use condition::{
     condition_view, for_generation, is_ready_and_observed, known, not_ready_message,
     ready_condition, status_from,
 };
-use host_network::{group_reason, host_condition, host_fault_condition, host_warnings};
+use host_network::{group_reason, host_condition, host_fault_condition, host_warnings, is_stuck};
 
 use std::net::Ipv4Addr;
 
@@ -205,6 +205,8 @@ impl StatusBuilder {
             VmmState::Running | VmmState::Paused | VmmState::Stopping => true,
             VmmState::Starting | VmmState::Stopped | VmmState::Failed | VmmState::None => false,
         });
+        // Before its first start there is no log.
+        let has_run = checkpoint.process.is_some() || checkpoint.last_exit.is_some();
         let paths = VmmPaths::of(&self.run_dir, world, vm);
         VmmStatus {
             hypervisor: vm.spec.hypervisor,
@@ -215,8 +217,8 @@ impl StatusBuilder {
             started_at: process.map(|process| process.started_at),
             restarts: checkpoint.restarts,
             last_exit: checkpoint.last_exit.as_ref().map(ProcessExit::view),
-            api_socket: paths.api_socket,
-            log: paths.log,
+            api_socket: paths.api_socket.filter(|_| process.is_some()),
+            log: paths.log.filter(|_| has_run),
         }
     }
 
@@ -236,7 +238,10 @@ impl StatusBuilder {
         let current = u32::try_from(vms.len()).unwrap_or(u32::MAX);
         let desired = u32::try_from(group.size()).unwrap_or(u32::MAX);
         // A VM that is paused or stopped as requested is settled.
-        let not_settled = vms.iter().find(|vm| !world.is_settled(vm));
+        let mut unsettled = vms.iter().filter(|vm| !world.is_settled(vm));
+        // One that waiting does not help is reported before those that make progress.
+        let stuck = unsettled.clone().find(|vm| is_stuck(world, vm));
+        let not_settled = stuck.or_else(|| unsettled.next());
         // A known cause is reported before one that is not known yet.
         let unobserved = vms.iter().find(|vm| !world.is_observed(vm));
         let is_unknown = not_settled.is_none() && unobserved.is_some();

@@ -20,6 +20,7 @@
 //! | `bridge_drift` | the same in bridge mode |
 //! | `claims` | ranges, subnets and addresses, held by one daemon or by two |
 //! | `power` | what a power failure leaves of what was answered |
+//! | `power_verbs` | `vm start`, `stop`, `restart`, `pause` and `resume` in every state |
 //! | `recovery` | kill -9, lost and broken state, two daemons |
 //! | `hung_files` | file systems that do not answer |
 //! | `leftovers` | garbage |
@@ -34,6 +35,8 @@
 //! | `guests` | QEMU |
 //! | `holders` | deletions of what others hold |
 //! | `identity` | a state directory that was moved, copied or mounted elsewhere |
+//! | `life_events` | what is reported of the life of groups and VMs, and by whom it was requested |
+//! | `once` | what `--once` reports when it does not converge |
 //! | `linux` | Linux guests: paused, stopped, crashed, and what follows |
 //! | `linux_disks` | what they read and write |
 //! | `hanging` | programs that do not end |
@@ -78,6 +81,7 @@ mod hung_files;
 mod identity;
 mod input;
 mod leftovers;
+mod life_events;
 mod linux;
 mod linux_disks;
 mod liveness;
@@ -86,8 +90,10 @@ mod modes;
 mod named;
 mod not_observed;
 mod on_demand;
+mod once;
 mod origin;
 mod power;
+mod power_verbs;
 mod reach;
 mod recovery;
 mod reload;
