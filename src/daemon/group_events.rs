@@ -5,7 +5,7 @@ use crate::api::changes::{FieldChange, changes};
 use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::host_group::HostGroupSpec;
 use crate::api::manifest::Draft;
-use crate::api::meta::Name;
+use crate::api::meta::{Name, Timestamp};
 use crate::clock;
 use crate::store::{Events, Txn};
 use crate::wire::Caller;
@@ -33,6 +33,8 @@ pub(super) struct GroupEvent {
     group: Name,
     reason: EventReason,
     message: String,
+    /// Before the effect of the change begins.
+    time: Timestamp,
 }
 
 impl GroupEvent {
@@ -45,6 +47,7 @@ impl GroupEvent {
             group: draft.name.clone(),
             reason,
             message,
+            time: clock::now(),
         }
     }
 
@@ -52,8 +55,8 @@ impl GroupEvent {
     pub(super) fn record(&self, events: &Events, note: &str) {
         let object = ObjectRef::host_group(&self.group);
         let message = format!("{}{note}", self.message);
-        let (now, kind) = (clock::now(), EventType::Normal);
-        events.note(now, kind, &object, self.reason, &message);
+        let kind = EventType::Normal;
+        events.note(self.time, kind, &object, self.reason, &message);
     }
 }
 

@@ -14,6 +14,7 @@ mod folders;
 mod group_events;
 mod instance;
 mod intake_loop;
+mod journal;
 mod log;
 mod metrics;
 mod objects;
@@ -148,8 +149,12 @@ fn run_to_completion(args: Args) -> ExitCode {
     }
 }
 
+/// Logs to standard error, or to the journal if standard error is connected to it.
 fn log_to_stderr(args: &Args, log: log::Log) {
     let filter = EnvFilter::try_new(&args.log).unwrap_or_else(|_| EnvFilter::new("info"));
+    if args.log_format == LogFormat::Text && journal::is_stderr() {
+        return journal::log(filter, log);
+    }
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
@@ -232,6 +237,7 @@ async fn run(args: Args) -> Result<bool, Error> {
     let daemon = Daemon::prepare_with(state, run, no_probe(), settings).await?;
     let daemon = daemon.with_concurrency(args.concurrency.into(), budget.slow);
     let engine = daemon.engine.clone();
+    let _forwarding = journal::forward_events(engine.store.events());
     let intake = IntakeLoop::new(&args.config_dir, read.removal_grace, engine.clone());
     if args.once {
         intake.read_until_settled().await;

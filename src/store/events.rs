@@ -36,7 +36,7 @@ impl Default for Events {
 }
 
 impl Events {
-    /// Records an event.
+    /// Records an event of the time `now`.
     pub fn note(
         &self,
         now: Timestamp,
@@ -71,7 +71,10 @@ impl Events {
             if ring.len() == CAPACITY {
                 retention::drop_excess(&mut ring, DROPPED_AT_ONCE);
             }
-            ring.push_back(event.clone());
+            // An event about a change is recorded when the change is stored, which may be after the first events of its effect.
+            let later = ring.iter().rev().take_while(|other| other.time > now);
+            let at = ring.len() - later.count();
+            ring.insert(at, event.clone());
             event
         };
         // Sending fails only if there is no receiver.
@@ -87,5 +90,41 @@ impl Events {
     /// Subscribes to new events.
     pub fn watch(&self) -> broadcast::Receiver<Event> {
         self.sender.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_in_the_order_of_their_times_and_bounded() {
+        let events = Events::default();
+        let at = |second: i64| Timestamp::from_second(second).expect("a time");
+        let note = |second, message: &str| {
+            let reason = EventReason::Ready;
+            events.note(
+                at(second),
+                EventType::Normal,
+                &ObjectRef::Host,
+                reason,
+                message,
+            );
+        };
+        for (second, message) in [(1, "a"), (3, "c"), (2, "b"), (3, "d"), (4, "b")] {
+            note(second, message);
+        }
+        let found = events.all();
+        let found: Vec<_> = found
+            .iter()
+            .map(|e| (e.message.as_str(), e.count))
+            .collect();
+        assert_eq!(found, [("a", 1), ("c", 1), ("d", 1), ("b", 2)]);
+        for n in 0..2 * CAPACITY {
+            note(5, &n.to_string());
+        }
+        assert!((CAPACITY - DROPPED_AT_ONCE..=CAPACITY).contains(&events.all().len()));
+        let last = (2 * CAPACITY - 1).to_string();
+        assert_eq!(events.all().pop().expect("an event").message, last);
     }
 }

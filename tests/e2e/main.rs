@@ -35,6 +35,7 @@
 //! | `guests` | QEMU |
 //! | `holders` | deletions of what others hold |
 //! | `identity` | a state directory that was moved, copied or mounted elsewhere |
+//! | `journal` | the log in systemd's journal |
 //! | `life_events` | what is reported of the life of groups and VMs, and by whom it was requested |
 //! | `once` | what `--once` reports when it does not converge |
 //! | `linux` | Linux guests: paused, stopped, crashed, and what follows |
@@ -80,6 +81,7 @@ mod holders;
 mod hung_files;
 mod identity;
 mod input;
+mod journal;
 mod leftovers;
 mod life_events;
 mod linux;
