@@ -9,6 +9,7 @@
 //! | `converge` | from a manifest to what stands, and what scripts rely on |
 //! | `reload` | a saved file, live and not |
 //! | `difference` | what `diff` wait_for_output, and what is then done |
+//! | `docs` | the commands of the documentation, and the output that it shows |
 //! | `damage` | a state that is damaged, lost or replaced under VMs that run |
 //! | `dependents` | what depends on a bridge or on the host's switch, after that was broken |
 //! | `forced` | deletions that are forced |
@@ -66,6 +67,7 @@ mod damage;
 mod dependents;
 mod difference;
 mod disks;
+mod docs;
 mod drift;
 mod fairness;
 mod forced;
