@@ -3,15 +3,18 @@
 //! Out of scope: the README's quick start (`newcomer`); commands that cannot run here, which are parsed (`tests/pure/docs`).
 
 mod host;
-mod session;
+pub mod session;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
 use test_support::pages::{self, Page};
 use test_support::{placeholders, programs};
 
+use host::Host;
 use session::Ran;
 
 /// A test for each page, and the list of them.
@@ -46,6 +49,9 @@ pages! {
     vms_on_demand "docs/vms-on-demand.md"
 }
 
+/// For all commands of a page.
+const PATIENCE: Duration = Duration::from_secs(180);
+
 /// The commands of the README are a whole with those of the newcomer's test.
 const README: &str = "README.md";
 
@@ -66,13 +72,43 @@ fn has_commands(page: &Page) -> bool {
 #[track_caller]
 fn check(path: &str) {
     let page = pages::page(Path::new(path));
-    let ran = host::with_daemon(|host| session::run(host, &page));
+    let ran = host::on_host(|host| run(host, &page));
+    compare(&page, &ran);
+}
+
+/// Starts the daemon, then runs the commands.
+#[track_caller]
+fn run(host: &Host, page: &Page) -> Vec<Ran> {
+    let actions = session::actions(&page.blocks().expect("blocks"));
+    let dir = host.work.path().join("session");
+    fs::create_dir(&dir).expect("a directory");
+    let prelude = "sliced 2>$SESSION/sliced.log &
+                   until slicectl version >/dev/null 2>&1; do sleep 0.05; done";
+    session::write_script(&dir, prelude, &actions);
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut shell = Command::new("unshare");
+    shell
+        .args(["--pid", "--fork", "--kill-child", "--mount-proc", "bash"])
+        .arg(dir.join("script"))
+        .current_dir(host.work.path())
+        .env("SESSION", &dir)
+        .env("PATH", format!("{}:{path}", host.bin.display()))
+        .env("COLUMNS", "120")
+        .env_remove("SLICE_SOCKET");
+    session::run(&dir, shell, PATIENCE);
+    session::results(&page.path, actions, &dir)
+}
+
+/// Compares the output of commands with what the page shows.
+#[track_caller]
+pub fn compare(page: &Page, ran: &[Ran]) {
     let different: Vec<&Ran> = ran.iter().filter(|ran| !ran.is_as_shown()).collect();
     if std::env::var_os("BLESS").is_some() {
-        write(&page, &different);
+        write(page, &different);
         return;
     }
-    let reports: Vec<String> = different.iter().map(|ran| ran.report(path)).collect();
+    let path = page.path.display().to_string();
+    let reports: Vec<String> = different.iter().map(|ran| ran.report(&path)).collect();
     assert!(
         reports.is_empty(),
         "(BLESS=1 accepts it)\n{}",

@@ -41,6 +41,7 @@
 //! | `input` | a config folder that is missing, damaged or silent |
 //! | `liveness` | clients that take up what they can |
 //! | `named` | members of the socket's group who name files |
+//! | `newcomer` | the README's quick start on a bare Debian |
 //! | `not_observed` | what is answered between a start and the first observation |
 //! | `on_demand` | VMs made on demand |
 //! | `local_users` | what other users of the host may do to it |
@@ -86,6 +87,7 @@ mod liveness;
 mod local_users;
 mod modes;
 mod named;
+mod newcomer;
 mod not_observed;
 mod on_demand;
 mod origin;

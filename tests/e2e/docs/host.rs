@@ -18,8 +18,8 @@ pub struct Host {
     _neighbours: [Neighbour; 2],
 }
 
-/// Calls `test` on a host without daemon.
-pub fn with_daemon<T: Send>(test: impl FnOnce(&Host) -> T + Send) -> T {
+/// Calls `test` on a host of its own.
+pub fn on_host<T: Send>(test: impl FnOnce(&Host) -> T + Send) -> T {
     kernel::private_sync(|| test(&Host::new()))
 }
 

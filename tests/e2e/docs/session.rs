@@ -5,16 +5,12 @@ use std::fmt::Write;
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use test_support::pages::{self, Block, Note, Page, Step};
+use test_support::pages::{self, Block, Note, Step};
 
-use super::host::Host;
 use super::normalized;
-
-/// For all commands of a page.
-const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A command that has run.
 pub struct Ran {
@@ -23,7 +19,7 @@ pub struct Ran {
 }
 
 /// What the shell does, in order.
-enum Action {
+pub enum Action {
     /// A file that a page shows.
     File { path: String, text: String },
     /// A command that a page does not show.
@@ -63,45 +59,10 @@ impl Ran {
     }
 }
 
-/// Runs the page; fails if a command has another exit status than the page says.
-#[track_caller]
-pub fn run(host: &Host, page: &Page) -> Vec<Ran> {
-    let actions = actions(page);
-    let dir = host.work.path().join("session");
-    fs::create_dir(&dir).expect("a directory");
-    fs::write(dir.join("script"), script(&actions, &dir)).expect("a script");
-    let log = fs::File::create(dir.join("log")).expect("a log");
-    // All processes end with the first of their PID namespace.
-    let mut child = Command::new("unshare")
-        .args(["--pid", "--fork", "--kill-child", "--mount-proc", "bash"])
-        .arg(dir.join("script"))
-        .current_dir(host.work.path())
-        .env("PATH", path(host))
-        .env("COLUMNS", "120")
-        .env_remove("SLICE_SOCKET")
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().expect("a log"))
-        .stderr(log)
-        .spawn()
-        .expect("unshare");
-    let begin = Instant::now();
-    while child.try_wait().expect("its status").is_none() && begin.elapsed() < PATIENCE {
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    // It has ended, or it hangs.
-    let _ = child.kill();
-    let _ = child.wait();
-    results(host, page, actions, &dir)
-}
-
-fn path(host: &Host) -> String {
-    let path = std::env::var("PATH").unwrap_or_default();
-    format!("{}:{path}", host.bin.display())
-}
-
-fn actions(page: &Page) -> Vec<Action> {
+/// What the blocks of a page want to be done.
+pub fn actions(blocks: &[Block]) -> Vec<Action> {
     let mut found = Vec::new();
-    for block in page.blocks().expect("blocks") {
+    for block in blocks {
         for note in &block.notes {
             if let Note::Setup(command) = note {
                 found.push(Action::Setup(command.clone()));
@@ -114,7 +75,7 @@ fn actions(page: &Page) -> Vec<Action> {
             });
         }
         if block.is_run() {
-            found.extend(steps(&block));
+            found.extend(steps(block));
         }
     }
     found
@@ -134,33 +95,54 @@ fn steps(block: &Block) -> Vec<Action> {
     steps.into_iter().enumerate().map(action).collect()
 }
 
-/// The shell stops at the first action with another status than expected. The output of action `i` is in the file `i`.
-fn script(actions: &[Action], dir: &Path) -> String {
-    let dir = dir.display();
-    let mut script = format!(
-        "sliced 2>{dir}/sliced.log &\n\
-         until slicectl version >/dev/null 2>&1; do sleep 0.05; done\n"
-    );
+/// Writes `script` into a directory, which the shell finds as `$SESSION`. The shell stops at the first action with another status than
+/// expected; the output of action `i` is in the file `i`.
+pub fn write_script(dir: &Path, prelude: &str, actions: &[Action]) {
+    let mut script = format!("{prelude}\n");
     for (index, action) in actions.iter().enumerate() {
         let (command, status) = match action {
             Action::File { path, text } => {
-                fs::write(format!("{dir}/{index}.file"), text).expect("a file");
-                (format!("cp '{dir}/{index}.file' '{path}'"), &0)
+                fs::write(dir.join(format!("{index}.file")), text).expect("a file");
+                (format!("cp $SESSION/{index}.file '{path}'"), &0)
             }
             Action::Setup(command) => (command.clone(), &0),
             Action::Step { step, status } => (step.command.clone(), status),
         };
         write!(
             script,
-            "{{\n{command}\n}} >{dir}/{index} 2>&1\n\
-             status=$?; echo $status >{dir}/{index}.status; [ $status = {status} ] || exit 1\n"
+            "{{\n{command}\n}} >$SESSION/{index} 2>&1\n\
+             status=$?; echo \"$SECONDS s: action {index}\"; echo $status >$SESSION/{index}.status; [ $status = {status} ] || exit 1\n"
         )
         .expect("a string");
     }
-    script
+    fs::write(dir.join("script"), script).expect("a script");
 }
 
-fn results(host: &Host, page: &Page, actions: Vec<Action>, dir: &Path) -> Vec<Ran> {
+/// Runs the shell, by a program that starts it as the first process of a PID namespace and ends it with itself, for at most `patience`.
+pub fn run(dir: &Path, mut program: Command, patience: Duration) {
+    let log = fs::File::create(dir.join("log")).expect("a log");
+    let mut child = program
+        .stdin(std::process::Stdio::null())
+        .stdout(log.try_clone().expect("a log"))
+        .stderr(log)
+        .spawn()
+        .expect("a program");
+    let begin = Instant::now();
+    while child.try_wait().expect("its status").is_none() && begin.elapsed() < patience {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    eprint!(
+        "{}",
+        fs::read_to_string(dir.join("log")).unwrap_or_default()
+    );
+    // It has ended, or it hangs.
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// What has run. Fails if an action has not, or had another exit status than expected.
+#[track_caller]
+pub fn results(page: &Path, actions: Vec<Action>, dir: &Path) -> Vec<Ran> {
     let read = |name: String| fs::read_to_string(dir.join(name)).unwrap_or_default();
     let mut ran = Vec::new();
     for (index, action) in actions.into_iter().enumerate() {
@@ -174,13 +156,14 @@ fn results(host: &Host, page: &Page, actions: Vec<Action>, dir: &Path) -> Vec<Ra
         assert!(
             status.trim() == expected.to_string(),
             "{}: `{command}`: exit status \"{}\", expected {expected}\n{output}\n--- log\n{}\n--- sliced\n{}",
-            page.path.display(),
+            page.display(),
             status.trim(),
             read("log".to_owned()),
             read("sliced.log".to_owned())
         );
         if let Action::Step { step, .. } = action {
-            let output = output.replace(&format!("{}/", host.work.path().display()), "");
+            // A serial console ends its lines with it.
+            let output = output.replace('\r', "");
             ran.push(Ran { step, output });
         }
     }
