@@ -1,6 +1,7 @@
 //! README and documentation: their YAML, JSON and commands are valid, their links lead somewhere, every page is in the index.
 //! Out of scope: whether the commands do what a page says (`tests/e2e/docs.rs`).
 
+mod api;
 mod blocks;
 mod links;
 
