@@ -181,12 +181,12 @@ fn target(words: &[String]) -> Result<(), String> {
     let targets = words[1..]
         .iter()
         .filter(|word| !word.contains('=') && !word.starts_with('-'));
-    let missing = targets.filter(|target| {
+    let mut missing = targets.filter(|target| {
         !makefile
             .lines()
             .any(|line| line.starts_with(&format!("{target}:")))
     });
-    match missing.cloned().next() {
+    match missing.next() {
         None => Ok(()),
         Some(target) => Err(format!("the Makefile has no target {target}")),
     }
