@@ -137,11 +137,18 @@ impl Page {
     }
 }
 
-/// The note of a line; an error if its name is unknown. Comments without a colon are prose.
+/// The note of a line; an error if its name is unknown. A comment that begins with a capital is prose.
 fn note(line: &str) -> Option<Result<Note, String>> {
     let comment = line.trim().strip_prefix("<!--")?.strip_suffix("-->")?;
-    let (name, value) = comment.trim().split_once(": ")?;
+    let comment = comment.trim();
+    if comment.starts_with(|c: char| c.is_uppercase()) {
+        return None;
+    }
+    let (name, value) = comment.split_once(':').unwrap_or((comment, ""));
     let value = value.trim().to_owned();
+    if value.is_empty() && ["not run", "not parsed"].contains(&name) {
+        return Some(Err(format!("\"{name}\" without a reason")));
+    }
     Some(match name {
         "not run" => Ok(Note::NotRun(value)),
         "not parsed" => Ok(Note::NotParsed(value)),

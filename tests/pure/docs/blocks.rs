@@ -14,7 +14,7 @@ use test_support::pages::{self, Block, Page};
 use test_support::shell::simple_commands;
 
 use super::super::source::root;
-use super::{assert_none, assert_one, page};
+use super::{GENERATED, assert_none, assert_one, page};
 
 /// Programs of the host that pages use.
 const PROGRAMS: [&str; 53] = [
@@ -83,10 +83,9 @@ fn problems(page: &Page) -> Vec<String> {
     };
     let of = |block: &Block| {
         let place = format!("{}:{}", page.path.display(), block.line);
-        let problems = if block.is_parsed() {
-            problems_of(block)
-        } else {
-            Vec::new()
+        let problems = match is_synopsis(page, block) || !block.is_parsed() {
+            true => Vec::new(),
+            false => problems_of(block),
         };
         problems
             .into_iter()
@@ -94,6 +93,11 @@ fn problems(page: &Page) -> Vec<String> {
             .collect::<Vec<_>>()
     };
     blocks.iter().flat_map(of).collect()
+}
+
+/// Generated pages show synopses and examples of the help, whose tests are those of the help.
+fn is_synopsis(page: &Page, block: &Block) -> bool {
+    GENERATED.iter().any(|path| page.path == Path::new(path)) && block.language.is_empty()
 }
 
 fn problems_of(block: &Block) -> Vec<String> {
@@ -280,6 +284,7 @@ fn a_block_without_a_command_language_or_fence_and_a_misplaced_note_are_found() 
         ("<!-- not run: reason -->\ntext\n", "without a block"),
         ("<!-- not run: reason -->\n", "has no block"),
         ("<!-- runs: not -->\n", "unknown note"),
+        ("<!-- not run -->\n", "without a reason"),
     ] {
         assert_one(&problems(&page("docs/page.md", note)), expected);
     }

@@ -6,17 +6,10 @@ use std::path::{Component, Path, PathBuf};
 use test_support::pages::{self, Page};
 
 use super::super::source::root;
-use super::{assert_none, assert_one, page};
+use super::{GENERATED, assert_none, assert_one, page};
 
 /// The page that links to all others in `docs`.
 const INDEX: &str = "docs/index.md";
-
-/// Pages that another test writes (`BLESS=1`), and may not have written yet.
-const GENERATED: [&str; 3] = [
-    "docs/reference/yaml.md",
-    "docs/reference/slicectl.md",
-    "docs/reference/sliced.md",
-];
 
 /// A link that is not to another site.
 struct Link<'a> {
