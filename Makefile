@@ -8,12 +8,13 @@ SYSCONFDIR ?= /etc
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 CARGO ?= cargo
 
-.PHONY: help build test soak lint demo bench install uninstall
+.PHONY: help build test soak newcomer lint demo bench install uninstall
 
 help:
 	@echo 'make build      release binaries in $(TARGET)/release'
 	@echo 'make test       all tests; as root, also installs their dependencies'
 	@echo 'make soak       long fuzzing, prints its seeds: 2,000 corrupted databases, 100 concurrent applies'
+	@echo 'make newcomer   the quick start of the README on a bare Debian 12, with a full build'
 	@echo 'make lint       format, clippy, links of the documentation, and cargo deny if it is installed'
 	@echo 'make demo       six guests in a private lab, one PASS or FAIL line per check; KEEP=1 keeps the lab'
 	@echo 'make bench      ratios to shell scripts, to the minimal kernel cost and to the CNI plugins alone'
@@ -29,6 +30,11 @@ test:
 # Like tests/run.sh, with more iterations.
 soak:
 	tests/soak.sh
+
+newcomer:
+	tests/setup.sh
+	$(CARGO) fetch --locked
+	SLICE_NEWCOMER=full $(CARGO) test --locked --test e2e newcomer::
 
 lint:
 	$(CARGO) fmt --all --check

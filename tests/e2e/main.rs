@@ -9,6 +9,7 @@
 //! | `converge` | from a manifest to what stands, and what scripts rely on |
 //! | `reload` | a saved file, live and not |
 //! | `difference` | what `diff` wait_for_output, and what is then done |
+//! | `docs` | the commands of the documentation, and the output that it shows |
 //! | `damage` | a state that is damaged, lost or replaced under VMs that run |
 //! | `dependents` | what depends on a bridge or on the host's switch, after that was broken |
 //! | `forced` | deletions that are forced |
@@ -44,6 +45,7 @@
 //! | `input` | a config folder that is missing, damaged or silent |
 //! | `liveness` | clients that take up what they can |
 //! | `named` | members of the socket's group who name files |
+//! | `newcomer` | the README's quick start on a bare Debian |
 //! | `not_observed` | what is answered between a start and the first observation |
 //! | `on_demand` | VMs made on demand |
 //! | `local_users` | what other users of the host may do to it |
@@ -70,6 +72,7 @@ mod damage;
 mod dependents;
 mod difference;
 mod disks;
+mod docs;
 mod drift;
 mod fairness;
 mod forced;
@@ -90,6 +93,7 @@ mod liveness;
 mod local_users;
 mod modes;
 mod named;
+mod newcomer;
 mod not_observed;
 mod on_demand;
 mod once;

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `cli` | `slicectl` without a daemon: usage errors, help, `new` |
 //! | `cycles` | files do not import each other in a circle |
+//! | `docs` | README and documentation: blocks, commands, links, the index |
 //! | `endpoints` | the table of endpoints and the router agree |
 //! | `help` | the help of every verb |
 //! | `internals` | the functions that docs/internals.md names exist |
@@ -19,6 +20,7 @@
 
 mod cli;
 mod cycles;
+mod docs;
 mod endpoints;
 mod help;
 mod internals;
