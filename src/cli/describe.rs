@@ -3,7 +3,7 @@
 
 use std::fmt::Display;
 
-use super::age::age;
+use super::age::{age, seconds};
 use super::args::DescribeArgs;
 use super::failure::Failure;
 use super::get::fetch;
@@ -34,7 +34,7 @@ pub async fn describe(client: &Client, args: DescribeArgs) -> Result<(), Failure
             kind: object.kind(),
             name: object.metadata().name.clone(),
         };
-        let events = events::of(client, &target).await?;
+        let events = events::of(client, &target, object.metadata().uid).await?;
         let gap = if index == 0 { "" } else { "\n\n" };
         print::out(&format!("{gap}{}", describe_object(object, &events)))?;
     }
@@ -119,7 +119,7 @@ impl Description {
         let age_text = age(metadata.created_at, clock::now());
         self.line(
             "Created",
-            format!("{} ({age_text} ago)", metadata.created_at),
+            format!("{} ({age_text} ago)", seconds(metadata.created_at)),
         );
         if metadata.deleting {
             self.line("Deleting", "yes");
@@ -143,16 +143,17 @@ impl Description {
                 0 => status.desired.to_string(),
                 on_demand => format!("{} ({on_demand} on demand)", status.desired),
             };
+            let inactive = rows::inactive(status).map_or(String::new(), |text| format!(", {text}"));
             describe_object.line(
                 "VMs",
                 format!(
-                    "{desired_count} desired, {} current, {} updated, {} ready",
+                    "{desired_count} desired, {} current, {} up to date, {} ready{inactive}",
                     status.current, status.updated, status.ready_count
                 ),
             );
         });
         self.conditions(&status.conditions);
-        self.warnings(&status.warnings);
+        self.warnings(&status.conditions, &status.warnings);
     }
 
     fn vm(&mut self, vm: &VmView) {
@@ -187,7 +188,7 @@ impl Description {
             self.line("Disk", format!("{} ({retention})", disk.display()));
         }
         self.conditions(&vm.status.conditions);
-        self.warnings(&vm.status.warnings);
+        self.warnings(&vm.status.conditions, &vm.status.warnings);
     }
 
     fn overrides(&mut self, on_demand: &VmOverrides) {
@@ -371,7 +372,7 @@ impl Description {
         if let Some(method) = &vmm.confined_by {
             self.line("Confined by", method);
         }
-        self.maybe("Started", vmm.started_at);
+        self.maybe("Started", vmm.started_at.map(seconds));
         if vmm.restarts > 0 {
             self.line("Restarts", vmm.restarts);
         }
@@ -396,17 +397,24 @@ impl Description {
                     Field::with_severity(format!("{:?}", condition.status), condition.status),
                     condition.reason.into(),
                     age(condition.since, now).into(),
-                    (&condition.message).into(),
+                    message(condition, conditions).into(),
                 ]
             })
             .collect();
         let header = vec!["TYPE", "STATUS", "REASON", "SINCE", "MESSAGE"];
-        let table = (!rows.is_empty()).then(|| Table::new(header, Colors::for_stdout()).draw(rows));
+        let table = || {
+            Table::new(header, Colors::for_stdout())
+                .indented(2)
+                .draw(rows.clone())
+        };
+        let table = (!rows.is_empty()).then(table);
         self.table("Conditions", table);
     }
 
-    fn warnings(&mut self, warnings: &[String]) {
-        for warning in warnings {
+    /// The warnings that no condition contains.
+    fn warnings(&mut self, conditions: &[ConditionView], warnings: &[String]) {
+        let is_new = |warning: &&String| !conditions.iter().any(|c| c.message.contains(*warning));
+        for warning in warnings.iter().filter(is_new) {
             let warning = Colors::for_stdout().paint(Severity::Warning, &one_line(warning));
             self.text.push_str(&format!("Warning: {warning}\n"));
         }
@@ -414,8 +422,22 @@ impl Description {
 
     fn events(&mut self, recent_events: &[Event]) {
         let last_events = &recent_events[recent_events.len().saturating_sub(20)..];
-        let drawn = (!last_events.is_empty()).then(|| events::listing(last_events));
+        let drawn = (!last_events.is_empty()).then(|| events::listing(last_events, 2));
         self.table("Events", drawn);
+    }
+}
+
+/// The message of a condition. What another condition says already is only referred to.
+fn message(condition: &ConditionView, conditions: &[ConditionView]) -> String {
+    let text = &condition.message;
+    let is_repeated = |other: &&ConditionView| {
+        let rest = text.strip_prefix(&other.kind);
+        let rest = rest.and_then(|rest| rest.strip_prefix(": "));
+        other.kind != condition.kind && rest == Some(&other.message)
+    };
+    match conditions.iter().find(is_repeated) {
+        Some(other) => format!("see {}", other.kind),
+        None => text.clone(),
     }
 }
 

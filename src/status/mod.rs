@@ -233,6 +233,10 @@ impl StatusBuilder {
         let updated = u32::try_from(updated.count()).unwrap_or(u32::MAX);
         let ready_count = vms.iter().filter(|vm| is_ready_and_observed(world, vm));
         let ready_count = u32::try_from(ready_count.count()).unwrap_or(u32::MAX);
+        let with_reason = |reason| {
+            let vms = vms.iter().filter(|vm| is_settled_with(world, vm, reason));
+            u32::try_from(vms.count()).unwrap_or(u32::MAX)
+        };
         let current = u32::try_from(vms.len()).unwrap_or(u32::MAX);
         let desired = u32::try_from(group.size()).unwrap_or(u32::MAX);
         // A VM that is paused or stopped as requested is settled.
@@ -336,6 +340,8 @@ impl StatusBuilder {
                 current,
                 updated,
                 ready_count,
+                stopped: with_reason(Reason::Stopped),
+                paused: with_reason(Reason::Paused),
                 range: world.pool(&group.meta.name).map(|pool| pool.range),
                 warnings: [group.spec.template.network.warnings(), warnings].concat(),
             },
@@ -368,6 +374,15 @@ fn stage_status<'w>(stages: &StageStatuses<'w>, stage: Stage) -> Option<&'w Stag
         .iter()
         .find(|(found, _)| *found == stage)
         .and_then(|(_, status)| *status)
+}
+
+/// Whether a VM has reached its desired state, paused or stopped, for this reason.
+fn is_settled_with(world: &World, vm: &Vm, reason: Reason) -> bool {
+    let status = world.status(vm.meta.uid, Stage::Vmm);
+    status.is_some_and(|status| {
+        let condition = &status.condition;
+        condition.reason == reason && condition.is_settled_at(vm.meta.generation)
+    })
 }
 
 /// The state of a VM's process.

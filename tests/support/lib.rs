@@ -7,7 +7,7 @@
 //! - [`objects`]: groups and VMs.
 //! - [`lab`]: neighbours of a test host, [`sniffer`]s in them; [`guest_stack`]: a guest at a TAP; [`frames`]: what it sends.
 //! - [`harness`]: the real `sliced` and `slicectl` in one.
-//! - [`transcript`]: runs of `slicectl`, compared with golden files.
+//! - [`transcript`]: runs of `slicectl`, compared with golden files; [`screen`]: the same at a terminal.
 //! - [`fuse`]: a file system that does not answer.
 //! - [`cni_networks`]: CNI networks for it; [`managers`]: network managers and firewalls beside it.
 //! - [`descriptors`]: copies of descriptors, as a forked child has them.
@@ -33,6 +33,7 @@ pub mod pings;
 mod placeholders;
 pub mod power;
 pub mod programs;
+pub mod screen;
 pub mod sniffer;
 pub mod tiny;
 pub mod transcript;
