@@ -59,7 +59,7 @@ pub enum Command {
     /// Show details and recent events
     Describe(DescribeArgs),
     /// Edit a host group in $EDITOR
-    Edit(EditArgs),
+    Edit(super::edit::EditArgs),
     /// Delete objects
     Delete(DeleteArgs),
     /// Wait until objects are ready, stopped, paused or deleted
@@ -156,7 +156,6 @@ Examples:
   slicectl get vms -l job=42,team!=blue
   slicectl get vms --sort-by restarts
   slicectl get leases -o name
-  slicectl get vms --no-headers | while read -r name _; do echo \"$name\"; done
   slicectl get vms -o jsonpath='{.items[*].status.network.ip}'
   slicectl get hg sandbox -o manifest > sandbox.yaml")]
 pub struct GetArgs {
@@ -190,21 +189,6 @@ pub struct DescribeArgs {
     /// KIND NAME... or KIND/NAME...
     #[arg(value_name = "TARGET", required = true)]
     pub targets: Vec<String>,
-}
-
-/// Arguments of `edit`.
-#[derive(Debug, clap::Args)]
-#[command(after_help = "\
-The editor is $VISUAL, $EDITOR or vi. The group is applied when the editor ends; if that fails, the text is kept in a temporary file.
-A group that a file of the manifest directory defines is not edited here: edit that file.
-
-Examples:
-  slicectl edit hg/sandbox
-  EDITOR='code --wait' slicectl edit hostgroup sandbox")]
-pub struct EditArgs {
-    /// hostgroup NAME or hostgroup/NAME
-    #[arg(value_name = "TARGET", required = true, num_args = 1..=2)]
-    pub target: Vec<String>,
 }
 
 /// Arguments of `delete`.

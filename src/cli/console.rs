@@ -11,7 +11,8 @@ use tokio::sync::mpsc;
 use super::args::ConsoleArgs;
 use super::failure::Failure;
 use super::print;
-use crate::wire::{Client, backend::StreamMode};
+use crate::wire::Client;
+use crate::wire::backend::{LogStart, StreamMode};
 
 /// Ctrl-], as in telnet and virsh: programs in the guest rarely use it.
 const DETACH: u8 = 0x1d;
@@ -20,8 +21,10 @@ const DETACH: u8 = 0x1d;
 pub async fn console(client: &Client, args: ConsoleArgs) -> Result<(), Failure> {
     // Reports errors before the terminal is in raw mode.
     client.write_console(&args.vm, Bytes::new()).await?;
-    let output = client.logs(&args.vm, Some(args.lines), StreamMode::Follow);
-    let mut output = Box::pin(output.await?);
+    let lines = LogStart::LastLines(args.lines);
+    let output = client.logs(&args.vm, lines, StreamMode::Follow);
+    let (_, output) = output.await?;
+    let mut output = Box::pin(output);
     let raw_mode = RawMode::enter()?;
     if raw_mode.is_some() {
         notice(&format!("connected to {}; Ctrl-] detaches\r", args.vm));

@@ -6,7 +6,6 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::args::EditArgs;
 use super::failure::{Failure, note, warn};
 use super::group_manifest;
 use super::print;
@@ -18,6 +17,21 @@ use crate::wire::{Client, Effect};
 const INTRODUCTION: &str = "\
 # The changes are applied when you save this file and leave the editor. An unchanged or empty file changes nothing.
 ";
+
+/// Arguments of `edit`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The editor is $VISUAL, $EDITOR or vi. The group is applied when the editor ends; if that fails, the text is kept in a temporary file.
+A group that a file of the manifest directory defines is not edited here: edit that file.
+
+Examples:
+  slicectl edit hg/sandbox
+  EDITOR='code --wait' slicectl edit hostgroup sandbox")]
+pub struct EditArgs {
+    /// hostgroup NAME or hostgroup/NAME
+    #[arg(value_name = "TARGET", required = true, num_args = 1..=2)]
+    pub target: Vec<String>,
+}
 
 /// `edit hg/NAME`.
 pub async fn edit(client: &Client, args: EditArgs) -> Result<(), Failure> {

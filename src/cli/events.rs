@@ -1,20 +1,18 @@
-//! `events` and `logs`: print events, and the output of guests.
+//! `events`: prints events.
 //! Out of scope: objects.
 
 use std::collections::VecDeque;
-use std::io::IsTerminal;
 
 use clap::ValueEnum;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 
 use super::age::age;
-use super::args::{EventsArgs, LogsArgs};
+use super::args::EventsArgs;
 use super::failure::{Failure, note};
 use super::paint::Colors;
 use super::print;
 use super::rows::Columns;
-use super::sanitize::Sanitizer;
 use super::table::{Field, Table};
 use super::target::{self, Target};
 use super::{watch, yaml};
@@ -43,7 +41,10 @@ pub enum EventsFormat {
 /// `events [-w] [OBJECT]`.
 pub async fn events(client: &Client, args: EventsArgs) -> Result<(), Failure> {
     let object = object(&args.object)?;
-    let span = span(args.watch);
+    let span = match args.watch {
+        true => StreamMode::Follow,
+        false => StreamMode::Once,
+    };
     let columns = match args.output {
         EventsFormat::Table => Columns::Narrow,
         EventsFormat::Wide => Columns::Wide,
@@ -166,34 +167,6 @@ fn row(event: &Event, columns: Columns) -> Vec<Field> {
     }
     row.extend([event.count.into(), (&event.message).into()]);
     row
-}
-
-/// `logs VM [-f] [-n NUMBER]`: prints the bytes as they are, to a terminal only what cannot control it.
-pub async fn logs(client: &Client, args: LogsArgs) -> Result<(), Failure> {
-    let mut stream = Box::pin(client.logs(&args.vm, args.lines, span(args.follow)).await?);
-    let is_sanitized = std::io::stdout().is_terminal() && !args.raw;
-    let mut sanitizer = is_sanitized.then(Sanitizer::default);
-    let result = loop {
-        match stream.next().await {
-            Some(Ok(bytes)) => match &mut sanitizer {
-                Some(sanitizer) => print::bytes(sanitizer.push(&bytes).as_bytes())?,
-                None => print::bytes(&bytes)?,
-            },
-            Some(Err(error)) => break Err(error.into()),
-            None => break Ok(()),
-        }
-    };
-    if let Some(mut sanitizer) = sanitizer {
-        print::bytes(sanitizer.finish().as_bytes())?;
-    }
-    result
-}
-
-fn span(follow: bool) -> StreamMode {
-    match follow {
-        true => StreamMode::Follow,
-        false => StreamMode::Once,
-    }
 }
 
 /// The events of one object, oldest first, without those of an earlier object of the same name.

@@ -230,7 +230,7 @@ mod tests {
 
     use super::*;
     use crate::api::manifest;
-    use crate::api::view::Source;
+    use crate::api::manifest::Source;
 
     fn groups(name: &str, text: String) -> Vec<(Name, HostGroupSpec)> {
         let source = Source {

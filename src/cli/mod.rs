@@ -14,6 +14,7 @@ pub mod failure;
 pub mod get;
 pub mod group_manifest;
 pub mod jsonpath;
+pub mod logs;
 pub mod manifests;
 pub mod new;
 pub mod output;
@@ -70,7 +71,7 @@ async fn run(args: Args) -> Result<(), Failure> {
         Command::Wait(verb) => wait::wait(&client, verb).await,
         Command::Vm(verb) => vm::vm(&client, verb).await,
         Command::Events(verb) => events::events(&client, verb).await,
-        Command::Logs(verb) => events::logs(&client, verb).await,
+        Command::Logs(verb) => logs::logs(&client, verb).await,
         Command::Console(verb) => console::console(&client, verb).await,
         Command::Gc(verb) => check::gc(&client, verb).await,
         Command::Doctor(verb) => check::doctor(&client, verb).await,

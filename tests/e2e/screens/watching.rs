@@ -9,6 +9,7 @@ use test_support::harness::{Harness, slots, with_daemon};
 use test_support::transcript::Runner;
 
 use super::build;
+use super::guests::print_as_guest;
 
 /// A command that runs until it is dropped; its output is in files.
 struct Watch {
@@ -131,6 +132,33 @@ fn a_watch_of_a_group_prints_a_row_only_when_it_has_changed() {
                 .then_some(())
         });
         assert_unrepeated(&rows.lines());
+    });
+}
+
+#[test]
+fn logs_that_are_followed_go_on_where_they_were_when_the_daemon_is_killed_and_started() {
+    with_daemon(|mut harness| {
+        build(&harness);
+        let mut all = Watch::start(&harness, "all", "logs -f sandbox-1");
+        let mut last = Watch::start(&harness, "last", "logs -f sandbox-1 --lines 1");
+        let printed = |watch: &Watch, line: &str| {
+            let lines = watch.lines();
+            lines.iter().filter(|found| *found == line).count()
+        };
+        print_as_guest(&harness, "sandbox-1", b"before\n");
+        for watch in [&all, &last] {
+            harness.until("the line", || (printed(watch, "before") == 1).then_some(()));
+        }
+        harness.kill();
+        harness.start();
+        print_as_guest(&harness, "sandbox-1", b"after\n");
+        for watch in [&mut all, &mut last] {
+            harness.until("the next line", || {
+                (printed(watch, "after") == 1).then_some(())
+            });
+            assert_eq!(printed(watch, "before"), 1, "{:?}", watch.lines());
+            assert!(watch.is_running(), "{}", watch.errors());
+        }
     });
 }
 
