@@ -8,10 +8,9 @@ use std::time::Duration;
 use clap::{ArgGroup, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use super::events::EventsFormat;
 use super::failure::Failure;
 use super::new::NewArgs;
-use super::output::Output;
+use super::output::{EventsFormat, Output};
 use super::print::{self, Format};
 use super::sort::SortBy;
 use crate::api::meta::Name;

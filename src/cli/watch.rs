@@ -15,7 +15,7 @@ use crate::wire::Client;
 use crate::wire::client::ClientError;
 
 /// How long a daemon may be unreachable while it restarts, and the time between two attempts.
-const RECONNECT_LIMIT: Duration = Duration::from_secs(60);
+const RECONNECT_LIMIT: Duration = Duration::from_secs(30);
 const RECONNECT_INTERVAL: Duration = Duration::from_millis(250);
 
 type Changes = BoxStream<'static, Result<Change, ClientError>>;
@@ -152,10 +152,13 @@ impl Known {
     /// The objects that were deleted while there was no connection.
     fn gone(&mut self) -> Vec<Change> {
         let listed = std::mem::take(&mut self.listed);
-        let gone = self
-            .objects
-            .extract_if(.., |name, _| !listed.contains(name));
-        gone.map(|(_, object)| Change::Deleted { object }).collect()
+        let objects = std::mem::take(&mut self.objects);
+        let (known, gone): (BTreeMap<_, _>, BTreeMap<_, _>) = objects
+            .into_iter()
+            .partition(|(name, _)| listed.contains(name));
+        self.objects = known;
+        let gone = gone.into_values();
+        gone.map(|object| Change::Deleted { object }).collect()
     }
 }
 

@@ -251,9 +251,14 @@ impl StatusBuilder {
             && not_settled.is_none();
         let message = match (ready, not_settled) {
             (true, _) if ready_count < desired => {
-                format!(
-                    "{ready_count} of {desired} VMs are Ready, the others are paused or stopped as requested"
-                )
+                let counts = [
+                    (with_reason(Reason::Stopped), "stopped"),
+                    (with_reason(Reason::Paused), "paused"),
+                ];
+                let counts = counts.into_iter().filter(|(count, _)| *count > 0);
+                let counts = counts.map(|(count, state)| format!(", {count} {state}"));
+                let counts: String = counts.collect();
+                format!("{ready_count} of {desired} VMs are Ready{counts}")
             }
             (true, _) => String::new(),
             (false, None) => match blocked_reason {

@@ -73,8 +73,10 @@ fn cells(line: &str, columns: &[usize]) -> Vec<String> {
     let mut cells = vec![String::new(); columns.len()];
     let mut at = 0;
     for c in line.trim_end().chars() {
-        let column = columns.iter().rposition(|start| *start <= at).unwrap_or(0);
-        cells[column].push(c);
+        // What is before the first column is the indentation.
+        if let Some(column) = columns.iter().rposition(|start| *start <= at) {
+            cells[column].push(c);
+        }
         at += usize::from(!is_mark(c));
     }
     cells

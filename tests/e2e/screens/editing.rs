@@ -68,7 +68,7 @@ fn an_edited_group_is_applied_and_what_is_refused_is_kept() {
                 "{run:?}"
             );
         }
-        assert_eq!(kept(&harness), [PathBuf::new(); 0]);
+        assert!(kept(&harness).is_empty());
         for (editor, reason) in [
             ("sed -i s/vcpu:/cpus:/", "unknown key"),
             (
