@@ -8,7 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::condition::Reason;
-use super::meta::{InvalidName, Name, Timestamp};
+use super::meta::{InvalidName, Name, Timestamp, Uid};
 use super::view::Kind;
 
 /// The type of an event, as in Kubernetes.
@@ -27,6 +27,10 @@ pub struct Event {
     pub time: Timestamp,
     /// The object.
     pub object: ObjectRef,
+    /// The uid of the object, which a later object of the same name does not have. `None` for what has no uid, and from a daemon of an
+    /// earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<Uid>,
     /// The reason.
     pub reason: EventReason,
     /// The message for users.
@@ -323,6 +327,14 @@ mod tests {
             assert_eq!(object.to_string(), text);
             assert_eq!(text.parse(), Ok(object));
         }
+    }
+
+    #[test]
+    fn an_event_of_an_earlier_version_has_no_uid() {
+        let text = r#"{"time":"2026-01-02T03:04:05Z","object":"vm/a-1","reason":"Ready","message":"VM is ready","count":1,"type":"Normal"}"#;
+        let event: Event = serde_json::from_str(text).expect("an event");
+        assert_eq!(event.uid, None);
+        assert_eq!(serde_json::to_string(&event).expect("JSON"), text);
     }
 
     #[test]

@@ -289,6 +289,12 @@ pub struct GroupStatus {
     pub updated: u32,
     /// The number of VMs that are Ready.
     pub ready_count: u32,
+    /// The number of VMs that are stopped, by command or because of their restart policy.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub stopped: u32,
+    /// The number of VMs that are paused by command.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub paused: u32,
     /// The range of its addresses; `None` before one is chosen.
     pub range: Option<Ipv4Network>,
     /// Warnings, such as entries that never match.

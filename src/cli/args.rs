@@ -10,7 +10,9 @@ use clap_complete::Shell;
 
 use super::failure::Failure;
 use super::new::NewArgs;
+use super::output::{EventsFormat, Output};
 use super::print::{self, Format};
+use super::sort::SortBy;
 use crate::api::meta::Name;
 use crate::api::policy::Packet;
 use crate::api::tag::Selector;
@@ -55,6 +57,8 @@ pub enum Command {
     Get(GetArgs),
     /// Show details and recent events
     Describe(DescribeArgs),
+    /// Edit a host group in $EDITOR
+    Edit(super::edit::EditArgs),
     /// Delete objects
     Delete(DeleteArgs),
     /// Wait until objects are ready, stopped, paused or deleted
@@ -139,22 +143,6 @@ pub struct DiffArgs {
     pub output: Format,
 }
 
-/// Output formats of `get`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, ValueEnum)]
-pub enum Output {
-    /// A table
-    #[default]
-    Table,
-    /// A table with more columns
-    Wide,
-    /// The object, or {"items":[...]}; with -w one line per change
-    Json,
-    /// The same as json, in YAML
-    Yaml,
-    /// KIND/NAME
-    Name,
-}
-
 /// Arguments of `get`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -165,14 +153,23 @@ Examples:
   slicectl get vm/sandbox-1 -o json
   slicectl get vms -w
   slicectl get vms -l job=42,team!=blue
-  slicectl get leases -o name")]
+  slicectl get vms --sort-by restarts
+  slicectl get leases -o name
+  slicectl get vms -o jsonpath='{.items[*].status.network.ip}'
+  slicectl get hg sandbox -o manifest > sandbox.yaml")]
 pub struct GetArgs {
     /// KIND, KIND NAME... or KIND/NAME...
     #[arg(value_name = "TARGET", required = true)]
     pub targets: Vec<String>,
     /// Output format
-    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub output: Output,
+    /// Print tables without their headers
+    #[arg(long)]
+    pub no_headers: bool,
+    /// Sort by a column of -o wide, or by a field of the JSON, such as .status.vmm.pid
+    #[arg(long, value_name = "COLUMN|FIELD", conflicts_with = "watch")]
+    pub sort_by: Option<SortBy>,
     /// Select VMs by tags: KEY=VALUE, KEY!=VALUE, KEY or !KEY, separated by commas
     #[arg(short = 'l', long, value_name = "TAGS")]
     pub selector: Option<Selector>,
@@ -278,12 +275,14 @@ pub struct EventsArgs {
     pub watch: bool,
     /// Output format; json prints one line per event
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
-    pub output: Format,
+    pub output: EventsFormat,
 }
 
 /// Arguments of `logs`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+On a terminal only text and colours are printed, so that a guest cannot control it. A pipe receives the bytes as they are.
+
 Examples:
   slicectl logs sandbox-1
   slicectl logs sandbox-1 --lines 20
@@ -298,11 +297,16 @@ pub struct LogsArgs {
     /// Lines to show from the end
     #[arg(short = 'n', long, value_name = "NUMBER")]
     pub lines: Option<usize>,
+    /// Print the bytes as they are to a terminal as well
+    #[arg(long)]
+    pub raw: bool,
 }
 
 /// Arguments of `console`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+The terminal is in raw mode and executes all escape sequences of the guest: use it with guests that you trust, and `logs` with others.
+
 Examples:
   slicectl console sandbox-1
   echo reboot | slicectl console vm/sandbox-1")]

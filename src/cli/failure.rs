@@ -51,7 +51,7 @@ pub fn warn(text: &str) {
 
 /// Prints a note to standard error.
 pub fn note(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", one_line(text));
 }
 
 /// Write errors are ignored: there is no other output for them.

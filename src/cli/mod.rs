@@ -8,16 +8,24 @@ pub mod check;
 mod console;
 pub mod delete;
 pub mod describe;
+pub mod edit;
 pub mod events;
 pub mod failure;
 pub mod get;
+pub mod group_manifest;
+pub mod jsonpath;
+pub mod logs;
 pub mod manifests;
 pub mod new;
+pub mod output;
 pub mod paint;
 pub mod print;
 pub mod route;
 pub mod rows;
+pub mod sanitize;
 pub mod sliced;
+pub mod sort;
+pub mod status_word;
 pub mod table;
 pub mod target;
 pub mod verdict;
@@ -25,6 +33,7 @@ pub mod vm;
 mod vm_args;
 mod vm_state;
 pub mod wait;
+pub mod watch;
 pub mod yaml;
 
 use std::process::ExitCode;
@@ -58,11 +67,12 @@ async fn run(args: Args) -> Result<(), Failure> {
         Command::Diff(verb) => apply::diff(&client, verb).await,
         Command::Get(verb) => get::get(&client, verb).await,
         Command::Describe(verb) => describe::describe(&client, verb).await,
+        Command::Edit(verb) => edit::edit(&client, verb).await,
         Command::Delete(verb) => delete::delete(&client, verb).await,
         Command::Wait(verb) => wait::wait(&client, verb).await,
         Command::Vm(verb) => vm::vm(&client, verb).await,
         Command::Events(verb) => events::events(&client, verb).await,
-        Command::Logs(verb) => events::logs(&client, verb).await,
+        Command::Logs(verb) => logs::logs(&client, verb).await,
         Command::Console(verb) => console::console(&client, verb).await,
         Command::Gc(verb) => check::gc(&client, verb).await,
         Command::Doctor(verb) => check::doctor(&client, verb).await,

@@ -11,6 +11,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::args::{Goal, WaitArgs};
 use super::failure::Failure;
+use super::paint::one_line;
 use super::target::{self, Target};
 use super::{print, rows, vm_state};
 use crate::api::condition::Reason;
@@ -151,7 +152,7 @@ impl<'a> Watch<'a> {
                     self.spinner.finish_and_clear();
                     return Ok(());
                 }
-                self.spinner.set_message(self.progress());
+                self.spinner.set_message(one_line(&self.progress()));
             }
             changes = self.reopen(client).await?;
         }

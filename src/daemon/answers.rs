@@ -37,6 +37,7 @@ use crate::host;
 use crate::reconcile::host_network;
 use crate::reconcile::vmm::VmmPaths;
 use crate::store::{self, Txn};
+use crate::wire::backend::{LogOutput, LogStart};
 use crate::wire::{Backend, Deletion, Effect, Refusal, StreamMode};
 
 impl AppState {
@@ -203,12 +204,12 @@ impl Backend for AppState {
     async fn logs(
         &self,
         vm: Name,
-        lines: Option<usize>,
+        start: LogStart,
         span: StreamMode,
-    ) -> Result<BoxStream<'static, io::Result<Bytes>>, Refusal> {
+    ) -> Result<LogOutput, Refusal> {
         let (_, paths) = self.vmm_paths(&vm)?;
         match paths.log {
-            Some(log) => Ok(streams::log(log, lines, span)),
+            Some(log) => Ok(streams::log(log, start, span).await),
             None => Err(Refusal::Conflict(vec![format!(
                 "vm/{vm} has no log: hypervisor is none"
             )])),

@@ -235,6 +235,10 @@ impl StatusBuilder {
         let updated = u32::try_from(updated.count()).unwrap_or(u32::MAX);
         let ready_count = vms.iter().filter(|vm| is_ready_and_observed(world, vm));
         let ready_count = u32::try_from(ready_count.count()).unwrap_or(u32::MAX);
+        let with_reason = |reason| {
+            let vms = vms.iter().filter(|vm| is_settled_with(world, vm, reason));
+            u32::try_from(vms.count()).unwrap_or(u32::MAX)
+        };
         let current = u32::try_from(vms.len()).unwrap_or(u32::MAX);
         let desired = u32::try_from(group.size()).unwrap_or(u32::MAX);
         // A VM that is paused or stopped as requested is settled.
@@ -252,9 +256,14 @@ impl StatusBuilder {
             && not_settled.is_none();
         let message = match (ready, not_settled) {
             (true, _) if ready_count < desired => {
-                format!(
-                    "{ready_count} of {desired} VMs are Ready, the others are paused or stopped as requested"
-                )
+                let counts = [
+                    (with_reason(Reason::Stopped), "stopped"),
+                    (with_reason(Reason::Paused), "paused"),
+                ];
+                let counts = counts.into_iter().filter(|(count, _)| *count > 0);
+                let counts = counts.map(|(count, state)| format!(", {count} {state}"));
+                let counts: String = counts.collect();
+                format!("{ready_count} of {desired} VMs are Ready{counts}")
             }
             (true, _) => String::new(),
             (false, None) => match blocked_reason {
@@ -341,6 +350,8 @@ impl StatusBuilder {
                 current,
                 updated,
                 ready_count,
+                stopped: with_reason(Reason::Stopped),
+                paused: with_reason(Reason::Paused),
                 range: world.pool(&group.meta.name).map(|pool| pool.range),
                 warnings: [group.spec.template.network.warnings(), warnings].concat(),
             },
@@ -373,6 +384,15 @@ fn stage_status<'w>(stages: &StageStatuses<'w>, stage: Stage) -> Option<&'w Stag
         .iter()
         .find(|(found, _)| *found == stage)
         .and_then(|(_, status)| *status)
+}
+
+/// Whether a VM has reached its desired state, paused or stopped, for this reason.
+fn is_settled_with(world: &World, vm: &Vm, reason: Reason) -> bool {
+    let status = world.status(vm.meta.uid, Stage::Vmm);
+    status.is_some_and(|status| {
+        let condition = &status.condition;
+        condition.reason == reason && condition.is_settled_at(vm.meta.generation)
+    })
 }
 
 /// The state of a VM's process.

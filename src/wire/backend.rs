@@ -36,6 +36,25 @@ pub enum Deletion {
     Forced,
 }
 
+/// Where the output of a VM begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogStart {
+    /// At the begin of the log.
+    Beginning,
+    /// At the last lines of the existing output.
+    LastLines(usize),
+    /// At this offset; at the begin if the log is shorter.
+    Offset(u64),
+}
+
+/// The output of a VM.
+pub struct LogOutput {
+    /// The offset in the log at which it begins.
+    pub offset: u64,
+    /// The output.
+    pub bytes: BoxStream<'static, io::Result<Bytes>>,
+}
+
 /// Whether a stream continues with new items.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamMode {
@@ -140,13 +159,13 @@ pub trait Backend: Send + Sync + 'static {
         span: StreamMode,
     ) -> impl Future<Output = Result<BoxStream<'static, Event>, Refusal>> + Send;
 
-    /// The output of the VM's guest and VMM; of the existing output, the last `lines` or all.
+    /// The output of the VM's guest and VMM.
     fn logs(
         &self,
         vm: Name,
-        lines: Option<usize>,
+        start: LogStart,
         span: StreamMode,
-    ) -> impl Future<Output = Result<BoxStream<'static, io::Result<Bytes>>, Refusal>> + Send;
+    ) -> impl Future<Output = Result<LogOutput, Refusal>> + Send;
 
     /// Writes to the VM's serial port; an empty write checks whether that is possible.
     fn write_console(

@@ -17,9 +17,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::backend::{Deletion, Effect, StreamMode};
+use super::backend::{Deletion, Effect, LogStart, StreamMode};
 use super::packet;
-use super::server::Sources;
+use super::server::{LOG_OFFSET, Sources};
 use crate::api::event::{Event, ObjectRef};
 use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
@@ -188,19 +188,27 @@ impl Client {
         self.lines(&path).await
     }
 
-    /// See [`super::Backend::logs`].
+    /// See [`super::Backend::logs`]. The offset is `None` if the daemon is of an earlier version.
     pub async fn logs(
         &self,
         vm: &Name,
-        lines: Option<usize>,
+        start: LogStart,
         span: StreamMode,
-    ) -> Result<impl Stream<Item = Result<Bytes>> + Send + use<>> {
-        let mut path = format!("/v1/logs/{vm}?follow={}", span == StreamMode::Follow);
-        if let Some(lines) = lines {
-            path.push_str(&format!("&lines={lines}"));
-        }
+    ) -> Result<(
+        Option<u64>,
+        impl Stream<Item = Result<Bytes>> + Send + use<>,
+    )> {
+        let follow = span == StreamMode::Follow;
+        let start = match start {
+            LogStart::Beginning => String::new(),
+            LogStart::LastLines(lines) => format!("&lines={lines}"),
+            LogStart::Offset(offset) => format!("&offset={offset}"),
+        };
+        let path = format!("/v1/logs/{vm}?follow={follow}{start}");
         let response = self.request(Method::GET, &path, NO_BODY).await?;
-        Ok(chunks(self.socket.clone(), response.into_body()))
+        let offset = response.headers().get(LOG_OFFSET);
+        let offset = offset.and_then(|offset| offset.to_str().ok()?.parse().ok());
+        Ok((offset, chunks(self.socket.clone(), response.into_body())))
     }
 
     /// See [`super::Backend::write_console`].

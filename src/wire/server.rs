@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, admit};
-use super::backend::{Backend, Deletion, Effect, Refusal, StreamMode};
+use super::backend::{Backend, Deletion, Effect, LogOutput, LogStart, Refusal, StreamMode};
 use super::limits::{BODY_LIMIT, MANIFEST_LIMIT, SOURCE_NAME_LIMIT, SOURCES_LIMIT};
 use super::packet;
 use super::problem::problem;
@@ -199,11 +199,17 @@ async fn logs<B: Backend>(
     Extract(Query(end)): Extract<Query<LinesQuery>>,
     Extract(Query(length)): Extract<Query<FollowQuery>>,
 ) -> Result<Response, ApiError> {
-    let bytes = app_state.backend.logs(read(&vm)?, end.lines, length.span());
-    let bytes = bytes.await?;
+    let start = match (end.offset, end.lines) {
+        (Some(offset), _) => LogStart::Offset(offset),
+        (None, Some(lines)) => LogStart::LastLines(lines),
+        (None, None) => LogStart::Beginning,
+    };
+    let output = app_state.backend.logs(read(&vm)?, start, length.span());
+    let LogOutput { offset, bytes } = output.await?;
     let bytes = bytes.take_until(app_state.stop.clone().cancelled_owned());
     let content_type = [(header::CONTENT_TYPE, "application/octet-stream")];
-    Ok((content_type, Body::from_stream(bytes)).into_response())
+    let offset = [(LOG_OFFSET, offset.to_string())];
+    Ok((content_type, offset, Body::from_stream(bytes)).into_response())
 }
 
 async fn write_console<B: Backend>(
@@ -305,6 +311,8 @@ impl FollowQuery {
 struct LinesQuery {
     #[serde(default)]
     lines: Option<usize>,
+    #[serde(default)]
+    offset: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -351,6 +359,9 @@ fn bounded(body: Sources) -> Result<Vec<Source>, Refusal> {
     }
     Ok(body.sources)
 }
+
+/// The header with the offset in the log at which a response begins.
+pub const LOG_OFFSET: &str = "x-log-offset";
 
 /// A response with the stream as lines of JSON. It ends when the daemon stops, so that a watch does not delay the stop.
 fn lines<B, T: Serialize + Send + 'static>(

@@ -50,6 +50,7 @@
 //! | `on_demand` | VMs made on demand |
 //! | `local_users` | what other users of the host may do to it |
 //! | `confinement` | what a VMM may do on the host |
+//! | `screens` | the output of `slicectl` at terminals of several widths, and across restarts of the daemon |
 //! | `transcripts` | the output of every verb of `slicectl` |
 //! | `undecodable` | records of a VM that cannot be decoded |
 //! | `upgrade` | state and running VMs of the version before |
@@ -103,6 +104,7 @@ mod power_verbs;
 mod reach;
 mod recovery;
 mod reload;
+mod screens;
 mod service;
 mod transcripts;
 mod undecodable;

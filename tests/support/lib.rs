@@ -7,7 +7,7 @@
 //! - [`objects`]: groups and VMs.
 //! - [`lab`]: neighbours of a test host, [`sniffer`]s in them; [`guest_stack`]: a guest at a TAP; [`frames`]: what it sends.
 //! - [`harness`]: the real `sliced` and `slicectl` in one.
-//! - [`transcript`]: runs of `slicectl`, compared with golden files.
+//! - [`transcript`]: runs of `slicectl`, compared with golden files; [`screen`]: the same at a terminal.
 //! - [`pages`]: the documentation, its blocks and commands; [`shell`]: the words of a command.
 //! - [`fuse`]: a file system that does not answer.
 //! - [`cni_networks`]: CNI networks for it; [`managers`]: network managers and firewalls beside it.
@@ -35,6 +35,7 @@ pub mod pings;
 pub mod placeholders;
 pub mod power;
 pub mod programs;
+pub mod screen;
 pub mod shell;
 pub mod sniffer;
 pub mod tiny;

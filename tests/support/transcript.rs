@@ -134,7 +134,8 @@ impl Runner {
         })
     }
 
-    fn normalize(&self, text: &str) -> String {
+    /// The text with placeholders.
+    pub fn normalize(&self, text: &str) -> String {
         let replaced = self
             .replacements
             .iter()
