@@ -22,10 +22,12 @@ pub async fn get(client: &Client, args: GetArgs) -> Result<(), Failure> {
     let selection = target::selection(&args.targets)?;
     let selector = args.selector.as_ref();
     match (selector, &selection) {
-        (None, _) | (Some(_), Selection::All(Kind::Vm)) => {}
-        (Some(_), Selection::All(kind)) => {
-            let usage = format!("-l is valid for VMs only: a {kind} has no tags");
-            return Err(Failure::Usage(usage));
+        (None, _) => {}
+        (Some(_), Selection::All(kinds)) => {
+            if let Some(kind) = kinds.iter().find(|kind| **kind != Kind::Vm) {
+                let usage = format!("-l is valid for VMs only: a {kind} has no tags");
+                return Err(Failure::Usage(usage));
+            }
         }
         (Some(_), Selection::Some(_)) => {
             let usage = "-l cannot be used with names of VMs".to_owned();
@@ -56,16 +58,11 @@ async fn once(
     output: Output,
 ) -> Result<(), Failure> {
     match selection {
-        Selection::All(kind) => {
-            let List { mut items, more } = client.get(*kind, None).await?;
-            if more > 0 {
-                failure::warn(&format!(
-                    "and {more} more {kind}s: the response size is limited; specify names to show the others"
-                ));
-            }
-            items.retain(|object| is_selected(selector, object));
+        Selection::All(kinds) => {
+            let (items, more) = list(client, kinds, selector).await?;
             if items.is_empty() && matches!(output, Output::Table | Output::Wide) {
-                failure::note(&format!("no {kind}s found"));
+                let kinds: Vec<String> = kinds.iter().map(|kind| format!("{kind}s")).collect();
+                failure::note(&format!("no {} found", kinds.join(" or ")));
                 return Ok(());
             }
             show(items, more, output)
@@ -84,6 +81,27 @@ async fn once(
             }
         }
     }
+}
+
+/// The selected objects of these kinds, and the number of objects that the responses omit.
+async fn list(
+    client: &Client,
+    kinds: &[Kind],
+    selector: Option<&Selector>,
+) -> Result<(Vec<Object>, usize), Failure> {
+    let (mut all, mut omitted) = (Vec::new(), 0);
+    for kind in kinds {
+        let List { items, more } = client.get(*kind, None).await?;
+        if more > 0 {
+            failure::warn(&format!(
+                "and {more} more {kind}s: the response size is limited; specify names to show the others"
+            ));
+        }
+        let selected = |object: &Object| is_selected(selector, object);
+        all.extend(items.into_iter().filter(selected));
+        omitted += more;
+    }
+    Ok((all, omitted))
 }
 
 /// The objects that exist, and an error message for each that does not.
@@ -162,13 +180,19 @@ async fn watch(
 
 /// All changes in one stream, and the number of `SYNCED` in it.
 async fn open(client: &Client, selection: &Selection) -> Result<(Kind, Changes, usize), Failure> {
+    let one_kind = || {
+        let usage = "a watch supports one kind only; start one watch per kind".to_owned();
+        Failure::Usage(usage)
+    };
     match selection {
-        Selection::All(kind) => Ok((*kind, client.watch(*kind, None).await?, 1)),
+        Selection::All(kinds) => match kinds[..] {
+            [kind] => Ok((kind, client.watch(kind, None).await?, 1)),
+            _ => Err(one_kind()),
+        },
         Selection::Some(targets) => {
             let kind = targets[0].kind;
             if targets.iter().any(|target| target.kind != kind) {
-                let usage = "a watch supports one kind only; start one watch per kind".to_owned();
-                return Err(Failure::Usage(usage));
+                return Err(one_kind());
             }
             let mut streams = Vec::new();
             for target in targets {

@@ -9,7 +9,7 @@ use super::paint::Colors;
 use super::table::{Field, Table};
 use super::target::Target;
 use super::vm_args::{AddArgs, AddOutput, DeleteArgs, PowerArgs, VmCommand};
-use super::{get, print, wait};
+use super::{get, print, resolve, wait};
 use crate::api::cni::CniOptions;
 use crate::api::metrics::{CountingSince, Metrics};
 use crate::api::on_demand::NewVm;
@@ -61,7 +61,7 @@ fn counted(metrics: &Metrics) -> String {
     }
 }
 
-/// Continues after a failure, and fails at the end.
+/// Changes nothing if a VM does not exist; continues after another failure, and fails at the end.
 async fn power(client: &Client, args: PowerArgs, action: PowerCommand) -> Result<(), Failure> {
     let (result, goal) = match action {
         PowerCommand::Pause => ("paused", Goal::Paused),
@@ -70,6 +70,7 @@ async fn power(client: &Client, args: PowerArgs, action: PowerCommand) -> Result
         PowerCommand::Stop => ("stopped", Goal::Stopped),
         PowerCommand::Start => ("started", Goal::Ready),
     };
+    resolve::vms(client, &args.vms, &args.progress).await?;
     let mut errors = Vec::new();
     let mut targets = Vec::new();
     for name in args.vms {
@@ -83,13 +84,13 @@ async fn power(client: &Client, args: PowerArgs, action: PowerCommand) -> Result
                     kind: Kind::Vm,
                     name,
                 };
-                print::out(&format!("{target} {text}\n"))?;
+                args.progress.print(&format!("{target} {text}\n"))?;
                 targets.push(target);
             }
             Err(error) => errors.extend(error.causes()),
         }
     }
-    if let Some(timeout) = args.wait {
+    if let Some(timeout) = args.progress.timeout() {
         wait::until(client, &targets, goal, timeout).await?;
     }
     match errors.is_empty() {
@@ -137,12 +138,15 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
         name: result.name,
     };
     match args.output {
-        AddOutput::Table => print::out(&format!("{target} {}\n", result_text(result.applied)))?,
+        AddOutput::Table => {
+            let line = format!("{target} {}\n", result_text(result.applied));
+            args.progress.print(&line)?;
+        }
         AddOutput::Name => print::out(&format!("{target}\n"))?,
         AddOutput::Json => {}
     }
     let targets = [target];
-    if let Some(timeout) = args.wait {
+    if let Some(timeout) = args.progress.timeout() {
         wait::until(client, &targets, Goal::Ready, timeout).await?;
     }
     match args.output {
@@ -154,8 +158,9 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
     }
 }
 
-/// Continues after a failure, and fails at the end.
+/// Changes nothing if a VM does not exist; continues after another failure, and fails at the end.
 async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
+    resolve::vms(client, &args.vms, &args.progress).await?;
     let mut errors = Vec::new();
     let mut deleting = Vec::new();
     for name in args.vms {
@@ -163,13 +168,13 @@ async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
         match client.remove_vm(&name).await {
             Ok(()) => {
                 let target = Target { kind, name };
-                print::out(&format!("{target} deleted\n"))?;
+                args.progress.print(&format!("{target} deleted\n"))?;
                 deleting.push(target);
             }
             Err(error) => errors.extend(error.causes()),
         }
     }
-    if let Some(timeout) = args.wait {
+    if let Some(timeout) = args.progress.timeout() {
         wait::until(client, &deleting, Goal::Deleted, timeout).await?;
     }
     match errors.is_empty() {

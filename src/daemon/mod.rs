@@ -11,10 +11,12 @@ mod difference;
 mod drafts;
 mod failure;
 mod folders;
+mod host_checks;
 mod instance;
 mod intake_loop;
 mod log;
 mod metrics;
+mod not_found;
 mod objects;
 mod orders;
 mod power;
@@ -38,7 +40,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
-use tracing_subscriber::EnvFilter;
 
 use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::cli::sliced::{Args, LogFormat};
@@ -51,6 +52,7 @@ use crate::wire::limits::Limits;
 use crate::wire::{self, Listener};
 use crate::{clock, cni};
 
+pub use host_checks::without_daemon;
 pub use settings::Settings;
 
 use app_state::AppState;
@@ -147,9 +149,8 @@ fn run_to_completion(args: Args) -> ExitCode {
 }
 
 fn log_to_stderr(args: &Args, log: log::Log) {
-    let filter = EnvFilter::try_new(&args.log).unwrap_or_else(|_| EnvFilter::new("info"));
     let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(args.log.env_filter())
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(move || log.clone());
     match args.log_format {

@@ -2,12 +2,12 @@
 //! Out of scope: the transition ([`crate::engine`]), HTTP.
 
 use super::failure::Failure;
-use super::orders::{nearest, not_found};
+use super::not_found::not_found;
 use crate::api::condition::Reason;
 use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::meta::Name;
 use crate::api::stage::Stage;
-use crate::api::view::Applied;
+use crate::api::view::{Applied, Kind};
 use crate::api::vm::{Hypervisor, Power, PowerCommand, Vm};
 use crate::clock;
 use crate::engine::{Engine, update_checkpoint};
@@ -23,9 +23,8 @@ pub async fn set_power(
 ) -> Result<Applied, Refusal> {
     let stored = engine.store.write(|txn| {
         let Some(mut vm) = txn.world().vm_named(&name).cloned() else {
-            let names = txn.world().vms().map(|vm| &vm.meta.name);
-            let suggestion = nearest(&name, names);
-            return Err(Failure::Refused(not_found("vm", &name, suggestion)));
+            let refusal = not_found(txn.world(), Kind::Vm, &name);
+            return Err(Failure::Refused(refusal));
         };
         let Some(power) = desired_power(txn.world(), &vm, verb).map_err(refused)? else {
             return Ok((vm.meta.uid, Applied::Unchanged));
