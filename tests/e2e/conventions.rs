@@ -203,7 +203,7 @@ fn doctor_checks_the_host_without_a_daemon() {
             .filter_map(|line| line.split_whitespace().next())
             .collect();
         let rank = |result: &&str| ["fail", "warn", "ok", "-"].iter().position(|r| r == result);
-        assert!(order.is_sorted_by_key(|result| rank(result)), "{order:?}");
+        assert!(order.is_sorted_by_key(rank), "{order:?}");
         let counted = format!("{} checks: ", order.len());
         assert!(summary.starts_with(&counted), "{summary}");
 
