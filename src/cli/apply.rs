@@ -1,18 +1,20 @@
 //! `apply` and `diff`: send manifests to the daemon and print the results.
 //! Out of scope: parsing YAML.
 
-use super::args::{ApplyArgs, DiffArgs, Goal};
+use super::args::{ApplyArgs, DiffArgs, DryRun, Goal};
 use super::failure::{Failure, warn};
 use super::target::Target;
-use super::{manifests, print, wait};
+use super::{client_check, manifests, print, wait};
 use crate::api::view::{Applied, ApplyResult, DiffResult, Kind, Source};
 use crate::wire::{Client, Effect};
 
 /// `apply -f`.
 pub async fn apply(client: &Client, args: ApplyArgs) -> Result<(), Failure> {
     let sources = manifests::read_all(&args.files)?;
-    if args.dry_run {
-        return dry_run(client, sources).await;
+    match args.dry_run {
+        Some(DryRun::Server) => return dry_run(client, sources).await,
+        Some(DryRun::Client) => return args.progress.print(&client_check::check(sources)?),
+        None => {}
     }
     let results = client.apply(sources, Effect::Commit).await?;
     warn_about(&results);
@@ -20,8 +22,8 @@ pub async fn apply(client: &Client, args: ApplyArgs) -> Result<(), Failure> {
         .iter()
         .map(|result| format!("{}\n", line(result)))
         .collect();
-    print::out(&lines)?;
-    match args.wait {
+    args.progress.print(&lines)?;
+    match args.progress.timeout() {
         None => Ok(()),
         Some(timeout) => {
             let (deleted, existing): (Vec<_>, Vec<_>) = results

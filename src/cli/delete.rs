@@ -3,12 +3,13 @@
 
 use super::args::{DeleteArgs, Goal};
 use super::failure::Failure;
+use super::get::fetch;
 use super::target::{self, Target};
-use super::{manifests, print, wait};
+use super::{manifests, resolve, wait};
 use crate::api::view::{Kind, Object};
 use crate::wire::{Client, Deletion};
 
-/// `delete KIND/NAME | -f FILE`. Continues after a failure, and fails at the end.
+/// `delete KIND/NAME | -f FILE`. Deletes nothing if an object does not exist; continues after another failure, and fails at the end.
 pub async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
     let targets = match args.files.is_empty() {
         true => target::targets(&args.targets)?,
@@ -18,10 +19,15 @@ pub async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
         true => (Deletion::Forced, "force deleted"),
         false => (Deletion::Graceful, "deleted"),
     };
+    let objects = match args.ignore_not_found {
+        true => fetch(client, &targets).await?.0,
+        false => resolve::all(client, &targets, &args.progress).await?,
+    };
     let mut errors = Vec::new();
     let mut deleting = Vec::new();
-    for target in targets {
-        let on_demand_vms = count_on_demand(client, &target).await;
+    for object in objects {
+        let on_demand_vms = count_on_demand(&object);
+        let target = Target::of(&object);
         match client.delete(target.kind, &target.name, deletion).await {
             Ok(()) => {
                 let suffix = match on_demand_vms {
@@ -29,14 +35,15 @@ pub async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
                     1 => ", and its VM created on demand".to_owned(),
                     vms => format!(", and its {vms} VMs created on demand"),
                 };
-                print::out(&format!("{target} {result}{suffix}\n"))?;
+                let line = format!("{target} {result}{suffix}\n");
+                args.progress.print(&line)?;
                 deleting.push(target);
             }
             Err(error) if error.is_not_found() && args.ignore_not_found => {}
             Err(error) => errors.extend(error.causes()),
         }
     }
-    if let Some(timeout) = args.wait {
+    if let Some(timeout) = args.progress.timeout() {
         wait::until(client, &deleting, Goal::Deleted, timeout).await?;
     }
     match errors.is_empty() {
@@ -45,17 +52,11 @@ pub async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
     }
 }
 
-/// Number of VMs that are deleted with the group and that no manifest recreates; 0 if the group cannot be read, since the deletion
-/// reports that error.
-async fn count_on_demand(client: &Client, target: &Target) -> u32 {
-    match target.kind {
-        Kind::Vm | Kind::Lease => return 0,
-        Kind::HostGroup => {}
-    }
-    let found = client.get(target.kind, Some(&target.name)).await;
-    match found.ok().and_then(|list| list.items.into_iter().next()) {
-        Some(Object::HostGroup(group)) => group.status.on_demand,
-        Some(Object::Vm(_) | Object::Lease(_)) | None => 0,
+/// Number of VMs that are deleted with the group and that no manifest recreates.
+fn count_on_demand(object: &Object) -> u32 {
+    match object {
+        Object::HostGroup(group) => group.status.on_demand,
+        Object::Vm(_) | Object::Lease(_) => 0,
     }
 }
 

@@ -26,13 +26,14 @@ impl Failure {
         Self::Failed(vec![cause.into()])
     }
 
-    /// Prints the causes and returns the exit status.
-    pub fn report(self) -> ExitCode {
+    /// Prints the causes and returns the exit status. `command` is the command with its subcommands, such as `slicectl vm add`.
+    pub fn report(self, command: &str) -> ExitCode {
         let (causes, exit_code) = match self {
-            Self::Usage(cause) => (
-                vec![cause, "try 'slicectl --help'".to_owned()],
-                ExitCode::from(2),
-            ),
+            Self::Usage(cause) => {
+                print("error", &cause);
+                note(&format!("See '{command} --help'."));
+                (Vec::new(), ExitCode::from(2))
+            }
             Self::Failed(causes) => (causes, ExitCode::from(1)),
             Self::Reported => (Vec::new(), ExitCode::from(1)),
             Self::PipeClosed => (Vec::new(), ExitCode::SUCCESS),

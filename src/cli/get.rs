@@ -23,10 +23,12 @@ use crate::wire::Client;
 pub async fn get(client: &Client, args: GetArgs) -> Result<(), Failure> {
     let selection = target::selection(&args.targets)?;
     match (&args.selector, &selection) {
-        (None, _) | (Some(_), Selection::All(Kind::Vm)) => {}
-        (Some(_), Selection::All(kind)) => {
-            let usage = format!("-l is valid for VMs only: a {kind} has no tags");
-            return Err(Failure::Usage(usage));
+        (None, _) => {}
+        (Some(_), Selection::All(kinds)) => {
+            if let Some(kind) = kinds.iter().find(|kind| **kind != Kind::Vm) {
+                let usage = format!("-l is valid for VMs only: a {kind} has no tags");
+                return Err(Failure::Usage(usage));
+            }
         }
         (Some(_), Selection::Some(_)) => {
             let usage = "-l cannot be used with names of VMs".to_owned();
@@ -34,7 +36,7 @@ pub async fn get(client: &Client, args: GetArgs) -> Result<(), Failure> {
         }
     }
     let kinds: Vec<Kind> = match &selection {
-        Selection::All(kind) => vec![*kind],
+        Selection::All(kinds) => kinds.clone(),
         Selection::Some(targets) => targets.iter().map(|target| target.kind).collect(),
     };
     if args.output == Output::Manifest {
@@ -71,16 +73,11 @@ async fn once(client: &Client, selection: &Selection, args: &GetArgs) -> Result<
         }
     };
     match selection {
-        Selection::All(kind) => {
-            let List { mut items, more } = client.get(*kind, None).await?;
-            if more > 0 {
-                failure::warn(&format!(
-                    "and {more} more {kind}s: the response size is limited; specify names to show the others"
-                ));
-            }
-            items.retain(|object| is_selected(args.selector.as_ref(), object));
+        Selection::All(kinds) => {
+            let (mut items, more) = list(client, kinds, args.selector.as_ref()).await?;
             if items.is_empty() && matches!(args.output, Output::Table | Output::Wide) {
-                failure::note(&format!("no {kind}s found"));
+                let kinds: Vec<String> = kinds.iter().map(|kind| format!("{kind}s")).collect();
+                failure::note(&format!("no {} found", kinds.join(" or ")));
                 return Ok(());
             }
             sort(&mut items);
@@ -104,6 +101,27 @@ async fn once(client: &Client, selection: &Selection, args: &GetArgs) -> Result<
             }
         }
     }
+}
+
+/// The selected objects of these kinds, and the number of objects that the responses omit.
+async fn list(
+    client: &Client,
+    kinds: &[Kind],
+    selector: Option<&Selector>,
+) -> Result<(Vec<Object>, usize), Failure> {
+    let (mut all, mut omitted) = (Vec::new(), 0);
+    for kind in kinds {
+        let List { items, more } = client.get(*kind, None).await?;
+        if more > 0 {
+            failure::warn(&format!(
+                "and {more} more {kind}s: the response size is limited; specify names to show the others"
+            ));
+        }
+        let selected = |object: &Object| is_selected(selector, object);
+        all.extend(items.into_iter().filter(selected));
+        omitted += more;
+    }
+    Ok((all, omitted))
 }
 
 /// The objects that exist, and an error message for each that does not.

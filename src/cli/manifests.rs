@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::failure::Failure;
+use crate::api::manifest::is_manifest;
 use crate::api::view::Source;
 use crate::wire::limits::MANIFEST_LIMIT;
 
@@ -31,11 +32,9 @@ pub fn read_all(files: &[PathBuf]) -> Result<Vec<Source>, Failure> {
 fn read_directory(dir: &Path) -> io::Result<Vec<Source>> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        let is_yaml = path
-            .extension()
-            .is_some_and(|extension| extension == "yaml" || extension == "yml");
-        if is_yaml && path.is_file() {
+        let entry = entry?;
+        let path = entry.path();
+        if is_manifest(&entry.file_name()) && path.is_file() {
             paths.push(path);
         }
     }

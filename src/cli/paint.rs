@@ -54,6 +54,7 @@ impl From<EventType> for Severity {
 impl From<CheckStatus> for Severity {
     fn from(verdict: CheckStatus) -> Self {
         match verdict {
+            CheckStatus::Skipped => Self::Neutral,
             CheckStatus::Ok => Self::Good,
             CheckStatus::Warn => Self::Warning,
             CheckStatus::Fail => Self::Error,

@@ -9,7 +9,7 @@ use super::paint::Colors;
 use super::table::{Field, Table};
 use super::target::Target;
 use super::vm_args::{AddArgs, AddOutput, DeleteArgs, PowerArgs, VmCommand};
-use super::{get, print, wait};
+use super::{get, print, resolve, wait};
 use crate::api::cni::CniOptions;
 use crate::api::metrics::{CountingSince, Metrics};
 use crate::api::on_demand::NewVm;
@@ -61,7 +61,8 @@ fn counted(metrics: &Metrics) -> String {
     }
 }
 
-/// Continues after a failure, and fails at the end. What is requested is reported as done only after it was waited for.
+/// Changes nothing if a VM does not exist; continues after another failure, and fails at the end. What is requested is reported as done
+/// only after it was waited for.
 async fn power(client: &Client, args: PowerArgs, action: PowerCommand) -> Result<(), Failure> {
     let (done, goal) = match action {
         PowerCommand::Pause => ("paused", Goal::Paused),
@@ -70,6 +71,7 @@ async fn power(client: &Client, args: PowerArgs, action: PowerCommand) -> Result
         PowerCommand::Stop => ("stopped", Goal::Stopped),
         PowerCommand::Start => ("started", Goal::Ready),
     };
+    resolve::vms(client, &args.vms, &args.progress).await?;
     let (mut errors, mut targets, mut changed) = (Vec::new(), Vec::new(), String::new());
     for name in args.vms {
         match client.power(&name, action).await {
@@ -78,19 +80,19 @@ async fn power(client: &Client, args: PowerArgs, action: PowerCommand) -> Result
                     kind: Kind::Vm,
                     name,
                 };
-                match (applied, args.wait) {
-                    (Applied::Unchanged, _) => print::out(&format!("{target} unchanged\n"))?,
-                    (_, None) => print::out(&format!("{target} {action} requested\n"))?,
-                    (_, Some(_)) => changed.push_str(&format!("{target} {done}\n")),
+                match (applied, args.progress.wait) {
+                    (Applied::Unchanged, _) => args.progress.print(&format!("{target} unchanged\n"))?,
+                    (_, false) => args.progress.print(&format!("{target} {action} requested\n"))?,
+                    (_, true) => changed.push_str(&format!("{target} {done}\n")),
                 }
                 targets.push(target);
             }
             Err(error) => errors.extend(error.causes()),
         }
     }
-    if let Some(timeout) = args.wait {
+    if let Some(timeout) = args.progress.timeout() {
         wait::until(client, &targets, goal, timeout).await?;
-        print::out(&changed)?;
+        args.progress.print(&changed)?;
     }
     match errors.is_empty() {
         true => Ok(()),
@@ -137,12 +139,15 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
         name: result.name,
     };
     match args.output {
-        AddOutput::Table => print::out(&format!("{target} {}\n", result_text(result.applied)))?,
+        AddOutput::Table => {
+            let line = format!("{target} {}\n", result_text(result.applied));
+            args.progress.print(&line)?;
+        }
         AddOutput::Name => print::out(&format!("{target}\n"))?,
         AddOutput::Json => {}
     }
     let targets = [target];
-    if let Some(timeout) = args.wait {
+    if let Some(timeout) = args.progress.timeout() {
         wait::until(client, &targets, Goal::Ready, timeout).await?;
     }
     match args.output {
@@ -154,8 +159,9 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
     }
 }
 
-/// Continues after a failure, and fails at the end.
+/// Changes nothing if a VM does not exist; continues after another failure, and fails at the end.
 async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
+    resolve::vms(client, &args.vms, &args.progress).await?;
     let mut errors = Vec::new();
     let mut deleting = Vec::new();
     for name in args.vms {
@@ -163,13 +169,13 @@ async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
         match client.remove_vm(&name).await {
             Ok(()) => {
                 let target = Target { kind, name };
-                print::out(&format!("{target} deleted\n"))?;
+                args.progress.print(&format!("{target} deleted\n"))?;
                 deleting.push(target);
             }
             Err(error) => errors.extend(error.causes()),
         }
     }
-    if let Some(timeout) = args.wait {
+    if let Some(timeout) = args.progress.timeout() {
         wait::until(client, &deleting, Goal::Deleted, timeout).await?;
     }
     match errors.is_empty() {

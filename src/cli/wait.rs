@@ -37,6 +37,9 @@ pub async fn wait(client: &Client, args: WaitArgs) -> Result<(), Failure> {
     }
     until(client, &targets, goal, args.timeout).await?;
     let text = goal_text(goal);
+    if args.quiet {
+        return Ok(());
+    }
     let lines: String = targets.iter().map(|t| format!("{t} {text}\n")).collect();
     print::out(&lines)
 }

@@ -22,15 +22,20 @@ type Changes = BoxStream<'static, Result<Change, ClientError>>;
 
 /// The kind of the objects of a selection; a watch has one.
 pub fn kind(selection: &Selection) -> Result<Kind, Failure> {
+    let one_kind = || {
+        let usage = "a watch supports one kind only; start one watch per kind".to_owned();
+        Failure::Usage(usage)
+    };
     match selection {
-        Selection::All(kind) => Ok(*kind),
+        Selection::All(kinds) => match kinds[..] {
+            [kind] => Ok(kind),
+            _ => Err(one_kind()),
+        },
         Selection::Some(targets) => {
             let kind = targets[0].kind;
             match targets.iter().all(|target| target.kind == kind) {
                 true => Ok(kind),
-                false => Err(Failure::Usage(
-                    "a watch supports one kind only; start one watch per kind".to_owned(),
-                )),
+                false => Err(one_kind()),
             }
         }
     }
@@ -60,7 +65,13 @@ pub async fn watch(
 /// All changes in one stream, and the number of `SYNCED` in it.
 async fn open(client: &Client, selection: &Selection) -> Result<(Changes, usize), ClientError> {
     match selection {
-        Selection::All(kind) => Ok((client.watch(*kind, None).await?, 1)),
+        Selection::All(kinds) => {
+            let mut streams = Vec::new();
+            for kind in kinds {
+                streams.push(client.watch(*kind, None).await?);
+            }
+            Ok((stream::select_all(streams).boxed(), kinds.len()))
+        }
         Selection::Some(targets) => {
             let mut streams = Vec::new();
             for target in targets {

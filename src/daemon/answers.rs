@@ -16,6 +16,7 @@ use super::deletion;
 use super::drafts::store_draft;
 use super::failure::Failure;
 use super::group_events::{GroupEvent, requester};
+use super::not_found::not_found;
 use super::objects;
 use super::{console, metrics, orders, power, reach, restrictions, streams};
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
@@ -139,16 +140,16 @@ impl Backend for AppState {
 
     async fn get(&self, kind: Kind, name: Option<Name>) -> Result<List, Refusal> {
         let store = &self.engine.store;
-        let (items, more) = store
-            .read_durable(|world| {
-                let (builder, engine, intake) = (&self.status_builder, &self.engine, &self.intake);
-                objects::bounded(builder, engine, intake, world, kind, name.as_ref())
-            })
-            .await;
-        match (&name, items.is_empty()) {
-            (Some(name), true) => Err(Refusal::NotFound(format!("{kind}/{name}"))),
-            _ => Ok(List { items, more }),
-        }
+        let found = store.read_durable(|world| {
+            let (builder, engine, intake) = (&self.status_builder, &self.engine, &self.intake);
+            let found = objects::bounded(builder, engine, intake, world, kind, name.as_ref());
+            match (&name, found.0.is_empty()) {
+                (Some(name), true) => Err(not_found(world, kind, name)),
+                _ => Ok(found),
+            }
+        });
+        let (items, more) = found.await?;
+        Ok(List { items, more })
     }
 
     async fn watch(
@@ -165,7 +166,7 @@ impl Backend for AppState {
         let store = &self.engine.store;
         let deleted = store.write(|txn| deletion::delete(txn, &self.intake, (kind, &name), how));
         if !deleted.await? {
-            return Err(Refusal::NotFound(object.to_string()));
+            return Err(store.read(|world| not_found(world, kind, &name)));
         }
         let (reason, message) = match how {
             Deletion::Graceful => (EventReason::Deleting, "deletion requested"),
@@ -239,6 +240,7 @@ impl Backend for AppState {
             .map_err(fail)?;
         let links = self.engine.our_links(&desired).await.map_err(fail)?;
         Ok(doctor::examine(&doctor::Host {
+            examiner: doctor::Examiner::Daemon,
             home: self.engine.host.host_netns.clone(),
             instance: self.engine.instance.clone(),
             run_dir: self.engine.run_dir.0.clone(),
@@ -280,12 +282,12 @@ impl Backend for AppState {
 
 impl AppState {
     fn vmm_paths(&self, vm: &Name) -> Result<(Hypervisor, VmmPaths), Refusal> {
-        let found = self.engine.store.read(|world| {
-            let vm = world.vm_named(vm)?;
-            let paths = VmmPaths::of(&self.engine.run_dir, world, vm);
-            Some((vm.spec.hypervisor, paths))
-        });
-        found.ok_or_else(|| Refusal::NotFound(format!("vm/{vm}")))
+        self.engine.store.read(|world| {
+            let found = world.vm_named(vm);
+            let found = found.ok_or_else(|| not_found(world, Kind::Vm, vm))?;
+            let paths = VmmPaths::of(&self.engine.run_dir, world, found);
+            Ok((found.spec.hypervisor, paths))
+        })
     }
 
     fn dry_run(&self, drafts: &[Draft]) -> Vec<ApplyResult> {

@@ -12,11 +12,13 @@ mod drafts;
 mod failure;
 mod folders;
 mod group_events;
+mod host_checks;
 mod instance;
 mod intake_loop;
 mod journal;
 mod log;
 mod metrics;
+mod not_found;
 mod objects;
 mod once;
 mod orders;
@@ -41,7 +43,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
-use tracing_subscriber::EnvFilter;
 
 use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::cli::sliced::{Args, LogFormat};
@@ -54,6 +55,7 @@ use crate::wire::limits::Limits;
 use crate::wire::{self, Listener};
 use crate::{clock, cni};
 
+pub use host_checks::without_daemon;
 pub use settings::Settings;
 
 use app_state::AppState;
@@ -151,7 +153,7 @@ fn run_to_completion(args: Args) -> ExitCode {
 
 /// Logs to standard error, or to the journal if standard error is connected to it.
 fn log_to_stderr(args: &Args, log: log::Log) {
-    let filter = EnvFilter::try_new(&args.log).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = args.log.env_filter();
     if args.log_format == LogFormat::Text && journal::is_stderr() {
         return journal::log(filter, log);
     }

@@ -3,12 +3,12 @@
 
 use super::failure::Failure;
 use super::group_events::requester;
-use super::orders::{nearest, not_found};
+use super::not_found::not_found;
 use crate::api::condition::{Condition, Reason};
 use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::meta::Name;
 use crate::api::stage::{STAGES, Stage};
-use crate::api::view::Applied;
+use crate::api::view::{Applied, Kind};
 use crate::api::vm::{Hypervisor, Power, PowerCommand, Vm};
 use crate::clock;
 use crate::engine::{Engine, update_checkpoint};
@@ -28,9 +28,8 @@ pub async fn set_power(
         verb == PowerCommand::Resume && is_paused_by_another_program(engine, &name).await;
     let stored = engine.store.write(|txn| {
         let Some(mut vm) = txn.world().vm_named(&name).cloned() else {
-            let names = txn.world().vms().map(|vm| &vm.meta.name);
-            let suggestion = nearest(&name, names);
-            return Err(Failure::Refused(not_found("vm", &name, suggestion)));
+            let refusal = not_found(txn.world(), Kind::Vm, &name);
+            return Err(Failure::Refused(refusal));
         };
         let power = desired_power(txn.world(), &vm, verb, guest_is_paused).map_err(refused)?;
         let Some(power) = power else {

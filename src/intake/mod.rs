@@ -10,7 +10,6 @@
 
 mod conflicts;
 mod directory;
-mod file_name;
 mod files;
 mod folder;
 mod missing;
@@ -26,7 +25,6 @@ use crate::api::manifest::{Draft, Problem};
 use crate::api::meta::Name;
 
 pub use directory::{Stamp, id};
-pub use file_name::is_manifest;
 pub use folder::{Error, FileResult, Listing, read_directory};
 pub use missing::KeptReason;
 pub use watch::{Watch, WatchError};

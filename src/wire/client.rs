@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use super::access::{connect_error, socket_access};
 use super::backend::{Deletion, Effect, LogStart, StreamMode};
 use super::packet;
 use super::server::{LOG_OFFSET, Sources};
@@ -38,17 +39,22 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const BACKLOG_ATTEMPTS: u32 = 500;
 const BACKLOG_INTERVAL: Duration = Duration::from_millis(10);
 
+/// Number and interval of connect attempts while no daemon listens, because it may be starting: 2 s.
+const START_ATTEMPTS: u32 = 80;
+const START_INTERVAL: Duration = Duration::from_millis(25);
+
 /// Sends requests to the daemon that listens on a socket.
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
+    start_attempts: u32,
 }
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No daemon listens on the socket.
-    #[error("cannot connect to sliced at {}: {source}; is it running? Is this its socket (--socket or SLICE_SOCKET)?", socket.display())]
+    #[error("cannot connect to sliced at {}: {}. Is it running?", socket.display(), connect_error(source))]
     Unreachable {
         /// Path of the socket.
         socket: PathBuf,
@@ -56,7 +62,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The user may not connect to the socket.
-    #[error("permission denied: {} is accessible to root and members of the socket's group", .0.display())]
+    #[error("permission denied: {}", socket_access(.0))]
     PermissionDenied(PathBuf),
     /// The connection was closed, or the response is invalid.
     #[error("connection to sliced at {} failed: {why}", socket.display())]
@@ -82,6 +88,11 @@ impl ClientError {
         matches!(self, Self::Refused { status: 404, .. })
     }
 
+    /// Whether no daemon listens on the socket.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+
     /// Messages for users, one per cause.
     pub fn causes(&self) -> Vec<String> {
         match self {
@@ -100,6 +111,15 @@ impl Client {
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self {
             socket: socket.into(),
+            start_attempts: START_ATTEMPTS,
+        }
+    }
+
+    /// Fails immediately if no daemon listens on the socket.
+    pub fn without_retry(self) -> Self {
+        Self {
+            start_attempts: 0,
+            ..self
         }
     }
 
@@ -348,7 +368,7 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<UnixStream> {
-        let mut attempts = 0;
+        let (mut attempts, mut starts) = (0, 0);
         loop {
             let source = match UnixStream::connect(&self.socket).await {
                 Ok(stream) => return Ok(stream),
@@ -359,6 +379,14 @@ impl Client {
                 io::ErrorKind::WouldBlock if attempts < BACKLOG_ATTEMPTS => {
                     attempts += 1;
                     tokio::time::sleep(BACKLOG_INTERVAL).await;
+                    continue;
+                }
+                // The daemon creates its socket soon after its start; the socket of one that has exited refuses connections.
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                    if starts < self.start_attempts =>
+                {
+                    starts += 1;
+                    tokio::time::sleep(START_INTERVAL).await;
                     continue;
                 }
                 io::ErrorKind::PermissionDenied => {

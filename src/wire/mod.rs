@@ -27,6 +27,7 @@
 //! 403 (the peer is not permitted), 404, 409, 413, 422, 500 or 503 (a limit is reached; try again), with a
 //! [`Problem`](crate::api::view::Problem) as the body.
 
+mod access;
 mod admission;
 pub mod backend;
 mod caller;

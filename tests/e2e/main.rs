@@ -19,6 +19,8 @@
 //! | `origin` | whose a group is: a file's or an apply's |
 //! | `drift` | everything that somebody can break, seen and repaired |
 //! | `bridge_drift` | the same in bridge mode |
+//! | `completion` | what shells offer |
+//! | `conventions` | what all commands of `slicectl` have in common |
 //! | `claims` | ranges, subnets and addresses, held by one daemon or by two |
 //! | `power` | what a power failure leaves of what was answered |
 //! | `power_verbs` | `vm start`, `stop`, `restart`, `pause` and `resume` in every state |
@@ -66,8 +68,10 @@ mod cni_flows;
 mod cni_guest;
 mod cni_matrix;
 mod cni_requests;
+mod completion;
 mod confinement;
 mod connections;
+mod conventions;
 mod converge;
 mod damage;
 mod dependents;

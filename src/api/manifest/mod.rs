@@ -5,6 +5,7 @@
 //! problem yields no groups, so an incomplete edit has no effect.
 
 mod dns;
+mod file_name;
 mod group;
 mod life;
 mod network;
@@ -19,6 +20,7 @@ use std::collections::BTreeMap;
 use super::host_group::HostGroupSpec;
 use super::meta::Name;
 
+pub use file_name::{is_manifest, resembles_manifest};
 pub use problem::{Location, Position, Problem};
 pub use yaml::{MAX_BYTES, MAX_DEPTH, MAX_VALUES};
 

@@ -65,10 +65,13 @@ pub enum Vmm {
 #[command(after_help = "\
 Examples:
   slicectl new sandbox --net=isolated > sandbox.yaml
-  slicectl new sandbox --net=isolated --count 2 --drop 192.168.1.0/24 --allow 192.168.1.7:443/tcp
-  slicectl new web --net=bridge --count 3 --gateway 192.168.137.1/24 --range 192.168.137.20-192.168.137.80
+  slicectl new sandbox --net=isolated --drop 192.168.1.0/24 \\
+      --allow 192.168.1.7:443/tcp
+  slicectl new web --net=bridge --count 3 --gateway 192.168.137.1/24 \\
+      --range 192.168.137.20-192.168.137.80
   slicectl new job --net=cni --network-name slicer
-  slicectl new guest --net=isolated --kernel-file /boot/vmlinuz --initrd-file /boot/initrd.img --ram-mb 128
+  slicectl new guest --net=isolated --ram-mb 128 \\
+      --kernel-file /boot/vmlinuz --initrd-file /boot/initrd.img
   slicectl new sandbox --net=isolated | slicectl apply -f -")]
 pub struct NewArgs {
     /// Name of the group; its VMs are NAME-1, NAME-2, ...
