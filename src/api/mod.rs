@@ -2,6 +2,7 @@
 //! Out of scope: I/O, the clock, the kernel, the store.
 
 pub mod allowed;
+pub mod changes;
 pub mod cni;
 pub mod condition;
 mod entry_problem;
