@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{ArgGroup, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use super::change_args::{ApplyFlags, DiffFlags, ScaleArgs};
 use super::failure::Failure;
 use super::new::NewArgs;
 use super::print::{self, Format};
@@ -51,6 +52,8 @@ pub enum Command {
     Apply(ApplyArgs),
     /// Show what apply would change
     Diff(DiffArgs),
+    /// Change the number of VMs of host groups
+    Scale(ScaleArgs),
     /// List host groups, VMs or leases
     Get(GetArgs),
     /// Show details and recent events
@@ -105,9 +108,12 @@ pub struct ApplyArgs {
         required = true
     )]
     pub files: Vec<PathBuf>,
-    /// Validate only, change nothing
+    /// Show what would change, change nothing
     #[arg(long, conflicts_with = "wait")]
     pub dry_run: bool,
+    /// Questions and output.
+    #[command(flatten)]
+    pub flags: ApplyFlags,
     /// Wait until the groups are ready, for at most TIME (60s if omitted)
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true,
           default_missing_value = "60s", value_parser = humantime::parse_duration)]
@@ -117,14 +123,15 @@ pub struct ApplyArgs {
 /// Arguments of `diff`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-No output means that there are no differences. The exit status is 0 with or without differences, and 1 if the actions for a VM
-cannot be determined, for example because observing it fails.
+No output means that there are no differences. The exit status is 0 with or without differences, and 1 if the steps for a VM cannot be
+determined, for example because observing it fails. With --exit-code it is 0 without differences, 1 with differences and 2 on an error.
 
-The output contains the actions for VMs, not those for the host network: chains, bridges with their addresses, ip_forward.
+The steps are those for VMs, not those for the host network: chains, bridges with their addresses, ip_forward.
 
 Examples:
   slicectl diff -f sandbox.yaml
-  test -z \"$(slicectl diff -f groups/)\" || echo 'apply would change something'")]
+  slicectl diff -f sandbox.yaml --verbose
+  slicectl diff -f groups/ --exit-code > /dev/null || echo 'apply would change something'")]
 pub struct DiffArgs {
     /// Manifest file, directory of *.yaml and *.yml files, or - for stdin; may be repeated
     #[arg(
@@ -137,6 +144,9 @@ pub struct DiffArgs {
     /// Output format
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Format,
+    /// What is shown, and the exit status.
+    #[command(flatten)]
+    pub flags: DiffFlags,
 }
 
 /// Output formats of `get`.

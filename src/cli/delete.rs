@@ -2,10 +2,11 @@
 //! Out of scope: the teardown.
 
 use super::args::{DeleteArgs, Goal};
-use super::failure::Failure;
+use super::failure::{Failure, warn};
 use super::target::{self, Target};
-use super::{manifests, print, wait};
-use crate::api::view::{Kind, Object};
+use super::{disks, manifests, print, wait};
+use crate::api::view::{Kind, Object, VmView};
+use crate::clock;
 use crate::wire::{Client, Deletion};
 
 /// `delete KIND/NAME | -f FILE`. Continues after a failure, and fails at the end.
@@ -15,13 +16,15 @@ pub async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
         false => named(client, &args).await?,
     };
     let (deletion, result) = match args.force {
-        true => (Deletion::Forced, "force deleted"),
-        false => (Deletion::Graceful, "deleted"),
+        true => (Deletion::Forced, "forced deletion requested"),
+        false => (Deletion::Graceful, "deletion requested"),
     };
     let mut errors = Vec::new();
     let mut deleting = Vec::new();
+    let begin = clock::monotonic();
     for target in targets {
         let on_demand_vms = count_on_demand(client, &target).await;
+        let lost = disk_loss(client, &target).await;
         match client.delete(target.kind, &target.name, deletion).await {
             Ok(()) => {
                 let suffix = match on_demand_vms {
@@ -29,6 +32,7 @@ pub async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
                     1 => ", and its VM created on demand".to_owned(),
                     vms => format!(", and its {vms} VMs created on demand"),
                 };
+                lost.iter().for_each(|text| warn(text));
                 print::out(&format!("{target} {result}{suffix}\n"))?;
                 deleting.push(target);
             }
@@ -37,7 +41,8 @@ pub async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
         }
     }
     if let Some(timeout) = args.wait {
-        wait::until(client, &deleting, Goal::Deleted, timeout).await?;
+        let reached = wait::until(client, &deleting, Goal::Deleted, timeout).await?;
+        print::out(&wait::deleted_lines(&reached, begin.elapsed()))?;
     }
     match errors.is_empty() {
         true => Ok(()),
@@ -57,6 +62,21 @@ async fn count_on_demand(client: &Client, target: &Target) -> u32 {
         Some(Object::HostGroup(group)) => group.status.on_demand,
         Some(Object::Vm(_) | Object::Lease(_)) | None => 0,
     }
+}
+
+/// The warning about disks that are deleted with the object; none if the objects cannot be read, since the deletion reports that error.
+async fn disk_loss(client: &Client, target: &Target) -> Option<String> {
+    let vm = match target.kind {
+        Kind::Vm => Some(&target.name),
+        Kind::HostGroup => None,
+        Kind::Lease => return None,
+    };
+    let items = client.get(Kind::Vm, vm).await.ok()?.items;
+    let lost: Vec<&VmView> = match target.kind {
+        Kind::HostGroup => disks::lost_disks(&items, &target.name).collect(),
+        Kind::Vm | Kind::Lease => disks::lost_disk(&items).collect(),
+    };
+    disks::disk_warning(&target.to_string(), &lost)
 }
 
 async fn named(client: &Client, args: &DeleteArgs) -> Result<Vec<Target>, Failure> {

@@ -4,10 +4,15 @@
 pub mod age;
 pub mod apply;
 pub mod args;
+mod change_args;
 pub mod check;
+mod confirm;
 mod console;
 pub mod delete;
 pub mod describe;
+pub mod diff;
+mod disks;
+mod effects;
 pub mod events;
 pub mod failure;
 pub mod get;
@@ -17,6 +22,7 @@ pub mod paint;
 pub mod print;
 pub mod route;
 pub mod rows;
+pub mod scale;
 pub mod sliced;
 pub mod table;
 pub mod target;
@@ -54,7 +60,8 @@ async fn run(args: Args) -> Result<(), Failure> {
     let client = Client::new(&args.socket);
     match args.verb {
         Command::Apply(verb) => apply::apply(&client, verb).await,
-        Command::Diff(verb) => apply::diff(&client, verb).await,
+        Command::Diff(verb) => diff::diff(&client, verb).await,
+        Command::Scale(verb) => scale::scale(&client, verb).await,
         Command::Get(verb) => get::get(&client, verb).await,
         Command::Describe(verb) => describe::describe(&client, verb).await,
         Command::Delete(verb) => delete::delete(&client, verb).await,

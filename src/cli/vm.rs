@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::args::Goal;
+use super::effects::ready_lines;
 use super::failure::{Failure, warn};
 use super::paint::Colors;
 use super::table::{Field, Table};
@@ -17,6 +18,7 @@ use crate::api::policy::Entry;
 use crate::api::tag::{self};
 use crate::api::view::{Applied, Kind};
 use crate::api::vm::{Hypervisor, PowerCommand};
+use crate::clock;
 use crate::wire::Client;
 
 /// `vm …`.
@@ -63,7 +65,7 @@ fn counted(metrics: &Metrics) -> String {
 
 /// Continues after a failure, and fails at the end.
 async fn power(client: &Client, args: PowerArgs, action: PowerCommand) -> Result<(), Failure> {
-    let (result, goal) = match action {
+    let (done, goal) = match action {
         PowerCommand::Pause => ("paused", Goal::Paused),
         PowerCommand::Resume => ("resumed", Goal::Ready),
         PowerCommand::Restart => ("restarted", Goal::Ready),
@@ -76,8 +78,10 @@ async fn power(client: &Client, args: PowerArgs, action: PowerCommand) -> Result
         match client.power(&name, action).await {
             Ok(applied) => {
                 let text = match applied {
-                    Applied::Unchanged => "unchanged",
-                    Applied::Created | Applied::Configured | Applied::Deleted => result,
+                    Applied::Unchanged => "unchanged".to_owned(),
+                    Applied::Created | Applied::Configured | Applied::Deleted => {
+                        format!("{action} requested")
+                    }
                 };
                 let target = Target {
                     kind: Kind::Vm,
@@ -90,7 +94,10 @@ async fn power(client: &Client, args: PowerArgs, action: PowerCommand) -> Result
         }
     }
     if let Some(timeout) = args.wait {
-        wait::until(client, &targets, goal, timeout).await?;
+        let reached = wait::until(client, &targets, goal, timeout).await?;
+        let reached = reached.iter().map(|reached| reached.target);
+        let lines = reached.map(|target| format!("{target} {done}\n"));
+        print::out(&lines.collect::<String>())?;
     }
     match errors.is_empty() {
         true => Ok(()),
@@ -130,6 +137,7 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
             mac: args.mac,
         },
     };
+    let begin = clock::monotonic();
     let result = client.add_vm(&args.group, &request).await?;
     result.warnings.iter().for_each(|text| warn(text));
     let target = Target {
@@ -143,7 +151,10 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
     }
     let targets = [target];
     if let Some(timeout) = args.wait {
-        wait::until(client, &targets, Goal::Ready, timeout).await?;
+        let reached = wait::until(client, &targets, Goal::Ready, timeout).await?;
+        if args.output == AddOutput::Table {
+            print::out(&ready_lines(&reached, begin.elapsed()))?;
+        }
     }
     match args.output {
         AddOutput::Table | AddOutput::Name => Ok(()),
@@ -156,6 +167,7 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
 
 /// Continues after a failure, and fails at the end.
 async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
+    let begin = clock::monotonic();
     let mut errors = Vec::new();
     let mut deleting = Vec::new();
     for name in args.vms {
@@ -163,14 +175,15 @@ async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
         match client.remove_vm(&name).await {
             Ok(()) => {
                 let target = Target { kind, name };
-                print::out(&format!("{target} deleted\n"))?;
+                print::out(&format!("{target} deletion requested\n"))?;
                 deleting.push(target);
             }
             Err(error) => errors.extend(error.causes()),
         }
     }
     if let Some(timeout) = args.wait {
-        wait::until(client, &deleting, Goal::Deleted, timeout).await?;
+        let reached = wait::until(client, &deleting, Goal::Deleted, timeout).await?;
+        print::out(&wait::deleted_lines(&reached, begin.elapsed()))?;
     }
     match errors.is_empty() {
         true => Ok(()),

@@ -73,6 +73,7 @@ pub(super) fn group_reason(world: &World, vm: &Vm) -> Reason {
     let reason = ready_condition(&vm.meta, false, &known(world, vm), world.host_fault(vm)).reason;
     match reason {
         Reason::Contested | Reason::Conflict => reason,
+        reason if reason.is_terminal() => reason,
         _ => Reason::Converging,
     }
 }

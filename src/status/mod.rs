@@ -236,7 +236,11 @@ impl StatusBuilder {
         let current = u32::try_from(vms.len()).unwrap_or(u32::MAX);
         let desired = u32::try_from(group.size()).unwrap_or(u32::MAX);
         // A VM that is paused or stopped as requested is settled.
-        let not_settled = vms.iter().find(|vm| !world.is_settled(vm));
+        let mut all_not_settled = vms.iter().filter(|vm| !world.is_settled(vm));
+        // Waiting does not help a VM with a terminal reason, so it is reported first.
+        let is_terminal = |vm: &&&Vm| group_reason(world, vm).is_terminal();
+        let terminal = all_not_settled.clone().find(is_terminal);
+        let not_settled = terminal.or_else(|| all_not_settled.next());
         // A known cause is reported before one that is not known yet.
         let unobserved = vms.iter().find(|vm| !world.is_observed(vm));
         let is_unknown = not_settled.is_none() && unobserved.is_some();

@@ -40,6 +40,9 @@
 //! | `input` | a config folder that is missing, damaged or silent |
 //! | `liveness` | clients that take up what they can |
 //! | `named` | members of the socket's group who name files |
+//! | `questions` | what is asked before disks are deleted |
+//! | `scale` | the number of VMs of a group, changed alone |
+//! | `waiting` | what is waited for, and what is not |
 //! | `not_observed` | what is answered between a start and the first observation |
 //! | `on_demand` | VMs made on demand |
 //! | `local_users` | what other users of the host may do to it |
@@ -88,10 +91,13 @@ mod not_observed;
 mod on_demand;
 mod origin;
 mod power;
+mod questions;
 mod reach;
 mod recovery;
 mod reload;
+mod scale;
 mod service;
 mod transcripts;
 mod undecodable;
 mod upgrade;
+mod waiting;

@@ -34,6 +34,7 @@ mod placeholders;
 pub mod power;
 pub mod programs;
 pub mod sniffer;
+pub mod terminal;
 pub mod tiny;
 pub mod transcript;
 pub mod turns;
