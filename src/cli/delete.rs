@@ -65,7 +65,7 @@ async fn count_on_demand(client: &Client, target: &Target) -> u32 {
 }
 
 /// The warning about disks that are deleted with the object; none if the objects cannot be read, since the deletion reports that error.
-async fn disk_loss(client: &Client, target: &Target) -> Option<String> {
+pub(super) async fn disk_loss(client: &Client, target: &Target) -> Option<String> {
     let vm = match target.kind {
         Kind::Vm => Some(&target.name),
         Kind::HostGroup => None,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::args::Goal;
+use super::delete::disk_loss;
 use super::effects::ready_lines;
 use super::failure::{Failure, warn};
 use super::paint::Colors;
@@ -172,9 +173,11 @@ async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
     let mut deleting = Vec::new();
     for name in args.vms {
         let kind = Kind::Vm;
-        match client.remove_vm(&name).await {
+        let target = Target { kind, name };
+        let lost = disk_loss(client, &target).await;
+        match client.remove_vm(&target.name).await {
             Ok(()) => {
-                let target = Target { kind, name };
+                lost.iter().for_each(|text| warn(text));
                 print::out(&format!("{target} deletion requested\n"))?;
                 deleting.push(target);
             }

@@ -19,10 +19,17 @@ use crate::wire::Detail;
 /// Maximum number of VMs with steps in one response.
 const MAX_PREVIEWS: usize = 2048;
 
+/// Maximum number of new VMs whose addresses are looked at for warnings.
+const MAX_ASSIGNED: usize = 256;
+
 /// Computes what applying the drafts would do.
 pub async fn of(engine: &Engine, drafts: &[Draft], detail: Detail) -> DiffResult {
     let groups = groups::changes(engine, drafts).await;
-    let new = foresee(engine, &groups).await;
+    let limit = match detail {
+        Detail::Summary => MAX_ASSIGNED,
+        Detail::Steps => MAX_PREVIEWS,
+    };
+    let new = foresee(engine, &groups, limit).await;
     let warnings = warnings::of(engine, &groups, &new).await;
     let mut result = match detail {
         Detail::Summary => DiffResult::default(),
@@ -43,7 +50,7 @@ pub async fn of(engine: &Engine, drafts: &[Draft], detail: Detail) -> DiffResult
 /// Warnings about what applying the drafts would do, for each draft: what cannot work on this host, and which disks are deleted.
 pub async fn warnings(engine: &Engine, drafts: &[Draft]) -> Vec<Vec<String>> {
     let groups = groups::changes(engine, drafts).await;
-    let new = foresee(engine, &groups).await;
+    let new = foresee(engine, &groups, MAX_ASSIGNED).await;
     warnings::of(engine, &groups, &new).await
 }
 
@@ -62,13 +69,17 @@ fn diff(group: GroupChange<'_>, warnings: Vec<String>) -> GroupDiff {
 }
 
 /// The VMs that would be created, with what they would be assigned.
-async fn foresee(engine: &Engine, groups: &[GroupChange<'_>]) -> BTreeMap<Name, ForeseenVm> {
+async fn foresee(
+    engine: &Engine,
+    groups: &[GroupChange<'_>],
+    limit: usize,
+) -> BTreeMap<Name, ForeseenVm> {
     let creating = groups.iter().filter(|group| group.creates());
     let specs: Vec<_> = creating
         .map(|group| (group.draft.name.clone(), group.draft.spec.clone()))
         .collect();
     match specs.is_empty() {
         true => BTreeMap::new(),
-        false => engine.foresee(&specs, MAX_PREVIEWS).await,
+        false => engine.foresee(&specs, limit).await,
     }
 }

@@ -93,8 +93,11 @@ mod tests {
     fn a_number_of_vms_is_refused_exactly_if_a_manifest_with_it_is() {
         let long = "a".repeat(61);
         let isolated = "network: {mode: isolated}";
+        let prefix = "t".repeat(MAX_TAP_LEN - 1);
+        let long_prefix =
+            format!("network: {{bridge: br0, tap_prefix: {prefix}, gateway: 10.0.0.1/24}}");
         for (name, fields, last_valid) in [
-            ("g", isolated, MAX_COUNT),
+            ("g", isolated, 256),
             (&long, isolated, 9),
             ("g", "network: {mode: isolated, range: 169.254.100.0/28}", 4),
             (
@@ -122,11 +125,7 @@ mod tests {
                 "network: {bridge: t7, tap_prefix: t, gateway: 10.0.0.1/24}",
                 7,
             ),
-            (
-                "g",
-                "network: {bridge: br0, tap_prefix: fourteenletter, gateway: 10.0.0.1/24}",
-                10,
-            ),
+            ("g", &long_prefix, 10),
             ("g", "network_name: n, cni: {mac: '02:00:00:00:00:01'}", 1),
             (
                 "g",
