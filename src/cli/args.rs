@@ -9,6 +9,7 @@ use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use clap_complete::engine::ArgValueCompleter;
 
+use super::change_args::{ApplyFlags, DiffFlags, ScaleArgs};
 use super::complete;
 use super::new::NewArgs;
 use super::output::{EventsFormat, Output};
@@ -56,6 +57,8 @@ pub enum Command {
     Apply(ApplyArgs),
     /// Show what apply would change
     Diff(DiffArgs),
+    /// Change the number of VMs of host groups
+    Scale(ScaleArgs),
     /// List host groups, VMs or leases
     #[command(alias = "list")]
     Get(GetArgs),
@@ -128,10 +131,13 @@ pub struct ApplyArgs {
         required = true
     )]
     pub files: Vec<PathBuf>,
-    /// Validate only, change nothing
+    /// Show what would change, change nothing
     #[arg(long, value_name = "server|client", value_enum, conflicts_with = "wait", hide_possible_values = true,
           num_args = 0..=1, require_equals = true, default_missing_value = "server")]
     pub dry_run: Option<DryRun>,
+    /// Questions and output.
+    #[command(flatten)]
+    pub flags: ApplyFlags,
     /// Waiting and output.
     #[command(flatten)]
     pub progress: ProgressArgs,
@@ -149,14 +155,16 @@ pub enum DryRun {
 /// Arguments of `diff`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-No output means that there are no differences. The exit status is 0 with or without differences, and 1 if the actions for a VM \
-cannot be determined, for example because observing it fails.
+No output means that there are no differences. The exit status is 0 with or without differences, and 1 if the steps for a VM \
+cannot be determined, for example because observing it fails. With --exit-code it is 0 without differences, 1 with differences and 2 \
+on an error.
 
-The output contains the actions for VMs, not those for the host network: chains, bridges with their addresses, ip_forward.
+The steps are those for VMs, not those for the host network: chains, bridges with their addresses, ip_forward.
 
 Examples:
   slicectl diff -f sandbox.yaml
-  test -z \"$(slicectl diff -f groups/)\" || echo 'there are changes'")]
+  slicectl diff -f sandbox.yaml --verbose
+  slicectl diff -f groups/ --exit-code > /dev/null || echo 'there are changes'")]
 pub struct DiffArgs {
     /// Manifest file, directory of *.yaml and *.yml files, or - for stdin; may be repeated
     #[arg(
@@ -170,6 +178,9 @@ pub struct DiffArgs {
     /// Output format
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Format,
+    /// What is shown, and the exit status.
+    #[command(flatten)]
+    pub flags: DiffFlags,
 }
 
 /// Arguments of `get`.

@@ -14,6 +14,8 @@ pub enum Failure {
     Usage(String),
     /// Failure or timeout, exit status 1. One entry per cause.
     Failed(Vec<String>),
+    /// This exit status. One entry per cause.
+    WithStatus(u8, Vec<String>),
     /// The command has already printed the error, exit status 1.
     Reported,
     /// The reader of standard output has closed the pipe (`| head`), exit status 0.
@@ -35,6 +37,7 @@ impl Failure {
                 (Vec::new(), ExitCode::from(2))
             }
             Self::Failed(causes) => (causes, ExitCode::from(1)),
+            Self::WithStatus(status, causes) => (causes, ExitCode::from(status)),
             Self::Reported => (Vec::new(), ExitCode::from(1)),
             Self::PipeClosed => (Vec::new(), ExitCode::SUCCESS),
         };

@@ -4,14 +4,19 @@
 pub mod age;
 pub mod apply;
 pub mod args;
+mod change_args;
 pub mod check;
 mod client_check;
 mod complete;
+mod confirm;
 mod console;
 pub mod delete;
 pub mod describe;
+pub mod diff;
+mod disks;
 mod doctor;
 pub mod edit;
+mod effects;
 pub mod events;
 pub mod failure;
 mod footer;
@@ -32,6 +37,7 @@ mod resolve;
 pub mod route;
 pub mod rows;
 pub mod sanitize;
+pub mod scale;
 pub mod sliced;
 pub mod sort;
 pub mod status_word;
@@ -95,7 +101,8 @@ async fn run(args: Args, host_checks: HostChecks) -> Result<(), Failure> {
     let client = Client::new(&args.socket);
     match args.verb {
         Command::Apply(verb) => apply::apply(&client, verb).await,
-        Command::Diff(verb) => apply::diff(&client, verb).await,
+        Command::Diff(verb) => diff::diff(&client, verb).await,
+        Command::Scale(verb) => scale::scale(&client, verb).await,
         Command::Get(verb) => get_or_events(&client, verb).await,
         Command::Ps(verb) => {
             let targets = [vec![Kind::Vm.to_string()], verb.targets].concat();

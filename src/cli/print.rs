@@ -41,8 +41,13 @@ pub fn bytes(bytes: &[u8]) -> Result<(), Failure> {
 
 /// Writes a value as JSON over several lines.
 pub fn json(value: &impl Serialize) -> Result<(), Failure> {
+    out(&json_text(value)?)
+}
+
+/// A value as JSON over several lines.
+pub fn json_text(value: &impl Serialize) -> Result<String, Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Failure::one(e.to_string()))?;
-    out(&format!("{}\n", sanitize::json(&text)))
+    Ok(format!("{}\n", sanitize::json(&text)))
 }
 
 /// Writes a value as one line of JSON.

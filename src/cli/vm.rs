@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::args::Goal;
+use super::delete::disk_loss;
+use super::effects::ready_lines;
 use super::failure::{Failure, warn};
 use super::paint::Colors;
 use super::table::{Field, Table};
@@ -17,6 +19,7 @@ use crate::api::policy::Entry;
 use crate::api::tag::{self};
 use crate::api::view::{Applied, Kind};
 use crate::api::vm::{Hypervisor, PowerCommand};
+use crate::clock;
 use crate::wire::Client;
 
 /// `vm …`.
@@ -132,6 +135,7 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
             mac: args.mac,
         },
     };
+    let begin = clock::monotonic();
     let result = client.add_vm(&args.group, &request).await?;
     result.warnings.iter().for_each(|text| warn(text));
     let target = Target {
@@ -148,7 +152,10 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
     }
     let targets = [target];
     if let Some(timeout) = args.progress.timeout() {
-        wait::until(client, &targets, Goal::Ready, timeout).await?;
+        let reached = wait::until(client, &targets, Goal::Ready, timeout).await?;
+        if args.output == AddOutput::Table {
+            args.progress.print(&ready_lines(&reached, begin.elapsed()))?;
+        }
     }
     match args.output {
         AddOutput::Table | AddOutput::Name => Ok(()),
@@ -162,21 +169,26 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
 /// Changes nothing if a VM does not exist; continues after another failure, and fails at the end.
 async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
     resolve::vms(client, &args.vms, &args.progress).await?;
+    let begin = clock::monotonic();
     let mut errors = Vec::new();
     let mut deleting = Vec::new();
     for name in args.vms {
         let kind = Kind::Vm;
-        match client.remove_vm(&name).await {
+        let target = Target { kind, name };
+        let lost = disk_loss(client, &target).await;
+        match client.remove_vm(&target.name).await {
             Ok(()) => {
-                let target = Target { kind, name };
-                args.progress.print(&format!("{target} deleted\n"))?;
+                lost.iter().for_each(|text| warn(text));
+                args.progress.print(&format!("{target} deletion requested\n"))?;
                 deleting.push(target);
             }
             Err(error) => errors.extend(error.causes()),
         }
     }
     if let Some(timeout) = args.progress.timeout() {
-        wait::until(client, &deleting, Goal::Deleted, timeout).await?;
+        let reached = wait::until(client, &deleting, Goal::Deleted, timeout).await?;
+        let lines = wait::deleted_lines(&reached, begin.elapsed());
+        args.progress.print(&lines)?;
     }
     match errors.is_empty() {
         true => Ok(()),

@@ -6,6 +6,7 @@ mod garbage;
 mod sources;
 
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -13,12 +14,13 @@ use futures::stream::BoxStream;
 use self::sources::{off_thread, parse_all, truncated};
 use super::app_state::AppState;
 use super::deletion;
+use super::difference;
 use super::drafts::store_draft;
 use super::failure::Failure;
 use super::group_events::{GroupEvent, requester};
 use super::not_found::not_found;
 use super::objects;
-use super::{console, metrics, orders, power, reach, restrictions, streams};
+use super::{console, metrics, orders, power, reach, restrictions, scale, streams};
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::manifest::Draft;
@@ -29,7 +31,7 @@ use crate::api::policy::Packet;
 use crate::api::validate;
 use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
-    RouteInfo, ServerInfo, Source,
+    RouteInfo, Scale, ServerInfo, Source,
 };
 use crate::api::vm::{Hypervisor, PowerCommand};
 use crate::clock;
@@ -39,7 +41,10 @@ use crate::reconcile::host_network;
 use crate::reconcile::vmm::VmmPaths;
 use crate::store::{self, Txn};
 use crate::wire::backend::{LogOutput, LogStart};
-use crate::wire::{Backend, Deletion, Effect, Refusal, StreamMode};
+use crate::wire::{Backend, Deletion, Detail, Effect, Refusal, StreamMode};
+
+/// A change is stored without warnings if they cannot be computed within this time.
+const WARNING_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl AppState {
     fn stored(&self) -> Vec<HostGroup> {
@@ -77,8 +82,10 @@ impl Backend for AppState {
         let drafts = self.checked(sources).await?;
         let mut tries = restrictions::RETRIES;
         if effect == Effect::DryRun {
-            return Ok(self.dry_run(&drafts));
+            let found = difference::of(&self.engine, &drafts, Detail::Summary).await;
+            return Ok(found.groups.into_iter().map(|group| group.result).collect());
         }
+        let warnings = self.warnings(&drafts).await;
         let source = requester();
         let change = |txn: &mut Txn<'_>| {
             // Checked again within the transaction, which no other change can interleave with.
@@ -107,30 +114,21 @@ impl Backend for AppState {
                 stored => break stored?,
             }
         };
+        for (result, warnings) in results.iter_mut().zip(warnings) {
+            result.warnings.extend(warnings);
+        }
         restrictions::warn(store, &mut results);
         let log = store.events();
         events.iter().for_each(|event| event.record(log, ""));
+        let unchanged = results.iter().filter(|r| r.applied == Applied::Unchanged);
+        let unchanged = unchanged.map(|result| &result.name);
+        self.engine.retry_groups(unchanged);
         Ok(results)
     }
 
-    async fn diff(&self, sources: Vec<Source>) -> Result<DiffResult, Refusal> {
+    async fn diff(&self, sources: Vec<Source>, detail: Detail) -> Result<DiffResult, Refusal> {
         let drafts = self.checked(sources).await?;
-        let groups = self.dry_run(&drafts);
-        let mut result = DiffResult {
-            groups,
-            ..DiffResult::default()
-        };
-        let found = super::difference::of(&self.engine, &drafts).await;
-        result.more = found.more;
-        for (object, preview) in found.previews {
-            if !preview.steps.is_empty() {
-                result.actions.insert(object.clone(), preview.steps);
-            }
-            result
-                .stuck
-                .extend(preview.blocked.map(|reason| (object, reason)));
-        }
-        Ok(result)
+        Ok(difference::of(&self.engine, &drafts, detail).await)
     }
 
     async fn names(&self, sources: Vec<Source>) -> Result<Vec<Name>, Refusal> {
@@ -176,6 +174,10 @@ impl Backend for AppState {
         let (now, kind) = (clock::now(), EventType::Normal);
         store.events().note(now, kind, &object, reason, &message);
         Ok(())
+    }
+
+    async fn scale(&self, group: Name, request: Scale) -> Result<ApplyResult, Refusal> {
+        scale::scale(&self.engine, group, request).await
     }
 
     async fn add_vm(&self, group: Name, request: NewVm) -> Result<NewVmResult, Refusal> {
@@ -290,21 +292,12 @@ impl AppState {
         })
     }
 
-    fn dry_run(&self, drafts: &[Draft]) -> Vec<ApplyResult> {
-        self.engine.store.read(|world| {
-            drafts
-                .iter()
-                .map(|draft| {
-                    let current = world.group(&draft.name).filter(|g| !g.meta.deleting);
-                    let applied = match current {
-                        None => Applied::Created,
-                        Some(group) if group.spec == draft.spec => Applied::Unchanged,
-                        Some(_) => Applied::Configured,
-                    };
-                    result(draft, applied)
-                })
-                .collect()
-        })
+    /// What applying the drafts would destroy, and what cannot work on this host. A change that takes effect although the host does not
+    /// respond is not delayed.
+    async fn warnings(&self, drafts: &[Draft]) -> Vec<Vec<String>> {
+        let found = difference::warnings(&self.engine, drafts);
+        let found = tokio::time::timeout(WARNING_TIMEOUT, found).await;
+        found.unwrap_or_default()
     }
 }
 

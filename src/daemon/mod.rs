@@ -27,6 +27,7 @@ mod prepare;
 mod reach;
 mod removals;
 mod restrictions;
+mod scale;
 mod settings;
 mod streams;
 mod take_over;

@@ -79,7 +79,8 @@ pub(super) fn group_reason(world: &World, vm: &Vm) -> Reason {
     }
 }
 
-/// Whether a stage of the VM has a fault that only a change of the spec or of the host can end.
+/// Whether a stage of the VM has a fault that only a change of the spec or of the host can end, or that may last: other VMs keep their
+/// addresses, and a VMM that ends again and again.
 pub(super) fn is_stuck(world: &World, vm: &Vm) -> bool {
     let uid = vm.meta.uid;
     let conditions = STAGES.into_iter().filter_map(|stage| {
@@ -87,22 +88,8 @@ pub(super) fn is_stuck(world: &World, vm: &Vm) -> bool {
         Some(&status.condition)
     });
     let mut current = conditions.filter(|found| found.observed_generation == vm.meta.generation);
-    current.any(|found| match found.reason {
-        Reason::Invalid | Reason::RangeExhausted | Reason::CrashLoop | Reason::Failed => true,
-        Reason::Converged
-        | Reason::Waiting
-        | Reason::Converging
-        | Reason::Conflict
-        | Reason::Contested
-        | Reason::NotConverging
-        | Reason::ActionFailed
-        | Reason::ObserveFailed
-        | Reason::NotObserved
-        | Reason::Paused
-        | Reason::Stopping
-        | Reason::Stopped
-        | Reason::StateNotWritable
-        | Reason::Terminating
-        | Reason::ManifestInvalid => false,
+    current.any(|found| {
+        let may_last = matches!(found.reason, Reason::RangeExhausted | Reason::CrashLoop);
+        found.reason.is_terminal() || may_last
     })
 }

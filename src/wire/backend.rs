@@ -14,7 +14,7 @@ use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
-    RouteInfo, ServerInfo, Source,
+    RouteInfo, Scale, ServerInfo, Source,
 };
 use crate::api::vm::PowerCommand;
 
@@ -25,6 +25,15 @@ pub enum Effect {
     Commit,
     /// The request is validated, and nothing is changed.
     DryRun,
+}
+
+/// What a difference contains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// The groups, fields and VMs that change.
+    Summary,
+    /// Also the steps for each VM.
+    Steps,
 }
 
 /// How an object is deleted.
@@ -95,10 +104,11 @@ pub trait Backend: Send + Sync + 'static {
         effect: Effect,
     ) -> impl Future<Output = Result<Vec<ApplyResult>, Refusal>> + Send;
 
-    /// The actions that applying these manifests would cause.
+    /// What applying these manifests would do.
     fn diff(
         &self,
         sources: Vec<Source>,
+        detail: Detail,
     ) -> impl Future<Output = Result<DiffResult, Refusal>> + Send;
 
     /// The names of the groups in these manifests, in order, whether the groups exist or not.
@@ -130,6 +140,13 @@ pub trait Backend: Send + Sync + 'static {
         name: Name,
         how: Deletion,
     ) -> impl Future<Output = Result<(), Refusal>> + Send;
+
+    /// Changes the number of VMs of a group that `apply` has created.
+    fn scale(
+        &self,
+        group: Name,
+        scale: Scale,
+    ) -> impl Future<Output = Result<ApplyResult, Refusal>> + Send;
 
     /// Creates a VM on demand in a group. Idempotent for requests with the same name.
     fn add_vm(

@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::access::{connect_error, socket_access};
-use super::backend::{Deletion, Effect, LogStart, StreamMode};
+use super::backend::{Deletion, Detail, Effect, LogStart, StreamMode};
 use super::packet;
 use super::server::{LOG_OFFSET, Sources};
 use crate::api::event::{Event, ObjectRef};
@@ -28,7 +28,7 @@ use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
-    Problem, RouteInfo, ServerInfo, Source,
+    Problem, RouteInfo, Scale, ServerInfo, Source,
 };
 use crate::api::vm::PowerCommand;
 
@@ -136,8 +136,9 @@ impl Client {
     }
 
     /// See [`super::Backend::diff`].
-    pub async fn diff(&self, sources: Vec<Source>) -> Result<DiffResult> {
-        self.json(Method::POST, "/v1/diff", Some(&Sources { sources }))
+    pub async fn diff(&self, sources: Vec<Source>, detail: Detail) -> Result<DiffResult> {
+        let path = format!("/v1/diff?steps={}", detail == Detail::Steps);
+        self.json(Method::POST, &path, Some(&Sources { sources }))
             .await
     }
 
@@ -168,6 +169,12 @@ impl Client {
         let is_forced = deletion == Deletion::Forced;
         let path = format!("{}?force={is_forced}", object_path(kind, Some(name)));
         self.request(Method::DELETE, &path, NO_BODY).await.map(drop)
+    }
+
+    /// See [`super::Backend::scale`].
+    pub async fn scale(&self, group: &Name, scale: &Scale) -> Result<ApplyResult> {
+        let path = format!("/v1/groups/{group}/scale");
+        self.json(Method::PUT, &path, Some(scale)).await
     }
 
     /// See [`super::Backend::add_vm`].

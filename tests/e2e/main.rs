@@ -48,6 +48,9 @@
 //! | `liveness` | clients that take up what they can |
 //! | `named` | members of the socket's group who name files |
 //! | `newcomer` | the README's quick start on a bare Debian |
+//! | `questions` | what is asked before disks are deleted |
+//! | `scale` | the number of VMs of a group, changed alone |
+//! | `waiting` | what is waited for, and what is not |
 //! | `not_observed` | what is answered between a start and the first observation |
 //! | `on_demand` | VMs made on demand |
 //! | `local_users` | what other users of the host may do to it |
@@ -105,11 +108,14 @@ mod once;
 mod origin;
 mod power;
 mod power_verbs;
+mod questions;
 mod reach;
 mod recovery;
 mod reload;
+mod scale;
 mod screens;
 mod service;
 mod transcripts;
 mod undecodable;
 mod upgrade;
+mod waiting;

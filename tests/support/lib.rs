@@ -38,6 +38,7 @@ pub mod programs;
 pub mod screen;
 pub mod shell;
 pub mod sniffer;
+pub mod terminal;
 pub mod tiny;
 pub mod transcript;
 pub mod turns;

@@ -160,6 +160,8 @@ fn placeholder(before: &str, word: &str, after: &str) -> String {
         _ if ["user", "User"].contains(&before) && is_number(word) => "<USER>",
         _ if is_counter(before) && is_number(word) => "<COUNT>",
         _ if after.starts_with(" ago)") => "<AGE>",
+        _ if before == "rules" && word.len() == 12 && word.bytes().all(is_hex) => "<DIGEST>",
+        _ if before == "in" && is_seconds(word) => "<TIME>",
         _ if is_uid(word) => "<UID>",
         _ if is_time(word) => "<TIME>",
         _ if is_mac(word) => "<MAC>",
@@ -182,6 +184,14 @@ fn chain(word: &str) -> String {
 }
 
 /// The name of a counter of `vm metrics` that depends on the time.
+/// `1.2s`
+fn is_seconds(word: &str) -> bool {
+    let number = word
+        .strip_suffix('s')
+        .and_then(|number| number.split_once('.'));
+    number.is_some_and(|(whole, tenths)| is_number(whole) && is_number(tenths))
+}
+
 fn is_counter(name: &str) -> bool {
     let ends = ["_bytes", "_frames", ".entries"];
     ends.iter().any(|end| name.ends_with(end))

@@ -9,6 +9,7 @@ use super::super::meta::Name;
 use super::super::network::{NetworkSpec, TapOwner};
 use super::super::validate::MAX_GROUPS;
 use super::super::vm::{Hypervisor, VmSpec};
+use super::count;
 use super::dns;
 use super::section::{Field, Reader, Section};
 use super::yaml::Value;
@@ -316,19 +317,12 @@ fn check_count(
         None => (group.at, format!("{}.count", group.path)),
     };
     if let Some(limit) = network::capacity(network).filter(|capacity| count > capacity.vms) {
-        let vms = match count {
-            1 => "1 VM does".to_owned(),
-            count => format!("{count} VMs do"),
-        };
-        let message = format!("{vms} not fit: {}", limit.why);
+        let message = count::does_not_fit(count, &limit.why);
         reader.refuse_at(at, &path, message);
     }
     if HostGroup::vm_name(name, count).is_none() {
         let field = group.get("name").map_or(at, |field| field.node.at);
-        let message = format!(
-            "the VM name \"{name}-{count}\" would have {} characters, expected at most 63",
-            name.as_str().len() + 1 + count.to_string().len()
-        );
+        let message = count::name_too_long(name, count);
         reader.refuse_at(field, &format!("{}.name", group.path), message);
     }
 }

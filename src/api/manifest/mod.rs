@@ -4,6 +4,7 @@
 //! A manifest is one or more YAML documents, each with one `config:`. All problems of a file are reported together. A file with a
 //! problem yields no groups, so an incomplete edit has no effect.
 
+mod count;
 mod dns;
 mod file_name;
 mod group;
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 use super::host_group::HostGroupSpec;
 use super::meta::Name;
 
+pub use count::count_problems;
 pub use file_name::{is_manifest, resembles_manifest};
 pub use problem::{Location, Position, Problem};
 pub use yaml::{MAX_BYTES, MAX_DEPTH, MAX_VALUES};
