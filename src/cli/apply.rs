@@ -14,7 +14,10 @@ pub async fn apply(client: &Client, args: ApplyArgs) -> Result<(), Failure> {
     if args.dry_run {
         return dry_run(client, sources).await;
     }
-    let results = client.apply(sources, Effect::Commit).await?;
+    let results = client
+        .apply(sources.clone(), Effect::Commit)
+        .await
+        .map_err(|error| manifests::refused(&error, &sources))?;
     warn_about(&results);
     let lines: String = results
         .iter()
@@ -35,7 +38,10 @@ pub async fn apply(client: &Client, args: ApplyArgs) -> Result<(), Failure> {
 
 /// `apply --dry-run`: what `apply` would print, and the steps that `diff` shows.
 async fn dry_run(client: &Client, sources: Vec<Source>) -> Result<(), Failure> {
-    let result = client.diff(sources).await?;
+    let result = client
+        .diff(sources.clone())
+        .await
+        .map_err(|error| manifests::refused(&error, &sources))?;
     warn_about(&result.groups);
     for (object, reason) in &result.stuck {
         warn(&format!("{object} would wait: {reason}"));
@@ -57,7 +63,10 @@ fn warn_about(results: &[ApplyResult]) {
 /// `diff -f`.
 pub async fn diff(client: &Client, args: DiffArgs) -> Result<(), Failure> {
     let sources = manifests::read_all(&args.files)?;
-    let result = client.diff(sources).await?;
+    let result = client
+        .diff(sources.clone())
+        .await
+        .map_err(|error| manifests::refused(&error, &sources))?;
     warn_about(&result.groups);
     print::answer(args.output, &result, differences)?;
     let failures: Vec<String> = result

@@ -78,6 +78,10 @@ pub enum Command {
     Route(RouteArgs),
     /// Print the YAML of a new host group
     New(Box<NewArgs>),
+    /// Check manifests without a daemon
+    Validate(super::validate::ValidateArgs),
+    /// Print the JSON Schema of manifests
+    Schema(super::schema::SchemaArgs),
     /// Print a shell completion script
     #[command(after_help = COMPLETION_EXAMPLES)]
     Completion {

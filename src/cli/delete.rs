@@ -60,7 +60,11 @@ async fn count_on_demand(client: &Client, target: &Target) -> u32 {
 }
 
 async fn named(client: &Client, args: &DeleteArgs) -> Result<Vec<Target>, Failure> {
-    let names = client.names(manifests::read_all(&args.files)?).await?;
+    let sources = manifests::read_all(&args.files)?;
+    let names = client
+        .names(sources.clone())
+        .await
+        .map_err(|error| manifests::refused(&error, &sources))?;
     let group = |name| Target {
         kind: Kind::HostGroup,
         name,

@@ -17,9 +17,11 @@ pub mod paint;
 pub mod print;
 pub mod route;
 pub mod rows;
+pub mod schema;
 pub mod sliced;
 pub mod table;
 pub mod target;
+pub mod validate;
 pub mod verdict;
 pub mod vm;
 mod vm_args;
@@ -68,6 +70,8 @@ async fn run(args: Args) -> Result<(), Failure> {
         Command::Explain(verb) => verdict::explain(&client, verb).await,
         Command::Route(verb) => route::route(&client, verb).await,
         Command::New(verb) => new::new(*verb),
+        Command::Validate(verb) => validate::validate(&verb),
+        Command::Schema(verb) => schema::schema(&verb),
         Command::Completion { shell } => args::completion(shell),
         Command::Version(verb) => check::version(&client, verb).await,
     }
