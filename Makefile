@@ -21,7 +21,7 @@ help:
 	@echo 'make lint       format, clippy, links of the documentation, and cargo deny if it is installed'
 	@echo 'make demo       six guests in a private lab, one PASS or FAIL line per check; KEEP=1 keeps the lab'
 	@echo 'make bench      ratios to shell scripts, to the minimal kernel cost and to the CNI plugins alone'
-	@echo 'make install    binaries, unit, group, completions, man pages, examples; PREFIX=$(PREFIX) DESTDIR='
+	@echo 'make install    binaries, unit, group, completions, man pages, schema, examples; PREFIX=$(PREFIX) DESTDIR='
 	@echo 'make uninstall  removes them; keeps configuration and state'
 
 build:
@@ -73,6 +73,7 @@ install: $(TARGET)/release/sliced $(TARGET)/release/slicectl
 	chmod 644 $(MANDIR)/man1/slicectl.1 $(MANDIR)/man1/slicectl-*.1 $(MANDIR)/man8/sliced.8
 	install -d -m 755 $(SHAREDIR)/slicectl/manifests
 	cp -R manifests/. $(SHAREDIR)/slicectl/manifests
+	$(TARGET)/release/slicectl schema > $(SHAREDIR)/slicectl/schema.json
 	chmod -R u=rwX,go=rX $(SHAREDIR)/slicectl
 	install -d -m 755 $(DESTDIR)$(SYSCONFDIR)/cni/net.d
 	@if [ -e $(DESTDIR)$(SYSCONFDIR)/cni/net.d/51-slicer.conflist ]; \

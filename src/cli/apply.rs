@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 
 use super::args::{ApplyArgs, DryRun, Goal};
 use super::change_args::ChangeOutput;
-use super::diff::{Shown, summary};
+use super::diff::{self, Shown, summary};
 use super::effects::{groups, names, ready_lines, shown, warn_about};
 use super::failure::{Failure, warn};
-use super::{client_check, confirm, manifests, print, wait};
+use super::{confirm, manifests, print, validate, wait};
 use crate::api::view::{DiffResult, GroupDiff, Source};
 use crate::clock;
 use crate::wire::{Client, Detail, Effect};
@@ -19,7 +19,7 @@ pub async fn apply(client: &Client, args: ApplyArgs) -> Result<(), Failure> {
     let output = args.flags.output;
     match args.dry_run {
         Some(DryRun::Server) => return dry_run(client, sources, output).await,
-        Some(DryRun::Client) => return args.progress.print(&client_check::check(sources)?),
+        Some(DryRun::Client) => return args.progress.print(&validate::check(&sources, " (client dry run)")?),
         None => {}
     }
     let mut warned = BTreeSet::new();
@@ -27,7 +27,10 @@ pub async fn apply(client: &Client, args: ApplyArgs) -> Result<(), Failure> {
         warned = confirm_disks(client, sources.clone()).await?;
     }
     let begin = clock::monotonic();
-    let mut results = client.apply(sources, Effect::Commit).await?;
+    let mut results = client
+        .apply(sources.clone(), Effect::Commit)
+        .await
+        .map_err(|error| manifests::refused(&error, &sources))?;
     for result in &mut results {
         result.warnings.retain(|text| !warned.contains(text));
     }
@@ -50,7 +53,7 @@ async fn dry_run(
     sources: Vec<Source>,
     output: ChangeOutput,
 ) -> Result<(), Failure> {
-    let result = client.diff(sources, Detail::Steps).await?;
+    let result = diff::request(client, &sources, Detail::Steps).await?;
     warn_about(result.groups.iter().map(|group| &group.result));
     for (object, reason) in &result.stuck {
         warn(&format!("{object} would wait: {reason}"));
@@ -69,7 +72,7 @@ async fn dry_run(
 
 /// Asks if VMs are replaced or deleted with disks that are not persistent. Returns the warnings that were printed.
 async fn confirm_disks(client: &Client, sources: Vec<Source>) -> Result<BTreeSet<String>, Failure> {
-    let result = client.diff(sources, Detail::Summary).await?;
+    let result = diff::request(client, &sources, Detail::Summary).await?;
     let disks = lost_disks(&result);
     if disks == 0 {
         return Ok(BTreeSet::new());

@@ -97,6 +97,10 @@ Some checks require root. The exit status is 1 if a check fails.")]
     Route(RouteArgs),
     /// Print the YAML of a new host group
     New(Box<NewArgs>),
+    /// Check manifests without a daemon
+    Validate(super::validate::ValidateArgs),
+    /// Print the JSON Schema of manifests
+    Schema(super::schema::SchemaArgs),
     /// Print a shell completion script
     #[command(after_help = complete::EXAMPLES)]
     Completion {

@@ -82,7 +82,11 @@ pub(super) async fn disk_loss(client: &Client, target: &Target) -> Option<String
 }
 
 async fn named(client: &Client, args: &DeleteArgs) -> Result<Vec<Target>, Failure> {
-    let names = client.names(manifests::read_all(&args.files)?).await?;
+    let sources = manifests::read_all(&args.files)?;
+    let names = client
+        .names(sources.clone())
+        .await
+        .map_err(|error| manifests::refused(&error, &sources))?;
     let group = |name| Target {
         kind: Kind::HostGroup,
         name,

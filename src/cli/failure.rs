@@ -48,6 +48,11 @@ impl Failure {
     }
 }
 
+/// Prints an error to standard error, for a command that continues or that prints more about it.
+pub fn error(text: &str) {
+    print("error", text);
+}
+
 /// Prints a warning to standard error.
 pub fn warn(text: &str) {
     print("warning", text);

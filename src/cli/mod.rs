@@ -6,7 +6,6 @@ pub mod apply;
 pub mod args;
 mod change_args;
 pub mod check;
-mod client_check;
 mod complete;
 mod confirm;
 mod console;
@@ -38,11 +37,13 @@ pub mod route;
 pub mod rows;
 pub mod sanitize;
 pub mod scale;
+pub mod schema;
 pub mod sliced;
 pub mod sort;
 pub mod status_word;
 pub mod table;
 pub mod target;
+pub mod validate;
 pub mod verdict;
 pub mod vm;
 mod vm_args;
@@ -121,6 +122,8 @@ async fn run(args: Args, host_checks: HostChecks) -> Result<(), Failure> {
         Command::Explain(verb) => verdict::explain(&client, verb).await,
         Command::Route(verb) => route::route(&client, verb).await,
         Command::New(verb) => new::new(*verb),
+        Command::Validate(verb) => validate::validate(&verb),
+        Command::Schema(verb) => schema::schema(&verb),
         Command::Man { dir } => man::write(&dir),
         Command::Completion { shell } => complete::script(shell),
         Command::Version(verb) => check::version(&client, verb).await,

@@ -53,6 +53,9 @@ pub struct Args {
     /// Converge once and exit: 0 if converged, else 1
     #[arg(long)]
     pub once: bool,
+    /// Check the settings file and the manifest directory, and exit: 0 if both are valid, else 1
+    #[arg(long, conflicts_with = "once")]
+    pub check_config: bool,
     /// Log format, on standard error
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,
@@ -117,6 +120,10 @@ impl std::str::FromStr for Directories {
 }
 
 const AFTER_HELP: &str = "\
+--check-config needs no running daemon and changes nothing. It does not check groups of `slicectl apply`, nor the files and programs \
+that manifests name. The unit does not run it before a start: a broken manifest must not keep the daemon from starting, which keeps the \
+last valid version of its groups; and a broken settings file ends the daemon with the same error anyway. Run it before a restart.
+
 Environment:
   SLICE_CNI_CONF_DIR   CNI network configurations [/etc/cni/net.d]
   CNI_PATH             CNI plugins [/opt/cni/bin:/usr/lib/cni]
@@ -130,7 +137,9 @@ Examples:
   # Allow images of one directory and the logical volumes of one volume group
   sliced --images /srv/images:/dev/vg0
   # In a script: converge once, exit 0 if converged
-  sliced --once";
+  sliced --once
+  # After an edit of the settings file
+  sliced --check-config && systemctl restart sliced";
 
 fn parse_interval(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|e| e.to_string())?;

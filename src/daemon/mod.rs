@@ -4,6 +4,7 @@
 mod answers;
 mod app_state;
 mod budget;
+mod check_config;
 mod conflists;
 mod console;
 mod deletion;
@@ -111,6 +112,9 @@ pub fn main(args: Args) -> ExitCode {
     // Files get the mode that they are created with, independent of the umask of the parent process: network managers must be able to
     // read some of them, and with a umask of 0 the rest would be world-writable.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    if args.check_config {
+        return check_config::main(&args);
+    }
     let log = match log::Log::to_stderr() {
         Ok(log) => log,
         Err(error) => {

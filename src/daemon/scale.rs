@@ -1,15 +1,13 @@
 //! Changes the number of VMs of a group that `slicectl apply` has created.
 //! Out of scope: creating and deleting the VMs.
 
-use std::collections::BTreeMap;
-
 use super::difference;
 use super::drafts::store_draft;
 use super::failure::Failure;
 use super::group_events::{GroupEvent, requester};
 use super::not_found::not_found;
 use crate::api::host_group::{HostGroup, HostGroupSpec, Origin};
-use crate::api::manifest::{self, Draft, Location, Position};
+use crate::api::manifest::{self, Draft, Location, Locations, Position};
 use crate::api::meta::Name;
 use crate::api::validate;
 use crate::api::view::{Applied, ApplyResult, Kind, Scale};
@@ -65,15 +63,15 @@ fn checked(world: &World, name: &Name, request: &Scale) -> Result<Draft, Refusal
             group.meta.generation
         ));
     }
+    let at = Location::new("slicectl scale", Position::START);
     let draft = Draft {
         name: name.clone(),
         spec: HostGroupSpec {
             count: request.count,
             ..group.spec.clone()
         },
-        at: Location::new("slicectl scale", Position::START),
-        field: format!("hostgroup/{name}"),
-        places: BTreeMap::new(),
+        at: at.clone(),
+        locations: Locations::nowhere(format!("hostgroup/{name}"), at),
         warnings: Vec::new(),
     };
     let problems = manifest::count_problems(name, &draft.spec);

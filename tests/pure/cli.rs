@@ -1,7 +1,9 @@
 //! `slicectl` without a daemon: usage errors, help, completion, `new`. Golden files are in `tests/goldens/cli`; `BLESS=1` rewrites them.
 //! Out of scope: what a daemon answers (`tests/e2e/transcripts.rs`).
 
+mod manifests;
 mod new;
+mod sliced;
 
 use std::process::Command;
 
@@ -158,6 +160,20 @@ fn wrong_usage_exits_with_2_and_names_the_correct_usage() {
             "/16 to /29",
         ),
         ("new a --net=isolated --hypervisor qemu", "--kernel-file"),
+        (
+            "new a --net=cni --cidr 10.0.0.0/24",
+            "--cidr requires --net=isolated or --net=bridge",
+        ),
+        (
+            "new a --net=isolated --cidr 169.254.100.0/22 --range 169.254.104.0/22",
+            "same option",
+        ),
+        (
+            "new a --net=bridge --cidr 10.0.0.0/24 --gateway 10.0.0.1/24",
+            "cannot be used",
+        ),
+        ("validate", "--filename"),
+        ("schema pods", "invalid value"),
         (
             "new a --net=isolated --ram-mb 1 --ram-gb 1",
             "cannot be used",
@@ -324,6 +340,8 @@ fn every_verb_has_help_and_those_with_arguments_show_examples() {
         "gc",
         "explain",
         "new",
+        "validate",
+        "schema",
         "route",
         "completion",
     ];

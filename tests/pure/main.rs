@@ -11,6 +11,7 @@
 //! | `help` | the help of every verb |
 //! | `internals` | the functions that docs/internals.md names exist |
 //! | `laws` | what holds for every plan |
+//! | `keys` | the table of keys agrees with the parser: locations, defaults, effects of changes, the JSON Schema, the reference |
 //! | `layers` | imports between modules, places of `unsafe`, length of files |
 //! | `listener` | the daemon's socket: what it replaces, who gets access |
 //! | `manifests` | manifests that are valid, and the message for each that is not |
@@ -27,6 +28,7 @@ mod docs;
 mod endpoints;
 mod help;
 mod internals;
+mod keys;
 mod laws;
 mod layers;
 mod listener;

@@ -90,6 +90,8 @@ impl Runner {
             .args(arguments.split_whitespace())
             .env("SLICE_SOCKET", &self.socket)
             .env("COLUMNS", "100")
+            // What is installed on this machine must not change the output.
+            .env("SLICE_IMAGES", self.dir.join("images"))
             .current_dir(&self.dir)
             .stdin(Stdio::null());
         command
