@@ -3,7 +3,7 @@
 
 use std::fs::OpenOptions;
 
-use super::{Host, ok, skipped, warn};
+use super::{Examiner, Host, ok, skipped, warn};
 use crate::api::view::Check;
 use crate::api::vm::Hypervisor;
 use crate::vmm::{ConfinedBy, FileAccess, Program, Programs, Version, tested_programs};
@@ -20,6 +20,8 @@ const HYPERVISORS: [Hypervisor; 3] = [
 /// The program of a hypervisor.
 enum Found {
     Program(Program),
+    /// There is one, whose version only root can query: the query is confined.
+    NotQueried,
     /// There is one that cannot be used.
     Unusable(String),
     Absent,
@@ -32,12 +34,15 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     });
     let mut found = Vec::new();
     for hypervisor in HYPERVISORS {
-        let program = match programs.is_absent(hypervisor) {
-            true => Found::Absent,
-            false => match programs.get(hypervisor, None).await {
-                Ok(program) => Found::Program(program),
-                Err(why) => Found::Unusable(why),
-            },
+        let program = match (programs.is_absent(hypervisor), cx.examiner) {
+            (true, _) => Found::Absent,
+            (false, Examiner::User) => Found::NotQueried,
+            (false, Examiner::Daemon | Examiner::Root) => {
+                match programs.get(hypervisor, None).await {
+                    Ok(program) => Found::Program(program),
+                    Err(why) => Found::Unusable(why),
+                }
+            }
         };
         found.push((hypervisor, program));
     }
@@ -57,18 +62,21 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
 
 /// One is enough. Without any, only groups with `hypervisor: none` work.
 fn evaluate_programs(found: Vec<(Hypervisor, Found)>) -> Vec<Check> {
-    let is_usable = |program: &Found| matches!(program, Found::Program(_));
+    let is_usable = |program: &Found| matches!(program, Found::Program(_) | Found::NotQueried);
     let any = found.iter().any(|(_, program)| is_usable(program));
     let evaluate = |(hypervisor, program): (Hypervisor, Found)| {
         let name = hypervisor.to_string();
         let old = match &program {
             Found::Program(program) => old(hypervisor, program),
-            Found::Unusable(_) | Found::Absent => None,
+            Found::NotQueried | Found::Unusable(_) | Found::Absent => None,
         };
         let why = match (program, old) {
             (Found::Program(program), None) => {
                 let found = format!("{} at {}", program.version, program.path.display());
                 return ok(&name, found);
+            }
+            (Found::NotQueried, _) => {
+                return skipped(&name, "installed; its version requires root");
             }
             (Found::Absent, _) if any => return skipped(&name, "not installed (optional)"),
             (Found::Absent, _) => "not installed".to_owned(),

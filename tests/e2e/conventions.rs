@@ -224,6 +224,7 @@ fn doctor_checks_the_host_without_a_daemon() {
         let skipped = with_result(&lines, "-");
         let needs_root = skipped.iter().filter(|line| line.contains("requires root"));
         assert!(needs_root.count() >= 3, "{text}");
+        assert!(skipped.iter().any(|line| line.contains("qemu")), "{text}");
         assert!(summary.contains("skipped"), "{summary}");
 
         // The same checks as those of the daemon, beside that of the daemon itself.
