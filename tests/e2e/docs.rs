@@ -153,3 +153,52 @@ fn ages_pids_and_widths_are_not_compared_and_other_words_are() {
     assert!(!pages::matches(&lines("a\n...\nd"), &lines("a\nb\nc")));
     assert!(!pages::matches(&lines("a"), &lines("a\nb")));
 }
+
+#[test]
+fn a_command_that_fails_and_output_that_differs_are_found() {
+    let ran = |text: &str| {
+        let (path, text) = ("docs/page.md".into(), format!("```console\n{text}\n```\n"));
+        let page = Page { path, text };
+        let actions = session::actions(&page.blocks().expect("blocks"));
+        let dir = tempfile::tempdir().expect("a directory");
+        session::write_script(dir.path(), "", &actions);
+        let mut shell = Command::new("bash");
+        shell
+            .arg(dir.path().join("script"))
+            .env("SESSION", dir.path());
+        session::run(dir.path(), shell, PATIENCE);
+        session::results(&page.path, actions, dir.path())
+    };
+    let output = ran("# cd /; echo one\none\n# pwd && echo two\n/\n...\n# echo a\nb\n# echo c");
+    let as_shown: Vec<bool> = output.iter().map(Ran::is_as_shown).collect();
+    assert_eq!(as_shown, [true, true, false, true]);
+    assert!(
+        output[2]
+            .report("docs/page.md")
+            .contains("docs/page.md:7: echo a\n--- shown\nb\n--- found\na")
+    );
+    let failed = std::panic::catch_unwind(|| ran("# echo one\n# false\n# echo two"));
+    let message = *failed
+        .err()
+        .expect("it fails")
+        .downcast::<String>()
+        .expect("a text");
+    assert!(
+        message.contains("`false`: exit status \"1\", expected 0"),
+        "{message}"
+    );
+    let status = "<!-- exit: 3 -->\n```console\n# true\n# (exit 3)\n```\n";
+    let page = Page {
+        path: "docs/page.md".into(),
+        text: status.to_owned(),
+    };
+    let expected = session::actions(&page.blocks().expect("blocks"));
+    let statuses: Vec<i32> = expected
+        .iter()
+        .map(|action| match action {
+            session::Action::Step { status, .. } => *status,
+            session::Action::File { .. } | session::Action::Setup(_) => panic!("a step"),
+        })
+        .collect();
+    assert_eq!(statuses, [0, 3]);
+}
