@@ -168,7 +168,7 @@ impl Backend for AppState {
         }
         let (reason, message) = match how {
             Deletion::Graceful => (EventReason::Deleting, "deletion requested"),
-            Deletion::Forced => (EventReason::ForceDeleted, "forced deletion requested"),
+            Deletion::Forced => (EventReason::ForceDeleted, "deletion with --force requested"),
         };
         let message = format!("{message} {}", requester());
         let (now, kind) = (clock::now(), EventType::Normal);
