@@ -80,6 +80,7 @@ mod tests {
         Event {
             time: Timestamp::UNIX_EPOCH,
             object: object.parse().expect("an object"),
+            uid: None,
             reason: EventReason::Ready,
             message: message.to_string(),
             count: 1,

@@ -72,7 +72,7 @@ fn heading(mapping: Mapping) -> (&'static str, &'static str) {
         ),
         Mapping::Cni => (
             "config.host_groups[].cni",
-            "What a group in CNI mode requests from the plugins; see [CNI](../cni.md).",
+            "What a group in CNI mode requests from the plugins; see [CNI](../network-cni.md).",
         ),
         Mapping::PortMapping => (
             "config.host_groups[].cni.port_mappings[]",
