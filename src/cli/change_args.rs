@@ -42,7 +42,7 @@ pub struct DiffFlags {
 /// Arguments of `scale`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The VMs with the highest numbers are deleted first; VMs created on demand are not counted. A group that is defined in a file is
+The VMs with the highest numbers are deleted first; VMs created on demand are not counted. A group that is defined in a file is \
 refused: change `count` in the file. If another command changes the group at the same time, nothing is changed.
 
 Examples:

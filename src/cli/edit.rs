@@ -21,7 +21,7 @@ const INTRODUCTION: &str = "\
 /// Arguments of `edit`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The editor is $VISUAL, $EDITOR or vi. The group is applied when the editor ends; if that fails, the text is kept in a temporary file.
+The editor is $VISUAL, $EDITOR or vi. The group is applied when the editor ends; if that fails, the text is kept in a temporary file. \
 A group that a file of the manifest directory defines is not edited here: edit that file.
 
 Examples:
