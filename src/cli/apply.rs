@@ -19,7 +19,11 @@ pub async fn apply(client: &Client, args: ApplyArgs) -> Result<(), Failure> {
     let output = args.flags.output;
     match args.dry_run {
         Some(DryRun::Server) => return dry_run(client, sources, output).await,
-        Some(DryRun::Client) => return args.progress.print(&validate::check(&sources, " (client dry run)")?),
+        Some(DryRun::Client) => {
+            return args
+                .progress
+                .print(&validate::check(&sources, " (client dry run)")?);
+        }
         None => {}
     }
     let mut warned = BTreeSet::new();

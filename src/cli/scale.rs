@@ -60,7 +60,8 @@ pub async fn scale(client: &Client, args: ScaleArgs) -> Result<(), Failure> {
         let targets = groups(&results);
         let reached = wait::until(client, &targets, Goal::Ready, timeout).await?;
         if args.flags.output == ChangeOutput::Table {
-            args.progress.print(&ready_lines(&reached, begin.elapsed()))?;
+            args.progress
+                .print(&ready_lines(&reached, begin.elapsed()))?;
         }
     }
     match errors.is_empty() {

@@ -84,8 +84,12 @@ async fn power(client: &Client, args: PowerArgs, action: PowerCommand) -> Result
                     name,
                 };
                 match (applied, args.progress.wait) {
-                    (Applied::Unchanged, _) => args.progress.print(&format!("{target} unchanged\n"))?,
-                    (_, false) => args.progress.print(&format!("{target} {action} requested\n"))?,
+                    (Applied::Unchanged, _) => {
+                        args.progress.print(&format!("{target} unchanged\n"))?
+                    }
+                    (_, false) => args
+                        .progress
+                        .print(&format!("{target} {action} requested\n"))?,
                     (_, true) => changed.push_str(&format!("{target} {done}\n")),
                 }
                 targets.push(target);
@@ -154,7 +158,8 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
     if let Some(timeout) = args.progress.timeout() {
         let reached = wait::until(client, &targets, Goal::Ready, timeout).await?;
         if args.output == AddOutput::Table {
-            args.progress.print(&ready_lines(&reached, begin.elapsed()))?;
+            args.progress
+                .print(&ready_lines(&reached, begin.elapsed()))?;
         }
     }
     match args.output {
@@ -179,7 +184,8 @@ async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
         match client.remove_vm(&target.name).await {
             Ok(()) => {
                 lost.iter().for_each(|text| warn(text));
-                args.progress.print(&format!("{target} deletion requested\n"))?;
+                args.progress
+                    .print(&format!("{target} deletion requested\n"))?;
                 deleting.push(target);
             }
             Err(error) => errors.extend(error.causes()),
