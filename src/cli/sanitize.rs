@@ -85,7 +85,7 @@ pub fn line(text: &str) -> String {
     safe
 }
 
-/// Escapes in JSON all that [`line`] would replace. Outside of strings JSON has only ASCII, so the value is the same.
+/// Escapes in JSON all that [`line()`] would replace. Outside of strings JSON has only ASCII, so the value is the same.
 pub fn json(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {

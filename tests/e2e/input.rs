@@ -412,9 +412,9 @@ fn a_group_whose_file_is_nowhere_is_deleted_by_hand() {
 fn apply_of_a_manifest_without_groups_is_refused_with_its_place() {
     harness::with_daemon(|harness| {
         for (text, place) in [
-            ("", ":1:1: config: is missing"),
-            ("# nothing\n", ":1:1: config: is missing"),
-            ("---\n", ":1:1: config: is missing"),
+            ("", "manifest.yaml is empty"),
+            ("# nothing\n", "manifest.yaml is empty"),
+            ("---\n", "manifest.yaml is empty"),
             ("config: {host_groups: []}\n", ":1:"),
             ("config:\n  host_groups: []\n", ":2:"),
             (
