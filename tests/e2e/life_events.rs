@@ -285,7 +285,7 @@ fn a_vm_that_cannot_run_is_named_by_its_group_and_reported_once() {
         });
         assert_eq!(
             ready["message"],
-            format!("0 of 2 VMs are Ready; sandbox-1: Invalid Vmm: {why}")
+            format!("0 of 2 VMs are Ready; sandbox-1: Vmm: {why}")
         );
         std::thread::sleep(std::time::Duration::from_millis(2500));
         let events = harness.events("vm/sandbox-1").into_iter();
