@@ -38,7 +38,7 @@ pub async fn wait(client: &Client, args: WaitArgs) -> Result<(), Failure> {
         );
         return Err(Failure::Usage(usage));
     }
-    until(client, &targets, goal, args.timeout).await?;
+    reach(client, &targets, goal, args.timeout, Terminal::Wait).await?;
     let text = goal_text(goal);
     if args.quiet {
         return Ok(());
@@ -81,10 +81,29 @@ pub async fn until<'t>(
     goal: Goal,
     limit: Duration,
 ) -> Result<Vec<Reached<'t>>, Failure> {
+    reach(client, targets, goal, limit, Terminal::Fail).await
+}
+
+/// What a wait does with an object that cannot become ready without a change by the user.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Terminal {
+    /// Fails: the user of this command makes the change, and has just made the wrong one.
+    Fail,
+    /// Waits for the change, as `wait` of kubectl does.
+    Wait,
+}
+
+async fn reach<'t>(
+    client: &Client,
+    targets: &'t [Target],
+    goal: Goal,
+    limit: Duration,
+    terminal: Terminal,
+) -> Result<Vec<Reached<'t>>, Failure> {
     let bars = MultiProgress::new();
     let watches: Vec<Watch> = targets
         .iter()
-        .map(|target| Watch::new(target, goal, &bars))
+        .map(|target| Watch::new(target, goal, terminal, &bars))
         .collect();
     let all = try_join_all(watches.iter().map(|watch| watch.run(client)));
     let outcome = tokio::time::timeout(limit, all).await;
@@ -114,6 +133,7 @@ pub async fn until<'t>(
 struct Watch<'a> {
     target: &'a Target,
     goal: Goal,
+    terminal: Terminal,
     seen: RefCell<WatchState>,
     spinner: ProgressBar,
 }
@@ -152,7 +172,7 @@ impl WatchState {
 }
 
 impl<'a> Watch<'a> {
-    fn new(target: &'a Target, goal: Goal, bars: &MultiProgress) -> Self {
+    fn new(target: &'a Target, goal: Goal, terminal: Terminal, bars: &MultiProgress) -> Self {
         let bar = bars.add(ProgressBar::new_spinner());
         if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix}  {wide_msg}") {
             bar.set_style(style);
@@ -162,6 +182,7 @@ impl<'a> Watch<'a> {
         Self {
             target,
             goal,
+            terminal,
             seen: RefCell::default(),
             spinner: bar,
         }
@@ -190,7 +211,9 @@ impl<'a> Watch<'a> {
     /// Fails if the object cannot become ready without a change by the user.
     async fn fail_if_terminal(&self, client: &Client) -> Result<(), Failure> {
         let seen = self.seen.borrow().object.clone();
-        let Some(object) = seen.filter(|_| self.goal == Goal::Ready) else {
+        let Some(object) =
+            seen.filter(|_| self.goal == Goal::Ready && self.terminal == Terminal::Fail)
+        else {
             return Ok(());
         };
         match terminal::reasons(client, self.target, &object).await {

@@ -34,10 +34,11 @@ fn a_group_is_scaled_up_and_down_and_keeps_its_other_settings() {
         let again = harness.ctl("scale hostgroup sandbox --replicas 0 -o name");
         assert_eq!(again, "hostgroup/sandbox\n");
         assert_eq!(harness.get("hg sandbox")["metadata"]["generation"], 4);
+        let events = harness.ctl("events hg/sandbox");
+        assert!(events.contains("Scaled"), "{events}");
         assert!(
-            harness
-                .ctl("events hg/sandbox")
-                .contains("by slicectl scale: count 3")
+            events.contains("by root (uid 0): count: 1 -> 3"),
+            "{events}"
         );
     });
 }
