@@ -285,14 +285,19 @@ fn object(message: &socket::Message<'_>) -> io::Result<RouteNetlinkMessage> {
 const LINK_HEADER_LEN: usize = 16;
 
 /// A link without the attributes that cannot be decoded: one foreign link with an attribute of a newer kernel must not make all other links
-/// unreadable. What is compared with the desired state differs if it is missing here, so a link of ours is not taken for converged.
+/// unreadable. A link of ours that lacks one differs from the desired state, except for the master: links without one are converged, so
+/// a master that cannot be decoded is an error.
 fn partial_link(body: &[u8]) -> Result<LinkMessage, DecodeError> {
     let mut link = LinkMessage::default();
     link.header = LinkHeader::parse(body)?;
     let family = link.header.interface_family;
     for attribute in NlasIterator::new(body.get(LINK_HEADER_LEN..).unwrap_or_default()) {
-        link.attributes
-            .extend(LinkAttribute::parse_with_param(&attribute?, family).ok());
+        let attribute = attribute?;
+        match LinkAttribute::parse_with_param(&attribute, family) {
+            Ok(decoded) => link.attributes.push(decoded),
+            Err(error) if attribute.kind() == libc::IFLA_MASTER => return Err(error),
+            Err(_) => {}
+        }
     }
     Ok(link)
 }
@@ -412,6 +417,8 @@ mod tests {
         // IFLA_IFNAME "a", and IFLA_MTU with one byte in place of four.
         let name_and_mtu = [6, 0, 3, 0, b'a', 0, 0, 0, 5, 0, 4, 0, 9, 0, 0, 0];
         let bad_link = [&[0; 16][..], &name_and_mtu].concat();
+        // IFLA_MASTER with one byte.
+        let bad_master = [&[0; 16][..], &[5, 0, 10, 0, 9, 0, 0, 0]].concat();
         // IFA_ADDRESS with one byte.
         let bad_address = [&[2, 24, 0, 0, 1, 0, 0, 0][..], &[5, 0, 1, 0, 9, 0, 0, 0]].concat();
         let outcome = |messages: &[(u16, u16, &[u8])]| match read(messages) {
@@ -439,6 +446,8 @@ mod tests {
                 &[link, (libc::RTM_NEWLINK, 0, &bad_link), done],
                 "2 Consistent",
             ),
+            // The desired state of many links is to have no master.
+            (&[link, (libc::RTM_NEWLINK, 0, &bad_master), done], "lost"),
             (&[link, (libc::RTM_NEWROUTE, 0, &[0; 3]), done], "lost"),
             (&[link, (libc::RTM_NEWADDR, 0, &bad_address), done], "lost"),
         ] {

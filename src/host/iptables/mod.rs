@@ -4,7 +4,8 @@
 //! # Why
 //! A VM's first packet is delayed until its rules are read back, so reading must be cheap: rules are written by one
 //! `iptables-restore` process and, with nf_tables, read from the kernel without a process, in tens of microseconds; the legacy back end is
-//! read with `iptables-save` ([`Backend::runs_a_program`]). They are decoded to the [`Rule`](super::rule::Rule) type that was written, and compared with `==`.
+//! read with `iptables-save` ([`Backend::runs_a_program`]). They are decoded to the [`Rule`](super::rule::Rule) type that was written, and
+//! compared with `==`.
 //!
 //! Everything here is synchronous and works in the network namespace of the calling thread.
 
