@@ -2,6 +2,7 @@
 //! Out of scope: what a stage does; the disk (`tests/kernel/store.rs`).
 
 mod claims;
+mod foresee;
 mod leases;
 mod on_demand;
 mod stages;
