@@ -5,19 +5,23 @@ SHAREDIR = $(DESTDIR)$(PREFIX)/share
 # The directory of the administrator's units; packages use $(PREFIX)/lib/systemd/system.
 UNITDIR ?= /etc/systemd/system
 SYSCONFDIR ?= /etc
+# Packages use $(PREFIX)/lib/sysusers.d.
+SYSUSERSDIR ?= $(SYSCONFDIR)/sysusers.d
+MANDIR = $(SHAREDIR)/man
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 CARGO ?= cargo
 
-.PHONY: help build test soak lint demo bench install uninstall
+.PHONY: help build test soak newcomer lint demo bench install uninstall
 
 help:
 	@echo 'make build      release binaries in $(TARGET)/release'
 	@echo 'make test       all tests; as root, also installs their dependencies'
 	@echo 'make soak       long fuzzing, prints its seeds: 2,000 corrupted databases, 100 concurrent applies'
+	@echo 'make newcomer   the quick start of the README on a bare Debian 12, with a full build'
 	@echo 'make lint       format, clippy, links of the documentation, and cargo deny if it is installed'
 	@echo 'make demo       six guests in a private lab, one PASS or FAIL line per check; KEEP=1 keeps the lab'
 	@echo 'make bench      ratios to shell scripts, to the minimal kernel cost and to the CNI plugins alone'
-	@echo 'make install    binaries, unit, completions, examples; PREFIX=$(PREFIX) DESTDIR='
+	@echo 'make install    binaries, unit, group, completions, man pages, schema, examples; PREFIX=$(PREFIX) DESTDIR='
 	@echo 'make uninstall  removes them; keeps configuration and state'
 
 build:
@@ -29,6 +33,11 @@ test:
 # Like tests/run.sh, with more iterations.
 soak:
 	tests/soak.sh
+
+newcomer:
+	tests/setup.sh
+	$(CARGO) fetch --locked
+	SLICE_NEWCOMER=full $(CARGO) test --locked --test e2e newcomer::
 
 lint:
 	$(CARGO) fmt --all --check
@@ -53,12 +62,18 @@ install: $(TARGET)/release/sliced $(TARGET)/release/slicectl
 	install -d -m 755 $(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSCONFDIR)/slice/groups.d
 	sed 's|/usr/local/bin/|$(PREFIX)/bin/|' manifests/systemd/sliced.service > $(DESTDIR)$(UNITDIR)/sliced.service
 	chmod 644 $(DESTDIR)$(UNITDIR)/sliced.service
+	install -D -m 644 manifests/systemd/sysusers.d/slice.conf $(DESTDIR)$(SYSUSERSDIR)/slice.conf
+	@if [ -z '$(DESTDIR)' ] && command -v systemd-sysusers >/dev/null; then systemd-sysusers $(SYSUSERSDIR)/slice.conf; fi
 	install -d -m 755 $(SHAREDIR)/bash-completion/completions $(SHAREDIR)/zsh/site-functions $(SHAREDIR)/fish/vendor_completions.d
 	$(TARGET)/release/slicectl completion bash > $(SHAREDIR)/bash-completion/completions/slicectl
 	$(TARGET)/release/slicectl completion zsh > $(SHAREDIR)/zsh/site-functions/_slicectl
 	$(TARGET)/release/slicectl completion fish > $(SHAREDIR)/fish/vendor_completions.d/slicectl.fish
+	install -d -m 755 $(MANDIR)/man1 $(MANDIR)/man8
+	$(TARGET)/release/slicectl __man $(MANDIR)
+	chmod 644 $(MANDIR)/man1/slicectl.1 $(MANDIR)/man1/slicectl-*.1 $(MANDIR)/man8/sliced.8
 	install -d -m 755 $(SHAREDIR)/slicectl/manifests
 	cp -R manifests/. $(SHAREDIR)/slicectl/manifests
+	$(TARGET)/release/slicectl schema > $(SHAREDIR)/slicectl/schema.json
 	chmod -R u=rwX,go=rX $(SHAREDIR)/slicectl
 	install -d -m 755 $(DESTDIR)$(SYSCONFDIR)/cni/net.d
 	@if [ -e $(DESTDIR)$(SYSCONFDIR)/cni/net.d/51-slicer.conflist ]; \
@@ -67,9 +82,11 @@ install: $(TARGET)/release/sliced $(TARGET)/release/slicectl
 	@echo 'Installed. Put manifests into $(SYSCONFDIR)/slice/groups.d; examples are in $(PREFIX)/share/slicectl/manifests.'
 	@echo 'To start: systemctl daemon-reload && systemctl enable --now sliced && slicectl doctor'
 
-# Keeps the configuration (including the CNI network), the state and running VMs.
+# Keeps the configuration (including the CNI network), the state, the group and running VMs.
 uninstall:
 	rm -f $(BINDIR)/sliced $(BINDIR)/slicectl $(DESTDIR)$(UNITDIR)/sliced.service
 	rm -f $(SHAREDIR)/bash-completion/completions/slicectl $(SHAREDIR)/zsh/site-functions/_slicectl
 	rm -f $(SHAREDIR)/fish/vendor_completions.d/slicectl.fish
+	rm -f $(DESTDIR)$(SYSUSERSDIR)/slice.conf
+	rm -f $(MANDIR)/man1/slicectl.1 $(MANDIR)/man1/slicectl-*.1 $(MANDIR)/man8/sliced.8
 	rm -rf $(SHAREDIR)/slicectl

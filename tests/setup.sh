@@ -25,7 +25,8 @@ losetup mount
 mkfs.ext4 e2fsprogs
 gcc gcc
 host-local containernetworking-plugins
-make make'
+make make
+debootstrap debootstrap'
 
 missing=$(echo "$needs" | while read -r program package; do
     # vim-tiny brings vi alone.

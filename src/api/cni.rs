@@ -35,10 +35,10 @@ const RESERVED_ARGUMENTS: [(&str, &str); 3] = [
 const TAP_ARGUMENTS: &str = "TC_REDIRECT_TAP_";
 
 /// The valid rates in bits per second; a fast bridge of a host carries about 10 Gbit/s.
-const RATES: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000;
+pub(super) const RATES: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000;
 
 /// The valid bursts in bits. A bucket (`tc-tbf(8)`) smaller than a packet drops that packet; the plugin rejects more than 2^32 bytes.
-const BURSTS: std::ops::RangeInclusive<u64> = 16_000..=34_359_738_360;
+pub(super) const BURSTS: std::ops::RangeInclusive<u64> = 16_000..=34_359_738_360;
 
 /// The options of a VM in CNI mode, in addition to what the network configures by itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

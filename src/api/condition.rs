@@ -61,6 +61,34 @@ pub enum Reason {
     ManifestInvalid,
 }
 
+impl Reason {
+    /// Whether an object with this reason cannot become ready without a change by the user: of its spec, or of a file or program on the
+    /// host. False if another VM, another program or time may help, and for what the user has requested.
+    pub fn is_terminal(self) -> bool {
+        match self {
+            Self::Invalid | Self::Failed => true,
+            // Other programs remove conflicting objects, and stop to revert repairs.
+            Self::Conflict | Self::Contested => false,
+            // Other VMs release addresses.
+            Self::RangeExhausted => false,
+            // Retried with backoff.
+            Self::NotConverging | Self::ActionFailed | Self::ObserveFailed | Self::CrashLoop => {
+                false
+            }
+            // In progress.
+            Self::Waiting
+            | Self::Converging
+            | Self::NotObserved
+            | Self::Stopping
+            | Self::Terminating => false,
+            // As requested; the next request changes it.
+            Self::Paused | Self::Stopped => false,
+            // The object itself is reconciled nevertheless.
+            Self::Converged | Self::StateNotWritable | Self::ManifestInvalid => false,
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
@@ -111,5 +139,38 @@ impl Condition {
             | Reason::StateNotWritable => false,
         };
         (self.status == Status::True || as_requested) && self.observed_generation == generation
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_is_waited_for_unless_only_the_user_can_help() {
+        let all = [
+            (Reason::Converged, false),
+            (Reason::Waiting, false),
+            (Reason::Converging, false),
+            (Reason::Conflict, false),
+            (Reason::Contested, false),
+            (Reason::NotConverging, false),
+            (Reason::ActionFailed, false),
+            (Reason::ObserveFailed, false),
+            (Reason::NotObserved, false),
+            (Reason::Invalid, true),
+            (Reason::RangeExhausted, false),
+            (Reason::CrashLoop, false),
+            (Reason::Paused, false),
+            (Reason::Stopping, false),
+            (Reason::Stopped, false),
+            (Reason::StateNotWritable, false),
+            (Reason::Failed, true),
+            (Reason::Terminating, false),
+            (Reason::ManifestInvalid, false),
+        ];
+        for (reason, is_terminal) in all {
+            assert_eq!(reason.is_terminal(), is_terminal, "{reason}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use ipnetwork::Ipv4Network;
 use super::policy::{self, Entry, METADATA};
 
 /// The maximum number of entries of a list: each is a rule, and rules are evaluated one by one for a packet.
-const MAX_ENTRIES: usize = 1024;
+pub(super) const MAX_ENTRIES: usize = 1024;
 
 /// The reason why a list with this number of entries is invalid, if it is.
 pub fn list_problem(entries: usize) -> Option<String> {

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::condition::Reason;
-use super::meta::{InvalidName, Name, Timestamp};
+use super::meta::{InvalidName, Name, Timestamp, Uid};
 use super::view::Kind;
 
 /// The type of an event, as in Kubernetes.
@@ -27,6 +27,10 @@ pub struct Event {
     pub time: Timestamp,
     /// The object.
     pub object: ObjectRef,
+    /// The uid of the object, which a later object of the same name does not have. `None` for what has no uid, and from a daemon of an
+    /// earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<Uid>,
     /// The reason.
     pub reason: EventReason,
     /// The message for users.
@@ -69,8 +73,12 @@ pub enum EventReason {
     Configured,
     /// Packets beyond the connection limit of a VM were dropped.
     ConnectionLimit,
-    /// The object is deleted.
+    /// An object was created.
+    Created,
+    /// The object is deleted, and nothing of it is left on the host.
     Deleted,
+    /// The deletion of the object was requested.
+    Deleting,
     /// The daemon or the host has no free file descriptors.
     DescriptorsExhausted,
     /// DEL of the CNI plugins failed.
@@ -81,6 +89,10 @@ pub enum EventReason {
     Drift,
     /// The VMM exited.
     Ended,
+    /// The manifest directory does not exist, and no group is defined in it.
+    FolderMissing,
+    /// The manifest directory can be read again.
+    FolderReadable,
     /// The manifest directory cannot be read.
     FolderUnreadable,
     /// A forced deletion was requested.
@@ -95,6 +107,8 @@ pub enum EventReason {
     KeptWithoutFile,
     /// A manifest is invalid; the last valid version stays in effect.
     ManifestInvalid,
+    /// A manifest is valid again.
+    ManifestFixed,
     /// An entry of a list never matches.
     NeverMatches,
     /// A file of the manifest directory is not read.
@@ -107,12 +121,18 @@ pub enum EventReason {
     OrphanKept,
     /// A change of the host network waits.
     Pending,
+    /// The egress policy of a group was changed, or the rules of a VM were updated for it.
+    PolicyUpdated,
     /// A change of the power state was requested.
     Power,
     /// No range is free for a group.
     RangeUnavailable,
     /// The VM became ready.
     Ready,
+    /// The number of VMs of a group was changed.
+    Scaled,
+    /// A VMM was started.
+    Started,
     /// The copy of the state in the run directory cannot be read.
     StateCopyUnreadable,
     /// The state database is missing.
@@ -151,7 +171,7 @@ pub enum EventReason {
     Paused,
     /// The guest was requested to power down.
     Stopping,
-    /// The VM is stopped.
+    /// The VM is stopped: the VMM has ended as requested.
     Stopped,
     /// The VMM failed and is not restarted.
     Failed,
@@ -307,6 +327,14 @@ mod tests {
             assert_eq!(object.to_string(), text);
             assert_eq!(text.parse(), Ok(object));
         }
+    }
+
+    #[test]
+    fn an_event_of_an_earlier_version_has_no_uid() {
+        let text = r#"{"time":"2026-01-02T03:04:05Z","object":"vm/a-1","reason":"Ready","message":"VM is ready","count":1,"type":"Normal"}"#;
+        let event: Event = serde_json::from_str(text).expect("an event");
+        assert_eq!(event.uid, None);
+        assert_eq!(serde_json::to_string(&event).expect("JSON"), text);
     }
 
     #[test]

@@ -2,10 +2,12 @@
 //! Out of scope: I/O, the clock, the kernel, the store.
 
 pub mod allowed;
+pub mod changes;
 pub mod cni;
 pub mod condition;
 mod entry_problem;
 pub mod event;
+pub mod event_text;
 pub mod host_group;
 pub mod lease;
 pub mod life;

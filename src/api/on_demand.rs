@@ -165,7 +165,7 @@ impl VmOverrides {
         self.check_cni_options(&template.network, &mut found);
         if self.persistent && template.storage.image.is_none() {
             let message = "requests a persistent disk, and the group has no `image`";
-            found.push(("persistent", message.to_owned()));
+            found.push(("image", message.to_owned()));
         }
         if self.tags.len() > MAX_TAGS {
             let message = format!("has {} tags, expected at most {MAX_TAGS}", self.tags.len());

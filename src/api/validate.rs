@@ -196,7 +196,7 @@ impl<'a> UsedResources<'a> {
         if let Some(definition) = self.names.get(&draft.name) {
             return vec![Problem {
                 at: draft.at.clone(),
-                field: format!("{}.name", draft.field),
+                field: format!("{}.name", draft.locations.group()),
                 message: twice(&draft.name, *definition),
             }];
         }

@@ -1,7 +1,6 @@
 //! Objects with their status, as returned by the daemon. The keys are a stable API for scripts.
 //! Out of scope: building the status; HTTP.
 
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -17,8 +16,10 @@ use super::policy::{Entry, OnDeny, Verdict};
 use super::vm::{Hypervisor, Power, VmSpec};
 
 mod answer;
+mod difference;
 
 pub use answer::*;
+pub use difference::*;
 
 /// One object of any kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -289,6 +290,12 @@ pub struct GroupStatus {
     pub updated: u32,
     /// The number of VMs that are Ready.
     pub ready_count: u32,
+    /// The number of VMs that are stopped, by command or because of their restart policy.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub stopped: u32,
+    /// The number of VMs that are paused by command.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub paused: u32,
     /// The range of its addresses; `None` before one is chosen.
     pub range: Option<Ipv4Network>,
     /// Warnings, such as entries that never match.
@@ -311,47 +318,6 @@ pub struct LeaseView {
     pub ip: Ipv4Addr,
     /// The range that contains the address.
     pub range: Ipv4Network,
-}
-
-/// The effect of `apply` on one group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Applied {
-    /// Created.
-    Created,
-    /// Changed.
-    Configured,
-    /// Not changed.
-    Unchanged,
-    /// Deleted.
-    Deleted,
-}
-
-/// The result of `apply` for one group.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ApplyResult {
-    /// The group.
-    pub name: Name,
-    /// The effect.
-    pub applied: Applied,
-    /// Warnings, such as entries that never match.
-    #[serde(default)]
-    pub warnings: Vec<String>,
-}
-
-/// The actions that a change would cause.
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
-pub struct DiffResult {
-    /// The groups and the effect on them.
-    pub groups: Vec<ApplyResult>,
-    /// The actions of each object (`vm/sandbox-1`, `hostgroup/sandbox`), in order; objects without actions are left out.
-    pub actions: BTreeMap<String, Vec<String>>,
-    /// For each object with an incomplete list of actions, the reason, such as a failed observation.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub stuck: BTreeMap<String, String>,
-    /// The number of further VMs that would be created, changed or deleted, left out because of the size limit of a response.
-    #[serde(default, skip_serializing_if = "is_none")]
-    pub more: usize,
 }
 
 /// The result of `explain`.

@@ -2,5 +2,5 @@
 //! Out of scope: anything else.
 
 fn main() -> std::process::ExitCode {
-    slicectl::cli::main()
+    slicectl::cli::main(|args| Box::pin(slicectl::daemon::without_daemon(args)))
 }

@@ -1,7 +1,12 @@
-//! Formats ages as kubectl does.
+//! Formats ages as kubectl does, and times.
 //! Out of scope: the clock.
 
 use crate::api::meta::Timestamp;
+
+/// A time to the second, in UTC: `2026-11-29T12:00:00Z`.
+pub fn seconds(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
 
 /// From `then` to `now`: `12s`, `3m20s`, `5h7m`, `3d4h`, `2y30d`. A `then` in the future is `0s`.
 pub fn age(then: Timestamp, now: Timestamp) -> String {
@@ -30,7 +35,13 @@ fn short(seconds: i64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::short;
+    use super::{seconds, short};
+
+    #[test]
+    fn a_time_has_no_fraction_of_a_second() {
+        let time = "2026-11-29T12:00:00.987654321Z".parse().unwrap();
+        assert_eq!(seconds(time), "2026-11-29T12:00:00Z");
+    }
 
     #[test]
     fn ages_are_formatted_as_in_kubectl() {

@@ -1,114 +1,95 @@
-//! `apply` and `diff`: send manifests to the daemon and print the results.
-//! Out of scope: parsing YAML.
+//! `apply`: sends manifests to the daemon and prints the results.
+//! Out of scope: parsing YAML; what would change (`diff`).
 
-use super::args::{ApplyArgs, DiffArgs, Goal};
+use std::collections::BTreeSet;
+
+use super::args::{ApplyArgs, DryRun, Goal};
+use super::change_args::ChangeOutput;
+use super::diff::{self, Shown, summary};
+use super::effects::{groups, names, ready_lines, shown, warn_about};
 use super::failure::{Failure, warn};
-use super::target::Target;
-use super::{manifests, print, wait};
-use crate::api::view::{Applied, ApplyResult, DiffResult, Kind, Source};
-use crate::wire::{Client, Effect};
+use super::{confirm, manifests, print, validate, wait};
+use crate::api::view::{DiffResult, GroupDiff, Source};
+use crate::clock;
+use crate::wire::{Client, Detail, Effect};
 
 /// `apply -f`.
 pub async fn apply(client: &Client, args: ApplyArgs) -> Result<(), Failure> {
     let sources = manifests::read_all(&args.files)?;
-    if args.dry_run {
-        return dry_run(client, sources).await;
-    }
-    let results = client.apply(sources, Effect::Commit).await?;
-    warn_about(&results);
-    let lines: String = results
-        .iter()
-        .map(|result| format!("{}\n", line(result)))
-        .collect();
-    print::out(&lines)?;
-    match args.wait {
-        None => Ok(()),
-        Some(timeout) => {
-            let (deleted, existing): (Vec<_>, Vec<_>) = results
-                .iter()
-                .partition(|result| result.applied == Applied::Deleted);
-            wait::until(client, &groups(&existing), Goal::Ready, timeout).await?;
-            wait::until(client, &groups(&deleted), Goal::Deleted, timeout).await
+    let output = args.flags.output;
+    match args.dry_run {
+        Some(DryRun::Server) => return dry_run(client, sources, output).await,
+        Some(DryRun::Client) => {
+            return args
+                .progress
+                .print(&validate::check(&sources, " (client dry run)")?);
         }
+        None => {}
+    }
+    let mut warned = BTreeSet::new();
+    if !args.flags.yes && confirm::can_ask() {
+        warned = confirm_disks(client, sources.clone()).await?;
+    }
+    let begin = clock::monotonic();
+    let mut results = client
+        .apply(sources.clone(), Effect::Commit)
+        .await
+        .map_err(|error| manifests::refused(&error, &sources))?;
+    for result in &mut results {
+        result.warnings.retain(|text| !warned.contains(text));
+    }
+    warn_about(&results);
+    args.progress.print(&shown(output, &results)?)?;
+    let Some(timeout) = args.progress.timeout() else {
+        return Ok(());
+    };
+    let targets = groups(&results);
+    let reached = wait::until(client, &targets, Goal::Ready, timeout).await?;
+    match output {
+        ChangeOutput::Table => args.progress.print(&ready_lines(&reached, begin.elapsed())),
+        ChangeOutput::Json | ChangeOutput::Name => Ok(()),
     }
 }
 
-/// `apply --dry-run`: what `apply` would print, and the steps that `diff` shows.
-async fn dry_run(client: &Client, sources: Vec<Source>) -> Result<(), Failure> {
-    let result = client.diff(sources).await?;
-    warn_about(&result.groups);
+/// `apply --dry-run`: what `diff` shows.
+async fn dry_run(
+    client: &Client,
+    sources: Vec<Source>,
+    output: ChangeOutput,
+) -> Result<(), Failure> {
+    let result = diff::request(client, &sources, Detail::Steps).await?;
+    warn_about(result.groups.iter().map(|group| &group.result));
     for (object, reason) in &result.stuck {
         warn(&format!("{object} would wait: {reason}"));
     }
-    let lines: String = result
-        .groups
-        .iter()
-        .map(|group| format!("{} (dry run)\n", line(group)))
-        .collect();
-    print::out(&(lines + &steps(&result)))
-}
-
-fn warn_about(results: &[ApplyResult]) {
-    for result in results {
-        result.warnings.iter().for_each(|text| warn(text));
-    }
-}
-
-/// `diff -f`.
-pub async fn diff(client: &Client, args: DiffArgs) -> Result<(), Failure> {
-    let sources = manifests::read_all(&args.files)?;
-    let result = client.diff(sources).await?;
-    warn_about(&result.groups);
-    print::answer(args.output, &result, differences)?;
-    let failures: Vec<String> = result
-        .stuck
-        .iter()
-        .map(|(object, reason)| format!("{object}: cannot determine the actions: {reason}"))
-        .collect();
-    match failures.is_empty() {
-        true => Ok(()),
-        false => Err(Failure::Failed(failures)),
-    }
-}
-
-fn differences(result: &DiffResult) -> String {
-    let groups = result
-        .groups
-        .iter()
-        .filter(|group| group.applied != Applied::Unchanged)
-        .map(|group| format!("{}\n", line(group)));
-    groups.chain([steps(result)]).collect()
-}
-
-/// The steps for each VM.
-fn steps(result: &DiffResult) -> String {
-    let actions = result.actions.iter().map(|(object, actions)| {
-        let actions: String = actions.iter().map(|a| format!("  {a}\n")).collect();
-        format!("{object}\n{actions}")
-    });
-    let more = (result.more > 0).then(|| {
-        let more = result.more;
-        format!("and {more} more actions for VMs that would be created, changed or deleted\n")
-    });
-    actions.chain(more).collect()
-}
-
-fn line(result: &ApplyResult) -> String {
-    let action = match result.applied {
-        Applied::Created => "created",
-        Applied::Configured => "configured",
-        Applied::Unchanged => "unchanged",
-        Applied::Deleted => "deleted",
+    let shown = Shown {
+        unchanged: true,
+        steps: false,
+        note: " (dry run)",
     };
-    format!("{}/{} {action}", Kind::HostGroup, result.name)
+    match output {
+        ChangeOutput::Table => print::out(&summary(&result, &shown)),
+        ChangeOutput::Json => print::json(&result),
+        ChangeOutput::Name => print::out(&names(result.groups.iter().map(|it| &it.result))),
+    }
 }
 
-fn groups(results: &[&ApplyResult]) -> Vec<Target> {
-    results
-        .iter()
-        .map(|result| Target {
-            kind: Kind::HostGroup,
-            name: result.name.clone(),
-        })
-        .collect()
+/// Asks if VMs are replaced or deleted with disks that are not persistent. Returns the warnings that were printed.
+async fn confirm_disks(client: &Client, sources: Vec<Source>) -> Result<BTreeSet<String>, Failure> {
+    let result = diff::request(client, &sources, Detail::Summary).await?;
+    let disks = lost_disks(&result);
+    if disks == 0 {
+        return Ok(BTreeSet::new());
+    }
+    let warnings = result.groups.into_iter();
+    let warnings = warnings.flat_map(|GroupDiff { result, .. }| result.warnings);
+    let warnings: Vec<String> = warnings.collect();
+    warnings.iter().for_each(|text| warn(text));
+    confirm::delete_disks(disks)?;
+    Ok(warnings.into_iter().collect())
+}
+
+fn lost_disks(result: &DiffResult) -> usize {
+    let vms = result.groups.iter().flat_map(|group| &group.vms);
+    vms.filter(|vm| vm.deletes_disk).count()
 }

@@ -5,12 +5,17 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgGroup, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use clap_complete::engine::ArgValueCompleter;
 
-use super::failure::Failure;
+use super::change_args::{ApplyFlags, DiffFlags, ScaleArgs};
+use super::complete;
 use super::new::NewArgs;
-use super::print::{self, Format};
+use super::output::{EventsFormat, Output};
+use super::print::Format;
+pub use super::progress_args::ProgressArgs;
+use super::sort::SortBy;
 use crate::api::meta::Name;
 use crate::api::policy::Packet;
 use crate::api::tag::Selector;
@@ -18,7 +23,7 @@ use crate::wire::packet;
 
 /// Declare and inspect the microVMs that sliced runs on this host
 #[derive(Debug, Parser)]
-#[command(name = "slicectl", version, disable_help_subcommand = true, after_help = QUICK_START)]
+#[command(name = "slicectl", version, after_help = QUICK_START)]
 pub struct Args {
     /// Path of the sliced socket
     #[arg(
@@ -36,6 +41,7 @@ pub struct Args {
 
 const QUICK_START: &str = "\
 Kinds are hostgroup (hg), vm and lease, singular or plural, as KIND NAME or KIND/NAME.
+
 Exit status: 0 success, 1 failure or timeout, 2 usage error.
 
 Quick start:
@@ -51,11 +57,20 @@ pub enum Command {
     Apply(ApplyArgs),
     /// Show what apply would change
     Diff(DiffArgs),
+    /// Change the number of VMs of host groups
+    Scale(ScaleArgs),
     /// List host groups, VMs or leases
+    #[command(alias = "list")]
     Get(GetArgs),
+    /// The same as `get vms`
+    #[command(hide = true, mut_arg("targets", |arg| arg.required(false)))]
+    Ps(GetArgs),
     /// Show details and recent events
     Describe(DescribeArgs),
+    /// Edit a host group in $EDITOR
+    Edit(super::edit::EditArgs),
     /// Delete objects
+    #[command(alias = "rm")]
     Delete(DeleteArgs),
     /// Wait until objects are ready, stopped, paused or deleted
     Wait(WaitArgs),
@@ -71,18 +86,32 @@ pub enum Command {
     /// Remove orphaned host resources
     Gc(GcArgs),
     /// Check the host and suggest fixes
+    #[command(after_help = "\
+If sliced is not running, slicectl checks the host itself, with the directories that the variables SLICE_* of sliced name. \
+Some checks require root. The exit status is 1 if a check fails.")]
     Doctor(FormatArgs),
     /// Show whether a packet from a VM is allowed, and the deciding rule and YAML entry
+    #[command(alias = "trace")]
     Explain(ExplainArgs),
     /// Print routes other machines need to reach a bridge group
     Route(RouteArgs),
     /// Print the YAML of a new host group
     New(Box<NewArgs>),
+    /// Check manifests without a daemon
+    Validate(super::validate::ValidateArgs),
+    /// Print the JSON Schema of manifests
+    Schema(super::schema::SchemaArgs),
     /// Print a shell completion script
-    #[command(after_help = COMPLETION_EXAMPLES)]
+    #[command(after_help = complete::EXAMPLES)]
     Completion {
         /// The shell
         shell: Shell,
+    },
+    /// Write the man pages to a directory, for `make install`
+    #[command(name = "__man", hide = true)]
+    Man {
+        /// The directory
+        dir: PathBuf,
     },
     /// Print the versions of slicectl and sliced
     Version(FormatArgs),
@@ -93,7 +122,7 @@ pub enum Command {
 #[command(after_help = "\
 Examples:
   slicectl apply -f sandbox.yaml
-  slicectl apply -f base.yaml -f groups/ --wait=2m
+  slicectl apply -f base.yaml -f groups/ --wait --timeout 2m
   slicectl new sandbox --net=isolated | slicectl apply -f -
   slicectl apply -f sandbox.yaml --dry-run")]
 pub struct ApplyArgs {
@@ -101,35 +130,51 @@ pub struct ApplyArgs {
     #[arg(
         short = 'f',
         long = "filename",
+        alias = "file",
         value_name = "FILE|DIR|-",
         required = true
     )]
     pub files: Vec<PathBuf>,
-    /// Validate only, change nothing
-    #[arg(long, conflicts_with = "wait")]
-    pub dry_run: bool,
-    /// Wait until the groups are ready, for at most TIME (60s if omitted)
-    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true,
-          default_missing_value = "60s", value_parser = humantime::parse_duration)]
-    pub wait: Option<Duration>,
+    /// Show what would change, change nothing
+    #[arg(long, value_name = "server|client", value_enum, conflicts_with = "wait", hide_possible_values = true,
+          num_args = 0..=1, require_equals = true, default_missing_value = "server")]
+    pub dry_run: Option<DryRun>,
+    /// Questions and output.
+    #[command(flatten)]
+    pub flags: ApplyFlags,
+    /// Waiting and output.
+    #[command(flatten)]
+    pub progress: ProgressArgs,
+}
+
+/// Who validates the manifests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DryRun {
+    /// sliced, which also compares them with the existing objects
+    Server,
+    /// slicectl, without a daemon
+    Client,
 }
 
 /// Arguments of `diff`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-No output means that there are no differences. The exit status is 0 with or without differences, and 1 if the actions for a VM
-cannot be determined, for example because observing it fails.
+No output means that there are no differences. The exit status is 0 with or without differences, and 1 if the steps for a VM \
+cannot be determined, for example because observing it fails. With --exit-code it is 0 without differences, 1 with differences and 2 \
+on an error.
 
-The output contains the actions for VMs, not those for the host network: chains, bridges with their addresses, ip_forward.
+The steps are those for VMs, not those for the host network: chains, bridges with their addresses, ip_forward.
 
 Examples:
   slicectl diff -f sandbox.yaml
-  test -z \"$(slicectl diff -f groups/)\" || echo 'apply would change something'")]
+  slicectl diff -f sandbox.yaml --verbose
+  slicectl diff -f groups/ --exit-code > /dev/null || echo 'there are changes'")]
 pub struct DiffArgs {
     /// Manifest file, directory of *.yaml and *.yml files, or - for stdin; may be repeated
     #[arg(
         short = 'f',
         long = "filename",
+        alias = "file",
         value_name = "FILE|DIR|-",
         required = true
     )]
@@ -137,22 +182,9 @@ pub struct DiffArgs {
     /// Output format
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Format,
-}
-
-/// Output formats of `get`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, ValueEnum)]
-pub enum Output {
-    /// A table
-    #[default]
-    Table,
-    /// A table with more columns
-    Wide,
-    /// The object, or {"items":[...]}; with -w one line per change
-    Json,
-    /// The same as json, in YAML
-    Yaml,
-    /// KIND/NAME
-    Name,
+    /// What is shown, and the exit status.
+    #[command(flatten)]
+    pub flags: DiffFlags,
 }
 
 /// Arguments of `get`.
@@ -165,14 +197,23 @@ Examples:
   slicectl get vm/sandbox-1 -o json
   slicectl get vms -w
   slicectl get vms -l job=42,team!=blue
-  slicectl get leases -o name")]
+  slicectl get vms --sort-by restarts
+  slicectl get leases -o name
+  slicectl get vms -o jsonpath='{.items[*].status.network.ip}'
+  slicectl get hg sandbox -o manifest > sandbox.yaml")]
 pub struct GetArgs {
     /// KIND, KIND NAME... or KIND/NAME...
-    #[arg(value_name = "TARGET", required = true)]
+    #[arg(value_name = "TARGET", required = true, add = ArgValueCompleter::new(complete::listed))]
     pub targets: Vec<String>,
     /// Output format
-    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub output: Output,
+    /// Print tables without their headers
+    #[arg(long)]
+    pub no_headers: bool,
+    /// Sort by a column of -o wide, or by a field of the JSON, such as .status.vmm.pid
+    #[arg(long, value_name = "COLUMN|FIELD", conflicts_with = "watch")]
+    pub sort_by: Option<SortBy>,
     /// Select VMs by tags: KEY=VALUE, KEY!=VALUE, KEY or !KEY, separated by commas
     #[arg(short = 'l', long, value_name = "TAGS")]
     pub selector: Option<Selector>,
@@ -189,18 +230,18 @@ Examples:
   slicectl describe hostgroup sandbox")]
 pub struct DescribeArgs {
     /// KIND NAME... or KIND/NAME...
-    #[arg(value_name = "TARGET", required = true)]
+    #[arg(value_name = "TARGET", required = true, add = ArgValueCompleter::new(complete::objects))]
     pub targets: Vec<String>,
 }
 
 /// Arguments of `delete`.
 #[derive(Debug, clap::Args)]
 #[command(group = ArgGroup::new("what").required(true).args(["targets", "files"]), after_help = "\
-A VM that the `count` of its group includes is recreated with a new uid, the same name and the same address. A VM created on demand
+A VM that the `count` of its group includes is recreated with a new uid, the same name and the same address. A VM created on demand \
 is not recreated, as with `vm delete`. Deleting a group deletes all of its VMs.
 
-With --force, a guest loses data that it has not yet written to its disk. To force a deletion in progress, repeat the command with
---force. Resources that a CNI plugin has not released are recorded: an event `DetachFailed` and `doctor` report them, `gc` and each
+With --force, a guest loses data that it has not yet written to its disk. To force a deletion in progress, repeat the command with \
+--force. Resources that a CNI plugin has not released are recorded: an event `DetachFailed` and `doctor` report them, `gc` and each \
 resync retry the release.
 
 Examples:
@@ -210,33 +251,39 @@ Examples:
   slicectl delete -f sandbox.yaml")]
 pub struct DeleteArgs {
     /// KIND NAME... or KIND/NAME...
-    #[arg(value_name = "TARGET")]
+    #[arg(value_name = "TARGET", add = ArgValueCompleter::new(complete::objects))]
     pub targets: Vec<String>,
     /// Delete the groups that a manifest defines; may be repeated
-    #[arg(short = 'f', long = "filename", value_name = "FILE|DIR|-")]
+    #[arg(
+        short = 'f',
+        long = "filename",
+        alias = "file",
+        value_name = "FILE|DIR|-"
+    )]
     pub files: Vec<PathBuf>,
-    /// Wait until the objects are deleted, for at most TIME (60s if omitted)
-    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true,
-          default_missing_value = "60s", value_parser = humantime::parse_duration)]
-    pub wait: Option<Duration>,
     /// Do not fail if the object does not exist
     #[arg(long)]
     pub ignore_not_found: bool,
     /// Kill VMMs immediately, without a guest shutdown, and give up a CNI attachment after the first DEL that fails
     #[arg(long)]
     pub force: bool,
+    /// Waiting and output.
+    #[command(flatten)]
+    pub progress: ProgressArgs,
 }
 
 /// Conditions of `wait`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Goal {
     /// Ready at the latest generation
+    #[value(aliases = ["condition=ready", "condition=ready=true"])]
     Ready,
     /// The VM is stopped and is not restarted: by command, or after a clean exit
     Stopped,
     /// The VM is paused
     Paused,
     /// The object and its resources on the host are removed
+    #[value(alias = "delete")]
     Deleted,
 }
 
@@ -251,14 +298,17 @@ Examples:
   slicectl wait hg sandbox --for deleted")]
 pub struct WaitArgs {
     /// KIND NAME... or KIND/NAME...
-    #[arg(value_name = "TARGET", required = true)]
+    #[arg(value_name = "TARGET", required = true, add = ArgValueCompleter::new(complete::objects))]
     pub targets: Vec<String>,
     /// The state to wait for
-    #[arg(long = "for", value_name = "GOAL", value_enum)]
+    #[arg(long = "for", value_name = "GOAL", value_enum, ignore_case = true)]
     pub goal: Goal,
     /// Give up after this time
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
+    /// Do not print the objects that have reached the state
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 /// Arguments of `events`.
@@ -271,47 +321,60 @@ Examples:
   slicectl events manifest/sandbox.yaml")]
 pub struct EventsArgs {
     /// KIND NAME, KIND/NAME, host (the host network) or manifest/FILE; all objects if omitted
-    #[arg(value_name = "OBJECT", num_args = 0..=2)]
+    #[arg(value_name = "OBJECT", num_args = 0..=2, add = ArgValueCompleter::new(complete::event_objects))]
     pub object: Vec<String>,
     /// Keep watching for new events
     #[arg(short, long)]
     pub watch: bool,
     /// Output format; json prints one line per event
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
-    pub output: Format,
+    pub output: EventsFormat,
 }
 
 /// Arguments of `logs`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+On a terminal only text and colours are printed, so that a guest cannot control it. A pipe receives the bytes as they are.
+
 Examples:
   slicectl logs sandbox-1
   slicectl logs sandbox-1 --lines 20
   slicectl logs -f vm/sandbox-1")]
 pub struct LogsArgs {
     /// The VM
-    #[arg(value_name = "VM", value_parser = super::target::vm)]
+    #[arg(value_name = "VM", value_parser = super::target::vm, add = ArgValueCompleter::new(complete::vms))]
     pub vm: Name,
     /// Keep printing new output
     #[arg(short, long)]
     pub follow: bool,
     /// Lines to show from the end
-    #[arg(short = 'n', long, value_name = "NUMBER")]
+    #[arg(short = 'n', long, alias = "tail", value_name = "NUMBER")]
     pub lines: Option<usize>,
+    /// Print the bytes as they are to a terminal as well
+    #[arg(long)]
+    pub raw: bool,
 }
 
 /// Arguments of `console`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+The terminal is in raw mode and executes all escape sequences of the guest: use it with guests that you trust, and `logs` with others.
+
 Examples:
   slicectl console sandbox-1
   echo reboot | slicectl console vm/sandbox-1")]
 pub struct ConsoleArgs {
     /// The VM
-    #[arg(value_name = "VM", value_parser = super::target::vm)]
+    #[arg(value_name = "VM", value_parser = super::target::vm, add = ArgValueCompleter::new(complete::vms))]
     pub vm: Name,
     /// Lines of earlier output to show first
-    #[arg(short = 'n', long, value_name = "NUMBER", default_value_t = 10)]
+    #[arg(
+        short = 'n',
+        long,
+        alias = "tail",
+        value_name = "NUMBER",
+        default_value_t = 10
+    )]
     pub lines: usize,
 }
 
@@ -341,7 +404,7 @@ pub struct FormatArgs {
 /// Arguments of `explain`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A port without a protocol means TCP; an address alone means a packet without ports, such as a ping. The exit status is 0 for both
+A port without a protocol means TCP; an address alone means a packet without ports, such as a ping. The exit status is 0 for both \
 results.
 
 Examples:
@@ -350,7 +413,7 @@ Examples:
   slicectl explain sandbox-1 8.8.8.8:53/udp -o json")]
 pub struct ExplainArgs {
     /// The sending VM
-    #[arg(value_name = "VM", value_parser = super::target::vm)]
+    #[arg(value_name = "VM", value_parser = super::target::vm, add = ArgValueCompleter::new(complete::vms))]
     pub vm: Name,
     /// The destination
     #[arg(value_name = "DST[:PORT[/PROTO]]", value_parser = packet::parse)]
@@ -371,7 +434,7 @@ Examples:
   slicectl route web -o json")]
 pub struct RouteArgs {
     /// The group, in bridge mode
-    #[arg(value_name = "GROUP", value_parser = super::target::group)]
+    #[arg(value_name = "GROUP", value_parser = super::target::group, add = ArgValueCompleter::new(complete::groups))]
     pub group: Name,
     /// Address of this host on the LAN; the address of the default route's link if omitted
     #[arg(long, value_name = "HOST_IP")]
@@ -379,17 +442,4 @@ pub struct RouteArgs {
     /// Output format
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Format,
-}
-
-const COMPLETION_EXAMPLES: &str = "\
-Examples:
-  slicectl completion bash > /etc/bash_completion.d/slicectl
-  slicectl completion zsh > ~/.zfunc/_slicectl
-  slicectl completion fish > ~/.config/fish/completions/slicectl.fish";
-
-/// Prints the completion script for `shell`.
-pub fn completion(shell: Shell) -> Result<(), Failure> {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Args::command(), "slicectl", &mut script);
-    print::bytes(&script)
 }

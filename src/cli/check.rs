@@ -1,5 +1,5 @@
-//! `doctor`, `gc` and `version`: print host checks, orphaned resources and versions.
-//! Out of scope: the checks and the removal.
+//! `gc` and `version`: print orphaned resources and versions.
+//! Out of scope: the removal.
 
 use serde::Serialize;
 
@@ -8,48 +8,8 @@ use super::failure::{Failure, note};
 use super::paint::{Colors, one_line};
 use super::print::{self, Format};
 use super::table::{Field, Table};
-use crate::api::view::{Check, CheckStatus, Orphan, ServerInfo};
+use crate::api::view::{Orphan, ServerInfo};
 use crate::wire::{Client, Effect};
-
-/// `doctor`: fails if a check fails.
-pub async fn doctor(client: &Client, args: FormatArgs) -> Result<(), Failure> {
-    let checks = client.doctor().await?;
-    print::answer(args.output, &checks, |checks| findings(checks))?;
-    let failed = checks
-        .iter()
-        .filter(|check| check.status == CheckStatus::Fail)
-        .count();
-    match failed {
-        0 => Ok(()),
-        1 => Err(Failure::one("1 check failed")),
-        many => Err(Failure::one(format!("{many} checks failed"))),
-    }
-}
-
-fn findings(checks: &[Check]) -> String {
-    let rows = checks
-        .iter()
-        .map(|check| {
-            vec![
-                Field::with_severity(check.status.to_string(), check.status),
-                Field::from(&check.name),
-                Field::from(&check.found),
-            ]
-        })
-        .collect();
-    let header = vec!["RESULT", "CHECK", "FOUND"];
-    let mut text = Table::new(header, Colors::for_stdout()).draw(rows);
-    let remedies: String = checks
-        .iter()
-        .filter(|check| !check.remedy.is_empty())
-        .map(|check| format!("  {}: {}\n", check.name, one_line(&check.remedy)))
-        .collect();
-    if !remedies.is_empty() {
-        text.push_str("\nSuggested fixes:\n");
-        text.push_str(&remedies);
-    }
-    text
-}
 
 /// `gc`.
 pub async fn gc(client: &Client, args: GcArgs) -> Result<(), Failure> {

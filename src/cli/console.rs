@@ -1,7 +1,7 @@
 //! `console`: connects the terminal to a VM's serial port.
 //! Out of scope: output only (`logs`).
 
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, IsTerminal, Read, Write};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -9,9 +9,10 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use tokio::sync::mpsc;
 
 use super::args::ConsoleArgs;
-use super::failure::{Failure, note};
+use super::failure::Failure;
 use super::print;
-use crate::wire::{Client, backend::StreamMode};
+use crate::wire::Client;
+use crate::wire::backend::{LogStart, StreamMode};
 
 /// Ctrl-], as in telnet and virsh: programs in the guest rarely use it.
 const DETACH: u8 = 0x1d;
@@ -20,11 +21,13 @@ const DETACH: u8 = 0x1d;
 pub async fn console(client: &Client, args: ConsoleArgs) -> Result<(), Failure> {
     // Reports errors before the terminal is in raw mode.
     client.write_console(&args.vm, Bytes::new()).await?;
-    let output = client.logs(&args.vm, Some(args.lines), StreamMode::Follow);
-    let mut output = Box::pin(output.await?);
+    let lines = LogStart::LastLines(args.lines);
+    let output = client.logs(&args.vm, lines, StreamMode::Follow);
+    let (_, output) = output.await?;
+    let mut output = Box::pin(output);
     let raw_mode = RawMode::enter()?;
     if raw_mode.is_some() {
-        note(&format!("connected to {}; Ctrl-] detaches\r", args.vm));
+        notice(&format!("connected to {}; Ctrl-] detaches\r", args.vm));
     }
     let mut keys_read = read_keys();
     let message = loop {
@@ -47,9 +50,14 @@ pub async fn console(client: &Client, args: ConsoleArgs) -> Result<(), Failure> 
     };
     if raw_mode.is_some() {
         drop(raw_mode);
-        note(message);
+        notice(message);
     }
     Ok(())
+}
+
+/// A message with its own carriage returns, for a terminal that is or was in raw mode.
+fn notice(message: &str) {
+    let _ = writeln!(io::stderr(), "{message}");
 }
 
 /// The keys for the guest, up to the detach key, and whether the detach key was found.

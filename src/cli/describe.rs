@@ -1,9 +1,11 @@
 //! `describe`: prints the details of objects as text.
 //! Out of scope: formats for scripts (`get -o json`).
 
+mod spec;
+
 use std::fmt::Display;
 
-use super::age::age;
+use super::age::{age, seconds};
 use super::args::DescribeArgs;
 use super::failure::Failure;
 use super::get::fetch;
@@ -11,17 +13,12 @@ use super::paint::{Colors, Severity, one_line};
 use super::table::{Field, Table};
 use super::target::{self, Target};
 use super::{events, print, rows};
-use crate::api::cni::CniOptions;
 use crate::api::event::Event;
-use crate::api::network::{Addresses, NetworkSpec, TapOwner};
-use crate::api::on_demand::VmOverrides;
-use crate::api::policy::Policy;
-use crate::api::storage::{Bytes, Storage};
+use crate::api::network::NetworkSpec;
 use crate::api::view::{
     ConditionView, FirewallStatus, GroupView, LeaseView, MetaView, NetworkStatus, Object, VmView,
     VmmState, VmmStatus,
 };
-use crate::api::vm::{Hypervisor, VmSpec};
 use crate::clock;
 use crate::wire::Client;
 
@@ -34,7 +31,7 @@ pub async fn describe(client: &Client, args: DescribeArgs) -> Result<(), Failure
             kind: object.kind(),
             name: object.metadata().name.clone(),
         };
-        let events = events::of(client, &target).await?;
+        let events = events::of(client, &target, object.metadata().uid).await?;
         let gap = if index == 0 { "" } else { "\n\n" };
         print::out(&format!("{gap}{}", describe_object(object, &events)))?;
     }
@@ -119,7 +116,7 @@ impl Description {
         let age_text = age(metadata.created_at, clock::now());
         self.line(
             "Created",
-            format!("{} ({age_text} ago)", metadata.created_at),
+            format!("{} ({age_text} ago)", seconds(metadata.created_at)),
         );
         if metadata.deleting {
             self.line("Deleting", "yes");
@@ -143,16 +140,17 @@ impl Description {
                 0 => status.desired.to_string(),
                 on_demand => format!("{} ({on_demand} on demand)", status.desired),
             };
+            let inactive = rows::inactive(status).map_or(String::new(), |text| format!(", {text}"));
             describe_object.line(
                 "VMs",
                 format!(
-                    "{desired_count} desired, {} current, {} updated, {} ready",
+                    "{desired_count} desired, {} current, {} up to date, {} ready{inactive}",
                     status.current, status.updated, status.ready_count
                 ),
             );
         });
         self.conditions(&status.conditions);
-        self.warnings(&status.warnings);
+        self.warnings(&status.conditions, &status.warnings);
     }
 
     fn vm(&mut self, vm: &VmView) {
@@ -187,58 +185,7 @@ impl Description {
             self.line("Disk", format!("{} ({retention})", disk.display()));
         }
         self.conditions(&vm.status.conditions);
-        self.warnings(&vm.status.warnings);
-    }
-
-    fn overrides(&mut self, on_demand: &VmOverrides) {
-        let own_fields = [
-            ("vcpu", on_demand.vcpu.is_some()),
-            ("memory", on_demand.ram_bytes.is_some()),
-            ("allow", on_demand.allow.is_some()),
-            ("drop", on_demand.drop.is_some()),
-            ("a persistent disk", on_demand.persistent),
-            ("port mappings", !on_demand.cni.port_mappings.is_empty()),
-            ("bandwidth", on_demand.cni.bandwidth.is_some()),
-            ("aliases", !on_demand.cni.aliases.is_empty()),
-            ("CNI arguments", !on_demand.cni.args.is_empty()),
-            ("address", !on_demand.cni.ips.is_empty()),
-            ("MAC", on_demand.cni.mac.is_some()),
-        ];
-        let own: Vec<&str> = own_fields
-            .into_iter()
-            .filter_map(|(name, is_set)| is_set.then_some(name))
-            .collect();
-        let description = match own.as_slice() {
-            [] => "yes".to_owned(),
-            own => format!("yes, with own {}", own.join(", ")),
-        };
-        self.line("On demand", description);
-        let tags: Vec<String> = on_demand
-            .tags
-            .iter()
-            .map(|(key, value)| format!("{key}={value}"))
-            .collect();
-        self.line("Tags", list(&tags));
-    }
-
-    fn storage(&mut self, storage: &Storage) {
-        if let Some(image) = &storage.image {
-            self.line("Image", image.display());
-            if let Some(size) = storage.size_bytes {
-                self.line("Disk size", Bytes(size));
-            }
-            self.line("Persistent", storage.persistent);
-        }
-        for disk in &storage.disks {
-            let access = match disk.read_only {
-                true => "read-only",
-                false => "writable",
-            };
-            self.line(
-                "Additional disk",
-                format!("{} ({access})", disk.path.display()),
-            );
-        }
+        self.warnings(&vm.status.conditions, &vm.status.warnings);
     }
 
     fn lease(&mut self, lease: &LeaseView) {
@@ -248,79 +195,6 @@ impl Description {
             self.line("Block", block);
         }
         self.line("Range", lease.range);
-    }
-
-    fn spec(&mut self, spec: &VmSpec) {
-        self.line("Hypervisor", spec.hypervisor);
-        self.line("Vcpu", spec.vcpu);
-        self.line("Memory", rows::memory(spec.ram_bytes));
-        if let Some(kernel) = &spec.kernel_file {
-            self.line("Kernel", kernel.display());
-        }
-        if let Some(initrd) = &spec.initrd_file {
-            self.line("Initrd", initrd.display());
-        }
-        self.storage(&spec.storage);
-        if spec.hypervisor != Hypervisor::None {
-            self.line("Restart", spec.lifecycle.restart);
-            self.line("Graceful shutdown", spec.lifecycle.graceful_shutdown);
-        }
-        self.line("Network", spec.network.mode());
-        match &spec.network {
-            NetworkSpec::Isolated(isolated) => {
-                self.maybe("Max connections", isolated.max_connections);
-                self.tap_owner(spec, isolated.tap_owner);
-                self.policy(&isolated.policy);
-            }
-            NetworkSpec::Bridge(bridge) => {
-                self.line("Bridge", &bridge.bridge);
-                self.line("TAP prefix", &bridge.tap_prefix);
-                match bridge.gateway {
-                    Some(gateway) => self.line("Gateway", gateway),
-                    None => self.line("Gateway", "assigned automatically"),
-                }
-                self.line("Addresses", addresses(&bridge.addresses));
-                self.line("Antispoof", on_off(bridge.antispoof));
-                self.line("Isolate ports", on_off(bridge.isolate_ports));
-                self.maybe("Max connections", bridge.max_connections);
-                self.tap_owner(spec, bridge.tap_owner);
-            }
-            NetworkSpec::Cni(cni) => {
-                self.line("CNI network", &cni.network_name);
-                self.cni_options(&cni.cni);
-                self.tap_owner(spec, cni.tap_owner);
-            }
-        }
-    }
-
-    fn cni_options(&mut self, options: &CniOptions) {
-        let args = options
-            .args
-            .iter()
-            .map(|(key, value)| format!("{key}={value}"));
-        let args: Vec<String> = args.collect();
-        self.given("Port mappings", some(&options.port_mappings));
-        self.given("Bandwidth", options.bandwidth);
-        self.given("Aliases", some(&options.aliases));
-        self.given("CNI arguments", some(&args));
-        self.given("Requested IPs", some(&options.ips));
-        self.given("Requested MAC", options.mac);
-    }
-
-    /// Printed only for VMs without a VMM of ours: our VMMs open the TAP with their own user id.
-    fn tap_owner(&mut self, spec: &VmSpec, owner: TapOwner) {
-        if spec.hypervisor == Hypervisor::None {
-            self.line("TAP owner", owner);
-        }
-    }
-
-    fn policy(&mut self, policy: &Policy) {
-        self.line("Allow", list(&policy.allow));
-        self.line("Drop", list(&policy.drop));
-        self.line("On deny", policy.on_deny);
-        if policy.allow_metadata {
-            self.line("Metadata", "allow and drop apply");
-        }
     }
 
     fn network(&mut self, network: &NetworkStatus) {
@@ -371,7 +245,7 @@ impl Description {
         if let Some(method) = &vmm.confined_by {
             self.line("Confined by", method);
         }
-        self.maybe("Started", vmm.started_at);
+        self.maybe("Started", vmm.started_at.map(seconds));
         if vmm.restarts > 0 {
             self.line("Restarts", vmm.restarts);
         }
@@ -382,8 +256,8 @@ impl Description {
                 self.line("Output", line);
             }
         }
-        self.maybe("API socket", vmm.api_socket.as_ref().map(|p| p.display()));
-        self.maybe("Log", vmm.log.as_ref().map(|path| path.display()));
+        self.given("API socket", vmm.api_socket.as_ref().map(|p| p.display()));
+        self.given("Log", vmm.log.as_ref().map(|path| path.display()));
     }
 
     fn conditions(&mut self, conditions: &[ConditionView]) {
@@ -396,17 +270,24 @@ impl Description {
                     Field::with_severity(format!("{:?}", condition.status), condition.status),
                     condition.reason.into(),
                     age(condition.since, now).into(),
-                    (&condition.message).into(),
+                    message(condition, conditions).into(),
                 ]
             })
             .collect();
         let header = vec!["TYPE", "STATUS", "REASON", "SINCE", "MESSAGE"];
-        let table = (!rows.is_empty()).then(|| Table::new(header, Colors::for_stdout()).draw(rows));
+        let table = || {
+            Table::new(header, Colors::for_stdout())
+                .indented(2)
+                .draw(rows.clone())
+        };
+        let table = (!rows.is_empty()).then(table);
         self.table("Conditions", table);
     }
 
-    fn warnings(&mut self, warnings: &[String]) {
-        for warning in warnings {
+    /// The warnings that no condition contains.
+    fn warnings(&mut self, conditions: &[ConditionView], warnings: &[String]) {
+        let is_new = |warning: &&String| !conditions.iter().any(|c| c.message.contains(*warning));
+        for warning in warnings.iter().filter(is_new) {
             let warning = Colors::for_stdout().paint(Severity::Warning, &one_line(warning));
             self.text.push_str(&format!("Warning: {warning}\n"));
         }
@@ -414,8 +295,22 @@ impl Description {
 
     fn events(&mut self, recent_events: &[Event]) {
         let last_events = &recent_events[recent_events.len().saturating_sub(20)..];
-        let drawn = (!last_events.is_empty()).then(|| events::listing(last_events));
+        let drawn = (!last_events.is_empty()).then(|| events::listing(last_events, 2));
         self.table("Events", drawn);
+    }
+}
+
+/// The message of a condition. What another condition says already is only referred to.
+fn message(condition: &ConditionView, conditions: &[ConditionView]) -> String {
+    let text = &condition.message;
+    let is_repeated = |other: &&ConditionView| {
+        let rest = text.strip_prefix(&other.kind);
+        let rest = rest.and_then(|rest| rest.strip_prefix(": "));
+        other.kind != condition.kind && rest == Some(&other.message)
+    };
+    match conditions.iter().find(is_repeated) {
+        Some(other) => format!("see {}", other.kind),
+        None => text.clone(),
     }
 }
 
@@ -423,15 +318,6 @@ fn on_off(flag: bool) -> &'static str {
     match flag {
         true => "on",
         false => "off",
-    }
-}
-
-/// The address source of a bridge group.
-fn addresses(addresses: &Addresses) -> String {
-    match addresses {
-        Addresses::Any => "any free address of the subnet".to_owned(),
-        Addresses::Range(first, last) => format!("{first}-{last}"),
-        Addresses::Listed(listed) => list(listed),
     }
 }
 

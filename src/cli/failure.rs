@@ -14,6 +14,8 @@ pub enum Failure {
     Usage(String),
     /// Failure or timeout, exit status 1. One entry per cause.
     Failed(Vec<String>),
+    /// This exit status. One entry per cause.
+    WithStatus(u8, Vec<String>),
     /// The command has already printed the error, exit status 1.
     Reported,
     /// The reader of standard output has closed the pipe (`| head`), exit status 0.
@@ -26,14 +28,16 @@ impl Failure {
         Self::Failed(vec![cause.into()])
     }
 
-    /// Prints the causes and returns the exit status.
-    pub fn report(self) -> ExitCode {
+    /// Prints the causes and returns the exit status. `command` is the command with its subcommands, such as `slicectl vm add`.
+    pub fn report(self, command: &str) -> ExitCode {
         let (causes, exit_code) = match self {
-            Self::Usage(cause) => (
-                vec![cause, "try 'slicectl --help'".to_owned()],
-                ExitCode::from(2),
-            ),
+            Self::Usage(cause) => {
+                print("error", &cause);
+                note(&format!("See '{command} --help'."));
+                (Vec::new(), ExitCode::from(2))
+            }
             Self::Failed(causes) => (causes, ExitCode::from(1)),
+            Self::WithStatus(status, causes) => (causes, ExitCode::from(status)),
             Self::Reported => (Vec::new(), ExitCode::from(1)),
             Self::PipeClosed => (Vec::new(), ExitCode::SUCCESS),
         };
@@ -44,6 +48,11 @@ impl Failure {
     }
 }
 
+/// Prints an error to standard error, for a command that continues or that prints more about it.
+pub fn error(text: &str) {
+    print("error", text);
+}
+
 /// Prints a warning to standard error.
 pub fn warn(text: &str) {
     print("warning", text);
@@ -51,7 +60,7 @@ pub fn warn(text: &str) {
 
 /// Prints a note to standard error.
 pub fn note(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", one_line(text));
 }
 
 /// Write errors are ignored: there is no other output for them.

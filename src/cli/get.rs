@@ -1,40 +1,57 @@
 //! `get`: lists or watches objects, in all output formats.
 //! Out of scope: the columns (see [`super::rows`]).
 
-use futures::StreamExt;
-use futures::stream::{self, BoxStream};
+use std::collections::HashMap;
 
-use super::args::{GetArgs, Output};
+use serde::Serialize;
+
+use super::args::GetArgs;
 use super::failure::{self, Failure};
+use super::jsonpath::Template;
+use super::output::Output;
 use super::paint::{Colors, Severity};
-use super::rows::{self, Columns, STATUS};
+use super::rows::{self, AGE, Columns, STATUS};
 use super::table::{Field, Table};
 use super::target::{self, Selection, Target};
-use super::{print, yaml};
+use super::{group_manifest, print, watch, yaml};
 use crate::api::tag::{Selector, Tags};
 use crate::api::view::{Change, Kind, List, Object};
 use crate::clock;
 use crate::wire::Client;
-use crate::wire::client::ClientError;
 
 /// `get KIND [NAME…] [-o …] [-w]`.
 pub async fn get(client: &Client, args: GetArgs) -> Result<(), Failure> {
     let selection = target::selection(&args.targets)?;
-    let selector = args.selector.as_ref();
-    match (selector, &selection) {
-        (None, _) | (Some(_), Selection::All(Kind::Vm)) => {}
-        (Some(_), Selection::All(kind)) => {
-            let usage = format!("-l is valid for VMs only: a {kind} has no tags");
-            return Err(Failure::Usage(usage));
+    match (&args.selector, &selection) {
+        (None, _) => {}
+        (Some(_), Selection::All(kinds)) => {
+            if let Some(kind) = kinds.iter().find(|kind| **kind != Kind::Vm) {
+                let usage = format!("-l is valid for VMs only: a {kind} has no tags");
+                return Err(Failure::Usage(usage));
+            }
         }
         (Some(_), Selection::Some(_)) => {
             let usage = "-l cannot be used with names of VMs".to_owned();
             return Err(Failure::Usage(usage));
         }
     }
+    let kinds: Vec<Kind> = match &selection {
+        Selection::All(kinds) => kinds.clone(),
+        Selection::Some(targets) => targets.iter().map(|target| target.kind).collect(),
+    };
+    if args.output == Output::Manifest {
+        let is_group = |kind: &Kind| *kind == Kind::HostGroup;
+        if args.watch || !kinds.iter().all(is_group) {
+            let usage = "-o manifest is valid for host groups, without -w".to_owned();
+            return Err(Failure::Usage(usage));
+        }
+    }
+    if let Some(sort_by) = &args.sort_by {
+        kinds.iter().try_for_each(|kind| sort_by.check(*kind))?;
+    }
     match args.watch {
-        true => watch(client, &selection, selector, args.output).await,
-        false => once(client, &selection, selector, args.output).await,
+        true => watch(client, &selection, &args).await,
+        false => once(client, &selection, &args).await,
     }
 }
 
@@ -49,34 +66,34 @@ fn is_selected(selector: Option<&Selector>, object: &Object) -> bool {
     })
 }
 
-async fn once(
-    client: &Client,
-    selection: &Selection,
-    selector: Option<&Selector>,
-    output: Output,
-) -> Result<(), Failure> {
+async fn once(client: &Client, selection: &Selection, args: &GetArgs) -> Result<(), Failure> {
+    let sort = |items: &mut Vec<Object>| {
+        if let Some(sort_by) = &args.sort_by {
+            sort_by.sort(items, clock::now());
+        }
+    };
     match selection {
-        Selection::All(kind) => {
-            let List { mut items, more } = client.get(*kind, None).await?;
-            if more > 0 {
-                failure::warn(&format!(
-                    "and {more} more {kind}s: the response size is limited; specify names to show the others"
-                ));
-            }
-            items.retain(|object| is_selected(selector, object));
-            if items.is_empty() && matches!(output, Output::Table | Output::Wide) {
-                failure::note(&format!("no {kind}s found"));
+        Selection::All(kinds) => {
+            let (mut items, more) = list(client, kinds, args.selector.as_ref()).await?;
+            if items.is_empty() && matches!(args.output, Output::Table | Output::Wide) {
+                let kinds: Vec<String> = kinds.iter().map(|kind| format!("{kind}s")).collect();
+                failure::note(&format!("no {} found", kinds.join(" or ")));
                 return Ok(());
             }
-            show(items, more, output)
+            sort(&mut items);
+            show(items, more, args)
         }
         Selection::Some(targets) => {
-            let (items, errors) = fetch(client, targets).await?;
-            match (items.as_slice(), output) {
+            let (mut items, errors) = fetch(client, targets).await?;
+            sort(&mut items);
+            match (items.as_slice(), &args.output) {
                 ([], _) => {}
                 ([one], Output::Json) if targets.len() == 1 => print::json(one)?,
                 ([one], Output::Yaml) if targets.len() == 1 => print::out(&yaml::document(one)?)?,
-                _ => show(items, 0, output)?,
+                ([one], Output::JsonPath(template)) if targets.len() == 1 => {
+                    values(template, one)?;
+                }
+                _ => show(items, 0, args)?,
             }
             match errors.is_empty() {
                 true => Ok(()),
@@ -84,6 +101,27 @@ async fn once(
             }
         }
     }
+}
+
+/// The selected objects of these kinds, and the number of objects that the responses omit.
+async fn list(
+    client: &Client,
+    kinds: &[Kind],
+    selector: Option<&Selector>,
+) -> Result<(Vec<Object>, usize), Failure> {
+    let (mut all, mut omitted) = (Vec::new(), 0);
+    for kind in kinds {
+        let List { items, more } = client.get(*kind, None).await?;
+        if more > 0 {
+            failure::warn(&format!(
+                "and {more} more {kind}s: the response size is limited; specify names to show the others"
+            ));
+        }
+        let selected = |object: &Object| is_selected(selector, object);
+        all.extend(items.into_iter().filter(selected));
+        omitted += more;
+    }
+    Ok((all, omitted))
 }
 
 /// The objects that exist, and an error message for each that does not.
@@ -102,8 +140,8 @@ pub async fn fetch(
     Ok((items, errors))
 }
 
-fn show(items: Vec<Object>, more: usize, output: Output) -> Result<(), Failure> {
-    match output {
+fn show(items: Vec<Object>, more: usize, args: &GetArgs) -> Result<(), Failure> {
+    match &args.output {
         Output::Json => print::json(&List { items, more }),
         Output::Yaml => print::out(&yaml::document(&List { items, more })?),
         Output::Name => {
@@ -113,119 +151,142 @@ fn show(items: Vec<Object>, more: usize, output: Output) -> Result<(), Failure> 
                 .collect();
             print::out(&names)
         }
-        Output::Table => print::out(&tables(&items, Columns::Narrow)),
-        Output::Wide => print::out(&tables(&items, Columns::Wide)),
+        Output::Table => print::out(&tables(&items, Columns::Narrow, args.no_headers)),
+        Output::Wide => print::out(&tables(&items, Columns::Wide, args.no_headers)),
+        Output::Manifest => {
+            let groups = items.iter().filter_map(|object| match object {
+                Object::HostGroup(group) => Some((&group.metadata.name, &group.spec)),
+                Object::Vm(_) | Object::Lease(_) => None,
+            });
+            print::out(&group_manifest::text(groups)?)
+        }
+        Output::JsonPath(template) => values(template, &List { items, more }),
+    }
+}
+
+/// Writes the values that a template selects, and a line feed unless it ends with one.
+fn values(template: &Template, value: &impl Serialize) -> Result<(), Failure> {
+    let value = serde_json::to_value(value).map_err(|e| Failure::one(e.to_string()))?;
+    let text = template.evaluate(&value);
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    print::out(&format!("{text}{end}"))
+}
+
+fn table(kind: Kind, columns: Columns, no_headers: bool) -> Table {
+    let table = Table::new(rows::header(kind, columns), Colors::for_stdout());
+    match no_headers {
+        true => table.without_header(),
+        false => table,
     }
 }
 
 /// One table per run of objects of the same kind.
-fn tables(items: &[Object], breadth: Columns) -> String {
+fn tables(items: &[Object], columns: Columns, no_headers: bool) -> String {
     let now = clock::now();
     let tables: Vec<String> = items
         .chunk_by(|one, next| one.kind() == next.kind())
         .map(|run| {
-            let header = rows::header(run[0].kind(), breadth);
-            let rows = run.iter().map(|o| rows::row(o, breadth, now)).collect();
-            Table::new(header, Colors::for_stdout()).draw(rows)
+            let rows = run.iter().map(|o| rows::row(o, columns, now)).collect();
+            table(run[0].kind(), columns, no_headers).draw(rows)
         })
         .collect();
     tables.join("\n")
 }
 
-type Changes = BoxStream<'static, Result<Change, ClientError>>;
-
-async fn watch(
-    client: &Client,
-    selection: &Selection,
-    selector: Option<&Selector>,
-    output: Output,
-) -> Result<(), Failure> {
-    let (kind, changes, watched) = open(client, selection).await?;
-    let selector = selector.cloned();
-    // Tags never change, so the selection of an object does not change either.
-    let is_match = move |change: &Result<Change, ClientError>| match change {
-        Ok(Change::Added { object } | Change::Modified { object } | Change::Deleted { object }) => {
-            is_selected(selector.as_ref(), object)
+async fn watch(client: &Client, selection: &Selection, args: &GetArgs) -> Result<(), Failure> {
+    let kind = watch::kind(selection)?;
+    let columns = match args.output {
+        Output::Table => Columns::Narrow,
+        Output::Wide => Columns::Wide,
+        _ => {
+            let print = |change| print_value(&change, args);
+            return watch::watch(client, selection, print).await;
         }
-        Ok(Change::Synced) | Err(_) => true,
     };
-    let changes = changes
-        .filter(move |change| std::future::ready(is_match(change)))
-        .boxed();
-    match output {
-        Output::Table => stream_rows(kind, changes, watched, Columns::Narrow).await?,
-        Output::Wide => stream_rows(kind, changes, watched, Columns::Wide).await?,
-        Output::Json | Output::Yaml | Output::Name => stream_values(changes, output).await?,
-    }
-    Err(Failure::one("connection closed by sliced"))
+    let mut rows = Rows {
+        table: table(kind, columns, args.no_headers),
+        titles: rows::header(kind, columns),
+        columns,
+        printed: HashMap::new(),
+        pending: Vec::new(),
+        is_synced: false,
+    };
+    watch::watch(client, selection, |change| {
+        rows.add(change, args.selector.as_ref());
+        rows.print()
+    })
+    .await
 }
 
-/// All changes in one stream, and the number of `SYNCED` in it.
-async fn open(client: &Client, selection: &Selection) -> Result<(Kind, Changes, usize), Failure> {
-    match selection {
-        Selection::All(kind) => Ok((*kind, client.watch(*kind, None).await?, 1)),
-        Selection::Some(targets) => {
-            let kind = targets[0].kind;
-            if targets.iter().any(|target| target.kind != kind) {
-                let usage = "a watch supports one kind only; start one watch per kind".to_owned();
-                return Err(Failure::Usage(usage));
-            }
-            let mut streams = Vec::new();
-            for target in targets {
-                streams.push(client.watch(kind, Some(&target.name)).await?);
-            }
-            Ok((kind, stream::select_all(streams).boxed(), targets.len()))
-        }
-    }
+/// The rows of a watch. The initial ones are drawn as one table, so that its columns are aligned; a row is printed only if it differs
+/// from the last one of its object in more than the age.
+struct Rows {
+    table: Table,
+    titles: Vec<&'static str>,
+    columns: Columns,
+    printed: HashMap<String, Vec<Field>>,
+    pending: Vec<Vec<Field>>,
+    is_synced: bool,
 }
 
-/// The initial objects are collected and drawn as one table, so that its columns are aligned.
-async fn stream_rows(
-    kind: Kind,
-    mut changes: Changes,
-    mut unsynced: usize,
-    breadth: Columns,
-) -> Result<(), Failure> {
-    let titles = rows::header(kind, breadth);
-    let status = titles.iter().position(|title| *title == STATUS);
-    let mut table = Table::new(titles, Colors::for_stdout());
-    let mut pending_rows = Vec::new();
-    while let Some(change) = changes.next().await {
-        match change? {
-            Change::Synced => unsynced = unsynced.saturating_sub(1),
+impl Rows {
+    fn add(&mut self, change: Change, selector: Option<&Selector>) {
+        match change {
+            Change::Synced => self.is_synced = true,
             Change::Added { object } | Change::Modified { object } => {
-                pending_rows.push(rows::row(&object, breadth, clock::now()));
+                if !is_selected(selector, &object) {
+                    return;
+                }
+                let row = rows::row(&object, self.columns, clock::now());
+                let content = self.without_age(&row);
+                let before = self.printed.insert(object.reference(), content.clone());
+                if before != Some(content) {
+                    self.pending.push(row);
+                }
             }
             Change::Deleted { object } => {
-                let mut row = rows::row(&object, breadth, clock::now());
-                if let Some(status) = status {
-                    row[status] = Field::with_severity("Deleted", Severity::Error);
+                self.printed.remove(&object.reference());
+                if !is_selected(selector, &object) {
+                    return;
                 }
-                pending_rows.push(row);
+                let mut row = rows::row(&object, self.columns, clock::now());
+                if let Some(at) = self.titles.iter().position(|title| *title == STATUS) {
+                    row[at] = Field::with_severity("Deleted", Severity::Error);
+                }
+                self.pending.push(row);
             }
         }
-        if unsynced == 0 && !pending_rows.is_empty() {
-            print::out(&table.draw(std::mem::take(&mut pending_rows)))?;
+    }
+
+    fn without_age(&self, row: &[Field]) -> Vec<Field> {
+        let fields = row.iter().zip(&self.titles);
+        let fields = fields.filter(|(_, title)| **title != AGE);
+        fields.map(|(field, _)| field.clone()).collect()
+    }
+
+    fn print(&mut self) -> Result<(), Failure> {
+        match self.is_synced && !self.pending.is_empty() {
+            true => print::out(&self.table.draw(std::mem::take(&mut self.pending))),
+            false => Ok(()),
         }
     }
-    Ok(())
 }
 
-async fn stream_values(mut changes: Changes, output: Output) -> Result<(), Failure> {
-    while let Some(change) = changes.next().await {
-        let change = change?;
-        let (object, suffix) = match &change {
-            Change::Synced => continue,
-            Change::Added { object } | Change::Modified { object } => (object, ""),
-            Change::Deleted { object } => (object, " deleted"),
-        };
-        match output {
-            Output::Json => print::json_line(&change)?,
-            Output::Yaml => print::out(&format!("---\n{}", yaml::document(&change)?))?,
-            Output::Name | Output::Table | Output::Wide => {
-                print::out(&format!("{}{suffix}\n", object.reference()))?;
-            }
+fn print_value(change: &Change, args: &GetArgs) -> Result<(), Failure> {
+    let (object, suffix) = match change {
+        Change::Synced => return Ok(()),
+        Change::Added { object } | Change::Modified { object } => (object, ""),
+        Change::Deleted { object } => (object, " deleted"),
+    };
+    if !is_selected(args.selector.as_ref(), object) {
+        return Ok(());
+    }
+    match &args.output {
+        Output::Json => print::json_line(change),
+        Output::Yaml => print::out(&format!("---\n{}", yaml::document(change)?)),
+        Output::JsonPath(template) => values(template, object),
+        Output::Name | Output::Table | Output::Wide | Output::Manifest => {
+            print::out(&format!("{}{suffix}\n", object.reference()))
         }
     }
-    Ok(())
 }

@@ -3,8 +3,7 @@
 
 use std::io::IsTerminal;
 
-use comfy_table::Color;
-
+use super::sanitize;
 use crate::api::condition::Status;
 use crate::api::event::EventType;
 use crate::api::view::CheckStatus;
@@ -23,16 +22,6 @@ pub enum Severity {
 }
 
 impl Severity {
-    /// The colour of table cells.
-    pub fn color(self) -> Option<Color> {
-        match self {
-            Self::Neutral => None,
-            Self::Good => Some(Color::Green),
-            Self::Warning => Some(Color::Yellow),
-            Self::Error => Some(Color::Red),
-        }
-    }
-
     fn sgr(self) -> Option<u8> {
         match self {
             Self::Neutral => None,
@@ -65,6 +54,7 @@ impl From<EventType> for Severity {
 impl From<CheckStatus> for Severity {
     fn from(verdict: CheckStatus) -> Self {
         match verdict {
+            CheckStatus::Skipped => Self::Neutral,
             CheckStatus::Ok => Self::Good,
             CheckStatus::Warn => Self::Warning,
             CheckStatus::Fail => Self::Error,
@@ -92,7 +82,15 @@ impl Colors {
         }
     }
 
-    /// `text` in the colour of `tone` (ECMA-48 SGR).
+    /// `text` in bold.
+    pub fn bold(self, text: &str) -> String {
+        match self {
+            Self::Enabled => format!("\u{1b}[1m{text}\u{1b}[0m"),
+            Self::Disabled => text.to_owned(),
+        }
+    }
+
+    /// `text` in the colour of `severity` (ECMA-48 SGR).
     pub fn paint(self, severity: Severity, text: &str) -> String {
         match (self, severity.sgr()) {
             (Self::Enabled, Some(code)) => format!("\u{1b}[{code}m{text}\u{1b}[0m"),
@@ -101,9 +99,18 @@ impl Colors {
     }
 }
 
-/// Replaces control characters in `text` by spaces: text from manifests, guests or the kernel must not control the terminal.
+/// The width of the terminal at standard output; `None` if it is not a terminal, so that nothing is cut off.
+pub fn terminal_width() -> Option<usize> {
+    if !std::io::stdout().is_terminal() {
+        return None;
+    }
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok();
+    let columns = size.map(|size| usize::from(size.ws_col));
+    // A serial line does not know its width.
+    columns.filter(|columns| *columns > 0)
+}
+
+/// Makes `text` safe for a terminal, on one line; see [`sanitize::line`].
 pub fn one_line(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
+    sanitize::line(text)
 }

@@ -1,12 +1,13 @@
 //! Writes to standard output in the requested format.
 //! Out of scope: the content of the output.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use clap::ValueEnum;
 use serde::Serialize;
 
 use super::failure::Failure;
+use super::sanitize::{self, Sanitizer};
 use super::yaml;
 
 /// Output formats of commands that do not print objects.
@@ -21,9 +22,13 @@ pub enum Format {
     Yaml,
 }
 
-/// Writes text and flushes it, so that the reader of a stream receives each piece immediately.
+/// Writes text and flushes it, so that the reader of a stream receives each piece immediately. A terminal receives only what cannot
+/// control it.
 pub fn out(text: &str) -> Result<(), Failure> {
-    bytes(text.as_bytes())
+    match io::stdout().is_terminal() {
+        true => bytes(Sanitizer::default().push(text.as_bytes()).as_bytes()),
+        false => bytes(text.as_bytes()),
+    }
 }
 
 /// Writes bytes as they are and flushes them.
@@ -36,14 +41,19 @@ pub fn bytes(bytes: &[u8]) -> Result<(), Failure> {
 
 /// Writes a value as JSON over several lines.
 pub fn json(value: &impl Serialize) -> Result<(), Failure> {
+    out(&json_text(value)?)
+}
+
+/// A value as JSON over several lines.
+pub fn json_text(value: &impl Serialize) -> Result<String, Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Failure::one(e.to_string()))?;
-    out(&format!("{text}\n"))
+    Ok(format!("{}\n", sanitize::json(&text)))
 }
 
 /// Writes a value as one line of JSON.
 pub fn json_line(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value).map_err(|e| Failure::one(e.to_string()))?;
-    out(&format!("{text}\n"))
+    out(&format!("{}\n", sanitize::json(&text)))
 }
 
 /// Writes a value in `format`; `table` formats it for [`Format::Table`].

@@ -1,13 +1,14 @@
 //! The table columns of each kind.
-//! Out of scope: drawing the table.
+//! Out of scope: drawing the table, the words of the STATUS column (see [`super::status_word`]).
 
 use super::age::age;
 use super::paint::Severity;
+use super::status_word;
 use super::table::Field;
-use crate::api::condition::{Reason, Status};
+use crate::api::condition::Status;
 use crate::api::meta::Timestamp;
 use crate::api::view::{
-    ConditionView, GroupView, Kind, LeaseView, MetaView, Object, VmView, VmmState,
+    ConditionView, GroupStatus, GroupView, Kind, LeaseView, MetaView, Object, VmView, VmmState,
 };
 
 /// The set of columns.
@@ -15,34 +16,30 @@ use crate::api::view::{
 pub enum Columns {
     /// Columns that fit a terminal.
     Narrow,
-    /// All columns (`-o wide`).
+    /// More columns (`-o wide`).
     Wide,
 }
 
 /// Title of the status column.
 pub const STATUS: &str = "STATUS";
 
-/// The column titles of a kind.
+/// Title of the column whose values change with time alone.
+pub const AGE: &str = "AGE";
+
+/// The column titles of a kind. Terminals of 80 columns show the narrow ones, those of 160 columns all.
 pub fn header(kind: Kind, columns: Columns) -> Vec<&'static str> {
     let (narrow, wide): (&[&str], &[&str]) = match kind {
         Kind::HostGroup => (
-            &["NAME", "READY", STATUS, "UPDATED", "DESIRED", "AGE"],
+            &["NAME", "MODE", "READY", "UP-TO-DATE", STATUS, AGE],
             &["RANGE", "HYPERVISOR", "VCPU", "RAM", "ORIGIN"],
         ),
         Kind::Vm => (
             &[
-                "NAME",
-                "GROUP",
-                "READY",
-                STATUS,
-                "IP",
-                "HYPERVISOR",
-                "PID",
-                "AGE",
+                "NAME", "GROUP", "MODE", "READY", STATUS, "RESTARTS", "IP", AGE,
             ],
-            &["RESTARTS", "GATEWAY", "MAC", "NETNS", "HOST-LINK", "UID"],
+            &["HYPERVISOR", "PID", "MAC", "HOST-LINK"],
         ),
-        Kind::Lease => (&["NAME", "GROUP", STATUS, "IP", "BLOCK", "AGE"], &["RANGE"]),
+        Kind::Lease => (&["NAME", "GROUP", STATUS, "IP", "BLOCK", AGE], &["RANGE"]),
     };
     match columns {
         Columns::Narrow => narrow.to_vec(),
@@ -72,13 +69,13 @@ fn group_row(group: &GroupView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
     };
     let narrow = vec![
         (&group.metadata.name).into(),
+        template.network.mode().into(),
         Field::with_severity(
             format!("{}/{}", status.ready_count, status.desired),
             severity,
         ),
-        status_field(&group.metadata, &status.conditions, "Ready"),
         status.updated.into(),
-        status.desired.into(),
+        group_status(group),
         age(group.metadata.created_at, now).into(),
     ];
     let wide = vec![
@@ -91,11 +88,31 @@ fn group_row(group: &GroupView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
     (narrow, wide)
 }
 
+/// A group is ready although VMs are stopped or paused by command: then their number is its status.
+fn group_status(group: &GroupView) -> Field {
+    match inactive(&group.status) {
+        Some(inactive) if missing(&group.status.conditions).is_none() => {
+            Field::with_severity(inactive, Severity::Warning)
+        }
+        _ => status_field(&group.metadata, &group.status.conditions, "Ready"),
+    }
+}
+
+/// `1 stopped, 2 paused`.
+pub fn inactive(status: &GroupStatus) -> Option<String> {
+    let counts = [(status.stopped, "stopped"), (status.paused, "paused")];
+    let counts = counts.iter().filter(|(count, _)| *count > 0);
+    let texts: Vec<String> = counts
+        .map(|(count, state)| format!("{count} {state}"))
+        .collect();
+    (!texts.is_empty()).then(|| texts.join(", "))
+}
+
 fn vm_row(vm: &VmView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
     let network = vm.status.network.as_ref();
     let ready = ready(&vm.status.conditions);
     let ready_status = match vm.status.vmm.state {
-        VmmState::None => "Prepared",
+        VmmState::None => "Ready",
         VmmState::Starting
         | VmmState::Running
         | VmmState::Paused
@@ -106,21 +123,18 @@ fn vm_row(vm: &VmView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
     let narrow = vec![
         (&vm.metadata.name).into(),
         Field::maybe(vm.metadata.group.as_ref()),
+        vm.spec.network.mode().into(),
         Field::with_severity(format!("{ready:?}"), ready),
         status_field(&vm.metadata, &vm.status.conditions, ready_status),
+        vm.status.vmm.restarts.into(),
         Field::maybe(network.map(|network| network.ip)),
-        vm.spec.hypervisor.into(),
-        Field::maybe(vm.status.vmm.pid),
         age(vm.metadata.created_at, now).into(),
     ];
-    let netns = network.and_then(|network| network.netns.as_ref());
     let wide = vec![
-        vm.status.vmm.restarts.into(),
-        Field::maybe(network.and_then(|network| network.gateway)),
+        vm.spec.hypervisor.into(),
+        Field::maybe(vm.status.vmm.pid),
         Field::maybe(network.map(|network| network.mac)),
-        Field::maybe(netns.map(|path| path.display())),
         Field::maybe(network.and_then(|network| network.host_link.as_ref())),
-        Field::maybe(vm.metadata.uid),
     ];
     (narrow, wide)
 }
@@ -141,28 +155,16 @@ fn lease_row(lease: &LeaseView, now: Timestamp) -> (Vec<Field>, Vec<Field>) {
     (narrow, vec![lease.range.into()])
 }
 
-/// The status of an object: the reason of the first condition that is not True, or `up`.
+/// The status of an object: one word for the first condition that is not True, or `ready_status`.
 fn status_field(metadata: &MetaView, conditions: &[ConditionView], ready_status: &str) -> Field {
     if metadata.deleting {
         return Field::with_severity("Terminating", Severity::Warning);
     }
     match missing(conditions) {
         None => Field::with_severity(ready_status, Severity::Good),
-        Some(condition) if condition.kind == "Ready" => {
-            Field::with_severity(condition.reason.to_string(), severity(condition.reason))
-        }
-        // These reasons need no condition type before them.
-        Some(found)
-            if matches!(
-                found.reason,
-                Reason::Paused | Reason::Stopping | Reason::Stopped | Reason::Failed
-            ) =>
-        {
-            Field::with_severity(found.reason.to_string(), severity(found.reason))
-        }
         Some(found) => Field::with_severity(
-            format!("{}:{}", found.kind, found.reason),
-            severity(found.reason),
+            status_word::word(&found.kind, found.reason),
+            status_word::severity(found.reason),
         ),
     }
 }
@@ -179,30 +181,6 @@ fn ready(conditions: &[ConditionView]) -> Status {
         .iter()
         .find(|condition| condition.kind == "Ready")
         .map_or(Status::Unknown, |condition| condition.status)
-}
-
-fn severity(reason: Reason) -> Severity {
-    match reason {
-        Reason::Converged => Severity::Good,
-        Reason::Waiting
-        | Reason::NotObserved
-        | Reason::Converging
-        | Reason::Terminating
-        | Reason::Paused
-        | Reason::Stopping
-        | Reason::Stopped => Severity::Warning,
-        Reason::Conflict
-        | Reason::Contested
-        | Reason::NotConverging
-        | Reason::ActionFailed
-        | Reason::ObserveFailed
-        | Reason::Invalid
-        | Reason::RangeExhausted
-        | Reason::CrashLoop
-        | Reason::Failed
-        | Reason::ManifestInvalid
-        | Reason::StateNotWritable => Severity::Error,
-    }
 }
 
 /// Formats bytes in the largest unit that divides them.

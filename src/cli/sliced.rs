@@ -10,6 +10,8 @@ use crate::api::allowed::directories;
 use crate::api::manifest::settings;
 use crate::api::vmm_ids::IdRange;
 
+pub use super::log_filter::LogFilter;
+
 /// Log formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, ValueEnum)]
 pub enum LogFormat {
@@ -51,12 +53,15 @@ pub struct Args {
     /// Converge once and exit: 0 if converged, else 1
     #[arg(long)]
     pub once: bool,
+    /// Check the settings file and the manifest directory, and exit: 0 if both are valid, else 1
+    #[arg(long, conflicts_with = "once")]
+    pub check_config: bool,
     /// Log format, on standard error
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,
-    /// Log filter, in the syntax of tracing's EnvFilter
+    /// Log filter: a level (error, warn, info, debug, trace, off), or MODULE=LEVEL, separated by commas
     #[arg(long, env = "SLICE_LOG", value_name = "FILTER", default_value = "info")]
-    pub log: String,
+    pub log: LogFilter,
     /// Interval between full reconciliations
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_interval)]
     pub resync: Duration,
@@ -115,20 +120,26 @@ impl std::str::FromStr for Directories {
 }
 
 const AFTER_HELP: &str = "\
+--check-config needs no running daemon and changes nothing. It does not check groups of `slicectl apply`, nor the files and programs \
+that manifests name. The unit does not run it before a start: a broken manifest must not keep the daemon from starting, which keeps the \
+last valid version of its groups; and a broken settings file ends the daemon with the same error anyway. Run it before a restart.
+
 Environment:
-  SLICE_CNI_CONF_DIR   directory of CNI network configurations [default: /etc/cni/net.d]
-  CNI_PATH             directories of CNI plugins [default: /opt/cni/bin:/usr/lib/cni]
-  SLICE_CNI_CACHE_DIR  directory of libcni's cache; sliced uses `slice` in it [default: /var/lib/cni]
+  SLICE_CNI_CONF_DIR   CNI network configurations [/etc/cni/net.d]
+  CNI_PATH             CNI plugins [/opt/cni/bin:/usr/lib/cni]
+  SLICE_CNI_CACHE_DIR  libcni's cache; sliced uses `slice` in it [/var/lib/cni]
 
 Examples:
   # As a service
   sliced
   # A second daemon on the same host, independent of the first
   sliced --config-dir ./groups.d --state-dir ./state --run-dir /run/slice-test
-  # Allow only images in one directory and the logical volumes of one volume group
+  # Allow images of one directory and the logical volumes of one volume group
   sliced --images /srv/images:/dev/vg0
   # In a script: converge once, exit 0 if converged
-  sliced --once";
+  sliced --once
+  # After an edit of the settings file
+  sliced --check-config && systemctl restart sliced";
 
 fn parse_interval(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|e| e.to_string())?;

@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 
 use super::args::Goal;
+use super::delete::disk_loss;
+use super::effects::ready_lines;
 use super::failure::{Failure, warn};
 use super::paint::Colors;
 use super::table::{Field, Table};
 use super::target::Target;
 use super::vm_args::{AddArgs, AddOutput, DeleteArgs, PowerArgs, VmCommand};
-use super::{get, print, wait};
+use super::{get, print, resolve, wait};
 use crate::api::cni::CniOptions;
 use crate::api::metrics::{CountingSince, Metrics};
 use crate::api::on_demand::NewVm;
@@ -17,6 +19,7 @@ use crate::api::policy::Entry;
 use crate::api::tag::{self};
 use crate::api::view::{Applied, Kind};
 use crate::api::vm::{Hypervisor, PowerCommand};
+use crate::clock;
 use crate::wire::Client;
 
 /// `vm …`.
@@ -61,36 +64,42 @@ fn counted(metrics: &Metrics) -> String {
     }
 }
 
-/// Continues after a failure, and fails at the end.
+/// Changes nothing if a VM does not exist; continues after another failure, and fails at the end. What is requested is reported as done
+/// only after it was waited for.
 async fn power(client: &Client, args: PowerArgs, action: PowerCommand) -> Result<(), Failure> {
-    let (result, goal) = match action {
+    let (done, goal) = match action {
         PowerCommand::Pause => ("paused", Goal::Paused),
         PowerCommand::Resume => ("resumed", Goal::Ready),
         PowerCommand::Restart => ("restarted", Goal::Ready),
         PowerCommand::Stop => ("stopped", Goal::Stopped),
         PowerCommand::Start => ("started", Goal::Ready),
     };
-    let mut errors = Vec::new();
-    let mut targets = Vec::new();
+    resolve::vms(client, &args.vms, &args.progress).await?;
+    let (mut errors, mut targets, mut changed) = (Vec::new(), Vec::new(), String::new());
     for name in args.vms {
         match client.power(&name, action).await {
             Ok(applied) => {
-                let text = match applied {
-                    Applied::Unchanged => "unchanged",
-                    Applied::Created | Applied::Configured | Applied::Deleted => result,
-                };
                 let target = Target {
                     kind: Kind::Vm,
                     name,
                 };
-                print::out(&format!("{target} {text}\n"))?;
+                match (applied, args.progress.wait) {
+                    (Applied::Unchanged, _) => {
+                        args.progress.print(&format!("{target} unchanged\n"))?
+                    }
+                    (_, false) => args
+                        .progress
+                        .print(&format!("{target} {action} requested\n"))?,
+                    (_, true) => changed.push_str(&format!("{target} {done}\n")),
+                }
                 targets.push(target);
             }
             Err(error) => errors.extend(error.causes()),
         }
     }
-    if let Some(timeout) = args.wait {
+    if let Some(timeout) = args.progress.timeout() {
         wait::until(client, &targets, goal, timeout).await?;
+        args.progress.print(&changed)?;
     }
     match errors.is_empty() {
         true => Ok(()),
@@ -130,6 +139,7 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
             mac: args.mac,
         },
     };
+    let begin = clock::monotonic();
     let result = client.add_vm(&args.group, &request).await?;
     result.warnings.iter().for_each(|text| warn(text));
     let target = Target {
@@ -137,13 +147,20 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
         name: result.name,
     };
     match args.output {
-        AddOutput::Table => print::out(&format!("{target} {}\n", result_text(result.applied)))?,
+        AddOutput::Table => {
+            let line = format!("{target} {}\n", result_text(result.applied));
+            args.progress.print(&line)?;
+        }
         AddOutput::Name => print::out(&format!("{target}\n"))?,
         AddOutput::Json => {}
     }
     let targets = [target];
-    if let Some(timeout) = args.wait {
-        wait::until(client, &targets, Goal::Ready, timeout).await?;
+    if let Some(timeout) = args.progress.timeout() {
+        let reached = wait::until(client, &targets, Goal::Ready, timeout).await?;
+        if args.output == AddOutput::Table {
+            args.progress
+                .print(&ready_lines(&reached, begin.elapsed()))?;
+        }
     }
     match args.output {
         AddOutput::Table | AddOutput::Name => Ok(()),
@@ -154,23 +171,30 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
     }
 }
 
-/// Continues after a failure, and fails at the end.
+/// Changes nothing if a VM does not exist; continues after another failure, and fails at the end.
 async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
+    resolve::vms(client, &args.vms, &args.progress).await?;
+    let begin = clock::monotonic();
     let mut errors = Vec::new();
     let mut deleting = Vec::new();
     for name in args.vms {
         let kind = Kind::Vm;
-        match client.remove_vm(&name).await {
+        let target = Target { kind, name };
+        let lost = disk_loss(client, &target).await;
+        match client.remove_vm(&target.name).await {
             Ok(()) => {
-                let target = Target { kind, name };
-                print::out(&format!("{target} deleted\n"))?;
+                lost.iter().for_each(|text| warn(text));
+                args.progress
+                    .print(&format!("{target} deletion requested\n"))?;
                 deleting.push(target);
             }
             Err(error) => errors.extend(error.causes()),
         }
     }
-    if let Some(timeout) = args.wait {
-        wait::until(client, &deleting, Goal::Deleted, timeout).await?;
+    if let Some(timeout) = args.progress.timeout() {
+        let reached = wait::until(client, &deleting, Goal::Deleted, timeout).await?;
+        let lines = wait::deleted_lines(&reached, begin.elapsed());
+        args.progress.print(&lines)?;
     }
     match errors.is_empty() {
         true => Ok(()),

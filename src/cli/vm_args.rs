@@ -1,11 +1,12 @@
 //! The arguments of `vm` and their help.
 //! Out of scope: the implementation of the commands (`vm`).
 
-use std::time::Duration;
-
 use clap::{Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCompleter;
 
+use super::complete;
 use super::print::Format;
+use super::progress_args::ProgressArgs;
 use crate::api::cni::{Bandwidth, PortMapping, RequestedIp};
 use crate::api::meta::Name;
 use crate::api::network::Mac;
@@ -36,15 +37,15 @@ pub enum VmCommand {
 /// Arguments of `vm metrics`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Counters have the names that the VMM uses. Firecracker resets its counters every minute and whenever they are read; QEMU and Cloud
+Counters have the names that the VMM uses. Firecracker resets its counters every minute and whenever they are read; QEMU and Cloud \
 Hypervisor count from their start. The table omits counters that are 0.
 
 Examples:
   slicectl vm metrics sandbox-1
-  slicectl vm metrics sandbox-1 -o json | jq '.counters.\"net_eth0.rx_bytes_count\"'")]
+  slicectl vm metrics sandbox-1 -o json | jq .counters")]
 pub struct MetricsArgs {
     /// The VM
-    #[arg(value_name = "VM", value_parser = super::target::vm)]
+    #[arg(value_name = "VM", value_parser = super::target::vm, add = ArgValueCompleter::new(complete::vms))]
     pub vm: Name,
     /// Output format
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
@@ -54,21 +55,20 @@ pub struct MetricsArgs {
 /// Arguments of `vm pause`, `resume`, `restart`, `stop` and `start`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The state is kept across restarts of sliced and of the host, until another command changes it.
+The state is kept across restarts of sliced and of the host, until another command changes it. \
 When a VM is stopped, its guest is requested to power down first, with `graceful_shutdown` as the timeout.
 
 Examples:
   slicectl vm stop sandbox-1 --wait
   slicectl vm pause vm/sandbox-1 vm/sandbox-2
-  slicectl vm restart sandbox-1 --wait=2m")]
+  slicectl vm restart sandbox-1 --wait --timeout 2m")]
 pub struct PowerArgs {
     /// The VMs
-    #[arg(value_name = "VM", value_parser = super::target::vm, required = true)]
+    #[arg(value_name = "VM", value_parser = super::target::vm, add = ArgValueCompleter::new(complete::vms), required = true)]
     pub vms: Vec<Name>,
-    /// Wait until the VMs are in the requested state, for at most TIME (60s if omitted)
-    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true,
-          default_missing_value = "60s", value_parser = humantime::parse_duration)]
-    pub wait: Option<Duration>,
+    /// Waiting and output.
+    #[command(flatten)]
+    pub progress: ProgressArgs,
 }
 
 /// Output formats of `vm add`.
@@ -86,17 +86,17 @@ pub enum AddOutput {
 /// Arguments of `vm add`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Options that are omitted have the values of the group; its vcpu and memory are also the maximum. The VM is not included in the `count`
+Options that are omitted have the values of the group; its vcpu and memory are also the maximum. The VM is not included in the `count` \
 of the group, but is updated and deleted with the group. Repeating the command with the same --name changes nothing.
 
 Examples:
   slicectl vm add web
   slicectl vm add web --name ci --vcpu 1 --ram 256 --tag job=42 --wait
-  slicectl vm add web --tag job=42 --tag team=blue --allow 192.168.222.1:3128 --drop ''
+  slicectl vm add web --tag job=42 --allow 192.168.222.1:3128 --drop ''
   vm=$(slicectl vm add web -o name) && slicectl wait $vm --for ready")]
 pub struct AddArgs {
     /// The group of the VM
-    #[arg(value_name = "GROUP", value_parser = super::target::group)]
+    #[arg(value_name = "GROUP", value_parser = super::target::group, add = ArgValueCompleter::new(complete::groups))]
     pub group: Name,
     /// Name of the VM; generated if omitted. Names that end in a number are reserved for the `count` of groups
     #[arg(long)]
@@ -141,10 +141,9 @@ pub struct AddArgs {
     /// CNI: request a MAC
     #[arg(long, value_name = "MAC", value_parser = mac)]
     pub mac: Option<Mac>,
-    /// Wait until the VM is ready, for at most TIME (5m if omitted)
-    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true,
-          default_missing_value = "5m", value_parser = humantime::parse_duration)]
-    pub wait: Option<Duration>,
+    /// Waiting and output.
+    #[command(flatten)]
+    pub progress: ProgressArgs<300>,
     /// Output format
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: AddOutput,
@@ -160,12 +159,11 @@ Examples:
   slicectl get vms -l job=42 -o name | xargs slicectl vm delete")]
 pub struct DeleteArgs {
     /// The VMs
-    #[arg(value_name = "VM", value_parser = super::target::vm, required = true)]
+    #[arg(value_name = "VM", value_parser = super::target::vm, add = ArgValueCompleter::new(complete::vms), required = true)]
     pub vms: Vec<Name>,
-    /// Wait until the VMs are deleted, for at most TIME (60s if omitted)
-    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true,
-          default_missing_value = "60s", value_parser = humantime::parse_duration)]
-    pub wait: Option<Duration>,
+    /// Waiting and output.
+    #[command(flatten)]
+    pub progress: ProgressArgs,
 }
 
 /// Parses an entry; an empty text is no entry, so that `--allow ''` is a list that is present and empty.

@@ -9,13 +9,17 @@ use futures::future::try_join_all;
 use futures::stream::BoxStream;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+mod reasons;
+mod terminal;
+
+use self::reasons::{condition, holders, not_ready_reasons};
 use super::args::{Goal, WaitArgs};
 use super::failure::Failure;
+use super::paint::one_line;
 use super::target::{self, Target};
-use super::{print, rows};
-use crate::api::condition::Reason;
+use super::{print, rows, vm_state};
 use crate::api::meta::Uid;
-use crate::api::view::{Change, ConditionView, Kind, Object, VmView, VmmState};
+use crate::api::view::{Change, Kind, Object, VmmState};
 use crate::wire::Client;
 use crate::wire::client::ClientError;
 
@@ -34,8 +38,11 @@ pub async fn wait(client: &Client, args: WaitArgs) -> Result<(), Failure> {
         );
         return Err(Failure::Usage(usage));
     }
-    until(client, &targets, goal, args.timeout).await?;
+    reach(client, &targets, goal, args.timeout, Terminal::Wait).await?;
     let text = goal_text(goal);
+    if args.quiet {
+        return Ok(());
+    }
     let lines: String = targets.iter().map(|t| format!("{t} {text}\n")).collect();
     print::out(&lines)
 }
@@ -49,18 +56,54 @@ fn goal_text(goal: Goal) -> &'static str {
     }
 }
 
-/// Returns when all of `targets` reach the goal; fails after `limit` with the reason for each target that does not. On a terminal, a
-/// spinner per target shows the progress.
-pub async fn until(
+/// An object that has reached the goal.
+pub struct Reached<'t> {
+    /// Its name.
+    pub target: &'t Target,
+    /// Its state; `None` if it is deleted.
+    pub object: Option<Object>,
+}
+
+/// `vm/web-1 deleted (in 1.2s)`.
+pub fn deleted_lines(reached: &[Reached<'_>], elapsed: Duration) -> String {
+    let seconds = elapsed.as_secs_f64();
+    let targets = reached.iter().map(|reached| reached.target);
+    targets
+        .map(|target| format!("{target} deleted (in {seconds:.1}s)\n"))
+        .collect()
+}
+
+/// Returns when all of `targets` reach the goal; fails after `limit` with the reason for each target that does not, and before that if one
+/// cannot become ready without a change by the user. On a terminal, a spinner per target shows the progress.
+pub async fn until<'t>(
     client: &Client,
-    targets: &[Target],
+    targets: &'t [Target],
     goal: Goal,
     limit: Duration,
-) -> Result<(), Failure> {
+) -> Result<Vec<Reached<'t>>, Failure> {
+    reach(client, targets, goal, limit, Terminal::Fail).await
+}
+
+/// What a wait does with an object that cannot become ready without a change by the user.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Terminal {
+    /// Fails: the user of this command makes the change, and has just made the wrong one.
+    Fail,
+    /// Waits for the change, as `wait` of kubectl does.
+    Wait,
+}
+
+async fn reach<'t>(
+    client: &Client,
+    targets: &'t [Target],
+    goal: Goal,
+    limit: Duration,
+    terminal: Terminal,
+) -> Result<Vec<Reached<'t>>, Failure> {
     let bars = MultiProgress::new();
     let watches: Vec<Watch> = targets
         .iter()
-        .map(|target| Watch::new(target, goal, &bars))
+        .map(|target| Watch::new(target, goal, terminal, &bars))
         .collect();
     let all = try_join_all(watches.iter().map(|watch| watch.run(client)));
     let outcome = tokio::time::timeout(limit, all).await;
@@ -68,7 +111,15 @@ pub async fn until(
         .iter()
         .for_each(|watch| watch.spinner.finish_and_clear());
     match outcome {
-        Ok(result) => result.map(drop),
+        Ok(result) => {
+            result?;
+            let reached = watches.iter().zip(targets);
+            let reached = reached.map(|(watch, target)| Reached {
+                target,
+                object: watch.seen.borrow().object.clone(),
+            });
+            Ok(reached.collect())
+        }
         Err(_) => {
             let mut causes = Vec::new();
             for watch in &watches {
@@ -79,12 +130,10 @@ pub async fn until(
     }
 }
 
-/// How a condition message names the action that runs DEL (the text of that action's `Display`).
-const DETACH: &str = "detach from CNI network";
-
 struct Watch<'a> {
     target: &'a Target,
     goal: Goal,
+    terminal: Terminal,
     seen: RefCell<WatchState>,
     spinner: ProgressBar,
 }
@@ -123,7 +172,7 @@ impl WatchState {
 }
 
 impl<'a> Watch<'a> {
-    fn new(target: &'a Target, goal: Goal, bars: &MultiProgress) -> Self {
+    fn new(target: &'a Target, goal: Goal, terminal: Terminal, bars: &MultiProgress) -> Self {
         let bar = bars.add(ProgressBar::new_spinner());
         if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix}  {wide_msg}") {
             bar.set_style(style);
@@ -133,6 +182,7 @@ impl<'a> Watch<'a> {
         Self {
             target,
             goal,
+            terminal,
             seen: RefCell::default(),
             spinner: bar,
         }
@@ -151,9 +201,28 @@ impl<'a> Watch<'a> {
                     self.spinner.finish_and_clear();
                     return Ok(());
                 }
-                self.spinner.set_message(self.progress());
+                self.spinner.set_message(one_line(&self.progress()));
+                self.fail_if_terminal(client).await?;
             }
             changes = self.reopen(client).await?;
+        }
+    }
+
+    /// Fails if the object cannot become ready without a change by the user.
+    async fn fail_if_terminal(&self, client: &Client) -> Result<(), Failure> {
+        let seen = self.seen.borrow().object.clone();
+        let Some(object) =
+            seen.filter(|_| self.goal == Goal::Ready && self.terminal == Terminal::Fail)
+        else {
+            return Ok(());
+        };
+        match terminal::reasons(client, self.target, &object).await {
+            None => Ok(()),
+            Some(reasons) => {
+                let target = self.target;
+                let cause = format!("{target} cannot become ready without a change");
+                Err(Failure::Failed([vec![cause], reasons].concat()))
+            }
         }
     }
 
@@ -232,7 +301,10 @@ impl<'a> Watch<'a> {
             (false, Goal::Ready | Goal::Stopped | Goal::Paused) => {
                 let text = goal_text(self.goal);
                 let mut causes = vec![format!("timed out after {limit}: {target} is not {text}")];
-                causes.extend(not_ready_reasons(client, &object).await);
+                match power_reason(&object, self.goal) {
+                    Some(reason) => causes.push(reason),
+                    None => causes.extend(not_ready_reasons(client, &object).await),
+                }
                 causes
             }
         }
@@ -267,116 +339,12 @@ fn describe_finalizers(object: &Object) -> String {
     }
 }
 
-/// What blocks a deletion in addition to the object's own finalizers. For a group: each of its VMs that is being deleted, with the
-/// stages that it has acquired and what the highest of these waits for; for a VM: only the latter.
-async fn holders(client: &Client, target: &Target, object: &Object) -> Vec<String> {
-    let group = match object {
-        Object::Vm(vm) if vm.metadata.deleting => {
-            let name = &vm.metadata.name;
-            let reason = blocked_reason(vm, target).map(|why| format!("vm/{name}: {why}"));
-            return reason.into_iter().collect();
-        }
-        Object::Vm(_) | Object::Lease(_) => return Vec::new(),
-        Object::HostGroup(group) => &group.metadata.name,
-    };
-    let vms = match client.get(Kind::Vm, None).await {
-        Ok(list) => list.items,
-        Err(error) => return error.causes(),
-    };
-    let blocker = |object: &Object| match object {
-        Object::Vm(vm) if vm.metadata.group.as_ref() == Some(group) && vm.metadata.deleting => {
-            let stages = vm.metadata.finalizers.join(", ");
-            let why = blocked_reason(vm, target).map_or_else(String::new, |why| format!(": {why}"));
-            Some(format!(
-                "vm/{} has finalizers {stages}{why}",
-                vm.metadata.name
-            ))
-        }
-        Object::Vm(_) | Object::HostGroup(_) | Object::Lease(_) => None,
-    };
-    vms.iter().filter_map(blocker).collect()
-}
-
-/// What the deletion of a VM waits for; if a forced deletion of the target skips this wait, with the command for it.
-fn blocked_reason(vm: &VmView, target: &Target) -> Option<String> {
-    let blocking = blocking_condition(vm)?;
-    let is_forceable = match blocking.reason {
-        Reason::Stopping => true,
-        Reason::ActionFailed => blocking.message.starts_with(DETACH),
-        _ => false,
-    };
-    let reason = condition(blocking);
-    Some(match is_forceable {
-        true => format!("{reason}; `slicectl delete {target} --force` skips this wait"),
-        false => reason,
-    })
-}
-
-/// The condition of the highest stage that a VM has acquired, which is released first.
-fn blocking_condition(vm: &VmView) -> Option<&ConditionView> {
-    let stage = vm.metadata.finalizers.last()?;
-    let highest = stage.rsplit('/').next()?;
-    let mut conditions = vm.status.conditions.iter();
-    conditions.find(|condition| {
-        condition.kind.eq_ignore_ascii_case(highest) && !condition.message.is_empty()
-    })
-}
-
-/// The condition of each VM that is not ready; for a group with ready VMs only, its own.
-async fn not_ready_reasons(client: &Client, object: &Object) -> Vec<String> {
+/// Why a VM is not stopped or paused, if that is because nobody requested it.
+fn power_reason(object: &Object, goal: Goal) -> Option<String> {
     match object {
-        Object::Vm(vm) => vec![not_ready_reason(vm)],
-        Object::Lease(_) => Vec::new(),
-        Object::HostGroup(group) => {
-            let name = &group.metadata.name;
-            let vms = match client.get(Kind::Vm, None).await {
-                Ok(list) => list.items,
-                Err(error) => return error.causes(),
-            };
-            let mut causes: Vec<String> = vms
-                .iter()
-                .filter_map(|object| match object {
-                    Object::Vm(vm) => Some(vm),
-                    Object::HostGroup(_) | Object::Lease(_) => None,
-                })
-                .filter(|vm| vm.metadata.group.as_ref() == Some(name) && !vm.status.ready)
-                .map(|vm| not_ready_reason(vm))
-                .collect();
-            if causes.is_empty() {
-                // The condition may be newer than the last change of the watch.
-                let current = client.get(Kind::HostGroup, Some(name)).await;
-                let now = current.map(|list| list.items).unwrap_or_default();
-                let group = now.iter().find_map(|object| match object {
-                    Object::HostGroup(group) => Some(group),
-                    Object::Vm(_) | Object::Lease(_) => None,
-                });
-                let conditions = group.map(|group| &group.status.conditions);
-                let own_condition = conditions.and_then(|conditions| rows::missing(conditions));
-                causes.extend(
-                    own_condition.map(|found| format!("hostgroup/{name}: {}", condition(found))),
-                );
-            }
-            causes
+        Object::Vm(vm) => {
+            vm_state::reason(vm, goal).map(|reason| format!("vm/{}: {reason}", vm.metadata.name))
         }
-    }
-}
-
-fn not_ready_reason(vm: &VmView) -> String {
-    let reason = rows::missing(&vm.status.conditions).map_or_else(
-        || "its latest generation is not observed yet".to_owned(),
-        condition,
-    );
-    format!("vm/{}: {reason}", vm.metadata.name)
-}
-
-/// `Firewall is False (Conflict): chain … is not ours`.
-fn condition(condition: &ConditionView) -> String {
-    let summary = format!(
-        "{} is {:?} ({})",
-        condition.kind, condition.status, condition.reason
-    );
-    match condition.message.is_empty() {
-        true => summary,
-        false => format!("{summary}: {}", condition.message),
+        Object::HostGroup(_) | Object::Lease(_) => None,
     }
 }

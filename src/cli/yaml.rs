@@ -12,6 +12,11 @@ pub fn document(value: &impl Serialize) -> Result<String, Failure> {
     serde_yaml::to_string(&value).map_err(|e| Failure::one(format!("cannot write YAML: {e}")))
 }
 
+/// Formats a structure as a YAML document, with the keys in the order of its fields.
+pub fn in_order(value: &impl Serialize) -> Result<String, Failure> {
+    serde_yaml::to_string(value).map_err(|e| Failure::one(format!("cannot write YAML: {e}")))
+}
+
 /// Formats a string as a YAML scalar, quoted if it would not be parsed as this string otherwise.
 pub fn scalar(text: &str) -> Result<String, Failure> {
     document(&text).map(|line| line.trim_end().to_owned())

@@ -6,6 +6,7 @@ mod garbage;
 mod sources;
 
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -13,10 +14,13 @@ use futures::stream::BoxStream;
 use self::sources::{off_thread, parse_all, truncated};
 use super::app_state::AppState;
 use super::deletion;
+use super::difference;
 use super::drafts::store_draft;
 use super::failure::Failure;
+use super::group_events::{GroupEvent, requester};
+use super::not_found::not_found;
 use super::objects;
-use super::{console, metrics, orders, power, reach, restrictions, streams};
+use super::{console, metrics, orders, power, reach, restrictions, scale, streams};
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::manifest::Draft;
@@ -27,7 +31,7 @@ use crate::api::policy::Packet;
 use crate::api::validate;
 use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
-    RouteInfo, ServerInfo, Source,
+    RouteInfo, Scale, ServerInfo, Source,
 };
 use crate::api::vm::{Hypervisor, PowerCommand};
 use crate::clock;
@@ -36,7 +40,11 @@ use crate::host;
 use crate::reconcile::host_network;
 use crate::reconcile::vmm::VmmPaths;
 use crate::store::{self, Txn};
-use crate::wire::{Backend, Deletion, Effect, Refusal, StreamMode};
+use crate::wire::backend::{LogOutput, LogStart};
+use crate::wire::{Backend, Deletion, Detail, Effect, Refusal, StreamMode};
+
+/// A change is stored without warnings if they cannot be computed within this time.
+const WARNING_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl AppState {
     fn stored(&self) -> Vec<HostGroup> {
@@ -74,23 +82,28 @@ impl Backend for AppState {
         let drafts = self.checked(sources).await?;
         let mut tries = restrictions::RETRIES;
         if effect == Effect::DryRun {
-            return Ok(self.dry_run(&drafts));
+            let found = difference::of(&self.engine, &drafts, Detail::Summary).await;
+            return Ok(found.groups.into_iter().map(|group| group.result).collect());
         }
+        let warnings = self.warnings(&drafts).await;
+        let source = requester();
         let change = |txn: &mut Txn<'_>| {
             // Checked again within the transaction, which no other change can interleave with.
             let current: Vec<HostGroup> = txn.world().groups().cloned().collect();
             if let Err(problems) = validate::check_apply(&current, &drafts) {
                 return Err(Failure::Refused(Refusal::Conflict(truncated(&problems))));
             }
-            let mut results = Vec::new();
+            let (mut results, mut events) = (Vec::new(), Vec::new());
             for draft in &drafts {
+                let event = GroupEvent::of(txn, draft, &source);
                 let applied = store_draft(txn, draft, &Origin::Apply, None)?;
                 results.push(result(draft, applied));
+                events.extend((applied != Applied::Unchanged).then_some(event));
             }
-            Ok::<_, Failure>(results)
+            Ok::<_, Failure>((results, events))
         };
         let store = &self.engine.store;
-        let mut results: Vec<ApplyResult> = loop {
+        let (mut results, events) = loop {
             match store.write(change).await {
                 // The write failed together with concurrent changes. Alone, this one may be a change that only restricts.
                 Err(Failure::Store(store::Error::Write(_)))
@@ -101,40 +114,21 @@ impl Backend for AppState {
                 stored => break stored?,
             }
         };
-        restrictions::warn(store, &mut results);
-        for result in results.iter().filter(|r| r.applied != Applied::Unchanged) {
-            let object = ObjectRef::host_group(&result.name);
-            let events = self.engine.store.events();
-            let message = "by slicectl apply";
-            events.note(
-                clock::now(),
-                EventType::Normal,
-                &object,
-                EventReason::Configured,
-                message,
-            );
+        for (result, warnings) in results.iter_mut().zip(warnings) {
+            result.warnings.extend(warnings);
         }
+        restrictions::warn(store, &mut results);
+        let log = store.events();
+        events.iter().for_each(|event| event.record(log, ""));
+        let unchanged = results.iter().filter(|r| r.applied == Applied::Unchanged);
+        let unchanged = unchanged.map(|result| &result.name);
+        self.engine.retry_groups(unchanged);
         Ok(results)
     }
 
-    async fn diff(&self, sources: Vec<Source>) -> Result<DiffResult, Refusal> {
+    async fn diff(&self, sources: Vec<Source>, detail: Detail) -> Result<DiffResult, Refusal> {
         let drafts = self.checked(sources).await?;
-        let groups = self.dry_run(&drafts);
-        let mut result = DiffResult {
-            groups,
-            ..DiffResult::default()
-        };
-        let found = super::difference::of(&self.engine, &drafts).await;
-        result.more = found.more;
-        for (object, preview) in found.previews {
-            if !preview.steps.is_empty() {
-                result.actions.insert(object.clone(), preview.steps);
-            }
-            result
-                .stuck
-                .extend(preview.blocked.map(|reason| (object, reason)));
-        }
-        Ok(result)
+        Ok(difference::of(&self.engine, &drafts, detail).await)
     }
 
     async fn names(&self, sources: Vec<Source>) -> Result<Vec<Name>, Refusal> {
@@ -144,16 +138,16 @@ impl Backend for AppState {
 
     async fn get(&self, kind: Kind, name: Option<Name>) -> Result<List, Refusal> {
         let store = &self.engine.store;
-        let (items, more) = store
-            .read_durable(|world| {
-                let (builder, engine, intake) = (&self.status_builder, &self.engine, &self.intake);
-                objects::bounded(builder, engine, intake, world, kind, name.as_ref())
-            })
-            .await;
-        match (&name, items.is_empty()) {
-            (Some(name), true) => Err(Refusal::NotFound(format!("{kind}/{name}"))),
-            _ => Ok(List { items, more }),
-        }
+        let found = store.read_durable(|world| {
+            let (builder, engine, intake) = (&self.status_builder, &self.engine, &self.intake);
+            let found = objects::bounded(builder, engine, intake, world, kind, name.as_ref());
+            match (&name, found.0.is_empty()) {
+                (Some(name), true) => Err(not_found(world, kind, name)),
+                _ => Ok(found),
+            }
+        });
+        let (items, more) = found.await?;
+        Ok(List { items, more })
     }
 
     async fn watch(
@@ -170,20 +164,20 @@ impl Backend for AppState {
         let store = &self.engine.store;
         let deleted = store.write(|txn| deletion::delete(txn, &self.intake, (kind, &name), how));
         if !deleted.await? {
-            return Err(Refusal::NotFound(object.to_string()));
+            return Err(store.read(|world| not_found(world, kind, &name)));
         }
-        if how == Deletion::Forced {
-            let events = store.events();
-            let message = "by slicectl delete --force";
-            events.note(
-                clock::now(),
-                EventType::Normal,
-                &object,
-                EventReason::ForceDeleted,
-                message,
-            );
-        }
+        let (reason, message) = match how {
+            Deletion::Graceful => (EventReason::Deleting, "deletion requested"),
+            Deletion::Forced => (EventReason::ForceDeleted, "deletion with --force requested"),
+        };
+        let message = format!("{message} {}", requester());
+        let (now, kind) = (clock::now(), EventType::Normal);
+        store.events().note(now, kind, &object, reason, &message);
         Ok(())
+    }
+
+    async fn scale(&self, group: Name, request: Scale) -> Result<ApplyResult, Refusal> {
+        scale::scale(&self.engine, group, request).await
     }
 
     async fn add_vm(&self, group: Name, request: NewVm) -> Result<NewVmResult, Refusal> {
@@ -213,12 +207,12 @@ impl Backend for AppState {
     async fn logs(
         &self,
         vm: Name,
-        lines: Option<usize>,
+        start: LogStart,
         span: StreamMode,
-    ) -> Result<BoxStream<'static, io::Result<Bytes>>, Refusal> {
+    ) -> Result<LogOutput, Refusal> {
         let (_, paths) = self.vmm_paths(&vm)?;
         match paths.log {
-            Some(log) => Ok(streams::log(log, lines, span)),
+            Some(log) => Ok(streams::log(log, start, span).await),
             None => Err(Refusal::Conflict(vec![format!(
                 "vm/{vm} has no log: hypervisor is none"
             )])),
@@ -248,6 +242,7 @@ impl Backend for AppState {
             .map_err(fail)?;
         let links = self.engine.our_links(&desired).await.map_err(fail)?;
         Ok(doctor::examine(&doctor::Host {
+            examiner: doctor::Examiner::Daemon,
             home: self.engine.host.host_netns.clone(),
             instance: self.engine.instance.clone(),
             run_dir: self.engine.run_dir.0.clone(),
@@ -289,29 +284,20 @@ impl Backend for AppState {
 
 impl AppState {
     fn vmm_paths(&self, vm: &Name) -> Result<(Hypervisor, VmmPaths), Refusal> {
-        let found = self.engine.store.read(|world| {
-            let vm = world.vm_named(vm)?;
-            let paths = VmmPaths::of(&self.engine.run_dir, world, vm);
-            Some((vm.spec.hypervisor, paths))
-        });
-        found.ok_or_else(|| Refusal::NotFound(format!("vm/{vm}")))
+        self.engine.store.read(|world| {
+            let found = world.vm_named(vm);
+            let found = found.ok_or_else(|| not_found(world, Kind::Vm, vm))?;
+            let paths = VmmPaths::of(&self.engine.run_dir, world, found);
+            Ok((found.spec.hypervisor, paths))
+        })
     }
 
-    fn dry_run(&self, drafts: &[Draft]) -> Vec<ApplyResult> {
-        self.engine.store.read(|world| {
-            drafts
-                .iter()
-                .map(|draft| {
-                    let current = world.group(&draft.name).filter(|g| !g.meta.deleting);
-                    let applied = match current {
-                        None => Applied::Created,
-                        Some(group) if group.spec == draft.spec => Applied::Unchanged,
-                        Some(_) => Applied::Configured,
-                    };
-                    result(draft, applied)
-                })
-                .collect()
-        })
+    /// What applying the drafts would destroy, and what cannot work on this host. A change that takes effect although the host does not
+    /// respond is not delayed.
+    async fn warnings(&self, drafts: &[Draft]) -> Vec<Vec<String>> {
+        let found = difference::warnings(&self.engine, drafts);
+        let found = tokio::time::timeout(WARNING_TIMEOUT, found).await;
+        found.unwrap_or_default()
     }
 }
 

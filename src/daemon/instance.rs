@@ -133,6 +133,14 @@ pub(super) async fn claim(dirs: &Dirs<'_>, home: &Netns) -> Result<Claimed, Erro
     })
 }
 
+/// The id that a daemon with this state directory has or would have, as far as its files tell.
+pub(super) fn expected(state: &Path) -> Instance {
+    match stored(&state.join(FILE)) {
+        Ok(Stored::Id(id) | Stored::Unchecked(id)) => id,
+        Ok(Stored::Absent | Stored::Damaged) | Err(_) => Instance::of(state),
+    }
+}
+
 fn at(dirs: &Dirs<'_>) -> String {
     dirs.state.join(FILE).display().to_string()
 }

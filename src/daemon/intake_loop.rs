@@ -20,6 +20,7 @@ mod report;
 
 use self::report::Findings;
 use super::drafts::{delete_group, store_draft};
+use super::group_events::GroupEvent;
 use super::restrictions;
 use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::host_group::{DirectoryId, HostGroup, Origin};
@@ -105,6 +106,20 @@ impl IntakeLoop {
         findings.kept.contains_key(&group.meta.name) || findings.unreadable.is_some()
     }
 
+    /// Every problem of the directory and its files, with the name of the file.
+    pub fn problems(&self) -> Vec<String> {
+        let findings = self.findings.lock();
+        let of_files = findings.problems.iter();
+        let of_files = of_files.flat_map(|(path, lines)| {
+            let object = ObjectRef::manifest(path);
+            lines.iter().map(move |line| format!("{object}: {line}"))
+        });
+        let object = ObjectRef::manifest(&self.dir);
+        let of_folder = findings.unreadable.iter();
+        let of_folder = of_folder.map(|why| format!("{object}: {why}"));
+        of_folder.chain(of_files).collect()
+    }
+
     /// Whether no file has problems.
     pub fn has_no_problems(&self) -> bool {
         self.findings.lock().problems.is_empty()
@@ -140,7 +155,8 @@ impl IntakeLoop {
             let mut watch = match Watch::new(&self.dir).await {
                 Ok(watch) => Some(watch),
                 Err(error) => {
-                    if was_watched {
+                    // A directory that does not exist is reported when it is read.
+                    if was_watched && at.is_some() {
                         warn!(%error, "cannot watch the manifest directory; polling it every 2 s");
                     }
                     None
@@ -272,8 +288,7 @@ impl IntakeLoop {
             }
             Ok(None) => {}
             Err(error) => {
-                let message = error.to_string();
-                self.report_unreadable(message);
+                self.report_unlistable(&error);
                 // The change that makes it readable again (a mode, a server) may not be reported.
                 *self.schedule.lock() = Schedule {
                     again: None,
@@ -312,8 +327,11 @@ impl IntakeLoop {
             .engine
             .store
             .write(|txn| {
+                let mut events = Vec::new();
                 for (draft, origin) in &intake.upserts {
-                    store_draft(txn, draft, origin, seen_in)?;
+                    let event = GroupEvent::of(txn, draft, &format!("from {origin}"));
+                    let applied = store_draft(txn, draft, origin, seen_in)?;
+                    events.extend((applied != Applied::Unchanged).then_some(event));
                 }
                 for name in &intake.relocated {
                     if let Some(mut group) = txn.world().group(name).cloned() {
@@ -324,32 +342,32 @@ impl IntakeLoop {
                 for name in &intake.deletions {
                     delete_group(txn, name)?;
                 }
-                Ok::<_, store::Error>(())
+                Ok::<_, store::Error>(events)
             })
             .await;
-        if let Err(error) = stored {
-            warn!(%error, "cannot store the manifests of the manifest directory");
-            self.store_restrictions(&intake).await;
-            // The directory has not changed, so that no notification triggers the retry.
-            let retry_at = clock::monotonic() + POLL_INTERVAL;
-            self.schedule.lock().again.get_or_insert(retry_at);
-            return;
-        }
+        let events = match stored {
+            Ok(events) => events,
+            Err(error) => return self.keep_for_later(&intake, &error).await,
+        };
         for (draft, origin) in &intake.upserts {
             info!(group = %draft.name, %origin, "group configured");
-            let from = format!("from {origin}");
-            self.note_group(
-                EventType::Normal,
-                &draft.name,
-                EventReason::Configured,
-                &from,
-            );
         }
+        let log = self.engine.store.events();
+        events.iter().for_each(|event| event.record(log, ""));
         for name in &intake.deletions {
             info!(group = %name, "group removed: no file defines it");
             let message = "no file defines it";
-            self.note_group(EventType::Normal, name, EventReason::Deleted, message);
+            self.note_group(EventType::Normal, name, EventReason::Deleting, message);
         }
+    }
+
+    /// The changes of a read cannot be stored now.
+    async fn keep_for_later(&self, intake: &IntakePlan, error: &store::Error) {
+        warn!(%error, "cannot store the manifests of the manifest directory");
+        self.store_restrictions(intake).await;
+        // The directory has not changed, so that no notification triggers the retry.
+        let retry_at = clock::monotonic() + POLL_INTERVAL;
+        self.schedule.lock().again.get_or_insert(retry_at);
     }
 
     /// If the changes cannot be stored together, stores each change that only restricts its group, in a transaction of its own.
@@ -362,21 +380,17 @@ impl IntakeLoop {
                     break;
                 }
                 let stored = store
-                    .write(|txn| store_draft(txn, draft, origin, seen_in))
+                    .write(|txn| {
+                        let event = GroupEvent::of(txn, draft, &format!("from {origin}"));
+                        let applied = store_draft(txn, draft, origin, seen_in)?;
+                        Ok::<_, store::Error>((applied, event))
+                    })
                     .await;
-                if let Ok(applied) = stored {
+                if let Ok((applied, event)) = stored {
                     if applied != Applied::Unchanged {
                         info!(group = %draft.name, %origin, "group configured: the change only restricts it");
-                        let object = ObjectRef::host_group(&draft.name);
-                        let message = format!(
-                            "from {origin}; other changes are applied when they can be stored"
-                        );
-                        self.note(
-                            EventType::Normal,
-                            &object,
-                            EventReason::Configured,
-                            &message,
-                        );
+                        let note = "; other changes are applied when they can be stored";
+                        event.record(store.events(), note);
                     }
                     break;
                 }

@@ -1,9 +1,10 @@
 //! Collects the metrics of a VM from its VMM and from the kernel.
 //! Out of scope: the protocol of the VMM ([`crate::vmm::Control`]), HTTP.
 
-use super::orders::{nearest, not_found};
+use super::not_found::not_found;
 use crate::api::meta::Name;
 use crate::api::metrics::{Counters, CountingSince, Metrics};
+use crate::api::view::Kind;
 use crate::engine::Engine;
 use crate::reconcile::vmm::VmmPaths;
 use crate::vmm::Control;
@@ -12,10 +13,8 @@ use crate::wire::Refusal;
 /// Reads the counters of the kernel and the VMM. If the VMM does not respond, only those of the kernel are returned.
 pub async fn read(engine: &Engine, name: Name) -> Result<Metrics, Refusal> {
     let found: Result<_, Refusal> = engine.store.read(|world| {
-        let vm = world.vm_named(&name).ok_or_else(|| {
-            let names = world.vms().map(|vm| &vm.meta.name);
-            not_found("vm", &name, nearest(&name, names))
-        })?;
+        let vm = world.vm_named(&name);
+        let vm = vm.ok_or_else(|| not_found(world, Kind::Vm, &name))?;
         let paths = VmmPaths::of(&engine.run_dir, world, vm);
         Ok((vm.clone(), paths))
     });

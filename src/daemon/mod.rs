@@ -4,6 +4,7 @@
 mod answers;
 mod app_state;
 mod budget;
+mod check_config;
 mod conflists;
 mod console;
 mod deletion;
@@ -11,17 +12,23 @@ mod difference;
 mod drafts;
 mod failure;
 mod folders;
+mod group_events;
+mod host_checks;
 mod instance;
 mod intake_loop;
+mod journal;
 mod log;
 mod metrics;
+mod not_found;
 mod objects;
+mod once;
 mod orders;
 mod power;
 mod prepare;
 mod reach;
 mod removals;
 mod restrictions;
+mod scale;
 mod settings;
 mod streams;
 mod take_over;
@@ -38,7 +45,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
-use tracing_subscriber::EnvFilter;
 
 use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::cli::sliced::{Args, LogFormat};
@@ -51,6 +57,7 @@ use crate::wire::limits::Limits;
 use crate::wire::{self, Listener};
 use crate::{clock, cni};
 
+pub use host_checks::without_daemon;
 pub use settings::Settings;
 
 use app_state::AppState;
@@ -105,6 +112,9 @@ pub fn main(args: Args) -> ExitCode {
     // Files get the mode that they are created with, independent of the umask of the parent process: network managers must be able to
     // read some of them, and with a umask of 0 the rest would be world-writable.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    if args.check_config {
+        return check_config::main(&args);
+    }
     let log = match log::Log::to_stderr() {
         Ok(log) => log,
         Err(error) => {
@@ -146,8 +156,12 @@ fn run_to_completion(args: Args) -> ExitCode {
     }
 }
 
+/// Logs to standard error, or to the journal if standard error is connected to it.
 fn log_to_stderr(args: &Args, log: log::Log) {
-    let filter = EnvFilter::try_new(&args.log).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = args.log.env_filter();
+    if args.log_format == LogFormat::Text && journal::is_stderr() {
+        return journal::log(filter, log);
+    }
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
@@ -230,14 +244,19 @@ async fn run(args: Args) -> Result<bool, Error> {
     let daemon = Daemon::prepare_with(state, run, no_probe(), settings).await?;
     let daemon = daemon.with_concurrency(args.concurrency.into(), budget.slow);
     let engine = daemon.engine.clone();
+    let _forwarding = journal::forward_events(engine.store.events());
     let intake = IntakeLoop::new(&args.config_dir, read.removal_grace, engine.clone());
     if args.once {
         intake.read_until_settled().await;
         let idle = daemon.idle.clone();
         let converged = async { Ok(converged(&engine, idle).await) };
         let converged = daemon.run_until(or_store_stuck(&engine, converged)).await?;
+        let converged = converged && intake.has_no_problems();
+        if !converged {
+            once::report(&engine, &intake).iter().for_each(log::line);
+        }
         engine.store.close();
-        return Ok(converged && intake.has_no_problems());
+        return Ok(converged);
     }
     serve(args, daemon, intake, budget).await?;
     engine.store.close();

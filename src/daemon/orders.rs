@@ -1,10 +1,12 @@
 //! Adds and removes VMs on demand.
 //! Out of scope: validation of the request ([`crate::reconcile::group`]), HTTP.
 
+use super::group_events::requester;
+use super::not_found::not_found;
 use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::meta::Name;
 use crate::api::on_demand::NewVm;
-use crate::api::view::{Applied, NewVmResult};
+use crate::api::view::{Applied, Kind, NewVmResult};
 use crate::clock;
 use crate::engine::Engine;
 use crate::reconcile::group::{self, AddError, Added, HostUse, Removed};
@@ -33,7 +35,7 @@ pub async fn add(engine: &Engine, group: Name, request: NewVm) -> Result<NewVmRe
         Added::Unchanged => Applied::Unchanged,
     };
     if added == Added::Created {
-        let message = format!("created on demand in hostgroup/{group}");
+        let message = format!("created on demand in hostgroup/{group} {}", requester());
         note(engine, &name, EventReason::Added, &message);
     }
     let warnings = store.read(|world| {
@@ -55,30 +57,22 @@ pub async fn remove(engine: &Engine, name: Name) -> Result<(), Refusal> {
         .map_err(|error: store::Error| Refusal::Failed(error.to_string()))?;
     match removed {
         Removed::Going => {
-            note(engine, &name, EventReason::Deleted, "deleted on request");
+            let message = format!("deletion requested {}", requester());
+            note(engine, &name, EventReason::Deleting, &message);
             Ok(())
         }
         Removed::Counted(group, count) => Err(Refusal::Conflict(vec![format!(
             "vm/{name} is one of the {count} VMs that hostgroup/{group} keeps (`count`) and would be created again: lower `count`, which removes the highest index first; `slicectl delete vm/{name}` replaces it"
         )])),
-        Removed::Absent => {
-            let suggestion = engine
-                .store
-                .read(|world| nearest(&name, world.vms().map(|vm| &vm.meta.name)));
-            Err(not_found("vm", &name, suggestion))
-        }
+        Removed::Absent => Err(engine.store.read(|world| not_found(world, Kind::Vm, &name))),
     }
 }
 
 fn refusal(engine: &Engine, group: &Name, error: AddError) -> Refusal {
     match error {
-        AddError::NoGroup => {
-            let suggestion = engine.store.read(|world| {
-                let existing = world.groups().filter(|group| !group.meta.deleting);
-                nearest(group, existing.map(|group| &group.meta.name))
-            });
-            not_found("hostgroup", group, suggestion)
-        }
+        AddError::NoGroup => engine
+            .store
+            .read(|world| not_found(world, Kind::HostGroup, group)),
         AddError::Invalid(causes) => Refusal::Invalid(causes),
         AddError::Conflict(cause) => Refusal::Conflict(vec![cause]),
         AddError::Group(group::Error::Range(error)) => {
@@ -90,28 +84,6 @@ fn refusal(engine: &Engine, group: &Name, error: AddError) -> Refusal {
             Refusal::Failed(error.to_string())
         }
     }
-}
-
-pub(super) fn not_found(kind: &str, name: &Name, suggestion: Option<Name>) -> Refusal {
-    let reference = format!("{kind}/{name}");
-    match suggestion {
-        None => Refusal::NotFound(reference),
-        Some(near) => Refusal::NotFoundWithSuggestion(reference, format!("{kind}/{near}")),
-    }
-}
-
-/// The most similar name, if at most a third of its characters differ.
-pub(super) fn nearest<'n>(found: &Name, names: impl Iterator<Item = &'n Name>) -> Option<Name> {
-    names
-        .map(|name| {
-            (
-                strsim::damerau_levenshtein(found.as_str(), name.as_str()),
-                name,
-            )
-        })
-        .filter(|(distance, name)| *distance <= name.as_str().len().div_ceil(3))
-        .min()
-        .map(|(_, name)| name.clone())
 }
 
 fn note(engine: &Engine, name: &Name, reason: EventReason, message: &str) {

@@ -3,10 +3,11 @@
 
 use std::net::Ipv4Addr;
 
+use super::not_found::not_found;
 use crate::api::host_group::HostGroup;
 use crate::api::meta::Name;
 use crate::api::network::NetworkSpec;
-use crate::api::view::RouteInfo;
+use crate::api::view::{Kind, RouteInfo};
 use crate::engine::Engine;
 use crate::host::netlink::Handle;
 use crate::host::{self, addr, route};
@@ -14,13 +15,11 @@ use crate::wire::Refusal;
 
 /// Returns the route of a bridge group; for other groups an error that explains why there is none.
 pub(super) async fn of(engine: &Engine, group: Name) -> Result<RouteInfo, Refusal> {
-    let known = engine.store.read(|world| {
-        let found = world.group(&group).cloned()?;
-        Some((found, world.pool(&group).map(|pool| pool.range)))
-    });
-    let Some((found, subnet)) = known else {
-        return Err(Refusal::NotFound(format!("hostgroup/{group}")));
-    };
+    let (found, subnet) = engine.store.read(|world| {
+        let found = world.group(&group).cloned();
+        let found = found.ok_or_else(|| not_found(world, Kind::HostGroup, &group))?;
+        Ok::<_, Refusal>((found, world.pool(&group).map(|pool| pool.range)))
+    })?;
     let bridge = bridge_of(&found).map_err(|why| Refusal::Conflict(vec![why]))?;
     let Some(subnet) = subnet else {
         let message = format!("hostgroup/{group} has no subnet yet: see slicectl describe");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Error;
 use crate::api::allowed::AllowedDirectories;
-use crate::api::manifest::{Source, settings};
+use crate::api::manifest::{self, Source, settings};
 use crate::api::vmm_ids::IdRange;
 use crate::cli::sliced::Args;
 use crate::cni;
@@ -69,6 +69,7 @@ fn read(path: &Path) -> Result<settings::Settings, Error> {
     };
     let name = path.display().to_string();
     settings::parse(&Source { name, text }).map_err(|problems| {
+        let problems = manifest::shown(problems);
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
         Error::Settings(lines.join("; "))
     })

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
+use futures::stream::{self, BoxStream, Stream, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -22,6 +22,7 @@ use crate::host::fs;
 use crate::reconcile::vmm::LOG_LIMIT;
 use crate::store::{self, Events};
 use crate::wire::StreamMode;
+use crate::wire::backend::{LogOutput, LogStart};
 
 /// Minimum time for which changes are collected: bringing up one VM causes a dozen.
 const MIN_PAUSE: Duration = Duration::from_millis(1);
@@ -155,21 +156,34 @@ async fn next_event(mut events: Receiver<Event>) -> Option<(Event, Receiver<Even
     }
 }
 
-/// Sends a log from its beginning, or its last `lines`. With [`StreamMode::Follow`], continues after truncation until the client disconnects.
-pub(super) fn log(
-    path: PathBuf,
-    lines: Option<usize>,
-    span: StreamMode,
-) -> BoxStream<'static, io::Result<Bytes>> {
-    stream::once(async move {
-        let at = match lines {
-            Some(lines) => last_lines_offset(&path, lines).await?,
-            None => 0,
-        };
-        Ok::<_, io::Error>(log_from(path, at, span))
-    })
-    .try_flatten()
-    .boxed()
+/// Sends a log. With [`StreamMode::Follow`], continues after truncation until the client disconnects.
+pub(super) async fn log(path: PathBuf, start: LogStart, span: StreamMode) -> LogOutput {
+    let offset = match start {
+        LogStart::Beginning => Ok(0),
+        LogStart::LastLines(lines) => last_lines_offset(&path, lines).await,
+        LogStart::Offset(offset) => existing_offset(&path, offset).await,
+    };
+    match offset {
+        Ok(offset) => LogOutput {
+            offset,
+            bytes: log_from(path, offset, span).boxed(),
+        },
+        Err(error) => LogOutput {
+            offset: 0,
+            bytes: stream::iter([Err(error)]).boxed(),
+        },
+    }
+}
+
+/// The offset, or 0 if the log is shorter: the VMM was started again.
+async fn existing_offset(path: &Path, offset: u64) -> io::Result<u64> {
+    let file = match fs::open_regular(path) {
+        Ok(file) => tokio::fs::File::from_std(file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    let length = file.metadata().await?.len();
+    Ok(if length < offset { 0 } else { offset })
 }
 
 fn log_from(

@@ -10,7 +10,7 @@ use crate::host::error_chain;
 use crate::host::{Error, cgroup, fs};
 
 const USERS: &str = "users for VMMs";
-const LIMITS: &str = "limits of VMs";
+pub(super) const LIMITS: &str = "limits of VMs";
 
 /// A range of ids: owner, first id, number of ids.
 type IdBlock = (String, u64, u64);

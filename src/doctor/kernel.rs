@@ -12,9 +12,9 @@ use crate::api::view::Check;
 use crate::host::error_chain;
 use crate::host::{conntrack, sysctl};
 
-const NAMESPACES: &str = "network namespaces";
-const TUN: &str = "/dev/net/tun";
-const CONNTRACK: &str = "connection tracking";
+pub(super) const NAMESPACES: &str = "network namespaces";
+pub(super) const TUN: &str = "/dev/net/tun";
+pub(super) const CONNTRACK: &str = "connection tracking";
 const IPV6: &str = "IPv6";
 /// Required by bridge mode.
 const BRIDGES: &str = "bridges";

@@ -12,8 +12,8 @@ use crate::reconcile::limits::Limit;
 const NEIGHBOURS: &str = "neighbour table";
 const INOTIFY: &str = "inotify";
 const FLOWS: &str = "connection tracking limit";
-const FILES: &str = "open files";
-const CONNECTIONS: &str = "connections per VM";
+pub(super) const FILES: &str = "open files";
+pub(super) const CONNECTIONS: &str = "connections per VM";
 
 /// The kernel's default for gc_thresh3. A lower value was configured.
 const MIN_NEIGHBOURS: u64 = 1024;

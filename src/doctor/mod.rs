@@ -34,9 +34,22 @@ pub use place::lacking;
 /// Deadline for a program that is run by a check.
 const PATIENCE: Duration = Duration::from_millis(800);
 
+/// Who runs the checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Examiner {
+    /// The daemon.
+    Daemon,
+    /// slicectl as root, while no daemon runs.
+    Root,
+    /// slicectl as another user, while no daemon runs.
+    User,
+}
+
 /// The host and the settings of the daemon, as input of all checks.
 #[derive(Clone, Debug)]
 pub struct Host {
+    /// Who runs the checks.
+    pub examiner: Examiner,
     /// The network namespace in which the daemon was started. `examine` must be called by a thread in it.
     pub home: Netns,
     /// Instance id of the daemon.
@@ -77,7 +90,41 @@ pub async fn examine(cx: &Host) -> Vec<Check> {
     let groups = [
         place, kernel, filter, managers, limits, vmm, confine, allowed, cni,
     ];
-    groups.concat()
+    let checks = groups.concat().into_iter();
+    checks.map(|check| restrict(check, cx.examiner)).collect()
+}
+
+/// Checks of the process of the daemon, which another process cannot perform.
+const OF_THE_DAEMON: [&str; 4] = [
+    place::CAPABILITIES,
+    place::VISIBILITY,
+    limits::FILES,
+    confine::LIMITS,
+];
+
+/// Checks that only root can perform, beside those whose observation fails.
+const OF_ROOT: [&str; 6] = [
+    place::STATE,
+    kernel::NAMESPACES,
+    kernel::TUN,
+    kernel::CONNTRACK,
+    vmm::KVM,
+    limits::CONNECTIONS,
+];
+
+/// Skips what the examiner cannot check.
+fn restrict(check: Check, examiner: Examiner) -> Check {
+    let name = check.name.as_str();
+    match examiner {
+        Examiner::Daemon => check,
+        _ if OF_THE_DAEMON.contains(&name) => skipped(name, "checked while sliced runs"),
+        Examiner::Root => check,
+        Examiner::User if check.status == CheckStatus::Ok => check,
+        Examiner::User if OF_ROOT.contains(&name) || check.found.starts_with(UNSEEN) => {
+            skipped(name, "requires root")
+        }
+        Examiner::User => check,
+    }
 }
 
 async fn packet_filter(cx: &Host) -> Vec<Check> {
@@ -103,10 +150,18 @@ fn fail(name: &str, found: impl Into<String>, remedy: impl Into<String>) -> Chec
     check(name, CheckStatus::Fail, found.into(), remedy.into())
 }
 
+/// The check does not apply.
+fn skipped(name: &str, found: &str) -> Check {
+    check(name, CheckStatus::Skipped, found.into(), String::new())
+}
+
+/// The beginning of what [`unseen`] reports.
+const UNSEEN: &str = "cannot check: ";
+
 /// The check could not be performed.
 fn unseen(name: &str, reason: &str) -> Check {
     let remedy = "Run sliced as root in the host's own namespaces, then run slicectl doctor again.";
-    warn(name, format!("cannot check: {reason}"), remedy)
+    warn(name, format!("{UNSEEN}{reason}"), remedy)
 }
 
 fn check(name: &str, status: CheckStatus, found: String, remedy: String) -> Check {

@@ -1,21 +1,23 @@
 //! Checks the environment of the daemon: capabilities, directories, visibility of its namespaces, free address ranges.
 //! Out of scope: the kernel's features.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use ipnetwork::Ipv4Network;
 
-use super::{Host, fail, ok, unseen, warn};
+use super::{Examiner, Host, fail, ok, unseen, warn};
+use crate::api::manifest::is_manifest;
 use crate::api::pool;
 use crate::api::view::Check;
 use crate::host::error_chain;
 use crate::host::fs::{self, Dir};
 use crate::host::{Error, addr, link, route};
 
-const CAPABILITIES: &str = "capabilities";
+pub(super) const CAPABILITIES: &str = "capabilities";
 const MANIFESTS: &str = "manifest directory";
-const STATE: &str = "state";
-const VISIBILITY: &str = "visibility of namespaces";
+pub(super) const STATE: &str = "state";
+pub(super) const VISIBILITY: &str = "visibility of namespaces";
 const ADDRESSES: &str = "free ranges of 169.254.0.0/16";
 
 /// Bits of linux/capability.h, with the purpose of each.
@@ -52,7 +54,16 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
         Ok(taken) => evaluate_ranges(&taken),
         Err(error) => unseen(ADDRESSES, &error_chain(&error)),
     };
-    let state = evaluate_state(&cx.state_dir, cx.read_only.as_deref());
+    let state = match (cx.examiner, cx.state_dir.try_exists()) {
+        (Examiner::Root | Examiner::User, Ok(false)) => {
+            let dir = cx.state_dir.display();
+            ok(
+                STATE,
+                format!("{dir} does not exist yet: sliced creates it"),
+            )
+        }
+        _ => evaluate_state(&cx.state_dir, cx.read_only.as_deref()),
+    };
     vec![
         rights,
         folder,
@@ -109,10 +120,8 @@ fn evaluate_manifest_dir(path: &Path, found: Result<Dir, Error>) -> Check {
     let at = path.display();
     match found {
         Ok(Dir::Present(names)) => {
-            let manifests = names
-                .iter()
-                .filter(|name| name.ends_with(".yaml") || name.ends_with(".yml"))
-                .count();
+            let is_manifest = |name: &&String| is_manifest(OsStr::new(name));
+            let manifests = names.iter().filter(is_manifest).count();
             ok(MANIFESTS, format!("{at}: {manifests} manifest(s)"))
         }
         Ok(Dir::Absent) => warn(
@@ -249,7 +258,17 @@ mod tests {
 
     #[test]
     fn manifests_are_counted_and_a_missing_directory_comes_with_the_command_that_creates_it() {
-        let names = ["a.yaml", "b.yml", "c.yaml.bak"].map(Into::into);
+        let names = [
+            "a.yaml",
+            "b.yml",
+            "c.yaml.bak",
+            ".hidden.yaml",
+            ".b.yaml.swp",
+            "#a.yaml#",
+            "#a.yaml",
+            "A.YAML",
+        ];
+        let names = names.map(Into::into);
         let check = evaluate_manifest_dir(Path::new("/etc/s"), Ok(Dir::Present(names.into())));
         assert_eq!(check.found, "/etc/s: 2 manifest(s)");
         let check = evaluate_manifest_dir(Path::new("/etc/s"), Ok(Dir::Absent));

@@ -3,12 +3,12 @@
 
 use std::fs::OpenOptions;
 
-use super::{Host, ok, warn};
+use super::{Examiner, Host, ok, skipped, warn};
 use crate::api::view::Check;
 use crate::api::vm::Hypervisor;
 use crate::vmm::{ConfinedBy, FileAccess, Program, Programs, Version, tested_programs};
 
-const KVM: &str = "/dev/kvm";
+pub(super) const KVM: &str = "/dev/kvm";
 
 /// Hypervisors. QEMU first: it also runs guests without KVM.
 const HYPERVISORS: [Hypervisor; 3] = [
@@ -17,6 +17,16 @@ const HYPERVISORS: [Hypervisor; 3] = [
     Hypervisor::CloudHypervisor,
 ];
 
+/// The program of a hypervisor.
+enum Found {
+    Program(Program),
+    /// There is one, whose version only root can query: the query is confined.
+    NotQueried,
+    /// There is one that cannot be used.
+    Unusable(String),
+    Absent,
+}
+
 pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     let programs = Programs::new(FileAccess {
         allowed: cx.allowed.clone(),
@@ -24,14 +34,24 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
     });
     let mut found = Vec::new();
     for hypervisor in HYPERVISORS {
-        found.push((hypervisor, programs.get(hypervisor, None).await));
+        let program = match (programs.is_absent(hypervisor), cx.examiner) {
+            (true, _) => Found::Absent,
+            (false, Examiner::User) => Found::NotQueried,
+            (false, Examiner::Daemon | Examiner::Root) => {
+                match programs.get(hypervisor, None).await {
+                    Ok(program) => Found::Program(program),
+                    Err(why) => Found::Unusable(why),
+                }
+            }
+        };
+        found.push((hypervisor, program));
     }
     let device = OpenOptions::new().read(true).write(true).open(KVM);
     let device = device.map(drop).map_err(|e| e.to_string());
     let tried = tested_programs(&cx.run_dir);
     let mut checks = Vec::new();
     for (hypervisor, program) in &found {
-        if let (Hypervisor::Firecracker, Ok(program)) = (hypervisor, program) {
+        if let (Hypervisor::Firecracker, Found::Program(program)) = (hypervisor, program) {
             checks.push(evaluate_jailer(programs.confinement(None, program).await));
         }
     }
@@ -41,25 +61,35 @@ pub(super) async fn checks(cx: &Host) -> Vec<Check> {
 }
 
 /// One is enough. Without any, only groups with `hypervisor: none` work.
-fn evaluate_programs(found: Vec<(Hypervisor, Result<Program, String>)>) -> Vec<Check> {
-    let any = found.iter().any(|(_, program)| program.is_ok());
-    let evaluate = |(hypervisor, program): (Hypervisor, Result<Program, String>)| {
+fn evaluate_programs(found: Vec<(Hypervisor, Found)>) -> Vec<Check> {
+    let is_usable = |program: &Found| matches!(program, Found::Program(_) | Found::NotQueried);
+    let any = found.iter().any(|(_, program)| is_usable(program));
+    let evaluate = |(hypervisor, program): (Hypervisor, Found)| {
         let name = hypervisor.to_string();
-        match program.and_then(|program| match old(hypervisor, &program) {
-            None => Ok(program),
-            Some(error) => Err(error),
-        }) {
-            Ok(program) => ok(
-                &name,
-                format!("{} at {}", program.version, program.path.display()),
-            ),
-            Err(why) if any => ok(&name, format!("not installed (optional): {why}")),
-            Err(why) => warn(
-                &name,
-                format!("groups with `hypervisor: {name}` cannot start: {why}"),
-                "Install one of qemu, firecracker, cloud-hypervisor (groups with `hypervisor: none` need none).",
-            ),
-        }
+        let old = match &program {
+            Found::Program(program) => old(hypervisor, program),
+            Found::NotQueried | Found::Unusable(_) | Found::Absent => None,
+        };
+        let why = match (program, old) {
+            (Found::Program(program), None) => {
+                let found = format!("{} at {}", program.version, program.path.display());
+                return ok(&name, found);
+            }
+            (Found::NotQueried, _) => {
+                return skipped(&name, "installed; its version requires root");
+            }
+            (Found::Absent, _) if any => return skipped(&name, "not installed (optional)"),
+            (Found::Absent, _) => "not installed".to_owned(),
+            (Found::Program(_), Some(why)) | (Found::Unusable(why), _) => why,
+        };
+        let remedy = match any {
+            true => "Install a release that is supported, or remove it.",
+            false => {
+                "Install one of qemu, firecracker, cloud-hypervisor (groups with `hypervisor: none` need none)."
+            }
+        };
+        let found = format!("groups with `hypervisor: {name}` cannot start: {why}");
+        warn(&name, found, remedy)
     };
     found.into_iter().map(evaluate).collect()
 }
@@ -168,23 +198,30 @@ mod tests {
             path: "/usr/bin/vmm".into(),
             version: Version::new(major, minor),
         };
-        let missing = || Err("the program is not in /usr/bin".to_owned());
         let some = evaluate_programs(vec![
-            (Hypervisor::Qemu, missing()),
-            (Hypervisor::Firecracker, Ok(program(1, 15))),
-            (Hypervisor::CloudHypervisor, Ok(program(37, 0))),
+            (Hypervisor::Qemu, Found::Absent),
+            (Hypervisor::Firecracker, Found::Program(program(1, 15))),
+            (Hypervisor::CloudHypervisor, Found::Program(program(37, 0))),
         ]);
-        assert!(some.iter().all(|check| check.status == CheckStatus::Ok));
+        let statuses: Vec<CheckStatus> = some.iter().map(|check| check.status).collect();
+        assert_eq!(
+            statuses,
+            [CheckStatus::Skipped, CheckStatus::Ok, CheckStatus::Warn]
+        );
+        assert_eq!(some[0].found, "not installed (optional)");
         assert_eq!(some[1].name, "firecracker");
         assert_eq!(some[1].found, "1.15 at /usr/bin/vmm");
-        assert!(some[0].found.contains("not installed"), "{}", some[0].found);
         assert!(
             some[2].found.contains("expected at least 38.0"),
             "{}",
             some[2].found
         );
-        let none = evaluate_programs(vec![(Hypervisor::Qemu, missing())]);
+        let none = evaluate_programs(vec![(Hypervisor::Qemu, Found::Absent)]);
         assert_eq!(none[0].status, CheckStatus::Warn);
-        assert!(none[0].found.contains("not in /usr/bin"));
+        assert!(none[0].found.ends_with("not installed"));
+        let refused = Found::Unusable("/opt/qemu is writable by others".to_owned());
+        let refused = evaluate_programs(vec![(Hypervisor::Qemu, refused)]);
+        assert_eq!(refused[0].status, CheckStatus::Warn);
+        assert!(refused[0].found.contains("/opt/qemu is writable"));
     }
 }

@@ -12,6 +12,7 @@ use super::step::{
 };
 use super::{Engine, SLOW_RETRY};
 use crate::api::condition::{Reason, Status};
+use crate::api::event::{EventType, ObjectRef};
 use crate::api::host_group::{Origin, UpdatePolicy};
 use crate::api::lease::{Address, Lease};
 use crate::api::meta::{Timestamp, Uid};
@@ -70,6 +71,8 @@ impl Engine {
             vm: &vm,
             acquired,
             conflict_message: None,
+            is_transition: false,
+            has_acted: false,
         };
         let result = match self.connect(&vm, lease, &mut bring_up).await {
             Ok(Some(connection)) => bring_up.run_vmm_stage(&connection, failures).await,
@@ -330,9 +333,13 @@ impl BringUp<'_> {
         };
         let disk_note = self.make_disk(&disks.own).await?;
         let reconciler = &engine.processes.stage;
+        let began = clock::monotonic();
         let observed = self.run_stage(Stage::Vmm, reconciler, &desired).await?;
         debug!(vm = %vm.meta.name, failures, "process is converged");
         let process = observed.process();
+        if let Some(process) = process.filter(|_| self.has_acted) {
+            engine.report_start(vm, process, began);
+        }
         let checkpoint =
             process.and_then(|identity| engine.running_checkpoint(vm.meta.uid, identity));
         engine.processes.watch(vm.meta.uid, process);
@@ -366,19 +373,32 @@ impl BringUp<'_> {
     /// Reports that the state of the VMM could not be read.
     async fn report_unobserved(&self, error: host::Error) -> Result<Outcome, BringUpError> {
         let found = condition_of::<()>(&Err(Error::Observe(error)));
-        self.engine
-            .set_condition(self.vm, Stage::Vmm, found)
-            .await?;
+        self.report_once(found).await?;
         Ok(Outcome::Failed)
     }
 
     /// Reports a VM that this host cannot run. Only a new spec or a change of the host can help.
     async fn report_invalid(&self, reason: String) -> Result<Outcome, BringUpError> {
         let found = (Status::False, Reason::Invalid, reason);
-        self.engine
-            .set_condition(self.vm, Stage::Vmm, found)
-            .await?;
+        self.report_once(found).await?;
         Ok(Outcome::RequeueAfter(SLOW_RETRY))
+    }
+
+    /// Stores the condition of the Vmm stage, with an event if it is another one than before.
+    async fn report_once(&self, found: (Status, Reason, String)) -> Result<(), BringUpError> {
+        let (engine, vm) = (self.engine, self.vm);
+        let is_known = engine.store.read(|world| {
+            let status = world.status(vm.meta.uid, Stage::Vmm);
+            status.is_some_and(|status| {
+                let known = &status.condition;
+                (known.status, known.reason, &known.message) == (found.0, found.1, &found.2)
+            })
+        });
+        if !is_known {
+            let object = ObjectRef::vm(&vm.meta.name);
+            engine.record_event(EventType::Warning, &object, found.1, &found.2);
+        }
+        Ok(engine.set_condition(vm, Stage::Vmm, found).await?)
     }
 
     /// Creates the VM's own disk, if it has one, before its VMM starts. Returns a note about an existing disk.

@@ -3,10 +3,10 @@
 
 use tracing::warn;
 
-use super::{Engine, SLOW_RETRY};
+use super::{Engine, Key, SLOW_RETRY};
 use crate::api::condition::Reason;
 use crate::api::event::{EventReason, EventType, ObjectRef};
-use crate::api::meta::Name;
+use crate::api::meta::{Name, Uid};
 use crate::api::stage::Stage;
 use crate::api::vm::{Vm, VmSpec};
 use crate::clock;
@@ -43,6 +43,8 @@ impl Engine {
             instance: &self.instance,
         };
         let mut preflight = Preflight::default();
+        let is_stored = || self.store.read(|world| world.group(name).is_some());
+        let was_stored = is_stored();
         let progress = loop {
             let (store, now) = (&self.store, clock::now());
             let done =
@@ -55,6 +57,11 @@ impl Engine {
                 done => break done,
             }
         };
+        if was_stored && !is_stored() {
+            let object = ObjectRef::host_group(name);
+            let message = "the group and its VMs are deleted";
+            self.record_event(EventType::Normal, &object, EventReason::Deleted, message);
+        }
         Ok(match progress {
             Ok(Progress::Done) => {
                 self.store_group_result(name, GroupWaits::No, None);
@@ -158,6 +165,33 @@ impl Engine {
         let connection = connection.filter(|_| vm.spec.network.mode() == spec.network.mode());
         self.processes
             .preflight(spec, &vm.meta.name, &label, connection.as_ref())
+            .await
+    }
+
+    /// Retries what is not settled in these groups: the user may have corrected the host, and applied the same manifest again.
+    pub fn retry_groups<'n>(&self, groups: impl Iterator<Item = &'n Name>) {
+        for group in groups {
+            let not_settled: Vec<Uid> = self.store.read(|world| {
+                let vms = world.vms_of(group);
+                let not_settled = vms.filter(|vm| !world.is_settled(vm));
+                not_settled.map(|vm| vm.meta.uid).collect()
+            });
+            let vms = not_settled.into_iter().map(Key::Vm);
+            vms.for_each(|vm| self.waker.enqueue_fresh(vm));
+            if self.blocked_reason(group).is_some() {
+                self.waker.enqueue_fresh(Key::Group(group.clone()));
+            }
+        }
+    }
+
+    /// Checks whether this host can run a VM that would be created.
+    ///
+    /// # Errors
+    /// A message for users: why it cannot.
+    pub async fn preflight_new(&self, vm: &Vm) -> Result<(), String> {
+        let label = self.instance.vm_label(&vm.meta.name, vm.meta.uid);
+        self.processes
+            .preflight(&vm.spec, &vm.meta.name, &label, None)
             .await
     }
 }

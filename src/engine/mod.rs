@@ -24,6 +24,7 @@ mod power;
 mod preview;
 pub mod processes;
 mod remove_orphans;
+mod reports;
 mod seen_rules;
 mod step;
 mod tear_down;
@@ -335,6 +336,7 @@ impl Engine {
             return Ok(Outcome::Converged);
         };
         let before = self.store.read(|world| Readiness::of(world, &vm));
+        self.report_creation(&vm);
         let outcome = match vm.meta.deleting {
             true => Box::pin(self.tear_down(&vm)).await?,
             false => Box::pin(self.bring_up(&vm, failures)).await?,

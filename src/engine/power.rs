@@ -51,21 +51,29 @@ impl Engine {
         }
     }
 
+    /// Whether the condition of the Vmm stage is that of a completed stop for this reason.
+    fn is_stored(&self, uid: Uid, decision: &PowerDecision) -> bool {
+        let PowerDecision::Stop(reason, _) = decision else {
+            return false;
+        };
+        self.store.read(|world| {
+            let status = world.status(uid, Stage::Vmm);
+            status.is_some_and(|status| {
+                let condition = &status.condition;
+                (condition.status, condition.reason) == (Status::False, *reason)
+            })
+        })
+    }
+
     /// Deletes the host's connection tracking entries of a guest that has ended, once for each stop. The VM's next run retries a failure;
     /// the number of remaining entries is bounded by the VM's limit.
     async fn delete_flows_when_stopped(&self, vm: &Vm, decision: &PowerDecision) {
         let uid = vm.meta.uid;
-        let (address, stored) = self.store.read(|world| {
+        let address = self.store.read(|world| {
             let lease = world.lease(&vm.meta.name);
-            let status = world.status(uid, Stage::Vmm);
-            let noted = status.map(|status| (status.condition.status, status.condition.reason));
-            (lease.map(|lease| lease.address.ip()), noted)
+            lease.map(|lease| lease.address.ip())
         });
-        let is_stored = match decision {
-            PowerDecision::Stop(reason, _) => stored == Some((Status::False, *reason)),
-            PowerDecision::Restart | PowerDecision::Run => false,
-        };
-        let Some(address) = address.filter(|_| !is_stored) else {
+        let Some(address) = address.filter(|_| !self.is_stored(uid, decision)) else {
             return;
         };
         if let Err(error) = self.delete_flows(address).await {
@@ -158,12 +166,11 @@ impl Engine {
             (true, _) | (false, crate::host::process::Exit::Code(0)) => EventType::Normal,
             (false, _) => EventType::Warning,
         };
-        self.record_event(
-            event_type,
-            &ObjectRef::vm(&vm.meta.name),
-            EventReason::Ended,
-            &message,
-        );
+        let reason = match ended.stopped {
+            true => EventReason::Stopped,
+            false => EventReason::Ended,
+        };
+        self.record_event(event_type, &ObjectRef::vm(&vm.meta.name), reason, &message);
         Ok(failed_at_startup.then_some(message))
     }
 
@@ -236,6 +243,7 @@ impl BringUp<'_> {
         let (engine, vm) = (self.engine, self.vm);
         let uid = vm.meta.uid;
         let desired = engine.desired_when_stopped(vm);
+        self.is_transition = !engine.is_stored(uid, &decision);
         self.run_stage(Stage::Vmm, &engine.processes.stage, &desired)
             .await?;
         engine.processes.watch(uid, None);

@@ -95,6 +95,10 @@ pub(super) struct BringUp<'a> {
     pub(super) acquired: Durable,
     /// The message about a conflicting writer that reverts repairs of the Net stage. The stage continues to repair.
     pub(super) conflict_message: Option<String>,
+    /// The stage changes because the VM has ended, not because the host differs from the desired state.
+    pub(super) is_transition: bool,
+    /// The last stage that was run has changed the host.
+    pub(super) has_acted: bool,
 }
 
 /// A stage with an acquisition that may not be on disk yet: it is observed meanwhile, and changed only when the acquisition is on disk.
@@ -196,7 +200,11 @@ impl StageRunner for BringUp<'_> {
         if stage == Stage::Firewall && result.is_ok() {
             engine.enforcement.forget(vm.meta.uid);
         }
-        if was_ready && !forwarding_was_off && !actions.is_empty() {
+        self.has_acted = !actions.is_empty();
+        if stage == Stage::Firewall && result.is_ok() && self.has_acted {
+            engine.report_updated_rules(vm);
+        }
+        if was_ready && !self.is_transition && !forwarding_was_off && self.has_acted {
             self.report_drift(stage, &object, &actions).await?;
         }
         let Err(error) = &result else {

@@ -70,6 +70,9 @@ impl Engine {
         }
         self.report_kept_disk(vm, &label);
         self.write(|txn| txn.remove_if_released(uid)).await?;
+        let object = ObjectRef::vm(&vm.meta.name);
+        let message = "nothing of it is left on the host";
+        self.record_event(EventType::Normal, &object, EventReason::Deleted, message);
         Ok(Outcome::Converged)
     }
 

@@ -91,8 +91,13 @@ impl Netns {
         if Inside::is(self) {
             return act();
         }
-        let restore = RestoreGuard::remember()?;
-        enter(self.as_fd()).map_err(|e| Error::io("enter", &*self.name, e))?;
+        let previous = thread_namespace()?;
+        let restore = match enter(self.as_fd()) {
+            Ok(()) => Some(RestoreGuard(previous)),
+            // A process without privileges cannot enter even the namespace that it is in.
+            Err(error) if is_not_permitted(&error) && is_same(&previous, &self.file) => None,
+            Err(error) => return Err(Error::io("enter", &*self.name, error)),
+        };
         let _guard = Inside::of(self);
         let result = act();
         drop(restore);
@@ -209,8 +214,9 @@ pub async fn unnamed() -> Result<Netns, Error> {
     let object = "an unnamed network namespace";
     within(LOCK_TIMEOUT, "create", object, move || {
         let fail = |e| Error::io("create", object, e);
-        let restore = RestoreGuard::remember()?;
+        let previous = thread_namespace()?;
         unshare(UnshareFlags::NEWNET).map_err(fail)?;
+        let restore = RestoreGuard(previous);
         let opened = File::open(CURRENT_NETNS).and_then(|file| Netns::of(file, object));
         drop(restore);
         opened.map_err(fail)
@@ -247,8 +253,9 @@ fn create_blocking(
     let _mount_point = lock_mount_point(path).map_err(fail)?;
     open_mount_point(path).map_err(fail)?;
 
-    let restore = RestoreGuard::remember()?;
+    let previous = thread_namespace()?;
     unshare(UnshareFlags::NEWNET).map_err(fail)?;
+    let restore = RestoreGuard(previous);
     let opened = File::open(CURRENT_NETNS).and_then(|file| Netns::of(file, &name));
     let created = opened.map_err(fail).and_then(|netns| {
         let _guard = Inside::of(&netns);
@@ -361,16 +368,24 @@ impl Drop for Inside {
 /// Returns the thread to its previous namespace on drop, also on panic.
 struct RestoreGuard(Arc<File>);
 
-impl RestoreGuard {
-    fn remember() -> Result<Self, Error> {
-        match ENTERED.with_borrow(|entered| entered.last().cloned()) {
-            Some(current) => Ok(Self(current)),
-            None => match File::open(CURRENT_NETNS) {
-                Ok(file) => Ok(Self(Arc::new(file))),
-                Err(error) => Err(Error::io("open", CURRENT_NETNS, error)),
-            },
-        }
+/// The namespace of the calling thread.
+fn thread_namespace() -> Result<Arc<File>, Error> {
+    match ENTERED.with_borrow(|entered| entered.last().cloned()) {
+        Some(current) => Ok(current),
+        None => match File::open(CURRENT_NETNS) {
+            Ok(file) => Ok(Arc::new(file)),
+            Err(error) => Err(Error::io("open", CURRENT_NETNS, error)),
+        },
     }
+}
+
+fn is_not_permitted(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
+fn is_same(one: &File, other: &File) -> bool {
+    let id = |file: &File| file.metadata().map(|meta| (meta.dev(), meta.ino())).ok();
+    id(one).is_some_and(|one| id(other) == Some(one))
 }
 
 impl Drop for RestoreGuard {

@@ -13,8 +13,8 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
 
-use super::file_name::{is_manifest, resembles_manifest};
 use crate::api::host_group::DirectoryId;
+use crate::api::manifest::{is_manifest, resembles_manifest};
 
 /// Types (`statfs(2)`) of file systems with files that can change without an inotify event: network file systems, FUSE, and overlayfs, which
 /// does not report writes to its lower directories.

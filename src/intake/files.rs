@@ -102,7 +102,7 @@ impl<'l> Files<'l> {
                 self.sound.insert(path.clone(), drafts);
             }
             Err(problems) => {
-                self.broken.insert(path.clone(), problems);
+                self.broken.insert(path.clone(), manifest::shown(problems));
             }
         }
     }

@@ -7,9 +7,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::directory::{self, Stamp};
-use super::file_name::{is_manifest, resembles_manifest};
 use crate::api::host_group::DirectoryId;
 use crate::api::manifest::{MAX_BYTES, Source};
+use crate::api::manifest::{is_manifest, resembles_manifest};
 use crate::host::image::is_written;
 
 /// The manifests of a directory.

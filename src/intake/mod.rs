@@ -10,13 +10,12 @@
 
 mod conflicts;
 mod directory;
-mod file_name;
 mod files;
 mod folder;
 mod missing;
 mod watch;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -26,7 +25,6 @@ use crate::api::manifest::{Draft, Problem};
 use crate::api::meta::Name;
 
 pub use directory::{Stamp, id};
-pub use file_name::is_manifest;
 pub use folder::{Error, FileResult, Listing, read_directory};
 pub use missing::KeptReason;
 pub use watch::{Watch, WatchError};
@@ -49,6 +47,8 @@ pub struct IntakePlan {
     pub deletions: Vec<Name>,
     /// Groups that no file defines and that are kept, and why.
     pub kept: BTreeMap<Name, KeptReason>,
+    /// The files without errors.
+    pub sound: BTreeSet<PathBuf>,
     /// Errors by file. The groups of such a file are not changed.
     pub problems: Vec<(PathBuf, Vec<Problem>)>,
     /// Warnings by file: input that is valid, but probably a mistake.
@@ -193,6 +193,7 @@ pub fn plan(input: &Input<'_>, history: &mut History) -> IntakePlan {
             intake.warnings.push((path.clone(), warnings));
         }
     }
+    intake.sound = files.sound().keys().cloned().collect();
     intake.problems = files.into_problems();
     intake
 }

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::file_name::{is_manifest, resembles_manifest};
+use crate::api::manifest::{is_manifest, resembles_manifest};
 
 /// A save is complete after this time without events.
 const SETTLE_TIME: Duration = Duration::from_millis(60);

@@ -95,7 +95,12 @@ fn first_not_ready(meta: &Meta, stages: &StageConditions) -> (Reason, String) {
 
 pub(super) fn not_ready_message(world: &World, vm: &Vm) -> String {
     let condition = ready_condition(&vm.meta, false, &known(world, vm), world.host_fault(vm));
-    format!("{} {}", condition.reason, condition.message)
+    // The message is sufficient, if there is one behind the name of the stage.
+    match condition.message.trim_end().strip_suffix(':') {
+        Some(stage) => format!("{stage}: {}", condition.reason),
+        None if condition.message.is_empty() => condition.reason.to_string(),
+        None => condition.message,
+    }
 }
 
 /// Replaces True for an older generation by Unknown: it says nothing about the current generation.

@@ -5,6 +5,7 @@ use ipnetwork::Ipv4Network;
 
 use crate::api::condition::{Condition, Reason, Status};
 use crate::api::network::NetworkSpec;
+use crate::api::stage::STAGES;
 use crate::api::view::ConditionView;
 use crate::api::vm::Vm;
 use crate::store::{HostFault, World};
@@ -73,6 +74,22 @@ pub(super) fn group_reason(world: &World, vm: &Vm) -> Reason {
     let reason = ready_condition(&vm.meta, false, &known(world, vm), world.host_fault(vm)).reason;
     match reason {
         Reason::Contested | Reason::Conflict => reason,
+        _ if is_stuck(world, vm) => reason,
         _ => Reason::Converging,
     }
+}
+
+/// Whether a stage of the VM has a fault that only a change of the spec or of the host can end, or that may last: other VMs keep their
+/// addresses, and a VMM that ends again and again.
+pub(super) fn is_stuck(world: &World, vm: &Vm) -> bool {
+    let uid = vm.meta.uid;
+    let conditions = STAGES.into_iter().filter_map(|stage| {
+        let status = world.status(uid, stage)?;
+        Some(&status.condition)
+    });
+    let mut current = conditions.filter(|found| found.observed_generation == vm.meta.generation);
+    current.any(|found| {
+        let may_last = matches!(found.reason, Reason::RangeExhausted | Reason::CrashLoop);
+        found.reason.is_terminal() || may_last
+    })
 }

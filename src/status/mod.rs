@@ -10,7 +10,7 @@ use condition::{
     condition_view, for_generation, is_ready_and_observed, known, not_ready_message,
     ready_condition, status_from,
 };
-use host_network::{group_reason, host_condition, host_fault_condition, host_warnings};
+use host_network::{group_reason, host_condition, host_fault_condition, host_warnings, is_stuck};
 
 use std::net::Ipv4Addr;
 
@@ -205,6 +205,8 @@ impl StatusBuilder {
             VmmState::Running | VmmState::Paused | VmmState::Stopping => true,
             VmmState::Starting | VmmState::Stopped | VmmState::Failed | VmmState::None => false,
         });
+        // Before its first start there is no log.
+        let has_run = checkpoint.process.is_some() || checkpoint.last_exit.is_some();
         let paths = VmmPaths::of(&self.run_dir, world, vm);
         VmmStatus {
             hypervisor: vm.spec.hypervisor,
@@ -215,8 +217,8 @@ impl StatusBuilder {
             started_at: process.map(|process| process.started_at),
             restarts: checkpoint.restarts,
             last_exit: checkpoint.last_exit.as_ref().map(ProcessExit::view),
-            api_socket: paths.api_socket,
-            log: paths.log,
+            api_socket: paths.api_socket.filter(|_| process.is_some()),
+            log: paths.log.filter(|_| has_run),
         }
     }
 
@@ -233,10 +235,17 @@ impl StatusBuilder {
         let updated = u32::try_from(updated.count()).unwrap_or(u32::MAX);
         let ready_count = vms.iter().filter(|vm| is_ready_and_observed(world, vm));
         let ready_count = u32::try_from(ready_count.count()).unwrap_or(u32::MAX);
+        let with_reason = |reason| {
+            let vms = vms.iter().filter(|vm| is_settled_with(world, vm, reason));
+            u32::try_from(vms.count()).unwrap_or(u32::MAX)
+        };
         let current = u32::try_from(vms.len()).unwrap_or(u32::MAX);
         let desired = u32::try_from(group.size()).unwrap_or(u32::MAX);
         // A VM that is paused or stopped as requested is settled.
-        let not_settled = vms.iter().find(|vm| !world.is_settled(vm));
+        let mut unsettled = vms.iter().filter(|vm| !world.is_settled(vm));
+        // One that waiting does not help is reported before those that make progress.
+        let stuck = unsettled.clone().find(|vm| is_stuck(world, vm));
+        let not_settled = stuck.or_else(|| unsettled.next());
         // A known cause is reported before one that is not known yet.
         let unobserved = vms.iter().find(|vm| !world.is_observed(vm));
         let is_unknown = not_settled.is_none() && unobserved.is_some();
@@ -247,9 +256,14 @@ impl StatusBuilder {
             && not_settled.is_none();
         let message = match (ready, not_settled) {
             (true, _) if ready_count < desired => {
-                format!(
-                    "{ready_count} of {desired} VMs are Ready, the others are paused or stopped as requested"
-                )
+                let counts = [
+                    (with_reason(Reason::Stopped), "stopped"),
+                    (with_reason(Reason::Paused), "paused"),
+                ];
+                let counts = counts.into_iter().filter(|(count, _)| *count > 0);
+                let counts = counts.map(|(count, state)| format!(", {count} {state}"));
+                let counts: String = counts.collect();
+                format!("{ready_count} of {desired} VMs are Ready{counts}")
             }
             (true, _) => String::new(),
             (false, None) => match blocked_reason {
@@ -336,6 +350,8 @@ impl StatusBuilder {
                 current,
                 updated,
                 ready_count,
+                stopped: with_reason(Reason::Stopped),
+                paused: with_reason(Reason::Paused),
                 range: world.pool(&group.meta.name).map(|pool| pool.range),
                 warnings: [group.spec.template.network.warnings(), warnings].concat(),
             },
@@ -368,6 +384,15 @@ fn stage_status<'w>(stages: &StageStatuses<'w>, stage: Stage) -> Option<&'w Stag
         .iter()
         .find(|(found, _)| *found == stage)
         .and_then(|(_, status)| *status)
+}
+
+/// Whether a VM has reached its desired state, paused or stopped, for this reason.
+fn is_settled_with(world: &World, vm: &Vm, reason: Reason) -> bool {
+    let status = world.status(vm.meta.uid, Stage::Vmm);
+    status.is_some_and(|status| {
+        let condition = &status.condition;
+        condition.reason == reason && condition.is_settled_at(vm.meta.generation)
+    })
 }
 
 /// The state of a VM's process.

@@ -1,23 +1,33 @@
-//! Events, newest last: a ring buffer in memory. A repeated event is counted instead of added again.
+//! Events, newest last: a buffer of fixed size in memory. A repeated event is counted instead of added again.
 //! Out of scope: what is reported as an event. Events are lost when the daemon stops; conditions are stored.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
-use crate::api::meta::Timestamp;
+use crate::api::event_text;
+use crate::api::meta::{Timestamp, Uid};
+
+use super::{Change, World, retention};
 
 /// The number of events that are kept.
 const CAPACITY: usize = 2000;
 
-/// The ring buffer. Cheap to clone.
+/// The number of events that are dropped together when the buffer is full: the choice looks at all of them.
+const DROPPED_AT_ONCE: usize = CAPACITY / 10;
+
+/// The uid that each name has, or had last. An event belongs to the object that had the name when it was noted, not to a later one.
+type Uids = HashMap<ObjectRef, Uid>;
+
+/// The buffer. Cheap to clone.
 #[derive(Clone)]
 pub struct Events {
     ring: Arc<Mutex<VecDeque<Event>>>,
     sender: broadcast::Sender<Event>,
+    uids: Arc<Mutex<Uids>>,
 }
 
 impl Default for Events {
@@ -26,12 +36,59 @@ impl Default for Events {
         Self {
             ring: Arc::default(),
             sender,
+            uids: Arc::default(),
         }
     }
 }
 
 impl Events {
-    /// Records an event.
+    /// Events of the objects of this world.
+    pub(super) fn of(world: &World) -> Self {
+        let events = Self::default();
+        events.learn_all(world);
+        events
+    }
+
+    /// Records the uids of objects that a transaction has written. Those of removed objects are kept for the events of their removal.
+    pub(super) fn learn(&self, world: &World, changes: &[Change]) {
+        let mut uids = self.uids.lock();
+        for change in changes {
+            match change {
+                Change::Group(name) => {
+                    if let Some(group) = world.group(name) {
+                        uids.insert(ObjectRef::host_group(name), group.meta.uid);
+                    }
+                }
+                Change::Vm(uid) => {
+                    if let Some(vm) = world.vm(*uid) {
+                        uids.insert(ObjectRef::vm(&vm.meta.name), *uid);
+                    }
+                }
+                Change::StageStatus(_)
+                | Change::Observed(_)
+                | Change::Lease(_)
+                | Change::HostNetwork
+                | Change::Everything => {}
+            }
+        }
+        if uids.len() > 2 * (world.groups.len() + world.vms.len()) + CAPACITY {
+            uids.clear();
+            drop(uids);
+            self.learn_all(world);
+        }
+    }
+
+    fn learn_all(&self, world: &World) {
+        let groups = world
+            .groups()
+            .map(|group| (ObjectRef::host_group(&group.meta.name), group.meta.uid));
+        let vms = world
+            .vms()
+            .map(|vm| (ObjectRef::vm(&vm.meta.name), vm.meta.uid));
+        self.uids.lock().extend(groups.chain(vms));
+    }
+
+    /// Records an event of the time `now`.
     pub fn note(
         &self,
         now: Timestamp,
@@ -41,10 +98,16 @@ impl Events {
         message: &str,
     ) {
         let reason = reason.into();
+        let message = event_text::message(message);
+        let uid = self.uids.lock().get(object).copied();
         let event = {
             let mut ring = self.ring.lock();
             let is_same = |e: &Event| {
-                e.object == *object && e.reason == reason && e.message == message && e.kind == kind
+                e.object == *object
+                    && e.uid == uid
+                    && e.reason == reason
+                    && e.message == message
+                    && e.kind == kind
             };
             // More than the last event is compared: otherwise events of several objects that fail alternately would not be counted.
             let count = match ring.iter().rev().take(64).position(is_same) {
@@ -57,15 +120,19 @@ impl Events {
             let event = Event {
                 time: now,
                 object: object.clone(),
+                uid,
                 reason,
-                message: message.to_owned(),
+                message: message.into_owned(),
                 count,
                 kind,
             };
             if ring.len() == CAPACITY {
-                ring.pop_front();
+                retention::drop_excess(&mut ring, DROPPED_AT_ONCE);
             }
-            ring.push_back(event.clone());
+            // An event about a change is recorded when the change is stored, which may be after the first events of its effect.
+            let later = ring.iter().rev().take_while(|other| other.time > now);
+            let at = ring.len() - later.count();
+            ring.insert(at, event.clone());
             event
         };
         // Sending fails only if there is no receiver.
@@ -81,5 +148,41 @@ impl Events {
     /// Subscribes to new events.
     pub fn watch(&self) -> broadcast::Receiver<Event> {
         self.sender.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_in_the_order_of_their_times_and_bounded() {
+        let events = Events::default();
+        let at = |second: i64| Timestamp::from_second(second).expect("a time");
+        let note = |second, message: &str| {
+            let reason = EventReason::Ready;
+            events.note(
+                at(second),
+                EventType::Normal,
+                &ObjectRef::Host,
+                reason,
+                message,
+            );
+        };
+        for (second, message) in [(1, "a"), (3, "c"), (2, "b"), (3, "d"), (4, "b")] {
+            note(second, message);
+        }
+        let found = events.all();
+        let found: Vec<_> = found
+            .iter()
+            .map(|e| (e.message.as_str(), e.count))
+            .collect();
+        assert_eq!(found, [("a", 1), ("c", 1), ("d", 1), ("b", 2)]);
+        for n in 0..2 * CAPACITY {
+            note(5, &n.to_string());
+        }
+        assert!((CAPACITY - DROPPED_AT_ONCE..=CAPACITY).contains(&events.all().len()));
+        let last = (2 * CAPACITY - 1).to_string();
+        assert_eq!(events.all().pop().expect("an event").message, last);
     }
 }

@@ -36,6 +36,7 @@ mod position;
 mod progress;
 mod readonly;
 mod reserve;
+mod retention;
 mod stages;
 mod sync;
 mod taking_back;
@@ -209,13 +210,14 @@ impl Store {
         let disk = DiskThread::start(write, timeout)?;
         let (queue, commits) = std::sync::mpsc::channel();
         let (changes, _) = broadcast::channel(WATCH_BACKLOG);
+        let events = Events::of(&state.world);
         let shared = Arc::new(Shared {
             world: Mutex::new(state.world),
             queue: Mutex::new(Some(queue)),
             writer: Mutex::new(None),
             stuck: CancellationToken::new(),
             changes,
-            events: Events::default(),
+            events,
             degraded: Mutex::new(state.read_only_reason.clone().map(Degraded::new)),
             progress: Progress::default(),
             tombstones: state.tombstones,
@@ -331,6 +333,7 @@ impl Store {
             }
         };
         let finished = txn.finish();
+        self.shared.events.learn(&world, &finished.changes);
         if finished.writes.is_empty() && finished.buried.is_empty() && !finished.begins {
             let pending = match scope {
                 WaitScope::All => self.shared.progress.pending(),

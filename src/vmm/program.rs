@@ -109,6 +109,12 @@ impl Programs {
         self.version_of(path, &file).await
     }
 
+    /// Whether there is no program of `hypervisor` in `PATH`. One that cannot be used is there.
+    pub fn is_absent(&self, hypervisor: Hypervisor) -> bool {
+        let kind = kind(hypervisor);
+        kind.is_none_or(|kind| matches!(self.find(&kind, None, &search_path()), Ok(None)))
+    }
+
     /// What confines this Firecracker: the jailer `named`, else a usable one in `PATH`, else this daemon.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::caller::Caller;
 use super::connections::{Connection, Connections, User};
 use super::guarded::TrackedBody;
 use super::limits::{
@@ -216,7 +217,8 @@ async fn work(
         }
         Weight::Light => None,
     };
-    let response = next.run(request).await;
+    let handler = next.run(request);
+    let response = Caller { uid: peer.uid }.scope(handler).await;
     drop((turn_permit, body));
     let length = hyper::body::Body::size_hint(response.body()).lower();
     acquired

@@ -14,7 +14,7 @@ use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
-    RouteInfo, ServerInfo, Source,
+    RouteInfo, Scale, ServerInfo, Source,
 };
 use crate::api::vm::PowerCommand;
 
@@ -27,6 +27,15 @@ pub enum Effect {
     DryRun,
 }
 
+/// What a difference contains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// The groups, fields and VMs that change.
+    Summary,
+    /// Also the steps for each VM.
+    Steps,
+}
+
 /// How an object is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deletion {
@@ -34,6 +43,25 @@ pub enum Deletion {
     Graceful,
     /// VMMs are killed immediately, and a CNI attachment is given up after the first DEL that fails.
     Forced,
+}
+
+/// Where the output of a VM begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogStart {
+    /// At the begin of the log.
+    Beginning,
+    /// At the last lines of the existing output.
+    LastLines(usize),
+    /// At this offset; at the begin if the log is shorter.
+    Offset(u64),
+}
+
+/// The output of a VM.
+pub struct LogOutput {
+    /// The offset in the log at which it begins.
+    pub offset: u64,
+    /// The output.
+    pub bytes: BoxStream<'static, io::Result<Bytes>>,
 }
 
 /// Whether a stream continues with new items.
@@ -76,10 +104,11 @@ pub trait Backend: Send + Sync + 'static {
         effect: Effect,
     ) -> impl Future<Output = Result<Vec<ApplyResult>, Refusal>> + Send;
 
-    /// The actions that applying these manifests would cause.
+    /// What applying these manifests would do.
     fn diff(
         &self,
         sources: Vec<Source>,
+        detail: Detail,
     ) -> impl Future<Output = Result<DiffResult, Refusal>> + Send;
 
     /// The names of the groups in these manifests, in order, whether the groups exist or not.
@@ -112,6 +141,13 @@ pub trait Backend: Send + Sync + 'static {
         how: Deletion,
     ) -> impl Future<Output = Result<(), Refusal>> + Send;
 
+    /// Changes the number of VMs of a group that `apply` has created.
+    fn scale(
+        &self,
+        group: Name,
+        scale: Scale,
+    ) -> impl Future<Output = Result<ApplyResult, Refusal>> + Send;
+
     /// Creates a VM on demand in a group. Idempotent for requests with the same name.
     fn add_vm(
         &self,
@@ -140,13 +176,13 @@ pub trait Backend: Send + Sync + 'static {
         span: StreamMode,
     ) -> impl Future<Output = Result<BoxStream<'static, Event>, Refusal>> + Send;
 
-    /// The output of the VM's guest and VMM; of the existing output, the last `lines` or all.
+    /// The output of the VM's guest and VMM.
     fn logs(
         &self,
         vm: Name,
-        lines: Option<usize>,
+        start: LogStart,
         span: StreamMode,
-    ) -> impl Future<Output = Result<BoxStream<'static, io::Result<Bytes>>, Refusal>> + Send;
+    ) -> impl Future<Output = Result<LogOutput, Refusal>> + Send;
 
     /// Writes to the VM's serial port; an empty write checks whether that is possible.
     fn write_console(

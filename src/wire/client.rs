@@ -17,9 +17,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::backend::{Deletion, Effect, StreamMode};
+use super::access::{connect_error, socket_access};
+use super::backend::{Deletion, Detail, Effect, LogStart, StreamMode};
 use super::packet;
-use super::server::Sources;
+use super::server::{LOG_OFFSET, Sources};
 use crate::api::event::{Event, ObjectRef};
 use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
@@ -27,7 +28,7 @@ use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
-    Problem, RouteInfo, ServerInfo, Source,
+    Problem, RouteInfo, Scale, ServerInfo, Source,
 };
 use crate::api::vm::PowerCommand;
 
@@ -38,17 +39,22 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const BACKLOG_ATTEMPTS: u32 = 500;
 const BACKLOG_INTERVAL: Duration = Duration::from_millis(10);
 
+/// Number and interval of connect attempts while no daemon listens, because it may be starting: 2 s.
+const START_ATTEMPTS: u32 = 80;
+const START_INTERVAL: Duration = Duration::from_millis(25);
+
 /// Sends requests to the daemon that listens on a socket.
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
+    start_attempts: u32,
 }
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No daemon listens on the socket.
-    #[error("cannot connect to sliced at {}: {source}; is it running? Is this its socket (--socket or SLICE_SOCKET)?", socket.display())]
+    #[error("cannot connect to sliced at {}: {}. Is it running?", socket.display(), connect_error(source))]
     Unreachable {
         /// Path of the socket.
         socket: PathBuf,
@@ -56,7 +62,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The user may not connect to the socket.
-    #[error("permission denied: {} is accessible to root and members of the socket's group", .0.display())]
+    #[error("permission denied: {}", socket_access(.0))]
     PermissionDenied(PathBuf),
     /// The connection was closed, or the response is invalid.
     #[error("connection to sliced at {} failed: {why}", socket.display())]
@@ -82,6 +88,11 @@ impl ClientError {
         matches!(self, Self::Refused { status: 404, .. })
     }
 
+    /// Whether no daemon listens on the socket.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+
     /// Messages for users, one per cause.
     pub fn causes(&self) -> Vec<String> {
         match self {
@@ -100,6 +111,15 @@ impl Client {
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self {
             socket: socket.into(),
+            start_attempts: START_ATTEMPTS,
+        }
+    }
+
+    /// Fails immediately if no daemon listens on the socket.
+    pub fn without_retry(self) -> Self {
+        Self {
+            start_attempts: 0,
+            ..self
         }
     }
 
@@ -116,8 +136,9 @@ impl Client {
     }
 
     /// See [`super::Backend::diff`].
-    pub async fn diff(&self, sources: Vec<Source>) -> Result<DiffResult> {
-        self.json(Method::POST, "/v1/diff", Some(&Sources { sources }))
+    pub async fn diff(&self, sources: Vec<Source>, detail: Detail) -> Result<DiffResult> {
+        let path = format!("/v1/diff?steps={}", detail == Detail::Steps);
+        self.json(Method::POST, &path, Some(&Sources { sources }))
             .await
     }
 
@@ -148,6 +169,12 @@ impl Client {
         let is_forced = deletion == Deletion::Forced;
         let path = format!("{}?force={is_forced}", object_path(kind, Some(name)));
         self.request(Method::DELETE, &path, NO_BODY).await.map(drop)
+    }
+
+    /// See [`super::Backend::scale`].
+    pub async fn scale(&self, group: &Name, scale: &Scale) -> Result<ApplyResult> {
+        let path = format!("/v1/groups/{group}/scale");
+        self.json(Method::PUT, &path, Some(scale)).await
     }
 
     /// See [`super::Backend::add_vm`].
@@ -188,19 +215,27 @@ impl Client {
         self.lines(&path).await
     }
 
-    /// See [`super::Backend::logs`].
+    /// See [`super::Backend::logs`]. The offset is `None` if the daemon is of an earlier version.
     pub async fn logs(
         &self,
         vm: &Name,
-        lines: Option<usize>,
+        start: LogStart,
         span: StreamMode,
-    ) -> Result<impl Stream<Item = Result<Bytes>> + Send + use<>> {
-        let mut path = format!("/v1/logs/{vm}?follow={}", span == StreamMode::Follow);
-        if let Some(lines) = lines {
-            path.push_str(&format!("&lines={lines}"));
-        }
+    ) -> Result<(
+        Option<u64>,
+        impl Stream<Item = Result<Bytes>> + Send + use<>,
+    )> {
+        let follow = span == StreamMode::Follow;
+        let start = match start {
+            LogStart::Beginning => String::new(),
+            LogStart::LastLines(lines) => format!("&lines={lines}"),
+            LogStart::Offset(offset) => format!("&offset={offset}"),
+        };
+        let path = format!("/v1/logs/{vm}?follow={follow}{start}");
         let response = self.request(Method::GET, &path, NO_BODY).await?;
-        Ok(chunks(self.socket.clone(), response.into_body()))
+        let offset = response.headers().get(LOG_OFFSET);
+        let offset = offset.and_then(|offset| offset.to_str().ok()?.parse().ok());
+        Ok((offset, chunks(self.socket.clone(), response.into_body())))
     }
 
     /// See [`super::Backend::write_console`].
@@ -340,7 +375,7 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<UnixStream> {
-        let mut attempts = 0;
+        let (mut attempts, mut starts) = (0, 0);
         loop {
             let source = match UnixStream::connect(&self.socket).await {
                 Ok(stream) => return Ok(stream),
@@ -351,6 +386,14 @@ impl Client {
                 io::ErrorKind::WouldBlock if attempts < BACKLOG_ATTEMPTS => {
                     attempts += 1;
                     tokio::time::sleep(BACKLOG_INTERVAL).await;
+                    continue;
+                }
+                // The daemon creates its socket soon after its start; the socket of one that has exited refuses connections.
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                    if starts < self.start_attempts =>
+                {
+                    starts += 1;
+                    tokio::time::sleep(START_INTERVAL).await;
                     continue;
                 }
                 io::ErrorKind::PermissionDenied => {

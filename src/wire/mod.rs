@@ -6,11 +6,12 @@
 //! |---|---|
 //! | `GET /v1/version` | [`ServerInfo`](crate::api::view::ServerInfo) |
 //! | `POST /v1/apply?dry_run=false`, body `{"sources":[{"name","text"}]}` | array of [`ApplyResult`](crate::api::view::ApplyResult) |
-//! | `POST /v1/diff`, same body | [`DiffResult`](crate::api::view::DiffResult) |
+//! | `POST /v1/diff?steps=true`, same body | [`DiffResult`](crate::api::view::DiffResult) |
 //! | `POST /v1/names`, same body | array of the groups' names |
 //! | `GET /v1/objects/{kind}[/{name}]` | [`List`](crate::api::view::List) |
 //! | `GET /v1/objects/{kind}[/{name}]?follow=true` | lines of [`Change`](crate::api::view::Change) |
 //! | `DELETE /v1/objects/{kind}/{name}?force=false` | 204; the object is removed when it has no more finalizers |
+//! | `PUT /v1/groups/{group}/scale`, body [`Scale`](crate::api::view::Scale) | [`ApplyResult`](crate::api::view::ApplyResult); a group of a file is refused, and one with another uid or generation than the body |
 //! | `POST /v1/groups/{group}/vms`, body [`NewVm`](crate::api::on_demand::NewVm) | [`NewVmResult`](crate::api::view::NewVmResult) |
 //! | `DELETE /v1/vms/{vm}` | 204; for VMs on demand, a VM of a group's `count` is refused |
 //! | `POST /v1/vms/{vm}/{verb}`, a [`PowerCommand`](crate::api::vm::PowerCommand) | [`Applied`](crate::api::view::Applied) |
@@ -27,8 +28,10 @@
 //! 403 (the peer is not permitted), 404, 409, 413, 422, 500 or 503 (a limit is reached; try again), with a
 //! [`Problem`](crate::api::view::Problem) as the body.
 
+mod access;
 mod admission;
 pub mod backend;
+mod caller;
 pub mod client;
 mod connections;
 mod guarded;
@@ -39,7 +42,8 @@ mod problem;
 pub mod server;
 pub mod socket;
 
-pub use backend::{Backend, Deletion, Effect, Refusal, StreamMode};
+pub use backend::{Backend, Deletion, Detail, Effect, Refusal, StreamMode};
+pub use caller::Caller;
 pub use client::Client;
 pub use listener::{serve, serve_with_limits};
 pub use socket::Listener;

@@ -11,7 +11,7 @@ use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -19,14 +19,14 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, admit};
-use super::backend::{Backend, Deletion, Effect, Refusal, StreamMode};
+use super::backend::{Backend, Deletion, Detail, Effect, LogOutput, LogStart, Refusal, StreamMode};
 use super::limits::{BODY_LIMIT, MANIFEST_LIMIT, SOURCE_NAME_LIMIT, SOURCES_LIMIT};
 use super::packet;
 use super::problem::problem;
 use crate::api::event::ObjectRef;
 use crate::api::meta::Name;
 use crate::api::on_demand::NewVm;
-use crate::api::view::{Applied, Kind, Source};
+use crate::api::view::{Applied, Kind, Scale, Source};
 use crate::api::vm::PowerCommand;
 
 /// The body of `apply`, `diff` and `names`.
@@ -57,6 +57,7 @@ pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admissio
             "/v1/objects/{kind}/{name}",
             get(object::<B>).delete(delete::<B>),
         )
+        .route("/v1/groups/{group}/scale", put(scale::<B>))
         .route("/v1/groups/{group}/vms", post(add_vm::<B>))
         .route("/v1/vms/{vm}", axum::routing::delete(remove_vm::<B>))
         .route("/v1/vms/{vm}/{verb}", post(power::<B>))
@@ -90,9 +91,11 @@ async fn apply<B: Backend>(
 
 async fn diff<B: Backend>(
     State(app_state): AppState<B>,
+    Extract(Query(query)): Extract<Query<StepsQuery>>,
     Extract(Json(body)): Extract<Json<Sources>>,
 ) -> Result<Response, ApiError> {
-    Ok(Json(app_state.backend.diff(bounded(body)?).await?).into_response())
+    let result = app_state.backend.diff(bounded(body)?, query.detail());
+    Ok(Json(result.await?).into_response())
 }
 
 async fn names<B: Backend>(
@@ -143,6 +146,15 @@ async fn delete<B: Backend>(
         .delete(read(&kind)?, read(&name)?, deletion)
         .await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn scale<B: Backend>(
+    State(app_state): AppState<B>,
+    Extract(Path(group)): Extract<Path<String>>,
+    Extract(Json(request)): Extract<Json<Scale>>,
+) -> Result<Response, ApiError> {
+    let result = app_state.backend.scale(read(&group)?, request).await?;
+    Ok(Json(result).into_response())
 }
 
 async fn add_vm<B: Backend>(
@@ -199,11 +211,17 @@ async fn logs<B: Backend>(
     Extract(Query(end)): Extract<Query<LinesQuery>>,
     Extract(Query(length)): Extract<Query<FollowQuery>>,
 ) -> Result<Response, ApiError> {
-    let bytes = app_state.backend.logs(read(&vm)?, end.lines, length.span());
-    let bytes = bytes.await?;
+    let start = match (end.offset, end.lines) {
+        (Some(offset), _) => LogStart::Offset(offset),
+        (None, Some(lines)) => LogStart::LastLines(lines),
+        (None, None) => LogStart::Beginning,
+    };
+    let output = app_state.backend.logs(read(&vm)?, start, length.span());
+    let LogOutput { offset, bytes } = output.await?;
     let bytes = bytes.take_until(app_state.stop.clone().cancelled_owned());
     let content_type = [(header::CONTENT_TYPE, "application/octet-stream")];
-    Ok((content_type, Body::from_stream(bytes)).into_response())
+    let offset = [(LOG_OFFSET, offset.to_string())];
+    Ok((content_type, offset, Body::from_stream(bytes)).into_response())
 }
 
 async fn write_console<B: Backend>(
@@ -272,6 +290,25 @@ impl DryRunQuery {
 }
 
 #[derive(Debug, Deserialize)]
+struct StepsQuery {
+    #[serde(default = "with_steps")]
+    steps: bool,
+}
+
+fn with_steps() -> bool {
+    true
+}
+
+impl StepsQuery {
+    fn detail(&self) -> Detail {
+        match self.steps {
+            true => Detail::Steps,
+            false => Detail::Summary,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
 struct ForceQuery {
     #[serde(default)]
     force: bool,
@@ -305,6 +342,8 @@ impl FollowQuery {
 struct LinesQuery {
     #[serde(default)]
     lines: Option<usize>,
+    #[serde(default)]
+    offset: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -351,6 +390,9 @@ fn bounded(body: Sources) -> Result<Vec<Source>, Refusal> {
     }
     Ok(body.sources)
 }
+
+/// The header with the offset in the log at which a response begins.
+pub const LOG_OFFSET: &str = "x-log-offset";
 
 /// A response with the stream as lines of JSON. It ends when the daemon stops, so that a watch does not delay the stop.
 fn lines<B, T: Serialize + Send + 'static>(

@@ -102,7 +102,7 @@ fn what_a_group_requests_is_shown_as_it_was_written_and_a_change_of_it_replaces_
         let other = harness.write("other.yaml", &asking(1, &asked("20M")));
         let output = harness.try_ctl(&format!("diff -f {other}"));
         let diff = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(diff.contains("create it again"), "{diff}");
+        assert!(diff.contains("vm/pod-1: replace"), "{diff}");
         harness.apply(&asking(1, &asked("20M")));
         harness.until("pod-1 is replaced", || {
             (identity(&harness, "pod-1").0 != uid && is_ready(&harness, "pod-1").is_some())

@@ -572,3 +572,110 @@ fn why_a_new_vm_would_get_no_address_or_not_start_is_reported() {
         );
     });
 }
+
+/// What `diff` says that each VM does, by name.
+fn changes(harness: &Harness, manifest: &str) -> (serde_json::Value, BTreeMap<String, String>) {
+    let file = harness.write("next.yaml", manifest);
+    let reported = harness.ctl(&format!("diff -f {file} -o json"));
+    let reported: serde_json::Value = serde_json::from_str(&reported).expect("JSON");
+    let vms = reported["groups"][0]["vms"].as_array().into_iter();
+    let text = |value: &serde_json::Value| value.as_str().expect("a text").to_owned();
+    let vms = vms
+        .flatten()
+        .map(|vm| (text(&vm["name"]), text(&vm["change"])));
+    let vms = vms.collect();
+    (reported, vms)
+}
+
+/// What became of each VM, from the uids before and after.
+fn became(
+    before: &BTreeMap<String, (String, u64)>,
+    after: &BTreeMap<String, (String, u64)>,
+) -> BTreeMap<String, String> {
+    let names = before.keys().chain(after.keys());
+    let change = |name: &String| match (before.get(name), after.get(name)) {
+        (None, _) => Some("add"),
+        (Some(_), None) => Some("delete"),
+        (Some((before, _)), Some((after, _))) if before != after => Some("replace"),
+        (Some((_, before)), Some((_, after))) => (before != after).then_some("update"),
+    };
+    names
+        .filter_map(|name| Some((name.clone(), change(name)?.to_owned())))
+        .collect()
+}
+
+/// The uid and generation of each VM.
+fn identities(harness: &Harness) -> BTreeMap<String, (String, u64)> {
+    let list = harness.get("vms");
+    let items = list["items"].as_array().expect("items").iter();
+    let identity = |vm: &serde_json::Value| {
+        let metadata = &vm["metadata"];
+        let text = |key: &str| metadata[key].as_str().expect("a text").to_owned();
+        let generation = metadata["generation"].as_u64().expect("a number");
+        (text("name"), (text("uid"), generation))
+    };
+    items.map(identity).collect()
+}
+
+#[test]
+fn every_vm_that_is_added_updated_replaced_or_deleted_is_named_and_counted() {
+    talkative(|harness, _| {
+        harness.apply(&slots(3, "drop: [10.0.0.0/8]"));
+        let listed = |last: &str| {
+            let list = format!("addresses: [192.168.137.2/24, 192.168.137.3/24, {last}/24]");
+            web(3, &list)
+        };
+        harness.apply(&listed("192.168.137.4"));
+        let replaced = |count| slots(count, "drop: [10.0.0.0/8]").replace("vcpu: 1", "vcpu: 2");
+        for (what, next, plan) in [
+            ("all replaced", replaced(3), [0, 3, 0, 0]),
+            (
+                "fewer, and live",
+                slots(2, "drop: [10.0.0.0/9]").replace("vcpu: 1", "vcpu: 2"),
+                [0, 0, 1, 2],
+            ),
+            (
+                "more, and replaced",
+                slots(4, "drop: [10.0.0.0/9]"),
+                [2, 2, 0, 0],
+            ),
+            (
+                "live",
+                slots(4, "drop: [10.0.0.0/9]\n        on_deny: reject"),
+                [0, 0, 0, 4],
+            ),
+            ("one address", listed("192.168.137.44"), [0, 1, 0, 2]),
+            (
+                "the update policy",
+                listed("192.168.137.44").replace("count: 3", "count: 3\n      update: on-delete"),
+                [0, 0, 0, 3],
+            ),
+            (
+                "unchanged",
+                listed("192.168.137.44").replace("count: 3", "count: 3\n      update: on-delete"),
+                [0, 0, 0, 0],
+            ),
+        ] {
+            let (reported, named) = changes(&harness, &next);
+            let counts = ["add", "replace", "delete", "update"];
+            let counts = counts.map(|key| reported["plan"][key].as_u64().expect("a number"));
+            assert_eq!(counts, plan, "{what}: {reported:#}");
+            for vm in named.keys() {
+                let object = format!("vm/{vm}");
+                assert!(
+                    !reported["actions"][&object].is_null(),
+                    "{what}: {reported:#}"
+                );
+            }
+            let before = identities(&harness);
+            harness.apply(&next);
+            harness.until("all are there", || {
+                (harness.get("hg")["items"].as_array()?.iter())
+                    .all(|group| group["status"]["ready"] == true)
+                    .then_some(())
+            });
+            let after = identities(&harness);
+            assert_eq!(became(&before, &after), named, "{what}");
+        }
+    });
+}

@@ -238,6 +238,84 @@ fn input_that_is_missing_deletes_nothing_second_part() {
     keeps_everything(1, 2);
 }
 
+/// Another config directory than the one in which the groups were defined. `$conf` is what the daemon is started with, a link to
+/// `$conf.real`.
+const OTHER_DIRECTORIES: [(&str, &str); 8] = [
+    ("moved away", "mv $conf.real $conf.away"),
+    (
+        "moved away, and an empty one",
+        "mv $conf.real $conf.away; mkdir $conf.real",
+    ),
+    (
+        "the link to an empty one",
+        "mkdir $conf.other; ln -sfn $conf.other $conf",
+    ),
+    (
+        "the link to one with another group",
+        "mkdir $conf.other; sed 's/name: a/name: c/; /name: b/,$d' $conf/groups.yaml > $conf.other/more.yaml; ln -sfn $conf.other $conf",
+    ),
+    (
+        "the link to one with a file of the same name",
+        "mkdir $conf.other; sed 's/name: a/name: c/; /name: b/,$d' $conf/groups.yaml > $conf.other/groups.yaml; ln -sfn $conf.other $conf",
+    ),
+    (
+        "the link to a file",
+        "ln -sfn $conf/groups.yaml $conf.link; mv -T $conf.link $conf",
+    ),
+    ("the link to nothing", "ln -sfn $conf.nowhere $conf"),
+    (
+        "a copy without the file",
+        "cp -a $conf.real $conf.other; rm $conf.other/groups.yaml; ln -sfn $conf.other $conf",
+    ),
+];
+
+#[test]
+fn a_start_with_another_config_directory_deletes_nothing() {
+    harness::empty(|mut harness| {
+        harness.args = vec!["--removal-grace".into(), "500ms".into()];
+        harness.save("groups.yaml", &both());
+        shell(&harness, "mv $conf $conf.real; ln -s $conf.real $conf");
+        harness.start();
+        both_ready(&harness);
+        let before = uids(&harness);
+        let kept = |harness: &Harness, what: &str| {
+            std::thread::sleep(A_WHILE);
+            let now = uids(harness);
+            assert!(before.iter().all(|uid| now.contains(uid)), "{what}");
+        };
+        for (name, command) in OTHER_DIRECTORIES {
+            for restarted in [true, false] {
+                if restarted {
+                    harness.stop();
+                }
+                shell(&harness, command);
+                if restarted {
+                    harness.start();
+                }
+                kept(&harness, &format!("{name}, restarted: {restarted}"));
+                shell(
+                    &harness,
+                    "[ ! -e $conf.away ] || { rm -rf $conf.real; mv $conf.away $conf.real; }
+                     ln -sfn $conf.real $conf; rm -rf $conf.other",
+                );
+                harness.until("no fault", || {
+                    let text = harness.ctl("get hg a -o json") + &harness.ctl("get hg b -o json");
+                    (!text.contains("\"Manifest\"")).then_some(())
+                });
+                kept(&harness, &format!("{name}, restored"));
+                harness.try_ctl("delete hg/c --wait");
+            }
+        }
+        // The argument instead of the directory.
+        harness.stop();
+        shell(&harness, "mkdir $conf.other");
+        let other = format!("{}.other", harness.conf().display());
+        harness.args.extend(["--config-dir".into(), other]);
+        harness.start();
+        kept(&harness, "--config-dir");
+    });
+}
+
 #[test]
 fn a_folder_that_is_not_mounted_yet_deletes_nothing_and_neither_does_another_that_is() {
     harness::empty(|mut harness| {
@@ -334,9 +412,9 @@ fn a_group_whose_file_is_nowhere_is_deleted_by_hand() {
 fn apply_of_a_manifest_without_groups_is_refused_with_its_place() {
     harness::with_daemon(|harness| {
         for (text, place) in [
-            ("", ":1:1: config: is missing"),
-            ("# nothing\n", ":1:1: config: is missing"),
-            ("---\n", ":1:1: config: is missing"),
+            ("", "manifest.yaml is empty"),
+            ("# nothing\n", "manifest.yaml is empty"),
+            ("---\n", "manifest.yaml is empty"),
             ("config: {host_groups: []}\n", ":1:"),
             ("config:\n  host_groups: []\n", ":2:"),
             (

@@ -434,9 +434,10 @@ fn what_exceeds_the_address_plan_is_refused_before_it_is_planned() {
             "m.yaml",
             &of(16, "count: 1000, network_name: x, network: {mode: cni}"),
         );
-        let said = harness.ctl(&format!("diff -f {file}"));
+        let said = harness.ctl(&format!("diff -f {file} --verbose"));
+        assert!(said.contains("Plan: 16000 to add"));
         assert!(
-            said.contains("and 13952 more actions"),
+            said.contains("and the steps for 13952 more VMs"),
             "{}",
             &said[said.len().saturating_sub(200)..]
         );

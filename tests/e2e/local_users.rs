@@ -277,7 +277,10 @@ fn slicectl_of_a_stranger_is_turned_away_and_that_of_a_member_of_the_sockets_gro
         let socket = harness.run.join("sliced.sock");
         // Even when the mode of the file has been loosened, the credentials of the peer count.
         for (mode, refusal) in [
-            (0o660, "permission denied"),
+            (
+                0o660,
+                "accessible to root and members of group 4242; use sudo",
+            ),
             (0o666, "user 65534 may not connect to sliced"),
         ] {
             fs::set_permissions(&socket, fs::Permissions::from_mode(mode)).unwrap();

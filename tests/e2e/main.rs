@@ -9,6 +9,7 @@
 //! | `converge` | from a manifest to what stands, and what scripts rely on |
 //! | `reload` | a saved file, live and not |
 //! | `difference` | what `diff` wait_for_output, and what is then done |
+//! | `docs` | the commands of the documentation, and the output that it shows |
 //! | `damage` | a state that is damaged, lost or replaced under VMs that run |
 //! | `dependents` | what depends on a bridge or on the host's switch, after that was broken |
 //! | `forced` | deletions that are forced |
@@ -18,8 +19,11 @@
 //! | `origin` | whose a group is: a file's or an apply's |
 //! | `drift` | everything that somebody can break, seen and repaired |
 //! | `bridge_drift` | the same in bridge mode |
+//! | `completion` | what shells offer |
+//! | `conventions` | what all commands of `slicectl` have in common |
 //! | `claims` | ranges, subnets and addresses, held by one daemon or by two |
 //! | `power` | what a power failure leaves of what was answered |
+//! | `power_verbs` | `vm start`, `stop`, `restart`, `pause` and `resume` in every state |
 //! | `recovery` | kill -9, lost and broken state, two daemons |
 //! | `hung_files` | file systems that do not answer |
 //! | `leftovers` | garbage |
@@ -34,16 +38,24 @@
 //! | `guests` | QEMU |
 //! | `holders` | deletions of what others hold |
 //! | `identity` | a state directory that was moved, copied or mounted elsewhere |
+//! | `journal` | the log in systemd's journal |
+//! | `life_events` | what is reported of the life of groups and VMs, and by whom it was requested |
+//! | `once` | what `--once` reports when it does not converge |
 //! | `linux` | Linux guests: paused, stopped, crashed, and what follows |
 //! | `linux_disks` | what they read and write |
 //! | `hanging` | programs that do not end |
 //! | `input` | a config folder that is missing, damaged or silent |
 //! | `liveness` | clients that take up what they can |
 //! | `named` | members of the socket's group who name files |
+//! | `newcomer` | the README's quick start on a bare Debian |
+//! | `questions` | what is asked before disks are deleted |
+//! | `scale` | the number of VMs of a group, changed alone |
+//! | `waiting` | what is waited for, and what is not |
 //! | `not_observed` | what is answered between a start and the first observation |
 //! | `on_demand` | VMs made on demand |
 //! | `local_users` | what other users of the host may do to it |
 //! | `confinement` | what a VMM may do on the host |
+//! | `screens` | the output of `slicectl` at terminals of several widths, and across restarts of the daemon |
 //! | `transcripts` | the output of every verb of `slicectl` |
 //! | `undecodable` | records of a VM that cannot be decoded |
 //! | `upgrade` | state and running VMs of the version before |
@@ -59,13 +71,16 @@ mod cni_flows;
 mod cni_guest;
 mod cni_matrix;
 mod cni_requests;
+mod completion;
 mod confinement;
 mod connections;
+mod conventions;
 mod converge;
 mod damage;
 mod dependents;
 mod difference;
 mod disks;
+mod docs;
 mod drift;
 mod fairness;
 mod forced;
@@ -77,21 +92,30 @@ mod holders;
 mod hung_files;
 mod identity;
 mod input;
+mod journal;
 mod leftovers;
+mod life_events;
 mod linux;
 mod linux_disks;
 mod liveness;
 mod local_users;
 mod modes;
 mod named;
+mod newcomer;
 mod not_observed;
 mod on_demand;
+mod once;
 mod origin;
 mod power;
+mod power_verbs;
+mod questions;
 mod reach;
 mod recovery;
 mod reload;
+mod scale;
+mod screens;
 mod service;
 mod transcripts;
 mod undecodable;
 mod upgrade;
+mod waiting;

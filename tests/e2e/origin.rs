@@ -106,10 +106,12 @@ fn apply_prints_created_configured_unchanged_and_a_dry_run_stores_nothing() {
     with_daemon(|harness| {
         let file = harness.write("m.yaml", &slots(1, ""));
         let preview = harness.ctl(&format!("diff -f {file}"));
-        assert!(preview.contains("lease 169.254."), "{preview}");
+        assert!(preview.contains("vm/sandbox-1: add\n"), "{preview}");
+        let steps = harness.ctl(&format!("diff -f {file} --verbose"));
+        assert!(steps.contains("lease 169.254."), "{steps}");
         assert_eq!(
             harness.ctl(&format!("apply -f {file} --dry-run")),
-            preview.replace("sandbox created\n", "sandbox created (dry run)\n")
+            preview.replace("sandbox: create\n", "sandbox: create (dry run)\n")
         );
         assert!(harness.get("hg sandbox").is_null());
         assert_eq!(

@@ -2,6 +2,7 @@
 //! `tests/goldens/cli`; `BLESS=1` rewrites them.
 //! Out of scope: usage errors, `new` and other commands that ask no daemon (`tests/pure/cli.rs`).
 
+mod changes;
 mod manifests;
 mod networks;
 mod objects;

@@ -127,7 +127,13 @@ fn text(literal: &str) -> Option<String> {
 
 /// Compares with `tests/goldens/<name>`; `BLESS=1` writes it.
 pub fn assert_golden(name: &str, found: &str) {
-    let path = root().join("tests/goldens").join(name);
+    assert_text(&format!("tests/goldens/{name}"), found);
+}
+
+/// Compares a text with a file of the repository; `BLESS=1` rewrites the file.
+#[track_caller]
+pub fn assert_text(name: &str, found: &str) {
+    let path = root().join(name);
     if std::env::var_os("BLESS").is_some() {
         fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
         fs::write(&path, found).expect("written");

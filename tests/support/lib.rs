@@ -7,7 +7,8 @@
 //! - [`objects`]: groups and VMs.
 //! - [`lab`]: neighbours of a test host, [`sniffer`]s in them; [`guest_stack`]: a guest at a TAP; [`frames`]: what it sends.
 //! - [`harness`]: the real `sliced` and `slicectl` in one.
-//! - [`transcript`]: runs of `slicectl`, compared with golden files.
+//! - [`transcript`]: runs of `slicectl`, compared with golden files; [`screen`]: the same at a terminal.
+//! - [`pages`]: the documentation, its blocks and commands; [`shell`]: the words of a command.
 //! - [`fuse`]: a file system that does not answer.
 //! - [`cni_networks`]: CNI networks for it; [`managers`]: network managers and firewalls beside it.
 //! - [`descriptors`]: copies of descriptors, as a forked child has them.
@@ -29,11 +30,15 @@ pub mod lab;
 pub mod linux;
 pub mod managers;
 pub mod objects;
+pub mod pages;
 pub mod pings;
-mod placeholders;
+pub mod placeholders;
 pub mod power;
 pub mod programs;
+pub mod screen;
+pub mod shell;
 pub mod sniffer;
+pub mod terminal;
 pub mod tiny;
 pub mod transcript;
 pub mod turns;

@@ -1,6 +1,10 @@
 //! Replaces what differs between two runs of the same commands by placeholders: ages, times, uids, what is derived from uids and from
 //! the path of the state directory, pids. Tables are aligned again, so that the width of a value does not matter.
+//! Colours, as [`MARKS`], have no width.
 //! Out of scope: texts of a single test, such as its paths (`transcript`).
+
+/// Characters that stand for colours: they are kept, and have no width.
+pub const MARKS: std::ops::RangeInclusive<char> = '\u{e000}'..='\u{e00f}';
 
 /// The titles of columns whose values are ages.
 const AGES: [&str; 3] = ["AGE", "SINCE", "LAST SEEN"];
@@ -38,10 +42,19 @@ fn indent(line: &str) -> usize {
     line.len() - line.trim_start_matches(' ').len()
 }
 
+fn is_mark(c: char) -> bool {
+    MARKS.contains(&c)
+}
+
+fn plain(text: &str) -> String {
+    text.chars().filter(|c| !is_mark(*c)).collect()
+}
+
 /// Where the columns of a table start, in characters, if this is the line of their titles.
 fn columns(line: &str) -> Option<Vec<usize>> {
     let is_title = |c: char| c.is_ascii_uppercase() || c == ' ' || c == '-';
-    let titles = line.trim_end();
+    let titles = plain(line);
+    let titles = titles.trim_end();
     if !titles.contains(GAP) || !titles.chars().all(is_title) {
         return None;
     }
@@ -57,19 +70,25 @@ fn columns(line: &str) -> Option<Vec<usize>> {
 }
 
 fn cells(line: &str, columns: &[usize]) -> Vec<String> {
-    let characters: Vec<char> = line.trim_end().chars().collect();
-    let ends = columns.iter().skip(1).copied().chain([usize::MAX]);
-    let cell = |(start, end): (&usize, usize)| {
-        let end = end.min(characters.len());
-        let cell = characters.get(*start..end).unwrap_or_default();
-        cell.iter().collect::<String>().trim_end().to_owned()
-    };
-    columns.iter().zip(ends).map(cell).collect()
+    let mut cells = vec![String::new(); columns.len()];
+    let mut at = 0;
+    for c in line.trim_end().chars() {
+        // What is before the first column is the indentation.
+        if let Some(column) = columns.iter().rposition(|start| *start <= at) {
+            cells[column].push(c);
+        }
+        at += usize::from(!is_mark(c));
+    }
+    cells
+        .iter()
+        .map(|cell| cell.trim_end().to_owned())
+        .collect()
 }
 
 fn cell_of(title: &str, cell: &str) -> String {
-    match title {
-        _ if AGES.contains(&title) => "<AGE>".to_owned(),
+    let title = plain(title);
+    match title.as_str() {
+        title if AGES.contains(&title) => "<AGE>".to_owned(),
         "PID" if is_number(cell) => "<PID>".to_owned(),
         // A repair that is repeated, a counter of packets.
         "COUNT" if is_number(cell) => "<COUNT>".to_owned(),
@@ -78,7 +97,7 @@ fn cell_of(title: &str, cell: &str) -> String {
 }
 
 fn table(rows: &[Vec<String>], indent: usize) -> String {
-    let length = |row: &Vec<String>, column: usize| row[column].chars().count();
+    let length = |row: &Vec<String>, column: usize| plain(&row[column]).chars().count();
     let widths: Vec<usize> = (0..rows[0].len())
         .map(|column| {
             rows.iter()
@@ -91,7 +110,10 @@ fn table(rows: &[Vec<String>], indent: usize) -> String {
     for row in rows {
         let cells = row.iter().zip(&widths);
         let cells: Vec<String> = cells
-            .map(|(cell, width)| format!("{cell:<width$}"))
+            .map(|(cell, width)| {
+                let blanks = width - plain(cell).chars().count();
+                format!("{cell}{}", " ".repeat(blanks))
+            })
             .collect();
         result.push_str(&" ".repeat(indent));
         result.push_str(cells.join(GAP).trim_end());
@@ -138,6 +160,8 @@ fn placeholder(before: &str, word: &str, after: &str) -> String {
         _ if ["user", "User"].contains(&before) && is_number(word) => "<USER>",
         _ if is_counter(before) && is_number(word) => "<COUNT>",
         _ if after.starts_with(" ago)") => "<AGE>",
+        _ if before == "rules" && word.len() == 12 && word.bytes().all(is_hex) => "<DIGEST>",
+        _ if before == "in" && is_seconds(word) => "<TIME>",
         _ if is_uid(word) => "<UID>",
         _ if is_time(word) => "<TIME>",
         _ if is_mac(word) => "<MAC>",
@@ -160,6 +184,14 @@ fn chain(word: &str) -> String {
 }
 
 /// The name of a counter of `vm metrics` that depends on the time.
+/// `1.2s`
+fn is_seconds(word: &str) -> bool {
+    let number = word
+        .strip_suffix('s')
+        .and_then(|number| number.split_once('.'));
+    number.is_some_and(|(whole, tenths)| is_number(whole) && is_number(tenths))
+}
+
 fn is_counter(name: &str) -> bool {
     let ends = ["_bytes", "_frames", ".entries"];
     ends.iter().any(|end| name.ends_with(end))

@@ -90,6 +90,8 @@ impl Runner {
             .args(arguments.split_whitespace())
             .env("SLICE_SOCKET", &self.socket)
             .env("COLUMNS", "100")
+            // What is installed on this machine must not change the output.
+            .env("SLICE_IMAGES", self.dir.join("images"))
             .current_dir(&self.dir)
             .stdin(Stdio::null());
         command
@@ -134,7 +136,8 @@ impl Runner {
         })
     }
 
-    fn normalize(&self, text: &str) -> String {
+    /// The text with placeholders.
+    pub fn normalize(&self, text: &str) -> String {
         let replaced = self
             .replacements
             .iter()

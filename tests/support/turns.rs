@@ -66,7 +66,7 @@ pub fn alone() -> Turn {
 }
 
 /// Waits until no test runs alone; nothing on a thread that has its turn already.
-pub(crate) fn beside_others() -> Option<Turn> {
+pub fn beside_others() -> Option<Turn> {
     if INSIDE.get() {
         return None;
     }

@@ -7,11 +7,8 @@ use ipnetwork::Ipv4Network;
 
 use super::super::network::NetworkSpec;
 use super::super::policy::{self, METADATA, Origin, Packet, Policy, Protocol, Verdict};
+use super::keys::limits::MAX_DNS_SERVERS;
 use super::section::{Field, Reader, Section};
-
-/// The maximum number of name servers: the kernel parameter `ip=` has two fields for them
-/// (kernel, Documentation/admin-guide/nfs/nfsroot.rst: `<dns0-ip>:<dns1-ip>`).
-const MAX_DNS_SERVERS: usize = 2;
 
 /// The addresses, each with its field.
 pub fn read<'n>(reader: &mut Reader, group: &Section<'n>) -> Vec<(Field<'n>, Ipv4Addr)> {

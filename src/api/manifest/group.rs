@@ -1,78 +1,32 @@
 //! Reads `config:` and its host groups.
 //! Out of scope: the `network:` section, comparing groups with each other.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::super::host_group::{HostGroup, HostGroupSpec, MAX_COUNT, UpdatePolicy};
+use super::super::host_group::{HostGroup, HostGroupSpec, MAX_COUNT};
 use super::super::meta::Name;
 use super::super::network::{NetworkSpec, TapOwner};
 use super::super::validate::MAX_GROUPS;
 use super::super::vm::{Hypervisor, VmSpec};
+use super::count;
 use super::dns;
+use super::keys::limits::{
+    API_VERSION, DEFAULT_RAM, DEFAULT_VCPU, HYPERVISORS, KIND, MIB, RAM_UNITS, UPDATES, VCPU,
+    ram_range,
+};
+use super::keys::{Mapping, is_kubernetes_object};
+use super::locations::{self, Locations};
 use super::section::{Field, Reader, Section};
 use super::yaml::Value;
-use super::{Draft, Location, life, network, storage};
+use super::{Draft, life, network, storage};
 
-const CONFIG_KEYS: [&str; 16] = [
-    "image",
-    "storage_size",
-    "persistent",
-    "kernel_file",
-    "initrd_file",
-    "cmdline",
-    "restart",
-    "graceful_shutdown",
-    "hypervisor",
-    "machine",
-    "qemu_bin",
-    "firecracker_bin",
-    "jailer_bin",
-    "cloud_hypervisor_bin",
-    "network_name",
-    "host_groups",
-];
-
-const GROUP_KEYS: [&str; 26] = [
-    "name",
-    "count",
-    "vcpu",
-    "ram_mb",
-    "ram_gb",
-    "ram_bytes",
-    "dns_servers",
-    "hypervisor",
-    "machine",
-    "qemu_bin",
-    "firecracker_bin",
-    "jailer_bin",
-    "cloud_hypervisor_bin",
-    "kernel_file",
-    "initrd_file",
-    "cmdline",
-    "restart",
-    "graceful_shutdown",
-    "image",
-    "storage_size",
-    "persistent",
-    "disks",
-    "network_name",
-    "update",
-    "network",
-    "cni",
-];
-
-const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
-/// 16 TiB: more than any supported host has, and small enough to exclude overflows.
-const MAX_RAM: u64 = 16 << 40;
-const DEFAULT_VCPU: u32 = 2;
-const DEFAULT_RAM: u64 = 4 * GIB;
 /// The settings that a group may inherit from `config:` or override.
 #[derive(Clone, Default)]
 struct BootFields {
     hypervisor: Option<Hypervisor>,
     kernel_file: Option<PathBuf>,
+    /// Whether `kernel_file` is set, even to an invalid value.
+    is_kernel_set: bool,
     initrd_file: Option<PathBuf>,
     start: life::LifecycleFields,
     root: storage::RootDiskFields,
@@ -81,9 +35,13 @@ struct BootFields {
 /// The groups of one document. Problems are added to the reader.
 pub fn read_document(reader: &mut Reader, root: &Field) -> Vec<Draft> {
     let before = reader.problem_count();
-    let Some(document) = reader.section(root, &["config"]) else {
+    if refuse_other_object(reader, root) {
+        return Vec::new();
+    }
+    let Some(document) = reader.section(root, Mapping::Document) else {
         return Vec::new();
     };
+    read_header(reader, &document);
     let Some(config) = document.get("config") else {
         // An unknown key is reported already, and is probably a misspelt `config`.
         if reader.problem_count() == before {
@@ -91,7 +49,7 @@ pub fn read_document(reader: &mut Reader, root: &Field) -> Vec<Draft> {
         }
         return Vec::new();
     };
-    let Some(config) = reader.section(config, &CONFIG_KEYS) else {
+    let Some(config) = reader.section(config, Mapping::Config) else {
         return Vec::new();
     };
     let boot = read_boot(reader, &config, BootFields::default());
@@ -111,7 +69,7 @@ pub fn read_document(reader: &mut Reader, root: &Field) -> Vec<Draft> {
     }
     let inherited = Inherited {
         boot,
-        places: places(reader, &config, &PATH_FIELDS),
+        locations: locations::inherited(reader, &config),
     };
     groups
         .iter()
@@ -119,29 +77,58 @@ pub fn read_document(reader: &mut Reader, root: &Field) -> Vec<Draft> {
         .collect()
 }
 
+/// Refuses an object of Kubernetes as a whole: its keys would be a problem each.
+fn refuse_other_object(reader: &mut Reader, root: &Field) -> bool {
+    let Value::Map(members) = &root.node.value else {
+        return false;
+    };
+    let keys: Vec<&str> = members.iter().map(|member| member.key.as_str()).collect();
+    let is_other = is_kubernetes_object(&keys);
+    if is_other {
+        let (at, found) = match members
+            .iter()
+            .find(|m| m.key == "apiVersion" || m.key == "kind")
+        {
+            Some(member) => (
+                member.value.at,
+                format!("found {} {}", member.key, member.value.value),
+            ),
+            None => (
+                root.node.at,
+                "found an object without the key config".to_owned(),
+            ),
+        };
+        let message = format!(
+            "{found}: this is a Kubernetes object; a manifest of sliced has `apiVersion: {API_VERSION}`, `kind: {KIND}` and `config:`, see `slicectl new`"
+        );
+        reader.refuse_at(at, "", message);
+    }
+    is_other
+}
+
+/// Checks `apiVersion` and `kind`, which are optional.
+fn read_header(reader: &mut Reader, document: &Section) {
+    for (key, expected) in [("apiVersion", API_VERSION), ("kind", KIND)] {
+        if let Some(field) = document.get(key) {
+            reader.one_of(field, &[(expected, ())]);
+        }
+    }
+}
+
 fn read_boot(reader: &mut Reader, section: &Section, default: BootFields) -> BootFields {
     let root = storage::read_root(reader, section, default.root);
     let hypervisor = section
         .get("hypervisor")
-        .and_then(|field| read_hypervisor(reader, field));
+        .and_then(|field| reader.one_of(field, &HYPERVISORS));
     let mut path = |key| section.get(key).and_then(|field| reader.path(field));
     BootFields {
         hypervisor: hypervisor.or(default.hypervisor),
         kernel_file: path("kernel_file").or(default.kernel_file),
+        is_kernel_set: default.is_kernel_set || section.has("kernel_file"),
         initrd_file: path("initrd_file").or(default.initrd_file),
         start: life::read(reader, section, default.start),
         root,
     }
-}
-
-fn read_hypervisor(reader: &mut Reader, field: &Field) -> Option<Hypervisor> {
-    const CHOICES: [(&str, Hypervisor); 4] = [
-        ("qemu", Hypervisor::Qemu),
-        ("none", Hypervisor::None),
-        ("firecracker", Hypervisor::Firecracker),
-        ("cloud-hypervisor", Hypervisor::CloudHypervisor),
-    ];
-    reader.one_of(field, &CHOICES)
 }
 
 fn read_group(
@@ -151,7 +138,7 @@ fn read_group(
     network_name: Option<&str>,
 ) -> Option<Draft> {
     let before = reader.problem_count();
-    let group = reader.section(field, &GROUP_KEYS)?;
+    let group = reader.section(field, Mapping::HostGroup)?;
     let name = read_name(reader, &group);
     let count = group
         .get("count")
@@ -159,18 +146,14 @@ fn read_group(
         .map_or(1, |count| count as u32);
     let vcpu = group
         .get("vcpu")
-        .and_then(|field| reader.whole(field, 1..=255))
+        .and_then(|field| reader.whole(field, VCPU))
         .map_or(DEFAULT_VCPU, |vcpu| vcpu as u32);
     let ram_bytes = read_ram(reader, &group);
     let dns_servers = dns::read(reader, &group);
     let boot = read_boot(reader, &group, inherited.boot.clone());
-    let update = group.get("update").and_then(|field| {
-        let choices = [
-            ("rolling", UpdatePolicy::Rolling),
-            ("on-delete", UpdatePolicy::OnDelete),
-        ];
-        reader.one_of(field, &choices)
-    });
+    let update = group
+        .get("update")
+        .and_then(|field| reader.one_of(field, &UPDATES));
     let info = network::GroupInfo {
         name: name.as_ref(),
         count,
@@ -186,20 +169,20 @@ fn read_group(
     if reader.problem_count() > before {
         return None;
     }
-    let at = |key| group.get(key).map_or(group.at, |field| field.node.at);
+    let network_at = group.get("network").map_or(group.at, |field| field.node.at);
     let policy_warnings = network.spec.warnings();
     let warnings = network
         .warnings
         .into_iter()
         .chain(policy_warnings.iter().map(|warning| {
-            let at = reader.location(at("network"));
+            let at = reader.location(network_at);
             format!("{at}: {}.network: {warning}", group.path)
         }))
         .chain(dns_warnings);
+    let locations = Locations::new(reader, &group, &inherited.locations);
     Some(Draft {
-        at: reader.location(at("name")),
-        field: group.path.clone(),
-        places: inherited.and(places(reader, &group, &LOCATED_FIELDS)),
+        at: locations.of_name().clone(),
+        locations,
         warnings: warnings.collect(),
         name,
         spec: HostGroupSpec {
@@ -232,16 +215,14 @@ fn read_name(reader: &mut Reader, group: &Section) -> Option<Name> {
     match Name::new(text) {
         Ok(name) => Some(name),
         Err(error) => {
-            let reason = error.why();
-            let expected = format!("an RFC 1123 label of at most 63 characters: {reason}");
-            reader.unexpected(field, &expected);
+            reader.invalid_name(field, error.why());
             None
         }
     }
 }
 
 fn read_ram(reader: &mut Reader, group: &Section) -> u64 {
-    let given: Vec<(&Field, u64)> = [("ram_mb", MIB), ("ram_gb", GIB), ("ram_bytes", 1)]
+    let given: Vec<(&Field, u64)> = RAM_UNITS
         .into_iter()
         .filter_map(|(key, unit)| Some((group.get(key)?, unit)))
         .collect();
@@ -256,8 +237,7 @@ fn read_ram(reader: &mut Reader, group: &Section) -> u64 {
             return DEFAULT_RAM;
         }
     };
-    let minimum = MIB.div_ceil(unit).max(1);
-    let Some(amount) = reader.whole(field, minimum..=MAX_RAM / unit) else {
+    let Some(amount) = reader.whole(field, ram_range(unit)) else {
         return DEFAULT_RAM;
     };
     let bytes = amount * unit;
@@ -271,12 +251,11 @@ fn read_ram(reader: &mut Reader, group: &Section) -> u64 {
 
 /// The hypervisor of the group. The default is QEMU if there is a kernel, else none: the user starts the VMM.
 fn choose_hypervisor(reader: &mut Reader, group: &Section, boot: &BootFields) -> Hypervisor {
-    let chosen = boot.hypervisor.unwrap_or(match boot.kernel_file {
-        Some(_) => Hypervisor::Qemu,
-        None => Hypervisor::None,
+    let chosen = boot.hypervisor.unwrap_or(match boot.is_kernel_set {
+        true => Hypervisor::Qemu,
+        false => Hypervisor::None,
     });
-    // An invalid kernel_file has been refused already.
-    if chosen != Hypervisor::None && boot.kernel_file.is_none() && !group.has("kernel_file") {
+    if chosen != Hypervisor::None && !boot.is_kernel_set {
         let at = group
             .get("hypervisor")
             .map_or(group.at, |field| field.node.at);
@@ -316,19 +295,12 @@ fn check_count(
         None => (group.at, format!("{}.count", group.path)),
     };
     if let Some(limit) = network::capacity(network).filter(|capacity| count > capacity.vms) {
-        let vms = match count {
-            1 => "1 VM does".to_owned(),
-            count => format!("{count} VMs do"),
-        };
-        let message = format!("{vms} not fit: {}", limit.why);
+        let message = count::does_not_fit(count, &limit.why);
         reader.refuse_at(at, &path, message);
     }
     if HostGroup::vm_name(name, count).is_none() {
         let field = group.get("name").map_or(at, |field| field.node.at);
-        let message = format!(
-            "the VM name \"{name}-{count}\" would have {} characters, expected at most 63",
-            name.as_str().len() + 1 + count.to_string().len()
-        );
+        let message = count::name_too_long(name, count);
         reader.refuse_at(field, &format!("{}.name", group.path), message);
     }
 }
@@ -336,69 +308,5 @@ fn check_count(
 /// The settings of `config:` that groups inherit.
 struct Inherited {
     boot: BootFields,
-    /// The locations of its file paths.
-    places: BTreeMap<String, Location>,
-}
-
-impl Inherited {
-    /// Adds the locations of the group, which take precedence.
-    fn and(&self, own: BTreeMap<String, Location>) -> BTreeMap<String, Location> {
-        let mut locations = self.places.clone();
-        locations.extend(own);
-        locations
-    }
-}
-
-/// Fields that name a file on the host.
-const PATH_FIELDS: [&str; 7] = [
-    "kernel_file",
-    "initrd_file",
-    "image",
-    "qemu_bin",
-    "firecracker_bin",
-    "cloud_hypervisor_bin",
-    "jailer_bin",
-];
-
-/// Fields that may conflict with other groups, with VMs made on demand, or with the daemon's settings.
-const LOCATED_FIELDS: [&str; 12] = [
-    "count",
-    "vcpu",
-    "ram_mb",
-    "disks",
-    "cni",
-    PATH_FIELDS[0],
-    PATH_FIELDS[1],
-    PATH_FIELDS[2],
-    PATH_FIELDS[3],
-    PATH_FIELDS[4],
-    PATH_FIELDS[5],
-    PATH_FIELDS[6],
-];
-
-/// The locations of the fields `keys`, the paths of disks and the fields of the network.
-fn places(reader: &Reader, group: &Section, keys: &[&str]) -> BTreeMap<String, Location> {
-    let network = match group.get("network").map(|field| &field.node.value) {
-        Some(Value::Map(members)) => members.as_slice(),
-        _ => &[],
-    };
-    let network = network
-        .iter()
-        .map(|member| (format!("network.{}", member.key), member.value.at));
-    let disks = match group.get("disks").map(|field| &field.node.value) {
-        Some(Value::List(items)) => items.as_slice(),
-        _ => &[],
-    };
-    let disks = disks.iter().enumerate().filter_map(|(at, disk)| {
-        let Value::Map(members) = &disk.value else {
-            return None;
-        };
-        let path = members.iter().find(|member| member.key == "path")?;
-        Some((format!("disks[{at}].path"), path.value.at))
-    });
-    let own = keys
-        .iter()
-        .filter_map(|key| Some(((*key).to_owned(), group.get(key)?.node.at)));
-    let all = network.chain(disks).chain(own);
-    all.map(|(key, at)| (key, reader.location(at))).collect()
+    locations: locations::Inherited,
 }

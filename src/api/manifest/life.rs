@@ -7,6 +7,7 @@ use super::super::life::{
     GracePeriod, InvalidGracePeriod, Lifecycle, MAX_CMDLINE, MachineType, Restart,
 };
 use super::super::vm::Hypervisor;
+use super::keys::limits::{MACHINES, RESTARTS};
 use super::section::{Field, Reader, Section};
 use super::yaml::Value;
 
@@ -43,18 +44,12 @@ pub fn read(reader: &mut Reader, section: &Section, default: LifecycleFields) ->
     let cmdline = section
         .get("cmdline")
         .and_then(|field| read_cmdline(reader, field));
-    let machines = [("microvm", MachineType::Microvm), ("q35", MachineType::Q35)];
     let board = section
         .get("machine")
-        .and_then(|field| reader.one_of(field, &machines));
-    let policies = [
-        ("always", Restart::Always),
-        ("on-failure", Restart::OnFailure),
-        ("never", Restart::Never),
-    ];
+        .and_then(|field| reader.one_of(field, &MACHINES));
     let restart = section
         .get("restart")
-        .and_then(|field| reader.one_of(field, &policies));
+        .and_then(|field| reader.one_of(field, &RESTARTS));
     let grace = section
         .get("graceful_shutdown")
         .and_then(|field| read_grace(reader, field));

@@ -4,9 +4,13 @@
 //! A manifest is one or more YAML documents, each with one `config:`. All problems of a file are reported together. A file with a
 //! problem yields no groups, so an incomplete edit has no effect.
 
+mod count;
 mod dns;
+mod file_name;
 mod group;
+pub mod keys;
 mod life;
+mod locations;
 mod network;
 mod problem;
 mod section;
@@ -14,12 +18,13 @@ pub mod settings;
 mod storage;
 mod yaml;
 
-use std::collections::BTreeMap;
-
 use super::host_group::HostGroupSpec;
 use super::meta::Name;
 
-pub use problem::{Location, Position, Problem};
+pub use count::count_problems;
+pub use file_name::{is_manifest, resembles_manifest};
+pub use locations::Locations;
+pub use problem::{Location, MAX_SHOWN, Position, Problem, excerpt, shown};
 pub use yaml::{MAX_BYTES, MAX_DEPTH, MAX_VALUES};
 
 use section::{Field, Reader};
@@ -43,22 +48,17 @@ pub struct Draft {
     pub spec: HostGroupSpec,
     /// The location of its name.
     pub at: Location,
-    /// The path of the group, such as `config.host_groups[0]`.
-    pub field: String,
-    /// The locations of the fields that are set, by path within the group, such as `count` or `network.range`.
-    pub places: BTreeMap<String, Location>,
+    /// The locations of its fields.
+    pub locations: Locations,
     /// Valid settings that are probably a mistake, each with its location.
     pub warnings: Vec<String>,
 }
 
 impl Draft {
-    /// A problem of one of its fields (`network.range`). If the field is not set, the problem is located at the group's name.
+    /// A problem of one of its fields, such as `network.range`, located where the field is set: [`Locations::find`].
     pub fn problem(&self, field: &str, message: String) -> Problem {
-        Problem {
-            at: self.places.get(field).unwrap_or(&self.at).clone(),
-            field: format!("{}.{field}", self.field),
-            message,
-        }
+        let (at, field) = self.locations.find(field);
+        Problem { at, field, message }
     }
 }
 
@@ -86,6 +86,17 @@ pub fn parse(source: &Source) -> Result<Vec<Draft>, Vec<Problem>> {
 /// All problems of the manifest.
 pub fn parse_nonempty(source: &Source) -> Result<Vec<Draft>, Vec<Problem>> {
     read(source, GroupCount::AtLeastOne)
+}
+
+/// Whether a text contains no values: only blanks, comments and document markers. Another text that is not valid YAML contains some.
+pub fn is_empty(text: &str) -> bool {
+    // Tabs in blank lines are not valid YAML.
+    let is_blank = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#');
+    if text.lines().all(is_blank) {
+        return true;
+    }
+    let is_null = |document: &yaml::Node| document.value == Value::Null;
+    yaml::read(text).is_ok_and(|documents| documents.iter().all(is_null))
 }
 
 fn read(source: &Source, required: GroupCount) -> Result<Vec<Draft>, Vec<Problem>> {

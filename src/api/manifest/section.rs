@@ -4,6 +4,7 @@
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use super::keys::{Mapping, expected_mapping, nearest, quoted, unknown_key};
 use super::problem::{Location, Position, Problem};
 use super::yaml::{Node, Value};
 
@@ -43,23 +44,6 @@ impl<'a> Section<'a> {
     }
 }
 
-/// The maximum number of problems that are reported.
-const MAX_PROBLEMS: usize = 200;
-
-/// The first [`MAX_PROBLEMS`], followed by the number of the others.
-fn limit_problems(mut problems: Vec<Problem>) -> Vec<Problem> {
-    let omitted = problems.len().saturating_sub(MAX_PROBLEMS);
-    problems.truncate(MAX_PROBLEMS);
-    if let (Some(last), true) = (problems.last(), omitted > 0) {
-        problems.push(Problem {
-            at: last.at.clone(),
-            field: String::new(),
-            message: format!("and {omitted} more problems"),
-        });
-    }
-    problems
-}
-
 /// Reads fields and collects problems.
 pub struct Reader<'a> {
     file: &'a str,
@@ -79,7 +63,7 @@ impl<'a> Reader<'a> {
         self.problems.sort_by_key(|p| (p.at.line, p.at.column));
         // A section may be read twice. Uses of an alias are kept: they have the same position, but another path.
         self.problems.dedup();
-        limit_problems(self.problems)
+        self.problems
     }
 
     pub fn problem_count(&self) -> usize {
@@ -115,10 +99,15 @@ impl<'a> Reader<'a> {
         );
     }
 
+    /// Refuses a text that is not an RFC 1123 label.
+    pub fn invalid_name(&mut self, field: &Field, why: &str) {
+        self.refuse(field, format!("invalid name {}: {why}", field.node.value));
+    }
+
     /// Reads a mapping and refuses unknown and duplicate keys.
-    pub fn section<'n>(&mut self, field: &Field<'n>, known: &[&str]) -> Option<Section<'n>> {
+    pub fn section<'n>(&mut self, field: &Field<'n>, mapping: Mapping) -> Option<Section<'n>> {
         let Value::Map(members) = &field.node.value else {
-            self.unexpected(field, &format!("a mapping with {}", known.join(", ")));
+            self.unexpected(field, &expected_mapping(mapping));
             return None;
         };
         let mut fields: Vec<(&str, Field)> = Vec::new();
@@ -128,8 +117,8 @@ impl<'a> Reader<'a> {
                 true => member.key.clone(),
                 false => format!("{}.{}", field.path, member.key),
             };
-            if !known.contains(&member.key.as_str()) {
-                let message = unknown_key(&member.key, known);
+            if !mapping.has(&member.key) {
+                let message = unknown_key(mapping, &member.key);
                 self.refuse_at(member.key_position, &field.path, message);
                 continue;
             }
@@ -202,12 +191,14 @@ impl<'a> Reader<'a> {
             _ => None,
         };
         if found.is_none() {
-            let suggestion = match &field.node.value {
-                Value::Text(text) => closest(text, &names),
-                _ => None,
+            let near = match &field.node.value {
+                Value::Text(text) if names.len() > 1 => nearest(text, &names),
+                _ => Vec::new(),
             };
-            let hint =
-                suggestion.map_or(String::new(), |word| format!("; did you mean \"{word}\"?"));
+            let hint = match near.is_empty() {
+                true => String::new(),
+                false => format!("; did you mean {}?", quoted(&near)),
+            };
             self.unexpected(field, &format!("{}{hint}", names.join(" or ")));
         }
         found.map(|(_, value)| *value)
@@ -216,6 +207,7 @@ impl<'a> Reader<'a> {
     /// An absolute path. Whether the file exists is not checked.
     pub fn path(&mut self, field: &Field) -> Option<PathBuf> {
         const EXPECTED: &str = "the absolute path of a file";
+        const EXPECTED_NOT_OCI: &str = "the absolute path of a file; OCI images are not pulled";
         const EXPECTED_WITHOUT_DOT_DOT: &str = "the absolute path of a file, without \"..\"";
         let text = self.text(field, EXPECTED)?;
         // A NUL cannot be part of a VMM's command line, and a line end cannot be shown on one line.
@@ -225,6 +217,7 @@ impl<'a> Reader<'a> {
         let expected = match (text.starts_with('/') && is_plain, has_no_dot_dot) {
             (true, true) => return Some(PathBuf::from(text)),
             (true, false) => EXPECTED_WITHOUT_DOT_DOT,
+            (false, _) if is_image_reference(text) => EXPECTED_NOT_OCI,
             (false, _) => EXPECTED,
         };
         self.unexpected(field, expected);
@@ -232,34 +225,10 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn unknown_key(key: &str, known: &[&str]) -> String {
-    if key == "<<" {
-        return "merge keys are not supported; use an alias for the whole value".to_owned();
-    }
-    let displayed = Value::Text(key.to_owned());
-    match closest(key, known) {
-        Some(suggestion) => format!("unknown key {displayed}; did you mean \"{suggestion}\"?"),
-        None => format!(
-            "unknown key {displayed}, expected one of {}",
-            known.join(", ")
-        ),
-    }
-}
-
-/// The known key closest to `found`: one that starts with it, or that differs in at most a third of its characters.
-fn closest<'k>(found: &str, known: &[&'k str]) -> Option<&'k str> {
-    // No known key is half as long, and the cost of the distance is the product of the lengths.
-    const LONGEST: usize = 40;
-    let normalize = |text: &str| text.replace('-', "_").to_ascii_lowercase();
-    let found = normalize(&found.chars().take(LONGEST).collect::<String>());
-    let distance = |word: &str| match found.len() >= 3 && word.starts_with(&found) {
-        true => 0,
-        false => strsim::damerau_levenshtein(&found, word),
-    };
-    known
-        .iter()
-        .map(|word| (distance(&normalize(word)), *word))
-        .filter(|(distance, word)| *distance <= word.len().max(found.len()).div_ceil(3))
-        .min()
-        .map(|(_, word)| word)
+/// Whether a text looks like the reference of an OCI image, such as `ghcr.io/name/image:tag`: it begins with the name of a host.
+fn is_image_reference(text: &str) -> bool {
+    let host = text.split_once('/').map(|(host, _)| host);
+    host.is_some_and(|host| {
+        host.contains('.') && host.starts_with(|c: char| c.is_ascii_alphanumeric())
+    })
 }

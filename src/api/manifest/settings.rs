@@ -6,16 +6,13 @@ use std::time::Duration;
 
 use super::super::allowed::directory;
 use super::Source;
+use super::keys::Mapping;
+use super::keys::limits::MAX_REMOVAL_GRACE;
 use super::problem::{Location, Problem};
 use super::section::{Field, Reader, Section};
 use super::yaml::{self, Value};
 
-const KEYS: [&str; 3] = ["programs", "images", "removal_grace"];
-
-/// The minimum removal grace: programs that save a file in several steps need time between them.
-pub const MIN_REMOVAL_GRACE: Duration = Duration::from_millis(150);
-/// The maximum removal grace.
-const MAX_REMOVAL_GRACE: Duration = Duration::from_secs(24 * 3600);
+pub use super::keys::limits::MIN_REMOVAL_GRACE;
 
 /// Parses a removal grace in humantime format, such as `2s`.
 ///
@@ -67,7 +64,7 @@ pub fn parse(source: &Source) -> Result<Settings, Vec<Problem>> {
             path: String::new(),
             node: document,
         };
-        let Some(section) = reader.section(&root, &KEYS) else {
+        let Some(section) = reader.section(&root, Mapping::Settings) else {
             continue;
         };
         settings.programs = directories(&mut reader, &section, "programs");

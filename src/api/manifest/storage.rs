@@ -4,17 +4,19 @@
 use std::path::PathBuf;
 
 use super::super::storage::{AdditionalDisk, Storage};
+use super::keys::Mapping;
+use super::keys::limits::{MAX_DISK_SIZE, SIZE_UNITS};
 use super::section::{Field, Reader, Section};
 use super::yaml::Value;
 
 const EXPECTED_SIZE: &str = "a size such as \"10G\" or \"512M\" (G is GiB), at most 16T";
-/// 16 TiB, the largest file of ext4 with blocks of 4 KiB.
-const MAX_SIZE: u64 = 16 << 40;
 
 /// The settings that a group may inherit from `config:` or override.
 #[derive(Clone, Default)]
 pub struct RootDiskFields {
     image: Option<PathBuf>,
+    /// Whether `image` is set, even to an invalid value.
+    is_image_set: bool,
     size_bytes: Option<u64>,
     persistent: Option<bool>,
 }
@@ -32,6 +34,7 @@ pub fn read_root(
     let persistent = section.get("persistent").and_then(|f| reader.flag(f));
     RootDiskFields {
         image: image.or(default.image),
+        is_image_set: default.is_image_set || section.has("image"),
         size_bytes: size.or(default.size_bytes),
         persistent: persistent.or(default.persistent),
     }
@@ -39,7 +42,7 @@ pub fn read_root(
 
 /// The disks of a VM of a group with `count` VMs.
 pub fn read(reader: &mut Reader, group: &Section, root: RootDiskFields, count: u32) -> Storage {
-    if root.image.is_none() && !group.has("image") {
+    if !root.is_image_set {
         for key in ["storage_size", "persistent"] {
             if let Some(field) = group.get(key) {
                 reader.refuse(
@@ -76,7 +79,7 @@ fn read_disks(
     let items = reader.list(field, "a list of disks, each with a path");
     let mut disks: Vec<AdditionalDisk> = Vec::new();
     for item in &items {
-        let Some(section) = reader.section(item, &["path", "read_only"]) else {
+        let Some(section) = reader.section(item, Mapping::Disk) else {
             continue;
         };
         let Some(path_field) = section.get("path") else {
@@ -123,7 +126,7 @@ fn check_writable(
 
 fn read_size(reader: &mut Reader, field: &Field) -> Option<u64> {
     let size = match &field.node.value {
-        Value::Text(text) => parse_size(text).filter(|size| (1..=MAX_SIZE).contains(size)),
+        Value::Text(text) => parse_size(text).filter(|size| (1..=MAX_DISK_SIZE).contains(size)),
         _ => None,
     };
     if size.is_none() {
@@ -136,12 +139,7 @@ fn read_size(reader: &mut Reader, field: &Field) -> Option<u64> {
 fn parse_size(text: &str) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(digits);
-    let shift = match unit {
-        "M" | "Mi" | "MiB" => 20,
-        "G" | "Gi" | "GiB" => 30,
-        "T" | "Ti" | "TiB" => 40,
-        _ => return None,
-    };
+    let (_, shift) = SIZE_UNITS.iter().find(|(name, _)| *name == unit)?;
     number.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 

@@ -25,8 +25,34 @@ pub enum Kind {
 
 /// The error for a text that is not a valid [`Kind`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown kind \"{0}\": expected hostgroup (hg), vm or lease")]
-pub struct UnknownKind(String);
+pub enum UnknownKind {
+    /// The text resembles no kind.
+    #[error("unknown kind \"{0}\": expected hostgroup (hg), vm or lease")]
+    Other(String),
+    /// The text, and the spelling of a kind that it resembles.
+    #[error("unknown kind \"{0}\"; did you mean \"{1}\"?")]
+    Similar(String, &'static str),
+}
+
+/// The spellings of kinds.
+const SPELLINGS: [(&str, Kind); 8] = [
+    ("hostgroup", Kind::HostGroup),
+    ("hostgroups", Kind::HostGroup),
+    ("hg", Kind::HostGroup),
+    ("hgs", Kind::HostGroup),
+    ("vm", Kind::Vm),
+    ("vms", Kind::Vm),
+    ("lease", Kind::Lease),
+    ("leases", Kind::Lease),
+];
+
+/// The spelling that a text resembles: at most a third of its characters differ.
+fn similar_spelling(text: &str) -> Option<&'static str> {
+    let spellings = SPELLINGS.iter().map(|(spelling, _)| *spelling);
+    let distances = spellings.map(|s| (strsim::damerau_levenshtein(text, s), s));
+    let near = distances.filter(|(distance, s)| *distance <= s.len() / 3);
+    near.min_by_key(|(distance, _)| *distance).map(|(_, s)| s)
+}
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -41,12 +67,14 @@ impl fmt::Display for Kind {
 impl FromStr for Kind {
     type Err = UnknownKind;
     fn from_str(text: &str) -> Result<Self, UnknownKind> {
-        match text.to_ascii_lowercase().as_str() {
-            "hostgroup" | "hostgroups" | "hg" | "hgs" => Ok(Self::HostGroup),
-            "vm" | "vms" => Ok(Self::Vm),
-            "lease" | "leases" => Ok(Self::Lease),
-            _ => Err(UnknownKind(text.to_owned())),
+        let lower = text.to_ascii_lowercase();
+        if let Some((_, kind)) = SPELLINGS.iter().find(|(spelling, _)| *spelling == lower) {
+            return Ok(*kind);
         }
+        Err(match similar_spelling(&lower) {
+            Some(similar) => UnknownKind::Similar(text.to_owned(), similar),
+            None => UnknownKind::Other(text.to_owned()),
+        })
     }
 }
 
@@ -153,6 +181,8 @@ pub struct Check {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckStatus {
+    /// Does not apply, or cannot be checked by this user.
+    Skipped,
     /// Meets the requirements.
     Ok,
     /// Works with restrictions.
@@ -164,6 +194,7 @@ pub enum CheckStatus {
 impl fmt::Display for CheckStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
+            Self::Skipped => "-",
             Self::Ok => "ok",
             Self::Warn => "warn",
             Self::Fail => "fail",

@@ -1,19 +1,22 @@
 //! `new`: prints the YAML of a host group with comments, for editing and applying.
 //! Out of scope: checks that need the daemon.
 
+mod boot;
 mod bridge;
 mod cni;
 mod isolated;
 mod text;
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use ipnetwork::Ipv4Network;
 
 use self::text::YamlText;
 use super::failure::Failure;
 use super::{print, yaml};
+use crate::api::manifest::keys::limits::{API_VERSION, KIND};
 use crate::api::manifest::{self, Source};
 use crate::api::meta::Name;
 use crate::api::network::TapOwner;
@@ -62,13 +65,19 @@ pub enum Vmm {
 
 /// Arguments of `new`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
+#[command(group = clap::ArgGroup::new("subnet").args(["gateway", "cidr"]), after_help = "\
+Without --kernel-file, vmlinuz and initrd.img in /var/lib/slice/images (or in a directory of SLICE_IMAGES) are used if they exist; \
+otherwise the VMs are slots without a VMM.
+
 Examples:
   slicectl new sandbox --net=isolated > sandbox.yaml
-  slicectl new sandbox --net=isolated --count 2 --drop 192.168.1.0/24 --allow 192.168.1.7:443/tcp
-  slicectl new web --net=bridge --count 3 --gateway 192.168.137.1/24 --range 192.168.137.20-192.168.137.80
+  slicectl new sandbox --net=isolated --drop 192.168.1.0/24 \\
+      --allow 192.168.1.7:443/tcp
+  slicectl new web --net=bridge --count 3 --gateway 192.168.137.1/24 \\
+      --range 192.168.137.20-192.168.137.80
   slicectl new job --net=cni --network-name slicer
-  slicectl new guest --net=isolated --kernel-file /boot/vmlinuz --initrd-file /boot/initrd.img --ram-mb 128
+  slicectl new guest --net=isolated --ram-mb 128 \\
+      --kernel-file /boot/vmlinuz --initrd-file /boot/initrd.img
   slicectl new sandbox --net=isolated | slicectl apply -f -")]
 pub struct NewArgs {
     /// Name of the group; its VMs are NAME-1, NAME-2, ...
@@ -80,8 +89,11 @@ pub struct NewArgs {
     #[arg(long, value_name = "N")]
     pub count: Option<u32>,
     /// Address range. isolated: a subnet of 169.254.0.0/16 such as 169.254.100.0/22; bridge: FIRST-LAST in the gateway's subnet
-    #[arg(long, value_name = "CIDR|FIRST-LAST")]
+    #[arg(long, visible_alias = "isolated-range", value_name = "CIDR|FIRST-LAST")]
     pub range: Option<String>,
+    /// Subnet. isolated: the same as --range; bridge: the subnet of the gateway, which has its first address unless CIDR contains one
+    #[arg(long, value_name = "CIDR", conflicts_with = "gateway")]
+    pub cidr: Option<Ipv4Network>,
     /// isolated: allow, evaluated before --drop: IP or CIDR, then :PORT or :FROM-TO, then /tcp or /udp; may be repeated
     #[arg(long, value_name = "ENTRY", value_delimiter = ',')]
     pub allow: Vec<Entry>,
@@ -109,7 +121,7 @@ pub struct NewArgs {
         value_name = "IP",
         value_delimiter = ',',
         conflicts_with = "range",
-        requires = "gateway"
+        requires = "subnet"
     )]
     pub addresses: Vec<String>,
     /// bridge: VMs may use any MAC and source address
@@ -152,9 +164,11 @@ impl NewArgs {
 }
 
 /// `new NAME --net=…`.
-pub fn new(args: NewArgs) -> Result<(), Failure> {
+pub fn new(mut args: NewArgs) -> Result<(), Failure> {
     let usage_error = |text: &str| Err(Failure::Usage(text.to_owned()));
     foreign(&args)?;
+    apply_cidr(&mut args)?;
+    boot::find_files(&mut args);
     if args.dns.len() > 2 {
         return usage_error("too many --dns: expected at most two name servers");
     }
@@ -165,6 +179,29 @@ pub fn new(args: NewArgs) -> Result<(), Failure> {
     let text = group(&args)?;
     validate(&text)?;
     print::out(&text)
+}
+
+/// Sets the options that `--cidr` stands for.
+fn apply_cidr(args: &mut NewArgs) -> Result<(), Failure> {
+    let Some(cidr) = args.cidr else {
+        return Ok(());
+    };
+    match args.net {
+        Net::Isolated if args.range.is_some() => {
+            return Err(Failure::Usage(
+                "--cidr and --range are the same option with --net=isolated".to_owned(),
+            ));
+        }
+        Net::Isolated => args.range = Some(cidr.to_string()),
+        // Without host bits it names the subnet, and the gateway is its first address.
+        Net::Bridge => {
+            let first = cidr.nth(1).filter(|_| cidr.ip() == cidr.network());
+            let gateway = first.unwrap_or(cidr.ip());
+            args.gateway = Some(format!("{gateway}/{}", cidr.prefix()));
+        }
+        Net::Cni => {}
+    }
+    Ok(())
 }
 
 /// Refuses options of other modes.
@@ -178,6 +215,12 @@ fn foreign(args: &NewArgs) -> Result<(), Failure> {
         (
             "--range",
             args.range.is_some(),
+            &[Net::Isolated, Net::Bridge],
+            "",
+        ),
+        (
+            "--cidr",
+            args.cidr.is_some(),
             &[Net::Isolated, Net::Bridge],
             "",
         ),
@@ -232,12 +275,16 @@ fn validate(text: &str) -> Result<(), Failure> {
 
 fn group(args: &NewArgs) -> Result<String, Failure> {
     let mut text = YamlText::default();
+    let schema = schema_path().display().to_string();
+    text.line(0, &format!("# yaml-language-server: $schema={schema}"));
     text.line(
         0,
         "# Apply with: slicectl apply -f FILE --wait, or save it in the manifest directory of sliced.",
     );
+    text.line(0, &format!("apiVersion: {API_VERSION}"));
+    text.line(0, &format!("kind: {KIND}"));
     text.line(0, "config:");
-    boot(&mut text, args)?;
+    boot::write(&mut text, args)?;
     if args.net == Net::Cni {
         cni::network_name(&mut text, args)?;
     }
@@ -255,6 +302,16 @@ fn group(args: &NewArgs) -> Result<String, Failure> {
         text.section(3, "network", &network);
     }
     Ok(text.0)
+}
+
+/// Where `make install` puts the schema: beside the directory of this program, else the default prefix.
+fn schema_path() -> PathBuf {
+    const BELOW_PREFIX: &str = "share/slicectl/schema.json";
+    let program = std::env::current_exe().ok();
+    let prefix = program.as_deref().and_then(|path| path.parent()?.parent());
+    let installed = prefix.map(|prefix| prefix.join(BELOW_PREFIX));
+    let installed = installed.filter(|path| path.is_file());
+    installed.unwrap_or_else(|| Path::new("/usr/local").join(BELOW_PREFIX))
 }
 
 /// Options that are omitted are printed as comments: the file then uses the default, even if that changes.
@@ -293,33 +350,6 @@ fn dns(text: &mut YamlText, args: &NewArgs) {
     }
 }
 
-fn boot(text: &mut YamlText, args: &NewArgs) -> Result<(), Failure> {
-    const NO_VMM: &str = "you start the VMM yourself";
-    match (args.hypervisor, &args.kernel_file) {
-        (Some(Vmm::Qemu), _) => text.line(1, "hypervisor: qemu"),
-        (Some(Vmm::Firecracker), _) => text.line(1, "hypervisor: firecracker"),
-        (Some(Vmm::CloudHypervisor), _) => text.line(1, "hypervisor: cloud-hypervisor"),
-        (Some(Vmm::None), _) => text.note(1, "hypervisor: none", NO_VMM),
-        (None, Some(_)) => {
-            let comment = format!("or cloud-hypervisor, none ({NO_VMM}); default: qemu");
-            text.note(1, "# hypervisor: firecracker", &comment);
-        }
-        (None, None) => {
-            let why = format!("or firecracker, cloud-hypervisor; default: none, {NO_VMM}");
-            text.note(1, "# hypervisor: qemu", &why);
-        }
-    }
-    match &args.kernel_file {
-        None => text.line(1, "# kernel_file: /var/lib/slice/images/vmlinuz"),
-        Some(path) => text.line(1, &format!("kernel_file: {}", scalar(path)?)),
-    }
-    match &args.initrd_file {
-        None => text.line(1, "# initrd_file: /var/lib/slice/images/initrd.img"),
-        Some(path) => text.line(1, &format!("initrd_file: {}", scalar(path)?)),
-    }
-    Ok(())
-}
-
 fn tap_owner(text: &mut YamlText, args: &NewArgs) {
     if let Some(owner) = args.tap_owner {
         text.note(
@@ -336,10 +366,6 @@ fn vms(args: &NewArgs) -> String {
         1 => format!("VM {}-1", args.name),
         count => format!("VMs {0}-1 to {0}-{count}", args.name),
     }
-}
-
-fn scalar(path: &std::path::Path) -> Result<String, Failure> {
-    yaml::scalar(&path.to_string_lossy())
 }
 
 /// `UID[:GID]`.

@@ -3,11 +3,12 @@
 
 use std::net::Ipv4Addr;
 
+use super::super::not_found::not_found;
 use crate::api::lease::Lease;
 use crate::api::meta::Name;
 use crate::api::policy::Packet;
 use crate::api::stage::Stage;
-use crate::api::view::Explanation;
+use crate::api::view::{Explanation, Kind};
 use crate::api::vm::Vm;
 use crate::engine::Engine;
 use crate::host::rule::{AddrType, TableName};
@@ -34,16 +35,15 @@ pub(super) async fn answer(
     request: Packet,
 ) -> Result<Explanation, Refusal> {
     let known = engine.store.read(|world| {
-        let vm = world.vm_named(&name)?;
-        Some(Known {
+        let vm = world.vm_named(&name);
+        let vm = vm.ok_or_else(|| not_found(world, Kind::Vm, &name))?;
+        Ok::<_, Refusal>(Known {
             vm: vm.clone(),
             lease: world.lease(&vm.meta.name).cloned(),
             note: unsettled(world, vm),
         })
     });
-    let Some(Known { vm, lease, note }) = known else {
-        return Err(Refusal::NotFound(format!("vm/{name}")));
-    };
+    let Known { vm, lease, note } = known?;
     if vm.spec.network.policy().is_none() {
         return Err(has_no_policy(&vm));
     }

@@ -12,7 +12,7 @@ pub(super) fn parse_all(sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
     for Source { name, text } in sources {
         match manifest::parse_nonempty(&manifest::Source { name, text }) {
             Ok(parsed) => drafts.extend(parsed),
-            Err(found) => problems.extend(found.iter().map(ToString::to_string)),
+            Err(found) => problems.extend(manifest::shown(found).iter().map(ToString::to_string)),
         }
         // The parser enforces the limit for each file; this enforces it for all files together.
         if let Some(first_excess) = drafts.get(validate::MAX_GROUPS) {
@@ -34,10 +34,12 @@ pub(super) fn parse_all(sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
 /// Number of problems after which no further manifest is parsed.
 const MAX_PROBLEMS: usize = 200;
 
+/// The first problems of each file, and at most [`MAX_PROBLEMS`] of all files.
 pub(super) fn truncated(problems: &[manifest::Problem]) -> Vec<String> {
-    let more = problems.len().saturating_sub(MAX_PROBLEMS);
+    let shown = manifest::shown(problems.to_vec());
+    let more = shown.len().saturating_sub(MAX_PROBLEMS);
     let more = (more > 0).then(|| format!("and {more} more problems"));
-    let first = problems.iter().take(MAX_PROBLEMS);
+    let first = shown.iter().take(MAX_PROBLEMS);
     first.map(ToString::to_string).chain(more).collect()
 }
 

@@ -2,15 +2,17 @@
 //! Out of scope: reading, and storing what was read.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::IntakeLoop;
 use crate::api::event::{EventReason, EventType, ObjectRef};
+use crate::api::host_group::{HostGroup, Origin};
 use crate::api::meta::Name;
 use crate::clock;
-use crate::intake::IntakePlan;
+use crate::intake::{self, IntakePlan};
 
 /// Findings of the last read, which are reported to users.
 #[derive(Default)]
@@ -24,13 +26,35 @@ pub(super) struct Findings {
 }
 
 impl IntakeLoop {
+    /// Reports, once, that the directory cannot be listed. That it does not exist is no fault if no group is defined in it.
+    pub(super) fn report_unlistable(&self, error: &intake::Error) {
+        let cause = &error.source;
+        let defines_groups = self.engine.store.read(|world| {
+            let from_file = |group: &HostGroup| matches!(group.origin, Origin::File(_));
+            world.groups().any(from_file)
+        });
+        if defines_groups || cause.kind() != ErrorKind::NotFound {
+            return self.report_unreadable(format!("{error}: {cause}"));
+        }
+        let why = format!(
+            "{} does not exist: no manifests are read until it is created",
+            self.dir.display()
+        );
+        let before = self.findings.lock().unreadable.replace(why.clone());
+        if before.as_ref() != Some(&why) {
+            info!(dir = %self.dir.display(), "the manifest directory does not exist");
+            let object = ObjectRef::manifest(&self.dir);
+            self.note(EventType::Normal, &object, EventReason::FolderMissing, &why);
+        }
+    }
+
     /// Reports, once, that the directory cannot be read. No group is changed then.
     pub(super) fn report_unreadable(&self, message: String) {
         let why = format!("{message}: nothing is changed or deleted until it can be read");
         let before = self.findings.lock().unreadable.replace(why.clone());
         if before.as_ref() != Some(&why) {
             warn!(%why, "cannot read the manifest directory");
-            let object = ObjectRef::Manifest(self.dir.display().to_string());
+            let object = ObjectRef::manifest(&self.dir);
             self.note(
                 EventType::Warning,
                 &object,
@@ -55,6 +79,7 @@ impl IntakeLoop {
             unreadable: None,
         };
         let mut findings = self.findings.lock();
+        self.report_fixed(&findings, intake);
         for (path, lines) in &now.problems {
             if findings.problems.get(path) == Some(lines) {
                 continue;
@@ -101,6 +126,33 @@ impl IntakeLoop {
             }
         }
         *findings = now;
+    }
+
+    /// Reports what the previous read found and this one does not.
+    fn report_fixed(&self, before: &Findings, intake: &IntakePlan) {
+        if before.unreadable.is_some() {
+            let object = ObjectRef::manifest(&self.dir);
+            let message = "the directory can be read";
+            info!(dir = %self.dir.display(), "the manifest directory can be read");
+            self.note(
+                EventType::Normal,
+                &object,
+                EventReason::FolderReadable,
+                message,
+            );
+        }
+        let is_fixed = |path: &&PathBuf| intake.sound.contains(*path);
+        for path in before.problems.keys().filter(is_fixed) {
+            info!(path = %path.display(), "the manifest is valid again");
+            let object = ObjectRef::manifest(path);
+            let message = "the manifest is valid again";
+            self.note(
+                EventType::Normal,
+                &object,
+                EventReason::ManifestFixed,
+                message,
+            );
+        }
     }
 
     pub(super) fn note_group(

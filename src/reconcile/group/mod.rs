@@ -28,7 +28,7 @@ pub use claim::{Claim, needed, of_address};
 pub use claims::{CLAIMS_DIR, ClaimOwner, Claims};
 pub use foresee::{Assigned, ForeseenVm, foresee};
 pub use on_demand::{AddError, Added, Removed, add, remove};
-pub use plan::{Action, Desired, Extra, Member, Observed, plan};
+pub use plan::{Action, Desired, Extra, Member, Observed, outdated, plan};
 pub use preflight::{BlockedReason, Preflight, PreflightCheck};
 pub use range::HostUse;
 pub use range_error::RangeError;

@@ -203,12 +203,32 @@ fn plan_members(desired: &Desired, template: &VmSpec, observed: &Observed, plan:
     plan.extend(replacement(desired, template, observed));
 }
 
-/// The next VM to replace: at most one VM of the group is replaced at a time. A VM that is not Ready is replaced first.
-fn replacement(desired: &Desired, template: &VmSpec, observed: &Observed) -> Option<Action> {
+/// The VMs that a rolling update replaces, in order: a VM that is not Ready is replaced first. A VM whose replacement could not run on
+/// this host is one of them; a VM that is being deleted is not.
+pub fn outdated(desired: &Desired, observed: &Observed) -> Vec<Uid> {
+    let replaced = ordered_outdated(desired, observed);
+    replaced.into_iter().map(|member| member.uid).collect()
+}
+
+fn ordered_outdated<'o>(desired: &Desired, observed: &'o Observed) -> Vec<&'o Member> {
     match desired.update {
-        UpdatePolicy::OnDelete => return None,
+        UpdatePolicy::OnDelete => return Vec::new(),
         UpdatePolicy::Rolling => {}
     }
+    let is_outdated = |index: u32, member: &Member| {
+        let desired_spec = desired.spec(index);
+        desired_spec.is_some_and(|new_spec| member.is_outdated(&new_spec))
+    };
+    let members = observed.members.iter();
+    let mut replaced: Vec<(&u32, &Member)> = members
+        .filter(|(index, member)| !member.deleting && is_outdated(**index, member))
+        .collect();
+    replaced.sort_by_key(|(index, member)| (member.ready, **index));
+    replaced.into_iter().map(|(_, member)| member).collect()
+}
+
+/// The next VM to replace: at most one VM of the group is replaced at a time.
+fn replacement(desired: &Desired, template: &VmSpec, observed: &Observed) -> Option<Action> {
     let all_there = desired
         .places()
         .all(|index| observed.members.contains_key(&index));
@@ -223,13 +243,9 @@ fn replacement(desired: &Desired, template: &VmSpec, observed: &Observed) -> Opt
     if !all_there || busy {
         return None;
     }
-    observed
-        .members
-        .iter()
-        .filter(|(index, member)| desired.requires(**index) && outdated(**index, member))
-        .filter(|(_, member)| !member.preflight_failed)
-        .min_by_key(|(index, member)| (member.ready, **index))
-        .map(|(_, member)| Action::Delete { uid: member.uid })
+    let mut replaced = ordered_outdated(desired, observed).into_iter();
+    let next = replaced.find(|member| !member.preflight_failed);
+    next.map(|member| Action::Delete { uid: member.uid })
 }
 
 fn plan_leases(desired: &Desired, observed: &Observed, plan: &mut Vec<Action>) {

@@ -48,20 +48,34 @@ impl Preflight {
         desired: &Desired,
         plan: &[Action],
     ) -> Option<PreflightCheck> {
-        let going = plan.iter().filter_map(|action| match action {
-            Action::Delete { uid } => world.vm(*uid),
+        let deleted = plan.iter().filter_map(|action| match action {
+            Action::Delete { uid } => Some(*uid),
             Action::Create { .. }
             | Action::Update { .. }
             | Action::Release { .. }
             | Action::RemoveGroup => None,
         });
-        going
+        self.missing_checks(world, desired, deleted)
+            .into_iter()
+            .next()
+    }
+
+    /// Returns the checks that must pass before these VMs may be replaced.
+    pub fn missing_checks(
+        &self,
+        world: &World,
+        desired: &Desired,
+        vms: impl IntoIterator<Item = Uid>,
+    ) -> Vec<PreflightCheck> {
+        vms.into_iter()
+            .filter_map(|uid| world.vm(uid))
             .filter_map(|vm| Some((vm, desired.spec(vm.index)?)))
-            .find(|(vm, desired_spec)| self.of(vm.meta.uid, desired_spec).is_none())
+            .filter(|(vm, desired_spec)| self.of(vm.meta.uid, desired_spec).is_none())
             .map(|(vm, new_spec)| PreflightCheck {
                 vm: vm.clone(),
                 spec: new_spec.into_owned(),
             })
+            .collect()
     }
 
     /// The reason why a VM cannot be replaced with this spec, if there is one.

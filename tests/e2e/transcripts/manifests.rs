@@ -47,6 +47,7 @@ fn manifests_are_applied_compared_and_deleted() {
         let folder = folder.display();
         for (name, command) in [
             ("diff", format!("diff -f {file}")),
+            ("diff-verbose", format!("diff -f {file} --verbose")),
             ("diff-json", format!("diff -f {file} -o json")),
             ("apply-dry-run", format!("apply -f {file} --dry-run")),
             ("apply-wait", format!("apply -f {file} --wait=60s")),
@@ -80,7 +81,7 @@ fn standard_input_is_a_manifest_too() {
         check("apply-warning", &warned, "");
         check("apply-owned-by-file", &one("lab"), "");
         check("apply-broken", "config: [", "");
-        check("apply-wait-timeout", &broken(), "--wait=300ms");
+        check("apply-wait-terminal", &broken(), "--wait=60s");
         apply_stuck(&harness);
         runner.check(&[
             ("delete-stuck", "delete hg stuck --wait=300ms"),

@@ -60,6 +60,8 @@ fn what_new_prints_is_parsed_as_it_was_requested() {
     assert_eq!(keys, ["name", "network"]);
     let keys: Vec<_> = minimal["config"].as_mapping().unwrap().keys().collect();
     assert_eq!(keys, ["host_groups"]);
+    assert_eq!(minimal["apiVersion"].as_str(), Some("slice/v1"));
+    assert_eq!(minimal["kind"].as_str(), Some("Config"));
     let full = read(
         "new a --net=isolated --kernel-file /a:#b --drop 10.0.0.0/8,1.1.1.1:1-9/udp --ram-mb 64",
     );
@@ -309,4 +311,93 @@ fn new_prints_what_is_given_or_needed_and_no_default() {
         ));
         assert_eq!(spec, full, "{flags}\n{}", run.stdout);
     }
+}
+
+#[test]
+fn other_spellings_of_the_range_are_accepted() {
+    let (runner, _dir) = offline();
+    let isolated = "new a --net=isolated";
+    let bridge = "new a --net=bridge --range 10.0.0.20-10.0.0.80";
+    for (one, other) in [
+        (
+            format!("{isolated} --range 169.254.100.0/22"),
+            format!("{isolated} --isolated-range 169.254.100.0/22"),
+        ),
+        (
+            format!("{isolated} --range 169.254.100.0/22"),
+            format!("{isolated} --cidr 169.254.100.0/22"),
+        ),
+        (
+            format!("{bridge} --gateway 10.0.0.1/24"),
+            format!("{bridge} --cidr 10.0.0.0/24"),
+        ),
+        (
+            format!("{bridge} --gateway 10.0.0.7/24"),
+            format!("{bridge} --cidr 10.0.0.7/24"),
+        ),
+        (
+            "new a --net=bridge --gateway 10.0.0.1/24 --addresses 10.0.0.2".to_owned(),
+            "new a --net=bridge --cidr 10.0.0.0/24 --addresses 10.0.0.2".to_owned(),
+        ),
+    ] {
+        let (one, other) = (runner.run(&one), runner.run(&other));
+        assert_eq!(other.code, 0, "{other:?}");
+        assert_eq!(one.stdout, other.stdout);
+    }
+}
+
+#[test]
+fn one_mistake_is_one_error() {
+    let (runner, _dir) = offline();
+    for (flags, expected) in [
+        ("--kernel-file vmlinuz", "--kernel-file: found \"vmlinuz\""),
+        (
+            "--kernel-file vmlinuz --hypervisor qemu",
+            "--kernel-file: found \"vmlinuz\"",
+        ),
+        (
+            "--kernel-file vmlinuz --hypervisor firecracker",
+            "--kernel-file: found \"vmlinuz\"",
+        ),
+        (
+            "--kernel-file /k --initrd-file x",
+            "--initrd-file: found \"x\"",
+        ),
+    ] {
+        let run = runner.run(&format!("new a --net=isolated {flags}"));
+        assert_eq!(run.code, 2, "{run:?}");
+        let first = run.stderr.lines().next().unwrap_or_default();
+        assert!(first.contains(expected), "{run:?}");
+        assert!(!first.contains(';'), "{flags}: {first}");
+    }
+}
+
+#[test]
+fn a_kernel_in_the_directory_of_images_is_used_and_its_absence_is_said() {
+    let (runner, dir) = offline();
+    let images = dir.path().join("images");
+    let new = |flags: &str| runner.run(&format!("new a --net=isolated {flags}"));
+    let without = new("");
+    assert!(without.stderr.contains("empty slots"), "{without:?}");
+    for flags in ["--hypervisor none", "--kernel-file /k"] {
+        assert_eq!(new(flags).stderr, "", "{flags}");
+    }
+    std::fs::create_dir(&images).unwrap();
+    std::fs::write(images.join("vmlinuz"), "").unwrap();
+    let config = |flags: &str| {
+        let run = new(flags);
+        assert_eq!((run.code, run.stderr.as_str()), (0, ""), "{run:?}");
+        let yaml: serde_yaml::Value = serde_yaml::from_str(&run.stdout).unwrap();
+        let path = |key: &str| yaml["config"][key].as_str().map(str::to_owned);
+        (path("kernel_file"), path("initrd_file"))
+    };
+    let kernel = images.join("vmlinuz").display().to_string();
+    assert_eq!(config(""), (Some(kernel.clone()), None));
+    let initrd = images.join("initrd.img");
+    std::fs::write(&initrd, "").unwrap();
+    let both = (Some(kernel), Some(initrd.display().to_string()));
+    assert_eq!(config(""), both);
+    assert_eq!(config("--hypervisor firecracker"), both);
+    assert_eq!(config("--hypervisor none"), (None, None));
+    assert_eq!(config("--kernel-file /k"), (Some("/k".to_owned()), None));
 }

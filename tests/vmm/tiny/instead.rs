@@ -66,7 +66,7 @@ fn a_running_vm_goes_on_until_what_is_to_replace_it_can_run_and_the_reason_is_re
             let page = harness.ctl(&format!("describe {object}"));
             assert!(page.contains("another-qemu"), "{page}");
         }
-        let difference = harness.ctl(&format!("diff -f {file}"));
+        let difference = harness.ctl(&format!("diff -v -f {file}"));
         assert!(difference.contains("keep it unchanged"), "{difference}");
         harness.stays(Duration::from_secs(1), || pids(&harness));
         assert_eq!(pids(&harness), before);

@@ -3,11 +3,10 @@
 
 use super::super::super::cni::CniOptions;
 use super::super::super::network::{CniSpec, NetworkSpec};
+use super::super::keys::limits::MAX_NETWORK_NAME_LEN;
+use super::super::keys::{Mode, exclusive_to, invalid_in};
 use super::super::section::{Field, Reader, Section};
-use super::{BRIDGE_KEYS, Capacity, GroupInfo, Network, cni_options, read_tap_owner, refuse_lists};
-
-/// The spec sets no limit, but the name is part of a file name (`<name>-<container>-<interface>` in libcni's cache).
-const MAX_NAME_LEN: usize = 128;
+use super::{Capacity, GroupInfo, Network, cni_options, read_tap_owner, refuse_lists};
 
 /// Reads `network:` of mode cni, which is empty if only `network_name` is given, and `cni:`, the requests to the plugins. The
 /// plugins decide the rest.
@@ -19,7 +18,8 @@ pub fn read(
     network_name: &str,
 ) -> Network {
     refuse_lists(reader, network, "cni");
-    for key in BRIDGE_KEYS.iter().chain(&["range", "max_connections"]) {
+    let isolated: Vec<&str> = exclusive_to(Mode::Isolated).collect();
+    for key in invalid_in(Mode::Cni).filter(|key| !isolated.contains(key)) {
         if let Some(field) = network.get(key) {
             let message = "has no effect with mode: cni, in which the plugins of the network decide; only tap_owner is valid here";
             reader.refuse(field, message);
@@ -56,7 +56,7 @@ pub fn read_name(reader: &mut Reader, field: &Field) -> String {
     let is_valid_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     let is_valid = name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.chars().all(is_valid_char)
-        && name.len() <= MAX_NAME_LEN;
+        && name.len() <= MAX_NETWORK_NAME_LEN;
     if !is_valid {
         reader.unexpected(field, EXPECTED);
     }

@@ -3,36 +3,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::super::super::cni::{
-    Bandwidth, CniOptions, PortMapping, RequestedIp, Transport, parse_bits,
-};
+use super::super::super::cni::{Bandwidth, CniOptions, PortMapping, RequestedIp, parse_bits};
 use super::super::super::meta::Name;
 use super::super::super::network::Mac;
+use super::super::keys::Mapping;
+use super::super::keys::limits::{PORTS, TRANSPORTS};
 use super::super::problem::Position;
 use super::super::section::{Field, Reader, Section};
 use super::super::yaml::{Node, Value};
 
-const KEYS: [&str; 6] = [
-    "port_mappings",
-    "bandwidth",
-    "aliases",
-    "args",
-    "ips",
-    "mac",
-];
-const PORT_KEYS: [&str; 4] = ["host_port", "guest_port", "protocol", "host_ip"];
-const BANDWIDTH_KEYS: [&str; 4] = [
-    "ingress_rate",
-    "ingress_burst",
-    "egress_rate",
-    "egress_burst",
-];
-const PORTS: std::ops::RangeInclusive<u64> = 1..=65_535;
-
 /// Reads `cni:`. `count` is the number of VMs of the group: with more than one, host ports and a MAC are refused.
 pub fn read(reader: &mut Reader, field: &Field, count: u32) -> CniOptions {
     let before = reader.problem_count();
-    let Some(section) = reader.section(field, &KEYS) else {
+    let Some(section) = reader.section(field, Mapping::Cni) else {
         return CniOptions::default();
     };
     let options = CniOptions {
@@ -124,12 +107,7 @@ fn read_all<T>(
 }
 
 fn read_port(reader: &mut Reader, field: &Field) -> Option<PortMapping> {
-    const PROTOCOLS: [(&str, Transport); 3] = [
-        ("tcp", Transport::Tcp),
-        ("udp", Transport::Udp),
-        ("sctp", Transport::Sctp),
-    ];
-    let section = reader.section(field, &PORT_KEYS)?;
+    let section = reader.section(field, Mapping::PortMapping)?;
     let mut port = |key: &str| match section.get(key) {
         Some(field) => reader
             .whole(field, PORTS)
@@ -142,7 +120,7 @@ fn read_port(reader: &mut Reader, field: &Field) -> Option<PortMapping> {
     let (host_port, guest_port) = (port("host_port"), port("guest_port"));
     let protocol = section
         .get("protocol")
-        .map(|field| reader.one_of(field, &PROTOCOLS));
+        .map(|field| reader.one_of(field, &TRANSPORTS));
     let host_ip = section.get("host_ip").and_then(|field| {
         const EXPECTED: &str = "an IPv4 address of the host";
         let text = reader.text(field, EXPECTED)?;
@@ -161,7 +139,7 @@ fn read_port(reader: &mut Reader, field: &Field) -> Option<PortMapping> {
 }
 
 fn read_bandwidth(reader: &mut Reader, field: &Field) -> Option<Bandwidth> {
-    let section = reader.section(field, &BANDWIDTH_KEYS)?;
+    let section = reader.section(field, Mapping::Bandwidth)?;
     let mut bits = |key: &str| {
         let field = section.get(key)?;
         let bits = match &field.node.value {
@@ -188,11 +166,7 @@ fn read_alias(reader: &mut Reader, field: &Field) -> Option<Name> {
     match Name::new(text) {
         Ok(name) => Some(name),
         Err(error) => {
-            let expected = format!(
-                "an RFC 1123 label of at most 63 characters: {}",
-                error.why()
-            );
-            reader.unexpected(field, &expected);
+            reader.invalid_name(field, error.why());
             None
         }
     }

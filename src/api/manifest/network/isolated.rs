@@ -5,17 +5,16 @@ use ipnetwork::Ipv4Network;
 
 use super::super::super::entry_problem::{entry_problem, list_problem};
 use super::super::super::network::{IsolatedSpec, NetworkSpec};
-use super::super::super::policy::{Entry, OnDeny, Policy};
+use super::super::super::policy::{Entry, Policy};
 use super::super::super::pool;
+use super::super::keys::limits::{ON_DENY, RANGE_PREFIXES};
+use super::super::keys::{Mode, exclusive_to};
 use super::super::section::{Field, Reader, Section};
 use super::super::yaml::Value;
-use super::{BRIDGE_KEYS, Capacity, Network, read_max_connections, read_tap_owner};
-
-/// Prefix lengths with more than one /30, within the link-local range.
-const RANGE_PREFIXES: std::ops::RangeInclusive<u8> = 16..=29;
+use super::{Capacity, Network, read_max_connections, read_tap_owner};
 
 pub fn read(reader: &mut Reader, network: &Section) -> Network {
-    for key in BRIDGE_KEYS {
+    for key in exclusive_to(Mode::Bridge) {
         if let Some(field) = network.get(key) {
             let message = format!("{key} needs mode: bridge (this group is isolated)");
             reader.refuse(field, message);
@@ -26,10 +25,9 @@ pub fn read(reader: &mut Reader, network: &Section) -> Network {
         .get("allow_metadata")
         .and_then(|field| reader.flag(field))
         .unwrap_or_default();
-    let on_deny = network.get("on_deny").and_then(|field| {
-        let choices = [("drop", OnDeny::Drop), ("reject", OnDeny::Reject)];
-        reader.one_of(field, &choices)
-    });
+    let on_deny = network
+        .get("on_deny")
+        .and_then(|field| reader.one_of(field, &ON_DENY));
     let allow = read_entries(reader, network, "allow", &mut warnings);
     for (field, entry) in &allow {
         if let Some(message) = entry_problem(entry, allow_metadata) {

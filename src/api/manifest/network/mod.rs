@@ -17,38 +17,12 @@ mod isolated;
 
 use super::super::meta::Name;
 use super::super::network::{NetworkSpec, TapOwner};
+use super::keys::limits::{MAX_CONNECTIONS, MODES};
+use super::keys::{Mapping, Mode, exclusive_to};
 use super::section::{Field, Reader, Section};
 use super::yaml::Value;
 
 pub use cni::read_name as read_network_name;
-
-const KEYS: [&str; 14] = [
-    "mode",
-    "range",
-    "allow",
-    "drop",
-    "on_deny",
-    "allow_metadata",
-    "tap_owner",
-    "bridge",
-    "tap_prefix",
-    "gateway",
-    "addresses",
-    "antispoof",
-    "isolate_ports",
-    "max_connections",
-];
-/// Keys of bridge mode only.
-const BRIDGE_KEYS: [&str; 6] = [
-    "bridge",
-    "tap_prefix",
-    "gateway",
-    "addresses",
-    "antispoof",
-    "isolate_ports",
-];
-/// Keys of isolated mode only.
-const ISOLATED_KEYS: [&str; 4] = ["allow", "drop", "on_deny", "allow_metadata"];
 
 /// The result of reading a network section.
 pub struct Network {
@@ -68,13 +42,6 @@ pub struct Capacity {
     pub vms: u32,
     /// The reason for the limit, such as `169.254.100.0/22 has 256 /30 blocks`.
     pub why: String,
-}
-
-#[derive(Clone, Copy)]
-enum Mode {
-    Isolated,
-    Bridge,
-    Cni,
 }
 
 /// The network of a group. `default_name` is the `network_name` of `config:`. `None` if the network was refused.
@@ -99,7 +66,7 @@ pub fn read(
             }
         };
     };
-    let network = reader.section(field, &KEYS)?;
+    let network = reader.section(field, Mapping::Network)?;
     let mode = read_mode(reader, field, &network)?;
     if let (Mode::Isolated | Mode::Bridge, Some(own)) = (mode, own) {
         let message = "needs mode: cni, but network: specifies another mode; remove one of the two, or set network: {mode: cni}";
@@ -122,19 +89,14 @@ pub fn read(
 }
 
 fn read_mode(reader: &mut Reader, field: &Field, network: &Section) -> Option<Mode> {
-    const CHOICES: [(&str, Mode); 3] = [
-        ("isolated", Mode::Isolated),
-        ("bridge", Mode::Bridge),
-        ("cni", Mode::Cni),
-    ];
     let Some(mode) = network.get("mode") else {
         // An unknown key is reported already, and is probably a misspelt `mode`.
         return match &field.node.value {
-            Value::Map(members) if members.iter().any(|m| !KEYS.contains(&m.key.as_str())) => None,
+            Value::Map(members) if members.iter().any(|m| !Mapping::Network.has(&m.key)) => None,
             _ => Some(Mode::Bridge),
         };
     };
-    reader.one_of(mode, &CHOICES)
+    reader.one_of(mode, &MODES)
 }
 
 /// The maximum number of VMs of the network; `None` if only the limits of the group apply.
@@ -160,14 +122,11 @@ fn refuse_lists(reader: &mut Reader, network: &Section, mode: &str) {
         true => ", the default",
         false => "",
     };
-    for field in ISOLATED_KEYS.iter().filter_map(|key| network.get(key)) {
+    for field in exclusive_to(Mode::Isolated).filter_map(|key| network.get(key)) {
         let message = format!("needs mode: isolated (this group is {mode}{default})");
         reader.refuse(field, message);
     }
 }
-
-/// Fewer than 16 connections are unusable for a guest; the upper bound is the kernel's default table size on the largest hosts.
-const MAX_CONNECTIONS: std::ops::RangeInclusive<u64> = 16..=262_144;
 
 /// Reads `max_connections`; `None` for a share of the host's table.
 fn read_max_connections(reader: &mut Reader, network: &Section) -> Option<u32> {

@@ -23,7 +23,9 @@ use crate::host::netlink::Handle;
 use crate::host::netns::Netns;
 use crate::reconcile::{Conflict, OnHost, Reconcile};
 
-pub use plan::{Action, BridgeSeen, Desired, Entry, Location, Observed, Slot, TapSeen};
+pub use plan::{
+    Action, BridgeSeen, Desired, Entry, Location, Observed, Slot, TapSeen, not_a_bridge,
+};
 
 /// The reconciler of the Net stage in bridge mode, for one run and one VM.
 pub struct BridgeNet {

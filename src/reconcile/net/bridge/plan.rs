@@ -280,13 +280,17 @@ fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Acti
 
 fn usable_bridge<'a>(slot: &Slot, observed: &'a Observed) -> Result<&'a BridgeSeen, Conflict> {
     let usable = observed.bridge.as_ref().filter(|seen| seen.is_bridge);
-    usable.ok_or_else(|| Conflict {
-        object: format!("link {}", slot.bridge),
+    usable.ok_or_else(|| not_a_bridge(&slot.bridge))
+}
+
+/// A link that is not a bridge has the name of the bridge.
+pub fn not_a_bridge(name: &str) -> Conflict {
+    Conflict {
+        object: format!("link {name}"),
         remedy: format!(
-            "it is not a bridge: rename or remove it (ip link set {} name OTHER), or name another bridge",
-            slot.bridge
+            "it is not a bridge: rename or remove it (ip link set {name} name OTHER), or name another bridge"
         ),
-    })
+    }
 }
 
 /// Returns the TAP that is kept, if any.

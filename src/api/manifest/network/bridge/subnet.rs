@@ -3,16 +3,13 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::ops::RangeInclusive;
 
 use ipnetwork::Ipv4Network;
 
 use super::super::super::super::lease::subnet;
 use super::super::super::super::network::Addresses;
+use super::super::super::keys::limits::GATEWAY_PREFIXES;
 use super::super::super::section::{Field, Reader};
-
-/// Valid prefix lengths. A /31 has no network and broadcast address (RFC 3021 applies to point-to-point links).
-const PREFIXES: RangeInclusive<u8> = 8..=30;
 
 /// Ranges without unicast addresses for a gateway: RFC 1122 section 3.2.1.3, RFC 3927, RFC 5771, RFC 1112 section 4.
 const NON_UNICAST: [(Ipv4Addr, u8, &str); 5] = [
@@ -32,8 +29,8 @@ pub fn read_gateway(reader: &mut Reader, field: &Field) -> Option<Ipv4Network> {
         reader.unexpected(field, EXPECTED);
         return None;
     };
-    if !PREFIXES.contains(&gateway.prefix()) {
-        let (least, most) = (PREFIXES.start(), PREFIXES.end());
+    if !GATEWAY_PREFIXES.contains(&gateway.prefix()) {
+        let (least, most) = (GATEWAY_PREFIXES.start(), GATEWAY_PREFIXES.end());
         reader.unexpected(field, &format!("a prefix length from /{least} to /{most}"));
         return None;
     }

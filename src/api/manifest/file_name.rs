@@ -1,5 +1,5 @@
 //! Which file names are manifests.
-//! Out of scope: reading them (`folder`).
+//! Out of scope: reading them.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

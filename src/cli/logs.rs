@@ -1,0 +1,71 @@
+//! `logs`: prints the output of guests.
+//! Out of scope: input (`console`).
+
+use std::io::IsTerminal;
+
+use futures::StreamExt;
+
+use super::args::LogsArgs;
+use super::failure::Failure;
+use super::sanitize::Sanitizer;
+use super::{print, watch};
+use crate::wire::Client;
+use crate::wire::backend::{LogStart, StreamMode};
+
+/// `logs VM [-f] [-n NUMBER] [--raw]`: prints the bytes as they are, to a terminal only what cannot control it. If the output is
+/// followed, goes on after a restart of the daemon where it was interrupted.
+pub async fn logs(client: &Client, args: LogsArgs) -> Result<(), Failure> {
+    let span = match args.follow {
+        true => StreamMode::Follow,
+        false => StreamMode::Once,
+    };
+    let mut start = args.lines.map_or(LogStart::Beginning, LogStart::LastLines);
+    let mut output = Output::new(args.raw);
+    let (mut offset, stream) = client.logs(&args.vm, start, span).await?;
+    let mut stream = stream.boxed();
+    loop {
+        while let Some(bytes) = stream.next().await {
+            let bytes = match (bytes, span) {
+                (Ok(bytes), _) => bytes,
+                (Err(_), StreamMode::Follow) => break,
+                (Err(error), StreamMode::Once) => {
+                    output.finish()?;
+                    return Err(error.into());
+                }
+            };
+            offset = offset.map(|offset| offset + bytes.len() as u64);
+            output.print(&bytes)?;
+        }
+        if span == StreamMode::Once {
+            return output.finish();
+        }
+        start = offset.map_or(start, LogStart::Offset);
+        let (at, next) = watch::reconnect(|| client.logs(&args.vm, start, span)).await?;
+        (offset, stream) = (at, next.boxed());
+    }
+}
+
+struct Output {
+    sanitizer: Option<Sanitizer>,
+}
+
+impl Output {
+    fn new(raw: bool) -> Self {
+        let is_sanitized = std::io::stdout().is_terminal() && !raw;
+        Self {
+            sanitizer: is_sanitized.then(Sanitizer::default),
+        }
+    }
+
+    fn print(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        match &mut self.sanitizer {
+            Some(sanitizer) => print::bytes(sanitizer.push(bytes).as_bytes()),
+            None => print::bytes(bytes),
+        }
+    }
+
+    fn finish(&mut self) -> Result<(), Failure> {
+        let end = self.sanitizer.as_mut().map_or("", Sanitizer::finish);
+        print::bytes(end.as_bytes())
+    }
+}

@@ -1,0 +1,124 @@
+//! The STATUS column: one word for what an object waits for or fails at, as in `kubectl get`.
+//! Out of scope: the condition that is decisive (see [`super::rows`]).
+
+use super::paint::Severity;
+use crate::api::condition::Reason;
+
+/// The word for a condition that is not True, from its type and its reason.
+pub fn word(condition: &str, reason: Reason) -> &'static str {
+    let [pending, conflict, error] = match condition {
+        "Lease" => ["AddressPending", "AddressConflict", "AddressError"],
+        "Net" => ["NetworkPending", "NetworkConflict", "NetworkError"],
+        "Firewall" => ["FirewallPending", "FirewallConflict", "FirewallError"],
+        "Vmm" => ["Starting", "StartConflict", "StartError"],
+        "HostNetwork" => [
+            "HostNetworkPending",
+            "HostNetworkConflict",
+            "HostNetworkError",
+        ],
+        _ => ["Progressing", "Conflict", "Error"],
+    };
+    match reason {
+        Reason::Converged | Reason::Waiting | Reason::Converging => pending,
+        Reason::Conflict | Reason::Contested => conflict,
+        Reason::ActionFailed | Reason::NotConverging => error,
+        Reason::ObserveFailed | Reason::NotObserved => "Unknown",
+        Reason::Invalid => "InvalidSpec",
+        Reason::ManifestInvalid => "InvalidManifest",
+        Reason::RangeExhausted => "NoFreeAddress",
+        Reason::CrashLoop => "CrashLoopBackOff",
+        Reason::Paused => "Paused",
+        Reason::Stopping => "Stopping",
+        Reason::Stopped => "Stopped",
+        Reason::Failed => "Failed",
+        Reason::Terminating => "Terminating",
+        Reason::StateNotWritable => "ReadOnly",
+    }
+}
+
+/// The severity of a reason.
+pub fn severity(reason: Reason) -> Severity {
+    match reason {
+        Reason::Converged => Severity::Good,
+        Reason::Waiting
+        | Reason::NotObserved
+        | Reason::Converging
+        | Reason::Terminating
+        | Reason::Paused
+        | Reason::Stopping
+        | Reason::Stopped => Severity::Warning,
+        Reason::Conflict
+        | Reason::Contested
+        | Reason::NotConverging
+        | Reason::ActionFailed
+        | Reason::ObserveFailed
+        | Reason::Invalid
+        | Reason::RangeExhausted
+        | Reason::CrashLoop
+        | Reason::Failed
+        | Reason::ManifestInvalid
+        | Reason::StateNotWritable => Severity::Error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_of_every_condition_is_one_word_of_users() {
+        let per_condition = [
+            Reason::Converged,
+            Reason::Waiting,
+            Reason::Converging,
+            Reason::Conflict,
+            Reason::Contested,
+            Reason::ActionFailed,
+            Reason::NotConverging,
+        ];
+        let conditions = [
+            (
+                "Lease",
+                ["AddressPending", "AddressConflict", "AddressError"],
+            ),
+            ("Net", ["NetworkPending", "NetworkConflict", "NetworkError"]),
+            (
+                "Firewall",
+                ["FirewallPending", "FirewallConflict", "FirewallError"],
+            ),
+            ("Vmm", ["Starting", "StartConflict", "StartError"]),
+            (
+                "HostNetwork",
+                [
+                    "HostNetworkPending",
+                    "HostNetworkConflict",
+                    "HostNetworkError",
+                ],
+            ),
+            ("Ready", ["Progressing", "Conflict", "Error"]),
+        ];
+        for (condition, [pending, conflict, error]) in conditions {
+            let expected = [pending, pending, pending, conflict, conflict, error, error];
+            assert_eq!(
+                per_condition.map(|reason| word(condition, reason)),
+                expected
+            );
+            for (reason, expected) in [
+                (Reason::ObserveFailed, "Unknown"),
+                (Reason::NotObserved, "Unknown"),
+                (Reason::Invalid, "InvalidSpec"),
+                (Reason::ManifestInvalid, "InvalidManifest"),
+                (Reason::RangeExhausted, "NoFreeAddress"),
+                (Reason::CrashLoop, "CrashLoopBackOff"),
+                (Reason::Paused, "Paused"),
+                (Reason::Stopping, "Stopping"),
+                (Reason::Stopped, "Stopped"),
+                (Reason::Failed, "Failed"),
+                (Reason::Terminating, "Terminating"),
+                (Reason::StateNotWritable, "ReadOnly"),
+            ] {
+                assert_eq!(word(condition, reason), expected, "{condition}");
+            }
+        }
+    }
+}

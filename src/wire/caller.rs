@@ -1,0 +1,95 @@
+//! The user who sent the request that the current task handles, for events.
+//! Out of scope: permission (`socket`, `admission`).
+
+use std::fmt;
+use std::fs::File;
+use std::future::Future;
+use std::io::Read;
+
+tokio::task_local! {
+    static CALLER: Caller;
+}
+
+/// The maximum size of `/etc/passwd` that is searched for a name.
+const MAX_PASSWD: u64 = 1 << 20;
+
+/// The maximum length of a user name (useradd(8)).
+const MAX_NAME: usize = 32;
+
+/// The user of a request, as the kernel recorded it at connect(2) (unix(7), `SO_PEERCRED`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// User id.
+    pub uid: u32,
+}
+
+impl Caller {
+    /// The user whose request the current task handles. `None` outside of requests.
+    pub fn current() -> Option<Self> {
+        CALLER.try_with(|caller| *caller).ok()
+    }
+
+    /// Runs the handler of a request of this user.
+    pub async fn scope<T>(self, handler: impl Future<Output = T>) -> T {
+        CALLER.scope(self, handler).await
+    }
+}
+
+/// `root (uid 0)`, or `uid 1000` for a user without a name in `/etc/passwd`.
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match passwd().and_then(|text| name(&text, self.uid)) {
+            Some(name) => write!(f, "{name} (uid {})", self.uid),
+            None => write!(f, "uid {}", self.uid),
+        }
+    }
+}
+
+fn passwd() -> Option<String> {
+    let (mut text, file) = (String::new(), File::open("/etc/passwd").ok()?);
+    file.take(MAX_PASSWD).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+/// The first name of this user in a file in the format of passwd(5).
+fn name(passwd: &str, uid: u32) -> Option<String> {
+    let of_line = |line: &str| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        let found: u32 = fields.nth(1)?.parse().ok()?;
+        let is_printable = name.bytes().all(|byte| byte.is_ascii_graphic());
+        let is_valid = (1..=MAX_NAME).contains(&name.len()) && is_printable;
+        (found == uid && is_valid).then(|| name.to_owned())
+    };
+    passwd.lines().find_map(of_line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_has_the_first_valid_name_of_passwd() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\ntoor:x:0:0::/:\n# comment\nbad name:x:7:7:::\nalice:x:1000:1000:::\n:x:8:8:::\nshort:x\n";
+        for (uid, expected) in [
+            (0, Some("root")),
+            (1000, Some("alice")),
+            (7, None),
+            (8, None),
+            (9, None),
+        ] {
+            assert_eq!(name(passwd, uid).as_deref(), expected, "{uid}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_task_has_a_caller_only_while_it_handles_a_request() {
+        assert_eq!(Caller::current(), None);
+        let caller = Caller { uid: 7 };
+        assert_eq!(
+            caller.scope(async { Caller::current() }).await,
+            Some(caller)
+        );
+        assert_eq!(Caller::current(), None);
+    }
+}
