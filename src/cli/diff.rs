@@ -1,8 +1,6 @@
 //! `diff`: shows what `apply` would change: groups with their fields, VMs, and with `--verbose` the steps.
 //! Out of scope: computing it.
 
-use std::collections::BTreeSet;
-
 use super::args::DiffArgs;
 use super::effects::warn_about;
 use super::failure::Failure;
@@ -81,6 +79,7 @@ pub fn summary(result: &DiffResult, shown: &Shown) -> String {
             Applied::Created => "create",
             Applied::Configured => "change",
             Applied::Deleted => "delete",
+            Applied::Unchanged if is_changed && !is_progressing(group) => "update blocked",
             Applied::Unchanged if is_changed => "update in progress",
             Applied::Unchanged => "no change",
         };
@@ -94,8 +93,8 @@ pub fn summary(result: &DiffResult, shown: &Shown) -> String {
             text += &steps(result, shown, &object);
         }
     }
-    if shown.steps {
-        text += &other_steps(result);
+    if shown.steps && result.more > 0 {
+        text += &format!("and the steps for {} more VMs\n", result.more);
     }
     if result.has_differences() {
         text += &format!("\n{}\n", footer(&result.plan));
@@ -107,23 +106,6 @@ fn steps(result: &DiffResult, shown: &Shown, object: &str) -> String {
     let steps = result.actions.get(object).filter(|_| shown.steps);
     let steps = steps.into_iter().flatten();
     steps.map(|step| format!("  {step}\n")).collect()
-}
-
-/// The steps for objects that do not change, such as a VM that is not replaced.
-fn other_steps(result: &DiffResult) -> String {
-    let vms = result.groups.iter().flat_map(|group| &group.vms);
-    let shown: BTreeSet<String> = vms.map(|vm| format!("{}/{}", Kind::Vm, vm.name)).collect();
-    let others = result.actions.iter();
-    let others = others.filter(|(object, _)| !shown.contains(*object));
-    let others = others.map(|(object, steps)| {
-        let steps: String = steps.iter().map(|step| format!("  {step}\n")).collect();
-        format!("{object}\n{steps}")
-    });
-    let more = (result.more > 0).then(|| {
-        let more = result.more;
-        format!("and the steps for {more} more VMs\n")
-    });
-    others.chain(more).collect()
 }
 
 /// How the VMs of the group get the change of a field.
@@ -153,6 +135,12 @@ fn effect(group: &GroupDiff, field: &FieldChange) -> String {
     }
 }
 
+/// Whether a VM of the group changes.
+fn is_progressing(group: &GroupDiff) -> bool {
+    let mut vms = group.vms.iter();
+    vms.any(|vm| vm.change != VmChange::NotReplaced)
+}
+
 fn vms(count: usize) -> String {
     match count {
         1 => "1 VM".to_owned(),
@@ -166,6 +154,13 @@ fn footer(plan: &PlanCounts) -> String {
         update,
         replace,
         delete,
+        not_replaced,
     } = plan;
-    format!("Plan: {add} to add, {replace} to replace, {delete} to delete, {update} to update live")
+    let blocked = match not_replaced {
+        0 => String::new(),
+        vms => format!(", {vms} not replaced"),
+    };
+    format!(
+        "Plan: {add} to add, {replace} to replace, {delete} to delete, {update} to update live{blocked}"
+    )
 }

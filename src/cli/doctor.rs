@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 
 use super::args::FormatArgs;
 use super::failure::Failure;
-use super::paint::{Colors, one_line};
+use super::paint::{Colors, one_line, terminal_width};
 use super::table::{Field, Table};
 use super::{print, sliced};
 use crate::api::view::{Check, CheckStatus};
@@ -75,13 +75,27 @@ fn findings(checks: &[Check]) -> String {
     let remedies: String = checks
         .iter()
         .filter(|check| !check.remedy.is_empty())
-        .map(|check| format!("  {}: {}\n", check.name, one_line(&check.remedy)))
+        .map(|check| remedy(check, terminal_width()))
         .collect();
     if !remedies.is_empty() {
         text.push_str("\nSuggested fixes:\n");
         text.push_str(&remedies);
     }
     format!("{text}\n{}\n", summary(checks))
+}
+
+/// The remedy of a check, within the width of the terminal.
+fn remedy(check: &Check, width: Option<usize>) -> String {
+    let text = format!("{}: {}", check.name, one_line(&check.remedy));
+    match width {
+        None => format!("  {text}\n"),
+        Some(width) => {
+            let options = textwrap::Options::new(width)
+                .initial_indent("  ")
+                .subsequent_indent("    ");
+            format!("{}\n", textwrap::fill(&text, options))
+        }
+    }
 }
 
 fn count(checks: &[Check], status: CheckStatus) -> usize {

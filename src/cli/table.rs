@@ -12,8 +12,7 @@ const GAP: usize = 3;
 /// The least width of a column of free text; if there is less, the columns before it are dropped.
 const MIN_FREE_TEXT: usize = 20;
 
-/// The titles of columns of free text, which are the last ones: on a narrow terminal their end is cut off, and other columns are dropped
-/// before them.
+/// The titles of columns of free text, which are the last ones: on a narrow terminal they wrap, after other columns are dropped.
 const FREE_TEXT: [&str; 2] = ["MESSAGE", "FOUND"];
 
 /// The end of a text that is cut off.
@@ -154,7 +153,27 @@ impl Table {
         fixed
     }
 
+    /// The lines of a row: several only if its free text wraps.
     fn row(&self, row: &[Field], columns: &[(usize, usize)], is_title: bool) -> String {
+        let last = columns.last().filter(|_| self.has_free_text);
+        let free_text = last.filter(|(column, _)| column + 1 == self.header.len());
+        let Some((free_text, width)) = free_text else {
+            return self.line(row, columns, is_title);
+        };
+        let field = &row[*free_text];
+        let mut lines = String::new();
+        for (number, part) in textwrap::wrap(&field.text, *width).iter().enumerate() {
+            let mut fields: Vec<Field> = match number {
+                0 => row.to_vec(),
+                _ => vec![Field::from(""); row.len()],
+            };
+            fields[*free_text] = Field::with_severity(part.to_owned(), field.severity);
+            lines += &self.line(&fields, columns, is_title);
+        }
+        lines
+    }
+
+    fn line(&self, row: &[Field], columns: &[(usize, usize)], is_title: bool) -> String {
         let mut line = String::new();
         let mut blanks = 0;
         for (column, width) in columns {
@@ -286,25 +305,26 @@ mod tests {
     }
 
     #[test]
-    fn right_columns_are_dropped_and_free_text_is_cut_off() {
+    fn right_columns_are_dropped_and_free_text_wraps() {
         let header = |last| vec!["RESULT", "NUMBER", last];
         let fixed = Table::new(header("LAST"), Colors::Disabled)
             .within(40)
             .draw(rows());
         assert_eq!(fixed, "RESULT   NUMBER\nok       1\nfailed   2\n");
-        let cut = Table::new(header("MESSAGE"), Colors::Disabled)
+        let wrapped = Table::new(header("MESSAGE"), Colors::Disabled)
             .within(40)
             .draw(rows());
         assert_eq!(
-            cut,
-            "RESULT   NUMBER   MESSAGE\nok       1        a short text\nfailed   2        a message that is muc…\n"
+            wrapped,
+            "RESULT   NUMBER   MESSAGE\nok       1        a short text\nfailed   2        a message that is much\n                  \
+             longer than the others\n                  in this table\n"
         );
         let narrow = Table::new(header("MESSAGE"), Colors::Disabled)
             .within(30)
             .draw(rows());
         assert_eq!(
             narrow,
-            "RESULT   MESSAGE\nok       a short text\nfailed   a message that is mu…\n"
+            "RESULT   MESSAGE\nok       a short text\nfailed   a message that is\n         much longer than the\n         others in this table\n"
         );
     }
 }

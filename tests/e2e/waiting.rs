@@ -60,7 +60,7 @@ fn a_corrected_manifest_or_host_is_waited_for() {
         assert!(output.contains("not replaced"), "{output}");
         // The host: the same manifest again is tried again.
         std::fs::write(harness.dir.path().join("kernel"), "no kernel").expect("written");
-        let output = harness.refused(&format!("apply -f {lost} --wait=20s"), 1);
+        let output = harness.refused(&format!("apply -f {lost} --wait=4s"), 1);
         assert!(!output.contains("is not a file on this host"), "{output}");
     });
 }

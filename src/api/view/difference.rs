@@ -66,6 +66,17 @@ pub struct VmDiff {
     pub deletes_disk: bool,
 }
 
+impl VmDiff {
+    /// A change that deletes no disk.
+    pub fn new(name: &Name, change: VmChange) -> Self {
+        Self {
+            name: name.clone(),
+            change,
+            deletes_disk: false,
+        }
+    }
+}
+
 /// The change of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -78,6 +89,8 @@ pub enum VmChange {
     Replace,
     /// It is deleted.
     Delete,
+    /// It differs from its group and is left unchanged, because its new spec cannot run.
+    NotReplaced,
 }
 
 impl fmt::Display for VmChange {
@@ -87,6 +100,7 @@ impl fmt::Display for VmChange {
             Self::Update => "update live",
             Self::Replace => "replace",
             Self::Delete => "delete",
+            Self::NotReplaced => "not replaced",
         })
     }
 }
@@ -102,6 +116,9 @@ pub struct PlanCounts {
     pub replace: usize,
     /// VMs that are deleted.
     pub delete: usize,
+    /// VMs that are left unchanged, because their new spec cannot run.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub not_replaced: usize,
 }
 
 impl PlanCounts {
@@ -112,6 +129,7 @@ impl PlanCounts {
             VmChange::Update => self.update += 1,
             VmChange::Replace => self.replace += 1,
             VmChange::Delete => self.delete += 1,
+            VmChange::NotReplaced => self.not_replaced += 1,
         }
     }
 }

@@ -122,6 +122,11 @@ fn compute<'d>(
     let living = existing.filter(|group| !group.meta.deleting);
     let is_misplaced = observed.members.values().any(|member| member.misplaced);
     let update_before = existing.map(|group| group.spec.update);
+    let mut vm_changes = vm_changes(draft, &desired, &plan, &vms, update_before);
+    for vm in vms.iter().filter(|vm| not_replaced.contains_key(&vm.meta.name)) {
+        let kept = || VmDiff::new(&vm.meta.name, VmChange::NotReplaced);
+        vm_changes.entry(vm.index).or_insert_with(kept);
+    }
     let change = GroupChange {
         draft,
         applied: match living {
@@ -132,7 +137,7 @@ fn compute<'d>(
         fields: living
             .map(|group| fields(group, draft, is_misplaced))
             .unwrap_or_default(),
-        changes: vm_changes(draft, &desired, &plan, &vms, update_before),
+        changes: vm_changes,
         not_replaced,
         desired,
         plan,
@@ -167,13 +172,7 @@ fn vm_changes(
 ) -> BTreeMap<u32, VmDiff> {
     let mut found = BTreeMap::new();
     let mut add = |index: u32, name: &Name, change| {
-        let name = name.clone();
-        let vm = VmDiff {
-            name,
-            change,
-            deletes_disk: false,
-        };
-        found.insert(index, vm);
+        found.insert(index, VmDiff::new(name, change));
     };
     if update_before.is_some_and(|before| before != desired.update) {
         // The record of each VM contains the update policy.

@@ -68,6 +68,10 @@ fn a_running_vm_goes_on_until_what_is_to_replace_it_can_run_and_the_reason_is_re
         }
         let difference = harness.ctl(&format!("diff -v -f {file}"));
         assert!(difference.contains("keep it unchanged"), "{difference}");
+        let difference = harness.ctl(&format!("diff -f {file}"));
+        let expected = "hostgroup/sandbox: update blocked\nvm/sandbox-1: not replaced\nvm/sandbox-2: not replaced\n\n\
+            Plan: 0 to add, 0 to replace, 0 to delete, 0 to update live, 2 not replaced\n";
+        assert!(difference.contains(expected), "{difference}");
         harness.stays(Duration::from_secs(1), || pids(&harness));
         assert_eq!(pids(&harness), before);
         assert_eq!(harness.messages("hg/sandbox", "NotReplaced").len(), 1);
