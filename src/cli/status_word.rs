@@ -63,7 +63,50 @@ pub fn severity(reason: Reason) -> Severity {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    const REASONS: [Reason; 19] = [
+        Reason::Converged,
+        Reason::Waiting,
+        Reason::Converging,
+        Reason::Conflict,
+        Reason::Contested,
+        Reason::NotConverging,
+        Reason::ActionFailed,
+        Reason::ObserveFailed,
+        Reason::NotObserved,
+        Reason::Invalid,
+        Reason::RangeExhausted,
+        Reason::CrashLoop,
+        Reason::Paused,
+        Reason::Stopping,
+        Reason::Stopped,
+        Reason::StateNotWritable,
+        Reason::Failed,
+        Reason::Terminating,
+        Reason::ManifestInvalid,
+    ];
+
+    /// Those of groups and VMs that need an explanation.
+    #[test]
+    fn the_page_about_symptoms_explains_every_word_and_no_other() {
+        let page = include_str!("../../docs/troubleshooting.md");
+        let (_, section) = page.split_once("\n## STATUS of a VM").expect("a section");
+        let (section, _) = section.split_once("\n## ").expect("another section");
+        let rows = section.lines().filter(|line| line.starts_with("| `"));
+        let cells = rows.skip(1).filter_map(|row| row.split('|').nth(1));
+        let explained: BTreeSet<&str> = cells
+            .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+            .collect();
+        let conditions = ["Lease", "Net", "Firewall", "Vmm", "HostNetwork", "Ready"];
+        let words = conditions.iter().flat_map(|condition| {
+            let reasons = REASONS.iter();
+            reasons.map(|reason| word(condition, *reason))
+        });
+        assert_eq!(explained, words.collect());
+    }
 
     #[test]
     fn every_reason_of_every_condition_is_one_word_of_users() {

@@ -112,6 +112,9 @@ impl Engine {
             None => blocked_reasons.remove(name),
         };
         drop(blocked_reasons);
+        if before != blocked_reason {
+            self.store.view_changed();
+        }
         if let Some(blocked_reason) = blocked_reason.filter(|now| before.as_ref() != Some(now)) {
             let reason = match blocked_reason {
                 BlockedReason::NoRange(_) => EventReason::RangeUnavailable,

@@ -159,11 +159,16 @@ impl Shared {
         }
     }
 
+    pub(super) fn view_changed(&self) {
+        let _ = self.changes.send(Change::View);
+    }
+
     pub(super) fn report_degraded(&self, reason: &str) {
         let message = format!(
             "{reason}; running VMs are still enforced and repaired, but changes are refused until the state can be written"
         );
         self.note_event(EventType::Warning, EventReason::StateNotWritable, &message);
+        self.view_changed();
     }
 
     fn note_event(&self, kind: EventType, reason: EventReason, message: &str) {

@@ -66,6 +66,7 @@ impl Events {
                 }
                 Change::StageStatus(_)
                 | Change::Observed(_)
+                | Change::View
                 | Change::Lease(_)
                 | Change::HostNetwork
                 | Change::Everything => {}

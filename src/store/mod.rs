@@ -116,6 +116,9 @@ pub enum Change {
     /// All stages of a VM were observed for the first time by this process, or the observation of a stage failed. Nothing that is stored
     /// has changed.
     Observed(Uid),
+    /// What users see of objects has changed although nothing that is stored has: why a group is blocked, the problems of a manifest, or
+    /// that nothing can be written.
+    View,
     /// A lease was written or removed.
     Lease(Name),
     /// The host requirements: what the rules and bridges of the host must provide.
@@ -238,6 +241,11 @@ impl Store {
     /// The reason why no change is accepted now. `None`: changes are accepted.
     pub fn read_only(&self) -> Option<ReadOnly> {
         self.shared.read_only()
+    }
+
+    /// Wakes watches: something that users see of objects and that is not stored has changed.
+    pub fn view_changed(&self) {
+        self.shared.view_changed();
     }
 
     /// Whether a VM has a tombstone, which proves its deletion: nothing of a running VM is removed without it.

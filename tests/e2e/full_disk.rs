@@ -12,6 +12,8 @@ use test_support::vmm;
 
 use slicectl::api::vm::Hypervisor;
 
+use super::screens::watching::Watch;
+
 /// What takes no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Full {
@@ -111,8 +113,15 @@ fn full(what: Full, when: When) {
         let (vms, pids) = (harness.vms(), pids(&harness));
         match when {
             When::WhileItRuns => {
+                let watch = Watch::start(&harness, "watch", "get hg app -w -o json");
+                harness.until("the watch", || (!watch.lines().is_empty()).then_some(()));
                 fill(&harness, what);
                 use_up_what_is_allocated(&harness);
+                harness.until("the watch shows it", || {
+                    let lines = watch.lines();
+                    let is_shown = |line: &String| line.contains("StateNotWritable");
+                    lines.iter().any(is_shown).then_some(())
+                });
             }
             When::AtTheStart | When::AfterKill => {
                 match when {

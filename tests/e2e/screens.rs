@@ -4,7 +4,7 @@
 
 mod editing;
 mod guests;
-mod watching;
+pub mod watching;
 
 use std::fs;
 
@@ -62,8 +62,8 @@ const CASES: [(&str, &str, Lines); 18] = [
         "describe vm sandbox-2",
         Lines::RowsOfConditions,
     ),
-    ("events-vm", "events vm/sandbox-1", Lines::Rows),
-    ("events-vm-wide", "events vm/sandbox-1 -o wide", Lines::Rows),
+    ("events-vm", "events vm/broken-1", Lines::Rows),
+    ("events-vm-wide", "events vm/broken-1 -o wide", Lines::Rows),
     ("diff", "diff -f diff.yaml", Lines::Text),
     ("explain", "explain sandbox-1 192.168.1.9:443", Lines::Text),
     ("error-missing", "get vm none-such", Lines::Text),

@@ -88,7 +88,7 @@ fn cells(line: &str, columns: &[usize]) -> Vec<String> {
 fn cell_of(title: &str, cell: &str) -> String {
     let title = plain(title);
     match title.as_str() {
-        title if AGES.contains(&title) => "<AGE>".to_owned(),
+        title if AGES.contains(&title) && !cell.is_empty() => "<AGE>".to_owned(),
         "PID" if is_number(cell) => "<PID>".to_owned(),
         // A repair that is repeated, a counter of packets.
         "COUNT" if is_number(cell) => "<COUNT>".to_owned(),

@@ -15,7 +15,7 @@ use crate::clock;
 use crate::intake::{self, IntakePlan};
 
 /// Findings of the last read, which are reported to users.
-#[derive(Default)]
+#[derive(Default, PartialEq)]
 pub(super) struct Findings {
     pub(super) problems: BTreeMap<PathBuf, Vec<String>>,
     pub(super) warnings: BTreeMap<PathBuf, Vec<String>>,
@@ -42,6 +42,7 @@ impl IntakeLoop {
         );
         let before = self.findings.lock().unreadable.replace(why.clone());
         if before.as_ref() != Some(&why) {
+            self.engine.store.view_changed();
             info!(dir = %self.dir.display(), "the manifest directory does not exist");
             let object = ObjectRef::manifest(&self.dir);
             self.note(EventType::Normal, &object, EventReason::FolderMissing, &why);
@@ -53,6 +54,7 @@ impl IntakeLoop {
         let why = format!("{message}: nothing is changed or deleted until it can be read");
         let before = self.findings.lock().unreadable.replace(why.clone());
         if before.as_ref() != Some(&why) {
+            self.engine.store.view_changed();
             warn!(%why, "cannot read the manifest directory");
             let object = ObjectRef::manifest(&self.dir);
             self.note(
@@ -125,7 +127,12 @@ impl IntakeLoop {
                 );
             }
         }
+        let is_changed = *findings != now;
         *findings = now;
+        drop(findings);
+        if is_changed {
+            self.engine.store.view_changed();
+        }
     }
 
     /// Reports what the previous read found and this one does not.

@@ -12,14 +12,14 @@ use super::build;
 use super::guests::print_as_guest;
 
 /// A command that runs until it is dropped; its output is in files.
-struct Watch {
+pub struct Watch {
     child: Child,
     stdout: PathBuf,
     stderr: PathBuf,
 }
 
 impl Watch {
-    fn start(harness: &Harness, name: &str, command: &str) -> Self {
+    pub fn start(harness: &Harness, name: &str, command: &str) -> Self {
         let path = |stream: &str| harness.dir.path().join(format!("{name}.{stream}"));
         let (stdout, stderr) = (path("out"), path("err"));
         let file = |path: &PathBuf| Stdio::from(File::create(path).expect("a file"));
@@ -36,7 +36,7 @@ impl Watch {
         }
     }
 
-    fn lines(&self) -> Vec<String> {
+    pub fn lines(&self) -> Vec<String> {
         let text = std::fs::read_to_string(&self.stdout).expect("its output");
         text.lines().map(str::to_owned).collect()
     }
@@ -105,6 +105,39 @@ fn watches_go_on_when_the_daemon_is_killed_and_started() {
             let is_deleted = |line: &String| line == "vm/sandbox-3 deleted";
             names.lines().iter().any(is_deleted).then_some(())
         });
+    });
+}
+
+/// They are not stored: a watch that waits for stored changes only would not show them.
+#[test]
+fn what_blocks_a_group_and_the_problems_of_its_manifest_reach_a_watch() {
+    with_daemon(|harness| {
+        let file = harness.conf().join("sandbox.yaml");
+        let slots = slots(1, "");
+        std::fs::write(&file, &slots).expect("written");
+        harness.until("the group", || {
+            harness
+                .ctl("get hg --no-headers")
+                .contains("1/1")
+                .then_some(())
+        });
+        let rows = Watch::start(&harness, "rows", "get hg -w");
+        let missing = slots.replace(
+            "hypervisor: none",
+            "hypervisor: qemu\n      kernel_file: /nowhere/vmlinuz",
+        );
+        for (text, status) in [
+            ("config: [", "InvalidManifest"),
+            (slots.as_str(), "Ready"),
+            (missing.as_str(), "InvalidSpec"),
+            (slots.as_str(), "Ready"),
+        ] {
+            std::fs::write(&file, text).expect("written");
+            harness.until(status, || {
+                let last = rows.lines().pop().unwrap_or_default();
+                last.contains(status).then_some(())
+            });
+        }
     });
 }
 
