@@ -1,6 +1,8 @@
 //! `diff`: shows what `apply` would change: groups with their fields, VMs, and with `--verbose` the steps.
 //! Out of scope: computing it.
 
+use std::collections::BTreeMap;
+
 use super::args::DiffArgs;
 use super::effects::warn_about;
 use super::failure::Failure;
@@ -35,15 +37,32 @@ async fn show(client: &Client, args: DiffArgs) -> Result<bool, Failure> {
         note: "",
     };
     print::answer(args.output, &result, |result| summary(result, &shown))?;
-    let failures: Vec<String> = result
-        .stuck
-        .iter()
-        .map(|(object, reason)| format!("{object}: cannot determine the actions: {reason}"))
-        .collect();
+    let failures = unknown_steps(&result);
     match failures.is_empty() {
         true => Ok(result.has_differences()),
         false => Err(Failure::Failed(failures)),
     }
+}
+
+/// The VMs whose steps cannot be determined, those with the same reason in one line.
+fn unknown_steps(result: &DiffResult) -> Vec<String> {
+    let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (object, reason) in &result.stuck {
+        by_reason.entry(reason).or_default().push(object);
+    }
+    let lines = by_reason
+        .iter()
+        .map(|(reason, objects)| match objects.as_slice() {
+            [first, others @ ..] if !others.is_empty() => {
+                let more = others.len();
+                format!("{first} and {more} more: cannot determine the actions: {reason}")
+            }
+            objects => format!(
+                "{}: cannot determine the actions: {reason}",
+                objects.join("")
+            ),
+        });
+    lines.collect()
 }
 
 /// What applying these manifests would change.

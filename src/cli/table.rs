@@ -167,7 +167,7 @@ impl Table {
                 0 => row.to_vec(),
                 _ => vec![Field::from(""); row.len()],
             };
-            fields[*free_text] = Field::with_severity(part.to_owned(), field.severity);
+            fields[*free_text] = Field::with_severity(part.clone(), field.severity);
             lines += &self.line(&fields, columns, is_title);
         }
         lines
