@@ -333,7 +333,7 @@ fn a_namespace_and_links_that_others_use_go() {
     deleted_while("the TAP is open", &isolated(), by_itself, |harness| {
         let place = place(harness);
         let opener = format!(
-            "nsenter --net={} python3 -c \"\nimport fcntl,struct,time,sys\nf=open('/dev/net/tun','r+b',buffering=0)\nfcntl.ioctl(f,0x400454ca,struct.pack('16sH22x',b'tap0',0x1002))\nprint('ready',flush=True)\ntime.sleep(1000)\"",
+            "exec nsenter --net={} python3 -c \"\nimport fcntl,struct,time,sys\nf=open('/dev/net/tun','r+b',buffering=0)\nfcntl.ioctl(f,0x400454ca,struct.pack('16sH22x',b'tap0',0x1002))\nprint('ready',flush=True)\ntime.sleep(1000)\"",
             place.netns
         );
         Holder::shell(&opener)
@@ -352,7 +352,7 @@ fn a_namespace_and_links_that_others_use_go() {
     );
     deleted_while("bridge: the TAP is open", &bridge(), by_itself, |_| {
         Holder::shell(
-            "python3 -c \"\nimport fcntl,struct,time,sys\nf=open('/dev/net/tun','r+b',buffering=0)\nfcntl.ioctl(f,0x400454ca,struct.pack('16sH22x',b'vmtap0',0x1002))\nprint('ready',flush=True)\ntime.sleep(1000)\"",
+            "exec python3 -c \"\nimport fcntl,struct,time,sys\nf=open('/dev/net/tun','r+b',buffering=0)\nfcntl.ioctl(f,0x400454ca,struct.pack('16sH22x',b'vmtap0',0x1002))\nprint('ready',flush=True)\ntime.sleep(1000)\"",
         )
     });
     deleted_while(
