@@ -12,6 +12,7 @@
 //! | [`host`] | thin functions over the kernel | nothing |
 //! | [`cni`] | a CNI runtime as the spec defines it | `clock` |
 //! | [`vmm`] | command lines and control sockets of the VMMs, their programs | `api clock host` |
+//! | [`vsock`] | the back end of QEMU's vsock device, a process beside QEMU | `clock` |
 //! | [`guest`] | access to guests: the protocol of `slice-agent` | nothing |
 //! | [`reconcile`] | the stages of a VM and the host network: observe, plan, act | `api owner store host cni vmm runtime` |
 //! | [`engine`] | runs the stages for each key: bring up, tear down, orphans, adoption, preview | `api owner clock store runtime host cni vmm reconcile` |
@@ -69,4 +70,5 @@ pub mod status;
 #[allow(clippy::disallowed_methods, reason = "the only access to the database")]
 pub mod store;
 pub mod vmm;
+pub mod vsock;
 pub mod wire;
