@@ -88,11 +88,14 @@ fn serve(clients: &str, vmm: &str) -> io::Result<()> {
     let listener = listen(vmm)?;
     await_vmm(&listener)?;
     daemon.start(&mut Listener::from(listener)).map_err(other)?;
-    match daemon.wait() {
+    let ended = match daemon.wait() {
         // QEMU has ended, at any point of the protocol.
         Ok(()) | Err(vhost_user_backend::Error::HandleRequest(_)) => Ok(()),
         Err(error) => Err(other(error)),
-    }
+    };
+    // Its threads end with the process; dropping it would wait for them.
+    std::mem::forget(daemon);
+    ended
 }
 
 /// Creates the socket of QEMU. It has its name only when connections to it succeed: the daemon starts QEMU as soon as it exists.

@@ -71,6 +71,7 @@ pub fn spec(initrd: Option<PathBuf>) -> VmSpec {
         dns_servers: vec!["1.1.1.1".parse().unwrap()],
         storage: Default::default(),
         lifecycle: Default::default(),
+        guest_access: Default::default(),
         network: NetworkSpec::Isolated(IsolatedSpec {
             max_connections: None,
             range: None,

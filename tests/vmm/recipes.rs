@@ -38,6 +38,7 @@ fn case(hypervisor: Hypervisor, major: u32, minor: u32) -> Case {
             dns_servers: vec!["1.1.1.1".parse().unwrap()],
             storage: Default::default(),
             lifecycle: Default::default(),
+            guest_access: Default::default(),
             network: NetworkSpec::Isolated(IsolatedSpec {
                 max_connections: None,
                 range: None,

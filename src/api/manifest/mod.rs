@@ -9,6 +9,7 @@ mod dns;
 mod file_name;
 mod group;
 pub mod keys;
+mod guest_access;
 mod life;
 mod locations;
 mod network;

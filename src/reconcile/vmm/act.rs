@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::ending::PowerDownRequest;
+use super::back_end;
 use super::jailing::JailerLaunch;
 use super::note::Note;
 use super::opened::OpenFiles;
@@ -250,7 +251,7 @@ async fn spawn(
         }
         let cgroup = confine::cgroup(&desired);
         let fds: Vec<_> = locked.iter().map(|(_, file)| file.as_fd()).collect();
-        let file_limit = file_limit(&locked)?;
+        let file_limit = file_limit(&locked, &launch)?;
         let jailing = JailerLaunch::of(&desired, &launch, opened.as_ref(), &fds, file_limit)?;
         let program = jailing.as_ref().map(JailerLaunch::jailer);
         let program = program.or(opened.as_ref().map(|opened| &opened.program));
@@ -266,6 +267,9 @@ async fn spawn(
             cgroup: cgroup.as_deref(),
             jail: jailing.as_ref().map(JailerLaunch::jail),
         });
+        if launch.back_end.is_some() {
+            back_end::start(&places.sliced, &desired, &launch, cgroup.as_deref())?;
+        }
         let spawned = process::spawn(&Spawn {
             argv: jailing
                 .as_ref()
@@ -290,6 +294,7 @@ async fn spawn(
         let stderr = jailing.map(JailerLaunch::release);
         if spawned.is_err() {
             ending::append_output(&desired.dir, stderr.as_ref());
+            back_end::stop(&desired)?;
         }
         Ok((spawned?, stderr))
     };
@@ -318,9 +323,11 @@ fn lock_disks(disks: &[Disk], opened: Option<&OpenFiles>) -> Result<Vec<(Access,
     disks.iter().map(lock).collect()
 }
 
-/// The kernel has one limit for all files of a process: it must cover its log and every disk that it writes to.
-fn file_limit(disks: &[(Access, File)]) -> Result<u64, Error> {
-    let mut limit = LOG_LIMIT;
+/// The kernel has one limit for all files of a process: it must cover its log, every disk that it writes to, and the file in memory that it
+/// shares.
+fn file_limit(disks: &[(Access, File)], launch: &Launch) -> Result<u64, Error> {
+    let shared = launch.back_end.map_or(0, |it| it.shared_bytes);
+    let mut limit = LOG_LIMIT.max(shared);
     for (access, file) in disks {
         match access {
             Access::ReadOnly => {}
@@ -352,6 +359,7 @@ async fn remove(places: &FileAccess, desired: &Desired, names: &[String]) -> Res
     clean_up_previous(desired).await?;
     fs::remove(&desired.stopping())?;
     fs::remove(&desired.input())?;
+    fs::remove(&desired.back_end_record())?;
     // Their location in versions before the run directory belonged to the VMM.
     for name in [CONSOLE, CONSOLE_OLD, Control::Qmp.socket()] {
         fs::remove(&desired.dir.with_file_name(name))?;
@@ -403,6 +411,7 @@ async fn clean_up_previous(desired: &Desired) -> Result<(), Error> {
     if let Record::Of(identity) = process::read_record(&desired.record())? {
         process::reap(&identity)?;
     }
+    back_end::stop(desired)?;
     let user = Note::read(desired)?.and_then(|noted| noted.user);
     kill_user_processes(desired, user).await?;
     confine::remove_cgroup(desired);
