@@ -411,12 +411,22 @@ async fn clean_up_previous(desired: &Desired) -> Result<(), Error> {
     if let Record::Of(identity) = process::read_record(&desired.record())? {
         process::reap(&identity)?;
     }
-    back_end::stop(desired)?;
+    stop_back_end(desired).await?;
     let user = Note::read(desired)?.and_then(|noted| noted.user);
     kill_user_processes(desired, user).await?;
     confine::remove_cgroup(desired);
     let mut paths = SOCKETS.iter().map(|name| desired.dir.join(name));
     paths.try_for_each(|path| confine::remove_untrusted(&path))
+}
+
+/// Ends the back end of the vsock device, if it runs, and reaps it.
+async fn stop_back_end(desired: &Desired) -> Result<(), Error> {
+    if !desired.back_end_record().exists() {
+        return Ok(());
+    }
+    let desired = desired.clone();
+    let stop = move || back_end::stop(&desired);
+    within(KILL_DEADLINE, "stop", "the back end of vsock", stop).await
 }
 
 /// Kills all processes of this user. Does nothing without a user or for root: processes of root do not belong to a VM.

@@ -13,7 +13,7 @@ use super::{CONSOLE, Desired, LABEL_VAR, LOG_LIMIT, ROLE_VAR, RUN_DIR_VAR, endin
 use crate::host::process::{
     self, Confine, Identity, ProcessState, Reach, Record, Spawn, StopSignal,
 };
-use crate::host::{Error, Kind};
+use crate::host::Error;
 use crate::vmm::{Launch, VHOST_VSOCK, VSOCK};
 use crate::vsock::ARGUMENT;
 
@@ -125,8 +125,7 @@ pub(super) fn stop(desired: &Desired) -> Result<(), Error> {
     let identity = match process::read_record(&desired.back_end_record()) {
         Ok(Record::Of(identity)) => identity,
         Ok(Record::None | Record::Unborn) => return Ok(()),
-        // A start is in progress: its daemon was killed, and the child is about to execute the program or to end.
-        Err(error) if error.kind == Kind::Busy => return Err(error),
+        // Also if a start is in progress, of a daemon that was killed: the child executes the program soon, or ends.
         Err(error) => return Err(error),
     };
     let mut waited = Duration::ZERO;
