@@ -45,6 +45,33 @@ fn says(text: &'static [u8]) -> (tempfile::TempDir, Arc<AtomicUsize>) {
     })
 }
 
+/// Confirms the connection, then does this with it when a request was received.
+fn agent<F>(how: impl Fn(UnixStream) -> F + Send + Sync + 'static) -> (tempfile::TempDir, Arc<AtomicUsize>)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let how = Arc::new(how);
+    vmm(move |mut stream, _| {
+        let how = Arc::clone(&how);
+        async move {
+            let _ = stream.write_all(b"OK 1\n").await;
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            how(stream).await;
+        }
+    })
+}
+
+/// An agent that answers with this, then does nothing.
+fn answers(text: &'static [u8]) -> (tempfile::TempDir, Arc<AtomicUsize>) {
+    agent(move |mut stream| async move {
+        let _ = stream.write_all(text).await;
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    })
+}
+
 fn get(path: &str) -> Request<Empty<Bytes>> {
     let request = Request::builder().uri(path).header("host", "agent");
     request.body(Empty::new()).unwrap()
@@ -122,14 +149,13 @@ async fn a_path_of_any_length_is_connected_to_and_a_link_is_not() {
 #[tokio::test]
 async fn a_response_that_is_none_is_an_error_within_the_timeout() {
     let endless_head = || {
-        vmm(|mut stream, _| async move {
-            let _ = stream.write_all(b"OK 1\nHTTP/1.1 200 OK\r\nx: ").await;
+        agent(|mut stream| async move {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nx: ").await;
             while stream.write_all(&[b'x'; 4096]).await.is_ok() {}
         })
     };
     let endless_continue = || {
-        vmm(|mut stream, _| async move {
-            let _ = stream.write_all(b"OK 1\n").await;
+        agent(|mut stream| async move {
             while stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.is_ok() {
                 tokio::task::yield_now().await;
             }
@@ -137,15 +163,14 @@ async fn a_response_that_is_none_is_an_error_within_the_timeout() {
     };
     let cases: Vec<(&str, (tempfile::TempDir, Arc<AtomicUsize>))> = vec![
         ("silent", says(b"OK 1\n")),
-        ("closed", vmm(|mut stream, _| async move {
-            let _ = stream.write_all(b"OK 1\n").await;
-        })),
-        ("garbage", says(b"OK 1\n\x00\xff\x00 garbage\r\n\r\n")),
-        ("half a head", says(b"OK 1\nHTTP/1.1 200 OK\r\ncontent-le")),
+        ("closed", agent(|_| async {})),
+        ("early", says(b"OK 1\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")),
+        ("garbage", answers(b"\x00\xff\x00 garbage\r\n\r\n")),
+        ("half a head", answers(b"HTTP/1.1 200 OK\r\ncontent-le")),
         ("an endless head", endless_head()),
         ("endless 100", endless_continue()),
-        ("another protocol", says(b"OK 1\nSSH-2.0-OpenSSH_9.2\r\n")),
-        ("an upgrade", says(b"OK 1\nHTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n")),
+        ("another protocol", answers(b"SSH-2.0-OpenSSH_9.2\r\n")),
+        ("two lengths", answers(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n")),
     ];
     for (name, (dir, _)) in cases {
         let begin = clock::monotonic();
@@ -193,10 +218,10 @@ async fn a_copy_may_take_long_while_its_client_sends_but_not_while_the_agent_doe
 #[tokio::test]
 async fn dropping_a_response_closes_the_connection() {
     let (sender, mut closed) = tokio::sync::mpsc::channel(1);
-    let (dir, _) = vmm(move |mut stream, _| {
+    let (dir, _) = agent(move |mut stream| {
         let sender = sender.clone();
         async move {
-            let _ = stream.write_all(b"OK 1\nHTTP/1.1 200 OK\r\n\r\nendless").await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nendless").await;
             let _ = stream.read_to_end(&mut Vec::new()).await;
             let _ = sender.send(()).await;
         }
@@ -211,8 +236,8 @@ async fn dropping_a_response_closes_the_connection() {
 
 #[tokio::test]
 async fn what_follows_an_upgrade_is_kept() {
-    let (dir, _) = says(
-        b"OK 1\nHTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nearly",
+    let (dir, _) = answers(
+        b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nearly",
     );
     let request = Request::get("/shell").header("connection", "upgrade").header("upgrade", "websocket");
     let request = request.body(Empty::<Bytes>::new()).unwrap();
