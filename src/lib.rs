@@ -18,10 +18,10 @@
 //! | [`engine`] | runs the stages for each key: bring up, tear down, orphans, adoption, preview | `api owner clock store runtime host cni vmm reconcile` |
 //! | [`status`] | what users see of objects, computed from the store; `explain` | `api owner store host vmm reconcile` |
 //! | [`intake`] | reads the manifest directory | `api store host` |
-//! | [`wire`] | HTTP and JSON on a Unix socket | `api clock` |
+//! | [`wire`] | HTTP and JSON on a Unix socket; requests to agents | `api clock guest` |
 //! | [`doctor`] | checks the requirements of the host and suggests fixes | `api host owner cni vmm reconcile` |
 //! | [`daemon`] | starts and connects all modules | all |
-//! | [`cli`] | argument parsing and output for users | `api wire clock` |
+//! | [`cli`] | argument parsing and output for users | `api wire clock guest` |
 //!
 //! The import rule is this table: `tests/pure/layers.rs` reads it and enforces it.
 //!

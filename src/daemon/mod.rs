@@ -1,6 +1,7 @@
 //! Starts all modules, connects them and stops them. The only module that imports every other.
 //! Out of scope: decisions.
 
+mod agent;
 mod answers;
 mod app_state;
 mod budget;
@@ -337,7 +338,7 @@ async fn serve(
     });
     tasks.spawn(log_initial_sync(engine.clone(), daemon.idle));
     tasks.spawn(report_exhaustion(engine.clone()));
-    let limits = Limits::of(budget.connections);
+    let limits = Limits::of(budget.connections).with_agents(budget.agents);
     let wire = wire::serve_with_limits(listener, state, stop.clone(), limits);
     let mut wire = tokio::spawn(wire);
     let run = {
