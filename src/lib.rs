@@ -15,7 +15,7 @@
 //! | [`vsock`] | the back end of QEMU's vsock device, a process beside QEMU | `clock` |
 //! | [`guest`] | access to guests: the protocol of `slice-agent` | nothing |
 //! | [`reconcile`] | the stages of a VM and the host network: observe, plan, act | `api owner store host cni vmm vsock runtime` |
-//! | [`engine`] | runs the stages for each key: bring up, tear down, orphans, adoption, preview | `api owner clock store runtime host cni vmm reconcile` |
+//! | [`engine`] | runs the stages for each key: bring up, tear down, orphans, adoption, preview | `api owner clock store runtime host cni vmm guest reconcile` |
 //! | [`status`] | what users see of objects, computed from the store; `explain` | `api owner store host vmm reconcile` |
 //! | [`intake`] | reads the manifest directory | `api store host` |
 //! | [`wire`] | HTTP and JSON on a Unix socket; requests to agents | `api clock guest` |

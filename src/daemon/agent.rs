@@ -35,6 +35,9 @@ fn obstacle(vm: &Vm, is_running: bool) -> Option<String> {
     let name = &vm.meta.name;
     match (vm.spec.hypervisor, vm.power) {
         (Hypervisor::None, _) => Some(format!("vm/{name} has no agent: hypervisor is none")),
+        _ if !vm.spec.guest_access.vsock => Some(format!(
+            "vm/{name} has no guest access: vsock is false, set it to true in its group"
+        )),
         (_, Power::Paused) => Some(format!(
             "vm/{name} is paused: resume it with slicectl vm resume {name}"
         )),

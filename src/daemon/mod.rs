@@ -49,7 +49,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::cli::sliced::{Args, LogFormat};
-use crate::engine::{Engine, Key};
+use crate::engine::{Engine, Key, agents};
 use crate::host::{self, cpu, process};
 use crate::reconcile::no_probe;
 use crate::runtime::controller::Controller;
@@ -315,6 +315,7 @@ async fn serve(
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(enqueue_by_changes(engine.clone(), daemon.changes));
     tasks.spawn(resync(engine.clone(), args.resync));
+    tasks.spawn(agents::run(engine.clone(), args.resync));
     tasks.spawn({
         let (engine, resync) = (engine.clone(), args.resync);
         async move {

@@ -201,7 +201,13 @@ impl Trigger {
                 Ok(())
             }
             Ok(Change::HostNetwork) => self.update_bridges(engine).await,
-            Ok(Change::Group(_) | Change::Observed(_) | Change::Lease(_) | Change::Everything)
+            Ok(
+                Change::Group(_)
+                | Change::Observed(_)
+                | Change::Agent(_)
+                | Change::Lease(_)
+                | Change::Everything,
+            )
             | Err(RecvError::Closed) => Ok(()),
             Err(RecvError::Lagged(_)) => self.rebuild(engine).await,
         }

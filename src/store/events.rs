@@ -66,6 +66,7 @@ impl Events {
                 }
                 Change::StageStatus(_)
                 | Change::Observed(_)
+                | Change::Agent(_)
                 | Change::Lease(_)
                 | Change::HostNetwork
                 | Change::Everything => {}

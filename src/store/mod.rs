@@ -116,6 +116,8 @@ pub enum Change {
     /// All stages of a VM were observed for the first time by this process, or the observation of a stage failed. Nothing that is stored
     /// has changed.
     Observed(Uid),
+    /// Whether the agent of a VM answers has changed, which is not stored.
+    Agent(Uid),
     /// A lease was written or removed.
     Lease(Name),
     /// The host requirements: what the rules and bridges of the host must provide.
@@ -392,6 +394,12 @@ impl Store {
     /// Subscribes to changes. A receiver that lags must read everything again.
     pub fn watch(&self) -> broadcast::Receiver<Change> {
         self.shared.changes.subscribe()
+    }
+
+    /// Notifies watchers that an agent has begun or ceased to answer.
+    pub fn notify_agent(&self, uid: Uid) {
+        // An error: nobody watches.
+        let _ = self.shared.changes.send(Change::Agent(uid));
     }
 
     /// Notes made when the store was opened; they need no decision by the user.
