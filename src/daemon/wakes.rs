@@ -77,10 +77,7 @@ async fn enqueue_changed(engine: Arc<Engine>, mut changes: broadcast::Receiver<C
             Ok(Change::Vm(uid)) => engine.waker.enqueue_fresh(Key::Vm(uid)),
             Ok(Change::HostNetwork) => engine.waker.enqueue_fresh(Key::HostNetwork),
             Ok(
-                Change::StageStatus(_)
-                | Change::Observed(_)
-                | Change::Agent(_)
-                | Change::Lease(_),
+                Change::StageStatus(_) | Change::Observed(_) | Change::Agent(_) | Change::Lease(_),
             ) => {}
             Ok(Change::Everything) => engine.enqueue_all_fresh(),
             Err(broadcast::error::RecvError::Lagged(_)) => engine.enqueue_all(),

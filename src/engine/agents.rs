@@ -27,7 +27,7 @@ use crate::host::process::{self, Identity, ProcessState};
 use crate::reconcile::checkpoint;
 use crate::reconcile::vmm::{BackEndState, VmmPaths};
 use crate::store::{Change, World};
-use crate::vmm::VSOCK;
+use crate::vmm::{AGENT, VSOCK};
 
 /// The first and the longest delay between requests to an agent that does not answer yet; each is twice the previous one.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -40,6 +40,9 @@ const GIVE_UP: Duration = Duration::from_secs(600);
 const CONCURRENCY: usize = 8;
 /// How long a VMM may take to end after the back end of its device.
 const VMM_END: Duration = Duration::from_secs(2);
+
+/// A QEMU with another device.
+const OF_EARLIER_VERSION: &str = "its VMM was started by an earlier version of sliced, without a vsock device: guest access returns when the VM is restarted";
 
 /// The known state of all agents.
 pub struct Agents {
@@ -115,7 +118,11 @@ impl Target {
                 Reason::NotAnswering,
                 "the VM does not run".to_owned(),
             ),
-            Self::Paused(_) => (Status::Unknown, Reason::Paused, "the VM is paused".to_owned()),
+            Self::Paused(_) => (
+                Status::Unknown,
+                Reason::Paused,
+                "the VM is paused".to_owned(),
+            ),
             Self::Asked(_) => (
                 Status::Unknown,
                 Reason::NotObserved,
@@ -296,6 +303,9 @@ async fn follow(
 }
 
 async fn ask(asking: &Semaphore, dir: &Path) -> Result<(), String> {
+    if dir.join(AGENT).exists() {
+        return Err(OF_EARLIER_VERSION.to_owned());
+    }
     let _permit = asking.acquire().await.map_err(|error| error.to_string())?;
     probe::health(&dir.join(VSOCK)).await.map(drop)
 }
@@ -316,7 +326,9 @@ async fn device_lost(vmm: &Identity, dir: &Path) {
     }
     // It ends with its VMM.
     if let Ok(ProcessState::Alive(process)) = process::open(vmm)
-        && tokio::time::timeout(VMM_END, process.ended()).await.is_err()
+        && tokio::time::timeout(VMM_END, process.ended())
+            .await
+            .is_err()
     {
         return;
     }

@@ -40,7 +40,8 @@ pub async fn health(socket: &Path) -> Result<Health, String> {
         }
         let body = Limited::new(response.into_body(), BODY_LIMIT).collect();
         let body = tokio::time::timeout(TIMEOUT, body).await;
-        let body = body.map_err(|_| format!("no complete response within {} s", TIMEOUT.as_secs()))?;
+        let body =
+            body.map_err(|_| format!("no complete response within {} s", TIMEOUT.as_secs()))?;
         let body = body.map_err(|error| format!("invalid response: {error}"))?;
         serde_json::from_slice::<Health>(&body.to_bytes())
             .map_err(|error| format!("invalid response: {error}"))
@@ -90,8 +91,14 @@ mod tests {
                 &b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"[..],
                 "status 503",
             ),
-            (b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n[1]", "invalid response"),
-            (b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n{", "no complete response"),
+            (
+                b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n[1]",
+                "invalid response",
+            ),
+            (
+                b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n{",
+                "no complete response",
+            ),
             (b"SSH-2.0-OpenSSH_9.2\r\n", "invalid response"),
         ] {
             let error = ask(reply).await.unwrap_err();

@@ -85,10 +85,7 @@ pub(super) fn recipe(
         GuestPort::None => {}
         GuestPort::Vsock => {
             add("-chardev", format!("socket,id=vsock,path={VHOST_VSOCK}"));
-            add(
-                "-device",
-                format!("vhost-user-vsock-{bus},chardev=vsock"),
-            );
+            add("-device", format!("vhost-user-vsock-{bus},chardev=vsock"));
         }
         GuestPort::Serial => {
             add("-chardev", listen("agent", AGENT));

@@ -201,7 +201,11 @@ impl Connection {
         self.phase = Phase::Open;
         self.deadline = None;
         let reply = format!("OK {host_port}\n");
-        match self.stream.as_ref().map(|mut it| it.write(reply.as_bytes())) {
+        match self
+            .stream
+            .as_ref()
+            .map(|mut it| it.write(reply.as_bytes()))
+        {
             Some(Ok(written)) if written == reply.len() => Fate::Kept,
             _ => self.abort(),
         }

@@ -117,3 +117,6 @@ fn await_vmm(listener: &UnixListener) -> io::Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

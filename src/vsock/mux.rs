@@ -253,7 +253,8 @@ impl Mux {
         }
         let (port, guest_port) = (header.dst_port, header.src_port);
         let connection = self.connections.get_mut(&port);
-        let known = connection.filter(|it| it.phase != Phase::Command && it.guest_port == guest_port);
+        let known =
+            connection.filter(|it| it.phase != Phase::Command && it.guest_port == guest_port);
         match known {
             Some(connection) if header.kind == STREAM => {
                 let fate = connection.receive(header, data, port, now);

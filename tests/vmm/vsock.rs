@@ -141,7 +141,10 @@ impl Guest {
         assert!(!nothing.dir.exists());
         let left = std::fs::read_dir(parent).unwrap().flatten();
         let left: Vec<_> = left.map(|entry| entry.file_name()).collect();
-        let left: Vec<_> = left.iter().filter(|name| *name == "vsock-process").collect();
+        let left: Vec<_> = left
+            .iter()
+            .filter(|name| *name == "vsock-process")
+            .collect();
         assert!(left.is_empty());
     }
 }
@@ -238,7 +241,9 @@ async fn connections_to_a_guest_on_a_q35_carry_every_byte_in_both_directions() {
 /// In kB.
 fn memory(identity: &Identity) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", identity.pid)).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
     let field = line.unwrap().trim().trim_end_matches(" kB");
     field.parse().unwrap()
 }

@@ -111,8 +111,13 @@ impl Description {
     fn guest_access(&mut self, access: GuestAccess) {
         match access {
             GuestAccess { vsock: false, .. } => self.line("Vsock", "none: no guest access"),
-            GuestAccess { agent: Agent::None, .. } => self.line("Agent", Agent::None),
-            GuestAccess { agent: Agent::Baked, .. } => {}
+            GuestAccess {
+                agent: Agent::None, ..
+            } => self.line("Agent", Agent::None),
+            GuestAccess {
+                agent: Agent::Baked,
+                ..
+            } => {}
         }
     }
 

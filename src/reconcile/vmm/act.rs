@@ -5,8 +5,8 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use super::ending::PowerDownRequest;
 use super::back_end;
+use super::ending::PowerDownRequest;
 use super::jailing::JailerLaunch;
 use super::note::Note;
 use super::opened::OpenFiles;
@@ -193,7 +193,11 @@ async fn start(places: &FileAccess, desired: &Desired, launch: &Launch) -> Resul
         let created = fs::create_fifo(&path).map(drop);
         created.map_err(|error| Error::io("make", path.display().to_string(), error))?;
     }
-    let (identity, stderr) = spawn(places.clone(), desired.clone(), launch.clone()).await?;
+    let Spawned {
+        identity,
+        stderr,
+        file_limit,
+    } = spawn(places.clone(), desired.clone(), launch.clone()).await?;
     tracing::debug!(pid = identity.pid, "started a VMM");
     let ProcessState::Alive(process) = process::open(&identity)? else {
         ending::append_output(&desired.dir, stderr.as_ref());
@@ -207,9 +211,21 @@ async fn start(places: &FileAccess, desired: &Desired, launch: &Launch) -> Resul
             ending::append_output(&desired.dir, stderr.as_ref());
             Err(failed_at_startup(desired, &identity)?)
         }
-        // After the deadline it is slow, not dead: the next observation finds out whether it runs.
-        _ = up => Ok(()),
+        up = up => match up {
+            Ok(()) => process.limit_files(file_limit),
+            // It is slow, not dead: the next observation finds out whether it runs.
+            Err(_) => Ok(()),
+        }
     }
+}
+
+/// A VMM that was started.
+struct Spawned {
+    identity: Identity,
+    /// Where a jailer starts the VMM, its standard error, which is not written to its log.
+    stderr: Option<StderrReader>,
+    /// The limit of its files once it runs its guest.
+    file_limit: u64,
 }
 
 /// The name of the socket that appears identifies the kind of VMM.
@@ -225,12 +241,7 @@ async fn wait_until_up(desired: &Desired, pid: u32) {
 }
 
 /// The child holds the locks of the disks from before its exec until it ends; this process holds them only during the start.
-/// Where a jailer starts the VMM, its standard error is returned instead of being written to its log.
-async fn spawn(
-    places: FileAccess,
-    desired: Desired,
-    launch: Launch,
-) -> Result<(Identity, Option<StderrReader>), Error> {
+async fn spawn(places: FileAccess, desired: Desired, launch: Launch) -> Result<Spawned, Error> {
     let start = move || {
         if let Some(note) = Note::read(&desired)? {
             confine::restore_owners(&note);
@@ -251,7 +262,10 @@ async fn spawn(
         }
         let cgroup = confine::cgroup(&desired);
         let fds: Vec<_> = locked.iter().map(|(_, file)| file.as_fd()).collect();
-        let file_limit = file_limit(&locked, &launch)?;
+        let final_limit = file_limit(&locked)?;
+        // The file in memory that it shares has its full size when it runs its guest.
+        let shared = launch.back_end.map_or(0, |it| it.shared_bytes);
+        let file_limit = final_limit.max(shared);
         let jailing = JailerLaunch::of(&desired, &launch, opened.as_ref(), &fds, file_limit)?;
         let program = jailing.as_ref().map(JailerLaunch::jailer);
         let program = program.or(opened.as_ref().map(|opened| &opened.program));
@@ -296,7 +310,11 @@ async fn spawn(
             ending::append_output(&desired.dir, stderr.as_ref());
             back_end::stop(&desired)?;
         }
-        Ok((spawned?, stderr))
+        Ok(Spawned {
+            identity: spawned?,
+            stderr,
+            file_limit: final_limit,
+        })
     };
     within(SPAWN_DEADLINE, "start", "the VMM", start).await
 }
@@ -323,11 +341,9 @@ fn lock_disks(disks: &[Disk], opened: Option<&OpenFiles>) -> Result<Vec<(Access,
     disks.iter().map(lock).collect()
 }
 
-/// The kernel has one limit for all files of a process: it must cover its log, every disk that it writes to, and the file in memory that it
-/// shares.
-fn file_limit(disks: &[(Access, File)], launch: &Launch) -> Result<u64, Error> {
-    let shared = launch.back_end.map_or(0, |it| it.shared_bytes);
-    let mut limit = LOG_LIMIT.max(shared);
+/// The kernel has one limit for all files of a process: it must cover its log and every disk that it writes to.
+fn file_limit(disks: &[(Access, File)]) -> Result<u64, Error> {
+    let mut limit = LOG_LIMIT;
     for (access, file) in disks {
         match access {
             Access::ReadOnly => {}

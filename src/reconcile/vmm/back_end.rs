@@ -9,11 +9,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::{CONSOLE, Desired, LABEL_VAR, LOG_LIMIT, ROLE_VAR, RUN_DIR_VAR, ending};
+use super::{CONSOLE, Desired, LABEL_VAR, LOG_LIMIT, ROLE_VAR, ending};
+use crate::host::Error;
 use crate::host::process::{
     self, Confine, Identity, ProcessState, Reach, Record, Spawn, StopSignal,
 };
-use crate::host::Error;
 use crate::vmm::{Launch, VHOST_VSOCK, VSOCK};
 use crate::vsock::ARGUMENT;
 
@@ -59,10 +59,7 @@ pub(super) fn start(
     launch: &Launch,
     cgroup: Option<&Path>,
 ) -> Result<(), Error> {
-    let (label, dir) = (
-        desired.label.to_string(),
-        desired.dir.display().to_string(),
-    );
+    let label = desired.label.to_string();
     let program = sliced.display().to_string();
     let argv = [&program, ARGUMENT, VSOCK, VHOST_VSOCK].map(str::to_owned);
     let reach = [Reach {
@@ -81,11 +78,7 @@ pub(super) fn start(
     });
     let identity = process::spawn(&Spawn {
         argv: &argv,
-        env: &[
-            (LABEL_VAR, &label),
-            (RUN_DIR_VAR, &dir),
-            (ROLE_VAR, "vsock"),
-        ],
+        env: &[(LABEL_VAR, &label), (ROLE_VAR, "vsock")],
         cwd: &desired.dir,
         netns: launch.netns(),
         needs_link: &launch.tap,
@@ -112,7 +105,9 @@ fn await_socket(desired: &Desired, identity: &Identity) -> Result<(), Error> {
         if waited >= START_DEADLINE {
             stop(desired)?;
             let deadline = humantime::format_duration(START_DEADLINE);
-            return Err(failed(format!("it has created no socket within {deadline}")));
+            return Err(failed(format!(
+                "it has created no socket within {deadline}"
+            )));
         }
         std::thread::sleep(START_STEP);
         waited += START_STEP;

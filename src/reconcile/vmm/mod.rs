@@ -102,10 +102,10 @@ pub const MANAGED_FILES: [&str; 16] = [
     RECORD,
     Control::Qmp.socket(),
     STOPPING,
-    CONFIG,
-    VSOCK,
     VHOST_VSOCK,
+    CONFIG,
     BACK_END_RECORD,
+    VSOCK,
 ];
 
 /// Maximum size of a log in bytes, enforced by the kernel; with the rotated one a VM has at most twice as much, 4 MiB.

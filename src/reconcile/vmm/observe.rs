@@ -11,8 +11,8 @@ use super::moved::OwnDisk;
 use super::note::Note;
 use super::plan::matching;
 use super::{
-    Attachment, BACK_END_RECORD, Desired, DesiredGuest, INPUT, LABEL_VAR, MANAGED_FILES, NOTE, OTHER_FILES,
-    Observed, RECORD, ROLE_VAR, RunDir, Running, STOPPING, Vmm, confine, ending,
+    Attachment, BACK_END_RECORD, Desired, DesiredGuest, INPUT, LABEL_VAR, MANAGED_FILES, NOTE,
+    OTHER_FILES, Observed, RECORD, ROLE_VAR, RunDir, Running, STOPPING, Vmm, confine, ending,
 };
 use crate::api::meta::Uid;
 use crate::api::vmm_ids::IdRange;

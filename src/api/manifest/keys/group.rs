@@ -5,8 +5,8 @@ use super::super::super::validate::MAX_GROUPS;
 use super::super::super::vm_index::MAX_COUNT;
 use super::Mapping::{Config, Disk, Document, HostGroup};
 use super::limits::{
-    AGENTS, DEFAULT_VCPU, GIB, HYPERVISORS, MACHINES, MAX_DNS_SERVERS, MIB, RESTARTS, UPDATES, VCPU,
-    ram_range,
+    AGENTS, DEFAULT_VCPU, GIB, HYPERVISORS, MACHINES, MAX_DNS_SERVERS, MIB, RESTARTS, UPDATES,
+    VCPU, ram_range,
 };
 use super::{Change, Default, Format, Key, Mapping, Value, words};
 
