@@ -21,6 +21,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::mux::Mux;
 use super::packet::{GUEST_CID, HEADER_BYTES, Header, MAX_DATA};
+use super::vmm_limit::VmmLimit;
 use crate::clock;
 
 /// The queue with buffers for packets to the guest.
@@ -51,17 +52,19 @@ pub(super) struct Device {
     again: OwnedFd,
     /// The data of one packet.
     data: Vec<u8>,
+    limit: VmmLimit,
 }
 
 impl Device {
     /// A device with these connections, and the memory of the guest, which QEMU provides later.
-    pub(super) fn new(mux: Mux, memory: Memory) -> io::Result<Self> {
+    pub(super) fn new(mux: Mux, memory: Memory, limit: VmmLimit) -> io::Result<Self> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         Ok(Self {
             mux,
             memory,
             again: rustix::event::eventfd(0, flags)?,
             data: vec![0; MAX_DATA],
+            limit,
         })
     }
 
@@ -91,15 +94,8 @@ impl Device {
         let mut count = 0;
         let _ = queue.disable_notification();
         while count < TURN && self.mux.can_receive() {
-            let Some(chain) = self.pop(queue) else {
-                // The guest may have added a packet before it saw that notifications are enabled.
-                match queue.enable_notification() {
-                    Ok(true) => {
-                        let _ = queue.disable_notification();
-                        continue;
-                    }
-                    Ok(false) | Err(_) => break,
-                }
+            let Some(chain) = self.pop_or_wait(queue) else {
+                break;
             };
             count += 1;
             let head = chain.head_index();
@@ -128,11 +124,8 @@ impl Device {
     fn send(&mut self, queue: &VringMutex<Memory>) -> bool {
         let mut count = 0;
         while count < TURN && self.mux.wants_to_send() {
-            let Some(chain) = self.pop(queue) else {
-                match queue.enable_notification() {
-                    Ok(true) => continue,
-                    Ok(false) | Err(_) => break,
-                }
+            let Some(chain) = self.pop_or_wait(queue) else {
+                break;
             };
             let head = chain.head_index();
             match self.write_packet(chain) {
@@ -170,6 +163,18 @@ impl Device {
             Ok(()) => u32::try_from(HEADER_BYTES + data.len()).ok(),
             Err(_) => Some(0),
         }
+    }
+
+    /// The next chain. `None`: the guest notifies of the next one, or the queue is stopped or not valid.
+    fn pop_or_wait(&self, queue: &VringMutex<Memory>) -> Option<Chain> {
+        if let Some(chain) = self.pop(queue) {
+            return Some(chain);
+        }
+        // The guest may have added one before it saw that notifications are enabled. A queue that is not valid may claim that for ever.
+        let has_more = queue.enable_notification().unwrap_or(false);
+        let chain = has_more.then(|| self.pop(queue)).flatten()?;
+        let _ = queue.disable_notification();
+        Some(chain)
     }
 
     fn pop(&self, queue: &VringMutex<Memory>) -> Option<Chain> {
@@ -226,8 +231,13 @@ impl VhostUserBackendMut for Device {
         Ok(())
     }
 
-    /// `struct virtio_vsock_config`: the address of the guest.
+    /// `struct virtio_vsock_config`: the address of the guest. QEMU reads it when it initializes the device.
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        if let Err(error) = self.limit.apply() {
+            eprintln!("vsock: cannot limit the files of the VMM: {error}");
+            // The VMM fails to start.
+            std::process::exit(1);
+        }
         let config = GUEST_CID.to_le_bytes();
         let range = offset as usize..(offset as usize).saturating_add(size as usize);
         config.get(range).unwrap_or_default().to_vec()

@@ -16,11 +16,13 @@
 //! | `connection` | one connection: credit, buffer, half-close |
 //! | `mux` | all connections of a guest: the protocol of clients, ports, deadlines |
 //! | `device` | the queues and the memory of the guest |
+//! | `vmm_limit` | limits the files of QEMU |
 
 mod connection;
 mod device;
 mod mux;
 mod packet;
+mod vmm_limit;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -37,11 +39,12 @@ use vmm_sys_util::epoll::EventSet;
 
 use device::{Device, SharedDevice};
 use mux::Mux;
+use vmm_limit::VmmLimit;
 
 pub use mux::MAX_CONNECTIONS;
 
 /// The first argument of `sliced` for this process, followed by the names of the socket of clients and the socket of QEMU, which it creates
-/// in its working directory.
+/// in its working directory, and by the maximum size of QEMU's files in bytes.
 pub const ARGUMENT: &str = "__vsock";
 
 /// Deadline for QEMU to connect.
@@ -53,9 +56,13 @@ pub fn main() -> Option<ExitCode> {
     if arguments.next().as_deref() != Some(ARGUMENT) {
         return None;
     }
-    let (Some(clients), Some(vmm), None) = (arguments.next(), arguments.next(), arguments.next())
-    else {
-        eprintln!("vsock: expected two names of sockets");
+    let arguments: Vec<String> = arguments.collect();
+    let [clients, vmm, bytes] = arguments.as_slice() else {
+        eprintln!("vsock: expected two names of sockets and a number of bytes");
+        return Some(ExitCode::FAILURE);
+    };
+    let Ok(bytes) = bytes.parse() else {
+        eprintln!("vsock: found {bytes:?}, expected a number of bytes");
         return Some(ExitCode::FAILURE);
     };
     // A thread that panics would leave a device that does not respond.
@@ -63,7 +70,7 @@ pub fn main() -> Option<ExitCode> {
         eprintln!("vsock: {panic}");
         std::process::abort();
     }));
-    Some(match serve(&clients, &vmm) {
+    Some(match serve(clients, vmm, bytes) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("vsock: {error}");
@@ -72,10 +79,16 @@ pub fn main() -> Option<ExitCode> {
     })
 }
 
-fn serve(clients: &str, vmm: &str) -> io::Result<()> {
+fn serve(clients: &str, vmm: &str, file_bytes: u64) -> io::Result<()> {
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::<()>::new());
     let mux = Mux::new(UnixListener::bind(clients)?)?;
-    let device: SharedDevice = Arc::new(Mutex::new(Device::new(mux, memory.clone())?));
+    let draft = format!("{vmm}.new");
+    let limit = VmmLimit {
+        socket: draft.clone(),
+        bytes: file_bytes,
+    };
+    let device = Device::new(mux, memory.clone(), limit)?;
+    let device: SharedDevice = Arc::new(Mutex::new(device));
     let other = |error: vhost_user_backend::Error| io::Error::other(error.to_string());
     let mut daemon =
         VhostUserDaemon::new("vsock".to_owned(), Arc::clone(&device), memory).map_err(other)?;
@@ -85,7 +98,7 @@ fn serve(clients: &str, vmm: &str) -> io::Result<()> {
             handler.register_listener(fd.as_fd().as_raw_fd(), EventSet::IN, id)?;
         }
     }
-    let listener = listen(vmm)?;
+    let listener = listen(&draft, vmm)?;
     await_vmm(&listener)?;
     daemon.start(&mut Listener::from(listener)).map_err(other)?;
     let ended = match daemon.wait() {
@@ -99,10 +112,9 @@ fn serve(clients: &str, vmm: &str) -> io::Result<()> {
 }
 
 /// Creates the socket of QEMU. It has its name only when connections to it succeed: the daemon starts QEMU as soon as it exists.
-fn listen(name: &str) -> io::Result<UnixListener> {
-    let draft = format!("{name}.new");
-    let listener = UnixListener::bind(&draft)?;
-    std::fs::rename(&draft, name)?;
+fn listen(draft: &str, name: &str) -> io::Result<UnixListener> {
+    let listener = UnixListener::bind(draft)?;
+    std::fs::rename(draft, name)?;
     Ok(listener)
 }
 

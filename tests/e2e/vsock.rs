@@ -140,8 +140,8 @@ const EARLIER: &str = r#"#!/bin/bash
 args=() skip=
 for word in "$@"; do
     case $skip$word in
-        -object) skip=1; continue ;;
-        1*) skip=; continue ;;
+        -object) skip=skip; continue ;;
+        skip*) skip=; continue ;;
         microvm,memory-backend=mem) word=microvm ;;
         socket,id=vsock,*) word=socket,id=agent,path=agent.sock,server=on,wait=off ;;
         vhost-user-vsock-device,*)

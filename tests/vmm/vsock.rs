@@ -13,7 +13,7 @@ use slicectl::api::life::MachineType;
 use slicectl::api::vm::Hypervisor;
 use slicectl::host::process::{self, Identity, ProcessState, StopSignal};
 use slicectl::reconcile::vmm::{BackEndState, CONSOLE, Confined, Desired, Vmm};
-use slicectl::vmm::{Accel, Access, Disk, Machine, Programs, VSOCK, recipe};
+use slicectl::vmm::{Accel, Access, Control, Disk, Machine, Programs, VSOCK, recipe};
 
 use crate::fixture::{PrivateNet, converge, eventually, leave_the_mounts, places, some_vm};
 use crate::guest;
@@ -223,6 +223,19 @@ async fn all_kinds_of_connections(machine: MachineType) {
     drop(streams);
     assert!(eventually(PATIENCE, || guest.open_files() == at_rest));
 
+    // A pause stops the queues, and neither QEMU nor the connection.
+    let mut stream = guest.connect(ECHO).unwrap();
+    let (dir, pid) = (&guest.desired.dir, guest.vmm.pid);
+    for _ in 0..3 {
+        Control::Qmp.pause(dir, pid).await.unwrap();
+        stream.write_all(b"before").unwrap();
+        Control::Qmp.resume(dir, pid).await.unwrap();
+        let mut echo = [0; 6];
+        stream.read_exact(&mut echo).unwrap();
+        assert_eq!(&echo, b"before");
+    }
+    drop(stream);
+
     assert!(guest.connect(9).is_none(), "nobody listens");
     assert!(eventually(PATIENCE, || guest.open_files() == at_rest));
     guest.clear().await;
@@ -303,6 +316,14 @@ async fn the_back_end_is_confined_as_its_vmm_is() {
         let path = format!("/proc/{}/ns/{kind}", identity.pid);
         std::fs::read_link(path).unwrap()
     };
+    let limit = |identity: &Identity| {
+        let limits = read(identity, "limits");
+        let line = limits
+            .lines()
+            .find(|line| line.starts_with("Max file size"));
+        line.map(str::to_owned).unwrap()
+    };
+    assert_eq!(limit(vmm), limit(back_end), "that of the log");
     for kind in ["net", "pid", "ipc", "uts", "user"] {
         assert_eq!(namespace(vmm, kind), namespace(back_end, kind), "{kind}");
     }

@@ -33,7 +33,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::process::{PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, WaitIdStatus};
+use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 
@@ -206,23 +206,6 @@ impl Process {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(Error::io(
                 "signal process",
-                self.identity.to_string(),
-                error.into(),
-            )),
-        }
-    }
-
-    /// Sets the maximum size in bytes of the files that the process extends from now on. Not an error if it has ended.
-    pub fn limit_files(&self, bytes: u64) -> Result<(), Error> {
-        let limit = Rlimit {
-            current: Some(bytes),
-            maximum: Some(bytes),
-        };
-        // The PID is not reused while the pidfd is open and the process has not been reaped.
-        match rustix::process::prlimit(self.identity.as_pid(), Resource::Fsize, limit) {
-            Ok(_) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(error) => Err(Error::io(
-                "limit the files of process",
                 self.identity.to_string(),
                 error.into(),
             )),

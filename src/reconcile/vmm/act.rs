@@ -193,11 +193,7 @@ async fn start(places: &FileAccess, desired: &Desired, launch: &Launch) -> Resul
         let created = fs::create_fifo(&path).map(drop);
         created.map_err(|error| Error::io("make", path.display().to_string(), error))?;
     }
-    let Spawned {
-        identity,
-        stderr,
-        file_limit,
-    } = spawn(places.clone(), desired.clone(), launch.clone()).await?;
+    let (identity, stderr) = spawn(places.clone(), desired.clone(), launch.clone()).await?;
     tracing::debug!(pid = identity.pid, "started a VMM");
     let ProcessState::Alive(process) = process::open(&identity)? else {
         ending::append_output(&desired.dir, stderr.as_ref());
@@ -211,21 +207,9 @@ async fn start(places: &FileAccess, desired: &Desired, launch: &Launch) -> Resul
             ending::append_output(&desired.dir, stderr.as_ref());
             Err(failed_at_startup(desired, &identity)?)
         }
-        up = up => match up {
-            Ok(()) => process.limit_files(file_limit),
-            // It is slow, not dead: the next observation finds out whether it runs.
-            Err(_) => Ok(()),
-        }
+        // After the deadline it is slow, not dead: the next observation finds out whether it runs.
+        _ = up => Ok(()),
     }
-}
-
-/// A VMM that was started.
-struct Spawned {
-    identity: Identity,
-    /// Where a jailer starts the VMM, its standard error, which is not written to its log.
-    stderr: Option<StderrReader>,
-    /// The limit of its files once it runs its guest.
-    file_limit: u64,
 }
 
 /// The name of the socket that appears identifies the kind of VMM.
@@ -241,7 +225,12 @@ async fn wait_until_up(desired: &Desired, pid: u32) {
 }
 
 /// The child holds the locks of the disks from before its exec until it ends; this process holds them only during the start.
-async fn spawn(places: FileAccess, desired: Desired, launch: Launch) -> Result<Spawned, Error> {
+/// Where a jailer starts the VMM, its standard error is returned instead of being written to its log.
+async fn spawn(
+    places: FileAccess,
+    desired: Desired,
+    launch: Launch,
+) -> Result<(Identity, Option<StderrReader>), Error> {
     let start = move || {
         if let Some(note) = Note::read(&desired)? {
             confine::restore_owners(&note);
@@ -263,7 +252,7 @@ async fn spawn(places: FileAccess, desired: Desired, launch: Launch) -> Result<S
         let cgroup = confine::cgroup(&desired);
         let fds: Vec<_> = locked.iter().map(|(_, file)| file.as_fd()).collect();
         let final_limit = file_limit(&locked)?;
-        // The file in memory that it shares has its full size when it runs its guest.
+        // Until the file in memory that it shares has its full size; then its back end sets the final limit.
         let shared = launch.back_end.map_or(0, |it| it.shared_bytes);
         let file_limit = final_limit.max(shared);
         let jailing = JailerLaunch::of(&desired, &launch, opened.as_ref(), &fds, file_limit)?;
@@ -282,7 +271,8 @@ async fn spawn(places: FileAccess, desired: Desired, launch: Launch) -> Result<S
             jail: jailing.as_ref().map(JailerLaunch::jail),
         });
         if launch.back_end.is_some() {
-            back_end::start(&places.sliced, &desired, &launch, cgroup.as_deref())?;
+            let (sliced, cgroup) = (&places.sliced, cgroup.as_deref());
+            back_end::start(sliced, &desired, &launch, cgroup, final_limit)?;
         }
         let spawned = process::spawn(&Spawn {
             argv: jailing
@@ -310,11 +300,7 @@ async fn spawn(places: FileAccess, desired: Desired, launch: Launch) -> Result<S
             ending::append_output(&desired.dir, stderr.as_ref());
             back_end::stop(&desired)?;
         }
-        Ok(Spawned {
-            identity: spawned?,
-            stderr,
-            file_limit: final_limit,
-        })
+        Ok((spawned?, stderr))
     };
     within(SPAWN_DEADLINE, "start", "the VMM", start).await
 }

@@ -52,16 +52,18 @@ impl BackEndState {
     }
 }
 
-/// Starts it and waits until QEMU can connect to it. Blocks.
+/// Starts it and waits until QEMU can connect to it. It limits the files of QEMU when QEMU runs. Blocks.
 pub(super) fn start(
     sliced: &Path,
     desired: &Desired,
     launch: &Launch,
     cgroup: Option<&Path>,
+    vmm_file_limit: u64,
 ) -> Result<(), Error> {
     let label = desired.label.to_string();
     let program = sliced.display().to_string();
-    let argv = [&program, ARGUMENT, VSOCK, VHOST_VSOCK].map(str::to_owned);
+    let limit = vmm_file_limit.to_string();
+    let argv = [&program, ARGUMENT, VSOCK, VHOST_VSOCK, &limit].map(str::to_owned);
     let reach = [Reach {
         path: sliced,
         writable: false,
