@@ -12,15 +12,16 @@
 //! | [`host`] | thin functions over the kernel | nothing |
 //! | [`cni`] | a CNI runtime as the spec defines it | `clock` |
 //! | [`vmm`] | command lines and control sockets of the VMMs, their programs | `api clock host` |
+//! | [`vsock`] | the back end of QEMU's vsock device, a process beside QEMU | `clock` |
 //! | [`guest`] | access to guests: the protocol of `slice-agent` | nothing |
-//! | [`reconcile`] | the stages of a VM and the host network: observe, plan, act | `api owner store host cni vmm runtime` |
-//! | [`engine`] | runs the stages for each key: bring up, tear down, orphans, adoption, preview | `api owner clock store runtime host cni vmm reconcile` |
+//! | [`reconcile`] | the stages of a VM and the host network: observe, plan, act | `api owner store host cni vmm vsock runtime` |
+//! | [`engine`] | runs the stages for each key: bring up, tear down, orphans, adoption, preview | `api owner clock store runtime host cni vmm guest reconcile` |
 //! | [`status`] | what users see of objects, computed from the store; `explain` | `api owner store host vmm reconcile` |
 //! | [`intake`] | reads the manifest directory | `api store host` |
-//! | [`wire`] | HTTP and JSON on a Unix socket | `api clock` |
+//! | [`wire`] | HTTP and JSON on a Unix socket; requests to agents | `api clock guest` |
 //! | [`doctor`] | checks the requirements of the host and suggests fixes | `api host owner cni vmm reconcile` |
 //! | [`daemon`] | starts and connects all modules | all |
-//! | [`cli`] | argument parsing and output for users | `api wire clock` |
+//! | [`cli`] | argument parsing and output for users | `api wire clock guest` |
 //!
 //! The import rule is this table: `tests/pure/layers.rs` reads it and enforces it.
 //!
@@ -69,4 +70,5 @@ pub mod status;
 #[allow(clippy::disallowed_methods, reason = "the only access to the database")]
 pub mod store;
 pub mod vmm;
+pub mod vsock;
 pub mod wire;

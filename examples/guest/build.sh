@@ -12,9 +12,10 @@ here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 
-# Drivers in the order of their dependencies: virtio over MMIO and PCI, disks, the network, the power button.
+# Drivers in the order of their dependencies: virtio over MMIO and PCI, disks, the network, the power button, vsock.
 modules='virtio_ring virtio virtio_mmio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci
-virtio_blk failover net_failover virtio_net evdev button pvpanic pvpanic-mmio'
+virtio_blk failover net_failover virtio_net evdev button pvpanic pvpanic-mmio
+vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport'
 
 need() { # PROGRAM|"" PACKAGE
     [ -n "$1" ] && command -v "$1" >/dev/null && return

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::cni::CniOptions;
+use super::guest_access::GuestAccess;
 use super::host_group::{HostGroupSpec, UpdatePolicy};
 use super::life::{Lifecycle, MachineType};
 use super::network::{Addresses, BridgeSpec, CniSpec, IsolatedSpec, NetworkSpec};
@@ -141,6 +142,7 @@ impl Changes {
             dns_servers,
             storage,
             lifecycle,
+            guest_access,
             network,
         } = old;
         use Effect::Replaces;
@@ -163,6 +165,9 @@ impl Changes {
         let programs = (*hypervisor, new.hypervisor);
         self.lifecycle(programs, lifecycle, &new.lifecycle);
         self.storage(storage, &new.storage);
+        let GuestAccess { vsock, agent } = guest_access;
+        self.value(Replaces, "vsock", vsock, &new.guest_access.vsock);
+        self.value(Replaces, "agent", agent, &new.guest_access.agent);
         self.network(network, &new.network);
     }
 

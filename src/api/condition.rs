@@ -57,6 +57,12 @@ pub enum Reason {
     Failed,
     /// The VM is being torn down.
     Terminating,
+    /// The agent of the guest answers.
+    Answering,
+    /// The agent of the guest does not answer; the message contains the cause.
+    NotAnswering,
+    /// The VM has no guest access, as requested.
+    Disabled,
     /// The manifest of this object is invalid; the last valid spec stays in effect.
     ManifestInvalid,
 }
@@ -82,9 +88,13 @@ impl Reason {
             | Self::Stopping
             | Self::Terminating => false,
             // As requested; the next request changes it.
-            Self::Paused | Self::Stopped => false,
+            Self::Paused | Self::Stopped | Self::Disabled => false,
             // The object itself is reconciled nevertheless.
-            Self::Converged | Self::StateNotWritable | Self::ManifestInvalid => false,
+            Self::Converged
+            | Self::StateNotWritable
+            | Self::ManifestInvalid
+            | Self::Answering
+            | Self::NotAnswering => false,
         }
     }
 }
@@ -136,7 +146,10 @@ impl Condition {
             | Reason::Failed
             | Reason::Terminating
             | Reason::ManifestInvalid
-            | Reason::StateNotWritable => false,
+            | Reason::StateNotWritable
+            | Reason::Answering
+            | Reason::NotAnswering
+            | Reason::Disabled => false,
         };
         (self.status == Status::True || as_requested) && self.observed_generation == generation
     }

@@ -107,6 +107,12 @@ pub enum EventReason {
     KeptWithoutFile,
     /// A manifest is invalid; the last valid version stays in effect.
     ManifestInvalid,
+    /// As the condition.
+    Answering,
+    /// As the condition.
+    NotAnswering,
+    /// As the condition.
+    Disabled,
     /// A manifest is valid again.
     ManifestFixed,
     /// An entry of a list never matches.
@@ -200,6 +206,9 @@ impl From<Reason> for EventReason {
             Reason::StateNotWritable => Self::StateNotWritable,
             Reason::Failed => Self::Failed,
             Reason::Terminating => Self::Terminating,
+            Reason::Answering => Self::Answering,
+            Reason::NotAnswering => Self::NotAnswering,
+            Reason::Disabled => Self::Disabled,
             Reason::ManifestInvalid => Self::ManifestInvalid,
         }
     }

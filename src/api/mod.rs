@@ -8,6 +8,7 @@ pub mod condition;
 mod entry_problem;
 pub mod event;
 pub mod event_text;
+pub mod guest_access;
 pub mod host_group;
 pub mod lease;
 pub mod life;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::guest_access::GuestAccess;
 use super::life::Lifecycle;
 use super::network::NetworkSpec;
 use super::storage::Storage;
@@ -36,6 +37,9 @@ pub struct VmSpec {
     #[serde(default, skip_serializing_if = "Lifecycle::is_default")]
     #[serde(rename = "life")]
     pub lifecycle: Lifecycle,
+    /// How the host can access its guest.
+    #[serde(default, skip_serializing_if = "GuestAccess::is_default")]
+    pub guest_access: GuestAccess,
     /// Its data path.
     pub network: NetworkSpec,
 }

@@ -1,4 +1,4 @@
-//! `sliced`: see [`slicectl::daemon`].
+//! `sliced`: see [`slicectl::daemon`], and [`slicectl::vsock`] for the process beside QEMU.
 //! Out of scope: anything else.
 
 use clap::Parser;
@@ -9,5 +9,8 @@ use clap::Parser;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
+    if let Some(ended) = slicectl::vsock::main() {
+        return ended;
+    }
     slicectl::daemon::main(slicectl::cli::sliced::Args::parse())
 }

@@ -282,6 +282,8 @@ pub enum Goal {
     Stopped,
     /// The VM is paused
     Paused,
+    /// The agent of the guest answers
+    Agent,
     /// The object and its resources on the host are removed
     #[value(alias = "delete")]
     Deleted,

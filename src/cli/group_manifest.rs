@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::failure::Failure;
 use super::yaml;
 use crate::api::cni::CniOptions;
+use crate::api::guest_access::Agent;
 use crate::api::host_group::{HostGroupSpec, UpdatePolicy};
 use crate::api::life::{GracePeriod, MachineType, Restart};
 use crate::api::meta::Name;
@@ -61,6 +62,10 @@ struct Group {
     restart: Restart,
     #[serde(skip_serializing_if = "GracePeriod::is_default")]
     graceful_shutdown: GracePeriod,
+    #[serde(skip_serializing_if = "Clone::clone")]
+    vsock: bool,
+    #[serde(skip_serializing_if = "Agent::is_default")]
+    agent: Agent,
     #[serde(skip_serializing_if = "Option::is_none")]
     image: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -151,6 +156,8 @@ fn group(name: &Name, spec: &HostGroupSpec) -> Group {
         cmdline: life.cmdline.clone(),
         restart: life.restart,
         graceful_shutdown: life.graceful_shutdown,
+        vsock: template.guest_access.vsock,
+        agent: template.guest_access.agent,
         image: storage.image,
         storage_size: storage.size_bytes.map(size),
         persistent: storage.persistent,

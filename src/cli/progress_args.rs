@@ -39,7 +39,7 @@ impl<const SECONDS: u64> ProgressArgs<SECONDS> {
 }
 
 /// Replaces spellings of kubectl and of earlier versions, which the help does not mention: `--wait=TIME` is `--wait --timeout=TIME`,
-/// `--wait=true|false` is `--wait` or nothing, and `-A` (`--all-namespaces`) is nothing, since there are no namespaces.
+/// `--wait=true|false` is `--wait` or nothing, `--wait=GOAL` is `--wait --for=GOAL`, and `-A` (`--all-namespaces`) is nothing, since there are no namespaces.
 pub fn normalize(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut normal = Vec::new();
     let mut is_escaped = false;
@@ -49,6 +49,10 @@ pub fn normalize(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
             Some("-A" | "--all-namespaces" | "--wait=false") => {}
             Some("--wait=true") => normal.push("--wait".into()),
             Some(text) => match text.strip_prefix("--wait=") {
+                Some(goal @ ("ready" | "agent")) => {
+                    let goal = format!("--for={goal}");
+                    normal.extend(["--wait".into(), goal.into()]);
+                }
                 Some(time) => {
                     let timeout = format!("--timeout={time}");
                     normal.extend(["--wait".into(), timeout.into()]);

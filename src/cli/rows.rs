@@ -169,12 +169,16 @@ fn status_field(metadata: &MetaView, conditions: &[ConditionView], ready_status:
     }
 }
 
-/// The first condition that is not True. Stages are brought up in order, so it blocks the following ones.
+/// The first condition that is not True. Stages are brought up in order, so it blocks the following ones. The agent of a guest blocks
+/// nothing.
 pub fn missing(conditions: &[ConditionView]) -> Option<&ConditionView> {
     conditions
         .iter()
-        .find(|condition| condition.status != Status::True)
+        .find(|condition| condition.status != Status::True && condition.kind != AGENT)
 }
+
+/// The condition of the agent of a guest.
+pub const AGENT: &str = "Agent";
 
 fn ready(conditions: &[ConditionView]) -> Status {
     conditions

@@ -33,19 +33,24 @@ pub fn word(condition: &str, reason: Reason) -> &'static str {
         Reason::Failed => "Failed",
         Reason::Terminating => "Terminating",
         Reason::StateNotWritable => "ReadOnly",
+        Reason::Answering => "Answering",
+        Reason::NotAnswering => "NotAnswering",
+        Reason::Disabled => "Disabled",
     }
 }
 
 /// The severity of a reason.
 pub fn severity(reason: Reason) -> Severity {
     match reason {
-        Reason::Converged => Severity::Good,
+        Reason::Converged | Reason::Answering => Severity::Good,
         Reason::Waiting
         | Reason::NotObserved
         | Reason::Converging
         | Reason::Terminating
         | Reason::Paused
         | Reason::Stopping
+        | Reason::NotAnswering
+        | Reason::Disabled
         | Reason::Stopped => Severity::Warning,
         Reason::Conflict
         | Reason::Contested

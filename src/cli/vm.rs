@@ -10,7 +10,7 @@ use super::failure::{Failure, warn};
 use super::paint::Colors;
 use super::table::{Field, Table};
 use super::target::Target;
-use super::vm_args::{AddArgs, AddOutput, DeleteArgs, PowerArgs, VmCommand};
+use super::vm_args::{AddArgs, AddGoal, AddOutput, DeleteArgs, PowerArgs, VmCommand};
 use super::{get, print, resolve, wait};
 use crate::api::cni::CniOptions;
 use crate::api::metrics::{CountingSince, Metrics};
@@ -156,7 +156,11 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
     }
     let targets = [target];
     if let Some(timeout) = args.progress.timeout() {
-        let reached = wait::until(client, &targets, Goal::Ready, timeout).await?;
+        let goal = match args.goal {
+            AddGoal::Ready => Goal::Ready,
+            AddGoal::Agent => Goal::Agent,
+        };
+        let reached = wait::until(client, &targets, goal, timeout).await?;
         if args.output == AddOutput::Table {
             args.progress
                 .print(&ready_lines(&reached, begin.elapsed()))?;

@@ -92,6 +92,7 @@ of the group, but is updated and deleted with the group. Repeating the command w
 Examples:
   slicectl vm add web
   slicectl vm add web --name ci --vcpu 1 --ram 256 --tag job=42 --wait
+  slicectl vm add web --wait=agent
   slicectl vm add web --tag job=42 --allow 192.168.222.1:3128 --drop ''
   vm=$(slicectl vm add web -o name) && slicectl wait $vm --for ready")]
 pub struct AddArgs {
@@ -144,9 +145,29 @@ pub struct AddArgs {
     /// Waiting and output.
     #[command(flatten)]
     pub progress: ProgressArgs<300>,
+    /// The state to wait for; requires --wait, and --wait=GOAL is both
+    #[arg(
+        long = "for",
+        value_name = "GOAL",
+        value_enum,
+        default_value_t,
+        ignore_case = true,
+        requires = "wait"
+    )]
+    pub goal: AddGoal,
     /// Output format
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: AddOutput,
+}
+
+/// What `vm add` waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum AddGoal {
+    /// Ready
+    #[default]
+    Ready,
+    /// The agent of the guest answers
+    Agent,
 }
 
 /// Arguments of `vm delete`.

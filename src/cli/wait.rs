@@ -9,6 +9,7 @@ use futures::future::try_join_all;
 use futures::stream::BoxStream;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+mod agent;
 mod reasons;
 mod terminal;
 
@@ -26,12 +27,12 @@ use crate::wire::client::ClientError;
 /// Interval of attempts to reopen a watch after the daemon has closed it.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// `wait KIND/NAME… --for ready|stopped|paused|deleted`.
+/// `wait KIND/NAME… --for ready|stopped|paused|agent|deleted`.
 pub async fn wait(client: &Client, args: WaitArgs) -> Result<(), Failure> {
     let targets = target::targets(&args.targets)?;
     let goal = args.goal;
     let other_kind = targets.iter().find(|target| target.kind != Kind::Vm);
-    if let (Goal::Stopped | Goal::Paused, Some(target)) = (goal, other_kind) {
+    if let (Goal::Stopped | Goal::Paused | Goal::Agent, Some(target)) = (goal, other_kind) {
         let usage = format!(
             "--for {} is valid for VMs only, not for {target}",
             goal_text(goal)
@@ -39,7 +40,10 @@ pub async fn wait(client: &Client, args: WaitArgs) -> Result<(), Failure> {
         return Err(Failure::Usage(usage));
     }
     reach(client, &targets, goal, args.timeout, Terminal::Wait).await?;
-    let text = goal_text(goal);
+    let text = match goal {
+        Goal::Agent => "agent answers",
+        _ => goal_text(goal),
+    };
     if args.quiet {
         return Ok(());
     }
@@ -52,6 +56,7 @@ fn goal_text(goal: Goal) -> &'static str {
         Goal::Ready => "ready",
         Goal::Stopped => "stopped",
         Goal::Paused => "paused",
+        Goal::Agent => "agent",
         Goal::Deleted => "deleted",
     }
 }
@@ -161,7 +166,8 @@ impl WatchState {
 
     fn reaches(&self, goal: Goal) -> bool {
         match (goal, &self.object) {
-            (Goal::Ready | Goal::Stopped | Goal::Paused, None) => false,
+            (Goal::Ready | Goal::Stopped | Goal::Paused | Goal::Agent, None) => false,
+            (Goal::Agent, Some(object)) => agent::answers(object),
             (Goal::Stopped, Some(object)) => is_in(object, VmmState::Stopped),
             (Goal::Paused, Some(object)) => is_in(object, VmmState::Paused),
             (Goal::Ready, Some(object)) => !object.metadata().deleting && is_ready(object),
@@ -211,6 +217,10 @@ impl<'a> Watch<'a> {
     /// Fails if the object cannot become ready without a change by the user.
     async fn fail_if_terminal(&self, client: &Client) -> Result<(), Failure> {
         let seen = self.seen.borrow().object.clone();
+        let disabled = seen.as_ref().and_then(agent::obstacle);
+        if let (Goal::Agent, Some(cause)) = (self.goal, disabled) {
+            return Err(Failure::Failed(vec![cause]));
+        }
         let Some(object) =
             seen.filter(|_| self.goal == Goal::Ready && self.terminal == Terminal::Fail)
         else {
@@ -296,6 +306,18 @@ impl<'a> Watch<'a> {
                     "timed out after {limit}: {target} still exists, {finalizers}"
                 )];
                 causes.extend(holders(client, target, &object).await);
+                causes
+            }
+            (false, Goal::Agent) => {
+                let mut causes = vec![format!(
+                    "timed out after {limit}: the agent of {target} does not answer"
+                )];
+                match (is_ready(&object), agent::reason(&object)) {
+                    (true, Some(reason)) => causes.push(reason),
+                    (false, _) | (true, None) => {
+                        causes.extend(not_ready_reasons(client, &object).await);
+                    }
+                }
                 causes
             }
             (false, Goal::Ready | Goal::Stopped | Goal::Paused) => {

@@ -6,6 +6,7 @@ mod garbage;
 mod sources;
 
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use super::failure::Failure;
 use super::group_events::{GroupEvent, requester};
 use super::not_found::not_found;
 use super::objects;
-use super::{console, metrics, orders, power, reach, restrictions, scale, streams};
+use super::{agent, console, metrics, orders, power, reach, restrictions, scale, streams};
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::manifest::Draft;
@@ -227,6 +228,10 @@ impl Backend for AppState {
                 "vm/{vm} has no console input: hypervisor {hypervisor} does not support it; use `slicectl logs` for output"
             )])),
         }
+    }
+
+    async fn agent(&self, vm: Name) -> Result<PathBuf, Refusal> {
+        agent::socket(&self.engine, &vm)
     }
 
     async fn gc(&self, effect: Effect) -> Result<Vec<Orphan>, Refusal> {

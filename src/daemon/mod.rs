@@ -1,6 +1,7 @@
 //! Starts all modules, connects them and stops them. The only module that imports every other.
 //! Out of scope: decisions.
 
+mod agent;
 mod answers;
 mod app_state;
 mod budget;
@@ -48,7 +49,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::cli::sliced::{Args, LogFormat};
-use crate::engine::{Engine, Key};
+use crate::engine::{Engine, Key, agents};
 use crate::host::{self, cpu, process};
 use crate::reconcile::no_probe;
 use crate::runtime::controller::Controller;
@@ -314,6 +315,7 @@ async fn serve(
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(enqueue_by_changes(engine.clone(), daemon.changes));
     tasks.spawn(resync(engine.clone(), args.resync));
+    tasks.spawn(agents::run(engine.clone(), args.resync));
     tasks.spawn({
         let (engine, resync) = (engine.clone(), args.resync);
         async move {
@@ -337,7 +339,7 @@ async fn serve(
     });
     tasks.spawn(log_initial_sync(engine.clone(), daemon.idle));
     tasks.spawn(report_exhaustion(engine.clone()));
-    let limits = Limits::of(budget.connections);
+    let limits = Limits::of(budget.connections).with_agents(budget.agents);
     let wire = wire::serve_with_limits(listener, state, stop.clone(), limits);
     let mut wire = tokio::spawn(wire);
     let run = {

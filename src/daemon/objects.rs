@@ -117,6 +117,10 @@ fn vm(status_builder: &StatusBuilder, engine: &Engine, world: &World, vm: &Vm) -
     let reason = engine.replacement_blocked_reason(vm);
     let warning = reason.map(|why| format!("not replaced although its group has changed: {why}"));
     view.status.warnings.extend(warning);
+    let agent = engine.agents.condition(vm);
+    view.status
+        .conditions
+        .extend(agent.as_ref().map(status::agent_condition));
     let read_only = engine.store.read_only();
     let condition = read_only.map(|why| status::not_writable_condition(&vm.meta, &why));
     view.status.conditions.extend(condition);

@@ -179,6 +179,9 @@ impl Progress {
             | Reason::Paused
             | Reason::Stopping
             | Reason::Stopped
+            | Reason::Answering
+            | Reason::NotAnswering
+            | Reason::Disabled
             | Reason::Terminating => false,
             Reason::Conflict
             | Reason::Contested

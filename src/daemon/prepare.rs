@@ -138,6 +138,7 @@ impl Daemon {
             forward_chains: Default::default(),
             read_all_tables: true.into(),
             enforcement: Default::default(),
+            agents: Default::default(),
             removals: Default::default(),
         });
         for message in &claimed.notes {

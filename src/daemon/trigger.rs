@@ -205,6 +205,7 @@ impl Trigger {
                 Change::Group(_)
                 | Change::Observed(_)
                 | Change::View
+                | Change::Agent(_)
                 | Change::Lease(_)
                 | Change::Everything,
             )

@@ -76,7 +76,13 @@ async fn enqueue_changed(engine: Arc<Engine>, mut changes: broadcast::Receiver<C
             Ok(Change::Group(name)) => engine.waker.enqueue_fresh(Key::Group(name)),
             Ok(Change::Vm(uid)) => engine.waker.enqueue_fresh(Key::Vm(uid)),
             Ok(Change::HostNetwork) => engine.waker.enqueue_fresh(Key::HostNetwork),
-            Ok(Change::StageStatus(_) | Change::Observed(_) | Change::View | Change::Lease(_)) => {}
+            Ok(
+                Change::StageStatus(_)
+                | Change::Observed(_)
+                | Change::View
+                | Change::Agent(_)
+                | Change::Lease(_),
+            ) => {}
             Ok(Change::Everything) => engine.enqueue_all_fresh(),
             Err(broadcast::error::RecvError::Lagged(_)) => engine.enqueue_all(),
             Err(broadcast::error::RecvError::Closed) => return,

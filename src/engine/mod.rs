@@ -6,6 +6,7 @@
 //! whole pipeline enters the VM's namespace once. Each stage still has its own plan and status, and is acquired in its own transaction.
 
 mod adopt;
+pub mod agents;
 mod bridge;
 mod bring_up;
 mod cni;
@@ -157,6 +158,8 @@ pub struct Engine {
     pub flows: Flows,
     /// VMs that were run when the host network did not meet their requirements.
     pub waiting_for_host_network: Mutex<HashSet<Uid>>,
+    /// Whether the agents of guests answer.
+    pub agents: agents::Agents,
     /// Requests that wait for the removal of orphans.
     pub removals: Removals,
 }

@@ -24,7 +24,7 @@ use crate::reconcile::vmm::{self, Confined, Desired, Vmm};
 use crate::runtime::controller::Enqueuer;
 use crate::vmm::{
     Accel, Access, ConfinedBy, Disk, FileAccess, Launch, Machine, Machines, Program, Programs,
-    Slot, Sys, machine_of, recipe,
+    Slot, Sys, has_serial_port, machine_of, recipe,
 };
 
 const KVM: &str = "/dev/kvm";
@@ -75,6 +75,8 @@ impl Processes {
         let files = FileAccess {
             allowed,
             disk_dir: disk_dir.clone(),
+            // An error: the start of a VM that needs it names the missing program.
+            sliced: std::env::current_exe().unwrap_or_default(),
         };
         Self {
             stage: Vmm::new(files.clone()),
@@ -121,9 +123,12 @@ impl Processes {
             disks: disks.all.clone(),
             sys: user.map_or(Sys::Host, |_| Sys::Own),
             confined_by: ConfinedBy::default(),
+            has_serial_port: false,
         };
+        let running_argv = self.running_argv(no_process.uid);
+        slot.has_serial_port = running_argv.as_deref().is_some_and(has_serial_port);
         // A process of a version without users for VMMs is kept unchanged until it ends.
-        if let (None, Some(argv)) = (user, self.running_argv(no_process.uid)) {
+        if let (None, Some(argv)) = (user, running_argv) {
             return Ok(Desired {
                 launch: Some(Launch::kept(argv, &slot)),
                 disks: disks.all.clone(),
@@ -192,6 +197,7 @@ impl Processes {
                 disks: disks.all.clone(),
                 sys: Sys::Own,
                 confined_by,
+                has_serial_port: false,
             };
             recipe(spec, &slot, &program, &machine).map_err(|reason| reason.to_string())?;
         }

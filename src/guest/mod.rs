@@ -8,8 +8,14 @@
 //!
 //! | file | content |
 //! |---|---|
+//! | `client` | connects to an agent from the host and sends a request |
+//! | `endpoint` | the requests that the daemon forwards |
+//! | `probe` | asks whether an agent answers |
 //! | `protocol` | requests and responses of the agent, limits |
 //! | `shell_frame` | the messages of an interactive shell |
 
+pub mod client;
+pub mod endpoint;
+pub mod probe;
 pub mod protocol;
 pub mod shell_frame;

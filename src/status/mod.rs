@@ -427,7 +427,10 @@ fn state(vm: &Vm, stage: Option<&StageStatus>, checkpoint: &VmmCheckpoint) -> Vm
             | Reason::CrashLoop
             | Reason::Failed
             | Reason::ManifestInvalid
-            | Reason::StateNotWritable,
+            | Reason::StateNotWritable
+            | Reason::Answering
+            | Reason::NotAnswering
+            | Reason::Disabled,
         ) => VmmState::Failed,
     }
 }
@@ -453,6 +456,11 @@ fn meta_view(meta: &Meta) -> MetaView {
         deleting: meta.deleting,
         finalizers: Vec::new(),
     }
+}
+
+/// The condition of the agent of a VM.
+pub fn agent_condition(condition: &Condition) -> ConditionView {
+    condition_view("Agent".to_owned(), condition)
 }
 
 /// The condition while the store cannot be written: changes are refused, existing objects are still reconciled.

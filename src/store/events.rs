@@ -67,6 +67,7 @@ impl Events {
                 Change::StageStatus(_)
                 | Change::Observed(_)
                 | Change::View
+                | Change::Agent(_)
                 | Change::Lease(_)
                 | Change::HostNetwork
                 | Change::Everything => {}

@@ -119,6 +119,8 @@ pub enum Change {
     /// What users see of objects has changed although nothing that is stored has: why a group is blocked, the problems of a manifest, or
     /// that nothing can be written.
     View,
+    /// Whether the agent of a VM answers has changed, which is not stored.
+    Agent(Uid),
     /// A lease was written or removed.
     Lease(Name),
     /// The host requirements: what the rules and bridges of the host must provide.
@@ -400,6 +402,12 @@ impl Store {
     /// Subscribes to changes. A receiver that lags must read everything again.
     pub fn watch(&self) -> broadcast::Receiver<Change> {
         self.shared.changes.subscribe()
+    }
+
+    /// Notifies watchers that an agent has begun or ceased to answer.
+    pub fn notify_agent(&self, uid: Uid) {
+        // An error: nobody watches.
+        let _ = self.shared.changes.send(Change::Agent(uid));
     }
 
     /// Notes made when the store was opened; they need no decision by the user.

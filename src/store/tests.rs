@@ -33,6 +33,7 @@ fn group(name: &str) -> HostGroup {
             template: VmSpec {
                 storage: Default::default(),
                 lifecycle: Default::default(),
+                guest_access: Default::default(),
                 hypervisor: Hypervisor::None,
                 vcpu: 1,
                 ram_bytes: 128 << 20,

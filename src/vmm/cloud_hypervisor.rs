@@ -62,7 +62,9 @@ pub(super) fn recipe(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<La
     add("--rng", "src=/dev/urandom".to_owned());
     add("--serial", "tty".to_owned());
     add("--console", "off".to_owned());
-    add("--vsock", format!("cid=3,socket={VSOCK}"));
+    if spec.guest_access.vsock {
+        add("--vsock", format!("cid=3,socket={VSOCK}"));
+    }
     // One option with several values.
     if !slot.disks.is_empty() {
         argv.push("--disk".to_owned());

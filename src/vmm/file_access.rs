@@ -18,6 +18,8 @@ pub struct FileAccess {
     pub allowed: AllowedDirectories,
     /// `<state>/disks`: the disks that the daemon creates for VMs.
     pub disk_dir: PathBuf,
+    /// The program of this daemon, which is also the back end of a vsock device ([`crate::vsock`]).
+    pub sliced: PathBuf,
 }
 
 /// The reason why a file is not used, as text for users.

@@ -73,7 +73,8 @@ struct Config {
     /// Required even if empty.
     drives: Vec<Drive>,
     network_interfaces: [NetworkInterface; 1],
-    vsock: Vsock,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vsock: Option<Vsock>,
     entropy: Entropy,
     metrics: Metrics,
 }
@@ -164,10 +165,10 @@ fn config(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<Config, Recip
             guest_mac: connection.mac,
             mtu: config_mtu,
         }],
-        vsock: Vsock {
+        vsock: spec.guest_access.vsock.then(|| Vsock {
             guest_cid: 3,
             uds_path: jailer::path_in_vmm(&slot.confined_by, VSOCK),
-        },
+        }),
         entropy: Entropy {},
         metrics: Metrics {
             metrics_path: jailer::path_in_vmm(&slot.confined_by, METRICS),

@@ -129,6 +129,7 @@ mod tests {
             version: None,
             only_kept: false,
             confined_by: ConfinedBy::default(),
+            back_end: None,
         }
     }
 

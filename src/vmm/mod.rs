@@ -32,27 +32,30 @@ pub(crate) use file_access::inspect_blocking;
 pub use file_access::{FileAccess, FileError};
 pub use machine::{Accel, Machine, Machines, boots, tested_programs};
 pub use program::Programs;
-pub use qemu::machine_of;
-pub use recipe::{Access, ConfinedBy, Disk, Launch, NewFile, RecipeError, Slot, Sys};
+pub use qemu::{has_serial_port, machine_of};
+pub use recipe::{Access, BackEnd, ConfinedBy, Disk, Launch, NewFile, RecipeError, Slot, Sys};
 pub use version::{Program, Version};
 
 /// The configuration that Firecracker reads when it starts.
 pub const CONFIG: &str = "vm.json";
 /// The pipe that Firecracker writes its metrics into.
 pub const METRICS: &str = "metrics";
-/// The host's side of a guest's vsock.
+/// The host's side of a guest's vsock: a client writes `CONNECT <port>\n` and reads `OK <port>\n`.
 pub const VSOCK: &str = "vsock.sock";
-/// The host's side of a guest's virtio-serial port.
+/// The socket between QEMU and the back end of its vsock device.
+pub const VHOST_VSOCK: &str = "vhost-vsock.sock";
+/// The host's side of a virtio-serial port, of a QEMU that an earlier version has started.
 pub const AGENT: &str = "agent.sock";
 /// A lock file that Cloud Hypervisor creates next to its control socket since version 53 and does not remove.
 pub const CONTROL_LOCK: &str = "cloud-hypervisor.sock.lock";
 /// Files that a VMM creates and may not remove. The next one fails if they exist.
-pub const SOCKETS: [&str; 6] = [
+pub const SOCKETS: [&str; 7] = [
     Control::Qmp.socket(),
     Control::Firecracker.socket(),
     Control::CloudHypervisor.socket(),
     CONTROL_LOCK,
     VSOCK,
+    VHOST_VSOCK,
     AGENT,
 ];
 /// Whether the serial port of the VM accepts input. Cloud Hypervisor reads only from a terminal, or from a socket that loses output

@@ -9,11 +9,13 @@
 //!   hangs. A `q35` is reset by the first method of Linux.
 //! - `pvpanic`: the guest kernel reports a panic (docs/specs/pvpanic.rst). QEMU then exits with status 1 at once, which is a failure,
 //!   unlike a reset or a power-off.
+//! - The memory is a file in memory that another process, the back end of the vsock device, maps as well. QEMU connects to it and cannot
+//!   connect again (`hw/virtio/vhost-user-vsock.c` has no reconnect).
 //! - `script=no`: the TAP exists and is configured. Its existence is checked when the process is started.
 
 use super::cmdline::{self, VmmParameters};
-use super::recipe::{Access, Disk, Launch, RecipeError, Slot};
-use super::{AGENT, Accel, Control, Machine, Program};
+use super::recipe::{Access, BackEnd, Disk, Launch, RecipeError, Slot};
+use super::{AGENT, Accel, Control, Machine, Program, VHOST_VSOCK};
 use crate::api::life::MachineType;
 use crate::api::network::Connection;
 use crate::api::vm::VmSpec;
@@ -38,7 +40,8 @@ pub(super) fn recipe(
         MachineType::Microvm => ("microvm", "device"),
         MachineType::Q35 => ("q35", "pci"),
     };
-    add("-M", machine_name.to_owned());
+    let guest_port = GuestPort::of(spec, slot);
+    add("-M", format!("{machine_name}{}", guest_port.memory()));
     if spec.lifecycle.machine == MachineType::Microvm {
         add("-global", "virtio-mmio.force-legacy=false".to_owned());
     }
@@ -47,6 +50,13 @@ pub(super) fn recipe(
     }
     add("-smp", spec.vcpu.to_string());
     add("-m", format!("{}M", spec.ram_bytes >> 20));
+    if guest_port == GuestPort::Vsock {
+        let size = spec.ram_bytes >> 20;
+        add(
+            "-object",
+            format!("memory-backend-memfd,id=mem,size={size}M,share=on"),
+        );
+    }
     add("-sandbox", SANDBOX.to_owned());
     add("-display", "none".to_owned());
     // Its standard input and output: a pipe, and the console file, which is opened for appending, so that the log does not become sparse
@@ -71,12 +81,18 @@ pub(super) fn recipe(
     add("-device", format!("virtio-rng-{bus}"));
     add("-device", "pvpanic".to_owned());
     add("-action", "panic=exit-failure".to_owned());
-    add("-chardev", listen("agent", AGENT));
-    add("-device", format!("virtio-serial-{bus}"));
-    add(
-        "-device",
-        "virtserialport,chardev=agent,name=org.slicectl.agent.0".to_owned(),
-    );
+    match guest_port {
+        GuestPort::None => {}
+        GuestPort::Vsock => {
+            add("-chardev", format!("socket,id=vsock,path={VHOST_VSOCK}"));
+            add("-device", format!("vhost-user-vsock-{bus},chardev=vsock"));
+        }
+        GuestPort::Serial => {
+            add("-chardev", listen("agent", AGENT));
+            add("-device", format!("virtio-serial-{bus}"));
+            add("-device", SERIAL_PORT.to_owned());
+        }
+    }
     for [drive, device] in disks(&slot.disks, bus) {
         add("-drive", drive);
         add("-device", device);
@@ -87,7 +103,48 @@ pub(super) fn recipe(
     }
     add("-append", command_line(spec, slot, machine)?);
     argv.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
-    Ok(Launch::new(argv, slot))
+    let back_end = (guest_port == GuestPort::Vsock).then_some(BackEnd {
+        shared_bytes: spec.ram_bytes,
+    });
+    Ok(Launch {
+        back_end,
+        ..Launch::new(argv, slot)
+    })
+}
+
+/// The device of an earlier version for guest access.
+const SERIAL_PORT: &str = "virtserialport,chardev=agent,name=org.slicectl.agent.0";
+
+/// The device for guest access.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum GuestPort {
+    None,
+    Vsock,
+    /// Of an earlier version.
+    Serial,
+}
+
+impl GuestPort {
+    fn of(spec: &VmSpec, slot: &Slot) -> Self {
+        match (slot.has_serial_port, spec.guest_access.vsock) {
+            (true, _) => Self::Serial,
+            (false, true) => Self::Vsock,
+            (false, false) => Self::None,
+        }
+    }
+
+    /// The option of the machine for the guest's memory.
+    fn memory(self) -> &'static str {
+        match self {
+            Self::Vsock => ",memory-backend=mem",
+            Self::None | Self::Serial => "",
+        }
+    }
+}
+
+/// Whether a running QEMU was started by an earlier version, with a virtio-serial port for guest access.
+pub fn has_serial_port(argv: &[String]) -> bool {
+    argv.iter().any(|word| word == SERIAL_PORT)
 }
 
 /// KASLR delays the boot of a translated guest by a second.

@@ -28,6 +28,9 @@ pub struct Slot {
     /// What confines its VMM.
     #[serde(default, skip_serializing_if = "ConfinedBy::is_default")]
     pub confined_by: ConfinedBy,
+    /// Its QEMU was started by an earlier version, with a virtio-serial port in place of the vsock device.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_serial_port: bool,
 }
 
 /// What confines a VMM that has a user of its own.
@@ -122,6 +125,16 @@ pub struct Launch {
     /// What confines it.
     #[serde(default, skip_serializing_if = "ConfinedBy::is_default")]
     pub confined_by: ConfinedBy,
+    /// The process that handles its vsock device; `None`: the VMM itself, or it has no such device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub back_end: Option<BackEnd>,
+}
+
+/// The process beside a QEMU that handles its vsock device ([`crate::vsock`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackEnd {
+    /// Size of the file in memory that both processes share, in bytes: the memory of the guest.
+    pub shared_bytes: u64,
 }
 
 /// A file that a VMM reads when it starts.
@@ -145,6 +158,7 @@ impl Launch {
             version: None,
             only_kept: false,
             confined_by: slot.confined_by.clone(),
+            back_end: None,
         }
     }
 

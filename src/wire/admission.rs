@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::agent;
 use super::caller::Caller;
 use super::connections::{Connection, Connections, User};
 use super::guarded::TrackedBody;
@@ -137,6 +138,8 @@ enum Weight {
     List,
     /// Is a stream (`follow=true`).
     Stream,
+    /// Is forwarded to an agent, with limits of its own ([`super::agents`]).
+    Agent,
 }
 
 fn weight(request: &Request) -> Weight {
@@ -146,6 +149,7 @@ fn weight(request: &Request) -> Weight {
     let is_get = request.method() == Method::GET;
     match path.strip_prefix("/v1/").unwrap_or_default() {
         "apply" | "diff" | "names" | "gc" | "doctor" => Weight::Heavy,
+        rest if agent::is_path(rest) => Weight::Agent,
         _ if is_stream && is_get => Weight::Stream,
         rest if rest.starts_with("objects/") && is_get => Weight::List,
         _ => Weight::Light,
@@ -197,7 +201,11 @@ async fn work(
         );
         return Err(problem(StatusCode::FORBIDDEN, error, Vec::new()));
     }
-    let (request, body) = whole(admission, caller, request).await?;
+    let (request, body) = match weight {
+        // It is not read into memory.
+        Weight::Agent => (request, Vec::new()),
+        _ => whole(admission, caller, request).await?,
+    };
     caller.connection.works();
     let quota = admission.share(caller.user);
     let mut acquired = AcquiredPermits::default();
@@ -215,7 +223,7 @@ async fn work(
             acquired.stream = Some(admission.stream(caller.user).map_err(busy)?);
             None
         }
-        Weight::Light => None,
+        Weight::Light | Weight::Agent => None,
     };
     let handler = next.run(request);
     let response = Caller { uid: peer.uid }.scope(handler).await;
@@ -326,7 +334,7 @@ async fn whole(
     Ok((request, held))
 }
 
-fn busy(error: String) -> Response {
+pub(super) fn busy(error: String) -> Response {
     let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, error, Vec::new());
     let retry_after = header::HeaderValue::from_static("1");
     response

@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::io;
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -190,6 +191,9 @@ pub trait Backend: Send + Sync + 'static {
         vm: Name,
         keys: Bytes,
     ) -> impl Future<Output = Result<(), Refusal>> + Send;
+
+    /// The socket of the vsock device of a VM that runs, behind which its agent listens; [`Refusal::Conflict`] if it cannot answer now.
+    fn agent(&self, vm: Name) -> impl Future<Output = Result<PathBuf, Refusal>> + Send;
 
     /// Removes orphaned host resources; with [`Effect::DryRun`] only lists them.
     fn gc(&self, effect: Effect) -> impl Future<Output = Result<Vec<Orphan>, Refusal>> + Send;

@@ -8,9 +8,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream, Stream, StreamExt};
 use http_body_util::{BodyExt, BodyStream, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
-use hyper::{Method, Request, Response, header};
+use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
@@ -33,7 +33,7 @@ use crate::api::view::{
 use crate::api::vm::PowerCommand;
 
 /// Timeout until the response head is received. `gc` and `doctor` observe the whole host.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Number and interval of connect attempts while the backlog of the socket is full: 5 s.
 const BACKLOG_ATTEMPTS: u32 = 500;
@@ -104,7 +104,7 @@ impl ClientError {
     }
 }
 
-type Result<T> = std::result::Result<T, ClientError>;
+pub(super) type Result<T> = std::result::Result<T, ClientError>;
 
 impl Client {
     /// A client for the daemon that listens on `socket`. Connects separately for each request.
@@ -326,14 +326,37 @@ impl Client {
         kind: &str,
         body: Bytes,
     ) -> Result<Response<Incoming>> {
-        let sending = self.send(method, path, kind, body);
-        let result = tokio::time::timeout(PATIENCE, sending).await;
-        let answer = result
-            .map_err(|_| self.broken(format!("no response within {} s", PATIENCE.as_secs())))??;
-        if answer.status().is_success() {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "sliced")
+            .header(header::CONTENT_TYPE, kind)
+            .body(Full::new(body))
+            .map_err(|error| self.broken(error))?;
+        self.exchange(request, Some(PATIENCE)).await
+    }
+
+    /// Sends a request. The response is returned when its head is received, within the timeout; a status that is no success is an error.
+    pub(super) async fn exchange<B>(
+        &self,
+        request: Request<B>,
+        timeout: Option<Duration>,
+    ) -> Result<Response<Incoming>>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let sending = self.send(request);
+        let answer = match timeout {
+            None => sending.await?,
+            Some(limit) => tokio::time::timeout(limit, sending)
+                .await
+                .map_err(|_| self.broken(format!("no response within {} s", limit.as_secs())))??,
+        };
+        let status = answer.status();
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(answer);
         }
-        let status = answer.status();
         let body = answer.into_body().collect().await;
         let body = body.map_err(|error| self.broken(error))?.to_bytes();
         let problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem {
@@ -346,27 +369,18 @@ impl Client {
         })
     }
 
-    async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        kind: &str,
-        body: Bytes,
-    ) -> Result<Response<Incoming>> {
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, "sliced")
-            .header(header::CONTENT_TYPE, kind)
-            .body(Full::new(body))
-            .map_err(|error| self.broken(error))?;
+    async fn send<B>(&self, request: Request<B>) -> Result<Response<Incoming>>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let stream = self.connect().await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.broken(error))?;
         // Ends with the response body: there is one request per connection.
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "connection closed with an error");
             }
         });
@@ -407,7 +421,7 @@ impl Client {
         }
     }
 
-    fn broken(&self, reason: impl ToString) -> ClientError {
+    pub(super) fn broken(&self, reason: impl ToString) -> ClientError {
         ClientError::ConnectionFailed {
             socket: self.socket.clone(),
             why: reason.to_string(),
@@ -435,7 +449,7 @@ fn percent_encode(text: &str) -> String {
     utf8_percent_encode(text, ENCODED).to_string()
 }
 
-fn chunks(socket: PathBuf, body: Incoming) -> impl Stream<Item = Result<Bytes>> + Send {
+pub(super) fn chunks(socket: PathBuf, body: Incoming) -> impl Stream<Item = Result<Bytes>> + Send {
     BodyStream::new(body).filter_map(move |frame| {
         let chunk = match frame {
             Ok(frame) => frame.into_data().ok().map(Ok),

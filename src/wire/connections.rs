@@ -7,12 +7,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
+use tokio::net::UnixStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
+use super::agents::AgentPermit;
+use super::guarded::closed_by_peer;
 use super::limits::Limits;
 use crate::clock;
 
@@ -32,6 +36,9 @@ enum Phase {
     Responding { until: Instant },
     /// A stream is being sent.
     Streaming,
+    /// A request is forwarded to an agent, until the connection ends. It may wait for its peer as long as the peer wants: for keys, or for
+    /// a reader of its output. Its limit is that of such requests ([`super::agents`]).
+    Forwarding,
 }
 
 /// One connection.
@@ -41,6 +48,7 @@ pub(super) struct Connection {
     state: Mutex<State>,
     changed: Notify,
     closed: CancellationToken,
+    is_forwarding: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -52,6 +60,8 @@ struct State {
     response_deadline: Option<Instant>,
     /// Held until the response has been written.
     permits: Vec<OwnedSemaphorePermit>,
+    /// Held until the connection ends, if it is forwarding.
+    agent: Option<Arc<AgentPermit>>,
 }
 
 impl Connection {
@@ -66,9 +76,11 @@ impl Connection {
                 blocked: None,
                 response_deadline: None,
                 permits: Vec::new(),
+                agent: None,
             }),
             changed: Notify::new(),
             closed: CancellationToken::new(),
+            is_forwarding: AtomicBool::new(false),
         }
     }
 
@@ -77,8 +89,26 @@ impl Connection {
     }
 
     fn enter(&self, phase: Phase) {
-        self.state().phase = phase;
+        let mut state = self.state();
+        if state.phase != Phase::Forwarding {
+            state.phase = phase;
+            drop(state);
+            self.changed.notify_one();
+        }
+    }
+
+    /// A request is forwarded to an agent from now on. The connection no longer counts as one of the API.
+    pub(super) fn forwards(&self, permit: Arc<AgentPermit>) {
+        self.is_forwarding.store(true, Ordering::Relaxed);
+        let mut state = self.state();
+        state.phase = Phase::Forwarding;
+        state.agent = Some(permit);
+        drop(state);
         self.changed.notify_one();
+    }
+
+    fn is_forwarding(&self) -> bool {
+        self.is_forwarding.load(Ordering::Relaxed)
     }
 
     pub(super) fn works(&self) {
@@ -99,6 +129,9 @@ impl Connection {
     ) {
         let until = now + self.limits.response;
         let mut state = self.state();
+        if state.phase == Phase::Forwarding {
+            return;
+        }
         state.permits.extend(permits);
         state.phase = match is_stream {
             true => Phase::Streaming,
@@ -118,7 +151,7 @@ impl Connection {
     /// A write is blocked because the peer does not read.
     pub(super) fn write_blocked(&self, now: Instant) {
         let mut state = self.state();
-        if state.blocked.is_none() {
+        if state.blocked.is_none() && state.phase != Phase::Forwarding {
             state.blocked = Some(now);
             drop(state);
             self.changed.notify_one();
@@ -154,7 +187,9 @@ impl Connection {
         let state = self.state();
         let phase = match state.phase {
             Phase::ReceivingHead { since, .. } | Phase::ReceivingBody { since, .. } => Some(since),
-            Phase::Working | Phase::Responding { .. } | Phase::Streaming => None,
+            Phase::Working | Phase::Responding { .. } | Phase::Streaming | Phase::Forwarding => {
+                None
+            }
         };
         state.blocked.or(phase)
     }
@@ -171,7 +206,7 @@ impl Connection {
             Phase::ReceivingHead { until, .. }
             | Phase::ReceivingBody { until, .. }
             | Phase::Responding { until } => Some(until),
-            Phase::Working | Phase::Streaming => None,
+            Phase::Working | Phase::Streaming | Phase::Forwarding => None,
         };
         let blocked = state.blocked.map(|since| since + self.limits.write);
         [phase, blocked, state.response_deadline]
@@ -180,8 +215,8 @@ impl Connection {
             .min()
     }
 
-    /// Returns when the connection must be closed: a deadline has passed, or it is evicted.
-    pub(super) async fn wait_for_close(&self) {
+    /// Returns when the connection must be closed: a deadline has passed, it is evicted, or the client whose request is forwarded has gone.
+    pub(super) async fn wait_for_close(&self, stream: &UnixStream) {
         loop {
             let changed = self.changed.notified();
             let deadline_passed = async {
@@ -192,6 +227,8 @@ impl Connection {
             };
             tokio::select! {
                 () = self.closed.cancelled() => return,
+                // A command in a guest ends with its client, also while it does not read what the client has sent.
+                () = closed_by_peer(stream), if self.is_forwarding() => return,
                 () = changed => {}
                 () = deadline_passed => {
                     let now = clock::monotonic();
@@ -296,7 +333,8 @@ impl Connections {
 
     fn evict_if_full(&self, open: &mut OpenConnections, user: User) -> Result<(), String> {
         let limits = &self.limits;
-        let (by_user, others) = (open.of(user), open.all.len() - open.of(User::Privileged));
+        let all = open.counted().count();
+        let (by_user, others) = (open.of(user), all - open.of(User::Privileged));
         match user {
             User::Of(uid) if by_user >= limits.per_user => open.evict(&[user]).ok_or_else(|| {
                 format!("user {uid} has {by_user} connections, which is the limit per user")
@@ -308,13 +346,13 @@ impl Connections {
                 let user_to_evict = most.map_or(user, |(other, _)| other);
                 open.evict(&[user_to_evict]).ok_or_else(|| full(others))
             }
-            User::Of(_) | User::Privileged if open.all.len() >= limits.connections => {
+            User::Of(_) | User::Privileged if all >= limits.connections => {
                 let all_users = open.users();
                 let users = match user {
                     User::Privileged => all_users,
                     User::Of(_) => vec![user],
                 };
-                open.evict(&users).ok_or_else(|| full(open.all.len()))
+                open.evict(&users).ok_or_else(|| full(all))
             }
             User::Of(_) | User::Privileged => Ok(()),
         }
@@ -326,13 +364,19 @@ fn full(count: usize) -> String {
 }
 
 impl OpenConnections {
+    /// The connections that are not forwarding.
+    fn counted(&self) -> impl Iterator<Item = &Entry> {
+        let entries = self.all.values();
+        entries.filter(|entry| !entry.connection.is_forwarding())
+    }
+
     fn of(&self, user: User) -> usize {
-        self.all.values().filter(|entry| entry.user == user).count()
+        self.counted().filter(|entry| entry.user == user).count()
     }
 
     /// All users, the privileged last.
     fn users(&self) -> Vec<User> {
-        let mut users: Vec<User> = self.all.values().map(|entry| entry.user).collect();
+        let mut users: Vec<User> = self.counted().map(|entry| entry.user).collect();
         users.sort_by_key(|user| *user == User::Privileged);
         users.dedup();
         users

@@ -4,12 +4,12 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use axum::body::Body;
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
 
 use super::connections::Connection;
@@ -17,13 +17,18 @@ use crate::clock;
 
 /// A connection's socket; reports the progress of writes.
 pub(super) struct MonitoredStream {
-    stream: UnixStream,
+    stream: Arc<UnixStream>,
     connection: Arc<Connection>,
 }
 
 impl MonitoredStream {
-    pub(super) fn new(stream: UnixStream, connection: Arc<Connection>) -> Self {
+    pub(super) fn new(stream: Arc<UnixStream>, connection: Arc<Connection>) -> Self {
         Self { stream, connection }
+    }
+
+    /// The socket, no longer monitored.
+    pub(super) fn into_socket(self) -> Arc<UnixStream> {
+        self.stream
     }
 
     fn note<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -38,49 +43,80 @@ impl MonitoredStream {
 
 impl AsyncRead for MonitoredStream {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        loop {
+            ready!(self.stream.poll_read_ready(context))?;
+            match self.stream.try_read(buffer.initialize_unfilled()) {
+                Ok(count) => {
+                    buffer.advance(count);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl MonitoredStream {
+    fn poll_try_write(
+        &self,
+        context: &mut Context<'_>,
+        write: impl Fn(&UnixStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_write_ready(context))?;
+            match write(&self.stream) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
     }
 }
 
 impl AsyncWrite for MonitoredStream {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write(context, bytes);
+        let result = self.poll_try_write(context, |stream| stream.try_write(bytes));
         self.note(result)
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        let result = self.poll_try_write(context, |stream| stream.try_write_vectored(slices));
         self.note(result)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 
-    /// hyper calls this when it has written all data.
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let result = Pin::new(&mut self.stream).poll_flush(context);
-        if result.is_ready() {
-            self.connection.write_flushed();
-        }
-        result
+    /// hyper calls this when it has written all data. A socket has no buffer of its own to flush.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.connection.write_flushed();
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shutdown = rustix::net::shutdown(&*self.stream, rustix::net::Shutdown::Write);
+        Poll::Ready(shutdown.map_err(io::Error::from))
     }
+}
+
+/// Returns when the peer has closed its socket, even while nobody reads what it has sent before.
+pub(super) async fn closed_by_peer(stream: &UnixStream) {
+    // EPOLLHUP and EPOLLRDHUP are reported to those that wait for priority data, which Unix sockets do not have; those that wait for data
+    // would be woken by data.
+    let _ = stream.ready(Interest::PRIORITY).await;
 }
 
 /// A response body; reports its end when dropped.
@@ -124,5 +160,28 @@ impl hyper::body::Body for TrackedBody {
 impl Drop for TrackedBody {
     fn drop(&mut self) {
         self.connection.answered(clock::monotonic());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_peer_that_has_closed_is_noticed_while_its_data_is_not_read() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let watched = tokio::time::timeout(Duration::from_millis(50), closed_by_peer(&ours));
+        assert!(watched.await.is_err(), "it is open");
+        theirs.writable().await.unwrap();
+        theirs.try_write(b"data").unwrap();
+        ours.readable().await.unwrap();
+        let watched = tokio::time::timeout(Duration::from_millis(50), closed_by_peer(&ours));
+        assert!(watched.await.is_err(), "it is open and has sent data");
+        drop(theirs);
+        closed_by_peer(&ours).await;
+        let mut buffer = [0; 8];
+        assert_eq!(ours.try_read(&mut buffer).unwrap(), 4, "it can be read");
     }
 }

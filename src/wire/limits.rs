@@ -36,6 +36,10 @@ pub struct Limits {
     pub reserved: usize,
     /// Maximum number of connections of one unprivileged user.
     pub per_user: usize,
+    /// Maximum number of concurrent requests to agents (exec, copies, shells, forwarded connections). Each costs a connection of the client and
+    /// one to the guest, and has no timeout while both sides are connected. A half of it for one VM and for one unprivileged user, so that
+    /// neither takes up all; a quarter is reserved for privileged users. With the default, 2,048 connections can be forwarded to a VM.
+    pub agents: usize,
     /// Maximum number of streams (`follow=true`); half of it for all unprivileged users, a quarter for one of them.
     pub streams: usize,
     /// Maximum number of concurrent requests that parse manifests or observe the whole host; once for privileged users and once for all
@@ -66,6 +70,7 @@ impl Limits {
             connections,
             reserved,
             per_user: (connections - reserved) / 2,
+            agents: connections.saturating_mul(16),
             streams: connections / 4,
             heavy: 2,
             // Lists need CPU time: one CPU at most, since the engine needs the others.
@@ -77,6 +82,11 @@ impl Limits {
             response: Duration::from_secs(120),
             turn: Duration::from_secs(20),
         }
+    }
+
+    /// The same with another maximum number of requests to agents.
+    pub fn with_agents(self, agents: usize) -> Self {
+        Self { agents, ..self }
     }
 }
 

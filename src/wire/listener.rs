@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, Client};
+use super::agents::Agents;
 use super::backend::Backend;
 use super::connections::{Connections, Registration, User};
 use super::guarded::MonitoredStream;
@@ -49,6 +50,7 @@ pub async fn serve_with_limits<B: Backend>(
 ) -> io::Result<()> {
     let shared = Arc::new(Shared {
         backend,
+        agents: Arc::new(Agents::new(limits.agents)),
         stop: stop.clone(),
     });
     let connections = Arc::new(Connections::new(limits));
@@ -56,7 +58,7 @@ pub async fn serve_with_limits<B: Backend>(
     let app = router(Arc::clone(&shared), admission);
     let mut tasks = JoinSet::new();
     // An evicted connection holds its socket until its task has run: this bounds their number.
-    let max_tasks = limits.connections + limits.connections / 8 + 1;
+    let max_tasks = limits.connections + limits.connections / 8 + 1 + limits.agents;
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
@@ -137,7 +139,9 @@ async fn serve_connection(
     stop: CancellationToken,
 ) {
     let connection = Arc::clone(&place.connection);
-    let io = TokioIo::new(MonitoredStream::new(stream, Arc::clone(&connection)));
+    let stream = Arc::new(stream);
+    let monitored = MonitoredStream::new(Arc::clone(&stream), Arc::clone(&connection));
+    let io = TokioIo::new(monitored);
     let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
         caller.connection.works();
         request.extensions_mut().insert(ConnectInfo(caller.clone()));
@@ -147,7 +151,8 @@ async fn serve_connection(
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .max_buf_size(HEAD_LIMIT)
-        .serve_connection(io, service);
+        .serve_connection(io, service)
+        .with_upgrades();
     tokio::pin!(serving);
     let mut is_stopping = false;
     loop {
@@ -158,7 +163,7 @@ async fn serve_connection(
                 }
                 break;
             }
-            () = connection.wait_for_close() => break,
+            () = connection.wait_for_close(&stream) => break,
             () = stop.cancelled(), if !is_stopping => {
                 is_stopping = true;
                 serving.as_mut().graceful_shutdown();

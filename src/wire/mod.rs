@@ -15,6 +15,7 @@
 //! | `POST /v1/groups/{group}/vms`, body [`NewVm`](crate::api::on_demand::NewVm) | [`NewVmResult`](crate::api::view::NewVmResult) |
 //! | `DELETE /v1/vms/{vm}` | 204; for VMs on demand, a VM of a group's `count` is refused |
 //! | `POST /v1/vms/{vm}/{verb}`, a [`PowerCommand`](crate::api::vm::PowerCommand) | [`Applied`](crate::api::view::Applied) |
+//! | `ANY /v1/vms/{vm}/agent/{*path}`, a request of [`crate::guest::protocol`] | the response of the VM's agent; its errors have a [`Problem`](crate::api::view::Problem) as their body |
 //! | `GET /v1/metrics/{vm}` | [`Metrics`](crate::api::metrics::Metrics) of the VMM |
 //! | `GET /v1/events?object=vm/x&follow=false` | lines of [`Event`](crate::api::event::Event) |
 //! | `GET /v1/logs/{vm}?follow=false&lines=10` | bytes; without `lines` the whole log |
@@ -25,11 +26,14 @@
 //! | `GET /v1/route/{group}` | [`RouteInfo`](crate::api::view::RouteInfo) |
 //!
 //! "Lines" are `application/x-ndjson`: one JSON value per line, each flushed immediately. Errors are 400 (malformed request),
-//! 403 (the peer is not permitted), 404, 409, 413, 422, 500 or 503 (a limit is reached; try again), with a
-//! [`Problem`](crate::api::view::Problem) as the body.
+//! 403 (the peer is not permitted), 404, 409, 413, 422, 500, 502 to 504 (an agent does not answer) or 503 (a limit is reached; try again), with
+//! a [`Problem`](crate::api::view::Problem) as the body.
 
 mod access;
 mod admission;
+mod agent;
+mod agent_client;
+mod agents;
 pub mod backend;
 mod caller;
 pub mod client;
@@ -41,7 +45,9 @@ pub mod packet;
 mod problem;
 pub mod server;
 pub mod socket;
+mod tunnel;
 
+pub use agent_client::{AgentRequest, AgentSocket, Upload};
 pub use backend::{Backend, Deletion, Detail, Effect, Refusal, StreamMode};
 pub use caller::Caller;
 pub use client::Client;

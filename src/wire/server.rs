@@ -11,7 +11,7 @@ use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{any, get, post, put};
 use axum::{Json, Router};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, admit};
+use super::agent;
+use super::agents::Agents;
 use super::backend::{Backend, Deletion, Detail, Effect, LogOutput, LogStart, Refusal, StreamMode};
 use super::limits::{BODY_LIMIT, MANIFEST_LIMIT, SOURCE_NAME_LIMIT, SOURCES_LIMIT};
 use super::packet;
@@ -39,11 +41,13 @@ pub struct Sources {
 /// State shared by all requests.
 pub(super) struct Shared<B> {
     pub(super) backend: B,
+    /// The requests that are forwarded to agents.
+    pub(super) agents: Arc<Agents>,
     /// Cancelled when the daemon stops; ends all streams.
     pub(super) stop: CancellationToken,
 }
 
-type AppState<B> = State<Arc<Shared<B>>>;
+pub(super) type AppState<B> = State<Arc<Shared<B>>>;
 
 /// The routes of the API.
 pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admission>) -> Router {
@@ -61,6 +65,7 @@ pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admissio
         .route("/v1/groups/{group}/vms", post(add_vm::<B>))
         .route("/v1/vms/{vm}", axum::routing::delete(remove_vm::<B>))
         .route("/v1/vms/{vm}/{verb}", post(power::<B>))
+        .route("/v1/vms/{vm}/agent/{*path}", any(agent::agent::<B>))
         .route("/v1/metrics/{vm}", get(metrics::<B>))
         .route("/v1/events", get(events::<B>))
         .route("/v1/logs/{vm}", get(logs::<B>))
@@ -357,7 +362,7 @@ struct PacketQuery {
     packet: String,
 }
 
-fn read<T>(text: &str) -> Result<T, Refusal>
+pub(super) fn read<T>(text: &str) -> Result<T, Refusal>
 where
     T: std::str::FromStr<Err: std::fmt::Display>,
 {
@@ -451,7 +456,7 @@ where
     }
 }
 
-struct ApiError(Refusal);
+pub(super) struct ApiError(Refusal);
 
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {

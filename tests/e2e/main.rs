@@ -57,6 +57,7 @@
 //! | `confinement` | what a VMM may do on the host |
 //! | `screens` | the output of `slicectl` at terminals of several widths, and across restarts of the daemon |
 //! | `transcripts` | the output of every verb of `slicectl` |
+//! | `vsock` | guest access through vsock, and whether the agent of a guest answers |
 //! | `undecodable` | records of a VM that cannot be decoded |
 //! | `upgrade` | state and running VMs of the version before |
 //! | `service` | the process: signals, logs, errors, rest |
@@ -118,4 +119,5 @@ mod service;
 mod transcripts;
 mod undecodable;
 mod upgrade;
+mod vsock;
 mod waiting;

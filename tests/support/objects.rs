@@ -22,6 +22,7 @@ pub fn spec(range: Option<&str>, drop: &str) -> VmSpec {
         dns_servers: vec![],
         storage: Default::default(),
         lifecycle: Default::default(),
+        guest_access: Default::default(),
         network: NetworkSpec::Isolated(IsolatedSpec {
             max_connections: None,
             range: range.map(|range| range.parse().expect("a range")),

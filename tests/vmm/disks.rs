@@ -21,6 +21,7 @@ fn sleeper(net: &PrivateNet, seconds: u32) -> Launch {
         version: None,
         only_kept: false,
         confined_by: Default::default(),
+        back_end: None,
     }
 }
 

@@ -167,6 +167,7 @@ pub fn places(dirs: &[&Path]) -> FileAccess {
         .programs
         .extend(own.clone().chain(named).chain([tmp.clone()]));
     places.allowed.images.extend(own.chain([tmp]));
+    places.sliced = env!("CARGO_BIN_EXE_sliced").into();
     places
 }
 

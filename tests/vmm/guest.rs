@@ -18,12 +18,12 @@ use slicectl::vmm::{
     Accel, Access, Disk, Machine, Machines, Program, Programs, RecipeError, Slot, recipe,
 };
 
-use crate::fixture::{PrivateNet, converge, eventually, places, some_vm};
+use crate::fixture::{PrivateNet, converge, eventually, places, some_vm, stage};
 
 /// Generous: on a busy machine a guest without KVM takes its time.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn guest_dir() -> PathBuf {
+pub fn guest_dir() -> PathBuf {
     let dir = std::env::var_os("SLICE_GUEST_DIR").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest"),
         PathBuf::from,
@@ -71,6 +71,7 @@ pub fn spec(initrd: Option<PathBuf>) -> VmSpec {
         dns_servers: vec!["1.1.1.1".parse().unwrap()],
         storage: Default::default(),
         lifecycle: Default::default(),
+        guest_access: Default::default(),
         network: NetworkSpec::Isolated(IsolatedSpec {
             max_connections: None,
             range: None,
@@ -101,6 +102,7 @@ pub fn slot(dir: &Path, net: &PrivateNet) -> Slot {
         disks: vec![],
         sys: Default::default(),
         confined_by: Default::default(),
+        has_serial_port: false,
     }
 }
 
@@ -127,7 +129,7 @@ async fn from_boot_to_power_down(board: MachineType) {
     let mut spec = spec(Some(initrd));
     spec.lifecycle.machine = board;
     desired.launch = recipe(&spec, &slot(&desired.dir, &net), &qemu, &machine).unwrap();
-    let stage = Vmm::default();
+    let stage = stage(&[]);
     let (running, steps) = converge(&stage, &desired).await;
     assert_eq!(steps, ["create the run directory", "start the VMM"]);
     let identity = running.process().unwrap().clone();
@@ -199,7 +201,7 @@ async fn no_vmm_is_started_without_its_tap_and_no_tap_is_made_for_it() {
     let mut desired = some_vm(dir.path(), None);
     let slot = slot(&desired.dir, &net);
     desired.launch = recipe(&spec(None), &slot, &qemu().await, &machine).unwrap();
-    let stage = Vmm::default();
+    let stage = stage(&[]);
     stage.act(&desired, &Action::CreateRunDir).await.unwrap();
     let error = stage
         .act(&desired, &Action::Launch { after: None })
@@ -225,7 +227,7 @@ async fn a_kernel_that_is_none_is_the_reason_given() {
     };
     let slot = slot(&desired.dir, &net);
     desired.launch = recipe(&spec, &slot, &qemu().await, &machine).unwrap();
-    let stage = Vmm::default();
+    let stage = stage(&[]);
     stage.act(&desired, &Action::CreateRunDir).await.unwrap();
     let error = stage
         .act(&desired, &Action::Launch { after: None })
@@ -269,6 +271,7 @@ async fn a_slot_without_hypervisor_runs_nothing_and_a_vmm_without_kernel_is_refu
         disks: vec![],
         sys: Default::default(),
         confined_by: Default::default(),
+        has_serial_port: false,
     };
     let machine = Machine {
         accel: Accel::Kvm,
@@ -318,7 +321,7 @@ async fn qemu_runs_on_a_disk_that_nobody_else_may_write_to() {
         disks,
         ..plain
     };
-    let stage = Vmm::default();
+    let stage = stage(&[]);
     let (observed, _) = converge(&stage, &desired).await;
     let pid = observed.process().expect("it runs").pid;
     let open: Vec<PathBuf> = std::fs::read_dir(format!("/proc/{pid}/fd"))

@@ -276,6 +276,7 @@ fn desired(expected: bool) -> Desired {
         version: None,
         only_kept: false,
         confined_by: Default::default(),
+        back_end: None,
     });
     Desired {
         label,

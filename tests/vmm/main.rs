@@ -17,3 +17,4 @@ mod programs;
 mod real;
 mod recipes;
 mod tiny;
+mod vsock;

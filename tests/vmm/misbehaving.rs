@@ -29,6 +29,7 @@ fn does(net: &PrivateNet, script: &str) -> Launch {
         version: None,
         only_kept: false,
         confined_by: Default::default(),
+        back_end: None,
     }
 }
 

@@ -38,6 +38,7 @@ fn case(hypervisor: Hypervisor, major: u32, minor: u32) -> Case {
             dns_servers: vec!["1.1.1.1".parse().unwrap()],
             storage: Default::default(),
             lifecycle: Default::default(),
+            guest_access: Default::default(),
             network: NetworkSpec::Isolated(IsolatedSpec {
                 max_connections: None,
                 range: None,
@@ -65,6 +66,7 @@ fn case(hypervisor: Hypervisor, major: u32, minor: u32) -> Case {
             disks: Vec::new(),
             sys: Default::default(),
             confined_by: Default::default(),
+            has_serial_port: false,
         },
         program: Program {
             path: Path::new("/usr/bin").join(name),
@@ -114,6 +116,16 @@ impl Case {
 
     fn q35(mut self) -> Self {
         self.spec.lifecycle.machine = MachineType::Q35;
+        self
+    }
+
+    fn without_vsock(mut self) -> Self {
+        self.spec.guest_access.vsock = false;
+        self
+    }
+
+    fn of_an_earlier_version(mut self) -> Self {
+        self.slot.has_serial_port = true;
         self
     }
 
@@ -191,6 +203,23 @@ fn every_recipe_is_the_one_on_disk() {
                 .cmdline("loglevel=7"),
         ),
         ("qemu-7.2-q35", case(Qemu, 7, 2).q35().disks(&[ROOT, DATA])),
+        ("qemu-7.2-no-vsock", case(Qemu, 7, 2).without_vsock()),
+        (
+            "qemu-7.2-q35-no-vsock",
+            case(Qemu, 7, 2).q35().without_vsock(),
+        ),
+        (
+            "qemu-7.2-serial-port",
+            case(Qemu, 7, 2).routes(2).of_an_earlier_version(),
+        ),
+        (
+            "firecracker-1.17-no-vsock",
+            case(Firecracker, 1, 17).without_vsock(),
+        ),
+        (
+            "cloud-hypervisor-54-no-vsock",
+            case(CloudHypervisor, 54, 0).without_vsock(),
+        ),
         ("qemu-10.0-mtu", case(Qemu, 10, 0).kvm().mtu(9000)),
     ];
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/recipes");

@@ -118,6 +118,16 @@ fn table() -> Vec<(String, String, Vec<&'static str>)> {
             vmm("graceful_shutdown: 1m"),
             vec!["live graceful_shutdown: 3s -> 1m"],
         ),
+        (
+            vmm(""),
+            vmm("vsock: false"),
+            vec!["replaces vsock: true -> false"],
+        ),
+        (
+            vmm(""),
+            vmm("agent: none"),
+            vec!["replaces agent: baked -> none"],
+        ),
         (vmm(""), vmm("image: /i"), vec!["replaces image: /i added"]),
         (
             image("storage_size: 1G"),

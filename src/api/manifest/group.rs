@@ -18,7 +18,7 @@ use super::keys::{Mapping, is_kubernetes_object};
 use super::locations::{self, Locations};
 use super::section::{Field, Reader, Section};
 use super::yaml::Value;
-use super::{Draft, life, network, storage};
+use super::{Draft, guest_access, life, network, storage};
 
 /// The settings that a group may inherit from `config:` or override.
 #[derive(Clone, Default)]
@@ -29,6 +29,7 @@ struct BootFields {
     is_kernel_set: bool,
     initrd_file: Option<PathBuf>,
     start: life::LifecycleFields,
+    guest_access: guest_access::GuestAccessFields,
     root: storage::RootDiskFields,
 }
 
@@ -127,6 +128,7 @@ fn read_boot(reader: &mut Reader, section: &Section, default: BootFields) -> Boo
         is_kernel_set: default.is_kernel_set || section.has("kernel_file"),
         initrd_file: path("initrd_file").or(default.initrd_file),
         start: life::read(reader, section, default.start),
+        guest_access: guest_access::read(reader, section, default.guest_access),
         root,
     }
 }
@@ -161,6 +163,7 @@ fn read_group(
     let network = network::read(reader, &group, &info, network_name);
     let hypervisor = choose_hypervisor(reader, &group, &boot);
     let lifecycle = life::choose(reader, &group, hypervisor, boot.start);
+    let guest_access = guest_access::choose(reader, &group, hypervisor, boot.guest_access);
     let storage = storage::read(reader, &group, boot.root, count);
     let (name, network) = (name?, network?);
     check_count(reader, &group, &name, count, &network.spec);
@@ -200,6 +203,7 @@ fn read_group(
                     .collect(),
                 storage,
                 lifecycle,
+                guest_access,
                 network: network.spec,
             },
         },

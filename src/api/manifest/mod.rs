@@ -8,6 +8,7 @@ mod count;
 mod dns;
 mod file_name;
 mod group;
+mod guest_access;
 pub mod keys;
 mod life;
 mod locations;

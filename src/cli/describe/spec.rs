@@ -3,6 +3,7 @@
 
 use super::{Description, list, on_off, some};
 use crate::api::cni::CniOptions;
+use crate::api::guest_access::{Agent, GuestAccess};
 use crate::api::network::{Addresses, NetworkSpec, TapOwner};
 use crate::api::on_demand::VmOverrides;
 use crate::api::policy::Policy;
@@ -76,6 +77,7 @@ impl Description {
         if spec.hypervisor != Hypervisor::None {
             self.line("Restart", spec.lifecycle.restart);
             self.line("Graceful shutdown", spec.lifecycle.graceful_shutdown);
+            self.guest_access(spec.guest_access);
         }
         self.line("Network", spec.network.mode());
         match &spec.network {
@@ -102,6 +104,20 @@ impl Description {
                 self.cni_options(&cni.cni);
                 self.tap_owner(spec, cni.tap_owner);
             }
+        }
+    }
+
+    /// Only what is not the default.
+    fn guest_access(&mut self, access: GuestAccess) {
+        match access {
+            GuestAccess { vsock: false, .. } => self.line("Vsock", "none: no guest access"),
+            GuestAccess {
+                agent: Agent::None, ..
+            } => self.line("Agent", Agent::None),
+            GuestAccess {
+                agent: Agent::Baked,
+                ..
+            } => {}
         }
     }
 

@@ -33,7 +33,7 @@ impl Activity {
     pub(super) fn note(&mut self, change: &Result<Change, RecvError>) {
         let vm = match change {
             Ok(Change::Vm(uid) | Change::StageStatus(uid)) => Some(*uid),
-            Ok(Change::Observed(_) | Change::View) => return,
+            Ok(Change::Observed(_) | Change::View | Change::Agent(_)) => return,
             Ok(_) | Err(_) => None,
         };
         match vm {

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use super::back_end;
 use super::ending::PowerDownRequest;
 use super::jailing::JailerLaunch;
 use super::note::Note;
@@ -250,7 +251,10 @@ async fn spawn(
         }
         let cgroup = confine::cgroup(&desired);
         let fds: Vec<_> = locked.iter().map(|(_, file)| file.as_fd()).collect();
-        let file_limit = file_limit(&locked)?;
+        let final_limit = file_limit(&locked)?;
+        // Until the file in memory that it shares has its full size; then its back end sets the final limit.
+        let shared = launch.back_end.map_or(0, |it| it.shared_bytes);
+        let file_limit = final_limit.max(shared);
         let jailing = JailerLaunch::of(&desired, &launch, opened.as_ref(), &fds, file_limit)?;
         let program = jailing.as_ref().map(JailerLaunch::jailer);
         let program = program.or(opened.as_ref().map(|opened| &opened.program));
@@ -266,6 +270,10 @@ async fn spawn(
             cgroup: cgroup.as_deref(),
             jail: jailing.as_ref().map(JailerLaunch::jail),
         });
+        if launch.back_end.is_some() {
+            let (sliced, cgroup) = (&places.sliced, cgroup.as_deref());
+            back_end::start(sliced, &desired, &launch, cgroup, final_limit)?;
+        }
         let spawned = process::spawn(&Spawn {
             argv: jailing
                 .as_ref()
@@ -290,6 +298,7 @@ async fn spawn(
         let stderr = jailing.map(JailerLaunch::release);
         if spawned.is_err() {
             ending::append_output(&desired.dir, stderr.as_ref());
+            back_end::stop(&desired)?;
         }
         Ok((spawned?, stderr))
     };
@@ -352,6 +361,7 @@ async fn remove(places: &FileAccess, desired: &Desired, names: &[String]) -> Res
     clean_up_previous(desired).await?;
     fs::remove(&desired.stopping())?;
     fs::remove(&desired.input())?;
+    fs::remove(&desired.back_end_record())?;
     // Their location in versions before the run directory belonged to the VMM.
     for name in [CONSOLE, CONSOLE_OLD, Control::Qmp.socket()] {
         fs::remove(&desired.dir.with_file_name(name))?;
@@ -403,11 +413,22 @@ async fn clean_up_previous(desired: &Desired) -> Result<(), Error> {
     if let Record::Of(identity) = process::read_record(&desired.record())? {
         process::reap(&identity)?;
     }
+    stop_back_end(desired).await?;
     let user = Note::read(desired)?.and_then(|noted| noted.user);
     kill_user_processes(desired, user).await?;
     confine::remove_cgroup(desired);
     let mut paths = SOCKETS.iter().map(|name| desired.dir.join(name));
     paths.try_for_each(|path| confine::remove_untrusted(&path))
+}
+
+/// Ends the back end of the vsock device, if it runs, and reaps it.
+async fn stop_back_end(desired: &Desired) -> Result<(), Error> {
+    if !desired.back_end_record().exists() {
+        return Ok(());
+    }
+    let desired = desired.clone();
+    let stop = move || back_end::stop(&desired);
+    within(KILL_DEADLINE, "stop", "the back end of vsock", stop).await
 }
 
 /// Kills all processes of this user. Does nothing without a user or for root: processes of root do not belong to a VM.

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `jailing` | what Firecracker's jailer is started with |
 //! | `identity` | pure: the owner of a process |
+//! | `back_end` | the process beside a QEMU that handles its vsock device |
 //! | `confine` | the host resources of a VMM |
 //! | `opened` | all host files that a VMM is started with, opened once |
 //! | `owners` | owners of users' files that an earlier version has changed |
@@ -15,8 +16,8 @@
 //! # The run directory, `<run>/vm/<uid>/vmm/`
 //! It belongs to the VMM's user, which can write there and nowhere else: its contents are untrusted.
 //! Next to it, inaccessible to the VMM, are `process`: the process that was started, see [`crate::host::process::read_record`];
-//! `launch.json`: how it was started (`note`); `console.in`: a pipe to its serial input; and `stopping`: the process that is being stopped,
-//! and since when (`ending`).
+//! `launch.json`: how it was started (`note`); `console.in`: a pipe to its serial input; `stopping`: the process that is being stopped,
+//! and since when (`ending`); and `vsock-process`: the process that handles its vsock device, in the format of `process` (`back_end`).
 //!
 //! | name | content |
 //! |---|---|
@@ -24,13 +25,15 @@
 //! | `vm.json` | Firecracker's configuration |
 //! | `metrics` | the pipe that Firecracker writes its metrics into; read on request |
 //! | `qmp.sock`, `firecracker.sock`, `cloud-hypervisor.sock` | the VMM's control socket |
-//! | `vsock.sock` | the host's side of the guest's vsock (Firecracker, Cloud Hypervisor) |
-//! | `agent.sock` | the host's side of the guest's virtio-serial port `org.slicectl.agent.0` (QEMU) |
+//! | `vsock.sock` | the host's side of the guest's vsock, of the VMM, or of the back end of QEMU's device |
+//! | `vhost-vsock.sock` | between QEMU and that back end |
+//! | `agent.sock` | the host's side of a virtio-serial port, of a QEMU that an earlier version has started |
 //!
 //! For a VMM with a user of its own the directory is a small file system in memory that holds at most [`RUN_DIR_BYTES`]; everything in it
 //! belongs to the VMM and is removed with it. Otherwise files with other names are foreign and are not removed.
 
 mod act;
+mod back_end;
 mod confine;
 mod ending;
 mod identity;
@@ -59,9 +62,11 @@ use crate::host;
 use crate::host::process::{Exit, Identity};
 use crate::owner::{Label, Owned};
 use crate::vmm::{
-    AGENT, CONFIG, CONTROL_LOCK, Control, Disk, FileAccess, GuestState, Launch, METRICS, VSOCK,
+    AGENT, CONFIG, CONTROL_LOCK, Control, Disk, FileAccess, GuestState, Launch, METRICS,
+    VHOST_VSOCK, VSOCK,
 };
 
+pub use back_end::BackEndState;
 pub use ending::{Ended, ended, last_lines};
 pub use moved::uses_another_disk;
 pub use note::{confined_by, running, started_as};
@@ -77,12 +82,14 @@ pub const NOTE: &str = "launch.json";
 pub const INPUT: &str = "console.in";
 /// The process that is being stopped, and since when.
 pub const STOPPING: &str = "stopping";
+/// The record of the process that handles the vsock device; next to the run directory, too.
+pub const BACK_END_RECORD: &str = "vsock-process";
 /// Serial output of the guest and messages of the VMM.
 pub const CONSOLE: &str = "console.log";
 /// The console before the last rotation.
 pub const CONSOLE_OLD: &str = "console.log.1";
 /// Every name in a run directory that this daemon may remove.
-pub const MANAGED_FILES: [&str; 14] = [
+pub const MANAGED_FILES: [&str; 16] = [
     AGENT,
     Control::CloudHypervisor.socket(),
     CONTROL_LOCK,
@@ -95,7 +102,9 @@ pub const MANAGED_FILES: [&str; 14] = [
     RECORD,
     Control::Qmp.socket(),
     STOPPING,
+    VHOST_VSOCK,
     CONFIG,
+    BACK_END_RECORD,
     VSOCK,
 ];
 
@@ -110,6 +119,8 @@ pub const RUN_DIR_BYTES: u64 = 8 << 20;
 
 /// The variable in a VMM's environment that holds its label.
 pub const LABEL_VAR: &str = "SLICE_LABEL";
+/// The variable that the back end of a vsock device has besides: a process with it is not a VMM.
+const ROLE_VAR: &str = "SLICE_ROLE";
 /// The variable in a VMM's environment that holds its run directory.
 pub const RUN_DIR_VAR: &str = "SLICE_RUN_DIR";
 

@@ -11,8 +11,8 @@ use super::moved::OwnDisk;
 use super::note::Note;
 use super::plan::matching;
 use super::{
-    Attachment, Desired, DesiredGuest, INPUT, LABEL_VAR, MANAGED_FILES, NOTE, OTHER_FILES,
-    Observed, RECORD, RunDir, Running, STOPPING, Vmm, confine, ending,
+    Attachment, BACK_END_RECORD, Desired, DesiredGuest, INPUT, LABEL_VAR, MANAGED_FILES, NOTE,
+    OTHER_FILES, Observed, RECORD, ROLE_VAR, RunDir, Running, STOPPING, Vmm, confine, ending,
 };
 use crate::api::meta::Uid;
 use crate::api::vmm_ids::IdRange;
@@ -192,8 +192,13 @@ fn files_next_to_run_dir(desired: &Desired) -> Result<Vec<String>, Error> {
     if Note::exists(desired) {
         beside.push(NOTE.to_owned());
     }
-    if desired.input().exists() {
-        beside.push(INPUT.to_owned());
+    for (name, path) in [
+        (INPUT, desired.input()),
+        (BACK_END_RECORD, desired.back_end_record()),
+    ] {
+        if path.exists() {
+            beside.push(name.to_owned());
+        }
     }
     for (name, path) in [(RECORD, desired.record()), (STOPPING, desired.stopping())] {
         if fs::read_text(&path)?.is_some() {
@@ -347,7 +352,9 @@ async fn list_processes(users: Users) -> Result<Vec<(Origin, Belongs)>, Error> {
             let owner = Evidence::of(&origin, group, env_label).owner(&users);
             (origin, owner)
         };
-        let found = process::origins(is_assignable)?;
+        let mut found = process::origins(is_assignable)?;
+        // The back end of a vsock device ends with its VMM.
+        found.retain(|origin| origin.root.label(ROLE_VAR).is_none());
         Ok(found.into_iter().map(owner).collect())
     };
     within(LIST_DEADLINE, "list the processes in", "/proc", look).await

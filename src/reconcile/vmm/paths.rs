@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::{CONSOLE, Desired, INPUT, RECORD, STOPPING};
+use super::{BACK_END_RECORD, CONSOLE, Desired, INPUT, RECORD, STOPPING};
 use crate::api::stage::Stage;
 use crate::api::vm::{Hypervisor, Vm};
 use crate::owner::RunDir;
@@ -56,6 +56,11 @@ impl Desired {
     /// Path of the pipe to the serial input.
     pub(super) fn input(&self) -> PathBuf {
         self.dir.with_file_name(INPUT)
+    }
+
+    /// Path of the record of the process that handles the vsock device.
+    pub(super) fn back_end_record(&self) -> PathBuf {
+        self.dir.with_file_name(BACK_END_RECORD)
     }
 
     /// Path of the record of a stop.

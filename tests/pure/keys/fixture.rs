@@ -82,9 +82,8 @@ impl Place {
     fn group(&self) -> &'static str {
         match self.key.name {
             "name" => "",
-            "machine" | "qemu_bin" | "restart" | "graceful_shutdown" | "cmdline" | "hypervisor" => {
-                "name: g, kernel_file: /k,"
-            }
+            "machine" | "qemu_bin" | "restart" | "graceful_shutdown" | "cmdline" | "hypervisor"
+            | "vsock" | "agent" => "name: g, kernel_file: /k,",
             "firecracker_bin" | "jailer_bin" => {
                 "name: g, kernel_file: /k, hypervisor: firecracker,"
             }

@@ -359,6 +359,7 @@ pub fn spec(vcpu: u32, drop: &str) -> VmSpec {
         dns_servers: vec![],
         storage: Default::default(),
         lifecycle: Default::default(),
+        guest_access: Default::default(),
         network: NetworkSpec::Isolated(IsolatedSpec {
             max_connections: None,
             range: None,

@@ -5,8 +5,8 @@ use super::super::super::validate::MAX_GROUPS;
 use super::super::super::vm_index::MAX_COUNT;
 use super::Mapping::{Config, Disk, Document, HostGroup};
 use super::limits::{
-    DEFAULT_VCPU, GIB, HYPERVISORS, MACHINES, MAX_DNS_SERVERS, MIB, RESTARTS, UPDATES, VCPU,
-    ram_range,
+    AGENTS, DEFAULT_VCPU, GIB, HYPERVISORS, MACHINES, MAX_DNS_SERVERS, MIB, RESTARTS, UPDATES,
+    VCPU, ram_range,
 };
 use super::{Change, Default, Format, Key, Mapping, Value, words};
 
@@ -257,6 +257,24 @@ pub const KEYS: &[Key] = &[
         change: Change::Live,
         about: "How long to wait for a guest to power down on request; `0s` sends no request",
         example: "\"10s\"",
+        ..KEY
+    },
+    Key {
+        name: "vsock",
+        mappings: INHERITED,
+        value: Value::Flag,
+        default: Default::Flag(true),
+        about: "`false`: the VM has no vsock device, and so no guest access",
+        example: "false",
+        ..KEY
+    },
+    Key {
+        name: "agent",
+        mappings: INHERITED,
+        value: Value::Choice(|| words(&AGENTS)),
+        default: Default::Word("baked"),
+        about: "Where `slice-agent` of the guest is from: `baked` into its image, or `none`: it is not expected to answer",
+        example: "\"none\"",
         ..KEY
     },
     Key {

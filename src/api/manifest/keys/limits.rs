@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::super::super::cni::Transport;
+use super::super::super::guest_access::Agent;
 use super::super::super::host_group::UpdatePolicy;
 use super::super::super::life::{MachineType, Restart};
 use super::super::super::policy::OnDeny;
@@ -88,6 +89,8 @@ pub const RESTARTS: [(&str, Restart); 3] = [
     ("on-failure", Restart::OnFailure),
     ("never", Restart::Never),
 ];
+/// Values of `agent`.
+pub const AGENTS: [(&str, Agent); 2] = [("baked", Agent::Baked), ("none", Agent::None)];
 /// Values of `update`.
 pub const UPDATES: [(&str, UpdatePolicy); 2] = [
     ("rolling", UpdatePolicy::Rolling),

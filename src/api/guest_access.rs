@@ -1,0 +1,64 @@
+//! How the host can access a guest without a network: through its vsock device, with a program in the guest.
+//! Out of scope: the device of each VMM; the protocol of the program.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The access of the host to a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestAccess {
+    /// Whether the VM has a vsock device. A VM that an earlier version has stored has one.
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    pub vsock: bool,
+    /// Where `slice-agent` of the guest is from.
+    #[serde(default, skip_serializing_if = "Agent::is_default")]
+    pub agent: Agent,
+}
+
+/// Where the program in the guest is from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Agent {
+    /// From the image.
+    #[default]
+    Baked,
+    /// There is none.
+    None,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl GuestAccess {
+    /// Whether this is the default.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Default for GuestAccess {
+    fn default() -> Self {
+        Self {
+            vsock: yes(),
+            agent: Agent::default(),
+        }
+    }
+}
+
+impl Agent {
+    /// Whether this is the default.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl fmt::Display for Agent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Baked => "baked",
+            Self::None => "none",
+        })
+    }
+}

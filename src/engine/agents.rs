@@ -1,0 +1,358 @@
+//! Whether the agents of VMs answer: the condition `Agent`. It is not stored, and has no influence on `Ready`.
+//! Out of scope: the request to an agent ([`crate::guest`]); showing the condition ([`crate::status`]).
+//!
+//! # When an agent is asked
+//! After its VMM has started, with a growing delay until it answers, but not longer than [`GIVE_UP`]; and at each resync. While it answers
+//! nothing runs. A guest that is paused is not asked. The end of the process that handles QEMU's vsock device is noticed at once.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio::sync::broadcast::error::RecvError;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::Engine;
+use crate::api::condition::{Condition, Reason, Status};
+use crate::api::guest_access::Agent;
+use crate::api::meta::Uid;
+use crate::api::stage::Stage;
+use crate::api::vm::{Hypervisor, Power, Vm};
+use crate::clock;
+use crate::guest::probe;
+use crate::host::process::{self, Identity, ProcessState};
+use crate::reconcile::checkpoint;
+use crate::reconcile::vmm::{BackEndState, VmmPaths};
+use crate::store::{Change, World};
+use crate::vmm::{AGENT, VSOCK};
+
+/// The first and the longest delay between requests to an agent that does not answer yet; each is twice the previous one.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+const LAST_DELAY: Duration = Duration::from_secs(10);
+/// The delay after the longest one was reached.
+const SLOW_DELAY: Duration = Duration::from_secs(30);
+/// How long after the start of its VMM an agent is asked. After that only a resync asks.
+const GIVE_UP: Duration = Duration::from_secs(600);
+/// The maximum number of agents that are asked at the same time.
+const CONCURRENCY: usize = 8;
+/// How long a VMM may take to end after the back end of its device.
+const VMM_END: Duration = Duration::from_secs(2);
+
+/// A QEMU with another device.
+const OF_EARLIER_VERSION: &str = "its VMM was started by an earlier version of sliced, without a vsock device: guest access returns when the VM is restarted";
+
+/// The known state of all agents.
+pub struct Agents {
+    vms: Mutex<HashMap<Uid, Entry>>,
+    asking: Semaphore,
+}
+
+impl Default for Agents {
+    fn default() -> Self {
+        Self {
+            vms: Mutex::default(),
+            asking: Semaphore::new(CONCURRENCY),
+        }
+    }
+}
+
+struct Entry {
+    target: Target,
+    condition: Condition,
+    _task: Option<AbortOnDropHandle<()>>,
+}
+
+/// What decides whether the agent of a VM is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Target {
+    /// It has no guest access; the message says why.
+    Disabled(&'static str),
+    /// Its VMM does not run.
+    NotRunning,
+    /// It is paused.
+    Paused(Identity),
+    /// The agent is asked.
+    Asked(Identity),
+}
+
+/// The next delay, and `None` after [`GIVE_UP`].
+fn next_delay(delay: Duration, waited: Duration) -> Option<Duration> {
+    let next = match delay * 2 {
+        _ if delay >= LAST_DELAY => SLOW_DELAY,
+        twice => twice.min(LAST_DELAY),
+    };
+    (waited < GIVE_UP).then_some(next)
+}
+
+impl Target {
+    /// `None`: the VM has no such condition.
+    fn of(world: &World, vm: &Vm) -> Option<Self> {
+        let access = vm.spec.guest_access;
+        if vm.spec.hypervisor == Hypervisor::None || vm.meta.deleting {
+            return None;
+        }
+        if !access.vsock {
+            return Some(Self::Disabled("the VM has no vsock device: vsock is false"));
+        }
+        if access.agent == Agent::None {
+            return Some(Self::Disabled("the image has no agent: agent is none"));
+        }
+        let process = checkpoint::vmm(world.status(vm.meta.uid, Stage::Vmm)).process;
+        let Some(process) = process else {
+            return Some(Self::NotRunning);
+        };
+        Some(match vm.power {
+            Power::Paused => Self::Paused(process.identity),
+            Power::Running | Power::Stopped | Power::Restarting => Self::Asked(process.identity),
+        })
+    }
+
+    fn first_condition(&self) -> (Status, Reason, String) {
+        match self {
+            Self::Disabled(why) => (Status::False, Reason::Disabled, (*why).to_owned()),
+            Self::NotRunning => (
+                Status::False,
+                Reason::NotAnswering,
+                "the VM does not run".to_owned(),
+            ),
+            Self::Paused(_) => (
+                Status::Unknown,
+                Reason::Paused,
+                "the VM is paused".to_owned(),
+            ),
+            Self::Asked(_) => (
+                Status::Unknown,
+                Reason::NotObserved,
+                "not asked yet".to_owned(),
+            ),
+        }
+    }
+}
+
+impl Agents {
+    /// The condition of a VM; `None`: it has none.
+    pub fn condition(&self, vm: &Vm) -> Option<Condition> {
+        let vms = self.vms.lock();
+        let condition = vms.get(&vm.meta.uid)?.condition.clone();
+        Some(Condition {
+            observed_generation: vm.meta.generation,
+            ..condition
+        })
+    }
+
+    /// Stores the condition, if it is of this process still. Returns whether it has changed.
+    fn set(&self, uid: Uid, of: &Target, found: (Status, Reason, String)) -> bool {
+        let mut vms = self.vms.lock();
+        let Some(entry) = vms.get_mut(&uid).filter(|entry| entry.target == *of) else {
+            return false;
+        };
+        let (status, reason, message) = found;
+        let known = &entry.condition;
+        if (known.status, known.reason, &known.message) == (status, reason, &message) {
+            return false;
+        }
+        let since = match known.status == status {
+            true => known.since,
+            false => clock::now(),
+        };
+        entry.condition = Condition {
+            status,
+            reason,
+            message,
+            since,
+            observed_generation: 0,
+        };
+        true
+    }
+}
+
+/// Follows the VMs and asks their agents. Never returns.
+pub async fn run(engine: Arc<Engine>, resync: Duration) {
+    let mut changes = engine.store.watch();
+    let mut ticks = tokio::time::interval(resync);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            change = changes.recv() => match change {
+                Ok(Change::Vm(uid) | Change::StageStatus(uid)) => update(&engine, uid, Reask::No),
+                Ok(
+                    Change::Group(_)
+                    | Change::Observed(_)
+                    | Change::Agent(_)
+                    | Change::Lease(_)
+                    | Change::HostNetwork,
+                ) => {}
+                Ok(Change::Everything) | Err(RecvError::Lagged(_)) => update_all(&engine, Reask::No),
+                Err(RecvError::Closed) => return,
+            },
+            // The first tick is immediate.
+            _ = ticks.tick() => update_all(&engine, Reask::Yes),
+        }
+    }
+}
+
+/// Whether an agent is asked although nothing has changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reask {
+    Yes,
+    No,
+}
+
+fn update_all(engine: &Arc<Engine>, reask: Reask) {
+    let stored: Vec<Uid> = engine
+        .store
+        .read(|world| world.vms().map(|vm| vm.meta.uid).collect());
+    let known: Vec<Uid> = engine.agents.vms.lock().keys().copied().collect();
+    for uid in stored.into_iter().chain(known) {
+        update(engine, uid, reask);
+    }
+}
+
+fn update(engine: &Arc<Engine>, uid: Uid, reask: Reask) {
+    let found = engine.store.read(|world| {
+        let vm = world.vm(uid)?;
+        let dir = VmmPaths::of(&engine.run_dir, world, vm).dir;
+        Some((Target::of(world, vm)?, dir))
+    });
+    let mut vms = engine.agents.vms.lock();
+    let Some((target, dir)) = found else {
+        vms.remove(&uid);
+        return;
+    };
+    let known = vms.get(&uid);
+    let is_known = known.is_some_and(|entry| entry.target == target);
+    if is_known && !(reask == Reask::Yes && matches!(target, Target::Asked(_))) {
+        return;
+    }
+    let condition = match known.filter(|_| is_known) {
+        Some(entry) => entry.condition.clone(),
+        None => {
+            let (status, reason, message) = target.first_condition();
+            Condition {
+                status,
+                reason,
+                message,
+                since: clock::now(),
+                observed_generation: 0,
+            }
+        }
+    };
+    let task = match &target {
+        Target::Asked(vmm) => {
+            let follow = follow(engine.clone(), uid, target.clone(), vmm.clone(), dir);
+            Some(AbortOnDropHandle::new(tokio::spawn(follow)))
+        }
+        Target::Disabled(_) | Target::NotRunning | Target::Paused(_) => None,
+    };
+    vms.insert(
+        uid,
+        Entry {
+            target,
+            condition,
+            _task: task,
+        },
+    );
+    drop(vms);
+    if !is_known {
+        engine.store.notify_agent(uid);
+    }
+}
+
+/// Asks until the agent answers, then waits for the end of the process that handles the device.
+async fn follow(
+    engine: Arc<Engine>,
+    uid: Uid,
+    target: Target,
+    vmm: Identity,
+    dir: std::path::PathBuf,
+) {
+    let report = |found| {
+        if engine.agents.set(uid, &target, found) {
+            engine.store.notify_agent(uid);
+        }
+    };
+    let ask = async {
+        let (mut delay, began) = (FIRST_DELAY, clock::monotonic());
+        loop {
+            let found = match ask(&engine.agents.asking, &dir).await {
+                Ok(()) => (Status::True, Reason::Answering, String::new()),
+                Err(cause) => (Status::False, Reason::NotAnswering, cause),
+            };
+            let answers = found.0 == Status::True;
+            report(found);
+            let waited = clock::monotonic().saturating_duration_since(began);
+            match next_delay(delay, waited) {
+                Some(next) if !answers => {
+                    tokio::time::sleep(delay).await;
+                    delay = next;
+                }
+                _ => return std::future::pending().await,
+            }
+        }
+    };
+    tokio::select! {
+        () = ask => {}
+        () = device_lost(&vmm, &dir) => {
+            let cause = "the process that handles the vsock device has ended: guest access returns when the VM is restarted";
+            report((Status::False, Reason::NotAnswering, cause.to_owned()));
+        }
+    }
+}
+
+async fn ask(asking: &Semaphore, dir: &Path) -> Result<(), String> {
+    if dir.join(AGENT).exists() {
+        return Err(OF_EARLIER_VERSION.to_owned());
+    }
+    let _permit = asking.acquire().await.map_err(|error| error.to_string())?;
+    probe::health(&dir.join(VSOCK)).await.map(drop)
+}
+
+/// Returns when the process that handles the device has ended and the VMM has not. Never, if the VMM handles the device itself.
+async fn device_lost(vmm: &Identity, dir: &Path) {
+    let back_end = match BackEndState::of(dir) {
+        Ok(BackEndState::Running(identity)) => Some(identity),
+        Ok(BackEndState::Ended(_)) => None,
+        // A record that cannot be read is reported by the stage.
+        Ok(BackEndState::None) | Err(_) => return std::future::pending().await,
+    };
+    if let Some(identity) = back_end
+        && let Ok(ProcessState::Alive(process)) = process::open(&identity)
+        && process.ended().await.is_err()
+    {
+        return std::future::pending().await;
+    }
+    // It ends with its VMM.
+    if let Ok(ProcessState::Alive(process)) = process::open(vmm)
+        && tokio::time::timeout(VMM_END, process.ended())
+            .await
+            .is_err()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_does_not_answer_is_asked_less_and_less_often_and_then_not_at_all() {
+        let (mut delay, mut waited, mut times) = (FIRST_DELAY, Duration::ZERO, 1);
+        let mut delays = Vec::new();
+        while let Some(next) = next_delay(delay, waited) {
+            delays.push(delay);
+            waited += delay;
+            times += 1;
+            delay = next;
+        }
+        assert!(delays.is_sorted());
+        assert_eq!(delays.first(), Some(&FIRST_DELAY));
+        assert!(delays.contains(&LAST_DELAY) && delays.contains(&SLOW_DELAY));
+        assert!(times < 40, "{times}");
+        assert!(waited < GIVE_UP + SLOW_DELAY);
+    }
+}

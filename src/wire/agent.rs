@@ -1,0 +1,360 @@
+//! Forwards requests to the agents of VMs: `ANY /v1/vms/{vm}/agent/{path}`.
+//! Out of scope: connecting to an agent ([`crate::guest::client`]); the bytes after an upgrade ([`super::tunnel`]).
+//!
+//! Only requests and headers that the protocol lists are forwarded, in both directions: a token of a client is none of the guest's business,
+//! and a guest does not choose what a client does with a connection. Bodies are streams with back-pressure in both directions. The connection
+//! of the client is used for one request, and is closed when either side goes.
+
+use std::io;
+use std::path::Path as FilePath;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Path, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::{Frame, SizeHint};
+use hyper::upgrade::OnUpgrade;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use super::admission::{Client, busy};
+use super::agents::AgentPermit;
+use super::backend::Backend;
+use super::problem::problem;
+use super::server::{ApiError, AppState, Shared, read};
+use super::tunnel;
+use crate::api::meta::Name;
+use crate::guest::client::{self, AgentBody, Error};
+use crate::guest::endpoint::{Endpoint, Unknown};
+use crate::guest::protocol::{self, AgentError, copy_header};
+
+/// The maximum size of the body of an agent's error, in bytes, and the time for receiving it.
+const ERROR_LIMIT: usize = 64 << 10;
+const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The maximum number of characters of an agent's error.
+const MESSAGE_LIMIT: usize = 1000;
+
+/// The headers of requests and responses that are forwarded.
+const FORWARDED: [HeaderName; 10] = [
+    header::CONTENT_TYPE,
+    HeaderName::from_static("last-event-id"),
+    HeaderName::from_static(protocol::UPSTREAM),
+    HeaderName::from_static("x-inlets-mode"),
+    HeaderName::from_static("x-slicer-unpacked-size"),
+    HeaderName::from_static(protocol::HALF_CLOSE),
+    HeaderName::from_static(copy_header::MODE),
+    HeaderName::from_static(copy_header::SOURCE_TYPE),
+    HeaderName::from_static(copy_header::SOURCE_NAME),
+    HeaderName::from_static(copy_header::MTIME),
+];
+
+/// In addition, those of a request and its response that upgrade to WebSocket.
+const UPGRADE: [HeaderName; 3] = [
+    header::SEC_WEBSOCKET_KEY,
+    header::SEC_WEBSOCKET_VERSION,
+    header::SEC_WEBSOCKET_ACCEPT,
+];
+
+/// Whether this is the path of a request to an agent, without `/v1/`.
+pub(super) fn is_path(path: &str) -> bool {
+    let mut parts = path.splitn(4, '/');
+    parts.next() == Some("vms") && parts.nth(1) == Some("agent") && parts.next().is_some()
+}
+
+/// The handler.
+pub(super) async fn agent<B: Backend>(
+    State(state): AppState<B>,
+    ConnectInfo(caller): ConnectInfo<Client>,
+    Path((vm, _)): Path<(String, String)>,
+    request: Request,
+) -> Result<Response, Response> {
+    let refuse = |error: ApiError| error.into_response();
+    let vm: Name = read(&vm).map_err(|refusal| refuse(refusal.into()))?;
+    let (endpoint, path) = endpoint(&request)?;
+    let socket = state.backend.agent(vm.clone()).await;
+    let socket = socket.map_err(|refusal| refuse(refusal.into()))?;
+    let permit = state.agents.acquire(caller.user, &vm).map_err(busy)?;
+    let permit = Arc::new(permit);
+    caller.connection.forwards(Arc::clone(&permit));
+    let to = Destination {
+        vm,
+        socket: &socket,
+        endpoint,
+        path,
+    };
+    let mut response = match endpoint.is_upgrade() {
+        true => to.upgrade(&state, request, permit).await,
+        false => to.exchange(state.stop.clone(), request).await,
+    };
+    if let Ok(response) | Err(response) = &mut response
+        && response.status() != StatusCode::SWITCHING_PROTOCOLS
+    {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    response
+}
+
+/// The endpoint of a request, and its path and query at the agent.
+fn endpoint(request: &Request) -> Result<(Endpoint, Uri), Response> {
+    // As it was sent: what is decoded could be another path at the agent.
+    let path = request
+        .uri()
+        .path()
+        .splitn(6, '/')
+        .nth(5)
+        .unwrap_or_default();
+    let endpoint = Endpoint::of(request.method(), path).map_err(|unknown| {
+        let path = request.uri().path();
+        let (status, error) = match unknown {
+            Unknown::Path => (StatusCode::NOT_FOUND, format!("path {path} not found")),
+            Unknown::Method => {
+                let method = request.method();
+                let error = format!("{path} does not support method {method}");
+                (StatusCode::METHOD_NOT_ALLOWED, error)
+            }
+        };
+        problem(status, error, Vec::new())
+    })?;
+    let target = match request.uri().query() {
+        Some(query) => format!("/{path}?{query}"),
+        None => format!("/{path}"),
+    };
+    let target = target.parse().map_err(|error| {
+        let error = format!("invalid path: {error}");
+        problem(StatusCode::BAD_REQUEST, error, Vec::new())
+    })?;
+    Ok((endpoint, target))
+}
+
+/// The agent that a request is forwarded to.
+struct Destination<'s> {
+    vm: Name,
+    socket: &'s FilePath,
+    endpoint: Endpoint,
+    path: Uri,
+}
+
+impl Destination<'_> {
+    /// Forwards a request and its response.
+    async fn exchange(
+        &self,
+        stop: CancellationToken,
+        request: Request,
+    ) -> Result<Response, Response> {
+        let response = self.send(request).await?;
+        let (parts, body) = response.into_parts();
+        let body = StoppableBody {
+            body,
+            stop: Box::pin(stop.cancelled_owned()),
+        };
+        let mut response = Response::new(Body::new(body));
+        *response.status_mut() = parts.status;
+        copy(&FORWARDED, &parts.headers, response.headers_mut());
+        Ok(response)
+    }
+
+    /// Forwards a request that upgrades its connection, and then the bytes of both sides.
+    async fn upgrade<B>(
+        &self,
+        state: &Shared<B>,
+        mut request: Request,
+        permit: Arc<AgentPermit>,
+    ) -> Result<Response, Response> {
+        let is_websocket =
+            |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
+        let upgrade = request.extensions_mut().remove::<OnUpgrade>();
+        let upgrade = upgrade.filter(|_| {
+            request
+                .headers()
+                .get(header::UPGRADE)
+                .is_some_and(is_websocket)
+        });
+        let Some(of_client) = upgrade else {
+            let error = format!("{} requires an upgrade to WebSocket", self.path.path());
+            return Err(problem(StatusCode::UPGRADE_REQUIRED, error, Vec::new()));
+        };
+        let mut response = Response::new(Body::empty());
+        let answer = self.send(request.map(|_| Body::empty())).await?;
+        if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(self.problem(StatusCode::BAD_GATEWAY, "no upgrade to WebSocket"));
+        }
+        copy(&UPGRADE, answer.headers(), response.headers_mut());
+        let of_agent = client::upgraded(answer).await;
+        let of_agent = of_agent.map_err(|error| self.failed(&error))?;
+        let stop = state.stop.clone();
+        tokio::spawn(async move {
+            tunnel::run(of_client, of_agent, stop).await;
+            drop(permit);
+        });
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        upgrade_headers(response.headers_mut());
+        Ok(response)
+    }
+
+    /// Sends a request to the agent. An error of the agent is an error, with a body of ours.
+    async fn send(&self, request: Request) -> Result<axum::http::Response<AgentBody>, Response> {
+        let (parts, body) = request.into_parts();
+        let mut request = Request::new(body);
+        *request.method_mut() = parts.method;
+        *request.uri_mut() = self.path.clone();
+        let headers = request.headers_mut();
+        headers.insert(header::HOST, HeaderValue::from_static("agent"));
+        copy(&FORWARDED, &parts.headers, headers);
+        if self.endpoint.is_upgrade() {
+            copy(&UPGRADE, &parts.headers, headers);
+            upgrade_headers(headers);
+        }
+        let timeout = self
+            .endpoint
+            .head_timeout(self.path.query().unwrap_or_default());
+        let response = client::send(self.socket, request, timeout).await;
+        let response = response.map_err(|error| self.failed(&error))?;
+        let status = response.status();
+        if status.is_client_error() || status.is_server_error() {
+            return Err(self.refused(status, response.into_body()).await);
+        }
+        if !status.is_success() && status != StatusCode::SWITCHING_PROTOCOLS {
+            let message = format!("unexpected status {}", status.as_u16());
+            return Err(self.problem(StatusCode::BAD_GATEWAY, &message));
+        }
+        Ok(response)
+    }
+
+    /// The error of an agent, with the message of its body.
+    async fn refused(&self, status: StatusCode, body: AgentBody) -> Response {
+        let body = Limited::new(body, ERROR_LIMIT).collect();
+        let body = match tokio::time::timeout(ERROR_TIMEOUT, body).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(_)) | Err(_) => Bytes::new(),
+        };
+        let message = match serde_json::from_slice::<AgentError>(&body) {
+            Ok(AgentError { error }) => error,
+            Err(_) => format!("status {}", status.as_u16()),
+        };
+        problem(status, sanitized(&message), Vec::new())
+    }
+
+    fn failed(&self, error: &Error) -> Response {
+        let status = match error {
+            Error::NoDevice => StatusCode::CONFLICT,
+            Error::Refused | Error::Connect(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Error::ConnectTimeout | Error::HeadTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
+            Error::Invalid(_) => StatusCode::BAD_GATEWAY,
+        };
+        self.problem(status, &error.to_string())
+    }
+
+    fn problem(&self, status: StatusCode, message: &str) -> Response {
+        let error = format!(
+            "the agent of vm/{} does not answer: {}",
+            self.vm,
+            sanitized(message)
+        );
+        problem(status, error, Vec::new())
+    }
+}
+
+fn copy(names: &[HeaderName], from: &HeaderMap, to: &mut HeaderMap) {
+    for name in names {
+        if let Some(value) = from.get(name) {
+            to.insert(name.clone(), value.clone());
+        }
+    }
+}
+
+fn upgrade_headers(headers: &mut HeaderMap) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+}
+
+/// The text of a guest in one line of limited length.
+fn sanitized(text: &str) -> String {
+    let printable = |c: char| if c.is_control() { ' ' } else { c };
+    text.chars().take(MESSAGE_LIMIT).map(printable).collect()
+}
+
+/// The body of a response; it ends with an error when the daemon stops, so that a client does not take a part for the whole.
+struct StoppableBody {
+    body: AgentBody,
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl hyper::body::Body for StoppableBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        if self.stop.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Some(Err(io::Error::other("the daemon stops"))));
+        }
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        frame.map_err(io::Error::other)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_requests_to_agents_are_told_from_those_of_the_api() {
+        for (path, expected) in [
+            ("vms/a/agent/exec", true),
+            ("vms/a/agent/exec/ex_1/logs", true),
+            ("vms/a/agent/", true),
+            ("vms/a/agent", false),
+            ("vms/a/stop", false),
+            ("vms/a/agents/exec", false),
+            ("objects/vm/agent/x", false),
+        ] {
+            assert_eq!(is_path(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_forwarded_as_it_was_sent() {
+        let of = |path: &str| {
+            let request = Request::get(path).body(Body::empty()).expect("a request");
+            endpoint(&request)
+                .map(|(_, path)| path.to_string())
+                .map_err(|r| r.status().as_u16())
+        };
+        assert_eq!(
+            of("/v1/vms/a/agent/fs/stat?path=/a%20b"),
+            Ok("/fs/stat?path=/a%20b".to_owned())
+        );
+        for (path, status) in [
+            ("/v1/vms/a/agent/fs%2Fstat?path=/", 404),
+            ("/v1/vms/a/agent/exec/../health", 404),
+            ("/v1/vms/a/agent//health", 404),
+            ("/v1/vms/a/agent/", 404),
+            ("/v1/vms/a/agent/fs/remove", 405),
+        ] {
+            assert_eq!(of(path), Err(status), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_text_of_a_guest_is_one_line_of_limited_length() {
+        assert_eq!(sanitized("a\u{1b}[31m\nb\0"), "a [31m b ");
+        assert_eq!(sanitized(&"x".repeat(100_000)).len(), MESSAGE_LIMIT);
+    }
+}

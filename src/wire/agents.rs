@@ -1,0 +1,106 @@
+//! Counts the requests that are forwarded to agents, per VM and per user.
+//! Out of scope: forwarding ([`super::agent`]); why they are limited ([`super::limits`]).
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::connections::User;
+use crate::api::meta::Name;
+
+/// All requests that are forwarded.
+#[derive(Debug)]
+pub(super) struct Agents {
+    limit: usize,
+    open: Mutex<Vec<(User, Name)>>,
+}
+
+/// A request that is counted, until dropped.
+#[derive(Debug)]
+pub(super) struct AgentPermit {
+    user: User,
+    vm: Name,
+    all: Arc<Agents>,
+}
+
+impl Agents {
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            open: Mutex::default(),
+        }
+    }
+
+    /// Counts a request.
+    ///
+    /// # Errors
+    /// A limit is reached; the message specifies which one.
+    pub(super) fn acquire(self: &Arc<Self>, user: User, vm: &Name) -> Result<AgentPermit, String> {
+        let mut open = self.open.lock();
+        let count = |matches: &dyn Fn(&(User, Name)) -> bool| {
+            open.iter().filter(|entry| matches(entry)).count()
+        };
+        let of_vm = count(&|(_, other)| other == vm);
+        let of_user = count(&|(other, _)| *other == user);
+        let of_others = count(&|(other, _)| *other != User::Privileged);
+        let half = (self.limit / 2).max(1);
+        let full = |what: &str, count: usize| {
+            Err(format!(
+                "{what} has {count} requests to agents, which is the limit"
+            ))
+        };
+        match user {
+            _ if of_vm >= half => return full(&format!("vm/{vm}"), of_vm),
+            User::Of(uid) if of_user >= half => return full(&format!("user {uid}"), of_user),
+            User::Of(_) if of_others >= self.limit - self.limit / 4 => {
+                return full("this host", of_others);
+            }
+            _ if open.len() >= self.limit => return full("this host", open.len()),
+            _ => {}
+        }
+        open.push((user, vm.clone()));
+        Ok(AgentPermit {
+            user,
+            vm: vm.clone(),
+            all: Arc::clone(self),
+        })
+    }
+}
+
+impl Drop for AgentPermit {
+    fn drop(&mut self) {
+        let mut open = self.all.open.lock();
+        let is_this = |(user, vm): &(User, Name)| *user == self.user && *vm == self.vm;
+        if let Some(at) = open.iter().position(is_this) {
+            open.swap_remove(at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_vm_and_no_user_takes_up_all_requests_and_root_has_a_reserve() {
+        let all = Arc::new(Agents::new(16));
+        let name = |text: &str| text.parse::<Name>().unwrap();
+        let fill = |user, vm: &str| -> Vec<AgentPermit> {
+            std::iter::from_fn(|| all.acquire(user, &name(vm)).ok()).collect()
+        };
+        let first = fill(User::Of(1000), "a");
+        assert_eq!(first.len(), 8, "half of all for a VM and for a user");
+        let error = all.acquire(User::Privileged, &name("a")).unwrap_err();
+        assert_eq!(error, "vm/a has 8 requests to agents, which is the limit");
+        let error = all.acquire(User::Of(1000), &name("b")).unwrap_err();
+        assert!(error.starts_with("user 1000 has 8"), "{error}");
+        let second = fill(User::Of(1001), "b");
+        assert_eq!(second.len(), 4, "three quarters for all users but root");
+        assert_eq!(fill(User::Of(1002), "c").len(), 0);
+        assert_eq!(fill(User::Privileged, "c").len(), 4);
+        drop(first);
+        assert_eq!(fill(User::Of(1000), "c").len(), 8);
+        drop(second);
+        assert!(all.open.lock().is_empty());
+    }
+}
