@@ -24,6 +24,7 @@ mod spec;
 pub mod stage;
 pub mod storage;
 pub mod tag;
+pub mod usage;
 pub mod validate;
 pub mod view;
 pub mod vm;

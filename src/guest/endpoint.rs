@@ -106,9 +106,7 @@ impl Endpoint {
             _ => return Err(Unknown::Path),
         };
         let found = known.iter().find(|(known, _)| known == method);
-        found
-            .map(|(_, endpoint)| *endpoint)
-            .ok_or(Unknown::Method)
+        found.map(|(_, endpoint)| *endpoint).ok_or(Unknown::Method)
     }
 
     /// Whether the request upgrades its connection to WebSocket.
@@ -150,7 +148,9 @@ mod tests {
     #[test]
     fn each_request_of_the_protocol_is_known_by_its_method_and_path() {
         let protocol = include_str!("protocol.rs");
-        let rows = protocol.lines().filter_map(|line| line.strip_prefix("//! | `"));
+        let rows = protocol
+            .lines()
+            .filter_map(|line| line.strip_prefix("//! | `"));
         let requests = rows.filter_map(|row| row.split(['`', '?']).next());
         let mut count = 0;
         for request in requests.filter(|request| request.contains(" /")) {
@@ -167,11 +167,28 @@ mod tests {
     fn other_requests_are_not_known() {
         let long = "x".repeat(65);
         for path in [
-            "", "/", "exec/", "/exec", "exec/..", "exec/.", "exec/a%2fb", "exec/a/b", "health/",
-            "fs", "fs/../exec", "v1/exec", "metrics", "exec/a?b/kill", "exec//kill",
+            "",
+            "/",
+            "exec/",
+            "/exec",
+            "exec/..",
+            "exec/.",
+            "exec/a%2fb",
+            "exec/a/b",
+            "health/",
+            "fs",
+            "fs/../exec",
+            "v1/exec",
+            "metrics",
+            "exec/a?b/kill",
+            "exec//kill",
             &format!("exec/{long}"),
         ] {
-            assert_eq!(Endpoint::of(&Method::GET, path), Err(Unknown::Path), "{path}");
+            assert_eq!(
+                Endpoint::of(&Method::GET, path),
+                Err(Unknown::Path),
+                "{path}"
+            );
         }
         for (method, path) in [
             (Method::PUT, "exec"),
@@ -195,9 +212,17 @@ mod tests {
             (Endpoint::WaitExit, "timeout=60", after(90)),
             (Endpoint::WaitExit, "timeout=99999999999", after(630)),
             (Endpoint::WaitExit, "timeout=x", after(630)),
-            (Endpoint::CopyTo, "path=/a", HeadTimeout::AfterBody(COPY_TIMEOUT)),
+            (
+                Endpoint::CopyTo,
+                "path=/a",
+                HeadTimeout::AfterBody(COPY_TIMEOUT),
+            ),
         ] {
-            assert_eq!(endpoint.head_timeout(query), expected, "{endpoint:?} {query}");
+            assert_eq!(
+                endpoint.head_timeout(query),
+                expected,
+                "{endpoint:?} {query}"
+            );
         }
     }
 }

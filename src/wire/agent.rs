@@ -82,7 +82,12 @@ pub(super) async fn agent<B: Backend>(
     let permit = state.agents.acquire(caller.user, &vm).map_err(busy)?;
     let permit = Arc::new(permit);
     caller.connection.forwards(Arc::clone(&permit));
-    let to = Destination { vm, socket: &socket, endpoint, path };
+    let to = Destination {
+        vm,
+        socket: &socket,
+        endpoint,
+        path,
+    };
     let mut response = match endpoint.is_upgrade() {
         true => to.upgrade(&state, request, permit).await,
         false => to.exchange(state.stop.clone(), request).await,
@@ -99,7 +104,12 @@ pub(super) async fn agent<B: Backend>(
 /// The endpoint of a request, and its path and query at the agent.
 fn endpoint(request: &Request) -> Result<(Endpoint, Uri), Response> {
     // As it was sent: what is decoded could be another path at the agent.
-    let path = request.uri().path().splitn(6, '/').nth(5).unwrap_or_default();
+    let path = request
+        .uri()
+        .path()
+        .splitn(6, '/')
+        .nth(5)
+        .unwrap_or_default();
     let endpoint = Endpoint::of(request.method(), path).map_err(|unknown| {
         let path = request.uri().path();
         let (status, error) = match unknown {
@@ -133,7 +143,11 @@ struct Destination<'s> {
 
 impl Destination<'_> {
     /// Forwards a request and its response.
-    async fn exchange(&self, stop: CancellationToken, request: Request) -> Result<Response, Response> {
+    async fn exchange(
+        &self,
+        stop: CancellationToken,
+        request: Request,
+    ) -> Result<Response, Response> {
         let response = self.send(request).await?;
         let (parts, body) = response.into_parts();
         let body = StoppableBody {
@@ -153,9 +167,15 @@ impl Destination<'_> {
         mut request: Request,
         permit: Arc<AgentPermit>,
     ) -> Result<Response, Response> {
-        let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
+        let is_websocket =
+            |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
         let upgrade = request.extensions_mut().remove::<OnUpgrade>();
-        let upgrade = upgrade.filter(|_| request.headers().get(header::UPGRADE).is_some_and(is_websocket));
+        let upgrade = upgrade.filter(|_| {
+            request
+                .headers()
+                .get(header::UPGRADE)
+                .is_some_and(is_websocket)
+        });
         let Some(of_client) = upgrade else {
             let error = format!("{} requires an upgrade to WebSocket", self.path.path());
             return Err(problem(StatusCode::UPGRADE_REQUIRED, error, Vec::new()));
@@ -191,7 +211,9 @@ impl Destination<'_> {
             copy(&UPGRADE, &parts.headers, headers);
             upgrade_headers(headers);
         }
-        let timeout = self.endpoint.head_timeout(self.path.query().unwrap_or_default());
+        let timeout = self
+            .endpoint
+            .head_timeout(self.path.query().unwrap_or_default());
         let response = client::send(self.socket, request, timeout).await;
         let response = response.map_err(|error| self.failed(&error))?;
         let status = response.status();
@@ -230,7 +252,11 @@ impl Destination<'_> {
     }
 
     fn problem(&self, status: StatusCode, message: &str) -> Response {
-        let error = format!("the agent of vm/{} does not answer: {}", self.vm, sanitized(message));
+        let error = format!(
+            "the agent of vm/{} does not answer: {}",
+            self.vm,
+            sanitized(message)
+        );
         problem(status, error, Vec::new())
     }
 }
@@ -307,9 +333,14 @@ mod tests {
     fn a_path_is_forwarded_as_it_was_sent() {
         let of = |path: &str| {
             let request = Request::get(path).body(Body::empty()).expect("a request");
-            endpoint(&request).map(|(_, path)| path.to_string()).map_err(|r| r.status().as_u16())
+            endpoint(&request)
+                .map(|(_, path)| path.to_string())
+                .map_err(|r| r.status().as_u16())
         };
-        assert_eq!(of("/v1/vms/a/agent/fs/stat?path=/a%20b"), Ok("/fs/stat?path=/a%20b".to_owned()));
+        assert_eq!(
+            of("/v1/vms/a/agent/fs/stat?path=/a%20b"),
+            Ok("/fs/stat?path=/a%20b".to_owned())
+        );
         for (path, status) in [
             ("/v1/vms/a/agent/fs%2Fstat?path=/", 404),
             ("/v1/vms/a/agent/exec/../health", 404),

@@ -193,7 +193,10 @@ impl Client {
 
     /// An error in what an agent has sent.
     fn of_agent(&self, reason: impl ToString) -> ClientError {
-        self.broken(format!("invalid response of the agent: {}", reason.to_string()))
+        self.broken(format!(
+            "invalid response of the agent: {}",
+            reason.to_string()
+        ))
     }
 }
 
@@ -237,7 +240,10 @@ mod tests {
     use super::*;
 
     async fn lines(chunks: &[&'static str]) -> Vec<std::result::Result<String, String>> {
-        let chunks: Vec<Result<Bytes>> = chunks.iter().map(|text| Ok(Bytes::from_static(text.as_bytes()))).collect();
+        let chunks: Vec<Result<Bytes>> = chunks
+            .iter()
+            .map(|text| Ok(Bytes::from_static(text.as_bytes())))
+            .collect();
         let lines = split_lines(stream::iter(chunks).boxed(), Client::new("/s"), 8);
         let text = |line: Result<BytesMut>| match line {
             Ok(line) => Ok(String::from_utf8_lossy(&line).into_owned()),
@@ -249,7 +255,10 @@ mod tests {
     #[tokio::test]
     async fn lines_are_split_and_neither_long_nor_cut_off() {
         let ok = |text: &str| Ok(text.to_owned());
-        assert_eq!(lines(&["a\nb", "c\n", "\nd\n"]).await, [ok("a"), ok("bc"), ok(""), ok("d")]);
+        assert_eq!(
+            lines(&["a\nb", "c\n", "\nd\n"]).await,
+            [ok("a"), ok("bc"), ok(""), ok("d")]
+        );
         assert!(lines(&[]).await.is_empty());
         for (chunks, expected) in [
             (&["ok\n", "01234567", "8\n"][..], "more than 8 bytes"),
@@ -257,7 +266,10 @@ mod tests {
         ] {
             let found = lines(chunks).await;
             assert_eq!(found.len(), 2, "{found:?}");
-            assert!(found[1].as_ref().unwrap_err().contains(expected), "{found:?}");
+            assert!(
+                found[1].as_ref().unwrap_err().contains(expected),
+                "{found:?}"
+            );
         }
     }
 }

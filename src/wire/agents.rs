@@ -44,7 +44,11 @@ impl Agents {
         let of_user = count(&|(other, _)| *other == user);
         let of_others = count(&|(other, _)| *other != User::Privileged);
         let half = (self.limit / 2).max(1);
-        let full = |what: &str, count: usize| Err(format!("{what} has {count} requests to agents, which is the limit"));
+        let full = |what: &str, count: usize| {
+            Err(format!(
+                "{what} has {count} requests to agents, which is the limit"
+            ))
+        };
         match user {
             _ if of_vm >= half => return full(&format!("vm/{vm}"), of_vm),
             User::Of(uid) if of_user >= half => return full(&format!("user {uid}"), of_user),

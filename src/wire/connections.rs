@@ -187,10 +187,9 @@ impl Connection {
         let state = self.state();
         let phase = match state.phase {
             Phase::ReceivingHead { since, .. } | Phase::ReceivingBody { since, .. } => Some(since),
-            Phase::Working
-            | Phase::Responding { .. }
-            | Phase::Streaming
-            | Phase::Forwarding => None,
+            Phase::Working | Phase::Responding { .. } | Phase::Streaming | Phase::Forwarding => {
+                None
+            }
         };
         state.blocked.or(phase)
     }

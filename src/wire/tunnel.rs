@@ -103,7 +103,10 @@ mod tests {
     use super::*;
 
     /// The ends of a client and of an agent, with the task that forwards between them.
-    fn connected(early: &'static [u8], received: &'static [u8]) -> (UnixStream, UnixStream, tokio::task::JoinHandle<()>) {
+    fn connected(
+        early: &'static [u8],
+        received: &'static [u8],
+    ) -> (UnixStream, UnixStream, tokio::task::JoinHandle<()>) {
         let (client, ours) = UnixStream::pair().unwrap();
         let (agent, theirs) = UnixStream::pair().unwrap();
         let upgraded = Upgraded {
@@ -152,7 +155,10 @@ mod tests {
         let sending = tokio::time::timeout(Duration::from_millis(100), client.write_all(&endless));
         assert!(sending.await.is_err(), "back-pressure");
         drop(client);
-        tokio::time::timeout(2 * DRAIN_TIMEOUT, task).await.unwrap().unwrap();
+        tokio::time::timeout(2 * DRAIN_TIMEOUT, task)
+            .await
+            .unwrap()
+            .unwrap();
         drop(agent);
     }
 }

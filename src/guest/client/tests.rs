@@ -11,7 +11,9 @@ use super::*;
 use crate::clock;
 
 /// A VMM that does this with each connection after the line of the client was read.
-fn vmm<F>(how: impl Fn(UnixStream, usize) -> F + Send + 'static) -> (tempfile::TempDir, Arc<AtomicUsize>)
+fn vmm<F>(
+    how: impl Fn(UnixStream, usize) -> F + Send + 'static,
+) -> (tempfile::TempDir, Arc<AtomicUsize>)
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -46,7 +48,9 @@ fn says(text: &'static [u8]) -> (tempfile::TempDir, Arc<AtomicUsize>) {
 }
 
 /// Confirms the connection, then does this with it when a request was received.
-fn agent<F>(how: impl Fn(UnixStream) -> F + Send + Sync + 'static) -> (tempfile::TempDir, Arc<AtomicUsize>)
+fn agent<F>(
+    how: impl Fn(UnixStream) -> F + Send + Sync + 'static,
+) -> (tempfile::TempDir, Arc<AtomicUsize>)
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -90,7 +94,10 @@ async fn a_connection_is_made_only_by_a_correct_confirmation() {
         (b"OK 1x\n", false),
         (b"\n", false),
         (b"HTTP/1.1 200 OK\r\n\r\n", false),
-        (b"OK 111111111111111111111111111111111111111111111111111111\n", false),
+        (
+            b"OK 111111111111111111111111111111111111111111111111111111\n",
+            false,
+        ),
     ] {
         let (dir, _) = says(line);
         let result = connect(&socket(&dir)).await;
@@ -156,7 +163,11 @@ async fn a_response_that_is_none_is_an_error_within_the_timeout() {
     };
     let endless_continue = || {
         agent(|mut stream| async move {
-            while stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.is_ok() {
+            while stream
+                .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+                .await
+                .is_ok()
+            {
                 tokio::task::yield_now().await;
             }
         })
@@ -164,13 +175,19 @@ async fn a_response_that_is_none_is_an_error_within_the_timeout() {
     let cases: Vec<(&str, (tempfile::TempDir, Arc<AtomicUsize>))> = vec![
         ("silent", says(b"OK 1\n")),
         ("closed", agent(|_| async {})),
-        ("early", says(b"OK 1\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")),
+        (
+            "early",
+            says(b"OK 1\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"),
+        ),
         ("garbage", answers(b"\x00\xff\x00 garbage\r\n\r\n")),
         ("half a head", answers(b"HTTP/1.1 200 OK\r\ncontent-le")),
         ("an endless head", endless_head()),
         ("endless 100", endless_continue()),
         ("another protocol", answers(b"SSH-2.0-OpenSSH_9.2\r\n")),
-        ("two lengths", answers(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n")),
+        (
+            "two lengths",
+            answers(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n"),
+        ),
     ];
     for (name, (dir, _)) in cases {
         let begin = clock::monotonic();
@@ -190,7 +207,9 @@ async fn a_copy_may_take_long_while_its_client_sends_but_not_while_the_agent_doe
             let part = Ok::<_, io::Error>(Frame::data(Bytes::from_static(b"x")));
             (sent < count).then_some((part, sent + 1))
         });
-        Request::post("/cp").body(StreamBody::new(Box::pin(parts))).unwrap()
+        Request::post("/cp")
+            .body(StreamBody::new(Box::pin(parts)))
+            .unwrap()
     };
     let (dir, _) = vmm(|mut stream, _| async move {
         let _ = stream.write_all(b"OK 1\n").await;
@@ -198,7 +217,9 @@ async fn a_copy_may_take_long_while_its_client_sends_but_not_while_the_agent_doe
         while !received.ends_with(b"0\r\n\r\n") {
             received.push(stream.read_u8().await.unwrap());
         }
-        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+        let _ = stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+            .await;
     });
     let response = send(&socket(&dir), slow(10), limit).await.unwrap();
     let body = response.into_body().collect().await.unwrap().to_bytes();
@@ -211,7 +232,10 @@ async fn a_copy_may_take_long_while_its_client_sends_but_not_while_the_agent_doe
         let _ = stream.write_all(b"OK 1\n").await;
         std::future::pending::<()>().await;
     });
-    let error = send(&socket(&dir), large.unwrap(), limit).await.err().unwrap();
+    let error = send(&socket(&dir), large.unwrap(), limit)
+        .await
+        .err()
+        .unwrap();
     assert!(matches!(error, Error::HeadTimeout(_)), "{error}");
 }
 
@@ -239,7 +263,9 @@ async fn what_follows_an_upgrade_is_kept() {
     let (dir, _) = answers(
         b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nearly",
     );
-    let request = Request::get("/shell").header("connection", "upgrade").header("upgrade", "websocket");
+    let request = Request::get("/shell")
+        .header("connection", "upgrade")
+        .header("upgrade", "websocket");
     let request = request.body(Empty::<Bytes>::new()).unwrap();
     let response = send(&socket(&dir), request, SHORT).await.unwrap();
     assert_eq!(response.status(), hyper::StatusCode::SWITCHING_PROTOCOLS);
