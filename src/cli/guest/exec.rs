@@ -17,8 +17,8 @@ use crate::api::meta::Name;
 use crate::guest::protocol::{CHUNK, Encoding, ExecQuery, Frame, FrameKind, Kill, Killed};
 use crate::wire::{AgentRequest, Client};
 
-/// How long a command may handle a signal of the user before it is killed, in milliseconds. The user decides: a second Ctrl-C ends it.
-const GRACE_MS: u64 = 24 * 60 * 60 * 1000;
+/// How long a command may handle SIGTERM before it is killed, in milliseconds: the longest time that an agent permits. The user decides.
+const GRACE_MS: u64 = 600_000;
 
 /// `vm exec VM -- CMD…`.
 pub async fn exec(client: &Client, args: ExecArgs) -> Result<(), Failure> {
