@@ -59,7 +59,7 @@ const TABLE: [(&str, Misbehaviour, &str); 13] = [
                 "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
             )
         },
-        "does not answer",
+        "unexpected status 101",
     ),
     (
         "sends an endless line",
