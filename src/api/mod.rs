@@ -25,6 +25,7 @@ mod spec;
 pub mod stage;
 pub mod storage;
 pub mod tag;
+pub mod usage;
 pub mod validate;
 pub mod view;
 pub mod vm;

@@ -74,9 +74,18 @@ pub enum Command {
     Delete(DeleteArgs),
     /// Wait until objects are ready, stopped, paused or deleted
     Wait(WaitArgs),
-    /// Create and delete VMs on demand; pause, resume, restart, stop and start VMs
+    /// Run commands in VMs; create, delete, pause, resume, restart, stop and start VMs
     #[command(subcommand)]
     Vm(super::vm_args::VmCommand),
+    /// The same as `vm exec`
+    #[command(hide = true)]
+    Exec(super::guest::args::ExecArgs),
+    /// The same as `vm port-forward`
+    #[command(hide = true)]
+    PortForward(super::guest::args::ForwardArgs),
+    /// The same as `vm top`
+    #[command(hide = true)]
+    Top(super::guest::args::TopArgs),
     /// Show recent events
     Events(EventsArgs),
     /// Print the output of a VM's guest and VMM

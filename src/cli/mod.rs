@@ -21,6 +21,7 @@ pub mod failure;
 mod footer;
 pub mod get;
 pub mod group_manifest;
+pub mod guest;
 pub mod jsonpath;
 mod log_filter;
 pub mod logs;
@@ -43,6 +44,7 @@ pub mod sort;
 pub mod status_word;
 pub mod table;
 pub mod target;
+mod terminal;
 pub mod validate;
 pub mod verdict;
 pub mod vm;
@@ -114,6 +116,9 @@ async fn run(args: Args, host_checks: HostChecks) -> Result<(), Failure> {
         Command::Delete(verb) => delete::delete(&client, verb).await,
         Command::Wait(verb) => wait::wait(&client, verb).await,
         Command::Vm(verb) => vm::vm(&client, verb).await,
+        Command::Exec(verb) => guest::exec::exec(&client, verb).await,
+        Command::PortForward(verb) => guest::forward::forward(&client, verb).await,
+        Command::Top(verb) => guest::top::top(&client, verb).await,
         Command::Events(verb) => events::events(&client, verb).await,
         Command::Logs(verb) => logs::logs(&client, verb).await,
         Command::Console(verb) => console::console(&client, verb).await,

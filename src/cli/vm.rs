@@ -11,7 +11,7 @@ use super::paint::Colors;
 use super::table::{Field, Table};
 use super::target::Target;
 use super::vm_args::{AddArgs, AddGoal, AddOutput, DeleteArgs, PowerArgs, VmCommand};
-use super::{get, print, resolve, wait};
+use super::{get, guest, print, resolve, wait};
 use crate::api::cni::CniOptions;
 use crate::api::metrics::{CountingSince, Metrics};
 use crate::api::on_demand::NewVm;
@@ -36,6 +36,11 @@ pub async fn vm(client: &Client, command: VmCommand) -> Result<(), Failure> {
             let metrics = client.metrics(&args.vm).await?;
             print::answer(args.output, &metrics, counted)
         }
+        VmCommand::Exec(args) => guest::exec::exec(client, args).await,
+        VmCommand::Shell(args) => guest::shell::shell(client, args).await,
+        VmCommand::PortForward(args) => guest::forward::forward(client, args).await,
+        VmCommand::Background(command) => guest::background::background(client, command).await,
+        VmCommand::Top(args) => guest::top::top(client, args).await,
     }
 }
 

@@ -5,6 +5,8 @@ use clap::{Subcommand, ValueEnum};
 use clap_complete::engine::ArgValueCompleter;
 
 use super::complete;
+use super::guest::args as guest_args;
+use super::guest::background_args::BackgroundCommand;
 use super::print::Format;
 use super::progress_args::ProgressArgs;
 use crate::api::cni::{Bandwidth, PortMapping, RequestedIp};
@@ -32,6 +34,18 @@ pub enum VmCommand {
     Start(PowerArgs),
     /// Show VMM metrics
     Metrics(MetricsArgs),
+    /// Run a command in a guest
+    Exec(guest_args::ExecArgs),
+    /// Open a shell in a guest (Ctrl-] leaves)
+    Shell(guest_args::ShellArgs),
+    /// Forward ports and Unix sockets of this host to a guest
+    #[command(alias = "forward")]
+    PortForward(guest_args::ForwardArgs),
+    /// Run and control commands in the background of a guest
+    #[command(subcommand, name = "bg", alias = "background")]
+    Background(BackgroundCommand),
+    /// Show the resources that VMs use
+    Top(guest_args::TopArgs),
 }
 
 /// Arguments of `vm metrics`.

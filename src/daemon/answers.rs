@@ -21,7 +21,7 @@ use super::failure::Failure;
 use super::group_events::{GroupEvent, requester};
 use super::not_found::not_found;
 use super::objects;
-use super::{agent, console, metrics, orders, power, reach, restrictions, scale, streams};
+use super::{agent, console, metrics, orders, power, reach, restrictions, scale, streams, usage};
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::manifest::Draft;
@@ -29,6 +29,7 @@ use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
+use crate::api::usage::Usage;
 use crate::api::validate;
 use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
@@ -195,6 +196,10 @@ impl Backend for AppState {
 
     async fn metrics(&self, vm: Name) -> Result<Metrics, Refusal> {
         metrics::read(&self.engine, vm).await
+    }
+
+    async fn usage(&self, vm: Name) -> Result<Usage, Refusal> {
+        usage::read(&self.engine, vm)
     }
 
     async fn events(

@@ -34,6 +34,7 @@ mod settings;
 mod streams;
 mod take_over;
 mod trigger;
+mod usage;
 mod wakes;
 
 use std::io::Write as _;

@@ -8,13 +8,21 @@
 //!
 //! | file | content |
 //! |---|---|
+//! | `agent` | the program in the guest |
 //! | `client` | connects to an agent from the host and sends a request |
 //! | `endpoint` | the requests that the daemon forwards |
 //! | `probe` | asks whether an agent answers |
 //! | `protocol` | requests and responses of the agent, limits |
 //! | `shell_frame` | the messages of an interactive shell |
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "starts programs in the guest; independent of the host module"
+)]
+pub mod agent;
+#[cfg(feature = "host")]
 pub mod client;
+#[cfg(feature = "host")]
 pub mod endpoint;
 pub mod probe;
 pub mod protocol;

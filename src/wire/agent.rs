@@ -220,7 +220,9 @@ impl Destination<'_> {
         if status.is_client_error() || status.is_server_error() {
             return Err(self.refused(status, response.into_body()).await);
         }
-        if !status.is_success() && status != StatusCode::SWITCHING_PROTOCOLS {
+        // A guest may upgrade only a connection that is to be upgraded.
+        let is_upgraded = status == StatusCode::SWITCHING_PROTOCOLS && self.endpoint.is_upgrade();
+        if !status.is_success() && !is_upgraded {
             let message = format!("unexpected status {}", status.as_u16());
             return Err(self.problem(StatusCode::BAD_GATEWAY, &message));
         }

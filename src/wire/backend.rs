@@ -13,6 +13,7 @@ use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
+use crate::api::usage::Usage;
 use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
     RouteInfo, Scale, ServerInfo, Source,
@@ -169,6 +170,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The metrics of a VM's VMM.
     fn metrics(&self, vm: Name) -> impl Future<Output = Result<Metrics, Refusal>> + Send;
+
+    /// What a VM's VMM uses on the host.
+    fn usage(&self, vm: Name) -> impl Future<Output = Result<Usage, Refusal>> + Send;
 
     /// Events, oldest first, of one object (`vm/sandbox-1`) or of all; a repeated event is sent again with a higher count.
     fn events(

@@ -26,6 +26,7 @@ use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
+use crate::api::usage::Usage;
 use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
     Problem, RouteInfo, Scale, ServerInfo, Source,
@@ -198,6 +199,12 @@ impl Client {
     /// See [`super::Backend::metrics`].
     pub async fn metrics(&self, vm: &Name) -> Result<Metrics> {
         self.json(Method::GET, &format!("/v1/metrics/{vm}"), NO_BODY)
+            .await
+    }
+
+    /// See [`super::Backend::usage`].
+    pub async fn usage(&self, vm: &Name) -> Result<Usage> {
+        self.json(Method::GET, &format!("/v1/usage/{vm}"), NO_BODY)
             .await
     }
 

@@ -17,6 +17,7 @@
 //! | `POST /v1/vms/{vm}/{verb}`, a [`PowerCommand`](crate::api::vm::PowerCommand) | [`Applied`](crate::api::view::Applied) |
 //! | `ANY /v1/vms/{vm}/agent/{*path}`, a request of [`crate::guest::protocol`] | the response of the VM's agent; its errors have a [`Problem`](crate::api::view::Problem) as their body |
 //! | `GET /v1/metrics/{vm}` | [`Metrics`](crate::api::metrics::Metrics) of the VMM |
+//! | `GET /v1/usage/{vm}` | [`Usage`](crate::api::usage::Usage) of the VMM on the host |
 //! | `GET /v1/events?object=vm/x&follow=false` | lines of [`Event`](crate::api::event::Event) |
 //! | `GET /v1/logs/{vm}?follow=false&lines=10` | bytes; without `lines` the whole log |
 //! | `POST /v1/console/{vm}`, body: bytes for the serial port | 204; an empty body checks whether that is possible |

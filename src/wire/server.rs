@@ -67,6 +67,7 @@ pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admissio
         .route("/v1/vms/{vm}/{verb}", post(power::<B>))
         .route("/v1/vms/{vm}/agent/{*path}", any(agent::agent::<B>))
         .route("/v1/metrics/{vm}", get(metrics::<B>))
+        .route("/v1/usage/{vm}", get(usage::<B>))
         .route("/v1/events", get(events::<B>))
         .route("/v1/logs/{vm}", get(logs::<B>))
         .route("/v1/console/{vm}", post(write_console::<B>))
@@ -196,6 +197,13 @@ async fn metrics<B: Backend>(
     Extract(Path(vm)): Extract<Path<String>>,
 ) -> Result<Response, ApiError> {
     Ok(Json(app_state.backend.metrics(read(&vm)?).await?).into_response())
+}
+
+async fn usage<B: Backend>(
+    State(app_state): AppState<B>,
+    Extract(Path(vm)): Extract<Path<String>>,
+) -> Result<Response, ApiError> {
+    Ok(Json(app_state.backend.usage(read(&vm)?).await?).into_response())
 }
 
 async fn events<B: Backend>(

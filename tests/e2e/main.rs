@@ -36,6 +36,7 @@
 //! | `cni_matrix` | chains of plugins through everything that happens to a host; one test at a time |
 //! | `full_disk` | a state disk or a run directory that is full or read-only |
 //! | `guests` | QEMU |
+//! | `guest_access` | commands, shells and connections in guests, through their agents |
 //! | `holders` | deletions of what others hold |
 //! | `identity` | a state directory that was moved, copied or mounted elsewhere |
 //! | `journal` | the log in systemd's journal |
@@ -87,6 +88,7 @@ mod fairness;
 mod forced;
 mod foreign_rules;
 mod full_disk;
+mod guest_access;
 mod guests;
 mod hanging;
 mod holders;

@@ -1,0 +1,21 @@
+//! `Usage`: what a VM's VMM uses on the host.
+//! Out of scope: the counters of VMMs (`metrics`), the guest.
+
+use serde::{Deserialize, Serialize};
+
+use super::meta::Name;
+
+/// The resources that the process of a VMM has used since its start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// The VM.
+    pub vm: Name,
+    /// CPU time of all threads, in nanoseconds.
+    pub cpu_ns: u64,
+    /// Resident memory in bytes, with that of the guest.
+    pub memory_bytes: u64,
+    /// Bytes read from storage.
+    pub disk_read_bytes: u64,
+    /// Bytes written to storage, or to be written to it.
+    pub disk_written_bytes: u64,
+}
