@@ -12,7 +12,7 @@
 //! | [`host`] | thin functions over the kernel | nothing |
 //! | [`cni`] | a CNI runtime as the spec defines it | `clock` |
 //! | [`vmm`] | command lines and control sockets of the VMMs, their programs | `api clock host` |
-//! | [`guest`] | access to guests: the protocol of `slice-agent` | nothing |
+//! | [`guest`] | access to guests: the protocol of `slice-agent`, its server, its clients | `clock` |
 //! | [`reconcile`] | the stages of a VM and the host network: observe, plan, act | `api owner store host cni vmm runtime` |
 //! | [`engine`] | runs the stages for each key: bring up, tear down, orphans, adoption, preview | `api owner clock store runtime host cni vmm reconcile` |
 //! | [`status`] | what users see of objects, computed from the store; `explain` | `api owner store host vmm reconcile` |
@@ -20,7 +20,7 @@
 //! | [`wire`] | HTTP and JSON on a Unix socket | `api clock` |
 //! | [`doctor`] | checks the requirements of the host and suggests fixes | `api host owner cni vmm reconcile` |
 //! | [`daemon`] | starts and connects all modules | all |
-//! | [`cli`] | argument parsing and output for users | `api wire clock` |
+//! | [`cli`] | argument parsing and output for users | `api wire clock guest` |
 //!
 //! The import rule is this table: `tests/pure/layers.rs` reads it and enforces it.
 //!

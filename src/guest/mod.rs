@@ -10,6 +10,11 @@
 //! |---|---|
 //! | `protocol` | requests and responses of the agent, limits |
 //! | `shell_frame` | the messages of an interactive shell |
+//! | `archive` | directory trees as a stream |
+//! | `copy` | the host's side of a copy |
+//! | `agent` | the server in the guest |
 
+pub mod agent;
+pub mod archive;
 pub mod protocol;
 pub mod shell_frame;

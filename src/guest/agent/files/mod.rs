@@ -1,0 +1,2 @@
+//! The endpoints for files.
+//! Out of scope: commands, shells.

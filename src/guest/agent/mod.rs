@@ -1,0 +1,4 @@
+//! `slice-agent`, the server in the guest.
+//! Out of scope: the client on the host.
+
+pub mod files;

@@ -1,0 +1,77 @@
+//! Async streams of bytes, for code on threads that block.
+//! Out of scope: what the bytes are.
+
+use std::io::{self, Read, Write};
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio_util::io::{StreamReader, SyncIoBridge};
+
+/// A stream of bytes; an error ends it.
+pub type ByteStream = BoxStream<'static, io::Result<Bytes>>;
+
+/// Bytes in one item, and items that wait for the reader: the memory that a copy needs.
+const CHUNK: usize = 64 << 10;
+const WAITING: usize = 4;
+
+/// Reads a stream on a thread of the runtime that may block.
+pub fn reader(stream: ByteStream) -> impl Read + Send {
+    SyncIoBridge::new_with_handle(StreamReader::new(stream), Handle::current())
+}
+
+/// Runs `write` on a thread that may block; what it writes is the stream. An error of `write` is the last item, so that the receiver does
+/// not take a part for the whole. If the stream is dropped, writing fails with `BrokenPipe`.
+pub fn written_by<E: ToString>(
+    write: impl FnOnce(&mut Writer) -> Result<(), E> + Send + 'static,
+) -> ByteStream {
+    let (sender, receiver) = mpsc::channel(WAITING);
+    tokio::task::spawn_blocking(move || {
+        let mut writer = Writer {
+            buffer: BytesMut::with_capacity(CHUNK),
+            sender,
+        };
+        let written = write(&mut writer).map_err(|error| io::Error::other(error.to_string()));
+        if let Err(error) = written.and_then(|()| writer.flush()) {
+            // Nobody reads any more if this fails.
+            let _ = writer.sender.blocking_send(Err(error));
+        }
+    });
+    receive(receiver)
+}
+
+fn receive(receiver: mpsc::Receiver<io::Result<Bytes>>) -> ByteStream {
+    stream::unfold(receiver, |mut receiver| async {
+        receiver.recv().await.map(|item| (item, receiver))
+    })
+    .boxed()
+}
+
+/// Sends what is written.
+pub struct Writer {
+    buffer: BytesMut,
+    sender: mpsc::Sender<io::Result<Bytes>>,
+}
+
+impl Write for Writer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = bytes.len().min(CHUNK - self.buffer.len());
+        self.buffer.extend_from_slice(&bytes[..length]);
+        if self.buffer.len() == CHUNK {
+            self.flush()?;
+        }
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let full = std::mem::replace(&mut self.buffer, BytesMut::with_capacity(CHUNK));
+        self.sender
+            .blocking_send(Ok(full.freeze()))
+            .map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
