@@ -36,8 +36,12 @@ pub mod stream;
 pub mod tests;
 mod writer;
 
+use std::fs::Metadata;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
 
 pub use self::extract::{Extraction, extract};
 pub use self::names::component;
@@ -141,3 +145,31 @@ pub struct Mtime {
     /// Nanoseconds.
     pub nanoseconds: u32,
 }
+
+impl Mtime {
+    /// The modification time of a file.
+    pub fn of(metadata: &Metadata) -> Self {
+        Self {
+            seconds: metadata.mtime(),
+            nanoseconds: u32::try_from(metadata.mtime_nsec()).unwrap_or(0),
+        }
+    }
+
+    /// As a time for a response; the epoch if it cannot be represented.
+    pub fn timestamp(self) -> Timestamp {
+        let nanoseconds = i32::try_from(self.nanoseconds).unwrap_or(0);
+        Timestamp::new(self.seconds, nanoseconds).unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+}
+
+impl From<Timestamp> for Mtime {
+    fn from(time: Timestamp) -> Self {
+        let total = time.as_nanosecond();
+        Self {
+            seconds: i64::try_from(total.div_euclid(NANOSECONDS)).unwrap_or(0),
+            nanoseconds: u32::try_from(total.rem_euclid(NANOSECONDS)).unwrap_or(0),
+        }
+    }
+}
+
+const NANOSECONDS: i128 = 1_000_000_000;

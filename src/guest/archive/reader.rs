@@ -1,11 +1,12 @@
 //! Reads the entries of an archive from a stream that may contain anything.
 //! Out of scope: files.
 //!
-//! The crate `tar` decodes the fields of a header. Its iterator is not used: it reads names of any length into memory.
+//! The crate `tar` decodes the fields of a header. Its iterator is not used: it reads names of any length into memory, and it splits PAX
+//! records at newlines, which names may contain.
 
 use std::io::{self, Read};
 
-use tar::{EntryType, Header, PaxExtensions};
+use tar::{EntryType, Header};
 
 use super::entry::{BLOCK, Entry, Kind, is_checksum_correct, padding};
 use super::{Error, Limits, names};
@@ -233,18 +234,23 @@ impl<R: Read> Read for Reader<R> {
 }
 
 impl Extensions {
-    fn pax(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        for record in PaxExtensions::new(bytes) {
-            let record =
-                record.map_err(|_| Error::Invalid("a PAX record is malformed".to_owned()))?;
-            match record.key_bytes() {
-                b"path" => self.path = Some(record.value_bytes().to_vec()),
-                b"linkpath" => self.target = Some(record.value_bytes().to_vec()),
+    /// Takes over records `LENGTH KEY=VALUE\n`; the length includes all of it. The last one of a key counts.
+    fn pax(&mut self, mut records: &[u8]) -> Result<(), Error> {
+        while !records.is_empty() {
+            let Some((key, value, rest)) = record(records) else {
+                return invalid("a PAX record is malformed");
+            };
+            match key {
+                b"path" => self.path = Some(value.to_vec()),
+                b"linkpath" => self.target = Some(value.to_vec()),
                 b"size" => {
-                    let size = record.value().ok().and_then(|size| size.parse().ok());
-                    self.size = Some(size.ok_or_else(|| {
-                        Error::Invalid("the PAX record \"size\" is no number".to_owned())
-                    })?);
+                    let size = str::from_utf8(value)
+                        .ok()
+                        .and_then(|size| size.parse().ok());
+                    let Some(size) = size else {
+                        return invalid("the PAX record \"size\" is not a number");
+                    };
+                    self.size = Some(size);
                 }
                 // The format of sparse files of GNU tar: the content is not that of the file.
                 key if key.starts_with(b"GNU.sparse.") => {
@@ -253,9 +259,20 @@ impl Extensions {
                 // Times with fractions, users, extended attributes.
                 _ => {}
             }
+            records = rest;
         }
         Ok(())
     }
+}
+
+/// The key and the value of the first record, and the other records.
+fn record(records: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let blank = records.iter().position(|byte| *byte == b' ')?;
+    let length: usize = str::from_utf8(&records[..blank]).ok()?.parse().ok()?;
+    let (first, rest) = records.split_at_checked(length)?;
+    let first = first.get(blank + 1..)?.strip_suffix(b"\n")?;
+    let equals = first.iter().position(|byte| *byte == b'=')?;
+    Some((&first[..equals], &first[equals + 1..], rest))
 }
 
 fn bad_field(header: &Header, field: &str) -> Error {

@@ -5,7 +5,6 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Stat};
@@ -158,12 +157,4 @@ fn header(output: &mut impl Write, path: &Path, kind: Kind, stat: &Stat) -> Resu
         mtime: u64::try_from(stat.st_mtime).unwrap_or(0),
     };
     output.write_all(&entry.encode()).map_err(Error::Stream)
-}
-
-/// The modification time of a file.
-pub fn mtime(metadata: &std::fs::Metadata) -> super::Mtime {
-    super::Mtime {
-        seconds: metadata.mtime(),
-        nanoseconds: u32::try_from(metadata.mtime_nsec()).unwrap_or(0),
-    }
 }
