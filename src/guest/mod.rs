@@ -11,10 +11,12 @@
 //! | `protocol` | requests and responses of the agent, limits |
 //! | `shell_frame` | the messages of an interactive shell |
 //! | `archive` | directory trees as a stream |
+//! | `place` | where a copy is put, as cp(1) does |
 //! | `copy` | the host's side of a copy |
 //! | `agent` | the server in the guest |
 
 pub mod agent;
 pub mod archive;
+pub mod place;
 pub mod protocol;
 pub mod shell_frame;

@@ -190,7 +190,7 @@ fn replaced(dir: &OwnedFd, name: &OsStr) -> io::Result<Option<Stat>> {
         FileType::Directory => Err(Errno::ISDIR.into()),
         // To replace /dev/null or a socket by a file is never what was meant.
         _ => Err(io::Error::new(
-            io::ErrorKind::AlreadyExists,
+            io::ErrorKind::InvalidInput,
             "it exists and is not a regular file",
         )),
     }

@@ -45,7 +45,7 @@ use jiff::Timestamp;
 
 pub use self::extract::{Extraction, extract};
 pub use self::names::component;
-pub use self::writer::{Root, write};
+pub use self::writer::{Root, copy, write};
 
 /// Why an archive could not be written or extracted.
 #[derive(Debug, thiserror::Error)]

@@ -18,8 +18,25 @@ const CHUNK: usize = 64 << 10;
 const WAITING: usize = 4;
 
 /// Reads a stream on a thread of the runtime that may block.
-pub fn reader(stream: ByteStream) -> impl Read + Send {
-    SyncIoBridge::new_with_handle(StreamReader::new(stream), Handle::current())
+pub struct Reader(SyncIoBridge<StreamReader<ByteStream, Bytes>>);
+
+impl Reader {
+    /// A reader for a thread of [`tokio::task::spawn_blocking`].
+    pub fn new(stream: ByteStream) -> Self {
+        let reader = StreamReader::new(stream);
+        Self(SyncIoBridge::new_with_handle(reader, Handle::current()))
+    }
+
+    /// What has not been read, except a part of an item.
+    pub fn into_stream(self) -> ByteStream {
+        self.0.into_inner().into_inner()
+    }
+}
+
+impl Read for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
 }
 
 /// Runs `write` on a thread that may block; what it writes is the stream. An error of `write` is the last item, so that the receiver does

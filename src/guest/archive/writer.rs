@@ -125,8 +125,8 @@ fn file(root: &Beneath, path: &Path, output: &mut impl Write) -> Result<(), Erro
         .map_err(Error::Stream)
 }
 
-/// Copies `size` bytes. A file that has become shorter is an error: the size was sent already.
-fn copy(
+/// Copies `size` bytes of a file. A file that has become shorter is an error: the size was sent already.
+pub fn copy(
     mut file: impl Read,
     size: u64,
     path: &Path,
