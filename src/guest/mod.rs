@@ -17,6 +17,7 @@
 
 pub mod agent;
 pub mod archive;
+pub mod copy;
 pub mod place;
 pub mod protocol;
 pub mod shell_frame;

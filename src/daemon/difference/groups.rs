@@ -123,7 +123,10 @@ fn compute<'d>(
     let is_misplaced = observed.members.values().any(|member| member.misplaced);
     let update_before = existing.map(|group| group.spec.update);
     let mut vm_changes = vm_changes(draft, &desired, &plan, &vms, update_before);
-    for vm in vms.iter().filter(|vm| not_replaced.contains_key(&vm.meta.name)) {
+    for vm in vms
+        .iter()
+        .filter(|vm| not_replaced.contains_key(&vm.meta.name))
+    {
         let kept = || VmDiff::new(&vm.meta.name, VmChange::NotReplaced);
         vm_changes.entry(vm.index).or_insert_with(kept);
     }

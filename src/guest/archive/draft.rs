@@ -130,11 +130,9 @@ impl Draft {
     /// `name` is a directory or a special file; or an error of the kernel.
     pub fn commit(self, name: &OsStr, attributes: Attributes) -> io::Result<()> {
         let replaced = replaced(&self.temporary.dir, name)?;
-        let mode = attributes.mode.unwrap_or_else(|| {
-            replaced
-                .as_ref()
-                .map_or(0o644, |stat| stat.st_mode & 0o777)
-        });
+        let mode = attributes
+            .mode
+            .unwrap_or_else(|| replaced.as_ref().map_or(0o644, |stat| stat.st_mode & 0o777));
         set_owner(&self.file, attributes.owner, replaced.as_ref())?;
         // After the owner: a change of the owner may clear bits.
         rustix::fs::fchmod(&self.file, Mode::from_raw_mode(mode & 0o777))?;

@@ -27,9 +27,7 @@ pub enum InvalidPattern {
     #[error("invalid pattern \"{0}\": {1}")]
     Syntax(String, PatternError),
     /// Its length, or the number of patterns.
-    #[error(
-        "at most {PATTERNS_LIMIT} patterns of at most {LENGTH_LIMIT} bytes are accepted"
-    )]
+    #[error("at most {PATTERNS_LIMIT} patterns of at most {LENGTH_LIMIT} bytes are accepted")]
     TooMany,
 }
 
@@ -81,7 +79,11 @@ mod tests {
             ("[ab]", "b", true),
         ] {
             let patterns = Patterns::parse(&[pattern.to_owned()]).unwrap();
-            assert_eq!(patterns.matches(Path::new(path)), expected, "{pattern} {path}");
+            assert_eq!(
+                patterns.matches(Path::new(path)),
+                expected,
+                "{pattern} {path}"
+            );
         }
     }
 

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
 /// A stream of bytes; an error ends it.
@@ -44,32 +44,66 @@ impl Read for Reader {
 pub fn written_by<E: ToString>(
     write: impl FnOnce(&mut Writer) -> Result<(), E> + Send + 'static,
 ) -> ByteStream {
-    let (sender, receiver) = mpsc::channel(WAITING);
-    tokio::task::spawn_blocking(move || {
-        let mut writer = Writer {
-            buffer: BytesMut::with_capacity(CHUNK),
-            sender,
-        };
-        let written = write(&mut writer).map_err(|error| io::Error::other(error.to_string()));
-        if let Err(error) = written.and_then(|()| writer.flush()) {
-            // Nobody reads any more if this fails.
-            let _ = writer.sender.blocking_send(Err(error));
-        }
-    });
-    receive(receiver)
+    let (writer, stream) = pair();
+    tokio::task::spawn_blocking(move || writer.run(write));
+    stream
 }
 
-fn receive(receiver: mpsc::Receiver<io::Result<Bytes>>) -> ByteStream {
-    stream::unfold(receiver, |mut receiver| async {
-        receiver.recv().await.map(|item| (item, receiver))
-    })
-    .boxed()
+/// Standard input. It is read on a thread of its own: the runtime would wait for one of its threads when it stops, until a user types.
+pub fn stdin() -> ByteStream {
+    let (writer, stream) = pair();
+    std::thread::spawn(move || {
+        writer.run(|output| io::copy(&mut io::stdin().lock(), output).map(drop));
+    });
+    stream
+}
+
+/// The same stream; after the guard is dropped, it ends with an error. A thread that reads it ends soon after the future that waits for
+/// the thread is dropped, and does not take a part for the whole.
+pub fn guarded(stream: ByteStream) -> (ByteStream, oneshot::Sender<()>) {
+    let (guard, dropped) = oneshot::channel();
+    let stream = stream::unfold(Some((stream, dropped)), |state| async {
+        let (mut stream, mut dropped) = state?;
+        tokio::select! {
+            item = stream.next() => item.map(|item| (item, Some((stream, dropped)))),
+            _ = &mut dropped => {
+                let error = io::Error::other("the copy was interrupted");
+                Some((Err(error), None))
+            }
+        }
+    });
+    (stream.boxed(), guard)
+}
+
+fn pair() -> (Writer, ByteStream) {
+    let (sender, receiver) = mpsc::channel(WAITING);
+    let writer = Writer {
+        buffer: BytesMut::with_capacity(CHUNK),
+        sender,
+    };
+    let stream = stream::unfold(
+        receiver,
+        |mut receiver: mpsc::Receiver<io::Result<Bytes>>| async {
+            receiver.recv().await.map(|item| (item, receiver))
+        },
+    );
+    (writer, stream.boxed())
 }
 
 /// Sends what is written.
 pub struct Writer {
     buffer: BytesMut,
     sender: mpsc::Sender<io::Result<Bytes>>,
+}
+
+impl Writer {
+    fn run<E: ToString>(mut self, write: impl FnOnce(&mut Self) -> Result<(), E>) {
+        let written = write(&mut self).map_err(|error| io::Error::other(error.to_string()));
+        if let Err(error) = written.and_then(|()| self.flush()) {
+            // Nobody reads any more if this fails.
+            let _ = self.sender.blocking_send(Err(error));
+        }
+    }
 }
 
 impl Write for Writer {

@@ -32,8 +32,8 @@ enum Source {
 pub async fn copy(uri: Uri) -> Result<Response, Error> {
     let query: CopyQuery = query(&uri)?;
     let mode = Mode::parse(query.mode.as_deref())?;
-    let exclude = Patterns::parse(&query.exclude)
-        .map_err(|error| Error::bad_request(error.to_string()))?;
+    let exclude =
+        Patterns::parse(&query.exclude).map_err(|error| Error::bad_request(error.to_string()))?;
     let opening = blocking(move || {
         let user = target::user(query.uid, query.gid)?;
         let path = target::path(&query.path, &user)?;
@@ -48,9 +48,8 @@ pub async fn copy(uri: Uri) -> Result<Response, Error> {
     let built = match source {
         Source::File(file, metadata) => send_file(response, file, &metadata, path),
         Source::Directory(root, metadata) => {
-            let body = stream::written_by(move |output| {
-                write(&root, Root::Omitted, &exclude, output)
-            });
+            let body =
+                stream::written_by(move |output| write(&root, Root::Omitted, &exclude, output));
             attributes(response, &metadata)
                 .header(header::CONTENT_TYPE, "application/x-tar")
                 .body(Body::from_stream(body))

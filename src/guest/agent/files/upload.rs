@@ -99,9 +99,14 @@ fn store(request: &Request, input: &mut Reader) -> Result<(), Error> {
         None if request.mode == Mode::Binary => {
             if request.query.path.ends_with('/') {
                 let path = request.path.display();
-                return Err(Error::bad_request(format!("{path} is not the name of a file")));
+                return Err(Error::bad_request(format!(
+                    "{path} is not the name of a file"
+                )));
             }
-            let parent = request.path.parent().map(|path| make_dirs(path, request.owner));
+            let parent = request
+                .path
+                .parent()
+                .map(|path| make_dirs(path, request.owner));
             parent
                 .unwrap_or(Ok(()))
                 .and_then(|()| file(request, &request.path, input))

@@ -67,7 +67,10 @@ fn outcome(root: &Path, bytes: &[u8], limits: Limits) -> Result<(), Error> {
     };
     let before = around();
     let mut beneath = Beneath::open(&root.join("in/to")).unwrap();
-    let extraction = Extraction { limits, ..Extraction::default() };
+    let extraction = Extraction {
+        limits,
+        ..Extraction::default()
+    };
     let extracted = extract(bytes, &mut beneath, &extraction).map(drop);
     assert_eq!(before, around());
     let drafts = snapshot(&root.join("in/to")).into_keys();
@@ -95,40 +98,106 @@ fn what_must_not_be_in_an_archive_is_an_error_that_changes_nothing_outside() {
         ("above, inside", vec![dir("a"), file("a/../../secret")]),
         ("above, link", vec![link("../new", "x")]),
         ("above, directory", vec![dir("../new")]),
-        ("through a link", vec![link("a", "../../outside"), file("a/secret")]),
-        ("through an absolute link", vec![link("a", "/"), file("a/tmp/slice-evil")]),
-        ("through two links", vec![link("a", ".."), link("b", "a/.."), file("b/secret")]),
-        ("a directory through a link", vec![link("a", "../.."), dir("a/new")]),
-        ("a link through a link", vec![link("a", "../.."), link("a/new", "x")]),
-        ("a directory in place of a link", vec![link("a", "../../outside"), dir("a")]),
+        (
+            "through a link",
+            vec![link("a", "../../outside"), file("a/secret")],
+        ),
+        (
+            "through an absolute link",
+            vec![link("a", "/"), file("a/tmp/slice-evil")],
+        ),
+        (
+            "through two links",
+            vec![link("a", ".."), link("b", "a/.."), file("b/secret")],
+        ),
+        (
+            "a directory through a link",
+            vec![link("a", "../.."), dir("a/new")],
+        ),
+        (
+            "a link through a link",
+            vec![link("a", "../.."), link("a/new", "x")],
+        ),
+        (
+            "a directory in place of a link",
+            vec![link("a", "../../outside"), dir("a")],
+        ),
         ("a file in place of a directory", vec![dir("a"), file("a")]),
-        ("a link in place of a directory", vec![dir("a"), link("a", "../../outside"), file("a/secret")]),
+        (
+            "a link in place of a directory",
+            vec![dir("a"), link("a", "../../outside"), file("a/secret")],
+        ),
         ("a directory in place of a file", vec![file("a"), dir("a")]),
         ("a file below a file", vec![file("a"), file("a/b")]),
-        ("a hard link", vec![entry(b"a", EntryType::Link, b"../secret", b"")]),
-        ("a hard link inside", vec![file("a"), entry(b"b", EntryType::Link, b"a", b"")]),
-        ("a character device", vec![entry(b"a", EntryType::Char, b"", b"")]),
-        ("a block device", vec![entry(b"a", EntryType::Block, b"", b"")]),
+        (
+            "a hard link",
+            vec![entry(b"a", EntryType::Link, b"../secret", b"")],
+        ),
+        (
+            "a hard link inside",
+            vec![file("a"), entry(b"b", EntryType::Link, b"a", b"")],
+        ),
+        (
+            "a character device",
+            vec![entry(b"a", EntryType::Char, b"", b"")],
+        ),
+        (
+            "a block device",
+            vec![entry(b"a", EntryType::Block, b"", b"")],
+        ),
         ("a FIFO", vec![entry(b"a", EntryType::Fifo, b"", b"")]),
-        ("a sparse file", vec![entry(b"a", EntryType::GNUSparse, b"", b"")]),
-        ("an unknown type", vec![entry(b"a", EntryType::new(b'Z'), b"", b"")]),
+        (
+            "a sparse file",
+            vec![entry(b"a", EntryType::GNUSparse, b"", b"")],
+        ),
+        (
+            "an unknown type",
+            vec![entry(b"a", EntryType::new(b'Z'), b"", b"")],
+        ),
         ("no name", vec![file("")]),
         ("a file as the root", vec![file(".")]),
         ("a link as the root", vec![link("./", "/")]),
         ("a link without target", vec![link("a", "")]),
-        ("a directory with content", vec![entry(b"a", EntryType::Directory, b"", b"x")]),
+        (
+            "a directory with content",
+            vec![entry(b"a", EntryType::Directory, b"", b"x")],
+        ),
         ("a long path", vec![long_name(long.as_bytes()), file("a")]),
         ("a long component", vec![long_name(&[b'x'; 256]), file("a")]),
         ("a NUL byte", vec![long_name(b"a\0b"), file("a")]),
-        ("a PAX path above", vec![pax(b"18 path=../secret\n"), file("a")]),
-        ("an absolute PAX path", vec![pax(b"15 path=/secret\n"), file("a")]),
-        ("a PAX record with a wrong length", vec![pax(b"99 path=a\n"), file("a")]),
-        ("a PAX record without a length", vec![pax(b"path=a\n"), file("a")]),
-        ("a PAX size that is no number", vec![pax(b"10 size=x\n"), file("a")]),
-        ("a huge PAX size", vec![pax(b"29 size=18446744073709551615\n"), file("a")]),
-        ("a sparse file in PAX", vec![pax(b"22 GNU.sparse.major=1\n"), file("a")]),
+        (
+            "a PAX path above",
+            vec![pax(b"18 path=../secret\n"), file("a")],
+        ),
+        (
+            "an absolute PAX path",
+            vec![pax(b"15 path=/secret\n"), file("a")],
+        ),
+        (
+            "a PAX record with a wrong length",
+            vec![pax(b"99 path=a\n"), file("a")],
+        ),
+        (
+            "a PAX record without a length",
+            vec![pax(b"path=a\n"), file("a")],
+        ),
+        (
+            "a PAX size that is no number",
+            vec![pax(b"10 size=x\n"), file("a")],
+        ),
+        (
+            "a huge PAX size",
+            vec![pax(b"29 size=18446744073709551615\n"), file("a")],
+        ),
+        (
+            "a sparse file in PAX",
+            vec![pax(b"22 GNU.sparse.major=1\n"), file("a")],
+        ),
         ("many extended headers", vec![pax(b"10 path=a\n"); 9]),
-        ("large extended header", vec![entry(b"@", EntryType::XHeader, b"", &[b'x'; 70_000])]),
+        (
+            "large extended header",
+            vec![entry(b"@", EntryType::XHeader, b"", &[b'x'; 70_000])],
+        ),
     ];
     for (what, entries) in cases {
         let root = surroundings();
@@ -163,7 +232,10 @@ fn links_that_exist_in_the_destination_are_replaced_and_not_followed() {
     symlink("../../outside", to.join("dir")).unwrap();
     outcome(root.path(), &archive(&[file("file")]), Limits::default()).unwrap();
     assert_eq!(fs::read(to.join("file")).unwrap(), b"evil");
-    for entries in [vec![file("dir/secret")], vec![dir("dir"), file("dir/secret")]] {
+    for entries in [
+        vec![file("dir/secret")],
+        vec![dir("dir"), file("dir/secret")],
+    ] {
         assert!(outcome(root.path(), &archive(&entries), Limits::default()).is_err());
     }
     let _socket = std::os::unix::net::UnixListener::bind(to.join("socket")).unwrap();
@@ -174,7 +246,13 @@ fn links_that_exist_in_the_destination_are_replaced_and_not_followed() {
 fn duplicates_replace_each_other_and_privileged_bits_are_removed() {
     let root = surroundings();
     let to = root.path().join("in/to");
-    let entries = [link("a", "../../outside/secret"), file("a"), link("a", "b"), file("b"), file("b")];
+    let entries = [
+        link("a", "../../outside/secret"),
+        file("a"),
+        link("a", "b"),
+        file("b"),
+        file("b"),
+    ];
     outcome(root.path(), &archive(&entries), Limits::default()).unwrap();
     assert_eq!(fs::read_link(to.join("a")).unwrap(), Path::new("b"));
     let mode = fs::metadata(to.join("b")).unwrap().permissions().mode();
@@ -183,7 +261,9 @@ fn duplicates_replace_each_other_and_privileged_bits_are_removed() {
 
 #[test]
 fn the_limits_of_the_caller_hold() {
-    let many: Vec<Vec<u8>> = (0..10_000).map(|at| file(&format!("{}/{at}", at % 10))).collect();
+    let many: Vec<Vec<u8>> = (0..10_000)
+        .map(|at| file(&format!("{}/{at}", at % 10)))
+        .collect();
     let limits = |entries, bytes| Limits { entries, bytes };
     let root = surroundings();
     outcome(root.path(), &archive(&many), limits(10_000, 40_000)).unwrap();
@@ -191,7 +271,10 @@ fn the_limits_of_the_caller_hold() {
     assert_eq!(found.len(), 10_010);
     for (limits, expected) in [
         (limits(9_999, 40_000), "the limit of 9999 files is exceeded"),
-        (limits(10_000, 39_999), "the limit of 39999 bytes is exceeded"),
+        (
+            limits(10_000, 39_999),
+            "the limit of 39999 bytes is exceeded",
+        ),
     ] {
         let root = surroundings();
         let error = outcome(root.path(), &archive(&many), limits).unwrap_err();
@@ -201,7 +284,9 @@ fn the_limits_of_the_caller_hold() {
 
 /// Parts of names that lead somewhere.
 fn hostile_name() -> impl Strategy<Value = Vec<u8>> {
-    let part = prop::sample::select(vec!["a", "b", "..", ".", "", "/", "secret", "outside", "c\0d"]);
+    let part = prop::sample::select(vec![
+        "a", "b", "..", ".", "", "/", "secret", "outside", "c\0d",
+    ]);
     prop::collection::vec(part, 1..5).prop_map(|parts| parts.join("/").into_bytes())
 }
 
@@ -215,8 +300,9 @@ fn hostile_entry() -> impl Strategy<Value = Vec<u8>> {
             format!("{} path={name}\n", name.len() + 9).into_bytes()
         }),
     ];
-    (hostile_name(), kind, hostile_name(), content)
-        .prop_map(|(name, kind, target, content)| entry(&name, EntryType::new(kind), &target, &content))
+    (hostile_name(), kind, hostile_name(), content).prop_map(|(name, kind, target, content)| {
+        entry(&name, EntryType::new(kind), &target, &content)
+    })
 }
 
 /// Entries, of which single bytes are changed without or with a correct checksum, and an end.
@@ -268,7 +354,10 @@ fn no_archive_whatever_changes_anything_outside() {
     let counter = std::cell::Cell::new(0);
     TestRunner::new_with_rng(config, rng)
         .run(&hostile_archive(), |bytes| {
-            let limits = Limits { entries: 100, bytes: 1 << 20 };
+            let limits = Limits {
+                entries: 100,
+                bytes: 1 << 20,
+            };
             counter.set(counter.get() + u64::from(outcome(root.path(), &bytes, limits).is_ok()));
             // What one archive leaves is there for some of the next.
             if counter.get() % 3 == 0 {
@@ -280,5 +369,8 @@ fn no_archive_whatever_changes_anything_outside() {
         })
         .unwrap();
     extracted += counter.get();
-    assert!(extracted > archives / 20, "{extracted} of {archives} archives were valid");
+    assert!(
+        extracted > archives / 20,
+        "{extracted} of {archives} archives were valid"
+    );
 }

@@ -19,9 +19,15 @@ use crate::guest::archive::{Extraction, Root, extract, write};
 
 #[derive(Clone, Debug)]
 enum Node {
-    File { chunks: Vec<(bool, u16)>, mode: u32 },
+    File {
+        chunks: Vec<(bool, u16)>,
+        mode: u32,
+    },
     Link(Vec<u8>),
-    Dir { children: Vec<(Vec<u8>, Node)>, mode: u32 },
+    Dir {
+        children: Vec<(Vec<u8>, Node)>,
+        mode: u32,
+    },
 }
 
 fn name() -> impl Strategy<Value = Vec<u8>> {
@@ -31,8 +37,7 @@ fn name() -> impl Strategy<Value = Vec<u8>> {
     ];
     let short = prop::collection::vec(byte.clone(), 1..9);
     let long = prop::collection::vec(byte, 90..=255);
-    prop_oneof![6 => short, 1 => long]
-        .prop_filter("a name", |name| name != b"." && name != b"..")
+    prop_oneof![6 => short, 1 => long].prop_filter("a name", |name| name != b"." && name != b"..")
 }
 
 fn node() -> impl Strategy<Value = Node> {
@@ -43,7 +48,10 @@ fn node() -> impl Strategy<Value = Node> {
         1 => (0o700u32..=0o777).prop_map(|mode| Node::Dir { children: Vec::new(), mode }),
     ];
     leaf.prop_recursive(5, 40, 6, |inner| {
-        (prop::collection::vec((name(), inner), 0..6), 0o500u32..=0o777)
+        (
+            prop::collection::vec((name(), inner), 0..6),
+            0o500u32..=0o777,
+        )
             .prop_map(|(children, mode)| Node::Dir { children, mode })
     })
 }
@@ -65,8 +73,10 @@ fn build(path: &Path, node: &Node, mtime: u64) {
                 length += u64::from(*size);
             }
             file.set_len(length).unwrap();
-            file.set_permissions(fs::Permissions::from_mode(*mode)).unwrap();
-            file.set_modified(UNIX_EPOCH + Duration::from_secs(mtime)).unwrap();
+            file.set_permissions(fs::Permissions::from_mode(*mode))
+                .unwrap();
+            file.set_modified(UNIX_EPOCH + Duration::from_secs(mtime))
+                .unwrap();
         }
         Node::Link(target) => {
             let target = OsString::from_vec(target.clone());
@@ -79,8 +89,10 @@ fn build(path: &Path, node: &Node, mtime: u64) {
                 build(&path, child, mtime + at as u64);
             }
             let dir = File::open(path).unwrap();
-            dir.set_permissions(fs::Permissions::from_mode(*mode)).unwrap();
-            dir.set_modified(UNIX_EPOCH + Duration::from_secs(mtime)).unwrap();
+            dir.set_permissions(fs::Permissions::from_mode(*mode))
+                .unwrap();
+            dir.set_modified(UNIX_EPOCH + Duration::from_secs(mtime))
+                .unwrap();
         }
     }
 }
@@ -125,7 +137,10 @@ proptest! {
 
 /// A tree with everything that has a special form in an archive.
 fn special(root: &Path) {
-    let deep = root.join("d".repeat(120)).join("e".repeat(120)).join("f".repeat(120));
+    let deep = root
+        .join("d".repeat(120))
+        .join("e".repeat(120))
+        .join("f".repeat(120));
     fs::create_dir_all(&deep).unwrap();
     fs::write(deep.join("file"), "deep").unwrap();
     fs::write(root.join("g".repeat(200)), "long").unwrap();

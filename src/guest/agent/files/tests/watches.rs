@@ -22,9 +22,14 @@ struct Stream {
 
 impl Stream {
     async fn open(paths: &[&Path], more: &str) -> Self {
-        let paths: Vec<String> = paths.iter().map(|path| format!("paths={}", encoded(path))).collect();
+        let paths: Vec<String> = paths
+            .iter()
+            .map(|path| format!("paths={}", encoded(path)))
+            .collect();
         let uri = format!("/fs/watch?{}&{more}", paths.join("&"));
-        let request = Request::get(uri).header("last-event-id", "7").body(Body::empty());
+        let request = Request::get(uri)
+            .header("last-event-id", "7")
+            .body(Body::empty());
         let response = router().oneshot(request.unwrap()).await.unwrap();
         assert_eq!(response.status(), 200);
         let kind = response.headers()["content-type"].to_str().unwrap();
@@ -58,7 +63,10 @@ impl Stream {
 
     async fn expect(&mut self, kind: &str, path: &Path) -> WatchEvent {
         let event = self.next().await.expect("an event");
-        assert_eq!((event.kind.as_str(), event.path.as_str()), (kind, path.to_str().unwrap()));
+        assert_eq!(
+            (event.kind.as_str(), event.path.as_str()),
+            (kind, path.to_str().unwrap())
+        );
         event
     }
 }
@@ -93,7 +101,8 @@ async fn new_directories_are_watched_with_what_is_in_them_already() {
     let root = tempfile::tempdir().unwrap();
     let at = |path: &str| root.path().join(path);
     fs::create_dir_all(at("old/deep")).unwrap();
-    let mut stream = Stream::open(&[root.path()], "recursive=true&events=create&events=rename").await;
+    let mut stream =
+        Stream::open(&[root.path()], "recursive=true&events=create&events=rename").await;
     fs::write(at("old/deep/a"), "").unwrap();
     stream.expect("create", &at("old/deep/a")).await;
     let outside = tempfile::tempdir_in(root.path().parent().unwrap()).unwrap();
@@ -121,7 +130,10 @@ async fn a_file_is_watched_before_it_exists_and_after_it_is_replaced() {
     for text in ["1", "22"] {
         fs::write(&draft, text).unwrap();
         fs::rename(&draft, &result).unwrap();
-        assert_eq!(stream.expect("create", &result).await.size, text.len() as u64);
+        assert_eq!(
+            stream.expect("create", &result).await.size,
+            text.len() as u64
+        );
     }
 }
 
@@ -151,20 +163,39 @@ async fn malformed_requests_are_refused() {
     for (query, status, expected) in [
         (String::new(), 400, "\"paths\" are required"),
         ("paths=/slice-none/x".to_owned(), 404, "No such file"),
-        ("paths=relative".to_owned(), 400, "expected an absolute path"),
-        (format!("paths={dir}&events=open"), 400, "invalid event \"open\""),
+        (
+            "paths=relative".to_owned(),
+            400,
+            "expected an absolute path",
+        ),
+        (
+            format!("paths={dir}&events=open"),
+            400,
+            "invalid event \"open\"",
+        ),
         (format!("paths={dir}&patterns=%5B"), 400, "invalid pattern"),
-        (format!("paths={dir}&debounce=1"), 400, "invalid duration \"1\""),
+        (
+            format!("paths={dir}&debounce=1"),
+            400,
+            "invalid duration \"1\"",
+        ),
         (format!("paths={dir}&debounce=61s"), 400, "at most 60s"),
         (format!("paths={dir}&timeout=soon"), 400, "invalid duration"),
         (format!("paths={dir}&max_events=-1"), 400, "invalid query"),
     ] {
         let answer = call("GET", &format!("/fs/watch?{query}"), "").await;
         assert_eq!(answer.status, status, "{query}");
-        assert!(answer.error().contains(expected), "{query}: {}", answer.error());
+        assert!(
+            answer.error().contains(expected),
+            "{query}: {}",
+            answer.error()
+        );
     }
     let request = Request::get(format!("/fs/watch?paths={dir}")).header("last-event-id", "x");
-    let response = router().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    let response = router()
+        .oneshot(request.body(Body::empty()).unwrap())
+        .await
+        .unwrap();
     assert_eq!(response.status(), 400);
 }
 

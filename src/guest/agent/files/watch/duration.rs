@@ -61,7 +61,17 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap().as_millis(), milliseconds, "{text}");
         }
-        for text in ["", "1", "s", "-1s", "1.s.", "..s", "1d", "1s ", "99999999999999999999h"] {
+        for text in [
+            "",
+            "1",
+            "s",
+            "-1s",
+            "1.s.",
+            "..s",
+            "1d",
+            "1s ",
+            "99999999999999999999h",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

@@ -12,9 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use futures::StreamExt;
-use inotify::{
-    EventMask, EventOwned, EventStream, Inotify, WatchDescriptor, WatchMask, Watches,
-};
+use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchDescriptor, WatchMask, Watches};
 
 use super::super::super::error::Error;
 use super::super::refusal;
@@ -148,11 +146,24 @@ impl Tree {
             }
             _ => {
                 let limit = DIRECTORIES.saturating_sub(self.dirs.len());
-                let found = scan(&self.watches, path, WatchMask::empty(), self.is_recursive, limit);
+                let found = scan(
+                    &self.watches,
+                    path,
+                    WatchMask::empty(),
+                    self.is_recursive,
+                    limit,
+                );
                 for (watch, dir) in found.map_err(fail)?.dirs {
                     let is_root = dir == path;
                     let path = dir;
-                    self.insert(watch, Dir { path, only: None, is_root });
+                    self.insert(
+                        watch,
+                        Dir {
+                            path,
+                            only: None,
+                            is_root,
+                        },
+                    );
                 }
             }
         }
@@ -234,7 +245,14 @@ impl Tree {
             }
         };
         for (watch, path) in found.dirs {
-            self.insert(watch, Dir { path, only: None, is_root: false });
+            self.insert(
+                watch,
+                Dir {
+                    path,
+                    only: None,
+                    is_root: false,
+                },
+            );
         }
         Some(found.files)
     }
@@ -283,7 +301,11 @@ fn scan(
     let mut pending = vec![path.to_owned()];
     while let Some(dir) = pending.pop() {
         let is_first = found.dirs.is_empty();
-        let flags = if is_first { additional } else { WatchMask::DONT_FOLLOW };
+        let flags = if is_first {
+            additional
+        } else {
+            WatchMask::DONT_FOLLOW
+        };
         let watch = match watches.add(&dir, mask() | flags) {
             // Removed meanwhile.
             Err(error) if !is_first && error.kind() == io::ErrorKind::NotFound => continue,
