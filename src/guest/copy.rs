@@ -10,7 +10,7 @@
 mod download;
 mod location;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod upload;
 
 use std::future::Future;
@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::StreamExt;
 use hyper::{HeaderMap, Method};
+use serde::de::DeserializeOwned;
 
 use super::archive;
 pub use super::archive::stream::ByteStream;
@@ -28,12 +29,37 @@ pub use self::download::{Destination, download};
 pub use self::location::{GuestPath, Location};
 pub use self::upload::{Source, upload};
 
+/// The maximum size of JSON in a response, in bytes: a list of 100,000 files.
+pub const JSON_LIMIT: usize = 64 << 20;
+
 /// A response with a status 2xx.
 pub struct Response {
     /// Its headers; the implementation limits their size.
     pub headers: HeaderMap,
     /// Its body. An item is an error if the body ends early.
     pub body: ByteStream,
+}
+
+impl Response {
+    /// The body as JSON.
+    ///
+    /// # Errors
+    /// It is longer than [`JSON_LIMIT`], is closed early, or has another form.
+    pub async fn json<T: DeserializeOwned>(mut self) -> Result<T, RequestError> {
+        let failed = |text: String| RequestError::Failed(text);
+        let mut bytes = Vec::new();
+        while let Some(part) = self.body.next().await {
+            let part = part.map_err(|error| failed(error.to_string()))?;
+            bytes.extend_from_slice(&part);
+            if bytes.len() > JSON_LIMIT {
+                return Err(failed(format!(
+                    "invalid response of the agent: more than {JSON_LIMIT} bytes"
+                )));
+            }
+        }
+        serde_json::from_slice(&bytes)
+            .map_err(|error| failed(format!("invalid response of the agent: {error}")))
+    }
 }
 
 /// Why there is no such response.
@@ -64,6 +90,17 @@ pub trait Requester: Sync {
         path: String,
         body: Option<ByteStream>,
     ) -> impl Future<Output = Result<Response, RequestError>> + Send;
+}
+
+impl<R: Requester> Requester for &R {
+    async fn request(
+        &self,
+        method: Method,
+        path: String,
+        body: Option<ByteStream>,
+    ) -> Result<Response, RequestError> {
+        (**self).request(method, path, body).await
+    }
 }
 
 /// What users choose.

@@ -12,6 +12,7 @@
 //! | `shell_frame` | the messages of an interactive shell |
 //! | `archive` | directory trees as a stream |
 //! | `place` | where a copy is put, as cp(1) does |
+//! | `server_sent` | Server-Sent Events of an agent |
 //! | `copy` | the host's side of a copy |
 //! | `agent` | the server in the guest |
 
@@ -20,4 +21,5 @@ pub mod archive;
 pub mod copy;
 pub mod place;
 pub mod protocol;
+pub mod server_sent;
 pub mod shell_frame;

@@ -21,11 +21,11 @@ use super::{ByteStream, RequestError, Requester, Response};
 use crate::guest::protocol::AgentError;
 
 /// An agent that listens on a socket.
-struct Agent(PathBuf);
+pub struct Agent(PathBuf);
 
 impl Agent {
     /// Serves in this process.
-    fn serve(dir: &std::path::Path, router: Router) -> Self {
+    pub fn serve(dir: &std::path::Path, router: Router) -> Self {
         let path = dir.join("agent.sock");
         let listener = UnixListener::bind(&path).expect("a socket");
         tokio::spawn(async move { axum::serve(listener, router).await });

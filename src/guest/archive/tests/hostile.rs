@@ -360,7 +360,7 @@ fn no_archive_whatever_changes_anything_outside() {
             };
             counter.set(counter.get() + u64::from(outcome(root.path(), &bytes, limits).is_ok()));
             // What one archive leaves is there for some of the next.
-            if counter.get() % 3 == 0 {
+            if counter.get().is_multiple_of(3) {
                 // Directories may be unreadable, but not for root.
                 fs::remove_dir_all(&to).unwrap();
                 fs::create_dir(&to).unwrap();
