@@ -13,7 +13,7 @@
 //! | [`cni`] | a CNI runtime as the spec defines it | `clock` |
 //! | [`vmm`] | command lines and control sockets of the VMMs, their programs | `api clock host` |
 //! | [`vsock`] | the back end of QEMU's vsock device, a process beside QEMU | `clock` |
-//! | [`guest`] | access to guests: the protocol of `slice-agent`, and that program | `clock` |
+//! | [`guest`] | access to guests: the protocol of `slice-agent`, that program, its clients | `clock` |
 //! | [`reconcile`] | the stages of a VM and the host network: observe, plan, act | `api owner store host cni vmm vsock runtime` |
 //! | [`engine`] | runs the stages for each key: bring up, tear down, orphans, adoption, preview | `api owner clock store runtime host cni vmm guest reconcile` |
 //! | [`status`] | what users see of objects, computed from the store; `explain` | `api owner store host vmm reconcile` |

@@ -9,10 +9,14 @@
 //! | file | content |
 //! |---|---|
 //! | `agent` | the program in the guest |
+//! | `archive` | directory trees as a stream |
 //! | `client` | connects to an agent from the host and sends a request |
+//! | `copy` | the host's side of a copy |
 //! | `endpoint` | the requests that the daemon forwards |
+//! | `place` | where a copy is put, as cp(1) does |
 //! | `probe` | asks whether an agent answers |
 //! | `protocol` | requests and responses of the agent, limits |
+//! | `server_sent` | Server-Sent Events of an agent |
 //! | `shell_frame` | the messages of an interactive shell |
 
 #[allow(
@@ -20,10 +24,17 @@
     reason = "starts programs in the guest; independent of the host module"
 )]
 pub mod agent;
+pub mod archive;
 #[cfg(feature = "host")]
 pub mod client;
 #[cfg(feature = "host")]
+pub mod copy;
+#[cfg(feature = "host")]
 pub mod endpoint;
+pub mod place;
+#[cfg(feature = "host")]
 pub mod probe;
 pub mod protocol;
+#[cfg(feature = "host")]
+pub mod server_sent;
 pub mod shell_frame;

@@ -9,6 +9,7 @@
 //! | `child` | starts a program: between fork and exec |
 //! | `error` | responses to requests that fail |
 //! | `exec` | `/exec` |
+//! | `files` | `/cp`, `/fs` |
 //! | `forward` | `/forward` |
 //! | `health` | `/health`, `/stats` |
 //! | `hosts` | names of `/etc/hosts` |
@@ -27,6 +28,7 @@
 mod child;
 mod error;
 mod exec;
+pub mod files;
 mod forward;
 mod health;
 mod hosts;
@@ -113,6 +115,7 @@ fn router(agent: Arc<Agent>) -> Router {
         .merge(shell::router())
         .merge(forward::router())
         .merge(health::router())
+        .merge(files::router())
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .with_state(agent)
