@@ -11,10 +11,11 @@ MANDIR = $(SHAREDIR)/man
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 CARGO ?= cargo
 
-.PHONY: help build test soak newcomer lint demo bench install uninstall
+.PHONY: help build guest-agent test soak newcomer lint demo bench install uninstall
 
 help:
 	@echo 'make build      release binaries in $(TARGET)/release'
+	@echo 'make guest-agent  static slice-agent for guests, $(TARGET)/slice-agent'
 	@echo 'make test       all tests; as root, also installs their dependencies'
 	@echo 'make soak       long fuzzing, prints its seeds: 2,000 corrupted databases, 100 concurrent applies'
 	@echo 'make newcomer   the quick start of the README on a bare Debian 12, with a full build'
@@ -26,6 +27,9 @@ help:
 
 build:
 	$(CARGO) build --locked --release
+
+guest-agent:
+	examples/guest/agent.sh $(TARGET)/slice-agent
 
 test:
 	tests/run.sh

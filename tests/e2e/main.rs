@@ -4,6 +4,7 @@
 //!
 //! | file | what it tests |
 //! |---|---|
+//! | `agent` | `slice-agent` on a Unix socket |
 //! | `bridge` | the same questions of groups in bridge mode |
 //! | `modes` | groups of all modes on one host |
 //! | `converge` | from a manifest to what stands, and what scripts rely on |
@@ -63,6 +64,7 @@
 //! | `upgrade` | state and running VMs of the version before |
 //! | `service` | the process: signals, logs, errors, rest |
 
+mod agent;
 mod bridge;
 mod bridge_drift;
 mod claims;

@@ -6,6 +6,7 @@
 //!
 //! | file | content |
 //! |---|---|
+//! | `async_fd` | registers descriptors with the runtime |
 //! | `child` | starts a program: between fork and exec |
 //! | `error` | responses to requests that fail |
 //! | `exec` | `/exec` |
@@ -25,6 +26,7 @@
 //! | `users` | users and groups of the guest |
 //! | `websocket` | limits and the end of a WebSocket |
 
+mod async_fd;
 mod child;
 mod error;
 mod exec;
@@ -101,7 +103,11 @@ async fn run(unix: Option<PathBuf>) -> Result<std::convert::Infallible, String> 
             (listener.map_err(text)?, Handshake::Connect)
         }
         None => {
-            let text = |error| format!("listen on vsock port {PORT}: {error}: is the module vmw_vsock_virtio_transport loaded?");
+            let text = |error| {
+                format!(
+                    "listen on vsock port {PORT}: {error}: is the module vmw_vsock_virtio_transport loaded?"
+                )
+            };
             (Listener::vsock(PORT).map_err(text)?, Handshake::None)
         }
     };
@@ -122,7 +128,10 @@ fn router(agent: Arc<Agent>) -> Router {
 }
 
 async fn not_found(uri: Uri) -> Error {
-    Error::new(StatusCode::NOT_FOUND, format!("path \"{}\" not found", uri.path()))
+    Error::new(
+        StatusCode::NOT_FOUND,
+        format!("path \"{}\" not found", uri.path()),
+    )
 }
 
 async fn wrong_method() -> Error {

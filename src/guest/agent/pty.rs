@@ -11,6 +11,8 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::async_fd::register;
+
 /// The size of a terminal before the client has sent another one: columns and rows.
 const SIZE: (u32, u32) = (80, 24);
 
@@ -32,7 +34,7 @@ impl Terminal {
         let slave = ioctl_tiocgptpeer(&master, flags)?;
         fcntl_setfl(&master, fcntl_getfl(&master)? | OFlags::NONBLOCK)?;
         let interest = Interest::READABLE | Interest::WRITABLE;
-        let terminal = Self(AsyncFd::with_interest(master, interest)?);
+        let terminal = Self(register(master, interest)?);
         terminal.resize(SIZE.0, SIZE.1);
         Ok((terminal, slave))
     }

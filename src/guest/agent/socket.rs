@@ -2,17 +2,19 @@
 //! Out of scope: what is sent.
 
 use std::io;
-use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags, accept_with, recv, send, shutdown};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
+
+use super::async_fd::register;
 
 /// The backlog: a VMM closes a connection that the guest does not queue.
 const BACKLOG: i32 = 1024;
@@ -22,7 +24,7 @@ const CID_ANY: u32 = u32::MAX;
 
 /// A socket that listens.
 #[derive(Debug)]
-pub struct Listener(AsyncFd<Socket>);
+pub struct Listener(AsyncFd<OwnedFd>);
 
 impl Listener {
     /// Listens on a port of vsock.
@@ -55,18 +57,17 @@ impl Listener {
         let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)?;
-        Ok(Self(AsyncFd::with_interest(socket, Interest::READABLE)?))
+        Ok(Self(register(socket.into(), Interest::READABLE)?))
     }
 
     /// The next connection.
     ///
     /// # Errors
     /// There are no more descriptors or no memory.
-    pub async fn accept(&self) -> io::Result<Socket> {
-        let accept = |listener: &Socket| listener.accept();
-        let (socket, _) = self.0.async_io(Interest::READABLE, accept).await?;
-        socket.set_nonblocking(true)?;
-        Ok(socket)
+    pub async fn accept(&self) -> io::Result<OwnedFd> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let accept = |listener: &OwnedFd| Ok(accept_with(listener, flags)?);
+        self.0.async_io(Interest::READABLE, accept).await
     }
 }
 
@@ -76,7 +77,7 @@ pub struct Connection(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    socket: AsyncFd<Socket>,
+    socket: AsyncFd<OwnedFd>,
     /// The place among the connections.
     _permit: OwnedSemaphorePermit,
 }
@@ -86,10 +87,10 @@ impl Connection {
     ///
     /// # Errors
     /// The descriptor cannot be registered.
-    pub fn new(socket: Socket, permit: OwnedSemaphorePermit) -> io::Result<Self> {
+    pub fn new(socket: OwnedFd, permit: OwnedSemaphorePermit) -> io::Result<Self> {
         let interest = Interest::READABLE | Interest::WRITABLE;
         Ok(Self(Arc::new(Shared {
-            socket: AsyncFd::with_interest(socket, interest)?,
+            socket: register(socket, interest)?,
             _permit: permit,
         })))
     }
@@ -108,11 +109,16 @@ impl Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             let mut guard = ready!(self.0.socket.poll_read_ready(context))?;
             let unfilled = buffer.initialize_unfilled();
-            let read = guard.try_io(|socket| Ok(recv(socket, &mut *unfilled, RecvFlags::empty())?.0));
+            let read =
+                guard.try_io(|socket| Ok(recv(socket, &mut *unfilled, RecvFlags::empty())?.0));
             if let Ok(result) = read {
                 buffer.advance(result?);
                 return Poll::Ready(Ok(()));
@@ -122,7 +128,11 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.0.socket.poll_write_ready(context))?;
             let sent = guard.try_io(|socket| Ok(send(socket, bytes, SendFlags::NOSIGNAL)?));
@@ -137,6 +147,6 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.0.socket.get_ref().shutdown(Shutdown::Write))
+        Poll::Ready(Ok(shutdown(self.0.socket.get_ref(), Shutdown::Write)?))
     }
 }
