@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use crate::api::meta::Timestamp;
+use jiff::Timestamp;
 
 /// The wall clock time, for conditions, events and leases.
 #[allow(clippy::disallowed_methods)]

@@ -6,13 +6,13 @@
 //! |---|---|---|
 //! | [`api`] | types of manifests, requests and responses | nothing |
 //! | [`owner`] | converts identities to names and labels, and back | `api` |
-//! | [`clock`] | the only `now()` | `api` (the timestamp type) |
+//! | [`clock`] | the only `now()` | nothing |
 //! | [`store`] | the only access to the database | `api clock` |
 //! | [`runtime`] | queue, backoff, controller | `api clock` |
 //! | [`host`] | thin functions over the kernel | nothing |
 //! | [`cni`] | a CNI runtime as the spec defines it | `clock` |
 //! | [`vmm`] | command lines and control sockets of the VMMs, their programs | `api clock host` |
-//! | [`guest`] | access to guests: the protocol of `slice-agent` | nothing |
+//! | [`guest`] | access to guests: the protocol of `slice-agent`, and that program | `clock` |
 //! | [`reconcile`] | the stages of a VM and the host network: observe, plan, act | `api owner store host cni vmm runtime` |
 //! | [`engine`] | runs the stages for each key: bring up, tear down, orphans, adoption, preview | `api owner clock store runtime host cni vmm reconcile` |
 //! | [`status`] | what users see of objects, computed from the store; `explain` | `api owner store host vmm reconcile` |
@@ -43,30 +43,45 @@
 // Each method listed in clippy.toml is allowed in a single module only. Tests may call all of them.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
+#[cfg(feature = "host")]
 pub mod api;
+#[cfg(feature = "host")]
 pub mod cli;
 #[allow(clippy::disallowed_methods, reason = "the only now()")]
 pub mod clock;
+#[cfg(feature = "host")]
 #[allow(
     clippy::disallowed_methods,
     reason = "starts the plugins; independent of the host module"
 )]
 pub mod cni;
+#[cfg(feature = "host")]
 pub mod daemon;
+#[cfg(feature = "host")]
 pub mod doctor;
+#[cfg(feature = "host")]
 pub mod engine;
 pub mod guest;
+#[cfg(feature = "host")]
 #[allow(
     clippy::disallowed_methods,
     reason = "the only module that starts programs and enters namespaces"
 )]
 pub mod host;
+#[cfg(feature = "host")]
 pub mod intake;
+#[cfg(feature = "host")]
 pub mod owner;
+#[cfg(feature = "host")]
 pub mod reconcile;
+#[cfg(feature = "host")]
 pub mod runtime;
+#[cfg(feature = "host")]
 pub mod status;
+#[cfg(feature = "host")]
 #[allow(clippy::disallowed_methods, reason = "the only access to the database")]
 pub mod store;
+#[cfg(feature = "host")]
 pub mod vmm;
+#[cfg(feature = "host")]
 pub mod wire;

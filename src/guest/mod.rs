@@ -8,8 +8,14 @@
 //!
 //! | file | content |
 //! |---|---|
+//! | `agent` | the program in the guest |
 //! | `protocol` | requests and responses of the agent, limits |
 //! | `shell_frame` | the messages of an interactive shell |
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "starts programs in the guest; independent of the host module"
+)]
+pub mod agent;
 pub mod protocol;
 pub mod shell_frame;
