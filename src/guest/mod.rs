@@ -9,6 +9,7 @@
 //! | file | content |
 //! |---|---|
 //! | `agent` | the program in the guest |
+//! | `init` | PID 1 of a small guest |
 //! | `protocol` | requests and responses of the agent, limits |
 //! | `shell_frame` | the messages of an interactive shell |
 
@@ -17,5 +18,10 @@
     reason = "starts programs in the guest; independent of the host module"
 )]
 pub mod agent;
+#[allow(
+    clippy::disallowed_methods,
+    reason = "starts programs in the guest; independent of the host module"
+)]
+mod init;
 pub mod protocol;
 pub mod shell_frame;

@@ -11,7 +11,10 @@ use std::sync::OnceLock;
 use rustix::fs::{Mode, fchown};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Gid, Resource, Rlimit, Uid, chdir, geteuid, getrlimit, ioctl_tiocsctty, setrlimit, setsid, umask};
+use rustix::process::{
+    Gid, Resource, Rlimit, Uid, chdir, geteuid, getrlimit, ioctl_tiocsctty, setrlimit, setsid,
+    umask,
+};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use super::error::{Error, reason};
@@ -118,7 +121,8 @@ pub fn spawn(resolved: &Resolved, streams: Streams) -> Result<Child, StartError>
     let mut command = Command::new(&resolved.program);
     command.arg0(&resolved.name).args(&resolved.args);
     command.env_clear().envs(&resolved.env);
-    let terminal = connect(&mut command, streams, resolved).map_err(|error| Error::system("start a process", &error))?;
+    let terminal = connect(&mut command, streams, resolved)
+        .map_err(|error| Error::system("start a process", &error))?;
     let setup = Setup {
         terminal,
         descriptors: DESCRIPTORS.get().cloned(),
@@ -137,11 +141,22 @@ pub fn spawn(resolved: &Resolved, streams: Streams) -> Result<Child, StartError>
 }
 
 /// Sets the standard streams. The result is the terminal for the setup.
-fn connect(command: &mut Command, streams: Streams, resolved: &Resolved) -> io::Result<Option<OwnedFd>> {
+fn connect(
+    command: &mut Command,
+    streams: Streams,
+    resolved: &Resolved,
+) -> io::Result<Option<OwnedFd>> {
     let pipe = |used| if used { Stdio::piped() } else { Stdio::null() };
     match streams {
-        Streams::Pipes { stdin, stdout, stderr } => {
-            command.stdin(pipe(stdin)).stdout(pipe(stdout)).stderr(pipe(stderr));
+        Streams::Pipes {
+            stdin,
+            stdout,
+            stderr,
+        } => {
+            command
+                .stdin(pipe(stdin))
+                .stdout(pipe(stdout))
+                .stderr(pipe(stderr));
             Ok(None)
         }
         Streams::Terminal(terminal) => {
@@ -159,7 +174,11 @@ fn connect(command: &mut Command, streams: Streams, resolved: &Resolved) -> io::
 fn ids(resolved: &Resolved) -> (Vec<Gid>, Gid, Uid) {
     let user = &resolved.user;
     let groups = user.groups.iter().map(|gid| Gid::from_raw(*gid));
-    (groups.collect(), Gid::from_raw(user.gid), Uid::from_raw(user.uid))
+    (
+        groups.collect(),
+        Gid::from_raw(user.gid),
+        Uid::from_raw(user.uid),
+    )
 }
 
 fn failure(resolved: &Resolved, step: u8, error: &io::Error) -> StartError {

@@ -55,7 +55,9 @@ impl Upstream {
         };
         if let Some(path) = text.strip_prefix("unix:") {
             let is_absolute = path.starts_with('/');
-            return is_absolute.then(|| Self::Unix(path.to_owned())).ok_or_else(invalid);
+            return is_absolute
+                .then(|| Self::Unix(path.to_owned()))
+                .ok_or_else(invalid);
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(invalid)?;
         let literal = host.strip_prefix('[').map(|rest| rest.strip_suffix(']'));
@@ -64,7 +66,11 @@ impl Upstream {
             None if host.contains(':') => return Err(invalid()),
             None => host,
         };
-        let port = port.parse().ok().filter(|port| *port != 0).ok_or_else(invalid)?;
+        let port = port
+            .parse()
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or_else(invalid)?;
         if host.is_empty() {
             return Err(invalid());
         }
@@ -105,7 +111,10 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(read: impl AsyncRead + Send + Unpin + 'static, write: impl AsyncWrite + Send + Unpin + 'static) -> Self {
+    fn new(
+        read: impl AsyncRead + Send + Unpin + 'static,
+        write: impl AsyncWrite + Send + Unpin + 'static,
+    ) -> Self {
         let (read, write) = (Box::new(read), Box::new(write));
         Self { read, write }
     }
@@ -117,12 +126,17 @@ async fn forward(
     upgrade: Upgrade,
 ) -> Result<Response, Error> {
     let upgrade = accept(upgrade)?;
-    let header = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let header = |name| {
+        headers
+            .get(name)
+            .map(|value| String::from_utf8_lossy(value.as_bytes()))
+    };
     let Some(text) = header(UPSTREAM) else {
         return Err(Error::bad_request(format!("header {UPSTREAM} is required")));
     };
     let half_close = header(HALF_CLOSE).is_some_and(|value| value == "true");
-    let failed = |why: &str| Error::new(StatusCode::BAD_GATEWAY, format!("connect to {text}: {why}"));
+    let failed =
+        |why: &str| Error::new(StatusCode::BAD_GATEWAY, format!("connect to {text}: {why}"));
     // Before the upgrade: afterwards there is no response for an error.
     let stream = match timeout(CONNECT_TIME, Upstream::parse(&text)?.connect()).await {
         Ok(Ok(stream)) => stream,
@@ -204,12 +218,20 @@ mod tests {
 
     #[test]
     fn an_upstream_is_a_host_with_a_port_or_a_path() {
-        let tcp = |host: &str, port| Some(Upstream::Tcp { host: host.to_owned(), port });
+        let tcp = |host: &str, port| {
+            Some(Upstream::Tcp {
+                host: host.to_owned(),
+                port,
+            })
+        };
         for (text, expected) in [
             ("127.0.0.1:80", tcp("127.0.0.1", 80)),
             ("[::1]:80", tcp("::1", 80)),
             ("localhost:65535", tcp("localhost", 65535)),
-            ("unix:/run/x.sock", Some(Upstream::Unix("/run/x.sock".to_owned()))),
+            (
+                "unix:/run/x.sock",
+                Some(Upstream::Unix("/run/x.sock".to_owned())),
+            ),
             ("unix:x", None),
             ("unix:", None),
             ("::1:80", None),

@@ -31,7 +31,9 @@ async fn health(State(agent): State<Arc<Agent>>) -> Json<Health> {
         hostname: uname().nodename().to_string_lossy().into_owned(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         agent_uptime: u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX),
-        system_uptime: seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds),
+        system_uptime: seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(nanoseconds),
         userdata_ran: true,
         userdata_exit_code: None,
     })
@@ -41,5 +43,6 @@ async fn figures() -> Result<Json<Stats>, Error> {
     // The root file system may not answer, and other requests do not wait for it.
     let read = tokio::task::spawn_blocking(stats::read).await;
     let read = read.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-    read.map(Json).map_err(|error| Error::system("read figures", &error))
+    read.map(Json)
+        .map_err(|error| Error::system("read figures", &error))
 }

@@ -27,7 +27,9 @@ fn look_up(hosts: &str, host: &str) -> Vec<IpAddr> {
         .filter_map(|line| {
             let mut words = line.split('#').next()?.split_ascii_whitespace();
             let address = words.next()?.parse().ok()?;
-            words.any(|name| name.eq_ignore_ascii_case(host)).then_some(address)
+            words
+                .any(|name| name.eq_ignore_ascii_case(host))
+                .then_some(address)
         })
         .collect();
     if found.is_empty() && host.eq_ignore_ascii_case("localhost") {

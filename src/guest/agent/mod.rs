@@ -66,6 +66,8 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Be the init (PID 1) of a small guest, and serve requests
+    Init,
     /// Serve requests on vsock port 516
     Serve {
         /// Serve on a Unix socket instead, with the handshake of a VMM: `CONNECT 516`
@@ -74,19 +76,27 @@ enum Command {
     },
 }
 
-/// The program.
-pub fn main(args: Args) -> ExitCode {
+/// The program. As PID 1 it is an init, whatever its arguments are: the kernel passes its unknown parameters to it.
+pub fn main() -> ExitCode {
+    let init = rustix::process::getpid().is_init();
+    let command = match init {
+        true => Command::Init,
+        false => Args::parse().command,
+    };
     child::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(64)
         .build();
-    let Command::Serve { unix } = args.command;
-    let result = match runtime {
-        Ok(runtime) => runtime.block_on(run(unix)),
-        Err(error) => Err(format!("start: {error}")),
+    let text = match (command, runtime) {
+        (Command::Init, _) if !init => "init: expected to be PID 1".to_owned(),
+        (Command::Init, Ok(runtime)) => runtime.block_on(super::init::run()),
+        (Command::Serve { unix }, Ok(runtime)) => {
+            let Err(text) = runtime.block_on(run(unix));
+            text
+        }
+        (_, Err(error)) => format!("start: {error}"),
     };
-    let Err(text) = result;
     eprintln!("slice-agent: {text}");
     ExitCode::FAILURE
 }
@@ -99,7 +109,11 @@ async fn run(unix: Option<PathBuf>) -> Result<std::convert::Infallible, String> 
             (listener.map_err(text)?, Handshake::Connect)
         }
         None => {
-            let text = |error| format!("listen on vsock port {PORT}: {error}: is the module vmw_vsock_virtio_transport loaded?");
+            let text = |error| {
+                format!(
+                    "listen on vsock port {PORT}: {error}: is the module vmw_vsock_virtio_transport loaded?"
+                )
+            };
             (Listener::vsock(PORT).map_err(text)?, Handshake::None)
         }
     };
@@ -119,7 +133,10 @@ fn router(agent: Arc<Agent>) -> Router {
 }
 
 async fn not_found(uri: Uri) -> Error {
-    Error::new(StatusCode::NOT_FOUND, format!("path \"{}\" not found", uri.path()))
+    Error::new(
+        StatusCode::NOT_FOUND,
+        format!("path \"{}\" not found", uri.path()),
+    )
 }
 
 async fn wrong_method() -> Error {

@@ -183,7 +183,14 @@ mod tests {
                 assert_eq!(incomplete(&bytes[..end]), end - start, "{text} {end}");
             }
         }
-        for invalid in [&b""[..], b"\xff", b"\xc0", b"\x80\x80\x80\x80", b"\xf5\x80", b"a\x80"] {
+        for invalid in [
+            &b""[..],
+            b"\xff",
+            b"\xc0",
+            b"\x80\x80\x80\x80",
+            b"\xf5\x80",
+            b"a\x80",
+        ] {
             assert_eq!(incomplete(invalid), 0, "{invalid:?}");
         }
     }

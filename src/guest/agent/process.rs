@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, pidfd_open, waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, pidfd_open,
+    waitid,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -254,7 +255,10 @@ impl Process {
             self.signal(Signal::KILL);
         }
         let mut reaped = self.reaped.lock();
-        let _ = waitid(WaitId::Pid(self.pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+        let _ = waitid(
+            WaitId::Pid(self.pid),
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+        );
         *reaped = true;
     }
 
@@ -262,10 +266,15 @@ impl Process {
     fn read_ending(&self) -> Ending {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
         let status = waitid(WaitId::Pid(self.pid), options).ok().flatten();
-        let signal = status.as_ref().and_then(|status| status.terminating_signal());
+        let signal = status
+            .as_ref()
+            .and_then(|status| status.terminating_signal());
         let exit_code = status.as_ref().and_then(|status| status.exit_status());
         Ending {
-            exit_code: signal.map(|number| 128 + number).or(exit_code).unwrap_or(255),
+            exit_code: signal
+                .map(|number| 128 + number)
+                .or(exit_code)
+                .unwrap_or(255),
             signal: signal.map(signal_name),
             ended_at: clock::now(),
         }
@@ -289,8 +298,9 @@ fn group_and_session(stat: &str) -> Option<(&str, i32, i32)> {
 
 /// The names of the signals 1 to 31 of signal(7).
 const SIGNALS: [&str; 31] = [
-    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT",
-    "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
+    "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
+    "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
 ];
 
 /// `SIGKILL`; the number of a real-time signal.
@@ -323,7 +333,10 @@ mod tests {
 
     #[test]
     fn group_and_session_follow_a_name_with_any_characters() {
-        assert_eq!(group_and_session("7 (a) b (c)) S 1 7 8 0 -1"), Some(("S", 7, 8)));
+        assert_eq!(
+            group_and_session("7 (a) b (c)) S 1 7 8 0 -1"),
+            Some(("S", 7, 8))
+        );
         assert_eq!(group_and_session("7 (a) S 1"), None);
     }
 
@@ -331,7 +344,11 @@ mod tests {
     fn signals_have_the_names_of_the_kernel() {
         for signal in [Signal::HUP, Signal::KILL, Signal::TERM, Signal::SYS] {
             let name = format!("{signal:?}");
-            assert!(name.to_uppercase().contains(&signal_name(signal.as_raw())[3..]), "{name}");
+            assert!(
+                name.to_uppercase()
+                    .contains(&signal_name(signal.as_raw())[3..]),
+                "{name}"
+            );
         }
         assert_eq!(signal_name(40), "signal 40");
     }

@@ -73,7 +73,11 @@ pub async fn serve(listener: Listener, router: Router, handshake: Handshake) -> 
                 }
             }
         };
-        match listener.accept().await.and_then(|socket| Connection::new(socket, permit)) {
+        match listener
+            .accept()
+            .await
+            .and_then(|socket| Connection::new(socket, permit))
+        {
             Ok(connection) => {
                 tokio::spawn(run(connection, router.clone(), handshake));
             }
@@ -94,7 +98,9 @@ async fn place_of(semaphore: &Arc<Semaphore>) -> OwnedSemaphorePermit {
 }
 
 async fn busy() -> impl IntoResponse {
-    Error::unavailable(format!("the agent serves {CONNECTIONS} connections, which is the maximum: try again later"))
+    Error::unavailable(format!(
+        "the agent serves {CONNECTIONS} connections, which is the maximum: try again later"
+    ))
 }
 
 async fn run(mut connection: Connection, router: Router, handshake: Handshake) {
@@ -142,5 +148,7 @@ async fn greet(connection: &mut Connection) -> io::Result<()> {
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    connection.write_all(format!("OK {number}\n").as_bytes()).await
+    connection
+        .write_all(format!("OK {number}\n").as_bytes())
+        .await
 }

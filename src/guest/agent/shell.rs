@@ -42,7 +42,8 @@ async fn shell(
     let upgrade = accept(upgrade)?;
     let query: ShellQuery = query(&uri)?;
     let spec = Spec::of_shell(&query)?;
-    let (terminal, slave) = Terminal::open().map_err(|error| Error::system("open a terminal", &error))?;
+    let (terminal, slave) =
+        Terminal::open().map_err(|error| Error::system("open a terminal", &error))?;
     // Before the upgrade: afterwards there is no response for an error.
     let spawned = start(spec, Streams::Terminal(slave), Scope::Session).await?;
     Ok(upgrade.on_upgrade(move |socket| session(socket, terminal, spawned, connection)))

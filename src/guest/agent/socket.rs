@@ -108,11 +108,16 @@ impl Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             let mut guard = ready!(self.0.socket.poll_read_ready(context))?;
             let unfilled = buffer.initialize_unfilled();
-            let read = guard.try_io(|socket| Ok(recv(socket, &mut *unfilled, RecvFlags::empty())?.0));
+            let read =
+                guard.try_io(|socket| Ok(recv(socket, &mut *unfilled, RecvFlags::empty())?.0));
             if let Ok(result) = read {
                 buffer.advance(result?);
                 return Poll::Ready(Ok(()));
@@ -122,7 +127,11 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.0.socket.poll_write_ready(context))?;
             let sent = guard.try_io(|socket| Ok(send(socket, bytes, SendFlags::NOSIGNAL)?));

@@ -136,7 +136,12 @@ impl Spec {
     }
 
     fn check(self) -> Result<Self, Error> {
-        let texts = self.argv.iter().chain(&self.env).chain(&self.shell).chain(&self.cwd);
+        let texts = self
+            .argv
+            .iter()
+            .chain(&self.env)
+            .chain(&self.shell)
+            .chain(&self.cwd);
         if texts.into_iter().any(|text| text.contains('\0')) {
             return Err(Error::bad_request("invalid request: found a NUL character"));
         }
@@ -149,7 +154,9 @@ impl Spec {
         if let Some(cwd) = &self.cwd {
             let is_absolute = cwd.starts_with('/') || cwd == "~" || cwd.starts_with("~/");
             if !is_absolute || cwd.split('/').any(|part| part == "..") {
-                let text = format!("invalid cwd \"{cwd}\": expected a path that begins with / or ~, without ..");
+                let text = format!(
+                    "invalid cwd \"{cwd}\": expected a path that begins with / or ~, without .."
+                );
                 return Err(Error::bad_request(text));
             }
         }
@@ -281,9 +288,15 @@ mod tests {
             (|q| q.cmd.clear(), "cmd is required"),
             (|q| q.cmd = "a\0b".to_owned(), "NUL"),
             (|q| q.args = vec!["\0".to_owned()], "NUL"),
-            (|q| q.env = vec!["A".to_owned()], "invalid env \"A\": expected NAME=VALUE"),
+            (
+                |q| q.env = vec!["A".to_owned()],
+                "invalid env \"A\": expected NAME=VALUE",
+            ),
             (|q| q.env = vec!["=1".to_owned()], "invalid env \"=1\""),
-            (|q| q.cwd = Some("/a/../b".to_owned()), "invalid cwd \"/a/../b\""),
+            (
+                |q| q.cwd = Some("/a/../b".to_owned()),
+                "invalid cwd \"/a/../b\"",
+            ),
             (|q| q.cwd = Some("~/..".to_owned()), "invalid cwd"),
             (|q| q.cwd = Some("relative".to_owned()), "invalid cwd"),
             (|q| q.cwd = Some(String::new()), "invalid cwd"),
@@ -322,7 +335,10 @@ mod tests {
         let found = |name| look_up(name, &env(format!("relative::/absent:{path}")));
         assert_eq!(found("yes"), Ok(format!("{path}/yes")));
         assert_eq!(found("./x"), Ok("./x".to_owned()));
-        assert_eq!(found("no"), Err(StartError::program(126, "no", "permission denied")));
+        assert_eq!(
+            found("no"),
+            Err(StartError::program(126, "no", "permission denied"))
+        );
         let absent = |name| StartError::program(127, name, "executable file not found in $PATH");
         assert_eq!(found("dir"), Err(absent("dir")));
         assert_eq!(found("x"), Err(absent("x")));

@@ -71,7 +71,9 @@ fn percent(part: u64, whole: u64) -> f64 {
 
 fn cpus(stat: &str) -> u64 {
     let names = stat.lines().filter_map(|line| line.strip_prefix("cpu"));
-    names.filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit())).count() as u64
+    names
+        .filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+        .count() as u64
 }
 
 fn memory(stats: &mut Stats, meminfo: &str) {
@@ -87,7 +89,9 @@ fn memory(stats: &mut Stats, meminfo: &str) {
 }
 
 fn load(stats: &mut Stats, loadavg: &str) {
-    let mut fields = loadavg.split_ascii_whitespace().map(|field| field.parse().unwrap_or(0.0));
+    let mut fields = loadavg
+        .split_ascii_whitespace()
+        .map(|field| field.parse().unwrap_or(0.0));
     let mut next = || fields.next().unwrap_or(0.0);
     (stats.load_avg_1, stats.load_avg_5, stats.load_avg_15) = (next(), next(), next());
 }
@@ -130,17 +134,32 @@ mod tests {
     #[test]
     fn figures_are_read_from_the_files_of_a_kernel() {
         let mut stats = Stats::default();
-        memory(&mut stats, "MemTotal:       1000 kB\nMemFree: 1 kB\nMemAvailable:    250 kB\n");
-        assert_eq!((stats.total_memory, stats.memory_used), (1_024_000, 768_000));
+        memory(
+            &mut stats,
+            "MemTotal:       1000 kB\nMemFree: 1 kB\nMemAvailable:    250 kB\n",
+        );
+        assert_eq!(
+            (stats.total_memory, stats.memory_used),
+            (1_024_000, 768_000)
+        );
         assert!((stats.memory_used_percent - 75.0).abs() < 1e-9);
         load(&mut stats, "0.50 1.25 2.00 1/100 4711\n");
         assert_eq!((stats.load_avg_1, stats.load_avg_15), (0.5, 2.0));
         let diskstats = " 254 0 vda 10 0 8 0 20 0 16 0 3 0 0\n 254 1 vda1 10 0 8 0 20 0 16 0 3 0 0\n 253 0 dm-0 10 0 8 0 20 0 16 0 3 0 0\n";
         disks(&mut stats, diskstats, |name| name != "vda1");
-        assert_eq!((stats.disk_read_total, stats.disk_write_total), (8 * 512, 16 * 512));
+        assert_eq!(
+            (stats.disk_read_total, stats.disk_write_total),
+            (8 * 512, 16 * 512)
+        );
         assert_eq!(stats.disk_io_inflight, 3);
-        links(&mut stats, "Inter-| Receive\n face |bytes\n lo: 5 0 0 0 0 0 0 0 6 0\neth0:7 0 0 0 0 0 0 0 8 0\n");
-        assert_eq!((stats.network_read_total, stats.network_write_total), (7, 8));
+        links(
+            &mut stats,
+            "Inter-| Receive\n face |bytes\n lo: 5 0 0 0 0 0 0 0 6 0\neth0:7 0 0 0 0 0 0 0 8 0\n",
+        );
+        assert_eq!(
+            (stats.network_read_total, stats.network_write_total),
+            (7, 8)
+        );
         assert_eq!(cpus("cpu  1 2\ncpu0 1\ncpu1 1\nintr 5\n"), 2);
         assert_eq!(connections("Tcp: A CurrEstab B\nTcp: 1 42 3\n"), 42);
         assert_eq!(connections(""), 0);
@@ -148,7 +167,12 @@ mod tests {
 
     #[test]
     fn an_uptime_is_written_as_go_does() {
-        for (seconds, text) in [(0, "0s"), (413, "6m53s"), (3600, "1h0m0s"), (90061, "25h1m1s")] {
+        for (seconds, text) in [
+            (0, "0s"),
+            (413, "6m53s"),
+            (3600, "1h0m0s"),
+            (90061, "25h1m1s"),
+        ] {
             assert_eq!(duration(seconds), text);
         }
     }

@@ -76,7 +76,11 @@ impl Accounts {
     fn by_uid(&self, uid: u32) -> User {
         let found = self.users().find(|user| user.uid == uid);
         found.unwrap_or_else(|| User {
-            name: if uid == 0 { "root".to_owned() } else { uid.to_string() },
+            name: if uid == 0 {
+                "root".to_owned()
+            } else {
+                uid.to_string()
+            },
             uid,
             gid: uid,
             groups: Vec::new(),
@@ -151,7 +155,10 @@ mod tests {
         for (more, expected) in [
             ("", "root"),
             ("a:x:1000:1000::/home/a:/bin/sh\n", "a"),
-            ("a:x:1000:1000::/home/a:/bin/sh\nubuntu:x:1001:1001::/h:/bin/sh", "ubuntu"),
+            (
+                "a:x:1000:1000::/home/a:/bin/sh\nubuntu:x:1001:1001::/h:/bin/sh",
+                "ubuntu",
+            ),
             ("broken\n:x:1000:1:::\na:x:1000\nb:x:y:1000:::\n", "root"),
         ] {
             let accounts = accounts(&format!("{ROOT}{more}"));
@@ -165,14 +172,23 @@ mod tests {
         let accounts = accounts("ubuntu:x:1000:1000:Ubuntu:/home/ubuntu:/bin/bash\n");
         let user = accounts.by_uid(1000);
         assert_eq!(accounts.groups(&user), [1000, 4, 999]);
-        assert_eq!((user.home.as_str(), user.shell.as_str()), ("/home/ubuntu", "/bin/bash"));
+        assert_eq!(
+            (user.home.as_str(), user.shell.as_str()),
+            ("/home/ubuntu", "/bin/bash")
+        );
     }
 
     #[test]
     fn a_user_without_an_entry_has_its_number_a_group_and_the_root_directory() {
         let user = accounts(ROOT).by_uid(4711);
-        assert_eq!((user.name.as_str(), user.gid, user.home.as_str()), ("4711", 4711, "/"));
+        assert_eq!(
+            (user.name.as_str(), user.gid, user.home.as_str()),
+            ("4711", 4711, "/")
+        );
         let fields_missing = accounts("a:x:7:8\n").by_uid(7);
-        assert_eq!((fields_missing.home.as_str(), fields_missing.shell.as_str()), ("/", "/bin/sh"));
+        assert_eq!(
+            (fields_missing.home.as_str(), fields_missing.shell.as_str()),
+            ("/", "/bin/sh")
+        );
     }
 }

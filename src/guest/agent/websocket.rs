@@ -43,7 +43,11 @@ pub async fn close(
     error: Option<&str>,
 ) {
     let frame = CloseFrame {
-        code: if error.is_some() { close_code::ERROR } else { close_code::NORMAL },
+        code: if error.is_some() {
+            close_code::ERROR
+        } else {
+            close_code::NORMAL
+        },
         reason: error.unwrap_or_default().into(),
     };
     let closed = async {

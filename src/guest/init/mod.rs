@@ -29,33 +29,24 @@ use self::prepare::report;
 use self::programs::Programs;
 
 /// Runs until the guest ends. A return from PID 1 is a panic of the kernel, so this returns only if the kernel refuses to end.
-pub fn run() -> String {
+pub async fn run() -> String {
     prepare::file_systems();
     prepare::console();
     prepare::modules();
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let parameters = Parameters::parse(&line);
     prepare::identity(&parameters);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => return format!("start: {error}"),
-    };
-    runtime.block_on(async {
-        if let Err(error) = network::configure(parameters.network.as_ref()).await {
-            report(&error);
+    if let Err(error) = network::configure(parameters.network.as_ref()).await {
+        report(&error);
+    }
+    let how = match supervise(&parameters).await {
+        Ok(how) => how,
+        Err(error) => {
+            report(&format!("receive signals: {error}"));
+            End::PowerOff
         }
-        let how = match supervise(&parameters).await {
-            Ok(how) => how,
-            Err(error) => {
-                report(&format!("receive signals: {error}"));
-                End::PowerOff
-            }
-        };
-        power::end(how).await.to_string()
-    })
+    };
+    power::end(how).await.to_string()
 }
 
 /// Keeps the programs running until the guest is to end.

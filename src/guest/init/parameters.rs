@@ -97,8 +97,7 @@ impl Parameters {
         let _configuration = next();
         let dns = [next(), next()];
         let netmask = netmask.parse().ok().and_then(prefix_len);
-        let (Ok(address), Some(prefix_len), false) =
-            (address.parse(), netmask, device.is_empty())
+        let (Ok(address), Some(prefix_len), false) = (address.parse(), netmask, device.is_empty())
         else {
             return false;
         };
@@ -111,7 +110,10 @@ impl Parameters {
             }],
             gateway: gateway.parse().ok(),
             routes: Vec::new(),
-            dns: dns.iter().filter_map(|server| server.parse().ok()).collect(),
+            dns: dns
+                .iter()
+                .filter_map(|server| server.parse().ok())
+                .collect(),
             mtu: None,
         });
         true

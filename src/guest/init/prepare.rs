@@ -111,7 +111,8 @@ pub fn identity(parameters: &Parameters) {
     let servers = parameters.network.iter().flat_map(|network| &network.dns);
     let lines: String = servers.map(|ip| format!("nameserver {ip}\n")).collect();
     if !lines.is_empty() {
-        let written = fs::create_dir_all("/etc").and_then(|()| fs::write("/etc/resolv.conf", lines));
+        let written =
+            fs::create_dir_all("/etc").and_then(|()| fs::write("/etc/resolv.conf", lines));
         if let Err(error) = written {
             report(&format!("write /etc/resolv.conf: {error}"));
         }

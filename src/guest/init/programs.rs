@@ -101,7 +101,10 @@ impl Programs {
 /// This program, as the agent.
 fn agent() -> io::Result<Pid> {
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("slice-agent").arg("serve").stdin(Stdio::null());
+    command
+        .arg0("slice-agent")
+        .arg("serve")
+        .stdin(Stdio::null());
     spawn(&mut command)
 }
 
@@ -121,7 +124,10 @@ fn shell() -> io::Result<Pid> {
         .current_dir("/")
         .env("HOME", "/root")
         .env("TERM", "vt100")
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
         .stdin(open()?)
         .stdout(open()?)
         .stderr(open()?);

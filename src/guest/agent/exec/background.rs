@@ -82,7 +82,11 @@ impl Background {
     pub async fn complete(&self) -> Ending {
         let ending = self.process.ended().await;
         // The sender is part of `self`.
-        let _ = self.complete.subscribe().wait_for(|complete| *complete).await;
+        let _ = self
+            .complete
+            .subscribe()
+            .wait_for(|complete| *complete)
+            .await;
         ending
     }
 
@@ -121,7 +125,10 @@ impl Background {
         };
         let lines = stream::unfold(reader, |mut reader| async move {
             let frames = reader.next().await?;
-            let lines: Vec<u8> = frames.iter().flat_map(|frame| frames::line(frame)).collect();
+            let lines: Vec<u8> = frames
+                .iter()
+                .flat_map(|frame| frames::line(frame))
+                .collect();
             Some((Ok::<_, std::convert::Infallible>(lines), reader))
         });
         Body::from_stream(lines)

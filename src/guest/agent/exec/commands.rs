@@ -110,7 +110,10 @@ impl Commands {
         // Dropped after the lock is released: its reservation takes the lock.
         let mut evicted = None;
         if inner.background.len() + inner.starting >= COUNT {
-            let ended = inner.background.values().filter(|command| command.process.ending().is_some());
+            let ended = inner
+                .background
+                .values()
+                .filter(|command| command.process.ending().is_some());
             let oldest = ended.min_by_key(|command| command.process.started_at);
             let Some(id) = oldest.map(|command| command.id.clone()) else {
                 let text = format!("{COUNT} commands run in the background, which is the maximum");
@@ -178,7 +181,10 @@ impl Commands {
 }
 
 fn gone(id: &str) -> Error {
-    Error::new(StatusCode::GONE, format!("command {id} does not exist or was removed"))
+    Error::new(
+        StatusCode::GONE,
+        format!("command {id} does not exist or was removed"),
+    )
 }
 
 #[cfg(test)]
@@ -189,7 +195,10 @@ mod tests {
     fn memory_that_is_reserved_is_released_in_parts_or_at_once() {
         let commands = Arc::new(Commands::default());
         let (mut first, slot) = commands.reserve(TOTAL_RING_BYTES - 10).expect("memory");
-        assert_eq!(commands.reserve(11).unwrap_err().status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(
+            commands.reserve(11).unwrap_err().status,
+            StatusCode::SERVICE_UNAVAILABLE
+        );
         let second = commands.reserve(10).expect("memory");
         first.shrink(100);
         first.shrink(200);
@@ -202,8 +211,14 @@ mod tests {
     #[test]
     fn ids_that_are_not_known_are_gone() {
         let commands = Commands::default();
-        assert_eq!(commands.process("ex_1").unwrap_err().status, StatusCode::GONE);
-        assert_eq!(commands.remove("ex_1").unwrap_err().status, StatusCode::GONE);
+        assert_eq!(
+            commands.process("ex_1").unwrap_err().status,
+            StatusCode::GONE
+        );
+        assert_eq!(
+            commands.remove("ex_1").unwrap_err().status,
+            StatusCode::GONE
+        );
         assert!(new_id().starts_with("ex_"));
     }
 }

@@ -15,10 +15,10 @@ use tokio::sync::mpsc;
 use super::commands::{Commands, Foreground};
 use super::frames;
 use crate::clock;
+use crate::guest::agent::child::Streams;
 use crate::guest::agent::error::Error;
 use crate::guest::agent::output::{self, Chunk};
 use crate::guest::agent::process::{Abandoned, Process, Scope, start};
-use crate::guest::agent::child::Streams;
 use crate::guest::agent::spec::{Spec, StartError};
 use crate::guest::protocol::{Buffered, CHUNK, Encoding, ExecQuery, Frame, FrameKind};
 
@@ -35,7 +35,11 @@ struct Command {
 }
 
 impl Command {
-    async fn start(commands: &Arc<Commands>, query: &ExecQuery, body: Body) -> Result<Self, StartError> {
+    async fn start(
+        commands: &Arc<Commands>,
+        query: &ExecQuery,
+        body: Body,
+    ) -> Result<Self, StartError> {
         let streams = Streams::Pipes {
             stdin: query.stdin,
             stdout: query.stdout,
@@ -61,7 +65,11 @@ impl Command {
 ///
 /// # Errors
 /// The request is invalid. A program that cannot be executed is no error but the frame `exit`.
-pub async fn stream(commands: &Arc<Commands>, query: &ExecQuery, body: Body) -> Result<Response, Error> {
+pub async fn stream(
+    commands: &Arc<Commands>,
+    query: &ExecQuery,
+    body: Body,
+) -> Result<Response, Error> {
     let body = match Command::start(commands, query, body).await {
         Ok(command) => Body::from_stream(lines(command, query.stdio)),
         Err(StartError::Program { exit_code, text }) => {
@@ -86,7 +94,10 @@ enum State {
     Ended,
 }
 
-fn lines(command: Command, encoding: Encoding) -> impl futures::Stream<Item = Result<Bytes, Infallible>> {
+fn lines(
+    command: Command,
+    encoding: Encoding,
+) -> impl futures::Stream<Item = Result<Bytes, Infallible>> {
     stream::unfold(State::Started(command), move |state| async move {
         let (frame, state) = match state {
             State::Started(command) => {
@@ -110,7 +121,11 @@ fn lines(command: Command, encoding: Encoding) -> impl futures::Stream<Item = Re
 ///
 /// # Errors
 /// See [`stream`].
-pub async fn buffered(commands: &Arc<Commands>, query: &ExecQuery, body: Body) -> Result<Response, Error> {
+pub async fn buffered(
+    commands: &Arc<Commands>,
+    query: &ExecQuery,
+    body: Body,
+) -> Result<Response, Error> {
     let response = match Command::start(commands, query, body).await {
         Ok(command) => collect(command, query.stdio).await,
         Err(StartError::Program { exit_code, text }) => Buffered {

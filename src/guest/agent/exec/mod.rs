@@ -90,7 +90,9 @@ async fn background(commands: &Arc<Commands>, query: ExecQuery) -> Result<Respon
         .filter(|_| RING_RANGE.contains(&requested))
         .ok_or_else(|| {
             let (min, max) = RING_RANGE.into_inner();
-            Error::bad_request(format!("invalid ring_bytes {requested}: expected {min} to {max}"))
+            Error::bad_request(format!(
+                "invalid ring_bytes {requested}: expected {min} to {max}"
+            ))
         })?;
     let (reservation, slot) = commands.reserve(ring_bytes)?;
     let streams = Streams::Pipes {
@@ -122,7 +124,10 @@ async fn list(State(agent): State<Arc<Agent>>) -> Json<Vec<ExecInfo>> {
     Json(commands.iter().map(|command| command.info()).collect())
 }
 
-async fn info(State(agent): State<Arc<Agent>>, Path(id): Path<String>) -> Result<Json<ExecInfo>, Error> {
+async fn info(
+    State(agent): State<Arc<Agent>>,
+    Path(id): Path<String>,
+) -> Result<Json<ExecInfo>, Error> {
     Ok(Json(agent.commands.get(&id)?.info()))
 }
 
@@ -133,10 +138,16 @@ struct LogsQuery {
     from_id: u64,
 }
 
-async fn logs(State(agent): State<Arc<Agent>>, Path(id): Path<String>, uri: Uri) -> Result<Response, Error> {
+async fn logs(
+    State(agent): State<Arc<Agent>>,
+    Path(id): Path<String>,
+    uri: Uri,
+) -> Result<Response, Error> {
     let query: LogsQuery = query(&uri)?;
     let command = agent.commands.get(&id)?;
-    Ok(foreground::ndjson(command.logs(query.from_id, query.follow)))
+    Ok(foreground::ndjson(
+        command.logs(query.from_id, query.follow),
+    ))
 }
 
 /// The parameters; none for an empty body and for `null`.
@@ -161,11 +172,16 @@ async fn parameters(body: Body) -> Result<Kill, Error> {
     Ok(parsed.unwrap_or_default())
 }
 
-async fn kill(State(agent): State<Arc<Agent>>, Path(id): Path<String>, body: Body) -> Result<Json<Killed>, Error> {
+async fn kill(
+    State(agent): State<Arc<Agent>>,
+    Path(id): Path<String>,
+    body: Body,
+) -> Result<Json<Killed>, Error> {
     let kill = parameters(body).await?;
     let name = kill.signal.as_deref().unwrap_or("TERM");
     let Some((name, signal)) = signal_of(name) else {
-        let text = format!("invalid signal \"{name}\": expected TERM, KILL, INT, HUP, QUIT, USR1 or USR2");
+        let text =
+            format!("invalid signal \"{name}\": expected TERM, KILL, INT, HUP, QUIT, USR1 or USR2");
         return Err(Error::bad_request(text));
     };
     let grace = kill.grace_ms.unwrap_or(GRACE);
@@ -194,7 +210,11 @@ struct WaitQuery {
     timeout: Option<u64>,
 }
 
-async fn wait_exit(State(agent): State<Arc<Agent>>, Path(id): Path<String>, uri: Uri) -> Result<Json<Waited>, Error> {
+async fn wait_exit(
+    State(agent): State<Arc<Agent>>,
+    Path(id): Path<String>,
+    uri: Uri,
+) -> Result<Json<Waited>, Error> {
     let query: WaitQuery = query(&uri)?;
     let command = agent.commands.get(&id)?;
     let limit = Duration::from_secs(query.timeout.unwrap_or(WAIT).min(WAIT_LIMIT));
@@ -209,7 +229,10 @@ async fn wait_exit(State(agent): State<Arc<Agent>>, Path(id): Path<String>, uri:
     }))
 }
 
-async fn remove(State(agent): State<Arc<Agent>>, Path(id): Path<String>) -> Result<Json<Reaped>, Error> {
+async fn remove(
+    State(agent): State<Arc<Agent>>,
+    Path(id): Path<String>,
+) -> Result<Json<Reaped>, Error> {
     agent.commands.remove(&id)?;
     Ok(Json(Reaped {
         exec_id: id,

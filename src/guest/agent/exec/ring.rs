@@ -126,7 +126,10 @@ impl Ring {
 
     /// The frame for what was dropped between `batch` and `first`. Its id is that of the last dropped frame, so that the next one follows.
     fn gap(&self, batch: &Batch, first: u64) -> Frame {
-        let at = self.entries.front().map_or(Timestamp::UNIX_EPOCH, |entry| entry.at);
+        let at = self
+            .entries
+            .front()
+            .map_or(Timestamp::UNIX_EPOCH, |entry| entry.at);
         let mut gap = Frame::new(FrameKind::Gap, at);
         gap.id = Some(first - 1);
         gap.dropped_frames = Some(first - batch.next);
