@@ -13,6 +13,7 @@
 //! | `client` | connects to an agent from the host and sends a request |
 //! | `copy` | the host's side of a copy |
 //! | `endpoint` | the requests that the daemon forwards |
+//! | `init` | PID 1 of a small guest |
 //! | `place` | where a copy is put, as cp(1) does |
 //! | `probe` | asks whether an agent answers |
 //! | `protocol` | requests and responses of the agent, limits |
@@ -31,6 +32,11 @@ pub mod client;
 pub mod copy;
 #[cfg(feature = "host")]
 pub mod endpoint;
+#[allow(
+    clippy::disallowed_methods,
+    reason = "starts programs in the guest; independent of the host module"
+)]
+mod init;
 pub mod place;
 #[cfg(feature = "host")]
 pub mod probe;

@@ -70,6 +70,8 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Be the init (PID 1) of a small guest, and serve requests
+    Init,
     /// Serve requests on vsock port 516
     Serve {
         /// Serve on a Unix socket instead, with the handshake of a VMM: `CONNECT 516`
@@ -78,19 +80,27 @@ enum Command {
     },
 }
 
-/// The program.
-pub fn main(args: Args) -> ExitCode {
+/// The program. As PID 1 it is an init, whatever its arguments are: the kernel passes its unknown parameters to it.
+pub fn main() -> ExitCode {
+    let init = rustix::process::getpid().is_init();
+    let command = match init {
+        true => Command::Init,
+        false => Args::parse().command,
+    };
     child::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(64)
         .build();
-    let Command::Serve { unix } = args.command;
-    let result = match runtime {
-        Ok(runtime) => runtime.block_on(run(unix)),
-        Err(error) => Err(format!("start: {error}")),
+    let text = match (command, runtime) {
+        (Command::Init, _) if !init => "init: expected to be PID 1".to_owned(),
+        (Command::Init, Ok(runtime)) => runtime.block_on(super::init::run()),
+        (Command::Serve { unix }, Ok(runtime)) => {
+            let Err(text) = runtime.block_on(run(unix));
+            text
+        }
+        (_, Err(error)) => format!("start: {error}"),
     };
-    let Err(text) = result;
     eprintln!("slice-agent: {text}");
     ExitCode::FAILURE
 }
