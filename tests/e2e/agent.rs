@@ -4,16 +4,18 @@
 //! | file | what it tests |
 //! |---|---|
 //! | `background` | commands in the background |
-//! | `exec` | commands in the foreground |
+//! | `exec` | commands in the foreground: end, output, user, environment, directory |
 //! | `forward` | connections in the guest |
 //! | `service` | the process: limits, rest, figures, the static binary |
 //! | `shell` | terminals |
+//! | `streaming` | commands in the foreground: input, readers that stop, clients that leave |
 
 mod background;
 mod exec;
 mod forward;
 mod service;
 mod shell;
+mod streaming;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,6 +40,9 @@ use tokio_tungstenite::WebSocketStream;
 /// The deadline of everything that a test waits for.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// The name of its socket.
+const SOCKET: &str = "agent.sock";
+
 /// An agent, which ends with the test.
 struct Agent {
     child: Child,
@@ -61,15 +66,20 @@ impl Agent {
         let mut command = Command::new(program);
         command
             .args(["serve", "--unix"])
-            .arg(directory.path().join("agent.sock"));
+            .arg(directory.path().join(SOCKET));
         let child = command.stdin(Stdio::null()).spawn().expect("an agent");
+        Self::of_child(child, directory).await
+    }
+
+    /// An agent that was started with [`SOCKET`] in a directory.
+    async fn of_child(child: Child, directory: tempfile::TempDir) -> Self {
         let agent = Self { child, directory };
         until("the agent listens", || UnixStream::connect(agent.socket())).await;
         agent
     }
 
     fn socket(&self) -> PathBuf {
-        self.directory.path().join("agent.sock")
+        self.directory.path().join(SOCKET)
     }
 
     /// A connection after the handshake.

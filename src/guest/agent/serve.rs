@@ -58,33 +58,24 @@ pub async fn serve(listener: Listener, router: Router, handshake: Handshake) -> 
     let refused = Arc::new(Semaphore::new(REFUSED));
     let busy = Router::new().fallback(busy);
     loop {
-        let place = match Arc::clone(&served).try_acquire_owned() {
-            Ok(permit) => Some((permit, &router)),
-            Err(_) => None,
-        };
-        let (permit, router) = match place {
-            Some(place) => place,
-            None => {
-                // Whichever is free first.
-                tokio::select! {
-                    biased;
-                    permit = place_of(&served) => (permit, &router),
-                    permit = place_of(&refused) => (permit, &busy),
-                }
-            }
-        };
-        match listener
-            .accept()
-            .await
-            .and_then(|socket| Connection::new(socket, permit))
-        {
-            Ok(connection) => {
-                tokio::spawn(run(connection, router.clone(), handshake));
-            }
+        let socket = match listener.accept().await {
+            Ok(socket) => socket,
             Err(error) => {
                 eprintln!("slice-agent: accept: {error}");
                 sleep(ACCEPT_PAUSE).await;
+                continue;
             }
+        };
+        let (permit, router) = tokio::select! {
+            biased;
+            permit = place_of(&served) => (permit, &router),
+            permit = place_of(&refused) => (permit, &busy),
+        };
+        match Connection::new(socket, permit) {
+            Ok(connection) => {
+                tokio::spawn(run(connection, router.clone(), handshake));
+            }
+            Err(error) => eprintln!("slice-agent: register a connection: {error}"),
         }
     }
 }

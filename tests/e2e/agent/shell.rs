@@ -128,8 +128,11 @@ async fn a_shell_is_a_login_shell_on_a_terminal_of_80_by_24_and_sees_new_sizes()
     shell.type_in("stty size\n").await;
     shell.until("50 132").await;
     // Control-C reaches the program, and the shell goes on.
-    shell.type_in("sleep 1000\n").await;
+    let program = "trap 'echo interrupted; exit' INT; echo rea''dy; while :; do sleep 0.1; done";
+    shell.type_in(&format!("sh -c \"{program}\"\n")).await;
+    shell.until("ready").await;
     shell.type_in("\x03").await;
+    shell.until("interrupted\r\n").await;
     shell.type_in("echo go-$((1+1))-on; exit 7\n").await;
     shell.until("go-2-on").await;
     assert_eq!(shell.exit().await, 7);
