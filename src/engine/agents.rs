@@ -182,6 +182,7 @@ pub async fn run(engine: Arc<Engine>, resync: Duration) {
                     Change::Group(_)
                     | Change::Observed(_)
                     | Change::Agent(_)
+                    | Change::View
                     | Change::Lease(_)
                     | Change::HostNetwork,
                 ) => {}

@@ -1,4 +1,5 @@
 //! Packets of a guest, well-formed and not, and clients, for the connections of a guest.
+//! Out of scope: the queues of a device (`tests/vmm/vsock.rs`).
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -130,7 +130,7 @@ fn a_vm_without_the_device_or_without_an_agent_says_so_and_is_ready() {
             let pid = vmm(&harness, VM)["pid"].as_u64()?;
             let argv = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
             let argv = String::from_utf8_lossy(&argv);
-            (argv.contains("-append") && !argv.contains("vsock")).then_some(())
+            (argv.contains("-append") && !argv.contains("vhost-user-vsock")).then_some(())
         });
     });
 }
@@ -166,7 +166,7 @@ fn a_vm_that_an_earlier_version_has_started_keeps_running_as_it_was_started() {
         let argv = std::fs::read(format!("/proc/{first}/cmdline")).unwrap();
         let argv = String::from_utf8_lossy(&argv);
         assert!(
-            argv.contains("org.slicectl.agent.0") && !argv.contains("vsock"),
+            argv.contains("org.slicectl.agent.0") && !argv.contains("vhost-user-vsock"),
             "{argv}"
         );
         let found = has_reason(&harness, "NotAnswering");

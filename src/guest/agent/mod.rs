@@ -131,10 +131,10 @@ fn router(agent: Arc<Agent>) -> Router {
         .merge(shell::router())
         .merge(forward::router())
         .merge(health::router())
-        .merge(files::router())
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .with_state(agent)
+        .merge(files::router())
 }
 
 async fn not_found(uri: Uri) -> Error {
