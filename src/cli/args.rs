@@ -80,6 +80,12 @@ pub enum Command {
     /// The same as `vm exec`
     #[command(hide = true)]
     Exec(super::guest::args::ExecArgs),
+    /// The same as `vm cp`
+    #[command(hide = true)]
+    Cp(super::cp::CpArgs),
+    /// List, create, remove and watch files in a VM
+    #[command(subcommand)]
+    Fs(super::fs::FsCommand),
     /// The same as `vm port-forward`
     #[command(hide = true)]
     PortForward(super::guest::args::ForwardArgs),

@@ -64,6 +64,7 @@ pub use self::doctor::HostChecks;
 
 use self::args::{Args, Command, EventsArgs, GetArgs};
 use self::failure::Failure;
+use self::guest::requester::Agent;
 use self::output::{EventsFormat, Output};
 use crate::api::view::Kind;
 use crate::wire::Client;
@@ -119,6 +120,8 @@ async fn run(args: Args, host_checks: HostChecks) -> Result<(), Failure> {
         Command::Wait(verb) => wait::wait(&client, verb).await,
         Command::Vm(verb) => vm::vm(&client, verb).await,
         Command::Exec(verb) => guest::exec::exec(&client, verb).await,
+        Command::Cp(verb) => cp::cp(|vm| Agent::new(&client, vm), verb).await,
+        Command::Fs(verb) => fs::fs(|vm| Agent::new(&client, vm), verb).await,
         Command::PortForward(verb) => guest::forward::forward(&client, verb).await,
         Command::Top(verb) => guest::top::top(&client, verb).await,
         Command::Events(verb) => events::events(&client, verb).await,

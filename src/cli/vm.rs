@@ -7,11 +7,12 @@ use super::args::Goal;
 use super::delete::disk_loss;
 use super::effects::ready_lines;
 use super::failure::{Failure, warn};
+use super::guest::requester::Agent;
 use super::paint::Colors;
 use super::table::{Field, Table};
 use super::target::Target;
 use super::vm_args::{AddArgs, AddGoal, AddOutput, DeleteArgs, PowerArgs, VmCommand};
-use super::{get, guest, print, resolve, wait};
+use super::{cp, get, guest, print, resolve, wait};
 use crate::api::cni::CniOptions;
 use crate::api::metrics::{CountingSince, Metrics};
 use crate::api::on_demand::NewVm;
@@ -41,6 +42,7 @@ pub async fn vm(client: &Client, command: VmCommand) -> Result<(), Failure> {
         VmCommand::PortForward(args) => guest::forward::forward(client, args).await,
         VmCommand::Background(command) => guest::background::background(client, command).await,
         VmCommand::Top(args) => guest::top::top(client, args).await,
+        VmCommand::Cp(args) => cp::cp(|vm| Agent::new(client, vm), args).await,
     }
 }
 

@@ -36,6 +36,8 @@ pub enum VmCommand {
     Metrics(MetricsArgs),
     /// Run a command in a guest
     Exec(guest_args::ExecArgs),
+    /// Copy files into a guest and out of it
+    Cp(super::cp::CpArgs),
     /// Open a shell in a guest (Ctrl-] leaves)
     Shell(guest_args::ShellArgs),
     /// Forward ports and Unix sockets of this host to a guest

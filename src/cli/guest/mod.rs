@@ -10,6 +10,7 @@
 //! | `background` | `vm bg` |
 //! | `top` | `vm top` |
 //! | `output` | writes the output of commands |
+//! | `requester` | requests of `vm cp` and `fs` |
 //! | `signals` | the signals that `slicectl` receives |
 
 pub mod args;
@@ -18,6 +19,7 @@ pub mod background_args;
 pub mod exec;
 pub mod forward;
 mod output;
+pub mod requester;
 pub mod shell;
 mod signals;
 pub mod top;
