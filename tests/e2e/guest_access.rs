@@ -1,8 +1,9 @@
 //! Access to a guest, from `slicectl` through the daemon to the real `slice-agent`, which serves the vsock socket of a VM whose VMM is a
 //! double; and agents that misbehave.
-//! Out of scope: the vsock devices of real VMMs; copies of files.
+//! Out of scope: the vsock devices of real VMMs.
 
 mod background;
+mod copy;
 mod exec;
 mod forward;
 mod hostile;
