@@ -1,23 +1,26 @@
 #!/bin/sh
 # Long fuzzing: what `make soak` runs. Root. SLICE_DAMAGES sets the number of damages (2000), SLICE_CLAIM_ROUNDS how often groups of
-# one daemon and of two choose their addresses at once (100), SLICE_SEED the seed; all are printed.
+# one daemon and of two choose their addresses at once (100), SLICE_ARCHIVES the number of hostile archives that are extracted (1,000,000),
+# SLICE_SEED the seed; all are printed.
 set -eu
 cd "$(dirname "$0")/.."
 SLICE_DAMAGES="${SLICE_DAMAGES:-2000}"
 SLICE_SEED="${SLICE_SEED:-$(date +%s)}"
 SLICE_CLAIM_ROUNDS="${SLICE_CLAIM_ROUNDS:-100}"
-export SLICE_DAMAGES SLICE_SEED SLICE_CLAIM_ROUNDS
-echo "soak: SLICE_DAMAGES=$SLICE_DAMAGES SLICE_CLAIM_ROUNDS=$SLICE_CLAIM_ROUNDS SLICE_SEED=$SLICE_SEED"
+SLICE_ARCHIVES="${SLICE_ARCHIVES:-1000000}"
+export SLICE_DAMAGES SLICE_SEED SLICE_CLAIM_ROUNDS SLICE_ARCHIVES
+echo "soak: SLICE_DAMAGES=$SLICE_DAMAGES SLICE_CLAIM_ROUNDS=$SLICE_CLAIM_ROUNDS SLICE_ARCHIVES=$SLICE_ARCHIVES SLICE_SEED=$SLICE_SEED"
 tests/setup.sh
-# A filter that matches no test would pass.
+# A filter that matches no test would pass. The last argument is the filter, those before it select the binary.
 soak() {
-    cargo test --quiet --locked --test "$1" "$2" -- --list | grep -q ': test$' || {
-        echo "soak: no test of $1 matches $2" >&2
+    cargo test --quiet --locked "$@" -- --list | grep -q ': test$' || {
+        echo "soak: no test matches $*" >&2
         exit 1
     }
-    cargo test --locked --test "$1" "$2" -- --nocapture
+    cargo test --locked "$@" -- --nocapture
 }
-soak kernel whatever_happens_to_the_files
-soak e2e after_any_damage
-soak kernel pipeline::claims::
-soak e2e claims::
+soak --lib no_archive_whatever
+soak --test kernel whatever_happens_to_the_files
+soak --test e2e after_any_damage
+soak --test kernel pipeline::claims::
+soak --test e2e claims::

@@ -27,8 +27,8 @@ pub enum Root {
     Omitted,
 }
 
-/// Writes regular files, directories and symbolic links below `root`, sorted by name, and the end of the archive. Sockets, FIFOs and devices
-/// are left out. Links are not followed, also if the tree changes meanwhile; a file that disappears meanwhile is left out.
+/// Writes regular files, directories and symbolic links below `root`, sorted by name, and the end of the archive. Sockets, FIFOs and
+/// devices are left out. Links are not followed, also if the tree changes meanwhile; a file that disappears meanwhile is left out.
 pub fn write(
     root: &Beneath,
     of_root: Root,

@@ -2,11 +2,13 @@
 //! Out of scope: commands, shells; who may call them.
 //!
 //! # Whose permissions
-//! Files are read and changed with the permissions of the agent, and what is created gets the requested owner (chown(2)). The agent does not
-//! change its file-system user (setfsuid(2)), because that would restrict nobody: who may copy may also execute commands as root, the
-//! requests of `/fs` name no user, and published clients write to directories of the system without naming one.
-//! A user in the guest cannot misuse the agent for that reason: a link at the end of a path is replaced and not followed, and no link
-//! is followed below the destination or the source of an archive.
+//! Files are read and changed with the permissions of the agent, and what is created gets the requested owner (chown(2)). The agent does
+//! not change its file-system user (setfsuid(2)), because that would restrict nobody: who may copy may also execute commands as root,
+//! the requests of `/fs` name no user, and published clients write to directories of the system without naming one.
+//!
+//! Links to directories in the path of a request are followed, as by every program of root: a copy into a directory of a user of the guest
+//! trusts that user. A link at the end of a path is replaced by a file and not followed, and no link is followed below the source or the
+//! destination of an archive.
 //!
 //! All system calls are made on threads that may block; a file is never in memory as a whole.
 
