@@ -89,7 +89,7 @@ impl Setup {
         }
         umask(Mode::from_bits_retain(0o022));
         if let Some(limit) = &self.descriptors {
-            setrlimit(Resource::Nofile, limit.clone())?;
+            setrlimit(Resource::Nofile, *limit)?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::exec::Commands;
+use super::exec::commands::Commands;
 use crate::clock;
 
 /// The state of the agent.

@@ -8,7 +8,7 @@ use futures::stream;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
-use super::commands::Reservation;
+use super::budget::Reservation;
 use super::frames;
 use super::ring::Ring;
 use crate::clock;
@@ -125,10 +125,7 @@ impl Background {
         };
         let lines = stream::unfold(reader, |mut reader| async move {
             let frames = reader.next().await?;
-            let lines: Vec<u8> = frames
-                .iter()
-                .flat_map(|frame| frames::line(frame))
-                .collect();
+            let lines: Vec<u8> = frames.iter().flat_map(frames::line).collect();
             Some((Ok::<_, std::convert::Infallible>(lines), reader))
         });
         Body::from_stream(lines)

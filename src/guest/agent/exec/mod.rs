@@ -4,13 +4,15 @@
 //! | file | content |
 //! |---|---|
 //! | `background` | a command in the background and its logs |
+//! | `budget` | the memory for output |
 //! | `commands` | all commands by their ids, limits |
 //! | `foreground` | a command that ends with its client |
 //! | `frames` | the lines of responses |
 //! | `ring` | the buffer for output of a command in the background |
 
 mod background;
-mod commands;
+mod budget;
+pub(super) mod commands;
 mod foreground;
 mod frames;
 mod ring;
@@ -28,8 +30,7 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use self::background::Background;
-pub use self::commands::Commands;
-use self::commands::new_id;
+use self::commands::{Commands, new_id};
 use super::child::Streams;
 use super::error::{Error, query};
 use super::output;
