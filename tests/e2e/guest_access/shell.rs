@@ -12,7 +12,7 @@ fn a_shell_has_the_size_of_the_terminal_follows_it_and_its_exit_status_is_return
     with_agent(|host| {
         let mut session = Session::start(
             100,
-            &mut host.ctl(&["vm", "shell", VM, "--shell", "/bin/sh"]),
+            &mut host.ctl(&["vm", "shell", VM, "--uid", "0", "--shell", "/bin/sh"]),
         );
         session.wait_for("Ctrl-] leaves");
         session.type_keys("stty size; echo $((6 * 7))-done\r");
@@ -37,14 +37,14 @@ fn the_detach_key_and_a_signal_leave_and_restore_the_terminal() {
     with_agent(|host| {
         let mut session = Session::start(
             80,
-            &mut host.ctl(&["vm", "shell", VM, "--shell", "/bin/sh"]),
+            &mut host.ctl(&["vm", "shell", VM, "--uid", "0", "--shell", "/bin/sh"]),
         );
         session.wait_for("Ctrl-] leaves");
         session.type_keys("\u{1d}");
         assert_eq!(session.end(), (Some(0), true));
         let mut session = Session::start(
             80,
-            &mut host.ctl(&["vm", "shell", VM, "--shell", "/bin/sh"]),
+            &mut host.ctl(&["vm", "shell", VM, "--uid", "0", "--shell", "/bin/sh"]),
         );
         session.wait_for("Ctrl-] leaves");
         session.signal(rustix::process::Signal::TERM);
@@ -59,6 +59,8 @@ fn a_command_on_a_terminal_has_one() {
             "exec",
             VM,
             "-it",
+            "--uid",
+            "0",
             "-e",
             "A=b",
             "--",
@@ -81,7 +83,7 @@ fn a_command_on_a_terminal_has_one() {
 #[test]
 fn a_shell_reads_a_script_from_a_pipe() {
     with_agent(|host| {
-        let mut command = host.ctl(&["vm", "shell", VM, "--shell", "/bin/sh"]);
+        let mut command = host.ctl(&["vm", "shell", VM, "--uid", "0", "--shell", "/bin/sh"]);
         let mut child = command.stdin(Stdio::piped()).spawn().expect("slicectl");
         let mut input = child.stdin.take().expect("a pipe");
         std::io::Write::write_all(&mut input, b"echo piped-$((2 + 3))\n").expect("written");
