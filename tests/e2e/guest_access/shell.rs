@@ -22,8 +22,11 @@ fn a_shell_has_the_size_of_the_terminal_follows_it_and_its_exit_status_is_return
         session.type_keys("sleep 0.3; stty size\r");
         session.wait_for("50 120");
         // Ctrl-C is a key of the guest.
-        session.type_keys("sleep 600\r");
+        session.type_keys("echo before; sleep 600\r");
+        session.wait_for("before\r\n");
         session.type_keys("\u{3}");
+        session.wait_for("^C");
+        session.wait_for("# ");
         session.type_keys("echo after-$((1 + 1))\r");
         session.wait_for("after-2");
         session.type_keys("exit 9\r");
