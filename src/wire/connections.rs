@@ -16,8 +16,9 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::agents::AgentPermit;
-use super::guarded::closed_by_peer;
+use super::hangup::closed_by_peer;
 use super::limits::Limits;
+use super::user::User;
 use crate::clock;
 
 /// A connection may be evicted after its peer has read nothing for this time, in favour of a response to another peer.
@@ -258,15 +259,6 @@ struct OpenConnections {
 struct Entry {
     user: User,
     connection: Arc<Connection>,
-}
-
-/// The user of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum User {
-    /// Root, or the daemon's own user.
-    Privileged,
-    /// Another user, by its id.
-    Of(u32),
 }
 
 /// Registration of a connection, until dropped.
