@@ -111,7 +111,7 @@ fn is_temporary(error: &ClientError) -> bool {
     match error {
         ClientError::Unreachable { .. } | ClientError::ConnectionFailed { .. } => true,
         ClientError::Refused { status, .. } => *status == 503,
-        ClientError::PermissionDenied(_) => false,
+        ClientError::PermissionDenied(_) | ClientError::InvalidAgent(_) => false,
     }
 }
 

@@ -12,15 +12,15 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::agent;
 use super::caller::Caller;
-use super::connections::{Connection, Connections, User};
+use super::connections::{Connection, Connections};
 use super::guarded::TrackedBody;
 use super::limits::{
     BODIES_LIMIT, BODY_LIMIT, Limits, RESPONSES_LIMIT, SMALL_BODY_LIMIT, SMALL_RESPONSE,
 };
 use super::problem::problem;
 use super::socket::Peer;
+use super::user::User;
 use crate::clock;
 
 /// Interval of checks whether the limit of [`RESPONSES_LIMIT`] permits another response.
@@ -149,11 +149,17 @@ fn weight(request: &Request) -> Weight {
     let is_get = request.method() == Method::GET;
     match path.strip_prefix("/v1/").unwrap_or_default() {
         "apply" | "diff" | "names" | "gc" | "doctor" => Weight::Heavy,
-        rest if agent::is_path(rest) => Weight::Agent,
+        rest if is_agent_path(rest) => Weight::Agent,
         _ if is_stream && is_get => Weight::Stream,
         rest if rest.starts_with("objects/") && is_get => Weight::List,
         _ => Weight::Light,
     }
+}
+
+/// Whether this is the path of a request to an agent, without `/v1/`.
+fn is_agent_path(path: &str) -> bool {
+    let mut parts = path.splitn(4, '/');
+    parts.next() == Some("vms") && parts.nth(1) == Some("agent") && parts.next().is_some()
 }
 
 pub(super) async fn admit(
@@ -341,4 +347,24 @@ pub(super) fn busy(error: String) -> Response {
         .headers_mut()
         .insert(header::RETRY_AFTER, retry_after);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_requests_to_agents_are_told_from_those_of_the_api() {
+        for (path, expected) in [
+            ("vms/a/agent/exec", true),
+            ("vms/a/agent/exec/ex_1/logs", true),
+            ("vms/a/agent/", true),
+            ("vms/a/agent", false),
+            ("vms/a/stop", false),
+            ("vms/a/agents/exec", false),
+            ("objects/vm/agent/x", false),
+        ] {
+            assert_eq!(is_agent_path(path), expected, "{path}");
+        }
+    }
 }

@@ -26,7 +26,7 @@ use super::admission::{Client, busy};
 use super::agents::AgentPermit;
 use super::backend::Backend;
 use super::problem::problem;
-use super::server::{ApiError, AppState, Shared, read};
+use super::shared::{ApiError, AppState, Shared, read};
 use super::tunnel;
 use crate::api::meta::Name;
 use crate::guest::client::{self, AgentBody, Error};
@@ -60,12 +60,6 @@ const UPGRADE: [HeaderName; 3] = [
     header::SEC_WEBSOCKET_VERSION,
     header::SEC_WEBSOCKET_ACCEPT,
 ];
-
-/// Whether this is the path of a request to an agent, without `/v1/`.
-pub(super) fn is_path(path: &str) -> bool {
-    let mut parts = path.splitn(4, '/');
-    parts.next() == Some("vms") && parts.nth(1) == Some("agent") && parts.next().is_some()
-}
 
 /// The handler.
 pub(super) async fn agent<B: Backend>(
@@ -315,21 +309,6 @@ impl hyper::body::Body for StoppableBody {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_of_requests_to_agents_are_told_from_those_of_the_api() {
-        for (path, expected) in [
-            ("vms/a/agent/exec", true),
-            ("vms/a/agent/exec/ex_1/logs", true),
-            ("vms/a/agent/", true),
-            ("vms/a/agent", false),
-            ("vms/a/stop", false),
-            ("vms/a/agents/exec", false),
-            ("objects/vm/agent/x", false),
-        ] {
-            assert_eq!(is_path(path), expected, "{path}");
-        }
-    }
 
     #[test]
     fn a_path_is_forwarded_as_it_was_sent() {

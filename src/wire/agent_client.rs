@@ -147,7 +147,7 @@ impl Client {
         let body = tokio::time::timeout(PATIENCE, body).await;
         let body = body.map_err(|_| self.broken("the agent's response does not end"))?;
         let body = body.map_err(|error| self.broken(error))?.to_bytes();
-        serde_json::from_slice(&body).map_err(|error| self.of_agent(error))
+        serde_json::from_slice(&body).map_err(|error| of_agent(error))
     }
 
     /// The same, for a response of lines in JSON.
@@ -157,11 +157,9 @@ impl Client {
     ) -> Result<BoxStream<'static, Result<T>>> {
         let response = self.agent(request).await?;
         let body = chunks(self.socket().to_owned(), response.into_body()).boxed();
-        let client = self.clone();
-        let lines = split_lines(body, client.clone(), LINE_LIMIT);
-        let parsed = lines.map(move |line| {
-            serde_json::from_slice(&line?).map_err(|error| client.of_agent(error))
-        });
+        let lines = split_lines(body, LINE_LIMIT);
+        let parsed =
+            lines.map(|line| serde_json::from_slice(&line?).map_err(|error| of_agent(error)));
         Ok(parsed.boxed())
     }
 
@@ -177,7 +175,7 @@ impl Client {
         let accept = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
         let is_accepted = accept.is_some_and(|value| *value == *derive_accept_key(key.as_bytes()));
         if response.status() != StatusCode::SWITCHING_PROTOCOLS || !is_accepted {
-            return Err(self.of_agent("the connection was not upgraded to WebSocket"));
+            return Err(of_agent("the connection was not upgraded to WebSocket"));
         }
         let upgraded = hyper::upgrade::on(response).await;
         let upgraded = upgraded.map_err(|error| self.broken(error))?;
@@ -190,47 +188,40 @@ impl Client {
         let io = TokioIo::new(upgraded);
         Ok(WebSocketStream::from_raw_socket(io, Role::Client, Some(config)).await)
     }
+}
 
-    /// An error in what an agent has sent.
-    fn of_agent(&self, reason: impl ToString) -> ClientError {
-        self.broken(format!(
-            "invalid response of the agent: {}",
-            reason.to_string()
-        ))
-    }
+/// An error in what an agent has sent.
+fn of_agent(reason: impl ToString) -> ClientError {
+    ClientError::InvalidAgent(reason.to_string())
 }
 
 /// Splits chunks into lines without their line feeds. A longer line is an error, and so is a last line without a line feed: it was cut off.
 fn split_lines(
     chunks: BoxStream<'static, Result<Bytes>>,
-    client: Client,
     limit: usize,
 ) -> impl Stream<Item = Result<BytesMut>> + Send {
     let start = Some((chunks, BytesMut::new(), 0));
-    stream::unfold(start, move |state| {
-        let client = client.clone();
-        async move {
-            let (mut chunks, mut rest, mut searched) = state?;
-            loop {
-                let found = rest[searched..].iter().position(|&byte| byte == b'\n');
-                if let Some(at) = found.map(|at| at + searched) {
-                    let mut line = rest.split_to(at + 1);
-                    line.truncate(at);
-                    return Some((Ok(line), Some((chunks, rest, 0))));
-                }
-                searched = rest.len();
-                let error = match chunks.next().await {
-                    Some(Ok(chunk)) if rest.len() + chunk.len() <= limit => {
-                        rest.extend_from_slice(&chunk);
-                        continue;
-                    }
-                    Some(Ok(_)) => client.of_agent(format!("a line has more than {limit} bytes")),
-                    Some(Err(error)) => error,
-                    None if rest.is_empty() => return None,
-                    None => client.of_agent("it ends within a line"),
-                };
-                return Some((Err(error), None));
+    stream::unfold(start, move |state| async move {
+        let (mut chunks, mut rest, mut searched) = state?;
+        loop {
+            let found = rest[searched..].iter().position(|&byte| byte == b'\n');
+            if let Some(at) = found.map(|at| at + searched) {
+                let mut line = rest.split_to(at + 1);
+                line.truncate(at);
+                return Some((Ok(line), Some((chunks, rest, 0))));
             }
+            searched = rest.len();
+            let error = match chunks.next().await {
+                Some(Ok(chunk)) if rest.len() + chunk.len() <= limit => {
+                    rest.extend_from_slice(&chunk);
+                    continue;
+                }
+                Some(Ok(_)) => of_agent(format!("a line has more than {limit} bytes")),
+                Some(Err(error)) => error,
+                None if rest.is_empty() => return None,
+                None => of_agent("it ends within a line"),
+            };
+            return Some((Err(error), None));
         }
     })
 }
@@ -244,7 +235,7 @@ mod tests {
             .iter()
             .map(|text| Ok(Bytes::from_static(text.as_bytes())))
             .collect();
-        let lines = split_lines(stream::iter(chunks).boxed(), Client::new("/s"), 8);
+        let lines = split_lines(stream::iter(chunks).boxed(), 8);
         let text = |line: Result<BytesMut>| match line {
             Ok(line) => Ok(String::from_utf8_lossy(&line).into_owned()),
             Err(error) => Err(error.to_string()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::connections::User;
+use super::user::User;
 use crate::api::meta::Name;
 
 /// All requests that are forwarded.

@@ -73,6 +73,9 @@ pub enum ClientError {
         /// The error.
         why: String,
     },
+    /// What the agent in a guest has sent is invalid.
+    #[error("invalid response of the agent: {0}")]
+    InvalidAgent(String),
     /// The daemon refused the request.
     #[error("{}", .problem.error)]
     Refused {

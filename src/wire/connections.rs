@@ -16,8 +16,9 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::agents::AgentPermit;
-use super::guarded::closed_by_peer;
+use super::hangup::closed_by_peer;
 use super::limits::Limits;
+use super::user::User;
 use crate::clock;
 
 /// A connection may be evicted after its peer has read nothing for this time, in favour of a response to another peer.
@@ -260,15 +261,6 @@ struct Entry {
     connection: Arc<Connection>,
 }
 
-/// The user of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum User {
-    /// Root, or the daemon's own user.
-    Privileged,
-    /// Another user, by its id.
-    Of(u32),
-}
-
 /// Registration of a connection, until dropped.
 #[derive(Debug)]
 pub(super) struct Registration {
@@ -414,107 +406,4 @@ impl Drop for Registration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ALICE: User = User::Of(1000);
-    const BOB: User = User::Of(1001);
-
-    fn limits() -> Limits {
-        Limits::of(16)
-    }
-
-    /// Admits up to `count` connections of a user; with `busy`, each has a request in progress.
-    fn fill(all: &Arc<Connections>, user: User, count: usize, busy: bool) -> Vec<Registration> {
-        let now = Instant::now();
-        let admit = |at| {
-            let place = all.admit(user, now + Duration::from_millis(at)).ok()?;
-            if busy {
-                place.connection.works();
-            }
-            Some(place)
-        };
-        (0..count as u64).filter_map(admit).collect()
-    }
-
-    fn closed(places: &[Registration]) -> usize {
-        let closed = |place: &&Registration| place.connection.closed.is_cancelled();
-        places.iter().filter(closed).count()
-    }
-
-    #[test]
-    fn root_is_admitted_at_the_limit_and_no_user_has_all_connections() {
-        let all = Arc::new(Connections::new(limits()));
-        let alice = fill(&all, ALICE, 50, true);
-        assert_eq!(
-            alice.len(),
-            limits().per_user,
-            "busy connections are not evicted"
-        );
-        let bob = fill(&all, BOB, 50, true);
-        assert_eq!(alice.len() + bob.len(), 12);
-        let root = fill(&all, User::Privileged, 50, true);
-        assert_eq!(root.len(), limits().reserved);
-        assert_eq!(closed(&alice) + closed(&bob), 0);
-        drop(root);
-        // Idle connections of root are evicted for new ones of root.
-        let root = fill(&all, User::Privileged, 50, false);
-        assert_eq!(root.len(), 50);
-        assert_eq!(closed(&root), 46);
-        assert!(
-            !root[49].connection.closed.is_cancelled(),
-            "the newest is kept"
-        );
-    }
-
-    #[test]
-    fn the_oldest_idle_connection_of_the_user_with_most_is_evicted_first() {
-        let all = Arc::new(Connections::new(limits()));
-        let alice = fill(&all, ALICE, 6, false);
-        let bob = fill(&all, BOB, 6, false);
-        let carol = all.admit(User::Of(1002), Instant::now()).unwrap();
-        assert_eq!(closed(&alice) + closed(&bob), 1);
-        let more = fill(&all, User::Privileged, 16, true);
-        assert_eq!(
-            more.len(),
-            16,
-            "idle connections of others are evicted for root"
-        );
-        assert_eq!(closed(&alice) + closed(&bob), 12);
-        assert!(carol.connection.closed.is_cancelled());
-        assert!(all.admit(User::Privileged, Instant::now()).is_err());
-        assert!(all.admit(ALICE, Instant::now()).is_err());
-    }
-
-    #[test]
-    fn each_phase_has_its_deadline_and_a_stream_has_none_while_the_peer_reads() {
-        let (limits, now) = (limits(), Instant::now());
-        let connection = Connection::new(limits, now);
-        assert_eq!(connection.deadline(), Some(now + limits.head));
-        connection.works();
-        assert_eq!(connection.deadline(), None);
-        connection.start_body(now);
-        assert_eq!(connection.deadline(), Some(now + limits.body));
-        connection.answers(now, true, Vec::new());
-        assert_eq!(
-            (connection.deadline(), connection.waiting_since()),
-            (None, None)
-        );
-        connection.write_blocked(now);
-        assert_eq!(connection.deadline(), Some(now + limits.write));
-        assert_eq!(connection.waiting_since(), Some(now));
-        connection.write_progressed(now);
-        assert_eq!(connection.deadline(), None);
-        connection.answers(now, false, Vec::new());
-        connection.answered(now);
-        let later = now + Duration::from_secs(100);
-        connection.write_progressed(later);
-        assert_eq!(
-            connection.deadline(),
-            Some(now + limits.response),
-            "a slow reader"
-        );
-        connection.write_flushed();
-        assert_eq!(connection.deadline(), Some(later + limits.idle));
-    }
-}
+mod tests;

@@ -19,11 +19,13 @@ use tokio_util::sync::CancellationToken;
 use super::admission::{Admission, Client};
 use super::agents::Agents;
 use super::backend::Backend;
-use super::connections::{Connections, Registration, User};
+use super::connections::{Connections, Registration};
 use super::guarded::MonitoredStream;
 use super::limits::{HEAD_LIMIT, Limits};
-use super::server::{Shared, router};
+use super::server::router;
+use super::shared::Shared;
 use super::socket::{Listener, Peer};
+use super::user::User;
 use crate::api::view::Problem;
 use crate::clock;
 

@@ -40,13 +40,16 @@ mod caller;
 pub mod client;
 mod connections;
 mod guarded;
+mod hangup;
 pub mod limits;
 mod listener;
 pub mod packet;
 mod problem;
 pub mod server;
+mod shared;
 pub mod socket;
 mod tunnel;
+mod user;
 
 pub use agent_client::{AgentRequest, AgentSocket, Upload};
 pub use backend::{Backend, Deletion, Detail, Effect, Refusal, StreamMode};

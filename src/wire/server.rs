@@ -16,15 +16,14 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
-use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, admit};
 use super::agent;
-use super::agents::Agents;
 use super::backend::{Backend, Deletion, Detail, Effect, LogOutput, LogStart, Refusal, StreamMode};
 use super::limits::{BODY_LIMIT, MANIFEST_LIMIT, SOURCE_NAME_LIMIT, SOURCES_LIMIT};
 use super::packet;
 use super::problem::problem;
+use super::shared::{ApiError, AppState, Shared, read};
 use crate::api::event::ObjectRef;
 use crate::api::meta::Name;
 use crate::api::on_demand::NewVm;
@@ -37,17 +36,6 @@ pub struct Sources {
     /// Manifests, in the given order.
     pub sources: Vec<Source>,
 }
-
-/// State shared by all requests.
-pub(super) struct Shared<B> {
-    pub(super) backend: B,
-    /// The requests that are forwarded to agents.
-    pub(super) agents: Arc<Agents>,
-    /// Cancelled when the daemon stops; ends all streams.
-    pub(super) stop: CancellationToken,
-}
-
-pub(super) type AppState<B> = State<Arc<Shared<B>>>;
 
 /// The routes of the API.
 pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admission>) -> Router {
@@ -370,14 +358,6 @@ struct PacketQuery {
     packet: String,
 }
 
-pub(super) fn read<T>(text: &str) -> Result<T, Refusal>
-where
-    T: std::str::FromStr<Err: std::fmt::Display>,
-{
-    text.parse()
-        .map_err(|error: T::Err| Refusal::Invalid(vec![error.to_string()]))
-}
-
 fn bounded(body: Sources) -> Result<Vec<Source>, Refusal> {
     let found = body.sources.len();
     if found > SOURCES_LIMIT {
@@ -461,29 +441,5 @@ where
             .await
             .map(Self)
             .map_err(|why| problem(why.status(), why.body_text(), Vec::new()))
-    }
-}
-
-pub(super) struct ApiError(Refusal);
-
-impl From<Refusal> for ApiError {
-    fn from(refusal: Refusal) -> Self {
-        Self(refusal)
-    }
-}
-
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let error = self.0.to_string();
-        match self.0 {
-            Refusal::NotFound(_) | Refusal::NotFoundWithSuggestion(..) => {
-                problem(StatusCode::NOT_FOUND, error, Vec::new())
-            }
-            Refusal::Invalid(problems) => {
-                problem(StatusCode::UNPROCESSABLE_ENTITY, error, problems)
-            }
-            Refusal::Conflict(problems) => problem(StatusCode::CONFLICT, error, problems),
-            Refusal::Failed(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, error, Vec::new()),
-        }
     }
 }

@@ -11,7 +11,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
-use super::guarded::{MonitoredStream, closed_by_peer};
+use super::guarded::MonitoredStream;
+use super::hangup::closed_by_peer;
 use crate::guest::client::Upgraded;
 
 /// How long a client may take to receive the response that upgrades its connection.

@@ -36,6 +36,7 @@ pages! {
     concepts "docs/concepts.md"
     disks "docs/disks.md"
     firewall "docs/firewall.md"
+    guest_access "docs/guest-access.md"
     hypervisors "docs/hypervisors.md"
     install "docs/install.md"
     lifecycle "docs/lifecycle.md"

@@ -98,7 +98,7 @@ impl Host {
 
     /// The output of `slicectl vm exec VM -- …`.
     fn exec(&self, words: &[&str]) -> Output {
-        let words = [&["vm", "exec", VM, "--"], words].concat();
+        let words = [&["vm", "exec", VM, "--uid", "0", "--"], words].concat();
         self.ctl(&words).output().expect("slicectl")
     }
 

@@ -70,6 +70,13 @@ fn wrong_usage_exits_with_2_and_names_the_correct_usage() {
         ("explain sandbox-1 example.org", "invalid destination"),
         ("explain sandbox-1 10.0.0.0/8", "not one address"),
         ("apply", "--filename"),
+        ("vm exec sandbox-1", "<CMD>"),
+        ("vm exec sandbox-1 -e A -- true", "NAME=VALUE"),
+        ("exec sandbox-1 -t -- sh", "requires a terminal"),
+        ("vm port-forward sandbox-1", "REMOTE"),
+        ("vm port-forward sandbox-1 80:0", "invalid port"),
+        ("port-forward sandbox-1 a:80", "expected [[ADDRESS:]LOCAL:]REMOTE"),
+        ("vm bg info sandbox-1 ../x", "expected an id"),
         ("apply -f x --dry-run --wait", "cannot be used"),
         ("new Bad --net=isolated", "invalid name \"Bad\""),
         (

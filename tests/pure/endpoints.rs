@@ -37,7 +37,7 @@ fn routed() -> Endpoints {
         let mut parts = call.splitn(3, '"');
         let (path, methods) = (parts.nth(1).expect("a path"), parts.next().unwrap_or(""));
         let methods = methods.split("\n        .").next().unwrap_or(methods);
-        for method in ["get", "post", "put", "patch", "delete"] {
+        for method in ["any", "get", "post", "put", "patch", "delete"] {
             if methods.contains(&format!("{method}(")) {
                 found.insert(format!("{} {path}", method.to_uppercase()));
             }

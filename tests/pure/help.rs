@@ -41,6 +41,10 @@ fn commands() -> Vec<(String, &'static str, Vec<String>)> {
     ];
     for verb in verbs(&help(slicectl, &[], 100)) {
         for inner in verbs(&help(slicectl, &[&verb], 100)) {
+            for third in verbs(&help(slicectl, &[&verb, &inner], 100)) {
+                let name = format!("slicectl-{verb}-{inner}-{third}");
+                all.push((name, slicectl, vec![verb.clone(), inner.clone(), third]));
+            }
             let name = format!("slicectl-{verb}-{inner}");
             all.push((name, slicectl, vec![verb.clone(), inner]));
         }

@@ -62,7 +62,7 @@ dropped.
 
 Examples:
   slicectl vm bg start sandbox-1 -- make -j4
-  id=$(slicectl vm bg start sandbox-1 --shell /bin/sh -- 'sleep 5; date') && slicectl vm bg wait sandbox-1 $id")]
+  slicectl vm bg start sandbox-1 --shell /bin/sh -- 'sleep 5; date'")]
 pub struct StartArgs {
     /// The VM
     #[arg(value_name = "VM", value_parser = super::super::target::vm, add = ArgValueCompleter::new(complete::vms))]

@@ -18,7 +18,9 @@ fn a_command_in_the_background_is_listed_read_signalled_awaited_and_removed() {
             )
         };
         let start = |script: &str| {
-            let words = ["vm", "bg", "start", VM, "--", "sh", "-c", script];
+            let words = [
+                "vm", "bg", "start", VM, "--uid", "0", "--", "sh", "-c", script,
+            ];
             let output = host.ctl(&words).output().expect("slicectl");
             assert!(output.status.success(), "{output:?}");
             text(&output.stdout).trim().to_owned()

@@ -60,11 +60,17 @@ fn a_command_has_the_requested_environment_directory_user_and_shell() {
             assert!(output.status.success(), "{output:?}");
             text(&output.stdout)
         };
-        assert_eq!(run(&["--cwd", "/usr/lib"], &["pwd"]), "/usr/lib\n");
-        let both = ["-e", "A=1 2", "--env", "B="];
+        assert_eq!(
+            run(&["--uid", "0", "--cwd", "/usr/lib"], &["pwd"]),
+            "/usr/lib\n"
+        );
+        let both = ["--uid", "0", "-e", "A=1 2", "--env", "B="];
         assert_eq!(run(&both, &["sh", "-c", "echo \"$A-$B\""]), "1 2-\n");
         assert_eq!(
-            run(&["--uid", "7", "--gid", "8"], &["sh", "-c", "id -u; id -g"]),
+            run(
+                &["--uid", "7", "--gid", "8", "--cwd", "/"],
+                &["sh", "-c", "id -u; id -g"]
+            ),
             "7\n8\n"
         );
         assert_eq!(
@@ -80,7 +86,7 @@ fn a_command_has_the_requested_environment_directory_user_and_shell() {
 #[test]
 fn input_is_passed_from_a_pipe_and_both_directions_are_open_at_once() {
     with_agent(|host| {
-        let mut command = host.ctl(&["exec", VM, "--", "cat"]);
+        let mut command = host.ctl(&["exec", VM, "--uid", "0", "--", "cat"]);
         let mut child = command.stdin(Stdio::piped()).spawn().expect("slicectl");
         let (mut input, mut output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         for round in 0..5 {
@@ -104,7 +110,7 @@ fn a_hundred_megabytes_there_and_back_take_little_memory() {
         // The first run sets the level.
         host.exec(&["head", "-c", "1000000", "/dev/zero"]);
         let before = memory(host.harness.pid());
-        let mut command = host.ctl(&["exec", VM, "--", "cat"]);
+        let mut command = host.ctl(&["exec", VM, "--uid", "0", "--", "cat"]);
         let mut child = command.stdin(Stdio::piped()).spawn().expect("slicectl");
         let (mut input, mut output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         let pid = child.id();
@@ -147,7 +153,7 @@ fn with_pid(host: &Host, rest: &str) -> (std::process::Child, u32) {
     let file = host.harness.dir.path().join("pid");
     let _ = fs::remove_file(&file);
     let script = format!("echo $$ >{0}.new && mv {0}.new {0}; {rest}", file.display());
-    let mut command = host.ctl(&["exec", VM, "--", "sh", "-c", &script]);
+    let mut command = host.ctl(&["exec", VM, "--uid", "0", "--", "sh", "-c", &script]);
     let child = command.spawn().expect("slicectl");
     let pid = host.harness.until("it is started", || {
         fs::read_to_string(&file).ok()?.trim().parse().ok()
@@ -220,7 +226,7 @@ fn a_command_ends_with_its_client_whatever_it_does() {
         let zero = fs::File::open("/dev/zero").expect("a file");
         let file = host.harness.dir.path().join("unread");
         let script = format!("echo $$ >{}; exec sleep 600", file.display());
-        let mut command = host.ctl(&["exec", VM, "--", "sh", "-c", &script]);
+        let mut command = host.ctl(&["exec", VM, "--uid", "0", "--", "sh", "-c", &script]);
         let mut child = command.stdin(zero).spawn().expect("slicectl");
         let pid = host.harness.until("it is started", || {
             fs::read_to_string(&file).ok()?.trim().parse().ok()

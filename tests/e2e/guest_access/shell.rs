@@ -12,7 +12,7 @@ fn a_shell_has_the_size_of_the_terminal_follows_it_and_its_exit_status_is_return
     with_agent(|host| {
         let mut session = Session::start(
             100,
-            &mut host.ctl(&["vm", "shell", VM, "--shell", "/bin/sh"]),
+            &mut host.ctl(&["vm", "shell", VM, "--uid", "0", "--shell", "/bin/sh"]),
         );
         session.wait_for("Ctrl-] leaves");
         session.type_keys("stty size; echo $((6 * 7))-done\r");
@@ -22,8 +22,11 @@ fn a_shell_has_the_size_of_the_terminal_follows_it_and_its_exit_status_is_return
         session.type_keys("sleep 0.3; stty size\r");
         session.wait_for("50 120");
         // Ctrl-C is a key of the guest.
-        session.type_keys("sleep 600\r");
+        session.type_keys("echo before; sleep 600\r");
+        session.wait_for("before\r\n");
         session.type_keys("\u{3}");
+        session.wait_for("^C");
+        session.wait_for("# ");
         session.type_keys("echo after-$((1 + 1))\r");
         session.wait_for("after-2");
         session.type_keys("exit 9\r");
@@ -37,14 +40,14 @@ fn the_detach_key_and_a_signal_leave_and_restore_the_terminal() {
     with_agent(|host| {
         let mut session = Session::start(
             80,
-            &mut host.ctl(&["vm", "shell", VM, "--shell", "/bin/sh"]),
+            &mut host.ctl(&["vm", "shell", VM, "--uid", "0", "--shell", "/bin/sh"]),
         );
         session.wait_for("Ctrl-] leaves");
         session.type_keys("\u{1d}");
         assert_eq!(session.end(), (Some(0), true));
         let mut session = Session::start(
             80,
-            &mut host.ctl(&["vm", "shell", VM, "--shell", "/bin/sh"]),
+            &mut host.ctl(&["vm", "shell", VM, "--uid", "0", "--shell", "/bin/sh"]),
         );
         session.wait_for("Ctrl-] leaves");
         session.signal(rustix::process::Signal::TERM);
@@ -59,6 +62,8 @@ fn a_command_on_a_terminal_has_one() {
             "exec",
             VM,
             "-it",
+            "--uid",
+            "0",
             "-e",
             "A=b",
             "--",
@@ -81,7 +86,7 @@ fn a_command_on_a_terminal_has_one() {
 #[test]
 fn a_shell_reads_a_script_from_a_pipe() {
     with_agent(|host| {
-        let mut command = host.ctl(&["vm", "shell", VM, "--shell", "/bin/sh"]);
+        let mut command = host.ctl(&["vm", "shell", VM, "--uid", "0", "--shell", "/bin/sh"]);
         let mut child = command.stdin(Stdio::piped()).spawn().expect("slicectl");
         let mut input = child.stdin.take().expect("a pipe");
         std::io::Write::write_all(&mut input, b"echo piped-$((2 + 3))\n").expect("written");
