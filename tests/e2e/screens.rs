@@ -75,14 +75,14 @@ fn build(harness: &Harness) -> Runner {
     let hypervisor = slicectl::api::vm::Hypervisor::CloudHypervisor;
     let program = vmm::program(hypervisor, harness.dir.path()).expect("a program");
     let lines = format!(
-        "hypervisor: cloud-hypervisor\n      cloud_hypervisor_bin: {}\n      kernel_file: {}",
+        "hypervisor: cloud-hypervisor\n      cloud_hypervisor_bin: {}\n      kernel_file: {}\n      agent: none",
         program.display(),
         vmm::tiny_guest().display()
     );
     let policy = "allow: ['192.168.1.7:443/tcp']\n        drop: [192.168.1.0/24]";
     let sandbox = slots(2, policy).replace("hypervisor: none", &lines);
     harness.apply(&sandbox);
-    let missing = "hypervisor: qemu\n      kernel_file: /nowhere/vmlinuz";
+    let missing = "hypervisor: qemu\n      kernel_file: /nowhere/vmlinuz\n      agent: none";
     let broken = group("broken", 1, "169.254.105.0/24", "").replace("hypervisor: none", missing);
     let path = harness.write("broken.yaml", &broken);
     harness.ctl(&format!("apply -f {path}"));

@@ -32,7 +32,7 @@ fn lab() -> String {
 fn with_vmm(harness: &Harness, slots: &str, lines: &str) -> String {
     let program = vmm::program(Hypervisor::CloudHypervisor, harness.dir.path());
     let group = format!(
-        "hypervisor: cloud-hypervisor\n      cloud_hypervisor_bin: {}\n      kernel_file: {}\n      dns_servers: [1.1.1.1]{lines}",
+        "hypervisor: cloud-hypervisor\n      cloud_hypervisor_bin: {}\n      kernel_file: {}\n      agent: none\n      dns_servers: [1.1.1.1]{lines}",
         program.expect("a program").display(),
         vmm::tiny_guest().display()
     );
@@ -41,7 +41,7 @@ fn with_vmm(harness: &Harness, slots: &str, lines: &str) -> String {
 
 /// A VM of `broken` never becomes ready: its kernel does not exist.
 fn broken() -> String {
-    let missing = "hypervisor: qemu\n      kernel_file: /nowhere/vmlinuz";
+    let missing = "hypervisor: qemu\n      kernel_file: /nowhere/vmlinuz\n      agent: none";
     group("broken", 1, "169.254.105.0/24", "").replace("hypervisor: none", missing)
 }
 

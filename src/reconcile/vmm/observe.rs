@@ -29,6 +29,8 @@ const FIRST_STEP: Duration = Duration::from_millis(1);
 const LAST_STEP: Duration = Duration::from_millis(16);
 /// Deadline for a process to end after it has closed its control socket.
 const ENDING: Duration = Duration::from_millis(100);
+/// Deadline for a process to end after it has released its memory, and so its arguments: the memory that it shares is freed after that.
+const EXITING: Duration = Duration::from_secs(1);
 /// Number of attempts to read the arguments or the TAP of a process that is being executed.
 const EXEC_RETRIES: u32 = 10;
 
@@ -143,7 +145,7 @@ pub(super) async fn observe(vmm: &Vmm, desired: &Desired) -> Result<Observed, Er
         found.guest = match guest(desired, found).await {
             Ok(state) => state,
             // A VMM closes its socket before it ends.
-            Err(_) if ends(found.process.resource()).await? => {
+            Err(_) if ends(found.process.resource(), ENDING).await? => {
                 return Box::pin(observe(vmm, desired)).await;
             }
             Err(error) => return Err(error),
@@ -163,11 +165,11 @@ pub(super) async fn observe(vmm: &Vmm, desired: &Desired) -> Result<Observed, Er
     })
 }
 
-/// Whether the process has ended, or ends within [`ENDING`].
-async fn ends(identity: &Identity) -> Result<bool, Error> {
+/// Whether the process has ended, or ends within this time.
+async fn ends(identity: &Identity, within: Duration) -> Result<bool, Error> {
     Ok(match process::open(identity)? {
         ProcessState::Ended(_) => true,
-        ProcessState::Alive(process) => tokio::time::timeout(ENDING, process.ended()).await.is_ok(),
+        ProcessState::Alive(process) => tokio::time::timeout(within, process.ended()).await.is_ok(),
     })
 }
 
@@ -298,6 +300,10 @@ async fn recorded_process(desired: &Desired, record: Record) -> Result<RecordedP
         // Root wrote the record, and a process cannot change its start time: it belongs to the VM, whatever it has executed since.
         ProcessState::Alive(process) => {
             let argv = argv(identity.pid).await?;
+            // A process that exits has no arguments any more: it is not another one that must be stopped.
+            if argv.is_empty() && ends(&identity, EXITING).await? {
+                return Box::pin(recorded_process(desired, Record::Of(identity))).await;
+            }
             let running = describe(desired, identity, argv, Recorded::Yes).await?;
             // `process` is held until here, so that the pid is not reused meanwhile.
             drop(process);
