@@ -75,7 +75,10 @@ fn wrong_usage_exits_with_2_and_names_the_correct_usage() {
         ("exec sandbox-1 -t -- sh", "requires a terminal"),
         ("vm port-forward sandbox-1", "REMOTE"),
         ("vm port-forward sandbox-1 80:0", "invalid port"),
-        ("port-forward sandbox-1 a:80", "expected [[ADDRESS:]LOCAL:]REMOTE"),
+        (
+            "port-forward sandbox-1 a:80",
+            "expected [[ADDRESS:]LOCAL:]REMOTE",
+        ),
         ("vm bg info sandbox-1 ../x", "expected an id"),
         ("apply -f x --dry-run --wait", "cannot be used"),
         ("new Bad --net=isolated", "invalid name \"Bad\""),
