@@ -12,6 +12,6 @@ target=${CARGO_TARGET_DIR:-$here/target}/guest-agent
 host=$(rustc -vV | sed -n 's/^host: //p')
 
 # With --target, the flags do not apply to build scripts and macros, which cannot be static.
-(cd "$here" && RUSTFLAGS='-C target-feature=+crt-static' CARGO_PROFILE_RELEASE_STRIP=true CARGO_PROFILE_RELEASE_DEBUG=false \
+(cd "$here" && RUSTFLAGS='-C target-feature=+crt-static' CARGO_PROFILE_RELEASE_STRIP=true \
     "${CARGO:-cargo}" build --quiet --locked --release --no-default-features --target "$host" --bin slice-agent --target-dir "$target")
 install -D -m 755 "$target/$host/release/slice-agent" "$out"
