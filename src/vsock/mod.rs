@@ -25,6 +25,7 @@ mod packet;
 mod vmm_limit;
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
@@ -90,8 +91,9 @@ fn serve(clients: &str, vmm: &str, file_bytes: u64) -> io::Result<()> {
     let device = Device::new(mux, memory.clone(), limit)?;
     let device: SharedDevice = Arc::new(Mutex::new(device));
     let other = |error: vhost_user_backend::Error| io::Error::other(error.to_string());
-    let mut daemon =
-        VhostUserDaemon::new("vsock".to_owned(), Arc::clone(&device), memory).map_err(other)?;
+    let daemon = VhostUserDaemon::new("vsock".to_owned(), Arc::clone(&device), memory);
+    // Its threads end with the process; dropping it, on an error as well, would wait for them.
+    let mut daemon = ManuallyDrop::new(daemon.map_err(other)?);
     for handler in daemon.get_epoll_handlers() {
         let device = device.lock().map_err(|_| io::ErrorKind::Other)?;
         for (fd, id) in device.events() {
@@ -101,14 +103,11 @@ fn serve(clients: &str, vmm: &str, file_bytes: u64) -> io::Result<()> {
     let listener = listen(&draft, vmm)?;
     await_vmm(&listener)?;
     daemon.start(&mut Listener::from(listener)).map_err(other)?;
-    let ended = match daemon.wait() {
+    match daemon.wait() {
         // QEMU has ended, at any point of the protocol.
         Ok(()) | Err(vhost_user_backend::Error::HandleRequest(_)) => Ok(()),
         Err(error) => Err(other(error)),
-    };
-    // Its threads end with the process; dropping it would wait for them.
-    std::mem::forget(daemon);
-    ended
+    }
 }
 
 /// Creates the socket of QEMU. It has its name only when connections to it succeed: the daemon starts QEMU as soon as it exists.
