@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `agent` | the program in the guest |
 //! | `archive` | directory trees as a stream |
+//! | `async_fd` | registers descriptors with the runtime |
 //! | `client` | connects to an agent from the host and sends a request |
 //! | `copy` | the host's side of a copy |
 //! | `endpoint` | the requests that the daemon forwards |
@@ -26,6 +27,7 @@
 )]
 pub mod agent;
 pub mod archive;
+mod async_fd;
 #[cfg(feature = "host")]
 pub mod client;
 #[cfg(feature = "host")]

@@ -6,7 +6,6 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `async_fd` | registers descriptors with the runtime |
 //! | `child` | starts a program: between fork and exec |
 //! | `error` | responses to requests that fail |
 //! | `exec` | `/exec` |
@@ -26,7 +25,6 @@
 //! | `users` | users and groups of the guest |
 //! | `websocket` | limits and the end of a WebSocket |
 
-mod async_fd;
 mod child;
 mod error;
 mod exec;

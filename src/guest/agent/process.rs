@@ -21,7 +21,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until, timeout};
 
-use super::async_fd::register;
+use super::super::async_fd::register;
 use super::child::{Streams, spawn};
 use super::error::Error;
 use super::spec::{Spec, StartError};

@@ -11,7 +11,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::async_fd::register;
+use super::super::async_fd::register;
 
 /// The size of a terminal before the client has sent another one: columns and rows.
 const SIZE: (u32, u32) = (80, 24);

@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::async_fd::register;
+use super::super::async_fd::register;
 
 /// The backlog: a VMM closes a connection that the guest does not queue.
 const BACKLOG: i32 = 1024;

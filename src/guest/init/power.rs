@@ -2,7 +2,8 @@
 //! Out of scope: other programs.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Read};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
@@ -10,9 +11,11 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal};
 use rustix::system::RebootCommand;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::super::async_fd::register;
 use super::reap;
 
 /// How long programs have to end after SIGTERM.
@@ -68,7 +71,7 @@ async fn button() {
             .read(true)
             .custom_flags(flags)
             .open(entry.path());
-        AsyncFd::new(opened.ok()?).ok()
+        register(opened.ok()?.into(), Interest::READABLE).ok()
     });
     let mut presses: FuturesUnordered<_> = devices.map(press).collect();
     while let Some(is_pressed) = presses.next().await {
@@ -80,13 +83,14 @@ async fn button() {
 }
 
 /// Waits until a device reports that its power button is pressed; false if it cannot be read.
-async fn press(device: AsyncFd<fs::File>) -> bool {
+async fn press(device: AsyncFd<OwnedFd>) -> bool {
     loop {
         let Ok(mut ready) = device.readable().await else {
             return false;
         };
         let mut buffer = [0; EVENT * 16];
-        match ready.try_io(|device| device.get_ref().read(&mut buffer)) {
+        let read = ready.try_io(|device| Ok(rustix::io::read(device.get_ref(), &mut buffer)?));
+        match read {
             Ok(Ok(0) | Err(_)) => return false,
             Ok(Ok(length)) => {
                 let events = buffer[..length].chunks_exact(EVENT);

@@ -73,15 +73,8 @@ fn a_tree_is_copied_with_its_links_and_listed_and_removed() {
         symlink("sub/file", at("tree/link")).expect("created");
         let why = fails(host, &["vm", "cp", text(&at("tree")), &vm(&at("copy"))]);
         assert!(why.contains("-r"), "{why}");
-        let words = [
-            "vm",
-            "cp",
-            "-r",
-            text(&at("tree")),
-            &vm(&at("copy")),
-            "--exclude",
-            "*.o",
-        ];
+        let (tree, copy) = (at("tree"), vm(&at("copy")));
+        let words = ["vm", "cp", "-r", text(&tree), &copy, "--exclude", "*.o"];
         succeeds(host, &[&words[..], &["--uid", "0"]].concat());
         succeeds(
             host,
