@@ -1,6 +1,8 @@
-//! `slice-agent init`: PID 1 of a small guest. It mounts the file systems, loads modules, configures the network from the kernel command
-//! line, and runs the agent, a program of the image, and a shell on the console until the guest is to end.
+//! `slice-agent init`: PID 1 of a small guest.
 //! Out of scope: the agent's requests; guests that have an init of their own.
+//!
+//! It mounts the file systems, loads modules, configures the network from the kernel command line, and runs the agent, a program of the
+//! image, and a shell on the console until the guest is to end.
 //!
 //! | file | content |
 //! |---|---|

@@ -2,12 +2,13 @@
 //! Out of scope: reading the command line (`parameters`).
 
 use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::TryStreamExt;
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
 use super::parameters::{Network, Route};
+use crate::clock;
 
 /// How long a link may take to appear: its driver was just loaded.
 const LINK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -90,7 +91,7 @@ async fn set_up(handle: &Handle, index: u32, mtu: Option<u32>) -> Result<(), Str
 
 /// The index of a link that may appear late.
 async fn wait_for(handle: &Handle, name: &str) -> Result<u32, String> {
-    let begin = Instant::now();
+    let begin = clock::monotonic();
     loop {
         if let Some(index) = index(handle, name).await? {
             return Ok(index);

@@ -6,13 +6,13 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
-use tokio::time::Instant;
 
 use super::parameters::Parameters;
 use super::prepare::report;
+use crate::clock;
 
 /// A program of the image that is started once the network is configured, with the environment variables `HOSTNAME`, `DEVICE`, `ADDRESS`
 /// and `GATEWAY`. It is not restarted.
@@ -61,20 +61,20 @@ impl Programs {
             return;
         };
         let (_, program) = self.running.swap_remove(at);
-        self.due.push((Instant::now() + PAUSE, program));
+        self.due.push((clock::monotonic() + PAUSE, program));
     }
 
     /// Waits until a program is to be started again.
     pub async fn due(&self) {
         match self.due.iter().map(|(when, _)| *when).min() {
-            Some(when) => tokio::time::sleep_until(when).await,
+            Some(when) => tokio::time::sleep_until(when.into()).await,
             None => std::future::pending().await,
         }
     }
 
     /// Starts the programs whose pause has ended.
     pub fn restart(&mut self) {
-        let now = Instant::now();
+        let now = clock::monotonic();
         let due: Vec<Program> = self
             .due
             .extract_if(.., |(when, _)| *when <= now)
@@ -92,7 +92,7 @@ impl Programs {
             Ok(pid) => self.running.push((pid, program)),
             Err(error) => {
                 report(&format!("start {program:?}: {error}"));
-                self.due.push((Instant::now() + PAUSE, program));
+                self.due.push((clock::monotonic() + PAUSE, program));
             }
         }
     }
