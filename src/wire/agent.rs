@@ -70,7 +70,7 @@ pub(super) async fn agent<B: Backend>(
 ) -> Result<Response, Response> {
     let refuse = |error: ApiError| error.into_response();
     let vm: Name = read(&vm).map_err(|refusal| refuse(refusal.into()))?;
-    let (endpoint, path) = endpoint(&request)?;
+    let (endpoint, path) = endpoint(&request).map_err(|response| *response)?;
     let socket = state.backend.agent(vm.clone()).await;
     let socket = socket.map_err(|refusal| refuse(refusal.into()))?;
     let permit = state.agents.acquire(caller.user, &vm).map_err(busy)?;
@@ -96,7 +96,7 @@ pub(super) async fn agent<B: Backend>(
 }
 
 /// The endpoint of a request, and its path and query at the agent.
-fn endpoint(request: &Request) -> Result<(Endpoint, Uri), Response> {
+fn endpoint(request: &Request) -> Result<(Endpoint, Uri), Box<Response>> {
     // As it was sent: what is decoded could be another path at the agent.
     let path = request
         .uri()
@@ -114,7 +114,7 @@ fn endpoint(request: &Request) -> Result<(Endpoint, Uri), Response> {
                 (StatusCode::METHOD_NOT_ALLOWED, error)
             }
         };
-        problem(status, error, Vec::new())
+        Box::new(problem(status, error, Vec::new()))
     })?;
     let target = match request.uri().query() {
         Some(query) => format!("/{path}?{query}"),
@@ -122,7 +122,7 @@ fn endpoint(request: &Request) -> Result<(Endpoint, Uri), Response> {
     };
     let target = target.parse().map_err(|error| {
         let error = format!("invalid path: {error}");
-        problem(StatusCode::BAD_REQUEST, error, Vec::new())
+        Box::new(problem(StatusCode::BAD_REQUEST, error, Vec::new()))
     })?;
     Ok((endpoint, target))
 }

@@ -147,7 +147,7 @@ impl Client {
         let body = tokio::time::timeout(PATIENCE, body).await;
         let body = body.map_err(|_| self.broken("the agent's response does not end"))?;
         let body = body.map_err(|error| self.broken(error))?.to_bytes();
-        serde_json::from_slice(&body).map_err(|error| of_agent(error))
+        serde_json::from_slice(&body).map_err(of_agent)
     }
 
     /// The same, for a response of lines in JSON.
@@ -158,8 +158,7 @@ impl Client {
         let response = self.agent(request).await?;
         let body = chunks(self.socket().to_owned(), response.into_body()).boxed();
         let lines = split_lines(body, LINE_LIMIT);
-        let parsed =
-            lines.map(|line| serde_json::from_slice(&line?).map_err(|error| of_agent(error)));
+        let parsed = lines.map(|line| serde_json::from_slice(&line?).map_err(of_agent));
         Ok(parsed.boxed())
     }
 

@@ -103,10 +103,10 @@ pub fn identity(parameters: &Parameters) {
     for word in &parameters.invalid {
         report(&format!("invalid kernel parameter {word}"));
     }
-    if let Some(name) = &parameters.hostname {
-        if let Err(error) = rustix::system::sethostname(name.as_bytes()) {
-            report(&format!("set the host name {name}: {error}"));
-        }
+    if let Some(name) = &parameters.hostname
+        && let Err(error) = rustix::system::sethostname(name.as_bytes())
+    {
+        report(&format!("set the host name {name}: {error}"));
     }
     let servers = parameters.network.iter().flat_map(|network| &network.dns);
     let lines: String = servers.map(|ip| format!("nameserver {ip}\n")).collect();
