@@ -216,7 +216,8 @@ fn split_lines(
                     continue;
                 }
                 Some(Ok(_)) => of_agent(format!("a line has more than {limit} bytes")),
-                Some(Err(error)) => error,
+                // The agent, or the daemon that forwards it.
+                Some(Err(_)) => of_agent("the connection was closed unexpectedly"),
                 None if rest.is_empty() => return None,
                 None => of_agent("it ends within a line"),
             };

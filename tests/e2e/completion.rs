@@ -98,7 +98,7 @@ fn kinds_and_names_are_completed() {
             ("slicectl wait hg/w", &["hg/web"]),
             (
                 "slicectl wait hg/web --for ",
-                &["deleted", "paused", "ready", "stopped"],
+                &["agent", "deleted", "paused", "ready", "stopped"],
             ),
             ("slicectl events ho", &["host", "hostgroup"]),
             ("slicectl events vm l", &["lab-1"]),
