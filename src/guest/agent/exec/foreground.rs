@@ -120,7 +120,7 @@ fn lines(
 /// The response with one JSON object after the end of the command.
 ///
 /// # Errors
-/// See [`stream`].
+/// See [`stream()`].
 pub async fn buffered(
     commands: &Arc<Commands>,
     query: &ExecQuery,
