@@ -28,10 +28,13 @@ fi
 
 SLICE_GUEST_DIR="$(realpath -m "${CARGO_TARGET_DIR:-target}/guest")"
 export SLICE_GUEST_DIR
+export SLICE_AGENT_BIN="$SLICE_GUEST_DIR/slice-agent"
 # Root of a user namespace can install nothing.
 if [ -z "${SLICE_TESTS_INSIDE:-}" ]; then
     tests/setup.sh
     examples/guest/build.sh "$SLICE_GUEST_DIR"
+    # Optimisation at link time takes longer than the tests of the result.
+    CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 examples/guest/agent.sh "$SLICE_AGENT_BIN"
 fi
 cargo fmt --all --check
 cargo clippy --locked --workspace --all-targets -- -D warnings

@@ -240,7 +240,7 @@ impl Tree {
             // It was removed already.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(Vec::new()),
             Err(error) => {
-                tracing::warn!(%error, "a stream of changes ends");
+                eprintln!("slice-agent: a stream of changes ends: {error}");
                 return None;
             }
         };
