@@ -12,7 +12,6 @@
 //! | [`host`] | thin functions over the kernel | nothing |
 //! | [`cni`] | a CNI runtime as the spec defines it | `clock` |
 //! | [`vmm`] | command lines and control sockets of the VMMs, their programs | `api clock host` |
-//! | [`guest`] | access to guests: the protocol of `slice-agent` | nothing |
 //! | [`reconcile`] | the stages of a VM and the host network: observe, plan, act | `api owner store host cni vmm runtime` |
 //! | [`engine`] | runs the stages for each key: bring up, tear down, orphans, adoption, preview | `api owner clock store runtime host cni vmm reconcile` |
 //! | [`status`] | what users see of objects, computed from the store; `explain` | `api owner store host vmm reconcile` |
@@ -55,7 +54,6 @@ pub mod cni;
 pub mod daemon;
 pub mod doctor;
 pub mod engine;
-pub mod guest;
 #[allow(
     clippy::disallowed_methods,
     reason = "the only module that starts programs and enters namespaces"
