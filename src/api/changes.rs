@@ -121,7 +121,12 @@ impl Changes {
         }
         let (removed, added) = (missing_in(new, old), missing_in(old, new));
         if removed.is_empty() && added.is_empty() {
-            return self.push(effect, field, Some(joined(old)), Some(joined(new)));
+            return self.push(
+                effect,
+                field,
+                Some(comma_separated(old)),
+                Some(comma_separated(new)),
+            );
         }
         for entry in removed {
             self.push(effect, field, Some(entry.to_string()), None);
@@ -288,7 +293,7 @@ impl Changes {
             Addresses::Any | Addresses::Listed(_) => None,
         };
         let listed = |addresses: &Addresses| match addresses {
-            Addresses::Listed(listed) => Some(format!("[{}]", joined(listed))),
+            Addresses::Listed(listed) => Some(format!("[{}]", comma_separated(listed))),
             Addresses::Any | Addresses::Range(..) => None,
         };
         match (old, new) {
@@ -351,7 +356,7 @@ fn missing_in<'a, T: PartialEq>(other: &[T], list: &'a [T]) -> Vec<&'a T> {
     entries.filter(is_missing).map(|(_, entry)| entry).collect()
 }
 
-fn joined<T: ToString>(list: &[T]) -> String {
+fn comma_separated<T: ToString>(list: &[T]) -> String {
     let entries: Vec<String> = list.iter().map(ToString::to_string).collect();
     entries.join(", ")
 }

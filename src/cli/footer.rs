@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paragraphs_and_blocks_are_told_apart() {
+    fn paragraphs_and_blocks_are_distinguished() {
         let footer = Footer::parse("One.\n\nTwo\nlines.\n\nExamples:\n  a\n    b\n\nFiles:\n  c");
         assert_eq!(footer.prose, ["One.", "Two lines."]);
         let lines = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();

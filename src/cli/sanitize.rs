@@ -107,15 +107,15 @@ pub fn json(text: &str) -> String {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
     /// In text.
-    Ground,
+    Text,
     /// After ESC, with the number of intermediate characters.
     Escape(usize),
     /// In a control sequence, with its characters so far.
     Control(String),
     /// In a control string (OSC, DCS, SOS, PM, APC) of this length so far.
-    Text(usize),
+    ControlString(usize),
     /// The same, after an ESC in it.
-    TextEscape,
+    StringEscape,
 }
 
 /// Sanitizes a stream of bytes for a terminal, in chunks that may end anywhere: text in UTF-8, tabs, line feeds and colours (SGR) pass.
@@ -133,7 +133,7 @@ pub struct Sanitizer {
 impl Default for Sanitizer {
     fn default() -> Self {
         Self {
-            state: State::Ground,
+            state: State::Text,
             partial: Vec::new(),
             has_return: false,
             marks: 0,
@@ -180,33 +180,37 @@ impl Sanitizer {
     }
 
     fn character(&mut self, c: char, safe: &mut String) {
-        self.state = match (std::mem::replace(&mut self.state, State::Ground), c) {
+        self.state = match (std::mem::replace(&mut self.state, State::Text), c) {
             // CAN and SUB cancel a sequence, and so does the end of the line: what follows is to be seen.
-            (_, '\u{18}' | '\u{1a}') => State::Ground,
-            (State::Ground, '\u{1b}') => State::Escape(0),
-            (State::Ground, _) => {
+            (_, '\u{18}' | '\u{1a}') => State::Text,
+            (State::Text, '\u{1b}') => State::Escape(0),
+            (State::Text, _) => {
                 self.text(c, safe);
-                State::Ground
+                State::Text
             }
             (_, '\n') => {
                 self.text(c, safe);
-                State::Ground
+                State::Text
             }
-            (State::Text(_), '\u{1b}') => State::TextEscape,
-            (State::TextEscape, '\\') => State::Ground,
-            (State::Text(_) | State::TextEscape, '\u{7}') => State::Ground,
-            (State::Text(length), _) if length < MAX_SEQUENCE => State::Text(length + 1),
-            (State::Text(_), _) => State::Ground,
-            (State::Escape(_) | State::Control(_) | State::TextEscape, '\u{1b}') => {
+            (State::ControlString(_), '\u{1b}') => State::StringEscape,
+            (State::StringEscape, '\\') => State::Text,
+            (State::ControlString(_) | State::StringEscape, '\u{7}') => State::Text,
+            (State::ControlString(length), _) if length < MAX_SEQUENCE => {
+                State::ControlString(length + 1)
+            }
+            (State::ControlString(_), _) => State::Text,
+            (State::Escape(_) | State::Control(_) | State::StringEscape, '\u{1b}') => {
                 State::Escape(0)
             }
             (State::Escape(0), '[') => State::Control(String::new()),
-            (State::Escape(0) | State::TextEscape, ']' | 'P' | 'X' | '^' | '_') => State::Text(0),
-            (State::TextEscape, '[') => State::Control(String::new()),
+            (State::Escape(0) | State::StringEscape, ']' | 'P' | 'X' | '^' | '_') => {
+                State::ControlString(0)
+            }
+            (State::StringEscape, '[') => State::Control(String::new()),
             (State::Escape(length), ' '..='/') if length < MAX_SEQUENCE => {
                 State::Escape(length + 1)
             }
-            (State::Escape(_) | State::TextEscape, _) => State::Ground,
+            (State::Escape(_) | State::StringEscape, _) => State::Text,
             (State::Control(mut sequence), ' '..='?') if sequence.len() < MAX_SEQUENCE => {
                 sequence.push(c);
                 State::Control(sequence)
@@ -215,7 +219,7 @@ impl Sanitizer {
                 if c == 'm' {
                     self.color(&sequence, safe);
                 }
-                State::Ground
+                State::Text
             }
         };
     }

@@ -28,7 +28,7 @@ pub(super) fn main(args: &Args) -> ExitCode {
         .iter()
         .map(|line| format!("warning: {line}\n"));
     let lines: String = lines.chain(warnings).map(|line| printable(&line)).collect();
-    // If these writes fail, there is nowhere left to report the error; the exit status remains.
+    // A failed write has no other place to be reported; the exit status is that of the check nevertheless.
     let _ = io::stderr().write_all(lines.as_bytes());
     if !found.errors.is_empty() {
         return ExitCode::FAILURE;

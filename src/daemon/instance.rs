@@ -133,7 +133,7 @@ pub(super) async fn claim(dirs: &Dirs<'_>, home: &Netns) -> Result<Claimed, Erro
     })
 }
 
-/// The id that a daemon with this state directory has or would have, as far as its files tell.
+/// The id of a daemon with this state directory: the stored one, or the one that it would choose.
 pub(super) fn expected(state: &Path) -> Instance {
     match stored(&state.join(FILE)) {
         Ok(Stored::Id(id) | Stored::Unchecked(id)) => id,

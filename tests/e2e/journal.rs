@@ -139,7 +139,7 @@ fn a_standard_error_that_is_not_the_journal_gets_the_log_as_text() {
     }
 }
 
-/// The kernel's queue of the socket has room for a few entries; more are waited for by the log alone.
+/// The socket's queue in the kernel holds a few entries; only the thread of the log waits when it is full.
 #[test]
 fn a_journal_that_does_not_read_delays_nothing() {
     empty(|mut harness| {

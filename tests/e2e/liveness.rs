@@ -434,14 +434,14 @@ fn what_exceeds_the_address_plan_is_refused_before_it_is_planned() {
             "m.yaml",
             &of(16, "count: 1000, network_name: x, network: {mode: cni}"),
         );
-        let said = harness.ctl(&format!("diff -f {file} --verbose"));
-        assert!(said.contains("Plan: 16000 to add"));
+        let output = harness.ctl(&format!("diff -f {file} --verbose"));
+        assert!(output.contains("Plan: 16000 to add"));
         assert!(
-            said.contains("and the steps for 13952 more VMs"),
+            output.contains("and the steps for 13952 more VMs"),
             "{}",
-            &said[said.len().saturating_sub(200)..]
+            &output[output.len().saturating_sub(200)..]
         );
-        assert!(said.len() < 1 << 20, "{} bytes", said.len());
+        assert!(output.len() < 1 << 20, "{} bytes", output.len());
         eprintln!("peak after a diff of 16,000 VMs: {} MiB", peak(&harness));
         assert!(peak(&harness) < 400, "{} MiB", peak(&harness));
     });

@@ -92,7 +92,7 @@ enum Process {
     None,
 }
 
-/// The answer (a verdict, or part of an error), the state and the process that the wait ends with.
+/// The output (a result, or part of an error), the state and the process that the wait ends with.
 type Expected = (&'static str, &'static str, Process);
 
 fn table() -> Vec<(State, [Expected; 5])> {

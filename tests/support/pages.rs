@@ -3,7 +3,7 @@
 //!
 //! # Format
 //! A console block has commands after a prompt (`# ` or `$ `), each continued after a backslash, and below a command the output that
-//! it prints. A line `...` in it stands for any lines. Output that is not shown is not compared.
+//! it prints. A line `...` in it matches any lines. Output that is not shown is not compared.
 //!
 //! Notes are HTML comments, alone on a line, before the block that they apply to:
 //!
@@ -227,7 +227,7 @@ impl Block {
     }
 }
 
-/// Whether lines of output are those that a page shows, in which `...` stands for any lines.
+/// Whether lines of output are those that a page shows, in which `...` matches any lines.
 pub fn matches(shown: &[&str], found: &[&str]) -> bool {
     match shown.split_first() {
         None => found.is_empty(),

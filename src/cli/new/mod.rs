@@ -181,7 +181,7 @@ pub fn new(mut args: NewArgs) -> Result<(), Failure> {
     print::out(&text)
 }
 
-/// Sets the options that `--cidr` stands for.
+/// Sets the option of the network mode that `--cidr` is short for.
 fn apply_cidr(args: &mut NewArgs) -> Result<(), Failure> {
     let Some(cidr) = args.cidr else {
         return Ok(());

@@ -59,7 +59,7 @@ impl Ran {
     }
 }
 
-/// What the blocks of a page want to be done.
+/// The actions that the blocks of a page describe.
 pub fn actions(blocks: &[Block]) -> Vec<Action> {
     let mut found = Vec::new();
     for block in blocks {

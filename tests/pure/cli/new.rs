@@ -373,7 +373,7 @@ fn one_mistake_is_one_error() {
 }
 
 #[test]
-fn a_kernel_in_the_directory_of_images_is_used_and_its_absence_is_said() {
+fn a_kernel_in_the_directory_of_images_is_used_and_its_absence_is_noted() {
     let (runner, dir) = offline();
     let images = dir.path().join("images");
     let new = |flags: &str| runner.run(&format!("new a --net=isolated {flags}"));

@@ -270,7 +270,7 @@ const BEYOND_THE_SCHEMA: &[&str] = &[
     "allow-metadata-others",
     "allow-reserved",
     "bridge-is-a-tap",
-    "bridge-room",
+    "bridge-too-many",
     "cni-and-another-mode",
     "cni-requested-twice",
     "cni-without-a-name",

@@ -8,7 +8,7 @@ use super::limits::{
     DEFAULT_VCPU, GIB, HYPERVISORS, MACHINES, MAX_DNS_SERVERS, MIB, RESTARTS, UPDATES, VCPU,
     ram_range,
 };
-use super::{Change, Default, Format, Key, Mapping, Value, words};
+use super::{Change, Default, Format, Key, Mapping, Value, names};
 
 /// For keys of `config:` that are the default of all groups.
 const INHERITED: &[Mapping] = &[Config, HostGroup];
@@ -131,7 +131,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "hypervisor",
         mappings: INHERITED,
-        value: Value::Choice(|| words(&HYPERVISORS)),
+        value: Value::Choice(|| names(&HYPERVISORS)),
         default: Default::Text("`qemu` with a `kernel_file`, else `none`"),
         about: "The VMM: QEMU (7.2 or newer), Firecracker (1.10), Cloud Hypervisor (38), or `none`: you start a VMM yourself",
         example: "\"firecracker\"",
@@ -176,7 +176,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "machine",
         mappings: INHERITED,
-        value: Value::Choice(|| words(&MACHINES)),
+        value: Value::Choice(|| names(&MACHINES)),
         default: Default::Word("microvm"),
         about: "Machine type; for `qemu`",
         example: "\"q35\"",
@@ -242,7 +242,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "restart",
         mappings: INHERITED,
-        value: Value::Choice(|| words(&RESTARTS)),
+        value: Value::Choice(|| names(&RESTARTS)),
         default: Default::Word("always"),
         change: Change::Live,
         about: "Whether a VMM that ends by itself is started again",
@@ -261,7 +261,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "update",
-        value: Value::Choice(|| words(&UPDATES)),
+        value: Value::Choice(|| names(&UPDATES)),
         default: Default::Word("rolling"),
         change: Change::Live,
         about: "`rolling`: one VM at a time is replaced, and only if its replacement can run on this host (program, kernel and images are checked first; `describe` names what is missing); `on-delete`: when you delete it",

@@ -1,4 +1,4 @@
-//! The limits and words of keys, for the parser and for the table.
+//! The limits and names of values, for the parser and for the table.
 //! Out of scope: limits of several groups together ([`super::super::super::validate`]).
 
 use std::ops::RangeInclusive;

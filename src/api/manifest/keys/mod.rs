@@ -61,7 +61,7 @@ pub enum Value {
     Whole(RangeInclusive<u64>, u64),
     /// `true` or `false`.
     Flag,
-    /// One of these words.
+    /// One of these names.
     Choice(fn() -> Vec<&'static str>),
     /// A string.
     Text(Format),
@@ -234,9 +234,9 @@ pub fn alternatives(name: &str) -> impl Iterator<Item = &'static str> + use<> {
         .filter(move |other| Some(*other) != own)
 }
 
-/// The words of a list of choices.
-pub fn words<T>(choices: &[(&'static str, T)]) -> Vec<&'static str> {
-    choices.iter().map(|(word, _)| *word).collect()
+/// The names of a list of choices.
+pub fn names<T>(choices: &[(&'static str, T)]) -> Vec<&'static str> {
+    choices.iter().map(|(name, _)| *name).collect()
 }
 
 #[cfg(test)]
@@ -258,7 +258,7 @@ mod tests {
                     .as_u64()
                     .is_some_and(|n| range.contains(&n) && n % multiple == 0),
                 Value::Flag => example.is_boolean(),
-                Value::Choice(words) => words().iter().any(|word| example == *word),
+                Value::Choice(names) => names().iter().any(|name| example == *name),
                 Value::Text(_) => example.is_string(),
                 Value::NumberOrText(_) => example.is_string() || example.is_u64(),
                 Value::List(..) => example.is_array(),

@@ -5,7 +5,7 @@ use super::super::super::cni::{BURSTS, MAX_REQUESTED, RATES};
 use super::super::super::entry_problem::MAX_ENTRIES;
 use super::Mapping::{Bandwidth, Cni, Network, PortMapping};
 use super::limits::{MAX_CONNECTIONS, MODES, ON_DENY, PORTS, TRANSPORTS};
-use super::{Change, Default, Format, Key, Mapping, Mode, Value, words};
+use super::{Change, Default, Format, Key, Mapping, Mode, Value, names};
 
 const ISOLATED: &[Mode] = &[Mode::Isolated];
 const BRIDGE: &[Mode] = &[Mode::Bridge];
@@ -42,7 +42,7 @@ const _: () = assert!(*BURSTS.start() == 16_000 && *BURSTS.end() == 34_359_738_3
 pub const KEYS: &[Key] = &[
     Key {
         name: "mode",
-        value: Value::Choice(|| words(&MODES)),
+        value: Value::Choice(|| names(&MODES)),
         default: Default::Text("`bridge`"),
         about: "`isolated`: a network namespace and a /30 for each VM; `bridge`: a bridge shared by the VMs, the host and the LAN; `cni`: a network of CNI plugins",
         example: "\"isolated\"",
@@ -78,7 +78,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "on_deny",
         modes: ISOLATED,
-        value: Value::Choice(|| words(&ON_DENY)),
+        value: Value::Choice(|| names(&ON_DENY)),
         default: Default::Word("drop"),
         change: Change::Live,
         about: "Response to denied packets; `drop`: none; `reject`: TCP reset, or ICMP administratively prohibited",
@@ -252,7 +252,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "protocol",
         mappings: PORT,
-        value: Value::Choice(|| words(&TRANSPORTS)),
+        value: Value::Choice(|| names(&TRANSPORTS)),
         default: Default::Word("tcp"),
         about: "Transport protocol",
         example: "\"udp\"",

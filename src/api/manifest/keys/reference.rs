@@ -122,9 +122,9 @@ fn values(value: &Value) -> String {
             format!("{} to {}", grouped(*range.start()), grouped(*range.end()))
         }
         Value::Flag => "`true`, `false`".to_owned(),
-        Value::Choice(words) => {
-            let words: Vec<String> = words().iter().map(|word| format!("`{word}`")).collect();
-            words.join(", ")
+        Value::Choice(names) => {
+            let names: Vec<String> = names().iter().map(|name| format!("`{name}`")).collect();
+            names.join(", ")
         }
         Value::Text(format) | Value::NumberOrText(format) => format.text(),
         Value::List(item, most) => {

@@ -158,7 +158,7 @@ fn of_value(value: &Value) -> Json {
             schema
         }
         Value::Flag => json!({"type": "boolean"}),
-        Value::Choice(words) => json!({"enum": words()}),
+        Value::Choice(names) => json!({"enum": names()}),
         Value::Text(format) => of_text(*format),
         Value::NumberOrText(format) => json!({
             "anyOf": [{"type": "integer", "minimum": 0}, of_text(*format)],
@@ -202,11 +202,11 @@ fn plain(markdown: &str) -> String {
     while let Some((before, link)) = rest.split_once('[') {
         let parts = link
             .split_once("](")
-            .and_then(|(words, after)| Some((words, after.split_once(')')?.1)));
+            .and_then(|(label, after)| Some((label, after.split_once(')')?.1)));
         text.push_str(before);
         match parts {
-            Some((words, after)) => {
-                text.push_str(words);
+            Some((label, after)) => {
+                text.push_str(label);
                 rest = after;
             }
             None => {
