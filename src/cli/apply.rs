@@ -6,10 +6,11 @@ use std::collections::BTreeSet;
 use super::args::{ApplyArgs, DryRun, Goal};
 use super::change_args::ChangeOutput;
 use super::diff::{self, Shown, summary};
+use super::disks::confirm_change;
 use super::effects::{groups, names, ready_lines, shown, warn_about};
 use super::failure::{Failure, warn};
 use super::{confirm, manifests, print, validate, wait};
-use crate::api::view::{DiffResult, GroupDiff, Source};
+use crate::api::view::Source;
 use crate::clock;
 use crate::wire::{Client, Detail, Effect};
 
@@ -28,7 +29,7 @@ pub async fn apply(client: &Client, args: ApplyArgs) -> Result<(), Failure> {
     }
     let mut warned = BTreeSet::new();
     if !args.flags.yes && confirm::can_ask() {
-        warned = confirm_disks(client, sources.clone()).await?;
+        warned = confirm_change(client, &sources).await?;
     }
     let begin = clock::monotonic();
     let mut results = client
@@ -72,24 +73,4 @@ async fn dry_run(
         ChangeOutput::Json => print::json(&result),
         ChangeOutput::Name => print::out(&names(result.groups.iter().map(|it| &it.result))),
     }
-}
-
-/// Asks if VMs are replaced or deleted with disks that are not persistent. Returns the warnings that were printed.
-async fn confirm_disks(client: &Client, sources: Vec<Source>) -> Result<BTreeSet<String>, Failure> {
-    let result = diff::request(client, &sources, Detail::Summary).await?;
-    let disks = lost_disks(&result);
-    if disks == 0 {
-        return Ok(BTreeSet::new());
-    }
-    let warnings = result.groups.into_iter();
-    let warnings = warnings.flat_map(|GroupDiff { result, .. }| result.warnings);
-    let warnings: Vec<String> = warnings.collect();
-    warnings.iter().for_each(|text| warn(text));
-    confirm::delete_disks(disks)?;
-    Ok(warnings.into_iter().collect())
-}
-
-fn lost_disks(result: &DiffResult) -> usize {
-    let vms = result.groups.iter().flat_map(|group| &group.vms);
-    vms.filter(|vm| vm.deletes_disk).count()
 }

@@ -1,15 +1,17 @@
 //! `edit`: opens a host group in the user's editor and applies what is saved.
 //! Out of scope: groups that a file defines, which is edited instead.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use super::disks::confirm_change;
 use super::failure::{Failure, note, warn};
 use super::group_manifest;
-use super::print;
 use super::target::{self, Target};
+use super::{confirm, print};
 use crate::api::host_group::Origin;
 use crate::api::view::{Applied, GroupView, Kind, Object, Source};
 use crate::wire::{Client, Effect};
@@ -31,6 +33,9 @@ pub struct EditArgs {
     /// hostgroup NAME or hostgroup/NAME
     #[arg(value_name = "TARGET", required = true, num_args = 1..=2)]
     pub target: Vec<String>,
+    /// Do not ask before VMs are replaced or deleted with disks that are not persistent
+    #[arg(short, long)]
+    pub yes: bool,
 }
 
 /// `edit hg/NAME`.
@@ -65,7 +70,7 @@ pub async fn edit(client: &Client, args: EditArgs) -> Result<(), Failure> {
         name: path.display().to_string(),
         text: after,
     };
-    match apply(client, &target, &group, source).await {
+    match apply(client, &target, &group, source, args.yes).await {
         Ok(()) => {
             let _ = fs::remove_file(&path);
             Ok(())
@@ -88,12 +93,17 @@ async fn apply(
     target: &Target,
     before: &GroupView,
     source: Source,
+    yes: bool,
 ) -> Result<(), Failure> {
     let names = client.names(vec![source.clone()]).await?;
     if names != [target.name.clone()] {
         return Err(Failure::one(format!(
             "the file must define {target} and no other group"
         )));
+    }
+    let mut warned = BTreeSet::new();
+    if !yes && confirm::can_ask() {
+        warned = confirm_change(client, std::slice::from_ref(&source)).await?;
     }
     let now = group(client, target).await?;
     let version = |group: &GroupView| (group.metadata.uid, group.metadata.generation);
@@ -104,7 +114,9 @@ async fn apply(
     }
     let results = client.apply(vec![source], Effect::Commit).await?;
     for result in results {
-        result.warnings.iter().for_each(|text| warn(text));
+        let warnings = result.warnings.iter();
+        let new = warnings.filter(|text| !warned.contains(*text));
+        new.for_each(|text| warn(text));
         let action = match result.applied {
             Applied::Unchanged => "unchanged",
             Applied::Created | Applied::Configured | Applied::Deleted => "edited",

@@ -35,9 +35,9 @@ pub async fn scale(client: &Client, args: ScaleArgs) -> Result<(), Failure> {
             }
             Err(failure) => return Err(failure),
         };
-        let is_asked = !args.flags.yes && confirm::can_ask();
-        if is_asked {
-            confirm_disks(client, &group, args.count).await?;
+        let mut warned = None;
+        if !args.flags.yes && confirm::can_ask() {
+            warned = confirm_disks(client, &group, args.count).await?;
         }
         let scale = Scale {
             count: args.count,
@@ -46,9 +46,7 @@ pub async fn scale(client: &Client, args: ScaleArgs) -> Result<(), Failure> {
         };
         match client.scale(&target.name, &scale).await {
             Ok(mut result) => {
-                if is_asked {
-                    result.warnings.clear();
-                }
+                result.warnings.retain(|text| warned.as_ref() != Some(text));
                 results.push(result);
             }
             Err(error) => errors.extend(error.causes()),
@@ -82,8 +80,12 @@ async fn seen(client: &Client, target: &Target) -> Result<GroupView, Failure> {
     }
 }
 
-/// Asks if VMs are deleted with disks that are not persistent.
-async fn confirm_disks(client: &Client, group: &GroupView, count: u32) -> Result<(), Failure> {
+/// Asks if VMs are deleted with disks that are not persistent. Returns the warning that was printed.
+async fn confirm_disks(
+    client: &Client,
+    group: &GroupView,
+    count: u32,
+) -> Result<Option<String>, Failure> {
     let name = &group.metadata.name;
     let kept: BTreeSet<Name> = (1..=count)
         .filter_map(|index| HostGroup::vm_name(name, index))
@@ -93,11 +95,10 @@ async fn confirm_disks(client: &Client, group: &GroupView, count: u32) -> Result
     let lost: Vec<&VmView> = lost
         .filter(|vm| vm.on_demand.is_none() && !kept.contains(&vm.metadata.name))
         .collect();
-    match disk_warning(&format!("hostgroup/{name}"), &lost) {
-        None => Ok(()),
-        Some(warning) => {
-            warn(&warning);
-            confirm::delete_disks(lost.len())
-        }
+    let warning = disk_warning(&format!("hostgroup/{name}"), &lost);
+    if let Some(warning) = &warning {
+        warn(warning);
+        confirm::delete_disks(lost.len())?;
     }
+    Ok(warning)
 }

@@ -80,6 +80,58 @@ fn a_change_that_deletes_disks_asks_on_a_terminal_and_only_yes_is_a_yes() {
     });
 }
 
+/// `edit` on a terminal, with an editor that changes the number of virtual CPUs.
+fn edit(harness: &Harness, flags: &str, answer: &str) -> Run {
+    let mut command = ctl(harness, &format!("edit hg/web {flags}"));
+    command
+        .env("EDITOR", "sed -i 's/vcpu: 1/vcpu: 2/'")
+        .env_remove("VISUAL")
+        .env("TMPDIR", harness.dir.path());
+    terminal::run(command, QUESTION, answer)
+}
+
+#[test]
+fn an_edit_that_deletes_disks_asks_and_keeps_the_text_after_a_no() {
+    with_daemon(|harness| {
+        harness.apply(&manifest(&harness, 1, "vcpu: 1"));
+        let before = uids(&harness);
+        let run = edit(&harness, "", "no\n");
+        assert_eq!(run.code, 1, "{run:?}");
+        for expected in [
+            "not persistent: web-1",
+            "error: cancelled",
+            "text is kept in",
+        ] {
+            assert!(run.screen.contains(expected), "{expected}: {run:?}");
+        }
+        assert_eq!(uids(&harness), before);
+        let run = edit(&harness, "", "y\n");
+        assert_eq!(
+            (run.code, run.stdout.as_str()),
+            (0, "hostgroup/web edited\n")
+        );
+        assert_eq!(run.screen.matches("not persistent").count(), 1, "{run:?}");
+        harness.ctl("wait hg/web --for ready");
+        assert_ne!(uids(&harness), before);
+        harness.apply(&manifest(&harness, 1, "vcpu: 1"));
+        let run = edit(&harness, "--yes", "no\n");
+        assert_eq!(run.code, 0, "{run:?}");
+        assert!(!run.screen.contains(QUESTION), "{run:?}");
+    });
+}
+
+#[test]
+fn on_a_terminal_scale_shows_all_warnings_once() {
+    with_daemon(|harness| {
+        let text = "config:\n  hypervisor: qemu\n  kernel_file: /nowhere/vmlinuz\n  host_groups:\n    - name: web\n      count: 0\n      network: {mode: isolated}\n";
+        let file = harness.write("web.yaml", text);
+        harness.ctl(&format!("apply -f {file}"));
+        let run = on_terminal(&harness, "scale hg/web --count 1", "no\n");
+        assert_eq!(run.code, 0, "{run:?}");
+        assert_eq!(run.screen.matches("no VM can start").count(), 1, "{run:?}");
+    });
+}
+
 #[test]
 fn what_deletes_no_disk_or_cannot_be_answered_is_not_asked() {
     with_daemon(|harness| {

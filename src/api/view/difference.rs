@@ -166,7 +166,7 @@ impl DiffResult {
 const MAX_NAMES: usize = 8;
 
 /// The first of these names, and the number of the others: `a-1, a-2 and 30 more`.
-pub fn first_names(names: &[&Name]) -> String {
+fn first_names(names: &[&Name]) -> String {
     let shown: Vec<&str> = names
         .iter()
         .take(MAX_NAMES)
@@ -176,6 +176,25 @@ pub fn first_names(names: &[&Name]) -> String {
     match names.len().saturating_sub(MAX_NAMES) {
         0 => shown,
         more => format!("{shown} and {more} more"),
+    }
+}
+
+/// The warning about disks that are deleted because `action` (`deletes`, `replaces`) is done to these VMs; `None` without VMs.
+pub fn disk_warning(object: &str, action: &str, vms: &[&Name]) -> Option<String> {
+    let verb = match action {
+        "deletes" => "",
+        _ => "deletes ",
+    };
+    match vms {
+        [] => None,
+        [vm] => Some(format!(
+            "{object}: {action} 1 VM and {verb}its disk, which is not persistent: {vm}"
+        )),
+        all => Some(format!(
+            "{object}: {action} {} VMs and {verb}their disks, which are not persistent: {}",
+            all.len(),
+            first_names(all)
+        )),
     }
 }
 

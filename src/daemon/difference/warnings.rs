@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::groups::GroupChange;
+use crate::api::event::ObjectRef;
 use crate::api::host_group::{HostGroup, HostGroupSpec};
 use crate::api::meta::Name;
 use crate::api::network::NetworkSpec;
 use crate::api::storage::Bytes;
-use crate::api::view::{Applied, VmChange, VmDiff, first_names};
+use crate::api::view::{Applied, VmChange, VmDiff, disk_warning};
 use crate::api::vm::Hypervisor;
 use crate::engine::Engine;
 use crate::host::{fs, link};
@@ -54,27 +55,15 @@ fn disks(group: &GroupChange<'_>) -> Option<String> {
         .values()
         .filter(|vm| vm.deletes_disk)
         .collect();
-    let first = lost.first()?;
     let replaced = lost.iter().filter(|vm| vm.change == VmChange::Replace);
     let action = match replaced.count() {
         0 => "deletes",
         all if all == lost.len() => "replaces",
         _ => "replaces or deletes",
     };
-    let group = &group.draft.name;
-    Some(match lost.len() {
-        1 => format!(
-            "hostgroup/{group}: {action} 1 VM and deletes its disk, which is not persistent: {}",
-            first.name
-        ),
-        vms => {
-            let names: Vec<&Name> = lost.iter().map(|vm| &vm.name).collect();
-            let names = first_names(&names);
-            format!(
-                "hostgroup/{group}: {action} {vms} VMs and deletes their disks, which are not persistent: {names}"
-            )
-        }
-    })
+    let names: Vec<&Name> = lost.iter().map(|vm| &vm.name).collect();
+    let group = ObjectRef::host_group(&group.draft.name).to_string();
+    disk_warning(&group, action, &names)
 }
 
 /// What cannot work on this host.
