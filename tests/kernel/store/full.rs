@@ -6,10 +6,12 @@
 //! of its own.
 
 use std::path::Path;
+use std::time::Duration;
 
 use slicectl::api::meta::Name;
 use slicectl::reconcile::group::{Claim, Claims};
-use slicectl::store::{Error, Pool, Store};
+use slicectl::store::{Change, Error, Pool, Store};
+use tokio::sync::broadcast::error::RecvError;
 
 use crate::store::whole::whole;
 use test_support::kernel;
@@ -35,6 +37,7 @@ fn on_a_full_disk_a_change_is_taken_back_and_nothing_committed_is_lost() {
         let mut kept: Vec<Name> = Vec::new();
         let claims = Claims::new(Path::new("/run/claims"), owner(dir));
         let pooled = name("pooled");
+        let mut changes = store.watch();
         let failed = loop {
             if let Err(error) = choose(&store, &claims, &pooled).await {
                 break error;
@@ -68,6 +71,12 @@ fn on_a_full_disk_a_change_is_taken_back_and_nothing_committed_is_lost() {
             assert!(kept.len() < 1000, "3 MiB hold no 1000 groups of 32 KiB");
         };
         assert!(matches!(failed, Error::Write(_)), "{failed}");
+        // The objects that users see contain the reason, which is not stored.
+        let is_view = |change: Result<Change, RecvError>| change == Ok(Change::View);
+        let viewed = async { while !is_view(changes.recv().await) {} };
+        let viewed = tokio::time::timeout(Duration::from_secs(10), viewed).await;
+        viewed.expect("watches wake when nothing can be written");
+        assert!(store.read_only().is_some());
         assert!(kept.len() > 10, "only {} groups", kept.len());
         // It goes on saying no, or has found room; in no case does it lose a word it gave.
         for n in 0..3 {
