@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::args::{ApplyArgs, DryRun, Goal};
 use super::change_args::ChangeOutput;
-use super::diff::{self, Shown, summary};
+use super::diff::{Shown, summary};
 use super::disks::confirm_change;
 use super::effects::{groups, names, ready_lines, shown, warn_about};
 use super::failure::{Failure, warn};
@@ -58,7 +58,7 @@ async fn dry_run(
     sources: Vec<Source>,
     output: ChangeOutput,
 ) -> Result<(), Failure> {
-    let result = diff::request(client, &sources, Detail::Steps).await?;
+    let result = manifests::difference(client, &sources, Detail::Steps).await?;
     warn_about(result.groups.iter().map(|group| &group.result));
     for (object, reason) in &result.stuck {
         warn(&format!("{object} would wait: {reason}"));

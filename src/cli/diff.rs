@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::{manifests, print};
 use crate::api::changes::{Effect, FieldChange};
 use crate::api::host_group::UpdatePolicy;
-use crate::api::view::{Applied, DiffResult, GroupDiff, Kind, PlanCounts, Source, VmChange};
+use crate::api::view::{Applied, DiffResult, GroupDiff, Kind, PlanCounts, VmChange};
 use crate::wire::{Client, Detail};
 
 /// Exit status of `diff --exit-code` on an error; 1 means that there are differences, as with `kubectl diff`.
@@ -29,7 +29,7 @@ pub async fn diff(client: &Client, args: DiffArgs) -> Result<(), Failure> {
 /// Prints the differences, and returns whether there are any.
 async fn show(client: &Client, args: DiffArgs) -> Result<bool, Failure> {
     let sources = manifests::read_all(&args.files)?;
-    let result = request(client, &sources, Detail::Steps).await?;
+    let result = manifests::difference(client, &sources, Detail::Steps).await?;
     warn_about(result.groups.iter().map(|group| &group.result));
     let shown = Shown {
         unchanged: false,
@@ -63,16 +63,6 @@ fn unknown_steps(result: &DiffResult) -> Vec<String> {
             ),
         });
     lines.collect()
-}
-
-/// What applying these manifests would change.
-pub async fn request(
-    client: &Client,
-    sources: &[Source],
-    detail: Detail,
-) -> Result<DiffResult, Failure> {
-    let result = client.diff(sources.to_vec(), detail).await;
-    result.map_err(|error| manifests::refused(&error, sources))
 }
 
 /// What a summary contains.

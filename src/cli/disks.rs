@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::failure::{Failure, warn};
-use super::{confirm, diff};
+use super::{confirm, manifests};
 use crate::api::meta::Name;
 use crate::api::view::{self, Object, Source, VmView};
 use crate::wire::{Client, Detail};
@@ -37,7 +37,7 @@ pub async fn confirm_change(
     client: &Client,
     sources: &[Source],
 ) -> Result<BTreeSet<String>, Failure> {
-    let result = diff::request(client, sources, Detail::Summary).await?;
+    let result = manifests::difference(client, sources, Detail::Summary).await?;
     let vms = result.groups.iter().flat_map(|group| &group.vms);
     let lost = vms.filter(|vm| vm.deletes_disk).count();
     if lost == 0 {

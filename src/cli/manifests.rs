@@ -1,5 +1,5 @@
 //! `-f FILE|DIR|-`: reads the texts of manifests, and shows the lines of their problems.
-//! Out of scope: parsing, which the daemon does.
+//! Out of scope: parsing, and computing what they would change, which the daemon does.
 
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Read};
@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use super::failure::{self, Failure};
 use super::paint::one_line;
 use crate::api::manifest::{self, Position, is_manifest};
-use crate::api::view::Source;
+use crate::api::view::{DiffResult, Source};
 use crate::wire::client::ClientError;
 use crate::wire::limits::MANIFEST_LIMIT;
+use crate::wire::{Client, Detail};
 
 /// Reads all manifests in the given order; those of a directory are sorted by name.
 pub fn read_all(files: &[PathBuf]) -> Result<Vec<Source>, Failure> {
@@ -126,6 +127,16 @@ fn source(name: &str, reader: impl Read) -> io::Result<Source> {
             "the file is larger than {MANIFEST_LIMIT} bytes"
         ))),
     }
+}
+
+/// What applying these manifests would change.
+pub async fn difference(
+    client: &Client,
+    sources: &[Source],
+    detail: Detail,
+) -> Result<DiffResult, Failure> {
+    let result = client.diff(sources.to_vec(), detail).await;
+    result.map_err(|error| refused(&error, sources))
 }
 
 #[cfg(test)]
