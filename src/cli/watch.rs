@@ -111,7 +111,9 @@ fn is_temporary(error: &ClientError) -> bool {
     match error {
         ClientError::Unreachable { .. } | ClientError::ConnectionFailed { .. } => true,
         ClientError::Refused { status, .. } => *status == 503,
-        ClientError::PermissionDenied(_) | ClientError::InvalidAgent(_) => false,
+        ClientError::PermissionDenied(_)
+        | ClientError::AgentClosed
+        | ClientError::InvalidAgent(_) => false,
     }
 }
 

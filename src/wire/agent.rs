@@ -147,6 +147,7 @@ impl Destination<'_> {
         let body = StoppableBody {
             body,
             stop: Box::pin(stop.cancelled_owned()),
+            error: None,
         };
         let mut response = Response::new(Body::new(body));
         *response.status_mut() = parts.status;
@@ -280,6 +281,22 @@ fn sanitized(text: &str) -> String {
 struct StoppableBody {
     body: AgentBody,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// An error that ends the body when it is polled again.
+    error: Option<io::Error>,
+}
+
+impl StoppableBody {
+    /// Ends the body with an error, but only when it is polled again: hyper drops what it has buffered when a body fails, even the head
+    /// of the response, and writes its buffer when a body is pending.
+    fn fail(
+        &mut self,
+        error: io::Error,
+        context: &Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        self.error = Some(error);
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
 }
 
 impl hyper::body::Body for StoppableBody {
@@ -290,11 +307,16 @@ impl hyper::body::Body for StoppableBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        if self.stop.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Some(Err(io::Error::other("the daemon stops"))));
+        if let Some(error) = self.error.take() {
+            return Poll::Ready(Some(Err(error)));
         }
-        let frame = Pin::new(&mut self.body).poll_frame(context);
-        frame.map_err(io::Error::other)
+        if self.stop.as_mut().poll(context).is_ready() {
+            return self.fail(io::Error::other("the daemon stops"), context);
+        }
+        match Pin::new(&mut self.body).poll_frame(context) {
+            Poll::Ready(Some(Err(error))) => self.fail(io::Error::other(error), context),
+            frame => frame.map_err(io::Error::other),
+        }
     }
 
     fn is_end_stream(&self) -> bool {

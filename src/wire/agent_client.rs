@@ -216,10 +216,9 @@ fn split_lines(
                     continue;
                 }
                 Some(Ok(_)) => of_agent(format!("a line has more than {limit} bytes")),
-                // The agent, or the daemon that forwards it.
-                Some(Err(_)) => of_agent("the connection was closed unexpectedly"),
                 None if rest.is_empty() => return None,
-                None => of_agent("it ends within a line"),
+                // By the agent, or the daemon that forwards it.
+                Some(Err(_)) | None => ClientError::AgentClosed,
             };
             return Some((Err(error), None));
         }
@@ -253,7 +252,7 @@ mod tests {
         assert!(lines(&[]).await.is_empty());
         for (chunks, expected) in [
             (&["ok\n", "01234567", "8\n"][..], "more than 8 bytes"),
-            (&["ok\n", "cut"], "ends within a line"),
+            (&["ok\n", "cut"], "closed unexpectedly"),
         ] {
             let found = lines(chunks).await;
             assert_eq!(found.len(), 2, "{found:?}");

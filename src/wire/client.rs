@@ -73,6 +73,9 @@ pub enum ClientError {
         /// The error.
         why: String,
     },
+    /// The connection to the agent in a guest was closed within a response.
+    #[error("the connection to the agent was closed unexpectedly")]
+    AgentClosed,
     /// What the agent in a guest has sent is invalid.
     #[error("invalid response of the agent: {0}")]
     InvalidAgent(String),

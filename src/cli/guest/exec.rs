@@ -15,6 +15,7 @@ use super::signals::{Signal, Signals};
 use super::{exit_with, shell, with_query};
 use crate::api::meta::Name;
 use crate::guest::protocol::{CHUNK, Encoding, ExecQuery, Frame, FrameKind, Kill, Killed};
+use crate::wire::client::ClientError;
 use crate::wire::{AgentRequest, Client};
 
 /// How long a command may handle SIGTERM before it is killed, in milliseconds: the longest time that an agent permits. The user decides.
@@ -70,7 +71,10 @@ async fn run(client: &Client, request: AgentRequest, id: &OnceCell<String>) -> R
     let mut frames = client.agent_lines::<Frame>(request).await?;
     let mut output = Output::start(Raw::Always);
     while let Some(frame) = frames.next().await {
-        let frame = frame?;
+        let frame = match frame {
+            Err(ClientError::AgentClosed) => break,
+            frame => frame?,
+        };
         match frame.kind {
             FrameKind::Started => {
                 if let Some(found) = frame.exec_id {
