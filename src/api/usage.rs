@@ -18,4 +18,16 @@ pub struct Usage {
     pub disk_read_bytes: u64,
     /// Bytes written to storage, or to be written to it.
     pub disk_written_bytes: u64,
+    /// The traffic of its TAP device; `None`: it has none, or it is not in the network namespace of the VMM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Traffic>,
+}
+
+/// Traffic of a guest, counted by the host since the TAP device was created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Bytes that the guest has received.
+    pub received_bytes: u64,
+    /// Bytes that the guest has sent.
+    pub sent_bytes: u64,
 }

@@ -3,19 +3,23 @@
 
 use super::not_found::not_found;
 use crate::api::meta::Name;
-use crate::api::usage::Usage;
+use crate::api::stage::Stage;
+use crate::api::usage::{Traffic, Usage};
 use crate::api::view::Kind;
 use crate::engine::Engine;
-use crate::host::process;
+use crate::host::{Error, process};
+use crate::reconcile::checkpoint;
 use crate::wire::Refusal;
 
 /// The use of the VMM's process.
 pub(super) fn read(engine: &Engine, vm: Name) -> Result<Usage, Refusal> {
-    let uid = engine.store.read(|world| {
+    let (uid, tap) = engine.store.read(|world| {
         let found = world.vm_named(&vm);
-        found
+        let uid = found
             .map(|vm| vm.meta.uid)
-            .ok_or_else(|| not_found(world, Kind::Vm, &vm))
+            .ok_or_else(|| not_found(world, Kind::Vm, &vm))?;
+        let connection = checkpoint::connection(world.status(uid, Stage::Net));
+        Ok::<_, Refusal>((uid, connection.map(|connection| connection.tap)))
     })?;
     let running = engine.processes.running(uid);
     let Some(running) = running else {
@@ -23,12 +27,20 @@ pub(super) fn read(engine: &Engine, vm: Name) -> Result<Usage, Refusal> {
             "vm/{vm} has no running VMM"
         )]));
     };
-    let used = process::usage(running.pid).map_err(|error| Refusal::Failed(error.to_string()))?;
+    let failed = |error: Error| Refusal::Failed(error.to_string());
+    let used = process::usage(running.pid).map_err(failed)?;
+    let network = tap.map(|tap| process::link_counters(running.pid, &tap));
+    let network = network.transpose().map_err(failed)?.flatten();
     Ok(Usage {
         vm,
         cpu_ns: used.cpu_ns,
         memory_bytes: used.memory_bytes,
         disk_read_bytes: used.disk_read_bytes,
         disk_written_bytes: used.disk_written_bytes,
+        // What a TAP device receives is what its guest sends.
+        network: network.map(|link| Traffic {
+            received_bytes: link.sent_bytes,
+            sent_bytes: link.received_bytes,
+        }),
     })
 }

@@ -10,11 +10,13 @@
 //! | `exit`, `ignore_and_block` | only in its hidden module `runtime`, which is for implementations of libc and has no stable interface |
 //! | `close_on_exec_from` | no close_range(2): it may close descriptors that have an owner; this one closes none |
 //! | `mount_setattr` | no mount_setattr(2) |
+//! | `cpu_time` | clocks of other processes only by a descriptor of a device |
 //! | `install_seccomp_filter` | `set_secure_computing_mode` passes no filter |
 
 use std::ffi::{CStr, c_int, c_uint};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -102,6 +104,25 @@ pub(super) fn ignore_and_block(signal: Signal) -> io::Result<()> {
         check(libc::sigaddset(set.as_mut_ptr(), signal).into())?;
         check(libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()).into())
     }
+}
+
+/// The CPU time of a process, with that of threads that have ended (clock_getcpuclockid(3)). ESRCH: there is no such process.
+pub(super) fn cpu_time(pid: u32) -> io::Result<Duration> {
+    let mut clock = 0;
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: both calls write one value, which outlives them.
+    unsafe {
+        let error = libc::clock_getcpuclockid(pid.cast_signed(), &raw mut clock);
+        if error != 0 {
+            return Err(io::Error::from_raw_os_error(error));
+        }
+        check(libc::clock_gettime(clock, &raw mut time).into())?;
+    }
+    let (seconds, nanoseconds) = (time.tv_sec.cast_unsigned(), time.tv_nsec.cast_unsigned());
+    Ok(Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds))
 }
 
 fn check(answer: libc::c_long) -> io::Result<()> {

@@ -132,7 +132,7 @@ pub struct ForwardArgs {
 /// Arguments of `vm top`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-HOST columns are those of the VM's VMM on the host, GUEST columns those that the agent in the guest reports. On a terminal they are \
+The columns are what the host counts for the VMM and its TAP device; those with GUEST are reported by the agent in the guest. On a terminal they are \
 refreshed every 2 s until Ctrl-C.
 
 Examples:

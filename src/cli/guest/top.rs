@@ -14,7 +14,7 @@ use super::super::table::{Field, Table};
 use super::args::TopArgs;
 use super::signals::Signals;
 use crate::api::meta::Name;
-use crate::api::usage::Usage;
+use crate::api::usage::{Traffic, Usage};
 use crate::api::view::Kind;
 use crate::clock;
 use crate::guest::protocol::Stats;
@@ -157,17 +157,21 @@ fn table(rows: &[Row]) -> String {
         "MEMORY",
         "READ",
         "WRITTEN",
+        "RECEIVED",
+        "SENT",
         "GUEST LOAD",
         "GUEST MEMORY",
         "GUEST DISK",
-        "RECEIVED",
-        "SENT",
     ];
     let rows = rows.iter().map(|row| {
         let host = |value: fn(&Usage) -> u64| {
             row.host
                 .as_ref()
                 .map_or("-".into(), |host| size(value(host)))
+        };
+        let network = row.host.as_ref().and_then(|host| host.network);
+        let traffic = |value: fn(&Traffic) -> u64| {
+            network.map_or("-".into(), |network| size(value(&network)))
         };
         let guest = |value: &dyn Fn(&Stats) -> String| row.guest.as_ref().map_or("-".into(), value);
         let cells = [
@@ -177,6 +181,8 @@ fn table(rows: &[Row]) -> String {
             host(|host| host.memory_bytes),
             host(|host| host.disk_read_bytes),
             host(|host| host.disk_written_bytes),
+            traffic(|network| network.received_bytes),
+            traffic(|network| network.sent_bytes),
             guest(&|stats| format!("{:.2}", stats.load_avg_1)),
             guest(&|stats| format!("{}/{}", size(stats.memory_used), size(stats.total_memory))),
             guest(&|stats| {
@@ -186,8 +192,6 @@ fn table(rows: &[Row]) -> String {
                     size(stats.disk_space_total)
                 )
             }),
-            guest(&|stats| size(stats.network_read_total)),
-            guest(&|stats| size(stats.network_write_total)),
         ];
         cells.into_iter().map(Field::from).collect()
     });
@@ -236,6 +240,7 @@ mod tests {
                 memory_bytes: 0,
                 disk_read_bytes: 0,
                 disk_written_bytes: 0,
+                network: None,
             };
             (name.clone(), Ok(usage), now + Duration::from_secs(after))
         };

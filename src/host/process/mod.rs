@@ -51,7 +51,7 @@ pub use origin::{Origin, Root, origin, origins, user_of};
 pub use query::{Query, USER as QUERY_USER, query};
 pub use run::{Ended, Outcome, run, run_until};
 pub use spawn::{Spawn, spawn};
-pub use usage::{Usage, usage};
+pub use usage::{LinkCounters, Usage, link_counters, usage};
 pub use user::{kill_user, user_lives};
 
 use super::{Error, async_fd};
