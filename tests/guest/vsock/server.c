@@ -3,6 +3,8 @@
 //   7000  echo: sends back what it reads, until the end
 //   7001  sends "hello", shuts its side down, and counts what it reads; "GUEST vsock counted N" on the console
 //   7002  opens connections to the host, as many as the first line says, and sends "refused N other M"
+//   7003  reads to the end, then sends one byte
+//   7004  sends as many bytes as the first line says
 //   516   HTTP: answers every request with the health of an agent
 #define _GNU_SOURCE
 #include <errno.h>
@@ -69,6 +71,18 @@ static void count(int fd) {
     fflush(stdout);
 }
 
+static void drain(int fd) {
+    while (read(fd, buffer, sizeof buffer) > 0) {}
+    all(fd, "", 1);
+}
+
+static void pour(int fd) {
+    ssize_t length = read(fd, buffer, 32);
+    long left = length > 0 ? atol(buffer) : 0;
+    for (; left > 0; left -= (long)sizeof buffer)
+        if (all(fd, buffer, left < (long)sizeof buffer ? (size_t)left : sizeof buffer)) return;
+}
+
 static void attempt(int fd) {
     int wanted, refused = 0, other = 0;
     ssize_t length = read(fd, buffer, 32);
@@ -122,6 +136,8 @@ int main(void) {
     signal(SIGCHLD, SIG_IGN);
     serve(7001, count);
     serve(7002, attempt);
+    serve(7003, drain);
+    serve(7004, pour);
     if (access("/no-agent", F_OK)) serve(516, health);
     int listener = listening(7000);
     puts("GUEST vsock ready");

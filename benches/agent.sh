@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Speed of guest access: a Linux guest in QEMU, with slice-agent. The floor is a plain connection through the same vsock device.
+#   benches/agent.sh [REQUESTS]     default: 50
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. benches/lib.sh
+
+requests=${1:-50}
+for program in qemu-system-x86_64 gcc python3; do
+  command -v "$program" >/dev/null || {
+    echo "guest access skipped: $program not found"
+    exit 1
+  }
+done
+
+# The guest of the examples with the agent, an echo server and a server that only reads.
+examples/guest/build.sh "$target/guest"
+[ -x "$target/guest/slice-agent" ] || examples/guest/agent.sh "$target/guest/slice-agent"
+mkdir -p "$work/root/start" "$work/root/bin"
+gcc -std=gnu11 -O2 -static -s -o "$work/root/bin/vsock-servers" tests/guest/vsock/server.c
+cp "$target/guest/slice-agent" "$work/root/bin/slice-agent"
+printf '#!/bin/sh\n/bin/vsock-servers &\nexec /bin/slice-agent serve\n' >"$work/root/start/agent"
+chmod 755 "$work/root/start/agent"
+touch "$work/root/no-agent"
+{
+  cat "$target/guest/initrd"
+  (cd "$work/root" && find . | cpio --quiet -o -H newc -R 0:0)
+} >"$work/initrd"
+
+life() {
+  export SLICE_CONFIG_DIR=/run/groups.d SLICE_STATE_DIR=$(mktemp -d "$work/state.XXXXXX") SLICE_RUN_DIR=/run/slice
+  export SLICE_SOCKET=/run/slice/sliced.sock SLICE_IMAGES=$work
+  mkdir -p /run/groups.d
+  cp "$target/guest/vmlinuz" "$work/vmlinuz"
+  begin
+  cat >"$work/m.yaml" <<YAML
+config: {hypervisor: qemu, kernel_file: $work/vmlinuz, initrd_file: $work/initrd, host_groups: [
+  {name: bench, count: 0, vcpu: 1, ram_mb: 512, network: {mode: isolated, range: 169.254.100.0/22}}]}
+YAML
+  slicectl apply -f "$work/m.yaml" --wait=60s >/dev/null
+  python3 benches/agent.py "$requests" "$work/file"
+  local ticks
+  ticks=$(awk '{ print $14 + $15 }' "/proc/$daemon/stat")
+  sleep 10
+  echo "rest $(($(awk '{ print $14 + $15 }' "/proc/$daemon/stat") - ticks))"
+  slicectl delete hostgroup/bench --wait=60s >/dev/null
+  kill "$daemon"
+  wait "$daemon"
+}
+
+export target requests
+export -f life
+measured=$(fresh bash -euc life)
+value() { awk -v key="$1" '$1 == key { print $2 }' <<<"$measured"; }
+
+printf 'milliseconds, p50: connect and echo %s; exec of true at the agent %s, through sliced %s, with slicectl %s (slicectl version: %s)\n' \
+  "$(value echo)" "$(value direct)" "$(value through)" "$(value command)" "$(value version)"
+printf 'MB/s: plain copy into the guest %s, out of it %s; cp into the guest %s, out of it %s\n' \
+  "$(value plain_in)" "$(value plain_out)" "$(value cp_in)" "$(value cp_out)"
+printf 'seconds until the agent answers %s, of which it has run for %s; KB of the process beside QEMU: %s private, %s with file pages\n' \
+  "$(value until_agent)" "$(value agent_age)" "$(value back_end_private)" "$(value back_end_rss)"
+on_top=$(awk "BEGIN { printf \"%.2f\", $(value through) - $(value direct) + $(value echo) }")
+report 'exec of true: on top of the time of the guest, ms' "$on_top" 5 '<'
+report 'exec of true: the same, in connections with an echo' "$(per "$on_top" "$(value echo)")" 3 '<='
+report 'cp into the guest: ratio to a plain copy' "$(per "$(value cp_in)" "$(value plain_in)")" 0.5 '>='
+report 'cp out of the guest: ratio to a plain copy' "$(per "$(value cp_out)" "$(value plain_out)")" 0.5 '>='
+report 'vm add until the agent answers: ratio to its start' \
+  "$(awk "BEGIN { printf \"%.2f\", $(value until_agent) / ($(value until_agent) - $(value agent_age)) }")" 1.1 '<='
+report 'an agent that answers: clock ticks of CPU in 10 s' "$(value rest)" 0 '=='
+exit "$failed"
