@@ -167,6 +167,12 @@ pub struct ShellQuery {
     /// The working directory; `None`: the home directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
+    /// The width of the terminal when the program starts; `None`: 80.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub columns: Option<u32>,
+    /// The height of the terminal when the program starts; `None`: 24.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u32>,
     /// A program that runs on the terminal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cmd: Option<String>,

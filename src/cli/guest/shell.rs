@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::MissedTickBehavior;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::super::failure::Failure;
@@ -31,6 +32,9 @@ const KEYS: usize = 4096;
 
 /// The end of the input, typed on a terminal (VEOF).
 const END: u8 = 4;
+
+/// How often it is sent when the input has ended.
+const END_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What Ctrl-] does.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -61,7 +65,7 @@ pub async fn shell(client: &Client, args: ShellArgs) -> Result<(), Failure> {
         env: terminal_type(),
         ..ShellQuery::default()
     };
-    run(client, &args.vm, &query, Detach::Leaves).await
+    run(client, &args.vm, query, Detach::Leaves).await
 }
 
 /// `vm exec -t VM -- CMD…`.
@@ -81,7 +85,7 @@ pub async fn exec(client: &Client, args: ExecArgs) -> Result<(), Failure> {
         env: [terminal_type(), query.env].concat(),
         ..ShellQuery::default()
     };
-    run(client, &args.vm, &query, Detach::IsKey).await
+    run(client, &args.vm, query, Detach::IsKey).await
 }
 
 /// The type of the user's terminal, for programs in the guest.
@@ -96,13 +100,15 @@ fn terminal_type() -> Vec<String> {
         .collect()
 }
 
-async fn run(
-    client: &Client,
-    vm: &Name,
-    query: &ShellQuery,
-    detach: Detach,
-) -> Result<(), Failure> {
-    let request = AgentRequest::get(vm, with_query("/shell", query)?);
+async fn run(client: &Client, vm: &Name, query: ShellQuery, detach: Detach) -> Result<(), Failure> {
+    // A program may end before the size of the terminal is sent.
+    let size = window();
+    let query = ShellQuery {
+        columns: size.map(|(columns, _)| columns),
+        rows: size.map(|(_, rows)| rows),
+        ..query
+    };
+    let request = AgentRequest::get(vm, with_query("/shell", &query)?);
     let socket = client.agent_socket(request).await?;
     let mut signals = Signals::new()?;
     // Not before all else that can fail; restored when it is dropped.
@@ -166,6 +172,8 @@ where
     let failed = |error: std::io::Error| Failure::one(format!("cannot receive signals: {error}"));
     let mut resized = signal(SignalKind::window_change()).map_err(failed)?;
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
+    let mut ends = tokio::time::interval(END_INTERVAL);
+    ends.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut keys = read_input(KEYS);
     let resize = || window().map(|(columns, rows)| ShellFrame::Window { columns, rows });
     let mut next = resize();
@@ -192,12 +200,11 @@ where
                     next = Some(ShellFrame::Data(part.slice_ref(before)));
                 }
                 None if is_raw => return Ok(false),
-                None => {
-                    // A pipe ends as a user would end it on the terminal. The heartbeat goes on.
-                    has_ended = true;
-                    next = Some(ShellFrame::Data(Bytes::from_static(&[END])));
-                }
+                None => has_ended = true,
             },
+            // A pipe ends as a user would end it on the terminal. A program that changes the mode of the terminal while it starts, as
+            // shells with line editing do, loses what was entered before: so each program that reads is told.
+            _ = ends.tick(), if has_ended => next = Some(ShellFrame::Data(Bytes::from_static(&[END]))),
         }
     }
 }

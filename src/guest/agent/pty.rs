@@ -13,19 +13,16 @@ use tokio::io::unix::AsyncFd;
 
 use super::super::async_fd::register;
 
-/// The size of a terminal before the client has sent another one: columns and rows.
-const SIZE: (u32, u32) = (80, 24);
-
 /// The master side of a terminal.
 #[derive(Debug)]
 pub struct Terminal(AsyncFd<OwnedFd>);
 
 impl Terminal {
-    /// A new terminal, and its slave side for a process.
+    /// A new terminal of this size, and its slave side for a process.
     ///
     /// # Errors
     /// `/dev/ptmx` does not exist, or there are too many terminals.
-    pub fn open() -> io::Result<(Self, OwnedFd)> {
+    pub fn open(columns: u32, rows: u32) -> io::Result<(Self, OwnedFd)> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master = openpt(flags)?;
         grantpt(&master)?;
@@ -35,7 +32,7 @@ impl Terminal {
         fcntl_setfl(&master, fcntl_getfl(&master)? | OFlags::NONBLOCK)?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         let terminal = Self(register(master, interest)?);
-        terminal.resize(SIZE.0, SIZE.1);
+        terminal.resize(columns, rows);
         Ok((terminal, slave))
     }
 

@@ -42,8 +42,9 @@ async fn shell(
     let upgrade = accept(upgrade)?;
     let query: ShellQuery = query(&uri)?;
     let spec = Spec::of_shell(&query)?;
+    let (columns, rows) = (query.columns.unwrap_or(80), query.rows.unwrap_or(24));
     let (terminal, slave) =
-        Terminal::open().map_err(|error| Error::system("open a terminal", &error))?;
+        Terminal::open(columns, rows).map_err(|error| Error::system("open a terminal", &error))?;
     // Before the upgrade: afterwards there is no response for an error.
     let spawned = start(spec, Streams::Terminal(slave), Scope::Session).await?;
     Ok(upgrade.on_upgrade(move |socket| session(socket, terminal, spawned, connection)))

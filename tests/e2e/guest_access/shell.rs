@@ -86,13 +86,20 @@ fn a_command_on_a_terminal_has_one() {
 #[test]
 fn a_shell_reads_a_script_from_a_pipe() {
     with_agent(|host| {
-        let mut command = host.ctl(&["vm", "shell", VM, "--uid", "0", "--shell", "/bin/sh"]);
-        let mut child = command.stdin(Stdio::piped()).spawn().expect("slicectl");
-        let mut input = child.stdin.take().expect("a pipe");
-        std::io::Write::write_all(&mut input, b"echo piped-$((2 + 3))\n").expect("written");
-        drop(input);
-        let output = child.wait_with_output().expect("its output");
-        assert!(output.status.success(), "{output:?}");
-        assert!(text(&output.stdout).contains("piped-5"), "{output:?}");
+        // One reads lines from the terminal, the other one edits them itself.
+        for shell in ["/bin/sh", "/bin/bash"] {
+            for script in ["", "echo piped-$((2 + 3))\n"] {
+                let words = ["vm", "shell", VM, "--uid", "0", "--shell", shell];
+                let mut command = host.ctl(&words);
+                let mut child = command.stdin(Stdio::piped()).spawn().expect("slicectl");
+                let mut input = child.stdin.take().expect("a pipe");
+                std::io::Write::write_all(&mut input, script.as_bytes()).expect("written");
+                drop(input);
+                let output = child.wait_with_output().expect("its output");
+                assert!(output.status.success(), "{shell}: {output:?}");
+                let is_complete = script.is_empty() || text(&output.stdout).contains("piped-5");
+                assert!(is_complete, "{shell}: {output:?}");
+            }
+        }
     });
 }
