@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 
-VM = "bench-1"
 SIZE = 64 << 20
 EXEC = "/exec?cmd=/bin/true&stdin=false"
 
@@ -98,7 +97,7 @@ def memory(pid):
 
 REQUESTS, FILE = int(sys.argv[1]), sys.argv[2]
 begin = time.monotonic()
-run("vm", "add", "bench", "--wait=agent")
+VM = run("vm", "add", "bench", "--wait=agent", "-o", "name").decode().split("/")[-1].strip()
 ready = time.monotonic() - begin
 vm = json.loads(run("get", "vm", VM, "-o", "json"))
 DIRECTORY = os.path.dirname(vm["status"]["vmm"]["api_socket"])

@@ -101,6 +101,8 @@ pub enum EventReason {
     ForwardingDisabled,
     /// An orphan was removed.
     GarbageCollected,
+    /// A user has accessed the guest: a command, a copy, a shell, a connection.
+    GuestAccess,
     /// What the daemon found about its instance id.
     InstanceNoticed,
     /// A group is kept although no file defines it.

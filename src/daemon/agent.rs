@@ -1,13 +1,17 @@
-//! Finds the socket through which the agent of a VM is reached.
+//! Finds the socket through which the agent of a VM is reached, and records who uses it.
 //! Out of scope: the agent's protocol ([`crate::guest`]), forwarding requests (`wire`).
 
 use std::path::PathBuf;
 
+use super::group_events::requester;
 use super::not_found::not_found;
+use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::meta::Name;
 use crate::api::view::Kind;
 use crate::api::vm::{Hypervisor, Power, Vm};
+use crate::clock;
 use crate::engine::Engine;
+use crate::guest::endpoint::Access;
 use crate::reconcile::vmm::VmmPaths;
 use crate::vmm::VSOCK;
 use crate::wire::Refusal;
@@ -28,6 +32,14 @@ pub(super) fn socket(engine: &Engine, name: &Name) -> Result<PathBuf, Refusal> {
         Some(message) => Err(Refusal::Conflict(vec![message])),
         None => Ok(paths.dir.join(VSOCK)),
     }
+}
+
+/// Records an access to a guest: the kind and the user, and nothing that a user has entered.
+pub(super) fn record(engine: &Engine, name: &Name, access: Access) {
+    let message = format!("{access} {}", requester());
+    let (object, reason) = (ObjectRef::vm(name), EventReason::GuestAccess);
+    let events = engine.store.events();
+    events.note(clock::now(), EventType::Normal, &object, reason, &message);
 }
 
 /// Why the guest of a VM cannot answer.

@@ -38,6 +38,7 @@ use crate::api::view::{
 use crate::api::vm::{Hypervisor, PowerCommand};
 use crate::clock;
 use crate::doctor;
+use crate::guest::endpoint::Access;
 use crate::host;
 use crate::reconcile::host_network;
 use crate::reconcile::vmm::VmmPaths;
@@ -235,8 +236,12 @@ impl Backend for AppState {
         }
     }
 
-    async fn agent(&self, vm: Name) -> Result<PathBuf, Refusal> {
-        agent::socket(&self.engine, &vm)
+    async fn agent(&self, vm: Name, access: Option<Access>) -> Result<PathBuf, Refusal> {
+        let socket = agent::socket(&self.engine, &vm)?;
+        if let Some(access) = access {
+            agent::record(&self.engine, &vm, access);
+        }
+        Ok(socket)
     }
 
     async fn gc(&self, effect: Effect) -> Result<Vec<Orphan>, Refusal> {

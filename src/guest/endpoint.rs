@@ -1,6 +1,7 @@
 //! The requests to an agent that the daemon forwards, and how long their responses may take.
 //! Out of scope: forwarding; the content of requests and responses (`protocol`).
 
+use std::fmt;
 use std::time::Duration;
 
 use hyper::Method;
@@ -58,6 +59,34 @@ pub enum Endpoint {
     Forward,
 }
 
+/// What a user does in a guest, for the events of its VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// A command is started, its output read, or it is signalled.
+    Exec,
+    /// Files are copied in either direction.
+    Copy,
+    /// Files are listed, created, removed or watched.
+    Files,
+    /// A shell is opened.
+    Shell,
+    /// A connection is opened.
+    Forward,
+}
+
+/// The name of the command of `slicectl`.
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Exec => "exec",
+            Self::Copy => "cp",
+            Self::Files => "fs",
+            Self::Shell => "shell",
+            Self::Forward => "port-forward",
+        })
+    }
+}
+
 /// Why a request is none of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unknown {
@@ -107,6 +136,20 @@ impl Endpoint {
         };
         let found = known.iter().find(|(known, _)| known == method);
         found.map(|(_, endpoint)| *endpoint).ok_or(Unknown::Method)
+    }
+
+    /// The access that is recorded; `None`: figures of the guest, and the state of commands.
+    pub fn access(self) -> Option<Access> {
+        Some(match self {
+            Self::Health | Self::Stats | Self::ExecList | Self::ExecInfo | Self::WaitExit => {
+                return None;
+            }
+            Self::Exec | Self::Logs | Self::Kill | Self::Reap => Access::Exec,
+            Self::CopyFrom | Self::CopyTo => Access::Copy,
+            Self::Stat | Self::ReadDir | Self::Mkdir | Self::Remove | Self::Watch => Access::Files,
+            Self::Shell => Access::Shell,
+            Self::Forward => Access::Forward,
+        })
     }
 
     /// Whether the request upgrades its connection to WebSocket.

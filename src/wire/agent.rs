@@ -71,9 +71,9 @@ pub(super) async fn agent<B: Backend>(
     let refuse = |error: ApiError| error.into_response();
     let vm: Name = read(&vm).map_err(|refusal| refuse(refusal.into()))?;
     let (endpoint, path) = endpoint(&request).map_err(|response| *response)?;
-    let socket = state.backend.agent(vm.clone()).await;
-    let socket = socket.map_err(|refusal| refuse(refusal.into()))?;
     let permit = state.agents.acquire(caller.user, &vm).map_err(busy)?;
+    let socket = state.backend.agent(vm.clone(), endpoint.access()).await;
+    let socket = socket.map_err(|refusal| refuse(refusal.into()))?;
     let permit = Arc::new(permit);
     caller.connection.forwards(Arc::clone(&permit));
     let to = Destination {

@@ -19,6 +19,7 @@ use crate::api::view::{
     RouteInfo, Scale, ServerInfo, Source,
 };
 use crate::api::vm::PowerCommand;
+use crate::guest::endpoint::Access;
 
 /// Whether a request changes anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,7 +198,12 @@ pub trait Backend: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), Refusal>> + Send;
 
     /// The socket of the vsock device of a VM that runs, behind which its agent listens; [`Refusal::Conflict`] if it cannot answer now.
-    fn agent(&self, vm: Name) -> impl Future<Output = Result<PathBuf, Refusal>> + Send;
+    /// `access` is recorded as an event.
+    fn agent(
+        &self,
+        vm: Name,
+        access: Option<Access>,
+    ) -> impl Future<Output = Result<PathBuf, Refusal>> + Send;
 
     /// Removes orphaned host resources; with [`Effect::DryRun`] only lists them.
     fn gc(&self, effect: Effect) -> impl Future<Output = Result<Vec<Orphan>, Refusal>> + Send;

@@ -2,8 +2,10 @@
 //! double; and agents that misbehave.
 //! Out of scope: the vsock devices of real VMMs.
 
+mod audit;
 mod background;
 mod copy;
+mod crash;
 mod exec;
 mod forward;
 mod hostile;
@@ -30,7 +32,7 @@ struct Host {
 }
 
 /// Runs a test with a running VM whose vsock socket nobody serves.
-fn with_vm(test: impl FnOnce(&Host) + Send) {
+fn with_vm(test: impl FnOnce(&mut Host) + Send) {
     with_daemon(|harness| {
         let programs = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
         let program = vmm::program(Hypervisor::CloudHypervisor, programs.path());
@@ -47,7 +49,7 @@ fn with_vm(test: impl FnOnce(&Host) + Send) {
             .expect("a control socket");
         let socket = Path::new(control).with_file_name("vsock.sock");
         let _ = fs::remove_file(&socket);
-        test(&Host {
+        test(&mut Host {
             harness,
             socket,
             _programs: programs,
@@ -66,7 +68,7 @@ impl Drop for Killed {
 }
 
 /// Runs a test with a running VM and the real agent.
-fn with_agent(test: impl FnOnce(&Host) + Send) {
+fn with_agent(test: impl FnOnce(&mut Host) + Send) {
     with_vm(|host| {
         let agent = Command::new(programs::built("slice-agent"))
             .args(["serve", "--unix"])
