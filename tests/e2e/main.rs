@@ -38,6 +38,7 @@
 //! | `full_disk` | a state disk or a run directory that is full or read-only |
 //! | `guests` | QEMU |
 //! | `guest_access` | commands, shells and connections in guests, through their agents |
+//! | `guest_agent` | the same in real Linux guests, through vsock |
 //! | `holders` | deletions of what others hold |
 //! | `identity` | a state directory that was moved, copied or mounted elsewhere |
 //! | `journal` | the log in systemd's journal |
@@ -91,6 +92,7 @@ mod forced;
 mod foreign_rules;
 mod full_disk;
 mod guest_access;
+mod guest_agent;
 mod guests;
 mod hanging;
 mod holders;
