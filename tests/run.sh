@@ -11,6 +11,7 @@ build_guests() {
     # Optimisation at link time takes longer than the tests of the result.
     CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 examples/guest/agent.sh "$SLICE_AGENT_BIN"
     examples/guest/build.sh "$SLICE_GUEST_DIR"
+    examples/debian/build.sh "$SLICE_GUEST_DIR/debian" "$SLICE_AGENT_BIN"
 }
 
 if [ "$(id -u)" != 0 ]; then

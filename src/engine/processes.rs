@@ -11,6 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
 use crate::api::allowed::AllowedDirectories;
+use crate::api::guest_access::Agent;
 use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;
 use crate::api::vm::{Hypervisor, VmSpec};
@@ -20,7 +21,7 @@ use crate::host;
 use crate::host::process::{self, Identity, ProcessState, Record};
 use crate::owner::{self, Label, RunDir};
 use crate::reconcile::storage::{self, Disks};
-use crate::reconcile::vmm::{self, Confined, Desired, Vmm};
+use crate::reconcile::vmm::{self, Confined, Desired, Injected, Vmm};
 use crate::runtime::controller::Enqueuer;
 use crate::vmm::{
     Accel, Access, ConfinedBy, Disk, FileAccess, Launch, Machine, Machines, Program, Programs,
@@ -77,6 +78,8 @@ impl Processes {
             disk_dir: disk_dir.clone(),
             // An error: the start of a VM that needs it names the missing program.
             sliced: std::env::current_exe().unwrap_or_default(),
+            agents: Vec::new(),
+            initrd_dir: PathBuf::new(),
         };
         Self {
             stage: Vmm::new(files.clone()),
@@ -94,6 +97,16 @@ impl Processes {
     pub fn with_user_range(self, range: IdRange) -> Self {
         Self {
             stage: self.stage.with_users(range),
+            ..self
+        }
+    }
+
+    /// Sets where `slice-agent` for `agent: inject` may be, and the directory of the initrds with it.
+    pub fn with_agent(mut self, agents: Vec<PathBuf>, initrd_dir: PathBuf) -> Self {
+        self.files.agents = agents;
+        self.files.initrd_dir = initrd_dir;
+        Self {
+            stage: self.stage.with_files(self.files.clone()),
             ..self
         }
     }
@@ -146,9 +159,10 @@ impl Processes {
         if !is_running {
             // The VM's own disk is created later.
             let own_disk = disks.own.disk();
-            let files = confinement.iter().flat_map(|confined| &confined.files);
-            let files = files.filter(|file| file.path != own_disk).cloned();
-            self.check_readable(files).await?;
+            let files = confinement.iter();
+            let files = files.flat_map(|_| user_files(spec, &slot.disks));
+            self.check_readable(files.filter(|file| file.path != own_disk))
+                .await?;
         }
         if let (None, Some(launch)) = (&confinement, &mut new_launch) {
             // The process has ended since it was decided that it needs no user: the next run assigns one.
@@ -202,7 +216,7 @@ impl Processes {
             recipe(spec, &slot, &program, &machine).map_err(|reason| reason.to_string())?;
         }
         let own_disk = disks.own.disk();
-        self.check_readable(opened_files(spec, &disks.all).filter(|file| file.path != own_disk))
+        self.check_readable(user_files(spec, &disks.all).filter(|file| file.path != own_disk))
             .await
     }
 
@@ -214,8 +228,7 @@ impl Processes {
     ) -> Result<(Program, Machine), String> {
         let configured = spec.lifecycle.program.as_deref();
         let program = self.programs.get(spec.hypervisor, configured).await?;
-        self.check_boot_files([Some(kernel), spec.initrd_file.as_deref()])
-            .await?;
+        self.check_boot_files(spec, kernel).await?;
         let machine = self.machine(spec.hypervisor, &program).await?;
         Ok((program, machine))
     }
@@ -243,8 +256,7 @@ impl Processes {
                     .await?
             }
             false => {
-                self.check_boot_files([Some(kernel), spec.initrd_file.as_deref()])
-                    .await?;
+                self.check_boot_files(spec, kernel).await?;
                 self.machine(hypervisor, &program).await?
             }
         };
@@ -327,7 +339,12 @@ impl Processes {
         &self.files
     }
 
-    async fn check_boot_files(&self, files: [Option<&Path>; 2]) -> Result<(), String> {
+    async fn check_boot_files(&self, spec: &VmSpec, kernel: &Path) -> Result<(), String> {
+        match spec.guest_access.agent {
+            Agent::Inject => self.files.check_agent().await?,
+            Agent::Baked | Agent::None => {}
+        }
+        let files = [Some(kernel), spec.initrd_file.as_deref()];
         self.files.check_boot_files(files).await
     }
 
@@ -340,6 +357,13 @@ impl Processes {
     pub fn recover_owners(&self) {
         if let Err(error) = vmm::recover_owners(&self.run_dir, &self.disk_dir) {
             warn!(%error, "cannot restore the owners of disks that an earlier version has changed");
+        }
+    }
+
+    /// Removes initrds with `slice-agent` that an earlier daemon has built.
+    pub fn clear_injected(&self) {
+        if let Err(error) = self.files.clear_injected() {
+            warn!(%error, "cannot remove initrds of an earlier daemon");
         }
     }
 
@@ -438,12 +462,35 @@ fn confined(spec: &VmSpec, slot: &Slot, user: u32) -> Confined {
         user,
         vcpu: spec.vcpu,
         ram_bytes: spec.ram_bytes,
-        files: opened_files(spec, &slot.disks).collect(),
+        injected: injected(spec, slot),
+        files: opened_files(spec, slot),
     }
 }
 
-/// The files of users that a VMM opens.
-fn opened_files<'a>(spec: &'a VmSpec, disks: &'a [Disk]) -> impl Iterator<Item = Disk> + 'a {
+/// The initrd with `slice-agent` of a VM that has one.
+fn injected(spec: &VmSpec, slot: &Slot) -> Option<Injected> {
+    match spec.guest_access.agent {
+        Agent::Inject => Some(Injected {
+            path: slot.injected_initrd(),
+            initrd: spec.initrd_file.clone(),
+        }),
+        Agent::Baked | Agent::None => None,
+    }
+}
+
+/// The files of users that a VMM opens. It does not open an initrd that is a part of another one.
+fn opened_files(spec: &VmSpec, slot: &Slot) -> Vec<Disk> {
+    let files = user_files(spec, &slot.disks);
+    match spec.guest_access.agent {
+        Agent::Inject => files
+            .filter(|file| spec.initrd_file.as_ref() != Some(&file.path))
+            .collect(),
+        Agent::Baked | Agent::None => files.collect(),
+    }
+}
+
+/// The files of users that a VM needs.
+fn user_files<'a>(spec: &'a VmSpec, disks: &'a [Disk]) -> impl Iterator<Item = Disk> + 'a {
     let read_only = |path: &PathBuf| Disk {
         path: path.clone(),
         access: Access::ReadOnly,

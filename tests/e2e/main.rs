@@ -39,6 +39,7 @@
 //! | `guests` | QEMU |
 //! | `guest_access` | commands, shells and connections in guests, through their agents |
 //! | `guest_agent` | the same in real Linux guests, through vsock |
+//! | `inject` | agents that are not in the image; Debian |
 //! | `holders` | deletions of what others hold |
 //! | `identity` | a state directory that was moved, copied or mounted elsewhere |
 //! | `journal` | the log in systemd's journal |
@@ -98,6 +99,7 @@ mod hanging;
 mod holders;
 mod hung_files;
 mod identity;
+mod inject;
 mod input;
 mod journal;
 mod leftovers;

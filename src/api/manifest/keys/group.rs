@@ -271,9 +271,9 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "agent",
         mappings: INHERITED,
-        value: Value::Choice(|| words(&AGENTS)),
+        value: Value::Choice(|| names(&AGENTS)),
         default: Default::Word("baked"),
-        about: "Where `slice-agent` of the guest is from: `baked` into its image, or `none`: it is not expected to answer",
+        about: "Where `slice-agent` of the guest is from: `baked` into its image; `inject`: from this host, in an initrd that starts it before the init of the image, which is not changed; or `none`: it is not expected to answer",
         example: "\"none\"",
         ..KEY
     },
