@@ -67,7 +67,7 @@ tar -C root -xf root.tar --exclude='./dev/*'
 cp root/boot/vmlinuz-* vmlinuz
 cp root/boot/initrd.img-* initrd
 rm -rf root/boot/* root/vmlinuz* root/initrd.img*
-image() { mke2fs -q -t ext4 -O '^has_journal' -m 0 -L "$1" -d root "$1.img" 640M; }
+image() { mke2fs -q -t ext4 -O "^has_journal" -m 0 -L "$1" -d root "$1.img" 640M >/dev/null; }
 image disk
 install -D -m 755 "$2" root/usr/local/bin/slice-agent
 install -D -m 644 "$3" root/etc/systemd/system/slice-agent.service
