@@ -49,7 +49,7 @@ trap 'rm -rf "$work"' EXIT
 # shellcheck disable=SC2016 # $1 is for the shell of mmdebstrap
 # shellcheck disable=SC2086 # lists of words
 $private mmdebstrap --variant=minbase --format=tar \
-    --include=usr-is-merged,systemd-sysv,udev,kmod,initramfs-tools,linux-image-cloud-amd64,iproute2 \
+    --include=usr-is-merged,systemd-sysv,udev,kmod,initramfs-tools,linux-image-cloud-amd64,iproute2,dbus \
     --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \
     --aptopt='Acquire::Languages "none"' --aptopt='APT::Install-Recommends "false"' \
     --dpkgopt='force-confold' --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \

@@ -2,6 +2,7 @@
 //! Out of scope: starting and stopping (the Vmm stage).
 
 mod disks;
+mod files;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,8 +11,9 @@ use parking_lot::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
+use self::files::{confined, kernel, user_files};
+
 use crate::api::allowed::AllowedDirectories;
-use crate::api::guest_access::Agent;
 use crate::api::meta::{Name, Uid};
 use crate::api::network::Connection;
 use crate::api::vm::{Hypervisor, VmSpec};
@@ -21,11 +23,11 @@ use crate::host;
 use crate::host::process::{self, Identity, ProcessState, Record};
 use crate::owner::{self, Label, RunDir};
 use crate::reconcile::storage::{self, Disks};
-use crate::reconcile::vmm::{self, Confined, Desired, Injected, Vmm};
+use crate::reconcile::vmm::{self, Desired, Vmm};
 use crate::runtime::controller::Enqueuer;
 use crate::vmm::{
-    Accel, Access, ConfinedBy, Disk, FileAccess, Launch, Machine, Machines, Program, Programs,
-    Slot, Sys, has_serial_port, machine_of, recipe,
+    Accel, ConfinedBy, FileAccess, Launch, Machine, Machines, Program, Programs, Slot, Sys,
+    has_serial_port, machine_of, recipe,
 };
 
 const KVM: &str = "/dev/kvm";
@@ -339,19 +341,6 @@ impl Processes {
         &self.files
     }
 
-    async fn check_boot_files(&self, spec: &VmSpec, kernel: &Path) -> Result<(), String> {
-        match spec.guest_access.agent {
-            Agent::Inject => self.files.check_agent().await?,
-            Agent::Baked | Agent::None => {}
-        }
-        let files = [Some(kernel), spec.initrd_file.as_deref()];
-        self.files.check_boot_files(files).await
-    }
-
-    async fn check_readable(&self, files: impl Iterator<Item = Disk>) -> Result<(), String> {
-        self.files.check_readable(files.collect()).await
-    }
-
     /// Restores owners of users' files that an earlier daemon or an earlier boot left changed. A file that cannot be restored does not keep
     /// the daemon from starting.
     pub fn recover_owners(&self) {
@@ -449,56 +438,4 @@ impl Processes {
         };
         watches.insert(uid, watch);
     }
-}
-
-fn kernel(spec: &VmSpec) -> Result<&Path, String> {
-    let hypervisor = spec.hypervisor;
-    let kernel = spec.kernel_file.as_deref();
-    kernel.ok_or_else(|| format!("hypervisor {hypervisor} needs a `kernel_file`"))
-}
-
-fn confined(spec: &VmSpec, slot: &Slot, user: u32) -> Confined {
-    Confined {
-        user,
-        vcpu: spec.vcpu,
-        ram_bytes: spec.ram_bytes,
-        injected: injected(spec, slot),
-        files: opened_files(spec, slot),
-    }
-}
-
-/// The initrd with `slice-agent` of a VM that has one.
-fn injected(spec: &VmSpec, slot: &Slot) -> Option<Injected> {
-    match spec.guest_access.agent {
-        Agent::Inject => Some(Injected {
-            path: slot.injected_initrd(),
-            initrd: spec.initrd_file.clone(),
-        }),
-        Agent::Baked | Agent::None => None,
-    }
-}
-
-/// The files of users that a VMM opens. It does not open an initrd that is a part of another one.
-fn opened_files(spec: &VmSpec, slot: &Slot) -> Vec<Disk> {
-    let files = user_files(spec, &slot.disks);
-    match spec.guest_access.agent {
-        Agent::Inject => files
-            .filter(|file| spec.initrd_file.as_ref() != Some(&file.path))
-            .collect(),
-        Agent::Baked | Agent::None => files.collect(),
-    }
-}
-
-/// The files of users that a VM needs.
-fn user_files<'a>(spec: &'a VmSpec, disks: &'a [Disk]) -> impl Iterator<Item = Disk> + 'a {
-    let read_only = |path: &PathBuf| Disk {
-        path: path.clone(),
-        access: Access::ReadOnly,
-    };
-    let boot = spec
-        .kernel_file
-        .iter()
-        .chain(&spec.initrd_file)
-        .map(read_only);
-    boot.chain(disks.iter().cloned())
 }
