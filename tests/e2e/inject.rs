@@ -279,7 +279,10 @@ fn debian(name: &str) -> PathBuf {
 
 /// One Debian with this disk.
 fn boot_debian(harness: &Harness, disk: &str, agent: &str) {
-    let lines = format!("image: {}\nagent: {agent}", debian(disk).display());
+    let lines = format!(
+        "image: {}\nagent: {agent}\ngraceful_shutdown: 60s",
+        debian(disk).display()
+    );
     let (kernel, initrd) = (debian("vmlinuz"), debian("initrd"));
     let (kernel, initrd) = (kernel.display().to_string(), initrd.display().to_string());
     harness.apply(&manifest(&kernel, Some(&initrd), 384, &lines));
@@ -330,7 +333,7 @@ fn a_debian_without_the_agent_has_it_after_its_initrd_was_left() {
         assert_eq!(stamp(&disk), before, "the image is not changed");
         // It ends with the guest, and does not delay that.
         let begin = Instant::now();
-        harness.ctl(&format!("vm stop {VM} --wait=60s"));
+        harness.ctl(&format!("vm stop {VM} --wait=90s"));
         let log = text(&harness.try_ctl(&format!("logs {VM}")).stdout);
         assert!(log.contains("Power down"), "{log}");
         eprintln!("stopped in {:?}", begin.elapsed());
