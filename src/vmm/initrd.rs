@@ -258,7 +258,7 @@ mod tests {
             (b"#!/bin/sh\n".to_vec(), Some("is not a program")),
             (Vec::new(), Some("is not a program")),
             (
-                program(MACHINE, &[1])[..80].to_vec(),
+                program(MACHINE, &[1])[..66].to_vec(),
                 Some("is not a program"),
             ),
         ] {
