@@ -2,6 +2,7 @@
 PREFIX ?= /usr/local
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 SHAREDIR = $(DESTDIR)$(PREFIX)/share
+LIBDIR = $(DESTDIR)$(PREFIX)/lib/slicectl
 # The directory of the administrator's units; packages use $(PREFIX)/lib/systemd/system.
 UNITDIR ?= /etc/systemd/system
 SYSCONFDIR ?= /etc
@@ -11,11 +12,12 @@ MANDIR = $(SHAREDIR)/man
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 CARGO ?= cargo
 
-.PHONY: help build guest-agent test soak newcomer lint demo bench install uninstall
+.PHONY: help build guest-agent guest-debian test soak newcomer lint demo bench install uninstall
 
 help:
 	@echo 'make build      release binaries in $(TARGET)/release'
 	@echo 'make guest-agent  static slice-agent for guests, $(TARGET)/slice-agent'
+	@echo 'make guest-debian  root disks with Debian and systemd, $(TARGET)/debian: with and without slice-agent'
 	@echo 'make test       all tests; as root, also installs their dependencies'
 	@echo 'make soak       long fuzzing, prints its seeds: 2,000 corrupted databases, 100 concurrent applies, 1,000,000 hostile archives'
 	@echo 'make newcomer   the quick start of the README on a bare Debian 12, with a full build'
@@ -30,6 +32,9 @@ build:
 
 guest-agent:
 	examples/guest/agent.sh $(TARGET)/slice-agent
+
+guest-debian: guest-agent
+	examples/debian/build.sh $(TARGET)/debian $(TARGET)/slice-agent
 
 test:
 	tests/run.sh
@@ -63,6 +68,9 @@ $(TARGET)/release/sliced $(TARGET)/release/slicectl:
 install: $(TARGET)/release/sliced $(TARGET)/release/slicectl
 	install -D -m 755 $(TARGET)/release/sliced $(BINDIR)/sliced
 	install -D -m 755 $(TARGET)/release/slicectl $(BINDIR)/slicectl
+	@if [ -e $(TARGET)/slice-agent ]; \
+	then install -D -m 755 $(TARGET)/slice-agent $(LIBDIR)/slice-agent; \
+	else echo 'without slice-agent, which VMs with `agent: inject` need: make guest-agent && make install'; fi
 	install -d -m 755 $(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSCONFDIR)/slice/groups.d
 	sed 's|/usr/local/bin/|$(PREFIX)/bin/|' manifests/systemd/sliced.service > $(DESTDIR)$(UNITDIR)/sliced.service
 	chmod 644 $(DESTDIR)$(UNITDIR)/sliced.service
@@ -93,4 +101,4 @@ uninstall:
 	rm -f $(SHAREDIR)/fish/vendor_completions.d/slicectl.fish
 	rm -f $(DESTDIR)$(SYSUSERSDIR)/slice.conf
 	rm -f $(MANDIR)/man1/slicectl.1 $(MANDIR)/man1/slicectl-*.1 $(MANDIR)/man8/sliced.8
-	rm -rf $(SHAREDIR)/slicectl
+	rm -rf $(SHAREDIR)/slicectl $(LIBDIR)

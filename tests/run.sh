@@ -3,13 +3,24 @@
 set -eu
 cd "$(dirname "$0")/.."
 
+SLICE_GUEST_DIR="$(realpath -m "${CARGO_TARGET_DIR:-target}/guest")"
+export SLICE_GUEST_DIR
+export SLICE_AGENT_BIN="$SLICE_GUEST_DIR/slice-agent"
+
+build_guests() {
+    # Optimisation at link time takes longer than the tests of the result.
+    CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 examples/guest/agent.sh "$SLICE_AGENT_BIN"
+    examples/guest/build.sh "$SLICE_GUEST_DIR"
+    examples/debian/build.sh "$SLICE_GUEST_DIR/debian" "$SLICE_AGENT_BIN"
+}
+
 if [ "$(id -u)" != 0 ]; then
     if unshare --user --map-root-user --net --mount true 2>/dev/null; then
         echo "run.sh: not root: going on as root of a user namespace"
         # What must be downloaded is downloaded first: there is no network inside.
         cargo fetch --locked
         tests/setup.sh
-        examples/guest/build.sh "${CARGO_TARGET_DIR:-target}/guest"
+        build_guests
         export SLICE_TESTS_INSIDE=1 CARGO_NET_OFFLINE=true
         exec unshare --user --map-root-user --net --mount tests/run.sh
     fi
@@ -26,15 +37,10 @@ WHY
     exec cargo test --locked --no-fail-fast --lib --bins --test pure
 fi
 
-SLICE_GUEST_DIR="$(realpath -m "${CARGO_TARGET_DIR:-target}/guest")"
-export SLICE_GUEST_DIR
-export SLICE_AGENT_BIN="$SLICE_GUEST_DIR/slice-agent"
 # Root of a user namespace can install nothing.
 if [ -z "${SLICE_TESTS_INSIDE:-}" ]; then
     tests/setup.sh
-    examples/guest/build.sh "$SLICE_GUEST_DIR"
-    # Optimisation at link time takes longer than the tests of the result.
-    CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 examples/guest/agent.sh "$SLICE_AGENT_BIN"
+    build_guests
 fi
 cargo fmt --all --check
 cargo clippy --locked --workspace --all-targets -- -D warnings

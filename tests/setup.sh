@@ -26,6 +26,7 @@ mkfs.ext4 e2fsprogs
 gcc gcc
 host-local containernetworking-plugins
 make make
+mmdebstrap mmdebstrap
 debootstrap debootstrap'
 
 missing=$(echo "$needs" | while read -r program package; do

@@ -1,11 +1,12 @@
 #!/bin/sh
-# Builds a small Linux guest from Debian packages: OUTDIR/vmlinuz and OUTDIR/initrd.
+# Builds a small Linux guest from Debian packages: OUTDIR/vmlinuz, OUTDIR/initrd and OUTDIR/initrd-agent.
 #
 #   examples/guest/build.sh OUTDIR
 #
 # It consists of Debian's cloud kernel and busybox; nothing is compiled. Existing files are not built again; missing packages are
 # installed with apt-get if the user is root. Boots in about 2.5 s under QEMU without KVM.
-# The behaviour of the guest: see init and with-probes.sh.
+# The behaviour of the guest in `initrd`: see init and with-probes.sh. In `initrd-agent` the init is slice-agent, as in
+# docs/guest-access.md; it is built only if OUTDIR/slice-agent exists (examples/guest/agent.sh OUTDIR/slice-agent).
 set -eu
 out=${1:?usage: build.sh OUTDIR}
 here=$(cd "$(dirname "$0")" && pwd)
@@ -38,20 +39,33 @@ fetch_kernel() {
     rm -f "$out"/*.deb
 }
 
-make_initrd() {
+make_initrd() { # NAME INIT
     root=$(mktemp -d)
     trap 'rm -rf "$root"' EXIT
     (cd "$root" && mkdir bin dev proc sys etc modules)
     cp "$(command -v busybox)" "$root/bin/busybox"
-    cp "$here/init" "$root/init"
+    cp "$2" "$root/init"
     chmod 755 "$root" "$root/init" "$root/bin/busybox"
+    if [ "$1" = initrd-agent ]; then
+        # The init of `initrd` makes these links itself.
+        for applet in $("$root/bin/busybox" --list); do
+            [ "$applet" = busybox ] || ln -s busybox "$root/bin/$applet"
+        done
+    fi
     number=10
     for module in $modules; do
         cp "$(find "$out/kernel/lib/modules" -name "$module.ko*" | head -n 1)" "$root/modules/$number-$module.ko"
         number=$((number + 1))
     done
-    (cd "$root" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) > "$out/initrd.new"
-    mv "$out/initrd.new" "$out/initrd"
+    (cd "$root" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) > "$out/$1.new"
+    mv "$out/$1.new" "$out/$1"
+    rm -rf "$root"
+    trap - EXIT
+}
+
+# Whether an initrd is missing or older than what it is made of.
+outdated() { # NAME INIT
+    [ ! -e "$out/$1" ] || [ "$2" -nt "$out/$1" ] || [ "$here/build.sh" -nt "$out/$1" ]
 }
 
 # Debian's plain busybox needs a C library, which the guest does not have.
@@ -59,6 +73,9 @@ static_busybox || need '' busybox-static
 need cpio cpio
 [ -d "$out/kernel" ] || fetch_kernel
 [ -e "$out/vmlinuz" ] || { cp "$out"/kernel/boot/vmlinuz-* "$out/vmlinuz.new"; mv "$out/vmlinuz.new" "$out/vmlinuz"; }
-if [ ! -e "$out/initrd" ] || [ "$here/init" -nt "$out/initrd" ] || [ "$here/build.sh" -nt "$out/initrd" ]; then
-    make_initrd
+if outdated initrd "$here/init"; then
+    make_initrd initrd "$here/init"
+fi
+if [ -e "$out/slice-agent" ] && outdated initrd-agent "$out/slice-agent"; then
+    make_initrd initrd-agent "$out/slice-agent"
 fi

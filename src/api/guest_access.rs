@@ -23,6 +23,8 @@ pub enum Agent {
     /// From the image.
     #[default]
     Baked,
+    /// From the host: an initrd with it is put before that of the user.
+    Inject,
     /// There is none.
     None,
 }
@@ -58,6 +60,7 @@ impl fmt::Display for Agent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Baked => "baked",
+            Self::Inject => "inject",
             Self::None => "none",
         })
     }

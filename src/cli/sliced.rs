@@ -102,6 +102,10 @@ pub struct Args {
     /// the settings file, else /var/lib/slice/images. Block devices are allowed by their directory: /dev/vg0, /dev/mapper
     #[arg(long, env = "SLICE_IMAGES", value_name = "DIR[:DIR]")]
     pub images: Option<Directories>,
+    /// The static `slice-agent` for groups with `agent: inject`. If omitted: ../lib/slicectl/slice-agent or slice-agent, relative to the
+    /// directory of this program, else /usr/lib/slicectl/slice-agent
+    #[arg(long, env = "SLICE_GUEST_AGENT", value_name = "FILE")]
+    pub guest_agent: Option<PathBuf>,
     /// Group (name or id); its members may connect to the socket
     #[arg(long, value_name = "GROUP", default_value = "slice")]
     pub socket_group: String,

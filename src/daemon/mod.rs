@@ -242,6 +242,7 @@ async fn run(args: Args) -> Result<bool, Error> {
         vmm_ids: args.vmm_ids,
         allowed: read.allowed,
         filter_deadline: args.filter_deadline,
+        guest_agent: args.guest_agent.clone(),
     };
     let daemon = Daemon::prepare_with(state, run, no_probe(), settings).await?;
     let daemon = daemon.with_concurrency(args.concurrency.into(), budget.slow);

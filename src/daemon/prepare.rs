@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tracing::{error, info, warn};
 
-use super::settings::Settings;
+use super::settings::{Settings, agents};
 use super::{DEFAULT_CONCURRENCY, Daemon, Error, folders, instance, take_over};
 use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::clock;
@@ -53,6 +53,7 @@ impl Daemon {
             vmm_ids,
             allowed,
             filter_deadline,
+            guest_agent,
         } = settings;
         let lacking = crate::doctor::lacking();
         if !lacking.is_empty() {
@@ -115,7 +116,8 @@ impl Daemon {
                 allowed,
                 waker.clone(),
             )
-            .with_user_range(vmm_ids),
+            .with_user_range(vmm_ids)
+            .with_agent(agents(guest_agent), state_dir.join("initrds")),
             run_dir,
             claims: Claims::new(Path::new(CLAIMS_DIR), claim_owner),
             waker,
@@ -154,6 +156,7 @@ impl Daemon {
         }
         info!(instance = %engine.instance, iptables = %engine.host.backend.version, "starting");
         engine.processes.recover_owners();
+        engine.processes.clear_injected();
         // Subscribed before the first change: a change without a receiver enqueues nothing.
         let changes = engine.store.watch();
         let is_complete = opened == Opened::Existing || matches!(recalled, RunDirState::World(_));

@@ -1,7 +1,7 @@
 //! The daemon's settings: the settings file, overridden by the command line and the environment.
 //! Out of scope: what a settings file may contain ([`crate::api::manifest::settings`]).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Error;
@@ -25,6 +25,8 @@ pub struct Settings {
     pub allowed: AllowedDirectories,
     /// Deadline for a commit to the packet filter.
     pub filter_deadline: Duration,
+    /// `slice-agent` for `agent: inject`; `None`: it is where it is installed.
+    pub guest_agent: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -34,9 +36,29 @@ impl Default for Settings {
             vmm_ids: IdRange::default(),
             allowed: AllowedDirectories::default(),
             filter_deadline: iptables::DEADLINE,
+            guest_agent: None,
         }
     }
 }
+
+/// Where `slice-agent` for `agent: inject` may be: next to this program, or where packages have it.
+pub(super) fn agents(configured: Option<PathBuf>) -> Vec<PathBuf> {
+    if let Some(path) = configured {
+        return vec![path];
+    }
+    // An error: only the path of packages is left.
+    let own = std::env::current_exe().unwrap_or_default();
+    let beside = own.parent().map(|dir| dir.join("slice-agent"));
+    // <prefix>/bin and <prefix>/lib.
+    let lib = own.ancestors().nth(2).map(|prefix| prefix.join(LIB));
+    let packaged = Path::new("/usr").join(LIB);
+    let mut all: Vec<PathBuf> = lib.into_iter().chain(beside).chain([packaged]).collect();
+    all.dedup();
+    all
+}
+
+/// The agent of an installation, in the directory of its prefix.
+const LIB: &str = "lib/slicectl/slice-agent";
 
 /// Settings that the settings file may specify.
 pub(super) struct FromFile {

@@ -2,6 +2,7 @@
 //! Out of scope: starting and stopping (the Vmm stage).
 
 mod disks;
+mod files;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,8 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
+
+use self::files::{confined, kernel, user_files};
 
 use crate::api::allowed::AllowedDirectories;
 use crate::api::meta::{Name, Uid};
@@ -20,11 +23,11 @@ use crate::host;
 use crate::host::process::{self, Identity, ProcessState, Record};
 use crate::owner::{self, Label, RunDir};
 use crate::reconcile::storage::{self, Disks};
-use crate::reconcile::vmm::{self, Confined, Desired, Vmm};
+use crate::reconcile::vmm::{self, Desired, Vmm};
 use crate::runtime::controller::Enqueuer;
 use crate::vmm::{
-    Accel, Access, ConfinedBy, Disk, FileAccess, Launch, Machine, Machines, Program, Programs,
-    Slot, Sys, has_serial_port, machine_of, recipe,
+    Accel, ConfinedBy, FileAccess, Launch, Machine, Machines, Program, Programs, Slot, Sys,
+    has_serial_port, machine_of, recipe,
 };
 
 const KVM: &str = "/dev/kvm";
@@ -77,6 +80,8 @@ impl Processes {
             disk_dir: disk_dir.clone(),
             // An error: the start of a VM that needs it names the missing program.
             sliced: std::env::current_exe().unwrap_or_default(),
+            agents: Vec::new(),
+            initrd_dir: PathBuf::new(),
         };
         Self {
             stage: Vmm::new(files.clone()),
@@ -94,6 +99,16 @@ impl Processes {
     pub fn with_user_range(self, range: IdRange) -> Self {
         Self {
             stage: self.stage.with_users(range),
+            ..self
+        }
+    }
+
+    /// Sets where `slice-agent` for `agent: inject` may be, and the directory of the initrds with it.
+    pub fn with_agent(mut self, agents: Vec<PathBuf>, initrd_dir: PathBuf) -> Self {
+        self.files.agents = agents;
+        self.files.initrd_dir = initrd_dir;
+        Self {
+            stage: self.stage.with_files(self.files.clone()),
             ..self
         }
     }
@@ -146,9 +161,10 @@ impl Processes {
         if !is_running {
             // The VM's own disk is created later.
             let own_disk = disks.own.disk();
-            let files = confinement.iter().flat_map(|confined| &confined.files);
-            let files = files.filter(|file| file.path != own_disk).cloned();
-            self.check_readable(files).await?;
+            let files = confinement.iter();
+            let files = files.flat_map(|_| user_files(spec, &slot.disks));
+            self.check_readable(files.filter(|file| file.path != own_disk))
+                .await?;
         }
         if let (None, Some(launch)) = (&confinement, &mut new_launch) {
             // The process has ended since it was decided that it needs no user: the next run assigns one.
@@ -202,7 +218,7 @@ impl Processes {
             recipe(spec, &slot, &program, &machine).map_err(|reason| reason.to_string())?;
         }
         let own_disk = disks.own.disk();
-        self.check_readable(opened_files(spec, &disks.all).filter(|file| file.path != own_disk))
+        self.check_readable(user_files(spec, &disks.all).filter(|file| file.path != own_disk))
             .await
     }
 
@@ -214,8 +230,7 @@ impl Processes {
     ) -> Result<(Program, Machine), String> {
         let configured = spec.lifecycle.program.as_deref();
         let program = self.programs.get(spec.hypervisor, configured).await?;
-        self.check_boot_files([Some(kernel), spec.initrd_file.as_deref()])
-            .await?;
+        self.check_boot_files(spec, kernel).await?;
         let machine = self.machine(spec.hypervisor, &program).await?;
         Ok((program, machine))
     }
@@ -243,8 +258,7 @@ impl Processes {
                     .await?
             }
             false => {
-                self.check_boot_files([Some(kernel), spec.initrd_file.as_deref()])
-                    .await?;
+                self.check_boot_files(spec, kernel).await?;
                 self.machine(hypervisor, &program).await?
             }
         };
@@ -327,19 +341,18 @@ impl Processes {
         &self.files
     }
 
-    async fn check_boot_files(&self, files: [Option<&Path>; 2]) -> Result<(), String> {
-        self.files.check_boot_files(files).await
-    }
-
-    async fn check_readable(&self, files: impl Iterator<Item = Disk>) -> Result<(), String> {
-        self.files.check_readable(files.collect()).await
-    }
-
     /// Restores owners of users' files that an earlier daemon or an earlier boot left changed. A file that cannot be restored does not keep
     /// the daemon from starting.
     pub fn recover_owners(&self) {
         if let Err(error) = vmm::recover_owners(&self.run_dir, &self.disk_dir) {
             warn!(%error, "cannot restore the owners of disks that an earlier version has changed");
+        }
+    }
+
+    /// Removes initrds with `slice-agent` that an earlier daemon has built.
+    pub fn clear_injected(&self) {
+        if let Err(error) = self.files.clear_injected() {
+            warn!(%error, "cannot remove initrds of an earlier daemon");
         }
     }
 
@@ -425,33 +438,4 @@ impl Processes {
         };
         watches.insert(uid, watch);
     }
-}
-
-fn kernel(spec: &VmSpec) -> Result<&Path, String> {
-    let hypervisor = spec.hypervisor;
-    let kernel = spec.kernel_file.as_deref();
-    kernel.ok_or_else(|| format!("hypervisor {hypervisor} needs a `kernel_file`"))
-}
-
-fn confined(spec: &VmSpec, slot: &Slot, user: u32) -> Confined {
-    Confined {
-        user,
-        vcpu: spec.vcpu,
-        ram_bytes: spec.ram_bytes,
-        files: opened_files(spec, &slot.disks).collect(),
-    }
-}
-
-/// The files of users that a VMM opens.
-fn opened_files<'a>(spec: &'a VmSpec, disks: &'a [Disk]) -> impl Iterator<Item = Disk> + 'a {
-    let read_only = |path: &PathBuf| Disk {
-        path: path.clone(),
-        access: Access::ReadOnly,
-    };
-    let boot = spec
-        .kernel_file
-        .iter()
-        .chain(&spec.initrd_file)
-        .map(read_only);
-    boot.chain(disks.iter().cloned())
 }

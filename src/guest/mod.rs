@@ -15,6 +15,7 @@
 //! | `copy` | the host's side of a copy |
 //! | `endpoint` | the requests that the daemon forwards |
 //! | `init` | PID 1 of a small guest |
+//! | `inject` | PID 1 of an initramfs before the init of the image |
 //! | `place` | where a copy is put, as cp(1) does |
 //! | `probe` | asks whether an agent answers |
 //! | `protocol` | requests and responses of the agent, limits |
@@ -39,6 +40,11 @@ pub mod endpoint;
     reason = "starts programs in the guest; independent of the host module"
 )]
 mod init;
+#[allow(
+    clippy::disallowed_methods,
+    reason = "starts programs in the guest; independent of the host module"
+)]
+pub mod inject;
 pub mod place;
 #[cfg(feature = "host")]
 pub mod probe;

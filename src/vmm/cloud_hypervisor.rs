@@ -50,7 +50,7 @@ pub(super) fn recipe(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<La
     add("--cpus", format!("boot={}", spec.vcpu));
     add("--memory", format!("size={}M", spec.ram_bytes >> 20));
     add("--kernel", kernel.display().to_string());
-    if let Some(initrd) = &spec.initrd_file {
+    if let Some(initrd) = slot.initrd(spec) {
         add("--initramfs", initrd.display().to_string());
     }
     add("--cmdline", line);

@@ -6,13 +6,16 @@
 //!   init reads the others, one parameter each, in this order: `slice.address=ADDRESS/LEN`, then `slice.route=NETWORK[,NEXT HOP]`.
 //!   A `slice.route` replaces a route to the same network; without a next hop the network is on the link.
 //! - `slice.mtu=BYTES` is for the guest's init, too, where its network card does not report it.
+//! - `rdinit=` is set last for `agent: inject`.
 //! - `root=` is set here for every VMM, so that a `root=` of the user takes precedence with every VMM.
 
 use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
+use super::initrd::INIT;
 use super::recipe::{Access, RecipeError, Slot};
+use crate::api::guest_access::Agent;
 use crate::api::vm::VmSpec;
 
 /// Maximum length in bytes, of the kernel on x86 (`COMMAND_LINE_SIZE` without the terminating NUL) and of Firecracker.
@@ -59,10 +62,21 @@ pub(super) fn command_line(
         line.push(' ');
         line.push_str(user);
     }
+    // It executes the init of a `rdinit=` of the user, and must not be replaced by that.
+    match spec.guest_access.agent {
+        Agent::Inject => insert(&mut line, &format!("rdinit={INIT}")),
+        Agent::Baked | Agent::None => {}
+    }
     match line.len() + own.reserved {
         bytes if bytes > MAX_LENGTH => Err(RecipeError::CommandLineTooLong { bytes }),
         _ => Ok(line),
     }
+}
+
+/// Appends a parameter for the kernel. What follows `--` is for the init.
+fn insert(line: &mut String, parameter: &str) {
+    let end = line.find(" -- ").unwrap_or(line.len());
+    line.insert_str(end, &format!(" {parameter}"));
 }
 
 /// `ip=ADDRESS::GATEWAY:NETMASK:HOSTNAME:DEVICE:off:DNS0:DNS1`.
@@ -98,6 +112,19 @@ fn netmask(prefix_len: u8) -> Ipv4Addr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_parameter_precedes_the_arguments_of_the_init() {
+        for (line, expected) in [
+            ("quiet", "quiet a=b"),
+            ("quiet -- single", "quiet a=b -- single"),
+            ("quiet x--y", "quiet x--y a=b"),
+        ] {
+            let mut line = line.to_owned();
+            insert(&mut line, "a=b");
+            assert_eq!(line, expected);
+        }
+    }
 
     #[test]
     fn a_netmask_has_as_many_bits_as_the_prefix() {

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Access, Disk};
+use super::{Access, Disk, initrd};
 use crate::api::allowed::{AllowedDirectories, Purpose};
 use crate::api::storage::Storage;
 use crate::api::vm::VmSpec;
@@ -20,6 +20,10 @@ pub struct FileAccess {
     pub disk_dir: PathBuf,
     /// The program of this daemon, which is also the back end of a vsock device ([`crate::vsock`]).
     pub sliced: PathBuf,
+    /// Where `slice-agent` for `agent: inject` may be; the first that exists is used.
+    pub agents: Vec<PathBuf>,
+    /// `<state>/initrds`: initrds with `slice-agent`.
+    pub initrd_dir: PathBuf,
 }
 
 /// The reason why a file is not used, as text for users.
@@ -69,6 +73,31 @@ impl FileAccess {
     /// Opens a disk that the daemon created.
     pub fn open_own_disk(&self, disk: &Path) -> Result<Named, FileError> {
         Ok(named::open(disk, &self.disk_dir, &[], Kind::Internal)?)
+    }
+
+    /// Opens the initrd with `slice-agent` for a VM whose own initrd is `initrd`, and builds it before if necessary.
+    pub fn open_injected(&self, initrd: Option<&Path>) -> Result<Named, host::Error> {
+        let open = |path: &Path| {
+            let opened = self.open(Purpose::Image, path);
+            opened.map_err(|why| why.when("use", path))
+        };
+        let user = initrd.map(open).transpose()?;
+        initrd::open(&self.initrd_dir, &self.agents, user.as_ref())
+    }
+
+    /// Removes all initrds with `slice-agent` that no VMM uses any more.
+    pub fn clear_injected(&self) -> std::io::Result<()> {
+        initrd::clear(&self.initrd_dir)
+    }
+
+    /// Checks that a `slice-agent` for `agent: inject` exists on this host.
+    ///
+    /// # Errors
+    /// The reason, as text for users.
+    pub async fn check_agent(&self) -> Result<(), String> {
+        let agents = self.agents.clone();
+        let key = format!("slice-agent {agents:?}");
+        inspect_blocking(key, move || initrd::agent(&agents).map(drop)).await
     }
 
     /// Whether this is the path of a disk that the daemon creates.

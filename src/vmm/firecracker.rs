@@ -148,7 +148,7 @@ fn config(spec: &VmSpec, slot: &Slot, program: &Program) -> Result<Config, Recip
         },
         boot_source: BootSource {
             kernel_image_path: slot.kernel(spec)?.to_owned(),
-            initrd_path: spec.initrd_file.clone(),
+            initrd_path: slot.initrd(spec),
             boot_args: cmdline::command_line(
                 spec,
                 slot,

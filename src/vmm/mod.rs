@@ -4,6 +4,7 @@
 //! | file | content |
 //! |---|---|
 //! | `recipe`, `qemu`, `firecracker`, `cloud_hypervisor`, `cmdline`, `version` | pure: the spec of a VM to a command line |
+//! | `initrd` | initrds with `slice-agent` |
 //! | `jailer` | pure: Firecracker's command line to that of its jailer, and back |
 //! | `control` | client of a VMM's control socket |
 //! | `file_access` | opens the files that a manifest names, if the settings of the daemon allow it |
@@ -16,6 +17,7 @@ mod cmdline;
 mod control;
 mod file_access;
 mod firecracker;
+mod initrd;
 pub(crate) mod jailer;
 mod kernel;
 mod machine;
@@ -30,6 +32,7 @@ pub use cmdline::NAME_SERVERS;
 pub use control::{Control, GuestState};
 pub(crate) use file_access::inspect_blocking;
 pub use file_access::{FileAccess, FileError};
+pub use initrd::INIT as INJECTED_INIT;
 pub use machine::{Accel, Machine, Machines, boots, tested_programs};
 pub use program::Programs;
 pub use qemu::{has_serial_port, machine_of};

@@ -98,7 +98,7 @@ pub(super) fn recipe(
         add("-device", device);
     }
     add("-kernel", kernel.display().to_string());
-    if let Some(initrd) = &spec.initrd_file {
+    if let Some(initrd) = slot.initrd(spec) {
         add("-initrd", initrd.display().to_string());
     }
     add("-append", command_line(spec, slot, machine)?);

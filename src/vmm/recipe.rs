@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Program, Version};
+use super::{Program, Version, initrd};
+use crate::api::guest_access::Agent;
 use crate::api::meta::Name;
 use crate::api::network::Connection;
 use crate::api::vm::{Hypervisor, VmSpec};
@@ -183,6 +184,20 @@ impl Slot {
         spec.kernel_file
             .as_deref()
             .ok_or(RecipeError::NoKernel(spec.hypervisor))
+    }
+
+    /// The path of the initrd that the VMM is started with.
+    pub(super) fn initrd(&self, spec: &VmSpec) -> Option<PathBuf> {
+        match spec.guest_access.agent {
+            Agent::Inject => Some(self.injected_initrd()),
+            Agent::Baked | Agent::None => spec.initrd_file.clone(),
+        }
+    }
+
+    /// The path by which only the VMM sees its initrd with `slice-agent`. It does not depend on the content, so that a newer agent does not
+    /// restart the VM.
+    pub fn injected_initrd(&self) -> PathBuf {
+        self.dir.with_file_name(initrd::NAME)
     }
 }
 

@@ -38,6 +38,8 @@
 //! | `full_disk` | a state disk or a run directory that is full or read-only |
 //! | `guests` | QEMU |
 //! | `guest_access` | commands, shells and connections in guests, through their agents |
+//! | `guest_agent` | the same in real Linux guests, through vsock |
+//! | `inject` | agents that are not in the image; Debian |
 //! | `holders` | deletions of what others hold |
 //! | `identity` | a state directory that was moved, copied or mounted elsewhere |
 //! | `journal` | the log in systemd's journal |
@@ -91,11 +93,13 @@ mod forced;
 mod foreign_rules;
 mod full_disk;
 mod guest_access;
+mod guest_agent;
 mod guests;
 mod hanging;
 mod holders;
 mod hung_files;
 mod identity;
+mod inject;
 mod input;
 mod journal;
 mod leftovers;

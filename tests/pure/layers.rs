@@ -263,9 +263,13 @@ fn unsafe_code_programs_and_namespaces_are_in_the_host_module_alone() {
         ("cli/edit.rs", "Command::new("),
         ("guest/agent/child.rs", "Command::new("),
         ("guest/agent/child.rs", "unsafe "),
+        ("guest/agent/vsock.rs", "Command::new("),
         ("guest/async_fd.rs", "unsafe "),
         ("guest/init/programs.rs", "Command::new("),
         ("guest/init/programs.rs", "unsafe "),
+        ("guest/inject/mod.rs", "Command::new("),
+        ("guest/inject/supervise.rs", "Command::new("),
+        ("guest/inject/supervise.rs", "unsafe "),
     ];
     let words = [
         "unsafe ",

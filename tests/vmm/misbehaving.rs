@@ -51,6 +51,7 @@ fn confined(dir: &Path, launch: Launch) -> (Desired, u32) {
         user,
         vcpu: 1,
         ram_bytes: 64 << 20,
+        injected: None,
         files: Vec::new(),
     };
     let desired = Desired {

@@ -150,6 +150,7 @@ impl Place {
             user,
             vcpu: spec.vcpu,
             ram_bytes: spec.ram_bytes,
+            injected: None,
             files: boot.chain(slot.disks.iter().cloned()).collect(),
         });
         desired.disks = slot.disks;

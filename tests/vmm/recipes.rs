@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use slicectl::api::guest_access::Agent;
 use slicectl::api::life::MachineType;
 use slicectl::api::network::{Connection, IsolatedSpec, Mac, NetworkSpec};
 use slicectl::api::vm::{Hypervisor, VmSpec};
@@ -124,6 +125,11 @@ impl Case {
         self
     }
 
+    fn injected(mut self) -> Self {
+        self.spec.guest_access.agent = Agent::Inject;
+        self
+    }
+
     fn of_an_earlier_version(mut self) -> Self {
         self.slot.has_serial_port = true;
         self
@@ -221,6 +227,25 @@ fn every_recipe_is_the_one_on_disk() {
             case(CloudHypervisor, 54, 0).without_vsock(),
         ),
         ("qemu-10.0-mtu", case(Qemu, 10, 0).kvm().mtu(9000)),
+        (
+            "qemu-7.2-inject",
+            case(Qemu, 7, 2)
+                .injected()
+                .disks(&[ROOT])
+                .cmdline("rdinit=/first -- single"),
+        ),
+        (
+            "firecracker-1.17-inject",
+            case(Firecracker, 1, 17)
+                .injected()
+                .without_initrd()
+                .disks(&[ROOT])
+                .jailed(),
+        ),
+        (
+            "cloud-hypervisor-54-inject",
+            case(CloudHypervisor, 54, 0).injected().without_initrd(),
+        ),
     ];
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/recipes");
     let mut known = BTreeSet::new();
@@ -271,6 +296,11 @@ fn a_recipe_writes_no_file_that_is_not_ours_to_remove() {
             assert!(MANAGED_FILES.contains(&name.as_str()), "{name}");
         }
     }
+}
+
+#[test]
+fn the_kernel_executes_what_the_agent_expects_to_be() {
+    assert_eq!(slicectl::vmm::INJECTED_INIT, slicectl::guest::inject::INIT);
 }
 
 #[test]

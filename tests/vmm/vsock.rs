@@ -68,6 +68,7 @@ async fn boot(machine: MachineType) -> Guest {
         user: start + USERS.fetch_add(1, Ordering::Relaxed),
         vcpu: 1,
         ram_bytes: spec.ram_bytes,
+        injected: None,
         files: spec
             .kernel_file
             .iter()

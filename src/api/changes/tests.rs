@@ -124,6 +124,11 @@ fn table() -> Vec<(String, String, Vec<&'static str>)> {
             vec!["replaces vsock: true -> false"],
         ),
         (
+            vmm("agent: baked"),
+            vmm("agent: inject"),
+            vec!["replaces agent: baked -> inject"],
+        ),
+        (
             vmm(""),
             vmm("agent: none"),
             vec!["replaces agent: baked -> none"],

@@ -47,7 +47,13 @@ pub fn choose(
     }
     let vsock = fields.vsock.unwrap_or(true);
     if let (Some(field), false) = (group.get("agent"), vsock) {
-        reader.refuse_and_discard_others(field, "has no effect with `vsock: false`");
+        let message = match fields.agent {
+            Some(Agent::Inject) => {
+                "found \"inject\", which needs a vsock device: remove `vsock: false`"
+            }
+            Some(Agent::Baked | Agent::None) | None => "has no effect with `vsock: false`",
+        };
+        reader.refuse_and_discard_others(field, message);
     }
     GuestAccess {
         vsock,

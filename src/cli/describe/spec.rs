@@ -112,8 +112,9 @@ impl Description {
         match access {
             GuestAccess { vsock: false, .. } => self.line("Vsock", "none: no guest access"),
             GuestAccess {
-                agent: Agent::None, ..
-            } => self.line("Agent", Agent::None),
+                agent: agent @ (Agent::None | Agent::Inject),
+                ..
+            } => self.line("Agent", agent),
             GuestAccess {
                 agent: Agent::Baked,
                 ..

@@ -23,6 +23,7 @@
 //! | `state` | what all requests share |
 //! | `stats` | figures of the guest |
 //! | `users` | users and groups of the guest |
+//! | `vsock` | waits for the vsock of the kernel |
 //! | `websocket` | limits and the end of a WebSocket |
 
 mod child;
@@ -42,6 +43,7 @@ mod spec;
 mod state;
 mod stats;
 mod users;
+mod vsock;
 mod websocket;
 
 use std::path::PathBuf;
@@ -56,6 +58,7 @@ use self::error::Error;
 use self::serve::{Handshake, serve};
 use self::socket::Listener;
 use self::state::Agent;
+use super::inject;
 use super::protocol::PORT;
 
 /// Access to this guest for its host
@@ -75,16 +78,29 @@ enum Command {
         /// Serve on a Unix socket instead, with the handshake of a VMM: `CONNECT 516`
         #[arg(long, value_name = "PATH")]
         unix: Option<PathBuf>,
+        /// Load the modules of vsock, and wait until the kernel has vsock
+        #[arg(long, hide = true, conflicts_with = "unix")]
+        injected: bool,
     },
+    /// Keep the agent running: a part of `agent: inject`
+    #[command(hide = true)]
+    Supervise,
 }
 
 /// The program. As PID 1 it is an init, whatever its arguments are: the kernel passes its unknown parameters to it.
 pub fn main() -> ExitCode {
+    // Before any thread and without a runtime: it becomes another program.
+    if inject::is_injected_init() {
+        return inject::init();
+    }
     let init = rustix::process::getpid().is_init();
     let command = match init {
         true => Command::Init,
         false => Args::parse().command,
     };
+    if matches!(command, Command::Supervise) {
+        return inject::supervise();
+    }
     child::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -93,23 +109,25 @@ pub fn main() -> ExitCode {
     let text = match (command, runtime) {
         (Command::Init, _) if !init => "init: expected to be PID 1".to_owned(),
         (Command::Init, Ok(runtime)) => runtime.block_on(super::init::run()),
-        (Command::Serve { unix }, Ok(runtime)) => {
-            let Err(text) = runtime.block_on(run(unix));
+        (Command::Serve { unix, injected }, Ok(runtime)) => {
+            let Err(text) = runtime.block_on(run(unix, injected));
             text
         }
+        (Command::Supervise, Ok(_)) => "supervise: already handled".to_owned(),
         (_, Err(error)) => format!("start: {error}"),
     };
     eprintln!("slice-agent: {text}");
     ExitCode::FAILURE
 }
 
-async fn run(unix: Option<PathBuf>) -> Result<std::convert::Infallible, String> {
+async fn run(unix: Option<PathBuf>, injected: bool) -> Result<std::convert::Infallible, String> {
     let (listener, handshake) = match unix {
         Some(path) => {
             let listener = Listener::unix(&path);
             let text = |error| format!("listen on {}: {error}", path.display());
             (listener.map_err(text)?, Handshake::Connect)
         }
+        None if injected => (vsock::listen().await, Handshake::None),
         None => {
             let text = |error| {
                 format!(

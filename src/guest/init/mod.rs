@@ -16,7 +16,7 @@
 mod network;
 mod parameters;
 mod power;
-mod prepare;
+pub(super) mod prepare;
 mod programs;
 mod reap;
 

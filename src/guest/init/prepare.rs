@@ -26,6 +26,8 @@ const FILE_SYSTEMS: [(&str, &str, &str, MountFlags); 7] = [
     ("tmpfs", "/run", "mode=755", NO_DEVICES),
     ("tmpfs", "/tmp", "mode=1777", NO_DEVICES),
 ];
+/// The number of them that only show the state of the kernel: the first ones.
+const KERNEL: usize = 3;
 const NO_DEVICES: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 const SAFE: MountFlags = NO_DEVICES.union(MountFlags::NOEXEC);
 
@@ -35,8 +37,17 @@ const MODULES: &str = "/modules";
 /// Mounts what is not mounted yet. Failures are reported on the console and do not stop the boot: a guest that boots without `/dev/shm`
 /// can be repaired.
 pub fn file_systems() {
-    for (kind, directory, options, flags) in FILE_SYSTEMS {
-        if let Err(error) = mount(kind, directory, options, flags) {
+    mount_all(&FILE_SYSTEMS);
+}
+
+/// Mounts `/proc`, `/sys` and `/dev` only.
+pub fn kernel_file_systems() {
+    mount_all(&FILE_SYSTEMS[..KERNEL]);
+}
+
+fn mount_all(file_systems: &[(&str, &str, &str, MountFlags)]) {
+    for (kind, directory, options, flags) in file_systems {
+        if let Err(error) = mount(kind, directory, options, *flags) {
             report(&format!("mount {directory}: {error}"));
         }
     }

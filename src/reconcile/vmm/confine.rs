@@ -225,6 +225,7 @@ mod tests {
             vcpu: 2,
             ram_bytes: 1 << 30,
             files: Vec::new(),
+            injected: None,
         };
         let limits = limits(&confined);
         assert_eq!(limits.cpu_millis, 2500);

@@ -145,6 +145,11 @@ impl Vmm {
             ..Self::default()
         }
     }
+
+    /// Sets which files of the host a VMM may be started with.
+    pub fn with_files(self, places: FileAccess) -> Self {
+        Self { places, ..self }
+    }
 }
 
 /// The desired state of one VM's VMM.
@@ -248,6 +253,19 @@ pub struct Confined {
     pub ram_bytes: u64,
     /// Files and block devices that it opens outside its run directory.
     pub files: Vec<Disk>,
+    /// Its initrd with `slice-agent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub injected: Option<Injected>,
+}
+
+/// An initrd with `slice-agent`, which is built when the VMM is started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Injected {
+    /// The path by which the VMM opens it; it exists only there.
+    pub path: PathBuf,
+    /// The initrd of the user that it contains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
 }
 
 impl Desired {

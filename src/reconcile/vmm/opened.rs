@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::note::{Change, ChangedFile};
-use super::{Confined, confine, owners};
+use super::{Confined, Injected, confine, owners};
 use crate::api::allowed::Purpose;
 use crate::api::meta::Uid;
 use crate::host::acl;
@@ -52,8 +52,10 @@ impl OpenFiles {
         };
         let files = confined.files.iter();
         let files = files.map(|disk| OpenFile::of(places, confined.user, disk));
+        let injected = confined.injected.iter();
+        let injected = injected.map(|injected| OpenFile::injected(places, injected));
         Ok(Self {
-            files: files.collect::<Result<_, _>>()?,
+            files: files.chain(injected).collect::<Result<_, _>>()?,
             program: open(program)?,
             jailer,
         })
@@ -136,6 +138,18 @@ impl OpenFile {
             disk: disk.clone(),
             named,
             shown: access,
+        })
+    }
+
+    /// The initrd with `slice-agent`, which every user can read.
+    fn injected(places: &FileAccess, injected: &Injected) -> Result<Self, Error> {
+        Ok(Self {
+            disk: Disk {
+                path: injected.path.clone(),
+                access: Access::ReadOnly,
+            },
+            named: places.open_injected(injected.initrd.as_deref())?,
+            shown: DiskAccess::Direct,
         })
     }
 }

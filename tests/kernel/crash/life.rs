@@ -157,6 +157,7 @@ impl Dirs {
                     vmm_ids: Default::default(),
                     allowed: allowed(),
                     filter_deadline: slicectl::host::iptables::DEADLINE,
+                    guest_agent: None,
                 },
             )
             .await

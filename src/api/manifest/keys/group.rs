@@ -273,7 +273,7 @@ pub const KEYS: &[Key] = &[
         mappings: INHERITED,
         value: Value::Choice(|| names(&AGENTS)),
         default: Default::Word("baked"),
-        about: "Where `slice-agent` of the guest is from: `baked` into its image, or `none`: it is not expected to answer",
+        about: "Where `slice-agent` of the guest is from: `baked` into its image; `inject`: from this host, in an initrd that starts it before the init of the image, which is not changed; or `none`: it is not expected to answer",
         example: "\"none\"",
         ..KEY
     },

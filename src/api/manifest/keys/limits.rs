@@ -90,7 +90,11 @@ pub const RESTARTS: [(&str, Restart); 3] = [
     ("never", Restart::Never),
 ];
 /// Values of `agent`.
-pub const AGENTS: [(&str, Agent); 2] = [("baked", Agent::Baked), ("none", Agent::None)];
+pub const AGENTS: [(&str, Agent); 3] = [
+    ("baked", Agent::Baked),
+    ("inject", Agent::Inject),
+    ("none", Agent::None),
+];
 /// Values of `update`.
 pub const UPDATES: [(&str, UpdatePolicy); 2] = [
     ("rolling", UpdatePolicy::Rolling),
