@@ -52,6 +52,8 @@ pub enum Endpoint {
     Remove,
     /// `GET /fs/watch`
     Watch,
+    /// `GET /userdata/logs`
+    UserdataLogs,
     /// `GET /shell`
     Shell,
     /// `GET /forward`
@@ -101,6 +103,7 @@ impl Endpoint {
             ["fs", "mkdir"] => &[(Method::POST, Self::Mkdir)],
             ["fs", "remove"] => &[(Method::DELETE, Self::Remove)],
             ["fs", "watch"] => &[(Method::GET, Self::Watch)],
+            ["userdata", "logs"] => &[(Method::GET, Self::UserdataLogs)],
             ["shell"] => &[(Method::GET, Self::Shell)],
             ["forward"] => &[(Method::GET, Self::Forward)],
             _ => return Err(Unknown::Path),

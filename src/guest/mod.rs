@@ -16,7 +16,7 @@
 //! | `endpoint` | the requests that the daemon forwards |
 //! | `init` | PID 1 of a small guest |
 //! | `place` | where a copy is put, as cp(1) does |
-//! | `probe` | asks whether an agent answers |
+//! | `probe` | the daemon's own requests: whether an agent answers, what a guest gets |
 //! | `protocol` | requests and responses of the agent, limits |
 //! | `server_sent` | Server-Sent Events of an agent |
 //! | `shell_frame` | the messages of an interactive shell |

@@ -13,6 +13,7 @@ use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
+use crate::api::secret::{SecretChange, SecretName, SecretView};
 use crate::api::usage::Usage;
 use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
@@ -198,6 +199,27 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The socket of the vsock device of a VM that runs, behind which its agent listens; [`Refusal::Conflict`] if it cannot answer now.
     fn agent(&self, vm: Name) -> impl Future<Output = Result<PathBuf, Refusal>> + Send;
+
+    /// All secrets of the host, without their values.
+    fn secrets(&self) -> impl Future<Output = Result<Vec<SecretView>, Refusal>> + Send;
+
+    /// Creates a secret.
+    fn create_secret(
+        &self,
+        name: SecretName,
+        change: SecretChange,
+    ) -> impl Future<Output = Result<SecretView, Refusal>> + Send;
+
+    /// Changes a secret, also in running guests. Returns when it is stored.
+    fn update_secret(
+        &self,
+        name: SecretName,
+        change: SecretChange,
+    ) -> impl Future<Output = Result<SecretView, Refusal>> + Send;
+
+    /// Deletes a secret, also from running guests. Returns when it is removed from the host.
+    fn delete_secret(&self, name: SecretName)
+    -> impl Future<Output = Result<(), Refusal>> + Send;
 
     /// Removes orphaned host resources; with [`Effect::DryRun`] only lists them.
     fn gc(&self, effect: Effect) -> impl Future<Output = Result<Vec<Orphan>, Refusal>> + Send;

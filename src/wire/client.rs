@@ -26,6 +26,7 @@ use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
+use crate::api::secret::{SecretChange, SecretName, SecretRequest, SecretView};
 use crate::api::usage::Usage;
 use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
@@ -197,6 +198,38 @@ impl Client {
     pub async fn power(&self, vm: &Name, verb: PowerCommand) -> Result<Applied> {
         let path = format!("/v1/vms/{vm}/{verb}");
         self.json(Method::POST, &path, NO_BODY).await
+    }
+
+    /// See [`super::Backend::secrets`].
+    pub async fn secrets(&self) -> Result<Vec<SecretView>> {
+        self.json(Method::GET, "/v1/secrets", NO_BODY).await
+    }
+
+    /// See [`super::Backend::create_secret`].
+    pub async fn create_secret(
+        &self,
+        name: &SecretName,
+        change: SecretChange,
+    ) -> Result<SecretView> {
+        let request = SecretRequest::of(Some(name), change);
+        self.json(Method::POST, "/v1/secrets", Some(&request)).await
+    }
+
+    /// See [`super::Backend::update_secret`].
+    pub async fn update_secret(
+        &self,
+        name: &SecretName,
+        change: SecretChange,
+    ) -> Result<SecretView> {
+        let path = format!("/v1/secrets/{name}");
+        let request = SecretRequest::of(None, change);
+        self.json(Method::PATCH, &path, Some(&request)).await
+    }
+
+    /// See [`super::Backend::delete_secret`].
+    pub async fn delete_secret(&self, name: &SecretName) -> Result<()> {
+        let path = format!("/v1/secrets/{name}");
+        self.request(Method::DELETE, &path, NO_BODY).await.map(drop)
     }
 
     /// See [`super::Backend::metrics`].

@@ -15,6 +15,7 @@
 //! | `hosts` | names of `/etc/hosts` |
 //! | `output` | the standard streams of a process |
 //! | `process` | the life of a process |
+//! | `provision` | `/provision`, `/userdata`: what the guest gets from its host |
 //! | `pty` | a terminal |
 //! | `serve` | connections |
 //! | `shell` | `/shell` |
@@ -34,6 +35,7 @@ mod health;
 mod hosts;
 mod output;
 mod process;
+mod provision;
 mod pty;
 mod serve;
 mod shell;
@@ -53,6 +55,7 @@ use axum::http::{StatusCode, Uri};
 use clap::{Parser, Subcommand};
 
 use self::error::Error;
+use self::provision::{Place, Provisioner};
 use self::serve::{Handshake, serve};
 use self::socket::Listener;
 use self::state::Agent;
@@ -75,6 +78,9 @@ enum Command {
         /// Serve on a Unix socket instead, with the handshake of a VMM: `CONNECT 516`
         #[arg(long, value_name = "PATH")]
         unix: Option<PathBuf>,
+        /// Provision this directory instead of the file system, for tests; without it, an agent on a Unix socket provisions nothing
+        #[arg(long, value_name = "DIR", requires = "unix", hide = true)]
+        root: Option<PathBuf>,
     },
 }
 
@@ -93,8 +99,8 @@ pub fn main() -> ExitCode {
     let text = match (command, runtime) {
         (Command::Init, _) if !init => "init: expected to be PID 1".to_owned(),
         (Command::Init, Ok(runtime)) => runtime.block_on(super::init::run()),
-        (Command::Serve { unix }, Ok(runtime)) => {
-            let Err(text) = runtime.block_on(run(unix));
+        (Command::Serve { unix, root }, Ok(runtime)) => {
+            let Err(text) = runtime.block_on(run(unix, root));
             text
         }
         (_, Err(error)) => format!("start: {error}"),
@@ -103,7 +109,16 @@ pub fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-async fn run(unix: Option<PathBuf>) -> Result<std::convert::Infallible, String> {
+async fn run(
+    unix: Option<PathBuf>,
+    root: Option<PathBuf>,
+) -> Result<std::convert::Infallible, String> {
+    let place = match (&unix, root) {
+        (None, _) => Some(Place::own()),
+        // The agent is not in a guest.
+        (Some(_), root) => root.map(Place::directory),
+    };
+    let agent = Agent::new(place.map(Provisioner::new));
     let (listener, handshake) = match unix {
         Some(path) => {
             let listener = Listener::unix(&path);
@@ -119,7 +134,7 @@ async fn run(unix: Option<PathBuf>) -> Result<std::convert::Infallible, String> 
             (Listener::vsock(PORT).map_err(text)?, Handshake::None)
         }
     };
-    Ok(serve(listener, router(Agent::new()), handshake).await)
+    Ok(serve(listener, router(agent), handshake).await)
 }
 
 /// All routes.
@@ -129,6 +144,7 @@ fn router(agent: Arc<Agent>) -> Router {
         .merge(shell::router())
         .merge(forward::router())
         .merge(health::router())
+        .merge(provision::router())
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .with_state(agent)
