@@ -249,7 +249,8 @@ impl VmOverrides {
             (_, true, Agent::Baked) => None,
         };
         if let (Some(missing), Some((field, _))) = (missing, set.iter().find(|(_, set)| *set)) {
-            let message = format!("sets {field}, which has no effect with `{missing}` of its group");
+            let message =
+                format!("sets {field}, which has no effect with `{missing}` of its group");
             found.push((field, message));
             return;
         }

@@ -73,14 +73,21 @@ impl Script {
 }
 
 /// How the formats of cloud-init other than scripts begin.
-const CLOUD_INIT: [&str; 4] = ["#cloud-config", "#include", "#cloud-boothook", "#part-handler"];
+const CLOUD_INIT: [&str; 4] = [
+    "#cloud-config",
+    "#include",
+    "#cloud-boothook",
+    "#part-handler",
+];
 
 /// Checks that this can be executed.
 ///
 /// # Errors
 /// It is a document of cloud-init.
 pub fn check_format(script: &[u8]) -> Result<(), InvalidScript> {
-    let found = CLOUD_INIT.iter().find(|word| script.starts_with(word.as_bytes()));
+    let found = CLOUD_INIT
+        .iter()
+        .find(|word| script.starts_with(word.as_bytes()));
     found.map_or(Ok(()), |word| Err(InvalidScript::CloudInit(word)))
 }
 
@@ -154,7 +161,13 @@ mod tests {
             let error = text.parse::<Script>().expect_err(why).to_string();
             assert!(error.contains(why), "{error}");
         }
-        for text in ["", "echo", "#!/bin/bash\necho", "# cloud-config\n", &large[1..]] {
+        for text in [
+            "",
+            "echo",
+            "#!/bin/bash\necho",
+            "# cloud-config\n",
+            &large[1..],
+        ] {
             assert!(text.parse::<Script>().is_ok(), "{text}");
         }
     }

@@ -42,7 +42,10 @@ impl FromStr for SecretName {
     type Err = InvalidSecretName;
     fn from_str(text: &str) -> Result<Self, InvalidSecretName> {
         let is_valid = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        let begins = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        let begins = text
+            .bytes()
+            .next()
+            .is_some_and(|byte| byte.is_ascii_alphanumeric());
         match begins && text.len() <= MAX_NAME_LEN && text.bytes().all(is_valid) {
             true => Ok(Self(text.to_owned())),
             // A text that is no name may be the value.
@@ -249,6 +252,9 @@ mod tests {
             assert!(error.contains(why) && error.len() < 100, "{error}");
         }
         let printed = format!("{:?} {change:?}", request("c2VjcmV0", ""));
-        assert!(!printed.contains("c2VjcmV0") && !printed.contains("115"), "{printed}");
+        assert!(
+            !printed.contains("c2VjcmV0") && !printed.contains("115"),
+            "{printed}"
+        );
     }
 }

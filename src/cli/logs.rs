@@ -12,8 +12,8 @@ use super::guest::with_query;
 use super::sanitize::Sanitizer;
 use super::{print, watch};
 use crate::guest::protocol::UserdataLogsQuery;
-use crate::wire::{AgentRequest, Client};
 use crate::wire::backend::{LogStart, StreamMode};
+use crate::wire::{AgentRequest, Client};
 
 /// `logs VM [-f] [-n NUMBER] [--raw]`: prints the bytes as they are, to a terminal only what cannot control it. If the output is
 /// followed, goes on after a restart of the daemon where it was interrupted.

@@ -83,7 +83,10 @@ fn of_file(path: &Path) -> Result<Vec<AuthorizedKey>, Failure> {
         }
         let key = line.parse().map_err(|error| {
             let number = at + 1;
-            Failure::one(format!("{}:{number}: invalid SSH key: {error}", path.display()))
+            Failure::one(format!(
+                "{}:{number}: invalid SSH key: {error}",
+                path.display()
+            ))
         })?;
         keys.push(key);
     }

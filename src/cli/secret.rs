@@ -198,7 +198,9 @@ fn value(file: Option<PathBuf>) -> Result<SecretValue, Failure> {
     let limit = MAX_SIZE as u64 + 1;
     io::stdin().lock().take(limit).read_to_end(&mut bytes)?;
     match bytes.len() > MAX_SIZE {
-        true => Err(Failure::one(format!("the value has more than {MAX_SIZE} bytes"))),
+        true => Err(Failure::one(format!(
+            "the value has more than {MAX_SIZE} bytes"
+        ))),
         false => Ok(SecretValue(bytes)),
     }
 }

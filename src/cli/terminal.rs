@@ -84,7 +84,8 @@ pub struct NoEcho(Termios);
 impl NoEcho {
     /// Standard input is a terminal.
     pub fn enter() -> Result<Self, Failure> {
-        let failed = |error| Failure::one(format!("cannot turn off the echo of the terminal: {error}"));
+        let failed =
+            |error| Failure::one(format!("cannot turn off the echo of the terminal: {error}"));
         let original = tcgetattr(io::stdin()).map_err(failed)?;
         let mut silent = original.clone();
         silent.local_modes.remove(LocalModes::ECHO);

@@ -32,7 +32,9 @@ pub async fn wait(client: &Client, args: WaitArgs) -> Result<(), Failure> {
     let targets = target::targets(&args.targets)?;
     let goal = args.goal;
     let other_kind = targets.iter().find(|target| target.kind != Kind::Vm);
-    if let (Goal::Stopped | Goal::Paused | Goal::Agent | Goal::Userdata, Some(target)) = (goal, other_kind) {
+    if let (Goal::Stopped | Goal::Paused | Goal::Agent | Goal::Userdata, Some(target)) =
+        (goal, other_kind)
+    {
         let usage = format!(
             "--for {} is valid for VMs only, not for {target}",
             goal_text(goal)
@@ -319,8 +321,12 @@ impl<'a> Watch<'a> {
             }
             (false, Goal::Agent | Goal::Userdata) => {
                 let mut causes = vec![match agent::answers(&object) {
-                    true => format!("timed out after {limit}: the userdata of {target} has not succeeded"),
-                    false => format!("timed out after {limit}: the agent of {target} does not answer"),
+                    true => format!(
+                        "timed out after {limit}: the userdata of {target} has not succeeded"
+                    ),
+                    false => {
+                        format!("timed out after {limit}: the agent of {target} does not answer")
+                    }
                 }];
                 match (is_ready(&object), agent::reason(&object)) {
                     (true, Some(reason)) => causes.push(reason),

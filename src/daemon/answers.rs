@@ -21,7 +21,9 @@ use super::failure::Failure;
 use super::group_events::{GroupEvent, requester};
 use super::not_found::not_found;
 use super::objects;
-use super::{agent, console, metrics, orders, power, reach, restrictions, scale, secrets, streams, usage};
+use super::{
+    agent, console, metrics, orders, power, reach, restrictions, scale, secrets, streams, usage,
+};
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::manifest::Draft;

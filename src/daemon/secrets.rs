@@ -24,7 +24,10 @@ pub(super) async fn create(
     change: SecretChange,
 ) -> Result<SecretView, Refusal> {
     let done = (EventReason::SecretCreated, "created");
-    commit(engine, name, done, |secrets, name| secrets.create(name, change)).await
+    commit(engine, name, done, |secrets, name| {
+        secrets.create(name, change)
+    })
+    .await
 }
 
 /// Changes one.
@@ -34,7 +37,10 @@ pub(super) async fn update(
     change: SecretChange,
 ) -> Result<SecretView, Refusal> {
     let done = (EventReason::SecretUpdated, "updated");
-    commit(engine, name, done, |secrets, name| secrets.update(name, change)).await
+    commit(engine, name, done, |secrets, name| {
+        secrets.update(name, change)
+    })
+    .await
 }
 
 /// Deletes one.

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore};
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Engine;
@@ -68,7 +68,7 @@ impl Default for Agents {
 
 struct Entry {
     target: Target,
-    /// What the guest is to get.
+    /// What the guest is to get, as far as it can change.
     desired: Desired,
     /// The agent is asked again.
     wake: Arc<Notify>,
@@ -227,7 +227,7 @@ fn update(engine: &Arc<Engine>, uid: Uid, reask: Reask) {
     let found = engine.store.read(|world| {
         let vm = world.vm(uid)?;
         let dir = VmmPaths::of(&engine.run_dir, world, vm).dir;
-        Some((Target::of(world, vm)?, Desired::of(vm), dir))
+        Some((Target::of(world, vm)?, Desired::live(vm), dir))
     });
     let mut vms = engine.agents.vms.lock();
     let Some((target, desired, dir)) = found else {
@@ -318,18 +318,26 @@ async fn follow(engine: Arc<Engine>, of: Followed) {
     let socket = of.dir.join(VSOCK);
     let ask = async {
         let (mut delay, mut began) = (FIRST_DELAY, clock::monotonic());
+        let mut pause = FIRST_DELAY;
         loop {
             match ask(&engine, &of).await {
                 Ok(outcome) => {
                     let is_running = outcome.is_running();
                     report(outcome.condition());
                     match is_running {
-                        true => tokio::select! {
-                            // An error is found again by the next request.
-                            _ = probe::userdata_ended(&socket) => {}
-                            () = of.wake.notified() => {}
-                        },
-                        false => of.wake.notified().await,
+                        true => {
+                            tokio::select! {
+                                // An error is found again by the next request. A guest that reports an end which is none is asked less
+                                // and less often.
+                                _ = probe::userdata_ended(&socket) => tokio::time::sleep(pause).await,
+                                () = of.wake.notified() => {}
+                            }
+                            pause = (pause * 2).min(LAST_DELAY);
+                        }
+                        false => {
+                            of.wake.notified().await;
+                            pause = FIRST_DELAY;
+                        }
                     }
                     (delay, began) = (FIRST_DELAY, clock::monotonic());
                 }

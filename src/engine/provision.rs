@@ -43,6 +43,23 @@ impl Desired {
         }
     }
 
+    /// The part that can change while the guest runs.
+    pub fn live(vm: &Vm) -> Self {
+        let Provision {
+            userdata: _,
+            ssh_keys,
+            secrets,
+        } = &vm.spec.guest_access.provision;
+        Self {
+            name: vm.meta.name.clone(),
+            provision: Provision {
+                userdata: None,
+                ssh_keys: ssh_keys.clone(),
+                secrets: secrets.clone(),
+            },
+        }
+    }
+
     /// Whether the guest may have a secret.
     pub fn has_secret(&self, name: &SecretName) -> bool {
         self.provision.secrets.contains(name)

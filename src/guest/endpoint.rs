@@ -183,6 +183,8 @@ mod tests {
             "fs/../exec",
             "v1/exec",
             "metrics",
+            "provision",
+            "userdata/wait-exit",
             "exec/a?b/kill",
             "exec//kill",
             &format!("exec/{long}"),

@@ -232,7 +232,8 @@ impl Secrets {
             return Err(Error::Limit(message));
         }
         if total > MAX_TOTAL {
-            let message = format!("all secrets would have {total} bytes, expected at most {MAX_TOTAL}");
+            let message =
+                format!("all secrets would have {total} bytes, expected at most {MAX_TOTAL}");
             return Err(Error::Limit(message));
         }
         Ok(())
@@ -318,17 +319,29 @@ mod tests {
             ..SecretChange::default()
         };
         let view = secrets.update(&name("a"), change).expect("changed");
-        assert_eq!((view.uid, view.gid, view.size), (1000, 0, bytes.len() as u64));
+        assert_eq!(
+            (view.uid, view.gid, view.size),
+            (1000, 0, bytes.len() as u64)
+        );
         assert_eq!(view.permissions, "0640");
         let changed = secrets.get(&name("a")).expect("read").expect("a secret");
         assert_eq!(changed.value, stored.value);
         assert_ne!(changed.revision, stored.revision);
-        assert!(matches!(secrets.create(&name("a"), value(b"")), Err(Error::Exists(_))));
-        assert!(matches!(secrets.update(&name("b"), value(b"")), Err(Error::NotFound(_))));
+        assert!(matches!(
+            secrets.create(&name("a"), value(b"")),
+            Err(Error::Exists(_))
+        ));
+        assert!(matches!(
+            secrets.update(&name("b"), value(b"")),
+            Err(Error::NotFound(_))
+        ));
         // Another daemon reads the same.
         assert_eq!(Secrets::new(dir.path()).list().expect("a list"), [view]);
         secrets.delete(&name("a")).expect("deleted");
-        assert!(matches!(secrets.delete(&name("a")), Err(Error::NotFound(_))));
+        assert!(matches!(
+            secrets.delete(&name("a")),
+            Err(Error::NotFound(_))
+        ));
         assert_eq!(secrets.list().expect("a list"), []);
     }
 
@@ -347,7 +360,9 @@ mod tests {
     fn a_damaged_record_is_an_error_and_can_be_deleted() {
         let dir = tempfile::tempdir().expect("a directory");
         let secrets = Secrets::new(dir.path());
-        secrets.create(&name("a"), value(b"value")).expect("created");
+        secrets
+            .create(&name("a"), value(b"value"))
+            .expect("created");
         let path = dir.path().join("secrets/a");
         let whole = std::fs::read(&path).expect("read");
         for bytes in [
@@ -386,7 +401,10 @@ mod tests {
         let secrets = Secrets::new(dir.path());
         let large = vec![7; MAX_SIZE];
         let too_large = vec![7; MAX_SIZE + 1];
-        assert!(matches!(secrets.create(&name("x"), value(&too_large)), Err(Error::Limit(_))));
+        assert!(matches!(
+            secrets.create(&name("x"), value(&too_large)),
+            Err(Error::Limit(_))
+        ));
         let mut stored = 0;
         let refused = loop {
             match secrets.create(&name(&format!("s{stored}")), value(&large)) {

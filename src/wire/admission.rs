@@ -16,7 +16,8 @@ use super::caller::Caller;
 use super::connections::{Connection, Connections};
 use super::guarded::TrackedBody;
 use super::limits::{
-    BODIES_LIMIT, BODY_LIMIT, Limits, MEDIUM_BODY_LIMIT, RESPONSES_LIMIT, SMALL_BODY_LIMIT, SMALL_RESPONSE,
+    BODIES_LIMIT, BODY_LIMIT, Limits, MEDIUM_BODY_LIMIT, RESPONSES_LIMIT, SMALL_BODY_LIMIT,
+    SMALL_RESPONSE,
 };
 use super::problem::problem;
 use super::socket::Peer;

@@ -218,8 +218,7 @@ pub trait Backend: Send + Sync + 'static {
     ) -> impl Future<Output = Result<SecretView, Refusal>> + Send;
 
     /// Deletes a secret, also from running guests. Returns when it is removed from the host.
-    fn delete_secret(&self, name: SecretName)
-    -> impl Future<Output = Result<(), Refusal>> + Send;
+    fn delete_secret(&self, name: SecretName) -> impl Future<Output = Result<(), Refusal>> + Send;
 
     /// Removes orphaned host resources; with [`Effect::DryRun`] only lists them.
     fn gc(&self, effect: Effect) -> impl Future<Output = Result<Vec<Orphan>, Refusal>> + Send;

@@ -32,9 +32,9 @@ impl ProvisionFields {
 
 /// The settings of this section, with `default` for those that are missing.
 pub fn read(reader: &mut Reader, section: &Section, default: ProvisionFields) -> ProvisionFields {
-    let keys = section.get("ssh_keys").map(|field| {
-        read_list(reader, field, "public keys of OpenSSH", MAX_KEYS, parse_key)
-    });
+    let keys = section
+        .get("ssh_keys")
+        .map(|field| read_list(reader, field, "public keys of OpenSSH", MAX_KEYS, parse_key));
     let secrets = section.get("secrets").map(|field| {
         read_list(reader, field, "names of secrets", MAX_SECRETS, |text| {
             let name: SecretName = text.parse().map_err(|error| format!("{error}"))?;

@@ -147,7 +147,10 @@ fn a_file_that_cannot_be_used_is_named_and_read_again() {
     // It is not needed any more.
     std::fs::remove_file(&path).expect("removed");
     let later = host.resolve(&of(path), false);
-    assert_eq!((later.problems.len(), later.request.generation), (0, read.request.generation));
+    assert_eq!(
+        (later.problems.len(), later.request.generation),
+        (0, read.request.generation)
+    );
 }
 
 #[test]

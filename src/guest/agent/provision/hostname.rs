@@ -45,7 +45,13 @@ pub fn set(place: &Place, name: &str) -> Result<(), String> {
     if known.is_some_and(|known| known.trim_ascii() == name.as_bytes()) {
         return Ok(());
     }
-    let written = replace(&hostname, &format!("{name}\n"))
+    // A small guest may have no such directory.
+    let created = match place.at("etc").exists() {
+        true => Ok(()),
+        false => std::fs::create_dir(place.at("etc")),
+    };
+    let written = created
+        .and_then(|()| replace(&hostname, &format!("{name}\n")))
         .and_then(|()| set_in_hosts(&place.at("etc/hosts"), name));
     match written {
         Err(error) if error.kind() != io::ErrorKind::ReadOnlyFilesystem => {
@@ -65,7 +71,9 @@ fn set_in_hosts(path: &Path, name: &str) -> io::Result<()> {
     let others: Vec<&str> = others.collect();
     let names = |line: &&str| {
         let line = line.split('#').next().unwrap_or_default();
-        line.split_ascii_whitespace().skip(1).any(|word| word == name)
+        line.split_ascii_whitespace()
+            .skip(1)
+            .any(|word| word == name)
     };
     let mut lines: Vec<String> = others.iter().map(|line| format!("{line}\n")).collect();
     if !others.iter().any(names) {

@@ -30,9 +30,8 @@ const LIMIT: u64 = 1 << 20;
 /// # Errors
 /// 400.
 pub fn check(keys: &[String]) -> Result<(), Error> {
-    let is_line = |key: &String| {
-        !key.is_empty() && !key.starts_with('#') && !key.contains(char::is_control)
-    };
+    let is_line =
+        |key: &String| !key.is_empty() && !key.starts_with('#') && !key.contains(char::is_control);
     match keys.iter().all(is_line) {
         true => Ok(()),
         false => Err(super::invalid("ssh_keys")),
@@ -53,7 +52,10 @@ pub fn write(place: &Place, keys: &[String]) -> Vec<String> {
     };
     let failed = users.iter().filter_map(|user| {
         let error = of_user(place, user, keys).err()?;
-        Some(format!("cannot write the SSH keys of {}: {error}", user.name))
+        Some(format!(
+            "cannot write the SSH keys of {}: {error}",
+            user.name
+        ))
     });
     failed.collect()
 }

@@ -82,7 +82,10 @@ impl Content {
         file.read_exact_at(&mut bytes, 0)?;
         let before_last = bytes.len().saturating_sub(1);
         let mut ends = bytes[..before_last].iter().enumerate().rev();
-        let line_end = ends.by_ref().filter(|(_, byte)| **byte == b'\n').nth(lines - 1);
+        let line_end = ends
+            .by_ref()
+            .filter(|(_, byte)| **byte == b'\n')
+            .nth(lines - 1);
         Ok(self.start + line_end.map_or(0, |(at, _)| at as u64 + 1))
     }
 }
@@ -93,7 +96,9 @@ impl Log {
         let paths = FILES.map(|path| place.at(path));
         let opened = paths.iter().find_map(|path| {
             let mut options = OpenOptions::new();
-            options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+            options
+                .read(true)
+                .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
             let file = options.open(path).ok()?;
             let found = file.metadata().ok().filter(fs::Metadata::is_file)?;
             Some((file, found.len().min(LIMIT)))

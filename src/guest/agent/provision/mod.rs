@@ -225,9 +225,8 @@ async fn provision(
         async move { provisioner.apply(wanted).await }
     });
     let applied = task.await;
-    let applied = applied.map_err(|error| {
-        Error::system("provision the guest", &std::io::Error::other(error))
-    })?;
+    let applied = applied
+        .map_err(|error| Error::system("provision the guest", &std::io::Error::other(error)))?;
     Ok(Json(applied?))
 }
 

@@ -15,7 +15,10 @@ use super::files::{read_small, write_durable};
 use crate::guest::agent::error::reason;
 use crate::guest::protocol::{UserdataState, UserdataStatus};
 
-const RECORDS: [&str; 2] = ["var/lib/slice-agent/userdata.json", "run/slice/userdata.json"];
+const RECORDS: [&str; 2] = [
+    "var/lib/slice-agent/userdata.json",
+    "run/slice/userdata.json",
+];
 const MARKER: &str = "etc/slicer/userdata-ran";
 
 const LIMIT: u64 = 4096;
@@ -138,7 +141,12 @@ mod tests {
         for (path, content, state, code) in [
             (record, "", Failed, None),
             (record, "{\"ended\":false}", Failed, None),
-            (record, "{\"ended\":true,\"exit_code\":0}", Succeeded, Some(0)),
+            (
+                record,
+                "{\"ended\":true,\"exit_code\":0}",
+                Succeeded,
+                Some(0),
+            ),
             (record, "{\"ended\":true,\"exit_code\":3}", Failed, Some(3)),
             (record, "garbage", Failed, None),
             (RECORDS[1], "{\"ended\":false}", Failed, None),
@@ -154,7 +162,11 @@ mod tests {
             std::fs::create_dir_all(file.parent().expect("a parent")).expect("created");
             std::fs::write(&file, content).expect("written");
             let found = load(&place);
-            assert_eq!((found.state, found.exit_code), (state, code), "{path}: {content}");
+            assert_eq!(
+                (found.state, found.exit_code),
+                (state, code),
+                "{path}: {content}"
+            );
         }
     }
 

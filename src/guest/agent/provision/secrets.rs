@@ -39,9 +39,8 @@ pub fn decode(secrets: &[Secret]) -> Result<Vec<Decoded<'_>>, Error> {
     let decoded = secrets.iter().map(|secret| {
         let name = &secret.name;
         let is_valid = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        let is_name = (1..=255).contains(&name.len())
-            && name.bytes().all(is_valid)
-            && !name.starts_with('.');
+        let is_name =
+            (1..=255).contains(&name.len()) && name.bytes().all(is_valid) && !name.starts_with('.');
         let value = STANDARD.decode(&secret.data).ok();
         match (is_name, value) {
             (true, Some(value)) => Ok(Decoded { secret, value }),
@@ -154,9 +153,7 @@ fn is_right(beneath: &Beneath, path: &Path, decoded: &Decoded<'_>) -> bool {
     });
     let mut content = Vec::new();
     let limit = decoded.value.len() as u64 + 1;
-    has_attributes
-        && file.take(limit).read_to_end(&mut content).is_ok()
-        && content == decoded.value
+    has_attributes && file.take(limit).read_to_end(&mut content).is_ok() && content == decoded.value
 }
 
 fn sentence(error: &archive::Error) -> String {

@@ -25,7 +25,8 @@ impl Guest {
         for directory in ["etc", "run", "root", "home/ubuntu"] {
             fs::create_dir_all(root.path().join(directory)).expect("created");
         }
-        let passwd = format!("root:x:0:0::/root:/bin/sh\nubuntu:x:{USER}:{USER}::/home/ubuntu:/bin/sh\n");
+        let passwd =
+            format!("root:x:0:0::/root:/bin/sh\nubuntu:x:{USER}:{USER}::/home/ubuntu:/bin/sh\n");
         fs::write(root.path().join("etc/passwd"), passwd).expect("written");
         let home = root.path().join("home/ubuntu");
         std::os::unix::fs::chown(home, Some(USER), Some(USER)).expect("tests run as root");
@@ -115,7 +116,12 @@ async fn secrets_have_their_owner_and_permissions_and_are_removed() {
     assert_eq!(guest.read("run/slice/secrets/b.key"), "changed");
     assert!(!guest.at("run/slice/secrets/a").exists());
     guest.apply(secrets(Vec::new())).await;
-    assert_eq!(fs::read_dir(guest.at("run/slice/secrets")).expect("a directory").count(), 0);
+    assert_eq!(
+        fs::read_dir(guest.at("run/slice/secrets"))
+            .expect("a directory")
+            .count(),
+        0
+    );
 }
 
 #[tokio::test]
@@ -158,7 +164,11 @@ async fn invalid_requests_change_nothing_and_repeat_no_value() {
             ..Provision::default()
         },
     ] {
-        let error = guest.provisioner.apply(wanted.clone()).await.expect_err("refused");
+        let error = guest
+            .provisioner
+            .apply(wanted.clone())
+            .await
+            .expect_err("refused");
         assert_eq!(error.status, StatusCode::BAD_REQUEST);
         assert!(!error.text.contains("SECRET"), "{}", error.text);
     }
@@ -177,7 +187,10 @@ async fn keys_are_added_to_those_of_the_image_for_the_user_and_root() {
     };
     assert_eq!(guest.apply(keys(&["k 1", "k 2"])).await.problems, [""; 0]);
     let user = guest.read("home/ubuntu/.ssh/authorized_keys");
-    assert!(user.contains("\nk 1\nk 2\n") && !user.contains("own"), "{user}");
+    assert!(
+        user.contains("\nk 1\nk 2\n") && !user.contains("own"),
+        "{user}"
+    );
     let root = guest.read("root/.ssh/authorized_keys");
     assert!(root.starts_with("own\n") && root.contains("k 1"), "{root}");
     for (path, mode) in [
@@ -232,13 +245,19 @@ async fn links_of_a_user_are_not_followed() {
         };
         let applied = guest.apply(wanted).await;
         assert_eq!(applied.problems.len(), 1, "{what}: {applied:?}");
-        assert!(applied.problems[0].contains("ubuntu"), "{what}: {applied:?}");
+        assert!(
+            applied.problems[0].contains("ubuntu"),
+            "{what}: {applied:?}"
+        );
         assert_eq!(guest.provisioner.generation(), "", "{what}");
         assert_eq!(guest.read("etc/shadow"), "root:hash", "{what}");
         assert!(!guest.at("etc/authorized_keys").exists(), "{what}");
         assert!(!guest.at("new").exists(), "{what}");
         // The other user has the key.
-        assert!(guest.read("root/.ssh/authorized_keys").contains("k 1"), "{what}");
+        assert!(
+            guest.read("root/.ssh/authorized_keys").contains("k 1"),
+            "{what}"
+        );
     }
 }
 
@@ -250,12 +269,24 @@ async fn userdata_runs_once_as_root_with_its_environment() {
         guest.at("count").display()
     );
     let status = guest.run(&script).await;
-    assert_eq!((status.state, status.exit_code), (UserdataState::Succeeded, Some(0)));
+    assert_eq!(
+        (status.state, status.exit_code),
+        (UserdataState::Succeeded, Some(0))
+    );
     let log = guest.read("var/log/slice-userdata.log");
     assert_eq!(log, "out ubuntu /root\nerr\n0\n/\n");
-    assert_eq!(fs::metadata(guest.at("var/log/slice-userdata.log")).expect("a log").mode() & 0o777, 0o600);
+    assert_eq!(
+        fs::metadata(guest.at("var/log/slice-userdata.log"))
+            .expect("a log")
+            .mode()
+            & 0o777,
+        0o600
+    );
     assert_eq!(guest.read("etc/slicer/userdata-ran"), "0\n");
-    assert!(!guest.at("run/slice/userdata").exists(), "the script is removed");
+    assert!(
+        !guest.at("run/slice/userdata").exists(),
+        "the script is removed"
+    );
     guest.run(&script).await;
     guest.restart();
     assert_eq!(guest.provisioner.userdata().state, UserdataState::Succeeded);
@@ -293,7 +324,10 @@ async fn userdata_that_was_interrupted_is_not_run_again() {
     // The guest loses power, the agent of the next boot reads the disk.
     guest.restart();
     let status = guest.run("exit 0").await;
-    assert_eq!((status.state, status.exit_code), (UserdataState::Failed, None));
+    assert_eq!(
+        (status.state, status.exit_code),
+        (UserdataState::Failed, None)
+    );
 }
 
 #[tokio::test]
@@ -304,10 +338,16 @@ async fn userdata_waits_for_what_it_needs() {
         userdata_pending: true,
         ..Provision::default()
     };
-    assert_eq!(guest.apply(pending).await.userdata.state, UserdataState::Pending);
+    assert_eq!(
+        guest.apply(pending).await.userdata.state,
+        UserdataState::Pending
+    );
     assert!(!guest.provisioner.has_run());
     let nothing = Provision::default();
-    assert_eq!(guest.apply(nothing).await.userdata.state, UserdataState::None);
+    assert_eq!(
+        guest.apply(nothing).await.userdata.state,
+        UserdataState::None
+    );
     assert!(guest.provisioner.has_run());
     // A directory in place of a secret.
     fs::create_dir_all(guest.at("run/slice/secrets/a")).expect("created");
@@ -316,11 +356,19 @@ async fn userdata_waits_for_what_it_needs() {
         ..userdata("exit 0")
     };
     let applied = guest.apply(wanted.clone()).await;
-    assert_eq!(applied.userdata.state, UserdataState::Pending, "{applied:?}");
+    assert_eq!(
+        applied.userdata.state,
+        UserdataState::Pending,
+        "{applied:?}"
+    );
     assert!(applied.problems[0].contains("secrets"), "{applied:?}");
     fs::remove_dir(guest.at("run/slice/secrets/a")).expect("removed");
     let applied = guest.apply(wanted).await;
-    assert_eq!(applied.userdata.state, UserdataState::Running, "{applied:?}");
+    assert_eq!(
+        applied.userdata.state,
+        UserdataState::Running,
+        "{applied:?}"
+    );
     assert_eq!(guest.provisioner.userdata.ended().await.exit_code, Some(0));
 }
 
@@ -337,9 +385,39 @@ async fn a_host_name_is_set_once_and_found_by_programs() {
     assert_eq!(guest.read("etc/hostname"), "web-1\n");
     let expected = "127.0.0.1\tlocalhost\n127.0.1.1\tweb-1 # slice-agent\n";
     assert_eq!(guest.read("etc/hosts"), expected);
-    assert_eq!(fs::metadata(guest.at("etc/hosts")).expect("a file").permissions().mode() & 0o777, 0o644);
+    assert_eq!(
+        fs::metadata(guest.at("etc/hosts"))
+            .expect("a file")
+            .permissions()
+            .mode()
+            & 0o777,
+        0o644
+    );
     // A user of the guest has another opinion.
     fs::write(guest.at("etc/hostname"), "mine\n").expect("written");
     guest.apply(wanted).await;
     assert_eq!(guest.read("etc/hostname"), "mine\n");
+}
+
+#[tokio::test]
+async fn a_guest_without_any_directory_gets_everything() {
+    let root = tempfile::tempdir().expect("a directory");
+    let provisioner = Guest::agent(&root);
+    let wanted = Provision {
+        hostname: Some("tiny".to_owned()),
+        ssh_keys: vec!["k 1".to_owned()],
+        secrets: vec![secret("a", "value", 0, 0o600)],
+        ..userdata("exit 0")
+    };
+    let applied = provisioner.apply(wanted).await.expect("applied");
+    assert_eq!(applied.problems, [""; 0]);
+    assert_eq!(provisioner.userdata.ended().await.exit_code, Some(0));
+    for path in [
+        "etc/hostname",
+        "root/.ssh/authorized_keys",
+        "run/slice/secrets/a",
+        "etc/slicer/userdata-ran",
+    ] {
+        assert!(root.path().join(path).exists(), "{path}");
+    }
 }

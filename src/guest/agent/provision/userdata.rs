@@ -17,10 +17,10 @@ use tokio::sync::watch;
 use super::files::write_durable;
 use super::log::Log;
 use super::{Place, record};
+use crate::guest::agent::child::Streams;
 use crate::guest::agent::error::{Error, reason};
 use crate::guest::agent::output;
 use crate::guest::agent::process::{Ending, Scope, Spawned, start};
-use crate::guest::agent::child::Streams;
 use crate::guest::agent::spec::{Spec, StartError};
 use crate::guest::agent::users::Accounts;
 use crate::guest::protocol::{
@@ -79,7 +79,9 @@ impl Userdata {
     /// Waits until it does not run.
     pub async fn ended(&self) -> UserdataStatus {
         let mut status = self.status.subscribe();
-        let ended = status.wait_for(|status| status.state != UserdataState::Running).await;
+        let ended = status
+            .wait_for(|status| status.state != UserdataState::Running)
+            .await;
         // The sender is part of `self`.
         ended.map(|status| status.clone()).unwrap_or_default()
     }
@@ -101,7 +103,10 @@ impl Userdata {
     /// # Errors
     /// Why it was not started, as a sentence. It is started by a later request.
     pub async fn run(self: &Arc<Self>, script: Vec<u8>) -> Result<(), String> {
-        if !matches!(self.status().state, UserdataState::None | UserdataState::Pending) {
+        if !matches!(
+            self.status().state,
+            UserdataState::None | UserdataState::Pending
+        ) {
             return Ok(());
         }
         let this = Arc::clone(self);
@@ -114,7 +119,8 @@ impl Userdata {
                 return Err(why);
             }
         };
-        self.status.send_modify(|status| status.state = UserdataState::Running);
+        self.status
+            .send_modify(|status| status.state = UserdataState::Running);
         let streams = Streams::Pipes {
             stdin: false,
             stdout: true,
@@ -208,9 +214,15 @@ impl Userdata {
 /// The arguments of a shell that executes a script with its interpreter.
 fn arguments(script: &[u8], path: &Path) -> Vec<String> {
     let mut words = vec!["-c".to_owned(), MERGE.to_owned(), "userdata".to_owned()];
-    let first = script.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let first = script
+        .split(|byte| *byte == b'\n')
+        .next()
+        .unwrap_or_default();
     let line = first.strip_prefix(b"#!").map(String::from_utf8_lossy);
-    let line = line.as_deref().map(str::trim).filter(|line| !line.is_empty());
+    let line = line
+        .as_deref()
+        .map(str::trim)
+        .filter(|line| !line.is_empty());
     match line {
         None => words.push("/bin/sh".to_owned()),
         // As the kernel does: all that follows the interpreter is one argument.
