@@ -156,7 +156,6 @@ fn a_wait_for_userdata_ends_with_its_success() {
             "{late}"
         );
         assert!(late.contains("userdata running"), "{late}");
-        let log = host.ctl(&["logs", VM, "--userdata", "--follow"]).spawn();
         let wait = host
             .ctl(&["wait", &format!("vm/{VM}"), "--for", "userdata"])
             .spawn();
@@ -164,6 +163,8 @@ fn a_wait_for_userdata_ends_with_its_success() {
         host.harness.kill();
         host.harness.start();
         host.until_message("answers; userdata running");
+        let mut log = host.ctl(&["logs", VM, "--userdata", "--follow"]);
+        let log = log.spawn();
         fs::write(root.at("go"), "").expect("written");
         let waited = wait
             .expect("slicectl")
@@ -177,10 +178,7 @@ fn a_wait_for_userdata_ends_with_its_success() {
         host.until_message("answers; userdata succeeded");
         assert_eq!(host.condition().0, "Answering");
         let followed = log.expect("slicectl").wait_with_output().expect("slicectl");
-        assert!(
-            text(&followed.stdout).starts_with("begin\n"),
-            "{followed:?}"
-        );
+        assert_eq!(text(&followed.stdout), "begin\nend\n", "{followed:?}");
         assert_eq!(
             host.harness.ctl(&format!("logs {VM} --userdata")),
             "begin\nend\n"

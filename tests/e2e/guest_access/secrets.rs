@@ -234,8 +234,16 @@ fn files(directory: &Path) -> Vec<std::path::PathBuf> {
 /// Reads the command lines of all processes while a test runs. Fails at its end if one contained a value.
 pub fn while_command_lines_are_read(test: impl FnOnce()) {
     use std::sync::atomic::{AtomicBool, Ordering};
+    /// Ends the reader also if the test fails.
+    struct End<'e>(&'e AtomicBool);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let ended = AtomicBool::new(false);
     thread::scope(|scope| {
+        let end = End(&ended);
         let reader = scope.spawn(|| {
             while !ended.load(Ordering::Relaxed) {
                 for entry in fs::read_dir("/proc").expect("processes").flatten() {
@@ -246,7 +254,7 @@ pub fn while_command_lines_are_read(test: impl FnOnce()) {
             }
         });
         test();
-        ended.store(true, Ordering::Relaxed);
+        drop(end);
         reader.join().expect("no value in a command line");
     });
 }
