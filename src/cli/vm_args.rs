@@ -110,7 +110,7 @@ Examples:
   slicectl vm add web
   slicectl vm add web --name ci --vcpu 1 --ram 256 --tag job=42 --wait
   slicectl vm add web --wait=agent
-  slicectl vm add web --userdata-file setup.sh --secret registry-token --wait=userdata
+  slicectl vm add web --userdata-file up.sh --secret token --wait=userdata
   slicectl vm add web --tag job=42 --allow 192.168.222.1:3128 --drop ''
   vm=$(slicectl vm add web -o name) && slicectl wait $vm --for ready")]
 pub struct AddArgs {

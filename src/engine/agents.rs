@@ -1,7 +1,5 @@
-//! Whether the agents of VMs answer, and whether the guests have got what they are to get: the condition `Agent`. It is not stored, and has
-//! no influence on `Ready`.
-//! Out of scope: the requests to an agent ([`crate::guest`]); what a guest is to get ([`super::provision`]); showing the condition
-//! ([`crate::status`]).
+//! Whether the agents of VMs answer, and their guests have what they are to get: the condition `Agent`. It is not stored, and no part of `Ready`.
+//! Out of scope: requests to an agent ([`crate::guest`]); what a guest is to get ([`super::provision`]); showing it ([`crate::status`]).
 //!
 //! # When an agent is asked
 //! After its VMM has started, with a growing delay until it answers, but not longer than [`GIVE_UP`]; when what its guest is to get has

@@ -26,7 +26,6 @@ use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
-use crate::api::secret::{SecretChange, SecretName, SecretRequest, SecretView};
 use crate::api::usage::Usage;
 use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
@@ -200,38 +199,6 @@ impl Client {
         self.json(Method::POST, &path, NO_BODY).await
     }
 
-    /// See [`super::Backend::secrets`].
-    pub async fn secrets(&self) -> Result<Vec<SecretView>> {
-        self.json(Method::GET, "/v1/secrets", NO_BODY).await
-    }
-
-    /// See [`super::Backend::create_secret`].
-    pub async fn create_secret(
-        &self,
-        name: &SecretName,
-        change: SecretChange,
-    ) -> Result<SecretView> {
-        let request = SecretRequest::of(Some(name), change);
-        self.json(Method::POST, "/v1/secrets", Some(&request)).await
-    }
-
-    /// See [`super::Backend::update_secret`].
-    pub async fn update_secret(
-        &self,
-        name: &SecretName,
-        change: SecretChange,
-    ) -> Result<SecretView> {
-        let path = format!("/v1/secrets/{name}");
-        let request = SecretRequest::of(None, change);
-        self.json(Method::PATCH, &path, Some(&request)).await
-    }
-
-    /// See [`super::Backend::delete_secret`].
-    pub async fn delete_secret(&self, name: &SecretName) -> Result<()> {
-        let path = format!("/v1/secrets/{name}");
-        self.request(Method::DELETE, &path, NO_BODY).await.map(drop)
-    }
-
     /// See [`super::Backend::metrics`].
     pub async fn metrics(&self, vm: &Name) -> Result<Metrics> {
         self.json(Method::GET, &format!("/v1/metrics/{vm}"), NO_BODY)
@@ -319,7 +286,7 @@ impl Client {
         self.json(Method::GET, "/v1/version", NO_BODY).await
     }
 
-    async fn json<T: DeserializeOwned>(
+    pub(super) async fn json<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
@@ -348,7 +315,7 @@ impl Client {
             .boxed())
     }
 
-    async fn request(
+    pub(super) async fn request(
         &self,
         method: Method,
         path: &str,
@@ -473,7 +440,7 @@ impl Client {
 }
 
 /// A request without a body.
-const NO_BODY: Option<&()> = None;
+pub(super) const NO_BODY: Option<&()> = None;
 
 fn object_path(kind: Kind, name: Option<&Name>) -> String {
     match name {

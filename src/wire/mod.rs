@@ -50,6 +50,7 @@ mod listener;
 pub mod packet;
 mod problem;
 mod secrets;
+mod secrets_client;
 pub mod server;
 mod shared;
 pub mod socket;

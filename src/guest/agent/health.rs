@@ -28,7 +28,7 @@ async fn health(State(agent): State<Arc<Agent>>) -> Json<Health> {
     let seconds = u64::try_from(boot.tv_sec).unwrap_or(0);
     let nanoseconds = u64::try_from(boot.tv_nsec).unwrap_or(0);
     let provisioner = agent.provisioner.as_ref();
-    let userdata = provisioner.map(|it| it.userdata());
+    let userdata = provisioner.map(|it| it.userdata_status());
     Json(Health {
         hostname: uname().nodename().to_string_lossy().into_owned(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),

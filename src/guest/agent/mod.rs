@@ -55,7 +55,8 @@ use axum::http::{StatusCode, Uri};
 use clap::{Parser, Subcommand};
 
 use self::error::Error;
-use self::provision::{Place, Provisioner};
+use self::provision::place::Place;
+use self::provision::provisioner::Provisioner;
 use self::serve::{Handshake, serve};
 use self::socket::Listener;
 use self::state::Agent;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::exec::commands::Commands;
-use super::provision::Provisioner;
+use super::provision::provisioner::Provisioner;
 use crate::clock;
 
 /// The state of the agent.

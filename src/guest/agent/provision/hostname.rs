@@ -6,8 +6,8 @@ use std::path::Path;
 
 use rustix::system::{sethostname, uname};
 
-use super::Place;
 use super::files::read_small;
+use super::place::Place;
 use crate::guest::agent::error::{Error, reason};
 use crate::guest::archive::draft::Attributes;
 use crate::guest::place::put_file;
@@ -27,7 +27,7 @@ pub fn check(name: &str) -> Result<(), Error> {
     let valid = (1..=63).contains(&name.len()) && name.bytes().all(is_valid);
     match valid && !name.starts_with('-') {
         true => Ok(()),
-        false => Err(super::invalid("hostname")),
+        false => Err(Error::invalid("hostname")),
     }
 }
 

@@ -8,7 +8,7 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::Place;
+use super::place::Place;
 use crate::guest::agent::error::{Error, reason};
 use crate::guest::agent::users::{Accounts, User};
 use crate::guest::archive::beneath::Beneath;
@@ -34,7 +34,7 @@ pub fn check(keys: &[String]) -> Result<(), Error> {
         |key: &String| !key.is_empty() && !key.starts_with('#') && !key.contains(char::is_control);
     match keys.iter().all(is_line) {
         true => Ok(()),
-        false => Err(super::invalid("ssh_keys")),
+        false => Err(Error::invalid("ssh_keys")),
     }
 }
 

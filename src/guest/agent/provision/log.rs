@@ -12,7 +12,7 @@ use futures::stream::{self, Stream};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::Place;
+use super::place::Place;
 use crate::guest::place::make_dirs;
 use crate::guest::protocol::{CHUNK, UserdataLogsQuery};
 

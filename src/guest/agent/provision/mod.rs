@@ -10,6 +10,8 @@
 //! | `hostname` | the host name |
 //! | `keys` | `authorized_keys` |
 //! | `log` | the output of the userdata |
+//! | `place` | which file system is provisioned |
+//! | `provisioner` | the order, what the guest has got |
 //! | `record` | whether the userdata has run |
 //! | `secrets` | `/run/slice/secrets` |
 //! | `userdata` | runs the userdata |
@@ -18,14 +20,13 @@ mod files;
 mod hostname;
 mod keys;
 mod log;
+pub mod place;
+pub mod provisioner;
 mod record;
 mod secrets;
-#[cfg(test)]
-mod tests;
 mod userdata;
 
 use std::convert::Infallible;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
@@ -34,16 +35,11 @@ use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use parking_lot::Mutex;
 
-use self::userdata::Userdata;
+use self::provisioner::Provisioner;
 use super::error::{Error, query};
 use super::state::Agent;
-use crate::guest::protocol::{
-    PROVISION_LIMIT, Provision, Provisioned, UserdataLogsQuery, UserdataState, UserdataStatus,
-};
+use crate::guest::protocol::{PROVISION_LIMIT, Provisioned, UserdataLogsQuery, UserdataStatus};
 
 /// The routes.
 pub fn router() -> Router<Arc<Agent>> {
@@ -54,152 +50,6 @@ pub fn router() -> Router<Arc<Agent>> {
         )
         .route("/userdata/logs", get(logs))
         .route("/userdata/wait-exit", get(wait_exit))
-}
-
-/// Which file system is provisioned.
-#[derive(Clone, Debug)]
-pub struct Place {
-    /// Its root.
-    root: PathBuf,
-    /// Whether it is that of the agent itself, with its mounts and its host name.
-    is_own: bool,
-}
-
-impl Place {
-    /// The file system of the agent.
-    pub fn own() -> Self {
-        Self {
-            root: PathBuf::from("/"),
-            is_own: true,
-        }
-    }
-
-    /// A directory that stands for it, for tests.
-    pub fn directory(root: PathBuf) -> Self {
-        Self {
-            root,
-            is_own: false,
-        }
-    }
-
-    fn at(&self, path: &str) -> PathBuf {
-        self.root.join(path)
-    }
-
-    fn root(&self) -> &Path {
-        &self.root
-    }
-}
-
-/// What the guest has got.
-#[derive(Debug)]
-pub struct Provisioner {
-    place: Place,
-    /// One request at a time.
-    turn: tokio::sync::Mutex<()>,
-    state: Mutex<Progress>,
-    userdata: Arc<Userdata>,
-}
-
-#[derive(Debug, Default)]
-struct Progress {
-    /// The last generation that the guest has got completely.
-    generation: String,
-    /// The host name that was requested last: a user of the guest may change it afterwards.
-    hostname: Option<String>,
-    /// Whether there was a request.
-    is_asked: bool,
-}
-
-impl Provisioner {
-    /// Reads whether the userdata has run.
-    pub fn new(place: Place) -> Arc<Self> {
-        Arc::new(Self {
-            userdata: Userdata::new(&place),
-            place,
-            turn: tokio::sync::Mutex::default(),
-            state: Mutex::default(),
-        })
-    }
-
-    /// The last generation that the guest has got completely.
-    pub fn generation(&self) -> String {
-        self.state.lock().generation.clone()
-    }
-
-    /// The state of the userdata.
-    pub fn userdata(&self) -> UserdataStatus {
-        self.userdata.status()
-    }
-
-    /// Whether there is nothing to wait for: what the guest is to get is known, and its userdata has ended.
-    pub fn has_run(&self) -> bool {
-        match self.userdata().state {
-            UserdataState::Succeeded | UserdataState::Failed => true,
-            UserdataState::Pending | UserdataState::Running => false,
-            UserdataState::None => self.state.lock().is_asked,
-        }
-    }
-
-    /// Applies a request.
-    async fn apply(self: &Arc<Self>, wanted: Provision) -> Result<Provisioned, Error> {
-        let _turn = self.turn.lock().await;
-        let (generation, pending) = (wanted.generation.clone(), wanted.userdata_pending);
-        let script = match &wanted.userdata {
-            None => None,
-            Some(script) => Some(STANDARD.decode(script).map_err(|_| invalid("userdata"))?),
-        };
-        let this = Arc::clone(self);
-        let applied = tokio::task::spawn_blocking(move || this.apply_files(&wanted)).await;
-        let (mut problems, are_secrets_there) = applied.map_err(|error| {
-            Error::system("provision the guest", &std::io::Error::other(error))
-        })??;
-        match script {
-            Some(script) if are_secrets_there => {
-                problems.extend(self.userdata.run(script).await.err());
-            }
-            Some(_) => self.userdata.expect(),
-            None if pending => self.userdata.expect(),
-            None => self.userdata.expect_none(),
-        }
-        let mut state = self.state.lock();
-        state.is_asked = true;
-        if problems.is_empty() {
-            state.generation = generation;
-        }
-        drop(state);
-        Ok(Provisioned {
-            problems,
-            userdata: self.userdata(),
-        })
-    }
-
-    /// The problems, and whether all secrets are there.
-    fn apply_files(&self, wanted: &Provision) -> Result<(Vec<String>, bool), Error> {
-        let secrets = secrets::decode(&wanted.secrets)?;
-        keys::check(&wanted.ssh_keys)?;
-        let mut problems = Vec::new();
-        if let Some(name) = &wanted.hostname {
-            hostname::check(name)?;
-            let is_new = self.state.lock().hostname.as_ref() != Some(name);
-            if is_new {
-                match hostname::set(&self.place, name) {
-                    Ok(()) => self.state.lock().hostname = Some(name.clone()),
-                    Err(why) => problems.push(why),
-                }
-            }
-        }
-        problems.extend(keys::write(&self.place, &wanted.ssh_keys));
-        let written = secrets::write(&self.place, &secrets);
-        let are_secrets_there = written.is_ok();
-        problems.extend(written.err());
-        Ok((problems, are_secrets_there))
-    }
-}
-
-/// 400 for a field, without its value.
-fn invalid(field: &str) -> Error {
-    Error::bad_request(format!("invalid {field}"))
 }
 
 fn provisioner(agent: &Agent) -> Result<&Arc<Provisioner>, Error> {

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::Place;
 use super::files::{read_small, write_durable};
+use super::place::Place;
 use crate::guest::agent::error::reason;
 use crate::guest::protocol::{UserdataState, UserdataStatus};
 

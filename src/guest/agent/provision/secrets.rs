@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustix::mount::{MountFlags, mount};
 
-use super::Place;
+use super::place::Place;
 use crate::guest::agent::error::{Error, reason};
 use crate::guest::archive::beneath::Beneath;
 use crate::guest::archive::draft::Attributes;
@@ -44,8 +44,8 @@ pub fn decode(secrets: &[Secret]) -> Result<Vec<Decoded<'_>>, Error> {
         let value = STANDARD.decode(&secret.data).ok();
         match (is_name, value) {
             (true, Some(value)) => Ok(Decoded { secret, value }),
-            (false, _) => Err(super::invalid("name of a secret")),
-            (true, None) => Err(super::invalid(&format!("value of the secret {name}"))),
+            (false, _) => Err(Error::invalid("name of a secret")),
+            (true, None) => Err(Error::invalid(&format!("value of the secret {name}"))),
         }
     });
     decoded.collect()

@@ -16,7 +16,8 @@ use tokio::sync::watch;
 
 use super::files::write_durable;
 use super::log::Log;
-use super::{Place, record};
+use super::place::Place;
+use super::record;
 use crate::guest::agent::child::Streams;
 use crate::guest::agent::error::{Error, reason};
 use crate::guest::agent::output;

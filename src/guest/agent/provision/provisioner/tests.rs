@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::StatusCode;
+
 use super::*;
 use crate::guest::protocol::Secret;
 
@@ -289,7 +291,10 @@ async fn userdata_runs_once_as_root_with_its_environment() {
     );
     guest.run(&script).await;
     guest.restart();
-    assert_eq!(guest.provisioner.userdata().state, UserdataState::Succeeded);
+    assert_eq!(
+        guest.provisioner.userdata_status().state,
+        UserdataState::Succeeded
+    );
     guest.run(&script).await;
     assert_eq!(guest.read("count"), "x\n");
 }
