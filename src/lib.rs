@@ -13,9 +13,10 @@
 //! | [`cni`] | a CNI runtime as the spec defines it | `clock` |
 //! | [`vmm`] | command lines and control sockets of the VMMs, their programs | `api clock host` |
 //! | [`vsock`] | the back end of QEMU's vsock device, a process beside QEMU | `clock` |
+//! | [`secrets`] | the secrets of the host | `api clock host` |
 //! | [`guest`] | access to guests: the protocol of `slice-agent`, that program, its clients | `clock` |
 //! | [`reconcile`] | the stages of a VM and the host network: observe, plan, act | `api owner store host cni vmm vsock runtime` |
-//! | [`engine`] | runs the stages for each key: bring up, tear down, orphans, adoption, preview | `api owner clock store runtime host cni vmm guest reconcile` |
+//! | [`engine`] | runs the stages for each key: bring up, tear down, orphans, adoption, preview | `api owner clock store runtime host cni vmm secrets guest reconcile` |
 //! | [`status`] | what users see of objects, computed from the store; `explain` | `api owner store host vmm reconcile` |
 //! | [`intake`] | reads the manifest directory | `api store host` |
 //! | [`wire`] | HTTP and JSON on a Unix socket; requests to agents | `api clock guest` |
@@ -77,6 +78,8 @@ pub mod owner;
 pub mod reconcile;
 #[cfg(feature = "host")]
 pub mod runtime;
+#[cfg(feature = "host")]
+pub mod secrets;
 #[cfg(feature = "host")]
 pub mod status;
 #[cfg(feature = "host")]

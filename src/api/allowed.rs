@@ -132,6 +132,11 @@ fn named(spec: &HostGroupSpec) -> Vec<(String, Purpose, PathBuf)> {
         ("kernel_file", Purpose::Image, &vm.kernel_file),
         ("initrd_file", Purpose::Image, &vm.initrd_file),
         ("image", Purpose::Image, &vm.storage.image),
+        (
+            "userdata_file",
+            Purpose::Image,
+            &vm.guest_access.provision.userdata_file(),
+        ),
     ];
     let single = single
         .into_iter()

@@ -7,12 +7,14 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::authorized_key::AuthorizedKey;
 use super::cni::CniOptions;
 use super::guest_access::GuestAccess;
 use super::host_group::{HostGroupSpec, UpdatePolicy};
 use super::life::{Lifecycle, MachineType};
 use super::network::{Addresses, BridgeSpec, CniSpec, IsolatedSpec, NetworkSpec};
 use super::policy::Policy;
+use super::provision::{Provision, Userdata};
 use super::spec::{Hypervisor, VmSpec};
 use super::storage::{AdditionalDisk, Storage};
 
@@ -170,9 +172,7 @@ impl Changes {
         let programs = (*hypervisor, new.hypervisor);
         self.lifecycle(programs, lifecycle, &new.lifecycle);
         self.storage(storage, &new.storage);
-        let GuestAccess { vsock, agent } = guest_access;
-        self.value(Replaces, "vsock", vsock, &new.guest_access.vsock);
-        self.value(Replaces, "agent", agent, &new.guest_access.agent);
+        self.guest_access(guest_access, &new.guest_access);
         self.network(network, &new.network);
     }
 
@@ -211,6 +211,48 @@ impl Changes {
         self.value(Live, "restart", restart, &new.restart);
         let grace = &new.graceful_shutdown;
         self.value(Live, "graceful_shutdown", graceful_shutdown, grace);
+    }
+
+    fn guest_access(&mut self, old: &GuestAccess, new: &GuestAccess) {
+        let GuestAccess {
+            vsock,
+            agent,
+            provision,
+        } = old;
+        use Effect::{Live, Replaces};
+        self.value(Replaces, "vsock", vsock, &new.vsock);
+        self.value(Replaces, "agent", agent, &new.agent);
+        let Provision {
+            userdata,
+            ssh_keys,
+            secrets,
+        } = provision;
+        let new = &new.provision;
+        self.userdata(userdata.as_ref(), new.userdata.as_ref());
+        let keys = |keys: &[AuthorizedKey]| keys.iter().map(AuthorizedKey::short).collect();
+        let (before, after): (Vec<String>, Vec<String>) = (keys(ssh_keys), keys(&new.ssh_keys));
+        match before == after && *ssh_keys != new.ssh_keys {
+            // Keys with the same comments.
+            true => self.push(Live, "ssh_keys", None, None),
+            false => self.list(Live, "ssh_keys", &before, &after),
+        }
+        self.list(Live, "secrets", secrets, &new.secrets);
+    }
+
+    /// A script is too long for a line.
+    fn userdata(&mut self, old: Option<&Userdata>, new: Option<&Userdata>) {
+        let script = |userdata: Option<&Userdata>| match userdata {
+            Some(Userdata::Script(script)) => Some(script.clone()),
+            Some(Userdata::File(_)) | None => None,
+        };
+        let file = |userdata: Option<&Userdata>| match userdata {
+            Some(Userdata::File(path)) => Some(path.clone()),
+            Some(Userdata::Script(_)) | None => None,
+        };
+        if script(old) != script(new) {
+            self.push(Effect::Replaces, "userdata", None, None);
+        }
+        self.path("userdata_file", file(old).as_ref(), file(new).as_ref());
     }
 
     fn storage(&mut self, old: &Storage, new: &Storage) {

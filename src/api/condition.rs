@@ -63,6 +63,12 @@ pub enum Reason {
     NotAnswering,
     /// The VM has no guest access, as requested.
     Disabled,
+    /// The agent answers, and the userdata has not ended yet.
+    UserdataRunning,
+    /// The agent answers, and the userdata has failed; the message contains its exit status.
+    UserdataFailed,
+    /// The agent answers, and the guest has not got all that it is to get; the message contains the cause.
+    NotProvisioned,
     /// The manifest of this object is invalid; the last valid spec stays in effect.
     ManifestInvalid,
 }
@@ -94,7 +100,10 @@ impl Reason {
             | Self::StateNotWritable
             | Self::ManifestInvalid
             | Self::Answering
-            | Self::NotAnswering => false,
+            | Self::NotAnswering
+            | Self::UserdataRunning
+            | Self::UserdataFailed
+            | Self::NotProvisioned => false,
         }
     }
 }
@@ -149,7 +158,10 @@ impl Condition {
             | Reason::StateNotWritable
             | Reason::Answering
             | Reason::NotAnswering
-            | Reason::Disabled => false,
+            | Reason::Disabled
+            | Reason::UserdataRunning
+            | Reason::UserdataFailed
+            | Reason::NotProvisioned => false,
         };
         (self.status == Status::True || as_requested) && self.observed_generation == generation
     }

@@ -115,6 +115,18 @@ pub enum EventReason {
     NotAnswering,
     /// As the condition.
     Disabled,
+    /// As the condition.
+    UserdataRunning,
+    /// As the condition.
+    UserdataFailed,
+    /// As the condition.
+    NotProvisioned,
+    /// A secret was created.
+    SecretCreated,
+    /// A secret was changed.
+    SecretUpdated,
+    /// A secret was deleted.
+    SecretDeleted,
     /// A manifest is valid again.
     ManifestFixed,
     /// An entry of a list never matches.
@@ -211,6 +223,9 @@ impl From<Reason> for EventReason {
             Reason::Answering => Self::Answering,
             Reason::NotAnswering => Self::NotAnswering,
             Reason::Disabled => Self::Disabled,
+            Reason::UserdataRunning => Self::UserdataRunning,
+            Reason::UserdataFailed => Self::UserdataFailed,
+            Reason::NotProvisioned => Self::NotProvisioned,
             Reason::ManifestInvalid => Self::ManifestInvalid,
         }
     }

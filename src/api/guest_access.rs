@@ -5,8 +5,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::provision::Provision;
+
 /// The access of the host to a guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestAccess {
     /// Whether the VM has a vsock device. A VM that an earlier version has stored has one.
     #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
@@ -14,6 +16,9 @@ pub struct GuestAccess {
     /// Where `slice-agent` of the guest is from.
     #[serde(default, skip_serializing_if = "Agent::is_default")]
     pub agent: Agent,
+    /// What the guest gets through its agent.
+    #[serde(default, skip_serializing_if = "Provision::is_default")]
+    pub provision: Provision,
 }
 
 /// Where the program in the guest is from.
@@ -38,6 +43,11 @@ impl GuestAccess {
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
+
+    /// Copies the settings from `other` that can change while a guest runs.
+    pub fn apply_live_changes(&mut self, other: &Self) {
+        self.provision.apply_live_changes(&other.provision);
+    }
 }
 
 impl Default for GuestAccess {
@@ -45,6 +55,7 @@ impl Default for GuestAccess {
         Self {
             vsock: yes(),
             agent: Agent::default(),
+            provision: Provision::default(),
         }
     }
 }

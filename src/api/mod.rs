@@ -2,6 +2,7 @@
 //! Out of scope: I/O, the clock, the kernel, the store.
 
 pub mod allowed;
+pub mod authorized_key;
 pub mod changes;
 pub mod cni;
 pub mod condition;
@@ -21,6 +22,8 @@ pub mod network;
 pub mod on_demand;
 pub mod policy;
 pub mod pool;
+pub mod provision;
+pub mod secret;
 mod spec;
 pub mod stage;
 pub mod storage;

@@ -3,13 +3,17 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::authorized_key::AuthorizedKey;
 use super::cni::{CniOptions, MAX_REQUESTED};
 use super::entry_problem::{entry_problem, list_problem};
+use super::guest_access::Agent;
 use super::link_name::MAX_TAP_LEN;
 use super::meta::Name;
 use super::network::NetworkSpec;
 use super::policy::Entry;
-use super::spec::VmSpec;
+use super::provision::{MAX_KEYS, MAX_SECRETS, Provision, Script, Userdata};
+use super::secret::SecretName;
+use super::spec::{Hypervisor, VmSpec};
 use super::tag::{MAX_TAGS, Tags};
 
 const MIB: u64 = 1 << 20;
@@ -38,6 +42,15 @@ pub struct VmOverrides {
     /// What the VM requests from the plugins of its CNI network: [`CniOptions::with_overrides`].
     #[serde(default, skip_serializing_if = "CniOptions::is_default")]
     pub cni: CniOptions,
+    /// Replaces the group's userdata.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub userdata: Option<Script>,
+    /// SSH keys in addition to those of the group.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<AuthorizedKey>,
+    /// Replaces the group's secrets; an empty list removes them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets: Option<Vec<SecretName>>,
 }
 
 /// The entry of a group for a VM made on demand. The VM exists as long as its group has the entry.
@@ -88,6 +101,15 @@ pub struct NewVm {
     /// See [`VmOverrides::cni`].
     #[serde(default)]
     pub cni: CniOptions,
+    /// See [`VmOverrides::userdata`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub userdata: Option<Script>,
+    /// See [`VmOverrides::ssh_keys`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<AuthorizedKey>,
+    /// See [`VmOverrides::secrets`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets: Option<Vec<SecretName>>,
 }
 
 /// A problem of a request: the field of the group that it conflicts with, and the predicate of a sentence with the VM as subject.
@@ -105,6 +127,9 @@ impl NewVm {
             persistent,
             tags,
             cni,
+            userdata,
+            ssh_keys,
+            secrets,
         } = self;
         let overrides = VmOverrides {
             vcpu,
@@ -114,6 +139,9 @@ impl NewVm {
             persistent,
             tags,
             cni,
+            userdata,
+            ssh_keys,
+            secrets,
         };
         (name, overrides)
     }
@@ -126,6 +154,7 @@ impl VmOverrides {
         spec.vcpu = self.vcpu.unwrap_or(spec.vcpu);
         spec.ram_bytes = self.ram_bytes.unwrap_or(spec.ram_bytes);
         spec.storage.persistent |= self.persistent;
+        self.provision(&mut spec.guest_access.provision);
         match &mut spec.network {
             NetworkSpec::Isolated(isolated) => {
                 if let Some(allow) = &self.allow {
@@ -139,6 +168,24 @@ impl VmOverrides {
             NetworkSpec::Bridge(_) => {}
         }
         spec
+    }
+
+    fn provision(&self, provision: &mut Provision) {
+        if let Some(script) = &self.userdata {
+            provision.userdata = match script.as_str().is_empty() {
+                true => None,
+                false => Some(Userdata::Script(script.clone())),
+            };
+        }
+        for key in &self.ssh_keys {
+            let mut known = provision.ssh_keys.iter();
+            if !known.any(|known| known.material() == key.material()) {
+                provision.ssh_keys.push(key.clone());
+            }
+        }
+        if let Some(secrets) = &self.secrets {
+            provision.secrets.clone_from(secrets);
+        }
     }
 
     /// The VM's own `allow` entries that may allow access to the host itself.
@@ -163,6 +210,7 @@ impl VmOverrides {
         found.extend(self.ram_problem(template.ram_bytes));
         self.check_lists(&template.network, &mut found);
         self.check_cni_options(&template.network, &mut found);
+        self.check_provision(template, &mut found);
         if self.persistent && template.storage.image.is_none() {
             let message = "requests a persistent disk, and the group has no `image`";
             found.push(("image", message.to_owned()));
@@ -185,6 +233,44 @@ impl VmOverrides {
             return None;
         };
         Some(("ram_mb", message))
+    }
+
+    fn check_provision(&self, template: &VmSpec, found: &mut Vec<RequestProblem>) {
+        let set = [
+            ("userdata", self.userdata.is_some()),
+            ("ssh_keys", !self.ssh_keys.is_empty()),
+            ("secrets", self.secrets.is_some()),
+        ];
+        let access = &template.guest_access;
+        let missing = match (template.hypervisor, access.vsock, access.agent) {
+            (Hypervisor::None, ..) => Some("hypervisor: none"),
+            (_, false, _) => Some("vsock: false"),
+            (_, _, Agent::None) => Some("agent: none"),
+            (_, true, Agent::Baked | Agent::Inject) => None,
+        };
+        if let (Some(missing), Some((field, _))) = (missing, set.iter().find(|(_, set)| *set)) {
+            let message =
+                format!("sets {field}, which has no effect with `{missing}` of its group");
+            found.push((field, message));
+            return;
+        }
+        let mut provision = access.provision.clone();
+        self.provision(&mut provision);
+        let lists = [
+            ("ssh_keys", provision.ssh_keys.len(), MAX_KEYS),
+            ("secrets", provision.secrets.len(), MAX_SECRETS),
+        ];
+        for (field, count, most) in lists {
+            if count > most {
+                let message = format!("has {count} {field}, expected at most {most}");
+                found.push((field, message));
+            }
+        }
+        let secrets = &provision.secrets;
+        let mut names = secrets.iter().enumerate();
+        if let Some((_, name)) = names.find(|(at, name)| secrets[..*at].contains(name)) {
+            found.push(("secrets", format!("has the secret {name} twice")));
+        }
     }
 
     fn check_cni_options(&self, network: &NetworkSpec, found: &mut Vec<RequestProblem>) {

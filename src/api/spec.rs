@@ -51,6 +51,7 @@ impl VmSpec {
         let mut probe = self.clone();
         probe.network.apply_live_changes(&other.network);
         probe.lifecycle.apply_live_changes(&other.lifecycle);
+        probe.guest_access.apply_live_changes(&other.guest_access);
         probe == *other
     }
 }

@@ -92,6 +92,9 @@ pub enum Command {
     /// The same as `vm top`
     #[command(hide = true)]
     Top(super::guest::args::TopArgs),
+    /// Create, change, list and delete secrets, which guests get as files
+    #[command(subcommand)]
+    Secret(super::secret::SecretCommand),
     /// Show recent events
     Events(EventsArgs),
     /// Print the output of a VM's guest and VMM
@@ -299,6 +302,8 @@ pub enum Goal {
     Paused,
     /// The agent of the guest answers
     Agent,
+    /// The userdata of the guest has exited with status 0, or there is none; fails at once if it fails
+    Userdata,
     /// The object and its resources on the host are removed
     #[value(alias = "delete")]
     Deleted,
@@ -356,7 +361,8 @@ On a terminal only text and colours are printed, so that a guest cannot control 
 Examples:
   slicectl logs sandbox-1
   slicectl logs sandbox-1 --lines 20
-  slicectl logs -f vm/sandbox-1")]
+  slicectl logs -f vm/sandbox-1
+  slicectl logs sandbox-1 --userdata --follow")]
 pub struct LogsArgs {
     /// The VM
     #[arg(value_name = "VM", value_parser = super::target::vm, add = ArgValueCompleter::new(complete::vms))]
@@ -370,6 +376,9 @@ pub struct LogsArgs {
     /// Print the bytes as they are to a terminal as well
     #[arg(long)]
     pub raw: bool,
+    /// Print the output of the guest's userdata instead, at most its last 1 MiB; --follow ends with the userdata
+    #[arg(long)]
+    pub userdata: bool,
 }
 
 /// Arguments of `console`.

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::failure::Failure;
 use super::yaml;
+use crate::api::authorized_key::AuthorizedKey;
 use crate::api::cni::CniOptions;
 use crate::api::guest_access::Agent;
 use crate::api::host_group::{HostGroupSpec, UpdatePolicy};
@@ -16,6 +17,8 @@ use crate::api::life::{GracePeriod, MachineType, Restart};
 use crate::api::meta::Name;
 use crate::api::network::{Addresses, Mode, NetworkSpec, TapOwner};
 use crate::api::policy::{Entry, OnDeny};
+use crate::api::provision::{Script, Userdata};
+use crate::api::secret::SecretName;
 use crate::api::storage::AdditionalDisk;
 use crate::api::vm::{Hypervisor, VmSpec};
 
@@ -66,6 +69,14 @@ struct Group {
     vsock: bool,
     #[serde(skip_serializing_if = "Agent::is_default")]
     agent: Agent,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    userdata: Option<Script>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    userdata_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ssh_keys: Vec<AuthorizedKey>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    secrets: Vec<SecretName>,
     #[serde(skip_serializing_if = "Option::is_none")]
     image: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -135,6 +146,7 @@ fn group(name: &Name, spec: &HostGroupSpec) -> Group {
     let (network, network_name, cni) = network(template);
     let life = template.lifecycle.clone();
     let storage = template.storage.clone();
+    let provision = &template.guest_access.provision;
     let program = |hypervisor| {
         let program = life.program.clone();
         program.filter(|_| template.hypervisor == hypervisor)
@@ -158,6 +170,13 @@ fn group(name: &Name, spec: &HostGroupSpec) -> Group {
         graceful_shutdown: life.graceful_shutdown,
         vsock: template.guest_access.vsock,
         agent: template.guest_access.agent,
+        userdata: match &provision.userdata {
+            Some(Userdata::Script(script)) => Some(script.clone()),
+            Some(Userdata::File(_)) | None => None,
+        },
+        userdata_file: provision.userdata_file(),
+        ssh_keys: provision.ssh_keys.clone(),
+        secrets: provision.secrets.clone(),
         image: storage.image,
         storage_size: storage.size_bytes.map(size),
         persistent: storage.persistent,
@@ -295,6 +314,9 @@ mod tests {
       storage_size: 1536M
       persistent: true
       disks: [{path: /images/data.raw}, {path: /images/own.raw, read_only: false}]
+      userdata: \"#!/bin/sh\\necho ': # x'\\n\\ttab \\n\\n\"
+      ssh_keys: [ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f]
+      secrets: [a, tls.key]
       update: on-delete";
         let isolated = "network: {mode: isolated, range: 169.254.100.0/22, allow: ['10.0.0.1:80-90/tcp'], drop: [10.0.0.0/8], on_deny: reject, allow_metadata: true, max_connections: 100}";
         for vmm in [

@@ -34,6 +34,7 @@ pub mod output;
 pub mod paint;
 pub mod print;
 pub mod progress_args;
+mod provision_args;
 pub mod reference;
 mod resolve;
 pub mod route;
@@ -41,6 +42,7 @@ pub mod rows;
 pub mod sanitize;
 pub mod scale;
 pub mod schema;
+mod secret;
 pub mod sliced;
 pub mod sort;
 pub mod status_word;
@@ -124,6 +126,7 @@ async fn run(args: Args, host_checks: HostChecks) -> Result<(), Failure> {
         Command::Fs(verb) => fs::fs(|vm| Agent::new(&client, vm), verb).await,
         Command::PortForward(verb) => guest::forward::forward(&client, verb).await,
         Command::Top(verb) => guest::top::top(&client, verb).await,
+        Command::Secret(verb) => secret::secret(&client, verb).await,
         Command::Events(verb) => events::events(&client, verb).await,
         Command::Logs(verb) => logs::logs(&client, verb).await,
         Command::Console(verb) => console::console(&client, verb).await,

@@ -49,7 +49,7 @@ pub fn normalize(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
             Some("-A" | "--all-namespaces" | "--wait=false") => {}
             Some("--wait=true") => normal.push("--wait".into()),
             Some(text) => match text.strip_prefix("--wait=") {
-                Some(goal @ ("ready" | "agent")) => {
+                Some(goal @ ("ready" | "agent" | "userdata")) => {
                     let goal = format!("--for={goal}");
                     normal.extend(["--wait".into(), goal.into()]);
                 }

@@ -36,13 +36,16 @@ pub fn word(condition: &str, reason: Reason) -> &'static str {
         Reason::Answering => "Answering",
         Reason::NotAnswering => "NotAnswering",
         Reason::Disabled => "Disabled",
+        Reason::UserdataRunning => "UserdataRunning",
+        Reason::UserdataFailed => "UserdataFailed",
+        Reason::NotProvisioned => "NotProvisioned",
     }
 }
 
 /// The severity of a reason.
 pub fn severity(reason: Reason) -> Severity {
     match reason {
-        Reason::Converged | Reason::Answering => Severity::Good,
+        Reason::Converged | Reason::Answering | Reason::UserdataRunning => Severity::Good,
         Reason::Waiting
         | Reason::NotObserved
         | Reason::Converging
@@ -51,6 +54,7 @@ pub fn severity(reason: Reason) -> Severity {
         | Reason::Stopping
         | Reason::NotAnswering
         | Reason::Disabled
+        | Reason::NotProvisioned
         | Reason::Stopped => Severity::Warning,
         Reason::Conflict
         | Reason::Contested
@@ -62,6 +66,7 @@ pub fn severity(reason: Reason) -> Severity {
         | Reason::CrashLoop
         | Reason::Failed
         | Reason::ManifestInvalid
+        | Reason::UserdataFailed
         | Reason::StateNotWritable => Severity::Error,
     }
 }

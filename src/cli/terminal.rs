@@ -4,7 +4,7 @@
 use std::io::{self, IsTerminal, Read, Write};
 
 use bytes::Bytes;
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::sync::mpsc;
 
 use super::failure::Failure;
@@ -73,6 +73,29 @@ impl RawMode {
 }
 
 impl Drop for RawMode {
+    fn drop(&mut self) {
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
+    }
+}
+
+/// Standard input without echo (termios(3)) until dropped: what is typed is not shown.
+pub struct NoEcho(Termios);
+
+impl NoEcho {
+    /// Standard input is a terminal.
+    pub fn enter() -> Result<Self, Failure> {
+        let failed =
+            |error| Failure::one(format!("cannot turn off the echo of the terminal: {error}"));
+        let original = tcgetattr(io::stdin()).map_err(failed)?;
+        let mut silent = original.clone();
+        silent.local_modes.remove(LocalModes::ECHO);
+        // What was typed before the question is discarded: it was shown.
+        tcsetattr(io::stdin(), OptionalActions::Flush, &silent).map_err(failed)?;
+        Ok(Self(original))
+    }
+}
+
+impl Drop for NoEcho {
     fn drop(&mut self) {
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
     }

@@ -129,7 +129,11 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
         }
         cni_args.insert(key, value);
     }
+    let provision = &args.provision;
     let request = NewVm {
+        userdata: provision.userdata()?,
+        ssh_keys: provision.ssh_keys()?,
+        secrets: provision.secrets(),
         name: args.name,
         vcpu: args.vcpu,
         ram_bytes: args.ram.map(|mib| mib.saturating_mul(1 << 20)),
@@ -166,6 +170,7 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
         let goal = match args.goal {
             AddGoal::Ready => Goal::Ready,
             AddGoal::Agent => Goal::Agent,
+            AddGoal::Userdata => Goal::Userdata,
         };
         let reached = wait::until(client, &targets, goal, timeout).await?;
         if args.output == AddOutput::Table {

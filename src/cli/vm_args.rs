@@ -9,6 +9,7 @@ use super::guest::args as guest_args;
 use super::guest::background_args::BackgroundCommand;
 use super::print::Format;
 use super::progress_args::ProgressArgs;
+use super::provision_args::ProvisionArgs;
 use crate::api::cni::{Bandwidth, PortMapping, RequestedIp};
 use crate::api::meta::Name;
 use crate::api::network::Mac;
@@ -109,6 +110,7 @@ Examples:
   slicectl vm add web
   slicectl vm add web --name ci --vcpu 1 --ram 256 --tag job=42 --wait
   slicectl vm add web --wait=agent
+  slicectl vm add web --userdata-file up.sh --secret token --wait=userdata
   slicectl vm add web --tag job=42 --allow 192.168.222.1:3128 --drop ''
   vm=$(slicectl vm add web -o name) && slicectl wait $vm --for ready")]
 pub struct AddArgs {
@@ -158,6 +160,9 @@ pub struct AddArgs {
     /// CNI: request a MAC
     #[arg(long, value_name = "MAC", value_parser = mac)]
     pub mac: Option<Mac>,
+    /// What the guest gets.
+    #[command(flatten)]
+    pub provision: ProvisionArgs,
     /// Waiting and output.
     #[command(flatten)]
     pub progress: ProgressArgs<300>,
@@ -184,6 +189,8 @@ pub enum AddGoal {
     Ready,
     /// The agent of the guest answers
     Agent,
+    /// The userdata has exited with status 0; fails at once if it fails
+    Userdata,
 }
 
 /// Arguments of `vm delete`.

@@ -10,7 +10,7 @@ pub fn reason(vm: &VmView, goal: Goal) -> Option<String> {
     let verb = match goal {
         Goal::Stopped => "stop",
         Goal::Paused => "pause",
-        Goal::Ready | Goal::Agent | Goal::Deleted => return None,
+        Goal::Ready | Goal::Agent | Goal::Userdata | Goal::Deleted => return None,
     };
     let name = &vm.metadata.name;
     if vm.metadata.deleting {

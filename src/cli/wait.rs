@@ -32,7 +32,9 @@ pub async fn wait(client: &Client, args: WaitArgs) -> Result<(), Failure> {
     let targets = target::targets(&args.targets)?;
     let goal = args.goal;
     let other_kind = targets.iter().find(|target| target.kind != Kind::Vm);
-    if let (Goal::Stopped | Goal::Paused | Goal::Agent, Some(target)) = (goal, other_kind) {
+    if let (Goal::Stopped | Goal::Paused | Goal::Agent | Goal::Userdata, Some(target)) =
+        (goal, other_kind)
+    {
         let usage = format!(
             "--for {} is valid for VMs only, not for {target}",
             goal_text(goal)
@@ -42,6 +44,7 @@ pub async fn wait(client: &Client, args: WaitArgs) -> Result<(), Failure> {
     reach(client, &targets, goal, args.timeout, Terminal::Wait).await?;
     let text = match goal {
         Goal::Agent => "agent answers",
+        Goal::Userdata => "userdata succeeded",
         _ => goal_text(goal),
     };
     if args.quiet {
@@ -57,6 +60,7 @@ fn goal_text(goal: Goal) -> &'static str {
         Goal::Stopped => "stopped",
         Goal::Paused => "paused",
         Goal::Agent => "agent",
+        Goal::Userdata => "userdata",
         Goal::Deleted => "deleted",
     }
 }
@@ -166,12 +170,13 @@ impl WatchState {
 
     fn reaches(&self, goal: Goal) -> bool {
         match (goal, &self.object) {
-            (Goal::Ready | Goal::Stopped | Goal::Paused | Goal::Agent, None) => false,
+            (Goal::Deleted, None) => self.synced || self.first.is_some(),
+            (_, None) => false,
             (Goal::Agent, Some(object)) => agent::answers(object),
+            (Goal::Userdata, Some(object)) => agent::is_provisioned(object),
             (Goal::Stopped, Some(object)) => is_in(object, VmmState::Stopped),
             (Goal::Paused, Some(object)) => is_in(object, VmmState::Paused),
             (Goal::Ready, Some(object)) => !object.metadata().deleting && is_ready(object),
-            (Goal::Deleted, None) => self.synced || self.first.is_some(),
             (Goal::Deleted, Some(object)) => object.metadata().uid != self.first,
         }
     }
@@ -217,8 +222,14 @@ impl<'a> Watch<'a> {
     /// Fails if the object cannot become ready without a change by the user.
     async fn fail_if_terminal(&self, client: &Client) -> Result<(), Failure> {
         let seen = self.seen.borrow().object.clone();
-        let disabled = seen.as_ref().and_then(agent::obstacle);
-        if let (Goal::Agent, Some(cause)) = (self.goal, disabled) {
+        let obstacle = match (self.goal, &seen) {
+            (Goal::Agent, Some(object)) => agent::obstacle(object),
+            (Goal::Userdata, Some(object)) => {
+                agent::obstacle(object).or_else(|| agent::failure(object))
+            }
+            _ => None,
+        };
+        if let Some(cause) = obstacle {
             return Err(Failure::Failed(vec![cause]));
         }
         let Some(object) =
@@ -308,10 +319,15 @@ impl<'a> Watch<'a> {
                 causes.extend(holders(client, target, &object).await);
                 causes
             }
-            (false, Goal::Agent) => {
-                let mut causes = vec![format!(
-                    "timed out after {limit}: the agent of {target} does not answer"
-                )];
+            (false, Goal::Agent | Goal::Userdata) => {
+                let mut causes = vec![match agent::answers(&object) {
+                    true => format!(
+                        "timed out after {limit}: the userdata of {target} has not succeeded"
+                    ),
+                    false => {
+                        format!("timed out after {limit}: the agent of {target} does not answer")
+                    }
+                }];
                 match (is_ready(&object), agent::reason(&object)) {
                     (true, Some(reason)) => causes.push(reason),
                     (false, _) | (true, None) => {

@@ -21,7 +21,9 @@ use super::failure::Failure;
 use super::group_events::{GroupEvent, requester};
 use super::not_found::not_found;
 use super::objects;
-use super::{agent, console, metrics, orders, power, reach, restrictions, scale, streams, usage};
+use super::{
+    agent, console, metrics, orders, power, reach, restrictions, scale, secrets, streams, usage,
+};
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::manifest::Draft;
@@ -29,6 +31,7 @@ use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
+use crate::api::secret::{SecretChange, SecretName, SecretView};
 use crate::api::usage::Usage;
 use crate::api::validate;
 use crate::api::view::{
@@ -242,6 +245,30 @@ impl Backend for AppState {
             agent::record(&self.engine, &vm, access);
         }
         Ok(socket)
+    }
+
+    async fn secrets(&self) -> Result<Vec<SecretView>, Refusal> {
+        secrets::list(&self.engine).await
+    }
+
+    async fn create_secret(
+        &self,
+        name: SecretName,
+        change: SecretChange,
+    ) -> Result<SecretView, Refusal> {
+        secrets::create(&self.engine, name, change).await
+    }
+
+    async fn update_secret(
+        &self,
+        name: SecretName,
+        change: SecretChange,
+    ) -> Result<SecretView, Refusal> {
+        secrets::update(&self.engine, name, change).await
+    }
+
+    async fn delete_secret(&self, name: SecretName) -> Result<(), Refusal> {
+        secrets::delete(&self.engine, name).await
     }
 
     async fn gc(&self, effect: Effect) -> Result<Vec<Orphan>, Refusal> {

@@ -3,7 +3,7 @@
 //!
 //! | directory | mode |
 //! |---|---|
-//! | the state directory, `db` and `disks` in it | 0700 |
+//! | the state directory, `db`, `disks` and `secrets` in it | 0700 |
 //! | the run directory, in which the socket is | 0755 at most: the socket's group must reach it |
 //! | `netns` and `vm` in it, and each VM's own | 0700 |
 //! | `/run/slice-ranges` | 0700 |
@@ -39,7 +39,7 @@ pub(super) fn state(dir: &Path) -> Result<PathBuf, Error> {
 
 /// Restricts the entries of the state directory that exist.
 pub(super) fn restrict_state(dir: &Path) -> Result<(), Error> {
-    for name in ["db", "disks"] {
+    for name in ["db", "disks", "secrets"] {
         restrict_if_exists(&dir.join(name))?;
     }
     Ok(())
@@ -86,6 +86,7 @@ fn is_ours(dir: &Path) -> Result<bool, Error> {
             "format",
             "instance",
             ".instance.new",
+            "secrets",
             "tombstones",
             "lost+found",
         ];

@@ -30,6 +30,7 @@ mod reach;
 mod removals;
 mod restrictions;
 mod scale;
+mod secrets;
 mod settings;
 mod streams;
 mod take_over;

@@ -182,6 +182,9 @@ impl Progress {
             | Reason::Answering
             | Reason::NotAnswering
             | Reason::Disabled
+            | Reason::UserdataRunning
+            | Reason::UserdataFailed
+            | Reason::NotProvisioned
             | Reason::Terminating => false,
             Reason::Conflict
             | Reason::Contested

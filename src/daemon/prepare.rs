@@ -21,6 +21,7 @@ use crate::reconcile::Probe;
 use crate::reconcile::checkpoint;
 use crate::reconcile::group::{CLAIMS_DIR, ClaimOwner, Claims};
 use crate::runtime::controller::controller;
+use crate::secrets::Secrets;
 use crate::store::{self, Opened, RunCopy, RunDirState, Store};
 
 /// Number of netlink sockets: one per thread of the runtime, and one for a request with a late response.
@@ -141,6 +142,7 @@ impl Daemon {
             read_all_tables: true.into(),
             enforcement: Default::default(),
             agents: Default::default(),
+            secrets: Arc::new(Secrets::new(&state_dir)),
             removals: Default::default(),
         });
         for message in &claimed.notes {

@@ -1,24 +1,29 @@
-//! Whether the agents of VMs answer: the condition `Agent`. It is not stored, and has no influence on `Ready`.
-//! Out of scope: the request to an agent ([`crate::guest`]); showing the condition ([`crate::status`]).
+//! Whether the agents of VMs answer, and their guests have what they are to get: the condition `Agent`. It is not stored, and no part of `Ready`.
+//! Out of scope: requests to an agent ([`crate::guest`]); what a guest is to get ([`super::provision`]); showing it ([`crate::status`]).
 //!
 //! # When an agent is asked
-//! After its VMM has started, with a growing delay until it answers, but not longer than [`GIVE_UP`]; and at each resync. While it answers
-//! nothing runs. A guest that is paused is not asked. The end of the process that handles QEMU's vsock device is noticed at once.
+//! After its VMM has started, with a growing delay until it answers, but not longer than [`GIVE_UP`]; when what its guest is to get has
+//! changed; when its userdata has ended; and at each resync. Else nothing runs while it answers. A guest that is paused is not asked. The end
+//! of the process that handles QEMU's vsock device is noticed at once.
+//!
+//! An agent reports the generation of what its guest has got, so a daemon that was restarted sends nothing that the guest has already.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Engine;
+use super::provision::{self, Desired, Outcome};
 use crate::api::condition::{Condition, Reason, Status};
 use crate::api::guest_access::Agent;
 use crate::api::meta::Uid;
+use crate::api::secret::SecretName;
 use crate::api::stage::Stage;
 use crate::api::vm::{Hypervisor, Power, Vm};
 use crate::clock;
@@ -61,6 +66,10 @@ impl Default for Agents {
 
 struct Entry {
     target: Target,
+    /// What the guest is to get, as far as it can change.
+    desired: Desired,
+    /// The agent is asked again.
+    wake: Arc<Notify>,
     condition: Condition,
     _task: Option<AbortOnDropHandle<()>>,
 }
@@ -87,7 +96,7 @@ fn next_delay(waited: Duration) -> Option<Duration> {
 impl Target {
     /// `None`: the VM has no such condition.
     fn of(world: &World, vm: &Vm) -> Option<Self> {
-        let access = vm.spec.guest_access;
+        let access = &vm.spec.guest_access;
         if vm.spec.hypervisor == Hypervisor::None || vm.meta.deleting {
             return None;
         }
@@ -213,15 +222,24 @@ fn update(engine: &Arc<Engine>, uid: Uid, reask: Reask) {
     let found = engine.store.read(|world| {
         let vm = world.vm(uid)?;
         let dir = VmmPaths::of(&engine.run_dir, world, vm).dir;
-        Some((Target::of(world, vm)?, dir))
+        Some((Target::of(world, vm)?, Desired::live(vm), dir))
     });
     let mut vms = engine.agents.vms.lock();
-    let Some((target, dir)) = found else {
+    let Some((target, desired, dir)) = found else {
         vms.remove(&uid);
         return;
     };
+    let is_known = match vms.get_mut(&uid) {
+        Some(entry) if entry.target == target => {
+            if entry.desired != desired {
+                entry.desired = desired.clone();
+                entry.wake.notify_one();
+            }
+            true
+        }
+        Some(_) | None => false,
+    };
     let known = vms.get(&uid);
-    let is_known = known.is_some_and(|entry| entry.target == target);
     if is_known && !(reask == Reask::Yes && matches!(target, Target::Asked(_))) {
         return;
     }
@@ -238,9 +256,17 @@ fn update(engine: &Arc<Engine>, uid: Uid, reask: Reask) {
             }
         }
     };
+    let wake = Arc::new(Notify::new());
     let task = match &target {
         Target::Asked(vmm) => {
-            let follow = follow(engine.clone(), uid, target.clone(), vmm.clone(), dir);
+            let of = Followed {
+                uid,
+                target: target.clone(),
+                vmm: vmm.clone(),
+                dir,
+                wake: Arc::clone(&wake),
+            };
+            let follow = follow(engine.clone(), of);
             Some(AbortOnDropHandle::new(tokio::spawn(follow)))
         }
         Target::Disabled(_) | Target::NotRunning | Target::Paused(_) => None,
@@ -249,6 +275,8 @@ fn update(engine: &Arc<Engine>, uid: Uid, reask: Reask) {
         uid,
         Entry {
             target,
+            desired,
+            wake,
             condition,
             _task: task,
         },
@@ -259,50 +287,89 @@ fn update(engine: &Arc<Engine>, uid: Uid, reask: Reask) {
     }
 }
 
-/// Asks until the agent answers, then waits for the end of the process that handles the device.
-async fn follow(
-    engine: Arc<Engine>,
+/// Has the guests synchronized that may have a secret, which has changed.
+pub fn secret_changed(engine: &Engine, name: &SecretName) {
+    let vms = engine.agents.vms.lock();
+    let may_have = vms.values().filter(|entry| entry.desired.has_secret(name));
+    may_have.for_each(|entry| entry.wake.notify_one());
+}
+
+/// The agent that a task follows.
+struct Followed {
     uid: Uid,
     target: Target,
     vmm: Identity,
-    dir: std::path::PathBuf,
-) {
+    dir: PathBuf,
+    wake: Arc<Notify>,
+}
+
+/// Asks until the agent answers, and whenever something has changed; and waits for the end of the process that handles the device.
+async fn follow(engine: Arc<Engine>, of: Followed) {
     let report = |found| {
-        if engine.agents.set(uid, &target, found) {
-            engine.store.notify_agent(uid);
+        if engine.agents.set(of.uid, &of.target, found) {
+            engine.store.notify_agent(of.uid);
         }
     };
+    let socket = of.dir.join(VSOCK);
     let ask = async {
-        let began = clock::monotonic();
+        let (mut pause, mut began) = (SHORTEST_DELAY, clock::monotonic());
         loop {
-            let found = match ask(&engine.agents.asking, &dir).await {
-                Ok(()) => (Status::True, Reason::Answering, String::new()),
-                Err(cause) => (Status::False, Reason::NotAnswering, cause),
-            };
-            let answers = found.0 == Status::True;
-            report(found);
-            let waited = clock::monotonic().saturating_duration_since(began);
-            match next_delay(waited) {
-                Some(delay) if !answers => tokio::time::sleep(delay).await,
-                _ => return std::future::pending().await,
+            match ask(&engine, &of).await {
+                Ok(outcome) => {
+                    let is_running = outcome.is_running();
+                    report(outcome.condition());
+                    match is_running {
+                        true => {
+                            tokio::select! {
+                                // An error is found again by the next request. A guest that reports an end which is none is asked less
+                                // and less often.
+                                _ = probe::userdata_ended(&socket) => tokio::time::sleep(pause).await,
+                                () = of.wake.notified() => {}
+                            }
+                            pause = (pause * 2).min(LONGEST_DELAY);
+                        }
+                        false => {
+                            of.wake.notified().await;
+                            pause = SHORTEST_DELAY;
+                        }
+                    }
+                    began = clock::monotonic();
+                }
+                Err(cause) => {
+                    report((Status::False, Reason::NotAnswering, cause));
+                    let waited = clock::monotonic().saturating_duration_since(began);
+                    match next_delay(waited) {
+                        Some(delay) => tokio::time::sleep(delay).await,
+                        None => of.wake.notified().await,
+                    }
+                }
             }
         }
     };
     tokio::select! {
         () = ask => {}
-        () = device_lost(&vmm, &dir) => {
+        () = device_lost(&of.vmm, &of.dir) => {
             let cause = "the process that handles the vsock device has ended: guest access returns when the VM is restarted";
             report((Status::False, Reason::NotAnswering, cause.to_owned()));
         }
     }
 }
 
-async fn ask(asking: &Semaphore, dir: &Path) -> Result<(), String> {
-    if dir.join(AGENT).exists() {
+/// Asks the agent, and gives its guest what it is to get and has not.
+async fn ask(engine: &Arc<Engine>, of: &Followed) -> Result<Outcome, String> {
+    if of.dir.join(AGENT).exists() {
         return Err(OF_EARLIER_VERSION.to_owned());
     }
+    let asking = &engine.agents.asking;
     let _permit = asking.acquire().await.map_err(|error| error.to_string())?;
-    probe::health(&dir.join(VSOCK)).await.map(drop)
+    let socket = of.dir.join(VSOCK);
+    let health = probe::health(&socket).await?;
+    let desired = engine.store.read(|world| world.vm(of.uid).map(Desired::of));
+    match desired {
+        Some(desired) => Ok(provision::provision(engine, desired, &health, &socket).await),
+        // It is deleted, and this task ends.
+        None => Ok(Outcome::default()),
+    }
 }
 
 /// Returns when the process that handles the device has ended and the VMM has not. Never, if the VMM handles the device itself.

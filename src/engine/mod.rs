@@ -24,6 +24,7 @@ mod plugin_rules;
 mod power;
 mod preview;
 pub mod processes;
+mod provision;
 mod remove_orphans;
 mod reports;
 mod seen_rules;
@@ -69,6 +70,7 @@ use crate::reconcile::host_network::{Refusals, Refused};
 use crate::reconcile::net::isolated::IsolatedNet;
 use crate::runtime::controller::Enqueuer;
 use crate::runtime::queue::{Lane, Outcome};
+use crate::secrets::Secrets;
 use crate::store::{self, Store, Txn};
 
 pub use enforce::Enforcement;
@@ -160,6 +162,8 @@ pub struct Engine {
     pub waiting_for_host_network: Mutex<HashSet<Uid>>,
     /// Whether the agents of guests answer.
     pub agents: agents::Agents,
+    /// The secrets that guests may get.
+    pub secrets: Arc<Secrets>,
     /// Requests that wait for the removal of orphans.
     pub removals: Removals,
 }

@@ -53,6 +53,8 @@ pub enum Endpoint {
     Remove,
     /// `GET /fs/watch`
     Watch,
+    /// `GET /userdata/logs`
+    UserdataLogs,
     /// `GET /shell`
     Shell,
     /// `GET /forward`
@@ -130,6 +132,7 @@ impl Endpoint {
             ["fs", "mkdir"] => &[(Method::POST, Self::Mkdir)],
             ["fs", "remove"] => &[(Method::DELETE, Self::Remove)],
             ["fs", "watch"] => &[(Method::GET, Self::Watch)],
+            ["userdata", "logs"] => &[(Method::GET, Self::UserdataLogs)],
             ["shell"] => &[(Method::GET, Self::Shell)],
             ["forward"] => &[(Method::GET, Self::Forward)],
             _ => return Err(Unknown::Path),
@@ -144,7 +147,7 @@ impl Endpoint {
             Self::Health | Self::Stats | Self::ExecList | Self::ExecInfo | Self::WaitExit => {
                 return None;
             }
-            Self::Exec | Self::Logs | Self::Kill | Self::Reap => Access::Exec,
+            Self::Exec | Self::Logs | Self::Kill | Self::Reap | Self::UserdataLogs => Access::Exec,
             Self::CopyFrom | Self::CopyTo => Access::Copy,
             Self::Stat | Self::ReadDir | Self::Mkdir | Self::Remove | Self::Watch => Access::Files,
             Self::Shell => Access::Shell,
@@ -223,6 +226,8 @@ mod tests {
             "fs/../exec",
             "v1/exec",
             "metrics",
+            "provision",
+            "userdata/wait-exit",
             "exec/a?b/kill",
             "exec//kill",
             &format!("exec/{long}"),

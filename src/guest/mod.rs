@@ -17,7 +17,7 @@
 //! | `init` | PID 1 of a small guest |
 //! | `inject` | PID 1 of an initramfs before the init of the image |
 //! | `place` | where a copy is put, as cp(1) does |
-//! | `probe` | asks whether an agent answers |
+//! | `probe` | the daemon's own requests: whether an agent answers, what a guest gets |
 //! | `protocol` | requests and responses of the agent, limits |
 //! | `server_sent` | Server-Sent Events of an agent |
 //! | `shell_frame` | the messages of an interactive shell |

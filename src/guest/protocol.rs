@@ -20,13 +20,18 @@
 //! | `POST /fs/mkdir`, body [`Mkdir`] | empty |
 //! | `DELETE /fs/remove?path=&recursive=false` | empty |
 //! | `GET /fs/watch?`[`WatchQuery`] | Server-Sent Events with a [`WatchEvent`] each |
+//! | `GET /userdata/logs?`[`UserdataLogsQuery`] | bytes: the output of the userdata |
 //! | `GET /shell?`[`ShellQuery`], upgrade to WebSocket | messages of [`super::shell_frame`] |
 //! | `GET /forward` with the header [`UPSTREAM`], upgrade to WebSocket | the bytes of a connection, in binary messages |
+//!
+//! Two requests are the daemon's own, and it forwards neither of them: `PUT /provision`, body [`Provision`], with the response
+//! [`Provisioned`]; `GET /userdata/wait-exit`, which is answered with [`UserdataStatus`] when the userdata has ended.
 //!
 //! Lines are `application/x-ndjson`. Errors have the body [`AgentError`].
 
 mod exec;
 mod files;
+mod provision;
 
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +40,11 @@ pub use exec::{
     Waited,
 };
 pub use files::{CopyQuery, FileInfo, FileType, Mkdir, RemoveQuery, WatchEvent, WatchQuery};
+
+pub use provision::{
+    PROVISION_LIMIT, Provision, Provisioned, Secret, UserdataLogsQuery, UserdataState,
+    UserdataStatus,
+};
 
 /// The vsock port of the agent.
 pub const PORT: u32 = 516;
@@ -91,6 +101,12 @@ pub struct Health {
     /// The exit status of the userdata; absent while it runs, or if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub userdata_exit_code: Option<i32>,
+    /// The generation that the guest has got completely, empty if none; absent if the agent cannot provision the guest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<String>,
+    /// The state of the userdata.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub userdata: Option<UserdataStatus>,
 }
 
 /// Figures of the guest. Sizes are in bytes, totals since boot.

@@ -430,7 +430,10 @@ fn state(vm: &Vm, stage: Option<&StageStatus>, checkpoint: &VmmCheckpoint) -> Vm
             | Reason::StateNotWritable
             | Reason::Answering
             | Reason::NotAnswering
-            | Reason::Disabled,
+            | Reason::Disabled
+            | Reason::UserdataRunning
+            | Reason::UserdataFailed
+            | Reason::NotProvisioned,
         ) => VmmState::Failed,
     }
 }

@@ -16,7 +16,8 @@ use super::caller::Caller;
 use super::connections::{Connection, Connections};
 use super::guarded::TrackedBody;
 use super::limits::{
-    BODIES_LIMIT, BODY_LIMIT, Limits, RESPONSES_LIMIT, SMALL_BODY_LIMIT, SMALL_RESPONSE,
+    BODIES_LIMIT, BODY_LIMIT, Limits, MEDIUM_BODY_LIMIT, RESPONSES_LIMIT, SMALL_BODY_LIMIT,
+    SMALL_RESPONSE,
 };
 use super::problem::problem;
 use super::socket::Peer;
@@ -301,6 +302,8 @@ async fn whole(
     }
     let limit = match request.uri().path() {
         "/v1/apply" | "/v1/diff" | "/v1/names" => BODY_LIMIT,
+        path if path.starts_with("/v1/secrets") => MEDIUM_BODY_LIMIT,
+        path if path.starts_with("/v1/groups/") => MEDIUM_BODY_LIMIT,
         _ => SMALL_BODY_LIMIT,
     };
     let too_large = || {

@@ -13,6 +13,7 @@ use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
+use crate::api::secret::{SecretChange, SecretName, SecretView};
 use crate::api::usage::Usage;
 use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
@@ -204,6 +205,26 @@ pub trait Backend: Send + Sync + 'static {
         vm: Name,
         access: Option<Access>,
     ) -> impl Future<Output = Result<PathBuf, Refusal>> + Send;
+
+    /// All secrets of the host, without their values.
+    fn secrets(&self) -> impl Future<Output = Result<Vec<SecretView>, Refusal>> + Send;
+
+    /// Creates a secret.
+    fn create_secret(
+        &self,
+        name: SecretName,
+        change: SecretChange,
+    ) -> impl Future<Output = Result<SecretView, Refusal>> + Send;
+
+    /// Changes a secret, also in running guests. Returns when it is stored.
+    fn update_secret(
+        &self,
+        name: SecretName,
+        change: SecretChange,
+    ) -> impl Future<Output = Result<SecretView, Refusal>> + Send;
+
+    /// Deletes a secret, also from running guests. Returns when it is removed from the host.
+    fn delete_secret(&self, name: SecretName) -> impl Future<Output = Result<(), Refusal>> + Send;
 
     /// Removes orphaned host resources; with [`Effect::DryRun`] only lists them.
     fn gc(&self, effect: Effect) -> impl Future<Output = Result<Vec<Orphan>, Refusal>> + Send;

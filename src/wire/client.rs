@@ -289,7 +289,7 @@ impl Client {
         self.json(Method::GET, "/v1/version", NO_BODY).await
     }
 
-    async fn json<T: DeserializeOwned>(
+    pub(super) async fn json<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
@@ -318,7 +318,7 @@ impl Client {
             .boxed())
     }
 
-    async fn request(
+    pub(super) async fn request(
         &self,
         method: Method,
         path: &str,
@@ -443,7 +443,7 @@ impl Client {
 }
 
 /// A request without a body.
-const NO_BODY: Option<&()> = None;
+pub(super) const NO_BODY: Option<&()> = None;
 
 fn object_path(kind: Kind, name: Option<&Name>) -> String {
     match name {

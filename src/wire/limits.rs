@@ -17,6 +17,8 @@ pub const SOURCES_LIMIT: usize = 1024;
 pub const SOURCE_NAME_LIMIT: usize = 4096;
 /// Maximum size of the body of a request with manifests, in bytes.
 pub const BODY_LIMIT: usize = 16 << 20;
+/// Maximum size of the body of a request with a secret or with userdata, in bytes: 1 MiB in base64, and its other fields.
+pub const MEDIUM_BODY_LIMIT: usize = 3 << 19;
 /// Maximum size of the body of other requests, in bytes.
 pub const SMALL_BODY_LIMIT: usize = 64 << 10;
 /// Maximum total size of the bodies that are being received, in bytes; once for privileged users and once for all others.

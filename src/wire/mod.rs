@@ -16,6 +16,10 @@
 //! | `DELETE /v1/vms/{vm}` | 204; for VMs on demand, a VM of a group's `count` is refused |
 //! | `POST /v1/vms/{vm}/{verb}`, a [`PowerCommand`](crate::api::vm::PowerCommand) | [`Applied`](crate::api::view::Applied) |
 //! | `ANY /v1/vms/{vm}/agent/{*path}`, a request of [`crate::guest::protocol`] | the response of the VM's agent; its errors have a [`Problem`](crate::api::view::Problem) as their body |
+//! | `GET /v1/secrets` | array of [`SecretView`](crate::api::secret::SecretView) |
+//! | `POST /v1/secrets`, body [`SecretRequest`](crate::api::secret::SecretRequest) | 201, [`SecretView`](crate::api::secret::SecretView); 409 if it exists |
+//! | `PATCH /v1/secrets/{name}`, same body | [`SecretView`](crate::api::secret::SecretView) |
+//! | `DELETE /v1/secrets/{name}` | 200 |
 //! | `GET /v1/metrics/{vm}` | [`Metrics`](crate::api::metrics::Metrics) of the VMM |
 //! | `GET /v1/usage/{vm}` | [`Usage`](crate::api::usage::Usage) of the VMM on the host |
 //! | `GET /v1/events?object=vm/x&follow=false` | lines of [`Event`](crate::api::event::Event) |
@@ -45,6 +49,8 @@ pub mod limits;
 mod listener;
 pub mod packet;
 mod problem;
+mod secrets;
+mod secrets_client;
 pub mod server;
 mod shared;
 pub mod socket;

@@ -11,7 +11,7 @@ use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, post, put};
+use axum::routing::{any, get, patch, post, put};
 use axum::{Json, Router};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -23,6 +23,7 @@ use super::backend::{Backend, Deletion, Detail, Effect, LogOutput, LogStart, Ref
 use super::limits::{BODY_LIMIT, MANIFEST_LIMIT, SOURCE_NAME_LIMIT, SOURCES_LIMIT};
 use super::packet;
 use super::problem::problem;
+use super::secrets;
 use super::shared::{ApiError, AppState, Shared, read};
 use crate::api::event::ObjectRef;
 use crate::api::meta::Name;
@@ -54,6 +55,14 @@ pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admissio
         .route("/v1/vms/{vm}", axum::routing::delete(remove_vm::<B>))
         .route("/v1/vms/{vm}/{verb}", post(power::<B>))
         .route("/v1/vms/{vm}/agent/{*path}", any(agent::agent::<B>))
+        .route(
+            "/v1/secrets",
+            get(secrets::list::<B>).post(secrets::create::<B>),
+        )
+        .route(
+            "/v1/secrets/{name}",
+            patch(secrets::update::<B>).delete(secrets::delete::<B>),
+        )
         .route("/v1/metrics/{vm}", get(metrics::<B>))
         .route("/v1/usage/{vm}", get(usage::<B>))
         .route("/v1/events", get(events::<B>))

@@ -9,7 +9,9 @@ mod crash;
 mod exec;
 mod forward;
 mod hostile;
+mod provision;
 mod refused;
+mod secrets;
 mod shell;
 
 use std::fs;
@@ -33,11 +35,20 @@ struct Host {
 
 /// Runs a test with a running VM whose vsock socket nobody serves.
 fn with_vm(test: impl FnOnce(&mut Host) + Send) {
-    with_daemon(|harness| {
+    with_vm_of("", test);
+}
+
+/// The same with these lines in its group.
+fn with_vm_of(lines: &str, test: impl FnOnce(&mut Host) + Send) {
+    let lines: String = lines
+        .lines()
+        .map(|line| format!("\n      {line}"))
+        .collect();
+    with_daemon(move |harness| {
         let programs = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
         let program = vmm::program(Hypervisor::CloudHypervisor, programs.path());
         let vmm = format!(
-            "hypervisor: cloud-hypervisor\n      cloud_hypervisor_bin: {}\n      kernel_file: {}",
+            "hypervisor: cloud-hypervisor\n      cloud_hypervisor_bin: {}\n      kernel_file: {}{lines}",
             program.expect("a program").display(),
             vmm::tiny_guest().display()
         );
@@ -70,20 +81,45 @@ impl Drop for Killed {
 /// Runs a test with a running VM and the real agent.
 fn with_agent(test: impl FnOnce(&mut Host) + Send) {
     with_vm(|host| {
-        let agent = Command::new(programs::built("slice-agent"))
-            .args(["serve", "--unix"])
-            .arg(&host.socket)
-            .env("LANG", "C")
-            .stdin(Stdio::null())
-            .spawn();
-        let _agent = Killed(agent.expect("slice-agent"));
-        host.harness
-            .until("the agent listens", || host.socket.exists().then_some(()));
+        let _agent = host.agent(None);
         test(host);
     });
 }
 
 impl Host {
+    /// The real agent; with `root`, it provisions this directory as if it were the file system of the guest.
+    fn agent(&self, root: Option<&Path>) -> Killed {
+        let mut command = Command::new(programs::built("slice-agent"));
+        command.args(["serve", "--unix"]).arg(&self.socket);
+        if let Some(root) = root {
+            command.arg("--root").arg(root);
+        }
+        let _ = fs::remove_file(&self.socket);
+        let agent = command.env("LANG", "C").stdin(Stdio::null()).spawn();
+        let agent = Killed(agent.expect("slice-agent"));
+        self.harness
+            .until("the agent listens", || self.socket.exists().then_some(()));
+        agent
+    }
+
+    /// Reason and message of the condition `Agent`.
+    fn condition(&self) -> (String, String) {
+        let vm = self.harness.get(&format!("vm {VM}"));
+        let conditions = vm["status"]["conditions"].as_array().expect("conditions");
+        let found = conditions.iter().find(|it| it["type"] == "Agent");
+        let text = |field: &str| {
+            let value = found.and_then(|it| it[field].as_str());
+            value.unwrap_or_default().to_owned()
+        };
+        (text("reason"), text("message"))
+    }
+
+    /// Waits for a message of the condition `Agent`.
+    fn until_message(&self, expected: &str) {
+        self.harness
+            .until(expected, || (self.condition().1 == expected).then_some(()));
+    }
+
     /// `slicectl` with these words.
     fn ctl(&self, words: &[&str]) -> Command {
         let mut command = Command::new(programs::built("slicectl"));

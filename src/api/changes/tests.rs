@@ -16,6 +16,8 @@ fn group(fields: &str) -> HostGroupSpec {
 }
 
 const VMM: &str = "network: {mode: isolated}, kernel_file: /k, hypervisor";
+const KEY: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f";
 const IMAGE: &str = "network: {mode: isolated}, kernel_file: /k, hypervisor: qemu, image: /i";
 const CNI: &str = "network: {mode: cni}, network_name: n";
 const GATEWAY: &str = "network: {gateway: 10.1.1.1/24";
@@ -132,6 +134,32 @@ fn table() -> Vec<(String, String, Vec<&'static str>)> {
             vmm(""),
             vmm("agent: none"),
             vec!["replaces agent: baked -> none"],
+        ),
+        (
+            vmm("userdata: a"),
+            vmm("userdata: b"),
+            vec!["replaces userdata: changed"],
+        ),
+        (
+            vmm("userdata: a"),
+            vmm("userdata_file: /f"),
+            vec![
+                "replaces userdata: changed",
+                "replaces userdata_file: /f added",
+            ],
+        ),
+        (
+            vmm(&format!("ssh_keys: [{KEY} a]")),
+            vmm(&format!("ssh_keys: [{KEY} b]")),
+            vec![
+                "live ssh_keys: ssh-ed25519 a removed",
+                "live ssh_keys: ssh-ed25519 b added",
+            ],
+        ),
+        (
+            vmm("secrets: [a]"),
+            vmm("secrets: [a, b]"),
+            vec!["live secrets: b added"],
         ),
         (vmm(""), vmm("image: /i"), vec!["replaces image: /i added"]),
         (

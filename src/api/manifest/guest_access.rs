@@ -1,9 +1,10 @@
-//! Reads `vsock` and `agent`: how the host can access a guest.
+//! Reads `vsock` and `agent`: how the host can access a guest; with what the guest gets.
 //! Out of scope: the device of each VMM.
 
 use super::super::guest_access::{Agent, GuestAccess};
 use super::super::vm::Hypervisor;
 use super::keys::limits::AGENTS;
+use super::provision::{self, ProvisionFields};
 use super::section::{Reader, Section};
 
 /// The settings that a group may inherit from `config:` or override.
@@ -11,6 +12,7 @@ use super::section::{Reader, Section};
 pub struct GuestAccessFields {
     vsock: Option<bool>,
     agent: Option<Agent>,
+    provision: ProvisionFields,
 }
 
 /// The settings of this section, with `default` for those that are missing.
@@ -26,6 +28,7 @@ pub fn read(
     GuestAccessFields {
         vsock: vsock.or(default.vsock),
         agent: agent.or(default.agent),
+        provision: provision::read(reader, section, default.provision),
     }
 }
 
@@ -37,29 +40,49 @@ pub fn choose(
     hypervisor: Hypervisor,
     fields: GuestAccessFields,
 ) -> GuestAccess {
+    let own = ["vsock", "agent"].into_iter().chain(provision::KEYS);
     if hypervisor == Hypervisor::None {
-        for key in ["vsock", "agent"] {
-            if let Some(field) = group.get(key) {
-                reader.refuse_and_discard_others(field, "has no effect with hypervisor \"none\"");
-            }
-        }
+        refuse_keys(reader, group, own, "has no effect with hypervisor \"none\"");
         return GuestAccess::default();
     }
     let vsock = fields.vsock.unwrap_or(true);
-    if let (Some(field), false) = (group.get("agent"), vsock) {
-        let message = match fields.agent {
-            Some(Agent::Inject) => {
-                "found \"inject\", which needs a vsock device: remove `vsock: false`"
-            }
-            Some(Agent::Baked | Agent::None) | None => "has no effect with `vsock: false`",
+    if !vsock {
+        if let (Some(field), Some(Agent::Inject)) = (group.get("agent"), fields.agent) {
+            let message = "found \"inject\", which needs a vsock device: remove `vsock: false`";
+            reader.refuse_and_discard_others(field, message);
+        }
+        let keys = own.filter(|key| *key != "vsock");
+        refuse_keys(reader, group, keys, "has no effect with `vsock: false`");
+        return GuestAccess {
+            vsock,
+            ..GuestAccess::default()
         };
-        reader.refuse_and_discard_others(field, message);
+    }
+    let agent = fields.agent.unwrap_or_default();
+    if agent == Agent::None {
+        let why = "has no effect with `agent: none`";
+        refuse_keys(reader, group, provision::KEYS.into_iter(), why);
+        return GuestAccess {
+            agent,
+            ..GuestAccess::default()
+        };
     }
     GuestAccess {
         vsock,
-        agent: match vsock {
-            true => fields.agent.unwrap_or_default(),
-            false => Agent::default(),
-        },
+        agent,
+        provision: fields.provision.into_provision(),
+    }
+}
+
+fn refuse_keys(
+    reader: &mut Reader,
+    group: &Section,
+    keys: impl Iterator<Item = &'static str>,
+    why: &str,
+) {
+    for key in keys {
+        if let Some(field) = group.get(key) {
+            reader.refuse_and_discard_others(field, why);
+        }
     }
 }

@@ -14,6 +14,7 @@ mod life;
 mod locations;
 mod network;
 mod problem;
+mod provision;
 mod section;
 pub mod settings;
 mod storage;

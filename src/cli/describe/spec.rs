@@ -7,6 +7,7 @@ use crate::api::guest_access::{Agent, GuestAccess};
 use crate::api::network::{Addresses, NetworkSpec, TapOwner};
 use crate::api::on_demand::VmOverrides;
 use crate::api::policy::Policy;
+use crate::api::provision::{Provision, Userdata};
 use crate::api::storage::{Bytes, Storage};
 use crate::api::vm::{Hypervisor, VmSpec};
 use crate::cli::rows;
@@ -25,6 +26,9 @@ impl Description {
             ("CNI arguments", !on_demand.cni.args.is_empty()),
             ("address", !on_demand.cni.ips.is_empty()),
             ("MAC", on_demand.cni.mac.is_some()),
+            ("userdata", on_demand.userdata.is_some()),
+            ("SSH keys", !on_demand.ssh_keys.is_empty()),
+            ("secrets", on_demand.secrets.is_some()),
         ];
         let own: Vec<&str> = own_fields
             .into_iter()
@@ -77,7 +81,7 @@ impl Description {
         if spec.hypervisor != Hypervisor::None {
             self.line("Restart", spec.lifecycle.restart);
             self.line("Graceful shutdown", spec.lifecycle.graceful_shutdown);
-            self.guest_access(spec.guest_access);
+            self.guest_access(&spec.guest_access);
         }
         self.line("Network", spec.network.mode());
         match &spec.network {
@@ -108,18 +112,29 @@ impl Description {
     }
 
     /// Only what is not the default.
-    fn guest_access(&mut self, access: GuestAccess) {
-        match access {
-            GuestAccess { vsock: false, .. } => self.line("Vsock", "none: no guest access"),
-            GuestAccess {
-                agent: agent @ (Agent::None | Agent::Inject),
-                ..
-            } => self.line("Agent", agent),
-            GuestAccess {
-                agent: Agent::Baked,
-                ..
-            } => {}
+    fn guest_access(&mut self, access: &GuestAccess) {
+        match (access.vsock, access.agent) {
+            (false, _) => self.line("Vsock", "none: no guest access"),
+            (true, agent @ (Agent::None | Agent::Inject)) => self.line("Agent", agent),
+            (true, Agent::Baked) => {}
         }
+        let Provision {
+            userdata,
+            ssh_keys,
+            secrets,
+        } = &access.provision;
+        match userdata {
+            Some(Userdata::Script(script)) => {
+                let bytes = Bytes(script.as_str().len() as u64);
+                self.line("Userdata", format!("a script of {bytes}"));
+            }
+            Some(Userdata::File(path)) => self.line("Userdata", path.display()),
+            None => {}
+        }
+        for key in ssh_keys {
+            self.line("SSH key", key.short());
+        }
+        self.given("Secrets", some(secrets));
     }
 
     fn cni_options(&mut self, options: &CniOptions) {

@@ -29,7 +29,7 @@ use serde::Serialize;
 use super::failure::Failure;
 
 /// A path of the protocol with a query.
-fn with_query(path: &str, query: &impl Serialize) -> Result<String, Failure> {
+pub(super) fn with_query(path: &str, query: &impl Serialize) -> Result<String, Failure> {
     let query = serde_html_form::to_string(query);
     let query =
         query.map_err(|error| Failure::one(format!("cannot encode the request: {error}")))?;

@@ -1,4 +1,4 @@
-//! The goal `agent`: the agent of a VM's guest answers.
+//! The goals `agent` and `userdata`: the agent of a VM's guest answers; the guest has all that it is to get, and its userdata has succeeded.
 //! Out of scope: waiting.
 
 use super::super::rows::AGENT;
@@ -34,6 +34,28 @@ pub(super) fn obstacle(object: &Object) -> Option<String> {
     };
     match condition(vm) {
         Some(found) if found.reason == Reason::Disabled => reason(object),
+        Some(_) | None => None,
+    }
+}
+
+/// Whether the guest has all that it is to get, and its userdata, if there is any, has succeeded.
+pub(super) fn is_provisioned(object: &Object) -> bool {
+    let Object::Vm(vm) = object else {
+        return false;
+    };
+    let generation = vm.metadata.generation;
+    condition(vm).is_some_and(|found| {
+        found.reason == Reason::Answering && Some(found.observed_generation) == generation
+    }) && !vm.metadata.deleting
+}
+
+/// Why the userdata cannot succeed without a change by the user.
+pub(super) fn failure(object: &Object) -> Option<String> {
+    let Object::Vm(vm) = object else {
+        return None;
+    };
+    match condition(vm) {
+        Some(found) if found.reason == Reason::UserdataFailed => reason(object),
         Some(_) | None => None,
     }
 }

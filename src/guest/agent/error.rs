@@ -31,6 +31,11 @@ impl Error {
         Self::new(StatusCode::BAD_REQUEST, text)
     }
 
+    /// 400: a field is invalid. Its value is not repeated.
+    pub fn invalid(field: &str) -> Self {
+        Self::bad_request(format!("invalid {field}"))
+    }
+
     /// 500: a system call failed in the guest.
     pub fn system(operation: &str, error: &io::Error) -> Self {
         let text = format!("{operation}: {}", reason(error));

@@ -27,6 +27,8 @@ async fn health(State(agent): State<Arc<Agent>>) -> Json<Health> {
     let boot = clock_gettime(ClockId::Boottime);
     let seconds = u64::try_from(boot.tv_sec).unwrap_or(0);
     let nanoseconds = u64::try_from(boot.tv_nsec).unwrap_or(0);
+    let provisioner = agent.provisioner.as_ref();
+    let userdata = provisioner.map(|it| it.userdata_status());
     Json(Health {
         hostname: uname().nodename().to_string_lossy().into_owned(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -34,8 +36,10 @@ async fn health(State(agent): State<Arc<Agent>>) -> Json<Health> {
         system_uptime: seconds
             .saturating_mul(1_000_000_000)
             .saturating_add(nanoseconds),
-        userdata_ran: true,
-        userdata_exit_code: None,
+        userdata_ran: provisioner.is_none_or(|it| it.has_run()),
+        userdata_exit_code: userdata.as_ref().and_then(|it| it.exit_code),
+        generation: provisioner.map(|it| it.generation()),
+        userdata,
     })
 }
 

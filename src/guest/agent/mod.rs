@@ -15,6 +15,7 @@
 //! | `hosts` | names of `/etc/hosts` |
 //! | `output` | the standard streams of a process |
 //! | `process` | the life of a process |
+//! | `provision` | `/provision`, `/userdata`: what the guest gets from its host |
 //! | `pty` | a terminal |
 //! | `serve` | connections |
 //! | `shell` | `/shell` |
@@ -35,6 +36,7 @@ mod health;
 mod hosts;
 mod output;
 mod process;
+mod provision;
 mod pty;
 mod serve;
 mod shell;
@@ -55,6 +57,8 @@ use axum::http::{StatusCode, Uri};
 use clap::{Parser, Subcommand};
 
 use self::error::Error;
+use self::provision::place::Place;
+use self::provision::provisioner::Provisioner;
 use self::serve::{Handshake, serve};
 use self::socket::Listener;
 use self::state::Agent;
@@ -81,6 +85,12 @@ enum Command {
         /// Load the modules of vsock, and wait until the kernel has vsock
         #[arg(long, hide = true, conflicts_with = "unix")]
         injected: bool,
+        /// Provision nothing: the agent is in an initrd, and the root file system was not found
+        #[arg(long, hide = true, requires = "injected")]
+        unprovisioned: bool,
+        /// Provision this directory instead of the file system, for tests; without it, an agent on a Unix socket provisions nothing
+        #[arg(long, value_name = "DIR", requires = "unix", hide = true)]
+        root: Option<PathBuf>,
     },
     /// Keep the agent running: a part of `agent: inject`
     #[command(hide = true)]
@@ -109,8 +119,22 @@ pub fn main() -> ExitCode {
     let text = match (command, runtime) {
         (Command::Init, _) if !init => "init: expected to be PID 1".to_owned(),
         (Command::Init, Ok(runtime)) => runtime.block_on(super::init::run()),
-        (Command::Serve { unix, injected }, Ok(runtime)) => {
-            let Err(text) = runtime.block_on(run(unix, injected));
+        (
+            Command::Serve {
+                unix,
+                injected,
+                unprovisioned,
+                root,
+            },
+            Ok(runtime),
+        ) => {
+            let place = match &unix {
+                None if unprovisioned => None,
+                None => Some(Place::own()),
+                // The agent is not in a guest.
+                Some(_) => root.map(Place::directory),
+            };
+            let Err(text) = runtime.block_on(run(unix, injected, place));
             text
         }
         (Command::Supervise, Ok(_)) => "supervise: already handled".to_owned(),
@@ -120,7 +144,12 @@ pub fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-async fn run(unix: Option<PathBuf>, injected: bool) -> Result<std::convert::Infallible, String> {
+async fn run(
+    unix: Option<PathBuf>,
+    injected: bool,
+    place: Option<Place>,
+) -> Result<std::convert::Infallible, String> {
+    let agent = Agent::new(place.map(Provisioner::new));
     let (listener, handshake) = match unix {
         Some(path) => {
             let listener = Listener::unix(&path);
@@ -137,7 +166,7 @@ async fn run(unix: Option<PathBuf>, injected: bool) -> Result<std::convert::Infa
             (Listener::vsock(PORT).map_err(text)?, Handshake::None)
         }
     };
-    Ok(serve(listener, router(Agent::new()), handshake).await)
+    Ok(serve(listener, router(agent), handshake).await)
 }
 
 /// All routes.
@@ -147,6 +176,7 @@ fn router(agent: Arc<Agent>) -> Router {
         .merge(shell::router())
         .merge(forward::router())
         .merge(health::router())
+        .merge(provision::router())
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .with_state(agent)

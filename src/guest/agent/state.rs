@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::exec::commands::Commands;
+use super::provision::provisioner::Provisioner;
 use crate::clock;
 
 /// The state of the agent.
@@ -14,12 +15,15 @@ pub struct Agent {
     pub commands: Arc<Commands>,
     /// When the agent started.
     pub started: Instant,
+    /// Provisions the guest; `None`: the agent does not run in one.
+    pub provisioner: Option<Arc<Provisioner>>,
 }
 
 impl Agent {
     /// The state at the start.
-    pub fn new() -> Arc<Self> {
+    pub fn new(provisioner: Option<Arc<Provisioner>>) -> Arc<Self> {
         Arc::new(Self {
+            provisioner,
             commands: Arc::default(),
             started: clock::monotonic(),
         })

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::path::Path;
 
 use rustix::process::{getegid, geteuid};
 
@@ -42,9 +43,17 @@ impl Accounts {
     /// # Errors
     /// A file cannot be read.
     pub fn read() -> io::Result<Self> {
+        Self::read_below(Path::new("/"))
+    }
+
+    /// Reads the files of a file system with this root.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn read_below(root: &Path) -> io::Result<Self> {
         Ok(Self {
-            passwd: read("/etc/passwd")?,
-            group: read("/etc/group")?,
+            passwd: read(&root.join("etc/passwd"))?,
+            group: read(&root.join("etc/group"))?,
         })
     }
 
@@ -126,7 +135,7 @@ impl Accounts {
     }
 }
 
-fn read(path: &str) -> io::Result<String> {
+fn read(path: &Path) -> io::Result<String> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
         file => file?,

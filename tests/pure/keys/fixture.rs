@@ -83,7 +83,9 @@ impl Place {
         match self.key.name {
             "name" => "",
             "machine" | "qemu_bin" | "restart" | "graceful_shutdown" | "cmdline" | "hypervisor"
-            | "vsock" | "agent" => "name: g, kernel_file: /k,",
+            | "vsock" | "agent" | "userdata" | "userdata_file" | "ssh_keys" | "secrets" => {
+                "name: g, kernel_file: /k,"
+            }
             "firecracker_bin" | "jailer_bin" => {
                 "name: g, kernel_file: /k, hypervisor: firecracker,"
             }

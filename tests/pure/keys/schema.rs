@@ -223,6 +223,20 @@ const STRINGS: &[(Format, &[&str], &[&str])] = &[
             "zz:00:00:00:00:01",
         ],
     ),
+    (Format::Script, &["", "echo", "#!/bin/sh -e"], &[]),
+    (
+        Format::AuthorizedKey,
+        &[
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f",
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f a b",
+        ],
+        &["", "ssh-ed25519", "hello", "no-pty ssh-ed25519 AAAA"],
+    ),
+    (
+        Format::SecretName,
+        &["a", "tls.key", "A_b-1"],
+        &["", ".a", "-a", "a/b", "a b"],
+    ),
 ];
 
 #[test]

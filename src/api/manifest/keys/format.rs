@@ -3,6 +3,8 @@
 
 use super::super::super::life::MAX_CMDLINE;
 use super::super::super::link_name;
+use super::super::super::provision::MAX_SCRIPT;
+use super::super::super::secret::MAX_NAME_LEN;
 use super::limits::{
     API_VERSION, GATEWAY_PREFIXES, KIND, MAX_NETWORK_NAME_LEN, MAX_REMOVAL_GRACE,
     MIN_REMOVAL_GRACE, RANGE_PREFIXES, SIZE_UNITS,
@@ -53,6 +55,12 @@ pub enum Format {
     Bits,
     /// MAC address.
     Mac,
+    /// Text of a script.
+    Script,
+    /// Public key of OpenSSH.
+    AuthorizedKey,
+    /// Name of a secret.
+    SecretName,
 }
 
 /// An octet of an IPv4 address: no leading zeros, as `Ipv4Addr` requires.
@@ -105,6 +113,11 @@ impl Format {
             Self::Owner => "`UID` or `\"UID:GID\"`".into(),
             Self::Bits => "number of bits: `512k`, `10M`, `1G`".into(),
             Self::Mac => "unicast MAC in quotes".into(),
+            Self::Script => format!("script, at most {} KiB", MAX_SCRIPT >> 10),
+            Self::AuthorizedKey => "public key of OpenSSH: `TYPE BASE64 [COMMENT]`".into(),
+            Self::SecretName => format!(
+                "a letter or digit, then letters, digits, `.`, `_` and `-`, at most {MAX_NAME_LEN}"
+            ),
         }
     }
 
@@ -154,6 +167,14 @@ impl Format {
             Self::Owner => "^[0-9]+(:[0-9]+)?$".into(),
             Self::Bits => "^[0-9]+[kMG]?$".into(),
             Self::Mac => "^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$".into(),
+            Self::Script => format!(r"^[^\x00]{{0,{MAX_SCRIPT}}}$"),
+            Self::AuthorizedKey => {
+                r"^\s*(sk-)?(ssh|ecdsa)-[a-z0-9@.-]+ [A-Za-z0-9+/]+=*(\s.*)?$".into()
+            }
+            Self::SecretName => {
+                let most = MAX_NAME_LEN - 1;
+                format!("^[A-Za-z0-9][A-Za-z0-9._-]{{0,{most}}}$")
+            }
         }
     }
 }

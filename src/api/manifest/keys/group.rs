@@ -1,6 +1,7 @@
 //! The keys of a document, of `config:`, of a host group and of its disks.
 //! Out of scope: networks.
 
+use super::super::super::provision::{MAX_KEYS, MAX_SECRETS};
 use super::super::super::validate::MAX_GROUPS;
 use super::super::super::vm_index::MAX_COUNT;
 use super::Mapping::{Config, Disk, Document, HostGroup};
@@ -275,6 +276,42 @@ pub const KEYS: &[Key] = &[
         default: Default::Word("baked"),
         about: "Where `slice-agent` of the guest is from: `baked` into its image; `inject`: from this host, in an initrd that starts it before the init of the image, which is not changed; or `none`: it is not expected to answer",
         example: "\"none\"",
+        ..KEY
+    },
+    Key {
+        name: "userdata",
+        mappings: INHERITED,
+        value: Value::Text(Format::Script),
+        property: Some("userdata"),
+        about: "Script that the guest runs once as root, when it boots for the first time ([first boot](../guest-access.md#first-boot)). At most one of `userdata` and `userdata_file`; an empty one of a group replaces that of `config:`",
+        example: "\"#!/bin/sh\\napt-get -y install nginx\\n\"",
+        ..KEY
+    },
+    Key {
+        name: "userdata_file",
+        mappings: INHERITED,
+        value: Value::Text(Format::File),
+        property: Some("userdata"),
+        about: "The same from a file of this host, below a directory of `images:`, no symbolic link, at most 256 KiB; read when a guest boots for the first time, so a change of its content replaces no VM",
+        example: "\"/var/lib/slice/images/userdata.sh\"",
+        ..KEY
+    },
+    Key {
+        name: "ssh_keys",
+        mappings: INHERITED,
+        value: Value::List(&Value::Text(Format::AuthorizedKey), Some(MAX_KEYS)),
+        change: Change::Live,
+        about: "Public keys that may log in to the guest as its normal user and as root; those of the image are kept",
+        example: "[\"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f me@example\"]",
+        ..KEY
+    },
+    Key {
+        name: "secrets",
+        mappings: INHERITED,
+        value: Value::List(&Value::Text(Format::SecretName), Some(MAX_SECRETS)),
+        change: Change::Live,
+        about: "[Secrets](../guest-access.md#secrets) that the guest gets as files in `/run/slice/secrets`",
+        example: "[\"registry-token\"]",
         ..KEY
     },
     Key {

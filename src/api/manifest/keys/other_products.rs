@@ -3,12 +3,14 @@
 
 /// Keys of Slicer's `config:` and host groups that have no counterpart.
 const SLICER: &[(&str, &str)] = &[
-    ("github_user", GUEST),
-    ("ssh_keys", GUEST),
-    ("userdata", GUEST),
-    ("userdata_file", GUEST),
-    ("secrets", GUEST),
-    ("ca", GUEST),
+    (
+        "github_user",
+        "keys are not fetched: list them in ssh_keys:",
+    ),
+    (
+        "ca",
+        "put the certificates into image:, or install them in userdata: from secrets:",
+    ),
     (
         "api",
         "the API is a Unix socket, /run/slice/sliced.sock (sliced --run-dir), with access for a group (--socket-group)",
@@ -27,7 +29,6 @@ const SLICER: &[(&str, &str)] = &[
     ("sleep_action", MAC),
 ];
 
-const GUEST: &str = "guests are not configured from the host: put it into image: or initrd_file:, or pass it in cmdline:";
 const OCI: &str = "OCI images are not pulled: use image: with the path of a raw file";
 const OCI_KERNEL: &str = "OCI images are not pulled: use kernel_file: with the path of a file";
 const MAC: &str = "it is for macOS";

@@ -1,0 +1,83 @@
+//! Secrets: `/v1/secrets`. The handlers are those of each API that has secrets: their paths differ, their bodies and statuses do not.
+//! Out of scope: storing them ([`crate::secrets`]).
+//!
+//! A response never contains a value, and neither does the message of an error, nor an event.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+
+use super::backend::Backend;
+use super::problem::problem;
+use super::shared::{ApiError, AppState};
+use crate::api::secret::{SecretChange, SecretName, SecretRequest};
+
+/// 400, unlike other invalid requests: clients of published APIs expect it.
+fn invalid(error: impl Into<String>) -> Response {
+    problem(StatusCode::BAD_REQUEST, error.into(), Vec::new())
+}
+
+fn name(text: &str) -> Result<SecretName, Response> {
+    text.parse()
+        .map_err(|error: crate::api::secret::InvalidSecretName| invalid(error.to_string()))
+}
+
+/// The error of the parser may contain a value, so it is not passed on.
+fn request(body: &Bytes) -> Result<SecretRequest, Response> {
+    serde_json::from_slice(body).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        invalid(format!(
+            "invalid body at line {line} column {column}: expected an object with name, data, permissions, uid and gid"
+        ))
+    })
+}
+
+fn change(request: &SecretRequest) -> Result<SecretChange, Response> {
+    request.change().map_err(invalid)
+}
+
+fn refused(error: impl Into<ApiError>) -> Response {
+    error.into().into_response()
+}
+
+/// `GET /v1/secrets`.
+pub(super) async fn list<B: Backend>(State(state): AppState<B>) -> Result<Response, Response> {
+    let secrets = state.backend.secrets().await.map_err(refused)?;
+    Ok(Json(secrets).into_response())
+}
+
+/// `POST /v1/secrets`.
+pub(super) async fn create<B: Backend>(
+    State(state): AppState<B>,
+    body: Bytes,
+) -> Result<Response, Response> {
+    let request = request(&body)?;
+    let name = name(request.name.as_deref().unwrap_or_default())?;
+    let change = change(&request)?;
+    let created = state.backend.create_secret(name, change).await;
+    let created = created.map_err(refused)?;
+    Ok((StatusCode::CREATED, Json(created)).into_response())
+}
+
+/// `PATCH /v1/secrets/{name}`.
+pub(super) async fn update<B: Backend>(
+    State(state): AppState<B>,
+    Path(secret): Path<String>,
+    body: Bytes,
+) -> Result<Response, Response> {
+    let change = change(&request(&body)?)?;
+    let updated = state.backend.update_secret(name(&secret)?, change).await;
+    Ok(Json(updated.map_err(refused)?).into_response())
+}
+
+/// `DELETE /v1/secrets/{name}`.
+pub(super) async fn delete<B: Backend>(
+    State(state): AppState<B>,
+    Path(secret): Path<String>,
+) -> Result<Response, Response> {
+    let deleted = state.backend.delete_secret(name(&secret)?).await;
+    deleted.map_err(refused)?;
+    Ok(StatusCode::OK.into_response())
+}
