@@ -22,6 +22,7 @@ pub mod on_demand;
 pub mod policy;
 pub mod pool;
 mod spec;
+pub mod ssh_key;
 pub mod stage;
 pub mod storage;
 pub mod tag;
