@@ -31,6 +31,7 @@ mod removals;
 mod restrictions;
 mod scale;
 mod settings;
+mod ssh_server;
 mod streams;
 mod take_over;
 mod trigger;
@@ -260,7 +261,7 @@ async fn run(args: Args) -> Result<bool, Error> {
         engine.store.close();
         return Ok(converged);
     }
-    serve(args, daemon, intake, budget).await?;
+    serve(args, daemon, intake, budget, read.ssh).await?;
     engine.store.close();
     Ok(true)
 }
@@ -306,6 +307,7 @@ async fn serve(
     daemon: Daemon,
     intake: IntakeLoop,
     budget: Budget,
+    ssh_config: Option<crate::ssh::Config>,
 ) -> Result<(), Error> {
     let engine = daemon.engine.clone();
     let stop = CancellationToken::new();
@@ -313,6 +315,7 @@ async fn serve(
     let listener = Listener::open(&engine.run_dir.socket(), &args.socket_group)
         .map_err(|error| Error::Socket(error.to_string()))?;
     let state = AppState::new(engine.clone(), intake.clone(), &args);
+    let ssh = AppState::new(engine.clone(), intake.clone(), &args);
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(enqueue_by_changes(engine.clone(), daemon.changes));
     tasks.spawn(resync(engine.clone(), args.resync));
@@ -340,6 +343,7 @@ async fn serve(
     });
     tasks.spawn(log_initial_sync(engine.clone(), daemon.idle));
     tasks.spawn(report_exhaustion(engine.clone()));
+    tasks.spawn(ssh_server::run(ssh, args.clone(), ssh_config, stop.clone()));
     let limits = Limits::of(budget.connections).with_agents(budget.agents);
     let wire = wire::serve_with_limits(listener, state, stop.clone(), limits);
     let mut wire = tokio::spawn(wire);

@@ -56,6 +56,8 @@ pub enum Endpoint {
     Shell,
     /// `GET /forward`
     Forward,
+    /// `GET /sftp`
+    Sftp,
 }
 
 /// Why a request is none of an agent.
@@ -103,6 +105,7 @@ impl Endpoint {
             ["fs", "watch"] => &[(Method::GET, Self::Watch)],
             ["shell"] => &[(Method::GET, Self::Shell)],
             ["forward"] => &[(Method::GET, Self::Forward)],
+            ["sftp"] => &[(Method::GET, Self::Sftp)],
             _ => return Err(Unknown::Path),
         };
         let found = known.iter().find(|(known, _)| known == method);
@@ -111,7 +114,7 @@ impl Endpoint {
 
     /// Whether the request upgrades its connection to WebSocket.
     pub fn is_upgrade(self) -> bool {
-        matches!(self, Self::Shell | Self::Forward)
+        matches!(self, Self::Shell | Self::Forward | Self::Sftp)
     }
 
     /// When the response to a request with this query is late.

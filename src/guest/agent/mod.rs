@@ -17,6 +17,8 @@
 //! | `process` | the life of a process |
 //! | `pty` | a terminal |
 //! | `serve` | connections |
+//! | `sftp` | `/sftp`: starts the server |
+//! | `sftp_server` | the server, a process of the user |
 //! | `shell` | `/shell` |
 //! | `socket` | vsock and Unix sockets |
 //! | `spec` | what is to be executed |
@@ -36,6 +38,8 @@ mod output;
 mod process;
 mod pty;
 mod serve;
+mod sftp;
+mod sftp_server;
 mod shell;
 mod socket;
 mod spec;
@@ -76,6 +80,8 @@ enum Command {
         #[arg(long, value_name = "PATH")]
         unix: Option<PathBuf>,
     },
+    /// Serve version 3 of SFTP on standard input and output, as the user that runs it
+    Sftp,
 }
 
 /// The program. As PID 1 it is an init, whatever its arguments are: the kernel passes its unknown parameters to it.
@@ -85,6 +91,9 @@ pub fn main() -> ExitCode {
         true => Command::Init,
         false => Args::parse().command,
     };
+    if matches!(command, Command::Sftp) {
+        return sftp_server::main();
+    }
     child::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -97,6 +106,7 @@ pub fn main() -> ExitCode {
             let Err(text) = runtime.block_on(run(unix));
             text
         }
+        (Command::Sftp, _) => "sftp: expected another process".to_owned(),
         (_, Err(error)) => format!("start: {error}"),
     };
     eprintln!("slice-agent: {text}");
@@ -128,6 +138,7 @@ fn router(agent: Arc<Agent>) -> Router {
         .merge(exec::router())
         .merge(shell::router())
         .merge(forward::router())
+        .merge(sftp::router())
         .merge(health::router())
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)

@@ -3,6 +3,7 @@
 
 use super::super::super::life::MAX_CMDLINE;
 use super::super::super::link_name;
+use super::super::super::ssh_key::{MAX_LINE, TYPES};
 use super::limits::{
     API_VERSION, GATEWAY_PREFIXES, KIND, MAX_NETWORK_NAME_LEN, MAX_REMOVAL_GRACE,
     MIN_REMOVAL_GRACE, RANGE_PREFIXES, SIZE_UNITS,
@@ -53,6 +54,10 @@ pub enum Format {
     Bits,
     /// MAC address.
     Mac,
+    /// IPv4 or IPv6 address of this host.
+    ListenAddress,
+    /// Public key of OpenSSH.
+    SshKey,
 }
 
 /// An octet of an IPv4 address: no leading zeros, as `Ipv4Addr` requires.
@@ -105,6 +110,10 @@ impl Format {
             Self::Owner => "`UID` or `\"UID:GID\"`".into(),
             Self::Bits => "number of bits: `512k`, `10M`, `1G`".into(),
             Self::Mac => "unicast MAC in quotes".into(),
+            Self::ListenAddress => "IPv4 or IPv6 address; `0.0.0.0` or `\"::\"` for all".into(),
+            Self::SshKey => {
+                format!("public key of OpenSSH: `TYPE BASE64 COMMENT`, at most {MAX_LINE} bytes")
+            }
         }
     }
 
@@ -154,6 +163,11 @@ impl Format {
             Self::Owner => "^[0-9]+(:[0-9]+)?$".into(),
             Self::Bits => "^[0-9]+[kMG]?$".into(),
             Self::Mac => "^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$".into(),
+            Self::ListenAddress => "^[0-9a-fA-F.:]+$".into(),
+            Self::SshKey => format!(
+                "^\\s*({})[ \\t]+[A-Za-z0-9+/=]+([ \\t].*)?$",
+                TYPES.join("|")
+            ),
         }
     }
 }

@@ -271,7 +271,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "agent",
         mappings: INHERITED,
-        value: Value::Choice(|| words(&AGENTS)),
+        value: Value::Choice(|| names(&AGENTS)),
         default: Default::Word("baked"),
         about: "Where `slice-agent` of the guest is from: `baked` into its image, or `none`: it is not expected to answer",
         example: "\"none\"",
