@@ -26,6 +26,8 @@ mkfs.ext4 e2fsprogs
 gcc gcc
 host-local containernetworking-plugins
 make make
+ssh openssh-client
+rsync rsync
 debootstrap debootstrap'
 
 missing=$(echo "$needs" | while read -r program package; do

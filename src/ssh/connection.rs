@@ -5,18 +5,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::RwLock;
 use russh::server;
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use super::admission::{Admission, LogRate, Permit};
+use super::admission::Permit;
 use super::flow::Flow;
 use super::handler::Handler;
+use super::shared::Shared;
 use super::stream::Stream;
-use crate::api::ssh_key::SshKey;
 use crate::clock;
+use crate::wire::Backend;
 
 /// The time for a client to log in.
 const LOGIN_TIME: Duration = Duration::from_secs(20);
@@ -24,31 +23,8 @@ const LOGIN_TIME: Duration = Duration::from_secs(20);
 /// The time for a connection to end when the daemon stops.
 const STOP_TIME: Duration = Duration::from_millis(500);
 
-/// What all connections share.
-pub struct Shared<B> {
-    /// The daemon.
-    pub backend: Arc<B>,
-    /// The keys that may log in now.
-    pub keys: RwLock<Arc<[SshKey]>>,
-    /// All connections.
-    pub admission: Arc<Admission>,
-    /// How often failed logins are logged.
-    pub log_rate: LogRate,
-    /// Cancelled when the daemon stops.
-    pub stop: CancellationToken,
-}
-
-/// Why a login failed, for the log.
-#[derive(Debug, Default)]
-pub struct Login {
-    /// The key that has logged in.
-    pub succeeded: bool,
-    /// The fingerprint of the last key that was refused.
-    pub refused: Option<String>,
-}
-
 /// Serves a connection until it ends.
-pub async fn serve<B: crate::wire::Backend>(
+pub async fn serve<B: Backend>(
     shared: Arc<Shared<B>>,
     config: Arc<server::Config>,
     socket: TcpStream,

@@ -7,7 +7,7 @@ use futures::StreamExt;
 
 use super::agent::sentence;
 use super::channel::{Gone, Parts};
-use super::session::FAILED;
+use super::visitor::FAILED;
 use crate::api::meta::Name;
 use crate::wire::backend::{LogOutput, LogStart};
 use crate::wire::{Backend, StreamMode};

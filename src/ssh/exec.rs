@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::agent::{Agent, Frames};
 use super::channel::{Control, Gone, Output, Parts};
-use super::session::{FAILED, Login};
+use super::visitor::{FAILED, Login};
 use crate::guest::protocol::{Encoding, ExecQuery, Frame, FrameKind, Kill};
 use crate::wire::Backend;
 

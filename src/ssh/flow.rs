@@ -12,6 +12,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+/// The maximum number of channels of a connection.
+pub const CHANNELS: usize = 32;
+
 /// The window of a channel, in bytes.
 pub const WINDOW: u32 = 512 << 10;
 
@@ -22,7 +25,7 @@ const CLOSED: u32 = 2;
 const LIMIT: usize = 2 << 20;
 
 /// How much data of a connection waits if a client ignores its windows, in bytes: two for each channel, and the limit.
-const VIOLATION: usize = LIMIT + 2 * super::handler::CHANNELS * WINDOW as usize;
+const VIOLATION: usize = LIMIT + 2 * CHANNELS * WINDOW as usize;
 
 /// The pause after a packet of a closed window.
 pub const PAUSE: Duration = Duration::from_millis(20);

@@ -13,15 +13,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::Permit;
 use super::channel::{Control, Entry, Terminal};
-use super::connection::{Login, Shared};
-use super::flow::Flow;
-use super::session::{self, Request, Visitor};
+use super::flow::{CHANNELS, Flow};
+use super::session;
+use super::shared::{Attempt, Shared};
 use super::target::Target;
 use super::tunnel;
+use super::visitor::{Request, Visitor};
 use crate::wire::{Backend, Caller};
-
-/// The maximum number of channels of a connection.
-pub const CHANNELS: usize = 32;
 
 /// The maximum length of the name of a terminal type, in bytes.
 const MAX_TERM: usize = 64;
@@ -36,7 +34,7 @@ pub struct Handler<B> {
     permit: Arc<Permit>,
     flow: Arc<Flow>,
     peer: SocketAddr,
-    login: Arc<Mutex<Login>>,
+    login: Arc<Mutex<Attempt>>,
     logged_in: CancellationToken,
     /// Who has logged in.
     visitor: Option<Visitor>,
@@ -64,7 +62,7 @@ impl<B: Backend> Handler<B> {
     }
 
     /// The state of the login.
-    pub fn login(&self) -> Arc<Mutex<Login>> {
+    pub fn login(&self) -> Arc<Mutex<Attempt>> {
         Arc::clone(&self.login)
     }
 

@@ -16,8 +16,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::admission::LogRate;
-use super::connection::{Shared, serve};
+use super::connection::serve;
 use super::flow::WINDOW;
+use super::shared::Shared;
 use super::{Config, Report, host_key};
 use crate::clock;
 use crate::wire::Backend;

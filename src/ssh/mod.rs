@@ -25,10 +25,12 @@
 //! | `listener` | the listening socket, and changes of the settings |
 //! | `menu` | the list of VMs |
 //! | `session` | what a session does |
+//! | `shared` | what all connections share |
 //! | `shell` | shells and commands on a terminal |
 //! | `stream` | the socket of a connection |
 //! | `target` | the user name that a client logs in with |
 //! | `tunnel` | sftp and forwarded connections |
+//! | `visitor` | who has logged in, and what a session is to do |
 
 mod admission;
 mod agent;
@@ -42,10 +44,12 @@ mod host_key;
 mod listener;
 mod menu;
 mod session;
+mod shared;
 mod shell;
 mod stream;
 mod target;
 mod tunnel;
+mod visitor;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -1,63 +1,16 @@
 //! What a session does: a shell, a command, sftp, a console or the menu.
 //! Out of scope: how (the other files of this module).
 
-use std::net::SocketAddr;
 use std::sync::Arc;
-
-use tracing::info;
 
 use super::agent::{Agent, NoAgent};
 use super::channel::Parts;
-use super::connection::Shared;
+use super::shared::Shared;
 use super::target::Target;
+use super::visitor::{Login, Request, Visitor, audit, refuse};
 use super::{console, exec, menu, shell, tunnel};
-use crate::api::meta::Name;
 use crate::api::view::Kind;
-use crate::wire::{Backend, Caller};
-
-/// The exit status of `ssh` itself for errors (ssh(1)).
-pub const FAILED: u32 = 255;
-
-/// Who has logged in, and as what.
-#[derive(Clone, Debug)]
-pub struct Visitor {
-    /// What the user name means.
-    pub target: Target,
-    /// The key.
-    pub caller: Caller,
-    /// The address of the client.
-    pub peer: SocketAddr,
-}
-
-/// What a channel is to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
-    /// A login shell.
-    Shell,
-    /// A command for the shell of the user.
-    Exec(Vec<u8>),
-    /// The subsystem.
-    Sftp,
-}
-
-impl Request {
-    fn verb(&self) -> &'static str {
-        match self {
-            Self::Shell => "shell",
-            Self::Exec(_) => "exec",
-            Self::Sftp => "sftp",
-        }
-    }
-}
-
-/// The user of the guest and the environment, for requests to an agent.
-#[derive(Clone, Debug, Default)]
-pub struct Login {
-    /// The name of the user.
-    pub user: Option<String>,
-    /// `NAME=VALUE`.
-    pub env: Vec<String>,
-}
+use crate::wire::Backend;
 
 /// Runs the request of a session.
 pub async fn run<B: Backend>(
@@ -122,15 +75,4 @@ async fn guest<B: Backend>(
             shell::finish(end.await, parts).await;
         }
     }
-}
-
-/// One sentence, and the status of a failure.
-pub async fn refuse(parts: Parts, text: &str) {
-    let _ = parts.output.message(text).await;
-    parts.output.exit(FAILED).await;
-}
-
-/// Logs who does what with which VM.
-pub fn audit(visitor: &Visitor, vm: &Name, verb: &str) {
-    info!(%vm, verb, by = %visitor.caller, peer = %visitor.peer, "guest access over SSH");
 }

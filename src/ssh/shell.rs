@@ -11,7 +11,7 @@ use super::agent::{Agent, Socket};
 use super::channel::{Control, Gone, Output, Parts, Terminal};
 use super::exec::words;
 use super::flow::Input;
-use super::session::{FAILED, Login};
+use super::visitor::{FAILED, Login};
 use crate::guest::protocol::ShellQuery;
 use crate::guest::shell_frame::{DATA_LIMIT, ShellFrame};
 use crate::wire::Backend;

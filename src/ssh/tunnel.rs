@@ -11,10 +11,10 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::agent::{Agent, Socket};
 use super::channel::{Gone, Output, Parts};
-use super::connection::Shared;
 use super::flow::Input;
-use super::session::{FAILED, Login, Visitor, audit};
+use super::shared::Shared;
 use super::target::Target;
+use super::visitor::{FAILED, Login, Visitor, audit};
 use crate::guest::protocol::{HALF_CLOSE, SftpQuery, UPSTREAM};
 use crate::wire::Backend;
 

@@ -9,6 +9,7 @@ mod forward;
 mod hostile;
 mod refused;
 mod shell;
+mod ssh;
 
 use std::fs;
 use std::path::{Path, PathBuf};
