@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use russh::keys::ssh_key::{LineEnding, private::Ed25519Keypair};
-use russh::keys::{HashAlg, PrivateKey};
+use russh::keys::{Algorithm, HashAlg, PrivateKey};
 
 use crate::host::fs::{self, Durability};
 
@@ -58,9 +58,13 @@ fn read(path: &Path) -> Result<Option<PrivateKey>, String> {
     read.map_err(|error| fail(&error.to_string()))?;
     let key = PrivateKey::from_openssh(&text);
     let key = key.map_err(|_| fail("it is not a private key in the format of OpenSSH"))?;
-    match key.is_encrypted() {
-        true => Err(fail("it has a passphrase")),
-        false => Ok(Some(key)),
+    match key.algorithm() {
+        _ if key.is_encrypted() => Err(fail("it has a passphrase")),
+        Algorithm::Ed25519 | Algorithm::Ecdsa { .. } => Ok(Some(key)),
+        // The crate for RSA has no constant time (RUSTSEC-2023-0071); keys of users are only verified.
+        other => Err(fail(&format!(
+            "it is a key of type {other}, expected Ed25519 or ECDSA"
+        ))),
     }
 }
 

@@ -4,13 +4,16 @@
 //! It is a process of its own, as that of sshd(8): the kernel checks the permissions of the user.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use axum::extract::ws::WebSocket;
 use axum::http::Uri;
 use axum::response::Response;
 use axum::routing::get;
 use axum::{Extension, Router};
+use tokio::io::AsyncWrite;
 use tokio::net::unix::pipe;
 
 use super::child::Streams;
@@ -46,7 +49,8 @@ async fn sftp(
     let (stdin, stdout) = (spawned.stdin, spawned.stdout);
     let stdin = pipe::Sender::from_owned_fd(stdin.ok_or_else(missing)?).map_err(failed)?;
     let stdout = pipe::Receiver::from_owned_fd(stdout.ok_or_else(missing)?).map_err(failed)?;
-    let (stream, abandoned) = (Stream::new(stdout, stdin), spawned.abandoned);
+    let stream = Stream::new(stdout, Closing(Some(stdin)));
+    let abandoned = spawned.abandoned;
     Ok(upgrade.on_upgrade(move |socket| serve(socket, stream, abandoned, connection)))
 }
 
@@ -54,4 +58,29 @@ async fn serve(socket: WebSocket, stream: Stream, abandoned: Abandoned, connecti
     copy(socket, stream, true, connection).await;
     // Terminates the server if it still runs.
     drop(abandoned);
+}
+
+/// A pipe that is closed when it is shut down: the server then reads the end of its input.
+struct Closing(Option<pipe::Sender>);
+
+impl AsyncWrite for Closing {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.0 {
+            Some(pipe) => Pin::new(pipe).poll_write(context, bytes),
+            None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0 = None;
+        Poll::Ready(Ok(()))
+    }
 }

@@ -26,7 +26,10 @@ use std::time::Duration;
 
 use test_support::harness::Harness;
 
-use super::{VM, with_agent};
+use super::with_agent;
+
+/// A login to the VM as root: its normal user depends on the system that runs the tests.
+const ROOT: &str = "root+box-1";
 
 /// The port of the server; each test has a network of its own.
 const PORT: u16 = 2222;
@@ -132,7 +135,7 @@ impl Ssh<'_> {
 
     /// The output of a command in the VM.
     fn run(&self, command: &str) -> Output {
-        self.ssh(&[], VM, &[command]).output().expect("ssh")
+        self.ssh(&[], ROOT, &[command]).output().expect("ssh")
     }
 }
 

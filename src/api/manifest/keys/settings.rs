@@ -97,7 +97,7 @@ pub const KEYS: &[Key] = &[
         modes: &[],
         change: Change::None,
         property: None,
-        about: "The private key of the server, in the format of OpenSSH, without a passphrase; created if the file does not exist",
+        about: "The private key of the server (Ed25519 or ECDSA), in the format of OpenSSH, without a passphrase; created if the file does not exist",
         example: "\"/etc/ssh/ssh_host_ed25519_key\"",
     },
 ];

@@ -5,8 +5,8 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::{Output, Stdio};
 
-use super::super::{VM, text};
-use super::{Ssh, exchange, noise, with_ssh};
+use super::super::text;
+use super::{ROOT, Ssh, exchange, noise, with_ssh};
 
 fn assert_succeeds(output: &Output) -> String {
     assert!(output.status.success(), "{}", text(&output.stderr));
@@ -21,7 +21,7 @@ fn scp_copies_in_both_directions_with_both_protocols() {
         fs::set_permissions(ssh.path("data"), PermissionsExt::from_mode(0o640)).expect("changed");
         let there = ssh.path("there");
         fs::create_dir(&there).expect("a directory");
-        let remote = |name: &str| format!("{VM}@127.0.0.1:{}", there.join(name).display());
+        let remote = |name: &str| format!("{ROOT}@127.0.0.1:{}", there.join(name).display());
         for (name, words) in [("sftp", &["-p"][..]), ("rcp", &["-p", "-O"])] {
             let scp = |from: &str, to: &str| {
                 let mut command = ssh.program("scp", &[]);
@@ -78,7 +78,7 @@ fn sftp_lists_reads_writes_renames_links_and_removes() {
             "cd {place}\nput data\nls -l\nrename data moved\nchmod 600 moved\nsymlink moved link\nln moved hard\nmkdir dir\n\
              put -p data dir/second\nget link back\nls -la dir\nreget moved back\ndf {place}\npwd\n"
         );
-        let output = assert_succeeds(&sftp(ssh, VM, &batch));
+        let output = assert_succeeds(&sftp(ssh, ROOT, &batch));
         assert!(output.contains("-rw-r--r--"), "{output}");
         assert!(
             output.contains(&format!("Remote working directory: {place}")),
@@ -94,14 +94,14 @@ fn sftp_lists_reads_writes_renames_links_and_removes() {
             "moved"
         );
         let batch = format!("cd {place}\nrm link\nrm hard\nrm moved\nrm dir/second\nrmdir dir\n");
-        assert_succeeds(&sftp(ssh, VM, &batch));
+        assert_succeeds(&sftp(ssh, ROOT, &batch));
         assert_eq!(fs::read_dir(&there).expect("a directory").count(), 0);
         for (batch, expected) in [
             ("get /nonexistent\n", "not found"),
             ("rmdir /etc\n", "Couldn't remove directory: Failure"),
             ("ls /root/x\n", "not found"),
         ] {
-            let output = sftp(ssh, VM, batch);
+            let output = sftp(ssh, ROOT, batch);
             assert_eq!(output.status.code(), Some(1), "{batch}: {output:?}");
             assert!(
                 text(&output.stderr).contains(expected),
@@ -109,7 +109,7 @@ fn sftp_lists_reads_writes_renames_links_and_removes() {
             );
         }
         // The home directory is the first one, and many names fit into several responses.
-        let output = assert_succeeds(&sftp(ssh, VM, "pwd\n"));
+        let output = assert_succeeds(&sftp(ssh, ROOT, "pwd\n"));
         assert!(
             output.contains("Remote working directory: /root"),
             "{output}"
@@ -117,7 +117,7 @@ fn sftp_lists_reads_writes_renames_links_and_removes() {
         for number in 0..500 {
             fs::write(there.join(format!("file-{number}")), "").expect("written");
         }
-        let output = assert_succeeds(&sftp(ssh, VM, &format!("ls -1 {place}\n")));
+        let output = assert_succeeds(&sftp(ssh, ROOT, &format!("ls -1 {place}\n")));
         assert_eq!(output.matches("/file-").count(), 500, "{output}");
     });
 }
@@ -162,7 +162,7 @@ fn rsync_works_over_it() {
                 .stderr(Stdio::piped());
             assert_succeeds(&command.output().expect("rsync"));
         };
-        let remote = format!("{VM}@127.0.0.1:{}/", ssh.path("to").display());
+        let remote = format!("{ROOT}@127.0.0.1:{}/", ssh.path("to").display());
         rsync("from/", &remote);
         assert!(fs::read(ssh.path("to/a/data")).expect("a copy") == data);
         assert!(ssh.path("to/a/link").is_symlink());

@@ -5,8 +5,8 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::process::Stdio;
 
-use super::super::{Killed, VM, text};
-use super::{exchange, noise, with_ssh};
+use super::super::{Killed, text};
+use super::{ROOT, exchange, noise, with_ssh};
 
 /// A server in the guest that answers with all it has received, in reverse, after the end of the input. Its port.
 fn reverser() -> u16 {
@@ -31,7 +31,7 @@ fn ports_of_the_guest_are_reached_with_half_close() {
         let port = reverser();
         let mut data = noise(2 << 20);
         let target = format!("127.0.0.1:{port}");
-        let output = exchange(&mut ssh.ssh(&["-W", &target], VM, &[]), data.clone());
+        let output = exchange(&mut ssh.ssh(&["-W", &target], ROOT, &[]), data.clone());
         let sent = data.clone();
         data.reverse();
         assert!(
@@ -44,7 +44,7 @@ fn ports_of_the_guest_are_reached_with_half_close() {
         let child = ssh
             .ssh(
                 &["-N", "-o", "ExitOnForwardFailure=yes", "-L", &forward],
-                VM,
+                ROOT,
                 &[],
             )
             .spawn();
@@ -64,7 +64,7 @@ fn ports_of_the_guest_are_reached_with_half_close() {
         }
         // Nothing listens there.
         let output = ssh
-            .ssh(&["-o", "LogLevel=INFO", "-W", "127.0.0.1:1"], VM, &[])
+            .ssh(&["-o", "LogLevel=INFO", "-W", "127.0.0.1:1"], ROOT, &[])
             .output()
             .expect("ssh");
         assert_eq!(output.status.code(), Some(255));
@@ -87,7 +87,7 @@ fn everything_else_is_refused() {
                     "-R",
                     "4445:127.0.0.1:22",
                 ][..],
-                VM,
+                ROOT,
                 "remote port forwarding failed",
             ),
             (
@@ -98,7 +98,7 @@ fn everything_else_is_refused() {
                     "-R",
                     "/tmp/s:127.0.0.1:22",
                 ],
-                VM,
+                ROOT,
                 "remote port forwarding failed",
             ),
             (
@@ -116,7 +116,7 @@ fn everything_else_is_refused() {
                 "root+box-9",
                 "connect failed",
             ),
-            (&["-s", "-T"], VM, "subsystem request failed"),
+            (&["-s", "-T"], ROOT, "subsystem request failed"),
         ] {
             let command: &[&str] = if words[0] == "-s" { &["netconf"] } else { &[] };
             let child = ssh.ssh(words, user, command).stdin(Stdio::null()).output();
@@ -129,7 +129,7 @@ fn everything_else_is_refused() {
         }
         let words = ["-A", "-o", "ForwardAgent=yes", "-o", "LogLevel=INFO"];
         let output = ssh
-            .ssh(&words, VM, &["echo $SSH_AUTH_SOCK."])
+            .ssh(&words, ROOT, &["echo $SSH_AUTH_SOCK."])
             .output()
             .expect("ssh");
         assert_eq!(text(&output.stdout), ".\n");

@@ -6,8 +6,8 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::super::{VM, text};
-use super::{PORT, pause, with_ssh};
+use super::super::text;
+use super::{PORT, ROOT, pause, with_ssh};
 
 #[test]
 fn only_a_key_of_the_settings_logs_in() {
@@ -18,7 +18,7 @@ fn only_a_key_of_the_settings_logs_in() {
             command
                 .args(words)
                 .args(ssh.options(key))
-                .args([&format!("{VM}@127.0.0.1"), "echo in"])
+                .args([&format!("{ROOT}@127.0.0.1"), "echo in"])
                 .env_remove("SSH_AUTH_SOCK");
             command.output().expect("ssh")
         };
@@ -38,7 +38,7 @@ fn only_a_key_of_the_settings_logs_in() {
             let error = text(&output.stderr);
             // The only method that is offered, and nothing about VMs.
             assert!(error.contains("Permission denied (publickey)"), "{error}");
-            assert!(!error.replace(VM, "").contains("box"), "{error}");
+            assert!(!error.replace(ROOT, "").contains("box"), "{error}");
         }
         let log = ssh.harness.log();
         assert!(log.contains("SSH login failed"), "{log}");
@@ -63,7 +63,7 @@ fn rsa_and_ecdsa_keys_log_in_and_a_key_that_is_removed_does_not() {
             let mut command = Command::new("ssh");
             command
                 .args(ssh.options(key))
-                .args([&format!("{VM}@127.0.0.1"), "echo in"]);
+                .args([&format!("{ROOT}@127.0.0.1"), "echo in"]);
             let output = command.output().expect("ssh");
             text(&output.stdout) == "in\n"
         };
@@ -76,7 +76,7 @@ fn rsa_and_ecdsa_keys_log_in_and_a_key_that_is_removed_does_not() {
         ssh.harness
             .until("the key is known", || attempt("alice").then_some(()));
         let mut child = ssh
-            .ssh(&[], VM, &["sleep 3; echo still"])
+            .ssh(&[], ROOT, &["sleep 3; echo still"])
             .spawn()
             .expect("ssh");
         pause(1000);

@@ -4,11 +4,12 @@
 use std::fs;
 use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
 
 use test_support::harness::{Harness, empty};
 
-use super::super::{VM, text};
-use super::{PORT, Ssh, with_agent, with_ssh};
+use super::super::text;
+use super::{PORT, ROOT, Ssh, with_agent, with_ssh};
 
 fn is_open(port: u16) -> bool {
     TcpStream::connect(("127.0.0.1", port)).is_ok()
@@ -78,6 +79,28 @@ fn the_host_key_is_kept_and_a_damaged_one_is_not_replaced() {
         ssh.configure("{}", &["alice"]);
         ssh.listens();
         assert_eq!(text(&ssh.run("echo in").stdout), "in\n");
+        for (name, words, expected) in [
+            (
+                "rsa",
+                &["-t", "rsa", "-N", ""],
+                "type ssh-rsa, expected Ed25519",
+            ),
+            (
+                "locked",
+                &["-t", "ed25519", "-N", "secret"],
+                "has a passphrase",
+            ),
+        ] {
+            let mut command = Command::new("ssh-keygen");
+            command.arg("-q").args(words).arg("-f").arg(ssh.path(name));
+            assert!(command.status().expect("ssh-keygen").success());
+            let host_key = format!("{{host_key: {}}}", ssh.path(name).display());
+            ssh.configure(&host_key, &["alice"]);
+            host.harness.until("it is reported", || {
+                let messages = host.harness.messages("host", "SshServerFailed");
+                messages.iter().any(|m| m.contains(expected)).then_some(())
+            });
+        }
         fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).expect("changed");
         ssh.configure("{port: 2223}", &["alice"]);
         host.harness.until("it is reported", || {
@@ -94,7 +117,7 @@ fn the_host_key_is_kept_and_a_damaged_one_is_not_replaced() {
 fn sessions_end_with_the_daemon() {
     with_ssh(|ssh| {
         let mut child = ssh
-            .ssh(&[], VM, &["echo in; exec sleep 600"])
+            .ssh(&[], ROOT, &["echo in; exec sleep 600"])
             .spawn()
             .expect("ssh");
         let mut line = [0; 3];
@@ -116,7 +139,9 @@ fn the_host_key_outlives_the_daemon() {
         ssh.keygen("alice");
         ssh.configure("{}", &["alice"]);
         harness.start();
-        for end in [Harness::kill, |harness: &mut Harness| drop(harness.stop())] {
+        for end in [Harness::kill, |harness: &mut Harness| {
+            harness.stop();
+        }] {
             let ssh = Ssh { harness: &harness };
             ssh.listens();
             // The client has stored the key, and would not accept another one.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use test_support::screen::Session;
 
-use super::super::{VM, text};
-use super::{exchange, noise, pause, with_ssh};
+use super::super::text;
+use super::{ROOT, exchange, noise, pause, with_ssh};
 
 #[test]
 fn a_command_has_separate_output_and_its_exit_status() {
@@ -33,7 +33,7 @@ fn a_command_has_separate_output_and_its_exit_status() {
         let output = ssh.run("kill -TERM $$");
         assert_eq!(output.status.code(), Some(255), "{output:?}");
         let verbose = ssh
-            .ssh(&["-v", "-o", "LogLevel=DEBUG1"], VM, &["kill -KILL $$"])
+            .ssh(&["-v", "-o", "LogLevel=DEBUG1"], ROOT, &["kill -KILL $$"])
             .output()
             .expect("ssh");
         let log = text(&verbose.stderr);
@@ -45,11 +45,11 @@ fn a_command_has_separate_output_and_its_exit_status() {
 fn large_data_passes_in_both_directions_at_once() {
     with_ssh(|ssh| {
         let data = noise(20 << 20);
-        let output = exchange(&mut ssh.ssh(&[], VM, &["cat"]), data.clone());
+        let output = exchange(&mut ssh.ssh(&[], ROOT, &["cat"]), data.clone());
         assert!(output.status.success(), "{}", text(&output.stderr));
         assert!(output.stdout == data, "{} bytes", output.stdout.len());
         // The end of the input is passed on although output follows.
-        let output = exchange(&mut ssh.ssh(&[], VM, &["wc -c; echo later"]), data);
+        let output = exchange(&mut ssh.ssh(&[], ROOT, &["wc -c; echo later"]), data);
         assert_eq!(text(&output.stdout).trim(), "20971520\nlater");
     });
 }
@@ -61,7 +61,7 @@ fn a_client_that_reads_slowly_gets_everything_and_the_daemon_does_not_grow() {
         let count = 24 << 20;
         let before = super::super::memory(ssh.harness.pid());
         let mut child = ssh
-            .ssh(&[], VM, &["cat"])
+            .ssh(&[], ROOT, &["cat"])
             .stdin(Stdio::piped())
             .spawn()
             .expect("ssh");
@@ -84,7 +84,7 @@ fn a_command_ends_with_its_client() {
     with_ssh(|ssh| {
         let file = ssh.path("pid");
         let command = format!("echo $$ >{}; exec sleep 600", file.display());
-        let mut child = ssh.ssh(&[], VM, &[&command]).spawn().expect("ssh");
+        let mut child = ssh.ssh(&[], ROOT, &[&command]).spawn().expect("ssh");
         let pid = ssh.harness.until("it has started", || {
             let text = std::fs::read_to_string(&file).ok()?;
             text.trim().parse::<u32>().ok()
@@ -103,7 +103,7 @@ fn a_command_ends_with_its_client() {
 #[test]
 fn a_shell_has_a_terminal_that_follows_the_one_of_the_client() {
     with_ssh(|ssh| {
-        let mut session = Session::start(100, &mut ssh.ssh(&["-tt"], VM, &[]));
+        let mut session = Session::start(100, &mut ssh.ssh(&["-tt"], ROOT, &[]));
         session.type_keys("PS1='# '; stty size; echo $((6 * 7))-$TERM\r");
         session.wait_for("40 100");
         session.wait_for("42-xterm");
@@ -118,7 +118,7 @@ fn a_shell_has_a_terminal_that_follows_the_one_of_the_client() {
         assert_eq!(session.end(), (Some(9), true));
         // A command on a terminal.
         let command = ["tty >/dev/null && echo tty; stty size; exit 4"];
-        let mut session = Session::start(90, &mut ssh.ssh(&["-tt"], VM, &command));
+        let mut session = Session::start(90, &mut ssh.ssh(&["-tt"], ROOT, &command));
         session.wait_for("tty");
         session.wait_for("40 90");
         assert_eq!(session.end(), (Some(4), true));
@@ -129,7 +129,7 @@ fn a_shell_has_a_terminal_that_follows_the_one_of_the_client() {
 fn a_shell_without_a_terminal_reads_its_commands() {
     with_ssh(|ssh| {
         let input = b"echo piped-$((2 + 3)); shopt -q login_shell && echo login; exit 3\n".to_vec();
-        let output = exchange(&mut ssh.ssh(&["-T"], VM, &[]), input);
+        let output = exchange(&mut ssh.ssh(&["-T"], ROOT, &[]), input);
         assert_eq!(output.status.code(), Some(3), "{output:?}");
         assert_eq!(text(&output.stdout), "piped-5\nlogin\n");
     });
@@ -185,20 +185,20 @@ fn a_vm_that_cannot_answer_is_refused_at_once_with_the_reason() {
         assert_eq!(refused("console+box-1"), "a console runs no commands\n");
         harness.ctl("vm pause box-1 --wait");
         assert_eq!(
-            refused(VM),
+            refused(ROOT),
             "vm/box-1 is paused: resume it with slicectl vm resume box-1\n"
         );
         harness.ctl("vm resume box-1 --wait");
         // A session whose VM is stopped.
         let mut child = ssh
-            .ssh(&[], VM, &["echo started; exec sleep 600"])
+            .ssh(&[], ROOT, &["echo started; exec sleep 600"])
             .spawn()
             .expect("ssh");
         let mut line = [0; 8];
         std::io::Read::read_exact(child.stdout.as_mut().expect("a pipe"), &mut line).unwrap();
         harness.ctl("vm stop box-1 --wait");
         assert_eq!(
-            refused(VM),
+            refused(ROOT),
             "vm/box-1 is stopped: start it with slicectl vm start box-1\n"
         );
         child.kill().expect("killed");
