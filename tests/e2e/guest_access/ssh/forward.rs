@@ -103,7 +103,7 @@ fn everything_else_is_refused() {
             ),
             (
                 &["-o", "LogLevel=INFO", "-W", "127.0.0.1:22"],
-                "alice",
+                "Alice",
                 "administratively prohibited",
             ),
             (

@@ -1,10 +1,12 @@
 //! The menu and the console.
-//! Out of scope: what the console of a real VMM shows.
+//! Out of scope: `slicectl console`.
 
+use test_support::harness::{slots, with_daemon};
 use test_support::screen::Session;
 
 use super::super::text;
-use super::{exchange, with_ssh};
+use super::{Ssh, exchange, with_ssh};
+use crate::guests::{initrd, kernel, wait_for_output};
 
 #[test]
 fn a_client_that_names_no_vm_gets_a_list_or_a_menu() {
@@ -57,21 +59,38 @@ fn a_client_that_names_no_vm_gets_a_list_or_a_menu() {
 
 #[test]
 fn the_console_is_that_of_the_vm() {
-    with_ssh(|ssh| {
-        let mut session = Session::start(80, &mut ssh.ssh(&["-tt"], "console+box-1", &[]));
-        session.wait_for("connected to box-1; Ctrl-] leaves");
+    with_daemon(|harness| {
+        let image = initrd(&harness, "ping host 203.0.113.1\n");
+        let qemu = format!(
+            "hypervisor: qemu\n      kernel_file: {}\n      initrd_file: {image}",
+            kernel()
+        );
+        harness.apply(&slots(1, "").replace("hypervisor: none", &qemu));
+        let ssh = Ssh { harness: &harness };
+        ssh.keygen("alice");
+        ssh.configure("{}", &["alice"]);
+        ssh.listens();
+        wait_for_output(&harness, "sandbox-1", "GUEST sandbox-1", 1);
+        let mut session = Session::start(80, &mut ssh.ssh(&["-tt"], "console+sandbox-1", &[]));
+        session.wait_for("connected to sandbox-1; Ctrl-] leaves");
+        session.wait_for("GUEST sandbox-1");
+        session.type_keys("echo keys\r");
         session.type_keys("\u{1d}");
         assert_eq!(session.end(), (Some(0), true));
-        let output = exchange(&mut ssh.ssh(&["-T"], "console+box-1", &[]), Vec::new());
-        assert_eq!(output.status.code(), Some(0), "{output:?}");
-        let output = ssh
-            .ssh(&["-T"], "console+box-9", &[])
-            .output()
-            .expect("ssh");
-        assert_eq!(output.status.code(), Some(255), "{output:?}");
-        assert!(
-            text(&output.stderr).starts_with("vm/box-9 not found"),
-            "{output:?}"
+        // The end of the input leaves, too.
+        let output = exchange(
+            &mut ssh.ssh(&["-T"], "console+sandbox-1", &[]),
+            b"\r".to_vec(),
         );
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        harness.ctl("vm stop sandbox-1 --wait");
+        for (user, expected) in [
+            ("console+sandbox-1", "vm/sandbox-1 is not running\n"),
+            ("console+sandbox-9", "vm/sandbox-9 not found"),
+        ] {
+            let output = ssh.ssh(&["-T"], user, &[]).output().expect("ssh");
+            assert_eq!(output.status.code(), Some(255), "{output:?}");
+            assert!(text(&output.stderr).starts_with(expected), "{output:?}");
+        }
     });
 }
