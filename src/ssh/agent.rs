@@ -1,4 +1,5 @@
-//! Requests to the agent of a VM. Out of scope: what they mean ([`crate::guest::protocol`]).
+//! Requests to the agent of a VM.
+//! Out of scope: what they mean ([`crate::guest::protocol`]).
 //!
 //! All that is received is a guest's: it is limited in size and time.
 

@@ -1,4 +1,5 @@
-//! The serial console of a VM. Out of scope: its output before, except for the last lines.
+//! The serial console of a VM.
+//! Out of scope: its output before, except for the last lines.
 //!
 //! The terminal of the client executes all escape sequences of the guest, as it does with `slicectl console`.
 

@@ -74,6 +74,8 @@ pub struct Sender {
 /// A channel's queue, on the side of the guest.
 #[derive(Debug)]
 pub struct Input {
+    /// What was put back.
+    front: Bytes,
     queue: mpsc::UnboundedReceiver<Bytes>,
     flow: Arc<Flow>,
 }
@@ -86,6 +88,7 @@ pub fn queue(flow: &Arc<Flow>) -> (Sender, Input) {
         flow: Arc::clone(flow),
     };
     let input = Input {
+        front: Bytes::new(),
         queue: receiver,
         flow: Arc::clone(flow),
     };
@@ -109,9 +112,19 @@ impl Sender {
 impl Input {
     /// The next data; `None` at the end.
     pub async fn next(&mut self) -> Option<Bytes> {
+        if !self.front.is_empty() {
+            return Some(std::mem::take(&mut self.front));
+        }
         let data = self.queue.recv().await?;
         self.flow.remove(data.len());
         Some(data)
+    }
+}
+
+impl Input {
+    /// Puts back the rest of the last data.
+    pub fn put_back(&mut self, rest: Bytes) {
+        self.front = rest;
     }
 }
 

@@ -113,8 +113,6 @@ struct Menu<'m, B> {
     backend: &'m B,
     visitor: &'m Visitor,
     parts: &'m mut Parts,
-    /// Keys after a line that was read.
-    keys: Bytes,
 }
 
 impl<'m, B: Backend> Menu<'m, B> {
@@ -123,7 +121,6 @@ impl<'m, B: Backend> Menu<'m, B> {
             backend,
             visitor,
             parts,
-            keys: Bytes::new(),
         }
     }
 
@@ -222,36 +219,25 @@ impl<'m, B: Backend> Menu<'m, B> {
     }
 
     async fn line(&mut self) -> Result<Option<String>, Gone> {
-        read_line(&mut self.keys, &mut self.parts.input, &self.parts.output).await
+        read_line(&mut self.parts.input, &self.parts.output).await
     }
 }
 
-/// Reads a line and echoes it. `None` at the end of the input, and for Ctrl-C and Ctrl-D.
-async fn read_line(
-    keys: &mut Bytes,
-    input: &mut Input,
-    output: &Output,
-) -> Result<Option<String>, Gone> {
+/// Reads a line and echoes it. `None` at the end of the input, and for Ctrl-C and Ctrl-D. Keys after the line stay in the input: they are
+/// for what the line starts.
+async fn read_line(input: &mut Input, output: &Output) -> Result<Option<String>, Gone> {
     let mut line = String::new();
     loop {
-        if keys.is_empty() {
-            match input.next().await {
-                Some(more) => *keys = more,
-                None => return Ok(None),
-            }
-        }
-        let mut echo = String::new();
-        let mut end = None;
-        while let (Some(key), None) = (keys.first().copied(), end) {
-            *keys = keys.slice(1..);
+        let Some(mut keys) = input.next().await else {
+            return Ok(None);
+        };
+        let (mut echo, mut is_done) = (String::new(), None);
+        while let (Some(key), None) = (keys.first().copied(), is_done) {
+            keys = keys.slice(1..);
             match key {
-                b'\r' | b'\n' => end = Some(true),
-                3 | 4 => end = Some(false),
-                8 | 127 => {
-                    if line.pop().is_some() {
-                        echo.push_str("\x08 \x08");
-                    }
-                }
+                b'\r' | b'\n' => is_done = Some(true),
+                3 | 4 => is_done = Some(false),
+                8 | 127 if line.pop().is_some() => echo.push_str("\x08 \x08"),
                 b' '..=b'~' if line.len() < MAX_LINE => {
                     line.push(char::from(key));
                     echo.push(char::from(key));
@@ -259,13 +245,14 @@ async fn read_line(
                 _ => {}
             }
         }
-        if end.is_some() {
+        if is_done.is_some() {
             echo.push_str("\r\n");
         }
+        input.put_back(keys);
         if !echo.is_empty() {
             output.data(echo.into()).await?;
         }
-        match end {
+        match is_done {
             Some(true) => return Ok(Some(line.trim().to_owned())),
             Some(false) => return Ok(None),
             None => {}

@@ -1,6 +1,8 @@
-//! A server of SFTP, version 3 (draft-ietf-secsh-filexfer-02), with extensions of OpenSSH (PROTOCOL, 4). It serves one client on standard
-//! input and output, and ends with it.
+//! A server of SFTP, version 3, for one client on standard input and output.
 //! Out of scope: permissions, which are those of its process.
+//!
+//! It follows draft-ietf-secsh-filexfer-02 and the extensions of OpenSSH (its PROTOCOL, 4). It is not that of a crate: names are bytes
+//! here, and the agent stays small.
 //!
 //! Names are bytes. One request is handled after the other; a client may send several before it reads a response. What the client sends is
 //! limited: the size of a packet, and the number of open handles. A packet that cannot be parsed ends the server.
