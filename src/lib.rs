@@ -20,6 +20,7 @@
 //! | [`status`] | what users see of objects, computed from the store; `explain` | `api owner store host vmm reconcile` |
 //! | [`intake`] | reads the manifest directory | `api store host` |
 //! | [`wire`] | HTTP and JSON on a Unix socket; requests to agents | `api clock guest` |
+//! | [`ssh`] | the SSH server: shells, files and consoles of guests | `api clock host guest wire` |
 //! | [`doctor`] | checks the requirements of the host and suggests fixes | `api host owner cni vmm reconcile` |
 //! | [`daemon`] | starts and connects all modules | all |
 //! | [`cli`] | argument parsing and output for users | `api wire clock guest` |
@@ -80,6 +81,8 @@ pub mod reconcile;
 pub mod runtime;
 #[cfg(feature = "host")]
 pub mod secrets;
+#[cfg(feature = "host")]
+pub mod ssh;
 #[cfg(feature = "host")]
 pub mod status;
 #[cfg(feature = "host")]

@@ -27,6 +27,8 @@ gcc gcc
 host-local containernetworking-plugins
 make make
 mmdebstrap mmdebstrap
+ssh openssh-client
+rsync rsync
 debootstrap debootstrap'
 
 missing=$(echo "$needs" | while read -r program package; do

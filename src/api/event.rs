@@ -151,6 +151,10 @@ pub enum EventReason {
     Ready,
     /// The number of VMs of a group was changed.
     Scaled,
+    /// The SSH server does not listen.
+    SshServerFailed,
+    /// The SSH server listens, or no longer.
+    SshServerChanged,
     /// A VMM was started.
     Started,
     /// The copy of the state in the run directory cannot be read.

@@ -25,6 +25,7 @@ pub mod pool;
 pub mod provision;
 pub mod secret;
 mod spec;
+pub mod ssh_key;
 pub mod stage;
 pub mod storage;
 pub mod tag;

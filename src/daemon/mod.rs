@@ -32,6 +32,7 @@ mod restrictions;
 mod scale;
 mod secrets;
 mod settings;
+mod ssh_server;
 mod streams;
 mod take_over;
 mod trigger;
@@ -262,7 +263,7 @@ async fn run(args: Args) -> Result<bool, Error> {
         engine.store.close();
         return Ok(converged);
     }
-    serve(args, daemon, intake, budget).await?;
+    serve(args, daemon, intake, budget, read.ssh).await?;
     engine.store.close();
     Ok(true)
 }
@@ -308,6 +309,7 @@ async fn serve(
     daemon: Daemon,
     intake: IntakeLoop,
     budget: Budget,
+    ssh_config: Option<crate::ssh::Config>,
 ) -> Result<(), Error> {
     let engine = daemon.engine.clone();
     let stop = CancellationToken::new();
@@ -315,6 +317,7 @@ async fn serve(
     let listener = Listener::open(&engine.run_dir.socket(), &args.socket_group)
         .map_err(|error| Error::Socket(error.to_string()))?;
     let state = AppState::new(engine.clone(), intake.clone(), &args);
+    let ssh = AppState::new(engine.clone(), intake.clone(), &args);
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(enqueue_by_changes(engine.clone(), daemon.changes));
     tasks.spawn(resync(engine.clone(), args.resync));
@@ -342,6 +345,7 @@ async fn serve(
     });
     tasks.spawn(log_initial_sync(engine.clone(), daemon.idle));
     tasks.spawn(report_exhaustion(engine.clone()));
+    tasks.spawn(ssh_server::run(ssh, args.clone(), ssh_config, stop.clone()));
     let limits = Limits::of(budget.connections).with_agents(budget.agents);
     let wire = wire::serve_with_limits(listener, state, stop.clone(), limits);
     let mut wire = tokio::spawn(wire);

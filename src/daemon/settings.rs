@@ -13,6 +13,7 @@ use crate::cni;
 use crate::host::fs;
 use crate::host::iptables;
 use crate::intake::REMOVAL_GRACE;
+use crate::ssh;
 
 /// Settings that the caller of [`Daemon::prepare_with`](super::Daemon::prepare_with) chooses.
 #[derive(Debug)]
@@ -66,6 +67,8 @@ pub(super) struct FromFile {
     pub allowed: AllowedDirectories,
     /// How long a file must be absent from the manifest directory before its groups are removed.
     pub removal_grace: Duration,
+    /// The SSH server.
+    pub ssh: Option<ssh::Config>,
 }
 
 /// Values of the command line or the environment take precedence over the file, and the file over the defaults.
@@ -75,12 +78,28 @@ pub(super) fn read_all(args: &Args) -> Result<FromFile, Error> {
     let programs = args.programs.clone().map(|dirs| dirs.0);
     let images = args.images.clone().map(|dirs| dirs.0);
     let grace = args.removal_grace.or(file.removal_grace);
+    let ssh = ssh_config(args, &file);
     Ok(FromFile {
         allowed: AllowedDirectories {
             programs: programs.or(file.programs).unwrap_or(default.programs),
             images: images.or(file.images).unwrap_or(default.images),
         },
         removal_grace: grace.unwrap_or(REMOVAL_GRACE),
+        ssh,
+    })
+}
+
+/// The name of the host key in the state directory.
+const HOST_KEY: &str = "ssh_host_ed25519_key";
+
+/// The SSH server, if there is one.
+fn ssh_config(args: &Args, file: &settings::Settings) -> Option<ssh::Config> {
+    let server = file.ssh.as_ref()?;
+    let host_key = server.host_key.clone();
+    Some(ssh::Config {
+        address: server.address,
+        host_key: host_key.unwrap_or_else(|| args.state_dir.join(HOST_KEY)),
+        keys: file.ssh_keys.clone().unwrap_or_default(),
     })
 }
 

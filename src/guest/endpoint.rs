@@ -59,6 +59,8 @@ pub enum Endpoint {
     Shell,
     /// `GET /forward`
     Forward,
+    /// `GET /sftp`
+    Sftp,
 }
 
 /// What a user does in a guest, for the events of its VM.
@@ -74,6 +76,8 @@ pub enum Access {
     Shell,
     /// A connection is opened.
     Forward,
+    /// An SFTP server is started.
+    Sftp,
 }
 
 /// The name of the command of `slicectl`.
@@ -85,6 +89,7 @@ impl fmt::Display for Access {
             Self::Files => "fs",
             Self::Shell => "shell",
             Self::Forward => "port-forward",
+            Self::Sftp => "sftp",
         })
     }
 }
@@ -135,6 +140,7 @@ impl Endpoint {
             ["userdata", "logs"] => &[(Method::GET, Self::UserdataLogs)],
             ["shell"] => &[(Method::GET, Self::Shell)],
             ["forward"] => &[(Method::GET, Self::Forward)],
+            ["sftp"] => &[(Method::GET, Self::Sftp)],
             _ => return Err(Unknown::Path),
         };
         let found = known.iter().find(|(known, _)| known == method);
@@ -152,12 +158,13 @@ impl Endpoint {
             Self::Stat | Self::ReadDir | Self::Mkdir | Self::Remove | Self::Watch => Access::Files,
             Self::Shell => Access::Shell,
             Self::Forward => Access::Forward,
+            Self::Sftp => Access::Sftp,
         })
     }
 
     /// Whether the request upgrades its connection to WebSocket.
     pub fn is_upgrade(self) -> bool {
-        matches!(self, Self::Shell | Self::Forward)
+        matches!(self, Self::Shell | Self::Forward | Self::Sftp)
     }
 
     /// When the response to a request with this query is late.

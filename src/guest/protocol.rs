@@ -22,6 +22,7 @@
 //! | `GET /fs/watch?`[`WatchQuery`] | Server-Sent Events with a [`WatchEvent`] each |
 //! | `GET /userdata/logs?`[`UserdataLogsQuery`] | bytes: the output of the userdata |
 //! | `GET /shell?`[`ShellQuery`], upgrade to WebSocket | messages of [`super::shell_frame`] |
+//! | `GET /sftp?`[`SftpQuery`], upgrade to WebSocket | the bytes of version 3 of SFTP, in binary messages; an empty one ends a direction |
 //! | `GET /forward` with the header [`UPSTREAM`], upgrade to WebSocket | the bytes of a connection, in binary messages |
 //!
 //! Two requests are the daemon's own, and it forwards neither of them: `PUT /provision`, body [`Provision`], with the response
@@ -171,6 +172,9 @@ pub struct Stats {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ShellQuery {
+    /// The name of the user, or its id; not with `uid`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// The user; `None`: the normal user of the image, or root if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
@@ -196,6 +200,21 @@ pub struct ShellQuery {
     pub args: Vec<String>,
     /// Additional environment variables, `NAME=VALUE`.
     pub env: Vec<String>,
+}
+
+/// The query of `sftp`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SftpQuery {
+    /// The name of the user, or its id; not with `uid`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// As in [`ShellQuery`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// As in [`ShellQuery`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
 }
 
 fn is_false(value: &bool) -> bool {

@@ -233,7 +233,7 @@ async fn work(
         Weight::Light | Weight::Agent => None,
     };
     let handler = next.run(request);
-    let response = Caller { uid: peer.uid }.scope(handler).await;
+    let response = Caller::User(peer.uid).scope(handler).await;
     drop((turn_permit, body));
     let length = hyper::body::Body::size_hint(response.body()).lower();
     acquired

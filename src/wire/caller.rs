@@ -5,6 +5,7 @@ use std::fmt;
 use std::fs::File;
 use std::future::Future;
 use std::io::Read;
+use std::sync::Arc;
 
 tokio::task_local! {
     static CALLER: Caller;
@@ -16,17 +17,19 @@ const MAX_PASSWD: u64 = 1 << 20;
 /// The maximum length of a user name (useradd(8)).
 const MAX_NAME: usize = 32;
 
-/// The user of a request, as the kernel recorded it at connect(2) (unix(7), `SO_PEERCRED`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Caller {
-    /// User id.
-    pub uid: u32,
+/// Who sent a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// The user with this id, as the kernel recorded it at connect(2) (unix(7), `SO_PEERCRED`).
+    User(u32),
+    /// A key that has logged in to the SSH server: its comment and its fingerprint.
+    SshKey(Arc<str>),
 }
 
 impl Caller {
     /// The user whose request the current task handles. `None` outside of requests.
     pub fn current() -> Option<Self> {
-        CALLER.try_with(|caller| *caller).ok()
+        CALLER.try_with(Clone::clone).ok()
     }
 
     /// Runs the handler of a request of this user.
@@ -35,12 +38,16 @@ impl Caller {
     }
 }
 
-/// `root (uid 0)`, or `uid 1000` for a user without a name in `/etc/passwd`.
+/// `root (uid 0)`, or `uid 1000` for a user without a name in `/etc/passwd`; `SSH key alice@host (SHA256:...)`.
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match passwd().and_then(|text| name(&text, self.uid)) {
-            Some(name) => write!(f, "{name} (uid {})", self.uid),
-            None => write!(f, "uid {}", self.uid),
+        let uid = match self {
+            Self::User(uid) => *uid,
+            Self::SshKey(key) => return write!(f, "SSH key {key}"),
+        };
+        match passwd().and_then(|text| name(&text, uid)) {
+            Some(name) => write!(f, "{name} (uid {uid})"),
+            None => write!(f, "uid {uid}"),
         }
     }
 }
@@ -85,9 +92,9 @@ mod tests {
     #[tokio::test]
     async fn a_task_has_a_caller_only_while_it_handles_a_request() {
         assert_eq!(Caller::current(), None);
-        let caller = Caller { uid: 7 };
+        let caller = Caller::User(7);
         assert_eq!(
-            caller.scope(async { Caller::current() }).await,
+            caller.clone().scope(async { Caller::current() }).await,
             Some(caller)
         );
         assert_eq!(Caller::current(), None);

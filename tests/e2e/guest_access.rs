@@ -13,6 +13,7 @@ mod provision;
 mod refused;
 mod secrets;
 mod shell;
+mod ssh;
 
 use std::fs;
 use std::path::{Path, PathBuf};

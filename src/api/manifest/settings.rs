@@ -1,13 +1,15 @@
 //! The daemon's settings file, `/etc/slice/sliced.yaml`.
 //! Out of scope: settings that are arguments of `sliced` alone.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::allowed::directory;
+use super::super::ssh_key::{EXPECTED, MAX_KEYS, SshKey};
 use super::Source;
 use super::keys::Mapping;
-use super::keys::limits::MAX_REMOVAL_GRACE;
+use super::keys::limits::{DEFAULT_SSH_PORT, MAX_REMOVAL_GRACE, PORTS};
 use super::problem::{Location, Problem};
 use super::section::{Field, Reader, Section};
 use super::yaml::{self, Value};
@@ -35,6 +37,19 @@ pub struct Settings {
     pub images: Option<Vec<PathBuf>>,
     /// How long a file must be missing from the config directory before its groups are removed.
     pub removal_grace: Option<Duration>,
+    /// The SSH server.
+    pub ssh: Option<SshServer>,
+    /// The keys that may log in to the SSH server.
+    pub ssh_keys: Option<Vec<SshKey>>,
+}
+
+/// The settings of the SSH server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshServer {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The file with its private key; `None`: in the state directory.
+    pub host_key: Option<PathBuf>,
 }
 
 /// Parses the settings file.
@@ -78,6 +93,14 @@ pub fn parse(source: &Source) -> Result<Settings, Vec<Problem>> {
             }
             result.ok()
         });
+        settings.ssh = ssh(&mut reader, &section);
+        settings.ssh_keys = ssh_keys(&mut reader, &section);
+        if let Some(field) = section.get("ssh").filter(|_| !section.has("ssh_keys")) {
+            reader.refuse(
+                field,
+                "found no ssh_keys, expected the keys that may log in",
+            );
+        }
     }
     let problems = reader.into_problems();
     match problems.is_empty() {
@@ -103,6 +126,56 @@ fn directories(reader: &mut Reader, section: &Section, key: &str) -> Option<Vec<
     Some(dirs)
 }
 
+fn ssh(reader: &mut Reader, settings: &Section) -> Option<SshServer> {
+    let section = reader.section(settings.get("ssh")?, Mapping::Ssh)?;
+    let address = section.get("bind_address").map(|field| {
+        const EXPECTED: &str = "an IPv4 or IPv6 address such as 127.0.0.1";
+        let text = reader.text(field, EXPECTED)?;
+        let address = text.parse::<IpAddr>().ok();
+        if address.is_none() {
+            reader.unexpected(field, EXPECTED);
+        }
+        address
+    });
+    let port = section.get("port").map(|field| {
+        let port = reader.whole(field, PORTS)?;
+        u16::try_from(port).ok()
+    });
+    let host_key = section.get("host_key").map(|field| reader.path(field));
+    let address = address.unwrap_or(Some(IpAddr::V4(Ipv4Addr::LOCALHOST)))?;
+    let port = port.unwrap_or(Some(DEFAULT_SSH_PORT))?;
+    Some(SshServer {
+        address: SocketAddr::new(address, port),
+        host_key: host_key.map_or(Some(None), |path| path.map(Some))?,
+    })
+}
+
+fn ssh_keys(reader: &mut Reader, settings: &Section) -> Option<Vec<SshKey>> {
+    let field = settings.get("ssh_keys")?;
+    let items = reader.list(field, "a list of public keys");
+    if items.len() > MAX_KEYS {
+        let message = format!("found {} keys, expected at most {MAX_KEYS}", items.len());
+        reader.refuse(field, message);
+        return None;
+    }
+    let mut keys: Vec<SshKey> = Vec::new();
+    for item in &items {
+        // Not with the value: it may be a private key or a password by mistake.
+        let key = match &item.node.value {
+            Value::Text(text) => text.parse::<SshKey>(),
+            _ => Err(format!("found no string, expected {EXPECTED}")),
+        };
+        match key {
+            Ok(key) if keys.iter().any(|other| other.is_same_key(&key)) => {
+                reader.refuse(item, format!("duplicate key {}", key.fingerprint()));
+            }
+            Ok(key) => keys.push(key),
+            Err(message) => reader.refuse(item, message),
+        }
+    }
+    Some(keys)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,6 +198,54 @@ mod tests {
         let grace = parsed("removal_grace: 1m\n").unwrap().removal_grace;
         assert_eq!(grace, Some(Duration::from_secs(60)));
         assert_eq!(parsed("images: []\n").unwrap().images, Some(vec![]));
+    }
+
+    const KEY: &str =
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti a";
+
+    #[test]
+    fn the_ssh_server_has_an_address_a_host_key_and_keys() {
+        let parse = |ssh: &str| parsed(&format!("ssh: {ssh}\nssh_keys: ['{KEY}']\n")).unwrap();
+        let settings = parse("{}");
+        let ssh = settings.ssh.unwrap();
+        assert_eq!(ssh.address, "127.0.0.1:2222".parse().unwrap());
+        assert_eq!(ssh.host_key, None);
+        assert_eq!(settings.ssh_keys.unwrap()[0].comment(), "a");
+        let ssh = parse("{bind_address: \"::\", port: 22, host_key: /etc/key}")
+            .ssh
+            .unwrap();
+        assert_eq!(ssh.address, "[::]:22".parse().unwrap());
+        assert_eq!(ssh.host_key, Some("/etc/key".into()));
+        let off = parsed(&format!("ssh_keys: ['{KEY}']\n")).unwrap();
+        assert_eq!((off.ssh, off.ssh_keys.unwrap().len()), (None, 1));
+        let nobody = parsed("ssh: {}\nssh_keys: []\n").unwrap();
+        assert_eq!(nobody.ssh_keys, Some(vec![]));
+        let two = format!("ssh: {{}}\nssh_keys: ['{KEY}', '{KEY}b']\n");
+        for (text, place) in [
+            ("ssh: {}\n", "sliced.yaml:1:6: ssh: found no ssh_keys"),
+            ("ssh: {port: 0}\nssh_keys: []\n", "1:13: ssh.port: found 0"),
+            (
+                "ssh: {port: 65536}\nssh_keys: []\n",
+                "ssh.port: found 65536",
+            ),
+            (
+                "ssh: {bind_address: localhost}\nssh_keys: []\n",
+                "ssh.bind_address: found \"localhost\"",
+            ),
+            (
+                "ssh: {host_key: key}\nssh_keys: []\n",
+                "ssh.host_key: found \"key\"",
+            ),
+            ("ssh: {key: 1}\nssh_keys: []\n", "unknown key"),
+            ("ssh: true\nssh_keys: []\n", "ssh: found true"),
+            ("ssh_keys: key\n", "ssh_keys: found \"key\""),
+            ("ssh_keys: [secret]\n", "ssh_keys[0]: found an unknown type"),
+            ("ssh_keys: [7]\n", "ssh_keys[0]: found no string"),
+            (&two, "ssh_keys[1]: duplicate key SHA256:"),
+        ] {
+            let message = parsed(text).unwrap_err();
+            assert!(message.contains(place), "{text}: {message}");
+        }
     }
 
     #[test]

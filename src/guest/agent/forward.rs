@@ -104,14 +104,15 @@ impl Upstream {
     }
 }
 
-/// A connection of any family.
-struct Stream {
+/// A connection of any family, or the pipes of a process.
+pub struct Stream {
     read: Box<dyn AsyncRead + Send + Unpin>,
     write: Box<dyn AsyncWrite + Send + Unpin>,
 }
 
 impl Stream {
-    fn new(
+    /// Both directions.
+    pub fn new(
         read: impl AsyncRead + Send + Unpin + 'static,
         write: impl AsyncWrite + Send + Unpin + 'static,
     ) -> Self {
@@ -146,7 +147,8 @@ async fn forward(
     Ok(upgrade.on_upgrade(move |socket| copy(socket, stream, half_close, connection)))
 }
 
-async fn copy(socket: WebSocket, stream: Stream, half_close: bool, connection: Connection) {
+/// Copies until both directions have ended, or the client has left.
+pub async fn copy(socket: WebSocket, stream: Stream, half_close: bool, connection: Connection) {
     let (mut sink, mut source) = socket.split();
     let (ended, client_ended) = oneshot::channel();
     let result = tokio::select! {

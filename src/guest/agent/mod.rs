@@ -18,6 +18,8 @@
 //! | `provision` | `/provision`, `/userdata`: what the guest gets from its host |
 //! | `pty` | a terminal |
 //! | `serve` | connections |
+//! | `sftp` | `/sftp`: starts the server |
+//! | `sftp_server` | the server, a process of the user |
 //! | `shell` | `/shell` |
 //! | `socket` | vsock and Unix sockets |
 //! | `spec` | what is to be executed |
@@ -39,6 +41,8 @@ mod process;
 mod provision;
 mod pty;
 mod serve;
+mod sftp;
+mod sftp_server;
 mod shell;
 mod socket;
 mod spec;
@@ -95,6 +99,8 @@ enum Command {
     /// Keep the agent running: a part of `agent: inject`
     #[command(hide = true)]
     Supervise,
+    /// Serve version 3 of SFTP on standard input and output, as the user that runs it
+    Sftp,
 }
 
 /// The program. As PID 1 it is an init, whatever its arguments are: the kernel passes its unknown parameters to it.
@@ -110,6 +116,9 @@ pub fn main() -> ExitCode {
     };
     if matches!(command, Command::Supervise) {
         return inject::supervise();
+    }
+    if matches!(command, Command::Sftp) {
+        return sftp_server::main();
     }
     child::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -138,6 +147,7 @@ pub fn main() -> ExitCode {
             text
         }
         (Command::Supervise, Ok(_)) => "supervise: already handled".to_owned(),
+        (Command::Sftp, _) => "sftp: expected another process".to_owned(),
         (_, Err(error)) => format!("start: {error}"),
     };
     eprintln!("slice-agent: {text}");
@@ -175,6 +185,7 @@ fn router(agent: Arc<Agent>) -> Router {
         .merge(exec::router())
         .merge(shell::router())
         .merge(forward::router())
+        .merge(sftp::router())
         .merge(health::router())
         .merge(provision::router())
         .fallback(not_found)

@@ -10,7 +10,7 @@ use rustix::process::{getegid, geteuid};
 
 use super::error::Error;
 use super::users::{Accounts, User};
-use crate::guest::protocol::{ExecQuery, ShellQuery};
+use crate::guest::protocol::{ExecQuery, SftpQuery, ShellQuery};
 
 /// `PATH` of a process whose request has none.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -66,6 +66,7 @@ pub struct Spec {
     /// The login shell; `None`: the user's.
     shell: Option<String>,
     env: Vec<String>,
+    user: Option<String>,
     uid: Option<u32>,
     gid: Option<u32>,
     cwd: Option<String>,
@@ -103,6 +104,7 @@ impl Spec {
             argv: argv(&query.cmd, &query.args, query.shell.as_deref()),
             shell: None,
             env: query.env.clone(),
+            user: query.user.clone(),
             uid: query.uid,
             gid: query.gid,
             cwd: query.cwd.clone(),
@@ -123,6 +125,7 @@ impl Spec {
             argv: cmd.map_or_else(Vec::new, |cmd| argv(cmd, &query.args, shell.as_deref())),
             shell,
             env,
+            user: query.user.clone(),
             uid: query.uid,
             gid: query.gid,
             cwd: query.cwd.clone(),
@@ -130,7 +133,27 @@ impl Spec {
         .check()
     }
 
+    /// The server of `sftp`: this program, wherever it is. The link is that of the process that follows it, which is the child.
+    ///
+    /// # Errors
+    /// 400: an invalid user.
+    pub fn of_sftp(query: &SftpQuery) -> Result<Self, Error> {
+        Self {
+            argv: vec!["/proc/self/exe".to_owned(), "sftp".to_owned()],
+            user: query.user.clone(),
+            uid: query.uid,
+            gid: query.gid,
+            ..Self::default()
+        }
+        .check()
+    }
+
     fn check(self) -> Result<Self, Error> {
+        if self.user.is_some() && self.uid.is_some() {
+            return Err(Error::bad_request(
+                "found user and uid, expected one of them",
+            ));
+        }
         let texts = self
             .argv
             .iter()
@@ -164,7 +187,15 @@ impl Spec {
     /// The agent is not root and another user is requested, or the program does not exist.
     pub fn resolve(&self) -> Result<Resolved, StartError> {
         let accounts = Accounts::read().map_err(|error| Error::system("read users", &error))?;
-        let user = accounts.user(self.uid, self.gid);
+        let uid = match &self.user {
+            Some(name) => {
+                let uid = accounts.uid_of(name);
+                let missing = || Error::bad_request(format!("user \"{name}\" not found"));
+                Some(uid.ok_or_else(missing)?)
+            }
+            None => self.uid,
+        };
+        let user = accounts.user(uid, self.gid);
         may_become(&user)?;
         let env = self.environment(&user);
         let cwd = match self.cwd.as_deref() {

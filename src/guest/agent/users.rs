@@ -75,6 +75,12 @@ impl Accounts {
         user
     }
 
+    /// The id of the user with a name; a number without such a user is an id.
+    pub fn uid_of(&self, name: &str) -> Option<u32> {
+        let found = self.users().find(|user| user.name == name);
+        found.map(|user| user.uid).or_else(|| name.parse().ok())
+    }
+
     fn default_user(&self) -> User {
         let mut users = self.users();
         let ubuntu = users.find(|user| user.name == "ubuntu");
@@ -174,6 +180,11 @@ mod tests {
             assert_eq!(accounts.default_user().name, expected, "{more}");
         }
         assert_eq!(accounts("").default_user().home, "/root");
+        let accounts = accounts(&format!("{ROOT}7:x:1007:1007::/:/bin/sh\n"));
+        assert_eq!(accounts.uid_of("root"), Some(0));
+        assert_eq!(accounts.uid_of("7"), Some(1007));
+        assert_eq!(accounts.uid_of("8"), Some(8));
+        assert_eq!(accounts.uid_of("x"), None);
     }
 
     #[test]

@@ -27,6 +27,9 @@ pub struct ExecQuery {
     pub args: Vec<String>,
     /// Additional environment variables, `NAME=VALUE`.
     pub env: Vec<String>,
+    /// The name of the user, or its id; not with `uid`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// The user; `None`: the normal user of the image, or root if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
@@ -65,6 +68,7 @@ impl Default for ExecQuery {
             cmd: String::new(),
             args: Vec::new(),
             env: Vec::new(),
+            user: None,
             uid: None,
             gid: None,
             cwd: None,

@@ -17,7 +17,7 @@ use super::super::source::root;
 use super::{GENERATED, assert_none, assert_one, page};
 
 /// Programs of the host that pages use.
-const PROGRAMS: [&str; 53] = [
+const PROGRAMS: [&str; 56] = [
     "apt-get",
     "awk",
     "basename",
@@ -60,17 +60,20 @@ const PROGRAMS: [&str; 53] = [
     "ps",
     "rm",
     "rmdir",
+    "rsync",
+    "scp",
     "sed",
     "setpriv",
     "sleep",
     "ss",
+    "ssh",
     "sysctl",
     "systemctl",
-    "tcpdump",
-    "wait",
     "tail",
+    "tcpdump",
     "test",
     "truncate",
+    "wait",
 ];
 
 /// Further programs, which only pages for those who change the project use.

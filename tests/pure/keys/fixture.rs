@@ -14,7 +14,8 @@ pub struct Place {
 /// Every key of manifests, in each mapping in which it is valid.
 pub fn places() -> Vec<Place> {
     let of = |key: &'static Key| {
-        let mappings = key.mappings.iter().filter(|m| **m != Mapping::Settings);
+        let is_manifest = |m: &&Mapping| !matches!(m, Mapping::Settings | Mapping::Ssh);
+        let mappings = key.mappings.iter().filter(is_manifest);
         mappings.map(move |mapping| Place {
             key,
             mapping: *mapping,
@@ -73,7 +74,7 @@ impl Place {
                 "}]}}]}}",
             ),
             (Mapping::Bandwidth, _) => (format!("{group} cni: {{bandwidth: {{{below}"), "}}}]}}"),
-            (Mapping::Settings, _) => unreachable!("not a manifest"),
+            (Mapping::Settings | Mapping::Ssh, _) => unreachable!("not a manifest"),
         };
         (before, after.to_owned())
     }

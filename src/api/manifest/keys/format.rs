@@ -5,6 +5,7 @@ use super::super::super::life::MAX_CMDLINE;
 use super::super::super::link_name;
 use super::super::super::provision::MAX_SCRIPT;
 use super::super::super::secret::MAX_NAME_LEN;
+use super::super::super::ssh_key::{MAX_LINE, TYPES};
 use super::limits::{
     API_VERSION, GATEWAY_PREFIXES, KIND, MAX_NETWORK_NAME_LEN, MAX_REMOVAL_GRACE,
     MIN_REMOVAL_GRACE, RANGE_PREFIXES, SIZE_UNITS,
@@ -61,6 +62,10 @@ pub enum Format {
     AuthorizedKey,
     /// Name of a secret.
     SecretName,
+    /// IPv4 or IPv6 address of this host.
+    ListenAddress,
+    /// Public key of OpenSSH.
+    SshKey,
 }
 
 /// An octet of an IPv4 address: no leading zeros, as `Ipv4Addr` requires.
@@ -118,6 +123,10 @@ impl Format {
             Self::SecretName => format!(
                 "a letter or digit, then letters, digits, `.`, `_` and `-`, at most {MAX_NAME_LEN}"
             ),
+            Self::ListenAddress => "IPv4 or IPv6 address; `0.0.0.0` or `\"::\"` for all".into(),
+            Self::SshKey => {
+                format!("public key of OpenSSH: `TYPE BASE64 COMMENT`, at most {MAX_LINE} bytes")
+            }
         }
     }
 
@@ -175,6 +184,11 @@ impl Format {
                 let most = MAX_NAME_LEN - 1;
                 format!("^[A-Za-z0-9][A-Za-z0-9._-]{{0,{most}}}$")
             }
+            Self::ListenAddress => "^[0-9a-fA-F.:]+$".into(),
+            Self::SshKey => format!(
+                "^\\s*({})[ \\t]+[A-Za-z0-9+/=]+([ \\t].*)?$",
+                TYPES.join("|")
+            ),
         }
     }
 }

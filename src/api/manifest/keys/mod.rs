@@ -41,6 +41,8 @@ pub enum Mapping {
     Bandwidth,
     /// The settings file.
     Settings,
+    /// `ssh:` of the settings file.
+    Ssh,
 }
 
 /// Network modes.
@@ -146,7 +148,7 @@ impl Key {
 
 impl Mapping {
     /// All mappings, in the order of the reference.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Document,
         Self::Config,
         Self::HostGroup,
@@ -156,6 +158,7 @@ impl Mapping {
         Self::PortMapping,
         Self::Bandwidth,
         Self::Settings,
+        Self::Ssh,
     ];
 
     /// Its keys. A key whose value depends on the network mode occurs once for each.
@@ -191,6 +194,7 @@ impl Mapping {
             Self::PortMapping => "in an item of cni.port_mappings:",
             Self::Bandwidth => "in cni.bandwidth:",
             Self::Settings => "in the settings file of sliced",
+            Self::Ssh => "in ssh: of the settings file of sliced",
         }
     }
 }

@@ -15,7 +15,10 @@ const SLICER: &[(&str, &str)] = &[
         "api",
         "the API is a Unix socket, /run/slice/sliced.sock (sliced --run-dir), with access for a group (--socket-group)",
     ),
-    ("ssh", "use `slicectl console VM`"),
+    (
+        "ssh",
+        "the SSH server is a setting of the daemon: ssh: and ssh_keys: in /etc/slice/sliced.yaml",
+    ),
     (
         "storage",
         "remove it: disks are copies of image:, a raw file, and storage_size: is their size",

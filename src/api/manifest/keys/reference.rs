@@ -10,14 +10,20 @@ const ENTRIES: &str = include_str!("reference/entries.md");
 /// The reference, in Markdown.
 pub fn reference() -> String {
     let mut text = INTRO.to_owned();
-    for mapping in Mapping::ALL.into_iter().filter(|m| *m != Mapping::Settings) {
+    for mapping in Mapping::ALL.into_iter().filter(|m| !is_setting(*m)) {
         text.push_str(&section(mapping));
     }
     text.push('\n');
     text.push_str(ENTRIES);
     text.push_str(&reserved_ranges());
-    text.push_str(&section(Mapping::Settings));
+    for mapping in Mapping::ALL.into_iter().filter(|m| is_setting(*m)) {
+        text.push_str(&section(mapping));
+    }
     text
+}
+
+fn is_setting(mapping: Mapping) -> bool {
+    matches!(mapping, Mapping::Settings | Mapping::Ssh)
 }
 
 fn section(mapping: Mapping) -> String {
@@ -85,7 +91,11 @@ fn heading(mapping: Mapping) -> (&'static str, &'static str) {
         Mapping::Settings => (
             "/etc/slice/sliced.yaml",
             "The settings file of `sliced` (`--settings`). It may be absent, and every key is optional. `sliced --check-config` checks it; a\n\
-             change applies after a restart of `sliced`.",
+             change applies after a restart of `sliced`, except for `ssh` and `ssh_keys`, which apply at once.",
+        ),
+        Mapping::Ssh => (
+            "ssh of /etc/slice/sliced.yaml",
+            "The SSH server for the guests of this host; see [SSH](../ssh.md).",
         ),
     }
 }

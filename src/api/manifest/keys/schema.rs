@@ -46,6 +46,7 @@ fn name(mapping: Mapping) -> &'static str {
         Mapping::PortMapping => "portMapping",
         Mapping::Bandwidth => "bandwidth",
         Mapping::Settings => "settings",
+        Mapping::Ssh => "ssh",
     }
 }
 
@@ -247,7 +248,9 @@ mod tests {
             assert!(manifest["$defs"][mapping].is_object(), "{mapping}");
         }
         assert!(manifest["$defs"].get("settings").is_none());
-        assert!(schema(Mapping::Settings).get("$defs").is_none());
+        let settings = schema(Mapping::Settings);
+        let names: Vec<_> = settings["$defs"].as_object().unwrap().keys().collect();
+        assert_eq!(names, ["ssh"]);
         assert_eq!(
             manifest["$defs"]["hostGroup"]["properties"]["vcpu"]["default"],
             json!(2)

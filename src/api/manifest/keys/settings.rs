@@ -1,9 +1,12 @@
 //! The keys of the settings file, `/etc/slice/sliced.yaml`.
 //! Out of scope: manifests.
 
+use super::super::super::ssh_key::MAX_KEYS;
+use super::limits::{DEFAULT_SSH_PORT, PORTS};
 use super::{Change, Default, Format, Key, Mapping, Value};
 
 const SETTINGS: &[Mapping] = &[Mapping::Settings];
+const SSH: &[Mapping] = &[Mapping::Ssh];
 
 /// All of them.
 pub const KEYS: &[Key] = &[
@@ -41,5 +44,60 @@ pub const KEYS: &[Key] = &[
         property: None,
         about: "A group is deleted when its file, or the group in it, has been missing for this time; `--removal-grace` takes precedence",
         example: "\"10s\"",
+    },
+    Key {
+        name: "ssh",
+        mappings: SETTINGS,
+        value: Value::One(Mapping::Ssh),
+        default: Default::Text("no SSH server"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "An SSH server for the guests of this host; `{}` for the defaults; requires `ssh_keys`",
+        example: "{\"port\": 2222}",
+    },
+    Key {
+        name: "ssh_keys",
+        mappings: SETTINGS,
+        value: Value::List(&Value::Text(Format::SshKey), Some(MAX_KEYS)),
+        default: Default::Text("none"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "The keys that may log in to the SSH server, each to all VMs as any user of the guest; `[]` for none",
+        example: "[\"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti alice@example.com\"]",
+    },
+    Key {
+        name: "bind_address",
+        mappings: SSH,
+        value: Value::Text(Format::ListenAddress),
+        default: Default::Word("127.0.0.1"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "The address on which the server listens",
+        example: "\"0.0.0.0\"",
+    },
+    Key {
+        name: "port",
+        mappings: SSH,
+        value: Value::Whole(PORTS, 1),
+        default: Default::Whole(DEFAULT_SSH_PORT as u64),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "The TCP port on which the server listens",
+        example: "2222",
+    },
+    Key {
+        name: "host_key",
+        mappings: SSH,
+        value: Value::Text(Format::File),
+        default: Default::Text("`ssh_host_ed25519_key` in the state directory"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "The private key of the server (Ed25519 or ECDSA), in the format of OpenSSH, without a passphrase; created if the file does not exist",
+        example: "\"/etc/ssh/ssh_host_ed25519_key\"",
     },
 ];

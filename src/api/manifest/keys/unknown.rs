@@ -38,7 +38,8 @@ fn of_slicer(mapping: Mapping, key: &str) -> Option<&'static str> {
         | Mapping::Cni
         | Mapping::PortMapping
         | Mapping::Bandwidth
-        | Mapping::Settings => None,
+        | Mapping::Settings
+        | Mapping::Ssh => None,
     }
 }
 
@@ -47,6 +48,7 @@ fn homes(mapping: Mapping, key: &str) -> Vec<&'static str> {
     Mapping::ALL
         .into_iter()
         .filter(|other| *other != mapping && mapping != Mapping::Settings && other.has(key))
+        .filter(|other| mapping != Mapping::Ssh || *other == Mapping::Settings)
         .map(Mapping::place)
         .collect()
 }

@@ -1,0 +1,137 @@
+//! Connections to ports of the guest; everything else that a client may ask to forward.
+//! Out of scope: names that the agent resolves.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::process::Stdio;
+
+use super::super::{Killed, text};
+use super::{ROOT, exchange, noise, with_ssh};
+
+/// A server in the guest that answers with all it has received, in reverse, after the end of the input. Its port.
+fn reverser() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut all = Vec::new();
+                let _ = stream.read_to_end(&mut all);
+                all.reverse();
+                let _ = stream.write_all(&all);
+            });
+        }
+    });
+    port
+}
+
+#[test]
+fn ports_of_the_guest_are_reached_with_half_close() {
+    with_ssh(|ssh| {
+        let port = reverser();
+        let mut data = noise(2 << 20);
+        let target = format!("127.0.0.1:{port}");
+        let output = exchange(&mut ssh.ssh(&["-W", &target], ROOT, &[]), data.clone());
+        let sent = data.clone();
+        data.reverse();
+        assert!(
+            output.stdout == data,
+            "{} bytes: {}",
+            output.stdout.len(),
+            text(&output.stderr)
+        );
+        let forward = format!("127.0.0.1:4444:{target}");
+        let child = ssh
+            .ssh(
+                &["-N", "-o", "ExitOnForwardFailure=yes", "-L", &forward],
+                ROOT,
+                &[],
+            )
+            .spawn();
+        let _child = Killed(child.expect("ssh"));
+        let connect = || TcpStream::connect(("127.0.0.1", 4444)).ok();
+        let mut streams: Vec<TcpStream> = (0..8)
+            .map(|_| ssh.harness.until("ssh listens", connect))
+            .collect();
+        for stream in &mut streams {
+            stream.write_all(&sent).expect("sent");
+            stream.shutdown(Shutdown::Write).expect("shut down");
+        }
+        for stream in &mut streams {
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).expect("an answer");
+            assert!(answer == data, "{} bytes", answer.len());
+        }
+        // Nothing listens there.
+        let output = ssh
+            .ssh(&["-o", "LogLevel=INFO", "-W", "127.0.0.1:1"], ROOT, &[])
+            .output()
+            .expect("ssh");
+        assert_eq!(output.status.code(), Some(255));
+        assert!(
+            text(&output.stderr).contains("open failed: connect failed"),
+            "{output:?}"
+        );
+    });
+}
+
+#[test]
+fn everything_else_is_refused() {
+    with_ssh(|ssh| {
+        for (words, user, expected) in [
+            (
+                &[
+                    "-N",
+                    "-o",
+                    "ExitOnForwardFailure=yes",
+                    "-R",
+                    "4445:127.0.0.1:22",
+                ][..],
+                ROOT,
+                "remote port forwarding failed",
+            ),
+            (
+                &[
+                    "-N",
+                    "-o",
+                    "ExitOnForwardFailure=yes",
+                    "-R",
+                    "/tmp/s:127.0.0.1:22",
+                ],
+                ROOT,
+                "remote port forwarding failed",
+            ),
+            (
+                &["-o", "LogLevel=INFO", "-W", "127.0.0.1:22"],
+                "Alice",
+                "administratively prohibited",
+            ),
+            (
+                &["-o", "LogLevel=INFO", "-W", "127.0.0.1:22"],
+                "console+box-1",
+                "administratively prohibited",
+            ),
+            (
+                &["-o", "LogLevel=INFO", "-W", "127.0.0.1:22"],
+                "root+box-9",
+                "connect failed",
+            ),
+            (&["-s", "-T"], ROOT, "subsystem request failed"),
+        ] {
+            let command: &[&str] = if words[0] == "-s" { &["netconf"] } else { &[] };
+            let child = ssh.ssh(words, user, command).stdin(Stdio::null()).output();
+            let output = child.expect("ssh");
+            assert_eq!(output.status.code(), Some(255), "{words:?}: {output:?}");
+            assert!(
+                text(&output.stderr).contains(expected),
+                "{words:?}: {output:?}"
+            );
+        }
+        let words = ["-A", "-o", "ForwardAgent=yes", "-o", "LogLevel=INFO"];
+        let output = ssh
+            .ssh(&words, ROOT, &["echo $SSH_AUTH_SOCK."])
+            .output()
+            .expect("ssh");
+        assert_eq!(text(&output.stdout), ".\n");
+    });
+}
