@@ -11,7 +11,8 @@ build_guests() {
     # Optimisation at link time takes longer than the tests of the result.
     CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 examples/guest/agent.sh "$SLICE_AGENT_BIN"
     examples/guest/build.sh "$SLICE_GUEST_DIR"
-    examples/debian/build.sh "$SLICE_GUEST_DIR/debian" "$SLICE_AGENT_BIN"
+    examples/debian/build.sh "$SLICE_GUEST_DIR/debian" "$SLICE_AGENT_BIN" ||
+        echo 'run.sh: there is no Debian guest: the tests with one will fail' >&2
 }
 
 if [ "$(id -u)" != 0 ]; then

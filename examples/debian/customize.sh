@@ -10,7 +10,8 @@ printf '127.0.0.1 localhost\n127.0.1.1 debian\n' > "$root/etc/hosts"
 echo '/dev/vda / ext4 defaults 0 0' > "$root/etc/fstab"
 chroot "$root" useradd --create-home --shell /bin/bash --uid 1000 ubuntu
 chroot "$root" passwd -q -d root
-# Debian's kernel leaves `ip=` to its initrd, which configures the network; the name of the link does not depend on the machine.
+# The network is that of `ip=` on the kernel command line, which names eth0: the link keeps that name.
+chroot "$root" systemctl -q enable systemd-networkd.service systemd-network-generator.service
 ln -sf /dev/null "$root/etc/systemd/network/99-default.link"
 # What a guest of a few minutes does not need, and what would wait for a device that it does not have.
 for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \

@@ -79,7 +79,16 @@ impl FileAccess {
     pub fn open_injected(&self, initrd: Option<&Path>) -> Result<Named, host::Error> {
         let open = |path: &Path| {
             let opened = self.open(Purpose::Image, path);
-            opened.map_err(|why| why.when("use", path))
+            let named = opened.map_err(|why| why.when("use", path))?;
+            // The copy is readable for the VMM, so the file must be, too.
+            match named.mode() & WORLD_READABLE {
+                0 => Err(host::Error::other(
+                    "use",
+                    path.display().to_string(),
+                    unreadable(path),
+                )),
+                _ => Ok(named),
+            }
         };
         let user = initrd.map(open).transpose()?;
         initrd::open(&self.initrd_dir, &self.agents, user.as_ref())
@@ -150,6 +159,16 @@ impl FileAccess {
     }
 }
 
+/// The mode bit that lets all users read a file.
+const WORLD_READABLE: u32 = 0o004;
+
+fn unreadable(path: &Path) -> String {
+    format!(
+        "{0}: permission denied for the user that the VMM runs as (each VMM has its own): chmod o+r {0}",
+        path.display()
+    )
+}
+
 fn not_a_file(path: &Path) -> String {
     format!("{} is not a file on this host", path.display())
 }
@@ -189,12 +208,11 @@ fn check_images(access: &FileAccess, files: &[PathBuf]) -> Result<(), String> {
 fn check_file_readable(access: &FileAccess, file: &Disk) -> Result<(), String> {
     let opened = access.open(Purpose::Image, &file.path);
     let named = opened.map_err(|error| error.to_string())?;
-    let is_world_readable = named.mode() & 0o004 != 0;
+    let is_world_readable = named.mode() & WORLD_READABLE != 0;
     match file.access {
-        Access::ReadOnly if !is_world_readable && named.device().is_none() => Err(format!(
-            "{0}: permission denied for the user that the VMM runs as (each VMM has its own): chmod o+r {0}",
-            file.path.display()
-        )),
+        Access::ReadOnly if !is_world_readable && named.device().is_none() => {
+            Err(unreadable(&file.path))
+        }
         Access::ReadOnly | Access::ReadWrite => Ok(()),
     }
 }
