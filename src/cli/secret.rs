@@ -42,7 +42,7 @@ The value is all of the file or of standard input, at most 1 MiB; on a terminal 
 
 Examples:
   slicectl secret create registry-token --from-file token.txt
-  printf %s \"$TOKEN\" | slicectl secret create registry-token --uid 1000 --gid 1000
+  printf %s \"$TOKEN\" | slicectl secret create registry-token --uid 1000
   slicectl secret create registry-token")]
 pub struct CreateArgs {
     /// The name: a letter or digit, then letters, digits, `.`, `_` and `-`

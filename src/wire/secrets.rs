@@ -12,30 +12,26 @@ use bytes::Bytes;
 use super::backend::Backend;
 use super::problem::problem;
 use super::shared::{ApiError, AppState};
-use crate::api::secret::{SecretChange, SecretName, SecretRequest};
+use crate::api::secret::{InvalidSecretName, SecretName, SecretRequest};
 
 /// 400, unlike other invalid requests: clients of published APIs expect it.
-fn invalid(error: impl Into<String>) -> Response {
-    problem(StatusCode::BAD_REQUEST, error.into(), Vec::new())
+fn invalid(error: String) -> Response {
+    problem(StatusCode::BAD_REQUEST, error, Vec::new())
 }
 
-fn name(text: &str) -> Result<SecretName, Response> {
+fn name(text: &str) -> Result<SecretName, String> {
     text.parse()
-        .map_err(|error: crate::api::secret::InvalidSecretName| invalid(error.to_string()))
+        .map_err(|error: InvalidSecretName| error.to_string())
 }
 
 /// The error of the parser may contain a value, so it is not passed on.
-fn request(body: &Bytes) -> Result<SecretRequest, Response> {
+fn request(body: &Bytes) -> Result<SecretRequest, String> {
     serde_json::from_slice(body).map_err(|error| {
         let (line, column) = (error.line(), error.column());
-        invalid(format!(
+        format!(
             "invalid body at line {line} column {column}: expected an object with name, data, permissions, uid and gid"
-        ))
+        )
     })
-}
-
-fn change(request: &SecretRequest) -> Result<SecretChange, Response> {
-    request.change().map_err(invalid)
 }
 
 fn refused(error: impl Into<ApiError>) -> Response {
@@ -53,9 +49,9 @@ pub(super) async fn create<B: Backend>(
     State(state): AppState<B>,
     body: Bytes,
 ) -> Result<Response, Response> {
-    let request = request(&body)?;
-    let name = name(request.name.as_deref().unwrap_or_default())?;
-    let change = change(&request)?;
+    let request = request(&body).map_err(invalid)?;
+    let name = name(request.name.as_deref().unwrap_or_default()).map_err(invalid)?;
+    let change = request.change().map_err(invalid)?;
     let created = state.backend.create_secret(name, change).await;
     let created = created.map_err(refused)?;
     Ok((StatusCode::CREATED, Json(created)).into_response())
@@ -67,8 +63,10 @@ pub(super) async fn update<B: Backend>(
     Path(secret): Path<String>,
     body: Bytes,
 ) -> Result<Response, Response> {
-    let change = change(&request(&body)?)?;
-    let updated = state.backend.update_secret(name(&secret)?, change).await;
+    let change = request(&body).and_then(|request| request.change());
+    let change = change.map_err(invalid)?;
+    let name = name(&secret).map_err(invalid)?;
+    let updated = state.backend.update_secret(name, change).await;
     Ok(Json(updated.map_err(refused)?).into_response())
 }
 
@@ -77,7 +75,8 @@ pub(super) async fn delete<B: Backend>(
     State(state): AppState<B>,
     Path(secret): Path<String>,
 ) -> Result<Response, Response> {
-    let deleted = state.backend.delete_secret(name(&secret)?).await;
+    let name = name(&secret).map_err(invalid)?;
+    let deleted = state.backend.delete_secret(name).await;
     deleted.map_err(refused)?;
     Ok(StatusCode::OK.into_response())
 }
