@@ -31,10 +31,12 @@ pub async fn run<B: Backend>(backend: &B, visitor: &Visitor, request: Request, m
         _ => "no VM is named".to_owned(),
     };
     match (request, parts.terminal.is_some()) {
-        (Request::Shell, true) => match Menu::new(backend, visitor, &mut parts).run().await {
-            Ok(()) => parts.output.exit(0).await,
-            Err(Gone) => {}
-        },
+        (Request::Shell, true) => {
+            let ended = Menu::new(backend, visitor, &mut parts).run().await;
+            if ended.is_ok() {
+                parts.output.exit(0).await;
+            }
+        }
         (Request::Shell, false) => {
             let text = match vms(backend).await {
                 Ok(vms) => list(&vms, "\n"),
@@ -109,6 +111,15 @@ fn list(vms: &[Row], line_end: &str) -> String {
     }
 }
 
+/// What follows the actions on a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// The list of VMs.
+    List,
+    /// The end.
+    Quit,
+}
+
 /// The menu of one client.
 struct Menu<'m, B> {
     backend: &'m B,
@@ -147,21 +158,26 @@ impl<'m, B: Backend> Menu<'m, B> {
             let found = by_number.or_else(|| vms.iter().find(|vm| vm.name.as_str() == line));
             match (found, line.as_str()) {
                 (_, "q" | "quit" | "exit") => return Ok(()),
-                (Some(vm), _) => self.vm(&vm.name).await?,
+                (Some(vm), _) => {
+                    if self.vm(&vm.name).await? == Next::Quit {
+                        return Ok(());
+                    }
+                }
                 (None, "") => {}
                 (None, _) => self.show("\r\nThere is no such VM.\r\n").await?,
             }
         }
     }
 
-    /// The actions on a VM, until the client goes back.
-    async fn vm(&mut self, vm: &Name) -> Result<(), Gone> {
+    /// The actions on a VM, until the client goes back or leaves.
+    async fn vm(&mut self, vm: &Name) -> Result<Next, Gone> {
         loop {
-            let text =
-                format!("\r\n{vm}: (c)onnect, c(o)nsole, (p)ause, (r)esume, (s)hutdown, (b)ack: ");
+            let text = format!(
+                "\r\n{vm}: (c)onnect, c(o)nsole, (p)ause, (r)esume, (s)hutdown, (b)ack, (q)uit: "
+            );
             self.show(&text).await?;
             let Some(line) = self.line().await? else {
-                return Ok(());
+                return Ok(Next::Quit);
             };
             match line.as_str() {
                 "c" | "connect" => self.connect(vm).await?,
@@ -175,8 +191,8 @@ impl<'m, B: Backend> Menu<'m, B> {
                 "p" | "pause" => self.power(vm, PowerCommand::Pause).await?,
                 "r" | "resume" => self.power(vm, PowerCommand::Resume).await?,
                 "s" | "shutdown" => self.power(vm, PowerCommand::Stop).await?,
-                "b" | "back" | "" => return Ok(()),
-                "q" | "quit" => return Ok(()),
+                "b" | "back" | "" => return Ok(Next::List),
+                "q" | "quit" => return Ok(Next::Quit),
                 _ => self.show("\r\nThere is no such action.\r\n").await?,
             }
         }

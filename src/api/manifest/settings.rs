@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(nobody.ssh_keys, Some(vec![]));
         let two = format!("ssh: {{}}\nssh_keys: ['{KEY}', '{KEY}b']\n");
         for (text, place) in [
-            ("ssh: {}\n", "sliced.yaml:1:6: ssh: found no ssh_keys"),
+            ("ssh: {}\n", "ssh: found no ssh_keys"),
             ("ssh: {port: 0}\nssh_keys: []\n", "1:13: ssh.port: found 0"),
             (
                 "ssh: {port: 65536}\nssh_keys: []\n",

@@ -32,7 +32,7 @@ fn a_client_that_names_no_vm_gets_a_list_or_a_menu() {
         session.type_keys("echo shell-$((1 + 1))\r");
         session.wait_for("shell-2");
         session.type_keys("exit\r");
-        session.wait_for("(b)ack: ");
+        session.wait_for("(q)uit: ");
         session.type_keys("p\r");
         session.wait_for("box-1: pause requested");
         ssh.harness.until("it is paused", || {
@@ -42,12 +42,13 @@ fn a_client_that_names_no_vm_gets_a_list_or_a_menu() {
                 .eq_ignore_ascii_case("paused")
                 .then_some(())
         });
-        session.wait_for("(b)ack: ");
+        session.wait_for("(q)uit: ");
         session.type_keys("b\r");
         session.wait_for("box-1  Paused");
         session.type_keys("box-1\rr\r");
         session.wait_for("box-1: resume requested");
-        session.type_keys("b\rq\r");
+        session.wait_for("(q)uit: ");
+        session.type_keys("q\r");
         assert_eq!(session.end(), (Some(0), true));
         let events = ssh.harness.messages("vm/box-1", "Power").join("\n");
         assert!(
