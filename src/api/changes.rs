@@ -7,7 +7,6 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::authorized_key::AuthorizedKey;
 use super::cni::CniOptions;
 use super::guest_access::GuestAccess;
 use super::host_group::{HostGroupSpec, UpdatePolicy};
@@ -16,6 +15,7 @@ use super::network::{Addresses, BridgeSpec, CniSpec, IsolatedSpec, NetworkSpec};
 use super::policy::Policy;
 use super::provision::{Provision, Userdata};
 use super::spec::{Hypervisor, VmSpec};
+use super::ssh_key::SshKey;
 use super::storage::{AdditionalDisk, Storage};
 
 const MIB: u64 = 1 << 20;
@@ -229,7 +229,7 @@ impl Changes {
         } = provision;
         let new = &new.provision;
         self.userdata(userdata.as_ref(), new.userdata.as_ref());
-        let keys = |keys: &[AuthorizedKey]| keys.iter().map(AuthorizedKey::short).collect();
+        let keys = |keys: &[SshKey]| keys.iter().map(SshKey::short).collect();
         let (before, after): (Vec<String>, Vec<String>) = (keys(ssh_keys), keys(&new.ssh_keys));
         match before == after && *ssh_keys != new.ssh_keys {
             // Keys with the same comments.

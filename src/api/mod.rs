@@ -2,7 +2,6 @@
 //! Out of scope: I/O, the clock, the kernel, the store.
 
 pub mod allowed;
-pub mod authorized_key;
 pub mod changes;
 pub mod cni;
 pub mod condition;

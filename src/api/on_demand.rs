@@ -3,7 +3,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::authorized_key::AuthorizedKey;
 use super::cni::{CniOptions, MAX_REQUESTED};
 use super::entry_problem::{entry_problem, list_problem};
 use super::guest_access::Agent;
@@ -14,6 +13,7 @@ use super::policy::Entry;
 use super::provision::{MAX_KEYS, MAX_SECRETS, Provision, Script, Userdata};
 use super::secret::SecretName;
 use super::spec::{Hypervisor, VmSpec};
+use super::ssh_key::SshKey;
 use super::tag::{MAX_TAGS, Tags};
 
 const MIB: u64 = 1 << 20;
@@ -47,7 +47,7 @@ pub struct VmOverrides {
     pub userdata: Option<Script>,
     /// SSH keys in addition to those of the group.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ssh_keys: Vec<AuthorizedKey>,
+    pub ssh_keys: Vec<SshKey>,
     /// Replaces the group's secrets; an empty list removes them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secrets: Option<Vec<SecretName>>,
@@ -106,7 +106,7 @@ pub struct NewVm {
     pub userdata: Option<Script>,
     /// See [`VmOverrides::ssh_keys`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ssh_keys: Vec<AuthorizedKey>,
+    pub ssh_keys: Vec<SshKey>,
     /// See [`VmOverrides::secrets`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secrets: Option<Vec<SecretName>>,
@@ -179,7 +179,7 @@ impl VmOverrides {
         }
         for key in &self.ssh_keys {
             let mut known = provision.ssh_keys.iter();
-            if !known.any(|known| known.material() == key.material()) {
+            if !known.any(|known| known.is_same_key(key)) {
                 provision.ssh_keys.push(key.clone());
             }
         }

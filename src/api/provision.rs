@@ -7,8 +7,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::authorized_key::AuthorizedKey;
 use super::secret::SecretName;
+use super::ssh_key::SshKey;
 
 /// The maximum size of a script in a manifest or a request, in bytes. It is stored with each VM; a file has a higher limit.
 pub const MAX_SCRIPT: usize = 64 << 10;
@@ -30,7 +30,7 @@ pub struct Provision {
     pub userdata: Option<Userdata>,
     /// The keys with which its users may log in. Changes live.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ssh_keys: Vec<AuthorizedKey>,
+    pub ssh_keys: Vec<SshKey>,
     /// The secrets that it may have. Changes live.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SecretName>,

@@ -52,6 +52,15 @@ impl SshKey {
         self.key.fingerprint(HashAlg::Sha256).to_string()
     }
 
+    /// The type and the comment, or the fingerprint if it has none: enough for a person to recognize it.
+    pub fn short(&self) -> String {
+        let kind = self.line.split(' ').next().unwrap_or_default();
+        match self.comment() {
+            "" => format!("{kind} {}", self.fingerprint()),
+            comment => format!("{kind} {comment}"),
+        }
+    }
+
     /// The line: type, base64 and comment, separated by one blank each.
     pub fn line(&self) -> &str {
         &self.line
@@ -191,6 +200,11 @@ mod tests {
         ] {
             let key = parse(&text).unwrap();
             assert_eq!(key.comment(), comment, "{text}");
+            let short = match comment {
+                "" => key.fingerprint(),
+                comment => comment.to_owned(),
+            };
+            assert_eq!(key.short(), format!("ssh-ed25519 {short}"));
             let line = format!("ssh-ed25519 {ED25519} {comment}");
             assert_eq!(key.line(), line.trim_end());
             assert_eq!(

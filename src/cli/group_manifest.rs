@@ -9,7 +9,6 @@ use serde::Serialize;
 
 use super::failure::Failure;
 use super::yaml;
-use crate::api::authorized_key::AuthorizedKey;
 use crate::api::cni::CniOptions;
 use crate::api::guest_access::Agent;
 use crate::api::host_group::{HostGroupSpec, UpdatePolicy};
@@ -19,6 +18,7 @@ use crate::api::network::{Addresses, Mode, NetworkSpec, TapOwner};
 use crate::api::policy::{Entry, OnDeny};
 use crate::api::provision::{Script, Userdata};
 use crate::api::secret::SecretName;
+use crate::api::ssh_key::SshKey;
 use crate::api::storage::AdditionalDisk;
 use crate::api::vm::{Hypervisor, VmSpec};
 
@@ -74,7 +74,7 @@ struct Group {
     #[serde(skip_serializing_if = "Option::is_none")]
     userdata_file: Option<PathBuf>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    ssh_keys: Vec<AuthorizedKey>,
+    ssh_keys: Vec<SshKey>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     secrets: Vec<SecretName>,
     #[serde(skip_serializing_if = "Option::is_none")]

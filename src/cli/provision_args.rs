@@ -6,9 +6,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::failure::Failure;
-use crate::api::authorized_key::AuthorizedKey;
 use crate::api::provision::{MAX_SCRIPT, Script};
 use crate::api::secret::SecretName;
+use crate::api::ssh_key::SshKey;
 
 /// The maximum size of a file with SSH keys, in bytes.
 const MAX_KEY_FILE: usize = 512 << 10;
@@ -51,7 +51,7 @@ impl ProvisionArgs {
     }
 
     /// The keys of all files.
-    pub fn ssh_keys(&self) -> Result<Vec<AuthorizedKey>, Failure> {
+    pub fn ssh_keys(&self) -> Result<Vec<SshKey>, Failure> {
         let mut keys = Vec::new();
         for value in &self.ssh_keys {
             match value.parse() {
@@ -70,7 +70,7 @@ impl ProvisionArgs {
 }
 
 /// The keys of a file, one in a line, without comments and empty lines.
-fn of_file(path: &Path) -> Result<Vec<AuthorizedKey>, Failure> {
+fn of_file(path: &Path) -> Result<Vec<SshKey>, Failure> {
     let text = String::from_utf8_lossy(&read(path, MAX_KEY_FILE)?).into_owned();
     if text.contains("PRIVATE KEY") {
         let message = "it is a private key, expected a public one: the file with .pub";

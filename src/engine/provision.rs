@@ -193,7 +193,7 @@ fn resolve(
     generation.add("hostname", name.as_str());
     found.request.hostname = Some(name.to_string());
     for key in &provision.ssh_keys {
-        generation.add("key", key.as_str());
+        generation.add("key", key.line());
         found.request.ssh_keys.push(key.to_string());
     }
     for secret in &provision.secrets {

@@ -1,9 +1,9 @@
 //! Reads `userdata`, `userdata_file`, `ssh_keys` and `secrets`: what a guest gets from the host.
 //! Out of scope: whether secrets and files exist, which the daemon reports in the condition `Agent`.
 
-use super::super::authorized_key::AuthorizedKey;
 use super::super::provision::{MAX_KEYS, MAX_SECRETS, Provision, Userdata};
 use super::super::secret::SecretName;
+use super::super::ssh_key::SshKey;
 use super::section::{Field, Reader, Section};
 use super::yaml::Value;
 
@@ -15,7 +15,7 @@ pub const KEYS: [&str; 4] = ["userdata", "userdata_file", "ssh_keys", "secrets"]
 pub struct ProvisionFields {
     /// `Some(None)`: a group overrides that of `config:` with none.
     userdata: Option<Option<Userdata>>,
-    ssh_keys: Option<Vec<AuthorizedKey>>,
+    ssh_keys: Option<Vec<SshKey>>,
     secrets: Option<Vec<SecretName>>,
 }
 
@@ -49,11 +49,9 @@ pub fn read(reader: &mut Reader, section: &Section, default: ProvisionFields) ->
 }
 
 /// The key, and what makes it the same as another.
-fn parse_key(text: &str) -> Result<(String, AuthorizedKey), String> {
-    let key: AuthorizedKey = text
-        .parse()
-        .map_err(|error| format!("invalid SSH key: {error}"))?;
-    Ok((key.material().to_owned(), key))
+fn parse_key(text: &str) -> Result<(String, SshKey), String> {
+    let key: SshKey = text.parse()?;
+    Ok((key.fingerprint(), key))
 }
 
 fn read_userdata(reader: &mut Reader, section: &Section) -> Option<Option<Userdata>> {

@@ -225,7 +225,7 @@ const STRINGS: &[(Format, &[&str], &[&str])] = &[
     ),
     (Format::Script, &["", "echo", "#!/bin/sh -e"], &[]),
     (
-        Format::AuthorizedKey,
+        Format::SshKey,
         &[
             "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f",
             "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f a b",

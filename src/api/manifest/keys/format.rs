@@ -58,8 +58,6 @@ pub enum Format {
     Mac,
     /// Text of a script.
     Script,
-    /// Public key of OpenSSH.
-    AuthorizedKey,
     /// Name of a secret.
     SecretName,
     /// IPv4 or IPv6 address of this host.
@@ -119,13 +117,12 @@ impl Format {
             Self::Bits => "number of bits: `512k`, `10M`, `1G`".into(),
             Self::Mac => "unicast MAC in quotes".into(),
             Self::Script => format!("script, at most {} KiB", MAX_SCRIPT >> 10),
-            Self::AuthorizedKey => "public key of OpenSSH: `TYPE BASE64 [COMMENT]`".into(),
             Self::SecretName => format!(
                 "a letter or digit, then letters, digits, `.`, `_` and `-`, at most {MAX_NAME_LEN}"
             ),
             Self::ListenAddress => "IPv4 or IPv6 address; `0.0.0.0` or `\"::\"` for all".into(),
             Self::SshKey => {
-                format!("public key of OpenSSH: `TYPE BASE64 COMMENT`, at most {MAX_LINE} bytes")
+                format!("public key of OpenSSH: `TYPE BASE64 [COMMENT]`, at most {MAX_LINE} bytes")
             }
         }
     }
@@ -177,9 +174,6 @@ impl Format {
             Self::Bits => "^[0-9]+[kMG]?$".into(),
             Self::Mac => "^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$".into(),
             Self::Script => format!(r"^[^\x00]{{0,{MAX_SCRIPT}}}$"),
-            Self::AuthorizedKey => {
-                r"^\s*(sk-)?(ssh|ecdsa)-[a-z0-9@.-]+ [A-Za-z0-9+/]+=*(\s.*)?$".into()
-            }
             Self::SecretName => {
                 let most = MAX_NAME_LEN - 1;
                 format!("^[A-Za-z0-9][A-Za-z0-9._-]{{0,{most}}}$")

@@ -299,7 +299,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "ssh_keys",
         mappings: INHERITED,
-        value: Value::List(&Value::Text(Format::AuthorizedKey), Some(MAX_KEYS)),
+        value: Value::List(&Value::Text(Format::SshKey), Some(MAX_KEYS)),
         change: Change::Live,
         about: "Public keys that may log in to the guest as its normal user and as root; those of the image are kept",
         example: "[\"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f me@example\"]",
