@@ -47,11 +47,15 @@ pub fn choose(
     }
     let vsock = fields.vsock.unwrap_or(true);
     if !vsock {
-        if let (Some(field), Some(Agent::Inject)) = (group.get("agent"), fields.agent) {
+        let agent = group
+            .get("agent")
+            .filter(|_| fields.agent == Some(Agent::Inject));
+        if let Some(field) = agent {
             let message = "found \"inject\", which needs a vsock device: remove `vsock: false`";
             reader.refuse_and_discard_others(field, message);
         }
-        let keys = own.filter(|key| *key != "vsock");
+        let is_refused = |key: &str| key == "agent" && agent.is_some();
+        let keys = own.filter(|key| *key != "vsock" && !is_refused(key));
         refuse_keys(reader, group, keys, "has no effect with `vsock: false`");
         return GuestAccess {
             vsock,
