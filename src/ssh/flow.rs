@@ -168,7 +168,7 @@ mod tests {
         assert!(!sender.put(b"x"));
         drop(input);
         assert_eq!(flow.waiting.load(Ordering::Relaxed), 0);
-        assert!(sender.put(&vec![0; 100]));
+        assert!(sender.put(&[0; 100]));
         assert_eq!(flow.waiting.load(Ordering::Relaxed), 0);
     }
 }
