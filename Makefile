@@ -19,7 +19,7 @@ help:
 	@echo 'make guest-agent  static slice-agent for guests, $(TARGET)/slice-agent'
 	@echo 'make guest-debian  root disks with Debian and systemd, $(TARGET)/debian: with and without slice-agent'
 	@echo 'make test       all tests; as root, also installs their dependencies'
-	@echo 'make soak       long fuzzing, prints its seeds: 2,000 corrupted databases, 100 concurrent applies, 1,000,000 hostile archives'
+	@echo 'make soak       long fuzzing, prints its seeds: 2,000 corrupted databases, 100 concurrent applies, 1,000,000 hostile archives and messages'
 	@echo 'make newcomer   the quick start of the README on a bare Debian 12, with a full build'
 	@echo 'make lint       format, clippy, links of the documentation, and cargo deny if it is installed'
 	@echo 'make demo       six guests in a private lab, one PASS or FAIL line per check; KEEP=1 keeps the lab'

@@ -3,7 +3,8 @@
 #
 #   examples/demo/run.sh             installs what is missing, builds, runs, cleans up
 #   KEEP=1 examples/demo/run.sh      keeps the lab and prints how to enter it
-#   BIN=DIR examples/demo/run.sh     uses sliced and slicectl from DIR instead of building them
+#   BIN=DIR examples/demo/run.sh     uses sliced and slicectl from DIR instead of building them, and the static agent from
+#                                    target/guest if it exists
 #
 # The lab has network, mount and PID namespaces of its own. This machine's links, addresses, routes, firewall and /run are never
 # changed, and the whole lab ends with the process that holds its namespaces.
@@ -19,7 +20,7 @@ main() {
     open_the_lab
     local status=0
     nsenter --target "$inside" --net --mount --pid \
-        env PATH="$bin:$PATH" KEEP="${KEEP:-}" LAB_HOLDER="$inside" bash "$demo/story.sh" "$guest" || status=$?
+        env PATH="$bin:$PATH" SLICE_GUEST_AGENT="$agent" KEEP="${KEEP:-}" LAB_HOLDER="$inside" bash "$demo/story.sh" "$guest" || status=$?
     exit "$status"
 }
 
@@ -58,6 +59,9 @@ build() {
     fi
     guest=$(realpath -m "${CARGO_TARGET_DIR:-target}/guest")
     examples/guest/build.sh "$guest"
+    agent=$guest/slice-agent
+    # Optimisation at link time would take longer than the demo.
+    [ -x "$agent" ] || CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 examples/guest/agent.sh "$agent"
 }
 
 # A process that holds the lab's namespaces, as the init of its PID namespace: when it ends, the kernel kills all processes inside and

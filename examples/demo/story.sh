@@ -31,6 +31,7 @@ main() {
     the_guests_on_the_bridge
     the_guests_of_the_plugins
     nobody_calls_the_guests
+    the_agents
     a_live_change
     a_crash
     drift
@@ -198,6 +199,57 @@ no_answer_from_the_guests() {
     return "$silent"
 }
 
+# No guest network is involved: the guests cannot be reached, as the checks before have shown.
+the_agents() {
+    check 'the agent that sliced has injected answers in both isolated guests' the_agents_answer
+    check "exec: a command in an isolated guest has its streams and its exit status" exec_in_a_guest
+    check 'cp: a file is copied into an isolated guest and back' cp_there_and_back
+    check 'port-forward: a server on the loopback of an isolated guest responds on the host' forward_to_a_guest
+    check 'and each access is an event with the user' accesses_are_events
+}
+
+the_agents_answer() {
+    local vm
+    for vm in $vms; do slicectl wait "vm/$vm" --for agent --timeout 30s || return 1; done
+}
+
+exec_in_a_guest() {
+    local output status=0
+    output=$(echo from the host | slicectl vm exec sandbox-1 --uid 0 -- sh -c 'read -r line; echo "$(hostname) got: $line"; exit 7') || status=$?
+    evidence "slicectl vm exec sandbox-1: $output, exit status $status"
+    [ "$output" = 'sandbox-1 got: from the host' ] && [ "$status" = 7 ]
+}
+
+cp_there_and_back() {
+    head -c 1000000 /dev/urandom >/run/lab/sent
+    slicectl vm cp --uid 0 /run/lab/sent sandbox-2:/tmp/copy &&
+        slicectl vm cp sandbox-2:/tmp/copy /run/lab/back &&
+        cmp /run/lab/sent /run/lab/back
+}
+
+forward_to_a_guest() {
+    slicectl vm exec sandbox-1 --uid 0 -- ip link set lo up &&
+        slicectl vm bg start sandbox-1 --uid 0 -- busybox httpd -f -p 127.0.0.1:80 -h / >/run/lab/httpd || return 1
+    slicectl vm port-forward sandbox-1 127.0.0.1:8088:80 >/run/lab/forward.log 2>&1 &
+    local forward=$! answer=1
+    eventually 10 same_probes 2>/dev/null && answer=0
+    evidence "$(head -n 1 /run/lab/forward.log)"
+    kill "$forward"
+    wait "$forward" 2>/dev/null
+    return "$answer"
+}
+
+# The guest's own file, by HTTP.
+same_probes() {
+    busybox wget -q -O - http://127.0.0.1:8088/probes | cmp -s - "$demo/probes-sandbox"
+}
+
+accesses_are_events() {
+    local line found=1
+    while read -r line; do evidence "$line" && found=0; done < <(slicectl events | grep GuestAccess)
+    return "$found"
+}
+
 a_live_change() {
     local began=$EPOCHREALTIME
     sed -i 's|drop: \[|drop: ["203.0.113.10", |' "$manifest"
@@ -238,6 +290,7 @@ a_crash() {
     start_sliced
     check "sliced starts again: the same guests are adopted ($(since "$began"))" eventually 10 adopted
     evidence "pids $(pids_of_the_guests)"
+    check 'exec works through the new daemon' matches sandbox-2 slicectl vm exec sandbox-2 -- hostname
     check 'no rule has changed, on the host or in the namespace of a guest' test "$(rules_everywhere)" = "$rules"
     both 'still reach what is allowed' ok internet proxy
     check 'and no forbidden packet has passed' nothing_arrived

@@ -16,6 +16,7 @@
 //! | `endpoint` | the requests that the daemon forwards |
 //! | `init` | PID 1 of a small guest |
 //! | `inject` | PID 1 of an initramfs before the init of the image |
+//! | `lines` | splits what is received into lines of limited length |
 //! | `place` | where a copy is put, as cp(1) does |
 //! | `probe` | the daemon's own requests: whether an agent answers, what a guest gets |
 //! | `protocol` | requests and responses of the agent, limits |
@@ -45,6 +46,8 @@ mod init;
     reason = "starts programs in the guest; independent of the host module"
 )]
 pub mod inject;
+#[cfg(feature = "host")]
+pub mod lines;
 pub mod place;
 #[cfg(feature = "host")]
 pub mod probe;

@@ -7,12 +7,13 @@ use bytes::BytesMut;
 use futures::StreamExt;
 
 use super::archive::stream::ByteStream;
+use super::lines::Lines;
 use super::protocol::LINE_LIMIT;
 
 /// Reads events.
 pub struct Events {
     body: ByteStream,
-    rest: BytesMut,
+    lines: Lines,
 }
 
 impl Events {
@@ -20,7 +21,7 @@ impl Events {
     pub fn new(body: ByteStream) -> Self {
         Self {
             body,
-            rest: BytesMut::new(),
+            lines: Lines::new(LINE_LIMIT),
         }
     }
 
@@ -41,22 +42,14 @@ impl Events {
 
     /// The next line; a last one without a line feed was cut off.
     async fn line(&mut self) -> io::Result<Option<BytesMut>> {
-        let mut searched = 0;
         loop {
-            let end = self.rest[searched..].iter().position(|byte| *byte == b'\n');
-            if let Some(end) = end {
-                let mut line = self.rest.split_to(searched + end + 1);
-                line.truncate(searched + end);
-                return Ok(Some(line));
-            }
-            searched = self.rest.len();
-            if searched > LINE_LIMIT {
-                return Err(io::Error::other(format!(
-                    "an event has more than {LINE_LIMIT} bytes"
-                )));
+            match self.lines.next() {
+                Ok(Some(line)) => return Ok(Some(line)),
+                Ok(None) => {}
+                Err(error) => return Err(io::Error::other(error)),
             }
             match self.body.next().await {
-                Some(bytes) => self.rest.extend_from_slice(&bytes?),
+                Some(bytes) => self.lines.push(&bytes?),
                 None => return Ok(None),
             }
         }

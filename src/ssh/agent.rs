@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full, Limited, StreamBody};
@@ -24,6 +24,7 @@ use super::sanitized;
 use crate::api::meta::Name;
 use crate::guest::client::{self, AgentBody, Error};
 use crate::guest::endpoint::{Access, HEAD_TIMEOUT, HeadTimeout};
+use crate::guest::lines::Lines;
 use crate::guest::protocol::{AgentError, ExecQuery, Frame, Kill, LINE_LIMIT};
 use crate::wire::{Backend, Refusal};
 
@@ -116,8 +117,7 @@ impl Agent {
         let response = self.send(request).await?;
         Ok(Frames {
             body: response.into_body(),
-            rest: BytesMut::new(),
-            searched: 0,
+            lines: Lines::new(LINE_LIMIT),
         })
     }
 
@@ -234,30 +234,19 @@ fn path(endpoint: &str, query: &impl Serialize) -> Result<String, String> {
 /// The lines of the output of a command.
 pub struct Frames {
     body: AgentBody,
-    rest: BytesMut,
-    searched: usize,
+    lines: Lines,
 }
 
 impl Frames {
     /// The next frame; `None` if the connection has ended or the agent has sent something else.
     pub async fn next(&mut self) -> Option<Frame> {
         loop {
-            let found = self.rest[self.searched..]
-                .iter()
-                .position(|&byte| byte == b'\n');
-            if let Some(at) = found.map(|at| at + self.searched) {
-                let line = self.rest.split_to(at + 1);
-                self.searched = 0;
-                return serde_json::from_slice(&line[..at]).ok();
+            if let Some(line) = self.lines.next().ok()? {
+                return serde_json::from_slice(&line).ok();
             }
-            self.searched = self.rest.len();
-            let Ok(data) = self.body.frame().await?.ok()?.into_data() else {
-                continue;
-            };
-            if self.rest.len() + data.len() > 2 * LINE_LIMIT {
-                return None;
+            if let Ok(data) = self.body.frame().await?.ok()?.into_data() {
+                self.lines.push(&data);
             }
-            self.rest.extend_from_slice(&data);
         }
     }
 }

@@ -22,6 +22,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use super::client::{Client, ClientError, PATIENCE, Result, chunks};
 use crate::api::meta::Name;
+use crate::guest::lines::Lines;
 use crate::guest::protocol::LINE_LIMIT;
 
 /// The maximum size of a response in JSON, in bytes.
@@ -194,31 +195,27 @@ fn of_agent(reason: impl ToString) -> ClientError {
     ClientError::InvalidAgent(reason.to_string())
 }
 
-/// Splits chunks into lines without their line feeds. A longer line is an error, and so is a last line without a line feed: it was cut off.
+/// Splits chunks into lines. A longer line is an error, and so is a last line without a line feed: it was cut off.
 fn split_lines(
     chunks: BoxStream<'static, Result<Bytes>>,
     limit: usize,
 ) -> impl Stream<Item = Result<BytesMut>> + Send {
-    let start = Some((chunks, BytesMut::new(), 0));
-    stream::unfold(start, move |state| async move {
-        let (mut chunks, mut rest, mut searched) = state?;
+    let start = Some((chunks, Lines::new(limit)));
+    stream::unfold(start, async |state| {
+        let (mut chunks, mut lines) = state?;
         loop {
-            let found = rest[searched..].iter().position(|&byte| byte == b'\n');
-            if let Some(at) = found.map(|at| at + searched) {
-                let mut line = rest.split_to(at + 1);
-                line.truncate(at);
-                return Some((Ok(line), Some((chunks, rest, 0))));
-            }
-            searched = rest.len();
-            let error = match chunks.next().await {
-                Some(Ok(chunk)) if rest.len() + chunk.len() <= limit => {
-                    rest.extend_from_slice(&chunk);
-                    continue;
-                }
-                Some(Ok(_)) => of_agent(format!("a line has more than {limit} bytes")),
-                None if rest.is_empty() => return None,
-                // By the agent, or the daemon that forwards it.
-                Some(Err(_)) | None => ClientError::AgentClosed,
+            let error = match lines.next() {
+                Ok(Some(line)) => return Some((Ok(line), Some((chunks, lines)))),
+                Err(error) => of_agent(error),
+                Ok(None) => match chunks.next().await {
+                    Some(Ok(chunk)) => {
+                        lines.push(&chunk);
+                        continue;
+                    }
+                    None if lines.is_empty() => return None,
+                    // By the agent, or the daemon that forwards it.
+                    Some(Err(_)) | None => ClientError::AgentClosed,
+                },
             };
             return Some((Err(error), None));
         }

@@ -98,7 +98,7 @@ fn kinds_and_names_are_completed() {
             ("slicectl wait hg/w", &["hg/web"]),
             (
                 "slicectl wait hg/web --for ",
-                &["agent", "deleted", "paused", "ready", "stopped"],
+                &["agent", "deleted", "paused", "ready", "stopped", "userdata"],
             ),
             ("slicectl events ho", &["host", "hostgroup"]),
             ("slicectl events vm l", &["lab-1"]),

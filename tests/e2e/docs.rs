@@ -14,6 +14,7 @@ use std::time::Duration;
 use test_support::pages::{self, Page};
 use test_support::{placeholders, programs};
 
+use super::guests::guest_dir;
 use host::Host;
 use session::Ran;
 
@@ -95,6 +96,7 @@ fn run(host: &Host, page: &Page) -> Vec<Ran> {
         .env("SESSION", &dir)
         .env("PATH", format!("{}:{path}", host.bin.display()))
         .env("COLUMNS", "120")
+        .env("SLICE_GUEST_AGENT", guest_dir().join("slice-agent"))
         .env_remove("SLICE_SOCKET");
     session::run(&dir, shell, PATIENCE);
     session::results(&page.path, actions, &dir)

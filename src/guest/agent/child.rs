@@ -83,6 +83,7 @@ impl Setup {
     }
 
     fn session(&self) -> Result<(), Errno> {
+        default_signals();
         setsid()?;
         if let Some(terminal) = &self.terminal {
             ioctl_tiocsctty(terminal)?;
@@ -107,6 +108,17 @@ impl Setup {
         match chdir(self.directory.as_c_str()) {
             Err(_) if !self.directory_required => chdir(c"/"),
             result => result,
+        }
+    }
+}
+
+/// Ignored signals stay ignored across exec(2): those that the agent was started with, by nohup(1) or an init, are no business of its
+/// children. The standard library unblocks all signals.
+fn default_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: signal(2) takes two integers. It fails for SIGKILL and SIGSTOP, which have no other action.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
         }
     }
 }

@@ -170,6 +170,33 @@ async fn text_keeps_characters_whole_and_base64_keeps_all_bytes() {
 }
 
 #[tokio::test]
+async fn a_command_ignores_no_signal_that_its_agent_was_started_with_as_ignored() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let script = directory.path().join("agent");
+    let content = format!(
+        "#!/bin/sh\ntrap '' HUP INT QUIT USR1 TERM WINCH\nexec {} \"$@\"\n",
+        env!("CARGO_BIN_EXE_slice-agent")
+    );
+    fs::write(&script, content).expect("written");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("set");
+    let agent = Agent::start_program(&script).await;
+    // Not of a shell, which has handlers of its own.
+    let query = ExecQuery {
+        cmd: "cat".to_owned(),
+        args: vec!["/proc/self/status".to_owned()],
+        ..ExecQuery::default()
+    };
+    let frames = agent.frames(&query, Body::empty()).await;
+    let status = text(&frames, FrameKind::Stdout);
+    for name in ["SigIgn:", "SigBlk:"] {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let mask = u64::from_str_radix(line.expect("a mask").trim(), 16).expect("a number");
+        // The C library keeps signals 32 and 33 for itself.
+        assert_eq!(mask & !(3 << 31), 0, "{status}");
+    }
+}
+
+#[tokio::test]
 async fn a_command_has_the_user_the_environment_and_the_directory_of_its_request() {
     let agent = Agent::start().await;
     let nobody = |script: &str| ExecQuery {

@@ -173,6 +173,11 @@ fn command(words: &[String]) -> Result<(), String> {
 }
 
 fn parsed<A: Parser>(words: &[String]) -> Result<(), String> {
+    // A variable of the page: the id of a command in a guest.
+    let words = words.iter().map(|word| match word.as_str() {
+        "$id" => "ex_4f2a",
+        word => word,
+    });
     match A::try_parse_from(words) {
         Ok(_) => Ok(()),
         Err(error) => match error.kind() {
