@@ -345,13 +345,14 @@ fn a_debian_with_the_agent_as_a_unit_serves_and_restarts_it() {
     with_agent(|harness| {
         boot_debian(&harness, "disk-agent.img", "baked");
         assert_eq!(system_state(&harness), "running");
-        let addresses = runs(
-            &harness,
-            &["ip", "-4", "-o", "address", "show", "dev", "eth0"],
-        );
         let vm = harness.get(&format!("vm {VM}"));
         let ip = vm["status"]["network"]["ip"].as_str().expect("an address");
-        assert!(addresses.contains(&format!("inet {ip}/30 ")), "{addresses}");
+        // The system runs before networkd has configured the link.
+        harness.until("the address of the kernel command line", || {
+            let words = ["ip", "-4", "-o", "address", "show", "dev", "eth0"];
+            let addresses = runs(&harness, &words);
+            addresses.contains(&format!("inet {ip}/30 ")).then_some(())
+        });
         let unit = runs(&harness, &["systemctl", "is-active", "slice-agent"]);
         assert_eq!(unit, "active\n");
         let words = ["vm", "bg", "start", VM, "--uid", "0", "--", "sleep", "600"];
