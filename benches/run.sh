@@ -193,6 +193,9 @@ report "bridge: 1000 slots, ratio of time per slot to that of 16" "$(per "$many"
 echo
 benches/vmm.sh || failed=1
 
+echo
+benches/agent.sh || failed=1
+
 [ -x /usr/lib/cni/bridge ] || [ -x /opt/cni/bin/bridge ] || {
   echo 'CNI skipped: plugins not found (apt-get install containernetworking-plugins)'
   exit 1

@@ -244,6 +244,7 @@ async fn run(args: Args) -> Result<bool, Error> {
         vmm_ids: args.vmm_ids,
         allowed: read.allowed,
         filter_deadline: args.filter_deadline,
+        sliced: settings::own_program(),
         guest_agent: args.guest_agent.clone(),
     };
     let daemon = Daemon::prepare_with(state, run, no_probe(), settings).await?;

@@ -54,6 +54,7 @@ impl Daemon {
             vmm_ids,
             allowed,
             filter_deadline,
+            sliced,
             guest_agent,
         } = settings;
         let lacking = crate::doctor::lacking();
@@ -118,7 +119,7 @@ impl Daemon {
                 waker.clone(),
             )
             .with_user_range(vmm_ids)
-            .with_agent(agents(guest_agent), state_dir.join("initrds")),
+            .with_programs(sliced, agents(guest_agent), state_dir.join("initrds")),
             run_dir,
             claims: Claims::new(Path::new(CLAIMS_DIR), claim_owner),
             waker,

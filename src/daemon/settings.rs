@@ -26,6 +26,8 @@ pub struct Settings {
     pub allowed: AllowedDirectories,
     /// Deadline for a commit to the packet filter.
     pub filter_deadline: Duration,
+    /// The program `sliced`, which is also the process beside a QEMU.
+    pub sliced: PathBuf,
     /// `slice-agent` for `agent: inject`; `None`: it is where it is installed.
     pub guest_agent: Option<PathBuf>,
 }
@@ -37,9 +39,15 @@ impl Default for Settings {
             vmm_ids: IdRange::default(),
             allowed: AllowedDirectories::default(),
             filter_deadline: iptables::DEADLINE,
+            sliced: own_program(),
             guest_agent: None,
         }
     }
+}
+
+/// This program. If its path cannot be read it is empty, and the start of a VM that needs it names the missing program.
+pub(super) fn own_program() -> PathBuf {
+    std::env::current_exe().unwrap_or_default()
 }
 
 /// Where `slice-agent` for `agent: inject` may be: next to this program, or where packages have it.
@@ -47,8 +55,8 @@ pub(super) fn agents(configured: Option<PathBuf>) -> Vec<PathBuf> {
     if let Some(path) = configured {
         return vec![path];
     }
-    // An error: only the path of packages is left.
-    let own = std::env::current_exe().unwrap_or_default();
+    // Empty: only the path of packages is left.
+    let own = own_program();
     let beside = own.parent().map(|dir| dir.join("slice-agent"));
     // <prefix>/bin and <prefix>/lib.
     let lib = own.ancestors().nth(2).map(|prefix| prefix.join(LIB));

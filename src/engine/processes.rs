@@ -78,8 +78,7 @@ impl Processes {
         let files = FileAccess {
             allowed,
             disk_dir: disk_dir.clone(),
-            // An error: the start of a VM that needs it names the missing program.
-            sliced: std::env::current_exe().unwrap_or_default(),
+            sliced: PathBuf::new(),
             agents: Vec::new(),
             initrd_dir: PathBuf::new(),
         };
@@ -103,8 +102,14 @@ impl Processes {
         }
     }
 
-    /// Sets where `slice-agent` for `agent: inject` may be, and the directory of the initrds with it.
-    pub fn with_agent(mut self, agents: Vec<PathBuf>, initrd_dir: PathBuf) -> Self {
+    /// Sets the program `sliced`, where `slice-agent` for `agent: inject` may be, and the directory of the initrds with it.
+    pub fn with_programs(
+        mut self,
+        sliced: PathBuf,
+        agents: Vec<PathBuf>,
+        initrd_dir: PathBuf,
+    ) -> Self {
+        self.files.sliced = sliced;
         self.files.agents = agents;
         self.files.initrd_dir = initrd_dir;
         Self {

@@ -18,6 +18,7 @@ use slicectl::store::{Store, Txn};
 
 use test_support::cni_networks;
 use test_support::objects::{group, name};
+use test_support::programs;
 
 /// Long enough on a machine that does seven things at once.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -157,6 +158,7 @@ impl Dirs {
                     vmm_ids: Default::default(),
                     allowed: allowed(),
                     filter_deadline: slicectl::host::iptables::DEADLINE,
+                    sliced: programs::built("sliced"),
                     guest_agent: None,
                 },
             )
