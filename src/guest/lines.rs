@@ -36,7 +36,7 @@ impl Lines {
     ///
     /// # Errors
     /// It is too long. Nothing can be read afterwards.
-    pub fn next(&mut self) -> Result<Option<BytesMut>, TooLong> {
+    pub fn next_line(&mut self) -> Result<Option<BytesMut>, TooLong> {
         let mut unsearched = self.rest[self.searched..].iter();
         let end = unsearched.position(|byte| *byte == b'\n');
         let length = end.map_or(self.rest.len(), |at| self.searched + at);
@@ -69,7 +69,7 @@ mod tests {
         let (mut lines, mut found) = (Lines::new(limit), Vec::new());
         for part in parts {
             lines.push(part);
-            while let Some(line) = lines.next()? {
+            while let Some(line) = lines.next_line()? {
                 found.push(line.to_vec());
             }
         }

@@ -43,7 +43,7 @@ impl Events {
     /// The next line; a last one without a line feed was cut off.
     async fn line(&mut self) -> io::Result<Option<BytesMut>> {
         loop {
-            match self.lines.next() {
+            match self.lines.next_line() {
                 Ok(Some(line)) => return Ok(Some(line)),
                 Ok(None) => {}
                 Err(error) => return Err(io::Error::other(error)),

@@ -241,7 +241,7 @@ impl Frames {
     /// The next frame; `None` if the connection has ended or the agent has sent something else.
     pub async fn next(&mut self) -> Option<Frame> {
         loop {
-            if let Some(line) = self.lines.next().ok()? {
+            if let Some(line) = self.lines.next_line().ok()? {
                 return serde_json::from_slice(&line).ok();
             }
             if let Ok(data) = self.body.frame().await?.ok()?.into_data() {

@@ -204,7 +204,7 @@ fn split_lines(
     stream::unfold(start, async |state| {
         let (mut chunks, mut lines) = state?;
         loop {
-            let error = match lines.next() {
+            let error = match lines.next_line() {
                 Ok(Some(line)) => return Some((Ok(line), Some((chunks, lines)))),
                 Err(error) => of_agent(error),
                 Ok(None) => match chunks.next().await {
