@@ -222,8 +222,8 @@ exec_in_a_guest() {
 
 cp_there_and_back() {
     head -c 1000000 /dev/urandom >/run/lab/sent
-    slicectl vm cp --uid 0 /run/lab/sent sandbox-2:/tmp/copy &&
-        slicectl vm cp sandbox-2:/tmp/copy /run/lab/back &&
+    slicectl vm cp --uid 0 /run/lab/sent sandbox-2:/copy &&
+        slicectl vm cp sandbox-2:/copy /run/lab/back &&
         cmp /run/lab/sent /run/lab/back
 }
 
