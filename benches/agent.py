@@ -118,7 +118,7 @@ with open(FILE, "wb") as file:
 print("cp_in", f"{rate(lambda: run('vm', 'cp', FILE, VM + ':/file')):.1f}")
 print("cp_out", f"{rate(lambda: run('vm', 'cp', VM + ':/file', FILE + '.back')):.1f}")
 assert open(FILE, "rb").read() == open(FILE + ".back", "rb").read()
-record = open(os.path.join(DIRECTORY, "vsock-process")).read().splitlines()[1]
+record = open(os.path.join(os.path.dirname(DIRECTORY), "vsock-process")).read().splitlines()[1]
 private, rss = memory(record.split()[0])
 print("back_end_private", private)
 print("back_end_rss", rss)
