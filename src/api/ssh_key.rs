@@ -152,18 +152,18 @@ impl FromStr for SshKey {
     }
 }
 
-/// The first word, and the rest without the blanks before it.
+/// The first field, and the rest without the blanks before it.
 fn split(text: &str) -> (&str, &str) {
-    let (word, rest) = text.split_once([' ', '\t']).unwrap_or((text, ""));
-    (word, rest.trim_start_matches([' ', '\t']))
+    let (field, rest) = text.split_once([' ', '\t']).unwrap_or((text, ""));
+    (field, rest.trim_start_matches([' ', '\t']))
 }
 
-/// Why the first word is not a type.
+/// Why the first field is not a type.
 fn unknown_type(text: &str, kind: &str) -> String {
     let has_type = text
         .split([' ', '\t'])
         .skip(1)
-        .any(|word| TYPES.contains(&word));
+        .any(|field| TYPES.contains(&field));
     let types = TYPES.join(", ");
     match kind {
         "" => format!("found an empty string, expected {EXPECTED}"),
@@ -172,7 +172,7 @@ fn unknown_type(text: &str, kind: &str) -> String {
         _ if kind.ends_with("-cert-v01@openssh.com") => {
             format!("found a certificate, expected {EXPECTED}")
         }
-        // The first word may be anything, such as a password.
+        // The first field may be anything, such as a password.
         "ssh-dss" => format!("found a key of type ssh-dss, expected one of {types}"),
         _ => format!("found an unknown type, expected one of {types}"),
     }

@@ -1,28 +1,33 @@
-//! The message of an event: one line of bounded length without characters that control a terminal.
-//! Out of scope: which events there are.
+//! Text of guests, clients, plugins and the kernel as one line of limited length without characters that control a terminal.
+//! Out of scope: text that is shown as it was written (`cli::sanitize`).
 
 use std::borrow::Cow;
 
-/// The maximum length of a message in bytes.
+/// The maximum length of the message of an event, in bytes.
 pub const MAX_LEN: usize = 4096;
 
 /// What replaces the rest of a message that is too long.
 const CUT: &str = "…";
 
-/// The message as it is stored. Messages contain text of manifests, guests, VMMs, plugins and the kernel.
+/// The message of an event as it is stored. Messages contain text of manifests, guests, VMMs, plugins and the kernel.
 pub fn message(text: &str) -> Cow<'_, str> {
-    let is_clean = text.len() <= MAX_LEN && !text.chars().any(is_unsafe);
+    line(text, MAX_LEN)
+}
+
+/// One line of at most `max_len` bytes.
+pub fn line(text: &str, max_len: usize) -> Cow<'_, str> {
+    let is_clean = text.len() <= max_len && !text.chars().any(is_unsafe);
     if is_clean {
         return Cow::Borrowed(text);
     }
-    let mut clean = String::with_capacity(text.len().min(MAX_LEN));
+    let mut clean = String::with_capacity(text.len().min(max_len));
     for found in text.chars() {
         let shown = match found {
             '\n' | '\r' | '\t' => ' ',
             other if is_unsafe(other) => char::REPLACEMENT_CHARACTER,
             other => other,
         };
-        if clean.len() + shown.len_utf8() + CUT.len() > MAX_LEN {
+        if clean.len() + shown.len_utf8() + CUT.len() > max_len {
             clean.push_str(CUT);
             break;
         }
