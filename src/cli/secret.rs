@@ -2,7 +2,7 @@
 //! Out of scope: storing them.
 
 use std::io::{self, BufRead, IsTerminal, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
@@ -48,12 +48,9 @@ pub struct CreateArgs {
     /// The name: a letter or digit, then letters, digits, `.`, `_` and `-`
     #[arg(value_name = "NAME")]
     pub name: SecretName,
-    /// Read the value from a file
-    #[arg(long, value_name = "FILE")]
-    pub from_file: Option<PathBuf>,
-    /// Its owner.
+    /// Its content and its owner.
     #[command(flatten)]
-    pub owner: OwnerArgs,
+    pub content: ContentArgs,
 }
 
 /// Arguments of `secret update`.
@@ -69,17 +66,17 @@ pub struct UpdateArgs {
     /// The secret
     #[arg(value_name = "NAME")]
     pub name: SecretName,
+    /// Its content and its owner.
+    #[command(flatten)]
+    pub content: ContentArgs,
+}
+
+/// The value of a secret, and the owner of its file in guests.
+#[derive(Debug, clap::Args)]
+pub struct ContentArgs {
     /// Read the value from a file, - for standard input
     #[arg(long, value_name = "FILE")]
     pub from_file: Option<PathBuf>,
-    /// Its owner.
-    #[command(flatten)]
-    pub owner: OwnerArgs,
-}
-
-/// The owner of the file in guests.
-#[derive(Debug, clap::Args)]
-pub struct OwnerArgs {
     /// User id of the file in guests; 0 if omitted
     #[arg(long)]
     pub uid: Option<u32>,
@@ -114,18 +111,18 @@ pub struct ListArgs {
 pub async fn secret(client: &Client, command: SecretCommand) -> Result<(), Failure> {
     match command {
         SecretCommand::Create(args) => {
-            let value = value(args.from_file)?;
-            let change = args.owner.change(Some(value));
+            let value = value(args.content.from_file.as_deref())?;
+            let change = args.content.change(Some(value));
             client.create_secret(&args.name, change).await?;
             print::out(&format!("secret/{} created\n", args.name))
         }
         SecretCommand::Update(args) => {
-            let is_value_meant = args.from_file.is_some() || args.owner.is_empty();
-            let value = match is_value_meant {
-                true => Some(value(args.from_file)?),
+            let content = args.content;
+            let value = match content.changes_value() {
+                true => Some(value(content.from_file.as_deref())?),
                 false => None,
             };
-            let change = args.owner.change(value);
+            let change = content.change(value);
             client.update_secret(&args.name, change).await?;
             print::out(&format!("secret/{} updated\n", args.name))
         }
@@ -149,9 +146,11 @@ pub async fn secret(client: &Client, command: SecretCommand) -> Result<(), Failu
     }
 }
 
-impl OwnerArgs {
-    fn is_empty(&self) -> bool {
-        self.uid.is_none() && self.gid.is_none() && self.permissions.is_none()
+impl ContentArgs {
+    /// Whether an update is of the value: one of the owner alone reads no value.
+    fn changes_value(&self) -> bool {
+        let changes_owner = self.uid.is_some() || self.gid.is_some() || self.permissions.is_some();
+        self.from_file.is_some() || !changes_owner
     }
 
     fn change(&self, value: Option<SecretValue>) -> SecretChange {
@@ -187,9 +186,9 @@ fn table(secrets: &[SecretView]) -> String {
 }
 
 /// The value from a file, a pipe, or a question.
-fn value(file: Option<PathBuf>) -> Result<SecretValue, Failure> {
+fn value(file: Option<&Path>) -> Result<SecretValue, Failure> {
     if let Some(path) = file {
-        return Ok(SecretValue(read(&path, MAX_SIZE)?));
+        return Ok(SecretValue(read(path, MAX_SIZE)?));
     }
     if io::stdin().is_terminal() {
         return ask();
