@@ -47,7 +47,7 @@ pub struct CpArgs {
     /// Copy directories
     #[arg(short, long, visible_short_alias = 'R')]
     pub recursive: bool,
-    /// The user in the VM: the owner of what is copied into it, and whose home directory ~ is (the normal user of the image if omitted)
+    /// The user in the VM: the owner of what is copied into it, and of the home directory ~ (the normal user of the image if omitted)
     #[arg(long, value_name = "UID")]
     pub uid: Option<u32>,
     /// The group in the VM (the group of the user if omitted)
@@ -56,7 +56,7 @@ pub struct CpArgs {
     /// Permissions of files in octal, such as 0644, in place of those of the source
     #[arg(long, value_name = "MODE", value_parser = permissions)]
     pub permissions: Option<u32>,
-    /// Leave out files whose path or name matches a pattern; may be repeated
+    /// Leave out files with a path or a name that matches a pattern; may be repeated
     #[arg(long, value_name = "PATTERN", requires = "recursive")]
     pub exclude: Vec<String>,
     /// Fail if a VM sends more than this number of bytes

@@ -33,7 +33,7 @@ pub enum FsCommand {
     Watch(WatchArgs),
 }
 
-/// Whose files.
+/// A path in a VM.
 #[derive(Debug, clap::Args)]
 pub struct PlaceArgs {
     /// The VM
@@ -107,7 +107,7 @@ pub struct WatchArgs {
     /// Watch subdirectories
     #[arg(short, long, visible_short_alias = 'R')]
     pub recursive: bool,
-    /// Only files whose path or name matches a pattern; may be repeated
+    /// Only files with a path or a name that matches a pattern; may be repeated
     #[arg(long = "pattern", value_name = "PATTERN")]
     pub patterns: Vec<String>,
     /// Only these events; may be repeated

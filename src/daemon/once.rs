@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::intake_loop::IntakeLoop;
 use super::objects::objects;
 use crate::api::condition::{Condition, Reason, Status};
-use crate::api::event_text;
+use crate::api::plain_text;
 use crate::api::view::{ConditionView, Kind, Object};
 use crate::engine::Engine;
 use crate::status::StatusBuilder;
@@ -48,7 +48,7 @@ pub(super) fn report(engine: &Engine, intake: &IntakeLoop) -> Vec<String> {
     if lines.is_empty() {
         lines.push("the reconciliation has not ended yet".to_owned());
     }
-    let one_line = |line: &String| event_text::message(line).into_owned();
+    let one_line = |line: &String| plain_text::message(line).into_owned();
     lines.iter().map(one_line).collect()
 }
 

@@ -1,4 +1,4 @@
-//! Runs the SSH server with the settings file, whose changes apply at once.
+//! Runs the SSH server with the settings file. Changes apply at once.
 //! Out of scope: the server ([`crate::ssh`]).
 
 use std::ffi::OsStr;
@@ -17,7 +17,7 @@ use crate::clock;
 use crate::intake::Watch;
 use crate::ssh::{self, Config, Report};
 
-/// The interval between reads of a settings file whose directory cannot be watched.
+/// The interval between reads of a settings file in a directory that cannot be watched.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Serves until `stop`.

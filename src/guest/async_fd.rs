@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// A descriptor whose readiness can be awaited.
+/// A descriptor with a readiness that can be awaited.
 ///
 /// # Errors
 /// epoll(7) does not take the descriptor.

@@ -7,7 +7,7 @@
 //! the listening socket is full (vsock(7) has no SYN queue). So a closed connection is tried again for a short time.
 //!
 //! All that is received is the guest's or its VMM's, and hostile: a line and a head are limited in size and time, the body is read only as
-//! fast as its reader wants it.
+//! fast as its reader reads it.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -142,7 +142,7 @@ async fn try_connect(socket: &Path) -> Result<UnixStream, Error> {
     }
 }
 
-/// Connects to a socket whose path may be longer than 107 bytes (unix(7)). Symbolic links, which the VMM may have created, are not followed.
+/// Connects to a socket with a path that may be longer than 107 bytes (unix(7)). Symbolic links, which the VMM may have created, are not followed.
 async fn open(socket: &Path) -> io::Result<UnixStream> {
     let found = std::fs::OpenOptions::new()
         .read(true)

@@ -108,7 +108,7 @@ impl<R: Requester> Requester for &R {
 pub struct Options {
     /// Whether directories are copied.
     pub recursive: bool,
-    /// The owner in the guest, or whose home directory `~` is.
+    /// The owner in the guest, or of the home directory `~`.
     pub uid: Option<u32>,
     /// The group in the guest.
     pub gid: Option<u32>,

@@ -23,7 +23,7 @@ pub enum Source<'a> {
     Contents,
 }
 
-/// The path of the copy: in the directory `to` if there is one and the source has a name, else `to` itself, whose parent exists.
+/// The path of the copy: in the directory `to` if there is one and the source has a name, else `to` itself, in a directory that exists.
 ///
 /// # Errors
 /// The name is invalid; or cp(1) would fail, too: the parent does not exist, a directory would replace a file or the reverse.

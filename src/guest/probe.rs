@@ -42,8 +42,8 @@ pub async fn health(socket: &Path) -> Result<Health, String> {
 ///
 /// # Errors
 /// As [`health`]. Problems of the guest are part of the response; they are as short as errors.
-pub async fn provision(socket: &Path, wanted: &Provision) -> Result<Provisioned, String> {
-    let body = serde_json::to_vec(wanted).map_err(|error| error.to_string())?;
+pub async fn provision(socket: &Path, desired: &Provision) -> Result<Provisioned, String> {
+    let body = serde_json::to_vec(desired).map_err(|error| error.to_string())?;
     let timeout = HeadTimeout::AfterBody(PROVISION_TIMEOUT);
     let request = (Method::PUT, "/provision");
     let answer: Provisioned = ask(socket, request, body.into(), timeout).await?;
@@ -54,7 +54,7 @@ pub async fn provision(socket: &Path, wanted: &Provision) -> Result<Provisioned,
     })
 }
 
-/// Waits until the userdata of a guest has ended. It may take as long as it wants.
+/// Waits until the userdata of a guest has ended. It has no deadline.
 ///
 /// # Errors
 /// As [`health`].

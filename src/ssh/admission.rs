@@ -24,7 +24,7 @@ const STRANGERS_OF_ADDRESS: usize = 16;
 const BURST: f64 = 64.0;
 const RATE: f64 = 10.0;
 
-/// The maximum number of addresses whose rate is known; all others share one.
+/// The maximum number of addresses with a known rate; all others share one.
 const ADDRESSES: usize = 4096;
 
 /// All connections.
@@ -79,7 +79,7 @@ impl Admission {
         if !state.takes_token(address, now) {
             return None;
         }
-        state.make_room(address);
+        state.close_strangers(address);
         let of_address = state.connections.iter().filter(|c| c.address == address);
         if of_address.count() >= OF_ADDRESS || state.connections.len() >= CONNECTIONS {
             return None;
@@ -127,7 +127,7 @@ impl State {
 
     /// Closes the oldest connections that have not logged in, where they are too many: first those of this address, then those of the address
     /// that has most.
-    fn make_room(&mut self, address: IpAddr) {
+    fn close_strangers(&mut self, address: IpAddr) {
         let strangers = |state: &Self, address: IpAddr| {
             let all = state.connections.iter();
             all.filter(|c| c.is_stranger && c.address == address)
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_that_do_not_log_in_make_room_for_others() {
+    fn connections_that_do_not_log_in_are_closed_for_others() {
         let all = Arc::new(Admission::default());
         let now = clock::monotonic();
         let logged_in = all.admit(v4(1), now).unwrap();
@@ -236,7 +236,10 @@ mod tests {
             }
         }
         let of_first = strangers.iter().filter(|p| !p.end.is_cancelled()).count();
-        assert!(of_first < 8, "the address with most makes room: {of_first}");
+        assert!(
+            of_first < 8,
+            "those of the address with most are closed: {of_first}"
+        );
         assert!(all.state.lock().connections.len() <= STRANGERS + 1);
         drop((others, strangers, logged_in));
         assert!(all.state.lock().connections.is_empty());

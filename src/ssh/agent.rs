@@ -19,9 +19,10 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::{client::generate_key, derive_accept_key};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
+use super::TEXT_LIMIT;
 use super::flow::Input;
-use super::sanitized;
 use crate::api::meta::Name;
+use crate::api::plain_text;
 use crate::guest::client::{self, AgentBody, Error};
 use crate::guest::endpoint::{Access, HEAD_TIMEOUT, HeadTimeout};
 use crate::guest::lines::Lines;
@@ -192,7 +193,7 @@ impl Agent {
             Ok(Err(_)) | Err(_) => Bytes::new(),
         };
         Err(match serde_json::from_slice::<AgentError>(&body) {
-            Ok(AgentError { error }) => sanitized(&error),
+            Ok(AgentError { error }) => plain_text::line(&error, TEXT_LIMIT).into_owned(),
             Err(_) => self.invalid(&format!("status {}", status.as_u16())),
         })
     }
@@ -202,7 +203,7 @@ impl Agent {
     }
 
     fn invalid(&self, why: &str) -> String {
-        let why = sanitized(why);
+        let why = plain_text::line(why, TEXT_LIMIT);
         format!("the agent of vm/{} does not answer: {why}", self.vm)
     }
 

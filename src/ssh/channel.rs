@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::flow::{Flow, Input, Sender, queue};
+use crate::api::plain_text;
 
 /// The number of changes of a terminal and of signals that wait; further ones are dropped.
 const CONTROLS: usize = 16;
@@ -167,7 +168,7 @@ impl Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gone;
 
-/// What is sent to the client. Data waits until the client's window has room for it.
+/// What is sent to the client. Data waits until the client's window is large enough.
 pub struct Output {
     id: ChannelId,
     write: ChannelWriteHalf<Msg>,
@@ -194,7 +195,7 @@ impl Output {
 
     /// A message of the server, in a line of its own.
     pub async fn message(&self, text: &str) -> Result<(), Gone> {
-        let text = super::sanitized(text);
+        let text = plain_text::line(text, super::TEXT_LIMIT);
         let line = match self.is_terminal {
             true => format!("\r\n{text}\r\n"),
             false => format!("{text}\n"),

@@ -91,8 +91,8 @@ impl<B: Backend> Handler<B> {
         Auth::reject()
     }
 
-    /// Whether another channel may be opened. Channels whose task has ended are forgotten.
-    fn has_room(&mut self) -> bool {
+    /// Whether another channel may be opened. Channels without a running task are forgotten.
+    fn may_open(&mut self) -> bool {
         self.channels.retain(|_, entry| !entry.is_ended());
         self.channels.len() < CHANNELS
     }
@@ -162,7 +162,7 @@ impl<B: Backend> russh::server::Handler for Handler<B> {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Self::Error> {
-        match self.has_room() {
+        match self.may_open() {
             true => {
                 self.channels
                     .insert(channel.id(), Entry::new(channel, &self.flow));
@@ -183,8 +183,8 @@ impl<B: Backend> russh::server::Handler for Handler<B> {
         reply: ChannelOpenHandle,
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        let has_room = self.has_room();
-        let Some(visitor) = self.visitor.clone().filter(|_| has_room) else {
+        let may_open = self.may_open();
+        let Some(visitor) = self.visitor.clone().filter(|_| may_open) else {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         };

@@ -222,7 +222,7 @@ fn accepted<B: Backend>(
             let (shared, config) = (Arc::clone(shared), Arc::clone(&listening.config));
             tokio::spawn(serve(shared, config, socket, peer, permit));
         }
-        // Closed without a word: an answer costs more than it is worth.
+        // Closed without a response: a response costs more than it is worth.
         None => drop(socket),
     }
 }

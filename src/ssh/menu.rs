@@ -78,7 +78,7 @@ async fn vms<B: Backend>(backend: &B) -> Result<Vec<Row>, String> {
     Ok(list.items.into_iter().filter_map(row).collect())
 }
 
-/// One word about a VM.
+/// The state of a VM.
 fn state(vm: &VmView) -> String {
     let of_ready = || {
         let mut conditions = vm.status.conditions.iter();
@@ -88,7 +88,7 @@ fn state(vm: &VmView) -> String {
     match (vm.metadata.deleting, vm.power, vm.status.ready) {
         (true, ..) => "Deleting".to_owned(),
         (_, Power::Running, true) => "Running".to_owned(),
-        (_, Power::Running, false) => super::sanitized(&of_ready()),
+        (_, Power::Running, false) => of_ready(),
         (_, other, _) => format!("{other:?}"),
     }
 }

@@ -80,8 +80,5 @@ pub enum Report {
     Off,
 }
 
-/// A text of a guest or a client in one line of limited length.
-fn sanitized(text: &str) -> String {
-    let printable = |c: char| if c.is_control() { ' ' } else { c };
-    text.chars().take(1000).map(printable).collect()
-}
+/// The maximum length of a message with text of a guest or a client, in bytes.
+const TEXT_LIMIT: usize = 1000;

@@ -98,7 +98,7 @@ async fn pass_on(
             None => receive(&mut source, output).await,
         },
     };
-    // The agent ends a shell whose connection is closed.
+    // The agent ends a shell when its connection is closed.
     let _ = sink.close().await;
     ended
 }

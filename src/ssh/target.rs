@@ -9,7 +9,7 @@ const CONSOLE: &str = "console";
 /// The maximum length of a user name of a guest (useradd(8)).
 const MAX_USER: usize = 32;
 
-/// What a client wants.
+/// What a client requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// `VM` or `USER+VM`: the guest, through its agent.
@@ -47,7 +47,7 @@ impl Target {
         }
     }
 
-    /// Whether a name without a VM is that of a user of the client, which `ssh` sends if it is told no other, and not a mistyped VM: the
+    /// Whether a name without a VM is that of a user of the client, which `ssh` sends by default, and not a mistyped VM: the
     /// VMs of groups end in a number.
     pub fn may_be_a_user(name: &Name) -> bool {
         let number = name.as_str().rsplit_once('-').map(|(_, number)| number);

@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
-use crate::api::event_text;
 use crate::api::meta::{Timestamp, Uid};
+use crate::api::plain_text;
 
 use super::{Change, World, retention};
 
@@ -100,7 +100,7 @@ impl Events {
         message: &str,
     ) {
         let reason = reason.into();
-        let message = event_text::message(message);
+        let message = plain_text::message(message);
         let uid = self.uids.lock().get(object).copied();
         let event = {
             let mut ring = self.ring.lock();

@@ -75,7 +75,7 @@ impl FileAccess {
         Ok(named::open(disk, &self.disk_dir, &[], Kind::Internal)?)
     }
 
-    /// Opens the initrd with `slice-agent` for a VM whose own initrd is `initrd`, and builds it before if necessary.
+    /// Opens the initrd with `slice-agent` for a VM with the initrd `initrd`, and builds it before if necessary.
     pub fn open_injected(&self, initrd: Option<&Path>) -> Result<Named, host::Error> {
         let open = |path: &Path| {
             let opened = self.open(Purpose::Image, path);

@@ -41,7 +41,7 @@ const CACHED: usize = 8;
 /// How long a start waits for an initrd that another VM builds.
 const BUILD_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Held while a file of the cache is built and opened.
+/// Locked while a file of the cache is built and opened.
 static BUILDING: Mutex<()> = Mutex::new(());
 
 /// The file `slice-agent` of this host.

@@ -53,7 +53,7 @@ pub(super) enum Fate {
     Kept,
     /// It is forgotten; the guest does not know it.
     Over,
-    /// It is forgotten, and the guest must be told.
+    /// It is forgotten, and the guest must be notified.
     Reset,
 }
 
@@ -80,9 +80,9 @@ pub(super) struct Connection {
     to_host: VecDeque<u8>,
     /// Size of `to_host` in bytes.
     buf_alloc: u32,
-    /// Bytes that were taken out of `to_host`, and the last value that the guest was told.
+    /// Bytes that were taken out of `to_host`, and the last value that was reported to the guest.
     fwd_cnt: u32,
-    told_fwd_cnt: u32,
+    reported_fwd_cnt: u32,
     /// Bytes that were sent to the guest, the size of its buffer, and the bytes it has taken out of it.
     sent: u32,
     guest_buf_alloc: u32,
@@ -108,7 +108,7 @@ impl Connection {
             to_host: VecDeque::new(),
             buf_alloc,
             fwd_cnt: 0,
-            told_fwd_cnt: 0,
+            reported_fwd_cnt: 0,
             sent: 0,
             guest_buf_alloc: 0,
             guest_fwd_cnt: 0,
@@ -272,10 +272,10 @@ impl Connection {
         self.credit();
     }
 
-    /// The guest is told of free space when it may wait for it.
+    /// Reports free space to the guest when the guest may wait for it.
     fn credit(&mut self) {
-        let untold = self.fwd_cnt.wrapping_sub(self.told_fwd_cnt);
-        if self.phase == Phase::Open && untold >= self.buf_alloc / 4 {
+        let unreported = self.fwd_cnt.wrapping_sub(self.reported_fwd_cnt);
+        if self.phase == Phase::Open && unreported >= self.buf_alloc / 4 {
             self.pending.credit_update = true;
         }
     }
@@ -324,7 +324,7 @@ impl Connection {
         self.guest_buf_alloc.saturating_sub(used)
     }
 
-    /// The next packet for the guest, whose data are written into `buffer`, which is not empty. `None`: there is none now.
+    /// The next packet for the guest; its data is written into `buffer`, which is not empty. `None`: there is none now.
     pub(super) fn next_packet(
         &mut self,
         host_port: u32,
@@ -333,7 +333,7 @@ impl Connection {
     ) -> Option<Header> {
         let header = self.choose(buffer, now)?;
         self.pending.credit_update = false;
-        self.told_fwd_cnt = self.fwd_cnt;
+        self.reported_fwd_cnt = self.fwd_cnt;
         Some(Header {
             src_port: host_port,
             dst_port: self.guest_port,

@@ -68,7 +68,7 @@ impl Device {
         })
     }
 
-    /// The descriptors whose events the device handles, with their identifiers.
+    /// The descriptors with events that the device handles, with their identifiers.
     pub(super) fn events(&self) -> [(impl AsFd + '_, u64); 2] {
         [(self.mux.events(), SOCKETS), (self.again.as_fd(), AGAIN)]
     }

@@ -210,7 +210,7 @@ impl Mux {
         }
     }
 
-    /// Ends the connections whose deadline is over.
+    /// Ends the connections after their deadline.
     fn expire(&mut self, now: Instant) {
         // An error: it has been read already.
         let _ = rustix::io::read(&self.timer, &mut [0; 8]);
@@ -275,7 +275,7 @@ impl Mux {
         !self.resets.is_empty() || !self.senders.is_empty()
     }
 
-    /// The next packet for the guest, whose data are written into `buffer`, which is not empty. Connections take turns.
+    /// The next packet for the guest; its data is written into `buffer`, which is not empty. Connections take turns.
     pub fn next_packet(&mut self, buffer: &mut [u8], now: Instant) -> Option<Header> {
         if let Some(reset) = self.resets.pop_front() {
             return Some(reset);
@@ -302,7 +302,7 @@ impl Mux {
 /// The first line of a client.
 #[derive(Debug, PartialEq, Eq)]
 enum Command {
-    /// It wants to connect to this port.
+    /// A connection to this port.
     Connect(u32),
     /// It has not been written completely.
     Incomplete,

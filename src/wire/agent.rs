@@ -29,6 +29,7 @@ use super::problem::problem;
 use super::shared::{ApiError, AppState, Shared, read};
 use super::tunnel;
 use crate::api::meta::Name;
+use crate::api::plain_text;
 use crate::guest::client::{self, AgentBody, Error};
 use crate::guest::endpoint::{Endpoint, Unknown};
 use crate::guest::protocol::{self, AgentError, copy_header};
@@ -37,7 +38,7 @@ use crate::guest::protocol::{self, AgentError, copy_header};
 const ERROR_LIMIT: usize = 64 << 10;
 const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The maximum number of characters of an agent's error.
+/// The maximum length of an agent's error, in bytes.
 const MESSAGE_LIMIT: usize = 1000;
 
 /// The headers of requests and responses that are forwarded.
@@ -193,7 +194,7 @@ impl Destination<'_> {
         Ok(response)
     }
 
-    /// Sends a request to the agent. An error of the agent is an error, with a body of ours.
+    /// Sends a request to the agent. An error of the agent is an error, with a body of the daemon.
     async fn send(&self, request: Request) -> Result<axum::http::Response<AgentBody>, Response> {
         let (parts, body) = request.into_parts();
         let mut request = Request::new(body);
@@ -235,7 +236,11 @@ impl Destination<'_> {
             Ok(AgentError { error }) => error,
             Err(_) => format!("status {}", status.as_u16()),
         };
-        problem(status, sanitized(&message), Vec::new())
+        problem(
+            status,
+            plain_text::line(&message, MESSAGE_LIMIT).into_owned(),
+            Vec::new(),
+        )
     }
 
     fn failed(&self, error: &Error) -> Response {
@@ -252,7 +257,7 @@ impl Destination<'_> {
         let error = format!(
             "the agent of vm/{} does not answer: {}",
             self.vm,
-            sanitized(message)
+            plain_text::line(message, MESSAGE_LIMIT)
         );
         problem(status, error, Vec::new())
     }
@@ -269,12 +274,6 @@ fn copy(names: &[HeaderName], from: &HeaderMap, to: &mut HeaderMap) {
 fn upgrade_headers(headers: &mut HeaderMap) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-}
-
-/// The text of a guest in one line of limited length.
-fn sanitized(text: &str) -> String {
-    let printable = |c: char| if c.is_control() { ' ' } else { c };
-    text.chars().take(MESSAGE_LIMIT).map(printable).collect()
 }
 
 /// The body of a response; it ends with an error when the daemon stops, so that a client does not take a part for the whole.
@@ -353,11 +352,5 @@ mod tests {
         ] {
             assert_eq!(of(path), Err(status), "{path}");
         }
-    }
-
-    #[test]
-    fn the_text_of_a_guest_is_one_line_of_limited_length() {
-        assert_eq!(sanitized("a\u{1b}[31m\nb\0"), "a [31m b ");
-        assert_eq!(sanitized(&"x".repeat(100_000)).len(), MESSAGE_LIMIT);
     }
 }

@@ -1,7 +1,7 @@
 //! The client of agents, through the daemon: requests, streams of lines, and connections that are upgraded to WebSocket.
 //! Out of scope: what they mean ([`crate::guest::protocol`]).
 //!
-//! The daemon is trusted, but the bodies are those of a guest: what is held in memory is limited.
+//! The daemon is trusted, but the bodies are those of a guest: the memory for them is limited.
 
 use std::io;
 use std::time::Duration;

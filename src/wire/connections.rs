@@ -37,7 +37,7 @@ enum Phase {
     Responding { until: Instant },
     /// A stream is being sent.
     Streaming,
-    /// A request is forwarded to an agent, until the connection ends. It may wait for its peer as long as the peer wants: for keys, or for
+    /// A request is forwarded to an agent, until the connection ends. It may wait for its peer as long as the peer takes: for keys, or for
     /// a reader of its output. Its limit is that of such requests ([`super::agents`]).
     Forwarding,
 }
@@ -61,7 +61,7 @@ struct State {
     response_deadline: Option<Instant>,
     /// Held until the response has been written.
     permits: Vec<OwnedSemaphorePermit>,
-    /// Held until the connection ends, if it is forwarding.
+    /// Acquired until the connection ends, if it is forwarding.
     agent: Option<Arc<AgentPermit>>,
 }
 
@@ -216,7 +216,7 @@ impl Connection {
             .min()
     }
 
-    /// Returns when the connection must be closed: a deadline has passed, it is evicted, or the client whose request is forwarded has gone.
+    /// Returns when the connection must be closed: a deadline has passed, it is evicted, or the client of a forwarded request has gone.
     pub(super) async fn wait_for_close(&self, stream: &UnixStream) {
         loop {
             let changed = self.changed.notified();

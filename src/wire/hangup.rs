@@ -19,17 +19,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_has_closed_is_noticed_while_its_data_is_not_read() {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let watched = tokio::time::timeout(Duration::from_millis(50), closed_by_peer(&ours));
+        let (local, theirs) = UnixStream::pair().unwrap();
+        let watched = tokio::time::timeout(Duration::from_millis(50), closed_by_peer(&local));
         assert!(watched.await.is_err(), "it is open");
         theirs.writable().await.unwrap();
         theirs.try_write(b"data").unwrap();
-        ours.readable().await.unwrap();
-        let watched = tokio::time::timeout(Duration::from_millis(50), closed_by_peer(&ours));
+        local.readable().await.unwrap();
+        let watched = tokio::time::timeout(Duration::from_millis(50), closed_by_peer(&local));
         assert!(watched.await.is_err(), "it is open and has sent data");
         drop(theirs);
-        closed_by_peer(&ours).await;
+        closed_by_peer(&local).await;
         let mut buffer = [0; 8];
-        assert_eq!(ours.try_read(&mut buffer).unwrap(), 4, "it can be read");
+        assert_eq!(local.try_read(&mut buffer).unwrap(), 4, "it can be read");
     }
 }

@@ -108,13 +108,17 @@ mod tests {
         early: &'static [u8],
         received: &'static [u8],
     ) -> (UnixStream, UnixStream, tokio::task::JoinHandle<()>) {
-        let (client, ours) = UnixStream::pair().unwrap();
+        let (client, local) = UnixStream::pair().unwrap();
         let (agent, theirs) = UnixStream::pair().unwrap();
         let upgraded = Upgraded {
             stream: theirs,
             received: Bytes::from_static(received),
         };
-        let task = tokio::spawn(forward(Arc::new(ours), Bytes::from_static(early), upgraded));
+        let task = tokio::spawn(forward(
+            Arc::new(local),
+            Bytes::from_static(early),
+            upgraded,
+        ));
         (client, agent, task)
     }
 

@@ -1,5 +1,5 @@
-//! Access to a guest, from `slicectl` through the daemon to the real `slice-agent`, which serves the vsock socket of a VM whose VMM is a
-//! double; and agents that misbehave.
+//! Access to a guest, from `slicectl` through the daemon to the real `slice-agent`, which serves the vsock socket of a VM with a
+//! double of a VMM; and agents that misbehave.
 //! Out of scope: the vsock devices of real VMMs.
 
 mod audit;
@@ -34,7 +34,7 @@ struct Host {
     _programs: tempfile::TempDir,
 }
 
-/// Runs a test with a running VM whose vsock socket nobody serves.
+/// Runs a test with a running VM without a server on its vsock socket.
 fn with_vm(test: impl FnOnce(&mut Host) + Send) {
     with_vm_of("", test);
 }
@@ -121,7 +121,7 @@ impl Host {
             .until(expected, || (self.condition().1 == expected).then_some(()));
     }
 
-    /// `slicectl` with these words.
+    /// `slicectl` with these arguments.
     fn ctl(&self, words: &[&str]) -> Command {
         let mut command = Command::new(programs::built("slicectl"));
         command

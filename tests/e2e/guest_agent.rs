@@ -1,4 +1,4 @@
-//! Access to real Linux guests under QEMU whose init is `slice-agent`: through the vsock device and its back end.
+//! Access to real Linux guests under QEMU with `slice-agent` as their init: through the vsock device and its back end.
 //! Out of scope: the same in detail, with the agent on the host (`guest_access`); guests with another init (`inject`).
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,7 +16,7 @@ use super::guests::{guest_dir, kernel};
 
 const VM: &str = "sandbox-1";
 
-/// `slicectl` with these words.
+/// `slicectl` with these arguments.
 pub fn ctl(harness: &Harness, words: &[&str]) -> Command {
     let mut command = Command::new(programs::built("slicectl"));
     command
@@ -48,7 +48,7 @@ pub fn succeeds(harness: &Harness, words: &[&str]) -> String {
     text(&output.stdout)
 }
 
-/// One isolated VM with the agent as its init, whose agent answers.
+/// One isolated VM with the agent as its init; its agent answers.
 fn boot(harness: &Harness) {
     let initrd = guest_dir().join("initrd-agent");
     assert!(

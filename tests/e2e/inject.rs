@@ -1,4 +1,4 @@
-//! `agent: inject`: guests whose images do not contain the agent, under QEMU; and Debian with the agent as a unit of its image.
+//! `agent: inject`: guests with images that do not contain the agent, under QEMU; and Debian with the agent as a unit of its image.
 //! Out of scope: the command lines (`tests/vmm/recipes.rs`); requests in detail (`guest_access`, `guest_agent`).
 
 use std::fs;
@@ -192,7 +192,7 @@ const VSOCK: [&str; 3] = [
     "vmw_vsock_virtio_transport",
 ];
 
-/// A root disk with busybox, whose init is a shell that loads the modules of vsock after a while.
+/// A root disk with busybox and a shell as init, which loads the modules of vsock after a while.
 fn root_disk(harness: &Harness) -> PathBuf {
     let root = harness.dir.path().join("root");
     for name in ["bin", "sbin", "dev", "proc", "sys", "etc", "lib"] {

@@ -278,7 +278,7 @@ async fn connections_that_a_guest_opens_are_refused_and_cost_nothing() {
     guest.clear().await;
 }
 
-/// The lines of `status` that tell what a process may do.
+/// The lines of `status` about the privileges of a process.
 fn privileges(identity: &Identity) -> Vec<String> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", identity.pid)).unwrap();
     let kept = [
@@ -329,8 +329,8 @@ async fn the_back_end_is_confined_as_its_vmm_is() {
         assert_eq!(namespace(vmm, kind), namespace(back_end, kind), "{kind}");
     }
     // A mount namespace of its own, in which it sees less: no image, no disk.
-    let ours = std::fs::read_link("/proc/thread-self/ns/mnt").unwrap();
-    assert_ne!(namespace(back_end, "mnt"), ours);
+    let own = std::fs::read_link("/proc/thread-self/ns/mnt").unwrap();
+    assert_ne!(namespace(back_end, "mnt"), own);
     let mounts = read(back_end, "mountinfo");
     assert!(mounts.contains(&guest.desired.dir.display().to_string()));
     assert!(!mounts.contains("vmlinuz") && read(vmm, "mountinfo").contains("vmlinuz"));

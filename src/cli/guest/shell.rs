@@ -203,7 +203,7 @@ where
                 None => has_ended = true,
             },
             // A pipe ends as a user would end it on the terminal. A program that changes the mode of the terminal while it starts, as
-            // shells with line editing do, loses what was entered before: so each program that reads is told.
+            // shells with line editing do, loses what was entered before: so it is repeated for each program that reads.
             _ = ends.tick(), if has_ended => next = Some(ShellFrame::Data(Bytes::from_static(&[END]))),
         }
     }

@@ -70,8 +70,8 @@ fn script(text: &str) -> Option<Userdata> {
 fn userdata_waits_for_all_secrets() {
     let host = Host::new();
     host.secret("there", "value");
-    let wanted = provision(&["there", "absent"], script("echo"));
-    let found = host.resolve(&wanted, true);
+    let desired = provision(&["there", "absent"], script("echo"));
+    let found = host.resolve(&desired, true);
     assert_eq!(
         found.problems,
         ["secret \"absent\" does not exist, and userdata waits for it"]
@@ -80,13 +80,13 @@ fn userdata_waits_for_all_secrets() {
     assert!(found.request.userdata_pending);
     assert_eq!(found.request.secrets.len(), 1);
     host.secret("absent", "value");
-    let complete = host.resolve(&wanted, true);
+    let complete = host.resolve(&desired, true);
     assert_eq!(complete.problems, [""; 0]);
     assert_eq!(complete.request.userdata, Some(STANDARD.encode("echo")));
     assert!(!complete.request.userdata_pending);
     assert_ne!(complete.request.generation, found.request.generation);
     // The guest has run it.
-    let later = host.resolve(&wanted, false);
+    let later = host.resolve(&desired, false);
     assert_eq!(later.request.userdata, None);
     assert_eq!(later.request.generation, complete.request.generation);
 }
@@ -96,13 +96,13 @@ fn each_change_has_another_generation_and_none_depends_on_a_value() {
     let (host, other) = (Host::new(), Host::new());
     host.secret("a", "value");
     other.secret("a", "value");
-    let wanted = provision(&["a"], None);
-    let first = host.resolve(&wanted, true).request.generation;
-    assert_eq!(host.resolve(&wanted, true).request.generation, first);
+    let desired = provision(&["a"], None);
+    let first = host.resolve(&desired, true).request.generation;
+    assert_eq!(host.resolve(&desired, true).request.generation, first);
     // The same value on another host: an agent cannot confirm a guess of it.
-    assert_ne!(other.resolve(&wanted, true).request.generation, first);
+    assert_ne!(other.resolve(&desired, true).request.generation, first);
     host.secret("a", "changed");
-    assert_ne!(host.resolve(&wanted, true).request.generation, first);
+    assert_ne!(host.resolve(&desired, true).request.generation, first);
     let mut generations: Vec<String> = [
         provision(&[], None),
         provision(&["a"], None),
@@ -112,7 +112,7 @@ fn each_change_has_another_generation_and_none_depends_on_a_value() {
         provision(&[], Some(Userdata::File("a".into()))),
     ]
     .iter()
-    .map(|wanted| host.resolve(wanted, false).request.generation)
+    .map(|desired| host.resolve(desired, false).request.generation)
     .collect();
     let count = generations.len();
     generations.sort();

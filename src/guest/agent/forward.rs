@@ -1,4 +1,4 @@
-//! `/forward`: a connection in the guest, whose bytes are binary messages of a WebSocket.
+//! `/forward`: a connection in the guest; its bytes are binary messages of a WebSocket.
 //! Out of scope: listening, which the client does.
 
 use std::io;

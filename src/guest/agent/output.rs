@@ -20,7 +20,7 @@ use crate::guest::protocol::{CHUNK, Encoding, FrameKind};
 /// How long output is awaited after the end of the process if other processes have its pipes open.
 pub const AFTER_EXIT: Duration = Duration::from_millis(500);
 
-/// The maximum number of bytes that are read after the end of the process. What the process itself wrote fits into a pipe, whose maximum
+/// The maximum number of bytes that are read after the end of the process. What the process itself wrote fits into a pipe; its maximum
 /// size is 1 MiB (`/proc/sys/fs/pipe-max-size`).
 pub const AFTER_EXIT_LIMIT: usize = 1 << 20;
 
@@ -96,11 +96,11 @@ impl Reader {
                 rest = rest.saturating_sub(length);
             }
             let last = length == 0 || rest == 0;
-            let held = match self.encoding {
+            let kept = match self.encoding {
                 Encoding::Text if !last => incomplete(&buffer),
                 _ => 0,
             };
-            let tail = buffer.split_off(buffer.len() - held);
+            let tail = buffer.split_off(buffer.len() - kept);
             let data = std::mem::replace(&mut buffer, tail).freeze();
             let kind = self.kind;
             if !data.is_empty() && sender.send(Chunk { kind, data }).await.is_err() || last {

@@ -30,10 +30,10 @@ use crate::clock;
 /// The maximum time to start a process: the working directory may be on a file system that does not answer.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// The time between `TERM` and `KILL` for a process whose client has left.
+/// The time between `TERM` and `KILL` for a process after its client has left.
 const ABANDONED_GRACE: Duration = Duration::from_secs(2);
 
-/// How often the process table is read while a group is being terminated whose leader has ended: the kernel does not report its end.
+/// How often the process table is read while a group without a leader is being terminated: the kernel does not report its end.
 const MEMBERS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Which processes receive the signals.
@@ -204,7 +204,7 @@ impl Process {
         }
     }
 
-    /// Sends a signal, and `KILL` after a time to what then remains.
+    /// Sends a signal, and `KILL` after a time to the processes that still run.
     pub fn terminate(&self, signal: Signal, grace: Duration) {
         self.signal(signal);
         let deadline = clock::monotonic() + grace;

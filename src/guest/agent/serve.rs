@@ -1,4 +1,4 @@
-//! Serves HTTP/1.1 on connections: their number, their deadlines, and the end of a request whose client has left.
+//! Serves HTTP/1.1 on connections: their number, their deadlines, and the end of a request after its client has left.
 //! Out of scope: requests.
 
 use std::convert::Infallible;
@@ -26,7 +26,7 @@ use crate::guest::protocol::PORT;
 /// The maximum number of connections that are served, with those of shells and of forwarded ports.
 const CONNECTIONS: usize = 2048;
 
-/// The maximum number of further connections, whose requests are answered with 503. All others wait in the queue of the socket.
+/// The maximum number of further connections; their requests are answered with 503. All others wait in the queue of the socket.
 const REFUSED: usize = 64;
 
 /// The time for the head of a request, from the start of the connection or from the response before.

@@ -31,7 +31,7 @@ use self::packet::{Malformed, Reader, Writer};
 /// The maximum size of a packet of the client, in bytes, as that of OpenSSH.
 const MAX_PACKET: usize = 256 << 10;
 
-/// The maximum number of bytes that one request reads, which leaves room for the head of the response.
+/// The maximum number of bytes that one request reads, which leaves bytes for the head of the response.
 const MAX_READ: usize = MAX_PACKET - 1024;
 
 /// The version of the protocol.

@@ -1,4 +1,4 @@
-//! `/shell`: a program on a terminal, whose input and output are messages of a WebSocket.
+//! `/shell`: a program on a terminal; its input and output are messages of a WebSocket.
 //! Out of scope: the terminal of the client.
 
 use std::sync::Arc;

@@ -12,7 +12,7 @@ use super::error::Error;
 use super::users::{Accounts, User};
 use crate::guest::protocol::{ExecQuery, SftpQuery, ShellQuery};
 
-/// `PATH` of a process whose request has none.
+/// `PATH` of a process if its request has none.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The exit status of shells for a program that does not exist.
@@ -210,7 +210,7 @@ impl Spec {
             None => {
                 let shell = self.shell.as_ref().unwrap_or(&user.shell);
                 let program = look_up(shell, &env)?;
-                // login(1): a shell whose argv[0] begins with "-" reads the files of a login.
+                // login(1): a shell with an argv[0] that begins with "-" reads the files of a login.
                 let name = shell.rsplit('/').next().unwrap_or_default();
                 (format!("-{name}"), program, Vec::new())
             }

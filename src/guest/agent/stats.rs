@@ -11,7 +11,7 @@ use rustix::system::uname;
 use crate::clock;
 use crate::guest::protocol::Stats;
 
-/// Reads all figures. One whose file does not exist is 0.
+/// Reads all figures. A figure without its file is 0.
 ///
 /// # Errors
 /// The root file system cannot be read.

@@ -20,7 +20,7 @@ const BUFFER: usize = 16 << 10;
 /// The time for the client to answer a close frame.
 const CLOSE_TIME: Duration = Duration::from_secs(2);
 
-/// The result of the extractor, whose rejection is an [`Error`].
+/// The result of the extractor; its rejection is an [`Error`].
 pub type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 
 /// Sets the limits.

@@ -10,7 +10,7 @@
 //! - A file is written under a temporary name and renamed (rename(2)): a reader finds the old file or the new one, an interrupted copy
 //!   leaves nothing, and a program that is being executed can be replaced (no `ETXTBSY`).
 //! - Absolute names, `..`, hard links, devices, FIFOs and unknown types are errors; setuid, setgid and sticky bits are removed.
-//! - The reader bounds the number of entries, the size of names and, if the caller wants, the size of contents.
+//! - The reader bounds the number of entries, the size of names and, if the caller requests it, the size of contents.
 //!
 //! | file | content |
 //! |---|---|

@@ -21,7 +21,7 @@ use crate::guest::protocol::{CopyQuery, copy_header};
 pub enum Destination {
     /// A file or a directory.
     Path(PathBuf),
-    /// Standard output, or what stands for it. It is written from a thread that may block.
+    /// Standard output, or another writer in its place. It is written from a thread that may block.
     Stream(Box<dyn Write + Send>),
 }
 
@@ -60,7 +60,7 @@ pub async fn download(
     };
     let response = agent.request(Method::GET, super::path_with(&query), None);
     let Response { headers, body } = match response.await {
-        // The agent's words for clients of any kind.
+        // The message of the agent for clients of any kind.
         Err(super::RequestError::Refused {
             status: 400,
             message,
@@ -131,7 +131,7 @@ struct Received {
     name: Option<String>,
     /// Of the source.
     mode: Option<u32>,
-    /// Of all files, if the user wants.
+    /// Of all files, if the user requests them.
     permissions: Option<u32>,
     mtime: Option<Mtime>,
     max_bytes: Option<u64>,

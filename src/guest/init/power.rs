@@ -33,7 +33,7 @@ const EVENT: usize = 24;
 pub enum End {
     /// It powers off.
     PowerOff,
-    /// It resets. This ends Firecracker, whose power-down request is Ctrl-Alt-Delete, and QEMU with `-no-reboot`.
+    /// It resets. This ends Firecracker, which requests a power-down by Ctrl-Alt-Delete, and QEMU with `-no-reboot`.
     Restart,
 }
 

@@ -72,7 +72,7 @@ impl Programs {
         }
     }
 
-    /// Starts the programs whose pause has ended.
+    /// Starts the programs after their pause.
     pub fn restart(&mut self) {
         let now = clock::monotonic();
         let due: Vec<Program> = self

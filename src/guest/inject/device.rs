@@ -71,14 +71,14 @@ impl Root {
 /// # Errors
 /// The value is not understood, or the device does not appear.
 pub fn wait_for(root: &str, parameters: &Parameters) -> Result<PathBuf, String> {
-    let wanted = Root::parse(root)?;
+    let desired = Root::parse(root)?;
     std::thread::sleep(parameters.delay);
     let begin = clock::monotonic();
     loop {
         let devices = devices();
         let found = devices
             .iter()
-            .find(|name| wanted.is(name, &names_of(&wanted, name)));
+            .find(|name| desired.is(name, &names_of(&desired, name)));
         if let Some(name) = found {
             return Ok(Path::new("/dev").join(name));
         }
@@ -110,14 +110,14 @@ fn devices() -> Vec<String> {
 }
 
 /// What a device contains, as far as it is needed. A device that cannot be read has no names.
-fn names_of(wanted: &Root, name: &str) -> Names {
+fn names_of(desired: &Root, name: &str) -> Names {
     let read = |device: &str, offset: u64, length: usize| -> Option<Vec<u8>> {
         let file = File::open(Path::new("/dev").join(device)).ok()?;
         let mut bytes = vec![0; length];
         file.read_exact_at(&mut bytes, offset).ok()?;
         Some(bytes)
     };
-    match wanted {
+    match desired {
         Root::Device(_) => Names::default(),
         Root::Uuid(_) | Root::Label(_) => {
             superblock::file_system(|offset, length| read(name, offset, length))

@@ -1,11 +1,11 @@
-//! The agent in a guest whose image does not contain it: `agent: inject`.
+//! The agent in a guest with an image that does not contain it: `agent: inject`.
 //! Out of scope: how it gets there ([`crate::vmm`]); the agent itself ([`super::agent`]).
 //!
 //! The kernel executes this program as [`INIT`] of an initramfs. It starts a process that keeps the agent running, and executes the init of
 //! the user's initrd, or, where there is none, mounts the root file system and executes its init. Nothing is written to the image.
 //!
 //! # Why
-//! - That process stays in the initramfs, whose files the user's init deletes: its program lives as long as it is executed. It starts the
+//! - That process stays in the initramfs, and the user's init deletes the files there: its program lives as long as it is executed. It starts the
 //!   agent in the root directory of PID 1, so that requests find the files of the guest, and again if the agent ends.
 //! - Its `argv[0]` begins with `@`: systemd and others do not kill such a process when they leave an initrd (systemd,
 //!   `ROOT_STORAGE_DAEMONS`). The agent has an ordinary name, and ends when the guest powers off.

@@ -102,7 +102,7 @@ pub struct WatchQuery {
     pub patterns: Vec<String>,
     /// `create`, `write`, `remove`, `rename`, `chmod` or `all`; empty: all.
     pub events: Vec<String>,
-    /// Whose files, for `~` in a path.
+    /// The owner of the home directory, for `~` in a path.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
     /// Whether subdirectories are watched.

@@ -21,7 +21,7 @@ pub struct Usage {
 /// The resources of process `pid`.
 ///
 /// # Errors
-/// There is no such process, or it is not ours to inspect.
+/// There is no such process, or it may not be inspected.
 pub fn usage(pid: u32) -> Result<Usage, Error> {
     let read = |file: &str| {
         let path = format!("/proc/{pid}/{file}");
@@ -68,7 +68,7 @@ pub struct LinkCounters {
 /// The counters of a link in the network namespace of process `pid`; `None` if there is no such link.
 ///
 /// # Errors
-/// There is no such process, or it is not ours to inspect.
+/// There is no such process, or it may not be inspected.
 pub fn link_counters(pid: u32, link: &str) -> Result<Option<LinkCounters>, Error> {
     let path = format!("/proc/{pid}/net/dev");
     match fs::read_to_string(&path) {

@@ -126,10 +126,10 @@ async fn a_connection_that_forwards_a_request_is_not_counted_never_late_and_ends
         (connection.deadline(), connection.waiting_since()),
         (None, None)
     );
-    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (local, theirs) = UnixStream::pair().unwrap();
     let short = Duration::from_millis(50);
-    let waits = tokio::time::timeout(short, connection.wait_for_close(&ours));
+    let waits = tokio::time::timeout(short, connection.wait_for_close(&local));
     assert!(waits.await.is_err(), "both are there");
     drop(theirs);
-    connection.wait_for_close(&ours).await;
+    connection.wait_for_close(&local).await;
 }

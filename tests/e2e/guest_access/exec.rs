@@ -1,4 +1,4 @@
-//! `vm exec`: streams, exit status, signals, memory, and the end of a command whose client has gone.
+//! `vm exec`: streams, exit status, signals, memory, and the end of a command after its client has gone.
 //! Out of scope: commands on a terminal (`shell`).
 
 use std::fs;
@@ -15,7 +15,7 @@ use super::{Host, VM, memory, text, with_agent};
 #[test]
 fn a_command_has_the_streams_and_the_exit_status_of_a_local_one() {
     with_agent(|host| {
-        // Words of the command, exit status, standard output, standard error.
+        // Command, exit status, standard output, standard error.
         let table: [(&[&str], i32, &[u8], &str); 9] = [
             (&["true"], 0, b"", ""),
             (&["false"], 1, b"", ""),

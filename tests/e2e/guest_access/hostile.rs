@@ -104,7 +104,7 @@ const TABLE: [(&str, Misbehaviour, &str); 13] = [
                 "HTTP/1.1 400 No\r\ncontent-length: 42\r\n\r\n{\"error\":\"a\\u001b[31mb\\ncccccccccccccccc\"}",
             )
         },
-        "error: a [31mb cccccccccccccccc",
+        "error: a\u{fffd}[31mb cccccccccccccccc",
     ),
 ];
 

@@ -33,7 +33,7 @@ impl Root {
     }
 }
 
-/// The lines of a group whose guest runs a script.
+/// The lines of a group with a guest that runs a script.
 fn userdata(script: &str) -> String {
     let lines: String = script.lines().map(|line| format!("\n  {line}")).collect();
     format!("userdata: |{lines}")

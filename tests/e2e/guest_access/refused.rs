@@ -10,7 +10,7 @@ use test_support::harness::group;
 use super::{Host, VM, text, with_vm};
 
 #[test]
-fn a_vm_whose_guest_does_not_run_is_refused_with_the_reason() {
+fn a_vm_without_a_running_guest_is_refused_with_the_reason() {
     with_vm(|host| {
         let harness = &host.harness;
         harness.apply(&group("slot", 1, "169.254.104.0/22", ""));

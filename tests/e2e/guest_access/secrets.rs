@@ -184,7 +184,7 @@ fn assert_free(what: &str, text: &[u8]) {
     }
 }
 
-/// Fails if a value is found in what the daemon has said and stored, except for what only root can read in its directory of secrets.
+/// Fails if a value is found in what the daemon has printed, answered and stored, except for what only root can read in its directory of secrets.
 pub fn assert_no_value(harness: &Harness) {
     for words in [
         "get vms -o json",

@@ -126,7 +126,7 @@ impl Ssh<'_> {
         command
     }
 
-    /// `ssh WORDS USER@127.0.0.1 COMMAND`.
+    /// `ssh ARGUMENTS USER@127.0.0.1 COMMAND`.
     fn ssh(&self, words: &[&str], user: &str, command: &[&str]) -> Command {
         let mut ssh = self.program("ssh", words);
         ssh.arg(format!("{user}@127.0.0.1")).args(command);

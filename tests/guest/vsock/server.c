@@ -84,10 +84,10 @@ static void pour(int fd) {
 }
 
 static void attempt(int fd) {
-    int wanted, refused = 0, other = 0;
+    int attempts, refused = 0, other = 0;
     ssize_t length = read(fd, buffer, 32);
-    wanted = length > 0 ? atoi(buffer) : 0;
-    while (wanted-- > 0) {
+    attempts = length > 0 ? atoi(buffer) : 0;
+    while (attempts-- > 0) {
         int attempt = socket(AF_VSOCK, SOCK_STREAM, 0);
         struct sockaddr_vm host = at(VMADDR_CID_HOST, 1024);
         int failed = connect(attempt, (struct sockaddr *)&host, sizeof host);

@@ -47,9 +47,9 @@ impl FromStr for Forward {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong =
             |why: &str| format!("{why}: expected [[ADDRESS:]LOCAL:]REMOTE, such as 8080:80");
-        let words = words(text).map_err(|why| wrong(&why))?;
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let (listen, remote) = match words.as_slice() {
+        let parts = parts(text).map_err(|why| wrong(&why))?;
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        let (listen, remote) = match parts.as_slice() {
             [first, rest @ ..] if is_path(first) => (Listen::Unix(first.into()), rest),
             [first, rest @ ..] if is_number(first) => (tcp(LOOPBACK, first)?, rest),
             [address, first, rest @ ..] if is_number(first) && !rest.is_empty() => {
@@ -68,54 +68,54 @@ impl FromStr for Forward {
     }
 }
 
-/// The words between colons. Brackets enclose an IPv6 address; a path in the guest is the last word.
-fn words(text: &str) -> Result<Vec<String>, String> {
-    let (mut words, mut rest) = (Vec::new(), text);
+/// The parts between colons. Brackets enclose an IPv6 address; a path in the guest is the last part.
+fn parts(text: &str) -> Result<Vec<String>, String> {
+    let (mut parts, mut rest) = (Vec::new(), text);
     loop {
         if let Some(inner) = rest.strip_prefix('[') {
             let (address, after) = inner.split_once(']').ok_or("no closing ]")?;
-            words.push(address.to_owned());
+            parts.push(address.to_owned());
             match after.strip_prefix(':') {
                 Some(next) => rest = next,
-                None if after.is_empty() => return Ok(words),
+                None if after.is_empty() => return Ok(parts),
                 None => return Err("no colon after ]".to_owned()),
             }
             continue;
         }
-        if rest.starts_with('/') && !words.is_empty() {
-            words.push(rest.to_owned());
-            return Ok(words);
+        if rest.starts_with('/') && !parts.is_empty() {
+            parts.push(rest.to_owned());
+            return Ok(parts);
         }
         match rest.split_once(':') {
-            Some((word, next)) => {
-                words.push(word.to_owned());
+            Some((part, next)) => {
+                parts.push(part.to_owned());
                 rest = next;
             }
             None => {
-                words.push(rest.to_owned());
-                return Ok(words);
+                parts.push(rest.to_owned());
+                return Ok(parts);
             }
         }
     }
 }
 
-fn is_path(word: &str) -> bool {
-    word.starts_with('/') || word.starts_with("./") || word.starts_with("../")
+fn is_path(part: &str) -> bool {
+    part.starts_with('/') || part.starts_with("./") || part.starts_with("../")
 }
 
-fn is_number(word: &str) -> bool {
-    !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit())
+fn is_number(part: &str) -> bool {
+    !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Characters of names and addresses.
-fn is_host(word: &str) -> bool {
+fn is_host(part: &str) -> bool {
     let is_permitted = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:%".contains(&byte);
-    !word.is_empty() && word.bytes().all(is_permitted)
+    !part.is_empty() && part.bytes().all(is_permitted)
 }
 
-fn number(word: &str) -> Result<u16, String> {
-    let number = word.parse();
-    number.map_err(|_| format!("invalid port \"{word}\": expected a number up to 65535"))
+fn number(part: &str) -> Result<u16, String> {
+    let number = part.parse();
+    number.map_err(|_| format!("invalid port \"{part}\": expected a number up to 65535"))
 }
 
 fn tcp(address: &str, port: &str) -> Result<Listen, String> {

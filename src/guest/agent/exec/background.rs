@@ -39,7 +39,7 @@ struct Content {
 }
 
 impl Background {
-    /// A command whose output goes into a buffer of the reserved size.
+    /// A command with output into a buffer of the reserved size.
     pub fn new(
         id: String,
         process: Arc<Process>,

@@ -72,7 +72,7 @@ impl Commands {
         }
     }
 
-    /// Takes memory and a place for a command in the background. The oldest command that has ended makes room.
+    /// Takes memory and a place for a command in the background. The oldest command that has ended is removed for it, if necessary.
     ///
     /// # Errors
     /// 503: all memory is in use, or all commands run.

@@ -130,7 +130,7 @@ pub async fn buffered(
         Ok(command) => collect(command, query.stdio).await,
         Err(StartError::Program { exit_code, text }) => Buffered {
             exit_code,
-            encoding: frames::mark(query.stdio),
+            encoding: frames::encoding_field(query.stdio),
             error: Some(text),
             ..Buffered::default()
         },
@@ -157,7 +157,7 @@ async fn collect(mut command: Command, encoding: Encoding) -> Buffered {
         stdout: frames::encode(&stdout, encoding),
         stderr: frames::encode(&stderr, encoding),
         exit_code: ending.exit_code,
-        encoding: frames::mark(encoding),
+        encoding: frames::encoding_field(encoding),
         pid: Some(command.process.pid()),
         started_at: Some(command.process.started_at),
         ended_at: Some(ending.ended_at),

@@ -18,7 +18,7 @@ pub fn encode(data: &[u8], encoding: Encoding) -> String {
 }
 
 /// The value of `encoding`, which is absent for text.
-pub fn mark(encoding: Encoding) -> Option<Encoding> {
+pub fn encoding_field(encoding: Encoding) -> Option<Encoding> {
     (encoding != Encoding::Text).then_some(encoding)
 }
 
@@ -34,7 +34,7 @@ pub fn started(id: &str, process: &Process) -> Frame {
 /// Output. `kind` is [`FrameKind::Stdout`] or [`FrameKind::Stderr`].
 pub fn output(kind: FrameKind, data: &[u8], encoding: Encoding, at: Timestamp) -> Frame {
     let mut frame = Frame::new(kind, at);
-    frame.encoding = mark(encoding);
+    frame.encoding = encoding_field(encoding);
     let text = Some(encode(data, encoding));
     match kind {
         FrameKind::Stderr => frame.stderr = text,

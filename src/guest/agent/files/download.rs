@@ -70,7 +70,7 @@ fn open(path: &Path, mode: Mode) -> Result<Source, Error> {
             let root = Beneath::open(path).map_err(|error| refusal(&error))?;
             Ok(Source::Directory(root, metadata))
         }
-        // Clients look for these words, and copy a directory instead.
+        // Clients search for this text, and copy a directory instead.
         (true, _) => Err(Error::bad_request(format!(
             "{shown} is a directory: must specify a file not a directory"
         ))),

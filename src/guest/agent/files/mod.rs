@@ -1,7 +1,7 @@
 //! The endpoints for files: `/cp` and `/fs/…`.
 //! Out of scope: commands, shells; who may call them.
 //!
-//! # Whose permissions
+//! # Permissions
 //! Files are read and changed with the permissions of the agent, and what is created gets the requested owner (chown(2)). The agent does
 //! not change its file-system user (setfsuid(2)), because that would restrict nobody: who may copy may also execute commands as root,
 //! the requests of `/fs` name no user, and published clients write to directories of the system without naming one.

@@ -65,14 +65,14 @@ async fn provision(
 ) -> Result<Json<Provisioned>, Error> {
     let provisioner = provisioner(&agent)?;
     // The error of the parser contains values.
-    let wanted = serde_json::from_slice(&body).map_err(|error| {
+    let desired = serde_json::from_slice(&body).map_err(|error| {
         let (line, column) = (error.line(), error.column());
         Error::bad_request(format!("invalid body at line {line} column {column}"))
     })?;
     // What has begun is completed also if the client leaves.
     let task = tokio::spawn({
         let provisioner = Arc::clone(provisioner);
-        async move { provisioner.apply(wanted).await }
+        async move { provisioner.apply(desired).await }
     });
     let applied = task.await;
     let applied = applied

@@ -21,7 +21,7 @@ impl Place {
         }
     }
 
-    /// A directory that stands for it, for tests.
+    /// A directory in its place, for tests.
     pub fn directory(root: PathBuf) -> Self {
         Self {
             root,

@@ -68,10 +68,10 @@ impl Provisioner {
     ///
     /// # Errors
     /// 400: it is invalid.
-    pub async fn apply(self: &Arc<Self>, wanted: Provision) -> Result<Provisioned, Error> {
+    pub async fn apply(self: &Arc<Self>, desired: Provision) -> Result<Provisioned, Error> {
         let _turn = self.turn.lock().await;
-        let (generation, pending) = (wanted.generation.clone(), wanted.userdata_pending);
-        let script = match &wanted.userdata {
+        let (generation, pending) = (desired.generation.clone(), desired.userdata_pending);
+        let script = match &desired.userdata {
             None => None,
             Some(script) => Some(
                 STANDARD
@@ -80,7 +80,7 @@ impl Provisioner {
             ),
         };
         let this = Arc::clone(self);
-        let applied = tokio::task::spawn_blocking(move || this.apply_files(&wanted)).await;
+        let applied = tokio::task::spawn_blocking(move || this.apply_files(&desired)).await;
         let (mut problems, are_secrets_there) = applied.map_err(|error| {
             Error::system("provision the guest", &std::io::Error::other(error))
         })??;
@@ -105,11 +105,11 @@ impl Provisioner {
     }
 
     /// The problems, and whether all secrets are there.
-    fn apply_files(&self, wanted: &Provision) -> Result<(Vec<String>, bool), Error> {
-        let secrets = secrets::decode(&wanted.secrets)?;
-        keys::check(&wanted.ssh_keys)?;
+    fn apply_files(&self, desired: &Provision) -> Result<(Vec<String>, bool), Error> {
+        let secrets = secrets::decode(&desired.secrets)?;
+        keys::check(&desired.ssh_keys)?;
         let mut problems = Vec::new();
-        if let Some(name) = &wanted.hostname {
+        if let Some(name) = &desired.hostname {
             hostname::check(name)?;
             let is_new = self.state.lock().hostname.as_ref() != Some(name);
             if is_new {
@@ -119,7 +119,7 @@ impl Provisioner {
                 }
             }
         }
-        problems.extend(keys::write(&self.place, &wanted.ssh_keys));
+        problems.extend(keys::write(&self.place, &desired.ssh_keys));
         let written = secrets::write(&self.place, &secrets);
         let are_secrets_there = written.is_ok();
         problems.extend(written.err());

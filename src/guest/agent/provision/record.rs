@@ -2,7 +2,7 @@
 //! Out of scope: running it.
 //!
 //! The record is written before the userdata starts, and again when it has ended. Other products read and write `/etc/slicer/userdata-ran`,
-//! which contains the exit status, so it counts too. A guest whose disk cannot be written has its record in `/run`: it runs the userdata
+//! which contains the exit status, so it counts too. A guest with a disk that cannot be written has its record in `/run`: it runs the userdata
 //! at each boot, as one without a disk does.
 
 use std::io;

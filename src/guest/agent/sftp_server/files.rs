@@ -119,9 +119,9 @@ impl Files {
 
     fn open(&mut self, reader: &mut Reader) -> Result<Answer, Failure> {
         let (path, flags, attributes) = (path(reader)?, reader.u32()?, Attributes::read(reader)?);
-        self.handles.check_room()?;
+        self.handles.check_limit()?;
         let has = |flag| flags & flag != 0;
-        let mut wanted = match (has(READ), has(WRITE)) {
+        let mut open_flags = match (has(READ), has(WRITE)) {
             (true, true) => OFlags::RDWR,
             (false, true) => OFlags::WRONLY,
             _ => OFlags::RDONLY,
@@ -132,11 +132,11 @@ impl Files {
             (TRUNCATE, OFlags::TRUNC),
             (EXCLUSIVE, OFlags::EXCL),
         ] {
-            wanted.set(of_system, has(flag));
+            open_flags.set(of_system, has(flag));
         }
         // A FIFO without a peer must not block all requests; a terminal must not become the server's.
-        let wanted = wanted | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = File::from(open(path, wanted, mode(&attributes, 0o666))?);
+        let open_flags = open_flags | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file = File::from(open(path, open_flags, mode(&attributes, 0o666))?);
         Ok(Answer::Handle(
             self.handles.add(Handle::File(file, has(APPEND))),
         ))
@@ -191,7 +191,7 @@ impl Files {
 
     fn open_directory(&mut self, reader: &mut Reader) -> Result<Answer, Failure> {
         let path = path(reader)?;
-        self.handles.check_room()?;
+        self.handles.check_limit()?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = openat(CWD, path, flags, Mode::empty())?;
         let names = Dir::read_from(&directory)?;

@@ -40,7 +40,7 @@ pub struct Handles {
 
 impl Handles {
     /// Whether another one may be opened.
-    pub fn check_room(&self) -> Result<(), Failure> {
+    pub fn check_limit(&self) -> Result<(), Failure> {
         match self.open.len() < MAX_HANDLES {
             true => Ok(()),
             false => Err(Errno::MFILE.into()),

@@ -396,7 +396,7 @@ async fn an_agent_that_breaks_the_protocol_changes_nothing() {
         let error = copied.unwrap_err().to_string();
         assert!(error.contains(expected), "{from}: {error}");
         let mut after = snapshot(&root.path().join("to"));
-        // An empty directory is what remains of an archive that is not accepted.
+        // An empty directory is left by an archive that is not accepted.
         after.remove(Path::new("dir"));
         assert_eq!(before, after, "{from}: {expected}");
     }

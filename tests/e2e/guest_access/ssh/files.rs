@@ -139,7 +139,7 @@ fn sftp_has_the_permissions_of_its_user() {
         let output = sftp(
             ssh,
             "root+box-1",
-            &format!("get {} ours\n", ssh.path("link").display()),
+            &format!("get {} copy-of-link\n", ssh.path("link").display()),
         );
         assert_succeeds(&output);
     });

@@ -189,7 +189,7 @@ fn a_vm_that_cannot_answer_is_refused_at_once_with_the_reason() {
             "vm/box-1 is paused: resume it with slicectl vm resume box-1\n"
         );
         harness.ctl("vm resume box-1 --wait");
-        // A session whose VM is stopped.
+        // A session of a VM that is stopped.
         let mut child = ssh
             .ssh(&[], ROOT, &["echo started; exec sleep 600"])
             .spawn()

@@ -9,13 +9,13 @@ use tokio::time::Instant;
 
 use super::tree::{Change, Kind};
 
-/// The maximum number of files whose changes are held back.
+/// The maximum number of files with delayed changes.
 const FILES: usize = 4096;
 
-/// Holds changes back for a fixed time after the first one of a file, so that a file that always changes is reported, too.
+/// Delays changes for a fixed time after the first one of a file, so that a file that always changes is reported, too.
 pub struct Merge {
     time: Duration,
-    held: HashMap<PathBuf, Change>,
+    delayed: HashMap<PathBuf, Change>,
     order: VecDeque<(Instant, PathBuf)>,
 }
 
@@ -24,28 +24,28 @@ impl Merge {
     pub fn new(time: Duration) -> Self {
         Self {
             time,
-            held: HashMap::new(),
+            delayed: HashMap::new(),
             order: VecDeque::new(),
         }
     }
 
-    /// Adds changes; returns those that are not held back.
+    /// Adds changes; returns those that are not delayed.
     pub fn push(&mut self, changes: Vec<Change>, now: Instant) -> Vec<Change> {
         if self.time.is_zero() {
             return changes;
         }
         let mut early = Vec::new();
         for change in changes {
-            if let Some(held) = self.held.get_mut(&change.path) {
-                held.kind = merged(held.kind, change.kind);
-                held.is_dir = change.is_dir;
+            if let Some(delayed) = self.delayed.get_mut(&change.path) {
+                delayed.kind = merged(delayed.kind, change.kind);
+                delayed.is_dir = change.is_dir;
                 continue;
             }
-            if self.held.len() == FILES {
+            if self.delayed.len() == FILES {
                 early.extend(self.first());
             }
             self.order.push_back((now + self.time, change.path.clone()));
-            self.held.insert(change.path.clone(), change);
+            self.delayed.insert(change.path.clone(), change);
         }
         early
     }
@@ -66,7 +66,7 @@ impl Merge {
 
     fn first(&mut self) -> Option<Change> {
         let (_, path) = self.order.pop_front()?;
-        self.held.remove(&path)
+        self.delayed.remove(&path)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Requests to a provisioner of a directory that stands for the file system of a guest.
+//! Requests to a provisioner of a directory in place of the file system of a guest.
 //! Out of scope: HTTP; the host name and mounts of a guest.
 
 use std::fs;
@@ -53,8 +53,8 @@ impl Guest {
         fs::read_to_string(self.at(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
-    async fn apply(&self, wanted: Provision) -> Provisioned {
-        let applied = self.provisioner.apply(wanted).await;
+    async fn apply(&self, desired: Provision) -> Provisioned {
+        let applied = self.provisioner.apply(desired).await;
         applied.unwrap_or_else(|error| panic!("{}", error.text))
     }
 
@@ -145,7 +145,7 @@ async fn invalid_requests_change_nothing_and_repeat_no_value() {
         hostname: Some(name.to_owned()),
         ..Provision::default()
     };
-    for wanted in [
+    for desired in [
         of("../x", ""),
         of("a/b", ""),
         of("", ""),
@@ -168,7 +168,7 @@ async fn invalid_requests_change_nothing_and_repeat_no_value() {
     ] {
         let error = guest
             .provisioner
-            .apply(wanted.clone())
+            .apply(desired.clone())
             .await
             .expect_err("refused");
         assert_eq!(error.status, StatusCode::BAD_REQUEST);
@@ -240,12 +240,12 @@ async fn links_of_a_user_are_not_followed() {
         let guest = Guest::new();
         fs::write(guest.at("etc/shadow"), "root:hash").expect("written");
         attack(&guest);
-        let wanted = Provision {
+        let desired = Provision {
             generation: "1".to_owned(),
             ssh_keys: vec!["k 1".to_owned()],
             ..Provision::default()
         };
-        let applied = guest.apply(wanted).await;
+        let applied = guest.apply(desired).await;
         assert_eq!(applied.problems.len(), 1, "{what}: {applied:?}");
         assert!(
             applied.problems[0].contains("ubuntu"),
@@ -356,11 +356,11 @@ async fn userdata_waits_for_what_it_needs() {
     assert!(guest.provisioner.has_run());
     // A directory in place of a secret.
     fs::create_dir_all(guest.at("run/slice/secrets/a")).expect("created");
-    let wanted = Provision {
+    let desired = Provision {
         secrets: vec![secret("a", "value", 0, 0o600)],
         ..userdata("exit 0")
     };
-    let applied = guest.apply(wanted.clone()).await;
+    let applied = guest.apply(desired.clone()).await;
     assert_eq!(
         applied.userdata.state,
         UserdataState::Pending,
@@ -368,7 +368,7 @@ async fn userdata_waits_for_what_it_needs() {
     );
     assert!(applied.problems[0].contains("secrets"), "{applied:?}");
     fs::remove_dir(guest.at("run/slice/secrets/a")).expect("removed");
-    let applied = guest.apply(wanted).await;
+    let applied = guest.apply(desired).await;
     assert_eq!(
         applied.userdata.state,
         UserdataState::Running,
@@ -382,11 +382,11 @@ async fn a_host_name_is_set_once_and_found_by_programs() {
     let guest = Guest::new();
     let hosts = "127.0.0.1\tlocalhost\n127.0.1.1\told # slice-agent\n";
     fs::write(guest.at("etc/hosts"), hosts).expect("written");
-    let wanted = Provision {
+    let desired = Provision {
         hostname: Some("web-1".to_owned()),
         ..Provision::default()
     };
-    assert_eq!(guest.apply(wanted.clone()).await.problems, [""; 0]);
+    assert_eq!(guest.apply(desired.clone()).await.problems, [""; 0]);
     assert_eq!(guest.read("etc/hostname"), "web-1\n");
     let expected = "127.0.0.1\tlocalhost\n127.0.1.1\tweb-1 # slice-agent\n";
     assert_eq!(guest.read("etc/hosts"), expected);
@@ -400,7 +400,7 @@ async fn a_host_name_is_set_once_and_found_by_programs() {
     );
     // A user of the guest has another opinion.
     fs::write(guest.at("etc/hostname"), "mine\n").expect("written");
-    guest.apply(wanted).await;
+    guest.apply(desired).await;
     assert_eq!(guest.read("etc/hostname"), "mine\n");
 }
 
@@ -408,13 +408,13 @@ async fn a_host_name_is_set_once_and_found_by_programs() {
 async fn a_guest_without_any_directory_gets_everything() {
     let root = tempfile::tempdir().expect("a directory");
     let provisioner = Guest::agent(&root);
-    let wanted = Provision {
+    let desired = Provision {
         hostname: Some("tiny".to_owned()),
         ssh_keys: vec!["k 1".to_owned()],
         secrets: vec![secret("a", "value", 0, 0o600)],
         ..userdata("exit 0")
     };
-    let applied = provisioner.apply(wanted).await.expect("applied");
+    let applied = provisioner.apply(desired).await.expect("applied");
     assert_eq!(applied.problems, [""; 0]);
     assert_eq!(provisioner.userdata.ended().await.exit_code, Some(0));
     for path in [
