@@ -49,6 +49,9 @@ const VMM_END: Duration = Duration::from_secs(2);
 /// A QEMU with another device.
 const OF_EARLIER_VERSION: &str = "its VMM was started by an earlier version of sliced, without a vsock device: guest access returns when the VM is restarted";
 
+/// A guest that is not ready to be used, but can be repaired.
+const IN_INITRD: &str = "it answers in the initrd: the guest has not found its root file system";
+
 /// The known state of all agents.
 pub struct Agents {
     vms: Mutex<HashMap<Uid, Entry>>,
@@ -364,6 +367,10 @@ async fn ask(engine: &Arc<Engine>, of: &Followed) -> Result<Outcome, String> {
     let _permit = asking.acquire().await.map_err(|error| error.to_string())?;
     let socket = of.dir.join(VSOCK);
     let health = probe::health(&socket).await?;
+    // Asked again, with the delays of a guest that boots.
+    if health.in_initrd {
+        return Err(IN_INITRD.to_owned());
+    }
     let desired = engine.store.read(|world| world.vm(of.uid).map(Desired::of));
     match desired {
         Some(desired) => Ok(provision::provision(engine, desired, &health, &socket).await),

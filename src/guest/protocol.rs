@@ -108,6 +108,9 @@ pub struct Health {
     /// The state of the userdata.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub userdata: Option<UserdataStatus>,
+    /// Whether the guest is still in its initrd although it has a root file system.
+    #[serde(skip_serializing_if = "is_false")]
+    pub in_initrd: bool,
 }
 
 /// Figures of the guest. Sizes are in bytes, totals since boot.

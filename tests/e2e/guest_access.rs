@@ -15,6 +15,7 @@ mod secrets;
 mod shell;
 mod ssh;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -90,11 +91,17 @@ fn with_agent(test: impl FnOnce(&mut Host) + Send) {
 impl Host {
     /// The real agent; with `root`, it provisions this directory as if it were the file system of the guest.
     fn agent(&self, root: Option<&Path>) -> Killed {
+        match root {
+            Some(root) => self.agent_with(&["--root".as_ref(), root.as_os_str()]),
+            None => self.agent_with(&[]),
+        }
+    }
+
+    /// The same with these arguments.
+    fn agent_with(&self, arguments: &[&OsStr]) -> Killed {
         let mut command = Command::new(programs::built("slice-agent"));
         command.args(["serve", "--unix"]).arg(&self.socket);
-        if let Some(root) = root {
-            command.arg("--root").arg(root);
-        }
+        command.args(arguments);
         let _ = fs::remove_file(&self.socket);
         let agent = command.env("LANG", "C").stdin(Stdio::null()).spawn();
         let agent = Killed(agent.expect("slice-agent"));

@@ -40,6 +40,7 @@ async fn health(State(agent): State<Arc<Agent>>) -> Json<Health> {
         userdata_exit_code: userdata.as_ref().and_then(|it| it.exit_code),
         generation: provisioner.map(|it| it.generation()),
         userdata,
+        in_initrd: agent.in_initrd,
     })
 }
 

@@ -89,9 +89,9 @@ enum Command {
         /// Load the modules of vsock, and wait until the kernel has vsock
         #[arg(long, hide = true, conflicts_with = "unix")]
         injected: bool,
-        /// Provision nothing: the agent is in an initrd, and the root file system was not found
-        #[arg(long, hide = true, requires = "injected")]
-        unprovisioned: bool,
+        /// Provision nothing: the root file system of the guest was not found yet
+        #[arg(long, hide = true)]
+        in_initrd: bool,
         /// Provision this directory instead of the file system, for tests; without it, an agent on a Unix socket provisions nothing
         #[arg(long, value_name = "DIR", requires = "unix", hide = true)]
         root: Option<PathBuf>,
@@ -109,57 +109,57 @@ pub fn main() -> ExitCode {
     if inject::is_injected_init() {
         return inject::init();
     }
-    let init = rustix::process::getpid().is_init();
-    let command = match init {
+    let is_init = rustix::process::getpid().is_init();
+    let command = match is_init {
         true => Command::Init,
         false => Args::parse().command,
     };
-    if matches!(command, Command::Supervise) {
-        return inject::supervise();
-    }
-    if matches!(command, Command::Sftp) {
-        return sftp_server::main();
-    }
-    child::raise_descriptor_limit();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(64)
-        .build();
-    let text = match (command, runtime) {
-        (Command::Init, _) if !init => "init: expected to be PID 1".to_owned(),
-        (Command::Init, Ok(runtime)) => runtime.block_on(super::init::run()),
-        (
-            Command::Serve {
-                unix,
-                injected,
-                unprovisioned,
-                root,
-            },
-            Ok(runtime),
-        ) => {
-            let place = match &unix {
-                None if unprovisioned => None,
-                None => Some(Place::own()),
+    let text = match command {
+        Command::Supervise => return inject::supervise(),
+        Command::Sftp => return sftp_server::main(),
+        Command::Init if !is_init => "init: expected to be PID 1".to_owned(),
+        Command::Init => block_on(super::init::run()),
+        Command::Serve {
+            unix,
+            injected,
+            in_initrd,
+            root,
+        } => {
+            let place = match (&unix, root) {
+                _ if in_initrd => None,
+                (None, _) => Some(Place::own()),
                 // The agent is not in a guest.
-                Some(_) => root.map(Place::directory),
+                (Some(_), root) => root.map(Place::directory),
             };
-            let Err(text) = runtime.block_on(run(unix, injected, place));
-            text
+            block_on(async {
+                let agent = Agent::new(place.map(Provisioner::new), in_initrd);
+                let Err(text) = run(unix, injected, agent).await;
+                text
+            })
         }
-        (Command::Supervise, Ok(_)) => "supervise: already handled".to_owned(),
-        (Command::Sftp, _) => "sftp: expected another process".to_owned(),
-        (_, Err(error)) => format!("start: {error}"),
     };
     eprintln!("slice-agent: {text}");
     ExitCode::FAILURE
 }
 
+/// Runs a task that returns only with an error.
+fn block_on(task: impl Future<Output = String>) -> String {
+    child::raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(64)
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(task),
+        Err(error) => format!("start: {error}"),
+    }
+}
+
 async fn run(
     unix: Option<PathBuf>,
     injected: bool,
-    place: Option<Place>,
+    agent: Arc<Agent>,
 ) -> Result<std::convert::Infallible, String> {
-    let agent = Agent::new(place.map(Provisioner::new));
     let (listener, handshake) = match unix {
         Some(path) => {
             let listener = Listener::unix(&path);

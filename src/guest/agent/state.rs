@@ -17,13 +17,16 @@ pub struct Agent {
     pub started: Instant,
     /// Provisions the guest; `None`: the agent does not run in one.
     pub provisioner: Option<Arc<Provisioner>>,
+    /// Whether it runs in the initrd of a guest with a root file system that was not found yet.
+    pub in_initrd: bool,
 }
 
 impl Agent {
     /// The state at the start.
-    pub fn new(provisioner: Option<Arc<Provisioner>>) -> Arc<Self> {
+    pub fn new(provisioner: Option<Arc<Provisioner>>, in_initrd: bool) -> Arc<Self> {
         Arc::new(Self {
             provisioner,
+            in_initrd,
             commands: Arc::default(),
             started: clock::monotonic(),
         })

@@ -81,7 +81,7 @@ impl Supervisor {
     fn serve(&self) -> io::Result<Duration> {
         let root = self.wait_for_root()?;
         let runs_in = identity(&root)?;
-        let mut child = match start(root, !(self.has_root && runs_in == self.initrd)) {
+        let mut child = match start(root, self.has_root && runs_in == self.initrd) {
             Ok(child) => child,
             // `/proc` may not be mounted there yet.
             Err(error) => {
@@ -125,13 +125,13 @@ fn identity(directory: &OwnedFd) -> io::Result<Root> {
     Ok((found.st_dev, found.st_ino))
 }
 
-/// Starts the agent. Its program has no path any more, and is executed through `/proc` of its own root directory. `provisions`: it is in the
-/// file system of the guest, and not in an initrd in which nothing would last.
-fn start(root: OwnedFd, provisions: bool) -> io::Result<Child> {
+/// Starts the agent. Its program has no path any more, and is executed through `/proc` of its own root directory. `in_initrd`: the root
+/// file system was not found yet, and nothing that is written would last.
+fn start(root: OwnedFd, in_initrd: bool) -> io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("slice-agent").args(["serve", "--injected"]);
-    if !provisions {
-        command.arg("--unprovisioned");
+    if in_initrd {
+        command.arg("--in-initrd");
     }
     let enter = move || {
         rustix::process::fchdir(&root)?;

@@ -45,6 +45,25 @@ fn token(host: &Host, words: &str, value: &str) {
 }
 
 #[test]
+fn a_guest_in_its_initrd_gets_nothing_until_it_has_found_its_root_file_system() {
+    let root = Root::new();
+    let script = format!("#!/bin/sh\necho ran >>{}/count", root.path().display());
+    with_vm_of(&userdata(&script), |host| {
+        let in_initrd = host.agent_with(&["--in-initrd".as_ref()]);
+        host.until_message(
+            "it answers in the initrd: the guest has not found its root file system",
+        );
+        assert_eq!(host.condition().0, "NotAnswering");
+        assert!(host.exec(&["true"]).status.success(), "it can be repaired");
+        assert_eq!(root.read("count"), None);
+        drop(in_initrd);
+        let _agent = host.agent(Some(root.path()));
+        host.until_message("answers; userdata succeeded");
+        assert_eq!(root.read("count").as_deref(), Some("ran\n"));
+    });
+}
+
+#[test]
 fn a_guest_gets_secrets_keys_and_runs_its_userdata_once() {
     let root = Root::new();
     let dir = root.path().display().to_string();
