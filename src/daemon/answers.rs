@@ -203,7 +203,7 @@ impl Backend for AppState {
     }
 
     async fn usage(&self, vm: Name) -> Result<Usage, Refusal> {
-        usage::read(&self.engine, vm)
+        usage::read(&self.engine, &self.status_builder, vm)
     }
 
     async fn events(

@@ -3,23 +3,24 @@
 
 use super::not_found::not_found;
 use crate::api::meta::Name;
-use crate::api::stage::Stage;
 use crate::api::usage::{Traffic, Usage};
 use crate::api::view::Kind;
 use crate::engine::Engine;
 use crate::host::{Error, process};
-use crate::reconcile::checkpoint;
+use crate::status::StatusBuilder;
 use crate::wire::Refusal;
 
 /// The use of the VMM's process.
-pub(super) fn read(engine: &Engine, vm: Name) -> Result<Usage, Refusal> {
+pub(super) fn read(
+    engine: &Engine,
+    status_builder: &StatusBuilder,
+    vm: Name,
+) -> Result<Usage, Refusal> {
     let (uid, tap) = engine.store.read(|world| {
         let found = world.vm_named(&vm);
-        let uid = found
-            .map(|vm| vm.meta.uid)
-            .ok_or_else(|| not_found(world, Kind::Vm, &vm))?;
-        let connection = checkpoint::connection(world.status(uid, Stage::Net));
-        Ok::<_, Refusal>((uid, connection.map(|connection| connection.tap)))
+        let found = found.ok_or_else(|| not_found(world, Kind::Vm, &vm))?;
+        let network = status_builder.vm(world, found).status.network;
+        Ok::<_, Refusal>((found.meta.uid, network.map(|network| network.tap)))
     })?;
     let running = engine.processes.running(uid);
     let Some(running) = running else {

@@ -57,8 +57,16 @@ fn boot(harness: &Harness) {
         initrd.display(),
         guest_dir().display()
     );
-    let initrd = initrd.display().to_string();
-    harness.apply(&guests(&harness::slots(1, ""), &kernel(), &initrd, ""));
+    boot_as(
+        harness,
+        &harness::slots(1, ""),
+        &initrd.display().to_string(),
+    );
+}
+
+/// The same for a group of slots.
+fn boot_as(harness: &Harness, slots: &str, initrd: &str) {
+    harness.apply(&guests(slots, &kernel(), initrd, ""));
     harness.ctl(&format!("wait vm/{VM} --for agent --timeout 60s"));
 }
 
@@ -81,15 +89,60 @@ fn commands_files_shells_ports_and_figures_of_a_real_guest() {
         files(&harness);
         shell(&harness);
         ports(&harness);
-        let top = succeeds(&harness, &["vm", "top", VM, "-o", "json"]);
-        let top: Value = serde_json::from_str(&top).expect("JSON");
-        let found = top.to_string();
-        assert!(found.contains(VM), "{found}");
-        let top = succeeds(&harness, &["vm", "top"]);
-        let row = top.lines().find(|line| line.starts_with(VM));
-        // The memory of the guest, as it reports it.
-        assert!(row.is_some_and(|row| row.contains("Mi/")), "{top}");
+        figures(&harness);
     });
+}
+
+#[test]
+fn the_figures_of_a_guest_on_a_bridge_are_those_of_its_own_tap() {
+    with_daemon(|harness| {
+        let initrd = guest_dir().join("initrd-agent").display().to_string();
+        let slots = harness::bridge_group("sandbox", 1, "bridge: br9\ngateway: 10.9.0.1/24");
+        boot_as(&harness, &slots, &initrd);
+        figures(&harness);
+    });
+}
+
+/// What `vm top` shows is what the guest does.
+fn figures(harness: &Harness) {
+    let top = || {
+        let top = succeeds(harness, &["vm", "top", VM, "-o", "json"]);
+        let rows: Value = serde_json::from_str(&top).expect("JSON");
+        rows[0].clone()
+    };
+    let sent = |row: &Value| row["host"]["network"]["sent_bytes"].as_u64();
+    let before = top();
+    assert_eq!(before["vm"], VM);
+    let script = "ping -c 3 -s 1000 -W 1 -i 0.2 $(ip route | sed -n 's/^default via \\([0-9.]*\\).*/\\1/p'); true";
+    succeeds(
+        harness,
+        &["vm", "exec", VM, "--uid", "0", "--", "sh", "-c", script],
+    );
+    let after = top();
+    let grown = sent(&after)
+        .zip(sent(&before))
+        .map(|(now, then)| now - then);
+    assert!(
+        grown.is_some_and(|bytes| (3_000..100_000).contains(&bytes)),
+        "{before} {after}"
+    );
+    assert!(
+        after["guest"]["totalMemory"].as_u64() > Some(1 << 20),
+        "{after}"
+    );
+    // The guest computes meanwhile.
+    let busy = running(harness, "echo started; while :; do :; done");
+    let percent = top()["cpu_percent"].as_f64();
+    assert!(percent.is_some_and(|percent| percent > 5.0), "{percent:?}");
+    let mut busy = busy;
+    busy.kill().expect("killed");
+    busy.wait().expect("its status");
+    let table = succeeds(harness, &["vm", "top"]);
+    let row = table.lines().find(|line| line.starts_with(VM));
+    assert!(
+        row.is_some_and(|row| row.contains("Mi/") && !row.contains(" - ")),
+        "{table}"
+    );
 }
 
 fn commands(harness: &Harness) {
