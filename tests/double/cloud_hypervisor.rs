@@ -65,7 +65,6 @@ struct Booted {
     guest: Guest,
     paused: bool,
     _held: Vec<std::fs::File>,
-    _vsock: Option<UnixListener>,
 }
 
 struct Vmm {
@@ -212,6 +211,7 @@ fn boot(vmm: &Arc<Mutex<Vmm>>) -> Result<(), Causes> {
         tap: open_tap(&config.tap).map_err(|why| wrap("Cannot create virtio-net device", why))?,
         mac: parse_mac(&config.mac).map_err(|why| wrap("Cannot create virtio-net device", why))?,
         words: format!("{} {initrd}", config.cmdline),
+        vsock,
     };
     let again = Arc::clone(vmm);
     let guest = Guest::boot("vcpu0", setup, move |end| match end {
@@ -233,7 +233,6 @@ fn boot(vmm: &Arc<Mutex<Vmm>>) -> Result<(), Causes> {
         guest,
         paused: false,
         _held: held,
-        _vsock: vsock,
     }));
     Ok(())
 }

@@ -264,7 +264,13 @@ impl Vmm {
         let Some(tap) = self.tap.take() else {
             return Err("this double has no guest without a network".to_owned());
         };
-        let setup = Setup { tap, mac, words };
+        let vsock = self.vsock.as_ref().map(UnixListener::try_clone);
+        let setup = Setup {
+            tap,
+            mac,
+            words,
+            vsock: vsock.transpose().map_err(|error| error.to_string())?,
+        };
         let guest = Guest::boot("fc_vcpu 0", setup, |end| match end {
             // Through the keyboard controller: there is no other way for a guest.
             End::PowerOff => std::process::exit(0),

@@ -5,11 +5,14 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::vsock;
 
 /// `struct virtio_net_hdr_v1`, before each frame on a TAP that was opened with `IFF_VNET_HDR`.
 const HEADER: usize = 12;
@@ -31,6 +34,8 @@ pub struct Setup {
     pub mac: [u8; 6],
     /// The kernel's command line, and the initrd if it is text.
     pub words: String,
+    /// The socket of its vsock device.
+    pub vsock: Option<UnixListener>,
 }
 
 /// One that runs.
@@ -185,6 +190,7 @@ struct Machine {
     ready: bool,
     tiny: Vec<String>,
     traffic: Arc<Traffic>,
+    vsock: Option<UnixListener>,
 }
 
 impl Machine {
@@ -220,6 +226,7 @@ impl Machine {
             ready: false,
             tiny: word("tiny="),
             traffic: Arc::default(),
+            vsock: setup.vsock,
         }
     }
 
@@ -233,6 +240,12 @@ impl Machine {
         if self.has_option("crash") {
             print(&format!("tiny: {} crashes\r\n", self.name));
             return Some(End::Crash);
+        }
+        if let Some(listener) = &self.vsock {
+            vsock::serve(listener);
+            if self.has_option("dial") {
+                vsock::dial(listener);
+            }
         }
         let mut next_ping = Instant::now();
         loop {

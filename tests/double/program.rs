@@ -11,6 +11,7 @@ mod firecracker;
 mod guest;
 mod jailer;
 mod server;
+mod vsock;
 
 use std::path::Path;
 

@@ -15,6 +15,6 @@ trap 'rm -f "$new"' EXIT
 gcc -std=gnu11 -O2 -Wall -Wextra -Werror -ffreestanding -fno-pic -fno-stack-protector -fcf-protection=none \
     -fno-asynchronous-unwind-tables -fno-tree-loop-distribute-patterns -mno-red-zone -mgeneral-regs-only \
     -nostdlib -static -no-pie -Wl,--build-id=none,-z,noexecstack,-z,max-page-size=4096,--no-warn-rwx-segments \
-    -T link.ld -o "$new" start.S main.c machine.c power.c acpi.c virtio.c net.c words.c
+    -T link.ld -o "$new" start.S main.c machine.c power.c acpi.c virtio.c card.c net.c vsock.c words.c
 chmod 755 "$new"
 mv "$new" "$out/tiny"

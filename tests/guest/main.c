@@ -36,10 +36,13 @@ void main(const void *start_info, const void *boot_params) {
     find_card();
     find_button(&words);
     net_start(&words);
+    vsock_start(words.dial);
     for (int quiet = 0;; quiet++) {
         // What others on a bridge ask of each other is heard by dozens of us: nobody wakes up for it.
         for (enum heard heard; (heard = net_poll()) != NOTHING;)
             quiet = heard == OURS ? 0 : quiet;
+        while (vsock_poll())
+            quiet = 0;
         echo();
         if (button_pressed()) {
             if (!words.deaf)

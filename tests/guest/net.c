@@ -42,21 +42,21 @@ static uint16_t checksum(const void *data, size_t bytes) {
 static void send(size_t bytes) {
     for (; bytes < MINIMUM; bytes++)
         out[bytes] = 0;
-    transmit(out, bytes);
+    transmit_frame(out, bytes);
 }
 
 static void send_arp(uint16_t operation, const uint8_t *to_mac, uint32_t to) {
     struct arp *arp = (struct arp *)out;
     static const uint8_t nobody[6], everybody[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
     copy(arp->link.to, to_mac ? to_mac : everybody, 6);
-    copy(arp->link.from, card.mac, 6);
+    copy(arp->link.from, mac, 6);
     arp->link.kind = swap16(0x0806);
     arp->hardware = swap16(1);
     arp->protocol = swap16(0x0800);
     arp->sizes[0] = 6;
     arp->sizes[1] = 4;
     arp->operation = swap16(operation);
-    copy(arp->from_mac, card.mac, 6);
+    copy(arp->from_mac, mac, 6);
     arp->from = ip;
     copy(arp->to_mac, to_mac ? to_mac : nobody, 6);
     arp->to = to;
@@ -72,7 +72,7 @@ static void ping_gateway(void) {
         .type = ECHO_REQUEST, .echo_id = swap16(0x7419), .echo_number = swap16(1),
     };
     copy(ping->link.to, gateway_mac, 6);
-    copy(ping->link.from, card.mac, 6);
+    copy(ping->link.from, mac, 6);
     copy(ping->data, "tinytiny", PINGED);
     ping->sum = checksum(&ping->version, IP_BYTES);
     ping->icmp_sum = checksum(&ping->type, ICMP_BYTES + PINGED);
@@ -107,7 +107,7 @@ static void on_icmp(const struct icmp *icmp, size_t bytes) {
     struct icmp *answer = (struct icmp *)out;
     copy(answer, icmp, length + sizeof icmp->link);
     copy(answer->link.to, icmp->link.from, 6);
-    copy(answer->link.from, card.mac, 6);
+    copy(answer->link.from, mac, 6);
     answer->from = ip;
     answer->to = icmp->from;
     answer->life = 64;
@@ -130,7 +130,7 @@ void net_start(const struct words *words) {
 
 enum heard net_poll(void) {
     size_t bytes;
-    const uint8_t *frame = receive(&bytes);
+    const uint8_t *frame = receive_frame(&bytes);
     if (!frame)
         return NOTHING;
     uint16_t kind = bytes < sizeof(struct ethernet) ? 0 : swap16(((const struct ethernet *)frame)->kind);

@@ -41,7 +41,7 @@ bool same(const void *one, const void *other, size_t bytes);
 struct words {
     char name[64];          // host name; `tiny` unless told
     uint32_t ip, gateway;   // host order, 0: none
-    bool crash, deaf, off, flood;
+    bool crash, deaf, off, flood, dial;
     uint64_t acpi;          // where its root pointer is, 0: not told
 };
 // From the kernel command line, and from the text of an initrd.
@@ -61,17 +61,59 @@ _Noreturn void power_off(void);
 // The address of Cloud Hypervisor's event device, or 0.
 uint64_t find_event_device(uint64_t root);
 
-// ---- virtio.c: the card
+// ---- virtio.c: devices
+
+enum bus { NO_BUS, MMIO, PCI };
+// Firecracker requires 64 KiB of receive buffers before it delivers a frame.
+enum { SLOTS = 64, BUFFER = 1600, RECEIVE = 0, TRANSMIT = 1, QUEUES = 3 };
+struct descriptor { uint64_t at; uint32_t bytes; uint16_t flags, next; };
+// The used ring has a page of its own, as the legacy layout wants it with an alignment of 4096.
+struct queue {
+    struct descriptor descriptors[SLOTS];
+    volatile struct { uint16_t flags, index, ring[SLOTS]; } available;
+    volatile struct { uint16_t flags, index; struct { uint32_t id, bytes; } ring[SLOTS]; } used __attribute__((aligned(4096)));
+} __attribute__((aligned(4096)));
+struct device {
+    struct queue queues[QUEUES];
+    uint8_t incoming[SLOTS][BUFFER], outgoing[SLOTS][BUFFER];
+    enum bus bus;
+    bool legacy;
+    uint64_t at;
+    volatile uint32_t *mmio;
+    struct { volatile uint8_t *common, *notify, *config; uint32_t multiplier, offset[QUEUES]; } pci;
+    uint16_t seen, sent;
+    int lent;
+};
+enum { CARD = 1 };
+// Looks for a device of this type and agrees on features with it.
+enum found { FOUND, MISSING, REFUSED };
+enum found find_device(struct device *device, uint32_t kind, uint32_t features);
+// A byte of its configuration.
+uint8_t config_of(const struct device *device, int offset);
+void start_device(struct device *device, int queues);
+// What the device has written, or NULL; valid until the next call.
+const uint8_t *receive(struct device *device, size_t *bytes);
+// The buffer for what transmit() sends; NULL: the device has not read the earlier ones.
+uint8_t *outgoing(struct device *device);
+void transmit(struct device *device, size_t bytes);
+
+// ---- card.c: the network card
 
 #define FRAME_MAX 1526
-enum bus { NO_CARD, MMIO, PCI };
-struct card { enum bus bus; uint8_t mac[6]; uint64_t at; };
-extern struct card card;
+extern struct device card;
+extern uint8_t mac[6];
 // Looks for a network card and starts it; on failure says why.
-bool find_card(void);
+void find_card(void);
 // A frame that has come without its header, or NULL; valid until the next call.
-const uint8_t *receive(size_t *bytes);
-void transmit(const uint8_t *frame, size_t bytes);
+const uint8_t *receive_frame(size_t *bytes);
+void transmit_frame(const uint8_t *frame, size_t bytes);
+
+// ---- vsock.c: echo
+
+// If there is a device. `dial`: requests one connection to the host.
+void vsock_start(bool dial);
+// Answers a packet that has come; false: there is none.
+bool vsock_poll(void);
 
 // ---- net.c: ARP and ICMP echo
 

@@ -113,5 +113,6 @@ void read_words(struct words *words, const void *start_info, const void *boot_pa
         words->deaf |= is(value, "deaf");
         words->off |= is(value, "off");
         words->flood |= is(value, "flood");
+        words->dial |= is(value, "dial");
     }
 }

@@ -4,6 +4,7 @@
 mod api;
 mod confine;
 mod disks;
+mod echo;
 mod fixture;
 mod guest;
 mod identity;

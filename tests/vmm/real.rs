@@ -53,7 +53,7 @@ pub enum As {
 }
 
 /// How a VMM may be run.
-fn ways(hypervisor: Hypervisor) -> &'static [As] {
+pub fn ways(hypervisor: Hypervisor) -> &'static [As] {
     match hypervisor {
         Hypervisor::Firecracker => &[As::Root, As::Itself, As::Jailed],
         Hypervisor::None | Hypervisor::Qemu | Hypervisor::CloudHypervisor => {
