@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use super::harness::Harness;
 use super::vmm;
@@ -34,7 +34,12 @@ fn initrd(words: &str) -> String {
         return String::new();
     }
     let path = Path::new(kernel()).with_file_name(words.replace(' ', "+"));
-    std::fs::write(&path, words).expect("written");
+    // Written once: a VM of another test that has the file would be restarted.
+    static WRITING: Mutex<()> = Mutex::new(());
+    let _writing = WRITING.lock();
+    if std::fs::read_to_string(&path).ok().as_deref() != Some(words) {
+        std::fs::write(&path, words).expect("written");
+    }
     format!("\n      initrd_file: {}", path.display())
 }
 
@@ -70,11 +75,20 @@ impl Tiny {
     }
 }
 
-/// All VMs, by name, as soon as each has a console.
+/// All VMs, by name, as soon as each has a console and every group has as many as it requests.
 pub fn all(harness: &Harness) -> BTreeMap<String, Tiny> {
     harness.until("every VM with a console", || {
+        let groups = harness.get("hostgroups");
+        let groups = groups["items"].as_array().expect("items").iter();
+        let count: u64 = groups
+            .filter_map(|group| group["spec"]["count"].as_u64())
+            .sum();
         let list = harness.get("vms");
-        let vms = list["items"].as_array().expect("items").iter();
+        let vms = list["items"].as_array().expect("items");
+        if (vms.len() as u64) < count {
+            return None;
+        }
+        let vms = vms.iter();
         vms.map(|vm| {
             let (name, network) = (&vm["metadata"]["name"], &vm["status"]["network"]);
             let log = PathBuf::from(vm["status"]["vmm"]["log"].as_str()?);
