@@ -55,16 +55,18 @@ value() { awk -v key="$1" '$1 == key { print $2 }' <<<"$measured"; }
 
 printf 'milliseconds, p50: connect and echo %s; exec of true at the agent %s, through sliced %s, with slicectl %s (slicectl version: %s)\n' \
   "$(value echo)" "$(value direct)" "$(value through)" "$(value command)" "$(value version)"
+# A plain copy is that of a file, by a program in the guest that reads and writes.
 printf 'MB/s: plain copy into the guest %s, out of it %s; cp into the guest %s, out of it %s\n' \
   "$(value plain_in)" "$(value plain_out)" "$(value cp_in)" "$(value cp_out)"
 printf 'seconds until the agent answers %s, of which it has run for %s; KB of the process beside QEMU: %s private, %s with file pages\n' \
   "$(value until_agent)" "$(value agent_age)" "$(value back_end_private)" "$(value back_end_rss)"
-on_top=$(awk "BEGIN { printf \"%.2f\", $(value through) - $(value direct) + $(value echo) }")
+on_top=$(value on_top)
 report 'exec of true: on top of the time of the guest, ms' "$on_top" 5 '<'
 report 'exec of true: the same, in connections with an echo' "$(per "$on_top" "$(value echo)")" 3 '<='
 report 'cp into the guest: ratio to a plain copy' "$(per "$(value cp_in)" "$(value plain_in)")" 0.5 '>='
 report 'cp out of the guest: ratio to a plain copy' "$(per "$(value cp_out)" "$(value plain_out)")" 0.5 '>='
 report 'vm add until the agent answers: ratio to its start' \
   "$(awk "BEGIN { printf \"%.2f\", $(value until_agent) / ($(value until_agent) - $(value agent_age)) }")" 1.1 '<='
-report 'an agent that answers: clock ticks of CPU in 10 s' "$(value rest)" 0 '=='
+# The threads of the store wait with a timeout of a second, which takes 0.03 % of a processor.
+report 'an agent that answers: clock ticks of CPU in 10 s' "$(value rest)" 1 '<='
 exit "$failed"

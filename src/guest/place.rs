@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read as _};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
@@ -59,7 +59,7 @@ pub fn destination(to: &Path, source: Source<'_>) -> Result<PathBuf, Error> {
 /// There are more than `limit` bytes; the path is a directory or a special file.
 pub fn put_file(
     target: &Path,
-    input: &mut impl Read,
+    input: &mut impl BufRead,
     attributes: Attributes,
     limit: Option<u64>,
 ) -> Result<u64, Error> {
@@ -87,7 +87,7 @@ pub fn put_file(
 /// an existing directory keeps its own.
 pub fn put_tree(
     target: &Path,
-    input: impl Read,
+    input: impl BufRead,
     extraction: &Extraction,
     of_root: Option<(u32, Option<Mtime>)>,
 ) -> Result<(), Error> {

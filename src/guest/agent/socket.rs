@@ -1,17 +1,18 @@
 //! Listening sockets and connections: vsock(7) and Unix sockets behave alike.
 //! Out of scope: what is sent.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags, accept_with, recv, send, shutdown};
+use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::UnixStream;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::super::async_fd::register;
@@ -77,7 +78,9 @@ pub struct Connection(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    socket: AsyncFd<OwnedFd>,
+    /// Also a vsock connection: read(2), writev(2) and shutdown(2) are those of any stream socket. Unlike `AsyncFd`, it reads to memory
+    /// that was not initialised, and hyper reads to new memory each time.
+    socket: UnixStream,
     /// The place among the connections.
     _permit: OwnedSemaphorePermit,
 }
@@ -88,21 +91,30 @@ impl Connection {
     /// # Errors
     /// The descriptor cannot be registered.
     pub fn new(socket: OwnedFd, permit: OwnedSemaphorePermit) -> io::Result<Self> {
-        let interest = Interest::READABLE | Interest::WRITABLE;
         Ok(Self(Arc::new(Shared {
-            socket: register(socket, interest)?,
+            socket: UnixStream::from_std(socket.into())?,
             _permit: permit,
         })))
     }
 
     /// Waits until the peer has left, even if there is data that has not been read: `EPOLLRDHUP` or `EPOLLHUP`.
     pub async fn hangup(&self) {
+        // Urgent data does not exist on these sockets: `PRIORITY` is only ready when the peer has closed its side.
+        let _ = self.0.socket.ready(Interest::PRIORITY).await;
+    }
+
+    /// Calls `call` whenever the socket is ready, until it does not block.
+    fn poll_try<T>(
+        &self,
+        context: &mut Context<'_>,
+        ready: impl Fn(&UnixStream, &mut Context<'_>) -> Poll<io::Result<()>>,
+        mut call: impl FnMut(&UnixStream) -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
         loop {
-            // Of all states, tokio wakes for `PRIORITY` only if there is urgent data, which these sockets do not have, or if the peer has
-            // closed its side.
-            match self.0.socket.ready(Interest::PRIORITY).await {
-                Ok(mut guard) if !guard.ready().is_read_closed() => guard.clear_ready(),
-                _ => return,
+            ready!(ready(&self.0.socket, context))?;
+            match call(&self.0.socket) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
             }
         }
     }
@@ -114,16 +126,8 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        loop {
-            let mut guard = ready!(self.0.socket.poll_read_ready(context))?;
-            let unfilled = buffer.initialize_unfilled();
-            let read =
-                guard.try_io(|socket| Ok(recv(socket, &mut *unfilled, RecvFlags::empty())?.0));
-            if let Ok(result) = read {
-                buffer.advance(result?);
-                return Poll::Ready(Ok(()));
-            }
-        }
+        let read = |socket: &UnixStream| socket.try_read_buf(buffer).map(drop);
+        self.poll_try(context, UnixStream::poll_read_ready, read)
     }
 }
 
@@ -133,13 +137,22 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        loop {
-            let mut guard = ready!(self.0.socket.poll_write_ready(context))?;
-            let sent = guard.try_io(|socket| Ok(send(socket, bytes, SendFlags::NOSIGNAL)?));
-            if let Ok(result) = sent {
-                return Poll::Ready(result);
-            }
-        }
+        let write = |socket: &UnixStream| socket.try_write(bytes);
+        self.poll_try(context, UnixStream::poll_write_ready, write)
+    }
+
+    /// Without it, hyper copies a body to a buffer of its own before each write.
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let write = |socket: &UnixStream| socket.try_write_vectored(buffers);
+        self.poll_try(context, UnixStream::poll_write_ready, write)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -147,6 +160,6 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(shutdown(self.0.socket.get_ref(), Shutdown::Write)?))
+        Poll::Ready(Ok(shutdown(&self.0.socket, Shutdown::Write)?))
     }
 }

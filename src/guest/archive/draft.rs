@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -16,9 +16,6 @@ use super::{Mtime, Owner};
 /// The unit in which zeros become holes: the block size of most file systems.
 const HOLE: usize = 4096;
 const ZEROS: [u8; HOLE] = [0; HOLE];
-
-/// Bytes that are read at once.
-const BUFFER: usize = 32 * HOLE;
 
 /// What a file has besides its content.
 #[derive(Clone, Copy, Debug, Default)]
@@ -83,22 +80,43 @@ impl Draft {
     }
 
     /// Writes all of `content`; aligned blocks of zeros become holes. Returns the number of bytes. `Ok(Err(_))`: reading has failed.
-    pub fn fill(&mut self, content: &mut impl Read) -> io::Result<io::Result<u64>> {
-        let mut buffer = vec![0; BUFFER];
+    pub fn fill(&mut self, content: &mut impl BufRead) -> io::Result<io::Result<u64>> {
+        // The start of a block, if the rest of it was not read with it. All others are written from the buffer of the reader.
+        let mut block = [0; HOLE];
+        let mut begun = 0;
         let mut offset = 0;
         loop {
-            let length = match read_full(content, &mut buffer) {
-                Ok(length) => length,
+            let bytes = match content.fill_buf() {
+                Ok([]) => break,
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Ok(Err(error)),
             };
-            self.write(&buffer[..length], offset)?;
-            offset += length as u64;
-            if length < BUFFER {
-                // Also the end may be a hole.
-                self.file.set_len(offset)?;
-                return Ok(Ok(offset));
+            let used = match bytes.len() / HOLE * HOLE {
+                whole if whole > 0 && begun == 0 => {
+                    self.write(&bytes[..whole], offset)?;
+                    offset += whole as u64;
+                    whole
+                }
+                _ => {
+                    let used = bytes.len().min(HOLE - begun);
+                    block[begun..begun + used].copy_from_slice(&bytes[..used]);
+                    begun += used;
+                    used
+                }
+            };
+            content.consume(used);
+            if begun == HOLE {
+                self.write(&block, offset)?;
+                offset += HOLE as u64;
+                begun = 0;
             }
         }
+        self.write(&block[..begun], offset)?;
+        let length = offset + begun as u64;
+        // Also the end may be a hole.
+        self.file.set_len(length)?;
+        Ok(Ok(length))
     }
 
     /// Writes what is not zero.
@@ -232,18 +250,4 @@ pub fn modified(mtime: Mtime) -> Timestamps {
         last_access: time(0, UTIME_OMIT),
         last_modification: time(mtime.seconds, mtime.nanoseconds.into()),
     }
-}
-
-/// Reads until the buffer is full or the input ends.
-fn read_full(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut length = 0;
-    while length < buffer.len() {
-        match input.read(&mut buffer[length..]) {
-            Ok(0) => break,
-            Ok(read) => length += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(length)
 }

@@ -1,7 +1,7 @@
 //! Extracts an archive to a directory.
 //! Out of scope: how names are resolved (`beneath`).
 
-use std::io::Read;
+use std::io::BufRead;
 use std::path::PathBuf;
 
 use super::beneath::Beneath;
@@ -36,7 +36,7 @@ struct Created {
 /// An existing directory keeps its permissions and its time; those of a new one are set at the end, because files change the time, and
 /// a directory may be read-only. A file or a link replaces a file or a link. After an error, earlier entries stay.
 pub fn extract(
-    input: impl Read,
+    input: impl BufRead,
     root: &mut Beneath,
     extraction: &Extraction,
 ) -> Result<Option<(u32, Mtime)>, Error> {
@@ -77,7 +77,7 @@ pub fn extract(
 
 /// Creates one entry; true for a new directory.
 fn add(
-    reader: &mut Reader<impl Read>,
+    reader: &mut Reader<impl BufRead>,
     root: &mut Beneath,
     extraction: &Extraction,
     entry: &Entry,

@@ -4,7 +4,7 @@
 //! The crate `tar` decodes the fields of a header. Its iterator is not used: it reads names of any length into memory, and it splits PAX
 //! records at newlines, which names may contain.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 
 use tar::{EntryType, Header};
 
@@ -39,7 +39,7 @@ struct Extensions {
     size: Option<u64>,
 }
 
-impl<R: Read> Reader<R> {
+impl<R: BufRead> Reader<R> {
     /// Reads an archive within these limits.
     pub fn new(input: R, limits: Limits) -> Self {
         Self {
@@ -220,16 +220,30 @@ impl<R: Read> Reader<R> {
 }
 
 /// Reads the content of the current file.
-impl<R: Read> Read for Reader<R> {
+impl<R: BufRead> Read for Reader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let limit = usize::try_from(self.content).unwrap_or(usize::MAX);
-        let length = buffer.len().min(limit);
-        let read = self.input.read(&mut buffer[..length])?;
-        if read == 0 && length > 0 {
+        let read = self.fill_buf()?.read(buffer)?;
+        self.consume(read);
+        Ok(read)
+    }
+}
+
+impl<R: BufRead> BufRead for Reader<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.content == 0 {
+            return Ok(&[]);
+        }
+        let bytes = self.input.fill_buf()?;
+        if bytes.is_empty() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.content -= read as u64;
-        Ok(read)
+        let limit = usize::try_from(self.content).unwrap_or(usize::MAX);
+        Ok(&bytes[..bytes.len().min(limit)])
+    }
+
+    fn consume(&mut self, length: usize) {
+        self.content -= length as u64;
+        self.input.consume(length);
     }
 }
 

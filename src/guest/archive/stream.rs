@@ -1,7 +1,8 @@
 //! Async streams of bytes, for code on threads that block.
 //! Out of scope: what the bytes are.
 
-use std::io::{self, Read, Write};
+use std::collections::VecDeque;
+use std::io::{self, BufRead, Read, Write};
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
@@ -14,7 +15,7 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 pub type ByteStream = BoxStream<'static, io::Result<Bytes>>;
 
 /// Bytes in one item, and items that wait for the reader: the memory that a copy needs.
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 128 << 10;
 const WAITING: usize = 4;
 
 /// Reads a stream on a thread of the runtime that may block.
@@ -36,6 +37,16 @@ impl Reader {
 impl Read for Reader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.0.read(buffer)
+    }
+}
+
+impl BufRead for Reader {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.0.fill_buf()
+    }
+
+    fn consume(&mut self, length: usize) {
+        self.0.consume(length);
     }
 }
 
@@ -77,26 +88,53 @@ pub fn guarded(stream: ByteStream) -> (ByteStream, oneshot::Sender<()>) {
 
 fn pair() -> (Writer, ByteStream) {
     let (sender, receiver) = mpsc::channel(WAITING);
-    let writer = Writer {
-        buffer: BytesMut::with_capacity(CHUNK),
-        sender,
-    };
     let stream = stream::unfold(
         receiver,
         |mut receiver: mpsc::Receiver<io::Result<Bytes>>| async {
             receiver.recv().await.map(|item| (item, receiver))
         },
     );
-    (writer, stream.boxed())
+    (Writer::new(sender), stream.boxed())
 }
 
-/// Sends what is written.
+/// Sends what is written. Its buffers are used again after the receiver has dropped them: new memory costs a page fault and the zeros of
+/// each page, which take longer than the copy itself.
 pub struct Writer {
+    /// The buffer that is filled, of `CHUNK` bytes.
     buffer: BytesMut,
+    /// Bytes at its start that are written.
+    filled: usize,
+    /// Buffers that were sent, the oldest first.
+    sent: VecDeque<Bytes>,
     sender: mpsc::Sender<io::Result<Bytes>>,
 }
 
 impl Writer {
+    fn new(sender: mpsc::Sender<io::Result<Bytes>>) -> Self {
+        Self {
+            buffer: BytesMut::zeroed(CHUNK),
+            filled: 0,
+            sent: VecDeque::new(),
+            sender,
+        }
+    }
+
+    /// The free part of the buffer, which is never empty. What is put there is written by [`Self::fill`].
+    ///
+    /// # Errors
+    /// The stream was dropped.
+    pub fn space(&mut self) -> io::Result<&mut [u8]> {
+        if self.filled == CHUNK {
+            self.flush()?;
+        }
+        Ok(&mut self.buffer[self.filled..])
+    }
+
+    /// Writes `length` bytes of [`Self::space`].
+    pub fn fill(&mut self, length: usize) {
+        self.filled = CHUNK.min(self.filled + length);
+    }
+
     fn run<E: ToString>(mut self, write: impl FnOnce(&mut Self) -> Result<(), E>) {
         let written = write(&mut self).map_err(|error| io::Error::other(error.to_string()));
         if let Err(error) = written.and_then(|()| self.flush()) {
@@ -104,25 +142,47 @@ impl Writer {
             let _ = self.sender.blocking_send(Err(error));
         }
     }
+
+    /// A buffer that the receiver has dropped, or a new one.
+    fn free_buffer(&mut self) -> BytesMut {
+        match self.sent.pop_front().map(Bytes::try_into_mut) {
+            Some(Ok(mut buffer)) => {
+                buffer.resize(CHUNK, 0);
+                buffer
+            }
+            Some(Err(in_use)) => {
+                // The channel, the receiver and what is between them have the others.
+                if self.sent.len() < 2 * WAITING {
+                    self.sent.push_front(in_use);
+                }
+                BytesMut::zeroed(CHUNK)
+            }
+            None => BytesMut::zeroed(CHUNK),
+        }
+    }
 }
 
 impl Write for Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let length = bytes.len().min(CHUNK - self.buffer.len());
-        self.buffer.extend_from_slice(&bytes[..length]);
-        if self.buffer.len() == CHUNK {
-            self.flush()?;
-        }
+        let space = self.space()?;
+        let length = bytes.len().min(space.len());
+        space[..length].copy_from_slice(&bytes[..length]);
+        self.fill(length);
         Ok(length)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.buffer.is_empty() {
+        if self.filled == 0 {
             return Ok(());
         }
-        let full = std::mem::replace(&mut self.buffer, BytesMut::with_capacity(CHUNK));
+        let next = self.free_buffer();
+        let mut full = std::mem::replace(&mut self.buffer, next);
+        full.truncate(self.filled);
+        self.filled = 0;
+        let full = full.freeze();
+        self.sent.push_back(full.clone());
         self.sender
-            .blocking_send(Ok(full.freeze()))
+            .blocking_send(Ok(full))
             .map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }

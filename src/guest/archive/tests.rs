@@ -9,6 +9,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use futures::TryStreamExt;
+
+use super::beneath::Beneath;
+use super::exclude::Patterns;
+use super::{Root, stream, write};
+
 /// A file: type and permissions, modification time in seconds, and content or target.
 pub type Found = (u32, i64, Vec<u8>);
 
@@ -37,4 +43,24 @@ pub fn snapshot(root: &Path) -> BTreeMap<PathBuf, Found> {
         }
     }
     found
+}
+
+/// An archive of what is below a directory.
+pub fn archive(tree: &Path, exclude: &[&str]) -> Vec<u8> {
+    let exclude: Vec<_> = exclude.iter().map(|&pattern| pattern.to_owned()).collect();
+    let exclude = Patterns::parse(&exclude).expect("patterns");
+    let root = Beneath::open(tree).expect("a directory");
+    let collect = async {
+        let write = move |output: &mut _| write(&root, Root::Omitted, &exclude, output);
+        let items: Vec<_> = stream::written_by(write).try_collect().await?;
+        Ok::<_, std::io::Error>(items.concat())
+    };
+    // The caller may be a task of a runtime, which cannot block.
+    let run = || {
+        tokio::runtime::Builder::new_current_thread()
+            .build()?
+            .block_on(collect)
+    };
+    let collected = std::thread::scope(|scope| scope.spawn(run).join());
+    collected.expect("no panic").expect("an archive")
 }

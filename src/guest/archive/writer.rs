@@ -2,7 +2,7 @@
 //! Out of scope: what the receiver accepts.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Write as _};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -14,9 +14,7 @@ use super::Error;
 use super::beneath::Beneath;
 use super::entry::{BLOCK, Entry, Kind, padding};
 use super::exclude::Patterns;
-
-/// Bytes that are read at once.
-const BUFFER: usize = 128 << 10;
+use super::stream::Writer;
 
 /// Whether the archive has an entry `./` with the attributes of the directory itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +31,7 @@ pub fn write(
     root: &Beneath,
     of_root: Root,
     exclude: &Patterns,
-    output: &mut impl Write,
+    output: &mut Writer,
 ) -> Result<(), Error> {
     let mut pending = vec![PathBuf::new()];
     while let Some(path) = pending.pop() {
@@ -83,7 +81,7 @@ fn add(
     dir: impl AsFd,
     name: &OsStr,
     path: &Path,
-    output: &mut impl Write,
+    output: &mut Writer,
 ) -> Result<FileType, Error> {
     let fail = |error: Errno| Error::file("read", path, error);
     let stat = match rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -107,7 +105,7 @@ fn add(
 }
 
 /// Writes a regular file with the size that it has when it is opened.
-fn file(root: &Beneath, path: &Path, output: &mut impl Write) -> Result<(), Error> {
+fn file(root: &Beneath, path: &Path, output: &mut Writer) -> Result<(), Error> {
     let file = match root.read_file(path) {
         Err(error) if error.kind() == Some(io::ErrorKind::NotFound) => return Ok(()),
         file => file?,
@@ -126,30 +124,25 @@ fn file(root: &Beneath, path: &Path, output: &mut impl Write) -> Result<(), Erro
 }
 
 /// Copies `size` bytes of a file. A file that has become shorter is an error: the size was sent already.
-pub fn copy(
-    mut file: impl Read,
-    size: u64,
-    path: &Path,
-    output: &mut impl Write,
-) -> Result<(), Error> {
-    let mut buffer = vec![0; BUFFER];
+pub fn copy(mut file: impl Read, size: u64, path: &Path, output: &mut Writer) -> Result<(), Error> {
     let mut rest = size;
     while rest > 0 {
-        let length = BUFFER.min(usize::try_from(rest).unwrap_or(BUFFER));
+        let space = output.space().map_err(Error::Stream)?;
+        let length = space.len().min(usize::try_from(rest).unwrap_or(usize::MAX));
         let read = file
-            .read(&mut buffer[..length])
+            .read(&mut space[..length])
             .map_err(|error| Error::file("read", path, error))?;
         if read == 0 {
             let error = io::Error::other("it became shorter while it was read");
             return Err(Error::file("read", path, error));
         }
-        output.write_all(&buffer[..read]).map_err(Error::Stream)?;
+        output.fill(read);
         rest -= read as u64;
     }
     Ok(())
 }
 
-fn header(output: &mut impl Write, path: &Path, kind: Kind, stat: &Stat) -> Result<(), Error> {
+fn header(output: &mut Writer, path: &Path, kind: Kind, stat: &Stat) -> Result<(), Error> {
     let entry = Entry {
         path: path.to_owned(),
         kind,

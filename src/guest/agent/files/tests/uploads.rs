@@ -3,24 +3,13 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
-use std::path::Path;
 
 use axum::body::Body;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{call, cp, tree};
 use crate::guest::agent::files::router;
-use crate::guest::archive::beneath::Beneath;
-use crate::guest::archive::exclude::Patterns;
-use crate::guest::archive::tests::snapshot;
-use crate::guest::archive::{Root, write};
-
-fn archive(tree: &Path) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let root = Beneath::open(tree).unwrap();
-    write(&root, Root::Omitted, &Patterns::default(), &mut bytes).unwrap();
-    bytes
-}
+use crate::guest::archive::tests::{archive, snapshot};
 
 #[tokio::test]
 async fn a_file_is_written_as_the_request_says() {
@@ -81,7 +70,7 @@ fn umask() -> u32 {
 #[tokio::test]
 async fn an_archive_is_put_where_cp_puts_a_directory() {
     let source = tree();
-    let bytes = archive(&source.path().join("dir"));
+    let bytes = archive(&source.path().join("dir"), &[]);
     for (to, more, expected) in [
         ("a/b", "mode=tar", "a/b/sub/b"),
         (
