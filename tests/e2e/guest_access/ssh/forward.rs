@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::process::Stdio;
 
 use super::super::{Killed, text};
-use super::{ROOT, exchange, noise, with_ssh};
+use super::{PORT, ROOT, exchange, noise, with_ssh};
 
 /// A server in the guest that answers with all it has received, in reverse, after the end of the input. Its port.
 fn reverser() -> u16 {
@@ -133,5 +133,48 @@ fn everything_else_is_refused() {
             .output()
             .expect("ssh");
         assert_eq!(text(&output.stdout), ".\n");
+        let words = ["-Y", "-o", "LogLevel=INFO"];
+        let mut command = ssh.ssh(&words, ROOT, &["echo $DISPLAY."]);
+        let output = command.env("DISPLAY", ":9").output().expect("ssh");
+        assert_eq!(text(&output.stdout), ".\n");
+        assert!(
+            text(&output.stderr).contains("X11 forwarding request failed"),
+            "{output:?}"
+        );
+    });
+}
+
+#[test]
+fn a_client_reaches_ports_by_socks_and_servers_by_a_jump() {
+    with_ssh(|ssh| {
+        let port = reverser();
+        let words = ["-N", "-o", "ExitOnForwardFailure=yes", "-D", "4446"];
+        let child = ssh.ssh(&words, ROOT, &[]).spawn();
+        let _child = Killed(child.expect("ssh"));
+        let connect = || TcpStream::connect(("127.0.0.1", 4446)).ok();
+        let mut stream = ssh.harness.until("ssh listens", connect);
+        // SOCKS 5 (RFC 1928) without authentication: CONNECT to an IPv4 address.
+        let [high, low] = port.to_be_bytes();
+        let mut answer = [0; 2];
+        stream.write_all(&[5, 1, 0]).expect("sent");
+        stream.read_exact(&mut answer).expect("an answer");
+        assert_eq!(answer, [5, 0]);
+        let request = [5, 1, 0, 1, 127, 0, 0, 1, high, low];
+        stream.write_all(&request).expect("sent");
+        let mut answer = [0; 10];
+        stream.read_exact(&mut answer).expect("an answer");
+        assert_eq!(answer[..2], [5, 0]);
+        stream.write_all(b"abc").expect("sent");
+        stream.shutdown(Shutdown::Write).expect("shut down");
+        let mut reversed = String::new();
+        stream.read_to_string(&mut reversed).expect("an answer");
+        assert_eq!(reversed, "cba");
+
+        // The agent runs on this machine, so the second server is the first one. `-J` does not pass options on.
+        let jump = ssh.options("alice").join(" ");
+        let proxy = format!("ProxyCommand=ssh {jump} -W %h:{PORT} {ROOT}@127.0.0.1");
+        let output = ssh.ssh(&["-o", &proxy], ROOT, &["echo there"]).output();
+        let output = output.expect("ssh");
+        assert_eq!(text(&output.stdout), "there\n", "{output:?}");
     });
 }
