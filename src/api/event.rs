@@ -117,8 +117,10 @@ pub enum EventReason {
     Disabled,
     /// As the condition.
     UserdataRunning,
-    /// As the condition.
+    /// The userdata of a guest failed.
     UserdataFailed,
+    /// The userdata of a guest succeeded.
+    UserdataSucceeded,
     /// As the condition.
     NotProvisioned,
     /// A secret was created.

@@ -21,6 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::Engine;
 use super::provision::{self, Desired, Outcome};
 use crate::api::condition::{Condition, Reason, Status};
+use crate::api::event::ObjectRef;
 use crate::api::guest_access::Agent;
 use crate::api::meta::Uid;
 use crate::api::secret::SecretName;
@@ -316,10 +317,15 @@ async fn follow(engine: Arc<Engine>, of: Followed) {
     let socket = of.dir.join(VSOCK);
     let ask = async {
         let (mut pause, mut began) = (SHORTEST_DELAY, clock::monotonic());
+        let mut was_running = false;
         loop {
             match ask(&engine, &of).await {
                 Ok(outcome) => {
                     let is_running = outcome.is_running();
+                    if was_running {
+                        note_userdata(&engine, of.uid, &outcome);
+                    }
+                    was_running = is_running;
                     report(outcome.condition());
                     match is_running {
                         true => {
@@ -355,6 +361,18 @@ async fn follow(engine: Arc<Engine>, of: Followed) {
             let cause = "the process that handles the vsock device has ended: guest access returns when the VM is restarted";
             report((Status::False, Reason::NotAnswering, cause.to_owned()));
         }
+    }
+}
+
+/// Records the end of the userdata. An end that was not observed, because the daemon did not run, is in the condition only.
+fn note_userdata(engine: &Engine, uid: Uid, outcome: &Outcome) {
+    let name = engine
+        .store
+        .read(|world| world.vm(uid).map(|vm| vm.meta.name.clone()));
+    if let (Some(name), Some((kind, reason, text))) = (name, outcome.userdata_event()) {
+        let object = ObjectRef::vm(&name);
+        let events = engine.store.events();
+        events.note(clock::now(), kind, &object, reason, &text);
     }
 }
 

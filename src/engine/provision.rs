@@ -14,6 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::Engine;
 use crate::api::allowed::Purpose;
 use crate::api::condition::{Reason, Status};
+use crate::api::event::{EventReason, EventType};
 use crate::api::meta::Name;
 use crate::api::provision::{MAX_FILE, Provision, Userdata, check_format};
 use crate::api::secret::SecretName;
@@ -78,6 +79,16 @@ impl Outcome {
     /// Whether the userdata runs.
     pub fn is_running(&self) -> bool {
         self.userdata.state == UserdataState::Running
+    }
+
+    /// The event of the end of the userdata, if it has ended.
+    pub fn userdata_event(&self) -> Option<(EventType, EventReason, String)> {
+        let (kind, reason) = match self.userdata.state {
+            UserdataState::Succeeded => (EventType::Normal, EventReason::UserdataSucceeded),
+            UserdataState::Failed => (EventType::Warning, EventReason::UserdataFailed),
+            UserdataState::None | UserdataState::Pending | UserdataState::Running => return None,
+        };
+        userdata_text(&self.userdata).map(|text| (kind, reason, text))
     }
 
     /// The condition.

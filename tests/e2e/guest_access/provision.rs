@@ -90,6 +90,8 @@ fn a_guest_gets_secrets_keys_and_runs_its_userdata_once() {
             token(host, "create token", VALUE);
             host.until_message("answers; userdata failed with exit status 3");
             assert_eq!(host.condition().0, "UserdataFailed");
+            let events = host.harness.messages(&format!("vm/{VM}"), "UserdataFailed");
+            assert_eq!(events, ["userdata failed with exit status 3"]);
             assert_eq!(root.read("run/slice/secrets/token").as_deref(), Some(VALUE));
             assert_eq!(
                 root.read("run/slicer/secrets/token").as_deref(),
@@ -196,6 +198,10 @@ fn a_wait_for_userdata_ends_with_its_success() {
         );
         host.until_message("answers; userdata succeeded");
         assert_eq!(host.condition().0, "Answering");
+        let events = host
+            .harness
+            .messages(&format!("vm/{VM}"), "UserdataSucceeded");
+        assert_eq!(events, ["userdata succeeded"]);
         let followed = log.expect("slicectl").wait_with_output().expect("slicectl");
         assert_eq!(text(&followed.stdout), "begin\nend\n", "{followed:?}");
         assert_eq!(
