@@ -107,6 +107,15 @@ pub fn groups(current: &OsStr) -> Vec<CompletionCandidate> {
     names(current, Kind::HostGroup)
 }
 
+/// Candidates for the name of a secret.
+pub fn secrets(current: &OsStr) -> Vec<CompletionCandidate> {
+    let Some(current) = current.to_str() else {
+        return Vec::new();
+    };
+    let line = Line::of_shell();
+    matching(current, line.secrets(), &line.positionals)
+}
+
 fn candidates(current: &OsStr, kinds: &[String], others: &[&str]) -> Vec<CompletionCandidate> {
     let Some(current) = current.to_str() else {
         return Vec::new();
@@ -202,23 +211,30 @@ impl Line {
 
     /// The names of the objects of a kind.
     fn names(&self, kind: Kind) -> Vec<String> {
+        let list = self.request(async |client| client.get(kind, None).await);
+        let items = list.map(|list| list.items).unwrap_or_default();
+        let name = |object: &crate::api::view::Object| object.metadata().name.to_string();
+        items.iter().map(name).collect()
+    }
+
+    /// The names of the secrets of the host.
+    fn secrets(&self) -> Vec<String> {
+        let list = self.request(async |client| client.secrets().await);
+        let secrets = list.unwrap_or_default().into_iter();
+        secrets.map(|secret| secret.name.to_string()).collect()
+    }
+
+    /// The response of the daemon; `None`: there is none.
+    fn request<T, E>(&self, request: impl AsyncFnOnce(&Client) -> Result<T, E>) -> Option<T> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build();
-        let Ok(runtime) = runtime else {
-            return Vec::new();
-        };
         let client = Client::new(&self.socket).without_retry();
-        let list = runtime.block_on(async {
-            let list = client.get(kind, None);
-            tokio::time::timeout(PATIENCE, list).await
+        let response = runtime.ok()?.block_on(async {
+            let response = request(&client);
+            tokio::time::timeout(PATIENCE, response).await
         });
-        let items = match list {
-            Ok(Ok(list)) => list.items,
-            Ok(Err(_)) | Err(_) => Vec::new(),
-        };
-        let name = |object: &crate::api::view::Object| object.metadata().name.to_string();
-        items.iter().map(name).collect()
+        response.ok()?.ok()
     }
 }
 

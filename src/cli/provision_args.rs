@@ -5,6 +5,9 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use clap_complete::engine::ArgValueCompleter;
+
+use super::complete;
 use super::failure::Failure;
 use crate::api::provision::{MAX_SCRIPT, Script};
 use crate::api::secret::SecretName;
@@ -23,7 +26,7 @@ pub struct ProvisionArgs {
     #[arg(long = "ssh-key", value_name = "FILE")]
     pub ssh_keys: Vec<String>,
     /// Replaces the group's list of secrets that the guest gets; may be repeated; '' is an empty list
-    #[arg(long = "secret", value_name = "NAME", value_delimiter = ',', value_parser = secret)]
+    #[arg(long = "secret", value_name = "NAME", value_delimiter = ',', value_parser = secret, add = ArgValueCompleter::new(complete::secrets))]
     pub secrets: Option<Vec<Option<SecretName>>>,
 }
 

@@ -5,8 +5,10 @@ use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use clap_complete::engine::ArgValueCompleter;
 
 use super::age::age;
+use super::complete;
 use super::failure::Failure;
 use super::paint::Colors;
 use super::print::{self, Format};
@@ -64,7 +66,7 @@ Examples:
   slicectl secret update registry-token --permissions 0440")]
 pub struct UpdateArgs {
     /// The secret
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = ArgValueCompleter::new(complete::secrets))]
     pub name: SecretName,
     /// Its content and its owner.
     #[command(flatten)]
@@ -95,7 +97,7 @@ Examples:
   slicectl secret delete registry-token")]
 pub struct DeleteArgs {
     /// The secrets
-    #[arg(value_name = "NAME", required = true)]
+    #[arg(value_name = "NAME", required = true, add = ArgValueCompleter::new(complete::secrets))]
     pub names: Vec<SecretName>,
 }
 

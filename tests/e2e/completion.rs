@@ -70,7 +70,14 @@ fn kinds_and_names_are_completed() {
         build(&harness);
         let socket = harness.run.join("sliced.sock");
         let dir = harness.dir.path();
+        for name in ["token", "tls.key"] {
+            let file = harness.write("value", "x");
+            harness.ctl(&format!("secret create {name} --from-file {file}"));
+        }
         let cases: &[(&str, &[&str])] = &[
+            ("slicectl secret update t", &["tls.key", "token"]),
+            ("slicectl secret delete token t", &["tls.key"]),
+            ("slicectl vm add lab --secret to", &["token"]),
             ("slicectl get h", &["hostgroups"]),
             ("slicectl get hg", &["hg"]),
             ("slicectl get v", &["vms"]),
