@@ -71,6 +71,11 @@ impl SshKey {
         &self.key
     }
 
+    /// Whether the private key is in a device (FIDO), which can require a touch.
+    pub fn is_of_security_key(&self) -> bool {
+        self.line.starts_with("sk-")
+    }
+
     /// Whether two keys are the same, whatever their comments are.
     pub fn is_same_key(&self, other: &Self) -> bool {
         self.key == other.key

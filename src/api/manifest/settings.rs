@@ -150,6 +150,9 @@ fn ssh(reader: &mut Reader, settings: &Section) -> Option<SshServer> {
     })
 }
 
+/// The server gets no flags of a signature, which say whether the user has touched the device.
+const SECURITY_KEY: &str = "found a key of a security key (FIDO), expected another type: the server cannot check that the security key was touched";
+
 fn ssh_keys(reader: &mut Reader, settings: &Section) -> Option<Vec<SshKey>> {
     let field = settings.get("ssh_keys")?;
     let items = reader.list(field, "a list of public keys");
@@ -169,6 +172,7 @@ fn ssh_keys(reader: &mut Reader, settings: &Section) -> Option<Vec<SshKey>> {
             Ok(key) if keys.iter().any(|other| other.is_same_key(&key)) => {
                 reader.refuse(item, format!("duplicate key {}", key.fingerprint()));
             }
+            Ok(key) if key.is_of_security_key() => reader.refuse(item, SECURITY_KEY),
             Ok(key) => keys.push(key),
             Err(message) => reader.refuse(item, message),
         }
@@ -202,6 +206,8 @@ mod tests {
 
     const KEY: &str =
         "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti a";
+
+    const SECURITY: &str = "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAICFo/k5LU8863u66YC9eUO2170QduohPURkQnbLa/dczAAAABHNzaDo=";
 
     #[test]
     fn the_ssh_server_has_an_address_a_host_key_and_keys() {
@@ -241,6 +247,10 @@ mod tests {
             ("ssh_keys: key\n", "ssh_keys: found \"key\""),
             ("ssh_keys: [secret]\n", "ssh_keys[0]: found an unknown type"),
             ("ssh_keys: [7]\n", "ssh_keys[0]: found no string"),
+            (
+                &format!("ssh_keys: ['{SECURITY}']\n"),
+                "ssh_keys[0]: found a key of a security key (FIDO), expected another type",
+            ),
             (&two, "ssh_keys[1]: duplicate key SHA256:"),
         ] {
             let message = parsed(text).unwrap_err();
