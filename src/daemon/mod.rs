@@ -38,6 +38,7 @@ mod take_over;
 mod trigger;
 mod usage;
 mod wakes;
+mod watches;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -68,6 +69,7 @@ use app_state::AppState;
 use budget::Budget;
 use intake_loop::IntakeLoop;
 use trigger::Trigger;
+use watches::Watches;
 use wakes::{converged, enqueue_by_changes, log_initial_sync, quiet, resync};
 
 /// Number of keys that are reconciled concurrently. More than the cores: a run waits for the kernel's locks and the disk.
@@ -317,11 +319,14 @@ async fn serve(
     let intake = Arc::new(intake);
     let listener = Listener::open(&engine.run_dir.socket(), &args.socket_group)
         .map_err(|error| Error::Socket(error.to_string()))?;
-    let state = AppState::new(engine.clone(), intake.clone(), &args);
-    let ssh = AppState::new(engine.clone(), intake.clone(), &args);
+    let watches = Arc::new(Watches::new(engine.store.events()));
+    let new_state =
+        || AppState::new(engine.clone(), intake.clone(), Arc::clone(&watches), &args);
+    let (state, ssh, watched) = (new_state(), new_state(), new_state());
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(enqueue_by_changes(engine.clone(), daemon.changes));
     tasks.spawn(resync(engine.clone(), args.resync));
+    tasks.spawn(watches::run(watched));
     tasks.spawn(agents::run(engine.clone(), args.resync));
     tasks.spawn({
         let (engine, resync) = (engine.clone(), args.resync);

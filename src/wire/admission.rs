@@ -151,6 +151,7 @@ fn weight(request: &Request) -> Weight {
     match path.strip_prefix("/v1/").unwrap_or_default() {
         "apply" | "diff" | "names" | "gc" | "doctor" => Weight::Heavy,
         rest if is_agent_path(rest) => Weight::Agent,
+        "watch" if is_get => Weight::Stream,
         _ if is_stream && is_get => Weight::Stream,
         rest if rest.starts_with("objects/") && is_get => Weight::List,
         _ => Weight::Light,

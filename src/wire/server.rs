@@ -25,6 +25,7 @@ use super::packet;
 use super::problem::problem;
 use super::secrets;
 use super::shared::{ApiError, AppState, Shared, read};
+use super::watch;
 use crate::api::event::ObjectRef;
 use crate::api::meta::Name;
 use crate::api::on_demand::NewVm;
@@ -66,6 +67,7 @@ pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admissio
         .route("/v1/metrics/{vm}", get(metrics::<B>))
         .route("/v1/usage/{vm}", get(usage::<B>))
         .route("/v1/events", get(events::<B>))
+        .route("/v1/watch", get(watch::watch::<B>))
         .route("/v1/logs/{vm}", get(logs::<B>))
         .route("/v1/console/{vm}", post(write_console::<B>))
         .route("/v1/gc", post(gc::<B>))
@@ -134,7 +136,10 @@ async fn get_or_watch<B: Backend>(
     let name = name.map(read::<Name>).transpose()?;
     match length.span() {
         StreamMode::Once => Ok(Json(state.backend.get(kind, name).await?).into_response()),
-        StreamMode::Follow => Ok(lines(state, state.backend.watch(kind, name).await?)),
+        StreamMode::Follow => {
+            let request = watch::request_of_objects(kind, name);
+            Ok(encoded_lines(state, state.backend.watch(request).await?))
+        }
     }
 }
 
@@ -401,9 +406,16 @@ fn lines<B, T: Serialize + Send + 'static>(
     state: &Shared<B>,
     items: impl Stream<Item = T> + Send + 'static,
 ) -> Response {
-    let body = items
+    encoded_lines(state, items.filter_map(|item| async move { line(&item) }))
+}
+
+/// As [`lines`], with lines that are encoded already.
+pub(super) fn encoded_lines<B>(
+    state: &Shared<B>,
+    lines: impl Stream<Item = Bytes> + Send + 'static,
+) -> Response {
+    let body = lines
         .take_until(state.stop.clone().cancelled_owned())
-        .filter_map(|item| async move { line(&item) })
         .map(Ok::<_, Infallible>);
     let content_type = [(header::CONTENT_TYPE, "application/x-ndjson")];
     (content_type, Body::from_stream(body)).into_response()
@@ -418,7 +430,7 @@ fn line(item: &impl Serialize) -> Option<Bytes> {
 }
 
 /// An extractor with [`crate::api::view::Problem`]s as its rejections.
-struct Extract<T>(T);
+pub(super) struct Extract<T>(pub(super) T);
 
 macro_rules! extractor {
     ($extractor:ident, $rejection:ty) => {
