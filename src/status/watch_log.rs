@@ -31,6 +31,8 @@ pub struct Bounds {
     pub entries: usize,
     /// Maximum size of all changes as JSON, in bytes; the last change is always kept.
     pub bytes: usize,
+    /// The size of the lines that a watch sends at once, in bytes; one line may be longer.
+    pub chunk: usize,
 }
 
 impl Default for Bounds {
@@ -38,6 +40,7 @@ impl Default for Bounds {
         Self {
             entries: 4096,
             bytes: 8 << 20,
+            chunk: 64 << 10,
         }
     }
 }

@@ -137,7 +137,7 @@ enum Weight {
     Heavy,
     /// Lists objects.
     List,
-    /// Is a stream (`follow=true`).
+    /// Is a stream (`watch`, or `follow=true`).
     Stream,
     /// Is forwarded to an agent, with limits of its own ([`super::agents`]).
     Agent,

@@ -29,7 +29,7 @@ use crate::api::policy::Packet;
 use crate::api::usage::Usage;
 use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
-    Problem, RouteInfo, Scale, ServerInfo, Source,
+    Problem, ResourceVersion, RouteInfo, Scale, ServerInfo, Source, WatchFilter, WatchLine,
 };
 use crate::api::vm::PowerCommand;
 
@@ -212,6 +212,25 @@ impl Client {
     pub async fn usage(&self, vm: &Name) -> Result<Usage> {
         self.json(Method::GET, &format!("/v1/usage/{vm}"), NO_BODY)
             .await
+    }
+
+    /// See [`super::Backend::watch`]: lines with versions, after the version `since` if there is one.
+    pub async fn watch_since(
+        &self,
+        since: Option<ResourceVersion>,
+        filter: &WatchFilter,
+    ) -> Result<BoxStream<'static, Result<WatchLine>>> {
+        let kinds: Vec<String> = filter.kinds.iter().map(Kind::to_string).collect();
+        let (kinds, events) = (kinds.join(","), filter.events);
+        let mut path = format!("/v1/watch?kinds={kinds}&events={events}");
+        if let Some(version) = since {
+            path.push_str(&format!("&since={version}"));
+        }
+        if let Some(object) = &filter.object {
+            let object = percent_encode(&object.to_string());
+            path.push_str(&format!("&object={object}"));
+        }
+        self.lines(&path).await
     }
 
     /// See [`super::Backend::events`].

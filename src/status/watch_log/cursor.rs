@@ -12,9 +12,6 @@ use crate::api::event::{Event, ObjectRef};
 use crate::api::meta::Name;
 use crate::api::view::{Kind, Object, Problem, ResourceVersion, WatchFilter, WatchRequest};
 
-/// The size of the lines that a watch sends at once, in bytes; one line may be longer.
-const CHUNK: usize = 64 << 10;
-
 /// The number of events in a page.
 const EVENTS_PAGE: usize = 200;
 
@@ -197,7 +194,7 @@ impl WatchLog {
                 event: None,
             };
             line.write(&mut lines);
-            if lines.len() >= CHUNK {
+            if lines.len() >= self.bounds.chunk {
                 end = Some(object.metadata().name.clone());
                 break;
             }
@@ -247,7 +244,7 @@ impl WatchLog {
             if cursor.sends(&entry.subject) && !cursor.has_listed(entry.number, &entry.subject) {
                 lines.extend_from_slice(&entry.line);
                 cursor.sent = entry.number;
-                is_full = lines.len() >= CHUNK;
+                is_full = lines.len() >= self.bounds.chunk;
                 if is_full {
                     break;
                 }
