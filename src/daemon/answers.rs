@@ -22,7 +22,8 @@ use super::group_events::{GroupEvent, requester};
 use super::not_found::not_found;
 use super::objects;
 use super::{
-    agent, console, metrics, orders, power, reach, restrictions, scale, secrets, streams, usage, watches,
+    agent, console, metrics, orders, power, reach, restrictions, scale, secrets, streams, usage,
+    watches,
 };
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
 use crate::api::host_group::{HostGroup, Origin};

@@ -69,8 +69,8 @@ use app_state::AppState;
 use budget::Budget;
 use intake_loop::IntakeLoop;
 use trigger::Trigger;
-use watches::Watches;
 use wakes::{converged, enqueue_by_changes, log_initial_sync, quiet, resync};
+use watches::Watches;
 
 /// Number of keys that are reconciled concurrently. More than the cores: a run waits for the kernel's locks and the disk.
 const DEFAULT_CONCURRENCY: usize = 16;
@@ -320,8 +320,7 @@ async fn serve(
     let listener = Listener::open(&engine.run_dir.socket(), &args.socket_group)
         .map_err(|error| Error::Socket(error.to_string()))?;
     let watches = Arc::new(Watches::new(engine.store.events()));
-    let new_state =
-        || AppState::new(engine.clone(), intake.clone(), Arc::clone(&watches), &args);
+    let new_state = || AppState::new(engine.clone(), intake.clone(), Arc::clone(&watches), &args);
     let (state, ssh, watched) = (new_state(), new_state(), new_state());
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(enqueue_by_changes(engine.clone(), daemon.changes));

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, watch};
 
 use self::dirty::Dirty;
 use super::app_state::AppState;
-use super::objects::{one, objects};
+use super::objects::{objects, one};
 use crate::api::event::{Event, ObjectRef};
 use crate::api::meta::{Name, Uid};
 use crate::api::view::{Kind, Object, ResourceVersion, WatchRequest};
@@ -261,7 +261,14 @@ async fn catch_up(state: &AppState, dirty: &mut Dirty) -> Duration {
             let mut log = watches.log.lock();
             log.begin(world.rollbacks());
             let is_complete = dirty.take_some(world, &mut log, |kind, name| {
-                one(&state.status_builder, &state.engine, &state.intake, world, kind, name)
+                one(
+                    &state.status_builder,
+                    &state.engine,
+                    &state.intake,
+                    world,
+                    kind,
+                    name,
+                )
             });
             Watches::add_events(&mut log, store.events());
             took += clock::monotonic().saturating_duration_since(began);

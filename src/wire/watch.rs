@@ -83,7 +83,10 @@ mod tests {
     fn the_query_of_a_watch_names_the_version_the_kinds_events_and_one_object() {
         let all = request("").unwrap();
         assert_eq!((all.since, all.filter.object), (None, None));
-        assert_eq!((all.filter.kinds, all.filter.events), (KINDS.to_vec(), false));
+        assert_eq!(
+            (all.filter.kinds, all.filter.events),
+            (KINDS.to_vec(), false)
+        );
         let some = request("since=00000000000000ff-7&kinds=vm,hg&events=true&object=vm/a-1");
         let some = some.unwrap();
         assert_eq!(some.since.unwrap().to_string(), "00000000000000ff-7");

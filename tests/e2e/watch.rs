@@ -118,11 +118,11 @@ fn a_watch_continues_from_each_version_with_exactly_the_later_lines() {
         assert_eq!(vms.len(), 2);
         // What exists, at once: the objects, then the events.
         let first = lines_until(&client, None, &all, is_synced);
-        let objects = first.iter().filter(|line| matches!(line, WatchLine::Added { .. }));
+        let objects = first
+            .iter()
+            .filter(|line| matches!(line, WatchLine::Added { .. }));
         assert_eq!(objects.count(), 1 + 2 + 2, "{first:#?}");
-        let created = |line: &&WatchLine| {
-            matches!(line, WatchLine::Event { event, .. } if event.reason.to_string() == "Created")
-        };
+        let created = |line: &&WatchLine| matches!(line, WatchLine::Event { event, .. } if event.reason.to_string() == "Created");
         assert!(first.iter().find(created).is_some(), "{first:#?}");
         harness.ctl("scale hg/sandbox --count 3 --wait");
         harness.ctl("scale hg/sandbox --count 1 --wait");
@@ -143,8 +143,16 @@ fn a_watch_continues_from_each_version_with_exactly_the_later_lines() {
                 _ => {}
             }
         }
-        assert!(versions.is_sorted_by(|one, next| one < next), "{versions:?}");
-        for name in ["+vm/sandbox-3", "+lease/sandbox-3", "-vm/sandbox-2", "-vm/sandbox-3"] {
+        assert!(
+            versions.is_sorted_by(|one, next| one < next),
+            "{versions:?}"
+        );
+        for name in [
+            "+vm/sandbox-3",
+            "+lease/sandbox-3",
+            "-vm/sandbox-2",
+            "-vm/sandbox-3",
+        ] {
             assert!(names.iter().any(|found| found == name), "{name}: {names:?}");
         }
         // Wherever the connection is lost.
@@ -172,7 +180,11 @@ fn a_watch_continues_from_each_version_with_exactly_the_later_lines() {
             _ => true,
         };
         assert!(!found.iter().any(|line| is_other(&line)), "{found:#?}");
-        assert!(found.iter().any(|line| matches!(line, WatchLine::Event { .. })));
+        assert!(
+            found
+                .iter()
+                .any(|line| matches!(line, WatchLine::Event { .. }))
+        );
     });
 }
 
@@ -199,7 +211,11 @@ fn versions_of_another_run_or_another_state_and_invalid_ones_are_refused() {
         assert_eq!(watch(&first, new), 200);
         let mut other = Harness::new("other");
         other.start();
-        assert_eq!(watch(&client(&other), new), 410, "of another state directory");
+        assert_eq!(
+            watch(&client(&other), new),
+            410,
+            "of another state directory"
+        );
         let socket = harness.run.join("sliced.sock");
         for (query, status) in [
             ("since=", 422),
@@ -338,7 +354,9 @@ fn change(harness: &mut Harness, dice: &mut Dice) {
 
 #[test]
 fn a_client_has_missed_nothing_after_random_changes_kills_and_lost_connections() {
-    let seed = std::env::var("SLICE_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = std::env::var("SLICE_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or(0x5eed);
     eprintln!("SLICE_SEED={seed}");
     empty(|mut harness| {
@@ -367,7 +385,9 @@ fn a_client_has_missed_nothing_after_random_changes_kills_and_lost_connections()
         for model in &models {
             model.stop.store(true, Ordering::Relaxed);
         }
-        threads.into_iter().for_each(|thread| thread.join().expect("a client"));
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().expect("a client"));
         let (mut resumed, mut told) = (0, 0);
         for model in &models {
             resumed += model.resumed.load(Ordering::Relaxed);
@@ -436,7 +456,10 @@ fn two_hundred_watches_at_rest_cost_no_cpu_time_and_all_receive_the_next_change(
 
 fn until_line(stream: &mut BufReader<UnixStream>, part: &str) {
     let timeout = Some(Duration::from_secs(60));
-    stream.get_ref().set_read_timeout(timeout).expect("a timeout");
+    stream
+        .get_ref()
+        .set_read_timeout(timeout)
+        .expect("a timeout");
     let mut line = String::new();
     while !line.contains(part) {
         line.clear();

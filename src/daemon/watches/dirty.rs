@@ -34,16 +34,16 @@ impl Dirty {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        !self.everything
-            && self.vms.is_empty()
-            && self.groups.is_empty()
-            && self.leases.is_empty()
+        !self.everything && self.vms.is_empty() && self.groups.is_empty() && self.leases.is_empty()
     }
 
     /// Adds what a change concerns.
     pub(super) fn add(&mut self, change: Change) {
         match change {
-            Change::Vm(uid) | Change::StageStatus(uid) | Change::Observed(uid) | Change::Agent(uid) => {
+            Change::Vm(uid)
+            | Change::StageStatus(uid)
+            | Change::Observed(uid)
+            | Change::Agent(uid) => {
                 self.vms.insert(uid);
             }
             Change::Group(name) => {

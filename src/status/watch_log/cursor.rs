@@ -160,18 +160,15 @@ impl WatchLog {
                     cursor.held = (!lines.is_empty()).then(|| (self.last, lines.into()));
                     continue;
                 }
-                Phase::Events => read_events(cursor, &existing_events),
+                Phase::Events => match read_events(cursor, &existing_events) {
+                    lines if lines.is_empty() => continue,
+                    lines => lines,
+                },
                 Phase::Missed(until) => self.read_changes(cursor, Some(until)),
                 Phase::Changes => self.read_changes(cursor, None),
             };
-            if !lines.is_empty() {
-                return Ok(Some(lines.into()));
-            }
-            if let Phase::Missed(_) | Phase::Changes = cursor.phase
-                && cursor.position >= self.visible
-            {
-                return Ok(None);
-            }
+            // All visible changes were read, unless there are lines.
+            return Ok((!lines.is_empty()).then(|| lines.into()));
         }
     }
 
@@ -282,10 +279,7 @@ impl WatchLog {
 }
 
 /// A page of existing events.
-fn read_events(
-    cursor: &mut Cursor,
-    existing: impl Fn(u64, usize) -> Vec<(u64, Event)>,
-) -> Vec<u8> {
+fn read_events(cursor: &mut Cursor, existing: impl Fn(u64, usize) -> Vec<(u64, Event)>) -> Vec<u8> {
     let mut lines = Vec::new();
     let events = existing(cursor.listed_events, EVENTS_PAGE);
     match events.last() {

@@ -105,11 +105,7 @@ fn a_watch_without_a_version_begins_with_the_objects_and_continues_with_changes(
         resource_version: log.version_of(number),
         object,
     };
-    let expected = vec![
-        deleted(3, one),
-        deleted(4, two),
-        added(&log, 5, &other),
-    ];
+    let expected = vec![deleted(3, one), deleted(4, two), added(&log, 5, &other)];
     assert_eq!(read(&log, &mut cursor), Ok(expected));
 }
 

@@ -86,9 +86,15 @@ impl Client {
     fn see(&mut self, object: &Object, durable: &BTreeSet<u32>) -> Result<(), TestCaseError> {
         let name = object.metadata().name.to_string();
         let found = revision(object);
-        prop_assert!(durable.contains(&found), "{name} of {found} was not on the disk");
+        prop_assert!(
+            durable.contains(&found),
+            "{name} of {found} was not on the disk"
+        );
         let newest = self.newest.entry(name.clone()).or_default();
-        prop_assert!(found >= *newest, "{name} goes back from {newest} to {found}");
+        prop_assert!(
+            found >= *newest,
+            "{name} goes back from {newest} to {found}"
+        );
         *newest = found;
         Ok(())
     }
@@ -149,6 +155,8 @@ struct Simulation {
     revision: u32,
     /// All revisions that were on the disk.
     durable: BTreeSet<u32>,
+    /// Those that wait for it.
+    written: Vec<u32>,
     /// The version that becomes visible when the disk has written.
     looked: Option<u64>,
     events: BTreeMap<u64, Event>,
@@ -166,6 +174,7 @@ impl Simulation {
             rollbacks: 0,
             revision: 0,
             durable: BTreeSet::new(),
+            written: Vec::new(),
             looked: None,
             events: BTreeMap::new(),
             last_event: 0,
@@ -178,6 +187,7 @@ impl Simulation {
         match *step {
             Step::Write(at) => {
                 self.revision += 1;
+                self.written.push(self.revision);
                 let name = NAMES[at];
                 let before = self.host.get(name).map(|object| object.metadata().uid);
                 let uid = before.flatten().map(|uid| uid.0.as_u64_pair().0);
@@ -192,8 +202,9 @@ impl Simulation {
                 self.events.insert(self.last_event, event(self.last_event));
             }
             Step::DropEvents => {
-                self.dropped = self.last_event;
-                self.events.clear();
+                // The last one is always kept.
+                self.dropped = self.last_event.saturating_sub(1);
+                self.events = self.events.split_off(&self.last_event);
             }
             Step::Look => self.look(None),
             Step::LookAt(at) => self.look(Some(at)),
@@ -202,8 +213,11 @@ impl Simulation {
                 if self.host != self.on_disk {
                     self.host = self.on_disk.clone();
                     self.rollbacks += 1;
+                    self.written.clear();
                     self.looked = None;
-                    self.clients.iter_mut().for_each(|client| client.listing = None);
+                    self.clients
+                        .iter_mut()
+                        .for_each(|client| client.listing = None);
                 }
             }
             Step::Read(client) => self.read(client)?,
@@ -246,7 +260,7 @@ impl Simulation {
 
     fn commit(&mut self) -> Result<(), TestCaseError> {
         self.on_disk = self.host.clone();
-        self.durable.extend(self.host.values().map(revision));
+        self.durable.extend(self.written.drain(..));
         if let Some(number) = self.looked.take() {
             self.log.publish(number);
         }
@@ -264,7 +278,9 @@ impl Simulation {
                 client.see(object, &self.durable)?;
             }
             let objects = objects.into_iter();
-            client.objects = objects.map(|(name, object)| (name.to_owned(), object)).collect();
+            client.objects = objects
+                .map(|(name, object)| (name.to_owned(), object))
+                .collect();
             client.version = Some(version);
         }
         Ok(())
@@ -288,7 +304,9 @@ impl Simulation {
         let cursor = client.cursor.as_mut().unwrap();
         let existing = |after: u64, limit| {
             let later = self.events.range(after + 1..).take(limit);
-            later.map(|(number, event)| (*number, event.clone())).collect()
+            later
+                .map(|(number, event)| (*number, event.clone()))
+                .collect()
         };
         match self.log.read(cursor, existing) {
             Err(_) => client.forget(),
@@ -314,8 +332,9 @@ impl Simulation {
         }
         for client in &self.clients {
             let host = self.host.iter();
-            let host: BTreeMap<String, Object> =
-                host.map(|(name, object)| ((*name).to_owned(), object.clone())).collect();
+            let host: BTreeMap<String, Object> = host
+                .map(|(name, object)| ((*name).to_owned(), object.clone()))
+                .collect();
             prop_assert_eq!(&client.objects, &host);
             // A watch from the version of a list begins in the middle of the events.
             if let Some(first) = client.events.first() {
