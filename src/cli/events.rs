@@ -139,8 +139,9 @@ async fn follow(
                 WatchLine::Synced { resource_version }
                 | WatchLine::Bookmark { resource_version } => version = Some(resource_version),
                 WatchLine::Error { .. } => version = None,
-                WatchLine::Added { .. } | WatchLine::Modified { .. } | WatchLine::Deleted { .. } => {
-                }
+                WatchLine::Added { .. }
+                | WatchLine::Modified { .. }
+                | WatchLine::Deleted { .. } => {}
             }
         }
         lines = watch::reconnect(|| reopen(client, version, &filter)).await?;

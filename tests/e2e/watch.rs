@@ -363,7 +363,7 @@ fn a_client_has_missed_nothing_after_random_changes_kills_and_lost_connections()
         harness.start();
         let client = client(&harness);
         let models: Vec<Arc<Model>> = (0..4).map(|_| Arc::default()).collect();
-        let threads: Vec<_> = (0..).zip(&models).map(|(number, model)| {
+        let threads = (0..).zip(&models).map(|(number, model)| {
             let (model, client) = (Arc::clone(model), client.clone());
             std::thread::spawn(move || tokio(model.follow(&client, seed + number)))
         });
