@@ -22,8 +22,8 @@ use super::group_events::{GroupEvent, requester};
 use super::not_found::not_found;
 use super::objects;
 use super::{
-    agent, console, metrics, orders, power, reach, restrictions, scale, secrets, streams, usage,
-    watches,
+    agent, changes, console, metrics, orders, power, reach, restrictions, scale, secrets, streams,
+    usage,
 };
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
 use crate::api::host_group::{HostGroup, Origin};
@@ -166,7 +166,7 @@ impl Backend for AppState {
     }
 
     async fn watch(&self, request: WatchRequest) -> Result<BoxStream<'static, Bytes>, Refusal> {
-        watches::watch(self, request)
+        changes::watch(self, request)
     }
 
     async fn delete(&self, kind: Kind, name: Name, how: Deletion) -> Result<(), Refusal> {

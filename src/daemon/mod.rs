@@ -5,6 +5,7 @@ mod agent;
 mod answers;
 mod app_state;
 mod budget;
+mod changes;
 mod check_config;
 mod conflists;
 mod console;
@@ -325,7 +326,7 @@ async fn serve(
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(enqueue_by_changes(engine.clone(), daemon.changes));
     tasks.spawn(resync(engine.clone(), args.resync));
-    tasks.spawn(watches::run(watched));
+    tasks.spawn(changes::run(watched));
     tasks.spawn(agents::run(engine.clone(), args.resync));
     tasks.spawn({
         let (engine, resync) = (engine.clone(), args.resync);

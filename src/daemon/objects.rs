@@ -1,5 +1,5 @@
 //! Builds objects as the API returns them: the status computed from the store, plus data that only the daemon has.
-//! Out of scope: computing the status ([`crate::status`]), watching objects (`watches`).
+//! Out of scope: computing the status ([`crate::status`]), watching objects (`changes`).
 
 use super::intake_loop::IntakeLoop;
 use crate::api::host_group::HostGroup;

@@ -1,5 +1,5 @@
 //! Streaming responses: events, a VM's log.
-//! Out of scope: the content of events and logs; changes of objects (`watches`).
+//! Out of scope: the content of events and logs; changes of objects (`changes`).
 
 use std::io::{self, SeekFrom};
 use std::path::{Path, PathBuf};

@@ -29,7 +29,7 @@ use crate::api::policy::Packet;
 use crate::api::usage::Usage;
 use crate::api::view::{
     Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
-    Problem, ResourceVersion, RouteInfo, Scale, ServerInfo, Source, WatchFilter, WatchLine,
+    Problem, RouteInfo, Scale, ServerInfo, Source,
 };
 use crate::api::vm::PowerCommand;
 
@@ -214,25 +214,6 @@ impl Client {
             .await
     }
 
-    /// See [`super::Backend::watch`]: lines with versions, after the version `since` if there is one.
-    pub async fn watch_since(
-        &self,
-        since: Option<ResourceVersion>,
-        filter: &WatchFilter,
-    ) -> Result<BoxStream<'static, Result<WatchLine>>> {
-        let kinds: Vec<String> = filter.kinds.iter().map(Kind::to_string).collect();
-        let (kinds, events) = (kinds.join(","), filter.events);
-        let mut path = format!("/v1/watch?kinds={kinds}&events={events}");
-        if let Some(version) = since {
-            path.push_str(&format!("&since={version}"));
-        }
-        if let Some(object) = &filter.object {
-            let object = percent_encode(&object.to_string());
-            path.push_str(&format!("&object={object}"));
-        }
-        self.lines(&path).await
-    }
-
     /// See [`super::Backend::events`].
     pub async fn events(
         &self,
@@ -320,7 +301,7 @@ impl Client {
         serde_json::from_slice(&body).map_err(|error| self.broken(error))
     }
 
-    async fn lines<T: DeserializeOwned + Send + 'static>(
+    pub(super) async fn lines<T: DeserializeOwned + Send + 'static>(
         &self,
         path: &str,
     ) -> Result<BoxStream<'static, Result<T>>> {
@@ -472,7 +453,7 @@ fn object_path(kind: Kind, name: Option<&Name>) -> String {
 }
 
 /// Percent-encodes all but the unreserved characters (RFC 3986, section 2.3).
-fn percent_encode(text: &str) -> String {
+pub(super) fn percent_encode(text: &str) -> String {
     const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
         .remove(b'-')
         .remove(b'.')

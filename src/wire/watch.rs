@@ -6,7 +6,8 @@ use axum::response::Response;
 use serde::Deserialize;
 
 use super::backend::{Backend, Refusal};
-use super::server::{Extract, encoded_lines};
+use super::extract::Extract;
+use super::lines::encoded_lines;
 use super::shared::{ApiError, AppState, read};
 use crate::api::event::ObjectRef;
 use crate::api::meta::Name;

@@ -1,7 +1,9 @@
-//! A host whose objects change, a disk that is slow and sometimes refuses, and clients that are slow, disconnect and continue, in every
-//! order. Whatever happens: a client's objects are those of the host at the end, none ever goes back in time, no event is missed or sent
-//! twice, nothing is sent that was not on the disk, and the log stays within its bounds.
+//! A host that changes, a disk that refuses, and clients that are slow, disconnect and continue, in every order.
 //! Out of scope: real time and tasks.
+//!
+//! # Why
+//! Whatever happens: a client's objects are those of the host at the end, none ever goes back in time, no event is missed or sent
+//! twice, nothing is sent that was not on the disk, and the log stays within its bounds.
 
 use std::collections::{BTreeMap, BTreeSet};
 
