@@ -153,6 +153,8 @@ struct Simulation {
     log: WatchLog,
     host: Objects,
     on_disk: Objects,
+    /// Changes wait for the disk.
+    pending: bool,
     rollbacks: u64,
     revision: u32,
     /// All revisions that were on the disk.
@@ -173,6 +175,7 @@ impl Simulation {
             log: WatchLog::new(7, bounds, 0),
             host: Objects::new(),
             on_disk: Objects::new(),
+            pending: false,
             rollbacks: 0,
             revision: 0,
             durable: BTreeSet::new(),
@@ -189,6 +192,7 @@ impl Simulation {
         match *step {
             Step::Write(at) => {
                 self.revision += 1;
+                self.pending = true;
                 self.written.push(self.revision);
                 let name = NAMES[at];
                 let before = self.host.get(name).map(|object| object.metadata().uid);
@@ -197,7 +201,7 @@ impl Simulation {
                 self.host.insert(name, lease(name, uid, self.revision));
             }
             Step::Delete(at) => {
-                self.host.remove(NAMES[at]);
+                self.pending |= self.host.remove(NAMES[at]).is_some();
             }
             Step::Note => {
                 self.last_event += 1;
@@ -212,7 +216,7 @@ impl Simulation {
             Step::LookAt(at) => self.look(Some(at)),
             Step::Commit => self.commit()?,
             Step::Refuse => {
-                if self.host != self.on_disk {
+                if std::mem::take(&mut self.pending) {
                     self.host = self.on_disk.clone();
                     self.rollbacks += 1;
                     self.written.clear();
@@ -229,7 +233,7 @@ impl Simulation {
                 let all: Vec<Object> = self.host.values().cloned().collect();
                 self.log.replace(Kind::Lease, &all);
                 self.clients[client].listing = Some((self.host.clone(), self.log.version()));
-                if self.host == self.on_disk {
+                if !self.pending {
                     self.deliver_lists()?;
                 }
             }
@@ -255,13 +259,14 @@ impl Simulation {
             self.log.note(*number, event);
         }
         self.looked = Some(self.log.last);
-        if self.host == self.on_disk {
+        if !self.pending {
             self.log.publish(self.log.last);
         }
     }
 
     fn commit(&mut self) -> Result<(), TestCaseError> {
         self.on_disk = self.host.clone();
+        self.pending = false;
         self.durable.extend(self.written.drain(..));
         if let Some(number) = self.looked.take() {
             self.log.publish(number);
