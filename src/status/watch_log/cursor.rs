@@ -161,8 +161,14 @@ impl WatchLog {
                     continue;
                 }
                 Phase::Events => match read_events(cursor, &existing_events) {
-                    lines if lines.is_empty() => continue,
-                    lines => lines,
+                    Some(lines) if lines.is_empty() => continue,
+                    Some(lines) => lines,
+                    // A watch that continues from the end of the list would be sent these events again.
+                    None if self.last_event < cursor.listed_events => return Ok(None),
+                    None => {
+                        cursor.phase = Phase::Missed(self.last);
+                        continue;
+                    }
                 },
                 Phase::Missed(until) => self.read_changes(cursor, Some(until)),
                 Phase::Changes => self.read_changes(cursor, None),
@@ -278,14 +284,14 @@ impl WatchLog {
     }
 }
 
-/// A page of existing events.
-fn read_events(cursor: &mut Cursor, existing: impl Fn(u64, usize) -> Vec<(u64, Event)>) -> Vec<u8> {
+/// A page of existing events; `None` after the last one.
+fn read_events(
+    cursor: &mut Cursor,
+    existing: impl Fn(u64, usize) -> Vec<(u64, Event)>,
+) -> Option<Vec<u8>> {
     let mut lines = Vec::new();
     let events = existing(cursor.listed_events, EVENTS_PAGE);
-    match events.last() {
-        Some((number, _)) => cursor.listed_events = *number,
-        None => cursor.phase = Phase::Missed(cursor.complete_at()),
-    }
+    cursor.listed_events = events.last()?.0;
     for (_, event) in events.iter().filter(|(_, e)| cursor.is_about(&e.object)) {
         let line = Line {
             kind: "EVENT",
@@ -295,7 +301,7 @@ fn read_events(cursor: &mut Cursor, existing: impl Fn(u64, usize) -> Vec<(u64, E
         };
         line.write(&mut lines);
     }
-    lines
+    Some(lines)
 }
 
 impl Cursor {
