@@ -276,7 +276,7 @@ impl Model {
                     self.resumed.fetch_add(resumes.into(), Ordering::Relaxed);
                     let lines = 1 + dice.below(40);
                     // A list that was not received completely is begun again.
-                    version = self.receive(stream, lines).await.or(version);
+                    version = self.receive(stream, lines, resumes).await.or(version);
                 }
                 Err(ClientError::Refused { status: 410, .. }) => {
                     self.told_to_list.fetch_add(1, Ordering::Relaxed);
@@ -304,14 +304,16 @@ impl Model {
         &self,
         mut stream: impl futures::Stream<Item = Result<WatchLine, ClientError>> + Unpin,
         lines: usize,
+        resumes: bool,
     ) -> Option<ResourceVersion> {
-        let mut last = None;
+        let (mut last, mut is_synced) = (None, resumes);
         for _ in 0..lines {
             let next = tokio::time::timeout(Duration::from_millis(300), stream.next());
             let Ok(Some(Ok(line))) = next.await else {
                 break;
             };
-            last = version(&line).or(last);
+            is_synced |= matches!(line, WatchLine::Synced { .. });
+            last = version(&line).filter(|_| is_synced).or(last);
             let mut objects = self.objects.lock().unwrap();
             match line {
                 WatchLine::Added { object, .. } | WatchLine::Modified { object, .. } => {

@@ -65,7 +65,8 @@ impl From<ResourceVersion> for String {
     }
 }
 
-/// One line of `/v1/watch`. A client continues a watch from the last version that it has received.
+/// One line of `/v1/watch`. A client continues a watch from the last version that it has received, if
+/// the list is complete: from [`WatchLine::Synced`] on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "UPPERCASE")]
 pub enum WatchLine {

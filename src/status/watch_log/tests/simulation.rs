@@ -72,6 +72,8 @@ struct Client {
     /// The last revision of each name, for as long as the client lives.
     newest: BTreeMap<String, u32>,
     version: Option<ResourceVersion>,
+    /// Versions can be continued: not before the list is complete.
+    is_synced: bool,
     cursor: Option<Cursor>,
     /// A list that waits for the disk.
     listing: Option<(Objects, ResourceVersion)>,
@@ -140,11 +142,14 @@ impl Client {
                 resource_version
             }
             WatchLine::Synced { resource_version } | WatchLine::Bookmark { resource_version } => {
+                self.is_synced = true;
                 Some(resource_version)
             }
             WatchLine::Error { .. } => unreachable!("the log returns an error"),
         };
-        self.version = version.or(self.version);
+        if self.is_synced {
+            self.version = version.or(self.version);
+        }
         Ok(())
     }
 }
@@ -302,6 +307,7 @@ impl Simulation {
                 let all: Vec<Object> = self.host.values().cloned().collect();
                 self.log.replace(Kind::Lease, &all);
             }
+            self.clients[client].is_synced = since.is_some();
             match self.log.start(request(since, true)) {
                 Ok(cursor) => self.clients[client].cursor = Some(cursor),
                 Err(_) => return Ok(self.clients[client].forget()),
