@@ -22,7 +22,8 @@ use super::group_events::{GroupEvent, requester};
 use super::not_found::not_found;
 use super::objects;
 use super::{
-    agent, console, metrics, orders, power, reach, restrictions, scale, secrets, streams, usage,
+    agent, changes, console, metrics, orders, power, reach, restrictions, scale, secrets, streams,
+    usage,
 };
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
 use crate::api::host_group::{HostGroup, Origin};
@@ -35,8 +36,8 @@ use crate::api::secret::{SecretChange, SecretName, SecretView};
 use crate::api::usage::Usage;
 use crate::api::validate;
 use crate::api::view::{
-    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
-    RouteInfo, Scale, ServerInfo, Source,
+    Applied, ApplyResult, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
+    RouteInfo, Scale, ServerInfo, Source, WatchRequest,
 };
 use crate::api::vm::{Hypervisor, PowerCommand};
 use crate::clock;
@@ -147,22 +148,25 @@ impl Backend for AppState {
         let found = store.read_durable(|world| {
             let (builder, engine, intake) = (&self.status_builder, &self.engine, &self.intake);
             let found = objects::bounded(builder, engine, intake, world, kind, name.as_ref());
-            match (&name, found.0.is_empty()) {
-                (Some(name), true) => Err(not_found(world, kind, name)),
-                _ => Ok(found),
+            if let (Some(name), []) = (&name, &found.0[..]) {
+                return Err(not_found(world, kind, name));
             }
+            let version = match found.1 {
+                0 => (self.watches).add_list(world, kind, name.as_ref(), &found.0),
+                _ => self.watches.add_part(world, &found.0),
+            };
+            Ok((found, version))
         });
-        let (items, more) = found.await?;
-        Ok(List { items, more })
+        let ((items, more), version) = found.await?;
+        Ok(List {
+            items,
+            more,
+            resource_version: Some(version),
+        })
     }
 
-    async fn watch(
-        &self,
-        kind: Kind,
-        name: Option<Name>,
-    ) -> Result<BoxStream<'static, Change>, Refusal> {
-        let changes = self.engine.store.watch();
-        Ok(streams::watch(self, changes, kind, name).await)
+    async fn watch(&self, request: WatchRequest) -> Result<BoxStream<'static, Bytes>, Refusal> {
+        changes::watch(self, request)
     }
 
     async fn delete(&self, kind: Kind, name: Name, how: Deletion) -> Result<(), Refusal> {

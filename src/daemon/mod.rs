@@ -5,6 +5,7 @@ mod agent;
 mod answers;
 mod app_state;
 mod budget;
+mod changes;
 mod check_config;
 mod conflists;
 mod console;
@@ -38,6 +39,7 @@ mod take_over;
 mod trigger;
 mod usage;
 mod wakes;
+mod watches;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -69,6 +71,7 @@ use budget::Budget;
 use intake_loop::IntakeLoop;
 use trigger::Trigger;
 use wakes::{converged, enqueue_by_changes, log_initial_sync, quiet, resync};
+use watches::Watches;
 
 /// Number of keys that are reconciled concurrently. More than the cores: a run waits for the kernel's locks and the disk.
 const DEFAULT_CONCURRENCY: usize = 16;
@@ -317,11 +320,13 @@ async fn serve(
     let intake = Arc::new(intake);
     let listener = Listener::open(&engine.run_dir.socket(), &args.socket_group)
         .map_err(|error| Error::Socket(error.to_string()))?;
-    let state = AppState::new(engine.clone(), intake.clone(), &args);
-    let ssh = AppState::new(engine.clone(), intake.clone(), &args);
+    let watches = Arc::new(Watches::new(engine.store.events()));
+    let new_state = || AppState::new(engine.clone(), intake.clone(), Arc::clone(&watches), &args);
+    let (state, ssh, watched) = (new_state(), new_state(), new_state());
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(enqueue_by_changes(engine.clone(), daemon.changes));
     tasks.spawn(resync(engine.clone(), args.resync));
+    tasks.spawn(changes::run(watched));
     tasks.spawn(agents::run(engine.clone(), args.resync));
     tasks.spawn({
         let (engine, resync) = (engine.clone(), args.resync);

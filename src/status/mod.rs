@@ -5,6 +5,7 @@ mod condition;
 pub mod explain;
 mod host_network;
 pub mod traverse;
+pub mod watch_log;
 
 use condition::{
     condition_view, for_generation, is_ready_and_observed, known, not_ready_message,

@@ -137,7 +137,7 @@ enum Weight {
     Heavy,
     /// Lists objects.
     List,
-    /// Is a stream (`follow=true`).
+    /// Is a stream (`watch`, or `follow=true`).
     Stream,
     /// Is forwarded to an agent, with limits of its own ([`super::agents`]).
     Agent,
@@ -151,6 +151,7 @@ fn weight(request: &Request) -> Weight {
     match path.strip_prefix("/v1/").unwrap_or_default() {
         "apply" | "diff" | "names" | "gc" | "doctor" => Weight::Heavy,
         rest if is_agent_path(rest) => Weight::Agent,
+        "watch" if is_get => Weight::Stream,
         _ if is_stream && is_get => Weight::Stream,
         rest if rest.starts_with("objects/") && is_get => Weight::List,
         _ => Weight::Light,

@@ -16,8 +16,8 @@ use crate::api::policy::Packet;
 use crate::api::secret::{SecretChange, SecretName, SecretView};
 use crate::api::usage::Usage;
 use crate::api::view::{
-    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
-    RouteInfo, Scale, ServerInfo, Source,
+    Applied, ApplyResult, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
+    RouteInfo, Scale, ServerInfo, Source, WatchRequest,
 };
 use crate::api::vm::PowerCommand;
 use crate::guest::endpoint::Access;
@@ -92,6 +92,9 @@ pub enum Refusal {
     /// 409: the object has another owner, or its state does not permit the request; one entry per cause.
     #[error("the request conflicts with the current state")]
     Conflict(Vec<String>),
+    /// 410: the version of the request is too old, or of another run of the daemon.
+    #[error("{0}")]
+    Gone(String),
     /// 500: an internal error with its causes.
     #[error("{0}")]
     Failed(String),
@@ -128,13 +131,13 @@ pub trait Backend: Send + Sync + 'static {
         name: Option<Name>,
     ) -> impl Future<Output = Result<List, Refusal>> + Send;
 
-    /// The existing objects as [`Change::Added`], one [`Change::Synced`], then every change. A name that does not exist is not an
-    /// error: the object may be created later.
+    /// Lines of [`WatchLine`](crate::api::view::WatchLine), as JSON: the existing objects and events, one `SYNCED`, then every change; or
+    /// the changes after a version. A name that does not exist is not an error: the object may be created later. The lines are not
+    /// encoded for each watch.
     fn watch(
         &self,
-        kind: Kind,
-        name: Option<Name>,
-    ) -> impl Future<Output = Result<BoxStream<'static, Change>, Refusal>> + Send;
+        request: WatchRequest,
+    ) -> impl Future<Output = Result<BoxStream<'static, Bytes>, Refusal>> + Send;
 
     /// Requests the deletion of an object. Returns when the request is stored, not when the object is removed. A deletion in progress can
     /// be forced by a second call.

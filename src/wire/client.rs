@@ -301,7 +301,7 @@ impl Client {
         serde_json::from_slice(&body).map_err(|error| self.broken(error))
     }
 
-    async fn lines<T: DeserializeOwned + Send + 'static>(
+    pub(super) async fn lines<T: DeserializeOwned + Send + 'static>(
         &self,
         path: &str,
     ) -> Result<BoxStream<'static, Result<T>>> {
@@ -453,7 +453,7 @@ fn object_path(kind: Kind, name: Option<&Name>) -> String {
 }
 
 /// Percent-encodes all but the unreserved characters (RFC 3986, section 2.3).
-fn percent_encode(text: &str) -> String {
+pub(super) fn percent_encode(text: &str) -> String {
     const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
         .remove(b'-')
         .remove(b'.')

@@ -23,6 +23,7 @@
 //! | `GET /v1/metrics/{vm}` | [`Metrics`](crate::api::metrics::Metrics) of the VMM |
 //! | `GET /v1/usage/{vm}` | [`Usage`](crate::api::usage::Usage) of the VMM on the host |
 //! | `GET /v1/events?object=vm/x&follow=false` | lines of [`Event`](crate::api::event::Event) |
+//! | `GET /v1/watch?since=VERSION&kinds=vm,lease&events=true&object=vm/x` | lines of [`WatchLine`](crate::api::view::WatchLine); 410 if the watch cannot be continued from that version |
 //! | `GET /v1/logs/{vm}?follow=false&lines=10` | bytes; without `lines` the whole log |
 //! | `POST /v1/console/{vm}`, body: bytes for the serial port | 204; an empty body checks whether that is possible |
 //! | `POST /v1/gc?dry_run=false` | array of [`Orphan`](crate::api::view::Orphan) |
@@ -31,7 +32,7 @@
 //! | `GET /v1/route/{group}` | [`RouteInfo`](crate::api::view::RouteInfo) |
 //!
 //! "Lines" are `application/x-ndjson`: one JSON value per line, each flushed immediately. Errors are 400 (malformed request),
-//! 403 (the peer is not permitted), 404, 409, 413, 422, 500, 502 to 504 (an agent does not answer) or 503 (a limit is reached; try again), with
+//! 403 (the peer is not permitted), 404, 409, 410, 413, 422, 500, 502 to 504 (an agent does not answer) or 503 (a limit is reached; try again), with
 //! a [`Problem`](crate::api::view::Problem) as the body.
 
 mod access;
@@ -43,9 +44,11 @@ pub mod backend;
 mod caller;
 pub mod client;
 mod connections;
+mod extract;
 mod guarded;
 mod hangup;
 pub mod limits;
+mod lines;
 mod listener;
 pub mod packet;
 mod problem;
@@ -56,6 +59,8 @@ mod shared;
 pub mod socket;
 mod tunnel;
 mod user;
+mod watch;
+mod watch_client;
 
 pub use agent_client::{AgentRequest, AgentSocket, Upload};
 pub use backend::{Backend, Deletion, Detail, Effect, Refusal, StreamMode};

@@ -52,6 +52,7 @@ impl IntoResponse for ApiError {
                 problem(StatusCode::UNPROCESSABLE_ENTITY, error, problems)
             }
             Refusal::Conflict(problems) => problem(StatusCode::CONFLICT, error, problems),
+            Refusal::Gone(_) => problem(StatusCode::GONE, error, Vec::new()),
             Refusal::Failed(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, error, Vec::new()),
         }
     }

@@ -54,6 +54,7 @@
 //! | `newcomer` | the README's quick start on a bare Debian |
 //! | `questions` | what is asked before disks are deleted |
 //! | `scale` | the number of VMs of a group, changed alone |
+//! | `watch` | changes and events for programs, which continue from a version |
 //! | `waiting` | what is waited for, and what is not |
 //! | `not_observed` | what is answered between a start and the first observation |
 //! | `on_demand` | VMs made on demand |
@@ -129,3 +130,4 @@ mod undecodable;
 mod upgrade;
 mod vsock;
 mod waiting;
+mod watch;
