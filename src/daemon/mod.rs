@@ -58,7 +58,7 @@ use crate::reconcile::no_probe;
 use crate::runtime::controller::Controller;
 use crate::store::{self, Change};
 use crate::wire::limits::Limits;
-use crate::wire::{self, Listener};
+use crate::wire::{self, AgentRequests, Listener};
 use crate::{clock, cni};
 
 pub use host_checks::without_daemon;
@@ -348,7 +348,8 @@ async fn serve(
     tasks.spawn(report_exhaustion(engine.clone()));
     tasks.spawn(ssh_server::run(ssh, args.clone(), ssh_config, stop.clone()));
     let limits = Limits::of(budget.connections).with_agents(budget.agents);
-    let wire = wire::serve_with_limits(listener, state, stop.clone(), limits);
+    let agent_requests = AgentRequests::new(&limits);
+    let wire = wire::serve(listener, state, agent_requests, stop.clone(), limits);
     let mut wire = tokio::spawn(wire);
     let run = {
         let engine = engine.clone();

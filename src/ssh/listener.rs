@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::admission::LogRate;
+use crate::wire::rates::LogRate;
 use super::connection::serve;
 use super::flow::WINDOW;
 use super::shared::Shared;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
-use super::admission::{Admission, LogRate};
+use super::admission::Admission;
+use crate::wire::rates::LogRate;
 use crate::api::ssh_key::SshKey;
 
 /// What all connections share.

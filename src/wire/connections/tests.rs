@@ -2,6 +2,8 @@
 //! Out of scope: HTTP.
 
 use super::super::agents::Agents;
+use tokio::net::UnixStream;
+
 use super::*;
 
 const ALICE: User = User::Of(1000);
@@ -127,6 +129,7 @@ async fn a_connection_that_forwards_a_request_is_not_counted_never_late_and_ends
         (None, None)
     );
     let (local, theirs) = UnixStream::pair().unwrap();
+    let local = Socket::Unix(local);
     let short = Duration::from_millis(50);
     let waits = tokio::time::timeout(short, connection.wait_for_close(&local));
     assert!(waits.await.is_err(), "both are there");
