@@ -2,6 +2,7 @@
 //! Out of scope: decisions of the daemon.
 
 pub mod age;
+pub mod api_args;
 pub mod apply;
 pub mod args;
 mod change_args;

@@ -7,8 +7,8 @@ use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
 use super::admission::Admission;
-use crate::wire::rates::LogRate;
 use crate::api::ssh_key::SshKey;
+use crate::wire::rates::LogRate;
 
 /// What all connections share.
 pub struct Shared<B> {

@@ -58,8 +58,8 @@ impl std::str::FromStr for Token {
         if !(MIN_TOKEN..=MAX_TOKEN).contains(&text.len()) {
             return Err(InvalidToken::Length(text.len()));
         }
-        let mut value =
-            HeaderValue::try_from(format!("Bearer {text}")).map_err(|_| InvalidToken::Characters)?;
+        let mut value = HeaderValue::try_from(format!("Bearer {text}"))
+            .map_err(|_| InvalidToken::Characters)?;
         value.set_sensitive(true);
         Ok(Self(value))
     }
@@ -120,7 +120,7 @@ impl Auth {
     }
 
     /// No request needs a token, and what is in `Authorization` is ignored.
-    pub(super) fn none() -> Self {
+    pub fn none() -> Self {
         Self {
             token: None,
             refused: Rates::new(BURST, RATE),

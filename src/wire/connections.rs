@@ -340,11 +340,9 @@ impl Connections {
         let all = open.counted().count();
         let (by_user, others) = (open.of(user), all - open.of(User::Privileged));
         match user {
-            User::Of(_) | User::Remote(_) if by_user >= limits.per_user => {
-                open.evict(&[user]).ok_or_else(|| {
-                    format!("{user} has {by_user} connections, which is its limit")
-                })
-            }
+            User::Of(_) | User::Remote(_) if by_user >= limits.per_user => open
+                .evict(&[user])
+                .ok_or_else(|| format!("{user} has {by_user} connections, which is its limit")),
             // Whoever has no token costs only others who have none.
             User::Remote(_) if all >= limits.connections && open.evict_stranger() => Ok(()),
             User::Of(_) | User::Remote(_) if others >= limits.connections - limits.reserved => {

@@ -63,9 +63,9 @@ mod tunnel;
 mod user;
 
 pub use agent_client::{AgentRequest, AgentSocket, Upload};
+pub use auth::{Auth, Token};
 pub use backend::{Backend, Deletion, Detail, Effect, Refusal, StreamMode};
 pub use caller::Caller;
 pub use client::Client;
-pub use auth::{Auth, Token};
 pub use listener::{AgentRequests, Listening, Server, serve};
 pub use socket::Listener;

@@ -127,9 +127,10 @@ impl AsyncWrite for SharedSocket {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.0.poll_try_write(context, |socket| {
-            each!(socket, stream => stream.try_write_vectored(slices))
-        })
+        self.0.poll_try_write(
+            context,
+            |socket| each!(socket, stream => stream.try_write_vectored(slices)),
+        )
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -161,7 +162,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let theirs = TcpStream::connect(listener.local_addr().unwrap());
         let (theirs, accepted) = tokio::join!(theirs, listener.accept());
-        (Socket::of_tcp(accepted.unwrap().0).unwrap(), theirs.unwrap())
+        (
+            Socket::of_tcp(accepted.unwrap().0).unwrap(),
+            theirs.unwrap(),
+        )
     }
 
     async fn is_open(socket: &Socket) -> bool {

@@ -47,6 +47,9 @@ fn name(mapping: Mapping) -> &'static str {
         Mapping::Bandwidth => "bandwidth",
         Mapping::Settings => "settings",
         Mapping::Ssh => "ssh",
+        Mapping::Api => "api",
+        Mapping::ApiAuth => "apiAuth",
+        Mapping::ApiTls => "apiTls",
     }
 }
 
