@@ -93,6 +93,17 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_token_is_named_by_the_address_of_its_user() {
+        for (address, expected) in [
+            ("192.0.2.1", "API token (192.0.2.1)"),
+            ("2001:db8::1", "API token (2001:db8::1)"),
+        ] {
+            let caller = Caller::Token(address.parse().unwrap());
+            assert_eq!(caller.to_string(), expected);
+        }
+    }
+
     #[tokio::test]
     async fn a_task_has_a_caller_only_while_it_handles_a_request() {
         assert_eq!(Caller::current(), None);

@@ -1,9 +1,9 @@
 //! The limits and deadlines of connections.
 //! Out of scope: HTTP.
 
-use super::super::agents::Agents;
 use tokio::net::UnixStream;
 
+use super::super::agents::Agents;
 use super::*;
 
 const ALICE: User = User::Of(1000);
@@ -73,6 +73,36 @@ fn the_oldest_idle_connection_of_the_user_with_most_is_evicted_first() {
     assert!(carol.connection.closed.is_cancelled());
     assert!(all.admit(User::Privileged, Instant::now()).is_err());
     assert!(all.admit(ALICE, Instant::now()).is_err());
+}
+
+#[test]
+fn connections_without_a_permitted_request_are_closed_for_others_and_cost_nobody_else() {
+    let address = |last: u8| User::of_address([192, 0, 2, last].into());
+    let all = Arc::new(Connections::new(Limits::remote(16)));
+    // One client has permitted connections that wait, and one a request in progress.
+    let permitted = fill(&all, address(1), 4, false);
+    for place in &permitted {
+        place.connection.authenticated();
+    }
+    let working = fill(&all, address(2), 2, true);
+    let strangers: Vec<Registration> = (10..200)
+        .flat_map(|last| fill(&all, address(last), 3, false))
+        .collect();
+    assert_eq!(strangers.len(), 190 * 3, "a new one is always admitted");
+    assert_eq!(closed(&strangers), 190 * 3 - 10);
+    assert_eq!(closed(&permitted) + closed(&working), 0);
+    // An address that has most of them loses them first.
+    let (few, many) = (
+        fill(&all, address(3), 1, false),
+        fill(&all, address(4), 12, false),
+    );
+    let more = fill(&all, address(5), 3, false);
+    assert_eq!((closed(&few), closed(&more)), (0, 0));
+    assert!(closed(&many) >= 6, "{}", closed(&many));
+    // No address has all of them, whatever it does on them.
+    let all = Arc::new(Connections::new(Limits::remote(16)));
+    assert_eq!(fill(&all, address(1), 50, true).len(), 12);
+    assert_eq!(fill(&all, address(2), 50, true).len(), 4);
 }
 
 #[test]
