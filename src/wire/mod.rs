@@ -44,6 +44,7 @@ pub mod auth;
 pub mod backend;
 mod caller;
 pub mod client;
+mod client_error;
 mod connections;
 mod endpoint;
 mod guarded;

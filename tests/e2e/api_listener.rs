@@ -2,7 +2,7 @@
 //! Out of scope: the daemon's own socket (`local_users`, `liveness`); what requests answer (`transcripts`).
 
 mod hostile;
-mod tls;
+pub mod tls;
 mod token;
 
 use std::fs;
@@ -17,7 +17,7 @@ use std::time::Duration;
 use test_support::harness::{Harness, group, with_daemon};
 
 /// The default port.
-const PORT: u16 = 8080;
+pub const PORT: u16 = 8080;
 
 /// The status and the whole text of a response; status 0: the connection was closed without one.
 fn exchange(mut stream: impl Read + Write, text: &str) -> (u16, String) {
@@ -54,13 +54,13 @@ fn is_open(port: u16) -> bool {
     TcpStream::connect(("127.0.0.1", port)).is_ok()
 }
 
-fn configure(harness: &Harness, settings: &str) {
+pub fn configure(harness: &Harness, settings: &str) {
     harness.write("new.yaml", settings);
     let new = harness.dir.path().join("new.yaml");
     fs::rename(new, harness.dir.path().join("sliced.yaml")).expect("renamed");
 }
 
-fn listens(harness: &Harness, port: u16) {
+pub fn listens(harness: &Harness, port: u16) {
     harness.until("it listens", || is_open(port).then_some(()));
 }
 

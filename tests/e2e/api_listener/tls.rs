@@ -12,13 +12,13 @@ use test_support::harness::{Harness, group, with_daemon};
 use super::{PORT, bearer, configure, connect, exchange, is_open, listens, reported, text};
 
 /// A private authority, and the certificate of a server.
-struct Authority {
+pub struct Authority {
     ca: String,
     cert: String,
     key: String,
 }
 
-fn authority(name: &str) -> Authority {
+pub fn authority(name: &str) -> Authority {
     let ca_key = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::new(Vec::new()).expect("parameters");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -48,7 +48,7 @@ fn save(harness: &Harness, name: &str, content: &str) -> PathBuf {
 }
 
 /// Configures TLS; the options of slicectl for it.
-fn with_tls(harness: &Harness, authority: &Authority) -> String {
+pub fn with_tls(harness: &Harness, authority: &Authority) -> String {
     let cert = save(harness, "tls.crt", &authority.cert);
     let key = save(harness, "tls.key", &authority.key);
     let ca = save(harness, "ca.pem", &authority.ca);

@@ -55,6 +55,7 @@ const PROGRAMS: [&str; 56] = [
     "mv",
     "nft",
     "nsenter",
+    "openssl",
     "ping",
     "printf",
     "ps",

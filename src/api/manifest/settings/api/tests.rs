@@ -1,4 +1,5 @@
-//! Tests of `api:`.
+//! What `api:` of the settings file accepts.
+//! Out of scope: the listener.
 
 use super::super::super::Source;
 use super::super::{Settings, parse};
