@@ -11,7 +11,7 @@ use crate::api_listener::tls::{authority, with_tls};
 use crate::api_listener::{PORT, configure, listens};
 
 /// Runs a test with a command line of slicectl that reaches the daemon without, and with TLS.
-fn with_both(test: impl Fn(&Host, &dyn Fn(&[&str]) -> Command) + Send) {
+fn with_both(test: impl Fn(&Host, &dyn Fn(&[&str]) -> Command) + Send + Sync) {
     with_agent(|host| {
         for is_tls in [false, true] {
             let harness = &host.harness;
@@ -47,7 +47,7 @@ fn with_both(test: impl Fn(&Host, &dyn Fn(&[&str]) -> Command) + Send) {
 #[test]
 fn commands_and_copies_work_over_tcp_and_tls() {
     with_both(|host, ctl| {
-        let words = ["vm", "exec", VM, "--uid", "0", "-i", "--", "wc", "-c"];
+        let words = ["vm", "exec", VM, "--uid", "0", "--", "wc", "-c"];
         let mut child = ctl(&words).stdin(Stdio::piped()).spawn().expect("slicectl");
         let mut input = child.stdin.take().expect("a pipe");
         let data = vec![b'x'; 3 << 20];
