@@ -191,7 +191,7 @@ struct AcquiredPermits {
 }
 
 /// Refuses a user of a Unix socket who is not a member of its group.
-fn permit(caller: &Client) -> Result<(), Response> {
+fn permit(caller: &Client) -> Result<(), Box<Response>> {
     let Origin::Local(peer) = &caller.origin else {
         return Ok(());
     };
@@ -207,7 +207,7 @@ fn permit(caller: &Client) -> Result<(), Response> {
         "user {} may not connect to sliced: only root, the user of sliced and members of the socket's group may",
         peer.uid
     );
-    Err(problem(StatusCode::FORBIDDEN, error, Vec::new()))
+    Err(Box::new(problem(StatusCode::FORBIDDEN, error, Vec::new())))
 }
 
 async fn work(
@@ -217,7 +217,7 @@ async fn work(
     request: Request,
     next: Next,
 ) -> Result<(Response, AcquiredPermits), Response> {
-    permit(caller)?;
+    permit(caller).map_err(|refusal| *refusal)?;
     let (method, uri) = (request.method(), request.uri());
     let checked = admission
         .auth
