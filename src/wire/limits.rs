@@ -87,6 +87,19 @@ impl Limits {
         }
     }
 
+    /// The limits of a listener on which nobody is privileged, and everybody who is permitted has the token of the API. One address may
+    /// have most connections: it may be that of a proxy.
+    pub fn remote(connections: usize) -> Self {
+        let connections = connections.max(8);
+        Self {
+            reserved: 0,
+            per_user: connections - connections / 4,
+            // Half of it for one address, see `admission`.
+            streams: connections.saturating_mul(2),
+            ..Self::of(connections)
+        }
+    }
+
     /// The same with another maximum number of requests to agents.
     pub fn with_agents(self, agents: usize) -> Self {
         Self { agents, ..self }

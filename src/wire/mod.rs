@@ -1,9 +1,10 @@
-//! HTTP and JSON on a Unix socket: the requests ([`backend`]), the listening socket ([`socket`]), the server, the client.
+//! HTTP and JSON on Unix and TCP sockets: the requests ([`backend`]), the listening sockets ([`socket`]), the server, the client.
 //! Out of scope: decisions, storage, messages and tables for users.
 //!
 //! # Endpoints
 //! | request | response |
 //! |---|---|
+//! | `GET /healthz` | `OK` as text; needs no token |
 //! | `GET /v1/version` | [`ServerInfo`](crate::api::view::ServerInfo) |
 //! | `POST /v1/apply?dry_run=false`, body `{"sources":[{"name","text"}]}` | array of [`ApplyResult`](crate::api::view::ApplyResult) |
 //! | `POST /v1/diff?steps=true`, same body | [`DiffResult`](crate::api::view::DiffResult) |
@@ -32,7 +33,8 @@
 //! | `GET /v1/route/{group}` | [`RouteInfo`](crate::api::view::RouteInfo) |
 //!
 //! "Lines" are `application/x-ndjson`: one JSON value per line, each flushed immediately. Errors are 400 (malformed request),
-//! 403 (the peer is not permitted), 404, 409, 410, 413, 422, 500, 502 to 504 (an agent does not answer) or 503 (a limit is reached; try again), with
+//! 401 (no or an invalid token), 403 (the peer is not permitted), 404, 409, 410, 413, 422, 500, 502 to 504 (an agent does not answer) or 503
+//! (a limit is reached; try again), with
 //! a [`Problem`](crate::api::view::Problem) as the body.
 
 mod access;
@@ -40,31 +42,39 @@ mod admission;
 mod agent;
 mod agent_client;
 mod agents;
+pub mod auth;
 pub mod backend;
 mod caller;
 pub mod client;
+mod client_error;
 mod connections;
+mod endpoint;
 mod extract;
 mod guarded;
-mod hangup;
 pub mod limits;
 mod lines;
 mod listener;
+mod origin;
 pub mod packet;
 mod problem;
+pub mod rates;
 mod secrets;
 mod secrets_client;
 pub mod server;
 mod shared;
 pub mod socket;
+mod stream;
+mod transport;
 mod tunnel;
 mod user;
 mod watch;
 mod watch_client;
 
 pub use agent_client::{AgentRequest, AgentSocket, Upload};
+pub use auth::{Auth, Token};
 pub use backend::{Backend, Deletion, Detail, Effect, Refusal, StreamMode};
 pub use caller::Caller;
 pub use client::Client;
-pub use listener::{serve, serve_with_limits};
+pub use endpoint::Url;
+pub use listener::{AgentRequests, Listening, Server, serve};
 pub use socket::Listener;

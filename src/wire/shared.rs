@@ -14,7 +14,7 @@ use super::problem::problem;
 
 /// State shared by all requests.
 pub(super) struct Shared<B> {
-    pub(super) backend: B,
+    pub(super) backend: Arc<B>,
     /// The requests that are forwarded to agents.
     pub(super) agents: Arc<Agents>,
     /// Cancelled when the daemon stops; ends all streams.

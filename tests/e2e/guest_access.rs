@@ -11,6 +11,7 @@ mod forward;
 mod hostile;
 mod provision;
 mod refused;
+mod remote;
 mod secrets;
 mod shell;
 mod ssh;

@@ -5,6 +5,7 @@
 //! | file | what it tests |
 //! |---|---|
 //! | `agent` | `slice-agent` on a Unix socket |
+//! | `api_listener` | the second listener of the API: settings, token, TLS, hostile clients |
 //! | `bridge` | the same questions of groups in bridge mode |
 //! | `modes` | groups of all modes on one host |
 //! | `converge` | from a manifest to what stands, and what scripts rely on |
@@ -68,6 +69,7 @@
 //! | `service` | the process: signals, logs, errors, rest |
 
 mod agent;
+mod api_listener;
 mod bridge;
 mod bridge_drift;
 mod claims;
