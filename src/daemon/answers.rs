@@ -29,9 +29,11 @@ use crate::api::host_group::{HostGroup, Origin};
 use crate::api::manifest::Draft;
 use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
+use crate::api::node::{Node, NodeDetails, TagChange};
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::secret::{SecretChange, SecretName, SecretView};
+use crate::api::tag::TagSet;
 use crate::api::usage::Usage;
 use crate::api::validate;
 use crate::api::view::{
@@ -188,6 +190,24 @@ impl Backend for AppState {
 
     async fn add_vm(&self, group: Name, request: NewVm) -> Result<NewVmResult, Refusal> {
         orders::add(&self.engine, group, request).await
+    }
+
+    async fn nodes(&self, group: Option<Name>) -> Result<Vec<Node>, Refusal> {
+        self.list_nodes(group).await
+    }
+
+    async fn node(&self, vm: Name) -> Result<NodeDetails, Refusal> {
+        self.find_node(vm).await
+    }
+
+    async fn set_tags(&self, vm: Name, change: TagChange) -> Result<TagSet, Refusal> {
+        self.change_tags(vm, change).await
+    }
+
+    async fn shutdown(&self) -> Result<(), Refusal> {
+        // The same way as a request of systemd.
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM)
+            .map_err(|error| Refusal::Failed(format!("cannot end the daemon: {error}")))
     }
 
     async fn remove_vm(&self, vm: Name) -> Result<(), Refusal> {

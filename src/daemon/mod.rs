@@ -20,6 +20,7 @@ mod intake_loop;
 mod journal;
 mod log;
 mod metrics;
+mod nodes;
 mod not_found;
 mod objects;
 mod once;

@@ -5,12 +5,14 @@ mod choosing;
 mod claim;
 mod claims;
 mod foresee;
+mod friendly_name;
 mod on_demand;
 mod plan;
 mod preflight;
 mod range;
 mod range_error;
 mod subnet;
+mod tags;
 
 use std::collections::BTreeMap;
 
@@ -27,7 +29,8 @@ use crate::store::{self, LeaseError, Store, Txn, World};
 pub use claim::{Claim, needed, of_address};
 pub use claims::{CLAIMS_DIR, ClaimOwner, Claims};
 pub use foresee::{Assigned, ForeseenVm, foresee};
-pub use on_demand::{AddError, Added, Removed, add, remove};
+pub use on_demand::{AddError, Added, NameRule, Removed, add, add_with, remove};
+pub use tags::set_tags;
 pub use plan::{Action, Desired, Extra, Member, Observed, outdated, plan};
 pub use preflight::{BlockedReason, Preflight, PreflightCheck};
 pub use range::HostUse;

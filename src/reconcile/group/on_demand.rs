@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 
+use super::friendly_name;
 use super::choosing::{Rollback, choose, choosing, claimed};
 use super::claims::Claims;
 use super::range::{HostUse, Observation};
@@ -22,8 +23,8 @@ use crate::store::{self, LeaseError, Store, Txn, World};
 
 /// Characters of generated names, without similar characters (`0` and `o`) and without vowels, so that a name contains no word.
 /// The first character is a letter.
-const LETTERS: &[u8; 20] = b"bcdfghjkmnpqrstvwxyz";
-const LETTERS_AND_DIGITS: &[u8; 28] = b"bcdfghjkmnpqrstvwxyz23456789";
+pub(super) const LETTERS: &[u8; 20] = b"bcdfghjkmnpqrstvwxyz";
+pub(super) const LETTERS_AND_DIGITS: &[u8; 28] = b"bcdfghjkmnpqrstvwxyz23456789";
 
 /// The result of a request for a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +72,15 @@ pub enum Removed {
     Absent,
 }
 
+/// Whether two VMs may have the same friendly name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameRule {
+    /// The tag `name` is one like others.
+    Any,
+    /// The tag `name` is unique.
+    Unique,
+}
+
 /// Adds a VM to a group. A name is generated if none is given.
 ///
 /// # Errors
@@ -80,10 +90,30 @@ pub async fn add(
     claims: &Claims,
     host_use: &HostUse<'_>,
     group: &Name,
+    desired: (Option<Name>, VmOverrides),
+    now: Timestamp,
+) -> Result<(Name, Added), AddError> {
+    add_with(store, claims, host_use, (group, NameRule::Any), desired, now).await
+}
+
+/// The same, with a rule for its friendly name. It is checked in the transaction that adds the VM.
+///
+/// # Errors
+/// [`AddError`]; then nothing has changed.
+pub async fn add_with(
+    store: &Store,
+    claims: &Claims,
+    host_use: &HostUse<'_>,
+    (group, rule): (&Name, NameRule),
     (name, overrides): (Option<Name>, VmOverrides),
     now: Timestamp,
 ) -> Result<(Name, Added), AddError> {
+    let label = overrides.tag_set().name().map(ToString::to_string);
+    let label = label.filter(|_| rule == NameRule::Unique);
     choosing(store, claims, host_use, group, |txn, observation| {
+        if let Some(label) = &label {
+            friendly_name::check(txn.world(), label, None)?;
+        }
         add_in(
             txn,
             claims,
