@@ -289,7 +289,10 @@ impl TagSet {
 
     /// The tags as texts: those with a key in the order of their keys, then the others.
     pub fn texts(&self) -> Vec<String> {
-        let keyed = self.tags.iter().map(|(key, value)| format!("{key}={value}"));
+        let keyed = self
+            .tags
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"));
         let plain = self.plain.iter().map(ToString::to_string);
         keyed.chain(plain).collect()
     }
@@ -365,7 +368,9 @@ mod tests {
     #[test]
     fn a_set_of_tags_keeps_each_text_that_was_added() {
         let texts = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let set = TagSet::of(&texts(&["k3s", "env=ci", "env=dev", "env=ci", "k3s", "name=web"]));
+        let set = TagSet::of(&texts(&[
+            "k3s", "env=ci", "env=dev", "env=ci", "k3s", "name=web",
+        ]));
         let mut set = set.unwrap();
         assert_eq!(set.texts(), ["env=ci", "name=web", "k3s", "env=dev"]);
         assert_eq!(set.name().map(ToString::to_string).as_deref(), Some("web"));
@@ -376,7 +381,9 @@ mod tests {
         set.set_name(None);
         assert_eq!(set.texts(), ["env=ci"]);
         let long = "x".repeat(382);
-        for bad in ["", "a\nb", "name=", "name=a b", "name=Web", "name=-x", &long] {
+        for bad in [
+            "", "a\nb", "name=", "name=a b", "name=Web", "name=-x", &long,
+        ] {
             assert!(TagSet::of(&texts(&[bad])).is_err(), "{bad:?}");
         }
         assert!(TagSet::of(&texts(&["name=a", "name=b"])).is_err());

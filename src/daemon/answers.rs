@@ -22,7 +22,8 @@ use super::group_events::{GroupEvent, requester};
 use super::not_found::not_found;
 use super::objects;
 use super::{
-    agent, console, metrics, orders, power, reach, restrictions, scale, secrets, streams, usage,
+    agent, console, host_figures, metrics, orders, power, reach, restrictions, scale, secrets,
+    streams, usage,
 };
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
 use crate::api::host_group::{HostGroup, Origin};
@@ -48,7 +49,7 @@ use crate::host;
 use crate::reconcile::host_network;
 use crate::reconcile::vmm::VmmPaths;
 use crate::store::{self, Txn};
-use crate::wire::backend::{LogOutput, LogStart};
+use crate::wire::backend::{HostFigure, LogOutput, LogStart};
 use crate::wire::{Backend, Deletion, Detail, Effect, Refusal, StreamMode};
 
 /// A change is stored without warnings if they cannot be computed within this time.
@@ -202,6 +203,10 @@ impl Backend for AppState {
 
     async fn set_tags(&self, vm: Name, change: TagChange) -> Result<TagSet, Refusal> {
         self.change_tags(vm, change).await
+    }
+
+    async fn host_figures(&self) -> Vec<HostFigure> {
+        host_figures::read().await
     }
 
     async fn shutdown(&self) -> Result<(), Refusal> {

@@ -15,6 +15,7 @@ mod failure;
 mod folders;
 mod group_events;
 mod host_checks;
+mod host_figures;
 mod instance;
 mod intake_loop;
 mod journal;

@@ -70,7 +70,13 @@ impl AppState {
         let message = format!("tags changed {}", requester());
         let (now, object) = (clock::now(), ObjectRef::vm(&name));
         let events = engine.store.events();
-        events.note(now, EventType::Normal, &object, EventReason::Configured, &message);
+        events.note(
+            now,
+            EventType::Normal,
+            &object,
+            EventReason::Configured,
+            &message,
+        );
         Ok(tags)
     }
 }

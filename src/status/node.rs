@@ -44,8 +44,14 @@ impl StatusBuilder {
             ram_bytes: vm.spec.ram_bytes,
             vcpu: vm.spec.vcpu,
             created_at: vm.meta.created_at,
-            tags: overrides.map(|overrides| overrides.tag_set()).unwrap_or_default(),
-            state: state(vm, stage_status(&stages, Stage::Vmm), &VmmCheckpoint::default()),
+            tags: overrides
+                .map(|overrides| overrides.tag_set())
+                .unwrap_or_default(),
+            state: state(
+                vm,
+                stage_status(&stages, Stage::Vmm),
+                &VmmCheckpoint::default(),
+            ),
             ready: world.is_ready(vm),
             persistent: vm.spec.storage.persistent,
             has_disk: vm.spec.storage.image.is_some(),
@@ -65,7 +71,9 @@ impl StatusBuilder {
         let group_network = group.map(|group| &group.spec.template.network);
         NodeDetails {
             node: self.node(world, vm),
-            image: image.map(|image| image.to_string_lossy().into_owned()).unwrap_or_default(),
+            image: image
+                .map(|image| image.to_string_lossy().into_owned())
+                .unwrap_or_default(),
             mode: vm.spec.network.mode(),
             group_policy: group_network.and_then(|network| network.policy()).cloned(),
             overrides: PolicyOverrides {

@@ -24,6 +24,9 @@ use crate::api::view::{
 use crate::api::vm::PowerCommand;
 use crate::guest::endpoint::Access;
 
+/// The name, type, help and value of a metric of the host.
+pub type HostFigure = (&'static str, &'static str, &'static str, f64);
+
 /// Whether a request changes anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
@@ -174,6 +177,9 @@ pub trait Backend: Send + Sync + 'static {
         vm: Name,
         change: TagChange,
     ) -> impl Future<Output = Result<TagSet, Refusal>> + Send;
+
+    /// Figures of the host and of the daemon, for metrics: name, type, help and value.
+    fn host_figures(&self) -> impl Future<Output = Vec<HostFigure>> + Send;
 
     /// Ends the daemon, as SIGTERM does. Returns when the request is made.
     fn shutdown(&self) -> impl Future<Output = Result<(), Refusal>> + Send;

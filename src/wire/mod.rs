@@ -42,6 +42,7 @@ mod agents;
 pub mod backend;
 mod caller;
 pub mod client;
+mod compat;
 mod connections;
 mod guarded;
 mod hangup;

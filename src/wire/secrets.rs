@@ -1,4 +1,4 @@
-//! Secrets: `/v1/secrets`. The handlers are those of each API that has secrets: their paths differ, their bodies and statuses do not.
+//! Secrets: `/v1/secrets`, and `/secrets` of the REST API. The handlers are those of each API that has secrets: their paths differ, their bodies and statuses do not.
 //! Out of scope: storing them ([`crate::secrets`]).
 //!
 //! A response never contains a value, and neither does the message of an error, nor an event.
@@ -26,6 +26,9 @@ fn name(text: &str) -> Result<SecretName, String> {
 
 /// The error of the parser may contain a value, so it is not passed on.
 fn request(body: &Bytes) -> Result<SecretRequest, String> {
+    if matches!(body.trim_ascii(), b"" | b"null") {
+        return Ok(SecretRequest::default());
+    }
     serde_json::from_slice(body).map_err(|error| {
         let (line, column) = (error.line(), error.column());
         format!(

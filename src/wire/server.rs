@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::admission::{Admission, admit};
 use super::agent;
 use super::backend::{Backend, Deletion, Detail, Effect, LogOutput, LogStart, Refusal, StreamMode};
+use super::compat;
 use super::limits::{BODY_LIMIT, MANIFEST_LIMIT, SOURCE_NAME_LIMIT, SOURCES_LIMIT};
 use super::packet;
 use super::problem::problem;
@@ -72,6 +73,7 @@ pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admissio
         .route("/v1/doctor", get(doctor::<B>))
         .route("/v1/explain/{vm}", get(explain::<B>))
         .route("/v1/route/{group}", get(route::<B>))
+        .merge(compat::routes())
         .fallback(nowhere)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))

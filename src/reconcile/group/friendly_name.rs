@@ -46,7 +46,9 @@ fn is_generated(tail: &str) -> bool {
     let is_number = !bytes.is_empty() && bytes.iter().all(u8::is_ascii_digit);
     let is_random = bytes.len() == 5
         && LETTERS.contains(&bytes[0])
-        && bytes[1..].iter().all(|byte| LETTERS_AND_DIGITS.contains(byte));
+        && bytes[1..]
+            .iter()
+            .all(|byte| LETTERS_AND_DIGITS.contains(byte));
     is_number || is_random
 }
 

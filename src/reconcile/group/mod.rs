@@ -30,11 +30,11 @@ pub use claim::{Claim, needed, of_address};
 pub use claims::{CLAIMS_DIR, ClaimOwner, Claims};
 pub use foresee::{Assigned, ForeseenVm, foresee};
 pub use on_demand::{AddError, Added, NameRule, Removed, add, add_with, remove};
-pub use tags::set_tags;
 pub use plan::{Action, Desired, Extra, Member, Observed, outdated, plan};
 pub use preflight::{BlockedReason, Preflight, PreflightCheck};
 pub use range::HostUse;
 pub use range_error::RangeError;
+pub use tags::set_tags;
 
 use choosing::{Rollback, choose, choosing, claimed, living};
 

@@ -8,9 +8,9 @@
 
 use std::collections::BTreeSet;
 
-use super::friendly_name;
 use super::choosing::{Rollback, choose, choosing, claimed};
 use super::claims::Claims;
+use super::friendly_name;
 use super::range::{HostUse, Observation};
 use super::{Action, carry_out};
 use crate::api::host_group::HostGroup;
@@ -93,7 +93,15 @@ pub async fn add(
     desired: (Option<Name>, VmOverrides),
     now: Timestamp,
 ) -> Result<(Name, Added), AddError> {
-    add_with(store, claims, host_use, (group, NameRule::Any), desired, now).await
+    add_with(
+        store,
+        claims,
+        host_use,
+        (group, NameRule::Any),
+        desired,
+        now,
+    )
+    .await
 }
 
 /// The same, with a rule for its friendly name. It is checked in the transaction that adds the VM.

@@ -25,7 +25,10 @@ pub fn set_tags(
     let mut group = group.clone();
     let after = changed(&before, change).map_err(|error| invalid(&error))?;
     if after.len() > MAX_TAGS {
-        let why = format!("vm/{name} would have {} tags, expected at most {MAX_TAGS}", after.len());
+        let why = format!(
+            "vm/{name} would have {} tags, expected at most {MAX_TAGS}",
+            after.len()
+        );
         return Err(AddError::Invalid(vec![why]));
     }
     if let Some(label) = after.name().filter(|label| Some(*label) != before.name()) {
@@ -57,7 +60,11 @@ fn invalid(error: &InvalidTag) -> AddError {
 
 /// The tags after the change. The name is not among those that are added, removed and replaced.
 fn changed(before: &TagSet, change: &TagChange) -> Result<TagSet, InvalidTag> {
-    let lists = [Some(&change.add), Some(&change.remove), change.replace.as_ref()];
+    let lists = [
+        Some(&change.add),
+        Some(&change.remove),
+        change.replace.as_ref(),
+    ];
     let mut texts = lists.into_iter().flatten().flatten();
     let current = before.name().map(|name| format!("name={name}"));
     let renames = texts.find(|text| name_of(text).is_some() && Some(*text) != current.as_ref());
@@ -97,7 +104,12 @@ mod tests {
         texts.iter().map(ToString::to_string).collect()
     }
 
-    fn change(add: &[&str], remove: &[&str], replace: Option<&[&str]>, name: Option<&str>) -> TagChange {
+    fn change(
+        add: &[&str],
+        remove: &[&str],
+        replace: Option<&[&str]>,
+        name: Option<&str>,
+    ) -> TagChange {
         TagChange {
             add: list(add),
             remove: list(remove),
@@ -110,15 +122,34 @@ mod tests {
     fn tags_are_added_removed_and_replaced_and_the_name_stays() {
         let before = TagSet::of(&list(&["env=ci", "k3s", "name=web"])).unwrap();
         for (change, expected) in [
-            (change(&["a"], &["k3s"], None, None), &["env=ci", "name=web", "a"][..]),
-            (change(&["name=web"], &[], None, None), &["env=ci", "name=web", "k3s"]),
+            (
+                change(&["a"], &["k3s"], None, None),
+                &["env=ci", "name=web", "a"][..],
+            ),
+            (
+                change(&["name=web"], &[], None, None),
+                &["env=ci", "name=web", "k3s"],
+            ),
             (change(&[], &[], Some(&[]), None), &["name=web"]),
-            (change(&[], &[], Some(&["b", "name=web"]), None), &["name=web", "b"]),
-            (change(&[], &[], None, Some("db")), &["env=ci", "name=db", "k3s"]),
+            (
+                change(&[], &[], Some(&["b", "name=web"]), None),
+                &["name=web", "b"],
+            ),
+            (
+                change(&[], &[], None, Some("db")),
+                &["env=ci", "name=db", "k3s"],
+            ),
             (change(&[], &[], None, Some("")), &["env=ci", "k3s"]),
-            (change(&[], &["nothing"], None, None), &["env=ci", "name=web", "k3s"]),
+            (
+                change(&[], &["nothing"], None, None),
+                &["env=ci", "name=web", "k3s"],
+            ),
         ] {
-            assert_eq!(changed(&before, &change).unwrap().texts(), expected, "{change:?}");
+            assert_eq!(
+                changed(&before, &change).unwrap().texts(),
+                expected,
+                "{change:?}"
+            );
         }
         for refused in [
             change(&["name=db"], &[], None, None),

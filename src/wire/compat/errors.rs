@@ -1,0 +1,112 @@
+//! Errors in the form that clients of this API read, and the parts of requests that may be invalid.
+//! Out of scope: the reasons.
+
+use axum::Json;
+use axum::extract::{Query, Request};
+use axum::http::{StatusCode, Uri};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::super::backend::Refusal;
+use super::super::problem::problem;
+use super::super::shared::ApiError;
+use super::metrics;
+use crate::api::meta::Name;
+use crate::api::plain_text;
+use crate::api::view::Problem;
+use crate::clock;
+
+/// The maximum length of an invalid name in an error, in bytes.
+const SHOWN: usize = 80;
+
+/// The body of an error.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(super) struct ErrorBody {
+    /// What is wrong, one sentence for each cause.
+    #[schema(example = "vm/sbox-x4k2p not found")]
+    pub(super) error: String,
+}
+
+/// Gives errors the form of this API, and counts the request.
+pub(super) async fn translate(request: Request, next: Next) -> Response {
+    let (method, began) = (request.method().clone(), clock::monotonic());
+    let mut response = next.run(request).await;
+    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+        let status = match response.status() {
+            // Clients of this API know 400 only.
+            StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
+            status => status,
+        };
+        let kept = std::mem::take(response.headers_mut());
+        response = (status, Json(body(problem))).into_response();
+        for (name, value) in &kept {
+            if !response.headers().contains_key(name) {
+                response.headers_mut().insert(name, value.clone());
+            }
+        }
+    }
+    let took = clock::monotonic().saturating_duration_since(began);
+    metrics::COUNTERS.count(&method, response.status(), took);
+    response
+}
+
+fn body(problem: Problem) -> ErrorBody {
+    let Problem { error, problems } = problem;
+    match problems.is_empty() {
+        true => ErrorBody { error },
+        false => ErrorBody {
+            error: problems.join("; "),
+        },
+    }
+}
+
+/// An error with a status.
+pub(super) fn error(status: StatusCode, text: impl Into<String>) -> Response {
+    problem(status, text.into(), Vec::new())
+}
+
+/// 400.
+pub(super) fn invalid(text: impl Into<String>) -> Response {
+    error(StatusCode::BAD_REQUEST, text)
+}
+
+/// A refusal of the daemon.
+pub(super) fn refused(refusal: Refusal) -> Response {
+    ApiError::from(refusal).into_response()
+}
+
+/// A name in a path. One that is invalid does not exist, either: 404.
+pub(super) fn name(kind: &str, text: &str) -> Result<Name, Response> {
+    Name::new(text).map_err(|_| {
+        let text = plain_text::line(text, SHOWN);
+        error(StatusCode::NOT_FOUND, format!("{kind}/{text} not found"))
+    })
+}
+
+/// The name of a VM in a path.
+pub(super) fn vm_name(text: &str) -> Result<Name, Response> {
+    name("vm", text)
+}
+
+/// The query of a request.
+pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Response> {
+    match Query::<T>::try_from_uri(uri) {
+        Ok(Query(query)) => Ok(query),
+        Err(error) => Err(invalid(error.body_text())),
+    }
+}
+
+/// The body of a request; none, `null` and `{}` are the same.
+pub(super) fn json<T: DeserializeOwned + Default>(body: &Bytes) -> Result<T, Response> {
+    match body.trim_ascii() {
+        b"" | b"null" => Ok(T::default()),
+        text => serde_json::from_slice(text).map_err(|error| {
+            let error = format!("invalid body: {error}");
+            invalid(plain_text::line(&error, 3 * SHOWN).into_owned())
+        }),
+    }
+}
