@@ -62,5 +62,6 @@ pub use agent_client::{AgentRequest, AgentSocket, Upload};
 pub use backend::{Backend, Deletion, Detail, Effect, Refusal, StreamMode};
 pub use caller::Caller;
 pub use client::Client;
+pub use compat::openapi::text as openapi;
 pub use listener::{serve, serve_with_limits};
 pub use socket::Listener;

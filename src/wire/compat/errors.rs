@@ -3,7 +3,7 @@
 
 use axum::Json;
 use axum::extract::{Query, Request};
-use axum::http::{StatusCode, Uri};
+use axum::http::{HeaderName, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -25,27 +25,37 @@ const SHOWN: usize = 80;
 
 /// The body of an error.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub(super) struct ErrorBody {
+pub(in super::super) struct ErrorBody {
     /// What is wrong, one sentence for each cause.
     #[schema(example = "vm/sbox-x4k2p not found")]
     pub(super) error: String,
 }
 
+/// The headers of an error that stay; its length is another.
+const KEPT: [HeaderName; 3] = [header::CONNECTION, header::RETRY_AFTER, header::ALLOW];
+
 /// Gives errors the form of this API, and counts the request.
 pub(super) async fn translate(request: Request, next: Next) -> Response {
     let (method, began) = (request.method().clone(), clock::monotonic());
     let mut response = next.run(request).await;
-    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+    let problem = response.extensions_mut().remove::<Problem>();
+    let is_error = response.status().is_client_error() || response.status().is_server_error();
+    // A part of the request that the framework has refused, such as a path that is no UTF-8.
+    let refused = is_error.then(|| Problem {
+        error: format!("invalid request: {}", response.status()),
+        problems: Vec::new(),
+    });
+    if let Some(problem) = problem.or(refused) {
         let status = match response.status() {
             // Clients of this API know 400 only.
             StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
             status => status,
         };
-        let kept = std::mem::take(response.headers_mut());
+        let mut headers = std::mem::take(response.headers_mut());
         response = (status, Json(body(problem))).into_response();
-        for (name, value) in &kept {
-            if !response.headers().contains_key(name) {
-                response.headers_mut().insert(name, value.clone());
+        for name in KEPT {
+            if let Some(value) = headers.remove(&name) {
+                response.headers_mut().insert(name, value);
             }
         }
     }

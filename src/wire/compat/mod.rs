@@ -61,7 +61,7 @@ mod info;
 mod logs;
 mod metrics;
 mod nodes;
-mod openapi;
+pub(super) mod openapi;
 mod power;
 mod stats;
 mod tags;
@@ -74,6 +74,7 @@ use axum::Router;
 use axum::middleware;
 use axum::routing::{delete, get, patch, post};
 
+pub(super) use self::errors::ErrorBody;
 use super::backend::Backend;
 use super::secrets;
 use super::shared::Shared;
@@ -111,26 +112,26 @@ pub(super) fn routes<B: Backend>() -> Router<Arc<Shared<B>>> {
         .route("/vm/{vm}/restore", post(power::restore::<B>))
         .route(
             "/vm/{vm}/exec",
-            get(guest::forward::<B>).post(guest::forward::<B>),
+            get(guest::list::<B>).post(guest::exec::<B>),
         )
         .route(
             "/vm/{vm}/exec/{id}",
-            get(guest::forward::<B>).delete(guest::forward::<B>),
+            get(guest::info::<B>).delete(guest::reap::<B>),
         )
-        .route("/vm/{vm}/exec/{id}/logs", get(guest::forward::<B>))
-        .route("/vm/{vm}/exec/{id}/kill", post(guest::forward::<B>))
-        .route("/vm/{vm}/exec/{id}/wait-exit", get(guest::forward::<B>))
+        .route("/vm/{vm}/exec/{id}/logs", get(guest::logs::<B>))
+        .route("/vm/{vm}/exec/{id}/kill", post(guest::kill::<B>))
+        .route("/vm/{vm}/exec/{id}/wait-exit", get(guest::wait_exit::<B>))
         .route(
             "/vm/{vm}/cp",
-            get(guest::forward::<B>).post(guest::forward::<B>),
+            get(guest::copy_from::<B>).post(guest::copy_to::<B>),
         )
-        .route("/vm/{vm}/fs/stat", get(guest::forward::<B>))
-        .route("/vm/{vm}/fs/readdir", get(guest::forward::<B>))
-        .route("/vm/{vm}/fs/mkdir", post(guest::forward::<B>))
-        .route("/vm/{vm}/fs/remove", delete(guest::forward::<B>))
-        .route("/vm/{vm}/fs/watch", get(guest::forward::<B>))
-        .route("/vm/{vm}/shell", get(guest::forward::<B>))
-        .route("/vm/{vm}/forward", get(guest::forward::<B>))
+        .route("/vm/{vm}/fs/stat", get(guest::stat::<B>))
+        .route("/vm/{vm}/fs/readdir", get(guest::readdir::<B>))
+        .route("/vm/{vm}/fs/mkdir", post(guest::mkdir::<B>))
+        .route("/vm/{vm}/fs/remove", delete(guest::remove::<B>))
+        .route("/vm/{vm}/fs/watch", get(guest::watch::<B>))
+        .route("/vm/{vm}/shell", get(guest::shell::<B>))
+        .route("/vm/{vm}/forward", get(guest::connect::<B>))
         .route(
             "/secrets",
             get(secrets::list::<B>).post(secrets::create::<B>),

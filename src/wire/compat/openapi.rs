@@ -8,9 +8,10 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use utoipa::OpenApi;
 
-use super::{create, describe, health, info, logs, metrics, nodes, power, stats, tags};
+use super::super::secrets;
+use super::{create, describe, guest, health, info, logs, metrics, nodes, power, stats, tags};
 
-/// The document. Requests to agents and for secrets are described in `openapi_guest`.
+/// The document.
 #[derive(OpenApi)]
 #[openapi(
     info(
@@ -40,6 +41,27 @@ use super::{create, describe, health, info, logs, metrics, nodes, power, stats, 
         power::relaunch,
         power::suspend,
         power::restore,
+        guest::exec,
+        guest::list,
+        guest::info,
+        guest::reap,
+        guest::logs,
+        guest::kill,
+        guest::wait_exit,
+        guest::copy_from,
+        guest::copy_to,
+        guest::stat,
+        guest::readdir,
+        guest::mkdir,
+        guest::remove,
+        guest::watch,
+        guest::shell,
+        guest::connect,
+        secrets::list,
+        secrets::create,
+        secrets::update,
+        secrets::delete,
+        document,
     )
 )]
 struct Document;
@@ -50,8 +72,14 @@ static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
     Bytes::from(text.unwrap_or_default())
 });
 
-/// The handler.
+/// The text of the document.
+pub fn text() -> Bytes {
+    DOCUMENT.clone()
+}
+
+/// This document.
+#[utoipa::path(get, path = "/openapi.json", tag = "daemon", responses((status = 200, body = Object)))]
 pub(super) async fn document() -> Response {
     let content_type = [(header::CONTENT_TYPE, "application/json")];
-    (content_type, DOCUMENT.clone()).into_response()
+    (content_type, text()).into_response()
 }

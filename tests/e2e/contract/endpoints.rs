@@ -82,7 +82,8 @@ fn every_error_is_one_sentence_in_json_with_the_status_that_clients_expect() {
         let many = json!({ "tags": many }).to_string();
         let create = "/hostgroup/sandbox/nodes";
         // Method, path, body, status, part of the sentence.
-        let table: [(&str, &str, Option<&str>, u16, &str); 60] = [
+        let table: [(&str, &str, Option<&str>, u16, &str); 61] = [
+            ("GET", "/vm/%FF", None, 400, "invalid request"),
             ("GET", "/nowhere", None, 404, "path /nowhere not found"),
             ("GET", "/vm/sandbox-1/nothing", None, 404, "not found"),
             ("GET", "/vm/sandbox-1/fs/nothing", None, 404, "not found"),
