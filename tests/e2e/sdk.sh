@@ -17,10 +17,21 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 guest=${SLICE_GUEST_DIR:-$root/target/guest}
 bin=${SLICE_BIN_DIR:-$root/target/debug}
 
+go_examples='time_till_interactive create transform box watch-make-arkade-bin'
 if [ "${1:-}" != inside ]; then
     work=$(mktemp -d /tmp/slice-sdk.XXXXXX)
     trap 'rm -rf "$work"' EXIT
     export WORK="$work"
+    if [ -z "${SLICE_TEST_SDK_DISK:-}" ]; then
+        (cd "$work" && apt-get -qq -o APT::Sandbox::User=root download bash-static) || exit 1
+    fi
+    if [ -n "${SLICE_TEST_SDK_GO:-}" ] && [ "${SLICE_TEST_SDK_ONLY:-go}" = go ]; then
+        for example in $go_examples; do
+            (cd "$SLICE_TEST_SDK_GO" && GOFLAGS=-mod=vendor GOTOOLCHAIN=local go build -o "$work/$example" "./examples/$example/main.go") ||
+                # A module of its own, whose modules are downloaded.
+                (cd "$SLICE_TEST_SDK_GO/examples/$example" && cp go.mod "$work/$example.mod" && cp go.sum "$work/$example.sum" && GOFLAGS=-mod=mod GOTOOLCHAIN=local go build -modfile="$work/$example.mod" -o "$work/$example" .)
+        done
+    fi
     unshare --net --mount --pid --fork --mount-proc --propagation private "$0" inside
     exit $?
 fi
@@ -43,9 +54,8 @@ mkdir -p "$SLICE_CONFIG_DIR" "$SLICE_STATE_DIR"
 # The initrd of examples/guest with bash and a normal user: archives of cpio are unpacked in their order.
 make_initrd() {
     mkdir -p "$WORK/add/bin" "$WORK/add/etc" "$WORK/add/home/ubuntu" "$WORK/add/tmp" "$WORK/add/root"
-    (cd "$WORK" && apt-get -qq -o APT::Sandbox::User=root download bash-static) || return 1
-    dpkg-deb -x "$WORK"/bash-static_*.deb "$WORK/deb"
-    cp "$(find "$WORK/deb" -name bash-static -type f)" "$WORK/add/bin/bash"
+    dpkg-deb -x "$WORK"/bash-static_*.deb "$WORK/deb" || return 1
+    cp "$WORK/deb/bin/bash-static" "$WORK/add/bin/bash" || return 1
     printf 'root:x:0:0:root:/root:/bin/bash\nubuntu:x:1000:1000::/home/ubuntu:/bin/bash\n' >"$WORK/add/etc/passwd"
     printf 'root:x:0:\nubuntu:x:1000:\n' >"$WORK/add/etc/group"
     chmod 1777 "$WORK/add/tmp"
@@ -54,10 +64,6 @@ make_initrd() {
     cat "$guest/initrd-agent" "$WORK/add.cpio" >"$WORK/initrd"
 }
 
-if [ -n "${SLICE_TEST_SDK_BASH:-}" ]; then
-    # A bash-static package that was downloaded before.
-    apt-get() { cp "$SLICE_TEST_SDK_BASH" "$WORK/"; }
-fi
 if [ -n "${SLICE_TEST_SDK_DISK:-}" ]; then
     boot="kernel_file: $SLICE_TEST_SDK_DISK/vmlinuz
       initrd_file: $SLICE_TEST_SDK_DISK/initrd
@@ -88,7 +94,7 @@ for _ in $(seq 100); do
 done
 "$bin/slicectl" get hg sbox || { cat "$WORK/log" >&2; exit 1; }
 
-export SLICER_URL="$SLICE_SOCKET" SLICER_HOST_GROUP=sbox SLICER_TOKEN=none
+export SLICER_URL="$SLICE_SOCKET" SLICER_HOST_GROUP=sbox SLICER_TOKEN=none SLICER_CREATE_WAIT=agent SLICER_CREATE_TIMEOUT=120s
 
 # Runs a program, and reports it by name.
 run() { # NAME COMMAND...
@@ -116,16 +122,27 @@ fi
 
 if [ -z "${SLICE_TEST_SDK_GO:-}" ]; then
     missing SLICE_TEST_SDK_GO "the Go SDK"
-elif ! command -v go >/dev/null; then
-    fail "go is not in PATH: the Go SDK was NOT run"
 elif [ "${SLICE_TEST_SDK_ONLY:-go}" = go ]; then
-    cd "$SLICE_TEST_SDK_GO" || exit 1
-    export GOFLAGS=-mod=vendor GOTOOLCHAIN=local GOCACHE="${GOCACHE:-/tmp/slice-go-cache}" SLICER_CREATE_WAIT=agent SLICER_CREATE_TIMEOUT=120s
-    run "Go SDK: time_till_interactive" go run ./examples/time_till_interactive/main.go
-    run "Go SDK: create" go run ./examples/create/main.go
-    run "Go SDK: transform" go run ./examples/transform/main.go
+    for example in $go_examples; do
+        [ -x "$WORK/$example" ] || fail "$example of the Go SDK is not built: it was NOT run"
+    done
+    run "Go SDK: time_till_interactive" "$WORK/time_till_interactive"
+    run "Go SDK: create" "$WORK/create"
+    run "Go SDK: transform" "$WORK/transform"
     "$bin/slicectl" vm add sbox --name first --wait=60s >/dev/null && "$bin/slicectl" wait vm/first --for agent --timeout 120s
-    run "Go SDK: box" go run ./examples/box/main.go
+    run "Go SDK: box" "$WORK/box"
+    # It ends when something is created in the directory that it watches.
+    (
+        for _ in $(seq 300); do
+            for vm in $("$bin/slicectl" get vms -o name | sed 's,vm/,,'); do
+                "$bin/slicectl" vm exec "$vm" --uid 0 -- sh -c 'echo x >/tmp/arkade-$$' >/dev/null 2>&1
+            done
+            sleep 1
+        done
+    ) &
+    writer=$!
+    run "Go SDK: watch-make-arkade-bin" "$WORK/watch-make-arkade-bin" -path /tmp -timeout 20s
+    kill "$writer"
 fi
 
 if [ "$failures" -gt 0 ]; then

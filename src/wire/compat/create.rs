@@ -168,6 +168,11 @@ async fn launch<B: Backend>(
         return Err(invalid(format!("cannot wait: hostgroup/{group} {why}")));
     }
     let mut request = json::<CreateBody>(body)?.request(template)?;
+    // Without an agent there are none, and clients may say so.
+    let has_agent = GuestAgent::of(template) == GuestAgent::Possible;
+    request.secrets = request
+        .secrets
+        .filter(|names| has_agent || !names.is_empty());
     if request.secrets.is_none() && template.guest_access.provision.secrets.is_empty() {
         request.secrets = all_secrets(state, template).await?;
     }

@@ -2,6 +2,7 @@
 //! Out of scope: forwarding them ([`super::super::agent`]), which `/v1` shares; bodies ([`crate::guest::protocol`]).
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::response::Response;
@@ -10,10 +11,32 @@ use super::super::admission::Client;
 use super::super::agent;
 use super::super::backend::Backend;
 use super::super::shared::AppState;
+use super::create::Goal;
 use super::errors::{ErrorBody, refused, vm_name};
+use super::wait;
+use crate::api::node::{GuestAgent, Node};
+use crate::api::view::VmmState;
+use crate::clock;
 
 /// The number of segments before the path at the agent: `/vm/{vm}/`.
 const PREFIX: usize = 3;
+
+/// How long after its creation a guest is still booting: clients send their first request when a VM is created, and expect that it is
+/// answered.
+const BOOT: Duration = Duration::from_secs(30);
+
+/// For how long a request to the agent of a VM waits until it answers for the first time; `None`: it is sent at once.
+fn boots_for(node: &Node) -> Option<Duration> {
+    let is_waited_for = match (node.access, node.state) {
+        (GuestAgent::Possible, VmmState::Starting) => true,
+        (GuestAgent::Possible, VmmState::Running) => !Goal::Agent.is_reached(node),
+        _ => false,
+    };
+    let age = clock::now().duration_since(node.created_at);
+    let age = Duration::try_from(age).unwrap_or_default();
+    let left = BOOT.checked_sub(age)?;
+    (is_waited_for && !left.is_zero()).then_some(left)
+}
 
 type Parameters = Path<BTreeMap<String, String>>;
 
@@ -26,7 +49,12 @@ async fn forward<B: Backend>(
     let vm = parameters.get("vm").map(String::as_str).unwrap_or_default();
     let vm = vm_name(vm)?;
     // A VM that is being deleted does not exist for clients of this API.
-    state.backend.node(vm.clone()).await.map_err(refused)?;
+    let node = state.backend.node(vm.clone()).await.map_err(refused)?.node;
+    if let Some(limit) = boots_for(&node) {
+        let answers = |node: &Node| boots_for(node).is_none().then_some(());
+        let waited = wait::until(&state.backend, &vm, limit, answers).await;
+        waited.map_err(refused)?;
+    }
     agent::forward(&state, &caller, (vm, PREFIX), request).await
 }
 
