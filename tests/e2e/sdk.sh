@@ -17,6 +17,19 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 guest=${SLICE_GUEST_DIR:-$root/target/guest}
 bin=${SLICE_BIN_DIR:-$root/target/debug}
 
+# An example that is a module of its own: its module is downloaded, or SLICE_TEST_SDK_UUID names a checkout of github.com/google/uuid.
+own_module() { # EXAMPLE
+    cd "$SLICE_TEST_SDK_GO/examples/$1" || return 1
+    cp go.mod "$work/$1.mod"
+    cp go.sum "$work/$1.sum"
+    if [ -n "${SLICE_TEST_SDK_UUID:-}" ]; then
+        : >"$work/$1.sum"
+        go mod edit -replace=github.com/google/uuid="$SLICE_TEST_SDK_UUID" "$work/$1.mod"
+    fi
+    GOFLAGS=-mod=mod GOTOOLCHAIN=local go build -modfile="$work/$1.mod" -o "$work/$1" .
+    cd "$root" || return 1
+}
+
 go_examples='time_till_interactive create transform box watch-make-arkade-bin'
 if [ "${1:-}" != inside ]; then
     work=$(mktemp -d /tmp/slice-sdk.XXXXXX)
@@ -28,8 +41,7 @@ if [ "${1:-}" != inside ]; then
     if [ -n "${SLICE_TEST_SDK_GO:-}" ] && [ "${SLICE_TEST_SDK_ONLY:-go}" = go ]; then
         for example in $go_examples; do
             (cd "$SLICE_TEST_SDK_GO" && GOFLAGS=-mod=vendor GOTOOLCHAIN=local go build -o "$work/$example" "./examples/$example/main.go") ||
-                # A module of its own, whose modules are downloaded.
-                (cd "$SLICE_TEST_SDK_GO/examples/$example" && cp go.mod "$work/$example.mod" && cp go.sum "$work/$example.sum" && GOFLAGS=-mod=mod GOTOOLCHAIN=local go build -modfile="$work/$example.mod" -o "$work/$example" .)
+                own_module "$example"
         done
     fi
     unshare --net --mount --pid --fork --mount-proc --propagation private "$0" inside
@@ -45,6 +57,7 @@ missing() { # NAME WHAT
     fail "$1 is not set: $2 was NOT run"
 }
 
+cd "$WORK" || exit 1
 ip link set lo up
 mount -t tmpfs run /run
 export SLICE_CONFIG_DIR="$WORK/conf" SLICE_STATE_DIR="$WORK/state" SLICE_RUN_DIR=/run/slice SLICE_SETTINGS="$WORK/sliced.yaml"
