@@ -44,6 +44,7 @@ mod caller;
 pub mod client;
 mod compat;
 mod connections;
+mod error_body;
 mod guarded;
 mod hangup;
 pub mod limits;

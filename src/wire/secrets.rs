@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 
 use super::backend::Backend;
-use super::compat::ErrorBody;
+use super::error_body::ErrorBody;
 use super::problem::problem;
 use super::shared::{ApiError, AppState};
 use crate::api::secret::{InvalidSecretName, SecretName, SecretRequest, SecretView};

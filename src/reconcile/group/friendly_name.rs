@@ -1,7 +1,8 @@
 //! The friendly name of a VM, its tag `name`: unique among the VMs of the REST API, and no name of a VM.
 //! Out of scope: the syntax of tags.
 
-use super::on_demand::{AddError, LETTERS, LETTERS_AND_DIGITS};
+use super::add_error::AddError;
+use super::generated_name::is_generated;
 use crate::api::meta::Name;
 use crate::store::World;
 
@@ -37,38 +38,5 @@ pub(super) fn check(world: &World, label: &str, own: Option<&Name>) -> Result<()
             other.name
         ))),
         None => Ok(()),
-    }
-}
-
-/// Whether this is the last part of a name that is generated, or that `count` gives.
-fn is_generated(tail: &str) -> bool {
-    let bytes = tail.as_bytes();
-    let is_number = !bytes.is_empty() && bytes.iter().all(u8::is_ascii_digit);
-    let is_random = bytes.len() == 5
-        && LETTERS.contains(&bytes[0])
-        && bytes[1..]
-            .iter()
-            .all(|byte| LETTERS_AND_DIGITS.contains(byte));
-    is_number || is_random
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_ends_of_names_that_are_given_are_told_from_others() {
-        for (tail, expected) in [
-            ("1", true),
-            ("4096", true),
-            ("bcdf2", true),
-            ("", false),
-            ("web", false),
-            ("apple", false),
-            ("2bcdf", false),
-            ("1a", false),
-        ] {
-            assert_eq!(is_generated(tail), expected, "{tail}");
-        }
     }
 }

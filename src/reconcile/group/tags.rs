@@ -1,8 +1,8 @@
 //! Changes the tags of a VM on demand, in one transaction.
 //! Out of scope: the syntax of tags.
 
+use super::add_error::AddError;
 use super::friendly_name;
-use super::on_demand::AddError;
 use crate::api::meta::Name;
 use crate::api::node::TagChange;
 use crate::api::on_demand::VmOverrides;

@@ -11,7 +11,6 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, Uri};
-use axum::response::Response;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -19,9 +18,10 @@ use utoipa::{IntoParams, ToSchema};
 use super::super::backend::{Backend, Refusal};
 use super::super::caller::Caller;
 use super::super::shared::{AppState, Shared};
-use super::errors::{ErrorBody, error, invalid, json, name, query, refused};
+use super::counters::COUNTERS;
+use super::errors::{ErrorBody, Rejection, error, invalid, json, name, query, refused};
 use super::types::Created;
-use super::{metrics, wait};
+use super::wait;
 use crate::api::condition::Reason;
 use crate::api::meta::Name;
 use crate::api::network::NetworkSpec;
@@ -63,7 +63,7 @@ pub(super) enum Goal {
 
 impl WaitQuery {
     /// The goal, and how long it is waited for.
-    pub(super) fn parsed(&self) -> Result<Option<(Goal, Duration)>, Response> {
+    pub(super) fn parsed(&self) -> Result<Option<(Goal, Duration)>, Rejection> {
         let goal = match self.wait.as_deref() {
             None | Some("" | "none" | "false") => None,
             Some("agent" | "true") => Some(Goal::Agent),
@@ -144,7 +144,7 @@ pub(super) async fn create<B: Backend>(
     Path(group): Path<String>,
     uri: Uri,
     body: Bytes,
-) -> Result<Json<Created>, Response> {
+) -> Result<Json<Created>, Rejection> {
     let group = name("hostgroup", &group)?;
     let template = template(&state, &group).await?;
     let launched = launch(&state, &group, &template, &uri, &body).await;
@@ -152,7 +152,7 @@ pub(super) async fn create<B: Backend>(
         Ok(_) => StatusCode::OK,
         Err(refusal) => refusal.status(),
     };
-    metrics::COUNTERS.launched(&group, status);
+    COUNTERS.launched(&group, status);
     launched
 }
 
@@ -162,7 +162,7 @@ async fn launch<B: Backend>(
     template: &VmSpec,
     uri: &Uri,
     body: &Bytes,
-) -> Result<Json<Created>, Response> {
+) -> Result<Json<Created>, Rejection> {
     let goal = query::<WaitQuery>(uri)?.parsed()?;
     if let (Some(_), Some(why)) = (goal, GuestAgent::of(template).obstacle()) {
         return Err(invalid(format!("cannot wait: hostgroup/{group} {why}")));
@@ -191,7 +191,7 @@ async fn launch<B: Backend>(
     Ok(Json(Created::of(&node)))
 }
 
-async fn template<B: Backend>(state: &Shared<B>, group: &Name) -> Result<VmSpec, Response> {
+async fn template<B: Backend>(state: &Shared<B>, group: &Name) -> Result<VmSpec, Rejection> {
     let found = state.backend.get(Kind::HostGroup, Some(group.clone()));
     let found = found.await.map_err(refused)?.items.into_iter().next();
     match found {
@@ -204,7 +204,7 @@ async fn template<B: Backend>(state: &Shared<B>, group: &Name) -> Result<VmSpec,
 async fn all_secrets<B: Backend>(
     state: &Shared<B>,
     template: &VmSpec,
-) -> Result<Option<Vec<SecretName>>, Response> {
+) -> Result<Option<Vec<SecretName>>, Rejection> {
     if GuestAgent::of(template) != GuestAgent::Possible {
         return Ok(None);
     }
@@ -222,7 +222,7 @@ async fn all_secrets<B: Backend>(
 async fn check_secrets<B: Backend>(
     state: &Shared<B>,
     names: &[SecretName],
-) -> Result<(), Response> {
+) -> Result<(), Rejection> {
     if names.is_empty() {
         return Ok(());
     }
@@ -235,7 +235,7 @@ async fn check_secrets<B: Backend>(
 }
 
 /// The VM when its VMM has started.
-pub(super) async fn launched<B: Backend>(state: &Shared<B>, vm: &Name) -> Result<Node, Response> {
+pub(super) async fn launched<B: Backend>(state: &Shared<B>, vm: &Name) -> Result<Node, Rejection> {
     let is_launched = |node: &Node| {
         let is_launched = match node.state {
             VmmState::None => node.ready,
@@ -262,7 +262,7 @@ async fn waited<B: Backend>(
     vm: &Name,
     goal: Goal,
     limit: Duration,
-) -> Result<Node, Response> {
+) -> Result<Node, Rejection> {
     let (state, vm, caller) = (Arc::clone(state), vm.clone(), Caller::current());
     let work = async move {
         let backend = &state.backend;
@@ -320,7 +320,7 @@ impl Goal {
 
 impl CreateBody {
     /// The request to the daemon.
-    fn request(self, template: &VmSpec) -> Result<NewVm, Response> {
+    fn request(self, template: &VmSpec) -> Result<NewVm, Rejection> {
         self.check_unsupported()?;
         let set = TagSet::of(&self.tags.unwrap_or_default());
         let set = set.map_err(|error| invalid(format!("invalid tags: {error}")))?;
@@ -361,7 +361,7 @@ impl CreateBody {
         Ok(request)
     }
 
-    fn check_unsupported(&self) -> Result<(), Response> {
+    fn check_unsupported(&self) -> Result<(), Rejection> {
         let is_set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
         let has_devices = self
             .pci_devices
@@ -393,18 +393,18 @@ impl CreateBody {
     }
 }
 
-fn entries(field: &str, texts: Option<Vec<String>>) -> Result<Option<Vec<Entry>>, Response> {
+fn entries(field: &str, texts: Option<Vec<String>>) -> Result<Option<Vec<Entry>>, Rejection> {
     texts.map(|texts| list(field, texts)).transpose()
 }
 
-fn list<T>(field: &str, texts: Vec<String>) -> Result<Vec<T>, Response>
+fn list<T>(field: &str, texts: Vec<String>) -> Result<Vec<T>, Rejection>
 where
     T: std::str::FromStr<Err: std::fmt::Display>,
 {
     texts.iter().map(|text| parsed(field, text)).collect()
 }
 
-fn parsed<T>(field: &str, text: &str) -> Result<T, Response>
+fn parsed<T>(field: &str, text: &str) -> Result<T, Rejection>
 where
     T: std::str::FromStr<Err: std::fmt::Display>,
 {

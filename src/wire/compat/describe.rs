@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{ConnectInfo, Path, State};
-use axum::response::Response;
 
 use super::super::admission::Client;
 use super::super::agent;
 use super::super::backend::Backend;
 use super::super::shared::{AppState, Shared};
-use super::errors::{ErrorBody, refused, vm_name};
+use super::errors::{ErrorBody, Rejection, refused, vm_name};
 use super::types::{
     BackgroundCommand, DescribedNetwork, Description, Lists, NodeEntry, OverrideLists,
 };
@@ -36,7 +35,7 @@ pub(super) async fn describe<B: Backend>(
     State(state): AppState<B>,
     ConnectInfo(caller): ConnectInfo<Client>,
     Path(vm): Path<String>,
-) -> Result<Json<Description>, Response> {
+) -> Result<Json<Description>, Rejection> {
     let vm = vm_name(&vm)?;
     let details = state.backend.node(vm.clone()).await.map_err(refused)?;
     let open_agent_connections = state.agents.open(&vm);

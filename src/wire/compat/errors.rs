@@ -8,13 +8,12 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 use super::super::backend::Refusal;
+pub(super) use super::super::error_body::ErrorBody;
 use super::super::problem::problem;
 use super::super::shared::ApiError;
-use super::metrics;
+use super::counters::COUNTERS;
 use crate::api::meta::Name;
 use crate::api::plain_text;
 use crate::api::view::Problem;
@@ -22,14 +21,6 @@ use crate::clock;
 
 /// The maximum length of an invalid name in an error, in bytes.
 const SHOWN: usize = 80;
-
-/// The body of an error.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub(in super::super) struct ErrorBody {
-    /// What is wrong, one sentence for each cause.
-    #[schema(example = "vm/sbox-x4k2p not found")]
-    pub(super) error: String,
-}
 
 /// The headers of an error that stay; its length is another.
 const KEPT: [HeaderName; 3] = [header::CONNECTION, header::RETRY_AFTER, header::ALLOW];
@@ -60,7 +51,7 @@ pub(super) async fn translate(request: Request, next: Next) -> Response {
         }
     }
     let took = clock::monotonic().saturating_duration_since(began);
-    metrics::COUNTERS.count(&method, response.status(), took);
+    COUNTERS.count(&method, response.status(), took);
     response
 }
 
@@ -74,23 +65,49 @@ fn body(problem: Problem) -> ErrorBody {
     }
 }
 
+/// The response to a request that fails. It is boxed, as it is larger than what succeeds.
+#[derive(Debug)]
+pub(super) struct Rejection(Box<Response>);
+
+impl Rejection {
+    /// Its status; a 422 becomes 400 when it is sent.
+    pub(super) fn status(&self) -> StatusCode {
+        match self.0.status() {
+            StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
+            status => status,
+        }
+    }
+}
+
+impl From<Response> for Rejection {
+    fn from(response: Response) -> Self {
+        Self(Box::new(response))
+    }
+}
+
+impl IntoResponse for Rejection {
+    fn into_response(self) -> Response {
+        *self.0
+    }
+}
+
 /// An error with a status.
-pub(super) fn error(status: StatusCode, text: impl Into<String>) -> Response {
-    problem(status, text.into(), Vec::new())
+pub(super) fn error(status: StatusCode, text: impl Into<String>) -> Rejection {
+    problem(status, text.into(), Vec::new()).into()
 }
 
 /// 400.
-pub(super) fn invalid(text: impl Into<String>) -> Response {
+pub(super) fn invalid(text: impl Into<String>) -> Rejection {
     error(StatusCode::BAD_REQUEST, text)
 }
 
 /// A refusal of the daemon.
-pub(super) fn refused(refusal: Refusal) -> Response {
-    ApiError::from(refusal).into_response()
+pub(super) fn refused(refusal: Refusal) -> Rejection {
+    ApiError::from(refusal).into_response().into()
 }
 
 /// A name in a path. One that is invalid does not exist, either: 404.
-pub(super) fn name(kind: &str, text: &str) -> Result<Name, Response> {
+pub(super) fn name(kind: &str, text: &str) -> Result<Name, Rejection> {
     Name::new(text).map_err(|_| {
         let text = plain_text::line(text, SHOWN);
         error(StatusCode::NOT_FOUND, format!("{kind}/{text} not found"))
@@ -98,12 +115,12 @@ pub(super) fn name(kind: &str, text: &str) -> Result<Name, Response> {
 }
 
 /// The name of a VM in a path.
-pub(super) fn vm_name(text: &str) -> Result<Name, Response> {
+pub(super) fn vm_name(text: &str) -> Result<Name, Rejection> {
     name("vm", text)
 }
 
 /// The query of a request.
-pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Response> {
+pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Rejection> {
     match Query::<T>::try_from_uri(uri) {
         Ok(Query(query)) => Ok(query),
         Err(error) => Err(invalid(error.body_text())),
@@ -111,7 +128,7 @@ pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Response> {
 }
 
 /// The body of a request; none, `null` and `{}` are the same.
-pub(super) fn json<T: DeserializeOwned + Default>(body: &Bytes) -> Result<T, Response> {
+pub(super) fn json<T: DeserializeOwned + Default>(body: &Bytes) -> Result<T, Rejection> {
     match body.trim_ascii() {
         b"" | b"null" => Ok(T::default()),
         text => serde_json::from_slice(text).map_err(|error| {

@@ -12,7 +12,7 @@ use super::super::agent;
 use super::super::backend::Backend;
 use super::super::shared::AppState;
 use super::create::Goal;
-use super::errors::{ErrorBody, refused, vm_name};
+use super::errors::{ErrorBody, Rejection, refused, vm_name};
 use super::wait;
 use crate::api::node::{GuestAgent, Node};
 use crate::api::view::VmmState;
@@ -45,7 +45,7 @@ async fn forward<B: Backend>(
     caller: Client,
     Path(parameters): Parameters,
     request: Request,
-) -> Result<Response, Response> {
+) -> Result<Response, Rejection> {
     let vm = parameters.get("vm").map(String::as_str).unwrap_or_default();
     let vm = vm_name(vm)?;
     // A VM that is being deleted does not exist for clients of this API.
@@ -55,7 +55,7 @@ async fn forward<B: Backend>(
         let waited = wait::until(&state.backend, &vm, limit, answers).await;
         waited.map_err(refused)?;
     }
-    agent::forward(&state, &caller, (vm, PREFIX), request).await
+    Ok(agent::forward(&state, &caller, (vm, PREFIX), request).await?)
 }
 
 /// Handlers that forward a request. Each has its path, parameters and responses in the OpenAPI document; all may answer what a request to
@@ -83,7 +83,7 @@ macro_rules! forwarded {
             ConnectInfo(caller): ConnectInfo<Client>,
             parameters: Parameters,
             request: Request,
-        ) -> Result<Response, Response> {
+        ) -> Result<Response, Rejection> {
             forward(state, caller, parameters, request).await
         }
     )* };

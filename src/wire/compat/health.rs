@@ -4,13 +4,12 @@
 use axum::Json;
 use axum::extract::{ConnectInfo, Path, State};
 use axum::http::StatusCode;
-use axum::response::Response;
 
 use super::super::admission::Client;
 use super::super::agent;
 use super::super::backend::Backend;
 use super::super::shared::AppState;
-use super::errors::{ErrorBody, error, invalid, refused, vm_name};
+use super::errors::{ErrorBody, Rejection, error, invalid, refused, vm_name};
 use super::types::{AgentHealth, address};
 use crate::api::plain_text;
 use crate::guest::endpoint::Endpoint;
@@ -35,7 +34,7 @@ pub(super) async fn health<B: Backend>(
     State(state): AppState<B>,
     ConnectInfo(caller): ConnectInfo<Client>,
     Path(vm): Path<String>,
-) -> Result<Json<AgentHealth>, Response> {
+) -> Result<Json<AgentHealth>, Rejection> {
     let vm = vm_name(&vm)?;
     let node = state.backend.node(vm.clone()).await.map_err(refused)?.node;
     if let Some(why) = node.access.obstacle() {

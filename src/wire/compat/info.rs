@@ -4,11 +4,10 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::Response;
 
 use super::super::backend::Backend;
 use super::super::shared::AppState;
-use super::errors::{ErrorBody, refused};
+use super::errors::{ErrorBody, Rejection, refused};
 use super::types::{Info, arch};
 
 /// Whether the daemon answers.
@@ -37,7 +36,7 @@ pub(super) async fn info() -> Json<Info> {
 ))]
 pub(super) async fn shutdown<B: Backend>(
     State(state): AppState<B>,
-) -> Result<StatusCode, Response> {
+) -> Result<StatusCode, Rejection> {
     state.backend.shutdown().await.map_err(refused)?;
     Ok(StatusCode::ACCEPTED)
 }

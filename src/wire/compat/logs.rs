@@ -4,14 +4,13 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, Uri};
-use axum::response::Response;
 use futures::StreamExt;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::super::backend::{Backend, LogStart, StreamMode};
 use super::super::shared::AppState;
-use super::errors::{ErrorBody, error, query, refused, vm_name};
+use super::errors::{ErrorBody, Rejection, error, query, refused, vm_name};
 use super::types::Logs;
 
 /// The default number of lines.
@@ -43,7 +42,7 @@ pub(super) async fn logs<B: Backend>(
     State(state): AppState<B>,
     Path(vm): Path<String>,
     uri: Uri,
-) -> Result<Json<Logs>, Response> {
+) -> Result<Json<Logs>, Rejection> {
     let vm = vm_name(&vm)?;
     let wanted = query::<LogsQuery>(&uri)?;
     let wanted = wanted.lines.or(wanted.tail).unwrap_or(DEFAULT_LINES);

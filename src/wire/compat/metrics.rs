@@ -3,80 +3,28 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::LazyLock;
-use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::{Method, StatusCode, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use parking_lot::Mutex;
 
 use super::super::backend::Backend;
 use super::super::shared::AppState;
-use super::errors::refused;
+use super::counters::{BUCKETS, COUNTERS, Counts};
+use super::errors::{Rejection, refused};
 use crate::api::meta::Name;
 use crate::api::node::Node;
 use crate::api::view::VmmState;
-
-/// The upper bounds of the buckets of durations, in seconds.
-const BUCKETS: [f64; 8] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0];
-
-/// The counters of this process: all its listeners count together.
-pub(super) static COUNTERS: LazyLock<Counters> = LazyLock::new(Counters::default);
-
-/// What requests have done.
-#[derive(Debug, Default)]
-pub(super) struct Counters(Mutex<Counts>);
-
-#[derive(Debug, Default)]
-struct Counts {
-    /// By method and status.
-    requests: BTreeMap<(&'static str, u16), u64>,
-    /// By group and status. Only groups that exist are counted.
-    launches: BTreeMap<(Name, u16), u64>,
-    durations: [u64; BUCKETS.len()],
-    duration_sum: f64,
-    duration_count: u64,
-}
-
-impl Counters {
-    /// Counts a request.
-    pub(super) fn count(&self, method: &Method, status: StatusCode, took: Duration) {
-        let seconds = took.as_secs_f64();
-        let mut counts = self.0.lock();
-        let key = (method_name(method), status.as_u16());
-        *counts.requests.entry(key).or_default() += 1;
-        counts.duration_sum += seconds;
-        counts.duration_count += 1;
-        if let Some(at) = BUCKETS.iter().position(|bound| seconds <= *bound) {
-            counts.durations[at] += 1;
-        }
-    }
-
-    /// Counts a request for a VM.
-    pub(super) fn launched(&self, group: &Name, status: StatusCode) {
-        let mut counts = self.0.lock();
-        let key = (group.clone(), status.as_u16());
-        *counts.launches.entry(key).or_default() += 1;
-    }
-}
-
-/// A client may send any method.
-fn method_name(method: &Method) -> &'static str {
-    let known = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD"];
-    let found = known.into_iter().find(|known| *known == method.as_str());
-    found.unwrap_or("other")
-}
 
 /// The metrics.
 #[utoipa::path(get, path = "/metrics", tag = "daemon", responses(
     (status = 200, body = String, content_type = "text/plain"),
 ))]
-pub(super) async fn metrics<B: Backend>(State(state): AppState<B>) -> Result<Response, Response> {
+pub(super) async fn metrics<B: Backend>(State(state): AppState<B>) -> Result<Response, Rejection> {
     let nodes = state.backend.nodes(None).await.map_err(refused)?;
     let host = state.backend.host_figures().await;
     let mut text = String::new();
-    write_requests(&mut text, &COUNTERS.0.lock());
+    write_requests(&mut text, &COUNTERS.lock());
     write_vms(&mut text, &nodes);
     for (name, kind, help, value) in host {
         metric(&mut text, name, kind, help);

@@ -2,7 +2,7 @@
 //! Out of scope: what the requests do ([`super::backend`]); the listener.
 //!
 //! A request that both APIs have is handled once: secrets by [`super::secrets`], those to agents by [`super::agent`]. Here are the bodies,
-//! statuses and rules that these clients expect. All errors have the body [`errors::ErrorBody`].
+//! statuses and rules that these clients expect. All errors have the body [`ErrorBody`](super::error_body::ErrorBody).
 //!
 //! # Endpoints
 //! | request | response |
@@ -52,6 +52,7 @@
 //! | `DELETE /secrets/{name}` | 200 |
 //! | `GET /openapi.json` | the description of all of these |
 
+mod counters;
 mod create;
 mod describe;
 mod errors;
@@ -74,7 +75,6 @@ use axum::Router;
 use axum::middleware;
 use axum::routing::{delete, get, patch, post};
 
-pub(super) use self::errors::ErrorBody;
 use super::backend::Backend;
 use super::secrets;
 use super::shared::Shared;

@@ -4,13 +4,12 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, Uri};
-use axum::response::Response;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::super::backend::Backend;
 use super::super::shared::{AppState, Shared};
-use super::errors::{ErrorBody, error, invalid, name, query, refused, vm_name};
+use super::errors::{ErrorBody, Rejection, error, invalid, name, query, refused, vm_name};
 use super::types::{Deleted, GroupEntry, NodeEntry, arch};
 use super::wait;
 use crate::api::meta::Name;
@@ -27,7 +26,7 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    fn checked(self) -> Result<Self, Response> {
+    fn checked(self) -> Result<Self, Rejection> {
         match (&self.tag, &self.tag_prefix) {
             (Some(_), Some(_)) => Err(invalid("found tag and tag_prefix, expected one of them")),
             _ => Ok(self),
@@ -47,7 +46,7 @@ impl Filter {
 ))]
 pub(super) async fn groups<B: Backend>(
     State(state): AppState<B>,
-) -> Result<Json<Vec<GroupEntry>>, Response> {
+) -> Result<Json<Vec<GroupEntry>>, Rejection> {
     let list = state.backend.get(Kind::HostGroup, None).await;
     let items = list.map_err(refused)?.items.into_iter();
     let groups = items.filter_map(|object| match object {
@@ -73,7 +72,7 @@ pub(super) async fn groups<B: Backend>(
 pub(super) async fn all<B: Backend>(
     State(state): AppState<B>,
     uri: Uri,
-) -> Result<Json<Vec<NodeEntry>>, Response> {
+) -> Result<Json<Vec<NodeEntry>>, Rejection> {
     list(&state, None, query::<Filter>(&uri)?.checked()?).await
 }
 
@@ -89,7 +88,7 @@ pub(super) async fn of_group<B: Backend>(
     State(state): AppState<B>,
     Path(group): Path<String>,
     uri: Uri,
-) -> Result<Json<Vec<NodeEntry>>, Response> {
+) -> Result<Json<Vec<NodeEntry>>, Rejection> {
     let group = name("hostgroup", &group)?;
     list(&state, Some(group), query::<Filter>(&uri)?.checked()?).await
 }
@@ -98,7 +97,7 @@ pub(super) async fn of_group<B: Backend>(
 pub(super) async fn in_path<B: Backend>(
     State(state): AppState<B>,
     Path((group, nodes)): Path<(String, String)>,
-) -> Result<Json<Vec<NodeEntry>>, Response> {
+) -> Result<Json<Vec<NodeEntry>>, Rejection> {
     let uri = match nodes.strip_prefix("nodes?") {
         Some(query) => format!("/?{query}").parse::<Uri>(),
         None => {
@@ -116,7 +115,7 @@ async fn list<B: Backend>(
     state: &Shared<B>,
     group: Option<Name>,
     filter: Filter,
-) -> Result<Json<Vec<NodeEntry>>, Response> {
+) -> Result<Json<Vec<NodeEntry>>, Rejection> {
     let nodes = state.backend.nodes(group).await.map_err(refused)?;
     let entries = nodes.iter().map(|node| {
         let last = state.agents.last_use(&node.name, node.created_at);
@@ -140,7 +139,7 @@ async fn list<B: Backend>(
 pub(super) async fn remove<B: Backend>(
     State(state): AppState<B>,
     Path((group, vm)): Path<(String, String)>,
-) -> Result<Json<Deleted>, Response> {
+) -> Result<Json<Deleted>, Rejection> {
     let (group, vm) = (name("hostgroup", &group)?, vm_name(&vm)?);
     let node = state.backend.node(vm.clone()).await.map_err(refused)?.node;
     if node.group != group {

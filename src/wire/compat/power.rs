@@ -6,7 +6,6 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, Uri};
-use axum::response::Response;
 use bytes::Bytes;
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
@@ -14,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::super::backend::Backend;
 use super::super::shared::{AppState, Shared};
 use super::create::WaitQuery;
-use super::errors::{ErrorBody, error, invalid, json, query, refused, vm_name};
+use super::errors::{ErrorBody, Rejection, error, invalid, json, query, refused, vm_name};
 use super::types::Created;
 use super::wait;
 use crate::api::meta::Name;
@@ -38,7 +37,7 @@ pub(super) struct Action {
 }
 
 impl Action {
-    fn check(&self) -> Result<(), Response> {
+    fn check(&self) -> Result<(), Rejection> {
         match self.action.as_deref() {
             None | Some("" | "shutdown" | "reboot") => Ok(()),
             Some(_) => Err(invalid("invalid action: expected shutdown or reboot")),
@@ -58,7 +57,7 @@ impl Action {
 pub(super) async fn pause<B: Backend>(
     State(state): AppState<B>,
     Path(vm): Path<String>,
-) -> Result<String, Response> {
+) -> Result<String, Rejection> {
     let vm = vm_name(&vm)?;
     reach(&state, &vm, PowerCommand::Pause, VmmState::Paused, PAUSE).await?;
     Ok(format!("vm/{vm} is paused"))
@@ -76,7 +75,7 @@ pub(super) async fn pause<B: Backend>(
 pub(super) async fn resume<B: Backend>(
     State(state): AppState<B>,
     Path(vm): Path<String>,
-) -> Result<String, Response> {
+) -> Result<String, Rejection> {
     let vm = vm_name(&vm)?;
     reach(&state, &vm, PowerCommand::Resume, VmmState::Running, PAUSE).await?;
     Ok(format!("vm/{vm} runs"))
@@ -98,7 +97,7 @@ pub(super) async fn shutdown<B: Backend>(
     Path(vm): Path<String>,
     uri: Uri,
     body: Bytes,
-) -> Result<String, Response> {
+) -> Result<String, Rejection> {
     let vm = vm_name(&vm)?;
     query::<Action>(&uri)?.check()?;
     json::<Action>(&body)?.check()?;
@@ -112,7 +111,7 @@ async fn reach<B: Backend>(
     command: PowerCommand,
     goal: VmmState,
     limit: Duration,
-) -> Result<(), Response> {
+) -> Result<(), Rejection> {
     let backend = &state.backend;
     // One that is being deleted does not exist for clients of this API.
     backend.node(vm.clone()).await.map_err(refused)?;
@@ -146,7 +145,7 @@ pub(super) async fn relaunch<B: Backend>(
     State(state): AppState<B>,
     Path(vm): Path<String>,
     uri: Uri,
-) -> Result<Json<Created>, Response> {
+) -> Result<Json<Created>, Rejection> {
     let vm = vm_name(&vm)?;
     let goal = query::<WaitQuery>(&uri)?.parsed()?;
     let node = state.backend.node(vm.clone()).await.map_err(refused)?.node;
@@ -182,7 +181,7 @@ fn is_down(state: VmmState) -> bool {
     matches!(state, VmmState::Stopped | VmmState::Failed)
 }
 
-fn check_relaunch(node: &Node) -> Result<(), Response> {
+fn check_relaunch(node: &Node) -> Result<(), Rejection> {
     let vm = &node.name;
     let why = match node.state {
         VmmState::Running | VmmState::Starting => "runs",
@@ -202,7 +201,7 @@ fn check_relaunch(node: &Node) -> Result<(), Response> {
 pub(super) async fn suspend<B: Backend>(
     State(state): AppState<B>,
     Path(vm): Path<String>,
-) -> Result<(), Response> {
+) -> Result<(), Rejection> {
     unsupported(&state, &vm, "suspend").await
 }
 
@@ -213,7 +212,7 @@ pub(super) async fn suspend<B: Backend>(
 pub(super) async fn restore<B: Backend>(
     State(state): AppState<B>,
     Path(vm): Path<String>,
-) -> Result<(), Response> {
+) -> Result<(), Rejection> {
     unsupported(&state, &vm, "restore").await
 }
 
@@ -221,7 +220,7 @@ async fn unsupported<B: Backend>(
     state: &Shared<B>,
     vm: &str,
     command: &str,
-) -> Result<(), Response> {
+) -> Result<(), Rejection> {
     let vm = vm_name(vm)?;
     state.backend.node(vm.clone()).await.map_err(refused)?;
     let text = format!("cannot {command} vm/{vm}: snapshots are not supported");

@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{ConnectInfo, Path, State};
-use axum::response::Response;
 use futures::StreamExt;
 
 use super::super::admission::Client;
 use super::super::agent;
 use super::super::backend::Backend;
 use super::super::shared::{AppState, Shared};
-use super::errors::{ErrorBody, refused, vm_name};
+use super::errors::{ErrorBody, Rejection, refused, vm_name};
 use super::types::{NodeStats, address};
 use crate::api::node::Node;
 use crate::api::plain_text;
@@ -37,7 +36,7 @@ const TEXT_LIMIT: usize = 64;
 pub(super) async fn all<B: Backend>(
     State(state): AppState<B>,
     ConnectInfo(caller): ConnectInfo<Client>,
-) -> Result<Json<Vec<NodeStats>>, Response> {
+) -> Result<Json<Vec<NodeStats>>, Rejection> {
     let nodes = state.backend.nodes(None).await.map_err(refused)?;
     let questions = nodes.into_iter().map(|node| {
         let (state, caller) = (Arc::clone(&state), caller.clone());
@@ -55,7 +54,7 @@ pub(super) async fn one<B: Backend>(
     State(state): AppState<B>,
     ConnectInfo(caller): ConnectInfo<Client>,
     Path(vm): Path<String>,
-) -> Result<Json<Vec<NodeStats>>, Response> {
+) -> Result<Json<Vec<NodeStats>>, Rejection> {
     let vm = vm_name(&vm)?;
     let node = state.backend.node(vm).await.map_err(refused)?.node;
     Ok(Json(vec![stats(&state, &caller, &node).await]))

@@ -3,14 +3,13 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::response::Response;
 use bytes::Bytes;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::super::backend::Backend;
 use super::super::shared::AppState;
-use super::errors::{ErrorBody, invalid, json, refused, vm_name};
+use super::errors::{ErrorBody, Rejection, invalid, json, refused, vm_name};
 use super::types::Tags;
 use crate::api::node::TagChange;
 use crate::api::tag::MAX_TAGS;
@@ -36,7 +35,7 @@ pub(super) struct TagsBody {
 pub(super) async fn get<B: Backend>(
     State(state): AppState<B>,
     Path(vm): Path<String>,
-) -> Result<Json<Tags>, Response> {
+) -> Result<Json<Tags>, Rejection> {
     let vm = vm_name(&vm)?;
     let node = state.backend.node(vm.clone()).await.map_err(refused)?.node;
     Ok(Json(Tags {
@@ -59,7 +58,7 @@ pub(super) async fn change<B: Backend>(
     State(state): AppState<B>,
     Path(vm): Path<String>,
     body: Bytes,
-) -> Result<Json<Tags>, Response> {
+) -> Result<Json<Tags>, Rejection> {
     let vm = vm_name(&vm)?;
     let body = json::<TagsBody>(&body)?;
     let (add, remove) = (
