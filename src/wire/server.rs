@@ -21,6 +21,7 @@ use super::admission::{Admission, admit};
 use super::agent;
 use super::backend::{Backend, Deletion, Detail, Effect, LogOutput, LogStart, Refusal, StreamMode};
 use super::compat;
+use super::error_body::ErrorBody;
 use super::limits::{BODY_LIMIT, MANIFEST_LIMIT, SOURCE_NAME_LIMIT, SOURCES_LIMIT};
 use super::packet;
 use super::problem::problem;
@@ -273,17 +274,26 @@ async fn route<B: Backend>(
 }
 
 async fn nowhere(request: Request) -> Response {
-    let error = format!("path {} not found", request.uri().path());
-    problem(StatusCode::NOT_FOUND, error, Vec::new())
+    let path = request.uri().path();
+    unknown(
+        path,
+        StatusCode::NOT_FOUND,
+        format!("path {path} not found"),
+    )
 }
 
 async fn wrong_method(request: Request) -> Response {
-    let error = format!(
-        "{} does not support method {}",
-        request.uri().path(),
-        request.method()
-    );
-    problem(StatusCode::METHOD_NOT_ALLOWED, error, Vec::new())
+    let (path, method) = (request.uri().path(), request.method());
+    let error = format!("{path} does not support method {method}");
+    unknown(path, StatusCode::METHOD_NOT_ALLOWED, error)
+}
+
+/// An error in the form of the API that the path belongs to.
+fn unknown(path: &str, status: StatusCode, error: String) -> Response {
+    match path.starts_with("/v1/") {
+        true => problem(status, error, Vec::new()),
+        false => (status, Json(ErrorBody { error })).into_response(),
+    }
 }
 
 #[derive(Debug, Deserialize)]
