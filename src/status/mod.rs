@@ -4,6 +4,7 @@
 mod condition;
 pub mod explain;
 mod host_network;
+mod node;
 pub mod traverse;
 pub mod watch_log;
 

@@ -13,6 +13,7 @@ use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::auth::{Auth, HEALTH};
+use super::compat;
 use super::connections::{Connection, Connections};
 use super::guarded::TrackedBody;
 use super::limits::{
@@ -151,6 +152,8 @@ fn weight(request: &Request) -> Weight {
     let is_stream = query.split('&').any(|pair| pair == "follow=true");
     let is_get = request.method() == Method::GET;
     match path.strip_prefix("/v1/").unwrap_or_default() {
+        _ if compat::is_agent_path(path) => Weight::Agent,
+        _ if compat::is_list_of_agents(path) => Weight::List,
         "apply" | "diff" | "names" | "gc" | "doctor" => Weight::Heavy,
         rest if is_agent_path(rest) => Weight::Agent,
         "watch" if is_get => Weight::Stream,
@@ -323,6 +326,7 @@ async fn whole(
         "/v1/apply" | "/v1/diff" | "/v1/names" => BODY_LIMIT,
         path if path.starts_with("/v1/secrets") => MEDIUM_BODY_LIMIT,
         path if path.starts_with("/v1/groups/") => MEDIUM_BODY_LIMIT,
+        path if compat::has_medium_body(path) => MEDIUM_BODY_LIMIT,
         _ => SMALL_BODY_LIMIT,
     };
     let too_large = || {

@@ -11,9 +11,11 @@ use futures::stream::BoxStream;
 use crate::api::event::{Event, ObjectRef};
 use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
+use crate::api::node::{Node, NodeDetails, TagChange};
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::secret::{SecretChange, SecretName, SecretView};
+use crate::api::tag::TagSet;
 use crate::api::usage::Usage;
 use crate::api::view::{
     Applied, ApplyResult, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
@@ -21,6 +23,9 @@ use crate::api::view::{
 };
 use crate::api::vm::PowerCommand;
 use crate::guest::endpoint::Access;
+
+/// The name, type, help and value of a metric of the host.
+pub type HostFigure = (&'static str, &'static str, &'static str, f64);
 
 /// Whether a request changes anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,6 +166,26 @@ pub trait Backend: Send + Sync + 'static {
         group: Name,
         request: NewVm,
     ) -> impl Future<Output = Result<NewVmResult, Refusal>> + Send;
+
+    /// The VMs of a group, or all, as the REST API lists them: without those that are being deleted.
+    fn nodes(&self, group: Option<Name>)
+    -> impl Future<Output = Result<Vec<Node>, Refusal>> + Send;
+
+    /// One of them, with more details.
+    fn node(&self, vm: Name) -> impl Future<Output = Result<NodeDetails, Refusal>> + Send;
+
+    /// Changes the tags of a VM that was created on demand.
+    fn set_tags(
+        &self,
+        vm: Name,
+        change: TagChange,
+    ) -> impl Future<Output = Result<TagSet, Refusal>> + Send;
+
+    /// Figures of the host and of the daemon, for metrics: name, type, help and value.
+    fn host_figures(&self) -> impl Future<Output = Vec<HostFigure>> + Send;
+
+    /// Ends the daemon, as SIGTERM does. Returns when the request is made.
+    fn shutdown(&self) -> impl Future<Output = Result<(), Refusal>> + Send;
 
     /// Requests the deletion of a VM that was created on demand; any other VM is refused. Returns when the request is stored, not when the
     /// VM is removed.

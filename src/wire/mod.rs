@@ -4,7 +4,6 @@
 //! # Endpoints
 //! | request | response |
 //! |---|---|
-//! | `GET /healthz` | `OK` as text; needs no token |
 //! | `GET /v1/version` | [`ServerInfo`](crate::api::view::ServerInfo) |
 //! | `POST /v1/apply?dry_run=false`, body `{"sources":[{"name","text"}]}` | array of [`ApplyResult`](crate::api::view::ApplyResult) |
 //! | `POST /v1/diff?steps=true`, same body | [`DiffResult`](crate::api::view::DiffResult) |
@@ -50,6 +49,8 @@ mod client_error;
 mod connections;
 mod endpoint;
 mod extract;
+mod compat;
+mod error_body;
 mod guarded;
 pub mod limits;
 mod lines;
@@ -77,4 +78,5 @@ pub use caller::Caller;
 pub use client::Client;
 pub use endpoint::Url;
 pub use listener::{AgentRequests, Listening, Server, serve};
+pub use compat::openapi::text as openapi;
 pub use socket::Listener;

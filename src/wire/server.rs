@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use super::admission::{Admission, admit};
 use super::agent;
 use super::backend::{Backend, Deletion, Detail, Effect, LogOutput, LogStart, Refusal, StreamMode};
+use super::compat;
+use super::error_body::ErrorBody;
 use super::extract::Extract;
 use super::limits::{BODY_LIMIT, MANIFEST_LIMIT, SOURCE_NAME_LIMIT, SOURCES_LIMIT};
 use super::lines::{encoded_lines, lines};
@@ -41,7 +43,6 @@ pub struct Sources {
 /// The routes of the API.
 pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admission>) -> Router {
     Router::new()
-        .route("/healthz", get(healthz))
         .route("/v1/version", get(version::<B>))
         .route("/v1/apply", post(apply::<B>))
         .route("/v1/diff", post(diff::<B>))
@@ -74,6 +75,7 @@ pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admissio
         .route("/v1/doctor", get(doctor::<B>))
         .route("/v1/explain/{vm}", get(explain::<B>))
         .route("/v1/route/{group}", get(route::<B>))
+        .merge(compat::routes())
         .fallback(nowhere)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
@@ -81,10 +83,6 @@ pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admissio
         .with_state(shared)
 }
 
-/// That the daemon answers. It says nothing about VMs, since it needs no token.
-async fn healthz() -> &'static str {
-    "OK"
-}
 
 async fn version<B: Backend>(State(state): AppState<B>) -> Response {
     Json(state.backend.version().await).into_response()
@@ -281,17 +279,26 @@ async fn route<B: Backend>(
 }
 
 async fn nowhere(request: Request) -> Response {
-    let error = format!("path {} not found", request.uri().path());
-    problem(StatusCode::NOT_FOUND, error, Vec::new())
+    let path = request.uri().path();
+    unknown(
+        path,
+        StatusCode::NOT_FOUND,
+        format!("path {path} not found"),
+    )
 }
 
 async fn wrong_method(request: Request) -> Response {
-    let error = format!(
-        "{} does not support method {}",
-        request.uri().path(),
-        request.method()
-    );
-    problem(StatusCode::METHOD_NOT_ALLOWED, error, Vec::new())
+    let (path, method) = (request.uri().path(), request.method());
+    let error = format!("{path} does not support method {method}");
+    unknown(path, StatusCode::METHOD_NOT_ALLOWED, error)
+}
+
+/// An error in the form of the API that the path belongs to.
+fn unknown(path: &str, status: StatusCode, error: String) -> Response {
+    match path.starts_with("/v1/") {
+        true => problem(status, error, Vec::new()),
+        false => (status, Json(ErrorBody { error })).into_response(),
+    }
 }
 
 #[derive(Debug, Deserialize)]

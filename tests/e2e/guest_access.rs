@@ -72,7 +72,7 @@ fn with_vm_of(lines: &str, test: impl FnOnce(&mut Host) + Send) {
 }
 
 /// A process that is killed when it is dropped.
-struct Killed(Child);
+pub(crate) struct Killed(pub(crate) Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {

@@ -22,6 +22,7 @@
 //! | `drift` | everything that somebody can break, seen and repaired |
 //! | `bridge_drift` | the same in bridge mode |
 //! | `completion` | what shells offer |
+//! | `contract` | the REST API of existing clients, request by request |
 //! | `conventions` | what all commands of `slicectl` have in common |
 //! | `claims` | ranges, subnets and addresses, held by one daemon or by two |
 //! | `power` | what a power failure leaves of what was answered |
@@ -83,6 +84,7 @@ mod cni_requests;
 mod completion;
 mod confinement;
 mod connections;
+mod contract;
 mod conventions;
 mod converge;
 mod damage;
