@@ -123,7 +123,7 @@ fn a_watch_continues_from_each_version_with_exactly_the_later_lines() {
             .filter(|line| matches!(line, WatchLine::Added { .. }));
         assert_eq!(objects.count(), 1 + 2 + 2, "{first:#?}");
         let created = |line: &&WatchLine| matches!(line, WatchLine::Event { event, .. } if event.reason.to_string() == "Created");
-        assert!(first.iter().find(created).is_some(), "{first:#?}");
+        assert!(first.iter().any(|line| created(&line)), "{first:#?}");
         harness.ctl("scale hg/sandbox --count 3 --wait");
         harness.ctl("scale hg/sandbox --count 1 --wait");
         let vms = Cell::new(0);

@@ -310,7 +310,10 @@ impl Simulation {
             self.clients[client].is_synced = since.is_some();
             match self.log.start(request(since, true)) {
                 Ok(cursor) => self.clients[client].cursor = Some(cursor),
-                Err(_) => return Ok(self.clients[client].forget()),
+                Err(_) => {
+                    self.clients[client].forget();
+                    return Ok(());
+                }
             }
         }
         let client = &mut self.clients[client];
