@@ -22,8 +22,8 @@ use super::group_events::{GroupEvent, requester};
 use super::not_found::not_found;
 use super::objects;
 use super::{
-    agent, changes, console, host_figures, metrics, orders, power, reach, restrictions, scale, secrets,
-    streams, usage,
+    agent, changes, console, host_figures, metrics, orders, power, reach, restrictions, scale,
+    secrets, streams, usage,
 };
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
 use crate::api::host_group::{HostGroup, Origin};

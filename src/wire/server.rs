@@ -83,7 +83,6 @@ pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admissio
         .with_state(shared)
 }
 
-
 async fn version<B: Backend>(State(state): AppState<B>) -> Response {
     Json(state.backend.version().await).into_response()
 }

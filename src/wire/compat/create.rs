@@ -248,7 +248,7 @@ pub(super) async fn launched<B: Backend>(state: &Shared<B>, vm: &Name) -> Result
         };
         (is_launched && node.ip.is_some()).then(|| node.clone())
     };
-    let found = wait::until(&state.backend, vm, LAUNCH, is_launched).await;
+    let found = wait::until(&*state.backend, vm, LAUNCH, is_launched).await;
     match found.map_err(refused)? {
         Some(node) => Ok(node),
         // It is stored, and is started as soon as that is possible.
@@ -265,7 +265,7 @@ async fn waited<B: Backend>(
 ) -> Result<Node, Rejection> {
     let (state, vm, caller) = (Arc::clone(state), vm.clone(), Caller::current());
     let work = async move {
-        let backend = &state.backend;
+        let backend = &*state.backend;
         let found = wait::until(backend, &vm, limit, |node| {
             goal.is_reached(node).then(|| node.clone())
         });

@@ -52,7 +52,7 @@ async fn forward<B: Backend>(
     let node = state.backend.node(vm.clone()).await.map_err(refused)?.node;
     if let Some(limit) = boots_for(&node) {
         let answers = |node: &Node| boots_for(node).is_none().then_some(());
-        let waited = wait::until(&state.backend, &vm, limit, answers).await;
+        let waited = wait::until(&*state.backend, &vm, limit, answers).await;
         waited.map_err(refused)?;
     }
     Ok(agent::forward(&state, &caller, (vm, PREFIX), request).await?)

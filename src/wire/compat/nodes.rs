@@ -153,7 +153,7 @@ pub(super) async fn remove<B: Backend>(
         return Err(error(StatusCode::FORBIDDEN, text));
     }
     state.backend.remove_vm(vm.clone()).await.map_err(refused)?;
-    let removed = wait::is_removed(&state.backend, &vm, wait::REMOVAL).await;
+    let removed = wait::is_removed(&*state.backend, &vm, wait::REMOVAL).await;
     let keeps_disk = node.persistent && node.has_disk;
     let message = match removed {
         true => format!("vm/{vm} is deleted"),

@@ -112,7 +112,7 @@ async fn reach<B: Backend>(
     goal: VmmState,
     limit: Duration,
 ) -> Result<(), Rejection> {
-    let backend = &state.backend;
+    let backend = &*state.backend;
     // One that is being deleted does not exist for clients of this API.
     backend.node(vm.clone()).await.map_err(refused)?;
     backend.power(vm.clone(), command).await.map_err(refused)?;
@@ -152,7 +152,7 @@ pub(super) async fn relaunch<B: Backend>(
     check_relaunch(&node)?;
     // One that is stopping is waited for.
     let is_down = |node: &Node| is_down(node.state).then_some(());
-    let down = wait::until(&state.backend, &vm, SHUTDOWN, is_down).await;
+    let down = wait::until(&*state.backend, &vm, SHUTDOWN, is_down).await;
     if down.map_err(refused)?.is_none() {
         let text = format!("vm/{vm} is still stopping");
         return Err(error(StatusCode::CONFLICT, text));
@@ -161,14 +161,14 @@ pub(super) async fn relaunch<B: Backend>(
     started.map_err(refused)?;
     // Its last state is that of its last generation until the VMM is started.
     let starts = |node: &Node| (node.state == VmmState::Running).then(|| node.clone());
-    let node = wait::until(&state.backend, &vm, PAUSE, starts).await;
+    let node = wait::until(&*state.backend, &vm, PAUSE, starts).await;
     let Some(node) = node.map_err(refused)? else {
         let text = format!("vm/{vm} has not started within {} s", PAUSE.as_secs());
         return Err(error(StatusCode::INTERNAL_SERVER_ERROR, text));
     };
     if let Some((goal, limit)) = goal {
         let reached = |node: &Node| goal.is_reached(node).then_some(());
-        let reached = wait::until(&state.backend, &vm, limit, reached).await;
+        let reached = wait::until(&*state.backend, &vm, limit, reached).await;
         if reached.map_err(refused)?.is_none() {
             let text = format!("the agent of vm/{vm} has not answered within {limit:?}");
             return Err(error(StatusCode::REQUEST_TIMEOUT, text));

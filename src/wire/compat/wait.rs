@@ -6,9 +6,10 @@ use std::time::Duration;
 use futures::StreamExt;
 
 use super::super::backend::{Backend, Refusal};
+use super::super::watch;
 use crate::api::meta::Name;
 use crate::api::node::Node;
-use crate::api::view::{Change, Kind};
+use crate::api::view::{Kind, WatchRequest};
 
 /// How long a VM may take to be removed before a deletion is answered: clients delete many VMs one after another.
 pub(super) const REMOVAL: Duration = Duration::from_secs(2);
@@ -32,7 +33,7 @@ pub(super) async fn until<B: Backend, T>(
             }
             let changes = match &mut changes {
                 // Most VMs need not be waited for.
-                None => changes.insert(backend.watch(Kind::Vm, Some(vm.clone())).await?),
+                None => changes.insert(backend.watch(changes_of(vm)).await?),
                 Some(changes) => changes,
             };
             if changes.next().await.is_none() {
@@ -49,19 +50,22 @@ pub(super) async fn until<B: Backend, T>(
 /// Returns whether the VM is removed, after `limit` at the latest.
 pub(super) async fn is_removed<B: Backend>(backend: &B, vm: &Name, limit: Duration) -> bool {
     let removed = async {
-        let Ok(mut changes) = backend.watch(Kind::Vm, Some(vm.clone())).await else {
+        let Ok(mut changes) = backend.watch(changes_of(vm)).await else {
             return false;
         };
-        let mut exists = false;
-        while let Some(change) = changes.next().await {
-            match change {
-                Change::Deleted { .. } => return true,
-                Change::Synced if !exists => return true,
-                Change::Synced => {}
-                Change::Added { .. } | Change::Modified { .. } => exists = true,
+        while changes.next().await.is_some() {
+            if let Err(Refusal::NotFound(_) | Refusal::NotFoundWithSuggestion(..)) =
+                backend.get(Kind::Vm, Some(vm.clone())).await
+            {
+                return true;
             }
         }
         false
     };
     tokio::time::timeout(limit, removed).await.unwrap_or(false)
+}
+
+/// A watch of one VM. Its lines only say that something has changed.
+fn changes_of(vm: &Name) -> WatchRequest {
+    watch::request_of_objects(Kind::Vm, Some(vm.clone()))
 }
