@@ -21,8 +21,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::follow::Followed;
 use super::Engine;
-use super::provision::Desired;
+use super::provision::{Desired, Outcome};
 use crate::api::condition::{Condition, Reason, Status};
+use crate::api::event::{EventReason, EventType};
 use crate::api::guest_access::Agent;
 use crate::api::meta::Uid;
 use crate::api::secret::SecretName;
@@ -59,6 +60,8 @@ struct Entry {
     /// The agent is asked again.
     wake: Arc<Notify>,
     condition: Condition,
+    /// An end of the userdata is expected; see [`Outcome::userdata_event`]. Kept while the agent is not asked.
+    is_userdata_open: bool,
     _task: Option<AbortOnDropHandle<()>>,
 }
 
@@ -129,6 +132,18 @@ impl Agents {
             observed_generation: vm.meta.generation,
             ..condition
         })
+    }
+
+    /// The event of the end of the userdata, if it is new.
+    fn userdata_event(
+        &self,
+        uid: Uid,
+        of: &Target,
+        outcome: &Outcome,
+    ) -> Option<(EventType, EventReason, String)> {
+        let mut vms = self.vms.lock();
+        let entry = vms.get_mut(&uid).filter(|entry| entry.target == *of)?;
+        outcome.userdata_event(&mut entry.is_userdata_open)
     }
 
     /// Stores the condition, if it is of this process still. Returns whether it has changed.
@@ -238,6 +253,7 @@ fn update(engine: &Arc<Engine>, uid: Uid, reask: Reask) {
             }
         }
     };
+    let is_userdata_open = known.is_some_and(|entry| entry.is_userdata_open);
     let wake = Arc::new(Notify::new());
     let task = match &target {
         Target::Asked(vmm) => {
@@ -260,6 +276,7 @@ fn update(engine: &Arc<Engine>, uid: Uid, reask: Reask) {
             desired,
             wake,
             condition,
+            is_userdata_open,
             _task: task,
         },
     );

@@ -72,6 +72,8 @@ impl Desired {
 pub struct Outcome {
     /// What the guest has not got, one sentence each.
     problems: Vec<String>,
+    /// Before the request, and after it.
+    userdata_before: UserdataState,
     userdata: UserdataStatus,
 }
 
@@ -81,14 +83,18 @@ impl Outcome {
         self.userdata.state == UserdataState::Running
     }
 
-    /// The event of the end of the userdata, if it has ended.
-    pub fn userdata_event(&self) -> Option<(EventType, EventReason, String)> {
+    /// The event of the end of the userdata, if it is new. `is_open`: whether an end is expected, because this run of the daemon knows a
+    /// state before it. An end before the daemon has started is only in the condition.
+    pub fn userdata_event(&self, is_open: &mut bool) -> Option<(EventType, EventReason, String)> {
+        let was_open = *is_open || !self.userdata_before.has_ended();
+        *is_open = was_open && !self.userdata.state.has_ended();
         let (kind, reason) = match self.userdata.state {
             UserdataState::Succeeded => (EventType::Normal, EventReason::UserdataSucceeded),
             UserdataState::Failed => (EventType::Warning, EventReason::UserdataFailed),
             UserdataState::None | UserdataState::Pending | UserdataState::Running => return None,
         };
-        userdata_text(&self.userdata).map(|text| (kind, reason, text))
+        let text = userdata_text(&self.userdata).filter(|_| was_open);
+        text.map(|text| (kind, reason, text))
     }
 
     /// The condition.
@@ -96,6 +102,7 @@ impl Outcome {
         let Self {
             mut problems,
             userdata,
+            userdata_before: _,
         } = self;
         let reason = match userdata.state {
             UserdataState::Failed => Reason::UserdataFailed,
@@ -141,46 +148,44 @@ pub async fn provision(
         };
         return Outcome {
             problems,
-            userdata: UserdataStatus::default(),
+            ..Outcome::default()
         };
     };
     let has_userdata = desired.provision.userdata.is_some();
     // Another product may have run userdata in the image.
     let of_vm = |status: Option<UserdataStatus>| status.filter(|_| has_userdata);
     let status = of_vm(health.userdata.clone()).unwrap_or_default();
+    let before = status.state;
+    let outcome = move |problems, userdata| Outcome {
+        problems,
+        userdata_before: before,
+        userdata,
+    };
     let (secrets, files) = (
         Arc::clone(&engine.secrets),
         engine.processes.files().clone(),
     );
-    let is_needed = !status.state.has_ended() && status.state != UserdataState::Running;
+    let is_needed = !before.has_ended() && before != UserdataState::Running;
     let key = format!("provision of {}", desired.name);
     let resolved = inspect_blocking(key, move || {
         Ok(resolve(&desired, &secrets, &files, is_needed))
     });
     let Resolved { request, problems } = match resolved.await {
         Ok(resolved) => resolved,
-        Err(why) => {
-            return Outcome {
-                problems: vec![why],
-                userdata: status,
-            };
-        }
+        Err(why) => return outcome(vec![why], status),
     };
     if request.generation == *generation {
-        return Outcome {
-            problems,
-            userdata: status,
-        };
+        return outcome(problems, status);
     }
     match probe::provision(socket, &request).await {
-        Ok(done) => Outcome {
-            problems: [problems, done.problems].concat(),
-            userdata: of_vm(Some(done.userdata)).unwrap_or_default(),
-        },
-        Err(why) => Outcome {
-            problems: [problems, vec![format!("cannot provision the guest: {why}")]].concat(),
-            userdata: status,
-        },
+        Ok(done) => outcome(
+            [problems, done.problems].concat(),
+            of_vm(Some(done.userdata)).unwrap_or_default(),
+        ),
+        Err(why) => {
+            let problem = format!("cannot provision the guest: {why}");
+            outcome([problems, vec![problem]].concat(), status)
+        }
     }
 }
 

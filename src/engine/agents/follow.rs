@@ -60,15 +60,11 @@ pub(super) async fn follow(engine: Arc<Engine>, of: Followed) {
     let socket = of.dir.join(VSOCK);
     let ask = async {
         let (mut pause, mut began) = (SHORTEST_DELAY, clock::monotonic());
-        let mut was_running = false;
         loop {
             match ask(&engine, &of).await {
                 Ok(outcome) => {
                     let is_running = outcome.is_running();
-                    if was_running {
-                        note_userdata(&engine, of.uid, &outcome);
-                    }
-                    was_running = is_running;
+                    note_userdata(&engine, &of, &outcome);
                     report(outcome.condition());
                     match is_running {
                         true => {
@@ -107,12 +103,13 @@ pub(super) async fn follow(engine: Arc<Engine>, of: Followed) {
     }
 }
 
-/// Records the end of the userdata. An end that was not observed, because the daemon did not run, is in the condition only.
-fn note_userdata(engine: &Engine, uid: Uid, outcome: &Outcome) {
+/// Records the end of the userdata.
+fn note_userdata(engine: &Engine, of: &Followed, outcome: &Outcome) {
     let name = engine
         .store
-        .read(|world| world.vm(uid).map(|vm| vm.meta.name.clone()));
-    if let (Some(name), Some((kind, reason, text))) = (name, outcome.userdata_event()) {
+        .read(|world| world.vm(of.uid).map(|vm| vm.meta.name.clone()));
+    let event = engine.agents.userdata_event(of.uid, &of.target, outcome);
+    if let (Some(name), Some((kind, reason, text))) = (name, event) {
         let object = ObjectRef::vm(&name);
         let events = engine.store.events();
         events.note(clock::now(), kind, &object, reason, &text);

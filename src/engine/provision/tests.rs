@@ -207,8 +207,56 @@ fn the_condition_is_one_sentence() {
             "answers; secret \"a\" does not exist; userdata failed with exit status 1",
         ),
     ] {
-        let outcome = Outcome { problems, userdata };
+        let outcome = Outcome {
+            problems,
+            userdata,
+            ..Outcome::default()
+        };
         let expected = (Status::True, reason, message.to_owned());
         assert_eq!(outcome.condition(), expected);
+    }
+}
+
+#[test]
+fn the_end_of_userdata_is_an_event_once_if_a_state_before_it_was_known() {
+    use UserdataState::{Failed, None, Pending, Running, Succeeded};
+    // The state before and after each request, and whether it causes an event.
+    let table: [&[(UserdataState, UserdataState, bool)]; 6] = [
+        &[
+            (None, Running, false),
+            (Running, Running, false),
+            (Succeeded, Succeeded, true),
+        ],
+        // The interpreter does not exist: it ends with the request that starts it.
+        &[(None, Failed, true), (Failed, Failed, false)],
+        &[
+            (Pending, Running, false),
+            (Failed, Failed, true),
+            (Failed, Failed, false),
+        ],
+        // It ended before the daemon started.
+        &[(Succeeded, Succeeded, false), (Succeeded, Succeeded, false)],
+        &[(None, None, false), (None, None, false)],
+        // The guest starts again from its image, and runs it again.
+        &[
+            (Succeeded, Succeeded, false),
+            (None, Running, false),
+            (Succeeded, Succeeded, true),
+        ],
+    ];
+    for requests in table {
+        let mut is_open = false;
+        for (userdata_before, state, expected) in requests {
+            let outcome = Outcome {
+                userdata_before: *userdata_before,
+                userdata: UserdataStatus {
+                    state: *state,
+                    ..UserdataStatus::default()
+                },
+                ..Outcome::default()
+            };
+            let event = outcome.userdata_event(&mut is_open);
+            assert_eq!(event.is_some(), *expected, "{requests:?}");
+        }
     }
 }

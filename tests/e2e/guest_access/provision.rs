@@ -160,6 +160,33 @@ fn a_guest_gets_secrets_keys_and_runs_its_userdata_once() {
 }
 
 #[test]
+fn the_end_of_userdata_is_an_event_also_if_the_agent_was_not_asked_when_it_ended() {
+    let root = Root::new();
+    let dir = root.path().display().to_string();
+    let script = format!("while ! test -e {dir}/go; do sleep 0.1; done");
+    with_vm_of(&userdata(&script), |host| {
+        let _agent = host.agent(Some(root.path()));
+        host.until_message("answers; userdata running");
+        // The agent of this test is a process of the host, so a pause does not stop it.
+        host.harness.ctl(&format!("vm pause {VM} --wait=20s"));
+        fs::write(root.at("go"), "").expect("written");
+        let record = || root.read("etc/slicer/userdata-ran");
+        let has_ended = || (record()?.trim() == "0").then_some(());
+        host.harness.until("the exit status", has_ended);
+        host.harness.ctl(&format!("vm resume {VM} --wait=20s"));
+        host.until_message("answers; userdata succeeded");
+        let of_vm = format!("vm/{VM}");
+        let events = || host.harness.messages(&of_vm, "UserdataSucceeded");
+        assert_eq!(events(), ["userdata succeeded"]);
+        // It ends once.
+        host.harness.ctl(&format!("vm pause {VM} --wait=20s"));
+        host.harness.ctl(&format!("vm resume {VM} --wait=20s"));
+        host.until_message("answers; userdata succeeded");
+        assert_eq!(events(), ["userdata succeeded"]);
+    });
+}
+
+#[test]
 fn a_wait_for_userdata_ends_with_its_success() {
     let root = Root::new();
     let dir = root.path().display().to_string();
