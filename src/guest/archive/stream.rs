@@ -100,7 +100,7 @@ fn pair() -> (Writer, ByteStream) {
 /// Sends what is written. Its buffers are used again after the receiver has dropped them: new memory costs a page fault and the zeros of
 /// each page, which take longer than the copy itself.
 pub struct Writer {
-    /// The buffer that is filled, of `CHUNK` bytes.
+    /// The buffer that is filled: of `CHUNK` bytes, or empty before the first byte of an item.
     buffer: BytesMut,
     /// Bytes at its start that are written.
     filled: usize,
@@ -112,7 +112,7 @@ pub struct Writer {
 impl Writer {
     fn new(sender: mpsc::Sender<io::Result<Bytes>>) -> Self {
         Self {
-            buffer: BytesMut::zeroed(CHUNK),
+            buffer: BytesMut::new(),
             filled: 0,
             sent: VecDeque::new(),
             sender,
@@ -124,15 +124,16 @@ impl Writer {
     /// # Errors
     /// The stream was dropped.
     pub fn space(&mut self) -> io::Result<&mut [u8]> {
-        if self.filled == CHUNK {
+        if self.filled == self.buffer.len() {
             self.flush()?;
+            self.buffer = self.free_buffer();
         }
         Ok(&mut self.buffer[self.filled..])
     }
 
     /// Writes `length` bytes of [`Self::space`].
     pub fn fill(&mut self, length: usize) {
-        self.filled = CHUNK.min(self.filled + length);
+        self.filled = self.buffer.len().min(self.filled + length);
     }
 
     fn run<E: ToString>(mut self, write: impl FnOnce(&mut Self) -> Result<(), E>) {
@@ -175,8 +176,7 @@ impl Write for Writer {
         if self.filled == 0 {
             return Ok(());
         }
-        let next = self.free_buffer();
-        let mut full = std::mem::replace(&mut self.buffer, next);
+        let mut full = std::mem::take(&mut self.buffer);
         full.truncate(self.filled);
         self.filled = 0;
         let full = full.freeze();
@@ -184,5 +184,54 @@ impl Write for Writer {
         self.sender
             .blocking_send(Ok(full))
             .map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Items of `CHUNK` bytes, each with its number in all of them, and a shorter one. `used_again` counts buffers that are not new: those
+    /// contain an earlier item.
+    fn numbered(used_again: &Arc<AtomicUsize>) -> ByteStream {
+        let used_again = Arc::clone(used_again);
+        written_by(move |output| {
+            for number in 1..=ITEMS {
+                let space = output.space()?;
+                let is_new = space.len() == CHUNK && space.iter().all(|byte| *byte == 0);
+                used_again.fetch_add(usize::from(!is_new), Ordering::Relaxed);
+                space.fill(number);
+                output.fill(CHUNK);
+            }
+            output.write_all(b"end")
+        })
+    }
+
+    const ITEMS: u8 = 100;
+
+    #[tokio::test]
+    async fn buffers_are_used_again_after_the_receiver_has_dropped_them() {
+        let used_again = Arc::default();
+        let lengths = numbered(&used_again).map(|item| item.unwrap().len());
+        let received = lengths.fold(0, async |sum, length| sum + length).await;
+        assert_eq!(received, usize::from(ITEMS) * CHUNK + 3);
+        let new = usize::from(ITEMS) - used_again.load(Ordering::Relaxed);
+        assert!(new <= 2 * WAITING, "{new} new buffers");
+    }
+
+    #[tokio::test]
+    async fn an_item_that_the_receiver_keeps_does_not_change() {
+        let items: Vec<_> = numbered(&Arc::default())
+            .map(Result::unwrap)
+            .collect()
+            .await;
+        assert_eq!(items.len(), usize::from(ITEMS) + 1);
+        for (item, number) in items.iter().zip(1..=ITEMS) {
+            assert!(item.len() == CHUNK && item.iter().all(|byte| *byte == number));
+        }
+        assert_eq!(items[usize::from(ITEMS)], "end");
     }
 }
