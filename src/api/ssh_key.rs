@@ -28,6 +28,11 @@ pub const TYPES: [&str; 7] = [
     "sk-ecdsa-sha2-nistp256@openssh.com",
 ];
 
+/// Whether a line, or its type, is that of a key in a device (FIDO).
+pub fn is_of_security_key(line: &str) -> bool {
+    line.starts_with("sk-")
+}
+
 /// What is expected instead of an invalid line.
 pub const EXPECTED: &str = "a public key such as \"ssh-ed25519 AAAA... user@host\"";
 
@@ -73,7 +78,7 @@ impl SshKey {
 
     /// Whether the private key is in a device (FIDO), which can require a touch.
     pub fn is_of_security_key(&self) -> bool {
-        self.line.starts_with("sk-")
+        is_of_security_key(&self.line)
     }
 
     /// Whether two keys are the same, whatever their comments are.

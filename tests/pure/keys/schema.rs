@@ -360,6 +360,10 @@ fn settings_are_accepted_and_refused_alike() {
             true,
         ),
         ("ssh_keys: [ssh-rsa]\n", false),
+        (
+            "ssh_keys: ['sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAICFo/k5LU8863u66YC9eUO2170QduohPURkQnbLa/dczAAAABHNzaDo=']\n",
+            false,
+        ),
         ("ssh_keys: [abc def]\n", false),
         ("ssh: {port: 0}\nssh_keys: []\n", false),
         ("ssh: {bind_address: localhost}\nssh_keys: []\n", false),

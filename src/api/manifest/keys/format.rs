@@ -5,7 +5,7 @@ use super::super::super::life::MAX_CMDLINE;
 use super::super::super::link_name;
 use super::super::super::provision::MAX_SCRIPT;
 use super::super::super::secret::MAX_NAME_LEN;
-use super::super::super::ssh_key::{MAX_LINE, TYPES};
+use super::super::super::ssh_key::{MAX_LINE, TYPES, is_of_security_key};
 use super::limits::{
     API_VERSION, GATEWAY_PREFIXES, KIND, MAX_NETWORK_NAME_LEN, MAX_REMOVAL_GRACE,
     MIN_REMOVAL_GRACE, RANGE_PREFIXES, SIZE_UNITS,
@@ -64,6 +64,8 @@ pub enum Format {
     ListenAddress,
     /// Public key of OpenSSH.
     SshKey,
+    /// Public key that may log in to the SSH server of the daemon.
+    LoginKey,
 }
 
 /// An octet of an IPv4 address: no leading zeros, as `Ipv4Addr` requires.
@@ -124,6 +126,9 @@ impl Format {
             Self::SshKey => {
                 format!("public key of OpenSSH: `TYPE BASE64 [COMMENT]`, at most {MAX_LINE} bytes")
             }
+            Self::LoginKey => {
+                format!("{}, not of a security key (`sk-...`)", Self::SshKey.text())
+            }
         }
     }
 
@@ -179,12 +184,18 @@ impl Format {
                 format!("^[A-Za-z0-9][A-Za-z0-9._-]{{0,{most}}}$")
             }
             Self::ListenAddress => "^[0-9a-fA-F.:]+$".into(),
-            Self::SshKey => format!(
-                "^\\s*({})[ \\t]+[A-Za-z0-9+/=]+([ \\t].*)?$",
-                TYPES.join("|")
-            ),
+            Self::SshKey => key_of(&TYPES),
+            Self::LoginKey => {
+                let types = TYPES.into_iter().filter(|kind| !is_of_security_key(kind));
+                key_of(&types.collect::<Vec<_>>())
+            }
         }
     }
+}
+
+fn key_of(types: &[&str]) -> String {
+    let types = types.join("|");
+    format!("^\\s*({types})[ \\t]+[A-Za-z0-9+/=]+([ \\t].*)?$")
 }
 
 /// The prefix lengths of a range; the parser also accepts a leading zero.

@@ -59,7 +59,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "ssh_keys",
         mappings: SETTINGS,
-        value: Value::List(&Value::Text(Format::SshKey), Some(MAX_KEYS)),
+        value: Value::List(&Value::Text(Format::LoginKey), Some(MAX_KEYS)),
         default: Default::Text("none"),
         modes: &[],
         change: Change::None,
