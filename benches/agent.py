@@ -73,8 +73,24 @@ def rate(action):
     return SIZE / 1e3 / elapsed(action)
 
 
+def stream_in():
+    with vsock(7003) as connection:
+        connection.sendall(bytes(SIZE))
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(4096):
+            pass
+
+
+def stream_out():
+    with vsock(7004) as connection:
+        connection.sendall(b"%d\n" % SIZE)
+        left = SIZE
+        while left:
+            left -= len(connection.recv(1 << 20)) or sys.exit("closed")
+
+
 def plain_in():
-    with vsock(7003) as connection, open(FILE, "rb") as file:
+    with vsock(7005) as connection, open(FILE, "rb") as file:
         connection.sendfile(file)
         connection.shutdown(socket.SHUT_WR)
         while connection.recv(4096):
@@ -82,7 +98,7 @@ def plain_in():
 
 
 def plain_out():
-    with vsock(7004) as connection:
+    with vsock(7006) as connection:
         with open(FILE + ".back", "wb") as file:
             while data := connection.recv(1 << 20):
                 file.write(data)
@@ -117,6 +133,8 @@ with open(FILE, "wb") as file:
     file.write(os.urandom(SIZE))
 # The machines are noisy: alternately, and the median.
 ACTIONS = {
+    "stream_in": stream_in,
+    "stream_out": stream_out,
     "plain_in": plain_in,
     "cp_in": lambda: run("vm", "cp", FILE, VM + ":/file"),
     "plain_out": plain_out,

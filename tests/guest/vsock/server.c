@@ -3,8 +3,10 @@
 //   7000  echo: sends back what it reads, until the end
 //   7001  sends "hello", shuts its side down, and counts what it reads; "GUEST vsock counted N" on the console
 //   7002  opens connections to the host, as many as the first line says, and sends "refused N other M"
-//   7003  writes what it reads to the file /copy, then sends one byte
-//   7004  sends the file /copy
+//   7003  reads to the end, then sends one byte
+//   7004  sends as many bytes as the first line says
+//   7005  writes what it reads to the file /copy, then sends one byte
+//   7006  sends the file /copy
 //   516   HTTP: answers every request with the health of an agent
 #define _GNU_SOURCE
 #include <errno.h>
@@ -70,6 +72,18 @@ static void count(int fd) {
     while ((more = read(fd, buffer, sizeof buffer)) > 0) total += more;
     printf("GUEST vsock counted %zu\n", total);
     fflush(stdout);
+}
+
+static void drain(int fd) {
+    while (read(fd, buffer, sizeof buffer) > 0) {}
+    all(fd, "", 1);
+}
+
+static void pour(int fd) {
+    ssize_t length = read(fd, buffer, 32);
+    long left = length > 0 ? atol(buffer) : 0;
+    for (; left > 0; left -= (long)sizeof buffer)
+        if (all(fd, buffer, left < (long)sizeof buffer ? (size_t)left : sizeof buffer)) return;
 }
 
 static void copy(int from, int to) {
@@ -138,8 +152,10 @@ int main(void) {
     signal(SIGCHLD, SIG_IGN);
     serve(7001, count);
     serve(7002, attempt);
-    serve(7003, copy_in);
-    serve(7004, copy_out);
+    serve(7003, drain);
+    serve(7004, pour);
+    serve(7005, copy_in);
+    serve(7006, copy_out);
     if (access("/no-agent", F_OK)) serve(516, health);
     int listener = listening(7000);
     puts("GUEST vsock ready");
