@@ -19,7 +19,8 @@
 //! | [`engine`] | runs the stages for each key: bring up, tear down, orphans, adoption, preview | `api owner clock store runtime host cni vmm secrets guest reconcile` |
 //! | [`status`] | what users see of objects, computed from the store; `explain` | `api owner store host vmm reconcile` |
 //! | [`intake`] | reads the manifest directory | `api store host` |
-//! | [`wire`] | HTTP and JSON on a Unix socket; requests to agents | `api clock guest` |
+//! | [`wire`] | HTTP and JSON on Unix and TCP sockets; requests to agents | `api clock guest` |
+//! | [`api_server`] | the second listener of the API: its settings, token and certificate | `api host wire` |
 //! | [`ssh`] | the SSH server: shells, files and consoles of guests | `api clock host guest wire` |
 //! | [`doctor`] | checks the requirements of the host and suggests fixes | `api host owner cni vmm reconcile` |
 //! | [`daemon`] | starts and connects all modules | all |
@@ -48,6 +49,8 @@
 
 #[cfg(feature = "host")]
 pub mod api;
+#[cfg(feature = "host")]
+pub mod api_server;
 #[cfg(feature = "host")]
 pub mod cli;
 #[allow(clippy::disallowed_methods, reason = "the only now()")]

@@ -153,6 +153,10 @@ pub enum EventReason {
     Ready,
     /// The number of VMs of a group was changed.
     Scaled,
+    /// The second listener of the API does not listen, or with an earlier certificate.
+    ApiListenerFailed,
+    /// The second listener of the API listens, no longer, or with another token or certificate.
+    ApiListenerChanged,
     /// The SSH server does not listen.
     SshServerFailed,
     /// The SSH server listens, or no longer.

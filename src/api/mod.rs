@@ -17,6 +17,7 @@ pub mod manifest;
 pub mod meta;
 pub mod metrics;
 pub mod network;
+pub mod node;
 pub mod on_demand;
 pub mod plain_text;
 pub mod policy;

@@ -14,7 +14,7 @@ use super::provision::{MAX_KEYS, MAX_SECRETS, Provision, Script, Userdata};
 use super::secret::SecretName;
 use super::spec::{Hypervisor, VmSpec};
 use super::ssh_key::SshKey;
-use super::tag::{MAX_TAGS, Tags};
+use super::tag::{MAX_TAGS, PlainTag, TagSet, Tags};
 
 const MIB: u64 = 1 << 20;
 
@@ -39,6 +39,9 @@ pub struct VmOverrides {
     /// Tags of the VM, for selectors.
     #[serde(default, skip_serializing_if = "Tags::is_empty")]
     pub tags: Tags,
+    /// Tags of the REST API that are no `KEY=VALUE`; selectors do not match them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plain_tags: Vec<PlainTag>,
     /// What the VM requests from the plugins of its CNI network: [`CniOptions::with_overrides`].
     #[serde(default, skip_serializing_if = "CniOptions::is_default")]
     pub cni: CniOptions,
@@ -98,6 +101,12 @@ pub struct NewVm {
     /// See [`VmOverrides::tags`].
     #[serde(default)]
     pub tags: Tags,
+    /// See [`VmOverrides::plain_tags`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plain_tags: Vec<PlainTag>,
+    /// The tag `name` is unique among all VMs, and differs from their names: a request that is sent again adds no second VM.
+    #[serde(skip)]
+    pub unique_name: bool,
     /// See [`VmOverrides::cni`].
     #[serde(default)]
     pub cni: CniOptions,
@@ -126,6 +135,8 @@ impl NewVm {
             drop,
             persistent,
             tags,
+            plain_tags,
+            unique_name: _,
             cni,
             userdata,
             ssh_keys,
@@ -138,6 +149,7 @@ impl NewVm {
             drop,
             persistent,
             tags,
+            plain_tags,
             cni,
             userdata,
             ssh_keys,
@@ -148,6 +160,14 @@ impl NewVm {
 }
 
 impl VmOverrides {
+    /// All tags of the VM.
+    pub fn tag_set(&self) -> TagSet {
+        TagSet {
+            tags: self.tags.clone(),
+            plain: self.plain_tags.clone(),
+        }
+    }
+
     /// The VM's spec: the template of its group with these settings.
     pub fn spec(&self, template: &VmSpec) -> VmSpec {
         let mut spec = template.clone();
@@ -215,8 +235,9 @@ impl VmOverrides {
             let message = "requests a persistent disk, and the group has no `image`";
             found.push(("image", message.to_owned()));
         }
-        if self.tags.len() > MAX_TAGS {
-            let message = format!("has {} tags, expected at most {MAX_TAGS}", self.tags.len());
+        let tags = self.tags.len() + self.plain_tags.len();
+        if tags > MAX_TAGS {
+            let message = format!("has {tags} tags, expected at most {MAX_TAGS}");
             found.push(("name", message));
         }
         found

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::meta::Timestamp;
 
@@ -84,9 +85,10 @@ impl fmt::Debug for SecretValue {
 }
 
 /// A secret without its value.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SecretView {
     /// Its name.
+    #[schema(value_type = String)]
     pub name: SecretName,
     /// The size of its value, in bytes.
     pub size: u64,
@@ -97,13 +99,15 @@ pub struct SecretView {
     /// The group of its file in guests.
     pub gid: u32,
     /// When it was last changed.
+    #[schema(value_type = String, format = DateTime)]
     pub mod_time: Timestamp,
     /// The same, by the name that other clients read.
+    #[schema(value_type = String, format = DateTime)]
     pub modified_at: Timestamp,
 }
 
 /// The body of a request to create or change a secret. Its debug output has no value.
-#[derive(Clone, Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct SecretRequest {
     /// The name; of a request to create one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

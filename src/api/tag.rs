@@ -52,6 +52,14 @@ impl InvalidTag {
     }
 }
 
+impl InvalidTag {
+    /// The error for a change of the friendly name together with other tags.
+    pub fn fixed_name(found: &str) -> Self {
+        let why = "the name of a VM is changed with the field name only";
+        Self::new(found, "another tag", why)
+    }
+}
+
 impl FromStr for TagKey {
     type Err = InvalidTag;
     fn from_str(text: &str) -> Result<Self, InvalidTag> {
@@ -162,6 +170,139 @@ impl FromStr for Selector {
     }
 }
 
+/// A tag that is no `KEY=VALUE`: one line of text.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PlainTag(String);
+
+/// The maximum length of a [`PlainTag`], in bytes: that of a key and a value.
+const MAX_PLAIN_LEN: usize = MAX_PREFIX_LEN + 2 * LONGEST + 2;
+
+impl FromStr for PlainTag {
+    type Err = InvalidTag;
+    fn from_str(text: &str) -> Result<Self, InvalidTag> {
+        let invalid = |why: &str| {
+            let found: String = text.chars().take(LONGEST).collect();
+            Err(InvalidTag::new(&found, "a tag", why))
+        };
+        if text.is_empty() {
+            invalid("it is empty")
+        } else if text.len() > MAX_PLAIN_LEN {
+            invalid("it is longer than 381 bytes")
+        } else if text.chars().any(char::is_control) {
+            invalid("it contains a control character")
+        } else {
+            Ok(Self(text.to_owned()))
+        }
+    }
+}
+
+/// The key of the tag that is the friendly name of a VM.
+pub const NAME_KEY: &str = "name";
+
+/// All tags of a VM, as the REST API has them: a list of texts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TagSet {
+    /// Those that are `KEY=VALUE`, each key once.
+    pub tags: Tags,
+    /// All others.
+    pub plain: Vec<PlainTag>,
+}
+
+impl TagSet {
+    /// The tags in this list. The tag `name=` must be a DNS label.
+    ///
+    /// # Errors
+    /// A text is no tag, or there are two names.
+    pub fn of(texts: &[String]) -> Result<Self, InvalidTag> {
+        let mut set = Self::default();
+        texts.iter().try_for_each(|text| set.add(text))?;
+        Ok(set)
+    }
+
+    /// Adds a tag; one that exists is not added again.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
+    pub fn add(&mut self, text: &str) -> Result<(), InvalidTag> {
+        if let Some(label) = name_of(text) {
+            let label = Name::new(label)
+                .map_err(|error| InvalidTag::new(text, "name=LABEL", error.why()))?;
+            let value: TagValue = label.as_str().parse()?;
+            let before = self.tags.insert(TagKey(NAME_KEY.to_owned()), value.clone());
+            return match before.is_none_or(|before| before == value) {
+                true => Ok(()),
+                false => Err(InvalidTag::new(text, "one name", "there are two")),
+            };
+        }
+        if let Ok((key, value)) = parse(text) {
+            match self.tags.get(&key) {
+                None => {
+                    self.tags.insert(key, value);
+                    return Ok(());
+                }
+                Some(known) if *known == value => return Ok(()),
+                // A second value of a key is text only.
+                Some(_) => {}
+            }
+        }
+        let plain = text.parse()?;
+        if !self.plain.contains(&plain) {
+            self.plain.push(plain);
+        }
+        Ok(())
+    }
+
+    /// Removes a tag; one that does not exist is removed already.
+    pub fn remove(&mut self, text: &str) {
+        if let Ok((key, value)) = parse(text)
+            && self.tags.get(&key) == Some(&value)
+        {
+            self.tags.remove(&key);
+        }
+        self.plain.retain(|known| known.0 != text);
+    }
+
+    /// The friendly name.
+    pub fn name(&self) -> Option<&TagValue> {
+        self.tags.get(&TagKey(NAME_KEY.to_owned()))
+    }
+
+    /// Sets the friendly name; `None` removes it.
+    pub fn set_name(&mut self, name: Option<TagValue>) {
+        let key = TagKey(NAME_KEY.to_owned());
+        match name {
+            Some(name) => self.tags.insert(key, name),
+            None => self.tags.remove(&key),
+        };
+    }
+
+    /// The number of tags.
+    pub fn len(&self) -> usize {
+        self.tags.len() + self.plain.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The tags as texts: those with a key in the order of their keys, then the others.
+    pub fn texts(&self) -> Vec<String> {
+        let keyed = self
+            .tags
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"));
+        let plain = self.plain.iter().map(ToString::to_string);
+        keyed.chain(plain).collect()
+    }
+}
+
+/// The label of a tag that is the friendly name.
+pub fn name_of(text: &str) -> Option<&str> {
+    text.strip_prefix(NAME_KEY)?.strip_prefix('=')
+}
+
 macro_rules! text {
     ($type:ty) => {
         impl fmt::Display for $type {
@@ -187,6 +328,7 @@ macro_rules! text {
 
 text!(TagKey);
 text!(TagValue);
+text!(PlainTag);
 
 #[cfg(test)]
 mod tests {
@@ -221,6 +363,31 @@ mod tests {
             let error = parse(bad).unwrap_err().to_string();
             assert!(error.contains(message), "{bad}: {error}");
         }
+    }
+
+    #[test]
+    fn a_set_of_tags_keeps_each_text_that_was_added() {
+        let texts = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let set = TagSet::of(&texts(&[
+            "k3s", "env=ci", "env=dev", "env=ci", "k3s", "name=web",
+        ]));
+        let mut set = set.unwrap();
+        assert_eq!(set.texts(), ["env=ci", "name=web", "k3s", "env=dev"]);
+        assert_eq!(set.name().map(ToString::to_string).as_deref(), Some("web"));
+        for text in ["k3s", "env=dev", "env=other", "unknown"] {
+            set.remove(text);
+        }
+        assert_eq!(set.texts(), ["env=ci", "name=web"]);
+        set.set_name(None);
+        assert_eq!(set.texts(), ["env=ci"]);
+        let long = "x".repeat(382);
+        for bad in [
+            "", "a\nb", "name=", "name=a b", "name=Web", "name=-x", &long,
+        ] {
+            assert!(TagSet::of(&texts(&[bad])).is_err(), "{bad:?}");
+        }
+        assert!(TagSet::of(&texts(&["name=a", "name=b"])).is_err());
+        assert!(TagSet::of(&texts(&["name=a", "name=a"])).is_ok());
     }
 
     #[test]

@@ -17,9 +17,11 @@ use super::vm::{Hypervisor, Power, VmSpec};
 
 mod answer;
 mod difference;
+mod watch;
 
 pub use answer::*;
 pub use difference::*;
+pub use watch::*;
 
 /// One object of any kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,6 +47,9 @@ pub struct List {
     /// The number of objects that were left out because of the size limit of a response.
     #[serde(default, skip_serializing_if = "is_none")]
     pub more: usize,
+    /// The version from which a watch continues after this list. `None` from a daemon of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource_version: Option<ResourceVersion>,
 }
 
 /// `metadata` of an object of any kind.

@@ -34,6 +34,9 @@ pub struct Args {
         default_value = "/run/slice/sliced.sock"
     )]
     pub socket: PathBuf,
+    /// Another place of the daemon.
+    #[command(flatten)]
+    pub remote: super::remote::RemoteArgs,
     /// The command.
     #[command(subcommand)]
     pub verb: Command,
@@ -133,6 +136,20 @@ Some checks require root. The exit status is 1 if a check fails.")]
     },
     /// Print the versions of slicectl and sliced
     Version(FormatArgs),
+}
+
+impl Command {
+    /// Whether it needs no daemon.
+    pub fn is_local(&self) -> bool {
+        matches!(
+            self,
+            Self::New(_)
+                | Self::Validate(_)
+                | Self::Schema(_)
+                | Self::Man { .. }
+                | Self::Completion { .. }
+        )
+    }
 }
 
 /// Arguments of `apply`.

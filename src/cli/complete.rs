@@ -3,7 +3,7 @@
 //!
 //! The script runs `slicectl` again for each completion. Names are those of the daemon; without one there are none, and no error.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use clap_complete::{CompleteEnv, Shell};
 
 use super::failure::Failure;
 use super::print;
+use super::remote::RemoteArgs;
 use super::target::KINDS;
 use crate::api::view::Kind;
 use crate::wire::Client;
@@ -168,6 +169,7 @@ fn matching(current: &str, texts: Vec<String>, typed: &[String]) -> Vec<Completi
 /// The command line before the word that is completed.
 struct Line {
     socket: PathBuf,
+    remote: RemoteArgs,
     positionals: Vec<String>,
 }
 
@@ -181,7 +183,7 @@ impl Line {
     fn parse(mut root: Command, words: &[String]) -> Self {
         root.build();
         let mut command = &root;
-        let mut socket = None;
+        let (mut socket, mut url, mut token_file, mut ca) = (None, None, None, None);
         let mut positionals = Vec::new();
         let mut words = words.iter();
         while let Some(word) = words.next() {
@@ -192,8 +194,12 @@ impl Line {
                 };
                 if let Some(id) = option_with_value(command, name) {
                     let value = value.or_else(|| next_value(&mut words));
-                    if id == "socket" {
-                        socket = value;
+                    match id {
+                        "socket" => socket = value,
+                        "url" => url = value,
+                        "token_file" => token_file = value,
+                        "ca" => ca = value,
+                        _ => {}
                     }
                 }
             } else if let Some(found) = command.find_subcommand(word) {
@@ -202,9 +208,20 @@ impl Line {
                 positionals.push(word.clone());
             }
         }
-        let socket = socket.map(PathBuf::from).or_else(|| default_socket(&root));
+        let is_url = url.is_some() || socket.is_none();
+        let or_default = |value: Option<String>, id| {
+            let value = value.map(Into::into);
+            value.or_else(|| default_value(&root, id))
+        };
+        let file = |value, id| or_default(value, id).map(PathBuf::from);
+        let url = or_default(url, "url").filter(|_| is_url);
         Self {
-            socket: socket.unwrap_or_default(),
+            socket: file(socket, "socket").unwrap_or_default(),
+            remote: RemoteArgs {
+                url: url.and_then(|url| url.to_str()?.parse().ok()),
+                token_file: file(token_file, "token_file"),
+                ca: file(ca, "ca"),
+            },
             positionals,
         }
     }
@@ -229,7 +246,7 @@ impl Line {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build();
-        let client = Client::new(&self.socket).without_retry();
+        let client = self.remote.quiet_client(&self.socket).ok()?.without_retry();
         let response = runtime.ok()?.block_on(async {
             let response = request(&client);
             tokio::time::timeout(PATIENCE, response).await
@@ -262,19 +279,12 @@ fn next_value<'w>(words: &mut impl Iterator<Item = &'w String>) -> Option<String
     }
 }
 
-/// The socket that is used if the command line does not name one.
-fn default_socket(command: &Command) -> Option<PathBuf> {
-    let socket = command
-        .get_arguments()
-        .find(|arg| arg.get_id() == "socket")?;
-    let of_environment = socket.get_env().and_then(std::env::var_os);
-    let default = || {
-        socket
-            .get_default_values()
-            .first()
-            .map(|value| value.to_os_string())
-    };
-    of_environment.or_else(default).map(PathBuf::from)
+/// The value of an option that the command line does not have.
+fn default_value(command: &Command, id: &str) -> Option<OsString> {
+    let option = command.get_arguments().find(|arg| arg.get_id() == id)?;
+    let of_environment = option.get_env().and_then(std::env::var_os);
+    let default = || option.get_default_values().first();
+    of_environment.or_else(|| default().map(|value| value.to_os_string()))
 }
 
 #[cfg(test)]

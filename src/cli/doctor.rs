@@ -1,6 +1,8 @@
 //! `doctor`: prints the checks of the host, those with problems first.
 //! Out of scope: the checks.
 
+use std::path::Path;
+
 use clap::Parser;
 use futures::future::BoxFuture;
 
@@ -10,7 +12,7 @@ use super::paint::{Colors, one_line, terminal_width};
 use super::table::{Field, Table};
 use super::{print, sliced};
 use crate::api::view::{Check, CheckStatus};
-use crate::wire::Client;
+use crate::wire::{Client, Url};
 
 /// The checks of the host for a daemon with these arguments, without asking a daemon.
 pub type HostChecks = fn(sliced::Args) -> BoxFuture<'static, Result<Vec<Check>, String>>;
@@ -24,8 +26,14 @@ pub async fn doctor(
     let mut checks = match client.doctor().await {
         Ok(checks) => checks,
         Err(error) if error.is_unreachable() => {
+            let Url::Unix(socket) = client.url() else {
+                let message = format!(
+                    "{error} Without it, `slicectl doctor` checks a host only when it runs on that host."
+                );
+                return Err(Failure::one(message));
+            };
             let mut checks = vec![not_running(&error.to_string())];
-            checks.extend(without_daemon(client, host_checks).await?);
+            checks.extend(without_daemon(socket, host_checks).await?);
             checks
         }
         Err(error) => return Err(error.into()),
@@ -50,10 +58,10 @@ fn not_running(error: &str) -> Check {
 }
 
 /// The checks for a daemon with the directories of the environment and the run directory of the socket.
-async fn without_daemon(client: &Client, host_checks: HostChecks) -> Result<Vec<Check>, Failure> {
+async fn without_daemon(socket: &Path, host_checks: HostChecks) -> Result<Vec<Check>, Failure> {
     let args = sliced::Args::try_parse_from(["sliced"]);
     let mut args = args.map_err(|error| Failure::one(error.to_string()))?;
-    if let Some(run_dir) = client.socket().parent() {
+    if let Some(run_dir) = socket.parent() {
         args.run_dir = run_dir.to_owned();
     }
     host_checks(args).await.map_err(Failure::one)

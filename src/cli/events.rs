@@ -1,8 +1,6 @@
 //! `events`: prints events.
 //! Out of scope: objects.
 
-use std::collections::VecDeque;
-
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 
@@ -18,6 +16,7 @@ use super::target::{self, Target};
 use super::{watch, yaml};
 use crate::api::event::{Event, InvalidObjectRef, ObjectRef};
 use crate::api::meta::Uid;
+use crate::api::view::{ResourceVersion, WatchFilter, WatchLine};
 use crate::clock;
 use crate::wire::client::ClientError;
 use crate::wire::{Client, StreamMode};
@@ -90,9 +89,6 @@ async fn collect(stream: Stream) -> Result<Vec<Event>, Failure> {
     Ok(stream.try_collect().await?)
 }
 
-/// The number of events that are not printed again after a reconnection.
-const PRINTED: usize = 2000;
-
 /// Calls `handle` for each event; if they are followed, across restarts of the daemon.
 async fn each(
     client: &Client,
@@ -100,28 +96,67 @@ async fn each(
     span: StreamMode,
     mut handle: impl FnMut(Event) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let mut stream = client.events(object, span).await?;
-    let mut printed: VecDeque<Event> = VecDeque::new();
+    if span == StreamMode::Follow {
+        return follow(client, object, handle).await;
+    }
+    let mut events = client.events(object, span).await?;
+    while let Some(event) = events.next().await {
+        handle(event?)?;
+    }
+    Ok(())
+}
+
+/// Calls `handle` for each event until it fails, or the daemon is gone for longer than a restart takes. A lost connection is continued from
+/// the last version. If that is of another run of the daemon, all of its events are new, since no run has those of another.
+async fn follow(
+    client: &Client,
+    object: Option<&ObjectRef>,
+    mut handle: impl FnMut(Event) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let filter = WatchFilter {
+        kinds: Vec::new(),
+        events: true,
+        object: object.cloned(),
+    };
+    let (mut version, mut last) = (None, None);
+    let mut lines = client.watch_since(version, &filter).await?;
     loop {
-        while let Some(event) = stream.next().await {
-            let event = match (event, span) {
-                (Ok(event), _) => event,
-                (Err(_), StreamMode::Follow) => break,
-                (Err(error), StreamMode::Once) => return Err(error.into()),
-            };
-            if printed.contains(&event) {
-                continue;
+        let printed = last;
+        while let Some(Ok(line)) = lines.next().await {
+            match line {
+                WatchLine::Event {
+                    resource_version,
+                    event,
+                } => {
+                    version = resource_version.or(version);
+                    // If the version was too old, those that were printed are sent again.
+                    let is_new = resource_version.is_some() || Some(event.time) > printed;
+                    last = last.max(Some(event.time));
+                    if is_new {
+                        handle(event)?;
+                    }
+                }
+                WatchLine::Synced { resource_version }
+                | WatchLine::Bookmark { resource_version } => version = Some(resource_version),
+                WatchLine::Error { .. } => version = None,
+                WatchLine::Added { .. }
+                | WatchLine::Modified { .. }
+                | WatchLine::Deleted { .. } => {}
             }
-            if span == StreamMode::Follow {
-                printed.truncate(PRINTED - 1);
-                printed.push_front(event.clone());
-            }
-            handle(event)?;
         }
-        if span == StreamMode::Once {
-            return Ok(());
-        }
-        stream = watch::reconnect(|| client.events(object, span)).await?;
+        lines = watch::reconnect(|| reopen(client, version, &filter)).await?;
+    }
+}
+
+/// Continues a watch, or begins again if that is not possible.
+async fn reopen(
+    client: &Client,
+    version: Option<ResourceVersion>,
+    filter: &WatchFilter,
+) -> Result<BoxStream<'static, Result<WatchLine, ClientError>>, ClientError> {
+    match client.watch_since(version, filter).await {
+        Err(ClientError::Refused { status: 410, .. }) => client.watch_since(None, filter).await,
+        other => other,
     }
 }
 

@@ -111,7 +111,7 @@ async fn list(
 ) -> Result<(Vec<Object>, usize), Failure> {
     let (mut all, mut omitted) = (Vec::new(), 0);
     for kind in kinds {
-        let List { items, more } = client.get(*kind, None).await?;
+        let List { items, more, .. } = client.get(*kind, None).await?;
         if more > 0 {
             failure::warn(&format!(
                 "and {more} more {kind}s: the response size is limited; specify names to show the others"
@@ -141,9 +141,15 @@ pub async fn fetch(
 }
 
 fn show(items: Vec<Object>, more: usize, args: &GetArgs) -> Result<(), Failure> {
+    // Several lists have no version in common.
+    let list = |items| List {
+        items,
+        more,
+        resource_version: None,
+    };
     match &args.output {
-        Output::Json => print::json(&List { items, more }),
-        Output::Yaml => print::out(&yaml::document(&List { items, more })?),
+        Output::Json => print::json(&list(items)),
+        Output::Yaml => print::out(&yaml::document(&list(items))?),
         Output::Name => {
             let names: String = items
                 .iter()
@@ -160,7 +166,7 @@ fn show(items: Vec<Object>, more: usize, args: &GetArgs) -> Result<(), Failure> 
             });
             print::out(&group_manifest::text(groups)?)
         }
-        Output::JsonPath(template) => values(template, &List { items, more }),
+        Output::JsonPath(template) => values(template, &list(items)),
     }
 }
 

@@ -2,6 +2,7 @@
 //! Out of scope: decisions of the daemon.
 
 pub mod age;
+pub mod api_args;
 pub mod apply;
 pub mod args;
 mod change_args;
@@ -36,6 +37,7 @@ pub mod print;
 pub mod progress_args;
 mod provision_args;
 pub mod reference;
+pub mod remote;
 mod resolve;
 pub mod route;
 pub mod rows;
@@ -77,7 +79,10 @@ pub fn main(host_checks: HostChecks) -> ExitCode {
     let words = progress_args::normalize(std::env::args_os());
     let matches = Args::command().get_matches_from(words);
     let args = match Args::from_arg_matches(&matches) {
-        Ok(args) => args,
+        Ok(mut args) => {
+            args.remote.yield_to_flag(&matches);
+            args
+        }
         Err(error) => error.format(&mut Args::command()).exit(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -106,7 +111,10 @@ fn command_path(matches: &ArgMatches) -> String {
 }
 
 async fn run(args: Args, host_checks: HostChecks) -> Result<(), Failure> {
-    let client = Client::new(&args.socket);
+    let client = match args.verb.is_local() {
+        true => Client::new(&args.socket),
+        false => args.remote.client(&args.socket)?,
+    };
     match args.verb {
         Command::Apply(verb) => apply::apply(&client, verb).await,
         Command::Diff(verb) => diff::diff(&client, verb).await,

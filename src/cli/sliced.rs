@@ -109,6 +109,9 @@ pub struct Args {
     /// Group (name or id); its members may connect to the socket
     #[arg(long, value_name = "GROUP", default_value = "slice")]
     pub socket_group: String,
+    /// The second listener of the API.
+    #[command(flatten)]
+    pub api: super::api_args::ApiArgs,
 }
 
 /// A list of directories, `DIR[:DIR]`.

@@ -141,6 +141,8 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
         drop: args.drop.map(entries),
         persistent: args.persistent,
         tags,
+        plain_tags: Vec::new(),
+        unique_name: false,
         cni: CniOptions {
             port_mappings: args.port_mappings,
             bandwidth: args.bandwidth,

@@ -112,6 +112,8 @@ fn is_temporary(error: &ClientError) -> bool {
         ClientError::Unreachable { .. } | ClientError::ConnectionFailed { .. } => true,
         ClientError::Refused { status, .. } => *status == 503,
         ClientError::PermissionDenied(_)
+        | ClientError::TokenRequired(_)
+        | ClientError::TokenRefused(_)
         | ClientError::AgentClosed
         | ClientError::InvalidAgent(_) => false,
     }

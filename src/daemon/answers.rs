@@ -22,21 +22,24 @@ use super::group_events::{GroupEvent, requester};
 use super::not_found::not_found;
 use super::objects;
 use super::{
-    agent, console, metrics, orders, power, reach, restrictions, scale, secrets, streams, usage,
+    agent, changes, console, host_figures, metrics, orders, power, reach, restrictions, scale,
+    secrets, streams, usage,
 };
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::manifest::Draft;
 use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
+use crate::api::node::{Node, NodeDetails, TagChange};
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::secret::{SecretChange, SecretName, SecretView};
+use crate::api::tag::TagSet;
 use crate::api::usage::Usage;
 use crate::api::validate;
 use crate::api::view::{
-    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
-    RouteInfo, Scale, ServerInfo, Source,
+    Applied, ApplyResult, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
+    RouteInfo, Scale, ServerInfo, Source, WatchRequest,
 };
 use crate::api::vm::{Hypervisor, PowerCommand};
 use crate::clock;
@@ -46,7 +49,7 @@ use crate::host;
 use crate::reconcile::host_network;
 use crate::reconcile::vmm::VmmPaths;
 use crate::store::{self, Txn};
-use crate::wire::backend::{LogOutput, LogStart};
+use crate::wire::backend::{HostFigure, LogOutput, LogStart};
 use crate::wire::{Backend, Deletion, Detail, Effect, Refusal, StreamMode};
 
 /// A change is stored without warnings if they cannot be computed within this time.
@@ -147,22 +150,25 @@ impl Backend for AppState {
         let found = store.read_durable(|world| {
             let (builder, engine, intake) = (&self.status_builder, &self.engine, &self.intake);
             let found = objects::bounded(builder, engine, intake, world, kind, name.as_ref());
-            match (&name, found.0.is_empty()) {
-                (Some(name), true) => Err(not_found(world, kind, name)),
-                _ => Ok(found),
+            if let (Some(name), []) = (&name, &found.0[..]) {
+                return Err(not_found(world, kind, name));
             }
+            let version = match found.1 {
+                0 => (self.watches).add_list(world, kind, name.as_ref(), &found.0),
+                _ => self.watches.add_part(world, &found.0),
+            };
+            Ok((found, version))
         });
-        let (items, more) = found.await?;
-        Ok(List { items, more })
+        let ((items, more), version) = found.await?;
+        Ok(List {
+            items,
+            more,
+            resource_version: Some(version),
+        })
     }
 
-    async fn watch(
-        &self,
-        kind: Kind,
-        name: Option<Name>,
-    ) -> Result<BoxStream<'static, Change>, Refusal> {
-        let changes = self.engine.store.watch();
-        Ok(streams::watch(self, changes, kind, name).await)
+    async fn watch(&self, request: WatchRequest) -> Result<BoxStream<'static, Bytes>, Refusal> {
+        changes::watch(self, request)
     }
 
     async fn delete(&self, kind: Kind, name: Name, how: Deletion) -> Result<(), Refusal> {
@@ -188,6 +194,28 @@ impl Backend for AppState {
 
     async fn add_vm(&self, group: Name, request: NewVm) -> Result<NewVmResult, Refusal> {
         orders::add(&self.engine, group, request).await
+    }
+
+    async fn nodes(&self, group: Option<Name>) -> Result<Vec<Node>, Refusal> {
+        self.list_nodes(group).await
+    }
+
+    async fn node(&self, vm: Name) -> Result<NodeDetails, Refusal> {
+        self.find_node(vm).await
+    }
+
+    async fn set_tags(&self, vm: Name, change: TagChange) -> Result<TagSet, Refusal> {
+        self.change_tags(vm, change).await
+    }
+
+    async fn host_figures(&self) -> Vec<HostFigure> {
+        host_figures::read().await
+    }
+
+    async fn shutdown(&self) -> Result<(), Refusal> {
+        // The same way as a request of systemd.
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM)
+            .map_err(|error| Refusal::Failed(format!("cannot end the daemon: {error}")))
     }
 
     async fn remove_vm(&self, vm: Name) -> Result<(), Refusal> {

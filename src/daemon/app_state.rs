@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::intake_loop::IntakeLoop;
+use super::watches::Watches;
 use crate::api::meta::Timestamp;
 use crate::cli::sliced::Args;
 use crate::clock;
@@ -16,6 +17,8 @@ pub struct AppState {
     pub(super) engine: Arc<Engine>,
     pub(super) intake: Arc<IntakeLoop>,
     pub(super) status_builder: StatusBuilder,
+    /// The log of changes, shared by all listeners: a version of one is valid for the others.
+    pub(super) watches: Arc<Watches>,
     pub(super) config_dir: PathBuf,
     pub(super) state_dir: PathBuf,
     pub(super) started_at: Timestamp,
@@ -23,7 +26,12 @@ pub struct AppState {
 
 impl AppState {
     /// Creates the state for a daemon that was started with `args`.
-    pub fn new(engine: Arc<Engine>, intake: Arc<IntakeLoop>, args: &Args) -> Self {
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        intake: Arc<IntakeLoop>,
+        watches: Arc<Watches>,
+        args: &Args,
+    ) -> Self {
         Self {
             status_builder: StatusBuilder {
                 instance: engine.instance.clone(),
@@ -34,10 +42,7 @@ impl AppState {
             started_at: clock::now(),
             engine,
             intake,
+            watches,
         }
-    }
-
-    pub(super) fn status_builder(&self) -> StatusBuilder {
-        self.status_builder.clone()
     }
 }

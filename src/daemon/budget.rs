@@ -24,12 +24,18 @@ const MIN_AGENTS: u64 = 16;
 const MAX_CONNECTIONS: u64 = 256;
 /// Minimum number of connections.
 const MIN_CONNECTIONS: u64 = 16;
+/// Per connection to the second listener of the API: its socket, and descriptors opened while a request is handled.
+const PER_REMOTE: u64 = 2;
+/// Maximum number of connections to the second listener.
+const MAX_REMOTE: u64 = 512;
 
 /// The share of each consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
     /// Number of connections to the API.
     pub connections: usize,
+    /// Number of connections to the second listener of the API.
+    pub remote: usize,
     /// Number of requests to agents.
     pub agents: usize,
     /// Number of slow runs that have released their workers.
@@ -43,13 +49,15 @@ impl Budget {
     pub fn of(limit: u64, concurrency: usize) -> Self {
         let connections = (limit / 16).clamp(MIN_CONNECTIONS, MAX_CONNECTIONS);
         let agents = (limit / 8).clamp(MIN_AGENTS, MAX_AGENTS);
-        let clients = connections * PER_CONNECTION + agents * PER_AGENT;
+        let remote = (limit / 16).clamp(MIN_CONNECTIONS, MAX_REMOTE);
+        let clients = connections * PER_CONNECTION + remote * PER_REMOTE + agents * PER_AGENT;
         let rest = limit.saturating_sub(BASE + clients);
         // The other half is for descriptors that are held as long as a VMM runs.
         let runs = usize::try_from(rest / 2 / RUN).unwrap_or(usize::MAX);
         let workers = concurrency.saturating_mul(1 + WAITING_PER_WORKER);
         Self {
             connections: usize::try_from(connections).unwrap_or(usize::MAX),
+            remote: usize::try_from(remote).unwrap_or(usize::MAX),
             agents: usize::try_from(agents).unwrap_or(usize::MAX),
             slow: runs.saturating_sub(workers).min(MAX_SLOW_RUNS),
             vmms: rest / 2,

@@ -3,8 +3,10 @@
 
 mod agent;
 mod answers;
+mod api_server;
 mod app_state;
 mod budget;
+mod changes;
 mod check_config;
 mod conflists;
 mod console;
@@ -15,11 +17,13 @@ mod failure;
 mod folders;
 mod group_events;
 mod host_checks;
+mod host_figures;
 mod instance;
 mod intake_loop;
 mod journal;
 mod log;
 mod metrics;
+mod nodes;
 mod not_found;
 mod objects;
 mod once;
@@ -32,12 +36,14 @@ mod restrictions;
 mod scale;
 mod secrets;
 mod settings;
+mod settings_file;
 mod ssh_server;
 mod streams;
 mod take_over;
 mod trigger;
 mod usage;
 mod wakes;
+mod watches;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -51,6 +57,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::api::event::{EventReason, EventType, ObjectRef};
+use crate::api_server::Target;
 use crate::cli::sliced::{Args, LogFormat};
 use crate::engine::{Engine, Key, agents};
 use crate::host::{self, cpu, process};
@@ -58,7 +65,7 @@ use crate::reconcile::no_probe;
 use crate::runtime::controller::Controller;
 use crate::store::{self, Change};
 use crate::wire::limits::Limits;
-use crate::wire::{self, Listener};
+use crate::wire::{self, AgentRequests, Listener};
 use crate::{clock, cni};
 
 pub use host_checks::without_daemon;
@@ -67,8 +74,11 @@ pub use settings::Settings;
 use app_state::AppState;
 use budget::Budget;
 use intake_loop::IntakeLoop;
+use settings::FromFile;
+use settings_file::Followers;
 use trigger::Trigger;
 use wakes::{converged, enqueue_by_changes, log_initial_sync, quiet, resync};
+use watches::Watches;
 
 /// Number of keys that are reconciled concurrently. More than the cores: a run waits for the kernel's locks and the disk.
 const DEFAULT_CONCURRENCY: usize = 16;
@@ -242,7 +252,7 @@ async fn run(args: Args) -> Result<bool, Error> {
     let settings = Settings {
         cni,
         vmm_ids: args.vmm_ids,
-        allowed: read.allowed,
+        allowed: read.allowed.clone(),
         filter_deadline: args.filter_deadline,
         sliced: settings::own_program(),
         guest_agent: args.guest_agent.clone(),
@@ -264,7 +274,7 @@ async fn run(args: Args) -> Result<bool, Error> {
         engine.store.close();
         return Ok(converged);
     }
-    serve(args, daemon, intake, budget, read.ssh).await?;
+    serve(args, daemon, intake, budget, read).await?;
     engine.store.close();
     Ok(true)
 }
@@ -310,18 +320,20 @@ async fn serve(
     daemon: Daemon,
     intake: IntakeLoop,
     budget: Budget,
-    ssh_config: Option<crate::ssh::Config>,
+    settings: FromFile,
 ) -> Result<(), Error> {
     let engine = daemon.engine.clone();
     let stop = CancellationToken::new();
     let intake = Arc::new(intake);
     let listener = Listener::open(&engine.run_dir.socket(), &args.socket_group)
         .map_err(|error| Error::Socket(error.to_string()))?;
-    let state = AppState::new(engine.clone(), intake.clone(), &args);
-    let ssh = AppState::new(engine.clone(), intake.clone(), &args);
+    let watches = Arc::new(Watches::new(engine.store.events()));
+    let new_state = || AppState::new(engine.clone(), intake.clone(), Arc::clone(&watches), &args);
+    let (state, ssh, api, watched) = (new_state(), new_state(), new_state(), new_state());
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(enqueue_by_changes(engine.clone(), daemon.changes));
     tasks.spawn(resync(engine.clone(), args.resync));
+    tasks.spawn(changes::run(watched));
     tasks.spawn(agents::run(engine.clone(), args.resync));
     tasks.spawn({
         let (engine, resync) = (engine.clone(), args.resync);
@@ -346,9 +358,28 @@ async fn serve(
     });
     tasks.spawn(log_initial_sync(engine.clone(), daemon.idle));
     tasks.spawn(report_exhaustion(engine.clone()));
-    tasks.spawn(ssh_server::run(ssh, args.clone(), ssh_config, stop.clone()));
+    let ((ssh_sender, ssh_configs), (api_sender, api_configs)) =
+        (watch::channel(settings.ssh), watch::channel(settings.api));
+    let followers = Followers {
+        ssh: ssh_sender,
+        api: api_sender,
+    };
+    tasks.spawn(settings_file::follow(args.clone(), followers));
+    tasks.spawn(ssh_server::run(ssh, ssh_configs, stop.clone()));
     let limits = Limits::of(budget.connections).with_agents(budget.agents);
-    let wire = wire::serve_with_limits(listener, state, stop.clone(), limits);
+    let agent_requests = AgentRequests::new(&limits);
+    let target = Target {
+        backend: Arc::new(api),
+        agents: agent_requests.clone(),
+        limits: Limits::remote(budget.remote).with_agents(budget.agents),
+    };
+    let mut api = tokio::spawn(api_server::run(
+        target,
+        api_configs,
+        args.resync,
+        stop.clone(),
+    ));
+    let wire = wire::serve(listener, state, agent_requests, stop.clone(), limits);
     let mut wire = tokio::spawn(wire);
     let run = {
         let engine = engine.clone();
@@ -369,7 +400,7 @@ async fn serve(
     stop.cancel();
     tasks.abort_all();
     // Runs in progress are completed, but waiting for a guest to power down may take long: the next start continues it.
-    let ended = async { tokio::join!(&mut wire, &mut controller) };
+    let ended = async { tokio::join!(&mut wire, &mut api, &mut controller) };
     if tokio::time::timeout(Duration::from_millis(1500), ended)
         .await
         .is_err()
@@ -378,6 +409,7 @@ async fn serve(
         // Helper programs that they started are ended with them.
         controller.abort();
         wire.abort();
+        api.abort();
     }
     result
 }

@@ -1,5 +1,5 @@
 //! Builds objects as the API returns them: the status computed from the store, plus data that only the daemon has.
-//! Out of scope: computing the status ([`crate::status`]), watching objects (`streams`).
+//! Out of scope: computing the status ([`crate::status`]), watching objects (`changes`).
 
 use super::intake_loop::IntakeLoop;
 use crate::api::host_group::HostGroup;
@@ -11,6 +11,31 @@ use crate::reconcile::{limits, storage};
 use crate::status::{self, GroupFaults, StatusBuilder};
 use crate::store::World;
 
+/// The object of this name.
+pub(super) fn one(
+    status_builder: &StatusBuilder,
+    engine: &Engine,
+    intake: &IntakeLoop,
+    world: &World,
+    kind: Kind,
+    name: &Name,
+) -> Option<Object> {
+    match kind {
+        Kind::HostGroup => {
+            let found = world.group(name)?;
+            Some(group(status_builder, engine, intake, world, found))
+        }
+        Kind::Vm => {
+            let found = world.vm_named(name)?;
+            Some(vm(status_builder, engine, world, found))
+        }
+        Kind::Lease => {
+            let found = world.lease(name)?;
+            Some(Object::Lease(status_builder.lease(found)))
+        }
+    }
+}
+
 /// All objects of a kind, or the one of that name.
 pub(super) fn objects(
     status_builder: &StatusBuilder,
@@ -20,23 +45,21 @@ pub(super) fn objects(
     kind: Kind,
     name: Option<&Name>,
 ) -> Vec<Object> {
-    let matches = |found: &Name| name.is_none_or(|name| name == found);
+    if let Some(name) = name {
+        let found = one(status_builder, engine, intake, world, kind, name);
+        return found.into_iter().collect();
+    }
     match kind {
         Kind::HostGroup => world
             .groups()
-            .filter(|group| matches(&group.meta.name))
             .map(|found| group(status_builder, engine, intake, world, found))
             .collect(),
-        Kind::Vm => match name {
-            Some(name) => world.vm_named(name).into_iter().collect::<Vec<_>>(),
-            None => world.vms().collect(),
-        }
-        .into_iter()
-        .map(|found| vm(status_builder, engine, world, found))
-        .collect(),
+        Kind::Vm => world
+            .vms()
+            .map(|found| vm(status_builder, engine, world, found))
+            .collect(),
         Kind::Lease => world
             .leases()
-            .filter(|lease| matches(&lease.name))
             .map(|lease| Object::Lease(status_builder.lease(lease)))
             .collect(),
     }

@@ -9,7 +9,7 @@ use crate::api::on_demand::NewVm;
 use crate::api::view::{Applied, Kind, NewVmResult};
 use crate::clock;
 use crate::engine::Engine;
-use crate::reconcile::group::{self, AddError, Added, HostUse, Removed};
+use crate::reconcile::group::{self, AddError, Added, HostUse, NameRule, Removed};
 use crate::store;
 use crate::wire::Refusal;
 
@@ -20,11 +20,15 @@ pub async fn add(engine: &Engine, group: Name, request: NewVm) -> Result<NewVmRe
         instance: &engine.instance,
     };
     let (store, now) = (&engine.store, clock::now());
-    let added = group::add(
+    let rule = match request.unique_name {
+        true => NameRule::Unique,
+        false => NameRule::Any,
+    };
+    let added = group::add_with(
         store,
         &engine.claims,
         &host_use,
-        &group,
+        (&group, rule),
         request.split(),
         now,
     )
@@ -68,7 +72,7 @@ pub async fn remove(engine: &Engine, name: Name) -> Result<(), Refusal> {
     }
 }
 
-fn refusal(engine: &Engine, group: &Name, error: AddError) -> Refusal {
+pub(super) fn refusal(engine: &Engine, group: &Name, error: AddError) -> Refusal {
     match error {
         AddError::NoGroup => engine
             .store

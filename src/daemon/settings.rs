@@ -8,6 +8,7 @@ use super::Error;
 use crate::api::allowed::AllowedDirectories;
 use crate::api::manifest::{self, Source, settings};
 use crate::api::vmm_ids::IdRange;
+use crate::api_server;
 use crate::cli::sliced::Args;
 use crate::cni;
 use crate::host::fs;
@@ -77,6 +78,8 @@ pub(super) struct FromFile {
     pub removal_grace: Duration,
     /// The SSH server.
     pub ssh: Option<ssh::Config>,
+    /// The second listener of the API.
+    pub api: Option<api_server::Config>,
 }
 
 /// Values of the command line or the environment take precedence over the file, and the file over the defaults.
@@ -87,6 +90,7 @@ pub(super) fn read_all(args: &Args) -> Result<FromFile, Error> {
     let images = args.images.clone().map(|dirs| dirs.0);
     let grace = args.removal_grace.or(file.removal_grace);
     let ssh = ssh_config(args, &file);
+    let api = api_config(args, &file)?;
     Ok(FromFile {
         allowed: AllowedDirectories {
             programs: programs.or(file.programs).unwrap_or(default.programs),
@@ -94,6 +98,7 @@ pub(super) fn read_all(args: &Args) -> Result<FromFile, Error> {
         },
         removal_grace: grace.unwrap_or(REMOVAL_GRACE),
         ssh,
+        api,
     })
 }
 
@@ -109,6 +114,29 @@ fn ssh_config(args: &Args, file: &settings::Settings) -> Option<ssh::Config> {
         host_key: host_key.unwrap_or_else(|| args.state_dir.join(HOST_KEY)),
         keys: file.ssh_keys.clone().unwrap_or_default(),
     })
+}
+
+/// The token of the API in the state directory.
+const TOKEN: &str = "api/token";
+
+/// The second listener of the API, if there is one.
+fn api_config(args: &Args, file: &settings::Settings) -> Result<Option<api_server::Config>, Error> {
+    if file.api.is_none() && !args.api.has_place() {
+        return Ok(None);
+    }
+    let settings = args.api.settings().or(file.api.clone().unwrap_or_default());
+    let listener = settings.listener().map_err(|wrong| {
+        let message = format!(
+            "the settings file with the flags --api-*: api.{}: {}",
+            wrong.key, wrong.message
+        );
+        Error::Settings(message)
+    })?;
+    Ok(Some(api_server::Config {
+        listener,
+        socket_group: args.socket_group.clone(),
+        default_token: args.state_dir.join(TOKEN),
+    }))
 }
 
 /// Reads the settings file. A missing file is empty.

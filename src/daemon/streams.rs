@@ -1,7 +1,6 @@
-//! Streaming responses: changes of objects, events, a VM's log.
-//! Out of scope: the content of objects, events and logs.
+//! Streaming responses: events, a VM's log.
+//! Out of scope: the content of events and logs; changes of objects (`changes`).
 
-use std::collections::BTreeMap;
 use std::io::{self, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,121 +11,16 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::app_state::AppState;
-use super::objects::objects;
 use crate::api::event::{Event, ObjectRef};
-use crate::api::meta::Name;
-use crate::api::view::{Change, Kind, Object};
-use crate::clock;
 use crate::host::fs;
 use crate::reconcile::vmm::LOG_LIMIT;
-use crate::store::{self, Events};
+use crate::store::Events;
 use crate::wire::StreamMode;
 use crate::wire::backend::{LogOutput, LogStart};
-
-/// Minimum time for which changes are collected: bringing up one VM causes a dozen.
-const MIN_PAUSE: Duration = Duration::from_millis(1);
-
-/// A watch collects changes for this multiple of the time that computing all objects takes, which bounds its CPU use.
-const PAUSE_FACTOR: u32 = 20;
 
 /// Minimum and maximum interval for polling a log that is followed; there is no notification of writes by the guest. After a write the
 /// interval is short, because more output is likely (boot, or an interactive console).
 const POLL_INTERVALS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(250)];
-
-/// Sends all current objects, then every change.
-pub(super) async fn watch(
-    answers: &AppState,
-    changes: Receiver<store::Change>,
-    kind: Kind,
-    name: Option<Name>,
-) -> BoxStream<'static, Change> {
-    let (status_builder, intake, engine) = (
-        answers.status_builder(),
-        answers.intake.clone(),
-        answers.engine.clone(),
-    );
-    let snapshot = move || {
-        let (builder, intake) = (status_builder.clone(), intake.clone());
-        let (engine, name) = (engine.clone(), name.clone());
-        async move {
-            let store = engine.store.clone();
-            let found = store.read_durable(|world| {
-                let began = clock::monotonic();
-                let found = objects(&builder, &engine, &intake, world, kind, name.as_ref());
-                (found, clock::monotonic().duration_since(began))
-            });
-            let (found, took) = found.await;
-            let found = found.into_iter();
-            let named = found.map(|object| (object.metadata().name.clone(), object));
-            (named.collect::<BTreeMap<Name, Object>>(), took)
-        }
-    };
-    let (known, took) = snapshot().await;
-    let pause = pause_after(took);
-    let first: Vec<Change> = known
-        .values()
-        .cloned()
-        .map(|object| Change::Added { object })
-        .chain([Change::Synced])
-        .collect();
-    let start = (changes, known, pause);
-    let later = stream::unfold(start, move |(mut changes, known, mut pause)| {
-        let look = snapshot.clone();
-        async move {
-            loop {
-                wait(&mut changes, pause).await?;
-                let (now, duration) = look().await;
-                let changed = differences(&known, &now);
-                pause = pause_after(duration);
-                if !changed.is_empty() {
-                    return Some((stream::iter(changed), (changes, now, pause)));
-                }
-            }
-        }
-    });
-    stream::iter(first).chain(later.flatten()).boxed()
-}
-
-fn pause_after(duration: Duration) -> Duration {
-    MIN_PAUSE.max(duration * PAUSE_FACTOR)
-}
-
-/// Waits for a change, then for `pause`, and discards further changes. `None`: the daemon ends.
-async fn wait(changes: &mut Receiver<store::Change>, pause: Duration) -> Option<()> {
-    match changes.recv().await {
-        Err(RecvError::Closed) => return None,
-        Ok(_) | Err(RecvError::Lagged(_)) => {}
-    }
-    tokio::time::sleep(pause).await;
-    loop {
-        match changes.try_recv() {
-            Ok(_) | Err(tokio::sync::broadcast::error::TryRecvError::Lagged(_)) => {}
-            Err(_) => return Some(()),
-        }
-    }
-}
-
-fn differences(before: &BTreeMap<Name, Object>, now: &BTreeMap<Name, Object>) -> Vec<Change> {
-    let deleted = before
-        .iter()
-        .filter(|(name, _)| !now.contains_key(*name))
-        .map(|(_, object)| Change::Deleted {
-            object: object.clone(),
-        });
-    let added_or_modified = now
-        .iter()
-        .filter_map(|(name, object)| match before.get(name) {
-            None => Some(Change::Added {
-                object: object.clone(),
-            }),
-            Some(old) if old != object => Some(Change::Modified {
-                object: object.clone(),
-            }),
-            Some(_) => None,
-        });
-    deleted.chain(added_or_modified).collect()
-}
 
 /// Sends events of one object, or of all.
 pub(super) fn events(

@@ -36,6 +36,7 @@ pub mod client;
 pub mod copy;
 #[cfg(feature = "host")]
 pub mod endpoint;
+pub mod go_duration;
 #[allow(
     clippy::disallowed_methods,
     reason = "starts programs in the guest; independent of the host module"

@@ -4,13 +4,14 @@
 //! A connection that has not logged in is worth less than a new one: where such connections are too many, the oldest is closed. So
 //! connections that never log in do not keep others from doing so.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
+
+use crate::wire::rates::{Rates, network};
 
 /// The maximum number of connections, of all and of one address.
 const CONNECTIONS: usize = 128;
@@ -24,20 +25,26 @@ const STRANGERS_OF_ADDRESS: usize = 16;
 const BURST: f64 = 64.0;
 const RATE: f64 = 10.0;
 
-/// The maximum number of addresses with a known rate; all others share one.
-const ADDRESSES: usize = 4096;
-
 /// All connections.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Admission {
     state: Mutex<State>,
+    rates: Rates,
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        Self {
+            state: Mutex::default(),
+            rates: Rates::new(BURST, RATE),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
 struct State {
     next: u64,
     connections: Vec<Entry>,
-    rates: HashMap<IpAddr, Bucket>,
 }
 
 #[derive(Debug)]
@@ -46,20 +53,6 @@ struct Entry {
     address: IpAddr,
     is_stranger: bool,
     end: CancellationToken,
-}
-
-/// How many connections an address may still make.
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    tokens: f64,
-    at: Instant,
-}
-
-impl Bucket {
-    fn refilled(self, now: Instant) -> f64 {
-        let seconds = now.saturating_duration_since(self.at).as_secs_f64();
-        (self.tokens + seconds * RATE).min(BURST)
-    }
 }
 
 /// A connection that is counted, until dropped.
@@ -74,11 +67,11 @@ pub struct Permit {
 impl Admission {
     /// Counts a connection; `None` if it is to be closed.
     pub fn admit(self: &Arc<Self>, address: IpAddr, now: Instant) -> Option<Permit> {
-        let address = network(address);
-        let mut state = self.state.lock();
-        if !state.takes_token(address, now) {
+        if !self.rates.permits(address, now) {
             return None;
         }
+        let address = network(address);
+        let mut state = self.state.lock();
         state.close_strangers(address);
         let of_address = state.connections.iter().filter(|c| c.address == address);
         if of_address.count() >= OF_ADDRESS || state.connections.len() >= CONNECTIONS {
@@ -102,29 +95,6 @@ impl Admission {
 }
 
 impl State {
-    fn takes_token(&mut self, address: IpAddr, now: Instant) -> bool {
-        if self.rates.len() >= ADDRESSES {
-            self.rates.retain(|_, bucket| bucket.refilled(now) < BURST);
-        }
-        let is_known = self.rates.contains_key(&address);
-        let key = match is_known || self.rates.len() < ADDRESSES {
-            true => address,
-            false => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        };
-        let full = Bucket {
-            tokens: BURST,
-            at: now,
-        };
-        let bucket = self.rates.entry(key).or_insert(full);
-        let tokens = bucket.refilled(now);
-        let is_permitted = tokens >= 1.0;
-        *bucket = Bucket {
-            tokens: if is_permitted { tokens - 1.0 } else { tokens },
-            at: now,
-        };
-        is_permitted
-    }
-
     /// Closes the oldest connections that have not logged in, where they are too many: first those of this address, then those of the address
     /// that has most.
     fn close_strangers(&mut self, address: IpAddr) {
@@ -174,43 +144,10 @@ impl Drop for Permit {
     }
 }
 
-/// The addresses that one client can have: of IPv6, a /64.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
-        v4 => v4,
-    }
-}
-
-/// A line of the log may be written this often; the others are counted.
-#[derive(Debug, Default)]
-pub struct LogRate(Mutex<(Option<Instant>, u64)>);
-
-impl LogRate {
-    const PAUSE: Duration = Duration::from_secs(2);
-
-    /// Whether a line may be written now: the number of lines before it that were not.
-    pub fn permits(&self, now: Instant) -> Option<u64> {
-        let mut state = self.0.lock();
-        let (last, suppressed) = *state;
-        match last.is_none_or(|last| now.saturating_duration_since(last) >= Self::PAUSE) {
-            true => {
-                *state = (Some(now), 0);
-                Some(suppressed)
-            }
-            false => {
-                state.1 += 1;
-                None
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::clock;
 
@@ -265,19 +202,5 @@ mod tests {
         now += Duration::from_secs(1);
         let again: Vec<Permit> = std::iter::from_fn(|| admit(v4(1), now)).collect();
         assert_eq!(again.len(), 10);
-    }
-
-    #[test]
-    fn the_table_of_rates_is_bounded_and_ipv6_is_counted_by_64() {
-        let all = Arc::new(Admission::default());
-        let now = clock::monotonic();
-        for number in 0..2 * ADDRESSES as u32 {
-            drop(all.admit(IpAddr::from(number.to_be_bytes()), now));
-        }
-        assert!(all.state.lock().rates.len() <= ADDRESSES + 1);
-        let of = |text: &str| network(text.parse().unwrap());
-        assert_eq!(of("2001:db8::1"), of("2001:db8::2:3"));
-        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
-        assert_eq!(of("::ffff:192.0.2.1"), v4(1));
     }
 }

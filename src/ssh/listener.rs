@@ -15,13 +15,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::admission::LogRate;
 use super::connection::serve;
 use super::flow::WINDOW;
 use super::shared::Shared;
 use super::{Config, Report, host_key};
 use crate::clock;
 use crate::wire::Backend;
+use crate::wire::rates::LogRate;
 
 /// The pause before a listener that could not be opened is tried again.
 const RETRY: Duration = Duration::from_secs(10);

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
-use super::admission::{Admission, LogRate};
+use super::admission::Admission;
 use crate::api::ssh_key::SshKey;
+use crate::wire::rates::LogRate;
 
 /// What all connections share.
 pub struct Shared<B> {

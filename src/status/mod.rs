@@ -4,7 +4,9 @@
 mod condition;
 pub mod explain;
 mod host_network;
+mod node;
 pub mod traverse;
+pub mod watch_log;
 
 use condition::{
     condition_view, for_generation, is_ready_and_observed, known, not_ready_message,

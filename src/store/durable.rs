@@ -53,15 +53,21 @@ impl Store {
     /// refuses the changes, the world is rolled back to what is on the disk, except for observations.
     pub async fn read_durable<T>(&self, f: impl Fn(&World) -> T) -> T {
         for _ in 0..3 {
-            let (found, pending) = {
-                let world = self.shared.world.lock();
-                (f(&world), self.shared.progress.pending())
-            };
-            if self.durable_at(pending).wait().await.is_ok() {
+            let (found, durable) = self.read_pending(&f);
+            if durable.wait().await.is_ok() {
                 return found;
             }
         }
         self.read(f)
+    }
+
+    /// As [`Store::read`], with a handle to wait until the result is on the disk.
+    pub fn read_pending<T>(&self, f: impl FnOnce(&World) -> T) -> (T, Durable) {
+        let (found, pending) = {
+            let world = self.shared.world.lock();
+            (f(&world), self.shared.progress.pending())
+        };
+        (found, self.durable_at(pending))
     }
 
     /// As [`Store::begin`], for a transaction that reads only the objects in `objects`: if it changes nothing, it does not wait for pending

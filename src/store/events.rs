@@ -22,10 +22,35 @@ const DROPPED_AT_ONCE: usize = CAPACITY / 10;
 /// The uid that each name has, or had last. An event belongs to the object that had the name when it was noted, not to a later one.
 type Uids = HashMap<ObjectRef, Uid>;
 
+/// An event with its number: events are numbered in the order in which they are recorded, and a repeated event gets a new number.
+struct Numbered {
+    number: u64,
+    event: Event,
+}
+
+/// The events that are kept, ordered by time.
+#[derive(Default)]
+struct Ring {
+    events: VecDeque<Numbered>,
+    /// The number of the event that was recorded last.
+    last: u64,
+    /// The highest number of an event that was dropped.
+    dropped: u64,
+}
+
+/// The events that were recorded after another one.
+#[derive(Debug, Default)]
+pub struct LaterEvents {
+    /// With their numbers, in the order of these.
+    pub events: Vec<(u64, Event)>,
+    /// Some of them are not kept.
+    pub incomplete: bool,
+}
+
 /// The buffer. Cheap to clone.
 #[derive(Clone)]
 pub struct Events {
-    ring: Arc<Mutex<VecDeque<Event>>>,
+    ring: Arc<Mutex<Ring>>,
     sender: broadcast::Sender<Event>,
     uids: Arc<Mutex<Uids>>,
 }
@@ -104,7 +129,12 @@ impl Events {
         let uid = self.uids.lock().get(object).copied();
         let event = {
             let mut ring = self.ring.lock();
-            let is_same = |e: &Event| {
+            let Ring {
+                events: ring,
+                last,
+                dropped,
+            } = &mut *ring;
+            let is_same = |Numbered { event: e, .. }: &Numbered| {
                 e.object == *object
                     && e.uid == uid
                     && e.reason == reason
@@ -116,7 +146,7 @@ impl Events {
                 None => 1,
                 Some(back) => {
                     let at = ring.len() - 1 - back;
-                    ring.remove(at).map_or(1, |e| e.count + 1)
+                    ring.remove(at).map_or(1, |e| e.event.count + 1)
                 }
             };
             let event = Event {
@@ -129,12 +159,18 @@ impl Events {
                 kind,
             };
             if ring.len() == CAPACITY {
-                retention::drop_excess(&mut ring, DROPPED_AT_ONCE);
+                let on_drop = |e: &Numbered| *dropped = e.number.max(*dropped);
+                retention::drop_excess(ring, |e| &e.event.object, DROPPED_AT_ONCE, on_drop);
             }
             // An event about a change is recorded when the change is stored, which may be after the first events of its effect.
-            let later = ring.iter().rev().take_while(|other| other.time > now);
+            let later = ring.iter().rev().take_while(|other| other.event.time > now);
             let at = ring.len() - later.count();
-            ring.insert(at, event.clone());
+            *last += 1;
+            let numbered = Numbered {
+                number: *last,
+                event: event.clone(),
+            };
+            ring.insert(at, numbered);
             event
         };
         // Sending fails only if there is no receiver.
@@ -144,7 +180,32 @@ impl Events {
     /// All events that are kept, oldest first.
     pub fn all(&self) -> Vec<Event> {
         let ring = self.ring.lock();
-        ring.iter().cloned().collect()
+        ring.events.iter().map(|e| e.event.clone()).collect()
+    }
+
+    /// The first `limit` events that were recorded after the one with this number.
+    pub fn after(&self, number: u64, limit: usize) -> LaterEvents {
+        let ring = self.ring.lock();
+        let incomplete = ring.dropped > number;
+        if ring.last <= number {
+            return LaterEvents {
+                events: Vec::new(),
+                incomplete,
+            };
+        }
+        let later = ring.events.iter().filter(|e| e.number > number);
+        let mut later: Vec<&Numbered> = later.collect();
+        later.sort_unstable_by_key(|e| e.number);
+        let first = later.into_iter().take(limit);
+        LaterEvents {
+            events: first.map(|e| (e.number, e.event.clone())).collect(),
+            incomplete,
+        }
+    }
+
+    /// The number of the event that was recorded last.
+    pub fn last_number(&self) -> u64 {
+        self.ring.lock().last
     }
 
     /// Subscribes to new events.
@@ -186,5 +247,37 @@ mod tests {
         assert!((CAPACITY - DROPPED_AT_ONCE..=CAPACITY).contains(&events.all().len()));
         let last = (2 * CAPACITY - 1).to_string();
         assert_eq!(events.all().pop().expect("an event").message, last);
+    }
+
+    #[test]
+    fn events_are_read_on_from_a_number_and_those_that_were_dropped_are_missed() {
+        let events = Events::default();
+        let at = |second: i64| Timestamp::from_second(second).expect("a time");
+        let note = |second, message: &str| {
+            let (kind, reason) = (EventType::Normal, EventReason::Ready);
+            events.note(at(second), kind, &ObjectRef::Host, reason, message);
+        };
+        let after = |number, limit| {
+            let later = events.after(number, limit);
+            let found = later.events.into_iter();
+            let found = found.map(|(number, e)| (number, e.message, e.count));
+            (found.collect::<Vec<_>>(), later.incomplete)
+        };
+        assert_eq!(after(0, 10), (vec![], false));
+        // The time of the third is earlier; the fourth repeats the first.
+        for (second, message) in [(1, "a"), (3, "b"), (2, "c"), (4, "a")] {
+            note(second, message);
+        }
+        let found = |number, text: &str, count| (number, text.to_owned(), count);
+        let all = vec![found(2, "b", 1), found(3, "c", 1), found(4, "a", 2)];
+        assert_eq!(after(0, 10), (all.clone(), false));
+        assert_eq!(after(0, 2), (all[..2].to_vec(), false));
+        assert_eq!(after(3, 10), (all[2..].to_vec(), false));
+        assert_eq!(after(events.last_number(), 10), (vec![], false));
+        for n in 0..CAPACITY {
+            note(5, &n.to_string());
+        }
+        assert!(after(4, 1).1, "the first events were dropped");
+        assert!(!after(events.last_number(), 1).1);
     }
 }

@@ -63,7 +63,7 @@ use crate::api::meta::{Name, Uid};
 
 pub use degraded::ReadOnly;
 pub use durable::Durable;
-pub use events::Events;
+pub use events::{Events, LaterEvents};
 pub use integrity::RunCopy;
 pub use journal::JOURNAL;
 pub use lease::{LeaseError, is_valid_address};

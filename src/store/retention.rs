@@ -8,12 +8,18 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use crate::api::event::{Event, ObjectRef};
+use crate::api::event::ObjectRef;
 
-/// Drops `excess` events: each share keeps the same number of its newest events, and shares with fewer keep all.
-pub(super) fn drop_excess(events: &mut VecDeque<Event>, excess: usize) {
+/// Drops `excess` events: each share keeps the same number of its newest events, and shares with fewer keep all. `on_drop` is called for
+/// each of them.
+pub(super) fn drop_excess<T>(
+    events: &mut VecDeque<T>,
+    object: impl Fn(&T) -> &ObjectRef,
+    excess: usize,
+    mut on_drop: impl FnMut(&T),
+) {
     let mut counts: HashMap<u64, usize> = HashMap::new();
-    let shares: Vec<u64> = events.iter().map(|event| share(&event.object)).collect();
+    let shares: Vec<u64> = events.iter().map(|event| share(object(event))).collect();
     for share in &shares {
         *counts.entry(*share).or_default() += 1;
     }
@@ -23,12 +29,13 @@ pub(super) fn drop_excess(events: &mut VecDeque<Event>, excess: usize) {
         .values_mut()
         .for_each(|count| *count = count.saturating_sub(kept));
     let (mut dropped, mut shares) = (0, shares.into_iter());
-    events.retain(|_| {
+    events.retain(|event| {
         let left = shares.next().and_then(|share| surplus.get_mut(&share));
         match left {
             Some(left) if *left > 0 && dropped < excess => {
                 *left -= 1;
                 dropped += 1;
+                on_drop(event);
                 false
             }
             Some(_) | None => true,
@@ -73,7 +80,7 @@ fn share(object: &ObjectRef) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::event::{EventReason, EventType};
+    use crate::api::event::{Event, EventReason, EventType};
     use crate::api::meta::Timestamp;
 
     fn event(object: &str, message: usize) -> Event {
@@ -106,7 +113,7 @@ mod tests {
         }
         events.push_back(event("hostgroup/web", 0));
         let before = events.len();
-        drop_excess(&mut events, 900);
+        drop_excess(&mut events, |event| &event.object, 900, |_| {});
         assert_eq!(events.len(), before - 900);
         assert_eq!(left(&events, "host").len(), 5);
         assert_eq!(left(&events, "vm/other-1").len(), 3);
@@ -123,7 +130,7 @@ mod tests {
             let mut events: VecDeque<Event> = (0..20)
                 .flat_map(|n| objects.map(|object| event(object, n)))
                 .collect();
-            drop_excess(&mut events, excess);
+            drop_excess(&mut events, |event| &event.object, excess, |_| {});
             assert_eq!(events.len(), 60 - excess);
             for object in objects {
                 let kept = left(&events, object);

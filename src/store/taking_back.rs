@@ -53,6 +53,7 @@ impl Shared {
 
     /// Rolls back the most recent commit in the world.
     pub(super) fn roll_back(&self, commit: Commit, world: &mut World) {
+        world.rollbacks += 1;
         for change in commit.undo(world) {
             if let Change::StageStatus(uid) = change {
                 // The writer of the stage status may not have waited for the disk, and may rely on what was rolled back.

@@ -55,6 +55,8 @@ pub struct World {
     pub(super) unknown: UnknownFields,
     /// Stages that this process has not observed yet.
     pub(super) unobserved: Unobserved,
+    /// The number of commits that were rolled back after they could be read.
+    pub(super) rollbacks: u64,
 }
 
 /// A database that was set aside, until its state is recovered as far as possible.
@@ -285,6 +287,11 @@ impl World {
                 _ => self.cni_subnets.remove(&address.range()).is_some(),
             },
         };
+    }
+
+    /// The number of changes that could be read and were rolled back afterwards, because the disk refused them.
+    pub fn rollbacks(&self) -> u64 {
+        self.rollbacks
     }
 
     /// All groups by name.

@@ -12,15 +12,16 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::caller::Caller;
+use super::auth::{Auth, HEALTH};
+use super::compat;
 use super::connections::{Connection, Connections};
 use super::guarded::TrackedBody;
 use super::limits::{
     BODIES_LIMIT, BODY_LIMIT, Limits, MEDIUM_BODY_LIMIT, RESPONSES_LIMIT, SMALL_BODY_LIMIT,
     SMALL_RESPONSE,
 };
+use super::origin::Origin;
 use super::problem::problem;
-use super::socket::Peer;
 use super::user::User;
 use crate::clock;
 
@@ -30,7 +31,7 @@ const RETRY_INTERVAL: std::time::Duration = std::time::Duration::from_millis(10)
 /// The peer of a connection, attached to each of its requests.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
-    pub(super) peer: Peer,
+    pub(super) origin: Origin,
     pub(super) user: User,
     pub(super) connection: Arc<Connection>,
 }
@@ -39,6 +40,7 @@ pub(super) struct Client {
 #[derive(Debug)]
 pub(super) struct Admission {
     limits: Limits,
+    auth: Auth,
     connections: Arc<Connections>,
     privileged: Quota,
     others: Quota,
@@ -68,8 +70,9 @@ impl Quota {
 }
 
 impl Admission {
-    pub(super) fn new(limits: Limits, connections: Arc<Connections>) -> Self {
+    pub(super) fn new(limits: Limits, auth: Auth, connections: Arc<Connections>) -> Self {
         Self {
+            auth,
             connections,
             privileged: Quota::of(&limits),
             others: Quota::of(&limits),
@@ -81,7 +84,7 @@ impl Admission {
     fn share(&self, user: User) -> &Quota {
         match user {
             User::Privileged => &self.privileged,
-            User::Of(_) => &self.others,
+            User::Of(_) | User::Remote(_) => &self.others,
         }
     }
 
@@ -99,7 +102,7 @@ impl Admission {
         // Half of the streams are reserved for privileged users.
         let is_full = match user {
             User::Privileged => total >= most,
-            User::Of(_) => by_user >= most / 4 || total >= most / 2,
+            User::Of(_) | User::Remote(_) => by_user >= most / 4 || total >= most / 2,
         };
         if is_full {
             return Err(format!(
@@ -137,7 +140,7 @@ enum Weight {
     Heavy,
     /// Lists objects.
     List,
-    /// Is a stream (`follow=true`).
+    /// Is a stream (`watch`, or `follow=true`).
     Stream,
     /// Is forwarded to an agent, with limits of its own ([`super::agents`]).
     Agent,
@@ -149,8 +152,11 @@ fn weight(request: &Request) -> Weight {
     let is_stream = query.split('&').any(|pair| pair == "follow=true");
     let is_get = request.method() == Method::GET;
     match path.strip_prefix("/v1/").unwrap_or_default() {
+        _ if compat::is_agent_path(path) => Weight::Agent,
+        _ if compat::is_list_of_agents(path) => Weight::List,
         "apply" | "diff" | "names" | "gc" | "doctor" => Weight::Heavy,
         rest if is_agent_path(rest) => Weight::Agent,
+        "watch" if is_get => Weight::Stream,
         _ if is_stream && is_get => Weight::Stream,
         rest if rest.starts_with("objects/") && is_get => Weight::List,
         _ => Weight::Light,
@@ -188,6 +194,26 @@ struct AcquiredPermits {
     permits: Vec<OwnedSemaphorePermit>,
 }
 
+/// Refuses a user of a Unix socket who is not a member of its group.
+fn permit(caller: &Client) -> Result<(), Box<Response>> {
+    let Origin::Local(peer) = &caller.origin else {
+        return Ok(());
+    };
+    if peer.is_permitted {
+        return Ok(());
+    }
+    tracing::warn!(
+        uid = peer.uid,
+        pid = peer.pid,
+        "permission denied for a client"
+    );
+    let error = format!(
+        "user {} may not connect to sliced: only root, the user of sliced and members of the socket's group may",
+        peer.uid
+    );
+    Err(Box::new(problem(StatusCode::FORBIDDEN, error, Vec::new())))
+}
+
 async fn work(
     admission: &Arc<Admission>,
     caller: &Client,
@@ -195,18 +221,14 @@ async fn work(
     request: Request,
     next: Next,
 ) -> Result<(Response, AcquiredPermits), Response> {
-    let peer = &caller.peer;
-    if !peer.is_permitted {
-        tracing::warn!(
-            uid = peer.uid,
-            pid = peer.pid,
-            "permission denied for a client"
-        );
-        let error = format!(
-            "user {} may not connect to sliced: only root, the user of sliced and members of the socket's group may",
-            peer.uid
-        );
-        return Err(problem(StatusCode::FORBIDDEN, error, Vec::new()));
+    permit(caller).map_err(|refusal| *refusal)?;
+    let (method, uri) = (request.method(), request.uri());
+    let checked = admission
+        .auth
+        .check(&caller.origin, method, uri, request.headers());
+    checked.map_err(|refusal| *refusal)?;
+    if uri.path() != HEALTH {
+        caller.connection.authenticated();
     }
     let (request, body) = match weight {
         // It is not read into memory.
@@ -233,7 +255,7 @@ async fn work(
         Weight::Light | Weight::Agent => None,
     };
     let handler = next.run(request);
-    let response = Caller::User(peer.uid).scope(handler).await;
+    let response = caller.origin.caller().scope(handler).await;
     drop((turn_permit, body));
     let length = hyper::body::Body::size_hint(response.body()).lower();
     acquired
@@ -304,6 +326,7 @@ async fn whole(
         "/v1/apply" | "/v1/diff" | "/v1/names" => BODY_LIMIT,
         path if path.starts_with("/v1/secrets") => MEDIUM_BODY_LIMIT,
         path if path.starts_with("/v1/groups/") => MEDIUM_BODY_LIMIT,
+        path if compat::has_medium_body(path) => MEDIUM_BODY_LIMIT,
         _ => SMALL_BODY_LIMIT,
     };
     let too_large = || {

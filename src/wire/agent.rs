@@ -1,4 +1,4 @@
-//! Forwards requests to the agents of VMs: `ANY /v1/vms/{vm}/agent/{path}`.
+//! Forwards requests to the agents of VMs: `ANY /v1/vms/{vm}/agent/{path}`, and those of the REST API below `/vm/{vm}/`.
 //! Out of scope: connecting to an agent ([`crate::guest::client`]); the bytes after an upgrade ([`super::tunnel`]).
 //!
 //! Only requests and headers that the protocol lists are forwarded, in both directions: a token of a client is none of the guest's business,
@@ -30,6 +30,7 @@ use super::shared::{ApiError, AppState, Shared, read};
 use super::tunnel;
 use crate::api::meta::Name;
 use crate::api::plain_text;
+use crate::clock;
 use crate::guest::client::{self, AgentBody, Error};
 use crate::guest::endpoint::{Endpoint, Unknown};
 use crate::guest::protocol::{self, AgentError, copy_header};
@@ -37,6 +38,9 @@ use crate::guest::protocol::{self, AgentError, copy_header};
 /// The maximum size of the body of an agent's error, in bytes, and the time for receiving it.
 const ERROR_LIMIT: usize = 64 << 10;
 const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The maximum size of the response to a question of the daemon itself, in bytes.
+const ANSWER_LIMIT: usize = 1 << 20;
 
 /// The maximum length of an agent's error, in bytes.
 const MESSAGE_LIMIT: usize = 1000;
@@ -62,19 +66,35 @@ const UPGRADE: [HeaderName; 3] = [
     header::SEC_WEBSOCKET_ACCEPT,
 ];
 
-/// The handler.
+/// The number of segments before the path at the agent: `/v1/vms/{vm}/agent/`.
+const V1_PREFIX: usize = 5;
+
+/// The handler of `/v1`.
 pub(super) async fn agent<B: Backend>(
     State(state): AppState<B>,
     ConnectInfo(caller): ConnectInfo<Client>,
     Path((vm, _)): Path<(String, String)>,
     request: Request,
 ) -> Result<Response, Response> {
+    let vm = read(&vm).map_err(|refusal| ApiError::from(refusal).into_response())?;
+    forward(&state, &caller, (vm, V1_PREFIX), request).await
+}
+
+/// Forwards a request to the agent of a VM. The path at the agent is behind `prefix` segments.
+pub(super) async fn forward<B: Backend>(
+    state: &Shared<B>,
+    caller: &Client,
+    (vm, prefix): (Name, usize),
+    request: Request,
+) -> Result<Response, Response> {
     let refuse = |error: ApiError| error.into_response();
-    let vm: Name = read(&vm).map_err(|refusal| refuse(refusal.into()))?;
-    let (endpoint, path) = endpoint(&request).map_err(|response| *response)?;
+    let (endpoint, path) = endpoint(&request, prefix).map_err(|response| *response)?;
     let permit = state.agents.acquire(caller.user, &vm).map_err(busy)?;
     let socket = state.backend.agent(vm.clone(), endpoint.access()).await;
     let socket = socket.map_err(|refusal| refuse(refusal.into()))?;
+    if endpoint.access().is_some() {
+        state.agents.note_use(&vm, clock::now());
+    }
     let permit = Arc::new(permit);
     caller.connection.forwards(Arc::clone(&permit));
     let to = Destination {
@@ -84,7 +104,7 @@ pub(super) async fn agent<B: Backend>(
         path,
     };
     let mut response = match endpoint.is_upgrade() {
-        true => to.upgrade(&state, request, permit).await,
+        true => to.upgrade(state, request, permit).await,
         false => to.exchange(state.stop.clone(), request).await,
     };
     if let Ok(response) | Err(response) = &mut response
@@ -96,15 +116,36 @@ pub(super) async fn agent<B: Backend>(
     response
 }
 
+/// What the agent of a VM answers to a `GET` without a query, at most [`ANSWER_LIMIT`] bytes.
+pub(super) async fn ask<B: Backend>(
+    state: &Shared<B>,
+    caller: &Client,
+    vm: &Name,
+    endpoint: (Endpoint, &'static str),
+) -> Result<Bytes, Response> {
+    let (endpoint, path) = endpoint;
+    let _permit = state.agents.acquire(caller.user, vm).map_err(busy)?;
+    let socket = state.backend.agent(vm.clone(), endpoint.access()).await;
+    let socket = socket.map_err(|refusal| ApiError::from(refusal).into_response())?;
+    let to = Destination {
+        vm: vm.clone(),
+        socket: &socket,
+        endpoint,
+        path: Uri::from_static(path),
+    };
+    let response = to.send(Request::new(Body::empty())).await?;
+    let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect();
+    match tokio::time::timeout(ERROR_TIMEOUT, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(_)) | Err(_) => Err(to.problem(StatusCode::BAD_GATEWAY, "incomplete response")),
+    }
+}
+
 /// The endpoint of a request, and its path and query at the agent.
-fn endpoint(request: &Request) -> Result<(Endpoint, Uri), Box<Response>> {
+fn endpoint(request: &Request, prefix: usize) -> Result<(Endpoint, Uri), Box<Response>> {
     // As it was sent: what is decoded could be another path at the agent.
-    let path = request
-        .uri()
-        .path()
-        .splitn(6, '/')
-        .nth(5)
-        .unwrap_or_default();
+    let mut segments = request.uri().path().splitn(prefix + 1, '/');
+    let path = segments.nth(prefix).unwrap_or_default();
     let endpoint = Endpoint::of(request.method(), path).map_err(|unknown| {
         let path = request.uri().path();
         let (status, error) = match unknown {
@@ -335,7 +376,7 @@ mod tests {
     fn a_path_is_forwarded_as_it_was_sent() {
         let of = |path: &str| {
             let request = Request::get(path).body(Body::empty()).expect("a request");
-            endpoint(&request)
+            endpoint(&request, V1_PREFIX)
                 .map(|(_, path)| path.to_string())
                 .map_err(|r| r.status().as_u16())
         };

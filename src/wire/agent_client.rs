@@ -116,7 +116,6 @@ impl AgentRequest {
     fn build(self) -> hyper::http::Result<Request<UnsyncBoxBody<Bytes, io::Error>>> {
         let uri = format!("/v1/vms/{}/agent{}", self.vm, self.path);
         let mut request = Request::builder().method(self.method).uri(uri);
-        request = request.header(header::HOST, "sliced");
         for (name, value) in self.headers {
             request = request.header(name, value);
         }
@@ -157,7 +156,7 @@ impl Client {
         request: AgentRequest,
     ) -> Result<BoxStream<'static, Result<T>>> {
         let response = self.agent(request).await?;
-        let body = chunks(self.socket().to_owned(), response.into_body()).boxed();
+        let body = chunks(self.url().clone(), response.into_body()).boxed();
         let lines = split_lines(body, LINE_LIMIT);
         let parsed = lines.map(|line| serde_json::from_slice(&line?).map_err(of_agent));
         Ok(parsed.boxed())

@@ -1,19 +1,25 @@
 //! Counts the requests that are forwarded to agents, per VM and per user.
 //! Out of scope: forwarding ([`super::agent`]); why they are limited ([`super::limits`]).
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use super::user::User;
-use crate::api::meta::Name;
+use crate::api::meta::{Name, Timestamp};
 
 /// All requests that are forwarded.
 #[derive(Debug)]
 pub(super) struct Agents {
     limit: usize,
     open: Mutex<Vec<(User, Name)>>,
+    /// When a user last used the agent of a VM.
+    used: Mutex<HashMap<Name, Timestamp>>,
 }
+
+/// The maximum number of VMs whose last use is known.
+const USED_LIMIT: usize = 16 << 10;
 
 /// A request that is counted, until dropped.
 #[derive(Debug)]
@@ -28,7 +34,30 @@ impl Agents {
         Self {
             limit,
             open: Mutex::default(),
+            used: Mutex::default(),
         }
+    }
+
+    /// Records that a user uses the agent of a VM now.
+    pub(super) fn note_use(&self, vm: &Name, now: Timestamp) {
+        let mut used = self.used.lock();
+        // The VMs of the past are not told from those that exist; what is lost is a time in a list.
+        if used.len() >= USED_LIMIT && !used.contains_key(vm) {
+            used.clear();
+        }
+        used.insert(vm.clone(), now);
+    }
+
+    /// When a user last used the agent of a VM that was created at `created`: another VM may have had its name.
+    pub(super) fn last_use(&self, vm: &Name, created: Timestamp) -> Option<Timestamp> {
+        let used = self.used.lock();
+        used.get(vm).copied().filter(|at| *at >= created)
+    }
+
+    /// The number of requests to the agent of a VM.
+    pub(super) fn open(&self, vm: &Name) -> usize {
+        let open = self.open.lock();
+        open.iter().filter(|(_, other)| other == vm).count()
     }
 
     /// Counts a request.
@@ -51,8 +80,10 @@ impl Agents {
         };
         match user {
             _ if of_vm >= half => return full(&format!("vm/{vm}"), of_vm),
-            User::Of(uid) if of_user >= half => return full(&format!("user {uid}"), of_user),
-            User::Of(_) if of_others >= self.limit - self.limit / 4 => {
+            User::Of(_) | User::Remote(_) if of_user >= half => {
+                return full(&user.to_string(), of_user);
+            }
+            User::Of(_) | User::Remote(_) if of_others >= self.limit - self.limit / 4 => {
                 return full("this host", of_others);
             }
             _ if open.len() >= self.limit => return full("this host", open.len()),

@@ -11,16 +11,21 @@ use futures::stream::BoxStream;
 use crate::api::event::{Event, ObjectRef};
 use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
+use crate::api::node::{Node, NodeDetails, TagChange};
 use crate::api::on_demand::NewVm;
 use crate::api::policy::Packet;
 use crate::api::secret::{SecretChange, SecretName, SecretView};
+use crate::api::tag::TagSet;
 use crate::api::usage::Usage;
 use crate::api::view::{
-    Applied, ApplyResult, Change, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
-    RouteInfo, Scale, ServerInfo, Source,
+    Applied, ApplyResult, Check, DiffResult, Explanation, Kind, List, NewVmResult, Orphan,
+    RouteInfo, Scale, ServerInfo, Source, WatchRequest,
 };
 use crate::api::vm::PowerCommand;
 use crate::guest::endpoint::Access;
+
+/// The name, type, help and value of a metric of the host.
+pub type HostFigure = (&'static str, &'static str, &'static str, f64);
 
 /// Whether a request changes anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +97,9 @@ pub enum Refusal {
     /// 409: the object has another owner, or its state does not permit the request; one entry per cause.
     #[error("the request conflicts with the current state")]
     Conflict(Vec<String>),
+    /// 410: the version of the request is too old, or of another run of the daemon.
+    #[error("{0}")]
+    Gone(String),
     /// 500: an internal error with its causes.
     #[error("{0}")]
     Failed(String),
@@ -128,13 +136,13 @@ pub trait Backend: Send + Sync + 'static {
         name: Option<Name>,
     ) -> impl Future<Output = Result<List, Refusal>> + Send;
 
-    /// The existing objects as [`Change::Added`], one [`Change::Synced`], then every change. A name that does not exist is not an
-    /// error: the object may be created later.
+    /// Lines of [`WatchLine`](crate::api::view::WatchLine), as JSON: the existing objects and events, one `SYNCED`, then every change; or
+    /// the changes after a version. A name that does not exist is not an error: the object may be created later. The lines are not
+    /// encoded for each watch.
     fn watch(
         &self,
-        kind: Kind,
-        name: Option<Name>,
-    ) -> impl Future<Output = Result<BoxStream<'static, Change>, Refusal>> + Send;
+        request: WatchRequest,
+    ) -> impl Future<Output = Result<BoxStream<'static, Bytes>, Refusal>> + Send;
 
     /// Requests the deletion of an object. Returns when the request is stored, not when the object is removed. A deletion in progress can
     /// be forced by a second call.
@@ -158,6 +166,26 @@ pub trait Backend: Send + Sync + 'static {
         group: Name,
         request: NewVm,
     ) -> impl Future<Output = Result<NewVmResult, Refusal>> + Send;
+
+    /// The VMs of a group, or all, as the REST API lists them: without those that are being deleted.
+    fn nodes(&self, group: Option<Name>)
+    -> impl Future<Output = Result<Vec<Node>, Refusal>> + Send;
+
+    /// One of them, with more details.
+    fn node(&self, vm: Name) -> impl Future<Output = Result<NodeDetails, Refusal>> + Send;
+
+    /// Changes the tags of a VM that was created on demand.
+    fn set_tags(
+        &self,
+        vm: Name,
+        change: TagChange,
+    ) -> impl Future<Output = Result<TagSet, Refusal>> + Send;
+
+    /// Figures of the host and of the daemon, for metrics: name, type, help and value.
+    fn host_figures(&self) -> impl Future<Output = Vec<HostFigure>> + Send;
+
+    /// Ends the daemon, as SIGTERM does. Returns when the request is made.
+    fn shutdown(&self) -> impl Future<Output = Result<(), Refusal>> + Send;
 
     /// Requests the deletion of a VM that was created on demand; any other VM is refused. Returns when the request is stored, not when the
     /// VM is removed.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::fs::File;
 use std::future::Future;
 use std::io::Read;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 tokio::task_local! {
@@ -24,6 +25,8 @@ pub enum Caller {
     User(u32),
     /// A key that has logged in to the SSH server: its comment and its fingerprint.
     SshKey(Arc<str>),
+    /// Whoever has the token of the API, at this address.
+    Token(IpAddr),
 }
 
 impl Caller {
@@ -38,12 +41,13 @@ impl Caller {
     }
 }
 
-/// `root (uid 0)`, or `uid 1000` for a user without a name in `/etc/passwd`; `SSH key alice@host (SHA256:...)`.
+/// `root (uid 0)`, or `uid 1000` for a user without a name in `/etc/passwd`; `SSH key alice@host (SHA256:...)`; `API token (192.0.2.1)`.
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let uid = match self {
             Self::User(uid) => *uid,
             Self::SshKey(key) => return write!(f, "SSH key {key}"),
+            Self::Token(address) => return write!(f, "API token ({address})"),
         };
         match passwd().and_then(|text| name(&text, uid)) {
             Some(name) => write!(f, "{name} (uid {uid})"),
@@ -86,6 +90,17 @@ mod tests {
             (9, None),
         ] {
             assert_eq!(name(passwd, uid).as_deref(), expected, "{uid}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_named_by_the_address_of_its_user() {
+        for (address, expected) in [
+            ("192.0.2.1", "API token (192.0.2.1)"),
+            ("2001:db8::1", "API token (2001:db8::1)"),
+        ] {
+            let caller = Caller::Token(address.parse().unwrap());
+            assert_eq!(caller.to_string(), expected);
         }
     }
 

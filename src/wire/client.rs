@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -15,10 +16,10 @@ use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
 
-use super::access::{connect_error, socket_access};
+use super::auth::Token;
 use super::backend::{Deletion, Detail, Effect, LogStart, StreamMode};
+use super::endpoint::{Endpoint, Stream as Connection, Url};
 use super::packet;
 use super::server::{LOG_OFFSET, Sources};
 use crate::api::event::{Event, ObjectRef};
@@ -44,72 +45,15 @@ const BACKLOG_INTERVAL: Duration = Duration::from_millis(10);
 const START_ATTEMPTS: u32 = 80;
 const START_INTERVAL: Duration = Duration::from_millis(25);
 
-/// Sends requests to the daemon that listens on a socket.
+/// Sends requests to the daemon that listens on a socket, or at a URL.
 #[derive(Clone, Debug)]
 pub struct Client {
-    socket: PathBuf,
+    endpoint: Arc<Endpoint>,
+    token: Option<Token>,
     start_attempts: u32,
 }
 
-/// Why a request failed.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// No daemon listens on the socket.
-    #[error("cannot connect to sliced at {}: {}. Is it running?", socket.display(), connect_error(source))]
-    Unreachable {
-        /// Path of the socket.
-        socket: PathBuf,
-        /// The error of `connect(2)`. Not a `source()`, since the message contains it.
-        source: io::Error,
-    },
-    /// The user may not connect to the socket.
-    #[error("permission denied: {}", socket_access(.0))]
-    PermissionDenied(PathBuf),
-    /// The connection was closed, or the response is invalid.
-    #[error("connection to sliced at {} failed: {why}", socket.display())]
-    ConnectionFailed {
-        /// Path of the socket.
-        socket: PathBuf,
-        /// The error.
-        why: String,
-    },
-    /// The connection to the agent in a guest was closed within a response.
-    #[error("the connection to the agent was closed unexpectedly")]
-    AgentClosed,
-    /// What the agent in a guest has sent is invalid.
-    #[error("invalid response of the agent: {0}")]
-    InvalidAgent(String),
-    /// The daemon refused the request.
-    #[error("{}", .problem.error)]
-    Refused {
-        /// The HTTP status.
-        status: u16,
-        /// The response body.
-        problem: Problem,
-    },
-}
-
-impl ClientError {
-    /// Whether the daemon reported that the object does not exist.
-    pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Refused { status: 404, .. })
-    }
-
-    /// Whether no daemon listens on the socket.
-    pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. })
-    }
-
-    /// Messages for users, one per cause.
-    pub fn causes(&self) -> Vec<String> {
-        match self {
-            Self::Refused { problem, .. } if !problem.problems.is_empty() => {
-                problem.problems.clone()
-            }
-            other => vec![other.to_string()],
-        }
-    }
-}
+pub use super::client_error::ClientError;
 
 pub(super) type Result<T> = std::result::Result<T, ClientError>;
 
@@ -117,9 +61,32 @@ impl Client {
     /// A client for the daemon that listens on `socket`. Connects separately for each request.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self {
-            socket: socket.into(),
+            endpoint: Arc::new(Endpoint::unix(socket.into())),
+            token: None,
             start_attempts: START_ATTEMPTS,
         }
+    }
+
+    /// A client for the daemon at a URL. `authorities`: a file with the certificates of those that are trusted instead of those of this host.
+    ///
+    /// # Errors
+    /// The authorities cannot be read, or there are none.
+    pub fn at(url: Url, authorities: Option<&Path>) -> std::result::Result<Self, String> {
+        Ok(Self {
+            endpoint: Arc::new(Endpoint::of(url, authorities)?),
+            token: None,
+            start_attempts: START_ATTEMPTS,
+        })
+    }
+
+    /// Sends this token with each request.
+    pub fn with_token(self, token: Option<Token>) -> Self {
+        Self { token, ..self }
+    }
+
+    /// Whether a token is sent.
+    pub fn has_token(&self) -> bool {
+        self.token.is_some()
     }
 
     /// Fails immediately if no daemon listens on the socket.
@@ -130,9 +97,9 @@ impl Client {
         }
     }
 
-    /// Path of the socket.
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    /// Where the daemon is.
+    pub fn url(&self) -> &Url {
+        &self.endpoint.url
     }
 
     /// See [`super::Backend::apply`].
@@ -248,7 +215,7 @@ impl Client {
         let response = self.request(Method::GET, &path, NO_BODY).await?;
         let offset = response.headers().get(LOG_OFFSET);
         let offset = offset.and_then(|offset| offset.to_str().ok()?.parse().ok());
-        Ok((offset, chunks(self.socket.clone(), response.into_body())))
+        Ok((offset, chunks(self.url().clone(), response.into_body())))
     }
 
     /// See [`super::Backend::write_console`].
@@ -301,17 +268,17 @@ impl Client {
         serde_json::from_slice(&body).map_err(|error| self.broken(error))
     }
 
-    async fn lines<T: DeserializeOwned + Send + 'static>(
+    pub(super) async fn lines<T: DeserializeOwned + Send + 'static>(
         &self,
         path: &str,
     ) -> Result<BoxStream<'static, Result<T>>> {
         let response = self.request(Method::GET, path, NO_BODY).await?;
-        let socket = self.socket.clone();
-        let lines = split_lines(chunks(socket.clone(), response.into_body()).boxed());
+        let at = self.url().clone();
+        let lines = split_lines(chunks(at.clone(), response.into_body()).boxed());
         Ok(lines
             .map(move |line| {
                 serde_json::from_slice(&line?).map_err(|error| ClientError::ConnectionFailed {
-                    socket: socket.clone(),
+                    at: at.clone(),
                     why: error.to_string(),
                 })
             })
@@ -342,7 +309,6 @@ impl Client {
         let request = Request::builder()
             .method(method)
             .uri(path)
-            .header(header::HOST, "sliced")
             .header(header::CONTENT_TYPE, kind)
             .body(Full::new(body))
             .map_err(|error| self.broken(error))?;
@@ -370,6 +336,12 @@ impl Client {
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(answer);
         }
+        if status == StatusCode::UNAUTHORIZED {
+            return Err(match self.token {
+                Some(_) => ClientError::TokenRefused(self.url().clone()),
+                None => ClientError::TokenRequired(self.url().clone()),
+            });
+        }
         let body = answer.into_body().collect().await;
         let body = body.map_err(|error| self.broken(error))?.to_bytes();
         let problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem {
@@ -382,11 +354,17 @@ impl Client {
         })
     }
 
-    async fn send<B>(&self, request: Request<B>) -> Result<Response<Incoming>>
+    async fn send<B>(&self, mut request: Request<B>) -> Result<Response<Incoming>>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        let headers = request.headers_mut();
+        let host = header::HeaderValue::try_from(self.endpoint.host());
+        headers.insert(header::HOST, host.map_err(|error| self.broken(error))?);
+        if let Some(token) = &self.token {
+            headers.insert(header::AUTHORIZATION, token.header());
+        }
         let stream = self.connect().await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
@@ -401,10 +379,10 @@ impl Client {
         response.map_err(|error| self.broken(error))
     }
 
-    async fn connect(&self) -> Result<UnixStream> {
+    async fn connect(&self) -> Result<Box<dyn Connection>> {
         let (mut attempts, mut starts) = (0, 0);
         loop {
-            let source = match UnixStream::connect(&self.socket).await {
+            let source = match self.endpoint.connect().await {
                 Ok(stream) => return Ok(stream),
                 Err(source) => source,
             };
@@ -423,12 +401,16 @@ impl Client {
                     tokio::time::sleep(START_INTERVAL).await;
                     continue;
                 }
-                io::ErrorKind::PermissionDenied => {
-                    ClientError::PermissionDenied(self.socket.clone())
-                }
-                _ => ClientError::Unreachable {
-                    socket: self.socket.clone(),
-                    source,
+                kind => match (self.url(), kind) {
+                    (Url::Unix(path), io::ErrorKind::PermissionDenied) => {
+                        ClientError::PermissionDenied(path.clone())
+                    }
+                    // Of TLS: the daemon is there.
+                    (Url::Tcp { .. }, io::ErrorKind::InvalidData) => self.broken(source),
+                    (at, _) => ClientError::Unreachable {
+                        at: at.clone(),
+                        source,
+                    },
                 },
             });
         }
@@ -436,7 +418,7 @@ impl Client {
 
     pub(super) fn broken(&self, reason: impl ToString) -> ClientError {
         ClientError::ConnectionFailed {
-            socket: self.socket.clone(),
+            at: self.url().clone(),
             why: reason.to_string(),
         }
     }
@@ -453,7 +435,7 @@ fn object_path(kind: Kind, name: Option<&Name>) -> String {
 }
 
 /// Percent-encodes all but the unreserved characters (RFC 3986, section 2.3).
-fn percent_encode(text: &str) -> String {
+pub(super) fn percent_encode(text: &str) -> String {
     const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
         .remove(b'-')
         .remove(b'.')
@@ -462,12 +444,12 @@ fn percent_encode(text: &str) -> String {
     utf8_percent_encode(text, ENCODED).to_string()
 }
 
-pub(super) fn chunks(socket: PathBuf, body: Incoming) -> impl Stream<Item = Result<Bytes>> + Send {
+pub(super) fn chunks(at: Url, body: Incoming) -> impl Stream<Item = Result<Bytes>> + Send {
     BodyStream::new(body).filter_map(move |frame| {
         let chunk = match frame {
             Ok(frame) => frame.into_data().ok().map(Ok),
             Err(error) => Some(Err(ClientError::ConnectionFailed {
-                socket: socket.clone(),
+                at: at.clone(),
                 why: error.to_string(),
             })),
         };

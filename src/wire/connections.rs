@@ -5,19 +5,19 @@
 //! With a limit alone, one client could lock out all others, including root: idle connections cost a client nothing. A connection that
 //! waits for its peer to send or to read may be evicted; one with a request in progress, or a stream, may not.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
-use tokio::net::UnixStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::agents::AgentPermit;
-use super::hangup::closed_by_peer;
 use super::limits::Limits;
+use super::stream::Socket;
 use super::user::User;
 use crate::clock;
 
@@ -50,6 +50,8 @@ pub(super) struct Connection {
     changed: Notify,
     closed: CancellationToken,
     is_forwarding: AtomicBool,
+    /// Whether a request on it was permitted.
+    is_authenticated: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -82,6 +84,7 @@ impl Connection {
             changed: Notify::new(),
             closed: CancellationToken::new(),
             is_forwarding: AtomicBool::new(false),
+            is_authenticated: AtomicBool::new(false),
         }
     }
 
@@ -110,6 +113,15 @@ impl Connection {
 
     fn is_forwarding(&self) -> bool {
         self.is_forwarding.load(Ordering::Relaxed)
+    }
+
+    /// A request on it was permitted.
+    pub(super) fn authenticated(&self) {
+        self.is_authenticated.store(true, Ordering::Relaxed);
+    }
+
+    fn is_stranger(&self) -> bool {
+        !self.is_authenticated.load(Ordering::Relaxed)
     }
 
     pub(super) fn works(&self) {
@@ -217,7 +229,7 @@ impl Connection {
     }
 
     /// Returns when the connection must be closed: a deadline has passed, it is evicted, or the client of a forwarded request has gone.
-    pub(super) async fn wait_for_close(&self, stream: &UnixStream) {
+    pub(super) async fn wait_for_close(&self, socket: &Socket) {
         loop {
             let changed = self.changed.notified();
             let deadline_passed = async {
@@ -229,7 +241,7 @@ impl Connection {
             tokio::select! {
                 () = self.closed.cancelled() => return,
                 // A command in a guest ends with its client, also while it does not read what the client has sent.
-                () = closed_by_peer(stream), if self.is_forwarding() => return,
+                () = socket.closed_by_peer(), if self.is_forwarding() => return,
                 () = changed => {}
                 () = deadline_passed => {
                     let now = clock::monotonic();
@@ -328,25 +340,27 @@ impl Connections {
         let all = open.counted().count();
         let (by_user, others) = (open.of(user), all - open.of(User::Privileged));
         match user {
-            User::Of(uid) if by_user >= limits.per_user => open.evict(&[user]).ok_or_else(|| {
-                format!("user {uid} has {by_user} connections, which is the limit per user")
-            }),
-            User::Of(_) if others >= limits.connections - limits.reserved => {
+            User::Of(_) | User::Remote(_) if by_user >= limits.per_user => open
+                .evict(&[user])
+                .ok_or_else(|| format!("{user} has {by_user} connections, which is its limit")),
+            // Whoever has no token costs only others who have none.
+            User::Remote(_) if all >= limits.connections && open.evict_stranger() => Ok(()),
+            User::Of(_) | User::Remote(_) if others >= limits.connections - limits.reserved => {
                 // Evicts from the user with most connections, if that has more than this one.
                 let top_user = open.most();
                 let most = top_user.filter(|(other, count)| *other != user && *count > by_user);
                 let user_to_evict = most.map_or(user, |(other, _)| other);
                 open.evict(&[user_to_evict]).ok_or_else(|| full(others))
             }
-            User::Of(_) | User::Privileged if all >= limits.connections => {
+            _ if all >= limits.connections => {
                 let all_users = open.users();
                 let users = match user {
                     User::Privileged => all_users,
-                    User::Of(_) => vec![user],
+                    User::Of(_) | User::Remote(_) => vec![user],
                 };
                 open.evict(&users).ok_or_else(|| full(all))
             }
-            User::Of(_) | User::Privileged => Ok(()),
+            _ => Ok(()),
         }
     }
 }
@@ -381,6 +395,31 @@ impl OpenConnections {
         others
             .map(|user| (user, self.of(user)))
             .max_by_key(|(_, count)| *count)
+    }
+
+    /// Closes the connection without a permitted request that has waited longest for its peer, of the user with most such connections.
+    /// Returns false if there is none.
+    fn evict_stranger(&mut self) -> bool {
+        let mut waiting: Vec<(User, Instant, u64)> = Vec::new();
+        for (id, entry) in &self.all {
+            if let Some(since) = entry.connection.waiting_since()
+                && entry.connection.is_stranger()
+            {
+                waiting.push((entry.user, since, *id));
+            }
+        }
+        let mut counts: HashMap<User, usize> = HashMap::new();
+        for (user, ..) in &waiting {
+            *counts.entry(*user).or_default() += 1;
+        }
+        let first = waiting
+            .iter()
+            .max_by_key(|(user, since, id)| (counts.get(user), Reverse((since, id))));
+        let Some(entry) = first.and_then(|(_, _, id)| self.all.remove(id)) else {
+            return false;
+        };
+        entry.connection.closed.cancel();
+        true
     }
 
     /// Closes the connection that has waited longest for its peer, of the first of these users that has one.

@@ -4,31 +4,31 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use axum::body::Body;
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::UnixStream;
 
 use super::connections::Connection;
+use super::stream::SharedSocket;
 use crate::clock;
 
-/// A connection's socket; reports the progress of writes.
+/// A connection's socket; reports the progress of writes. Below TLS, if there is any.
 pub(super) struct MonitoredStream {
-    stream: Arc<UnixStream>,
+    socket: SharedSocket,
     connection: Arc<Connection>,
 }
 
 impl MonitoredStream {
-    pub(super) fn new(stream: Arc<UnixStream>, connection: Arc<Connection>) -> Self {
-        Self { stream, connection }
+    pub(super) fn new(socket: SharedSocket, connection: Arc<Connection>) -> Self {
+        Self { socket, connection }
     }
 
-    /// The socket, no longer monitored.
-    pub(super) fn into_socket(self) -> Arc<UnixStream> {
-        self.stream
+    /// The socket.
+    pub(super) fn socket(&self) -> &SharedSocket {
+        &self.socket
     }
 
     fn note<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -43,56 +43,30 @@ impl MonitoredStream {
 
 impl AsyncRead for MonitoredStream {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.stream.poll_read_ready(context))?;
-            match self.stream.try_read(buffer.initialize_unfilled()) {
-                Ok(count) => {
-                    buffer.advance(count);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-    }
-}
-
-impl MonitoredStream {
-    fn poll_try_write(
-        &self,
-        context: &mut Context<'_>,
-        write: impl Fn(&UnixStream) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.stream.poll_write_ready(context))?;
-            match write(&self.stream) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
-            }
-        }
+        Pin::new(&mut self.socket).poll_read(context, buffer)
     }
 }
 
 impl AsyncWrite for MonitoredStream {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let result = self.poll_try_write(context, |stream| stream.try_write(bytes));
+        let result = Pin::new(&mut self.socket).poll_write(context, bytes);
         self.note(result)
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = self.poll_try_write(context, |stream| stream.try_write_vectored(slices));
+        let result = Pin::new(&mut self.socket).poll_write_vectored(context, slices);
         self.note(result)
     }
 
@@ -100,15 +74,14 @@ impl AsyncWrite for MonitoredStream {
         true
     }
 
-    /// hyper calls this when it has written all data. A socket has no buffer of its own to flush.
+    /// hyper calls this when it has written all data, through TLS if there is any.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.connection.write_flushed();
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shutdown = rustix::net::shutdown(&*self.stream, rustix::net::Shutdown::Write);
-        Poll::Ready(shutdown.map_err(io::Error::from))
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(context)
     }
 }
 

@@ -42,7 +42,8 @@ pub struct Limits {
     /// one to the guest, and has no timeout while both sides are connected. A half of it for one VM and for one unprivileged user, so that
     /// neither takes up all; a quarter is reserved for privileged users. With the default, 2,048 connections can be forwarded to a VM.
     pub agents: usize,
-    /// Maximum number of streams (`follow=true`); half of it for all unprivileged users, a quarter for one of them.
+    /// Maximum number of streams (`watch`, and `follow=true`); half of it for all unprivileged users, a quarter for one of them. A watch
+    /// costs its connection and a position in the log of changes.
     pub streams: usize,
     /// Maximum number of concurrent requests that parse manifests or observe the whole host; once for privileged users and once for all
     /// others.
@@ -73,7 +74,7 @@ impl Limits {
             reserved,
             per_user: (connections - reserved) / 2,
             agents: connections.saturating_mul(16),
-            streams: connections / 4,
+            streams: connections - reserved / 2,
             heavy: 2,
             // Lists need CPU time: one CPU at most, since the engine needs the others.
             lists: 1,
@@ -83,6 +84,19 @@ impl Limits {
             write: Duration::from_secs(10),
             response: Duration::from_secs(120),
             turn: Duration::from_secs(20),
+        }
+    }
+
+    /// The limits of a listener on which nobody is privileged, and everybody who is permitted has the token of the API. One address may
+    /// have most connections: it may be that of a proxy.
+    pub fn remote(connections: usize) -> Self {
+        let connections = connections.max(8);
+        Self {
+            reserved: 0,
+            per_user: connections - connections / 4,
+            // Half of it for one address, see `admission`.
+            streams: connections.saturating_mul(2),
+            ..Self::of(connections)
         }
     }
 

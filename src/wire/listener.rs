@@ -1,7 +1,8 @@
 //! Accepts connections and serves each of them until it ends.
-//! Out of scope: requests ([`super::server`]), permission ([`super::socket`]), limits ([`super::connections`]).
+//! Out of scope: requests ([`super::server`]), permission ([`super::socket`], [`super::auth`]), limits ([`super::connections`]).
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,20 +13,26 @@ use hyper::server::conn::http1;
 use hyper::service::Service as _;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::UnixStream;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, Client};
 use super::agents::Agents;
+use super::auth::Auth;
 use super::backend::Backend;
-use super::connections::{Connections, Registration};
+use super::connections::{Connection, Connections, Registration};
 use super::guarded::MonitoredStream;
 use super::limits::{HEAD_LIMIT, Limits};
+use super::origin::Origin;
+use super::rates::Rates;
 use super::server::router;
 use super::shared::Shared;
-use super::socket::{Listener, Peer};
-use super::user::User;
+use super::socket::Listener;
+use super::stream::{SharedSocket, Socket};
+use super::transport::Transport;
 use crate::api::view::Problem;
 use crate::clock;
 
@@ -33,89 +40,190 @@ use crate::clock;
 const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pause after a failed accept(2), which is due to a lack of descriptors or memory.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// The TLS handshakes of an address at once, and per second: each costs more than a request.
+const HANDSHAKES: f64 = 512.0;
+const HANDSHAKE_RATE: f64 = 100.0;
 
-/// Serves until `stop` is cancelled; then streams end, and other requests have half a second to complete.
-pub async fn serve<B: Backend>(
-    listener: Listener,
-    backend: B,
-    stop: CancellationToken,
-) -> io::Result<()> {
-    serve_with_limits(listener, backend, stop, Limits::default()).await
+/// Where connections come from.
+#[derive(Debug)]
+pub enum Listening {
+    /// A Unix socket.
+    Unix(Listener),
+    /// A TCP socket.
+    Tcp(TcpListener),
 }
 
-/// The same as [`serve`] with other limits.
-pub async fn serve_with_limits<B: Backend>(
-    unix_listener: Listener,
-    backend: B,
-    stop: CancellationToken,
-    limits: Limits,
-) -> io::Result<()> {
-    let shared = Arc::new(Shared {
-        backend,
-        agents: Arc::new(Agents::new(limits.agents)),
-        stop: stop.clone(),
-    });
-    let connections = Arc::new(Connections::new(limits));
-    let admission = Arc::new(Admission::new(limits, Arc::clone(&connections)));
-    let app = router(Arc::clone(&shared), admission);
-    let mut tasks = JoinSet::new();
-    // An evicted connection holds its socket until its task has run: this bounds their number.
-    let max_tasks = limits.connections + limits.connections / 8 + 1 + limits.agents;
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            Some(_) = tasks.join_next() => continue,
-            accepted = unix_listener.accept(), if tasks.len() < max_tasks => accepted,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                if let Some(caller) = admit(&connections, &stream, peer) {
-                    let (registration, caller) = caller;
-                    tasks.spawn(serve_connection(
-                        stream,
-                        registration,
-                        caller,
-                        app.clone(),
-                        stop.clone(),
-                    ));
-                }
+impl Listening {
+    /// Listens on an address.
+    ///
+    /// # Errors
+    /// The errors of bind(2), for example EADDRINUSE.
+    pub async fn on(address: SocketAddr) -> io::Result<Self> {
+        TcpListener::bind(address).await.map(Self::Tcp)
+    }
+
+    async fn accept(&self) -> io::Result<(Socket, Origin)> {
+        match self {
+            Self::Unix(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok((Socket::Unix(stream), Origin::Local(peer)))
             }
-            Err(error) => {
-                shared.backend.accept_failed(&error);
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
+            Self::Tcp(listener) => loop {
+                let (stream, address) = listener.accept().await?;
+                // Fails only if the connection has ended.
+                if let Ok(socket) = Socket::of_tcp(stream) {
+                    return Ok((socket, Origin::Remote(address.ip().to_canonical())));
+                }
+            },
+        }
+    }
+}
+
+/// The requests to agents of all listeners.
+#[derive(Clone, Debug)]
+pub struct AgentRequests(Arc<Agents>);
+
+impl AgentRequests {
+    /// With the maximum number of these limits.
+    pub fn new(limits: &Limits) -> Self {
+        Self(Arc::new(Agents::new(limits.agents)))
+    }
+}
+
+/// Serves the API on one listener.
+pub struct Server<B> {
+    shared: Arc<Shared<B>>,
+    connections: Arc<Connections>,
+    app: Router,
+    handshakes: Rates,
+    tasks: JoinSet<()>,
+    max_tasks: usize,
+    stop: CancellationToken,
+}
+
+impl<B: Backend> Server<B> {
+    /// Serves until `stop` is cancelled.
+    pub fn new(
+        backend: Arc<B>,
+        agents: &AgentRequests,
+        auth: Auth,
+        limits: Limits,
+        stop: CancellationToken,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            backend,
+            agents: Arc::clone(&agents.0),
+            stop: stop.clone(),
+        });
+        let connections = Arc::new(Connections::new(limits));
+        let admission = Arc::new(Admission::new(limits, auth, Arc::clone(&connections)));
+        Self {
+            app: router(Arc::clone(&shared), admission),
+            shared,
+            connections,
+            handshakes: Rates::new(HANDSHAKES, HANDSHAKE_RATE),
+            tasks: JoinSet::new(),
+            // An evicted connection holds its socket until its task has run: this bounds their number.
+            max_tasks: limits.connections + limits.connections / 8 + 1 + limits.agents,
+            stop,
+        }
+    }
+
+    /// Accepts connections and serves them, until the stop. No connection is lost if the future is dropped.
+    pub async fn accept_all(&mut self, listening: &Listening, tls: Option<&Arc<ServerConfig>>) {
+        loop {
+            let accepted = tokio::select! {
+                () = self.stop.cancelled() => return,
+                Some(_) = self.tasks.join_next() => continue,
+                accepted = listening.accept(), if self.tasks.len() < self.max_tasks => accepted,
+            };
+            match accepted {
+                Ok((socket, origin)) => self.accepted(socket, origin, tls),
+                Err(error) if is_of_connection(&error) => {}
+                Err(error) => {
+                    self.shared.backend.accept_failed(&error);
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
+                }
             }
         }
     }
+
+    /// After the stop: streams end, and other requests have half a second to complete.
+    pub async fn end(mut self) {
+        let all_ended = async { while self.tasks.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(STOP_TIMEOUT, all_ended).await;
+    }
+
+    fn accepted(&mut self, socket: Socket, origin: Origin, tls: Option<&Arc<ServerConfig>>) {
+        if tls.is_some()
+            && !self
+                .handshakes
+                .permits(origin.address(), clock::monotonic())
+        {
+            return;
+        }
+        let is_tls = tls.is_some();
+        if let Some((registration, caller)) = admit(&self.connections, &socket, origin, is_tls) {
+            let serving = serve_connection(
+                SharedSocket(Arc::new(socket)),
+                registration,
+                caller,
+                tls.map(|config| TlsAcceptor::from(Arc::clone(config))),
+                self.app.clone(),
+                self.stop.clone(),
+            );
+            self.tasks.spawn(serving);
+        }
+    }
+}
+
+/// Errors of a connection that has ended before it was accepted (accept(2), ERRORS).
+fn is_of_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+    )
+}
+
+/// Serves the daemon's own socket until `stop` is cancelled; then streams end, and other requests have half a second to complete.
+pub async fn serve<B: Backend>(
+    listener: Listener,
+    backend: B,
+    agents: AgentRequests,
+    stop: CancellationToken,
+    limits: Limits,
+) {
+    let mut server = Server::new(Arc::new(backend), &agents, Auth::none(), limits, stop);
+    let listening = Listening::Unix(listener);
+    server.accept_all(&listening, None).await;
     // Closes the listening socket, so that no client waits for an accept(2).
-    drop(unix_listener);
-    let all_ended = async { while tasks.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(STOP_TIMEOUT, all_ended).await;
-    Ok(())
+    drop(listening);
+    server.end().await;
 }
 
 /// Admits the connection, or sends the peer a 503 response.
 fn admit(
     connections: &Arc<Connections>,
-    stream: &UnixStream,
-    peer: Peer,
+    socket: &Socket,
+    origin: Origin,
+    is_tls: bool,
 ) -> Option<(Registration, Client)> {
-    let user = match peer.is_privileged() {
-        true => User::Privileged,
-        false => User::Of(peer.uid),
-    };
+    let user = origin.user();
     match connections.admit(user, clock::monotonic()) {
         Ok(registration) => {
             let connection = Arc::clone(&registration.connection);
             let caller = Client {
-                peer,
+                origin,
                 user,
                 connection,
             };
             Some((registration, caller))
         }
         Err(error) => {
-            tracing::debug!(uid = peer.uid, %error, "refused a connection");
+            tracing::debug!(client = %origin, %error, "refused a connection");
             let body = serde_json::to_string(&Problem {
                 error: format!("sliced is busy: {error}"),
                 problems: Vec::new(),
@@ -125,8 +233,10 @@ fn admit(
                 "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
                 body.len()
             );
-            // Best effort: if the socket buffer is full, the peer receives no response.
-            let _ = stream.try_write(response.as_bytes());
+            // Best effort: if the socket buffer is full, the peer receives no response. A handshake would cost more than it is worth.
+            if !is_tls {
+                let _ = socket.try_write(response.as_bytes());
+            }
             None
         }
     }
@@ -134,16 +244,18 @@ fn admit(
 
 /// Serves a connection until it ends.
 async fn serve_connection(
-    stream: UnixStream,
+    socket: SharedSocket,
     place: Registration,
     caller: Client,
+    tls: Option<TlsAcceptor>,
     app: Router,
     stop: CancellationToken,
 ) {
     let connection = Arc::clone(&place.connection);
-    let stream = Arc::new(stream);
-    let monitored = MonitoredStream::new(Arc::clone(&stream), Arc::clone(&connection));
-    let io = TokioIo::new(monitored);
+    let Some(transport) = transport(&socket, &connection, tls, &stop).await else {
+        return;
+    };
+    let io = TokioIo::new(transport);
     let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
         caller.connection.works();
         request.extensions_mut().insert(ConnectInfo(caller.clone()));
@@ -165,7 +277,7 @@ async fn serve_connection(
                 }
                 break;
             }
-            () = connection.wait_for_close(&stream) => break,
+            () = connection.wait_for_close(&socket.0) => break,
             () = stop.cancelled(), if !is_stopping => {
                 is_stopping = true;
                 serving.as_mut().graceful_shutdown();
@@ -173,4 +285,28 @@ async fn serve_connection(
         }
     }
     drop(place);
+}
+
+/// The connection, after the handshake of TLS if there is one. The handshake has the deadline of the first request's head.
+async fn transport(
+    socket: &SharedSocket,
+    connection: &Arc<Connection>,
+    tls: Option<TlsAcceptor>,
+    stop: &CancellationToken,
+) -> Option<Transport> {
+    let stream = MonitoredStream::new(socket.clone(), Arc::clone(connection));
+    let Some(acceptor) = tls else {
+        return Some(Transport::Plain(stream));
+    };
+    tokio::select! {
+        accepted = acceptor.accept(stream) => match accepted {
+            Ok(stream) => Some(Transport::Tls(Box::new(stream))),
+            Err(error) => {
+                tracing::debug!(%error, "TLS handshake failed");
+                None
+            }
+        },
+        () = connection.wait_for_close(&socket.0) => None,
+        () = stop.cancelled() => None,
+    }
 }

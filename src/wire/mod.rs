@@ -1,4 +1,4 @@
-//! HTTP and JSON on a Unix socket: the requests ([`backend`]), the listening socket ([`socket`]), the server, the client.
+//! HTTP and JSON on Unix and TCP sockets: the requests ([`backend`]), the listening sockets ([`socket`]), the server, the client.
 //! Out of scope: decisions, storage, messages and tables for users.
 //!
 //! # Endpoints
@@ -23,6 +23,7 @@
 //! | `GET /v1/metrics/{vm}` | [`Metrics`](crate::api::metrics::Metrics) of the VMM |
 //! | `GET /v1/usage/{vm}` | [`Usage`](crate::api::usage::Usage) of the VMM on the host |
 //! | `GET /v1/events?object=vm/x&follow=false` | lines of [`Event`](crate::api::event::Event) |
+//! | `GET /v1/watch?since=VERSION&kinds=vm,lease&events=true&object=vm/x` | lines of [`WatchLine`](crate::api::view::WatchLine); 410 if the watch cannot be continued from that version |
 //! | `GET /v1/logs/{vm}?follow=false&lines=10` | bytes; without `lines` the whole log |
 //! | `POST /v1/console/{vm}`, body: bytes for the serial port | 204; an empty body checks whether that is possible |
 //! | `POST /v1/gc?dry_run=false` | array of [`Orphan`](crate::api::view::Orphan) |
@@ -31,7 +32,8 @@
 //! | `GET /v1/route/{group}` | [`RouteInfo`](crate::api::view::RouteInfo) |
 //!
 //! "Lines" are `application/x-ndjson`: one JSON value per line, each flushed immediately. Errors are 400 (malformed request),
-//! 403 (the peer is not permitted), 404, 409, 413, 422, 500, 502 to 504 (an agent does not answer) or 503 (a limit is reached; try again), with
+//! 401 (no or an invalid token), 403 (the peer is not permitted), 404, 409, 410, 413, 422, 500, 502 to 504 (an agent does not answer) or 503
+//! (a limit is reached; try again), with
 //! a [`Problem`](crate::api::view::Problem) as the body.
 
 mod access;
@@ -39,27 +41,42 @@ mod admission;
 mod agent;
 mod agent_client;
 mod agents;
+pub mod auth;
 pub mod backend;
 mod caller;
 pub mod client;
+mod client_error;
+mod compat;
 mod connections;
+mod endpoint;
+mod error_body;
+mod extract;
 mod guarded;
-mod hangup;
 pub mod limits;
+mod lines;
 mod listener;
+mod origin;
 pub mod packet;
 mod problem;
+pub mod rates;
 mod secrets;
 mod secrets_client;
 pub mod server;
 mod shared;
 pub mod socket;
+mod stream;
+mod transport;
 mod tunnel;
 mod user;
+mod watch;
+mod watch_client;
 
 pub use agent_client::{AgentRequest, AgentSocket, Upload};
+pub use auth::{Auth, Token};
 pub use backend::{Backend, Deletion, Detail, Effect, Refusal, StreamMode};
 pub use caller::Caller;
 pub use client::Client;
-pub use listener::{serve, serve_with_limits};
+pub use compat::openapi::text as openapi;
+pub use endpoint::Url;
+pub use listener::{AgentRequests, Listening, Server, serve};
 pub use socket::Listener;

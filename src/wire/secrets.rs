@@ -1,4 +1,4 @@
-//! Secrets: `/v1/secrets`. The handlers are those of each API that has secrets: their paths differ, their bodies and statuses do not.
+//! Secrets: `/v1/secrets`, and `/secrets` of the REST API. The handlers are those of each API that has secrets: their paths differ, their bodies and statuses do not.
 //! Out of scope: storing them ([`crate::secrets`]).
 //!
 //! A response never contains a value, and neither does the message of an error, nor an event.
@@ -10,9 +10,10 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 
 use super::backend::Backend;
+use super::error_body::ErrorBody;
 use super::problem::problem;
 use super::shared::{ApiError, AppState};
-use crate::api::secret::{InvalidSecretName, SecretName, SecretRequest};
+use crate::api::secret::{InvalidSecretName, SecretName, SecretRequest, SecretView};
 
 /// 400, unlike other invalid requests: clients of published APIs expect it.
 fn invalid(error: String) -> Response {
@@ -26,6 +27,9 @@ fn name(text: &str) -> Result<SecretName, String> {
 
 /// The error of the parser may contain a value, so it is not passed on.
 fn request(body: &Bytes) -> Result<SecretRequest, String> {
+    if matches!(body.trim_ascii(), b"" | b"null") {
+        return Ok(SecretRequest::default());
+    }
     serde_json::from_slice(body).map_err(|error| {
         let (line, column) = (error.line(), error.column());
         format!(
@@ -39,12 +43,19 @@ fn refused(error: impl Into<ApiError>) -> Response {
 }
 
 /// `GET /v1/secrets`.
+#[utoipa::path(get, path = "/secrets", tag = "secrets", responses((status = 200, body = Vec<SecretView>)))]
 pub(super) async fn list<B: Backend>(State(state): AppState<B>) -> Result<Response, Response> {
     let secrets = state.backend.secrets().await.map_err(refused)?;
     Ok(Json(secrets).into_response())
 }
 
 /// `POST /v1/secrets`.
+#[utoipa::path(post, path = "/secrets", tag = "secrets", request_body = SecretRequest, responses(
+    (status = 201, body = SecretView),
+    (status = 400, body = ErrorBody),
+    (status = 409, description = "It exists", body = ErrorBody),
+    (status = 413, body = ErrorBody),
+))]
 pub(super) async fn create<B: Backend>(
     State(state): AppState<B>,
     body: Bytes,
@@ -58,6 +69,14 @@ pub(super) async fn create<B: Backend>(
 }
 
 /// `PATCH /v1/secrets/{name}`.
+#[utoipa::path(patch, path = "/secrets/{name}", tag = "secrets",
+    params(("name" = String, Path, description = "The secret")),
+    request_body(content = Option<SecretRequest>), responses(
+    (status = 200, body = SecretView),
+    (status = 400, body = ErrorBody),
+    (status = 404, body = ErrorBody),
+    (status = 413, body = ErrorBody),
+))]
 pub(super) async fn update<B: Backend>(
     State(state): AppState<B>,
     Path(secret): Path<String>,
@@ -71,6 +90,12 @@ pub(super) async fn update<B: Backend>(
 }
 
 /// `DELETE /v1/secrets/{name}`.
+#[utoipa::path(delete, path = "/secrets/{name}", tag = "secrets",
+    params(("name" = String, Path, description = "The secret")), responses(
+    (status = 200, description = "It is deleted"),
+    (status = 400, body = ErrorBody),
+    (status = 404, body = ErrorBody),
+))]
 pub(super) async fn delete<B: Backend>(
     State(state): AppState<B>,
     Path(secret): Path<String>,

@@ -1,30 +1,32 @@
 //! The server: maps HTTP requests to [`Backend`] calls, and results to JSON.
 //! Out of scope: permission (see [`super::socket`]), the meaning of the results.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State};
-use axum::http::request::Parts;
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, patch, post, put};
 use axum::{Json, Router};
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 
 use super::admission::{Admission, admit};
 use super::agent;
 use super::backend::{Backend, Deletion, Detail, Effect, LogOutput, LogStart, Refusal, StreamMode};
+use super::compat;
+use super::error_body::ErrorBody;
+use super::extract::Extract;
 use super::limits::{BODY_LIMIT, MANIFEST_LIMIT, SOURCE_NAME_LIMIT, SOURCES_LIMIT};
+use super::lines::{encoded_lines, lines};
 use super::packet;
 use super::problem::problem;
 use super::secrets;
 use super::shared::{ApiError, AppState, Shared, read};
+use super::watch;
 use crate::api::event::ObjectRef;
 use crate::api::meta::Name;
 use crate::api::on_demand::NewVm;
@@ -66,12 +68,14 @@ pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admissio
         .route("/v1/metrics/{vm}", get(metrics::<B>))
         .route("/v1/usage/{vm}", get(usage::<B>))
         .route("/v1/events", get(events::<B>))
+        .route("/v1/watch", get(watch::watch::<B>))
         .route("/v1/logs/{vm}", get(logs::<B>))
         .route("/v1/console/{vm}", post(write_console::<B>))
         .route("/v1/gc", post(gc::<B>))
         .route("/v1/doctor", get(doctor::<B>))
         .route("/v1/explain/{vm}", get(explain::<B>))
         .route("/v1/route/{group}", get(route::<B>))
+        .merge(compat::routes())
         .fallback(nowhere)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
@@ -134,7 +138,10 @@ async fn get_or_watch<B: Backend>(
     let name = name.map(read::<Name>).transpose()?;
     match length.span() {
         StreamMode::Once => Ok(Json(state.backend.get(kind, name).await?).into_response()),
-        StreamMode::Follow => Ok(lines(state, state.backend.watch(kind, name).await?)),
+        StreamMode::Follow => {
+            let request = watch::request_of_objects(kind, name);
+            Ok(encoded_lines(state, state.backend.watch(request).await?))
+        }
     }
 }
 
@@ -271,17 +278,26 @@ async fn route<B: Backend>(
 }
 
 async fn nowhere(request: Request) -> Response {
-    let error = format!("path {} not found", request.uri().path());
-    problem(StatusCode::NOT_FOUND, error, Vec::new())
+    let path = request.uri().path();
+    unknown(
+        path,
+        StatusCode::NOT_FOUND,
+        format!("path {path} not found"),
+    )
 }
 
 async fn wrong_method(request: Request) -> Response {
-    let error = format!(
-        "{} does not support method {}",
-        request.uri().path(),
-        request.method()
-    );
-    problem(StatusCode::METHOD_NOT_ALLOWED, error, Vec::new())
+    let (path, method) = (request.uri().path(), request.method());
+    let error = format!("{path} does not support method {method}");
+    unknown(path, StatusCode::METHOD_NOT_ALLOWED, error)
+}
+
+/// An error in the form of the API that the path belongs to.
+fn unknown(path: &str, status: StatusCode, error: String) -> Response {
+    match path.starts_with("/v1/") {
+        true => problem(status, error, Vec::new()),
+        false => (status, Json(ErrorBody { error })).into_response(),
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -395,60 +411,3 @@ fn bounded(body: Sources) -> Result<Vec<Source>, Refusal> {
 
 /// The header with the offset in the log at which a response begins.
 pub const LOG_OFFSET: &str = "x-log-offset";
-
-/// A response with the stream as lines of JSON. It ends when the daemon stops, so that a watch does not delay the stop.
-fn lines<B, T: Serialize + Send + 'static>(
-    state: &Shared<B>,
-    items: impl Stream<Item = T> + Send + 'static,
-) -> Response {
-    let body = items
-        .take_until(state.stop.clone().cancelled_owned())
-        .filter_map(|item| async move { line(&item) })
-        .map(Ok::<_, Infallible>);
-    let content_type = [(header::CONTENT_TYPE, "application/x-ndjson")];
-    (content_type, Body::from_stream(body)).into_response()
-}
-
-fn line(item: &impl Serialize) -> Option<Bytes> {
-    let mut text = serde_json::to_vec(item)
-        .inspect_err(|error| tracing::error!(%error, "cannot encode a response as JSON"))
-        .ok()?;
-    text.push(b'\n');
-    Some(text.into())
-}
-
-/// An extractor with [`crate::api::view::Problem`]s as its rejections.
-struct Extract<T>(T);
-
-macro_rules! extractor {
-    ($extractor:ident, $rejection:ty) => {
-        impl<S: Send + Sync, T> FromRequestParts<S> for Extract<$extractor<T>>
-        where
-            $extractor<T>: FromRequestParts<S, Rejection = $rejection>,
-        {
-            type Rejection = Response;
-            async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
-                $extractor::<T>::from_request_parts(parts, state)
-                    .await
-                    .map(Self)
-                    .map_err(|why| problem(why.status(), why.body_text(), Vec::new()))
-            }
-        }
-    };
-}
-
-extractor!(Query, QueryRejection);
-extractor!(Path, PathRejection);
-
-impl<S: Send + Sync, T> FromRequest<S> for Extract<Json<T>>
-where
-    Json<T>: FromRequest<S, Rejection = JsonRejection>,
-{
-    type Rejection = Response;
-    async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
-        Json::<T>::from_request(request, state)
-            .await
-            .map(Self)
-            .map_err(|why| problem(why.status(), why.body_text(), Vec::new()))
-    }
-}

@@ -14,7 +14,7 @@ use super::problem::problem;
 
 /// State shared by all requests.
 pub(super) struct Shared<B> {
-    pub(super) backend: B,
+    pub(super) backend: Arc<B>,
     /// The requests that are forwarded to agents.
     pub(super) agents: Arc<Agents>,
     /// Cancelled when the daemon stops; ends all streams.
@@ -52,6 +52,7 @@ impl IntoResponse for ApiError {
                 problem(StatusCode::UNPROCESSABLE_ENTITY, error, problems)
             }
             Refusal::Conflict(problems) => problem(StatusCode::CONFLICT, error, problems),
+            Refusal::Gone(_) => problem(StatusCode::GONE, error, Vec::new()),
             Refusal::Failed(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, error, Vec::new()),
         }
     }

@@ -1,18 +1,21 @@
 //! Forwards the bytes of a connection that was upgraded, until either side goes.
 //! Out of scope: what the bytes mean.
 
+use std::future::poll_fn;
 use std::io;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio_util::io::poll_read_buf;
 use tokio_util::sync::CancellationToken;
 
-use super::guarded::MonitoredStream;
-use super::hangup::closed_by_peer;
+use super::stream::SharedSocket;
+use super::transport::Transport;
 use crate::guest::client::Upgraded;
 
 /// How long a client may take to receive the response that upgrades its connection.
@@ -29,33 +32,58 @@ pub(super) async fn run(client: OnUpgrade, agent: Upgraded, stop: CancellationTo
     let Ok(Ok(client)) = tokio::time::timeout(UPGRADE_TIMEOUT, client).await else {
         return;
     };
-    let Ok(client) = client.downcast::<TokioIo<MonitoredStream>>() else {
+    let Ok(client) = client.downcast::<TokioIo<Transport>>() else {
         tracing::error!("a connection of an unknown type was upgraded");
         return;
     };
-    let socket = client.io.into_inner().into_socket();
+    let transport = client.io.into_inner();
+    let socket = transport.socket().clone();
+    let early = client.read_buf;
     tokio::select! {
         () = stop.cancelled() => {}
-        () = forward(socket, client.read_buf, agent) => {}
+        () = async {
+            match transport {
+                // Without a lock between the directions.
+                Transport::Plain(_) => {
+                    drop(transport);
+                    let ends = (socket.clone(), socket.clone());
+                    forward(&socket, ends, early, agent).await;
+                }
+                Transport::Tls(_) => {
+                    forward(&socket, tokio::io::split(transport), early, agent).await;
+                }
+            }
+        } => {}
     }
 }
 
-async fn forward(client: Arc<UnixStream>, early: Bytes, agent: Upgraded) {
+/// `ends`: what reads from the client, and what writes to it.
+async fn forward(
+    socket: &SharedSocket,
+    ends: (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+    early: Bytes,
+    agent: Upgraded,
+) {
+    let (mut from_client, mut to_client) = ends;
+    let (mut from_agent, mut to_agent) = agent.stream.into_split();
     let upload = async {
-        let sending = pump(&client, early, &agent.stream);
+        let sending = pump(&mut from_client, early, &mut to_agent);
         tokio::pin!(sending);
         tokio::select! {
             _ = &mut sending => {}
-            () = closed_by_peer(&client) => {
+            () = socket.0.closed_by_peer() => {
                 let _ = tokio::time::timeout(DRAIN_TIMEOUT, sending).await;
             }
         }
     };
     let download = async {
         // A client that has gone ends the upload, which may have data of it.
-        if pump(&agent.stream, agent.received, &client).await.is_err() {
+        let sent = pump(&mut from_agent, agent.received, &mut to_client).await;
+        if sent.is_err() {
             std::future::pending::<()>().await;
         }
+        // The end of TLS, which a client distinguishes from a connection that was cut off.
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, to_client.shutdown()).await;
     };
     tokio::select! {
         () = upload => {}
@@ -67,40 +95,43 @@ async fn forward(client: Arc<UnixStream>, early: Bytes, agent: Upgraded) {
 ///
 /// # Errors
 /// The output cannot be written.
-async fn pump(from: &UnixStream, first: Bytes, to: &UnixStream) -> io::Result<()> {
-    write_all(to, &first).await?;
+async fn pump(
+    from: &mut (impl AsyncRead + Unpin),
+    first: Bytes,
+    to: &mut (impl AsyncWrite + Unpin),
+) -> io::Result<()> {
+    to.write_all(&first).await?;
+    // TLS has a buffer of its own.
+    to.flush().await?;
     drop(first);
-    while from.readable().await.is_ok() {
-        let mut buffer = Vec::with_capacity(BUFFER);
-        loop {
-            match from.try_read_buf(&mut buffer) {
-                Ok(0) => return Ok(()),
-                Ok(_) => write_all(to, &buffer).await?,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => return Ok(()),
-            }
-            buffer.clear();
+    while let Ok(data) = receive(from).await {
+        if data.is_empty() {
+            break;
         }
+        to.write_all(&data).await?;
+        to.flush().await?;
     }
     Ok(())
 }
 
-async fn write_all(to: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        to.writable().await?;
-        match to.try_write(bytes) {
-            Ok(count) => bytes = &bytes[count..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
+/// What is there to read; empty at the end. There is no buffer while it waits.
+async fn receive(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    poll_fn(|context| {
+        let mut buffer = Vec::with_capacity(BUFFER);
+        ready!(poll_read_buf(Pin::new(&mut *from), context, &mut buffer))?;
+        Poll::Ready(Ok(buffer))
+    })
+    .await
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use std::sync::Arc;
 
+    use tokio::io::AsyncReadExt;
+    use tokio::net::UnixStream;
+
+    use super::super::stream::Socket;
     use super::*;
 
     /// The ends of a client and of an agent, with the task that forwards between them.
@@ -114,11 +145,11 @@ mod tests {
             stream: theirs,
             received: Bytes::from_static(received),
         };
-        let task = tokio::spawn(forward(
-            Arc::new(local),
-            Bytes::from_static(early),
-            upgraded,
-        ));
+        let socket = SharedSocket(Arc::new(Socket::Unix(local)));
+        let task = tokio::spawn(async move {
+            let ends = (socket.clone(), socket.clone());
+            forward(&socket, ends, Bytes::from_static(early), upgraded).await;
+        });
         (client, agent, task)
     }
 

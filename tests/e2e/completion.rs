@@ -128,7 +128,16 @@ fn kinds_and_names_are_completed() {
             ),
             (
                 "slicectl vm stop web-1 --",
-                &["--help", "--quiet", "--socket", "--timeout", "--wait"],
+                &[
+                    "--ca",
+                    "--help",
+                    "--quiet",
+                    "--socket",
+                    "--timeout",
+                    "--token-file",
+                    "--url",
+                    "--wait",
+                ],
             ),
         ];
         for (line, expected) in cases {

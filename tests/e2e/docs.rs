@@ -47,6 +47,7 @@ pages! {
     operations "docs/operations.md"
     quickstart "docs/quickstart.md"
     reference_api "docs/reference/api.md"
+    rest_api "docs/rest-api.md"
     troubleshooting "docs/troubleshooting.md"
     vms_on_demand "docs/vms-on-demand.md"
 }

@@ -11,6 +11,7 @@ mod forward;
 mod hostile;
 mod provision;
 mod refused;
+mod remote;
 mod secrets;
 mod shell;
 mod ssh;
@@ -71,7 +72,7 @@ fn with_vm_of(lines: &str, test: impl FnOnce(&mut Host) + Send) {
 }
 
 /// A process that is killed when it is dropped.
-struct Killed(Child);
+pub(crate) struct Killed(pub(crate) Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {

@@ -187,6 +187,7 @@ const TABLE: [(&str, Attack); 17] = [
                 "/v1/objects/vm?follow=true",
                 "/v1/events?follow=true",
                 "/v1/objects/lease?follow=true",
+                "/v1/watch?events=true",
             ] {
                 many(
                     flood,

@@ -5,6 +5,7 @@
 //! | file | what it tests |
 //! |---|---|
 //! | `agent` | `slice-agent` on a Unix socket |
+//! | `api_listener` | the second listener of the API: settings, token, TLS, hostile clients |
 //! | `bridge` | the same questions of groups in bridge mode |
 //! | `modes` | groups of all modes on one host |
 //! | `converge` | from a manifest to what stands, and what scripts rely on |
@@ -21,6 +22,7 @@
 //! | `drift` | everything that somebody can break, seen and repaired |
 //! | `bridge_drift` | the same in bridge mode |
 //! | `completion` | what shells offer |
+//! | `contract` | the REST API of existing clients, request by request |
 //! | `conventions` | what all commands of `slicectl` have in common |
 //! | `claims` | ranges, subnets and addresses, held by one daemon or by two |
 //! | `power` | what a power failure leaves of what was answered |
@@ -54,6 +56,7 @@
 //! | `newcomer` | the README's quick start on a bare Debian |
 //! | `questions` | what is asked before disks are deleted |
 //! | `scale` | the number of VMs of a group, changed alone |
+//! | `watch` | changes and events for programs, which continue from a version |
 //! | `waiting` | what is waited for, and what is not |
 //! | `not_observed` | what is answered between a start and the first observation |
 //! | `on_demand` | VMs made on demand |
@@ -67,6 +70,7 @@
 //! | `service` | the process: signals, logs, errors, rest |
 
 mod agent;
+mod api_listener;
 mod bridge;
 mod bridge_drift;
 mod claims;
@@ -80,6 +84,7 @@ mod cni_requests;
 mod completion;
 mod confinement;
 mod connections;
+mod contract;
 mod conventions;
 mod converge;
 mod damage;
@@ -129,3 +134,4 @@ mod undecodable;
 mod upgrade;
 mod vsock;
 mod waiting;
+mod watch;

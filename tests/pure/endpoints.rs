@@ -1,8 +1,10 @@
-//! The table of endpoints in `src/wire/mod.rs` and the router list the same methods and paths.
+//! The table of endpoints of each API and its router list the same methods and paths, and so does the OpenAPI document.
 //! Out of scope: what they answer.
 
 use std::collections::BTreeSet;
 use std::fs;
+
+use serde_json::Value;
 
 use super::source::root;
 
@@ -10,8 +12,8 @@ use super::source::root;
 type Endpoints = BTreeSet<String>;
 
 /// The rows of the table. `[/{name}]` is an optional part.
-fn documented() -> Endpoints {
-    let text = fs::read_to_string(root().join("src/wire/mod.rs")).expect("the module");
+fn documented(module: &str) -> Endpoints {
+    let text = fs::read_to_string(root().join(module)).expect("the module");
     let rows = text.lines().filter_map(|line| line.strip_prefix("//! | `"));
     let requests = rows.filter_map(|row| row.split(['`', '?']).next());
     let mut found = Endpoints::new();
@@ -30,8 +32,8 @@ fn documented() -> Endpoints {
 }
 
 /// The calls of `.route(path, get(…).delete(…))`.
-fn routed() -> Endpoints {
-    let text = fs::read_to_string(root().join("src/wire/server.rs")).expect("the module");
+fn routed(module: &str) -> Endpoints {
+    let text = fs::read_to_string(root().join(module)).expect("the module");
     let mut found = Endpoints::new();
     for call in text.split(".route(").skip(1) {
         let mut parts = call.splitn(3, '"');
@@ -48,7 +50,39 @@ fn routed() -> Endpoints {
 
 #[test]
 fn the_table_of_endpoints_and_the_router_agree() {
-    let (documented, routed) = (documented(), routed());
-    assert!(routed.len() > 15, "{routed:#?}");
-    assert_eq!(documented, routed);
+    for (table, router, least) in [
+        ("src/wire/mod.rs", "src/wire/server.rs", 15),
+        ("src/wire/compat/mod.rs", "src/wire/compat/mod.rs", 40),
+    ] {
+        let (documented, routed) = (documented(table), routed(router));
+        assert!(routed.len() > least, "{routed:#?}");
+        assert_eq!(documented, routed);
+    }
+}
+
+#[test]
+fn the_openapi_document_describes_the_routes_of_the_rest_api() {
+    let document: Value = serde_json::from_slice(&slicectl::wire::openapi()).expect("JSON");
+    let paths = document["paths"].as_object().expect("paths");
+    let mut described = Endpoints::new();
+    for (path, methods) in paths {
+        for (method, operation) in methods.as_object().expect("methods") {
+            described.insert(format!("{} {path}", method.to_uppercase()));
+            let responses = operation["responses"].as_object().expect("responses");
+            assert!(
+                responses
+                    .keys()
+                    .any(|status| status.as_str() < "400" || status == "501"),
+                "{method} {path}"
+            );
+            assert!(
+                operation["summary"].is_string() || operation["description"].is_string(),
+                "{method} {path}"
+            );
+        }
+    }
+    let mut routed = routed("src/wire/compat/mod.rs");
+    // The path of one client, which is no part of the API.
+    assert!(routed.remove("GET /hostgroup/{group}/{nodes}"));
+    assert_eq!(described, routed);
 }

@@ -106,7 +106,7 @@ fn every_key_has_a_place_in_these_tests() {
         .map(|place: &Place| place.key.name)
         .collect();
     for key in keys::all() {
-        let is_setting = |m: &Mapping| matches!(m, Mapping::Settings | Mapping::Ssh);
+        let is_setting = |m: &Mapping| m.is_setting();
         let is_covered = covered.contains(&key.name) || key.mappings.iter().any(is_setting);
         assert!(is_covered, "{}", key.name);
     }

@@ -14,6 +14,10 @@ use super::problem::{Location, Problem};
 use super::section::{Field, Reader, Section};
 use super::yaml::{self, Value};
 
+pub mod api;
+
+use api::ApiSettings;
+
 pub use super::keys::limits::MIN_REMOVAL_GRACE;
 
 /// Parses a removal grace in humantime format, such as `2s`.
@@ -41,6 +45,8 @@ pub struct Settings {
     pub ssh: Option<SshServer>,
     /// The keys that may log in to the SSH server.
     pub ssh_keys: Option<Vec<SshKey>>,
+    /// The second listener of the API.
+    pub api: Option<ApiSettings>,
 }
 
 /// The settings of the SSH server.
@@ -95,6 +101,7 @@ pub fn parse(source: &Source) -> Result<Settings, Vec<Problem>> {
         });
         settings.ssh = ssh(&mut reader, &section);
         settings.ssh_keys = ssh_keys(&mut reader, &section);
+        settings.api = api::read(&mut reader, &section);
         if let Some(field) = section.get("ssh").filter(|_| !section.has("ssh_keys")) {
             reader.refuse(
                 field,

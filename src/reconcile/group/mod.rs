@@ -1,16 +1,20 @@
 //! The reconciler of groups. Its actual state is the store: it writes VMs and leases, and changes nothing on the host.
 //! Out of scope: bringing up a VM (the pipeline of stages).
 
+mod add_error;
 mod choosing;
 mod claim;
 mod claims;
 mod foresee;
+mod friendly_name;
+mod generated_name;
 mod on_demand;
 mod plan;
 mod preflight;
 mod range;
 mod range_error;
 mod subnet;
+mod tags;
 
 use std::collections::BTreeMap;
 
@@ -24,14 +28,16 @@ use crate::api::vm::{Power, Vm};
 use crate::host;
 use crate::store::{self, LeaseError, Store, Txn, World};
 
+pub use add_error::AddError;
 pub use claim::{Claim, needed, of_address};
 pub use claims::{CLAIMS_DIR, ClaimOwner, Claims};
 pub use foresee::{Assigned, ForeseenVm, foresee};
-pub use on_demand::{AddError, Added, Removed, add, remove};
+pub use on_demand::{Added, NameRule, Removed, add, add_with, remove};
 pub use plan::{Action, Desired, Extra, Member, Observed, outdated, plan};
 pub use preflight::{BlockedReason, Preflight, PreflightCheck};
 pub use range::HostUse;
 pub use range_error::RangeError;
+pub use tags::set_tags;
 
 use choosing::{Rollback, choose, choosing, claimed, living};
 

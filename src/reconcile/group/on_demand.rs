@@ -8,8 +8,11 @@
 
 use std::collections::BTreeSet;
 
+use super::add_error::AddError;
 use super::choosing::{Rollback, choose, choosing, claimed};
 use super::claims::Claims;
+use super::friendly_name;
+use super::generated_name::random_tail;
 use super::range::{HostUse, Observation};
 use super::{Action, carry_out};
 use crate::api::host_group::HostGroup;
@@ -20,11 +23,6 @@ use crate::api::on_demand::{OnDemand, OnDemandEntry, VmOverrides};
 use crate::api::validate::request_conflict;
 use crate::store::{self, LeaseError, Store, Txn, World};
 
-/// Characters of generated names, without similar characters (`0` and `o`) and without vowels, so that a name contains no word.
-/// The first character is a letter.
-const LETTERS: &[u8; 20] = b"bcdfghjkmnpqrstvwxyz";
-const LETTERS_AND_DIGITS: &[u8; 28] = b"bcdfghjkmnpqrstvwxyz23456789";
-
 /// The result of a request for a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Added {
@@ -32,32 +30,6 @@ pub enum Added {
     Created,
     /// A VM with this name and the same settings exists.
     Unchanged,
-}
-
-/// The reason why a VM was not added.
-#[derive(Debug, thiserror::Error)]
-pub enum AddError {
-    /// There is no group with this name, or it is being deleted.
-    #[error("group not found")]
-    NoGroup,
-    /// The request is invalid, with one message per problem.
-    #[error("invalid request: {}", .0.join("; "))]
-    Invalid(Vec<String>),
-    /// It conflicts with existing objects.
-    #[error("{0}")]
-    Conflict(String),
-    /// The group has no addresses.
-    #[error(transparent)]
-    Group(#[from] super::Error),
-    /// The store cannot be written.
-    #[error(transparent)]
-    Store(#[from] store::Error),
-}
-
-impl From<AddError> for Rollback<AddError> {
-    fn from(error: AddError) -> Self {
-        Self::Failed(error)
-    }
 }
 
 /// The result of a request to remove a VM.
@@ -71,6 +43,15 @@ pub enum Removed {
     Absent,
 }
 
+/// Whether two VMs may have the same friendly name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameRule {
+    /// The tag `name` is one like others.
+    Any,
+    /// The tag `name` is unique.
+    Unique,
+}
+
 /// Adds a VM to a group. A name is generated if none is given.
 ///
 /// # Errors
@@ -80,10 +61,38 @@ pub async fn add(
     claims: &Claims,
     host_use: &HostUse<'_>,
     group: &Name,
+    desired: (Option<Name>, VmOverrides),
+    now: Timestamp,
+) -> Result<(Name, Added), AddError> {
+    add_with(
+        store,
+        claims,
+        host_use,
+        (group, NameRule::Any),
+        desired,
+        now,
+    )
+    .await
+}
+
+/// The same, with a rule for its friendly name. It is checked in the transaction that adds the VM.
+///
+/// # Errors
+/// [`AddError`]; then nothing has changed.
+pub async fn add_with(
+    store: &Store,
+    claims: &Claims,
+    host_use: &HostUse<'_>,
+    (group, rule): (&Name, NameRule),
     (name, overrides): (Option<Name>, VmOverrides),
     now: Timestamp,
 ) -> Result<(Name, Added), AddError> {
+    let label = overrides.tag_set().name().map(ToString::to_string);
+    let label = label.filter(|_| rule == NameRule::Unique);
     choosing(store, claims, host_use, group, |txn, observation| {
+        if let Some(label) = &label {
+            friendly_name::check(txn.world(), label, None)?;
+        }
         add_in(
             txn,
             claims,
@@ -224,13 +233,7 @@ fn free_name(world: &World, group: &Name, requested: Option<Name>) -> Result<Nam
 
 fn made_up(world: &World, group: &Name) -> Result<Name, AddError> {
     loop {
-        let bytes = uuid::Uuid::new_v4().into_bytes();
-        let first = LETTERS[usize::from(bytes[0]) % LETTERS.len()];
-        // Bytes 6 and 8 of a random uuid are not all random.
-        let more = bytes[1..5].iter();
-        let more =
-            more.map(|byte| LETTERS_AND_DIGITS[usize::from(*byte) % LETTERS_AND_DIGITS.len()]);
-        let tail: String = std::iter::once(first).chain(more).map(char::from).collect();
+        let tail = random_tail();
         let name = Name::new(format!("{group}-{tail}")).map_err(|error| {
             let why = format!("cannot generate a name ({error}): specify one");
             AddError::Invalid(vec![why])

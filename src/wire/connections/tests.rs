@@ -1,6 +1,8 @@
 //! The limits and deadlines of connections.
 //! Out of scope: HTTP.
 
+use tokio::net::UnixStream;
+
 use super::super::agents::Agents;
 use super::*;
 
@@ -74,6 +76,41 @@ fn the_oldest_idle_connection_of_the_user_with_most_is_evicted_first() {
 }
 
 #[test]
+fn connections_without_a_permitted_request_are_closed_for_others_and_cost_nobody_else() {
+    let address = |last: u8| User::of_address([192, 0, 2, last].into());
+    let all = Arc::new(Connections::new(Limits::remote(16)));
+    // One client has permitted connections that wait, and one a request in progress.
+    let permitted = fill(&all, address(1), 4, false);
+    for place in &permitted {
+        place.connection.authenticated();
+    }
+    let working = fill(&all, address(2), 2, true);
+    let strangers: Vec<Registration> = (10..200)
+        .flat_map(|last| fill(&all, address(last), 3, false))
+        .collect();
+    assert_eq!(strangers.len(), 190 * 3, "a new one is always admitted");
+    assert_eq!(closed(&strangers), 190 * 3 - 10);
+    assert_eq!(closed(&permitted) + closed(&working), 0);
+    // The address that has most of them loses them first.
+    let all = Arc::new(Connections::new(Limits::remote(16)));
+    let few: Vec<Registration> = (1..4)
+        .flat_map(|last| fill(&all, address(last), 1, false))
+        .collect();
+    let many = fill(&all, address(4), 12, false);
+    let more = fill(&all, address(5), 3, false);
+    assert_eq!(
+        (closed(&few), closed(&many), closed(&more)),
+        (0, 2, 0),
+        "16 are open"
+    );
+    // No address has all of them, whatever it does on them.
+    let all = Arc::new(Connections::new(Limits::remote(16)));
+    let one = fill(&all, address(1), 50, true);
+    let other = fill(&all, address(2), 50, true);
+    assert_eq!((one.len(), other.len()), (12, 4));
+}
+
+#[test]
 fn each_phase_has_its_deadline_and_a_stream_has_none_while_the_peer_reads() {
     let (limits, now) = (limits(), Instant::now());
     let connection = Connection::new(limits, now);
@@ -127,6 +164,7 @@ async fn a_connection_that_forwards_a_request_is_not_counted_never_late_and_ends
         (None, None)
     );
     let (local, theirs) = UnixStream::pair().unwrap();
+    let local = Socket::Unix(local);
     let short = Duration::from_millis(50);
     let waits = tokio::time::timeout(short, connection.wait_for_close(&local));
     assert!(waits.await.is_err(), "both are there");

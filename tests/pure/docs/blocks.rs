@@ -17,7 +17,7 @@ use super::super::source::root;
 use super::{GENERATED, assert_none, assert_one, page};
 
 /// Programs of the host that pages use.
-const PROGRAMS: [&str; 56] = [
+const PROGRAMS: [&str; 57] = [
     "apt-get",
     "awk",
     "basename",
@@ -55,6 +55,7 @@ const PROGRAMS: [&str; 56] = [
     "mv",
     "nft",
     "nsenter",
+    "openssl",
     "ping",
     "printf",
     "ps",

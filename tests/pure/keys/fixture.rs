@@ -14,7 +14,7 @@ pub struct Place {
 /// Every key of manifests, in each mapping in which it is valid.
 pub fn places() -> Vec<Place> {
     let of = |key: &'static Key| {
-        let is_manifest = |m: &&Mapping| !matches!(m, Mapping::Settings | Mapping::Ssh);
+        let is_manifest = |m: &&Mapping| !m.is_setting();
         let mappings = key.mappings.iter().filter(is_manifest);
         mappings.map(move |mapping| Place {
             key,
@@ -74,7 +74,7 @@ impl Place {
                 "}]}}]}}",
             ),
             (Mapping::Bandwidth, _) => (format!("{group} cni: {{bandwidth: {{{below}"), "}}}]}}"),
-            (Mapping::Settings | Mapping::Ssh, _) => unreachable!("not a manifest"),
+            (_, _) => unreachable!("not a manifest"),
         };
         (before, after.to_owned())
     }

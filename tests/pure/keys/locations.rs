@@ -27,7 +27,7 @@ fn a_problem_of_any_key_is_located_at_the_key_in_a_group_or_in_config() {
             Mapping::Cni => format!("cni.{}", place.key.name),
             Mapping::PortMapping => format!("cni.port_mappings[0].{}", place.key.name),
             Mapping::Bandwidth => format!("cni.bandwidth.{}", place.key.name),
-            Mapping::Settings | Mapping::Ssh => unreachable!("not a manifest"),
+            _ => unreachable!("not a manifest"),
         };
         let text = place.manifest(place.key.example);
         let drafts = drafts(&text).unwrap_or_else(|e| panic!("{text}: {e:?}"));

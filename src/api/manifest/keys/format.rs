@@ -6,6 +6,7 @@ use super::super::super::link_name;
 use super::super::super::provision::MAX_SCRIPT;
 use super::super::super::secret::MAX_NAME_LEN;
 use super::super::super::ssh_key::{MAX_LINE, TYPES, is_of_security_key};
+use super::super::settings::api::MAX_SOCKET;
 use super::limits::{
     API_VERSION, GATEWAY_PREFIXES, KIND, MAX_NETWORK_NAME_LEN, MAX_REMOVAL_GRACE,
     MIN_REMOVAL_GRACE, RANGE_PREFIXES, SIZE_UNITS,
@@ -62,6 +63,10 @@ pub enum Format {
     SecretName,
     /// IPv4 or IPv6 address of this host.
     ListenAddress,
+    /// The same, or the absolute path of a socket.
+    ListenAddressOrSocket,
+    /// Absolute path of a socket.
+    Socket,
     /// Public key of OpenSSH.
     SshKey,
     /// Public key that may log in to the SSH server of the daemon.
@@ -123,6 +128,12 @@ impl Format {
                 "a letter or digit, then letters, digits, `.`, `_` and `-`, at most {MAX_NAME_LEN}"
             ),
             Self::ListenAddress => "IPv4 or IPv6 address; `0.0.0.0` or `\"::\"` for all".into(),
+            Self::ListenAddressOrSocket => {
+                "IPv4 or IPv6 address, `0.0.0.0` or `\"::\"` for all; or absolute path of a Unix socket".into()
+            }
+            Self::Socket => format!(
+                "absolute path of a Unix socket, without `..`, at most {MAX_SOCKET} characters"
+            ),
             Self::SshKey => {
                 format!("public key of OpenSSH: `TYPE BASE64 [COMMENT]`, at most {MAX_LINE} bytes")
             }
@@ -184,6 +195,16 @@ impl Format {
                 format!("^[A-Za-z0-9][A-Za-z0-9._-]{{0,{most}}}$")
             }
             Self::ListenAddress => "^[0-9a-fA-F.:]+$".into(),
+            Self::ListenAddressOrSocket => {
+                let path = Self::Socket.pattern();
+                format!("^[0-9a-fA-F.:]+$|{path}")
+            }
+            Self::Socket => {
+                let most = MAX_SOCKET - 2;
+                format!(
+                    r"^(?!.*/\.\.(/|$))/[^\x00-\x1f\x7f-\x9f]{{0,{most}}}[^/\x00-\x1f\x7f-\x9f]$"
+                )
+            }
             Self::SshKey => key_of(&TYPES),
             Self::LoginKey => {
                 let types = TYPES.into_iter().filter(|kind| !is_of_security_key(kind));

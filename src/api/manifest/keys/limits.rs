@@ -69,6 +69,8 @@ pub const MAX_NETWORK_NAME_LEN: usize = 128;
 pub const PORTS: RangeInclusive<u64> = 1..=65_535;
 /// The port of the SSH server if it is not set.
 pub const DEFAULT_SSH_PORT: u16 = 2222;
+/// The port of the API if it is not set.
+pub const DEFAULT_API_PORT: u16 = 8080;
 
 /// The minimum removal grace: programs that save a file in several steps need time between them.
 pub const MIN_REMOVAL_GRACE: Duration = Duration::from_millis(150);

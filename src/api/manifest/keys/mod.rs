@@ -43,6 +43,12 @@ pub enum Mapping {
     Settings,
     /// `ssh:` of the settings file.
     Ssh,
+    /// `api:` of the settings file.
+    Api,
+    /// `auth:` of `api:`.
+    ApiAuth,
+    /// `tls:` of `api:`.
+    ApiTls,
 }
 
 /// Network modes.
@@ -148,7 +154,7 @@ impl Key {
 
 impl Mapping {
     /// All mappings, in the order of the reference.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::Document,
         Self::Config,
         Self::HostGroup,
@@ -159,7 +165,25 @@ impl Mapping {
         Self::Bandwidth,
         Self::Settings,
         Self::Ssh,
+        Self::Api,
+        Self::ApiAuth,
+        Self::ApiTls,
     ];
+
+    /// Whether it is the settings file, or in it.
+    pub fn is_setting(self) -> bool {
+        match self {
+            Self::Settings | Self::Ssh | Self::Api | Self::ApiAuth | Self::ApiTls => true,
+            Self::Document
+            | Self::Config
+            | Self::HostGroup
+            | Self::Disk
+            | Self::Network
+            | Self::Cni
+            | Self::PortMapping
+            | Self::Bandwidth => false,
+        }
+    }
 
     /// Its keys. A key whose value depends on the network mode occurs once for each.
     pub fn keys(self) -> impl Iterator<Item = &'static Key> {
@@ -195,6 +219,9 @@ impl Mapping {
             Self::Bandwidth => "in cni.bandwidth:",
             Self::Settings => "in the settings file of sliced",
             Self::Ssh => "in ssh: of the settings file of sliced",
+            Self::Api => "in api: of the settings file of sliced",
+            Self::ApiAuth => "in api.auth: of the settings file of sliced",
+            Self::ApiTls => "in api.tls: of the settings file of sliced",
         }
     }
 }

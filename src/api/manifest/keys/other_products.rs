@@ -13,7 +13,7 @@ const SLICER: &[(&str, &str)] = &[
     ),
     (
         "api",
-        "the API is a Unix socket, /run/slice/sliced.sock (sliced --run-dir), with access for a group (--socket-group)",
+        "the API is a setting of the daemon: api: in /etc/slice/sliced.yaml",
     ),
     (
         "ssh",

@@ -10,20 +10,16 @@ const ENTRIES: &str = include_str!("reference/entries.md");
 /// The reference, in Markdown.
 pub fn reference() -> String {
     let mut text = INTRO.to_owned();
-    for mapping in Mapping::ALL.into_iter().filter(|m| !is_setting(*m)) {
+    for mapping in Mapping::ALL.into_iter().filter(|m| !m.is_setting()) {
         text.push_str(&section(mapping));
     }
     text.push('\n');
     text.push_str(ENTRIES);
     text.push_str(&reserved_ranges());
-    for mapping in Mapping::ALL.into_iter().filter(|m| is_setting(*m)) {
+    for mapping in Mapping::ALL.into_iter().filter(|m| m.is_setting()) {
         text.push_str(&section(mapping));
     }
     text
-}
-
-fn is_setting(mapping: Mapping) -> bool {
-    matches!(mapping, Mapping::Settings | Mapping::Ssh)
 }
 
 fn section(mapping: Mapping) -> String {
@@ -91,11 +87,23 @@ fn heading(mapping: Mapping) -> (&'static str, &'static str) {
         Mapping::Settings => (
             "/etc/slice/sliced.yaml",
             "The settings file of `sliced` (`--settings`). It may be absent, and every key is optional. `sliced --check-config` checks it; a\n\
-             change applies after a restart of `sliced`, except for `ssh` and `ssh_keys`, which apply at once.",
+             change applies after a restart of `sliced`, except for `ssh`, `ssh_keys` and `api`, which apply at once.",
         ),
         Mapping::Ssh => (
             "ssh of /etc/slice/sliced.yaml",
             "The SSH server for the guests of this host; see [SSH](../ssh.md).",
+        ),
+        Mapping::Api => (
+            "api of /etc/slice/sliced.yaml",
+            "The API on the network or on a second Unix socket; see [access](../access.md#over-the-network). Flags of\n[`sliced`](sliced.md) take precedence.",
+        ),
+        Mapping::ApiAuth => (
+            "api.auth of /etc/slice/sliced.yaml",
+            "The token of the API.",
+        ),
+        Mapping::ApiTls => (
+            "api.tls of /etc/slice/sliced.yaml",
+            "TLS of the API, version 1.2 or 1.3. Both files are required; changes of them apply at once.",
         ),
     }
 }

@@ -47,6 +47,9 @@ fn name(mapping: Mapping) -> &'static str {
         Mapping::Bandwidth => "bandwidth",
         Mapping::Settings => "settings",
         Mapping::Ssh => "ssh",
+        Mapping::Api => "api",
+        Mapping::ApiAuth => "apiAuth",
+        Mapping::ApiTls => "apiTls",
     }
 }
 
@@ -250,7 +253,7 @@ mod tests {
         assert!(manifest["$defs"].get("settings").is_none());
         let settings = schema(Mapping::Settings);
         let names: Vec<_> = settings["$defs"].as_object().unwrap().keys().collect();
-        assert_eq!(names, ["ssh"]);
+        assert_eq!(names, ["api", "apiAuth", "apiTls", "ssh"]);
         assert_eq!(
             manifest["$defs"]["hostGroup"]["properties"]["vcpu"]["default"],
             json!(2)

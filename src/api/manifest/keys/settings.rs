@@ -2,11 +2,14 @@
 //! Out of scope: manifests.
 
 use super::super::super::ssh_key::MAX_KEYS;
-use super::limits::{DEFAULT_SSH_PORT, PORTS};
+use super::limits::{DEFAULT_API_PORT, DEFAULT_SSH_PORT, PORTS};
 use super::{Change, Default, Format, Key, Mapping, Value};
 
 const SETTINGS: &[Mapping] = &[Mapping::Settings];
 const SSH: &[Mapping] = &[Mapping::Ssh];
+const API: &[Mapping] = &[Mapping::Api];
+const API_AUTH: &[Mapping] = &[Mapping::ApiAuth];
+const API_TLS: &[Mapping] = &[Mapping::ApiTls];
 
 /// All of them.
 pub const KEYS: &[Key] = &[
@@ -99,5 +102,115 @@ pub const KEYS: &[Key] = &[
         property: None,
         about: "The private key of the server (Ed25519 or ECDSA), in the format of OpenSSH, without a passphrase; created if the file does not exist",
         example: "\"/etc/ssh/ssh_host_ed25519_key\"",
+    },
+    Key {
+        name: "api",
+        mappings: SETTINGS,
+        value: Value::One(Mapping::Api),
+        default: Default::Text("no second listener"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "The API on the network or on a second Unix socket; `{}` for the defaults",
+        example: "{\"port\": 8080}",
+    },
+    Key {
+        name: "bind_address",
+        mappings: API,
+        value: Value::Text(Format::ListenAddressOrSocket),
+        default: Default::Word("127.0.0.1"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "Where the API listens; a path is the same as `socket`; `--api-bind-address` takes precedence",
+        example: "\"0.0.0.0\"",
+    },
+    Key {
+        name: "port",
+        mappings: API,
+        value: Value::Whole(PORTS, 1),
+        default: Default::Whole(DEFAULT_API_PORT as u64),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "The TCP port; `--api-port` takes precedence",
+        example: "8080",
+    },
+    Key {
+        name: "socket",
+        mappings: API,
+        value: Value::Text(Format::Socket),
+        default: Default::Text("TCP"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "A Unix socket instead of TCP, with the mode and the group of the daemon's socket; `--api-socket` takes precedence",
+        example: "\"/run/slice/api.sock\"",
+    },
+    Key {
+        name: "auth",
+        mappings: API,
+        value: Value::One(Mapping::ApiAuth),
+        default: Default::Text("a token for TCP, none for a Unix socket"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "The token of the API",
+        example: "{\"token_file\": \"/etc/slice/api-token\"}",
+    },
+    Key {
+        name: "tls",
+        mappings: API,
+        value: Value::One(Mapping::ApiTls),
+        default: Default::Text("not encrypted"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "TLS, for TCP only",
+        example: "{\"cert\": \"/etc/slice/tls.crt\", \"key\": \"/etc/slice/tls.key\"}",
+    },
+    Key {
+        name: "enabled",
+        mappings: API_AUTH,
+        value: Value::Flag,
+        default: Default::Text("`true` for TCP, `false` for a Unix socket"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "Whether every request needs the token, except `GET /healthz`; `false` is refused for TCP; `--api-auth` takes precedence",
+        example: "true",
+    },
+    Key {
+        name: "token_file",
+        mappings: API_AUTH,
+        value: Value::Text(Format::File),
+        default: Default::Text("`api/token` in the state directory"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "The file with the token, mode 0600; created if it does not exist; a change of it applies at once; `--api-token-file` takes precedence",
+        example: "\"/etc/slice/api-token\"",
+    },
+    Key {
+        name: "cert",
+        mappings: API_TLS,
+        value: Value::Text(Format::File),
+        default: Default::Required,
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "The certificate of the server and those of its issuers, in PEM; `--api-tls-cert` takes precedence",
+        example: "\"/etc/slice/tls.crt\"",
+    },
+    Key {
+        name: "key",
+        mappings: API_TLS,
+        value: Value::Text(Format::File),
+        default: Default::Required,
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "The private key, in PEM, for root only; `--api-tls-key` takes precedence",
+        example: "\"/etc/slice/tls.key\"",
     },
 ];

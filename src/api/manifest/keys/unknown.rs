@@ -39,7 +39,10 @@ fn of_slicer(mapping: Mapping, key: &str) -> Option<&'static str> {
         | Mapping::PortMapping
         | Mapping::Bandwidth
         | Mapping::Settings
-        | Mapping::Ssh => None,
+        | Mapping::Ssh
+        | Mapping::Api
+        | Mapping::ApiAuth
+        | Mapping::ApiTls => None,
     }
 }
 
@@ -48,7 +51,7 @@ fn homes(mapping: Mapping, key: &str) -> Vec<&'static str> {
     Mapping::ALL
         .into_iter()
         .filter(|other| *other != mapping && mapping != Mapping::Settings && other.has(key))
-        .filter(|other| mapping != Mapping::Ssh || *other == Mapping::Settings)
+        .filter(|other| !mapping.is_setting() || other.is_setting())
         .map(Mapping::place)
         .collect()
 }

@@ -5,7 +5,6 @@
 //! nothing that is watched exists any more, and when the kernel has lost events (`IN_Q_OVERFLOW`): then the client watches again.
 //! Without a change nothing runs but a comment every 15 s.
 
-mod duration;
 mod merge;
 mod tree;
 
@@ -29,6 +28,7 @@ use super::super::error::{Error, query};
 use super::target;
 use crate::clock;
 use crate::guest::archive::exclude::Patterns;
+use crate::guest::go_duration;
 use crate::guest::protocol::{WatchEvent, WatchQuery};
 
 /// The maximum number of streams at once, and of paths of one.
@@ -112,7 +112,10 @@ fn options(query: &WatchQuery, headers: &HeaderMap) -> Result<Options, Error> {
     let patterns = Patterns::parse(&query.patterns);
     let time = |text: &Option<String>| match text.as_deref() {
         None | Some("") => Ok(None),
-        Some(text) => duration::parse(text).map(Some),
+        Some(text) => match go_duration::parse(text) {
+            Ok(duration) => Ok(Some(duration)),
+            Err(error) => Err(Error::bad_request(error.to_string())),
+        },
     };
     let debounce = time(&query.debounce)?.unwrap_or_default();
     if debounce > DEBOUNCE_LIMIT {

@@ -3,7 +3,13 @@
 
 use std::time::Duration;
 
-use super::super::super::error::Error;
+/// The error for a text that is no duration.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid duration \"{0}\": expected a number with a unit, such as 200ms or 1m30s")]
+pub struct InvalidDuration(String);
+
+/// The maximum length of an invalid text in a message, in characters.
+const SHOWN: usize = 32;
 
 /// Units and their lengths in seconds; a unit is after those that begin with it.
 const UNITS: [(&str, f64); 7] = [
@@ -17,11 +23,17 @@ const UNITS: [(&str, f64); 7] = [
 ];
 
 /// Parses a duration; `0` needs no unit.
-pub fn parse(text: &str) -> Result<Duration, Error> {
+///
+/// # Errors
+/// [`InvalidDuration`].
+pub fn parse(text: &str) -> Result<Duration, InvalidDuration> {
     let invalid = || {
-        Error::bad_request(format!(
-            "invalid duration \"{text}\": expected a number with a unit, such as 200ms or 1m30s"
-        ))
+        InvalidDuration(
+            text.chars()
+                .filter(|c| !c.is_control())
+                .take(SHOWN)
+                .collect(),
+        )
     };
     if text == "0" {
         return Ok(Duration::ZERO);

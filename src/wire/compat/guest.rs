@@ -1,0 +1,206 @@
+//! Requests to the agents of guests: commands, files, shells, connections.
+//! Out of scope: forwarding them ([`super::super::agent`]), which `/v1` shares; bodies ([`crate::guest::protocol`]).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::extract::{ConnectInfo, Path, Request, State};
+use axum::response::Response;
+
+use super::super::admission::Client;
+use super::super::agent;
+use super::super::backend::Backend;
+use super::super::shared::AppState;
+use super::create::Goal;
+use super::errors::{ErrorBody, Rejection, refused, vm_name};
+use super::wait;
+use crate::api::node::{GuestAgent, Node};
+use crate::api::view::VmmState;
+use crate::clock;
+
+/// The number of segments before the path at the agent: `/vm/{vm}/`.
+const PREFIX: usize = 3;
+
+/// How long after its creation a guest is still booting: clients send their first request when a VM is created, and expect that it is
+/// answered.
+const BOOT: Duration = Duration::from_secs(30);
+
+/// For how long a request to the agent of a VM waits until it answers for the first time; `None`: it is sent at once.
+fn boots_for(node: &Node) -> Option<Duration> {
+    let is_waited_for = match (node.access, node.state) {
+        (GuestAgent::Possible, VmmState::Starting) => true,
+        (GuestAgent::Possible, VmmState::Running) => !Goal::Agent.is_reached(node),
+        _ => false,
+    };
+    let age = clock::now().duration_since(node.created_at);
+    let age = Duration::try_from(age).unwrap_or_default();
+    let left = BOOT.checked_sub(age)?;
+    (is_waited_for && !left.is_zero()).then_some(left)
+}
+
+type Parameters = Path<BTreeMap<String, String>>;
+
+async fn forward<B: Backend>(
+    State(state): AppState<B>,
+    caller: Client,
+    Path(parameters): Parameters,
+    request: Request,
+) -> Result<Response, Rejection> {
+    let vm = parameters.get("vm").map(String::as_str).unwrap_or_default();
+    let vm = vm_name(vm)?;
+    // A VM that is being deleted does not exist for clients of this API.
+    let node = state.backend.node(vm.clone()).await.map_err(refused)?.node;
+    if let Some(limit) = boots_for(&node) {
+        let answers = |node: &Node| boots_for(node).is_none().then_some(());
+        let waited = wait::until(&*state.backend, &vm, limit, answers).await;
+        waited.map_err(refused)?;
+    }
+    Ok(agent::forward(&state, &caller, (vm, PREFIX), request).await?)
+}
+
+/// Handlers that forward a request. Each has its path, parameters and responses in the OpenAPI document; all may answer what a request to
+/// a guest may.
+macro_rules! forwarded {
+    ($(
+        $(#[$comment:meta])*
+        $name:ident: $method:ident $path:literal, ($($parameters:tt)*), ($($responses:tt)*);
+    )*) => { $(
+        $(#[$comment])*
+        #[utoipa::path($method, path = $path, tag = "guests",
+            params(("vm" = String, Path, description = "The VM"), $($parameters)*),
+            responses(
+                $($responses)*
+                (status = 400, body = ErrorBody),
+                (status = 404, body = ErrorBody),
+                (status = 409, description = "The VM is paused or does not run", body = ErrorBody),
+                (status = 500, body = ErrorBody),
+                (status = 502, body = ErrorBody),
+                (status = 503, description = "The agent does not answer, or a limit is reached", body = ErrorBody),
+                (status = 504, body = ErrorBody),
+            ))]
+        pub(super) async fn $name<B: Backend>(
+            state: AppState<B>,
+            ConnectInfo(caller): ConnectInfo<Client>,
+            parameters: Parameters,
+            request: Request,
+        ) -> Result<Response, Rejection> {
+            forward(state, caller, parameters, request).await
+        }
+    )* };
+}
+
+forwarded! {
+    /// Runs a program. All parameters are in the query; the body is its standard input.
+    ///
+    /// The response has a JSON object in each line: `started`, `stdout` and `stderr`, `exit`. With `buffered` it is one object, with
+    /// `background` the id of the command.
+    exec: post "/vm/{vm}/exec", (
+        ("cmd" = String, Query, description = "The program"),
+        ("args" = Option<Vec<String>>, Query, description = "Its arguments; repeated"),
+        ("env" = Option<Vec<String>>, Query, description = "NAME=VALUE; repeated"),
+        ("uid" = Option<u32>, Query, description = "The user; absent: the normal user of the image"),
+        ("gid" = Option<u32>, Query, description = "The group"),
+        ("cwd" = Option<String>, Query, description = "The working directory"),
+        ("shell" = Option<String>, Query, description = "A shell that runs the command; absent: none"),
+        ("stdin" = Option<bool>, Query, description = "The body is standard input"),
+        ("stdio" = Option<String>, Query, description = "text or base64"),
+        ("buffered" = Option<bool>, Query, description = "One object when it has ended"),
+        ("background" = Option<bool>, Query, description = "It survives the client"),
+        ("ring_bytes" = Option<u64>, Query, description = "The size of the buffer of its output"),
+    ), (
+        (status = 200, description = "Frames, or one object", body = String, content_type = "application/x-ndjson"),
+        (status = 201, description = "Started in the background", body = Object),
+    );
+    /// Commands in the background.
+    list: get "/vm/{vm}/exec", (), (
+        (status = 200, body = Vec<Object>),
+    );
+    /// A command in the background.
+    info: get "/vm/{vm}/exec/{id}", (("id" = String, Path, description = "The id of the command"),), (
+        (status = 200, body = Object),
+        (status = 410, description = "It was removed", body = ErrorBody),
+    );
+    /// Removes a command that has ended.
+    reap: delete "/vm/{vm}/exec/{id}", (("id" = String, Path, description = "The id of the command"),), (
+        (status = 200, body = Object),
+        (status = 410, description = "It was removed", body = ErrorBody),
+    );
+    /// The output of a command in the background.
+    logs: get "/vm/{vm}/exec/{id}/logs", (
+        ("id" = String, Path, description = "The id of the command"),
+        ("follow" = Option<bool>, Query, description = "Until it ends"),
+        ("from_id" = Option<u64>, Query, description = "The first frame"),
+    ), (
+        (status = 200, description = "Frames", body = String, content_type = "application/x-ndjson"),
+        (status = 410, description = "It was removed", body = ErrorBody),
+    );
+    /// Sends a signal to a command and its children.
+    kill: post "/vm/{vm}/exec/{id}/kill", (("id" = String, Path, description = "The id of the command"),), (
+        (status = 200, body = Object),
+        (status = 410, description = "It was removed", body = ErrorBody),
+    );
+    /// Waits for the end of a command.
+    wait_exit: get "/vm/{vm}/exec/{id}/wait-exit", (
+        ("id" = String, Path, description = "The id of the command"),
+        ("timeout" = Option<u64>, Query, description = "Seconds, at most 600"),
+    ), (
+        (status = 200, description = "It has ended, or timed_out is true", body = Object),
+        (status = 410, description = "It was removed", body = ErrorBody),
+    );
+    /// Copies a file or a tar archive out of the guest.
+    copy_from: get "/vm/{vm}/cp", (
+        ("path" = String, Query, description = "The file or directory"),
+        ("mode" = Option<String>, Query, description = "binary or tar"),
+    ), (
+        (status = 200, description = "Bytes", body = String, content_type = "application/octet-stream"),
+    );
+    /// Copies a file or a tar archive into the guest.
+    copy_to: post "/vm/{vm}/cp", (
+        ("path" = String, Query, description = "The file or directory"),
+        ("mode" = Option<String>, Query, description = "binary or tar"),
+        ("uid" = Option<u32>, Query, description = "The owner"),
+        ("gid" = Option<u32>, Query, description = "The group"),
+        ("permissions" = Option<String>, Query, description = "Octal"),
+    ), (
+        (status = 200, description = "It is stored"),
+    );
+    /// A file of the guest.
+    stat: get "/vm/{vm}/fs/stat", (("path" = String, Query, description = "The file"),), (
+        (status = 200, body = Object),
+    );
+    /// The files of a directory.
+    readdir: get "/vm/{vm}/fs/readdir", (("path" = String, Query, description = "The directory"),), (
+        (status = 200, body = Vec<Object>),
+    );
+    /// Creates a directory.
+    mkdir: post "/vm/{vm}/fs/mkdir", (), (
+        (status = 200, description = "It exists"),
+    );
+    /// Removes a file or a directory.
+    remove: delete "/vm/{vm}/fs/remove", (
+        ("path" = String, Query, description = "The file"),
+        ("recursive" = Option<bool>, Query, description = "With all it contains"),
+    ), (
+        (status = 200, description = "It is removed"),
+    );
+    /// Changes of files, as Server-Sent Events.
+    watch: get "/vm/{vm}/fs/watch", (
+        ("paths" = Vec<String>, Query, description = "Files and directories; repeated"),
+        ("one_shot" = Option<bool>, Query, description = "End after the first event"),
+        ("timeout" = Option<String>, Query, description = "End after this duration of Go"),
+    ), (
+        (status = 200, description = "Events", body = String, content_type = "text/event-stream"),
+    );
+    /// A terminal, as a WebSocket.
+    shell: get "/vm/{vm}/shell", (), (
+        (status = 101, description = "Frames with a type, a length and a payload"),
+        (status = 426, description = "The request is no upgrade", body = ErrorBody),
+    );
+    /// A connection to a port or socket in the guest, as a WebSocket.
+    connect: get "/vm/{vm}/forward", (
+        ("X-Inlets-Upstream" = String, Header, description = "HOST:PORT or unix:PATH, in the guest"),
+    ), (
+        (status = 101, description = "The bytes of the connection"),
+        (status = 426, description = "The request is no upgrade", body = ErrorBody),
+    );
+}
