@@ -1,8 +1,6 @@
 //! The certificate and the private key of the listener.
 //! Out of scope: connections with TLS ([`crate::wire`]).
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +9,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{DEFAULT_VERSIONS, ServerConfig};
 
-use super::token::read_private;
+use crate::host::key_file::{self, Access};
 
 /// The maximum size of each file, in bytes.
 const MAX_FILE: u64 = 256 << 10;
@@ -38,9 +36,8 @@ impl PartialEq for Identity {
 pub(super) fn load(cert: &Path, key: &Path) -> Result<Identity, String> {
     let of_cert = |why: String| format!("cannot use the certificate {}: {why}", cert.display());
     let of_key = |why: String| format!("cannot use the private key {}: {why}", key.display());
-    let cert_text = read_public(cert).map_err(of_cert)?;
-    let key_text = read_private(key, MAX_FILE).map_err(of_key)?;
-    let key_text = key_text.ok_or_else(|| of_key("the file does not exist".to_owned()))?;
+    let cert_text = read(cert, Access::Others).map_err(of_cert)?;
+    let key_text = read(key, Access::Owner).map_err(of_key)?;
     let chain: Result<Vec<CertificateDer>, _> =
         CertificateDer::pem_slice_iter(&cert_text).collect();
     let chain = chain.map_err(|_| of_cert("it is not in PEM".to_owned()))?;
@@ -65,22 +62,9 @@ pub(super) fn load(cert: &Path, key: &Path) -> Result<Identity, String> {
     })
 }
 
-fn read_public(path: &Path) -> Result<Vec<u8>, String> {
-    let file = File::open(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => "the file does not exist".to_owned(),
-        _ => error.to_string(),
-    })?;
-    let meta = file.metadata().map_err(|error| error.to_string())?;
-    if !meta.is_file() {
-        return Err("it is not a file".to_owned());
-    }
-    let mut bytes = Vec::new();
-    let read = file.take(MAX_FILE + 1).read_to_end(&mut bytes);
-    read.map_err(|error| error.to_string())?;
-    match bytes.len() as u64 > MAX_FILE {
-        true => Err(format!("it is larger than {MAX_FILE} bytes")),
-        false => Ok(bytes),
-    }
+fn read(path: &Path, access: Access) -> Result<Vec<u8>, String> {
+    let bytes = key_file::read(path, access, MAX_FILE).map_err(|error| error.to_string())?;
+    bytes.ok_or_else(|| "the file does not exist".to_owned())
 }
 
 #[cfg(test)]

@@ -1,15 +1,15 @@
 //! The file with the token: created at the first start, read afterwards.
 //! Out of scope: requests with a token ([`crate::wire::auth`]).
 
-use std::fs::{DirBuilder, OpenOptions};
-use std::io::Read;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::host::fs::{self, Durability};
+use crate::host::key_file::{self, Access};
 use crate::wire::Token;
 
 /// The maximum size of the file, in bytes.
@@ -31,7 +31,8 @@ pub fn load(path: &Path) -> Result<Token, String> {
 
 fn read(path: &Path) -> Result<Option<Token>, String> {
     let fail = |why: &str| format!("cannot use the token file {}: {why}", path.display());
-    let Some(bytes) = read_private(path, MAX_FILE).map_err(|why| fail(&why))? else {
+    let read = key_file::read(path, Access::Owner, MAX_FILE);
+    let Some(bytes) = read.map_err(|error| fail(&error.to_string()))? else {
         return Ok(None);
     };
     let text = std::str::from_utf8(&bytes).map_err(|_| fail("it is not a text"))?;
@@ -41,54 +42,9 @@ fn read(path: &Path) -> Result<Option<Token>, String> {
         .map_err(|error| fail(&format!("{error}; remove it for a new token")))
 }
 
-/// The content of a file that only its owner, who is root or this user, may access; `None` if it does not exist.
-///
-/// # Errors
-/// It is no file, is larger than `limit` bytes, is accessible to others, or cannot be read.
-pub(super) fn read_private(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, String> {
-    let opened = OpenOptions::new()
-        .read(true)
-        // A FIFO must not block.
-        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-        .open(path);
-    let file = match opened {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error.to_string()),
-    };
-    let meta = file.metadata().map_err(|error| error.to_string())?;
-    if !meta.is_file() {
-        return Err("it is not a file".to_owned());
-    }
-    if meta.mode() & 0o077 != 0 {
-        let mode = meta.mode() & 0o7777;
-        return Err(format!(
-            "others may access it (mode {mode:04o}); chmod 0600 it"
-        ));
-    }
-    let own = rustix::process::geteuid().as_raw();
-    if meta.uid() != 0 && meta.uid() != own {
-        return Err(format!("it belongs to user {}, expected root", meta.uid()));
-    }
-    let mut bytes = Vec::new();
-    let read = file.take(limit + 1).read_to_end(&mut bytes);
-    read.map_err(|error| error.to_string())?;
-    match bytes.len() as u64 > limit {
-        true => Err(format!("it is larger than {limit} bytes")),
-        false => Ok(Some(bytes)),
-    }
-}
-
 fn create(path: &Path) -> Result<Token, String> {
     let fail = |why: String| format!("cannot create the token file {}: {why}", path.display());
-    let mut bytes = [0; SIZE];
-    let mut rest = bytes.as_mut_slice();
-    while !rest.is_empty() {
-        let flags = rustix::rand::GetRandomFlags::empty();
-        let count = rustix::rand::getrandom(&mut *rest, flags);
-        let count = count.map_err(|error| fail(error.to_string()))?;
-        rest = &mut rest[count..];
-    }
+    let bytes = key_file::random::<SIZE>().map_err(|error| fail(error.to_string()))?;
     let text = URL_SAFE_NO_PAD.encode(bytes);
     if let Some(dir) = path.parent() {
         // Of the default path, only the last directory may be missing; an existing one keeps its mode.
@@ -109,7 +65,7 @@ fn create(path: &Path) -> Result<Token, String> {
 #[cfg(test)]
 mod tests {
     use std::fs::Permissions;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
 

@@ -5,7 +5,7 @@
 //!   [`tap`], [`addr`], [`route`], [`routing_rule`], [`neigh`], [`tc`] (ingress filters of a link); [`events`] reports changes.
 //! - Packet filters: [`iptables`], with each rule as a [`rule`]; [`conntrack`], [`hashlimit`].
 //! - The rest: [`netns`], [`sysctl`], [`process`], [`cpu`], [`fs`], [`ramdir`], [`image`], [`named`] (files at paths that an unprivileged
-//!   user specified), [`acl`]; operations that may block, with a timeout: [`blocking`].
+//!   user specified), [`key_file`], [`acl`]; operations that may block, with a timeout: [`blocking`].
 
 pub mod acl;
 pub mod addr;
@@ -26,6 +26,7 @@ pub mod holders;
 mod ifindex;
 pub mod image;
 pub mod iptables;
+pub mod key_file;
 pub mod link;
 mod link_info;
 pub mod lock;

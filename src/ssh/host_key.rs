@@ -3,15 +3,13 @@
 //!
 //! Clients remember the key, so a key that cannot be read is an error and never replaced by a new one.
 
-use std::fs::OpenOptions;
-use std::io::Read;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use russh::keys::ssh_key::{LineEnding, private::Ed25519Keypair};
 use russh::keys::{Algorithm, HashAlg, PrivateKey};
 
 use crate::host::fs::{self, Durability};
+use crate::host::key_file::{self, Access};
 
 /// The maximum size of the file, in bytes. A key of RSA with 16,384 bits has about 13,000.
 const MAX_FILE: u64 = 64 << 10;
@@ -34,28 +32,10 @@ pub fn fingerprint(key: &PrivateKey) -> String {
 
 fn read(path: &Path) -> Result<Option<PrivateKey>, String> {
     let fail = |why: &str| format!("cannot use the host key {}: {why}", path.display());
-    let opened = OpenOptions::new()
-        .read(true)
-        // A FIFO must not block.
-        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-        .open(path);
-    let file = match opened {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(fail(&error.to_string())),
+    let read = key_file::read(path, Access::Owner, MAX_FILE);
+    let Some(text) = read.map_err(|error| fail(&error.to_string()))? else {
+        return Ok(None);
     };
-    let meta = file.metadata().map_err(|error| fail(&error.to_string()))?;
-    if !meta.is_file() {
-        return Err(fail("it is not a file"));
-    }
-    if meta.mode() & 0o077 != 0 {
-        let mode = meta.mode() & 0o7777;
-        let why = format!("others may access it (mode {mode:04o}); chmod 0600 it");
-        return Err(fail(&why));
-    }
-    let mut text = String::new();
-    let read = file.take(MAX_FILE).read_to_string(&mut text);
-    read.map_err(|error| fail(&error.to_string()))?;
     let key = PrivateKey::from_openssh(&text);
     let key = key.map_err(|_| fail("it is not a private key in the format of OpenSSH"))?;
     match key.algorithm() {
@@ -70,14 +50,7 @@ fn read(path: &Path) -> Result<Option<PrivateKey>, String> {
 
 fn create(path: &Path) -> Result<PrivateKey, String> {
     let fail = |why: String| format!("cannot create the host key {}: {why}", path.display());
-    let mut seed = [0; 32];
-    let mut rest = seed.as_mut_slice();
-    while !rest.is_empty() {
-        let flags = rustix::rand::GetRandomFlags::empty();
-        let count = rustix::rand::getrandom(&mut *rest, flags);
-        let count = count.map_err(|error| fail(error.to_string()))?;
-        rest = &mut rest[count..];
-    }
+    let seed = key_file::random::<32>().map_err(|error| fail(error.to_string()))?;
     let pair = Ed25519Keypair::from_seed(&seed);
     let key = PrivateKey::new(pair.into(), "sliced").map_err(|error| fail(error.to_string()))?;
     let text = key.to_openssh(LineEnding::LF);
@@ -89,7 +62,7 @@ fn create(path: &Path) -> Result<PrivateKey, String> {
 #[cfg(test)]
 mod tests {
     use std::fs::Permissions;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
 
@@ -112,7 +85,7 @@ mod tests {
         for (bytes, mode, expected) in [
             (&valid[..valid.len() / 2], 0o600, "not a private key"),
             (&b""[..], 0o600, "not a private key"),
-            (&b"secret\xff"[..], 0o600, "valid UTF-8"),
+            (&b"secret\xff"[..], 0o600, "not a private key"),
             (&valid[..], 0o644, "others may access it (mode 0644)"),
         ] {
             std::fs::write(&path, bytes).unwrap();

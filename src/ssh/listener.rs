@@ -2,7 +2,6 @@
 //! Out of scope: connections.
 
 use std::borrow::Cow;
-use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,8 +19,8 @@ use super::flow::WINDOW;
 use super::shared::Shared;
 use super::{Config, Report, host_key};
 use crate::clock;
-use crate::wire::Backend;
 use crate::wire::rates::LogRate;
+use crate::wire::{Backend, is_of_connection};
 
 /// The pause before a listener that could not be opened is tried again.
 const RETRY: Duration = Duration::from_secs(10);
@@ -225,14 +224,4 @@ fn accepted<B: Backend>(
         // Closed without a response: a response costs more than it is worth.
         None => drop(socket),
     }
-}
-
-/// Errors of a connection that has ended before it was accepted (accept(2), ERRORS).
-fn is_of_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::Interrupted
-    )
 }

@@ -178,8 +178,8 @@ impl<B: Backend> Server<B> {
     }
 }
 
-/// Errors of a connection that has ended before it was accepted (accept(2), ERRORS).
-fn is_of_connection(error: &io::Error) -> bool {
+/// Whether an error of `accept` is that of a connection, which has ended before it was accepted (accept(2), ERRORS).
+pub fn is_of_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted

@@ -78,5 +78,5 @@ pub use caller::Caller;
 pub use client::Client;
 pub use compat::openapi::text as openapi;
 pub use endpoint::Url;
-pub use listener::{AgentRequests, Listening, Server, serve};
+pub use listener::{AgentRequests, Listening, Server, is_of_connection, serve};
 pub use socket::Listener;

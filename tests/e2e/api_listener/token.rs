@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
 use test_support::harness::with_daemon;
 
@@ -107,6 +107,14 @@ fn a_token_is_rotated_without_a_restart_and_ends_what_the_old_one_has_opened() {
             reported(&harness, "ApiListenerFailed", why);
             assert!(!is_open(PORT), "{why}");
         }
+        // Whoever owns it may change it.
+        let foreign = path.with_extension("foreign");
+        fs::write(&foreign, new).expect("written");
+        fs::set_permissions(&foreign, PermissionsExt::from_mode(0o600)).expect("changed");
+        chown(&foreign, Some(65534), None).expect("another owner");
+        fs::rename(&foreign, &path).expect("renamed");
+        reported(&harness, "ApiListenerFailed", "it belongs to user 65534");
+        assert!(!is_open(PORT));
         replace(&path, new, 0o600);
         listens(&harness, PORT);
         // A file that was removed is created again.
