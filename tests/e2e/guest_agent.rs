@@ -131,10 +131,9 @@ fn figures(harness: &Harness) {
         "{after}"
     );
     // The guest computes meanwhile.
-    let busy = running(harness, "echo started; while :; do :; done");
+    let mut busy = running(harness, "echo started; while :; do :; done");
     let percent = top()["cpu_percent"].as_f64();
     assert!(percent.is_some_and(|percent| percent > 5.0), "{percent:?}");
-    let mut busy = busy;
     busy.kill().expect("killed");
     busy.wait().expect("its status");
     let table = succeeds(harness, &["vm", "top"]);
