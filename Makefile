@@ -12,10 +12,13 @@ MANDIR = $(SHAREDIR)/man
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 CARGO ?= cargo
 
-.PHONY: help build guest-agent guest-debian test soak newcomer lint demo bench install uninstall
+NPM ?= npm
+
+.PHONY: help build page guest-agent guest-debian test soak newcomer lint demo bench install uninstall
 
 help:
 	@echo 'make build      release binaries in $(TARGET)/release'
+	@echo 'make page       the files of the web page, src/wire/ui/dist, which are committed; needs npm'
 	@echo 'make guest-agent  static slice-agent for guests, $(TARGET)/slice-agent'
 	@echo 'make guest-debian  root disks with Debian and systemd, $(TARGET)/debian: with and without slice-agent'
 	@echo 'make test       all tests; as root, also installs their dependencies'
@@ -29,6 +32,9 @@ help:
 
 build:
 	$(CARGO) build --locked --release
+
+page:
+	cd src/wire/ui/page && $(NPM) ci --ignore-scripts --no-audit --no-fund && $(NPM) run build
 
 guest-agent:
 	examples/guest/agent.sh $(TARGET)/slice-agent

@@ -29,7 +29,10 @@ make make
 mmdebstrap mmdebstrap
 ssh openssh-client
 rsync rsync
-debootstrap debootstrap'
+debootstrap debootstrap
+chromium chromium
+node nodejs
+npm npm'
 
 missing=$(echo "$needs" | while read -r program package; do
     # vim-tiny brings vi alone.
@@ -49,6 +52,19 @@ else
     echo "setup.sh: missing: $missing- some tests will fail; as root: apt-get install $missing" >&2
     [ -z "${CI:-}" ]
 fi
+
+# What builds the web page, and what drives it in a browser. No script of a package is run.
+web=${SLICE_WEB_DIR:-target/web}
+for part in page:src/wire/ui/page tests:tests/e2e/web; do
+    from=${part#*:} to=$web/${part%%:*}
+    if ! cmp -s "$from/package-lock.json" "$to/node_modules/.installed" && command -v npm >/dev/null; then
+        echo "setup.sh: installing packages of npm into $to"
+        mkdir -p "$to"
+        cp "$from/package.json" "$from/package-lock.json" "$to"
+        (cd "$to" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
+        cp "$from/package-lock.json" "$to/node_modules/.installed"
+    fi
+done
 
 # The network managers and firewalls that tests run are unpacked and not installed: a package that is installed is started, here or at the
 # next boot. Below target/managers/root lies what tests put over /usr, /etc and /var of a private host.

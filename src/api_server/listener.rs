@@ -11,7 +11,7 @@ use super::tls::Identity;
 use super::{Config, Report, tls, token};
 use crate::api::manifest::settings::api::Bind;
 use crate::wire::limits::Limits;
-use crate::wire::{AgentRequests, Auth, Backend, Listener, Listening, Server, Token};
+use crate::wire::{AgentRequests, Auth, Backend, Listener, Listening, Page, Server, Token};
 
 /// The pause before a listener that could not be opened is tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -41,6 +41,7 @@ struct Running<B> {
     group: String,
     listening: Listening,
     token: Option<Token>,
+    page: Page,
     identity: Option<Identity>,
     /// The current files are invalid.
     is_outdated: bool,
@@ -147,9 +148,13 @@ async fn follow<B: Backend>(
         return Some(Report::Failed(why.clone()));
     }
     let (bind, group) = (&config.listener.bind, &config.socket_group);
+    let page = match config.listener.ui {
+        true => Page::On,
+        false => Page::Off,
+    };
     let is_current = |running: &&mut Running<B>| running.bind == *bind && running.group == *group;
     if let Some(current) = running.as_mut().filter(is_current) {
-        return current.update(target, token, identity);
+        return current.update(target, (token, page), identity);
     }
     // First: the new address may contain the old one.
     end(running.take());
@@ -161,8 +166,9 @@ async fn follow<B: Backend>(
             bind: bind.clone(),
             group: group.clone(),
             listening,
-            server: target.server(token.clone(), stop.clone()),
+            server: target.server(token.clone(), page, stop.clone()),
             token,
+            page,
             identity,
             is_outdated: false,
             stop,
@@ -179,10 +185,10 @@ async fn follow<B: Backend>(
 }
 
 impl<B: Backend> Target<B> {
-    fn server(&self, token: Option<Token>, stop: CancellationToken) -> Server<B> {
+    fn server(&self, token: Option<Token>, page: Page, stop: CancellationToken) -> Server<B> {
         let auth = token.map_or_else(Auth::none, Auth::token);
         let backend = Arc::clone(&self.backend);
-        Server::new(backend, &self.agents, auth, self.limits, stop)
+        Server::new(backend, &self.agents, auth, page, self.limits, stop)
     }
 }
 
@@ -201,14 +207,18 @@ impl<B: Backend> Running<B> {
             (None, Bind::Tcp(_)) => ", not encrypted",
             (None, Bind::Unix(_)) => "",
         };
-        format!("{} ({token}{tls})", self.bind)
+        let page = match self.page {
+            Page::On => "",
+            Page::Off => ", no web page",
+        };
+        format!("{} ({token}{tls}{page})", self.bind)
     }
 
     /// The same socket with another token or certificate.
     fn update(
         &mut self,
         target: &Target<B>,
-        token: Option<Token>,
+        (token, page): (Option<Token>, Page),
         identity: Option<Result<Identity, String>>,
     ) -> Option<Report> {
         let was_tls = self.identity.is_some();
@@ -223,12 +233,15 @@ impl<B: Backend> Running<B> {
         let is_moved =
             was_tls != self.identity.is_some() || self.token.is_none() != token.is_none();
         let is_rotated = self.token != token;
-        if is_moved || is_rotated {
-            self.restart(target, token);
+        let has_other_page = self.page != page;
+        if is_moved || is_rotated || has_other_page {
+            self.restart(target, token, page);
         }
         match outdated {
             Some(why) => Some(Report::Outdated(why)),
-            None if is_moved => Some(Report::Listening(self.text())),
+            None if is_moved || has_other_page && !is_rotated => {
+                Some(Report::Listening(self.text()))
+            }
             None if is_rotated => Some(Report::TokenChanged),
             None if is_other || was_outdated => Some(Report::CertificateChanged),
             None => None,
@@ -236,12 +249,12 @@ impl<B: Backend> Running<B> {
     }
 
     /// Ends all connections; new ones need this token.
-    fn restart(&mut self, target: &Target<B>, token: Option<Token>) {
+    fn restart(&mut self, target: &Target<B>, token: Option<Token>, page: Page) {
         self.stop.cancel();
         self.stop = CancellationToken::new();
-        let next = target.server(token.clone(), self.stop.clone());
+        let next = target.server(token.clone(), page, self.stop.clone());
         let ended = std::mem::replace(&mut self.server, next);
-        self.token = token;
+        (self.token, self.page) = (token, page);
         tokio::spawn(ended.end());
     }
 }

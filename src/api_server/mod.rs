@@ -6,6 +6,7 @@
 //! |---|---|
 //! | the address, the port, the socket | the old socket is closed, its connections end, the new one is opened |
 //! | the token, or whether one is needed | connections end: whoever had the old token has no stream or shell left |
+//! | whether there is a web page | connections end |
 //! | the certificate | the next connections get it; connections that exist go on |
 //! | a certificate or key that is invalid | it is reported, the previous pair stays in use |
 //! | a token file that is invalid | it is reported, and nothing listens until it is valid: no other token is known to be wanted |

@@ -38,6 +38,14 @@ pub struct ApiArgs {
     /// File with the private key for TLS, in PEM. If omitted: `key:` of `api.tls:`
     #[arg(long, env = "SLICE_API_TLS_KEY", value_name = "FILE", value_parser = absolute)]
     pub api_tls_key: Option<PathBuf>,
+    /// Whether that listener serves the web page at `/`. If omitted: `ui:` of `api:`, else true
+    #[arg(
+        long,
+        env = "SLICE_API_UI",
+        value_name = "true|false",
+        hide_possible_values = true
+    )]
+    pub api_ui: Option<bool>,
 }
 
 fn absolute(text: &str) -> Result<PathBuf, String> {
@@ -61,6 +69,7 @@ impl ApiArgs {
             token_file: flags.api_token_file,
             cert: flags.api_tls_cert,
             key: flags.api_tls_key,
+            ui: flags.api_ui,
         }
     }
 }

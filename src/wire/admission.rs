@@ -13,6 +13,7 @@ use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::auth::{Auth, HEALTH};
+use super::browser;
 use super::compat;
 use super::connections::{Connection, Connections};
 use super::guarded::TrackedBody;
@@ -22,6 +23,7 @@ use super::limits::{
 };
 use super::origin::Origin;
 use super::problem::problem;
+use super::ui::{self, Page};
 use super::user::User;
 use crate::clock;
 
@@ -41,6 +43,7 @@ pub(super) struct Client {
 pub(super) struct Admission {
     limits: Limits,
     auth: Auth,
+    page: Page,
     connections: Arc<Connections>,
     privileged: Quota,
     others: Quota,
@@ -70,15 +73,36 @@ impl Quota {
 }
 
 impl Admission {
-    pub(super) fn new(limits: Limits, auth: Auth, connections: Arc<Connections>) -> Self {
+    pub(super) fn new(
+        limits: Limits,
+        auth: Auth,
+        page: Page,
+        connections: Arc<Connections>,
+    ) -> Self {
         Self {
             auth,
+            page,
             connections,
             privileged: Quota::of(&limits),
             others: Quota::of(&limits),
             streams: parking_lot::Mutex::default(),
             limits,
         }
+    }
+
+    /// Whether requests need a token.
+    pub(super) fn asks(&self) -> bool {
+        self.auth.is_required()
+    }
+
+    /// Whether there is a page.
+    pub(super) fn page(&self) -> Page {
+        self.page
+    }
+
+    /// Whether a request is for a file of the page. It needs no token, and its response no memory.
+    fn is_page(&self, request: &Request) -> bool {
+        self.page == Page::On && ui::is_file(request.method(), request.uri().path())
     }
 
     fn share(&self, user: User) -> &Quota {
@@ -222,11 +246,15 @@ async fn work(
     next: Next,
 ) -> Result<(Response, AcquiredPermits), Response> {
     permit(caller).map_err(|refusal| *refusal)?;
-    let (method, uri) = (request.method(), request.uri());
-    let checked = admission
-        .auth
-        .check(&caller.origin, method, uri, request.headers());
+    if admission.is_page(&request) {
+        caller.connection.works();
+        return Ok((next.run(request).await, AcquiredPermits::default()));
+    }
+    let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+    let checked = admission.auth.check(&caller.origin, method, uri, headers);
     checked.map_err(|refusal| *refusal)?;
+    let has_bearer = admission.asks() && headers.contains_key(header::AUTHORIZATION);
+    browser::check_origin(headers, has_bearer).map_err(|refusal| *refusal)?;
     if uri.path() != HEALTH {
         caller.connection.authenticated();
     }

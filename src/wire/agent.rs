@@ -25,6 +25,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::admission::{Client, busy};
 use super::agents::AgentPermit;
 use super::backend::Backend;
+use super::browser;
 use super::problem::problem;
 use super::shared::{ApiError, AppState, Shared, read};
 use super::tunnel;
@@ -218,6 +219,11 @@ impl Destination<'_> {
             return Err(problem(StatusCode::UPGRADE_REQUIRED, error, Vec::new()));
         };
         let mut response = Response::new(Body::empty());
+        if browser::offers_subprotocol(request.headers()) {
+            let name = HeaderValue::from_static(browser::SUBPROTOCOL);
+            let headers = response.headers_mut();
+            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, name);
+        }
         let answer = self.send(request.map(|_| Body::empty())).await?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(self.problem(StatusCode::BAD_GATEWAY, "no upgrade to WebSocket"));

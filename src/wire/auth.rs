@@ -1,4 +1,4 @@
-//! Tokens of clients: `Authorization: Bearer TOKEN` (RFC 6750).
+//! Tokens of clients: `Authorization: Bearer TOKEN` (RFC 6750), for WebSockets of browsers also as a subprotocol ([`super::browser`]).
 //! Out of scope: where the token of the daemon is stored (`api_server`); users of Unix sockets ([`super::socket`]).
 //!
 //! # Why a valid token is never refused
@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::Response;
 use subtle::ConstantTimeEq;
 
+use super::browser;
 use super::origin::Origin;
 use super::problem::problem;
 use super::rates::{LogRate, Rates};
@@ -27,7 +28,10 @@ const MAX_TOKEN: usize = 512;
 
 /// A token. It is never shown.
 #[derive(Clone)]
-pub struct Token(HeaderValue);
+pub struct Token {
+    header: HeaderValue,
+    subprotocol: String,
+}
 
 /// Why a text is no token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -61,14 +65,17 @@ impl std::str::FromStr for Token {
         let mut value = HeaderValue::try_from(format!("Bearer {text}"))
             .map_err(|_| InvalidToken::Characters)?;
         value.set_sensitive(true);
-        Ok(Self(value))
+        Ok(Self {
+            header: value,
+            subprotocol: browser::token_subprotocol(text),
+        })
     }
 }
 
 impl Token {
     /// The value of the header `Authorization`.
     pub(super) fn header(&self) -> HeaderValue {
-        self.0.clone()
+        self.header.clone()
     }
 
     /// Whether the header has this token. The time depends on its length alone.
@@ -83,14 +90,27 @@ impl Token {
         let Some((scheme, given)) = value.split_at_checked(SCHEME) else {
             return false;
         };
-        let expected = &self.0.as_bytes()[SCHEME..];
+        let expected = &self.header.as_bytes()[SCHEME..];
         scheme.eq_ignore_ascii_case(b"Bearer ") && bool::from(given.ct_eq(expected))
+    }
+
+    /// Whether the request for a WebSocket offers the subprotocol with this token. The time depends on its length alone.
+    fn is_offered(&self, method: &Method, headers: &HeaderMap) -> bool {
+        // What is in `Authorization` takes precedence, even if it is invalid.
+        if headers.contains_key(header::AUTHORIZATION) || !browser::is_websocket(method, headers) {
+            return false;
+        }
+        let mut offered = browser::offered_tokens(headers);
+        let (Some(given), None) = (offered.next(), offered.next()) else {
+            return false;
+        };
+        given.as_bytes().ct_eq(self.subprotocol.as_bytes()).into()
     }
 }
 
 impl PartialEq for Token {
     fn eq(&self, other: &Self) -> bool {
-        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+        self.header.as_bytes().ct_eq(other.header.as_bytes()).into()
     }
 }
 
@@ -128,6 +148,11 @@ impl Auth {
         }
     }
 
+    /// Whether requests need a token.
+    pub(super) fn is_required(&self) -> bool {
+        self.token.is_some()
+    }
+
     /// Checks the token of a request.
     ///
     /// # Errors
@@ -143,7 +168,7 @@ impl Auth {
             return Ok(());
         };
         let is_health = uri.path() == HEALTH && [Method::GET, Method::HEAD].contains(method);
-        if is_health || token.is_in(headers) {
+        if is_health || token.is_in(headers) || token.is_offered(method, headers) {
             return Ok(());
         }
         let now = clock::monotonic();
@@ -151,7 +176,9 @@ impl Auth {
         if let Some(suppressed) = self.log.permits(now) {
             tracing::warn!(client = %origin, suppressed, "refused a request without a valid token");
         }
-        let (status, error) = match (is_limited, headers.contains_key(header::AUTHORIZATION)) {
+        let has_token = headers.contains_key(header::AUTHORIZATION)
+            || browser::offered_tokens(headers).next().is_some();
+        let (status, error) = match (is_limited, has_token) {
             (true, _) => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "too many requests without a valid token",
@@ -229,6 +256,58 @@ mod tests {
             let open = checked(&Auth::none(), Method::GET, "/v1/version", values);
             assert_eq!(open, 200, "{values:?}");
         }
+    }
+
+    #[test]
+    fn a_websocket_may_have_the_one_token_as_a_subprotocol() {
+        // `printf 0123456789abcdefABCDEF | basenc --base64url`, without the padding.
+        const OFFERED: &str = "base64url.bearer.authorization.slice.MDEyMzQ1Njc4OWFiY2RlZkFCQ0RFRg";
+        let auth = Auth::token(TOKEN.parse().unwrap());
+        let status = |method: Method, fields: &[(&'static str, &str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in fields {
+                headers.append(*name, HeaderValue::from_str(value).unwrap());
+            }
+            let origin = Origin::Remote(IpAddr::from([192, 0, 2, 1]));
+            let uri = Uri::from_static("/vm/a/shell");
+            match auth.check(&origin, &method, &uri, &headers) {
+                Ok(()) => 200,
+                Err(response) => response.status().as_u16(),
+            }
+        };
+        let upgrade = ("upgrade", "websocket");
+        let protocol = "sec-websocket-protocol";
+        let both = format!("v1.slice, {OFFERED}");
+        let padded = format!("{OFFERED}==");
+        let other = format!("{}A", &OFFERED[..OFFERED.len() - 1]);
+        let of_others = OFFERED.replace(".slice.", ".k8s.io.");
+        for (fields, expected) in [
+            (&[upgrade, (protocol, both.as_str())][..], 200),
+            (&[("upgrade", "WebSocket"), (protocol, OFFERED)], 200),
+            (&[upgrade, (protocol, "v1.slice"), (protocol, OFFERED)], 200),
+            (&[upgrade, (protocol, "v1.slice")], 401),
+            (&[upgrade, (protocol, &padded)], 401),
+            (&[upgrade, (protocol, &other)], 401),
+            (&[upgrade, (protocol, &of_others)], 401),
+            (&[upgrade, (protocol, TOKEN)], 401),
+            (
+                &[upgrade, (protocol, "base64url.bearer.authorization.slice.")],
+                401,
+            ),
+            // One of several could be that of a proxy.
+            (&[upgrade, (protocol, OFFERED), (protocol, OFFERED)], 401),
+            (
+                &[upgrade, (protocol, OFFERED), ("authorization", "Bearer x")],
+                401,
+            ),
+            // Other requests can have the header.
+            (&[(protocol, OFFERED)], 401),
+            (&[("upgrade", "h2c"), (protocol, OFFERED)], 401),
+        ] {
+            assert_eq!(status(Method::GET, fields), expected, "{fields:?}");
+        }
+        let posted = status(Method::POST, &[upgrade, (protocol, OFFERED)]);
+        assert_eq!(posted, 401);
     }
 
     #[test]

@@ -33,6 +33,7 @@ use super::shared::Shared;
 use super::socket::Listener;
 use super::stream::{SharedSocket, Socket};
 use super::transport::Transport;
+use super::ui::Page;
 use crate::api::view::Problem;
 use crate::clock;
 
@@ -107,6 +108,7 @@ impl<B: Backend> Server<B> {
         backend: Arc<B>,
         agents: &AgentRequests,
         auth: Auth,
+        page: Page,
         limits: Limits,
         stop: CancellationToken,
     ) -> Self {
@@ -116,7 +118,7 @@ impl<B: Backend> Server<B> {
             stop: stop.clone(),
         });
         let connections = Arc::new(Connections::new(limits));
-        let admission = Arc::new(Admission::new(limits, auth, Arc::clone(&connections)));
+        let admission = Arc::new(Admission::new(limits, auth, page, Arc::clone(&connections)));
         Self {
             app: router(Arc::clone(&shared), admission),
             shared,
@@ -196,7 +198,8 @@ pub async fn serve<B: Backend>(
     stop: CancellationToken,
     limits: Limits,
 ) {
-    let mut server = Server::new(Arc::new(backend), &agents, Auth::none(), limits, stop);
+    let (backend, auth) = (Arc::new(backend), Auth::none());
+    let mut server = Server::new(backend, &agents, auth, Page::Off, limits, stop);
     let listening = Listening::Unix(listener);
     server.accept_all(&listening, None).await;
     // Closes the listening socket, so that no client waits for an accept(2).

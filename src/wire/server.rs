@@ -26,6 +26,7 @@ use super::packet;
 use super::problem::problem;
 use super::secrets;
 use super::shared::{ApiError, AppState, Shared, read};
+use super::ui::{self, Page};
 use super::watch;
 use crate::api::event::ObjectRef;
 use crate::api::meta::Name;
@@ -42,6 +43,10 @@ pub struct Sources {
 
 /// The routes of the API.
 pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admission>) -> Router {
+    let page = match admission.page() {
+        Page::On => ui::routes(admission.asks()),
+        Page::Off => Router::new(),
+    };
     Router::new()
         .route("/v1/version", get(version::<B>))
         .route("/v1/apply", post(apply::<B>))
@@ -76,6 +81,7 @@ pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admissio
         .route("/v1/explain/{vm}", get(explain::<B>))
         .route("/v1/route/{group}", get(route::<B>))
         .merge(compat::routes())
+        .merge(page)
         .fallback(nowhere)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))

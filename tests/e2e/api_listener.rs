@@ -118,7 +118,7 @@ fn there_is_no_listener_unless_it_is_configured_and_it_follows_the_settings() {
         assert!(!is_open(8081));
         configure(&harness, "# nothing\n");
         harness.until("it is off", || (!socket.exists()).then_some(()));
-        configure(&harness, "api: {bind_address: \"::1\"}\n");
+        configure(&harness, "api: {bind_address: \"::1\", ui: false}\n");
         harness.until("IPv6", || {
             TcpStream::connect(("::1", PORT)).is_ok().then_some(())
         });
@@ -128,7 +128,7 @@ fn there_is_no_listener_unless_it_is_configured_and_it_follows_the_settings() {
             "API listens on 127.0.0.1:8081",
             "api.sock (no token)",
             "API no longer listens",
-            "API listens on [::1]:8080",
+            "API listens on [::1]:8080 (token, not encrypted, no web page)",
         ] {
             assert!(events.contains(part), "{part}: {events}");
         }
@@ -143,10 +143,14 @@ fn flags_and_the_environment_replace_the_settings() {
         harness.start();
         listens(&harness, 8082);
         assert!(!is_open(8081));
+        assert_eq!(request(8082, "GET /", "").0, 200);
         harness.stop();
         harness.args.push("--api-port=8083".to_owned());
+        harness.args.push("--api-ui=false".to_owned());
         harness.start();
         listens(&harness, 8083);
+        assert_eq!(request(8083, "GET /", "").0, 401);
+        assert_eq!(request(8083, "GET /", &bearer(&harness)).0, 404);
         harness.stop();
         harness.args = vec!["--api-auth=false".to_owned()];
         let output = harness.run_to_end(harness.sliced());

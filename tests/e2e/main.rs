@@ -56,6 +56,7 @@
 //! | `newcomer` | the README's quick start on a bare Debian |
 //! | `questions` | what is asked before disks are deleted |
 //! | `scale` | the number of VMs of a group, changed alone |
+//! | `web` | the web page of the API, in a browser |
 //! | `watch` | changes and events for programs, which continue from a version |
 //! | `waiting` | what is waited for, and what is not |
 //! | `not_observed` | what is answered between a start and the first observation |
@@ -135,3 +136,4 @@ mod upgrade;
 mod vsock;
 mod waiting;
 mod watch;
+mod web;

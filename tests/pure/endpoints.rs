@@ -53,6 +53,7 @@ fn the_table_of_endpoints_and_the_router_agree() {
     for (table, router, least) in [
         ("src/wire/mod.rs", "src/wire/server.rs", 15),
         ("src/wire/compat/mod.rs", "src/wire/compat/mod.rs", 40),
+        ("src/wire/ui/mod.rs", "src/wire/ui/mod.rs", 4),
     ] {
         let (documented, routed) = (documented(table), routed(router));
         assert!(routed.len() > least, "{routed:#?}");

@@ -170,6 +170,17 @@ pub const KEYS: &[Key] = &[
         example: "{\"cert\": \"/etc/slice/tls.crt\", \"key\": \"/etc/slice/tls.key\"}",
     },
     Key {
+        name: "ui",
+        mappings: API,
+        value: Value::Flag,
+        default: Default::Flag(true),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "Whether the web page is served at `/`; `--api-ui` takes precedence",
+        example: "false",
+    },
+    Key {
         name: "enabled",
         mappings: API_AUTH,
         value: Value::Flag,
@@ -177,7 +188,7 @@ pub const KEYS: &[Key] = &[
         modes: &[],
         change: Change::None,
         property: None,
-        about: "Whether every request needs the token, except `GET /healthz`; `false` is refused for TCP; `--api-auth` takes precedence",
+        about: "Whether every request needs the token, except `GET /healthz` and the files of the web page; `false` is refused for TCP; `--api-auth` takes precedence",
         example: "true",
     },
     Key {

@@ -30,6 +30,8 @@ pub struct ApiSettings {
     pub cert: Option<PathBuf>,
     /// The file with the private key.
     pub key: Option<PathBuf>,
+    /// Whether the web page is served.
+    pub ui: Option<bool>,
 }
 
 /// Where a server listens.
@@ -80,6 +82,8 @@ pub struct ApiListener {
     pub auth: Option<Option<PathBuf>>,
     /// The files with the certificates and the private key.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// Whether the web page is served.
+    pub ui: bool,
 }
 
 /// A TCP or a Unix socket.
@@ -135,6 +139,7 @@ impl ApiSettings {
             token_file: self.token_file.or(other.token_file),
             cert: self.cert.or(other.cert.filter(|_| !moves)),
             key: self.key.or(other.key.filter(|_| !moves)),
+            ui: self.ui.or(other.ui),
         }
     }
 
@@ -185,7 +190,12 @@ impl ApiSettings {
             Err(path) => Bind::Unix(path),
         };
         let auth = auth.then_some(self.token_file);
-        Ok(ApiListener { bind, auth, tls })
+        Ok(ApiListener {
+            bind,
+            auth,
+            tls,
+            ui: self.ui.unwrap_or(true),
+        })
     }
 }
 
@@ -204,6 +214,7 @@ pub(super) fn read(reader: &mut Reader, settings: &Section) -> Option<ApiSetting
         socket: section
             .get("socket")
             .and_then(|field| parsed(reader, field, "the path of a socket", socket_path)),
+        ui: section.get("ui").and_then(|field| reader.flag(field)),
         ..ApiSettings::default()
     };
     let nested = |reader: &mut Reader, key, mapping| {

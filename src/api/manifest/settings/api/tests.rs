@@ -24,11 +24,13 @@ fn a_listener_is_on_tcp_with_a_token_or_on_a_socket_without() {
         bind: Bind::Tcp(address.parse().unwrap()),
         auth: Some(auth),
         tls,
+        ui: true,
     };
     let unix = |auth| ApiListener {
         bind: Bind::Unix("/run/api.sock".into()),
         auth,
         tls: None,
+        ui: true,
     };
     let file = || Some(PathBuf::from("/etc/token"));
     for (text, expected) in [
@@ -95,6 +97,7 @@ fn contradictions_are_reported_with_their_position() {
         ),
         ("{bind_address: 7}", "api.bind_address: found 7"),
         ("{socket: s}", "api.socket: found \"s\""),
+        ("{ui: no}", "api.ui: found \"no\""),
         ("{socket: /s/}", "api.socket: found \"/s/\""),
         ("{port: 0}", "api.port: found 0"),
         ("{port: 65536}", "api.port: found 65536"),
