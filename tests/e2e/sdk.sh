@@ -8,6 +8,9 @@
 #   SLICE_TEST_SDK_GO  github.com/slicervm/sdk; needs `go` 1.25 in PATH
 #   SLICE_GUEST_DIR    examples/guest/build.sh has written it (target/guest)
 #   SLICE_BIN_DIR      sliced and slicectl (target/debug)
+#   SLICE_TEST_SDK_OVER  the listeners: `socket` (the daemon's own), `tcp` (of `api:`, with its token) and `tls` (the same with TLS)
+#   SLICE_TEST_SDK_ONLY  `ts` or `go`
+#   SLICE_TEST_SDK_TIMEOUT, SLICE_TEST_SDK_WATCH  how long a guest may boot, and how long files are watched from its start on
 #
 # A guest needs bash, and the user ubuntu (1000): they are added to initrd-agent, from Debian's bash-static. With SLICE_TEST_SDK_DISK, the
 # guests are those of examples/debian in this directory, which boot much slower.
@@ -107,44 +110,88 @@ for _ in $(seq 100); do
 done
 "$bin/slicectl" get hg sbox || { cat "$WORK/log" >&2; exit 1; }
 
-export SLICER_URL="$SLICE_SOCKET" SLICER_HOST_GROUP=sbox SLICER_TOKEN=none SLICER_CREATE_WAIT=agent SLICER_CREATE_TIMEOUT=120s
+export SLICER_HOST_GROUP=sbox SLICER_CREATE_WAIT=agent SLICER_CREATE_TIMEOUT="${SLICE_TEST_SDK_TIMEOUT:-120s}"
+watch_time=${SLICE_TEST_SDK_WATCH:-20s}
+token_file="$SLICE_STATE_DIR/api/token"
+
+# The clients use this listener from now on.
+connect() { # LISTENER
+    case $1 in
+    socket)
+        # Examples want a token also where none is needed.
+        export SLICER_URL="$SLICE_SOCKET" SLICER_TOKEN=none
+        by_file=
+        return
+        ;;
+    tcp)
+        echo 'api: {port: 8080}' >"$SLICE_SETTINGS.new"
+        export SLICER_URL=http://127.0.0.1:8080
+        ;;
+    tls)
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=sliced \
+            -addext subjectAltName=IP:127.0.0.1 -keyout "$WORK/key.pem" -out "$WORK/cert.pem" 2>"$WORK/openssl.log" ||
+            { cat "$WORK/openssl.log" >&2; return 1; }
+        echo "api: {port: 8443, tls: {cert: $WORK/cert.pem, key: $WORK/key.pem}}" >"$SLICE_SETTINGS.new"
+        export SLICER_URL=https://127.0.0.1:8443 NODE_EXTRA_CA_CERTS="$WORK/cert.pem" SSL_CERT_FILE="$WORK/cert.pem"
+        ;;
+    *)
+        echo "unknown listener: $1" >&2
+        return 1
+        ;;
+    esac
+    mv "$SLICE_SETTINGS.new" "$SLICE_SETTINGS"
+    for _ in $(seq 100); do
+        status=$(curl -s -o /dev/null -w '%{http_code}' ${SSL_CERT_FILE:+--cacert "$SSL_CERT_FILE"} "$SLICER_URL/nodes")
+        [ "$status" = 401 ] && break
+        sleep 0.1
+    done
+    [ "$status" = 401 ] || { echo "expected 401 without a token, found $status" >&2; return 1; }
+    SLICER_TOKEN=$(cat "$token_file")
+    export SLICER_TOKEN
+    # Some examples read the token from its file.
+    by_file="env -u SLICER_TOKEN SLICER_TOKEN_FILE=$token_file"
+}
 
 # Runs a program, and reports it by name.
 run() { # NAME COMMAND...
     name=$1
     shift
     echo "== $name"
-    if timeout 900 "$@"; then echo "ok: $name"; else fail "$name"; fi
+    if "$@"; then echo "ok: $name"; else fail "$name"; fi
     # What it has left is none of the next one's business.
     for vm in $("$bin/slicectl" get vms -o name | sed 's,vm/,,'); do
         "$bin/slicectl" vm delete "$vm" --wait=60s >/dev/null 2>&1
     done
 }
 
-if [ -z "${SLICE_TEST_SDK_TS:-}" ]; then
-    missing SLICE_TEST_SDK_TS "the TS SDK"
-elif [ "${SLICE_TEST_SDK_ONLY:-ts}" = ts ]; then
+ts_sdk() { # LISTENER
     cd "$SLICE_TEST_SDK_TS" || exit 1
-    run "TS SDK: vm.e2e.test.ts" npx vitest run test/vm.e2e.test.ts
-    run "TS SDK: vm.bg.e2e.test.ts" npx vitest run test/vm.bg.e2e.test.ts
-    npx esbuild "$root/tests/e2e/sdk/drive.mjs" --bundle --platform=node --log-level=error \
-        --alias:@slicervm/sdk=./src/index.ts --alias:@slicervm/shell=./src/shell.ts --alias:ws=./node_modules/ws \
-        --format=esm --outfile="$WORK/drive.mjs" --banner:js='import { createRequire } from "node:module"; const require = createRequire(import.meta.url);'
-    run "TS SDK: shell, forward and fs/watch" node "$WORK/drive.mjs"
-fi
+    run "TS SDK over $1: vm.e2e.test.ts" timeout 900 npx vitest run test/vm.e2e.test.ts
+    run "TS SDK over $1: vm.bg.e2e.test.ts" timeout 900 npx vitest run test/vm.bg.e2e.test.ts
+    run "TS SDK over $1: shell, forward and fs/watch" timeout 900 node "$WORK/drive.mjs"
+    cd "$WORK" || exit 1
+}
 
-if [ -z "${SLICE_TEST_SDK_GO:-}" ]; then
-    missing SLICE_TEST_SDK_GO "the Go SDK"
-elif [ "${SLICE_TEST_SDK_ONLY:-go}" = go ]; then
+# It ends after its time, whether it has seen anything or not.
+observed() { # COMMAND...
+    "$@" >"$WORK/observed" 2>&1
+    status=$?
+    cat "$WORK/observed"
+    [ "$status" -eq 0 ] && grep -q '^final: [1-9]' "$WORK/observed"
+}
+
+# shellcheck disable=SC2086 # by_file is a list of words
+go_sdk() { # LISTENER
     for example in $go_examples; do
         [ -x "$WORK/$example" ] || fail "$example of the Go SDK is not built: it was NOT run"
     done
-    run "Go SDK: time_till_interactive" "$WORK/time_till_interactive"
-    run "Go SDK: create" "$WORK/create"
-    run "Go SDK: transform" "$WORK/transform"
-    "$bin/slicectl" vm add sbox --name first --wait=60s >/dev/null && "$bin/slicectl" wait vm/first --for agent --timeout 120s
-    run "Go SDK: box" "$WORK/box"
-    # It ends when something is created in the directory that it watches.
+    run "Go SDK over $1: time_till_interactive" timeout 900 "$WORK/time_till_interactive"
+    run "Go SDK over $1: create" timeout 900 "$WORK/create"
+    run "Go SDK over $1: transform" timeout 900 "$WORK/transform"
+    "$bin/slicectl" vm add sbox --name first --wait=60s >/dev/null &&
+        "$bin/slicectl" wait vm/first --for agent --timeout "$SLICER_CREATE_TIMEOUT"
+    run "Go SDK over $1: box" timeout 900 $by_file "$WORK/box"
+    # It reports what is created in the directory that it watches.
     (
         for _ in $(seq 300); do
             for vm in $("$bin/slicectl" get vms -o name | sed 's,vm/,,'); do
@@ -154,9 +201,23 @@ elif [ "${SLICE_TEST_SDK_ONLY:-go}" = go ]; then
         done
     ) &
     writer=$!
-    run "Go SDK: watch-make-arkade-bin" "$WORK/watch-make-arkade-bin" -path /tmp -timeout 20s
+    run "Go SDK over $1: watch-make-arkade-bin" observed timeout 900 $by_file "$WORK/watch-make-arkade-bin" -path /tmp -timeout "$watch_time"
     kill "$writer"
+}
+
+[ -n "${SLICE_TEST_SDK_TS:-}" ] || missing SLICE_TEST_SDK_TS "the TS SDK"
+[ -n "${SLICE_TEST_SDK_GO:-}" ] || missing SLICE_TEST_SDK_GO "the Go SDK"
+if [ -n "${SLICE_TEST_SDK_TS:-}" ]; then
+    cd "$SLICE_TEST_SDK_TS" || exit 1
+    npx esbuild "$root/tests/e2e/sdk/drive.mjs" --bundle --platform=node --log-level=error \
+        --alias:@slicervm/sdk=./src/index.ts --alias:@slicervm/shell=./src/shell.ts --alias:ws=./node_modules/ws \
+        --format=esm --outfile="$WORK/drive.mjs" --banner:js='import { createRequire } from "node:module"; const require = createRequire(import.meta.url);'
 fi
+for listener in ${SLICE_TEST_SDK_OVER:-socket tcp tls}; do
+    connect "$listener" || { fail "no listener: nothing was run over $listener"; continue; }
+    if [ -n "${SLICE_TEST_SDK_TS:-}" ] && [ "${SLICE_TEST_SDK_ONLY:-ts}" = ts ]; then ts_sdk "$listener"; fi
+    if [ -n "${SLICE_TEST_SDK_GO:-}" ] && [ "${SLICE_TEST_SDK_ONLY:-go}" = go ]; then go_sdk "$listener"; fi
+done
 
 if [ "$failures" -gt 0 ]; then
     echo "--- the log of sliced:" >&2

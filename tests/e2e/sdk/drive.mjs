@@ -1,12 +1,12 @@
 // What the suite of the TS SDK does not use: a shell, a forwarded connection, and events of files. `sdk.sh` bundles it with the SDK.
-import http from 'node:http';
 import net from 'node:net';
 import { SlicerClient, GiB } from '@slicervm/sdk';
 import { encodeFrame, parseFrame, FRAME_TYPE_DATA, FRAME_TYPE_WINDOW_SIZE, FRAME_TYPE_SESSION_CLOSE, FRAME_TYPE_SHUTDOWN } from '@slicervm/shell';
 import WebSocket from 'ws';
 
-const socket = process.env.SLICER_URL;
-const client = new SlicerClient({ baseURL: socket });
+const { SLICER_URL: url, SLICER_TOKEN: token } = process.env;
+const isNetwork = url.startsWith('http');
+const client = new SlicerClient({ baseURL: url, ...(isNetwork && { token }) });
 const check = (what, ok, found) => {
   if (!ok) throw new Error(`${what}: ${JSON.stringify(found)}`);
   console.log(`  ok: ${what}`);
@@ -30,7 +30,10 @@ try {
 
   const shell = await new Promise((resolve, reject) => {
     let all = '';
-    const ws = new WebSocket(`ws+unix://${socket}:/vm/${vm.hostname}/shell?uid=0&shell=/bin/bash`);
+    const path = `/vm/${vm.hostname}/shell?uid=0&shell=/bin/bash`;
+    const ws = isNetwork
+      ? new WebSocket(`${url.replace('http', 'ws')}${path}`, { headers: { authorization: `Bearer ${token}` } })
+      : new WebSocket(`ws+unix://${url}:${path}`);
     ws.binaryType = 'arraybuffer';
     ws.on('open', () => {
       const size = new Uint8Array(8);
