@@ -7,6 +7,7 @@ mod create;
 mod endpoints;
 mod guest;
 mod idempotent;
+mod kills;
 mod power;
 mod secrets;
 mod tags;

@@ -55,24 +55,51 @@ impl Api {
 
     /// The same; `None`: the connection ends without an answer.
     pub fn send_bytes(&self, method: &str, path: &str, body: Option<&[u8]>) -> Option<Answer> {
-        let mut stream = UnixStream::connect(&self.0).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        let length = match body {
-            Some(body) => format!(
-                "Content-Type: application/json\r\nContent-Length: {}\r\n",
-                body.len()
-            ),
-            None => String::new(),
-        };
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: unix\r\nAuthorization: Bearer \r\nConnection: close\r\n{length}\r\n"
-        );
-        stream.write_all(head.as_bytes()).ok()?;
-        let _ = stream.write_all(body.unwrap_or_default());
-        let mut all = Vec::new();
-        stream.read_to_end(&mut all).ok()?;
-        Answer::parse(&all)
+        let stream = self.try_connect()?;
+        let _ = request(&stream, method, path, body);
+        answer(stream)
     }
+
+    /// A connection; `None`: the daemon does not listen.
+    pub fn try_connect(&self) -> Option<UnixStream> {
+        let stream = UnixStream::connect(&self.0).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        Some(stream)
+    }
+}
+
+/// Sends a request with the headers of the Go SDK. An error says nothing of what the daemon has received.
+pub fn request(
+    mut stream: &UnixStream,
+    method: &str,
+    path: &str,
+    body: Option<&[u8]>,
+) -> std::io::Result<()> {
+    let length = match body {
+        Some(body) => format!(
+            "Content-Type: application/json\r\nContent-Length: {}\r\n",
+            body.len()
+        ),
+        None => String::new(),
+    };
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: unix\r\nAuthorization: Bearer \r\nConnection: close\r\n{length}\r\n"
+    );
+    stream.write_all(head.as_bytes())?;
+    stream.write_all(body.unwrap_or_default())
+}
+
+/// The answer to the request; `None`: the connection has ended before its end.
+pub fn answer(mut stream: UnixStream) -> Option<Answer> {
+    let mut all = Vec::new();
+    // A daemon that ends resets its connections after what it has sent.
+    let ended = stream.read_to_end(&mut all);
+    let answer = Answer::parse(&all)?;
+    let length = answer.header("content-length");
+    let is_complete = length.map_or(ended.is_ok(), |length| {
+        length.parse() == Ok(answer.body.len())
+    });
+    is_complete.then_some(answer)
 }
 
 impl Answer {
