@@ -18,7 +18,7 @@ fn replace(path: &std::path::Path, content: &str, mode: u32) {
 }
 
 #[test]
-fn tcp_requires_the_token_for_everything_but_its_health() {
+fn tcp_requires_the_token_for_everything_but_its_health_and_the_files_of_the_page() {
     with_daemon(|harness| {
         configure(&harness, "api: {}\n");
         listens(&harness, PORT);
@@ -40,6 +40,12 @@ fn tcp_requires_the_token_for_everything_but_its_health() {
             ("GET /healthz", "", 200),
             ("HEAD /healthz", "", 200),
             ("GET /healthz", "Bearer wrong", 200),
+            ("GET /", "", 200),
+            ("HEAD /ui/app.js", "Bearer wrong", 200),
+            ("GET /ui/other", "", 401),
+            ("GET /ui/other", &valid, 404),
+            ("POST /", "", 401),
+            ("POST /", &valid, 405),
             ("DELETE /healthz", "", 401),
             ("DELETE /healthz", &valid, 405),
         ] {
@@ -59,7 +65,7 @@ fn tcp_requires_the_token_for_everything_but_its_health() {
         assert!(health.ends_with("\r\n\r\nOK"), "{health}");
         // Guesses are limited, and whoever has the token is not.
         let statuses: Vec<u16> = (0..40)
-            .map(|_| request(PORT, "GET /", "Bearer guess").0)
+            .map(|_| request(PORT, "GET /nowhere", "Bearer guess").0)
             .collect();
         assert_eq!(statuses[39], 429, "{statuses:?}");
         assert_eq!(request(PORT, "GET /v1/version", &valid).0, 200);

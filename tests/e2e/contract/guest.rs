@@ -507,6 +507,33 @@ fn a_connection_into_the_guest_is_a_websocket_without_framing() {
 }
 
 #[test]
+fn a_websocket_has_the_subprotocol_that_is_offered_and_no_page_of_another_origin() {
+    with_agent(|_, api, vm| {
+        let path = format!("/vm/{vm}/shell?uid=0&shell=/bin/sh");
+        let selected = "sec-websocket-protocol: v1.slice\r\n";
+        for (headers, expected, is_selected) in [
+            ("Sec-WebSocket-Protocol: chat\r\n", "101", false),
+            ("Sec-WebSocket-Protocol: chat, v1.slice\r\n", "101", true),
+            ("Origin: http://localhost\r\n", "101", false),
+            ("Origin: http://localhost:80\r\n", "101", false),
+            ("Origin: http://localhost.example\r\n", "403", false),
+            (
+                "Origin: null\r\nSec-WebSocket-Protocol: v1.slice\r\n",
+                "403",
+                false,
+            ),
+        ] {
+            let (head, _) = upgrade(api, &path, headers);
+            let start = format!("http/1.1 {expected}");
+            assert!(head.starts_with(&start), "{headers}: {head}");
+            assert_eq!(head.contains(selected), is_selected, "{headers}: {head}");
+            let others = head.replace(selected, "");
+            assert!(!others.contains("sec-websocket-protocol"), "{head}");
+        }
+    });
+}
+
+#[test]
 fn a_shell_is_a_websocket_with_one_frame_in_each_message() {
     with_agent(|_, api, vm| {
         let (head, mut stream) = upgrade(api, &format!("/vm/{vm}/shell?uid=0&shell=/bin/sh"), "");

@@ -34,6 +34,15 @@ page.on("websocket", (socket) => seen.requests.push(`WS ${socket.url()}`));
 page.on("console", (message) => seen.messages.push(`${message.type()}: ${message.text()}`));
 page.on("pageerror", (error) => seen.messages.push(`pageerror: ${error.stack}`));
 
+// For work on the page: its files from a directory, such as src/wire/ui/dist, in place of those in the program.
+const dist = process.env.SLICE_WEB_DIST;
+if (dist) {
+  await page.route(/\/ui\/app\.(js|css)$/, async (route) => {
+    const name = new URL(route.request().url()).pathname.split("/").at(-1);
+    await route.fulfill({ path: `${dist}/${name}`, contentType: name.endsWith("js") ? "text/javascript" : "text/css" });
+  });
+}
+
 /** Serious and critical faults that axe finds, in light and in dark. */
 async function faults() {
   const found = [];

@@ -24,30 +24,39 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+/** How long rows are drawn at once, in milliseconds; the others follow in the next frames, so that the page answers meanwhile. */
+const BUDGET = 30;
+
 /** Keeps rows of a table in the order of `items`, and touches only those that changed. */
 export class Rows {
   /** `draw(item)` returns the cells of a row: nodes or texts. `sign(item)`: a text that changes when they do. */
   constructor(body, labels, draw, sign) {
-    Object.assign(this, { body, labels, draw, sign, rows: new Map() });
+    Object.assign(this, { body, labels, draw, sign, rows: new Map(), next: 0 });
   }
 
   update(items, key) {
-    const seen = new Set();
+    cancelAnimationFrame(this.next);
+    const until = performance.now() + BUDGET;
+    const ids = new Set(items.map(key));
+    for (const [id, row] of this.rows) {
+      if (ids.has(id)) continue;
+      row.element.remove();
+      this.rows.delete(id);
+    }
+    let isComplete = true;
     let next = this.body.firstChild;
     for (const item of items) {
       const id = key(item);
       const sign = this.sign(item);
-      seen.add(id);
       let row = this.rows.get(id);
-      if (!row) {
-        row = { element: h("tr", { role: "row" }), sign: null };
-        this.rows.set(id, row);
-      }
-      if (row.sign !== sign) {
-        const focused = row.element.contains(document.activeElement);
-        row.sign = sign;
-        row.element.replaceChildren(...this.draw(item).map((cell, at) => this.cell(cell, at)));
-        if (focused) row.element.querySelector("a, button")?.focus();
+      if (row?.sign !== sign) {
+        if (performance.now() > until) {
+          isComplete = false;
+          if (!row) continue;
+        } else {
+          row ??= this.add(id);
+          this.redraw(row, item, sign);
+        }
       }
       if (row.element === next) {
         next = next.nextSibling;
@@ -55,12 +64,20 @@ export class Rows {
         this.body.insertBefore(row.element, next);
       }
     }
-    for (const [id, row] of this.rows) {
-      if (!seen.has(id)) {
-        row.element.remove();
-        this.rows.delete(id);
-      }
-    }
+    if (!isComplete) this.next = requestAnimationFrame(() => this.update(items, key));
+  }
+
+  add(id) {
+    const row = { element: h("tr", { role: "row" }), sign: null };
+    this.rows.set(id, row);
+    return row;
+  }
+
+  redraw(row, item, sign) {
+    const focused = row.element.contains(document.activeElement);
+    row.sign = sign;
+    row.element.replaceChildren(...this.draw(item).map((cell, at) => this.cell(cell, at)));
+    if (focused) row.element.querySelector("a, button")?.focus();
   }
 
   cell(content, at) {
@@ -86,6 +103,7 @@ export function table(caption, labels, draw, sign) {
 }
 
 const UNITS = [["year", 31536000], ["month", 2592000], ["day", 86400], ["hour", 3600], ["minute", 60]];
+const absolute = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
 
 /** `5 minutes ago`. */
@@ -99,7 +117,7 @@ function age(date) {
 export function time(text) {
   const date = new Date(text);
   if (Number.isNaN(date.getTime())) return h("span", {}, String(text));
-  return h("time", { datetime: date.toISOString(), title: date.toLocaleString() }, age(date));
+  return h("time", { datetime: date.toISOString(), title: absolute.format(date) }, age(date));
 }
 
 // Costs no request.

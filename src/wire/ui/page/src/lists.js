@@ -1,7 +1,7 @@
 // The views with lists: groups, VMs, events. Each returns `{ title, element, update }`.
 
 import { h, pill, setText, table, time } from "./dom.js";
-import { agentState, bytes, groupState, message, tags, vmState } from "./state.js";
+import { agentState, bytes, conditionKind, groupState, message, tags, vmState } from "./state.js";
 import { byName, events, store } from "./store.js";
 
 /** Rows that are drawn at once. More are a click away: no list freezes the page. */
@@ -183,7 +183,7 @@ export function eventsView() {
 export function conditionTable() {
   const draw = (condition) => [
     condition.type,
-    h("span", { className: "states" }, pill({ text: condition.reason, kind: { True: "good", False: "bad", Unknown: "idle" }[condition.status] ?? "idle" }), h("span", { className: "hidden" }, `status ${condition.status}`)),
+    h("span", { className: "states" }, pill({ text: condition.reason, kind: conditionKind(condition) }), h("span", { className: "hidden" }, `status ${condition.status}`)),
     h("span", { className: "message" }, condition.message),
     time(condition.since),
   ];

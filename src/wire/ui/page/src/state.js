@@ -11,13 +11,27 @@ const VMM = {
   failed: ["Failed", "bad"],
 };
 
+/** Reasons of conditions that are not True, and yet no faults. */
+const CALM = { Paused: "warn", Stopped: "idle", Stopping: "busy", Waiting: "busy", Converging: "busy", Terminating: "busy", Disabled: "idle", UserdataRunning: "busy" };
+
+/** The colour of a condition. */
+export function conditionKind({ status, reason }) {
+  if (status === "True") return "good";
+  return CALM[reason] ?? (status === "False" ? "bad" : "idle");
+}
+
+/** The condition `Ready` of an object that is not ready. */
+function unready(object) {
+  const ready = condition(object, "Ready");
+  return ready && ready.status !== "True" ? { text: ready.reason, kind: conditionKind(ready) } : { text: "Pending", kind: "busy" };
+}
+
 /** The state of a VM: a word and its colour. */
 export function vmState(vm) {
   if (vm.metadata.deleting) return { text: "Deleting", kind: "busy" };
   const { state } = vm.status.vmm;
   const settled = ["paused", "stopped", "failed", "starting", "stopping"].includes(state);
-  const ready = condition(vm, "Ready");
-  if (!vm.status.ready && !settled) return { text: ready?.reason ?? "Pending", kind: ready?.status === "False" ? "bad" : "busy" };
+  if (!vm.status.ready && !settled) return unready(vm);
   const [text, kind] = VMM[state] ?? ["Ready", "good"];
   return { text, kind };
 }
@@ -26,8 +40,7 @@ export function vmState(vm) {
 export function groupState(group) {
   if (group.metadata.deleting) return { text: "Deleting", kind: "busy" };
   if (group.status.ready) return { text: "Ready", kind: "good" };
-  const ready = condition(group, "Ready");
-  return { text: ready?.reason ?? "Pending", kind: ready?.status === "False" ? "bad" : "busy" };
+  return unready(group);
 }
 
 /** The message of the condition `Ready`, unless all is well. */
