@@ -40,7 +40,7 @@ fn a_create_that_is_sent_again_is_a_conflict_and_never_a_second_vm() {
             409,
             "the name web is taken",
         );
-        assert_eq!(with_name(api, "web"), [first.clone()]);
+        assert_eq!(with_name(api, "web"), std::slice::from_ref(&first));
         // A name of a VM is none for another one, and the VM of another group counts.
         let other = test_support::harness::group("other", 0, "169.254.104.0/22", "");
         harness.apply(&other);
@@ -102,7 +102,6 @@ fn kill_9_between_a_create_and_its_answer_makes_no_vm_twice_and_loses_none() {
         const CLIENTS: usize = 8;
         const EACH: usize = 6;
         let done = Mutex::new(BTreeSet::new());
-        let api = &*api;
         std::thread::scope(|scope| {
             for client in 0..CLIENTS {
                 let done = &done;
