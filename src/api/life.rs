@@ -45,6 +45,27 @@ pub enum Restart {
     Never,
 }
 
+/// What happens when a VMM exits without being stopped.
+///
+/// `delete_on_exit` is for work that runs once: it is never started a second time because the daemon missed its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExitPolicy {
+    /// Whether the VMM is started again.
+    pub restart: Restart,
+    /// The VM is deleted if its guest has powered off or rebooted, or if it is unknown how the VMM exited. `restart` decides about a VMM
+    /// that failed or was killed, and about a guest that panicked.
+    pub delete_on_exit: bool,
+}
+
+impl From<Restart> for ExitPolicy {
+    fn from(restart: Restart) -> Self {
+        Self {
+            restart,
+            delete_on_exit: false,
+        }
+    }
+}
+
 impl Restart {
     /// Whether this is the default.
     pub fn is_default(&self) -> bool {

@@ -36,6 +36,9 @@ pub struct VmOverrides {
     /// Keep the disk when the VM is deleted, even if the group does not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub persistent: bool,
+    /// Delete the VM when its guest ends by itself: [`super::life::ExitPolicy`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub delete_on_exit: bool,
     /// Tags of the VM, for selectors.
     #[serde(default, skip_serializing_if = "Tags::is_empty")]
     pub tags: Tags,
@@ -98,6 +101,9 @@ pub struct NewVm {
     /// See [`VmOverrides::persistent`].
     #[serde(default)]
     pub persistent: bool,
+    /// See [`VmOverrides::delete_on_exit`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub delete_on_exit: bool,
     /// See [`VmOverrides::tags`].
     #[serde(default)]
     pub tags: Tags,
@@ -134,6 +140,7 @@ impl NewVm {
             allow,
             drop,
             persistent,
+            delete_on_exit,
             tags,
             plain_tags,
             unique_name: _,
@@ -148,6 +155,7 @@ impl NewVm {
             allow,
             drop,
             persistent,
+            delete_on_exit,
             tags,
             plain_tags,
             cni,
@@ -234,6 +242,10 @@ impl VmOverrides {
         if self.persistent && template.storage.image.is_none() {
             let message = "requests a persistent disk, and the group has no `image`";
             found.push(("image", message.to_owned()));
+        }
+        if self.delete_on_exit && template.hypervisor == Hypervisor::None {
+            let message = "requests its deletion when its guest ends, which has no effect with `hypervisor: none` of its group";
+            found.push(("hypervisor", message.to_owned()));
         }
         let tags = self.tags.len() + self.plain_tags.len();
         if tags > MAX_TAGS {

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::life::ExitPolicy;
 use super::meta::{Meta, Name};
 use super::on_demand::OnDemand;
 
@@ -29,6 +30,17 @@ pub struct Vm {
     /// Set for a VM made on demand; `None` for a VM that `count` covers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_demand: Option<Box<OnDemand>>,
+}
+
+impl Vm {
+    /// What happens when its VMM exits without being stopped.
+    pub fn exit_policy(&self) -> ExitPolicy {
+        let on_demand = self.on_demand.as_ref();
+        ExitPolicy {
+            restart: self.spec.lifecycle.restart,
+            delete_on_exit: on_demand.is_some_and(|made| made.overrides.delete_on_exit),
+        }
+    }
 }
 
 /// The desired power state of a VM.

@@ -140,6 +140,7 @@ async fn add(client: &Client, args: AddArgs) -> Result<(), Failure> {
         allow: args.allow.map(entries),
         drop: args.drop.map(entries),
         persistent: args.persistent,
+        delete_on_exit: args.delete_on_exit,
         tags,
         plain_tags: Vec::new(),
         unique_name: false,

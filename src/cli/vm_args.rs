@@ -138,6 +138,9 @@ pub struct AddArgs {
     /// Keep the disk when the VM is deleted
     #[arg(long)]
     pub persistent: bool,
+    /// Delete the VM when its guest powers off or reboots
+    #[arg(long = "rm")]
+    pub delete_on_exit: bool,
     #[allow(
         rustdoc::broken_intra_doc_links,
         reason = "the brackets of an optional part, for a terminal"

@@ -314,7 +314,12 @@ impl BringUp<'_> {
         match (engine.power_decision(vm), startup_failure) {
             (PowerDecision::Run, None) => {}
             (PowerDecision::Run, Some(cause)) => return self.handle_startup_failure(cause).await,
-            (decision @ (PowerDecision::Stop(..) | PowerDecision::Restart), _) => {
+            (
+                decision @ (PowerDecision::Stop(..)
+                | PowerDecision::Restart
+                | PowerDecision::Delete(_)),
+                _,
+            ) => {
                 return self.stop_vmm(decision).await;
             }
         }

@@ -16,12 +16,12 @@ use crate::api::vm::{Hypervisor, Power, Vm};
 use crate::clock;
 use crate::host::process::Identity;
 use crate::owner::{self, Label};
-use crate::reconcile::checkpoint;
 use crate::reconcile::power::{
     ExitCause, PowerDecision, ProcessExit, StartedProcess, VmmCheckpoint,
 };
 use crate::reconcile::vmm::{self, DesiredGuest, EvaluatedExits, Retain};
 use crate::reconcile::{Error, Wait};
+use crate::reconcile::{checkpoint, group};
 use crate::runtime::queue::Outcome;
 use crate::store::{self, Txn};
 
@@ -39,14 +39,13 @@ impl Engine {
     pub(super) fn power_decision(&self, vm: &Vm) -> PowerDecision {
         let decision = self
             .process_checkpoint(vm.meta.uid)
-            .evaluate_exit(vm.power, vm.spec.lifecycle.restart);
+            .evaluate_exit(vm.power, vm.exit_policy());
         match (&decision, vm.power) {
             // It was started, and the daemon ended before that was stored.
-            (PowerDecision::Stop(..), Power::Running | Power::Paused)
-                if self.processes.may_be_running(vm.meta.uid) =>
-            {
-                PowerDecision::Run
-            }
+            (
+                PowerDecision::Stop(..) | PowerDecision::Delete(_),
+                Power::Running | Power::Paused,
+            ) if self.processes.may_be_running(vm.meta.uid) => PowerDecision::Run,
             _ => decision,
         }
     }
@@ -174,6 +173,31 @@ impl Engine {
         Ok(failed_at_startup.then_some(message))
     }
 
+    /// Deletes a VM whose guest has ended by itself. Decided again in the transaction: a user may have requested a power state meanwhile.
+    async fn delete_ended(&self, vm: &Vm, why: &str) -> Result<(), store::Error> {
+        let uid = vm.meta.uid;
+        let removed = self
+            .write(|txn| {
+                let world = txn.world();
+                let Some(now) = world.vm(uid).filter(|now| !now.meta.deleting) else {
+                    return Ok(false);
+                };
+                let checkpoint = checkpoint::vmm(world.status(uid, Stage::Vmm));
+                let decision = checkpoint.evaluate_exit(now.power, now.exit_policy());
+                if !matches!(decision, PowerDecision::Delete(_)) {
+                    return Ok(false);
+                }
+                Ok(group::remove(txn, &vm.meta.name)? == group::Removed::Going)
+            })
+            .await?;
+        if removed {
+            let message = format!("deletion requested by delete_on_exit: {why}");
+            let object = ObjectRef::vm(&vm.meta.name);
+            self.record_event(EventType::Normal, &object, EventReason::Deleting, &message);
+        }
+        Ok(())
+    }
+
     /// The checkpoint while this process runs. The start time is kept while the process is the same.
     pub(super) fn running_checkpoint(&self, uid: Uid, identity: &Identity) -> Option<String> {
         let mut checkpoint = self.process_checkpoint(uid);
@@ -235,7 +259,7 @@ impl BringUp<'_> {
         Ok(outcome)
     }
 
-    /// Stops the VMM and keeps the other stages.
+    /// Stops the VMM and keeps the other stages, unless its end deletes the VM.
     pub(super) async fn stop_vmm(
         &mut self,
         decision: PowerDecision,
@@ -253,6 +277,7 @@ impl BringUp<'_> {
                 let found = (Status::False, reason, message);
                 engine.set_condition(vm, Stage::Vmm, found).await
             }
+            PowerDecision::Delete(message) => engine.delete_ended(vm, &message).await,
             PowerDecision::Restart | PowerDecision::Run => {
                 engine.write(|txn| run_again(txn, vm)).await
             }

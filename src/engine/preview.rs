@@ -93,7 +93,7 @@ impl Engine {
     ) {
         match self.power_decision(vm) {
             PowerDecision::Run => {}
-            PowerDecision::Stop(..) | PowerDecision::Restart => {
+            PowerDecision::Stop(..) | PowerDecision::Restart | PowerDecision::Delete(_) => {
                 let reconciler = &self.processes.stage;
                 let _reported = runner
                     .run_stage(Stage::Vmm, reconciler, &self.desired_when_stopped(vm))

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::api::condition::Reason;
-use crate::api::life::Restart;
+use crate::api::life::{ExitPolicy, Restart};
 use crate::api::meta::Timestamp;
 use crate::api::view::ExitView;
 use crate::api::vm::{Hypervisor, Power};
@@ -99,6 +99,8 @@ pub enum PowerDecision {
     Stop(Reason, String),
     /// Stop it, then start it.
     Restart,
+    /// Delete the VM; why, for users.
+    Delete(String),
 }
 
 impl VmmCheckpoint {
@@ -137,7 +139,11 @@ impl VmmCheckpoint {
     }
 
     /// Decides what to do with the VM's process.
-    pub fn evaluate_exit(&self, power: Power, restart: Restart) -> PowerDecision {
+    pub fn evaluate_exit(&self, power: Power, policy: impl Into<ExitPolicy>) -> PowerDecision {
+        let ExitPolicy {
+            restart,
+            delete_on_exit,
+        } = policy.into();
         match power {
             Power::Stopped => {
                 let message = "stopped by slicectl vm stop; start it with slicectl vm start";
@@ -149,6 +155,9 @@ impl VmmCheckpoint {
         // An exit that was not observed yet is found by the stage.
         let exit = self.last_exit.as_ref().filter(|_| self.process.is_none());
         match exit {
+            Some(end) if !end.handled && delete_on_exit && end.cause.may_be_of_guest() => {
+                PowerDecision::Delete(end.message())
+            }
             Some(end) if !end.handled && !is_restarted(restart, end.exit) => PowerDecision::Stop(
                 match end.exit {
                     Exit::Code(0) => Reason::Stopped,
@@ -219,6 +228,24 @@ impl ExitCause {
     }
 }
 
+impl ExitCause {
+    /// Whether the guest ended by itself, as far as it is known: an exit that was not observed may be one.
+    fn may_be_of_guest(&self) -> bool {
+        match self {
+            Self::PoweredOff | Self::Rebooted | Self::PoweredOffOrRebooted | Self::NotObserved => {
+                true
+            }
+            Self::Stopped
+            | Self::PanickedOrVmmFailed
+            | Self::VmmFailed
+            | Self::Killed
+            | Self::Terminated
+            | Self::VmmCrashed
+            | Self::Text(_) => false,
+        }
+    }
+}
+
 impl fmt::Display for ExitCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -238,200 +265,4 @@ impl fmt::Display for ExitCause {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn identity(pid: u32) -> Identity {
-        Identity {
-            pid,
-            start: 7,
-            boot: "b".into(),
-        }
-    }
-
-    fn end(exit: Exit) -> ProcessExit {
-        ProcessExit {
-            process: identity(1),
-            exit,
-            at: Timestamp::UNIX_EPOCH,
-            cause: ExitCause::of(Hypervisor::Qemu, exit, false),
-            console: Vec::new(),
-            handled: false,
-        }
-    }
-
-    fn exited(exit: Exit) -> VmmCheckpoint {
-        let mut checkpoint = VmmCheckpoint::default();
-        checkpoint.record_start(started(1));
-        checkpoint.record_exit(end(exit));
-        checkpoint
-    }
-
-    fn started(pid: u32) -> StartedProcess {
-        StartedProcess {
-            confined_by: None,
-            identity: identity(pid),
-            started_at: Timestamp::UNIX_EPOCH,
-        }
-    }
-
-    #[test]
-    fn the_restart_policy_decides_by_the_exit_status_and_an_unknown_exit_is_a_failure() {
-        use Exit::{Code, Signal, Unknown};
-        use Restart::{Always, Never, OnFailure};
-        let is_stop = |reason| move |decision: PowerDecision| matches!(decision, PowerDecision::Stop(r, _) if r == reason);
-        let is_run = |found| found == PowerDecision::Run;
-        for exit in [Code(0), Code(1), Signal(9), Unknown] {
-            assert!(is_run(exited(exit).evaluate_exit(Power::Running, Always)));
-        }
-        let is_stopped = is_stop(Reason::Stopped);
-        assert!(is_stopped(
-            exited(Code(0)).evaluate_exit(Power::Running, Never)
-        ));
-        assert!(is_stopped(
-            exited(Code(0)).evaluate_exit(Power::Running, OnFailure)
-        ));
-        for exit in [Code(1), Signal(9), Unknown] {
-            assert!(is_run(
-                exited(exit).evaluate_exit(Power::Running, OnFailure)
-            ));
-            assert!(is_stop(Reason::Failed)(
-                exited(exit).evaluate_exit(Power::Running, Never)
-            ));
-        }
-    }
-
-    #[test]
-    fn a_requested_power_state_takes_precedence_over_the_restart_policy() {
-        let checkpoint = exited(Exit::Code(0));
-        let decision = checkpoint.evaluate_exit(Power::Stopped, Restart::Always);
-        assert!(matches!(decision, PowerDecision::Stop(Reason::Stopped, _)));
-        assert_eq!(
-            checkpoint.evaluate_exit(Power::Restarting, Restart::Never),
-            PowerDecision::Restart
-        );
-        let mut started = checkpoint;
-        started.answer();
-        assert_eq!(
-            started.evaluate_exit(Power::Running, Restart::Never),
-            PowerDecision::Run
-        );
-    }
-
-    #[test]
-    fn an_exit_is_handled_once_and_only_restarts_after_unrequested_exits_are_counted() {
-        let mut checkpoint = exited(Exit::Code(1));
-        checkpoint.record_start(started(2));
-        checkpoint.record_start(started(2));
-        assert_eq!(checkpoint.restarts, 1);
-        // The next exit is evaluated again.
-        let mut next = checkpoint.clone();
-        next.record_exit(end(Exit::Code(1)));
-        assert!(matches!(
-            next.evaluate_exit(Power::Running, Restart::Never),
-            PowerDecision::Stop(Reason::Failed, _)
-        ));
-        // A requested stop is not counted.
-        checkpoint.record_exit(ProcessExit {
-            handled: true,
-            ..end(Exit::Code(0))
-        });
-        checkpoint.record_start(started(3));
-        assert_eq!(checkpoint.restarts, 1);
-    }
-
-    #[test]
-    fn the_message_of_an_exit_names_the_signal_once() {
-        for (exit, message) in [
-            (
-                Exit::Signal(9),
-                "it was killed by SIGKILL: possibly the OOM killer",
-            ),
-            (
-                Exit::Signal(11),
-                "it was killed by SIGSEGV: the VMM crashed",
-            ),
-            (
-                Exit::Signal(15),
-                "it was killed by SIGTERM: another program terminated it",
-            ),
-            (Exit::Signal(31), "it was killed by SIGSYS: the VMM crashed"),
-            (
-                Exit::Signal(64),
-                "it was killed by signal 64: the VMM crashed",
-            ),
-            (
-                Exit::Code(1),
-                "it exited with status 1: the guest's kernel panicked, or the VMM failed",
-            ),
-        ] {
-            assert_eq!(end(exit).message(), message);
-        }
-    }
-
-    #[test]
-    fn the_message_of_a_requested_stop_has_no_unknown_status() {
-        let stopped = |exit| ProcessExit {
-            cause: ExitCause::of(Hypervisor::Qemu, exit, true),
-            ..end(exit)
-        };
-        assert_eq!(stopped(Exit::Unknown).message(), "it was stopped");
-        assert_eq!(
-            stopped(Exit::Code(0)).message(),
-            "it exited with status 0: it was stopped"
-        );
-        assert!(end(Exit::Unknown).message().contains("unknown status"));
-    }
-
-    #[test]
-    fn a_vm_that_had_exited_stays_stopped_after_a_reboot_and_one_that_ran_is_started() {
-        let exited = exited(Exit::Code(0)).after_reboot();
-        assert!(matches!(
-            exited.evaluate_exit(Power::Running, Restart::Never),
-            PowerDecision::Stop(..)
-        ));
-        let mut running = VmmCheckpoint::default();
-        running.record_start(started(1));
-        let rebooted = running.after_reboot();
-        assert_eq!(
-            rebooted.evaluate_exit(Power::Running, Restart::Never),
-            PowerDecision::Run
-        );
-    }
-
-    #[test]
-    fn a_cause_is_stored_by_name_and_the_text_of_an_earlier_version_is_kept() {
-        for (stored, cause) in [
-            ("Stopped", ExitCause::Stopped),
-            ("it was stopped", ExitCause::Stopped),
-            ("Killed", ExitCause::Killed),
-            (
-                "somebody killed it",
-                ExitCause::Text("somebody killed it".into()),
-            ),
-        ] {
-            let decoded: ExitCause = serde_json::from_value(stored.into()).unwrap();
-            assert_eq!(decoded, cause, "{stored}");
-            let encoded = serde_json::to_value(&decoded).unwrap();
-            let again: ExitCause = serde_json::from_value(encoded).unwrap();
-            assert_eq!(again, cause, "{stored}");
-        }
-        let stopped = ExitCause::of(Hypervisor::Qemu, Exit::Code(0), true);
-        assert_eq!(serde_json::to_value(stopped).unwrap(), "Stopped");
-    }
-
-    #[test]
-    fn a_checkpoint_of_an_earlier_version_is_decoded() {
-        let old =
-            r#"{"identity":{"pid":1,"start":7,"boot":"b"},"started_at":"1970-01-01T00:00:00Z"}"#;
-        let decoded: VmmCheckpoint = serde_json::from_str(old).unwrap();
-        assert_eq!(decoded.process, Some(started(1)));
-        for checkpoint in [exited(Exit::Signal(9)), decoded, VmmCheckpoint::default()] {
-            let text = crate::reconcile::checkpoint::vmm_text(&checkpoint);
-            let decoded_again =
-                text.map(|text| serde_json::from_str::<VmmCheckpoint>(&text).unwrap());
-            // An empty checkpoint is not stored.
-            assert_eq!(decoded_again.unwrap_or_default(), checkpoint);
-        }
-    }
-}
+mod tests;

@@ -18,7 +18,6 @@ use super::admission::{Admission, admit};
 use super::agent;
 use super::backend::{Backend, Deletion, Detail, Effect, LogOutput, LogStart, Refusal, StreamMode};
 use super::compat;
-use super::error_body::ErrorBody;
 use super::extract::Extract;
 use super::limits::{BODY_LIMIT, MANIFEST_LIMIT, SOURCE_NAME_LIMIT, SOURCES_LIMIT};
 use super::lines::{encoded_lines, lines};
@@ -86,6 +85,7 @@ pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admissio
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(middleware::from_fn_with_state(admission, admit))
+        .layer(middleware::from_fn(compat::of_dialect))
         .with_state(shared)
 }
 
@@ -285,25 +285,14 @@ async fn route<B: Backend>(
 
 async fn nowhere(request: Request) -> Response {
     let path = request.uri().path();
-    unknown(
-        path,
-        StatusCode::NOT_FOUND,
-        format!("path {path} not found"),
-    )
+    let error = format!("path {path} not found");
+    problem(StatusCode::NOT_FOUND, error, Vec::new())
 }
 
 async fn wrong_method(request: Request) -> Response {
     let (path, method) = (request.uri().path(), request.method());
     let error = format!("{path} does not support method {method}");
-    unknown(path, StatusCode::METHOD_NOT_ALLOWED, error)
-}
-
-/// An error in the form of the API that the path belongs to.
-fn unknown(path: &str, status: StatusCode, error: String) -> Response {
-    match path.starts_with("/v1/") {
-        true => problem(status, error, Vec::new()),
-        false => (status, Json(ErrorBody { error })).into_response(),
-    }
+    problem(StatusCode::METHOD_NOT_ALLOWED, error, Vec::new())
 }
 
 #[derive(Debug, Deserialize)]

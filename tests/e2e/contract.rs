@@ -2,7 +2,8 @@
 //! double of a VMM whose guest is the real `slice-agent`.
 //! Out of scope: the clients themselves (`sdk.sh`).
 
-mod client;
+mod bodies;
+pub mod client;
 mod create;
 mod endpoints;
 mod guest;
@@ -120,13 +121,27 @@ fn assert_error(answer: &Answer, status: u16, sentence: &str) {
         "{answer:?}"
     );
     let error = answer.json();
-    // Errors of unknown paths and of limits are those of all APIs of the socket, with an empty list.
-    let others = error.as_object().expect("an object").iter();
-    let mut others = others.filter(|(key, _)| *key != "error");
-    assert!(
-        others.all(|(key, value)| key == "problems" && *value == serde_json::json!([])),
-        "{answer:?}"
-    );
+    let keys: Vec<_> = error.as_object().expect("an object").keys().collect();
+    assert_eq!(keys, ["code", "error"], "{answer:?}");
+    let code = match status {
+        400 => "invalid_request",
+        401 => "unauthorized",
+        403 => "forbidden",
+        404 => "not_found",
+        405 => "method_not_allowed",
+        408 => "timeout",
+        409 => "conflict",
+        410 => "gone",
+        413 => "too_large",
+        426 => "upgrade_required",
+        429 => "too_many_requests",
+        501 => "not_supported",
+        502 => "unreachable",
+        503 => "unavailable",
+        504 => "agent_timeout",
+        status => panic!("no code for {status}"),
+    };
+    assert_eq!(error["code"], code, "{answer:?}");
     let text = error["error"].as_str().expect("a text");
     assert!(text.contains(sentence), "{text:?} has no {sentence:?}");
 }

@@ -13,6 +13,7 @@
 //! | `difference` | what `diff` wait_for_output, and what is then done |
 //! | `docs` | the commands of the documentation, and the output that it shows |
 //! | `damage` | a state that is damaged, lost or replaced under VMs that run |
+//! | `delete_on_exit` | VMs that are deleted when their guest ends by itself, and a daemon that is killed meanwhile |
 //! | `dependents` | what depends on a bridge or on the host's switch, after that was broken |
 //! | `forced` | deletions that are forced |
 //! | `fairness` | VMs that exist are repaired while thousands are built or deleted |
@@ -89,6 +90,7 @@ mod contract;
 mod conventions;
 mod converge;
 mod damage;
+mod delete_on_exit;
 mod dependents;
 mod difference;
 mod disks;

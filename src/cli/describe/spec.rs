@@ -39,6 +39,12 @@ impl Description {
             own => format!("yes, with own {}", own.join(", ")),
         };
         self.line("On demand", description);
+        if on_demand.delete_on_exit {
+            self.line(
+                "When it exits",
+                "deleted, if its guest powers off or reboots",
+            );
+        }
         let tags: Vec<String> = on_demand
             .tags
             .iter()

@@ -32,7 +32,7 @@ use crate::api::provision::MAX_SECRETS;
 use crate::api::secret::SecretName;
 use crate::api::tag::TagSet;
 use crate::api::view::{Applied, Kind, Object, VmmState};
-use crate::api::vm::VmSpec;
+use crate::api::vm::{Hypervisor, VmSpec};
 use crate::guest::go_duration;
 
 /// How long a VMM may take to start before a request is answered nevertheless.
@@ -91,7 +91,7 @@ pub(super) struct CreateBody {
     ram_bytes: Option<u64>,
     /// GPUs: there are none.
     gpu_count: Option<u32>,
-    /// Keep the disk when the VM is deleted.
+    /// Keep the disk when the VM is deleted, and the VM when its guest powers off.
     persistent: Option<bool>,
     /// A script that runs once as root at the first boot.
     userdata: Option<String>,
@@ -136,7 +136,7 @@ pub(super) struct NetworkBody {
         (status = 400, description = "The request is invalid, or exceeds a limit of the group", body = ErrorBody),
         (status = 404, description = "There is no such group", body = ErrorBody),
         (status = 408, description = "The agent has not answered in time; the VM is removed", body = ErrorBody),
-        (status = 409, description = "The name is taken, or the group has no free address", body = ErrorBody),
+        (status = 409, description = "The name is taken, the group has no free address, or the VM was deleted during the wait", body = ErrorBody),
         (status = 413, body = ErrorBody),
     ))]
 pub(super) async fn create<B: Backend>(
@@ -270,7 +270,14 @@ async fn waited<B: Backend>(
             goal.is_reached(node).then(|| node.clone())
         });
         let found = tokio::select! {
-            found = found => found.map_err(refused)?,
+            found = found => found.map_err(|refusal| match refusal {
+                // Its userdata may power it off, which deletes it.
+                Refusal::NotFound(_) | Refusal::NotFoundWithSuggestion(..) => {
+                    let text = format!("vm/{vm} was deleted before the wait ended: see its events");
+                    error(StatusCode::CONFLICT, text)
+                }
+                refusal => refused(refusal),
+            })?,
             () = state.stop.cancelled() => {
                 let text = format!("the daemon stops; vm/{vm} is kept");
                 return Err(error(StatusCode::SERVICE_UNAVAILABLE, text));
@@ -328,6 +335,8 @@ impl CreateBody {
         let hostname = hostname.map(|text| parsed::<Name>("hostname", &text));
         let network = self.network.unwrap_or_default();
         let script = self.userdata.filter(|script| !script.is_empty());
+        let persistent = self.persistent == Some(true);
+        let is_kept = persistent || template.storage.persistent;
         let mut request = NewVm {
             name: hostname.transpose()?,
             vcpu: self.cpus.filter(|count| *count > 0),
@@ -335,7 +344,8 @@ impl CreateBody {
             allow: entries("network.allow", network.allow)?,
             drop: entries("network.drop", network.drop)?,
             // Without a disk there is nothing to keep: clients send it by default.
-            persistent: self.persistent == Some(true) && template.storage.image.is_some(),
+            persistent: persistent && template.storage.image.is_some(),
+            delete_on_exit: !is_kept && template.hypervisor != Hypervisor::None,
             tags: set.tags,
             plain_tags: set.plain,
             unique_name: true,

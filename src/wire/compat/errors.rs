@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::super::backend::Refusal;
 pub(super) use super::super::error_body::ErrorBody;
+use super::super::error_body::ErrorCode;
 use super::super::problem::problem;
 use super::super::shared::ApiError;
 use super::counters::COUNTERS;
@@ -23,7 +24,22 @@ use crate::clock;
 const SHOWN: usize = 80;
 
 /// The headers of an error that stay; its length is another.
-const KEPT: [HeaderName; 3] = [header::CONNECTION, header::RETRY_AFTER, header::ALLOW];
+const KEPT: [HeaderName; 4] = [
+    header::CONNECTION,
+    header::RETRY_AFTER,
+    header::ALLOW,
+    header::WWW_AUTHENTICATE,
+];
+
+/// Gives errors that have not reached a handler the form of the API that the path belongs to: unknown paths, tokens, limits.
+pub(in super::super) async fn of_dialect(request: Request, next: Next) -> Response {
+    let is_v1 = request.uri().path().starts_with("/v1/");
+    let mut response = next.run(request).await;
+    match response.extensions_mut().remove::<Problem>() {
+        Some(problem) if !is_v1 => formed(response, problem),
+        _ => response,
+    }
+}
 
 /// Gives errors the form of this API, and counts the request.
 pub(super) async fn translate(request: Request, next: Next) -> Response {
@@ -37,32 +53,36 @@ pub(super) async fn translate(request: Request, next: Next) -> Response {
         problems: Vec::new(),
     });
     if let Some(problem) = problem.or(refused) {
-        let status = match response.status() {
-            // Clients of this API know 400 only.
-            StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
-            status => status,
-        };
-        let mut headers = std::mem::take(response.headers_mut());
-        response = (status, Json(body(problem))).into_response();
-        for name in KEPT {
-            if let Some(value) = headers.remove(&name) {
-                response.headers_mut().insert(name, value);
-            }
-        }
+        response = formed(response, problem);
     }
     let took = clock::monotonic().saturating_duration_since(began);
     COUNTERS.count(&method, response.status(), took);
     response
 }
 
-fn body(problem: Problem) -> ErrorBody {
+/// An error in the form of this API.
+fn formed(mut response: Response, problem: Problem) -> Response {
+    let status = match response.status() {
+        // Clients of this API know 400 only.
+        StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
+        status => status,
+    };
     let Problem { error, problems } = problem;
-    match problems.is_empty() {
-        true => ErrorBody { error },
-        false => ErrorBody {
-            error: problems.join("; "),
+    let body = ErrorBody {
+        error: match problems.is_empty() {
+            true => error,
+            false => problems.join("; "),
         },
+        code: ErrorCode::of(status),
+    };
+    let mut headers = std::mem::take(response.headers_mut());
+    let mut response = (status, Json(body)).into_response();
+    for name in KEPT {
+        if let Some(value) = headers.remove(&name) {
+            response.headers_mut().insert(name, value);
+        }
     }
+    response
 }
 
 /// The response to a request that fails. It is boxed, as it is larger than what succeeds.

@@ -22,8 +22,8 @@ use crate::clock;
 const PREFIX: usize = 3;
 
 /// How long after its creation a guest is still booting: clients send their first request when a VM is created, and expect that it is
-/// answered.
-const BOOT: Duration = Duration::from_secs(30);
+/// answered. A Linux with systemd boots for a minute without KVM.
+const BOOT: Duration = Duration::from_secs(120);
 
 /// For how long a request to the agent of a VM waits until it answers for the first time; `None`: it is sent at once.
 fn boots_for(node: &Node) -> Option<Duration> {

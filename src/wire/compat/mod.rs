@@ -79,6 +79,8 @@ use super::backend::Backend;
 use super::secrets;
 use super::shared::Shared;
 
+pub(super) use errors::of_dialect;
+
 /// The routes of the API.
 pub(super) fn routes<B: Backend>() -> Router<Arc<Shared<B>>> {
     Router::new()

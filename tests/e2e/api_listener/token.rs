@@ -55,6 +55,9 @@ fn tcp_requires_the_token_for_everything_but_its_health_and_the_files_of_the_pag
                 let head = answer.to_lowercase();
                 assert!(head.contains("www-authenticate: bearer"), "{answer}");
                 assert!(answer.contains("{\"error\":"), "{answer}");
+                // Each API has its own form of an error.
+                let has_code = answer.contains("\"code\":\"unauthorized\"");
+                assert_eq!(has_code, !line.contains("/v1/"), "{line}: {answer}");
             }
         }
         let (_, health) = request(PORT, "GET /healthz", "");
@@ -68,6 +71,12 @@ fn tcp_requires_the_token_for_everything_but_its_health_and_the_files_of_the_pag
             .map(|_| request(PORT, "GET /nowhere", "Bearer guess").0)
             .collect();
         assert_eq!(statuses[39], 429, "{statuses:?}");
+        let (_, limited) = request(PORT, "GET /", "Bearer guess");
+        assert!(
+            limited.contains("\"code\":\"too_many_requests\"")
+                && limited.to_lowercase().contains("retry-after: 1"),
+            "{limited}"
+        );
         assert_eq!(request(PORT, "GET /v1/version", &valid).0, 200);
         let lines = harness.log();
         let lines = lines.matches("without a valid token").count();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{agent_on, assert_error, socket_of, with_slots, with_vmm};
+use super::{agent_on, assert_error, guest, socket_of, with_slots, with_vmm};
 
 #[test]
 fn bodies_of_all_clients_are_accepted_and_answered_with_an_address() {
@@ -150,6 +150,43 @@ fn a_request_that_waits_is_answered_when_the_agent_answers() {
             found[0].get("last_agent_call").is_none(),
             "health is no use of it"
         );
+    });
+}
+
+/// Clients send their first request as soon as a VM is created. A Linux with systemd boots for a minute without KVM.
+#[test]
+fn the_first_request_waits_for_a_guest_that_boots_slowly() {
+    with_vmm("", |harness, api| {
+        let guest = guest(harness, api, &json!({}));
+        let exec = format!("/vm/{}/exec?cmd=true&buffered=true", guest.name);
+        let answer = std::thread::scope(|scope| {
+            let asking = scope.spawn(|| api.send("POST", &exec, None));
+            // Clients poll it: it is not waited for, and is 200 only when the agent answers.
+            let began = Instant::now();
+            let health = api.get(&format!("/vm/{}/health", guest.name));
+            assert_error(&health, 503, "");
+            assert!(began.elapsed() < Duration::from_secs(10));
+            std::thread::sleep(Duration::from_secs(33));
+            let _agent = agent_on(harness, &guest.socket);
+            asking.join().expect("an answer")
+        });
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(answer.json()["exit_code"], 0);
+    });
+}
+
+/// Its userdata may also power it off, which deletes it.
+#[test]
+fn a_vm_that_is_deleted_while_a_request_waits_for_it_is_a_conflict() {
+    with_vmm("", |harness, api| {
+        let path = "/hostgroup/box/nodes?wait=agent&timeout=60s";
+        let answer = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| api.post(path, &json!({})));
+            let vm = harness.until("the VM", || harness.vms().pop());
+            harness.ctl(&format!("vm delete {vm} --wait=60s"));
+            waiting.join().expect("an answer")
+        });
+        assert_error(&answer, 409, "was deleted before the wait ended");
     });
 }
 
