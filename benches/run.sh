@@ -199,6 +199,9 @@ benches/agent.sh || failed=1
 echo
 benches/watch.sh || failed=1
 
+echo
+benches/api.sh || failed=1
+
 [ -x /usr/lib/cni/bridge ] || [ -x /opt/cni/bin/bridge ] || {
   echo 'CNI skipped: plugins not found (apt-get install containernetworking-plugins)'
   exit 1

@@ -1,12 +1,15 @@
 """Watches of sliced: what they cost at rest, and what a change costs that all of them receive. Prints `name value` lines.
 
 watch.py rest PID WATCHES           CPU time and wake-ups of the daemon in 10 s, without watches and with them
+watch.py fanout PID WATCHES TIMES   from one change until the first and the last watch have received it
 watch.py changes PID WATCHES COMMAND...   runs the command, and waits until every watch has received the same last change
 """
 
+import json
 import os
 import selectors
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -15,10 +18,14 @@ SOCKET = os.environ["SLICE_SOCKET"]
 
 
 def scheduled(pid):
-    """Nanoseconds on a CPU, and the number of times at one, of all threads (sched-stats.rst)."""
+    """Nanoseconds on a CPU, and the number of times at one, of all threads (sched-stats.rst) but those of the store: these wait with a
+    timeout of a second, whatever happens."""
     total, runs = 0, 0
     for task in os.listdir(f"/proc/{pid}/task"):
         try:
+            with open(f"/proc/{pid}/task/{task}/comm") as file:
+                if file.read().startswith("sled"):
+                    continue
             with open(f"/proc/{pid}/task/{task}/schedstat") as file:
                 numbers = file.read().split()
         except FileNotFoundError:
@@ -33,7 +40,7 @@ class Watch:
         self.stream = socket.socket(socket.AF_UNIX)
         self.stream.connect(SOCKET)
         self.stream.sendall(b"GET /v1/watch?events=true HTTP/1.1\r\nhost: x\r\n\r\n")
-        self.text, self.lines, self.last = b"", 0, b""
+        self.text, self.lines, self.last, self.found = b"", 0, b"", b""
         while not self.last.startswith(b'{"type":"SYNCED"'):
             self.read()
         self.lines = 0
@@ -48,6 +55,8 @@ class Watch:
                 assert not line.startswith(b'{"type":"ERROR"'), line
                 self.lines += 1
                 self.last = line
+                # The last line about a VM: an event may follow it.
+                self.found = line if b'"kind":"Vm"' in line else self.found
 
 
 def version(line):
@@ -72,7 +81,8 @@ def receive(watches, until, patience=60.0):
 
 def rest(pid, count):
     def used():
-        time.sleep(3)
+        # The deadline of the head of a request is a timer of 10 s, which ends once also if the head has been received.
+        time.sleep(12)
         before = scheduled(pid)
         time.sleep(10)
         return [after - start for after, start in zip(scheduled(pid), before)]
@@ -83,6 +93,45 @@ def rest(pid, count):
     print("rest_without", without[0], "\nruns_without", without[1])
     print("rest_with", used_with[0], "\nruns_with", used_with[1])
     assert all(watch.lines == 0 for watch in watches)
+
+
+def request(method, path, body):
+    """The bytes of a response; each on a connection of its own."""
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.connect(SOCKET)
+        text = json.dumps(body).encode()
+        head = f"{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
+        stream.sendall(head.encode() + b"content-length: %d\r\n\r\n" % len(text) + text)
+        answer = b""
+        while part := stream.recv(1 << 18):
+            answer += part
+    assert b" 20" in answer.split(b"\r\n")[0], answer
+    return answer.split(b"\r\n\r\n", 1)[1]
+
+
+def fanout(count, times):
+    """Other tags of a VM are one change; each watch has a line with the new tag."""
+    created = json.loads(request("POST", "/hostgroup/fan/nodes", {"tags": ["turn=none"]}))
+    path = f"/vm/{created['hostname']}/tags"
+    watches = [Watch() for _ in range(count)]
+    waiting = selectors.DefaultSelector()
+    for watch in watches:
+        waiting.register(watch.stream, selectors.EVENT_READ, watch)
+    firsts, lasts = [], []
+    for turn in range(times):
+        mark = b'"turn":"t%d"' % turn
+        begin, first, left = time.perf_counter(), None, set(watches)
+        request("PATCH", path, {"replace": [f"turn=t{turn}"]})
+        while left:
+            ready = waiting.select(10.0) or sys.exit("a watch has received nothing")
+            for key, _ in ready:
+                key.data.read()
+                if key.data in left and mark in key.data.found:
+                    left.remove(key.data)
+                    first = first or time.perf_counter() - begin
+        lasts.append(time.perf_counter() - begin)
+        firsts.append(first)
+    print(f"fanout_first {statistics.median(firsts) * 1000:.2f}\nfanout_last {statistics.median(lasts) * 1000:.2f}")
 
 
 def changes(pid, count, command):
@@ -111,5 +160,7 @@ def changes(pid, count, command):
 
 if sys.argv[1] == "rest":
     rest(sys.argv[2], int(sys.argv[3]))
+elif sys.argv[1] == "fanout":
+    fanout(int(sys.argv[3]), int(sys.argv[4]))
 else:
     changes(sys.argv[2], int(sys.argv[3]), sys.argv[4:])

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Watches of programs: 200 of them at rest, and changes that 50 of them receive.
+# Watches of programs: 200 of them at rest, one change that they receive, and many that 50 of them receive.
 #   benches/watch.sh [SLOTS]     default: 250, with four changes each
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,7 +14,8 @@ command -v python3 >/dev/null || {
 policy() { # NUMBER
   echo "config: {hypervisor: none, host_groups: [
     {name: bench, count: $slots, vcpu: 1, ram_mb: 128,
-     network: {mode: isolated, range: 169.254.100.0/22, drop: [\"192.168.$1.0/24\"]}}]}" >"$work/m.yaml"
+     network: {mode: isolated, range: 169.254.100.0/22, drop: [\"192.168.$1.0/24\"]}},
+    {name: fan, count: 0, vcpu: 1, ram_mb: 128, network: {mode: isolated, range: 169.254.104.0/22}}]}" >"$work/m.yaml"
 }
 
 life() {
@@ -25,6 +26,7 @@ life() {
   policy 1
   slicectl apply -f "$work/m.yaml" --wait=300s >/dev/null
   python3 benches/watch.py rest "$daemon" 200
+  python3 benches/watch.py fanout "$daemon" 200 50
   local turn
   for turn in 1 2 3; do
     policy $((2 * turn))
@@ -45,10 +47,11 @@ lines=$(value all_lines)
 per_line=$(awk "BEGIN { printf \"%.1f\", ($(value all_cpu) - $(value nobody_cpu)) / 1000 / 50 / $lines }")
 printf '%s changes in %s s with 50 watches, %s s without\n' "$lines" \
   "$(per "$(value all_command)" 1000000)" "$(per "$(value nobody_command)" 1000000)"
-# The threads of the store wait with a timeout of a second.
-report '200 watches at rest: ms of CPU in 10 s, on top' \
-  "$(awk "BEGIN { printf \"%.2f\", ($(value rest_with) - $(value rest_without)) / 1000000 }")" 10 '<'
-report '200 watches at rest: wake-ups in 10 s, on top' "$(($(value runs_with) - $(value runs_without)))" 50 '<'
+printf 'one change until the first of 200 watches has it: %s ms\n' "$(value fanout_first)"
+report '200 watches at rest: ns of CPU in 10 s, without the store' "$(value rest_with)" 0 '=='
+report '200 watches at rest: wake-ups in 10 s, without the store' "$(value runs_with)" 0 '=='
+# Most of it is the reader's own time: one process reads all of them.
+report 'one change until the last of 200 watches has it: ms' "$(value fanout_last)" 25 '<'
 # On top of the CPU time without watches; the readers take most of the other time.
 report 'changes that 50 watches receive: us of CPU per line' "$per_line" 20 '<'
 exit "$failed"

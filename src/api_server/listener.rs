@@ -1,5 +1,5 @@
 //! Opens and closes the listening socket as the settings and the files change.
-//! Out of scope: connections ([`crate::wire`]).
+//! Out of scope: the socket ([`super::running`]), connections ([`crate::wire`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,17 +7,13 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::tls::Identity;
-use super::{Config, Report, tls, token};
-use crate::api::manifest::settings::api::Bind;
+use super::running::Running;
+use super::{Config, Progress, Report, files};
 use crate::wire::limits::Limits;
-use crate::wire::{AgentRequests, Auth, Backend, Listener, Listening, Page, Server, Token};
+use crate::wire::{AgentRequests, Auth, Backend, Page, Server, Token};
 
-/// The pause before a listener that could not be opened is tried again.
+/// The pause before settings that could not be applied are tried again.
 const RETRY: Duration = Duration::from_secs(5);
-
-/// How long files may take to be read: they may be on a file system that does not answer.
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where requests go, and within which limits.
 pub struct Target<B> {
@@ -29,24 +25,27 @@ pub struct Target<B> {
     pub limits: Limits,
 }
 
-/// What the files contain.
-struct Loaded {
-    token: Option<Token>,
-    identity: Option<Result<Identity, String>>,
+/// What one pass has changed, and why the settings are not in effect.
+#[derive(Default)]
+struct Pass {
+    changed: Option<Report>,
+    problem: Option<Report>,
 }
 
-/// A socket that listens, with the server of its connections.
-struct Running<B> {
-    bind: Bind,
-    group: String,
-    listening: Listening,
-    token: Option<Token>,
-    page: Page,
-    identity: Option<Identity>,
-    /// The current files are invalid.
-    is_outdated: bool,
-    server: Server<B>,
-    stop: CancellationToken,
+impl Pass {
+    fn changed(report: impl Into<Option<Report>>) -> Self {
+        Self {
+            changed: report.into(),
+            problem: None,
+        }
+    }
+
+    fn problem(report: Report) -> Self {
+        Self {
+            changed: None,
+            problem: Some(report),
+        }
+    }
 }
 
 /// Serves clients as the settings say, until `stop`. `files`: the files may have changed.
@@ -54,37 +53,49 @@ pub async fn run<B: Backend>(
     target: Target<B>,
     mut configs: watch::Receiver<Option<Config>>,
     files: Arc<Notify>,
-    report: impl Fn(Report) + Send + Sync,
+    report: impl Fn(Progress) + Send + Sync,
     stop: CancellationToken,
 ) {
     let mut running: Option<Running<B>> = None;
-    let mut last: Option<Report> = None;
+    let (mut is_known, mut last) = (false, None);
     loop {
         let desired = configs.borrow_and_update().clone();
-        let changed = match &desired {
+        let mut pass = match &desired {
             Some(config) => follow(&target, config, &mut running).await,
             None => {
-                end(running.take());
-                last.is_some().then_some(Report::Off)
+                running.take().map(Running::end);
+                Pass::changed(is_known.then_some(Report::Off))
             }
         };
-        // A failure is reported once, however often it is tried again.
-        let is_new = |changed: &Report| match changed {
-            Report::Failed(_) | Report::Outdated(_) | Report::Off => last.as_ref() != Some(changed),
-            Report::Listening(_) | Report::TokenChanged | Report::CertificateChanged => true,
-        };
-        if let Some(changed) = changed.filter(is_new) {
-            report(changed.clone());
-            last = Some(changed);
+        is_known = desired.is_some();
+        if pass.problem.is_none() && last.is_some() && pass.changed.is_none() {
+            pass.changed = running
+                .as_ref()
+                .map(|running| Report::Listening(running.text()));
         }
-        let failed = desired.is_some() && running.is_none();
+        // A problem is reported once, however often it is tried again.
+        let is_new = pass.problem != last;
+        last.clone_from(&pass.problem);
+        let news: Vec<Report> = pass
+            .changed
+            .into_iter()
+            .chain(pass.problem.filter(|_| is_new))
+            .collect();
+        if !news.is_empty() {
+            let problem = last.clone();
+            report(Progress { news, problem });
+        }
+        let is_applied = match &desired {
+            Some(config) => running.as_ref().is_some_and(|now| now.config == *config),
+            None => true,
+        };
         tokio::select! {
             () = stop.cancelled() => break,
             changed = configs.changed() => if changed.is_err() {
                 break;
             },
             () = files.notified(), if desired.is_some() => {}
-            () = tokio::time::sleep(RETRY), if failed => {}
+            () = tokio::time::sleep(RETRY), if !is_applied => {}
             () = accept_all(running.as_mut()) => {}
         }
     }
@@ -116,192 +127,118 @@ async fn accept_all<B: Backend>(running: Option<&mut Running<B>>) {
     }
 }
 
-/// Closes the socket at once; its connections end.
-fn end<B: Backend>(running: Option<Running<B>>) {
-    if let Some(running) = running {
-        running.stop.cancel();
-        drop(running.listening);
-        tokio::spawn(running.server.end());
-    }
-}
-
-/// Makes the listener what the settings and the files say; what changed.
+/// Makes the listener what the settings and the files say. Settings that cannot be applied as a whole change nothing of what listens, except
+/// what protects it: see [`super`].
 async fn follow<B: Backend>(
     target: &Target<B>,
     config: &Config,
     running: &mut Option<Running<B>>,
-) -> Option<Report> {
-    let Loaded { token, identity } = match load(config).await {
-        Ok(loaded) => loaded,
-        Err(why) => {
-            end(running.take());
-            return Some(Report::Failed(why));
+) -> Pass {
+    let token = match files::token(config).await {
+        Ok(token) => token,
+        Err(why) => return close(running, why),
+    };
+    let identity = match files::identity(config).await {
+        Ok(identity) => identity,
+        // What is to be encrypted is not served without.
+        Err(why) if running.as_ref().is_none_or(Running::is_readable) => {
+            return close(running, why);
+        }
+        Err(why) => return keep(target, config, token, running, why).await,
+    };
+    let Some(mut now) = running.take() else {
+        return match Running::open(target, config, token, identity).await {
+            Ok(opened) => listens(running, opened),
+            Err(why) => close(running, why),
+        };
+    };
+    if now.is_at(config) {
+        now.config = config.clone();
+        let changed = now.update(target, token, identity);
+        *running = Some(now);
+        return Pass::changed(changed);
+    }
+    let why = if now.excludes(config) {
+        match now.reopen(target, config, (token.clone(), identity)).await {
+            Ok(opened) => return listens(running, opened),
+            Err((why, again)) => {
+                *running = again;
+                why
+            }
+        }
+    } else {
+        // The next one listens before this one is closed.
+        match Running::open(target, config, token.clone(), identity).await {
+            Ok(opened) => {
+                now.end();
+                return listens(running, opened);
+            }
+            Err(why) => {
+                *running = Some(now);
+                why
+            }
         }
     };
-    if let Some(Err(why)) = &identity
-        && running
-            .as_ref()
-            .is_none_or(|running| running.identity.is_none())
-    {
-        // There is no pair to keep, and what is to be encrypted is not served without.
-        end(running.take());
-        return Some(Report::Failed(why.clone()));
-    }
-    let (bind, group) = (&config.listener.bind, &config.socket_group);
-    let page = match config.listener.ui {
-        true => Page::On,
-        false => Page::Off,
+    keep(target, config, token, running, why).await
+}
+
+fn listens<B: Backend>(running: &mut Option<Running<B>>, opened: Running<B>) -> Pass {
+    let text = opened.text();
+    *running = Some(opened);
+    Pass::changed(Report::Listening(text))
+}
+
+fn close<B: Backend>(running: &mut Option<Running<B>>, why: String) -> Pass {
+    running.take().map(Running::end);
+    Pass::problem(Report::Failed(why))
+}
+
+/// Keeps what listens although the settings say otherwise. Its token is the one that the settings name, or that of its own settings if
+/// these need none; its own certificate stays current.
+async fn keep<B: Backend>(
+    target: &Target<B>,
+    config: &Config,
+    token: Option<Token>,
+    running: &mut Option<Running<B>>,
+    why: String,
+) -> Pass {
+    let Some(now) = running else {
+        return close(running, why);
     };
-    let is_current = |running: &&mut Running<B>| running.bind == *bind && running.group == *group;
-    if let Some(current) = running.as_mut().filter(is_current) {
-        return current.update(target, (token, page), identity);
-    }
-    // First: the new address may contain the old one.
-    end(running.take());
-    let opened = async {
-        let identity = identity.transpose()?;
-        let listening = open(config).await?;
-        let stop = CancellationToken::new();
-        Ok(Running {
-            bind: bind.clone(),
-            group: group.clone(),
-            listening,
-            server: target.server(token.clone(), page, stop.clone()),
-            token,
-            page,
-            identity,
-            is_outdated: false,
-            stop,
-        })
+    let token = match token {
+        Some(token) => Ok(Some(token)),
+        None => files::token(&now.config).await,
     };
-    Some(match opened.await {
-        Ok(opened) => {
-            let text = opened.text();
-            *running = Some(opened);
-            Report::Listening(text)
-        }
-        Err(why) => Report::Failed(why),
-    })
+    let token = match token {
+        Ok(token) => token,
+        Err(why) => return close(running, why),
+    };
+    let identity = match files::identity(&now.config).await {
+        Ok(identity) => identity,
+        Err(_) => now.identity.clone(),
+    };
+    // A socket that needs no token needs none until its own settings say so.
+    let token = token.filter(|_| now.config.listener.auth.is_some());
+    let changed = now.update(target, token, identity);
+    let problem = match now.is_at(config) {
+        true => Report::Outdated(why),
+        false => Report::Kept(now.text(), why),
+    };
+    Pass {
+        changed,
+        problem: Some(problem),
+    }
 }
 
 impl<B: Backend> Target<B> {
-    fn server(&self, token: Option<Token>, page: Page, stop: CancellationToken) -> Server<B> {
+    pub(super) fn server(
+        &self,
+        token: Option<Token>,
+        page: Page,
+        stop: CancellationToken,
+    ) -> Server<B> {
         let auth = token.map_or_else(Auth::none, Auth::token);
         let backend = Arc::clone(&self.backend);
         Server::new(backend, &self.agents, auth, page, self.limits, stop)
-    }
-}
-
-impl<B: Backend> Running<B> {
-    /// `127.0.0.1:8080 (token, TLS)`.
-    fn text(&self) -> String {
-        let token = match self.token {
-            Some(_) => "token",
-            None => "no token",
-        };
-        let tls = match (&self.identity, &self.bind) {
-            (Some(_), _) => ", TLS",
-            (None, Bind::Tcp(address)) if !address.ip().is_loopback() => {
-                ", not encrypted: the token can be read on the network"
-            }
-            (None, Bind::Tcp(_)) => ", not encrypted",
-            (None, Bind::Unix(_)) => "",
-        };
-        let page = match self.page {
-            Page::On => "",
-            Page::Off => ", no web page",
-        };
-        format!("{} ({token}{tls}{page})", self.bind)
-    }
-
-    /// The same socket with another token or certificate.
-    fn update(
-        &mut self,
-        target: &Target<B>,
-        (token, page): (Option<Token>, Page),
-        identity: Option<Result<Identity, String>>,
-    ) -> Option<Report> {
-        let was_tls = self.identity.is_some();
-        let (identity, outdated) = match identity {
-            None => (None, None),
-            Some(Ok(identity)) => (Some(identity), None),
-            Some(Err(why)) => (self.identity.clone(), Some(why)),
-        };
-        let is_other = identity != self.identity;
-        let was_outdated = std::mem::replace(&mut self.is_outdated, outdated.is_some());
-        self.identity = identity;
-        let is_moved =
-            was_tls != self.identity.is_some() || self.token.is_none() != token.is_none();
-        let is_rotated = self.token != token;
-        let has_other_page = self.page != page;
-        if is_moved || is_rotated || has_other_page {
-            self.restart(target, token, page);
-        }
-        match outdated {
-            Some(why) => Some(Report::Outdated(why)),
-            None if is_moved || has_other_page && !is_rotated => {
-                Some(Report::Listening(self.text()))
-            }
-            None if is_rotated => Some(Report::TokenChanged),
-            None if is_other || was_outdated => Some(Report::CertificateChanged),
-            None => None,
-        }
-    }
-
-    /// Ends all connections; new ones need this token.
-    fn restart(&mut self, target: &Target<B>, token: Option<Token>, page: Page) {
-        self.stop.cancel();
-        self.stop = CancellationToken::new();
-        let next = target.server(token.clone(), page, self.stop.clone());
-        let ended = std::mem::replace(&mut self.server, next);
-        (self.token, self.page) = (token, page);
-        tokio::spawn(ended.end());
-    }
-}
-
-async fn open(config: &Config) -> Result<Listening, String> {
-    let bind = &config.listener.bind;
-    match bind {
-        Bind::Tcp(address) => {
-            let socket = Listening::on(*address).await;
-            socket.map_err(|error| format!("cannot listen on {bind}: {error}"))
-        }
-        Bind::Unix(path) => {
-            let opened = Listener::open(path, &config.socket_group);
-            let text =
-                |error: crate::wire::socket::ListenerError| match std::error::Error::source(&error)
-                {
-                    Some(cause) => format!("{error}: {cause}"),
-                    None => error.to_string(),
-                };
-            opened.map(Listening::Unix).map_err(text)
-        }
-    }
-}
-
-/// Reads the files.
-///
-/// # Errors
-/// The token cannot be used.
-async fn load(config: &Config) -> Result<Loaded, String> {
-    let config = config.clone();
-    let loading = tokio::task::spawn_blocking(move || {
-        let listener = &config.listener;
-        let token = listener.auth.as_ref().map(|file| {
-            let file = file.as_deref().unwrap_or(&config.default_token);
-            token::load(file)
-        });
-        Ok(Loaded {
-            token: token.transpose()?,
-            identity: listener
-                .tls
-                .as_ref()
-                .map(|(cert, key)| tls::load(cert, key)),
-        })
-    });
-    match tokio::time::timeout(READ_TIMEOUT, loading).await {
-        Ok(Ok(loaded)) => loaded,
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("cannot read the token and the certificate within 10 s".to_owned()),
     }
 }

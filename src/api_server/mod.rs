@@ -2,22 +2,37 @@
 //! Out of scope: reading the settings file ([`crate::daemon`]); connections and requests ([`crate::wire`]).
 //!
 //! # What a change does
+//! Settings are applied as a whole or not at all: the next socket listens before the previous one is closed. If they cannot be applied, what
+//! listens goes on as it is, and the settings are tried again.
+//!
 //! | change | effect |
 //! |---|---|
-//! | the address, the port, the socket | the old socket is closed, its connections end, the new one is opened |
+//! | the address, the port, the socket | the new one is opened, then the old one is closed and its connections end |
+//! | the same, if one address contains the other | the old one is closed first, and opened again if the new one cannot be opened |
 //! | the token, or whether one is needed | connections end: whoever had the old token has no stream or shell left |
 //! | whether there is a web page | connections end |
 //! | the certificate | the next connections get it; connections that exist go on |
-//! | a certificate or key that is invalid | it is reported, the previous pair stays in use |
+//! | an address in use, a certificate or key that is invalid | it is reported, and what listens goes on |
+//!
+//! What protects the listener fails closed:
+//!
+//! | change | effect |
+//! |---|---|
 //! | a token file that is invalid | it is reported, and nothing listens until it is valid: no other token is known to be wanted |
+//! | another token, with settings that cannot be applied | the listener that goes on needs the new token |
+//! | TLS for a TCP listener without, with an invalid certificate | nothing listens until it is valid |
 //!
 //! | file | content |
 //! |---|---|
-//! | `listener` | opens, closes and serves |
+//! | `files` | reads the token and the certificate |
+//! | `listener` | follows the settings |
+//! | `running` | a socket that listens |
 //! | `tls` | certificate and key |
 //! | `token` | the file with the token |
 
+mod files;
 mod listener;
+mod running;
 mod tls;
 mod token;
 
@@ -57,10 +72,20 @@ pub enum Report {
     Failed(String),
     /// It listens with an earlier certificate, since the current one is invalid: the reason.
     Outdated(String),
+    /// It listens where it did, since the settings cannot be applied: where and how, and the reason.
+    Kept(String, String),
     /// Another token is valid.
     TokenChanged,
     /// Another certificate is used.
     CertificateChanged,
     /// It is no longer configured.
     Off,
+}
+
+/// What has happened, and why the settings are not in effect: the last report of it, as long as it lasts.
+pub struct Progress {
+    /// In this order.
+    pub news: Vec<Report>,
+    /// `None`: they are in effect.
+    pub problem: Option<Report>,
 }

@@ -34,8 +34,18 @@ impl PartialEq for Identity {
 /// # Errors
 /// A file cannot be read or is invalid, or the key is not that of the certificate. The text contains nothing of the files.
 pub(super) fn load(cert: &Path, key: &Path) -> Result<Identity, String> {
-    let of_cert = |why: String| format!("cannot use the certificate {}: {why}", cert.display());
-    let of_key = |why: String| format!("cannot use the private key {}: {why}", key.display());
+    let of_cert = |why: String| {
+        format!(
+            "api.tls.cert: cannot use the certificate {}: {why}",
+            cert.display()
+        )
+    };
+    let of_key = |why: String| {
+        format!(
+            "api.tls.key: cannot use the private key {}: {why}",
+            key.display()
+        )
+    };
     let cert_text = read(cert, Access::Others).map_err(of_cert)?;
     let key_text = read(key, Access::Owner).map_err(of_key)?;
     let chain: Result<Vec<CertificateDer>, _> =

@@ -311,7 +311,7 @@ impl Backend for AppState {
             .await
             .map_err(fail)?;
         let links = self.engine.our_links(&desired).await.map_err(fail)?;
-        Ok(doctor::examine(&doctor::Host {
+        let mut checks = doctor::examine(&doctor::Host {
             examiner: doctor::Examiner::Daemon,
             home: self.engine.host.host_netns.clone(),
             instance: self.engine.instance.clone(),
@@ -325,7 +325,9 @@ impl Backend for AppState {
             guarded,
             links,
         })
-        .await)
+        .await;
+        checks.extend(self.api_problem.lock().clone());
+        Ok(checks)
     }
 
     async fn explain(&self, vm: Name, request: Packet) -> Result<Explanation, Refusal> {

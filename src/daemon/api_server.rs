@@ -13,8 +13,9 @@ use tracing::{info, warn};
 use super::app_state::AppState;
 use super::settings_file::POLL_INTERVAL;
 use crate::api::event::{EventReason, EventType, ObjectRef};
-use crate::api_server::{self, Config, Report, Target};
+use crate::api_server::{self, Config, Progress, Report, Target};
 use crate::clock;
+use crate::doctor;
 use crate::intake::Watch;
 
 /// Serves until `stop`. `resync`: the interval of reads of the files without a notification, for links to files in other directories.
@@ -24,15 +25,21 @@ pub(super) async fn run(
     resync: Duration,
     stop: CancellationToken,
 ) {
-    let engine = target.backend.engine.clone();
-    let report = move |report: Report| {
-        let (kind, reason, message) = text(report);
-        match kind {
-            EventType::Normal => info!("{message}"),
-            EventType::Warning => warn!("{message}"),
+    let state = Arc::clone(&target.backend);
+    let report = move |progress: Progress| {
+        let events = state.engine.store.events();
+        for news in progress.news {
+            let (kind, reason, message) = text(news);
+            match kind {
+                EventType::Normal => info!("{message}"),
+                EventType::Warning => warn!("{message}"),
+            }
+            events.note(clock::now(), kind, &ObjectRef::Host, reason, &message);
         }
-        let (events, now) = (engine.store.events(), clock::now());
-        events.note(now, kind, &ObjectRef::Host, reason, &message);
+        *state.api_problem.lock() = progress.problem.map(|problem| {
+            let is_open = !matches!(problem, Report::Failed(_));
+            doctor::api_listener(&text(problem).2, is_open)
+        });
     };
     let files = Arc::new(Notify::new());
     let serving = api_server::run(target, configs.clone(), files.clone(), report, stop);
@@ -63,6 +70,10 @@ fn text(report: Report) -> (EventType, EventReason, String) {
         Report::Failed(why) => (warning, failed, format!("API does not listen: {why}")),
         Report::Outdated(why) => {
             let message = format!("API keeps its previous certificate: {why}");
+            (warning, failed, message)
+        }
+        Report::Kept(place, why) => {
+            let message = format!("API still listens on {place}: {why}");
             (warning, failed, message)
         }
     }

@@ -4,13 +4,19 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::intake_loop::IntakeLoop;
 use super::watches::Watches;
 use crate::api::meta::Timestamp;
+use crate::api::view::Check;
 use crate::cli::sliced::Args;
 use crate::clock;
 use crate::engine::Engine;
 use crate::status::StatusBuilder;
+
+/// A check that fails as long as the settings of the second listener are not in effect.
+pub(super) type ApiProblem = Arc<Mutex<Option<Check>>>;
 
 /// State shared by the handlers of all connections.
 pub struct AppState {
@@ -22,6 +28,8 @@ pub struct AppState {
     pub(super) config_dir: PathBuf,
     pub(super) state_dir: PathBuf,
     pub(super) started_at: Timestamp,
+    /// Why the settings of the second listener are not in effect, for `doctor`.
+    pub(super) api_problem: ApiProblem,
 }
 
 impl AppState {
@@ -30,6 +38,7 @@ impl AppState {
         engine: Arc<Engine>,
         intake: Arc<IntakeLoop>,
         watches: Arc<Watches>,
+        api_problem: ApiProblem,
         args: &Args,
     ) -> Self {
         Self {
@@ -43,6 +52,7 @@ impl AppState {
             engine,
             intake,
             watches,
+            api_problem,
         }
     }
 }

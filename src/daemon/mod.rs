@@ -71,7 +71,7 @@ use crate::{clock, cni};
 pub use host_checks::without_daemon;
 pub use settings::Settings;
 
-use app_state::AppState;
+use app_state::{ApiProblem, AppState};
 use budget::Budget;
 use intake_loop::IntakeLoop;
 use settings::FromFile;
@@ -328,7 +328,11 @@ async fn serve(
     let listener = Listener::open(&engine.run_dir.socket(), &args.socket_group)
         .map_err(|error| Error::Socket(error.to_string()))?;
     let watches = Arc::new(Watches::new(engine.store.events()));
-    let new_state = || AppState::new(engine.clone(), intake.clone(), Arc::clone(&watches), &args);
+    let api_problem = ApiProblem::default();
+    let new_state = || {
+        let (watches, api_problem) = (Arc::clone(&watches), Arc::clone(&api_problem));
+        AppState::new(engine.clone(), intake.clone(), watches, api_problem, &args)
+    };
     let (state, ssh, api, watched) = (new_state(), new_state(), new_state(), new_state());
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(enqueue_by_changes(engine.clone(), daemon.changes));

@@ -127,6 +127,16 @@ fn restrict(check: Check, examiner: Examiner) -> Check {
     }
 }
 
+/// The second listener of the API, whose settings are not in effect. `is_open`: it listens with earlier settings.
+pub fn api_listener(problem: &str, is_open: bool) -> Check {
+    let remedy =
+        "correct the setting or the file; `slicectl events host` shows when it is in effect";
+    match is_open {
+        true => warn("API listener", problem, remedy),
+        false => fail("API listener", problem, remedy),
+    }
+}
+
 async fn packet_filter(cx: &Host) -> Vec<Check> {
     let (filter, native) = tokio::join!(filter::observe(cx), native::check(cx));
     let mut checks = filter::evaluate(&filter);

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::user::User;
 use crate::api::meta::{Name, Timestamp};
@@ -29,6 +29,16 @@ pub(super) struct AgentPermit {
     all: Arc<Agents>,
 }
 
+/// When users last used agents.
+pub(super) struct Uses<'a>(MutexGuard<'a, HashMap<Name, Timestamp>>);
+
+impl Uses<'_> {
+    /// The last use of the agent of a VM that was created at `created`: another VM may have had its name.
+    pub(super) fn last(&self, vm: &Name, created: Timestamp) -> Option<Timestamp> {
+        self.0.get(vm).copied().filter(|at| *at >= created)
+    }
+}
+
 impl Agents {
     pub(super) fn new(limit: usize) -> Self {
         Self {
@@ -48,10 +58,9 @@ impl Agents {
         used.insert(vm.clone(), now);
     }
 
-    /// When a user last used the agent of a VM that was created at `created`: another VM may have had its name.
-    pub(super) fn last_use(&self, vm: &Name, created: Timestamp) -> Option<Timestamp> {
-        let used = self.used.lock();
-        used.get(vm).copied().filter(|at| *at >= created)
+    /// When users last used agents, for a list: nobody else can read or record it meanwhile.
+    pub(super) fn uses(&self) -> Uses<'_> {
+        Uses(self.used.lock())
     }
 
     /// The number of requests to the agent of a VM.

@@ -1,7 +1,9 @@
 //! The second listener of the API: settings, token, TLS, and clients that are hostile.
 //! Out of scope: the daemon's own socket (`local_users`, `liveness`); what requests answer (`transcripts`).
 
+mod attacks;
 mod hostile;
+mod settings;
 pub mod tls;
 mod token;
 

@@ -40,7 +40,7 @@ pub(super) async fn describe<B: Backend>(
     let details = state.backend.node(vm.clone()).await.map_err(refused)?;
     let open_agent_connections = state.agents.open(&vm);
     let bg_execs = commands(&state, &caller, &details.node).await;
-    let last = state.agents.last_use(&vm, details.node.created_at);
+    let last = state.agents.uses().last(&vm, details.node.created_at);
     Ok(Json(Description {
         node: NodeEntry::of(&details.node, last),
         storage: match details.node.has_disk {

@@ -117,10 +117,10 @@ async fn list<B: Backend>(
     filter: Filter,
 ) -> Result<Json<Vec<NodeEntry>>, Rejection> {
     let nodes = state.backend.nodes(group).await.map_err(refused)?;
-    let entries = nodes.iter().map(|node| {
-        let last = state.agents.last_use(&node.name, node.created_at);
-        NodeEntry::of(node, last)
-    });
+    let uses = state.agents.uses();
+    let entries = nodes
+        .iter()
+        .map(|node| NodeEntry::of(node, uses.last(&node.name, node.created_at)));
     Ok(Json(
         entries
             .filter(|entry| filter.selects(&entry.tags))

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use futures::StreamExt;
+use serde::Deserialize;
 
 use super::super::backend::{Backend, Refusal};
 use super::super::watch;
@@ -53,11 +54,17 @@ pub(super) async fn is_removed<B: Backend>(backend: &B, vm: &Name, limit: Durati
         let Ok(mut changes) = backend.watch(changes_of(vm)).await else {
             return false;
         };
-        while changes.next().await.is_some() {
-            if let Err(Refusal::NotFound(_) | Refusal::NotFoundWithSuggestion(..)) =
-                backend.get(Kind::Vm, Some(vm.clone())).await
-            {
-                return true;
+        // The lines themselves say it: a question for the VM would compare its name with all others to suggest one.
+        let mut exists = false;
+        while let Some(lines) = changes.next().await {
+            let lines = lines.split(|byte| *byte == b'\n');
+            for line in lines.filter(|line| !line.is_empty()) {
+                match serde_json::from_slice::<Line>(line).map(|line| line.kind) {
+                    Ok(LineKind::Added | LineKind::Modified) => exists = true,
+                    Ok(LineKind::Synced) if exists => {}
+                    Ok(LineKind::Synced | LineKind::Deleted) => return true,
+                    Err(_) => return false,
+                }
             }
         }
         false
@@ -65,7 +72,23 @@ pub(super) async fn is_removed<B: Backend>(backend: &B, vm: &Name, limit: Durati
     tokio::time::timeout(limit, removed).await.unwrap_or(false)
 }
 
-/// A watch of one VM. Its lines only say that something has changed.
+/// What a line of a watch says of its object, without the object.
+#[derive(Deserialize)]
+struct Line {
+    #[serde(rename = "type")]
+    kind: LineKind,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+enum LineKind {
+    Added,
+    Modified,
+    Deleted,
+    Synced,
+}
+
+/// A watch of one VM.
 fn changes_of(vm: &Name) -> WatchRequest {
     watch::request_of_objects(Kind::Vm, Some(vm.clone()))
 }

@@ -11,7 +11,7 @@ use test_support::harness::{Harness, group, with_daemon};
 use super::{PORT, bearer, configure, connect, exchange, listens, request};
 
 /// Resident memory of the daemon, in bytes.
-fn memory(harness: &Harness) -> u64 {
+pub fn memory(harness: &Harness) -> u64 {
     let text = fs::read_to_string(format!("/proc/{}/status", harness.pid())).expect("a status");
     let line = text.lines().find(|line| line.starts_with("VmRSS:"));
     let size = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());

@@ -13,9 +13,9 @@ use super::{PORT, bearer, configure, connect, exchange, is_open, listens, report
 
 /// A private authority, and the certificate of a server.
 pub struct Authority {
-    ca: String,
-    cert: String,
-    key: String,
+    pub ca: String,
+    pub cert: String,
+    pub key: String,
 }
 
 pub fn authority(name: &str) -> Authority {
@@ -36,7 +36,7 @@ pub fn authority(name: &str) -> Authority {
     }
 }
 
-fn save(harness: &Harness, name: &str, content: &str) -> PathBuf {
+pub fn save(harness: &Harness, name: &str, content: &str) -> PathBuf {
     let (new, path) = (
         harness.dir.path().join("new"),
         harness.dir.path().join(name),

@@ -1,0 +1,47 @@
+//! Reads the files of the listener: its token, its certificate and key.
+//! Out of scope: what they must contain (`token`, `tls`).
+
+use std::time::Duration;
+
+use super::tls::Identity;
+use super::{Config, tls, token};
+use crate::wire::Token;
+
+/// How long files may take to be read: they may be on a file system that does not answer.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The token that requests need; `None`: they need none.
+///
+/// # Errors
+/// The token cannot be used; the text has the setting and the file, and nothing of the token.
+pub(super) async fn token(config: &Config) -> Result<Option<Token>, String> {
+    let Some(file) = config.listener.auth.clone() else {
+        return Ok(None);
+    };
+    let file = file.unwrap_or_else(|| config.default_token.clone());
+    let loaded = within(move || token::load(&file)).await;
+    let loaded = loaded.map_err(|why| format!("api.auth.token_file: {why}"));
+    loaded.map(Some)
+}
+
+/// The certificate with its key; `None`: connections are not encrypted.
+///
+/// # Errors
+/// The pair cannot be used; the text has the setting and the file.
+pub(super) async fn identity(config: &Config) -> Result<Option<Identity>, String> {
+    let Some((cert, key)) = config.listener.tls.clone() else {
+        return Ok(None);
+    };
+    within(move || tls::load(&cert, &key)).await.map(Some)
+}
+
+async fn within<T: Send + 'static>(
+    load: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    let loading = tokio::task::spawn_blocking(load);
+    match tokio::time::timeout(READ_TIMEOUT, loading).await {
+        Ok(Ok(loaded)) => loaded,
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("the files cannot be read within 10 s".to_owned()),
+    }
+}
