@@ -63,7 +63,7 @@ pub async fn run<B: Backend>(
         let mut pass = match &desired {
             Some(config) => follow(&target, config, &mut running).await,
             None => {
-                running.take().map(Running::end);
+                end(&mut running);
                 Pass::changed(is_known.then_some(Report::Off))
             }
         };
@@ -188,8 +188,14 @@ fn listens<B: Backend>(running: &mut Option<Running<B>>, opened: Running<B>) -> 
     Pass::changed(Report::Listening(text))
 }
 
+fn end<B: Backend>(running: &mut Option<Running<B>>) {
+    if let Some(running) = running.take() {
+        running.end();
+    }
+}
+
 fn close<B: Backend>(running: &mut Option<Running<B>>, why: String) -> Pass {
-    running.take().map(Running::end);
+    end(running);
     Pass::problem(Report::Failed(why))
 }
 

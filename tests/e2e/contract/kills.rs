@@ -40,7 +40,6 @@ fn kill_9_while_50_clients_create_and_delete_makes_no_vm_twice_and_loses_none() 
         first.create();
         first.delete_all();
         let empty = settled(&harness);
-        slow_store(&harness);
         let users = (0..CLIENTS).map(|number| User::new(api.clone(), seed, number));
         let mut users: Vec<User> = users.collect();
         let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -99,17 +98,6 @@ fn kill(harness: &mut Harness, dice: &mut Dice) {
         child.wait().expect("its status");
     }
     harness.start();
-    slow_store(harness);
-}
-
-/// The threads of the store get little time on a CPU: a change that is answered before it is written is lost with the process.
-fn slow_store(harness: &Harness) {
-    run(&format!(
-        "for task in /proc/{}/task/*; do
-           ! grep -q '^store' $task/comm || renice -n 19 -p ${{task##*/}} >/dev/null
-         done",
-        harness.pid()
-    ));
 }
 
 /// That the daemon has exactly the VMs that the clients have, and that the host has exactly what these need.

@@ -43,7 +43,9 @@ if (dist) {
   });
 }
 
-/** Serious and critical faults that axe finds, in light and in dark. */
+const NARROW = 360;
+
+/** Serious and critical faults that axe finds, in light and in dark, and what does not fit into 360 px. */
 async function faults() {
   const found = [];
   for (const colorScheme of ["light", "dark"]) {
@@ -57,6 +59,11 @@ async function faults() {
     }
   }
   await page.emulateMedia({ colorScheme: "light", reducedMotion: null });
+  const size = page.viewportSize();
+  await page.setViewportSize({ width: NARROW, height: 740 });
+  const width = await page.evaluate(() => document.documentElement.scrollWidth);
+  if (width > NARROW) found.push(`${width} px wide at ${NARROW} px`);
+  await page.setViewportSize(size);
   return found;
 }
 
