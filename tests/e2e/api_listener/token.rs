@@ -71,7 +71,7 @@ fn tcp_requires_the_token_for_everything_but_its_health_and_the_files_of_the_pag
             .map(|_| request(PORT, "GET /nowhere", "Bearer guess").0)
             .collect();
         assert_eq!(statuses[39], 429, "{statuses:?}");
-        let (_, limited) = request(PORT, "GET /", "Bearer guess");
+        let (_, limited) = request(PORT, "GET /nowhere", "Bearer guess");
         assert!(
             limited.contains("\"code\":\"too_many_requests\"")
                 && limited.to_lowercase().contains("retry-after: 1"),
