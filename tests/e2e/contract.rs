@@ -7,7 +7,9 @@ mod create;
 mod endpoints;
 mod guest;
 mod idempotent;
+mod input;
 mod power;
+mod recorded;
 mod secrets;
 mod tags;
 

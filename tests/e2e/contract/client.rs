@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use test_support::harness::Harness;
+use test_support::openapi;
 
 /// Longer than any answer takes.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -71,7 +72,9 @@ impl Api {
         let _ = stream.write_all(body.unwrap_or_default());
         let mut all = Vec::new();
         stream.read_to_end(&mut all).ok()?;
-        Answer::parse(&all)
+        let answer = Answer::parse(&all)?;
+        answer.check(method, path);
+        Some(answer)
     }
 }
 
@@ -91,6 +94,16 @@ impl Answer {
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut lines = self.head.lines();
         lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+
+    /// Checks that the answer is as the OpenAPI document declares it: every answer of these tests is.
+    fn check(&self, method: &str, path: &str) {
+        let answer = openapi::Answer {
+            status: self.status,
+            content_type: self.header("content-type"),
+            body: &self.body,
+        };
+        openapi::check(method, path, answer).unwrap_or_else(|error| panic!("{path}: {error}"));
     }
 
     pub fn text(&self) -> String {
