@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::cni::CniOptions;
 use super::guest_access::GuestAccess;
@@ -21,7 +22,7 @@ use super::storage::{AdditionalDisk, Storage};
 const MIB: u64 = 1 << 20;
 
 /// What a change of a field does to running VMs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Effect {
     /// It is applied while they run. (A VM whose address is no longer allowed is replaced nevertheless.)
@@ -31,7 +32,7 @@ pub enum Effect {
 }
 
 /// A changed field, or a changed entry of a list.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub struct FieldChange {
     /// The key in the manifest; with a prefix for the section `cni`, such as `cni.ips`.
     pub field: String,

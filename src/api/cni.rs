@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::mac::Mac;
 use super::meta::Name;
@@ -41,7 +42,7 @@ pub(super) const RATES: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_00
 pub(super) const BURSTS: std::ops::RangeInclusive<u64> = 16_000..=34_359_738_360;
 
 /// The options of a VM in CNI mode, in addition to what the network configures by itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CniOptions {
     /// Host ports that are forwarded to the VM: capability `portMappings`.
@@ -66,7 +67,7 @@ pub struct CniOptions {
 }
 
 /// A host port that is forwarded to a port of the VM.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PortMapping {
     /// The port on the host, 1 to 65535.
@@ -78,12 +79,24 @@ pub struct PortMapping {
     pub protocol: Transport,
     /// The host address that the mapping applies to; `None` for all addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub host_ip: Option<Ipv4Addr>,
 }
 
 /// The transport protocols that `portmap` supports.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    ToSchema,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
@@ -97,7 +110,7 @@ pub enum Transport {
 }
 
 /// Limits on the traffic to a VM (ingress) and from it (egress), in bits; `None` for no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Bandwidth {
     /// The rate to the VM, in bits per second.

@@ -6,13 +6,14 @@ use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::condition::Reason;
 use super::meta::{InvalidName, Name, Timestamp, Uid};
 use super::view::Kind;
 
 /// The type of an event, as in Kubernetes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub enum EventType {
     /// Normal operation.
     Normal,
@@ -21,7 +22,7 @@ pub enum EventType {
 }
 
 /// An event that happened `count` times, the last time at `time`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
     /// The time of the last occurrence.
     pub time: Timestamp,
@@ -57,7 +58,7 @@ pub enum ObjectRef {
 }
 
 /// The reason for an event: one CamelCase word, for scripts. Reasons of conditions have the same name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub enum EventReason {
     /// A VM was created on demand.
     Added,

@@ -4,11 +4,12 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::provision::Provision;
 
 /// The access of the host to a guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GuestAccess {
     /// Whether the VM has a vsock device. A VM that an earlier version has stored has one.
     #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
@@ -22,7 +23,7 @@ pub struct GuestAccess {
 }
 
 /// Where the program in the guest is from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Agent {
     /// From the image.

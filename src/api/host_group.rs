@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::meta::{Meta, Name};
 use super::on_demand::OnDemandEntry;
@@ -50,7 +51,7 @@ pub struct DirectoryId {
 }
 
 /// The desired state of a group.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HostGroupSpec {
     /// VMs `<name>-1` to `<name>-<count>`.
     pub count: u32,
@@ -61,7 +62,7 @@ pub struct HostGroupSpec {
 }
 
 /// How VMs are replaced when their spec changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum UpdatePolicy {
     /// One VM at a time, the next when the previous one is Ready.

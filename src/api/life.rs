@@ -7,15 +7,18 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Settings for the start and the end of a VMM.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Lifecycle {
     /// The VMM's program, an absolute path; `None` for its default name in the daemon's `PATH`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub program: Option<PathBuf>,
     /// Firecracker's jailer, an absolute path; `None` for the one in the daemon's `PATH`, if it is usable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub jailer: Option<PathBuf>,
     /// Parameters appended to the kernel command line: printable ASCII, at most [`MAX_CMDLINE`] bytes, without `ip=`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -33,7 +36,7 @@ pub struct Lifecycle {
 }
 
 /// The restart policy: what happens when a VMM exits without being stopped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Restart {
     /// The VMM is started again, for any exit status.
@@ -144,7 +147,7 @@ impl From<GracePeriod> for String {
 }
 
 /// The machine type of QEMU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum MachineType {
     /// `-M microvm`: virtio over MMIO, minimal firmware, the fastest boot.

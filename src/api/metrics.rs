@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value};
+use utoipa::ToSchema;
 
 use super::meta::Name;
 use super::vm::Hypervisor;
 
 /// The counters of one VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Metrics {
     /// The VM.
     pub vm: Name,
@@ -19,6 +20,7 @@ pub struct Metrics {
     /// The start of the counting period.
     pub since: CountingSince,
     /// The counters by name: the name that the VMM uses, prefixed with the names of the enclosing objects: `net_eth0.rx_bytes_count`.
+    #[schema(value_type = BTreeMap<String, f64>)]
     pub counters: Counters,
     /// The reason why the VMM's counters are missing; `None` if they are not, or if the VM has no VMM with counters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -29,7 +31,7 @@ pub struct Metrics {
 pub type Counters = BTreeMap<String, Number>;
 
 /// The start of the counting period of a VMM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum CountingSince {
     /// The start of the VMM.

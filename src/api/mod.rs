@@ -23,6 +23,7 @@ pub mod plain_text;
 pub mod policy;
 pub mod pool;
 pub mod provision;
+mod schema;
 pub mod secret;
 mod spec;
 pub mod ssh_key;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::cni::CniOptions;
 use super::policy::Policy;
@@ -15,7 +16,7 @@ use super::vm_index::MAX_COUNT;
 pub use super::mac::Mac;
 
 /// The data path of a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// A namespace and a /30 for the VM; only egress that the lists allow.
@@ -37,7 +38,7 @@ impl fmt::Display for Mode {
 }
 
 /// The desired data path of a VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "mode", rename_all = "kebab-case")]
 pub enum NetworkSpec {
     /// See [`Mode::Isolated`].
@@ -49,10 +50,11 @@ pub enum NetworkSpec {
 }
 
 /// Isolated mode's settings.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct IsolatedSpec {
     /// The range of the VMs' /30s, a /16 to /29 in 169.254.0.0/16; `None` to derive it from the group's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub range: Option<Ipv4Network>,
     /// The maximum number of concurrent connections of the VM; `None` for a share of the host's table. Changes live.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -66,7 +68,7 @@ pub struct IsolatedSpec {
 }
 
 /// Bridge mode's settings.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BridgeSpec {
     /// The name of the bridge. An existing bridge without a label is used and not modified.
     pub bridge: String,
@@ -74,6 +76,7 @@ pub struct BridgeSpec {
     pub tap_prefix: String,
     /// The host's address on the bridge, with the prefix length of the subnet; `None` to derive it from the group's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub gateway: Option<Ipv4Network>,
     /// The addresses for the VMs.
     #[serde(default, skip_serializing_if = "Addresses::is_any")]
@@ -131,7 +134,7 @@ impl Addresses {
 }
 
 /// CNI mode's settings.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CniSpec {
     /// The name of the network configuration list.
     pub network_name: String,
@@ -277,7 +280,7 @@ pub struct Connection {
 }
 
 /// `tap_owner: uid[:gid]`; without a gid, only the user may open the TAP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct TapOwner {
     /// The user that may attach, `TUNSETOWNER`.
     pub uid: u32,

@@ -2,6 +2,7 @@
 //! Out of scope: creating and naming them.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::cni::{CniOptions, MAX_REQUESTED};
 use super::entry_problem::{entry_problem, list_problem};
@@ -19,7 +20,7 @@ use super::tag::{MAX_TAGS, PlainTag, TagSet, Tags};
 const MIB: u64 = 1 << 20;
 
 /// The settings of one VM that override those of its group.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VmOverrides {
     /// Virtual processors, at most the group's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -41,6 +42,7 @@ pub struct VmOverrides {
     pub delete_on_exit: bool,
     /// Tags of the VM, for selectors.
     #[serde(default, skip_serializing_if = "Tags::is_empty")]
+    #[schema(value_type = BTreeMap<String, String>)]
     pub tags: Tags,
     /// Tags of the REST API that are no `KEY=VALUE`; selectors do not match them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -80,7 +82,7 @@ pub struct OnDemand {
 }
 
 /// The body of a request for a VM.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewVm {
     /// The name; `None` for a generated one, `<group>-<five characters>`.
@@ -106,6 +108,7 @@ pub struct NewVm {
     pub delete_on_exit: bool,
     /// See [`VmOverrides::tags`].
     #[serde(default)]
+    #[schema(value_type = BTreeMap<String, String>)]
     pub tags: Tags,
     /// See [`VmOverrides::plain_tags`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

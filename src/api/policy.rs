@@ -13,6 +13,7 @@ use std::str::FromStr;
 
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Addresses of cloud metadata services: denied unless `allow_metadata: true`.
 pub const METADATA: [Ipv4Addr; 3] = [
@@ -274,7 +275,7 @@ pub struct Packet {
 }
 
 /// What happens to a denied packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnDeny {
     /// It is dropped without a response.
@@ -294,7 +295,7 @@ impl fmt::Display for OnDeny {
 }
 
 /// The lists of a manifest, in its order.
-#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct Policy {
     /// Evaluated first.
     #[serde(default)]
@@ -311,7 +312,7 @@ pub struct Policy {
 }
 
 /// What happens to a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// It passes.

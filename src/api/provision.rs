@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::secret::SecretName;
 use super::ssh_key::SshKey;
@@ -23,7 +24,7 @@ pub const MAX_KEYS: usize = 64;
 pub const MAX_SECRETS: usize = 64;
 
 /// What a guest gets.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Provision {
     /// The script that runs once, when the guest boots for the first time.
     #[serde(default, skip_serializing_if = "Option::is_none")]

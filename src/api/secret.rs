@@ -88,7 +88,6 @@ impl fmt::Debug for SecretValue {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SecretView {
     /// Its name.
-    #[schema(value_type = String)]
     pub name: SecretName,
     /// The size of its value, in bytes.
     pub size: u64,
@@ -99,10 +98,8 @@ pub struct SecretView {
     /// The group of its file in guests.
     pub gid: u32,
     /// When it was last changed.
-    #[schema(value_type = String, format = DateTime)]
     pub mod_time: Timestamp,
     /// The same, by the name that other clients read.
-    #[schema(value_type = String, format = DateTime)]
     pub modified_at: Timestamp,
 }
 

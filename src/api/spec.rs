@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::guest_access::GuestAccess;
 use super::life::Lifecycle;
@@ -13,7 +14,7 @@ use super::network::NetworkSpec;
 use super::storage::Storage;
 
 /// The desired state of a VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VmSpec {
     /// The VMM.
     pub hypervisor: Hypervisor,
@@ -23,12 +24,15 @@ pub struct VmSpec {
     pub ram_bytes: u64,
     /// The kernel to boot: bzImage or an ELF with a PVH note.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub kernel_file: Option<PathBuf>,
     /// Its initial RAM file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub initrd_file: Option<PathBuf>,
     /// Name servers for the guest, at most two (the limit of `ip=`).
     #[serde(default)]
+    #[schema(value_type = Vec<String>)]
     pub dns_servers: Vec<Ipv4Addr>,
     /// Its disks.
     #[serde(default, skip_serializing_if = "Storage::is_default")]
@@ -57,7 +61,7 @@ impl VmSpec {
 }
 
 /// Which VMM runs a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Hypervisor {
     /// The network and disks are prepared, and the user starts a VMM.

@@ -5,12 +5,14 @@ use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A VM's disks.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Storage {
     /// The image of the root disk: a raw file, of which each VM has a copy, or a block device, which is used directly and read-only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub image: Option<PathBuf>,
     /// The size of the copy in bytes; `None` for the size of the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -24,9 +26,10 @@ pub struct Storage {
 }
 
 /// An additional disk: a raw file or a block device, used in place.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AdditionalDisk {
     /// The path of the file or device.
+    #[schema(value_type = String)]
     pub path: PathBuf,
     /// The guest may not write to it, so any number of VMs may use it.
     pub read_only: bool,

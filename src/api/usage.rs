@@ -2,11 +2,12 @@
 //! Out of scope: the counters of VMMs (`metrics`), the guest.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::meta::Name;
 
 /// The resources that the process of a VMM has used since its start.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Usage {
     /// The VM.
     pub vm: Name,
@@ -24,7 +25,7 @@ pub struct Usage {
 }
 
 /// Traffic of a guest, counted by the host since the TAP device was created.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Traffic {
     /// Bytes that the guest has received.
     pub received_bytes: u64,

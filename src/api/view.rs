@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::condition::{Reason, Status};
 use super::host_group::{HostGroupSpec, Origin};
@@ -24,8 +25,9 @@ pub use difference::*;
 pub use watch::*;
 
 /// One object of any kind.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "kind")]
+#[schema(as = ObjectView)]
 pub enum Object {
     /// A group.
     HostGroup(Box<GroupView>),
@@ -35,14 +37,18 @@ pub enum Object {
     Lease(LeaseView),
 }
 
+/// [`Object`] by the name of its schema: the macro takes `Object` for any JSON object.
+type ObjectView = Object;
+
 fn is_none(count: &usize) -> bool {
     *count == 0
 }
 
 /// A list of objects.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct List {
     /// Ordered by name (VMs by group, then index).
+    #[schema(value_type = Vec<ObjectView>)]
     pub items: Vec<Object>,
     /// The number of objects that were left out because of the size limit of a response.
     #[serde(default, skip_serializing_if = "is_none")]
@@ -53,7 +59,7 @@ pub struct List {
 }
 
 /// `metadata` of an object of any kind.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MetaView {
     /// Name.
     pub name: Name,
@@ -77,7 +83,7 @@ pub struct MetaView {
 }
 
 /// One condition with its type: `Lease`, `Net`, `Firewall`, `Vmm` or `Ready`; `Writable` while no change can be stored.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ConditionView {
     /// The type.
     #[serde(rename = "type")]
@@ -95,7 +101,7 @@ pub struct ConditionView {
 }
 
 /// A VM with its status.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct VmView {
     /// The identity of the VM.
     pub metadata: MetaView,
@@ -112,7 +118,7 @@ pub struct VmView {
 }
 
 /// The actual state of a VM.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct VmStatus {
     /// All stages are Ready for the current generation.
     pub ready: bool,
@@ -126,6 +132,7 @@ pub struct VmStatus {
     pub vmm: VmmStatus,
     /// The root disk, created from its image; `None` if the VM has no image, or the disk does not exist yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub disk: Option<PathBuf>,
     /// Warnings, such as entries that never match.
     #[serde(default)]
@@ -133,18 +140,21 @@ pub struct VmStatus {
 }
 
 /// `status.network`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct NetworkStatus {
     /// The data path.
     pub mode: Mode,
     /// The guest's address.
+    #[schema(value_type = String)]
     pub ip: Ipv4Addr,
     /// Its prefix length.
     pub prefix_len: u8,
     /// Additional addresses, with their prefix lengths.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
     pub addresses: Vec<Ipv4Network>,
     /// Its gateway; a CNI network may have none.
+    #[schema(value_type = Option<String>)]
     pub gateway: Option<Ipv4Addr>,
     /// Additional routes, in the order in which they can be added: `NETWORK` for an on-link route, or `NETWORK via NEXT HOP`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -152,8 +162,10 @@ pub struct NetworkStatus {
     /// The guest's MAC.
     pub mac: Mac,
     /// Its name servers.
+    #[schema(value_type = Vec<String>)]
     pub dns: Vec<Ipv4Addr>,
     /// The path of the namespace, for `nsenter --net=` and `ip netns exec $(basename …)`.
+    #[schema(value_type = Option<String>)]
     pub netns: Option<PathBuf>,
     /// The TAP in that namespace, or in the host's if there is none.
     pub tap: String,
@@ -164,7 +176,7 @@ pub struct NetworkStatus {
 }
 
 /// `status.firewall`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct FirewallStatus {
     /// The decision for packets that match neither list.
     pub default: DefaultVerdict,
@@ -179,7 +191,7 @@ pub struct FirewallStatus {
 }
 
 /// The default decision: `allow` or `drop`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DefaultVerdict {
     /// Other packets pass.
@@ -198,7 +210,7 @@ impl From<Verdict> for DefaultVerdict {
 }
 
 /// `status.vmm`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct VmmStatus {
     /// The VMM.
     pub hypervisor: Hypervisor,
@@ -221,13 +233,15 @@ pub struct VmmStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_exit: Option<ExitView>,
     /// The control socket (QEMU: QMP; others: HTTP).
+    #[schema(value_type = Option<String>)]
     pub api_socket: Option<PathBuf>,
     /// The log file with the guest's serial output and the VMM's output.
+    #[schema(value_type = Option<String>)]
     pub log: Option<PathBuf>,
 }
 
 /// The exit of a VMM process. It has neither a status nor a signal if the daemon did not observe it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ExitView {
     /// The pid.
     pub pid: u32,
@@ -245,7 +259,7 @@ pub struct ExitView {
 }
 
 /// The state of a VMM process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum VmmState {
     /// Started, not Ready yet.
@@ -265,7 +279,7 @@ pub enum VmmState {
 }
 
 /// A group with its status.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct GroupView {
     /// The identity of the group.
     pub metadata: MetaView,
@@ -278,7 +292,7 @@ pub struct GroupView {
 }
 
 /// The actual state of a group.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct GroupStatus {
     /// All VMs exist and are Ready for their current generation.
     pub ready: bool,
@@ -302,6 +316,7 @@ pub struct GroupStatus {
     #[serde(default, skip_serializing_if = "is_zero")]
     pub paused: u32,
     /// The range of its addresses; `None` before one is chosen.
+    #[schema(value_type = Option<String>)]
     pub range: Option<Ipv4Network>,
     /// Warnings, such as entries that never match.
     #[serde(default)]
@@ -313,20 +328,22 @@ fn is_zero(number: &u32) -> bool {
 }
 
 /// A lease as returned by the daemon.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct LeaseView {
     /// The identity; its name is that of the VM.
     pub metadata: MetaView,
     /// The /30; `None` on a bridge.
     pub block: Option<Block>,
     /// The guest's address.
+    #[schema(value_type = String)]
     pub ip: Ipv4Addr,
     /// The range that contains the address.
+    #[schema(value_type = String)]
     pub range: Ipv4Network,
 }
 
 /// The result of `explain`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Explanation {
     /// The VM.
     pub vm: Name,

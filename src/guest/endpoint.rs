@@ -95,12 +95,12 @@ impl fmt::Display for Access {
 }
 
 /// Why a request is none of an agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unknown {
     /// No request has this path.
     Path,
-    /// The requests with this path have other methods.
-    Method,
+    /// The requests with this path have these methods.
+    Method(Vec<Method>),
 }
 
 /// When a response is late.
@@ -144,7 +144,10 @@ impl Endpoint {
             _ => return Err(Unknown::Path),
         };
         let found = known.iter().find(|(known, _)| known == method);
-        found.map(|(_, endpoint)| *endpoint).ok_or(Unknown::Method)
+        let methods = || known.iter().map(|(method, _)| method.clone()).collect();
+        found
+            .map(|(_, endpoint)| *endpoint)
+            .ok_or_else(|| Unknown::Method(methods()))
     }
 
     /// The access that is recorded; `None`: figures of the guest, and the state of commands.
@@ -253,7 +256,11 @@ mod tests {
             (Method::CONNECT, "forward"),
             (Method::HEAD, "stats"),
         ] {
-            assert_eq!(Endpoint::of(&method, path), Err(Unknown::Method), "{path}");
+            let found = Endpoint::of(&method, path);
+            assert!(
+                matches!(found, Err(Unknown::Method(_))),
+                "{path}: {found:?}"
+            );
         }
     }
 

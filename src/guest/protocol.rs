@@ -87,6 +87,7 @@ pub struct AgentError {
 
 /// The state of the agent and of the guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Health {
     /// The guest's host name.
@@ -115,6 +116,7 @@ pub struct Health {
 
 /// Figures of the guest. Sizes are in bytes, totals since boot.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub struct Stats {
     /// The guest's host name.
@@ -173,6 +175,7 @@ pub struct Stats {
 
 /// The query of `shell`. With `cmd`, that program runs on the terminal instead of a login shell.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 #[serde(default)]
 pub struct ShellQuery {
     /// The name of the user, or its id; not with `uid`.
@@ -207,6 +210,7 @@ pub struct ShellQuery {
 
 /// The query of `sftp`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 #[serde(default)]
 pub struct SftpQuery {
     /// The name of the user, or its id; not with `uid`.

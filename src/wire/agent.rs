@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Path, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
@@ -23,9 +23,11 @@ use hyper::upgrade::OnUpgrade;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::admission::{Client, busy};
+use super::agent_rules::{ERRORS, method, not_allowed};
 use super::agents::AgentPermit;
 use super::backend::Backend;
 use super::browser;
+use super::extract::Extract;
 use super::problem::problem;
 use super::shared::{ApiError, AppState, Shared, read};
 use super::tunnel;
@@ -74,7 +76,7 @@ const V1_PREFIX: usize = 5;
 pub(super) async fn agent<B: Backend>(
     State(state): AppState<B>,
     ConnectInfo(caller): ConnectInfo<Client>,
-    Path((vm, _)): Path<(String, String)>,
+    Extract(Path((vm, _))): Extract<Path<(String, String)>>,
     request: Request,
 ) -> Result<Response, Response> {
     let vm = read(&vm).map_err(|refusal| ApiError::from(refusal).into_response())?;
@@ -147,18 +149,19 @@ fn endpoint(request: &Request, prefix: usize) -> Result<(Endpoint, Uri), Box<Res
     // As it was sent: what is decoded could be another path at the agent.
     let mut segments = request.uri().path().splitn(prefix + 1, '/');
     let path = segments.nth(prefix).unwrap_or_default();
-    let endpoint = Endpoint::of(request.method(), path).map_err(|unknown| {
-        let path = request.uri().path();
-        let (status, error) = match unknown {
-            Unknown::Path => (StatusCode::NOT_FOUND, format!("path {path} not found")),
-            Unknown::Method => {
-                let method = request.method();
-                let error = format!("{path} does not support method {method}");
-                (StatusCode::METHOD_NOT_ALLOWED, error)
+    let method = method(request.method());
+    let endpoint = Endpoint::of(method, path).map_err(|unknown| {
+        Box::new(match unknown {
+            Unknown::Path => {
+                let error = format!("path {} not found", request.uri().path());
+                problem(StatusCode::NOT_FOUND, error, Vec::new())
             }
-        };
-        Box::new(problem(status, error, Vec::new()))
+            Unknown::Method(allowed) => not_allowed(request, &allowed),
+        })
     })?;
+    if request.method() == Method::HEAD && endpoint.is_upgrade() {
+        return Err(Box::new(not_allowed(request, &[Method::GET])));
+    }
     let target = match request.uri().query() {
         Some(query) => format!("/{path}?{query}"),
         None => format!("/{path}"),
@@ -245,7 +248,7 @@ impl Destination<'_> {
     async fn send(&self, request: Request) -> Result<axum::http::Response<AgentBody>, Response> {
         let (parts, body) = request.into_parts();
         let mut request = Request::new(body);
-        *request.method_mut() = parts.method;
+        *request.method_mut() = method(&parts.method).clone();
         *request.uri_mut() = self.path.clone();
         let headers = request.headers_mut();
         headers.insert(header::HOST, HeaderValue::from_static("agent"));
@@ -260,7 +263,7 @@ impl Destination<'_> {
         let response = client::send(self.socket, request, timeout).await;
         let response = response.map_err(|error| self.failed(&error))?;
         let status = response.status();
-        if status.is_client_error() || status.is_server_error() {
+        if ERRORS.contains(&status) {
             return Err(self.refused(status, response.into_body()).await);
         }
         // A guest may upgrade only a connection that is to be upgraded.

@@ -21,7 +21,7 @@ use super::auth::Token;
 use super::backend::{Deletion, Detail, Effect, LogStart, StreamMode};
 use super::endpoint::{Endpoint, Stream as Connection, Url};
 use super::packet;
-use super::server::{LOG_OFFSET, Sources};
+use super::v1::{LOG_OFFSET, Sources};
 use crate::api::event::{Event, ObjectRef};
 use crate::api::meta::Name;
 use crate::api::metrics::Metrics;

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 
 use super::backend::Backend;
-use super::error_body::ErrorBody;
+use super::extract::{Extract, body_as_json};
 use super::problem::problem;
 use super::shared::{ApiError, AppState};
 use crate::api::secret::{InvalidSecretName, SecretName, SecretRequest, SecretView};
@@ -30,10 +30,10 @@ fn request(body: &Bytes) -> Result<SecretRequest, String> {
     if matches!(body.trim_ascii(), b"" | b"null") {
         return Ok(SecretRequest::default());
     }
-    serde_json::from_slice(body).map_err(|error| {
-        let (line, column) = (error.line(), error.column());
+    body_as_json(body).map_err(|error| {
+        let place = error.place;
         format!(
-            "invalid body at line {line} column {column}: expected an object with name, data, permissions, uid and gid"
+            "invalid body: {place}: expected an object with name, data, permissions, uid and gid"
         )
     })
 }
@@ -43,18 +43,16 @@ fn refused(error: impl Into<ApiError>) -> Response {
 }
 
 /// `GET /v1/secrets`.
-#[utoipa::path(get, path = "/secrets", tag = "secrets", responses((status = 200, body = Vec<SecretView>)))]
+#[utoipa::path(get, path = "/secrets", tag = "secrets", responses(ApiError, (status = 200, body = Vec<SecretView>)))]
 pub(super) async fn list<B: Backend>(State(state): AppState<B>) -> Result<Response, Response> {
     let secrets = state.backend.secrets().await.map_err(refused)?;
     Ok(Json(secrets).into_response())
 }
 
 /// `POST /v1/secrets`.
-#[utoipa::path(post, path = "/secrets", tag = "secrets", request_body = SecretRequest, responses(
+#[utoipa::path(post, path = "/secrets", tag = "secrets", request_body = SecretRequest, responses(ApiError,
     (status = 201, body = SecretView),
-    (status = 400, body = ErrorBody),
-    (status = 409, description = "It exists", body = ErrorBody),
-    (status = 413, body = ErrorBody),
+    (status = 409, description = "It exists"),
 ))]
 pub(super) async fn create<B: Backend>(
     State(state): AppState<B>,
@@ -70,16 +68,12 @@ pub(super) async fn create<B: Backend>(
 
 /// `PATCH /v1/secrets/{name}`.
 #[utoipa::path(patch, path = "/secrets/{name}", tag = "secrets",
-    params(("name" = String, Path, description = "The secret")),
-    request_body(content = Option<SecretRequest>), responses(
+    request_body(content = Option<SecretRequest>), responses(ApiError,
     (status = 200, body = SecretView),
-    (status = 400, body = ErrorBody),
-    (status = 404, body = ErrorBody),
-    (status = 413, body = ErrorBody),
 ))]
 pub(super) async fn update<B: Backend>(
     State(state): AppState<B>,
-    Path(secret): Path<String>,
+    Extract(Path(secret)): Extract<Path<String>>,
     body: Bytes,
 ) -> Result<Response, Response> {
     let change = request(&body).and_then(|request| request.change());
@@ -90,15 +84,12 @@ pub(super) async fn update<B: Backend>(
 }
 
 /// `DELETE /v1/secrets/{name}`.
-#[utoipa::path(delete, path = "/secrets/{name}", tag = "secrets",
-    params(("name" = String, Path, description = "The secret")), responses(
+#[utoipa::path(delete, path = "/secrets/{name}", tag = "secrets", responses(ApiError,
     (status = 200, description = "It is deleted"),
-    (status = 400, body = ErrorBody),
-    (status = 404, body = ErrorBody),
 ))]
 pub(super) async fn delete<B: Backend>(
     State(state): AppState<B>,
-    Path(secret): Path<String>,
+    Extract(Path(secret)): Extract<Path<String>>,
 ) -> Result<Response, Response> {
     let name = name(&secret).map_err(invalid)?;
     let deleted = state.backend.delete_secret(name).await;

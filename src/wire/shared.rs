@@ -1,12 +1,15 @@
 //! What the handlers of all requests share: the state, and errors as responses.
 //! Out of scope: the handlers.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use tokio_util::sync::CancellationToken;
+use utoipa::IntoResponses;
+use utoipa::openapi::{self, RefOr};
 
 use super::agents::Agents;
 use super::backend::Refusal;
@@ -41,19 +44,47 @@ impl From<Refusal> for ApiError {
     }
 }
 
+impl ApiError {
+    fn status(&self) -> StatusCode {
+        match self.0 {
+            Refusal::NotFound(_) | Refusal::NotFoundWithSuggestion(..) => StatusCode::NOT_FOUND,
+            Refusal::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Refusal::Conflict(_) => StatusCode::CONFLICT,
+            Refusal::Gone(_) => StatusCode::GONE,
+            Refusal::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let error = self.0.to_string();
-        match self.0 {
-            Refusal::NotFound(_) | Refusal::NotFoundWithSuggestion(..) => {
-                problem(StatusCode::NOT_FOUND, error, Vec::new())
-            }
-            Refusal::Invalid(problems) => {
-                problem(StatusCode::UNPROCESSABLE_ENTITY, error, problems)
-            }
-            Refusal::Conflict(problems) => problem(StatusCode::CONFLICT, error, problems),
-            Refusal::Gone(_) => problem(StatusCode::GONE, error, Vec::new()),
-            Refusal::Failed(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, error, Vec::new()),
-        }
+        let (status, error) = (self.status(), self.0.to_string());
+        let problems = match self.0 {
+            Refusal::Invalid(problems) | Refusal::Conflict(problems) => problems,
+            Refusal::NotFound(_)
+            | Refusal::NotFoundWithSuggestion(..)
+            | Refusal::Gone(_)
+            | Refusal::Failed(_) => Vec::new(),
+        };
+        problem(status, error, problems)
+    }
+}
+
+/// The statuses of all refusals. Their descriptions and bodies are added where the document is made.
+impl IntoResponses for ApiError {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        let of = |refusal| {
+            (
+                Self(refusal).status().as_str().to_owned(),
+                RefOr::T(openapi::Response::default()),
+            )
+        };
+        BTreeMap::from([
+            of(Refusal::NotFound(String::new())),
+            of(Refusal::Invalid(Vec::new())),
+            of(Refusal::Conflict(Vec::new())),
+            of(Refusal::Gone(String::new())),
+            of(Refusal::Failed(String::new())),
+        ])
     }
 }

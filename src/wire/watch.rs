@@ -4,6 +4,7 @@
 use axum::extract::{Query, State};
 use axum::response::Response;
 use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::backend::{Backend, Refusal};
 use super::extract::Extract;
@@ -11,19 +12,23 @@ use super::lines::encoded_lines;
 use super::shared::{ApiError, AppState, read};
 use crate::api::event::ObjectRef;
 use crate::api::meta::Name;
-use crate::api::view::{Kind, WatchFilter, WatchRequest};
+use crate::api::view::{Kind, WatchFilter, WatchLine, WatchRequest};
 
 /// All kinds of objects.
 const KINDS: [Kind; 3] = [Kind::HostGroup, Kind::Vm, Kind::Lease];
 
 /// The query of a watch. The texts are parsed here, so that an invalid one is reported as other invalid requests are.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(default)]
 pub(super) struct WatchQuery {
+    /// The version after which the watch continues.
     since: Option<String>,
-    /// Kinds, separated by commas.
+    /// Kinds, separated by commas; absent: all.
     kinds: Option<String>,
+    /// Events, too.
     events: bool,
+    /// One object and its events, such as `vm/x`.
     object: Option<String>,
 }
 
@@ -60,6 +65,12 @@ pub(super) fn request_of_objects(kind: Kind, name: Option<Name>) -> WatchRequest
     }
 }
 
+/// Changes of objects, and events. It does not end.
+#[utoipa::path(get, path = "/v1/watch", tag = "v1", params(WatchQuery), responses(
+    ApiError,
+    (status = 200, description = "A line for each", body = WatchLine, content_type = "application/x-ndjson"),
+    (status = 410, description = "The watch cannot be continued from that version"),
+))]
 pub(super) async fn watch<B: Backend>(
     State(state): AppState<B>,
     Extract(Query(query)): Extract<Query<WatchQuery>>,

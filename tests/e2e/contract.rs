@@ -8,8 +8,10 @@ mod create;
 mod endpoints;
 mod guest;
 mod idempotent;
+mod input;
 mod kills;
 mod power;
+mod recorded;
 mod secrets;
 mod tags;
 

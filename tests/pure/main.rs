@@ -26,6 +26,7 @@ mod connect;
 mod cycles;
 mod docs;
 mod endpoints;
+mod examples;
 mod help;
 mod internals;
 mod keys;

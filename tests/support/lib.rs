@@ -5,6 +5,7 @@
 //! - [`kernel`]: a private kernel per test, hosts in it to talk to, canaries.
 //! - [`turns`]: tests that run alone.
 //! - [`objects`]: groups and VMs.
+//! - [`openapi`]: the OpenAPI document as a check of answers.
 //! - [`lab`]: neighbours of a test host, [`sniffer`]s in them; [`guest_stack`]: a guest at a TAP; [`frames`]: what it sends.
 //! - [`harness`]: the real `sliced` and `slicectl` in one.
 //! - [`transcript`]: runs of `slicectl`, compared with golden files; [`screen`]: the same at a terminal.
@@ -30,6 +31,7 @@ pub mod lab;
 pub mod linux;
 pub mod managers;
 pub mod objects;
+pub mod openapi;
 pub mod pages;
 pub mod pings;
 pub mod placeholders;

@@ -8,9 +8,10 @@ use std::str::FromStr;
 
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::super::meta::{Name, Timestamp};
-use super::{Applied, MetaView, Object};
+use super::{Applied, MetaView, Object, ObjectView};
 
 /// The kinds of objects. Displayed as `hostgroup`, `vm` and `lease`; plurals and short forms are also parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -104,22 +105,25 @@ impl Object {
 }
 
 /// One line of a watch: first every existing object, as `ADDED`; then one `SYNCED`; then changes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "UPPERCASE")]
 pub enum Change {
     /// The object exists or was created.
     Added {
         /// The object.
+        #[schema(value_type = ObjectView)]
         object: Object,
     },
     /// The spec or status of the object changed.
     Modified {
         /// The object after the change.
+        #[schema(value_type = ObjectView)]
         object: Object,
     },
     /// The object was removed.
     Deleted {
         /// The last state of the object.
+        #[schema(value_type = ObjectView)]
         object: Object,
     },
     /// All objects that existed at the start of the watch have been sent.
@@ -127,7 +131,7 @@ pub enum Change {
 }
 
 /// A manifest in a request to the daemon.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Source {
     /// The name for error messages: a path, or `stdin`.
     pub name: String,
@@ -136,7 +140,7 @@ pub struct Source {
 }
 
 /// An orphan: an unreferenced resource of this daemon that `gc` has removed, could not remove, or would remove.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Orphan {
     /// What was found: `link slabcdefghijklm, namespace slice-…, run directory, process 123`. If it could not be removed: what still
     /// exists.
@@ -164,7 +168,7 @@ impl Orphan {
 }
 
 /// A check of `doctor`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Check {
     /// The name, such as `iptables back end`.
     pub name: String,
@@ -178,7 +182,7 @@ pub struct Check {
 }
 
 /// The result of a [`Check`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckStatus {
     /// Does not apply, or cannot be checked by this user.
@@ -203,20 +207,22 @@ impl fmt::Display for CheckStatus {
 }
 
 /// The data that another machine on the LAN needs for a route to a bridge group's VMs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RouteInfo {
     /// The group.
     pub group: Name,
     /// Its bridge.
     pub bridge: String,
     /// The VMs' subnet.
+    #[schema(value_type = String)]
     pub subnet: Ipv4Network,
     /// The host's address on the LAN: the first address of the link of its default route; `None` without a default route.
+    #[schema(value_type = Option<String>)]
     pub host: Option<Ipv4Addr>,
 }
 
 /// Information about the daemon.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ServerInfo {
     /// The version, `CARGO_PKG_VERSION`.
     pub version: String,
@@ -225,15 +231,18 @@ pub struct ServerInfo {
     /// When it started.
     pub started_at: Timestamp,
     /// The manifest directory.
+    #[schema(value_type = String)]
     pub config_dir: PathBuf,
     /// The state directory.
+    #[schema(value_type = String)]
     pub state_dir: PathBuf,
     /// The run directory. Its content is lost when the host reboots.
+    #[schema(value_type = String)]
     pub run_dir: PathBuf,
 }
 
 /// The result of a request for a VM on demand.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NewVmResult {
     /// The name of the VM.
     pub name: Name,
@@ -245,7 +254,7 @@ pub struct NewVmResult {
 }
 
 /// The body of an error response, as `application/json`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     /// The error, one sentence.
     pub error: String,

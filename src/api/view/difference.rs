@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::super::changes::FieldChange;
 use super::super::host_group::UpdatePolicy;
@@ -12,7 +13,7 @@ use super::super::meta::{Name, Uid};
 use super::is_none;
 
 /// The effect of `apply` on one group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Applied {
     /// Created.
@@ -26,7 +27,7 @@ pub enum Applied {
 }
 
 /// The result of `apply` for one group.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ApplyResult {
     /// The group.
     pub name: Name,
@@ -38,7 +39,7 @@ pub struct ApplyResult {
 }
 
 /// What a change would do to one group.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct GroupDiff {
     /// The effect on the group, and warnings.
     #[serde(flatten)]
@@ -55,7 +56,7 @@ pub struct GroupDiff {
 }
 
 /// What a change would do to one VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VmDiff {
     /// The VM.
     pub name: Name,
@@ -78,7 +79,7 @@ impl VmDiff {
 }
 
 /// The change of a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum VmChange {
     /// It is created.
@@ -106,7 +107,7 @@ impl fmt::Display for VmChange {
 }
 
 /// The number of VMs by change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct PlanCounts {
     /// VMs that are created.
     pub add: usize,
@@ -135,7 +136,7 @@ impl PlanCounts {
 }
 
 /// What a change would do.
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize, ToSchema)]
 pub struct DiffResult {
     /// The groups, in the order of the manifests.
     pub groups: Vec<GroupDiff>,
@@ -199,7 +200,7 @@ pub fn disk_warning(object: &str, action: &str, vms: &[&Name]) -> Option<String>
 }
 
 /// The body of a request to change the number of VMs of a group.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Scale {
     /// The new number of VMs, in addition to those made on demand.

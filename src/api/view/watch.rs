@@ -5,9 +5,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::super::event::{Event, ObjectRef};
-use super::{Kind, Object, Problem};
+use super::{Kind, Object, ObjectView, Problem};
 
 /// A point in the sequence of changes of one run of the daemon. Opaque to clients, which compare and change nothing in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -67,7 +68,7 @@ impl From<ResourceVersion> for String {
 
 /// One line of `/v1/watch`. A client continues a watch from the last version that it has received, if
 /// the list is complete: from [`WatchLine::Synced`] on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "UPPERCASE")]
 pub enum WatchLine {
     /// The object exists or was created.
@@ -76,6 +77,7 @@ pub enum WatchLine {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         resource_version: Option<ResourceVersion>,
         /// The object.
+        #[schema(value_type = ObjectView)]
         object: Object,
     },
     /// The spec or status of the object changed.
@@ -83,6 +85,7 @@ pub enum WatchLine {
         /// The version of the change.
         resource_version: ResourceVersion,
         /// The object after the change.
+        #[schema(value_type = ObjectView)]
         object: Object,
     },
     /// The object was removed.
@@ -90,6 +93,7 @@ pub enum WatchLine {
         /// The version of the change.
         resource_version: ResourceVersion,
         /// The last state of the object.
+        #[schema(value_type = ObjectView)]
         object: Object,
     },
     /// An event.

@@ -8,6 +8,7 @@ use super::is_false;
 
 /// How output is encoded in JSON.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Encoding {
     /// As text; bytes that are not UTF-8 are replaced by U+FFFD.
@@ -19,9 +20,11 @@ pub enum Encoding {
 
 /// The query of `POST /exec`. Repeated keys are lists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 #[serde(default)]
 pub struct ExecQuery {
     /// The program: a path, or a name that is looked up in `PATH`.
+    #[cfg_attr(feature = "host", param(required = true))]
     pub cmd: String,
     /// Its arguments.
     pub args: Vec<String>,
@@ -86,6 +89,7 @@ impl Default for ExecQuery {
 
 /// The kind of a [`Frame`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum FrameKind {
     /// The command was started.
@@ -102,6 +106,7 @@ pub enum FrameKind {
 
 /// A line of the response of `exec`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 pub struct Frame {
     /// The position, for commands in the background: the first is 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -175,6 +180,7 @@ impl Frame {
 
 /// The response of `exec` with `buffered`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 pub struct Buffered {
     /// Standard output.
     pub stdout: String,
@@ -204,6 +210,7 @@ pub struct Buffered {
 
 /// The response of `exec` with `background`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 pub struct Started {
     /// `ex_` and a random text.
     pub exec_id: String,
@@ -217,6 +224,7 @@ pub struct Started {
 
 /// A command in the background.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 pub struct ExecInfo {
     /// Its id.
     pub exec_id: String,
@@ -258,6 +266,7 @@ pub struct ExecInfo {
 
 /// The body of `kill`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Kill {
     /// `TERM`, `KILL`, `INT`, `HUP`, `QUIT`, `USR1` or `USR2`, also with the prefix `SIG`; `None`: `TERM`.
@@ -270,6 +279,7 @@ pub struct Kill {
 
 /// The response of `kill`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 pub struct Killed {
     /// The command.
     pub exec_id: String,
@@ -283,6 +293,7 @@ pub struct Killed {
 
 /// The response of `wait-exit`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 pub struct Waited {
     /// The command.
     pub exec_id: String,
@@ -303,6 +314,7 @@ pub struct Waited {
 
 /// The response of the removal of a command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 pub struct Reaped {
     /// The command.
     pub exec_id: String,

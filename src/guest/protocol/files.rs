@@ -8,9 +8,11 @@ use super::is_false;
 
 /// The query of `cp`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 #[serde(default)]
 pub struct CopyQuery {
     /// The path in the guest; `~` is the user's home directory.
+    #[cfg_attr(feature = "host", param(required = true))]
     pub path: String,
     /// `binary` (also if absent), `tar`, `cp-v1-binary`, `cp-v1-tar` or `cp-v1-recursive`. It is a text, because the error for another
     /// value is part of the protocol: `invalid mode: MODE`.
@@ -43,6 +45,7 @@ pub struct CopyQuery {
 
 /// The type of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum FileType {
     /// A regular file, or a special file.
@@ -55,6 +58,7 @@ pub enum FileType {
 
 /// A file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 pub struct FileInfo {
     /// Its name, without the directory.
     pub name: String,
@@ -71,6 +75,7 @@ pub struct FileInfo {
 
 /// The body of `mkdir`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 pub struct Mkdir {
     /// The directory.
     pub path: String,
@@ -84,9 +89,11 @@ pub struct Mkdir {
 
 /// The query of `remove`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 #[serde(default)]
 pub struct RemoveQuery {
     /// The file or directory.
+    #[cfg_attr(feature = "host", param(required = true))]
     pub path: String,
     /// Whether the content of a directory is removed.
     pub recursive: bool,
@@ -94,9 +101,11 @@ pub struct RemoveQuery {
 
 /// The query of `watch`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 #[serde(default)]
 pub struct WatchQuery {
     /// Files and directories.
+    #[cfg_attr(feature = "host", param(required = true))]
     pub paths: Vec<String>,
     /// Glob patterns of names; empty: all.
     pub patterns: Vec<String>,
@@ -124,6 +133,7 @@ pub struct WatchQuery {
 
 /// A change of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 pub struct WatchEvent {
     /// The position: the first is 1.
     pub id: u64,

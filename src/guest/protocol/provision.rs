@@ -68,6 +68,7 @@ pub struct Provisioned {
 
 /// The state of the userdata.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct UserdataStatus {
     /// The state.
@@ -82,6 +83,7 @@ pub struct UserdataStatus {
 
 /// The state of the userdata.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum UserdataState {
     /// There is none.
@@ -106,6 +108,7 @@ impl UserdataState {
 
 /// The query of `userdata/logs`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 #[serde(default)]
 pub struct UserdataLogsQuery {
     /// Whether further output is sent until the userdata has ended.

@@ -19,7 +19,7 @@ use super::super::backend::{Backend, Refusal};
 use super::super::caller::Caller;
 use super::super::shared::{AppState, Shared};
 use super::counters::COUNTERS;
-use super::errors::{ErrorBody, Rejection, error, invalid, json, name, query, refused};
+use super::errors::{Rejection, error, invalid, json, name, query, refused};
 use super::types::Created;
 use super::wait;
 use crate::api::condition::Reason;
@@ -129,15 +129,14 @@ pub(super) struct NetworkBody {
 
 /// Creates a VM in a group.
 #[utoipa::path(post, path = "/hostgroup/{group}/nodes", tag = "vms",
-    params(("group" = String, Path, description = "The group"), WaitQuery),
+    params(WaitQuery),
     request_body(content = Option<CreateBody>),
-    responses(
+    responses(Rejection,
         (status = 200, body = Created),
-        (status = 400, description = "The request is invalid, or exceeds a limit of the group", body = ErrorBody),
-        (status = 404, description = "There is no such group", body = ErrorBody),
-        (status = 408, description = "The agent has not answered in time; the VM is removed", body = ErrorBody),
-        (status = 409, description = "The name is taken, the group has no free address, or the VM was deleted during the wait", body = ErrorBody),
-        (status = 413, body = ErrorBody),
+        (status = 400, description = "The request is invalid, or exceeds a limit of the group"),
+        (status = 404, description = "There is no such group"),
+        (status = 408, description = "The agent has not answered in time; the VM is removed"),
+        (status = 409, description = "The name is taken, the group has no free address, or the VM was deleted during the wait"),
     ))]
 pub(super) async fn create<B: Backend>(
     State(state): AppState<B>,

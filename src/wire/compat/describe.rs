@@ -10,7 +10,7 @@ use super::super::admission::Client;
 use super::super::agent;
 use super::super::backend::Backend;
 use super::super::shared::{AppState, Shared};
-use super::errors::{ErrorBody, Rejection, refused, vm_name};
+use super::errors::{Rejection, refused, vm_name};
 use super::types::{
     BackgroundCommand, DescribedNetwork, Description, Lists, NodeEntry, OverrideLists,
 };
@@ -29,8 +29,7 @@ const COMMAND_LIMIT: usize = 1000;
 
 /// One VM.
 #[utoipa::path(get, path = "/vm/{vm}", tag = "vms",
-    params(("vm" = String, Path, description = "The VM")),
-    responses((status = 200, body = Description), (status = 404, body = ErrorBody)))]
+    responses(Rejection, (status = 200, body = Description)))]
 pub(super) async fn describe<B: Backend>(
     State(state): AppState<B>,
     ConnectInfo(caller): ConnectInfo<Client>,

@@ -1,6 +1,8 @@
 //! Errors in the form that clients of this API read, and the parts of requests that may be invalid.
 //! Out of scope: the reasons.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::{Query, Request};
 use axum::http::{HeaderName, StatusCode, Uri, header};
@@ -8,10 +10,12 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
+use utoipa::IntoResponses;
+use utoipa::openapi::{self, RefOr};
 
 use super::super::backend::Refusal;
-pub(super) use super::super::error_body::ErrorBody;
-use super::super::error_body::ErrorCode;
+use super::super::error_body::{ErrorBody, ErrorCode};
+use super::super::extract::body_as_json;
 use super::super::problem::problem;
 use super::super::shared::ApiError;
 use super::counters::COUNTERS;
@@ -99,6 +103,13 @@ impl Rejection {
     }
 }
 
+/// Those of the daemon, with the statuses that they have when they are sent.
+impl IntoResponses for Rejection {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        ApiError::responses()
+    }
+}
+
 impl From<Response> for Rejection {
     fn from(response: Response) -> Self {
         Self(Box::new(response))
@@ -151,9 +162,6 @@ pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Rejection> {
 pub(super) fn json<T: DeserializeOwned + Default>(body: &Bytes) -> Result<T, Rejection> {
     match body.trim_ascii() {
         b"" | b"null" => Ok(T::default()),
-        text => serde_json::from_slice(text).map_err(|error| {
-            let error = format!("invalid body: {error}");
-            invalid(plain_text::line(&error, 3 * SHOWN).into_owned())
-        }),
+        text => body_as_json(text).map_err(|error| invalid(error.sentence)),
     }
 }

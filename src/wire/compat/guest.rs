@@ -9,14 +9,19 @@ use axum::response::Response;
 
 use super::super::admission::Client;
 use super::super::agent;
+use super::super::agent_rules::AgentErrors;
 use super::super::backend::Backend;
 use super::super::shared::AppState;
 use super::create::Goal;
-use super::errors::{ErrorBody, Rejection, refused, vm_name};
+use super::errors::{Rejection, refused, vm_name};
 use super::wait;
 use crate::api::node::{GuestAgent, Node};
 use crate::api::view::VmmState;
 use crate::clock;
+use crate::guest::protocol::{
+    Buffered, CopyQuery, ExecInfo, ExecQuery, FileInfo, Frame, Kill, Killed, Mkdir, Reaped,
+    RemoveQuery, ShellQuery, Started, Waited, WatchEvent, WatchQuery,
+};
 
 /// The number of segments before the path at the agent: `/vm/{vm}/`.
 const PREFIX: usize = 3;
@@ -59,25 +64,20 @@ async fn forward<B: Backend>(
 }
 
 /// Handlers that forward a request. Each has its path, parameters and responses in the OpenAPI document; all may answer what a request to
-/// a guest may.
+/// a guest may. Those that `/v1` has, too, are described there as well, from the same attributes.
 macro_rules! forwarded {
     ($(
         $(#[$comment:meta])*
-        $name:ident: $method:ident $path:literal, ($($parameters:tt)*), ($($responses:tt)*);
+        $name:ident: $method:ident $path:literal, ($($request:tt)*), ($($responses:tt)*);
     )*) => { $(
         $(#[$comment])*
-        #[utoipa::path($method, path = $path, tag = "guests",
-            params(("vm" = String, Path, description = "The VM"), $($parameters)*),
-            responses(
-                $($responses)*
-                (status = 400, body = ErrorBody),
-                (status = 404, body = ErrorBody),
-                (status = 409, description = "The VM is paused or does not run", body = ErrorBody),
-                (status = 500, body = ErrorBody),
-                (status = 502, body = ErrorBody),
-                (status = 503, description = "The agent does not answer, or a limit is reached", body = ErrorBody),
-                (status = 504, body = ErrorBody),
-            ))]
+        #[utoipa::path($method, path = $path, tag = "guests", $($request)* responses(
+            Rejection,
+            AgentErrors,
+            $($responses)*
+            (status = 409, description = "The guest does not run, or not as the request needs it"),
+            (status = 503, description = "The agent does not answer, or a limit is reached"),
+        ))]
         pub(super) async fn $name<B: Backend>(
             state: AppState<B>,
             ConnectInfo(caller): ConnectInfo<Client>,
@@ -95,112 +95,82 @@ forwarded! {
     /// The response has a JSON object in each line: `started`, `stdout` and `stderr`, `exit`. With `buffered` it is one object, with
     /// `background` the id of the command.
     exec: post "/vm/{vm}/exec", (
-        ("cmd" = String, Query, description = "The program"),
-        ("args" = Option<Vec<String>>, Query, description = "Its arguments; repeated"),
-        ("env" = Option<Vec<String>>, Query, description = "NAME=VALUE; repeated"),
-        ("uid" = Option<u32>, Query, description = "The user; absent: the normal user of the image"),
-        ("gid" = Option<u32>, Query, description = "The group"),
-        ("cwd" = Option<String>, Query, description = "The working directory"),
-        ("shell" = Option<String>, Query, description = "A shell that runs the command; absent: none"),
-        ("stdin" = Option<bool>, Query, description = "The body is standard input"),
-        ("stdio" = Option<String>, Query, description = "text or base64"),
-        ("buffered" = Option<bool>, Query, description = "One object when it has ended"),
-        ("background" = Option<bool>, Query, description = "It survives the client"),
-        ("ring_bytes" = Option<u64>, Query, description = "The size of the buffer of its output"),
+        params(ExecQuery),
+        request_body(content = Option<String>, content_type = "application/octet-stream"),
     ), (
-        (status = 200, description = "Frames, or one object", body = String, content_type = "application/x-ndjson"),
-        (status = 201, description = "Started in the background", body = Object),
+        (status = 200, content((Frame = "application/x-ndjson"), (Buffered = "application/json"))),
+        (status = 201, description = "Started in the background", body = Started),
     );
     /// Commands in the background.
     list: get "/vm/{vm}/exec", (), (
-        (status = 200, body = Vec<Object>),
+        (status = 200, body = Vec<ExecInfo>),
     );
     /// A command in the background.
-    info: get "/vm/{vm}/exec/{id}", (("id" = String, Path, description = "The id of the command"),), (
-        (status = 200, body = Object),
-        (status = 410, description = "It was removed", body = ErrorBody),
+    info: get "/vm/{vm}/exec/{id}", (), (
+        (status = 200, body = ExecInfo),
     );
     /// Removes a command that has ended.
-    reap: delete "/vm/{vm}/exec/{id}", (("id" = String, Path, description = "The id of the command"),), (
-        (status = 200, body = Object),
-        (status = 410, description = "It was removed", body = ErrorBody),
+    reap: delete "/vm/{vm}/exec/{id}", (), (
+        (status = 200, body = Reaped),
     );
     /// The output of a command in the background.
-    logs: get "/vm/{vm}/exec/{id}/logs", (
-        ("id" = String, Path, description = "The id of the command"),
+    logs: get "/vm/{vm}/exec/{id}/logs", (params(
         ("follow" = Option<bool>, Query, description = "Until it ends"),
         ("from_id" = Option<u64>, Query, description = "The first frame"),
-    ), (
-        (status = 200, description = "Frames", body = String, content_type = "application/x-ndjson"),
-        (status = 410, description = "It was removed", body = ErrorBody),
+    ),), (
+        (status = 200, description = "A frame in each line", body = Frame, content_type = "application/x-ndjson"),
     );
     /// Sends a signal to a command and its children.
-    kill: post "/vm/{vm}/exec/{id}/kill", (("id" = String, Path, description = "The id of the command"),), (
-        (status = 200, body = Object),
-        (status = 410, description = "It was removed", body = ErrorBody),
+    kill: post "/vm/{vm}/exec/{id}/kill", (request_body(content = Option<Kill>),), (
+        (status = 200, body = Killed),
     );
     /// Waits for the end of a command.
-    wait_exit: get "/vm/{vm}/exec/{id}/wait-exit", (
-        ("id" = String, Path, description = "The id of the command"),
+    wait_exit: get "/vm/{vm}/exec/{id}/wait-exit", (params(
         ("timeout" = Option<u64>, Query, description = "Seconds, at most 600"),
-    ), (
-        (status = 200, description = "It has ended, or timed_out is true", body = Object),
-        (status = 410, description = "It was removed", body = ErrorBody),
+    ),), (
+        (status = 200, description = "It has ended, or timed_out is true", body = Waited),
     );
     /// Copies a file or a tar archive out of the guest.
-    copy_from: get "/vm/{vm}/cp", (
-        ("path" = String, Query, description = "The file or directory"),
-        ("mode" = Option<String>, Query, description = "binary or tar"),
-    ), (
-        (status = 200, description = "Bytes", body = String, content_type = "application/octet-stream"),
+    copy_from: get "/vm/{vm}/cp", (params(CopyQuery),), (
+        (status = 200, content((String = "application/octet-stream"), (String = "application/x-tar"))),
     );
     /// Copies a file or a tar archive into the guest.
     copy_to: post "/vm/{vm}/cp", (
-        ("path" = String, Query, description = "The file or directory"),
-        ("mode" = Option<String>, Query, description = "binary or tar"),
-        ("uid" = Option<u32>, Query, description = "The owner"),
-        ("gid" = Option<u32>, Query, description = "The group"),
-        ("permissions" = Option<String>, Query, description = "Octal"),
+        params(CopyQuery),
+        request_body(content((String = "application/octet-stream"), (String = "application/x-tar"))),
     ), (
         (status = 200, description = "It is stored"),
     );
     /// A file of the guest.
-    stat: get "/vm/{vm}/fs/stat", (("path" = String, Query, description = "The file"),), (
-        (status = 200, body = Object),
+    stat: get "/vm/{vm}/fs/stat", (params(("path" = String, Query, description = "The file"),),), (
+        (status = 200, body = FileInfo),
     );
     /// The files of a directory.
-    readdir: get "/vm/{vm}/fs/readdir", (("path" = String, Query, description = "The directory"),), (
-        (status = 200, body = Vec<Object>),
+    readdir: get "/vm/{vm}/fs/readdir", (params(("path" = String, Query, description = "The directory"),),), (
+        (status = 200, body = Vec<FileInfo>),
     );
     /// Creates a directory.
-    mkdir: post "/vm/{vm}/fs/mkdir", (), (
+    mkdir: post "/vm/{vm}/fs/mkdir", (request_body = Mkdir,), (
         (status = 200, description = "It exists"),
     );
     /// Removes a file or a directory.
-    remove: delete "/vm/{vm}/fs/remove", (
-        ("path" = String, Query, description = "The file"),
-        ("recursive" = Option<bool>, Query, description = "With all it contains"),
-    ), (
+    remove: delete "/vm/{vm}/fs/remove", (params(RemoveQuery),), (
         (status = 200, description = "It is removed"),
     );
     /// Changes of files, as Server-Sent Events.
-    watch: get "/vm/{vm}/fs/watch", (
-        ("paths" = Vec<String>, Query, description = "Files and directories; repeated"),
-        ("one_shot" = Option<bool>, Query, description = "End after the first event"),
-        ("timeout" = Option<String>, Query, description = "End after this duration of Go"),
-    ), (
-        (status = 200, description = "Events", body = String, content_type = "text/event-stream"),
+    watch: get "/vm/{vm}/fs/watch", (params(WatchQuery),), (
+        (status = 200, description = "Events", body = WatchEvent, content_type = "text/event-stream"),
     );
     /// A terminal, as a WebSocket.
-    shell: get "/vm/{vm}/shell", (), (
+    shell: get "/vm/{vm}/shell", (params(ShellQuery),), (
         (status = 101, description = "Frames with a type, a length and a payload"),
-        (status = 426, description = "The request is no upgrade", body = ErrorBody),
+        (status = 426, description = "The request is no upgrade"),
     );
     /// A connection to a port or socket in the guest, as a WebSocket.
-    connect: get "/vm/{vm}/forward", (
+    connect: get "/vm/{vm}/forward", (params(
         ("X-Inlets-Upstream" = String, Header, description = "HOST:PORT or unix:PATH, in the guest"),
-    ), (
+    ),), (
         (status = 101, description = "The bytes of the connection"),
-        (status = 426, description = "The request is no upgrade", body = ErrorBody),
+        (status = 426, description = "The request is no upgrade"),
     );
 }

@@ -9,7 +9,7 @@ use super::super::admission::Client;
 use super::super::agent;
 use super::super::backend::Backend;
 use super::super::shared::AppState;
-use super::errors::{ErrorBody, Rejection, error, invalid, refused, vm_name};
+use super::errors::{Rejection, error, invalid, refused, vm_name};
 use super::types::{AgentHealth, address};
 use crate::api::plain_text;
 use crate::guest::endpoint::Endpoint;
@@ -20,15 +20,11 @@ const VERSION_LIMIT: usize = 64;
 
 /// Whether the agent answers: 200 only then.
 #[utoipa::path(get, path = "/vm/{vm}/health", tag = "guests",
-    params(("vm" = String, Path, description = "The VM")),
-    responses(
+    responses(Rejection,
         (status = 200, body = AgentHealth),
-        (status = 400, description = "The VM has no agent", body = ErrorBody),
-        (status = 404, body = ErrorBody),
-        (status = 409, description = "The VM is paused or does not run", body = ErrorBody),
-        (status = 502, body = ErrorBody),
-        (status = 503, description = "The agent does not answer yet", body = ErrorBody),
-        (status = 504, body = ErrorBody),
+        (status = 400, description = "The VM has no agent"),
+        (status = 409, description = "The VM is paused or does not run"),
+        (status = 503, description = "The agent does not answer yet"),
     ))]
 pub(super) async fn health<B: Backend>(
     State(state): AppState<B>,

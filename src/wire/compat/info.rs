@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 
 use super::super::backend::Backend;
 use super::super::shared::AppState;
-use super::errors::{ErrorBody, Rejection, refused};
+use super::errors::{Rejection, refused};
 use super::types::{Info, arch};
 
 /// Whether the daemon answers.
@@ -30,9 +30,8 @@ pub(super) async fn info() -> Json<Info> {
 }
 
 /// Ends the daemon. VMs keep running.
-#[utoipa::path(post, path = "/daemon/shutdown", tag = "daemon", responses(
+#[utoipa::path(post, path = "/daemon/shutdown", tag = "daemon", responses(Rejection,
     (status = 202, description = "The daemon ends"),
-    (status = 500, body = ErrorBody),
 ))]
 pub(super) async fn shutdown<B: Backend>(
     State(state): AppState<B>,

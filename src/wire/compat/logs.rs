@@ -10,7 +10,7 @@ use utoipa::IntoParams;
 
 use super::super::backend::{Backend, LogStart, StreamMode};
 use super::super::shared::AppState;
-use super::errors::{ErrorBody, Rejection, error, query, refused, vm_name};
+use super::errors::{Rejection, error, query, refused, vm_name};
 use super::types::Logs;
 
 /// The default number of lines.
@@ -31,12 +31,10 @@ pub(super) struct LogsQuery {
 
 /// The last lines of the serial console, at most 1 MiB.
 #[utoipa::path(get, path = "/vm/{vm}/logs", tag = "vms",
-    params(("vm" = String, Path, description = "The VM"), LogsQuery),
-    responses(
+    params(LogsQuery),
+    responses(Rejection,
         (status = 200, body = Logs),
-        (status = 400, body = ErrorBody),
-        (status = 404, body = ErrorBody),
-        (status = 409, description = "The VM has no console: hypervisor is none", body = ErrorBody),
+        (status = 409, description = "The VM has no console: hypervisor is none"),
     ))]
 pub(super) async fn logs<B: Backend>(
     State(state): AppState<B>,

@@ -17,7 +17,7 @@ use crate::api::node::Node;
 use crate::api::view::VmmState;
 
 /// The metrics.
-#[utoipa::path(get, path = "/metrics", tag = "daemon", responses(
+#[utoipa::path(get, path = "/metrics", tag = "daemon", responses(Rejection,
     (status = 200, body = String, content_type = "text/plain"),
 ))]
 pub(super) async fn metrics<B: Backend>(State(state): AppState<B>) -> Result<Response, Rejection> {

@@ -9,7 +9,7 @@ use utoipa::IntoParams;
 
 use super::super::backend::Backend;
 use super::super::shared::{AppState, Shared};
-use super::errors::{ErrorBody, Rejection, error, invalid, name, query, refused, vm_name};
+use super::errors::{Rejection, error, invalid, name, query, refused, vm_name};
 use super::types::{Deleted, GroupEntry, NodeEntry, arch};
 use super::wait;
 use crate::api::meta::Name;
@@ -41,7 +41,7 @@ impl Filter {
 }
 
 /// The groups. One that is added while the daemon runs is there at once.
-#[utoipa::path(get, path = "/hostgroup", tag = "groups", responses(
+#[utoipa::path(get, path = "/hostgroup", tag = "groups", responses(Rejection,
     (status = 200, body = Vec<GroupEntry>),
 ))]
 pub(super) async fn groups<B: Backend>(
@@ -65,9 +65,8 @@ pub(super) async fn groups<B: Backend>(
 }
 
 /// The VMs of all groups.
-#[utoipa::path(get, path = "/nodes", tag = "vms", params(Filter), responses(
+#[utoipa::path(get, path = "/nodes", tag = "vms", params(Filter), responses(Rejection,
     (status = 200, body = Vec<NodeEntry>),
-    (status = 400, body = ErrorBody),
 ))]
 pub(super) async fn all<B: Backend>(
     State(state): AppState<B>,
@@ -78,11 +77,9 @@ pub(super) async fn all<B: Backend>(
 
 /// The VMs of a group.
 #[utoipa::path(get, path = "/hostgroup/{group}/nodes", tag = "vms",
-    params(("group" = String, Path, description = "The group"), Filter),
-    responses(
+    params(Filter),
+    responses(Rejection,
         (status = 200, body = Vec<NodeEntry>),
-        (status = 400, body = ErrorBody),
-        (status = 404, body = ErrorBody),
     ))]
 pub(super) async fn of_group<B: Backend>(
     State(state): AppState<B>,
@@ -130,11 +127,9 @@ async fn list<B: Backend>(
 
 /// Deletes a VM that a request created. It is answered when the VM is removed, or after two seconds.
 #[utoipa::path(delete, path = "/hostgroup/{group}/nodes/{vm}", tag = "vms",
-    params(("group" = String, Path, description = "The group"), ("vm" = String, Path, description = "The VM")),
-    responses(
+    responses(Rejection,
         (status = 200, body = Deleted),
-        (status = 403, description = "The group keeps this VM", body = ErrorBody),
-        (status = 404, body = ErrorBody),
+        (status = 403, description = "The group keeps this VM"),
     ))]
 pub(super) async fn remove<B: Backend>(
     State(state): AppState<B>,

@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::super::backend::Backend;
 use super::super::shared::{AppState, Shared};
 use super::create::WaitQuery;
-use super::errors::{ErrorBody, Rejection, error, invalid, json, query, refused, vm_name};
+use super::errors::{Rejection, error, invalid, json, query, refused, vm_name};
 use super::types::Created;
 use super::wait;
 use crate::api::meta::Name;
@@ -47,12 +47,9 @@ impl Action {
 
 /// Pauses a VM. Requests to its agent are refused with 409 until it is resumed.
 #[utoipa::path(post, path = "/vm/{vm}/pause", tag = "power",
-    params(("vm" = String, Path, description = "The VM")),
-    responses(
+    responses(Rejection,
         (status = 200, body = String, content_type = "text/plain"),
-        (status = 404, body = ErrorBody),
-        (status = 409, description = "The VM does not run", body = ErrorBody),
-        (status = 500, body = ErrorBody),
+        (status = 409, description = "The VM does not run"),
     ))]
 pub(super) async fn pause<B: Backend>(
     State(state): AppState<B>,
@@ -65,12 +62,9 @@ pub(super) async fn pause<B: Backend>(
 
 /// Resumes a paused VM.
 #[utoipa::path(post, path = "/vm/{vm}/resume", tag = "power",
-    params(("vm" = String, Path, description = "The VM")),
-    responses(
+    responses(Rejection,
         (status = 200, body = String, content_type = "text/plain"),
-        (status = 404, body = ErrorBody),
-        (status = 409, description = "The VM does not run", body = ErrorBody),
-        (status = 500, body = ErrorBody),
+        (status = 409, description = "The VM does not run"),
     ))]
 pub(super) async fn resume<B: Backend>(
     State(state): AppState<B>,
@@ -83,14 +77,11 @@ pub(super) async fn resume<B: Backend>(
 
 /// Stops a VM. It keeps its name, address, disk and tags until it is deleted.
 #[utoipa::path(post, path = "/vm/{vm}/shutdown", tag = "power",
-    params(("vm" = String, Path, description = "The VM"), Action),
+    params(Action),
     request_body(content = Option<Action>),
-    responses(
+    responses(Rejection,
         (status = 200, body = String, content_type = "text/plain"),
-        (status = 400, body = ErrorBody),
-        (status = 404, body = ErrorBody),
-        (status = 409, description = "The daemon does not run this VM", body = ErrorBody),
-        (status = 500, body = ErrorBody),
+        (status = 409, description = "The daemon does not run this VM"),
     ))]
 pub(super) async fn shutdown<B: Backend>(
     State(state): AppState<B>,
@@ -133,13 +124,11 @@ async fn reach<B: Backend>(
 
 /// Starts a VM that has stopped, with the same disk and address.
 #[utoipa::path(post, path = "/vm/{vm}/relaunch", tag = "power",
-    params(("vm" = String, Path, description = "The VM"), WaitQuery),
-    responses(
+    params(WaitQuery),
+    responses(Rejection,
         (status = 200, body = Created),
-        (status = 400, body = ErrorBody),
-        (status = 404, body = ErrorBody),
-        (status = 408, description = "The agent has not answered in time", body = ErrorBody),
-        (status = 409, description = "The VM runs, or is not persistent", body = ErrorBody),
+        (status = 408, description = "The agent has not answered in time"),
+        (status = 409, description = "The VM runs, or is not persistent"),
     ))]
 pub(super) async fn relaunch<B: Backend>(
     State(state): AppState<B>,
@@ -196,8 +185,7 @@ fn check_relaunch(node: &Node) -> Result<(), Rejection> {
 
 /// Not supported.
 #[utoipa::path(post, path = "/vm/{vm}/suspend", tag = "power",
-    params(("vm" = String, Path, description = "The VM")),
-    responses((status = 404, body = ErrorBody), (status = 501, body = ErrorBody)))]
+    responses(Rejection, (status = 501)))]
 pub(super) async fn suspend<B: Backend>(
     State(state): AppState<B>,
     Path(vm): Path<String>,
@@ -207,8 +195,7 @@ pub(super) async fn suspend<B: Backend>(
 
 /// Not supported.
 #[utoipa::path(post, path = "/vm/{vm}/restore", tag = "power",
-    params(("vm" = String, Path, description = "The VM")),
-    responses((status = 404, body = ErrorBody), (status = 501, body = ErrorBody)))]
+    responses(Rejection, (status = 501)))]
 pub(super) async fn restore<B: Backend>(
     State(state): AppState<B>,
     Path(vm): Path<String>,

@@ -12,7 +12,7 @@ use super::super::admission::Client;
 use super::super::agent;
 use super::super::backend::Backend;
 use super::super::shared::{AppState, Shared};
-use super::errors::{ErrorBody, Rejection, refused, vm_name};
+use super::errors::{Rejection, refused, vm_name};
 use super::types::{NodeStats, address};
 use crate::api::node::Node;
 use crate::api::plain_text;
@@ -30,7 +30,7 @@ const CONCURRENCY: usize = 32;
 const TEXT_LIMIT: usize = 64;
 
 /// The figures of all guests.
-#[utoipa::path(get, path = "/nodes/stats", tag = "guests", responses(
+#[utoipa::path(get, path = "/nodes/stats", tag = "guests", responses(Rejection,
     (status = 200, body = Vec<NodeStats>),
 ))]
 pub(super) async fn all<B: Backend>(
@@ -48,8 +48,7 @@ pub(super) async fn all<B: Backend>(
 
 /// The figures of one guest, as a list: clients expect one.
 #[utoipa::path(get, path = "/node/{vm}/stats", tag = "guests",
-    params(("vm" = String, Path, description = "The VM")),
-    responses((status = 200, body = Vec<NodeStats>), (status = 404, body = ErrorBody)))]
+    responses(Rejection, (status = 200, body = Vec<NodeStats>)))]
 pub(super) async fn one<B: Backend>(
     State(state): AppState<B>,
     ConnectInfo(caller): ConnectInfo<Client>,

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::super::backend::Backend;
 use super::super::shared::AppState;
-use super::errors::{ErrorBody, Rejection, invalid, json, refused, vm_name};
+use super::errors::{Rejection, invalid, json, refused, vm_name};
 use super::types::Tags;
 use crate::api::node::TagChange;
 use crate::api::tag::MAX_TAGS;
@@ -30,8 +30,7 @@ pub(super) struct TagsBody {
 
 /// The tags of a VM.
 #[utoipa::path(get, path = "/vm/{vm}/tags", tag = "vms",
-    params(("vm" = String, Path, description = "The VM")),
-    responses((status = 200, body = Tags), (status = 404, body = ErrorBody)))]
+    responses(Rejection, (status = 200, body = Tags)))]
 pub(super) async fn get<B: Backend>(
     State(state): AppState<B>,
     Path(vm): Path<String>,
@@ -46,13 +45,10 @@ pub(super) async fn get<B: Backend>(
 
 /// Changes the tags of a VM that a request created, all at once.
 #[utoipa::path(patch, path = "/vm/{vm}/tags", tag = "vms",
-    params(("vm" = String, Path, description = "The VM")),
     request_body(content = Option<TagsBody>),
-    responses(
+    responses(Rejection,
         (status = 200, body = Tags),
-        (status = 400, body = ErrorBody),
-        (status = 404, body = ErrorBody),
-        (status = 409, description = "The name is taken, or the group keeps this VM", body = ErrorBody),
+        (status = 409, description = "The name is taken, or the group keeps this VM"),
     ))]
 pub(super) async fn change<B: Backend>(
     State(state): AppState<B>,

@@ -88,7 +88,6 @@ pub(super) struct NodeEntry {
     /// CPUs.
     pub(super) cpus: u32,
     /// When it was created.
-    #[schema(value_type = String, format = DateTime)]
     pub(super) created_at: Timestamp,
     /// `amd64` or `arm64`.
     pub(super) arch: &'static str,
@@ -100,7 +99,6 @@ pub(super) struct NodeEntry {
     pub(super) persistent: bool,
     /// When a client last used its agent; absent if none has.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>, format = DateTime)]
     pub(super) last_agent_call: Option<Timestamp>,
 }
 
@@ -139,7 +137,6 @@ pub(super) struct Created {
     #[schema(example = "169.254.100.2/30")]
     pub(super) ip: String,
     /// When it was created.
-    #[schema(value_type = String, format = DateTime)]
     pub(super) created_at: Timestamp,
     /// `amd64` or `arm64`.
     pub(super) arch: &'static str,
@@ -204,10 +201,8 @@ pub(super) struct NodeStats {
     /// Its address without a prefix length.
     pub(super) ip: String,
     /// When it was created.
-    #[schema(value_type = String, format = DateTime)]
     pub(super) created_at: Timestamp,
     /// The figures; null if the agent does not answer.
-    #[schema(value_type = Option<Object>)]
     pub(super) snapshot: Option<Stats>,
     /// Why there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -302,7 +297,6 @@ pub(super) struct BackgroundCommand {
     /// `running` or `exited`.
     pub(super) state: &'static str,
     /// When it was started.
-    #[schema(value_type = String, format = DateTime)]
     pub(super) started_at: Timestamp,
     /// Its exit status, once it has ended.
     #[serde(skip_serializing_if = "Option::is_none")]

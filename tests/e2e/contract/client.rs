@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use test_support::harness::Harness;
+use test_support::openapi;
 
 /// Longer than any answer takes.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -57,7 +58,9 @@ impl Api {
     pub fn send_bytes(&self, method: &str, path: &str, body: Option<&[u8]>) -> Option<Answer> {
         let stream = self.try_connect()?;
         let _ = request(&stream, method, path, body);
-        answer(stream)
+        let answer = answer(stream)?;
+        answer.check(method, path);
+        Some(answer)
     }
 
     /// A connection; `None`: the daemon does not listen.
@@ -118,6 +121,16 @@ impl Answer {
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut lines = self.head.lines();
         lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+
+    /// Checks that the answer is as the OpenAPI document declares it: every answer of these tests is.
+    fn check(&self, method: &str, path: &str) {
+        let answer = openapi::Answer {
+            status: self.status,
+            content_type: self.header("content-type"),
+            body: &self.body,
+        };
+        openapi::check(method, path, answer).unwrap_or_else(|error| panic!("{path}: {error}"));
     }
 
     pub fn text(&self) -> String {
