@@ -1,7 +1,8 @@
 #!/bin/sh
 # Long fuzzing: what `make soak` runs. Root. SLICE_DAMAGES sets the number of damages (2000), SLICE_CLAIM_ROUNDS how often groups of
 # one daemon and of two choose their addresses at once (100), SLICE_ARCHIVES the number of hostile archives that are extracted (1,000,000),
-# PROPTEST_CASES the number of messages, lines and SFTP packets (1,000,000), SLICE_SEED the seed; all are printed.
+# PROPTEST_CASES the number of messages, lines and SFTP packets (1,000,000), SLICE_SCHEMATHESIS_EXAMPLES the number of requests for each
+# operation of the API (300), SLICE_SEED the seed; all are printed.
 set -eu
 cd "$(dirname "$0")/.."
 SLICE_DAMAGES="${SLICE_DAMAGES:-2000}"
@@ -9,8 +10,9 @@ SLICE_SEED="${SLICE_SEED:-$(date +%s)}"
 SLICE_CLAIM_ROUNDS="${SLICE_CLAIM_ROUNDS:-100}"
 SLICE_ARCHIVES="${SLICE_ARCHIVES:-1000000}"
 PROPTEST_CASES="${PROPTEST_CASES:-1000000}"
-export SLICE_DAMAGES SLICE_SEED SLICE_CLAIM_ROUNDS SLICE_ARCHIVES
-echo "soak: SLICE_DAMAGES=$SLICE_DAMAGES SLICE_CLAIM_ROUNDS=$SLICE_CLAIM_ROUNDS SLICE_ARCHIVES=$SLICE_ARCHIVES PROPTEST_CASES=$PROPTEST_CASES SLICE_SEED=$SLICE_SEED"
+SLICE_SCHEMATHESIS_EXAMPLES="${SLICE_SCHEMATHESIS_EXAMPLES:-300}"
+export SLICE_DAMAGES SLICE_SEED SLICE_CLAIM_ROUNDS SLICE_ARCHIVES SLICE_SCHEMATHESIS_EXAMPLES
+echo "soak: SLICE_DAMAGES=$SLICE_DAMAGES SLICE_CLAIM_ROUNDS=$SLICE_CLAIM_ROUNDS SLICE_ARCHIVES=$SLICE_ARCHIVES PROPTEST_CASES=$PROPTEST_CASES SLICE_SCHEMATHESIS_EXAMPLES=$SLICE_SCHEMATHESIS_EXAMPLES SLICE_SEED=$SLICE_SEED"
 tests/setup.sh
 # A filter that matches no test would pass. The last argument is the filter, those before it select the binary.
 soak() {
@@ -30,3 +32,4 @@ soak --test kernel whatever_happens_to_the_files
 soak --test e2e after_any_damage
 soak --test kernel pipeline::claims::
 soak --test e2e claims::
+soak --test e2e schemathesis_finds

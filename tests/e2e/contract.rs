@@ -10,6 +10,7 @@ mod idempotent;
 mod input;
 mod power;
 mod recorded;
+mod schemathesis;
 mod secrets;
 mod tags;
 
