@@ -29,6 +29,7 @@ make make
 mmdebstrap mmdebstrap
 ssh openssh-client
 rsync rsync
+python3 python3-venv
 debootstrap debootstrap
 chromium chromium
 node nodejs
@@ -83,4 +84,17 @@ if [ ! -e "$managers/done" ] && command -v apt-get >/dev/null; then
     # In a package /lib is not yet a link.
     [ ! -d "$managers/root/lib" ] || cp -a "$managers/root/lib/." "$managers/root/usr/lib/"
     touch "$managers/done"
+fi
+
+# schemathesis sends requests by the OpenAPI document; it is a program of Python, in an environment of its own.
+requirements=tests/e2e/contract/schemathesis/requirements.txt
+environment=target/schemathesis
+if ! cmp -s "$requirements" "$environment/requirements.txt"; then
+    echo "setup.sh: installing schemathesis into $environment"
+    if python3 -m venv "$environment" && "$environment/bin/pip" install --quiet --disable-pip-version-check --requirement "$requirements"; then
+        cp "$requirements" "$environment/requirements.txt"
+    else
+        echo "setup.sh: cannot install schemathesis: its test will fail; it needs python3-venv and PyPI" >&2
+        [ -z "${CI:-}" ]
+    fi
 fi

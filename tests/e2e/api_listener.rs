@@ -67,7 +67,7 @@ pub fn listens(harness: &Harness, port: u16) {
 }
 
 /// The default token, as a header.
-fn bearer(harness: &Harness) -> String {
+pub fn bearer(harness: &Harness) -> String {
     let path = harness.state().join("api/token");
     let token = fs::read_to_string(path).expect("a token");
     format!("Bearer {}", token.trim())

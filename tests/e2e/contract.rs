@@ -12,6 +12,7 @@ mod input;
 mod kills;
 mod power;
 mod recorded;
+mod schemathesis;
 mod secrets;
 mod tags;
 
