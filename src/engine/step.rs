@@ -121,6 +121,10 @@ impl<R: Reconcile> Reconcile for DurableStage<'_, R> {
     fn waits_for(action: &R::Action) -> Option<Wait> {
         R::waits_for(action)
     }
+
+    fn is_repair(action: &R::Action) -> bool {
+        R::is_repair(action)
+    }
 }
 
 impl<R: OnHost> OnHost for DurableStage<'_, R> {
@@ -187,8 +191,11 @@ impl StageRunner for BringUp<'_> {
         let inputs = desired_inputs(vm.meta.uid, &vm.meta.name);
         // On the heap: a future contains the futures that it awaits, and would be moved with all of them.
         let work = Box::pin(engine.converge(&reconciler, desired, &inputs));
-        let Convergence { actions, result } =
-            engine.report_pending(vm, stage, &current, work).await;
+        let Convergence {
+            actions,
+            has_repaired,
+            result,
+        } = engine.report_pending(vm, stage, &current, work).await;
         // If no step has waited for the disk, the next stage does.
         self.acquired = reconciler.durable.into_inner();
         let object = ObjectRef::vm(&vm.meta.name);
@@ -204,7 +211,7 @@ impl StageRunner for BringUp<'_> {
         if stage == Stage::Firewall && result.is_ok() && self.has_acted {
             engine.report_updated_rules(vm);
         }
-        if was_ready && !self.is_transition && !forwarding_was_off && self.has_acted {
+        if was_ready && !self.is_transition && !forwarding_was_off && has_repaired {
             self.report_drift(stage, &object, &actions).await?;
         }
         let Err(error) = &result else {

@@ -294,7 +294,9 @@ impl StageRunner for TearDown<'_> {
             Owner::HostNetwork => vec![Change::HostNetwork],
         };
         let convergence = self.engine.converge(reconciler, desired, &inputs).await;
-        let Convergence { actions, result } = convergence;
+        let Convergence {
+            actions, result, ..
+        } = convergence;
         debug!(label = %self.label, %stage, ?actions, "torn down");
         match &result {
             Ok(_) => {}

@@ -61,6 +61,12 @@ pub trait Reconcile {
         None
     }
 
+    /// Whether this step, in a converged state, means that the host was changed. False for what only follows a change in the store that has
+    /// no new generation, such as tags: it is no drift.
+    fn is_repair(_: &Self::Action) -> bool {
+        true
+    }
+
     /// Whether the next stage depends on the result of this step: a preview cannot compute the plan of that stage.
     fn is_prerequisite(_: &Self::Action) -> bool {
         false
@@ -186,6 +192,8 @@ pub fn no_probe() -> Probe {
 pub struct Convergence<O> {
     /// The steps that were carried out, as text.
     pub actions: Vec<String>,
+    /// Whether one of them [is a repair](Reconcile::is_repair).
+    pub has_repaired: bool,
     /// The last observation, for which the plan was empty; or an error.
     pub result: Result<O, Error>,
 }
@@ -196,19 +204,27 @@ pub async fn converge<R: OnHost>(
     desired: &R::Desired,
     probe: &Probe,
 ) -> Convergence<R::Observed> {
-    let mut taken = Vec::new();
+    let mut taken = Taken::default();
     let result = run_rounds(reconciler, desired, probe, &mut taken).await;
     Convergence {
-        actions: taken,
+        actions: taken.actions,
+        has_repaired: taken.has_repaired,
         result,
     }
+}
+
+/// The steps that were carried out.
+#[derive(Default)]
+struct Taken {
+    actions: Vec<String>,
+    has_repaired: bool,
 }
 
 async fn run_rounds<R: OnHost>(
     reconciler: &R,
     desired: &R::Desired,
     probe: &Probe,
-    actions: &mut Vec<String>,
+    taken: &mut Taken,
 ) -> Result<R::Observed, Error> {
     let mut remaining = Vec::new();
     for round in 0..=MAX_ROUNDS {
@@ -234,7 +250,10 @@ async fn run_rounds<R: OnHost>(
                 Err(error) => Err(error),
             };
             match result {
-                Ok(()) => actions.push(text),
+                Ok(()) => {
+                    taken.actions.push(text);
+                    taken.has_repaired |= R::is_repair(action);
+                }
                 Err(reason) => {
                     return Err(Error::Act {
                         action: text,

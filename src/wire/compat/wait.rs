@@ -8,9 +8,10 @@ use serde::Deserialize;
 
 use super::super::backend::{Backend, Refusal};
 use super::super::watch;
+use crate::api::condition::Status;
 use crate::api::meta::Name;
 use crate::api::node::Node;
-use crate::api::view::{Kind, WatchRequest};
+use crate::api::view::{ConditionView, Kind, Object, WatchRequest};
 
 /// How long a VM may take to be removed before a deletion is answered: clients delete many VMs one after another.
 pub(super) const REMOVAL: Duration = Duration::from_secs(2);
@@ -86,6 +87,17 @@ enum LineKind {
     Modified,
     Deleted,
     Synced,
+}
+
+/// Why a VM is not ready, or why its agent does not answer: the message of the first condition that is not true.
+pub(super) async fn cause<B: Backend>(backend: &B, vm: &Name) -> Option<String> {
+    let found = backend.get(Kind::Vm, Some(vm.clone())).await.ok()?;
+    let Object::Vm(found) = found.items.into_iter().next()? else {
+        return None;
+    };
+    let mut conditions = found.status.conditions.into_iter();
+    let is_cause = |it: &ConditionView| it.status != Status::True && !it.message.is_empty();
+    conditions.find(is_cause).map(|it| it.message)
 }
 
 /// A watch of one VM.

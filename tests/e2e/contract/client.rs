@@ -58,7 +58,7 @@ impl Api {
     pub fn send_bytes(&self, method: &str, path: &str, body: Option<&[u8]>) -> Option<Answer> {
         let stream = self.try_connect()?;
         let _ = request(&stream, method, path, body);
-        let answer = answer(stream)?;
+        let answer = answer(stream, method)?;
         answer.check(method, path);
         Some(answer)
     }
@@ -92,13 +92,14 @@ pub fn request(
     stream.write_all(body.unwrap_or_default())
 }
 
-/// The answer to the request; `None`: the connection has ended before its end.
-pub fn answer(mut stream: UnixStream) -> Option<Answer> {
+/// The answer to a request with this method; `None`: the connection has ended before its end.
+pub fn answer(mut stream: UnixStream, method: &str) -> Option<Answer> {
     let mut all = Vec::new();
     // A daemon that ends resets its connections after what it has sent.
     let ended = stream.read_to_end(&mut all);
     let answer = Answer::parse(&all)?;
-    let length = answer.header("content-length");
+    // The length is that of the answer to GET.
+    let length = answer.header("content-length").filter(|_| method != "HEAD");
     let is_complete = length.map_or(ended.is_ok(), |length| {
         length.parse() == Ok(answer.body.len())
     });

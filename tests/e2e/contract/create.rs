@@ -198,6 +198,12 @@ fn a_vm_whose_agent_does_not_answer_in_time_is_removed_and_408_says_so() {
             let path = format!("/hostgroup/box/nodes?wait={wait}&timeout=1500ms");
             let answer = api.post(&path, &json!({"tags": ["name=late"]}));
             assert_error(&answer, 408, "is removed");
+            // With the cause, which nobody can ask for any more.
+            let error = answer.json()["error"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
+            assert!(error.contains(" within 1.5s: "), "{error}");
             assert!(begin.elapsed() >= Duration::from_millis(1500));
             assert!(
                 begin.elapsed() < Duration::from_secs(30),

@@ -1,9 +1,26 @@
 //! Wrong types, paths, methods and encodings, in both APIs.
 //! Out of scope: values that only a handler refuses (`endpoints`).
 
+use super::client::Answer;
 use super::{assert_error, with_slots};
 
 const CREATE: &str = "/hostgroup/sandbox/nodes";
+
+/// That an answer is an error in the form of the API that the path belongs to.
+#[track_caller]
+fn assert_error_of(path: &str, answer: &Answer, status: u16, sentence: &str) {
+    if !path.starts_with("/v1/") {
+        return assert_error(answer, status, sentence);
+    }
+    assert_eq!(answer.status, status, "{answer:?}");
+    let error = answer.json();
+    let keys: Vec<_> = error.as_object().expect("an object").keys().collect();
+    assert_eq!(keys, ["error", "problems"], "{answer:?}");
+    assert!(
+        answer.text().replace("\\\"", "\"").contains(sentence),
+        "{answer:?}"
+    );
+}
 
 #[test]
 fn a_body_with_a_wrong_type_is_refused_with_the_field_what_was_found_and_what_is_expected() {
@@ -102,7 +119,7 @@ fn a_body_with_a_wrong_type_is_refused_with_the_field_what_was_found_and_what_is
             ("POST", "/v1/apply", "{", 400, "invalid body: EOF"),
         ] {
             let answer = api.send(method, path, Some(body));
-            assert_error(&answer, status, sentence);
+            assert_error_of(path, &answer, status, sentence);
             assert!(!answer.text().contains("hunter2"), "{answer:?}");
         }
     });
@@ -122,7 +139,8 @@ fn unknown_paths_and_methods_are_errors_in_json_and_a_wrong_method_names_the_rig
             "//nodes",
         ] {
             for method in ["GET", "POST", "DELETE", "BREW"] {
-                assert_error(&api.send(method, path, None), 404, "not found");
+                let answer = api.send(method, path, None);
+                assert_error_of(path, &answer, 404, "not found");
             }
         }
         for (method, path, allowed) in [
@@ -137,7 +155,8 @@ fn unknown_paths_and_methods_are_errors_in_json_and_a_wrong_method_names_the_rig
             ("GET", "/v1/vms/sandbox-1/agent/fs/remove", "DELETE"),
         ] {
             let answer = api.send(method, path, None);
-            assert_error(&answer, 405, &format!("does not support method {method}"));
+            let sentence = format!("does not support method {method}");
+            assert_error_of(path, &answer, 405, &sentence);
             let found = answer.header("allow").unwrap_or_default().to_uppercase();
             assert_eq!(found, allowed, "{method} {path}");
         }

@@ -1,6 +1,8 @@
 //! Tags: filters of lists, changes, the name of a VM.
 //! Out of scope: names of VMs that are created (`idempotent`).
 
+use std::process::Command;
+
 use serde_json::{Value, json};
 
 use super::client::Api;
@@ -145,5 +147,33 @@ fn tags_are_changed_at_once_and_survive_a_restart() {
             uid,
             "it is not replaced"
         );
+    });
+}
+
+#[test]
+fn frequent_changes_of_tags_are_no_drift_of_the_host() {
+    with_slots(|harness, api| {
+        let vm = create(api, &json!([]));
+        harness.ctl(&format!("wait vm/{vm} --for ready --timeout 20s"));
+        for number in 0..10 {
+            let tag = format!("change-{number}");
+            let path = format!("/vm/{vm}/tags");
+            let body = json!({ "replace": [tag] }).to_string();
+            assert_eq!(api.send("PATCH", &path, Some(&body)).status, 200);
+            // Written, so that each change is reconciled by itself.
+            harness.until("the record has the tag", || {
+                let written = Command::new("grep")
+                    .args(["-rqs", &tag])
+                    .arg(harness.run.join("vm"))
+                    .status();
+                written.is_ok_and(|status| status.success()).then_some(())
+            });
+        }
+        let shown = harness.get(&format!("vm {vm}"));
+        assert_eq!(shown["status"]["ready"], true, "{shown}");
+        let events = harness.ctl(&format!("events vm/{vm}"));
+        for reason in ["Drift", "Contested"] {
+            assert!(!events.contains(reason), "{events}");
+        }
     });
 }

@@ -97,6 +97,7 @@ pub async fn meet(desired: &Desired) -> Result<Vec<String>, String> {
     let Convergence {
         actions: taken,
         result,
+        ..
     } = converge(&hands(desired), desired, &no_probe()).await;
     let words = |error: Error| error.to_string();
     result.map_err(words).map(|_| taken)

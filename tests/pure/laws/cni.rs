@@ -97,7 +97,7 @@ impl Model for CniModel {
 
     fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
         match action {
-            Action::WriteRecord => {
+            Action::WriteRecord | Action::UpdateRecord => {
                 world.record = desired.data_path.as_ref().map(|want| want.record.clone());
                 world.dir = true;
             }

@@ -77,7 +77,7 @@ impl Model for NetModel {
     fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
         let names = desired.names();
         match action {
-            Action::WriteRecord => {
+            Action::WriteRecord | Action::UpdateRecord => {
                 world.record = desired.slot.as_ref().map(|slot| slot.record.clone());
                 world.dir = true;
             }

@@ -78,7 +78,7 @@ impl Model for PortModel {
     fn apply(desired: &Desired, world: &mut Observed, action: &Action) {
         let names = desired.names();
         match action {
-            Action::WriteRecord => {
+            Action::WriteRecord | Action::UpdateRecord => {
                 world.record = Some(slot(desired).record.clone());
                 world.dir = true;
             }

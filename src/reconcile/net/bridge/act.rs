@@ -21,7 +21,9 @@ pub(super) async fn act(
         (Action::RenameTap(owned), _) => rename_tap(bridge_net, desired, owned.resource()).await,
         (Action::UnpinNeighbour(remains), _) => unpin_neighbour(bridge_net, desired, remains).await,
         (Action::RemoveRunDir, _) => files::remove(&desired.vm_dir()),
-        (Action::WriteRecord, Some(slot)) => files::write_record(&desired.vm_dir(), &slot.record),
+        (Action::WriteRecord | Action::UpdateRecord, Some(slot)) => {
+            files::write_record(&desired.vm_dir(), &slot.record)
+        }
         (Action::CreateTap(owner), Some(slot)) => {
             create_tap(bridge_net, desired, slot, *owner).await
         }
@@ -32,6 +34,7 @@ pub(super) async fn act(
         (Action::PinNeighbour, Some(slot)) => pin_neighbour(bridge_net, desired, slot).await,
         (
             Action::WriteRecord
+            | Action::UpdateRecord
             | Action::CreateTap(_)
             | Action::Configure
             | Action::Enslave

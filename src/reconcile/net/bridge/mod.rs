@@ -63,6 +63,10 @@ impl Reconcile for BridgeNet {
         plan::plan(desired, observed)
     }
 
+    fn is_repair(action: &Action) -> bool {
+        *action != Action::UpdateRecord
+    }
+
     fn unbuilt(desired: &Desired) -> Option<Observed> {
         plan::unbuilt(desired)
     }
@@ -80,7 +84,7 @@ impl OnHost for BridgeNet {
 
     async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
         let result = act::act(self, desired, action).await;
-        if *action == Action::WriteRecord {
+        if matches!(action, Action::WriteRecord | Action::UpdateRecord) {
             self.lacks_record.store(result.is_err(), Ordering::Relaxed);
         }
         result

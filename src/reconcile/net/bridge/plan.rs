@@ -137,6 +137,8 @@ pub enum Entry {
 pub enum Action {
     /// Write the record.
     WriteRecord,
+    /// The same, since it differs: the store has changed, as no other program writes it.
+    UpdateRecord,
     /// Remove the TAP, and with it its port of the bridge and all entries that lead to it.
     DeleteTap(Owned<String>),
     /// Rename the VM's TAP back; its VMM has it open.
@@ -162,7 +164,7 @@ pub enum Action {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::WriteRecord => f.write_str("write the VM's record"),
+            Self::WriteRecord | Self::UpdateRecord => f.write_str("write the VM's record"),
             Self::DeleteTap(tap) => write!(f, "delete TAP {}", tap.resource()),
             Self::RenameTap(tap) => write!(f, "rename TAP {} back", tap.resource()),
             Self::CreateTap(owner) => write!(f, "create the TAP for uid {owner}"),
@@ -251,7 +253,11 @@ fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Acti
     let bridge = usable_bridge(slot, observed)?;
     let mut plan = Vec::new();
     plan.extend(renamed(desired, observed).map(Action::RenameTap));
-    let record = (observed.record.as_ref() != Some(&slot.record)).then_some(Action::WriteRecord);
+    let record = match &observed.record {
+        Some(record) if *record == slot.record => None,
+        Some(_) => Some(Action::UpdateRecord),
+        None => Some(Action::WriteRecord),
+    };
     // As in isolated mode: the record of a port that exists is written last.
     let exists = observed.record.is_some() && observed.tap.is_some();
     plan.extend(record.clone().filter(|_| !exists));

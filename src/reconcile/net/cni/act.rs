@@ -27,7 +27,7 @@ const CLEANUP: Duration = Duration::from_millis(300);
 
 pub(super) async fn act(cni_net: &CniNet, desired: &Desired, action: &Action) -> Result<(), Error> {
     match action {
-        Action::WriteRecord => match &desired.data_path {
+        Action::WriteRecord | Action::UpdateRecord => match &desired.data_path {
             Some(data_path) => files::write_record(&desired.vm_dir(), &data_path.record),
             None => Ok(()),
         },

@@ -140,6 +140,10 @@ impl Reconcile for CniNet {
         plan::plan(desired, observed)
     }
 
+    fn is_repair(action: &Action) -> bool {
+        *action != Action::UpdateRecord
+    }
+
     fn is_prerequisite(action: &Action) -> bool {
         matches!(
             action,

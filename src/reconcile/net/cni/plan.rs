@@ -34,6 +34,8 @@ pub struct DelInput {
 pub enum Action {
     /// Write the record.
     WriteRecord,
+    /// The same, since it differs: the store has changed, as no other program writes it.
+    UpdateRecord,
     /// DEL of every plugin; it also removes the cache's record.
     Detach(Box<DelInput>),
     /// DEL of every plugin, even if some fail, for the last time: what is left of the attachment is removed if it certainly belongs to it,
@@ -74,7 +76,7 @@ pub enum Action {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::WriteRecord => f.write_str("write the VM's record"),
+            Self::WriteRecord | Self::UpdateRecord => f.write_str("write the VM's record"),
             Self::Detach(basis) => write!(f, "detach from CNI network {}", basis.network.name),
             Self::Abandon(basis) => {
                 write!(
@@ -133,8 +135,10 @@ fn build(
         .paths()
         .missing(&observed.netns, observed.handle.as_ref())?;
     let mut plan = Vec::new();
-    if observed.record.as_ref() != Some(&data_path.record) {
-        plan.push(Action::WriteRecord);
+    match &observed.record {
+        Some(record) if *record == data_path.record => {}
+        Some(_) => plan.push(Action::UpdateRecord),
+        None => plan.push(Action::WriteRecord),
     }
     let intact = intact_attachment(observed);
     if intact.is_none() {

@@ -27,7 +27,7 @@ pub(super) async fn act(
     action: &Action,
 ) -> Result<(), Error> {
     match action {
-        Action::WriteRecord => match &desired.slot {
+        Action::WriteRecord | Action::UpdateRecord => match &desired.slot {
             Some(slot) => files::write_record(&desired.vm_dir(), &slot.record),
             None => Ok(()),
         },

@@ -29,6 +29,8 @@ pub enum Side {
 pub enum Action {
     /// Write the record.
     WriteRecord,
+    /// The same, since it differs: the store has changed, as no other program writes it.
+    UpdateRecord,
     /// Create the namespace: settings, label, `lo`, and then its name.
     CreateNetns,
     /// Make it visible to `ip netns`.
@@ -91,6 +93,7 @@ impl Action {
             | Self::DeleteHostLink(_)
             | Self::DeleteNetns(_) => true,
             Self::WriteRecord
+            | Self::UpdateRecord
             | Self::LinkHandle
             | Self::SetSysctls(_)
             | Self::SetTapFilter { .. }
@@ -110,7 +113,7 @@ impl Action {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::WriteRecord => f.write_str("write the VM's record"),
+            Self::WriteRecord | Self::UpdateRecord => f.write_str("write the VM's record"),
             Self::CreateNetns => f.write_str("create the namespace"),
             Self::LinkHandle => f.write_str("make the namespace visible to ip netns"),
             Self::SetSysctls(keys) => {

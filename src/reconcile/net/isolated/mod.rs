@@ -71,6 +71,10 @@ impl Reconcile for IsolatedNet {
         plan::plan(desired, observed)
     }
 
+    fn is_repair(action: &Action) -> bool {
+        *action != Action::UpdateRecord
+    }
+
     fn is_prerequisite(action: &Action) -> bool {
         matches!(
             action,
@@ -96,7 +100,8 @@ impl OnHost for IsolatedNet {
     async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
         // A record is a file and no kernel object: the rest of the last observation is still valid. Every change of a policy writes a
         // record, so this halves the cost of such a change.
-        if *action != Action::WriteRecord {
+        let is_record = matches!(action, Action::WriteRecord | Action::UpdateRecord);
+        if !is_record {
             self.last_observation().take();
         }
         if action.changes_indexes() {
@@ -106,7 +111,7 @@ impl OnHost for IsolatedNet {
             self.created_netns.store(true, Ordering::Relaxed);
         }
         let result = act::act(self, desired, action).await;
-        if *action == Action::WriteRecord {
+        if is_record {
             self.lacks_record.store(result.is_err(), Ordering::Relaxed);
         }
         result

@@ -208,7 +208,11 @@ fn teardown(desired: &Desired, observed: &Observed) -> Vec<Action> {
 
 fn build(desired: &Desired, slot: &Slot, observed: &Observed) -> Result<Vec<Action>, Conflict> {
     let mut plan = Vec::new();
-    let record = (observed.record.as_ref() != Some(&slot.record)).then_some(Action::WriteRecord);
+    let record = match &observed.record {
+        Some(record) if *record == slot.record => None,
+        Some(_) => Some(Action::UpdateRecord),
+        None => Some(Action::WriteRecord),
+    };
     // If the slot exists, the record is written last: a record that does not fit on a full disk must not prevent repairs.
     let exists = observed.record.is_some() && observed.inside.is_some();
     plan.extend(record.clone().filter(|_| !exists));

@@ -199,7 +199,7 @@ impl User {
             return Outcome::NotReceived;
         };
         let _: io::Result<()> = request(&stream, method, path, body);
-        match answer(stream) {
+        match answer(stream, method) {
             // It is starting, or has too much to do: it has changed nothing.
             Some(answer) if answer.status == 503 => Outcome::NotReceived,
             Some(answer) => Outcome::Answered(answer),
