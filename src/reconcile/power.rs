@@ -226,9 +226,7 @@ impl ExitCause {
             (Exit::Unknown, _) => Self::NotObserved,
         }
     }
-}
 
-impl ExitCause {
     /// Whether the guest ended by itself, as far as it is known: an exit that was not observed may be one.
     fn may_be_of_guest(&self) -> bool {
         match self {

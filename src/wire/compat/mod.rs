@@ -16,7 +16,7 @@
 //! | `GET /nodes/stats` | array of [`types::NodeStats`] |
 //! | `GET /node/{vm}/stats` | array of one [`types::NodeStats`] |
 //! | `GET /hostgroup/{group}/nodes?tag=&tag_prefix=` | array of [`types::NodeEntry`] |
-//! | `POST /hostgroup/{group}/nodes?wait=agent&timeout=5m`, body [`create::CreateBody`] | [`types::Created`]; 408 if it waits too long, and the VM is removed |
+//! | `POST /hostgroup/{group}/nodes?wait=agent&timeout=5m`, body [`CreateBody`](create) | [`types::Created`]; 408 if it waits too long, and the VM is removed |
 //! | `GET /hostgroup/{group}/{nodes}` | the list again: a client sends `nodes%3Ftag=x` as a part of the path |
 //! | `DELETE /hostgroup/{group}/nodes/{vm}` | [`types::Deleted`]; 403 for a VM of `count` |
 //! | `GET /vm/{vm}` | [`types::Description`] |
