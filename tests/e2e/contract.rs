@@ -1,5 +1,5 @@
 //! The REST API of existing clients, request by request: what is sent, and what must be answered. Groups without a VMM, and VMs with a
-//! double of a VMM whose guest is the real `slice-agent`.
+//! double of a VMM, with the real `slice-agent` as its guest.
 //! Out of scope: the clients themselves (`sdk.sh`).
 
 mod bodies;
@@ -14,6 +14,7 @@ mod power;
 mod recorded;
 mod schemathesis;
 mod secrets;
+mod storage;
 mod tags;
 
 use std::fs;
@@ -43,7 +44,7 @@ fn with_slots(test: impl FnOnce(&mut Harness, &Api) + Send) {
     });
 }
 
-/// A daemon with the group `box` whose VMs have a double of a VMM, with these lines in it.
+/// A daemon with the group `box`, with these lines in it; its VMs have a double of a VMM.
 fn with_vmm(lines: &str, test: impl FnOnce(&mut Harness, &Api) + Send) {
     let lines: String = lines
         .lines()
