@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use serde_json::{Value, json};
+use test_support::harness::{Harness, bridge_group, slots, with_daemon};
 
 use super::client::Api;
 use super::{assert_error, with_slots};
@@ -152,28 +153,37 @@ fn tags_are_changed_at_once_and_survive_a_restart() {
 
 #[test]
 fn frequent_changes_of_tags_are_no_drift_of_the_host() {
-    with_slots(|harness, api| {
-        let vm = create(api, &json!([]));
-        harness.ctl(&format!("wait vm/{vm} --for ready --timeout 20s"));
-        for number in 0..10 {
-            let tag = format!("change-{number}");
-            let path = format!("/vm/{vm}/tags");
-            let body = json!({ "replace": [tag] }).to_string();
-            assert_eq!(api.send("PATCH", &path, Some(&body)).status, 200);
-            // Written, so that each change is reconciled by itself.
-            harness.until("the record has the tag", || {
-                let written = Command::new("grep")
-                    .args(["-rqs", &tag])
-                    .arg(harness.run.join("vm"))
-                    .status();
-                written.is_ok_and(|status| status.success()).then_some(())
-            });
-        }
-        let shown = harness.get(&format!("vm {vm}"));
-        assert_eq!(shown["status"]["ready"], true, "{shown}");
-        let events = harness.ctl(&format!("events vm/{vm}"));
-        for reason in ["Drift", "Contested"] {
-            assert!(!events.contains(reason), "{events}");
-        }
-    });
+    let bridge = "bridge: brvm0\ntap_prefix: vmtap\ngateway: 192.168.137.1/24";
+    for manifest in [slots(0, ""), bridge_group("sandbox", 0, bridge)] {
+        with_daemon(|harness| {
+            harness.apply(&manifest);
+            let api = Api::of(&harness);
+            changes_of_tags_are_no_drift(&harness, &api);
+        });
+    }
+}
+
+fn changes_of_tags_are_no_drift(harness: &Harness, api: &Api) {
+    let vm = create(api, &json!([]));
+    harness.ctl(&format!("wait vm/{vm} --for ready --timeout 20s"));
+    for number in 0..10 {
+        let tag = format!("change-{number}");
+        let path = format!("/vm/{vm}/tags");
+        let body = json!({ "replace": [tag] }).to_string();
+        assert_eq!(api.send("PATCH", &path, Some(&body)).status, 200);
+        // Written, so that each change is reconciled by itself.
+        harness.until("the record has the tag", || {
+            let written = Command::new("grep")
+                .args(["-rqs", &tag])
+                .arg(harness.run.join("vm"))
+                .status();
+            written.is_ok_and(|status| status.success()).then_some(())
+        });
+    }
+    let shown = harness.get(&format!("vm {vm}"));
+    assert_eq!(shown["status"]["ready"], true, "{shown}");
+    let events = harness.ctl(&format!("events vm/{vm}"));
+    for reason in ["Drift", "Contested"] {
+        assert!(!events.contains(reason), "{events}");
+    }
 }
