@@ -207,7 +207,7 @@ def left():
     """What the host and the directories have."""
     connection = Connection()
     leases = sorted(lease["ip"] for lease in json.loads(connection.request("GET", "/v1/objects/lease")[1])["items"])
-    # The database and the journal of the boot are files of their own, whose sizes are measured.
+    # The database and the journal of the boot are files of their own; their sizes are measured.
     return str(leases) + output(f"ls /run/netns; ip -o link | cut -d: -f2 | sort; iptables-save | grep -c ^-A; find /run/slice; ls {STATE}")
 
 

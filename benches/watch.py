@@ -119,14 +119,14 @@ def fanout(count, times):
         waiting.register(watch.stream, selectors.EVENT_READ, watch)
     firsts, lasts = [], []
     for turn in range(times):
-        mark = b'"turn":"t%d"' % turn
+        pattern = b'"turn":"t%d"' % turn
         begin, first, left = time.perf_counter(), None, set(watches)
         request("PATCH", path, {"replace": [f"turn=t{turn}"]})
         while left:
             ready = waiting.select(10.0) or sys.exit("a watch has received nothing")
             for key, _ in ready:
                 key.data.read()
-                if key.data in left and mark in key.data.found:
+                if key.data in left and pattern in key.data.found:
                     left.remove(key.data)
                     first = first or time.perf_counter() - begin
         lasts.append(time.perf_counter() - begin)

@@ -18,7 +18,7 @@
 //!
 //! | change | effect |
 //! |---|---|
-//! | a token file that is invalid | it is reported, and nothing listens until it is valid: no other token is known to be wanted |
+//! | a token file that is invalid | it is reported, and nothing listens until it is valid: no other token is known to be required |
 //! | another token, with settings that cannot be applied | the listener that goes on needs the new token |
 //! | TLS for a TCP listener without, with an invalid certificate | nothing listens until it is valid |
 //!

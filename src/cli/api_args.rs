@@ -1,5 +1,5 @@
 //! The flags of `sliced` for the second listener of the API.
-//! Out of scope: the settings file, whose values they replace.
+//! Out of scope: the settings file; they replace its values.
 
 use std::path::{Path, PathBuf};
 

@@ -127,7 +127,7 @@ fn restrict(check: Check, examiner: Examiner) -> Check {
     }
 }
 
-/// The second listener of the API, whose settings are not in effect. `is_open`: it listens with earlier settings.
+/// The second listener of the API: its settings are not in effect. `is_open`: it listens with earlier settings.
 pub fn api_listener(problem: &str, is_open: bool) -> Check {
     let remedy =
         "correct the setting or the file; `slicectl events host` shows when it is in effect";

@@ -173,7 +173,7 @@ impl Engine {
         Ok(failed_at_startup.then_some(message))
     }
 
-    /// Deletes a VM whose guest has ended by itself. Decided again in the transaction: a user may have requested a power state meanwhile.
+    /// Deletes a VM after its guest has ended by itself. Decided again in the transaction: a user may have requested a power state meanwhile.
     async fn delete_ended(&self, vm: &Vm, why: &str) -> Result<(), store::Error> {
         let uid = vm.meta.uid;
         let removed = self

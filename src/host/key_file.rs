@@ -1,4 +1,4 @@
-//! Files of keys, tokens and certificates, whose content decides who may do what; random bytes for new ones.
+//! Files of keys, tokens and certificates, which decide who may do what; random bytes for new ones.
 //! Out of scope: what the files contain.
 
 use std::fs::OpenOptions;

@@ -115,7 +115,7 @@ fn encode(value: &impl Serialize, text: &mut Vec<u8>) {
     }
 }
 
-/// The line that ends a watch whose next changes are no longer kept.
+/// The line that ends a watch if its next changes are no longer kept.
 pub fn expired_line(expired: Expired) -> Bytes {
     let mut text = Vec::new();
     let problem = expired.problem();

@@ -18,7 +18,7 @@ pub(super) struct Agents {
     used: Mutex<HashMap<Name, Timestamp>>,
 }
 
-/// The maximum number of VMs whose last use is known.
+/// The maximum number of VMs with a recorded last use.
 const USED_LIMIT: usize = 16 << 10;
 
 /// A request that is counted, until dropped.

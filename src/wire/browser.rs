@@ -45,7 +45,7 @@ pub(super) fn offers_subprotocol(headers: &HeaderMap) -> bool {
 /// Refuses requests that a web page of another origin has made its browser send.
 ///
 /// A browser adds `Authorization: Bearer` only for a page that has the token, so that such a request is the page's own; but it sends all
-/// others to a socket without a token, if a proxy stands in front of it.
+/// others to a socket without a token, if a proxy forwards to it.
 ///
 /// # Errors
 /// The response: 403.

@@ -1,5 +1,5 @@
 //! The OpenAPI document of all requests.
-//! Out of scope: the handlers, whose attributes it is made of.
+//! Out of scope: the handlers, which have the attributes that it is made of.
 //!
 //! What requests have in common is added here and not repeated in attributes: the parameters of paths, the errors that are answered before
 //! a handler is called, the bodies of errors, ids, and examples. Requests that both APIs have are described once.

@@ -18,7 +18,7 @@ pub(super) enum Origin {
 }
 
 impl Origin {
-    /// The user whose limits apply.
+    /// The user of the limits that apply.
     pub(super) fn user(&self) -> User {
         match self {
             Self::Local(peer) if peer.is_privileged() => User::Privileged,

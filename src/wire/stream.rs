@@ -38,7 +38,7 @@ macro_rules! each {
 }
 
 impl Socket {
-    /// A TCP connection whose end is noticed even if its peer does not close it.
+    /// A TCP connection; its end is noticed even if its peer does not close it.
     pub(super) fn of_tcp(stream: TcpStream) -> io::Result<Self> {
         let keepalive = TcpKeepalive::new()
             .with_time(KEEPALIVE_TIME)

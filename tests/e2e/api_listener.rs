@@ -254,7 +254,7 @@ fn slicectl_works_over_tcp_as_on_the_socket() {
         let options = options(&harness);
         let path = harness.write("a.yaml", &group("a", 1, "169.254.100.0/22", ""));
         harness.ctl(&format!("{options} apply -f {path} --wait"));
-        for words in [
+        for arguments in [
             "get vms",
             "get hostgroups -o json",
             "describe vm/a-1",
@@ -266,11 +266,11 @@ fn slicectl_works_over_tcp_as_on_the_socket() {
             "secret list",
             "wait vm/a-1 --for ready",
         ] {
-            let output = harness.try_ctl(&format!("{options} {words}"));
-            let local = harness.try_ctl(words);
-            assert_eq!(output.status, local.status, "{words}");
+            let output = harness.try_ctl(&format!("{options} {arguments}"));
+            let local = harness.try_ctl(arguments);
+            assert_eq!(output.status, local.status, "{arguments}");
             let is_empty = [output.stdout.is_empty(), local.stdout.is_empty()];
-            assert_eq!(is_empty[0], is_empty[1], "{words}: {output:?}");
+            assert_eq!(is_empty[0], is_empty[1], "{arguments}: {output:?}");
         }
         let created = harness.messages("hostgroup/a", "Created");
         assert!(

@@ -30,7 +30,7 @@ fn created(api: &Api, body: &Value) -> String {
     name.as_str().expect("a name").to_owned()
 }
 
-/// Until the VM is gone and its group does not want it; the event says why.
+/// Waits until the VM is gone and its group does not recreate it; the event has the reason.
 #[track_caller]
 fn is_deleted(harness: &Harness, vm: &str, why: &str) {
     harness.ctl(&format!("wait vm/{vm} --for deleted --timeout 60s"));

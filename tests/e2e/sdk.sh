@@ -118,7 +118,7 @@ token_file="$SLICE_STATE_DIR/api/token"
 connect() { # LISTENER
     case $1 in
     socket)
-        # Examples want a token also where none is needed.
+        # Examples require a token also where none is needed.
         export SLICER_URL="$SLICE_SOCKET" SLICER_TOKEN=none
         by_file=
         return

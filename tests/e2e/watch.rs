@@ -343,12 +343,12 @@ fn change(harness: &mut Harness, dice: &mut Dice) {
         }
         3 => drop(harness.try_ctl("delete hg/sandbox")),
         4 | 5 => {
-            let words = format!("scale hg/sandbox --count {}", dice.below(6));
-            drop(harness.try_ctl(&words));
+            let arguments = format!("scale hg/sandbox --count {}", dice.below(6));
+            drop(harness.try_ctl(&arguments));
         }
         6 => {
-            let words = format!("vm add sandbox --name extra-{}", dice.below(3));
-            drop(harness.try_ctl(&words));
+            let arguments = format!("vm add sandbox --name extra-{}", dice.below(3));
+            drop(harness.try_ctl(&arguments));
         }
         _ => drop(harness.try_ctl(&format!("vm rm extra-{}", dice.below(3)))),
     }

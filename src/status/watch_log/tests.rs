@@ -1,4 +1,4 @@
-//! The log with a host, a disk and clients whose steps are interleaved at random, and its bounds one by one.
+//! The log with a host, a disk and clients, with their steps interleaved at random, and its bounds one by one.
 //! Out of scope: HTTP, and what a change of the store concerns.
 
 mod simulation;
@@ -8,7 +8,7 @@ use crate::api::event::{EventReason, EventType};
 use crate::api::meta::Timestamp;
 use crate::api::view::{WatchFilter, WatchRequest};
 
-/// A lease whose address is the number of its last change.
+/// A lease with the number of its last change as its address.
 fn lease(name: &str, uid: u64, revision: u32) -> Object {
     let ip = std::net::Ipv4Addr::from(revision);
     let uid = uuid::Uuid::from_u64_pair(uid, 0);

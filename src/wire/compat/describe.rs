@@ -69,8 +69,8 @@ async fn commands<B: Backend>(
 }
 
 fn command(info: ExecInfo) -> BackgroundCommand {
-    let words = std::iter::once(info.command).chain(info.args);
-    let line = words.collect::<Vec<_>>().join(" ");
+    let arguments = std::iter::once(info.command).chain(info.args);
+    let line = arguments.collect::<Vec<_>>().join(" ");
     BackgroundCommand {
         exec_id: plain_text::line(&info.exec_id, 64).into_owned(),
         command: plain_text::line(&line, COMMAND_LIMIT).into_owned(),

@@ -19,13 +19,13 @@ const DEFAULT_LINES: i64 = 20;
 /// The maximum size of the output, in bytes: it is one JSON value. `slicectl logs` has no limit.
 const LIMIT: usize = 1 << 20;
 
-/// Which lines.
+/// Selects the lines of the console.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct LogsQuery {
     /// The number of last lines; 0: all. The default is 20.
     lines: Option<i64>,
-    /// The same.
+    /// Another name of `lines`, which takes precedence.
     tail: Option<i64>,
 }
 
@@ -42,9 +42,9 @@ pub(super) async fn logs<B: Backend>(
     uri: Uri,
 ) -> Result<Json<Logs>, Rejection> {
     let vm = vm_name(&vm)?;
-    let wanted = query::<LogsQuery>(&uri)?;
-    let wanted = wanted.lines.or(wanted.tail).unwrap_or(DEFAULT_LINES);
-    let start = match usize::try_from(wanted) {
+    let query = query::<LogsQuery>(&uri)?;
+    let lines = query.lines.or(query.tail).unwrap_or(DEFAULT_LINES);
+    let start = match usize::try_from(lines) {
         Ok(0) | Err(_) => LogStart::Beginning,
         Ok(lines) => LogStart::LastLines(lines),
     };

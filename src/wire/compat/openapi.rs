@@ -1,5 +1,5 @@
 //! The part of the OpenAPI document that is about this API.
-//! Out of scope: the handlers, whose attributes it is made of; the whole document ([`mod@super::super::openapi`]).
+//! Out of scope: the handlers, which have the attributes that it is made of; the whole document ([`mod@super::super::openapi`]).
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};

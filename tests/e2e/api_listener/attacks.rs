@@ -339,7 +339,7 @@ fn a_request_with_two_lengths_is_one_request_at_most() {
         ] {
             let mut stream = connect(PORT);
             stream.write_all(sent.as_bytes()).expect("sent");
-            // It ends without a request of ours: the connection is closed after one answer.
+            // It ends without another request: the connection is closed after one answer.
             let mut answer = Vec::new();
             let _ = stream.read_to_end(&mut answer);
             let answer = String::from_utf8_lossy(&answer);

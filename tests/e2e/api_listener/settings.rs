@@ -235,8 +235,8 @@ fn check(harness: &Harness, dir: &Path, case: &Case) {
     configure(harness, &format!("api: {{{base}}}\n"));
     let (own, other) = (harness.state().join("api/token"), dir.join("other"));
     let works = |token: &Path| {
-        let words = options(dir, case.tls, token).join(" ");
-        let output = harness.try_ctl(&format!("{words} version -o json"));
+        let arguments = options(dir, case.tls, token).join(" ");
+        let output = harness.try_ctl(&format!("{arguments} version -o json"));
         output.status.success() && String::from_utf8_lossy(&output.stdout).contains("\"pid\"")
     };
     harness.until("the settings before", || works(&own).then_some(()));

@@ -135,14 +135,14 @@ fn standard_input_is_read_while_output_is_written() {
 #[test]
 fn a_command_ends_with_its_client() {
     with_agent(|harness, api, vm| {
-        let mark = format!("86{}", std::process::id());
+        let seconds = format!("86{}", std::process::id());
         let mut stream = api.connect();
         let head =
-            format!("POST /vm/{vm}/exec?cmd=sleep&args={mark} HTTP/1.1\r\nHost: unix\r\n\r\n");
+            format!("POST /vm/{vm}/exec?cmd=sleep&args={seconds} HTTP/1.1\r\nHost: unix\r\n\r\n");
         stream.write_all(head.as_bytes()).expect("sent");
         let runs = || {
             let found = std::process::Command::new("pgrep")
-                .args(["-f", &format!("^sleep {mark}$")])
+                .args(["-f", &format!("^sleep {seconds}$")])
                 .output();
             found.expect("pgrep").status.success()
         };

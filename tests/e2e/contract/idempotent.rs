@@ -82,7 +82,7 @@ fn a_create_that_is_sent_again_is_a_conflict_and_never_a_second_vm() {
     });
 }
 
-/// Sends a request until it is answered, as a client does whose connection is lost.
+/// Sends a request until it is answered, as a client does after its connection is lost.
 fn insist(api: &Api, label: &str) -> u16 {
     let body = named(label).to_string();
     for _ in 0..2000 {

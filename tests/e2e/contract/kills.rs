@@ -17,7 +17,7 @@ use test_support::kernel::run;
 use self::user::{Tally, User};
 use super::client::Api;
 
-/// The clients. Each has at most [`user::MOST`] VMs, and the group has room for 256.
+/// The clients. Each has at most [`user::MOST`] VMs, and the group has 256 addresses.
 const CLIENTS: u64 = 50;
 
 /// The creates and deletes that are answered in one life of the daemon, at least.

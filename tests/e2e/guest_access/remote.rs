@@ -27,8 +27,8 @@ fn with_both(test: impl Fn(&Host, &dyn Fn(&[&str]) -> Command) + Send + Sync) {
                     format!("http://127.0.0.1:{PORT}")
                 }
             };
-            let ctl = |words: &[&str]| {
-                let mut command = host.ctl(words);
+            let ctl = |arguments: &[&str]| {
+                let mut command = host.ctl(arguments);
                 command
                     .env("SLICE_URL", &url)
                     .env("SLICE_TOKEN_FILE", &token)
@@ -47,8 +47,11 @@ fn with_both(test: impl Fn(&Host, &dyn Fn(&[&str]) -> Command) + Send + Sync) {
 #[test]
 fn commands_and_copies_work_over_tcp_and_tls() {
     with_both(|host, ctl| {
-        let words = ["vm", "exec", VM, "--uid", "0", "--", "wc", "-c"];
-        let mut child = ctl(&words).stdin(Stdio::piped()).spawn().expect("slicectl");
+        let arguments = ["vm", "exec", VM, "--uid", "0", "--", "wc", "-c"];
+        let mut child = ctl(&arguments)
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("slicectl");
         let mut input = child.stdin.take().expect("a pipe");
         let data = vec![b'x'; 3 << 20];
         input.write_all(&data).expect("sent");
@@ -56,8 +59,8 @@ fn commands_and_copies_work_over_tcp_and_tls() {
         let output = child.wait_with_output().expect("its output");
         assert!(output.status.success(), "{output:?}");
         assert_eq!(text(&output.stdout).trim(), data.len().to_string());
-        let words = ["vm", "exec", VM, "--uid", "0", "--", "sh", "-c", "exit 7"];
-        let status = ctl(&words).status().expect("slicectl");
+        let arguments = ["vm", "exec", VM, "--uid", "0", "--", "sh", "-c", "exit 7"];
+        let status = ctl(&arguments).status().expect("slicectl");
         assert_eq!(status.code(), Some(7));
         let dir = host.harness.dir.path();
         let bytes: Vec<u8> = (0..5_000_000_u32).map(|n| (n * 7 / 3) as u8).collect();
@@ -67,12 +70,12 @@ fn commands_and_copies_work_over_tcp_and_tls() {
         let _ = fs::remove_file(&back);
         let path = |path: &std::path::Path| path.display().to_string();
         let there = format!("{VM}:{}", remote.display());
-        for words in [
+        for arguments in [
             ["vm", "cp", &path(&local), &there],
             ["vm", "cp", &there, &path(&back)],
         ] {
-            let output = ctl(&words).output().expect("slicectl");
-            assert!(output.status.success(), "{words:?}: {output:?}");
+            let output = ctl(&arguments).output().expect("slicectl");
+            assert!(output.status.success(), "{arguments:?}: {output:?}");
         }
         assert!(fs::read(&back).expect("a file") == bytes);
     });
@@ -81,13 +84,13 @@ fn commands_and_copies_work_over_tcp_and_tls() {
 #[test]
 fn a_command_ends_with_its_client_over_tcp_and_tls() {
     with_both(|host, ctl| {
-        let mark = host.harness.dir.path().join("mark");
-        let _ = fs::remove_file(&mark);
-        let script = format!("echo $$ > {}; exec sleep 1000", mark.display());
-        let words = ["vm", "exec", VM, "--uid", "0", "--", "sh", "-c", &script];
-        let client = Killed(ctl(&words).spawn().expect("slicectl"));
+        let pid_file = host.harness.dir.path().join("pid");
+        let _ = fs::remove_file(&pid_file);
+        let script = format!("echo $$ > {}; exec sleep 1000", pid_file.display());
+        let arguments = ["vm", "exec", VM, "--uid", "0", "--", "sh", "-c", &script];
+        let client = Killed(ctl(&arguments).spawn().expect("slicectl"));
         let pid = host.harness.until("the command", || {
-            let text = fs::read_to_string(&mark).ok()?;
+            let text = fs::read_to_string(&pid_file).ok()?;
             text.trim().parse::<u32>().ok()
         });
         let process = format!("/proc/{pid}/cmdline");
@@ -115,8 +118,8 @@ fn ports_are_forwarded_over_tcp_and_tls_with_half_closes() {
                 stream.write_all(&all).expect("written");
             }
         });
-        let words = ["vm", "port-forward", VM, &format!("0:{port}")];
-        let mut child = ctl(&words).spawn().expect("slicectl");
+        let arguments = ["vm", "port-forward", VM, &format!("0:{port}")];
+        let mut child = ctl(&arguments).spawn().expect("slicectl");
         let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
         let _forward = Killed(child);
         let line = lines.next().expect("a line").expect("a line");

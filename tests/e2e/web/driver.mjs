@@ -71,10 +71,10 @@ async function faults() {
 const text = () => page.locator("body").innerText();
 
 /** Waits until a text is there. */
-const shows = (words) => page.getByText(words).first().waitFor();
+const shows = (expected) => page.getByText(expected).first().waitFor();
 
 /** Waits until the terminal has a text. */
-const prints = (words) => page.waitForFunction((words) => document.querySelector(".xterm-rows")?.textContent.includes(words), words);
+const prints = (expected) => page.waitForFunction((expected) => document.querySelector(".xterm-rows")?.textContent.includes(expected), expected);
 
 /** Presses Tab until the element that has the focus is called so. */
 async function tabTo(name) {

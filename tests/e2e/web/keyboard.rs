@@ -50,8 +50,8 @@ fn console(browser: &mut Browser, harness: &Harness, vm: &str) {
          await tabTo('Licences');",
     );
     let script = "printf '\\033]8;;http://192.0.2.1/\\033\\\\a-link\\033]8;;\\033\\\\ \\033]52;c;b3duZWQ=\\007\\033]0;owned\\007\\033[c\\033[6n\\033[21t <img src=x onerror=alert(1)> hostile-end\\n' > /dev/console";
-    let words = ["vm", "exec", vm, "--uid", "0", "--", "sh", "-c", script];
-    succeeds(harness, &words);
+    let arguments = ["vm", "exec", vm, "--uid", "0", "--", "sh", "-c", script];
+    succeeds(harness, &arguments);
     let inert = browser.run(
         "await prints('<img src=x onerror=alert(1)> hostile-end');
          await page.getByText('a-link').first().hover({ force: true });

@@ -110,7 +110,7 @@ impl fmt::Display for Bind {
 pub struct Contradiction {
     /// The key that is to be changed.
     pub key: &'static str,
-    /// Why.
+    /// The reason, for users.
     pub message: &'static str,
 }
 

@@ -13,7 +13,7 @@ const script = await build({ ...common, entryPoints: ["src/main.js"], outfile: p
 await build({ ...common, entryPoints: ["src/app.css"], outfile: path.join(out, "app.css"), target: ["chrome120", "firefox120", "safari17"] });
 for (const file of ["index.html", "icon.svg"]) await cp(path.join(here, file), path.join(out, file));
 
-// The packages whose files are in the bundle, with their licences.
+// The packages in the bundle, with their licences.
 const packages = new Set();
 for (const input of Object.keys(script.metafile.inputs)) {
   const name = input.match(/node_modules\/((?:@[^/]+\/)?[^/]+)/)?.[1];
@@ -26,7 +26,7 @@ for (const name of [...packages].sort()) {
   if (license !== "MIT") throw new Error(`${name}: licence ${license}, expected MIT`);
   texts.push(`${name} ${version} (${license})\n\n${(await readFile(path.join(dir, "LICENSE"), "utf8")).trim()}\n`);
 }
-// xterm.js contains the scroll bar of VS Code, whose licence has the same text.
+// xterm.js contains the scroll bar of VS Code; its licence has the same text.
 texts.push("Visual Studio Code, in @xterm/xterm (MIT)\n\nCopyright (c) 2015 - present Microsoft Corporation\n\nThe text is that of @xterm/xterm.\n");
 if (packages.size < 2) throw new Error("no packages found");
 await writeFile(path.join(out, "licenses.txt"), texts.join(`\n${"-".repeat(80)}\n\n`));

@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub struct Tally {
     created: usize,
     deleted: usize,
-    /// Requests whose connection ended before the answer.
+    /// Requests without an answer: their connection ended before it.
     lost: usize,
     /// Creates that were sent again and had been stored the first time.
     conflicts: usize,
@@ -66,7 +66,7 @@ pub struct User {
     dice: Dice,
     next: usize,
     held: Vec<(String, String)>,
-    /// The hostnames of VMs whose deletion was answered.
+    /// The hostnames of VMs with an answered deletion.
     pub deleted: Vec<String>,
     pub tally: Tally,
 }

@@ -46,7 +46,7 @@ export async function request(method, path, signal) {
     const parts = [body.error, ...(body.problems ?? [])].filter((part) => typeof part === "string");
     message = parts.join("; ") || message;
   } catch {
-    // The status tells enough.
+    // The status is sufficient.
   }
   throw new ApiError(response.status, message);
 }

@@ -90,7 +90,7 @@ function vmFacts(vm) {
 const ACTIONS = {
   pause: {
     title: (name) => `Pause ${name}?`,
-    text: () => "The guest stands still until it is resumed. Its connections may time out.",
+    text: () => "The guest does not run until it is resumed. Its connections may time out.",
     label: (name) => `Pause ${name}`,
     send: (name) => request("POST", `/v1/vms/${encodeURIComponent(name)}/pause`),
     done: "pause requested",

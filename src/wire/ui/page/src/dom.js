@@ -127,7 +127,7 @@ setInterval(() => {
 
 const notices = document.getElementById("notices");
 
-/** Tells the user of a result, also by a screen reader. An error stays until it is dismissed. */
+/** Reports a result to the user, also by a screen reader. An error stays until it is dismissed. */
 export function notify(text, kind = "good") {
   const close = h("button", { type: "button", className: "quiet", "aria-label": "Dismiss" }, "×");
   const notice = h("div", { className: `notice ${kind}` }, h("span", {}, text), close);
@@ -137,7 +137,7 @@ export function notify(text, kind = "good") {
   if (kind === "good") setTimeout(() => notice.remove(), 8000);
 }
 
-/** A coloured word: good, busy, warn, bad or idle. The word alone tells the state. */
+/** A coloured word: good, busy, warn, bad or idle. The word alone shows the state. */
 export function pill({ text, kind }) {
   return h("span", { className: `pill ${kind}` }, text);
 }

@@ -54,13 +54,13 @@ function search(label, changed) {
   return { input, element: h("label", { htmlFor: "search" }, h("span", { className: "hidden" }, label), input) };
 }
 
-const contains = (words, texts) => {
+const contains = (terms, texts) => {
   const text = texts.join(" ").toLowerCase();
-  return words.every((word) => text.includes(word));
+  return terms.every((term) => text.includes(term));
 };
-const words = (input) => input.value.toLowerCase().split(/\s+/).filter(Boolean);
+const terms = (input) => input.value.toLowerCase().split(/\s+/).filter(Boolean);
 
-const joined = (...parts) => JSON.stringify(parts);
+const fingerprint = (...parts) => JSON.stringify(parts);
 
 function vmCells(vm) {
   const agent = agentState(vm);
@@ -75,7 +75,7 @@ function vmCells(vm) {
 }
 
 function vmSign(vm) {
-  return joined(vm.metadata.uid, vm.metadata.group, tags(vm), vmState(vm), agentState(vm), vm.status.network?.ip, message(vm));
+  return fingerprint(vm.metadata.uid, vm.metadata.group, tags(vm), vmState(vm), agentState(vm), vm.status.network?.ip, message(vm));
 }
 
 export function vmsView(query) {
@@ -99,17 +99,17 @@ export function vmsView(query) {
   function update() {
     const names = byName(store.groups.values()).map((found) => found.metadata.name);
     if (group && !names.includes(group)) names.push(group);
-    const options = joined(names);
+    const options = fingerprint(names);
     if (select.dataset.options !== options) {
       select.dataset.options = options;
       select.replaceChildren(h("option", { value: "" }, "All groups"), ...names.map((name) => h("option", { value: name }, name)));
       select.value = group;
     }
-    const wanted = words(filter.input);
+    const required = terms(filter.input);
     const matches = (vm) =>
       (!group || vm.metadata.group === group) &&
       (!problems.checked || !vm.status.ready) &&
-      contains(wanted, [vm.metadata.name, ...tags(vm), vmState(vm).text, vm.status.network?.ip ?? "", message(vm)]);
+      contains(required, [vm.metadata.name, ...tags(vm), vmState(vm).text, vm.status.network?.ip ?? "", message(vm)]);
     const shown = byName([...store.vms.values()].filter(matches));
     view.show(shown, store.vms.size, (vm) => vm.metadata.name);
   }
@@ -132,12 +132,12 @@ function groupCells(group) {
 
 export function groupsView() {
   const labels = ["Name", "State", "VMs", "Size", "Range", "Message"];
-  const sign = (group) => joined(group.metadata, group.status, group.spec.template);
+  const sign = (group) => fingerprint(group.metadata, group.status, group.spec.template);
   const filter = search("Filter groups by name or message", () => update());
   const view = list("Host groups", filter.element, "Host groups", labels, groupCells, sign, "There are no host groups. Apply a manifest with slicectl apply.");
   function update() {
-    const wanted = words(filter.input);
-    const shown = byName([...store.groups.values()].filter((group) => contains(wanted, [group.metadata.name, message(group), groupState(group).text])));
+    const required = terms(filter.input);
+    const shown = byName([...store.groups.values()].filter((group) => contains(required, [group.metadata.name, message(group), groupState(group).text])));
     view.show(shown, store.groups.size, (group) => group.metadata.name);
   }
   return { title: "Host groups", element: view.element, update };
@@ -152,12 +152,12 @@ function eventCells(event) {
   ];
 }
 
-const eventKey = (event) => joined(event.time, event.object, event.reason, event.message);
+const eventKey = (event) => fingerprint(event.time, event.object, event.reason, event.message);
 
 /** A table of the events of one object. */
 export function eventTable(caption) {
   const draw = (event) => eventCells(event).filter((_, at) => at !== 2);
-  return table(caption, ["Time", "Reason", "Message"], draw, (event) => joined(event));
+  return table(caption, ["Time", "Reason", "Message"], draw, (event) => fingerprint(event));
 }
 
 export function updateEvents(rows, shown) {
@@ -170,10 +170,10 @@ export function eventsView() {
   warnings.addEventListener("change", () => update());
   const controls = [filter.element, h("label", { htmlFor: "warnings" }, warnings, " Warnings")];
   const labels = ["Time", "Reason", "Object", "Message"];
-  const view = list("Events", controls, "Events, the newest first", labels, eventCells, (event) => joined(event, typeof objectLink(event.object)), "There are no events.");
+  const view = list("Events", controls, "Events, the newest first", labels, eventCells, (event) => fingerprint(event, typeof objectLink(event.object)), "There are no events.");
   function update() {
-    const wanted = words(filter.input);
-    const shown = events((event) => (!warnings.checked || event.type === "Warning") && contains(wanted, [event.object, event.reason, event.message]));
+    const required = terms(filter.input);
+    const shown = events((event) => (!warnings.checked || event.type === "Warning") && contains(required, [event.object, event.reason, event.message]));
     view.show(shown, store.events.length, eventKey);
   }
   return { title: "Events", element: view.element, update };

@@ -1,4 +1,4 @@
-// A terminal whose styles the policy of the page permits, and whose content cannot act outside it.
+// A terminal: the policy of the page permits its styles, and its content cannot act outside it.
 
 import { FitAddon } from "@xterm/addon-fit";
 import { Terminal } from "@xterm/xterm";
