@@ -9,6 +9,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::json_object;
 use super::mac::Mac;
 use super::meta::Name;
 use super::vm_index::MAX_COUNT;
@@ -46,10 +47,16 @@ pub(super) const BURSTS: std::ops::RangeInclusive<u64> = 16_000..=34_359_738_360
 #[serde(default, deny_unknown_fields)]
 pub struct CniOptions {
     /// Host ports that are forwarded to the VM: capability `portMappings`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "json_object::list"
+    )]
     pub port_mappings: Vec<PortMapping>,
     /// The limits on the VM's traffic: capability `bandwidth`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "json_object::optional"
+    )]
     pub bandwidth: Option<Bandwidth>,
     /// Additional names for the VM's address: capability `aliases`.
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -9,6 +9,7 @@ mod entry_problem;
 pub mod event;
 pub mod guest_access;
 pub mod host_group;
+pub mod json_object;
 pub mod lease;
 pub mod life;
 pub mod link_name;

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use super::cni::{CniOptions, MAX_REQUESTED};
 use super::entry_problem::{entry_problem, list_problem};
 use super::guest_access::Agent;
+use super::json_object;
 use super::link_name::MAX_TAP_LEN;
 use super::meta::Name;
 use super::network::NetworkSpec;
@@ -117,7 +118,7 @@ pub struct NewVm {
     #[serde(skip)]
     pub unique_name: bool,
     /// See [`VmOverrides::cni`].
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json_object::object")]
     pub cni: CniOptions,
     /// See [`VmOverrides::userdata`].
     #[serde(default, skip_serializing_if = "Option::is_none")]

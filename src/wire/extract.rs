@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use super::problem::problem;
+use crate::api::json_object::JsonObject;
 use crate::api::plain_text;
 
 /// An extractor with [`crate::api::view::Problem`]s as its rejections.
@@ -85,15 +86,6 @@ const PLACE: usize = 80;
 
 /// Parses a body.
 pub(super) fn body_as_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, InvalidBody> {
-    let is_list = body.trim_ascii_start().first() == Some(&b'[');
-    if is_list && serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok() {
-        // It would be taken for the fields of an object in their order.
-        return Err(InvalidBody {
-            sentence: "invalid body: found a list, expected an object".to_owned(),
-            place: "line 1 column 1".to_owned(),
-            is_data: true,
-        });
-    }
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let parsed = serde_path_to_error::deserialize(&mut deserializer);
     parsed
@@ -101,7 +93,7 @@ pub(super) fn body_as_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Invali
             let path = error.path().to_string();
             (path, error.into_inner())
         })
-        .and_then(|value| {
+        .and_then(|JsonObject(value)| {
             let end = deserializer.end();
             end.map(|()| value).map_err(|error| (".".to_owned(), error))
         })
@@ -164,7 +156,7 @@ mod tests {
                 "invalid body: found a list, expected an object",
                 true,
             ),
-            ("[", "invalid body: EOF while parsing", false),
+            ("[", "found a list, expected an object", true),
             (
                 r#"{"count":1} x"#,
                 "invalid body: trailing characters",

@@ -22,6 +22,7 @@ use super::queries::{
 use super::shared::{ApiError, AppState, Shared, read};
 use super::watch;
 use crate::api::event::Event;
+use crate::api::json_object;
 use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
@@ -36,6 +37,7 @@ use crate::api::vm::PowerCommand;
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Sources {
     /// Manifests, in the given order.
+    #[serde(deserialize_with = "json_object::list")]
     pub sources: Vec<Source>,
 }
 

@@ -195,15 +195,11 @@ fn doctor_prints_no_line_wider_than_the_terminal_up_to_its_suggestions() {
     });
 }
 
-/// The words of each row but the last, which is the age.
+/// The cells of each row but ages, because time passes between two commands.
 fn rows(text: &str) -> Vec<Vec<&str>> {
-    let words = text.lines().map(|line| line.split_whitespace().collect());
-    words
-        .map(|mut words: Vec<&str>| {
-            words.pop();
-            words
-        })
-        .collect()
+    let age = |cell: &str| humantime::parse_duration(cell).is_ok();
+    let cells = |line| str::split_whitespace(line).filter(|cell| !age(cell)).collect();
+    text.lines().map(cells).collect()
 }
 
 #[test]

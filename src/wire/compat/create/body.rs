@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::super::errors::{Rejection, invalid};
+use crate::api::json_object;
 use crate::api::meta::Name;
 use crate::api::network::NetworkSpec;
 use crate::api::on_demand::NewVm;
@@ -37,6 +38,7 @@ pub(super) struct CreateBody {
     /// The secrets that the guest may have; absent: those of the group, or all if it names none; `[]`: none.
     secrets: Option<Vec<String>>,
     /// Lists that replace those of the group; isolated groups only.
+    #[serde(deserialize_with = "json_object::optional")]
     network: Option<NetworkBody>,
     /// A fixed address; groups in CNI mode only.
     ip: Option<String>,
