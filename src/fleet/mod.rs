@@ -1,0 +1,9 @@
+//! Multiple hosts: groups and VMs in etcd, the scheduler that binds VMs to nodes, and the agent of this node.
+//! Out of scope: the VMs themselves. A node stores the VMs that are bound to it as on-demand VMs; from there everything is as on one host.
+//!
+//! # Writers
+//! Each key has one writer ([`keys`]). A node acts only on what an object says: a key that is missing is not a request to delete
+//! anything. A VM is deleted when its object has `deleting`, or names another node with a greater epoch.
+
+pub mod keys;
+pub mod object;
