@@ -7,3 +7,4 @@
 
 pub mod keys;
 pub mod object;
+pub mod schedule;

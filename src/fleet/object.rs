@@ -290,7 +290,7 @@ pub struct VmStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub enum Phase {
-    /// The node does not run it: its own admission failed. Final for this epoch.
+    /// The node does not run it and has no copy of it: its own admission failed. Final for this epoch.
     Refused,
     /// It is stored and not Ready.
     NotReady,

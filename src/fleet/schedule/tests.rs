@@ -1,0 +1,13 @@
+//! Tests of the scheduler.
+//! Out of scope: etcd; real nodes.
+
+mod deletion;
+mod disruption;
+mod model;
+mod placement;
+mod properties;
+mod refusals;
+mod replacement;
+mod scale;
+mod transactions;
+mod world;

@@ -1,0 +1,2 @@
+//! x
+//! Out of scope: y
