@@ -12,11 +12,14 @@
 //!
 //! # What a node does
 //! - It runs a VM with a binding to it without `deleting` and `moving_from`, when it has the group in the generation of the VM or a later
-//!   one, and reports it with the epoch of the binding. Before it starts a copy it reports `stops_within`, which it then obeys.
-//! - It refuses an epoch with [`Phase::Refused`](super::object::Phase), for good.
+//!   one, and reports it with the epoch of the binding. The first report, with the `stops_within` that it obeys, precedes the start.
+//! - It acts on an object only when it has contact: it has renewed its lease and then read its objects.
+//! - It refuses an epoch with [`Phase::Refused`](super::object::Phase), for good, and only if it has never had a copy of that epoch: of a VM
+//!   that it cannot start again it reports `NotReady`.
 //! - It deletes its copy if the object has `deleting`, or a greater epoch than the copy without a binding to this node, unless `previous`
 //!   says `keep`. Then, and if it has no copy, it reports [`Phase::Deleted`](super::object::Phase) with the epoch that the object names
 //!   for it (`binding`, `moving_from`, `previous`).
+//! - If its user deletes a VM, it reports [`Phase::Deleted`](super::object::Phase) too; the VM then gets another epoch.
 //! - It removes its report when the object is removed or does not name the node. An object that is missing deletes no copy.
 //!
 //! # Cost

@@ -132,12 +132,13 @@ impl<'c, 'v> Session<'c, 'v> {
         self.put(node, at, was_open);
     }
 
-    /// Counts one VM with `old` resources as one with the request.
+    /// Counts one VM with `old` resources as one with the request. What this frees is for the next plan: the steps of a plan are
+    /// independent of each other, and the one that frees it may fail.
     pub(super) fn resize(&mut self, index: &mut Index<'v>, at: usize, old: &Resources) {
         let resources = self.request().resources;
         let node = &mut index.nodes[at];
         let was_open = self.take(node, at);
-        node.used = node.used.minus(old).plus(&resources);
+        node.used = node.used.plus(&resources.minus(old));
         self.put(node, at, was_open);
     }
 

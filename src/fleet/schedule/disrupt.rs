@@ -9,8 +9,9 @@
 //! updates: the next VM is moved when the previous one is Ready.
 //!
 //! # Budget
-//! At most `max_unavailable` VMs of a group are not available. A VM that is not available on a node with contact is changed without
-//! regard to it, since that makes no other VM unavailable; its transaction compares its status, which may become Ready at any time.
+//! At most `max_unavailable` VMs of a group are not available. A VM that is reported as not Ready is changed without regard to it, since
+//! that makes no other VM unavailable; its transaction compares its status, which may become Ready at any time. A VM of which nothing is
+//! reported may be Ready.
 
 use super::candidates::Session;
 use super::filter;
@@ -74,6 +75,16 @@ pub(super) fn original(
     })
 }
 
+/// Whether the VM may serve: nothing says that it does not.
+fn may_be_available(index: &Index<'_>, vm: &Vm) -> bool {
+    let Some(binding) = &vm.binding else {
+        return false;
+    };
+    let status = index.status(vm.meta.uid, &binding.node);
+    let is_reported = status.is_some_and(|it| it.value.epoch == binding.epoch);
+    !is_reported || index.is_available(vm)
+}
+
 /// Whether a group has VMs to interrupt.
 pub(super) fn is_due(index: &Index<'_>, work: &Work<'_>, request: &Request<'_>) -> bool {
     let is_due = |vm: &&Stored<Vm>| kind(index, &work.group.value, request, &vm.value).is_some();
@@ -90,21 +101,21 @@ pub(super) fn disrupt<'v>(
     let mut due: Vec<(Kind, bool, &Stored<Vm>)> = Vec::new();
     for vm in &work.bound {
         let kind = kind(index, &work.group.value, session.request(), &vm.value);
-        due.extend(kind.map(|kind| (kind, index.is_available(&vm.value), *vm)));
+        due.extend(kind.map(|kind| (kind, may_be_available(index, &vm.value), *vm)));
     }
-    due.sort_by_key(|(kind, is_available, vm)| (*kind, *is_available, vm.value.index));
+    due.sort_by_key(|(kind, is_counted, vm)| (*kind, *is_counted, vm.value.index));
     let mut budget = work.budget;
-    for (kind, is_available, vm) in due {
+    for (kind, is_counted, vm) in due {
         let mut disruption = Disruption {
             index: &mut *index,
             session: &mut *session,
             group: work.group,
             vm,
-            is_available,
-            may: !is_available || budget > 0,
+            is_counted,
+            may: !is_counted || budget > 0,
             plan: &mut *plan,
         };
-        if disruption.run(kind) && is_available {
+        if disruption.run(kind) && is_counted {
             budget -= 1;
         }
     }
@@ -116,7 +127,8 @@ struct Disruption<'d, 'c, 'v> {
     session: &'d mut Session<'c, 'v>,
     group: &'v Stored<Group>,
     vm: &'v Stored<Vm>,
-    is_available: bool,
+    /// It uses the budget.
+    is_counted: bool,
     /// The budget allows it.
     may: bool,
     plan: &'d mut Plan,
@@ -239,7 +251,7 @@ impl Disruption<'_, '_, '_> {
     /// The VM, the group, and the report that the VM is not available if that is why it is interrupted.
     fn compares(&self, binding: &Binding) -> Vec<Compare> {
         let mut compares = vec![compare_vm(self.vm), compare_group(self.group)];
-        if !self.is_available {
+        if !self.is_counted {
             let uid = self.vm.value.meta.uid;
             let status = self.index.status(uid, &binding.node);
             compares.push(Compare {

@@ -3,8 +3,11 @@
 
 use super::candidates::Session;
 use super::disrupt;
+use super::filter;
 use super::index::Index;
 use super::refusal;
+use super::replacement::local_data;
+use super::request::Request;
 use super::step::{Action, Blocked, Compare, Plan};
 use super::survey::{compare_group, put};
 use super::view::Stored;
@@ -70,10 +73,20 @@ pub(super) fn place<'v>(
         let message = status.and_then(|it| it.value.message.clone());
         refusal::record(index, &mut vm, &binding.node, message.unwrap_or_default());
     }
+    let place = match reusable(
+        index,
+        session.request(),
+        group,
+        &vm,
+        (cause, before.as_ref()),
+    ) {
+        Reuse::Place(at, old) => Some((at, old)),
+        Reuse::Nothing => None,
+        Reuse::Blocked(binding, reason) => return block(vm.meta.name, binding, reason, plan),
+    };
     let (excluded, wake) = refusal::excluded(index, group, &vm);
-    let original = disrupt::original(index, session.request(), &vm);
-    let original_node = original.map(|(_, at)| at);
-    let Some(at) = original_node.or_else(|| session.pick(&excluded)) else {
+    let picked = place.map(|(at, _)| at).or_else(|| session.pick(&excluded));
+    let Some(at) = picked else {
         let reason = session.message(index, &excluded);
         wake.into_iter().for_each(|after| plan.wake(after));
         return stay(vm, before, cause, reason, compares, plan);
@@ -82,24 +95,70 @@ pub(super) fn place<'v>(
         let copy = previous(&vm, before, &group.value);
         vm.previous.push(copy);
     }
-    let node = index.nodes[at].name.clone();
-    let resources = session.request().resources;
-    match original {
-        Some((position, _)) => {
-            let copy = vm.previous.remove(position);
-            session.resize(index, at, &copy.resources);
-        }
+    match place {
+        Some((_, old)) => session.resize(index, at, &old),
         None => session.bind(index, at),
     }
-    bind(&mut vm, &group.value, node, resources);
+    let node = index.nodes[at].name.clone();
+    let copies = vm.previous.len();
+    vm.previous.retain(|it| it.node != node);
+    let returns = vm.previous.len() < copies;
+    bind(&mut vm, &group.value, node, session.request().resources);
     let action = match cause {
-        _ if original.is_some() => Action::Return,
+        _ if returns => Action::Return,
         Cause::New => Action::Create,
         Cause::Pending | Cause::Refused | Cause::Ended => Action::Bind,
         Cause::Released => Action::Release,
         Cause::Replaced => Action::Replace,
     };
     plan.steps.push(put(action, vm, compares));
+}
+
+/// A place that is counted for the VM already.
+enum Reuse<'b> {
+    Nothing,
+    /// That of its original copy, or that of its data: the node, and what is counted.
+    Place(usize, Resources),
+    /// Its data is on a node that does not accept it.
+    Blocked(&'b Binding, String),
+}
+
+fn reusable<'b>(
+    index: &Index<'_>,
+    request: &Request<'_>,
+    group: &Stored<Group>,
+    vm: &Vm,
+    (cause, before): (Cause, Option<&'b Binding>),
+) -> Reuse<'b> {
+    let local = local_data(&group.value.spec.template);
+    if let (Cause::Ended, Some(binding), Some(local)) = (cause, before, local) {
+        return match same_node(index, request, binding) {
+            Some(at) => Reuse::Place(at, binding.resources),
+            None => Reuse::Blocked(binding, format!("it is not started again: {local}")),
+        };
+    }
+    match disrupt::original(index, request, vm) {
+        Some((position, at)) => Reuse::Place(at, vm.previous[position].resources),
+        None => Reuse::Nothing,
+    }
+}
+
+/// The node of a binding, if it can run the VM again. A VM with data on its node starts on no other one.
+fn same_node(index: &Index<'_>, request: &Request<'_>, binding: &Binding) -> Option<usize> {
+    let at = index.position(&binding.node)?;
+    let node = &index.nodes[at];
+    let fits = filter::accepting(node).is_ok()
+        && filter::mismatch(node, request).is_none()
+        && filter::insufficient(node, request, Some(&binding.resources)).is_none();
+    fits.then_some(at)
+}
+
+fn block(vm: Name, binding: &Binding, reason: String, plan: &mut Plan) {
+    plan.blocked.push(Blocked {
+        vm,
+        node: binding.node.clone(),
+        reason,
+    });
 }
 
 /// The copy of a binding that is replaced. Of several, the node of the first keeps it.
@@ -125,12 +184,12 @@ fn stay(
 ) {
     let action = match (cause, before) {
         (Cause::Replaced, Some(before)) => {
-            plan.blocked.push(Blocked {
-                vm: vm.meta.name,
-                node: before.node,
-                reason: format!("it is not replaced: {reason}"),
-            });
-            return;
+            return block(
+                vm.meta.name,
+                &before,
+                format!("it is not replaced: {reason}"),
+                plan,
+            );
         }
         (Cause::Pending, _) if vm.pending.as_ref() == Some(&reason) => return,
         (Cause::New, _) => Action::Create,

@@ -194,3 +194,24 @@ fn what_is_missing_from_a_view_deletes_and_moves_nothing() {
         );
     }
 }
+
+#[test]
+fn a_vm_with_a_disk_on_its_node_gets_the_same_node_again_or_none() {
+    let mut world = web(1);
+    world.group("web", |it| it.spec.template.storage.persistent = true);
+    world.run();
+    world.add_group("other", 15);
+    world.run();
+    world.report("web-1", "n1", 1, Phase::Deleted);
+    world.admin("n1", |it| it.unschedulable = true);
+    let plan = world.run();
+    assert_eq!(actions(&plan), []);
+    let reason = "it is not started again: it has a persistent disk";
+    assert_eq!(plan.blocked[0].reason, reason);
+    world.admin("n1", |it| it.unschedulable = false);
+    assert_eq!(actions(&world.run()), [(Bind, "web-1")]);
+    assert_eq!(
+        (world.node_of("web-1"), world.vm("web-1").epoch),
+        (Some("n1"), 2)
+    );
+}

@@ -194,3 +194,14 @@ fn a_node_that_refuses_a_moved_vm_is_left_after_the_old_copy_is_deleted() {
     assert_eq!(actions(&world.run()), [(Bind, "web-1")]);
     assert_eq!(world.node_of("web-1"), Some("n3"));
 }
+
+#[test]
+fn a_vm_of_which_nothing_is_reported_may_be_ready() {
+    let mut world = web(2, 3);
+    world.group("web", |it| it.spec.template.vcpu = 2);
+    let uid = world.vm("web-2").meta.uid;
+    world.view.statuses.remove(&uid);
+    assert!(world.plan().steps.is_empty());
+    world.group("web", |it| it.placement.max_unavailable = 2);
+    assert_eq!(actions(&world.run()), [(Update, "web-1")]);
+}

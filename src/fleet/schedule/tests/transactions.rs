@@ -66,3 +66,19 @@ fn no_two_steps_write_one_key_and_each_compares_what_it_writes() {
         );
     }
 }
+
+#[test]
+fn no_step_uses_what_another_step_frees() {
+    let mut world = World::with_nodes(1, 4);
+    world.add_group("a", 1);
+    world.group("a", |it| it.spec.template.vcpu = 3);
+    world.run();
+    world.all_ready();
+    world.group("a", |it| it.spec.template.vcpu = 1);
+    world.add_group("b", 2);
+    let vms = actions(&world.run()).len();
+    let bound = ["b-1", "b-2"].map(|it| world.node_of(it).is_some());
+    assert_eq!((vms, bound), (3, [true, false]));
+    world.run();
+    assert_eq!(world.node_of("b-2"), Some("n1"));
+}
