@@ -1,6 +1,7 @@
 //! Tests of the scheduler.
 //! Out of scope: etcd; real nodes.
 
+mod checks;
 mod deletion;
 mod disruption;
 mod model;

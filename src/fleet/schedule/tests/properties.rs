@@ -198,8 +198,8 @@ proptest! {
         model.settle();
         let view = &model.world.view;
         let groups = view.groups.values().map(|it| &it.value);
-        let wanted: u32 = groups.clone().filter(|it| !it.meta.deleting).map(|it| it.spec.count).sum();
-        prop_assert_eq!(view.vms.len(), wanted as usize);
+        let desired: u32 = groups.clone().filter(|it| !it.meta.deleting).map(|it| it.spec.count).sum();
+        prop_assert_eq!(view.vms.len(), desired as usize);
         let largest = groups.map(|it| u64::from(it.spec.template.vcpu)).max().unwrap_or(1);
         for vm in view.vms.values().map(|it| &it.value) {
             // An original that does not fit its node any more.
