@@ -3,7 +3,8 @@
 //!
 //! # Writers
 //! Each key has one writer ([`keys`]). A node acts only on what an object says: a key that is missing is not a request to delete
-//! anything. A VM is deleted when its object has `deleting`, or names another node with a greater epoch.
+//! anything. A VM is deleted when its object has `deleting`, or a greater epoch and no binding to this node ([`schedule`]).
 
 pub mod keys;
 pub mod object;
+pub mod schedule;
