@@ -89,8 +89,8 @@ pub enum Reconcile {
 /// A VM of the fleet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vm {
-    /// Name (`<group>-<index>`), uid, generation. `deleting`: its node deletes it and removes its status, then the scheduler removes
-    /// the object.
+    /// Name (`<group>-<index>`), uid, generation. `deleting`: each node that has it deletes it and reports [`Phase::Deleted`], then the
+    /// scheduler removes the object, then the nodes remove the status.
     pub meta: Meta,
     /// The name of its group.
     pub group: Name,
@@ -224,7 +224,7 @@ pub struct Resources {
     pub bridge_ports: u64,
 }
 
-/// What a node reports of a VM that is bound to it. Written on change, removed after the VM is deleted on the node.
+/// What a node reports of a VM that is bound to it. Written on change, removed after the object of the VM is removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmStatus {
     /// The epoch of the binding that this is about.
@@ -236,6 +236,10 @@ pub struct VmStatus {
     /// The address of the VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<std::net::Ipv4Addr>,
+    /// The node stops the VM when contact is lost for so long; `None`: never. The scheduler replaces the VM only if this is set, and
+    /// counts on this value, not on that of the group: the node may not have seen the group yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_after: Option<Duration>,
     /// The reason of a state that is not Ready, a sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
@@ -251,8 +255,11 @@ pub enum Phase {
     NotReady,
     /// It is Ready.
     Ready,
-    /// The node has stopped it, because contact was lost for `stop_after`.
+    /// The node has stopped it: contact was lost for `stop_after`, or the VM is bound to no node. Its disk is kept.
     Stopped,
+    /// The node has deleted it, or never had it. Final: the scheduler removes the object when the status on every node is Deleted, and
+    /// then the node removes the status.
+    Deleted,
 }
 
 /// A value as it is stored.
