@@ -61,6 +61,8 @@ pub struct Guarded {
     pub stop_after: Duration,
     /// How long the daemon takes at most to stop the VM; then the guard stops it.
     pub stop_time: Duration,
+    /// The daemon stops or deletes it. Its time is then not postponed when contact is restored: it may run on another node.
+    pub is_ending: bool,
 }
 
 /// A VM in the file.
@@ -110,16 +112,27 @@ pub enum FenceError {
 }
 
 impl FenceFile {
-    /// The file that the daemon writes.
+    /// The file that the daemon writes. `before`: the one that it has written last, or has found when it started.
     pub fn new(
         contact: &Contact,
         boot_id: String,
         vms: impl IntoIterator<Item = Guarded>,
+        before: Option<&Self>,
     ) -> Self {
-        let fenced = |vm: Guarded| FencedVm {
-            uid: vm.uid,
-            vmm: vm.vmm,
-            kill_at: contact.stop_due(vm.stop_after).plus(vm.stop_time),
+        let before = before.filter(|before| before.boot_id == boot_id);
+        let earlier = |vm: &Guarded| {
+            let mut vms = before.iter().flat_map(|before| &before.vms);
+            let found = vms.find(|found| found.vmm == vm.vmm)?;
+            Some(found.kill_at)
+        };
+        let fenced = |vm: Guarded| {
+            let kill_at = contact.stop_due(vm.stop_after).plus(vm.stop_time);
+            let limit = earlier(&vm).filter(|_| vm.is_ending);
+            FencedVm {
+                uid: vm.uid,
+                vmm: vm.vmm,
+                kill_at: limit.map_or(kill_at, |limit| limit.min(kill_at)),
+            }
         };
         Self {
             version: VERSION,

@@ -17,6 +17,9 @@
 //! # Requirements on the caller
 //! - The steps are executed in order; after each change of its inputs the plan is computed again.
 //! - The epoch, `stop_after` and [`Run::Stopped`] of a VM are stored with the VM, before anything else is done for the step.
+//! - [`Plan::restart_allowed`] is computed again directly before a guest is started: much time may have passed since it was decided.
+//! - A status key is written by a transaction that compares its revision with that which was listed: a write that was delayed must not
+//!   replace a later one.
 //! - A VMM is in the file of the guard ([`super::fence`]) before its guest is started.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -91,6 +94,19 @@ pub enum Run {
     Deleting,
 }
 
+/// A refusal in the local store.
+///
+/// # Why
+/// The scheduler binds a VM to another node when it reads the refusal. Room that appears after it was decided must not be used, although
+/// the status that was sent is not listed yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalRefusal {
+    /// The epoch of the binding.
+    pub epoch: u64,
+    /// Why, a sentence.
+    pub reason: String,
+}
+
 /// A group of the fleet in the local store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalGroup {
@@ -115,6 +131,8 @@ pub struct Input<'a> {
     pub objects: &'a Objects,
     /// The local VMs of the fleet.
     pub local: &'a BTreeMap<Uid, LocalVm>,
+    /// The refusals in the local store.
+    pub refusals: &'a BTreeMap<Uid, LocalRefusal>,
     /// The local groups of the fleet.
     pub local_groups: &'a [LocalGroup],
     /// What VMs may use.
@@ -171,7 +189,7 @@ pub enum Step {
         /// The VM.
         uid: Uid,
     },
-    /// The VM is not added. Reported as an event; the status follows as [`Step::PutStatus`].
+    /// The VM is not added. A [`LocalRefusal`] is stored, before the status is written.
     RefuseVm {
         /// The VM.
         uid: Uid,
@@ -179,6 +197,11 @@ pub enum Step {
         epoch: u64,
         /// Why, a sentence.
         reason: String,
+    },
+    /// The refusal, which no binding needs any more, is removed from the local store.
+    ForgetRefusal {
+        /// The VM.
+        uid: Uid,
     },
     /// The group, which has no VMs, is removed from the local store.
     RemoveGroup {
@@ -272,8 +295,9 @@ pub fn plan(input: &Input<'_>) -> Plan {
     }
     if input.contact.may_act(input.now) {
         let objects = input.objects;
+        let stored = input.local.keys().chain(input.refusals.keys());
         let keys = objects.vms.keys().chain(objects.statuses.keys());
-        let uids: BTreeSet<Uid> = input.local.keys().chain(keys).copied().collect();
+        let uids: BTreeSet<Uid> = stored.chain(keys).copied().collect();
         let mut room = input.room.clone();
         for uid in uids {
             vm::plan(input, uid, &mut room, &mut plan);
@@ -295,7 +319,7 @@ impl Step {
             Self::UpdateVm { .. } => 3,
             Self::AddVm { .. } => 4,
             Self::StartVm { .. } => 5,
-            Self::RefuseVm { .. } => 6,
+            Self::RefuseVm { .. } | Self::ForgetRefusal { .. } => 6,
             Self::RemoveGroup { .. } => 7,
             Self::PutStatus { .. } | Self::DeleteStatus { .. } => 8,
         }

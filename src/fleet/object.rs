@@ -255,7 +255,8 @@ pub enum Phase {
     NotReady,
     /// It is Ready.
     Ready,
-    /// The node has stopped it: contact was lost for `stop_after`, or the VM is bound to no node. Its disk is kept.
+    /// The node has stopped it: contact was lost for `stop_after`, or the VM is bound to no node. Its disk is kept. That is no
+    /// confirmation: the node starts it again when it has contact and the object binds it to the node with this epoch.
     Stopped,
     /// The node has deleted it, or never had it. Final: the scheduler removes the object when the status on every node is Deleted, and
     /// then the node removes the status.

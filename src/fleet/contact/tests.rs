@@ -213,7 +213,9 @@ fn what_is_no_confirmation_leaves_the_time_to_stop() {
         ("a failure", |contact| {
             contact.handle(Event::RenewalFailed, at(20))
         }),
-        ("a list", |contact| contact.listed_at(20, 20, header(A, 100))),
+        ("a list", |contact| {
+            contact.listed_at(20, 20, header(A, 100))
+        }),
         ("a lease that is gone", |contact| {
             let (ticket, header) = (contact.send(at(20)), header(A, 101));
             let alive = false;

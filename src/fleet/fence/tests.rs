@@ -21,13 +21,14 @@ fn guarded(number: u8, stop_after: u64) -> Guarded {
         },
         stop_after: Duration::from_secs(stop_after),
         stop_time: Duration::from_secs(10),
+        is_ending: false,
     }
 }
 
-/// Renewed at 100; VM 1 is stopped at 160, VM 2 at 410.
-fn file() -> FenceFile {
-    let mut contact = Contact::new(None, Some(at(90)), at(99));
-    let ticket = contact.send(at(100));
+/// A contact that was renewed at this time, after another one at 99.
+fn contact(renewed: u64) -> Contact {
+    let mut contact = Contact::new(None, Some(at(99)), at(99));
+    let ticket = contact.send(at(renewed));
     let (alive, cluster_id, revision) = (true, 1, 1);
     let header = Header {
         cluster_id,
@@ -38,12 +39,14 @@ fn file() -> FenceFile {
         header,
         alive,
     };
-    contact.handle(event, at(101));
-    FenceFile::new(
-        &contact,
-        "boot-1".into(),
-        [guarded(1, 50), guarded(2, 300)],
-    )
+    contact.handle(event, at(renewed));
+    contact
+}
+
+/// Renewed at 100; VM 1 is stopped at 160, VM 2 at 410.
+fn file() -> FenceFile {
+    let vms = [guarded(1, 50), guarded(2, 300)];
+    FenceFile::new(&contact(100), "boot-1".into(), vms, None)
 }
 
 fn stopped(decision: &Decision) -> Vec<u128> {
@@ -136,4 +139,24 @@ fn a_later_file_replaces_the_earlier_one() {
     };
     let decision = guard.decide(Ok(later.encode().unwrap()), "boot-1", at(1000));
     assert!(decision.stop.is_empty() && decision.error.is_none());
+}
+
+#[test]
+fn the_time_of_a_vm_that_is_being_stopped_is_not_postponed() {
+    let ending = |vm| Guarded {
+        is_ending: true,
+        ..vm
+    };
+    let mut other = ending(guarded(1, 50));
+    other.vmm.start_time += 1;
+    for (name, boot, vm, expected) in [
+        ("runs", "boot-1", guarded(1, 50), 180),
+        ("is stopped", "boot-1", ending(guarded(1, 50)), 160),
+        ("is stopped, shorter", "boot-1", ending(guarded(1, 25)), 155),
+        ("another process", "boot-1", other, 180),
+        ("another boot", "boot-2", ending(guarded(1, 50)), 180),
+    ] {
+        let file = FenceFile::new(&contact(120), boot.into(), [vm], Some(&file()));
+        assert_eq!(file.vms[0].kill_at, at(expected), "{name}");
+    }
 }

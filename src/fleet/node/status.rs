@@ -28,7 +28,9 @@ pub(super) fn of_local(
     let own = match local.run {
         Run::Ready => None,
         Run::NotReady => local.message.clone(),
-        Run::Stopped => Some("it was stopped, since contact was lost or it is bound to no node".to_owned()),
+        Run::Stopped => {
+            Some("it was stopped, since contact was lost or it is bound to no node".to_owned())
+        }
         Run::Deleting => Some("it is being deleted".to_owned()),
     };
     VmStatus {

@@ -132,7 +132,8 @@ fn status(epoch: u64, phase: Phase) -> VmStatus {
 }
 
 /// An error of decoding.
-fn undecodable<T: serde::de::DeserializeOwned + std::fmt::Debug>() -> Result<T, DecodeError> {
+pub(super) fn undecodable<T: serde::de::DeserializeOwned + std::fmt::Debug>()
+-> Result<T, DecodeError> {
     let error = object::decode::<T>(br#"{"version":9}"#).unwrap_err();
     Err(error)
 }
@@ -167,6 +168,7 @@ struct Fixture {
     now: Boottime,
     objects: Objects,
     local: Vec<LocalVm>,
+    refusals: BTreeMap<Uid, LocalRefusal>,
     local_groups: Vec<LocalGroup>,
     room: Room,
 }
@@ -183,6 +185,7 @@ impl Fixture {
             now: at(102),
             objects,
             local: vec![],
+            refusals: BTreeMap::new(),
             local_groups: vec![],
             room: Room {
                 free: Resources {
@@ -238,6 +241,7 @@ impl Fixture {
             now: self.now,
             objects: &self.objects,
             local: &local.collect(),
+            refusals: &self.refusals,
             local_groups: &self.local_groups,
             room: &self.room,
         })
@@ -246,9 +250,9 @@ impl Fixture {
     /// The steps in short, without the status keys.
     fn changes(&self) -> Vec<String> {
         let steps = self.plan().steps;
-        let changes = steps.iter().filter(|step| {
-            !matches!(step, Step::PutStatus { .. } | Step::DeleteStatus { .. })
-        });
+        let changes = steps
+            .iter()
+            .filter(|step| !matches!(step, Step::PutStatus { .. } | Step::DeleteStatus { .. }));
         changes.map(short).collect()
     }
 
@@ -294,6 +298,7 @@ fn short(step: &Step) -> String {
         } => format!("update {} {epoch} {group_generation}", number(uid)),
         Step::StartVm { uid } => format!("start {}", number(uid)),
         Step::RefuseVm { uid, epoch, .. } => format!("refuse {} {epoch}", number(uid)),
+        Step::ForgetRefusal { uid } => format!("forget {}", number(uid)),
         Step::RemoveGroup { name } => format!("remove group {name}"),
         Step::PutStatus { .. } | Step::DeleteStatus { .. } => unreachable!("filtered"),
     }

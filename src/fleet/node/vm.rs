@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::admission::{Admission, Room};
 use super::status;
-use super::{Input, LocalVm, Plan, RemoveCause, Report, ReportReason, Run, Step, StopCause};
+use super::{
+    Input, LocalRefusal, LocalVm, Plan, RemoveCause, Report, ReportReason, Run, Step, StopCause,
+};
 use crate::api::meta::Uid;
 use crate::fleet::object::{Binding, Phase, Vm, VmStatus};
 
@@ -25,6 +27,9 @@ pub(super) fn stop_overdue(input: &Input<'_>, local: &LocalVm, plan: &mut Plan) 
 
 /// With contact.
 pub(super) fn plan(input: &Input<'_>, uid: Uid, room: &mut Room, plan: &mut Plan) {
+    if is_forgotten(input, uid) {
+        plan.steps.push(Step::ForgetRefusal { uid });
+    }
     match (input.objects.vms.get(&uid), input.local.get(&uid)) {
         (Some(Ok(vm)), Some(local)) => present(input, vm, local, plan),
         (Some(Ok(vm)), None) => absent(input, vm, room, plan),
@@ -43,7 +48,22 @@ pub(super) fn plan(input: &Input<'_>, uid: Uid, room: &mut Room, plan: &mut Plan
             let report = (ReportReason::NotInFleet, message.to_owned());
             keep(input, uid, Some(local), Some(report), plan);
         }
-        (None, None) => plan.steps.push(Step::DeleteStatus { uid }),
+        (None, None) if input.objects.statuses.contains_key(&uid) => {
+            plan.steps.push(Step::DeleteStatus { uid });
+        }
+        (None, None) => {}
+    }
+}
+
+/// Whether a refusal is of an earlier binding.
+fn is_forgotten(input: &Input<'_>, uid: Uid) -> bool {
+    let Some(refusal) = input.refusals.get(&uid) else {
+        return false;
+    };
+    match input.objects.vms.get(&uid) {
+        Some(Ok(vm)) => vm.meta.deleting || vm.epoch > refusal.epoch,
+        Some(Err(_)) => false,
+        None => true,
     }
 }
 
@@ -203,11 +223,16 @@ fn absent(input: &Input<'_>, vm: &Vm, room: &mut Room, plan: &mut Plan) {
     let bound = vm.binding.as_ref().filter(|b| b.node == *input.node);
     match bound {
         Some(binding) if !vm.meta.deleting => {
-            let is_refused = |status: &VmStatus| {
-                status.phase == Phase::Refused && status.epoch == binding.epoch
-            };
-            if !status.is_some_and(is_refused) {
-                add(input, vm, binding, room, plan);
+            let is_refused =
+                |status: &VmStatus| status.phase == Phase::Refused && status.epoch == binding.epoch;
+            let stored = input.refusals.get(&vm.meta.uid);
+            match stored.filter(|refusal| refusal.epoch == binding.epoch) {
+                Some(LocalRefusal { epoch, reason }) => {
+                    let status = status::refused(*epoch, vm, reason.clone());
+                    status::put(input, vm.meta.uid, status, plan);
+                }
+                None if status.is_some_and(is_refused) => {}
+                None => add(input, vm, binding, room, plan),
             }
         }
         _ if vm.meta.deleting => {
@@ -235,8 +260,7 @@ fn report_deleted(input: &Input<'_>, vm: &Vm, epoch: Option<u64>, plan: &mut Pla
     let status = input.status(vm.meta.uid);
     let epoch = epoch.max(status.map(|status| status.epoch));
     let epoch = epoch.unwrap_or(vm.epoch);
-    let is_reported =
-        |status: &VmStatus| status.phase == Phase::Deleted && status.epoch == epoch;
+    let is_reported = |status: &VmStatus| status.phase == Phase::Deleted && status.epoch == epoch;
     if !status.is_some_and(is_reported) {
         status::put(input, vm.meta.uid, status::deleted(epoch, vm), plan);
     }
@@ -306,10 +330,5 @@ fn refuse(input: &Input<'_>, vm: &Vm, binding: &Binding, reason: String, plan: &
         epoch: binding.epoch,
         reason: reason.clone(),
     });
-    status::put(
-        input,
-        uid,
-        status::refused(binding.epoch, vm, reason),
-        plan,
-    );
+    status::put(input, uid, status::refused(binding.epoch, vm, reason), plan);
 }

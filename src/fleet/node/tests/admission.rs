@@ -60,16 +60,19 @@ fn a_node_refuses_what_it_cannot_run() {
         read_only: false,
     };
     let variants = [
-        (free(|free| free.vcpus = 0), "it needs 1 vCPUs, and 0 are free"),
+        (
+            free(|free| free.vcpus = 0),
+            "it needs 1 vCPUs, and 0 are free",
+        ),
         (
             free(|free| free.ram_bytes = 64 << 20),
-            "it needs 128.0 MiB of memory, and 64.0 MiB are free",
+            "it needs 128 MiB of memory, and 64 MiB are free",
         ),
         (
             free(|free| free.isolated = 0),
             "it needs 1 networks in isolated mode, and 0 are free",
         ),
-        (image, "it needs 3.0 GiB of disk space, and 2.0 GiB are free"),
+        (image, "it needs 3 GiB of disk space, and 2 GiB are free"),
         (
             with(|group| group.spec.template.hypervisor = Hypervisor::Qemu),
             "this node cannot start qemu",
@@ -117,6 +120,42 @@ fn a_vm_is_refused_once_for_each_epoch() {
     assert_eq!(again.changes(), ["refuse 1 5"]);
     // There is room now: the scheduler decides when it is offered again.
     assert_eq!(offered().status(1, refused).plan().steps, []);
+}
+
+#[test]
+fn a_refusal_holds_from_its_decision_until_a_greater_epoch() {
+    let refused = |fixture: Fixture| {
+        let mut fixture = fixture;
+        let (epoch, reason) = (4, "it was full".to_owned());
+        fixture
+            .refusals
+            .insert(uid(1), LocalRefusal { epoch, reason });
+        fixture
+    };
+    // There is room now, and the status that was sent is not listed yet.
+    let decided = refused(offered());
+    assert_eq!(decided.changes(), Vec::<String>::new());
+    assert_eq!(decided.phases(), [Some(Phase::Refused)]);
+    let mut deleting = object(1, Some(binding("n1", 4)));
+    deleting.meta.deleting = true;
+    let bound = |node, epoch| Fixture::new().object(object(1, Some(binding(node, epoch))));
+    for (name, fixture, changes) in [
+        (
+            "again",
+            bound("n1", 5),
+            vec!["put group web 1", "add 1 5", "forget 1"],
+        ),
+        ("elsewhere", bound("n2", 5), vec!["forget 1"]),
+        (
+            "deleting",
+            Fixture::new().object(deleting),
+            vec!["forget 1"],
+        ),
+        ("missing", Fixture::new(), vec!["forget 1"]),
+        ("undecodable", Fixture::new().undecodable(1), vec![]),
+    ] {
+        assert_eq!(refused(fixture).changes(), changes, "{name}");
+    }
 }
 
 #[test]

@@ -116,10 +116,7 @@ fn a_stopped_vm_is_started_when_contact_is_back_with_the_same_epoch() {
         fixture
     };
     assert_eq!(bound(stopped(), "n1", 4).changes(), ["start 1"]);
-    assert_eq!(
-        bound(stopped(), "n2", 5).changes(),
-        ["remove 1 for n2 5"]
-    );
+    assert_eq!(bound(stopped(), "n2", 5).changes(), ["remove 1 for n2 5"]);
     for (name, fixture) in without_contact(|| bound(stopped(), "n1", 4)) {
         assert_eq!(fixture.changes(), Vec::<String>::new(), "{name}");
     }
@@ -147,10 +144,22 @@ fn a_failed_vm_that_may_be_replaced_is_restarted_only_with_contact_and_its_epoch
     type Variant = (&'static str, fn() -> Fixture, bool);
     let variants: [Variant; 8] = [
         ("bound here", || bound(replaceable(), "n1", 4), true),
-        ("a greater epoch here", || bound(replaceable(), "n1", 5), true),
-        ("a lower epoch here", || bound(replaceable(), "n1", 3), false),
+        (
+            "a greater epoch here",
+            || bound(replaceable(), "n1", 5),
+            true,
+        ),
+        (
+            "a lower epoch here",
+            || bound(replaceable(), "n1", 3),
+            false,
+        ),
         ("elsewhere", || bound(replaceable(), "n2", 5), false),
-        ("the same epoch elsewhere", || bound(replaceable(), "n2", 4), false),
+        (
+            "the same epoch elsewhere",
+            || bound(replaceable(), "n2", 4),
+            false,
+        ),
         ("unbound", || replaceable().object(object(1, None)), false),
         ("missing", replaceable, false),
         ("undecodable", || replaceable().undecodable(1), false),
@@ -169,5 +178,10 @@ fn a_vm_that_is_removed_or_stopped_is_not_restarted() {
     assert!(!removed.may_restart(1));
     let mut unbound = object(1, None);
     unbound.epoch = 5;
-    assert!(!Fixture::new().object(unbound).local(local(1, 4)).may_restart(1));
+    assert!(
+        !Fixture::new()
+            .object(unbound)
+            .local(local(1, 4))
+            .may_restart(1)
+    );
 }

@@ -63,20 +63,70 @@ fn what_an_object_requests_of_a_vm_that_exists() {
     let bound = |node, epoch| object(1, Some(binding(node, epoch)));
     let variants: [Variant; 15] = [
         ("bound here", bound("n1", 4), &[], None),
-        ("a greater epoch here", bound("n1", 5), &["update 1 5 1"], None),
+        (
+            "a greater epoch here",
+            bound("n1", 5),
+            &["update 1 5 1"],
+            None,
+        ),
         ("a lower epoch here", bound("n1", 3), &[], Some(StaleEpoch)),
-        ("a greater epoch elsewhere", bound("n2", 5), &["remove 1 for n2 5"], None),
-        ("the same epoch elsewhere", bound("n2", 4), &[], Some(StaleEpoch)),
-        ("a lower epoch elsewhere", bound("n2", 3), &[], Some(StaleEpoch)),
+        (
+            "a greater epoch elsewhere",
+            bound("n2", 5),
+            &["remove 1 for n2 5"],
+            None,
+        ),
+        (
+            "the same epoch elsewhere",
+            bound("n2", 4),
+            &[],
+            Some(StaleEpoch),
+        ),
+        (
+            "a lower epoch elsewhere",
+            bound("n2", 3),
+            &[],
+            Some(StaleEpoch),
+        ),
         ("unbound", unbound(4), &[], Some(Unbound)),
-        ("unbound with a greater epoch", unbound(5), &["stop 1 Unbound"], None),
+        (
+            "unbound with a greater epoch",
+            unbound(5),
+            &["stop 1 Unbound"],
+            None,
+        ),
         ("moved from here", object(1, Some(moving(4))), &[], None),
-        ("moved from an earlier epoch", object(1, Some(moving(3))), &["remove 1 for n2 5"], None),
+        (
+            "moved from an earlier epoch",
+            object(1, Some(moving(3))),
+            &["remove 1 for n2 5"],
+            None,
+        ),
         ("deleting", deleting(bound("n1", 4)), &["remove 1"], None),
-        ("deleting, a lower epoch", deleting(bound("n1", 3)), &["remove 1"], None),
-        ("deleting, elsewhere", deleting(bound("n2", 5)), &["remove 1"], None),
-        ("deleting, a lower epoch elsewhere", deleting(bound("n2", 3)), &["remove 1"], None),
-        ("deleting, unbound", deleting(unbound(4)), &["remove 1"], None),
+        (
+            "deleting, a lower epoch",
+            deleting(bound("n1", 3)),
+            &["remove 1"],
+            None,
+        ),
+        (
+            "deleting, elsewhere",
+            deleting(bound("n2", 5)),
+            &["remove 1"],
+            None,
+        ),
+        (
+            "deleting, a lower epoch elsewhere",
+            deleting(bound("n2", 3)),
+            &["remove 1"],
+            None,
+        ),
+        (
+            "deleting, unbound",
+            deleting(unbound(4)),
+            &["remove 1"],
+            None,
+        ),
     ];
     for (name, vm, changes, report) in variants {
         let fixture = Fixture::new().object(vm.clone()).local(local(1, 4));
@@ -135,10 +185,7 @@ fn a_stopped_vm_without_an_object_that_can_be_read_is_not_started() {
 fn an_update_of_the_group_reaches_a_vm_when_its_own_generation_is_raised() {
     let mut newer = group("web", 1000, None);
     newer.meta.generation = 2;
-    for (generation, changes) in [
-        (1, vec![]),
-        (2, vec!["put group web 2", "update 1 4 2"]),
-    ] {
+    for (generation, changes) in [(1, vec![]), (2, vec!["put group web 2", "update 1 4 2"])] {
         let mut vm = object(1, Some(binding("n1", 4)));
         vm.group_generation = generation;
         let fixture = Fixture::new()
