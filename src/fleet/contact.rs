@@ -23,56 +23,18 @@ use serde::{Deserialize, Serialize};
 use crate::api::condition::Status;
 
 mod condition;
+mod event;
 #[cfg(test)]
 mod tests;
 
 pub use condition::{ContactCondition, ContactReason};
+pub use event::{Boottime, Event, Header, Ticket};
 
 /// How long after the last confirmed renewal was sent contact is lost: two of three renewals, sent every 10 s, have failed.
 pub const LOST_AFTER: Duration = Duration::from_secs(30);
 
-/// A time of `CLOCK_BOOTTIME`: since the start of the kernel, including the time in which the host was suspended. Stored in nanoseconds.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(from = "u64", into = "u64")]
-pub struct Boottime(pub Duration);
-
-impl From<u64> for Boottime {
-    fn from(nanoseconds: u64) -> Self {
-        Self(Duration::from_nanos(nanoseconds))
-    }
-}
-
-impl From<Boottime> for u64 {
-    fn from(time: Boottime) -> Self {
-        // 584 years.
-        Self::try_from(time.0.as_nanos()).unwrap_or(Self::MAX)
-    }
-}
-
-impl Boottime {
-    /// The time `after` later.
-    pub fn plus(self, after: Duration) -> Self {
-        Self(self.0.saturating_add(after))
-    }
-
-    /// How long ago `earlier` was; zero if it is later.
-    pub fn since(self, earlier: Self) -> Duration {
-        self.0.saturating_sub(earlier.0)
-    }
-}
-
-/// The header of a response of etcd.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Header {
-    /// The id of the cluster.
-    pub cluster_id: u64,
-    /// The revision of the store when the request was processed.
-    pub revision: u64,
-}
-
-/// What the caller stores before it acts on objects, and passes to [`Contact::new`] at the next start.
+/// What the caller stores, and passes to [`Contact::new`] at the next start. The cluster and `unaccepted` are stored at once; the revision
+/// may be stored later, and a restored cluster with the same id is then noticed less reliably after a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// The cluster of the fleet.
@@ -83,60 +45,6 @@ pub struct Facts {
     /// reaches the revision again after some time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unaccepted: Option<Header>,
-}
-
-/// A request that was sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ticket {
-    /// Before it was sent.
-    sent: Boottime,
-    /// The greatest revision seen by then: the response of a linearizable request has it or a later one.
-    floor: u64,
-    /// See [`Contact::period`].
-    period: u64,
-    /// See [`Contact::acceptance`].
-    acceptance: u64,
-    /// It was sent after a confirmed renewal of this period.
-    renewed: bool,
-}
-
-impl Ticket {
-    /// When it was sent.
-    pub fn sent(&self) -> Boottime {
-        self.sent
-    }
-}
-
-/// An event of the connection to etcd.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// A renewal was answered.
-    Renewed {
-        /// Of the request.
-        ticket: Ticket,
-        /// Of the response.
-        header: Header,
-        /// The key `alive/<node>` exists with the lease of this node.
-        alive: bool,
-    },
-    /// A renewal failed, or its outcome is unknown.
-    RenewalFailed,
-    /// All objects were listed.
-    Listed {
-        /// Of the request.
-        ticket: Ticket,
-        /// Of the response.
-        header: Header,
-    },
-    /// The watch ended or has a gap: changes may have been missed since the list.
-    WatchBroken,
-    /// Time has passed.
-    Tick,
-    /// An administrator has decided that this cluster, with its present content, is that of the fleet (`slicectl fleet accept`).
-    Accepted {
-        /// The cluster that was displayed to the administrator.
-        cluster_id: u64,
-    },
 }
 
 /// The state of contact.
@@ -230,10 +138,11 @@ impl Contact {
         }
     }
 
-    /// An event occurred.
-    pub fn handle(&mut self, event: Event, now: Boottime) {
+    /// An event occurred. Returns whether the content of a response may be used: it is of the cluster of the fleet and of its present
+    /// history. Other responses are discarded, and the objects stay as they were listed before.
+    pub fn handle(&mut self, event: Event, now: Boottime) -> bool {
         self.tick(now);
-        match event {
+        let is_of_the_fleet = match event {
             Event::Renewed {
                 ticket,
                 header,
@@ -245,10 +154,15 @@ impl Contact {
                 self.lose(Cause::WatchBroken, now);
                 // The last renewal is as good as before.
                 self.progress = progress.min_renewed();
+                false
             }
-            Event::RenewalFailed | Event::Tick => {}
-            Event::Accepted { cluster_id } => self.accept(cluster_id, now),
-        }
+            Event::RenewalFailed | Event::Tick => false,
+            Event::Accepted { cluster_id } => {
+                self.accept(cluster_id, now);
+                false
+            }
+        };
+        is_of_the_fleet && self.unaccepted().is_none()
     }
 
     /// The state.
@@ -332,13 +246,13 @@ impl Contact {
         self.period += 1;
     }
 
-    fn renew(&mut self, ticket: Ticket, header: Header, alive: bool, now: Boottime) {
+    fn renew(&mut self, ticket: Ticket, header: Header, alive: bool, now: Boottime) -> bool {
         if ticket.sent > now || !self.is_of_the_fleet(ticket, header, now) {
-            return;
+            return false;
         }
         if !alive {
             self.lose(Cause::LeaseGone, now);
-            return;
+            return true;
         }
         let unconfirmed = self.renewed.map(|renewed| now.since(renewed));
         self.gap = self.gap.max(unconfirmed.unwrap_or(Duration::MAX));
@@ -347,17 +261,20 @@ impl Contact {
         if is_recent && self.progress == Progress::Nothing {
             self.progress = Progress::Renewed;
         }
+        true
     }
 
-    fn list(&mut self, ticket: Ticket, header: Header, now: Boottime) {
-        let is_current = self.is_of_the_fleet(ticket, header, now)
-            && self.unaccepted().is_none()
-            && ticket.renewed
-            && ticket.period == self.period;
+    fn list(&mut self, ticket: Ticket, header: Header, now: Boottime) -> bool {
+        if !self.is_of_the_fleet(ticket, header, now) {
+            return false;
+        }
+        let is_current =
+            self.unaccepted().is_none() && ticket.renewed && ticket.period == self.period;
         if is_current && self.progress == Progress::Renewed {
             self.progress = Progress::Listed;
             self.gap = Duration::ZERO;
         }
+        true
     }
 
     /// Whether a response is of the cluster of the fleet and of its present history. Stores what was found.

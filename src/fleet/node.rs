@@ -14,6 +14,18 @@
 //! scheduler. So the node uses a shorter time before it reports it, and reports a longer time before it uses it; the scheduler counts on
 //! what is reported ([`VmStatus::stop_after`]).
 //!
+//! # Requirements on the scheduler
+//! - It binds a VM to another node only if this one has refused it with the epoch of the binding, or does not run it any more, which only
+//!   these prove: `replace_after` is over (the key `alive/<node>` was absent all the time, and the status of this node with the epoch of
+//!   the binding has a `stop_after` that ended before), or the status is [`Phase::Deleted`](super::object::Phase::Deleted). A status
+//!   `Stopped` proves nothing while the binding has its epoch. A drain (`moving_from`) runs two copies on purpose.
+//! - Before a node has reported an epoch, the `stop_after` of the group counts, if the group was not changed after the binding.
+//! - The transaction that replaces a VM also compares the revision of the status key: the node may have reported a longer time.
+//! - An epoch is greater than all in the statuses of the VM. If a node reports a copy with the epoch of a binding to another node, or a
+//!   greater one (etcd was restored), the binding is repeated with a greater epoch.
+//! - It removes an object with `deleting` when the bound node has reported `Deleted` with the epoch of the binding or a greater one, and
+//!   every other status of the VM is `Deleted`. A node that is away may have a copy, and would keep it.
+//!
 //! # Requirements on the caller
 //! - The steps are executed in order; after each change of its inputs the plan is computed again.
 //! - The epoch, `stop_after` and [`Run::Stopped`] of a VM are stored with the VM, before anything else is done for the step.
@@ -69,7 +81,7 @@ pub struct LocalVm {
     pub index: u32,
     /// The epoch of its binding.
     pub epoch: u64,
-    /// The generation of the group whose template it has.
+    /// The generation of the group from which it has its template.
     pub group_generation: u64,
     /// It is stopped when contact is lost for so long; `None`: never.
     pub stop_after: Option<Duration>,
@@ -156,7 +168,7 @@ pub enum Step {
         /// Why.
         cause: RemoveCause,
     },
-    /// The group is stored: a copy with `count: 0` and the update policy `on-delete`, whose VMs are on-demand entries.
+    /// The group is stored: a copy with `count: 0` and the update policy `on-delete`. Its VMs are on-demand entries.
     PutGroup {
         /// The name.
         name: Name,

@@ -231,7 +231,7 @@ pub struct VmStatus {
     pub epoch: u64,
     /// The state.
     pub phase: Phase,
-    /// The generation of the group whose spec the VM has.
+    /// The generation of the group from which the VM has its spec.
     pub group_generation: u64,
     /// The address of the VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -91,7 +91,9 @@ fn lost(contact: &Contact, secs: u64) -> (ContactReason, String) {
         ),
         Cause::Unanswered | Cause::WatchBroken => (
             ContactReason::Unreachable,
-            format!("etcd has confirmed no renewal for {secs} s; VMs keep running"),
+            format!(
+                "etcd has confirmed no renewal for {secs} s; VMs keep running, those with stop_after until it ends"
+            ),
         ),
     }
 }

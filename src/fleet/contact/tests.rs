@@ -3,6 +3,8 @@
 
 use super::*;
 
+mod changed_cluster;
+
 const A: u64 = 0xa;
 const B: u64 = 0xb;
 const STOP_AFTER: Duration = Duration::from_secs(300);
@@ -98,12 +100,12 @@ fn what_ends_contact_and_what_does_not() {
     let variants: [(&str, Act, Option<ContactReason>); 9] = [
         (
             "a tick",
-            |contact| contact.handle(Event::Tick, at(39)),
+            |contact| _ = contact.handle(Event::Tick, at(39)),
             None,
         ),
         (
             "a renewal that fails",
-            |contact| contact.handle(Event::RenewalFailed, at(20)),
+            |contact| _ = contact.handle(Event::RenewalFailed, at(20)),
             None,
         ),
         (
@@ -118,7 +120,7 @@ fn what_ends_contact_and_what_does_not() {
         ),
         (
             "no confirmed renewal for the limit",
-            |contact| contact.handle(Event::Tick, at(40)),
+            |contact| _ = contact.handle(Event::Tick, at(40)),
             Some(ContactReason::Unreachable),
         ),
         (
@@ -137,7 +139,7 @@ fn what_ends_contact_and_what_does_not() {
         ),
         (
             "a gap of the watch",
-            |contact| contact.handle(Event::WatchBroken, at(20)),
+            |contact| _ = contact.handle(Event::WatchBroken, at(20)),
             Some(ContactReason::NotListed),
         ),
         (
@@ -209,9 +211,11 @@ fn vms_are_stopped_after_the_sending_of_the_last_confirmed_renewal() {
 fn what_is_no_confirmation_leaves_the_time_to_stop() {
     type Act = fn(&mut Contact);
     let variants: [(&str, Act); 7] = [
-        ("a tick", |contact| contact.handle(Event::Tick, at(20))),
+        ("a tick", |contact| {
+            contact.handle(Event::Tick, at(20));
+        }),
         ("a failure", |contact| {
-            contact.handle(Event::RenewalFailed, at(20))
+            contact.handle(Event::RenewalFailed, at(20));
         }),
         ("a list", |contact| {
             contact.listed_at(20, 20, header(A, 100))
@@ -287,102 +291,6 @@ fn responses_in_the_wrong_order_are_no_restored_cluster() {
     contact.handle(event, at(15));
     assert_eq!(contact.state(at(15)), State::InContact);
     assert_eq!(contact.facts().unwrap().revision, 105);
-}
-
-#[test]
-fn nothing_but_an_administrator_restores_contact_with_a_cluster_that_changed() {
-    let changed = [
-        ("another cluster", header(B, 500)),
-        ("another cluster at an earlier revision", header(B, 1)),
-        ("a wiped cluster", header(A, 1)),
-        ("a restored cluster", header(A, 99)),
-    ];
-    let later = [
-        ("more of it", 600, None),
-        ("the cluster of the fleet", 700, Some(A)),
-    ];
-    for (name, found) in changed {
-        for (then, revision, cluster) in later {
-            let mut contact = connected();
-            contact.renewed_at(20, 20, found);
-            let state = contact.state(at(20));
-            let expected = match found.cluster_id {
-                A => State::Rewound {
-                    seen: 100,
-                    found: found.revision,
-                },
-                _ => State::WrongCluster {
-                    expected: A,
-                    found: B,
-                },
-            };
-            assert_eq!(state, expected, "{name}");
-            let next = header(cluster.unwrap_or(found.cluster_id), revision);
-            contact.renewed_at(30, 30, next);
-            contact.listed_at(31, 31, next);
-            assert!(!contact.may_act(at(31)), "{name}, then {then}");
-            assert!(!contact.needs_list(), "{name}, then {then}");
-            let restarted = Contact::new(contact.facts(), contact.renewed(), at(32));
-            for mut contact in [contact, restarted] {
-                contact.renewed_at(33, 33, next);
-                contact.listed_at(34, 34, next);
-                assert!(!contact.may_act(at(34)), "{name}, then {then}, stored");
-            }
-        }
-    }
-}
-
-#[test]
-fn an_accepted_cluster_is_renewed_and_listed_before_it_is_acted_upon() {
-    let variants = [
-        ("another cluster", header(B, 50), B, Some((B, 50))),
-        ("a restored cluster", header(A, 50), A, Some((A, 50))),
-        (
-            "endpoints that are corrected",
-            header(B, 50),
-            A,
-            Some((A, 100)),
-        ),
-        ("a cluster that was not found", header(B, 50), 0xc, None),
-    ];
-    for (name, found, cluster_id, expected) in variants {
-        let mut contact = connected();
-        let earlier = contact.send(at(19));
-        contact.renewed_at(20, 20, found);
-        contact.handle(Event::Accepted { cluster_id }, at(21));
-        let Some(expected) = expected else {
-            assert!(contact.facts().unwrap().unaccepted.is_some(), "{name}");
-            continue;
-        };
-        let facts = contact.facts().unwrap();
-        assert_eq!((facts.cluster_id, facts.revision), expected, "{name}");
-        assert_eq!(facts.unaccepted, None, "{name}");
-        assert!(!contact.may_act(at(21)), "{name}");
-        // A response that was under way.
-        let event = Event::Listed {
-            ticket: earlier,
-            header: header(A, 7),
-        };
-        contact.handle(event, at(22));
-        assert_eq!(contact.facts().unwrap().unaccepted, None, "{name}");
-        assert_eq!(
-            contact.due(),
-            at(310),
-            "{name}: an acceptance is no renewal"
-        );
-        let next = header(expected.0, expected.1 + 1);
-        contact.renewed_at(23, 23, next);
-        assert!(!contact.may_act(at(23)), "{name}");
-        contact.listed_at(24, 24, next);
-        assert!(contact.may_act(at(24)), "{name}");
-    }
-}
-
-#[test]
-fn an_acceptance_without_a_cause_changes_nothing() {
-    let mut contact = connected();
-    contact.handle(Event::Accepted { cluster_id: A }, at(12));
-    assert_eq!(contact.state(at(12)), State::InContact);
 }
 
 #[test]

@@ -27,6 +27,7 @@ mod chaos;
 mod etcd;
 mod host;
 mod recorder;
+mod requests;
 mod scheduler;
 
 use chaos::Faults;
@@ -43,8 +44,9 @@ const NODES: usize = 3;
 const TTL: Ms = 40_000;
 /// How long a VM takes to stop, at most.
 const STOP_TIME: Duration = Duration::from_secs(5);
-/// Between the end of `stop_after` and of `replace_after`, in addition to [`STOP_TIME`].
-const MARGIN: Duration = Duration::from_secs(30);
+/// Between the end of `stop_after` and of `replace_after`, in addition to [`STOP_TIME`]. No longer than the interval of the guard and the
+/// difference of the clocks require, so that errors show: 30 s hide most of them.
+const MARGIN: Duration = Duration::from_secs(3);
 /// The longest `stop_after` of a group.
 const LONGEST: Duration = Duration::from_secs(60);
 /// While something fails.
@@ -128,6 +130,12 @@ enum Event {
     SchedulerTimer,
     SchedulerTxn(Box<Txn>),
     Fault,
+    /// The lease of a node vanishes early, and the node is cut off.
+    Cut(usize),
+    /// The same, and its daemon stops for some time.
+    Pause(usize),
+    /// `stop_after` of the group `swap` is changed.
+    Change(Option<u64>),
     AdminTimer,
 }
 
@@ -148,7 +156,7 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         let mut rng = Rng(seed);
-        let has_restores = rng.percent(30);
+        let has_restores = rng.percent(40);
         let hosts = (0..NODES).map(|node| Host::new(node, &mut rng)).collect();
         let mut world = Self {
             now: 0,
@@ -241,6 +249,9 @@ impl World {
             Event::SchedulerTimer => self.schedule(),
             Event::SchedulerTxn(txn) => self.commit(&txn),
             Event::Fault => self.fault(),
+            Event::Cut(node) => self.cut(node),
+            Event::Pause(node) => self.pause(node),
+            Event::Change(secs) => self.change_group(secs),
             Event::AdminTimer => self.admin(),
         }
     }
@@ -270,6 +281,9 @@ impl Event {
             | Self::SchedulerTimer
             | Self::SchedulerTxn(_)
             | Self::Fault
+            | Self::Cut(_)
+            | Self::Pause(_)
+            | Self::Change(_)
             | Self::AdminTimer => None,
         }
     }

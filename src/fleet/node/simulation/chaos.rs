@@ -31,52 +31,86 @@ impl World {
         if self.now >= FAILURES {
             return;
         }
-        let delay = self.rng.range(2000, 20_000);
+        let delay = self.rng.range(2000, 45_000);
         self.after(delay, Event::Fault);
         let node = self.rng.node();
-        let until = |rng: &mut Rng, most| (self.now + rng.range(2000, most)).min(FAILURES);
-        let fault = self.rng.range(0, 24);
+        let until = |rng: &mut Rng, most| (self.now + rng.range(5000, most)).min(FAILURES);
+        let fault = self.rng.range(0, 27);
         self.recorder
             .note(self.now, || format!("fault {fault} of node {node}"));
         match fault {
-            0..4 => self.hosts[node].partitioned_until = until(&mut self.rng, 240_000),
-            4 => self.scheduler.partitioned_until = until(&mut self.rng, 100_000),
-            5 | 6 => self.hosts[node].daemon_stopped_until = until(&mut self.rng, 240_000),
-            7 => self.fail_daemon(node),
-            8 => self.fail_vmm(node),
-            9 | 10 => {
-                let until = until(&mut self.rng, 240_000);
+            0..2 => self.hosts[node].partitioned_until = until(&mut self.rng, 200_000),
+            2..4 => self.cut(node),
+            4 | 5 => {
+                // Its response may wait for the daemon.
+                self.send_renewal(node);
+                self.after(300, Event::Pause(node));
+            }
+            6 => self.scheduler.partitioned_until = until(&mut self.rng, 60_000),
+            7 | 8 => self.hosts[node].daemon_stopped_until = until(&mut self.rng, 200_000),
+            9 => self.fail_daemon(node),
+            10 => self.fail_vmm(node),
+            11..14 => {
+                let until = until(&mut self.rng, 200_000);
                 let host = &mut self.hosts[node];
                 host.frozen_until = host.frozen_until.max(until);
                 host.guarded_from = host.frozen_until + 1900;
             }
-            11 => self.reboot(node),
-            12 => {
-                if self.etcd.alive.remove(&node).is_some() {
-                    self.etcd.revision += 1;
-                }
-            }
-            13 => self.etcd.elect(self.now + 2000, &mut self.rng),
-            14 => {
-                let until = until(&mut self.rng, 200_000);
+            14 => self.reboot(node),
+            15 => self.revoke(node),
+            16 => self.etcd.elect(self.now + 2000, &mut self.rng),
+            17 => {
+                let until = until(&mut self.rng, 100_000);
                 self.etcd.elect(until, &mut self.rng);
             }
-            15 => self.break_watch(node),
-            16 => self.scheduler.restart(),
-            17 => self.delete_vm(),
-            18 => {
-                let secs = [None, Some(40), Some(60), Some(40)][self.rng.range(0, 4) as usize];
-                self.etcd.put_replacement(&tests::name("swap"), secs);
+            18 => self.break_watch(node),
+            19 => self.scheduler.restart(),
+            20 => self.delete_vm(),
+            21 => {
+                // Back and forth, while a node is cut off.
+                let secs = [None, Some(60)][self.rng.range(0, 2) as usize];
+                self.change_group(secs);
+                let cut = self.rng.range(0, 10_000);
+                self.after(cut, Event::Cut(node));
+                self.after(cut + 5000, Event::Change(Some(40)));
             }
-            19 => {
+            22 => {
                 self.faults.garbled_until = until(&mut self.rng, 60_000);
                 self.etcd.garbled.extend(self.etcd.vms.keys().next());
             }
-            20 => self.hosts[node].foreign_until = until(&mut self.rng, 100_000),
-            21 | 22 => self.faults.snapshot = Some(self.etcd.clone()),
+            23 => self.hosts[node].foreign_until = until(&mut self.rng, 100_000),
+            24 => self.faults.snapshot = Some(self.etcd.clone()),
             _ if self.faults.has_restores => self.restore(),
             _ => {}
         }
+    }
+
+    /// Responses that are under way arrive.
+    pub(super) fn cut(&mut self, node: usize) {
+        if self.now < FAILURES {
+            self.revoke(node);
+            let until = self.now + self.rng.range(50_000, 200_000);
+            let unlisted = until + self.rng.range(0, 40_000);
+            let host = &mut self.hosts[node];
+            host.partitioned_until = until.min(FAILURES);
+            host.unlisted_until = unlisted.min(FAILURES);
+        }
+    }
+
+    pub(super) fn pause(&mut self, node: usize) {
+        self.cut(node);
+        let until = self.now + self.rng.range(5000, 40_000);
+        self.hosts[node].daemon_stopped_until = until.min(FAILURES);
+    }
+
+    fn revoke(&mut self, node: usize) {
+        if self.etcd.alive.remove(&node).is_some() {
+            self.etcd.revision += 1;
+        }
+    }
+
+    pub(super) fn change_group(&mut self, secs: Option<u64>) {
+        self.etcd.put_replacement(&tests::name("swap"), secs);
     }
 
     fn fail_vmm(&mut self, node: usize) {

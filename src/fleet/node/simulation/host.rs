@@ -18,12 +18,14 @@ pub(super) struct Host {
     booted_at: Ms,
     /// Parts per million by which its clock is fast.
     ppm: u64,
-    /// The whole host stands still, and its guard may run this late afterwards.
+    /// The whole host does nothing, and its guard may run this late afterwards.
     pub(super) frozen_until: Ms,
     pub(super) guarded_from: Ms,
     /// Only the daemon does.
     pub(super) daemon_stopped_until: Ms,
     pub(super) partitioned_until: Ms,
+    /// Lists fail, and other requests do not.
+    pub(super) unlisted_until: Ms,
     /// Its endpoints are those of another cluster.
     pub(super) foreign_until: Ms,
     pub(super) processes: BTreeMap<Uid, Vmm>,
@@ -65,6 +67,7 @@ impl Host {
             guarded_from: 0,
             daemon_stopped_until: 0,
             partitioned_until: 0,
+            unlisted_until: 0,
             foreign_until: 0,
             processes: BTreeMap::new(),
             next_pid: 1000,
