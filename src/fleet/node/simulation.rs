@@ -50,9 +50,9 @@ const MARGIN: Duration = Duration::from_secs(3);
 /// The longest `stop_after` of a group.
 const LONGEST: Duration = Duration::from_secs(60);
 /// While something fails.
-const FAILURES: Ms = 500_000;
+const FAILURES: Ms = 400_000;
 /// While nothing fails any more.
-const REPAIRED: Ms = 240_000;
+const REPAIRED: Ms = 200_000;
 
 /// A generator of numbers (SplitMix64).
 struct Rng(u64);

@@ -55,6 +55,7 @@ impl World {
                 let host = &mut self.hosts[node];
                 host.frozen_until = host.frozen_until.max(until);
                 host.guarded_from = host.frozen_until + 1900;
+                host.unlisted_until = host.frozen_until + self.rng.range(0, 20_000);
             }
             14 => self.reboot(node),
             15 => self.revoke(node),

@@ -26,6 +26,8 @@ pub(super) struct Host {
     pub(super) partitioned_until: Ms,
     /// Lists fail, and other requests do not.
     pub(super) unlisted_until: Ms,
+    /// Its renewals create a key that is gone, instead of finding it gone first.
+    pub(super) is_eager: bool,
     /// Its endpoints are those of another cluster.
     pub(super) foreign_until: Ms,
     pub(super) processes: BTreeMap<Uid, Vmm>,
@@ -68,6 +70,7 @@ impl Host {
             daemon_stopped_until: 0,
             partitioned_until: 0,
             unlisted_until: 0,
+            is_eager: rng.percent(50),
             foreign_until: 0,
             processes: BTreeMap::new(),
             next_pid: 1000,

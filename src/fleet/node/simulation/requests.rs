@@ -34,7 +34,7 @@ impl World {
         let Some(agent) = &self.hosts[node].agent else {
             return;
         };
-        let create = agent.has_no_lease;
+        let create = agent.has_no_lease || self.hosts[node].is_eager;
         self.send(node, Kind::Renew { create });
         self.after(10_000, Event::RenewTimer(node));
         self.replan(node);
