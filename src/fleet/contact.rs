@@ -28,7 +28,7 @@ mod event;
 mod tests;
 
 pub use condition::{ContactCondition, ContactReason};
-pub use event::{Boottime, Event, Header, Ticket};
+pub use event::{Boottime, Event, Header, StopTimes, Ticket};
 
 /// How long after the last confirmed renewal was sent contact is lost: two of three renewals, sent every 10 s, have failed.
 pub const LOST_AFTER: Duration = Duration::from_secs(30);

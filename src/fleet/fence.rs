@@ -11,7 +11,7 @@
 //!   it void.
 //! - A VMM is in the file before its guest is started (`InstanceStart`, `cont`), and until the VMM has exited.
 //! - The file is written after each confirmed renewal. A file that is too old is safe: its times are earlier.
-//! - `stop_after` of a VM is shortened in the file before it is reported to the scheduler.
+//! - The times of a VM are shortened in the file before they are reported to the scheduler.
 //!
 //! # Requirements on the guard
 //! - It runs at least every [`INTERVAL`].
@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::contact::{Boottime, Contact};
+use super::contact::{Boottime, Contact, StopTimes};
 use crate::api::meta::Uid;
 
 #[cfg(test)]
@@ -57,10 +57,8 @@ pub struct Guarded {
     pub uid: Uid,
     /// Its process.
     pub vmm: Vmm,
-    /// See [`super::node::LocalVm::stop_after`].
-    pub stop_after: Duration,
-    /// How long the daemon takes at most to stop the VM; then the guard stops it.
-    pub stop_time: Duration,
+    /// See [`super::node::LocalVm::stop`].
+    pub stop: StopTimes,
     /// The daemon stops or deletes it. Its time is then not postponed when contact is restored: it may run on another node.
     pub is_ending: bool,
 }
@@ -126,7 +124,8 @@ impl FenceFile {
             Some(found.kill_at)
         };
         let fenced = |vm: Guarded| {
-            let kill_at = contact.stop_due(vm.stop_after).plus(vm.stop_time);
+            let grace = vm.stop.within.saturating_sub(vm.stop.after);
+            let kill_at = contact.stop_due(vm.stop.after).plus(grace);
             let limit = earlier(&vm).filter(|_| vm.is_ending);
             FencedVm {
                 uid: vm.uid,

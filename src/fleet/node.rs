@@ -4,44 +4,30 @@
 //! # Rules
 //! - Without contact nothing that is bound changes. VMs with `stop_after` are stopped when it ends ([`super::contact`]).
 //! - A key that is missing, and one that cannot be decoded, is not a request to delete. A VM is removed only if its object has
-//!   `deleting`, or names another node with a greater epoch.
+//!   `deleting`, or has a greater epoch without a binding to this node.
 //! - The node may refuse a VM; it never stops a VM that is not of the fleet to make room.
-//! - A deletion ends in this order: the node reports [`Phase::Deleted`](super::object::Phase::Deleted), the scheduler removes the object, the
-//!   node removes the status. A status that is missing is therefore no confirmation.
+//! - A deletion ends in this order: the node reports [`Phase::Deleted`](super::object::Phase::Deleted), the scheduler removes the object or
+//!   the name of the node from it, the node removes the status. A status that is missing is therefore no confirmation.
 //!
-//! # `stop_after`
+//! # When VMs are stopped without contact
 //! The scheduler may replace a VM only if the node stops it first, and the node may learn of a change of the group later than the
 //! scheduler. So the node uses a shorter time before it reports it, and reports a longer time before it uses it; the scheduler counts on
-//! what is reported ([`VmStatus::stop_after`]).
-//!
-//! # Requirements on the scheduler
-//! - It binds a VM to another node only if this one has refused it with the epoch of the binding, or does not run it any more, which only
-//!   these prove: `replace_after` is over (the key `alive/<node>` was absent all the time, and the status of this node with the epoch of
-//!   the binding has a `stop_after` that ended before), or the status is [`Phase::Deleted`](super::object::Phase::Deleted). A status
-//!   `Stopped` proves nothing while the binding has its epoch. A drain (`moving_from`) runs two copies on purpose.
-//! - Before a node has reported an epoch, the `stop_after` of the group counts, if the group was not changed after the binding.
-//! - The transaction that replaces a VM also compares the revision of the status key: the node may have reported a longer time.
-//! - An epoch is greater than all in the statuses of the VM. If a node reports a copy with the epoch of a binding to another node, or a
-//!   greater one (etcd was restored), the binding is repeated with a greater epoch.
-//! - It removes an object with `deleting` when the bound node has reported `Deleted` with the epoch of the binding or a greater one, and
-//!   every other status of the VM is `Deleted`. A node that is away may have a copy, and would keep it.
+//! what is reported ([`VmStatus::stops_within`]). A VM that may be replaced is started after it was reported.
 //!
 //! # Requirements on the caller
 //! - The steps are executed in order; after each change of its inputs the plan is computed again.
-//! - The epoch, `stop_after` and [`Run::Stopped`] of a VM are stored with the VM, before anything else is done for the step.
+//! - The epoch, [`LocalVm::stop`] and [`Run::Stopped`] of a VM are stored with the VM, before anything else is done for the step.
 //! - [`Plan::restart_allowed`] is computed again directly before a guest is started: much time may have passed since it was decided.
 //! - A status key is written by a transaction that compares its revision with that which was listed: a write that was delayed must not
 //!   replace a later one.
 //! - A VMM is in the file of the guard ([`super::fence`]) before its guest is started.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
-use std::time::Duration;
-
-use super::contact::{Boottime, Contact};
+use super::contact::{Boottime, Contact, StopTimes};
 use super::object::{DecodeError, Group, Vm, VmStatus};
 use crate::api::host_group::HostGroupSpec;
 use crate::api::meta::{Name, Uid};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 mod admission;
 mod groups;
@@ -83,8 +69,8 @@ pub struct LocalVm {
     pub epoch: u64,
     /// The generation of the group from which it has its template.
     pub group_generation: u64,
-    /// It is stopped when contact is lost for so long; `None`: never.
-    pub stop_after: Option<Duration>,
+    /// When it is stopped without contact; `None`: never.
+    pub stop: Option<StopTimes>,
     /// What it does.
     pub run: Run,
     /// Its address.
@@ -193,8 +179,8 @@ pub enum Step {
         epoch: u64,
         /// See [`LocalVm::group_generation`].
         group_generation: u64,
-        /// See [`LocalVm::stop_after`].
-        stop_after: Option<Duration>,
+        /// See [`LocalVm::stop`].
+        stop: Option<StopTimes>,
     },
     /// The VM, which was stopped, is started.
     StartVm {
@@ -239,8 +225,8 @@ pub enum Step {
 pub enum StopCause {
     /// Contact is lost for `stop_after`.
     NoContact,
-    /// Its object has no binding, and a greater epoch.
-    Unbound,
+    /// Its object says that the copy is kept for a later return (`keep`).
+    Kept,
 }
 
 /// Why a VM is deleted.
@@ -251,12 +237,12 @@ pub enum RemoveCause {
         /// Its object has `forced`.
         forced: bool,
     },
-    /// It is bound to another node with a greater epoch.
+    /// Its object has a greater epoch, and no binding to this node.
     Superseded {
-        /// The other node.
-        node: Name,
         /// The epoch.
         epoch: u64,
+        /// The persistent disk is deleted too.
+        delete_disk: bool,
     },
 }
 
@@ -271,9 +257,9 @@ pub enum ReportReason {
     NoGroup,
     /// Its object has an earlier epoch than the VM.
     StaleEpoch,
-    /// Its object has no binding.
+    /// Its object has no binding, and no greater epoch.
     Unbound,
-    /// It waits for the deletion of another VM or group with the same name.
+    /// It waits for the deletion of its copy on another node, or of another VM or group with the same name on this one.
     Waiting,
 }
 
@@ -350,8 +336,8 @@ impl Input<'_> {
         self.objects.statuses.get(&uid)?.as_ref().ok()
     }
 
-    /// Whether a VM with this `stop_after` may run now.
-    fn may_run(&self, stop_after: Option<Duration>) -> bool {
-        stop_after.is_none_or(|after| self.now < self.contact.stop_due(after))
+    /// Whether a VM with these times may run now.
+    fn may_run(&self, stop: Option<StopTimes>) -> bool {
+        stop.is_none_or(|stop| self.now < self.contact.stop_due(stop.after))
     }
 }

@@ -23,7 +23,8 @@ pub type Labels = BTreeMap<String, String>;
 /// A group of the fleet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
-    /// Name, uid, generation. `deleting`: all its VMs are deleted, then the scheduler removes it.
+    /// Name, uid, generation. The generation is incremented by each change of the spec, the placement or the replacement. `deleting`:
+    /// all its VMs are deleted, then the scheduler removes it.
     pub meta: Meta,
     /// As on one host: VMs `<name>-1` to `<name>-<count>`, on any nodes.
     pub spec: HostGroupSpec,
@@ -43,6 +44,9 @@ pub struct Placement {
     /// Labels that a node must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: Labels,
+    /// The architecture (`uname -m`) that a node must have; `None`: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<String>,
     /// The number of VMs of the group that an update or a drain may make unavailable at once, at least 1.
     #[serde(default = "one")]
     pub max_unavailable: u32,
@@ -89,8 +93,8 @@ pub enum Reconcile {
 /// A VM of the fleet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vm {
-    /// Name (`<group>-<index>`), uid, generation. `deleting`: each node that has it deletes it and reports [`Phase::Deleted`], then the
-    /// scheduler removes the object, then the nodes remove the status.
+    /// Name (`<group>-<index>`), uid, generation. `deleting`: all nodes that the object names delete their copies and report
+    /// [`Phase::Deleted`], then the scheduler removes the object, then the nodes remove their status.
     pub meta: Meta,
     /// The name of its group.
     pub group: Name,
@@ -103,9 +107,13 @@ pub struct Vm {
     /// The node that runs it; `None`: pending.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub binding: Option<Binding>,
-    /// The greatest epoch that a binding of the VM ever had.
+    /// Incremented by each binding and each release; 0: it was never bound. A node deletes a copy with a smaller epoch, unless the
+    /// binding names this node.
     #[serde(default)]
     pub epoch: u64,
+    /// Copies that other nodes may have: of bindings that were replaced without a confirmation of their node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub previous: Vec<PreviousCopy>,
     /// Nodes that refused it, which are excluded until the backoff ends.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refusals: Vec<Refusal>,
@@ -121,7 +129,10 @@ pub struct Binding {
     pub node: Name,
     /// Incremented by each binding of the VM, also by one to the same node.
     pub epoch: u64,
-    /// The VM is being moved from this node, which runs it until this one is Ready (drain).
+    /// What it uses of the node: the request of the group when it was bound or last updated.
+    #[serde(default)]
+    pub resources: Resources,
+    /// The VM is being moved from this node, which deletes its copy first. The node of the binding does not start it while this is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moving_from: Option<MovingFrom>,
 }
@@ -133,6 +144,27 @@ pub struct MovingFrom {
     pub node: Name,
     /// The epoch of the binding to it.
     pub epoch: u64,
+    /// What the copy uses of that node.
+    #[serde(default)]
+    pub resources: Resources,
+    /// The persistent disk is deleted too (a drain with `delete_local`); otherwise it is kept, as always.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub delete_disk: bool,
+}
+
+/// A copy of a VM that was replaced while its node was without contact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreviousCopy {
+    /// The node.
+    pub node: Name,
+    /// The epoch of the binding to it.
+    pub epoch: u64,
+    /// What the copy uses of that node.
+    #[serde(default)]
+    pub resources: Resources,
+    /// The node keeps the copy, stopped, until the VM is bound to it again ([`Reconcile::KeepOriginal`]); otherwise it deletes the copy.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
 }
 
 /// A node that has refused a VM.
@@ -144,6 +176,12 @@ pub struct Refusal {
     pub reason: String,
     /// The number of refusals by this node, for the backoff.
     pub times: u32,
+    /// The generation of the group that was refused. The backoff ends when the group has another one.
+    #[serde(default)]
+    pub group_generation: u64,
+    /// What VMs could use of the node. The backoff ends when this changes.
+    #[serde(default)]
+    pub allocatable: Resources,
     /// When it may be offered again.
     pub until: Timestamp,
 }
@@ -160,8 +198,7 @@ pub struct Node {
     /// Its VMs are moved to other nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<Drain>,
-    /// An administrator has confirmed that the node is fenced: nothing runs on it that this fleet has started before. The boot id of its
-    /// last status: a node that has started again since is not fenced.
+    /// An administrator has confirmed that the node is fenced: nothing runs on it that this fleet has started before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gone: Option<Gone>,
 }
@@ -179,6 +216,9 @@ pub struct Drain {
 pub struct Gone {
     /// When it was made.
     pub at: Timestamp,
+    /// The boot id of the status of the node at that time; `None`: it had no status. A node that has started again since is not fenced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<String>,
 }
 
 /// What a node reports of itself. Written on change.
@@ -210,7 +250,7 @@ pub struct NodeStatus {
 }
 
 /// Amounts of what VMs use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Resources {
     /// Virtual processors.
     pub vcpus: u64,
@@ -224,22 +264,23 @@ pub struct Resources {
     pub bridge_ports: u64,
 }
 
-/// What a node reports of a VM that is bound to it. Written on change, removed after the object of the VM is removed.
+/// What a node reports of a VM. Written on change. The node removes it when the object of the VM does not exist or no longer names the
+/// node, and the node has no copy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmStatus {
     /// The epoch of the binding that this is about.
     pub epoch: u64,
     /// The state.
     pub phase: Phase,
-    /// The generation of the group from which the VM has its spec.
+    /// The generation of the group whose spec the VM has.
     pub group_generation: u64,
     /// The address of the VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<std::net::Ipv4Addr>,
-    /// The node stops the VM when contact is lost for so long; `None`: never. The scheduler replaces the VM only if this is set, and
-    /// counts on this value, not on that of the group: the node may not have seen the group yet.
+    /// How long after the last confirmed renewal the node has stopped its copy at the latest: `stop_after` and the grace period of the
+    /// spec that the VM has. `None`: the node does not stop it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stop_after: Option<Duration>,
+    pub stops_within: Option<Duration>,
     /// The reason of a state that is not Ready, a sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
@@ -249,17 +290,15 @@ pub struct VmStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub enum Phase {
-    /// The node does not run it: its own admission failed.
+    /// The node does not run it and has no copy of it: its own admission failed. Final for this epoch.
     Refused,
     /// It is stored and not Ready.
     NotReady,
     /// It is Ready.
     Ready,
-    /// The node has stopped it: contact was lost for `stop_after`, or the VM is bound to no node. Its disk is kept. That is no
-    /// confirmation: the node starts it again when it has contact and the object binds it to the node with this epoch.
+    /// The node has stopped it, because contact was lost for `stop_after`.
     Stopped,
-    /// The node has deleted it, or never had it. Final: the scheduler removes the object when the status on every node is Deleted, and
-    /// then the node removes the status.
+    /// The node has no copy of this epoch or a smaller one, and starts none. Final for these epochs.
     Deleted,
 }
 

@@ -37,6 +37,15 @@ impl Boottime {
     }
 }
 
+/// When a VM that may be replaced is stopped, counted from the sending of the last confirmed renewal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StopTimes {
+    /// When the daemon begins to stop it: `stop_after` of its group.
+    pub after: Duration,
+    /// When the guard stops it, if it still runs: after its grace period in addition. This is reported to the scheduler.
+    pub within: Duration,
+}
+
 /// The header of a response of etcd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {

@@ -19,8 +19,10 @@ fn guarded(number: u8, stop_after: u64) -> Guarded {
             pid: 1000 + u32::from(number),
             start_time: 77,
         },
-        stop_after: Duration::from_secs(stop_after),
-        stop_time: Duration::from_secs(10),
+        stop: StopTimes {
+            after: Duration::from_secs(stop_after),
+            within: Duration::from_secs(stop_after + 10),
+        },
         is_ending: false,
     }
 }

@@ -1,14 +1,13 @@
-//! Which VMs may be restarted by their restart policy.
+//! Which VMs may be started, also by their restart policy.
 //! Out of scope: the policy.
 
 use std::collections::BTreeSet;
 
-use super::vm::is_moving_from;
 use super::{Input, LocalVm, Run, Step};
 use crate::api::meta::Uid;
 
-/// The VMs that may be restarted: those that are never replaced, always; the others only while the node has contact and their
-/// epoch is that of their object.
+/// The VMs that may be started: those that are never replaced, always; the others only while the node has contact, their epoch is that of
+/// their object, and the scheduler was informed when they end.
 pub(super) fn allowed(input: &Input<'_>, steps: &[Step]) -> BTreeSet<Uid> {
     let ends = |local: &LocalVm| {
         steps.iter().any(|step| match step {
@@ -18,7 +17,7 @@ pub(super) fn allowed(input: &Input<'_>, steps: &[Step]) -> BTreeSet<Uid> {
     };
     let may_restart = |local: &&LocalVm| {
         let runs = matches!(local.run, Run::Ready | Run::NotReady);
-        runs && !ends(local) && (local.stop_after.is_none() || is_confirmed(input, local))
+        runs && !ends(local) && (local.stop.is_none() || is_confirmed(input, local))
     };
     let local = input.local.values().filter(may_restart);
     local.map(|local| local.uid).collect()
@@ -29,9 +28,12 @@ fn is_confirmed(input: &Input<'_>, local: &LocalVm) -> bool {
     let Some(vm) = object.and_then(|vm| vm.as_ref().ok()) else {
         return false;
     };
-    let is_current = vm.binding.as_ref().is_some_and(|binding| {
-        let is_bound_here = binding.node == *input.node && binding.epoch >= local.epoch;
-        is_bound_here || is_moving_from(input, binding, local)
+    let is_bound_here = vm.binding.as_ref().is_some_and(|binding| {
+        binding.node == *input.node && binding.epoch >= local.epoch && binding.moving_from.is_none()
     });
-    is_current && input.contact.may_act(input.now) && input.may_run(local.stop_after)
+    // The scheduler knows when this copy ends, before it exists.
+    let is_reported = input
+        .status(local.uid)
+        .is_some_and(|status| status.epoch == local.epoch && status.stops_within.is_some());
+    is_bound_here && is_reported && input.contact.may_act(input.now) && input.may_run(local.stop)
 }

@@ -16,6 +16,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::*;
 use crate::api::meta::Timestamp;
@@ -42,8 +43,8 @@ type Ms = u64;
 const NODES: usize = 3;
 /// Of the lease of a node.
 const TTL: Ms = 40_000;
-/// How long a VM takes to stop, at most.
-const STOP_TIME: Duration = Duration::from_secs(5);
+/// How long a VM takes to stop, at most: the default grace period.
+const STOP_TIME: Duration = tests::GRACE;
 /// Between the end of `stop_after` and of `replace_after`, in addition to [`STOP_TIME`]. No longer than the interval of the guard and the
 /// difference of the clocks require, so that errors show: 30 s hide most of them.
 const MARGIN: Duration = Duration::from_secs(3);

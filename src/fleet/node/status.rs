@@ -1,10 +1,11 @@
-//! The status keys, and the `stop_after` that they report.
+//! The status keys, and the times that they report.
 //! Out of scope: writing them.
 
 use std::time::Duration;
 
 use super::{Input, LocalVm, Plan, Run, Step};
 use crate::api::meta::Uid;
+use crate::fleet::contact::StopTimes;
 use crate::fleet::object::{Group, Phase, Vm, VmStatus};
 
 /// Writes a status if it differs from that in etcd.
@@ -29,7 +30,7 @@ pub(super) fn of_local(
         Run::Ready => None,
         Run::NotReady => local.message.clone(),
         Run::Stopped => {
-            Some("it was stopped, since contact was lost or it is bound to no node".to_owned())
+            Some("it was stopped, since contact was lost or another node has it".to_owned())
         }
         Run::Deleting => Some("it is being deleted".to_owned()),
     };
@@ -42,7 +43,7 @@ pub(super) fn of_local(
         },
         group_generation: local.group_generation,
         address: local.address,
-        stop_after: later(local.stop_after, desired_stop_after(local, group)),
+        stops_within: later(within(local.stop), within(desired_stop(local, group))),
         message: report.or(own),
     }
 }
@@ -63,35 +64,50 @@ fn final_status(epoch: u64, vm: &Vm, phase: Phase, message: Option<String>) -> V
         phase,
         group_generation: vm.group_generation,
         address: None,
-        stop_after: None,
+        stops_within: None,
         message,
     }
 }
 
-/// The `stop_after` to store for a VM: a shorter time at once, a longer one after it was reported.
-pub(super) fn stop_after_in_effect(
+/// The times to store for a VM: shorter ones at once, longer ones after they were reported.
+pub(super) fn stop_in_effect(
     input: &Input<'_>,
     local: &LocalVm,
     group: Option<&Group>,
-) -> Option<Duration> {
-    let desired = desired_stop_after(local, group);
-    let is_shorter = later(local.stop_after, desired) == local.stop_after;
-    let reported = input
-        .status(local.uid)
-        .filter(|status| status.epoch == local.epoch)
-        .is_some_and(|status| later(status.stop_after, desired) == status.stop_after);
-    match is_shorter || reported {
+) -> Option<StopTimes> {
+    let desired = desired_stop(local, group);
+    let is_reported = |within| {
+        let status = input.status(local.uid);
+        let status = status.filter(|status| status.epoch == local.epoch);
+        status.is_some_and(|status| later(status.stops_within, within) == status.stops_within)
+    };
+    let is_shorter = later(within(local.stop), within(desired)) == within(local.stop);
+    match is_shorter || is_reported(within(desired)) {
         true => desired,
-        false => local.stop_after,
+        false => local.stop,
     }
 }
 
-/// That of the group; if it cannot be read, nothing changes.
-fn desired_stop_after(local: &LocalVm, group: Option<&Group>) -> Option<Duration> {
+/// Those of the group; if it cannot be read, nothing changes.
+fn desired_stop(local: &LocalVm, group: Option<&Group>) -> Option<StopTimes> {
     match group {
-        Some(group) => group.replacement.map(|replacement| replacement.stop_after),
-        None => local.stop_after,
+        Some(group) => stop_of(group),
+        None => local.stop,
     }
+}
+
+/// The times of VMs of this group.
+pub(super) fn stop_of(group: &Group) -> Option<StopTimes> {
+    let after = group.replacement?.stop_after;
+    let grace = group.spec.template.lifecycle.graceful_shutdown.get();
+    Some(StopTimes {
+        after,
+        within: after.saturating_add(grace),
+    })
+}
+
+fn within(stop: Option<StopTimes>) -> Option<Duration> {
+    stop.map(|stop| stop.within)
 }
 
 /// The later of two; `None` is never.

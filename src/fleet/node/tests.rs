@@ -11,7 +11,7 @@ use crate::api::policy::Policy;
 use crate::api::vm::{Hypervisor, VmSpec};
 use crate::fleet::contact::{Event, Header};
 use crate::fleet::object::{
-    self, Binding, MovingFrom, Phase, Placement, Reconcile, Replacement, Resources,
+    self, Binding, MovingFrom, Phase, Placement, PreviousCopy, Reconcile, Replacement, Resources,
 };
 
 mod admission;
@@ -19,7 +19,18 @@ mod contact;
 mod objects;
 mod status;
 
+/// The default.
+pub(super) const GRACE: Duration = Duration::from_secs(3);
+
 pub(super) const STOP_AFTER: Duration = Duration::from_secs(60);
+
+/// The times of a VM with the default grace period.
+pub(super) fn stop(after: Duration) -> StopTimes {
+    StopTimes {
+        after,
+        within: after + GRACE,
+    }
+}
 
 pub(super) fn at(secs: u64) -> Boottime {
     Boottime(Duration::from_secs(secs))
@@ -85,6 +96,7 @@ pub(super) fn binding(node: &str, epoch: u64) -> Binding {
     Binding {
         node: name(node),
         epoch,
+        resources: Resources::default(),
         moving_from: None,
     }
 }
@@ -99,6 +111,7 @@ pub(super) fn object(index: u32, binding: Option<Binding>) -> Vm {
         group_generation: 1,
         epoch: binding.as_ref().map_or(0, |binding| binding.epoch),
         binding,
+        previous: vec![],
         refusals: vec![],
         pending: None,
     }
@@ -113,7 +126,7 @@ pub(super) fn local(index: u32, epoch: u64) -> LocalVm {
         index,
         epoch,
         group_generation: 1,
-        stop_after: None,
+        stop: None,
         run: Run::Ready,
         address: None,
         message: None,
@@ -126,7 +139,7 @@ fn status(epoch: u64, phase: Phase) -> VmStatus {
         phase,
         group_generation: 1,
         address: None,
-        stop_after: None,
+        stops_within: None,
         message: None,
     }
 }
@@ -282,8 +295,12 @@ fn short(step: &Step) -> String {
         Step::StopVm { uid, cause } => format!("stop {} {cause:?}", number(uid)),
         Step::RemoveVm { uid, cause } => match cause {
             RemoveCause::Deleting { .. } => format!("remove {}", number(uid)),
-            RemoveCause::Superseded { node, epoch } => {
-                format!("remove {} for {node} {epoch}", number(uid))
+            RemoveCause::Superseded { epoch, delete_disk } => {
+                format!(
+                    "remove {} for {epoch}{}",
+                    number(uid),
+                    if *delete_disk { " with its disk" } else { "" }
+                )
             }
         },
         Step::PutGroup {

@@ -1,15 +1,13 @@
 //! The decision for one VM.
 //! Out of scope: VMs that are not of the fleet.
 
-use std::time::Duration;
-
 use super::admission::{Admission, Room};
 use super::status;
 use super::{
     Input, LocalRefusal, LocalVm, Plan, RemoveCause, Report, ReportReason, Run, Step, StopCause,
 };
 use crate::api::meta::Uid;
-use crate::fleet::object::{Binding, Phase, Vm, VmStatus};
+use crate::fleet::object::{Binding, Group, Phase, Vm};
 
 /// With and without contact: a VM with `stop_after` is stopped when it ends.
 pub(super) fn stop_overdue(input: &Input<'_>, local: &LocalVm, plan: &mut Plan) {
@@ -17,7 +15,7 @@ pub(super) fn stop_overdue(input: &Input<'_>, local: &LocalVm, plan: &mut Plan) 
         Run::Ready | Run::NotReady => true,
         Run::Stopped | Run::Deleting => false,
     };
-    if runs && !input.may_run(local.stop_after) {
+    if runs && !input.may_run(local.stop) {
         plan.steps.push(Step::StopVm {
             uid: local.uid,
             cause: StopCause::NoContact,
@@ -107,7 +105,7 @@ fn present(input: &Input<'_>, vm: &Vm, local: &LocalVm, plan: &mut Plan) {
         }
         Decision::Stop => {
             if local.run != Run::Stopped && local.run != Run::Deleting {
-                let cause = StopCause::Unbound;
+                let cause = StopCause::Kept;
                 plan.steps.push(Step::StopVm { uid, cause });
             }
             None
@@ -146,45 +144,41 @@ fn decide(input: &Input<'_>, vm: &Vm, local: &LocalVm) -> Decision {
             forced: vm.meta.forced,
         });
     }
-    let Some(binding) = &vm.binding else {
-        return match vm.epoch > local.epoch {
-            true => Decision::Stop,
-            false => Decision::Keep(
-                ReportReason::Unbound,
-                "it is bound to no node; that is no request to delete it".to_owned(),
-            ),
-        };
-    };
-    let is_bound_here = binding.node == *input.node;
-    match binding.epoch.cmp(&local.epoch) {
-        std::cmp::Ordering::Greater if is_bound_here => Decision::Run(binding.epoch),
-        std::cmp::Ordering::Equal if is_bound_here => Decision::Run(local.epoch),
-        std::cmp::Ordering::Greater if is_moving_from(input, binding, local) => {
-            Decision::Run(local.epoch)
-        }
-        std::cmp::Ordering::Greater => Decision::Remove(RemoveCause::Superseded {
-            node: binding.node.clone(),
-            epoch: binding.epoch,
-        }),
-        std::cmp::Ordering::Less | std::cmp::Ordering::Equal => Decision::Keep(
-            ReportReason::StaleEpoch,
-            format!(
-                "its object has the epoch {} on node {}, and this VM has {}; was etcd restored?",
-                binding.epoch, binding.node, local.epoch
-            ),
-        ),
+    let is_here = |binding: &&Binding| binding.node == *input.node;
+    if let Some(binding) = vm.binding.as_ref().filter(is_here)
+        && binding.epoch >= local.epoch
+    {
+        return Decision::Run(binding.epoch);
     }
+    let is_bound_here = vm.binding.as_ref().is_some_and(|b| is_here(&b));
+    if vm.epoch > local.epoch && !is_bound_here {
+        let mut previous = vm.previous.iter();
+        if previous.any(|copy| copy.node == *input.node && copy.keep) {
+            return Decision::Stop;
+        }
+        let moving = vm.binding.as_ref().and_then(|b| b.moving_from.as_ref());
+        let moving = moving.filter(|from| from.node == *input.node);
+        return Decision::Remove(RemoveCause::Superseded {
+            epoch: vm.epoch,
+            delete_disk: moving.is_some_and(|from| from.delete_disk),
+        });
+    }
+    let Some(binding) = &vm.binding else {
+        let message = "it is bound to no node; that is no request to delete it";
+        return Decision::Keep(ReportReason::Unbound, message.to_owned());
+    };
+    Decision::Keep(
+        ReportReason::StaleEpoch,
+        format!(
+            "its object has the epoch {} on node {}, and this VM has {}; was etcd restored?",
+            binding.epoch, binding.node, local.epoch
+        ),
+    )
 }
 
 /// Whether the local VM is deleted.
 pub(super) fn is_removed(input: &Input<'_>, vm: &Vm, local: &LocalVm) -> bool {
     matches!(decide(input, vm, local), Decision::Remove(_))
-}
-
-/// Whether this node runs the VM until another one has it Ready.
-pub(super) fn is_moving_from(input: &Input<'_>, binding: &Binding, local: &LocalVm) -> bool {
-    let from = binding.moving_from.as_ref();
-    from.is_some_and(|from| from.node == *input.node && from.epoch == local.epoch)
 }
 
 /// The VM is to run here, and exists.
@@ -201,82 +195,79 @@ fn run(input: &Input<'_>, vm: &Vm, local: &LocalVm, epoch: u64, plan: &mut Plan)
         super::groups::put(input, group, plan);
         generation = group.meta.generation;
     }
-    let stop_after = status::stop_after_in_effect(input, local, group);
-    if (epoch, generation, stop_after) != (local.epoch, local.group_generation, local.stop_after) {
+    let stop = status::stop_in_effect(input, local, group);
+    if (epoch, generation, stop) != (local.epoch, local.group_generation, local.stop) {
         plan.steps.push(Step::UpdateVm {
             uid: local.uid,
             epoch,
             group_generation: generation,
-            stop_after,
+            stop,
         });
     }
-    // A VM that is being moved away is not started again: the other node has it, or will have.
-    let is_bound_here = vm.binding.as_ref().is_some_and(|b| b.node == *input.node);
-    if local.run == Run::Stopped && is_bound_here && input.may_run(stop_after) {
+    // The copy on the other node is deleted first.
+    let moving = vm.binding.as_ref().and_then(|b| b.moving_from.as_ref());
+    if local.run == Run::Stopped && moving.is_none() && input.may_run(stop) {
         plan.steps.push(Step::StartVm { uid: local.uid });
     }
 }
 
 /// The object exists, and there is no local VM.
 fn absent(input: &Input<'_>, vm: &Vm, room: &mut Room, plan: &mut Plan) {
-    let status = input.status(vm.meta.uid);
+    let uid = vm.meta.uid;
+    let Some(epoch) = named(input, vm) else {
+        if input.objects.statuses.contains_key(&uid) {
+            plan.steps.push(Step::DeleteStatus { uid });
+        }
+        return;
+    };
     let bound = vm.binding.as_ref().filter(|b| b.node == *input.node);
-    match bound {
-        Some(binding) if !vm.meta.deleting => {
-            let is_refused =
-                |status: &VmStatus| status.phase == Phase::Refused && status.epoch == binding.epoch;
-            let stored = input.refusals.get(&vm.meta.uid);
-            match stored.filter(|refusal| refusal.epoch == binding.epoch) {
-                Some(LocalRefusal { epoch, reason }) => {
-                    let status = status::refused(*epoch, vm, reason.clone());
-                    status::put(input, vm.meta.uid, status, plan);
-                }
-                None if status.is_some_and(is_refused) => {}
-                None => add(input, vm, binding, room, plan),
+    let stored = input.refusals.get(&uid);
+    let is_final = input.status(uid).is_some_and(|status| {
+        matches!(status.phase, Phase::Refused | Phase::Deleted) && status.epoch >= epoch
+    });
+    match bound.filter(|_| !vm.meta.deleting) {
+        Some(binding) => match stored.filter(|refusal| refusal.epoch == binding.epoch) {
+            Some(LocalRefusal { epoch, reason }) => {
+                let status = status::refused(*epoch, vm, reason.clone());
+                status::put(input, uid, status, plan);
             }
-        }
-        _ if vm.meta.deleting => {
-            let moving = vm.binding.as_ref().and_then(|b| b.moving_from.as_ref());
-            let moving = moving.filter(|from| from.node == *input.node);
-            let epoch = bound.map(|b| b.epoch).or(moving.map(|from| from.epoch));
-            if epoch.is_some() || input.objects.statuses.contains_key(&vm.meta.uid) {
-                report_deleted(input, vm, epoch, plan);
-            }
-        }
-        _ => match status {
-            Some(refused) if refused.phase == Phase::Refused => {
-                if vm.epoch > refused.epoch {
-                    plan.steps.push(Step::DeleteStatus { uid: vm.meta.uid });
-                }
-            }
-            Some(_) => report_deleted(input, vm, None, plan),
-            None => {}
+            None if is_final => {}
+            None => add(input, vm, binding, room, plan),
         },
+        None if is_final => {}
+        None => status::put(input, uid, status::deleted(epoch, vm), plan),
     }
 }
 
-/// Nothing of the VM is here. `epoch`: that of its binding to this node; otherwise that of its status.
-fn report_deleted(input: &Input<'_>, vm: &Vm, epoch: Option<u64>, plan: &mut Plan) {
-    let status = input.status(vm.meta.uid);
-    let epoch = epoch.max(status.map(|status| status.epoch));
-    let epoch = epoch.unwrap_or(vm.epoch);
-    let is_reported = |status: &VmStatus| status.phase == Phase::Deleted && status.epoch == epoch;
-    if !status.is_some_and(is_reported) {
-        status::put(input, vm.meta.uid, status::deleted(epoch, vm), plan);
-    }
+/// The epoch that the object names for this node: the greatest one of a copy that it may have.
+fn named(input: &Input<'_>, vm: &Vm) -> Option<u64> {
+    let binding = vm.binding.iter().map(|b| (&b.node, b.epoch));
+    let moving = vm.binding.iter().flat_map(|b| &b.moving_from);
+    let moving = moving.map(|from| (&from.node, from.epoch));
+    let previous = vm.previous.iter().map(|copy| (&copy.node, copy.epoch));
+    let all = binding.chain(moving).chain(previous);
+    let here = all.filter(|(node, _)| *node == input.node);
+    here.map(|(_, epoch)| epoch).max()
 }
 
 /// The VM is bound here and does not exist yet.
 fn add(input: &Input<'_>, vm: &Vm, binding: &Binding, room: &mut Room, plan: &mut Plan) {
     let uid = vm.meta.uid;
     let group = match input.objects.groups.get(&vm.group) {
-        Some(Ok(group)) if group.meta.uid == vm.group_uid => group,
+        Some(Ok(group))
+            if group.meta.uid == vm.group_uid && group.meta.generation >= vm.group_generation =>
+        {
+            group
+        }
         Some(Err(error)) => {
             let reason = format!("group {} cannot be read by this node: {error}", vm.group);
             return refuse(input, vm, binding, reason, plan);
         }
         Some(Ok(_)) | None => {
-            let message = format!("its group {} is not in the fleet", vm.group);
+            let message = format!(
+                "its group {} is not in the fleet in the generation {}",
+                vm.group, vm.group_generation
+            );
             plan.reports.push(Report {
                 uid,
                 reason: ReportReason::NoGroup,
@@ -285,6 +276,17 @@ fn add(input: &Input<'_>, vm: &Vm, binding: &Binding, room: &mut Room, plan: &mu
             return;
         }
     };
+    if let Some(from) = &binding.moving_from {
+        plan.reports.push(Report {
+            uid,
+            reason: ReportReason::Waiting,
+            message: format!(
+                "it waits for the deletion of its copy on node {}",
+                from.node
+            ),
+        });
+        return;
+    }
     match room.admit(input, vm, group) {
         Admission::Refused(reason) => refuse(input, vm, binding, reason, plan),
         Admission::Waits(message) => plan.reports.push(Report {
@@ -294,20 +296,14 @@ fn add(input: &Input<'_>, vm: &Vm, binding: &Binding, room: &mut Room, plan: &mu
         }),
         Admission::Admitted => {
             super::groups::put(input, group, plan);
-            let stop_after = group.replacement.map(|replacement| replacement.stop_after);
             plan.steps.push(Step::AddVm {
-                vm: Box::new(new_vm(vm, binding, group.meta.generation, stop_after)),
+                vm: Box::new(new_vm(vm, binding, group)),
             });
         }
     }
 }
 
-fn new_vm(
-    vm: &Vm,
-    binding: &Binding,
-    group_generation: u64,
-    stop_after: Option<Duration>,
-) -> LocalVm {
+fn new_vm(vm: &Vm, binding: &Binding, group: &Group) -> LocalVm {
     LocalVm {
         uid: vm.meta.uid,
         name: vm.meta.name.clone(),
@@ -315,8 +311,8 @@ fn new_vm(
         group_uid: vm.group_uid,
         index: vm.index,
         epoch: binding.epoch,
-        group_generation,
-        stop_after,
+        group_generation: group.meta.generation,
+        stop: status::stop_of(group),
         run: Run::NotReady,
         address: None,
         message: None,

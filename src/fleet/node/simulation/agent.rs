@@ -132,12 +132,12 @@ impl World {
                 uid,
                 epoch,
                 group_generation,
-                stop_after,
+                stop,
             } => {
                 let local = host.local.get_mut(&uid).expect("a VM that is updated");
                 local.epoch = epoch;
                 local.group_generation = group_generation;
-                local.stop_after = stop_after;
+                local.stop = stop;
             }
             Step::StartVm { uid } => {
                 let local = host.local.get_mut(&uid).expect("a VM that is started");
@@ -189,7 +189,7 @@ impl World {
                 Run::Stopped | Run::Deleting => {
                     let is_new = agent.stopping.insert(*uid);
                     if is_new && (has_process || local.run == Run::Deleting) {
-                        events.push((4500, Event::Stop(node, incarnation, *uid)));
+                        events.push((2900, Event::Stop(node, incarnation, *uid)));
                     } else if is_new {
                         agent.stopping.remove(uid);
                     }

@@ -137,8 +137,7 @@ impl Host {
             Some(Guarded {
                 uid: local.uid,
                 vmm: *self.processes.get(&local.uid)?,
-                stop_after: local.stop_after?,
-                stop_time: STOP_TIME,
+                stop: local.stop?,
                 is_ending: matches!(local.run, Run::Stopped | Run::Deleting),
             })
         });

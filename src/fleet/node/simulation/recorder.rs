@@ -8,9 +8,9 @@ use super::*;
 pub(super) struct Recorder {
     /// The history is printed.
     pub(super) prints: bool,
-    /// VMs with `deleting`, and all bindings that ever were in etcd.
+    /// VMs with `deleting`, and all epochs that ever were in etcd, with their nodes.
     pub(super) deleting: BTreeSet<Uid>,
-    bindings: BTreeMap<Uid, Vec<(Name, u64)>>,
+    epochs: BTreeMap<Uid, Vec<(Option<Name>, u64)>>,
     overlapping: BTreeSet<Uid>,
     pub(super) replacing: u32,
     pub(super) replaced: u32,
@@ -58,16 +58,16 @@ impl Recorder {
     }
 
     pub(super) fn bound(&mut self, vm: &Vm) {
-        if let Some(binding) = &vm.binding {
-            let all = self.bindings.entry(vm.meta.uid).or_default();
-            all.push((binding.node.clone(), binding.epoch));
-        }
+        let node = vm.binding.as_ref().map(|binding| binding.node.clone());
+        let all = self.epochs.entry(vm.meta.uid).or_default();
+        all.push((node, vm.epoch));
     }
 
     /// A VM is deleted only if the fleet has given it up.
     pub(super) fn removed(&mut self, node: &Name, local: &LocalVm) {
-        let mut bindings = self.bindings.get(&local.uid).into_iter().flatten();
-        let is_superseded = bindings.any(|(to, epoch)| to != node && *epoch > local.epoch);
+        let mut epochs = self.epochs.get(&local.uid).into_iter().flatten();
+        let is_superseded =
+            epochs.any(|(to, epoch)| to.as_ref() != Some(node) && *epoch > local.epoch);
         assert!(
             is_superseded || self.deleting.contains(&local.uid),
             "{} is deleted on {node}, and nobody has requested that",
@@ -154,11 +154,9 @@ impl Recorder {
                 let status = &etcd.statuses[&(node, *uid)].0;
                 assert_eq!((status.phase, status.epoch), (Phase::Ready, binding.epoch));
                 let (group, _) = &etcd.groups[&vm.group];
-                let stop_after = group.replacement.map(|replacement| replacement.stop_after);
-                assert_eq!(
-                    (local.stop_after, status.stop_after),
-                    (stop_after, stop_after)
-                );
+                let stop = super::super::status::stop_of(group);
+                let within = stop.map(|stop| stop.within);
+                assert_eq!((local.stop, status.stops_within), (stop, within));
             }
         }
         for (node, uid) in etcd.statuses.keys() {

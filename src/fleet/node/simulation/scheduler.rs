@@ -83,12 +83,22 @@ impl World {
             absent,
             write,
         };
+        let is_absent = |node: &Name, epoch: u64| {
+            of(node).is_some_and(|(_, status)| {
+                matches!(status.phase, Phase::Deleted | Phase::Refused) && status.epoch >= epoch
+            })
+        };
+        let mut confirmed = vm.clone();
+        confirmed
+            .previous
+            .retain(|copy| !is_absent(&copy.node, copy.epoch));
+        if confirmed != vm {
+            return Some(txn(None, Some(confirmed)));
+        }
         if vm.meta.deleting {
-            let are_final = statuses.iter().all(|(_, s)| s.phase == Phase::Deleted);
-            let is_confirmed = vm.binding.as_ref().is_none_or(|binding| {
-                of(&binding.node).is_some_and(|(_, status)| status.epoch >= binding.epoch)
-            });
-            return (are_final && is_confirmed).then(|| txn(None, None));
+            let mut binding = vm.binding.iter();
+            let is_confirmed = binding.all(|binding| is_absent(&binding.node, binding.epoch));
+            return (vm.previous.is_empty() && is_confirmed).then(|| txn(None, None));
         }
         let greatest = statuses.iter().map(|(_, status)| status.epoch).max();
         let next = greatest.unwrap_or(0).max(vm.epoch) + 1;
@@ -116,10 +126,13 @@ impl World {
         if status.is_some_and(|status| status.phase == Phase::Refused) {
             let mut vm = vm;
             vm.binding = None;
+            vm.epoch = next;
             vm.refusals.push(object::Refusal {
                 node: binding.node,
                 reason: "refused".into(),
                 times: 1,
+                group_generation: 1,
+                allocatable: Default::default(),
                 until: Timestamp::UNIX_EPOCH,
             });
             return Some(txn(None, Some(vm)));
@@ -130,6 +143,14 @@ impl World {
         let other = self.pick(&vm, Some(node))?;
         let absent = Some((node, self.etcd.status_revision(node, uid)));
         self.recorder.replacing += 1;
+        let mut vm = vm;
+        vm.previous.retain(|copy| copy.node != binding.node);
+        vm.previous.push(object::PreviousCopy {
+            node: binding.node,
+            epoch: binding.epoch,
+            resources: binding.resources,
+            keep: false,
+        });
         Some(self.bind(vm, revision, absent, other, next))
     }
 
@@ -139,13 +160,13 @@ impl World {
             return false;
         };
         // What the node does, not what the group says; before its first report, what the group said when it was bound.
-        let stop_after = match status {
-            Some(status) => status.stop_after,
-            None if *group_revision < revision => Some(replacement.stop_after),
+        let within = match status {
+            Some(status) => status.stops_within,
+            None if *group_revision < revision => Some(replacement.stop_after + STOP_TIME),
             None => None,
         };
         let is_stopped_first =
-            stop_after.is_some_and(|after| after + STOP_TIME + MARGIN <= replacement.replace_after);
+            within.is_some_and(|within| within + MARGIN <= replacement.replace_after);
         let absent = self.scheduler.absent.get(&node);
         let is_absent = absent.is_some_and(|since| {
             Duration::from_millis(self.now - since) >= replacement.replace_after
@@ -178,6 +199,7 @@ impl World {
         vm.binding = Some(object::Binding {
             node: node_name(node),
             epoch,
+            resources: Default::default(),
             moving_from: None,
         });
         Txn {

@@ -6,12 +6,19 @@ use super::*;
 /// A VM that may be replaced, in the group that says so.
 fn replaceable() -> Fixture {
     let vm = LocalVm {
-        stop_after: Some(STOP_AFTER),
+        stop: Some(stop(STOP_AFTER)),
         ..local(1, 4)
     };
     Fixture::new()
         .group(Ok(group("web", 1000, Some(STOP_AFTER))))
         .local(vm)
+        .status(
+            1,
+            VmStatus {
+                stops_within: Some(STOP_AFTER + GRACE),
+                ..status(4, Phase::Ready)
+            },
+        )
 }
 
 fn bound(fixture: Fixture, node: &str, epoch: u64) -> Fixture {
@@ -64,7 +71,7 @@ fn without_contact_nothing_that_is_bound_changes_and_nothing_is_written() {
     };
     assert_eq!(
         objects().changes(),
-        ["remove 1", "remove 2 for n2 9", "add 3 1"]
+        ["remove 1", "remove 2 for 9", "add 3 1"]
     );
     for (name, fixture) in without_contact(objects) {
         assert_eq!(fixture.plan().steps, [], "{name}");
@@ -116,7 +123,7 @@ fn a_stopped_vm_is_started_when_contact_is_back_with_the_same_epoch() {
         fixture
     };
     assert_eq!(bound(stopped(), "n1", 4).changes(), ["start 1"]);
-    assert_eq!(bound(stopped(), "n2", 5).changes(), ["remove 1 for n2 5"]);
+    assert_eq!(bound(stopped(), "n2", 5).changes(), ["remove 1 for 5"]);
     for (name, fixture) in without_contact(|| bound(stopped(), "n1", 4)) {
         assert_eq!(fixture.changes(), Vec::<String>::new(), "{name}");
     }
@@ -169,6 +176,42 @@ fn a_failed_vm_that_may_be_replaced_is_restarted_only_with_contact_and_its_epoch
         for (state, fixture) in without_contact(make) {
             assert!(!fixture.may_restart(1), "{name}, {state}");
         }
+    }
+}
+
+#[test]
+fn a_vm_that_may_be_replaced_is_started_after_it_was_reported() {
+    let reported = |epoch, stops_within| VmStatus {
+        stops_within,
+        ..status(epoch, Phase::NotReady)
+    };
+    let within = Some(STOP_AFTER + GRACE);
+    for (name, status, expected) in [
+        ("reported", Some(reported(4, within)), true),
+        ("not reported", None, false),
+        ("another epoch", Some(reported(3, within)), false),
+        ("without its time", Some(reported(4, None)), false),
+    ] {
+        let mut fixture = bound(replaceable(), "n1", 4);
+        fixture.objects.statuses.clear();
+        let fixture = match status {
+            Some(status) => fixture.status(1, status),
+            None => fixture,
+        };
+        assert_eq!(fixture.may_restart(1), expected, "{name}");
+    }
+    let mut moving = binding("n1", 4);
+    moving.moving_from = Some(from_n2());
+    let fixture = replaceable().object(object(1, Some(moving)));
+    assert!(!fixture.may_restart(1), "the other copy is deleted first");
+}
+
+fn from_n2() -> MovingFrom {
+    MovingFrom {
+        node: name("n2"),
+        epoch: 3,
+        resources: Resources::default(),
+        delete_disk: false,
     }
 }
 

@@ -3,14 +3,29 @@
 
 use super::*;
 
-fn moving(epoch: u64) -> Binding {
+/// From `from` to `to`, which has the epoch 5.
+fn moving(from: &str, to: &str, delete_disk: bool) -> Binding {
     Binding {
         moving_from: Some(MovingFrom {
-            node: name("n1"),
-            epoch,
+            node: name(from),
+            epoch: 4,
+            resources: Resources::default(),
+            delete_disk,
         }),
-        ..binding("n2", 5)
+        ..binding(to, 5)
     }
+}
+
+/// Bound to `n2`, and `n1` may have a copy.
+fn previous(keep: bool) -> Vm {
+    let mut vm = object(1, Some(binding("n2", 5)));
+    vm.previous.push(PreviousCopy {
+        node: name("n1"),
+        epoch: 4,
+        resources: Resources::default(),
+        keep,
+    });
+    vm
 }
 
 fn deleting(mut vm: Vm) -> Vm {
@@ -61,7 +76,7 @@ fn what_an_object_requests_of_a_vm_that_exists() {
         Option<ReportReason>,
     );
     let bound = |node, epoch| object(1, Some(binding(node, epoch)));
-    let variants: [Variant; 15] = [
+    let variants: [Variant; 18] = [
         ("bound here", bound("n1", 4), &[], None),
         (
             "a greater epoch here",
@@ -73,7 +88,7 @@ fn what_an_object_requests_of_a_vm_that_exists() {
         (
             "a greater epoch elsewhere",
             bound("n2", 5),
-            &["remove 1 for n2 5"],
+            &["remove 1 for 5"],
             None,
         ),
         (
@@ -92,14 +107,37 @@ fn what_an_object_requests_of_a_vm_that_exists() {
         (
             "unbound with a greater epoch",
             unbound(5),
-            &["stop 1 Unbound"],
+            &["remove 1 for 5"],
             None,
         ),
-        ("moved from here", object(1, Some(moving(4))), &[], None),
         (
-            "moved from an earlier epoch",
-            object(1, Some(moving(3))),
-            &["remove 1 for n2 5"],
+            "moved from here",
+            object(1, Some(moving("n1", "n2", false))),
+            &["remove 1 for 5"],
+            None,
+        ),
+        (
+            "moved with its disk",
+            object(1, Some(moving("n1", "n2", true))),
+            &["remove 1 for 5 with its disk"],
+            None,
+        ),
+        (
+            "moved to here",
+            object(1, Some(moving("n2", "n1", false))),
+            &["update 1 5 1"],
+            None,
+        ),
+        (
+            "a previous copy",
+            previous(false),
+            &["remove 1 for 5"],
+            None,
+        ),
+        (
+            "a previous copy that is kept",
+            previous(true),
+            &["stop 1 Kept"],
             None,
         ),
         ("deleting", deleting(bound("n1", 4)), &["remove 1"], None),
@@ -215,10 +253,10 @@ fn a_group_that_cannot_be_used_changes_nothing_of_its_vms() {
             fixture.objects.groups.clear();
         }
         assert_eq!(fixture.changes(), ["update 1 5 1"], "{name}");
-        let Step::UpdateVm { stop_after, .. } = fixture.plan().steps[0] else {
+        let Step::UpdateVm { stop, .. } = fixture.plan().steps[0] else {
             panic!("{name}");
         };
-        assert_eq!(stop_after, None, "{name}");
+        assert_eq!(stop, None, "{name}");
     }
 }
 
@@ -240,5 +278,21 @@ fn steps_make_room_before_they_use_it() {
         .object(object(1, Some(binding("n1", 1))))
         .object(object(2, Some(binding("n2", 5))))
         .local(local(2, 4));
-    assert_eq!(fixture.changes(), ["remove 2 for n2 5", "add 1 1"]);
+    assert_eq!(fixture.changes(), ["remove 2 for 5", "add 1 1"]);
+}
+
+#[test]
+fn a_vm_that_is_moved_here_waits_for_the_deletion_of_the_other_copy() {
+    let fixture = Fixture::new().object(object(1, Some(moving("n2", "n1", false))));
+    assert_eq!(fixture.changes(), Vec::<String>::new());
+    assert_eq!(fixture.reports(), [ReportReason::Waiting]);
+}
+
+#[test]
+fn a_vm_waits_for_the_generation_of_its_group() {
+    let mut vm = object(1, Some(binding("n1", 4)));
+    vm.group_generation = 2;
+    let fixture = Fixture::new().object(vm);
+    assert_eq!(fixture.changes(), Vec::<String>::new());
+    assert_eq!(fixture.reports(), [ReportReason::NoGroup]);
 }

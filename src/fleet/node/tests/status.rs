@@ -25,7 +25,7 @@ fn written(fixture: &Fixture) -> VmStatus {
 
 #[test]
 fn a_status_is_written_when_it_differs_and_not_again() {
-    let stopped = "it was stopped, since contact was lost or it is bound to no node";
+    let stopped = "it was stopped, since contact was lost or another node has it";
     for (run, phase, message) in [
         (Run::Ready, Phase::Ready, None),
         (Run::NotReady, Phase::NotReady, Some("no such kernel")),
@@ -126,82 +126,75 @@ fn what_is_reported_of_a_vm_that_is_not_here() {
     let from = MovingFrom {
         node: name("n1"),
         epoch: 4,
+        resources: Resources::default(),
+        delete_disk: false,
     };
     moving.binding.as_mut().unwrap().moving_from = Some(from);
-    type Variant = (
-        &'static str,
-        Vm,
-        Option<(u64, Phase)>,
-        Option<Option<(u64, Phase)>>,
-    );
-    let variants: [Variant; 13] = [
+    let mut previous = elsewhere(5);
+    previous.previous.push(PreviousCopy {
+        node: name("n1"),
+        epoch: 4,
+        resources: Resources::default(),
+        keep: true,
+    });
+    type Reported = Option<(u64, Phase)>;
+    type Variant = (&'static str, Vm, Reported, Option<Reported>);
+    let deleted = |epoch| Some(Some((epoch, Deleted)));
+    let removed = Some(None);
+    let variants: [Variant; 14] = [
         ("never here", elsewhere(5), None, None),
         ("never here, deleting", deleting(elsewhere(5)), None, None),
+        ("bound here, deleting", deleting(bound(4)), None, deleted(4)),
         (
-            "bound here, deleting",
-            deleting(bound(4)),
-            None,
-            Some(Some((4, Deleted))),
+            "moved from here",
+            moving.clone(),
+            Some((4, NotReady)),
+            deleted(4),
         ),
         (
             "moved from here, deleting",
             deleting(moving),
             None,
-            Some(Some((4, Deleted))),
+            deleted(4),
         ),
         (
-            "superseded",
-            elsewhere(5),
-            Some((4, NotReady)),
-            Some(Some((4, Deleted))),
+            "a previous copy",
+            previous.clone(),
+            Some((4, Ready)),
+            deleted(4),
         ),
         (
-            "superseded, reported",
-            elsewhere(5),
+            "a previous copy, deleting",
+            deleting(previous.clone()),
+            None,
+            deleted(4),
+        ),
+        (
+            "a previous copy, reported",
+            previous,
             Some((4, Deleted)),
             None,
         ),
+        ("not named", elsewhere(5), Some((4, Deleted)), removed),
         (
-            "superseded, deleting",
-            deleting(elsewhere(5)),
-            Some((4, Ready)),
-            Some(Some((4, Deleted))),
+            "not named, refused",
+            elsewhere(5),
+            Some((4, Refused)),
+            removed,
         ),
+        ("not named, unbound", unbound, Some((4, Ready)), removed),
         (
-            "refused, unbound",
-            unbound.clone(),
+            "refused, deleting",
+            deleting(bound(4)),
             Some((4, Refused)),
             None,
         ),
-        (
-            "refused, elsewhere",
-            elsewhere(5),
-            Some((4, Refused)),
-            Some(None),
-        ),
-        (
-            "refused, deleting",
-            deleting(unbound.clone()),
-            Some((4, Refused)),
-            Some(Some((4, Deleted))),
-        ),
-        (
-            "unbound",
-            unbound,
-            Some((4, Ready)),
-            Some(Some((4, Deleted))),
-        ),
+        ("deleted for this epoch", bound(4), Some((4, Deleted)), None),
         (
             "an earlier epoch is deleted",
             deleting(bound(6)),
             Some((4, Deleted)),
-            Some(Some((6, Deleted))),
-        ),
-        (
-            "a restored object",
-            elsewhere(3),
-            Some((4, Ready)),
-            Some(Some((4, Deleted))),
+            deleted(6),
         ),
     ];
     for (name, vm, before, expected) in variants {
@@ -210,7 +203,7 @@ fn what_is_reported_of_a_vm_that_is_not_here() {
             fixture = fixture.status(1, status(epoch, phase));
         }
         let steps = fixture.plan().steps;
-        let found: Vec<Option<(u64, Phase)>> = steps
+        let found: Vec<Reported> = steps
             .iter()
             .map(|step| match step {
                 Step::PutStatus { status, .. } => Some((status.epoch, status.phase)),
@@ -223,7 +216,7 @@ fn what_is_reported_of_a_vm_that_is_not_here() {
 }
 
 #[test]
-fn a_shorter_stop_after_is_used_before_it_is_reported_and_a_longer_one_after() {
+fn a_shorter_time_is_used_before_it_is_reported_and_a_longer_one_after() {
     let secs = |secs: Option<u64>| secs.map(Duration::from_secs);
     // The group, the local VM, what was reported; what is stored next, what is reported next.
     let variants = [
@@ -260,7 +253,7 @@ fn a_shorter_stop_after_is_used_before_it_is_reported_and_a_longer_one_after() {
     ];
     for (name, group_says, stored, reported, next, report) in variants {
         let vm = LocalVm {
-            stop_after: secs(stored),
+            stop: secs(stored).map(stop),
             ..local(1, 4)
         };
         let fixture = Fixture::new()
@@ -270,15 +263,16 @@ fn a_shorter_stop_after_is_used_before_it_is_reported_and_a_longer_one_after() {
             .status(
                 1,
                 VmStatus {
-                    stop_after: secs(reported),
+                    stops_within: secs(reported).map(|after| after + GRACE),
                     ..status(4, Phase::Ready)
                 },
             );
         let (mut found, mut found_report) = (secs(stored), secs(reported));
+        let after = |within: Option<Duration>| within.map(|within| within - GRACE);
         for step in fixture.plan().steps {
             match step {
-                Step::UpdateVm { stop_after, .. } => found = stop_after,
-                Step::PutStatus { status, .. } => found_report = status.stop_after,
+                Step::UpdateVm { stop, .. } => found = stop.map(|stop| stop.after),
+                Step::PutStatus { status, .. } => found_report = after(status.stops_within),
                 other => panic!("{name}: {other:?}"),
             }
         }
