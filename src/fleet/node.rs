@@ -22,12 +22,13 @@
 //!   replace a later one.
 //! - A VMM is in the file of the guard ([`super::fence`]) before its guest is started.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
 use super::contact::{Boottime, Contact, StopTimes};
 use super::object::{DecodeError, Group, Vm, VmStatus};
 use crate::api::host_group::HostGroupSpec;
 use crate::api::meta::{Name, Uid};
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 
 mod admission;
 mod groups;
