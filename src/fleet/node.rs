@@ -31,6 +31,7 @@ use crate::api::host_group::HostGroupSpec;
 use crate::api::meta::{Name, Uid};
 
 mod admission;
+mod decision;
 mod groups;
 mod restart;
 #[cfg(test)]

@@ -167,5 +167,5 @@ fn stop_problem(group: &Group) -> Option<String> {
 fn will_be_removed(input: &Input<'_>, local: &LocalVm) -> bool {
     let object = input.objects.vms.get(&local.uid);
     let object = object.and_then(|object| object.as_ref().ok());
-    object.is_some_and(|object| super::vm::is_removed(input, object, local))
+    object.is_some_and(|object| super::decision::is_removed(input, object, local))
 }

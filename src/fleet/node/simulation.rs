@@ -31,6 +31,7 @@ mod recorder;
 mod requests;
 mod scheduler;
 
+use agent::Agent;
 use chaos::Faults;
 use etcd::{Etcd, Write};
 use host::Host;

@@ -3,7 +3,6 @@
 
 use std::io;
 
-use super::agent::Agent;
 use super::*;
 use crate::fleet::contact::Facts;
 use crate::fleet::fence::{FenceFile, Guard, Guarded, Vmm};
