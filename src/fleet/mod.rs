@@ -5,6 +5,9 @@
 //! Each key has one writer ([`keys`]). A node acts only on what an object says: a key that is missing is not a request to delete
 //! anything. A VM is deleted when its object has `deleting`, or a greater epoch and no binding to this node ([`schedule`]).
 
+pub mod contact;
+pub mod fence;
 pub mod keys;
+pub mod node;
 pub mod object;
 pub mod schedule;
