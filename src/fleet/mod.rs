@@ -6,4 +6,5 @@
 //! anything. A VM is deleted when its object has `deleting`, or names another node with a greater epoch.
 
 pub mod keys;
+pub mod kv;
 pub mod object;
