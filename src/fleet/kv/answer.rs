@@ -31,8 +31,19 @@ pub(super) fn refused(endpoint: &Url, request: Request, status: u16, body: &[u8]
         Ok(error) if error.code != 0 => {
             failure(endpoint, request, Code::of(error.code), &error.message)
         }
-        // A proxy, or a program that is not etcd.
-        _ => Failure::Unknown(Cause::Status(status)),
+        _ => {
+            let text = printable(String::from_utf8_lossy(body).trim());
+            let cause = Cause::Status { status, text };
+            // Not in JSON: of a certificate with a common name, of which etcd processes no request.
+            match status == 400 && cause.to_string().contains("CommonName") {
+                true => Failure::Final(Error::Unauthenticated {
+                    endpoint: endpoint.clone(),
+                    cause,
+                }),
+                // A proxy, or a program that is not etcd.
+                false => Failure::Unknown(cause),
+            }
+        }
     }
 }
 
@@ -67,6 +78,14 @@ pub(super) fn failure(endpoint: &Url, request: Request, code: Code, message: &st
             endpoint,
             lease: None,
         }),
+        // From the gateway to its member: nothing was processed.
+        Code::ResourceExhausted if has("received message larger than max") => {
+            Failure::Final(Error::Invalid {
+                endpoint,
+                request,
+                cause,
+            })
+        }
         // Checked before the request is proposed; dropped by the member that proposes it, when it knows no leader.
         _ if has("too many requests") || has("raft proposal dropped") => Failure::NotApplied(cause),
         // Not leader: of a lease renewal, during an election.
@@ -153,6 +172,11 @@ mod tests {
             (5, "etcdserver: requested lease not found", "LeaseNotFound"),
             (8, "etcdserver: too many requests", "NotApplied"),
             (2, "raft proposal dropped", "NotApplied"),
+            (
+                8,
+                "grpc: received message larger than max (2097174 vs. 2097152)",
+                "Invalid",
+            ),
             (8, "etcdserver: mvcc: database space exceeded", "Unknown"),
             (9, "etcdserver: not leader", "Unknown"),
             (14, "etcdserver: no leader", "Unknown"),
@@ -178,7 +202,7 @@ mod tests {
         for body in ["", "Bad Gateway", "{}", "[1", r#"{"code":"7"}"#, "\u{0}"] {
             let failure = refused(&endpoint(), Request::Put, 502, body.as_bytes());
             assert!(
-                matches!(failure, Failure::Unknown(Cause::Status(502))),
+                matches!(failure, Failure::Unknown(Cause::Status { status: 502, .. })),
                 "{body}: {failure:?}"
             );
         }

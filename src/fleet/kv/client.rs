@@ -134,6 +134,14 @@ impl Client {
         })
     }
 
+    /// This endpoint has failed: it is tried last from now on.
+    pub(super) fn demote(&self, failed: &Arc<Endpoint>) {
+        let mut endpoints = self.shared.endpoints.iter();
+        if let Some(at) = endpoints.position(|endpoint| Arc::ptr_eq(endpoint, failed)) {
+            self.shared.order.demote(at);
+        }
+    }
+
     pub(super) fn watch_check_interval(&self) -> Duration {
         self.shared.watch_check_interval
     }
@@ -233,8 +241,23 @@ impl Client {
                     refused = token;
                 }
                 Err(Failure::InvalidToken(error)) => return Err(Failure::Final(error)),
+                Err(Failure::Unknown(cause @ Cause::Timeout(_))) => {
+                    self.forget(token.as_ref());
+                    return Err(Failure::Unknown(cause));
+                }
                 sent => return sent,
             }
+        }
+    }
+
+    /// Authenticates before the next request. A token has the index of the log at which it was issued, and a member waits until it has
+    /// reached that: after a cluster was restored or replaced, for ever.
+    fn forget(&self, token: Option<&Token>) {
+        // Otherwise another task authenticates now.
+        if let Ok(mut current) = self.shared.token.try_lock()
+            && current.as_ref() == token
+        {
+            *current = None;
         }
     }
 

@@ -31,8 +31,16 @@ pub enum Error {
         /// Why there is no answer.
         cause: Cause,
     },
-    /// The user may not do this.
-    #[error("{endpoint} denies this {request} to the configured user")]
+    /// A watch has ended; it can be continued at another endpoint.
+    #[error("the watch at {endpoint} has ended: {cause}")]
+    WatchEnded {
+        /// The endpoint.
+        endpoint: Url,
+        /// What it did.
+        cause: Cause,
+    },
+    /// The user may not do this. Of a client without a user: it needs one.
+    #[error("{endpoint} denies this {request} to the user of this client")]
     Denied {
         /// The endpoint.
         endpoint: Url,
@@ -153,18 +161,29 @@ pub enum Cause {
         message: String,
     },
     /// A status of HTTP without an error of etcd.
-    #[error("HTTP status {0}, which is not an answer of etcd")]
-    Status(u16),
+    #[error("HTTP status {status}: {text}")]
+    Status {
+        /// The status.
+        status: u16,
+        /// The body, of at most 300 characters.
+        text: String,
+    },
     /// It is not an answer of etcd.
     #[error("invalid answer: {0}")]
     Malformed(#[from] Malformed),
 }
 
-/// The texts of the sources of an error.
+/// The texts of an error and of its sources.
 fn chain(error: &hyper::Error) -> String {
     let mut text = format!(": {error}");
     let mut source = error.source();
     while let Some(error) = source {
+        let io = error.downcast_ref::<io::Error>();
+        // rustls has a text of several lines for it.
+        if io.is_some_and(|io| io.kind() == io::ErrorKind::UnexpectedEof) {
+            text.push_str(": unexpected end of file");
+            break;
+        }
         text.push_str(&format!(": {error}"));
         source = error.source();
     }
@@ -244,6 +263,18 @@ impl Code {
             16 => Self::Unauthenticated,
             _ => Self::Unknown,
         }
+    }
+}
+
+impl Code {
+    /// The code and the message of an error that gRPC has formatted: `rpc error: code = NotFound desc = no such lease`.
+    pub(super) fn parse(text: &str) -> Option<(Self, &str)> {
+        let (name, message) = text
+            .strip_prefix("rpc error: code = ")?
+            .split_once(" desc = ")?;
+        let all = (0..=16).map(Self::of);
+        let code = all.into_iter().find(|code| code.to_string() == name);
+        Some((code.unwrap_or(Self::Unknown), message))
     }
 }
 

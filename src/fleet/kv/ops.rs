@@ -49,7 +49,7 @@ impl Client {
         let end = prefix.prefix_end();
         let mut pages = Pages::default();
         let mut page = page.get();
-        let mut from = prefix;
+        let mut from = prefix.prefix_start();
         loop {
             let message = RangeRequest {
                 key: (&from).into(),

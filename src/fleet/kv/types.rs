@@ -24,7 +24,8 @@ impl fmt::Display for Revision {
     }
 }
 
-/// The id of a cluster. It changes when a cluster is created again, also from a snapshot with another token.
+/// The id of a cluster: a hash of the addresses of its first members and of its `--initial-cluster-token`. A cluster that is created again
+/// with the same ones has the same id; only its revision shows that it is another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClusterId(pub u64);
 
@@ -88,6 +89,14 @@ impl EtcdKey {
     /// The key of this fleet that it is; `None` for keys of other programs and of other versions.
     pub fn parse(&self) -> Option<Key> {
         Key::parse(std::str::from_utf8(&self.0).ok()?)
+    }
+
+    /// The first key with this prefix. An empty key is not one of etcd.
+    pub(super) fn prefix_start(&self) -> Self {
+        match self.0.is_empty() {
+            true => Self(vec![0]),
+            false => self.clone(),
+        }
     }
 
     /// The end of the range of all keys with this prefix: the first key after them. `\0` means: to the end of the store.
@@ -183,4 +192,23 @@ pub struct LeaseGrant {
     pub id: LeaseId,
     /// Its lifetime. etcd may grant more than was requested.
     pub ttl: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_a_range_up_to_the_first_key_after_it() {
+        for (prefix, start, end) in [
+            (&b"/a/"[..], &b"/a/"[..], &b"/a0"[..]),
+            (b"a\xff\xff", b"a\xff\xff", b"b"),
+            (b"\xff", b"\xff", b"\0"),
+            (b"", b"\0", b"\0"),
+        ] {
+            let key = EtcdKey::new(prefix);
+            assert_eq!(key.prefix_start().as_bytes(), start, "{key}");
+            assert_eq!(key.prefix_end().as_bytes(), end, "{key}");
+        }
+    }
 }

@@ -138,7 +138,12 @@ impl Client {
             let mut state = state?;
             match state.next().await {
                 Ok(batch) => Some((Ok(batch), Some(state))),
-                Err(error) => Some((Err(error), None)),
+                Err(error) => {
+                    if matches!(error, Error::WatchEnded { .. }) {
+                        state.client.demote(&state.connection.endpoint);
+                    }
+                    Some((Err(error), None))
+                }
             }
         });
         Ok(batches.boxed())
@@ -199,13 +204,13 @@ impl Connection {
             let at = Some(Revision(response.compact_revision));
             return Failure::Final(Error::Compacted { endpoint, at });
         }
-        // As gRPC formats it: "rpc error: code = PermissionDenied desc = ...". Also the answer to a token that has expired.
-        if response.cancel_reason.contains("PermissionDenied")
-            || response.cancel_reason.contains("permission denied")
-        {
-            return Failure::InvalidToken(Error::Denied { endpoint, request });
+        let reason = response.cancel_reason.as_str();
+        let (code, message) = Code::parse(reason).unwrap_or((Code::Unknown, reason));
+        match failure(&endpoint, request, code, message) {
+            // Some versions answer so to a token that has expired.
+            Failure::Final(error @ Error::Denied { .. }) => Failure::InvalidToken(error),
+            failure => failure,
         }
-        failure(&endpoint, request, Code::Unknown, &response.cancel_reason)
     }
 }
 
@@ -305,14 +310,17 @@ impl State {
             return Ok(());
         };
         let message = RangeRequest {
-            key: (&target.prefix).into(),
+            key: (&target.prefix.prefix_start()).into(),
             range_end: None,
             limit: Int(1),
             revision: Int(Revision(0)),
         };
         let endpoint = &self.connection.endpoint;
         let read = self.client.call_at(endpoint, Request::Range, &message);
-        let response: RangeResponse = read.await?;
+        let response: RangeResponse = read.await.map_err(|error| match error {
+            Error::Unreachable { endpoint, cause } => Error::WatchEnded { endpoint, cause },
+            error => error,
+        })?;
         self.same_cluster(response.header.into())
     }
 
@@ -337,7 +345,7 @@ impl State {
                 cause,
             },
             Failure::NotApplied(cause) | Failure::Unknown(cause) => {
-                Error::Unreachable { endpoint, cause }
+                Error::WatchEnded { endpoint, cause }
             }
             Failure::InvalidToken(error) | Failure::Final(error) => error,
         }

@@ -36,7 +36,7 @@ pub(super) fn requests<'a>(
     for (at, (prefix, from)) in targets.enumerate() {
         let message = CreateMessage {
             create_request: CreateRequest {
-                key: prefix.into(),
+                key: (&prefix.prefix_start()).into(),
                 range_end: (&prefix.prefix_end()).into(),
                 start_revision: Int(from),
                 progress_notify: true,

@@ -13,18 +13,20 @@
 //! The data is on the tmpfs of the private kernel: a disk that is busy makes elections. `tests/setup.sh` unpacks etcd and does not install
 //! it, since an installed etcd is started.
 
-use std::fs::{self, File};
+mod admin;
+mod members;
+
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
-use slicectl::fleet::keys;
+use rustix::process::Signal;
 use slicectl::fleet::kv::{Client, Config, Credentials, Identity, Password, Url};
-use test_support::kernel::{self, Neighbour};
-use test_support::programs;
+use test_support::kernel;
 
 use super::pki::{Pki, Validity};
+pub use admin::password;
+use members::{Member, programs_dir};
 
 /// For what must happen, however busy the machine is.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -37,12 +39,15 @@ pub const NODES: [&str; 2] = ["node-a", "node-b"];
 pub struct Options {
     /// How long a token is valid that is not used.
     pub token_ttl: Duration,
+    /// The interval in which a watch without changes reports progress.
+    pub progress_interval: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             token_ttl: Duration::from_secs(300),
+            progress_interval: Duration::from_secs(600),
         }
     }
 }
@@ -57,44 +62,6 @@ pub struct Lab {
     options: Options,
     /// Another token is another cluster.
     token: u32,
-}
-
-struct Member {
-    host: Neighbour,
-    address: String,
-    child: Option<Child>,
-}
-
-impl Member {
-    fn name(&self) -> &str {
-        &self.host.name
-    }
-
-    fn peer_url(&self) -> String {
-        format!("https://{}:2380", self.address)
-    }
-
-    fn client_url(&self) -> String {
-        format!("https://{}:2379", self.address)
-    }
-
-    fn signal(&self, signal: Signal) {
-        let child = self.child.as_ref().expect("a running member");
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        kill_process(pid.expect("a pid"), signal).expect("sent");
-    }
-}
-
-/// Where setup.sh has unpacked etcd.
-fn programs_dir() -> PathBuf {
-    let default = programs::root().join("target/etcd");
-    let dir = std::env::var_os("SLICE_ETCD_DIR").map_or(default, PathBuf::from);
-    assert!(
-        dir.join("done").exists(),
-        "{} is not there: run tests/setup.sh",
-        dir.display()
-    );
-    dir.join("root/usr/bin")
 }
 
 impl Lab {
@@ -112,7 +79,7 @@ impl Lab {
              ip addr add 10.77.0.1/24 dev etcd
              ip link set etcd up",
         );
-        let members: Vec<Member> = (1..=3).map(member).collect();
+        let members: Vec<Member> = (1..=3).map(Member::new).collect();
         let pki = Pki::new(&dir.join("pki"));
         let addresses: Vec<String> = members.iter().map(|m| m.address.clone()).collect();
         let mut lab = Self {
@@ -284,80 +251,10 @@ impl Lab {
         self.restart(member);
     }
 
-    /// Deletes a user, and with it its tokens.
-    pub fn delete_user(&self, user: &str) {
-        self.ctl(&format!("user delete {user}"));
-    }
-
-    /// Compacts the history up to a revision.
-    pub fn compact(&self, revision: u64) {
-        self.ctl(&format!("compaction {revision}"));
-    }
-
-    /// `etcdctl` of root with these words (split at blanks), which must succeed within [`PATIENCE`]; its standard output.
-    #[track_caller]
-    pub fn ctl(&self, words: &str) -> String {
-        self.until(words, || {
-            let output = self.try_ctl(words);
-            let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            output.status.success().then_some(text)
-        })
-    }
-
-    fn try_ctl(&self, words: &str) -> Output {
-        let user = format!("root:{}", password("root"));
-        self.etcdctl(words).args(["--user", &user]).output().expect("etcdctl")
-    }
-
-    /// Without a user: there are none yet.
-    fn etcdctl(&self, words: &str) -> Command {
-        let root = self.pki.client("root", Validity::Now);
-        let urls: Vec<String> = self.members.iter().map(Member::client_url).collect();
-        let mut command = Command::new(self.programs.join("etcdctl"));
-        command
-            .args(words.split_whitespace())
-            .env("ETCDCTL_API", "3")
-            .env("ETCDCTL_CACERT", self.pki.ca())
-            .env("ETCDCTL_CERT", root.cert)
-            .env("ETCDCTL_KEY", root.key)
-            .args(["--command-timeout", "3s", "--dial-timeout", "1s"])
-            .stdin(Stdio::null());
-        if !words.contains("--endpoints") {
-            command.args(["--endpoints", &urls.join(",")]);
-        }
-        command
-    }
-
-    /// The users of a fleet: each node reads all keys and writes its own; `control` reads and writes all.
-    fn create_users(&self) {
-        let mut commands = vec!["role add control".to_owned()];
-        let permit = |role: &str, what: &str| format!("role grant-permission {role} {what}");
-        commands.push(permit("control", &format!("--prefix readwrite {}", keys::ROOT)));
-        for node in NODES {
-            commands.push(format!("role add {node}"));
-            commands.push(permit(node, &format!("--prefix read {}", keys::ROOT)));
-            commands.push(permit(node, &format!("readwrite {}{node}", keys::NODE_STATUS)));
-            commands.push(permit(node, &format!("readwrite {}{node}", keys::ALIVE)));
-            commands.push(permit(node, &format!("--prefix readwrite {}{node}/", keys::STATUS)));
-        }
-        for user in ["root", "control"].iter().chain(&NODES) {
-            commands.push(format!("user add {user}:{}", password(user)));
-            commands.push(format!("user grant-role {user} {user}"));
-        }
-        commands.push("auth enable".to_owned());
-        for words in commands {
-            // Repeated: the first may come before the first election.
-            self.until(&words, || {
-                let output = self.etcdctl(&words).output().expect("etcdctl");
-                let text = String::from_utf8_lossy(&output.stderr);
-                (output.status.success() || text.contains("already")).then_some(())
-            });
-        }
-    }
-
     fn others(&self, member: usize) -> impl Iterator<Item = &Member> {
         let all = self.members.iter().enumerate();
-        all.filter(move |(at, _)| *at != member).map(|(_, member)| member)
+        all.filter(move |(at, _)| *at != member)
+            .map(|(_, member)| member)
     }
 
     fn data(&self, member: &Member) -> PathBuf {
@@ -394,42 +291,6 @@ impl Lab {
         }
     }
 
-    fn spawn(&mut self, at: usize, state: &str) {
-        let member = &self.members[at];
-        let log = File::options().create(true).append(true).open(self.log(member));
-        let log = log.expect("a log");
-        let (peer, client) = (member.peer_url(), member.client_url());
-        // The member ends with this thread, however that ends.
-        let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--net={}", member.host.path().display()))
-            .args(["setpriv", "--pdeathsig", "KILL", "--"])
-            .arg(self.programs.join("etcd"))
-            .args(["--name", member.name()])
-            .arg("--data-dir")
-            .arg(self.data(member))
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--initial-cluster", &self.initial_cluster()])
-            .args(["--initial-cluster-token", &self.cluster_token()])
-            .args(["--initial-cluster-state", state])
-            .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
-            .args(["--auth-token-ttl", &self.options.token_ttl.as_secs().to_string()])
-            .args(["--bcrypt-cost", "4", "--logger", "zap", "--log-level", "warn"]);
-        for kind in ["", "peer-"] {
-            command
-                .arg(format!("--{kind}cert-file"))
-                .arg(&self.server.cert)
-                .arg(format!("--{kind}key-file"))
-                .arg(&self.server.key)
-                .arg(format!("--{kind}trusted-ca-file"))
-                .arg(self.pki.ca())
-                .arg(format!("--{kind}client-cert-auth"));
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        self.members[at].child = Some(command.spawn().expect("nsenter"));
-    }
-
     /// Waits until a member serves with the majority.
     #[track_caller]
     fn wait(&self, member: usize) {
@@ -445,7 +306,10 @@ impl Lab {
             if let Some(found) = look() {
                 return found;
             }
-            assert!(begin.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+            assert!(
+                begin.elapsed() < PATIENCE,
+                "{what}: not within {PATIENCE:?}"
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -462,32 +326,16 @@ impl Drop for Lab {
         if std::thread::panicking() {
             for member in &self.members {
                 let log = self.log(member);
-                let text = kernel::attempt(&format!("tail -n 15 {}", log.display()));
-                eprintln!("{}: {}", log.display(), String::from_utf8_lossy(&text.stdout));
+                let text = kernel::attempt(&format!(
+                    "grep -v rafthttp {} | tail -n 8 | cut -c 1-300",
+                    log.display()
+                ));
+                eprintln!(
+                    "{}: {}",
+                    log.display(),
+                    String::from_utf8_lossy(&text.stdout)
+                );
             }
         }
     }
-}
-
-/// A namespace on the bridge.
-fn member(number: u8) -> Member {
-    let name = format!("e{number}");
-    let host = Neighbour::alone(&name);
-    let address = format!("10.77.0.1{number}");
-    kernel::run(&format!(
-        "ip link add {name} type veth peer name eth0 netns {name}
-         ip link set {name} master etcd up
-         ip -n {name} addr add {address}/24 dev eth0
-         ip -n {name} link set eth0 up"
-    ));
-    Member {
-        host,
-        address,
-        child: None,
-    }
-}
-
-/// The password of a user.
-pub fn password(user: &str) -> String {
-    format!("password-of-{user}")
 }

@@ -53,12 +53,23 @@ impl Pki {
     pub fn client(&self, unit: &str, validity: Validity) -> Identity {
         let mut params = CertificateParams::new(Vec::new()).expect("parameters");
         params.distinguished_name = DistinguishedName::new();
-        let names = [(DnType::OrganizationName, "slice"), (DnType::OrganizationalUnitName, unit)];
+        let names = [
+            (DnType::OrganizationName, "slice"),
+            (DnType::OrganizationalUnitName, unit),
+        ];
         for (kind, name) in names {
             params.distinguished_name.push(kind, name);
         }
         let name = format!("{unit}-{validity:?}");
         self.sign(&name, params, validity)
+    }
+
+    /// The same with a common name.
+    pub fn client_with_common_name(&self, name: &str) -> Identity {
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        self.sign(&format!("{name}-named"), params, Validity::Now)
     }
 
     fn sign(&self, name: &str, mut params: CertificateParams, validity: Validity) -> Identity {

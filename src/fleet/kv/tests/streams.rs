@@ -87,7 +87,7 @@ async fn a_watch_ends_with_the_first_error() {
     for (line, expected) in [
         (result(r#","watch_id":"1","canceled":true,"compact_revision":"7""#), "the oldest is 7"),
         (result(r#","watch_id":"1","canceled":true,"cancel_reason":"rpc error: code = PermissionDenied desc = etcdserver: permission denied""#), "denies this watch"),
-        (result(r#","watch_id":"1","canceled":true"#), "no endpoint of etcd answers"),
+        (result(r#","watch_id":"1","canceled":true"#), "the watch at http://127.0.0.1:"),
         (r#"{"error":{"grpc_code":14,"message":"etcdserver: no leader"}}"#.to_owned(), "no leader"),
         (r#"{"error":{"code":11,"message":"etcdserver: mvcc: required revision has been compacted"}}"#.to_owned(), "has compacted"),
         (events(1, &[2], ""), "order of events"),
