@@ -11,7 +11,12 @@ mod watches;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use slicectl::fleet::kv::{Client, Compare, Error, EtcdKey, Op, Revision, Txn, WatchTarget};
+use futures::StreamExt;
+use slicectl::fleet::kv::{
+    Batch, Client, Compare, Error, EtcdKey, Op, Revision, Txn, Watch, WatchTarget,
+};
+
+use super::lab::PATIENCE;
 
 /// A page of a list.
 const PAGE: NonZeroU32 = NonZeroU32::new(100).unwrap();
@@ -50,6 +55,12 @@ fn target(prefix: &str, from: Revision) -> WatchTarget {
         prefix: prefix.into(),
         from,
     }
+}
+
+/// The next batch of a watch; fails the test if there is none in time.
+async fn next_batch(watch: &mut Watch) -> Result<Batch, Error> {
+    let next = tokio::time::timeout(PATIENCE, watch.next()).await;
+    next.expect("a batch or an error").expect("not the end")
 }
 
 /// The error of a request, which must come within this time.

@@ -3,7 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
 use slicectl::fleet::kv::{
     Cause, Client, Compare, Config, Credentials, Error, Op, Password, Revision, Txn,
 };
@@ -11,7 +10,7 @@ use test_support::kernel;
 
 use super::super::lab::{Lab, password};
 use super::super::pki::{Pki, Validity};
-use super::{PAGE, VM, put, refused, target};
+use super::{PAGE, VM, next_batch, put, refused, target};
 
 /// The keys that the node may write, and keys that it may not.
 const OWN: [&str; 3] = [
@@ -102,13 +101,13 @@ fn a_user_that_is_deleted_is_cut_off_also_from_its_watch() {
             .await
             .unwrap();
         client.put(OWN[0], "1", None).await.unwrap();
-        assert_eq!(watch.next().await.unwrap().unwrap().events.len(), 1);
+        assert_eq!(next_batch(&mut watch).await.unwrap().events.len(), 1);
         lab.delete_user("node-a");
         let begin = Instant::now();
         for error in [
             client.get(VM).await.unwrap_err(),
             client.put(OWN[0], "1", None).await.unwrap_err(),
-            watch.next().await.unwrap().unwrap_err(),
+            next_batch(&mut watch).await.unwrap_err(),
             client
                 .watch(vec![target("/slice/v1/", Revision(1))])
                 .await

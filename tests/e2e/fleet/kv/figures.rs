@@ -4,12 +4,11 @@
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
 use slicectl::fleet::kv::Revision;
 use test_support::{kernel, turns};
 
 use super::super::lab::Lab;
-use super::{PAGE, VM, target};
+use super::{PAGE, VM, next_batch, target};
 
 /// The median and the 99th percentile.
 fn percentiles(mut times: Vec<Duration>) -> (Duration, Duration) {
@@ -42,7 +41,7 @@ fn requests_take_milliseconds() {
                 .await
                 .unwrap();
             puts.push(begin.elapsed());
-            while watch.next().await.unwrap().unwrap().events.is_empty() {}
+            while next_batch(&mut watch).await.unwrap().events.is_empty() {}
             reports.push(begin.elapsed());
         }
         let (mut gets, mut lists, mut whole) = (Vec::new(), Vec::new(), Vec::new());

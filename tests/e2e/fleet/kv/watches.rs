@@ -9,7 +9,7 @@ use slicectl::fleet::kv::{Client, Config, Error, Event, Revision, WatchTarget};
 use test_support::kernel;
 
 use super::super::lab::{Lab, Options, PATIENCE};
-use super::{PAGE, VM, compare_and_put, target};
+use super::{PAGE, VM, compare_and_put, next_batch, target};
 
 /// Follows a prefix until an event has this value, and continues after every error; all values, and the number of errors.
 async fn follow(client: Client, prefix: &str, from: Revision, last: &str) -> (Vec<String>, usize) {
@@ -134,7 +134,7 @@ fn a_watch_of_several_prefixes_is_continued_at_the_revision_of_each() {
             // A new connection each round, which is dropped after two batches.
             let mut watch = client.watch(targets.clone()).await.unwrap();
             for _ in 0..2 {
-                let batch = watch.next().await.unwrap().unwrap();
+                let batch = next_batch(&mut watch).await.unwrap();
                 targets[batch.target].from = batch.next;
                 assert!(
                     batch.events.iter().all(|event| {
@@ -168,7 +168,7 @@ fn deletions_and_previous_values_are_reported_and_progress_without_changes() {
         let (header, _) = client.delete(VM).await.unwrap();
         let mut events = Vec::new();
         while events.len() < 3 {
-            events.extend(watch.next().await.unwrap().unwrap().events);
+            events.extend(next_batch(&mut watch).await.unwrap().events);
         }
         let value =
             |kv: &slicectl::fleet::kv::KeyValue| String::from_utf8(kv.value.clone()).unwrap();
@@ -202,7 +202,7 @@ fn deletions_and_previous_values_are_reported_and_progress_without_changes() {
         let other = client.put("/slice/v1/vms/other", "", None).await.unwrap();
         let begin = Instant::now();
         loop {
-            let batch = watch.next().await.unwrap().unwrap();
+            let batch = next_batch(&mut watch).await.unwrap();
             assert_eq!(batch.events, []);
             if batch.next == other.revision.next() {
                 break;
@@ -229,7 +229,7 @@ fn a_compacted_revision_is_an_error_after_which_the_caller_lists_and_watches_aga
             .unwrap_err();
         assert!(matches!(error, Error::Compacted { .. }), "{error}");
         let mut watch = client.watch(vec![target("/slice/v1/", old)]).await.unwrap();
-        let error = watch.next().await.unwrap().unwrap_err();
+        let error = next_batch(&mut watch).await.unwrap_err();
         assert!(
             matches!(error, Error::Compacted { at: Some(at), .. } if at == last),
             "{error}"
@@ -241,7 +241,7 @@ fn a_compacted_revision_is_an_error_after_which_the_caller_lists_and_watches_aga
             .await
             .unwrap();
         let next = client.put(VM, "11", None).await.unwrap().revision;
-        let batch = watch.next().await.unwrap().unwrap();
+        let batch = next_batch(&mut watch).await.unwrap();
         assert_eq!(batch.events[0].mod_revision(), next);
     });
 }
@@ -250,18 +250,20 @@ fn a_compacted_revision_is_an_error_after_which_the_caller_lists_and_watches_aga
 fn a_watch_at_a_member_that_is_cut_off_or_suspended_ends() {
     kernel::private(async {
         let lab = Lab::start();
-        type Fault = (&'static str, fn(&Lab, usize), fn(&Lab, usize));
+        type Fault = (&'static str, fn(&Lab, usize), fn(&Lab, usize), Duration);
+        let second = Duration::from_secs(1);
         let faults: [Fault; 3] = [
-            ("suspended", Lab::pause, Lab::resume),
-            ("without leader", Lab::partition, Lab::heal),
-            ("not reachable", Lab::isolate, Lab::heal),
+            ("suspended", Lab::pause, Lab::resume, second),
+            // The member itself ends it.
+            ("without leader", Lab::partition, Lab::heal, 60 * second),
+            ("not reachable", Lab::isolate, Lab::heal, second),
         ];
-        for (what, begin_fault, end_fault) in faults {
+        for (what, begin_fault, end_fault, interval) in faults {
             let member = lab.follower();
             let config = Config {
                 endpoints: vec![lab.endpoint(member)],
                 deadline: Duration::from_secs(2),
-                watch_check_interval: Duration::from_secs(1),
+                watch_check_interval: interval,
                 ..lab.config("node-a")
             };
             let client = Client::new(&config).unwrap();
@@ -271,7 +273,7 @@ fn a_watch_at_a_member_that_is_cut_off_or_suspended_ends() {
                 .unwrap();
             begin_fault(&lab, member);
             let begin = Instant::now();
-            let error = watch.next().await.unwrap().unwrap_err();
+            let error = next_batch(&mut watch).await.unwrap_err();
             println!("{what}: {error} after {:?}", begin.elapsed());
             assert!(matches!(error, Error::WatchEnded { .. }), "{what}: {error}");
             assert!(
@@ -316,7 +318,7 @@ fn a_watch_that_is_not_polled_loses_nothing() {
         written.sort();
         let mut seen = Vec::new();
         while seen.len() < written.len() {
-            let batch = watch.next().await.unwrap().unwrap();
+            let batch = next_batch(&mut watch).await.unwrap();
             seen.extend(batch.events.iter().map(Event::mod_revision));
         }
         assert_eq!(seen, written);
