@@ -37,6 +37,7 @@ mod tests;
 pub use client::Client;
 pub use config::{Config, ConfigError, Credentials, Identity, Password};
 pub use error::{Cause, Code, Error, Malformed};
+pub use message::Request;
 pub use txn::{Compare, MAX_OPS, Op, OpResult, Relation, Txn, TxnResponse};
 pub use types::{
     ClusterId, EtcdKey, Header, KeyValue, LeaseGrant, LeaseId, Listing, MemberId, Revision,

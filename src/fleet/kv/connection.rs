@@ -3,10 +3,12 @@
 
 use std::fmt;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::FutureExt;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -17,6 +19,7 @@ use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::{JoinError, JoinHandle};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{AlertDescription, ClientConfig, Error as TlsError};
@@ -34,6 +37,9 @@ const MAX_IDLE_TIME: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIME: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_PROBES: u32 = 3;
+
+/// How long a connection that accepts no request may take to end.
+const END_TIME: Duration = Duration::from_millis(100);
 
 /// A token of etcd.
 #[derive(Clone, PartialEq, Eq)]
@@ -53,7 +59,11 @@ impl Token {
 }
 
 /// Sends requests on one connection.
-pub(super) type Sender = SendRequest<Full<Bytes>>;
+pub(super) struct Sender {
+    requests: SendRequest<Full<Bytes>>,
+    /// Ends with the connection, and knows why.
+    connection: JoinHandle<Result<(), hyper::Error>>,
+}
 
 /// An endpoint with its idle connections.
 pub(super) struct Endpoint {
@@ -83,6 +93,16 @@ pub(super) enum SendError {
     Lost(Cause),
 }
 
+impl SendError {
+    /// A request that ends because the certificate is refused was not processed.
+    fn checked(self) -> Self {
+        match self {
+            Self::Lost(cause @ Cause::Tls(_)) => Self::NotSent(cause),
+            error => error,
+        }
+    }
+}
+
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
@@ -99,7 +119,7 @@ impl Endpoint {
     /// A connection that can be used now, idle or new.
     pub(super) async fn sender(&self) -> Result<Sender, Cause> {
         while let Some(mut sender) = self.take_idle() {
-            if sender.ready().await.is_ok() {
+            if sender.requests.ready().await.is_ok() {
                 return Ok(sender);
             }
         }
@@ -110,7 +130,7 @@ impl Endpoint {
         let mut idle = self.idle.lock();
         let now = clock::monotonic();
         idle.retain(|(sender, since)| {
-            !sender.is_closed() && now.saturating_duration_since(*since) < MAX_IDLE_TIME
+            !sender.requests.is_closed() && now.saturating_duration_since(*since) < MAX_IDLE_TIME
         });
         idle.pop().map(|(sender, _)| sender)
     }
@@ -137,14 +157,12 @@ impl Endpoint {
             }
         };
         let handshake = http1::handshake(TokioIo::new(stream)).await;
-        let (sender, connection) = handshake.map_err(of_http)?;
+        let (requests, connection) = handshake.map_err(of_http)?;
         // Ends when the sender and the body of the last response are dropped.
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "connection to etcd closed with an error");
-            }
-        });
-        Ok(sender)
+        Ok(Sender {
+            requests,
+            connection: tokio::spawn(connection),
+        })
     }
 
     /// Sends a request; returns when the head of the response is received.
@@ -171,17 +189,31 @@ impl Endpoint {
             let name = "grpc-metadata-hasleader";
             headers.insert(name, HeaderValue::from_static("true"));
         }
-        match sender.try_send_request(message).await {
-            Ok(response) => Ok(Exchange { response, sender }),
-            Err(mut error) => {
-                let is_sent = error.take_message().is_none();
-                match of_http(error.into_error()) {
-                    cause @ Cause::Tls(_) => Err(SendError::NotSent(cause)),
-                    cause if is_sent => Err(SendError::Lost(cause)),
-                    cause => Err(SendError::NotSent(cause)),
-                }
-            }
+        let mut sending = pin!(sender.requests.try_send_request(message));
+        let (result, ended) = tokio::select! {
+            biased;
+            result = &mut sending => (Some(result), None),
+            // A request that is queued while the connection ends is never answered, as long as there is a sender.
+            ended = &mut sender.connection => (sending.now_or_never(), Some(ended)),
+        };
+        let mut error = match result {
+            Some(Ok(response)) => return Ok(Exchange { response, sender }),
+            Some(Err(error)) => error,
+            None => return Err(SendError::Lost(of_end(ended).unwrap_or(Cause::Ended)).checked()),
+        };
+        let is_sent = error.take_message().is_none();
+        let cause = of_http(error.into_error());
+        if is_sent {
+            return Err(SendError::Lost(cause).checked());
         }
+        // Only the connection knows why.
+        let ended = match ended {
+            None => tokio::time::timeout(END_TIME, &mut sender.connection)
+                .await
+                .ok(),
+            ended => ended,
+        };
+        Err(SendError::NotSent(of_end(ended).unwrap_or(cause)))
     }
 
     /// Reads the whole body, of at most `limit` bytes; the connection can then be used again.
@@ -237,6 +269,11 @@ pub(super) fn of_http(error: hyper::Error) -> Cause {
         }
     }
     Cause::Closed(error)
+}
+
+/// Why a connection has ended; `None` if it was closed without an error.
+fn of_end(ended: Option<Result<Result<(), hyper::Error>, JoinError>>) -> Option<Cause> {
+    ended?.ok()?.err().map(of_http)
 }
 
 fn tls_error(error: &io::Error) -> Option<&TlsError> {

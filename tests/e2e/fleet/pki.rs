@@ -45,36 +45,35 @@ impl Pki {
 
     /// A certificate of a member, for clients and other members. The gateway of a member is its client, so it has no common name either.
     pub fn server(&self, addresses: &[String]) -> Identity {
-        let params = CertificateParams::new(addresses.to_vec()).expect("parameters");
-        self.sign("server", params, Validity::Now)
+        self.sign("server", addresses, &[], Validity::Now)
     }
 
     /// A certificate of a client with this organizational unit, and without a common name.
     pub fn client(&self, unit: &str, validity: Validity) -> Identity {
-        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
-        params.distinguished_name = DistinguishedName::new();
-        let names = [
+        let subject = [
             (DnType::OrganizationName, "slice"),
             (DnType::OrganizationalUnitName, unit),
         ];
-        for (kind, name) in names {
-            params.distinguished_name.push(kind, name);
-        }
-        let name = format!("{unit}-{validity:?}");
-        self.sign(&name, params, validity)
+        self.sign(&format!("{unit}-{validity:?}"), &[], &subject, validity)
     }
 
-    /// The same with a common name.
+    /// A certificate of a client that only has a common name.
     pub fn client_with_common_name(&self, name: &str) -> Identity {
-        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, name);
-        self.sign(&format!("{name}-named"), params, Validity::Now)
+        let subject = [(DnType::CommonName, name)];
+        self.sign(&format!("{name}-named"), &[], &subject, Validity::Now)
     }
 
-    fn sign(&self, name: &str, mut params: CertificateParams, validity: Validity) -> Identity {
-        if name == "server" {
-            params.distinguished_name = DistinguishedName::new();
+    fn sign(
+        &self,
+        file: &str,
+        addresses: &[String],
+        subject: &[(DnType, &str)],
+        validity: Validity,
+    ) -> Identity {
+        let mut params = CertificateParams::new(addresses.to_vec()).expect("parameters");
+        params.distinguished_name = DistinguishedName::new();
+        for (kind, name) in subject {
+            params.distinguished_name.push(kind.clone(), *name);
         }
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
@@ -86,10 +85,10 @@ impl Pki {
         }
         let key = KeyPair::generate().expect("a key");
         let cert = params.signed_by(&key, &self.issuer).expect("a certificate");
-        let file = |end: &str| self.dir.join(format!("{name}.{end}"));
+        let path = |end: &str| self.dir.join(format!("{file}.{end}"));
         let identity = Identity {
-            cert: file("crt"),
-            key: file("key"),
+            cert: path("crt"),
+            key: path("key"),
         };
         fs::write(&identity.cert, cert.pem()).expect("written");
         fs::write(&identity.key, key.serialize_pem()).expect("written");

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::server::{Reply, Server};
 use super::{HEADER, client, done, error};
-use crate::fleet::kv::{Cause, Error, Op, Txn};
+use crate::fleet::kv::{Cause, Client, Config, Error, Op, Txn};
 
 #[tokio::test]
 async fn a_read_goes_to_the_next_endpoint_and_the_one_that_failed_is_last_from_then_on() {
@@ -193,4 +193,34 @@ async fn a_connection_is_used_again() {
         client.get("/a").await.unwrap();
     }
     assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_request_ends_with_its_connection_at_whichever_moment_that_ends() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = tokio::spawn(async move {
+        let mut turn = 0_u64;
+        while let Ok((stream, _)) = listener.accept().await {
+            turn += 1;
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_micros(turn % 7 * 20)).await;
+                drop(stream);
+            });
+        }
+    });
+    let url = format!("http://127.0.0.1:{port}").parse().unwrap();
+    let client = Client::new(&Config {
+        deadline: Duration::from_secs(5),
+        ..Config::new(vec![url])
+    })
+    .unwrap();
+    let puts = (0..8).map(|_| async {
+        for _ in 0..20 {
+            let error = client.put("/a", "1", None).await.unwrap_err();
+            assert!(!error.to_string().contains("no answer within"), "{error}");
+        }
+    });
+    futures::future::join_all(puts).await;
+    server.abort();
 }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use slicectl::fleet::kv::{Client, Error};
+use slicectl::fleet::kv::{Client, Config, Error};
 use test_support::kernel;
 
 use super::super::lab::{Lab, PATIENCE};
@@ -99,6 +99,36 @@ fn a_write_to_a_member_that_is_suspended_has_an_unknown_outcome_and_the_next_goe
         assert_eq!(client.get(VM).await.unwrap().1.unwrap().value, b"2");
         lab.resume(member);
         works_again(&client).await;
+    });
+}
+
+#[test]
+fn a_write_to_a_member_that_knows_no_leader_goes_elsewhere_at_once() {
+    kernel::private(async {
+        let lab = Lab::start();
+        let member = lab.follower();
+        let client = client_at(&lab, member);
+        client.put(VM, "1", None).await.unwrap();
+        lab.partition(member);
+        // Until it has noticed, it sends proposals to a leader that it does not reach.
+        let alone = Client::new(&Config {
+            endpoints: vec![lab.endpoint(member)],
+            deadline: Duration::from_secs(1),
+            ..lab.config("control")
+        })
+        .unwrap();
+        let begin = Instant::now();
+        loop {
+            let error = alone.get(VM).await.unwrap_err();
+            if error.to_string().contains("no leader") {
+                break;
+            }
+            assert!(begin.elapsed() < PATIENCE, "{error}");
+        }
+        let begin = Instant::now();
+        client.put(VM, "2", None).await.unwrap();
+        assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+        println!("written after {:?}", begin.elapsed());
     });
 }
 
