@@ -8,6 +8,7 @@
 pub mod contact;
 pub mod fence;
 pub mod keys;
+pub mod kv;
 pub mod node;
 pub mod object;
 pub mod schedule;
