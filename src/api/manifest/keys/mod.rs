@@ -176,12 +176,9 @@ impl Mapping {
     /// Whether it is the settings file, or in it.
     pub fn is_setting(self) -> bool {
         match self {
-            Self::Settings
-            | Self::Ssh
-            | Self::Api
-            | Self::ApiAuth
-            | Self::ApiTls
-            | Self::Fleet => true,
+            Self::Settings | Self::Ssh | Self::Api | Self::ApiAuth | Self::ApiTls | Self::Fleet => {
+                true
+            }
             Self::Document
             | Self::Config
             | Self::HostGroup

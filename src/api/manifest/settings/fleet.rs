@@ -70,7 +70,9 @@ impl std::str::FromStr for Endpoint {
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         let (host, port) = authority.rsplit_once(':').ok_or_else(expected)?;
         let port = port.parse().ok().filter(|port| *port > 0);
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'));
         let is_valid = match bare {
             Some(address) => matches!(address.parse(), Ok(IpAddr::V6(_))),
             None => is_host(host),
@@ -88,7 +90,10 @@ impl std::str::FromStr for Endpoint {
 
 fn is_host(text: &str) -> bool {
     let is_label = |label: &str| {
-        !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        !label.is_empty()
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
     text.len() <= 253 && text.split('.').all(is_label)
 }
@@ -119,7 +124,7 @@ pub(super) fn read(reader: &mut Reader, settings: &Section) -> Option<FleetSetti
     let field = settings.get("fleet")?;
     let section = reader.section(field, Mapping::Fleet)?;
     let before = reader.problem_count();
-    let endpoints = endpoints(reader, &section);
+    let endpoints = endpoints(reader, field, &section);
     let mut file = |key| section.get(key).and_then(|field| reader.path(field));
     let tls = (file("ca"), file("cert"), file("key"));
     let password_file = file("password_file");
@@ -140,11 +145,17 @@ pub(super) fn read(reader: &mut Reader, settings: &Section) -> Option<FleetSetti
         (Some(ca), Some(cert), Some(key)) => Some(TlsFiles { ca, cert, key }),
         (None, None, None) if !is_encrypted => None,
         (None, None, None) => {
-            reader.refuse(field, "found https:// without ca, cert and key, expected all three");
+            reader.refuse(
+                field,
+                "found https:// without ca, cert and key, expected all three",
+            );
             None
         }
         _ => {
-            reader.refuse(field, "found some of ca, cert and key, expected all three or none");
+            reader.refuse(
+                field,
+                "found some of ca, cert and key, expected all three or none",
+            );
             None
         }
     };
@@ -159,8 +170,12 @@ pub(super) fn read(reader: &mut Reader, settings: &Section) -> Option<FleetSetti
     })
 }
 
-fn endpoints(reader: &mut Reader, section: &Section) -> Vec<Endpoint> {
+fn endpoints(reader: &mut Reader, fleet: &Field, section: &Section) -> Vec<Endpoint> {
     let Some(field) = section.get("endpoints") else {
+        reader.refuse(
+            fleet,
+            "found no endpoints, expected those of the etcd cluster",
+        );
         return Vec::new();
     };
     let items = reader.list(field, "a list of endpoints");
@@ -195,7 +210,10 @@ fn labels(reader: &mut Reader, field: &Field) -> BTreeMap<String, String> {
     if members.len() > MAX_LABELS {
         reader.refuse(
             field,
-            format!("found {} labels, expected at most {MAX_LABELS}", members.len()),
+            format!(
+                "found {} labels, expected at most {MAX_LABELS}",
+                members.len()
+            ),
         );
         return labels;
     }
@@ -214,7 +232,10 @@ fn labels(reader: &mut Reader, field: &Field) -> BTreeMap<String, String> {
             );
             continue;
         }
-        if labels.insert(member.key.clone(), value.to_owned()).is_some() {
+        if labels
+            .insert(member.key.clone(), value.to_owned())
+            .is_some()
+        {
             reader.refuse_at(member.key_position, &item.path, "duplicate key");
         }
     }
@@ -273,19 +294,49 @@ mod tests {
             ("node: a", "endpoints"),
             ("endpoints: []", "found no endpoint"),
             ("endpoints: ['10.0.0.1:2379']", "expected https://HOST:PORT"),
-            ("endpoints: ['https://10.0.0.1']", "expected https://HOST:PORT"),
-            ("endpoints: ['https://10.0.0.1:0']", "expected https://HOST:PORT"),
+            (
+                "endpoints: ['https://10.0.0.1']",
+                "expected https://HOST:PORT",
+            ),
+            (
+                "endpoints: ['https://10.0.0.1:0']",
+                "expected https://HOST:PORT",
+            ),
             ("endpoints: ['https://a b:1']", "expected https://HOST:PORT"),
-            ("endpoints: ['https://[10.0.0.1]:1']", "expected https://HOST:PORT"),
-            ("endpoints: ['https://u:p@h:1']", "expected https://HOST:PORT"),
-            ("endpoints: ['http://10.0.0.1:2379']", "not sent unencrypted"),
+            (
+                "endpoints: ['https://[10.0.0.1]:1']",
+                "expected https://HOST:PORT",
+            ),
+            (
+                "endpoints: ['https://u:p@h:1']",
+                "expected https://HOST:PORT",
+            ),
+            (
+                "endpoints: ['http://10.0.0.1:2379']",
+                "not sent unencrypted",
+            ),
             ("endpoints: ['https://10.0.0.1:2379']", "expected all three"),
-            ("endpoints: ['http://localhost:1'], ca: /f/ca", "expected all three or none"),
-            ("endpoints: ['http://localhost:1'], user: a", "has no effect without password_file"),
+            (
+                "endpoints: ['http://localhost:1'], ca: /f/ca",
+                "expected all three or none",
+            ),
+            (
+                "endpoints: ['http://localhost:1'], user: a",
+                "has no effect without password_file",
+            ),
             ("endpoints: ['http://localhost:1'], node: A", "node"),
-            ("endpoints: ['http://localhost:1'], labels: {-a: b}", "labels.-a"),
-            ("endpoints: ['http://localhost:1'], labels: {a: 1}", "labels.a"),
-            ("endpoints: ['http://localhost:1'], nodes: a", "did you mean"),
+            (
+                "endpoints: ['http://localhost:1'], labels: {-a: b}",
+                "labels.-a",
+            ),
+            (
+                "endpoints: ['http://localhost:1'], labels: {a: 1}",
+                "labels.a",
+            ),
+            (
+                "endpoints: ['http://localhost:1'], nodes: a",
+                "did you mean",
+            ),
         ] {
             let problems = read(fleet).unwrap_err();
             assert!(problems.contains(problem), "{fleet}: {problems}");
