@@ -66,8 +66,5 @@ pub fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
     let values = Vec::<JsonObject<T>>::deserialize(deserializer)?;
-    Ok(values
-        .into_iter()
-        .map(|JsonObject(value)| value)
-        .collect())
+    Ok(values.into_iter().map(|JsonObject(value)| value).collect())
 }

@@ -198,7 +198,11 @@ fn doctor_prints_no_line_wider_than_the_terminal_up_to_its_suggestions() {
 /// The cells of each row but ages, because time passes between two commands.
 fn rows(text: &str) -> Vec<Vec<&str>> {
     let age = |cell: &str| humantime::parse_duration(cell).is_ok();
-    let cells = |line| str::split_whitespace(line).filter(|cell| !age(cell)).collect();
+    let cells = |line| {
+        str::split_whitespace(line)
+            .filter(|cell| !age(cell))
+            .collect()
+    };
     text.lines().map(cells).collect()
 }
 
