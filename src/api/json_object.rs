@@ -1,4 +1,7 @@
-//! Objects of request bodies: a list is no object.
+//! Objects of request bodies, for which a list is no valid value.
+//! Out of scope: manifests, of which the parser knows the type of each value.
+//!
+//! # Why
 //! A derived `Deserialize` takes a list for the fields of a struct in their order, so `[null]` would be a valid body.
 
 use std::fmt;
