@@ -1,11 +1,14 @@
-//! Objects of request bodies: a list is no object.
+//! Objects of request bodies, for which a list is no valid value.
+//! Out of scope: manifests, of which the parser knows the type of each value.
+//!
+//! # Why
 //! A derived `Deserialize` takes a list for the fields of a struct in their order, so `[null]` would be a valid body.
 
 use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 /// A struct that is deserialized from an object only.
 pub struct JsonObject<T>(pub T);
@@ -23,10 +26,6 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("an object")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<T, A::Error> {
-        Err(Error::invalid_type(Unexpected::Other("a list"), &self))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {

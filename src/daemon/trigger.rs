@@ -8,6 +8,7 @@
 mod activity;
 mod gathered;
 mod known;
+mod networks;
 mod window;
 
 use std::collections::HashMap;
@@ -292,7 +293,7 @@ impl Trigger {
                 if self.bridge_at(index).is_some()
                     && let Some(ip) = ip
                 {
-                    gathered.route(Ipv4Network::from(ip));
+                    gathered.routed.insert(Ipv4Network::from(ip));
                 }
             }
             What::Filter { index } | What::Ipv6 { index } => {
@@ -303,13 +304,13 @@ impl Trigger {
                 // Routes of ours are reported with their link. A default route takes no packets from a more specific one, unless a routing
                 // rule selects another table first; the observation of the host detects that.
                 match dst {
-                    Some(dst) if dst.prefix() > 0 => gathered.route(dst),
+                    Some(dst) if dst.prefix() > 0 => gathered.routed.insert(dst),
                     Some(_) | None => drop(gathered.keys.insert(Key::HostNetwork)),
                 }
             }
             What::RoutingRule => {
                 gathered.keys.insert(Key::HostNetwork);
-                gathered.route(ALL_ADDRESSES);
+                gathered.routed.insert(ALL_ADDRESSES);
             }
             What::Overrun => {}
         }

@@ -10,7 +10,6 @@ use crate::api::meta::{Name, Uid};
 use crate::api::stage::Stage;
 use crate::api::vm::{Vm, VmSpec};
 use crate::clock;
-use crate::host::link;
 use crate::reconcile::group::{self, BlockedReason, HostUse, Preflight, Progress};
 use crate::runtime::queue::Outcome;
 use crate::store;
@@ -26,8 +25,7 @@ impl Engine {
     /// Claims on the host the ranges that groups chose in an earlier run of the daemon, before any group chooses one. `whole`: the state
     /// is complete, so that claims of no group can be released.
     pub async fn restore_claims(&self, state_is_complete: bool) -> Result<(), group::Error> {
-        let links = link::list(&self.host.netlink).await?;
-        self.claims.reap(&links).await?;
+        self.claims.reap(&self.host.netlink).await?;
         let stored = self.store.read(group::needed);
         self.claims.hold_stored(stored).await?;
         match state_is_complete {

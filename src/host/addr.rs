@@ -49,6 +49,34 @@ pub async fn list(handle: &Handle, links: Of) -> Result<Vec<Addr>, Error> {
     answer.into_iter().map(read).collect()
 }
 
+/// The IPv4 addresses of all links, with the names of the links. A label that is not the name of the link starts with it and a colon
+/// (ip-address(8)); the kernel sets the name if there is none, and changes it when the link is renamed (`inetdev_changename`).
+pub async fn list_by_link(handle: &Handle) -> Result<Vec<(String, Addr)>, Error> {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    let response = handle.dump(RouteNetlinkMessage::GetAddress(message)).await;
+    let answer = response.map_err(|e| Error::io("list", "addresses", e))?;
+    let found = answer.into_iter().map(|part| {
+        let link = link_of(&part);
+        read(part).map(|addr| (link, addr))
+    });
+    found.collect()
+}
+
+/// The link that the label of an address names; empty if it has none.
+fn link_of(part: &RouteNetlinkMessage) -> String {
+    let RouteNetlinkMessage::NewAddress(message) = part else {
+        return String::new();
+    };
+    let labels = message.attributes.iter();
+    let label = labels.filter_map(|attribute| match attribute {
+        AddressAttribute::Label(label) => Some(label.as_str()),
+        _ => None,
+    });
+    let link = label.filter_map(|label| label.split(':').next()).next();
+    link.unwrap_or_default().to_owned()
+}
+
 /// The addresses of a link, of both families, including tentative ones (duplicate address detection).
 pub async fn list_all_of(handle: &Handle, index: u32) -> Result<BTreeSet<IpAddr>, Error> {
     let mut found = BTreeSet::new();

@@ -153,10 +153,10 @@ mod tests {
             ("{}", "invalid body: missing field `count`", true),
             (
                 "[1]",
-                "invalid body: found a list, expected an object",
+                "invalid body: found sequence, expected an object",
                 true,
             ),
-            ("[", "found a list, expected an object", true),
+            ("[", "found sequence, expected an object", true),
             (
                 r#"{"count":1} x"#,
                 "invalid body: trailing characters",

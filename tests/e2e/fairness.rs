@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use test_support::harness::{Harness, Place, group, slots, with_daemon};
+use test_support::harness::{self, Harness, Place, group, slots, with_daemon};
 use test_support::kernel::run;
 
 /// The specification's.
@@ -94,5 +94,39 @@ fn drift_and_a_new_policy_of_old_vms_do_not_wait_for_thousands_that_are_built_or
         let left = on_their_way(&harness, false);
         println!("{left} are still there");
         assert!(left > CROWD / 20, "only {left} were before it in the queue");
+    });
+}
+
+/// Each slot has four routes, and the kernel reports those of hundreds within one window of events.
+#[test]
+fn vms_that_are_built_and_deleted_cause_no_observation_of_others() {
+    harness::empty(|mut harness| {
+        harness.env.push(("SLICE_LOG", "slicectl=debug".into()));
+        harness.start();
+        harness.apply(&slots(4, ""));
+        // Old enough that what the kernel reported of their making is over.
+        std::thread::sleep(Duration::from_secs(4));
+        let before = harness.log().len();
+        for (count, desired) in [(PER_GROUP, true), (0, false)] {
+            let text = group("crowd", count as u32, "169.254.104.0/22", "");
+            let file = harness.write("crowd.yaml", &text);
+            harness.ctl(&format!("apply -f {file}"));
+            harness.until("it is done", || {
+                let left = on_their_way(&harness, desired);
+                let done = match desired {
+                    true => left == CROWD - PER_GROUP,
+                    false => left == 0,
+                };
+                done.then_some(())
+            });
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        let log = harness.log();
+        let observed = |vm: &str| {
+            let line = format!("process is converged vm={vm}-");
+            log[before..].matches(&line).count()
+        };
+        assert!(observed("crowd") >= PER_GROUP, "{}", observed("crowd"));
+        assert_eq!(observed("sandbox"), 0);
     });
 }

@@ -3,18 +3,15 @@
 
 use std::collections::{HashMap, HashSet};
 
-use ipnetwork::Ipv4Network;
 use tracing::debug;
 
+use super::networks::Networks;
 use crate::api::meta::Uid;
 use crate::api::network::NetworkSpec;
 use crate::api::vm::Vm;
 use crate::engine::{Engine, Key};
 use crate::host::rule::Generation;
 use crate::store::World;
-
-/// Maximum number of routes that are distinguished within one window.
-const MAX_ROUTES: usize = 64;
 
 /// What to enqueue.
 #[derive(Default)]
@@ -28,7 +25,7 @@ pub(super) struct Pending {
     /// Bridges with changed addresses: the filters of VMs with `isolate_ports` contain them.
     pub(super) addressed: HashSet<String>,
     /// Networks for which routes were added or deleted: packets to VMs in them may take another route.
-    pub(super) routed: HashSet<Ipv4Network>,
+    pub(super) routed: Networks,
     /// Objects with changed link settings (netconf).
     pub(super) configured: HashSet<Key>,
     /// A setting of all links changed. The kernel then sets that of each link (`inet_forward_change`), also when the
@@ -76,10 +73,7 @@ impl Pending {
         self.rules.extend(other.rules);
         self.moved.extend(other.moved);
         self.addressed.extend(other.addressed);
-        other
-            .routed
-            .into_iter()
-            .for_each(|network| self.route(network));
+        self.routed.merge(other.routed);
         self.configured.extend(other.configured);
         self.all_configured |= other.all_configured;
         self.urgent |= other.urgent;
@@ -94,7 +88,7 @@ impl Pending {
         };
         let by_rules = self.rules.values().map(|(uid, _)| Some(*uid));
         let bridges = self.moved.iter().chain(&self.addressed).map(|_| None);
-        let routes = self.routed.iter().map(|_| None);
+        let routes = (!self.routed.is_empty()).then_some(None);
         let all = self.everything.then_some(None);
         let keys = self.keys.iter().chain(&self.configured);
         keys.map(vm)
@@ -104,21 +98,6 @@ impl Pending {
             .chain(all)
     }
 
-    /// Adds a network. Above [`MAX_ROUTES`], networks are merged into /8s: a routing daemon may add thousands.
-    pub(super) fn route(&mut self, dst: Ipv4Network) {
-        if self.routed.len() < MAX_ROUTES {
-            self.routed.insert(dst);
-        } else if self
-            .routed
-            .iter()
-            .all(|known| !known.contains(dst.network()))
-        {
-            let wider = Ipv4Network::new(dst.network(), 8).map(|net| net.network());
-            let wider = wider.and_then(|start| Ipv4Network::new(start, 8));
-            self.routed.extend(wider);
-        }
-    }
-
     /// The VMs with addresses in networks that a route was added or deleted for.
     fn in_networks(&self, engine: &Engine) -> Vec<Key> {
         if self.routed.is_empty() {
@@ -126,8 +105,8 @@ impl Pending {
         }
         let is_in = |vm: &&Vm, world: &World| {
             let ip = world.lease(&vm.meta.name).map(|lease| lease.address.ip());
-            let is_in = |ip| self.routed.iter().any(|network| network.contains(ip));
-            !matches!(vm.spec.network, NetworkSpec::Cni(_)) && ip.is_some_and(is_in)
+            let is_cni = matches!(vm.spec.network, NetworkSpec::Cni(_));
+            !is_cni && ip.is_some_and(|ip| self.routed.contain(ip))
         };
         engine.store.read(|world| {
             let found = world.vms().filter(|vm| is_in(vm, world));

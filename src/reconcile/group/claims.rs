@@ -24,9 +24,9 @@ use serde::{Deserialize, Serialize};
 
 use super::claim::{Claim, needed};
 use super::range_error::RangeError;
-use crate::host::link::Link;
 use crate::host::lock::FileLock;
-use crate::host::{self, fs, private};
+use crate::host::netlink::Handle;
+use crate::host::{self, fs, link, private};
 use crate::owner::{Instance, Label};
 use crate::store::{self, JOURNAL, Store, World};
 
@@ -212,15 +212,16 @@ impl Claims {
         Ok(others.flat_map(|other| other.claims).collect())
     }
 
-    /// Removes the claims of daemons that cannot return. `links` are those of the host.
+    /// Removes the claims of daemons that cannot return. `netlink` is a socket in the host namespace.
     ///
     /// # Errors
-    /// The files cannot be used.
-    pub async fn reap(&self, links: &[Link]) -> Result<(), super::Error> {
+    /// The files cannot be used, or the links of the host cannot be listed.
+    pub async fn reap(&self, netlink: &Handle) -> Result<(), super::Error> {
         // Usually there is no other daemon.
         if self.others()?.is_empty() {
             return Ok(());
         }
+        let links = link::list(netlink).await?;
         let labels = links.iter().filter_map(|link| link.alias.as_deref());
         let labelled: BTreeSet<Instance> = labels
             .filter_map(|alias| alias.parse::<Label>().ok())

@@ -560,3 +560,35 @@ fn a_group_may_not_take_from_one_what_it_has() {
     stored.meta.deleting = true;
     assert_eq!(validate::check_apply(&[stored], &drafts), Ok(()));
 }
+
+/// A link of the daemon is known by the label of its address, which the kernel sets to the name of the link.
+#[test]
+fn an_order_avoids_what_the_host_uses_and_passes_over_the_daemons_own_links() {
+    // The second block of the range, of which the first is the other VM's.
+    let foreign = [
+        "ip addr add 169.254.100.5/32 dev d0",
+        "ip addr add 169.254.100.5/32 dev d0 label d0:1",
+        "ip addr add 169.254.100.5/32 dev d0 && ip link set d0 down && ip link set d0 name d1",
+        "ip addr add 10.0.0.1 peer 169.254.100.6 dev d0",
+        "ip route add 169.254.100.4/30 dev d0",
+        // A link that has our name, and no address that says so.
+        "ip link add OURS type bridge && ip link set OURS up && ip route add 169.254.100.4/30 dev OURS",
+    ];
+    let own = [
+        "ip link add OURS type bridge && ip link set OURS up && ip addr add 169.254.100.5/30 dev OURS",
+        "ip link add OURS type bridge && ip link set OURS up && ip addr add 169.254.100.5/32 dev OURS label OURS:1",
+        "ip link add x type bridge && ip addr add 169.254.100.5/32 dev x && ip link set x name OURS",
+    ];
+    let variants = foreign.map(|setup| (setup, false)).into_iter();
+    for (setup, is_free) in variants.chain(own.map(|setup| (setup, true))) {
+        kernel::private(async move {
+            kernel::run("ip link add d0 type bridge");
+            kernel::run("ip link set d0 up");
+            let place = Place::with(1, spec(Some(SMALL), "")).await;
+            let ours = format!("{}x", place.instance.link_prefix());
+            kernel::run(&setup.replace("OURS", &ours));
+            let added = place.add(Some("ci"), VmOverrides::default()).await;
+            assert_eq!(added.is_ok(), is_free, "{setup}: {added:?}");
+        });
+    }
+}
