@@ -261,15 +261,17 @@ impl WatchLog {
             cursor.phase = Phase::Changes;
             cursor.pages = Vec::new();
             self.write_version(cursor, "SYNCED", &mut lines);
-        } else if cursor.versions && cursor.position - cursor.sent >= self.bookmark_interval() {
+        } else if until.is_none() && self.is_bookmark_due(cursor) {
             self.write_version(cursor, "BOOKMARK", &mut lines);
         }
         lines
     }
 
-    /// The number of changes that do not match until a watch is told a newer version: long before its version is too old.
-    fn bookmark_interval(&self) -> u64 {
-        (self.bounds.entries as u64 / 4).max(1)
+    /// Whether a watch is sent a newer version because so many changes did not match: long before its version is too old. Not before its
+    /// list is complete: the list may contain later changes, which a watch that continues from this version would be sent again.
+    fn is_bookmark_due(&self, cursor: &Cursor) -> bool {
+        let interval = (self.bounds.entries as u64 / 4).max(1);
+        cursor.versions && cursor.position - cursor.sent >= interval
     }
 
     fn write_version(&self, cursor: &mut Cursor, kind: &'static str, lines: &mut Vec<u8>) {

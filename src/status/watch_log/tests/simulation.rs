@@ -381,3 +381,20 @@ proptest! {
         simulation.end()?;
     }
 }
+
+/// A bookmark during the list had a version before an event that the list contained.
+#[test]
+fn no_version_can_be_continued_before_the_list_is_complete() {
+    use Step::*;
+    let before = [Write(0), Read(2), Look, Commit, Write(1), Note, Note, Look];
+    let list = [Read(2), Commit, Write(0), Note, Look, Read(2), Read(2)];
+    let mut simulation = Simulation::new(Bounds {
+        entries: 5,
+        bytes: 100_000,
+        chunk: 400,
+    });
+    for step in before.iter().chain(&list).chain(&[Disconnect(2)]) {
+        simulation.step(step).unwrap();
+    }
+    simulation.end().unwrap();
+}
