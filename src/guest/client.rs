@@ -27,6 +27,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::early_response::EarlyResponse;
 use super::endpoint::HeadTimeout;
 use super::protocol::{HEAD_LIMIT, PORT};
 
@@ -175,7 +176,7 @@ where
     let stream = connect(socket).await?;
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(HEAD_LIMIT)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(EarlyResponse::new(stream)))
         .await
         .map_err(invalid)?;
     let connection = AbortOnDropHandle::new(tokio::spawn(async move {
@@ -204,10 +205,10 @@ pub async fn upgraded(mut response: Response<AgentBody>) -> Result<Upgraded, Err
     let upgraded = upgraded.map_err(|_| Error::HeadTimeout(CONNECT_TIMEOUT))?;
     let parts = upgraded
         .map_err(invalid)?
-        .downcast::<TokioIo<UnixStream>>()
+        .downcast::<TokioIo<EarlyResponse<UnixStream>>>()
         .map_err(|_| invalid("the connection cannot be upgraded"))?;
     Ok(Upgraded {
-        stream: parts.io.into_inner(),
+        stream: parts.io.into_inner().into_inner(),
         received: parts.read_buf,
     })
 }

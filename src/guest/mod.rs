@@ -13,6 +13,7 @@
 //! | `async_fd` | registers descriptors with the runtime |
 //! | `client` | connects to an agent from the host and sends a request |
 //! | `copy` | the host's side of a copy |
+//! | `early_response` | a stream to a server that responds before it has read the request |
 //! | `endpoint` | the requests that the daemon forwards |
 //! | `init` | PID 1 of a small guest |
 //! | `inject` | PID 1 of an initramfs before the init of the image |
@@ -34,6 +35,8 @@ mod async_fd;
 pub mod client;
 #[cfg(feature = "host")]
 pub mod copy;
+#[cfg(feature = "host")]
+pub mod early_response;
 #[cfg(feature = "host")]
 pub mod endpoint;
 pub mod go_duration;

@@ -33,6 +33,7 @@ use crate::api::view::{
     Problem, RouteInfo, Scale, ServerInfo, Source,
 };
 use crate::api::vm::PowerCommand;
+use crate::guest::early_response::EarlyResponse;
 
 /// Timeout until the response head is received. `gc` and `doctor` observe the whole host.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
@@ -366,7 +367,7 @@ impl Client {
             headers.insert(header::AUTHORIZATION, token.header());
         }
         let stream = self.connect().await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        let (mut sender, connection) = http1::handshake(TokioIo::new(EarlyResponse::new(stream)))
             .await
             .map_err(|error| self.broken(error))?;
         // Ends with the response body: there is one request per connection.
@@ -477,3 +478,6 @@ fn split_lines(
         }
     })
 }
+
+#[cfg(test)]
+mod tests;

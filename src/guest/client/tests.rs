@@ -277,3 +277,29 @@ async fn what_follows_an_upgrade_is_kept() {
     }
     assert_eq!(received, b"early");
 }
+
+/// The agent closes before it has read the body, and the next part of the body is sent only then.
+#[tokio::test]
+async fn a_response_before_the_request_was_read_is_received() {
+    let closed = Arc::new(tokio::sync::Notify::new());
+    let closing = Arc::clone(&closed);
+    let (dir, _) = agent(move |stream| {
+        let closing = Arc::clone(&closing);
+        async move {
+            let response = b"HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\nno";
+            assert_eq!(stream.try_write(response).unwrap(), response.len());
+            drop(stream);
+            closing.notify_one();
+        }
+    });
+    let parts = futures::stream::once(async move {
+        closed.notified().await;
+        Ok::<_, io::Error>(Frame::data(Bytes::from_static(&[0; 64 << 10])))
+    });
+    let request = Request::post("/exec").header("host", "agent");
+    let request = request.body(StreamBody::new(Box::pin(parts))).unwrap();
+    let response = send(&socket(&dir), request, SHORT).await.unwrap();
+    assert_eq!(response.status(), 404);
+    let body = response.into_body().collect().await.unwrap();
+    assert_eq!(body.to_bytes(), "no");
+}
