@@ -262,13 +262,13 @@ impl WatchLog {
             cursor.pages = Vec::new();
             self.write_version(cursor, "SYNCED", &mut lines);
         } else if until.is_none() && self.is_bookmark_due(cursor) {
+            // Not before the list is complete: it may contain later changes, and a watch from this version would be sent them again.
             self.write_version(cursor, "BOOKMARK", &mut lines);
         }
         lines
     }
 
-    /// Whether a watch is sent a newer version because so many changes did not match: long before its version is too old. Not before its
-    /// list is complete: the list may contain later changes, which a watch that continues from this version would be sent again.
+    /// Whether a watch is sent a newer version because so many changes did not match: long before its version is too old.
     fn is_bookmark_due(&self, cursor: &Cursor) -> bool {
         let interval = (self.bounds.entries as u64 / 4).max(1);
         cursor.versions && cursor.position - cursor.sent >= interval
