@@ -19,6 +19,7 @@
 //! | [`engine`] | runs the stages for each key: bring up, tear down, orphans, adoption, preview | `api owner clock store runtime host cni vmm secrets guest reconcile` |
 //! | [`status`] | what users see of objects, computed from the store; `explain` | `api owner store host vmm reconcile` |
 //! | [`intake`] | reads the manifest directory | `api store host` |
+//! | [`fleet`] | multiple hosts: objects in etcd, the scheduler, the agent of a node | `api clock owner store host vmm reconcile engine` |
 //! | [`wire`] | HTTP and JSON on Unix and TCP sockets; requests to agents; the web page | `api clock guest` |
 //! | [`api_server`] | the second listener of the API: its settings, token and certificate | `api host wire` |
 //! | [`ssh`] | the SSH server: shells, files and consoles of guests | `api clock host guest wire` |
@@ -67,6 +68,8 @@ pub mod daemon;
 pub mod doctor;
 #[cfg(feature = "host")]
 pub mod engine;
+#[cfg(feature = "host")]
+pub mod fleet;
 pub mod guest;
 #[cfg(feature = "host")]
 #[allow(

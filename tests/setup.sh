@@ -86,6 +86,20 @@ if [ ! -e "$managers/done" ] && command -v apt-get >/dev/null; then
     touch "$managers/done"
 fi
 
+# etcd, unpacked for the same reason.
+etcd=${SLICE_ETCD_DIR:-target/etcd}
+if [ ! -e "$etcd/done" ] && command -v apt-get >/dev/null; then
+    echo "setup.sh: unpacking etcd-server and etcd-client into $etcd"
+    mkdir -p "$etcd/debs" "$etcd/root"
+    packages='etcd-server etcd-client'
+    # shellcheck disable=SC2086 # a list of words
+    (cd "$etcd/debs" && { apt-get -qq download $packages 2>/dev/null || { apt-get -qq update && apt-get -qq download $packages; }; })
+    for package in "$etcd"/debs/*.deb; do
+        dpkg-deb -x "$package" "$etcd/root"
+    done
+    touch "$etcd/done"
+fi
+
 # schemathesis sends requests by the OpenAPI document; it is a program of Python, in an environment of its own.
 requirements=tests/e2e/contract/schemathesis/requirements.txt
 environment=target/schemathesis

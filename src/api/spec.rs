@@ -61,7 +61,7 @@ impl VmSpec {
 }
 
 /// Which VMM runs a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Hypervisor {
     /// The network and disks are prepared, and the user starts a VMM.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::fleet::Slot;
 use super::intake_loop::IntakeLoop;
 use super::watches::Watches;
 use crate::api::meta::Timestamp;
@@ -30,6 +31,8 @@ pub struct AppState {
     pub(super) started_at: Timestamp,
     /// Why the settings of the second listener are not in effect, for `doctor`.
     pub(super) api_problem: ApiProblem,
+    /// The connection to the fleet.
+    pub(super) fleet: Arc<Slot>,
 }
 
 impl AppState {
@@ -39,6 +42,7 @@ impl AppState {
         intake: Arc<IntakeLoop>,
         watches: Arc<Watches>,
         api_problem: ApiProblem,
+        fleet: Arc<Slot>,
         args: &Args,
     ) -> Self {
         Self {
@@ -53,6 +57,7 @@ impl AppState {
             intake,
             watches,
             api_problem,
+            fleet,
         }
     }
 }

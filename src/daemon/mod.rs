@@ -14,6 +14,7 @@ mod deletion;
 mod difference;
 mod drafts;
 mod failure;
+mod fleet;
 mod folders;
 mod group_events;
 mod host_checks;
@@ -329,9 +330,18 @@ async fn serve(
         .map_err(|error| Error::Socket(error.to_string()))?;
     let watches = Arc::new(Watches::new(engine.store.events()));
     let api_problem = ApiProblem::default();
+    let fleet = Arc::new(fleet::Slot::default());
     let new_state = || {
         let (watches, api_problem) = (Arc::clone(&watches), Arc::clone(&api_problem));
-        AppState::new(engine.clone(), intake.clone(), watches, api_problem, &args)
+        let fleet = Arc::clone(&fleet);
+        AppState::new(
+            engine.clone(),
+            intake.clone(),
+            watches,
+            api_problem,
+            fleet,
+            &args,
+        )
     };
     let (state, ssh, api, watched) = (new_state(), new_state(), new_state(), new_state());
     let mut tasks = tokio::task::JoinSet::new();

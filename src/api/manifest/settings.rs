@@ -15,8 +15,10 @@ use super::section::{Field, Reader, Section};
 use super::yaml::{self, Value};
 
 pub mod api;
+pub mod fleet;
 
 use api::ApiSettings;
+use fleet::FleetSettings;
 
 pub use super::keys::limits::MIN_REMOVAL_GRACE;
 
@@ -47,6 +49,8 @@ pub struct Settings {
     pub ssh_keys: Option<Vec<SshKey>>,
     /// The second listener of the API.
     pub api: Option<ApiSettings>,
+    /// The fleet.
+    pub fleet: Option<FleetSettings>,
 }
 
 /// The settings of the SSH server.
@@ -102,6 +106,7 @@ pub fn parse(source: &Source) -> Result<Settings, Vec<Problem>> {
         settings.ssh = ssh(&mut reader, &section);
         settings.ssh_keys = ssh_keys(&mut reader, &section);
         settings.api = api::read(&mut reader, &section);
+        settings.fleet = fleet::read(&mut reader, &section);
         if let Some(field) = section.get("ssh").filter(|_| !section.has("ssh_keys")) {
             reader.refuse(
                 field,

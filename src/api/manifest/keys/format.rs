@@ -67,6 +67,8 @@ pub enum Format {
     ListenAddressOrSocket,
     /// Absolute path of a socket.
     Socket,
+    /// URL of a server.
+    Endpoint,
     /// Public key of OpenSSH.
     SshKey,
     /// Public key that may log in to the SSH server of the daemon.
@@ -134,6 +136,7 @@ impl Format {
             Self::Socket => format!(
                 "absolute path of a Unix socket, without `..`, at most {MAX_SOCKET} characters"
             ),
+            Self::Endpoint => "`https://HOST:PORT`, or `http://` on this host".into(),
             Self::SshKey => {
                 format!("public key of OpenSSH: `TYPE BASE64 [COMMENT]`, at most {MAX_LINE} bytes")
             }
@@ -205,6 +208,7 @@ impl Format {
                     r"^(?!.*/\.\.(/|$))/[^\x00-\x1f\x7f-\x9f]{{0,{most}}}[^/\x00-\x1f\x7f-\x9f]$"
                 )
             }
+            Self::Endpoint => r"^https?://[A-Za-z0-9.:\[\]-]+/?$".into(),
             Self::SshKey => key_of(&TYPES),
             Self::LoginKey => {
                 let types = TYPES.into_iter().filter(|kind| !is_of_security_key(kind));

@@ -12,6 +12,11 @@ use super::super::super::policy::OnDeny;
 use super::super::super::vm::Hypervisor;
 use super::Mode;
 
+/// The maximum number of members of an etcd cluster that are named.
+pub const MAX_ENDPOINTS: usize = 9;
+/// The maximum number of labels of a node.
+pub const MAX_LABELS: usize = 32;
+
 /// One MiB.
 pub const MIB: u64 = 1 << 20;
 /// One GiB.

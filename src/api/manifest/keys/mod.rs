@@ -49,6 +49,8 @@ pub enum Mapping {
     ApiAuth,
     /// `tls:` of `api:`.
     ApiTls,
+    /// `fleet:` of the settings file.
+    Fleet,
 }
 
 /// Network modes.
@@ -154,7 +156,7 @@ impl Key {
 
 impl Mapping {
     /// All mappings, in the order of the reference.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Document,
         Self::Config,
         Self::HostGroup,
@@ -168,12 +170,15 @@ impl Mapping {
         Self::Api,
         Self::ApiAuth,
         Self::ApiTls,
+        Self::Fleet,
     ];
 
     /// Whether it is the settings file, or in it.
     pub fn is_setting(self) -> bool {
         match self {
-            Self::Settings | Self::Ssh | Self::Api | Self::ApiAuth | Self::ApiTls => true,
+            Self::Settings | Self::Ssh | Self::Api | Self::ApiAuth | Self::ApiTls | Self::Fleet => {
+                true
+            }
             Self::Document
             | Self::Config
             | Self::HostGroup
@@ -222,6 +227,7 @@ impl Mapping {
             Self::Api => "in api: of the settings file of sliced",
             Self::ApiAuth => "in api.auth: of the settings file of sliced",
             Self::ApiTls => "in api.tls: of the settings file of sliced",
+            Self::Fleet => "in fleet: of the settings file of sliced",
         }
     }
 }

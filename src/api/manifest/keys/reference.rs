@@ -105,6 +105,10 @@ fn heading(mapping: Mapping) -> (&'static str, &'static str) {
             "api.tls of /etc/slice/sliced.yaml",
             "TLS of the API, version 1.2 or 1.3. Both files are required; changes of them apply at once.",
         ),
+        Mapping::Fleet => (
+            "fleet of /etc/slice/sliced.yaml",
+            "The fleet that this host is a node of; see [fleet](../fleet.md). A change applies after a restart of `sliced`.",
+        ),
     }
 }
 

@@ -50,6 +50,7 @@ fn name(mapping: Mapping) -> &'static str {
         Mapping::Api => "api",
         Mapping::ApiAuth => "apiAuth",
         Mapping::ApiTls => "apiTls",
+        Mapping::Fleet => "fleet",
     }
 }
 

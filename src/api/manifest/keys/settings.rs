@@ -2,7 +2,7 @@
 //! Out of scope: manifests.
 
 use super::super::super::ssh_key::MAX_KEYS;
-use super::limits::{DEFAULT_API_PORT, DEFAULT_SSH_PORT, PORTS};
+use super::limits::{DEFAULT_API_PORT, DEFAULT_SSH_PORT, MAX_ENDPOINTS, PORTS};
 use super::{Change, Default, Format, Key, Mapping, Value};
 
 const SETTINGS: &[Mapping] = &[Mapping::Settings];
@@ -10,6 +10,7 @@ const SSH: &[Mapping] = &[Mapping::Ssh];
 const API: &[Mapping] = &[Mapping::Api];
 const API_AUTH: &[Mapping] = &[Mapping::ApiAuth];
 const API_TLS: &[Mapping] = &[Mapping::ApiTls];
+const FLEET: &[Mapping] = &[Mapping::Fleet];
 
 /// All of them.
 pub const KEYS: &[Key] = &[
@@ -223,5 +224,115 @@ pub const KEYS: &[Key] = &[
         property: None,
         about: "The private key, in PEM, for root only; `--api-tls-key` takes precedence",
         example: "\"/etc/slice/tls.key\"",
+    },
+    Key {
+        name: "fleet",
+        mappings: SETTINGS,
+        value: Value::One(Mapping::Fleet),
+        default: Default::Text("one host"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "The fleet that this host is a node of",
+        example: r#"{"endpoints": ["https://10.0.0.1:2379"]}"#,
+    },
+    Key {
+        name: "endpoints",
+        mappings: FLEET,
+        value: Value::List(&Value::Text(Format::Endpoint), Some(MAX_ENDPOINTS)),
+        default: Default::Required,
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "The members of the etcd cluster",
+        example: r#"["https://10.0.0.1:2379", "https://10.0.0.2:2379"]"#,
+    },
+    Key {
+        name: "ca",
+        mappings: FLEET,
+        value: Value::Text(Format::File),
+        default: Default::Text("not encrypted; only for `http://`"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "The certificates of the authorities that sign the certificates of etcd and of the APIs of the nodes",
+        example: "\"/etc/slice/fleet/ca.pem\"",
+    },
+    Key {
+        name: "cert",
+        mappings: FLEET,
+        value: Value::Text(Format::File),
+        default: Default::Text("not encrypted; only for `http://`"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "The certificate of this node, for etcd and for the APIs of other nodes; without a common name (CN), which the gateway of etcd refuses",
+        example: "\"/etc/slice/fleet/cert.pem\"",
+    },
+    Key {
+        name: "key",
+        mappings: FLEET,
+        value: Value::Text(Format::File),
+        default: Default::Text("not encrypted; only for `http://`"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "The private key of `cert`, mode 0600",
+        example: "\"/etc/slice/fleet/key.pem\"",
+    },
+    Key {
+        name: "node",
+        mappings: FLEET,
+        value: Value::Text(Format::Name),
+        default: Default::Text("the host name up to the first dot"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "The name of this node",
+        example: "\"node-a\"",
+    },
+    Key {
+        name: "labels",
+        mappings: FLEET,
+        value: Value::Arguments,
+        default: Default::Text("none"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "Labels of this node, for `node_selector` of groups",
+        example: r#"{"zone": "a"}"#,
+    },
+    Key {
+        name: "user",
+        mappings: FLEET,
+        value: Value::Text(Format::Name),
+        default: Default::Text("`node`"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "The user of etcd; has no effect without `password_file`",
+        example: "\"node-a\"",
+    },
+    Key {
+        name: "password_file",
+        mappings: FLEET,
+        value: Value::Text(Format::File),
+        default: Default::Text("no authentication by name"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "The file with the password of the user, mode 0600",
+        example: "\"/etc/slice/fleet/password\"",
+    },
+    Key {
+        name: "control",
+        mappings: FLEET,
+        value: Value::Flag,
+        default: Default::Flag(true),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "Whether this daemon may be elected to schedule, and stores groups of the fleet; its user needs write access to all keys",
+        example: "false",
     },
 ];

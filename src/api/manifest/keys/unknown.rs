@@ -42,7 +42,8 @@ fn of_slicer(mapping: Mapping, key: &str) -> Option<&'static str> {
         | Mapping::Ssh
         | Mapping::Api
         | Mapping::ApiAuth
-        | Mapping::ApiTls => None,
+        | Mapping::ApiTls
+        | Mapping::Fleet => None,
     }
 }
 

@@ -253,7 +253,7 @@ pub(super) fn read(reader: &mut Reader, settings: &Section) -> Option<ApiSetting
     Some(found)
 }
 
-fn parsed<T>(
+pub(super) fn parsed<T>(
     reader: &mut Reader,
     field: &Field,
     expected: &str,

@@ -1,0 +1,171 @@
+//! Whether a node takes a VM that is bound to it.
+//! Out of scope: how much VMs that are not of the fleet use (the caller subtracts it).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::{Input, LocalVm, Run};
+use crate::api::meta::Name;
+use crate::api::network::NetworkSpec;
+use crate::api::storage::Bytes;
+use crate::api::vm::{Hypervisor, VmSpec};
+use crate::fleet::contact::LOST_AFTER;
+use crate::fleet::object::{Group, Resources, Vm};
+
+/// What a node has for VMs of the fleet.
+#[derive(Clone, Debug, Default)]
+pub struct Room {
+    /// What is not used by any VM.
+    pub free: Resources,
+    /// The VMMs that the node can start.
+    pub hypervisors: Vec<Hypervisor>,
+    /// The files that groups of the fleet name and that exist, with their size in bytes; 0 for a block device.
+    pub files: BTreeMap<PathBuf, u64>,
+    /// The names of local groups that are not of the fleet.
+    pub groups: BTreeSet<Name>,
+    /// The names of local VMs that are not of the fleet.
+    pub vms: BTreeSet<Name>,
+}
+
+/// The decision.
+pub(super) enum Admission {
+    /// It is added.
+    Admitted,
+    /// It is added later: something is being deleted.
+    Waits(String),
+    /// It is refused, with a sentence.
+    Refused(String),
+}
+
+impl Room {
+    /// Whether the VM is taken; if so, what it uses is no longer free.
+    pub(super) fn admit(&mut self, input: &Input<'_>, vm: &Vm, group: &Group) -> Admission {
+        if let Some(decision) = self.name_conflict(input, vm) {
+            return decision;
+        }
+        let spec = &group.spec.template;
+        let needs = self.needs(spec);
+        let problem = stop_problem(group)
+            .or_else(|| self.program_problem(spec))
+            .or_else(|| self.file_problem(spec))
+            .or_else(|| self.shortage(&needs));
+        if let Some(reason) = problem {
+            return Admission::Refused(reason);
+        }
+        self.take(&needs);
+        Admission::Admitted
+    }
+
+    fn name_conflict(&self, input: &Input<'_>, vm: &Vm) -> Option<Admission> {
+        let (name, group) = (&vm.meta.name, &vm.group);
+        if self.groups.contains(group) {
+            let reason = format!("group {group} exists on this node and is not of the fleet");
+            return Some(Admission::Refused(reason));
+        }
+        if self.vms.contains(name) {
+            let reason = format!("VM {name} exists on this node and is not of the fleet");
+            return Some(Admission::Refused(reason));
+        }
+        let conflicts = |local: &&LocalVm| {
+            local.name == *name || local.group == *group && local.group_uid != vm.group_uid
+        };
+        let other = input.local.values().find(conflicts)?;
+        let text = format!("VM {} with the uid {}", other.name, other.uid);
+        let is_leaving = other.run == Run::Deleting || will_be_removed(input, other);
+        Some(match is_leaving {
+            true => Admission::Waits(format!("it waits for the deletion of {text}")),
+            false => Admission::Refused(format!("{text} exists on this node with the same name")),
+        })
+    }
+
+    fn needs(&self, spec: &VmSpec) -> Resources {
+        let image = spec.storage.image.as_ref();
+        let disk = image.map_or(0, |image| {
+            let size = self.files.get(image).copied().unwrap_or(0);
+            match size {
+                0 => 0,
+                size => spec.storage.size_bytes.unwrap_or(size),
+            }
+        });
+        let (isolated, bridge_ports) = match &spec.network {
+            NetworkSpec::Isolated(_) => (1, 0),
+            NetworkSpec::Bridge(_) => (0, 1),
+            NetworkSpec::Cni(_) => (0, 0),
+        };
+        Resources {
+            vcpus: spec.vcpu.into(),
+            ram_bytes: spec.ram_bytes,
+            disk_bytes: disk,
+            isolated,
+            bridge_ports,
+        }
+    }
+
+    fn program_problem(&self, spec: &VmSpec) -> Option<String> {
+        let vmm = spec.hypervisor;
+        let is_missing = vmm != Hypervisor::None && !self.hypervisors.contains(&vmm);
+        is_missing.then(|| format!("this node cannot start {vmm}"))
+    }
+
+    fn file_problem(&self, spec: &VmSpec) -> Option<String> {
+        let disks = spec.storage.disks.iter().map(|disk| &disk.path);
+        let boot = [&spec.kernel_file, &spec.initrd_file, &spec.storage.image];
+        let files = boot.into_iter().flatten().chain(disks);
+        let mut missing = files.filter(|file| !self.files.contains_key(file.as_path()));
+        let missing: &Path = missing.next()?;
+        Some(format!("this node has no file {}", missing.display()))
+    }
+
+    fn shortage(&self, needs: &Resources) -> Option<String> {
+        let free = &self.free;
+        let amounts = [
+            ("vCPUs", needs.vcpus, free.vcpus),
+            ("networks in isolated mode", needs.isolated, free.isolated),
+            ("bridge ports", needs.bridge_ports, free.bridge_ports),
+        ];
+        let bytes = [
+            ("memory", needs.ram_bytes, free.ram_bytes),
+            ("disk space", needs.disk_bytes, free.disk_bytes),
+        ];
+        let mut sentences = amounts
+            .into_iter()
+            .filter(|(_, needed, free)| needed > free)
+            .map(|(what, needed, free)| format!("it needs {needed} {what}, and {free} are free"))
+            .chain(
+                bytes
+                    .into_iter()
+                    .filter(|(_, needed, free)| needed > free)
+                    .map(|(what, needed, free)| {
+                        format!(
+                            "it needs {} of {what}, and {} are free",
+                            Bytes(needed),
+                            Bytes(free)
+                        )
+                    }),
+            );
+        sentences.next()
+    }
+
+    fn take(&mut self, needs: &Resources) {
+        let free = &mut self.free;
+        free.vcpus -= needs.vcpus;
+        free.ram_bytes -= needs.ram_bytes;
+        free.disk_bytes -= needs.disk_bytes;
+        free.isolated -= needs.isolated;
+        free.bridge_ports -= needs.bridge_ports;
+    }
+}
+
+/// A shorter time would end before contact is lost.
+fn stop_problem(group: &Group) -> Option<String> {
+    let after = group.replacement?.stop_after;
+    let (after, least) = (after.as_secs(), LOST_AFTER.as_secs());
+    (after < least).then(|| format!("stop_after is {after} s, expected at least {least} s"))
+}
+
+/// Plans are made in the order of uids: the step may follow later.
+fn will_be_removed(input: &Input<'_>, local: &LocalVm) -> bool {
+    let object = input.objects.vms.get(&local.uid);
+    let object = object.and_then(|object| object.as_ref().ok());
+    object.is_some_and(|object| super::decision::is_removed(input, object, local))
+}

@@ -1,0 +1,39 @@
+//! Which VMs may be started, also by their restart policy.
+//! Out of scope: the policy.
+
+use std::collections::BTreeSet;
+
+use super::{Input, LocalVm, Run, Step};
+use crate::api::meta::Uid;
+
+/// The VMs that may be started: those that are never replaced, always; the others only while the node has contact, their epoch is that of
+/// their object, and the scheduler was informed when they end.
+pub(super) fn allowed(input: &Input<'_>, steps: &[Step]) -> BTreeSet<Uid> {
+    let ends = |local: &LocalVm| {
+        steps.iter().any(|step| match step {
+            Step::StopVm { uid, .. } | Step::RemoveVm { uid, .. } => *uid == local.uid,
+            _ => false,
+        })
+    };
+    let may_restart = |local: &&LocalVm| {
+        let runs = matches!(local.run, Run::Ready | Run::NotReady);
+        runs && !ends(local) && (local.stop.is_none() || is_confirmed(input, local))
+    };
+    let local = input.local.values().filter(may_restart);
+    local.map(|local| local.uid).collect()
+}
+
+fn is_confirmed(input: &Input<'_>, local: &LocalVm) -> bool {
+    let object = input.objects.vms.get(&local.uid);
+    let Some(vm) = object.and_then(|vm| vm.as_ref().ok()) else {
+        return false;
+    };
+    let is_bound_here = vm.binding.as_ref().is_some_and(|binding| {
+        binding.node == *input.node && binding.epoch >= local.epoch && binding.moving_from.is_none()
+    });
+    // The scheduler knows when this copy ends, before it exists.
+    let is_reported = input
+        .status(local.uid)
+        .is_some_and(|status| status.epoch == local.epoch && status.stops_within.is_some());
+    is_bound_here && is_reported && input.contact.may_act(input.now) && input.may_run(local.stop)
+}

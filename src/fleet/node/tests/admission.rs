@@ -1,0 +1,218 @@
+//! What a node refuses, and with which sentence.
+//! Out of scope: what the scheduler does about it.
+
+use std::path::PathBuf;
+
+use super::*;
+use crate::api::storage::{AdditionalDisk, Storage};
+
+fn offered() -> Fixture {
+    Fixture::new().object(object(1, Some(binding("n1", 4))))
+}
+
+/// The reason for which the VM is refused, if it is.
+fn reason(fixture: &Fixture) -> Option<String> {
+    let refused = |step: &Step| match step {
+        Step::RefuseVm { reason, .. } => Some(reason.clone()),
+        _ => None,
+    };
+    let plan = fixture.plan();
+    let reason = plan.steps.iter().find_map(refused);
+    let adds = plan
+        .steps
+        .iter()
+        .any(|step| matches!(step, Step::AddVm { .. } | Step::PutGroup { .. }));
+    assert!(reason.is_none() || !adds, "{plan:?}");
+    reason
+}
+
+fn with(change: impl FnOnce(&mut Group)) -> Fixture {
+    let mut group = group("web", 1000, None);
+    change(&mut group);
+    offered().group(Ok(group))
+}
+
+fn free(change: impl FnOnce(&mut Resources)) -> Fixture {
+    let mut fixture = offered();
+    change(&mut fixture.room.free);
+    fixture
+}
+
+#[test]
+fn a_node_refuses_what_it_cannot_run() {
+    let file = || Some(PathBuf::from("/img/a"));
+    let too_new = offered().group(undecodable());
+    let mut group_conflict = offered();
+    group_conflict.room.groups.insert(name("web"));
+    let mut vm_conflict = offered();
+    vm_conflict.room.vms.insert(name("web-1"));
+    let mut image = with(|group| {
+        group.spec.template.storage = Storage {
+            image: file(),
+            size_bytes: Some(3 << 30),
+            ..Storage::default()
+        }
+    });
+    image.room.files.insert("/img/a".into(), 1 << 30);
+    image.room.free.disk_bytes = 2 << 30;
+    let disk = AdditionalDisk {
+        path: "/dev/x".into(),
+        read_only: false,
+    };
+    let variants = [
+        (
+            free(|free| free.vcpus = 0),
+            "it needs 1 vCPUs, and 0 are free",
+        ),
+        (
+            free(|free| free.ram_bytes = 64 << 20),
+            "it needs 128 MiB of memory, and 64 MiB are free",
+        ),
+        (
+            free(|free| free.isolated = 0),
+            "it needs 1 networks in isolated mode, and 0 are free",
+        ),
+        (image, "it needs 3 GiB of disk space, and 2 GiB are free"),
+        (
+            with(|group| group.spec.template.hypervisor = Hypervisor::Qemu),
+            "this node cannot start qemu",
+        ),
+        (
+            with(|group| group.spec.template.kernel_file = file()),
+            "this node has no file /img/a",
+        ),
+        (
+            with(|group| group.spec.template.storage.disks = vec![disk]),
+            "this node has no file /dev/x",
+        ),
+        (
+            with(|group| group.replacement = super::group("a", 1, Some(at(29).0)).replacement),
+            "stop_after is 29 s, expected at least 30 s",
+        ),
+        (
+            group_conflict,
+            "group web exists on this node and is not of the fleet",
+        ),
+        (
+            vm_conflict,
+            "VM web-1 exists on this node and is not of the fleet",
+        ),
+        (
+            too_new,
+            "group web cannot be read by this node: format 9 is newer than 1, the newest that this daemon reads: upgrade it",
+        ),
+    ];
+    for (fixture, expected) in variants {
+        assert_eq!(reason(&fixture).as_deref(), Some(expected));
+        assert_eq!(fixture.phases(), [Some(Phase::Refused)], "{expected}");
+    }
+    assert_eq!(reason(&offered()), None);
+}
+
+#[test]
+fn a_vm_is_refused_once_for_each_epoch() {
+    let refused = status(4, Phase::Refused);
+    let full = || free(|free| free.vcpus = 0);
+    assert_eq!(full().status(1, refused.clone()).plan().steps, []);
+    let again = full()
+        .object(object(1, Some(binding("n1", 5))))
+        .status(1, refused.clone());
+    assert_eq!(again.changes(), ["refuse 1 5"]);
+    // There is room now: the scheduler decides when it is offered again.
+    assert_eq!(offered().status(1, refused).plan().steps, []);
+}
+
+#[test]
+fn a_refusal_holds_from_its_decision_until_a_greater_epoch() {
+    let refused = |fixture: Fixture| {
+        let mut fixture = fixture;
+        let (epoch, reason) = (4, "it was full".to_owned());
+        fixture
+            .refusals
+            .insert(uid(1), LocalRefusal { epoch, reason });
+        fixture
+    };
+    // There is room now, and the status that was sent is not listed yet.
+    let decided = refused(offered());
+    assert_eq!(decided.changes(), Vec::<String>::new());
+    assert_eq!(decided.phases(), [Some(Phase::Refused)]);
+    let mut deleting = object(1, Some(binding("n1", 4)));
+    deleting.meta.deleting = true;
+    let bound = |node, epoch| Fixture::new().object(object(1, Some(binding(node, epoch))));
+    for (name, fixture, changes) in [
+        (
+            "again",
+            bound("n1", 5),
+            vec!["put group web 1", "add 1 5", "forget 1"],
+        ),
+        ("elsewhere", bound("n2", 5), vec!["forget 1"]),
+        (
+            "deleting",
+            Fixture::new().object(deleting),
+            vec!["forget 1"],
+        ),
+        ("missing", Fixture::new(), vec!["forget 1"]),
+        ("undecodable", Fixture::new().undecodable(1), vec![]),
+    ] {
+        assert_eq!(refused(fixture).changes(), changes, "{name}");
+    }
+}
+
+#[test]
+fn vms_of_one_plan_share_the_room() {
+    let mut fixture = offered()
+        .object(object(2, Some(binding("n1", 1))))
+        .object(object(3, Some(binding("n1", 1))));
+    fixture.room.free.isolated = 2;
+    assert_eq!(
+        fixture.changes(),
+        ["put group web 1", "add 1 4", "add 2 1", "refuse 3 1"]
+    );
+}
+
+#[test]
+fn a_vm_waits_for_the_deletion_of_one_with_its_name_and_is_refused_if_that_one_stays() {
+    let other = LocalVm {
+        uid: uid(9),
+        ..local(1, 2)
+    };
+    let mut deleting = object(9, Some(binding("n1", 2)));
+    deleting.meta.deleting = true;
+    let waits = offered().local(other.clone()).object(deleting);
+    assert_eq!(waits.changes(), ["remove 9"]);
+    assert_eq!(waits.reports(), [ReportReason::Waiting]);
+
+    let leaving = LocalVm {
+        run: Run::Deleting,
+        ..other.clone()
+    };
+    let waits = offered().local(leaving);
+    assert_eq!(waits.changes(), Vec::<String>::new());
+
+    let refused = offered().local(other);
+    let reason = reason(&refused).expect("a reason");
+    assert!(
+        reason.ends_with("exists on this node with the same name"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_vm_waits_for_the_vms_of_an_earlier_group_with_the_name_of_its_group() {
+    let earlier = LocalVm {
+        group_uid: uid(999),
+        run: Run::Deleting,
+        ..local(2, 2)
+    };
+    let fixture = offered().local(earlier);
+    assert_eq!(fixture.changes(), Vec::<String>::new());
+    assert!(fixture.reports().contains(&ReportReason::Waiting));
+}
+
+#[test]
+fn a_vm_of_a_group_that_is_missing_is_neither_added_nor_refused() {
+    let mut fixture = offered();
+    fixture.objects.groups.clear();
+    assert_eq!(fixture.plan().steps, []);
+    assert_eq!(fixture.reports(), [ReportReason::NoGroup]);
+}

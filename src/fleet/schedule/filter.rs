@@ -1,0 +1,151 @@
+//! The filters: why a node cannot run a VM, and the message of a VM that no node can run.
+//! Out of scope: the order of the nodes that can ([`super::candidates`]).
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::index::NodeEntry;
+use super::request::Request;
+use super::view::Contact;
+use crate::api::vm::Hypervisor;
+use crate::fleet::object::{Node, NodeStatus, Resources, VERSION};
+
+/// The ports of a bridge of the kernel (`BR_MAX_PORTS` is 1024, and 0 is none).
+pub(super) const BRIDGE_PORTS: u64 = 1023;
+
+/// The part of its disk that a node keeps free, in percent.
+pub(super) const DISK_FLOOR: u64 = 15;
+
+/// Why a node cannot run a VM. Messages list them in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Reason {
+    Vcpus,
+    Memory,
+    Disk,
+    Blocks,
+    Ports,
+    Unschedulable,
+    Draining,
+    Gone,
+    NoContact,
+    NoStatus,
+    Format,
+    Architecture,
+    Hypervisor,
+    Labels,
+    Files,
+    Refused,
+    PreviousCopy,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vcpus => "insufficient vCPUs",
+            Self::Memory => "insufficient memory",
+            Self::Disk => "insufficient disk space",
+            Self::Blocks => "no free /30 network",
+            Self::Ports => "no free bridge port",
+            Self::Unschedulable => "unschedulable",
+            Self::Draining => "draining",
+            Self::Gone => "gone",
+            Self::NoContact => "no contact",
+            Self::NoStatus => "not registered",
+            Self::Format => "outdated daemon",
+            Self::Architecture => "other architecture",
+            Self::Hypervisor => "VMM not installed",
+            Self::Labels => "labels do not match",
+            Self::Files => "image or kernel not found",
+            Self::Refused => "refused the VM",
+            Self::PreviousCopy => "has a previous copy",
+        })
+    }
+}
+
+/// The number of nodes by reason.
+pub(super) type Histogram = BTreeMap<Reason, usize>;
+
+/// `0/6 nodes are available: 2 insufficient memory, 3 unschedulable, 1 no contact.`
+pub(super) fn message(nodes: usize, reasons: &Histogram) -> String {
+    let counts: Vec<String> = reasons
+        .iter()
+        .map(|(reason, count)| format!("{count} {reason}"))
+        .collect();
+    match counts.is_empty() {
+        true => format!("0/{nodes} nodes are available."),
+        false => format!("0/{nodes} nodes are available: {}.", counts.join(", ")),
+    }
+}
+
+/// Why no VM is bound to a node; otherwise its status.
+pub(super) fn accepting<'v>(node: &NodeEntry<'v>) -> Result<&'v NodeStatus, Reason> {
+    static DEFAULT: Node = Node {
+        labels: BTreeMap::new(),
+        unschedulable: false,
+        drain: None,
+        gone: None,
+    };
+    let admin = node.view.admin.as_ref().map_or(&DEFAULT, |it| &it.value);
+    let status = node.view.status.as_ref().map(|it| &it.value);
+    match (node.view.contact, status) {
+        _ if admin.gone.is_some() => Err(Reason::Gone),
+        (Contact::Lost { .. }, _) => Err(Reason::NoContact),
+        (_, None) => Err(Reason::NoStatus),
+        (_, Some(status)) if status.format < VERSION => Err(Reason::Format),
+        _ if admin.drain.is_some() => Err(Reason::Draining),
+        _ if admin.unschedulable => Err(Reason::Unschedulable),
+        (Contact::Alive, Some(status)) => Ok(status),
+    }
+}
+
+/// Why a node is of the wrong kind for a request.
+pub(super) fn mismatch(node: &NodeEntry<'_>, request: &Request<'_>) -> Option<Reason> {
+    let Some(status) = node.view.status.as_ref().map(|it| &it.value) else {
+        return Some(Reason::NoStatus);
+    };
+    let architecture = request.architecture;
+    if architecture.is_some_and(|required| required != status.architecture) {
+        return Some(Reason::Architecture);
+    }
+    let needs_vmm = request.hypervisor != Hypervisor::None;
+    if needs_vmm && !status.hypervisors.contains(&request.hypervisor) {
+        return Some(Reason::Hypervisor);
+    }
+    let mut labels = request.labels.iter();
+    if !labels.all(|(key, value)| node.label(key) == Some(value)) {
+        return Some(Reason::Labels);
+    }
+    let has = |file: &&std::path::Path| status.files.iter().any(|f| file.as_os_str() == f.as_str());
+    (!request.files.iter().all(has)).then_some(Reason::Files)
+}
+
+/// What a node lacks for a VM with this request, in addition to what is used, without `instead_of`.
+pub(super) fn insufficient(
+    node: &NodeEntry<'_>,
+    request: &Request<'_>,
+    instead_of: Option<&Resources>,
+) -> Option<Reason> {
+    let used = instead_of.map_or(node.used, |old| node.used.minus(old));
+    let total = used.plus(&request.resources);
+    let limit = &node.limit;
+    let ports_of_bridge = request.bridge.map_or(0, |bridge| node.ports_of(bridge));
+    let is_new = instead_of.is_none_or(|old| old.bridge_ports == 0);
+    let exceeds = |of: fn(&Resources) -> u64| of(&request.resources) > 0 && of(&total) > of(limit);
+    match () {
+        () if exceeds(|it| it.vcpus) => Some(Reason::Vcpus),
+        () if exceeds(|it| it.ram_bytes) => Some(Reason::Memory),
+        () if request.copies_image && total.disk_bytes > limit.disk_bytes => Some(Reason::Disk),
+        () if exceeds(|it| it.isolated) => Some(Reason::Blocks),
+        () if exceeds(|it| it.bridge_ports) => Some(Reason::Ports),
+        () if is_new && request.bridge.is_some() && ports_of_bridge >= BRIDGE_PORTS => {
+            Some(Reason::Ports)
+        }
+        () => None,
+    }
+}
+
+/// Why a node cannot run one more VM with this request.
+pub(super) fn obstacle(node: &NodeEntry<'_>, request: &Request<'_>) -> Option<Reason> {
+    let reason = accepting(node).err().or_else(|| mismatch(node, request));
+    reason.or_else(|| insufficient(node, request, None))
+}

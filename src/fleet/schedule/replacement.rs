@@ -1,0 +1,112 @@
+//! When a VM of a node without contact may be started on another node, and the validation of the settings for it.
+//! Out of scope: stopping the copy on that node (the agent of the node); choosing the other node.
+//!
+//! # Why no credit for the TTL
+//! A lease can vanish early: it is revoked, or etcd is restored from a snapshot. So the key of a node can be absent at the moment of a
+//! renewal that the node takes for confirmed, and the node counts from there. An extension of a lease by an election only delays.
+
+use std::time::Duration;
+
+use super::index::Index;
+use super::view::{Contact, Stored};
+use crate::api::meta::Name;
+use crate::api::network::{Addresses, NetworkSpec};
+use crate::api::vm::VmSpec;
+use crate::fleet::object::{Group, Replacement, Vm};
+
+/// The time between the end of a copy and the start of the next, for differences of the clocks' rates and for a VMM that must be killed.
+pub const MARGIN: Duration = Duration::from_secs(30);
+
+/// The error of settings with which two copies of a VM could run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "replace_after is {}s, expected at least {}s: stop_after ({}s), the time to stop a VM ({}s) and a margin of {}s",
+    .found.as_secs_f64(), (*.stop_after + *.grace + MARGIN).as_secs_f64(), .stop_after.as_secs_f64(), .grace.as_secs_f64(), MARGIN.as_secs()
+)]
+pub struct InvalidReplacement {
+    found: Duration,
+    stop_after: Duration,
+    grace: Duration,
+}
+
+impl Replacement {
+    /// Checks that the copy of the node has ended before another one is started. `grace` is the grace period of the VMs of the group.
+    ///
+    /// # Errors
+    /// `replace_after` is too short.
+    pub fn check(&self, grace: Duration) -> Result<(), InvalidReplacement> {
+        match self.replace_after >= self.stop_after + grace + MARGIN {
+            true => Ok(()),
+            false => Err(InvalidReplacement {
+                found: self.replace_after,
+                stop_after: self.stop_after,
+                grace,
+            }),
+        }
+    }
+}
+
+/// Why a VM with this spec is bound to its node; `None`: another node can start it from nothing.
+pub(super) fn local_data(spec: &VmSpec) -> Option<&'static str> {
+    match &spec.storage {
+        storage if storage.persistent => Some("it has a persistent disk"),
+        storage if storage.has_writable_disk() => Some("it writes to a disk of the node"),
+        _ => None,
+    }
+}
+
+fn has_fixed_address(network: &NetworkSpec) -> bool {
+    match network {
+        NetworkSpec::Isolated(_) => false,
+        NetworkSpec::Bridge(bridge) => matches!(bridge.addresses, Addresses::Listed(_)),
+        NetworkSpec::Cni(cni) => !cni.cni.ips.is_empty(),
+    }
+}
+
+/// Whether a copy on a node without contact may be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// Not by this scheduler: its node has contact, or must confirm or be fenced.
+    Never,
+    /// After this time.
+    In(Duration),
+    /// Now.
+    Now,
+}
+
+/// Whether the copy of the VM on this node, of this epoch, may be replaced.
+///
+/// The copy has ended when the node has done what it has confirmed: `stops_within` of its status. A node that has not reported this epoch
+/// starts the copy only with the generation of the group that the binding names, so the settings of that generation apply; `is_moving`
+/// excludes this, because the object no longer has the generation of the previous copy.
+pub(super) fn due(
+    index: &Index<'_>,
+    group: &Stored<Group>,
+    vm: &Vm,
+    (node, epoch, is_moving): (&Name, u64, bool),
+) -> Due {
+    let spec = &group.value.spec.template;
+    let grace = spec.lifecycle.graceful_shutdown.get();
+    let Some(Contact::Lost { elapsed }) = index.node(node).map(|entry| entry.view.contact) else {
+        return Due::Never;
+    };
+    let Some(settings) = group.value.replacement.filter(|it| it.check(grace).is_ok()) else {
+        return Due::Never;
+    };
+    if local_data(spec).is_some() || has_fixed_address(&spec.network) {
+        return Due::Never;
+    }
+    let reported = index.status(vm.meta.uid, node);
+    let confirmed = match reported.filter(|status| status.value.epoch == epoch) {
+        Some(status) => status.value.stops_within.map(|time| time + MARGIN),
+        None if is_moving || vm.group_generation != group.value.meta.generation => None,
+        None => Some(settings.replace_after),
+    };
+    let Some(required) = confirmed.map(|time| time.max(settings.replace_after)) else {
+        return Due::Never;
+    };
+    match required.checked_sub(elapsed) {
+        Some(rest) if !rest.is_zero() => Due::In(rest),
+        _ => Due::Now,
+    }
+}

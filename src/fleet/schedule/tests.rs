@@ -1,0 +1,14 @@
+//! Tests of the scheduler.
+//! Out of scope: etcd; real nodes.
+
+mod checks;
+mod deletion;
+mod disruption;
+mod model;
+mod placement;
+mod properties;
+mod refusals;
+mod replacement;
+mod scale;
+mod transactions;
+mod world;

@@ -1,0 +1,207 @@
+//! Updates and drains within `max_unavailable`.
+//! Out of scope: lost nodes.
+
+use super::super::step::Action::*;
+use super::world::*;
+use crate::api::host_group::UpdatePolicy;
+use crate::fleet::object::*;
+
+fn web(nodes: usize, count: u32) -> World {
+    let mut world = World::with_nodes(nodes, 10);
+    world.add_group("web", count);
+    world.run();
+    world.all_ready();
+    world
+}
+
+fn drain(world: &mut World, node: &str, delete_local: bool) {
+    world.admin(node, |it| it.drain = Some(Drain { delete_local }));
+}
+
+#[test]
+fn an_update_raises_one_vm_after_the_other() {
+    let mut world = web(2, 3);
+    world.group("web", |it| it.spec.template.vcpu = 2);
+    for vm in ["web-1", "web-2", "web-3"] {
+        assert_eq!(actions(&world.run()), [(Update, vm)]);
+        assert_eq!(world.vm(vm).group_generation, 2);
+        assert!(
+            world.plan().steps.is_empty(),
+            "{vm} is not Ready with the new spec"
+        );
+        world.all_ready();
+    }
+    assert!(world.plan().steps.is_empty());
+    let epochs = ["web-1", "web-2"].map(|vm| world.vm(vm).epoch);
+    assert_eq!(epochs, [1, 1]);
+    assert_eq!(
+        world.vm("web-1").binding.as_ref().unwrap().resources.vcpus,
+        2
+    );
+}
+
+#[test]
+fn an_update_raises_as_many_as_may_be_unavailable() {
+    let mut world = web(2, 5);
+    world.group("web", |it| it.placement.max_unavailable = 2);
+    assert_eq!(
+        actions(&world.run()),
+        [(Update, "web-1"), (Update, "web-2")]
+    );
+}
+
+#[test]
+fn on_delete_raises_none() {
+    let mut world = web(2, 3);
+    world.group("web", |it| {
+        it.spec.update = UpdatePolicy::OnDelete;
+        it.spec.template.vcpu = 2;
+    });
+    assert!(world.plan().steps.is_empty());
+}
+
+#[test]
+fn a_vm_that_is_not_ready_is_updated_first_and_its_status_is_compared() {
+    let mut world = web(2, 3);
+    world.report("web-2", "n2", 1, Phase::NotReady);
+    world.group("web", |it| it.spec.template.vcpu = 2);
+    let plan = world.plan();
+    assert_eq!(actions(&plan), [(Update, "web-2")]);
+    assert!(world.holds(&plan.steps[0]));
+    world.report("web-2", "n2", 1, Phase::Ready);
+    assert!(!world.holds(&plan.steps[0]));
+}
+
+#[test]
+fn vms_on_a_lost_node_are_unavailable_and_not_updated() {
+    let mut world = web(2, 4);
+    world.lose("n1", 1);
+    world.group("web", |it| it.placement.max_unavailable = 3);
+    assert_eq!(actions(&world.run()), [(Update, "web-2")]);
+}
+
+#[test]
+fn a_vm_that_grows_beyond_its_node_is_moved() {
+    let mut world = web(2, 1);
+    world.node_status("n1", |it| it.allocatable.vcpus = 1);
+    world.group("web", |it| it.spec.template.vcpu = 2);
+    assert_eq!(actions(&world.run()), [(Move, "web-1")]);
+    assert_eq!(world.node_of("web-1"), Some("n2"));
+    let mut world = web(2, 1);
+    world.group("web", |it| it.spec.template.vcpu = 11);
+    let plan = world.plan();
+    assert_eq!((plan.steps.len(), plan.blocked.len()), (0, 1));
+    let reason = "it is not moved: 0/2 nodes are available: 2 insufficient vCPUs.";
+    assert_eq!(plan.blocked[0].reason, reason);
+}
+
+#[test]
+fn a_drain_moves_one_vm_after_the_other_and_stops_each_first() {
+    let mut world = web(2, 4);
+    drain(&mut world, "n1", false);
+    for vm in ["web-1", "web-3"] {
+        assert_eq!(actions(&world.run()), [(Move, vm)]);
+        let binding = world.vm(vm).binding.clone().unwrap();
+        let moving = binding.moving_from.unwrap();
+        assert_eq!((binding.node.as_str(), binding.epoch), ("n2", 2));
+        assert_eq!(
+            (moving.node.as_str(), moving.epoch, moving.delete_disk),
+            ("n1", 1, false)
+        );
+        assert!(world.plan().steps.is_empty(), "n1 has not confirmed");
+        world.report(vm, "n1", 1, Phase::Deleted);
+        assert_eq!(actions(&world.run()), [(Confirm, vm)]);
+        assert_eq!(world.vm(vm).binding.as_ref().unwrap().moving_from, None);
+        assert!(world.plan().steps.is_empty(), "{vm} is not Ready on n2");
+        world.report(vm, "n2", 2, Phase::Ready);
+    }
+    assert_eq!(actions(&world.run()), []);
+}
+
+#[test]
+fn a_drain_stops_no_vm_that_has_no_other_node() {
+    let mut world = web(2, 2);
+    drain(&mut world, "n1", false);
+    world.admin("n2", |it| it.unschedulable = true);
+    let plan = world.plan();
+    assert!(plan.steps.is_empty());
+    let reason = "it is not moved: 0/2 nodes are available: 1 unschedulable, 1 draining.";
+    assert_eq!(
+        (plan.blocked[0].vm.as_str(), plan.blocked[0].reason.as_str()),
+        ("web-1", reason)
+    );
+}
+
+#[test]
+fn a_drain_does_not_move_a_persistent_disk_unless_it_deletes_it() {
+    let mut world = web(2, 2);
+    world.group("web", |it| it.spec.template.storage.persistent = true);
+    world.run();
+    world.all_ready();
+    world.run();
+    world.all_ready();
+    drain(&mut world, "n1", false);
+    let plan = world.plan();
+    assert_eq!(actions(&plan), []);
+    assert_eq!(
+        plan.blocked[0].reason,
+        "it is not moved: it has a persistent disk"
+    );
+    drain(&mut world, "n1", true);
+    assert_eq!(actions(&world.run()), [(Move, "web-1")]);
+    let binding = world.vm("web-1").binding.clone().unwrap();
+    assert!(binding.moving_from.unwrap().delete_disk);
+}
+
+#[test]
+fn a_persistent_vm_on_a_draining_node_is_still_updated() {
+    let mut world = web(1, 1);
+    drain(&mut world, "n1", false);
+    world.group("web", |it| it.spec.template.storage.persistent = true);
+    assert_eq!(actions(&world.run()), [(Update, "web-1")]);
+}
+
+#[test]
+fn a_drain_of_a_lost_node_waits_for_it() {
+    let mut world = web(2, 1);
+    drain(&mut world, "n1", false);
+    world.lose("n1", 1_000_000);
+    assert!(world.plan().steps.is_empty());
+}
+
+#[test]
+fn drains_and_updates_share_what_may_be_unavailable() {
+    let mut world = web(2, 4);
+    world.group("web", |it| it.placement.max_unavailable = 2);
+    drain(&mut world, "n2", false);
+    assert_eq!(actions(&world.run()), [(Move, "web-2"), (Move, "web-4")]);
+    let mut world = web(2, 4);
+    world.group("web", |it| it.placement.max_unavailable = 3);
+    drain(&mut world, "n2", false);
+    let expected = [(Move, "web-2"), (Move, "web-4"), (Update, "web-1")];
+    assert_eq!(actions(&world.run()), expected);
+}
+
+#[test]
+fn a_node_that_refuses_a_moved_vm_is_left_after_the_old_copy_is_deleted() {
+    let mut world = web(3, 1);
+    drain(&mut world, "n1", false);
+    world.run();
+    world.report("web-1", "n2", 2, Phase::Refused);
+    assert!(world.plan().steps.is_empty());
+    world.report("web-1", "n1", 1, Phase::Deleted);
+    assert_eq!(actions(&world.run()), [(Confirm, "web-1")]);
+    assert_eq!(actions(&world.run()), [(Bind, "web-1")]);
+    assert_eq!(world.node_of("web-1"), Some("n3"));
+}
+
+#[test]
+fn a_vm_of_which_nothing_is_reported_may_be_ready() {
+    let mut world = web(2, 3);
+    world.group("web", |it| it.spec.template.vcpu = 2);
+    let uid = world.vm("web-2").meta.uid;
+    world.view.statuses.remove(&uid);
+    assert!(world.plan().steps.is_empty());
+    world.group("web", |it| it.placement.max_unavailable = 2);
+    assert_eq!(actions(&world.run()), [(Update, "web-1")]);
+}

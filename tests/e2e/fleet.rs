@@ -1,0 +1,6 @@
+//! Multiple hosts: real etcd of Debian, three members in network namespaces of their own.
+//! Out of scope: one host.
+
+mod kv;
+pub mod lab;
+mod pki;
