@@ -6,6 +6,7 @@
 //! has a default; a value of a later version is an error, not an absent object.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -311,7 +312,7 @@ struct Versioned<T> {
 }
 
 /// The error of a value that cannot be read.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum DecodeError {
     /// It is of a later version.
     #[error(
@@ -323,7 +324,13 @@ pub enum DecodeError {
     },
     /// It is not an object of this kind.
     #[error("invalid value: {0}")]
-    Invalid(#[from] serde_json::Error),
+    Invalid(Arc<serde_json::Error>),
+}
+
+impl From<serde_json::Error> for DecodeError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Invalid(Arc::new(error))
+    }
 }
 
 /// The value as it is stored.
