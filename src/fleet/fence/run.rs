@@ -98,7 +98,10 @@ fn lock(path: &Path) -> io::Result<FileLock> {
             .write(true)
             .open(path);
         let file = file.map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot open {}: {error}", path.display()))
+            io::Error::new(
+                error.kind(),
+                format!("cannot open {}: {error}", path.display()),
+            )
         })?;
         if let Ok(lock) = FileLock::exclusive(file)? {
             return Ok(lock);
