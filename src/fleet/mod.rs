@@ -6,6 +6,7 @@
 //! anything. A VM is deleted when its object has `deleting`, or a greater epoch and no binding to this node ([`schedule`]).
 
 pub mod contact;
+pub mod control;
 pub mod fence;
 pub mod keys;
 pub mod kv;
