@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod contact;
+pub mod control;
 pub mod fence;
 pub mod keys;
 pub mod kv;

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
 use crate::api::host_group::HostGroupSpec;
@@ -51,6 +52,27 @@ pub struct Placement {
     /// The number of VMs of the group that an update or a drain may make unavailable at once, at least 1.
     #[serde(default = "one")]
     pub max_unavailable: u32,
+    /// The subnets of a group in bridge mode; `None`: each node uses the subnet of the spec.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnets: Option<Subnets>,
+}
+
+/// Where the subnets of a group in bridge mode are from: one for each node that has VMs of the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subnets {
+    /// The addresses that subnets are taken from. Groups may share them.
+    pub pool: Ipv4Network,
+    /// The prefix length of each subnet, from that of the pool to 30.
+    pub prefix_len: u8,
+}
+
+/// The subnet of a group in bridge mode on one node. It stays until the group is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSubnet {
+    /// The subnet.
+    pub subnet: Ipv4Network,
+    /// The address of the node in it: the first.
+    pub gateway: std::net::Ipv4Addr,
 }
 
 fn one() -> u32 {
