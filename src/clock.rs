@@ -16,16 +16,6 @@ pub fn ago(age: Duration) -> Timestamp {
     now().checked_sub(age).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-/// The time of `CLOCK_BOOTTIME`: since the start of the kernel, including the time in which the host was suspended.
-pub fn boottime() -> std::time::Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    // Neither is negative.
-    std::time::Duration::new(
-        u64::try_from(time.tv_sec).unwrap_or(0),
-        u32::try_from(time.tv_nsec).unwrap_or(0),
-    )
-}
-
 /// The monotonic time, for the queue.
 #[allow(clippy::disallowed_methods)]
 pub fn monotonic() -> Instant {
