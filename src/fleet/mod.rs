@@ -14,3 +14,4 @@ pub mod mirror;
 pub mod node;
 pub mod object;
 pub mod schedule;
+pub mod verbs;
