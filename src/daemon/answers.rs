@@ -12,7 +12,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
-use self::sources::{off_thread, parse_all, truncated};
+use self::sources::truncated;
+pub(super) use self::sources::{off_thread, parse_all};
 use super::app_state::AppState;
 use super::deletion;
 use super::difference;

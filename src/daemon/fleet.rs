@@ -1,6 +1,8 @@
 //! The connection to the fleet, as far as the settings have one.
 //! Out of scope: the connection ([`crate::fleet::link`]).
 
+mod answers;
+
 use std::sync::Arc;
 
 use parking_lot::RwLock;

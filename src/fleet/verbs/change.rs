@@ -8,11 +8,15 @@ use super::super::kv::{Client, Compare, EtcdKey, MAX_OPS, Op, Revision, Txn};
 use super::super::object::{self, Group};
 use super::{Error, Snapshot};
 use crate::api::meta::Name;
+use crate::clock;
 
 /// How often a change is computed again.
 const ATTEMPTS: u32 = 12;
 /// The pause after the first attempt; it grows linearly.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// After this time no further attempt begins.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The most groups that a request may change: each is compared, and all together.
 pub(super) const MAX_GROUPS: usize = MAX_OPS - 1;
@@ -34,6 +38,7 @@ pub(super) async fn change<T>(
     client: &Client,
     compute: impl Fn(&Snapshot) -> Result<(Vec<Change>, T), Error>,
 ) -> Result<T, Error> {
+    let begin = clock::monotonic();
     for attempt in 1..=ATTEMPTS {
         let current = Snapshot::groups(client).await?;
         let (changes, answer) = compute(&current)?;
@@ -45,6 +50,9 @@ pub(super) async fn change<T>(
         let response = response.map_err(|error| Error::of_change(error, "groups"))?;
         if response.succeeded {
             return Ok(answer);
+        }
+        if begin.elapsed() > PATIENCE {
+            break;
         }
         tokio::time::sleep(PAUSE * attempt).await;
     }

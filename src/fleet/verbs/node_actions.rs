@@ -9,11 +9,15 @@ use super::super::object::{self, Drain, Gone, Node, NodeStatus};
 use super::Error;
 use crate::api::meta::{Name, Timestamp};
 use crate::api::view::{Applied, NodeAction};
+use crate::clock;
 
 /// How often a change is computed again.
 const ATTEMPTS: u32 = 12;
 /// The pause after the first attempt; it grows linearly.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// After this time no further attempt begins.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is known of a node.
 struct Current {
@@ -32,6 +36,7 @@ pub async fn act_on_node(
     action: NodeAction,
     now: Timestamp,
 ) -> Result<Applied, Error> {
+    let begin = clock::monotonic();
     for attempt in 1..=ATTEMPTS {
         let current = read(client, name).await?;
         let before = decoded::<Node>(name, current.admin.as_ref(), "object")?.unwrap_or_default();
@@ -73,6 +78,9 @@ pub async fn act_on_node(
         let response = response.map_err(|error| Error::of_change(error, "nodes"))?;
         if response.succeeded {
             return Ok(Applied::Configured);
+        }
+        if begin.elapsed() > PATIENCE {
+            break;
         }
         tokio::time::sleep(PAUSE * attempt).await;
     }
