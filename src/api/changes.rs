@@ -19,6 +19,10 @@ use super::spec::{Hypervisor, VmSpec};
 use super::ssh_key::SshKey;
 use super::storage::{AdditionalDisk, Storage};
 
+mod placement;
+
+pub use placement::placement_changes;
+
 const MIB: u64 = 1 << 20;
 
 /// What a change of a field does to running VMs.

@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod network;
 pub mod node;
 pub mod on_demand;
+pub mod placement;
 pub mod plain_text;
 pub mod policy;
 pub mod pool;

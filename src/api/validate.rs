@@ -145,6 +145,30 @@ pub fn check_apply(stored: &[HostGroup], drafts: &[Draft]) -> Result<(), Vec<Pro
     }
 }
 
+/// The problems of drafts for a fleet with its other groups: `stored` are all that are not being deleted. The limits of a host do not
+/// apply: the scheduler decides how many VMs a node has.
+pub fn fleet_conflicts(stored: &[HostGroup], drafts: &[Draft]) -> Vec<Problem> {
+    let mut used = UsedResources {
+        has_no_limits: true,
+        ..UsedResources::default()
+    };
+    for group in stored {
+        let name = &group.meta.name;
+        if !drafts.iter().any(|draft| draft.name == *name) {
+            used.take(name, &group.spec, Definition::Stored(&group.origin));
+        }
+    }
+    let mut problems = Vec::new();
+    for draft in drafts {
+        let found = used.objections(draft, 0);
+        if found.is_empty() {
+            used.take(&draft.name, &draft.spec, Definition::Written(&draft.at));
+        }
+        problems.extend(found);
+    }
+    problems
+}
+
 /// The place where a group is defined, for messages.
 #[derive(Clone, Copy)]
 enum Definition<'a> {
@@ -171,6 +195,8 @@ struct UsedResources<'a> {
     bridge_groups: Vec<BridgeGroup<'a>>,
     requested: Vec<Requested<'a>>,
     total: Total,
+    /// The total is not limited: that of a fleet.
+    has_no_limits: bool,
 }
 
 impl<'a> UsedResources<'a> {
@@ -201,7 +227,9 @@ impl<'a> UsedResources<'a> {
                 message: twice(&draft.name, *definition),
             }];
         }
-        if let Some(problem) = self.total.exceeded_limit(draft, on_demand) {
+        if !self.has_no_limits
+            && let Some(problem) = self.total.exceeded_limit(draft, on_demand)
+        {
             return vec![problem];
         }
         match group_resources(&draft.spec) {

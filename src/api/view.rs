@@ -18,10 +18,12 @@ use super::vm::{Hypervisor, Power, VmSpec};
 
 mod answer;
 mod difference;
+mod fleet;
 mod watch;
 
 pub use answer::*;
 pub use difference::*;
+pub use fleet::*;
 pub use watch::*;
 
 /// One object of any kind.

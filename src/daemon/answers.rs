@@ -12,7 +12,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
-use self::sources::{off_thread, parse_all, truncated};
+use self::sources::truncated;
+pub(super) use self::sources::{off_thread, parse_all};
 use super::app_state::AppState;
 use super::deletion;
 use super::difference;
@@ -68,10 +69,11 @@ impl AppState {
         let allowed = self.engine.processes.files().allowed.clone();
         off_thread(move || {
             let drafts = parse_all(sources)?;
-            let objections = drafts.iter().flat_map(|draft| allowed.objections(draft));
-            let outside: Vec<_> = objections.collect();
-            if !outside.is_empty() {
-                return Err(Refusal::Invalid(truncated(&outside)));
+            let fleet_only = drafts.iter().flat_map(Draft::fleet_only);
+            let outside = drafts.iter().flat_map(|draft| allowed.objections(draft));
+            let refused: Vec<_> = fleet_only.chain(outside).collect();
+            if !refused.is_empty() {
+                return Err(Refusal::Invalid(truncated(&refused)));
             }
             match validate::check_apply(&stored, &drafts) {
                 Ok(()) => Ok(drafts),

@@ -7,6 +7,8 @@
 mod connect;
 mod report;
 
+mod answers;
+
 use std::sync::Arc;
 use std::time::Duration;
 

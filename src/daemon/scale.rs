@@ -75,6 +75,7 @@ fn checked(world: &World, name: &Name, request: &Scale) -> Result<Draft, Refusal
             count: request.count,
             ..group.spec.clone()
         },
+        fleet: None,
         at: at.clone(),
         locations: Locations::nowhere(format!("hostgroup/{name}"), at),
         warnings: Vec::new(),

@@ -17,3 +17,4 @@ pub mod node;
 pub mod object;
 mod resources;
 pub mod schedule;
+pub mod verbs;

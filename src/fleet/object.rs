@@ -16,11 +16,10 @@ use crate::api::host_group::HostGroupSpec;
 use crate::api::meta::{Meta, Name, Timestamp, Uid};
 use crate::api::vm::Hypervisor;
 
+pub use crate::api::placement::{Labels, Placement, Reconcile, Replacement, Strategy, Subnets};
+
 /// The version of the format that this daemon writes.
 pub const VERSION: u32 = 1;
-
-/// Labels of a node.
-pub type Labels = BTreeMap<String, String>;
 
 /// A group of the fleet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,35 +36,6 @@ pub struct Group {
     pub replacement: Option<Replacement>,
 }
 
-/// Where the VMs of a group may run.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Placement {
-    /// How nodes are preferred.
-    #[serde(default)]
-    pub strategy: Strategy,
-    /// Labels that a node must have.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub node_selector: Labels,
-    /// The architecture (`uname -m`) that a node must have; `None`: any.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub architecture: Option<String>,
-    /// The number of VMs of the group that an update or a drain may make unavailable at once, at least 1.
-    #[serde(default = "one")]
-    pub max_unavailable: u32,
-    /// The subnets of a group in bridge mode; `None`: each node uses the subnet of the spec.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub subnets: Option<Subnets>,
-}
-
-/// Where the subnets of a group in bridge mode are from: one for each node that has VMs of the group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Subnets {
-    /// The addresses that subnets are taken from. Groups may share them.
-    pub pool: Ipv4Network,
-    /// The prefix length of each subnet, from that of the pool to 30.
-    pub prefix_len: u8,
-}
-
 /// The subnet of a group in bridge mode on one node. It stays until the group is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeSubnet {
@@ -73,44 +43,6 @@ pub struct NodeSubnet {
     pub subnet: Ipv4Network,
     /// The address of the node in it: the first.
     pub gateway: std::net::Ipv4Addr,
-}
-
-fn one() -> u32 {
-    1
-}
-
-/// How nodes are preferred.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Strategy {
-    /// The node with the fewest VMs of the group; of these, the fullest.
-    #[default]
-    Spread,
-    /// The fullest node.
-    Pack,
-}
-
-/// How VMs of a node without contact are replaced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Replacement {
-    /// How long the key of the node must have been absent before a VM is started on another node.
-    pub replace_after: Duration,
-    /// How long after the last confirmed renewal the node stops its own copy.
-    pub stop_after: Duration,
-    /// Which copy remains when the node has contact again.
-    #[serde(default)]
-    pub reconcile: Reconcile,
-}
-
-/// Which copy of a VM remains.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reconcile {
-    /// That with the greater epoch.
-    #[default]
-    KeepReplacement,
-    /// That of the node that was without contact. The replacement is stopped before the original may start again.
-    KeepOriginal,
 }
 
 /// A VM of the fleet.

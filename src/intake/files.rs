@@ -170,7 +170,9 @@ impl<'l> Files<'l> {
 /// Parses a file and checks that its groups use only allowed programs and images.
 fn parse(source: &Source, allowed: &AllowedDirectories) -> Result<Vec<Draft>, Vec<Problem>> {
     let drafts = manifest::parse(source)?;
-    let problems: Vec<Problem> = drafts.iter().flat_map(|d| allowed.objections(d)).collect();
+    let objections = drafts.iter().flat_map(|d| allowed.objections(d));
+    let fleet_only = drafts.iter().flat_map(Draft::fleet_only);
+    let problems: Vec<Problem> = fleet_only.chain(objections).collect();
     match problems.is_empty() {
         true => Ok(drafts),
         false => Err(problems),

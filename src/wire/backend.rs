@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
+use super::fleet_backend::FleetBackend;
 use crate::api::event::{Event, ObjectRef};
 use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
@@ -108,7 +109,7 @@ pub enum Refusal {
 /// The operations of the daemon. All methods may be called concurrently.
 ///
 /// Implementations write the methods as `async fn`.
-pub trait Backend: Send + Sync + 'static {
+pub trait Backend: FleetBackend + Send + Sync + 'static {
     /// Stores the groups of these manifests, all or none; with [`Effect::DryRun`] only checks them.
     fn apply(
         &self,

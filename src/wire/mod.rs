@@ -1,4 +1,4 @@
-//! HTTP and JSON on Unix and TCP sockets: the requests ([`backend`]), the listening sockets ([`socket`]), the server, the client.
+//! HTTP and JSON on Unix and TCP sockets: the requests ([`backend`], [`fleet_backend`]), the listening sockets ([`socket`]), the server, the client.
 //! Out of scope: decisions, storage, messages and tables for users.
 //!
 //! # Endpoints
@@ -30,6 +30,18 @@
 //! | `GET /v1/doctor` | array of [`Check`](crate::api::view::Check) |
 //! | `GET /v1/explain/{vm}?packet=1.2.3.4:443/tcp` | [`Explanation`](crate::api::view::Explanation) |
 //! | `GET /v1/route/{group}` | [`RouteInfo`](crate::api::view::RouteInfo) |
+//! | `GET /v1/fleet/status` | [`FleetStatus`](crate::api::view::FleetStatus); all requests of `/v1/fleet`: 409 if the daemon is not part of a fleet |
+//! | `POST /v1/fleet/accept`, body [`FleetAccept`](crate::api::view::FleetAccept) | the same with the id of the accepted cluster |
+//! | `POST /v1/fleet/apply?dry_run=false`, body as of `/v1/apply` | array of [`ApplyResult`](crate::api::view::ApplyResult) |
+//! | `POST /v1/fleet/diff`, same body | [`DiffResult`](crate::api::view::DiffResult) without steps |
+//! | `GET /v1/fleet/groups[/{group}]` | [`FleetList`](crate::api::view::FleetList) of [`FleetGroup`](crate::api::view::FleetGroup) |
+//! | `DELETE /v1/fleet/groups/{group}` | 204; the group is removed when its VMs are deleted |
+//! | `PUT /v1/fleet/groups/{group}/scale`, body [`Scale`](crate::api::view::Scale) | [`ApplyResult`](crate::api::view::ApplyResult) |
+//! | `GET /v1/fleet/vms[/{vm}]` | [`FleetList`](crate::api::view::FleetList) of [`FleetVm`](crate::api::view::FleetVm) |
+//! | `GET /v1/fleet/nodes[/{node}]` | [`FleetList`](crate::api::view::FleetList) of [`FleetNode`](crate::api::view::FleetNode) |
+//! | `POST /v1/fleet/nodes/{node}`, body [`NodeAction`](crate::api::view::NodeAction) | [`Applied`](crate::api::view::Applied) |
+//! | `GET /v1/fleet/nodes/{node}/vms` | array of [`NodeVm`](crate::api::view::NodeVm) |
+//! | `GET /v1/fleet/subnets` | [`FleetList`](crate::api::view::FleetList) of [`FleetSubnet`](crate::api::view::FleetSubnet) |
 //!
 //! "Lines" are `application/x-ndjson`: one JSON value per line, each flushed immediately. Errors are 400 (malformed request),
 //! 401 (no or an invalid token), 403 (the peer is not permitted), 404, 409, 410, 413, 422, 500, 502 to 504 (an agent does not answer) or 503
@@ -53,6 +65,9 @@ mod connections;
 mod endpoint;
 mod error_body;
 mod extract;
+mod fleet;
+mod fleet_backend;
+mod fleet_client;
 mod guarded;
 pub mod limits;
 mod lines;
@@ -83,6 +98,7 @@ pub use backend::{Backend, Deletion, Detail, Effect, Refusal, StreamMode};
 pub use caller::Caller;
 pub use client::Client;
 pub use endpoint::Url;
+pub use fleet_backend::FleetBackend;
 pub use listener::{AgentRequests, Listening, Server, is_of_connection, serve};
 pub use openapi::text as openapi;
 pub use socket::Listener;

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::error_body::ErrorBody;
-use super::{compat, v1, watch};
+use super::{compat, fleet, v1, watch};
 use crate::api::view::Problem;
 use crate::guest::protocol::{Health, Stats};
 
@@ -49,6 +49,21 @@ const RECORDED: &str = include_str!("../../tests/goldens/api.json");
         v1::doctor,
         v1::explain,
         v1::route,
+        fleet::status,
+        fleet::accept,
+        fleet::apply,
+        fleet::diff,
+        fleet::groups,
+        fleet::group,
+        fleet::delete_group,
+        fleet::scale,
+        fleet::vms,
+        fleet::vm,
+        fleet::nodes,
+        fleet::node,
+        fleet::node_action,
+        fleet::node_vms,
+        fleet::subnets,
     ),
     components(schemas(Problem, ErrorBody, Health, Stats))
 )]

@@ -14,6 +14,7 @@ use super::admission::{Admission, admit};
 use super::agent;
 use super::backend::Backend;
 use super::compat;
+use super::fleet;
 use super::limits::BODY_LIMIT;
 use super::problem::problem;
 use super::secrets;
@@ -61,6 +62,25 @@ pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admissio
         .route("/v1/doctor", get(v1::doctor::<B>))
         .route("/v1/explain/{vm}", get(v1::explain::<B>))
         .route("/v1/route/{group}", get(v1::route::<B>))
+        .route("/v1/fleet/status", get(fleet::status::<B>))
+        .route("/v1/fleet/accept", post(fleet::accept::<B>))
+        .route("/v1/fleet/apply", post(fleet::apply::<B>))
+        .route("/v1/fleet/diff", post(fleet::diff::<B>))
+        .route("/v1/fleet/groups", get(fleet::groups::<B>))
+        .route(
+            "/v1/fleet/groups/{group}",
+            get(fleet::group::<B>).delete(fleet::delete_group::<B>),
+        )
+        .route("/v1/fleet/groups/{group}/scale", put(fleet::scale::<B>))
+        .route("/v1/fleet/vms", get(fleet::vms::<B>))
+        .route("/v1/fleet/vms/{vm}", get(fleet::vm::<B>))
+        .route("/v1/fleet/nodes", get(fleet::nodes::<B>))
+        .route(
+            "/v1/fleet/nodes/{node}",
+            get(fleet::node::<B>).post(fleet::node_action::<B>),
+        )
+        .route("/v1/fleet/nodes/{node}/vms", get(fleet::node_vms::<B>))
+        .route("/v1/fleet/subnets", get(fleet::subnets::<B>))
         .merge(compat::routes())
         .merge(page)
         .fallback(nowhere)

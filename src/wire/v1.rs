@@ -275,7 +275,7 @@ pub(super) async fn route<B: Backend>(
     Ok(Json(app_state.backend.route(read(&group)?).await?).into_response())
 }
 
-fn bounded(body: Sources) -> Result<Vec<Source>, Refusal> {
+pub(super) fn bounded(body: Sources) -> Result<Vec<Source>, Refusal> {
     let found = body.sources.len();
     if found > SOURCES_LIMIT {
         let reason =

@@ -18,7 +18,7 @@ use super::keys::{Mapping, is_kubernetes_object};
 use super::locations::{self, Locations};
 use super::section::{Field, Reader, Section};
 use super::yaml::Value;
-use super::{Draft, guest_access, life, network, storage};
+use super::{Draft, guest_access, life, network, placement, storage};
 
 /// The settings that a group may inherit from `config:` or override.
 #[derive(Clone, Default)]
@@ -165,15 +165,32 @@ fn read_group(
     let lifecycle = life::choose(reader, &group, hypervisor, boot.start);
     let guest_access = guest_access::choose(reader, &group, hypervisor, boot.guest_access);
     let storage = storage::read(reader, &group, boot.root, count);
+    let fleet = placement::read(reader, &group);
     let (name, network) = (name?, network?);
     check_count(reader, &group, &name, count, &network.spec);
     check_tap_owner(reader, &group, hypervisor, &network.spec);
     let dns_warnings = dns::check(reader, &group, &dns_servers, &network.spec);
+    let template = VmSpec {
+        hypervisor,
+        vcpu,
+        ram_bytes,
+        kernel_file: boot.kernel_file,
+        initrd_file: boot.initrd_file,
+        dns_servers: dns_servers
+            .into_iter()
+            .map(|(_, address)| address)
+            .collect(),
+        storage,
+        lifecycle,
+        guest_access,
+        network: network.spec,
+    };
+    placement::check(reader, &group, &template, fleet.as_deref());
     if reader.problem_count() > before {
         return None;
     }
     let network_at = group.get("network").map_or(group.at, |field| field.node.at);
-    let policy_warnings = network.spec.warnings();
+    let policy_warnings = template.network.warnings();
     let warnings = network
         .warnings
         .into_iter()
@@ -191,22 +208,9 @@ fn read_group(
         spec: HostGroupSpec {
             count,
             update: update.unwrap_or_default(),
-            template: VmSpec {
-                hypervisor,
-                vcpu,
-                ram_bytes,
-                kernel_file: boot.kernel_file,
-                initrd_file: boot.initrd_file,
-                dns_servers: dns_servers
-                    .into_iter()
-                    .map(|(_, address)| address)
-                    .collect(),
-                storage,
-                lifecycle,
-                guest_access,
-                network: network.spec,
-            },
+            template,
         },
+        fleet,
     })
 }
 

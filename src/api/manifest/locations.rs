@@ -70,6 +70,11 @@ impl Locations {
         &self.group
     }
 
+    /// Whether the group itself sets this field.
+    pub fn has(&self, field: &str) -> bool {
+        self.own.contains_key(field)
+    }
+
     /// The location and the full path of a field, such as `network.range` or `disks[0].path`: where it is set, be it by another key for
     /// the same property or in `config:`; else where the field that contains it is set; else at the name of the group.
     pub fn find(&self, field: &str) -> (Location, String) {

@@ -10,9 +10,11 @@ mod file_name;
 mod group;
 mod guest_access;
 pub mod keys;
+mod labels;
 mod life;
 mod locations;
 mod network;
+mod placement;
 mod problem;
 mod provision;
 mod section;
@@ -22,6 +24,7 @@ mod yaml;
 
 use super::host_group::HostGroupSpec;
 use super::meta::Name;
+use super::placement::FleetPart;
 
 pub use count::count_problems;
 pub use file_name::{is_manifest, resembles_manifest};
@@ -48,6 +51,8 @@ pub struct Draft {
     pub name: Name,
     /// The desired state.
     pub spec: HostGroupSpec,
+    /// `placement` and `replacement`; `None` if it has neither.
+    pub fleet: Option<Box<FleetPart>>,
     /// The location of its name.
     pub at: Location,
     /// The locations of its fields.
@@ -62,7 +67,18 @@ impl Draft {
         let (at, field) = self.locations.find(field);
         Problem { at, field, message }
     }
+
+    /// The problems of a group that is defined on one host: settings that only a fleet has.
+    pub fn fleet_only(&self) -> Vec<Problem> {
+        let fields = ["placement", "replacement"];
+        let set = fields.into_iter().filter(|key| self.locations.has(key));
+        set.map(|key| self.problem(key, ONLY_IN_FLEET.to_owned()))
+            .collect()
+    }
 }
+
+/// The problem of a setting that only a fleet has.
+const ONLY_IN_FLEET: &str = "has no effect on one host: apply it with --fleet";
 
 /// Whether a manifest may have no groups.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use crate::api::validate;
 use crate::api::view::Source;
 use crate::wire::Refusal;
 
-pub(super) fn parse_all(sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
+pub(in crate::daemon) fn parse_all(sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
     let mut drafts = Vec::new();
     let mut problems = Vec::new();
     for Source { name, text } in sources {
@@ -44,7 +44,7 @@ pub(super) fn truncated(problems: &[manifest::Problem]) -> Vec<String> {
 }
 
 /// Runs `work` on the blocking thread pool: parsing a megabyte of YAML on a worker thread of the runtime would delay the engine.
-pub(super) async fn off_thread<T: Send + 'static>(
+pub(in crate::daemon) async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
     match tokio::task::spawn_blocking(work).await {

@@ -134,6 +134,11 @@ impl Client {
         })
     }
 
+    /// The members, as configured.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Url> {
+        self.shared.endpoints.iter().map(|endpoint| &endpoint.url)
+    }
+
     /// This endpoint has failed: it is tried last from now on.
     pub(super) fn demote(&self, failed: &Arc<Endpoint>) {
         let mut endpoints = self.shared.endpoints.iter();

@@ -35,6 +35,8 @@ pub enum Relation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compare {
     key: EtcdKey,
+    /// All keys with the prefix `key` are compared.
+    is_prefix: bool,
     relation: Relation,
     target: CompareTarget,
 }
@@ -72,9 +74,18 @@ impl Compare {
         Self::mod_revision(key, Relation::Equal, since)
     }
 
+    /// No key with this prefix was created or changed after this revision. A key that was deleted is not noticed.
+    pub fn none_newer(prefix: impl Into<EtcdKey>, than: Revision) -> Self {
+        Self {
+            is_prefix: true,
+            ..Self::mod_revision(prefix, Relation::Less, than.next())
+        }
+    }
+
     fn new(key: impl Into<EtcdKey>, relation: Relation, target: CompareTarget) -> Self {
         Self {
             key: key.into(),
+            is_prefix: false,
             relation,
             target,
         }
@@ -199,6 +210,8 @@ struct TxnMessage {
 #[derive(Serialize)]
 struct CompareMessage {
     key: Base64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    range_end: Option<Base64>,
     result: Relation,
     #[serde(flatten)]
     target: TargetMessage,
@@ -216,6 +229,9 @@ impl From<&Compare> for CompareMessage {
     fn from(compare: &Compare) -> Self {
         Self {
             key: (&compare.key).into(),
+            range_end: compare
+                .is_prefix
+                .then(|| (&compare.key.prefix_end()).into()),
             result: compare.relation,
             target: match compare.target {
                 CompareTarget::Mod(revision) => TargetMessage::Mod {

@@ -12,39 +12,9 @@ use super::view::{Contact, Stored};
 use crate::api::meta::Name;
 use crate::api::network::{Addresses, NetworkSpec};
 use crate::api::vm::VmSpec;
-use crate::fleet::object::{Group, Replacement, Vm};
+use crate::fleet::object::{Group, Vm};
 
-/// The time between the end of a copy and the start of the next, for differences of the clocks' rates and for a VMM that must be killed.
-pub const MARGIN: Duration = Duration::from_secs(30);
-
-/// The error of settings with which two copies of a VM could run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "replace_after is {}s, expected at least {}s: stop_after ({}s), the time to stop a VM ({}s) and a margin of {}s",
-    .found.as_secs_f64(), (*.stop_after + *.grace + MARGIN).as_secs_f64(), .stop_after.as_secs_f64(), .grace.as_secs_f64(), MARGIN.as_secs()
-)]
-pub struct InvalidReplacement {
-    found: Duration,
-    stop_after: Duration,
-    grace: Duration,
-}
-
-impl Replacement {
-    /// Checks that the copy of the node has ended before another one is started. `grace` is the grace period of the VMs of the group.
-    ///
-    /// # Errors
-    /// `replace_after` is too short.
-    pub fn check(&self, grace: Duration) -> Result<(), InvalidReplacement> {
-        match self.replace_after >= self.stop_after + grace + MARGIN {
-            true => Ok(()),
-            false => Err(InvalidReplacement {
-                found: self.replace_after,
-                stop_after: self.stop_after,
-                grace,
-            }),
-        }
-    }
-}
+pub use crate::api::placement::{InvalidReplacement, MARGIN};
 
 /// Why a VM with this spec is bound to its node; `None`: another node can start it from nothing.
 pub(super) fn local_data(spec: &VmSpec) -> Option<&'static str> {

@@ -3,13 +3,14 @@
 
 use super::super::super::life::MAX_CMDLINE;
 use super::super::super::link_name;
+use super::super::super::placement::{MARGIN, MAX_REPLACE_AFTER, MIN_STOP_AFTER};
 use super::super::super::provision::MAX_SCRIPT;
 use super::super::super::secret::MAX_NAME_LEN;
 use super::super::super::ssh_key::{MAX_LINE, TYPES, is_of_security_key};
 use super::super::settings::api::MAX_SOCKET;
 use super::limits::{
     API_VERSION, GATEWAY_PREFIXES, KIND, MAX_NETWORK_NAME_LEN, MAX_REMOVAL_GRACE,
-    MIN_REMOVAL_GRACE, RANGE_PREFIXES, SIZE_UNITS,
+    MIN_REMOVAL_GRACE, POOL_PREFIXES, RANGE_PREFIXES, SIZE_UNITS,
 };
 
 /// The format of a string.
@@ -69,6 +70,12 @@ pub enum Format {
     Socket,
     /// URL of a server.
     Endpoint,
+    /// `placement.subnets.pool`.
+    Pool,
+    /// `replacement.stop_after`.
+    StopAfter,
+    /// `replacement.replace_after`.
+    ReplaceAfter,
     /// Public key of OpenSSH.
     SshKey,
     /// Public key that may log in to the SSH server of the daemon.
@@ -137,6 +144,20 @@ impl Format {
                 "absolute path of a Unix socket, without `..`, at most {MAX_SOCKET} characters"
             ),
             Self::Endpoint => "`https://HOST:PORT`, or `http://` on this host".into(),
+            Self::Pool => {
+                let (least, most) = (POOL_PREFIXES.start(), POOL_PREFIXES.end());
+                format!("`A.B.C.D/LEN`, /{least} to /{most}, without host bits")
+            }
+            Self::StopAfter => format!(
+                "time from `{}` to `{}`, such as `1m`",
+                spelled(MIN_STOP_AFTER),
+                spelled(MAX_REPLACE_AFTER)
+            ),
+            Self::ReplaceAfter => format!(
+                "time to `{}`, such as `5m`; at least `stop_after`, `graceful_shutdown` and {}",
+                spelled(MAX_REPLACE_AFTER),
+                spelled(MARGIN)
+            ),
             Self::SshKey => {
                 format!("public key of OpenSSH: `TYPE BASE64 [COMMENT]`, at most {MAX_LINE} bytes")
             }
@@ -162,7 +183,9 @@ impl Format {
                 format!("^0*[1-9][0-9]*({})$", units.join("|"))
             }
             // humantime: numbers with units, also several of them; a zero needs no unit.
-            Self::GracePeriod | Self::RemovalGrace => r"^\s*(0|([0-9.]+\s*[A-Za-zµ]+\s*)+)$".into(),
+            Self::GracePeriod | Self::RemovalGrace | Self::StopAfter | Self::ReplaceAfter => {
+                r"^\s*(0|([0-9.]+\s*[A-Za-zµ]+\s*)+)$".into()
+            }
             Self::Cmdline => format!("^(?!(.* )?ip=)[ -~]{{0,{MAX_CMDLINE}}}$"),
             Self::Address => format!("^{ip}$"),
             Self::AddressOrNetwork => format!("^{ip}(/[0-9]{{1,2}})?$"),
@@ -184,6 +207,7 @@ impl Format {
                 format!("^[A-Za-z0-9][A-Za-z0-9_.-]{{0,{}}}$", most - 1)
             }
             Self::Gateway => format!("^{ip}/({})$", prefixes(GATEWAY_PREFIXES)),
+            Self::Pool => format!("^{ip}/({})$", prefixes(POOL_PREFIXES)),
             Self::AddressRange => format!(r"^\s*{ip}\s*-\s*{ip}\s*$"),
             Self::NetworkName => {
                 let most = MAX_NETWORK_NAME_LEN - 1;

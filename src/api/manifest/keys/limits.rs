@@ -8,6 +8,7 @@ use super::super::super::cni::Transport;
 use super::super::super::guest_access::Agent;
 use super::super::super::host_group::UpdatePolicy;
 use super::super::super::life::{MachineType, Restart};
+use super::super::super::placement::{Reconcile, Strategy};
 use super::super::super::policy::OnDeny;
 use super::super::super::vm::Hypervisor;
 use super::Mode;
@@ -72,6 +73,10 @@ pub const MAX_CONNECTIONS: RangeInclusive<u64> = 16..=262_144;
 pub const RANGE_PREFIXES: RangeInclusive<u8> = 16..=29;
 /// Prefix lengths of a bridge. A /31 has no network and broadcast address (RFC 3021 applies to point-to-point links).
 pub const GATEWAY_PREFIXES: RangeInclusive<u8> = 8..=30;
+/// Prefix lengths of `placement.subnets.pool`.
+pub const POOL_PREFIXES: RangeInclusive<u8> = 8..=30;
+/// Prefix lengths of the subnets of a pool.
+pub const SUBNET_PREFIXES: RangeInclusive<u8> = GATEWAY_PREFIXES;
 /// The spec sets no limit, but the name is part of a file name (`<name>-<container>-<interface>` in libcni's cache).
 pub const MAX_NETWORK_NAME_LEN: usize = 128;
 /// Transport ports.
@@ -112,6 +117,16 @@ pub const AGENTS: [(&str, Agent); 3] = [
 pub const UPDATES: [(&str, UpdatePolicy); 2] = [
     ("rolling", UpdatePolicy::Rolling),
     ("on-delete", UpdatePolicy::OnDelete),
+];
+/// Values of `placement.strategy`.
+pub const STRATEGIES: [(&str, Strategy); 2] =
+    [("spread", Strategy::Spread), ("pack", Strategy::Pack)];
+/// Values of `placement.architecture`: those of `uname -m` on which there are VMMs.
+pub const ARCHITECTURES: [(&str, &str); 2] = [("x86_64", "x86_64"), ("aarch64", "aarch64")];
+/// Values of `replacement.reconcile`.
+pub const RECONCILES: [(&str, Reconcile); 2] = [
+    ("keep_replacement", Reconcile::KeepReplacement),
+    ("keep_original", Reconcile::KeepOriginal),
 ];
 /// Values of `network.mode`.
 pub const MODES: [(&str, Mode); 3] = [

@@ -7,6 +7,7 @@ pub mod limits;
 mod nearest;
 mod network;
 mod other_products;
+mod placement;
 mod reference;
 mod schema;
 mod settings;
@@ -39,6 +40,12 @@ pub enum Mapping {
     PortMapping,
     /// `bandwidth:`.
     Bandwidth,
+    /// `placement:` of a group.
+    Placement,
+    /// `subnets:` of `placement:`.
+    Subnets,
+    /// `replacement:` of a group.
+    Replacement,
     /// The settings file.
     Settings,
     /// `ssh:` of the settings file.
@@ -156,7 +163,7 @@ impl Key {
 
 impl Mapping {
     /// All mappings, in the order of the reference.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::Document,
         Self::Config,
         Self::HostGroup,
@@ -165,6 +172,9 @@ impl Mapping {
         Self::Cni,
         Self::PortMapping,
         Self::Bandwidth,
+        Self::Placement,
+        Self::Subnets,
+        Self::Replacement,
         Self::Settings,
         Self::Ssh,
         Self::Api,
@@ -186,7 +196,10 @@ impl Mapping {
             | Self::Network
             | Self::Cni
             | Self::PortMapping
-            | Self::Bandwidth => false,
+            | Self::Bandwidth
+            | Self::Placement
+            | Self::Subnets
+            | Self::Replacement => false,
         }
     }
 
@@ -222,6 +235,9 @@ impl Mapping {
             Self::Cni => "in cni:",
             Self::PortMapping => "in an item of cni.port_mappings:",
             Self::Bandwidth => "in cni.bandwidth:",
+            Self::Placement => "in placement:",
+            Self::Subnets => "in placement.subnets:",
+            Self::Replacement => "in replacement:",
             Self::Settings => "in the settings file of sliced",
             Self::Ssh => "in ssh: of the settings file of sliced",
             Self::Api => "in api: of the settings file of sliced",
@@ -234,7 +250,7 @@ impl Mapping {
 
 /// All keys.
 pub fn all() -> impl Iterator<Item = &'static Key> {
-    let tables = [group::KEYS, network::KEYS, settings::KEYS];
+    let tables = [group::KEYS, network::KEYS, placement::KEYS, settings::KEYS];
     tables.into_iter().flatten()
 }
 

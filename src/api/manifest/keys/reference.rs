@@ -84,6 +84,20 @@ fn heading(mapping: Mapping) -> (&'static str, &'static str) {
             "config.host_groups[].cni.bandwidth",
             "Limits on the traffic of each VM. Numbers are bits; `k`, `M` and `G` are powers of 1000.",
         ),
+        Mapping::Placement => (
+            "config.host_groups[].placement",
+            "Where the VMs of a group of a fleet run; see [fleet](../fleet.md). A group with `placement` or `replacement` is applied with\n\
+             `--fleet`.",
+        ),
+        Mapping::Subnets => (
+            "config.host_groups[].placement.subnets",
+            "A subnet of the group for each node, in bridge mode. The group then sets no `gateway` and no addresses.",
+        ),
+        Mapping::Replacement => (
+            "config.host_groups[].replacement",
+            "Starts VMs on other nodes when contact to their node is lost; without it, VMs of a node without contact are not replaced. Not with\n\
+             a persistent or writable disk, with fixed addresses, and with `hypervisor: none`.",
+        ),
         Mapping::Settings => (
             "/etc/slice/sliced.yaml",
             "The settings file of `sliced` (`--settings`). It may be absent, and every key is optional. `sliced --check-config` checks it; a\n\

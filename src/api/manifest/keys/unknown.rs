@@ -38,6 +38,9 @@ fn of_slicer(mapping: Mapping, key: &str) -> Option<&'static str> {
         | Mapping::Cni
         | Mapping::PortMapping
         | Mapping::Bandwidth
+        | Mapping::Placement
+        | Mapping::Subnets
+        | Mapping::Replacement
         | Mapping::Settings
         | Mapping::Ssh
         | Mapping::Api

@@ -1,0 +1,201 @@
+//! Handlers for requests about the fleet.
+//! Out of scope: HTTP (`wire`), etcd ([`crate::fleet`]).
+
+use std::sync::Arc;
+
+use rustix::time::{ClockId, clock_gettime};
+
+use super::super::answers::{off_thread, parse_all};
+use super::super::app_state::AppState;
+use crate::api::manifest::Draft;
+use crate::api::meta::Name;
+use crate::api::view::{
+    Applied, ApplyResult, DiffResult, FleetAccept, FleetContact, FleetGroup, FleetList, FleetNode,
+    FleetStatus, FleetSubnet, FleetVm, NodeAction, NodeVm, Scale, Source,
+};
+use crate::clock;
+use crate::fleet::contact::{Boottime, Facts};
+use crate::fleet::keys::Key;
+use crate::fleet::kv::ClusterId;
+use crate::fleet::link::Link;
+use crate::fleet::verbs::{self, Snapshot};
+use crate::wire::{Effect, FleetBackend, Refusal};
+
+/// The refusal of a daemon without `fleet:`.
+const NO_FLEET: &str = "this daemon is not part of a fleet: set fleet: in /etc/slice/sliced.yaml";
+
+impl AppState {
+    fn link(&self) -> Result<Arc<Link>, Refusal> {
+        let link = self.fleet.get();
+        link.ok_or_else(|| Refusal::Conflict(vec![NO_FLEET.to_owned()]))
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, Refusal> {
+        let link = self.link()?;
+        Snapshot::read(link.client()).await.map_err(refusal)
+    }
+}
+
+fn refusal(error: verbs::Error) -> Refusal {
+    match error {
+        verbs::Error::NotFound(object) => Refusal::NotFound(object),
+        verbs::Error::Invalid(causes) => Refusal::Invalid(causes),
+        verbs::Error::Conflict(causes) => Refusal::Conflict(causes),
+        error @ (verbs::Error::Busy | verbs::Error::Denied { .. }) => {
+            Refusal::Conflict(vec![error.to_string()])
+        }
+        error @ (verbs::Error::Unknown(_) | verbs::Error::Etcd(_) | verbs::Error::Encode(_)) => {
+            Refusal::Failed(error.to_string())
+        }
+    }
+}
+
+/// The list, unless an object that was named is not in it.
+fn found<T>(
+    list: FleetList<T>,
+    name: Option<&Name>,
+    kind: &str,
+    key: impl FnOnce(Name) -> Option<Key>,
+) -> Result<FleetList<T>, Refusal> {
+    let Some(name) = name.filter(|_| list.items.is_empty()) else {
+        return Ok(list);
+    };
+    let key = key(name.clone()).map(|key| key.to_string());
+    let unreadable = list.unreadable.iter();
+    let mut unreadable = unreadable.filter(|value| Some(&value.key) == key.as_ref());
+    Err(match unreadable.next() {
+        Some(value) => Refusal::Conflict(vec![format!(
+            "the stored {kind}/{name} cannot be read: {}",
+            value.error
+        )]),
+        None => Refusal::NotFound(format!("{kind}/{name}")),
+    })
+}
+
+async fn drafts(sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
+    off_thread(move || parse_all(sources)).await
+}
+
+/// The cluster that an administrator has to accept.
+fn unaccepted(facts: Option<Facts>) -> Option<u64> {
+    Some(facts?.unaccepted?.cluster_id)
+}
+
+fn boottime() -> Boottime {
+    let time = clock_gettime(ClockId::Boottime);
+    let nanoseconds = i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec);
+    Boottime::from(u64::try_from(nanoseconds).unwrap_or(0))
+}
+
+impl FleetBackend for AppState {
+    async fn fleet_status(&self) -> Result<FleetStatus, Refusal> {
+        let link = self.link()?;
+        let leader = verbs::leader(link.client()).await;
+        let now = boottime();
+        let (condition, facts, revision) =
+            link.read(|mirror, contact| (contact.condition(now), contact.facts(), mirror.revision));
+        let hexadecimal = |id| ClusterId(id).to_string();
+        Ok(FleetStatus {
+            node: link.node().clone(),
+            endpoints: link.client().endpoints().map(ToString::to_string).collect(),
+            contact: FleetContact {
+                status: condition.status,
+                reason: condition.reason.to_string(),
+                message: condition.message,
+            },
+            cluster_id: facts.map(|facts| hexadecimal(facts.cluster_id)),
+            unaccepted_cluster_id: unaccepted(facts).map(hexadecimal),
+            revision,
+            error: leader.as_ref().err().map(ToString::to_string),
+            leader: leader.ok().and_then(|leader| leader.node),
+        })
+    }
+
+    async fn fleet_accept(&self, request: FleetAccept) -> Result<FleetAccept, Refusal> {
+        let link = self.link()?;
+        let conflict = |cause: String| Err(Refusal::Conflict(vec![cause]));
+        let Some(found) = unaccepted(link.facts()) else {
+            return conflict(
+                "there is no cluster to accept: see `slicectl fleet status`".to_owned(),
+            );
+        };
+        let id = ClusterId(found).to_string();
+        if let Some(expected) = request.cluster_id.filter(|expected| *expected != id) {
+            return conflict(format!(
+                "etcd has the cluster id {id}, expected {expected}: it has changed again"
+            ));
+        }
+        link.accept(found, boottime());
+        Ok(FleetAccept {
+            cluster_id: Some(id),
+        })
+    }
+
+    async fn fleet_apply(
+        &self,
+        sources: Vec<Source>,
+        effect: Effect,
+    ) -> Result<Vec<ApplyResult>, Refusal> {
+        let link = self.link()?;
+        let drafts = drafts(sources).await?;
+        let is_dry_run = effect == Effect::DryRun;
+        let results = verbs::apply(link.client(), &drafts, clock::now(), is_dry_run);
+        results.await.map_err(refusal)
+    }
+
+    async fn fleet_diff(&self, sources: Vec<Source>) -> Result<DiffResult, Refusal> {
+        let link = self.link()?;
+        let drafts = drafts(sources).await?;
+        let result = verbs::diff(link.client(), &drafts).await;
+        result.map_err(refusal)
+    }
+
+    async fn fleet_groups(&self, name: Option<Name>) -> Result<FleetList<FleetGroup>, Refusal> {
+        let list = verbs::groups(&self.snapshot().await?, name.as_ref());
+        found(list, name.as_ref(), "hostgroup", |name| {
+            Some(Key::Group(name))
+        })
+    }
+
+    async fn fleet_delete(&self, group: Name) -> Result<(), Refusal> {
+        let link = self.link()?;
+        let deleted = verbs::delete_group(link.client(), &group).await;
+        deleted.map_err(refusal)
+    }
+
+    async fn fleet_scale(&self, group: Name, scale: Scale) -> Result<ApplyResult, Refusal> {
+        let link = self.link()?;
+        let result = verbs::scale(link.client(), &group, &scale).await;
+        result.map_err(refusal)
+    }
+
+    async fn fleet_vms(&self, name: Option<Name>) -> Result<FleetList<FleetVm>, Refusal> {
+        let list = verbs::vms(&self.snapshot().await?, name.as_ref());
+        // The key has the uid, not the name.
+        found(list, name.as_ref(), "vm", |_| None)
+    }
+
+    async fn fleet_nodes(&self, name: Option<Name>) -> Result<FleetList<FleetNode>, Refusal> {
+        let list = verbs::nodes(&self.snapshot().await?, name.as_ref());
+        found(list, name.as_ref(), "node", |name| {
+            Some(Key::NodeStatus(name))
+        })
+    }
+
+    async fn fleet_node_action(&self, node: Name, action: NodeAction) -> Result<Applied, Refusal> {
+        let link = self.link()?;
+        let done = verbs::act_on_node(link.client(), &node, action, clock::now()).await;
+        done.map_err(refusal)
+    }
+
+    async fn fleet_node_vms(&self, node: Name) -> Result<Vec<NodeVm>, Refusal> {
+        let snapshot = self.snapshot().await?;
+        let vms =
+            off_thread(move || verbs::node_vms(snapshot, &node, clock::now()).map_err(refusal));
+        vms.await
+    }
+
+    async fn fleet_subnets(&self) -> Result<FleetList<FleetSubnet>, Refusal> {
+        Ok(verbs::subnets(&self.snapshot().await?))
+    }
+}
