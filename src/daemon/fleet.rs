@@ -2,6 +2,7 @@
 //! Out of scope: the connection ([`crate::fleet::link`]).
 
 mod answers;
+mod preliminary;
 
 use std::sync::Arc;
 
