@@ -3,7 +3,6 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -16,6 +15,7 @@ use super::output::{EventsFormat, Output};
 use super::print::Format;
 pub use super::progress_args::ProgressArgs;
 use super::sort::SortBy;
+pub use super::wait_args::{Goal, WaitArgs};
 use crate::api::meta::Name;
 use crate::api::policy::Packet;
 use crate::api::tag::Selector;
@@ -43,7 +43,7 @@ pub struct Args {
 }
 
 const QUICK_START: &str = "\
-Kinds are hostgroup (hg), vm and lease, singular or plural, as KIND NAME or KIND/NAME.
+Kinds are hostgroup (hg), vm and lease, of a fleet hostgroup, vm and node, singular or plural, as KIND NAME or KIND/NAME.
 
 Exit status: 0 success, 1 failure or timeout, 2 usage error.
 
@@ -95,6 +95,12 @@ pub enum Command {
     /// The same as `vm top`
     #[command(hide = true)]
     Top(super::guest::args::TopArgs),
+    /// Cordon, uncordon and drain nodes of a fleet, and state that they are gone
+    #[command(subcommand)]
+    Node(super::fleet::NodeCommand),
+    /// Show the connection to a fleet, and accept another etcd cluster
+    #[command(subcommand)]
+    Fleet(super::fleet::FleetCommand),
     /// Create, change, list and delete secrets, which guests get as files
     #[command(subcommand)]
     Secret(super::secret::SecretCommand),
@@ -159,7 +165,8 @@ Examples:
   slicectl apply -f sandbox.yaml
   slicectl apply -f base.yaml -f groups/ --wait --timeout 2m
   slicectl new sandbox --net=isolated | slicectl apply -f -
-  slicectl apply -f sandbox.yaml --dry-run")]
+  slicectl apply -f sandbox.yaml --dry-run
+  slicectl apply --fleet -f web.yaml --wait")]
 pub struct ApplyArgs {
     /// Manifest file, directory of *.yaml and *.yml files, or - for stdin; may be repeated
     #[arg(
@@ -180,6 +187,9 @@ pub struct ApplyArgs {
     /// Waiting and output.
     #[command(flatten)]
     pub progress: ProgressArgs,
+    /// Store the groups in the fleet of this daemon instead of on this host
+    #[arg(long)]
+    pub fleet: bool,
 }
 
 /// Who validates the manifests.
@@ -220,6 +230,9 @@ pub struct DiffArgs {
     /// What is shown, and the exit status.
     #[command(flatten)]
     pub flags: DiffFlags,
+    /// Compare with the fleet of this daemon instead of this host
+    #[arg(long)]
+    pub fleet: bool,
 }
 
 /// Arguments of `get`.
@@ -234,6 +247,8 @@ Examples:
   slicectl get vms -l job=42,team!=blue
   slicectl get vms --sort-by restarts
   slicectl get leases -o name
+  slicectl get vms --fleet
+  slicectl get nodes -o wide
   slicectl get vms -o jsonpath='{.items[*].status.network.ip}'
   slicectl get hg sandbox -o manifest > sandbox.yaml")]
 pub struct GetArgs {
@@ -255,6 +270,9 @@ pub struct GetArgs {
     /// After listing, watch for changes; json and yaml print {"type":"ADDED|MODIFIED|DELETED","object":...}
     #[arg(short, long)]
     pub watch: bool,
+    /// List objects of the fleet of this daemon; nodes always are
+    #[arg(long)]
+    pub fleet: bool,
 }
 
 /// Arguments of `describe`.
@@ -262,11 +280,15 @@ pub struct GetArgs {
 #[command(after_help = "\
 Examples:
   slicectl describe vm/sandbox-1
-  slicectl describe hostgroup sandbox")]
+  slicectl describe hostgroup sandbox
+  slicectl describe node/node-a")]
 pub struct DescribeArgs {
     /// KIND NAME... or KIND/NAME...
     #[arg(value_name = "TARGET", required = true, add = ArgValueCompleter::new(complete::objects))]
     pub targets: Vec<String>,
+    /// Describe objects of the fleet of this daemon; nodes always are
+    #[arg(long)]
+    pub fleet: bool,
 }
 
 /// Arguments of `delete`.
@@ -283,7 +305,8 @@ Examples:
   slicectl delete hostgroup/sandbox --wait
   slicectl delete hostgroup/sandbox --force --wait
   slicectl delete vm sandbox-1
-  slicectl delete -f sandbox.yaml")]
+  slicectl delete -f sandbox.yaml
+  slicectl delete hostgroup/web --fleet --wait")]
 pub struct DeleteArgs {
     /// KIND NAME... or KIND/NAME...
     #[arg(value_name = "TARGET", add = ArgValueCompleter::new(complete::objects))]
@@ -305,49 +328,9 @@ pub struct DeleteArgs {
     /// Waiting and output.
     #[command(flatten)]
     pub progress: ProgressArgs,
-}
-
-/// Conditions of `wait`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Goal {
-    /// Ready at the latest generation
-    #[value(aliases = ["condition=ready", "condition=ready=true"])]
-    Ready,
-    /// The VM is stopped and is not restarted: by command, or after a clean exit
-    Stopped,
-    /// The VM is paused
-    Paused,
-    /// The agent of the guest answers
-    Agent,
-    /// The userdata of the guest has exited with status 0, or there is none; fails at once if it fails
-    Userdata,
-    /// The object and its resources on the host are removed
-    #[value(alias = "delete")]
-    Deleted,
-}
-
-/// Arguments of `wait`.
-#[derive(Debug, clap::Args)]
-#[command(after_help = "\
-Objects may be created after the command starts. On timeout, the output names each VM that is not in the requested state, and why.
-
-Examples:
-  slicectl wait hostgroup/sandbox --for ready
-  slicectl wait vm/sandbox-1 vm/sandbox-2 --for ready --timeout 5m
-  slicectl wait hg sandbox --for deleted")]
-pub struct WaitArgs {
-    /// KIND NAME... or KIND/NAME...
-    #[arg(value_name = "TARGET", required = true, add = ArgValueCompleter::new(complete::objects))]
-    pub targets: Vec<String>,
-    /// The state to wait for
-    #[arg(long = "for", value_name = "GOAL", value_enum, ignore_case = true)]
-    pub goal: Goal,
-    /// Give up after this time
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
-    pub timeout: Duration,
-    /// Do not print the objects that have reached the state
-    #[arg(short, long)]
-    pub quiet: bool,
+    /// Delete groups of the fleet of this daemon
+    #[arg(long)]
+    pub fleet: bool,
 }
 
 /// Arguments of `events`.

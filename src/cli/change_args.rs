@@ -47,7 +47,8 @@ refused: change `count` in the file. If another command changes the group at the
 
 Examples:
   slicectl scale hostgroup/sandbox --count 4
-  slicectl scale hg sandbox --count 0 --wait")]
+  slicectl scale hg sandbox --count 0 --wait
+  slicectl scale hg web --fleet --count 30")]
 pub struct ScaleArgs {
     /// KIND NAME... or KIND/NAME...
     #[arg(value_name = "TARGET", required = true)]
@@ -61,4 +62,7 @@ pub struct ScaleArgs {
     /// Waiting and output.
     #[command(flatten)]
     pub progress: ProgressArgs,
+    /// Scale groups of the fleet of this daemon
+    #[arg(long)]
+    pub fleet: bool,
 }

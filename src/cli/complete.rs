@@ -89,7 +89,7 @@ pub fn objects(current: &OsStr) -> Vec<CompletionCandidate> {
 /// As [`objects`], with kinds in the plural, and what else `get` lists.
 pub fn listed(current: &OsStr) -> Vec<CompletionCandidate> {
     let kinds = KINDS.map(|kind| format!("{kind}s"));
-    candidates(current, &kinds, &["all", "events"])
+    candidates(current, &kinds, &["all", "events", "nodes"])
 }
 
 /// As [`objects`], and what else has events.
@@ -108,6 +108,15 @@ pub fn groups(current: &OsStr) -> Vec<CompletionCandidate> {
     names(current, Kind::HostGroup)
 }
 
+/// Candidates for the name of a node of the fleet.
+pub fn nodes(current: &OsStr) -> Vec<CompletionCandidate> {
+    let Some(current) = current.to_str() else {
+        return Vec::new();
+    };
+    let line = Line::of_shell();
+    matching(current, line.nodes(), &line.positionals)
+}
+
 /// Candidates for the name of a secret.
 pub fn secrets(current: &OsStr) -> Vec<CompletionCandidate> {
     let Some(current) = current.to_str() else {
@@ -124,8 +133,7 @@ fn candidates(current: &OsStr, kinds: &[String], others: &[&str]) -> Vec<Complet
     let line = Line::of_shell();
     let texts: Vec<String> = match (current.split_once('/'), line.positionals.first()) {
         (Some((kind, _)), _) => {
-            let of_kind = kind.parse().map(|kind| line.names(kind));
-            let of_kind = of_kind.unwrap_or_default().into_iter();
+            let of_kind = line.names_of(kind).into_iter();
             of_kind.map(|name| format!("{kind}/{name}")).collect()
         }
         (None, None) => {
@@ -137,8 +145,8 @@ fn candidates(current: &OsStr, kinds: &[String], others: &[&str]) -> Vec<Complet
             KINDS.iter().map(|kind| format!("{kind}/")).collect()
         }
         (None, Some(first)) => {
-            let kinds = first.split(',').filter_map(|kind| kind.parse().ok());
-            kinds.flat_map(|kind| line.names(kind)).collect()
+            let kinds = first.split(',');
+            kinds.flat_map(|kind| line.names_of(kind)).collect()
         }
     };
     matching(current, texts, &line.positionals)
@@ -226,12 +234,28 @@ impl Line {
         }
     }
 
+    /// The names of the objects of the kind of this spelling; none for an unknown one.
+    fn names_of(&self, kind: &str) -> Vec<String> {
+        match kind.parse() {
+            Ok(kind) => self.names(kind),
+            Err(_) if super::fleet::is_node(&[kind.to_owned()]) => self.nodes(),
+            Err(_) => Vec::new(),
+        }
+    }
+
     /// The names of the objects of a kind.
     fn names(&self, kind: Kind) -> Vec<String> {
         let list = self.request(async |client| client.get(kind, None).await);
         let items = list.map(|list| list.items).unwrap_or_default();
         let name = |object: &crate::api::view::Object| object.metadata().name.to_string();
         items.iter().map(name).collect()
+    }
+
+    /// The names of the nodes of the fleet.
+    fn nodes(&self) -> Vec<String> {
+        let list = self.request(async |client| client.fleet_nodes(None).await);
+        let nodes = list.map(|list| list.items).unwrap_or_default();
+        nodes.iter().map(|node| node.name.to_string()).collect()
     }
 
     /// The names of the secrets of the host.

@@ -14,7 +14,7 @@ pub fn can_ask() -> bool {
 ///
 /// # Errors
 /// The answer is no.
-fn ask(question: &str) -> Result<(), Failure> {
+pub fn ask(question: &str) -> Result<(), Failure> {
     let mut stderr = io::stderr().lock();
     write!(stderr, "{question} [y/N] ")?;
     stderr.flush()?;

@@ -18,7 +18,12 @@ const ERROR_STATUS: u8 = 2;
 /// `diff -f`.
 pub async fn diff(client: &Client, args: DiffArgs) -> Result<(), Failure> {
     let exit_code = args.flags.exit_code;
-    match (show(client, args).await, exit_code) {
+    exit_status(show(client, args).await, exit_code)
+}
+
+/// The exit status of a difference: with `--exit-code` it tells whether there are any.
+pub fn exit_status(shown: Result<bool, Failure>, exit_code: bool) -> Result<(), Failure> {
+    match (shown, exit_code) {
         (Ok(true), true) => Err(Failure::WithStatus(1, Vec::new())),
         (Ok(_), _) => Ok(()),
         (Err(Failure::Failed(causes)), true) => Err(Failure::WithStatus(ERROR_STATUS, causes)),

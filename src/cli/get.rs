@@ -171,7 +171,7 @@ fn show(items: Vec<Object>, more: usize, args: &GetArgs) -> Result<(), Failure> 
 }
 
 /// Writes the values that a template selects, and a line feed unless it ends with one.
-fn values(template: &Template, value: &impl Serialize) -> Result<(), Failure> {
+pub(super) fn values(template: &Template, value: &impl Serialize) -> Result<(), Failure> {
     let value = serde_json::to_value(value).map_err(|e| Failure::one(e.to_string()))?;
     let text = template.evaluate(&value);
     let end = if text.ends_with('\n') { "" } else { "\n" };

@@ -20,6 +20,7 @@ pub mod edit;
 mod effects;
 pub mod events;
 pub mod failure;
+mod fleet;
 mod footer;
 pub mod fs;
 pub mod get;
@@ -57,6 +58,7 @@ pub mod vm;
 mod vm_args;
 mod vm_state;
 pub mod wait;
+mod wait_args;
 pub mod watch;
 pub mod yaml;
 
@@ -116,17 +118,30 @@ async fn run(args: Args, host_checks: HostChecks) -> Result<(), Failure> {
         false => args.remote.client(&args.socket)?,
     };
     match args.verb {
+        Command::Apply(verb) if verb.fleet => fleet::apply(&client, verb).await,
         Command::Apply(verb) => apply::apply(&client, verb).await,
+        Command::Diff(verb) if verb.fleet => fleet::diff(&client, verb).await,
         Command::Diff(verb) => diff::diff(&client, verb).await,
+        Command::Scale(verb) if verb.fleet => fleet::scale(&client, verb).await,
         Command::Scale(verb) => scale::scale(&client, verb).await,
+        Command::Get(verb) if verb.fleet || fleet::is_node(&verb.targets) => {
+            fleet::get(&client, verb).await
+        }
         Command::Get(verb) => get_or_events(&client, verb).await,
         Command::Ps(verb) => {
             let targets = [vec![Kind::Vm.to_string()], verb.targets].concat();
             get::get(&client, GetArgs { targets, ..verb }).await
         }
+        Command::Describe(verb) if verb.fleet || fleet::is_node(&verb.targets) => {
+            fleet::describe(&client, verb).await
+        }
         Command::Describe(verb) => describe::describe(&client, verb).await,
         Command::Edit(verb) => edit::edit(&client, verb).await,
+        Command::Delete(verb) if verb.fleet => fleet::delete(&client, verb).await,
         Command::Delete(verb) => delete::delete(&client, verb).await,
+        Command::Wait(verb) if verb.fleet || fleet::is_node(&verb.targets) => {
+            fleet::wait(&client, verb).await
+        }
         Command::Wait(verb) => wait::wait(&client, verb).await,
         Command::Vm(verb) => vm::vm(&client, verb).await,
         Command::Exec(verb) => guest::exec::exec(&client, verb).await,
@@ -134,6 +149,8 @@ async fn run(args: Args, host_checks: HostChecks) -> Result<(), Failure> {
         Command::Fs(verb) => fs::fs(|vm| Agent::new(&client, vm), verb).await,
         Command::PortForward(verb) => guest::forward::forward(&client, verb).await,
         Command::Top(verb) => guest::top::top(&client, verb).await,
+        Command::Node(verb) => fleet::node(&client, verb).await,
+        Command::Fleet(verb) => fleet::fleet(&client, verb).await,
         Command::Secret(verb) => secret::secret(&client, verb).await,
         Command::Events(verb) => events::events(&client, verb).await,
         Command::Logs(verb) => logs::logs(&client, verb).await,

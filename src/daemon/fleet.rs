@@ -8,6 +8,7 @@ mod connect;
 mod report;
 
 mod answers;
+mod preliminary;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -18,7 +18,7 @@ pub mod api;
 pub mod fleet;
 
 use api::ApiSettings;
-use fleet::FleetSettings;
+pub use fleet::FleetSettings;
 
 pub use super::keys::limits::MIN_REMOVAL_GRACE;
 

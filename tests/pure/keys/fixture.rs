@@ -74,6 +74,9 @@ impl Place {
                 "}]}}]}}",
             ),
             (Mapping::Bandwidth, _) => (format!("{group} cni: {{bandwidth: {{{below}"), "}}}]}}"),
+            (Mapping::Placement, _) => (format!("{group} placement: {{{below}"), "}}]}}"),
+            (Mapping::Subnets, _) => (format!("{group} placement: {{subnets: {{{below}"), "}}}]}}"),
+            (Mapping::Replacement, _) => (format!("{group} replacement: {{{below}"), "}}]}}"),
             (_, _) => unreachable!("not a manifest"),
         };
         (before, after.to_owned())
@@ -84,9 +87,8 @@ impl Place {
         match self.key.name {
             "name" => "",
             "machine" | "qemu_bin" | "restart" | "graceful_shutdown" | "cmdline" | "hypervisor"
-            | "vsock" | "agent" | "userdata" | "userdata_file" | "ssh_keys" | "secrets" => {
-                "name: g, kernel_file: /k,"
-            }
+            | "vsock" | "agent" | "userdata" | "userdata_file" | "ssh_keys" | "secrets"
+            | "replacement" => "name: g, kernel_file: /k,",
             "firecracker_bin" | "jailer_bin" => {
                 "name: g, kernel_file: /k, hypervisor: firecracker,"
             }
@@ -97,6 +99,7 @@ impl Place {
                 Mapping::Cni | Mapping::PortMapping | Mapping::Bandwidth => {
                     "name: g, network_name: n,"
                 }
+                Mapping::Replacement => "name: g, kernel_file: /k,",
                 _ => "name: g,",
             },
         }
@@ -118,6 +121,11 @@ impl Place {
             (Mapping::Bandwidth, "ingress_burst") => "ingress_rate: 10M,",
             (Mapping::Bandwidth, "egress_rate") => "egress_burst: 10M,",
             (Mapping::Bandwidth, _) => "egress_rate: 10M,",
+            (Mapping::Subnets, "pool") => "prefix_len: 24,",
+            (Mapping::Subnets, _) => "pool: 10.64.0.0/12,",
+            (Mapping::Replacement, "replace_after") => "stop_after: 1m,",
+            (Mapping::Replacement, "stop_after") => "replace_after: 2h,",
+            (Mapping::Replacement, _) => "replace_after: 5m, stop_after: 1m,",
             _ => "",
         }
     }

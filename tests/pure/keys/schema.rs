@@ -233,6 +233,17 @@ const STRINGS: &[(Format, &[&str], &[&str])] = &[
         &["", "ssh-ed25519", "hello", "no-pty ssh-ed25519 AAAA"],
     ),
     (
+        Format::Pool,
+        &["10.64.0.0/12", "192.0.2.0/24"],
+        &["", "10.64.0.0", "10.0.0.0/7", "10.0.0.0/31", "a"],
+    ),
+    (
+        Format::StopAfter,
+        &["30s", "1m", "1h"],
+        &["", "1", "1 fortnight!", "-1m"],
+    ),
+    (Format::ReplaceAfter, &["5m", "1h 30m"], &["", "5", "-5m"]),
+    (
         Format::SecretName,
         &["a", "tls.key", "A_b-1"],
         &["", ".a", "-a", "a/b", "a b"],
