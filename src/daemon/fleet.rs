@@ -4,11 +4,9 @@
 //! Without `fleet:` in the settings file nothing here runs. VMs of a fleet that are in the local store then keep running, and those that
 //! may be replaced are not started.
 
+mod answers;
 mod connect;
 mod report;
-
-mod answers;
-mod preliminary;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -331,7 +331,6 @@ async fn serve(
     let watches = Arc::new(Watches::new(engine.store.events()));
     let api_problem = ApiProblem::default();
     let fleet = Arc::new(fleet::Slot::default());
-    fleet.fill_preliminarily(&args.settings);
     let new_state = || {
         let (watches, api_problem) = (Arc::clone(&watches), Arc::clone(&api_problem));
         let fleet = Arc::clone(&fleet);
