@@ -1,6 +1,6 @@
-//! Preliminary: a connection from the settings with a client alone, until the daemon runs the link. Requests of users are answered; this
-//! host is no node of the fleet, and its contact stays `NotConnectedYet`.
-//! Out of scope: everything else. To be replaced by the wiring of the link.
+//! Connects to etcd as the settings say, with a client alone: preliminary, until the daemon runs the link. Requests of users are answered;
+//! this host is no node of the fleet, and its contact stays `NotConnectedYet`.
+//! Out of scope: the link, which replaces this file.
 
 use std::path::Path;
 use std::sync::Arc;
