@@ -158,6 +158,10 @@ pub enum EventReason {
     ApiListenerFailed,
     /// The second listener of the API listens, no longer, or with another token or certificate.
     ApiListenerChanged,
+    /// Contact to the fleet is lost, or its settings cannot be used.
+    FleetContactLost,
+    /// There is contact to the fleet.
+    FleetContact,
     /// The SSH server does not listen.
     SshServerFailed,
     /// The SSH server listens, or no longer.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::meta::{Meta, Name};
+use super::meta::{Meta, Name, Uid};
 use super::on_demand::OnDemandEntry;
 use super::vm::VmSpec;
 
@@ -80,6 +80,13 @@ pub enum Origin {
     File(PathBuf),
     /// `slicectl apply`.
     Apply,
+    /// The fleet; this is a copy for the VMs that are bound to this node.
+    Fleet {
+        /// The uid of the group of the fleet.
+        uid: Uid,
+        /// The generation that was copied.
+        generation: u64,
+    },
 }
 
 impl fmt::Display for Origin {
@@ -87,6 +94,7 @@ impl fmt::Display for Origin {
         match self {
             Self::File(path) => write!(f, "{}", path.display()),
             Self::Apply => f.write_str("slicectl apply"),
+            Self::Fleet { .. } => f.write_str("slicectl apply --fleet"),
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod cni;
 pub mod condition;
 mod entry_problem;
 pub mod event;
+pub mod fleet;
 pub mod guest_access;
 pub mod host_group;
 pub mod json_object;

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use super::cni::{CniOptions, MAX_REQUESTED};
 use super::entry_problem::{entry_problem, list_problem};
+use super::fleet::FleetVm;
 use super::guest_access::Agent;
 use super::json_object;
 use super::link_name::MAX_TAP_LEN;
@@ -70,6 +71,9 @@ pub struct OnDemandEntry {
     /// The settings of the VM.
     #[serde(rename = "ask")]
     pub overrides: VmOverrides,
+    /// Set for a VM that a fleet has bound to this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<Box<FleetVm>>,
 }
 
 /// What a VM made on demand stores in addition to its spec, so that a daemon that lost its state can adopt it.
@@ -80,6 +84,9 @@ pub struct OnDemand {
     pub overrides: VmOverrides,
     /// The template of the group from which, together with the settings, its spec was computed.
     pub template: VmSpec,
+    /// Set for a VM that a fleet has bound to this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<Box<FleetVm>>,
 }
 
 /// The body of a request for a VM.

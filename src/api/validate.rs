@@ -181,6 +181,7 @@ impl Definition<'_> {
         match self {
             Self::Stored(Origin::Apply) => "created by slicectl apply".to_owned(),
             Self::Stored(Origin::File(path)) => format!("of {}", path.display()),
+            Self::Stored(Origin::Fleet { .. }) => "of the fleet".to_owned(),
             Self::Written(at) => format!("at {at}"),
         }
     }
@@ -260,6 +261,9 @@ fn twice(name: &Name, definition: Definition) -> String {
         Definition::Stored(Origin::Apply) => format!(
             "group \"{name}\" was created by slicectl apply; run `slicectl delete hostgroup/{name}` first, or change it with apply"
         ),
+        Definition::Stored(Origin::Fleet { .. }) => {
+            format!("group \"{name}\" is of the fleet; change it with slicectl apply --fleet")
+        }
         Definition::Stored(Origin::File(path)) => format!(
             "group \"{name}\" is defined in the file {}; change it there",
             path.display()

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::fleet::FleetVm;
 use super::life::ExitPolicy;
 use super::meta::{Meta, Name};
 use super::on_demand::OnDemand;
@@ -21,7 +22,7 @@ pub struct Vm {
     /// The group it belongs to.
     pub group: Name,
     /// The index in the group; the first is 1. The index of a VM made on demand is higher than the maximum `count`
-    /// (see [`super::host_group::MAX_COUNT`]).
+    /// (see [`super::host_group::MAX_COUNT`]), and that of a VM of a fleet is its index there.
     pub index: u32,
     /// The desired state.
     pub spec: VmSpec,
@@ -34,6 +35,11 @@ pub struct Vm {
 }
 
 impl Vm {
+    /// What a VM of a fleet stores in addition.
+    pub fn fleet(&self) -> Option<&FleetVm> {
+        self.on_demand.as_ref()?.fleet.as_deref()
+    }
+
     /// What happens when its VMM exits without being stopped.
     pub fn exit_policy(&self) -> ExitPolicy {
         let on_demand = self.on_demand.as_ref();

@@ -1,4 +1,4 @@
-//! `sliced`: see [`slicectl::daemon`], and [`slicectl::vsock`] for the process beside QEMU.
+//! `sliced`: see [`slicectl::daemon`], [`slicectl::vsock`] for the process beside QEMU, and [`slicectl::fleet::fence`] for the guard.
 //! Out of scope: anything else.
 
 use clap::Parser;
@@ -10,6 +10,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
     if let Some(ended) = slicectl::vsock::main() {
+        return ended;
+    }
+    if let Some(ended) = slicectl::fleet::fence::main() {
         return ended;
     }
     slicectl::daemon::main(slicectl::cli::sliced::Args::parse())

@@ -56,6 +56,11 @@ pub async fn edit(client: &Client, args: EditArgs) -> Result<(), Failure> {
             path.display()
         )));
     }
+    if matches!(group.origin, Origin::Fleet { .. }) {
+        return Err(Failure::one(format!(
+            "{target} is of the fleet: change it with `slicectl apply --fleet`"
+        )));
+    }
     let manifest = group_manifest::text([(&group.metadata.name, &group.spec)])?;
     let before = format!("{INTRODUCTION}{manifest}");
     let path = write(&target, &before)

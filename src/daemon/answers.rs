@@ -329,6 +329,7 @@ impl Backend for AppState {
         })
         .await;
         checks.extend(self.api_problem.lock().clone());
+        checks.extend(self.fleet.check());
         Ok(checks)
     }
 

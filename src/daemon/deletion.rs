@@ -6,6 +6,7 @@ use super::failure::Failure;
 use super::intake_loop::IntakeLoop;
 use crate::api::host_group::Origin;
 use crate::api::meta::{Name, Uid};
+use crate::api::on_demand::OnDemandEntry;
 use crate::api::view::Kind;
 use crate::reconcile::group::{self, Removed};
 use crate::store::{self, Txn};
@@ -52,6 +53,14 @@ fn delete_host_group(
         );
         return Err(Failure::Refused(Refusal::Conflict(vec![message])));
     }
+    if let Some(group) = txn.world().group(name)
+        && matches!(group.origin, Origin::Fleet { .. })
+        && !group.meta.deleting
+    {
+        let message =
+            format!("hostgroup/{name} is of the fleet: delete it with `slicectl delete --fleet`");
+        return Err(Failure::Refused(Refusal::Conflict(vec![message])));
+    }
     let exists = delete_group(txn, name)?;
     if exists && how == Deletion::Forced {
         force_group(txn, name)?;
@@ -73,7 +82,9 @@ fn force_group(txn: &mut Txn<'_>, name: &Name) -> Result<(), store::Error> {
 
 fn delete_vm(txn: &mut Txn<'_>, name: &Name, how: Deletion) -> Result<bool, store::Error> {
     let uid = txn.world().vm_named(name).map(|vm| vm.meta.uid);
-    let exists = match txn.world().order(name).is_some() {
+    // The entry of a VM of the fleet stays: the VM is replaced, as one that `count` requires.
+    let is_added = |(_, _, entry): (_, _, &OnDemandEntry)| entry.fleet.is_none();
+    let exists = match txn.world().order(name).is_some_and(is_added) {
         true => group::remove(txn, name)? == Removed::Going,
         false => uid.is_some(),
     };

@@ -331,7 +331,6 @@ async fn serve(
     let watches = Arc::new(Watches::new(engine.store.events()));
     let api_problem = ApiProblem::default();
     let fleet = Arc::new(fleet::Slot::default());
-    fleet.fill_preliminarily(&args.settings);
     let new_state = || {
         let (watches, api_problem) = (Arc::clone(&watches), Arc::clone(&api_problem));
         let fleet = Arc::clone(&fleet);
@@ -375,10 +374,14 @@ async fn serve(
     tasks.spawn(report_exhaustion(engine.clone()));
     let ((ssh_sender, ssh_configs), (api_sender, api_configs)) =
         (watch::channel(settings.ssh), watch::channel(settings.api));
+    let (fleet_sender, fleet_configs) = watch::channel(settings.fleet);
     let followers = Followers {
         ssh: ssh_sender,
         api: api_sender,
+        fleet: fleet_sender,
     };
+    let member = fleet::run(engine.clone(), fleet.clone(), fleet_configs, stop.clone());
+    let mut member = tokio::spawn(member);
     tasks.spawn(settings_file::follow(args.clone(), followers));
     tasks.spawn(ssh_server::run(ssh, ssh_configs, stop.clone()));
     let limits = Limits::of(budget.connections).with_agents(budget.agents);
@@ -415,7 +418,7 @@ async fn serve(
     stop.cancel();
     tasks.abort_all();
     // Runs in progress are completed, but waiting for a guest to power down may take long: the next start continues it.
-    let ended = async { tokio::join!(&mut wire, &mut api, &mut controller) };
+    let ended = async { tokio::join!(&mut wire, &mut api, &mut controller, &mut member) };
     if tokio::time::timeout(Duration::from_millis(1500), ended)
         .await
         .is_err()
@@ -425,6 +428,7 @@ async fn serve(
         controller.abort();
         wire.abort();
         api.abort();
+        member.abort();
     }
     result
 }

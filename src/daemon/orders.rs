@@ -68,6 +68,9 @@ pub async fn remove(engine: &Engine, name: Name) -> Result<(), Refusal> {
         Removed::Counted(group, count) => Err(Refusal::Conflict(vec![format!(
             "vm/{name} is one of the {count} VMs that hostgroup/{group} keeps (`count`) and would be created again: lower `count`, which removes the highest index first; `slicectl delete vm/{name}` replaces it"
         )])),
+        Removed::OfFleet(group) => Err(Refusal::Conflict(vec![format!(
+            "vm/{name} is of hostgroup/{group} of the fleet and would be created again: `slicectl scale --fleet` removes the highest index first; `slicectl delete vm/{name}` replaces it"
+        )])),
         Removed::Absent => Err(engine.store.read(|world| not_found(world, Kind::Vm, &name))),
     }
 }

@@ -53,6 +53,11 @@ fn checked(world: &World, name: &Name, request: &Scale) -> Result<Draft, Refusal
             path.display()
         ));
     }
+    if matches!(group.origin, Origin::Fleet { .. }) {
+        return refuse(format!(
+            "hostgroup/{name} is of the fleet: scale it with `slicectl scale --fleet`"
+        ));
+    }
     let is_other = request.uid.is_some_and(|uid| uid != group.meta.uid);
     let is_newer = request
         .generation

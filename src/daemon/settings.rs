@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Error;
+use super::fleet;
 use crate::api::allowed::AllowedDirectories;
+use crate::api::manifest::settings::fleet::FleetSettings;
 use crate::api::manifest::{self, Source, settings};
 use crate::api::vmm_ids::IdRange;
 use crate::api_server;
@@ -80,6 +82,8 @@ pub(super) struct FromFile {
     pub ssh: Option<ssh::Config>,
     /// The second listener of the API.
     pub api: Option<api_server::Config>,
+    /// The fleet.
+    pub fleet: Option<fleet::Config>,
 }
 
 /// Values of the command line or the environment take precedence over the file, and the file over the defaults.
@@ -98,6 +102,7 @@ pub(super) fn read_all(args: &Args) -> Result<FromFile, Error> {
         },
         removal_grace: grace.unwrap_or(REMOVAL_GRACE),
         ssh,
+        fleet: fleet_config(file.fleet, api.as_ref()),
         api,
     })
 }
@@ -137,6 +142,20 @@ fn api_config(args: &Args, file: &settings::Settings) -> Result<Option<api_serve
         socket_group: args.socket_group.clone(),
         default_token: args.state_dir.join(TOKEN),
     }))
+}
+
+/// The fleet, if there is one.
+fn fleet_config(
+    fleet: Option<FleetSettings>,
+    api: Option<&api_server::Config>,
+) -> Option<fleet::Config> {
+    let fleet = fleet?;
+    let listener = api.map(|api| &api.listener);
+    let own = listener.and_then(|listener| listener.url());
+    Some(fleet::Config {
+        url: fleet.url.as_ref().map(ToString::to_string).or(own),
+        fleet,
+    })
 }
 
 /// Reads the settings file. A missing file is empty.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::settings;
+use super::{fleet, settings};
 use crate::api_server;
 use crate::cli::sliced::Args;
 use crate::intake::Watch;
@@ -21,6 +21,7 @@ pub(super) const POLL_INTERVAL: Duration = Duration::from_secs(2);
 pub(super) struct Followers {
     pub(super) ssh: watch::Sender<Option<ssh::Config>>,
     pub(super) api: watch::Sender<Option<api_server::Config>>,
+    pub(super) fleet: watch::Sender<Option<fleet::Config>>,
 }
 
 /// Reads the settings file at every change. Never returns.
@@ -52,6 +53,7 @@ async fn read(args: &Args, followers: &Followers, last_error: &mut Option<String
         Ok(Ok(read)) => {
             replace(&followers.ssh, read.ssh);
             replace(&followers.api, read.api);
+            replace(&followers.fleet, read.fleet);
             None
         }
         Ok(Err(error)) => Some(error.to_string()),

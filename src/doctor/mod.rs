@@ -137,6 +137,17 @@ pub fn api_listener(problem: &str, is_open: bool) -> Check {
     }
 }
 
+/// The node has no contact to its fleet, with the reason.
+pub fn fleet(problem: &str) -> Check {
+    let remedy = "VMs keep running; `slicectl fleet status` shows the connection, and `slicectl events host` when it was lost";
+    fail("fleet", problem, remedy)
+}
+
+/// The node has contact to its fleet.
+pub fn fleet_contact(node: &str) -> Check {
+    ok("fleet", format!("node {node} has contact to etcd"))
+}
+
 async fn packet_filter(cx: &Host) -> Vec<Check> {
     let (filter, native) = tokio::join!(filter::observe(cx), native::check(cx));
     let mut checks = filter::evaluate(&filter);

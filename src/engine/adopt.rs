@@ -297,6 +297,7 @@ fn restore_groups(txn: &mut Txn<'_>, world: &World) -> Result<(), store::Error> 
     for (name, pool) in world.pools() {
         txn.put_pool(name, pool.clone())?;
     }
+    txn.restore_fleet(world)?;
     match world.host_network_status() {
         Some(host_network) => txn.put_host_network_status(host_network.clone()),
         None => Ok(()),
@@ -371,6 +372,7 @@ fn adopt_one(txn: &mut Txn<'_>, record: Record, now: Timestamp) -> Result<bool, 
             let order = OnDemandEntry {
                 name: vm.meta.name.clone(),
                 overrides: on_demand.overrides.clone(),
+                fleet: on_demand.fleet.clone(),
             };
             group.orders.insert(vm.index, order);
         }

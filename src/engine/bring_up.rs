@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tracing::debug;
 
+use super::power::needs_permission;
 use super::processes::NotRunnable;
 use super::step::{
     BringUp, BringUpError, BringUpRunner, ReadyStage, StageRunner, condition_of, desired_inputs,
@@ -337,6 +338,11 @@ impl BringUp<'_> {
             Err(NotRunnable::Unobserved(error)) => return self.report_unobserved(error).await,
         };
         let disk_note = self.make_disk(&disks.own).await?;
+        if let Some(why) = self.start_refusal() {
+            let found = (Status::False, Reason::Waiting, why);
+            engine.set_condition(vm, Stage::Vmm, found).await?;
+            return Ok(Outcome::RequeueAfter(SLOW_RETRY));
+        }
         let reconciler = &engine.processes.stage;
         let began = clock::monotonic();
         let observed = self.run_stage(Stage::Vmm, reconciler, &desired).await?;
@@ -373,6 +379,15 @@ impl BringUp<'_> {
         )
         .await?;
         Ok(Outcome::Converged)
+    }
+
+    /// Why the VMM, which does not run, may not be started now.
+    fn start_refusal(&self) -> Option<String> {
+        let (processes, uid) = (&self.engine.processes, self.vm.meta.uid);
+        if !needs_permission(self.vm) || processes.may_be_running(uid) {
+            return None;
+        }
+        processes.stage.permission.check(uid).err()
     }
 
     /// Reports that the state of the VMM could not be read.

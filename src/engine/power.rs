@@ -109,6 +109,7 @@ impl Engine {
             grace: vm.spec.lifecycle.graceful_shutdown,
             guest,
             evaluated_exits: EvaluatedExits::Of(checkpoint.last_exit.map(|end| end.process)),
+            needs_permission: needs_permission(vm),
             ..desired
         }
     }
@@ -308,6 +309,11 @@ impl BringUp<'_> {
             .await?;
         Ok(Outcome::Converged)
     }
+}
+
+/// A VM that a fleet may replace runs only while the fleet knows when this node stops it.
+pub(super) fn needs_permission(vm: &Vm) -> bool {
+    vm.fleet().is_some_and(|fleet| fleet.stop.is_some())
 }
 
 /// The VMM has stopped: turns the requested restart into a start, unless another request was stored meanwhile.

@@ -341,6 +341,15 @@ impl Processes {
         machine.map_err(|error| error.to_string())
     }
 
+    /// Whether VMs with this VMM can be started, as far as programs and devices are concerned.
+    pub fn can_start(&self, hypervisor: Hypervisor) -> bool {
+        let has_machine = match hypervisor {
+            Hypervisor::None | Hypervisor::Qemu => true,
+            Hypervisor::Firecracker | Hypervisor::CloudHypervisor => Path::new(KVM).exists(),
+        };
+        has_machine && !self.programs.is_absent(hypervisor)
+    }
+
     /// The directories of programs and images.
     pub fn files(&self) -> &FileAccess {
         &self.files
@@ -376,6 +385,7 @@ impl Processes {
             left: Default::default(),
             guest: Default::default(),
             evaluated_exits: Default::default(),
+            needs_permission: false,
         }
     }
 

@@ -18,8 +18,6 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use crate::api::condition::Status;
 
 mod condition;
@@ -27,25 +25,14 @@ mod event;
 #[cfg(test)]
 mod tests;
 
+/// The caller stores the facts, and passes them to [`Contact::new`] at the next start. The cluster and `unaccepted` are stored at once; the
+/// revision may be stored later, and a restored cluster with the same id is then noticed less reliably after a start.
+pub use crate::api::fleet::{Facts, Header, StopTimes};
 pub use condition::{ContactCondition, ContactReason};
-pub use event::{Boottime, Event, Header, StopTimes, Ticket};
+pub use event::{Boottime, Event, Ticket};
 
 /// How long after the last confirmed renewal was sent contact is lost: two of three renewals, sent every 10 s, have failed.
 pub const LOST_AFTER: Duration = Duration::from_secs(30);
-
-/// What the caller stores, and passes to [`Contact::new`] at the next start. The cluster and `unaccepted` are stored at once; the revision
-/// may be stored later, and a restored cluster with the same id is then noticed less reliably after a start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Facts {
-    /// The cluster of the fleet.
-    pub cluster_id: u64,
-    /// The greatest revision that was seen.
-    pub revision: u64,
-    /// A response of another cluster, or of an earlier revision, that no administrator has accepted. It is stored since a restored cluster
-    /// reaches the revision again after some time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub unaccepted: Option<Header>,
-}
 
 /// The state of contact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,13 +9,13 @@
 //! # Requirements on the daemon
 //! - The file is replaced by `rename`, in a directory that a boot empties (`/run`). It need not be synchronized: another boot makes
 //!   it void.
-//! - A VMM is in the file before its guest is started (`InstanceStart`, `cont`), and until the VMM has exited.
+//! - A VM is in the file before its VMM is started, and until the VMM has exited.
 //! - The file is written after each confirmed renewal. A file that is too old is safe: its times are earlier.
 //! - The times of a VM are shortened in the file before they are reported to the scheduler.
 //!
 //! # Requirements on the guard
 //! - It runs at least every [`INTERVAL`].
-//! - It opens a pidfd, then compares the start time, then sends SIGKILL by the pidfd.
+//! - It sends SIGKILL to all processes of the user: it opens a pidfd, then compares the user, then sends the signal by the pidfd.
 //! - If it is not one process, it stores [`Guard::last`] and passes it to the next.
 //!
 //! # A file that cannot be read
@@ -32,8 +32,11 @@ use serde::{Deserialize, Serialize};
 use super::contact::{Boottime, Contact, StopTimes};
 use crate::api::meta::Uid;
 
+mod run;
 #[cfg(test)]
 mod tests;
+
+pub use run::main;
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -41,22 +44,21 @@ const VERSION: u32 = 1;
 /// How often the guard runs.
 pub const INTERVAL: Duration = Duration::from_secs(2);
 
-/// A process that runs a VM.
+/// The user that the VMM of a VM runs as, and no other process.
+///
+/// # Why
+/// The user is known before the VMM is started, its pid is not; and it covers the processes beside the VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Vmm {
-    /// Its pid.
-    pub pid: u32,
-    /// Field 22 of `/proc/<pid>/stat`, in clock ticks since boot: a pid is reused.
-    pub start_time: u64,
-}
+#[serde(transparent)]
+pub struct VmmUser(pub u32);
 
 /// A VM that the daemon puts into the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guarded {
     /// The VM.
     pub uid: Uid,
-    /// Its process.
-    pub vmm: Vmm,
+    /// The user of its VMM.
+    pub user: VmmUser,
     /// See [`super::node::LocalVm::stop`].
     pub stop: StopTimes,
     /// The daemon stops or deletes it. Its time is then not postponed when contact is restored: it may run on another node.
@@ -68,9 +70,8 @@ pub struct Guarded {
 pub struct FencedVm {
     /// The VM.
     pub uid: Uid,
-    /// Its process.
-    #[serde(flatten)]
-    pub vmm: Vmm,
+    /// The user of its VMM.
+    pub user: VmmUser,
     /// When the guard stops it, in nanoseconds of `CLOCK_BOOTTIME`.
     pub kill_at: Boottime,
 }
@@ -120,7 +121,7 @@ impl FenceFile {
         let before = before.filter(|before| before.boot_id == boot_id);
         let earlier = |vm: &Guarded| {
             let mut vms = before.iter().flat_map(|before| &before.vms);
-            let found = vms.find(|found| found.vmm == vm.vmm)?;
+            let found = vms.find(|found| found.user == vm.user)?;
             Some(found.kill_at)
         };
         let fenced = |vm: Guarded| {
@@ -129,7 +130,7 @@ impl FenceFile {
             let limit = earlier(&vm).filter(|_| vm.is_ending);
             FencedVm {
                 uid: vm.uid,
-                vmm: vm.vmm,
+                user: vm.user,
                 kill_at: limit.map_or(kill_at, |limit| limit.min(kill_at)),
             }
         };
@@ -175,9 +176,9 @@ pub struct Guard {
 /// What the guard does now.
 #[derive(Debug, Default)]
 pub struct Decision {
-    /// The processes to stop. A process with another start time is another one.
+    /// The VMs to stop.
     pub stop: Vec<FencedVm>,
-    /// The file cannot be read; the guard exits with a failure after it has stopped the processes.
+    /// The file cannot be read; this is reported after the VMs are stopped.
     pub error: Option<FenceError>,
 }
 

@@ -9,7 +9,7 @@
 //! | `/slice/v1/nodestatus/<node>` | [`NodeStatus`](super::object::NodeStatus) | that node |
 //! | `/slice/v1/alive/<node>` | empty, with a lease | that node |
 //! | `/slice/v1/status/<node>/<uid>` | [`VmStatus`](super::object::VmStatus) | that node |
-//! | `/slice/v1/ranges/<group>/<node>` | the subnet of a group in bridge mode on a node | the elected scheduler |
+//! | `/slice/v1/ranges/<group>/<node>` | [`NodeSubnet`](super::object::NodeSubnet) | the elected scheduler |
 //! | `/slice/v1/election` | the name of the leader, with a lease | control nodes |
 
 use crate::api::meta::{Name, Uid};

@@ -5,7 +5,9 @@
 //! Each key has one writer ([`keys`]). A node acts only on what an object says: a key that is missing is not a request to delete
 //! anything. A VM is deleted when its object has `deleting`, or a greater epoch and no binding to this node ([`schedule`]).
 
+pub mod agent;
 pub mod contact;
+pub mod control;
 pub mod fence;
 pub mod keys;
 pub mod kv;
@@ -13,5 +15,6 @@ pub mod link;
 pub mod mirror;
 pub mod node;
 pub mod object;
+mod resources;
 pub mod schedule;
 pub mod verbs;

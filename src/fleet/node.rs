@@ -41,6 +41,7 @@ mod status;
 mod tests;
 mod vm;
 
+pub use crate::api::fleet::LocalRefusal;
 pub use admission::Room;
 
 /// The objects of the fleet, as they were last listed and watched.
@@ -92,19 +93,6 @@ pub enum Run {
     Stopped,
     /// It is being deleted.
     Deleting,
-}
-
-/// A refusal in the local store.
-///
-/// # Why
-/// The scheduler binds a VM to another node when it reads the refusal. Room that appears after it was decided must not be used, although
-/// the status that was sent is not listed yet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LocalRefusal {
-    /// The epoch of the binding.
-    pub epoch: u64,
-    /// Why, a sentence.
-    pub reason: String,
 }
 
 /// A group of the fleet in the local store.
@@ -307,6 +295,19 @@ pub fn plan(input: &Input<'_>) -> Plan {
     plan.steps.sort_by_key(Step::rank);
     plan.restart_allowed = restart::allowed(input, &plan.steps);
     plan
+}
+
+/// Whether this VM may be started now. To be called directly before a start: the decision of a plan may be old.
+pub fn may_start(input: &Input<'_>, uid: Uid) -> bool {
+    let Some(local) = input.local.get(&uid) else {
+        return false;
+    };
+    let mut plan = Plan::default();
+    vm::stop_overdue(input, local, &mut plan);
+    if input.contact.may_act(input.now) {
+        vm::plan(input, uid, &mut input.room.clone(), &mut plan);
+    }
+    restart::is_allowed(input, local, &plan.steps)
 }
 
 impl Step {

@@ -6,8 +6,10 @@
 //! has a default; a value of a later version is an error, not an absent object.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
 use crate::api::host_group::HostGroupSpec;
@@ -32,6 +34,15 @@ pub struct Group {
     /// Whether its VMs are replaced when contact to their node is lost; `None`: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replacement: Option<Replacement>,
+}
+
+/// The subnet of a group in bridge mode on one node. It stays until the group is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSubnet {
+    /// The subnet.
+    pub subnet: Ipv4Network,
+    /// The address of the node in it: the first.
+    pub gateway: std::net::Ipv4Addr,
 }
 
 /// A VM of the fleet.
@@ -255,7 +266,7 @@ struct Versioned<T> {
 }
 
 /// The error of a value that cannot be read.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum DecodeError {
     /// It is of a later version.
     #[error(
@@ -267,7 +278,13 @@ pub enum DecodeError {
     },
     /// It is not an object of this kind.
     #[error("invalid value: {0}")]
-    Invalid(#[from] serde_json::Error),
+    Invalid(Arc<serde_json::Error>),
+}
+
+impl From<serde_json::Error> for DecodeError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Invalid(Arc::new(error))
+    }
 }
 
 /// The value as it is stored.

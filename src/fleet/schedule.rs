@@ -34,6 +34,7 @@ mod refusal;
 pub mod replacement;
 mod request;
 pub mod step;
+mod subnets;
 mod survey;
 pub mod view;
 
@@ -68,7 +69,8 @@ pub fn plan(view: &View, uids: &mut dyn FnMut() -> Uid) -> Plan {
             continue;
         };
         let request = Request::of(&work.group.value);
-        if work.candidates.is_empty() && !disrupt::is_due(&index, &work, &request) {
+        let needs_node = !work.candidates.is_empty() || !subnets::missing(&index, &work).is_empty();
+        if !needs_node && !disrupt::is_due(&index, &work, &request) {
             continue;
         }
         let class = by_request.entry(request).or_insert_with_key(|request| {
@@ -95,8 +97,10 @@ fn assign<'v>(
     plan: &mut Plan,
 ) {
     let group: &Group = &work.group.value;
+    let missing = subnets::missing(index, &work);
     let counts = std::mem::take(&mut work.counts);
     let mut session = Session::open(candidates, index, group.placement.strategy, counts);
+    subnets::assign_to_bound(index, &mut session, missing, work.group, plan);
     for candidate in std::mem::take(&mut work.candidates) {
         place::place(index, &mut session, work.group, candidate, plan);
     }

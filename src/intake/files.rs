@@ -116,7 +116,7 @@ impl<'l> Files<'l> {
     /// Whether a stored group is kept unchanged, regardless of the valid files.
     pub(super) fn holds(&self, group: &HostGroup) -> bool {
         match &group.origin {
-            Origin::Apply => true,
+            Origin::Apply | Origin::Fleet { .. } => true,
             Origin::File(path) => self.broken.contains_key(path) || self.changing.contains(path),
         }
     }

@@ -1,6 +1,7 @@
 //! Encodes the value that the world has for a key of the database.
 //! Out of scope: reading the database into a world ([`super::load`]).
 
+use super::fleet::CLUSTER_KEY;
 use super::load::RECOVERY_KEY;
 use super::world::World;
 use crate::api::meta::{Name, Uid};
@@ -19,6 +20,8 @@ pub(super) fn encode(world: &World, key: &str) -> Option<Vec<u8>> {
         "lease" => bytes.of(world.leases.get(&name()?)?),
         "vmm-id" => bytes.of(world.vmm_ids.get(&uid()?)?),
         RECOVERY_KEY => bytes.of(world.recovery.as_ref()?),
+        CLUSTER_KEY => bytes.of(world.fleet.facts.as_ref()?),
+        "fleet-refusal" => bytes.of(world.fleet.refusals.get(&uid()?)?),
         "ground" => bytes.of(world.host_network.as_ref()?),
         "page" => {
             let (uid, stage) = id.split_once('/')?;
@@ -62,6 +65,14 @@ mod tests {
                 b"vmm-id/11111111-2222-4333-8444-555555555555".to_vec(),
                 b"7".to_vec(),
             ),
+            (
+                b"fleet-cluster".to_vec(),
+                br#"{"cluster_id":7,"revision":8}"#.to_vec(),
+            ),
+            (
+                b"fleet-refusal/11111111-2222-4333-8444-555555555555".to_vec(),
+                br#"{"epoch":3,"reason":"it is full"}"#.to_vec(),
+            ),
         ];
         let world = load::world(&pairs).expect("a world");
         let encoded = pairs.iter().map(|(key, _)| {
@@ -71,6 +82,9 @@ mod tests {
         let again = load::world(&encoded.collect::<Vec<_>>()).expect("a world");
         assert_eq!(again.groups, world.groups);
         assert_eq!(again.vmm_ids, world.vmm_ids);
+        assert_eq!(again.fleet_facts(), world.fleet_facts());
+        assert_eq!(again.fleet_refusals(), world.fleet_refusals());
+        assert!(world.fleet_facts().is_some() && world.fleet_refusals().len() == 1);
         assert_eq!(encode(&world, "group/other"), None);
     }
 

@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::disk::Pair;
+use super::fleet::CLUSTER_KEY;
 use super::unknown::UnknownFields;
 use super::world::{Recovery, World};
 use crate::api::lease::Lease;
@@ -81,6 +82,12 @@ pub(super) fn decode_into(world: &mut World, key: &str, value: &[u8]) -> Result<
             let uid: Uid = id.parse().map_err(|e| format!("{e}"))?;
             let id = json(unknown, key, value)?;
             world.insert_vmm_id(uid, id);
+        }
+        CLUSTER_KEY => world.fleet.facts = Some(json(unknown, key, value)?),
+        "fleet-refusal" => {
+            let uid: Uid = id.parse().map_err(|e| format!("{e}"))?;
+            let refusal = json(unknown, key, value)?;
+            world.fleet.refusals.insert(uid, refusal);
         }
         "ground" => world.host_network = Some(json(unknown, key, value)?),
         other => return Err(format!("unknown kind {other:?}")),

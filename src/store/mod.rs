@@ -24,6 +24,7 @@ mod durable;
 mod events;
 mod evidence;
 mod failure;
+mod fleet;
 mod format;
 mod integrity;
 mod journal;

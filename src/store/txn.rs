@@ -78,6 +78,10 @@ impl<'w> Txn<'w> {
         self.world
     }
 
+    pub(super) fn world_mut(&mut self) -> &mut World {
+        self.world
+    }
+
     /// Writes a group.
     pub fn put_group(&mut self, group: HostGroup) -> Result<(), Error> {
         let name = group.meta.name.clone();
@@ -436,7 +440,11 @@ impl<'w> Txn<'w> {
         }
     }
 
-    fn write<T: serde::Serialize>(&mut self, key: String, value: Option<&T>) -> Result<(), Error> {
+    pub(super) fn write<T: serde::Serialize>(
+        &mut self,
+        key: String,
+        value: Option<&T>,
+    ) -> Result<(), Error> {
         self.write_as(Kind::Intent, key, value)
     }
 
@@ -467,7 +475,7 @@ impl<'w> Txn<'w> {
         Ok(())
     }
 
-    fn record(
+    pub(super) fn record(
         &mut self,
         changes: impl IntoIterator<Item = Change>,
         undo: impl FnOnce(&mut World) + Send + 'static,
@@ -481,7 +489,11 @@ impl<'w> Txn<'w> {
     }
 }
 
-fn restore<K: Ord, V>(map: &mut std::collections::BTreeMap<K, V>, key: K, before: Option<V>) {
+pub(super) fn restore<K: Ord, V>(
+    map: &mut std::collections::BTreeMap<K, V>,
+    key: K,
+    before: Option<V>,
+) {
     match before {
         Some(value) => map.insert(key, value),
         None => map.remove(&key),

@@ -55,6 +55,7 @@ pub struct World {
     pub(super) unknown: UnknownFields,
     /// Stages that this process has not observed yet.
     pub(super) unobserved: Unobserved,
+    pub(super) fleet: super::fleet::Fleet,
     /// The number of commits that were rolled back after they could be read.
     pub(super) rollbacks: u64,
 }

@@ -273,6 +273,7 @@ fn with_one_on_demand(group: &Draft, own: &str) -> HostGroup {
     let overrides: NewVm = serde_json::from_str(own).expect("a request");
     let (_, overrides) = overrides.split();
     let entry = OnDemandEntry {
+        fleet: None,
         name: Name::try_from("own".to_owned()).unwrap(),
         overrides,
     };

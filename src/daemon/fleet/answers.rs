@@ -3,8 +3,6 @@
 
 use std::sync::Arc;
 
-use rustix::time::{ClockId, clock_gettime};
-
 use super::super::answers::{off_thread, parse_all};
 use super::super::app_state::AppState;
 use crate::api::manifest::Draft;
@@ -26,8 +24,12 @@ const NO_FLEET: &str = "this daemon is not part of a fleet: set fleet: in /etc/s
 
 impl AppState {
     fn link(&self) -> Result<Arc<Link>, Refusal> {
+        let why = match self.fleet.failure() {
+            Some(why) => format!("the settings of the fleet cannot be used: {why}"),
+            None => NO_FLEET.to_owned(),
+        };
         let link = self.fleet.get();
-        link.ok_or_else(|| Refusal::Conflict(vec![NO_FLEET.to_owned()]))
+        link.ok_or_else(|| Refusal::Conflict(vec![why]))
     }
 
     async fn snapshot(&self) -> Result<Snapshot, Refusal> {
@@ -81,17 +83,11 @@ fn unaccepted(facts: Option<Facts>) -> Option<u64> {
     Some(facts?.unaccepted?.cluster_id)
 }
 
-fn boottime() -> Boottime {
-    let time = clock_gettime(ClockId::Boottime);
-    let nanoseconds = i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec);
-    Boottime::from(u64::try_from(nanoseconds).unwrap_or(0))
-}
-
 impl FleetBackend for AppState {
     async fn fleet_status(&self) -> Result<FleetStatus, Refusal> {
         let link = self.link()?;
         let leader = verbs::leader(link.client()).await;
-        let now = boottime();
+        let now = Boottime(clock::boottime());
         let (condition, facts, revision) =
             link.read(|mirror, contact| (contact.condition(now), contact.facts(), mirror.revision));
         let hexadecimal = |id| ClusterId(id).to_string();
@@ -125,7 +121,7 @@ impl FleetBackend for AppState {
                 "etcd has the cluster id {id}, expected {expected}: it has changed again"
             ));
         }
-        link.accept(found, boottime());
+        link.accept(found, Boottime(clock::boottime()));
         Ok(FleetAccept {
             cluster_id: Some(id),
         })

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Header;
+
 /// A time of `CLOCK_BOOTTIME`: since the start of the kernel, including the time in which the host was suspended. Stored in nanoseconds.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
@@ -35,24 +37,6 @@ impl Boottime {
     pub fn since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
-}
-
-/// When a VM that may be replaced is stopped, counted from the sending of the last confirmed renewal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StopTimes {
-    /// When the daemon begins to stop it: `stop_after` of its group.
-    pub after: Duration,
-    /// When the guard stops it, if it still runs: after its grace period in addition. This is reported to the scheduler.
-    pub within: Duration,
-}
-
-/// The header of a response of etcd.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Header {
-    /// The id of the cluster.
-    pub cluster_id: u64,
-    /// The revision of the store when the request was processed.
-    pub revision: u64,
 }
 
 /// A request that was sent.

@@ -15,10 +15,7 @@ fn uid(number: u128) -> Uid {
 fn guarded(number: u8, stop_after: u64) -> Guarded {
     Guarded {
         uid: uid(number.into()),
-        vmm: Vmm {
-            pid: 1000 + u32::from(number),
-            start_time: 77,
-        },
+        user: VmmUser(1000 + u32::from(number)),
         stop: StopTimes {
             after: Duration::from_secs(stop_after),
             within: Duration::from_secs(stop_after + 10),
@@ -65,8 +62,8 @@ fn the_file_is_json_with_nanoseconds() {
         "boot_id": "boot-1",
         "renewed": 100_000_000_000_u64,
         "vms": [
-            {"uid": uid(1), "pid": 1001, "start_time": 77, "kill_at": 160_000_000_000_u64},
-            {"uid": uid(2), "pid": 1002, "start_time": 77, "kill_at": 410_000_000_000_u64},
+            {"uid": uid(1), "user": 1001, "kill_at": 160_000_000_000_u64},
+            {"uid": uid(2), "user": 1002, "kill_at": 410_000_000_000_u64},
         ],
     });
     assert_eq!(value, expected);
@@ -150,12 +147,12 @@ fn the_time_of_a_vm_that_is_being_stopped_is_not_postponed() {
         ..vm
     };
     let mut other = ending(guarded(1, 50));
-    other.vmm.start_time += 1;
+    other.user.0 += 1;
     for (name, boot, vm, expected) in [
         ("runs", "boot-1", guarded(1, 50), 180),
         ("is stopped", "boot-1", ending(guarded(1, 50)), 160),
         ("is stopped, shorter", "boot-1", ending(guarded(1, 25)), 155),
-        ("another process", "boot-1", other, 180),
+        ("another user", "boot-1", other, 180),
         ("another boot", "boot-2", ending(guarded(1, 50)), 180),
     ] {
         let file = FenceFile::new(&contact(120), boot.into(), [vm], Some(&file()));

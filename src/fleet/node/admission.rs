@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use super::{Input, LocalVm, Run};
 use crate::api::meta::Name;
-use crate::api::network::NetworkSpec;
 use crate::api::storage::Bytes;
 use crate::api::vm::{Hypervisor, VmSpec};
 use crate::fleet::contact::LOST_AFTER;
@@ -25,6 +24,8 @@ pub struct Room {
     pub groups: BTreeSet<Name>,
     /// The names of local VMs that are not of the fleet.
     pub vms: BTreeSet<Name>,
+    /// A guard runs, which stops VMs that may be replaced if the daemon does not.
+    pub has_guard: bool,
 }
 
 /// The decision.
@@ -45,7 +46,8 @@ impl Room {
         }
         let spec = &group.spec.template;
         let needs = self.needs(spec);
-        let problem = stop_problem(group)
+        let problem = self
+            .stop_problem(group)
             .or_else(|| self.program_problem(spec))
             .or_else(|| self.file_problem(spec))
             .or_else(|| self.shortage(&needs));
@@ -79,37 +81,24 @@ impl Room {
     }
 
     fn needs(&self, spec: &VmSpec) -> Resources {
-        let image = spec.storage.image.as_ref();
-        let disk = image.map_or(0, |image| {
-            let size = self.files.get(image).copied().unwrap_or(0);
-            match size {
-                0 => 0,
-                size => spec.storage.size_bytes.unwrap_or(size),
-            }
-        });
-        let (isolated, bridge_ports) = match &spec.network {
-            NetworkSpec::Isolated(_) => (1, 0),
-            NetworkSpec::Bridge(_) => (0, 1),
-            NetworkSpec::Cni(_) => (0, 0),
-        };
-        Resources {
-            vcpus: spec.vcpu.into(),
-            ram_bytes: spec.ram_bytes,
-            disk_bytes: disk,
-            isolated,
-            bridge_ports,
-        }
+        Resources::of(spec, |image| self.files.get(image).copied().unwrap_or(0))
     }
 
     fn program_problem(&self, spec: &VmSpec) -> Option<String> {
         let vmm = spec.hypervisor;
-        let is_missing = vmm != Hypervisor::None && !self.hypervisors.contains(&vmm);
+        let is_named = spec.lifecycle.program.is_some();
+        let is_missing = vmm != Hypervisor::None && !is_named && !self.hypervisors.contains(&vmm);
         is_missing.then(|| format!("this node cannot start {vmm}"))
     }
 
     fn file_problem(&self, spec: &VmSpec) -> Option<String> {
         let disks = spec.storage.disks.iter().map(|disk| &disk.path);
-        let boot = [&spec.kernel_file, &spec.initrd_file, &spec.storage.image];
+        let boot = [
+            &spec.kernel_file,
+            &spec.initrd_file,
+            &spec.storage.image,
+            &spec.lifecycle.program,
+        ];
         let files = boot.into_iter().flatten().chain(disks);
         let mut missing = files.filter(|file| !self.files.contains_key(file.as_path()));
         let missing: &Path = missing.next()?;
@@ -146,6 +135,25 @@ impl Room {
         sentences.next()
     }
 
+    /// A VM that may be replaced must be one that this node stops in time.
+    fn stop_problem(&self, group: &Group) -> Option<String> {
+        let after = group.replacement?.stop_after;
+        let (after, least) = (after.as_secs(), LOST_AFTER.as_secs());
+        if group.spec.template.hypervisor == Hypervisor::None {
+            return Some(
+                "it may be replaced, and has `hypervisor: none`: this node cannot stop its VMM"
+                    .to_owned(),
+            );
+        }
+        if !self.has_guard {
+            return Some(
+                "it may be replaced, and no guard runs on this node: start sliced-fence.service"
+                    .to_owned(),
+            );
+        }
+        (after < least).then(|| format!("stop_after is {after} s, expected at least {least} s"))
+    }
+
     fn take(&mut self, needs: &Resources) {
         let free = &mut self.free;
         free.vcpus -= needs.vcpus;
@@ -154,13 +162,6 @@ impl Room {
         free.isolated -= needs.isolated;
         free.bridge_ports -= needs.bridge_ports;
     }
-}
-
-/// A shorter time would end before contact is lost.
-fn stop_problem(group: &Group) -> Option<String> {
-    let after = group.replacement?.stop_after;
-    let (after, least) = (after.as_secs(), LOST_AFTER.as_secs());
-    (after < least).then(|| format!("stop_after is {after} s, expected at least {least} s"))
 }
 
 /// Plans are made in the order of uids: the step may follow later.

@@ -9,18 +9,19 @@ use crate::api::meta::Uid;
 /// The VMs that may be started: those that are never replaced, always; the others only while the node has contact, their epoch is that of
 /// their object, and the scheduler was informed when they end.
 pub(super) fn allowed(input: &Input<'_>, steps: &[Step]) -> BTreeSet<Uid> {
-    let ends = |local: &LocalVm| {
-        steps.iter().any(|step| match step {
-            Step::StopVm { uid, .. } | Step::RemoveVm { uid, .. } => *uid == local.uid,
-            _ => false,
-        })
-    };
-    let may_restart = |local: &&LocalVm| {
-        let runs = matches!(local.run, Run::Ready | Run::NotReady);
-        runs && !ends(local) && (local.stop.is_none() || is_confirmed(input, local))
-    };
-    let local = input.local.values().filter(may_restart);
+    let local = input.local.values();
+    let local = local.filter(|local| is_allowed(input, local, steps));
     local.map(|local| local.uid).collect()
+}
+
+/// Whether this VM may be started.
+pub(super) fn is_allowed(input: &Input<'_>, local: &LocalVm, steps: &[Step]) -> bool {
+    let ends = steps.iter().any(|step| match step {
+        Step::StopVm { uid, .. } | Step::RemoveVm { uid, .. } => *uid == local.uid,
+        _ => false,
+    });
+    let runs = matches!(local.run, Run::Ready | Run::NotReady);
+    runs && !ends && (local.stop.is_none() || is_confirmed(input, local))
 }
 
 fn is_confirmed(input: &Input<'_>, local: &LocalVm) -> bool {

@@ -37,6 +37,8 @@ pub(super) struct Session<'c, 'v> {
     counts: BTreeMap<usize, u64>,
     /// The open nodes that have VMs of the group (`spread`): number, fullness, position.
     shared: BTreeSet<(u64, Reverse<u64>, usize)>,
+    /// The nodes that have a subnet for the group, while there is none for another node; `None`: any node.
+    served: Option<BTreeSet<usize>>,
 }
 
 /// A node that a VM must not be bound to.
@@ -88,7 +90,18 @@ impl<'c, 'v> Session<'c, 'v> {
             strategy,
             counts,
             shared,
+            served: None,
         }
+    }
+
+    /// There is no subnet for a node that is not one of these.
+    pub(super) fn restrict(&mut self, served: BTreeSet<usize>) {
+        self.served = Some(served);
+    }
+
+    /// Whether the node has a subnet for the group, or can get one; always if it needs none.
+    pub(super) fn serves(&self, at: usize) -> bool {
+        self.served.as_ref().is_none_or(|it| it.contains(&at))
     }
 
     pub(super) fn request(&self) -> &Request<'v> {
@@ -98,7 +111,11 @@ impl<'c, 'v> Session<'c, 'v> {
     /// The preferred node for a VM.
     pub(super) fn pick(&mut self, excluded: &[Excluded]) -> Option<usize> {
         let candidates = &mut *self.candidates;
-        let is_allowed = |at: &usize| !excluded.iter().any(|(other, _)| other == at);
+        let served = self.served.as_ref();
+        let is_allowed = |at: &usize| {
+            served.is_none_or(|it| it.contains(at))
+                && !excluded.iter().any(|(other, _)| other == at)
+        };
         let open = candidates.open.iter().map(|(_, at)| *at);
         let shared = self.shared.iter().map(|(_, _, at)| *at);
         let examined = &mut candidates.examined;
@@ -110,7 +127,16 @@ impl<'c, 'v> Session<'c, 'v> {
     pub(super) fn message(&self, index: &Index<'v>, excluded: &[Excluded]) -> String {
         let mut reasons = self.candidates.closed.clone();
         let mut seen = BTreeSet::new();
-        for (at, reason) in excluded {
+        let open = self.candidates.open.iter().map(|(_, at)| *at);
+        let all = open.chain(self.shared.iter().map(|(_, _, at)| *at));
+        let unserved: Vec<Excluded> = match &self.served {
+            Some(served) => all
+                .filter(|at| !served.contains(at))
+                .map(|at| (at, Reason::Subnets))
+                .collect(),
+            None => Vec::new(),
+        };
+        for (at, reason) in excluded.iter().chain(&unserved) {
             let fullness = Reverse(index.nodes[*at].fullness());
             let count = self.counts.get(at).copied().unwrap_or(0);
             let is_open = self.candidates.open.contains(&(fullness, *at))

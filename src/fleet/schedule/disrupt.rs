@@ -21,6 +21,7 @@ use super::refusal;
 use super::replacement::local_data;
 use super::request::Request;
 use super::step::{Action, Blocked, Compare, Plan};
+use super::subnets;
 use super::survey::{Work, compare_group, compare_vm, put};
 use super::view::Stored;
 use crate::api::host_group::UpdatePolicy;
@@ -222,6 +223,7 @@ impl Disruption<'_, '_, '_> {
             return false;
         };
         self.session.bind(self.index, at);
+        subnets::assign(self.index, self.session, self.group, at, self.plan);
         self.put_moved(
             Action::Move,
             self.vm.value.clone(),

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::filter::DISK_FLOOR;
 use super::step::Compare;
+use super::subnets::Pools;
 use super::view::{Contact, NodeView, Stored, View};
 use crate::api::meta::{Name, Timestamp, Uid};
 use crate::api::network::NetworkSpec;
@@ -20,6 +21,8 @@ pub(super) struct Index<'v> {
     by_name: HashMap<&'v Name, usize>,
     /// The VMs by the name of their group: by index, the one that remains first.
     pub(super) members: BTreeMap<&'v Name, Vec<&'v Stored<Vm>>>,
+    /// The subnets of groups in bridge mode. They change with the plan.
+    pub(super) pools: Pools<'v>,
 }
 
 /// A node with what is used of it.
@@ -99,6 +102,7 @@ impl<'v> Index<'v> {
             by_name: by_name.collect(),
             nodes,
             members: BTreeMap::new(),
+            pools: Pools::new(view),
         };
         for vm in view.vms.values() {
             index.members.entry(&vm.value.group).or_default().push(vm);

@@ -9,6 +9,7 @@ use super::refusal;
 use super::replacement::local_data;
 use super::request::Request;
 use super::step::{Action, Blocked, Compare, Plan};
+use super::subnets;
 use super::survey::{compare_group, put};
 use super::view::Stored;
 use crate::api::meta::Name;
@@ -57,7 +58,7 @@ pub(super) fn bind(vm: &mut Vm, group: &Group, node: Name, resources: Resources)
 pub(super) fn place<'v>(
     index: &mut Index<'v>,
     session: &mut Session<'_, 'v>,
-    group: &Stored<Group>,
+    group: &'v Stored<Group>,
     candidate: Candidate,
     plan: &mut Plan,
 ) {
@@ -86,6 +87,7 @@ pub(super) fn place<'v>(
     };
     let (excluded, wake) = refusal::excluded(index, group, &vm);
     let picked = place.map(|(at, _)| at).or_else(|| session.pick(&excluded));
+    let picked = picked.filter(|at| session.serves(*at));
     let Some(at) = picked else {
         let reason = session.message(index, &excluded);
         wake.into_iter().for_each(|after| plan.wake(after));
@@ -99,6 +101,7 @@ pub(super) fn place<'v>(
         Some((_, old)) => session.resize(index, at, &old),
         None => session.bind(index, at),
     }
+    subnets::assign(index, session, group, at, plan);
     let node = index.nodes[at].name.clone();
     let copies = vm.previous.len();
     vm.previous.retain(|it| it.node != node);

@@ -13,12 +13,14 @@ use std::time::Duration;
 
 use crate::api::meta::{Name, Uid};
 use crate::fleet::keys::Key;
-use crate::fleet::object::Vm;
+use crate::fleet::object::{NodeSubnet, Vm};
 
 /// The decisions on one view.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// The writes. Empty: nothing is to be done for this view.
+    /// The subnets of nodes that VMs of [`Plan::steps`] need: they are written before. If one of them fails, the view has changed.
+    pub subnets: Vec<Step>,
+    /// The other writes. Empty: nothing is to be done for this view.
     pub steps: Vec<Step>,
     /// The VMs that stay where they are although they should not, with the reason: for the status of a drain.
     pub blocked: Vec<Blocked>,
@@ -56,6 +58,10 @@ pub enum Write {
     DeleteVm(Uid),
     /// Delete `/slice/v1/groups/<name>`.
     DeleteGroup(Name),
+    /// Put `/slice/v1/ranges/<group>/<node>`.
+    PutSubnet(Name, Name, NodeSubnet),
+    /// Delete `/slice/v1/ranges/<group>/<node>`.
+    DeleteSubnet(Name, Name),
 }
 
 /// `mod_revision(key) == revision`; 0: the key is absent.
@@ -96,6 +102,10 @@ pub enum Action {
     Remove,
     /// A group that has no VM is removed.
     RemoveGroup,
+    /// A node gets a subnet for a group in bridge mode.
+    AssignSubnet,
+    /// The subnet of a group that is deleted and has no VM is free again.
+    FreeSubnet,
 }
 
 impl fmt::Display for Action {
@@ -114,6 +124,8 @@ impl fmt::Display for Action {
             Self::Delete => "delete",
             Self::Remove => "remove",
             Self::RemoveGroup => "remove group",
+            Self::AssignSubnet => "assign subnet",
+            Self::FreeSubnet => "free subnet",
         })
     }
 }

@@ -58,12 +58,7 @@ pub(super) fn survey<'v>(
     };
     let is_deleting = group.value.meta.deleting;
     if is_deleting && members.is_empty() {
-        plan.steps.push(Step {
-            action: Action::RemoveGroup,
-            name: name.clone(),
-            write: Write::DeleteGroup(name.clone()),
-            compares: vec![compare_group(group)],
-        });
+        remove_group(index, group, plan);
     }
     let count = if is_deleting {
         0
@@ -159,7 +154,10 @@ impl<'i, 'v> Survey<'i, 'v> {
         }
         let copy = (&binding.node, binding.epoch, false);
         match replacement::due(self.index, self.group, &vm.value, copy) {
-            Due::Now => self.push(vm, Cause::Replaced, vec![absent(&binding.node)]),
+            Due::Now => {
+                let compares = without_contact(self.index, vm.value.meta.uid, &binding.node);
+                self.push(vm, Cause::Replaced, compares.to_vec());
+            }
             Due::In(rest) => plan.wake(rest),
             Due::Never if self.index.has_contact(&binding.node) => self.bound.push(vm),
             Due::Never => {}
@@ -192,7 +190,7 @@ impl<'i, 'v> Survey<'i, 'v> {
                 }
                 None => match replacement::due(index, self.group, vm, copy) {
                     Due::Now => {
-                        compares.push(absent(&moving.node));
+                        compares.extend(without_contact(index, uid, &moving.node));
                         changed.binding.as_mut()?.moving_from = None;
                         changed.previous.push(PreviousCopy {
                             node: moving.node.clone(),
@@ -289,11 +287,38 @@ pub(super) fn put(action: Action, vm: Vm, compares: Vec<Compare>) -> Step {
     }
 }
 
-/// The key of the node's lease is absent.
-fn absent(node: &Name) -> Compare {
-    Compare {
-        key: Key::Alive(node.clone()),
-        revision: 0,
+/// The key of the node's lease is absent, and the node has not reported another time to stop its copy.
+fn without_contact(index: &Index<'_>, vm: Uid, node: &Name) -> [Compare; 2] {
+    let status = index.status(vm, node);
+    [
+        Compare {
+            key: Key::Alive(node.clone()),
+            revision: 0,
+        },
+        Compare {
+            key: Key::VmStatus(node.clone(), vm),
+            revision: status.map_or(0, |it| it.revision),
+        },
+    ]
+}
+
+/// Removes a group that has no VM, after its subnets.
+fn remove_group(index: &Index<'_>, group: &Stored<Group>, plan: &mut Plan) {
+    let name = &group.value.meta.name;
+    let step = |action, write| Step {
+        action,
+        name: name.clone(),
+        write,
+        compares: vec![compare_group(group)],
+    };
+    let mut nodes = index.view.ranges.get(name).into_iter().flatten().peekable();
+    if nodes.peek().is_none() {
+        let write = Write::DeleteGroup(name.clone());
+        plan.steps.push(step(Action::RemoveGroup, write));
+    }
+    for (node, _) in nodes {
+        let write = Write::DeleteSubnet(name.clone(), node.clone());
+        plan.steps.push(step(Action::FreeSubnet, write));
     }
 }
 

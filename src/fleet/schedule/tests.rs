@@ -11,4 +11,4 @@ mod refusals;
 mod replacement;
 mod scale;
 mod transactions;
-mod world;
+pub(super) mod world;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::api::meta::{Name, Timestamp, Uid};
-use crate::fleet::object::{Group, Node, NodeStatus, Vm, VmStatus};
+use crate::fleet::object::{Group, Node, NodeStatus, NodeSubnet, Vm, VmStatus};
 
 /// A value with the revision of its last change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub struct View {
     pub nodes: BTreeMap<Name, NodeView>,
     /// The reports on each VM, by node.
     pub statuses: BTreeMap<Uid, BTreeMap<Name, Stored<VmStatus>>>,
+    /// The subnets of groups in bridge mode, by group and node.
+    pub ranges: BTreeMap<Name, BTreeMap<Name, NodeSubnet>>,
 }
 
 /// A node.

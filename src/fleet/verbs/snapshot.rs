@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::super::keys::{self, Key};
 use super::super::kv::{Client, KeyValue, Revision};
-use super::super::object::{self, Group, Node, NodeStatus, Vm, VmStatus};
+use super::super::object::{self, Group, Node, NodeStatus, NodeSubnet, Vm, VmStatus};
 use super::super::schedule::view::{Contact, NodeView, Stored, View};
 use super::Error;
 use crate::api::meta::{Name, Timestamp, Uid};
@@ -182,8 +182,15 @@ impl Snapshot {
             };
             (name, view)
         });
+        let mut ranges: BTreeMap<Name, BTreeMap<Name, NodeSubnet>> = BTreeMap::new();
+        for ((group, node), value) in self.ranges {
+            if let Ok(subnet) = object::decode(&value) {
+                ranges.entry(group).or_default().insert(node, subnet);
+            }
+        }
         View {
             now,
+            ranges,
             nodes: nodes.collect(),
             groups: self.groups,
             vms: self.vms,

@@ -283,15 +283,15 @@ fn carry_out(
             };
             // The validation of manifests refuses such a name.
             let Some(name) = name else { return Ok(()) };
-            let overrides = order.as_ref().map(|order| order.overrides.clone());
             let vm = Vm {
                 meta: Meta::new(name, now),
                 group: group.clone(),
                 index: *index,
                 spec: (**spec).clone(),
                 power: Power::default(),
-                on_demand: overrides
-                    .and_then(|overrides| on_demand::of(txn.world(), group, overrides)),
+                on_demand: order
+                    .as_ref()
+                    .and_then(|entry| on_demand::of(txn.world(), group, entry)),
             };
             txn.put_vm(vm.clone())?;
             // Here and not in the Lease stage, so that blocks are assigned in the order of the VM indexes.

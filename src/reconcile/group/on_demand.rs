@@ -15,7 +15,7 @@ use super::friendly_name;
 use super::generated_name::random_tail;
 use super::range::{HostUse, Observation};
 use super::{Action, carry_out};
-use crate::api::host_group::HostGroup;
+use crate::api::host_group::{HostGroup, Origin};
 use crate::api::link_name::{MAX_PORTS, tap_number};
 use crate::api::meta::{Name, Timestamp};
 use crate::api::network::{BridgeSpec, NetworkSpec};
@@ -39,6 +39,8 @@ pub enum Removed {
     Going,
     /// It is one of the VMs that `count` of its group requires, and would be created again; with the group and its `count`.
     Counted(Name, u32),
+    /// It is of the fleet, which decides where it runs.
+    OfFleet(Name),
     /// There is no such VM.
     Absent,
 }
@@ -115,6 +117,12 @@ fn add_in(
     now: Timestamp,
 ) -> Result<(Name, Added), Rollback<AddError>> {
     let mut living = living(txn.world(), group)?.clone();
+    if matches!(living.origin, Origin::Fleet { .. }) {
+        let why = format!(
+            "hostgroup/{group} is of the fleet, which decides which VMs it has: `slicectl scale --fleet`"
+        );
+        return Err(AddError::Conflict(why).into());
+    }
     if let Some(name) = &name
         && let Some(done) = repeated_request(txn.world(), &living, name, &overrides)?
     {
@@ -126,7 +134,11 @@ fn add_in(
         None => "the VM".to_owned(),
     };
     let name = free_name(txn.world(), group, name)?;
-    let order = OnDemandEntry { name, overrides };
+    let order = OnDemandEntry {
+        name,
+        overrides,
+        fleet: None,
+    };
     let vm_index = assign_index(txn.world(), &living, &order, &who)?;
     living.orders.insert(vm_index, order.clone());
     let create = Action::Create {
@@ -151,6 +163,9 @@ pub fn remove(txn: &mut Txn<'_>, name: &Name) -> Result<Removed, store::Error> {
     let vm = txn.world().vm_named(name).cloned();
     match (ordered, vm) {
         (None, None) => Ok(Removed::Absent),
+        (_, Some(vm)) if vm.fleet().is_some() && !vm.meta.deleting => {
+            Ok(Removed::OfFleet(vm.group))
+        }
         (None, Some(vm)) if vm.on_demand.is_none() => {
             let group = txn.world().group(&vm.group);
             let count = group.filter(|group| !group.meta.deleting);
@@ -177,11 +192,12 @@ pub fn remove(txn: &mut Txn<'_>, name: &Name) -> Result<Removed, store::Error> {
 }
 
 /// What a VM on demand stores in addition to its spec.
-pub(super) fn of(world: &World, group: &Name, overrides: VmOverrides) -> Option<Box<OnDemand>> {
+pub(super) fn of(world: &World, group: &Name, entry: &OnDemandEntry) -> Option<Box<OnDemand>> {
     let template = world.group(group)?.spec.template.clone();
     Some(Box::new(OnDemand {
-        overrides,
+        overrides: entry.overrides.clone(),
         template,
+        fleet: entry.fleet.clone(),
     }))
 }
 

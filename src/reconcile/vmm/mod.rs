@@ -44,6 +44,7 @@ mod observe;
 mod opened;
 mod owners;
 mod paths;
+mod permission;
 mod plan;
 mod watch;
 
@@ -72,6 +73,7 @@ pub use moved::uses_another_disk;
 pub use note::{confined_by, running, started_as};
 pub use owners::recover as recover_owners;
 pub use paths::VmmPaths;
+pub use permission::StartPermission;
 pub use watch::{rotate, watch};
 
 /// The process record, which the child writes before its exec.
@@ -135,6 +137,8 @@ pub struct Vmm {
     places: FileAccess,
     /// The assignments of users to VMs.
     users: Mutex<identity::Users>,
+    /// Asked before a VMM is started that needs it.
+    pub permission: StartPermission,
 }
 
 impl Vmm {
@@ -184,6 +188,9 @@ pub struct Desired {
     /// After which exits the VMM may be started again.
     #[serde(default, skip_serializing_if = "EvaluatedExits::is_default")]
     pub evaluated_exits: EvaluatedExits,
+    /// It is started only with [`Vmm::permission`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub needs_permission: bool,
 }
 
 /// What is kept of a VMM that may not run.
@@ -471,6 +478,10 @@ impl OnHost for Vmm {
 
     async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
         let range = self.user_range();
+        if desired.needs_permission && matches!(action, Action::Launch { .. }) {
+            let permission = self.permission.check(desired.uid);
+            permission.map_err(|why| host::Error::other("start", "the VMM", why))?;
+        }
         act::act(&self.places, desired, action, |user| range.contains(user)).await
     }
 }

@@ -246,6 +246,7 @@ fn say(txn: &mut Txn<'_>, intent: Intent<'_>) -> Result<(), slicectl::store::Err
             say(txn, Intent::Apply(what, spec))?;
             let mut group = txn.world().group(&name(what)).cloned().expect("just put");
             let order = OnDemandEntry {
+                fleet: None,
                 name: name(ORDERED),
                 overrides: VmOverrides {
                     ram_bytes: Some(64 << 20),

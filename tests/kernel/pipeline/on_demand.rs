@@ -542,6 +542,7 @@ fn a_group_may_not_take_from_one_what_it_has() {
         overrides.allow = Some(vec![]);
     });
     let order = OnDemandEntry {
+        fleet: None,
         name: name("ci"),
         overrides,
     };

@@ -111,11 +111,13 @@ pub fn apply(txn: &mut Txn<'_>, step: &Step) -> Result<(), Error> {
             vm.meta.name = made.clone();
             let template = vm.spec.clone();
             vm.on_demand = Some(Box::new(OnDemand {
+                fleet: None,
                 overrides: ask.clone(),
                 template,
             }));
             txn.put_vm(vm)?;
             let order = OnDemandEntry {
+                fleet: None,
                 name: made,
                 overrides: ask,
             };

@@ -64,6 +64,7 @@ fn a_problem_of_a_missing_key_is_located_at_the_group_or_the_mapping_that_lacks_
 fn with_on_demand_vm(text: &str, stored: &str, overrides: VmOverrides) -> Vec<Problem> {
     let name: Name = "g".parse().unwrap();
     let entry = OnDemandEntry {
+        fleet: None,
         name: "extra".parse().unwrap(),
         overrides,
     };

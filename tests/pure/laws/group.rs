@@ -288,6 +288,7 @@ fn orders(numbers: &BTreeSet<u32>) -> BTreeMap<u32, OnDemandEntry> {
             (
                 place,
                 OnDemandEntry {
+                    fleet: None,
                     name,
                     overrides: ask,
                 },

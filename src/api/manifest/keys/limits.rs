@@ -17,6 +17,10 @@ use super::Mode;
 pub const MAX_ENDPOINTS: usize = 9;
 /// The maximum number of labels of a node.
 pub const MAX_LABELS: usize = 32;
+/// vCPUs of VMs of a fleet for each CPU of a node, and the default: KubeVirt takes 10, OpenStack 4.
+pub const VCPUS_PER_CPU: RangeInclusive<u64> = 1..=64;
+/// See [`VCPUS_PER_CPU`].
+pub const DEFAULT_VCPUS_PER_CPU: u64 = 4;
 
 /// One MiB.
 pub const MIB: u64 = 1 << 20;

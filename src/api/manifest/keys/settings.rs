@@ -2,7 +2,9 @@
 //! Out of scope: manifests.
 
 use super::super::super::ssh_key::MAX_KEYS;
-use super::limits::{DEFAULT_API_PORT, DEFAULT_SSH_PORT, MAX_ENDPOINTS, PORTS};
+use super::limits::{
+    DEFAULT_API_PORT, DEFAULT_SSH_PORT, DEFAULT_VCPUS_PER_CPU, MAX_ENDPOINTS, PORTS, VCPUS_PER_CPU,
+};
 use super::{Change, Default, Format, Key, Mapping, Value};
 
 const SETTINGS: &[Mapping] = &[Mapping::Settings];
@@ -323,6 +325,28 @@ pub const KEYS: &[Key] = &[
         property: None,
         about: "The file with the password of the user, mode 0600",
         example: "\"/etc/slice/fleet/password\"",
+    },
+    Key {
+        name: "vcpus_per_cpu",
+        mappings: FLEET,
+        value: Value::Whole(VCPUS_PER_CPU, 1),
+        default: Default::Whole(DEFAULT_VCPUS_PER_CPU),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "How many vCPUs of VMs of the fleet this node takes for each of its CPUs",
+        example: "1",
+    },
+    Key {
+        name: "url",
+        mappings: FLEET,
+        value: Value::Text(Format::Endpoint),
+        default: Default::Text("the address and port of `api:`, if it has TLS and one address"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "The URL of the API of this node, for commands on other nodes",
+        example: "\"https://10.0.0.9:8443\"",
     },
     Key {
         name: "control",

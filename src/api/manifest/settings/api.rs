@@ -86,6 +86,22 @@ pub struct ApiListener {
     pub ui: bool,
 }
 
+impl ApiListener {
+    /// Its URL for other hosts; `None` if it has no TLS, or no address that other hosts reach.
+    pub fn url(&self) -> Option<String> {
+        match &self.bind {
+            Bind::Tcp(address)
+                if self.tls.is_some()
+                    && !address.ip().is_unspecified()
+                    && !address.ip().is_loopback() =>
+            {
+                Some(format!("https://{address}"))
+            }
+            Bind::Tcp(_) | Bind::Unix(_) => None,
+        }
+    }
+}
+
 /// A TCP or a Unix socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Bind {

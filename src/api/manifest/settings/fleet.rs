@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use super::super::super::meta::Name;
 use super::super::keys::Mapping;
+use super::super::keys::limits::{DEFAULT_VCPUS_PER_CPU, VCPUS_PER_CPU};
 use super::super::labels;
 use super::super::section::{Field, Reader, Section};
 use super::api::parsed;
@@ -28,6 +29,10 @@ pub struct FleetSettings {
     pub password_file: Option<PathBuf>,
     /// Whether this daemon may be elected to schedule.
     pub control: bool,
+    /// vCPUs of VMs for each CPU of this node.
+    pub vcpus_per_cpu: u64,
+    /// The URL of the API of this node, for other nodes; `None`: that of `api:`.
+    pub url: Option<Endpoint>,
 }
 
 /// The files of mutual TLS.
@@ -52,6 +57,8 @@ pub struct Endpoint {
     pub port: u16,
 }
 
+/// What the URL of an API is, for messages.
+const URL: &str = "https://HOST:PORT, such as https://10.0.0.1:8443";
 /// What an endpoint is, for messages.
 const ENDPOINT: &str = "https://HOST:PORT, such as https://10.0.0.1:2379";
 
@@ -137,6 +144,10 @@ pub(super) fn read(reader: &mut Reader, settings: &Section) -> Option<FleetSetti
     let labels = section
         .get("labels")
         .map(|field| labels::read(reader, field));
+    let vcpus_per_cpu = section
+        .get("vcpus_per_cpu")
+        .and_then(|field| reader.whole(field, VCPUS_PER_CPU));
+    let url = section.get("url").and_then(|field| url(reader, field));
     let control = section.get("control").and_then(|field| reader.flag(field));
     if let Some(field) = section.get("user").filter(|_| password_file.is_none()) {
         reader.refuse(field, "has no effect without password_file");
@@ -168,6 +179,8 @@ pub(super) fn read(reader: &mut Reader, settings: &Section) -> Option<FleetSetti
         user,
         password_file,
         control: control.unwrap_or(true),
+        vcpus_per_cpu: vcpus_per_cpu.unwrap_or(DEFAULT_VCPUS_PER_CPU),
+        url,
     })
 }
 
@@ -200,6 +213,16 @@ fn endpoints(reader: &mut Reader, fleet: &Field, section: &Section) -> Vec<Endpo
     found
 }
 
+/// The URL of the API: requests between nodes are encrypted.
+fn url(reader: &mut Reader, field: &Field) -> Option<Endpoint> {
+    let url = parsed::<Endpoint>(reader, field, URL, str::parse)?;
+    if !url.is_encrypted {
+        reader.refuse(field, format!("found http://, expected {URL}"));
+        return None;
+    }
+    Some(url)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::super::Source;
@@ -222,7 +245,7 @@ mod tests {
     #[test]
     fn a_fleet_has_endpoints_a_node_and_labels() {
         let found = read(&format!(
-            "endpoints: ['https://10.0.0.1:2379', 'https://[fd00::1]:2379/'], {TLS}, node: node-a, labels: {{zone: a, gpu: ''}}, password_file: /f/password, control: false"
+            "endpoints: ['https://10.0.0.1:2379', 'https://[fd00::1]:2379/'], {TLS}, node: node-a, labels: {{zone: a, gpu: ''}}, password_file: /f/password, control: false, vcpus_per_cpu: 8, url: 'https://10.0.0.9:8443'"
         ))
         .unwrap();
         let shown: Vec<String> = found.endpoints.iter().map(ToString::to_string).collect();
@@ -232,6 +255,8 @@ mod tests {
         assert_eq!(found.labels["zone"], "a");
         assert_eq!(found.labels["gpu"], "");
         assert!(!found.control);
+        assert_eq!(found.vcpus_per_cpu, 8);
+        assert_eq!(found.url.unwrap().to_string(), "https://10.0.0.9:8443");
         let least = read("endpoints: ['http://127.0.0.1:2379']").unwrap();
         assert_eq!((least.tls, least.control), (None, true));
     }
@@ -273,6 +298,14 @@ mod tests {
                 "has no effect without password_file",
             ),
             ("endpoints: ['http://localhost:1'], node: A", "node"),
+            (
+                "endpoints: ['http://localhost:1'], vcpus_per_cpu: 0",
+                "vcpus_per_cpu",
+            ),
+            (
+                "endpoints: ['http://localhost:1'], url: 'http://a:1'",
+                "expected https://",
+            ),
             (
                 "endpoints: ['http://localhost:1'], labels: {-a: b}",
                 "labels.-a",

@@ -5,7 +5,7 @@ use std::io;
 
 use super::*;
 use crate::fleet::contact::Facts;
-use crate::fleet::fence::{FenceFile, Guard, Guarded, Vmm};
+use crate::fleet::fence::{FenceFile, Guard, Guarded, VmmUser};
 use crate::fleet::object::Resources;
 
 /// VMs of the fleet that fit.
@@ -29,8 +29,8 @@ pub(super) struct Host {
     pub(super) is_eager: bool,
     /// Its endpoints are those of another cluster.
     pub(super) foreign_until: Ms,
-    pub(super) processes: BTreeMap<Uid, Vmm>,
-    next_pid: u32,
+    pub(super) processes: BTreeMap<Uid, VmmUser>,
+    next_user: u32,
     pub(super) fence_file: Option<Vec<u8>>,
     /// As the daemon has written it.
     pub(super) last_file: Option<FenceFile>,
@@ -72,7 +72,7 @@ impl Host {
             is_eager: rng.percent(50),
             foreign_until: 0,
             processes: BTreeMap::new(),
-            next_pid: 1000,
+            next_user: 1000,
             fence_file: None,
             last_file: None,
             guard: Guard::default(),
@@ -123,19 +123,15 @@ impl Host {
     }
 
     pub(super) fn start(&mut self, uid: Uid) {
-        self.next_pid += 1;
-        let vmm = Vmm {
-            pid: self.next_pid,
-            start_time: u64::from(self.next_pid) * 3,
-        };
-        self.processes.insert(uid, vmm);
+        self.next_user += 1;
+        self.processes.insert(uid, VmmUser(self.next_user));
     }
 
     pub(super) fn write_fence_file(&mut self, contact: &Contact) {
         let guarded = self.local.values().filter_map(|local| {
             Some(Guarded {
                 uid: local.uid,
-                vmm: *self.processes.get(&local.uid)?,
+                user: *self.processes.get(&local.uid)?,
                 stop: local.stop?,
                 is_ending: matches!(local.run, Run::Stopped | Run::Deleting),
             })
@@ -175,7 +171,7 @@ impl World {
         let content = host.fence_file.clone().ok_or_else(missing);
         let (boot_id, time) = (host.boot_id(), host.boottime(now));
         for vm in host.guard.decide(content, &boot_id, time).stop {
-            if self.hosts[node].processes.get(&vm.uid) == Some(&vm.vmm) {
+            if self.hosts[node].processes.get(&vm.uid) == Some(&vm.user) {
                 self.end(node, vm.uid, End::Guard);
             }
         }

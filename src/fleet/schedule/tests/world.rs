@@ -83,6 +83,7 @@ impl World {
                 vms: BTreeMap::new(),
                 nodes: BTreeMap::new(),
                 statuses: BTreeMap::new(),
+                ranges: BTreeMap::new(),
             },
             revision: 1,
             uids: 1000,
@@ -256,7 +257,12 @@ impl World {
                 let status = view.statuses.get(uid).and_then(|it| it.get(node));
                 status.map(|it| it.revision)
             }
-            Key::Range(..) | Key::Election => panic!("not compared: {key}"),
+            Key::Range(group, node) => {
+                let ranges = view.ranges.get(group);
+                let exists = ranges.is_some_and(|it| it.contains_key(node));
+                exists.then_some(1)
+            }
+            Key::Election => panic!("not compared: {key}"),
         };
         revision.unwrap_or(0)
     }
@@ -269,7 +275,7 @@ impl World {
 
     /// Writes the steps that hold, each by itself.
     pub fn apply(&mut self, plan: &Plan) {
-        for step in &plan.steps {
+        for step in plan.subnets.iter().chain(&plan.steps) {
             if self.holds(step) {
                 self.write(&step.write);
             }
@@ -281,13 +287,24 @@ impl World {
             Write::PutVm(vm) => self.put_vm((**vm).clone()),
             Write::DeleteVm(uid) => drop(self.view.vms.remove(uid).unwrap()),
             Write::DeleteGroup(group) => drop(self.view.groups.remove(group).unwrap()),
+            Write::PutSubnet(group, node, subnet) => {
+                let ranges = self.view.ranges.entry(group.clone()).or_default();
+                assert_eq!(ranges.insert(node.clone(), *subnet), None);
+            }
+            Write::DeleteSubnet(group, node) => {
+                let ranges = self.view.ranges.get_mut(group).unwrap();
+                ranges.remove(node).unwrap();
+            }
         }
     }
 
     /// Plans and applies, and returns the plan. Each comparison must hold.
     pub fn run(&mut self) -> Plan {
         let plan = self.plan();
-        for batch in step::batches(&plan.steps, 128) {
+        for batch in [&plan.subnets, &plan.steps]
+            .into_iter()
+            .flat_map(|steps| step::batches(steps, 128))
+        {
             assert!(batch.steps.iter().all(|step| self.holds(step)));
             batch.steps.iter().for_each(|step| self.write(&step.write));
         }

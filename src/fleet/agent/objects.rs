@@ -1,0 +1,71 @@
+//! The part of the objects of the fleet that the plan of this node is computed from.
+//! Out of scope: reading them from etcd.
+
+use std::collections::BTreeSet;
+
+use crate::api::meta::{Name, Uid};
+use crate::fleet::mirror::Mirror;
+use crate::fleet::node::Objects;
+use crate::fleet::object::Vm;
+
+/// The VMs that name this node or are on it, their groups, and the status keys of this node.
+pub(super) fn of(mirror: &Mirror, node: &Name, known: impl Fn(&Uid) -> bool) -> Objects {
+    let statuses = mirror.statuses.get(node);
+    let statuses = statuses.into_iter().flatten();
+    let mut objects = Objects {
+        statuses: statuses
+            .map(|(uid, stored)| (*uid, stored.value.clone()))
+            .collect(),
+        ..Objects::default()
+    };
+    let mut groups = BTreeSet::new();
+    for (uid, stored) in &mirror.vms {
+        let concerns = match &stored.value {
+            Ok(vm) => names(vm, node) || known(uid) || objects.statuses.contains_key(uid),
+            // It may concern this node.
+            Err(_) => true,
+        };
+        if !concerns {
+            continue;
+        }
+        if let Ok(vm) = &stored.value {
+            groups.insert(&vm.group);
+        }
+        objects.vms.insert(*uid, stored.value.clone());
+    }
+    for name in groups {
+        if let Some(stored) = mirror.groups.get(name) {
+            objects.groups.insert(name.clone(), stored.value.clone());
+        }
+    }
+    objects
+}
+
+/// Whether the object says that this node has or may have a copy.
+fn names(vm: &Vm, node: &Name) -> bool {
+    let moving = |binding: &crate::fleet::object::Binding| {
+        let from = binding.moving_from.as_ref();
+        from.is_some_and(|from| from.node == *node)
+    };
+    let binding = vm.binding.as_ref();
+    binding.is_some_and(|binding| binding.node == *node || moving(binding))
+        || vm.previous.iter().any(|copy| copy.node == *node)
+}
+
+/// The same for one VM.
+pub(super) fn of_one(mirror: &Mirror, node: &Name, uid: Uid) -> Objects {
+    let mut objects = Objects::default();
+    if let Some(stored) = mirror.vms.get(&uid) {
+        if let Ok(vm) = &stored.value
+            && let Some(group) = mirror.groups.get(&vm.group)
+        {
+            objects.groups.insert(vm.group.clone(), group.value.clone());
+        }
+        objects.vms.insert(uid, stored.value.clone());
+    }
+    let status = mirror.statuses.get(node).and_then(|of| of.get(&uid));
+    if let Some(stored) = status {
+        objects.statuses.insert(uid, stored.value.clone());
+    }
+    objects
+}

@@ -1,0 +1,169 @@
+//! What this node has for VMs of the fleet, for its admission and for its status.
+//! Out of scope: the decisions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::local::Local;
+use crate::api::vm::{Hypervisor, VmSpec};
+use crate::engine::processes::Processes;
+use crate::fleet::mirror::Mirror;
+use crate::fleet::node::Room;
+use crate::fleet::object::Resources;
+use crate::store::World;
+
+/// The /30 networks of 169.254.0.0/16.
+const ISOLATED: u64 = 1 << 14;
+/// More than the ports of all bridges: the limit is that of each bridge.
+const BRIDGE_PORTS: u64 = 1 << 16;
+/// The most files of groups that are looked for.
+const MAX_FILES: usize = 10_000;
+/// The unit of the reported disk space: a status that followed every byte would be written without end.
+const DISK_UNIT: u64 = 1 << 30;
+/// The part of the memory that VMs do not get, and its least amount.
+const RESERVED_PART: u64 = 20;
+const RESERVED_LEAST: u64 = 256 << 20;
+
+/// What was found on the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct HostFacts {
+    pub(super) hypervisors: Vec<Hypervisor>,
+    /// The files that groups name and that exist, with their size in bytes; 0 for a block device.
+    pub(super) files: BTreeMap<PathBuf, u64>,
+    cpus: u64,
+    ram_bytes: u64,
+    disk_total: u64,
+    disk_available: u64,
+}
+
+impl HostFacts {
+    /// Reads the host. Blocks.
+    pub(super) fn read(processes: &Processes, files: &BTreeSet<PathBuf>) -> Self {
+        let all = [
+            Hypervisor::Qemu,
+            Hypervisor::Firecracker,
+            Hypervisor::CloudHypervisor,
+        ];
+        let disk = rustix::fs::statvfs(processes.disk_dir());
+        let disk = disk.as_ref().ok();
+        let bytes = |blocks: u64, unit: u64| blocks.saturating_mul(unit);
+        Self {
+            hypervisors: all
+                .into_iter()
+                .filter(|it| processes.can_start(*it))
+                .collect(),
+            files: files
+                .iter()
+                .filter_map(|path| Some((path.clone(), size(path)?)))
+                .collect(),
+            cpus: std::thread::available_parallelism().map_or(1, |it| it.get() as u64),
+            ram_bytes: memory(),
+            disk_total: disk.map_or(0, |it| bytes(it.f_blocks, it.f_frsize)),
+            disk_available: disk.map_or(0, |it| bytes(it.f_bavail, it.f_frsize)),
+        }
+    }
+}
+
+fn size(path: &Path) -> Option<u64> {
+    let found = std::fs::metadata(path).ok()?;
+    (!found.is_dir()).then(|| found.len())
+}
+
+/// `MemTotal`, in bytes.
+fn memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let mut lines = text.lines();
+    let total = lines.find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|it| it.trim().trim_end_matches(" kB").parse().ok());
+    kib.unwrap_or(0u64) * 1024
+}
+
+/// The files that the groups of the fleet name.
+pub(super) fn files(mirror: &Mirror) -> BTreeSet<PathBuf> {
+    let groups = mirror.groups.values();
+    let specs = groups.filter_map(|stored| stored.value.as_ref().ok());
+    let files = specs.flat_map(|group| files_of(&group.spec.template));
+    files.take(MAX_FILES).cloned().collect()
+}
+
+fn files_of(spec: &VmSpec) -> impl Iterator<Item = &PathBuf> {
+    let boot = [
+        &spec.kernel_file,
+        &spec.initrd_file,
+        &spec.storage.image,
+        &spec.lifecycle.program,
+    ];
+    let disks = spec.storage.disks.iter().map(|disk| &disk.path);
+    boot.into_iter().flatten().chain(disks)
+}
+
+/// What the node has, and what VMs of the fleet may use of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Amounts {
+    pub(super) capacity: Resources,
+    pub(super) allocatable: Resources,
+    pub(super) free: Resources,
+}
+
+/// Computes the amounts. `overcommit`: vCPUs for each CPU.
+pub(super) fn amounts(world: &World, host: &HostFacts, overcommit: u64) -> Amounts {
+    let (mut own, mut others) = (Resources::default(), Resources::default());
+    for vm in world.vms() {
+        let of = match vm.fleet() {
+            Some(_) => &mut own,
+            None => &mut others,
+        };
+        *of = of.plus(&uses(&vm.spec, host));
+    }
+    // Entries whose VMs are not created yet.
+    for group in world.groups() {
+        let vms = world.vms_of(&group.meta.name).map(|vm| vm.index);
+        let existing: BTreeSet<u32> = vms.collect();
+        let missing = group
+            .orders
+            .iter()
+            .filter(|(index, entry)| entry.fleet.is_some() && !existing.contains(index));
+        let each = uses(&group.spec.template, host);
+        own = missing.fold(own, |sum, _| sum.plus(&each));
+    }
+    let capacity = Resources {
+        vcpus: host.cpus.saturating_mul(overcommit),
+        ram_bytes: host.ram_bytes,
+        disk_bytes: host.disk_total,
+        isolated: ISOLATED,
+        bridge_ports: BRIDGE_PORTS,
+    };
+    let reserved = (host.ram_bytes / RESERVED_PART).max(RESERVED_LEAST);
+    let disk = host.disk_available.saturating_add(own.disk_bytes) / DISK_UNIT * DISK_UNIT;
+    let usable = Resources {
+        ram_bytes: capacity.ram_bytes.saturating_sub(reserved),
+        ..capacity
+    };
+    let allocatable = Resources {
+        // What others use of the disk is not available.
+        disk_bytes: disk,
+        ..usable.minus(&others)
+    };
+    Amounts {
+        capacity,
+        allocatable,
+        free: allocatable.minus(&own),
+    }
+}
+
+/// What a VM uses. Of a VM that the user starts only its network is known.
+fn uses(spec: &VmSpec, host: &HostFacts) -> Resources {
+    Resources::of(spec, |image| host.files.get(image).copied().unwrap_or(0))
+}
+
+/// The room for the admission.
+pub(super) fn room(local: &Local, amounts: &Amounts, host: &HostFacts, has_guard: bool) -> Room {
+    Room {
+        free: amounts.free,
+        hypervisors: host.hypervisors.clone(),
+        files: host.files.clone(),
+        groups: local.other_groups.clone(),
+        vms: local.other_vms.clone(),
+        has_guard,
+    }
+}

@@ -1,0 +1,2 @@
+//! The agent against a store.
+//! Out of scope: etcd.
