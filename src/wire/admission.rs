@@ -179,6 +179,9 @@ fn weight(request: &Request) -> Weight {
         _ if compat::is_agent_path(path) => Weight::Agent,
         _ if compat::is_list_of_agents(path) => Weight::List,
         "apply" | "diff" | "names" | "gc" | "doctor" => Weight::Heavy,
+        "fleet/apply" | "fleet/diff" => Weight::Heavy,
+        // Each reads all objects of the fleet.
+        rest if rest.starts_with("fleet/") && is_get => Weight::List,
         rest if is_agent_path(rest) => Weight::Agent,
         "watch" if is_get => Weight::Stream,
         _ if is_stream && is_get => Weight::Stream,
@@ -352,6 +355,7 @@ async fn whole(
     }
     let limit = match request.uri().path() {
         "/v1/apply" | "/v1/diff" | "/v1/names" => BODY_LIMIT,
+        "/v1/fleet/apply" | "/v1/fleet/diff" => BODY_LIMIT,
         path if path.starts_with("/v1/secrets") => MEDIUM_BODY_LIMIT,
         path if path.starts_with("/v1/groups/") => MEDIUM_BODY_LIMIT,
         path if compat::has_medium_body(path) => MEDIUM_BODY_LIMIT,

@@ -163,3 +163,6 @@ pub fn check(reader: &mut Reader, group: &Section, spec: &VmSpec, fleet: Option<
         reader.refuse_at(at, &format!("{}.{name}", group.path), message);
     }
 }
+
+#[cfg(test)]
+mod tests;
