@@ -39,7 +39,7 @@ pub fn fleet(hosts: usize, control: usize, test: impl FnOnce(&mut Fleet) + Send)
 pub fn fleet_with(
     hosts: usize,
     control: usize,
-    before: impl Fn(&mut Host) + Send,
+    before: impl Fn(&mut Host) + Send + Sync,
     test: impl FnOnce(&mut Fleet) + Send,
 ) {
     kernel::private_sync(|| {
@@ -58,15 +58,11 @@ pub fn fleet_with(
         }
         fleet.until("all nodes are Ready", |fleet| {
             let nodes = fleet.get("nodes")?;
-            let ready = |node: &&Value| node["status"]["state"] == "Ready" || is_ready(node);
+            let ready = |node: &&Value| node["states"][0] == "Ready" && node["status"].is_object();
             (nodes.iter().filter(ready).count() == hosts).then_some(())
         });
         test(&mut fleet);
     });
-}
-
-fn is_ready(node: &Value) -> bool {
-    node["status"] == "Ready" || node["ready"] == true
 }
 
 impl Host {
@@ -122,7 +118,11 @@ impl Host {
         file("cert.pem", &read(&identity.cert));
         file("key.pem", &read(&identity.key));
         file("password", password(user).as_bytes());
-        let urls: Vec<String> = lab.endpoints().iter().map(|url| format!("\"{url}\"")).collect();
+        let urls: Vec<String> = lab
+            .endpoints()
+            .iter()
+            .map(|url| format!("\"{url}\""))
+            .collect();
         let path = |name: &str| dir.join(name).display().to_string();
         let text = format!(
             "fleet:

@@ -32,9 +32,7 @@ use members::{Member, programs_dir};
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The nodes that have users, roles and certificates. `control` and `root` have them as well.
-pub const NODES: [&str; 6] = [
-    "node-a", "node-b", "node-c", "node-d", "node-e", "node-f",
-];
+pub const NODES: [&str; 6] = ["node-a", "node-b", "node-c", "node-d", "node-e", "node-f"];
 
 /// What differs between labs.
 #[derive(Clone, Copy, Debug)]
