@@ -26,6 +26,8 @@ mod errors;
 mod objects;
 mod renewal;
 mod retry;
+#[cfg(test)]
+mod tests;
 
 use errors::Errors;
 pub(super) use retry::{Backoff, jittered};
