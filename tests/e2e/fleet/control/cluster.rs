@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use slicectl::fleet::contact::State;
+use slicectl::fleet::keys::Key;
 use slicectl::fleet::link::boottime;
 use slicectl::fleet::object::Vm;
 use test_support::kernel;
@@ -49,8 +50,8 @@ fn scheduling_goes_on_after_the_leader_of_etcd_and_after_the_majority_was_lost()
             "no contact {:?} after the majority was lost",
             begin.elapsed()
         );
-        let leaders = fleet.nodes.iter().filter(|it| it.leads()).count();
-        assert_eq!(leaders, 0);
+        let leads = || fleet.nodes.iter().any(|it| it.leads());
+        until("nobody leads", LONG, || (!leads()).then_some(())).await;
         for node in &fleet.nodes {
             until("an error", PATIENCE, || node.link.last_error()).await;
             println!("{}", node.link.last_error().unwrap());
@@ -151,5 +152,38 @@ fn a_cluster_that_was_restored_from_a_snapshot_changes_nothing_and_is_reported()
         tokio::time::sleep(Duration::from_secs(17)).await;
         assert_eq!(fleet.vms().await.len(), 3);
         assert!(fleet.nodes.iter().all(|node| !node.leads()));
+    });
+}
+
+#[test]
+fn writes_whose_outcome_is_unknown_bind_no_vm_twice_when_they_are_applied_later() {
+    kernel::private(async {
+        let fleet = Fleet::start([500, 500, 500]).await;
+        let leader = fleet.leader().await;
+        let control = &fleet.nodes[leader].control;
+        let before = control.status().sent.transactions;
+        for number in 0..6 {
+            fleet.put_group(&group(&format!("g{number}"), 250)).await;
+        }
+        let is_writing = || (control.status().sent.transactions > before).then_some(());
+        until("a transaction", PATIENCE, is_writing).await;
+        // The member that the leader sends its requests to.
+        let member = (leader + 1) % 3;
+        fleet.lab.pause(member);
+        let begin = Instant::now();
+        fleet.bound(1500).await;
+        println!(
+            "1500 bound {:?} after a member was suspended",
+            begin.elapsed()
+        );
+        let (_, key) = fleet.client.get(Key::Election).await.unwrap();
+        let key = key.unwrap();
+        println!("the election key was written {} times", key.version);
+        fleet.lab.resume(member);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let vms = fleet.bound(1500).await;
+        assert_eq!((vms.len(), counts(&vms).1), (1500, 1500));
+        assert!(vms.iter().all(|vm| vm.epoch == 1), "bound once");
+        assert!(counts(&vms).0.values().all(|count| *count == 500));
     });
 }
