@@ -18,6 +18,9 @@ use crate::api::vm::Hypervisor;
 
 pub use crate::api::placement::{Labels, Placement, Reconcile, Replacement, Strategy, Subnets};
 
+#[cfg(test)]
+mod tests;
+
 /// The version of the format that this daemon writes.
 pub const VERSION: u32 = 1;
 
@@ -194,7 +197,7 @@ pub struct NodeStatus {
     /// What VMs of the fleet may use of it: capacity without the reserves and without the VMs that are not of the fleet.
     pub allocatable: Resources,
     /// The version of its daemon. `version` is that of the format.
-    #[serde(rename = "daemon")]
+    #[serde(rename = "daemon_version")]
     pub version: String,
     /// The newest version of objects that it reads.
     pub format: u32,
@@ -314,105 +317,4 @@ pub fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeE
     }
     let Versioned { value, .. } = serde_json::from_slice(bytes)?;
     Ok(value)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fmt;
-
-    use super::*;
-
-    fn is_read_back<T>(value: &T)
-    where
-        T: Serialize + serde::de::DeserializeOwned + PartialEq + fmt::Debug,
-    {
-        let stored = encode(value).unwrap();
-        assert_eq!(decode::<T>(&stored).unwrap(), *value);
-        let text = String::from_utf8(stored).unwrap();
-        assert!(text.contains("\"version\":1"), "{text}");
-        let later = text.replacen("\"version\":1", "\"version\":2", 1);
-        let error = decode::<T>(later.as_bytes()).unwrap_err();
-        assert!(matches!(error, DecodeError::TooNew { found: 2 }), "{error}");
-    }
-
-    #[test]
-    fn every_object_is_read_back_as_it_was_stored_and_a_later_version_is_refused() {
-        let node: Name = "node-a".parse().unwrap();
-        let meta = || Meta::new("web-1".parse().unwrap(), Timestamp::UNIX_EPOCH);
-        let resources = Resources {
-            vcpus: 1,
-            ram_bytes: 2,
-            disk_bytes: 3,
-            isolated: 4,
-            bridge_ports: 5,
-        };
-        is_read_back(&Node {
-            labels: [("zone".to_owned(), "a".to_owned())].into(),
-            unschedulable: true,
-            drain: Some(Drain { delete_local: true }),
-            gone: Some(Gone {
-                at: Timestamp::UNIX_EPOCH,
-                boot_id: Some("boot".to_owned()),
-            }),
-        });
-        is_read_back(&NodeStatus {
-            labels: Labels::new(),
-            architecture: "x86_64".to_owned(),
-            hypervisors: vec![Hypervisor::Qemu],
-            files: vec!["/image".to_owned()],
-            capacity: resources,
-            allocatable: resources,
-            version: "0.1.0".to_owned(),
-            format: VERSION,
-            api: Some("https://10.0.0.1:8443".to_owned()),
-            boot_id: "boot".to_owned(),
-        });
-        is_read_back(&VmStatus {
-            epoch: 3,
-            phase: Phase::Ready,
-            group_generation: 2,
-            address: Some([169, 254, 0, 2].into()),
-            stops_within: Some(Duration::from_millis(70_500)),
-            message: Some("Vmm: failed".to_owned()),
-        });
-        is_read_back(&NodeSubnet {
-            subnet: "10.1.0.0/24".parse().unwrap(),
-            gateway: [10, 1, 0, 1].into(),
-        });
-        let moving_from = MovingFrom {
-            node: node.clone(),
-            epoch: 1,
-            resources,
-            delete_disk: true,
-        };
-        is_read_back(&Vm {
-            meta: meta(),
-            group: "web".parse().unwrap(),
-            group_uid: Uid::random(),
-            index: 1,
-            group_generation: 2,
-            binding: Some(Binding {
-                node: node.clone(),
-                epoch: 3,
-                resources,
-                moving_from: Some(moving_from),
-            }),
-            epoch: 3,
-            previous: vec![PreviousCopy {
-                node: node.clone(),
-                epoch: 1,
-                resources,
-                keep: true,
-            }],
-            refusals: vec![Refusal {
-                node,
-                reason: "it is full".to_owned(),
-                times: 2,
-                group_generation: 2,
-                allocatable: resources,
-                until: Timestamp::UNIX_EPOCH,
-            }],
-            pending: Some("0/1 nodes are available.".to_owned()),
-        });
-    }
 }
