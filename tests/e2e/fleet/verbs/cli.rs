@@ -12,12 +12,17 @@ use test_support::kernel;
 
 use super::super::lab::{Lab, password};
 use super::super::pki::Validity;
-use super::{admin, bind, join, manifest, name, report, stored};
+use super::{admin, bind, join, manifest, name, node_subnet, put, report, stored};
+
+/// Whether the scheduler of a daemon runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scheduler {
+    On,
+    Off,
+}
 
 /// A running `sliced` that is this node of the fleet of the lab, with the user `control`.
-///
-/// Until the daemon runs the link, it only answers requests: it has no lease and runs no VM of the fleet.
-fn fleet_daemon(lab: &Lab, node: &str) -> Harness {
+fn fleet_daemon(lab: &Lab, node: &str, scheduler: Scheduler) -> Harness {
     let mut harness = Harness::new("slice");
     let file = harness.dir.path().join("password");
     fs::write(&file, password("control")).expect("written");
@@ -28,12 +33,13 @@ fn fleet_daemon(lab: &Lab, node: &str) -> Harness {
     harness.write(
         "sliced.yaml",
         &format!(
-            "fleet:\n  endpoints: [{}]\n  ca: {}\n  cert: {}\n  key: {}\n  node: {node}\n  user: control\n  password_file: {}\n",
+            "fleet:\n  endpoints: [{}]\n  ca: {}\n  cert: {}\n  key: {}\n  node: {node}\n  user: control\n  password_file: {}\n  control: {}\n",
             endpoints.join(", "),
             shown(&lab.pki.ca()),
             shown(&identity.cert),
             shown(&identity.key),
             shown(&file),
+            scheduler == Scheduler::On,
         ),
     );
     harness.start();
@@ -45,7 +51,7 @@ fn groups_vms_and_nodes_of_a_fleet_are_managed_from_any_node() {
     kernel::private(async {
         let lab = Lab::start();
         let client = lab.client("control");
-        let daemon = fleet_daemon(&lab, "node-a");
+        let daemon = fleet_daemon(&lab, "observer", Scheduler::Off);
         let web = daemon.write(
             "web.yaml",
             &manifest("web", 2, ", placement: {strategy: pack}"),
@@ -85,7 +91,7 @@ fn groups_vms_and_nodes_of_a_fleet_are_managed_from_any_node() {
             (&one["kind"], &one["node"]),
             (&"Vm".into(), &"node-a".into())
         );
-        assert_eq!(daemon.ctl("get nodes -o name"), "node/node-a\n");
+        assert_eq!(daemon.ctl("get nodes node-a -o name"), "node/node-a\n");
         assert_eq!(
             daemon.ctl("get hg --fleet -o jsonpath={.items[*].status.ready}"),
             "1\n"
@@ -143,7 +149,7 @@ fn nodes_are_cordoned_drained_and_stated_to_be_gone() {
     kernel::private(async {
         let lab = Lab::start();
         let client = lab.client("control");
-        let daemon = fleet_daemon(&lab, "node-a");
+        let daemon = fleet_daemon(&lab, "observer", Scheduler::Off);
         let db = daemon.write(
             "db.yaml",
             "config: {host_groups: [{name: db, image: /i, persistent: true, network: {mode: isolated}}]}\n",
@@ -193,15 +199,50 @@ fn nodes_are_cordoned_drained_and_stated_to_be_gone() {
 }
 
 #[test]
+fn a_group_of_a_fleet_runs_on_its_nodes_until_it_is_deleted() {
+    kernel::private(async {
+        let lab = Lab::start();
+        let daemon = fleet_daemon(&lab, "node-a", Scheduler::On);
+        let web = daemon.write("web.yaml", &manifest("web", 2, ""));
+        let applied = daemon.ctl(&format!("apply --fleet -f {web} --wait"));
+        assert!(applied.contains("hostgroup/web ready (in "), "{applied}");
+        let vms = daemon.ctl("get vms --fleet --no-headers");
+        for vm in ["web-1", "web-2"] {
+            let row = vms.lines().find(|line| line.starts_with(vm));
+            let row: Vec<&str> = row.expect(vm).split_whitespace().collect();
+            assert_eq!(row[1..4], ["web", "node-a", "Ready"], "{vms}");
+        }
+        let nodes = daemon.ctl("get nodes --no-headers");
+        let row: Vec<&str> = nodes.split_whitespace().collect();
+        assert_eq!(row[..3], ["node-a", "Ready", "2"], "{nodes}");
+        let status = daemon.ctl("fleet status");
+        assert!(
+            status.contains("Contact:             True (Connected)"),
+            "{status}"
+        );
+        assert!(status.contains("Leader:              node-a"), "{status}");
+        daemon.ctl("scale hg/web --fleet --count 3 --wait");
+        // There is no other node.
+        let refused = daemon.refused("node drain node-a --timeout 1m", 1);
+        assert!(refused.contains("3 VMs stay"), "{refused}");
+        daemon.ctl("node uncordon node-a");
+        let deleted = daemon.ctl("delete hostgroup/web --fleet --wait");
+        assert!(deleted.contains("hostgroup/web deleted (in "), "{deleted}");
+        assert_eq!(daemon.ctl("get vms --fleet"), "");
+        assert!(daemon.vms().is_empty());
+    });
+}
+
+#[test]
 fn the_connection_to_the_fleet_is_shown() {
     kernel::private(async {
         let lab = Lab::start();
         let client = lab.client("control");
         client.put(Key::Election, "node-b", None).await.unwrap();
-        let daemon = fleet_daemon(&lab, "node-a");
+        let daemon = fleet_daemon(&lab, "observer", Scheduler::Off);
         let status = daemon.ctl("fleet status");
         for expected in [
-            "Node:                node-a",
+            "Node:                observer",
             "Leader:              node-b",
             "https://10.77.0.",
         ] {
@@ -213,7 +254,7 @@ fn the_connection_to_the_fleet_is_shown() {
             "{refused}"
         );
         let key = Key::Range(name("web"), name("node-b"));
-        client.put(key, "\"10.64.1.0/24\"", None).await.unwrap();
+        put(&client, key, &node_subnet("10.64.1.0/24")).await;
         let subnets = daemon.ctl("fleet subnets");
         assert!(
             subnets.contains("ip route replace 10.64.1.0/24 via ADDRESS-OF-node-b  # hostgroup/web on node/node-b"),
