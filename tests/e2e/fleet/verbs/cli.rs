@@ -10,6 +10,8 @@ use slicectl::fleet::object::Phase;
 use test_support::harness::Harness;
 use test_support::kernel;
 
+use crate::contract::client::Api;
+
 use super::super::lab::{Lab, password};
 use super::super::pki::Validity;
 use super::{admin, bind, join, manifest, name, node_subnet, put, report, stored};
@@ -112,6 +114,29 @@ fn groups_vms_and_nodes_of_a_fleet_are_managed_from_any_node() {
                 && late.contains("vm/web-2 Pending: no node has room"),
             "{late}"
         );
+        // Each answer fits the document of the API.
+        let api = Api::of(&daemon);
+        for (path, status) in [
+            ("/v1/fleet/status", 200),
+            ("/v1/fleet/groups", 200),
+            ("/v1/fleet/groups/web", 200),
+            ("/v1/fleet/groups/none", 404),
+            ("/v1/fleet/vms", 200),
+            ("/v1/fleet/vms/web-1", 200),
+            ("/v1/fleet/nodes", 200),
+            ("/v1/fleet/nodes/node-a", 200),
+            ("/v1/fleet/nodes/node-a/vms", 200),
+            ("/v1/fleet/nodes/A", 422),
+            ("/v1/fleet/subnets", 200),
+        ] {
+            assert_eq!(api.get(path).status, status, "{path}");
+        }
+        let action = serde_json::json!({"action": "cordon"});
+        let node = "/v1/fleet/nodes/node-a";
+        assert_eq!(api.post(node, &action).status, 200);
+        let action = serde_json::json!({"action": "explode"});
+        assert!((400..500).contains(&api.post(node, &action).status));
+        daemon.ctl("node uncordon node-a");
         daemon.ctl("wait vm/web-1 --fleet --for ready");
         assert_eq!(
             daemon.ctl("scale hg web --fleet --count 3"),
