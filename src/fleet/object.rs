@@ -18,6 +18,9 @@ use crate::api::vm::Hypervisor;
 
 pub use crate::api::placement::{Labels, Placement, Reconcile, Replacement, Strategy, Subnets};
 
+#[cfg(test)]
+mod tests;
+
 /// The version of the format that this daemon writes.
 pub const VERSION: u32 = 1;
 
@@ -193,7 +196,8 @@ pub struct NodeStatus {
     pub capacity: Resources,
     /// What VMs of the fleet may use of it: capacity without the reserves and without the VMs that are not of the fleet.
     pub allocatable: Resources,
-    /// The version of its daemon.
+    /// The version of its daemon. `version` is that of the format.
+    #[serde(rename = "daemon_version")]
     pub version: String,
     /// The newest version of objects that it reads.
     pub format: u32,

@@ -30,6 +30,7 @@ fn fleet_daemon(lab: &Lab, node: &str, scheduler: Scheduler) -> Harness {
     fs::write(&file, password("control")).expect("written");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("a mode");
     let identity = lab.pki.client("control", Validity::Now);
+    fs::set_permissions(&identity.key, fs::Permissions::from_mode(0o600)).expect("a mode");
     let endpoints: Vec<String> = lab.endpoints().iter().map(ToString::to_string).collect();
     let shown = |path: &Path| path.display().to_string();
     harness.write(
