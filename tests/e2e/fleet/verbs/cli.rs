@@ -321,5 +321,16 @@ fn a_daemon_without_a_fleet_says_so() {
                 "this daemon is not part of a fleet: set fleet: in /etc/slice/sliced.yaml";
             assert!(refused.contains(expected), "{words}: {refused}");
         }
+        // A group of a fleet in the manifest directory is an error, and creates no VM.
+        daemon.save("web.yaml", &manifest("web", 1, ", placement: {}"));
+        daemon.until("the problem of the file", || {
+            let messages = daemon.messages("manifest/web.yaml", "InvalidManifest");
+            let expected = "web.yaml:1:80: config.host_groups[0].placement: has no effect on one host: apply it with --fleet";
+            messages
+                .iter()
+                .any(|message| message.contains(expected))
+                .then_some(())
+        });
+        assert!(daemon.vms().is_empty());
     });
 }
