@@ -286,6 +286,29 @@ pub struct FleetStatus {
     /// Why etcd cannot be read now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// The last error of the connection, which may have been repaired since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// The scheduler of this node.
+    #[serde(default)]
+    pub scheduler: FleetScheduler,
+}
+
+/// The scheduler of a node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct FleetScheduler {
+    /// This node leads, and has confirmed that recently.
+    #[serde(default)]
+    pub is_leader: bool,
+    /// When it has made the last plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planned_at: Option<Timestamp>,
+    /// Why the leader plans nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_planned: Option<String>,
+    /// Why the election or the last transaction has failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
 }
 
 /// The condition `FleetContact`.

@@ -48,8 +48,20 @@ fn text(status: &FleetStatus) -> String {
         (None, Some(_)) => "<unknown>",
     };
     line("Leader", leader);
-    if let Some(error) = &status.error {
-        line("Error", error);
+    let scheduler = &status.scheduler;
+    if scheduler.is_leader {
+        line("Scheduler", "this node leads");
+    }
+    let given = [
+        ("Nothing planned", &scheduler.not_planned),
+        ("Scheduler error", &scheduler.last_error),
+        ("Last error", &status.last_error),
+        ("Error", &status.error),
+    ];
+    for (key, value) in given {
+        if let Some(value) = value {
+            line(key, value);
+        }
     }
     text
 }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use super::super::answers::{off_thread, parse_all};
 use super::super::app_state::AppState;
+use super::Member;
 use crate::api::manifest::Draft;
 use crate::api::meta::Name;
 use crate::api::view::{
     Applied, ApplyResult, DiffResult, FleetAccept, FleetContact, FleetGroup, FleetList, FleetNode,
-    FleetStatus, FleetSubnet, FleetVm, NodeAction, NodeVm, Scale, Source,
+    FleetScheduler, FleetStatus, FleetSubnet, FleetVm, NodeAction, NodeVm, Scale, Source,
 };
 use crate::clock;
 use crate::fleet::contact::{Boottime, Facts};
@@ -23,13 +24,17 @@ use crate::wire::{Effect, FleetBackend, Refusal};
 const NO_FLEET: &str = "this daemon is not part of a fleet: set fleet: in /etc/slice/sliced.yaml";
 
 impl AppState {
-    fn link(&self) -> Result<Arc<Link>, Refusal> {
+    fn member(&self) -> Result<Member, Refusal> {
         let why = match self.fleet.failure() {
             Some(why) => format!("the settings of the fleet cannot be used: {why}"),
             None => NO_FLEET.to_owned(),
         };
-        let link = self.fleet.get();
-        link.ok_or_else(|| Refusal::Conflict(vec![why]))
+        let member = self.fleet.member();
+        member.ok_or_else(|| Refusal::Conflict(vec![why]))
+    }
+
+    fn link(&self) -> Result<Arc<Link>, Refusal> {
+        Ok(self.member()?.link)
     }
 
     async fn snapshot(&self) -> Result<Snapshot, Refusal> {
@@ -85,13 +90,21 @@ fn unaccepted(facts: Option<Facts>) -> Option<u64> {
 
 impl FleetBackend for AppState {
     async fn fleet_status(&self) -> Result<FleetStatus, Refusal> {
-        let link = self.link()?;
+        let Member { link, control, .. } = self.member()?;
         let leader = verbs::leader(link.client()).await;
         let now = Boottime(clock::boottime());
         let (condition, facts, revision) =
             link.read(|mirror, contact| (contact.condition(now), contact.facts(), mirror.revision));
         let hexadecimal = |id| ClusterId(id).to_string();
+        let scheduler = control.status();
         Ok(FleetStatus {
+            last_error: link.last_error(),
+            scheduler: FleetScheduler {
+                is_leader: scheduler.is_leader,
+                planned_at: scheduler.last_plan.map(|plan| plan.at),
+                not_planned: scheduler.not_planned,
+                last_error: scheduler.last_error,
+            },
             node: link.node().clone(),
             endpoints: link.client().endpoints().map(ToString::to_string).collect(),
             contact: FleetContact {

@@ -3,15 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use ipnetwork::Ipv4Network;
-
 use super::{Error, Snapshot};
 use crate::api::meta::{Name, Timestamp, Uid};
 use crate::api::placement::Labels;
 use crate::api::view::{
     FleetList, FleetNode, FleetNodeState, FleetNodeStatus, FleetSubnet, NodeResources, NodeVm,
 };
-use crate::fleet::keys::Key;
 use crate::fleet::object::{NodeStatus, Resources, Vm};
 use crate::fleet::schedule;
 
@@ -158,29 +155,18 @@ pub fn node_vms(snapshot: Snapshot, node: &Name, now: Timestamp) -> Result<Vec<N
 /// The subnets of groups in bridge mode on nodes.
 pub fn subnets(snapshot: &Snapshot) -> FleetList<FleetSubnet> {
     let mut items = Vec::new();
-    let mut unreadable = snapshot.unreadable.clone();
-    for ((group, node), value) in &snapshot.ranges {
-        match subnet(value) {
-            Some(subnet) => items.push(FleetSubnet {
-                group: group.clone(),
-                node: node.clone(),
-                subnet,
-                via: address(snapshot, node),
-            }),
-            None => unreadable.push(crate::api::view::Unreadable {
-                key: Key::Range(group.clone(), node.clone()).to_string(),
-                error: "invalid value: expected a subnet".to_owned(),
-            }),
-        }
+    for (group, nodes) in &snapshot.ranges {
+        items.extend(nodes.iter().map(|(node, found)| FleetSubnet {
+            group: group.clone(),
+            node: node.clone(),
+            subnet: found.subnet,
+            via: address(snapshot, node),
+        }));
     }
-    FleetList { items, unreadable }
-}
-
-/// The subnet: a JSON string, or an object with `subnet`.
-fn subnet(value: &[u8]) -> Option<Ipv4Network> {
-    let value: serde_json::Value = serde_json::from_slice(value).ok()?;
-    let text = value.as_str().or_else(|| value.get("subnet")?.as_str())?;
-    text.parse().ok()
+    FleetList {
+        items,
+        unreadable: snapshot.unreadable.clone(),
+    }
 }
 
 /// The host of the URL of a node's API.

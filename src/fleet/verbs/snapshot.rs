@@ -35,8 +35,8 @@ pub struct Snapshot {
     pub alive: BTreeSet<Name>,
     /// What nodes report of VMs.
     pub statuses: BTreeMap<Uid, BTreeMap<Name, Stored<VmStatus>>>,
-    /// The values of the subnets of groups on nodes.
-    pub ranges: BTreeMap<(Name, Name), Vec<u8>>,
+    /// The subnets of groups in bridge mode, by group and node.
+    pub ranges: BTreeMap<Name, BTreeMap<Name, NodeSubnet>>,
     /// The values that cannot be read.
     pub unreadable: Vec<Unreadable>,
 }
@@ -117,7 +117,10 @@ impl Snapshot {
                 }
             }
             Key::Range(group, node) => {
-                self.ranges.insert((group, node), kv.value);
+                if let Some(subnet) = self.decode::<NodeSubnet>(&kv, |_| true) {
+                    let nodes = self.ranges.entry(group).or_default();
+                    nodes.insert(node, subnet.value);
+                }
             }
             Key::Election => {}
         }
@@ -129,7 +132,7 @@ impl Snapshot {
         kv: &KeyValue,
         is_of_key: impl Fn(&T) -> bool,
     ) -> Option<Stored<T>> {
-        let error = match object::decode::<T>(&kv.value) {
+        let why = match object::decode::<T>(&kv.value) {
             Ok(value) if is_of_key(&value) => {
                 return Some(Stored {
                     revision: kv.mod_revision.0,
@@ -139,12 +142,11 @@ impl Snapshot {
             Ok(_) => "the object is that of another key".to_owned(),
             Err(error) => error.to_string(),
         };
-        self.note_unreadable(kv.key.to_string(), error);
+        self.unreadable.push(Unreadable {
+            key: kv.key.to_string(),
+            error: why,
+        });
         None
-    }
-
-    pub(super) fn note_unreadable(&mut self, key: String, error: String) {
-        self.unreadable.push(Unreadable { key, error });
     }
 
     /// Why the value of a key cannot be read; `None` if it can, or does not exist.
@@ -182,15 +184,9 @@ impl Snapshot {
             };
             (name, view)
         });
-        let mut ranges: BTreeMap<Name, BTreeMap<Name, NodeSubnet>> = BTreeMap::new();
-        for ((group, node), value) in self.ranges {
-            if let Ok(subnet) = object::decode(&value) {
-                ranges.entry(group).or_default().insert(node, subnet);
-            }
-        }
         View {
             now,
-            ranges,
+            ranges: self.ranges,
             nodes: nodes.collect(),
             groups: self.groups,
             vms: self.vms,

@@ -20,11 +20,7 @@ pub struct Leader {
 /// [`Error::Etcd`]
 pub async fn leader(client: &Client) -> Result<Leader, Error> {
     let (header, found) = client.get(keys::ELECTION).await?;
-    let node = found.map(|kv| {
-        let text = String::from_utf8_lossy(&kv.value).into_owned();
-        // A JSON string, or the text itself.
-        serde_json::from_str(&text).unwrap_or(text)
-    });
+    let node = found.map(|kv| String::from_utf8_lossy(&kv.value).into_owned());
     Ok(Leader {
         cluster_id: header.cluster_id,
         node,

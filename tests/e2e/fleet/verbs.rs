@@ -14,7 +14,7 @@ use slicectl::clock;
 use slicectl::fleet::keys::Key;
 use slicectl::fleet::kv::Client;
 use slicectl::fleet::object::{
-    self, Binding, Group, Node, NodeStatus, Phase, Resources, Vm, VmStatus,
+    self, Binding, Group, Node, NodeStatus, NodeSubnet, Phase, Resources, Vm, VmStatus,
 };
 use slicectl::fleet::verbs;
 
@@ -77,6 +77,15 @@ fn node_status(boot_id: &str) -> NodeStatus {
         format: object::VERSION,
         api: Some("https://192.0.2.7:8080".to_owned()),
         boot_id: boot_id.to_owned(),
+    }
+}
+
+/// The subnet of a group on a node.
+fn node_subnet(text: &str) -> NodeSubnet {
+    let subnet: ipnetwork::Ipv4Network = text.parse().expect("a subnet");
+    NodeSubnet {
+        subnet,
+        gateway: subnet.nth(1).expect("an address"),
     }
 }
 

@@ -27,6 +27,9 @@ fn a_problem_of_any_key_is_located_at_the_key_in_a_group_or_in_config() {
             Mapping::Cni => format!("cni.{}", place.key.name),
             Mapping::PortMapping => format!("cni.port_mappings[0].{}", place.key.name),
             Mapping::Bandwidth => format!("cni.bandwidth.{}", place.key.name),
+            Mapping::Placement => format!("placement.{}", place.key.name),
+            Mapping::Subnets => format!("placement.subnets.{}", place.key.name),
+            Mapping::Replacement => format!("replacement.{}", place.key.name),
             _ => unreachable!("not a manifest"),
         };
         let text = place.manifest(place.key.example);

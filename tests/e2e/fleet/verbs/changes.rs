@@ -103,12 +103,8 @@ fn all_groups_of_a_request_are_stored_or_none() {
         );
         assert_eq!(stored(&client, "b").await, None);
         // A dry run writes nothing and answers the same.
-        let results = verbs::apply(
-            &client,
-            &drafts(&all(&[group("b", "")])),
-            slicectl::clock::now(),
-            true,
-        );
+        let one = drafts(&all(&[group("b", "")]));
+        let results = verbs::apply(&client, &one, slicectl::clock::now(), true);
         assert_eq!(results.await.unwrap()[0].applied, Applied::Created);
         assert_eq!(stored(&client, "b").await, None);
         // As many as a transaction holds, and one more.
@@ -175,18 +171,16 @@ fn a_difference_names_the_fields_and_the_vms() {
     kernel::private(async {
         let lab = Lab::start();
         let client = lab.client("control");
-        let create = verbs::diff(&client, &drafts(&manifest("web", 2, "")));
-        let found = create.await.unwrap();
+        let diff = async |text: &str| verbs::diff(&client, &drafts(text)).await.unwrap();
+        let found = diff(&manifest("web", 2, "")).await;
         assert_eq!((found.plan.add, found.groups[0].fields.len()), (2, 0));
         applied(&client, &manifest("web", 3, "")).await;
         for index in 1..=3 {
             bind(&client, "web", index, Some("node-a")).await;
         }
-        let same = verbs::diff(&client, &drafts(&manifest("web", 3, "")));
-        assert!(!same.await.unwrap().has_differences());
+        assert!(!diff(&manifest("web", 3, "")).await.has_differences());
         let more = format!("{PACK}, vcpu: 4");
-        let change = verbs::diff(&client, &drafts(&manifest("web", 2, &more)));
-        let change = change.await.unwrap();
+        let change = diff(&manifest("web", 2, &more)).await;
         let group = &change.groups[0];
         let fields: Vec<String> = group.fields.iter().map(ToString::to_string).collect();
         assert_eq!(

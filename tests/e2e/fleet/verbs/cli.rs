@@ -10,30 +10,39 @@ use slicectl::fleet::object::Phase;
 use test_support::harness::Harness;
 use test_support::kernel;
 
+use crate::contract::client::Api;
+
 use super::super::lab::{Lab, password};
 use super::super::pki::Validity;
-use super::{admin, bind, join, manifest, name, report, stored};
+use super::{admin, bind, join, manifest, name, node_subnet, put, report, stored};
+
+/// Whether the scheduler of a daemon runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scheduler {
+    On,
+    Off,
+}
 
 /// A running `sliced` that is this node of the fleet of the lab, with the user `control`.
-///
-/// Until the daemon runs the link, it only answers requests: it has no lease and runs no VM of the fleet.
-fn fleet_daemon(lab: &Lab, node: &str) -> Harness {
+fn fleet_daemon(lab: &Lab, node: &str, scheduler: Scheduler) -> Harness {
     let mut harness = Harness::new("slice");
     let file = harness.dir.path().join("password");
     fs::write(&file, password("control")).expect("written");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("a mode");
     let identity = lab.pki.client("control", Validity::Now);
+    fs::set_permissions(&identity.key, fs::Permissions::from_mode(0o600)).expect("a mode");
     let endpoints: Vec<String> = lab.endpoints().iter().map(ToString::to_string).collect();
     let shown = |path: &Path| path.display().to_string();
     harness.write(
         "sliced.yaml",
         &format!(
-            "fleet:\n  endpoints: [{}]\n  ca: {}\n  cert: {}\n  key: {}\n  node: {node}\n  user: control\n  password_file: {}\n",
+            "fleet:\n  endpoints: [{}]\n  ca: {}\n  cert: {}\n  key: {}\n  node: {node}\n  user: control\n  password_file: {}\n  control: {}\n",
             endpoints.join(", "),
             shown(&lab.pki.ca()),
             shown(&identity.cert),
             shown(&identity.key),
             shown(&file),
+            scheduler == Scheduler::On,
         ),
     );
     harness.start();
@@ -45,7 +54,7 @@ fn groups_vms_and_nodes_of_a_fleet_are_managed_from_any_node() {
     kernel::private(async {
         let lab = Lab::start();
         let client = lab.client("control");
-        let daemon = fleet_daemon(&lab, "node-a");
+        let daemon = fleet_daemon(&lab, "observer", Scheduler::Off);
         let web = daemon.write(
             "web.yaml",
             &manifest("web", 2, ", placement: {strategy: pack}"),
@@ -85,7 +94,7 @@ fn groups_vms_and_nodes_of_a_fleet_are_managed_from_any_node() {
             (&one["kind"], &one["node"]),
             (&"Vm".into(), &"node-a".into())
         );
-        assert_eq!(daemon.ctl("get nodes -o name"), "node/node-a\n");
+        assert_eq!(daemon.ctl("get nodes node-a -o name"), "node/node-a\n");
         assert_eq!(
             daemon.ctl("get hg --fleet -o jsonpath={.items[*].status.ready}"),
             "1\n"
@@ -106,6 +115,29 @@ fn groups_vms_and_nodes_of_a_fleet_are_managed_from_any_node() {
                 && late.contains("vm/web-2 Pending: no node has room"),
             "{late}"
         );
+        // Each answer fits the document of the API.
+        let api = Api::of(&daemon);
+        for (path, status) in [
+            ("/v1/fleet/status", 200),
+            ("/v1/fleet/groups", 200),
+            ("/v1/fleet/groups/web", 200),
+            ("/v1/fleet/groups/none", 404),
+            ("/v1/fleet/vms", 200),
+            ("/v1/fleet/vms/web-1", 200),
+            ("/v1/fleet/nodes", 200),
+            ("/v1/fleet/nodes/node-a", 200),
+            ("/v1/fleet/nodes/node-a/vms", 200),
+            ("/v1/fleet/nodes/A", 422),
+            ("/v1/fleet/subnets", 200),
+        ] {
+            assert_eq!(api.get(path).status, status, "{path}");
+        }
+        let action = serde_json::json!({"action": "cordon"});
+        let node = "/v1/fleet/nodes/node-a";
+        assert_eq!(api.post(node, &action).status, 200);
+        let action = serde_json::json!({"action": "explode"});
+        assert!((400..500).contains(&api.post(node, &action).status));
+        daemon.ctl("node uncordon node-a");
         daemon.ctl("wait vm/web-1 --fleet --for ready");
         assert_eq!(
             daemon.ctl("scale hg web --fleet --count 3"),
@@ -143,7 +175,7 @@ fn nodes_are_cordoned_drained_and_stated_to_be_gone() {
     kernel::private(async {
         let lab = Lab::start();
         let client = lab.client("control");
-        let daemon = fleet_daemon(&lab, "node-a");
+        let daemon = fleet_daemon(&lab, "observer", Scheduler::Off);
         let db = daemon.write(
             "db.yaml",
             "config: {host_groups: [{name: db, image: /i, persistent: true, network: {mode: isolated}}]}\n",
@@ -193,15 +225,50 @@ fn nodes_are_cordoned_drained_and_stated_to_be_gone() {
 }
 
 #[test]
+fn a_group_of_a_fleet_runs_on_its_nodes_until_it_is_deleted() {
+    kernel::private(async {
+        let lab = Lab::start();
+        let daemon = fleet_daemon(&lab, "node-a", Scheduler::On);
+        let web = daemon.write("web.yaml", &manifest("web", 2, ""));
+        let applied = daemon.ctl(&format!("apply --fleet -f {web} --wait"));
+        assert!(applied.contains("hostgroup/web ready (in "), "{applied}");
+        let vms = daemon.ctl("get vms --fleet --no-headers");
+        for vm in ["web-1", "web-2"] {
+            let row = vms.lines().find(|line| line.starts_with(vm));
+            let row: Vec<&str> = row.expect(vm).split_whitespace().collect();
+            assert_eq!(row[1..4], ["web", "node-a", "Ready"], "{vms}");
+        }
+        let nodes = daemon.ctl("get nodes --no-headers");
+        let row: Vec<&str> = nodes.split_whitespace().collect();
+        assert_eq!(row[..3], ["node-a", "Ready", "2"], "{nodes}");
+        let status = daemon.ctl("fleet status");
+        assert!(
+            status.contains("Contact:             True (Connected)"),
+            "{status}"
+        );
+        assert!(status.contains("Leader:              node-a"), "{status}");
+        daemon.ctl("scale hg/web --fleet --count 3 --wait");
+        // There is no other node.
+        let refused = daemon.refused("node drain node-a --timeout 1m", 1);
+        assert!(refused.contains("3 VMs stay"), "{refused}");
+        daemon.ctl("node uncordon node-a");
+        let deleted = daemon.ctl("delete hostgroup/web --fleet --wait");
+        assert!(deleted.contains("hostgroup/web deleted (in "), "{deleted}");
+        assert_eq!(daemon.ctl("get vms --fleet"), "");
+        assert!(daemon.vms().is_empty());
+    });
+}
+
+#[test]
 fn the_connection_to_the_fleet_is_shown() {
     kernel::private(async {
         let lab = Lab::start();
         let client = lab.client("control");
         client.put(Key::Election, "node-b", None).await.unwrap();
-        let daemon = fleet_daemon(&lab, "node-a");
+        let daemon = fleet_daemon(&lab, "observer", Scheduler::Off);
         let status = daemon.ctl("fleet status");
         for expected in [
-            "Node:                node-a",
+            "Node:                observer",
             "Leader:              node-b",
             "https://10.77.0.",
         ] {
@@ -213,7 +280,7 @@ fn the_connection_to_the_fleet_is_shown() {
             "{refused}"
         );
         let key = Key::Range(name("web"), name("node-b"));
-        client.put(key, "\"10.64.1.0/24\"", None).await.unwrap();
+        put(&client, key, &node_subnet("10.64.1.0/24")).await;
         let subnets = daemon.ctl("fleet subnets");
         assert!(
             subnets.contains("ip route replace 10.64.1.0/24 via ADDRESS-OF-node-b  # hostgroup/web on node/node-b"),
@@ -254,5 +321,16 @@ fn a_daemon_without_a_fleet_says_so() {
                 "this daemon is not part of a fleet: set fleet: in /etc/slice/sliced.yaml";
             assert!(refused.contains(expected), "{words}: {refused}");
         }
+        // A group of a fleet in the manifest directory is an error, and creates no VM.
+        daemon.save("web.yaml", &manifest("web", 1, ", placement: {}"));
+        daemon.until("the problem of the file", || {
+            let messages = daemon.messages("manifest/web.yaml", "InvalidManifest");
+            let expected = "web.yaml:1:80: config.host_groups[0].placement: has no effect on one host: apply it with --fleet";
+            messages
+                .iter()
+                .any(|message| message.contains(expected))
+                .then_some(())
+        });
+        assert!(daemon.vms().is_empty());
     });
 }

@@ -20,7 +20,8 @@ fn a_user_that_may_not_write_is_told_so() {
         applied(&control, &manifest("web", 1, "")).await;
         join(&control, "node-a").await;
         let node = lab.client("node-a");
-        let cordon = verbs::act_on_node(&node, &name("node-a"), NodeAction::Cordon, clock::now());
+        let own = name("node-a");
+        let cordon = verbs::act_on_node(&node, &own, NodeAction::Cordon, clock::now());
         let errors = [
             apply(&node, &manifest("web", 2, "")).await.unwrap_err(),
             verbs::delete_group(&node, &name("web")).await.unwrap_err(),

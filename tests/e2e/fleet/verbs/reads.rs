@@ -8,7 +8,7 @@ use slicectl::fleet::verbs::{self, Snapshot};
 use test_support::kernel;
 
 use super::super::lab::Lab;
-use super::{applied, bind, join, manifest, name, report};
+use super::{applied, bind, join, manifest, name, node_subnet, put, report};
 
 #[test]
 fn vms_are_listed_with_what_their_nodes_report() {
@@ -81,18 +81,9 @@ fn subnets_are_listed_with_the_address_of_their_node() {
         let client = lab.client("control");
         join(&client, "node-a").await;
         let range = |node: &str| Key::Range(name("web"), name(node));
-        client
-            .put(range("node-a"), "\"10.64.1.0/24\"", None)
-            .await
-            .unwrap();
-        client
-            .put(
-                range("node-b"),
-                r#"{"version":1,"subnet":"10.64.2.0/24"}"#,
-                None,
-            )
-            .await
-            .unwrap();
+        for (node, subnet) in [("node-a", "10.64.1.0/24"), ("node-b", "10.64.2.0/24")] {
+            put(&client, range(node), &node_subnet(subnet)).await;
+        }
         client.put(range("node-c"), "10.64", None).await.unwrap();
         let list = verbs::subnets(&Snapshot::read(&client).await.unwrap());
         let found: Vec<(String, Option<&str>)> = list
