@@ -1,0 +1,2 @@
+//! Forwarding between two listeners with TLS.
+//! Out of scope: the daemon.
