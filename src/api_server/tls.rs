@@ -94,10 +94,7 @@ fn builder() -> Result<ConfigBuilder<ServerConfig, WantsVerifier>, String> {
     builder.map_err(|error| error.to_string())
 }
 
-fn for_nodes(
-    peers: &Arc<PeerTls>,
-    others: Option<CertifiedKey>,
-) -> Result<ServerConfig, String> {
+fn for_nodes(peers: &Arc<PeerTls>, others: Option<CertifiedKey>) -> Result<ServerConfig, String> {
     let certificates = ServerCertificates {
         fleet: Arc::clone(peers.certificate()),
         others: others.map(Arc::new),

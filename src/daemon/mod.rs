@@ -389,7 +389,9 @@ async fn serve(
     tasks.spawn(ssh_server::run(ssh, ssh_configs, stop.clone()));
     let limits = Limits::of(budget.connections).with_agents(budget.agents);
     let agent_requests = AgentRequests::new(&limits);
-    let peer_certificates = peers.start(&mut tasks, settings.fleet_files, args.resync).await;
+    let peer_certificates = peers
+        .start(&mut tasks, settings.fleet_files, args.resync)
+        .await;
     let target = Target {
         backend: Arc::new(api),
         agents: agent_requests.clone(),

@@ -79,7 +79,7 @@ impl Peers {
             loop {
                 tokio::select! {
                     () = changed.notified() => {}
-                    () = self.nodes_changed() => {}
+                    () = self.recheck_nodes() => {}
                     () = tokio::time::sleep(RETRY), if problem.is_some() => {}
                 }
                 self.read(&files, &sender, &mut problem).await;
@@ -91,15 +91,31 @@ impl Peers {
         }
     }
 
-    /// Returns when the objects of the fleet change while there are connections: a node may be gone.
-    async fn nodes_changed(&self) {
-        let link = self.slot.get().filter(|_| !self.connections.is_empty());
-        let Some(link) = link else {
-            // Looked at again when the files are.
-            return std::future::pending().await;
+    /// Checks the connections whenever the objects of the fleet change: a node may be gone. Never returns.
+    async fn recheck_nodes(&self) {
+        // Without a connection to etcd yet, it is looked for again when the files are read.
+        if let Some(link) = self.slot.get() {
+            let mut changes = link.subscribe();
+            while changes.changed().await.is_ok() {
+                self.recheck();
+            }
+        }
+        std::future::pending().await
+    }
+
+    fn recheck(&self) {
+        let Some(current) = self.tls.read().clone() else {
+            return;
         };
-        if link.subscribe().changed().await.is_err() {
-            std::future::pending().await
+        if self.connections.is_empty() {
+            return;
+        }
+        // Also certificates that have expired, and nodes that are gone.
+        for node in self
+            .connections
+            .recheck(&current, |node| self.is_gone(node))
+        {
+            info!(%node, "closed a connection: the node or its certificate is no longer accepted");
         }
     }
 
@@ -110,10 +126,10 @@ impl Peers {
         sender: &watch::Sender<api_server::Peers>,
         problem: &mut Option<String>,
     ) {
-        let current = match files.load().await {
+        match files.load().await {
             Ok(loaded) => {
                 *problem = None;
-                self.replace(loaded, sender)
+                self.replace(loaded, sender);
             }
             Err(why) => {
                 if problem.as_ref() != Some(&why) {
@@ -122,34 +138,23 @@ impl Peers {
                     self.report(EventType::Warning, EventReason::ApiListenerFailed, &message);
                 }
                 *problem = Some(why.clone());
-                let current = self.tls.read().clone();
-                if current.is_none() {
+                if self.tls.read().is_none() {
                     sender.send_replace(api_server::Peers::Failed(why));
                 }
-                current
             }
-        };
-        let Some(current) = current else { return };
-        // Also certificates that have expired, and nodes that are gone.
-        for node in self.connections.recheck(&current, |node| self.is_gone(node)) {
-            info!(%node, "closed a connection: the node or its certificate is no longer accepted");
         }
+        self.recheck();
     }
 
-    fn replace(
-        &self,
-        loaded: PeerTls,
-        sender: &watch::Sender<api_server::Peers>,
-    ) -> Option<Arc<PeerTls>> {
+    fn replace(&self, loaded: PeerTls, sender: &watch::Sender<api_server::Peers>) {
         let before = self.tls.read().clone();
-        if let Some(before) = before.filter(|before| **before == loaded) {
-            return Some(before);
+        if before.is_some_and(|before| *before == loaded) {
+            return;
         }
         let loaded = Arc::new(loaded);
         // Before the listener and the check of what is open: see `Registry::register`.
         *self.tls.write() = Some(Arc::clone(&loaded));
-        sender.send_replace(api_server::Peers::On(Arc::clone(&loaded)));
-        Some(loaded)
+        sender.send_replace(api_server::Peers::On(loaded));
     }
 
     fn report(&self, kind: EventType, reason: EventReason, message: &str) {
@@ -158,9 +163,7 @@ impl Peers {
     }
 
     fn is_local(&self, vm: &Name) -> bool {
-        self.engine
-            .store
-            .read(|world| world.vm_named(vm).is_some())
+        self.engine.store.read(|world| world.vm_named(vm).is_some())
     }
 }
 

@@ -141,7 +141,9 @@ impl Admission {
         // Half of the streams are reserved for privileged users.
         let is_full = match user {
             User::Privileged => total >= most,
-            User::Of(_) | User::Remote(_) | User::Forwarded(_) => by_user >= most / 4 || total >= most / 2,
+            User::Of(_) | User::Remote(_) | User::Forwarded(_) => {
+                by_user >= most / 4 || total >= most / 2
+            }
         };
         if is_full {
             return Err(format!(

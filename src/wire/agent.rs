@@ -153,10 +153,7 @@ pub(super) async fn ask<B: Backend>(
 }
 
 /// The endpoint of a request, and its path and query at the agent.
-pub(super) fn endpoint(
-    request: &Request,
-    prefix: usize,
-) -> Result<(Endpoint, Uri), Box<Response>> {
+pub(super) fn endpoint(request: &Request, prefix: usize) -> Result<(Endpoint, Uri), Box<Response>> {
     // As it was sent: what is decoded could be another path at the agent.
     let mut segments = request.uri().path().splitn(prefix + 1, '/');
     let path = segments.nth(prefix).unwrap_or_default();

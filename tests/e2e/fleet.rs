@@ -4,3 +4,4 @@
 mod kv;
 pub mod lab;
 mod pki;
+mod remote;

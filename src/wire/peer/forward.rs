@@ -202,6 +202,7 @@ impl Sending<'_> {
                 Ok(response)
             }
             (status, _) if status.is_informational() => Err(Failure::NoUpgrade),
+            (status, Some(_)) if status.is_success() => Err(Failure::NoUpgrade),
             (_, _) => {
                 let stop = link.peer.end().clone();
                 let body = PeerBody::new(answer.into_body(), limits.idle, link);
@@ -273,3 +274,6 @@ impl Sending<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

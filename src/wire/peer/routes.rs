@@ -162,7 +162,10 @@ mod tests {
 
     #[test]
     fn each_route_that_names_a_vm_is_in_the_table() {
-        let known: BTreeSet<String> = ROUTES.iter().map(|(route, ..)| (*route).to_owned()).collect();
+        let known: BTreeSet<String> = ROUTES
+            .iter()
+            .map(|(route, ..)| (*route).to_owned())
+            .collect();
         assert_eq!(known.len(), ROUTES.len(), "no route is listed twice");
         let all = routes();
         let unknown: Vec<_> = known.difference(&all).collect();
@@ -180,7 +183,10 @@ mod tests {
             (include_str!("../server.rs"), 7),
             (include_str!("../compat/mod.rs"), 20),
         ] {
-            let paths = text.split(".route(").skip(1).filter_map(|call| call.split('"').nth(1));
+            let paths = text
+                .split(".route(")
+                .skip(1)
+                .filter_map(|call| call.split('"').nth(1));
             let of_vms: Vec<&str> = paths.filter(|path| path.contains("{vm}")).collect();
             assert!(of_vms.len() > least, "{of_vms:?}");
             for path in of_vms {
@@ -215,17 +221,41 @@ mod tests {
                 "",
                 Some("g-1"),
             ),
-            ("/v1/objects/{kind}/{name}", "/v1/objects/vm/a", "", Some("a")),
-            ("/v1/objects/{kind}/{name}", "/v1/objects/vms/a", "", Some("a")),
-            ("/v1/objects/{kind}/{name}", "/v1/objects/hostgroup/a", "", None),
-            ("/v1/events", "/v1/events", "follow=true&object=vm%2Fa-1", Some("a-1")),
+            (
+                "/v1/objects/{kind}/{name}",
+                "/v1/objects/vm/a",
+                "",
+                Some("a"),
+            ),
+            (
+                "/v1/objects/{kind}/{name}",
+                "/v1/objects/vms/a",
+                "",
+                Some("a"),
+            ),
+            (
+                "/v1/objects/{kind}/{name}",
+                "/v1/objects/hostgroup/a",
+                "",
+                None,
+            ),
+            (
+                "/v1/events",
+                "/v1/events",
+                "follow=true&object=vm%2Fa-1",
+                Some("a-1"),
+            ),
             ("/v1/events", "/v1/events", "object=vm/a", Some("a")),
             ("/v1/events", "/v1/events", "object=vm/a&object=vm/b", None),
             ("/v1/events", "/v1/events", "object=host", None),
             ("/v1/events", "/v1/events", "", None),
             ("/v1/apply", "/v1/apply", "object=vm/a", None),
         ] {
-            assert_eq!(name(route, path, query).as_deref(), expected, "{path}?{query}");
+            assert_eq!(
+                name(route, path, query).as_deref(),
+                expected,
+                "{path}?{query}"
+            );
         }
     }
 }

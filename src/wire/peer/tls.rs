@@ -262,7 +262,9 @@ fn lists(pem: Option<&[u8]>) -> Result<Lists, Invalid> {
         return Ok(Lists::default());
     };
     let all: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem).collect();
-    let all = all.ok().filter(|all| (1..=MAX_ENTRIES).contains(&all.len()));
+    let all = all
+        .ok()
+        .filter(|all| (1..=MAX_ENTRIES).contains(&all.len()));
     let all = all.ok_or_else(|| {
         invalid(
             "crl",
