@@ -20,6 +20,7 @@ pub mod edit;
 mod effects;
 pub mod events;
 pub mod failure;
+mod fleet_events;
 mod footer;
 pub mod fs;
 pub mod get;
@@ -173,6 +174,7 @@ async fn get_or_events(client: &Client, args: GetArgs) -> Result<(), Failure> {
     let events = EventsArgs {
         object: args.targets[1..].to_vec(),
         watch: args.watch,
+        fleet: false,
         output,
     };
     events::events(client, events).await

@@ -197,7 +197,7 @@ fn weight(request: &Request) -> Weight {
         _ if compat::is_list_of_agents(path) => Weight::List,
         "apply" | "diff" | "names" | "gc" | "doctor" => Weight::Heavy,
         rest if is_agent_path(rest) => Weight::Agent,
-        "watch" if is_get => Weight::Stream,
+        "watch" | "fleet/events" if is_get => Weight::Stream,
         _ if is_stream && is_get => Weight::Stream,
         rest if rest.starts_with("objects/") && is_get => Weight::List,
         _ => Weight::Light,

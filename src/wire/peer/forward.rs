@@ -87,10 +87,37 @@ impl Peers {
             peers: self,
             fleet: &**fleet,
             caller,
-            vm: &to.vm,
             place,
         };
-        sent.run(to.patience, is_stream, request).await
+        sent.run(&to.vm, to.patience, is_stream, request).await
+    }
+
+    /// Asks a node.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub(super) async fn get(
+        &self,
+        caller: &Client,
+        place: &Place,
+        path: &str,
+        timeouts: Timeouts,
+    ) -> Result<Response, String> {
+        let shown = |failure: Failure| failure.sentence(None, place);
+        let fleet = self.fleet.as_deref().ok_or(Failure::NoCertificates);
+        let sending = Sending {
+            peers: self,
+            fleet: fleet.map_err(shown)?,
+            caller,
+            place,
+        };
+        let request = axum::http::Request::get(path).body(Body::empty());
+        let request = request.map_err(|error| error.to_string())?;
+        let limits = Limits {
+            timeouts,
+            permit: None,
+        };
+        sending.send(limits, request).await.map_err(shown)
     }
 }
 
@@ -106,28 +133,41 @@ struct Sending<'s> {
     peers: &'s Peers,
     fleet: &'s dyn Fleet,
     caller: &'s Client,
-    vm: &'s Name,
     place: &'s Place,
+}
+
+/// How long a node may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timeouts {
+    /// Until the head of the response; `None`: as long as both sides are connected.
+    pub(super) head: Option<Duration>,
+    /// Between two parts of the body.
+    pub(super) idle: Option<Duration>,
 }
 
 /// The limits of a request.
 struct Limits {
-    head: Option<Duration>,
-    idle: Option<Duration>,
+    timeouts: Timeouts,
     permit: Option<Arc<AgentPermit>>,
 }
 
 impl Sending<'_> {
-    async fn run(&self, patience: Patience, is_stream: bool, request: Request) -> Response {
-        let limits = match self.limits(patience, is_stream, &request) {
+    async fn run(
+        &self,
+        vm: &Name,
+        patience: Patience,
+        is_stream: bool,
+        request: Request,
+    ) -> Response {
+        let limits = match self.limits(vm, patience, is_stream, &request) {
             Ok(limits) => limits,
             Err(response) => return *response,
         };
         let is_of_agent = limits.permit.is_some();
         let sent = self.send(limits, request).await;
         let mut response = sent.unwrap_or_else(|failure| {
-            tracing::debug!(vm = %self.vm, node = %self.place.node, ?failure, "a request was not forwarded");
-            failure.response(self.vm, self.place)
+            tracing::debug!(%vm, node = %self.place.node, ?failure, "a request was not forwarded");
+            failure.response(vm, self.place)
         });
         if is_of_agent && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let close = HeaderValue::from_static("close");
@@ -139,19 +179,22 @@ impl Sending<'_> {
     /// The limits; those of requests to agents are counted as on this node.
     fn limits(
         &self,
+        vm: &Name,
         patience: Patience,
         is_stream: bool,
         request: &Request,
     ) -> Result<Limits, Box<Response>> {
         if patience != Patience::Stream {
             return Ok(Limits {
-                head: patience.head(),
-                idle: (!is_stream).then_some(IDLE),
+                timeouts: Timeouts {
+                    head: patience.head(),
+                    idle: (!is_stream).then_some(IDLE),
+                },
                 permit: None,
             });
         }
         let (endpoint, path) = agent::endpoint(request, agent::prefix(request.uri().path()))?;
-        let acquired = self.peers.agents.acquire(self.caller.user, self.vm);
+        let acquired = self.peers.agents.acquire(self.caller.user, vm);
         let permit = Arc::new(acquired.map_err(|error| Box::new(busy(error)))?);
         self.caller.connection.forwards(Arc::clone(&permit));
         let head = match endpoint.head_timeout(path.query().unwrap_or_default()) {
@@ -159,8 +202,7 @@ impl Sending<'_> {
             HeadTimeout::AfterBody(_) | HeadTimeout::Never => None,
         };
         Ok(Limits {
-            head,
-            idle: None,
+            timeouts: Timeouts { head, idle: None },
             permit: Some(permit),
         })
     }
@@ -178,7 +220,7 @@ impl Sending<'_> {
         } = connection;
         let request = self.request(request, host, upgrade.is_some())?;
         let sending = sender.send_request(request);
-        let answer = match limits.head {
+        let answer = match limits.timeouts.head {
             None => sending.await?,
             Some(limit) => tokio::time::timeout(limit, sending)
                 .await
@@ -205,7 +247,7 @@ impl Sending<'_> {
             (status, Some(_)) if status.is_success() => Err(Failure::NoUpgrade),
             (_, _) => {
                 let stop = link.peer.end().clone();
-                let body = PeerBody::new(answer.into_body(), limits.idle, link);
+                let body = PeerBody::new(answer.into_body(), limits.timeouts.idle, link);
                 *response.body_mut() = Body::new(StoppableBody::new(body, stop));
                 Ok(response)
             }

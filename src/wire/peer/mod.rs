@@ -19,6 +19,7 @@
 //! | `verifier` | whether a server is the node that is expected |
 
 mod connect;
+pub(super) mod events;
 mod failure;
 pub(super) mod forward;
 pub(super) mod incoming;

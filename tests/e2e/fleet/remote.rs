@@ -221,9 +221,32 @@ fn commands_for_a_vm_on_another_node_work_as_on_its_own() {
         assert!(events.contains("(uid 0) on node node-a"), "{events}");
         power(fleet);
         follows_logs(fleet);
+        events_of_all(fleet);
         let unknown = fleet.fails(&["logs", "box-9"]);
         assert!(unknown.contains("vm/box-9 not found"), "{unknown}");
     });
+}
+
+fn events_of_all(fleet: &Fleet) {
+    let events = fleet.succeeds(&["events", "--fleet"]);
+    assert!(events.starts_with("NODE "), "{events}");
+    for expected in ["node-a", "node-b", "GuestAccess"] {
+        assert!(events.contains(expected), "{expected}: {events}");
+    }
+    // A node that does not answer is reported, and is no error.
+    fleet.a.write(
+        "places.json",
+        &json!({"vms": {VM: "node-b"}, "nodes": {"node-b": url(B), "node-c": url("10.66.0.9")}})
+            .to_string(),
+    );
+    let output = fleet.run(&["events", "--fleet", "-o", "json"]);
+    assert!(output.status.success());
+    let errors = text(&output.stderr);
+    assert!(
+        errors.contains("there is no answer of node node-c"),
+        "{errors}"
+    );
+    assert!(text(&output.stdout).contains(r#""node":"node-b""#));
 }
 
 fn power(fleet: &Fleet) {
@@ -261,11 +284,8 @@ fn input_copies_and_connections_pass_between_nodes() {
         assert!(fs::read(&in_vm).expect("read") == content);
         fleet.succeeds(&["vm", "cp", &vm, "back"]);
         assert!(fs::read(fleet.file("back")).expect("read") == content);
-        let listed = fleet.succeeds(&[
-            "fs",
-            "ls",
-            &format!("{VM}:{}", fleet.a.dir.path().display()),
-        ]);
+        let directory = fleet.a.dir.path().display().to_string();
+        let listed = fleet.succeeds(&["fs", "ls", VM, &directory]);
         assert!(listed.contains("in-vm"), "{listed}");
         forwards_a_port(fleet, &content[..4 << 20]);
         a_client_that_goes_ends_its_command(fleet);
@@ -482,9 +502,10 @@ fn requests_to_agents_of_other_nodes_are_limited_by_the_node_of_the_user() {
     with_fleet_of(Some((512, 512)), |fleet| {
         let words = ["vm", "exec", VM, "--uid", "0", "--", "sleep", "1000"];
         let mut running = Vec::new();
-        // The limit is an eighth of the files, and a half of it for one VM.
-        for _ in 0..32 {
+        // The limit is an eighth of the files, and a half of it for one VM. More, one after another: node-a has few connections.
+        for _ in 0..40 {
             running.push(Killed(fleet.ctl(&words).spawn().expect("slicectl")));
+            std::thread::sleep(Duration::from_millis(50));
         }
         fleet.b.until("the limit", || {
             let output = fleet.run(&["vm", "exec", VM, "--uid", "0", "--", "true"]);

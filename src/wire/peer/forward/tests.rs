@@ -111,12 +111,13 @@ impl Bench {
             peers: &self.peers,
             fleet: self.peers.fleet.as_deref().unwrap(),
             caller: &self.caller,
-            vm: &vm,
             place: &place,
         };
         let limits = Limits {
-            head,
-            idle: Some(Duration::from_millis(300)),
+            timeouts: Timeouts {
+                head,
+                idle: Some(Duration::from_millis(300)),
+            },
             permit: None,
         };
         let sent = sending.send(limits, request("/v1/logs/b-1?lines=1")).await;
