@@ -7,4 +7,5 @@ pub mod hosts;
 mod kv;
 pub mod lab;
 mod pki;
-// mod verbs;
+mod remote;
+mod verbs;
