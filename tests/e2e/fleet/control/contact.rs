@@ -85,8 +85,9 @@ fn the_user_of_a_node_may_do_what_the_connection_of_a_node_does() {
         fleet.bound(4).await;
         let link = &fleet.nodes[0].link;
         let reported = || {
-            let all = link.read(|mirror, _| mirror.statuses.values().map(|it| it.len()).sum());
-            (4_usize == all).then_some(())
+            let all: usize =
+                link.read(|mirror, _| mirror.statuses.values().map(|it| it.len()).sum());
+            (all == 4).then_some(())
         };
         until("the VMs are reported", LONG, reported).await;
         for node in &fleet.nodes {
