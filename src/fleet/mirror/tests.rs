@@ -1,3 +1,6 @@
+//! What a mirror is after lists and changes.
+//! Out of scope: etcd.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
