@@ -8,6 +8,7 @@
 //!   under the terms of the replacement, or with `moving_from`, until which the new node does not start it.
 //! - Each binding and each release increments the epoch of the VM.
 //! - A node has at most what it has: a copy that may exist uses its node, also while it is deleted.
+//! - A node gets a subnet for a group in bridge mode with `subnets` before the first VM of the group is bound to it (`subnets`).
 //! - The same view has the same plan. A plan of a view in which nothing is to be done is empty.
 //!
 //! # What a node does

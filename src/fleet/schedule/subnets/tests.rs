@@ -1,3 +1,6 @@
+//! Subnets of groups in bridge mode: examples and laws.
+//! Out of scope: writing them.
+
 use proptest::prelude::*;
 
 use super::super::tests::world::{World, actions, name};
