@@ -43,6 +43,19 @@ pub struct Event {
     pub kind: EventType,
 }
 
+/// An event of a node of a fleet, or why its events cannot be had: one of both.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FleetEvent {
+    /// The node.
+    pub node: Name,
+    /// The event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event: Option<Event>,
+    /// A sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
 /// A reference to the object of an event; as text `vm/sandbox-1`, `manifest/<file name>` or `host`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

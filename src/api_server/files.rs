@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use super::tls::Identity;
-use super::{Config, tls, token};
+use super::{Config, Peers, token};
+use crate::api::manifest::settings::api::Bind;
 use crate::wire::Token;
 
 /// How long files may take to be read: they may be on a file system that does not answer.
@@ -28,14 +29,27 @@ pub(super) async fn token(config: &Config) -> Result<Option<Token>, String> {
 ///
 /// # Errors
 /// The pair cannot be used; the text has the setting and the file.
-pub(super) async fn identity(config: &Config) -> Result<Option<Identity>, String> {
-    let Some((cert, key)) = config.listener.tls.clone() else {
+pub(super) async fn identity(config: &Config, peers: &Peers) -> Result<Option<Identity>, String> {
+    if matches!(config.listener.bind, Bind::Unix(_)) {
         return Ok(None);
+    }
+    let own = config.listener.tls.clone();
+    let peers = match peers {
+        Peers::On(peers) => Some(peers.clone()),
+        Peers::Off => None,
+        // Nodes are not accepted, all others are.
+        Peers::Failed(_) if own.is_some() => None,
+        Peers::Failed(why) => return Err(why.clone()),
     };
-    within(move || tls::load(&cert, &key)).await.map(Some)
+    within(move || match (own, peers) {
+        (Some((cert, key)), peers) => Identity::of_files((&cert, &key), peers).map(Some),
+        (None, Some(peers)) => Identity::of_fleet(peers).map(Some),
+        (None, None) => Ok(None),
+    })
+    .await
 }
 
-async fn within<T: Send + 'static>(
+pub(super) async fn within<T: Send + 'static>(
     load: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
     let loading = tokio::task::spawn_blocking(load);

@@ -8,7 +8,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::running::Running;
-use super::{Config, Progress, Report, files};
+use super::{Config, Peers, Progress, Report, files};
 use crate::wire::limits::Limits;
 use crate::wire::{AgentRequests, Auth, Backend, Page, Server, Token};
 
@@ -23,6 +23,8 @@ pub struct Target<B> {
     pub agents: AgentRequests,
     /// The limits of this listener.
     pub limits: Limits,
+    /// The certificates of the fleet, as they change.
+    pub peers: watch::Receiver<Peers>,
 }
 
 /// What one pass has changed, and why the settings are not in effect.
@@ -50,7 +52,7 @@ impl Pass {
 
 /// Serves clients as the settings say, until `stop`. `files`: the files may have changed.
 pub async fn run<B: Backend>(
-    target: Target<B>,
+    mut target: Target<B>,
     mut configs: watch::Receiver<Option<Config>>,
     files: Arc<Notify>,
     report: impl Fn(Progress) + Send + Sync,
@@ -60,6 +62,7 @@ pub async fn run<B: Backend>(
     let (mut is_known, mut last) = (false, None);
     loop {
         let desired = configs.borrow_and_update().clone();
+        target.peers.mark_unchanged();
         let mut pass = match &desired {
             Some(config) => follow(&target, config, &mut running).await,
             None => {
@@ -95,6 +98,7 @@ pub async fn run<B: Backend>(
                 break;
             },
             () = files.notified(), if desired.is_some() => {}
+            Ok(()) = target.peers.changed() => {}
             () = tokio::time::sleep(RETRY), if !is_applied => {}
             () = accept_all(running.as_mut()) => {}
         }
@@ -138,7 +142,8 @@ async fn follow<B: Backend>(
         Ok(token) => token,
         Err(why) => return close(running, why),
     };
-    let identity = match files::identity(config).await {
+    let peers = target.peers.borrow().clone();
+    let identity = match files::identity(config, &peers).await {
         Ok(identity) => identity,
         // What is to be encrypted is not served without.
         Err(why) if running.as_ref().is_none_or(Running::is_readable) => {
@@ -219,7 +224,8 @@ async fn keep<B: Backend>(
         Ok(token) => token,
         Err(why) => return close(running, why),
     };
-    let identity = match files::identity(&now.config).await {
+    let peers = target.peers.borrow().clone();
+    let identity = match files::identity(&now.config, &peers).await {
         Ok(identity) => identity,
         Err(_) => now.identity.clone(),
     };

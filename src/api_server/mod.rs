@@ -12,6 +12,7 @@
 //! | the token, or whether one is needed | connections end: whoever had the old token has no stream or shell left |
 //! | whether there is a web page | connections end |
 //! | the certificate | the next connections get it; connections that exist go on |
+//! | the authorities of the fleet, or its lists of revoked certificates | the next connections are checked by them; those of nodes that are no longer accepted end |
 //! | an address in use, a certificate or key that is invalid | it is reported, and what listens goes on |
 //!
 //! What protects the listener fails closed:
@@ -25,12 +26,14 @@
 //! | file | content |
 //! |---|---|
 //! | `files` | reads the token and the certificate |
+//! | `fleet` | reads the certificates of the fleet, by which nodes are accepted |
 //! | `listener` | follows the settings |
 //! | `running` | a socket that listens |
 //! | `tls` | certificate and key |
 //! | `token` | the file with the token |
 
 mod files;
+mod fleet;
 mod listener;
 mod running;
 mod tls;
@@ -41,6 +44,7 @@ use std::path::{Path, PathBuf};
 
 use crate::api::manifest::settings::api::ApiListener;
 
+pub use fleet::{FleetFiles, Peers};
 pub use listener::{Target, run};
 
 /// The settings.
@@ -78,6 +82,8 @@ pub enum Report {
     TokenChanged,
     /// Another certificate is used.
     CertificateChanged,
+    /// Other certificates of nodes are accepted.
+    NodesChanged,
     /// It is no longer configured.
     Off,
 }

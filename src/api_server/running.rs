@@ -151,6 +151,10 @@ impl<B: Backend> Running<B> {
         identity: Option<Identity>,
     ) -> Option<Report> {
         let is_other = identity != self.identity;
+        let is_same_certificate = match (&self.identity, &identity) {
+            (Some(before), Some(now)) => before.is_same_certificate(now),
+            _ => false,
+        };
         let is_moved = identity.is_some() != self.identity.is_some()
             || self.token.is_none() != token.is_none();
         let is_rotated = self.token != token;
@@ -163,6 +167,7 @@ impl<B: Backend> Running<B> {
         match () {
             () if is_moved || has_other_page && !is_rotated => Some(Report::Listening(self.text())),
             () if is_rotated => Some(Report::TokenChanged),
+            () if is_other && is_same_certificate => Some(Report::NodesChanged),
             () if is_other => Some(Report::CertificateChanged),
             () => None,
         }

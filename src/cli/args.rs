@@ -348,6 +348,9 @@ pub struct EventsArgs {
     /// Keep watching for new events
     #[arg(short, long)]
     pub watch: bool,
+    /// The events of all nodes of the fleet; a node that does not answer is reported on standard error
+    #[arg(long)]
+    pub fleet: bool,
     /// Output format; json prints one line per event
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: EventsFormat,

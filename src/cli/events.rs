@@ -7,6 +7,7 @@ use futures::{StreamExt, TryStreamExt};
 use super::age::age;
 use super::args::EventsArgs;
 use super::failure::{Failure, note};
+use super::fleet_events;
 use super::output::EventsFormat;
 use super::paint::Colors;
 use super::print;
@@ -26,6 +27,9 @@ type Stream = BoxStream<'static, Result<Event, ClientError>>;
 /// `events [-w] [OBJECT]`.
 pub async fn events(client: &Client, args: EventsArgs) -> Result<(), Failure> {
     let object = object(&args.object)?;
+    if args.fleet {
+        return fleet_events::events(client, object.as_ref(), args.watch, args.output).await;
+    }
     let span = match args.watch {
         true => StreamMode::Follow,
         false => StreamMode::Once,
@@ -160,8 +164,8 @@ async fn reopen(
     }
 }
 
-fn header(columns: Columns) -> Table {
-    let titles = match columns {
+pub(super) fn titles(columns: Columns) -> Vec<&'static str> {
+    match columns {
         Columns::Narrow => vec!["LAST SEEN", "TYPE", "REASON", "OBJECT", "COUNT", "MESSAGE"],
         Columns::Wide => vec![
             "LAST SEEN",
@@ -172,11 +176,14 @@ fn header(columns: Columns) -> Table {
             "COUNT",
             "MESSAGE",
         ],
-    };
-    Table::new(titles, Colors::for_stdout())
+    }
 }
 
-fn row(event: &Event, columns: Columns) -> Vec<Field> {
+fn header(columns: Columns) -> Table {
+    Table::new(titles(columns), Colors::for_stdout())
+}
+
+pub(super) fn row(event: &Event, columns: Columns) -> Vec<Field> {
     let mut row = vec![
         age(event.time, clock::now()).into(),
         Field::with_severity(event.kind.to_string(), event.kind),

@@ -21,6 +21,7 @@ mod effects;
 pub mod events;
 pub mod failure;
 mod fleet;
+mod fleet_events;
 mod footer;
 pub mod fs;
 pub mod get;
@@ -190,6 +191,7 @@ async fn get_or_events(client: &Client, args: GetArgs) -> Result<(), Failure> {
     let events = EventsArgs {
         object: args.targets[1..].to_vec(),
         watch: args.watch,
+        fleet: false,
         output,
     };
     events::events(client, events).await

@@ -7,6 +7,7 @@ mod sources;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -51,6 +52,7 @@ use crate::reconcile::host_network;
 use crate::reconcile::vmm::VmmPaths;
 use crate::store::{self, Txn};
 use crate::wire::backend::{HostFigure, LogOutput, LogStart};
+use crate::wire::peer::Fleet;
 use crate::wire::{Backend, Deletion, Detail, Effect, Refusal, StreamMode};
 
 /// A change is stored without warnings if they cannot be computed within this time.
@@ -343,6 +345,10 @@ impl Backend for AppState {
 
     fn accept_failed(&self, error: &io::Error) {
         crate::host::error::record_exhaustion(error);
+    }
+
+    fn fleet(&self) -> Option<Arc<dyn Fleet>> {
+        Some(Arc::clone(&self.peers) as Arc<dyn Fleet>)
     }
 
     async fn version(&self) -> ServerInfo {

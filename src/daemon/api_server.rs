@@ -1,7 +1,9 @@
 //! Runs the second listener of the API with the settings file, the token and the certificate. Changes apply at once.
 //! Out of scope: the listener ([`crate::api_server`]).
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,7 +47,7 @@ pub(super) async fn run(
     let serving = api_server::run(target, configs.clone(), files.clone(), report, stop);
     tokio::select! {
         () = serving => {}
-        () = follow(configs, &files, resync) => {}
+        () = follow(configs, Config::directories, &files, resync) => {}
     }
 }
 
@@ -62,6 +64,10 @@ fn text(report: Report) -> (EventType, EventReason, String) {
             (normal, changed, message)
         }
         Report::CertificateChanged => (normal, changed, "API has another certificate".to_owned()),
+        Report::NodesChanged => {
+            let message = "API accepts other certificates of nodes".to_owned();
+            (normal, changed, message)
+        }
         Report::Off => (
             normal,
             changed,
@@ -80,12 +86,17 @@ fn text(report: Report) -> (EventType, EventReason, String) {
 }
 
 /// Notifies of every change in the directories of the files. Never returns while the daemon runs.
-async fn follow(mut configs: watch::Receiver<Option<Config>>, files: &Notify, resync: Duration) {
+pub(super) async fn follow<T: Clone>(
+    mut configs: watch::Receiver<Option<T>>,
+    directories: impl Fn(&T) -> BTreeSet<PathBuf>,
+    files: &Notify,
+    resync: Duration,
+) {
     let any = |_: &OsStr| true;
     loop {
         let config = configs.borrow_and_update().clone();
         let (mut watches, mut interval) = (Vec::new(), resync);
-        for dir in config.iter().flat_map(Config::directories) {
+        for dir in config.iter().flat_map(&directories) {
             match Watch::of(&dir, any).await {
                 Ok(watch) => watches.push(watch),
                 Err(_) => interval = POLL_INTERVAL,

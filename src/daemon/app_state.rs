@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::fleet::Slot;
 use super::intake_loop::IntakeLoop;
+use super::peers::Peers;
 use super::watches::Watches;
 use crate::api::meta::Timestamp;
 use crate::api::view::Check;
@@ -33,6 +34,8 @@ pub struct AppState {
     pub(super) api_problem: ApiProblem,
     /// The connection to the fleet.
     pub(super) fleet: Arc<Slot>,
+    /// The other nodes, as the API sees them.
+    pub(super) peers: Arc<Peers>,
 }
 
 impl AppState {
@@ -43,6 +46,7 @@ impl AppState {
         watches: Arc<Watches>,
         api_problem: ApiProblem,
         fleet: Arc<Slot>,
+        peers: Arc<Peers>,
         args: &Args,
     ) -> Self {
         Self {
@@ -58,6 +62,7 @@ impl AppState {
             watches,
             api_problem,
             fleet,
+            peers,
         }
     }
 }

@@ -29,6 +29,7 @@ mod not_found;
 mod objects;
 mod once;
 mod orders;
+mod peers;
 mod power;
 mod prepare;
 mod reach;
@@ -331,15 +332,21 @@ async fn serve(
     let watches = Arc::new(Watches::new(engine.store.events()));
     let api_problem = ApiProblem::default();
     let fleet = Arc::new(fleet::Slot::default());
+    let peers = Arc::new(peers::Peers::new(
+        Arc::clone(&fleet),
+        engine.clone(),
+        settings.fleet_files.as_ref(),
+    ));
     let new_state = || {
         let (watches, api_problem) = (Arc::clone(&watches), Arc::clone(&api_problem));
-        let fleet = Arc::clone(&fleet);
+        let (fleet, peers) = (Arc::clone(&fleet), Arc::clone(&peers));
         AppState::new(
             engine.clone(),
             intake.clone(),
             watches,
             api_problem,
             fleet,
+            peers,
             &args,
         )
     };
@@ -386,10 +393,14 @@ async fn serve(
     tasks.spawn(ssh_server::run(ssh, ssh_configs, stop.clone()));
     let limits = Limits::of(budget.connections).with_agents(budget.agents);
     let agent_requests = AgentRequests::new(&limits);
+    let peer_certificates = peers
+        .start(&mut tasks, settings.fleet_files, args.resync)
+        .await;
     let target = Target {
         backend: Arc::new(api),
         agents: agent_requests.clone(),
         limits: Limits::remote(budget.remote).with_agents(budget.agents),
+        peers: peer_certificates,
     };
     let mut api = tokio::spawn(api_server::run(
         target,

@@ -9,6 +9,7 @@ use super::fleet;
 use crate::api::allowed::AllowedDirectories;
 use crate::api::manifest::settings::fleet::FleetSettings;
 use crate::api::manifest::{self, Source, settings};
+use crate::api::meta::Name;
 use crate::api::vmm_ids::IdRange;
 use crate::api_server;
 use crate::cli::sliced::Args;
@@ -84,6 +85,8 @@ pub(super) struct FromFile {
     pub api: Option<api_server::Config>,
     /// The fleet.
     pub fleet: Option<fleet::Config>,
+    /// The certificates of the fleet.
+    pub fleet_files: Option<api_server::FleetFiles>,
 }
 
 /// Values of the command line or the environment take precedence over the file, and the file over the defaults.
@@ -102,6 +105,7 @@ pub(super) fn read_all(args: &Args) -> Result<FromFile, Error> {
         },
         removal_grace: grace.unwrap_or(REMOVAL_GRACE),
         ssh,
+        fleet_files: file.fleet.as_ref().and_then(fleet_files),
         fleet: fleet_config(file.fleet, api.as_ref()),
         api,
     })
@@ -119,6 +123,25 @@ fn ssh_config(args: &Args, file: &settings::Settings) -> Option<ssh::Config> {
         host_key: host_key.unwrap_or_else(|| args.state_dir.join(HOST_KEY)),
         keys: file.ssh_keys.clone().unwrap_or_default(),
     })
+}
+
+/// The files with the certificates of the fleet; `None` without TLS, or if the host name is no name of a node.
+fn fleet_files(fleet: &FleetSettings) -> Option<api_server::FleetFiles> {
+    let tls = fleet.tls.clone()?;
+    Some(api_server::FleetFiles {
+        node: fleet.node.clone().or_else(host_name)?,
+        ca: tls.ca,
+        cert: tls.cert,
+        key: tls.key,
+        crl: fleet.crl.clone(),
+    })
+}
+
+/// The host name up to the first dot.
+fn host_name() -> Option<Name> {
+    let system = rustix::system::uname();
+    let name = system.nodename().to_str().ok()?.split('.').next()?;
+    Name::new(name).ok()
 }
 
 /// The token of the API in the state directory.

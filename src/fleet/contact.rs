@@ -136,6 +136,7 @@ impl Contact {
                 alive,
             } => self.renew(ticket, header, alive, now),
             Event::Listed { ticket, header } => self.list(ticket, header, now),
+            Event::Watched { header } => self.watch(header),
             Event::WatchBroken => {
                 let progress = self.progress;
                 self.lose(Cause::WatchBroken, now);
@@ -262,6 +263,18 @@ impl Contact {
             self.gap = Duration::ZERO;
         }
         true
+    }
+
+    /// Raises the revision: a cluster that is restored to one between that of the last renewal and this one is noticed.
+    fn watch(&mut self, header: Header) -> bool {
+        let Some(facts) = &mut self.facts else {
+            return false;
+        };
+        let is_same = facts.cluster_id == header.cluster_id && facts.unaccepted.is_none();
+        if is_same {
+            facts.revision = facts.revision.max(header.revision);
+        }
+        is_same
     }
 
     /// Whether a response is of the cluster of the fleet and of its present history. Stores what was found.

@@ -209,3 +209,30 @@ fn remember(slot: &mut Option<String>, what: &str, failure: Option<&Failure>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The daemon runs both as tasks.
+    #[allow(dead_code, reason = "it is compiled")]
+    fn tasks_can_run_on_any_thread(control: &Control, link: &Link) {
+        fn is_send<T: Send>(_: T) {}
+        is_send(control.run(CancellationToken::new()));
+        let store = |_| std::future::ready(Ok(()));
+        is_send(link.run(store, CancellationToken::new()));
+    }
+
+    #[test]
+    fn an_error_is_remembered_until_it_is_solved() {
+        let mut slot = None;
+        remember(
+            &mut slot,
+            "cannot write",
+            Some(&Failure::Other("no".into())),
+        );
+        assert_eq!(slot.as_deref(), Some("cannot write: no"));
+        remember(&mut slot, "cannot write", None);
+        assert_eq!(slot, None);
+    }
+}

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::contact::{Boottime, Contact, Event, Facts, Header, State as ContactState, Ticket};
+use super::contact::{Boottime, Contact, Event, Facts, Header, Ticket};
 use super::kv;
 use super::mirror::Mirror;
 use crate::api::meta::Name;
@@ -26,6 +26,8 @@ mod errors;
 mod objects;
 mod renewal;
 mod retry;
+#[cfg(test)]
+mod tests;
 
 use errors::Errors;
 pub(super) use retry::{Backoff, jittered};
@@ -295,14 +297,6 @@ impl Link {
 /// The facts that are stored before anything is done on them.
 fn decisive(facts: Facts) -> (u64, Option<Header>) {
     (facts.cluster_id, facts.unaccepted)
-}
-
-/// Whether the responses of this cluster are not those of the fleet.
-fn is_other_history(contact: &Contact) -> bool {
-    matches!(
-        contact.state(boottime()),
-        ContactState::WrongCluster { .. } | ContactState::Rewound { .. }
-    )
 }
 
 impl From<kv::Header> for Header {

@@ -11,6 +11,7 @@ use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use super::auth::{Auth, HEALTH};
 use super::browser;
@@ -22,6 +23,8 @@ use super::limits::{
     SMALL_RESPONSE,
 };
 use super::origin::Origin;
+use super::peer::incoming::Forwarded;
+use super::peer::{PeerConnection, Peers};
 use super::problem::problem;
 use super::ui::{self, Page};
 use super::user::User;
@@ -36,6 +39,15 @@ pub(super) struct Client {
     pub(super) origin: Origin,
     pub(super) user: User,
     pub(super) connection: Arc<Connection>,
+    /// The node of the fleet at the other end, if it is one.
+    pub(super) peer: Option<Arc<PeerConnection>>,
+}
+
+impl Client {
+    /// Cancelled when its requests must end: with the daemon, or when the certificate of a node is revoked.
+    pub(super) fn stop(&self, daemon: &CancellationToken) -> CancellationToken {
+        self.peer.as_ref().map_or(daemon, |peer| peer.end()).clone()
+    }
 }
 
 /// The limits that requests share. Privileged users have separate ones.
@@ -45,6 +57,7 @@ pub(super) struct Admission {
     auth: Auth,
     page: Page,
     connections: Arc<Connections>,
+    peers: Arc<Peers>,
     privileged: Quota,
     others: Quota,
     streams: parking_lot::Mutex<Vec<User>>,
@@ -78,11 +91,13 @@ impl Admission {
         auth: Auth,
         page: Page,
         connections: Arc<Connections>,
+        peers: Arc<Peers>,
     ) -> Self {
         Self {
             auth,
             page,
             connections,
+            peers,
             privileged: Quota::of(&limits),
             others: Quota::of(&limits),
             streams: parking_lot::Mutex::default(),
@@ -108,7 +123,7 @@ impl Admission {
     fn share(&self, user: User) -> &Quota {
         match user {
             User::Privileged => &self.privileged,
-            User::Of(_) | User::Remote(_) => &self.others,
+            User::Of(_) | User::Remote(_) | User::Forwarded(_) => &self.others,
         }
     }
 
@@ -126,7 +141,9 @@ impl Admission {
         // Half of the streams are reserved for privileged users.
         let is_full = match user {
             User::Privileged => total >= most,
-            User::Of(_) | User::Remote(_) => by_user >= most / 4 || total >= most / 2,
+            User::Of(_) | User::Remote(_) | User::Forwarded(_) => {
+                by_user >= most / 4 || total >= most / 2
+            }
         };
         if is_full {
             return Err(format!(
@@ -183,7 +200,7 @@ fn weight(request: &Request) -> Weight {
         // Each reads all objects of the fleet.
         rest if rest.starts_with("fleet/") && is_get => Weight::List,
         rest if is_agent_path(rest) => Weight::Agent,
-        "watch" if is_get => Weight::Stream,
+        "watch" | "fleet/events" if is_get => Weight::Stream,
         _ if is_stream && is_get => Weight::Stream,
         rest if rest.starts_with("objects/") && is_get => Weight::List,
         _ => Weight::Light,
@@ -205,10 +222,13 @@ pub(super) async fn admit(
     let connection = Arc::clone(&caller.connection);
     let weight = weight(&request);
     let result = work(&admission, &caller, weight, request, next).await;
-    let (response, stream_permit, permits) = match result {
+    let (mut response, stream_permit, permits) = match result {
         Ok((answer, AcquiredPermits { stream, permits })) => (answer, stream, permits),
         Err(refusal) => (refusal, None, Vec::new()),
     };
+    if caller.peer.is_some() {
+        admission.peers.sign(&mut response);
+    }
     let is_stream = stream_permit.is_some() && response.status().is_success();
     connection.answers(clock::monotonic(), is_stream, permits);
     response.map(|body| Body::new(TrackedBody::new(body, connection, stream_permit)))
@@ -254,14 +274,31 @@ async fn work(
         return Ok((next.run(request).await, AcquiredPermits::default()));
     }
     let (method, uri, headers) = (request.method(), request.uri(), request.headers());
-    let checked = admission.auth.check(&caller.origin, method, uri, headers);
-    checked.map_err(|refusal| *refusal)?;
+    let forwarded = admission
+        .peers
+        .forwarded(caller.peer.as_deref(), headers)
+        .map_err(|refusal| *refusal)?;
+    if forwarded.is_none() {
+        let checked = admission.auth.check(&caller.origin, method, uri, headers);
+        checked.map_err(|refusal| *refusal)?;
+    }
     let has_bearer = admission.asks() && headers.contains_key(header::AUTHORIZATION);
     browser::check_origin(headers, has_bearer).map_err(|refusal| *refusal)?;
     if uri.path() != HEALTH {
         caller.connection.authenticated();
     }
-    let (request, body) = match weight {
+    // One hop at most.
+    let elsewhere = match forwarded {
+        Some(_) => None,
+        None => admission.peers.destination(&request),
+    };
+    let weight = match weight {
+        // The other node does the work.
+        Weight::Heavy | Weight::List if elsewhere.is_some() => Weight::Light,
+        weight => weight,
+    };
+    let caller = &of_request(caller, forwarded.as_ref());
+    let (mut request, body) = match weight {
         // It is not read into memory.
         Weight::Agent => (request, Vec::new()),
         _ => whole(admission, caller, request).await?,
@@ -285,14 +322,35 @@ async fn work(
         }
         Weight::Light | Weight::Agent => None,
     };
-    let handler = next.run(request);
-    let response = caller.origin.caller().scope(handler).await;
+    let is_stream = weight == Weight::Stream;
+    let response = match elsewhere {
+        Some(to) => {
+            admission
+                .peers
+                .forward(caller, to, is_stream, request)
+                .await
+        }
+        None => {
+            request.extensions_mut().insert(ConnectInfo(caller.clone()));
+            let user = forwarded.map_or_else(|| caller.origin.caller(), |it| it.caller);
+            user.scope(next.run(request)).await
+        }
+    };
     drop((turn_permit, body));
     let length = hyper::body::Body::size_hint(response.body()).lower();
     acquired
         .permits
         .extend(acquire_response_permit(admission, caller.user, length).await?);
     Ok((response, acquired))
+}
+
+/// The client of a request: a node forwards those of its users.
+fn of_request(caller: &Client, forwarded: Option<&Forwarded>) -> Client {
+    let user = forwarded.map_or(caller.user, |it| it.user);
+    Client {
+        user,
+        ..caller.clone()
+    }
 }
 
 /// Permits for a response of this length, until the client has read it. `None` if the response is too small to be counted.

@@ -5,11 +5,8 @@
 //! and a guest does not choose what a client does with a connection. Bodies are streams with back-pressure in both directions. The connection
 //! of the client is used for one request, and is closed when either side goes.
 
-use std::io;
 use std::path::Path as FilePath;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -18,9 +15,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, he
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
-use hyper::body::{Frame, SizeHint};
 use hyper::upgrade::OnUpgrade;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 
 use super::admission::{Client, busy};
 use super::agent_rules::{ERRORS, method, not_allowed};
@@ -30,7 +26,8 @@ use super::browser;
 use super::extract::Extract;
 use super::problem::problem;
 use super::shared::{ApiError, AppState, Shared, read};
-use super::tunnel;
+use super::stoppable::StoppableBody;
+use super::tunnel::{self, Far};
 use crate::api::meta::Name;
 use crate::api::plain_text;
 use crate::clock;
@@ -49,7 +46,7 @@ const ANSWER_LIMIT: usize = 1 << 20;
 const MESSAGE_LIMIT: usize = 1000;
 
 /// The headers of requests and responses that are forwarded.
-const FORWARDED: [HeaderName; 10] = [
+pub(super) const FORWARDED: [HeaderName; 10] = [
     header::CONTENT_TYPE,
     HeaderName::from_static("last-event-id"),
     HeaderName::from_static(protocol::UPSTREAM),
@@ -63,7 +60,7 @@ const FORWARDED: [HeaderName; 10] = [
 ];
 
 /// In addition, those of a request and its response that upgrade to WebSocket.
-const UPGRADE: [HeaderName; 3] = [
+pub(super) const UPGRADE: [HeaderName; 3] = [
     header::SEC_WEBSOCKET_KEY,
     header::SEC_WEBSOCKET_VERSION,
     header::SEC_WEBSOCKET_ACCEPT,
@@ -71,6 +68,16 @@ const UPGRADE: [HeaderName; 3] = [
 
 /// The number of segments before the path at the agent: `/v1/vms/{vm}/agent/`.
 const V1_PREFIX: usize = 5;
+/// The same of the REST API: `/vm/{vm}/`.
+pub(super) const PREFIX: usize = 3;
+
+/// The number of segments before the path at the agent.
+pub(super) fn prefix(path: &str) -> usize {
+    match path.starts_with("/v1/") {
+        true => V1_PREFIX,
+        false => PREFIX,
+    }
+}
 
 /// The handler of `/v1`.
 pub(super) async fn agent<B: Backend>(
@@ -106,9 +113,10 @@ pub(super) async fn forward<B: Backend>(
         endpoint,
         path,
     };
+    let stop = caller.stop(&state.stop);
     let mut response = match endpoint.is_upgrade() {
-        true => to.upgrade(state, request, permit).await,
-        false => to.exchange(state.stop.clone(), request).await,
+        true => to.upgrade(stop, request, permit).await,
+        false => to.exchange(stop, request).await,
     };
     if let Ok(response) | Err(response) = &mut response
         && response.status() != StatusCode::SWITCHING_PROTOCOLS
@@ -145,7 +153,7 @@ pub(super) async fn ask<B: Backend>(
 }
 
 /// The endpoint of a request, and its path and query at the agent.
-fn endpoint(request: &Request, prefix: usize) -> Result<(Endpoint, Uri), Box<Response>> {
+pub(super) fn endpoint(request: &Request, prefix: usize) -> Result<(Endpoint, Uri), Box<Response>> {
     // As it was sent: what is decoded could be another path at the agent.
     let mut segments = request.uri().path().splitn(prefix + 1, '/');
     let path = segments.nth(prefix).unwrap_or_default();
@@ -190,21 +198,16 @@ impl Destination<'_> {
     ) -> Result<Response, Response> {
         let response = self.send(request).await?;
         let (parts, body) = response.into_parts();
-        let body = StoppableBody {
-            body,
-            stop: Box::pin(stop.cancelled_owned()),
-            error: None,
-        };
-        let mut response = Response::new(Body::new(body));
+        let mut response = Response::new(Body::new(StoppableBody::new(body, stop)));
         *response.status_mut() = parts.status;
         copy(&FORWARDED, &parts.headers, response.headers_mut());
         Ok(response)
     }
 
     /// Forwards a request that upgrades its connection, and then the bytes of both sides.
-    async fn upgrade<B>(
+    async fn upgrade(
         &self,
-        state: &Shared<B>,
+        stop: CancellationToken,
         mut request: Request,
         permit: Arc<AgentPermit>,
     ) -> Result<Response, Response> {
@@ -234,7 +237,13 @@ impl Destination<'_> {
         copy(&UPGRADE, answer.headers(), response.headers_mut());
         let of_agent = client::upgraded(answer).await;
         let of_agent = of_agent.map_err(|error| self.failed(&error))?;
-        let stop = state.stop.clone();
+        let (read, write) = of_agent.stream.into_split();
+        let of_agent = Far {
+            read,
+            write,
+            received: of_agent.received,
+            lingers: false,
+        };
         tokio::spawn(async move {
             tunnel::run(of_client, of_agent, stop).await;
             drop(permit);
@@ -313,7 +322,7 @@ impl Destination<'_> {
     }
 }
 
-fn copy(names: &[HeaderName], from: &HeaderMap, to: &mut HeaderMap) {
+pub(super) fn copy(names: &[HeaderName], from: &HeaderMap, to: &mut HeaderMap) {
     for name in names {
         if let Some(value) = from.get(name) {
             to.insert(name.clone(), value.clone());
@@ -321,60 +330,9 @@ fn copy(names: &[HeaderName], from: &HeaderMap, to: &mut HeaderMap) {
     }
 }
 
-fn upgrade_headers(headers: &mut HeaderMap) {
+pub(super) fn upgrade_headers(headers: &mut HeaderMap) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-}
-
-/// The body of a response; it ends with an error when the daemon stops, so that a client does not take a part for the whole.
-struct StoppableBody {
-    body: AgentBody,
-    stop: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// An error that ends the body when it is polled again.
-    error: Option<io::Error>,
-}
-
-impl StoppableBody {
-    /// Ends the body with an error, but only when it is polled again: hyper drops what it has buffered when a body fails, even the head
-    /// of the response, and writes its buffer when a body is pending.
-    fn fail(
-        &mut self,
-        error: io::Error,
-        context: &Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        self.error = Some(error);
-        context.waker().wake_by_ref();
-        Poll::Pending
-    }
-}
-
-impl hyper::body::Body for StoppableBody {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        if let Some(error) = self.error.take() {
-            return Poll::Ready(Some(Err(error)));
-        }
-        if self.stop.as_mut().poll(context).is_ready() {
-            return self.fail(io::Error::other("the daemon stops"), context);
-        }
-        match Pin::new(&mut self.body).poll_frame(context) {
-            Poll::Ready(Some(Err(error))) => self.fail(io::Error::other(error), context),
-            frame => frame.map_err(io::Error::other),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
 
 #[cfg(test)]

@@ -89,10 +89,12 @@ impl Agents {
         };
         match user {
             _ if of_vm >= half => return full(&format!("vm/{vm}"), of_vm),
-            User::Of(_) | User::Remote(_) if of_user >= half => {
+            User::Of(_) | User::Remote(_) | User::Forwarded(_) if of_user >= half => {
                 return full(&user.to_string(), of_user);
             }
-            User::Of(_) | User::Remote(_) if of_others >= self.limit - self.limit / 4 => {
+            User::Of(_) | User::Remote(_) | User::Forwarded(_)
+                if of_others >= self.limit - self.limit / 4 =>
+            {
                 return full("this host", of_others);
             }
             _ if open.len() >= self.limit => return full("this host", open.len()),

@@ -4,11 +4,13 @@
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
 use super::fleet_backend::FleetBackend;
+use super::peer::Fleet;
 use crate::api::event::{Event, ObjectRef};
 use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
@@ -270,6 +272,11 @@ pub trait Backend: FleetBackend + Send + Sync + 'static {
 
     /// The addresses for a route to the VMs of a group on other machines; bridge groups only.
     fn route(&self, group: Name) -> impl Future<Output = Result<RouteInfo, Refusal>> + Send;
+
+    /// What is known of the fleet; `None`: there is no other node, ever.
+    fn fleet(&self) -> Option<Arc<dyn Fleet>> {
+        None
+    }
 
     /// Called when accept(2) has failed, which is due to a lack of descriptors or memory.
     fn accept_failed(&self, _: &io::Error) {}

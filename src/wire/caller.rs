@@ -27,6 +27,8 @@ pub enum Caller {
     SshKey(Arc<str>),
     /// Whoever has the token of the API, at this address.
     Token(IpAddr),
+    /// A user of another node, which has forwarded the request.
+    Forwarded(Arc<str>),
 }
 
 impl Caller {
@@ -47,6 +49,7 @@ impl fmt::Display for Caller {
         let uid = match self {
             Self::User(uid) => *uid,
             Self::SshKey(key) => return write!(f, "SSH key {key}"),
+            Self::Forwarded(user) => return f.write_str(user),
             Self::Token(address) => return write!(f, "API token ({address})"),
         };
         match passwd().and_then(|text| name(&text, uid)) {

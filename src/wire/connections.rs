@@ -340,12 +340,15 @@ impl Connections {
         let all = open.counted().count();
         let (by_user, others) = (open.of(user), all - open.of(User::Privileged));
         match user {
-            User::Of(_) | User::Remote(_) if by_user >= limits.per_user => open
-                .evict(&[user])
-                .ok_or_else(|| format!("{user} has {by_user} connections, which is its limit")),
+            User::Of(_) | User::Remote(_) | User::Forwarded(_) if by_user >= limits.per_user => {
+                open.evict(&[user])
+                    .ok_or_else(|| format!("{user} has {by_user} connections, which is its limit"))
+            }
             // Whoever has no token costs only others who have none.
             User::Remote(_) if all >= limits.connections && open.evict_stranger() => Ok(()),
-            User::Of(_) | User::Remote(_) if others >= limits.connections - limits.reserved => {
+            User::Of(_) | User::Remote(_) | User::Forwarded(_)
+                if others >= limits.connections - limits.reserved =>
+            {
                 // Evicts from the user with most connections, if that has more than this one.
                 let top_user = open.most();
                 let most = top_user.filter(|(other, count)| *other != user && *count > by_user);
@@ -356,7 +359,7 @@ impl Connections {
                 let all_users = open.users();
                 let users = match user {
                     User::Privileged => all_users,
-                    User::Of(_) | User::Remote(_) => vec![user],
+                    User::Of(_) | User::Remote(_) | User::Forwarded(_) => vec![user],
                 };
                 open.evict(&users).ok_or_else(|| full(all))
             }

@@ -104,7 +104,7 @@ impl Url {
     }
 
     /// The host and the port of the header `Host`.
-    fn authority(&self) -> String {
+    pub(super) fn authority(&self) -> String {
         match self {
             Self::Unix(_) => "sliced".to_owned(),
             Self::Tcp { host, port, .. } if host.contains(':') => format!("[{host}]:{port}"),

@@ -27,6 +27,7 @@ use super::connections::{Connection, Connections, Registration};
 use super::guarded::MonitoredStream;
 use super::limits::{HEAD_LIMIT, Limits};
 use super::origin::Origin;
+use super::peer::Peers;
 use super::rates::Rates;
 use super::server::router;
 use super::shared::Shared;
@@ -95,6 +96,7 @@ impl AgentRequests {
 pub struct Server<B> {
     shared: Arc<Shared<B>>,
     connections: Arc<Connections>,
+    peers: Arc<Peers>,
     app: Router,
     handshakes: Rates,
     tasks: JoinSet<()>,
@@ -118,11 +120,18 @@ impl<B: Backend> Server<B> {
             stop: stop.clone(),
         });
         let connections = Arc::new(Connections::new(limits));
-        let admission = Arc::new(Admission::new(limits, auth, page, Arc::clone(&connections)));
+        let peers = Arc::new(Peers {
+            fleet: shared.backend.fleet(),
+            agents: Arc::clone(&agents.0),
+            stop: stop.clone(),
+        });
+        let (known, others) = (Arc::clone(&connections), Arc::clone(&peers));
+        let admission = Arc::new(Admission::new(limits, auth, page, known, others));
         Self {
             app: router(Arc::clone(&shared), admission),
             shared,
             connections,
+            peers,
             handshakes: Rates::new(HANDSHAKES, HANDSHAKE_RATE),
             tasks: JoinSet::new(),
             // An evicted connection holds its socket until its task has run: this bounds their number.
@@ -172,6 +181,7 @@ impl<B: Backend> Server<B> {
                 registration,
                 caller,
                 tls.map(|config| TlsAcceptor::from(Arc::clone(config))),
+                Arc::clone(&self.peers),
                 self.app.clone(),
                 self.stop.clone(),
             );
@@ -222,6 +232,7 @@ fn admit(
                 origin,
                 user,
                 connection,
+                peer: None,
             };
             Some((registration, caller))
         }
@@ -249,8 +260,9 @@ fn admit(
 async fn serve_connection(
     socket: SharedSocket,
     place: Registration,
-    caller: Client,
+    mut caller: Client,
     tls: Option<TlsAcceptor>,
+    peers: Arc<Peers>,
     app: Router,
     stop: CancellationToken,
 ) {
@@ -258,6 +270,18 @@ async fn serve_connection(
     let Some(transport) = transport(&socket, &connection, tls, &stop).await else {
         return;
     };
+    caller.peer = match peers.accepted(transport.certificates()) {
+        Ok(peer) => peer,
+        Err(error) => {
+            tracing::warn!(client = %caller.origin, %error, "refused a connection of a node");
+            return;
+        }
+    };
+    if caller.peer.is_some() {
+        connection.authenticated();
+    }
+    // Of a node, also when its certificate is revoked.
+    let revoked = caller.stop(&stop);
     let io = TokioIo::new(transport);
     let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
         caller.connection.works();
@@ -281,7 +305,10 @@ async fn serve_connection(
                 break;
             }
             () = connection.wait_for_close(&socket.0) => break,
-            () = stop.cancelled(), if !is_stopping => {
+            () = revoked.cancelled(), if !is_stopping => {
+                if !stop.is_cancelled() {
+                    break;
+                }
                 is_stopping = true;
                 serving.as_mut().graceful_shutdown();
             }

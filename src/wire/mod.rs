@@ -23,6 +23,7 @@
 //! | `GET /v1/metrics/{vm}` | [`Metrics`](crate::api::metrics::Metrics) of the VMM |
 //! | `GET /v1/usage/{vm}` | [`Usage`](crate::api::usage::Usage) of the VMM on the host |
 //! | `GET /v1/events?object=vm/x&follow=false` | lines of [`Event`](crate::api::event::Event) |
+//! | `GET /v1/fleet/events?object=vm/x&follow=false` | lines of [`FleetEvent`](crate::api::event::FleetEvent), of all nodes |
 //! | `GET /v1/watch?since=VERSION&kinds=vm,lease&events=true&object=vm/x` | lines of [`WatchLine`](crate::api::view::WatchLine); 410 if the watch cannot be continued from that version |
 //! | `GET /v1/logs/{vm}?follow=false&lines=10` | bytes; without `lines` the whole log |
 //! | `POST /v1/console/{vm}`, body: bytes for the serial port | 204; an empty body checks whether that is possible |
@@ -75,6 +76,7 @@ mod listener;
 mod openapi;
 mod origin;
 pub mod packet;
+pub mod peer;
 mod problem;
 mod queries;
 pub mod rates;
@@ -83,6 +85,7 @@ mod secrets_client;
 pub mod server;
 mod shared;
 pub mod socket;
+mod stoppable;
 mod stream;
 mod transport;
 mod tunnel;

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::error_body::ErrorBody;
-use super::{compat, fleet, v1, watch};
+use super::{compat, fleet, peer, v1, watch};
 use crate::api::view::Problem;
 use crate::guest::protocol::{Health, Stats};
 
@@ -42,6 +42,7 @@ const RECORDED: &str = include_str!("../../tests/goldens/api.json");
         v1::metrics,
         v1::usage,
         v1::events,
+        peer::events::events,
         watch::watch,
         v1::logs,
         v1::write_console,

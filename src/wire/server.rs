@@ -16,6 +16,7 @@ use super::backend::Backend;
 use super::compat;
 use super::fleet;
 use super::limits::BODY_LIMIT;
+use super::peer;
 use super::problem::problem;
 use super::secrets;
 use super::shared::Shared;
@@ -55,6 +56,7 @@ pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admissio
         .route("/v1/metrics/{vm}", get(v1::metrics::<B>))
         .route("/v1/usage/{vm}", get(v1::usage::<B>))
         .route("/v1/events", get(v1::events::<B>))
+        .route("/v1/fleet/events", get(peer::events::events::<B>))
         .route("/v1/watch", get(watch::watch::<B>))
         .route("/v1/logs/{vm}", get(v1::logs::<B>))
         .route("/v1/console/{vm}", post(v1::write_console::<B>))

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::server::TlsStream;
 
 use super::guarded::MonitoredStream;
@@ -25,6 +26,16 @@ impl Transport {
         match self {
             Self::Plain(stream) => stream.socket(),
             Self::Tls(stream) => stream.get_ref().0.socket(),
+        }
+    }
+}
+
+impl Transport {
+    /// The certificates of the client, if it has sent any.
+    pub(super) fn certificates(&self) -> Option<&[CertificateDer<'static>]> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream) => stream.get_ref().1.peer_certificates(),
         }
     }
 }

@@ -16,7 +16,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::stream::SharedSocket;
 use super::transport::Transport;
-use crate::guest::client::Upgraded;
 
 /// How long a client may take to receive the response that upgrades its connection.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,8 +26,25 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// The size of the buffer of a direction, in bytes. It exists only while there is data: a thousand idle connections have none.
 const BUFFER: usize = 16 << 10;
 
+/// The other side of a connection: an agent, or a node that forwards to one.
+pub(super) struct Far<R, W> {
+    /// What reads from it.
+    pub(super) read: R,
+    /// What writes to it.
+    pub(super) write: W,
+    /// What was received with the head of its response.
+    pub(super) received: Bytes,
+    /// A connection on a network: what it has received is lost if it is closed while this side has data that nobody has read. So its end
+    /// is awaited for a short time.
+    pub(super) lingers: bool,
+}
+
 /// Forwards until one side has gone and the other has what it sent, or until `stop`.
-pub(super) async fn run(client: OnUpgrade, agent: Upgraded, stop: CancellationToken) {
+pub(super) async fn run<R, W>(client: OnUpgrade, agent: Far<R, W>, stop: CancellationToken)
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
     let Ok(Ok(client)) = tokio::time::timeout(UPGRADE_TIMEOUT, client).await else {
         return;
     };
@@ -58,29 +74,44 @@ pub(super) async fn run(client: OnUpgrade, agent: Upgraded, stop: CancellationTo
 }
 
 /// `ends`: what reads from the client, and what writes to it.
-async fn forward(
+async fn forward<R, W>(
     socket: &SharedSocket,
     ends: (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
     early: Bytes,
-    agent: Upgraded,
-) {
+    agent: Far<R, W>,
+) where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
     let (mut from_client, mut to_client) = ends;
-    let (mut from_agent, mut to_agent) = agent.stream.into_split();
+    let (mut from_agent, mut to_agent) = (agent.read, agent.write);
     let upload = async {
-        let sending = pump(&mut from_client, early, &mut to_agent);
-        tokio::pin!(sending);
-        tokio::select! {
-            _ = &mut sending => {}
-            () = socket.0.closed_by_peer() => {
-                let _ = tokio::time::timeout(DRAIN_TIMEOUT, sending).await;
+        {
+            let sending = pump(&mut from_client, early, &mut to_agent);
+            tokio::pin!(sending);
+            tokio::select! {
+                _ = &mut sending => {}
+                () = socket.0.closed_by_peer() => {
+                    let _ = tokio::time::timeout(DRAIN_TIMEOUT, sending).await;
+                }
             }
+        }
+        if agent.lingers {
+            let ended = async {
+                let _ = to_agent.shutdown().await;
+                std::future::pending::<()>().await;
+            };
+            let _ = tokio::time::timeout(DRAIN_TIMEOUT, ended).await;
         }
     };
     let download = async {
         // A client that has gone ends the upload, which may have data of it.
         let sent = pump(&mut from_agent, agent.received, &mut to_client).await;
         if sent.is_err() {
-            std::future::pending::<()>().await;
+            match agent.lingers {
+                true => drop(tokio::io::copy(&mut from_agent, &mut tokio::io::sink()).await),
+                false => std::future::pending::<()>().await,
+            }
         }
         // The end of TLS, which a client distinguishes from a connection that was cut off.
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, to_client.shutdown()).await;
@@ -141,9 +172,12 @@ mod tests {
     ) -> (UnixStream, UnixStream, tokio::task::JoinHandle<()>) {
         let (client, local) = UnixStream::pair().unwrap();
         let (agent, theirs) = UnixStream::pair().unwrap();
-        let upgraded = Upgraded {
-            stream: theirs,
+        let (read, write) = theirs.into_split();
+        let upgraded = Far {
+            read,
+            write,
             received: Bytes::from_static(received),
+            lingers: false,
         };
         let socket = SharedSocket(Arc::new(Socket::Unix(local)));
         let task = tokio::spawn(async move {

@@ -15,6 +15,8 @@ pub(super) enum User {
     Of(u32),
     /// Whoever connects from an address; of IPv6, from a /64.
     Remote(IpAddr),
+    /// A user of another node: a hash of the node and its name.
+    Forwarded(u64),
 }
 
 impl User {
@@ -30,6 +32,7 @@ impl fmt::Display for User {
         match self {
             Self::Privileged => f.write_str("root"),
             Self::Of(uid) => write!(f, "user {uid}"),
+            Self::Forwarded(_) => f.write_str("this user of another node"),
             Self::Remote(IpAddr::V4(address)) => write!(f, "address {address}"),
             Self::Remote(IpAddr::V6(network)) => write!(f, "network {network}/64"),
         }

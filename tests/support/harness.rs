@@ -42,6 +42,8 @@ pub struct Harness {
     pub files: Option<(u64, u64)>,
     /// The run directory; in the private `/run`.
     pub run: PathBuf,
+    /// The words of a program that starts the daemon, in other namespaces. None: it is started directly.
+    pub starter: Vec<String>,
     child: Option<Child>,
 }
 
@@ -71,6 +73,7 @@ impl Harness {
             args: Vec::new(),
             files: None,
             run: PathBuf::from("/run").join(name),
+            starter: Vec::new(),
             child: None,
         }
     }
@@ -95,9 +98,25 @@ impl Harness {
         self.child.as_ref().expect("a running daemon").id()
     }
 
+    /// A program of this package, where the daemon runs.
+    pub fn starter(&self, name: &str) -> Command {
+        let program = programs::built(name);
+        let Some((first, rest)) = self.starter.split_first() else {
+            return Command::new(program);
+        };
+        let mut command = Command::new(first);
+        command.args(rest).arg(program);
+        command
+    }
+
+    /// The directory of this test.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// `sliced` with the directories of this test.
     pub fn sliced(&self) -> Command {
-        let mut command = Command::new(programs::built("sliced"));
+        let mut command = self.starter("sliced");
         let log = File::options()
             .create(true)
             .append(true)

@@ -20,7 +20,11 @@ pub(super) async fn contact(engine: &Engine, link: &Link) {
     loop {
         changes.borrow_and_update();
         let condition = link.read(|_, contact| contact.condition(Boottime(clock::boottime())));
-        if condition.reason != known {
+        let is_start = matches!(
+            condition.reason,
+            ContactReason::LeaseGone | ContactReason::NotListed
+        ) && known == ContactReason::NotConnectedYet;
+        if condition.reason != known && !is_start {
             known = condition.reason;
             match condition.status {
                 Status::True => note(

@@ -82,6 +82,11 @@ pub enum Event {
         /// Of the response.
         header: Header,
     },
+    /// The watch has reported changes. It was created after the last [`Event::Accepted`].
+    Watched {
+        /// Of the response.
+        header: Header,
+    },
     /// The watch ended or has a gap: changes may have been missed since the list.
     WatchBroken,
     /// Time has passed.

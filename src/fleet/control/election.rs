@@ -27,9 +27,9 @@ impl Control {
     pub(super) async fn elections(&self) {
         let mut backoff = Backoff::default();
         loop {
-            self.vacancy().await;
+            self.wait_for_no_leader().await;
             tokio::time::sleep(jittered(CAMPAIGN_JITTER)).await;
-            if !self.is_vacant() {
+            if !self.has_no_leader() {
                 continue;
             }
             let elected = self.campaign().await;
@@ -59,16 +59,16 @@ impl Control {
         }
     }
 
-    fn is_vacant(&self) -> bool {
+    fn has_no_leader(&self) -> bool {
         let now = boottime();
         self.link
             .read(|mirror, contact| contact.may_act(now) && mirror.election.is_none())
     }
 
-    async fn vacancy(&self) {
+    async fn wait_for_no_leader(&self) {
         let mut changed = self.link.subscribe();
         // The sender is in the link.
-        let _ = changed.wait_for(|_| self.is_vacant()).await;
+        let _ = changed.wait_for(|_| self.has_no_leader()).await;
     }
 
     fn election_result(&self, failure: Option<&Failure>) {
@@ -168,7 +168,7 @@ impl Control {
 
     /// Writes the key again: a transaction of this term that was sent before has no effect from now on. Returns the revision, which the
     /// objects must have before the next plan. `None`: this node does not lead any more.
-    pub(super) async fn seal(&self, term: Term) -> Result<Option<u64>, Failure> {
+    pub(super) async fn invalidate(&self, term: Term) -> Result<Option<u64>, Failure> {
         let txn = Txn {
             compares: vec![Compare::unchanged(Key::Election, Revision(term.revision))],
             then: vec![self.key_with(term.lease)],

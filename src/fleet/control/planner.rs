@@ -40,7 +40,9 @@ struct Planner {
     /// When the next plan is due although nothing changes.
     wake: Option<Boottime>,
     /// A write has an unknown outcome.
-    needs_seal: bool,
+    has_unknown_write: bool,
+    /// How long it took to make the last plan.
+    took: Duration,
     backoff: Backoff,
 }
 
@@ -65,9 +67,7 @@ impl Control {
         loop {
             objects.mark_unchanged();
             terms.mark_unchanged();
-            let begin = boottime();
             let pause = self.plan_if_due(&mut planner).await;
-            let took = boottime().since(begin);
             let paused = async {
                 match pause {
                     Some(pause) => tokio::time::sleep(pause).await,
@@ -79,7 +79,7 @@ impl Control {
                 _ = terms.changed() => {}
                 () = paused => {}
             }
-            tokio::time::sleep(took.clamp(DEBOUNCE, VALID)).await;
+            tokio::time::sleep(planner.took.clamp(DEBOUNCE, VALID)).await;
         }
     }
 
@@ -90,10 +90,10 @@ impl Control {
             return None;
         };
         planner.begin(term);
-        if planner.needs_seal {
-            match self.seal(term).await {
+        if planner.has_unknown_write {
+            match self.invalidate(term).await {
                 Ok(Some(revision)) => {
-                    planner.needs_seal = false;
+                    planner.has_unknown_write = false;
                     planner.floor = planner.floor.max(revision);
                 }
                 Ok(None) => return None,
@@ -117,6 +117,7 @@ impl Control {
             Ok(plan) => plan,
             Err(failure) => return Some(self.failed(planner, &failure)),
         };
+        planner.took = boottime().since(now);
         let outcome = self.write(planner, &plan, now).await;
         planner.wake = plan.wake_after.map(|after| now.plus(after));
         match outcome {
@@ -127,7 +128,8 @@ impl Control {
                 remember(slot, "cannot write a plan", None);
                 planner.wake.map(|wake| wake.since(boottime()))
             }
-            Outcome::Conflict | Outcome::Stopped => Some(planner.backoff.next()),
+            Outcome::Conflict => Some(planner.backoff.next()),
+            Outcome::Stopped => Some(DEBOUNCE),
             Outcome::Failed(failure) => Some(self.failed(planner, &failure)),
         }
     }
@@ -221,7 +223,7 @@ impl Control {
         bytes: usize,
     ) -> Result<bool, Failure> {
         let result = self.link.client().txn(txn).await;
-        planner.needs_seal |= matches!(result, Err(Error::OutcomeUnknown { .. }));
+        planner.has_unknown_write |= matches!(result, Err(Error::OutcomeUnknown { .. }));
         let done = {
             let mut state = self.state.lock();
             state.sent.transactions += 1;

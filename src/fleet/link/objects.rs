@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::StreamExt;
 
 use super::errors::Part;
-use super::{Backoff, Failure, Link, Store, boottime, is_other_history};
+use super::{Backoff, Failure, Link, Store, boottime};
 use crate::fleet::contact::Event;
 use crate::fleet::keys;
 use crate::fleet::kv::{Revision, WatchTarget};
@@ -76,6 +76,7 @@ impl Link {
     /// Applies changes until the watch ends; returns why.
     async fn follow(&self, from: Revision) -> Failure {
         let prefix = keys::ROOT.into();
+        let acceptances = self.state.lock().acceptances;
         let mut watch = match self.client.watch(vec![WatchTarget { prefix, from }]).await {
             Ok(watch) => watch,
             Err(error) => return error.into(),
@@ -86,8 +87,14 @@ impl Link {
                 Ok(batch) => batch,
                 Err(error) => return error.into(),
             };
+            let _turn = self.turn.lock().await;
             let mut state = self.state.lock();
-            let is_changed = !is_other_history(&state.contact) && {
+            if state.acceptances != acceptances {
+                return Failure::Other("a cluster was accepted".to_owned());
+            }
+            let header = batch.header.into();
+            let is_usable = state.contact.handle(Event::Watched { header }, boottime());
+            let is_changed = is_usable && {
                 let before = state.mirror.revision;
                 state.mirror.apply(&batch) || state.mirror.revision > before
             };

@@ -8,7 +8,7 @@ use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::response::Response;
 
 use super::super::admission::Client;
-use super::super::agent;
+use super::super::agent::{self, PREFIX};
 use super::super::agent_rules::AgentErrors;
 use super::super::backend::Backend;
 use super::super::shared::AppState;
@@ -22,9 +22,6 @@ use crate::guest::protocol::{
     Buffered, CopyQuery, ExecInfo, ExecQuery, FileInfo, Frame, Kill, Killed, Mkdir, Reaped,
     RemoveQuery, ShellQuery, Started, Waited, WatchEvent, WatchQuery,
 };
-
-/// The number of segments before the path at the agent: `/vm/{vm}/`.
-const PREFIX: usize = 3;
 
 /// How long after its creation a guest is still booting: clients send their first request when a VM is created, and expect that it is
 /// answered. A Linux with systemd boots for a minute without KVM.

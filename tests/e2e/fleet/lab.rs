@@ -32,7 +32,7 @@ use members::{Member, programs_dir};
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The nodes that have users, roles and certificates. `control` and `root` have them as well.
-pub const NODES: [&str; 2] = ["node-a", "node-b"];
+pub const NODES: [&str; 6] = ["node-a", "node-b", "node-c", "node-d", "node-e", "node-f"];
 
 /// What differs between labs.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +41,8 @@ pub struct Options {
     pub token_ttl: Duration,
     /// The interval in which a watch without changes reports progress.
     pub progress_interval: Duration,
+    /// The nodes that have users and roles, of [`NODES`].
+    pub nodes: usize,
 }
 
 impl Default for Options {
@@ -48,6 +50,7 @@ impl Default for Options {
         Self {
             token_ttl: Duration::from_secs(300),
             progress_interval: Duration::from_secs(600),
+            nodes: 2,
         }
     }
 }

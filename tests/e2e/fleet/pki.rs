@@ -2,11 +2,14 @@
 //! Out of scope: who trusts them.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, RevokedCertParams,
+    SerialNumber,
 };
 use slicectl::fleet::kv::Identity;
 
@@ -63,6 +66,50 @@ impl Pki {
         self.sign(&format!("{name}-named"), &[], &subject, Validity::Now)
     }
 
+    /// The certificate of a node, for etcd, for other nodes and for clients of its API at these addresses; and its serial number.
+    pub fn node(&self, node: &str, addresses: &[&str]) -> (Identity, SerialNumber) {
+        static SERIAL: AtomicU64 = AtomicU64::new(1);
+        let serial = SerialNumber::from(SERIAL.fetch_add(1, Ordering::Relaxed));
+        let subject = [
+            (DnType::OrganizationName, "slice"),
+            (DnType::OrganizationalUnitName, node),
+        ];
+        let addresses: Vec<String> = addresses.iter().map(|it| (*it).to_owned()).collect();
+        let file = format!("{node}-node");
+        let identity = self.sign_with(
+            &file,
+            &addresses,
+            &subject,
+            Validity::Now,
+            Some(serial.clone()),
+        );
+        let mode = fs::Permissions::from_mode(0o600);
+        fs::set_permissions(&identity.key, mode).expect("its mode");
+        (identity, serial)
+    }
+
+    /// A list of revoked certificates in this file, which is replaced.
+    pub fn revoke(&self, file: &Path, serials: &[SerialNumber]) {
+        let revoked = |serial: &SerialNumber| RevokedCertParams {
+            serial_number: serial.clone(),
+            revocation_time: rcgen::date_time_ymd(2020, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2020, 1, 1),
+            next_update: rcgen::date_time_ymd(2040, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = params.signed_by(&self.issuer).expect("a list");
+        let new = file.with_extension("new");
+        fs::write(&new, list.pem().expect("PEM")).expect("written");
+        fs::rename(new, file).expect("renamed");
+    }
+
     fn sign(
         &self,
         file: &str,
@@ -70,8 +117,20 @@ impl Pki {
         subject: &[(DnType, &str)],
         validity: Validity,
     ) -> Identity {
+        self.sign_with(file, addresses, subject, validity, None)
+    }
+
+    fn sign_with(
+        &self,
+        file: &str,
+        addresses: &[String],
+        subject: &[(DnType, &str)],
+        validity: Validity,
+        serial: Option<SerialNumber>,
+    ) -> Identity {
         let mut params = CertificateParams::new(addresses.to_vec()).expect("parameters");
         params.distinguished_name = DistinguishedName::new();
+        params.serial_number = serial;
         for (kind, name) in subject {
             params.distinguished_name.push(kind.clone(), *name);
         }

@@ -283,6 +283,17 @@ pub const KEYS: &[Key] = &[
         example: "\"/etc/slice/fleet/key.pem\"",
     },
     Key {
+        name: "crl",
+        mappings: FLEET,
+        value: Value::Text(Format::File),
+        default: Default::Text("no certificate is revoked"),
+        modes: &[],
+        change: Change::None,
+        property: None,
+        about: "Lists of revoked certificates of the authorities, one of each, in PEM; nodes with such a certificate are refused, and their connections are closed",
+        example: "\"/etc/slice/fleet/crl.pem\"",
+    },
+    Key {
         name: "node",
         mappings: FLEET,
         value: Value::Text(Format::Name),

@@ -19,6 +19,8 @@ pub struct FleetSettings {
     pub endpoints: Vec<Endpoint>,
     /// The files of TLS; `None` with `http://` only.
     pub tls: Option<TlsFiles>,
+    /// The file with the lists of revoked certificates.
+    pub crl: Option<PathBuf>,
     /// The name of this node; `None`: the host name.
     pub node: Option<Name>,
     /// The labels of this node.
@@ -133,7 +135,7 @@ pub(super) fn read(reader: &mut Reader, settings: &Section) -> Option<FleetSetti
     let endpoints = endpoints(reader, field, &section);
     let mut file = |key| section.get(key).and_then(|field| reader.path(field));
     let tls = (file("ca"), file("cert"), file("key"));
-    let password_file = file("password_file");
+    let (password_file, crl) = (file("password_file"), file("crl"));
     let mut name = |key| {
         let field = section.get(key)?;
         parsed(reader, field, "a name", |text| {
@@ -155,14 +157,18 @@ pub(super) fn read(reader: &mut Reader, settings: &Section) -> Option<FleetSetti
     let is_encrypted = endpoints.iter().any(|endpoint| endpoint.is_encrypted);
     let tls = match tls {
         (Some(ca), Some(cert), Some(key)) => Some(TlsFiles { ca, cert, key }),
-        (None, None, None) if !is_encrypted => None,
-        (None, None, None) => {
+        (None, None, None) if is_encrypted => {
             reader.refuse(
                 field,
                 "found https:// without ca, cert and key, expected all three",
             );
             None
         }
+        (None, None, None) if section.has("crl") => {
+            reader.refuse(field, "crl has no effect without ca, cert and key");
+            None
+        }
+        (None, None, None) if !is_encrypted => None,
         _ => {
             reader.refuse(
                 field,
@@ -174,6 +180,7 @@ pub(super) fn read(reader: &mut Reader, settings: &Section) -> Option<FleetSetti
     (reader.problem_count() == before && !endpoints.is_empty()).then(|| FleetSettings {
         endpoints,
         tls,
+        crl,
         node,
         labels: labels.unwrap_or_default(),
         user,
@@ -258,7 +265,11 @@ mod tests {
         assert_eq!(found.vcpus_per_cpu, 8);
         assert_eq!(found.url.unwrap().to_string(), "https://10.0.0.9:8443");
         let least = read("endpoints: ['http://127.0.0.1:2379']").unwrap();
-        assert_eq!((least.tls, least.control), (None, true));
+        assert_eq!((least.tls, least.crl, least.control), (None, None, true));
+        let revoking = read(&format!(
+            "endpoints: ['https://10.0.0.1:2379'], {TLS}, crl: /f/crl.pem"
+        ));
+        assert_eq!(revoking.unwrap().crl, Some(PathBuf::from("/f/crl.pem")));
     }
 
     #[test]
@@ -296,6 +307,10 @@ mod tests {
             (
                 "endpoints: ['http://localhost:1'], user: a",
                 "has no effect without password_file",
+            ),
+            (
+                "endpoints: ['http://localhost:1'], crl: /f/crl.pem",
+                "crl has no effect without ca, cert and key",
             ),
             ("endpoints: ['http://localhost:1'], node: A", "node"),
             (

@@ -137,3 +137,20 @@ fn a_response_of_another_cluster_or_history_is_discarded() {
         );
     }
 }
+
+#[test]
+fn a_cluster_that_was_restored_to_before_what_was_watched_is_noticed() {
+    let mut contact = connected();
+    let watched = |header| Event::Watched { header };
+    assert!(contact.handle(watched(header(A, 120)), at(15)));
+    assert!(!contact.handle(watched(header(B, 900)), at(15)));
+    contact.renewed_at(20, 20, header(A, 110));
+    let state = State::Rewound {
+        seen: 120,
+        found: 110,
+    };
+    assert_eq!(contact.state(at(20)), state);
+    // A watch of before.
+    assert!(!contact.handle(watched(header(A, 130)), at(21)));
+    assert_eq!(contact.state(at(21)), state);
+}

@@ -65,7 +65,8 @@ impl Lab {
             "control",
             &format!("--prefix readwrite {}", keys::ROOT),
         ));
-        for node in NODES {
+        let nodes = &NODES[..self.options.nodes];
+        for node in nodes {
             commands.push(format!("role add {node}"));
             commands.push(permit(node, &format!("--prefix read {}", keys::ROOT)));
             commands.push(permit(
@@ -78,7 +79,7 @@ impl Lab {
                 &format!("--prefix readwrite {}{node}/", keys::STATUS),
             ));
         }
-        for user in ["root", "control"].iter().chain(&NODES) {
+        for user in ["root", "control"].iter().chain(nodes) {
             commands.push(format!("user add {user}:{}", password(user)));
             commands.push(format!("user grant-role {user} {user}"));
         }

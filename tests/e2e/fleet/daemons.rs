@@ -1,0 +1,197 @@
+//! Several daemons with one desired state: placement, deletion, outages, wiped clusters, drains.
+//! Out of scope: the client and the scheduler alone.
+
+mod lost;
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::hosts::{Fleet, fleet};
+
+/// A group of slots.
+pub(super) fn group(name: &str, count: u32, placement: &str) -> String {
+    format!(
+        "config:
+  host_groups:
+    - name: {name}
+      count: {count}
+      vcpu: 1
+      ram_mb: 128
+      hypervisor: none
+      {placement}
+      network:
+        mode: isolated
+        allow: [1.1.1.1/32]
+"
+    )
+}
+
+/// The number of VMs in each state.
+pub(super) fn states(vms: &[Value]) -> BTreeMap<String, usize> {
+    let mut states = BTreeMap::new();
+    for vm in vms {
+        let state = vm["state"].as_str().unwrap_or_default().to_owned();
+        *states.entry(state).or_default() += 1;
+    }
+    states
+}
+
+/// Waits until so many VMs exist and all are Ready; the VMs.
+#[track_caller]
+pub(super) fn ready(fleet: &Fleet, count: usize) -> Vec<Value> {
+    fleet.until(&format!("{count} VMs are Ready"), |fleet| {
+        let vms = fleet.get("vms --fleet")?;
+        let is_ready = states(&vms).get("Ready") == Some(&count) && vms.len() == count;
+        is_ready.then_some(vms)
+    })
+}
+
+/// Waits until no VM exists anywhere.
+#[track_caller]
+pub(super) fn nothing_left(fleet: &Fleet) {
+    fleet.until("nothing is left", |fleet| {
+        let is_empty = fleet.get("vms --fleet")?.is_empty()
+            && fleet.get("hostgroups --fleet")?.is_empty()
+            && fleet.counts().iter().all(|count| *count == 0);
+        is_empty.then_some(())
+    });
+    for host in &fleet.hosts {
+        fleet.until("no namespace is left", |_| {
+            host.left().is_empty().then_some(())
+        });
+        assert!(host.harness.get("hostgroups")["items"] == serde_json::json!([]));
+    }
+    let left = fleet.lab.ctl("get --prefix --keys-only /slice/v1/status/");
+    assert_eq!(left.trim(), "");
+}
+
+#[test]
+fn twelve_vms_are_spread_over_three_nodes_scaled_and_deleted() {
+    fleet(3, 3, |fleet| {
+        fleet.apply(&group("web", 12, ""));
+        let vms = ready(fleet, 12);
+        assert_eq!(fleet.counts(), [4, 4, 4]);
+        // The same names on the nodes and in the fleet.
+        let mut local: Vec<String> = fleet.hosts.iter().flat_map(|host| host.vms()).collect();
+        let mut names: Vec<String> = vms
+            .iter()
+            .map(|vm| vm["metadata"]["name"].as_str().expect("a name").to_owned())
+            .collect();
+        local.sort();
+        names.sort();
+        assert_eq!(local, names);
+        assert!(vms.iter().all(|vm| vm["address"].is_string()), "{vms:?}");
+        // A VM of the fleet is not changed by one node alone.
+        for (words, expected) in [
+            ("vm delete web-1", "of the fleet"),
+            ("delete hostgroup/web", "of the fleet"),
+            ("scale hostgroup/web --count 1", "of the fleet"),
+            ("vm add web", "of the fleet"),
+        ] {
+            let holder = fleet
+                .hosts
+                .iter()
+                .find(|host| host.vms().contains(&"web-1".to_owned()))
+                .expect("a node has web-1");
+            let output = holder.harness.try_ctl(words);
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(
+                !output.status.success() && text.contains(expected),
+                "{words}: {text}"
+            );
+        }
+        fleet.ctl("scale hostgroup/web --fleet --count 5");
+        let vms = ready(fleet, 5);
+        let left: Vec<u64> = vms.iter().filter_map(|vm| vm["index"].as_u64()).collect();
+        assert_eq!(left, [1, 2, 3, 4, 5]);
+        fleet.ctl("delete hostgroup/web --fleet");
+        nothing_left(fleet);
+    });
+}
+
+#[test]
+fn a_vm_that_a_user_deletes_on_its_node_is_made_again_there() {
+    fleet(1, 1, |fleet| {
+        fleet.apply(&group("web", 2, ""));
+        ready(fleet, 2);
+        let uid = |fleet: &Fleet| fleet.hosts[0].harness.get("vm web-1")["metadata"]["uid"].clone();
+        let before = uid(fleet);
+        fleet.ctl("delete vm/web-1");
+        fleet.until("another VM", |fleet| (uid(fleet) != before).then_some(()));
+        let vms = ready(fleet, 2);
+        assert!(vms.iter().all(|vm| vm["epoch"] == 1), "{vms:?}");
+    });
+}
+
+#[test]
+fn a_drained_node_has_no_vm_and_gets_none_until_it_is_uncordoned() {
+    fleet(3, 1, |fleet| {
+        fleet.apply(&group("web", 9, "placement: {max_unavailable: 3}"));
+        ready(fleet, 9);
+        fleet.ctl("node drain node-b --timeout 60s");
+        ready(fleet, 9);
+        assert_eq!(fleet.counts()[1], 0);
+        fleet.until("nothing of the VMs is left on the node", |fleet| {
+            fleet.hosts[1].left().is_empty().then_some(())
+        });
+        fleet.ctl("scale hostgroup/web --fleet --count 12");
+        ready(fleet, 12);
+        assert_eq!(fleet.counts()[1], 0);
+        fleet.ctl("node uncordon node-b");
+        fleet.ctl("scale hostgroup/web --fleet --count 15");
+        ready(fleet, 15);
+        assert_eq!(fleet.counts()[1], 3);
+    });
+}
+
+#[test]
+fn a_change_of_a_group_reaches_its_vms_one_after_the_other() {
+    fleet(3, 1, |fleet| {
+        fleet.apply(&group("web", 6, ""));
+        let before = ready(fleet, 6);
+        let changed = group("web", 6, "").replace("ram_mb: 128", "ram_mb: 256");
+        fleet.apply(&changed);
+        let mut most = 0;
+        let after = fleet.until("all VMs have the new spec", |fleet| {
+            let vms = fleet.get("vms --fleet")?;
+            let unavailable = vms.iter().filter(|vm| vm["state"] != "Ready").count();
+            most = most.max(unavailable);
+            let all = vms.iter().all(|vm| vm["group_generation"] == 2);
+            (all && unavailable == 0).then_some(vms)
+        });
+        assert!(most <= 1, "{most} were unavailable at once");
+        let uids = |vms: &[Value]| -> Vec<Value> {
+            vms.iter().map(|vm| vm["metadata"]["uid"].clone()).collect()
+        };
+        assert_eq!(uids(&before), uids(&after));
+        for host in &fleet.hosts {
+            for name in host.vms() {
+                assert_eq!(
+                    host.harness.get(&format!("vm {name}"))["spec"]["ram_bytes"],
+                    256 << 20
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn vms_that_no_node_can_run_are_pending_with_the_reason() {
+    fleet(2, 1, |fleet| {
+        fleet.apply(&group("web", 2, "placement: {node_selector: {zone: z}}"));
+        let vms = fleet.until("two pending VMs", |fleet| {
+            let vms = fleet.get("vms --fleet")?;
+            (vms.len() == 2).then_some(vms)
+        });
+        let message = "0/2 nodes are available: 2 labels do not match.";
+        assert!(
+            vms.iter()
+                .all(|vm| vm["state"] == "Pending" && vm["message"] == message),
+            "{vms:?}"
+        );
+        fleet.apply(&group("web", 2, "placement: {node_selector: {zone: b}}"));
+        ready(fleet, 2);
+        assert_eq!(fleet.counts(), [0, 2]);
+    });
+}
