@@ -251,13 +251,16 @@ mod tests {
             "cni",
             "portMapping",
             "bandwidth",
+            "placement",
+            "subnets",
+            "replacement",
         ] {
             assert!(manifest["$defs"][mapping].is_object(), "{mapping}");
         }
         assert!(manifest["$defs"].get("settings").is_none());
         let settings = schema(Mapping::Settings);
         let names: Vec<_> = settings["$defs"].as_object().unwrap().keys().collect();
-        assert_eq!(names, ["api", "apiAuth", "apiTls", "ssh"]);
+        assert_eq!(names, ["api", "apiAuth", "apiTls", "fleet", "ssh"]);
         assert_eq!(
             manifest["$defs"]["hostGroup"]["properties"]["vcpu"]["default"],
             json!(2)

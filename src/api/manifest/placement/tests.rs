@@ -38,8 +38,8 @@ fn a_group_has_a_placement_and_a_replacement() {
     assert_eq!(
         texts,
         [
-            "fleet.yaml:6:18: config.host_groups[0].placement: has no effect on one host: apply it with --fleet",
-            "fleet.yaml:7:20: config.host_groups[0].replacement: has no effect on one host: apply it with --fleet",
+            "fleet.yaml:6:7: config.host_groups[0].placement: has no effect on one host: apply it with --fleet",
+            "fleet.yaml:7:7: config.host_groups[0].replacement: has no effect on one host: apply it with --fleet",
         ]
     );
 }

@@ -324,8 +324,9 @@ fn a_daemon_without_a_fleet_says_so() {
         // A group of a fleet in the manifest directory is an error, and creates no VM.
         daemon.save("web.yaml", &manifest("web", 1, ", placement: {}"));
         daemon.until("the problem of the file", || {
-            let messages = daemon.messages("manifest/web.yaml", "InvalidManifest");
-            let expected = "web.yaml:1:80: config.host_groups[0].placement: has no effect on one host: apply it with --fleet";
+            let messages = daemon.messages("manifest/web.yaml", "ManifestInvalid");
+            let expected =
+                "config.host_groups[0].placement: has no effect on one host: apply it with --fleet";
             messages
                 .iter()
                 .any(|message| message.contains(expected))
