@@ -136,6 +136,7 @@ async fn run(args: Args, host_checks: HostChecks) -> Result<(), Failure> {
         Command::PortForward(verb) => guest::forward::forward(&client, verb).await,
         Command::Top(verb) => guest::top::top(&client, verb).await,
         Command::Secret(verb) => secret::secret(&client, verb).await,
+        Command::Events(verb) if verb.fleet => fleet_events::events(&client, verb).await,
         Command::Events(verb) => events::events(&client, verb).await,
         Command::Logs(verb) => logs::logs(&client, verb).await,
         Command::Console(verb) => console::console(&client, verb).await,
