@@ -67,7 +67,7 @@ impl Output {
 
     fn print(&mut self, lines: Vec<FleetEvent>) -> Result<(), Failure> {
         match self {
-            Self::Json => lines.iter().try_for_each(|line| print::json_line(line)),
+            Self::Json => lines.iter().try_for_each(print::json_line),
             Self::Yaml => lines
                 .iter()
                 .try_for_each(|line| print::out(&format!("---\n{}", yaml::document(line)?))),
