@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::super::condition::Status;
 use super::super::host_group::HostGroupSpec;
-use super::super::meta::{Name, Timestamp};
+use super::super::meta::{Name, Timestamp, Uid};
 use super::super::placement::{Labels, Placement, Replacement};
 use super::super::vm::Hypervisor;
 use super::MetaView;
@@ -292,6 +292,21 @@ pub struct FleetStatus {
     /// The scheduler of this node.
     #[serde(default)]
     pub scheduler: FleetScheduler,
+    /// The VMs for which this node does nothing although something differs, each with the reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unchanged: Vec<FleetUnchanged>,
+}
+
+/// A VM for which a node does nothing although something differs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FleetUnchanged {
+    /// The uid of its object.
+    #[schema(value_type = String)]
+    pub uid: Uid,
+    /// The reason, one CamelCase word.
+    pub reason: String,
+    /// The reason, a sentence about the VM.
+    pub message: String,
 }
 
 /// The scheduler of a node.

@@ -52,6 +52,10 @@ fn text(status: &FleetStatus) -> String {
     if scheduler.is_leader {
         line("Scheduler", "this node leads");
     }
+    for unchanged in &status.unchanged {
+        let text = format!("{} ({}): {}", unchanged.uid, unchanged.reason, unchanged.message);
+        line("Unchanged VM", &text);
+    }
     let given = [
         ("Nothing planned", &scheduler.not_planned),
         ("Scheduler error", &scheduler.last_error),

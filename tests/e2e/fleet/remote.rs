@@ -18,6 +18,8 @@ use test_support::kernel::{self, Neighbour};
 use test_support::{programs, vmm};
 
 use super::pki::Pki;
+use crate::api_listener::configure;
+use crate::api_listener::tls::{authority, save};
 
 /// The VM, on node-b.
 const VM: &str = "box-1";
@@ -279,17 +281,31 @@ fn input_copies_and_connections_pass_between_nodes() {
         exec_with_input(fleet, &content);
         fs::write(fleet.file("source"), &content).expect("written");
         let in_vm = fleet.file("in-vm");
+        let before = [memory(&fleet.a), memory(&fleet.b)];
         let vm = format!("{VM}:{}", in_vm.display());
         fleet.succeeds(&["vm", "cp", "source", &vm, "--uid", "0"]);
         assert!(fs::read(&in_vm).expect("read") == content);
         fleet.succeeds(&["vm", "cp", &vm, "back"]);
         assert!(fs::read(fleet.file("back")).expect("read") == content);
+        // It is not read into memory.
+        for (harness, before) in [&fleet.a, &fleet.b].into_iter().zip(before) {
+            let growth = memory(harness).saturating_sub(before);
+            assert!(growth < 8 << 20, "sliced: {growth} bytes");
+        }
         let directory = fleet.a.dir.path().display().to_string();
         let listed = fleet.succeeds(&["fs", "ls", VM, &directory]);
         assert!(listed.contains("in-vm"), "{listed}");
         forwards_a_port(fleet, &content[..4 << 20]);
         a_client_that_goes_ends_its_command(fleet);
     });
+}
+
+/// The greatest resident memory of a daemon so far, in bytes.
+fn memory(harness: &Harness) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", harness.pid())).expect("a status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.expect("a size") << 10
 }
 
 fn exec_with_input(fleet: &Fleet, content: &[u8]) {
@@ -378,6 +394,50 @@ fn a_user_with_the_token_of_one_node_reaches_vms_on_others() {
         let wrong = words.replace(&url(A), &url(B));
         let error = fleet.a.refused(&wrong, 1);
         assert!(error.contains("refused the token"), "{error}");
+    });
+}
+
+#[test]
+fn a_listener_has_a_certificate_for_nodes_and_may_have_another_for_users() {
+    with_fleet(|fleet| {
+        let other = authority("users");
+        let [cert, key, ca] = [
+            ("tls.crt", &other.cert),
+            ("tls.key", &other.key),
+            ("users.pem", &other.ca),
+        ]
+        .map(|(name, text)| save(&fleet.b, name, text).display().to_string());
+        let settings =
+            fs::read_to_string(fleet.b.dir.path().join("sliced.yaml")).expect("settings");
+        let api = format!("api: {{bind_address: {B}}}");
+        let both = format!("api: {{bind_address: 0.0.0.0, tls: {{cert: {cert}, key: {key}}}}}");
+        configure(&fleet.b, &settings.replace(&api, &both));
+        let token = fleet.b.state().join("api/token");
+        let of_user = format!(
+            "--url https://127.0.0.1:8080 --token-file {} --ca {ca} get vms",
+            token.display()
+        );
+        fleet.b.until("it has the other certificate", || {
+            fleet.b.try_ctl(&of_user).status.success().then_some(())
+        });
+        fleet.succeeds(&["logs", VM]);
+        // Without it, a certificate that names no host is of no use to users, and the one before is kept.
+        configure(&fleet.b, &settings);
+        fleet.b.until("it has that of the fleet", || {
+            (!fleet.b.try_ctl(&of_user).status.success()).then_some(())
+        });
+        fleet.succeeds(&["logs", VM]);
+        fleet.pki.node("node-b", &[]);
+        fleet.b.until("it is reported", || {
+            let messages = fleet.b.messages("host", "ApiListenerFailed");
+            messages
+                .iter()
+                .any(|text| {
+                    text.contains("fleet.cert: the certificate has no subject alternative names")
+                })
+                .then_some(())
+        });
+        fleet.succeeds(&["logs", VM]);
     });
 }
 
