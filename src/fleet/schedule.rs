@@ -31,6 +31,7 @@ mod disrupt;
 mod filter;
 mod index;
 mod place;
+mod pools;
 mod refusal;
 pub mod replacement;
 mod request;
@@ -38,6 +39,7 @@ pub mod step;
 mod subnets;
 mod survey;
 pub mod view;
+mod work;
 
 #[cfg(test)]
 mod tests;
@@ -48,8 +50,8 @@ use self::candidates::{Candidates, Session};
 use self::index::Index;
 use self::request::Request;
 use self::step::Plan;
-use self::survey::Work;
 use self::view::View;
+use self::work::Work;
 use super::object::Group;
 use crate::api::meta::{Name, Uid};
 
