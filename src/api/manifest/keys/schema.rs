@@ -254,7 +254,7 @@ mod tests {
         assert!(manifest["$defs"].get("settings").is_none());
         let settings = schema(Mapping::Settings);
         let names: Vec<_> = settings["$defs"].as_object().unwrap().keys().collect();
-        assert_eq!(names, ["api", "apiAuth", "apiTls", "ssh"]);
+        assert_eq!(names, ["api", "apiAuth", "apiTls", "fleet", "ssh"]);
         assert_eq!(
             manifest["$defs"]["hostGroup"]["properties"]["vcpu"]["default"],
             json!(2)
