@@ -333,11 +333,7 @@ async fn serve(
     let watches = Arc::new(Watches::new(engine.store.events()));
     let api_problem = ApiProblem::default();
     let fleet = Arc::new(fleet::Slot::default());
-    let peers = Arc::new(peers::Peers::new(
-        Arc::clone(&fleet),
-        engine.clone(),
-        settings.fleet_files.as_ref(),
-    ));
+    let peers = Arc::new(peers::Peers::new(fleet.clone(), engine.clone()));
     let new_state = || {
         let (watches, api_problem) = (Arc::clone(&watches), Arc::clone(&api_problem));
         let (fleet, peers) = (Arc::clone(&fleet), Arc::clone(&peers));

@@ -19,9 +19,6 @@ use crate::engine::Engine;
 use crate::fleet::mirror::Mirror;
 use crate::wire::peer::{Fleet, PeerTls, Place, Registry, Whereabouts};
 
-#[cfg(debug_assertions)]
-mod seam;
-
 /// The interval in which files that could not be used are read again.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -29,19 +26,16 @@ const RETRY: Duration = Duration::from_secs(5);
 pub(super) struct Peers {
     slot: Arc<Slot>,
     engine: Arc<Engine>,
-    /// The name of this node, if it has certificates.
-    own: Option<Name>,
     tls: RwLock<Option<Arc<PeerTls>>>,
     connections: Registry,
 }
 
 impl Peers {
     /// Without certificates until [`Self::start`].
-    pub(super) fn new(slot: Arc<Slot>, engine: Arc<Engine>, files: Option<&FleetFiles>) -> Self {
+    pub(super) fn new(slot: Arc<Slot>, engine: Arc<Engine>) -> Self {
         Self {
             slot,
             engine,
-            own: files.map(|files| files.node.clone()),
             tls: RwLock::default(),
             connections: Registry::default(),
         }
@@ -172,20 +166,12 @@ impl Fleet for Peers {
         if self.is_local(vm) {
             return None;
         }
-        #[cfg(debug_assertions)]
-        if let Some(found) = seam::whereabouts(vm) {
-            return Some(found);
-        }
         let link = self.slot.get()?;
         // Without contact, the last known place.
         link.read(|mirror, _| whereabouts(mirror, link.node(), vm))
     }
 
     fn others(&self) -> Vec<Place> {
-        #[cfg(debug_assertions)]
-        if let Some(found) = seam::others(self.own.as_ref()) {
-            return found;
-        }
         let Some(link) = self.slot.get() else {
             return Vec::new();
         };
@@ -197,10 +183,6 @@ impl Fleet for Peers {
     }
 
     fn is_gone(&self, node: &Name) -> bool {
-        #[cfg(debug_assertions)]
-        if seam::is_gone(node) {
-            return true;
-        }
         let link = self.slot.get();
         link.is_some_and(|link| link.read(|mirror, _| is_gone(mirror, node)))
     }

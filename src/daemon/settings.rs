@@ -138,10 +138,10 @@ fn fleet_files(fleet: &FleetSettings) -> Option<api_server::FleetFiles> {
 }
 
 /// The host name up to the first dot.
-fn host_name() -> Option<Name> {
+pub(super) fn host_name() -> Option<Name> {
     let system = rustix::system::uname();
     let name = system.nodename().to_str().ok()?.split('.').next()?;
-    Name::new(name).ok()
+    Name::new(name.to_ascii_lowercase()).ok()
 }
 
 /// The token of the API in the state directory.
@@ -174,6 +174,8 @@ fn fleet_config(
 ) -> Option<fleet::Config> {
     let fleet = fleet?;
     let listener = api.map(|api| &api.listener);
+    // Nodes get the certificate of the fleet.
+    let listener = listener.filter(|_| fleet.tls.is_some());
     let own = listener.and_then(|listener| listener.url());
     Some(fleet::Config {
         url: fleet.url.as_ref().map(ToString::to_string).or(own),

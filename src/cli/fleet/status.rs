@@ -53,7 +53,10 @@ fn text(status: &FleetStatus) -> String {
         line("Scheduler", "this node leads");
     }
     for unchanged in &status.unchanged {
-        let text = format!("{} ({}): {}", unchanged.uid, unchanged.reason, unchanged.message);
+        let text = format!(
+            "{} ({}): {}",
+            unchanged.uid, unchanged.reason, unchanged.message
+        );
         line("Unchanged VM", &text);
     }
     let given = [

@@ -11,7 +11,8 @@ use crate::api::manifest::Draft;
 use crate::api::meta::Name;
 use crate::api::view::{
     Applied, ApplyResult, DiffResult, FleetAccept, FleetContact, FleetGroup, FleetList, FleetNode,
-    FleetScheduler, FleetStatus, FleetSubnet, FleetUnchanged, FleetVm, NodeAction, NodeVm, Scale, Source,
+    FleetScheduler, FleetStatus, FleetSubnet, FleetUnchanged, FleetVm, NodeAction, NodeVm, Scale,
+    Source,
 };
 use crate::clock;
 use crate::fleet::contact::{Boottime, Facts};

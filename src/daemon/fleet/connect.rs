@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::settings::host_name;
 use crate::api::manifest::settings::fleet::FleetSettings;
 use crate::api::meta::Name;
 use crate::clock;
@@ -66,11 +67,7 @@ impl Config {
         if let Some(name) = &self.fleet.node {
             return Ok(name.clone());
         }
-        let system = rustix::system::uname();
-        let host = system.nodename().to_string_lossy();
-        let first = host.split('.').next().unwrap_or_default();
-        let name = Name::new(first.to_ascii_lowercase());
-        name.map_err(|error| format!("the host name is no name of a node ({error}): set `node:`"))
+        host_name().ok_or_else(|| "the host name is no name of a node: set `node:`".to_owned())
     }
 }
 

@@ -1,5 +1,5 @@
 //! Commands for VMs on another node: two daemons in two network namespaces, with the certificates of a fleet.
-//! Out of scope: etcd: where VMs are is in a file (`SLICE_TEST_PLACES`); what the commands do on one host.
+//! Out of scope: the scheduler: the objects of VMs are written by the tests; what the commands do on one host.
 
 mod commands;
 mod refused;
@@ -7,17 +7,22 @@ mod refused;
 use std::fs;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use rcgen::SerialNumber;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use serde_json::json;
+use slicectl::api::meta::{Meta, Name, Timestamp, Uid};
 use slicectl::api::vm::Hypervisor;
+use slicectl::fleet::keys::Key;
+use slicectl::fleet::kv::Client;
+use slicectl::fleet::object::{self, Binding, Group, NodeStatus, Resources, VERSION, Vm};
 use test_support::harness::{Harness, group};
 use test_support::kernel::{self, Neighbour};
 use test_support::{programs, vmm};
 
+use super::lab::{Lab, password};
 use super::pki::Pki;
 
 /// The VM, on node-b.
@@ -33,13 +38,15 @@ const LARGE: usize = 50 << 20;
 struct Fleet {
     a: Harness,
     b: Harness,
-    pki: Pki,
+    client: Client,
+    runtime: tokio::runtime::Runtime,
+    lab: Lab,
     /// The serial number of the certificate of node-a.
     serial_a: SerialNumber,
     serial_b: SerialNumber,
-    _agent: Killed,
-    _programs: tempfile::TempDir,
+    agent: Option<Killed>,
     _network: Neighbour,
+    programs: tempfile::TempDir,
 }
 
 /// A process that is killed when it is dropped.
@@ -60,32 +67,49 @@ fn with_fleet(test: impl FnOnce(&mut Fleet) + Send) {
 fn with_fleet_of(files: Option<(u64, u64)>, test: impl FnOnce(&mut Fleet) + Send) {
     kernel::private_sync(|| {
         let network = Neighbour::join("nodea", &format!("{B}/24"), &format!("{A}/24"));
-        let pki = Pki::new(Path::new("/run/pki"));
+        let lab = Lab::start();
+        kernel::run(
+            "ip link add nodea1 type veth peer name eth1 netns nodea
+             ip link set nodea1 master etcd up
+             ip -n nodea addr add 10.77.0.31/24 dev eth1
+             ip -n nodea link set eth1 up",
+        );
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let client = {
+            let _entered = runtime.enter();
+            lab.client("control")
+        };
         let mut b = Harness::new("slice-b");
-        let serial_b = join(&mut b, &pki, "node-b", B);
+        let serial_b = join(&mut b, &lab, "node-b", B);
         b.start();
         let mut a = Harness::new("slice-a");
         a.files = files;
-        let serial_a = join(&mut a, &pki, "node-a", A);
+        let serial_a = join(&mut a, &lab, "node-a", A);
         in_namespace(&network.path(), || a.start());
         let programs = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
-        let agent = start_vm(&b, programs.path());
         let mut fleet = Fleet {
             a,
             b,
-            pki,
+            client,
+            runtime,
+            lab,
             serial_a,
             serial_b,
-            _agent: agent,
-            _programs: programs,
+            agent: None,
             _network: network,
+            programs,
         };
-        fleet.places(json!({
-            "vms": {VM: "node-b"},
-            "nodes": {"node-a": url(A), "node-b": url(B)},
-        }));
+        fleet.start_vm();
         fleet.b.until("node-b listens", || {
             TcpStream::connect((B, 8080)).ok().map(drop)
+        });
+        fleet.b.until("node-a knows the VM", || {
+            let output = fleet.run(&["get", "vm", VM]);
+            output.status.success().then_some(())
         });
         test(&mut fleet);
     });
@@ -96,22 +120,29 @@ fn url(address: &str) -> String {
 }
 
 /// Makes a daemon that is not started yet a node; the serial number of its certificate.
-fn join(harness: &mut Harness, pki: &Pki, node: &str, address: &str) -> SerialNumber {
+fn join(harness: &mut Harness, lab: &Lab, node: &str, address: &str) -> SerialNumber {
+    let pki: &Pki = &lab.pki;
     let (identity, serial) = pki.node(node, &[address]);
     let crl = harness.dir.path().join("crl.pem");
     pki.revoke(&crl, &[]);
+    let words = harness.write("password", &password("control"));
+    let mode = fs::Permissions::from_mode(0o600);
+    fs::set_permissions(&words, mode).expect("its mode");
+    let urls: Vec<String> = lab
+        .endpoints()
+        .iter()
+        .map(|url| format!("'{url}'"))
+        .collect();
+    // Nobody schedules: the tests write the objects of VMs.
     let settings = format!(
-        "api: {{bind_address: {address}}}\nfleet: {{endpoints: ['https://{B}:2379'], ca: {}, cert: {}, key: {}, crl: {}, node: {node}}}\n",
+        "api: {{bind_address: {address}}}\nfleet: {{endpoints: [{}], ca: {}, cert: {}, key: {}, crl: {}, node: {node}, user: control, password_file: {words}, control: false}}\n",
+        urls.join(", "),
         pki.ca().display(),
         identity.cert.display(),
         identity.key.display(),
         crl.display(),
     );
     harness.write("sliced.yaml", &settings);
-    let places = harness.dir.path().join("places.json");
-    harness
-        .env
-        .push(("SLICE_TEST_PLACES", places.display().to_string()));
     serial
 }
 
@@ -128,34 +159,91 @@ fn in_namespace<T: Send>(path: &Path, run: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-fn start_vm(harness: &Harness, directory: &Path) -> Killed {
-    let program = vmm::program(Hypervisor::CloudHypervisor, directory).expect("a program");
-    let vmm = format!(
-        "hypervisor: cloud-hypervisor\n      cloud_hypervisor_bin: {}\n      kernel_file: {}",
-        program.display(),
-        vmm::tiny_guest().display()
-    );
-    let manifest = group("box", 1, "169.254.100.0/22", "").replace("hypervisor: none", &vmm);
-    harness.apply(&manifest);
-    let vm = harness.get(&format!("vm {VM}"));
-    let control = vm["status"]["vmm"]["api_socket"]
-        .as_str()
-        .expect("a control socket");
-    let socket = Path::new(control).with_file_name("vsock.sock");
-    let _ = fs::remove_file(&socket);
-    let mut command = Command::new(programs::built("slice-agent"));
-    command.args(["serve", "--unix"]).arg(&socket);
-    let agent = command.env("LANG", "C").stdin(Stdio::null()).spawn();
-    let agent = Killed(agent.expect("slice-agent"));
-    harness.until("the agent listens", || socket.exists().then_some(()));
-    agent
-}
-
 impl Fleet {
-    /// Both nodes know these places.
-    fn places(&self, places: serde_json::Value) {
-        self.a.write("places.json", &places.to_string());
-        self.b.write("places.json", &places.to_string());
+    /// A VM of the fleet on node-b, with the real agent.
+    fn start_vm(&mut self) {
+        let program = vmm::program(Hypervisor::CloudHypervisor, self.programs.path());
+        let vmm = format!(
+            "hypervisor: cloud-hypervisor\n      cloud_hypervisor_bin: {}\n      kernel_file: {}",
+            program.expect("a program").display(),
+            vmm::tiny_guest().display()
+        );
+        let manifest = group("box", 1, "169.254.100.0/22", "").replace("hypervisor: none", &vmm);
+        let path = self.b.write("box.yaml", &manifest);
+        self.b.until("the fleet is connected", || {
+            let output = self.b.try_ctl(&format!("apply --fleet -f {path}"));
+            output.status.success().then_some(())
+        });
+        self.bind(VM, "node-b");
+        let socket = self.b.until("the control socket", || {
+            let vm = self.b.get(&format!("vm {VM}"));
+            let is_ready = vm["status"]["ready"] == true;
+            let socket = vm["status"]["vmm"]["api_socket"]
+                .as_str()
+                .map(PathBuf::from);
+            socket.filter(|_| is_ready)
+        });
+        let socket = socket.with_file_name("vsock.sock");
+        let _ = fs::remove_file(&socket);
+        let mut command = Command::new(programs::built("slice-agent"));
+        command.args(["serve", "--unix"]).arg(&socket);
+        let agent = command.env("LANG", "C").stdin(Stdio::null()).spawn();
+        self.agent = Some(Killed(agent.expect("slice-agent")));
+        self.b
+            .until("the agent listens", || socket.exists().then_some(()));
+    }
+
+    fn put(&self, key: Key, value: Vec<u8>) {
+        let put = self.client.put(key, value, None);
+        self.runtime.block_on(put).expect("written");
+    }
+
+    /// Writes the object of a VM of the group, bound to a node.
+    fn bind(&self, vm: &str, node: &str) {
+        let name = |text: &str| text.parse::<Name>().expect("a name");
+        let found = self
+            .runtime
+            .block_on(self.client.get(Key::Group(name("box"))));
+        let (_, found) = found.expect("an answer");
+        let group: Group = object::decode(&found.expect("the group").value).expect("a group");
+        let (_, index) = vm.rsplit_once('-').expect("an index");
+        let object = Vm {
+            meta: Meta::new(name(vm), Timestamp::UNIX_EPOCH),
+            group: name("box"),
+            group_uid: group.meta.uid,
+            index: index.parse().expect("an index"),
+            group_generation: group.meta.generation,
+            binding: Some(Binding {
+                node: name(node),
+                epoch: 1,
+                resources: Resources::default(),
+                moving_from: None,
+            }),
+            epoch: 1,
+            previous: Vec::new(),
+            refusals: Vec::new(),
+            pending: None,
+        };
+        let uid: Uid = object.meta.uid;
+        self.put(Key::Vm(uid), object::encode(&object).expect("JSON"));
+    }
+
+    /// Writes what a node that does not exist reports of itself.
+    fn register(&self, node: &str, api: Option<&str>) {
+        let status = NodeStatus {
+            labels: Default::default(),
+            architecture: "x86_64".to_owned(),
+            hypervisors: Vec::new(),
+            files: Vec::new(),
+            capacity: Resources::default(),
+            allocatable: Resources::default(),
+            version: "0.0.0".to_owned(),
+            format: VERSION,
+            api: api.map(str::to_owned),
+            boot_id: "none".to_owned(),
+        };
+        let key = Key::NodeStatus(node.parse().expect("a name"));
+        self.put(key, object::encode(&status).expect("JSON"));
     }
 
     /// `slicectl` at node-a.

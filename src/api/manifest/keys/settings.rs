@@ -352,7 +352,9 @@ pub const KEYS: &[Key] = &[
         name: "url",
         mappings: FLEET,
         value: Value::Text(Format::Endpoint),
-        default: Default::Text("the address and port of `api:`, if it has TLS and one address"),
+        default: Default::Text(
+            "the address and port of `api:`, unless it is 0.0.0.0, :: or loopback",
+        ),
         modes: &[],
         change: Change::None,
         property: None,

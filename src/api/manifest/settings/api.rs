@@ -87,14 +87,10 @@ pub struct ApiListener {
 }
 
 impl ApiListener {
-    /// Its URL for other hosts; `None` if it has no TLS, or no address that other hosts reach.
+    /// Its URL for other hosts, with TLS; `None` if it has no address that other hosts reach.
     pub fn url(&self) -> Option<String> {
         match &self.bind {
-            Bind::Tcp(address)
-                if self.tls.is_some()
-                    && !address.ip().is_unspecified()
-                    && !address.ip().is_loopback() =>
-            {
+            Bind::Tcp(address) if !address.ip().is_unspecified() && !address.ip().is_loopback() => {
                 Some(format!("https://{address}"))
             }
             Bind::Tcp(_) | Bind::Unix(_) => None,

@@ -7,7 +7,6 @@ use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Stdio;
 
-use serde_json::json;
 use test_support::harness::Harness;
 use test_support::kernel;
 
@@ -41,12 +40,11 @@ fn events_of_all(fleet: &Fleet) {
         assert!(events.contains(expected), "{expected}: {events}");
     }
     // A node that does not answer is reported, and is no error.
-    fleet.a.write(
-        "places.json",
-        &json!({"vms": {VM: "node-b"}, "nodes": {"node-b": url(B), "node-c": url("10.66.0.9")}})
-            .to_string(),
-    );
-    let output = fleet.run(&["events", "--fleet", "-o", "json"]);
+    fleet.register("node-c", Some(&url("10.66.0.9")));
+    let output = fleet.a.until("node-a knows node-c", || {
+        let output = fleet.run(&["events", "--fleet", "-o", "json"]);
+        text(&output.stderr).contains("node-c").then_some(output)
+    });
     assert!(output.status.success());
     let errors = text(&output.stderr);
     assert!(
@@ -187,7 +185,7 @@ fn a_user_with_the_token_of_one_node_reaches_vms_on_others() {
             "--url {} --token-file {} --ca {} vm exec {VM} --uid 0 -- echo there",
             url(A),
             token.display(),
-            fleet.pki.ca().display()
+            fleet.lab.pki.ca().display()
         );
         assert_eq!(fleet.a.ctl(&words), "there\n");
         let events = fleet.b.ctl(&format!("events vm {VM}"));
@@ -214,7 +212,7 @@ fn a_user_with_the_token_of_one_node_reaches_vms_on_others() {
 fn get(fleet: &Fleet, path: &str, token: &Path) -> String {
     let words = format!(
         "curl -sS -i --cacert {} -H \"Authorization: Bearer $(cat {})\" '{}{path}'",
-        fleet.pki.ca().display(),
+        fleet.lab.pki.ca().display(),
         token.display(),
         url(A)
     );

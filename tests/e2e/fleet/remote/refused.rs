@@ -6,9 +6,7 @@ use std::io::{Read, Write};
 use std::process::Child;
 use std::time::Duration;
 
-use serde_json::json;
-
-use super::{A, B, Killed, VM, text, url, with_fleet, with_fleet_of};
+use super::{B, Killed, VM, text, url, with_fleet, with_fleet_of};
 use crate::api_listener::configure;
 use crate::api_listener::tls::{authority, save};
 
@@ -42,7 +40,7 @@ fn a_listener_has_a_certificate_for_nodes_and_may_have_another_for_users() {
             (!fleet.b.try_ctl(&of_user).status.success()).then_some(())
         });
         fleet.succeeds(&["logs", VM]);
-        fleet.pki.node("node-b", &[]);
+        fleet.lab.pki.node("node-b", &[]);
         fleet.b.until("it is reported", || {
             let messages = fleet.b.messages("host", "ApiListenerFailed");
             messages
@@ -59,13 +57,12 @@ fn a_listener_has_a_certificate_for_nodes_and_may_have_another_for_users() {
 #[test]
 fn a_request_is_forwarded_once_and_its_headers_only_by_nodes() {
     with_fleet(|fleet| {
-        // Each node takes the VM for one of the other.
-        let ghost = json!({"vms": {"ghost-1": "node-b"}, "nodes": {"node-b": url(B)}});
-        fleet.a.write("places.json", &ghost.to_string());
-        let back = json!({"vms": {"ghost-1": "node-a"}, "nodes": {"node-a": url(A)}});
-        fleet.b.write("places.json", &back.to_string());
-        let error = fleet.fails(&["logs", "ghost-1"]);
-        assert!(error.contains("vm/ghost-1 not found"), "{error}");
+        // It is bound to node-b, which has no such VM: it belongs to no group that has it.
+        fleet.bind("ghost-9", "node-b");
+        fleet.b.until("node-a forwards the request", || {
+            let error = text(&fleet.run(&["logs", "ghost-9"]).stderr);
+            (error.contains("vm/ghost-9 not found")).then_some(())
+        });
         let socket = fleet.a.run.join("sliced.sock");
         let request = |header: &str| {
             let mut stream = std::os::unix::net::UnixStream::connect(&socket).expect("connected");
@@ -86,27 +83,24 @@ fn a_request_is_forwarded_once_and_its_headers_only_by_nodes() {
 #[test]
 fn errors_name_the_node_and_what_is_wrong() {
     with_fleet(|fleet| {
-        for (node, url, expected) in [
+        fleet.bind("ghost-9", "node-c");
+        for (url, expected) in [
             (
-                "node-b",
-                json!(null),
-                "vm/box-1 is on node node-b, which has no API for other nodes",
+                None,
+                "vm/ghost-9 is on node node-c, which has no API for other nodes",
             ),
-            ("node-b", json!("http://10.66.0.1:8080"), "invalid URL"),
+            (Some("http://10.66.0.1:8080"), "invalid URL"),
             (
-                "node-b",
-                json!("https://10.66.0.1:9"),
+                Some("https://10.66.0.1:9"),
                 "which is unreachable at https://10.66.0.1:9",
             ),
-            (
-                "node-c",
-                json!(url(B)),
-                "its certificate is that of node node-b",
-            ),
+            (Some(&*url(B)), "its certificate is that of node node-b"),
         ] {
-            fleet.places(json!({"vms": {VM: node}, "nodes": {node: url}}));
-            let error = fleet.error();
-            assert!(error.contains(expected), "{expected}: {error}");
+            fleet.register("node-c", url);
+            fleet.b.until(expected, || {
+                let error = text(&fleet.run(&["logs", "ghost-9"]).stderr);
+                error.contains(expected).then_some(())
+            });
         }
     });
 }
@@ -133,6 +127,7 @@ fn a_node_that_is_revoked_or_gone_is_refused_and_its_connections_end() {
         let running = start();
         let (of_a, of_b) = (fleet.file("crl.pem"), fleet.b.dir.path().join("crl.pem"));
         fleet
+            .lab
             .pki
             .revoke(&of_b, std::slice::from_ref(&fleet.serial_a));
         ends(running);
@@ -141,19 +136,20 @@ fn a_node_that_is_revoked_or_gone_is_refused_and_its_connections_end() {
             error.contains("refuses the certificate of this node: it is revoked"),
             "{error}"
         );
-        fleet.pki.revoke(&of_b, &[]);
+        fleet.lab.pki.revoke(&of_b, &[]);
         fleet.b.until("it is accepted again", || {
             fleet.run(&["logs", VM]).status.success().then_some(())
         });
         // The other direction.
         let running = start();
         fleet
+            .lab
             .pki
             .revoke(&of_a, std::slice::from_ref(&fleet.serial_b));
         ends(running);
         let error = fleet.error();
         assert!(error.contains("its certificate is revoked"), "{error}");
-        fleet.pki.revoke(&of_a, &[]);
+        fleet.lab.pki.revoke(&of_a, &[]);
         fleet.b.until("it is accepted again", || {
             fleet.run(&["logs", VM]).status.success().then_some(())
         });
@@ -161,12 +157,11 @@ fn a_node_that_is_revoked_or_gone_is_refused_and_its_connections_end() {
         fs::write(&of_b, "nonsense").expect("written");
         std::thread::sleep(Duration::from_millis(300));
         fleet.succeeds(&["logs", VM]);
-        let places = json!({
-            "vms": {VM: "node-b"},
-            "nodes": {"node-b": url(B)},
-            "gone": ["node-a"],
+        fleet.b.ctl("node gone node-a --force --yes");
+        fleet.b.until("it is gone", || {
+            let output = fleet.run(&["logs", VM]);
+            (!output.status.success()).then_some(())
         });
-        fleet.b.write("places.json", &places.to_string());
         let error = fleet.error();
         assert!(error.contains("node node-a is gone"), "{error}");
     });
