@@ -292,6 +292,20 @@ pub struct FleetStatus {
     /// The scheduler of this node.
     #[serde(default)]
     pub scheduler: FleetScheduler,
+    /// The VMs of this node for which nothing is done although they differ from what etcd has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<FleetHeldVm>,
+}
+
+/// A VM of this node for which nothing is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FleetHeldVm {
+    /// The name of the VM; its uid in the fleet if its object is missing.
+    pub vm: String,
+    /// The reason, one CamelCase word.
+    pub reason: String,
+    /// The message for users.
+    pub message: String,
 }
 
 /// The scheduler of a node.

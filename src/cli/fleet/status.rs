@@ -63,6 +63,9 @@ fn text(status: &FleetStatus) -> String {
             line(key, value);
         }
     }
+    for held in &status.held {
+        line("Held", &format!("vm/{}: {}", held.vm, held.message));
+    }
     text
 }
 

@@ -7,10 +7,11 @@ use super::super::answers::{off_thread, parse_all};
 use super::super::app_state::AppState;
 use super::Member;
 use crate::api::manifest::Draft;
-use crate::api::meta::Name;
+use crate::api::meta::{Name, Uid};
 use crate::api::view::{
-    Applied, ApplyResult, DiffResult, FleetAccept, FleetContact, FleetGroup, FleetList, FleetNode,
-    FleetScheduler, FleetStatus, FleetSubnet, FleetVm, NodeAction, NodeVm, Scale, Source,
+    Applied, ApplyResult, DiffResult, FleetAccept, FleetContact, FleetGroup, FleetHeldVm,
+    FleetList, FleetNode, FleetScheduler, FleetStatus, FleetSubnet, FleetVm, NodeAction, NodeVm,
+    Scale, Source,
 };
 use crate::clock;
 use crate::fleet::contact::{Boottime, Facts};
@@ -90,14 +91,33 @@ fn unaccepted(facts: Option<Facts>) -> Option<u64> {
 
 impl FleetBackend for AppState {
     async fn fleet_status(&self) -> Result<FleetStatus, Refusal> {
-        let Member { link, control, .. } = self.member()?;
+        let Member {
+            link,
+            control,
+            agent,
+            ..
+        } = self.member()?;
         let leader = verbs::leader(link.client()).await;
         let now = Boottime(clock::boottime());
         let (condition, facts, revision) =
             link.read(|mirror, contact| (contact.condition(now), contact.facts(), mirror.revision));
+        let reports = agent.reports();
+        let held = link.read(|mirror, _| {
+            let name = |uid: Uid| match mirror.vms.get(&uid).map(|stored| &stored.value) {
+                Some(Ok(vm)) => vm.meta.name.to_string(),
+                Some(Err(_)) | None => uid.to_string(),
+            };
+            let held = reports.into_iter().map(|report| FleetHeldVm {
+                vm: name(report.uid),
+                reason: format!("{:?}", report.reason),
+                message: report.message,
+            });
+            held.collect()
+        });
         let hexadecimal = |id| ClusterId(id).to_string();
         let scheduler = control.status();
         Ok(FleetStatus {
+            held,
             last_error: link.last_error(),
             scheduler: FleetScheduler {
                 is_leader: scheduler.is_leader,
