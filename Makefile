@@ -14,7 +14,7 @@ CARGO ?= cargo
 
 NPM ?= npm
 
-.PHONY: help build page guest-agent guest-debian test soak newcomer lint demo bench install uninstall
+.PHONY: help build page guest-agent guest-debian test soak newcomer lint demo fleet-demo bench install uninstall
 
 help:
 	@echo 'make build      release binaries in $(TARGET)/release'
@@ -26,6 +26,7 @@ help:
 	@echo 'make newcomer   the quick start of the README on a bare Debian 12, with a full build'
 	@echo 'make lint       format, clippy, links of the documentation, and cargo deny if it is installed'
 	@echo 'make demo       six guests in a private lab, one PASS or FAIL line per check; KEEP=1 keeps the lab'
+	@echo 'make fleet-demo  three members of etcd and three nodes in a private lab: placement, failures, drain; under two minutes'
 	@echo 'make bench      ratios to shell scripts, to the minimal kernel cost and to the CNI plugins alone'
 	@echo 'make install    binaries, unit, group, completions, man pages, schema, examples; PREFIX=$(PREFIX) DESTDIR='
 	@echo 'make uninstall  removes them; keeps configuration and state'
@@ -64,6 +65,9 @@ lint:
 demo:
 	KEEP='$(KEEP)' examples/demo/run.sh
 
+fleet-demo:
+	examples/fleet/run.sh
+
 bench: build
 	benches/run.sh
 
@@ -79,7 +83,8 @@ install: $(TARGET)/release/sliced $(TARGET)/release/slicectl
 	else echo 'without slice-agent, which VMs with `agent: inject` need: make guest-agent && make install'; fi
 	install -d -m 755 $(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSCONFDIR)/slice/groups.d
 	sed 's|/usr/local/bin/|$(PREFIX)/bin/|' manifests/systemd/sliced.service > $(DESTDIR)$(UNITDIR)/sliced.service
-	chmod 644 $(DESTDIR)$(UNITDIR)/sliced.service
+	sed 's|/usr/local/bin/|$(PREFIX)/bin/|' manifests/systemd/sliced-fence.service > $(DESTDIR)$(UNITDIR)/sliced-fence.service
+	chmod 644 $(DESTDIR)$(UNITDIR)/sliced.service $(DESTDIR)$(UNITDIR)/sliced-fence.service
 	install -D -m 644 manifests/systemd/sysusers.d/slice.conf $(DESTDIR)$(SYSUSERSDIR)/slice.conf
 	@if [ -z '$(DESTDIR)' ] && command -v systemd-sysusers >/dev/null; then systemd-sysusers $(SYSUSERSDIR)/slice.conf; fi
 	install -d -m 755 $(SHAREDIR)/bash-completion/completions $(SHAREDIR)/zsh/site-functions $(SHAREDIR)/fish/vendor_completions.d
@@ -102,7 +107,7 @@ install: $(TARGET)/release/sliced $(TARGET)/release/slicectl
 
 # Keeps the configuration (including the CNI network), the state, the group and running VMs.
 uninstall:
-	rm -f $(BINDIR)/sliced $(BINDIR)/slicectl $(DESTDIR)$(UNITDIR)/sliced.service
+	rm -f $(BINDIR)/sliced $(BINDIR)/slicectl $(DESTDIR)$(UNITDIR)/sliced.service $(DESTDIR)$(UNITDIR)/sliced-fence.service
 	rm -f $(SHAREDIR)/bash-completion/completions/slicectl $(SHAREDIR)/zsh/site-functions/_slicectl
 	rm -f $(SHAREDIR)/fish/vendor_completions.d/slicectl.fish
 	rm -f $(DESTDIR)$(SYSUSERSDIR)/slice.conf

@@ -1,4 +1,4 @@
-//! `slicectl`: a reconciling controller for the microVMs of one host and their networks, configured in YAML.
+//! `slicectl`: a reconciling controller for the microVMs of one or several hosts and their networks, configured in YAML.
 //! Out of scope: implementations, which are in the modules.
 //!
 //! # Module layout

@@ -17,11 +17,14 @@ use crate::wire::peer::{PeerTls, ServerCertificates};
 /// The maximum size of each file, in bytes.
 const MAX_FILE: u64 = 256 << 10;
 
+/// The texts of the files of a certificate and its key.
+type Source = (Vec<u8>, Vec<u8>);
+
 /// A certificate with its key, as a server uses them.
 #[derive(Clone)]
 pub(super) struct Identity {
     /// What the files contain, to notice a change; `None`: the certificate is that of the fleet.
-    source: Option<(Vec<u8>, Vec<u8>)>,
+    source: Option<Source>,
     /// The certificates of the fleet, if nodes are accepted.
     peers: Option<Arc<PeerTls>>,
     /// For connections.
@@ -109,7 +112,7 @@ fn for_nodes(peers: &Arc<PeerTls>, others: Option<CertifiedKey>) -> Result<Serve
     Ok(config)
 }
 
-fn load(cert: &Path, key: &Path) -> Result<(CertifiedKey, (Vec<u8>, Vec<u8>)), String> {
+fn load(cert: &Path, key: &Path) -> Result<(CertifiedKey, Source), String> {
     let of_cert = |why: String| {
         format!(
             "api.tls.cert: cannot use the certificate {}: {why}",

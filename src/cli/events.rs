@@ -7,7 +7,6 @@ use futures::{StreamExt, TryStreamExt};
 use super::age::age;
 use super::args::EventsArgs;
 use super::failure::{Failure, note};
-use super::fleet_events;
 use super::output::EventsFormat;
 use super::paint::Colors;
 use super::print;
@@ -27,9 +26,6 @@ type Stream = BoxStream<'static, Result<Event, ClientError>>;
 /// `events [-w] [OBJECT]`.
 pub async fn events(client: &Client, args: EventsArgs) -> Result<(), Failure> {
     let object = object(&args.object)?;
-    if args.fleet {
-        return fleet_events::events(client, object.as_ref(), args.watch, args.output).await;
-    }
     let span = match args.watch {
         true => StreamMode::Follow,
         false => StreamMode::Once,
@@ -67,7 +63,7 @@ pub async fn events(client: &Client, args: EventsArgs) -> Result<(), Failure> {
 }
 
 /// The object as events name it: `vm/x` for every spelling of the target.
-fn object(args: &[String]) -> Result<Option<ObjectRef>, Failure> {
+pub(super) fn object(args: &[String]) -> Result<Option<ObjectRef>, Failure> {
     match args {
         [] => Ok(None),
         [arg] if arg == "host" || arg.starts_with("manifest/") => arg

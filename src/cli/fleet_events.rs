@@ -3,31 +3,28 @@
 
 use futures::StreamExt;
 
-use super::events::{row, titles};
+use super::args::EventsArgs;
+use super::events::{object, row, titles};
 use super::failure::{Failure, note};
 use super::output::EventsFormat;
 use super::paint::Colors;
 use super::rows::Columns;
 use super::table::{Field, Table};
 use super::{print, yaml};
-use crate::api::event::{FleetEvent, ObjectRef};
+use crate::api::event::FleetEvent;
 use crate::wire::{Client, StreamMode};
 
 /// Prints events by the time of their last occurrence; if they are followed, as they arrive. A node that does not answer is reported, and
 /// is no error.
-pub async fn events(
-    client: &Client,
-    object: Option<&ObjectRef>,
-    watch: bool,
-    format: EventsFormat,
-) -> Result<(), Failure> {
-    let span = match watch {
+pub async fn events(client: &Client, args: EventsArgs) -> Result<(), Failure> {
+    let object = object(&args.object)?;
+    let span = match args.watch {
         true => StreamMode::Follow,
         false => StreamMode::Once,
     };
-    let mut lines = client.fleet_events(object, span).await?;
+    let mut lines = client.fleet_events(object.as_ref(), span).await?;
     let mut all = Vec::new();
-    let mut output = Output::new(format);
+    let mut output = Output::new(args.output);
     while let Some(line) = lines.next().await {
         let line = line?;
         if let Some(error) = &line.error {
@@ -70,7 +67,7 @@ impl Output {
 
     fn print(&mut self, lines: Vec<FleetEvent>) -> Result<(), Failure> {
         match self {
-            Self::Json => lines.iter().try_for_each(|line| print::json_line(line)),
+            Self::Json => lines.iter().try_for_each(print::json_line),
             Self::Yaml => lines
                 .iter()
                 .try_for_each(|line| print::out(&format!("---\n{}", yaml::document(line)?))),

@@ -153,6 +153,7 @@ async fn run(args: Args, host_checks: HostChecks) -> Result<(), Failure> {
         Command::Node(verb) => fleet::node(&client, verb).await,
         Command::Fleet(verb) => fleet::fleet(&client, verb).await,
         Command::Secret(verb) => secret::secret(&client, verb).await,
+        Command::Events(verb) if verb.fleet => fleet_events::events(&client, verb).await,
         Command::Events(verb) => events::events(&client, verb).await,
         Command::Logs(verb) => logs::logs(&client, verb).await,
         Command::Console(verb) => console::console(&client, verb).await,

@@ -1,24 +1,19 @@
 //! Runs the second listener of the API with the settings file, the token and the certificate. Changes apply at once.
 //! Out of scope: the listener ([`crate::api_server`]).
 
-use std::collections::BTreeSet;
-use std::ffi::OsStr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::{pending, select_all};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::app_state::AppState;
-use super::settings_file::POLL_INTERVAL;
+use super::file_watch::follow;
 use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api_server::{self, Config, Progress, Report, Target};
 use crate::clock;
 use crate::doctor;
-use crate::intake::Watch;
 
 /// Serves until `stop`. `resync`: the interval of reads of the files without a notification, for links to files in other directories.
 pub(super) async fn run(
@@ -81,52 +76,6 @@ fn text(report: Report) -> (EventType, EventReason, String) {
         Report::Kept(place, why) => {
             let message = format!("API still listens on {place}: {why}");
             (warning, failed, message)
-        }
-    }
-}
-
-/// Notifies of every change in the directories of the files. Never returns while the daemon runs.
-pub(super) async fn follow<T: Clone>(
-    mut configs: watch::Receiver<Option<T>>,
-    directories: impl Fn(&T) -> BTreeSet<PathBuf>,
-    files: &Notify,
-    resync: Duration,
-) {
-    let any = |_: &OsStr| true;
-    loop {
-        let config = configs.borrow_and_update().clone();
-        let (mut watches, mut interval) = (Vec::new(), resync);
-        for dir in config.iter().flat_map(&directories) {
-            match Watch::of(&dir, any).await {
-                Ok(watch) => watches.push(watch),
-                Err(_) => interval = POLL_INTERVAL,
-            }
-        }
-        // After the watches are set up, so that no change is missed.
-        files.notify_one();
-        loop {
-            let changed = async {
-                match watches.is_empty() {
-                    true => pending().await,
-                    false => {
-                        let all = watches.iter_mut().map(|watch| Box::pin(watch.changed()));
-                        select_all(all).await.0
-                    }
-                }
-            };
-            tokio::select! {
-                changed = configs.changed() => match changed {
-                    Ok(()) => break,
-                    Err(_) => pending().await,
-                },
-                changed = changed => {
-                    files.notify_one();
-                    if changed.is_err() {
-                        break;
-                    }
-                }
-                () = tokio::time::sleep(interval), if config.is_some() => files.notify_one(),
-            }
         }
     }
 }

@@ -36,8 +36,6 @@ pub struct Member {
     pub control: Arc<Control>,
     /// The agent of this node.
     pub agent: Arc<Agent>,
-    /// The settings.
-    pub config: Config,
 }
 
 /// The connection of this daemon; empty without `fleet:` in the settings file.
@@ -132,7 +130,6 @@ async fn connected(engine: &Arc<Engine>, slot: &Slot, config: Config, stop: Canc
         link: Arc::clone(&link),
         control: Arc::clone(&control),
         agent: Arc::clone(&agent),
-        config: config.clone(),
     })));
     let store = engine.store.clone();
     let store_facts = move |facts| {

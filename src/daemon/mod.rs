@@ -14,6 +14,7 @@ mod deletion;
 mod difference;
 mod drafts;
 mod failure;
+mod file_watch;
 mod fleet;
 mod folders;
 mod group_events;

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use super::api_server::follow;
+use super::file_watch::follow;
 use super::fleet::Slot;
 use crate::api::event::{EventReason, EventType, ObjectRef};
 use crate::api::meta::Name;

@@ -143,8 +143,7 @@ impl Agent {
         }
         let engine = Arc::clone(&self.engine);
         let named = files.clone();
-        let reading =
-            tokio::task::spawn_blocking(move || HostFacts::read(&engine.processes, &named));
+        let reading = tokio::task::spawn_blocking(move || HostFacts::read(&engine, &named));
         // A file system that hangs must not stop the agent: what was found before is used.
         if let Ok(Ok(found)) =
             tokio::time::timeout(crate::host::blocking::FILE_TIMEOUT, reading).await

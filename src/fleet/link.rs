@@ -145,7 +145,11 @@ impl Link {
     /// [`Link::is_stored`].
     pub fn accept(&self, cluster_id: u64, now: Boottime) {
         let mut state = self.state.lock();
+        let before = state.contact.facts();
         state.contact.handle(Event::Accepted { cluster_id }, now);
+        if state.contact.facts() == before {
+            return;
+        }
         state.acceptances += 1;
         drop(state);
         self.accepted.notify_one();

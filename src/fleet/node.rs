@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use super::contact::{Boottime, Contact, StopTimes};
-use super::object::{DecodeError, Group, Vm, VmStatus};
+use super::object::{DecodeError, Group, NodeSubnet, Vm, VmStatus};
 use crate::api::host_group::HostGroupSpec;
 use crate::api::meta::{Name, Uid};
 
@@ -53,6 +53,8 @@ pub struct Objects {
     pub vms: BTreeMap<Uid, Result<Vm, DecodeError>>,
     /// The status keys of this node.
     pub statuses: BTreeMap<Uid, Result<VmStatus, DecodeError>>,
+    /// The subnets of groups in bridge mode on this node, by group.
+    pub subnets: BTreeMap<Name, NodeSubnet>,
 }
 
 /// A VM of the fleet in the local store.

@@ -8,6 +8,7 @@
 //!   under the terms of the replacement, or with `moving_from`, until which the new node does not start it.
 //! - Each binding and each release increments the epoch of the VM.
 //! - A node has at most what it has: a copy that may exist uses its node, also while it is deleted.
+//! - A node gets a subnet for a group in bridge mode with `subnets` before the first VM of the group is bound to it (`subnets`).
 //! - The same view has the same plan. A plan of a view in which nothing is to be done is empty.
 //!
 //! # What a node does
@@ -30,6 +31,7 @@ mod disrupt;
 mod filter;
 mod index;
 mod place;
+mod pools;
 mod refusal;
 pub mod replacement;
 mod request;
@@ -37,6 +39,7 @@ pub mod step;
 mod subnets;
 mod survey;
 pub mod view;
+mod work;
 
 #[cfg(test)]
 mod tests;
@@ -47,8 +50,8 @@ use self::candidates::{Candidates, Session};
 use self::index::Index;
 use self::request::Request;
 use self::step::Plan;
-use self::survey::Work;
 use self::view::View;
+use self::work::Work;
 use super::object::Group;
 use crate::api::meta::{Name, Uid};
 

@@ -22,7 +22,7 @@ use super::backend::{Deletion, Detail, Effect, LogStart, StreamMode};
 use super::endpoint::{Endpoint, Stream as Connection, Url};
 use super::packet;
 use super::v1::{LOG_OFFSET, Sources};
-use crate::api::event::{Event, FleetEvent, ObjectRef};
+use crate::api::event::{Event, ObjectRef};
 use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
 use crate::api::on_demand::NewVm;
@@ -189,20 +189,6 @@ impl Client {
         span: StreamMode,
     ) -> Result<BoxStream<'static, Result<Event>>> {
         let mut path = format!("/v1/events?follow={}", span == StreamMode::Follow);
-        if let Some(object) = object {
-            path.push_str("&object=");
-            path.push_str(&percent_encode(&object.to_string()));
-        }
-        self.lines(&path).await
-    }
-
-    /// The events of all nodes of the fleet, as they arrive.
-    pub async fn fleet_events(
-        &self,
-        object: Option<&ObjectRef>,
-        span: StreamMode,
-    ) -> Result<BoxStream<'static, Result<FleetEvent>>> {
-        let mut path = format!("/v1/fleet/events?follow={}", span == StreamMode::Follow);
         if let Some(object) = object {
             path.push_str("&object=");
             path.push_str(&percent_encode(&object.to_string()));

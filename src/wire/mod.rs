@@ -94,6 +94,7 @@ mod user;
 mod v1;
 mod watch;
 mod watch_client;
+mod weight;
 
 pub use agent_client::{AgentRequest, AgentSocket, Upload};
 pub use auth::{Auth, Token};

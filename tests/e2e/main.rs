@@ -15,7 +15,7 @@
 //! | `damage` | a state that is damaged, lost or replaced under VMs that run |
 //! | `delete_on_exit` | VMs that are deleted when their guest ends by itself, and a daemon that is killed meanwhile |
 //! | `dependents` | what depends on a bridge or on the host's switch, after that was broken |
-//! | `fleet` | multiple hosts: the client of etcd against three real members |
+//! | `fleet` | multiple hosts: the client of etcd, nodes and the scheduler against three real members |
 //! | `forced` | deletions that are forced |
 //! | `fairness` | VMs that exist are repaired while thousands are built or deleted |
 //! | `foreign_rules` | hosts with tens of thousands of rules of others |

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::super::condition::Status;
 use super::super::host_group::HostGroupSpec;
-use super::super::meta::{Name, Timestamp};
+use super::super::meta::{Name, Timestamp, Uid};
 use super::super::placement::{Labels, Placement, Replacement};
 use super::super::vm::Hypervisor;
 use super::MetaView;
@@ -292,19 +292,20 @@ pub struct FleetStatus {
     /// The scheduler of this node.
     #[serde(default)]
     pub scheduler: FleetScheduler,
-    /// The VMs of this node for which nothing is done although they differ from what etcd has.
+    /// The VMs for which this node does nothing although something differs, each with the reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub held: Vec<FleetHeldVm>,
+    pub unchanged: Vec<FleetUnchanged>,
 }
 
-/// A VM of this node for which nothing is done.
+/// A VM for which a node does nothing although something differs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct FleetHeldVm {
-    /// The name of the VM; its uid in the fleet if its object is missing.
-    pub vm: String,
+pub struct FleetUnchanged {
+    /// The uid of its object.
+    #[schema(value_type = String)]
+    pub uid: Uid,
     /// The reason, one CamelCase word.
     pub reason: String,
-    /// The message for users.
+    /// The reason, a sentence about the VM.
     pub message: String,
 }
 

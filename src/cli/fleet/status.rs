@@ -52,6 +52,13 @@ fn text(status: &FleetStatus) -> String {
     if scheduler.is_leader {
         line("Scheduler", "this node leads");
     }
+    for unchanged in &status.unchanged {
+        let text = format!(
+            "{} ({}): {}",
+            unchanged.uid, unchanged.reason, unchanged.message
+        );
+        line("Unchanged VM", &text);
+    }
     let given = [
         ("Nothing planned", &scheduler.not_planned),
         ("Scheduler error", &scheduler.last_error),
@@ -62,9 +69,6 @@ fn text(status: &FleetStatus) -> String {
         if let Some(value) = value {
             line(key, value);
         }
-    }
-    for held in &status.held {
-        line("Held", &format!("vm/{}: {}", held.vm, held.message));
     }
     text
 }

@@ -2,16 +2,17 @@
 //! Out of scope: HTTP (`wire`), etcd ([`crate::fleet`]).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::answers::{off_thread, parse_all};
 use super::super::app_state::AppState;
 use super::Member;
 use crate::api::manifest::Draft;
-use crate::api::meta::{Name, Uid};
+use crate::api::meta::Name;
 use crate::api::view::{
-    Applied, ApplyResult, DiffResult, FleetAccept, FleetContact, FleetGroup, FleetHeldVm,
-    FleetList, FleetNode, FleetScheduler, FleetStatus, FleetSubnet, FleetVm, NodeAction, NodeVm,
-    Scale, Source,
+    Applied, ApplyResult, DiffResult, FleetAccept, FleetContact, FleetGroup, FleetList, FleetNode,
+    FleetScheduler, FleetStatus, FleetSubnet, FleetUnchanged, FleetVm, NodeAction, NodeVm, Scale,
+    Source,
 };
 use crate::clock;
 use crate::fleet::contact::{Boottime, Facts};
@@ -36,6 +37,19 @@ impl AppState {
 
     fn link(&self) -> Result<Arc<Link>, Refusal> {
         Ok(self.member()?.link)
+    }
+
+    /// What the agent of this node reports.
+    fn unchanged(&self) -> Vec<FleetUnchanged> {
+        let member = self.fleet.member();
+        let reports = member.map(|member| member.agent.reports());
+        let reports = reports.unwrap_or_default().into_iter();
+        let unchanged = reports.map(|report| FleetUnchanged {
+            uid: report.uid,
+            reason: format!("{:?}", report.reason),
+            message: report.message,
+        });
+        unchanged.collect()
     }
 
     async fn snapshot(&self) -> Result<Snapshot, Refusal> {
@@ -89,35 +103,37 @@ fn unaccepted(facts: Option<Facts>) -> Option<u64> {
     Some(facts?.unaccepted?.cluster_id)
 }
 
+/// Waits until the decision about the cluster is on stable storage.
+async fn stored(link: &Link) -> Result<(), Refusal> {
+    let mut changes = link.subscribe();
+    let waiting = async {
+        while !link.is_stored() {
+            changes.borrow_and_update();
+            // A store that is slow is no change of the connection.
+            let _ = tokio::time::timeout(STORE_STEP, changes.changed()).await;
+        }
+    };
+    let waiting = tokio::time::timeout(STORE_DEADLINE, waiting).await;
+    waiting.map_err(|_| {
+        Refusal::Failed("the decision is not stored yet: see `slicectl fleet status`".to_owned())
+    })
+}
+
+/// How long a decision waits for stable storage, and how often it looks.
+const STORE_DEADLINE: Duration = Duration::from_secs(10);
+const STORE_STEP: Duration = Duration::from_millis(50);
+
 impl FleetBackend for AppState {
     async fn fleet_status(&self) -> Result<FleetStatus, Refusal> {
-        let Member {
-            link,
-            control,
-            agent,
-            ..
-        } = self.member()?;
+        let Member { link, control, .. } = self.member()?;
         let leader = verbs::leader(link.client()).await;
         let now = Boottime(clock::boottime());
         let (condition, facts, revision) =
             link.read(|mirror, contact| (contact.condition(now), contact.facts(), mirror.revision));
-        let reports = agent.reports();
-        let held = link.read(|mirror, _| {
-            let name = |uid: Uid| match mirror.vms.get(&uid).map(|stored| &stored.value) {
-                Some(Ok(vm)) => vm.meta.name.to_string(),
-                Some(Err(_)) | None => uid.to_string(),
-            };
-            let held = reports.into_iter().map(|report| FleetHeldVm {
-                vm: name(report.uid),
-                reason: format!("{:?}", report.reason),
-                message: report.message,
-            });
-            held.collect()
-        });
         let hexadecimal = |id| ClusterId(id).to_string();
         let scheduler = control.status();
         Ok(FleetStatus {
-            held,
+            unchanged: self.unchanged(),
             last_error: link.last_error(),
             scheduler: FleetScheduler {
                 is_leader: scheduler.is_leader,
@@ -155,6 +171,7 @@ impl FleetBackend for AppState {
             ));
         }
         link.accept(found, Boottime(clock::boottime()));
+        stored(&link).await?;
         Ok(FleetAccept {
             cluster_id: Some(id),
         })

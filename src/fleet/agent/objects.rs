@@ -37,6 +37,10 @@ pub(super) fn of(mirror: &Mirror, node: &Name, known: impl Fn(&Uid) -> bool) -> 
         if let Some(stored) = mirror.groups.get(name) {
             objects.groups.insert(name.clone(), stored.value.clone());
         }
+        let subnet = mirror.ranges.get(name).and_then(|nodes| nodes.get(node));
+        if let Some(Ok(subnet)) = subnet.map(|stored| &stored.value) {
+            objects.subnets.insert(name.clone(), *subnet);
+        }
     }
     objects
 }

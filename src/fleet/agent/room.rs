@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::local::Local;
+use crate::api::secret::SecretName;
 use crate::api::vm::{Hypervisor, VmSpec};
-use crate::engine::processes::Processes;
+use crate::engine::Engine;
 use crate::fleet::mirror::Mirror;
 use crate::fleet::node::Room;
 use crate::fleet::object::Resources;
@@ -30,6 +31,7 @@ pub(super) struct HostFacts {
     pub(super) hypervisors: Vec<Hypervisor>,
     /// The files that groups name and that exist, with their size in bytes; 0 for a block device.
     pub(super) files: BTreeMap<PathBuf, u64>,
+    pub(super) secrets: BTreeSet<SecretName>,
     cpus: u64,
     ram_bytes: u64,
     disk_total: u64,
@@ -38,7 +40,9 @@ pub(super) struct HostFacts {
 
 impl HostFacts {
     /// Reads the host. Blocks.
-    pub(super) fn read(processes: &Processes, files: &BTreeSet<PathBuf>) -> Self {
+    pub(super) fn read(engine: &Engine, files: &BTreeSet<PathBuf>) -> Self {
+        let processes = &engine.processes;
+        let secrets = engine.secrets.list().unwrap_or_default();
         let all = [
             Hypervisor::Qemu,
             Hypervisor::Firecracker,
@@ -56,6 +60,7 @@ impl HostFacts {
                 .iter()
                 .filter_map(|path| Some((path.clone(), size(path)?)))
                 .collect(),
+            secrets: secrets.into_iter().map(|secret| secret.name).collect(),
             cpus: std::thread::available_parallelism().map_or(1, |it| it.get() as u64),
             ram_bytes: memory(),
             disk_total: disk.map_or(0, |it| bytes(it.f_blocks, it.f_frsize)),
@@ -162,6 +167,7 @@ pub(super) fn room(local: &Local, amounts: &Amounts, host: &HostFacts, has_guard
         free: amounts.free,
         hypervisors: host.hypervisors.clone(),
         files: host.files.clone(),
+        secrets: host.secrets.clone(),
         groups: local.other_groups.clone(),
         vms: local.other_vms.clone(),
         has_guard,

@@ -1,6 +1,12 @@
-use crate::fleet::kv::{ClusterId, Header, MemberId, Revision};
+//! What a mirror is after lists and changes.
+//! Out of scope: etcd.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
 
 use super::*;
+use crate::fleet::kv::{ClusterId, Header, MemberId, Revision};
 
 const VM: &str = "/slice/v1/vms/00000000-0000-0000-0000-000000000001";
 
@@ -154,4 +160,73 @@ fn a_key_that_was_absent_twice_has_the_revision_of_the_last_deletion() {
         ],
     ));
     assert_eq!(mirror.alive_deleted[&node("a")], 8);
+}
+
+/// Writes (`Some`) and deletions of some keys, in transactions.
+fn history() -> impl Strategy<Value = Vec<Vec<(usize, Option<bool>)>>> {
+    let change = (0..KEYS.len(), proptest::option::of(any::<bool>()));
+    proptest::collection::vec(proptest::collection::vec(change, 1..4), 1..20)
+}
+
+const KEYS: [&str; 5] = [
+    "/slice/v1/alive/a",
+    "/slice/v1/nodes/a",
+    "/slice/v1/nodes/b",
+    "/slice/v1/status/a/00000000-0000-0000-0000-000000000001",
+    "/slice/v1/election",
+];
+
+/// What a mirror has, without what is known only of changes.
+fn content(mirror: &Mirror) -> String {
+    let Mirror {
+        revision,
+        nodes,
+        alive,
+        statuses,
+        election,
+        ..
+    } = mirror;
+    format!("{revision} {nodes:?} {alive:?} {statuses:?} {election:?}")
+}
+
+proptest! {
+    #[test]
+    fn a_list_that_was_watched_is_the_list_of_the_end_also_if_batches_come_again(
+        history in history(),
+        from in 0..20_usize,
+        again in proptest::collection::vec(any::<prop::sample::Index>(), 20),
+    ) {
+        let mut store: BTreeMap<&str, KeyValue> = BTreeMap::new();
+        let mut batches: Vec<Batch> = Vec::new();
+        let mut mirror = listed(1, Vec::new());
+        for (at, changes) in history.iter().enumerate() {
+            let revision = at as u64 + 2;
+            let mut events = Vec::new();
+            for (key, change) in changes.iter().copied().collect::<BTreeMap<_, _>>() {
+                let key = KEYS[key];
+                match change {
+                    Some(valid) => {
+                        let value = if valid { NODE } else { "{" };
+                        let created = store.get(key).map_or(revision, |it| it.create_revision.0);
+                        let kv = KeyValue {
+                            create_revision: Revision(created),
+                            ..kv(key, value, revision)
+                        };
+                        store.insert(key, kv.clone());
+                        events.push(Event::Put { kv, previous: None });
+                    }
+                    None if store.remove(key).is_some() => events.push(deleted(key, revision)),
+                    None => {}
+                }
+            }
+            batches.push(batch(revision + 1, events));
+            if at == from {
+                mirror = listed(revision, store.values().cloned().collect());
+            }
+            mirror.apply(&batches[at]);
+            mirror.apply(again[at].get(&batches));
+            let expected = listed(revision, store.values().cloned().collect());
+            prop_assert_eq!(content(&mirror), content(&expected));
+        }
+    }
 }

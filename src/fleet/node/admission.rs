@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Input, LocalVm, Run};
 use crate::api::meta::Name;
+use crate::api::secret::SecretName;
 use crate::api::storage::Bytes;
 use crate::api::vm::{Hypervisor, VmSpec};
 use crate::fleet::contact::LOST_AFTER;
@@ -24,6 +25,8 @@ pub struct Room {
     pub groups: BTreeSet<Name>,
     /// The names of local VMs that are not of the fleet.
     pub vms: BTreeSet<Name>,
+    /// The secrets that the node has.
+    pub secrets: BTreeSet<SecretName>,
     /// A guard runs, which stops VMs that may be replaced if the daemon does not.
     pub has_guard: bool,
 }
@@ -50,6 +53,7 @@ impl Room {
             .stop_problem(group)
             .or_else(|| self.program_problem(spec))
             .or_else(|| self.file_problem(spec))
+            .or_else(|| self.secret_problem(spec))
             .or_else(|| self.shortage(&needs));
         if let Some(reason) = problem {
             return Admission::Refused(reason);
@@ -103,6 +107,15 @@ impl Room {
         let mut missing = files.filter(|file| !self.files.contains_key(file.as_path()));
         let missing: &Path = missing.next()?;
         Some(format!("this node has no file {}", missing.display()))
+    }
+
+    /// Secrets are not in etcd: each node has its own.
+    fn secret_problem(&self, spec: &VmSpec) -> Option<String> {
+        let mut named = spec.guest_access.provision.secrets.iter();
+        let missing = named.find(|name| !self.secrets.contains(*name))?;
+        Some(format!(
+            "this node has no secret {missing}: `slicectl secret create` on this node"
+        ))
     }
 
     fn shortage(&self, needs: &Resources) -> Option<String> {

@@ -1,10 +1,13 @@
 //! The local copies of groups of the fleet.
 //! Out of scope: storing them.
 
+use ipnetwork::Ipv4Network;
+
 use super::{Input, Plan, Step};
 use crate::api::host_group::{HostGroupSpec, UpdatePolicy};
 use crate::api::meta::Name;
-use crate::fleet::object::Group;
+use crate::api::network::NetworkSpec;
+use crate::fleet::object::{Group, NodeSubnet};
 
 /// Copies the group, if the local copy is older.
 ///
@@ -26,12 +29,34 @@ pub(super) fn put(input: &Input<'_>, group: &Group, plan: &mut Plan) {
         name: group.meta.name.clone(),
         uid: group.meta.uid,
         generation: group.meta.generation,
-        spec: Box::new(HostGroupSpec {
-            count: 0,
-            update: UpdatePolicy::OnDelete,
-            ..group.spec.clone()
-        }),
+        spec: Box::new(copy(input, group)),
     });
+}
+
+fn copy(input: &Input<'_>, group: &Group) -> HostGroupSpec {
+    let mut spec = HostGroupSpec {
+        count: 0,
+        update: UpdatePolicy::OnDelete,
+        ..group.spec.clone()
+    };
+    if let Some(subnet) = subnet(input, group)
+        && let NetworkSpec::Bridge(bridge) = &mut spec.template.network
+    {
+        let gateway = Ipv4Network::new(subnet.gateway, subnet.subnet.prefix());
+        bridge.gateway = gateway.ok();
+    }
+    spec
+}
+
+fn subnet<'i>(input: &Input<'i>, group: &Group) -> Option<&'i NodeSubnet> {
+    group.placement.subnets?;
+    input.objects.subnets.get(&group.meta.name)
+}
+
+/// Whether the group has a subnet for each node, and this node has none yet.
+pub(super) fn lacks_subnet(input: &Input<'_>, group: &Group) -> bool {
+    let is_bridge = matches!(group.spec.template.network, NetworkSpec::Bridge(_));
+    is_bridge && group.placement.subnets.is_some() && subnet(input, group).is_none()
 }
 
 /// Removes local copies of groups that have no VMs here, neither in the local store nor in the fleet.

@@ -231,6 +231,14 @@ fn add(input: &Input<'_>, vm: &Vm, binding: &Binding, room: &mut Room, plan: &mu
         });
         return;
     }
+    if super::groups::lacks_subnet(input, group) {
+        plan.reports.push(Report {
+            uid,
+            reason: ReportReason::Waiting,
+            message: format!("it waits for a subnet of group {} on this node", vm.group),
+        });
+        return;
+    }
     match room.admit(input, vm, group) {
         Admission::Refused(reason) => refuse(input, vm, binding, reason, plan),
         Admission::Waits(message) => plan.reports.push(Report {

@@ -1,3 +1,6 @@
+//! The stored form of objects.
+//! Out of scope: keys.
+
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 

@@ -16,14 +16,13 @@
 use super::candidates::Session;
 use super::filter;
 use super::index::Index;
-use super::place::bind;
 use super::refusal;
 use super::replacement::local_data;
 use super::request::Request;
 use super::step::{Action, Blocked, Compare, Plan};
 use super::subnets;
-use super::survey::{Work, compare_group, compare_vm, put};
 use super::view::Stored;
+use super::work::{Work, bind, compare_group, compare_vm, put};
 use crate::api::host_group::UpdatePolicy;
 use crate::fleet::keys::Key;
 use crate::fleet::object::{Binding, Drain, Group, MovingFrom, Phase, Vm};

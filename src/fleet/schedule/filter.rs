@@ -13,9 +13,6 @@ use crate::fleet::object::{Node, NodeStatus, Resources, VERSION};
 /// The ports of a bridge of the kernel (`BR_MAX_PORTS` is 1024, and 0 is none).
 pub(super) const BRIDGE_PORTS: u64 = 1023;
 
-/// The part of its disk that a node keeps free, in percent.
-pub(super) const DISK_FLOOR: u64 = 15;
-
 /// Why a node cannot run a VM. Messages list them in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Reason {

@@ -4,14 +4,16 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
-use super::filter::DISK_FLOOR;
+use super::pools::Pools;
 use super::step::Compare;
-use super::subnets::Pools;
 use super::view::{Contact, NodeView, Stored, View};
 use crate::api::meta::{Name, Timestamp, Uid};
 use crate::api::network::NetworkSpec;
 use crate::fleet::keys::Key;
 use crate::fleet::object::{Phase, Resources, Vm, VmStatus};
+
+/// The part of its disk that a node keeps free, in percent.
+const DISK_FLOOR: u64 = 15;
 
 /// A view with its indexes.
 pub(super) struct Index<'v> {

@@ -10,49 +10,10 @@ use super::replacement::local_data;
 use super::request::Request;
 use super::step::{Action, Blocked, Compare, Plan};
 use super::subnets;
-use super::survey::{compare_group, put};
 use super::view::Stored;
+use super::work::{Candidate, Cause, bind, compare_group, put};
 use crate::api::meta::Name;
 use crate::fleet::object::{Binding, Group, PreviousCopy, Reconcile, Resources, Vm};
-
-/// A VM that needs a node.
-pub(super) struct Candidate {
-    /// As it is stored, or new.
-    pub(super) vm: Vm,
-    pub(super) cause: Cause,
-    /// What the transaction compares, except the group.
-    pub(super) compares: Vec<Compare>,
-}
-
-/// Why a VM needs a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cause {
-    /// It does not exist.
-    New,
-    /// It has none.
-    Pending,
-    /// Its node has refused it.
-    Refused,
-    /// Its node has deleted it, because a user requested that there.
-    Ended,
-    /// Its node is fenced.
-    Released,
-    /// Contact to its node was lost for long enough.
-    Replaced,
-}
-
-/// Binds a VM to a node, with the current spec of its group.
-pub(super) fn bind(vm: &mut Vm, group: &Group, node: Name, resources: Resources) {
-    vm.epoch += 1;
-    vm.group_generation = group.meta.generation;
-    vm.pending = None;
-    vm.binding = Some(Binding {
-        node,
-        epoch: vm.epoch,
-        resources,
-        moving_from: None,
-    });
-}
 
 /// Binds the VM if a node fits; otherwise it is pending, or stays where it is.
 pub(super) fn place<'v>(

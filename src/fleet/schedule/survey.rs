@@ -8,41 +8,14 @@
 use std::collections::BTreeMap;
 
 use super::index::Index;
-use super::place::{Candidate, Cause};
 use super::replacement::{self, Due};
 use super::step::{Action, Compare, Plan, Step, Write};
 use super::view::Stored;
+use super::work::{Candidate, Cause, Work, compare_group, compare_vm, put};
 use crate::api::host_group::HostGroup;
 use crate::api::meta::{Meta, Name, Timestamp, Uid};
 use crate::fleet::keys::Key;
 use crate::fleet::object::{Binding, Group, Phase, PreviousCopy, Reconcile, Vm};
-
-/// What needs nodes.
-pub(super) struct Work<'v> {
-    pub(super) group: &'v Stored<Group>,
-    /// VMs without a node, or that lose theirs.
-    pub(super) candidates: Vec<Candidate>,
-    /// VMs on nodes with contact that may be updated, moved or returned.
-    pub(super) bound: Vec<&'v Stored<Vm>>,
-    /// The number of VMs that may become unavailable.
-    pub(super) budget: usize,
-    /// The number of VMs by position of the node.
-    pub(super) counts: BTreeMap<usize, u64>,
-}
-
-pub(super) fn compare_vm(vm: &Stored<Vm>) -> Compare {
-    Compare {
-        key: Key::Vm(vm.value.meta.uid),
-        revision: vm.revision,
-    }
-}
-
-pub(super) fn compare_group(group: &Stored<Group>) -> Compare {
-    Compare {
-        key: Key::Group(group.value.meta.name.clone()),
-        revision: group.revision,
-    }
-}
 
 /// The steps for the VMs of this group that need no node, and the work for the others.
 pub(super) fn survey<'v>(
@@ -274,16 +247,6 @@ fn new_vm(group: &Group, name: Name, uid: Uid, index: u32, now: Timestamp) -> Vm
         previous: Vec::new(),
         refusals: Vec::new(),
         pending: None,
-    }
-}
-
-/// The step that stores a VM.
-pub(super) fn put(action: Action, vm: Vm, compares: Vec<Compare>) -> Step {
-    Step {
-        action,
-        name: vm.meta.name.clone(),
-        write: Write::PutVm(Box::new(vm)),
-        compares,
     }
 }
 

@@ -68,7 +68,7 @@ pub(in crate::wire) async fn events<B: Backend>(
         agents: Arc::clone(&state.agents),
         stop: state.stop.clone(),
     });
-    let path = path(filter.object.as_ref(), span);
+    let path = path("/v1/events", filter.object.as_ref(), span);
     let of_others = others.into_iter().map(move |place| {
         let (peers, caller, path) = (Arc::clone(&peers), caller.clone(), path.clone());
         of_node(peers, caller, place, path, span).boxed()
@@ -81,8 +81,9 @@ pub(in crate::wire) async fn events<B: Backend>(
     Ok(lines(&state, stream::select(of_this, of_others)))
 }
 
-fn path(object: Option<&ObjectRef>, span: StreamMode) -> String {
-    let mut path = format!("/v1/events?follow={}", span == StreamMode::Follow);
+/// The path of a request for events.
+pub(super) fn path(path: &str, object: Option<&ObjectRef>, span: StreamMode) -> String {
+    let mut path = format!("{path}?follow={}", span == StreamMode::Follow);
     if let Some(object) = object {
         path.push_str("&object=");
         path.push_str(&percent_encode(&object.to_string()));

@@ -7,6 +7,7 @@
 //!
 //! | file | content |
 //! |---|---|
+//! | `client` | the client of requests about all nodes |
 //! | `connect` | connections to nodes |
 //! | `events` | the events of all nodes |
 //! | `failure` | why a request was not answered |
@@ -18,6 +19,7 @@
 //! | `tls` | the certificates of the fleet |
 //! | `verifier` | whether a server is the node that is expected |
 
+mod client;
 mod connect;
 pub(super) mod events;
 mod failure;

@@ -2,6 +2,7 @@
 //! Out of scope: the client and the scheduler alone.
 
 mod lost;
+mod replaced;
 
 use std::collections::BTreeMap;
 

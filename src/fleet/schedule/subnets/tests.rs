@@ -1,4 +1,12 @@
+//! Subnets of groups in bridge mode: examples and laws.
+//! Out of scope: writing them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnetwork::Ipv4Network;
 use proptest::prelude::*;
+
+use super::super::pools::{Used, bounds};
 
 use super::super::tests::world::{World, actions, name};
 use super::*;

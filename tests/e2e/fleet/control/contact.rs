@@ -8,7 +8,9 @@ use slicectl::fleet::keys::Key;
 use slicectl::fleet::link::boottime;
 use test_support::kernel;
 
+use super::super::lab::Lab;
 use super::fleet::{Fleet, LONG, group, until};
+use super::node::TestNode;
 
 #[test]
 fn a_key_that_was_lost_comes_back_after_the_node_has_listed_again() {
@@ -62,5 +64,35 @@ fn an_idle_node_sends_nothing_but_its_renewal() {
         assert_eq!(sent(&fleet), before);
         let stored = fleet.nodes[1].stored.lock().unwrap().len();
         assert!(stored <= 4, "the facts were stored {stored} times");
+    });
+}
+
+#[test]
+fn the_user_of_a_node_may_do_what_the_connection_of_a_node_does() {
+    kernel::private(async {
+        let lab = Lab::start();
+        let nodes = vec![
+            TestNode::start(&lab, 1, 0),
+            TestNode::start_as(&lab, 2, "node-a", "node-a", 2),
+            TestNode::start_as(&lab, 3, "node-b", "node-b", 2),
+        ];
+        let fleet = Fleet {
+            client: lab.client("control"),
+            nodes,
+            lab,
+        };
+        fleet.put_group(&group("web", 4)).await;
+        fleet.bound(4).await;
+        let link = &fleet.nodes[0].link;
+        let reported = || {
+            let all: usize =
+                link.read(|mirror, _| mirror.statuses.values().map(|it| it.len()).sum());
+            (all == 4).then_some(())
+        };
+        until("the VMs are reported", LONG, reported).await;
+        for node in &fleet.nodes {
+            assert_eq!(node.link.last_error(), None);
+            assert_eq!(node.leads(), node.name() == "n1");
+        }
     });
 }

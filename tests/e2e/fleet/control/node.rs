@@ -33,8 +33,13 @@ pub struct TestNode {
 }
 
 impl TestNode {
-    /// The node with this number, from 1. `vcpus`: the VMs that it can run; 0: it has no agent.
+    /// The node `n<number>`, from 1, which may lead. `vcpus`: the VMs that it can run; 0: it has no agent.
     pub fn start(lab: &Lab, number: u8, vcpus: u64) -> Self {
+        Self::start_as(lab, number, &format!("n{number}"), "control", vcpus)
+    }
+
+    /// A node with this name and user of etcd. Only `control` may lead.
+    pub fn start_as(lab: &Lab, number: u8, node: &str, user: &str, vcpus: u64) -> Self {
         let name = format!("n{number}");
         let host = Neighbour::alone(&name);
         test_support::kernel::run(&format!(
@@ -43,12 +48,12 @@ impl TestNode {
              ip -n {name} addr add 10.77.0.2{number}/24 dev eth0
              ip -n {name} link set eth0 up"
         ));
-        let mut config = lab.config("control");
+        let mut config = lab.config(user);
         config.endpoints.rotate_left(usize::from(number) % 3);
         let client = Client::new(&config).expect("a client");
         let contact = Contact::new(None, None, boottime());
-        let link = Link::new(Name::new(name).expect("a name"), client, contact);
-        let control = Control::new(Arc::clone(&link), true);
+        let link = Link::new(Name::new(node).expect("a name"), client, contact);
+        let control = Control::new(Arc::clone(&link), user == "control");
         let stored = Arc::default();
         let stop = CancellationToken::new();
         let (handle, thread) = spawn(
