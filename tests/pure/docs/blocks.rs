@@ -17,7 +17,7 @@ use super::super::source::root;
 use super::{GENERATED, assert_none, assert_one, page};
 
 /// Programs of the host that pages use.
-const PROGRAMS: [&str; 57] = [
+const PROGRAMS: [&str; 58] = [
     "apt-get",
     "awk",
     "basename",
@@ -31,6 +31,7 @@ const PROGRAMS: [&str; 57] = [
     "curl",
     "dd",
     "echo",
+    "etcdctl",
     "export",
     "find",
     "getent",
