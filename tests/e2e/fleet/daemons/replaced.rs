@@ -36,7 +36,11 @@ fn running(fleet: &Fleet, host: usize) -> Option<u64> {
         let line = text.lines().last()?;
         line.split_whitespace().next()?.parse::<u64>().ok()
     });
-    pids.find(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists())
+    pids.find(|pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+        // A zombie runs nothing; a daemon that is suspended does not reap it.
+        stat.is_ok_and(|stat| !stat.contains(") Z "))
+    })
 }
 
 /// The hosts on which it runs.
