@@ -3,22 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use super::load::CLUSTER_KEY;
 use super::txn::{Txn, restore};
 use super::world::World;
 use super::{Change, Error};
 use crate::api::fleet::{Facts, LocalRefusal};
 use crate::api::meta::Uid;
-
-/// The key of the cluster.
-pub(super) const CLUSTER_KEY: &str = "fleet-cluster";
-
-/// What is stored of a fleet.
-#[derive(Default)]
-pub(super) struct Fleet {
-    pub(super) facts: Option<Facts>,
-    /// By the uid of the object in the fleet.
-    pub(super) refusals: BTreeMap<Uid, LocalRefusal>,
-}
 
 impl World {
     /// The cluster of the fleet, as it was seen last.

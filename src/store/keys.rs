@@ -1,8 +1,7 @@
 //! Encodes the value that the world has for a key of the database.
 //! Out of scope: reading the database into a world ([`super::load`]).
 
-use super::fleet::CLUSTER_KEY;
-use super::load::RECOVERY_KEY;
+use super::load::{CLUSTER_KEY, RECOVERY_KEY};
 use super::world::World;
 use crate::api::meta::{Name, Uid};
 use crate::api::stage::Stage;

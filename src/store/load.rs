@@ -6,7 +6,6 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::disk::Pair;
-use super::fleet::CLUSTER_KEY;
 use super::unknown::UnknownFields;
 use super::world::{Recovery, World};
 use crate::api::lease::Lease;
@@ -19,6 +18,8 @@ pub(super) const FORMAT_KEY: &str = "format";
 pub(super) const POSITION_KEY: &str = "seal";
 /// Exists until the state of a database that was set aside is recovered.
 pub(super) const RECOVERY_KEY: &str = "recovery";
+/// The etcd cluster of the fleet.
+pub(super) const CLUSTER_KEY: &str = "fleet-cluster";
 /// The number of the reserve ([`super::reserve`]) up to which its entries are in the database.
 pub(super) const RESERVE_KEY: &str = "reserve";
 

@@ -18,6 +18,7 @@ use crate::api::policy::{Entry, Policy};
 use crate::api::stage::{STAGES, Stage, StageStatus};
 use crate::api::vm::Vm;
 
+use super::fleet_state::FleetState;
 use super::unknown::UnknownFields;
 use super::unobserved::Unobserved;
 
@@ -55,7 +56,8 @@ pub struct World {
     pub(super) unknown: UnknownFields,
     /// Stages that this process has not observed yet.
     pub(super) unobserved: Unobserved,
-    pub(super) fleet: super::fleet::Fleet,
+    /// What is stored of a fleet.
+    pub(super) fleet: FleetState,
     /// The number of commits that were rolled back after they could be read.
     pub(super) rollbacks: u64,
 }

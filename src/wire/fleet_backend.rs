@@ -3,7 +3,7 @@
 
 use std::future::Future;
 
-use super::backend::{Effect, Refusal};
+use super::operation::{Effect, Refusal};
 use crate::api::meta::Name;
 use crate::api::view::{
     Applied, ApplyResult, DiffResult, FleetAccept, FleetGroup, FleetList, FleetNode, FleetStatus,

@@ -74,6 +74,7 @@ pub mod limits;
 mod lines;
 mod listener;
 mod openapi;
+mod operation;
 mod origin;
 pub mod packet;
 pub mod peer;

@@ -9,7 +9,6 @@
 
 use std::sync::Arc;
 
-use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{
@@ -18,13 +17,12 @@ use tokio_rustls::rustls::pki_types::{
 use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
 use tokio_rustls::rustls::sign::CertifiedKey;
-use tokio_rustls::rustls::{ClientConfig, DEFAULT_VERSIONS, RootCertStore};
+use tokio_rustls::rustls::RootCertStore;
 use webpki::{
     CertRevocationList, EndEntityCert, KeyUsage, OwnedCertRevocationList, RevocationOptionsBuilder,
 };
 
 use super::subject::node_of;
-use super::verifier::NodeVerifier;
 use crate::api::meta::{Name, Timestamp};
 use crate::clock;
 
@@ -70,11 +68,11 @@ pub struct Invalid {
 pub struct PeerTls {
     node: Name,
     pem: Pem,
-    provider: Arc<CryptoProvider>,
+    pub(super) provider: Arc<CryptoProvider>,
     roots: Arc<RootCertStore>,
     lists: Vec<CertificateRevocationListDer<'static>>,
     revoked: Vec<CertRevocationList<'static>>,
-    own: Arc<CertifiedKey>,
+    pub(super) own: Arc<CertifiedKey>,
 }
 
 impl PartialEq for PeerTls {
@@ -95,7 +93,7 @@ pub(super) fn now() -> UnixTime {
     UnixTime::since_unix_epoch(since.unsigned_abs())
 }
 
-fn invalid(setting: &'static str, why: impl ToString) -> Invalid {
+pub(super) fn invalid(setting: &'static str, why: impl ToString) -> Invalid {
     let why = why.to_string();
     Invalid { setting, why }
 }
@@ -227,29 +225,6 @@ impl PeerTls {
         })?;
         node_of(own).map_err(|_| Refused::NoNode)
     }
-
-    /// For a connection to a node.
-    ///
-    /// # Errors
-    /// The certificate of this node cannot be used.
-    pub(super) fn client_config(
-        self: &Arc<Self>,
-        node: &Name,
-    ) -> Result<Arc<ClientConfig>, Invalid> {
-        let provider = Arc::clone(&self.provider);
-        let builder = ClientConfig::builder_with_provider(provider);
-        let builder = builder
-            .with_protocol_versions(DEFAULT_VERSIONS)
-            .map_err(|error| invalid("cert", error))?;
-        let verifier = NodeVerifier::new(Arc::clone(self), node.clone(), &self.provider);
-        let mut config = builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_cert_resolver(Arc::new(OwnCertificate(Arc::clone(&self.own))));
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        config.resumption = Resumption::disabled();
-        Ok(Arc::new(config))
-    }
 }
 
 type Lists = (
@@ -308,7 +283,7 @@ pub enum Refused {
 
 /// Sends the certificate of this node to whichever authorities a server names: those that nodes have differ while one is replaced.
 #[derive(Debug)]
-struct OwnCertificate(Arc<CertifiedKey>);
+pub(super) struct OwnCertificate(pub(super) Arc<CertifiedKey>);
 
 impl tokio_rustls::rustls::client::ResolvesClientCert for OwnCertificate {
     fn resolve(

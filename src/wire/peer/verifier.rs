@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::client::danger::{
     HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
 };
@@ -12,10 +13,11 @@ use tokio_rustls::rustls::crypto::{
 };
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{
-    CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme,
+    CertificateError, ClientConfig, DEFAULT_VERSIONS, DigitallySignedStruct, Error, OtherError,
+    SignatureScheme,
 };
 
-use super::tls::{PeerTls, Refused, Role};
+use super::tls::{Invalid, OwnCertificate, PeerTls, Refused, Role, invalid};
 use crate::api::meta::Name;
 
 /// Why a server is not the node.
@@ -27,6 +29,31 @@ pub(super) enum NotTheNode {
     /// It is another node.
     #[error("its certificate is that of node {0}")]
     Other(Name),
+}
+
+impl PeerTls {
+    /// For a connection to a node.
+    ///
+    /// # Errors
+    /// The certificate of this node cannot be used.
+    pub(super) fn client_config(
+        self: &Arc<Self>,
+        node: &Name,
+    ) -> Result<Arc<ClientConfig>, Invalid> {
+        let provider = Arc::clone(&self.provider);
+        let builder = ClientConfig::builder_with_provider(provider);
+        let builder = builder
+            .with_protocol_versions(DEFAULT_VERSIONS)
+            .map_err(|error| invalid("cert", error))?;
+        let verifier = NodeVerifier::new(Arc::clone(self), node.clone(), &self.provider);
+        let mut config = builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_cert_resolver(Arc::new(OwnCertificate(Arc::clone(&self.own))));
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.resumption = Resumption::disabled();
+        Ok(Arc::new(config))
+    }
 }
 
 /// The verifier.

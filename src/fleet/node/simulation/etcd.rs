@@ -149,6 +149,7 @@ impl Etcd {
                 .iter()
                 .map(|(uid, status, _)| (*uid, Ok((*status).clone())))
                 .collect(),
+            subnets: BTreeMap::new(),
         };
         let revisions = own.iter().map(|(uid, _, revision)| (*uid, *revision));
         (objects, revisions.collect())
