@@ -71,7 +71,7 @@ impl HostFacts {
 
 fn size(path: &Path) -> Option<u64> {
     let found = std::fs::metadata(path).ok()?;
-    (!found.is_dir()).then(|| found.len())
+    Some(found.len()).filter(|_| !found.is_dir())
 }
 
 /// `MemTotal`, in bytes.
