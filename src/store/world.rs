@@ -56,7 +56,6 @@ pub struct World {
     pub(super) unknown: UnknownFields,
     /// Stages that this process has not observed yet.
     pub(super) unobserved: Unobserved,
-    /// What is stored of a fleet.
     pub(super) fleet: FleetState,
     /// The number of commits that were rolled back after they could be read.
     pub(super) rollbacks: u64,

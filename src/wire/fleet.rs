@@ -101,7 +101,7 @@ pub(super) async fn vms<B: Backend>(
 }
 
 /// One VM of the fleet.
-#[utoipa::path(get, path = "/v1/fleet/vms/{vm}", tag = "v1", responses(ApiError, (status = 200, body = FleetList<FleetVm>)))]
+#[utoipa::path(get, path = "/v1/fleet/vms/{name}", tag = "v1", responses(ApiError, (status = 200, body = FleetList<FleetVm>)))]
 pub(super) async fn vm<B: Backend>(
     State(state): AppState<B>,
     Extract(Path(vm)): Extract<Path<String>>,

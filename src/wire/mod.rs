@@ -38,7 +38,7 @@
 //! | `GET /v1/fleet/groups[/{group}]` | [`FleetList`](crate::api::view::FleetList) of [`FleetGroup`](crate::api::view::FleetGroup) |
 //! | `DELETE /v1/fleet/groups/{group}` | 204; the group is removed when its VMs are deleted |
 //! | `PUT /v1/fleet/groups/{group}/scale`, body [`Scale`](crate::api::view::Scale) | [`ApplyResult`](crate::api::view::ApplyResult) |
-//! | `GET /v1/fleet/vms[/{vm}]` | [`FleetList`](crate::api::view::FleetList) of [`FleetVm`](crate::api::view::FleetVm) |
+//! | `GET /v1/fleet/vms[/{name}]` | [`FleetList`](crate::api::view::FleetList) of [`FleetVm`](crate::api::view::FleetVm) |
 //! | `GET /v1/fleet/nodes[/{node}]` | [`FleetList`](crate::api::view::FleetList) of [`FleetNode`](crate::api::view::FleetNode) |
 //! | `POST /v1/fleet/nodes/{node}`, body [`NodeAction`](crate::api::view::NodeAction) | [`Applied`](crate::api::view::Applied) |
 //! | `GET /v1/fleet/nodes/{node}/vms` | array of [`NodeVm`](crate::api::view::NodeVm) |

@@ -75,7 +75,7 @@ pub(super) fn router<B: Backend>(shared: Arc<Shared<B>>, admission: Arc<Admissio
         )
         .route("/v1/fleet/groups/{group}/scale", put(fleet::scale::<B>))
         .route("/v1/fleet/vms", get(fleet::vms::<B>))
-        .route("/v1/fleet/vms/{vm}", get(fleet::vm::<B>))
+        .route("/v1/fleet/vms/{name}", get(fleet::vm::<B>))
         .route("/v1/fleet/nodes", get(fleet::nodes::<B>))
         .route(
             "/v1/fleet/nodes/{node}",

@@ -49,7 +49,7 @@ pub(super) fn template() -> VmSpec {
         storage: Default::default(),
         lifecycle: Default::default(),
         guest_access: Default::default(),
-        hypervisor: Hypervisor::None,
+        hypervisor: Hypervisor::CloudHypervisor,
         vcpu: 1,
         ram_bytes: 128 << 20,
         kernel_file: None,
@@ -208,6 +208,8 @@ impl Fixture {
                     isolated: 100,
                     bridge_ports: 100,
                 },
+                hypervisors: vec![Hypervisor::CloudHypervisor],
+                has_guard: true,
                 ..Room::default()
             },
         }

@@ -4,6 +4,7 @@
 use std::io;
 
 use super::*;
+use crate::api::vm::Hypervisor;
 use crate::fleet::contact::Facts;
 use crate::fleet::fence::{FenceFile, Guard, Guarded, VmmUser};
 use crate::fleet::object::Resources;
@@ -118,6 +119,8 @@ impl Host {
                 isolated: free,
                 bridge_ports: 0,
             },
+            hypervisors: vec![Hypervisor::CloudHypervisor],
+            has_guard: true,
             ..Room::default()
         }
     }

@@ -55,6 +55,14 @@ fn a_node_refuses_what_it_cannot_run() {
     });
     image.room.files.insert("/img/a".into(), 1 << 30);
     image.room.free.disk_bytes = 2 << 30;
+    let replaced = |change: fn(&mut Group)| {
+        with(|group| {
+            group.replacement = super::group("a", 1, Some(at(60).0)).replacement;
+            change(group);
+        })
+    };
+    let mut unguarded = replaced(|_| {});
+    unguarded.room.has_guard = false;
     let disk = AdditionalDisk {
         path: "/dev/x".into(),
         read_only: false,
@@ -88,6 +96,21 @@ fn a_node_refuses_what_it_cannot_run() {
         (
             with(|group| group.replacement = super::group("a", 1, Some(at(29).0)).replacement),
             "stop_after is 29 s, expected at least 30 s",
+        ),
+        (
+            unguarded,
+            "it may be replaced, and no guard runs on this node: start sliced-fence.service",
+        ),
+        (
+            replaced(|group| group.spec.template.hypervisor = Hypervisor::None),
+            "it may be replaced, and has `hypervisor: none`: this node cannot stop its VMM",
+        ),
+        (
+            with(|group| {
+                let named = "token".parse().expect("a name");
+                group.spec.template.guest_access.provision.secrets = vec![named];
+            }),
+            "this node has no secret token: `slicectl secret create` on this node",
         ),
         (
             group_conflict,
