@@ -3,6 +3,7 @@
 
 mod lost;
 mod replaced;
+mod storm;
 
 use std::collections::BTreeMap;
 
