@@ -124,7 +124,7 @@ fn kinds_and_names_are_completed() {
             ("slicectl get vms -o n", &["name"]),
             (
                 "slicectl get ",
-                &["all", "events", "hostgroups", "leases", "vms"],
+                &["all", "events", "hostgroups", "leases", "nodes", "vms"],
             ),
             (
                 "slicectl vm stop web-1 --",
