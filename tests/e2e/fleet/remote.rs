@@ -198,7 +198,7 @@ impl Fleet {
         self.runtime.block_on(put).expect("written");
     }
 
-    /// Writes the object of a VM of the group, bound to a node.
+    /// Writes the object of a VM, bound to a node; `box` is the only group that exists.
     fn bind(&self, vm: &str, node: &str) {
         let name = |text: &str| text.parse::<Name>().expect("a name");
         let found = self
@@ -206,11 +206,17 @@ impl Fleet {
             .block_on(self.client.get(Key::Group(name("box"))));
         let (_, found) = found.expect("an answer");
         let group: Group = object::decode(&found.expect("the group").value).expect("a group");
-        let (_, index) = vm.rsplit_once('-').expect("an index");
+        let (of, index) = vm.rsplit_once('-').expect("an index");
+        // A node does not run a VM of a group that is not in the fleet.
+        let group_uid = match of {
+            "box" => group.meta.uid,
+            _ => Uid::random(),
+        };
+        let of = of.to_owned();
         let object = Vm {
             meta: Meta::new(name(vm), Timestamp::UNIX_EPOCH),
-            group: name("box"),
-            group_uid: group.meta.uid,
+            group: name(&of),
+            group_uid,
             index: index.parse().expect("an index"),
             group_generation: group.meta.generation,
             binding: Some(Binding {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use slicectl::api::meta::{Name, Uid};
+use slicectl::api::vm::Hypervisor;
 use slicectl::fleet::keys::Key;
 use slicectl::fleet::kv::{Compare, Error, Op, Revision, Txn};
 use slicectl::fleet::link::{Link, boottime};
@@ -28,7 +29,7 @@ fn node_status(vcpus: u64) -> NodeStatus {
     NodeStatus {
         labels: BTreeMap::new(),
         architecture: "x86_64".into(),
-        hypervisors: Vec::new(),
+        hypervisors: vec![Hypervisor::CloudHypervisor],
         files: Vec::new(),
         capacity,
         allocatable: capacity,

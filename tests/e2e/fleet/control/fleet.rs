@@ -137,7 +137,7 @@ pub fn until<T>(
     }
 }
 
-/// A group of VMs with 1 vCPU, without VMM.
+/// A group of VMs with 1 vCPU.
 pub fn group(name: &str, count: u32) -> Group {
     let now = Timestamp::UNIX_EPOCH;
     Group {
@@ -157,7 +157,7 @@ pub fn group(name: &str, count: u32) -> Group {
 
 fn template() -> VmSpec {
     VmSpec {
-        hypervisor: Hypervisor::None,
+        hypervisor: Hypervisor::CloudHypervisor,
         vcpu: 1,
         ram_bytes: 1 << 30,
         kernel_file: None,
