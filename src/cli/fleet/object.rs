@@ -1,5 +1,5 @@
 //! Objects of the fleet: requests for them, and their table columns.
-//! Out of scope: output formats ([`super::get`]).
+//! Out of scope: output formats ([`mod@super::get`]).
 
 use serde::Serialize;
 

@@ -1,5 +1,5 @@
 //! `fleet status|accept|subnets`.
-//! Out of scope: nodes ([`super::node`]).
+//! Out of scope: nodes ([`mod@super::node`]).
 
 use super::super::failure::{self, Failure};
 use super::super::paint::one_line;

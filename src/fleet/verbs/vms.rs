@@ -1,5 +1,5 @@
 //! VMs, with what their nodes report.
-//! Out of scope: nodes ([`super::nodes`]).
+//! Out of scope: nodes ([`mod@super::nodes`]).
 
 use super::Snapshot;
 use crate::api::meta::{Meta, Name};
