@@ -54,7 +54,7 @@ etcdctl_() { # WORDS...
         --endpoints https://10.77.0.11:2379,https://10.77.0.12:2379,https://10.77.0.13:2379 --command-timeout 2s "$@"
 }
 
-# Each node has mounts of its own: its network namespaces are not those of the other nodes.
+# Each node has mounts of its own: its network namespaces and its claims of ranges are not those of the other nodes.
 start_node() { # NAMESPACE NODE
     local dir=$work/$2
     mkdir -p "$dir/groups" "$dir/state"
@@ -67,7 +67,7 @@ fleet:
   node: $2
 YAML
     nsenter --net="/run/netns/$1" unshare --mount --propagation private sh -c \
-        'mount -t sysfs sysfs /sys; mount -t tmpfs tmpfs /run/netns; exec "$@"' sh \
+        'mount -t sysfs sysfs /sys; mkdir -p /run/slice-ranges; for dir in /run/netns /run/slice-ranges; do mount -t tmpfs tmpfs $dir; done; exec "$@"' sh \
         env SLICE_CONFIG_DIR="$dir/groups" SLICE_STATE_DIR="$dir/state" SLICE_RUN_DIR="/run/$2" SLICE_SETTINGS="$dir/sliced.yaml" \
         SLICE_SOCKET="/run/$2/sliced.sock" sliced >"$dir/log" 2>&1 &
 }
