@@ -202,6 +202,9 @@ benches/watch.sh || failed=1
 echo
 benches/api.sh || failed=1
 
+benches/fleet.sh || failed=1
+cargo bench --quiet --locked --bench schedule || failed=1
+
 [ -x /usr/lib/cni/bridge ] || [ -x /opt/cni/bin/bridge ] || {
   echo 'CNI skipped: plugins not found (apt-get install containernetworking-plugins)'
   exit 1

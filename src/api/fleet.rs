@@ -38,7 +38,7 @@ pub struct StopTimes {
 /// A VM that this node has refused.
 ///
 /// # Why
-/// The scheduler binds a VM to another node when it reads the refusal. Room that appears after it was decided must not be used, although
+/// The scheduler binds a VM to another node when it reads the refusal. Resources that become free after it was decided must not be used, although
 /// the status that was sent is not listed yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LocalRefusal {

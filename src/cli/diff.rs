@@ -21,7 +21,7 @@ pub async fn diff(client: &Client, args: DiffArgs) -> Result<(), Failure> {
     exit_status(show(client, args).await, exit_code)
 }
 
-/// The exit status of a difference: with `--exit-code` it tells whether there are any.
+/// The exit status of a difference: with `--exit-code` it is 1 if there are any.
 pub fn exit_status(shown: Result<bool, Failure>, exit_code: bool) -> Result<(), Failure> {
     match (shown, exit_code) {
         (Ok(true), true) => Err(Failure::WithStatus(1, Vec::new())),

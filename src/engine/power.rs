@@ -311,9 +311,11 @@ impl BringUp<'_> {
     }
 }
 
-/// A VM that a fleet may replace runs only while the fleet knows when this node stops it.
+/// A VM that a fleet may replace runs only while the fleet knows when this node stops it; one that was stopped since another node has it, not
+/// at all.
 pub(super) fn needs_permission(vm: &Vm) -> bool {
-    vm.fleet().is_some_and(|fleet| fleet.stop.is_some())
+    vm.fleet()
+        .is_some_and(|fleet| fleet.stop.is_some() || fleet.stopped)
 }
 
 /// The VMM has stopped: turns the requested restart into a start, unless another request was stored meanwhile.

@@ -6,12 +6,12 @@
 //! 2. The file of the guard is written.
 //! 3. The status keys are written by a task: a stop never waits for etcd.
 
+mod available;
 mod execute;
 pub mod fence_file;
 mod local;
 mod node_status;
 mod objects;
-mod room;
 mod statuses;
 
 #[cfg(test)]
@@ -37,10 +37,10 @@ use crate::api::meta::Uid;
 use crate::clock;
 use crate::engine::{Engine, Key};
 use crate::store::{self, World};
+use available::{Amounts, HostFacts};
 use fence_file::FenceWriter;
 use local::Local;
 pub use node_status::NodeSettings;
-use room::{Amounts, HostFacts};
 
 /// How long changes are gathered before a plan is made.
 const GATHER: Duration = Duration::from_millis(30);
@@ -133,7 +133,7 @@ impl Agent {
 
     /// Looks at the host in an interval, and when a group names other files.
     async fn look(&self, progress: &mut Progress) {
-        let files = self.link.read(|mirror, _| room::files(mirror));
+        let files = self.link.read(|mirror, _| available::files(mirror));
         let now = clock::monotonic();
         let is_current = progress.looked.as_ref().is_some_and(|(at, known)| {
             now.saturating_duration_since(*at) < LOOK && *known == files
@@ -196,24 +196,25 @@ impl Agent {
     }
 
     fn local(&self, world: &World) -> (Local, Amounts) {
-        let amounts = room::amounts(world, &self.host.lock(), self.settings.vcpus_per_cpu);
+        let amounts = available::amounts(world, &self.host.lock(), self.settings.vcpus_per_cpu);
         (Local::of(world), amounts)
     }
 
     fn plan(&self, local: &Local, amounts: &Amounts) -> Plan {
         let node = self.link.node();
-        let room = room::room(local, amounts, &self.host.lock(), self.fence.has_guard());
+        let available =
+            available::available(local, amounts, &self.host.lock(), self.fence.has_guard());
         let known = |uid: &Uid| local.vms.contains_key(uid) || local.refusals.contains_key(uid);
         let (objects, contact) = self
             .link
             .read(|mirror, contact| (objects::of(mirror, node, known), contact.clone()));
-        node::plan(&self.input(local, &room, &objects, &contact))
+        node::plan(&self.input(local, &available, &objects, &contact))
     }
 
     fn input<'a>(
         &'a self,
         local: &'a Local,
-        room: &'a node::Room,
+        available: &'a node::Available,
         objects: &'a Objects,
         contact: &'a Contact,
     ) -> Input<'a> {
@@ -225,7 +226,7 @@ impl Agent {
             local: &local.vms,
             refusals: &local.refusals,
             local_groups: &local.groups,
-            room,
+            available,
         }
     }
 
@@ -255,8 +256,8 @@ impl Agent {
                 contact.clone(),
             )
         });
-        let room = node::Room::default();
-        if !node::may_start(&self.input(&local, &room, &objects, &contact), uid) {
+        let available = node::Available::default();
+        if !node::may_start(&self.input(&local, &available, &objects, &contact), uid) {
             return Err(
                 "it may be replaced by another node: it is started when this node has contact to etcd and the scheduler has its status"
                     .to_owned(),

@@ -5,7 +5,7 @@
 //! - Without contact nothing that is bound changes. VMs with `stop_after` are stopped when it ends ([`super::contact`]).
 //! - A key that is missing, and one that cannot be decoded, is not a request to delete. A VM is removed only if its object has
 //!   `deleting`, or has a greater epoch without a binding to this node.
-//! - The node may refuse a VM; it never stops a VM that is not of the fleet to make room.
+//! - The node may refuse a VM; it never stops a VM that is not of the fleet to free resources.
 //! - A deletion ends in this order: the node reports [`Phase::Deleted`](super::object::Phase::Deleted), the scheduler removes the object or
 //!   the name of the node from it, the node removes the status. A status that is missing is therefore no confirmation.
 //!
@@ -42,7 +42,7 @@ mod tests;
 mod vm;
 
 pub use crate::api::fleet::LocalRefusal;
-pub use admission::Room;
+pub use admission::Available;
 
 /// The objects of the fleet, as they were last listed and watched.
 #[derive(Debug, Default)]
@@ -126,7 +126,7 @@ pub struct Input<'a> {
     /// The local groups of the fleet.
     pub local_groups: &'a [LocalGroup],
     /// What VMs may use.
-    pub room: &'a Room,
+    pub available: &'a Available,
 }
 
 /// A change. In the order in which they are executed.
@@ -136,14 +136,14 @@ pub enum Step {
     StopVm {
         /// The VM.
         uid: Uid,
-        /// Why.
+        /// What requires the stop.
         cause: StopCause,
     },
     /// The VM is deleted.
     RemoveVm {
         /// The VM.
         uid: Uid,
-        /// Why.
+        /// What requires the deletion.
         cause: RemoveCause,
     },
     /// The group is stored: a copy with `count: 0` and the update policy `on-delete`. Its VMs are on-demand entries.
@@ -288,9 +288,9 @@ pub fn plan(input: &Input<'_>) -> Plan {
         let stored = input.local.keys().chain(input.refusals.keys());
         let keys = objects.vms.keys().chain(objects.statuses.keys());
         let uids: BTreeSet<Uid> = stored.chain(keys).copied().collect();
-        let mut room = input.room.clone();
+        let mut available = input.available.clone();
         for uid in uids {
-            vm::plan(input, uid, &mut room, &mut plan);
+            vm::plan(input, uid, &mut available, &mut plan);
         }
         groups::remove(input, &mut plan);
     }
@@ -307,13 +307,13 @@ pub fn may_start(input: &Input<'_>, uid: Uid) -> bool {
     let mut plan = Plan::default();
     vm::stop_overdue(input, local, &mut plan);
     if input.contact.may_act(input.now) {
-        vm::plan(input, uid, &mut input.room.clone(), &mut plan);
+        vm::plan(input, uid, &mut input.available.clone(), &mut plan);
     }
     restart::is_allowed(input, local, &plan.steps)
 }
 
 impl Step {
-    /// Room is made before it is used, and the status describes what was stored.
+    /// Resources are freed before they are used, and the status describes what was stored.
     fn rank(&self) -> u8 {
         match self {
             Self::StopVm { .. } => 0,

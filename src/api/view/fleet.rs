@@ -30,7 +30,7 @@ pub struct FleetList<T> {
 pub struct Unreadable {
     /// The key.
     pub key: String,
-    /// Why.
+    /// Why it cannot be read, a sentence.
     pub error: String,
 }
 

@@ -42,7 +42,7 @@ pub struct CordonArgs {
 #[command(after_help = "\
 No VM is bound to the node from now on. Its VMs are moved, at most `max_unavailable` of a group at a time: each is stopped and deleted on \
 the node, then started on another one. A VM with a persistent disk, or that writes to a disk of the node, stays; so does a VM for which no \
-other node has room. If the command ends before the drain, the drain goes on; `slicectl node uncordon` ends it.
+other node has the resources. If the command ends before the drain, the drain goes on; `slicectl node uncordon` ends it.
 
 Examples:
   slicectl node drain node-a

@@ -1,7 +1,7 @@
 //! What this node reports of itself.
 //! Out of scope: writing it.
 
-use super::room::{Amounts, HostFacts};
+use super::available::{Amounts, HostFacts};
 use super::statuses::StatusWrite;
 use crate::api::meta::Name;
 use crate::fleet::keys::Key;

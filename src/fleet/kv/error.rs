@@ -52,7 +52,7 @@ pub enum Error {
     Unauthenticated {
         /// The endpoint.
         endpoint: Url,
-        /// Why.
+        /// The reason that etcd gave, or the failure of the connection.
         cause: Cause,
     },
     /// The revision is not in the store any more: list again.
@@ -96,7 +96,7 @@ pub enum Error {
         endpoint: Url,
         /// The request.
         request: Request,
-        /// Why.
+        /// The reason that etcd gave.
         cause: Cause,
     },
     /// A transaction has more operations than etcd accepts. Nothing was sent.
@@ -126,7 +126,7 @@ pub enum Error {
         endpoint: Url,
         /// The request.
         request: Request,
-        /// Why.
+        /// What is wrong with the response.
         cause: Malformed,
     },
     /// The request cannot be expressed in JSON. Nothing was sent.

@@ -14,7 +14,7 @@ use crate::fleet::object::{Group, Resources, Vm};
 
 /// What a node has for VMs of the fleet.
 #[derive(Clone, Debug, Default)]
-pub struct Room {
+pub struct Available {
     /// What is not used by any VM.
     pub free: Resources,
     /// The VMMs that the node can start.
@@ -41,7 +41,7 @@ pub(super) enum Admission {
     Refused(String),
 }
 
-impl Room {
+impl Available {
     /// Whether the VM is taken; if so, what it uses is no longer free.
     pub(super) fn admit(&mut self, input: &Input<'_>, vm: &Vm, group: &Group) -> Admission {
         if let Some(decision) = self.name_conflict(input, vm) {

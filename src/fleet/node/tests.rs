@@ -183,7 +183,7 @@ struct Fixture {
     local: Vec<LocalVm>,
     refusals: BTreeMap<Uid, LocalRefusal>,
     local_groups: Vec<LocalGroup>,
-    room: Room,
+    available: Available,
 }
 
 impl Fixture {
@@ -200,7 +200,7 @@ impl Fixture {
             local: vec![],
             refusals: BTreeMap::new(),
             local_groups: vec![],
-            room: Room {
+            available: Available {
                 free: Resources {
                     vcpus: 100,
                     ram_bytes: 100 << 30,
@@ -210,7 +210,7 @@ impl Fixture {
                 },
                 hypervisors: vec![Hypervisor::CloudHypervisor],
                 has_guard: true,
-                ..Room::default()
+                ..Available::default()
             },
         }
     }
@@ -258,7 +258,7 @@ impl Fixture {
             local: &local.collect(),
             refusals: &self.refusals,
             local_groups: &self.local_groups,
-            room: &self.room,
+            available: &self.available,
         })
     }
 

@@ -1,7 +1,7 @@
 //! The decision for one VM.
 //! Out of scope: VMs that are not of the fleet.
 
-use super::admission::{Admission, Room};
+use super::admission::{Admission, Available};
 use super::decision::{Decision, decide};
 use super::status;
 use super::{Input, LocalRefusal, LocalVm, Plan, Report, ReportReason, Run, Step, StopCause};
@@ -23,13 +23,13 @@ pub(super) fn stop_overdue(input: &Input<'_>, local: &LocalVm, plan: &mut Plan) 
 }
 
 /// With contact.
-pub(super) fn plan(input: &Input<'_>, uid: Uid, room: &mut Room, plan: &mut Plan) {
+pub(super) fn plan(input: &Input<'_>, uid: Uid, available: &mut Available, plan: &mut Plan) {
     if is_forgotten(input, uid) {
         plan.steps.push(Step::ForgetRefusal { uid });
     }
     match (input.objects.vms.get(&uid), input.local.get(&uid)) {
         (Some(Ok(vm)), Some(local)) => present(input, vm, local, plan),
-        (Some(Ok(vm)), None) => absent(input, vm, room, plan),
+        (Some(Ok(vm)), None) => absent(input, vm, available, plan),
         (Some(Err(error)), local) => {
             let message = format!("its object cannot be read, and nothing is changed: {error}");
             keep(
@@ -156,7 +156,7 @@ fn run(input: &Input<'_>, vm: &Vm, local: &LocalVm, epoch: u64, plan: &mut Plan)
 }
 
 /// The object exists, and there is no local VM.
-fn absent(input: &Input<'_>, vm: &Vm, room: &mut Room, plan: &mut Plan) {
+fn absent(input: &Input<'_>, vm: &Vm, available: &mut Available, plan: &mut Plan) {
     let uid = vm.meta.uid;
     let Some(epoch) = named(input, vm) else {
         if input.objects.statuses.contains_key(&uid) {
@@ -176,7 +176,7 @@ fn absent(input: &Input<'_>, vm: &Vm, room: &mut Room, plan: &mut Plan) {
                 status::put(input, uid, status, plan);
             }
             None if is_final => {}
-            None => add(input, vm, binding, room, plan),
+            None => add(input, vm, binding, available, plan),
         },
         None if is_final => {}
         None => status::put(input, uid, status::deleted(epoch, vm), plan),
@@ -195,7 +195,7 @@ fn named(input: &Input<'_>, vm: &Vm) -> Option<u64> {
 }
 
 /// The VM is bound here and does not exist yet.
-fn add(input: &Input<'_>, vm: &Vm, binding: &Binding, room: &mut Room, plan: &mut Plan) {
+fn add(input: &Input<'_>, vm: &Vm, binding: &Binding, available: &mut Available, plan: &mut Plan) {
     let uid = vm.meta.uid;
     let group = match input.objects.groups.get(&vm.group) {
         Some(Ok(group))
@@ -239,7 +239,7 @@ fn add(input: &Input<'_>, vm: &Vm, binding: &Binding, room: &mut Room, plan: &mu
         });
         return;
     }
-    match room.admit(input, vm, group) {
+    match available.admit(input, vm, group) {
         Admission::Refused(reason) => refuse(input, vm, binding, reason, plan),
         Admission::Waits(message) => plan.reports.push(Report {
             uid,

@@ -39,7 +39,7 @@ impl Plan {
 /// One write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// Why.
+    /// The decision that the write carries out.
     pub action: Action,
     /// The VM, or the group.
     pub name: Name,

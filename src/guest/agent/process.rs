@@ -52,7 +52,7 @@ pub struct Ending {
     pub exit_code: i32,
     /// The signal that ended it.
     pub signal: Option<String>,
-    /// When.
+    /// When it ended.
     pub ended_at: Timestamp,
 }
 

@@ -3,7 +3,7 @@
 //!
 //! # Rules
 //! - A certificate is accepted if an authority of the fleet has issued it, it is valid now, no list names it, and its subject is a node
-//!   ([`super::subject`]). With a list, every authority needs one: a certificate whose state no list tells is refused.
+//!   ([`super::subject`]). With a list, every authority needs one: a certificate that no list covers is refused.
 //! - A server must be the node that is expected. Its DNS names and addresses do not matter: whoever writes the URL of a node gains nothing.
 //! - Sessions are not resumed, so that each connection is checked against the current lists.
 
@@ -165,7 +165,7 @@ impl PeerTls {
     pub fn has_hosts(&self) -> bool {
         let own = self.own.cert.first();
         let parsed = own.and_then(|own| EndEntityCert::try_from(own).ok());
-        // webpki tells addresses only from a name that is not among them.
+        // webpki reports addresses only together with a name that does not match.
         parsed.is_some_and(|own| {
             let name = ServerName::try_from(format!("absent{SERVER_NAME}"));
             let found = name.map(|name| own.verify_is_valid_for_subject_name(&name));

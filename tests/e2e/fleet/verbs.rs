@@ -122,7 +122,9 @@ async fn bind(client: &Client, group: &str, index: u32, node: Option<&str>) -> V
         epoch: u64::from(node.is_some()),
         previous: Vec::new(),
         refusals: Vec::new(),
-        pending: node.is_none().then(|| "no node has room".to_owned()),
+        pending: node
+            .is_none()
+            .then(|| "no node has the resources".to_owned()),
     };
     put(client, Key::Vm(vm.meta.uid), &vm).await;
     vm

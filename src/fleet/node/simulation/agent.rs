@@ -56,7 +56,7 @@ impl World {
             local: &host.local,
             refusals: &host.refusals,
             local_groups: &host.local_groups,
-            room: &host.room(),
+            available: &host.available(),
         }))
     }
 

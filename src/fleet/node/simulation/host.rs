@@ -41,7 +41,7 @@ pub(super) struct Host {
     pub(super) refusals: BTreeMap<Uid, LocalRefusal>,
     pub(super) local_groups: Vec<LocalGroup>,
     pub(super) facts: Option<Facts>,
-    /// VMs that a restored or wiped etcd does not have; they have room of their own.
+    /// VMs that a restored or wiped etcd does not have; they use other resources.
     pub(super) lost: BTreeSet<Uid>,
     /// `None`: it has failed.
     pub(super) agent: Option<Agent>,
@@ -107,11 +107,11 @@ impl Host {
         }
     }
 
-    pub(super) fn room(&self) -> Room {
+    pub(super) fn available(&self) -> Available {
         let lost = |uid: &&Uid| !self.lost.contains(*uid);
         let used = self.local.keys().filter(lost).count();
         let free = SLOTS.saturating_sub(used) as u64;
-        Room {
+        Available {
             free: Resources {
                 vcpus: 100,
                 ram_bytes: 100 << 30,
@@ -121,7 +121,7 @@ impl Host {
             },
             hypervisors: vec![Hypervisor::CloudHypervisor],
             has_guard: true,
-            ..Room::default()
+            ..Available::default()
         }
     }
 

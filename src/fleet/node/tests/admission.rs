@@ -34,7 +34,7 @@ fn with(change: impl FnOnce(&mut Group)) -> Fixture {
 
 fn free(change: impl FnOnce(&mut Resources)) -> Fixture {
     let mut fixture = offered();
-    change(&mut fixture.room.free);
+    change(&mut fixture.available.free);
     fixture
 }
 
@@ -43,9 +43,9 @@ fn a_node_refuses_what_it_cannot_run() {
     let file = || Some(PathBuf::from("/img/a"));
     let too_new = offered().group(undecodable());
     let mut group_conflict = offered();
-    group_conflict.room.groups.insert(name("web"));
+    group_conflict.available.groups.insert(name("web"));
     let mut vm_conflict = offered();
-    vm_conflict.room.vms.insert(name("web-1"));
+    vm_conflict.available.vms.insert(name("web-1"));
     let mut image = with(|group| {
         group.spec.template.storage = Storage {
             image: file(),
@@ -53,8 +53,8 @@ fn a_node_refuses_what_it_cannot_run() {
             ..Storage::default()
         }
     });
-    image.room.files.insert("/img/a".into(), 1 << 30);
-    image.room.free.disk_bytes = 2 << 30;
+    image.available.files.insert("/img/a".into(), 1 << 30);
+    image.available.free.disk_bytes = 2 << 30;
     let replaced = |change: fn(&mut Group)| {
         with(|group| {
             group.replacement = super::group("a", 1, Some(at(60).0)).replacement;
@@ -62,7 +62,7 @@ fn a_node_refuses_what_it_cannot_run() {
         })
     };
     let mut unguarded = replaced(|_| {});
-    unguarded.room.has_guard = false;
+    unguarded.available.has_guard = false;
     let disk = AdditionalDisk {
         path: "/dev/x".into(),
         read_only: false,
@@ -141,7 +141,7 @@ fn a_vm_is_refused_once_for_each_epoch() {
         .object(object(1, Some(binding("n1", 5))))
         .status(1, refused.clone());
     assert_eq!(again.changes(), ["refuse 1 5"]);
-    // There is room now: the scheduler decides when it is offered again.
+    // The resources are free now: the scheduler decides when it is offered again.
     assert_eq!(offered().status(1, refused).plan().steps, []);
 }
 
@@ -155,7 +155,7 @@ fn a_refusal_holds_from_its_decision_until_a_greater_epoch() {
             .insert(uid(1), LocalRefusal { epoch, reason });
         fixture
     };
-    // There is room now, and the status that was sent is not listed yet.
+    // The resources are free now, and the status that was sent is not listed yet.
     let decided = refused(offered());
     assert_eq!(decided.changes(), Vec::<String>::new());
     assert_eq!(decided.phases(), [Some(Phase::Refused)]);
@@ -186,7 +186,7 @@ fn vms_of_one_plan_share_the_room() {
     let mut fixture = offered()
         .object(object(2, Some(binding("n1", 1))))
         .object(object(3, Some(binding("n1", 1))));
-    fixture.room.free.isolated = 2;
+    fixture.available.free.isolated = 2;
     assert_eq!(
         fixture.changes(),
         ["put group web 1", "add 1 4", "add 2 1", "refuse 3 1"]

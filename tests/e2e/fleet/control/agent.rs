@@ -30,7 +30,7 @@ fn node_status(vcpus: u64) -> NodeStatus {
         labels: BTreeMap::new(),
         architecture: "x86_64".into(),
         hypervisors: vec![Hypervisor::CloudHypervisor],
-        files: Vec::new(),
+        files: vec!["/vmlinuz".into()],
         capacity,
         allocatable: capacity,
         version: "1".into(),

@@ -4,10 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use slicectl::api::host_group::{HostGroupSpec, UpdatePolicy};
+use slicectl::api::host_group::HostGroupSpec;
+use slicectl::api::manifest::{Source, parse};
 use slicectl::api::meta::{Meta, Name, Timestamp};
-use slicectl::api::network::{IsolatedSpec, NetworkSpec};
-use slicectl::api::vm::{Hypervisor, VmSpec};
 use slicectl::fleet::keys::Key;
 use slicectl::fleet::kv::{Client, EtcdKey};
 use slicectl::fleet::object::{Group, Placement, Vm, encode};
@@ -140,38 +139,23 @@ pub fn until<T>(
 /// A group of VMs with 1 vCPU.
 pub fn group(name: &str, count: u32) -> Group {
     let now = Timestamp::UNIX_EPOCH;
+    let text = "config: {host_groups: [{name: web, count: 0, vcpu: 1, ram_mb: 1024, hypervisor: cloud-hypervisor, kernel_file: /vmlinuz, network: {mode: isolated}}]}";
+    let manifest = parse(&Source {
+        name: "group.yaml".into(),
+        text: text.into(),
+    });
+    let manifest = manifest.expect("a manifest");
     Group {
         meta: Meta::new(Name::new(name).unwrap(), now),
         spec: HostGroupSpec {
             count,
-            update: UpdatePolicy::Rolling,
-            template: template(),
+            ..manifest[0].spec.clone()
         },
         placement: Placement {
             max_unavailable: 1,
             ..Placement::default()
         },
         replacement: None,
-    }
-}
-
-fn template() -> VmSpec {
-    VmSpec {
-        hypervisor: Hypervisor::CloudHypervisor,
-        vcpu: 1,
-        ram_bytes: 1 << 30,
-        kernel_file: None,
-        initrd_file: None,
-        dns_servers: Vec::new(),
-        storage: Default::default(),
-        lifecycle: Default::default(),
-        guest_access: Default::default(),
-        network: NetworkSpec::Isolated(IsolatedSpec {
-            range: None,
-            max_connections: None,
-            policy: Default::default(),
-            tap_owner: Default::default(),
-        }),
     }
 }
 

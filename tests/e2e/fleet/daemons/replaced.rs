@@ -8,7 +8,7 @@ use serde_json::Value;
 use slicectl::api::vm::Hypervisor;
 use test_support::{harness, vmm};
 
-use super::super::hosts::{Fleet, fleet_with};
+use super::super::hosts::{Fleet, Host, fleet_with};
 use super::{group, ready};
 
 /// Longer than the lease, `replace_after` and a start.
@@ -165,4 +165,61 @@ fn a_node_without_a_guard_refuses_a_vm_that_may_be_replaced() {
             assert!(holders(fleet).is_empty());
         },
     );
+}
+
+#[test]
+fn without_contact_a_vm_that_failed_is_started_again_only_if_it_is_never_replaced() {
+    let programs = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let replaced = replaceable(programs.path()).replace(
+        "replace_after: 62s, stop_after: 30s",
+        "replace_after: 10m, stop_after: 5m",
+    );
+    let kept = replaced
+        .lines()
+        .filter(|line| !line.contains("replacement:"))
+        .collect::<Vec<_>>()
+        .join("\n")
+        .replace("name: web", "name: kept");
+    fleet_with(1, 1, Host::start_guard, |fleet| {
+        fleet.apply(&replaced);
+        fleet.apply(&kept);
+        ready(fleet, 2);
+        for member in [0, 1] {
+            fleet.lab.kill(member);
+        }
+        fleet.within(Duration::from_secs(90), "contact is lost", |fleet| {
+            let output = fleet.hosts[0].harness.try_ctl("fleet status");
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            text.contains("Unreachable").then_some(())
+        });
+        let harness = &fleet.hosts[0].harness;
+        let pid = |vm: &str| {
+            let vm = harness.get(&format!("vm {vm}"));
+            vm["status"]["vmm"]["pid"].as_u64()
+        };
+        let before = ["web-1", "kept-1"].map(|vm| pid(vm).expect("it runs"));
+        for pid in before {
+            harness::signal(u32::try_from(pid).expect("a pid"), Signal::KILL);
+        }
+        harness.until("the VM that is never replaced runs again", || {
+            pid("kept-1").filter(|found| *found != before[1])
+        });
+        let condition = harness.until("the other one waits", || {
+            let text = harness.ctl("describe vm web-1");
+            text.contains("it may be replaced by another node")
+                .then_some(text)
+        });
+        std::thread::sleep(Duration::from_secs(3));
+        let runs = std::path::Path::new(&format!("/proc/{}", before[0])).exists();
+        assert!(!runs && pid("web-1").is_none(), "{condition}");
+        // A user does not start it either.
+        harness.try_ctl("vm start web-1");
+        std::thread::sleep(Duration::from_secs(3));
+        assert_eq!(pid("web-1"), None);
+        for member in [0, 1] {
+            fleet.lab.restart_without_majority(member);
+        }
+        ready(fleet, 2);
+        assert!(pid("web-1").is_some());
+    });
 }

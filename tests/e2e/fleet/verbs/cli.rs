@@ -87,7 +87,7 @@ fn groups_vms_and_nodes_of_a_fleet_are_managed_from_any_node() {
         );
         assert_eq!(rows[2][..4], ["web-2", "web", "<none>", "Pending"]);
         let wide = daemon.ctl("get vm web-2 --fleet -o wide");
-        assert!(wide.contains("no node has room"), "{wide}");
+        assert!(wide.contains("no node has the resources"), "{wide}");
         let one: serde_json::Value =
             serde_json::from_str(&daemon.ctl("get vm/web-1 --fleet -o json")).unwrap();
         assert_eq!(
@@ -106,13 +106,13 @@ fn groups_vms_and_nodes_of_a_fleet_are_managed_from_any_node() {
         );
         let described = daemon.ctl("describe vm/web-2 --fleet");
         assert!(
-            described.contains("Message:             no node has room"),
+            described.contains("Message:             no node has the resources"),
             "{described}"
         );
         let late = daemon.refused("wait hg/web --fleet --for ready --timeout 1s", 1);
         assert!(
             late.contains("1 of 2 VMs are ready")
-                && late.contains("vm/web-2 Pending: no node has room"),
+                && late.contains("vm/web-2 Pending: no node has the resources"),
             "{late}"
         );
         // Each answer fits the document of the API.

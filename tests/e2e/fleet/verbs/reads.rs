@@ -59,7 +59,7 @@ fn vms_are_listed_with_what_their_nodes_report() {
             .collect();
         assert_eq!(messages[..2], ["-", "-"]);
         assert_eq!(messages[2], "its kernel is missing");
-        assert_eq!(messages[3], "no node has room");
+        assert_eq!(messages[3], "no node has the resources");
         assert_eq!(messages[4], "node node-b does not renew its lease");
         assert!(messages[5].starts_with("its status cannot be read"));
         let keys: Vec<String> = list.unreadable.iter().map(|it| it.key.clone()).collect();

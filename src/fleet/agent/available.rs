@@ -9,8 +9,9 @@ use crate::api::secret::SecretName;
 use crate::api::vm::{Hypervisor, VmSpec};
 use crate::engine::Engine;
 use crate::fleet::mirror::Mirror;
-use crate::fleet::node::Room;
+use crate::fleet::node::Available;
 use crate::fleet::object::Resources;
+use crate::reconcile::disk::disk_path;
 use crate::store::World;
 
 /// The /30 networks of 169.254.0.0/16.
@@ -36,6 +37,9 @@ pub(super) struct HostFacts {
     ram_bytes: u64,
     disk_total: u64,
     disk_available: u64,
+    /// The directory of the disks of VMs, and the bytes that each file in it has allocated: an image is copied with holes.
+    disk_dir: PathBuf,
+    allocated: BTreeMap<PathBuf, u64>,
 }
 
 impl HostFacts {
@@ -65,13 +69,61 @@ impl HostFacts {
             ram_bytes: memory(),
             disk_total: disk.map_or(0, |it| bytes(it.f_blocks, it.f_frsize)),
             disk_available: disk.map_or(0, |it| bytes(it.f_bavail, it.f_frsize)),
+            disk_dir: processes.disk_dir().to_owned(),
+            allocated: allocated(processes.disk_dir()),
         }
+    }
+}
+
+#[cfg(test)]
+impl HostFacts {
+    /// A host with this many CPUs and bytes of disk space, and these images.
+    pub(super) fn of_test<const N: usize>(
+        dir: &Path,
+        cpus: u64,
+        disk: u64,
+        files: [(&str, u64); N],
+    ) -> Self {
+        Self {
+            files: files
+                .map(|(path, bytes)| (PathBuf::from(path), bytes))
+                .into(),
+            cpus,
+            ram_bytes: 64 << 30,
+            disk_total: 2 * disk,
+            disk_available: disk,
+            disk_dir: dir.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// The same with a disk that has allocated so much.
+    pub(super) fn with_disk(&self, name: &str, bytes: u64) -> Self {
+        let mut host = self.clone();
+        host.disk_available -= bytes;
+        host.allocated.insert(self.disk_dir.join(name), bytes);
+        host
     }
 }
 
 fn size(path: &Path) -> Option<u64> {
     let found = std::fs::metadata(path).ok()?;
     Some(found.len()).filter(|_| !found.is_dir())
+}
+
+/// The bytes that each file of a directory has allocated; empty if it cannot be read: then less is available.
+fn allocated(dir: &Path) -> BTreeMap<PathBuf, u64> {
+    use std::os::unix::fs::MetadataExt as _;
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return BTreeMap::new();
+    };
+    let files = entries.filter_map(|entry| {
+        let entry = entry.ok()?;
+        let found = entry.metadata().ok()?;
+        let bytes = found.blocks().saturating_mul(512);
+        found.is_file().then(|| (entry.path(), bytes))
+    });
+    files.collect()
 }
 
 /// `MemTotal`, in bytes.
@@ -139,16 +191,19 @@ pub(super) fn amounts(world: &World, host: &HostFacts, overcommit: u64) -> Amoun
         bridge_ports: BRIDGE_PORTS,
     };
     let reserved = (host.ram_bytes / RESERVED_PART).max(RESERVED_LEAST);
-    let disk = host.disk_available.saturating_add(own.disk_bytes) / DISK_UNIT * DISK_UNIT;
+    // The disks of VMs may grow to their sizes. Those that were kept of VMs that are gone are not available.
+    let paths = world.vms().map(|vm| disk_path(&host.disk_dir, &vm.meta.name));
+    let allocated: u64 = paths.filter_map(|path| host.allocated.get(&path)).sum();
+    let disk = host.disk_available.saturating_add(allocated) / DISK_UNIT * DISK_UNIT;
     let usable = Resources {
         ram_bytes: capacity.ram_bytes.saturating_sub(reserved),
         ..capacity
     };
     let allocatable = Resources {
-        // What others use of the disk is not available.
         disk_bytes: disk,
-        ..usable.minus(&others)
-    };
+        ..usable
+    }
+    .minus(&others);
     Amounts {
         capacity,
         allocatable,
@@ -161,9 +216,14 @@ fn uses(spec: &VmSpec, host: &HostFacts) -> Resources {
     Resources::of(spec, |image| host.files.get(image).copied().unwrap_or(0))
 }
 
-/// The room for the admission.
-pub(super) fn room(local: &Local, amounts: &Amounts, host: &HostFacts, has_guard: bool) -> Room {
-    Room {
+/// What the admission decides by.
+pub(super) fn available(
+    local: &Local,
+    amounts: &Amounts,
+    host: &HostFacts,
+    has_guard: bool,
+) -> Available {
+    Available {
         free: amounts.free,
         hypervisors: host.hypervisors.clone(),
         files: host.files.clone(),
