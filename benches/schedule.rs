@@ -117,6 +117,7 @@ fn fleet(vms: usize, nodes: usize, groups: usize) -> View {
         let name = name(&format!("g{number}"));
         let group = Group {
             meta: Meta::new(name.clone(), Timestamp::UNIX_EPOCH),
+            template_generation: 1,
             spec: spec.clone(),
             placement: Placement {
                 max_unavailable: 100,

@@ -55,6 +55,7 @@ struct State {
     election_error: Option<String>,
     planner_error: Option<String>,
     not_planned: Option<String>,
+    left_out: Option<String>,
     blocked: Vec<Blocked>,
     last_plan: Option<PlanSummary>,
     sent: Sent,
@@ -83,6 +84,8 @@ pub struct ControlStatus {
     pub last_error: Option<String>,
     /// Why the leader plans nothing, a sentence.
     pub not_planned: Option<String>,
+    /// Which nodes the leader leaves out, and why, a sentence.
+    pub left_out: Option<String>,
     /// The VMs that stay where they are although they should not.
     pub blocked: Vec<Blocked>,
     /// The last plan that was made.
@@ -162,6 +165,7 @@ impl Control {
             leader,
             last_error: error.or(state.planner_error.as_ref()).cloned(),
             not_planned: state.not_planned.clone(),
+            left_out: state.left_out.clone(),
             blocked: state.blocked.clone(),
             last_plan: state.last_plan.clone(),
             sent: state.sent,

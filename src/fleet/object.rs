@@ -30,6 +30,10 @@ pub struct Group {
     /// Name, uid, generation. The generation is incremented by each change of the spec, the placement or the replacement. `deleting`:
     /// all its VMs are deleted, then the scheduler removes it.
     pub meta: Meta,
+    /// The generation at which the template of the spec has changed last: VMs of an earlier one are updated. Another number of VMs, or
+    /// another placement, updates none.
+    #[serde(default)]
+    pub template_generation: u64,
     /// As on one host: VMs `<name>-1` to `<name>-<count>`, on any nodes.
     pub spec: HostGroupSpec,
     /// Where its VMs may run.
@@ -60,7 +64,7 @@ pub struct Vm {
     pub group_uid: Uid,
     /// 1 to the `count` of its group.
     pub index: u32,
-    /// The generation of the group whose spec it has: a rolling update raises it VM by VM.
+    /// The template generation of the group whose template it has: a rolling update raises it VM by VM.
     pub group_generation: u64,
     /// The node that runs it; `None`: pending.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,6 +91,9 @@ pub struct Binding {
     pub node: Name,
     /// Incremented by each binding of the VM, also by one to the same node.
     pub epoch: u64,
+    /// The generation of the group when it was bound. A node that has not reported the VM obeys this one or a later one.
+    #[serde(default)]
+    pub group_generation: u64,
     /// What it uses of the node: the request of the group when it was bound or last updated.
     #[serde(default)]
     pub resources: Resources,
@@ -134,7 +141,7 @@ pub struct Refusal {
     pub reason: String,
     /// The number of refusals by this node, for the backoff.
     pub times: u32,
-    /// The generation of the group that was refused. The backoff ends when the group has another one.
+    /// The template generation of the group that was refused. The backoff ends when the group has another one.
     #[serde(default)]
     pub group_generation: u64,
     /// What VMs could use of the node. The backoff ends when this changes.
@@ -231,7 +238,7 @@ pub struct VmStatus {
     pub epoch: u64,
     /// The state.
     pub phase: Phase,
-    /// The generation of the group whose spec the VM has.
+    /// The template generation of the group whose template the VM has.
     pub group_generation: u64,
     /// The address of the VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -321,6 +321,9 @@ pub struct FleetScheduler {
     /// Why the leader plans nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_planned: Option<String>,
+    /// Which nodes the leader leaves out, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<String>,
     /// Why the election or the last transaction has failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,

@@ -61,6 +61,7 @@ fn text(status: &FleetStatus) -> String {
     }
     let given = [
         ("Nothing planned", &scheduler.not_planned),
+        ("Left out", &scheduler.left_out),
         ("Scheduler error", &scheduler.last_error),
         ("Last error", &status.last_error),
         ("Error", &status.error),

@@ -139,6 +139,7 @@ impl FleetBackend for AppState {
                 is_leader: scheduler.is_leader,
                 planned_at: scheduler.last_plan.map(|plan| plan.at),
                 not_planned: scheduler.not_planned,
+                left_out: scheduler.left_out,
                 last_error: scheduler.last_error,
             },
             node: link.node().clone(),

@@ -192,7 +192,9 @@ pub(super) fn amounts(world: &World, host: &HostFacts, overcommit: u64) -> Amoun
     };
     let reserved = (host.ram_bytes / RESERVED_PART).max(RESERVED_LEAST);
     // The disks of VMs may grow to their sizes. Those that were kept of VMs that are gone are not available.
-    let paths = world.vms().map(|vm| disk_path(&host.disk_dir, &vm.meta.name));
+    let paths = world
+        .vms()
+        .map(|vm| disk_path(&host.disk_dir, &vm.meta.name));
     let allocated: u64 = paths.filter_map(|path| host.allocated.get(&path)).sum();
     let disk = host.disk_available.saturating_add(allocated) / DISK_UNIT * DISK_UNIT;
     let usable = Resources {

@@ -135,7 +135,10 @@ async fn what_the_steps_store_is_what_the_next_plan_and_the_next_daemon_read() {
     };
     assert_eq!(group.expect("the group").origin, origin);
     let stored = local(&store);
-    assert_eq!(stored.vms, BTreeMap::from([1, 2].map(|n| (uid(n.into()), vm(n)))));
+    assert_eq!(
+        stored.vms,
+        BTreeMap::from([1, 2].map(|n| (uid(n.into()), vm(n))))
+    );
     assert_eq!(stored.groups[0].generation, 1);
     assert_eq!(stored.refusals[&uid(9)].reason, "it is full");
     assert!(stored.other_groups.is_empty() && stored.other_vms.is_empty());
@@ -235,7 +238,10 @@ async fn a_node_offers_what_others_do_not_use_and_each_disk_counts_once() {
     run(&store, &[put_group(1, 128), add(1), add(2)]).await;
     create(&store, 1).await;
     let two = amounts(&host);
-    assert_eq!(two.allocatable, empty.allocatable, "those of the fleet are offered");
+    assert_eq!(
+        two.allocatable, empty.allocatable,
+        "those of the fleet are offered"
+    );
     assert_eq!(two.free.vcpus, 8 - 2 * 2);
     assert_eq!(two.free.ram_bytes, empty.free.ram_bytes - 2 * (128 << 20));
     assert_eq!(two.free.isolated, empty.free.isolated - 2);

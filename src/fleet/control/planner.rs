@@ -106,7 +106,10 @@ impl Control {
         };
         planner.wake = None;
         let view = match view {
-            Ok(view) => view,
+            Ok((view, note)) => {
+                self.left_out(note);
+                view
+            }
             Err(reason) => {
                 planner.planned = Some(at);
                 self.not_planned(reason);
@@ -272,10 +275,22 @@ impl Control {
         state.not_planned = Some(reason);
     }
 
+    fn left_out(&self, note: Option<String>) {
+        let mut state = self.state.lock();
+        if let Some(note) = note
+            .as_ref()
+            .filter(|it| state.left_out.as_ref() != Some(*it))
+        {
+            tracing::error!("{note}");
+        }
+        state.left_out = note;
+    }
+
     /// What only a leader reports.
     fn forget(&self) {
         let mut state = self.state.lock();
         state.not_planned = None;
+        state.left_out = None;
         state.planner_error = None;
         state.blocked.clear();
     }

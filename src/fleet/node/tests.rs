@@ -75,6 +75,7 @@ fn meta(text: &str, number: u128) -> Meta {
 pub(super) fn group(text: &str, number: u128, stop_after: Option<Duration>) -> Group {
     Group {
         meta: meta(text, number),
+        template_generation: 1,
         spec: HostGroupSpec {
             count: 3,
             update: UpdatePolicy::Rolling,
@@ -96,6 +97,7 @@ pub(super) fn binding(node: &str, epoch: u64) -> Binding {
     Binding {
         node: name(node),
         epoch,
+        group_generation: 1,
         resources: Resources::default(),
         moving_from: None,
     }

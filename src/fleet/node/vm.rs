@@ -134,10 +134,10 @@ fn run(input: &Input<'_>, vm: &Vm, local: &LocalVm, epoch: u64, plan: &mut Plan)
     let mut generation = local.group_generation;
     if let Some(group) = group
         && vm.group_generation > local.group_generation
-        && group.meta.generation > local.group_generation
+        && group.template_generation > local.group_generation
     {
         super::groups::put(input, group, plan);
-        generation = group.meta.generation;
+        generation = group.template_generation;
     }
     let stop = status::stop_in_effect(input, local, group);
     if (epoch, generation, stop) != (local.epoch, local.group_generation, local.stop) {
@@ -199,7 +199,8 @@ fn add(input: &Input<'_>, vm: &Vm, binding: &Binding, available: &mut Available,
     let uid = vm.meta.uid;
     let group = match input.objects.groups.get(&vm.group) {
         Some(Ok(group))
-            if group.meta.uid == vm.group_uid && group.meta.generation >= vm.group_generation =>
+            if group.meta.uid == vm.group_uid
+                && group.template_generation >= vm.group_generation =>
         {
             group
         }
@@ -263,7 +264,7 @@ fn new_vm(vm: &Vm, binding: &Binding, group: &Group) -> LocalVm {
         group_uid: vm.group_uid,
         index: vm.index,
         epoch: binding.epoch,
-        group_generation: group.meta.generation,
+        group_generation: group.template_generation,
         stop: status::stop_of(group),
         run: Run::NotReady,
         address: None,

@@ -40,8 +40,8 @@ fn kind(index: &Index<'_>, group: &Group, request: &Request<'_>, vm: &Vm) -> Opt
         .binding
         .as_ref()
         .is_some_and(|it| drain(index, it).is_some());
-    let is_outdated =
-        vm.group_generation < group.meta.generation && group.spec.update == UpdatePolicy::Rolling;
+    let is_outdated = vm.group_generation < group.template_generation
+        && group.spec.update == UpdatePolicy::Rolling;
     match () {
         () if original(index, request, vm).is_some() => Some(Kind::Return),
         () if drains => Some(Kind::Drain),
@@ -172,7 +172,7 @@ impl Disruption<'_, '_, '_> {
 
     fn is_outdated(&self) -> bool {
         let group = &self.group.value;
-        self.vm.value.group_generation < group.meta.generation
+        self.vm.value.group_generation < group.template_generation
             && group.spec.update == UpdatePolicy::Rolling
     }
 
@@ -193,7 +193,7 @@ impl Disruption<'_, '_, '_> {
             (None, _) => {
                 let resources = request.resources;
                 let mut vm = self.vm.value.clone();
-                vm.group_generation = self.group.value.meta.generation;
+                vm.group_generation = self.group.value.template_generation;
                 vm.binding = Some(Binding {
                     resources,
                     ..binding.clone()

@@ -70,7 +70,7 @@ pub(super) fn excluded(
     group: &Stored<Group>,
     vm: &Vm,
 ) -> (Vec<Excluded>, Option<Duration>) {
-    let generation = group.value.meta.generation;
+    let generation = group.value.template_generation;
     let mut wake: Option<Duration> = None;
     let mut excluded = Vec::new();
     for refusal in &vm.refusals {

@@ -44,6 +44,12 @@ pub(super) enum Due {
     Now,
 }
 
+/// Whether the VM was bound with the present settings of the group.
+fn is_bound_by(vm: &Vm, group: &Group) -> bool {
+    let binding = vm.binding.as_ref();
+    binding.is_some_and(|binding| binding.group_generation == group.meta.generation)
+}
+
 /// Whether the copy of the VM on this node, of this epoch, may be replaced.
 ///
 /// The copy has ended when the node has done what it has confirmed: `stops_within` of its status. A node that has not reported this epoch
@@ -69,7 +75,7 @@ pub(super) fn due(
     let reported = index.status(vm.meta.uid, node);
     let confirmed = match reported.filter(|status| status.value.epoch == epoch) {
         Some(status) => status.value.stops_within.map(|time| time + MARGIN),
-        None if is_moving || vm.group_generation != group.value.meta.generation => None,
+        None if is_moving || !is_bound_by(vm, &group.value) => None,
         None => Some(settings.replace_after),
     };
     let Some(required) = confirmed.map(|time| time.max(settings.replace_after)) else {

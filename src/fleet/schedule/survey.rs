@@ -241,7 +241,7 @@ fn new_vm(group: &Group, name: Name, uid: Uid, index: u32, now: Timestamp) -> Vm
         group: group.meta.name.clone(),
         group_uid: group.meta.uid,
         index,
-        group_generation: group.meta.generation,
+        group_generation: group.template_generation,
         binding: None,
         epoch: 0,
         previous: Vec::new(),

@@ -77,11 +77,12 @@ pub(super) fn put(action: Action, vm: Vm, compares: Vec<Compare>) -> Step {
 /// Binds a VM to a node, with the current spec of its group.
 pub(super) fn bind(vm: &mut Vm, group: &Group, node: Name, resources: Resources) {
     vm.epoch += 1;
-    vm.group_generation = group.meta.generation;
+    vm.group_generation = group.template_generation;
     vm.pending = None;
     vm.binding = Some(Binding {
         node,
         epoch: vm.epoch,
+        group_generation: group.meta.generation,
         resources,
         moving_from: None,
     });

@@ -118,8 +118,10 @@ fn desired(current: &Snapshot, draft: &Draft, now: Timestamp) -> (Applied, Optio
         replacement,
     } = draft.fleet.as_deref().cloned().unwrap_or_default();
     let Some(stored) = current.groups.get(&draft.name) else {
+        let meta = Meta::new(draft.name.clone(), now);
         let group = Group {
-            meta: Meta::new(draft.name.clone(), now),
+            template_generation: meta.generation,
+            meta,
             spec: draft.spec.clone(),
             placement,
             replacement,
@@ -129,6 +131,7 @@ fn desired(current: &Snapshot, draft: &Draft, now: Timestamp) -> (Applied, Optio
     let before = &stored.value;
     let mut group = Group {
         meta: before.meta.clone(),
+        template_generation: before.template_generation,
         spec: draft.spec.clone(),
         placement,
         replacement,
@@ -137,6 +140,9 @@ fn desired(current: &Snapshot, draft: &Draft, now: Timestamp) -> (Applied, Optio
         return (Applied::Unchanged, None);
     }
     group.meta.generation += 1;
+    if group.spec.template != before.spec.template {
+        group.template_generation = group.meta.generation;
+    }
     (Applied::Configured, Some(group))
 }
 

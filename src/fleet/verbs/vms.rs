@@ -24,7 +24,7 @@ pub(super) fn is_current(vm: &Vm, status: &VmStatus) -> bool {
 
 /// Whether a VM has the spec of its group.
 pub(super) fn is_up_to_date(group: &Group, status: &VmStatus) -> bool {
-    status.group_generation == group.meta.generation
+    status.group_generation == group.template_generation
 }
 
 /// The state of a VM.

@@ -222,6 +222,7 @@ impl Fleet {
             binding: Some(Binding {
                 node: name(node),
                 epoch: 1,
+                group_generation: group.meta.generation,
                 resources: Resources::default(),
                 moving_from: None,
             }),

@@ -111,6 +111,7 @@ async fn bind(client: &Client, group: &str, index: u32, node: Option<&str>) -> V
         binding: node.map(|node| Binding {
             node: name(node),
             epoch: 1,
+            group_generation: group.meta.generation,
             resources: Resources {
                 vcpus: 2,
                 ram_bytes: 4 << 30,

@@ -199,6 +199,7 @@ impl World {
         vm.binding = Some(object::Binding {
             node: node_name(node),
             epoch,
+            group_generation: 1,
             resources: Default::default(),
             moving_from: None,
         });

@@ -223,6 +223,7 @@ fn a_stopped_vm_without_an_object_that_can_be_read_is_not_started() {
 fn an_update_of_the_group_reaches_a_vm_when_its_own_generation_is_raised() {
     let mut newer = group("web", 1000, None);
     newer.meta.generation = 2;
+    newer.template_generation = 2;
     for (generation, changes) in [(1, vec![]), (2, vec!["put group web 2", "update 1 4 2"])] {
         let mut vm = object(1, Some(binding("n1", 4)));
         vm.group_generation = generation;

@@ -205,3 +205,20 @@ fn a_vm_of_which_nothing_is_reported_may_be_ready() {
     world.group("web", |it| it.placement.max_unavailable = 2);
     assert_eq!(actions(&world.run()), [(Update, "web-1")]);
 }
+
+#[test]
+fn another_number_of_vms_or_another_placement_updates_no_vm() {
+    let changes: [fn(&mut Group); 3] = [
+        |it| it.spec.count = 5,
+        |it| it.placement.max_unavailable = 3,
+        |it| it.spec.update = UpdatePolicy::OnDelete,
+    ];
+    for change in changes {
+        let mut world = web(2, 3);
+        world.group("web", change);
+        let plan = world.run();
+        let is_create = |(action, _): &(_, &str)| *action == Create;
+        assert!(actions(&plan).iter().all(is_create), "{plan:?}");
+        assert!((1..=3).all(|index| world.vm(&format!("web-{index}")).group_generation == 1));
+    }
+}

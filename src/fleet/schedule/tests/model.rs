@@ -206,7 +206,7 @@ impl Model {
         });
         let machine = self.machine(node);
         let group = machine.groups.get(&vm.group);
-        let Some(group) = group.filter(|it| it.meta.generation >= vm.group_generation) else {
+        let Some(group) = group.filter(|it| it.template_generation >= vm.group_generation) else {
             return false;
         };
         if is_final || binding.moving_from.is_some() {

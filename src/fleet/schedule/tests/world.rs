@@ -166,6 +166,7 @@ impl World {
         };
         let stored = self.stored(Group {
             meta,
+            template_generation: 1,
             spec,
             placement,
             replacement: None,
@@ -177,8 +178,12 @@ impl World {
     pub fn group(&mut self, group: &str, change: impl FnOnce(&mut Group)) {
         self.revision += 1;
         let stored = self.view.groups.get_mut(&name(group)).unwrap();
+        let template = stored.value.spec.template.clone();
         change(&mut stored.value);
         stored.value.meta.generation += 1;
+        if stored.value.spec.template != template {
+            stored.value.template_generation = stored.value.meta.generation;
+        }
         stored.revision = self.revision;
     }
 

@@ -147,6 +147,7 @@ pub fn group(name: &str, count: u32) -> Group {
     let manifest = manifest.expect("a manifest");
     Group {
         meta: Meta::new(Name::new(name).unwrap(), now),
+        template_generation: 1,
         spec: HostGroupSpec {
             count,
             ..manifest[0].spec.clone()
