@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use super::power::needs_permission;
 use super::processes::NotRunnable;
 use super::step::{
     BringUp, BringUpError, BringUpRunner, ReadyStage, StageRunner, condition_of, desired_inputs,
@@ -216,6 +215,7 @@ impl Engine {
             claims,
             users: (&self.vmm_ids, self.vmm_ids.start(self.instance.as_str())),
             user_lives,
+            guarded_users: &self.guarded_users,
             now,
         }
     }
@@ -384,10 +384,10 @@ impl BringUp<'_> {
     /// Why the VMM, which does not run, may not be started now.
     fn start_refusal(&self) -> Option<String> {
         let (processes, uid) = (&self.engine.processes, self.vm.meta.uid);
-        if !needs_permission(self.vm) || processes.may_be_running(uid) {
-            return None;
+        match processes.may_be_running(uid) {
+            true => None,
+            false => processes.stage.permission.check(uid).err(),
         }
-        processes.stage.permission.check(uid).err()
     }
 
     /// Reports that the state of the VMM could not be read.

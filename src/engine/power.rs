@@ -1,6 +1,7 @@
 //! The lifecycle of a VM's VMM: stores how it ended, applies the resulting power decision, and stops it.
 //! Out of scope: the power decision ([`crate::reconcile::power`]); starting the VMM (`bring_up`).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::debug;
@@ -19,11 +20,11 @@ use crate::owner::{self, Label};
 use crate::reconcile::power::{
     ExitCause, PowerDecision, ProcessExit, StartedProcess, VmmCheckpoint,
 };
-use crate::reconcile::vmm::{self, DesiredGuest, EvaluatedExits, Retain};
+use crate::reconcile::vmm::{self, DesiredGuest, EvaluatedExits, Need, Retain};
 use crate::reconcile::{Error, Wait};
 use crate::reconcile::{checkpoint, group};
 use crate::runtime::queue::Outcome;
-use crate::store::{self, Txn};
+use crate::store::{self, Txn, World};
 
 /// Number of lines of a VMM's log that are stored when it has ended.
 const STORED_LOG_LINES: usize = 5;
@@ -35,8 +36,21 @@ impl Engine {
             .read(|world| checkpoint::vmm(world.status(uid, Stage::Vmm)))
     }
 
-    /// The power decision for a VM: run, stay stopped, or restart.
+    /// Lets the starts of VMMs depend on what is stored of their VMs.
+    pub fn require_permissions(&self) {
+        let store = self.store.clone();
+        let needs = move |vm| store.read(|world| needs_permission(world, vm));
+        self.processes.stage.permission.set_needs(Arc::new(needs));
+    }
+
+    /// The power decision for a VM: run, stay stopped, or restart. A VM that the fleet has stopped stays stopped whatever a user requests;
+    /// what the user has requested last applies when the fleet starts it again.
     pub(super) fn power_decision(&self, vm: &Vm) -> PowerDecision {
+        if vm.fleet().is_some_and(|fleet| fleet.stopped) {
+            let message =
+                "stopped by the fleet: contact to etcd was lost, or another node has the VM";
+            return PowerDecision::Stop(Reason::Stopped, message.to_owned());
+        }
         let decision = self
             .process_checkpoint(vm.meta.uid)
             .evaluate_exit(vm.power, vm.exit_policy());
@@ -109,7 +123,6 @@ impl Engine {
             grace: vm.spec.lifecycle.graceful_shutdown,
             guest,
             evaluated_exits: EvaluatedExits::Of(checkpoint.last_exit.map(|end| end.process)),
-            needs_permission: needs_permission(vm),
             ..desired
         }
     }
@@ -312,10 +325,13 @@ impl BringUp<'_> {
 }
 
 /// A VM that a fleet may replace runs only while the fleet knows when this node stops it; one that was stopped since another node has it, not
-/// at all.
-pub(super) fn needs_permission(vm: &Vm) -> bool {
-    vm.fleet()
-        .is_some_and(|fleet| fleet.stop.is_some() || fleet.stopped)
+/// at all. Another VM of a fleet is not started directly after a boot, when it may have been moved meanwhile.
+fn needs_permission(world: &World, vm: Uid) -> Need {
+    match world.vm(vm).and_then(Vm::fleet) {
+        None => Need::No,
+        Some(fleet) if fleet.stop.is_some() || fleet.stopped => Need::Always,
+        Some(_) => Need::IfChecked,
+    }
 }
 
 /// The VMM has stopped: turns the requested restart into a start, unless another request was stored meanwhile.

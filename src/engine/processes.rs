@@ -385,7 +385,6 @@ impl Processes {
             left: Default::default(),
             guest: Default::default(),
             evaluated_exits: Default::default(),
-            needs_permission: false,
         }
     }
 

@@ -89,7 +89,6 @@ pub fn some_vm(dir: &Path, want: Option<Launch>) -> Desired {
         left: Default::default(),
         guest: Default::default(),
         evaluated_exits: Default::default(),
-        needs_permission: false,
     }
 }
 

@@ -290,6 +290,5 @@ fn desired(expected: bool) -> Desired {
         left: Default::default(),
         guest: Default::default(),
         evaluated_exits: Default::default(),
-        needs_permission: false,
     }
 }

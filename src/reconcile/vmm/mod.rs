@@ -73,7 +73,7 @@ pub use moved::uses_another_disk;
 pub use note::{confined_by, running, started_as};
 pub use owners::recover as recover_owners;
 pub use paths::VmmPaths;
-pub use permission::StartPermission;
+pub use permission::{Need, StartPermission};
 pub use watch::{rotate, watch};
 
 /// The process record, which the child writes before its exec.
@@ -137,7 +137,7 @@ pub struct Vmm {
     places: FileAccess,
     /// The assignments of users to VMs.
     users: Mutex<identity::Users>,
-    /// Asked before a VMM is started that needs it.
+    /// Asked before each start of a VMM.
     pub permission: StartPermission,
 }
 
@@ -188,9 +188,6 @@ pub struct Desired {
     /// After which exits the VMM may be started again.
     #[serde(default, skip_serializing_if = "EvaluatedExits::is_default")]
     pub evaluated_exits: EvaluatedExits,
-    /// It is started only with [`Vmm::permission`].
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub needs_permission: bool,
 }
 
 /// What is kept of a VMM that may not run.
@@ -478,7 +475,7 @@ impl OnHost for Vmm {
 
     async fn act(&self, desired: &Desired, action: &Action) -> Result<(), host::Error> {
         let range = self.user_range();
-        if desired.needs_permission && matches!(action, Action::Launch { .. }) {
+        if matches!(action, Action::Launch { .. }) {
             let permission = self.permission.check(desired.uid);
             permission.map_err(|why| host::Error::other("start", "the VMM", why))?;
         }
