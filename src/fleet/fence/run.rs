@@ -3,18 +3,19 @@
 //!
 //! It uses nothing of the daemon but the file: no database, no socket, no runtime.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::{Guard, INTERVAL};
+use super::{FencedVm, Guard, INTERVAL};
 use crate::clock;
 use crate::fleet::agent::fence_file::{FILE, LOCK};
 use crate::fleet::contact::Boottime;
 use crate::host::fs;
 use crate::host::lock::FileLock;
-use crate::host::process::kill_user;
+use crate::host::process::{kill_users, user_lives};
 
 /// The first argument.
 const ARGUMENT: &str = "fence";
@@ -55,9 +56,7 @@ fn run(dir: &Path) -> io::Result<std::convert::Infallible> {
     loop {
         let content = read(&dir.join(FILE));
         let decision = guard.decide(content, boot_id, Boottime(clock::boottime()));
-        for vm in decision.stop {
-            stop(&vm);
-        }
+        stop(&decision.stop);
         let error = decision.error.map(|error| error.to_string());
         if let Some(error) = error.as_ref().filter(|_| error != reported) {
             eprintln!("sliced fence: {error}");
@@ -75,17 +74,22 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-fn stop(vm: &super::FencedVm) {
-    let user = vm.user.0;
+/// Stops all of them at once: each has a time, and the scheduler counts on it.
+fn stop(vms: &[FencedVm]) {
     // Processes of root do not belong to a VM.
-    if user == 0 || !crate::host::process::user_lives(user) {
-        return;
+    let users = vms.iter().map(|vm| vm.user.0);
+    let users = users.filter(|user| *user != 0 && user_lives(*user));
+    let mut killed = BTreeSet::new();
+    let stopped = kill_users(users.collect(), |user| {
+        killed.insert(user);
+    });
+    for vm in vms.iter().filter(|vm| killed.contains(&vm.user.0)) {
+        eprintln!(
+            "sliced fence: VM {} of the fleet is stopped: this node has had no contact to etcd, and another node may start it",
+            vm.uid
+        );
     }
-    eprintln!(
-        "sliced fence: VM {} of the fleet is stopped: this node has had no contact to etcd, and another node may start it",
-        vm.uid
-    );
-    if let Err(error) = kill_user(user, |_| false) {
+    if let Err(error) = stopped {
         eprintln!("sliced fence: {error}");
     }
 }

@@ -52,7 +52,7 @@ pub use query::{Query, USER as QUERY_USER, query};
 pub use run::{Ended, Outcome, run, run_until};
 pub use spawn::{Spawn, spawn};
 pub use usage::{LinkCounters, Usage, link_counters, usage};
-pub use user::{kill_user, user_lives};
+pub use user::{kill_user, kill_users, user_lives};
 
 use super::{Error, async_fd};
 
