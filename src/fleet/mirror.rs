@@ -74,7 +74,7 @@ impl Mirror {
                 continue;
             }
             is_changed |= match event {
-                Event::Put { kv, .. } => self.put(kv),
+                Event::Put { kv } => self.put(kv),
                 Event::Delete { key, .. } => self.delete(key, revision),
             };
         }

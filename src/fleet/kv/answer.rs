@@ -6,7 +6,7 @@
 //! [`Failure::NotApplied`].
 
 use super::error::{Cause, Code, Error};
-use super::message::{ErrorResponse, Request};
+use super::message::{ErrorResponse, Request, StreamErrorResponse};
 use super::url::Url;
 
 /// The longest message of etcd in an error, in characters.
@@ -27,11 +27,9 @@ pub(super) enum Failure {
 
 /// The error in the body of an answer without success.
 pub(super) fn refused(endpoint: &Url, request: Request, status: u16, body: &[u8]) -> Failure {
-    match serde_json::from_slice::<ErrorResponse>(body) {
-        Ok(error) if error.code != 0 => {
-            failure(endpoint, request, Code::of(error.code), &error.message)
-        }
-        _ => {
+    match error_of(body) {
+        Some((code, message)) => failure(endpoint, request, code, &message),
+        None => {
             let text = printable(String::from_utf8_lossy(body).trim());
             let cause = Cause::Status { status, text };
             // Not in JSON: of a certificate with a common name, of which etcd processes no request.
@@ -45,6 +43,26 @@ pub(super) fn refused(endpoint: &Url, request: Request, status: u16, body: &[u8]
             }
         }
     }
+}
+
+/// The error that a stream contains after it has begun with success.
+pub(super) fn of_stream(endpoint: &Url, request: Request, body: &[u8]) -> Option<Failure> {
+    let (code, message) = error_of(body)?;
+    Some(failure(endpoint, request, code, &message))
+}
+
+/// The error in a body, of a request or of a stream.
+fn error_of(body: &[u8]) -> Option<(Code, String)> {
+    let plain = serde_json::from_slice::<ErrorResponse>(body);
+    let plain = plain.map(|error| (error.code, error.message));
+    let nested = || {
+        let response = serde_json::from_slice::<StreamErrorResponse>(body)?;
+        Ok::<_, serde_json::Error>((response.error.code, response.error.message))
+    };
+    let is_error = |found: &(u32, String)| found.0 != 0;
+    let found = plain.ok().filter(is_error);
+    let (code, message) = found.or_else(|| nested().ok().filter(is_error))?;
+    Some((Code::of(code), message))
 }
 
 /// The meaning of an error of etcd.
@@ -123,9 +141,19 @@ mod tests {
         "https://etcd-1:2379".parse().unwrap()
     }
 
-    /// The name of what an error of etcd becomes.
+    /// The name of what an error of etcd becomes, in each form that the gateways have.
     fn class(code: u32, message: &str) -> String {
-        let body = serde_json::json!({"error": message, "message": message, "code": code});
+        let forms = [
+            serde_json::json!({"error": message, "message": message, "code": code}),
+            serde_json::json!({"error": {"grpc_code": code, "http_code": 500, "message": message, "http_status": "x"}}),
+            serde_json::json!({"error": {"code": code, "message": message, "details": []}}),
+        ];
+        let classes = forms.map(|body| class_of(&body));
+        assert!(classes.iter().all(|it| *it == classes[0]), "{classes:?}");
+        classes[0].clone()
+    }
+
+    fn class_of(body: &serde_json::Value) -> String {
         let failure = refused(&endpoint(), Request::Put, 500, body.to_string().as_bytes());
         let text = format!("{failure:?}");
         let is_name = |c: char| c.is_alphanumeric();

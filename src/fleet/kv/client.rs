@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::answer::{Failure, refused};
+use super::answer::{self, Failure, refused};
 use super::config::{Config, ConfigError, Credentials};
 use super::connection::{Endpoint, Exchange, SendError, Token};
 use super::endpoints::{Limits, Order};
@@ -96,7 +96,11 @@ impl<T: DeserializeOwned + Send> Reading for Whole<T> {
             return Err(refused(url, self.request, status.as_u16(), &body));
         }
         let message = serde_json::from_slice(&body);
-        let message = message.map_err(|error| Failure::Unknown(Malformed::Json(error).into()))?;
+        // A stream that has begun with success may contain an error in place of its message.
+        let message = message.map_err(|error| {
+            let of_stream = answer::of_stream(url, self.request, &body);
+            of_stream.unwrap_or_else(|| Failure::Unknown(Malformed::Json(error).into()))
+        })?;
         Ok(Answer {
             message,
             endpoint: url.clone(),

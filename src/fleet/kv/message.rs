@@ -253,6 +253,21 @@ pub(super) struct ErrorResponse {
     pub(super) message: String,
 }
 
+/// The same of a stream (watch, renewal of a lease), which the gateway nests: `{"error":{"grpc_code":7,"message":"..."}}`.
+#[derive(Debug, Deserialize)]
+pub(super) struct StreamErrorResponse {
+    pub(super) error: StreamError,
+}
+
+/// An error of a stream: gRPC-gateway 1 has `grpc_code`, version 2 `code`.
+#[derive(Debug, Deserialize)]
+pub(super) struct StreamError {
+    #[serde(default, alias = "grpc_code")]
+    pub(super) code: u32,
+    #[serde(default)]
+    pub(super) message: String,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

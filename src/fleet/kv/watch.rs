@@ -52,8 +52,6 @@ pub enum Event {
     Put {
         /// The key as it is now.
         kv: KeyValue,
-        /// The key as it was before, if it existed and is not compacted.
-        previous: Option<KeyValue>,
     },
     /// It was deleted, or its lease ended.
     Delete {
@@ -61,8 +59,6 @@ pub enum Event {
         key: EtcdKey,
         /// The revision of the deletion.
         mod_revision: Revision,
-        /// The key as it was before, if it is not compacted.
-        previous: Option<KeyValue>,
     },
 }
 
@@ -87,13 +83,11 @@ impl Event {
 impl From<EventMessage> for Event {
     fn from(message: EventMessage) -> Self {
         let kv = KeyValue::from(message.kv);
-        let previous = message.prev_kv.map(KeyValue::from);
         match message.kind {
-            EventType::Put => Self::Put { kv, previous },
+            EventType::Put => Self::Put { kv },
             EventType::Delete => Self::Delete {
                 key: kv.key,
                 mod_revision: kv.mod_revision,
-                previous,
             },
         }
     }

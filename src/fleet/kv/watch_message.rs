@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::error::Malformed;
-use super::message::{Base64, HeaderMessage, Int, KeyValueMessage, int};
+use super::message::{Base64, HeaderMessage, Int, KeyValueMessage, StreamError, int};
 use super::types::{EtcdKey, Revision};
 
 #[derive(Serialize)]
@@ -21,7 +21,6 @@ struct CreateRequest {
     progress_notify: bool,
     /// Large responses are divided, so that a line has a limit.
     fragment: bool,
-    prev_kv: bool,
     watch_id: Int<usize>,
 }
 
@@ -41,7 +40,6 @@ pub(super) fn requests<'a>(
                 start_revision: Int(from),
                 progress_notify: true,
                 fragment: true,
-                prev_kv: true,
                 watch_id: Int(at + 1),
             },
         };
@@ -95,15 +93,6 @@ impl Response {
     }
 }
 
-/// An error of the stream: gRPC-gateway 1 has `grpc_code`, version 2 `code`.
-#[derive(Debug, Deserialize)]
-pub(super) struct StreamError {
-    #[serde(default, alias = "grpc_code")]
-    pub(super) code: u32,
-    #[serde(default)]
-    pub(super) message: String,
-}
-
 /// The type of an event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -118,6 +107,4 @@ pub(super) struct EventMessage {
     #[serde(default, rename = "type")]
     pub(super) kind: EventType,
     pub(super) kv: KeyValueMessage,
-    #[serde(default)]
-    pub(super) prev_kv: Option<KeyValueMessage>,
 }

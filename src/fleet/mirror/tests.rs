@@ -33,7 +33,6 @@ fn kv(key: &str, value: &str, revision: u64) -> KeyValue {
 fn written(key: &str, value: &str, revision: u64) -> Event {
     Event::Put {
         kv: kv(key, value, revision),
-        previous: None,
     }
 }
 
@@ -41,7 +40,6 @@ fn deleted(key: &str, revision: u64) -> Event {
     Event::Delete {
         key: key.into(),
         mod_revision: Revision(revision),
-        previous: None,
     }
 }
 
@@ -213,7 +211,7 @@ proptest! {
                             ..kv(key, value, revision)
                         };
                         store.insert(key, kv.clone());
-                        events.push(Event::Put { kv, previous: None });
+                        events.push(Event::Put { kv });
                     }
                     None if store.remove(key).is_some() => events.push(deleted(key, revision)),
                     None => {}

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::server::{Reply, Seen, Server};
 use super::{client_of_user, done, error};
-use crate::fleet::kv::Error;
+use crate::fleet::kv::{Error, LeaseId};
 
 /// Answers with the tokens `t1`, `t2` and so on, of which only the last is valid.
 fn with_tokens(valid_from: u32) -> impl Fn(&Seen) -> Reply + Send + Sync + 'static {
@@ -84,4 +84,28 @@ async fn the_password_is_in_no_error_whatever_a_server_repeats() {
         // A put that was never sent has a known outcome.
         assert!(!matches!(error, Error::OutcomeUnknown { .. }), "{text}");
     }
+}
+
+/// The gateway sends the errors of a stream nested, and after a success.
+#[tokio::test]
+async fn a_token_that_a_stream_does_not_accept_is_replaced() {
+    let issued = AtomicU32::new(0);
+    let server = Server::start(move |seen: &Seen| {
+        if seen.path == "/v3/auth/authenticate" {
+            let number = issued.fetch_add(1, Ordering::Relaxed) + 1;
+            return Reply::ok(format!(r#"{{"token":"t{number}"}}"#));
+        }
+        match seen.authorization.as_deref() {
+            Some("t1") => Reply::ok(
+                r#"{"error":{"grpc_code":16,"http_code":401,"message":"etcdserver: invalid auth token","http_status":"Unauthorized"}}"#.to_owned(),
+            ),
+            _ => Reply::ok(
+                r#"{"result":{"header":{"cluster_id":"1","member_id":"2","revision":"3","raft_term":"4"},"ID":"7","TTL":"40"}}"#.to_owned(),
+            ),
+        }
+    })
+    .await;
+    let renewed = client_of_user(&[&server]).keep_alive(LeaseId(7)).await;
+    let (_, remaining) = renewed.expect("renewed with another token");
+    assert_eq!(remaining, Some(std::time::Duration::from_secs(40)));
 }
