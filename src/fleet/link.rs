@@ -44,6 +44,7 @@ const STORE_INTERVAL: Duration = Duration::from_secs(30);
 /// The connection.
 pub struct Link {
     node: Name,
+    host: String,
     client: kv::Client,
     state: Mutex<State>,
     changed: watch::Sender<u64>,
@@ -95,10 +96,12 @@ pub fn boottime() -> Boottime {
 }
 
 impl Link {
-    /// A connection that is not made yet ([`Link::run`]). `contact` has the facts that are stored.
-    pub fn new(node: Name, client: kv::Client, contact: Contact) -> Arc<Self> {
+    /// A connection that is not made yet ([`Link::run`]). `host`: what no other host has, and this one has until it is booted again;
+    /// `contact` has the facts that are stored.
+    pub fn new(node: Name, host: String, client: kv::Client, contact: Contact) -> Arc<Self> {
         Arc::new(Self {
             node,
+            host,
             client,
             state: Mutex::new(State {
                 stored: (contact.facts(), Boottime::default()),
@@ -134,6 +137,11 @@ impl Link {
     pub(super) fn read_listed<T>(&self, f: impl FnOnce(&Mirror, &Contact, u64) -> T) -> T {
         let state = self.state.lock();
         f(&state.mirror, &state.contact, state.lists)
+    }
+
+    /// How often an administrator has accepted a cluster: revisions before the last time are of another history.
+    pub(super) fn acceptances(&self) -> u64 {
+        self.state.lock().acceptances
     }
 
     /// A number that changes with the objects and with the contact.

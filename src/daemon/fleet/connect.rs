@@ -81,12 +81,14 @@ pub(super) fn link(
     files: &Files,
 ) -> Result<Arc<Link>, String> {
     let node = config.node()?;
+    Agent::check_name(engine, &node)?;
     let client = Client::new(&client_config(config, files, &node)?);
     let client = client.map_err(|error| error.to_string())?;
     let facts = engine.store.read(|world| world.fleet_facts());
     let renewed = Agent::stored_renewal(engine);
     let contact = Contact::new(facts, renewed, Boottime(clock::boottime()));
-    Ok(Link::new(node, client, contact))
+    let host = format!("{}/{}", engine.host.boot_id, engine.instance);
+    Ok(Link::new(node, host, client, contact))
 }
 
 fn client_config(config: &Config, files: &Files, node: &Name) -> Result<kv::Config, String> {

@@ -6,6 +6,11 @@
 //! with the lease of this daemon. A lease that was not renewed in time is reported as lost before there is another one: the scheduler
 //! may have seen the key absent.
 //!
+//! # Another host with the same name
+//! The key has the id of its host ([`Link::new`]), and is replaced only by the same host, or when its lease has ended. Otherwise two hosts
+//! with one name, such as a host and its clone, would take the key from each other, have contact in turn, and each run all VMs of the node.
+//! A host that boots within the time to live of its lease waits for the end of the lease.
+//!
 //! # Another cluster
 //! Nothing is written to a cluster before one of its responses was accepted as one of the fleet.
 
@@ -13,7 +18,7 @@ use super::errors::Part;
 use super::{Backoff, Failure, LEASE_TTL, Link, RENEW_INTERVAL, Store, boottime};
 use crate::fleet::contact::{Event, Ticket};
 use crate::fleet::keys::Key;
-use crate::fleet::kv::{Header, KeyValue, LeaseId};
+use crate::fleet::kv::{Compare, Header, KeyValue, LeaseId, Op, Revision, Txn};
 
 impl Link {
     /// Renews the lease until the end.
@@ -58,34 +63,56 @@ impl Link {
         }
         *lease = None;
         let ticket = self.ticket();
-        let granted = self.grant(lease).await?;
+        let granted = self.grant(lease, found.as_ref()).await?;
         let (header, found) = self.client.get(Key::Alive(self.node.clone())).await?;
         let alive = has_lease(found.as_ref(), Some(granted));
         self.confirm(store, ticket, header, alive).await?;
         match alive {
             true => Ok(()),
-            false => Err(Failure::Other(format!(
-                "{} has another lease: another host of the fleet has the name {}",
-                Key::Alive(self.node.clone()),
-                self.node
-            ))),
+            false => Err(self.taken()),
         }
     }
 
-    /// Obtains a lease and writes the key with it.
-    async fn grant(&self, lease: &mut Option<LeaseId>) -> Result<LeaseId, Failure> {
+    fn taken(&self) -> Failure {
+        let (key, node) = (Key::Alive(self.node.clone()), &self.node);
+        Failure::Other(format!(
+            "{key} is of another host with the name {node}, or of this host before it was booted: waiting for the end of its lease"
+        ))
+    }
+
+    /// Obtains a lease and writes the key with it, if it is as it was `found`.
+    async fn grant(
+        &self,
+        lease: &mut Option<LeaseId>,
+        found: Option<&KeyValue>,
+    ) -> Result<LeaseId, Failure> {
+        if found.is_some_and(|found| found.value != self.host.as_bytes()) {
+            return Err(self.taken());
+        }
         let grant = self.client.grant(LEASE_TTL).await?;
         let expected = self.facts().map(|facts| facts.cluster_id);
-        let found = grant.header.cluster_id;
-        if expected != Some(found.0) {
-            let text = format!("the lease was granted by another cluster, {found}");
+        let cluster = grant.header.cluster_id;
+        if expected != Some(cluster.0) {
+            let text = format!("the lease was granted by another cluster, {cluster}");
             return Err(Failure::Other(text));
         }
         // Also if the outcome is unknown: the next renewal reads whether the key has it.
         *lease = Some(grant.id);
         let key = Key::Alive(self.node.clone());
-        self.client.put(key, Vec::new(), Some(grant.id)).await?;
-        Ok(grant.id)
+        let revision = found.map_or(Revision(0), |found| found.mod_revision);
+        let txn = Txn {
+            compares: vec![Compare::unchanged(&key, revision)],
+            then: vec![Op::Put {
+                key: key.into(),
+                value: self.host.clone().into_bytes(),
+                lease: Some(grant.id),
+            }],
+            otherwise: Vec::new(),
+        };
+        match self.client.txn(&txn).await?.succeeded {
+            true => Ok(grant.id),
+            false => Err(self.taken()),
+        }
     }
 
     async fn confirm(

@@ -10,7 +10,7 @@ fn link() -> Arc<Link> {
     let config = kv::Config::new(vec!["http://127.0.0.1:1".parse().unwrap()]);
     let client = kv::Client::new(&config).unwrap();
     let contact = Contact::new(None, None, boottime());
-    Link::new(Name::new("a").unwrap(), client, contact)
+    Link::new(Name::new("a").unwrap(), "host".to_owned(), client, contact)
 }
 
 fn header(cluster_id: u64, revision: u64) -> Header {

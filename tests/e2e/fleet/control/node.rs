@@ -52,7 +52,12 @@ impl TestNode {
         config.endpoints.rotate_left(usize::from(number) % 3);
         let client = Client::new(&config).expect("a client");
         let contact = Contact::new(None, None, boottime());
-        let link = Link::new(Name::new(node).expect("a name"), client, contact);
+        let link = Link::new(
+            Name::new(node).expect("a name"),
+            name.clone(),
+            client,
+            contact,
+        );
         let control = Control::new(Arc::clone(&link), user == "control");
         let stored = Arc::default();
         let stop = CancellationToken::new();
