@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::meta::Uid;
+use super::meta::{Name, Uid};
 
 /// What a VM of a fleet stores in addition to its spec.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetVm {
     /// The uid of its object in the fleet. The local VM has another one, so that it can be replaced on this node.
     pub uid: Uid,
+    /// The name of this node when it was bound. With another name, this node would renew another key than the scheduler looks at.
+    pub node: Name,
     /// The uid of its group in the fleet.
     pub group_uid: Uid,
     /// The epoch of its binding to this node.

@@ -169,6 +169,25 @@ pub fn fleet_conflicts(stored: &[HostGroup], drafts: &[Draft]) -> Vec<Problem> {
     problems
 }
 
+/// Why a group of a fleet, which is copied to this host, conflicts with the other groups on it: the first problem, a sentence. The limits of a
+/// host do not apply: the scheduler decides how many VMs it has.
+pub fn copy_conflict(others: &[HostGroup], copy: &Draft) -> Option<String> {
+    let mut used = UsedResources {
+        has_no_limits: true,
+        ..UsedResources::default()
+    };
+    for group in others.iter().filter(|group| group.meta.name != copy.name) {
+        used.take(
+            &group.meta.name,
+            &group.spec,
+            Definition::Stored(&group.origin),
+        );
+        used.requested.extend(cni::on_demand_requests(group));
+    }
+    let problem = used.objections(copy, 0).into_iter().next();
+    problem.map(|problem| problem.message)
+}
+
 /// The place where a group is defined, for messages.
 #[derive(Clone, Copy)]
 enum Definition<'a> {

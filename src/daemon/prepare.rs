@@ -14,6 +14,7 @@ use crate::clock;
 use crate::engine::conflicting_writer::ConflictingWriters;
 use crate::engine::processes::Processes;
 use crate::engine::{Engine, HostContext, Key};
+use crate::fleet::agent::fence_file;
 use crate::host::iptables::Backend;
 use crate::host::netns::Netns;
 use crate::host::{self, fs, link};
@@ -100,6 +101,7 @@ impl Daemon {
             run_dir: run_dir.0.clone(),
             boot_id: boot_id.clone(),
         };
+        let guarded_users = fence_file::users(&run_dir.0, &boot_id);
         let engine = Arc::new(Engine {
             instance: claimed.instance,
             store,
@@ -132,6 +134,7 @@ impl Daemon {
             cni_checked: Default::default(),
             plugin_rules: Default::default(),
             vmm_ids,
+            guarded_users,
             verified_rules: Default::default(),
             isolated_refused_packets: Default::default(),
             bridge_refused_packets: Default::default(),
@@ -158,6 +161,7 @@ impl Daemon {
             );
         }
         info!(instance = %engine.instance, iptables = %engine.host.backend.version, "starting");
+        engine.require_permissions();
         engine.processes.recover_owners();
         engine.processes.clear_injected();
         // Subscribed before the first change: a change without a receiver enqueues nothing.

@@ -140,6 +140,8 @@ pub struct Engine {
     pub plugin_rules: Mutex<HashSet<(TableName, String)>>,
     /// User IDs that VMMs run as.
     pub vmm_ids: IdRange,
+    /// User IDs in the file of the fleet's guard when this daemon started: not assigned again.
+    pub guarded_users: BTreeSet<u32>,
     /// Generations of the isolated VMs' rules that were verified.
     pub verified_rules: VerifiedRules,
     /// Number of packets beyond the connection limit that each isolated VM's rules had dropped at the last observation.

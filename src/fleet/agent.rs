@@ -2,9 +2,10 @@
 //! Out of scope: what is changed (the plan, [`super::node`]); the connection to etcd ([`super::link`]); running VMs (the engine).
 //!
 //! # Order
-//! 1. The steps that change the local store are one transaction, on stable storage before anything else is done.
-//! 2. The file of the guard is written.
-//! 3. The status keys are written by a task: a stop never waits for etcd.
+//! 1. The file of the guard is written: the plan depends on what is in it.
+//! 2. The steps that change the local store are one transaction, on stable storage before anything else is done.
+//! 3. The file of the guard is written again. Also if the store has failed: otherwise the guard would stop VMs although contact exists.
+//! 4. The status keys are written by a task: a stop never waits for etcd.
 
 mod available;
 mod execute;
@@ -28,17 +29,17 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use super::contact::{Boottime, Contact};
-use super::fence::{Guarded, VmmUser};
 use super::kv;
 use super::link::Link;
-use super::node::{self, Input, Objects, Plan, Report, Step};
+use super::node::{self, GuardState, Input, Objects, Plan, Report, Step};
 use crate::api::fleet::FleetVm;
-use crate::api::meta::Uid;
+use crate::api::meta::{Name, Uid};
 use crate::clock;
 use crate::engine::{Engine, Key};
+use crate::host::{self, blocking};
 use crate::store::{self, World};
 use available::{Amounts, HostFacts};
-use fence_file::FenceWriter;
+use fence_file::{Content, FenceWriter};
 use local::Local;
 pub use node_status::NodeSettings;
 
@@ -67,8 +68,9 @@ pub struct Agent {
 #[derive(Default)]
 struct Progress {
     writing: Option<JoinHandle<Result<Option<u64>, kv::Error>>>,
-    /// The revision of the last status that was written: until it is watched, the plan would write it again.
-    written: u64,
+    /// The number of the list, and the revision of the last status that was written since: until it is watched, the plan would write it
+    /// again. The revisions of another list may be those of a restored cluster.
+    written: (u64, u64),
     /// The VMs that may be started.
     allowed: BTreeSet<Uid>,
     /// No write before this time of the monotonic clock.
@@ -81,6 +83,21 @@ impl Agent {
     /// When the last confirmed renewal of this boot was sent, as the daemon before has stored it for the guard.
     pub fn stored_renewal(engine: &Engine) -> Option<Boottime> {
         FenceWriter::new(&engine.run_dir.0, &engine.host.boot_id).renewed()
+    }
+
+    /// Checks that the VMs of the fleet in the local store were bound to a node of this name. A node with another name would renew another key:
+    /// the scheduler would count it as absent, and replace VMs that this node does not stop.
+    ///
+    /// # Errors
+    /// They were bound to another name; a sentence.
+    pub fn check_name(engine: &Engine, node: &Name) -> Result<(), String> {
+        let other = engine.store.read(|world| local::other_node(world, node));
+        let Some((vm, name)) = other else {
+            return Ok(());
+        };
+        Err(format!(
+            "this node has the name {node}, and vm/{vm} was bound to it by the name {name}: set `node: {name}`, and drain the node before it gets another name"
+        ))
     }
 
     /// An agent that does nothing yet.
@@ -143,56 +160,85 @@ impl Agent {
         }
         let engine = Arc::clone(&self.engine);
         let named = files.clone();
-        let reading = tokio::task::spawn_blocking(move || HostFacts::read(&engine, &named));
+        let read = move || Ok(HostFacts::read(&engine, &named));
+        let (limit, what) = (
+            blocking::FILE_TIMEOUT,
+            "the files of the groups of the fleet",
+        );
+        let key = "fleet-files".to_owned();
         // A file system that hangs must not stop the agent: what was found before is used.
-        if let Ok(Ok(found)) =
-            tokio::time::timeout(crate::host::blocking::FILE_TIMEOUT, reading).await
-        {
-            *self.host.lock() = found;
+        match blocking::limited(1, key, limit, "look for", what, read).await {
+            Ok(found) => *self.host.lock() = found,
+            Err(error) => self.note(progress, error.to_string()),
         }
         progress.looked = Some((now, files));
     }
 
     /// One plan.
     async fn round(&self, progress: &mut Progress) {
+        if let Err(error) = self.write_fence(&BTreeSet::new()) {
+            return self.note(progress, error);
+        }
         let (local, amounts) = self.engine.store.read(|world| self.local(world));
         let plan = self.plan(&local, &amounts);
+        let mut steps = plan.steps.iter();
+        if steps.any(is_local) {
+            let stored = self.store(progress, &plan).await;
+            let is_stored = stored.is_ok();
+            let written = match is_stored {
+                true => self.write_fence(&BTreeSet::new()),
+                false => Ok(()),
+            };
+            if let Err(error) = stored.and(written) {
+                return self.note(progress, error);
+            }
+        }
+        self.wake(progress, plan.restart_allowed.clone());
+        self.write_statuses(progress, &plan, &amounts);
+        *self.reports.lock() = plan.reports;
+    }
+
+    /// Stores the steps of a plan. While the disk does not answer, the file of the guard, which is in memory, is written on; what the steps
+    /// stop or delete has ended for it.
+    async fn store(&self, progress: &mut Progress, plan: &Plan) -> Result<(), String> {
         let changes: Vec<Step> = plan
             .steps
             .iter()
             .filter(|it| is_local(it))
             .cloned()
             .collect();
-        if !changes.is_empty() {
-            for step in &changes {
-                info!(step = %summary(step), "fleet");
-            }
-            let now = clock::now();
-            let stored = self
-                .engine
-                .store
-                .write(|txn| execute::execute(txn, &changes, now));
-            if let Err(error) = stored.await {
-                let _: &store::Error = &error;
-                self.note(
-                    progress,
-                    format!("cannot store the VMs of the fleet: {error}"),
-                );
-                return;
-            }
+        for step in &changes {
+            info!(step = %summary(step), "fleet");
         }
-        let guarded = self.engine.store.read(guarded);
-        let contact = self.link.read(|_, contact| contact.clone());
-        if let Err(error) = self.fence.write(&contact, guarded) {
-            self.note(
-                progress,
-                format!("cannot write the file of the guard: {error}"),
-            );
-            return;
+        let ending: BTreeSet<Uid> = changes.iter().filter_map(ends).collect();
+        let (node, now) = (self.link.node(), clock::now());
+        let store = &self.engine.store;
+        let stored = store.write(|txn| execute::execute(txn, node, &changes, now));
+        let mut stored = std::pin::pin!(stored);
+        let result: Result<(), store::Error> = loop {
+            match tokio::time::timeout(TICK, &mut stored).await {
+                Ok(result) => break result,
+                Err(_) => {
+                    if let Err(error) = self.write_fence(&ending) {
+                        self.note(progress, error);
+                    }
+                }
+            }
+        };
+        if result.is_err() {
+            self.write_fence(&ending)?;
         }
-        self.wake(progress, plan.restart_allowed.clone());
-        self.write_statuses(progress, &plan, &amounts);
-        *self.reports.lock() = plan.reports;
+        result.map_err(|error| format!("cannot store the VMs of the fleet: {error}"))
+    }
+
+    /// Writes the file of the guard. `ending`: see [`Content::of`].
+    fn write_fence(&self, ending: &BTreeSet<Uid>) -> Result<(), String> {
+        let written = self.fence.write(|before| {
+            let contact = self.link.read(|_, contact| contact.clone());
+            let store = &self.engine.store;
+            store.read(|world| Content::of(world, contact, before, ending))
+        });
+        written.map_err(|error: host::Error| format!("cannot write the file of the guard: {error}"))
     }
 
     fn local(&self, world: &World) -> (Local, Amounts) {
@@ -202,19 +248,19 @@ impl Agent {
 
     fn plan(&self, local: &Local, amounts: &Amounts) -> Plan {
         let node = self.link.node();
-        let available =
-            available::available(local, amounts, &self.host.lock(), self.fence.has_guard());
+        let available = available::available(local, amounts, &self.host.lock());
         let known = |uid: &Uid| local.vms.contains_key(uid) || local.refusals.contains_key(uid);
         let (objects, contact) = self
             .link
             .read(|mirror, contact| (objects::of(mirror, node, known), contact.clone()));
-        node::plan(&self.input(local, &available, &objects, &contact))
+        let guard = self.fence.guard();
+        node::plan(&self.input(local, (&available, &guard), &objects, &contact))
     }
 
     fn input<'a>(
         &'a self,
         local: &'a Local,
-        available: &'a node::Available,
+        (available, guard): (&'a node::Available, &'a GuardState),
         objects: &'a Objects,
         contact: &'a Contact,
     ) -> Input<'a> {
@@ -227,27 +273,26 @@ impl Agent {
             refusals: &local.refusals,
             local_groups: &local.groups,
             available,
+            guard,
         }
     }
 
     /// Whether the VMM of a local VM may be started now. Called directly before the start.
     fn may_start(&self, vm: Uid) -> Result<(), String> {
-        let (fleet, local, guarded) = self.engine.store.read(|world| {
+        self.write_fence(&BTreeSet::new())?;
+        let (fleet, local) = self.engine.store.read(|world| {
             let fleet = world.vm(vm).and_then(|vm| vm.fleet()).cloned();
             let has_user = world.vmm_id(vm).is_some_and(|user| user != 0);
-            (
-                fleet.map(|it| (it, has_user)),
-                Local::of(world),
-                guarded(world),
-            )
+            (fleet.map(|it| (it, has_user)), Local::of(world))
         });
-        let Some((FleetVm { uid, .. }, has_user)) = fleet else {
+        let Some((FleetVm { uid, stop, .. }, has_user)) = fleet else {
             return Err("it is not of the fleet any more".to_owned());
         };
-        if !has_user {
+        if stop.is_some() && !has_user {
             return Err("its VMM has no user of its own, by which the guard stops it".to_owned());
         }
-        if !self.fence.has_guard() {
+        let guard = self.fence.guard();
+        if stop.is_some() && !guard.runs {
             return Err("no guard runs on this node: start sliced-fence.service".to_owned());
         }
         let (objects, contact) = self.link.read(|mirror, contact| {
@@ -257,14 +302,18 @@ impl Agent {
             )
         });
         let available = node::Available::default();
-        if !node::may_start(&self.input(&local, &available, &objects, &contact), uid) {
-            return Err(
+        let input = self.input(&local, (&available, &guard), &objects, &contact);
+        match node::may_start(&input, uid) {
+            true => Ok(()),
+            false if stop.is_none() => Err(format!(
+                "it may have been moved while this host was off: it is started when this node has contact to etcd, or {} s after the boot",
+                node::HOLD_AFTER_BOOT.as_secs()
+            )),
+            false => Err(
                 "it may be replaced by another node: it is started when this node has contact to etcd and the scheduler has its status"
                     .to_owned(),
-            );
+            ),
         }
-        let written = self.fence.write(&contact, guarded);
-        written.map_err(|error| format!("the file of the guard cannot be written: {error}"))
     }
 
     /// Runs the keys of VMs that may be started now and could not before.
@@ -290,20 +339,26 @@ impl Agent {
         if progress.writing.is_some() || is_paused {
             return;
         }
-        let written = progress.written;
+        let (listed, written) = progress.written;
         let host = self.host.lock().clone();
-        let writes = self.link.read(|mirror, contact| {
-            if mirror.revision < written || !contact.may_act(Boottime(clock::boottime())) {
-                return Vec::new();
+        let has_guard = self.fence.guard().runs;
+        let (writes, lists) = self.link.read_listed(|mirror, contact, lists| {
+            let is_behind = listed == lists && mirror.revision < written;
+            if is_behind || !contact.may_act(Boottime(clock::boottime())) {
+                return (Vec::new(), lists);
             }
             let node = self.link.node();
             let mut writes = statuses::of(&plan.steps, mirror, node);
             let own = self
                 .settings
-                .status(&host, amounts, &self.engine.host.boot_id);
+                .status(&host, amounts, has_guard, &self.engine.host.boot_id);
             writes.extend(node_status::write(mirror, node, &own));
-            writes
+            (writes, lists)
         });
+        progress.written.0 = lists;
+        if listed != lists {
+            progress.written.1 = 0;
+        }
         if !writes.is_empty() {
             let client = self.link.client().clone();
             let sending = async move { statuses::send(&client, writes).await };
@@ -340,7 +395,7 @@ async fn written(progress: &mut Progress) {
     let result = writing.await;
     progress.writing = None;
     match result {
-        Ok(Ok(applied)) => progress.written = progress.written.max(applied.unwrap_or(0)),
+        Ok(Ok(applied)) => progress.written.1 = progress.written.1.max(applied.unwrap_or(0)),
         Ok(Err(error)) => {
             progress.pause_until = Some(clock::monotonic() + RETRY);
             warn!(%error, "cannot write the status of VMs to etcd");
@@ -349,22 +404,17 @@ async fn written(progress: &mut Progress) {
     }
 }
 
+/// It changes the local store.
 fn is_local(step: &Step) -> bool {
     !matches!(step, Step::PutStatus { .. } | Step::DeleteStatus { .. })
 }
 
-/// The VMs that the guard stops.
-fn guarded(world: &World) -> Vec<Guarded> {
-    let entry = |vm: &crate::api::vm::Vm| {
-        let fleet = vm.fleet()?;
-        Some(Guarded {
-            uid: fleet.uid,
-            user: VmmUser(world.vmm_id(vm.meta.uid).filter(|user| *user != 0)?),
-            stop: fleet.stop?,
-            is_ending: fleet.stopped || vm.meta.deleting,
-        })
-    };
-    world.vms().filter_map(entry).collect()
+/// The VM that a step stops or deletes.
+fn ends(step: &Step) -> Option<Uid> {
+    match step {
+        Step::StopVm { uid, .. } | Step::RemoveVm { uid, .. } => Some(*uid),
+        _ => None,
+    }
 }
 
 fn summary(step: &Step) -> String {

@@ -44,10 +44,8 @@ const VERSION: u32 = 1;
 /// How often the guard runs.
 pub const INTERVAL: Duration = Duration::from_secs(2);
 
-/// The user that the VMM of a VM runs as, and no other process.
-///
-/// # Why
-/// The user is known before the VMM is started, its pid is not; and it covers the processes beside the VMM.
+/// The user that the VMM of a VM runs as, and no other process. It is known before the VMM is started, its PID is not; and it covers the
+/// processes beside the VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct VmmUser(pub u32);
@@ -140,6 +138,13 @@ impl FenceFile {
             renewed: contact.renewed(),
             vms: vms.into_iter().map(fenced).collect(),
         }
+    }
+
+    /// Keeps entries of an earlier file, with their times: their VMMs run, and the daemon has lost what it had stored of them.
+    #[must_use]
+    pub fn keeping(mut self, entries: impl IntoIterator<Item = FencedVm>) -> Self {
+        self.vms.extend(entries);
+        self
     }
 
     /// The content of the file.

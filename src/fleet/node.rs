@@ -43,6 +43,7 @@ mod vm;
 
 pub use crate::api::fleet::LocalRefusal;
 pub use admission::Available;
+pub use restart::HOLD_AFTER_BOOT;
 
 /// The objects of the fleet, as they were last listed and watched.
 #[derive(Debug, Default)]
@@ -127,6 +128,17 @@ pub struct Input<'a> {
     pub local_groups: &'a [LocalGroup],
     /// What VMs may use.
     pub available: &'a Available,
+    /// The guard of this node.
+    pub guard: &'a GuardState,
+}
+
+/// What the guard of a node does at present.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GuardState {
+    /// It runs.
+    pub runs: bool,
+    /// The VMs that are in its file. One that is not in the local store has a VMM nevertheless, which the daemon has lost.
+    pub vms: BTreeSet<Uid>,
 }
 
 /// A change. In the order in which they are executed.
@@ -339,6 +351,11 @@ impl Input<'_> {
     /// The status in etcd, if it can be read.
     fn status(&self, uid: Uid) -> Option<&VmStatus> {
         self.objects.statuses.get(&uid)?.as_ref().ok()
+    }
+
+    /// Whether the guard stops this VM if the daemon does not: only then the scheduler may count on its end.
+    fn is_guarded(&self, uid: Uid) -> bool {
+        self.guard.runs && self.guard.vms.contains(&uid)
     }
 
     /// Whether a VM with these times may run now.

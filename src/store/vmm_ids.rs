@@ -3,8 +3,16 @@
 
 use super::Error;
 use super::txn::Txn;
+use super::world::World;
 use crate::api::meta::Uid;
 use crate::api::vmm_ids::IdRange;
+
+impl World {
+    /// Whether the VMM of a VM has this user.
+    pub fn is_vmm_user(&self, user: u32) -> bool {
+        self.vms_by_vmm_id.contains_key(&user)
+    }
+}
 
 impl Txn<'_> {
     /// Assigns a unique user id to the VMM of a VM: its current one, else the next free one. `in_use`: whether the id is used on the

@@ -62,6 +62,19 @@ pub struct Draft {
 }
 
 impl Draft {
+    /// A group that was not read from a manifest, to check it. The locations of its problems have no meaning.
+    pub fn without_source(name: Name, spec: HostGroupSpec) -> Self {
+        let locations = Locations::none();
+        Self {
+            name,
+            spec,
+            fleet: None,
+            at: locations.find("name").0,
+            locations,
+            warnings: Vec::new(),
+        }
+    }
+
     /// A problem of one of its fields, such as `network.range`, located where the field is set: [`Locations::find`].
     pub fn problem(&self, field: &str, message: String) -> Problem {
         let (at, field) = self.locations.find(field);

@@ -29,6 +29,8 @@ const RESERVED_LEAST: u64 = 256 << 20;
 /// What was found on the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct HostFacts {
+    /// It was read.
+    is_read: bool,
     pub(super) hypervisors: Vec<Hypervisor>,
     /// The files that groups name and that exist, with their size in bytes; 0 for a block device.
     pub(super) files: BTreeMap<PathBuf, u64>,
@@ -56,6 +58,7 @@ impl HostFacts {
         let disk = disk.as_ref().ok();
         let bytes = |blocks: u64, unit: u64| blocks.saturating_mul(unit);
         Self {
+            is_read: true,
             hypervisors: all
                 .into_iter()
                 .filter(|it| processes.can_start(*it))
@@ -85,6 +88,7 @@ impl HostFacts {
         files: [(&str, u64); N],
     ) -> Self {
         Self {
+            is_read: true,
             files: files
                 .map(|(path, bytes)| (PathBuf::from(path), bytes))
                 .into(),
@@ -219,19 +223,16 @@ fn uses(spec: &VmSpec, host: &HostFacts) -> Resources {
 }
 
 /// What the admission decides by.
-pub(super) fn available(
-    local: &Local,
-    amounts: &Amounts,
-    host: &HostFacts,
-    has_guard: bool,
-) -> Available {
+pub(super) fn available(local: &Local, amounts: &Amounts, host: &HostFacts) -> Available {
     Available {
         free: amounts.free,
         hypervisors: host.hypervisors.clone(),
         files: host.files.clone(),
         secrets: host.secrets.clone(),
         groups: local.other_groups.clone(),
+        host_groups: local.host_groups.clone(),
+        conflicts: BTreeMap::new(),
         vms: local.other_vms.clone(),
-        has_guard,
+        is_known: host.is_read,
     }
 }

@@ -7,18 +7,19 @@ use crate::api::fleet::{FleetVm, LocalRefusal, StopTimes};
 use crate::api::host_group::{HostGroup, HostGroupSpec, Origin};
 use crate::api::meta::{Meta, Name, Timestamp, Uid};
 use crate::api::on_demand::{OnDemandEntry, VmOverrides};
-use crate::api::vm::{Power, Vm};
+use crate::api::vm::Vm;
 use crate::engine::update_checkpoint;
 use crate::fleet::node::{LocalVm, RemoveCause, Step};
 use crate::reconcile::power::VmmCheckpoint;
 use crate::store::{self, Txn, World};
 
-/// Executes the steps of a plan in their order.
+/// Executes the steps of a plan of this node in their order.
 ///
 /// # Errors
 /// Those of the store; then nothing of the transaction is done.
 pub(super) fn execute(
     txn: &mut Txn<'_>,
+    node: &Name,
     steps: &[Step],
     now: Timestamp,
 ) -> Result<(), store::Error> {
@@ -45,7 +46,7 @@ pub(super) fn execute(
             Step::AddVm { .. } if is_added => {}
             Step::AddVm { .. } => {
                 is_added = true;
-                add(txn, &added)?;
+                add(txn, node, &added)?;
             }
             other => one(txn, other, now)?,
         }
@@ -137,43 +138,45 @@ fn edit_facts(
     txn.put_vm(vm)
 }
 
+/// What a user has requested last (`power`) is kept: it applies when the VM is started again.
 fn stop(txn: &mut Txn<'_>, uid: Uid) -> Result<(), store::Error> {
-    edit_facts(txn, uid, |fleet| fleet.stopped = true)?;
-    edit_power(txn, uid, Power::Stopped)
+    edit_facts(txn, uid, |fleet| fleet.stopped = true)
 }
 
 fn start(txn: &mut Txn<'_>, uid: Uid) -> Result<(), store::Error> {
     edit_facts(txn, uid, |fleet| fleet.stopped = false)?;
     let local = vm_of(txn.world(), uid).map(|vm| vm.meta.uid);
-    if let Some(local) = local {
-        update_checkpoint(txn, local, VmmCheckpoint::answer)?;
+    match local {
+        Some(local) => update_checkpoint(txn, local, VmmCheckpoint::answer),
+        None => Ok(()),
     }
-    edit_power(txn, uid, Power::Running)
 }
 
-fn edit_power(txn: &mut Txn<'_>, uid: Uid, power: Power) -> Result<(), store::Error> {
-    let Some(mut vm) = vm_of(txn.world(), uid).cloned() else {
-        return Ok(());
-    };
-    vm.power = power;
-    txn.put_vm(vm)
-}
-
-fn add(txn: &mut Txn<'_>, added: &BTreeMap<&Name, Vec<&LocalVm>>) -> Result<(), store::Error> {
+fn add(
+    txn: &mut Txn<'_>,
+    node: &Name,
+    added: &BTreeMap<&Name, Vec<&LocalVm>>,
+) -> Result<(), store::Error> {
     for (group, vms) in added {
-        let Some(mut group) = txn.world().group(group).cloned() else {
+        let Some(mut group) = txn.world().group(group).filter(is_of_fleet).cloned() else {
             continue;
         };
-        let entries = vms.iter().map(|local| (local.index, entry(local)));
+        let entries = vms.iter().map(|local| (local.index, entry(local, node)));
         group.orders.extend(entries);
         txn.put_group(group)?;
     }
     Ok(())
 }
 
-fn entry(local: &LocalVm) -> OnDemandEntry {
+/// The groups of users are not changed: one may have been created since the plan was made, which then refuses the VMs.
+fn is_of_fleet(group: &&HostGroup) -> bool {
+    matches!(group.origin, Origin::Fleet { .. })
+}
+
+fn entry(local: &LocalVm, node: &Name) -> OnDemandEntry {
     let fleet = FleetVm {
         uid: local.uid,
+        node: node.clone(),
         group_uid: local.group_uid,
         epoch: local.epoch,
         group_generation: local.group_generation,
@@ -187,17 +190,25 @@ fn entry(local: &LocalVm) -> OnDemandEntry {
     }
 }
 
-/// Stores the facts. A VM that cannot get the template of its group while it runs is deleted; its group creates it again.
+/// Stores the facts. If the scheduler updates the VM, and it cannot get the template of its group while it runs, it is deleted; its group
+/// creates it again. Otherwise it keeps its template: the local copy of the group may be newer, since another VM was updated.
 fn update(
     txn: &mut Txn<'_>,
     uid: Uid,
     (epoch, group_generation, stop): (u64, u64, Option<StopTimes>),
 ) -> Result<(), store::Error> {
+    let stored = entry_of(txn.world(), uid).and_then(|(group, index)| {
+        let entry = group.orders.get(&index)?;
+        entry.fleet.as_ref().map(|fleet| fleet.group_generation)
+    });
     edit_facts(txn, uid, |fleet| {
         fleet.epoch = epoch;
         fleet.group_generation = group_generation;
         fleet.stop = stop;
     })?;
+    if stored.is_none_or(|stored| stored >= group_generation) {
+        return Ok(());
+    }
     let is_outdated = |vm: &&Vm| {
         let group = txn.world().group(&vm.group);
         let desired = group.map(|group| &group.spec.template);
@@ -256,6 +267,7 @@ fn put_group(
 ) -> Result<(), store::Error> {
     let existing = txn.world().group(name).cloned();
     let group = match existing.filter(|group| !group.meta.deleting) {
+        Some(group) if !is_of_fleet(&&group) => return Ok(()),
         Some(mut group) => {
             if group.spec != *spec {
                 group.meta.generation += 1;
@@ -277,7 +289,7 @@ fn put_group(
 }
 
 fn remove_group(txn: &mut Txn<'_>, name: &Name) -> Result<(), store::Error> {
-    let Some(mut group) = txn.world().group(name).cloned() else {
+    let Some(mut group) = txn.world().group(name).filter(is_of_fleet).cloned() else {
         return Ok(());
     };
     group.meta.deleting = true;

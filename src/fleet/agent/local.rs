@@ -23,6 +23,8 @@ pub(super) struct Local {
     pub(super) refusals: BTreeMap<Uid, LocalRefusal>,
     /// Names of groups and VMs that are not of the fleet.
     pub(super) other_groups: BTreeSet<Name>,
+    /// All groups that are not being deleted. Those of the fleet have no entries here: the network of the group is that of its VMs.
+    pub(super) host_groups: Vec<HostGroup>,
     pub(super) other_vms: BTreeSet<Name>,
 }
 
@@ -35,6 +37,9 @@ impl Local {
         };
         for group in world.groups() {
             let name = &group.meta.name;
+            if !group.meta.deleting {
+                local.host_groups.push(without_entries(group));
+            }
             match group.origin {
                 Origin::Fleet { uid, generation } if !group.meta.deleting => {
                     local.groups.push(LocalGroup {
@@ -92,6 +97,34 @@ impl Local {
             ..facts(fleet, name.clone(), vm.group.clone(), vm.index)
         });
     }
+}
+
+fn without_entries(group: &HostGroup) -> HostGroup {
+    let orders = match group.origin {
+        Origin::Fleet { .. } => BTreeMap::new(),
+        Origin::File(_) | Origin::Apply => group.orders.clone(),
+    };
+    HostGroup {
+        meta: group.meta.clone(),
+        origin: group.origin.clone(),
+        spec: group.spec.clone(),
+        orders,
+        adopted: group.adopted,
+        seen_in: None,
+    }
+}
+
+/// A VM of the fleet that was bound to another name than this one, and that name.
+pub(super) fn other_node(world: &World, node: &Name) -> Option<(Name, Name)> {
+    let entries = world.groups().flat_map(|group| group.orders.values());
+    let entries = entries.filter_map(|entry| Some((&entry.name, entry.fleet.as_deref()?)));
+    let vms = world
+        .vms()
+        .filter_map(|vm| Some((&vm.meta.name, vm.fleet()?)));
+    let mut others = entries.chain(vms).filter(|(_, fleet)| fleet.node != *node);
+    others
+        .next()
+        .map(|(vm, fleet)| (vm.clone(), fleet.node.clone()))
 }
 
 fn facts(fleet: &FleetVm, name: Name, group: Name, index: u32) -> LocalVm {

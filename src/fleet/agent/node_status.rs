@@ -21,7 +21,13 @@ pub struct NodeSettings {
 
 impl NodeSettings {
     /// The status of the node.
-    pub(super) fn status(&self, host: &HostFacts, amounts: &Amounts, boot_id: &str) -> NodeStatus {
+    pub(super) fn status(
+        &self,
+        host: &HostFacts,
+        amounts: &Amounts,
+        has_guard: bool,
+        boot_id: &str,
+    ) -> NodeStatus {
         NodeStatus {
             labels: self.labels.clone(),
             architecture: architecture(),
@@ -31,6 +37,8 @@ impl NodeSettings {
                 .keys()
                 .filter_map(|path| path.to_str().map(str::to_owned))
                 .collect(),
+            secrets: host.secrets.clone(),
+            has_guard,
             capacity: amounts.capacity,
             allocatable: amounts.allocatable,
             version: env!("CARGO_PKG_VERSION").to_owned(),

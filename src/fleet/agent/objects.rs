@@ -47,13 +47,7 @@ pub(super) fn of(mirror: &Mirror, node: &Name, known: impl Fn(&Uid) -> bool) -> 
 
 /// Whether the object says that this node has or may have a copy.
 fn names(vm: &Vm, node: &Name) -> bool {
-    let moving = |binding: &crate::fleet::object::Binding| {
-        let from = binding.moving_from.as_ref();
-        from.is_some_and(|from| from.node == *node)
-    };
-    let binding = vm.binding.as_ref();
-    binding.is_some_and(|binding| binding.node == *node || moving(binding))
-        || vm.previous.iter().any(|copy| copy.node == *node)
+    vm.copies().any(|copy| copy.node == node)
 }
 
 /// The same for one VM.

@@ -1,6 +1,8 @@
 //! The steps of a plan in a store, what the agent reads of it, and the amounts of the node.
 //! Out of scope: which steps ([`crate::fleet::node`]); etcd and running VMs (`tests/e2e/fleet/daemons`).
 
+mod fence_file;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -79,7 +81,9 @@ fn add(index: u32) -> Step {
 }
 
 async fn run(store: &Store, steps: &[Step]) {
-    let done = store.write(|txn| execute(txn, steps, NOW)).await;
+    let done = store
+        .write(|txn| execute(txn, &name("n1"), steps, NOW))
+        .await;
     let done: Result<(), Error> = done;
     done.expect("stored");
 }
@@ -162,7 +166,7 @@ async fn a_vm_is_stopped_started_updated_and_removed_with_its_entry() {
     let power = |uid| store.read(|world| world.vm(uid).map(|vm| (vm.power, vm.meta.generation)));
     let cause = StopCause::NoContact;
     run(&store, &[Step::StopVm { uid: uid(1), cause }]).await;
-    assert_eq!(power(first), Some((Power::Stopped, 2)));
+    assert_eq!(power(first), Some((Power::Running, 2)));
     assert_eq!(local(&store).vms[&uid(1)].run, Run::Stopped);
     run(&store, &[Step::StartVm { uid: uid(1) }]).await;
     assert_eq!(power(first), Some((Power::Running, 3)));
@@ -178,9 +182,14 @@ async fn a_vm_is_stopped_started_updated_and_removed_with_its_entry() {
     let found = local(&store).vms[&uid(1)].clone();
     assert_eq!((found.epoch, found.stop), (5, None));
     assert_eq!(power(first), Some((Power::Running, 4)));
-    // A template that a running VM cannot get: it is deleted, and its entry stays.
-    run(&store, &[put_group(2, 256), update(5, 2)]).await;
+    // A template that a running VM cannot get. As long as the scheduler does not update the VM, it runs on: another one was updated.
     let is_deleting = |uid| store.read(|world| world.vm(uid).map(|vm| vm.meta.deleting));
+    for update in [update(6, 1), update(5, 1)] {
+        run(&store, &[put_group(2, 256), update]).await;
+        assert_eq!(is_deleting(first), Some(false));
+    }
+    // It is updated: it is deleted, and its entry stays.
+    run(&store, &[update(5, 2)]).await;
     assert_eq!(is_deleting(first), Some(true));
     let found = local(&store).vms[&uid(1)].clone();
     assert_eq!((found.run, found.group_generation), (Run::NotReady, 2));
@@ -255,5 +264,66 @@ async fn a_node_offers_what_others_do_not_use_and_each_disk_counts_once() {
         amounts(&kept).free.disk_bytes,
         two.free.disk_bytes - 2 * GIB
     );
+    store.close();
+}
+
+#[tokio::test]
+async fn what_a_user_has_requested_applies_when_the_fleet_starts_the_vm_again() {
+    for power in [Power::Stopped, Power::Paused, Power::Running] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = open(dir.path());
+        run(&store, &[put_group(1, 128), add(1)]).await;
+        let local_uid = create(&store, 1).await;
+        let requested = store.write(|txn| {
+            let mut vm = txn.world().vm(local_uid).cloned().expect("the VM");
+            vm.power = power;
+            txn.put_vm(vm)
+        });
+        let requested: Result<(), Error> = requested.await;
+        requested.expect("stored");
+        let cause = StopCause::Kept;
+        run(&store, &[Step::StopVm { uid: uid(1), cause }]).await;
+        run(&store, &[Step::StartVm { uid: uid(1) }]).await;
+        let found = store.read(|world| world.vm(local_uid).map(|vm| vm.power));
+        assert_eq!(found, Some(power));
+        store.close();
+    }
+}
+
+#[tokio::test]
+async fn a_group_of_a_user_is_not_changed_by_steps_that_were_planned_before_it_existed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = open(dir.path());
+    run(&store, &[put_group(1, 128)]).await;
+    let users = store.write(|txn| {
+        let mut group = txn.world().group(&name("web")).cloned().expect("the group");
+        group.origin = Origin::Apply;
+        txn.put_group(group.clone())?;
+        Ok::<_, Error>(group)
+    });
+    let users = users.await.expect("stored");
+    let remove = Step::RemoveGroup { name: name("web") };
+    run(&store, &[put_group(2, 256), add(1), remove]).await;
+    let found = store.read(|world| world.group(&name("web")).cloned());
+    assert_eq!(found, Some(users));
+    store.close();
+}
+
+#[tokio::test]
+async fn a_vm_that_was_bound_to_the_node_by_another_name_is_found() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = open(dir.path());
+    run(&store, &[put_group(1, 128)]).await;
+    let other = |node: &str| store.read(|world| super::local::other_node(world, &name(node)));
+    assert_eq!(other("n2"), None, "no VM was bound");
+    // With an entry alone, with a VM, and with a VM whose entry is removed.
+    let found = Some((name("web-1"), name("n1")));
+    run(&store, &[add(1)]).await;
+    assert_eq!((other("n1"), other("n2")), (None, found.clone()));
+    create(&store, 1).await;
+    assert_eq!((other("n1"), other("n2")), (None, found.clone()));
+    let cause = RemoveCause::Deleting { forced: false };
+    run(&store, &[Step::RemoveVm { uid: uid(1), cause }]).await;
+    assert_eq!((other("n1"), other("n2")), (None, found));
     store.close();
 }

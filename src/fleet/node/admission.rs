@@ -5,9 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::{Input, LocalVm, Run};
+use crate::api::host_group::HostGroup;
+use crate::api::manifest::Draft;
 use crate::api::meta::Name;
 use crate::api::secret::SecretName;
 use crate::api::storage::Bytes;
+use crate::api::validate;
 use crate::api::vm::{Hypervisor, VmSpec};
 use crate::fleet::contact::LOST_AFTER;
 use crate::fleet::object::{Group, Resources, Vm};
@@ -23,12 +26,16 @@ pub struct Available {
     pub files: BTreeMap<PathBuf, u64>,
     /// The names of local groups that are not of the fleet.
     pub groups: BTreeSet<Name>,
+    /// The groups on this node, those of the fleet included.
+    pub host_groups: Vec<HostGroup>,
+    /// The conflicts of groups of the fleet with them, as far as they were looked for.
+    pub conflicts: BTreeMap<Name, Option<String>>,
     /// The names of local VMs that are not of the fleet.
     pub vms: BTreeSet<Name>,
     /// The secrets that the node has.
     pub secrets: BTreeSet<SecretName>,
-    /// A guard runs, which stops VMs that may be replaced if the daemon does not.
-    pub has_guard: bool,
+    /// The programs, files and amounts were read once since the daemon was started. Before, nothing is refused for their absence.
+    pub is_known: bool,
 }
 
 /// The decision.
@@ -47,13 +54,18 @@ impl Available {
         if let Some(decision) = self.name_conflict(input, vm) {
             return decision;
         }
+        if !self.is_known {
+            let message = "this node has not read yet what it has for VMs";
+            return Admission::Waits(message.to_owned());
+        }
         let spec = &group.spec.template;
         let needs = self.needs(spec);
         let problem = self
-            .stop_problem(group)
+            .stop_problem(input, group)
             .or_else(|| self.program_problem(spec))
             .or_else(|| self.file_problem(spec))
             .or_else(|| self.secret_problem(spec))
+            .or_else(|| self.conflict(input, group))
             .or_else(|| self.shortage(&needs));
         if let Some(reason) = problem {
             return Admission::Refused(reason);
@@ -82,6 +94,19 @@ impl Available {
             true => Admission::Waits(format!("it waits for the deletion of {text}")),
             false => Admission::Refused(format!("{text} exists on this node with the same name")),
         })
+    }
+
+    /// The network of the group conflicts with that of another group on this node. The check is that of a manifest on one host.
+    fn conflict(&mut self, input: &Input<'_>, group: &Group) -> Option<String> {
+        let name = &group.meta.name;
+        if let Some(known) = self.conflicts.get(name) {
+            return known.clone();
+        }
+        let draft = Draft::without_source(name.clone(), super::groups::copy(input, group));
+        let found = validate::copy_conflict(&self.host_groups, &draft);
+        let found = found.map(|found| format!("group {name} cannot be on this node: {found}"));
+        self.conflicts.insert(name.clone(), found.clone());
+        found
     }
 
     fn needs(&self, spec: &VmSpec) -> Resources {
@@ -149,7 +174,7 @@ impl Available {
     }
 
     /// A VM that may be replaced must be one that this node stops in time.
-    fn stop_problem(&self, group: &Group) -> Option<String> {
+    fn stop_problem(&self, input: &Input<'_>, group: &Group) -> Option<String> {
         let after = group.replacement?.stop_after;
         let (after, least) = (after.as_secs(), LOST_AFTER.as_secs());
         if group.spec.template.hypervisor == Hypervisor::None {
@@ -158,7 +183,7 @@ impl Available {
                     .to_owned(),
             );
         }
-        if !self.has_guard {
+        if !input.guard.runs {
             return Some(
                 "it may be replaced, and no guard runs on this node: start sliced-fence.service"
                     .to_owned(),

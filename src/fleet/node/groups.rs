@@ -33,7 +33,8 @@ pub(super) fn put(input: &Input<'_>, group: &Group, plan: &mut Plan) {
     });
 }
 
-fn copy(input: &Input<'_>, group: &Group) -> HostGroupSpec {
+/// The group as it is stored on this node.
+pub(super) fn copy(input: &Input<'_>, group: &Group) -> HostGroupSpec {
     let mut spec = HostGroupSpec {
         count: 0,
         update: UpdatePolicy::OnDelete,

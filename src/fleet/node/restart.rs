@@ -2,11 +2,16 @@
 //! Out of scope: the policy.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::{Input, LocalVm, Run, Step};
 use crate::api::meta::Uid;
+use crate::fleet::contact::Boottime;
 
-/// The VMs that may be started: those that are never replaced, always; the others only while the node has contact, their epoch is that of
+/// How long after the boot of the host VMs that are never replaced wait for contact; then they are started without it.
+pub const HOLD_AFTER_BOOT: Duration = Duration::from_secs(90);
+
+/// The VMs that may be started: those that are never replaced, always except directly after a boot; the others only while the node has contact, their epoch is that of
 /// their object, and the scheduler was informed when they end.
 pub(super) fn allowed(input: &Input<'_>, steps: &[Step]) -> BTreeSet<Uid> {
     let local = input.local.values();
@@ -21,7 +26,17 @@ pub(super) fn is_allowed(input: &Input<'_>, local: &LocalVm, steps: &[Step]) -> 
         _ => false,
     });
     let runs = matches!(local.run, Run::Ready | Run::NotReady);
-    runs && !ends && (local.stop.is_none() || is_confirmed(input, local))
+    let may_run = match local.stop {
+        Some(_) => is_confirmed(input, local),
+        None => !is_held(input),
+    };
+    runs && !ends && may_run
+}
+
+/// A host that was declared gone and is powered on again has VMs that run elsewhere by now. If etcd can be reached, it learns this before it
+/// starts them.
+fn is_held(input: &Input<'_>) -> bool {
+    input.now < Boottime(HOLD_AFTER_BOOT) && !input.contact.may_act(input.now)
 }
 
 fn is_confirmed(input: &Input<'_>, local: &LocalVm) -> bool {

@@ -43,7 +43,8 @@ pub(super) fn of_local(
         },
         group_generation: local.group_generation,
         address: local.address,
-        stops_within: later(within(local.stop), within(desired_stop(local, group))),
+        stops_within: later(within(local.stop), within(desired_stop(local, group)))
+            .filter(|_| input.is_guarded(local.uid)),
         message: report.or(own),
     }
 }

@@ -16,6 +16,7 @@ use crate::fleet::object::{
 
 mod admission;
 mod contact;
+mod guard;
 mod objects;
 mod status;
 
@@ -186,6 +187,7 @@ struct Fixture {
     refusals: BTreeMap<Uid, LocalRefusal>,
     local_groups: Vec<LocalGroup>,
     available: Available,
+    guard: GuardState,
 }
 
 impl Fixture {
@@ -211,8 +213,12 @@ impl Fixture {
                     bridge_ports: 100,
                 },
                 hypervisors: vec![Hypervisor::CloudHypervisor],
-                has_guard: true,
+                is_known: true,
                 ..Available::default()
+            },
+            guard: GuardState {
+                runs: true,
+                vms: BTreeSet::new(),
             },
         }
     }
@@ -235,6 +241,9 @@ impl Fixture {
                 uid: uid(1000),
                 generation: 1,
             });
+        }
+        if vm.stop.is_some() {
+            self.guard.vms.insert(vm.uid);
         }
         self.local.push(vm);
         self
@@ -261,6 +270,7 @@ impl Fixture {
             refusals: &self.refusals,
             local_groups: &self.local_groups,
             available: &self.available,
+            guard: &self.guard,
         })
     }
 

@@ -164,6 +164,15 @@ fn absent(input: &Input<'_>, vm: &Vm, available: &mut Available, plan: &mut Plan
         }
         return;
     };
+    if input.guard.vms.contains(&uid) {
+        let message = "its VMM still runs on this node, and the daemon has lost its VM";
+        plan.reports.push(Report {
+            uid,
+            reason: ReportReason::Waiting,
+            message: message.to_owned(),
+        });
+        return;
+    }
     let bound = vm.binding.as_ref().filter(|b| b.node == *input.node);
     let stored = input.refusals.get(&uid);
     let is_final = input.status(uid).is_some_and(|status| {
@@ -185,13 +194,8 @@ fn absent(input: &Input<'_>, vm: &Vm, available: &mut Available, plan: &mut Plan
 
 /// The epoch that the object names for this node: the greatest one of a copy that it may have.
 fn named(input: &Input<'_>, vm: &Vm) -> Option<u64> {
-    let binding = vm.binding.iter().map(|b| (&b.node, b.epoch));
-    let moving = vm.binding.iter().flat_map(|b| &b.moving_from);
-    let moving = moving.map(|from| (&from.node, from.epoch));
-    let previous = vm.previous.iter().map(|copy| (&copy.node, copy.epoch));
-    let all = binding.chain(moving).chain(previous);
-    let here = all.filter(|(node, _)| *node == input.node);
-    here.map(|(_, epoch)| epoch).max()
+    let here = vm.copies().filter(|copy| copy.node == input.node);
+    here.map(|copy| copy.epoch).max()
 }
 
 /// The VM is bound here and does not exist yet.

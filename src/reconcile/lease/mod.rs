@@ -3,6 +3,7 @@
 
 mod plan;
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,8 @@ pub struct Leases<'a> {
     pub users: (&'a IdRange, u32),
     /// Whether a user runs a process on this host: another daemon may assign users of the same range.
     pub user_lives: fn(u32) -> bool,
+    /// Users that the guard of a fleet may kill: their VMs were lost with an earlier database of this boot.
+    pub guarded_users: &'a BTreeSet<u32>,
     /// The time of new leases.
     pub now: Timestamp,
 }
@@ -192,7 +195,8 @@ impl InStore for Leases<'_> {
             Action::Claim(missing) => Err(Error::Unclaimed(missing.clone())),
             Action::AssignUser => {
                 let (range, start) = self.users;
-                let assigned = txn.assign_vmm_id(vm.meta.uid, range, start, self.user_lives)?;
+                let is_used = |user| (self.user_lives)(user) || self.guarded_users.contains(&user);
+                let assigned = txn.assign_vmm_id(vm.meta.uid, range, start, is_used)?;
                 assigned.map(drop).ok_or(Error::NoUser(*range))
             }
         }

@@ -30,6 +30,7 @@ fn the_limit_of_what_is_computed_is_one_for_all_groups_and_nothing_is_stored() {
             claims: None,
             users: (&users, users.start(instance.as_str())),
             user_lives: |_| false,
+            guarded_users: &Default::default(),
             now: Timestamp::UNIX_EPOCH,
         };
         let specs: Vec<(Name, HostGroupSpec)> = ["one", "two", "three"]

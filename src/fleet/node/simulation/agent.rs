@@ -57,15 +57,21 @@ impl World {
             refusals: &host.refusals,
             local_groups: &host.local_groups,
             available: &host.available(),
+            guard: &host.guard_state(),
         }))
     }
 
     /// Computes the plan, executes it, writes the file of the guard, then the status keys.
     pub(super) fn replan(&mut self, node: usize) {
+        let host = &mut self.hosts[node];
+        if let Some(agent) = host.agent.take() {
+            host.write_fence_file(&agent.contact);
+            host.agent = Some(agent);
+        }
         let Some(plan) = self.plan(node) else {
             return;
         };
-        self.recorder.planned(&self.hosts[node], &plan);
+        self.recorder.planned(self.now, &self.hosts[node], &plan);
         let crash = self.rng.percent(1).then(|| self.rng.range(0, 3) as usize);
         let mut writes = Vec::new();
         for (at, step) in plan.steps.into_iter().enumerate() {

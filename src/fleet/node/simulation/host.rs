@@ -31,6 +31,8 @@ pub(super) struct Host {
     /// Its endpoints are those of another cluster.
     pub(super) foreign_until: Ms,
     pub(super) processes: BTreeMap<Uid, VmmUser>,
+    /// The users of the VMs in the local store.
+    users: BTreeMap<Uid, VmmUser>,
     next_user: u32,
     pub(super) fence_file: Option<Vec<u8>>,
     /// As the daemon has written it.
@@ -73,6 +75,7 @@ impl Host {
             is_eager: rng.percent(50),
             foreign_until: 0,
             processes: BTreeMap::new(),
+            users: BTreeMap::new(),
             next_user: 1000,
             fence_file: None,
             last_file: None,
@@ -120,21 +123,42 @@ impl Host {
                 bridge_ports: 0,
             },
             hypervisors: vec![Hypervisor::CloudHypervisor],
-            has_guard: true,
+            is_known: true,
             ..Available::default()
         }
     }
 
     pub(super) fn start(&mut self, uid: Uid) {
-        self.next_user += 1;
-        self.processes.insert(uid, VmmUser(self.next_user));
+        let user = self.user(uid);
+        self.processes.insert(uid, user);
+    }
+
+    fn user(&mut self, uid: Uid) -> VmmUser {
+        *self.users.entry(uid).or_insert_with(|| {
+            self.next_user += 1;
+            VmmUser(self.next_user)
+        })
+    }
+
+    pub(super) fn guard_state(&self) -> GuardState {
+        let vms = self.last_file.iter().flat_map(|file| &file.vms);
+        GuardState {
+            runs: true,
+            vms: vms.map(|vm| vm.uid).collect(),
+        }
     }
 
     pub(super) fn write_fence_file(&mut self, contact: &Contact) {
+        let (local, processes) = (&self.local, &self.processes);
+        self.users
+            .retain(|uid, _| local.contains_key(uid) || processes.contains_key(uid));
+        for uid in self.local.keys().copied().collect::<Vec<_>>() {
+            self.user(uid);
+        }
         let guarded = self.local.values().filter_map(|local| {
             Some(Guarded {
                 uid: local.uid,
-                user: *self.processes.get(&local.uid)?,
+                user: *self.users.get(&local.uid)?,
                 stop: local.stop?,
                 is_ending: matches!(local.run, Run::Stopped | Run::Deleting),
             })

@@ -76,8 +76,8 @@ impl Recorder {
         self.deleted += 1;
     }
 
-    /// VMs that are never replaced run through any outage.
-    pub(super) fn planned(&self, host: &Host, plan: &Plan) {
+    /// VMs that are never replaced run through any outage, and are started in it, except directly after a boot.
+    pub(super) fn planned(&self, now: Ms, host: &Host, plan: &Plan) {
         for local in host.local.values().filter(|local| is_kept(local)) {
             let ends = plan.steps.iter().any(|step| match step {
                 Step::StopVm { uid, .. } => {
@@ -88,7 +88,8 @@ impl Recorder {
                 _ => false,
             });
             let runs = matches!(local.run, Run::Ready | Run::NotReady);
-            let may_restart = plan.restart_allowed.contains(&local.uid);
+            let was_booted = host.boottime(now) < Boottime(HOLD_AFTER_BOOT);
+            let may_restart = was_booted || plan.restart_allowed.contains(&local.uid);
             assert!(
                 !runs || ends || may_restart,
                 "{} may not be restarted",

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::api::host_group::{HostGroup, Origin};
 use crate::api::storage::{AdditionalDisk, Storage};
 
 fn offered() -> Fixture {
@@ -62,7 +63,7 @@ fn a_node_refuses_what_it_cannot_run() {
         })
     };
     let mut unguarded = replaced(|_| {});
-    unguarded.available.has_guard = false;
+    unguarded.guard.runs = false;
     let disk = AdditionalDisk {
         path: "/dev/x".into(),
         read_only: false,
@@ -238,4 +239,42 @@ fn a_vm_of_a_group_that_is_missing_is_neither_added_nor_refused() {
     fixture.objects.groups.clear();
     assert_eq!(fixture.plan().steps, []);
     assert_eq!(fixture.reports(), [ReportReason::NoGroup]);
+}
+
+fn isolated(range: &str) -> NetworkSpec {
+    NetworkSpec::Isolated(IsolatedSpec {
+        range: Some(range.parse().unwrap()),
+        max_connections: None,
+        policy: Policy::default(),
+        tap_owner: TapOwner::default(),
+    })
+}
+
+#[test]
+fn a_group_whose_network_conflicts_with_another_on_the_node_is_refused() {
+    for (range, origin, conflicts) in [
+        ("169.254.0.0/20", Origin::Apply, true),
+        (
+            "169.254.0.0/20",
+            Origin::File("/etc/slice/own.yaml".into()),
+            true,
+        ),
+        ("169.254.64.0/20", Origin::Apply, false),
+    ] {
+        let mut fixture = with(|group| group.spec.template.network = isolated("169.254.8.0/24"));
+        let mut spec = group("own", 2000, None).spec;
+        spec.template.network = isolated(range);
+        fixture.available.host_groups = vec![HostGroup {
+            meta: meta("own", 2000),
+            origin,
+            spec,
+            orders: BTreeMap::new(),
+            adopted: false,
+            seen_in: None,
+        }];
+        let found = reason(&fixture);
+        assert_eq!(found.is_some(), conflicts, "{found:?}");
+        let expected = "group web cannot be on this node: 169.254.8.0/24 overlaps 169.254.0.0/20 of group \"own\" ";
+        assert!(found.is_none_or(|found| found.starts_with(expected)));
+    }
 }
