@@ -171,6 +171,8 @@ fn status(vcpus: u64) -> NodeStatus {
         labels: Labels::new(),
         architecture: "x86_64".to_owned(),
         hypervisors: vec![slicectl::api::vm::Hypervisor::Qemu],
+        secrets: Default::default(),
+        has_guard: true,
         files: vec!["/vmlinuz".to_owned()],
         capacity,
         allocatable: capacity,

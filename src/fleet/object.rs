@@ -5,7 +5,7 @@
 //! A daemon reads its own version and the one before, so that the daemons of a fleet can be upgraded one after the other. A new field
 //! has a default; a value of a later version is an error, not an absent object.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::host_group::HostGroupSpec;
 use crate::api::meta::{Meta, Name, Timestamp, Uid};
+use crate::api::secret::SecretName;
 use crate::api::vm::Hypervisor;
 
 pub use crate::api::placement::{Labels, Placement, Reconcile, Replacement, Strategy, Subnets};
@@ -82,6 +83,38 @@ pub struct Vm {
     /// Why it is pending, a sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<String>,
+}
+
+/// A copy of a VM that may exist.
+#[derive(Clone, Copy, Debug)]
+pub struct Copy<'v> {
+    /// Its node.
+    pub node: &'v Name,
+    /// The epoch of the binding to it.
+    pub epoch: u64,
+    /// What it uses of the node.
+    pub resources: &'v Resources,
+}
+
+impl Vm {
+    /// The copies that the object names: that of the binding, that of the node it is moved from, those that were replaced.
+    pub fn copies(&self) -> impl Iterator<Item = Copy<'_>> {
+        let binding = self.binding.iter();
+        let moving = binding.clone().filter_map(|it| it.moving_from.as_ref());
+        let copy = |node, epoch, resources| Copy {
+            node,
+            epoch,
+            resources,
+        };
+        binding
+            .map(move |it| copy(&it.node, it.epoch, &it.resources))
+            .chain(moving.map(move |it| copy(&it.node, it.epoch, &it.resources)))
+            .chain(
+                self.previous
+                    .iter()
+                    .map(move |it| copy(&it.node, it.epoch, &it.resources)),
+            )
+    }
 }
 
 /// The node of a VM. It is an offer: the node may refuse it.
@@ -196,9 +229,15 @@ pub struct NodeStatus {
     pub architecture: String,
     /// The VMMs that it can start.
     pub hypervisors: Vec<Hypervisor>,
-    /// The images, kernels and initrds that it has and that a group of the fleet names.
+    /// The images, kernels, initrds and disks that it has and that a group of the fleet names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<String>,
+    /// The names of its secrets. Their values are not in etcd.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub secrets: BTreeSet<SecretName>,
+    /// A guard runs, which VMs that may be replaced need.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_guard: bool,
     /// What the node has.
     pub capacity: Resources,
     /// What VMs of the fleet may use of it: capacity without the reserves and without the VMs that are not of the fleet.

@@ -27,6 +27,7 @@ fn add_vm(mirror: &mut Mirror, vm: &str, node: Option<&str>, is_deleting: bool) 
         binding: node.map(|node| Binding {
             node: name(node),
             epoch: 1,
+            group_generation: 1,
             resources: Resources::default(),
             moving_from: None,
         }),
@@ -43,6 +44,8 @@ fn status(boot_id: &str) -> NodeStatus {
         labels: Default::default(),
         architecture: "x86_64".to_owned(),
         hypervisors: Vec::new(),
+        secrets: Default::default(),
+        has_guard: true,
         files: Vec::new(),
         capacity: Resources::default(),
         allocatable: Resources::default(),

@@ -115,6 +115,9 @@ pub(super) fn disrupt<'v>(
             may: !is_counted || budget > 0,
             plan: &mut *plan,
         };
+        if kind == Kind::Drain && !disruption.may {
+            disruption.wait(work.unavailable);
+        }
         if disruption.run(kind) && is_counted {
             budget -= 1;
         }
@@ -163,7 +166,9 @@ impl Disruption<'_, '_, '_> {
         let deletes = drain(self.index, binding).is_some_and(|it| it.delete_local);
         match local {
             Some(reason) if !deletes => {
-                self.block(binding, format!("it is not moved: {reason}"));
+                if self.may {
+                    self.block(binding, format!("it is not moved: {reason}"));
+                }
                 self.may && self.is_outdated() && self.update(binding)
             }
             _ => self.may && self.relocate(binding, local.is_some()),
@@ -214,10 +219,11 @@ impl Disruption<'_, '_, '_> {
 
     /// Moves the VM to another node.
     fn relocate(&mut self, binding: &Binding, delete_disk: bool) -> bool {
-        let (excluded, wake) = refusal::excluded(self.index, self.group, &self.vm.value);
-        let Some(at) = self.session.pick(&excluded) else {
-            wake.into_iter().for_each(|after| self.plan.wake(after));
-            let reason = self.session.message(self.index, &excluded);
+        let excluded = refusal::excluded(self.index, self.group, &self.vm.value);
+        let Some(at) = excluded.pick(self.session) else {
+            let wake = excluded.wake.into_iter();
+            wake.for_each(|after| self.plan.wake(after));
+            let reason = excluded.message(self.session, self.index);
             self.block(binding, format!("it is not moved: {reason}"));
             return false;
         };
@@ -261,6 +267,19 @@ impl Disruption<'_, '_, '_> {
             });
         }
         compares
+    }
+
+    /// Reports that the budget of the group is used: a drain would seem to make no progress otherwise.
+    fn wait(&mut self, unavailable: usize) {
+        let Some(binding) = &self.vm.value.binding else {
+            return;
+        };
+        let allowed = self.group.value.placement.max_unavailable.max(1);
+        let group = &self.group.value.meta.name;
+        let reason = format!(
+            "it is not moved yet: {unavailable} VMs of group {group} are not available, and max_unavailable is {allowed}"
+        );
+        self.block(binding, reason);
     }
 
     fn block(&mut self, binding: &Binding, reason: String) {

@@ -7,6 +7,7 @@ use std::fmt;
 use super::index::NodeEntry;
 use super::request::Request;
 use super::view::Contact;
+use crate::api::secret::SecretName;
 use crate::api::vm::Hypervisor;
 use crate::fleet::object::{Node, NodeStatus, Resources, VERSION};
 
@@ -32,6 +33,8 @@ pub(super) enum Reason {
     Hypervisor,
     Labels,
     Files,
+    Secrets,
+    Guard,
     Refused,
     PreviousCopy,
 }
@@ -54,7 +57,9 @@ impl fmt::Display for Reason {
             Self::Architecture => "other architecture",
             Self::Hypervisor => "VMM not installed",
             Self::Labels => "labels do not match",
-            Self::Files => "image or kernel not found",
+            Self::Files => "image, kernel or disk not found",
+            Self::Secrets => "secret not found",
+            Self::Guard => "no guard runs",
             Self::Refused => "refused the VM",
             Self::PreviousCopy => "has a previous copy",
         })
@@ -115,10 +120,17 @@ pub(super) fn mismatch(node: &NodeEntry<'_>, request: &Request<'_>) -> Option<Re
         return Some(Reason::Labels);
     }
     let has = |file: &&std::path::Path| status.files.iter().any(|f| file.as_os_str() == f.as_str());
-    (!request.files.iter().all(has)).then_some(Reason::Files)
+    let has_secret = |name: &SecretName| status.secrets.contains(name);
+    match () {
+        () if !request.files.iter().all(has) => Some(Reason::Files),
+        () if !request.secrets.iter().all(has_secret) => Some(Reason::Secrets),
+        () if request.needs_guard && !status.has_guard => Some(Reason::Guard),
+        () => None,
+    }
 }
 
-/// What a node lacks for a VM with this request, in addition to what is used, without `instead_of`.
+/// What a node lacks for a VM with this request, in addition to what is used, without `instead_of`. A VM that gets no more than it has is
+/// not refused, although the node may have less by now than its VMs use.
 pub(super) fn insufficient(
     node: &NodeEntry<'_>,
     request: &Request<'_>,
@@ -129,11 +141,14 @@ pub(super) fn insufficient(
     let limit = &node.limit;
     let ports_of_bridge = request.bridge.map_or(0, |bridge| node.ports_of(bridge));
     let is_new = instead_of.is_none_or(|old| old.bridge_ports == 0);
-    let exceeds = |of: fn(&Resources) -> u64| of(&request.resources) > 0 && of(&total) > of(limit);
+    let grows = |of: fn(&Resources) -> u64| of(&request.resources) > instead_of.map_or(0, of);
+    let exceeds = |of: fn(&Resources) -> u64| grows(of) && of(&total) > of(limit);
+    // The size of a copy of an image may be unknown, and be 0.
+    let needs_disk = request.copies_image && (instead_of.is_none() || grows(|it| it.disk_bytes));
     match () {
         () if exceeds(|it| it.vcpus) => Some(Reason::Vcpus),
         () if exceeds(|it| it.ram_bytes) => Some(Reason::Memory),
-        () if request.copies_image && total.disk_bytes > limit.disk_bytes => Some(Reason::Disk),
+        () if needs_disk && total.disk_bytes > limit.disk_bytes => Some(Reason::Disk),
         () if exceeds(|it| it.isolated) => Some(Reason::Blocks),
         () if exceeds(|it| it.bridge_ports) => Some(Reason::Ports),
         () if is_new && request.bridge.is_some() && ports_of_bridge >= BRIDGE_PORTS => {

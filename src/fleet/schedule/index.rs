@@ -123,15 +123,9 @@ impl<'v> Index<'v> {
             Some(NetworkSpec::Bridge(spec)) => Some(spec.bridge.as_str()),
             Some(NetworkSpec::Isolated(_) | NetworkSpec::Cni(_)) | None => None,
         };
-        let binding = vm.binding.iter();
-        let moving = binding.clone().filter_map(|it| it.moving_from.as_ref());
-        let copies = binding
-            .map(|it| (&it.node, &it.resources))
-            .chain(moving.map(|it| (&it.node, &it.resources)))
-            .chain(vm.previous.iter().map(|it| (&it.node, &it.resources)));
-        for (node, resources) in copies {
-            if let Some(&at) = self.by_name.get(node) {
-                self.nodes[at].add(resources, bridge);
+        for copy in vm.copies() {
+            if let Some(&at) = self.by_name.get(copy.node) {
+                self.nodes[at].add(copy.resources, bridge);
             }
         }
     }
@@ -150,6 +144,12 @@ impl<'v> Index<'v> {
     pub(super) fn has_contact(&self, name: &Name) -> bool {
         let contact = self.node(name).map(|it| it.view.contact);
         contact == Some(Contact::Alive)
+    }
+
+    /// Whether the VMs of a node are moved to other nodes.
+    pub(super) fn is_drained(&self, name: &Name) -> bool {
+        let admin = self.node(name).and_then(|it| it.view.admin.as_ref());
+        admin.is_some_and(|it| it.value.drain.is_some())
     }
 
     /// What a node reports of a VM.
@@ -204,7 +204,8 @@ impl<'v> Index<'v> {
         let is_ready = |status: &VmStatus| {
             status.phase == Phase::Ready
                 && status.epoch == binding.epoch
-                && status.group_generation == vm.group_generation
+                // A node may have a later one than the VM has: another VM of the group on it was updated first.
+                && status.group_generation >= vm.group_generation
         };
         let status = self.status(vm.meta.uid, &binding.node);
         !vm.meta.deleting

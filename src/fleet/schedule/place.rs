@@ -46,12 +46,13 @@ pub(super) fn place<'v>(
         Reuse::Nothing => None,
         Reuse::Blocked(binding, reason) => return block(vm.meta.name, binding, reason, plan),
     };
-    let (excluded, wake) = refusal::excluded(index, group, &vm);
-    let picked = place.map(|(at, _)| at).or_else(|| session.pick(&excluded));
+    let excluded = refusal::excluded(index, group, &vm);
+    let picked = place.map(|(at, _)| at);
+    let picked = picked.or_else(|| excluded.pick(session));
     let picked = picked.filter(|at| session.serves(*at));
     let Some(at) = picked else {
-        let reason = session.message(index, &excluded);
-        wake.into_iter().for_each(|after| plan.wake(after));
+        let reason = excluded.message(session, index);
+        excluded.wake.into_iter().for_each(|after| plan.wake(after));
         return stay(vm, before, cause, reason, compares, plan);
     };
     if let (Cause::Replaced, Some(before)) = (cause, before) {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::candidates::Excluded;
+use super::candidates::{Excluded, Session};
 use super::filter::Reason;
 use super::index::Index;
 use super::view::Stored;
@@ -14,6 +14,10 @@ use crate::fleet::object::{Group, Refusal, Resources, Vm};
 pub const FIRST: Duration = Duration::from_secs(10);
 /// The longest backoff.
 pub const LONGEST: Duration = Duration::from_secs(300);
+/// After so many refusals in effect the VM is offered to no node: what refuses it is the VM. It also bounds the object.
+pub const MOST: usize = 16;
+/// The longest reason, in characters: a node writes it.
+const MAX_REASON: usize = 200;
 
 fn backoff(times: u32) -> Duration {
     let doubled = 1_u32
@@ -54,9 +58,13 @@ pub(super) fn record(index: &Index<'_>, vm: &mut Vm, node: &Name, reason: String
         .map_or(0, |at| vm.refusals.remove(at).times)
         .saturating_add(1);
     let until = now.saturating_add(backoff(times)).unwrap_or(now);
+    // The earliest ends first.
+    vm.refusals.sort_by_key(|refusal| refusal.until);
+    let excess = (vm.refusals.len() + 1).saturating_sub(MOST);
+    vm.refusals.drain(..excess);
     vm.refusals.push(Refusal {
         node: node.clone(),
-        reason,
+        reason: reason.chars().take(MAX_REASON).collect(),
         times,
         until,
         group_generation: offered,
@@ -64,15 +72,22 @@ pub(super) fn record(index: &Index<'_>, vm: &mut Vm, node: &Name, reason: String
     });
 }
 
-/// The nodes that the VM must not be bound to, and when the first backoff ends.
-pub(super) fn excluded(
-    index: &Index<'_>,
-    group: &Stored<Group>,
-    vm: &Vm,
-) -> (Vec<Excluded>, Option<Duration>) {
+/// Where a VM must not be bound.
+#[derive(Debug, Default)]
+pub(super) struct Exclusions {
+    /// The nodes.
+    pub(super) nodes: Vec<Excluded>,
+    /// When the first backoff ends.
+    pub(super) wake: Option<Duration>,
+    /// It is offered to no node until then: so many have refused it.
+    pub(super) exhausted: Option<usize>,
+}
+
+/// The nodes that the VM must not be bound to.
+pub(super) fn excluded(index: &Index<'_>, group: &Stored<Group>, vm: &Vm) -> Exclusions {
     let generation = group.value.template_generation;
-    let mut wake: Option<Duration> = None;
-    let mut excluded = Vec::new();
+    let mut found = Exclusions::default();
+    let mut refused = 0;
     for refusal in &vm.refusals {
         let Some(rest) = rest(refusal, index.view.now) else {
             continue;
@@ -80,14 +95,35 @@ pub(super) fn excluded(
         if !is_current(refusal, generation, allocatable(index, &refusal.node)) {
             continue;
         }
-        wake = Some(wake.map_or(rest, |other| other.min(rest)));
-        excluded.extend(
-            index
-                .position(&refusal.node)
-                .map(|at| (at, Reason::Refused)),
-        );
+        refused += 1;
+        found.wake = Some(found.wake.map_or(rest, |other| other.min(rest)));
+        let at = index.position(&refusal.node);
+        found.nodes.extend(at.map(|at| (at, Reason::Refused)));
     }
+    found.exhausted = Some(refused).filter(|refused| *refused >= MOST);
     let copies = vm.previous.iter().filter_map(|it| index.position(&it.node));
-    excluded.extend(copies.map(|at| (at, Reason::PreviousCopy)));
-    (excluded, wake)
+    found
+        .nodes
+        .extend(copies.map(|at| (at, Reason::PreviousCopy)));
+    found
+}
+
+impl Exclusions {
+    /// The preferred node.
+    pub(super) fn pick(&self, session: &mut Session<'_, '_>) -> Option<usize> {
+        match self.exhausted {
+            Some(_) => None,
+            None => session.pick(&self.nodes),
+        }
+    }
+
+    /// Why there is none.
+    pub(super) fn message<'v>(&self, session: &Session<'_, 'v>, index: &Index<'v>) -> String {
+        match self.exhausted {
+            Some(refused) => {
+                format!("{refused} nodes have refused the VM; it is offered again later")
+            }
+            None => session.message(index, &self.nodes),
+        }
+    }
 }

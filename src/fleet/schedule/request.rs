@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use crate::api::network::NetworkSpec;
+use crate::api::secret::SecretName;
 use crate::api::vm::Hypervisor;
 use crate::fleet::object::{Group, Labels, Resources};
 
@@ -13,13 +14,16 @@ pub(super) struct Request<'v> {
     pub(super) architecture: Option<&'v str>,
     pub(super) labels: &'v Labels,
     pub(super) hypervisor: Hypervisor,
-    /// Image, kernel, initrd, and the program of the VMM if the group names it.
+    /// Image, kernel, initrd, the program of the VMM if the group names it, and additional disks.
     pub(super) files: Vec<&'v Path>,
     pub(super) resources: Resources,
     /// It has a copy of an image. The size of the copy is 0 in `resources` if the group does not set it: the scheduler does not know the
     /// sizes of images.
     pub(super) copies_image: bool,
     pub(super) bridge: Option<&'v str>,
+    /// It may be replaced, so the node needs a guard.
+    pub(super) needs_guard: bool,
+    pub(super) secrets: &'v [SecretName],
 }
 
 impl<'v> Request<'v> {
@@ -33,7 +37,8 @@ impl<'v> Request<'v> {
             &spec.initrd_file,
             program,
         ];
-        let files = files.into_iter().flatten();
+        let disks = storage.disks.iter().map(|disk| &disk.path);
+        let files = files.into_iter().flatten().chain(disks);
         let bridge = match &spec.network {
             NetworkSpec::Bridge(spec) => Some(spec.bridge.as_str()),
             NetworkSpec::Isolated(_) | NetworkSpec::Cni(_) => None,
@@ -50,6 +55,8 @@ impl<'v> Request<'v> {
             resources: Resources::of(spec, |_| 0),
             copies_image: storage.image.is_some(),
             bridge,
+            needs_guard: group.replacement.is_some(),
+            secrets: &spec.guest_access.provision.secrets,
         }
     }
 }

@@ -26,6 +26,9 @@ pub struct Plan {
     pub blocked: Vec<Blocked>,
     /// When a plan for the same objects can differ from this one: a backoff or `replace_after` ends. `None`: never.
     pub wake_after: Option<Duration>,
+    /// A step depends on how long a node has been without contact. The objects must not be older than the time that is compared: a node
+    /// that has returned and was lost again in the meantime counts from zero again.
+    pub depends_on_time: bool,
     /// The number of nodes that were looked at, which is what the plan costs beyond one pass over the view.
     pub examined: u64,
 }

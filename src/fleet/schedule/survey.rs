@@ -128,6 +128,7 @@ impl<'i, 'v> Survey<'i, 'v> {
         let copy = (&binding.node, binding.epoch, false);
         match replacement::due(self.index, self.group, &vm.value, copy) {
             Due::Now => {
+                plan.depends_on_time = true;
                 let compares = without_contact(self.index, vm.value.meta.uid, &binding.node);
                 self.push(vm, Cause::Replaced, compares.to_vec());
             }
@@ -153,7 +154,10 @@ impl<'i, 'v> Survey<'i, 'v> {
         });
         let replacement = self.group.value.replacement.as_ref();
         let keeps = replacement.is_some_and(|it| it.reconcile == Reconcile::KeepOriginal);
-        changed.previous.iter_mut().for_each(|it| it.keep &= keeps);
+        // A node that is drained keeps nothing.
+        for copy in &mut changed.previous {
+            copy.keep &= keeps && !index.is_drained(&copy.node);
+        }
         if let Some(moving) = moving {
             let copy = (&moving.node, moving.epoch, true);
             match index.proof_of_absence(uid, &moving.node, moving.epoch) {
@@ -163,6 +167,7 @@ impl<'i, 'v> Survey<'i, 'v> {
                 }
                 None => match replacement::due(index, self.group, vm, copy) {
                     Due::Now => {
+                        plan.depends_on_time = true;
                         compares.extend(without_contact(index, uid, &moving.node));
                         changed.binding.as_mut()?.moving_from = None;
                         changed.previous.push(PreviousCopy {
@@ -222,6 +227,7 @@ impl<'i, 'v> Survey<'i, 'v> {
             group: self.group,
             candidates: self.candidates,
             bound: self.bound,
+            unavailable,
             budget: allowed.saturating_sub(unavailable),
             counts: self.counts,
         }
@@ -287,13 +293,9 @@ fn remove_group(index: &Index<'_>, group: &Stored<Group>, plan: &mut Plan) {
 
 /// What proves that the VM has no copy; `None`: nothing does.
 fn proof(index: &Index<'_>, vm: &Vm) -> Option<Vec<Compare>> {
-    let binding = vm.binding.iter();
-    let moving = binding.clone().filter_map(|it| it.moving_from.as_ref());
-    let copies = binding
-        .map(|it| (&it.node, it.epoch))
-        .chain(moving.map(|it| (&it.node, it.epoch)))
-        .chain(vm.previous.iter().map(|it| (&it.node, it.epoch)));
-    let proofs = copies.map(|(node, epoch)| index.proof_of_absence(vm.meta.uid, node, epoch));
+    let proofs = vm
+        .copies()
+        .map(|copy| index.proof_of_absence(vm.meta.uid, copy.node, copy.epoch));
     let proofs: Option<Vec<Vec<Compare>>> = proofs.collect();
     proofs.map(|it| it.into_iter().flatten().collect())
 }

@@ -16,6 +16,8 @@ pub(super) struct Work<'v> {
     pub(super) candidates: Vec<Candidate>,
     /// VMs on nodes with contact that may be updated, moved or returned.
     pub(super) bound: Vec<&'v Stored<Vm>>,
+    /// The number of VMs that are not available, pending ones included.
+    pub(super) unavailable: usize,
     /// The number of VMs that may become unavailable.
     pub(super) budget: usize,
     /// The number of VMs by position of the node.

@@ -43,7 +43,10 @@ fn an_update_raises_one_vm_after_the_other() {
 #[test]
 fn an_update_raises_as_many_as_may_be_unavailable() {
     let mut world = web(2, 5);
-    world.group("web", |it| it.placement.max_unavailable = 2);
+    world.group("web", |it| {
+        it.placement.max_unavailable = 2;
+        it.spec.template.vcpu = 2;
+    });
     assert_eq!(
         actions(&world.run()),
         [(Update, "web-1"), (Update, "web-2")]
@@ -76,7 +79,10 @@ fn a_vm_that_is_not_ready_is_updated_first_and_its_status_is_compared() {
 fn vms_on_a_lost_node_are_unavailable_and_not_updated() {
     let mut world = web(2, 4);
     world.lose("n1", 1);
-    world.group("web", |it| it.placement.max_unavailable = 3);
+    world.group("web", |it| {
+        it.placement.max_unavailable = 3;
+        it.spec.template.vcpu = 2;
+    });
     assert_eq!(actions(&world.run()), [(Update, "web-2")]);
 }
 
@@ -176,7 +182,10 @@ fn drains_and_updates_share_what_may_be_unavailable() {
     drain(&mut world, "n2", false);
     assert_eq!(actions(&world.run()), [(Move, "web-2"), (Move, "web-4")]);
     let mut world = web(2, 4);
-    world.group("web", |it| it.placement.max_unavailable = 3);
+    world.group("web", |it| {
+        it.placement.max_unavailable = 3;
+        it.spec.template.vcpu = 2;
+    });
     drain(&mut world, "n2", false);
     let expected = [(Move, "web-2"), (Move, "web-4"), (Update, "web-1")];
     assert_eq!(actions(&world.run()), expected);
@@ -221,4 +230,78 @@ fn another_number_of_vms_or_another_placement_updates_no_vm() {
         assert!(actions(&plan).iter().all(is_create), "{plan:?}");
         assert!((1..=3).all(|index| world.vm(&format!("web-{index}")).group_generation == 1));
     }
+}
+
+#[test]
+fn a_node_that_has_the_template_of_a_later_update_makes_a_vm_available() {
+    let mut world = web(2, 2);
+    for (of_status, is_available) in [(1, false), (2, true), (3, true)] {
+        for vm in ["web-1", "web-2"] {
+            let mut object = world.vm(vm).clone();
+            object.group_generation = 2;
+            world.put_vm(object);
+            let node = world.node_of(vm).unwrap().to_owned();
+            world.report(vm, &node, 1, Phase::Ready);
+            let uid = world.vm(vm).meta.uid;
+            let statuses = world.view.statuses.get_mut(&uid).unwrap();
+            let status = statuses.get_mut(&name(&node)).unwrap();
+            status.value.group_generation = of_status;
+        }
+        let mut updated = web(2, 2);
+        updated.view = world.view.clone();
+        let group = updated.view.groups.get_mut(&name("web")).unwrap();
+        (group.value.meta.generation, group.value.template_generation) = (4, 4);
+        let plan = updated.plan();
+        // Without an available VM both may be updated: nothing is interrupted.
+        let expected = if is_available { 1 } else { 2 };
+        assert_eq!(plan.steps.len(), expected, "generation {of_status}");
+    }
+}
+
+#[test]
+fn a_vm_that_gets_no_more_than_it_has_is_updated_on_a_node_that_has_less_by_now() {
+    type Change = fn(&mut Group);
+    let variants: [(Change, &[(super::super::step::Action, &str)]); 3] = [
+        (
+            |it| it.spec.template.ram_bytes = GIB / 2,
+            &[(Update, "web-1")],
+        ),
+        (
+            |it| it.spec.template.dns_servers = vec!["10.0.0.1".parse().unwrap()],
+            &[(Update, "web-1")],
+        ),
+        (
+            |it| it.spec.template.ram_bytes = 2 * GIB,
+            &[(Move, "web-1")],
+        ),
+    ];
+    for (change, expected) in variants {
+        let mut world = web(2, 1);
+        world.node_status("n1", |it| it.allocatable = Resources::default());
+        world.group("web", change);
+        assert_eq!(actions(&world.run()), expected);
+    }
+}
+
+#[test]
+fn a_drain_that_waits_for_the_budget_says_so() {
+    let mut world = web(3, 3);
+    world.lose("n3", 1);
+    drain(&mut world, "n1", false);
+    let plan = world.plan();
+    assert_eq!(actions(&plan), []);
+    let blocked: Vec<_> = plan
+        .blocked
+        .iter()
+        .map(|it| (it.vm.as_str(), it.reason.as_str()))
+        .collect();
+    let reason =
+        "it is not moved yet: 1 VMs of group web are not available, and max_unavailable is 1";
+    assert_eq!(blocked, [("web-1", reason)]);
+    world.regain("n3");
+    let plan = world.run();
+    assert_eq!(
+        (actions(&plan), plan.blocked.len()),
+        (vec![(Move, "web-1")], 0)
+    );
 }

@@ -2,10 +2,13 @@
 //! Out of scope: what happens to VMs that have a node.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::super::step::Action;
 use super::world::*;
 use crate::api::network::{Addresses, BridgeSpec, NetworkSpec};
+use crate::api::secret::SecretName;
+use crate::api::storage::AdditionalDisk;
 use crate::api::vm::Hypervisor;
 use crate::fleet::object::*;
 
@@ -40,12 +43,32 @@ fn bridge() -> NetworkSpec {
 
 type Change = fn(&mut World);
 
+fn secrets() -> Vec<SecretName> {
+    vec!["token".parse().unwrap()]
+}
+
+fn replacement() -> Replacement {
+    Replacement {
+        replace_after: Duration::from_secs(300),
+        stop_after: Duration::from_secs(60),
+        reconcile: Reconcile::KeepReplacement,
+    }
+}
+
+fn disks() -> Vec<AdditionalDisk> {
+    let disk = AdditionalDisk {
+        path: "/dev/x".into(),
+        read_only: false,
+    };
+    vec![disk]
+}
+
 #[test]
 fn each_filter_has_a_reason_and_a_node_at_the_limit_fits() {
     fn template(world: &mut World, change: fn(&mut crate::api::vm::VmSpec)) {
         world.group("web", |it| change(&mut it.spec.template));
     }
-    let table: [(Option<&str>, Change); 26] = [
+    let table: [(Option<&str>, Change); 33] = [
         (None, |_| ()),
         (None, |w| template(w, |it| it.vcpu = 4)),
         (Some("insufficient vCPUs"), |w| {
@@ -72,6 +95,28 @@ fn each_filter_has_a_reason_and_a_node_at_the_limit_fits() {
             w.admin("n1", |it| it.drain = Some(Drain { delete_local: true }));
         }),
         (Some("gone"), |w| w.gone("n1")),
+        (Some("secret not found"), |w| {
+            template(w, |it| it.guest_access.provision.secrets = secrets());
+        }),
+        (None, |w| {
+            template(w, |it| it.guest_access.provision.secrets = secrets());
+            w.node_status("n1", |it| it.secrets.extend(secrets()));
+        }),
+        (Some("no guard runs"), |w| {
+            w.group("web", |it| it.replacement = Some(replacement()));
+            w.node_status("n1", |it| it.has_guard = false);
+        }),
+        (None, |w| {
+            w.group("web", |it| it.replacement = Some(replacement()))
+        }),
+        (None, |w| w.node_status("n1", |it| it.has_guard = false)),
+        (Some("image, kernel or disk not found"), |w| {
+            template(w, |it| it.storage.disks = disks());
+        }),
+        (None, |w| {
+            template(w, |it| it.storage.disks = disks());
+            w.node_status("n1", |it| it.files.push("/dev/x".into()));
+        }),
         (Some("no contact"), |w| w.lose("n1", 0)),
         (Some("not registered"), |w| {
             w.view.nodes.get_mut(&name("n1")).unwrap().status = None;
@@ -109,12 +154,12 @@ fn each_filter_has_a_reason_and_a_node_at_the_limit_fits() {
                 drop(it.labels.insert("disk".into(), "hdd".into()))
             });
         }),
-        (Some("image or kernel not found"), |w| kernel(w, "/k")),
+        (Some("image, kernel or disk not found"), |w| kernel(w, "/k")),
         (None, |w| {
             kernel(w, "/k");
             w.node_status("n1", |it| it.files = vec!["/i".into(), "/k".into()]);
         }),
-        (Some("image or kernel not found"), |w| {
+        (Some("image, kernel or disk not found"), |w| {
             kernel(w, "/k2");
             w.node_status("n1", |it| it.files = vec!["/i".into(), "/k".into()]);
         }),

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::super::refusal;
 use super::super::step::Action::*;
 use super::world::*;
 use crate::fleet::object::*;
@@ -119,4 +120,51 @@ fn old_refusals_are_forgotten() {
     world.run();
     let nodes = world.vm("web-1").refusals.iter().map(|it| it.node.as_str());
     assert_eq!(nodes.collect::<Vec<_>>(), ["n2"]);
+}
+
+#[test]
+fn a_vm_that_many_nodes_refuse_is_offered_to_no_other_until_a_backoff_ends() {
+    let most = refusal::MOST;
+    let mut world = refused(most + 20);
+    for _ in 1..most {
+        assert_eq!(actions(&world.run()), [(Bind, "web-1")]);
+        refuse(&mut world);
+    }
+    let plan = world.run();
+    assert_eq!(actions(&plan), [(Unbind, "web-1")]);
+    assert_eq!(plan.wake_after, Some(Duration::from_secs(10)));
+    let vm = world.vm("web-1");
+    assert_eq!(vm.refusals.len(), most);
+    let reason = format!("{most} nodes have refused the VM; it is offered again later");
+    assert_eq!(vm.pending, Some(reason));
+    let exhausted = world.view.clone();
+    // Another template is another VM.
+    world.group("web", |it| it.spec.template.vcpu = 2);
+    assert_eq!(actions(&world.run()), [(Bind, "web-1")]);
+    world.view = exhausted;
+    world.advance(9);
+    assert_eq!(actions(&world.run()), []);
+    world.advance(1);
+    assert_eq!(actions(&world.run()), [(Bind, "web-1")]);
+    refuse(&mut world);
+    world.run();
+    assert_eq!(world.vm("web-1").refusals.len(), most);
+}
+
+#[test]
+fn the_reason_of_a_node_is_cut() {
+    let mut world = World::with_nodes(2, 10);
+    world.add_group("web", 1);
+    world.run();
+    refuse(&mut world);
+    let uid = world.vm("web-1").meta.uid;
+    let status = world
+        .view
+        .statuses
+        .get_mut(&uid)
+        .unwrap()
+        .get_mut(&name("n1"));
+    status.unwrap().value.message = Some("\u{e9}".repeat(10_000));
+    world.run();
+    assert_eq!(world.vm("web-1").refusals[0].reason, "\u{e9}".repeat(200));
 }

@@ -21,6 +21,9 @@ fn settings(reconcile: Reconcile) -> Option<Replacement> {
 /// VM `web-1`, Ready on `n1`, and an empty node `n2`.
 fn web(change: impl FnOnce(&mut Group)) -> World {
     let mut world = World::with_nodes(2, 10);
+    for node in ["n1", "n2"] {
+        world.node_status(node, |it| it.files.push("/d".into()));
+    }
     world.add_group("web", 1);
     world.group("web", |it| {
         it.replacement = settings(Reconcile::KeepReplacement);
@@ -307,4 +310,69 @@ fn a_moved_vm_of_a_group_with_replacement_does_not_wait_for_a_lost_node() {
         (vm.previous[0].node.as_str(), vm.previous[0].keep),
         ("n1", false)
     );
+}
+
+#[test]
+fn a_node_that_is_drained_keeps_no_original_copy() {
+    let mut world = web(|it| it.replacement = settings(Reconcile::KeepOriginal));
+    world.lose("n1", 300);
+    world.run();
+    world.report("web-1", "n2", 2, Phase::Ready);
+    assert!(world.vm("web-1").previous[0].keep);
+    let drain = Drain {
+        delete_local: false,
+    };
+    world.admin("n1", |it| it.drain = Some(drain));
+    assert_eq!(actions(&world.run()), [(Confirm, "web-1")]);
+    assert!(!world.vm("web-1").previous[0].keep);
+    world.regain("n1");
+    world.report("web-1", "n1", 1, Phase::Deleted);
+    assert_eq!(actions(&world.run()), [(Confirm, "web-1")]);
+    assert!(world.vm("web-1").previous.is_empty());
+    assert!(world.plan().steps.is_empty());
+}
+
+#[test]
+fn what_depends_on_the_time_without_contact_is_marked() {
+    let mut world = web(|_| ());
+    world.lose("n1", 299);
+    assert!(!world.plan().depends_on_time);
+    world.lose("n1", 300);
+    assert!(world.plan().depends_on_time);
+    world.regain("n1");
+    assert!(!world.plan().depends_on_time);
+    // A move whose first node is lost before it has confirmed.
+    let drain = Drain {
+        delete_local: false,
+    };
+    world.admin("n1", |it| it.drain = Some(drain));
+    assert_eq!(actions(&world.run()), [(Move, "web-1")]);
+    assert!(!world.plan().depends_on_time);
+    world.lose("n1", 300);
+    let plan = world.plan();
+    assert_eq!(actions(&plan), [(Confirm, "web-1")]);
+    assert!(plan.depends_on_time);
+    // An administrator's word does not depend on time.
+    let mut world = web(|_| ());
+    world.lose("n1", 1);
+    world.gone("n1");
+    let plan = world.plan();
+    assert_eq!(
+        (actions(&plan), plan.depends_on_time),
+        (vec![(Release, "web-1")], false)
+    );
+}
+
+#[test]
+fn a_copy_that_is_not_reported_is_replaced_only_if_it_was_bound_with_the_present_settings() {
+    for (change, expected) in [(false, vec![(Replace, "web-1")]), (true, vec![])] {
+        let mut world = web(|_| ());
+        let uid = world.vm("web-1").meta.uid;
+        world.view.statuses.remove(&uid);
+        if change {
+            world.group("web", |it| it.placement.max_unavailable = 7);
+        }
+        world.lose("n1", 300);
+        assert_eq!(actions(&world.plan()), expected);
+    }
 }

@@ -15,7 +15,10 @@ fn batches_hold_all_steps_in_order_within_the_limits_of_etcd() {
     let created = world.run();
     world.all_ready();
     for group in ["a", "b", "c"] {
-        world.group(group, |it| it.placement.max_unavailable = 200);
+        world.group(group, |it| {
+            it.placement.max_unavailable = 200;
+            it.spec.template.dns_servers = vec!["10.0.0.1".parse().unwrap()];
+        });
     }
     let updated = world.plan();
     for (plan, least) in [(created, 8), (updated, 5)] {

@@ -59,6 +59,8 @@ pub fn node_status(vcpus: u64, gib: u64) -> NodeStatus {
         architecture: "x86_64".into(),
         hypervisors: vec![Hypervisor::Qemu],
         files: Vec::new(),
+        secrets: Default::default(),
+        has_guard: true,
         capacity,
         allocatable: capacity,
         version: "1".into(),
