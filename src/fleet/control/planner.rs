@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::absence::Absences;
-use super::transaction::transactions;
-use super::{Control, Failure, PlanSummary, Term, remember, view};
+use super::transaction::{Transaction, transactions};
+use super::view::{self, Seen};
+use super::{Control, Failure, PlanSummary, Term, remember};
 use crate::api::meta::Uid;
 use crate::clock;
 use crate::fleet::contact::Boottime;
@@ -31,14 +32,17 @@ const VALID: Duration = Duration::from_secs(10);
 #[derive(Default)]
 struct Planner {
     absences: Absences,
-    /// The revision at which the term began: the rest is of this term.
-    term: u64,
+    /// The revision at which the term began, and [`crate::fleet::link::Link::acceptances`]: the rest is of this term in this history. A snapshot
+    /// of the cluster may contain the election key of the present leader.
+    term: (u64, u64),
     /// The objects must have this revision.
     floor: u64,
     /// The list and the revision of the last plan that was written.
     planned: Option<(u64, u64)>,
     /// When the next plan is due although nothing changes.
     wake: Option<Boottime>,
+    /// The revision at which the election key was written after a plan that depends on time, and when.
+    marker: Option<(u64, Boottime)>,
     /// A write has an unknown outcome.
     has_unknown_write: bool,
     /// How long it took to make the last plan.
@@ -56,6 +60,28 @@ enum Outcome {
     Stopped,
     /// A write has failed, or its outcome is unknown.
     Failed(Failure),
+}
+
+impl Outcome {
+    /// The graver of two: a failure, a conflict, none.
+    fn or(self, other: Self) -> Self {
+        match (&self, &other) {
+            (Self::Written, _) | (Self::Conflict, Self::Failed(_)) => other,
+            _ => self,
+        }
+    }
+}
+
+/// etcd refuses a transaction for what it contains. Another attempt has the same result.
+fn is_refused(failure: &Failure) -> bool {
+    match failure {
+        Failure::Etcd(error) => matches!(error, Error::Denied { .. } | Error::Invalid { .. }),
+        _ => false,
+    }
+}
+
+fn of_step(step: &Step, failure: &Failure) -> Failure {
+    Failure::Other(format!("cannot {} {}: {failure}", step.action, step.name))
 }
 
 impl Control {
@@ -89,7 +115,7 @@ impl Control {
             self.forget();
             return None;
         };
-        planner.begin(term);
+        planner.begin(term, self.link.acceptances());
         if planner.has_unknown_write {
             match self.invalidate(term).await {
                 Ok(Some(revision)) => {
@@ -121,6 +147,13 @@ impl Control {
             Err(failure) => return Some(self.failed(planner, &failure)),
         };
         planner.took = boottime().since(now);
+        let marker = planner.marker.take();
+        let is_recent = |(revision, written): (u64, Boottime)| {
+            at.1 >= revision && boottime().since(written) < VALID
+        };
+        if plan.depends_on_time && !marker.is_some_and(is_recent) {
+            return self.mark(planner, term).await;
+        }
         let outcome = self.write(planner, &plan, now).await;
         planner.wake = plan.wake_after.map(|after| now.plus(after));
         match outcome {
@@ -137,13 +170,24 @@ impl Control {
         }
     }
 
+    /// Writes the election key, and lets the next plan wait until this is watched. The watch may be behind by any time; what a node has done
+    /// before this write is seen by that plan.
+    async fn mark(&self, planner: &mut Planner, term: Term) -> Option<Duration> {
+        let begin = boottime();
+        match self.invalidate(term).await {
+            Ok(Some(revision)) => {
+                planner.marker = Some((revision, begin));
+                planner.floor = planner.floor.max(revision);
+                planner.planned = None;
+                Some(DEBOUNCE)
+            }
+            Ok(None) => None,
+            Err(failure) => Some(self.failed(planner, &failure)),
+        }
+    }
+
     /// The objects, if a plan is due: the list and the revision that they are of.
-    fn look(
-        &self,
-        planner: &mut Planner,
-        term: Term,
-        now: Boottime,
-    ) -> Option<((u64, u64), Result<View, String>)> {
+    fn look(&self, planner: &mut Planner, term: Term, now: Boottime) -> Option<((u64, u64), Seen)> {
         self.link.read_listed(|mirror, contact, list| {
             let absences = &mut planner.absences;
             absences.look(mirror, term.create_revision, list, now);
@@ -200,7 +244,7 @@ impl Control {
             Err(error) => return Outcome::Failed(Failure::Other(error.to_string())),
         };
         let mut outcome = Outcome::Written;
-        for (txn, bytes) in transactions {
+        for Transaction { txn, bytes, steps } in transactions {
             let is_current = self
                 .planning()
                 .is_some_and(|it| it.revision == term.revision);
@@ -210,11 +254,42 @@ impl Control {
             match self.send(planner, term, &txn, bytes).await {
                 Ok(true) => {}
                 // The other transactions are independent of it, unless another node was elected.
-                Ok(false) => outcome = Outcome::Conflict,
+                Ok(false) => outcome = outcome.or(Outcome::Conflict),
+                Err(failure) if is_refused(&failure) => {
+                    let failed = self.write_alone(planner, term, &steps, failure).await;
+                    outcome = failed.or(outcome);
+                }
                 Err(failure) => return Outcome::Failed(failure),
             }
         }
         outcome
+    }
+
+    /// Writes the steps of a transaction that etcd refuses one by one: one that can never be written must not keep the others, also those of
+    /// later transactions, from being written.
+    async fn write_alone(
+        &self,
+        planner: &mut Planner,
+        term: Term,
+        steps: &[&Step],
+        failure: Failure,
+    ) -> Outcome {
+        let mut last = failure;
+        let alone = steps.iter().filter(|_| steps.len() > 1);
+        for step in alone {
+            let transactions = match transactions(std::slice::from_ref(*step), term.revision) {
+                Ok(transactions) => transactions,
+                Err(error) => return Outcome::Failed(Failure::Other(error.to_string())),
+            };
+            for Transaction { txn, bytes, .. } in transactions {
+                match self.send(planner, term, &txn, bytes).await {
+                    Ok(_) => {}
+                    Err(failure) if is_refused(&failure) => last = of_step(step, &failure),
+                    Err(failure) => return Outcome::Failed(failure),
+                }
+            }
+        }
+        Outcome::Failed(last)
     }
 
     /// Sends a transaction; whether it was applied.
@@ -297,11 +372,12 @@ impl Control {
 }
 
 impl Planner {
-    /// What was remembered of an earlier term has no meaning in this one.
-    fn begin(&mut self, term: Term) {
-        if self.term != term.create_revision {
+    /// What was remembered of an earlier term, or of another history of the cluster, has no meaning in this one.
+    fn begin(&mut self, term: Term, acceptances: u64) {
+        let begun = (term.create_revision, acceptances);
+        if self.term != begun {
             *self = Self {
-                term: term.create_revision,
+                term: begun,
                 floor: term.create_revision,
                 ..Self::default()
             };

@@ -9,12 +9,22 @@ use crate::fleet::schedule::step::{self, Step, Write, batches};
 /// The most bytes of keys and values of a transaction: etcd accepts requests of 1.5 MiB by default.
 const MAX_BYTES: usize = 1 << 20;
 
-/// The transactions of these steps with their sizes in bytes. Each also compares the election key, which the leader has written last at
-/// `revision`.
+/// A transaction of steps.
+pub(super) struct Transaction<'p> {
+    pub(super) txn: Txn,
+    /// The size of its keys and values, in bytes.
+    pub(super) bytes: usize,
+    pub(super) steps: Vec<&'p Step>,
+}
+
+/// The transactions of these steps. Each also compares the election key, which the leader has written last at `revision`.
+///
+/// # Errors
+/// An object cannot be expressed in JSON.
 pub(super) fn transactions(
     steps: &[Step],
     revision: u64,
-) -> Result<Vec<(Txn, usize)>, serde_json::Error> {
+) -> Result<Vec<Transaction<'_>>, serde_json::Error> {
     let election = step::Compare {
         key: Key::Election,
         revision,
@@ -28,11 +38,11 @@ pub(super) fn transactions(
 }
 
 /// Divides a batch until its parts are not too large; a step that is too large by itself is refused by etcd.
-fn split(
-    steps: &[&Step],
+fn split<'p>(
+    steps: &[&'p Step],
     mut ops: Vec<Op>,
     election: &step::Compare,
-    transactions: &mut Vec<(Txn, usize)>,
+    transactions: &mut Vec<Transaction<'p>>,
 ) {
     let bytes = ops.iter().map(size).sum();
     if bytes > MAX_BYTES && steps.len() > 1 {
@@ -53,7 +63,11 @@ fn split(
         then: ops,
         otherwise: vec![Op::Get(Key::Election.into())],
     };
-    transactions.push((txn, bytes));
+    transactions.push(Transaction {
+        txn,
+        bytes,
+        steps: steps.to_vec(),
+    });
 }
 
 /// The revision of a key that is absent is 0.
@@ -139,14 +153,14 @@ mod tests {
             let steps = steps(count, pending);
             let transactions = transactions(&steps, 9).unwrap();
             let election = Compare::unchanged(Key::Election, Revision(9));
-            for (txn, bytes) in &transactions {
+            for Transaction { txn, bytes, .. } in &transactions {
                 assert_eq!(txn.compares[0], election);
                 assert!(txn.compares.len() <= MAX_OPS && txn.then.len() <= MAX_OPS);
                 assert!(*bytes <= MAX_BYTES, "{bytes}");
                 // The election, the group, and each VM.
                 assert_eq!(txn.compares.len(), txn.then.len() + 2);
             }
-            let ops: Vec<&Op> = transactions.iter().flat_map(|(txn, _)| &txn.then).collect();
+            let ops: Vec<&Op> = transactions.iter().flat_map(|it| &it.txn.then).collect();
             let expected: Vec<Op> = steps.iter().map(|it| op(&it.write).unwrap()).collect();
             assert_eq!(ops, expected.iter().collect::<Vec<_>>());
             assert!(transactions.len() >= least, "{}", transactions.len());

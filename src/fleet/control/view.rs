@@ -12,6 +12,9 @@ use crate::fleet::mirror::{Decoded, Mirror};
 use crate::fleet::object::VmStatus;
 use crate::fleet::schedule::view::{Contact, NodeView, Stored, View};
 
+/// A view with a sentence about the nodes that are left out, or why there is none.
+pub(super) type Seen = Result<(View, Option<String>), String>;
+
 /// The view of the scheduler, and a sentence about the nodes whose own values cannot be decoded.
 ///
 /// A node that writes such a value is as one that has just lost contact: no VM is bound to it, and none of it is replaced or confirmed. It
@@ -19,12 +22,7 @@ use crate::fleet::schedule::view::{Contact, NodeView, Stored, View};
 ///
 /// # Errors
 /// A value of a control node cannot be decoded: why nothing is planned, a sentence.
-pub(super) fn of(
-    mirror: &Mirror,
-    absences: &Absences,
-    now: Timestamp,
-    boottime: Boottime,
-) -> Result<(View, Option<String>), String> {
+pub(super) fn of(mirror: &Mirror, absences: &Absences, now: Timestamp, boottime: Boottime) -> Seen {
     let mut unreadable = BTreeSet::new();
     let (mut of_nodes, mut of_fleet) = (Vec::new(), Vec::new());
     for (key, error) in mirror.undecodable() {
