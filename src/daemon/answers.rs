@@ -178,7 +178,8 @@ impl Backend for AppState {
     async fn delete(&self, kind: Kind, name: Name, how: Deletion) -> Result<(), Refusal> {
         let object = ObjectRef::Named(kind, name.clone());
         let store = &self.engine.store;
-        let deleted = store.write(|txn| deletion::delete(txn, &self.intake, (kind, &name), how));
+        let by = (&*self.intake, &*self.fleet);
+        let deleted = store.write(|txn| deletion::delete(txn, by, (kind, &name), how));
         if !deleted.await? {
             return Err(store.read(|world| not_found(world, kind, &name)));
         }

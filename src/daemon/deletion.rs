@@ -1,15 +1,18 @@
 //! Deletion of an object by its name: refused, requested, or forced.
 //! Out of scope: groups without a manifest (`intake_loop`); the removal itself.
 
+use std::collections::BTreeSet;
+
 use super::drafts::delete_group;
 use super::failure::Failure;
+use super::fleet::Slot;
 use super::intake_loop::IntakeLoop;
-use crate::api::host_group::Origin;
+use crate::api::host_group::{HostGroup, Origin};
 use crate::api::meta::{Name, Uid};
 use crate::api::on_demand::OnDemandEntry;
 use crate::api::view::Kind;
 use crate::reconcile::group::{self, Removed};
-use crate::store::{self, Txn};
+use crate::store::{self, Txn, World};
 use crate::wire::{Deletion, Refusal};
 
 /// Requests the deletion of an object in one transaction, so that a response implies that the request, and that it is forced, are stored.
@@ -19,12 +22,12 @@ use crate::wire::{Deletion, Refusal};
 /// A refusal, or an error of the store.
 pub(super) fn delete(
     txn: &mut Txn<'_>,
-    intake: &IntakeLoop,
+    (intake, fleet): (&IntakeLoop, &Slot),
     (kind, name): (Kind, &Name),
     how: Deletion,
 ) -> Result<bool, Failure> {
     match kind {
-        Kind::HostGroup => delete_host_group(txn, intake, name, how),
+        Kind::HostGroup => delete_host_group(txn, (intake, fleet), name, how),
         Kind::Vm => Ok(delete_vm(txn, name, how)?),
         Kind::Lease => {
             let message = format!("{kind}/{name} is deleted with its VM: delete vm/{name}");
@@ -35,7 +38,7 @@ pub(super) fn delete(
 
 fn delete_host_group(
     txn: &mut Txn<'_>,
-    intake: &IntakeLoop,
+    (intake, fleet): (&IntakeLoop, &Slot),
     name: &Name,
     how: Deletion,
 ) -> Result<bool, Failure> {
@@ -56,9 +59,9 @@ fn delete_host_group(
     if let Some(group) = txn.world().group(name)
         && matches!(group.origin, Origin::Fleet { .. })
         && !group.meta.deleting
+        && let Some(why) = fleet.keeps(&of_fleet(txn.world(), group))
     {
-        let message =
-            format!("hostgroup/{name} is of the fleet: delete it with `slicectl delete --fleet`");
+        let message = format!("hostgroup/{name} is of the fleet: {why}");
         return Err(Failure::Refused(Refusal::Conflict(vec![message])));
     }
     let exists = delete_group(txn, name)?;
@@ -66,6 +69,16 @@ fn delete_host_group(
         force_group(txn, name)?;
     }
     Ok(exists)
+}
+
+/// The VMs of the fleet that a group has here, by their uids in the fleet.
+fn of_fleet(world: &World, group: &HostGroup) -> BTreeSet<Uid> {
+    let entries = group.orders.values();
+    let entries = entries.filter_map(|entry| Some(entry.fleet.as_ref()?.uid));
+    let vms = world.vms_of(&group.meta.name);
+    entries
+        .chain(vms.filter_map(|vm| Some(vm.fleet()?.uid)))
+        .collect()
 }
 
 /// Forces the deletion of the group's VMs, some of which may already be deleting, in the same transaction; and of the group, for VMs that

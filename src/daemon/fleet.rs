@@ -1,13 +1,14 @@
 //! Connects this daemon to the fleet as the settings file says, and disconnects it. Changes of the settings apply at once.
 //! Out of scope: the connection, the agent and the scheduler ([`crate::fleet`]).
 //!
-//! Without `fleet:` in the settings file nothing here runs. VMs of a fleet that are in the local store then keep running, and those that
-//! may be replaced are not started.
+//! Without `fleet:` in the settings file nothing here runs. VMs of a fleet that are in the local store then keep running until a user deletes
+//! their groups on this node, and those that may be replaced are not started.
 
 mod answers;
 mod connect;
 mod report;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +16,11 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::meta::Uid;
 use crate::engine::Engine;
 use crate::fleet::agent::Agent;
 use crate::fleet::control::Control;
-use crate::fleet::link::Link;
+use crate::fleet::link::{Link, boottime};
 use crate::store;
 
 pub use connect::Config;
@@ -71,6 +73,26 @@ impl Slot {
             State::Failed(why) => Some(why.clone()),
             State::Off | State::On(_) => None,
         }
+    }
+
+    /// Why the copies of these VMs of the fleet on this node must stay, a sentence. `None`: this node has left the fleet, or has contact and
+    /// the fleet does not have them.
+    pub(super) fn keeps(&self, vms: &BTreeSet<Uid>) -> Option<String> {
+        let link = match &*self.0.read() {
+            State::Off => return None,
+            State::Failed(why) => return Some(format!("the fleet cannot be asked: {why}")),
+            State::On(member) => Arc::clone(&member.link),
+        };
+        link.read(|mirror, contact| {
+            let mut kept = vms.iter().filter(|uid| mirror.vms.contains_key(uid));
+            match (contact.may_act(boottime()), kept.next()) {
+                (false, _) => Some("this node has no contact to etcd".to_owned()),
+                (true, Some(_)) => {
+                    Some("delete it with `slicectl delete --fleet`, on any node".to_owned())
+                }
+                (true, None) => None,
+            }
+        })
     }
 
     fn set(&self, state: State) {
