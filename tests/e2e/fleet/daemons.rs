@@ -1,6 +1,7 @@
 //! Several daemons with one desired state: placement, deletion, outages, wiped clusters, drains.
 //! Out of scope: the client and the scheduler alone.
 
+mod left;
 mod lost;
 mod replaced;
 mod storm;
@@ -167,14 +168,21 @@ fn a_change_of_a_group_reaches_its_vms_one_after_the_other() {
             vms.iter().map(|vm| vm["metadata"]["uid"].clone()).collect()
         };
         assert_eq!(uids(&before), uids(&after));
+        // The generation is that of the object: the node of the last one may not have it yet.
         for host in &fleet.hosts {
-            for name in host.vms() {
-                assert_eq!(
-                    host.harness.get(&format!("vm {name}"))["spec"]["ram_bytes"],
-                    256 << 20
-                );
-            }
+            fleet.until("the VMs of the node have the new spec", |_| {
+                let ram = |name: &String| {
+                    let vm = host.harness.get(&format!("vm {name}"));
+                    vm["spec"]["ram_bytes"].as_u64()
+                };
+                let names = host.vms();
+                names
+                    .iter()
+                    .all(|name| ram(name) == Some(256 << 20))
+                    .then_some(())
+            });
         }
+        ready(fleet, 6);
     });
 }
 
@@ -195,5 +203,29 @@ fn vms_that_no_node_can_run_are_pending_with_the_reason() {
         fleet.apply(&group("web", 2, "placement: {node_selector: {zone: b}}"));
         ready(fleet, 2);
         assert_eq!(fleet.counts(), [0, 2]);
+    });
+}
+
+#[test]
+fn a_drain_to_a_node_that_refuses_the_vms_ends_on_another_one() {
+    fleet(3, 1, |fleet| {
+        // The group exists on node-b, and is not of the fleet there.
+        let own = fleet.hosts[1].harness.dir().join("own.yaml");
+        std::fs::write(&own, group("web", 1, "")).expect("written");
+        fleet.hosts[1]
+            .harness
+            .ctl(&format!("apply -f {}", own.display()));
+        fleet.apply(&group(
+            "web",
+            4,
+            "placement: {node_selector: {zone: a}, max_unavailable: 2}",
+        ));
+        ready(fleet, 4);
+        assert_eq!(fleet.counts(), [4, 1, 0]);
+        fleet.apply(&group("web", 4, "placement: {max_unavailable: 2}"));
+        fleet.ctl("node drain node-a --timeout 90s");
+        let vms = ready(fleet, 4);
+        assert!(vms.iter().all(|vm| vm["node"] == "node-c"), "{vms:?}");
+        assert_eq!(fleet.counts(), [0, 1, 4]);
     });
 }

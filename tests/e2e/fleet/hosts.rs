@@ -161,6 +161,14 @@ impl Host {
             .until("the lock of the guard", || lock.exists().then_some(()));
     }
 
+    /// Stops the guard.
+    pub fn stop_guard(&mut self) {
+        if let Some(mut guard) = self.guard.take() {
+            guard.kill().expect("killed");
+            guard.wait().expect("its end");
+        }
+    }
+
     /// Drops all packets between the host and the others.
     pub fn cut_off(&self) {
         kernel::run(&format!("ip link set {} down", self.net.name));

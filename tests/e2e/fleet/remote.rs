@@ -241,6 +241,8 @@ impl Fleet {
             labels: Default::default(),
             architecture: "x86_64".to_owned(),
             hypervisors: Vec::new(),
+            secrets: Default::default(),
+            has_guard: true,
             files: Vec::new(),
             capacity: Resources::default(),
             allocatable: Resources::default(),

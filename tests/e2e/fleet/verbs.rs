@@ -70,6 +70,8 @@ fn node_status(boot_id: &str) -> NodeStatus {
         labels: [("zone".to_owned(), "a".to_owned())].into(),
         architecture: "x86_64".to_owned(),
         hypervisors: Vec::new(),
+        secrets: Default::default(),
+        has_guard: true,
         files: Vec::new(),
         capacity: resources,
         allocatable: resources,

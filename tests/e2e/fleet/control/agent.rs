@@ -30,6 +30,8 @@ fn node_status(vcpus: u64) -> NodeStatus {
         labels: BTreeMap::new(),
         architecture: "x86_64".into(),
         hypervisors: vec![Hypervisor::CloudHypervisor],
+        secrets: Default::default(),
+        has_guard: true,
         files: vec!["/vmlinuz".into()],
         capacity,
         allocatable: capacity,

@@ -5,14 +5,14 @@ use super::super::hosts::{Fleet, fleet};
 use super::{group, nothing_left, ready};
 
 /// The reason of the condition `FleetContact` of a host.
-fn contact(fleet: &Fleet, host: usize) -> Option<String> {
+pub(super) fn contact(fleet: &Fleet, host: usize) -> Option<String> {
     let output = fleet.hosts[host].harness.try_ctl("fleet status -o json");
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
     Some(found["contact"]["reason"].as_str()?.to_owned())
 }
 
 #[track_caller]
-fn until_contact(fleet: &Fleet, host: usize, reason: &str) {
+pub(super) fn until_contact(fleet: &Fleet, host: usize, reason: &str) {
     fleet.until(&format!("contact is {reason}"), |fleet| {
         (contact(fleet, host).as_deref() == Some(reason)).then_some(())
     });
