@@ -7,7 +7,7 @@
 //! | `/slice/v1/vms/<uid>` | [`Vm`](super::object::Vm) | the elected scheduler |
 //! | `/slice/v1/nodes/<node>` | [`Node`](super::object::Node) | administrators, by the API of a control node |
 //! | `/slice/v1/nodestatus/<node>` | [`NodeStatus`](super::object::NodeStatus) | that node |
-//! | `/slice/v1/alive/<node>` | empty, with a lease | that node |
+//! | `/slice/v1/alive/<node>` | the id of the host until it is booted again, with a lease | that node |
 //! | `/slice/v1/status/<node>/<uid>` | [`VmStatus`](super::object::VmStatus) | that node |
 //! | `/slice/v1/ranges/<group>/<node>` | [`NodeSubnet`](super::object::NodeSubnet) | the elected scheduler |
 //! | `/slice/v1/election` | the name of the leader, with a lease | control nodes |
