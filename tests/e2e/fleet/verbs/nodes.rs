@@ -92,6 +92,14 @@ fn vms_that_a_drain_leaves_are_listed_with_the_reason() {
             reason.contains("/slice/v1/groups/web cannot be read")
         });
         assert!(all && vms.len() == 2, "{vms:?}");
+        // A VM that cannot be read may be on the node.
+        client.put("/slice/v1/vms/x", "?", None).await.unwrap();
+        let snapshot = Snapshot::read(&client).await.unwrap();
+        let error = verbs::node_vms(snapshot, &name("node-a"), clock::now()).unwrap_err();
+        assert!(
+            error.to_string().contains("/slice/v1/vms/x cannot be read"),
+            "{error}"
+        );
     });
 }
 
