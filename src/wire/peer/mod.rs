@@ -6,7 +6,7 @@
 //! for limits; no user of another node has the reserves of root. A request of a node is never forwarded again: there is one hop at most.
 //!
 //! # What a node may ask
-//! The certificate of a node authorises what a node forwards and nothing else ([`permitted`]): requests that name a VM of the fleet, and the
+//! The certificate of a node authorises what a node forwards and nothing else ([`mod@permitted`]): requests that name a VM of the fleet, and the
 //! events of this node. A VM is named with the uid of its object: another one of the same name is not the one that is meant.
 //!
 //! | file | content |
