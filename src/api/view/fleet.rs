@@ -45,6 +45,11 @@ impl Unreadable {
         self.kind() == Some("groups")
     }
 
+    /// Whether a node has written it, by its key: it concerns that node alone.
+    pub fn is_of_node(&self) -> bool {
+        matches!(self.kind(), Some("nodestatus" | "status" | "alive"))
+    }
+
     /// Of `/slice/v1/KIND/…`.
     fn kind(&self) -> Option<&str> {
         self.key.split('/').nth(3)

@@ -133,7 +133,10 @@ pub fn node_vms(snapshot: Snapshot, node: &Name, now: Timestamp) -> Result<Vec<N
     let vms = snapshot.vms.values().map(|stored| &stored.value);
     let on_node = vms.filter(|vm| copies(vm).any(|(other, _)| other == node));
     let names: Vec<Name> = on_node.map(|vm| vm.meta.name.clone()).collect();
-    let reasons: BTreeMap<Name, String> = match snapshot.unreadable.first() {
+    // Values of a node stop no other one.
+    let mut unreadable = snapshot.unreadable.iter();
+    let of_fleet = unreadable.find(|value| !value.is_of_node());
+    let reasons: BTreeMap<Name, String> = match of_fleet {
         Some(value) => {
             let reason = format!(
                 "the scheduler changes nothing while {} cannot be read",
