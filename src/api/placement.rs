@@ -69,6 +69,25 @@ pub struct Subnets {
     pub prefix_len: u8,
 }
 
+/// The number of VMs for which a subnet with this prefix length has addresses: all but those of the network, of the node and for broadcasts.
+pub fn addresses_in(prefix_len: u8) -> u64 {
+    let size = 1_u64 << (32 - prefix_len.min(32));
+    size.saturating_sub(3)
+}
+
+impl Subnets {
+    /// The number of subnets in the pool.
+    pub fn count(&self) -> u64 {
+        let bits = self.prefix_len.min(32).checked_sub(self.pool.prefix());
+        bits.map_or(0, |bits| 1 << bits)
+    }
+
+    /// The number of VMs of a group for which the pool has addresses, if no other group uses it.
+    pub fn addresses(&self) -> u64 {
+        self.count() * addresses_in(self.prefix_len)
+    }
+}
+
 /// How nodes are preferred.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -195,4 +214,34 @@ pub fn problems(
         found.push(("replacement.replace_after", error.to_string()));
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_has_addresses_for_the_vms_of_all_its_subnets() {
+        for (pool, prefix_len, count, addresses) in [
+            ("10.9.0.0/23", 24, 2, 506),
+            ("10.9.0.0/24", 24, 1, 253),
+            ("10.9.0.0/28", 30, 4, 4),
+            ("10.9.0.0/28", 29, 2, 10),
+            ("10.0.0.0/8", 30, 1 << 22, 1 << 22),
+            ("0.0.0.0/0", 8, 256, 256 * ((1 << 24) - 3)),
+            ("10.9.0.0/24", 23, 0, 0),
+        ] {
+            let pool = pool.parse().unwrap();
+            let subnets = Subnets { pool, prefix_len };
+            assert_eq!(
+                (subnets.count(), subnets.addresses()),
+                (count, addresses),
+                "{subnets:?}"
+            );
+        }
+        assert_eq!(
+            (addresses_in(30), addresses_in(31), addresses_in(32)),
+            (1, 0, 0)
+        );
+    }
 }

@@ -35,8 +35,12 @@ pub(super) async fn identity(config: &Config, peers: &Peers) -> Result<Option<Id
     }
     let own = config.listener.tls.clone();
     let peers = match peers {
+        // Settings and certificates change one after the other.
+        _ if !config.has_fleet => None,
         Peers::On(peers) => Some(peers.clone()),
-        Peers::Off => None,
+        Peers::Off if own.is_some() => None,
+        // Without them, the token could be read on the network.
+        Peers::Off => return Err("the certificates of the fleet are not read yet".to_owned()),
         // Nodes are not accepted, all others are.
         Peers::Failed(_) if own.is_some() => None,
         Peers::Failed(why) => return Err(why.clone()),

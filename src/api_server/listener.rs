@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::running::Running;
 use super::{Config, Peers, Progress, Report, files};
+use crate::api::manifest::settings::api::Bind;
 use crate::wire::limits::Limits;
 use crate::wire::{AgentRequests, Auth, Backend, Page, Server, Token};
 
@@ -245,12 +246,17 @@ async fn keep<B: Backend>(
 impl<B: Backend> Target<B> {
     pub(super) fn server(
         &self,
+        bind: &Bind,
         token: Option<Token>,
         page: Page,
         stop: CancellationToken,
     ) -> Server<B> {
         let auth = token.map_or_else(Auth::none, Auth::token);
         let backend = Arc::clone(&self.backend);
-        Server::new(backend, &self.agents, auth, page, self.limits, stop)
+        let limits = match bind {
+            Bind::Unix(_) => self.limits.local(),
+            Bind::Tcp(_) => self.limits,
+        };
+        Server::new(backend, &self.agents, auth, page, limits, stop)
     }
 }

@@ -12,6 +12,7 @@
 //! | the token, or whether one is needed | connections end: whoever had the old token has no stream or shell left |
 //! | whether there is a web page | connections end |
 //! | the certificate | the next connections get it; connections that exist go on |
+//! | `fleet:` is added or removed | as TLS: the listener has the certificate of the fleet or not, and without it no node is accepted; their connections end |
 //! | the authorities of the fleet, or its lists of revoked certificates | the next connections are checked by them; those of nodes that are no longer accepted end |
 //! | an address in use, a certificate or key that is invalid | it is reported, and what listens goes on |
 //!
@@ -56,6 +57,8 @@ pub struct Config {
     pub socket_group: String,
     /// The file with the token if the settings have none.
     pub default_token: PathBuf,
+    /// Whether nodes are accepted: `fleet:` has certificates.
+    pub has_fleet: bool,
 }
 
 impl Config {

@@ -38,7 +38,7 @@ impl<B: Backend> Running<B> {
         Ok(Self {
             config: config.clone(),
             listening,
-            server: target.server(token.clone(), page, stop.clone()),
+            server: target.server(&config.listener.bind, token.clone(), page, stop.clone()),
             token,
             page,
             identity,
@@ -177,7 +177,8 @@ impl<B: Backend> Running<B> {
     fn restart(&mut self, target: &Target<B>, token: Option<Token>, page: Page) {
         self.stop.cancel();
         self.stop = CancellationToken::new();
-        let next = target.server(token.clone(), page, self.stop.clone());
+        let bind = &self.config.listener.bind;
+        let next = target.server(bind, token.clone(), page, self.stop.clone());
         let ended = std::mem::replace(&mut self.server, next);
         (self.token, self.page) = (token, page);
         tokio::spawn(ended.end());

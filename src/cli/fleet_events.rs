@@ -5,7 +5,7 @@ use futures::StreamExt;
 
 use super::args::EventsArgs;
 use super::events::{object, row, titles};
-use super::failure::{Failure, note};
+use super::failure::{Failure, error, note};
 use super::output::EventsFormat;
 use super::paint::Colors;
 use super::rows::Columns;
@@ -14,8 +14,8 @@ use super::{print, yaml};
 use crate::api::event::FleetEvent;
 use crate::wire::{Client, StreamMode};
 
-/// Prints events by the time of their last occurrence; if they are followed, as they arrive. A node that does not answer is reported, and
-/// is no error.
+/// Prints events by the time of their last occurrence; if they are followed, as they arrive. A node that does not answer is reported at
+/// once; the events of the others are printed, and the command fails at the end.
 pub async fn events(client: &Client, args: EventsArgs) -> Result<(), Failure> {
     let object = object(&args.object)?;
     let span = match args.watch {
@@ -25,10 +25,12 @@ pub async fn events(client: &Client, args: EventsArgs) -> Result<(), Failure> {
     let mut lines = client.fleet_events(object.as_ref(), span).await?;
     let mut all = Vec::new();
     let mut output = Output::new(args.output);
+    let mut ended = Ok(());
     while let Some(line) = lines.next().await {
         let line = line?;
-        if let Some(error) = &line.error {
-            note(error);
+        if let Some(text) = &line.error {
+            error(text);
+            ended = Err(Failure::Reported);
         }
         match span {
             _ if line.event.is_none() => {}
@@ -37,14 +39,15 @@ pub async fn events(client: &Client, args: EventsArgs) -> Result<(), Failure> {
         }
     }
     if span == StreamMode::Follow {
-        return Ok(());
+        return ended;
     }
     if all.is_empty() {
         note("no events found");
-        return Ok(());
+        return ended;
     }
     all.sort_by_key(|line| line.event.as_ref().map(|event| event.time));
-    output.print(all)
+    output.print(all)?;
+    ended
 }
 
 enum Output {

@@ -379,10 +379,12 @@ async fn serve(
     let ((ssh_sender, ssh_configs), (api_sender, api_configs)) =
         (watch::channel(settings.ssh), watch::channel(settings.api));
     let (fleet_sender, fleet_configs) = watch::channel(settings.fleet);
+    let (files_sender, fleet_files) = watch::channel(settings.fleet_files);
     let followers = Followers {
         ssh: ssh_sender,
         api: api_sender,
         fleet: fleet_sender,
+        fleet_files: files_sender,
     };
     let member = fleet::run(engine.clone(), fleet.clone(), fleet_configs, stop.clone());
     let mut member = tokio::spawn(member);
@@ -390,9 +392,7 @@ async fn serve(
     tasks.spawn(ssh_server::run(ssh, ssh_configs, stop.clone()));
     let limits = Limits::of(budget.connections).with_agents(budget.agents);
     let agent_requests = AgentRequests::new(&limits);
-    let peer_certificates = peers
-        .start(&mut tasks, settings.fleet_files, args.resync)
-        .await;
+    let peer_certificates = peers.start(&mut tasks, fleet_files, args.resync).await;
     let target = Target {
         backend: Arc::new(api),
         agents: agent_requests.clone(),

@@ -7,12 +7,13 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tokio::time::{Interval, MissedTickBehavior};
 use tracing::{info, warn};
 
 use super::file_watch::follow;
 use super::fleet::Slot;
 use crate::api::event::{EventReason, EventType, ObjectRef};
-use crate::api::meta::Name;
+use crate::api::meta::{Name, Uid};
 use crate::api_server::{self, FleetFiles};
 use crate::clock;
 use crate::engine::Engine;
@@ -21,6 +22,21 @@ use crate::wire::peer::{Fleet, PeerTls, Place, Registry, Whereabouts};
 
 /// The interval in which files that could not be used are read again.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// The interval in which it is looked whether the connection to the fleet was replaced.
+const LINK_INTERVAL: Duration = Duration::from_secs(5);
+/// The interval in which the certificates of open connections are verified, since they expire.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What is followed.
+struct Followed {
+    /// The files that the settings name.
+    files: Option<FleetFiles>,
+    /// Why they cannot be used.
+    problem: Option<String>,
+    /// For the listener.
+    sender: watch::Sender<api_server::Peers>,
+}
 
 /// The other nodes.
 pub(super) struct Peers {
@@ -41,103 +57,134 @@ impl Peers {
         }
     }
 
-    /// Reads the certificates, and follows their files in a task.
+    /// Reads the certificates that the settings name, and follows the settings and the files in a task.
     pub(super) async fn start(
         self: &Arc<Self>,
         tasks: &mut JoinSet<()>,
-        files: Option<FleetFiles>,
+        mut configs: watch::Receiver<Option<FleetFiles>>,
         resync: Duration,
     ) -> watch::Receiver<api_server::Peers> {
-        let Some(files) = files else {
-            return watch::Sender::new(api_server::Peers::Off).subscribe();
-        };
-        let mut problem = None;
         let (sender, receiver) = watch::channel(api_server::Peers::Off);
-        self.read(&files, &sender, &mut problem).await;
+        let mut followed = Followed {
+            files: None,
+            problem: None,
+            sender,
+        };
+        let files = configs.borrow_and_update().clone();
+        self.read(files, &mut followed).await;
         let peers = Arc::clone(self);
-        tasks.spawn(async move { peers.follow(files, sender, problem, resync).await });
+        tasks.spawn(async move { peers.follow(configs, followed, resync).await });
         receiver
     }
 
+    /// Never returns.
     async fn follow(
         &self,
-        files: FleetFiles,
-        sender: watch::Sender<api_server::Peers>,
-        mut problem: Option<String>,
+        mut configs: watch::Receiver<Option<FleetFiles>>,
+        mut followed: Followed,
         resync: Duration,
     ) {
         let changed = Notify::new();
-        // The sender lives as long as this function.
-        let (_settings, configs) = watch::channel(Some(files.clone()));
+        let directories = follow(configs.clone(), FleetFiles::directories, &changed, resync);
+        let mut expiry = tokio::time::interval(EXPIRY_INTERVAL);
+        expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let reading = async {
             loop {
+                let is_fleet = followed.files.is_some();
                 tokio::select! {
+                    settings = configs.changed() => if settings.is_err() {
+                        // The daemon stops.
+                        std::future::pending().await
+                    },
                     () = changed.notified() => {}
-                    () = self.recheck_nodes() => {}
-                    () = tokio::time::sleep(RETRY), if problem.is_some() => {}
+                    () = tokio::time::sleep(RETRY), if followed.problem.is_some() => {}
+                    () = self.end_refused(&mut expiry), if is_fleet => {}
                 }
-                self.read(&files, &sender, &mut problem).await;
+                let files = configs.borrow_and_update().clone();
+                self.read(files, &mut followed).await;
             }
         };
         tokio::select! {
             () = reading => {}
-            () = follow(configs, FleetFiles::directories, &changed, resync) => {}
+            () = directories => {}
         }
     }
 
-    /// Checks the connections whenever the objects of the fleet change: a node may be gone. Never returns.
-    async fn recheck_nodes(&self) {
-        // Without a connection to etcd yet, it is looked for again when the files are read.
-        if let Some(link) = self.slot.get() {
-            let mut changes = link.subscribe();
-            while changes.changed().await.is_ok() {
-                self.recheck();
+    /// Ends connections of nodes that an administrator has stated to be gone, whenever the objects of the fleet change, and those whose
+    /// certificates have expired. Never returns.
+    async fn end_refused(&self, expiry: &mut Interval) {
+        loop {
+            let link = self.slot.get();
+            let mut changes = link.as_ref().map(|link| link.subscribe());
+            // Only the comparison is needed: a link that was replaced may end.
+            let id = link.map(|link| Arc::as_ptr(&link).addr());
+            loop {
+                self.end_gone();
+                let changed = async {
+                    match &mut changes {
+                        Some(changes) => changes.changed().await.is_ok(),
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    is_open = changed => if !is_open { break },
+                    () = tokio::time::sleep(LINK_INTERVAL) => {}
+                    _ = expiry.tick() => self.recheck(),
+                }
+                // Settings of the fleet that change replace the link.
+                if self.slot.get().map(|link| Arc::as_ptr(&link).addr()) != id {
+                    break;
+                }
             }
         }
-        std::future::pending().await
     }
 
+    /// Verifies no certificate: objects of the fleet change often.
+    fn end_gone(&self) {
+        for node in self.connections.end_of(|node| self.is_gone(node)) {
+            info!(%node, "closed the connections of a node that is gone");
+        }
+    }
+
+    /// Verifies the certificates of all connections.
     fn recheck(&self) {
         let Some(current) = self.tls.read().clone() else {
             return;
         };
-        if self.connections.is_empty() {
-            return;
-        }
-        // Also certificates that have expired, and nodes that are gone.
-        for node in self
-            .connections
-            .recheck(&current, |node| self.is_gone(node))
-        {
-            info!(%node, "closed a connection: the node or its certificate is no longer accepted");
+        for node in self.connections.recheck(&current) {
+            info!(%node, "closed a connection: the certificate of the node is no longer accepted");
         }
     }
 
-    /// Reads the files. Files that are invalid change nothing: the certificates before stay in effect.
-    async fn read(
-        &self,
-        files: &FleetFiles,
-        sender: &watch::Sender<api_server::Peers>,
-        problem: &mut Option<String>,
-    ) {
+    /// Reads the files. Files that become invalid change nothing: the certificates before stay in effect. Those of other settings do not: it
+    /// is not known which nodes are to be accepted, so none is.
+    async fn read(&self, files: Option<FleetFiles>, followed: &mut Followed) {
+        let has_other_settings = files != followed.files;
+        followed.files.clone_from(&files);
+        let Some(files) = files else {
+            followed.problem = None;
+            if has_other_settings {
+                self.refuse_all(&followed.sender, api_server::Peers::Off);
+            }
+            return;
+        };
         match files.load().await {
             Ok(loaded) => {
-                *problem = None;
-                self.replace(loaded, sender);
+                followed.problem = None;
+                self.replace(loaded, &followed.sender);
             }
             Err(why) => {
-                if problem.as_ref() != Some(&why) {
+                if followed.problem.as_ref() != Some(&why) {
                     warn!(error = %why, "the certificates of the fleet are invalid");
                     let message = format!("certificates of the fleet are not in effect: {why}");
                     self.report(EventType::Warning, EventReason::ApiListenerFailed, &message);
                 }
-                *problem = Some(why.clone());
-                if self.tls.read().is_none() {
-                    sender.send_replace(api_server::Peers::Failed(why));
+                followed.problem = Some(why.clone());
+                if has_other_settings || self.tls.read().is_none() {
+                    self.refuse_all(&followed.sender, api_server::Peers::Failed(why));
                 }
             }
         }
-        self.recheck();
     }
 
     fn replace(&self, loaded: PeerTls, sender: &watch::Sender<api_server::Peers>) {
@@ -149,6 +196,16 @@ impl Peers {
         // Before the listener and the check of what is open: see `Registry::register`.
         *self.tls.write() = Some(Arc::clone(&loaded));
         sender.send_replace(api_server::Peers::On(loaded));
+        self.recheck();
+    }
+
+    /// Accepts no node from now on, and ends all connections.
+    fn refuse_all(&self, sender: &watch::Sender<api_server::Peers>, why: api_server::Peers) {
+        *self.tls.write() = None;
+        sender.send_replace(why);
+        for node in self.connections.end_of(|_| true) {
+            info!(%node, "closed the connections of a node: there is no certificate of a fleet");
+        }
     }
 
     fn report(&self, kind: EventType, reason: EventReason, message: &str) {
@@ -169,6 +226,11 @@ impl Fleet for Peers {
         let link = self.slot.get()?;
         // Without contact, the last known place.
         link.read(|mirror, _| whereabouts(mirror, link.node(), vm))
+    }
+
+    fn uid_of(&self, vm: &Name) -> Option<Uid> {
+        let store = &self.engine.store;
+        store.read(|world| Some(world.vm_named(vm)?.fleet()?.uid))
     }
 
     fn others(&self) -> Vec<Place> {
@@ -207,7 +269,7 @@ fn whereabouts(mirror: &Mirror, own: &Name, vm: &Name) -> Option<Whereabouts> {
         .min_by_key(|found| found.meta.deleting)?;
     match &vm.binding {
         Some(binding) if binding.node == *own => None,
-        Some(binding) => Some(Whereabouts::At(place(mirror, &binding.node))),
+        Some(binding) => Some(Whereabouts::At(place(mirror, &binding.node), vm.meta.uid)),
         None if vm.meta.deleting => None,
         None => Some(Whereabouts::Pending(vm.pending.clone())),
     }
@@ -225,14 +287,21 @@ fn place(mirror: &Mirror, node: &Name) -> Place {
     }
 }
 
-/// Whether an administrator has said so, and the node has not started again since.
+/// Whether an administrator has said so, and the node has not started again since. A value that cannot be decoded proves nothing: what an
+/// administrator specifies may be that the node is gone, and a status that the node has written does not show another boot.
 fn is_gone(mirror: &Mirror, node: &Name) -> bool {
-    let admin = mirror.nodes.get(node);
-    let gone = admin.and_then(|stored| stored.value.as_ref().ok()?.gone.as_ref());
-    let Some(gone) = gone else { return false };
-    let status = mirror.node_statuses.get(node);
-    let status = status.and_then(|stored| stored.value.as_ref().ok());
-    status.map(|status| &status.boot_id) == gone.boot_id.as_ref()
+    let Some(admin) = mirror.nodes.get(node) else {
+        return false;
+    };
+    let Ok(admin) = &admin.value else { return true };
+    let Some(gone) = &admin.gone else {
+        return false;
+    };
+    match mirror.node_statuses.get(node).map(|stored| &stored.value) {
+        Some(Ok(status)) => Some(&status.boot_id) == gone.boot_id.as_ref(),
+        // A node without a status, as one whose status was absent when it was stated to be gone, has not started.
+        Some(Err(_)) | None => true,
+    }
 }
 
 #[cfg(test)]

@@ -97,7 +97,8 @@ pub(super) fn read_all(args: &Args) -> Result<FromFile, Error> {
     let images = args.images.clone().map(|dirs| dirs.0);
     let grace = args.removal_grace.or(file.removal_grace);
     let ssh = ssh_config(args, &file);
-    let api = api_config(args, &file)?;
+    let fleet_files = file.fleet.as_ref().and_then(fleet_files);
+    let api = api_config(args, &file, fleet_files.is_some())?;
     Ok(FromFile {
         allowed: AllowedDirectories {
             programs: programs.or(file.programs).unwrap_or(default.programs),
@@ -105,7 +106,7 @@ pub(super) fn read_all(args: &Args) -> Result<FromFile, Error> {
         },
         removal_grace: grace.unwrap_or(REMOVAL_GRACE),
         ssh,
-        fleet_files: file.fleet.as_ref().and_then(fleet_files),
+        fleet_files,
         fleet: fleet_config(file.fleet, api.as_ref()),
         api,
     })
@@ -148,7 +149,11 @@ pub(super) fn host_name() -> Option<Name> {
 const TOKEN: &str = "api/token";
 
 /// The second listener of the API, if there is one.
-fn api_config(args: &Args, file: &settings::Settings) -> Result<Option<api_server::Config>, Error> {
+fn api_config(
+    args: &Args,
+    file: &settings::Settings,
+    has_fleet: bool,
+) -> Result<Option<api_server::Config>, Error> {
     if file.api.is_none() && !args.api.has_place() {
         return Ok(None);
     }
@@ -164,6 +169,7 @@ fn api_config(args: &Args, file: &settings::Settings) -> Result<Option<api_serve
         listener,
         socket_group: args.socket_group.clone(),
         default_token: args.state_dir.join(TOKEN),
+        has_fleet,
     }))
 }
 

@@ -22,6 +22,7 @@ pub(super) struct Followers {
     pub(super) ssh: watch::Sender<Option<ssh::Config>>,
     pub(super) api: watch::Sender<Option<api_server::Config>>,
     pub(super) fleet: watch::Sender<Option<fleet::Config>>,
+    pub(super) fleet_files: watch::Sender<Option<api_server::FleetFiles>>,
 }
 
 /// Reads the settings file at every change. Never returns.
@@ -54,6 +55,7 @@ async fn read(args: &Args, followers: &Followers, last_error: &mut Option<String
             replace(&followers.ssh, read.ssh);
             replace(&followers.api, read.api);
             replace(&followers.fleet, read.fleet);
+            replace(&followers.fleet_files, read.fleet_files);
             None
         }
         Ok(Err(error)) => Some(error.to_string()),

@@ -102,7 +102,8 @@ fn assign<'v>(
     let group: &Group = &work.group.value;
     let missing = subnets::missing(index, &work);
     let counts = std::mem::take(&mut work.counts);
-    let mut session = Session::open(candidates, index, group.placement.strategy, counts);
+    let free = subnets::free(index, group);
+    let mut session = Session::open(candidates, index, group.placement.strategy, counts, free);
     subnets::assign_to_bound(index, &mut session, missing, work.group, plan);
     for candidate in std::mem::take(&mut work.candidates) {
         place::place(index, &mut session, work.group, candidate, plan);

@@ -10,6 +10,7 @@
 //! A list contains their keys with the errors. A change of such a value is refused: it may be of a later version.
 
 mod apply;
+mod attempts;
 mod change;
 mod diff;
 mod error;

@@ -24,7 +24,7 @@ use super::limits::{
 };
 use super::origin::Origin;
 use super::peer::incoming::Forwarded;
-use super::peer::{PeerConnection, Peers};
+use super::peer::{self, PeerConnection, Peers};
 use super::problem::problem;
 use super::ui::{self, Page};
 use super::user::User;
@@ -230,7 +230,7 @@ async fn work(
     next: Next,
 ) -> Result<(Response, AcquiredPermits), Response> {
     permit(caller).map_err(|refusal| *refusal)?;
-    if admission.is_page(&request) {
+    if caller.peer.is_none() && admission.is_page(&request) {
         caller.connection.works();
         return Ok((next.run(request).await, AcquiredPermits::default()));
     }
@@ -243,6 +243,10 @@ async fn work(
         let checked = admission.auth.check(&caller.origin, method, uri, headers);
         checked.map_err(|refusal| *refusal)?;
     }
+    let of_node = match forwarded {
+        Some(_) => peer::permitted(&request).map_err(|refusal| *refusal)?,
+        None => None,
+    };
     let has_bearer = admission.asks() && headers.contains_key(header::AUTHORIZATION);
     browser::check_origin(headers, has_bearer).map_err(|refusal| *refusal)?;
     if uri.path() != HEALTH {
@@ -284,6 +288,8 @@ async fn work(
         Weight::Light | Weight::Agent => None,
     };
     let is_stream = weight == Weight::Stream;
+    // What an agent or another node sends is passed on, whatever length it announces.
+    let is_in_memory = weight != Weight::Agent && elsewhere.is_none();
     let response = match elsewhere {
         Some(to) => {
             admission
@@ -292,17 +298,28 @@ async fn work(
                 .await
         }
         None => {
+            let has_vm = admission.peers.has(of_node.as_ref());
+            has_vm.map_err(|refusal| *refusal)?;
             request.extensions_mut().insert(ConnectInfo(caller.clone()));
             let user = forwarded.map_or_else(|| caller.origin.caller(), |it| it.caller);
             user.scope(next.run(request)).await
         }
     };
     drop((turn_permit, body));
-    let length = hyper::body::Body::size_hint(response.body()).lower();
+    let length = counted(&response, is_in_memory);
     acquired
         .permits
         .extend(acquire_response_permit(admission, caller.user, length).await?);
     Ok((response, acquired))
+}
+
+/// How much of a response is in the memory of the daemon until the client has read it, in bytes. Of one that is passed on, which may
+/// announce any length, that is a buffer.
+fn counted(response: &Response, is_in_memory: bool) -> u64 {
+    match is_in_memory {
+        true => hyper::body::Body::size_hint(response.body()).lower(),
+        false => 0,
+    }
 }
 
 /// The client of a request: a node forwards those of its users.
@@ -424,4 +441,16 @@ pub(super) fn busy(error: String) -> Response {
         .headers_mut()
         .insert(header::RETRY_AFTER, retry_after);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_length_of_a_response_counts_only_if_it_is_in_memory() {
+        let response = || Response::new(Body::from(vec![0; 1 << 20]));
+        assert_eq!(counted(&response(), true), 1 << 20);
+        assert_eq!(counted(&response(), false), 0);
+    }
 }

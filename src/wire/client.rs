@@ -326,12 +326,14 @@ impl Client {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        let method = request.method().clone();
         let sending = self.send(request);
         let answer = match timeout {
             None => sending.await?,
-            Some(limit) => tokio::time::timeout(limit, sending)
-                .await
-                .map_err(|_| self.broken(format!("no response within {} s", limit.as_secs())))??,
+            Some(limit) => tokio::time::timeout(limit, sending).await.map_err(|_| {
+                let reason = format!("no response within {} s", limit.as_secs());
+                self.unanswered(&method, reason)
+            })??,
         };
         let status = answer.status();
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
@@ -376,8 +378,19 @@ impl Client {
                 tracing::debug!(%error, "connection closed with an error");
             }
         });
+        let method = request.method().clone();
+        // It is sent once: a command must not be executed twice.
         let response = sender.send_request(request).await;
-        response.map_err(|error| self.broken(error))
+        response.map_err(|error| self.unanswered(&method, error))
+    }
+
+    /// There is no response to a request that was sent.
+    fn unanswered(&self, method: &Method, reason: impl ToString) -> ClientError {
+        let reason = reason.to_string();
+        match [Method::GET, Method::HEAD].contains(method) {
+            true => self.broken(reason),
+            false => self.broken(format!("{reason}; the request may have been executed")),
+        }
     }
 
     async fn connect(&self) -> Result<Box<dyn Connection>> {

@@ -63,6 +63,15 @@ impl ClientError {
         matches!(self, Self::Refused { status: 404, .. })
     }
 
+    /// Whether the same request may succeed later although nobody changes anything: the daemon is restarted, or etcd elects a leader.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::ConnectionFailed { .. } => true,
+            Self::Refused { status, .. } => *status >= 500,
+            _ => false,
+        }
+    }
+
     /// Whether no daemon listens on the socket.
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { .. })

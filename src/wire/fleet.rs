@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::backend::Backend;
 use super::extract::Extract;
-use super::queries::DryRunQuery;
+use super::queries::{DryRunQuery, UidQuery};
 use super::shared::{ApiError, AppState, read};
 use super::v1::{Sources, bounded};
 use crate::api::view::{
@@ -72,12 +72,14 @@ pub(super) async fn group<B: Backend>(
 }
 
 /// Deletes a group of the fleet. It is removed when all its VMs are deleted.
-#[utoipa::path(delete, path = "/v1/fleet/groups/{group}", tag = "v1", responses(ApiError, (status = 204)))]
+#[utoipa::path(delete, path = "/v1/fleet/groups/{group}", tag = "v1", params(UidQuery), responses(ApiError, (status = 204)))]
 pub(super) async fn delete_group<B: Backend>(
     State(state): AppState<B>,
     Extract(Path(group)): Extract<Path<String>>,
+    Extract(Query(query)): Extract<Query<UidQuery>>,
 ) -> Result<StatusCode, ApiError> {
-    state.backend.fleet_delete(read(&group)?).await?;
+    let uid = query.uid.as_deref().map(read).transpose()?;
+    state.backend.fleet_delete(read(&group)?, uid).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

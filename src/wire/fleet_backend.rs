@@ -4,7 +4,7 @@
 use std::future::Future;
 
 use super::operation::{Effect, Refusal};
-use crate::api::meta::Name;
+use crate::api::meta::{Name, Uid};
 use crate::api::view::{
     Applied, ApplyResult, DiffResult, FleetAccept, FleetGroup, FleetList, FleetNode, FleetStatus,
     FleetSubnet, FleetVm, NodeAction, NodeVm, Scale, Source,
@@ -43,8 +43,12 @@ pub trait FleetBackend {
         name: Option<Name>,
     ) -> impl Future<Output = Result<FleetList<FleetGroup>, Refusal>> + Send;
 
-    /// Requests the deletion of a group. Returns when the request is stored, not when the group is removed.
-    fn fleet_delete(&self, group: Name) -> impl Future<Output = Result<(), Refusal>> + Send;
+    /// Requests the deletion of a group; with a uid, only of that group. Returns when the request is stored, not when the group is removed.
+    fn fleet_delete(
+        &self,
+        group: Name,
+        uid: Option<Uid>,
+    ) -> impl Future<Output = Result<(), Refusal>> + Send;
 
     /// Changes the number of VMs of a group.
     fn fleet_scale(

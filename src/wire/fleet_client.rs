@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use super::backend::Effect;
 use super::client::{Client, NO_BODY, Result};
 use super::v1::Sources;
-use crate::api::meta::Name;
+use crate::api::meta::{Name, Uid};
 use crate::api::view::{
     Applied, ApplyResult, DiffResult, FleetAccept, FleetGroup, FleetList, FleetNode, FleetStatus,
     FleetSubnet, FleetVm, NodeAction, NodeVm, Scale, Source,
@@ -49,8 +49,11 @@ impl Client {
     }
 
     /// See [`super::FleetBackend::fleet_delete`].
-    pub async fn fleet_delete(&self, group: &Name) -> Result<()> {
-        let path = format!("/v1/fleet/groups/{group}");
+    pub async fn fleet_delete(&self, group: &Name, uid: Option<Uid>) -> Result<()> {
+        let path = match uid {
+            None => format!("/v1/fleet/groups/{group}"),
+            Some(uid) => format!("/v1/fleet/groups/{group}?uid={uid}"),
+        };
         self.request(Method::DELETE, &path, NO_BODY).await.map(drop)
     }
 

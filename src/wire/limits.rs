@@ -100,6 +100,14 @@ impl Limits {
         }
     }
 
+    /// The same for a Unix socket, on which root is known: a quarter of the connections is reserved.
+    pub fn local(self) -> Self {
+        Self {
+            reserved: self.connections / 4,
+            ..self
+        }
+    }
+
     /// The same with another maximum number of requests to agents.
     pub fn with_agents(self, agents: usize) -> Self {
         Self { agents, ..self }

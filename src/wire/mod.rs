@@ -36,7 +36,7 @@
 //! | `POST /v1/fleet/apply?dry_run=false`, body as of `/v1/apply` | array of [`ApplyResult`](crate::api::view::ApplyResult) |
 //! | `POST /v1/fleet/diff`, same body | [`DiffResult`](crate::api::view::DiffResult) without steps |
 //! | `GET /v1/fleet/groups[/{group}]` | [`FleetList`](crate::api::view::FleetList) of [`FleetGroup`](crate::api::view::FleetGroup) |
-//! | `DELETE /v1/fleet/groups/{group}` | 204; the group is removed when its VMs are deleted |
+//! | `DELETE /v1/fleet/groups/{group}?uid=` | 204; the group is removed when its VMs are deleted; 409 if it has another uid than `uid` |
 //! | `PUT /v1/fleet/groups/{group}/scale`, body [`Scale`](crate::api::view::Scale) | [`ApplyResult`](crate::api::view::ApplyResult) |
 //! | `GET /v1/fleet/vms[/{name}]` | [`FleetList`](crate::api::view::FleetList) of [`FleetVm`](crate::api::view::FleetVm) |
 //! | `GET /v1/fleet/nodes[/{node}]` | [`FleetList`](crate::api::view::FleetList) of [`FleetNode`](crate::api::view::FleetNode) |

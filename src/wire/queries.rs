@@ -47,6 +47,15 @@ impl StepsQuery {
     }
 }
 
+/// Which object is meant, if another one may have its name by now.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct UidQuery {
+    /// Its uid. The request fails with status 409 if the object of that name has another one.
+    #[serde(default)]
+    pub(super) uid: Option<String>,
+}
+
 /// How something is deleted.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]

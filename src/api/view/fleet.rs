@@ -34,6 +34,35 @@ pub struct Unreadable {
     pub error: String,
 }
 
+impl Unreadable {
+    /// Whether it is a VM, by its key: which one, of which group and on which node, is not known.
+    pub fn is_vm(&self) -> bool {
+        self.kind() == Some("vms")
+    }
+
+    /// Whether it is a group, by its key.
+    pub fn is_group(&self) -> bool {
+        self.kind() == Some("groups")
+    }
+
+    /// Whether a node has written it, by its key: it concerns that node alone.
+    pub fn is_of_node(&self) -> bool {
+        matches!(self.kind(), Some("nodestatus" | "status" | "alive"))
+    }
+
+    /// Of `/slice/v1/KIND/…`.
+    fn kind(&self) -> Option<&str> {
+        self.key.split('/').nth(3)
+    }
+}
+
+/// `KEY cannot be read: WHY`.
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} cannot be read: {}", self.key, self.error)
+    }
+}
+
 /// A group of a fleet with its status.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct FleetGroup {
@@ -258,9 +287,11 @@ pub struct FleetSubnet {
     /// The subnet.
     #[schema(value_type = String)]
     pub subnet: Ipv4Network,
-    /// The address of the node, as its API has it; `None`: not known.
+    /// The address of the node, as its API has it; `None`: the URL of its API has none. A node may report any text: only an address is
+    /// passed on, since it becomes a part of commands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub via: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub via: Option<Ipv4Addr>,
 }
 
 /// The connection of a daemon to its fleet.

@@ -11,7 +11,7 @@ use super::super::failure::Failure;
 use super::super::{manifests, print, validate};
 use super::object::fetch;
 use super::target::{self, FleetKind, FleetTarget};
-use super::wait::until;
+use super::wait::{Awaited, until};
 use crate::api::view::{ApplyResult, DiffResult, Scale, Source};
 use crate::clock;
 use crate::wire::{Client, Effect};
@@ -110,11 +110,15 @@ pub async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
             kind: object.kind(),
             name: object.name().clone(),
         };
-        match client.fleet_delete(&target.name).await {
+        // Not another group that has its name by now.
+        match client.fleet_delete(&target.name, object.uid()).await {
             Ok(()) => {
                 args.progress
                     .print(&format!("{target} deletion requested\n"))?;
-                deleting.push(target);
+                deleting.push(Awaited {
+                    target,
+                    uid: object.uid(),
+                });
             }
             Err(error) if error.is_not_found() && args.ignore_not_found => {}
             Err(error) => errors.extend(error.causes()),
@@ -181,9 +185,9 @@ async fn named(client: &Client, args: &DeleteArgs) -> Result<Vec<FleetTarget>, F
     Ok(names.into_iter().map(group).collect())
 }
 
-fn groups(results: &[ApplyResult]) -> Vec<FleetTarget> {
+fn groups(results: &[ApplyResult]) -> Vec<Awaited> {
     let names = results.iter().map(|result| result.name.clone());
-    names.map(group).collect()
+    names.map(|name| group(name).into()).collect()
 }
 
 fn group(name: crate::api::meta::Name) -> FleetTarget {
@@ -194,10 +198,10 @@ fn group(name: crate::api::meta::Name) -> FleetTarget {
 }
 
 /// `hostgroup/web ready (in 1.2s)`.
-fn done(targets: &[FleetTarget], state: &str, elapsed: Duration) -> String {
+fn done(targets: &[Awaited], state: &str, elapsed: Duration) -> String {
     let seconds = elapsed.as_secs_f64();
     targets
         .iter()
-        .map(|target| format!("{target} {state} (in {seconds:.1}s)\n"))
+        .map(|it| format!("{} {state} (in {seconds:.1}s)\n", it.target))
         .collect()
 }

@@ -18,7 +18,7 @@ use crate::wire::Client;
 /// `describe KIND/NAME… --fleet`.
 pub async fn describe(client: &Client, args: DescribeArgs) -> Result<(), Failure> {
     let targets = target::targets(&args.targets)?;
-    let (objects, errors) = fetch(client, &targets).await?;
+    let (objects, mut errors) = fetch(client, &targets).await?;
     let now = clock::now();
     for (index, object) in objects.iter().enumerate() {
         let mut lines = Lines::default();
@@ -26,8 +26,14 @@ pub async fn describe(client: &Client, args: DescribeArgs) -> Result<(), Failure
             FleetObject::HostGroup(group) => lines.group(group, now),
             FleetObject::Vm(vm) => lines.vm(vm, now),
             FleetObject::Node(node) => {
-                let vms = client.fleet_node_vms(&node.name).await?;
-                lines.node(node, &vms);
+                let vms = match client.fleet_node_vms(&node.name).await {
+                    Ok(vms) => Some(vms),
+                    Err(error) => {
+                        errors.extend(error.causes());
+                        None
+                    }
+                };
+                lines.node(node, vms.as_deref());
             }
         }
         let gap = if index == 0 { "" } else { "\n\n" };
@@ -132,7 +138,7 @@ impl Lines {
         }
     }
 
-    fn node(&mut self, node: &FleetNode, vms: &[NodeVm]) {
+    fn node(&mut self, node: &FleetNode, vms: Option<&[NodeVm]>) {
         self.line("Name", &node.name);
         self.line("Kind", "Node");
         self.line("Status", states(node));
@@ -154,6 +160,9 @@ impl Lines {
             self.line("Allocatable", amounts(&status.allocatable));
         }
         self.line("Used", amounts(&node.used));
+        let Some(vms) = vms else {
+            return self.line("VMs", "<unknown>");
+        };
         self.line("VMs", vms.len());
         for vm in vms {
             match &vm.stays {

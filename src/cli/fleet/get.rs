@@ -9,7 +9,7 @@ use super::super::paint::Colors;
 use super::super::rows::Columns;
 use super::super::table::Table;
 use super::super::{print, yaml};
-use super::object::{FleetObject, fetch, header, list, row, unreadable_text};
+use super::object::{FleetObject, fetch, header, list, row};
 use super::target::{self, FleetSelection};
 use crate::api::view::FleetList;
 use crate::clock;
@@ -31,14 +31,17 @@ pub async fn get(client: &Client, args: GetArgs) -> Result<(), Failure> {
     match selection {
         FleetSelection::All(kind) => {
             let found = list(client, kind, None).await?;
-            for value in &found.unreadable {
-                failure::warn(&unreadable_text(value));
-            }
+            let errors: Vec<String> = found.unreadable.iter().map(ToString::to_string).collect();
             if found.items.is_empty() && matches!(args.output, Output::Table | Output::Wide) {
                 failure::note(&format!("no {kind}s found in the fleet"));
-                return Ok(());
+            } else {
+                show(found, &args)?;
             }
-            show(found, &args)
+            // The list is not complete.
+            match errors.is_empty() {
+                true => Ok(()),
+                false => Err(Failure::Failed(errors)),
+            }
         }
         FleetSelection::Some(targets) => {
             let (items, errors) = fetch(client, &targets).await?;

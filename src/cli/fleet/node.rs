@@ -7,13 +7,12 @@ use std::time::Duration;
 use super::super::failure::{self, Failure};
 use super::super::{confirm, print};
 use super::args::{CordonArgs, DrainArgs, GoneArgs, NodeCommand};
+use super::wait::INTERVAL;
 use crate::api::meta::Name;
-use crate::api::view::{Applied, NodeAction, NodeVm};
+use crate::api::view::{Applied, FleetNodeState, NodeAction, NodeVm};
 use crate::clock;
 use crate::wire::Client;
-
-/// The interval in which the VMs of a node that is drained are read.
-const INTERVAL: Duration = Duration::from_secs(1);
+use crate::wire::client::ClientError;
 
 /// After this time in which all VMs stay for the same reasons, the drain is given up.
 const STUCK: Duration = Duration::from_secs(10);
@@ -78,7 +77,7 @@ async fn drain(client: &Client, args: DrainArgs) -> Result<(), Failure> {
     let action = NodeAction::Drain {
         delete_local: args.delete_local,
     };
-    client.fleet_node_action(node, action).await?;
+    request(client, node, action, args.timeout).await?;
     if args.timeout.is_zero() {
         return print::out(&format!("node/{node} drain requested\n"));
     }
@@ -87,13 +86,24 @@ async fn drain(client: &Client, args: DrainArgs) -> Result<(), Failure> {
         ..Progress::default()
     };
     loop {
-        let vms = client.fleet_node_vms(node).await?;
+        let rest = args.timeout.saturating_sub(begin.elapsed());
+        let (is_draining, vms) = match read(client, node).await {
+            Ok(read) => read,
+            // etcd elects a leader, or the daemon is restarted.
+            Err(error) if error.is_temporary() && !rest.is_zero() => {
+                tokio::time::sleep(INTERVAL.min(rest)).await;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         progress.report(node, &vms)?;
+        if !is_draining {
+            return Err(ended(node, &vms));
+        }
         if vms.is_empty() {
             let seconds = begin.elapsed().as_secs_f64();
             return print::out(&format!("node/{node} drained (in {seconds:.1}s)\n"));
         }
-        let rest = args.timeout.saturating_sub(begin.elapsed());
         if rest.is_zero() {
             let time = humantime::format_duration(args.timeout);
             return Err(not_drained(node, &format!("timeout after {time}"), &vms));
@@ -103,6 +113,44 @@ async fn drain(client: &Client, args: DrainArgs) -> Result<(), Failure> {
         }
         tokio::time::sleep(INTERVAL.min(rest)).await;
     }
+}
+
+/// Requests a drain, again if that fails for the time being: the same request twice changes nothing.
+async fn request(
+    client: &Client,
+    node: &Name,
+    action: NodeAction,
+    timeout: Duration,
+) -> Result<(), ClientError> {
+    let begin = clock::monotonic();
+    loop {
+        let error = match client.fleet_node_action(node, action).await {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        let rest = timeout.saturating_sub(begin.elapsed());
+        if !error.is_temporary() || rest.is_zero() {
+            return Err(error);
+        }
+        tokio::time::sleep(INTERVAL.min(rest)).await;
+    }
+}
+
+/// Whether a node is being drained, and its VMs.
+async fn read(client: &Client, node: &Name) -> Result<(bool, Vec<NodeVm>), ClientError> {
+    let vms = client.fleet_node_vms(node).await?;
+    // After the VMs: with an end of the drain in between, VMs may be bound to the node again.
+    let found = client.fleet_nodes(Some(node)).await?;
+    let mut states = found.items.iter().flat_map(|node| &node.states);
+    Ok((states.any(|it| *it == FleetNodeState::Draining), vms))
+}
+
+/// Another command has ended the drain.
+fn ended(node: &Name, vms: &[NodeVm]) -> Failure {
+    Failure::one(format!(
+        "node/{node} is not drained: another command has ended the drain (`slicectl node uncordon {node}`); it has {} VMs",
+        vms.len()
+    ))
 }
 
 /// What was last shown of a drain.

@@ -8,11 +8,10 @@ use super::super::paint::Severity;
 use super::super::rows::{AGE, Columns, STATUS, memory};
 use super::super::table::Field;
 use super::target::{FleetKind, FleetTarget};
-use crate::api::meta::{Name, Timestamp};
+use crate::api::meta::{Name, Timestamp, Uid};
 use crate::api::placement::Strategy;
 use crate::api::view::{
     FleetGroup, FleetList, FleetNode, FleetNodeState, FleetVm, FleetVmState, NodeResources,
-    Unreadable,
 };
 use crate::wire::Client;
 use crate::wire::client::ClientError;
@@ -36,6 +35,15 @@ impl FleetObject {
             Self::HostGroup(_) => FleetKind::HostGroup,
             Self::Vm(_) => FleetKind::Vm,
             Self::Node(_) => FleetKind::Node,
+        }
+    }
+
+    /// The uid; `None` for a node.
+    pub fn uid(&self) -> Option<Uid> {
+        match self {
+            Self::HostGroup(group) => group.metadata.uid,
+            Self::Vm(vm) => vm.metadata.uid,
+            Self::Node(_) => None,
         }
     }
 
@@ -75,7 +83,10 @@ fn of<T>(list: FleetList<T>, object: impl Fn(T) -> FleetObject) -> FleetList<Fle
     }
 }
 
-/// The objects that exist, and an error message for each that does not.
+/// The objects that can be read, and error messages for the others.
+///
+/// # Errors
+/// The daemon does not answer.
 pub async fn fetch(
     client: &Client,
     targets: &[FleetTarget],
@@ -84,16 +95,11 @@ pub async fn fetch(
     for target in targets {
         match list(client, target.kind, Some(&target.name)).await {
             Ok(list) => items.extend(list.items),
-            Err(error) if error.is_not_found() => errors.extend(error.causes()),
+            Err(error @ ClientError::Refused { .. }) => errors.extend(error.causes()),
             Err(error) => return Err(error),
         }
     }
     Ok((items, errors))
-}
-
-/// The warning about a value that cannot be read.
-pub fn unreadable_text(value: &Unreadable) -> String {
-    format!("{} cannot be read: {}", value.key, value.error)
 }
 
 /// The column titles of a kind.

@@ -5,7 +5,6 @@ use super::super::failure::{self, Failure};
 use super::super::paint::one_line;
 use super::super::{confirm, print};
 use super::args::{AcceptArgs, FleetCommand, StatusArgs};
-use super::object::unreadable_text;
 use crate::api::view::{FleetAccept, FleetList, FleetStatus, FleetSubnet};
 use crate::wire::Client;
 
@@ -103,10 +102,12 @@ async fn accept(client: &Client, args: AcceptArgs) -> Result<(), Failure> {
 
 async fn subnets(client: &Client, args: StatusArgs) -> Result<(), Failure> {
     let list = client.fleet_subnets().await?;
-    for value in &list.unreadable {
-        failure::warn(&unreadable_text(value));
+    print::answer(args.output, &list, routes)?;
+    let errors: Vec<String> = list.unreadable.iter().map(ToString::to_string).collect();
+    match errors.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::Failed(errors)),
     }
-    print::answer(args.output, &list, routes)
 }
 
 /// The commands for another machine.
@@ -116,17 +117,62 @@ fn routes(list: &FleetList<FleetSubnet>) -> String {
     }
     let mut text =
         "# On each machine that reaches the VMs, as root, until it reboots:\n".to_owned();
-    for item in &list.items {
-        let via = match &item.via {
-            Some(via) => via.clone(),
-            None => format!("ADDRESS-OF-{}", item.node),
+    // Names, subnets and addresses are parsed: nothing else of what nodes report is in a command.
+    for FleetSubnet {
+        group,
+        node,
+        subnet,
+        via,
+    } in &list.items
+    {
+        let line = match via {
+            Some(via) => {
+                format!("ip route replace {subnet} via {via}  # hostgroup/{group} on node/{node}\n")
+            }
+            None => format!(
+                "# {subnet} of hostgroup/{group}: the API of node/{node} has no IPv4 address; set api.bind_address or fleet.url there\n"
+            ),
         };
-        let route = format!("ip route replace {} via {via}", item.subnet);
-        let route = one_line(&route);
-        text += &format!(
-            "{route}  # hostgroup/{} on node/{}\n",
-            item.group, item.node
-        );
+        text += &line;
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_has_an_address_and_a_node_without_one_is_a_comment() {
+        let item = |node: &str, via: Option<[u8; 4]>| FleetSubnet {
+            group: "web".parse().unwrap(),
+            node: node.parse().unwrap(),
+            subnet: "10.64.1.0/24".parse().unwrap(),
+            via: via.map(Into::into),
+        };
+        let text = routes(&FleetList {
+            items: vec![item("node-a", Some([10, 0, 0, 7])), item("node-b", None)],
+            unreadable: Vec::new(),
+        });
+        let lines: Vec<&str> = text.lines().skip(1).collect();
+        assert_eq!(
+            lines[0],
+            "ip route replace 10.64.1.0/24 via 10.0.0.7  # hostgroup/web on node/node-a"
+        );
+        assert!(
+            lines[1].starts_with("# 10.64.1.0/24 of hostgroup/web: "),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_text_that_is_no_address_is_an_error_and_no_part_of_a_command() {
+        for via in ["10.0.0.7; reboot", "10.0.0.7\nreboot", "node-a", "::1", ""] {
+            let item = serde_json::json!({"group": "web", "node": "a", "subnet": "10.64.1.0/24", "via": via});
+            assert!(
+                serde_json::from_value::<FleetSubnet>(item).is_err(),
+                "{via}"
+            );
+        }
+    }
 }

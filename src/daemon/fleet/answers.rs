@@ -8,7 +8,7 @@ use super::super::answers::{off_thread, parse_all};
 use super::super::app_state::AppState;
 use super::Member;
 use crate::api::manifest::Draft;
-use crate::api::meta::Name;
+use crate::api::meta::{Name, Uid};
 use crate::api::view::{
     Applied, ApplyResult, DiffResult, FleetAccept, FleetContact, FleetGroup, FleetList, FleetNode,
     FleetScheduler, FleetStatus, FleetSubnet, FleetUnchanged, FleetVm, NodeAction, NodeVm, Scale,
@@ -204,9 +204,9 @@ impl FleetBackend for AppState {
         })
     }
 
-    async fn fleet_delete(&self, group: Name) -> Result<(), Refusal> {
+    async fn fleet_delete(&self, group: Name, uid: Option<Uid>) -> Result<(), Refusal> {
         let link = self.link()?;
-        let deleted = verbs::delete_group(link.client(), &group).await;
+        let deleted = verbs::delete_group(link.client(), &group, uid).await;
         deleted.map_err(refusal)
     }
 
@@ -217,9 +217,7 @@ impl FleetBackend for AppState {
     }
 
     async fn fleet_vms(&self, name: Option<Name>) -> Result<FleetList<FleetVm>, Refusal> {
-        let list = verbs::vms(&self.snapshot().await?, name.as_ref());
-        // The key has the uid, not the name.
-        found(list, name.as_ref(), "vm", |_| None)
+        verbs::vms(&self.snapshot().await?, name.as_ref()).map_err(refusal)
     }
 
     async fn fleet_nodes(&self, name: Option<Name>) -> Result<FleetList<FleetNode>, Refusal> {

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::api::meta::{Meta, Timestamp, Uid};
-use crate::fleet::object::{Binding, Gone, Node, NodeStatus, Resources, Vm};
+use crate::fleet::object::{self, Binding, Gone, Node, NodeStatus, Resources, Vm};
 use crate::fleet::schedule::view::Stored;
 
 fn name(text: &str) -> Name {
@@ -14,7 +14,7 @@ fn stored<T>(value: T) -> Stored<T> {
     Stored { revision: 1, value }
 }
 
-fn add_vm(mirror: &mut Mirror, vm: &str, node: Option<&str>, is_deleting: bool) {
+fn add_vm(mirror: &mut Mirror, vm: &str, node: Option<&str>, is_deleting: bool) -> Uid {
     let mut meta = Meta::new(name(vm), Timestamp::UNIX_EPOCH);
     meta.deleting = is_deleting;
     let uid: Uid = meta.uid;
@@ -37,6 +37,7 @@ fn add_vm(mirror: &mut Mirror, vm: &str, node: Option<&str>, is_deleting: bool) 
         pending: Some("no node has 4 vcpus".to_owned()),
     };
     mirror.vms.insert(uid, stored(Ok(vm)));
+    uid
 }
 
 fn status(boot_id: &str) -> NodeStatus {
@@ -60,31 +61,31 @@ fn status(boot_id: &str) -> NodeStatus {
 fn a_vm_is_where_it_is_bound() {
     let mut mirror = Mirror::default();
     add_vm(&mut mirror, "g-1", Some("node-a"), false);
-    add_vm(&mut mirror, "g-2", Some("node-b"), false);
+    let second = add_vm(&mut mirror, "g-2", Some("node-b"), false);
     add_vm(&mut mirror, "g-3", Some("node-c"), false);
     add_vm(&mut mirror, "g-4", None, false);
     add_vm(&mut mirror, "g-5", None, true);
     add_vm(&mut mirror, "g-6", Some("node-a"), true);
-    add_vm(&mut mirror, "g-6", Some("node-b"), false);
+    let sixth = add_vm(&mut mirror, "g-6", Some("node-b"), false);
     mirror
         .node_statuses
         .insert(name("node-b"), stored(Ok(status("x"))));
     let found = |vm: &str| whereabouts(&mirror, &name("node-a"), &name(vm));
-    let at_b = Whereabouts::At(Place {
+    let at_b = Place {
         node: name("node-b"),
         url: Some("https://b:8080".to_owned()),
         version: "1.2.3".to_owned(),
-    });
+    };
     assert_eq!(found("g-1"), None);
-    assert_eq!(found("g-2"), Some(at_b.clone()));
-    let Some(Whereabouts::At(at_c)) = found("g-3") else {
+    assert_eq!(found("g-2"), Some(Whereabouts::At(at_b.clone(), second)));
+    let Some(Whereabouts::At(at_c, _)) = found("g-3") else {
         panic!("a node without a status");
     };
     assert_eq!((at_c.url, at_c.version.as_str()), (None, ""));
     let pending = Whereabouts::Pending(Some("no node has 4 vcpus".to_owned()));
     assert_eq!(found("g-4"), Some(pending));
     assert_eq!(found("g-5"), None);
-    assert_eq!(found("g-6"), Some(at_b));
+    assert_eq!(found("g-6"), Some(Whereabouts::At(at_b, sixth)));
     assert_eq!(found("g-9"), None);
 }
 
@@ -111,4 +112,35 @@ fn a_node_is_gone_until_it_has_started_again() {
         .node_statuses
         .insert(b.clone(), stored(Ok(status("two"))));
     assert!(!is_gone(&mirror, &b));
+}
+
+#[test]
+fn a_node_whose_values_cannot_be_decoded_stays_gone() {
+    let gone = |boot_id: Option<&str>| Node {
+        gone: Some(Gone {
+            at: Timestamp::UNIX_EPOCH,
+            boot_id: boot_id.map(str::to_owned),
+        }),
+        ..Node::default()
+    };
+    let b = name("node-b");
+    let undecodable = || object::decode::<NodeStatus>(b"{");
+    for (admin, status, expected) in [
+        (Ok(gone(Some("one"))), Some(undecodable()), true),
+        (Ok(gone(None)), Some(undecodable()), true),
+        (Ok(gone(Some("one"))), None, true),
+        (Ok(gone(None)), None, true),
+        (Ok(gone(None)), Some(Ok(status("one"))), false),
+        // It may say that the node is gone.
+        (object::decode::<Node>(b"{"), Some(Ok(status("one"))), true),
+        (Ok(Node::default()), Some(undecodable()), false),
+    ] {
+        let mut mirror = Mirror::default();
+        let shown = format!("{admin:?} {status:?}");
+        mirror.nodes.insert(b.clone(), stored(admin));
+        if let Some(status) = status {
+            mirror.node_statuses.insert(b.clone(), stored(status));
+        }
+        assert_eq!(is_gone(&mirror, &b), expected, "{shown}");
+    }
 }

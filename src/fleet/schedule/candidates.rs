@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::filter::{self, Histogram, Reason};
 use super::index::{Index, NodeEntry};
+use super::pools::Free;
 use super::request::Request;
 use crate::fleet::object::{Resources, Strategy};
 
@@ -39,6 +40,8 @@ pub(super) struct Session<'c, 'v> {
     shared: BTreeSet<(u64, Reverse<u64>, usize)>,
     /// The nodes that have a subnet for the group, while there is none for another node; `None`: any node.
     served: Option<BTreeSet<usize>>,
+    /// The addresses for VMs of the group; `None`: they need none of a subnet of the node.
+    free: Option<Free>,
 }
 
 /// A node that a VM must not be bound to.
@@ -75,6 +78,7 @@ impl<'c, 'v> Session<'c, 'v> {
         index: &Index<'v>,
         strategy: Strategy,
         counts: BTreeMap<usize, u64>,
+        free: Option<Free>,
     ) -> Self {
         let mut shared = BTreeSet::new();
         if strategy == Strategy::Spread {
@@ -91,6 +95,7 @@ impl<'c, 'v> Session<'c, 'v> {
             counts,
             shared,
             served: None,
+            free,
         }
     }
 
@@ -111,9 +116,10 @@ impl<'c, 'v> Session<'c, 'v> {
     /// The preferred node for a VM.
     pub(super) fn pick(&mut self, excluded: &[Excluded]) -> Option<usize> {
         let candidates = &mut *self.candidates;
-        let served = self.served.as_ref();
+        let (served, free) = (self.served.as_ref(), self.free.as_ref());
         let is_allowed = |at: &usize| {
             served.is_none_or(|it| it.contains(at))
+                && free.is_none_or(|it| it.has(*at))
                 && !excluded.iter().any(|(other, _)| other == at)
         };
         let open = candidates.open.iter().map(|(_, at)| *at);
@@ -129,13 +135,16 @@ impl<'c, 'v> Session<'c, 'v> {
         let mut seen = BTreeSet::new();
         let open = self.candidates.open.iter().map(|(_, at)| *at);
         let all = open.chain(self.shared.iter().map(|(_, _, at)| *at));
-        let unserved: Vec<Excluded> = match &self.served {
-            Some(served) => all
-                .filter(|at| !served.contains(at))
-                .map(|at| (at, Reason::Subnets))
-                .collect(),
-            None => Vec::new(),
-        };
+        let unserved: Vec<Excluded> = all
+            .filter_map(|at| {
+                let has_address = self.free.as_ref().is_none_or(|it| it.has(at));
+                match (self.serves(at), has_address) {
+                    (false, _) => Some((at, Reason::Subnets)),
+                    (true, false) => Some((at, Reason::Addresses)),
+                    (true, true) => None,
+                }
+            })
+            .collect();
         for (at, reason) in excluded.iter().chain(&unserved) {
             let fullness = Reverse(index.nodes[*at].fullness());
             let count = self.counts.get(at).copied().unwrap_or(0);
@@ -155,6 +164,9 @@ impl<'c, 'v> Session<'c, 'v> {
         let was_open = self.take(node, at);
         node.add(&resources, bridge);
         *self.counts.entry(at).or_default() += 1;
+        if let Some(free) = &mut self.free {
+            free.take(at);
+        }
         self.put(node, at, was_open);
     }
 

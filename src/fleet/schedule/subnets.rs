@@ -4,18 +4,23 @@
 //! # Rules
 //! - No two subnets overlap, of whatever group and pool, nor does one overlap the subnet in the spec of a group that has no `subnets`.
 //! - The first free subnet of the pool is taken. It stays with the node until the group is removed, also if the pool is changed.
+//! - A node gets as many VMs of a group as its subnet has addresses, and no more.
 //! - A subnet is written before a VM is bound that needs it. A VM for which there is none is pending.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use super::candidates::Session;
 use super::index::Index;
+use super::pools::Free;
 use super::step::{Action, Blocked, Compare, Plan, Step, Write};
 use super::view::Stored;
 use super::work::{Work, compare_group};
+use crate::api::meta::Name;
 use crate::api::network::NetworkSpec;
+use crate::api::placement::addresses_in;
 use crate::fleet::keys::Key;
-use crate::fleet::object::{Group, NodeSubnet, Subnets};
+use crate::fleet::object::{Group, NodeSubnet, Subnets, Vm};
 
 #[cfg(test)]
 mod tests;
@@ -32,6 +37,35 @@ fn of(group: &Group) -> Option<&Subnets> {
 fn has(index: &Index<'_>, group: &Group, at: usize) -> bool {
     let (name, node) = (&group.meta.name, index.nodes[at].name);
     index.pools.has(index.view, name, node)
+}
+
+/// The addresses of a group; `None` if its nodes need no subnets. Each copy that may exist has one.
+pub(super) fn free(index: &Index<'_>, group: &Group) -> Option<Free> {
+    let whole = addresses_in(of(group)?.prefix_len);
+    let name = &group.meta.name;
+    let stored = index.view.ranges.get(name).into_iter().flatten();
+    let stored = stored.filter_map(|(node, found)| {
+        Some((index.position(node)?, addresses_in(found.subnet.prefix())))
+    });
+    let mut free = Free::new(whole, stored.collect());
+    let members = index.members.get(name).into_iter().flatten();
+    for node in members.flat_map(|vm| copies(&vm.value)) {
+        if let Some(at) = index.position(node) {
+            free.take(at);
+        }
+    }
+    Some(free)
+}
+
+/// The nodes that may have a copy of a VM, each once.
+fn copies(vm: &Vm) -> BTreeSet<&Name> {
+    let binding = vm.binding.iter();
+    let moving = binding.clone().filter_map(|it| it.moving_from.as_ref());
+    let copies = binding
+        .map(|it| &it.node)
+        .chain(moving.map(|it| &it.node))
+        .chain(vm.previous.iter().map(|it| &it.node));
+    copies.collect()
 }
 
 /// The nodes of the VMs of the group that have no subnet.

@@ -8,8 +8,8 @@ use super::change::{Change, MAX_GROUPS, change};
 use super::{Error, Snapshot};
 use crate::api::host_group::{HostGroup, HostGroupSpec, Origin};
 use crate::api::manifest::{self, Draft, Location, Locations, Position, Problem};
-use crate::api::meta::{Meta, Name, Timestamp};
-use crate::api::placement::FleetPart;
+use crate::api::meta::{Meta, Name, Timestamp, Uid};
+use crate::api::placement::{FleetPart, addresses_in};
 use crate::api::validate;
 use crate::api::view::{Applied, ApplyResult, Scale};
 
@@ -87,17 +87,23 @@ pub async fn scale(client: &Client, name: &Name, request: &Scale) -> Result<Appl
     .await
 }
 
-/// Requests the deletion of a group. The scheduler removes it when all its VMs are deleted.
+/// Requests the deletion of a group; with a uid, only of that group. The scheduler removes it when all its VMs are deleted.
 ///
 /// # Errors
-/// [`Error::NotFound`]
-pub async fn delete_group(client: &Client, name: &Name) -> Result<(), Error> {
+/// [`Error::NotFound`]; [`Error::Conflict`] if another group has this name by now.
+pub async fn delete_group(client: &Client, name: &Name, uid: Option<Uid>) -> Result<(), Error> {
     change(client, |current| {
         let key = Key::Group(name.clone());
         readable(current, &key, name)?;
         let stored = current.groups.get(name);
         let stored = stored.ok_or_else(|| Error::NotFound(format!("hostgroup/{name}")))?;
         let group = &stored.value;
+        if uid.is_some_and(|uid| uid != group.meta.uid) {
+            return Err(Error::conflict(format!(
+                "hostgroup/{name} was deleted and created again by another command: it has the uid {}; nothing was deleted",
+                group.meta.uid
+            )));
+        }
         let write = (!group.meta.deleting).then(|| Group {
             meta: Meta {
                 deleting: true,
@@ -158,6 +164,9 @@ pub(super) fn check(current: &Snapshot, drafts: &[Draft]) -> Result<(), Error> {
             );
             problems.push(draft.problem("name", message));
         }
+        if let Some(message) = too_many(draft) {
+            problems.push(draft.problem("count", message));
+        }
         let stored = current.groups.get(name);
         if stored.is_some_and(|stored| stored.value.meta.deleting) {
             let message =
@@ -180,6 +189,20 @@ pub(super) fn check(current: &Snapshot, drafts: &[Draft]) -> Result<(), Error> {
                 .collect(),
         )),
     }
+}
+
+/// More VMs than the subnets of all nodes have addresses for, however many nodes there are. Whether there are enough nodes is no error: the
+/// VMs that do not fit are pending.
+fn too_many(draft: &Draft) -> Option<String> {
+    let subnets = draft.fleet.as_deref()?.placement.subnets?;
+    let count = u64::from(draft.spec.count);
+    (count > subnets.addresses()).then(|| {
+        format!(
+            "{count} VMs do not fit: placement.subnets has {} subnets with addresses for {} VMs each",
+            subnets.count(),
+            addresses_in(subnets.prefix_len)
+        )
+    })
 }
 
 fn as_on_a_host(group: &Group) -> HostGroup {

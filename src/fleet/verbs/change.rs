@@ -1,22 +1,12 @@
 //! Changes of groups: one transaction for all groups of a request, repeated if they have changed meanwhile.
 //! Out of scope: which changes.
 
-use std::time::Duration;
-
 use super::super::keys::{self, Key};
 use super::super::kv::{Client, Compare, EtcdKey, MAX_OPS, Op, Revision, Txn};
 use super::super::object::{self, Group};
+use super::attempts::Attempts;
 use super::{Error, Snapshot};
 use crate::api::meta::Name;
-use crate::clock;
-
-/// How often a change is computed again.
-const ATTEMPTS: u32 = 12;
-/// The pause after the first attempt; it grows linearly.
-const PAUSE: Duration = Duration::from_millis(10);
-
-/// After this time no further attempt begins.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The most groups that a request may change: each is compared, and all together.
 pub(super) const MAX_GROUPS: usize = MAX_OPS - 1;
@@ -38,8 +28,8 @@ pub(super) async fn change<T>(
     client: &Client,
     compute: impl Fn(&Snapshot) -> Result<(Vec<Change>, T), Error>,
 ) -> Result<T, Error> {
-    let begin = clock::monotonic();
-    for attempt in 1..=ATTEMPTS {
+    let mut attempts = Attempts::begin();
+    loop {
         let current = Snapshot::groups(client).await?;
         let (changes, answer) = compute(&current)?;
         let txn = transaction(&current, changes)?;
@@ -51,12 +41,8 @@ pub(super) async fn change<T>(
         if response.succeeded {
             return Ok(answer);
         }
-        if begin.elapsed() > PATIENCE {
-            break;
-        }
-        tokio::time::sleep(PAUSE * attempt).await;
+        attempts.next().await?;
     }
-    Err(Error::Busy)
 }
 
 fn transaction(current: &Snapshot, changes: Vec<Change>) -> Result<Txn, Error> {

@@ -1,23 +1,13 @@
 //! What administrators specify of nodes: cordon, drain, gone.
 //! Out of scope: moving VMs, which the scheduler does.
 
-use std::time::Duration;
-
 use super::super::keys::Key;
 use super::super::kv::{Client, Compare, EtcdKey, KeyValue, Op, Revision, Txn};
 use super::super::object::{self, Drain, Gone, Node, NodeStatus};
 use super::Error;
+use super::attempts::Attempts;
 use crate::api::meta::{Name, Timestamp};
 use crate::api::view::{Applied, NodeAction};
-use crate::clock;
-
-/// How often a change is computed again.
-const ATTEMPTS: u32 = 12;
-/// The pause after the first attempt; it grows linearly.
-const PAUSE: Duration = Duration::from_millis(10);
-
-/// After this time no further attempt begins.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is known of a node.
 struct Current {
@@ -36,8 +26,8 @@ pub async fn act_on_node(
     action: NodeAction,
     now: Timestamp,
 ) -> Result<Applied, Error> {
-    let begin = clock::monotonic();
-    for attempt in 1..=ATTEMPTS {
+    let mut attempts = Attempts::begin();
+    loop {
         let current = read(client, name).await?;
         let before = decoded::<Node>(name, current.admin.as_ref(), "object")?.unwrap_or_default();
         let mut after = before.clone();
@@ -79,12 +69,8 @@ pub async fn act_on_node(
         if response.succeeded {
             return Ok(Applied::Configured);
         }
-        if begin.elapsed() > PATIENCE {
-            break;
-        }
-        tokio::time::sleep(PAUSE * attempt).await;
+        attempts.next().await?;
     }
-    Err(Error::Busy)
 }
 
 async fn read(client: &Client, name: &Name) -> Result<Current, Error> {

@@ -2,6 +2,7 @@
 //! Out of scope: changing them ([`super::node_actions`]).
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use super::{Error, Snapshot};
 use crate::api::meta::{Name, Timestamp, Uid};
@@ -119,15 +120,23 @@ fn report(status: &NodeStatus) -> FleetNodeStatus {
 /// for these objects.
 ///
 /// # Errors
-/// [`Error::NotFound`]
+/// [`Error::NotFound`]; [`Error::Conflict`] while a VM cannot be read: it may be on the node.
 pub fn node_vms(snapshot: Snapshot, node: &Name, now: Timestamp) -> Result<Vec<NodeVm>, Error> {
     if !snapshot.node_names().contains(node) {
         return Err(Error::NotFound(format!("node/{node}")));
     }
+    if let Some(value) = snapshot.unreadable_vm() {
+        return Err(Error::conflict(format!(
+            "which VMs node/{node} has is not known: {value}"
+        )));
+    }
     let vms = snapshot.vms.values().map(|stored| &stored.value);
     let on_node = vms.filter(|vm| copies(vm).any(|(other, _)| other == node));
     let names: Vec<Name> = on_node.map(|vm| vm.meta.name.clone()).collect();
-    let reasons: BTreeMap<Name, String> = match snapshot.unreadable.first() {
+    // Values of a node stop no other one.
+    let mut unreadable = snapshot.unreadable.iter();
+    let of_fleet = unreadable.find(|value| !value.is_of_node());
+    let reasons: BTreeMap<Name, String> = match of_fleet {
         Some(value) => {
             let reason = format!(
                 "the scheduler changes nothing while {} cannot be read",
@@ -169,11 +178,52 @@ pub fn subnets(snapshot: &Snapshot) -> FleetList<FleetSubnet> {
     }
 }
 
-/// The host of the URL of a node's API.
-fn address(snapshot: &Snapshot, node: &Name) -> Option<String> {
-    let url = snapshot.node_statuses.get(node)?.value.api.as_deref()?;
-    let (_, rest) = url.split_once("://")?;
-    let authority = rest.split('/').next()?;
-    let (host, _) = authority.rsplit_once(':').unwrap_or((authority, ""));
-    Some(host.to_owned())
+/// The address in the URL of a node's API, as the node reports it; `None` if it is not the address of a host.
+fn address(snapshot: &Snapshot, node: &Name) -> Option<Ipv4Addr> {
+    address_in(snapshot.node_statuses.get(node)?.value.api.as_deref()?)
+}
+
+fn address_in(url: &str) -> Option<Ipv4Addr> {
+    let authority = url.strip_prefix("https://")?;
+    let authority = authority.strip_suffix('/').unwrap_or(authority);
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) => port.parse::<u16>().ok().map(|_| host)?,
+        None => authority,
+    };
+    let address: Ipv4Addr = host.parse().ok()?;
+    let is_of_host = !address.is_unspecified()
+        && !address.is_loopback()
+        && !address.is_multicast()
+        && !address.is_broadcast();
+    is_of_host.then_some(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_address_of_a_host_is_taken_from_the_url_that_a_node_reports() {
+        for (url, expected) in [
+            ("https://10.0.0.7:8080", Some([10, 0, 0, 7])),
+            ("https://10.0.0.7", Some([10, 0, 0, 7])),
+            ("https://10.0.0.7:8080/", Some([10, 0, 0, 7])),
+            ("http://10.0.0.7:8080", None),
+            ("https://node-a:8080", None),
+            ("https://[2001:db8::1]:8080", None),
+            ("https://0.0.0.0:8080", None),
+            ("https://127.0.0.1:8080", None),
+            ("https://224.0.0.1:8080", None),
+            ("https://10.0.0.7;reboot:8080", None),
+            ("https://10.0.0.7 dev eth0:8080", None),
+            ("https://10.0.0.7\nreboot\n:8080", None),
+            ("https://$(reboot):8080", None),
+            ("https://10.0.0.7:8080;reboot", None),
+            ("https://user@10.0.0.7:8080", None),
+            ("https://10.0.0.7:8080/;reboot", None),
+            ("", None),
+        ] {
+            assert_eq!(address_in(url), expected.map(Ipv4Addr::from), "{url}");
+        }
+    }
 }

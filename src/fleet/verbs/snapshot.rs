@@ -47,15 +47,7 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Etcd`]
     pub async fn read(client: &Client) -> Result<Self, Error> {
-        let listing = client.range(keys::ROOT, None, PAGE).await?;
-        let mut snapshot = Self {
-            revision: listing.revision,
-            ..Self::default()
-        };
-        for kv in listing.kvs {
-            snapshot.add(kv);
-        }
-        Ok(snapshot)
+        Self::of(client, keys::ROOT).await
     }
 
     /// The groups alone.
@@ -63,7 +55,12 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Etcd`]
     pub(super) async fn groups(client: &Client) -> Result<Self, Error> {
-        let listing = client.range(keys::GROUPS, None, PAGE).await?;
+        Self::of(client, keys::GROUPS).await
+    }
+
+    /// The objects whose keys have this prefix.
+    async fn of(client: &Client, prefix: &str) -> Result<Self, Error> {
+        let listing = client.range(prefix, None, PAGE).await?;
         let mut snapshot = Self {
             revision: listing.revision,
             ..Self::default()
@@ -153,6 +150,11 @@ impl Snapshot {
     pub(super) fn unreadable_at(&self, key: &Key) -> Option<&Unreadable> {
         let key = key.to_string();
         self.unreadable.iter().find(|value| value.key == key)
+    }
+
+    /// A value of a VM that cannot be read: which VM it is, of which group and on which node, is not known.
+    pub(super) fn unreadable_vm(&self) -> Option<&Unreadable> {
+        self.unreadable.iter().find(|value| value.is_vm())
     }
 
     /// The VMs of a group, of this group and not of an earlier one of the same name.

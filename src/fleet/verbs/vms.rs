@@ -1,7 +1,7 @@
 //! VMs, with what their nodes report.
 //! Out of scope: nodes ([`mod@super::nodes`]).
 
-use super::Snapshot;
+use super::{Error, Snapshot};
 use crate::api::meta::{Meta, Name};
 use crate::api::view::{FleetList, FleetRefusal, FleetVm, FleetVmState, MetaView};
 use crate::fleet::keys::Key;
@@ -59,16 +59,28 @@ pub(super) fn state(snapshot: &Snapshot, vm: &Vm) -> FleetVmState {
 }
 
 /// All VMs by group and index, or that of this name.
-pub fn vms(snapshot: &Snapshot, name: Option<&Name>) -> FleetList<FleetVm> {
+///
+/// # Errors
+/// [`Error::NotFound`] if there is none of this name; [`Error::Conflict`] if a VM cannot be read, which may be that of this name.
+pub fn vms(snapshot: &Snapshot, name: Option<&Name>) -> Result<FleetList<FleetVm>, Error> {
     let vms = snapshot.vms.values().map(|stored| &stored.value);
     let selected = vms.filter(|vm| name.is_none_or(|name| vm.meta.name == *name));
     let mut selected: Vec<&Vm> = selected.collect();
     // Of VMs with the same name, one is being deleted.
     selected.sort_by_key(|vm| (&vm.group, vm.index, vm.meta.deleting, vm.meta.uid));
-    FleetList {
+    if let (Some(name), []) = (name, selected.as_slice()) {
+        return Err(match snapshot.unreadable_vm() {
+            None => Error::NotFound(format!("vm/{name}")),
+            // The key has the uid, not the name.
+            Some(value) => {
+                Error::conflict(format!("whether vm/{name} exists is not known: {value}"))
+            }
+        });
+    }
+    Ok(FleetList {
         items: selected.into_iter().map(|vm| view(snapshot, vm)).collect(),
         unreadable: snapshot.unreadable.clone(),
-    }
+    })
 }
 
 fn view(snapshot: &Snapshot, vm: &Vm) -> FleetVm {

@@ -37,7 +37,10 @@ async fn the_response_of_a_daemon_that_does_not_read_the_request_is_reported() {
             "token",
         ),
         // Nothing at all.
-        ("", "connection closed before message completed"),
+        (
+            "",
+            "connection closed before message completed; the request may have been executed",
+        ),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sliced.sock");

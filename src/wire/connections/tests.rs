@@ -171,3 +171,12 @@ async fn a_connection_that_forwards_a_request_is_not_counted_never_late_and_ends
     drop(theirs);
     connection.wait_for_close(&local).await;
 }
+
+#[test]
+fn a_second_listener_on_a_unix_socket_reserves_a_quarter_for_root() {
+    let all = Arc::new(Connections::new(Limits::remote(16).local()));
+    let others = [ALICE, BOB].map(|user| fill(&all, user, 50, true));
+    assert_eq!(others.iter().map(Vec::len).sum::<usize>(), 12);
+    let root = fill(&all, User::Privileged, 50, true);
+    assert_eq!(root.len(), 4);
+}

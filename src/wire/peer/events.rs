@@ -10,7 +10,7 @@ use axum::extract::{ConnectInfo, Query, State};
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream, Stream, StreamExt};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::forward::Timeouts;
 use super::{Peers, Place};
@@ -25,15 +25,23 @@ use crate::wire::extract::Extract;
 use crate::wire::lines::lines;
 use crate::wire::queries::{FollowQuery, ObjectQuery};
 use crate::wire::shared::{ApiError, AppState};
+use crate::wire::user::User;
 
 /// The maximum length of a line of another node, in bytes.
 const LINE_LIMIT: usize = 64 << 10;
 /// The maximum length of an error, in bytes.
 const ERROR_LIMIT: usize = 500;
+/// The most lines of a node, if the events are not followed: a daemon keeps fewer events.
+const LINES: usize = 4000;
+/// The most bytes of these lines.
+const BYTES: usize = 8 << 20;
 /// How many nodes are asked at the same time, if the events are not followed.
 const CONCURRENT: usize = 32;
 /// The maximum number of connections for events of all requests.
-static CONNECTIONS: Semaphore = Semaphore::const_new(1024);
+const MAX_CONNECTIONS: usize = 1024;
+/// Those that only root and the user of the daemon may have.
+const RESERVED: usize = MAX_CONNECTIONS / 4;
+static CONNECTIONS: Semaphore = Semaphore::const_new(MAX_CONNECTIONS);
 
 const TIMEOUTS: Timeouts = Timeouts {
     head: Some(Duration::from_secs(10)),
@@ -117,7 +125,7 @@ fn of_node(
 ) -> impl Stream<Item = FleetEvent> + Send {
     let node = place.node.clone();
     let asked = async move {
-        let Ok(permit) = CONNECTIONS.try_acquire() else {
+        let Some(permit) = permit(&CONNECTIONS, caller.user) else {
             let error = "too many connections for events are open; try again";
             return stream::iter([error_of(&node, error)]).boxed();
         };
@@ -138,6 +146,36 @@ fn of_node(
     stream::once(asked).flatten()
 }
 
+/// A connection of this user; `None`: there are too many.
+fn permit(connections: &Semaphore, user: User) -> Option<SemaphorePermit<'_>> {
+    let reserved = match user {
+        User::Privileged => 0,
+        User::Of(_) | User::Remote(_) | User::Forwarded(_) => RESERVED,
+    };
+    let has_place = connections.available_permits() > reserved;
+    has_place.then(|| connections.try_acquire().ok())?
+}
+
+/// What a node may still send.
+struct Budget {
+    lines: usize,
+    bytes: usize,
+}
+
+impl Budget {
+    /// Whether this line is the last one or an earlier one of those that are passed on. Those of a stream that is followed are passed on
+    /// as they arrive, and are not limited.
+    fn takes(&mut self, line: &[u8], span: StreamMode) -> bool {
+        if span == StreamMode::Follow {
+            return true;
+        }
+        let rest = (self.lines.checked_sub(1)).zip(self.bytes.checked_sub(line.len()));
+        let is_within = rest.is_some();
+        (self.lines, self.bytes) = rest.unwrap_or_default();
+        is_within
+    }
+}
+
 fn events_in(node: Name, response: Response, span: StreamMode) -> BoxStream<'static, FleetEvent> {
     if !response.status().is_success() {
         let error = format!(
@@ -148,17 +186,27 @@ fn events_in(node: Name, response: Response, span: StreamMode) -> BoxStream<'sta
     }
     let body = response.into_body().into_data_stream();
     let chunks = body.map(|chunk| chunk.map_err(|error| error.to_string()));
-    let state = Some((node, chunks.boxed(), Lines::new(LINE_LIMIT)));
+    let budget = Budget {
+        lines: LINES,
+        bytes: BYTES,
+    };
+    let state = Some((node, chunks.boxed(), Lines::new(LINE_LIMIT), budget));
     stream::unfold(state, move |state| async move {
-        let (node, mut chunks, mut lines) = state?;
+        let (node, mut chunks, mut lines, mut budget) = state?;
         match next(&mut chunks, &mut lines).await {
+            Ok(Some(line)) if !budget.takes(&line, span) => {
+                let error = format!(
+                    "node {node} has sent more than {LINES} events or {BYTES} bytes: the others are not shown"
+                );
+                Some((error_of(&node, &error), None))
+            }
             Ok(Some(line)) => {
                 let item = match serde_json::from_slice(&line) {
                     Ok(event) => event_of(&node, event),
                     // Of a later version: those that follow may be known.
                     Err(_) => error_of(&node, &format!("an event of node {node} cannot be read")),
                 };
-                Some((item, Some((node, chunks, lines))))
+                Some((item, Some((node, chunks, lines, budget))))
             }
             Ok(None) if span == StreamMode::Once => None,
             Ok(None) => {
@@ -209,9 +257,10 @@ mod tests {
         events.into_iter().map(text).collect()
     }
 
+    const EVENT: &str = r#"{"time":"2026-01-01T00:00:00Z","object":"vm/a-1","reason":"GuestAccess","message":"exec","count":1,"type":"Normal"}"#;
+
     #[test]
     fn the_events_of_a_node_are_lines_and_what_is_wrong_is_a_line_too() {
-        const EVENT: &str = r#"{"time":"2026-01-01T00:00:00Z","object":"vm/a-1","reason":"GuestAccess","message":"exec","count":1,"type":"Normal"}"#;
         let ok = || Ok("node-b: exec".to_owned());
         let body: &'static str = format!("{EVENT}\n{EVENT}\n").leak();
         assert_eq!(found(body, StreamMode::Once), [ok(), ok()]);
@@ -224,5 +273,39 @@ mod tests {
         assert!(lines[2].as_ref().unwrap_err().contains("unexpectedly"));
         let long: &'static str = "x".repeat(LINE_LIMIT + 1).leak();
         assert!(found(long, StreamMode::Once)[0].is_err());
+    }
+
+    #[test]
+    fn events_that_are_collected_are_limited_for_each_node_and_the_cut_is_a_line() {
+        let many: &'static str = format!("{EVENT}\n").repeat(LINES + 5).leak();
+        let lines = found(many, StreamMode::Once);
+        assert_eq!(lines.len(), LINES + 1);
+        assert!(lines[..LINES].iter().all(Result::is_ok));
+        let cut = lines[LINES].as_ref().unwrap_err();
+        assert!(cut.contains("more than 4000 events"), "{cut}");
+        // They are passed on as they arrive.
+        assert_eq!(found(many, StreamMode::Follow).len(), LINES + 6);
+        let padded = EVENT.replace("exec", &"x".repeat(LINE_LIMIT - 200));
+        let large: &'static str = format!("{padded}\n")
+            .repeat(BYTES / padded.len() + 5)
+            .leak();
+        let lines = found(large, StreamMode::Once);
+        assert_eq!(lines.len(), BYTES / padded.len() + 1);
+        assert!(lines.last().unwrap().is_err());
+        // Lines that cannot be read count as well.
+        let nonsense: &'static str = "{}\n".repeat(LINES * 2).leak();
+        assert_eq!(found(nonsense, StreamMode::Once).len(), LINES + 1);
+    }
+
+    #[test]
+    fn a_quarter_of_the_connections_is_for_privileged_users() {
+        let connections = Semaphore::new(MAX_CONNECTIONS);
+        let take = |user| std::iter::from_fn(|| permit(&connections, user)).collect::<Vec<_>>();
+        let others = take(User::Forwarded(7));
+        assert_eq!(others.len(), MAX_CONNECTIONS - RESERVED);
+        assert!(permit(&connections, User::Of(1000)).is_none());
+        let privileged = take(User::Privileged);
+        assert_eq!(privileged.len(), RESERVED);
+        drop((others, privileged));
     }
 }

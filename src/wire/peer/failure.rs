@@ -44,13 +44,25 @@ pub(super) enum Failure {
     HeadTimeout(Duration),
     /// The connection was not upgraded.
     NoUpgrade,
+    /// A request that may change something was sent, and there is no answer: the reason.
+    Unknown(Box<Self>),
 }
 
 impl Failure {
     fn status(&self) -> StatusCode {
         match self {
             Self::ConnectTimeout(_) | Self::HeadTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Unknown(why) => why.status(),
             _ => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// The failure of a request that may change something, after it was sent.
+    pub(super) fn of_command(self) -> Self {
+        match self {
+            // The node has not accepted the connection.
+            Self::Denied(_) => self,
+            failure => Self::Unknown(Box::new(failure)),
         }
     }
 
@@ -84,6 +96,9 @@ impl Failure {
             Self::Invalid(why) => format!("whose response is invalid: {}", plain_text::line(why, SHOWN)),
             Self::HeadTimeout(limit) => format!("which has not answered within {} s", limit.as_secs()),
             Self::NoUpgrade => "which has not upgraded the connection".to_owned(),
+            Self::Unknown(why) => {
+                return format!("{}; the command may have been executed", why.sentence(vm, place));
+            }
         };
         subject + &reason
     }

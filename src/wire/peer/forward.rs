@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -17,8 +17,10 @@ use hyper::upgrade::OnUpgrade;
 use super::connect::{Connection, Link, PeerBody, connect, upgraded};
 use super::failure::Failure;
 use super::routes::{Patience, vm_of};
-use super::{ANSWERED_BY, FORWARDED_BY, FORWARDED_USER, Fleet, Peers, Place, Whereabouts};
-use crate::api::meta::Name;
+use super::{
+    ANSWERED_BY, FORWARDED_BY, FORWARDED_USER, FORWARDED_VM, Fleet, Peers, Place, Whereabouts,
+};
+use crate::api::meta::{Name, Uid};
 use crate::guest::endpoint::HeadTimeout;
 use crate::wire::admission::{Client, busy};
 use crate::wire::agent::{self, FORWARDED, UPGRADE, copy, upgrade_headers};
@@ -76,8 +78,8 @@ impl Peers {
         is_stream: bool,
         request: Request,
     ) -> Response {
-        let place = match &to.whereabouts {
-            Whereabouts::At(place) => place,
+        let (place, uid) = match &to.whereabouts {
+            Whereabouts::At(place, uid) => (place, *uid),
             Whereabouts::Pending(reason) => return pending(&to.vm, reason.as_deref()),
         };
         let Some(fleet) = &self.fleet else {
@@ -88,6 +90,7 @@ impl Peers {
             fleet: &**fleet,
             caller,
             place,
+            vm: Some(uid),
         };
         sent.run(&to.vm, to.patience, is_stream, request).await
     }
@@ -110,6 +113,7 @@ impl Peers {
             fleet: fleet.map_err(shown)?,
             caller,
             place,
+            vm: None,
         };
         let request = axum::http::Request::get(path).body(Body::empty());
         let request = request.map_err(|error| error.to_string())?;
@@ -134,6 +138,8 @@ struct Sending<'s> {
     fleet: &'s dyn Fleet,
     caller: &'s Client,
     place: &'s Place,
+    /// The uid of the VM that the request names.
+    vm: Option<Uid>,
 }
 
 /// How long a node may take.
@@ -219,13 +225,20 @@ impl Sending<'_> {
             link,
         } = connection;
         let request = self.request(request, host, upgrade.is_some())?;
+        let reads = [Method::GET, Method::HEAD].contains(request.method());
         let sending = sender.send_request(request);
-        let answer = match limits.timeouts.head {
-            None => sending.await?,
-            Some(limit) => tokio::time::timeout(limit, sending)
-                .await
-                .map_err(|_| Failure::HeadTimeout(limit))??,
+        // It is sent once: a command must not be executed twice.
+        let answered = match limits.timeouts.head {
+            None => sending.await.map_err(Failure::from),
+            Some(limit) => match tokio::time::timeout(limit, sending).await {
+                Ok(answered) => answered.map_err(Failure::from),
+                Err(_) => Err(Failure::HeadTimeout(limit)),
+            },
         };
+        let answer = answered.map_err(|failure| match reads {
+            true => failure,
+            false => failure.of_command(),
+        })?;
         self.check(&answer)?;
         let mut response = Response::new(Body::empty());
         copy(&FORWARDED, answer.headers(), response.headers_mut());
@@ -282,6 +295,11 @@ impl Sending<'_> {
         }
         headers.insert(header::HOST, host);
         headers.insert(FORWARDED_BY, own);
+        if let Some(vm) = self.vm {
+            let vm = HeaderValue::try_from(vm.to_string());
+            let vm = vm.map_err(|error| Failure::Invalid(error.to_string()))?;
+            headers.insert(FORWARDED_VM, vm);
+        }
         let user = self.caller.origin.caller().to_string();
         let is_shown = |c: &char| c.is_ascii_graphic() || *c == ' ';
         let user: String = user.chars().filter(is_shown).take(USER_LIMIT).collect();

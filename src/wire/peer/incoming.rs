@@ -11,7 +11,7 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use super::registry::PeerConnection;
 use super::subject::node_of;
 use super::tls::Role;
-use super::{ANSWERED_BY, FORWARDED_BY, FORWARDED_USER, Peers};
+use super::{ANSWERED_BY, FORWARDED_BY, FORWARDED_USER, FORWARDED_VM, Peers};
 use crate::api::plain_text;
 use crate::wire::caller::Caller;
 use crate::wire::problem::problem;
@@ -63,7 +63,7 @@ impl Peers {
     ) -> Result<Option<Forwarded>, Box<Response>> {
         let refuse = |error: String| Box::new(problem(StatusCode::FORBIDDEN, error, Vec::new()));
         let Some(peer) = peer else {
-            let found = [FORWARDED_BY, FORWARDED_USER]
+            let found = [FORWARDED_BY, FORWARDED_USER, FORWARDED_VM]
                 .into_iter()
                 .find(|name| headers.contains_key(*name));
             return match found {

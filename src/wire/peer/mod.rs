@@ -5,6 +5,10 @@
 //! A node proves its name by its certificate ([`subject`]) and needs no token. It names the user of a request in a header, for events and
 //! for limits; no user of another node has the reserves of root. A request of a node is never forwarded again: there is one hop at most.
 //!
+//! # What a node may ask
+//! The certificate of a node authorises what a node forwards and nothing else ([`mod@permitted`]): requests that name a VM of the fleet, and the
+//! events of this node. A VM is named with the uid of its object: another one of the same name is not the one that is meant.
+//!
 //! | file | content |
 //! |---|---|
 //! | `client` | the client of requests about all nodes |
@@ -13,6 +17,7 @@
 //! | `failure` | why a request was not answered |
 //! | `forward` | sends requests and returns their responses |
 //! | `incoming` | requests of other nodes |
+//! | `permitted` | which requests the certificate of a node authorises |
 //! | `registry` | open connections, which end when a certificate is revoked |
 //! | `routes` | which requests name a VM |
 //! | `subject` | the node of a certificate |
@@ -25,6 +30,7 @@ pub(super) mod events;
 mod failure;
 pub(super) mod forward;
 pub(super) mod incoming;
+mod permitted;
 mod registry;
 pub(super) mod routes;
 mod subject;
@@ -39,8 +45,9 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use super::agents::Agents;
-use crate::api::meta::Name;
+use crate::api::meta::{Name, Uid};
 
+pub(super) use permitted::permitted;
 pub use registry::{PeerConnection, Registry};
 pub use tls::{Invalid, PeerTls, Pem, Refused, Role, ServerCertificates};
 
@@ -58,8 +65,8 @@ pub struct Place {
 /// Where a VM is that is not on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Whereabouts {
-    /// On a node.
-    At(Place),
+    /// On a node, with the uid of its object in the fleet.
+    At(Place, Uid),
     /// On no node yet: the reason.
     Pending(Option<String>),
 }
@@ -68,6 +75,9 @@ pub enum Whereabouts {
 pub trait Fleet: Send + Sync + 'static {
     /// Where a VM of the fleet is; `None` if it is on this node, or if there is none.
     fn whereabouts(&self, vm: &Name) -> Option<Whereabouts>;
+
+    /// The uid of the object in the fleet of which this node has a VM with this name; `None` if it has none, or one of its own.
+    fn uid_of(&self, vm: &Name) -> Option<Uid>;
 
     /// All other nodes.
     fn others(&self) -> Vec<Place>;
@@ -99,5 +109,7 @@ impl std::fmt::Debug for Peers {
 pub(super) const FORWARDED_BY: &str = "slice-forwarded-by";
 /// The header of a forwarded request: its user, for events and limits.
 pub(super) const FORWARDED_USER: &str = "slice-forwarded-user";
+/// The header of a forwarded request that names a VM: the uid of the object of the VM in the fleet.
+pub(super) const FORWARDED_VM: &str = "slice-forwarded-vm";
 /// The header of each response to a node: the name of the node that answers.
 pub(super) const ANSWERED_BY: &str = "slice-node";

@@ -1,6 +1,7 @@
 //! The open connections to and from other nodes, which end when their certificates are no longer accepted.
 //! Out of scope: opening them.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -60,27 +61,53 @@ impl Registry {
         Ok(connection)
     }
 
-    /// Ends the connections whose certificates are not accepted any more, and those of nodes that are refused. Returns their nodes.
-    pub fn recheck(&self, tls: &PeerTls, is_refused: impl Fn(&Name) -> bool) -> Vec<Name> {
+    /// Ends the connections whose certificates are not accepted any more. Returns their nodes.
+    pub fn recheck(&self, tls: &PeerTls) -> BTreeSet<Name> {
+        let now = now();
+        self.recheck_by(|chain, role| tls.check(chain, role, now).is_ok())
+    }
+
+    /// `accepts` is called once for all connections with the same certificate: a signature is verified.
+    pub(super) fn recheck_by(
+        &self,
+        accepts: impl Fn(&[CertificateDer<'_>], Role) -> bool,
+    ) -> BTreeSet<Name> {
+        let open = self.open();
+        let mut known: HashMap<(Role, &[CertificateDer<'_>]), bool> = HashMap::new();
+        for it in &open {
+            let is_accepted = known.entry((it.role, &it.chain));
+            is_accepted.or_insert_with(|| accepts(&it.chain, it.role));
+        }
+        let is_accepted = |it: &PeerConnection| known.get(&(it.role, &*it.chain)) == Some(&true);
+        end(open.iter().filter(|it| !is_accepted(it)))
+    }
+
+    /// Ends the connections of these nodes. Returns the nodes. No certificate is verified.
+    pub fn end_of(&self, is_refused: impl Fn(&Name) -> bool) -> BTreeSet<Name> {
+        let open = self.open();
+        let nodes: BTreeSet<&Name> = open.iter().map(|it| &it.node).collect();
+        let refused: BTreeSet<&Name> = nodes.into_iter().filter(|it| is_refused(it)).collect();
+        end(open.iter().filter(|it| refused.contains(&it.node)))
+    }
+
+    /// The connections that have not been ended.
+    fn open(&self) -> Vec<Arc<PeerConnection>> {
         let mut all = self.0.lock();
         all.retain(|other| other.strong_count() > 0);
-        let open: Vec<_> = all.iter().filter_map(Weak::upgrade).collect();
-        drop(all);
-        let now = now();
-        let is_ended = |it: &Arc<PeerConnection>| {
-            tls.check(&it.chain, it.role, now).is_err() || is_refused(&it.node)
-        };
-        let ended = open.into_iter().filter(is_ended);
-        ended
-            .map(|connection| {
-                connection.end.cancel();
-                connection.node.clone()
-            })
-            .collect()
+        let open = all.iter().filter_map(Weak::upgrade);
+        open.filter(|it| !it.end.is_cancelled()).collect()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.lock().iter().all(|it| it.strong_count() == 0)
     }
+}
+
+fn end<'c>(connections: impl Iterator<Item = &'c Arc<PeerConnection>>) -> BTreeSet<Name> {
+    let ended = connections.map(|connection| {
+        connection.end.cancel();
+        connection.node.clone()
+    });
+    ended.collect()
 }

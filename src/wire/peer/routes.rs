@@ -106,7 +106,8 @@ pub(in crate::wire) fn vm_of(request: &Request) -> Option<(Name, Patience)> {
     named(route.as_str(), uri.path(), uri.query().unwrap_or_default())
 }
 
-fn named(route: &str, path: &str, query: &str) -> Option<(Name, Patience)> {
+/// The VM that the path and the query of a request to this route name.
+pub(super) fn named(route: &str, path: &str, query: &str) -> Option<(Name, Patience)> {
     let (_, at, patience) = ROUTES.iter().find(|(known, ..)| *known == route)?;
     let segment = |number: usize| decoded(path.split('/').nth(number)?);
     let name = match at {

@@ -3,6 +3,7 @@
 
 pub(super) mod pki;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::http::{HeaderMap, HeaderValue};
@@ -20,6 +21,8 @@ use crate::wire::user::User;
 pub(super) struct Known {
     pub(super) tls: parking_lot::Mutex<Option<Arc<PeerTls>>>,
     pub(super) gone: Option<Name>,
+    /// The VMs of the fleet on this node.
+    pub(super) vms: BTreeMap<Name, Uid>,
     pub(super) connections: Registry,
 }
 
@@ -28,6 +31,7 @@ impl Known {
         Self {
             tls: parking_lot::Mutex::new(Some(tls)),
             gone: None,
+            vms: BTreeMap::new(),
             connections: Registry::default(),
         }
     }
@@ -36,6 +40,10 @@ impl Known {
 impl Fleet for Known {
     fn whereabouts(&self, _: &Name) -> Option<Whereabouts> {
         None
+    }
+
+    fn uid_of(&self, vm: &Name) -> Option<Uid> {
+        self.vms.get(vm).copied()
     }
 
     fn others(&self) -> Vec<Place> {
@@ -315,8 +323,8 @@ fn open_connections_end_when_their_certificates_are_revoked_or_their_nodes_are_g
     );
     let (of_b, of_c) = (connection(&known, &b, &stop), connection(&known, &c, &stop));
     let revoking = ca.node_with("node-a", Kind::default(), Some(ca.revoke(&[7])));
-    let ended = known.connections.recheck(&revoking, |_| false);
-    assert_eq!(ended, [name("node-b")]);
+    let ended = known.connections.recheck(&revoking);
+    assert_eq!(ended, [name("node-b")].into());
     assert!(of_b.end().is_cancelled() && !of_c.end().is_cancelled());
     // A connection whose handshake was before the revocation.
     *known.tls.lock() = Some(Arc::clone(&revoking));
@@ -324,13 +332,30 @@ fn open_connections_end_when_their_certificates_are_revoked_or_their_nodes_are_g
         .connections
         .register(&b.certificate().cert, Role::Client, &stop, || known.tls());
     assert_eq!(late.err(), Some(Refused::Revoked));
-    let ended = known
-        .connections
-        .recheck(&revoking, |node| *node == name("node-c"));
-    assert!(ended.contains(&name("node-c")));
+    let end = |gone: &str| known.connections.end_of(|node| *node == name(gone));
+    assert!(end("node-d").is_empty() && !of_c.end().is_cancelled());
+    assert_eq!(end("node-c"), [name("node-c")].into());
     assert!(of_c.end().is_cancelled());
     drop((of_b, of_c));
     assert!(known.connections.is_empty());
+}
+
+#[test]
+fn a_certificate_is_verified_once_for_all_its_connections() {
+    let ca = Ca::new("ours");
+    let known = Known::new(ca.node("node-a"));
+    let stop = CancellationToken::new();
+    let (b, c) = (ca.node("node-b"), ca.node("node-c"));
+    let open: Vec<_> = [&b, &b, &b, &c]
+        .map(|tls| connection(&known, tls, &stop))
+        .into();
+    let checks = std::cell::Cell::new(0);
+    let ended = known.connections.recheck_by(|_, _| {
+        checks.set(checks.get() + 1);
+        true
+    });
+    assert!(ended.is_empty());
+    assert_eq!((open.len(), checks.get()), (4, 2));
 }
 
 #[test]
@@ -361,6 +386,7 @@ fn the_headers_of_a_forwarded_request_are_accepted_from_that_node_alone() {
     assert_eq!(found(None, &[]), Ok(None));
     assert_eq!(found(None, &[by("node-b")]), Err(403));
     assert_eq!(found(None, &[user("root (uid 0)")]), Err(403));
+    assert_eq!(found(None, &[(FORWARDED_VM, "x")]), Err(403));
     let alice = Ok(Some("alice (uid 1000) on node node-b".to_owned()));
     let pairs = [by("node-b"), user("alice (uid 1000)")];
     assert_eq!(found(Some(&b), &pairs), alice);

@@ -33,7 +33,7 @@ pub(super) const SERVER_NAME: &str = ".node.slice.internal";
 const MAX_ENTRIES: usize = 256;
 
 /// What the peer of a connection is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// It has connected to this node.
     Client,

@@ -1,6 +1,7 @@
 //! Commands for VMs on another node: two daemons in two network namespaces, with the certificates of a fleet.
 //! Out of scope: the scheduler: the objects of VMs are written by the tests; what the commands do on one host.
 
+mod certificate;
 mod commands;
 mod refused;
 

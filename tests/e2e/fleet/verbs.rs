@@ -6,6 +6,7 @@ mod cli;
 mod faults;
 mod nodes;
 mod reads;
+mod waits;
 
 use slicectl::api::manifest::{Draft, Source, parse};
 use slicectl::api::meta::{Meta, Name, Timestamp};

@@ -228,3 +228,38 @@ proptest! {
         prop_assert!(world.plan().steps.is_empty() && world.plan().subnets.is_empty());
     }
 }
+
+#[test]
+fn a_node_gets_no_more_vms_than_its_subnet_has_addresses() {
+    // Five addresses for VMs on each of three nodes, which have room for 100.
+    let mut world = World::with_nodes(3, 100);
+    add_group(&mut world, "g", 20, "10.9.0.0/16", 29);
+    world.run();
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for index in 1..=20 {
+        if let Some(node) = world.node_of(&format!("g-{index}")) {
+            *counts.entry(node.to_owned()).or_default() += 1;
+        }
+    }
+    let counts: Vec<usize> = counts.into_values().collect();
+    assert_eq!(counts, [5, 5, 5]);
+    let pending = world.vm("g-20").pending.clone().unwrap();
+    assert_eq!(
+        pending,
+        "0/3 nodes are available: 3 no free address in its subnet."
+    );
+    assert_eq!(world.plan().steps, []);
+}
+
+#[test]
+fn a_subnet_of_another_size_that_a_node_keeps_limits_it() {
+    let mut world = World::with_nodes(1, 100);
+    add_group(&mut world, "g", 2, "10.9.0.0/16", 30);
+    world.run();
+    world.group("g", |it| {
+        it.placement.subnets.as_mut().unwrap().prefix_len = 24;
+    });
+    world.run();
+    let bound = (1..=2).filter(|index| world.node_of(&format!("g-{index}")).is_some());
+    assert_eq!(bound.count(), 1, "the node keeps its /30");
+}

@@ -112,6 +112,7 @@ impl Bench {
             fleet: self.peers.fleet.as_deref().unwrap(),
             caller: &self.caller,
             place: &place,
+            vm: Some(Uid::random()),
         };
         let limits = Limits {
             timeouts: Timeouts {
@@ -127,7 +128,7 @@ impl Bench {
     async fn status(&self, place: Place) -> u16 {
         let to = Destination {
             vm: name("b-1"),
-            whereabouts: Whereabouts::At(place),
+            whereabouts: Whereabouts::At(place, Uid::random()),
             patience: Patience::Short,
         };
         let sent = self
@@ -155,13 +156,15 @@ async fn a_request_and_its_response_are_forwarded_without_the_token_and_other_he
         ("authorization", "Bearer secret"),
         ("cookie", "secret"),
         ("slice-forwarded-user", "root"),
+        ("slice-forwarded-vm", "secret"),
         ("x-slicer-unpacked-size", "9"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
+    let uid = Uid::random();
     let to = Destination {
         vm: name("b-1"),
-        whereabouts: Whereabouts::At(at(address)),
+        whereabouts: Whereabouts::At(at(address), uid),
         patience: Patience::Short,
     };
     let response = bench.peers.forward(&bench.caller, to, false, request).await;
@@ -178,6 +181,8 @@ async fn a_request_and_its_response_are_forwarded_without_the_token_and_other_he
         "{head}"
     );
     assert!(head.contains("slice-forwarded-by: node-a\r\n"), "{head}");
+    let vm = format!("slice-forwarded-vm: {uid}\r\n");
+    assert!(head.contains(&vm), "{head}");
     assert!(
         head.contains("slice-forwarded-user: API token (192.0.2.9)\r\n"),
         "{head}"
@@ -303,8 +308,8 @@ async fn a_response_ends_when_the_certificate_of_its_node_is_revoked() {
     let crl = bench.ca.revoke(&[9]);
     let revoking = bench.ca.node_with("node-a", Kind::default(), Some(crl));
     let fleet = bench.peers.fleet.as_ref().unwrap();
-    let ended = fleet.connections().recheck(&revoking, |_| false);
-    assert_eq!(ended, [name("node-b")]);
+    let ended = fleet.connections().recheck(&revoking);
+    assert_eq!(ended, [name("node-b")].into());
     assert!(response.into_body().collect().await.is_err());
 }
 
@@ -317,7 +322,7 @@ async fn requests_to_agents_are_counted_as_on_this_node() {
     assert_eq!(held.len(), 8);
     let to = Destination {
         vm: vm.clone(),
-        whereabouts: Whereabouts::At(at(([127, 0, 0, 1], 1).into())),
+        whereabouts: Whereabouts::At(at(([127, 0, 0, 1], 1).into()), Uid::random()),
         patience: Patience::Stream,
     };
     let path = "/v1/vms/b-1/agent/health";
@@ -335,4 +340,47 @@ async fn requests_to_agents_are_counted_as_on_this_node() {
         .peers
         .forward(&bench.caller, pending, false, request("/v1/vms/b-1"));
     assert_eq!(response.await.status(), 409);
+}
+
+#[tokio::test]
+async fn a_command_whose_connection_ends_before_the_answer_may_have_been_executed_and_is_sent_once()
+{
+    let bench = bench();
+    for (method, answer, expected) in [
+        ("POST", "", true),
+        ("DELETE", "", true),
+        ("POST", "HTTP/1.1 200", true),
+        ("GET", "", false),
+        ("HEAD", "", false),
+        // It has been answered.
+        ("POST", OK, false),
+    ] {
+        let address = saying(bench.ca.node("node-b"), answer).await;
+        let place = at(address);
+        let sending = Sending {
+            peers: &bench.peers,
+            fleet: bench.peers.fleet.as_deref().unwrap(),
+            caller: &bench.caller,
+            place: &place,
+            vm: Some(Uid::random()),
+        };
+        let limits = Limits {
+            timeouts: Timeouts {
+                head: Some(Duration::from_secs(5)),
+                idle: None,
+            },
+            permit: None,
+        };
+        let request = axum::http::Request::builder()
+            .method(method)
+            .uri("/v1/vms/b-1/stop");
+        let request = request.body(Body::empty()).unwrap();
+        // The server accepts one connection: a second attempt would be another error.
+        let error = match sending.send(limits, request).await {
+            Ok(_) => String::new(),
+            Err(failure) => failure.sentence(Some(&name("b-1")), &place),
+        };
+        let is_unknown = error.ends_with("; the command may have been executed");
+        assert_eq!(is_unknown, expected, "{method} {answer}: {error}");
+    }
 }

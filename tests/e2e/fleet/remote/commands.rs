@@ -9,6 +9,7 @@ use std::process::Stdio;
 
 use test_support::harness::Harness;
 use test_support::kernel;
+use test_support::screen::Session;
 
 use super::{A, B, Fleet, Killed, LARGE, VM, text, url, with_fleet};
 
@@ -39,16 +40,16 @@ fn events_of_all(fleet: &Fleet) {
     for expected in ["node-a", "node-b", "GuestAccess"] {
         assert!(events.contains(expected), "{expected}: {events}");
     }
-    // A node that does not answer is reported, and is no error.
+    // A node that does not answer is an error, and the events of the others are printed.
     fleet.register("node-c", Some(&url("10.66.0.9")));
     let output = fleet.a.until("node-a knows node-c", || {
         let output = fleet.run(&["events", "--fleet", "-o", "json"]);
         text(&output.stderr).contains("node-c").then_some(output)
     });
-    assert!(output.status.success());
+    assert_eq!(output.status.code(), Some(1));
     let errors = text(&output.stderr);
     assert!(
-        errors.contains("there is no answer of node node-c"),
+        errors.contains("error: there is no answer of node node-c"),
         "{errors}"
     );
     assert!(text(&output.stdout).contains(r#""node":"node-b""#));
@@ -99,6 +100,10 @@ fn input_copies_and_connections_pass_between_nodes() {
         let listed = fleet.succeeds(&["fs", "ls", VM, &directory]);
         assert!(listed.contains("in-vm"), "{listed}");
         forwards_a_port(fleet, &content[..4 << 20]);
+        a_shell_has_a_terminal(fleet);
+        // The node of the VM answers: this VMM has no console.
+        let refused = fleet.fails(&["console", VM]);
+        assert!(refused.contains("has no console input"), "{refused}");
         a_client_that_goes_ends_its_command(fleet);
     });
 }
@@ -156,6 +161,20 @@ fn forwards_a_port(fleet: &Fleet, content: &[u8]) {
     stream.read_to_end(&mut answer).expect("an answer");
     answer.reverse();
     assert!(answer == content, "{} bytes", answer.len());
+}
+
+fn a_shell_has_a_terminal(fleet: &Fleet) {
+    let words = ["vm", "shell", VM, "--uid", "0", "--shell", "/bin/sh"];
+    let mut session = Session::start(100, &mut fleet.ctl(&words));
+    session.wait_for("Ctrl-] leaves");
+    session.type_keys("stty size; echo $((6 * 7))-done\r");
+    session.wait_for("40 100");
+    session.wait_for("42-done");
+    session.resize(120, 50);
+    session.type_keys("sleep 0.3; stty size\r");
+    session.wait_for("50 120");
+    session.type_keys("exit 9\r");
+    assert_eq!(session.end(), (Some(9), true));
 }
 
 fn a_client_that_goes_ends_its_command(fleet: &Fleet) {

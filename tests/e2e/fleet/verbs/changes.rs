@@ -2,6 +2,7 @@
 //! Out of scope: etcd that does not answer (`faults`).
 
 use futures::future::join_all;
+use slicectl::api::meta::Uid;
 use slicectl::api::placement::Strategy;
 use slicectl::api::view::{Applied, Scale, VmChange};
 use slicectl::fleet::keys::Key;
@@ -62,10 +63,20 @@ fn a_group_is_created_changed_scaled_and_deleted() {
         );
         let many = verbs::scale(&client, &name("web"), &scale(9999, None)).await;
         assert!(matches!(many, Err(Error::Invalid(_))), "{many:?}");
-        verbs::delete_group(&client, &name("web")).await.unwrap();
+        // Another group of the same name is not the one that was to be deleted.
+        let other = verbs::delete_group(&client, &name("web"), Some(Uid::random())).await;
+        let other = other.unwrap_err();
+        assert!(matches!(other, Error::Conflict(_)), "{other}");
+        assert!(!stored(&client, "web").await.unwrap().meta.deleting);
+        let uid = Some(created.meta.uid);
+        verbs::delete_group(&client, &name("web"), uid)
+            .await
+            .unwrap();
         assert!(stored(&client, "web").await.unwrap().meta.deleting);
         // Repeated: nothing to do.
-        verbs::delete_group(&client, &name("web")).await.unwrap();
+        verbs::delete_group(&client, &name("web"), None)
+            .await
+            .unwrap();
         let error = apply(&client, &manifest("web", 2, "")).await.unwrap_err();
         let text = error.to_string();
         assert!(matches!(error, Error::Conflict(_)), "{text}");
@@ -77,7 +88,9 @@ fn a_group_is_created_changed_scaled_and_deleted() {
             verbs::scale(&client, &name("web"), &scale(1, None))
                 .await
                 .err(),
-            verbs::delete_group(&client, &name("none")).await.err(),
+            verbs::delete_group(&client, &name("none"), None)
+                .await
+                .err(),
         ] {
             let missing = missing.expect("not found");
             assert!(matches!(missing, Error::NotFound(_)), "{missing}");
@@ -225,7 +238,7 @@ fn a_stored_group_of_a_later_version_is_not_changed() {
             verbs::scale(&client, &name("web"), &scale(2, None))
                 .await
                 .err(),
-            verbs::delete_group(&client, &name("web")).await.err(),
+            verbs::delete_group(&client, &name("web"), None).await.err(),
         ];
         for error in changes {
             let error = error.expect("refused").to_string();
@@ -246,5 +259,27 @@ fn a_stored_group_of_a_later_version_is_not_changed() {
         // Another group is applied, with a warning.
         let results = apply(&client, &manifest("new", 1, "")).await.unwrap();
         assert_eq!(results[0].warnings.len(), 2, "{results:?}");
+    });
+}
+
+#[test]
+fn a_count_is_refused_if_the_pool_of_subnets_never_has_the_addresses() {
+    kernel::private(async {
+        let lab = Lab::start();
+        let client = lab.client("control");
+        let bridge = |count: u32| {
+            format!(
+                "config: {{host_groups: [{{name: br, count: {count}, network: {{bridge: br0, tap_prefix: t}}, placement: {{subnets: {{pool: 10.9.0.0/28, prefix_len: 29}}}}}}]}}\n"
+            )
+        };
+        let expected =
+            "11 VMs do not fit: placement.subnets has 2 subnets with addresses for 5 VMs each";
+        let error = apply(&client, &bridge(11)).await.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        // Whether there are two nodes is no error.
+        assert_eq!(applied(&client, &bridge(10)).await, Applied::Created);
+        let error = verbs::scale(&client, &name("br"), &scale(11, None)).await;
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
     });
 }

@@ -18,13 +18,13 @@ use super::{admin, bind, join, manifest, name, node_subnet, put, report, stored}
 
 /// Whether the scheduler of a daemon runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Scheduler {
+pub enum Scheduler {
     On,
     Off,
 }
 
 /// A running `sliced` that is this node of the fleet of the lab, with the user `control`.
-fn fleet_daemon(lab: &Lab, node: &str, scheduler: Scheduler) -> Harness {
+pub fn fleet_daemon(lab: &Lab, node: &str, scheduler: Scheduler) -> Harness {
     let mut harness = Harness::new("slice");
     let file = harness.dir.path().join("password");
     fs::write(&file, password("control")).expect("written");
@@ -283,7 +283,9 @@ fn the_connection_to_the_fleet_is_shown() {
         put(&client, key, &node_subnet("10.64.1.0/24")).await;
         let subnets = daemon.ctl("fleet subnets");
         assert!(
-            subnets.contains("ip route replace 10.64.1.0/24 via ADDRESS-OF-node-b  # hostgroup/web on node/node-b"),
+            subnets.contains(
+                "# 10.64.1.0/24 of hostgroup/web: the API of node/node-b has no IPv4 address"
+            ),
             "{subnets}"
         );
         // A text of another node cannot control the terminal.

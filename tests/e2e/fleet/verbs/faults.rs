@@ -24,7 +24,9 @@ fn a_user_that_may_not_write_is_told_so() {
         let cordon = verbs::act_on_node(&node, &own, NodeAction::Cordon, clock::now());
         let errors = [
             apply(&node, &manifest("web", 2, "")).await.unwrap_err(),
-            verbs::delete_group(&node, &name("web")).await.unwrap_err(),
+            verbs::delete_group(&node, &name("web"), None)
+                .await
+                .unwrap_err(),
             cordon.await.unwrap_err(),
         ];
         for error in errors {

@@ -84,7 +84,12 @@ fn vms_that_a_drain_leaves_are_listed_with_the_reason() {
         let snapshot = Snapshot::read(&client).await.unwrap();
         let node = &verbs::nodes(&snapshot, None).items[0];
         assert_eq!((node.vms, node.used.vcpus), (2, 4));
-        // While a value cannot be read, the scheduler plans nothing.
+        // What a node has written stops no other one.
+        let key = "/slice/v1/nodestatus/node-c";
+        client.put(key, "?", None).await.unwrap();
+        assert_eq!(read().await, vms);
+        client.delete(key).await.unwrap();
+        // While a value of the fleet cannot be read, the scheduler plans nothing.
         client.put("/slice/v1/groups/web", "?", None).await.unwrap();
         let vms = read().await;
         let all = vms.iter().all(|vm| {
@@ -92,6 +97,14 @@ fn vms_that_a_drain_leaves_are_listed_with_the_reason() {
             reason.contains("/slice/v1/groups/web cannot be read")
         });
         assert!(all && vms.len() == 2, "{vms:?}");
+        // A VM that cannot be read may be on the node.
+        client.put("/slice/v1/vms/x", "?", None).await.unwrap();
+        let snapshot = Snapshot::read(&client).await.unwrap();
+        let error = verbs::node_vms(snapshot, &name("node-a"), clock::now()).unwrap_err();
+        assert!(
+            error.to_string().contains("/slice/v1/vms/x cannot be read"),
+            "{error}"
+        );
     });
 }
 

@@ -1,10 +1,12 @@
 //! Lists of groups, VMs, nodes and subnets, joined with what nodes report.
 //! Out of scope: changes.
 
+use std::net::Ipv4Addr;
+
 use slicectl::api::view::FleetVmState;
 use slicectl::fleet::keys::Key;
 use slicectl::fleet::object::Phase;
-use slicectl::fleet::verbs::{self, Snapshot};
+use slicectl::fleet::verbs::{self, Error, Snapshot};
 use test_support::kernel;
 
 use super::super::lab::Lab;
@@ -35,7 +37,7 @@ fn vms_are_listed_with_what_their_nodes_report() {
 
         // Read by a node, which may not write.
         let snapshot = Snapshot::read(&lab.client("node-b")).await.unwrap();
-        let list = verbs::vms(&snapshot, None);
+        let list = verbs::vms(&snapshot, None).unwrap();
         let states: Vec<(FleetVmState, bool)> = list
             .items
             .iter()
@@ -69,8 +71,16 @@ fn vms_are_listed_with_what_their_nodes_report() {
         let status = groups.items[0].status;
         assert_eq!((status.vms, status.ready, status.pending), (6, 1, 1));
         assert!(!groups.items[0].is_ready());
-        let one = verbs::vms(&snapshot, Some(&name("web-4")));
+        let one = verbs::vms(&snapshot, Some(&name("web-4"))).unwrap();
         assert_eq!(one.items.len(), 1);
+        // The VM that cannot be read may have this name.
+        let absent = verbs::vms(&snapshot, Some(&name("web-9"))).unwrap_err();
+        assert!(matches!(absent, Error::Conflict(_)), "{absent}");
+        assert!(absent.to_string().contains("/slice/v1/vms/x"), "{absent}");
+        client.delete("/slice/v1/vms/x").await.unwrap();
+        let snapshot = Snapshot::read(&client).await.unwrap();
+        let absent = verbs::vms(&snapshot, Some(&name("web-9"))).unwrap_err();
+        assert!(matches!(absent, Error::NotFound(_)), "{absent}");
     });
 }
 
@@ -86,15 +96,15 @@ fn subnets_are_listed_with_the_address_of_their_node() {
         }
         client.put(range("node-c"), "10.64", None).await.unwrap();
         let list = verbs::subnets(&Snapshot::read(&client).await.unwrap());
-        let found: Vec<(String, Option<&str>)> = list
+        let found: Vec<(String, Option<Ipv4Addr>)> = list
             .items
             .iter()
-            .map(|item| (item.subnet.to_string(), item.via.as_deref()))
+            .map(|item| (item.subnet.to_string(), item.via))
             .collect();
         assert_eq!(
             found,
             [
-                ("10.64.1.0/24".to_owned(), Some("192.0.2.7")),
+                ("10.64.1.0/24".to_owned(), Some([192, 0, 2, 7].into())),
                 ("10.64.2.0/24".to_owned(), None)
             ]
         );
