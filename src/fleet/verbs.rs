@@ -17,6 +17,7 @@ mod error;
 mod groups;
 mod node_actions;
 mod nodes;
+mod remove_node;
 mod snapshot;
 mod status;
 mod vms;

@@ -400,4 +400,6 @@ pub enum NodeAction {
         #[serde(default)]
         force: bool,
     },
+    /// What is stored of it is removed. It has no VMs, and does not renew its lease.
+    Remove,
 }

@@ -21,6 +21,8 @@ pub enum NodeCommand {
     Drain(DrainArgs),
     /// State that a node is powered off, so that all its VMs may be started on other nodes
     Gone(GoneArgs),
+    /// Remove nodes that do not belong to the fleet any more
+    Remove(RemoveArgs),
 }
 
 /// Arguments of `node cordon` and `node uncordon`.
@@ -32,6 +34,20 @@ Examples:
   slicectl node cordon node-a
   slicectl node uncordon node-a node-b")]
 pub struct CordonArgs {
+    /// The nodes
+    #[arg(value_name = "NODE", required = true, value_parser = super::target::node, add = ArgValueCompleter::new(complete::nodes))]
+    pub nodes: Vec<Name>,
+}
+
+/// Arguments of `node remove`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The node has no VMs, and `fleet:` is removed from its settings or it is powered off. A node that connects again is added again.
+
+Examples:
+  slicectl node drain node-a
+  slicectl node remove node-a")]
+pub struct RemoveArgs {
     /// The nodes
     #[arg(value_name = "NODE", required = true, value_parser = super::target::node, add = ArgValueCompleter::new(complete::nodes))]
     pub nodes: Vec<Name>,

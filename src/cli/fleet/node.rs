@@ -1,4 +1,4 @@
-//! `node cordon|uncordon|drain|gone`.
+//! `node cordon|uncordon|drain|gone|remove`.
 //! Out of scope: moving VMs, which the scheduler does.
 
 use std::collections::BTreeSet;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::super::failure::{self, Failure};
 use super::super::{confirm, print};
-use super::args::{CordonArgs, DrainArgs, GoneArgs, NodeCommand};
+use super::args::{DrainArgs, GoneArgs, NodeCommand};
 use super::wait::INTERVAL;
 use crate::api::meta::Name;
 use crate::api::view::{Applied, FleetNodeState, NodeAction, NodeVm};
@@ -20,22 +20,27 @@ const STUCK: Duration = Duration::from_secs(10);
 /// `node …`.
 pub async fn node(client: &Client, command: NodeCommand) -> Result<(), Failure> {
     match command {
-        NodeCommand::Cordon(args) => each(client, args, NodeAction::Cordon, "cordoned").await,
-        NodeCommand::Uncordon(args) => each(client, args, NodeAction::Uncordon, "uncordoned").await,
+        NodeCommand::Cordon(args) => {
+            each(client, &args.nodes, NodeAction::Cordon, "cordoned").await
+        }
+        NodeCommand::Uncordon(args) => {
+            each(client, &args.nodes, NodeAction::Uncordon, "uncordoned").await
+        }
         NodeCommand::Drain(args) => drain(client, args).await,
         NodeCommand::Gone(args) => gone(client, args).await,
+        NodeCommand::Remove(args) => each(client, &args.nodes, NodeAction::Remove, "removed").await,
     }
 }
 
 /// Continues after a failure, and fails at the end.
 async fn each(
     client: &Client,
-    args: CordonArgs,
+    nodes: &[Name],
     action: NodeAction,
     done: &str,
 ) -> Result<(), Failure> {
     let mut errors = Vec::new();
-    for node in &args.nodes {
+    for node in nodes {
         match client.fleet_node_action(node, action).await {
             Ok(applied) => print::out(&line(node, applied, done))?,
             Err(error) => errors.extend(error.causes()),

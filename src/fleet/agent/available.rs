@@ -232,6 +232,7 @@ pub(super) fn available(local: &Local, amounts: &Amounts, host: &HostFacts) -> A
         groups: local.other_groups.clone(),
         host_groups: local.host_groups.clone(),
         conflicts: BTreeMap::new(),
+        admitted: BTreeMap::new(),
         vms: local.other_vms.clone(),
         is_known: host.is_read,
     }

@@ -8,6 +8,7 @@ use super::{Input, LocalVm, Run};
 use crate::api::host_group::HostGroup;
 use crate::api::manifest::Draft;
 use crate::api::meta::Name;
+use crate::api::placement::addresses_in;
 use crate::api::secret::SecretName;
 use crate::api::storage::Bytes;
 use crate::api::validate;
@@ -30,6 +31,8 @@ pub struct Available {
     pub host_groups: Vec<HostGroup>,
     /// The conflicts of groups of the fleet with them, as far as they were looked for.
     pub conflicts: BTreeMap<Name, Option<String>>,
+    /// The number of VMs that were admitted, by group.
+    pub admitted: BTreeMap<Name, u64>,
     /// The names of local VMs that are not of the fleet.
     pub vms: BTreeSet<Name>,
     /// The secrets that the node has.
@@ -66,11 +69,13 @@ impl Available {
             .or_else(|| self.file_problem(spec))
             .or_else(|| self.secret_problem(spec))
             .or_else(|| self.conflict(input, group))
+            .or_else(|| self.address_shortage(input, group))
             .or_else(|| self.shortage(&needs));
         if let Some(reason) = problem {
             return Admission::Refused(reason);
         }
         self.take(&needs);
+        *self.admitted.entry(group.meta.name.clone()).or_default() += 1;
         Admission::Admitted
     }
 
@@ -141,6 +146,17 @@ impl Available {
         Some(format!(
             "this node has no secret {missing}: `slicectl secret create` on this node"
         ))
+    }
+
+    /// The subnet of the group on this node has an address for each of its VMs.
+    fn address_shortage(&self, input: &Input<'_>, group: &Group) -> Option<String> {
+        let subnet = super::groups::subnet(input, group)?.subnet;
+        let (name, most) = (&group.meta.name, addresses_in(subnet.prefix()));
+        let local = input.local.values().filter(|local| local.group == *name);
+        let used = local.count() as u64 + self.admitted.get(name).unwrap_or(&0);
+        (used >= most).then(|| {
+            format!("the subnet {subnet} of group {name} on this node has addresses for {most} VMs")
+        })
     }
 
     fn shortage(&self, needs: &Resources) -> Option<String> {

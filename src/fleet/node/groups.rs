@@ -49,8 +49,12 @@ pub(super) fn copy(input: &Input<'_>, group: &Group) -> HostGroupSpec {
     spec
 }
 
-fn subnet<'i>(input: &Input<'i>, group: &Group) -> Option<&'i NodeSubnet> {
+/// The subnet of a group in bridge mode on this node.
+pub(super) fn subnet<'i>(input: &Input<'i>, group: &Group) -> Option<&'i NodeSubnet> {
     group.placement.subnets?;
+    if !matches!(group.spec.template.network, NetworkSpec::Bridge(_)) {
+        return None;
+    }
     input.objects.subnets.get(&group.meta.name)
 }
 

@@ -6,6 +6,7 @@ use super::super::kv::{Client, Compare, EtcdKey, KeyValue, Op, Revision, Txn};
 use super::super::object::{self, Drain, Gone, Node, NodeStatus};
 use super::Error;
 use super::attempts::Attempts;
+use super::remove_node::remove_node;
 use crate::api::meta::{Name, Timestamp};
 use crate::api::view::{Applied, NodeAction};
 
@@ -19,7 +20,8 @@ struct Current {
 /// Changes what administrators specify of a node.
 ///
 /// # Errors
-/// [`Error::NotFound`] if nothing of the node is known; [`Error::Conflict`] if a node that renews its lease is to be gone.
+/// [`Error::NotFound`] if nothing of the node is known; [`Error::Conflict`] if a node that renews its lease is to be gone or removed, or a node
+/// with VMs is to be removed.
 pub async fn act_on_node(
     client: &Client,
     name: &Name,
@@ -51,6 +53,7 @@ pub async fn act_on_node(
                     compares.push(Compare::absent(Key::Alive(name.clone())));
                 }
             }
+            NodeAction::Remove => return remove_node(client, name).await,
         }
         if after == before {
             return Ok(Applied::Unchanged);

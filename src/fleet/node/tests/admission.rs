@@ -3,8 +3,12 @@
 
 use std::path::PathBuf;
 
+use ipnetwork::Ipv4Network;
+
 use super::*;
 use crate::api::host_group::{HostGroup, Origin};
+use crate::api::network::{Addresses, BridgeSpec};
+use crate::api::placement::Subnets;
 use crate::api::storage::{AdditionalDisk, Storage};
 
 fn offered() -> Fixture {
@@ -276,5 +280,49 @@ fn a_group_whose_network_conflicts_with_another_on_the_node_is_refused() {
         assert_eq!(found.is_some(), conflicts, "{found:?}");
         let expected = "group web cannot be on this node: 169.254.8.0/24 overlaps 169.254.0.0/20 of group \"own\" ";
         assert!(found.is_none_or(|found| found.starts_with(expected)));
+    }
+}
+
+#[test]
+fn a_node_takes_as_many_vms_of_a_group_as_its_subnet_has_addresses() {
+    let bridge = |prefix_len| {
+        let mut web = group("web", 1000, None);
+        web.spec.template.network = NetworkSpec::Bridge(BridgeSpec {
+            bridge: "br0".into(),
+            tap_prefix: "tap".into(),
+            gateway: None,
+            addresses: Addresses::Any,
+            antispoof: true,
+            isolate_ports: false,
+            max_connections: None,
+            tap_owner: TapOwner::default(),
+        });
+        web.placement.subnets = Some(Subnets {
+            pool: "10.0.0.0/16".parse().unwrap(),
+            prefix_len,
+        });
+        web
+    };
+    for (prefix_len, local_vms, admitted) in [(29, 0, 5), (29, 3, 2), (29, 5, 0), (24, 0, 8)] {
+        let mut fixture = Fixture::new().group(Ok(bridge(prefix_len)));
+        let gateway = "10.0.0.1".parse().unwrap();
+        let subnet = Ipv4Network::new("10.0.0.0".parse().unwrap(), prefix_len).unwrap();
+        let subnet = NodeSubnet { subnet, gateway };
+        fixture.objects.subnets.insert(name("web"), subnet);
+        for index in 1..=local_vms {
+            fixture = fixture
+                .local(local(index, 4))
+                .object(object(index, Some(binding("n1", 4))));
+        }
+        for index in 11..=18 {
+            fixture = fixture.object(object(index, Some(binding("n1", 4))));
+        }
+        let steps = fixture.plan().steps;
+        let count = |is: fn(&Step) -> bool| steps.iter().filter(|step| is(step)).count();
+        assert_eq!(count(|step| matches!(step, Step::AddVm { .. })), admitted);
+        assert_eq!(
+            count(|step| matches!(step, Step::RefuseVm { .. })),
+            8 - admitted
+        );
     }
 }

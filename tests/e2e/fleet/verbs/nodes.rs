@@ -1,11 +1,11 @@
-//! Cordon, drain and gone.
+//! Cordon, drain, gone and remove.
 //! Out of scope: what the scheduler does then.
 
 use slicectl::api::view::{Applied, FleetNodeState, NodeAction};
 use slicectl::clock;
 use slicectl::fleet::keys::Key;
 use slicectl::fleet::kv::Client;
-use slicectl::fleet::object::Phase;
+use slicectl::fleet::object::{MovingFrom, Phase, PreviousCopy};
 use slicectl::fleet::verbs::{self, Error, Snapshot};
 use test_support::kernel;
 
@@ -144,5 +144,76 @@ fn a_node_with_a_lease_is_not_gone_unless_forced() {
         );
         act(&client, "node-a", NodeAction::Uncordon).await.unwrap();
         assert_eq!(admin(&client, "node-a").await.unwrap().gone, None);
+    });
+}
+
+#[test]
+fn a_node_is_removed_when_it_has_no_vm_and_does_not_renew_its_lease() {
+    kernel::private(async {
+        let lab = Lab::start();
+        let client = lab.client("control");
+        let remove = async || act(&client, "node-a", NodeAction::Remove).await;
+        let refused = async |expected: &str| {
+            let error = remove().await.expect_err("refused").to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        assert!(matches!(remove().await, Err(Error::NotFound(_))));
+        applied(
+            &client,
+            "config: {host_groups: [{name: web, network: {mode: isolated}}]}\n",
+        )
+        .await;
+        join(&client, "node-a").await;
+        join(&client, "node-b").await;
+        act(&client, "node-a", NodeAction::Cordon).await.unwrap();
+        refused("renews its lease").await;
+        client.delete(Key::Alive(name("node-a"))).await.unwrap();
+        // A VM that may be on it: by its binding, while it is moved, or as a previous copy.
+        let mut vm = bind(&client, "web", 1, Some("node-a")).await;
+        report(&client, &vm, "node-a", 1, Phase::Ready).await;
+        refused("1 VMs may be on node/node-a, such as vm/web-1").await;
+        let mut binding = vm.binding.take().expect("a binding");
+        vm.previous.push(PreviousCopy {
+            node: name("node-a"),
+            epoch: 1,
+            resources: binding.resources,
+            keep: false,
+        });
+        put(&client, Key::Vm(vm.meta.uid), &vm).await;
+        refused("1 VMs may be on node/node-a").await;
+        vm.previous.clear();
+        binding.moving_from = Some(MovingFrom {
+            node: name("node-a"),
+            epoch: 1,
+            resources: binding.resources,
+            delete_disk: false,
+        });
+        binding.node = name("node-b");
+        vm.binding = Some(binding.clone());
+        put(&client, Key::Vm(vm.meta.uid), &vm).await;
+        refused("1 VMs may be on node/node-a").await;
+        client
+            .put(
+                "/slice/v1/vms/00000000-0000-0000-0000-000000000001",
+                "?",
+                None,
+            )
+            .await
+            .unwrap();
+        binding.moving_from = None;
+        vm.binding = Some(binding);
+        put(&client, Key::Vm(vm.meta.uid), &vm).await;
+        refused("cannot be read").await;
+        client
+            .delete("/slice/v1/vms/00000000-0000-0000-0000-000000000001")
+            .await
+            .unwrap();
+        assert_eq!(remove().await.unwrap(), Applied::Deleted);
+        for prefix in ["nodes/node-a", "nodestatus/node-a", "status/node-a/"] {
+            let left = lab.ctl(&format!("get --prefix --keys-only /slice/v1/{prefix}"));
+            assert_eq!(left.trim(), "", "{prefix}");
+        }
+        assert_eq!(states(&client, "node-b").await, [FleetNodeState::Ready]);
+        assert!(matches!(remove().await, Err(Error::NotFound(_))));
     });
 }
