@@ -59,7 +59,7 @@ life() {
   bytes=$(received)
   fan=$(sent_to)
   t=$(now)
-  ctl node-a apply --fleet -f "$work/m.yaml" >/dev/null
+  ctl node-a apply --fleet -f "$work/m.yaml" >/dev/null || exit 1
   echo "applied $(since "$t")"
   until [ "$(states epoch 1 || true)$(ctl node-a get vms --fleet -o json | grep -c '"node":')" != 0 ] &&
     [ "$(ctl node-a get vms --fleet -o json | grep -c '"node": *"')" -ge "$vms" ]; do sleep 0.1; done

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::network::{Addresses, NetworkSpec};
+use super::pool;
 use super::vm::{Hypervisor, VmSpec};
 
 /// Labels of a node.
@@ -73,6 +74,20 @@ pub struct Subnets {
 pub fn addresses_in(prefix_len: u8) -> u64 {
     let size = 1_u64 << (32 - prefix_len.min(32));
     size.saturating_sub(3)
+}
+
+/// The most VMs of a group that one node has addresses for: in isolated mode the /30 networks of the range, in bridge mode with `subnets` the
+/// addresses of the subnet of a node; `None`: no network of a node limits them.
+pub fn most_on_a_node(network: &NetworkSpec, placement: &Placement) -> Option<u64> {
+    match network {
+        NetworkSpec::Isolated(spec) => {
+            // Each node derives a range of the same size.
+            let range = spec.range.unwrap_or_else(|| pool::pool(0));
+            Some(pool::capacity(range).into())
+        }
+        NetworkSpec::Bridge(_) => Some(addresses_in(placement.subnets?.prefix_len)),
+        NetworkSpec::Cni(_) => None,
+    }
 }
 
 impl Subnets {

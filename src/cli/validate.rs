@@ -62,7 +62,7 @@ fn parse(sources: &[Source]) -> Result<Vec<Draft>, Vec<Problem>> {
             name: name.clone(),
             text: text.clone(),
         };
-        match manifest::parse_nonempty(&source) {
+        match manifest::parse_nonempty(&source, manifest::Scope::Host) {
             Ok(parsed) => drafts.extend(parsed),
             Err(found) => problems.extend(found),
         }

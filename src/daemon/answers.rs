@@ -29,7 +29,7 @@ use super::{
 };
 use crate::api::event::{Event, EventReason, EventType, ObjectRef};
 use crate::api::host_group::{HostGroup, Origin};
-use crate::api::manifest::Draft;
+use crate::api::manifest::{Draft, Scope};
 use crate::api::meta::Name;
 use crate::api::metrics::Metrics;
 use crate::api::node::{Node, NodeDetails, TagChange};
@@ -70,7 +70,7 @@ impl AppState {
         let stored = self.stored();
         let allowed = self.engine.processes.files().allowed.clone();
         off_thread(move || {
-            let drafts = parse_all(sources)?;
+            let drafts = parse_all(sources, Scope::Host)?;
             let fleet_only = drafts.iter().flat_map(Draft::fleet_only);
             let outside = drafts.iter().flat_map(|draft| allowed.objections(draft));
             let refused: Vec<_> = fleet_only.chain(outside).collect();
@@ -145,7 +145,7 @@ impl Backend for AppState {
     }
 
     async fn names(&self, sources: Vec<Source>) -> Result<Vec<Name>, Refusal> {
-        let drafts = off_thread(move || parse_all(sources)).await?;
+        let drafts = off_thread(move || parse_all(sources, Scope::Host)).await?;
         Ok(drafts.into_iter().map(|draft| draft.name).collect())
     }
 

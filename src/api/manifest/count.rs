@@ -5,10 +5,34 @@ use super::super::host_group::{HostGroup, HostGroupSpec, MAX_COUNT};
 use super::super::link_name::{MAX_TAP_LEN, tap_number};
 use super::super::meta::Name;
 use super::super::network::NetworkSpec;
-use super::network;
+use super::super::placement::Placement;
+use super::network::{self, Capacity};
 
 /// Why the group cannot have the number of VMs in `spec`; empty if it can.
 pub fn count_problems(name: &Name, spec: &HostGroupSpec) -> Vec<String> {
+    problems(name, spec, None)
+}
+
+/// The same for a group of a fleet.
+pub fn fleet_count_problems(
+    name: &Name,
+    spec: &HostGroupSpec,
+    placement: &Placement,
+) -> Vec<String> {
+    problems(name, spec, Some(placement))
+}
+
+/// The number of VMs that the network of a group limits. `placement`: of a group of a fleet, in which some networks limit the VMs of each node,
+/// and the scheduler decides how many it has.
+pub(super) fn limit(network: &NetworkSpec, placement: Option<&Placement>) -> Option<Capacity> {
+    match (network, placement) {
+        (NetworkSpec::Isolated(_), Some(_)) => None,
+        (NetworkSpec::Bridge(_), Some(placement)) if placement.subnets.is_some() => None,
+        _ => network::capacity(network),
+    }
+}
+
+fn problems(name: &Name, spec: &HostGroupSpec, placement: Option<&Placement>) -> Vec<String> {
     let count = spec.count;
     let network = &spec.template.network;
     let mut found = Vec::new();
@@ -16,7 +40,7 @@ pub fn count_problems(name: &Name, spec: &HostGroupSpec) -> Vec<String> {
         found.push(format!("found {count}, expected 0 to {MAX_COUNT}"));
         return found;
     }
-    if let Some(limit) = network::capacity(network).filter(|capacity| count > capacity.vms) {
+    if let Some(limit) = limit(network, placement).filter(|limit| count > limit.vms) {
         found.push(does_not_fit(count, &limit.why));
     }
     if HostGroup::vm_name(name, count).is_none() {
@@ -80,7 +104,7 @@ pub(super) fn name_too_long(name: &Name, count: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Draft, Source, parse};
+    use super::super::{Draft, Scope, Source, parse, parse_nonempty};
     use super::*;
 
     fn read(name: &str, count: u32, fields: &str) -> Option<Draft> {
@@ -144,6 +168,38 @@ mod tests {
             }
             assert!(read(name, last_valid, fields).is_some(), "{fields}");
             assert!(read(name, last_valid + 1, fields).is_none(), "{fields}");
+        }
+    }
+
+    #[test]
+    fn the_networks_of_a_node_do_not_limit_the_vms_of_a_fleet() {
+        let isolated = "network: {mode: isolated, range: 169.254.100.0/28}";
+        let bridge = "network: {bridge: br0, tap_prefix: t, gateway: 10.0.0.1/29}";
+        let subnets =
+            "network: {mode: bridge}, placement: {subnets: {pool: 10.0.0.0/16, prefix_len: 29}}";
+        let fixed = "network_name: n, cni: {ips: [10.0.0.2, 10.0.0.3]}";
+        for (fields, last_on_a_host, is_limited_in_a_fleet) in [
+            (isolated, 4, false),
+            ("network: {mode: isolated}", 256, false),
+            (bridge, 5, true),
+            (subnets, 253, false),
+            (fixed, 2, true),
+        ] {
+            let count = last_on_a_host + 1;
+            let text = format!("config: {{host_groups: [{{name: g, count: {count}, {fields}}}]}}");
+            let name = "test.yaml".to_owned();
+            let source = Source { name, text };
+            let found = parse_nonempty(&source, Scope::Fleet);
+            assert_eq!(found.is_err(), is_limited_in_a_fleet, "{fields}: {found:?}");
+            assert!(parse_nonempty(&source, Scope::Host).is_err(), "{fields}");
+            // `scale --fleet` decides the same.
+            let text = source.text.replace(&format!("count: {count}"), "count: 1");
+            let one = Source { text, ..source };
+            let mut draft = parse_nonempty(&one, Scope::Fleet).unwrap().pop().unwrap();
+            draft.spec.count = count;
+            let placement = draft.fleet.map(|it| it.placement).unwrap_or_default();
+            let problems = fleet_count_problems(&draft.name, &draft.spec, &placement);
+            assert_eq!(!problems.is_empty(), is_limited_in_a_fleet, "{problems:?}");
         }
     }
 }

@@ -16,7 +16,8 @@ use super::keys::limits::{
 };
 use super::keys::{Mapping, is_kubernetes_object};
 use super::locations::{self, Locations};
-use super::section::{Field, Reader, Section};
+use super::network::Capacity;
+use super::section::{Field, Reader, Scope, Section};
 use super::yaml::Value;
 use super::{Draft, guest_access, life, network, placement, storage};
 
@@ -167,7 +168,16 @@ fn read_group(
     let storage = storage::read(reader, &group, boot.root, count);
     let fleet = placement::read(reader, &group);
     let (name, network) = (name?, network?);
-    check_count(reader, &group, &name, count, &network.spec);
+    let placement = match reader.scope {
+        Scope::Host => None,
+        Scope::Fleet => Some(
+            fleet
+                .as_ref()
+                .map_or_else(Default::default, |it| it.placement.clone()),
+        ),
+    };
+    let limit = count::limit(&network.spec, placement.as_ref());
+    check_count(reader, &group, &name, count, limit);
     check_tap_owner(reader, &group, hypervisor, &network.spec);
     let dns_warnings = dns::check(reader, &group, &dns_servers, &network.spec);
     let template = VmSpec {
@@ -296,13 +306,13 @@ fn check_count(
     group: &Section,
     name: &Name,
     count: u32,
-    network: &NetworkSpec,
+    limit: Option<Capacity>,
 ) {
     let (at, path) = match group.get("count") {
         Some(field) => (field.node.at, field.path.clone()),
         None => (group.at, format!("{}.count", group.path)),
     };
-    if let Some(limit) = network::capacity(network).filter(|capacity| count > capacity.vms) {
+    if let Some(limit) = limit.filter(|limit| count > limit.vms) {
         let message = count::does_not_fit(count, &limit.why);
         reader.refuse_at(at, &path, message);
     }

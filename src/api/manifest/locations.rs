@@ -33,20 +33,6 @@ pub fn inherited(reader: &Reader, config: &Section) -> Inherited {
 }
 
 impl Locations {
-    /// Of a group that was not read from a manifest.
-    pub(super) fn none() -> Self {
-        Self {
-            group: String::new(),
-            name: Location {
-                file: String::new(),
-                line: 1,
-                column: 1,
-            },
-            own: BTreeMap::new(),
-            inherited: Inherited::default(),
-        }
-    }
-
     /// Of a group.
     pub fn new(reader: &Reader, group: &Section, inherited: &Inherited) -> Self {
         let mut own = BTreeMap::new();

@@ -26,10 +26,11 @@ use super::host_group::HostGroupSpec;
 use super::meta::Name;
 use super::placement::FleetPart;
 
-pub use count::count_problems;
+pub use count::{count_problems, fleet_count_problems};
 pub use file_name::{is_manifest, resembles_manifest};
 pub use locations::Locations;
 pub use problem::{Location, MAX_SHOWN, Position, Problem, excerpt, shown};
+pub use section::Scope;
 pub use yaml::{MAX_BYTES, MAX_DEPTH, MAX_VALUES};
 
 use section::{Field, Reader};
@@ -64,13 +65,13 @@ pub struct Draft {
 impl Draft {
     /// A group that was not read from a manifest, to check it. The locations of its problems have no meaning.
     pub fn without_source(name: Name, spec: HostGroupSpec) -> Self {
-        let locations = Locations::none();
+        let at = Location::new("", Position::START);
         Self {
+            locations: Locations::nowhere(format!("hostgroup/{name}"), at.clone()),
             name,
             spec,
             fleet: None,
-            at: locations.find("name").0,
-            locations,
+            at,
             warnings: Vec::new(),
         }
     }
@@ -108,15 +109,15 @@ enum GroupCount {
 /// # Errors
 /// All problems of the manifest.
 pub fn parse(source: &Source) -> Result<Vec<Draft>, Vec<Problem>> {
-    read(source, GroupCount::AnyNumber)
+    read(source, GroupCount::AnyNumber, Scope::Host)
 }
 
 /// As [`parse`], for a manifest that is applied: a document without groups is an error because applying it has no effect.
 ///
 /// # Errors
 /// All problems of the manifest.
-pub fn parse_nonempty(source: &Source) -> Result<Vec<Draft>, Vec<Problem>> {
-    read(source, GroupCount::AtLeastOne)
+pub fn parse_nonempty(source: &Source, scope: Scope) -> Result<Vec<Draft>, Vec<Problem>> {
+    read(source, GroupCount::AtLeastOne, scope)
 }
 
 /// Whether a text contains no values: only blanks, comments and document markers. Another text that is not valid YAML contains some.
@@ -130,7 +131,7 @@ pub fn is_empty(text: &str) -> bool {
     yaml::read(text).is_ok_and(|documents| documents.iter().all(is_null))
 }
 
-fn read(source: &Source, required: GroupCount) -> Result<Vec<Draft>, Vec<Problem>> {
+fn read(source: &Source, required: GroupCount, scope: Scope) -> Result<Vec<Draft>, Vec<Problem>> {
     let documents = yaml::read(&source.text).map_err(|fault| {
         vec![Problem {
             at: Location::new(&source.name, fault.at),
@@ -139,6 +140,7 @@ fn read(source: &Source, required: GroupCount) -> Result<Vec<Draft>, Vec<Problem
         }]
     })?;
     let mut reader = Reader::new(&source.name);
+    reader.scope = scope;
     let mut drafts = Vec::new();
     // A document is null if it has comments only, or after a `---` at the end.
     let documents: Vec<_> = documents

@@ -44,8 +44,19 @@ impl<'a> Section<'a> {
     }
 }
 
+/// Where the VMs of a group are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// On one host.
+    Host,
+    /// On the nodes of a fleet, each with its own networks.
+    Fleet,
+}
+
 /// Reads fields and collects problems.
 pub struct Reader<'a> {
+    /// Where the groups are to be.
+    pub scope: Scope,
     file: &'a str,
     problems: Vec<Problem>,
 }
@@ -53,6 +64,7 @@ pub struct Reader<'a> {
 impl<'a> Reader<'a> {
     pub fn new(file: &'a str) -> Self {
         Self {
+            scope: Scope::Host,
             file,
             problems: Vec::new(),
         }

@@ -1,16 +1,19 @@
 //! Parses manifests that a client sent, on the blocking thread pool.
 //! Out of scope: applying them.
 
-use crate::api::manifest::{self, Draft};
+use crate::api::manifest::{self, Draft, Scope};
 use crate::api::validate;
 use crate::api::view::Source;
 use crate::wire::Refusal;
 
-pub(in crate::daemon) fn parse_all(sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
+pub(in crate::daemon) fn parse_all(
+    sources: Vec<Source>,
+    scope: Scope,
+) -> Result<Vec<Draft>, Refusal> {
     let mut drafts = Vec::new();
     let mut problems = Vec::new();
     for Source { name, text } in sources {
-        match manifest::parse_nonempty(&manifest::Source { name, text }) {
+        match manifest::parse_nonempty(&manifest::Source { name, text }, scope) {
             Ok(parsed) => drafts.extend(parsed),
             Err(found) => problems.extend(manifest::shown(found).iter().map(ToString::to_string)),
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::super::answers::{off_thread, parse_all};
 use super::super::app_state::AppState;
 use super::Member;
-use crate::api::manifest::Draft;
+use crate::api::manifest::{Draft, Scope};
 use crate::api::meta::{Name, Uid};
 use crate::api::view::{
     Applied, ApplyResult, DiffResult, FleetAccept, FleetContact, FleetGroup, FleetList, FleetNode,
@@ -95,7 +95,7 @@ fn found<T>(
 }
 
 async fn drafts(sources: Vec<Source>) -> Result<Vec<Draft>, Refusal> {
-    off_thread(move || parse_all(sources)).await
+    off_thread(move || parse_all(sources, Scope::Fleet)).await
 }
 
 /// The cluster that an administrator has to accept.

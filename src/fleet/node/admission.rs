@@ -8,7 +8,7 @@ use super::{Input, LocalVm, Run};
 use crate::api::host_group::HostGroup;
 use crate::api::manifest::Draft;
 use crate::api::meta::Name;
-use crate::api::placement::addresses_in;
+use crate::api::placement::{addresses_in, most_on_a_node};
 use crate::api::secret::SecretName;
 use crate::api::storage::Bytes;
 use crate::api::validate;
@@ -148,14 +148,18 @@ impl Available {
         ))
     }
 
-    /// The subnet of the group on this node has an address for each of its VMs.
+    /// The network of the group on this node has an address for each of its VMs.
     fn address_shortage(&self, input: &Input<'_>, group: &Group) -> Option<String> {
-        let subnet = super::groups::subnet(input, group)?.subnet;
-        let (name, most) = (&group.meta.name, addresses_in(subnet.prefix()));
+        let (name, network) = (&group.meta.name, &group.spec.template.network);
+        let subnet = super::groups::subnet(input, group);
+        let most = match subnet {
+            Some(subnet) => addresses_in(subnet.subnet.prefix()),
+            None => most_on_a_node(network, &group.placement)?,
+        };
         let local = input.local.values().filter(|local| local.group == *name);
         let used = local.count() as u64 + self.admitted.get(name).unwrap_or(&0);
         (used >= most).then(|| {
-            format!("the subnet {subnet} of group {name} on this node has addresses for {most} VMs")
+            format!("the network of group {name} on this node has addresses for {most} VMs")
         })
     }
 

@@ -137,11 +137,10 @@ impl<'c, 'v> Session<'c, 'v> {
         let all = open.chain(self.shared.iter().map(|(_, _, at)| *at));
         let unserved: Vec<Excluded> = all
             .filter_map(|at| {
-                let has_address = self.free.as_ref().is_none_or(|it| it.has(at));
-                match (self.serves(at), has_address) {
-                    (false, _) => Some((at, Reason::Subnets)),
-                    (true, false) => Some((at, Reason::Addresses)),
-                    (true, true) => None,
+                let lacking = self.free.as_ref().filter(|it| !it.has(at));
+                match self.serves(at) {
+                    false => Some((at, Reason::Subnets)),
+                    true => lacking.map(|it| (at, it.lacking)),
                 }
             })
             .collect();

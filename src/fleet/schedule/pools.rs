@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
+use super::filter::Reason;
 use super::view::View;
 use crate::api::meta::Name;
 use crate::api::network::NetworkSpec;
@@ -111,9 +112,11 @@ impl<'v> Pools<'v> {
     }
 }
 
-/// How many more VMs of a group the subnets of nodes have addresses for.
+/// How many more VMs of a group nodes have addresses for.
 #[derive(Debug)]
 pub(super) struct Free {
+    /// What a node without one lacks.
+    pub(super) lacking: Reason,
     /// That of a node without copies of VMs of the group.
     whole: u64,
     /// Those of the others, and of nodes whose subnet has another size, by position.
@@ -122,8 +125,12 @@ pub(super) struct Free {
 
 impl Free {
     /// `nodes`: those whose subnets have another number than `whole`.
-    pub(super) fn new(whole: u64, nodes: BTreeMap<usize, u64>) -> Self {
-        Self { whole, nodes }
+    pub(super) fn new(lacking: Reason, whole: u64, nodes: BTreeMap<usize, u64>) -> Self {
+        Self {
+            lacking,
+            whole,
+            nodes,
+        }
     }
 
     /// Whether the subnet of the node with this position has one.

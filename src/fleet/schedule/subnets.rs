@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use super::candidates::Session;
+use super::filter::Reason;
 use super::index::Index;
 use super::pools::Free;
 use super::step::{Action, Blocked, Compare, Plan, Step, Write};
@@ -18,7 +19,7 @@ use super::view::Stored;
 use super::work::{Work, compare_group};
 use crate::api::meta::Name;
 use crate::api::network::NetworkSpec;
-use crate::api::placement::addresses_in;
+use crate::api::placement::{addresses_in, most_on_a_node};
 use crate::fleet::keys::Key;
 use crate::fleet::object::{Group, NodeSubnet, Subnets, Vm};
 
@@ -39,15 +40,20 @@ fn has(index: &Index<'_>, group: &Group, at: usize) -> bool {
     index.pools.has(index.view, name, node)
 }
 
-/// The addresses of a group; `None` if its nodes need no subnets. Each copy that may exist has one.
+/// The addresses of a group on nodes; `None` if none of a node limits its VMs. Each copy that may exist has one.
 pub(super) fn free(index: &Index<'_>, group: &Group) -> Option<Free> {
-    let whole = addresses_in(of(group)?.prefix_len);
+    let network = &group.spec.template.network;
+    let whole = most_on_a_node(network, &group.placement)?;
+    let lacking = match network {
+        NetworkSpec::Isolated(_) => Reason::Blocks,
+        NetworkSpec::Bridge(_) | NetworkSpec::Cni(_) => Reason::Addresses,
+    };
     let name = &group.meta.name;
     let stored = index.view.ranges.get(name).into_iter().flatten();
     let stored = stored.filter_map(|(node, found)| {
         Some((index.position(node)?, addresses_in(found.subnet.prefix())))
     });
-    let mut free = Free::new(whole, stored.collect());
+    let mut free = Free::new(lacking, whole, stored.collect());
     let members = index.members.get(name).into_iter().flatten();
     for node in members.flat_map(|vm| copies(&vm.value)) {
         if let Some(at) = index.position(node) {
@@ -59,13 +65,7 @@ pub(super) fn free(index: &Index<'_>, group: &Group) -> Option<Free> {
 
 /// The nodes that may have a copy of a VM, each once.
 fn copies(vm: &Vm) -> BTreeSet<&Name> {
-    let binding = vm.binding.iter();
-    let moving = binding.clone().filter_map(|it| it.moving_from.as_ref());
-    let copies = binding
-        .map(|it| &it.node)
-        .chain(moving.map(|it| &it.node))
-        .chain(vm.previous.iter().map(|it| &it.node));
-    copies.collect()
+    vm.copies().map(|copy| copy.node).collect()
 }
 
 /// The nodes of the VMs of the group that have no subnet.

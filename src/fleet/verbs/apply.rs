@@ -67,7 +67,7 @@ pub async fn scale(client: &Client, name: &Name, request: &Scale) -> Result<Appl
             )));
         }
         let draft = scaled(group, request.count);
-        let problems = manifest::count_problems(name, &draft.spec).into_iter();
+        let problems = manifest::fleet_count_problems(name, &draft.spec, &group.placement).into_iter();
         let problems: Vec<String> = problems
             .map(|why| format!("hostgroup/{name}: count: {why}"))
             .collect();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::super::step::Action;
 use super::world::*;
-use crate::api::network::{Addresses, BridgeSpec, NetworkSpec};
+use crate::api::network::{Addresses, BridgeSpec, IsolatedSpec, NetworkSpec};
 use crate::api::secret::SecretName;
 use crate::api::storage::AdditionalDisk;
 use crate::api::vm::Hypervisor;
@@ -328,4 +328,40 @@ fn copies_that_may_exist_use_their_nodes() {
     world.run();
     world.run();
     assert_eq!(world.node_of("web-1"), Some("n1"));
+}
+
+#[test]
+fn a_node_gets_as_many_vms_of_a_group_in_isolated_mode_as_its_range_has_networks() {
+    let range = |text: &str| {
+        NetworkSpec::Isolated(IsolatedSpec {
+            range: Some(text.parse().unwrap()),
+            max_connections: None,
+            policy: Default::default(),
+            tap_owner: Default::default(),
+        })
+    };
+    for strategy in [Strategy::Pack, Strategy::Spread] {
+        let mut world = World::with_nodes(2, 100);
+        world.add_group("web", 11);
+        world.group("web", |it| {
+            it.placement.strategy = strategy;
+            it.spec.template.network = range("169.254.100.0/28");
+        });
+        world.run();
+        let on = |world: &World, node: &str| {
+            let vms = world.view.vms.values();
+            let bound = vms.filter_map(|vm| vm.value.binding.clone());
+            bound.filter(|binding| binding.node == name(node)).count()
+        };
+        assert_eq!((on(&world, "n1"), on(&world, "n2")), (4, 4));
+        let pending = world.vm("web-11").pending.clone().unwrap();
+        assert_eq!(pending, "0/2 nodes are available: 2 no free /30 network.");
+        assert!(
+            world.plan().steps.is_empty(),
+            "a second plan repeats nothing"
+        );
+        world.add_node("n3", node_status(100, 1000));
+        world.run();
+        assert_eq!(on(&world, "n3"), 3);
+    }
 }
