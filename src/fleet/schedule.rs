@@ -29,6 +29,7 @@
 mod candidates;
 mod disrupt;
 mod filter;
+mod free;
 mod index;
 mod place;
 mod pools;

@@ -14,8 +14,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::filter::{self, Histogram, Reason};
+use super::free::Free;
 use super::index::{Index, NodeEntry};
-use super::pools::Free;
 use super::request::Request;
 use crate::fleet::object::{Resources, Strategy};
 

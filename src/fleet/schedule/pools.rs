@@ -6,7 +6,6 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
-use super::filter::Reason;
 use super::view::View;
 use crate::api::meta::Name;
 use crate::api::network::NetworkSpec;
@@ -109,38 +108,5 @@ impl<'v> Pools<'v> {
     pub(super) fn has(&self, view: &View, group: &Name, node: &Name) -> bool {
         let stored = view.ranges.get(group);
         stored.is_some_and(|it| it.contains_key(node)) || self.added.contains(&(group, node))
-    }
-}
-
-/// How many more VMs of a group nodes have addresses for.
-#[derive(Debug)]
-pub(super) struct Free {
-    /// What a node without one lacks.
-    pub(super) lacking: Reason,
-    /// That of a node without copies of VMs of the group.
-    whole: u64,
-    /// Those of the others, and of nodes whose subnet has another size, by position.
-    nodes: BTreeMap<usize, u64>,
-}
-
-impl Free {
-    /// `nodes`: those whose subnets have another number than `whole`.
-    pub(super) fn new(lacking: Reason, whole: u64, nodes: BTreeMap<usize, u64>) -> Self {
-        Self {
-            lacking,
-            whole,
-            nodes,
-        }
-    }
-
-    /// Whether the subnet of the node with this position has one.
-    pub(super) fn has(&self, at: usize) -> bool {
-        *self.nodes.get(&at).unwrap_or(&self.whole) > 0
-    }
-
-    /// One more VM of the group is on the node.
-    pub(super) fn take(&mut self, at: usize) {
-        let free = self.nodes.entry(at).or_insert(self.whole);
-        *free = free.saturating_sub(1);
     }
 }

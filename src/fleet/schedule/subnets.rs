@@ -12,8 +12,8 @@ use std::net::Ipv4Addr;
 
 use super::candidates::Session;
 use super::filter::Reason;
+use super::free::Free;
 use super::index::Index;
-use super::pools::Free;
 use super::step::{Action, Blocked, Compare, Plan, Step, Write};
 use super::view::Stored;
 use super::work::{Work, compare_group};
