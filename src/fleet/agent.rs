@@ -2,7 +2,7 @@
 //! Out of scope: what is changed (the plan, [`super::node`]); the connection to etcd ([`super::link`]); running VMs (the engine).
 //!
 //! # Order
-//! 1. The file of the guard is written: the plan depends on what is in it.
+//! 1. The file of the guard is written, in which no VM gets more time: the plan depends on what is in it.
 //! 2. The steps that change the local store are one transaction, on stable storage before anything else is done.
 //! 3. The file of the guard is written again. Also if the store has failed: otherwise the guard would stop VMs although contact exists.
 //! 4. The status keys are written by a task: a stop never waits for etcd.
@@ -39,7 +39,7 @@ use crate::engine::{Engine, Key};
 use crate::host::{self, blocking};
 use crate::store::{self, World};
 use available::{Amounts, HostFacts};
-use fence_file::{Content, FenceWriter};
+use fence_file::{Content, Ending, FenceWriter};
 use local::Local;
 pub use node_status::NodeSettings;
 
@@ -176,31 +176,34 @@ impl Agent {
 
     /// One plan.
     async fn round(&self, progress: &mut Progress) {
-        if let Err(error) = self.write_fence(&BTreeSet::new()) {
+        if let Err(error) = self.write_fence(&Ending::All) {
             return self.note(progress, error);
         }
         let (local, amounts) = self.engine.store.read(|world| self.local(world));
         let plan = self.plan(&local, &amounts);
-        let mut steps = plan.steps.iter();
-        if steps.any(is_local) {
-            let stored = self.store(progress, &plan).await;
-            let is_stored = stored.is_ok();
-            let written = match is_stored {
-                true => self.write_fence(&BTreeSet::new()),
-                false => Ok(()),
-            };
-            if let Err(error) = stored.and(written) {
-                return self.note(progress, error);
-            }
+        let ending = plan.steps.iter().filter_map(ends);
+        let ending = Ending::These(ending.collect());
+        let stored = match plan.steps.iter().any(is_local) {
+            true => self.store(progress, &plan, &ending).await,
+            false => Ok(()),
+        };
+        let written = self.write_fence(&ending);
+        if let Err(error) = stored.and(written) {
+            return self.note(progress, error);
         }
+        progress.last_error = None;
         self.wake(progress, plan.restart_allowed.clone());
         self.write_statuses(progress, &plan, &amounts);
         *self.reports.lock() = plan.reports;
     }
 
-    /// Stores the steps of a plan. While the disk does not answer, the file of the guard, which is in memory, is written on; what the steps
-    /// stop or delete has ended for it.
-    async fn store(&self, progress: &mut Progress, plan: &Plan) -> Result<(), String> {
+    /// Stores the steps of a plan. While the disk does not answer, the file of the guard, which is in memory, is written on.
+    async fn store(
+        &self,
+        progress: &mut Progress,
+        plan: &Plan,
+        ending: &Ending,
+    ) -> Result<(), String> {
         let changes: Vec<Step> = plan
             .steps
             .iter()
@@ -210,7 +213,6 @@ impl Agent {
         for step in &changes {
             info!(step = %summary(step), "fleet");
         }
-        let ending: BTreeSet<Uid> = changes.iter().filter_map(ends).collect();
         let (node, now) = (self.link.node(), clock::now());
         let store = &self.engine.store;
         let stored = store.write(|txn| execute::execute(txn, node, &changes, now));
@@ -219,20 +221,17 @@ impl Agent {
             match tokio::time::timeout(TICK, &mut stored).await {
                 Ok(result) => break result,
                 Err(_) => {
-                    if let Err(error) = self.write_fence(&ending) {
+                    if let Err(error) = self.write_fence(ending) {
                         self.note(progress, error);
                     }
                 }
             }
         };
-        if result.is_err() {
-            self.write_fence(&ending)?;
-        }
         result.map_err(|error| format!("cannot store the VMs of the fleet: {error}"))
     }
 
-    /// Writes the file of the guard. `ending`: see [`Content::of`].
-    fn write_fence(&self, ending: &BTreeSet<Uid>) -> Result<(), String> {
+    /// Writes the file of the guard.
+    fn write_fence(&self, ending: &Ending) -> Result<(), String> {
         let written = self.fence.write(|before| {
             let contact = self.link.read(|_, contact| contact.clone());
             let store = &self.engine.store;
@@ -279,7 +278,8 @@ impl Agent {
 
     /// Whether the VMM of a local VM may be started now. Called directly before the start.
     fn may_start(&self, vm: Uid) -> Result<(), String> {
-        self.write_fence(&BTreeSet::new())?;
+        // The user of its VMM may be another one than before.
+        self.write_fence(&Ending::All)?;
         let (fleet, local) = self.engine.store.read(|world| {
             let fleet = world.vm(vm).and_then(|vm| vm.fleet()).cloned();
             let has_user = world.vmm_id(vm).is_some_and(|user| user != 0);

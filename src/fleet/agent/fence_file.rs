@@ -129,6 +129,23 @@ impl FenceWriter {
     }
 }
 
+/// The VMs that do not get more time than they have in the file.
+pub(super) enum Ending {
+    /// All: it is not decided yet which of them may go on to run. New ones are added, and those that have ended are removed.
+    All,
+    /// These, by their uids in the fleet: they are about to be stopped or deleted.
+    These(BTreeSet<Uid>),
+}
+
+impl Ending {
+    fn contains(&self, vm: &Uid) -> bool {
+        match self {
+            Self::All => true,
+            Self::These(vms) => vms.contains(vm),
+        }
+    }
+}
+
 /// What the file is computed from.
 pub(super) struct Content {
     /// The contact.
@@ -140,12 +157,12 @@ pub(super) struct Content {
 }
 
 impl Content {
-    /// Of the store. `ending`: the VMs that are about to be stopped or deleted, by their uids in the fleet.
+    /// Of the store.
     pub(super) fn of(
         world: &World,
         contact: Contact,
         before: &[FencedVm],
-        ending: &BTreeSet<Uid>,
+        ending: &Ending,
     ) -> Self {
         let entry = |vm: &crate::api::vm::Vm| {
             let fleet = vm.fleet()?;

@@ -229,3 +229,56 @@ fn a_drain_to_a_node_that_refuses_the_vms_ends_on_another_one() {
         assert_eq!(fleet.counts(), [0, 1, 4]);
     });
 }
+
+#[test]
+fn each_node_has_a_subnet_of_a_group_in_bridge_mode_and_as_many_vms_as_it_has_addresses() {
+    fleet(2, 1, |fleet| {
+        let manifest = "config: {host_groups: [{name: br, count: 8, hypervisor: none,
+            network: {mode: bridge, bridge: br7, tap_prefix: bt},
+            placement: {subnets: {pool: 10.90.0.0/24, prefix_len: 29}}}]}\n";
+        fleet.apply(manifest);
+        let vms = ready(fleet, 8);
+        assert_eq!(fleet.counts(), [4, 4]);
+        let addresses: std::collections::BTreeSet<&str> = vms
+            .iter()
+            .map(|vm| vm["address"].as_str().expect("an address"))
+            .collect();
+        assert_eq!(addresses.len(), 8, "{addresses:?}");
+        let subnets = fleet.ctl("fleet subnets -o json");
+        let subnets: Value = serde_json::from_str(&subnets).expect("JSON");
+        let subnets = subnets["items"].as_array().expect("items");
+        let subnets: Vec<ipnetwork::Ipv4Network> = subnets
+            .iter()
+            .map(|item| {
+                item["subnet"]
+                    .as_str()
+                    .expect("a subnet")
+                    .parse()
+                    .expect("a subnet")
+            })
+            .collect();
+        assert_eq!(subnets.len(), 2);
+        for address in addresses {
+            let address = address.parse().expect("an address");
+            let of = subnets.iter().filter(|subnet| subnet.contains(address));
+            assert_eq!(of.count(), 1, "{address}");
+        }
+        // A /29 has addresses for five VMs.
+        fleet.ctl("scale hostgroup/br --fleet --count 11");
+        let pending = fleet.until("ten VMs are Ready", |fleet| {
+            let vms = fleet.get("vms --fleet")?;
+            let found = states(&vms);
+            let is_done = found.get("Ready") == Some(&10) && found.get("Pending") == Some(&1);
+            let pending = vms.iter().find(|vm| vm["state"] == "Pending")?.clone();
+            is_done.then_some(pending)
+        });
+        assert_eq!(
+            pending["message"],
+            "0/2 nodes are available: 2 no free address in its subnet."
+        );
+        fleet.ctl("delete hostgroup/br --fleet");
+        nothing_left(fleet);
+        let left = fleet.lab.ctl("get --prefix --keys-only /slice/v1/ranges/");
+        assert_eq!(left.trim(), "");
+    });
+}

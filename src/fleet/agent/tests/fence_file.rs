@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 
 use super::*;
-use crate::fleet::agent::fence_file::{Content, FILE, FenceWriter, users};
+use crate::fleet::agent::fence_file::{Content, Ending, FILE, FenceWriter, users};
 use crate::fleet::contact::{Boottime, Contact};
 use crate::fleet::fence::{FenceFile, Guarded, VmmUser};
 
@@ -137,13 +137,18 @@ async fn vms_that_are_about_to_end_do_not_get_more_time() {
         let assigned: Result<(), Error> = assigned.await;
         assigned.expect("stored");
     }
-    let ending = [uid(2)].into();
-    let content = store.read(|world| Content::of(world, contact(), &[], &ending));
-    let found = content
-        .guarded
-        .iter()
-        .map(|vm| (vm.uid, vm.user.0, vm.is_ending));
-    let expected = [(uid(1), 1_001, false), (uid(2), 1_002, true)];
-    assert_eq!(found.collect::<Vec<_>>(), expected);
+    for (ending, expected) in [
+        (Ending::These([uid(2)].into()), [false, true]),
+        (Ending::These([].into()), [false, false]),
+        (Ending::All, [true, true]),
+    ] {
+        let content = store.read(|world| Content::of(world, contact(), &[], &ending));
+        let found = content.guarded.iter();
+        let found: Vec<_> = found.map(|vm| (vm.uid, vm.user.0, vm.is_ending)).collect();
+        assert_eq!(
+            found,
+            [(uid(1), 1_001, expected[0]), (uid(2), 1_002, expected[1])]
+        );
+    }
     store.close();
 }

@@ -65,7 +65,7 @@ impl World {
     pub(super) fn replan(&mut self, node: usize) {
         let host = &mut self.hosts[node];
         if let Some(agent) = host.agent.take() {
-            host.write_fence_file(&agent.contact);
+            host.write_fence_file(&agent.contact, false);
             host.agent = Some(agent);
         }
         let Some(plan) = self.plan(node) else {
@@ -85,7 +85,7 @@ impl World {
         let Some(agent) = host.agent.take() else {
             return;
         };
-        host.write_fence_file(&agent.contact);
+        host.write_fence_file(&agent.contact, true);
         let is_writing = agent.writing.is_some();
         host.agent = Some(agent);
         if !writes.is_empty() && !is_writing {
@@ -230,7 +230,7 @@ impl World {
             host.start(uid);
             self.recorder
                 .note(self.now, || format!("{}: {uid} starts", host.name));
-            host.write_fence_file(&agent.contact);
+            host.write_fence_file(&agent.contact, false);
         }
         host.agent = Some(agent);
         self.replan(node);

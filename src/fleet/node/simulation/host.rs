@@ -148,7 +148,8 @@ impl Host {
         }
     }
 
-    pub(super) fn write_fence_file(&mut self, contact: &Contact) {
+    /// `is_decided`: a plan was executed; otherwise no VM gets more time.
+    pub(super) fn write_fence_file(&mut self, contact: &Contact, is_decided: bool) {
         let (local, processes) = (&self.local, &self.processes);
         self.users
             .retain(|uid, _| local.contains_key(uid) || processes.contains_key(uid));
@@ -160,7 +161,7 @@ impl Host {
                 uid: local.uid,
                 user: *self.users.get(&local.uid)?,
                 stop: local.stop?,
-                is_ending: matches!(local.run, Run::Stopped | Run::Deleting),
+                is_ending: !is_decided || matches!(local.run, Run::Stopped | Run::Deleting),
             })
         });
         let before = self.last_file.as_ref();
