@@ -61,7 +61,7 @@ fn a_group_is_created_changed_scaled_and_deleted() {
             stale.contains("changed by another command: generation 3"),
             "{stale}"
         );
-        let many = verbs::scale(&client, &name("web"), &scale(9999, None)).await;
+        let many = verbs::scale(&client, &name("web"), &scale(99_999, None)).await;
         assert!(matches!(many, Err(Error::Invalid(_))), "{many:?}");
         // Another group of the same name is not the one that was to be deleted.
         let other = verbs::delete_group(&client, &name("web"), Some(Uid::random())).await;
