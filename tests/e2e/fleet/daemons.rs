@@ -7,6 +7,7 @@ mod replaced;
 mod storm;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -280,5 +281,40 @@ fn each_node_has_a_subnet_of_a_group_in_bridge_mode_and_as_many_vms_as_it_has_ad
         nothing_left(fleet);
         let left = fleet.lab.ctl("get --prefix --keys-only /slice/v1/ranges/");
         assert_eq!(left.trim(), "");
+    });
+}
+
+#[test]
+fn of_200_vms_for_192_networks_192_are_placed_none_twice_and_8_wait_with_the_reason() {
+    fleet(3, 2, |fleet| {
+        // A /24 has 64 /30 networks on each node.
+        let manifest = group("web", 200, "").replace(
+            "mode: isolated",
+            "mode: isolated\n        range: 169.254.100.0/24",
+        );
+        fleet.apply(&manifest);
+        let pending = fleet.within(Duration::from_secs(120), "192 VMs are Ready", |fleet| {
+            let vms = fleet.get("vms --fleet")?;
+            let found = states(&vms);
+            let is_done = found.get("Ready") == Some(&192) && found.get("Pending") == Some(&8);
+            let pending: Vec<Value> = vms
+                .into_iter()
+                .filter(|vm| vm["state"] == "Pending")
+                .collect();
+            is_done.then_some(pending)
+        });
+        let reason = "0/3 nodes are available: 3 no free /30 network.";
+        assert!(
+            pending.iter().all(|vm| vm["message"] == reason),
+            "{pending:?}"
+        );
+        assert_eq!(fleet.counts(), [64, 64, 64]);
+        let local = fleet.hosts.iter().flat_map(|host| host.vms());
+        let local: std::collections::BTreeSet<String> = local.collect();
+        assert_eq!(local.len(), 192, "each name is on one node");
+        fleet.ctl("scale hostgroup/web --fleet --count 192");
+        ready(fleet, 192);
+        fleet.ctl("delete hostgroup/web --fleet");
+        nothing_left(fleet);
     });
 }

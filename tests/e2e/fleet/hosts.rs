@@ -83,7 +83,7 @@ impl Host {
             .args(["unshare", "--mount", "--propagation", "private"])
             .args(["sh", "-ec"])
             .arg(format!(
-                "mount -t sysfs sysfs /sys; mount -t tmpfs tmpfs /run/netns; touch {}; exec sleep infinity",
+                "mount -t sysfs sysfs /sys; mount -t tmpfs tmpfs /run/netns; mkdir -p /run/slice-ranges; mount -t tmpfs tmpfs /run/slice-ranges; touch {}; exec sleep infinity",
                 ready.display()
             ))
             .stdin(Stdio::null())
