@@ -56,17 +56,20 @@ fn a_member_that_is_suspended_or_cut_off_is_passed_over_within_the_deadline() {
                         .await
                         .unwrap_or_else(|error| panic!("{what}, {name}: {error}"));
                     let read = begin.elapsed();
-                    // The member was tried last from then on.
-                    let begin = Instant::now();
-                    client
-                        .put(VM, what, None)
-                        .await
-                        .unwrap_or_else(|error| panic!("{what}, {name}: {error}"));
-                    println!(
-                        "{what}, {name}: read {read:?}, then write {:?}",
-                        begin.elapsed()
-                    );
-                    assert!(read < SOON && begin.elapsed() < SOON);
+                    // The member was tried last from then on. etcd loses a write if the leader changes once more, which it may on a
+                    // busy machine.
+                    let mut write = Duration::MAX;
+                    for _ in 0..3 {
+                        let begin = Instant::now();
+                        match client.put(VM, what, None).await {
+                            Ok(_) => write = begin.elapsed(),
+                            Err(Error::OutcomeUnknown { .. }) => continue,
+                            Err(error) => panic!("{what}, {name}: {error}"),
+                        }
+                        break;
+                    }
+                    println!("{what}, {name}: read {read:?}, then write {write:?}");
+                    assert!(read < SOON && write < SOON);
                 }
                 // A write is sent once.
                 let new = client_at(&lab, member);
