@@ -28,6 +28,10 @@ pub struct FleetVm {
     pub stopped: bool,
 }
 
+/// How long after the boot of a host its VMs of a fleet that are never replaced wait for contact; then they are started without it. A host that
+/// was declared gone and is powered on again has VMs that run elsewhere by now.
+pub const HOLD_AFTER_BOOT: Duration = Duration::from_secs(90);
+
 /// When a VM that may be replaced is stopped, counted from the sending of the last confirmed renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StopTimes {

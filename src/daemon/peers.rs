@@ -110,8 +110,8 @@ impl Peers {
         }
     }
 
-    /// Ends connections of nodes that an administrator has stated to be gone, whenever the objects of the fleet change, and those whose
-    /// certificates have expired. Never returns.
+    /// Ends connections of nodes that an administrator has stated to be gone, whenever the objects of the fleet change, and those with
+    /// expired certificates. Never returns.
     async fn end_refused(&self, expiry: &mut Interval) {
         loop {
             let link = self.slot.get();
@@ -287,7 +287,7 @@ fn place(mirror: &Mirror, node: &Name) -> Place {
     }
 }
 
-/// Whether an administrator has said so, and the node has not started again since. A value that cannot be decoded proves nothing: what an
+/// Whether an administrator has stated that the node is gone, and the node has not started again since. A value that cannot be decoded proves nothing: what an
 /// administrator specifies may be that the node is gone, and a status that the node has written does not show another boot.
 fn is_gone(mirror: &Mirror, node: &Name) -> bool {
     let Some(admin) = mirror.nodes.get(node) else {
@@ -299,7 +299,7 @@ fn is_gone(mirror: &Mirror, node: &Name) -> bool {
     };
     match mirror.node_statuses.get(node).map(|stored| &stored.value) {
         Some(Ok(status)) => Some(&status.boot_id) == gone.boot_id.as_ref(),
-        // A node without a status, as one whose status was absent when it was stated to be gone, has not started.
+        // A node without a status has not started. Its status may have been absent when the node was stated to be gone.
         Some(Err(_)) | None => true,
     }
 }

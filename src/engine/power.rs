@@ -10,6 +10,7 @@ use super::step::{BringUp, BringUpError, StageRunner};
 use super::{Engine, Key, SLOW_RETRY};
 use crate::api::condition::{Reason, Status};
 use crate::api::event::{EventReason, EventType, ObjectRef};
+use crate::api::fleet::HOLD_AFTER_BOOT;
 use crate::api::life::GracePeriod;
 use crate::api::meta::Uid;
 use crate::api::stage::Stage;
@@ -325,12 +326,14 @@ impl BringUp<'_> {
 }
 
 /// A VM that a fleet may replace runs only while the fleet knows when this node stops it; one that was stopped since another node has it, not
-/// at all. Another VM of a fleet is not started directly after a boot, when it may have been moved meanwhile.
+/// at all. Another VM of a fleet waits for contact directly after a boot only: later it is started without contact, without an agent, and
+/// without settings of a fleet.
 fn needs_permission(world: &World, vm: Uid) -> Need {
     match world.vm(vm).and_then(Vm::fleet) {
         None => Need::No,
-        Some(fleet) if fleet.stop.is_some() || fleet.stopped => Need::Always,
-        Some(_) => Need::IfChecked,
+        Some(fleet) if fleet.stop.is_some() || fleet.stopped => Need::Replaceable,
+        Some(_) if clock::boottime() < HOLD_AFTER_BOOT => Need::Booted,
+        Some(_) => Need::No,
     }
 }
 

@@ -11,6 +11,7 @@ mod available;
 mod execute;
 pub mod fence_file;
 mod local;
+mod look;
 mod node_status;
 mod objects;
 mod statuses;
@@ -25,18 +26,18 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tracing::{info, warn};
 
 use super::contact::{Boottime, Contact};
 use super::kv;
 use super::link::Link;
 use super::node::{self, GuardState, Input, Objects, Plan, Report, Step};
-use crate::api::fleet::FleetVm;
+use crate::api::fleet::{FleetVm, HOLD_AFTER_BOOT};
 use crate::api::meta::{Name, Uid};
 use crate::clock;
 use crate::engine::{Engine, Key};
-use crate::host::{self, blocking};
+use crate::host;
 use crate::store::{self, World};
 use available::{Amounts, HostFacts};
 use fence_file::{Content, Ending, FenceWriter};
@@ -49,8 +50,6 @@ const GATHER: Duration = Duration::from_millis(30);
 const TICK: Duration = Duration::from_secs(1);
 /// The same if no VM has such a time: contact may be lost.
 const IDLE_TICK: Duration = Duration::from_secs(10);
-/// The interval in which programs, images and disk space are looked at.
-const LOOK: Duration = Duration::from_secs(60);
 /// How long after a failed write the next one is made.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -76,6 +75,7 @@ struct Progress {
     /// No write before this time of the monotonic clock.
     pause_until: Option<std::time::Instant>,
     looked: Option<(std::time::Instant, BTreeSet<PathBuf>)>,
+    looking: Option<JoinHandle<Result<HostFacts, host::Error>>>,
     last_error: Option<String>,
 }
 
@@ -129,13 +129,14 @@ impl Agent {
         let mut store = self.engine.store.watch();
         let mut progress = Progress::default();
         loop {
-            self.look(&mut progress).await;
+            self.begin_look(&mut progress);
             self.round(&mut progress).await;
             let tick = self.tick();
             tokio::select! {
                 changed = link.changed() => if changed.is_err() { return },
                 changed = store.recv() => if matches!(changed, Err(broadcast::error::RecvError::Closed)) { return },
-                () = written(&mut progress) => {}
+                found = done(&mut progress.writing) => self.written(&mut progress, found),
+                found = done(&mut progress.looking) => self.looked(&mut progress, found),
                 () = tokio::time::sleep(tick) => {}
             }
             tokio::time::sleep(GATHER).await;
@@ -148,30 +149,20 @@ impl Agent {
         }
     }
 
-    /// Looks at the host in an interval, and when a group names other files.
-    async fn look(&self, progress: &mut Progress) {
-        let files = self.link.read(|mirror, _| available::files(mirror));
-        let now = clock::monotonic();
-        let is_current = progress.looked.as_ref().is_some_and(|(at, known)| {
-            now.saturating_duration_since(*at) < LOOK && *known == files
-        });
-        if is_current {
-            return;
+    /// The write of status keys has ended.
+    fn written(
+        &self,
+        progress: &mut Progress,
+        found: Result<Result<Option<u64>, kv::Error>, JoinError>,
+    ) {
+        match found {
+            Ok(Ok(applied)) => progress.written.1 = progress.written.1.max(applied.unwrap_or(0)),
+            Ok(Err(error)) => {
+                progress.pause_until = Some(clock::monotonic() + RETRY);
+                warn!(%error, "cannot write the status of VMs to etcd");
+            }
+            Err(error) => warn!(%error, "the write of status keys has ended"),
         }
-        let engine = Arc::clone(&self.engine);
-        let named = files.clone();
-        let read = move || Ok(HostFacts::read(&engine, &named));
-        let (limit, what) = (
-            blocking::FILE_TIMEOUT,
-            "the files of the groups of the fleet",
-        );
-        let key = "fleet-files".to_owned();
-        // A file system that hangs must not stop the agent: what was found before is used.
-        match blocking::limited(1, key, limit, "look for", what, read).await {
-            Ok(found) => *self.host.lock() = found,
-            Err(error) => self.note(progress, error.to_string()),
-        }
-        progress.looked = Some((now, files));
     }
 
     /// One plan.
@@ -180,7 +171,8 @@ impl Agent {
             return self.note(progress, error);
         }
         let (local, amounts) = self.engine.store.read(|world| self.local(world));
-        let plan = self.plan(&local, &amounts);
+        let guard = self.fence.guard();
+        let plan = self.plan(&local, &amounts, &guard);
         let ending = plan.steps.iter().filter_map(ends);
         let ending = Ending::These(ending.collect());
         let stored = match plan.steps.iter().any(is_local) {
@@ -193,7 +185,7 @@ impl Agent {
         }
         progress.last_error = None;
         self.wake(progress, plan.restart_allowed.clone());
-        self.write_statuses(progress, &plan, &amounts);
+        self.write_statuses(progress, &plan, &amounts, guard.runs);
         *self.reports.lock() = plan.reports;
     }
 
@@ -245,15 +237,18 @@ impl Agent {
         (Local::of(world), amounts)
     }
 
-    fn plan(&self, local: &Local, amounts: &Amounts) -> Plan {
+    fn plan(&self, local: &Local, amounts: &Amounts, guard: &GuardState) -> Plan {
         let node = self.link.node();
-        let available = available::available(local, amounts, &self.host.lock());
         let known = |uid: &Uid| local.vms.contains_key(uid) || local.refusals.contains_key(uid);
         let (objects, contact) = self
             .link
             .read(|mirror, contact| (objects::of(mirror, node, known), contact.clone()));
-        let guard = self.fence.guard();
-        node::plan(&self.input(local, (&available, &guard), &objects, &contact))
+        let mut available = available::available(local, amounts, &self.host.lock());
+        // They may have many VMs, and are needed for new ones only.
+        if objects::has_new(&objects, node, |uid| local.vms.contains_key(uid)) {
+            available.host_groups = self.engine.store.read(local::host_groups);
+        }
+        node::plan(&self.input(local, (&available, guard), &objects, &contact))
     }
 
     fn input<'a>(
@@ -307,7 +302,7 @@ impl Agent {
             true => Ok(()),
             false if stop.is_none() => Err(format!(
                 "it may have been moved while this host was off: it is started when this node has contact to etcd, or {} s after the boot",
-                node::HOLD_AFTER_BOOT.as_secs()
+                HOLD_AFTER_BOOT.as_secs()
             )),
             false => Err(
                 "it may be replaced by another node: it is started when this node has contact to etcd and the scheduler has its status"
@@ -333,7 +328,13 @@ impl Agent {
     }
 
     /// Begins the next write of status keys, if none is under way.
-    fn write_statuses(&self, progress: &mut Progress, plan: &Plan, amounts: &Amounts) {
+    fn write_statuses(
+        &self,
+        progress: &mut Progress,
+        plan: &Plan,
+        amounts: &Amounts,
+        has_guard: bool,
+    ) {
         let now = clock::monotonic();
         let is_paused = progress.pause_until.is_some_and(|until| now < until);
         if progress.writing.is_some() || is_paused {
@@ -341,7 +342,6 @@ impl Agent {
         }
         let (listed, written) = progress.written;
         let host = self.host.lock().clone();
-        let has_guard = self.fence.guard().runs;
         let (writes, lists) = self.link.read_listed(|mirror, contact, lists| {
             let is_behind = listed == lists && mirror.revision < written;
             if is_behind || !contact.may_act(Boottime(clock::boottime())) {
@@ -387,21 +387,14 @@ impl Agent {
     }
 }
 
-/// Waits for the end of the write of status keys.
-async fn written(progress: &mut Progress) {
-    let Some(writing) = &mut progress.writing else {
+/// Waits for the end of a task, and forgets it; without a task it never returns.
+async fn done<T>(task: &mut Option<JoinHandle<T>>) -> Result<T, JoinError> {
+    let Some(running) = task else {
         return std::future::pending().await;
     };
-    let result = writing.await;
-    progress.writing = None;
-    match result {
-        Ok(Ok(applied)) => progress.written.1 = progress.written.1.max(applied.unwrap_or(0)),
-        Ok(Err(error)) => {
-            progress.pause_until = Some(clock::monotonic() + RETRY);
-            warn!(%error, "cannot write the status of VMs to etcd");
-        }
-        Err(error) => warn!(%error, "the write of status keys has ended"),
-    }
+    let result = running.await;
+    *task = None;
+    result
 }
 
 /// It changes the local store.

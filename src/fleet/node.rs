@@ -43,7 +43,6 @@ mod vm;
 
 pub use crate::api::fleet::LocalRefusal;
 pub use admission::Available;
-pub use restart::HOLD_AFTER_BOOT;
 
 /// The objects of the fleet, as they were last listed and watched.
 #[derive(Debug, Default)]

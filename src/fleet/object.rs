@@ -65,7 +65,7 @@ pub struct Vm {
     pub group_uid: Uid,
     /// 1 to the `count` of its group.
     pub index: u32,
-    /// The template generation of the group whose template it has: a rolling update raises it VM by VM.
+    /// The template generation of its group when it got its template: a rolling update raises it VM by VM.
     pub group_generation: u64,
     /// The node that runs it; `None`: pending.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -277,7 +277,7 @@ pub struct VmStatus {
     pub epoch: u64,
     /// The state.
     pub phase: Phase,
-    /// The template generation of the group whose template the VM has.
+    /// The template generation of its group when the VM got its template.
     pub group_generation: u64,
     /// The address of the VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]

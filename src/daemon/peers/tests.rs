@@ -131,7 +131,7 @@ fn a_node_whose_values_cannot_be_decoded_stays_gone() {
         (Ok(gone(Some("one"))), None, true),
         (Ok(gone(None)), None, true),
         (Ok(gone(None)), Some(Ok(status("one"))), false),
-        // It may say that the node is gone.
+        // It may state that the node is gone.
         (object::decode::<Node>(b"{"), Some(Ok(status("one"))), true),
         (Ok(Node::default()), Some(undecodable()), false),
     ] {

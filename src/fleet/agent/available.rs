@@ -230,7 +230,7 @@ pub(super) fn available(local: &Local, amounts: &Amounts, host: &HostFacts) -> A
         files: host.files.clone(),
         secrets: host.secrets.clone(),
         groups: local.other_groups.clone(),
-        host_groups: local.host_groups.clone(),
+        host_groups: Vec::new(),
         conflicts: BTreeMap::new(),
         admitted: BTreeMap::new(),
         vms: local.other_vms.clone(),

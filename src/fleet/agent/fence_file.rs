@@ -152,7 +152,7 @@ pub(super) struct Content {
     pub(super) contact: Contact,
     /// The VMs that may be replaced.
     pub(super) guarded: Vec<Guarded>,
-    /// The entries of the file before whose users the store does not know.
+    /// The entries of the previous file with users that the store does not know.
     pub(super) unknown: Vec<FencedVm>,
 }
 

@@ -23,8 +23,6 @@ pub(super) struct Local {
     pub(super) refusals: BTreeMap<Uid, LocalRefusal>,
     /// Names of groups and VMs that are not of the fleet.
     pub(super) other_groups: BTreeSet<Name>,
-    /// All groups that are not being deleted. Those of the fleet have no entries here: the network of the group is that of its VMs.
-    pub(super) host_groups: Vec<HostGroup>,
     pub(super) other_vms: BTreeSet<Name>,
 }
 
@@ -37,9 +35,6 @@ impl Local {
         };
         for group in world.groups() {
             let name = &group.meta.name;
-            if !group.meta.deleting {
-                local.host_groups.push(without_entries(group));
-            }
             match group.origin {
                 Origin::Fleet { uid, generation } if !group.meta.deleting => {
                     local.groups.push(LocalGroup {
@@ -99,19 +94,21 @@ impl Local {
     }
 }
 
-fn without_entries(group: &HostGroup) -> HostGroup {
-    let orders = match group.origin {
-        Origin::Fleet { .. } => BTreeMap::new(),
-        Origin::File(_) | Origin::Apply => group.orders.clone(),
-    };
-    HostGroup {
+/// All groups that are not being deleted. Those of the fleet have no entries here: the network of the group is that of its VMs.
+pub(super) fn host_groups(world: &World) -> Vec<HostGroup> {
+    let existing = world.groups().filter(|group| !group.meta.deleting);
+    let copy = |group: &HostGroup| HostGroup {
+        orders: match group.origin {
+            Origin::Fleet { .. } => BTreeMap::new(),
+            Origin::File(_) | Origin::Apply => group.orders.clone(),
+        },
         meta: group.meta.clone(),
         origin: group.origin.clone(),
         spec: group.spec.clone(),
-        orders,
         adopted: group.adopted,
         seen_in: None,
-    }
+    };
+    existing.map(copy).collect()
 }
 
 /// A VM of the fleet that was bound to another name than this one, and that name.

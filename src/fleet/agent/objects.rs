@@ -67,3 +67,10 @@ pub(super) fn of_one(mirror: &Mirror, node: &Name, uid: Uid) -> Objects {
     }
     objects
 }
+
+/// Whether a VM is bound to this node that it does not have yet.
+pub(super) fn has_new(objects: &Objects, node: &Name, has: impl Fn(&Uid) -> bool) -> bool {
+    let vms = objects.vms.values().flatten();
+    let mut bound = vms.filter(|vm| vm.binding.as_ref().is_some_and(|it| it.node == *node));
+    bound.any(|vm| !has(&vm.meta.uid))
+}

@@ -316,7 +316,7 @@ async fn a_vm_that_was_bound_to_the_node_by_another_name_is_found() {
     run(&store, &[put_group(1, 128)]).await;
     let other = |node: &str| store.read(|world| super::local::other_node(world, &name(node)));
     assert_eq!(other("n2"), None, "no VM was bound");
-    // With an entry alone, with a VM, and with a VM whose entry is removed.
+    // With an entry alone, with a VM, and with a VM without an entry.
     let found = Some((name("web-1"), name("n1")));
     run(&store, &[add(1)]).await;
     assert_eq!((other("n1"), other("n2")), (None, found.clone()));

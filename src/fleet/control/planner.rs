@@ -42,7 +42,7 @@ struct Planner {
     /// When the next plan is due although nothing changes.
     wake: Option<Boottime>,
     /// The revision at which the election key was written after a plan that depends on time, and when.
-    marker: Option<(u64, Boottime)>,
+    barrier: Option<(u64, Boottime)>,
     /// A write has an unknown outcome.
     has_unknown_write: bool,
     /// How long it took to make the last plan.
@@ -58,16 +58,24 @@ enum Outcome {
     Conflict,
     /// This node does not lead any more, or the plan is too old.
     Stopped,
+    /// etcd refuses a step for what it contains, and all others are written.
+    Refused(Failure),
     /// A write has failed, or its outcome is unknown.
     Failed(Failure),
 }
 
 impl Outcome {
-    /// The graver of two: a failure, a conflict, none.
+    /// The first in the order of precedence: a failure, a refusal, a conflict, none.
     fn or(self, other: Self) -> Self {
-        match (&self, &other) {
-            (Self::Written, _) | (Self::Conflict, Self::Failed(_)) => other,
-            _ => self,
+        let rank = |it: &Self| match it {
+            Self::Written => 0,
+            Self::Conflict => 1,
+            Self::Refused(_) => 2,
+            Self::Stopped | Self::Failed(_) => 3,
+        };
+        match rank(&self) >= rank(&other) {
+            true => self,
+            false => other,
         }
     }
 }
@@ -147,12 +155,12 @@ impl Control {
             Err(failure) => return Some(self.failed(planner, &failure)),
         };
         planner.took = boottime().since(now);
-        let marker = planner.marker.take();
+        let barrier = planner.barrier.take();
         let is_recent = |(revision, written): (u64, Boottime)| {
             at.1 >= revision && boottime().since(written) < VALID
         };
-        if plan.depends_on_time && !marker.is_some_and(is_recent) {
-            return self.mark(planner, term).await;
+        if plan.depends_on_time && !barrier.is_some_and(is_recent) {
+            return self.refresh(planner, term).await;
         }
         let outcome = self.write(planner, &plan, now).await;
         planner.wake = plan.wake_after.map(|after| now.plus(after));
@@ -166,17 +174,19 @@ impl Control {
             }
             Outcome::Conflict => Some(planner.backoff.next()),
             Outcome::Stopped => Some(DEBOUNCE),
-            Outcome::Failed(failure) => Some(self.failed(planner, &failure)),
+            Outcome::Refused(failure) | Outcome::Failed(failure) => {
+                Some(self.failed(planner, &failure))
+            }
         }
     }
 
     /// Writes the election key, and lets the next plan wait until this is watched. The watch may be behind by any time; what a node has done
     /// before this write is seen by that plan.
-    async fn mark(&self, planner: &mut Planner, term: Term) -> Option<Duration> {
+    async fn refresh(&self, planner: &mut Planner, term: Term) -> Option<Duration> {
         let begin = boottime();
         match self.invalidate(term).await {
             Ok(Some(revision)) => {
-                planner.marker = Some((revision, begin));
+                planner.barrier = Some((revision, begin));
                 planner.floor = planner.floor.max(revision);
                 planner.planned = None;
                 Some(DEBOUNCE)
@@ -223,16 +233,16 @@ impl Control {
         Ok(plan)
     }
 
-    /// Writes the subnets, then the rest.
+    /// Writes the subnets, then the rest: also if etcd refuses a subnet, without which the VMs of its group on that node wait.
     async fn write(&self, planner: &mut Planner, plan: &Plan, read: Boottime) -> Outcome {
         planner.planned = None;
-        for steps in [&plan.subnets, &plan.steps] {
-            match self.write_steps(planner, steps, read).await {
-                Outcome::Written => {}
-                outcome => return outcome,
+        match self.write_steps(planner, &plan.subnets, read).await {
+            of_subnets @ (Outcome::Written | Outcome::Refused(_)) => {
+                let outcome = self.write_steps(planner, &plan.steps, read).await;
+                outcome.or(of_subnets)
             }
+            outcome => outcome,
         }
-        Outcome::Written
     }
 
     async fn write_steps(&self, planner: &mut Planner, steps: &[Step], read: Boottime) -> Outcome {
@@ -256,8 +266,10 @@ impl Control {
                 // The other transactions are independent of it, unless another node was elected.
                 Ok(false) => outcome = outcome.or(Outcome::Conflict),
                 Err(failure) if is_refused(&failure) => {
-                    let failed = self.write_alone(planner, term, &steps, failure).await;
-                    outcome = failed.or(outcome);
+                    match self.write_alone(planner, term, &steps, failure).await {
+                        failed @ Outcome::Failed(_) => return failed,
+                        other => outcome = outcome.or(other),
+                    }
                 }
                 Err(failure) => return Outcome::Failed(failure),
             }
@@ -274,9 +286,11 @@ impl Control {
         steps: &[&Step],
         failure: Failure,
     ) -> Outcome {
+        if let [step] = steps {
+            return Outcome::Refused(of_step(step, &failure));
+        }
         let mut last = failure;
-        let alone = steps.iter().filter(|_| steps.len() > 1);
-        for step in alone {
+        for step in steps {
             let transactions = match transactions(std::slice::from_ref(*step), term.revision) {
                 Ok(transactions) => transactions,
                 Err(error) => return Outcome::Failed(Failure::Other(error.to_string())),
@@ -289,7 +303,7 @@ impl Control {
                 }
             }
         }
-        Outcome::Failed(last)
+        Outcome::Refused(last)
     }
 
     /// Sends a transaction; whether it was applied.

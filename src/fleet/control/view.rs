@@ -15,7 +15,7 @@ use crate::fleet::schedule::view::{Contact, NodeView, Stored, View};
 /// A view with a sentence about the nodes that are left out, or why there is none.
 pub(super) type Seen = Result<(View, Option<String>), String>;
 
-/// The view of the scheduler, and a sentence about the nodes whose own values cannot be decoded.
+/// The view of the scheduler, and a sentence about the nodes with values of their own that cannot be decoded.
 ///
 /// A node that writes such a value is as one that has just lost contact: no VM is bound to it, and none of it is replaced or confirmed. It
 /// does not stop the others. Values that control nodes write are those of the whole fleet.

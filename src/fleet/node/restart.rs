@@ -2,14 +2,11 @@
 //! Out of scope: the policy.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use super::{Input, LocalVm, Run, Step};
+use crate::api::fleet::HOLD_AFTER_BOOT;
 use crate::api::meta::Uid;
 use crate::fleet::contact::Boottime;
-
-/// How long after the boot of the host VMs that are never replaced wait for contact; then they are started without it.
-pub const HOLD_AFTER_BOOT: Duration = Duration::from_secs(90);
 
 /// The VMs that may be started: those that are never replaced, always except directly after a boot; the others only while the node has contact, their epoch is that of
 /// their object, and the scheduler was informed when they end.
@@ -28,14 +25,13 @@ pub(super) fn is_allowed(input: &Input<'_>, local: &LocalVm, steps: &[Step]) -> 
     let runs = matches!(local.run, Run::Ready | Run::NotReady);
     let may_run = match local.stop {
         Some(_) => is_confirmed(input, local),
-        None => !is_held(input),
+        None => !waits_after_boot(input),
     };
     runs && !ends && may_run
 }
 
-/// A host that was declared gone and is powered on again has VMs that run elsewhere by now. If etcd can be reached, it learns this before it
-/// starts them.
-fn is_held(input: &Input<'_>) -> bool {
+/// The node does not know yet whether its VMs were moved while the host was off.
+fn waits_after_boot(input: &Input<'_>) -> bool {
     input.now < Boottime(HOLD_AFTER_BOOT) && !input.contact.may_act(input.now)
 }
 

@@ -12,12 +12,12 @@ pub(super) struct Free {
     pub(super) lacking: Reason,
     /// That of a node without copies of VMs of the group.
     whole: u64,
-    /// Those of the others, and of nodes whose subnet has another size, by position.
+    /// Those of the others, and of nodes with a subnet of another size, by position.
     nodes: BTreeMap<usize, u64>,
 }
 
 impl Free {
-    /// `nodes`: those whose subnets have another number than `whole`.
+    /// `nodes`: those with subnets that have another number than `whole`.
     pub(super) fn new(lacking: Reason, whole: u64, nodes: BTreeMap<usize, u64>) -> Self {
         Self {
             lacking,

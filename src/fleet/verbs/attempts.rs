@@ -1,4 +1,4 @@
-//! Repeats a change whose transaction has failed, since what it was computed from was changed meanwhile.
+//! Repeats a change after its transaction has failed, since what it was computed from was changed meanwhile.
 //! Out of scope: the changes.
 
 use std::time::{Duration, Instant};

@@ -58,7 +58,7 @@ impl Snapshot {
         Self::of(client, keys::GROUPS).await
     }
 
-    /// The objects whose keys have this prefix.
+    /// The objects with keys that have this prefix.
     async fn of(client: &Client, prefix: &str) -> Result<Self, Error> {
         let listing = client.range(prefix, None, PAGE).await?;
         let mut snapshot = Self {

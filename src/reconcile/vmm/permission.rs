@@ -6,17 +6,18 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
+use crate::api::fleet::HOLD_AFTER_BOOT;
 use crate::api::meta::Uid;
 
-/// Whether a VMM needs the permission.
+/// Why a VMM needs the permission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// It does not.
+    /// It needs none.
     No,
-    /// If there is a check.
-    IfChecked,
-    /// Without a check it is not started.
-    Always,
+    /// Its fleet may replace the VM, or has stopped it.
+    Replaceable,
+    /// The host was booted a short time ago, and the fleet may have moved the VM before.
+    Booted,
 }
 
 /// The need of the VMM of a VM, by what is stored of the VM now.
@@ -25,7 +26,7 @@ pub type Needs = Arc<dyn Fn(Uid) -> Need + Send + Sync>;
 /// Whether the VMM of a VM may be started now; otherwise the reason, a sentence.
 pub type Check = Arc<dyn Fn(Uid) -> Result<(), String> + Send + Sync>;
 
-/// The check; without one, no VMM that needs the permission is started.
+/// The check. A VMM that needs the permission is not started without one.
 #[derive(Default)]
 pub struct StartPermission {
     needs: RwLock<Option<Needs>>,
@@ -52,12 +53,16 @@ impl StartPermission {
         let need = needs.map_or(Need::No, |needs| needs(vm));
         let check = self.check.read().clone();
         match (need, check) {
-            (Need::No, _) | (Need::IfChecked, None) => Ok(()),
-            (Need::IfChecked | Need::Always, Some(check)) => check(vm),
-            (Need::Always, None) => Err(
+            (Need::No, _) => Ok(()),
+            (Need::Replaceable | Need::Booted, Some(check)) => check(vm),
+            (Need::Replaceable, None) => Err(
                 "it is of a fleet that may replace it, and the settings file has no `fleet:`"
                     .to_owned(),
             ),
+            (Need::Booted, None) => Err(format!(
+                "it may have been moved while this host was off: it is started {} s after the boot",
+                HOLD_AFTER_BOOT.as_secs()
+            )),
         }
     }
 }
@@ -87,8 +92,8 @@ mod tests {
         ];
         let may_start = [
             (Need::No, [true, true, true]),
-            (Need::IfChecked, [true, true, false]),
-            (Need::Always, [false, true, false]),
+            (Need::Replaceable, [false, true, false]),
+            (Need::Booted, [false, true, false]),
         ];
         for (found, expected) in may_start {
             *need.write() = found;

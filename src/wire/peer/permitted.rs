@@ -51,7 +51,7 @@ fn refused(error: String) -> Box<Response> {
 /// The VM that a request of a node is for; `None`: it is for the events of this node.
 ///
 /// # Errors
-/// The response, 403: the certificate of a node does not authorise the request, or it does not say which VM of the fleet it is for.
+/// The response, 403: the certificate of a node does not authorise the request, or it does not name the VM of the fleet that it is for.
 pub(in crate::wire) fn permitted(request: &Request) -> Result<Option<ForwardedVm>, Box<Response>> {
     let route = request.extensions().get::<MatchedPath>();
     let (method, uri) = (request.method(), request.uri());

@@ -61,7 +61,7 @@ impl Registry {
         Ok(connection)
     }
 
-    /// Ends the connections whose certificates are not accepted any more. Returns their nodes.
+    /// Ends the connections with certificates that are not accepted any more. Returns their nodes.
     pub fn recheck(&self, tls: &PeerTls) -> BTreeSet<Name> {
         let now = now();
         self.recheck_by(|chain, role| tls.check(chain, role, now).is_ok())

@@ -4,6 +4,7 @@
 mod left;
 mod lost;
 mod replaced;
+mod started;
 mod storm;
 
 use std::collections::BTreeMap;

@@ -88,7 +88,7 @@ fn entries_of_vms_that_the_store_has_lost_stay_while_their_processes_run() {
         "the users of another boot"
     );
     let processes = [running, reused].map(Process::of);
-    // Another daemon, whose store has none of them; a VM of its own has one of the users.
+    // Another daemon without them in its store; a VM of its own has one of the users.
     let writer = FenceWriter::new(dir.path(), BOOT);
     write(&writer, Vec::new(), |user| user == reused);
     assert_eq!(stored(dir.path()), [(1, running)]);

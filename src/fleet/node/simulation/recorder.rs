@@ -3,6 +3,7 @@
 
 use super::host::End;
 use super::*;
+use crate::api::fleet::HOLD_AFTER_BOOT;
 
 #[derive(Debug, Default)]
 pub(super) struct Recorder {

@@ -2,6 +2,7 @@
 //! Out of scope: the file of the guard (`fleet::agent`).
 
 use super::*;
+use crate::api::fleet::HOLD_AFTER_BOOT;
 
 fn replaceable() -> Fixture {
     let vm = LocalVm {

@@ -231,7 +231,7 @@ proptest! {
 
 #[test]
 fn a_node_gets_no_more_vms_than_its_subnet_has_addresses() {
-    // Five addresses for VMs on each of three nodes, which have room for 100.
+    // Five addresses for VMs on each of three nodes, which have the memory for 100.
     let mut world = World::with_nodes(3, 100);
     add_group(&mut world, "g", 20, "10.9.0.0/16", 29);
     world.run();

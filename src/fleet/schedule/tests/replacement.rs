@@ -333,7 +333,7 @@ fn a_node_that_is_drained_keeps_no_original_copy() {
 }
 
 #[test]
-fn what_depends_on_the_time_without_contact_is_marked() {
+fn a_plan_reports_that_it_depends_on_the_time_without_contact() {
     let mut world = web(|_| ());
     world.lose("n1", 299);
     assert!(!world.plan().depends_on_time);
@@ -341,7 +341,7 @@ fn what_depends_on_the_time_without_contact_is_marked() {
     assert!(world.plan().depends_on_time);
     world.regain("n1");
     assert!(!world.plan().depends_on_time);
-    // A move whose first node is lost before it has confirmed.
+    // The first node of a move is lost before it has confirmed.
     let drain = Drain {
         delete_local: false,
     };
@@ -352,7 +352,7 @@ fn what_depends_on_the_time_without_contact_is_marked() {
     let plan = world.plan();
     assert_eq!(actions(&plan), [(Confirm, "web-1")]);
     assert!(plan.depends_on_time);
-    // An administrator's word does not depend on time.
+    // The statement of an administrator does not depend on time.
     let mut world = web(|_| ());
     world.lose("n1", 1);
     world.gone("n1");

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use slicectl::fleet::keys::Key;
 use slicectl::fleet::object::{Reconcile, Replacement};
 use slicectl::fleet::schedule::replacement::MARGIN;
 use test_support::kernel;
@@ -27,6 +28,8 @@ fn a_vm_is_replaced_when_its_node_was_absent_for_long_enough_and_one_that_may_no
         fleet.put_group(&moves).await;
         let before = fleet.bound(6).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
+        let election = fleet.client.get(Key::Election).await.unwrap();
+        let elected = election.1.expect("a leader");
         let leader = fleet.leader().await;
         let cut = (leader + 1) % 3;
         let name = fleet.nodes[cut].name().to_owned();
@@ -60,6 +63,16 @@ fn a_vm_is_replaced_when_its_node_was_absent_for_long_enough_and_one_that_may_no
         let replaced: Vec<_> = after.iter().filter(|vm| !vm.previous.is_empty()).collect();
         assert_eq!(replaced.len(), 1);
         assert_eq!((replaced[0].epoch, replaced[0].previous[0].epoch), (2, 1));
+        // The leader has written its key after the time had passed, and has seen that before it replaced the VM.
+        let election = fleet.client.get(Key::Election).await.unwrap();
+        let barrier = election.1.expect("a leader").mod_revision;
+        let vm = fleet
+            .client
+            .get(Key::Vm(replaced[0].meta.uid))
+            .await
+            .unwrap();
+        let written = vm.1.expect("the VM").mod_revision;
+        assert!(elected.mod_revision < barrier && barrier < written);
 
         // The node returns, and its copy is confirmed to be deleted.
         fleet.nodes[cut].heal();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use slicectl::api::network::{BridgeSpec, NetworkSpec};
 use slicectl::fleet::keys::Key;
-use slicectl::fleet::object::{NodeSubnet, Subnets};
+use slicectl::fleet::object::{Group, NodeSubnet, Subnets};
 use test_support::kernel;
 
 use super::super::lab::PATIENCE;
@@ -75,25 +75,70 @@ fn a_value_that_cannot_be_decoded_stops_planning_until_it_is_corrected() {
     });
 }
 
+/// A group in bridge mode with subnets for two nodes.
+fn bridge_group(name: &str, count: u32) -> Group {
+    let mut group = group(name, count);
+    group.spec.template.network = NetworkSpec::Bridge(BridgeSpec {
+        bridge: "br0".into(),
+        tap_prefix: "t".into(),
+        gateway: None,
+        addresses: Default::default(),
+        antispoof: true,
+        isolate_ports: false,
+        max_connections: None,
+        tap_owner: Default::default(),
+    });
+    group.placement.subnets = Some(Subnets {
+        pool: "10.9.0.0/23".parse().unwrap(),
+        prefix_len: 24,
+    });
+    group
+}
+
+#[test]
+fn what_etcd_refuses_keeps_no_other_step_from_being_written() {
+    kernel::private(async {
+        let fleet = Fleet::start([20, 20, 20]).await;
+        // The schedulers may not write subnets.
+        let role = "role grant-permission control --prefix";
+        fleet.lab.ctl(&format!("{role} read /slice/v1/"));
+        for kind in [
+            "groups/",
+            "vms/",
+            "nodes/",
+            "nodestatus/",
+            "alive/",
+            "status/",
+            "election",
+        ] {
+            fleet.lab.ctl(&format!("{role} readwrite /slice/v1/{kind}"));
+        }
+        let leader = fleet.leader().await;
+        fleet.put_group(&bridge_group("br", 2)).await;
+        fleet.put_group(&group("web", 5)).await;
+        fleet.bound(7).await;
+        let control = &fleet.nodes[leader].control;
+        let error = until("the refusal", PATIENCE, || control.status().last_error).await;
+        assert!(error.contains("cannot assign subnet br: "), "{error}");
+        assert!(error.contains("denies"), "{error}");
+        fleet.put_group(&group("later", 3)).await;
+        fleet.bound(10).await;
+        fleet
+            .lab
+            .ctl(&format!("{role} readwrite /slice/v1/ranges/"));
+        let no_error = || control.status().last_error.is_none().then_some(());
+        until("no error", PATIENCE, no_error).await;
+        let page = std::num::NonZeroU32::new(100).unwrap();
+        let ranges = fleet.client.range("/slice/v1/ranges/", None, page).await;
+        assert!(!ranges.unwrap().kvs.is_empty());
+    });
+}
+
 #[test]
 fn nodes_get_subnets_of_a_bridge_group_and_lose_them_with_the_group() {
     kernel::private(async {
         let fleet = Fleet::start([3, 3, 3]).await;
-        let mut web = group("web", 9);
-        web.spec.template.network = NetworkSpec::Bridge(BridgeSpec {
-            bridge: "br0".into(),
-            tap_prefix: "t".into(),
-            gateway: None,
-            addresses: Default::default(),
-            antispoof: true,
-            isolate_ports: false,
-            max_connections: None,
-            tap_owner: Default::default(),
-        });
-        web.placement.subnets = Some(Subnets {
-            pool: "10.9.0.0/23".parse().unwrap(),
-            prefix_len: 24,
-        });
+        let mut web = bridge_group("web", 9);
         fleet.put_group(&web).await;
         let vms = fleet.bound(6).await;
         let mut subnets = BTreeSet::new();

@@ -28,11 +28,11 @@ fn until_status(fleet: &Fleet, host: usize, expected: &str) {
 }
 
 #[track_caller]
-fn refused(host: &Host, words: &str, expected: &str) {
-    let output = host.harness.try_ctl(words);
+fn refused(host: &Host, arguments: &str, expected: &str) {
+    let output = host.harness.try_ctl(arguments);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success(), "{words}");
-    assert!(text.contains(expected), "{words}: {text}");
+    assert!(!output.status.success(), "{arguments}");
+    assert!(text.contains(expected), "{arguments}: {text}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use super::{group, ready};
 const REPLACED: Duration = Duration::from_secs(200);
 
 /// A group with a double of a VMM that may be replaced.
-fn replaceable(dir: &std::path::Path) -> String {
+pub(super) fn replaceable(dir: &std::path::Path) -> String {
     let program = vmm::program(Hypervisor::CloudHypervisor, dir).expect("a program");
     let lines = format!(
         "hypervisor: cloud-hypervisor\n      cloud_hypervisor_bin: {}\n      kernel_file: {}\n      agent: none\n      graceful_shutdown: 1s\n      replacement: {{replace_after: 62s, stop_after: 30s}}",

@@ -103,17 +103,17 @@ fn a_command_does_not_reach_another_vm_that_has_the_name() {
             let error = text(&fleet.run(&["get", "vm", "ghost-1"]).stderr);
             error.contains("on node node-b").then_some(())
         });
-        for words in [
+        for arguments in [
             &["get", "vm", "ghost-1"][..],
             &["describe", "vm", "ghost-1"],
             &["logs", "ghost-1"],
             &["vm", "stop", "ghost-1"],
             &["vm", "exec", "ghost-1", "--uid", "0", "--", "true"],
         ] {
-            let error = fleet.fails(words);
+            let error = fleet.fails(arguments);
             assert!(
                 error.contains("vm/ghost-1 not found on node node-b"),
-                "{words:?}: {error}"
+                "{arguments:?}: {error}"
             );
         }
         fleet.b.ctl("get vm ghost-1");
@@ -149,8 +149,8 @@ fn settings_of_the_certificates_apply_without_a_restart() {
         // Without `fleet:`, no node is accepted and connections of nodes end.
         let marker = fleet.file("runs");
         let script = format!("touch {}; exec sleep 1000", marker.display());
-        let words = ["vm", "exec", VM, "--uid", "0", "--", "sh", "-c", &script];
-        let mut running = fleet.ctl(&words).spawn().expect("slicectl");
+        let arguments = ["vm", "exec", VM, "--uid", "0", "--", "sh", "-c", &script];
+        let mut running = fleet.ctl(&arguments).spawn().expect("slicectl");
         fleet
             .b
             .until("the command runs", || marker.exists().then_some(()));

@@ -117,9 +117,9 @@ fn memory(harness: &Harness) -> u64 {
 }
 
 fn exec_with_input(fleet: &Fleet, content: &[u8]) {
-    let words = ["vm", "exec", VM, "--uid", "0", "--", "wc", "-c"];
+    let arguments = ["vm", "exec", VM, "--uid", "0", "--", "wc", "-c"];
     let mut child = fleet
-        .ctl(&words)
+        .ctl(&arguments)
         .stdin(Stdio::piped())
         .spawn()
         .expect("slicectl");
@@ -142,8 +142,8 @@ fn forwards_a_port(fleet: &Fleet, content: &[u8]) {
             let _ = stream.write_all(&all);
         }
     });
-    let words = ["vm", "port-forward", VM, &format!("0:{port}")];
-    let mut child = fleet.ctl(&words).spawn().expect("slicectl");
+    let arguments = ["vm", "port-forward", VM, &format!("0:{port}")];
+    let mut child = fleet.ctl(&arguments).spawn().expect("slicectl");
     let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
     let line = lines.next().map(|line| line.expect("text"));
     let Some(line) = line else {
@@ -164,8 +164,8 @@ fn forwards_a_port(fleet: &Fleet, content: &[u8]) {
 }
 
 fn a_shell_has_a_terminal(fleet: &Fleet) {
-    let words = ["vm", "shell", VM, "--uid", "0", "--shell", "/bin/sh"];
-    let mut session = Session::start(100, &mut fleet.ctl(&words));
+    let arguments = ["vm", "shell", VM, "--uid", "0", "--shell", "/bin/sh"];
+    let mut session = Session::start(100, &mut fleet.ctl(&arguments));
     session.wait_for("Ctrl-] leaves");
     session.type_keys("stty size; echo $((6 * 7))-done\r");
     session.wait_for("40 100");
@@ -180,8 +180,8 @@ fn a_shell_has_a_terminal(fleet: &Fleet) {
 fn a_client_that_goes_ends_its_command(fleet: &Fleet) {
     let pid = fleet.file("pid");
     let script = format!("echo $$ > {}; exec sleep 1000", pid.display());
-    let words = ["vm", "exec", VM, "--uid", "0", "--", "sh", "-c", &script];
-    let client = Killed(fleet.ctl(&words).spawn().expect("slicectl"));
+    let arguments = ["vm", "exec", VM, "--uid", "0", "--", "sh", "-c", &script];
+    let client = Killed(fleet.ctl(&arguments).spawn().expect("slicectl"));
     let pid = fleet.b.until("the command runs", || {
         let text = fs::read_to_string(&pid).ok()?;
         text.trim().parse::<u32>().ok()
@@ -200,13 +200,13 @@ fn a_client_that_goes_ends_its_command(fleet: &Fleet) {
 fn a_user_with_the_token_of_one_node_reaches_vms_on_others() {
     with_fleet(|fleet| {
         let token = fleet.a.state().join("api/token");
-        let words = format!(
+        let arguments = format!(
             "--url {} --token-file {} --ca {} vm exec {VM} --uid 0 -- echo there",
             url(A),
             token.display(),
             fleet.lab.pki.ca().display()
         );
-        assert_eq!(fleet.a.ctl(&words), "there\n");
+        assert_eq!(fleet.a.ctl(&arguments), "there\n");
         let events = fleet.b.ctl(&format!("events vm {VM}"));
         assert!(
             events.contains("API token (10.66.0.1) on node node-a"),
@@ -221,7 +221,7 @@ fn a_user_with_the_token_of_one_node_reaches_vms_on_others() {
         let answer = get(fleet, &format!("/vm/{VM}"), &token);
         assert!(answer.contains("169.254.100."), "{answer}");
         // The token of node-a is none of node-b.
-        let wrong = words.replace(&url(A), &url(B));
+        let wrong = arguments.replace(&url(A), &url(B));
         let error = fleet.a.refused(&wrong, 1);
         assert!(error.contains("refused the token"), "{error}");
     });
@@ -229,11 +229,11 @@ fn a_user_with_the_token_of_one_node_reaches_vms_on_others() {
 
 /// A response of node-a to a request of the compatible API.
 fn get(fleet: &Fleet, path: &str, token: &Path) -> String {
-    let words = format!(
+    let arguments = format!(
         "curl -sS -i --cacert {} -H \"Authorization: Bearer $(cat {})\" '{}{path}'",
         fleet.lab.pki.ca().display(),
         token.display(),
         url(A)
     );
-    kernel::run(&words)
+    kernel::run(&arguments)
 }

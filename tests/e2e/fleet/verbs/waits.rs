@@ -5,6 +5,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use slicectl::fleet::keys::Key;
+use slicectl::fleet::kv::Client;
 use slicectl::fleet::object::Phase;
 use test_support::harness::Harness;
 use test_support::{kernel, programs};
@@ -14,15 +15,31 @@ use super::cli::{Scheduler, fleet_daemon};
 use super::{bind, join, manifest, name, node_status, node_subnet, put, report, stored};
 
 /// Starts `slicectl`.
-fn start(daemon: &Harness, words: &str) -> Child {
+fn start(daemon: &Harness, arguments: &str) -> Child {
     Command::new(programs::built("slicectl"))
-        .args(words.split_whitespace())
+        .args(arguments.split_whitespace())
         .env("SLICE_SOCKET", daemon.run.join("sliced.sock"))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .expect("slicectl")
+}
+
+/// A daemon with the group `web`, and a node.
+async fn with_group(lab: &Lab, client: &Client) -> Harness {
+    let daemon = fleet_daemon(lab, "observer", Scheduler::Off);
+    let web = daemon.write("web.yaml", &manifest("web", 1, ""));
+    daemon.ctl(&format!("apply --fleet -f {web}"));
+    join(client, "node-a").await;
+    daemon
+}
+
+fn until_draining(daemon: &Harness) {
+    daemon.until("the drain", || {
+        let nodes = daemon.ctl("get nodes");
+        nodes.contains("Draining").then_some(())
+    });
 }
 
 fn errors(output: &Output) -> String {
@@ -34,17 +51,11 @@ fn a_wait_and_a_drain_continue_when_etcd_has_a_leader_again() {
     kernel::private(async {
         let mut lab = Lab::start();
         let client = lab.client("control");
-        let daemon = fleet_daemon(&lab, "observer", Scheduler::Off);
-        let web = daemon.write("web.yaml", &manifest("web", 1, ""));
-        daemon.ctl(&format!("apply --fleet -f {web}"));
-        join(&client, "node-a").await;
+        let daemon = with_group(&lab, &client).await;
         let vm = bind(&client, "web", 1, Some("node-a")).await;
         let waiting = start(&daemon, "wait hg/web --fleet --for ready --timeout 2m");
         let draining = start(&daemon, "node drain node-a --delete-local --timeout 2m");
-        daemon.until("the drain", || {
-            let nodes = daemon.ctl("get nodes");
-            nodes.contains("Draining").then_some(())
-        });
+        until_draining(&daemon);
         // No majority: each read fails.
         let others: Vec<usize> = (0..3).filter(|member| *member != 0).collect();
         others.iter().for_each(|member| lab.kill(*member));
@@ -66,18 +77,12 @@ fn a_drain_fails_when_another_command_ends_it() {
     kernel::private(async {
         let lab = Lab::start();
         let client = lab.client("control");
-        let daemon = fleet_daemon(&lab, "observer", Scheduler::Off);
-        let web = daemon.write("web.yaml", &manifest("web", 1, ""));
-        daemon.ctl(&format!("apply --fleet -f {web}"));
-        join(&client, "node-a").await;
+        let daemon = with_group(&lab, &client).await;
         join(&client, "node-b").await;
         let vm = bind(&client, "web", 1, Some("node-a")).await;
         report(&client, &vm, "node-a", 1, Phase::Ready).await;
         let draining = start(&daemon, "node drain node-a --timeout 2m");
-        daemon.until("the drain", || {
-            let nodes = daemon.ctl("get nodes");
-            nodes.contains("Draining").then_some(())
-        });
+        until_draining(&daemon);
         daemon.ctl("node uncordon node-a");
         let output = draining.wait_with_output().expect("its output");
         let error = errors(&output);
@@ -98,7 +103,7 @@ fn nothing_counts_as_deleted_or_drained_while_a_vm_cannot_be_read() {
         join(&client, "node-a").await;
         let key = "/slice/v1/vms/6b29fc40-ca47-1067-b31d-00dd010662da";
         client.put(key, "{", None).await.unwrap();
-        for words in [
+        for arguments in [
             "node drain node-a --timeout 30s",
             "wait hg/web --fleet --for delete --timeout 30s",
             "wait vm/web-1 --fleet --for delete --timeout 30s",
@@ -106,9 +111,9 @@ fn nothing_counts_as_deleted_or_drained_while_a_vm_cannot_be_read() {
             "get vms --fleet",
             "get vm/web-1 --fleet",
         ] {
-            let refused = daemon.refused(words, 1);
+            let refused = daemon.refused(arguments, 1);
             let expected = format!("{key} cannot be read");
-            assert!(refused.contains(&expected), "{words}: {refused}");
+            assert!(refused.contains(&expected), "{arguments}: {refused}");
         }
         client.delete(key).await.unwrap();
         daemon.ctl("wait hg/web vm/web-1 --fleet --for delete --timeout 30s");
