@@ -11,6 +11,7 @@ use crate::engine::Engine;
 use crate::fleet::mirror::Mirror;
 use crate::fleet::node::Available;
 use crate::fleet::object::Resources;
+use crate::fleet::resources::files_of;
 use crate::reconcile::disk::disk_path;
 use crate::store::World;
 
@@ -32,8 +33,8 @@ pub(super) struct HostFacts {
     /// It was read.
     is_read: bool,
     pub(super) hypervisors: Vec<Hypervisor>,
-    /// The files that groups name and that exist, with their size in bytes; 0 for a block device.
-    pub(super) files: BTreeMap<PathBuf, u64>,
+    /// See [`Available::files`].
+    pub(super) files: BTreeMap<PathBuf, Option<u64>>,
     pub(super) secrets: BTreeSet<SecretName>,
     cpus: u64,
     ram_bytes: u64,
@@ -65,7 +66,7 @@ impl HostFacts {
                 .collect(),
             files: files
                 .iter()
-                .filter_map(|path| Some((path.clone(), size(path)?)))
+                .map(|path| (path.clone(), size(path)))
                 .collect(),
             secrets: secrets.into_iter().map(|secret| secret.name).collect(),
             cpus: std::thread::available_parallelism().map_or(1, |it| it.get() as u64),
@@ -90,7 +91,7 @@ impl HostFacts {
         Self {
             is_read: true,
             files: files
-                .map(|(path, bytes)| (PathBuf::from(path), bytes))
+                .map(|(path, bytes)| (PathBuf::from(path), Some(bytes)))
                 .into(),
             cpus,
             ram_bytes: 64 << 30,
@@ -144,18 +145,7 @@ pub(super) fn files(mirror: &Mirror) -> BTreeSet<PathBuf> {
     let groups = mirror.groups.values();
     let specs = groups.filter_map(|stored| stored.value.as_ref().ok());
     let files = specs.flat_map(|group| files_of(&group.spec.template));
-    files.take(MAX_FILES).cloned().collect()
-}
-
-fn files_of(spec: &VmSpec) -> impl Iterator<Item = &PathBuf> {
-    let boot = [
-        &spec.kernel_file,
-        &spec.initrd_file,
-        &spec.storage.image,
-        &spec.lifecycle.program,
-    ];
-    let disks = spec.storage.disks.iter().map(|disk| &disk.path);
-    boot.into_iter().flatten().chain(disks)
+    files.take(MAX_FILES).map(Path::to_owned).collect()
 }
 
 /// What the node has, and what VMs of the fleet may use of it.
@@ -219,7 +209,9 @@ pub(super) fn amounts(world: &World, host: &HostFacts, overcommit: u64) -> Amoun
 
 /// What a VM uses. Of a VM that the user starts only its network is known.
 fn uses(spec: &VmSpec, host: &HostFacts) -> Resources {
-    Resources::of(spec, |image| host.files.get(image).copied().unwrap_or(0))
+    Resources::of(spec, |image| {
+        host.files.get(image).copied().flatten().unwrap_or(0)
+    })
 }
 
 /// What the admission decides by.

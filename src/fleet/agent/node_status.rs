@@ -34,8 +34,9 @@ impl NodeSettings {
             hypervisors: host.hypervisors.clone(),
             files: host
                 .files
-                .keys()
-                .filter_map(|path| path.to_str().map(str::to_owned))
+                .iter()
+                .filter(|(_, size)| size.is_some())
+                .filter_map(|(path, _)| path.to_str().map(str::to_owned))
                 .collect(),
             secrets: host.secrets.clone(),
             has_guard,

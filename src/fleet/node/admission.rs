@@ -15,6 +15,7 @@ use crate::api::validate;
 use crate::api::vm::{Hypervisor, VmSpec};
 use crate::fleet::contact::LOST_AFTER;
 use crate::fleet::object::{Group, Resources, Vm};
+use crate::fleet::resources::files_of;
 
 /// What a node has for VMs of the fleet.
 #[derive(Clone, Debug, Default)]
@@ -23,8 +24,9 @@ pub struct Available {
     pub free: Resources,
     /// The VMMs that the node can start.
     pub hypervisors: Vec<Hypervisor>,
-    /// The files that groups of the fleet name and that exist, with their size in bytes; 0 for a block device.
-    pub files: BTreeMap<PathBuf, u64>,
+    /// The files that were looked for, with their size in bytes, which is 0 for a block device; `None`: it does not exist. A group that is
+    /// new may name others.
+    pub files: BTreeMap<PathBuf, Option<u64>>,
     /// The names of local groups that are not of the fleet.
     pub groups: BTreeSet<Name>,
     /// The groups on this node, those of the fleet included.
@@ -62,6 +64,10 @@ impl Available {
             return Admission::Waits(message.to_owned());
         }
         let spec = &group.spec.template;
+        if let Some(file) = files_of(spec).find(|file| !self.files.contains_key(*file)) {
+            let message = format!("this node has not looked for {} yet", file.display());
+            return Admission::Waits(message);
+        }
         let needs = self.needs(spec);
         let problem = self
             .stop_problem(input, group)
@@ -115,7 +121,7 @@ impl Available {
     }
 
     fn needs(&self, spec: &VmSpec) -> Resources {
-        Resources::of(spec, |image| self.files.get(image).copied().unwrap_or(0))
+        Resources::of(spec, |image| self.size(image).unwrap_or(0))
     }
 
     fn program_problem(&self, spec: &VmSpec) -> Option<String> {
@@ -126,17 +132,12 @@ impl Available {
     }
 
     fn file_problem(&self, spec: &VmSpec) -> Option<String> {
-        let disks = spec.storage.disks.iter().map(|disk| &disk.path);
-        let boot = [
-            &spec.kernel_file,
-            &spec.initrd_file,
-            &spec.storage.image,
-            &spec.lifecycle.program,
-        ];
-        let files = boot.into_iter().flatten().chain(disks);
-        let mut missing = files.filter(|file| !self.files.contains_key(file.as_path()));
-        let missing: &Path = missing.next()?;
+        let missing = files_of(spec).find(|file| self.size(file).is_none())?;
         Some(format!("this node has no file {}", missing.display()))
+    }
+
+    fn size(&self, file: &Path) -> Option<u64> {
+        *self.files.get(file)?
     }
 
     /// Secrets are not in etcd: each node has its own.

@@ -7,6 +7,7 @@ use crate::api::network::NetworkSpec;
 use crate::api::secret::SecretName;
 use crate::api::vm::Hypervisor;
 use crate::fleet::object::{Group, Labels, Resources};
+use crate::fleet::resources::files_of;
 
 /// What a VM of a group requires of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -14,7 +15,7 @@ pub(super) struct Request<'v> {
     pub(super) architecture: Option<&'v str>,
     pub(super) labels: &'v Labels,
     pub(super) hypervisor: Hypervisor,
-    /// Image, kernel, initrd, the program of the VMM if the group names it, and additional disks.
+    /// See [`files_of`].
     pub(super) files: Vec<&'v Path>,
     pub(super) resources: Resources,
     /// It has a copy of an image. The size of the copy is 0 in `resources` if the group does not set it: the scheduler does not know the
@@ -31,14 +32,6 @@ impl<'v> Request<'v> {
         let spec = &group.spec.template;
         let storage = &spec.storage;
         let program = &spec.lifecycle.program;
-        let files = [
-            &storage.image,
-            &spec.kernel_file,
-            &spec.initrd_file,
-            program,
-        ];
-        let disks = storage.disks.iter().map(|disk| &disk.path);
-        let files = files.into_iter().flatten().chain(disks);
         let bridge = match &spec.network {
             NetworkSpec::Bridge(spec) => Some(spec.bridge.as_str()),
             NetworkSpec::Isolated(_) | NetworkSpec::Cni(_) => None,
@@ -51,7 +44,7 @@ impl<'v> Request<'v> {
                 Some(_) => Hypervisor::None,
                 None => spec.hypervisor,
             },
-            files: files.map(|path| path.as_path()).collect(),
+            files: files_of(spec).collect(),
             resources: Resources::of(spec, |_| 0),
             copies_image: storage.image.is_some(),
             bridge,

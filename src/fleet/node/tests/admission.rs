@@ -58,7 +58,7 @@ fn a_node_refuses_what_it_cannot_run() {
             ..Storage::default()
         }
     });
-    image.available.files.insert("/img/a".into(), 1 << 30);
+    image.available.files.insert("/img/a".into(), Some(1 << 30));
     image.available.free.disk_bytes = 2 << 30;
     let replaced = |change: fn(&mut Group)| {
         with(|group| {
@@ -130,11 +130,45 @@ fn a_node_refuses_what_it_cannot_run() {
             "group web cannot be read by this node: format 9 is newer than 1, the newest that this daemon reads: upgrade it",
         ),
     ];
-    for (fixture, expected) in variants {
+    for (mut fixture, expected) in variants {
+        for file in ["/img/a", "/dev/x"] {
+            fixture.available.files.entry(file.into()).or_insert(None);
+        }
         assert_eq!(reason(&fixture).as_deref(), Some(expected));
         assert_eq!(fixture.phases(), [Some(Phase::Refused)], "{expected}");
     }
     assert_eq!(reason(&offered()), None);
+}
+
+/// Files are looked for by a task: a VM may be bound before those of its group were looked for.
+#[test]
+fn a_vm_waits_until_all_files_of_its_group_were_looked_for() {
+    let [a, b] = ["/img/a", "/img/b"].map(PathBuf::from);
+    let disk = |path: &PathBuf| AdditionalDisk {
+        path: path.clone(),
+        read_only: false,
+    };
+    let variants: [(&str, fn(&mut VmSpec, PathBuf)); 5] = [
+        ("kernel", |spec, file| spec.kernel_file = Some(file)),
+        ("initrd", |spec, file| spec.initrd_file = Some(file)),
+        ("image", |spec, file| spec.storage.image = Some(file)),
+        ("program", |spec, file| spec.lifecycle.program = Some(file)),
+        ("disk", |_, _| {}),
+    ];
+    for (what, change) in variants {
+        let mut fixture = with(|group| {
+            let spec = &mut group.spec.template;
+            spec.storage.disks = vec![disk(if what == "disk" { &a } else { &b })];
+            change(spec, a.clone());
+        });
+        fixture.available.files.insert(b.clone(), Some(1));
+        assert_eq!(fixture.plan().steps, [], "{what}");
+        assert_eq!(fixture.reports(), [ReportReason::Waiting], "{what}");
+        fixture.available.files.insert(a.clone(), None);
+        assert_eq!(fixture.changes(), ["refuse 1 4"], "{what}");
+        fixture.available.files.insert(a.clone(), Some(1));
+        assert_eq!(fixture.changes(), ["put group web 1", "add 1 4"], "{what}");
+    }
 }
 
 #[test]
