@@ -11,7 +11,7 @@ use std::sync::mpsc::Receiver;
 
 use super::backing::{Batch, merge};
 use super::journal::Entries;
-use super::txn::Kind;
+use super::txn::{Kind, Txn};
 use super::world::World;
 use super::{Change, Commit, Error, Shared, keys};
 use crate::api::event::{EventReason, EventType, ObjectRef};
@@ -50,6 +50,14 @@ impl Shared {
     /// The reason why nothing can be written, if so.
     pub(super) fn read_only(&self) -> Option<ReadOnly> {
         self.degraded.lock().as_ref().map(|state| state.now.clone())
+    }
+
+    /// The error of an intent while nothing can be written. It is not queued: others would wait for it, and a repair that does would fail
+    /// with it. The writer finds out itself when the disk can be written again. The world must be locked.
+    pub(super) fn refusal(&self, txn: &Txn<'_>) -> Option<Error> {
+        let degraded = self.degraded.lock();
+        let state = degraded.as_ref().filter(|_| txn.is_intent())?;
+        Some(Error::Write(state.now.why.clone()))
     }
 
     /// Keeps an observation in memory only, if nothing can be written now. Returns whether it did. The world must be locked.

@@ -345,6 +345,10 @@ impl Store {
                 return Err(error);
             }
         };
+        if let Some(refusal) = self.shared.refusal(&txn) {
+            txn.roll_back();
+            return Err(refusal.into());
+        }
         let finished = txn.finish();
         self.shared.events.learn(&world, &finished.changes);
         if finished.writes.is_empty() && finished.buried.is_empty() && !finished.begins {

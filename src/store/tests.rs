@@ -113,6 +113,9 @@ async fn a_vm_whose_stage_status_was_rolled_back_is_reported_though_no_caller_wa
     assert_eq!(store.read(|world| checkpoint(world, uid)), None);
     // The disk has free space again, and the store goes on.
     full.store(false, Ordering::SeqCst);
+    while store.read_only().is_some() {
+        soon(changes.recv()).await.expect("a change");
+    }
     soon(store.write(|txn| txn.put_group(group("more"))))
         .await
         .unwrap_or_else(|e: Error| panic!("{e}"));
@@ -257,6 +260,50 @@ async fn changes_that_were_rolled_back_are_neither_returned_nor_acted_on() {
         read, 0,
         "the world was rolled back to the content of the disk"
     );
+}
+
+/// It fails as long as the disk is full: whoever waited for it would fail with it.
+#[tokio::test]
+async fn while_the_disk_is_full_an_intent_is_refused_at_once_and_nothing_waits_for_it() {
+    let (store, complete) = store_on_slow_disk();
+    complete
+        .send(Err(Failure::Refused("full".into())))
+        .expect("the disk is there");
+    let first = soon(store.write(put_vm)).await;
+    assert!(matches!(first, Err(Error::Write(_))), "{first:?}");
+    // From here on the disk does not answer.
+    let mut changes = store.watch();
+    for name in ["one", "two"] {
+        let refused = store.begin(|txn| txn.put_group(group(name)));
+        let refused = refused.map(drop).expect_err("it cannot be stored");
+        assert_eq!(
+            Error::to_string(&refused),
+            Error::to_string(&Error::Write("full".into()))
+        );
+    }
+    assert!(
+        changes.try_recv().is_err(),
+        "a caller that runs again for its own change never ends"
+    );
+    // What a repair does: it waits for all earlier changes, and stores what it has observed.
+    soon(store.write(|_| Ok::<_, Error>(())))
+        .await
+        .expect("nothing is pending");
+    soon(store.write_observation(put_vm))
+        .await
+        .unwrap_or_else(|e: Error| panic!("{e}"));
+    assert_eq!(
+        soon(store.read_durable(|world| (world.vms().count(), world.groups().count()))).await,
+        (1, 1)
+    );
+    complete.send(Ok(())).expect("the disk is there");
+    while store.read_only().is_some() {
+        soon(changes.recv()).await.expect("a change");
+    }
+    complete.send(Ok(())).expect("the disk is there");
+    soon(store.write(|txn| txn.put_group(group("one"))))
+        .await
+        .unwrap_or_else(|e: Error| panic!("{e}"));
 }
 
 #[tokio::test]

@@ -377,6 +377,11 @@ impl<'w> Txn<'w> {
         Ok(())
     }
 
+    /// Whether it specifies what was not specified before.
+    pub(super) fn is_intent(&self) -> bool {
+        self.kind == Kind::Intent
+    }
+
     pub(super) fn roll_back(self) {
         for undo in self.undo.into_iter().rev() {
             undo(self.world);

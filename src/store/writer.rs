@@ -31,11 +31,11 @@ const IDLE_DELAY: Duration = Duration::from_millis(10);
 /// `fdatasync` calls, and one more commit in it costs almost nothing. A single commit is written at once.
 const GATHER_DELAY: Duration = Duration::from_millis(1);
 
-/// The delay after a failed write: a full disk is usually still full immediately afterwards.
+/// The delay after a change that could not be written: a full disk is usually still full immediately afterwards.
 const FAILURE_DELAY: Duration = Duration::from_millis(500);
 
-/// The retry interval of a disk that could not be written, while no change is requested.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// The retry interval of a disk that could not be written.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The timeout of a batch: a disk that takes longer is treated as one that never answers.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
@@ -150,13 +150,16 @@ pub(super) fn write_commits(disk: DiskThread, commits: &Receiver<Commit>, shared
                 shared.confirm_reserved(batch, &error);
             }
             Err(Failure::Refused(error)) => {
-                if !batch.is_empty() {
+                let is_retry = batch.is_empty();
+                if !is_retry {
                     tracing::error!(%error, "cannot write the state; the changes are rolled back");
                 }
                 shared.roll_back_refused(batch, commits, &error);
                 drop(shared);
-                // The callers retry at once.
-                std::thread::sleep(FAILURE_DELAY);
+                if !is_retry {
+                    // The callers retry at once.
+                    std::thread::sleep(FAILURE_DELAY);
+                }
             }
             Err(Failure::Unknown(error)) => {
                 tracing::error!(%error, "it is not known which of the last changes are on the state disk; the changes are rolled back");

@@ -104,6 +104,38 @@ fn a_damaged_state_on_a_full_disk_is_adopted_in_memory_and_stored_when_there_is_
     });
 }
 
+/// What a deletion stores in between is an intent: it is tried again, and fails, as long as the disk is full.
+#[test]
+fn vms_whose_deletion_cannot_be_stored_delay_no_repair_and_no_watch() {
+    empty(|mut harness| {
+        mount(&harness, Full::State);
+        harness.start();
+        let _programs = build(&harness);
+        harness.apply(&group("many", 60, "169.254.120.0/22", ""));
+        let watch = Watch::start(&harness, "watch", "get hg app -w -o json");
+        harness.until("the watch", || (!watch.lines().is_empty()).then_some(()));
+        harness.ctl("delete hg many --wait=false");
+        fill(&harness, Full::State);
+        harness.until("the watch shows it", || {
+            let lines = watch.lines();
+            let is_shown = |line: &String| line.contains("StateNotWritable");
+            lines.iter().any(is_shown).then_some(())
+        });
+        let vm = harness.get("vm sandbox-1");
+        let uid = vm["metadata"]["uid"].as_str().unwrap();
+        let failed = format!("failed to persist state key=Vm(Uid({uid}))");
+        let failures = || harness.log().matches(&failed).count();
+        let before = failures();
+        for _ in 0..5 {
+            repaired(&harness);
+        }
+        assert_eq!(failures(), before, "{}", harness.log());
+        assert!(harness.try_ctl("get hg many").status.success());
+        make_room(&harness, Full::State);
+        harness.ctl("wait hg/many --for deleted --timeout 30s");
+    });
+}
+
 fn full(what: Full, when: When) {
     empty(|mut harness| {
         eprintln!("{what:?} {when:?}");

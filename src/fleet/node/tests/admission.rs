@@ -148,18 +148,17 @@ fn a_vm_waits_until_all_files_of_its_group_were_looked_for() {
         path: path.clone(),
         read_only: false,
     };
-    let variants: [(&str, fn(&mut VmSpec, PathBuf)); 5] = [
-        ("kernel", |spec, file| spec.kernel_file = Some(file)),
-        ("initrd", |spec, file| spec.initrd_file = Some(file)),
-        ("image", |spec, file| spec.storage.image = Some(file)),
-        ("program", |spec, file| spec.lifecycle.program = Some(file)),
-        ("disk", |_, _| {}),
-    ];
-    for (what, change) in variants {
+    for what in ["kernel", "initrd", "image", "program", "disk"] {
         let mut fixture = with(|group| {
             let spec = &mut group.spec.template;
-            spec.storage.disks = vec![disk(if what == "disk" { &a } else { &b })];
-            change(spec, a.clone());
+            spec.storage.disks = vec![disk(&b)];
+            match what {
+                "kernel" => spec.kernel_file = Some(a.clone()),
+                "initrd" => spec.initrd_file = Some(a.clone()),
+                "image" => spec.storage.image = Some(a.clone()),
+                "program" => spec.lifecycle.program = Some(a.clone()),
+                _ => spec.storage.disks.push(disk(&a)),
+            }
         });
         fixture.available.files.insert(b.clone(), Some(1));
         assert_eq!(fixture.plan().steps, [], "{what}");
