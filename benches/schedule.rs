@@ -173,7 +173,7 @@ fn status(vcpus: u64) -> NodeStatus {
         hypervisors: vec![slicectl::api::vm::Hypervisor::Qemu],
         secrets: Default::default(),
         has_guard: true,
-        files: vec!["/vmlinuz".to_owned()],
+        files: [("/vmlinuz".to_owned(), true)].into(),
         capacity,
         allocatable: capacity,
         version: "1".to_owned(),

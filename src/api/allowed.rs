@@ -9,8 +9,8 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::host_group::HostGroupSpec;
 use super::manifest::{Draft, Problem};
+use super::vm::{Hypervisor, VmSpec};
 
 /// Default directories of programs: where distributions and administrators install them.
 const PROGRAMS: [&str; 10] = [
@@ -29,7 +29,7 @@ const PROGRAMS: [&str; 10] = [
 const IMAGES: &str = "/var/lib/slice/images";
 
 /// The purpose of a path in a manifest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Purpose {
     /// A program that is executed.
@@ -102,7 +102,7 @@ impl AllowedDirectories {
 
     /// The problems of a draft with paths that are not allowed.
     pub fn objections(&self, draft: &Draft) -> Vec<Problem> {
-        let paths = named(&draft.spec).into_iter();
+        let paths = named(&draft.spec.template).into_iter();
         let refused = paths.filter_map(|(field, purpose, path)| {
             let message = self.check(purpose, &path).err()?;
             Some(draft.problem(&field, message))
@@ -117,14 +117,19 @@ pub fn is_normalized(path: &Path) -> bool {
     path.is_absolute() && path.components().all(is_normal)
 }
 
-/// Every host path that a group's VMs use, with its field.
-fn named(spec: &HostGroupSpec) -> Vec<(String, Purpose, PathBuf)> {
-    let vm = &spec.template;
+/// The files of the host that a VM uses.
+pub fn files_of(vm: &VmSpec) -> impl Iterator<Item = (Purpose, PathBuf)> {
+    let files = named(vm).into_iter();
+    files.map(|(_, purpose, path)| (purpose, path))
+}
+
+/// The same, with their fields.
+fn named(vm: &VmSpec) -> Vec<(String, Purpose, PathBuf)> {
     let program = match vm.hypervisor {
-        super::vm::Hypervisor::Qemu => "qemu_bin",
-        super::vm::Hypervisor::Firecracker => "firecracker_bin",
-        super::vm::Hypervisor::CloudHypervisor => "cloud_hypervisor_bin",
-        super::vm::Hypervisor::None => "hypervisor",
+        Hypervisor::Qemu => "qemu_bin",
+        Hypervisor::Firecracker => "firecracker_bin",
+        Hypervisor::CloudHypervisor => "cloud_hypervisor_bin",
+        Hypervisor::None => "hypervisor",
     };
     let single = [
         (program, Purpose::Program, &vm.lifecycle.program),

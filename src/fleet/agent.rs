@@ -33,6 +33,7 @@ use super::contact::{Boottime, Contact};
 use super::kv;
 use super::link::Link;
 use super::node::{self, GuardState, Input, Objects, Plan, Report, Step};
+use crate::api::allowed::Purpose;
 use crate::api::fleet::{FleetVm, HOLD_AFTER_BOOT};
 use crate::api::meta::{Name, Uid};
 use crate::clock;
@@ -74,7 +75,7 @@ struct Progress {
     allowed: BTreeSet<Uid>,
     /// No write before this time of the monotonic clock.
     pause_until: Option<std::time::Instant>,
-    looked: Option<(std::time::Instant, BTreeSet<PathBuf>)>,
+    looked: Option<(std::time::Instant, BTreeSet<(Purpose, PathBuf)>)>,
     looking: Option<JoinHandle<Result<HostFacts, host::Error>>>,
     last_error: Option<String>,
 }
@@ -349,10 +350,12 @@ impl Agent {
             }
             let node = self.link.node();
             let mut writes = statuses::of(&plan.steps, mirror, node);
-            let own = self
-                .settings
-                .status(&host, amounts, has_guard, &self.engine.host.boot_id);
-            writes.extend(node_status::write(mirror, node, &own));
+            // Before, the node seems to have nothing.
+            if host.is_read {
+                let boot_id = &self.engine.host.boot_id;
+                let own = self.settings.status(&host, amounts, has_guard, boot_id);
+                writes.extend(node_status::write(mirror, node, &own));
+            }
             (writes, lists)
         });
         progress.written.0 = lists;

@@ -27,6 +27,7 @@ use crate::api::meta::Timestamp;
 
 mod absence;
 mod election;
+mod looks;
 mod planner;
 mod transaction;
 mod view;

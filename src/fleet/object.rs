@@ -229,9 +229,9 @@ pub struct NodeStatus {
     pub architecture: String,
     /// The VMMs that it can start.
     pub hypervisors: Vec<Hypervisor>,
-    /// The images, kernels, initrds and disks that it has and that a group of the fleet names.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub files: Vec<String>,
+    /// The files that groups of the fleet name, as far as it has looked for them, and whether its VMs can use them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, bool>,
     /// The names of its secrets. Their values are not in etcd.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub secrets: BTreeSet<SecretName>,

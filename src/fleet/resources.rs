@@ -1,24 +1,11 @@
-//! What VMs use of a node: amounts and files.
+//! Amounts of what VMs use of a node.
 //! Out of scope: what a node has.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::object::Resources;
 use crate::api::network::NetworkSpec;
 use crate::api::vm::{Hypervisor, VmSpec};
-
-/// The files that a node must have for a VM: image, kernel, initrd, the program of the VMM if the group names it, and additional disks.
-pub fn files_of(spec: &VmSpec) -> impl Iterator<Item = &Path> {
-    let boot = [
-        &spec.kernel_file,
-        &spec.initrd_file,
-        &spec.storage.image,
-        &spec.lifecycle.program,
-    ];
-    let disks = spec.storage.disks.iter().map(|disk| &disk.path);
-    let files = boot.into_iter().flatten().chain(disks);
-    files.map(PathBuf::as_path)
-}
 
 /// Each amount of `a` and `b`, combined.
 fn combine(a: &Resources, b: &Resources, with: impl Fn(u64, u64) -> u64) -> Resources {

@@ -8,6 +8,8 @@
 //!   under the terms of the replacement, or with `moving_from`, until which the new node does not start it.
 //! - Each binding and each release increments the epoch of the VM.
 //! - A node has at most what it has: a copy that may exist uses its node, also while it is deleted.
+//! - Nodes look for the files that a group names when they see it. The VMs of the group are bound when all nodes that may be able to run
+//!   them have looked, or when the leader does not wait for the others any more.
 //! - A node gets a subnet for a group in bridge mode with `subnets` before the first VM of the group is bound to it (`subnets`).
 //! - The same view has the same plan. A plan of a view in which nothing is to be done is empty.
 //!
@@ -85,8 +87,11 @@ pub fn plan(view: &View, uids: &mut dyn FnMut() -> Uid) -> Plan {
     }
     for (request, groups) in classes {
         let mut candidates = Candidates::new(&index, request);
-        for work in groups {
-            assign(&mut index, &mut candidates, work, &mut plan);
+        match candidates.wait() {
+            Some(wait) => plan.wake(wait),
+            None => groups
+                .into_iter()
+                .for_each(|work| assign(&mut index, &mut candidates, work, &mut plan)),
         }
         plan.examined += candidates.examined();
     }

@@ -47,7 +47,7 @@ fn status(boot_id: &str) -> NodeStatus {
         hypervisors: Vec::new(),
         secrets: Default::default(),
         has_guard: true,
-        files: Vec::new(),
+        files: Default::default(),
         capacity: Resources::default(),
         allocatable: Resources::default(),
         version: "1.2.3".to_owned(),

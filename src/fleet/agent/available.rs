@@ -5,15 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::local::Local;
+use crate::api::allowed::{Purpose, files_of};
 use crate::api::secret::SecretName;
 use crate::api::vm::{Hypervisor, VmSpec};
 use crate::engine::Engine;
 use crate::fleet::mirror::Mirror;
-use crate::fleet::node::Available;
+use crate::fleet::node::{self, Available};
 use crate::fleet::object::Resources;
-use crate::fleet::resources::files_of;
 use crate::reconcile::disk::disk_path;
 use crate::store::World;
+use crate::vmm::FileAccess;
 
 /// The /30 networks of 169.254.0.0/16.
 const ISOLATED: u64 = 1 << 14;
@@ -31,10 +32,10 @@ const RESERVED_LEAST: u64 = 256 << 20;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct HostFacts {
     /// It was read.
-    is_read: bool,
+    pub(super) is_read: bool,
     pub(super) hypervisors: Vec<Hypervisor>,
     /// See [`Available::files`].
-    pub(super) files: BTreeMap<PathBuf, Option<u64>>,
+    pub(super) files: BTreeMap<PathBuf, Result<u64, String>>,
     pub(super) secrets: BTreeSet<SecretName>,
     cpus: u64,
     ram_bytes: u64,
@@ -47,7 +48,7 @@ pub(super) struct HostFacts {
 
 impl HostFacts {
     /// Reads the host. Blocks.
-    pub(super) fn read(engine: &Engine, files: &BTreeSet<PathBuf>) -> Self {
+    pub(super) fn read(engine: &Engine, files: &BTreeSet<(Purpose, PathBuf)>) -> Self {
         let processes = &engine.processes;
         let secrets = engine.secrets.list().unwrap_or_default();
         let all = [
@@ -55,8 +56,10 @@ impl HostFacts {
             Hypervisor::Firecracker,
             Hypervisor::CloudHypervisor,
         ];
-        let disk = rustix::fs::statvfs(processes.disk_dir());
-        let disk = disk.as_ref().ok();
+        // It is created with the first disk.
+        let mut dirs = processes.disk_dir().ancestors();
+        let disk = dirs.find_map(|dir| rustix::fs::statvfs(dir).ok());
+        let disk = disk.as_ref();
         let bytes = |blocks: u64, unit: u64| blocks.saturating_mul(unit);
         Self {
             is_read: true,
@@ -64,10 +67,7 @@ impl HostFacts {
                 .into_iter()
                 .filter(|it| processes.can_start(*it))
                 .collect(),
-            files: files
-                .iter()
-                .map(|path| (path.clone(), size(path)))
-                .collect(),
+            files: look_for(processes.files(), files),
             secrets: secrets.into_iter().map(|secret| secret.name).collect(),
             cpus: std::thread::available_parallelism().map_or(1, |it| it.get() as u64),
             ram_bytes: memory(),
@@ -91,7 +91,7 @@ impl HostFacts {
         Self {
             is_read: true,
             files: files
-                .map(|(path, bytes)| (PathBuf::from(path), Some(bytes)))
+                .map(|(path, bytes)| (PathBuf::from(path), Ok(bytes)))
                 .into(),
             cpus,
             ram_bytes: 64 << 30,
@@ -111,9 +111,34 @@ impl HostFacts {
     }
 }
 
-fn size(path: &Path) -> Option<u64> {
-    let found = std::fs::metadata(path).ok()?;
-    Some(found.len()).filter(|_| !found.is_dir())
+/// The files as a VMM would get them: a file that exists may be one that it would not get.
+fn look_for(
+    access: &FileAccess,
+    files: &BTreeSet<(Purpose, PathBuf)>,
+) -> BTreeMap<PathBuf, Result<u64, String>> {
+    let mut found: BTreeMap<PathBuf, Result<u64, String>> = BTreeMap::new();
+    for (purpose, path) in files {
+        let size = size(access, *purpose, path);
+        match found.get(path) {
+            // It has another purpose as well.
+            Some(Err(_)) => {}
+            Some(Ok(_)) | None => drop(found.insert(path.clone(), size)),
+        }
+    }
+    found
+}
+
+fn size(access: &FileAccess, purpose: Purpose, path: &Path) -> Result<u64, String> {
+    let shown = path.display();
+    match access.open(purpose, path) {
+        Ok(file) if file.device().is_some() => Ok(0),
+        Ok(file) => file
+            .metadata()
+            .map(|found| found.len())
+            .map_err(|error| format!("this node cannot use {shown}: {error}")),
+        Err(error) if error.is_absent() => Err(format!("this node has no file {shown}")),
+        Err(error) => Err(format!("this node cannot use a file: {error}")),
+    }
 }
 
 /// The bytes that each file of a directory has allocated; empty if it cannot be read: then less is available.
@@ -141,11 +166,11 @@ fn memory() -> u64 {
 }
 
 /// The files that the groups of the fleet name.
-pub(super) fn files(mirror: &Mirror) -> BTreeSet<PathBuf> {
+pub(super) fn files(mirror: &Mirror) -> BTreeSet<(Purpose, PathBuf)> {
     let groups = mirror.groups.values();
     let specs = groups.filter_map(|stored| stored.value.as_ref().ok());
     let files = specs.flat_map(|group| files_of(&group.spec.template));
-    files.take(MAX_FILES).map(Path::to_owned).collect()
+    files.take(MAX_FILES).collect()
 }
 
 /// What the node has, and what VMs of the fleet may use of it.
@@ -209,9 +234,7 @@ pub(super) fn amounts(world: &World, host: &HostFacts, overcommit: u64) -> Amoun
 
 /// What a VM uses. Of a VM that the user starts only its network is known.
 fn uses(spec: &VmSpec, host: &HostFacts) -> Resources {
-    Resources::of(spec, |image| {
-        host.files.get(image).copied().flatten().unwrap_or(0)
-    })
+    Resources::of(spec, |image| node::size(&host.files, image))
 }
 
 /// What the admission decides by.

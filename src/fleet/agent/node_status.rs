@@ -35,8 +35,7 @@ impl NodeSettings {
             files: host
                 .files
                 .iter()
-                .filter(|(_, size)| size.is_some())
-                .filter_map(|(path, _)| path.to_str().map(str::to_owned))
+                .filter_map(|(path, found)| Some((path.to_str()?.to_owned(), found.is_ok())))
                 .collect(),
             secrets: host.secrets.clone(),
             has_guard,

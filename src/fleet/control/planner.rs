@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::absence::Absences;
+use super::looks::Looks;
 use super::transaction::{Transaction, transactions};
 use super::view::{self, Seen};
 use super::{Control, Failure, PlanSummary, Term, remember};
@@ -32,6 +33,7 @@ const VALID: Duration = Duration::from_secs(10);
 #[derive(Default)]
 struct Planner {
     absences: Absences,
+    looks: Looks,
     /// The revision at which the term began, and [`crate::fleet::link::Link::acceptances`]: the rest is of this term in this history. A snapshot
     /// of the cluster may contain the election key of the present leader.
     term: (u64, u64),
@@ -198,14 +200,20 @@ impl Control {
 
     /// The objects, if a plan is due: the list and the revision that they are of.
     fn look(&self, planner: &mut Planner, term: Term, now: Boottime) -> Option<((u64, u64), Seen)> {
+        let (is_awake, planned) = (planner.is_awake(now), planner.planned);
+        let floor = planner.floor;
+        let Planner {
+            absences, looks, ..
+        } = planner;
         self.link.read_listed(|mirror, contact, list| {
-            let absences = &mut planner.absences;
             absences.look(mirror, term.create_revision, list, now);
             let at = (list, mirror.revision);
-            let is_awake = planner.wake.is_some_and(|wake| wake <= now);
-            let is_due = planner.planned != Some(at) || is_awake;
-            (is_due && mirror.revision >= planner.floor && contact.may_act(now))
-                .then(|| (at, view::of(mirror, absences, clock::now(), now)))
+            let is_due = planned != Some(at) || is_awake;
+            (is_due && mirror.revision >= floor && contact.may_act(now)).then(|| {
+                looks.look(mirror, now);
+                let seen = (&*absences, &*looks);
+                (at, view::of(mirror, seen, clock::now(), now))
+            })
         })
     }
 
@@ -386,6 +394,11 @@ impl Control {
 }
 
 impl Planner {
+    /// The time has come that the last plan asked for.
+    fn is_awake(&self, now: Boottime) -> bool {
+        self.wake.is_some_and(|wake| wake <= now)
+    }
+
     /// What was remembered of an earlier term, or of another history of the cluster, has no meaning in this one.
     fn begin(&mut self, term: Term, acceptances: u64) {
         let begun = (term.create_revision, acceptances);

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::absence::Absences;
+use super::looks::Looks;
 use crate::api::meta::{Name, Timestamp, Uid};
 use crate::fleet::contact::Boottime;
 use crate::fleet::keys::Key;
@@ -22,7 +23,12 @@ pub(super) type Seen = Result<(View, Option<String>), String>;
 ///
 /// # Errors
 /// A value of a control node cannot be decoded: why nothing is planned, a sentence.
-pub(super) fn of(mirror: &Mirror, absences: &Absences, now: Timestamp, boottime: Boottime) -> Seen {
+pub(super) fn of(
+    mirror: &Mirror,
+    seen: (&Absences, &Looks),
+    now: Timestamp,
+    boottime: Boottime,
+) -> Seen {
     let mut unreadable = BTreeSet::new();
     let (mut of_nodes, mut of_fleet) = (Vec::new(), Vec::new());
     for (key, error) in mirror.undecodable() {
@@ -59,7 +65,7 @@ pub(super) fn of(mirror: &Mirror, absences: &Absences, now: Timestamp, boottime:
         now,
         groups: all(&mirror.groups).collect(),
         vms: all(&mirror.vms).collect(),
-        nodes: nodes(mirror, absences, boottime, &unreadable),
+        nodes: nodes(mirror, seen, boottime, &unreadable),
         statuses,
         ranges: ranges.collect(),
     };
@@ -77,7 +83,7 @@ fn summary(texts: &[String]) -> Option<String> {
 
 fn nodes(
     mirror: &Mirror,
-    absences: &Absences,
+    (absences, looks): (&Absences, &Looks),
     now: Boottime,
     unreadable: &BTreeSet<Name>,
 ) -> BTreeMap<Name, NodeView> {
@@ -92,6 +98,7 @@ fn nodes(
             },
             false => absences.contact(mirror, name, now),
         },
+        looks: looks.remaining(name, now),
     };
     names.map(|name| (name.clone(), view(name))).collect()
 }
@@ -123,7 +130,12 @@ mod tests {
 
     fn view(mirror: &Mirror) -> Result<View, String> {
         let now = Timestamp::UNIX_EPOCH;
-        let seen = of(mirror, &Absences::default(), now, Boottime::default());
+        let seen = of(
+            mirror,
+            (&Absences::default(), &Looks::default()),
+            now,
+            Boottime::default(),
+        );
         seen.map(|(view, _)| view)
     }
 
@@ -203,7 +215,8 @@ mod tests {
                     mirror.node_statuses.insert(name("a"), found);
                 }
                 let now = Timestamp::UNIX_EPOCH;
-                let seen = of(&mirror, &Absences::default(), now, Boottime::default());
+                let (absences, looks) = (Absences::default(), Looks::default());
+                let seen = of(&mirror, (&absences, &looks), now, Boottime::default());
                 let (view, note) = seen.unwrap();
                 let note = note.unwrap();
                 assert!(

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::{Input, LocalVm, Run};
+use crate::api::allowed::files_of;
 use crate::api::host_group::HostGroup;
 use crate::api::manifest::Draft;
 use crate::api::meta::Name;
@@ -15,7 +16,6 @@ use crate::api::validate;
 use crate::api::vm::{Hypervisor, VmSpec};
 use crate::fleet::contact::LOST_AFTER;
 use crate::fleet::object::{Group, Resources, Vm};
-use crate::fleet::resources::files_of;
 
 /// What a node has for VMs of the fleet.
 #[derive(Clone, Debug, Default)]
@@ -24,9 +24,9 @@ pub struct Available {
     pub free: Resources,
     /// The VMMs that the node can start.
     pub hypervisors: Vec<Hypervisor>,
-    /// The files that were looked for, with their size in bytes, which is 0 for a block device; `None`: it does not exist. A group that is
-    /// new may name others.
-    pub files: BTreeMap<PathBuf, Option<u64>>,
+    /// The files that were looked for, with their size in bytes, which is 0 for a block device, or with the reason why this node does not
+    /// use them, a sentence. A group that is new may name others.
+    pub files: BTreeMap<PathBuf, Result<u64, String>>,
     /// The names of local groups that are not of the fleet.
     pub groups: BTreeSet<Name>,
     /// The groups on this node, those of the fleet included.
@@ -64,7 +64,8 @@ impl Available {
             return Admission::Waits(message.to_owned());
         }
         let spec = &group.spec.template;
-        if let Some(file) = files_of(spec).find(|file| !self.files.contains_key(*file)) {
+        let mut files = files_of(spec).map(|(_, path)| path);
+        if let Some(file) = files.find(|file| !self.files.contains_key(file)) {
             let message = format!("this node has not looked for {} yet", file.display());
             return Admission::Waits(message);
         }
@@ -121,7 +122,7 @@ impl Available {
     }
 
     fn needs(&self, spec: &VmSpec) -> Resources {
-        Resources::of(spec, |image| self.size(image).unwrap_or(0))
+        Resources::of(spec, |image| size(&self.files, image))
     }
 
     fn program_problem(&self, spec: &VmSpec) -> Option<String> {
@@ -132,12 +133,8 @@ impl Available {
     }
 
     fn file_problem(&self, spec: &VmSpec) -> Option<String> {
-        let missing = files_of(spec).find(|file| self.size(file).is_none())?;
-        Some(format!("this node has no file {}", missing.display()))
-    }
-
-    fn size(&self, file: &Path) -> Option<u64> {
-        *self.files.get(file)?
+        let mut found = files_of(spec).filter_map(|(_, path)| self.files.get(&path));
+        found.find_map(|found| found.clone().err())
     }
 
     /// Secrets are not in etcd: each node has its own.
@@ -221,6 +218,12 @@ impl Available {
         free.isolated -= needs.isolated;
         free.bridge_ports -= needs.bridge_ports;
     }
+}
+
+/// The size of an image in bytes; 0 if it is unknown.
+pub fn size(files: &BTreeMap<PathBuf, Result<u64, String>>, image: &Path) -> u64 {
+    let found = files.get(image).and_then(|found| found.as_ref().ok());
+    found.copied().unwrap_or(0)
 }
 
 /// Plans are made in the order of uids: the step may follow later.

@@ -22,7 +22,7 @@ fn each_kind_of_object_is_read_as_it_was_written() {
         "vcpus": 1, "ram_bytes": 2, "disk_bytes": 3, "isolated": 4, "bridge_ports": 5
     });
     survives::<NodeStatus>(json!({
-        "labels": {"a": "b"}, "architecture": "x86_64", "hypervisors": ["qemu"], "files": ["/a"],
+        "labels": {"a": "b"}, "architecture": "x86_64", "hypervisors": ["qemu"], "files": {"/a": true},
         "capacity": resources, "allocatable": resources, "daemon_version": "1.2", "format": 1,
         "api": "https://a", "boot_id": "b",
     }));

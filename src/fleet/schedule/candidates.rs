@@ -12,6 +12,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::filter::{self, Histogram, Reason};
 use super::free::Free;
@@ -28,6 +29,8 @@ pub(super) struct Candidates<'v> {
     closed: Histogram,
     /// The number of nodes that were looked at.
     examined: u64,
+    /// How long nodes are waited for that may be able to run VMs.
+    wait: Option<Duration>,
 }
 
 /// The nodes for the VMs of one group.
@@ -54,11 +57,17 @@ impl<'v> Candidates<'v> {
             open: BTreeSet::new(),
             closed: Histogram::new(),
             examined: index.nodes.len() as u64,
+            wait: None,
         };
         for (at, node) in index.nodes.iter().enumerate() {
             match filter::obstacle(node, &candidates.request) {
                 None => drop(candidates.open.insert((Reverse(node.fullness()), at))),
-                Some(reason) => *candidates.closed.entry(reason).or_default() += 1,
+                Some(reason) => {
+                    *candidates.closed.entry(reason).or_default() += 1;
+                    if reason == Reason::NotLooked {
+                        candidates.wait = candidates.wait.max(node.view.looks);
+                    }
+                }
             }
         }
         candidates
@@ -69,6 +78,11 @@ impl Candidates<'_> {
     /// The number of nodes that were looked at.
     pub(super) fn examined(&self) -> u64 {
         self.examined
+    }
+
+    /// How long no VM is bound: nodes that may be able to run VMs have not looked yet for all files.
+    pub(super) fn wait(&self) -> Option<Duration> {
+        self.wait
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 
 use super::index::NodeEntry;
 use super::request::Request;
@@ -34,6 +35,7 @@ pub(super) enum Reason {
     Hypervisor,
     Labels,
     Files,
+    NotLooked,
     Secrets,
     Guard,
     Refused,
@@ -59,7 +61,8 @@ impl fmt::Display for Reason {
             Self::Architecture => "other architecture",
             Self::Hypervisor => "VMM not installed",
             Self::Labels => "labels do not match",
-            Self::Files => "image, kernel or disk not found",
+            Self::Files => "image, kernel or disk missing or not allowed",
+            Self::NotLooked => "image, kernel or disk not looked for",
             Self::Secrets => "secret not found",
             Self::Guard => "no guard runs",
             Self::Refused => "refused the VM",
@@ -121,10 +124,14 @@ pub(super) fn mismatch(node: &NodeEntry<'_>, request: &Request<'_>) -> Option<Re
     if !labels.all(|(key, value)| node.label(key) == Some(value)) {
         return Some(Reason::Labels);
     }
-    let has = |file: &&std::path::Path| status.files.iter().any(|f| file.as_os_str() == f.as_str());
+    let found = |file: &PathBuf| status.files.get(file.to_str()?).copied();
+    let files = || request.files.iter().map(found);
+    let waits = node.view.looks.is_some();
     let has_secret = |name: &SecretName| status.secrets.contains(name);
     match () {
-        () if !request.files.iter().all(has) => Some(Reason::Files),
+        () if files().any(|it| it == Some(false)) => Some(Reason::Files),
+        () if files().any(|it| it.is_none()) && waits => Some(Reason::NotLooked),
+        () if files().any(|it| it.is_none()) => Some(Reason::Files),
         () if !request.secrets.iter().all(has_secret) => Some(Reason::Secrets),
         () if request.needs_guard && !status.has_guard => Some(Reason::Guard),
         () => None,

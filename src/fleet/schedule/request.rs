@@ -1,13 +1,13 @@
 //! What the VMs of a group require of a node. Groups with equal requests share one list of nodes.
 //! Out of scope: whether a node has it ([`super::filter`]).
 
-use std::path::Path;
+use std::path::PathBuf;
 
+use crate::api::allowed::files_of;
 use crate::api::network::NetworkSpec;
 use crate::api::secret::SecretName;
 use crate::api::vm::Hypervisor;
 use crate::fleet::object::{Group, Labels, Resources};
-use crate::fleet::resources::files_of;
 
 /// What a VM of a group requires of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -16,7 +16,7 @@ pub(super) struct Request<'v> {
     pub(super) labels: &'v Labels,
     pub(super) hypervisor: Hypervisor,
     /// See [`files_of`].
-    pub(super) files: Vec<&'v Path>,
+    pub(super) files: Vec<PathBuf>,
     pub(super) resources: Resources,
     /// It has a copy of an image. The size of the copy is 0 in `resources` if the group does not set it: the scheduler does not know the
     /// sizes of images.
@@ -44,7 +44,7 @@ impl<'v> Request<'v> {
                 Some(_) => Hypervisor::None,
                 None => spec.hypervisor,
             },
-            files: files_of(spec).collect(),
+            files: files_of(spec).map(|(_, path)| path).collect(),
             resources: Resources::of(spec, |_| 0),
             copies_image: storage.image.is_some(),
             bridge,

@@ -4,6 +4,7 @@
 mod checks;
 mod deletion;
 mod disruption;
+mod looks;
 mod model;
 mod placement;
 mod properties;

@@ -45,6 +45,8 @@ pub struct NodeView {
     pub status: Option<Stored<NodeStatus>>,
     /// Whether it renews its lease.
     pub contact: Contact,
+    /// How long it is still waited for: it has not looked yet for all files that groups name. `None`: not at all.
+    pub looks: Option<Duration>,
 }
 
 /// Whether a node renews its lease.

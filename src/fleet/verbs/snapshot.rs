@@ -183,6 +183,7 @@ impl Snapshot {
                         elapsed: Duration::ZERO,
                     },
                 },
+                looks: None,
             };
             (name, view)
         });

@@ -244,7 +244,7 @@ impl Fleet {
             hypervisors: Vec::new(),
             secrets: Default::default(),
             has_guard: true,
-            files: Vec::new(),
+            files: Default::default(),
             capacity: Resources::default(),
             allocatable: Resources::default(),
             version: "0.0.0".to_owned(),

@@ -73,7 +73,7 @@ fn node_status(boot_id: &str) -> NodeStatus {
         hypervisors: Vec::new(),
         secrets: Default::default(),
         has_guard: true,
-        files: Vec::new(),
+        files: Default::default(),
         capacity: resources,
         allocatable: resources,
         version: "0.1.0".to_owned(),

@@ -9,6 +9,7 @@ use super::*;
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::network::{Addresses, BridgeSpec};
 use crate::api::placement::Subnets;
+use crate::api::provision::Userdata;
 use crate::api::storage::{AdditionalDisk, Storage};
 
 fn offered() -> Fixture {
@@ -58,7 +59,7 @@ fn a_node_refuses_what_it_cannot_run() {
             ..Storage::default()
         }
     });
-    image.available.files.insert("/img/a".into(), Some(1 << 30));
+    image.available.files.insert("/img/a".into(), Ok(1 << 30));
     image.available.free.disk_bytes = 2 << 30;
     let replaced = |change: fn(&mut Group)| {
         with(|group| {
@@ -132,7 +133,9 @@ fn a_node_refuses_what_it_cannot_run() {
     ];
     for (mut fixture, expected) in variants {
         for file in ["/img/a", "/dev/x"] {
-            fixture.available.files.entry(file.into()).or_insert(None);
+            let missing = Err(format!("this node has no file {file}"));
+            let files = &mut fixture.available.files;
+            files.entry(file.into()).or_insert(missing);
         }
         assert_eq!(reason(&fixture).as_deref(), Some(expected));
         assert_eq!(fixture.phases(), [Some(Phase::Refused)], "{expected}");
@@ -148,7 +151,9 @@ fn a_vm_waits_until_all_files_of_its_group_were_looked_for() {
         path: path.clone(),
         read_only: false,
     };
-    for what in ["kernel", "initrd", "image", "program", "disk"] {
+    for what in [
+        "kernel", "initrd", "image", "program", "jailer", "userdata", "disk",
+    ] {
         let mut fixture = with(|group| {
             let spec = &mut group.spec.template;
             spec.storage.disks = vec![disk(&b)];
@@ -157,15 +162,24 @@ fn a_vm_waits_until_all_files_of_its_group_were_looked_for() {
                 "initrd" => spec.initrd_file = Some(a.clone()),
                 "image" => spec.storage.image = Some(a.clone()),
                 "program" => spec.lifecycle.program = Some(a.clone()),
+                "jailer" => spec.lifecycle.jailer = Some(a.clone()),
+                "userdata" => {
+                    let file = Userdata::File(a.clone());
+                    spec.guest_access.provision.userdata = Some(file);
+                }
                 _ => spec.storage.disks.push(disk(&a)),
             }
         });
-        fixture.available.files.insert(b.clone(), Some(1));
+        fixture.available.files.insert(b.clone(), Ok(1));
         assert_eq!(fixture.plan().steps, [], "{what}");
         assert_eq!(fixture.reports(), [ReportReason::Waiting], "{what}");
-        fixture.available.files.insert(a.clone(), None);
-        assert_eq!(fixture.changes(), ["refuse 1 4"], "{what}");
-        fixture.available.files.insert(a.clone(), Some(1));
+        let unusable = "this node cannot use it".to_owned();
+        fixture
+            .available
+            .files
+            .insert(a.clone(), Err(unusable.clone()));
+        assert_eq!(reason(&fixture), Some(unusable), "{what}");
+        fixture.available.files.insert(a.clone(), Ok(1));
         assert_eq!(fixture.changes(), ["put group web 1", "add 1 4"], "{what}");
     }
 }

@@ -110,12 +110,12 @@ fn each_filter_has_a_reason_and_a_node_at_the_limit_fits() {
             w.group("web", |it| it.replacement = Some(replacement()))
         }),
         (None, |w| w.node_status("n1", |it| it.has_guard = false)),
-        (Some("image, kernel or disk not found"), |w| {
+        (Some("image, kernel or disk missing or not allowed"), |w| {
             template(w, |it| it.storage.disks = disks());
         }),
         (None, |w| {
             template(w, |it| it.storage.disks = disks());
-            w.node_status("n1", |it| it.files.push("/dev/x".into()));
+            w.file("n1", "/dev/x", true);
         }),
         (Some("no contact"), |w| w.lose("n1", 0)),
         (Some("not registered"), |w| {
@@ -154,14 +154,20 @@ fn each_filter_has_a_reason_and_a_node_at_the_limit_fits() {
                 drop(it.labels.insert("disk".into(), "hdd".into()))
             });
         }),
-        (Some("image, kernel or disk not found"), |w| kernel(w, "/k")),
+        (Some("image, kernel or disk missing or not allowed"), |w| {
+            kernel(w, "/k")
+        }),
         (None, |w| {
             kernel(w, "/k");
-            w.node_status("n1", |it| it.files = vec!["/i".into(), "/k".into()]);
+            w.node_status("n1", |it| {
+                it.files = [("/i".into(), true), ("/k".into(), true)].into()
+            });
         }),
-        (Some("image, kernel or disk not found"), |w| {
+        (Some("image, kernel or disk missing or not allowed"), |w| {
             kernel(w, "/k2");
-            w.node_status("n1", |it| it.files = vec!["/i".into(), "/k".into()]);
+            w.node_status("n1", |it| {
+                it.files = [("/i".into(), true), ("/k".into(), true)].into()
+            });
         }),
     ];
     for (row, (reason, change)) in table.into_iter().enumerate() {
@@ -170,7 +176,7 @@ fn each_filter_has_a_reason_and_a_node_at_the_limit_fits() {
 }
 
 fn disk(world: &mut World, gib: u64) {
-    world.node_status("n1", |it| it.files = vec!["/i".into()]);
+    world.node_status("n1", |it| it.files = [("/i".into(), true)].into());
     world.group("web", |it| {
         it.spec.template.storage.image = Some(PathBuf::from("/i"));
         it.spec.template.storage.size_bytes = Some(gib * GIB);

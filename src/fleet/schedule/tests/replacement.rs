@@ -22,7 +22,7 @@ fn settings(reconcile: Reconcile) -> Option<Replacement> {
 fn web(change: impl FnOnce(&mut Group)) -> World {
     let mut world = World::with_nodes(2, 10);
     for node in ["n1", "n2"] {
-        world.node_status(node, |it| it.files.push("/d".into()));
+        world.file(node, "/d", true);
     }
     world.add_group("web", 1);
     world.group("web", |it| {

@@ -58,7 +58,7 @@ pub fn node_status(vcpus: u64, gib: u64) -> NodeStatus {
         labels: Labels::new(),
         architecture: "x86_64".into(),
         hypervisors: vec![Hypervisor::Qemu],
-        files: Vec::new(),
+        files: Default::default(),
         secrets: Default::default(),
         has_guard: true,
         capacity,
@@ -115,6 +115,7 @@ impl World {
             admin: None,
             status: Some(status),
             contact: Contact::Alive,
+            looks: None,
         };
         self.view.nodes.insert(name(node), view);
     }
@@ -133,6 +134,13 @@ impl World {
         let status = view.status.as_mut().unwrap();
         change(&mut status.value);
         status.revision = self.revision;
+    }
+
+    /// The node has looked for a file.
+    pub fn file(&mut self, node: &str, path: &str, found: bool) {
+        self.node_status(node, |it| {
+            it.files.insert(path.to_owned(), found);
+        });
     }
 
     pub fn lose(&mut self, node: &str, seconds: u64) {

@@ -32,7 +32,7 @@ fn node_status(vcpus: u64) -> NodeStatus {
         hypervisors: vec![Hypervisor::CloudHypervisor],
         secrets: Default::default(),
         has_guard: true,
-        files: vec!["/vmlinuz".into()],
+        files: [("/vmlinuz".into(), true)].into(),
         capacity,
         allocatable: capacity,
         version: "1".into(),

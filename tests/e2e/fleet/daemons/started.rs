@@ -13,7 +13,7 @@ use super::ready;
 use super::replaced::replaceable;
 
 /// A group with a double of a VMM that is never replaced.
-fn kept(programs: &Path) -> String {
+pub(super) fn kept(programs: &Path) -> String {
     let lines = replaceable(programs);
     let lines = lines.lines().filter(|line| !line.contains("replacement:"));
     lines.collect::<Vec<_>>().join("\n")
