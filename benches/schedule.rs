@@ -132,6 +132,7 @@ fn fleet(vms: usize, nodes: usize, groups: usize) -> View {
             admin: None,
             status: Some(stored(status(vcpus))),
             contact: Contact::Alive,
+            looks: None,
         };
         (name(&format!("n{number}")), node)
     };

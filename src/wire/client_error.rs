@@ -48,7 +48,7 @@ pub enum ClientError {
     #[error("invalid response of the agent: {0}")]
     InvalidAgent(String),
     /// The daemon refused the request.
-    #[error("{}", .problem.error)]
+    #[error("{}", causes(.problem).join("; "))]
     Refused {
         /// The HTTP status.
         status: u16,
@@ -80,10 +80,16 @@ impl ClientError {
     /// Messages for users, one per cause.
     pub fn causes(&self) -> Vec<String> {
         match self {
-            Self::Refused { problem, .. } if !problem.problems.is_empty() => {
-                problem.problems.clone()
-            }
+            Self::Refused { problem, .. } => causes(problem),
             other => vec![other.to_string()],
         }
+    }
+}
+
+/// The causes of a refusal; without any, the error is the cause.
+fn causes(problem: &Problem) -> Vec<String> {
+    match problem.problems.is_empty() {
+        true => vec![problem.error.clone()],
+        false => problem.problems.clone(),
     }
 }

@@ -48,11 +48,9 @@ impl Requester for Agent<'_> {
 }
 
 fn request_error(error: ClientError) -> RequestError {
+    let message = error.to_string();
     match error {
-        ClientError::Refused { status, problem } => RequestError::Refused {
-            status,
-            message: problem.error,
-        },
-        other => RequestError::Failed(other.to_string()),
+        ClientError::Refused { status, .. } => RequestError::Refused { status, message },
+        _ => RequestError::Failed(message),
     }
 }

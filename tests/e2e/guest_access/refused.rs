@@ -14,13 +14,32 @@ fn a_vm_without_a_running_guest_is_refused_with_the_reason() {
     with_vm(|host| {
         let harness = &host.harness;
         harness.apply(&group("slot", 1, "169.254.104.0/22", ""));
+        let file = harness.write("file", "content");
+        // Each command that needs the agent gives the same reason.
         let refused = |vm: &str| {
-            let output = host
-                .ctl(&["vm", "exec", vm, "--", "true"])
-                .output()
-                .expect("slicectl");
-            assert_eq!(output.status.code(), Some(1), "{output:?}");
-            text(&output.stderr)
+            let at = format!("{vm}:/tmp/file");
+            let commands: [&[&str]; 10] = [
+                &["vm", "exec", vm, "--", "true"],
+                &["vm", "shell", vm],
+                &["vm", "cp", &file, &at],
+                &["vm", "cp", &at, "copy"],
+                &["vm", "bg", "list", vm],
+                &["fs", "ls", vm, "/tmp"],
+                &["fs", "rm", vm, "/tmp/file"],
+                &["fs", "mkdir", vm, "/tmp/dir"],
+                &["fs", "stat", vm, "/tmp/file"],
+                &["vm", "port-forward", vm, "127.0.0.1:0:80"],
+            ];
+            let errors = commands.map(|command| {
+                let output = host.ctl(command).output().expect("slicectl");
+                let error = text(&output.stderr);
+                (command, output.status.code(), error)
+            });
+            let first = errors[0].2.clone();
+            for (command, status, error) in errors {
+                assert_eq!((status, &error), (Some(1), &first), "{command:?}");
+            }
+            first
         };
         assert_eq!(
             refused("slot-1"),
