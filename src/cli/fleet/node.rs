@@ -153,9 +153,16 @@ async fn read(client: &Client, node: &Name) -> Result<(bool, Vec<NodeVm>), Clien
 /// Another command has ended the drain.
 fn ended(node: &Name, vms: &[NodeVm]) -> Failure {
     Failure::one(format!(
-        "node/{node} is not drained: another command has ended the drain (`slicectl node uncordon {node}`); it has {} VMs",
-        vms.len()
+        "node/{node} is not drained: another command has ended the drain (`slicectl node uncordon {node}`); it has {}",
+        vms_of(vms.len())
     ))
+}
+
+fn vms_of(count: usize) -> String {
+    match count {
+        1 => "1 VM".to_owned(),
+        _ => format!("{count} VMs"),
+    }
 }
 
 /// What was last shown of a drain.
@@ -175,7 +182,7 @@ impl Progress {
         if !self.quiet {
             match &self.before {
                 None if !now.is_empty() => {
-                    print::out(&format!("node/{node} has {} VMs\n", now.len()))?;
+                    print::out(&format!("node/{node} has {}\n", vms_of(now.len())))?;
                 }
                 None => {}
                 Some(before) => {

@@ -28,6 +28,9 @@ const DISK_UNIT: u64 = 1 << 30;
 const RESERVED_PART: u64 = 20;
 const RESERVED_LEAST: u64 = 256 << 20;
 
+/// See [`Available::files`].
+pub(super) type Files = BTreeMap<PathBuf, Result<u64, String>>;
+
 /// What was found on the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct HostFacts {
@@ -35,7 +38,7 @@ pub(super) struct HostFacts {
     pub(super) is_read: bool,
     pub(super) hypervisors: Vec<Hypervisor>,
     /// See [`Available::files`].
-    pub(super) files: BTreeMap<PathBuf, Result<u64, String>>,
+    pub(super) files: Files,
     pub(super) secrets: BTreeSet<SecretName>,
     cpus: u64,
     ram_bytes: u64,
@@ -47,8 +50,8 @@ pub(super) struct HostFacts {
 }
 
 impl HostFacts {
-    /// Reads the host. Blocks.
-    pub(super) fn read(engine: &Engine, files: &BTreeSet<(Purpose, PathBuf)>) -> Self {
+    /// Reads the host, without files. Blocks.
+    pub(super) fn read(engine: &Engine) -> Self {
         let processes = &engine.processes;
         let secrets = engine.secrets.list().unwrap_or_default();
         let all = [
@@ -67,7 +70,7 @@ impl HostFacts {
                 .into_iter()
                 .filter(|it| processes.can_start(*it))
                 .collect(),
-            files: look_for(processes.files(), files),
+            files: Files::new(),
             secrets: secrets.into_iter().map(|secret| secret.name).collect(),
             cpus: std::thread::available_parallelism().map_or(1, |it| it.get() as u64),
             ram_bytes: memory(),
@@ -111,24 +114,25 @@ impl HostFacts {
     }
 }
 
-/// The files as a VMM would get them: a file that exists may be one that it would not get.
-fn look_for(
-    access: &FileAccess,
-    files: &BTreeSet<(Purpose, PathBuf)>,
-) -> BTreeMap<PathBuf, Result<u64, String>> {
-    let mut found: BTreeMap<PathBuf, Result<u64, String>> = BTreeMap::new();
-    for (purpose, path) in files {
-        let size = size(access, *purpose, path);
-        match found.get(path) {
-            // It has another purpose as well.
-            Some(Err(_)) => {}
-            Some(Ok(_)) | None => drop(found.insert(path.clone(), size)),
-        }
+/// Adds what was found of a file that is looked for. `None`: the look has failed, so what was found before holds.
+pub(super) fn add(
+    files: &mut Files,
+    before: &Files,
+    path: PathBuf,
+    found: Option<Result<u64, String>>,
+) {
+    let Some(found) = found.or_else(|| before.get(&path).cloned()) else {
+        return;
+    };
+    // It may have two purposes.
+    match files.get(&path) {
+        Some(Err(_)) => {}
+        Some(Ok(_)) | None => drop(files.insert(path, found)),
     }
-    found
 }
 
-fn size(access: &FileAccess, purpose: Purpose, path: &Path) -> Result<u64, String> {
+/// The size of a file as a VMM would get it: a file that exists may be one that it would not get. Blocks.
+pub(super) fn size(access: &FileAccess, purpose: Purpose, path: &Path) -> Result<u64, String> {
     let shown = path.display();
     match access.open(purpose, path) {
         Ok(file) if file.device().is_some() => Ok(0),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use super::available::{self, HostFacts};
+use super::available::{self, Files, HostFacts};
 use super::execute::execute;
 use super::local::Local;
 use crate::api::fleet::StopTimes;
@@ -265,6 +265,29 @@ async fn a_node_offers_what_others_do_not_use_and_each_disk_counts_once() {
         two.free.disk_bytes - 2 * GIB
     );
     store.close();
+}
+
+#[test]
+fn a_look_at_a_file_that_fails_changes_nothing_and_all_purposes_of_a_file_count() {
+    let path = || std::path::PathBuf::from("/image");
+    let no = || Err("it cannot be used".to_owned());
+    for (before, looks, expected) in [
+        (None, vec![Some(Ok(1))], Some(Ok(1))),
+        (None, vec![None], None),
+        (Some(Ok(1)), vec![None], Some(Ok(1))),
+        (Some(no()), vec![None], Some(no())),
+        (Some(Ok(1)), vec![Some(no())], Some(no())),
+        (Some(no()), vec![Some(Ok(2))], Some(Ok(2))),
+        (None, vec![Some(Ok(1)), Some(no())], Some(no())),
+        (None, vec![Some(no()), Some(Ok(1))], Some(no())),
+    ] {
+        let before: Files = before.into_iter().map(|it| (path(), it)).collect();
+        let mut files = Files::new();
+        for look in looks {
+            available::add(&mut files, &before, path(), look);
+        }
+        assert_eq!(files.get(&path()), expected.as_ref());
+    }
 }
 
 #[tokio::test]
