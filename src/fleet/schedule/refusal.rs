@@ -81,6 +81,8 @@ pub(super) struct Exclusions {
     pub(super) wake: Option<Duration>,
     /// It is offered to no node until then: so many have refused it.
     pub(super) exhausted: Option<usize>,
+    /// The last refusal, a sentence.
+    pub(super) last: Option<String>,
 }
 
 /// The nodes that the VM must not be bound to.
@@ -96,6 +98,8 @@ pub(super) fn excluded(index: &Index<'_>, group: &Stored<Group>, vm: &Vm) -> Exc
             continue;
         }
         refused += 1;
+        let Refusal { node, reason, .. } = refusal;
+        found.last = Some(format!("The last refusal is of {node}: {reason}"));
         found.wake = Some(found.wake.map_or(rest, |other| other.min(rest)));
         let at = index.position(&refusal.node);
         found.nodes.extend(at.map(|at| (at, Reason::Refused)));
@@ -119,11 +123,15 @@ impl Exclusions {
 
     /// Why there is none.
     pub(super) fn message<'v>(&self, session: &Session<'_, 'v>, index: &Index<'v>) -> String {
-        match self.exhausted {
+        let why = match self.exhausted {
             Some(refused) => {
-                format!("{refused} nodes have refused the VM; it is offered again later")
+                format!("{refused} nodes have refused the VM; it is offered again later.")
             }
             None => session.message(index, &self.nodes),
+        };
+        match &self.last {
+            Some(last) => format!("{why} {last}"),
+            None => why,
         }
     }
 }

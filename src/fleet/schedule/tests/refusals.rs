@@ -52,7 +52,8 @@ fn without_another_node_the_vm_is_pending_until_the_backoff_ends() {
     assert_eq!(plan.wake_after, Some(Duration::from_secs(10)));
     let vm = world.vm("web-1");
     assert_eq!((vm.epoch, vm.binding.as_ref()), (2, None));
-    let reason = "0/1 nodes are available: 1 refused the VM.";
+    let reason =
+        "0/1 nodes are available: 1 refused the VM. The last refusal is of n1: the node says so";
     assert_eq!(vm.pending.as_deref(), Some(reason));
     world.advance(9);
     let plan = world.plan();
@@ -135,7 +136,11 @@ fn a_vm_that_many_nodes_refuse_is_offered_to_no_other_until_a_backoff_ends() {
     assert_eq!(plan.wake_after, Some(Duration::from_secs(10)));
     let vm = world.vm("web-1");
     assert_eq!(vm.refusals.len(), most);
-    let reason = format!("{most} nodes have refused the VM; it is offered again later");
+    let last = vm.refusals.last().expect("a refusal");
+    let reason = format!(
+        "{most} nodes have refused the VM; it is offered again later. The last refusal is of {}: the node says so",
+        last.node
+    );
     assert_eq!(vm.pending, Some(reason));
     let exhausted = world.view.clone();
     // Another template is another VM.
