@@ -174,6 +174,7 @@ fn status(vcpus: u64) -> NodeStatus {
         hypervisors: vec![slicectl::api::vm::Hypervisor::Qemu],
         secrets: Default::default(),
         has_guard: true,
+        has_agent: true,
         files: [("/vmlinuz".to_owned(), true)].into(),
         capacity,
         allocatable: capacity,

@@ -238,6 +238,9 @@ pub struct NodeStatus {
     /// A guard runs, which VMs that may be replaced need.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub has_guard: bool,
+    /// It has `slice-agent` for `agent: inject`.
+    #[serde(default)]
+    pub has_agent: bool,
     /// What the node has.
     pub capacity: Resources,
     /// What VMs of the fleet may use of it: capacity without the reserves and without the VMs that are not of the fleet.

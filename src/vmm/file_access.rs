@@ -104,9 +104,16 @@ impl FileAccess {
     /// # Errors
     /// The reason, as text for users.
     pub async fn check_agent(&self) -> Result<(), String> {
-        let agents = self.agents.clone();
-        let key = format!("slice-agent {agents:?}");
-        inspect_blocking(key, move || initrd::agent(&agents).map(drop)).await
+        let (access, key) = (self.clone(), format!("slice-agent {:?}", self.agents));
+        inspect_blocking(key, move || access.find_agent()).await
+    }
+
+    /// As [`Self::check_agent`]. Blocks.
+    ///
+    /// # Errors
+    /// The reason, as text for users.
+    pub fn find_agent(&self) -> Result<(), String> {
+        initrd::agent(&self.agents).map(drop)
     }
 
     /// Whether this is the path of a disk that the daemon creates.

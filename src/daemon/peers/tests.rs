@@ -47,6 +47,7 @@ fn status(boot_id: &str) -> NodeStatus {
         hypervisors: Vec::new(),
         secrets: Default::default(),
         has_guard: true,
+        has_agent: true,
         files: Default::default(),
         capacity: Resources::default(),
         allocatable: Resources::default(),

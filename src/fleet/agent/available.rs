@@ -40,6 +40,8 @@ pub(super) struct HostFacts {
     /// See [`Available::files`].
     pub(super) files: Files,
     pub(super) secrets: BTreeSet<SecretName>,
+    /// See [`Available::no_agent`].
+    pub(super) no_agent: Option<String>,
     cpus: u64,
     ram_bytes: u64,
     disk_total: u64,
@@ -72,6 +74,7 @@ impl HostFacts {
                 .collect(),
             files: Files::new(),
             secrets: secrets.into_iter().map(|secret| secret.name).collect(),
+            no_agent: processes.files().find_agent().err(),
             cpus: std::thread::available_parallelism().map_or(1, |it| it.get() as u64),
             ram_bytes: memory(),
             disk_total: disk.map_or(0, |it| bytes(it.f_blocks, it.f_frsize)),
@@ -248,6 +251,7 @@ pub(super) fn available(local: &Local, amounts: &Amounts, host: &HostFacts) -> A
         hypervisors: host.hypervisors.clone(),
         files: host.files.clone(),
         secrets: host.secrets.clone(),
+        no_agent: host.no_agent.clone(),
         groups: local.other_groups.clone(),
         host_groups: Vec::new(),
         conflicts: BTreeMap::new(),

@@ -39,6 +39,7 @@ impl NodeSettings {
                 .collect(),
             secrets: host.secrets.clone(),
             has_guard,
+            has_agent: host.no_agent.is_none(),
             capacity: amounts.capacity,
             allocatable: amounts.allocatable,
             version: env!("CARGO_PKG_VERSION").to_owned(),

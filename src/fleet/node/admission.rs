@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Input, LocalVm, Run};
 use crate::api::allowed::files_of;
+use crate::api::guest_access::Agent;
 use crate::api::host_group::HostGroup;
 use crate::api::manifest::Draft;
 use crate::api::meta::Name;
@@ -39,6 +40,8 @@ pub struct Available {
     pub vms: BTreeSet<Name>,
     /// The secrets that the node has.
     pub secrets: BTreeSet<SecretName>,
+    /// Why it cannot start VMs with `agent: inject`, a sentence.
+    pub no_agent: Option<String>,
     /// The programs, files and amounts were read once since the daemon was started. Before, nothing is refused for their absence.
     pub is_known: bool,
 }
@@ -75,6 +78,7 @@ impl Available {
             .or_else(|| self.program_problem(spec))
             .or_else(|| self.file_problem(spec))
             .or_else(|| self.secret_problem(spec))
+            .or_else(|| self.agent_problem(spec))
             .or_else(|| self.conflict(input, group))
             .or_else(|| self.address_shortage(input, group))
             .or_else(|| self.shortage(&needs));
@@ -144,6 +148,13 @@ impl Available {
         Some(format!(
             "this node has no secret {missing}: `slicectl secret create` on this node"
         ))
+    }
+
+    fn agent_problem(&self, spec: &VmSpec) -> Option<String> {
+        match spec.guest_access.agent {
+            Agent::Inject => self.no_agent.clone(),
+            Agent::Baked | Agent::None => None,
+        }
     }
 
     /// The network of the group on this node has an address for each of its VMs.

@@ -38,6 +38,7 @@ pub(super) enum Reason {
     NotLooked,
     Secrets,
     Guard,
+    Agent,
     Refused,
     PreviousCopy,
 }
@@ -65,6 +66,7 @@ impl fmt::Display for Reason {
             Self::NotLooked => "image, kernel or disk not looked for",
             Self::Secrets => "secret not found",
             Self::Guard => "no guard runs",
+            Self::Agent => "slice-agent not installed",
             Self::Refused => "refused the VM",
             Self::PreviousCopy => "has a previous copy",
         })
@@ -134,6 +136,7 @@ pub(super) fn mismatch(node: &NodeEntry<'_>, request: &Request<'_>) -> Option<Re
         () if files().any(|it| it.is_none()) => Some(Reason::Files),
         () if !request.secrets.iter().all(has_secret) => Some(Reason::Secrets),
         () if request.needs_guard && !status.has_guard => Some(Reason::Guard),
+        () if request.needs_agent && !status.has_agent => Some(Reason::Agent),
         () => None,
     }
 }

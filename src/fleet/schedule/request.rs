@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use crate::api::allowed::files_of;
+use crate::api::guest_access::Agent;
 use crate::api::network::NetworkSpec;
 use crate::api::secret::SecretName;
 use crate::api::vm::Hypervisor;
@@ -24,6 +25,8 @@ pub(super) struct Request<'v> {
     pub(super) bridge: Option<&'v str>,
     /// It may be replaced, so the node needs a guard.
     pub(super) needs_guard: bool,
+    /// It has `agent: inject`.
+    pub(super) needs_agent: bool,
     pub(super) secrets: &'v [SecretName],
 }
 
@@ -49,6 +52,7 @@ impl<'v> Request<'v> {
             copies_image: storage.image.is_some(),
             bridge,
             needs_guard: group.replacement.is_some(),
+            needs_agent: spec.guest_access.agent == Agent::Inject,
             secrets: &spec.guest_access.provision.secrets,
         }
     }

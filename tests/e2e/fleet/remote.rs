@@ -244,6 +244,7 @@ impl Fleet {
             hypervisors: Vec::new(),
             secrets: Default::default(),
             has_guard: true,
+            has_agent: true,
             files: Default::default(),
             capacity: Resources::default(),
             allocatable: Resources::default(),

@@ -73,6 +73,7 @@ fn node_status(boot_id: &str) -> NodeStatus {
         hypervisors: Vec::new(),
         secrets: Default::default(),
         has_guard: true,
+        has_agent: true,
         files: Default::default(),
         capacity: resources,
         allocatable: resources,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use ipnetwork::Ipv4Network;
 
 use super::*;
+use crate::api::guest_access::Agent;
 use crate::api::host_group::{HostGroup, Origin};
 use crate::api::network::{Addresses, BridgeSpec};
 use crate::api::placement::Subnets;
@@ -73,6 +74,11 @@ fn a_node_refuses_what_it_cannot_run() {
         path: "/dev/x".into(),
         read_only: false,
     };
+    let mut without_agent = with(|group| {
+        group.spec.template.guest_access.agent = Agent::Inject;
+    });
+    let reason_of = "agent is inject, but this host has no slice-agent";
+    without_agent.available.no_agent = Some(reason_of.to_owned());
     let variants = [
         (
             free(|free| free.vcpus = 0),
@@ -118,6 +124,7 @@ fn a_node_refuses_what_it_cannot_run() {
             }),
             "this node has no secret token: `slicectl secret create` on this node",
         ),
+        (without_agent, reason_of),
         (
             group_conflict,
             "group web exists on this node and is not of the fleet",

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::super::step::Action;
 use super::world::*;
+use crate::api::guest_access::Agent;
 use crate::api::network::{Addresses, BridgeSpec, IsolatedSpec, NetworkSpec};
 use crate::api::secret::SecretName;
 use crate::api::storage::AdditionalDisk;
@@ -68,7 +69,7 @@ fn each_filter_has_a_reason_and_a_node_at_the_limit_fits() {
     fn template(world: &mut World, change: fn(&mut crate::api::vm::VmSpec)) {
         world.group("web", |it| change(&mut it.spec.template));
     }
-    let table: [(Option<&str>, Change); 33] = [
+    let table: [(Option<&str>, Change); 36] = [
         (None, |_| ()),
         (None, |w| template(w, |it| it.vcpu = 4)),
         (Some("insufficient vCPUs"), |w| {
@@ -110,6 +111,14 @@ fn each_filter_has_a_reason_and_a_node_at_the_limit_fits() {
             w.group("web", |it| it.replacement = Some(replacement()))
         }),
         (None, |w| w.node_status("n1", |it| it.has_guard = false)),
+        (Some("slice-agent not installed"), |w| {
+            template(w, |it| it.guest_access.agent = Agent::Inject);
+            w.node_status("n1", |it| it.has_agent = false);
+        }),
+        (None, |w| {
+            template(w, |it| it.guest_access.agent = Agent::Inject)
+        }),
+        (None, |w| w.node_status("n1", |it| it.has_agent = false)),
         (Some("image, kernel or disk missing or not allowed"), |w| {
             template(w, |it| it.storage.disks = disks());
         }),

@@ -61,6 +61,7 @@ pub fn node_status(vcpus: u64, gib: u64) -> NodeStatus {
         files: Default::default(),
         secrets: Default::default(),
         has_guard: true,
+        has_agent: true,
         capacity,
         allocatable: capacity,
         version: "1".into(),

@@ -32,6 +32,7 @@ fn node_status(vcpus: u64) -> NodeStatus {
         hypervisors: vec![Hypervisor::CloudHypervisor],
         secrets: Default::default(),
         has_guard: true,
+        has_agent: true,
         files: [("/vmlinuz".into(), true)].into(),
         capacity,
         allocatable: capacity,
