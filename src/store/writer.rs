@@ -34,8 +34,8 @@ const GATHER_DELAY: Duration = Duration::from_millis(1);
 /// The delay after a change that could not be written: a full disk is usually still full immediately afterwards.
 const FAILURE_DELAY: Duration = Duration::from_millis(500);
 
-/// The retry interval of a disk that could not be written.
-const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+/// The retry interval of a disk that could not be written: changes are refused until one succeeds. On a full disk it costs one fallocate(2).
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The timeout of a batch: a disk that takes longer is treated as one that never answers.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
@@ -114,7 +114,15 @@ impl DiskThread {
 /// or its content is unknown.
 pub(super) fn write_commits(disk: DiskThread, commits: &Receiver<Commit>, shared: &Weak<Shared>) {
     let mut several_waiting = false;
-    while let Some(batch) = next(commits, shared, several_waiting) {
+    // A store that is opened on a disk with little space may be one that can be written.
+    let mut first = shared
+        .upgrade()
+        .and_then(|shared| shared.read_only())
+        .map(|_| Vec::new());
+    while let Some(batch) = first
+        .take()
+        .or_else(|| next(commits, shared, several_waiting))
+    {
         several_waiting = count_waiting(&batch) > 1;
         let Some(shared) = shared.upgrade() else {
             break;

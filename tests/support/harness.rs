@@ -211,6 +211,14 @@ impl Harness {
         child.wait().expect("its status");
     }
 
+    /// Kills the daemon if it runs.
+    pub fn end(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
     /// Ends the mounts of its namespaces, as a boot does. A plugin that a killed daemon started can run on and keep one busy
     /// (EBUSY) until it ends.
     pub fn unmount_namespaces(&self) {
@@ -408,13 +416,15 @@ impl Drop for Harness {
         if std::thread::panicking() {
             eprintln!("--- sliced said:\n{}", self.log());
         }
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        for pid in guests(&self.run) {
-            signal(pid, rustix::process::Signal::KILL);
-        }
+        self.end();
+        kill_guests(&self.run);
+    }
+}
+
+/// Kills the guests that have this run directory.
+pub fn kill_guests(run: &Path) {
+    for pid in guests(run) {
+        signal(pid, rustix::process::Signal::KILL);
     }
 }
 

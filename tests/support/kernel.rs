@@ -24,11 +24,14 @@
 
 use std::fs;
 use std::future::Future;
+use std::io;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::thread;
 
 use rustix::mount::{MountFlags, MountPropagationFlags};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use super::turns;
 
@@ -68,6 +71,24 @@ pub fn private_sync<T: Send>(test: impl FnOnce() -> T + Send) -> T {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
         }
+    })
+}
+
+/// Runs this on a thread that has the mounts of a process.
+///
+/// # Errors
+/// The process has ended.
+pub fn with_mounts_of<T: Send>(pid: u32, run: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let moved = scope.spawn(|| {
+            // SAFETY: this changes this thread's view only; setns(2) refuses one that shares it.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
+            let namespace = fs::File::open(format!("/proc/{pid}/ns/mnt"))?;
+            let kind = Some(LinkNameSpaceType::Mount);
+            move_into_link_name_space(namespace.as_fd(), kind)?;
+            Ok(run())
+        });
+        moved.join().expect("it ends")
     })
 }
 

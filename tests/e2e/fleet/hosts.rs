@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use test_support::harness::Harness;
+use test_support::harness::{Harness, kill_guests};
 use test_support::kernel::{self, Neighbour};
 
 use super::lab::{Lab, NODES, Options, password};
@@ -202,6 +202,10 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
+        self.harness.end();
+        // They are found from the mounts from which they were started.
+        let run = self.harness.run.clone();
+        let _ended_before = kernel::with_mounts_of(self.mounts.id(), || kill_guests(&run));
         for child in self.guard.iter_mut().chain([&mut self.mounts]) {
             let _ended_before = child.kill();
             let _ = child.wait();
