@@ -1,6 +1,7 @@
 //! Several daemons with one desired state: placement, deletion, outages, wiped clusters, drains.
 //! Out of scope: the client and the scheduler alone.
 
+mod clock;
 mod files;
 mod left;
 mod lost;

@@ -26,7 +26,7 @@ pub(super) fn replaceable(dir: &std::path::Path) -> String {
 }
 
 /// The pid of the VMM of `web-1` on a host, if it runs.
-fn running(fleet: &Fleet, host: usize) -> Option<u64> {
+pub(super) fn running(fleet: &Fleet, host: usize) -> Option<u64> {
     let run = &fleet.hosts[host].harness.run;
     let vms = std::fs::read_dir(run.join("vm")).ok()?;
     let records =
@@ -46,7 +46,7 @@ fn runs(pid: u64) -> bool {
 }
 
 /// The hosts on which it runs.
-fn holders(fleet: &Fleet) -> Vec<usize> {
+pub(super) fn holders(fleet: &Fleet) -> Vec<usize> {
     (0..fleet.hosts.len())
         .filter(|host| running(fleet, *host).is_some())
         .collect()
@@ -91,7 +91,7 @@ fn replace(fleet: &mut Fleet, programs: &std::path::Path, lose: impl Fn(&Fleet, 
 }
 
 /// The epoch of the VM, when it is Ready.
-fn epoch(fleet: &Fleet) -> u64 {
+pub(super) fn epoch(fleet: &Fleet) -> u64 {
     let vms: Vec<Value> = ready(fleet, 1);
     vms[0]["epoch"].as_u64().expect("an epoch")
 }
