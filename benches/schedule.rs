@@ -175,6 +175,7 @@ fn status(vcpus: u64) -> NodeStatus {
         secrets: Default::default(),
         has_guard: true,
         has_agent: true,
+        networks: Default::default(),
         files: [("/vmlinuz".to_owned(), true)].into(),
         capacity,
         allocatable: capacity,

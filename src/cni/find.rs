@@ -1,6 +1,7 @@
 //! Finds the file that describes a network, with its drop-in directory, and the program of a plugin.
 //! Out of scope: the content of the files.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -49,6 +50,15 @@ pub(super) fn names(dir: &Path) -> Result<Vec<String>, Error> {
     names.sort();
     names.dedup();
     Ok(names)
+}
+
+/// The same without those that cannot be read.
+pub(super) fn readable_names(dir: &Path) -> BTreeSet<String> {
+    let files = files(dir, &["conflist", "conf", "json"]).unwrap_or_default();
+    let names = files
+        .iter()
+        .filter_map(|path| Some(read_name(path).ok()?.0));
+    names.collect()
 }
 
 /// The program of a plugin: the first regular file with its name.
@@ -173,5 +183,42 @@ fn with_source(error: &Error) -> String {
     match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Runtime;
+
+    #[test]
+    fn a_network_is_complete_with_all_of_its_plugins_and_one_that_cannot_be_read_hides_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let list = |name: &str, plugins: &[&str]| {
+            let plugins: Vec<_> = plugins
+                .iter()
+                .map(|plugin| serde_json::json!({ "type": plugin }))
+                .collect();
+            let list =
+                serde_json::json!({ "cniVersion": "1.0.0", "name": name, "plugins": plugins });
+            write(&format!("{name}.conflist"), &list.to_string());
+        };
+        list("whole", &["bridge"]);
+        list("part", &["bridge", "absent"]);
+        write("00-broken.conflist", "{");
+        write("bridge", "");
+        let runtime = Runtime {
+            conf_dir: dir.path().to_owned(),
+            bin_dirs: vec![dir.path().to_owned()],
+            ..Runtime::new()
+        };
+        assert!(runtime.networks().is_err());
+        let found: Vec<String> = runtime.complete_networks().into_iter().collect();
+        assert_eq!(found, ["whole"]);
+        let nowhere = Runtime {
+            conf_dir: dir.path().join("nowhere"),
+            ..runtime
+        };
+        assert!(nowhere.complete_networks().is_empty());
     }
 }

@@ -38,6 +38,7 @@ mod serving;
 mod turns;
 mod version;
 
+use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -138,6 +139,16 @@ impl Runtime {
     /// The names of all configured networks, sorted.
     pub fn networks(&self) -> Result<Vec<String>, Error> {
         find::names(&self.conf_dir)
+    }
+
+    /// The names of the networks that can be read and have all of their plugins. One that cannot be read hides no other.
+    pub fn complete_networks(&self) -> BTreeSet<String> {
+        let is_complete = |name: &String| {
+            let found = self.find(name);
+            found.is_ok_and(|network| self.missing_plugins(&network).is_empty())
+        };
+        let names = find::readable_names(&self.conf_dir).into_iter();
+        names.filter(is_complete).collect()
     }
 
     /// The missing plugins of a network, one message each; empty if all are installed.

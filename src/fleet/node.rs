@@ -42,7 +42,7 @@ mod tests;
 mod vm;
 
 pub use crate::api::fleet::LocalRefusal;
-pub use admission::{Available, size};
+pub use admission::{Available, image_size};
 
 /// The objects of the fleet, as they were last listed and watched.
 #[derive(Debug, Default)]

@@ -238,6 +238,9 @@ pub struct NodeStatus {
     /// A guard runs, which VMs that may be replaced need.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub has_guard: bool,
+    /// The CNI networks that are configured, with all of their plugins.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub networks: BTreeSet<String>,
     /// It has `slice-agent` for `agent: inject`.
     #[serde(default)]
     pub has_agent: bool,

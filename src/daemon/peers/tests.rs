@@ -48,6 +48,7 @@ fn status(boot_id: &str) -> NodeStatus {
         secrets: Default::default(),
         has_guard: true,
         has_agent: true,
+        networks: Default::default(),
         files: Default::default(),
         capacity: Resources::default(),
         allocatable: Resources::default(),

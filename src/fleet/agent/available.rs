@@ -40,6 +40,8 @@ pub(super) struct HostFacts {
     /// See [`Available::files`].
     pub(super) files: Files,
     pub(super) secrets: BTreeSet<SecretName>,
+    /// See [`Available::networks`].
+    pub(super) networks: BTreeSet<String>,
     /// See [`Available::no_agent`].
     pub(super) no_agent: Option<String>,
     cpus: u64,
@@ -74,6 +76,7 @@ impl HostFacts {
                 .collect(),
             files: Files::new(),
             secrets: secrets.into_iter().map(|secret| secret.name).collect(),
+            networks: engine.cni.complete_networks(),
             no_agent: processes.files().find_agent().err(),
             cpus: std::thread::available_parallelism().map_or(1, |it| it.get() as u64),
             ram_bytes: memory(),
@@ -135,7 +138,7 @@ pub(super) fn add(
 }
 
 /// The size of a file as a VMM would get it: a file that exists may be one that it would not get. Blocks.
-pub(super) fn size(access: &FileAccess, purpose: Purpose, path: &Path) -> Result<u64, String> {
+pub(super) fn file_size(access: &FileAccess, purpose: Purpose, path: &Path) -> Result<u64, String> {
     let shown = path.display();
     match access.open(purpose, path) {
         Ok(file) if file.device().is_some() => Ok(0),
@@ -241,7 +244,7 @@ pub(super) fn amounts(world: &World, host: &HostFacts, overcommit: u64) -> Amoun
 
 /// What a VM uses. Of a VM that the user starts only its network is known.
 fn uses(spec: &VmSpec, host: &HostFacts) -> Resources {
-    Resources::of(spec, |image| node::size(&host.files, image))
+    Resources::of(spec, |image| node::image_size(&host.files, image))
 }
 
 /// What the admission decides by.
@@ -251,6 +254,7 @@ pub(super) fn available(local: &Local, amounts: &Amounts, host: &HostFacts) -> A
         hypervisors: host.hypervisors.clone(),
         files: host.files.clone(),
         secrets: host.secrets.clone(),
+        networks: host.networks.clone(),
         no_agent: host.no_agent.clone(),
         groups: local.other_groups.clone(),
         host_groups: Vec::new(),

@@ -66,7 +66,7 @@ async fn look(
     let mut host = blocking::limited(1, key, limit, "read", "what this node has", read).await?;
     let looks = futures::stream::iter(files).map(|(purpose, path)| {
         let (access, named) = (access.clone(), path.clone());
-        let look = move || Ok(available::size(&access, purpose, &named));
+        let look = move || Ok(available::file_size(&access, purpose, &named));
         let shown = path.display().to_string();
         let key = format!("fleet-file {shown}");
         let found = blocking::limited(1, key, FILE_TIMEOUT, "look for", shown, look);

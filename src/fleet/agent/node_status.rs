@@ -39,6 +39,7 @@ impl NodeSettings {
                 .collect(),
             secrets: host.secrets.clone(),
             has_guard,
+            networks: host.networks.clone(),
             has_agent: host.no_agent.is_none(),
             capacity: amounts.capacity,
             allocatable: amounts.allocatable,

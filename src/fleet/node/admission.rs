@@ -10,6 +10,7 @@ use crate::api::guest_access::Agent;
 use crate::api::host_group::HostGroup;
 use crate::api::manifest::Draft;
 use crate::api::meta::Name;
+use crate::api::network::{CniSpec, NetworkSpec};
 use crate::api::placement::{addresses_in, most_on_a_node};
 use crate::api::secret::SecretName;
 use crate::api::storage::Bytes;
@@ -40,6 +41,8 @@ pub struct Available {
     pub vms: BTreeSet<Name>,
     /// The secrets that the node has.
     pub secrets: BTreeSet<SecretName>,
+    /// The CNI networks that are configured, with all of their plugins.
+    pub networks: BTreeSet<String>,
     /// Why it cannot start VMs with `agent: inject`, a sentence.
     pub no_agent: Option<String>,
     /// The programs, files and amounts were read once since the daemon was started. Before, nothing is refused for their absence.
@@ -79,6 +82,7 @@ impl Available {
             .or_else(|| self.file_problem(spec))
             .or_else(|| self.secret_problem(spec))
             .or_else(|| self.agent_problem(spec))
+            .or_else(|| self.network_problem(spec))
             .or_else(|| self.conflict(input, group))
             .or_else(|| self.address_shortage(input, group))
             .or_else(|| self.shortage(&needs));
@@ -126,7 +130,7 @@ impl Available {
     }
 
     fn needs(&self, spec: &VmSpec) -> Resources {
-        Resources::of(spec, |image| size(&self.files, image))
+        Resources::of(spec, |image| image_size(&self.files, image))
     }
 
     fn program_problem(&self, spec: &VmSpec) -> Option<String> {
@@ -148,6 +152,15 @@ impl Available {
         Some(format!(
             "this node has no secret {missing}: `slicectl secret create` on this node"
         ))
+    }
+
+    fn network_problem(&self, spec: &VmSpec) -> Option<String> {
+        let NetworkSpec::Cni(CniSpec { network_name, .. }) = &spec.network else {
+            return None;
+        };
+        let is_missing = !self.networks.contains(network_name);
+        is_missing
+            .then(|| format!("this node has no CNI network {network_name} with all of its plugins"))
     }
 
     fn agent_problem(&self, spec: &VmSpec) -> Option<String> {
@@ -232,7 +245,7 @@ impl Available {
 }
 
 /// The size of an image in bytes; 0 if it is unknown.
-pub fn size(files: &BTreeMap<PathBuf, Result<u64, String>>, image: &Path) -> u64 {
+pub fn image_size(files: &BTreeMap<PathBuf, Result<u64, String>>, image: &Path) -> u64 {
     let found = files.get(image).and_then(|found| found.as_ref().ok());
     found.copied().unwrap_or(0)
 }

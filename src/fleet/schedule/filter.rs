@@ -39,6 +39,7 @@ pub(super) enum Reason {
     Secrets,
     Guard,
     Agent,
+    Network,
     Refused,
     PreviousCopy,
 }
@@ -67,6 +68,7 @@ impl fmt::Display for Reason {
             Self::Secrets => "secret not found",
             Self::Guard => "no guard runs",
             Self::Agent => "slice-agent not installed",
+            Self::Network => "CNI network not configured",
             Self::Refused => "refused the VM",
             Self::PreviousCopy => "has a previous copy",
         })
@@ -129,6 +131,9 @@ pub(super) fn mismatch(node: &NodeEntry<'_>, request: &Request<'_>) -> Option<Re
     let found = |file: &PathBuf| status.files.get(file.to_str()?).copied();
     let files = || request.files.iter().map(found);
     let waits = node.view.looks.is_some();
+    let lacks_network = request
+        .network
+        .is_some_and(|network| !status.networks.contains(network));
     let has_secret = |name: &SecretName| status.secrets.contains(name);
     match () {
         () if files().any(|it| it == Some(false)) => Some(Reason::Files),
@@ -137,6 +142,7 @@ pub(super) fn mismatch(node: &NodeEntry<'_>, request: &Request<'_>) -> Option<Re
         () if !request.secrets.iter().all(has_secret) => Some(Reason::Secrets),
         () if request.needs_guard && !status.has_guard => Some(Reason::Guard),
         () if request.needs_agent && !status.has_agent => Some(Reason::Agent),
+        () if lacks_network => Some(Reason::Network),
         () => None,
     }
 }

@@ -25,6 +25,8 @@ pub(super) struct Request<'v> {
     pub(super) bridge: Option<&'v str>,
     /// It may be replaced, so the node needs a guard.
     pub(super) needs_guard: bool,
+    /// Its CNI network.
+    pub(super) network: Option<&'v str>,
     /// It has `agent: inject`.
     pub(super) needs_agent: bool,
     pub(super) secrets: &'v [SecretName],
@@ -35,9 +37,10 @@ impl<'v> Request<'v> {
         let spec = &group.spec.template;
         let storage = &spec.storage;
         let program = &spec.lifecycle.program;
-        let bridge = match &spec.network {
-            NetworkSpec::Bridge(spec) => Some(spec.bridge.as_str()),
-            NetworkSpec::Isolated(_) | NetworkSpec::Cni(_) => None,
+        let (bridge, network) = match &spec.network {
+            NetworkSpec::Bridge(spec) => (Some(spec.bridge.as_str()), None),
+            NetworkSpec::Cni(spec) => (None, Some(spec.network_name.as_str())),
+            NetworkSpec::Isolated(_) => (None, None),
         };
         Self {
             architecture: group.placement.architecture.as_deref(),
@@ -51,6 +54,7 @@ impl<'v> Request<'v> {
             resources: Resources::of(spec, |_| 0),
             copies_image: storage.image.is_some(),
             bridge,
+            network,
             needs_guard: group.replacement.is_some(),
             needs_agent: spec.guest_access.agent == Agent::Inject,
             secrets: &spec.guest_access.provision.secrets,

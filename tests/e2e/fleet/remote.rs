@@ -245,6 +245,7 @@ impl Fleet {
             secrets: Default::default(),
             has_guard: true,
             has_agent: true,
+            networks: Default::default(),
             files: Default::default(),
             capacity: Resources::default(),
             allocatable: Resources::default(),

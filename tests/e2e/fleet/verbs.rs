@@ -74,6 +74,7 @@ fn node_status(boot_id: &str) -> NodeStatus {
         secrets: Default::default(),
         has_guard: true,
         has_agent: true,
+        networks: Default::default(),
         files: Default::default(),
         capacity: resources,
         allocatable: resources,

@@ -8,7 +8,7 @@ use ipnetwork::Ipv4Network;
 use super::*;
 use crate::api::guest_access::Agent;
 use crate::api::host_group::{HostGroup, Origin};
-use crate::api::network::{Addresses, BridgeSpec};
+use crate::api::network::{Addresses, BridgeSpec, CniSpec, NetworkSpec};
 use crate::api::placement::Subnets;
 use crate::api::provision::Userdata;
 use crate::api::storage::{AdditionalDisk, Storage};
@@ -124,6 +124,10 @@ fn a_node_refuses_what_it_cannot_run() {
             }),
             "this node has no secret token: `slicectl secret create` on this node",
         ),
+        (
+            with(|group| group.spec.template.network = cni()),
+            "this node has no CNI network lab with all of its plugins",
+        ),
         (without_agent, reason_of),
         (
             group_conflict,
@@ -148,6 +152,21 @@ fn a_node_refuses_what_it_cannot_run() {
         assert_eq!(fixture.phases(), [Some(Phase::Refused)], "{expected}");
     }
     assert_eq!(reason(&offered()), None);
+}
+
+fn cni() -> NetworkSpec {
+    NetworkSpec::Cni(CniSpec {
+        network_name: "lab".to_owned(),
+        tap_owner: Default::default(),
+        cni: Default::default(),
+    })
+}
+
+#[test]
+fn a_vm_with_a_cni_network_runs_on_a_node_that_has_it() {
+    let mut fixture = with(|group| group.spec.template.network = cni());
+    fixture.available.networks = ["lab".to_owned()].into();
+    assert_eq!(fixture.changes(), ["put group web 1", "add 1 4"]);
 }
 
 /// Files are looked for by a task: a VM may be bound before those of its group were looked for.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::super::step::Action;
 use super::world::*;
 use crate::api::guest_access::Agent;
-use crate::api::network::{Addresses, BridgeSpec, IsolatedSpec, NetworkSpec};
+use crate::api::network::{Addresses, BridgeSpec, CniSpec, IsolatedSpec, NetworkSpec};
 use crate::api::secret::SecretName;
 use crate::api::storage::AdditionalDisk;
 use crate::api::vm::Hypervisor;
@@ -69,7 +69,7 @@ fn each_filter_has_a_reason_and_a_node_at_the_limit_fits() {
     fn template(world: &mut World, change: fn(&mut crate::api::vm::VmSpec)) {
         world.group("web", |it| change(&mut it.spec.template));
     }
-    let table: [(Option<&str>, Change); 36] = [
+    let table: [(Option<&str>, Change); 38] = [
         (None, |_| ()),
         (None, |w| template(w, |it| it.vcpu = 4)),
         (Some("insufficient vCPUs"), |w| {
@@ -119,6 +119,14 @@ fn each_filter_has_a_reason_and_a_node_at_the_limit_fits() {
             template(w, |it| it.guest_access.agent = Agent::Inject)
         }),
         (None, |w| w.node_status("n1", |it| it.has_agent = false)),
+        (Some("CNI network not configured"), |w| {
+            template(w, |it| it.network = cni());
+            w.node_status("n1", |it| it.networks = ["other".to_owned()].into());
+        }),
+        (None, |w| {
+            template(w, |it| it.network = cni());
+            w.node_status("n1", |it| it.networks = ["lab".to_owned()].into());
+        }),
         (Some("image, kernel or disk missing or not allowed"), |w| {
             template(w, |it| it.storage.disks = disks());
         }),
@@ -182,6 +190,14 @@ fn each_filter_has_a_reason_and_a_node_at_the_limit_fits() {
     for (row, (reason, change)) in table.into_iter().enumerate() {
         assert_eq!(pending(change), reason.and_then(because), "row {row}");
     }
+}
+
+fn cni() -> NetworkSpec {
+    NetworkSpec::Cni(CniSpec {
+        network_name: "lab".to_owned(),
+        tap_owner: Default::default(),
+        cni: Default::default(),
+    })
 }
 
 fn disk(world: &mut World, gib: u64) {

@@ -62,6 +62,7 @@ pub fn node_status(vcpus: u64, gib: u64) -> NodeStatus {
         secrets: Default::default(),
         has_guard: true,
         has_agent: true,
+        networks: Default::default(),
         capacity,
         allocatable: capacity,
         version: "1".into(),

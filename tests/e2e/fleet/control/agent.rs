@@ -33,6 +33,7 @@ fn node_status(vcpus: u64) -> NodeStatus {
         secrets: Default::default(),
         has_guard: true,
         has_agent: true,
+        networks: Default::default(),
         files: [("/vmlinuz".into(), true)].into(),
         capacity,
         allocatable: capacity,
